@@ -1,5 +1,7 @@
 """Ends of a delay pattern, against the drawings in their module's docstring."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,8 @@ def shown(carries_drawn: bool, frame: int) -> str:
 def test_delay_pattern_warm_ups_match_the_diagrams(warm_up: WarmUp, drawing: tuple[str, ...]) -> None:
     for stream, delay in enumerate(DELAYS):
         frames = range(-delay, len(FRAMES) - delay)
-        keeps = [rules.keeps_sampled(True, frame >= 0, -9, delay, "sampled", warm_up.is_sampled) for frame in frames]
+        family = SimpleNamespace(tail="sampled", warm_up_is_sampled=warm_up.is_sampled)
+        keeps = [rules.keeps_sampled(True, frame >= 0, -9, delay, family) for frame in frames]
         assert "".join(map(shown, keeps, frames)) == drawing[stream]
 
 
@@ -53,14 +56,16 @@ def test_delay_pattern_tails_match_the_diagrams(tail: Tail, drawing: tuple[str, 
     end, upload = len(FRAMES) + num_closing_rows, arrays.upload
     behind = rows - end
     is_spoken, has_begun = upload(np.full((len(rows), 1), True)), upload(rows[:, None] >= DELAYS)
-    keeps = is_spoken, has_begun, upload(behind[:, None]), upload(np.array([DELAYS])), tail.kind, False
-    carries = arrays.rules.keeps_sampled(*keeps) & upload(np.full((1, len(DELAYS)), True))
+    family = SimpleNamespace(tail=tail.kind, warm_up_is_sampled=False, num_tail_rows=num_rows, end_of_reply=9, pad_id=0)
+    carries = arrays.rules.keeps_sampled(
+        is_spoken, has_begun, upload(behind[:, None]), upload(np.array([DELAYS])), family
+    )
     for stream in range(1, len(DELAYS)):
         cells = (shown(bool(carries[index, stream]), int(row) - DELAYS[stream]) for index, row in enumerate(rows))
         assert "".join(cells) == drawing[stream]
     drawn, starts = np.full(len(rows), 7), (np.zeros(len(rows), np.int64), np.full(len(rows), end))
     values = map(upload, (drawn, rows, *starts, behind, drawn))
-    first = arrays.rules.first_stream(*values, tail.kind, num_rows, 9, 0)
+    first = arrays.rules.first_stream(*values, family)
     between = [index for index in range(len(rows)) if 0 < behind[index] < num_rows]
     assert ["~" if first[index] == 7 else PAD for index in between] == [drawing[0][index] for index in between]
 

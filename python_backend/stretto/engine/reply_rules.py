@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.engine.rules import count_given, follow_end, follow_text, move_pointer
+from stretto.engine.rules import ReplyConstants, count_given, follow_end, follow_text, is_entry, move_pointer
 from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
@@ -17,6 +17,7 @@ from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 
 TEXT_KEY = "text"
+NO_ID = -1
 
 
 class TextUpdate(NamedTuple):
@@ -276,6 +277,32 @@ class SegmentRules:
         return max(num_groups * groups.num_words + min(rest, groups.num_words - 1), 0)
 
     @cached_property
+    def constants(self) -> ReplyConstants:
+        """Constants of the family that `engine/rules.py` needs."""
+        family, script, groups = self.family, self.family.script, self.family.text_groups
+        first = family.layout.audio[0]
+        return ReplyConstants(
+            pad_id=family.layout.pad_id,
+            end_of_audio=family.end_of_audio,
+            end_of_reply=family.end_of_reply,
+            num_tail_rows=self.num_tail_rows,
+            audio_limit=self.audio_limit,
+            tail=family.tail.kind,
+            warm_up_is_sampled=family.warm_up.is_sampled,
+            first_start=first.start,
+            last_frame=first[-1] if self.has_countdown else NO_ID,
+            max_entries=self.max_entries,
+            spoken_start=script.spoken.start if script else 0,
+            spoken_stop=script.spoken.stop if script else 0,
+            first_frame=script.first_frame if script else 0,
+            index_base=script.index_base if script else 0,
+            group_words=groups.num_words if groups else 0,
+            group_frames=groups.num_frames if groups else 0,
+            fill_id=groups.fill_id if groups else NO_ID,
+            given_id=groups.given_id if groups else NO_ID,
+        )
+
+    @cached_property
     def max_entries(self) -> int:
         """Maximum number of text tokens that the alignment pointer moves along; 0 if the family has no pointer."""
         return self.family.script.max_entries if self.family.script else 0
@@ -404,11 +431,11 @@ class SegmentTracker:
         return segment
 
     def _push_text(self, token_id: int) -> None:
-        script, rows_to_audio = self.rules.family.script, self._closings.get(token_id, 0)
+        rows_to_audio = self._closings.get(token_id, 0)
         self.audio_start, self.num_text_tokens, goes_on = follow_text(
             True, rows_to_audio, self._has_audio, self.position, self.audio_start, self.num_text_tokens
         )
-        if goes_on and script and token_id in script.spoken:
+        if goes_on and is_entry(token_id, self.rules.constants):
             self.script.append(token_id)
         if self.audio_start != UNKNOWN:
             self.segment = TRANSITION
@@ -422,13 +449,12 @@ class SegmentTracker:
             self.words.follow(self.position, token_id)
         elif token_id in self.rules.marks:
             self.stretch = self.position if token_id == self.rules.marks[0] else UNKNOWN
-        elif script:
-            begins_entry = (token_id - script.first_frame) % 2 == 0
-            self.pointer, _, _ = move_pointer(begins_entry, self.pointer, len(self.script), False, True)
-        elif self.rules.first_end_id is not None:
-            self.first_end = follow_end(token_id == self.rules.first_end_id, self.position, self.first_end)
+        elif script and (token_id - script.first_frame) % 2 == 0:
+            self.pointer, _, _ = move_pointer(True, self.pointer, len(self.script), False, True)
+        elif token_id == self.rules.first_end_id:
+            self.first_end = follow_end(True, self.position, self.first_end)
         elif self.rules.given_ids:
-            given_ids = self.rules.given_ids
+            is_given = token_id in self.rules.given_ids
             self.num_given, self.num_in_group = count_given(
-                token_id, token_id in given_ids, True, self.num_given, self.num_in_group, given_ids[0]
+                token_id, is_given, True, self.num_given, self.num_in_group, self.rules.constants
             )

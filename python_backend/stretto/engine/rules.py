@@ -18,8 +18,7 @@ Arguments that many functions share:
                                    state before the row (`worker/slots.py`: `SlotState`)
     text_max, audio_max, given_first, given_total, tail_rows
                                    parameters of the request (`SlotLimits`)
-    end_of_audio, end_of_reply, pad_id, first_frame, new_id, ...
-                                   ids of the family (`Family`, `Script`, `TextGroups`, `WordScript`)
+    family                         constants of the family
 """
 # mypy: allow-untyped-defs
 # The rules have no annotations, because Triton would evaluate them. All arguments and results are such values.
@@ -27,7 +26,7 @@ Arguments that many functions share:
 from collections.abc import Callable
 from importlib import util
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 
 def where(condition, chosen, other):
@@ -44,6 +43,40 @@ def with_where(select: Callable[..., Any]) -> ModuleType:
     spec.loader.exec_module(module)
     vars(module)["where"] = select
     return module
+
+
+class ReplyConstants(NamedTuple):
+    """Constants of a family's replies; see `SegmentRules`, `Family`, `Script` and `TextGroups`.
+
+    Attributes:
+        tail: Kind of tail (`streams/layout.py`: `Tail.kind`).
+        first_start: First id of stream 0 in audio; in a family with latents, the id of a frame.
+        last_frame: Id of a latent frame in which speech ends; -1 for none.
+        max_entries: Maximum number of entries of the alignment pointer; 0 without a pointer.
+        group_words: Number of given rows of a group; 0 for none.
+        group_frames: Maximum number of sampled rows of a group.
+        fill_id: Id of the first given row after a group; -1 for none.
+        given_id: Id of the other given rows; -1 for none.
+    """
+
+    pad_id: int
+    end_of_audio: int
+    end_of_reply: int
+    num_tail_rows: int
+    audio_limit: int
+    tail: str
+    warm_up_is_sampled: bool
+    first_start: int
+    last_frame: int
+    max_entries: int
+    spoken_start: int
+    spoken_stop: int
+    first_frame: int
+    index_base: int
+    group_words: int
+    group_frames: int
+    fill_id: int
+    given_id: int
 
 
 # ----- alignment pointer (`Script`)
@@ -66,9 +99,10 @@ def move_pointer(advances, pointer, num_entries, may_end, in_audio):
     return pointer + (moves & in_audio), moves, ends
 
 
-def pointer_token(entry, moves, ends, first_frame, first_spoken, end_of_audio):
+def pointer_token(entry, moves, ends, family):
     """Return stream 0 of an audio row: each spoken token has an id for its first row, and one for later rows."""
-    return where(ends, end_of_audio, first_frame + 2 * (entry - first_spoken) + (moves == 0))
+    token = family.first_frame + 2 * (entry - family.spoken_start) + (moves == 0)
+    return where(ends, family.end_of_audio, token)
 
 
 def stay_column(entry, pointer, first_column, first_spoken):
@@ -76,29 +110,34 @@ def stay_column(entry, pointer, first_column, first_spoken):
     return where(pointer > 0, first_column + 2 * (entry - first_spoken), 0)
 
 
-def pointer_index(token, is_spoken_id, in_text, in_audio, num_entries, pointer, end_of_audio, index_base, pad_id):
+def pointer_index(token, in_text, in_audio, num_entries, pointer, family):
     """Return the index stream: the number of the entry that a row adds or speaks, or a pad."""
-    has_entry = (in_text & is_spoken_id) | (in_audio & (token != end_of_audio))
-    return where(has_entry, index_base + where(in_text, num_entries + 1, pointer), pad_id)
+    has_entry = (in_text & is_entry(token, family)) | (in_audio & (token != family.end_of_audio))
+    return where(has_entry, family.index_base + where(in_text, num_entries + 1, pointer), family.pad_id)
+
+
+def is_entry(token, family):
+    """Return True if a text token becomes an entry."""
+    return (token >= family.spoken_start) & (token < family.spoken_stop)
 
 
 # ----- ends of segments
 
 
-def end_text(token, end_id, cut, num_text_tokens, text_max, position, text_limit, num_entries, max_entries):
+def end_text(token, end_id, cut, num_text_tokens, text_max, position, text_limit, num_entries, family):
     """Return stream 0 of a text row, and True if a limit ends the text (its length, position or number of entries).
 
     Args:
         end_id: Id to write if the sampled id ends the text; negative if it does not.
         cut: Id to write if a limit ends the text.
         text_limit: Last position at which the text may end.
-        max_entries: Maximum number of entries; 0 without an alignment pointer.
     """
     must_end = (num_text_tokens >= text_max) | (position >= text_limit)
-    if max_entries > 0:
-        must_end = must_end | (num_entries >= max_entries)
-    is_cut = must_end & (end_id < 0)
-    return where(is_cut, cut, where(end_id < 0, token, end_id)), is_cut
+    if family.max_entries > 0:
+        must_end = must_end | (num_entries >= family.max_entries)
+    goes_on = end_id < 0
+    is_cut = must_end & goes_on
+    return where(is_cut, cut, where(goes_on, token, end_id)), is_cut
 
 
 def follow_text(in_text, rows_to_audio, has_audio, position, audio_start, num_text_tokens):
@@ -111,10 +150,10 @@ def follow_text(in_text, rows_to_audio, has_audio, position, audio_start, num_te
     return where(begins_audio, position + rows_to_audio, audio_start), num_text_tokens + goes_on, goes_on
 
 
-def end_audio(token, is_end, frame, audio_max, position, audio_limit, in_audio, end_of_audio):
-    """Return stream 0 of an audio row, and True if a limit ends the audio (its length, or position `audio_limit`)."""
-    must_end = ((frame >= audio_max) | (position >= audio_limit)) & in_audio
-    return where(is_end | must_end, end_of_audio, token), must_end & (is_end == 0)
+def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
+    """Return stream 0 of an audio row, and True if a limit ends the audio; `is_end` if the sampled id does."""
+    must_end = ((frame >= audio_max) | (position >= family.audio_limit)) & in_audio
+    return where(is_end | must_end, family.end_of_audio, token), must_end & (is_end == 0)
 
 
 # ----- given rows (`TextGroups`)
@@ -131,16 +170,16 @@ def hides_end(is_fill, is_short, is_free):
     return where(is_fill, is_short & is_free, is_short | (is_free == 0))
 
 
-def given_row(token, num_given, given_first, given_total, num_in_group, num_words, num_frames, fill_id, given_id):
+def given_row(token, num_given, given_first, given_total, num_in_group, family):
     """Return True if an audio row is a given row, and stream 0 of such a row."""
-    is_next = (num_given < given_first) | ((num_given - given_first) % num_words > 0)
-    is_given = (num_given < given_total) & (is_next | (num_in_group >= num_frames) | (token == fill_id))
-    return is_given, where(is_next, given_id, fill_id)
+    is_next = (num_given < given_first) | ((num_given - given_first) % family.group_words > 0)
+    is_first = (num_in_group >= family.group_frames) | (token == family.fill_id)
+    return (num_given < given_total) & (is_next | is_first), where(is_next, family.given_id, family.fill_id)
 
 
-def count_given(token, is_given, in_audio, num_given, num_in_group, fill_id):
+def count_given(token, is_given, in_audio, num_given, num_in_group, family):
     """Return `num_given` and `num_in_group` after a row."""
-    num_in_group = where(is_given & (token == fill_id), 0, num_in_group + (in_audio & (is_given == 0)))
+    num_in_group = where(is_given & (token == family.fill_id), 0, num_in_group + (in_audio & (is_given == 0)))
     return num_given + is_given, num_in_group
 
 
@@ -167,21 +206,21 @@ def follow_end(is_end, position, first_end):
     return where(is_end & (first_end < 0), position, first_end)
 
 
-def end_at_frame(token, is_end_frame, in_audio, may_end, end_of_audio):
+def end_at_frame(token, is_end_frame, in_audio, may_end, family):
     """Return stream 0, with the end of audio if the row is the end frame and the audio may end."""
-    return where(in_audio & may_end & is_end_frame, end_of_audio, token)
+    return where(in_audio & may_end & is_end_frame, family.end_of_audio, token)
 
 
-def count_down(token, is_cut, in_audio, position, first_end, tail_rows, last_frame, other_frame, end_of_audio):
+def count_down(token, is_cut, in_audio, position, first_end, tail_rows, family):
     """Return stream 0 and `first_end` of a row with a latent, and `is_cut`, which is False if the countdown is over.
 
     Only the first frame in which speech ends is a `last_frame`. The audio ends `tail_rows` rows later.
     """
-    is_last = in_audio & (token == last_frame) & (first_end < 0)
-    token = where((token == last_frame) & (is_last == 0), other_frame, token)
+    is_last = in_audio & (token == family.last_frame) & (first_end < 0)
+    token = where((token == family.last_frame) & (is_last == 0), family.first_start, token)
     first_end = where(is_last, position, first_end)
     is_over = is_after_end(in_audio, position, first_end, tail_rows)
-    return where(is_over, end_of_audio, token), first_end, is_cut & (is_over == 0)
+    return where(is_over, family.end_of_audio, token), first_end, is_cut & (is_over == 0)
 
 
 def is_after_end(in_audio, position, first_end, tail_rows):
@@ -189,39 +228,36 @@ def is_after_end(in_audio, position, first_end, tail_rows):
     return in_audio & (first_end >= 0) & (position - first_end >= tail_rows)
 
 
-# ----- rows after the text; `tail` is a `Tail.kind` (`streams/layout.py`)
+# ----- rows after the text
 
 
-def rows_after_audio(position, audio_start, audio_end, audio_max, audio_limit, tail):
+def rows_after_audio(position, audio_start, audio_end, audio_max, family):
     """Return the distance of a row from the end of audio; a padded tail skips a row if a limit ended the audio."""
     distance = position - audio_end
-    if tail == "padded":
-        distance = distance + ((audio_end - audio_start >= audio_max) | (audio_end >= audio_limit))
+    if family.tail == "padded":
+        distance = distance + ((audio_end - audio_start >= audio_max) | (audio_end >= family.audio_limit))
     return distance
 
 
-def first_stream(
-    audio, position, audio_start, audio_end, behind, transition, tail, num_tail_rows, end_of_reply, pad_id
-):
+def first_stream(audio, position, audio_start, audio_end, behind, transition, family):
     """Return stream 0 of a row after the text.
 
     Args:
         audio: Id of an audio row; the sampled id in later rows.
         behind: Distance of the row from the end of audio (`rows_after_audio`).
         transition: Id of a row between the text and the audio.
-        num_tail_rows: Number of rows from the end of audio to the end of the reply; 1 if the audio is empty.
     """
     token = audio
-    if tail == "padded":
-        token = where(behind <= 1, audio, pad_id)
-    elif tail != "sampled":
-        token = pad_id
-    num_rows = where(audio_end > audio_start, num_tail_rows, 1)
-    token = where(position - audio_end == num_rows, end_of_reply, token)
+    if family.tail == "padded":
+        token = where(behind <= 1, audio, family.pad_id)
+    elif family.tail != "sampled":
+        token = family.pad_id
+    num_rows = where(audio_end > audio_start, family.num_tail_rows, 1)
+    token = where(position - audio_end == num_rows, family.end_of_reply, token)
     return where(position < audio_start, transition, where(audio_end < 0, audio, token))
 
 
-def keeps_sampled(is_spoken, has_begun, behind, delay, tail, warm_up_is_sampled):
+def keeps_sampled(is_spoken, has_begun, behind, delay, family):
     """Return True if a stream after stream 0 keeps its sampled id in a row, and False if it has a pad.
 
     Args:
@@ -230,30 +266,30 @@ def keeps_sampled(is_spoken, has_begun, behind, delay, tail, warm_up_is_sampled)
         delay: Delay of the stream in rows.
     """
     keeps = is_spoken
-    if tail == "forced":
+    if family.tail == "forced":
         keeps = keeps & (behind < delay)
-    elif tail == "padded":
+    elif family.tail == "padded":
         keeps = keeps & ((behind <= 1) | (behind <= delay))
-    elif tail == "none":
+    elif family.tail == "none":
         keeps = keeps & (behind < 0)
-    if not warm_up_is_sampled:
+    if not family.warm_up_is_sampled:
         keeps = keeps & has_begun
     return keeps
 
 
-# ----- words that the model asks for (`WordScript`); `remaining` to `end` are the state (`tracks.WordMachine`)
+# ----- words that the model asks for; `script` is a `WordScript`, `remaining` to `end` the state (`tracks.WordMachine`)
 
 
-def ask_for_word(token, in_audio, remaining, forced, main_at, main_end, taken, num_words, new_id):
+def ask_for_word(token, in_audio, remaining, forced, main_at, main_end, taken, num_words, script):
     """Return True if a row asks for a word, and True if it takes one, which is word number `taken`."""
     is_waiting = (main_at < main_end) | (forced > 0)
-    asks = in_audio & (is_waiting == 0) & ((token == new_id) | (remaining <= 0))
+    asks = in_audio & (is_waiting == 0) & ((token == script.new_id) | (remaining <= 0))
     return asks, asks & (taken < num_words)
 
 
 def take_word(
     asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
-    second_end, taken, end, ahead, max_padding,
+    second_end, taken, end, script,
 ):  # fmt: skip
     """Return `remaining`, `forced`, `main_end`, `second_at`, `second_end`, `taken` and `end` after a row, and `marks`.
 
@@ -266,9 +302,9 @@ def take_word(
     second_end = where(shows, ahead_end, second_end)
     ends = asks & (takes == 0) & (end < 0)
     marks = begins
-    if ahead > 0:
+    if script.ahead > 0:
         marks = begins | ends
-    forced, remaining = where(takes, padding, forced), where(begins, max_padding, remaining)
+    forced, remaining = where(takes, padding, forced), where(begins, script.max_padding, remaining)
     forced = where((marks == 0) & (forced > 0), forced - 1, forced)
     remaining = where((marks == 0) & (remaining > 0), remaining - 1, remaining)
     main_end, end = where(begins, word_end, main_end), where(ends, position, end)
@@ -276,26 +312,25 @@ def take_word(
 
 
 def word_ids(
-    asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, ahead, new_id,
-    pad_id, wish_id, second_base, no_second,
-):  # fmt: skip
+    asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, no_second, script
+):
     """Return stream 0 and the second stream of a row (`no_second` if empty), and the new `main_at` and `second_at`.
 
     `main_token` and `next_token` are the tokens at `main_at` and after it, and `second_token` the one at `second_at`.
     """
     has_main = main_at < main_end
-    if ahead == 0:
+    if script.ahead == 0:
         has_main = has_main & (marks == 0)  # the first token follows in the next row
-    main = where(has_main, main_token, where(asks, wish_id, pad_id))
+    main = where(has_main, main_token, where(asks, script.wish_id, script.pad_id))
     main_at, second = main_at + has_main, main * 0 + no_second
-    if ahead == 0:
-        main = where(marks, new_id, main)
+    if script.ahead == 0:
+        main = where(marks, script.new_id, main)
     else:  # within a word, `new_id` is an unknown character: the next token or a pad replaces it on stream 0
-        skips = has_main & (marks == 0) & (main == new_id)
+        skips = has_main & (marks == 0) & (main == script.new_id)
         has_next = skips & (main_at < main_end)
-        main = where(skips, where(has_next, next_token, pad_id), main)
+        main = where(skips, where(has_next, next_token, script.pad_id), main)
         main_at, marks = main_at + has_next, marks | skips
         has_second = (marks == 0) & (second_at < second_end)
-        second = where(marks | has_second, second_base + where(marks, new_id, second_token), second)
+        second = where(marks | has_second, script.second_base + where(marks, script.new_id, second_token), second)
         second_at = second_at + has_second
     return main, second, main_at, second_at

@@ -225,7 +225,7 @@ class Word(NamedTuple):
     ahead_end: int
 
 
-NO_WORD = Word(0, 0, 0, 0)
+NO_WORD, NO_SECOND = Word(0, 0, 0, 0), -1
 
 
 @dataclass(slots=True)
@@ -416,21 +416,21 @@ class WordMachine:
             token: Id that the model sampled on stream 0, or the id that the row already has there.
 
         Returns:
-            Id of stream 0 in the row, and the token of the second stream, or -1 for none.
+            Ids of stream 0 and of the second stream in the row; `NO_SECOND` if the second stream is empty.
         """
         script, words, tokens = self.track.script, self.track.words, self.track.tokens
         asks, takes = ask_for_word(
-            token, True, self.remaining, self.forced, self.main_at, self.main_end, self.taken, len(words), script.new_id
+            token, True, self.remaining, self.forced, self.main_at, self.main_end, self.taken, len(words), script
         )
         word = words[self.taken] if takes else NO_WORD
-        second = self.second_at, self.second_end
-        state = self.remaining, self.forced, self.main_end, *second, self.taken, self.end
-        *state, marks = take_word(asks, takes, *word, position, *state, script.ahead, script.max_padding)
+        state = self.remaining, self.forced, self.main_end, self.second_at, self.second_end, self.taken, self.end
+        *state, marks = take_word(asks, takes, *word, position, *state, script)
         self.remaining, self.forced, self.main_end, self.second_at, self.second_end, self.taken, self.end = state
         places = self.main_at, self.main_at + 1, self.second_at
+        main, following, second = (tokens[at] if at < len(tokens) else 0 for at in places)
         main, second, self.main_at, self.second_at = word_ids(
-            asks, marks, *(tokens[at] if at < len(tokens) else 0 for at in places), self.main_at, self.main_end,
-            self.second_at, self.second_end, script.ahead, script.new_id, script.pad_id, script.wish_id, 0, -1,
+            asks, marks, main, following, second, self.main_at, self.main_end, self.second_at, self.second_end,
+            NO_SECOND, script,
         )  # fmt: skip
         return main, second
 

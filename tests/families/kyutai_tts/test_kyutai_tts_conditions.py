@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.checkpoints.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES, lm_shapes, write_release
 from stretto.convert.command import main
 from stretto.convert.make_repository import profile
-from stretto.engine.tracks import WordMachine, WordTrack
+from stretto.engine.tracks import NO_SECOND, WordMachine, WordTrack
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import ConditionSpec
 from stretto.families.conversion import Converted
@@ -487,6 +487,7 @@ def test_both_text_streams_match_published_code(checkpoint: Path, at: int) -> No
     """Given the ids that the authors' model sampled, as far as stream 0 shows them, the rules yield their text."""
     reply, family = replies("large")[at], family_at(checkpoint)
     assert family.text_track is not None
+    assert family.text_track.words is not None
     ids = (*packed(checkpoint, reply.text), END_OF_WORDS)
     machine = WordMachine(WordTrack.begin(slice(12, 13), 1, ids, family.text_track, is_open=False, capacity=512))
     times, made = list[int](), list[tuple[int, int]]()
@@ -495,5 +496,6 @@ def test_both_text_streams_match_published_code(checkpoint: Path, at: int) -> No
         asks = second == 0 or step in reply.times or step == reply.end
         made.append(machine.push(1 + step, 0 if asks else 3))
         times += [step] * (machine.taken > taken)
-        assert (made[-1][0] if made[-1][0] != vocabulary(checkpoint).wish_id else 3, made[-1][1]) == (main_id, second)
+        shown = family.text_track.words.second_base + second if second >= 0 else NO_SECOND
+        assert (made[-1][0] if made[-1][0] != vocabulary(checkpoint).wish_id else 3, made[-1][1]) == (main_id, shown)
     assert (times, machine.end - 1) == (reply.times, reply.end)

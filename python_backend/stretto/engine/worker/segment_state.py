@@ -7,7 +7,7 @@ import torch
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
-from stretto.families.base import Family, Script, TextGroups
+from stretto.families.base import Family, TextGroups
 from stretto.streams.layout import Segment, Staircase
 
 NO_END = -1
@@ -72,7 +72,7 @@ class SegmentState:
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         family = rules.family
         self.rules, self.family, self.script = rules, family, family.script
-        self._arrays, self._xp, self._rules = arrays, arrays.xp, arrays.rules
+        self._arrays, self._xp, self._rules, self._constants = arrays, arrays.xp, arrays.rules, rules.constants
         self._ends = arrays.upload(end_tables(rules))
         self._cut = arrays.upload(np.array([rules.cut_of_text(task) for task in family.tasks]))
         self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
@@ -119,7 +119,7 @@ class SegmentState:
         state, limits, task = rows.state, rows.limits, rows.limits.task
         token, is_cut = self._rules.end_text(
             token, self._ends[0, task, self._column(token)], self._cut[task], state.num_text_tokens, limits.text_max,
-            rows.position, self._text_limit[task], state.num_entries, self.rules.max_entries,
+            rows.position, self._text_limit[task], state.num_entries, self._constants,
         )  # fmt: skip
         rows.is_cut = rows.is_cut | (is_cut & rows.in_text)
         return token
@@ -136,15 +136,14 @@ class SegmentState:
             is_given, given = self._given_rows.given_ids(token, rows)
             # The sampled id of a given row cannot end the audio.
             token = self._xp.where(is_given, self.family.layout.audio[0].start, token)
-        end_of_audio, is_end = self.family.end_of_audio, token != token
+        is_end = token != token
         for end in self.rules.drawn_ends_of_audio:
             is_end = is_end | (token == end)
         token, is_cut = self._rules.end_audio(
-            token, is_end, rows.frame, rows.limits.audio_max, rows.position, self.rules.audio_limit, rows.in_audio,
-            end_of_audio,
-        )  # fmt: skip
+            token, is_end, rows.frame, rows.limits.audio_max, rows.position, rows.in_audio, self._constants
+        )
         if self._given_rows is not None:
-            token = self._xp.where(is_given & (token != end_of_audio), given, token)
+            token = self._xp.where(is_given & (token != self.family.end_of_audio), given, token)
         rows.is_cut = rows.is_cut | is_cut
         return token
 
@@ -154,7 +153,7 @@ class SegmentState:
         is_end_frame, may_end = token == first, rows.frame >= rows.limits.audio_min
         for stream, code in enumerate(others):
             is_end_frame = is_end_frame & (codes[:, stream] == code)
-        return self._rules.end_at_frame(token, is_end_frame, rows.in_audio, may_end, self.family.end_of_audio)
+        return self._rules.end_at_frame(token, is_end_frame, rows.in_audio, may_end, self._constants)
 
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
         """Move the alignment pointers and return the frame tokens, [B].
@@ -164,14 +163,12 @@ class SegmentState:
             rows: State of the rows; the pointers are updated.
             script_table: Spoken tokens of each slot, [R, E + 1]; entry 0 is unused.
         """
-        script, state = self.script, rows.state
-        assert script is not None
+        state = rows.state
         may_end = rows.frame >= rows.limits.audio_min
         state.pointer, *flags = self._rules.move_pointer(
             advance, state.pointer, state.num_entries, may_end, rows.in_audio
         )
-        entry, constants = script_table[rows.slots, state.pointer], (script.first_frame, script.spoken.start)
-        return self._rules.pointer_token(entry, *flags, *constants, self.family.end_of_audio)
+        return self._rules.pointer_token(script_table[rows.slots, state.pointer], *flags, self._constants)
 
     def stay_column(self, rows: Rows, script_table: Array) -> Array:
         """Return the column of the audio head that keeps the alignment pointer on its token, [B].
@@ -198,14 +195,14 @@ class SegmentState:
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
         token = self._rules.first_stream(
             audio, rows.position, state.audio_start, state.audio_end, self._behind(rows), self._transition[step],
-            family.tail.kind, self.rules.num_tail_rows, family.end_of_reply, family.layout.pad_id,
+            self._constants,
         )  # fmt: skip
         return token if text is None else self._xp.where(rows.in_text, text, token)
 
     def _behind(self, rows: Rows) -> Array:
-        limits = rows.limits.audio_max, self.rules.audio_limit
-        starts = rows.state.audio_start, rows.state.audio_end
-        return self._rules.rows_after_audio(rows.position, *starts, *limits, self.family.tail.kind)
+        position, state, limits = rows.position, rows.state, rows.limits
+        columns = state.audio_start, state.audio_end, limits.audio_max
+        return self._rules.rows_after_audio(position, *columns, self._constants)
 
     def place_codes(self, drawn: Array | None, token: Array, rows: Rows, forced: Array | None = None) -> Array:
         """Return streams 1 to S - 1 of every row, [B, S - 1]: sampled ids, forced ids or pads.
@@ -222,9 +219,8 @@ class SegmentState:
             codes[:, : layout.num_output_streams - 1] = self._lay(drawn, token, rows, forced)
         if self.script is not None:
             codes[:, self.script.index_stream - 1] = self._rules.pointer_index(
-                token, _is_spoken(token, self.script), rows.in_text, rows.in_audio, rows.state.num_entries,
-                rows.state.pointer, self.family.end_of_audio, self.script.index_base, layout.pad_id,
-            )  # fmt: skip
+                token, rows.in_text, rows.in_audio, rows.state.num_entries, rows.state.pointer, self._constants
+            )
         if self._given_rows is not None:
             codes[:, self._given_rows.lane] = self._given_rows.words(token, rows)
         return codes
@@ -234,8 +230,8 @@ class SegmentState:
         has_begun = rows.frame[:, None] >= self._delays
         behind = where(state.audio_end < 0, -ENDLESS, self._behind(rows))
         behind = where(rows.in_audio & (token == family.end_of_audio), 0, behind)[:, None]
-        ends = family.tail.kind, family.warm_up.is_sampled
-        keeps = self._rules.keeps_sampled(rows.is_spoken[:, None], has_begun, behind, self._delays, *ends)
+        is_spoken = rows.is_spoken[:, None]
+        keeps = self._rules.keeps_sampled(is_spoken, has_begun, behind, self._delays, self._constants)
         laid = where(keeps, drawn, family.layout.pad_id)
         if forced is None:
             return laid
@@ -266,7 +262,7 @@ class SegmentState:
         )
         if self.script is None:
             return None
-        is_entry = goes_on & _is_spoken(token, self.script)
+        is_entry = goes_on & self._rules.is_entry(token, self._constants)
         state.num_entries = state.num_entries + is_entry
         return where(is_entry, state.num_entries, 0)
 
@@ -299,10 +295,6 @@ def out_of_place(rules: SegmentRules) -> np.ndarray:
     return denied
 
 
-def _is_spoken(token: Array, script: Script) -> Array:
-    return (token >= script.spoken.start) & (token < script.spoken.stop)
-
-
 def _take(values: Array, index: Array | None) -> Array:
     return values if index is None else values[index]
 
@@ -311,7 +303,7 @@ class GivenRows:
     """Given rows of a reply, which contain text, and the groups of sampled rows between them (`TextGroups`)."""
 
     def __init__(self, family: Family, groups: TextGroups, rules: SegmentRules, arrays: Arrays):
-        self._where, self._rules = arrays.xp.where, arrays.rules
+        self._where, self._rules, self._constants = arrays.xp.where, arrays.rules, rules.constants
         self._groups, self._pad_id = groups, family.layout.pad_id
         self._is_fill = arrays.upload(np.array(rules.drawn_ends_of_audio) == groups.fill_id)
         self.lane = family.track_streams.start - 1
@@ -335,11 +327,10 @@ class GivenRows:
             token: Sampled ids, [B].
             rows: State of the rows.
         """
-        state, limits, groups = rows.state, rows.limits, self._groups
+        state, limits = rows.state, rows.limits
         is_given, given = self._rules.given_row(
-            token, state.num_given, limits.given_first, limits.given_total, state.num_in_group, groups.num_words,
-            groups.num_frames, groups.fill_id, groups.given_id,
-        )  # fmt: skip
+            token, state.num_given, limits.given_first, limits.given_total, state.num_in_group, self._constants
+        )
         return is_given & rows.in_audio, given
 
     def words(self, token: Array, rows: Rows) -> Array:
@@ -350,7 +341,7 @@ class GivenRows:
         """Update the state for rows with `token` [B] on stream 0."""
         state, is_given = rows.state, self._is_given(token, rows)
         state.num_given, state.num_in_group = self._rules.count_given(
-            token, is_given, rows.in_audio, state.num_given, state.num_in_group, self._groups.fill_id
+            token, is_given, rows.in_audio, state.num_given, state.num_in_group, self._constants
         )
 
     def _is_given(self, token: Array, rows: Rows) -> Array:
@@ -398,8 +389,7 @@ class Countdown:
     """Ends a reply of latent frames a fixed number of rows after the frame in which speech ends."""
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
-        self._rules, self._end_of_audio = arrays.rules, rules.family.end_of_audio
-        self._frame, self._last = rules.family.layout.audio[0]
+        self._rules, self._constants = arrays.rules, rules.constants
 
     def __call__(self, token: Array, rows: Rows) -> Array:
         """Return `token` [B], with `end_of_audio` in rows whose countdown is over.
@@ -409,7 +399,7 @@ class Countdown:
         The state records the position at which speech ends.
         """
         token, rows.state.first_end, rows.is_cut = self._rules.count_down(
-            token, rows.is_cut, rows.in_audio, rows.position, rows.state.first_end, rows.limits.tail_rows, self._last,
-            self._frame, self._end_of_audio,
+            token, rows.is_cut, rows.in_audio, rows.position, rows.state.first_end, rows.limits.tail_rows,
+            self._constants,
         )  # fmt: skip
         return token

@@ -25,7 +25,7 @@ from stretto.engine.kernels.gpu.step_draw import (
     draw_streams_kernel,
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
-from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.reply_rules import NO_ID, SegmentRules
 from stretto.engine.worker.predictors import AnyReadout, Readout
 from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, SolverPlan, StepRows
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
@@ -107,6 +107,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
     groups = family.text_groups
     known = range(1, 1) if groups else family.track_streams
     return StepRules(
+        family=rules.constants,
         num_rows=num_rows,
         num_others=layout.num_input_streams - 1,
         num_drawn=layout.num_output_streams - 1,
@@ -118,40 +119,21 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         state_stride=tables.state.stride(0),
         script_stride=tables.script.stride(0),
         codes_stride=tables.codes.stride(0),
-        pad_id=layout.pad_id,
-        end_of_audio=family.end_of_audio,
-        end_of_reply=family.end_of_reply,
-        num_tail_rows=rules.num_tail_rows,
-        audio_limit=rules.audio_limit,
-        tail=family.tail.kind,
-        warm_up_is_sampled=family.warm_up.is_sampled,
         hides_first=0 in family.unconditional.hidden_streams,
-        first_start=layout.audio[0].start,
         first_stop=layout.audio[0].stop,
         null_id=family.unconditional.null_id,
         hides_recording=family.unconditional.hides_recording,
-        max_entries=rules.max_entries,
-        spoken_start=script.spoken.start if script else 0,
-        spoken_stop=script.spoken.stop if script else 0,
-        first_frame=script.first_frame if script else 0,
-        index_base=script.index_base if script else 0,
         index_lane=script.index_stream - 1 if script else 0,
         num_seen_columns=tables.seen.shape[1],
         first_seen_id=rules.counted_ids.start,
         track_start=known.start - 1,
         track_stop=known.stop - 1,
         has_staircase=family.staircase is not None,
-        group_words=groups.num_words if groups else 0,
-        group_frames=groups.num_frames if groups else 0,
-        fill_id=groups.fill_id if groups else NO_ID,
-        given_id=groups.given_id if groups else NO_ID,
         text_lane=family.track_streams.start - 1,
-        last_frame=layout.audio[0][-1] if rules.has_countdown else -1,
         end_mark=rules.marks[1] if rules.marks else -1,
     )
 
 
-NO_ID = -1
 AT = {name: index for index, name in enumerate(COLUMNS)}
 FIRST_LIMIT, FIRST_SCALE = AT["task"], AT["text_temperature"]
 
@@ -408,7 +390,7 @@ class StepProgram:
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
             first == 0 and self._penalty_follows, self._excludes, self._top_p_of_all,
-            *((NO_ID, NO_ID) if first else (constants.rules.fill_id, constants.rules.given_id)),
+            *((NO_ID, NO_ID) if first else (constants.rules.family.fill_id, constants.rules.family.given_id)),
             self._frames is None, constants.rules.end_mark,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip

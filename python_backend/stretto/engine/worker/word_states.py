@@ -39,21 +39,19 @@ class WordStates:
         script, slots, position = self._script, rows.slots, rows.position
         remaining, forced, main_at, main_end, second_at, second_end, taken, end = self._state[slots].T
         asks, takes = self._rules.ask_for_word(
-            token, rows.in_audio, remaining, forced, main_at, main_end, taken, rows.limits.given_total, script.new_id
+            token, rows.in_audio, remaining, forced, main_at, main_end, taken, rows.limits.given_total, script
         )
         first = self._capacity + len(Word._fields) * taken
         word = (self._word(slots, first + at) for at in range(len(Word._fields)))
         remaining, forced, main_end, second_at, second_end, taken, end, marks = self._rules.take_word(
-            asks, takes, *word, position, remaining, forced, main_end, second_at, second_end, taken, end, script.ahead,
-            script.max_padding,
-        )  # fmt: skip
+            asks, takes, *word, position, remaining, forced, main_end, second_at, second_end, taken, end, script
+        )
         main_token = self._word(slots, main_at)
         places = (main_at + 1, second_at) if script.ahead else ()
         others = [self._word(slots, place) for place in places] or (main_token, main_token)
         main, second, main_at, second_at = self._rules.word_ids(
-            asks, marks, main_token, *others, main_at, main_end, second_at, second_end, script.ahead, script.new_id,
-            script.pad_id, script.wish_id, script.second_base, self._nothing,
-        )  # fmt: skip
+            asks, marks, main_token, *others, main_at, main_end, second_at, second_end, self._nothing, script
+        )
         state = remaining, forced, main_at, main_end, second_at, second_end, taken, end
         self._state[slots] = self._xp.stack(state, 1)
         self._codes[slots, position, self._lane] = self._arrays.int32(second)

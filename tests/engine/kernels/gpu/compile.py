@@ -26,6 +26,7 @@ from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, 
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.kernels.gpu.words import WordRules, words_kernel
+from stretto.engine.rules import ReplyConstants
 
 DRAW = {
     "drawn": "*i64",
@@ -115,10 +116,12 @@ GROUPS |= {"fill_id": 158_500, "given_id": 158_696}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 TAILS = "forced", "sampled", "padded", "none"
-RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(tail="none")
+FAMILY = ReplyConstants(**dict.fromkeys(ReplyConstants._fields, 3))._replace(tail="none")
+RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(family=FAMILY)
 PLAIN_RULES = RULES._replace(
-    max_entries=0, num_seen_columns=0, num_end_frame=0, has_staircase=False, group_words=0, track_stop=3, last_frame=-1
-)
+    family=FAMILY._replace(max_entries=0, group_words=0, last_frame=-1), num_seen_columns=0, num_end_frame=0,
+    has_staircase=False, track_stop=3,
+)  # fmt: skip
 # Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
 MARKED = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
 MARKED |= {"offset": None, "end_mark": 151_653}
@@ -156,7 +159,10 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (text_maxima_kernel, {}, TEXT, 8),
     (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
-    *((advance_kernel, {}, {"rules": RULES._replace(tail=tail), "block": 8}, 1) for tail in TAILS),
+    *(
+        (advance_kernel, {}, {"rules": RULES._replace(family=FAMILY._replace(tail=tail)), "block": 8}, 1)
+        for tail in TAILS
+    ),
     (draw_streams_kernel, {}, MARKED, 4),
     (latent_inputs_kernel, {}, INPUTS, 1),
     (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256, "begin": -1}, 1),

@@ -227,8 +227,8 @@ def _other_streams(
     is_drawn = lanes < rules.num_drawn
     delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
     begun = frame >= delays
-    lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, delays, rules.tail, rules.warm_up_is_sampled)
-    laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), rules.pad_id)
+    lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, delays, rules.family)
+    laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), rules.family.pad_id)
     goes_on = is_drawn & (begun == 0) & is_forced
     return tl.where(goes_on, tl.load(place, mask=goes_on != 0, other=0), laid)
 
@@ -256,7 +256,7 @@ def _share(
     position = tl.load(lengths + other).to(tl.int64)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
     if rules.hides_first:
-        is_shown = (token < rules.first_start) | (token >= rules.first_stop)
+        is_shown = (token < rules.family.first_start) | (token >= rules.first_stop)
         token = tl.where(is_shown, token, rules.null_id)
     inside = lanes < rules.num_others
     is_hidden = tl.load(streams + rules.num_others + lanes, mask=inside, other=0) != 0
@@ -264,7 +264,7 @@ def _share(
         has_begun = frame >= tl.load(streams + lanes, mask=inside, other=0)
         is_initial = laid == tl.load(streams + 2 * rules.num_others + lanes, mask=inside, other=0)
         is_hidden = is_hidden | ((has_begun == 0) & (is_initial == 0))
-    laid = tl.where(is_hidden, rules.pad_id, laid)
+    laid = tl.where(is_hidden, rules.family.pad_id, laid)
     tl.store(codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=inside)
     _write(results, other, token, laid, other * 0, other * 0 + 1, lanes, rules)
 
@@ -284,8 +284,8 @@ def _write_state(
     tl.store(at + AUDIO_START, audio_start)
     tl.store(at + AUDIO_END, tl.where(ends_audio, position, tl.load(at + AUDIO_END)))
     tl.store(at + NUM_TEXT_TOKENS, num_text_tokens)
-    if rules.max_entries > 0:
-        is_entry = goes_on & (token >= rules.spoken_start) & (token < rules.spoken_stop)
+    if rules.family.max_entries > 0:
+        is_entry = goes_on & RULES.is_entry(token, rules.family)
         num_entries = tl.load(at + NUM_ENTRIES) + is_entry.to(tl.int64)
         tl.store(entries + num_entries, token, mask=is_entry)
         tl.store(at + NUM_ENTRIES, num_entries)
@@ -349,7 +349,8 @@ def _row(
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
-    task = tl.load(mine + TASK * rules.num_rows)
+    family: tl.constexpr = rules.family
+    task, own = tl.load(mine + TASK * rules.num_rows), drawn + row * rules.num_drawn
     at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
     audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
     num_entries, pointer = tl.load(at + NUM_ENTRIES), tl.load(at + POINTER)
@@ -361,75 +362,60 @@ def _row(
     text_token, text_is_cut = RULES.end_text(
         text_token, end_id, tl.load(tasks + task), tl.load(at + NUM_TEXT_TOKENS),
         tl.load(mine + TEXT_MAX * rules.num_rows), position, tl.load(tasks + rules.num_tasks + task), num_entries,
-        rules.max_entries,
+        family,
     )  # fmt: skip
     audio_token = tl.load(first + row).to(tl.int64)
-    if rules.max_entries > 0:
+    if family.max_entries > 0:
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
         pointer, moves, ends_audio = RULES.move_pointer(audio_token > 0, pointer, num_entries, may_end, in_audio)
         tl.store(at + POINTER, pointer)
-        audio_token = RULES.pointer_token(
-            tl.load(entries + pointer), moves, ends_audio, rules.first_frame, rules.spoken_start, rules.end_of_audio
-        )
-    own = drawn + row * rules.num_drawn
+        audio_token = RULES.pointer_token(tl.load(entries + pointer), moves, ends_audio, family)
     if rules.has_staircase:
         audio_token = stream_ends_of(
             audio_token, own, lanes, at, position, frame, in_audio, end_frame, begins, streams, rules
         )
-    if rules.group_words > 0:
+    if family.group_words > 0:
         num_given, num_in_group = tl.load(at + NUM_GIVEN), tl.load(at + NUM_IN_GROUP)
-        is_given, given_token = RULES.given_row(
-            audio_token, num_given, tl.load(mine + GIVEN_FIRST * rules.num_rows),
-            tl.load(mine + GIVEN_TOTAL * rules.num_rows), num_in_group, rules.group_words, rules.group_frames,
-            rules.fill_id, rules.given_id,
-        )  # fmt: skip
+        given_first = tl.load(mine + GIVEN_FIRST * rules.num_rows)
+        given_total = tl.load(mine + GIVEN_TOTAL * rules.num_rows)
+        is_given, given_token = RULES.given_row(audio_token, num_given, given_first, given_total, num_in_group, family)
         is_given = is_given & in_audio
-        audio_token = tl.where(is_given, rules.first_start, audio_token)  # a given row's sampled id cannot end audio
+        audio_token = tl.where(is_given, family.first_start, audio_token)  # a given row's sampled id cannot end audio
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
     is_end = ends_audio_of(audio_token, ends_of_audio, rules)
-    audio_token, audio_is_cut = RULES.end_audio(
-        audio_token, is_end, frame, audio_max, position, rules.audio_limit, in_audio, rules.end_of_audio
-    )
-    given_word = position * 0 + rules.pad_id
-    if rules.group_words > 0:
-        is_given = is_given & (audio_token != rules.end_of_audio)
+    audio_token, audio_is_cut = RULES.end_audio(audio_token, is_end, frame, audio_max, position, in_audio, family)
+    given_word = position * 0 + family.pad_id
+    if family.group_words > 0:
+        is_given = is_given & (audio_token != family.end_of_audio)
         audio_token = tl.where(is_given, given_token, audio_token)
-        given_word = tl.where(is_given, -1 - num_given, rules.pad_id)
-        num_given, num_in_group = RULES.count_given(
-            given_token, is_given, in_audio, num_given, num_in_group, rules.fill_id
-        )
+        given_word = tl.where(is_given, -1 - num_given, family.pad_id)
+        num_given, num_in_group = RULES.count_given(given_token, is_given, in_audio, num_given, num_in_group, family)
         tl.store(at + NUM_GIVEN, num_given)
         tl.store(at + NUM_IN_GROUP, num_in_group)
-    if rules.last_frame >= 0:
+    if family.last_frame >= 0:
         audio_token, first_end, audio_is_cut = RULES.count_down(
             audio_token, audio_is_cut, in_audio, position, tl.load(at + FIRST_END),
-            tl.load(mine + TAIL_ROWS * rules.num_rows), rules.last_frame, rules.first_start, rules.end_of_audio,
+            tl.load(mine + TAIL_ROWS * rules.num_rows), family,
         )  # fmt: skip
         tl.store(at + FIRST_END, first_end)
     if rules.num_end_frame > 0:
         may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
         is_end_frame = is_end_frame_of(audio_token, own, lanes, end_frame, rules)
-        audio_token = RULES.end_at_frame(audio_token, is_end_frame, in_audio, may_end, rules.end_of_audio)
-    behind = RULES.rows_after_audio(position, audio_start, audio_end, audio_max, rules.audio_limit, rules.tail)
+        audio_token = RULES.end_at_frame(audio_token, is_end_frame, in_audio, may_end, family)
+    behind = RULES.rows_after_audio(position, audio_start, audio_end, audio_max, family)
     step = tl.minimum(tl.maximum(frame + rules.num_transition, 0), rules.num_transition)
-    token = RULES.first_stream(
-        audio_token, position, audio_start, audio_end, behind, tl.load(transition + step), rules.tail,
-        rules.num_tail_rows, rules.end_of_reply, rules.pad_id,
-    )  # fmt: skip
+    forced = tl.load(transition + step)
+    token = RULES.first_stream(audio_token, position, audio_start, audio_end, behind, forced, family)
     token = tl.where(in_text, text_token, token)
-    ends_audio = in_audio & (token == rules.end_of_audio)
+    ends_audio = in_audio & (token == family.end_of_audio)
     lag = tl.where(ends_audio, 0, tl.where(audio_end < 0, -ENDLESS, behind))
     is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)
     place = codes + slot * rules.codes_stride + position * rules.num_others + lanes
     laid = _other_streams(own, place, lanes, streams, frame, lag, is_spoken, is_forced, rules)
-    if rules.max_entries > 0:
-        is_spoken_id = (token >= rules.spoken_start) & (token < rules.spoken_stop)
-        index = RULES.pointer_index(
-            token, is_spoken_id, in_text, in_audio, num_entries, pointer, rules.end_of_audio, rules.index_base,
-            rules.pad_id,
-        )  # fmt: skip
+    if family.max_entries > 0:
+        index = RULES.pointer_index(token, in_text, in_audio, num_entries, pointer, family)
         laid = tl.where(lanes == rules.index_lane, index.to(tl.int32), laid)
-    if rules.group_words > 0:
+    if family.group_words > 0:
         laid = tl.where(lanes == rules.text_lane, given_word.to(tl.int32), laid)
     if rules.track_stop > rules.track_start:
         is_known = (lanes >= rules.track_start) & (lanes < rules.track_stop)

@@ -28,6 +28,7 @@ from stretto.engine.kernels.gpu.draw import (
     uniform_of,
     value_of,
 )
+from stretto.engine.rules import ReplyConstants
 
 COLUMNS = (
     "role",
@@ -99,30 +100,25 @@ class StepRules(NamedTuple):
     """Rules of the family's replies (`SegmentRules`) and sizes of the tables.
 
     Attributes:
+        family: Constants of the family that `engine/rules.py` needs.
         num_rows: N, the maximum number of rows in a step.
         num_others: S - 1, the number of streams other than stream 0.
         num_drawn: Number of these streams that are sampled, which come first.
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
-        max_entries: Maximum number of alignment-pointer entries; 0 without a pointer.
         index_lane: Index of the pointer's index stream among streams 1 to S - 1.
-        first_start: First id of stream 0 that is replaced by `null_id` for unconditional requests.
-        first_stop: Id after the last such id.
+        first_stop: Id after the last id of stream 0 that is replaced by `null_id` for unconditional requests.
         hides_recording: True if unconditional requests do not see codes of a recording before a stream's first frame.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
         first_seen_id: Id of the first column of that table.
         track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
         track_stop: Index after the last such stream; equal to `track_start` if there is none.
         has_staircase: True if each stream has its own BOS and EOS ids.
-        group_words: Number of text ids of a group (`TextGroups`); 0 for none.
-        group_frames: Maximum number of sampled rows of a group.
-        fill_id: Id of the first given row after a group.
-        given_id: Id of the other given rows.
         text_lane: Index of the given rows' text stream among streams 1 to S - 1.
-        last_frame: Id of a latent frame in which speech ends, or -1 for none. Other frames have the id `first_start`.
         end_mark: Id of the row that ends a stretch of audio, in a family with marks; else -1.
     """
 
+    family: ReplyConstants
     num_rows: int
     num_others: int
     num_drawn: int
@@ -134,35 +130,17 @@ class StepRules(NamedTuple):
     state_stride: int
     script_stride: int
     codes_stride: int
-    pad_id: int
-    end_of_audio: int
-    end_of_reply: int
-    num_tail_rows: int
-    audio_limit: int
-    tail: str
-    warm_up_is_sampled: bool
     hides_first: bool
-    first_start: int
     first_stop: int
     null_id: int
     hides_recording: bool
-    max_entries: int
-    spoken_start: int
-    spoken_stop: int
-    first_frame: int
-    index_base: int
     index_lane: int
     num_seen_columns: int
     first_seen_id: int
     track_start: int
     track_stop: int
     has_staircase: bool
-    group_words: int
-    group_frames: int
-    fill_id: int
-    given_id: int
     text_lane: int
-    last_frame: int
     end_mark: int
 
 

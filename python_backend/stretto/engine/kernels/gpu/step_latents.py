@@ -80,7 +80,7 @@ def latent_inputs_kernel(
     at = state + slot * rules.state_stride
     start, end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
     in_audio = (start >= 0) & (position >= start) & (end < 0)
-    is_over = (position - start >= tl.load(mine + AUDIO_MAX * rules.num_rows)) | (position >= rules.audio_limit)
+    is_over = (position - start >= tl.load(mine + AUDIO_MAX * rules.num_rows)) | (position >= rules.family.audio_limit)
     is_frame = (tl.load(mine + ROLE * rules.num_rows) == DRAWS) & in_audio & (is_over == 0)
     tl.store(flags + row, begins)
-    tl.store(flags + rules.num_rows + row, is_frame & (tl.load(first + row) == rules.first_start))
+    tl.store(flags + rules.num_rows + row, is_frame & (tl.load(first + row) == rules.family.first_start))

@@ -72,14 +72,14 @@ def words_kernel(
     taken, end = tl.load(at + TAKEN), tl.load(at + END)
     asks, takes = RULES.ask_for_word(
         tl.load(drawn + row), in_audio, remaining, forced, main_at, main_end, taken,
-        tl.load(mine + GIVEN_TOTAL * rules.num_rows), rules.new_id,
+        tl.load(mine + GIVEN_TOTAL * rules.num_rows), rules,
     )  # fmt: skip
     word = table + rules.capacity + NUM_FIELDS * taken
     word_end, padding = tl.load(word, mask=takes, other=0), tl.load(word + 1, mask=takes, other=0)
     ahead_start, ahead_end = tl.load(word + 2, mask=takes, other=0), tl.load(word + 3, mask=takes, other=0)
     remaining, forced, main_end, second_at, second_end, taken, end, marks = RULES.take_word(
         asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
-        second_end, taken, end, rules.ahead, rules.max_padding,
+        second_end, taken, end, rules,
     )  # fmt: skip
     main_token = tl.load(table + main_at, mask=main_at < main_end, other=0)
     next_token, second_token = main_token, main_token
@@ -87,8 +87,8 @@ def words_kernel(
         next_token = tl.load(table + main_at + 1, mask=main_at + 1 < main_end, other=0)
         second_token = tl.load(table + second_at, mask=second_at < second_end, other=0)
     main, second, main_at, second_at = RULES.word_ids(
-        asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, rules.ahead,
-        rules.new_id, rules.pad_id, rules.wish_id, rules.second_base, rules.nothing,
+        asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, rules.nothing,
+        rules,
     )  # fmt: skip
     is_over = RULES.is_after_end(in_audio, position, end, rules.tail_rows)
     main = tl.where(is_over, rules.end_of_audio, main).to(tl.int32)
