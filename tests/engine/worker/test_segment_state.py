@@ -1,4 +1,7 @@
-"""The device's segment state and the host's tracker go through the same segments, whatever is sampled."""
+"""The device's segment state and the host's tracker go through the same segments, whatever is sampled.
+
+Both execute `engine/rules.py`, but each loads, stores and looks up values itself. numpy and torch differ in `where`.
+"""
 
 from dataclasses import replace
 
@@ -113,9 +116,12 @@ class Walk:
 
 
 @pytest.mark.parametrize("family", [TINY, EIGHT_STREAMS, BAGPIPER, DIALOGUE], ids=lambda family: family.name)
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
-def test_segment_state_matches_the_tracker_row_by_row(family: Family, seed: int, arrays: Arrays) -> None:
+@pytest.mark.parametrize(
+    ("arrays", "seed"),
+    [*((HostArrays(), seed) for seed in range(3)), (DeviceArrays(torch.device("cpu")), 3)],
+    ids=["numpy-0", "numpy-1", "numpy-2", "torch-3"],
+)
+def test_segment_state_matches_the_tracker_row_by_row(family: Family, arrays: Arrays, seed: int) -> None:
     walk = Walk(family, seed, arrays)
     alive = set(range(SLOTS))
     cuts = 0
