@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from stretto.engine.kernels.cpu import products
-from stretto.engine.kernels.cpu.products import Float32Product, Product, pad_products, padded_size
+from stretto.engine.kernels.cpu.products import NARROW, Float32Product, Product, pad_products, padded_size
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32])
@@ -38,11 +38,11 @@ def test_float32_product_is_not_rounded_to_bfloat16() -> None:
     torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("width", [256, 1536, 2048, 4096])
+@pytest.mark.parametrize("width", [256, 1024, 1536, 2048, 4096])
 def test_row_product_is_batch_invariant(width: int) -> None:
     """Results are bit-identical, also at published widths.
 
-    With AVX-512, oneDNN sums a single row in another order from width 1536.
+    With AVX-512, oneDNN sums a single row in another order from width 1536; without AVX2, also at smaller widths.
     """
     generator = torch.Generator().manual_seed(0)
     weight, x = (torch.randn(rows, width, generator=generator) for rows in (320, 32))
@@ -55,7 +55,8 @@ def test_row_product_is_batch_invariant(width: int) -> None:
 
 
 @pytest.mark.parametrize("is_traced", [False, True])
-def test_products_are_padded_to_few_sizes_without_losing_rows(is_traced: bool) -> None:
+def test_products_are_padded_to_few_sizes_without_losing_rows(is_traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "narrow_width", lambda: NARROW)
     layer, met = torch.nn.Linear(4, 3, bias=False), set[int]()
 
     def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -72,12 +73,28 @@ def test_products_are_padded_to_few_sizes_without_losing_rows(is_traced: bool) -
     assert all(size <= padded_size(size) < 1.125 * size for size in range(1, 2049))
 
 
-@pytest.mark.parametrize(("width", "num_rows"), [(1024, 1), (1025, 2), (1536, 2), (8192, 2)])
+@pytest.mark.parametrize(
+    ("narrow", "width", "num_rows"), [(NARROW, 1024, 1), (NARROW, 1025, 2), (NARROW, 8192, 2), (0, 8, 2)]
+)
 def test_wide_single_row_product_is_padded_to_two_rows(
-    width: int, num_rows: int, monkeypatch: pytest.MonkeyPatch
+    narrow: int, width: int, num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(products, "narrow_width", lambda: narrow)
     met, multiply = list[int](), products.onednn_mm
     monkeypatch.setattr(products, "onednn_mm", lambda out, x, *more: met.append(len(x)) or multiply(out, x, *more))
     weight, x = torch.randn(64, width), torch.randn(1, width)
     torch.testing.assert_close(Product(weight)(x), x @ weight.T, rtol=1e-4, atol=3e-3)
     assert met == [num_rows]
+
+
+@pytest.mark.parametrize(("single_row_error", "width"), [(0, NARROW), (1, 0)])
+def test_no_width_is_narrow_if_a_single_row_has_other_bits(
+    single_row_error: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without AVX2, oneDNN sums a single row in another order."""
+
+    def multiply(rows: torch.Tensor) -> torch.Tensor:
+        return rows.floor() + single_row_error * (len(rows) == 1)
+
+    monkeypatch.setattr(products, "_prepared_product", lambda _: multiply)
+    assert products.narrow_width.__wrapped__() == width

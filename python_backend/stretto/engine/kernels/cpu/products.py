@@ -65,8 +65,9 @@ def fused_add_rms_norm(
 
 MAX_PREPARED = 128  # number of batch sizes for which prepared products are cached; vLLM's default
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average
-# Largest width at which a single row is bit-identical to a row in a batch; minimum number of rows for larger widths.
+# Largest width at which oneDNN sums a single row as in a batch, with AVX2 or later; minimum number of rows otherwise.
 NARROW, MIN_WIDE_ROWS = 1024, 2
+NUM_PROBED = 8  # rows
 
 
 onednn_mm: Any = torch.ops._C.onednn_mm.default if ops._supports_onednn else None
@@ -77,6 +78,21 @@ def padded_size(num_rows: int) -> int:
     """Return the smallest padded batch size that is at least `num_rows`."""
     step = max(1, (1 << num_rows.bit_length()) // (2 * SIZES_PER_OCTAVE))
     return -(-num_rows // step) * step
+
+
+@cache
+def narrow_width() -> int:
+    """Return the largest width at which a single row is bit-identical to a row in a batch; 0 if there is none.
+
+    It is found by a product. With older instruction sets than AVX2, oneDNN sums a single row in another order at many
+    widths, which depend on the number of threads. `ONEDNN_MAX_CPU_ISA` selects such a set on any processor.
+    """
+    if not ops._supports_onednn:
+        return NARROW
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = (torch.randn(number, NARROW, generator=generator) for number in (64, NUM_PROBED))
+    multiply = _prepared_product(ops.create_onednn_mm(weight.t(), MAX_PREPARED))
+    return NARROW if torch.cat([multiply(row) for row in rows.split(1)]).equal(multiply(rows)) else 0
 
 
 class Product:
@@ -148,7 +164,7 @@ def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *we
     """Return `multiply(x, ...)` [M, N] for x [M, H], computed with `x` padded to one of a few batch sizes."""
     num_rows = x.shape[0]  # faster than `len(x)`; Python overhead dominates short steps
     size = padded_size(num_rows)
-    if num_rows == 1 and x.shape[-1] > NARROW and x.dim() == 2:
+    if num_rows == 1 and x.shape[-1] > narrow_width() and x.dim() == 2:
         size = MIN_WIDE_ROWS
     if size == num_rows:
         return multiply(x, *weight_and_bias)
