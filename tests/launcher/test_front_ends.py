@@ -220,7 +220,7 @@ def test_server_is_ready_while_its_gateway_is(launch: Launch, served: Path) -> N
     server.until(lambda: server.state == "unready")
     served.write_text("")
     server.until(lambda: server.state == "ready")
-    assert "[serve] all processes are running again\n" in server.said
+    server.until(lambda: "[serve] all processes are running again\n" in server.said)  # logged after the state
 
 
 @pytest.mark.usefixtures("served", "proxy_variables")
