@@ -33,6 +33,7 @@ ALLOWED = {
     "untrusted_files": {"errors"},
     "plugins": {"errors"},
     "streams": set(),
+    "marking": {"plugins"},
     "records": {"streams", "errors"},
     "sampling": {"errors"},
     "weights": {"untrusted_files", "errors"},
@@ -42,7 +43,9 @@ ALLOWED = {
     "families": {"codecs", "weights", "records", "streams", "plugins", "untrusted_files", "errors"},
     "sizing": {"families"},
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "worker_process", "errors"},
-    "decoder": {"aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "errors"},
+    "decoder": {
+        "aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "marking", "errors",
+    },
     "engine/rules": set(),
     "engine/kernels": {"engine/rules", "sampling", "errors"},
     "engine": {
@@ -57,7 +60,9 @@ ALLOWED = {
     "engine/models": {"engine/worker", "engine", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "heartbeat", "disconnects"},
-    "launcher": {"triton_io", "proxy", "heartbeat", "disconnects", "worker_process", "errors", "untrusted_files"},
+    "launcher": {
+        "triton_io", "proxy", "heartbeat", "disconnects", "plugins", "worker_process", "errors", "untrusted_files",
+    },
     "convert": {
         "launcher", "preprocessing", "decoder", "families", "codecs", "aligning", "weights", "config",
         "sizing", "gpus", "untrusted_files", "errors",

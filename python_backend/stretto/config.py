@@ -133,6 +133,7 @@ class DecoderConfig:
         aligner_device: Device on which the aligner runs.
         align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
         align_mb: Maximum size of the samples stored for word times, in MiB; further utterances get no times.
+        marker: Name of the marker of generated speech (`marking.marker`); empty for none.
     """
 
     codec: str = ""
@@ -155,6 +156,7 @@ class DecoderConfig:
     aligner_device: str = "cpu"
     align_s: float = 5.0
     align_mb: int = 256
+    marker: str = ""
 
     RUNTIMES = ("torch", "onnx")
     DTYPES = ("float32", "bfloat16", "float16")

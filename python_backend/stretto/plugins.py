@@ -1,4 +1,4 @@
-"""Model families and codecs that installed packages register as entry points.
+"""Model families, codecs and markers that installed packages register as entry points.
 
 `stretto families` lists the entry points with their packages.
 """
@@ -12,16 +12,16 @@ from typing import Any
 
 from stretto.errors import CheckpointError, CommandParser
 
-FAMILIES, CODECS = "stretto.families", "stretto.codecs"  # entry point groups
-OWN = "stretto"  # package of the built-in families and codecs, which other packages cannot replace
+FAMILIES, CODECS, MARKERS = "stretto.families", "stretto.codecs", "stretto.markers"  # entry point groups
+OWN = "stretto"  # package of the built-in entry points, which other packages cannot replace
 
 
 @dataclass(frozen=True)
 class Installed:
-    """Entry point of a model family or a codec.
+    """Entry point of a model family, a codec or a marker.
 
     Attributes:
-        name: Name of the family or codec.
+        name: Name of the family, codec or marker.
         distribution: Name of the package that registers it.
         version: Version of the package.
         entry_point: The entry point, which has not been loaded yet.
@@ -85,14 +85,20 @@ def names(group: str) -> str:
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line, whose only option is --help."""
-    return CommandParser(prog="stretto families", description="List model families and codecs.").parse_args(words)
+    return CommandParser(prog="stretto families", description="List model families, codecs and markers.").parse_args(
+        words
+    )
 
 
 def main(words: list[str] | None = None) -> int:
-    """Print one line per family and codec; return 1 if a family cannot be imported or a name is registered twice."""
+    """Print a line for each family, codec and marker.
+
+    Returns:
+        0, or 1 if a family cannot be imported or a name is registered twice.
+    """
     arguments(words)
     is_sound = True
-    for group, kind in ((FAMILIES, "family"), (CODECS, "codec")):
+    for group, kind in ((FAMILIES, "family"), (CODECS, "codec"), (MARKERS, "marker")):
         for each in installed(group):
             print(f"{kind:7} {each.name:20} {each.distribution} {each.version}")
             try:

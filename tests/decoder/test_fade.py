@@ -20,10 +20,16 @@ REPORT = Report("length", 3, 1, NUM_FRAMES, 1, 1.5, 0, 0.0, None, 1.0)
 
 
 def spoken(
-    codec: Codec, codes: np.ndarray, sizes: list[int], is_cut: bool, form: OutputForm, is_aligned: bool = False
+    codec: Codec,
+    codes: np.ndarray,
+    sizes: list[int],
+    is_cut: bool,
+    form: OutputForm,
+    is_aligned: bool = False,
+    marker: str = "",
 ) -> np.ndarray:
     """Return the samples of an utterance whose frames arrive in chunks of these sizes; a size may be 0."""
-    worker = DecoderWorker(codec, DecoderConfig(max_batch=4))
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=4, marker=marker))
     parts = np.split(codes, np.cumsum(sizes)[:-1], axis=1)
     chunks = [LMChunk(Chunk(index, Segment.AUDIO), part) for index, part in enumerate(parts)]
     last = LMChunk(Chunk(len(parts) - 1, Segment.TAIL, is_final=True, report=REPORT, is_cut=is_cut), parts[-1])

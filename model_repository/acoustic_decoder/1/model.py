@@ -36,7 +36,8 @@ class TritonPythonModel:
             "first_frames": str(family.first_chunk_frames),
             "steady_frames": str(family.steady_chunk_frames),
         }
-        config = DecoderConfig.from_parameters(found | parameters.strings)
+        given = {"marker": os.environ[stub.MARKER]} if stub.MARKER in os.environ else {}
+        config = DecoderConfig.from_parameters(found | parameters.strings | given)
         aligner = open_aligner(config, parameters.path("aligner")) if config.aligner else None
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config, aligner=aligner)
         self.worker.wait_until_warm()

@@ -284,6 +284,8 @@ def _report(pending: PendingChunk, session: Session) -> ReportEvent:
         "decode_s": session.decode_s,
         "first_sound_s": None if sound is None else sound / sample_rate,
     }
+    if session.marking is not None:
+        fields["marker"] = session.marking.name
     return cast(ReportEvent, fields)
 
 

@@ -24,6 +24,7 @@ from stretto.decoder.streaming import (
     read_reference,
 )
 from stretto.errors import InvalidRequest, Overloaded
+from stretto.marking.marker import Marker, MarkerStream
 from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Kept
 from stretto.records.sampling import OutputForm
 
@@ -153,6 +154,7 @@ class Session:
         dry_s: Time at which a client that started to play the first sample when it was sent will have played all
             samples; None until samples are sent.
         answers: Last answers of a session that can be resumed; None for other utterances.
+        marking: State of the marker; None if samples are not marked.
     """
 
     windower: Windower
@@ -170,12 +172,13 @@ class Session:
     has_ended: bool = False
     sound: bytes | None = None
     answers: Answers | None = None
+    marking: MarkerStream | None = None
 
     @property
     def num_bytes(self) -> int:
-        """Memory used by frames, codec state, collected codes and kept answers, in bytes."""
-        held = sum(each.num_bytes for each in (self.windower, self.filling, self.answers) if each is not None)
-        return held + self.state.nbytes
+        """Memory used by frames, codec state, collected codes, kept answers and the marker, in bytes."""
+        parts = (self.windower, self.filling, self.answers, self.marking)
+        return sum(each.num_bytes for each in parts if each is not None) + self.state.nbytes
 
     def store(self, pcm: np.ndarray | None) -> None:
         """Keep samples [n] that will be sent together with the samples of a later window.
@@ -209,12 +212,20 @@ class Session:
         if self.has_ended:
             return None
         self.has_ended = is_final
+        pcm = self._marked(pcm, is_final)
         if is_cut and pcm is not None:
             pcm = faded_out(pcm, self.renderer.codec_rate)
         samples = self.renderer.resample(pcm, is_final)
         if samples is not None:
             self._count_samples(samples)
         return self.renderer.encode(samples)
+
+    def _marked(self, pcm: np.ndarray | None, is_final: bool) -> np.ndarray | None:
+        """Return the marker's output for samples [n], or None if there is none yet."""
+        if self.marking is None or (pcm is None and not is_final):
+            return pcm
+        marked = self.marking.push(np.zeros(0, np.float32) if pcm is None else pcm, is_final)
+        return np.clip(marked, -1.0, 1.0) if len(marked) else None  # a marker may raise peaks
 
     def _count_samples(self, pcm: np.ndarray) -> None:
         """Count samples [n], and find the first sample of the utterance that is not silence."""
@@ -235,8 +246,9 @@ class Sessions:
         clock: Callable[[], float],
         max_reference_bytes: int = 0,
         max_aligned_bytes: int = 0,
+        marker: Marker | None = None,
     ) -> None:
-        self._codec = codec
+        self._codec, self._marker = codec, marker
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
         self._clock = clock
@@ -465,4 +477,7 @@ class Sessions:
         if len(self._open) >= self._limit:
             raise Overloaded(f"{self._limit} utterances are being decoded already")
         spec = self._codec.spec
-        return Session(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self._clock())
+        session = Session(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self._clock())
+        if self._marker is not None:
+            session.marking = self._marker.stream(spec.sample_rate, spec.samples_per_frame)
+        return session

@@ -20,6 +20,7 @@ from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, CheckpointError, Closing
 from stretto.families.plugin import plugin_at
+from stretto.marking.marker import open_marker
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
 
@@ -83,7 +84,8 @@ class DecoderWorker:
         self._queue = ChunkQueue()
         self._counts = Counts()
         limits = (config.max_utterances, config.idle_timeout_s)
-        self._sessions = Sessions(codec, *limits, clock, config.reference_mb << 20, config.align_mb << 20)
+        sizes = (config.reference_mb << 20, config.align_mb << 20)
+        self._sessions = Sessions(codec, *limits, clock, *sizes, open_marker(config.marker))
         self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions, aligner)
         self._warm = Future[None]()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stretto import plugins
 from stretto.errors import CommandParser
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, served_model
@@ -43,6 +44,7 @@ class LaunchConfig:
         drain_seconds: Time limit for streams in progress when stopping, in seconds.
         passed: Flags that are passed to tritonserver.
         gateway_args: Arguments for the gateway.
+        marker: Marker of generated speech; empty for the one that the model repository names.
     """
 
     model_repository: Path
@@ -62,6 +64,7 @@ class LaunchConfig:
     drain_seconds: float
     passed: tuple[str, ...]
     gateway_args: tuple[str, ...] = ()
+    marker: str = ""
 
     @property
     def ports(self) -> dict[str, int]:
@@ -122,6 +125,8 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--gateway-port", type=port_number, default=port + 3, help="default: STRETTO_PORT + 3, or 8003")
     about = "argument for stretto gateway, for example --gateway-arg=--strict; repeatable"
     flags.add_argument("--gateway-arg", action="append", default=[], metavar="ARG", help=about)
+    about = "mark generated speech with this marker, such as perth; default: the model repository's, usually none"
+    flags.add_argument("--marker", type=marker_name, metavar="NAME", help=about)
     flags.add_argument(
         "--pid-file",
         type=Path,
@@ -146,6 +151,13 @@ def add_time_limits(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--start-attempts", type=positive, default=10, help=about)
     about = f"maximum wait for active streams on SIGTERM; a gateway gets as much time before that{default}"
     flags.add_argument("--drain-seconds", type=non_negative_seconds, default=30, help=about)
+
+
+def marker_name(text: str) -> str:
+    """Check that a marker is installed."""
+    if plugins.find(plugins.MARKERS, text) is None:
+        raise argparse.ArgumentTypeError(f"expected one of {plugins.names(plugins.MARKERS)}, got {text!r}")
+    return text
 
 
 def port_number(text: str) -> int:
@@ -250,6 +262,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         drain_seconds=flags.drain_seconds,
         passed=tuple(passed),
         gateway_args=tuple(flags.gateway_arg),
+        marker=flags.marker or "",
     )
 
 

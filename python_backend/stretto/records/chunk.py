@@ -354,6 +354,7 @@ class ReportEvent(TypedDict):
         first_sound_s: Time of the utterance's first sample that is not silent, in seconds; None if all are silent.
         aligned: Present if word times were requested from the aligner; True if this event contains them.
         untimed_words: Words of the text without a time, in order.
+        marker: Name of the marker of the samples; absent if they are not marked.
     """
 
     finish_reason: NotRequired[str]
@@ -376,6 +377,7 @@ class ReportEvent(TypedDict):
     first_sound_s: float | None
     aligned: NotRequired[bool]
     untimed_words: NotRequired[list[str]]
+    marker: NotRequired[str]
 
 
 class Event(TypedDict):

@@ -1,0 +1,62 @@
+"""Interface of markers, and the function that loads an installed one."""
+
+from typing import Protocol, cast
+
+import numpy as np
+
+from stretto import plugins
+
+
+class MarkerStream(Protocol):
+    """State of a marker for one utterance.
+
+    Attributes:
+        name: Name of the marker.
+    """
+
+    name: str
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory used, in bytes."""
+        ...
+
+    def push(self, pcm: np.ndarray, is_final: bool) -> np.ndarray:
+        """Mark the next samples.
+
+        Args:
+            pcm: float32 samples [n] at the codec's sample rate.
+            is_final: True for the last call.
+
+        Returns:
+            float32 samples [m]. A marker that looks ahead holds samples back, and returns them after later calls; in
+            total, it returns as many as it gets.
+        """
+        ...
+
+
+class Marker(Protocol):
+    """Marker of generated speech."""
+
+    def stream(self, sample_rate: int, samples_per_frame: int) -> MarkerStream:
+        """Begin an utterance.
+
+        Args:
+            sample_rate: Sample rate of the codec in Hz.
+            samples_per_frame: Number of samples in a frame of the codec. Chunks usually consist of whole frames.
+        """
+        ...
+
+
+def open_marker(name: str) -> Marker | None:
+    """Return the installed marker called `name`, or None if `name` is empty.
+
+    Raises:
+        ValueError: No installed package registers the name.
+    """
+    if not name:
+        return None
+    found = plugins.find(plugins.MARKERS, name)
+    if found is None:
+        raise ValueError(f"marker: expected one of {plugins.names(plugins.MARKERS)}, got {name!r}")
+    return cast(Marker, found.load())
