@@ -4,6 +4,7 @@
 # - Three releases of NVIDIA's cuda-bindings accept our calls.
 # - The authors' code reproduces the test fixtures of its replies (code that is only on GitHub: if GitHub is reachable).
 #   The VALL-E fixture is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
+# - The published detector recognises speech that is marked with `--marker perth`.
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
 # - The image for CPUs builds, serves, speaks and stops (scripts/image.py; as root, with buildah, crun, debootstrap and
 #   iproute2). The one for GPUs builds, without Triton's server, if $UBUNTU_MIRROR is the address of a mirror.
@@ -87,6 +88,14 @@ check_codec_results() (
     clone https://github.com/THUDM/GLM-4-Voice eb00ce9142e8d98b0ed7c57cd47e0d6d5dce9a1a "$folder/glm4_voice"
     clone https://github.com/shivammehta25/Matcha-TTS 108906c603fad5055f2649b3fd71d2bbdf222eac "$folder/matcha"
     PYTHONPATH="$PYTHONPATH:$folder/glm4_voice:$folder/matcha" python -m tests.codecs.glm4_voice.authors --check
+)
+
+check_marks() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
+    uv pip install --quiet --target "$folder" --no-deps resemble-perth==1.0.1
+    PYTHONPATH="$folder" python -m pytest -m nightly tests/verification
 )
 
 check_chatterbox_voices() (
@@ -196,7 +205,7 @@ check_image() (
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_chatterbox_voices check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
+    check_chatterbox_voices check_marks check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
     check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_margins
     test_histories)

@@ -43,6 +43,7 @@ ALLOWED = {
     "families": {"codecs", "weights", "records", "streams", "plugins", "untrusted_files", "errors"},
     "sizing": {"families"},
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "worker_process", "errors"},
+    "verification": {"preprocessing", "weights", "errors"},
     "decoder": {
         "aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "marking", "errors",
     },
@@ -73,7 +74,7 @@ ALLOWED = {
     },
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
     "__init__": {"engine"},
-    "cli": {"convert", "launcher", "plugins", "releases"},
+    "cli": {"convert", "launcher", "plugins", "releases", "verification"},
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "families", "encoders", "codecs", "weights", "records", "streams", "untrusted_files", "errors",
@@ -100,7 +101,7 @@ LIBRARIES = {
     },
     "torch": {
         "cuda_graphs", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine", "decoder",
-        "triton_io", "convert", "testing", "aligning",
+        "triton_io", "convert", "testing", "aligning", "verification",
     },
 }  # fmt: skip
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.

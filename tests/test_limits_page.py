@@ -60,6 +60,7 @@ NOT_MET = {
         "stretto.engine.permits.MIN_FACTOR",
         "stretto_gateway.catalogue.MAX_FAILED",
         "stretto_gateway.command.MAX_ALIAS_CHARS",
+        "stretto_gateway.command.MAX_TAG_CHARS",
         "stretto_gateway.voice_command.MAX_KEY_FILE_BYTES",
         "stretto_gateway.realtime.conversation.MAX_CHAR_BYTES",
     },

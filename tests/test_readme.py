@@ -18,6 +18,7 @@ from stretto.convert import command as convert
 from stretto.convert.release import convertible
 from stretto.launcher import config
 from stretto.releases import inventory, pull, run, server_list, show
+from stretto.verification import command as verify
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
 from stretto_gateway import voice_command
@@ -74,6 +75,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "rm": inventory.remove_arguments,
     "ps": server_list.arguments,
     "show": show.arguments,
+    "verify": verify.arguments,
 }
 
 

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
-from stretto_gateway import chat, page, speech, speech_stream, transcription, voices
+from stretto_gateway import chat, page, speech, speech_stream, transcription, verification, voices
 from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, Model, Models, SpeechModels, described, shown
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
@@ -93,7 +93,7 @@ class KeyedApp(FastAPI):
 def all_routes() -> list[BaseRoute]:
     """Return the routes of every application; they do not depend on its settings."""
     every = APIRouter()
-    for part in (speech, speech_stream, transcription, chat, realtime, kyutai, voices, page):
+    for part in (speech, speech_stream, transcription, verification, chat, realtime, kyutai, voices, page):
         every.include_router(part.router, responses=ERRORS)
     every.include_router(router, responses=ERRORS)
     add_health(every)

@@ -3,7 +3,7 @@
 import base64
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -62,9 +62,9 @@ class AudioForm(Voiced):
         """Sample rate of the reply in Hz."""
         return default_rate(self.format)
 
-    def encoder(self) -> Encoder:
-        """Create an encoder for one reply."""
-        return make_encoder("pcm" if self.format == "pcm16" else self.format, self.rate)
+    def encoder(self, tags: Mapping[str, str]) -> Encoder:
+        """Create an encoder for one reply; `tags` are those of the file."""
+        return make_encoder("pcm" if self.format == "pcm16" else self.format, self.rate, tags)
 
 
 class ChatRequest(Body):
@@ -198,10 +198,12 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     events = reply(gateway, conversation.turns, conversation.files, options, speaks)
     head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
     if body.stream:
-        parts = stream_parts(events, head, body.audio.encoder() if speaks else None)
+        parts = stream_parts(events, head, body.audio.encoder(gateway.audio_tags) if speaks else None)
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
-        answer = JSONResponse(head | await unless_disconnected(request.receive, completion(events, body)))
+        answer = JSONResponse(
+            head | await unless_disconnected(request.receive, completion(events, body, gateway.audio_tags))
+        )
     answer.headers.update(ignored.headers)
     return answer
 
@@ -218,9 +220,11 @@ async def reply(
                 yield event
 
 
-async def completion(events: AsyncGenerator[SpeechEvent, None], body: ChatRequest) -> dict[str, Any]:
-    """Return the complete reply."""
-    encoder, audio = body.audio.encoder(), bytearray()
+async def completion(
+    events: AsyncGenerator[SpeechEvent, None], body: ChatRequest, tags: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the complete reply; `tags` are those of the audio file."""
+    encoder, audio = body.audio.encoder(tags), bytearray()
     text, report = "", dict[str, Any]()
     async with aclosing(events):
         async for event in events:

@@ -27,6 +27,7 @@ from stretto_gateway.app import is_ready, make_app
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
 from stretto_gateway.connection import settings as socket_settings
+from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
 
@@ -38,6 +39,7 @@ FILES_PER_CONNECTION = 2
 OTHER_FILES = 64
 MIN_CONNECTIONS = 8
 MAX_ALIAS_CHARS = 200
+MAX_TAG_CHARS = 500
 
 
 class Server(uvicorn.Server):
@@ -187,6 +189,8 @@ def arguments() -> Parser:
     add("--model-alias", type=model_alias, action="append", default=[], metavar="NAME=FAMILY", help=about)
     about = f"origin whose pages may use the API (CORS); repeatable; * for any; default: {ORIGINS}, comma-separated"
     add("--cors-origin", action="append", metavar="ORIGIN", help=about)
+    about = "tag of generated mp3, Opus and FLAC files; repeatable; default: that a model generated them; none: no tags"
+    add("--audio-tag", type=audio_tag, action="append", metavar="NAME=VALUE", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="private key of the certificate; default: in the certificate file")
     half = "at most half for one client; default: %(default)s"
@@ -226,6 +230,19 @@ def model_alias(text: str) -> tuple[str, str]:
     return name, family
 
 
+def audio_tag(text: str) -> tuple[str, str] | None:
+    """Split `NAME=VALUE` into its two parts, or return None for `none`, for argparse."""
+    if text == "none":
+        return None
+    name, _, value = text.partition("=")
+    is_name = name.isascii() and name.isprintable()  # as in Vorbis comments
+    if not (is_name and name and value.isprintable() and 0 < len(value) <= MAX_TAG_CHARS >= len(name)):
+        raise argparse.ArgumentTypeError(
+            f"expected NAME=VALUE of 1 to {MAX_TAG_CHARS} characters each, NAME in ASCII, or none, got {text!r}"
+        )
+    return name, value
+
+
 def read_config(args: argparse.Namespace) -> GatewayConfig:
     """Return the settings from the command line; raise ValueError or OSError if they are invalid."""
     server = args.server or f"localhost:{port_in_row(1)}"
@@ -244,7 +261,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
     keys, aliases = read_keys(args.keys), dict(args.model_alias)
     origins = tuple(map(origin_of, args.cors_origin or filter(None, os.environ.get(ORIGINS, "").split(","))))
-    return GatewayConfig(server, args.address, port, keys, limits, args.voices, args.strict, aliases, origins)
+    tags = SYNTHETIC if args.audio_tag is None else dict(filter(None, args.audio_tag))
+    return GatewayConfig(server, args.address, port, keys, limits, args.voices, args.strict, aliases, origins, tags)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stretto_gateway.encoding import SYNTHETIC
+
 MIB = 1 << 20
 
 
@@ -21,6 +23,7 @@ class Limits:
         max_active: Maximum number of concurrent utterances, half of which a single caller may use.
         max_waiting: Maximum number of requests that wait for a slot, half of which a single caller may use, and also
             of requests that wait for a full server. Further requests get status 429.
+        max_verifying: Maximum number of files that wait to be verified, half of which a single caller may use.
         full_s: Maximum time for which a request waits for a full server.
         later_full_s: The same for a later clause of a long text.
         max_voices: Maximum number of stored voices per key.
@@ -47,6 +50,7 @@ class Limits:
     max_batch_bytes: int = 64 * MIB
     max_active: int = 256
     max_waiting: int = 512
+    max_verifying: int = 16
     full_s: float = 30.0
     later_full_s: float = 60.0
     max_voices: int = 100
@@ -79,6 +83,7 @@ class GatewayConfig:
         strict: True to reject request fields that have no effect, instead of ignoring them.
         model_aliases: Additional model names, each mapped to the family to which it refers.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
+        audio_tags: Tags of generated mp3, Opus and FLAC files.
     """
 
     server: str
@@ -90,3 +95,4 @@ class GatewayConfig:
     strict: bool = False
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     cors_origins: tuple[str, ...] = ()
+    audio_tags: Mapping[str, str] = field(default_factory=lambda: SYNTHETIC)

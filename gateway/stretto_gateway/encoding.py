@@ -1,8 +1,9 @@
 """Streaming encoders for OpenAI's audio formats."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from fractions import Fraction
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import av
@@ -96,9 +97,14 @@ class Pipe:
         return data
 
 
+# Says in a file that a model generated its audio: IPTC's digital source type, for which no container has a tag of its
+# own. FFmpeg writes the tags as ID3 frames (TXXX) or Vorbis comments.
+SYNTHETIC = {"DIGITALSOURCETYPE": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"}
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
+TAGGED = ("mp3", "opus", "flac")  # a tag in a WAV file would move its samples, and ADTS has none
 # Container, codec, bits per second, and options that keep the muxer from buffering audio or seeking.
 CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
-    "mp3": ("mp3", "libmp3lame", 64_000, {"write_xing": "0", "id3v2_version": "0"}),
+    "mp3": ("mp3", "libmp3lame", 64_000, {"write_xing": "0", "id3v2_version": "3"}),
     "opus": ("ogg", "libopus", 32_000, {"page_duration": "20000"}),
     "aac": ("adts", "aac", 64_000, {}),
     "flac": ("flac", "flac", None, {}),
@@ -108,13 +114,15 @@ CODECS: dict[str, tuple[str, str, int | None, dict[str, str]]] = {
 class FfmpegEncoder:
     """Encoder that uses FFmpeg, for the formats in CODECS."""
 
-    def __init__(self, name: str, sample_rate: int):
+    def __init__(self, name: str, sample_rate: int, tags: Mapping[str, str]):
         container, codec, bit_rate, options = CODECS[name]
         self._rate, self._num_samples = sample_rate, 0
         self._pipe = Pipe()
         self._container = av.open(self._pipe, "w", format=container, options=options | {"flush_packets": "1"})
         rate = {} if bit_rate is None else {"b": str(bit_rate)}
         self._stream: Any = self._container.add_stream(codec, rate=sample_rate, options=rate, layout="mono")
+        if name in TAGGED:
+            (self._stream if container == "ogg" else self._container).metadata.update(tags)
 
     @property
     def is_new(self) -> bool:
@@ -134,15 +142,21 @@ class FfmpegEncoder:
         return self._pipe.pop()
 
 
-def make_encoder(name: str, sample_rate: int) -> Encoder:
-    """Create an encoder of mono samples at `sample_rate` Hz for a format in MEDIA_TYPES."""
+def make_encoder(name: str, sample_rate: int, tags: Mapping[str, str] = NO_TAGS) -> Encoder:
+    """Create a streaming encoder of mono samples.
+
+    Args:
+        name: A format in MEDIA_TYPES.
+        sample_rate: Sample rate in Hz.
+        tags: Tags of the file, for the formats in TAGGED.
+    """
     plain: dict[str, Callable[[], Encoder]] = {
         "pcm": PcmEncoder,
         "wav": lambda: WavEncoder(sample_rate),
         "mulaw": lambda: G711Encoder("mulaw"),
         "alaw": lambda: G711Encoder("alaw"),
     }
-    return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate)
+    return plain[name]() if name in plain else FfmpegEncoder(name, sample_rate, tags)
 
 
 def default_rate(name: str) -> int:

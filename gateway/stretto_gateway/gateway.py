@@ -23,13 +23,14 @@ class Gateway:
     """
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
-        self.limits, self.strict = config.limits, config.strict
+        self.limits, self.strict, self.audio_tags = config.limits, config.strict, config.audio_tags
         self.client = client or SpeechClient(config.server, Timeouts(), caller=CALLER.get)
         self.queue = ServerQueue(config.limits)
         self.client.tries = self.queue.later_tries
         self.catalogue = Catalogue(self.client, config.model_aliases)
         self.metrics = Metrics(lambda: self.catalogue.family, open_spans())
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)
+        self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = Sessions(config.limits)
         self.windows = WindowQueue()
         self.secrets = ClientSecrets()

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -143,7 +143,7 @@ async def audio_parts(
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken, at the end.
     """
-    encoder = item_encoder(item)
+    encoder = item_encoder(item, gateway.audio_tags)
     async with spoken(gateway, text, options, item.voice_field) as events:
         async for event in events:
             async for part in encoded_parts(encoder, event.pcm):
@@ -159,7 +159,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
     With `timestamps`, a word is sent before the audio in which it begins or, if words are aligned, after its clause.
     The last event lists the words without a time.
     """
-    encoder, speed = item_encoder(item), item.speed or 1.0
+    encoder, speed = item_encoder(item, gateway.audio_tags), item.speed or 1.0
     report: dict[str, Any] = {}
     async with spoken(gateway, item.input, options, item.voice_field) as events:
         async for event in events:
@@ -187,9 +187,9 @@ def timed_word(word: Word, speed: float = 1.0) -> dict[str, Any]:
     return {"word": word.word, "start": word.start_s / speed} | end | place
 
 
-def item_encoder(item: SpeechFields) -> Encoder:
-    """Create the encoder for the requested format, sample rate and speed."""
-    encoder = make_encoder(item.response_format, item.rate)
+def item_encoder(item: SpeechFields, tags: Mapping[str, str]) -> Encoder:
+    """Create the encoder for the requested format, sample rate and speed; `tags` are those of the file."""
+    encoder = make_encoder(item.response_format, item.rate, tags)
     if item.speed in (None, 1.0):
         return encoder
     return StretchedEncoder(TimeStretch(item.speed, item.rate), encoder)

@@ -30,7 +30,8 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   show [NAME | ./FOLDER]    published releases: names, licences, and the commands that install them; --json
   convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
   make-repository           create a model repository for a checkpoint
-  families                  list the installed model families and codecs
+  families                  list the installed model families, codecs and markers
+  verify FILE               look for marks of synthetic speech in audio files; --json
 
 speak, transcribe, talk and chat use the server at --server HOST:PORT, or by default the server of this machine, which
 they start in the background if it is not running. STRETTO_PORT (default 8000) is its HTTP port; the next three ports
@@ -203,8 +204,15 @@ def make_repository(words: list[str]) -> int:
 
 
 def families(words: list[str]) -> int:
-    """List the installed model families and codecs."""
+    """List the installed model families, codecs and markers."""
     from stretto.plugins import main
+
+    return main(words)
+
+
+def verify(words: list[str]) -> int:
+    """Look for marks of synthetic speech in audio files."""
+    from stretto.verification.command import main
 
     return main(words)
 
@@ -226,6 +234,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "convert": convert,
     "make-repository": make_repository,
     "families": families,
+    "verify": verify,
 }
 EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat"), "client") | {
     "gateway": "gateway",

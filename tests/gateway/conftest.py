@@ -16,6 +16,7 @@ from uvicorn import server as uvicorn_server
 from stretto_gateway import connection
 from stretto_gateway.command import Server, make_server
 from stretto_gateway.config import GatewayConfig, Limits
+from stretto_gateway.encoding import SYNTHETIC
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
 from tests.patience import PATIENCE_S, until_async
 
@@ -87,6 +88,7 @@ async def start() -> AsyncIterator[Start]:
         strict: bool = False,
         model_aliases: dict[str, str] | None = None,
         origins: tuple[str, ...] = (),
+        audio_tags: dict[str, str] = SYNTHETIC,
     ) -> Running:
         behind = FakeServer(script if callable(script) else lambda _: script)
         if profile is not None:
@@ -95,7 +97,7 @@ async def start() -> AsyncIterator[Start]:
         listener = socket.create_server(("127.0.0.1", 0))
         limits = limits or Limits(drain_s=1)
         more: dict[str, Any] = {"strict": strict, "model_aliases": model_aliases or {}}
-        more["cors_origins"] = origins
+        more |= {"cors_origins": origins, "audio_tags": audio_tags}
         config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more)
         gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from stretto_gateway.config import Limits
-from stretto_gateway.encoding import make_encoder
+from stretto_gateway.encoding import SYNTHETIC, make_encoder
 from tests.client.fake_server import PROFILE, Chunk
 from tests.gateway.conftest import Start
 
@@ -83,7 +83,7 @@ async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -
     assert deltas[0]["role"] == "assistant"
     assert "".join(sound.get("transcript", "") for sound in sounds) == "fine"
     data = b"".join(base64.b64decode(sound.get("data", "")) for sound in sounds)
-    encoder = make_encoder("pcm" if name == "pcm16" else name, 24_000)
+    encoder = make_encoder("pcm" if name == "pcm16" else name, 24_000, SYNTHETIC)
     whole = np.full(960, 8192, np.int16)
     assert data == encoder.encode(whole) + encoder.close()
     assert chunks[-1].choices[0].finish_reason == "stop"

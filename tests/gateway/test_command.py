@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -26,6 +27,7 @@ from stretto_gateway.command import (
     with_fewer_connections,
 )
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.encoding import SYNTHETIC
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.patience import PATIENCE_S
@@ -83,9 +85,23 @@ def test_gateway_strict_and_model_alias_flags() -> None:
     assert (config.strict, config.model_aliases) == (True, {"my/voice": "tiny", "a=b": "csm"})
 
 
+def test_audio_tags_replace_the_default() -> None:
+    def found(*words: str) -> Any:
+        return read_config(arguments().parse_args([*words, "--port", "0"])).audio_tags
+
+    assert found() == SYNTHETIC
+    assert found("--audio-tag", "none") == {}
+    assert found("--audio-tag", "A=b=c", "--audio-tag=DATE=2026") == {"A": "b=c", "DATE": "2026"}
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["--audio-tag", "A"], "--audio-tag: expected NAME=VALUE of 1 to 500 characters each"),
+        (["--audio-tag", "A="], "--audio-tag: expected NAME=VALUE"),
+        (["--audio-tag", "ß=b"], "--audio-tag: expected NAME=VALUE"),
+        (["--audio-tag", "A=" + "b" * 501], "--audio-tag: expected NAME=VALUE"),
+        (["--audio-tag", "A=b\nc"], "--audio-tag: expected NAME=VALUE"),
         (["--model-alias", "tiny"], "--model-alias: expected NAME=FAMILY"),
         (["--model-alias", "=tiny"], "--model-alias: expected NAME=FAMILY"),
         (["--model-alias", "a="], "--model-alias: expected NAME=FAMILY"),

@@ -49,6 +49,7 @@ GOOD = [
         for path in ("transcriptions", "translations")
     ),
     ("post", "/v1/audio/transcriptions", {"files": {"file": FILE}, "data": {"stream": "true"}}),
+    ("post", "/v1/audio/verify", {"files": {"file": FILE}}),
     *(("post", "/v1/chat/completions", {"json": body}) for body in (CHAT, SPOKEN_CHAT, CHAT | {"stream": True})),
     ("post", "/v1/realtime/client_secrets", {"json": {"session": {"type": "realtime"}}}),
     ("get", "/v1/models", {}),

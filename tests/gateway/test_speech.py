@@ -20,7 +20,7 @@ import pytest
 from stretto_client import RequestRefused, TimedOut
 from stretto_gateway.answers import from_client_error
 from stretto_gateway.config import Limits
-from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, default_rate, make_encoder, wav_header
+from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, SYNTHETIC, TAGGED, default_rate, make_encoder, wav_header
 from stretto_gateway.speech import encoded_parts
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
@@ -62,6 +62,30 @@ async def test_first_chunk_is_decodable_before_the_second_in_every_format(start:
         "voice": "slt",
         "output": {"encoding": "pcm_s16le", "sample_rate": default_rate(name)},
     }
+
+
+def tags(data: bytes, name: str) -> dict[str, str]:
+    """Return the tags of a file, from its container or its only stream."""
+    with av.open(io.BytesIO(data), format={"opus": "ogg"}.get(name, name)) as container:
+        return container.metadata | container.streams[0].metadata
+
+
+@pytest.mark.parametrize("name", TAGGED)
+async def test_first_part_of_a_file_says_that_a_model_generated_it(start: Start, name: str) -> None:
+    heard = asyncio.Event()
+    running = await start([SPOKEN[0], Until(heard), *SPOKEN[1:]])
+    async with running.openai().audio.speech.with_streaming_response.create(response_format=name, **REQUEST) as answer:
+        parts = answer.iter_bytes()
+        data = await anext(parts) + await anext(parts) if name == "mp3" else await anext(parts)
+        assert SYNTHETIC.items() <= tags(data, name).items()
+        heard.set()
+
+
+@pytest.mark.parametrize("given", [{}, {"AIGC": '{"Label": "1"}'}])
+async def test_operator_chooses_the_tags_of_files(start: Start, given: dict[str, str]) -> None:
+    running = await start(audio_tags=given)
+    found = tags((await running.openai().audio.speech.create(response_format="mp3", **REQUEST)).content, "mp3")
+    assert {key: value for key, value in found.items() if key != "encoder"} == given
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -98,7 +98,7 @@ class ChatSession(ListeningSession):
             self._gateway.sessions.held.add(len(own.audio))
             self._num_voice_bytes = len(own.audio)
         options = query.arguments(profile, own)
-        self._encoder, limits = make_encoder("opus", DEFAULT_RATE), self._gateway.limits
+        self._encoder, limits = make_encoder("opus", DEFAULT_RATE, self._gateway.audio_tags), self._gateway.limits
         options |= {"total_s": limits.session_s, "resume_s": limits.resume_s}
         start = partial(self._gateway.client.talk, self._audio.pieces(), DEFAULT_RATE, **options)
         self._task = self._tasks.create_task(self._follow(SpeechTrace(self._gateway.metrics, DUPLEX), start))
@@ -258,7 +258,8 @@ class SpeakSession(KyutaiSession):
         find_task(profile, ("tts",), "text to speech")
         own = await self._voices.own(profile, query.voice)
         self._fields = query.fields(profile, self._gateway.strict, own)
-        self._encoder = make_encoder("opus", DEFAULT_RATE) if query.format.startswith("Ogg") else None
+        is_opus, tags = query.format.startswith("Ogg"), self._gateway.audio_tags
+        self._encoder = make_encoder("opus", DEFAULT_RATE, tags) if is_opus else None
         self._is_packed = query.format.endswith("MessagePack")
         self._is_aligned = wants_alignment(profile)
         self._has_times = profile.times_words or self._is_aligned

@@ -1,0 +1,79 @@
+"""`POST /v1/audio/verify`: tags and marks of synthetic speech in a file, found by `stretto verify` in a process."""
+
+import asyncio
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
+
+from stretto_gateway.admission import unless_disconnected
+from stretto_gateway.answers import ApiError, described
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.speech_request import WITH_FILE, Body, File, Ignored
+
+router = APIRouter()
+COMMAND = ("nice", "-n", "19", sys.executable, "-P", "-m", "stretto", "verify", "--json", "-")
+BEFORE = "stretto verify: -: file: "  # the file's error message
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # beside the server, which needs the other cores
+UNREADABLE = 2  # exit code
+
+
+class Metadata(TypedDict):
+    """Metadata of a file."""
+
+    digital_source_type: str | None
+
+
+class Verified(TypedDict):
+    """Findings of `stretto verify`."""
+
+    metadata: Metadata
+    mark: dict[str, Any]
+
+
+class VerifyForm(Body):
+    """Form of a request."""
+
+    file: File
+
+
+@router.post("/v1/audio/verify", response_class=Response, responses=described("The findings", model=Verified))
+async def verify_audio(form: Annotated[VerifyForm, WITH_FILE], request: Request) -> Response:
+    """Look for marks of synthetic speech in a file of a format of transcriptions."""
+    gateway: Gateway = request.app.state.gateway
+    ignored = Ignored(form, gateway.strict)
+    record = await unless_disconnected(request.receive, verified(gateway, await form.file.read()))
+    return JSONResponse(record, headers=ignored.headers)
+
+
+async def verified(gateway: Gateway, data: bytes) -> Verified:
+    """Return the findings about a file. One file is verified at a time; the process ends with the request.
+
+    Raises:
+        ApiError: 400 if the file cannot be read, 429 if many others are waiting, 500 if the process failed.
+    """
+    async with gateway.verifying.slot():
+        process = await asyncio.create_subprocess_exec(
+            *COMMAND,
+            env=os.environ | ONE_THREAD,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            out, errors = await process.communicate(data)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    if process.returncode == UNREADABLE:
+        raise ApiError(400, f"file: {errors.decode().rpartition(BEFORE)[2].strip()}", "file")
+    if process.returncode:
+        raise ApiError(500, "the program that verifies files failed")
+    found: Verified = json.loads(out)
+    return {"metadata": found["metadata"], "mark": found["mark"]}

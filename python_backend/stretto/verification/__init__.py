@@ -1,0 +1,1 @@
+"""Command `stretto verify`: looks for marks of synthetic speech in audio files."""
