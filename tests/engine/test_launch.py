@@ -4,6 +4,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from vllm.model_executor.models import registry
 
 from stretto.config import EngineConfig
 from stretto.engine import host
@@ -34,6 +35,15 @@ def test_unsupported_engine_arguments_are_refused_before_startup(folder: Path, n
 def test_supported_engine_arguments_are_accepted(folder: Path, name: str, value: object) -> None:
     built = vllm_config(EngineConfig(folder, {**DEFAULTS, name: value}))
     assert getattr(built.parallel_config, name) == value
+
+
+def test_model_class_is_inspected_without_another_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's process would import everything again, which takes 8 s at the first start of a model."""
+    name = vllm_config(EngineConfig(folder, dict(DEFAULTS))).model_config.architecture
+    model = registry.ModelRegistry.models[name]
+    monkeypatch.setattr(registry, "_SUBPROCESS_COMMAND", ["false"])
+    monkeypatch.setattr(type(model), "_load_modelinfo_from_cache", lambda self, digest: None)
+    assert model.inspect_model_cls().is_text_generation_model
 
 
 def test_weights_are_loaded_without_a_progress_bar(folder: Path) -> None:

@@ -1,7 +1,10 @@
 """Entry point of the vLLM plugin (`vllm.general_plugins`): vLLM calls `register` in each of its processes."""
 
 import gc
+from collections.abc import Callable
+from typing import TypeVar
 
+T = TypeVar("T")
 ARCHITECTURES = {
     "StrettoQwen2ForCausalLM": "stretto.engine.models.backbones:StrettoQwen2ForCausalLM",
     "StrettoQwen3ForCausalLM": "stretto.engine.models.backbones:StrettoQwen3ForCausalLM",
@@ -14,6 +17,7 @@ ARCHITECTURES = {
 def register() -> None:
     """Register the model classes with vLLM and, on a CPU, replace vLLM's Triton kernels with CPU kernels."""
     from vllm import ModelRegistry
+    from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
 
     from stretto.families.plugin import plugins
@@ -29,3 +33,13 @@ def register() -> None:
         from stretto.engine.kernels.cpu import install
 
         install()
+        registry._run_in_subprocess = _run_here
+
+
+def _run_here(fn: Callable[[], T]) -> T:
+    """Call a function that inspects a model class, in this process.
+
+    vLLM uses another process, so that none initialises CUDA by importing a class. That process imports vLLM again,
+    which takes 8 s of processor time for each class that vLLM's cache of such results does not contain.
+    """
+    return fn()
