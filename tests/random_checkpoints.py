@@ -24,17 +24,17 @@ def write_checkpoint(folder: Path, family: Family, name: str, **shape: Any) -> P
     return folder
 
 
-def write_modules(folder: Path, family: Family, name: str, layers: int = 2, seed: int = 0) -> Path:
+def write_modules(folder: Path, family: Family, name: str, layers: int = 2, seed: int = 0, hidden: int = 128) -> Path:
     """Write a Qwen2 of `layers` layers and the MTP modules of `family`, under the published names."""
     assert family.bursts is not None
     modules = family.bursts.num_modules
     config = {
-        "hidden_size": 128,
-        "intermediate_size": 192,
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden // 2,
         "num_hidden_layers": layers + modules,
         "num_nextn_predict_layers": modules,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": hidden // 32,  # vLLM's CPU attention does not support smaller heads
+        "num_key_value_heads": hidden // 64,
         "vocab_size": family.layout.vocab_size,
         "max_position_embeddings": family.max_model_len,
         "rms_norm_eps": 1e-6,

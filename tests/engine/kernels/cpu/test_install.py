@@ -13,6 +13,7 @@ from vllm.triton_utils import dispatcher
 
 from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.kernels.cpu import products
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 
@@ -24,7 +25,7 @@ PROMPTS = [[7, 3, 9], list(range(20, 90)), [5], list(range(100, 118))]
 NUM_TOKENS = 6
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["qwen3", *by_night("llama")])
 def reference(request, tmp_path_factory) -> tuple[Path, PreTrainedModel]:
     torch.manual_seed(1)
     config, model = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen3": (Qwen3Config, Qwen3ForCausalLM)}[request.param]

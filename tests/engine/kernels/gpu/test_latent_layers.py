@@ -98,17 +98,15 @@ def test_layers_outside_torch_compile_are_fused(
         engine.shutdown()
 
 
-@pytest.mark.parametrize("is_invariant", [True, False])
-def test_batch_invariant_models_use_products_for_few_rows(
-    is_invariant: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_invariant_models_use_products_for_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(RELEASES["pocket_tts"](tmp_path), max_num_seqs=4, max_model_len=96)
     replaced = list[Any]()
     monkeypatch.setattr(latents, "use_row_invariant_products", replaced.append)
     try:
         with on_a_gpu(engine, monkeypatch) as state:
-            monkeypatch.setattr(latents, "envs", SimpleNamespace(VLLM_BATCH_INVARIANT=is_invariant))
-            state.model.latent_readout(state.rules)
-            assert replaced == [state.model] * is_invariant
+            for is_invariant in (False, True):
+                monkeypatch.setattr(latents, "envs", SimpleNamespace(VLLM_BATCH_INVARIANT=is_invariant))
+                state.model.latent_readout(state.rules)
+                assert replaced == [state.model] * is_invariant
     finally:
         engine.shutdown()
