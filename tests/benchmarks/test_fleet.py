@@ -8,6 +8,7 @@ import yaml
 from benchmarks.sizing import (
     BACKBONES,
     BUSY,
+    CODEC_OF,
     COUNTED,
     GATEWAY_STREAMS,
     GPUS,
@@ -21,29 +22,39 @@ from benchmarks.sizing import (
     streams_in_memory,
     streams_of,
 )
-from stretto.sizing import MOST_STREAMS, streams_in_time, streams_of_codec
+from stretto.sizing import MOST_STREAMS, Backbone, streams_in_time, streams_of_codec
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS as FORMATS
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.xdist_group("sizing")  # with test_sizing.py, for the cache of `needs_of`
 ROOT = Path(__file__).parents[2]
 H100 = next(gpu for gpu in GPUS if "H100" in gpu.name)
 
 
+def test_only_one_model_generates_no_audio() -> None:
+    assert len(COUNTED) == len(BACKBONES) - 1
+
+
+# A codec of published size takes several seconds to make. All tests of all of them run by night.
+MADE_QUICKLY = [each for each in COUNTED if CODEC_OF[each.name.split()[0]] in ("espnet_dac", "mimi")]
+
+
 @pytest.mark.slow
-def test_streams_per_gpu_shared_with_decoder_stay_within_limits() -> None:
-    assert len(COUNTED) == len(BACKBONES) - 1, "one model generates no audio"
-    for backbone in COUNTED:
-        for gpu in GPUS:
-            streams = streams_of(backbone, gpu)
-            codec, memory = codec_of(backbone), streams_in_memory(backbone, gpu)
-            assert codec is not None
-            decoded = streams_of_codec(codec, gpu, codec.steady_frames)
-            assert 0 <= streams <= max(0, min(memory, streams_in_time(backbone, gpu), decoded))
-            if 0 < streams < min(memory, MOST_STREAMS):
-                assert (
-                    share_of_time(backbone, gpu, streams) <= SHARE_OF_TIME < share_of_time(backbone, gpu, streams + 1)
-                )
+@pytest.mark.parametrize(
+    "backbone",
+    [*MADE_QUICKLY, *by_night(*(each for each in COUNTED if each not in MADE_QUICKLY))],
+    ids=lambda backbone: backbone.name,
+)
+def test_streams_per_gpu_shared_with_decoder_stay_within_limits(backbone: Backbone) -> None:
+    for gpu in GPUS:
+        streams = streams_of(backbone, gpu)
+        codec, memory = codec_of(backbone), streams_in_memory(backbone, gpu)
+        assert codec is not None
+        decoded = streams_of_codec(codec, gpu, codec.steady_frames)
+        assert 0 <= streams <= max(0, min(memory, streams_in_time(backbone, gpu), decoded))
+        if 0 < streams < min(memory, MOST_STREAMS):
+            assert share_of_time(backbone, gpu, streams) <= SHARE_OF_TIME < share_of_time(backbone, gpu, streams + 1)
 
 
 def test_speech_hour_cost_is_shared_by_busy_streams() -> None:
@@ -60,14 +71,14 @@ def test_fleet_limits_and_bit_rates_match_the_gateway() -> None:
     assert {name: rate for names, rate in OUTSIDE_KBIT.items() for name in names.split(", ") if name in rates} == rates
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kubernetes_scaling_threshold_matches_the_calculation() -> None:
     triggers = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
     (streams,) = [trigger for trigger in triggers if trigger["name"] == "streams"]
     assert float(streams["metadata"]["threshold"]) == BUSY * streams_of(COUNTED[0], H100)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_document_contains_the_generated_tables() -> None:
     text = (ROOT / "docs/scale.md").read_text()
     for table in fleet_tables(Prices()).split("\n\n"):

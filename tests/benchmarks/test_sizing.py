@@ -164,7 +164,7 @@ def test_codecs_are_counted_in_the_chunks_of_their_decoders() -> None:
             assert tuple(cost.gflop) == CHUNKS[cost.name][::-1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # it makes all codecs
 def test_document_contains_the_generated_tables() -> None:
     text = DOCUMENT.read_text()
     for table in tables().split("\n\n"):

@@ -17,7 +17,7 @@ from stretto.records.prompt import InputAudio, Prompt
 from stretto.weights.loading import open_tensors
 from tests.chatterbox_release import RECORD, RELEASES, REPLIES, known_at, open_release, prompt_of, rows_of, write
 from tests.engine.harness import Engine
-from tests.tiers import ASYNC_BY_DAY
+from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine
 # Prompts in chunks, memory for little more than one of six CFG pairs, which are preempted together, or two of six
@@ -62,7 +62,7 @@ class Converted:
         return next(tensors[name] for name in names if name in tensors).float().numpy()
 
 
-@pytest.fixture(scope="module", params=RELEASES)
+@pytest.fixture(scope="module", params=["english", "turbo", *by_night("multilingual", "nano")])
 def converted(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Converted:
     return Converted(request.param, RELEASES[request.param](tmp_path_factory.mktemp(request.param)))
 

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -18,7 +19,7 @@ COMMON = settings(
 )
 # On every run the same histories, so that a failure is the change's, and few beside those made for what must be seen;
 # by night different ones each time, and enough to cover every case.
-settings.register_profile("histories", COMMON, max_examples=6, derandomize=True, database=None)
+settings.register_profile("histories", COMMON, max_examples=4, derandomize=True, database=None)
 settings.register_profile("nightly", COMMON, max_examples=700, phases=[Phase.explicit, Phase.generate, Phase.shrink])
 PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
 SHARE = {"tracked_csm": 0.5, "forced_bursts": 0.5, "modules": 0.34}  # of the histories: these take longest
@@ -94,15 +95,22 @@ FOUND = {
 }
 
 
-# By day pairs on eight streams, and latents; by night what has fewer streams, depth, bursts or modules.
+# By day pairs on eight streams, and random histories of latents; by night what has fewer streams, depth, bursts or
+# modules, and the histories below of latents, because most of those are about pairs.
 NAMES = dict(zip(FAMILIES, ["eight_streams", "tiny", "bursts", "csm", "modules", "latents"], strict=True))
 NIGHTLY = {"tiny", "bursts", "csm", "modules"}
-STAGES = [
-    pytest.param(key, id=name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for key, name in NAMES.items()
-]
 
 
-@pytest.fixture(scope="module", params=STAGES)
+def stages(nightly: set[str]) -> list[Any]:
+    """Return the families as parameters; those of this name run by night."""
+    marks = {name: [pytest.mark.nightly] if name in nightly else [] for name in NAMES.values()}
+    return [pytest.param(key, id=name, marks=marks[name]) for key, name in NAMES.items()]
+
+
+WITH_PAIRS = pytest.mark.parametrize("stage", stages(NIGHTLY | {"latents"}), indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", params=stages(NIGHTLY))
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     running = Stage(tmp_path_factory.mktemp("checkpoint"), request.param)
     yield running
@@ -134,6 +142,7 @@ def test_random_history_replies_match_the_reference(stage: Stage, is_async: bool
     assert seen["near ties"] <= 0.04 * seen["replies"], seen
 
 
+@WITH_PAIRS
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("made", list(MADE))
 def test_scripted_history_replies_match_the_reference(stage: Stage, made: str, is_async: bool) -> None:
@@ -146,6 +155,7 @@ def test_scripted_history_replies_match_the_reference(stage: Stage, made: str, i
     assert seen["near ties"] == 0, "choose another prompt: this one's reply is not compared"
 
 
+@WITH_PAIRS
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("found", list(FOUND))
 def test_regressions_found_by_random_histories_stay_fixed(stage: Stage, found: str, is_async: bool) -> None:

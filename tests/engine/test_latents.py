@@ -96,7 +96,9 @@ def test_latent_replies_end_after_a_detected_end(alone: dict[str, Answer]) -> No
     assert len(ends) > 2
 
 
-@pytest.mark.parametrize("options", [{}, {"enable_prefix_caching": False}, {"async_scheduling": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"async_scheduling": True}, *by_night({}, {"enable_prefix_caching": False})], ids=str
+)
 def test_latent_replies_are_bit_identical_in_any_batch(
     folder: Path, alone: dict[str, Answer], options: dict[str, Any]
 ) -> None:

@@ -20,10 +20,10 @@ from stretto_gateway.speech import BatchRequest
 from stretto_gateway.speech_request import Body, SpeechRequest
 from tests.client.fake_server import PROFILE, FakeServer, Request, Step
 from tests.gateway.conftest import SPOKEN
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 PATHS = ("/v1/audio/speech", "/v1/audio/speech/batch", "/v1/chat/completions")
-EXAMPLES = 400  # a path
 AS_JSON = {"content-type": "application/json"}
 REFUSED = {400, 404, 405, 408, 413, 429}
 SCALARS = (
@@ -109,14 +109,17 @@ def check(answer: httpx.Response) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_request_body_causes_an_internal_error(door: Door, path: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("examples", [100, *by_night(400)])
+def test_no_request_body_causes_an_internal_error(
+    door: Door, path: str, examples: int, caplog: pytest.LogCaptureFixture
+) -> None:
     schema = door.app.openapi()
     body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
 
     seen: set[int] = set()
 
     @given(values(body, schema["components"]["schemas"]))
-    @settings(max_examples=EXAMPLES)
+    @settings(max_examples=examples)
     def send(record: Any) -> None:
         answer = door.ask("post", path, content=json.dumps(record).encode(), headers=AS_JSON)
         check(answer)

@@ -28,10 +28,10 @@ from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.gateway.test_fuzz import JSON
 from tests.gateway.test_voices import CLONES, RECORDING, added_voice
 from tests.patience import PATIENCE_S, until_async
+from tests.tiers import by_night
 
 PATH = "/v1/audio/speech/stream"
 PIECES = ("It is ", "twen", "ty past", " nine.")
-EXAMPLES = 200
 
 
 class Writer:
@@ -474,14 +474,15 @@ MESSAGES = st.one_of(
 )
 
 
-def test_stream_messages_cause_no_internal_errors_or_leaks(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("examples", [60, *by_night(200)])
+def test_stream_messages_cause_no_internal_errors_or_leaks(examples: int, caplog: pytest.LogCaptureFixture) -> None:
     seen = set[str]()
     with asyncio.Runner() as runner:
         behind = FakeServer(lambda _: SPOKEN)
         gateway = runner.run(open_gateway(behind))
 
         @given(st.booleans(), st.lists(MESSAGES, min_size=1, max_size=6))
-        @settings(max_examples=EXAMPLES, deadline=None)
+        @settings(max_examples=examples, deadline=None)
         def talk(is_configured: bool, messages: list[str | bytes]) -> None:
             begun: list[str | bytes] = [json.dumps({"type": "session.config"})] if is_configured else []
             line = Line([*begun, *messages, "the last"])

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.server
 
 LONG = "The garden door is open, and the train to the city leaves at twenty past nine. " * 50  # 4 KB
 KEYS = ("the-key-of-the-flood", "the-key-of-another-one")
-NUM_FLOODING, NUM_SHORT = 60, 10
+NUM_FLOODING, NUM_SHORT = 60, 4
 
 
 @asynccontextmanager

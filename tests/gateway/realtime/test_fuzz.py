@@ -17,8 +17,8 @@ from tests.client.fake_server import FakeServer
 from tests.gateway.line import Line
 from tests.gateway.realtime.caller import TALKS, answer, check, run_over
 from tests.gateway.test_fuzz import JSON, SCALARS, values
+from tests.tiers import by_night
 
-EXAMPLES = 2000
 SOUND = st.binary(max_size=4000).map(lambda data: base64.b64encode(data[: len(data) // 2 * 2]).decode())
 
 
@@ -66,7 +66,10 @@ class CheckedLine(Line):
 
 
 @pytest.mark.slow
-def test_realtime_events_never_end_a_session_or_cause_internal_errors(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("examples", [120, *by_night(500)])
+def test_realtime_events_never_end_a_session_or_cause_internal_errors(
+    examples: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Several events per session: each invalid one is reported, and the next valid one is answered."""
     seen: set[str] = set()
     last = json.dumps({"type": "conversation.item.retrieve", "item_id": "nothing", "event_id": "the last"})
@@ -76,7 +79,7 @@ def test_realtime_events_never_end_a_session_or_cause_internal_errors(caplog: py
         gateway = runner.run(open_gateway(behind))
 
         @given(st.sampled_from([[], BEGUN]), st.lists(MESSAGES, min_size=1, max_size=6))
-        @settings(max_examples=EXAMPLES // 4)
+        @settings(max_examples=examples)
         def talk(begun: list[str], messages: list[str | bytes]) -> None:
             line = CheckedLine([*begun, *messages, last])
             runner.run(run_over(gateway, line))
