@@ -37,13 +37,6 @@ def served(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("served")
-def test_gateway_page_address_is_logged(launch: Launch) -> None:
-    (port,) = free_ports(1)
-    server = launch(0, "--gateway", "--gateway-port", str(port))
-    server.until(lambda: f"[serve] web page: http://127.0.0.1:{port}/\n" in server.said)
-
-
 def test_a_dead_proxy_is_restarted_on_the_same_ports(launch: Launch, tmp_path: Path) -> None:
     server = launch(0, "--http-port=0", "--grpc-port=0", "--metrics-port=0")
     server.until_ready()
@@ -208,7 +201,9 @@ def test_gateway_that_is_never_ready_is_reported(launch: Launch, capsys: pytest.
     assert server.num_starts == 1
 
 
+@pytest.mark.usefixtures("proxy_variables")
 def test_server_is_ready_while_its_gateway_is(launch: Launch, served: Path) -> None:
+    """The gateway reaches its server directly despite variables for HTTP proxies, and its page's address is logged."""
     (port,) = free_ports(1)
     served.write_text("not ready")
     server = launch(0, "--gateway", "--gateway-port", str(port))
@@ -221,10 +216,4 @@ def test_server_is_ready_while_its_gateway_is(launch: Launch, served: Path) -> N
     served.write_text("")
     server.until(lambda: server.state == "ready")
     server.until(lambda: "[serve] all processes are running again\n" in server.said)  # logged after the state
-
-
-@pytest.mark.usefixtures("served", "proxy_variables")
-def test_gateway_reaches_its_server_directly_despite_proxy_variables(launch: Launch) -> None:
-    (port,) = free_ports(1)
-    server = launch(0, "--gateway", "--gateway-port", str(port))
-    server.until(lambda: server.state == "ready")
+    assert f"[serve] web page: http://127.0.0.1:{port}/\n" in server.said
