@@ -55,9 +55,10 @@ def pytest_configure() -> None:
 
 
 TESTS = Path(__file__).parent
-# Tests that are short each, but take minutes together, or start many processes: all of them have the mark `slow`.
+# Tests that are short each, but take minutes together, start many processes, or import vLLM: all of them have the mark
+# `slow`.
 SLOW_PLACES = {
-    *("codecs", "convert", "encoders", "examples", "families", "training", "realtime", "bundling"),
+    *"aligning benchmarks codecs convert decoder encoders engine examples families realtime training".split(),
     *("test_cli.py", "test_examples.py", "test_depth.py"),
 }
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
@@ -70,16 +71,18 @@ def is_slow(path: Path) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Skip the import of a file if all its tests have a deselected mark."""
-    if collection_path.suffix != ".py" or not collection_path.is_relative_to(TESTS):
+    """Skip the import of a file if all its tests have a deselected mark, and that of a whole folder's conftest.py."""
+    if not collection_path.is_relative_to(TESTS) or not NOT_WANTED.fullmatch(config.option.markexpr):
         return None
-    if not NOT_WANTED.fullmatch(config.option.markexpr):
-        return None
-    if is_slow(collection_path) and "slow" in config.option.markexpr.split():
+    left_out = set(config.option.markexpr.split())
+    if is_slow(collection_path) and "slow" in left_out:
         return True
+    if collection_path == TESTS / "server":
+        return True if "server" in left_out else None
+    if collection_path.suffix != ".py":
+        return None
     marks = OF_A_FILE.search(collection_path.read_text())
-    is_left_out = marks and set(re.findall(r"mark\.(\w+)", marks[0])) & set(config.option.markexpr.split())
-    return True if is_left_out else None
+    return True if marks and set(re.findall(r"mark\.(\w+)", marks[0])) & left_out else None
 
 
 @pytest.hookimpl(wrapper=True)
