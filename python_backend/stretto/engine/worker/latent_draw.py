@@ -18,7 +18,7 @@ from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.predictors import LatentFeedback, LatentReadout
 from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
-from stretto.engine.worker.segment_state import Countdown, Rows, SegmentState
+from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
 from stretto.sampling import gaussian
@@ -35,7 +35,6 @@ class LatentDraw(RowDraw):
     ):
         super().__init__(readout, segments, tables, arrays, guard)
         self._predict: Any = readout.latents
-        self._countdown = Countdown(segments.rules, arrays)
         layout = segments.family.layout
         self._is_guided = layout.latents is not None and layout.latents.is_guided
 
@@ -46,7 +45,7 @@ class LatentDraw(RowDraw):
         own = hidden if step.audio_rows is None else hidden[step.audio_rows]
         logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
         token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
-        token = self._countdown(self._segments.end_audio(token, rows), rows)
+        token = self._segments.count_down(self._segments.end_audio(token, rows), rows)
         # NumPy and GPUs round square roots correctly; torch on a CPU does not.
         deviation = self._arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
         noise = self._tensor(gaussian(keys[:, 1:])) * self._arrays.tensor(deviation)[:, None]

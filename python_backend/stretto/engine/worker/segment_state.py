@@ -155,6 +155,14 @@ class SegmentState:
             is_end_frame = is_end_frame & (codes[:, stream] == code)
         return self._rules.end_at_frame(token, is_end_frame, rows.in_audio, may_end, self._constants)
 
+    def count_down(self, token: Array, rows: Rows) -> Array:
+        """Return stream 0 of audio rows with latents, [B]; `rows.is_cut` and the state are updated."""
+        token, rows.state.first_end, rows.is_cut = self._rules.count_down(
+            token, rows.is_cut, rows.in_audio, rows.position, rows.state.first_end, rows.limits.tail_rows,
+            self._constants,
+        )  # fmt: skip
+        return token
+
     def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
         """Move the alignment pointers and return the frame tokens, [B].
 
@@ -383,23 +391,3 @@ class StreamEnds:
         is_end = rows.in_audio & (ids == self._ends).any(1)
         state.first_end = self._rules.follow_end(is_end, rows.position, state.first_end)
         return ids[:, 0], ids[:, 1:]
-
-
-class Countdown:
-    """Ends a reply of latent frames a fixed number of rows after the frame in which speech ends."""
-
-    def __init__(self, rules: SegmentRules, arrays: Arrays):
-        self._rules, self._constants = arrays.rules, rules.constants
-
-    def __call__(self, token: Array, rows: Rows) -> Array:
-        """Return `token` [B], with `end_of_audio` in rows whose countdown is over.
-
-        Only the first detected end of speech counts; later ones become ordinary frames.
-
-        The state records the position at which speech ends.
-        """
-        token, rows.state.first_end, rows.is_cut = self._rules.count_down(
-            token, rows.is_cut, rows.in_audio, rows.position, rows.state.first_end, rows.limits.tail_rows,
-            self._constants,
-        )  # fmt: skip
-        return token

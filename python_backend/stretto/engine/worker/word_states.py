@@ -77,17 +77,11 @@ class WordLaunch:
         assert script is not None, "only families with words that the model asks for"
         self._tables = tables
         self._rules = WordRules(
+            script=script,
             num_rows=num_rows,
             capacity=rules.max_model_len,
             lane=family.track_streams.start - 1,
             nothing=family.layout.pad_id,
-            new_id=script.new_id,
-            pad_id=script.pad_id,
-            wish_id=script.wish_id,
-            ahead=script.ahead,
-            second_base=script.second_base,
-            max_padding=script.max_padding,
-            tail_rows=script.tail_rows,
             end_of_audio=family.end_of_audio,
             state_stride=tables.state.stride(0),
             words_stride=tables.words.stride(0),

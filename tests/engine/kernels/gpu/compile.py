@@ -27,6 +27,7 @@ from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.kernels.gpu.words import WordRules, words_kernel
 from stretto.engine.rules import ReplyConstants
+from stretto.families.base import WordScript
 
 DRAW = {
     "drawn": "*i64",
@@ -138,8 +139,8 @@ MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer progr
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
 STACK |= {(100, "few_rows_kernel"): 8, (100, "many_rows_kernel"): 8}
 STACK |= {(capability, "latent_inputs_kernel"): 48 for capability in (80, 90, 100)}
-WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))
-AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(ahead=0), "seconds": None}
+WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))._replace(script=WordScript(ahead=3))
+AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(script=WordScript()), "seconds": None}
 CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (_draw_kernel, DRAW, {"block": 2048, "top_p_of_all": False}, 8),
     (_embed_kernel, EMBED, {"num_streams": 8, "pad_is_silent": True, "block": 1024}, 8),

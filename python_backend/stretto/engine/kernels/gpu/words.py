@@ -1,6 +1,6 @@
 """Triton kernel that advances the words of a step's replies, after stream 0 and before the codes are sampled."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -10,26 +10,21 @@ from stretto.engine.kernels.gpu.step_draw import AUDIO_END, AUDIO_START, DRAWS, 
 
 
 class WordRules(NamedTuple):
-    """Compile-time constants of `words_kernel`; the ids are those of `WordScript`.
+    """Compile-time constants of `words_kernel`.
 
     Attributes:
+        script: The family's `WordScript`.
         num_rows: Maximum number of rows in a step.
         capacity: Number of tokens for which a slot's table has room; the words are stored after the tokens.
         lane: Index of the second stream among streams 1 to S - 1.
         nothing: Id of an empty second stream.
     """
 
+    script: Any
     num_rows: int
     capacity: int
     lane: int
     nothing: int
-    new_id: int
-    pad_id: int
-    wish_id: int
-    ahead: int
-    second_base: int
-    max_padding: int
-    tail_rows: int
     end_of_audio: int
     state_stride: int
     words_stride: int
@@ -72,25 +67,25 @@ def words_kernel(
     taken, end = tl.load(at + TAKEN), tl.load(at + END)
     asks, takes = RULES.ask_for_word(
         tl.load(drawn + row), in_audio, remaining, forced, main_at, main_end, taken,
-        tl.load(mine + GIVEN_TOTAL * rules.num_rows), rules,
+        tl.load(mine + GIVEN_TOTAL * rules.num_rows), rules.script,
     )  # fmt: skip
     word = table + rules.capacity + NUM_FIELDS * taken
     word_end, padding = tl.load(word, mask=takes, other=0), tl.load(word + 1, mask=takes, other=0)
     ahead_start, ahead_end = tl.load(word + 2, mask=takes, other=0), tl.load(word + 3, mask=takes, other=0)
     remaining, forced, main_end, second_at, second_end, taken, end, marks = RULES.take_word(
         asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
-        second_end, taken, end, rules,
+        second_end, taken, end, rules.script,
     )  # fmt: skip
     main_token = tl.load(table + main_at, mask=main_at < main_end, other=0)
     next_token, second_token = main_token, main_token
-    if rules.ahead > 0:
+    if rules.script.ahead > 0:
         next_token = tl.load(table + main_at + 1, mask=main_at + 1 < main_end, other=0)
         second_token = tl.load(table + second_at, mask=second_at < second_end, other=0)
     main, second, main_at, second_at = RULES.word_ids(
         asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, rules.nothing,
-        rules,
+        rules.script,
     )  # fmt: skip
-    is_over = RULES.is_after_end(in_audio, position, end, rules.tail_rows)
+    is_over = RULES.is_after_end(in_audio, position, end, rules.script.tail_rows)
     main = tl.where(is_over, rules.end_of_audio, main).to(tl.int32)
     second = second.to(tl.int32)
     other = tl.load(mine + OTHER * rules.num_rows)  # the other request of a pair reads the same ids
