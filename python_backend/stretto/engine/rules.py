@@ -121,7 +121,14 @@ def is_entry(token, family):
     return (token >= family.spoken_start) & (token < family.spoken_stop)
 
 
-# ----- ends of segments
+# ----- segments and their ends
+
+
+def segment_flags(position, audio_start, audio_end):
+    """Return `in_text`, `is_spoken` and `in_audio` of a row."""
+    in_text = audio_start < 0
+    is_spoken = (in_text == 0) & (position >= audio_start)
+    return in_text, is_spoken, is_spoken & (audio_end < 0)
 
 
 def end_text(token, end_id, cut, num_text_tokens, text_max, position, text_limit, num_entries, family):
@@ -257,12 +264,17 @@ def first_stream(audio, position, audio_start, audio_end, behind, transition, fa
     return where(position < audio_start, transition, where(audio_end < 0, audio, token))
 
 
+def rows_after_last(behind, audio_end, ends_audio):
+    """Return the distance of a row from the end of audio, which is very negative before the row that ends it."""
+    return where(ends_audio, 0, where(audio_end < 0, -(1 << 30), behind))
+
+
 def keeps_sampled(is_spoken, has_begun, behind, delay, family):
     """Return True if a stream after stream 0 keeps its sampled id in a row, and False if it has a pad.
 
     Args:
         has_begun: True from the row of the stream's first frame on.
-        behind: Distance of the row from the end of audio; very negative before it.
+        behind: Distance of the row from the end of audio (`rows_after_last`).
         delay: Delay of the stream in rows.
     """
     keeps = is_spoken

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.rules import segment_flags
 from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
 from stretto.families.base import Family, TextGroups
 from stretto.streams.layout import Segment, Staircase
@@ -31,9 +32,6 @@ def end_tables(rules: SegmentRules) -> np.ndarray:
     return tables
 
 
-ENDLESS = 1 << 40
-
-
 @dataclass
 class Rows:
     """Rows that a step samples: state, parameters, slots and positions, [B] each.
@@ -56,9 +54,7 @@ class Rows:
 
     def __post_init__(self) -> None:
         state = self.state
-        self.in_text = state.audio_start < 0
-        self.is_spoken = ~self.in_text & (self.position >= state.audio_start)
-        self.in_audio = self.is_spoken & (state.audio_end < 0)
+        self.in_text, self.is_spoken, self.in_audio = segment_flags(self.position, state.audio_start, state.audio_end)
         self.frame = self.position - state.audio_start  # index of the audio row; meaningless before the audio
         self.is_cut = self.in_text & self.in_audio
 
@@ -236,10 +232,10 @@ class SegmentState:
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
         state, family, where = rows.state, self.family, self._xp.where
         has_begun = rows.frame[:, None] >= self._delays
-        behind = where(state.audio_end < 0, -ENDLESS, self._behind(rows))
-        behind = where(rows.in_audio & (token == family.end_of_audio), 0, behind)[:, None]
-        is_spoken = rows.is_spoken[:, None]
-        keeps = self._rules.keeps_sampled(is_spoken, has_begun, behind, self._delays, self._constants)
+        ends_audio = rows.in_audio & (token == family.end_of_audio)
+        behind = self._rules.rows_after_last(self._behind(rows), state.audio_end, ends_audio)
+        columns = rows.is_spoken[:, None], has_begun, behind[:, None], self._delays
+        keeps = self._rules.keeps_sampled(*columns, self._constants)
         laid = where(keeps, drawn, family.layout.pad_id)
         if forced is None:
             return laid

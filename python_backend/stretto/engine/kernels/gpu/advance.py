@@ -206,9 +206,6 @@ def _gather_kernel(
     tl.store(rows + row.to(tl.int64) * num_streams + streams, values, mask=inside)
 
 
-ENDLESS = tl.constexpr(1 << 40)
-
-
 @triton.jit
 def _closing(
     token: tl.tensor, ends: tl.tensor, task: tl.tensor, rules: tl.constexpr
@@ -354,9 +351,8 @@ def _row(
     at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
     audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
     num_entries, pointer = tl.load(at + NUM_ENTRIES), tl.load(at + POINTER)
-    in_text, frame = audio_start < 0, position - audio_start
-    is_spoken = (audio_start >= 0) & (frame >= 0)
-    in_audio = is_spoken & (audio_end < 0)
+    in_text, is_spoken, in_audio = RULES.segment_flags(position, audio_start, audio_end)
+    frame = position - audio_start
     text_token = tl.load(text + row).to(tl.int64)
     end_id, _ = _closing(text_token, ends, task, rules)
     text_token, text_is_cut = RULES.end_text(
@@ -408,7 +404,7 @@ def _row(
     token = RULES.first_stream(audio_token, position, audio_start, audio_end, behind, forced, family)
     token = tl.where(in_text, text_token, token)
     ends_audio = in_audio & (token == family.end_of_audio)
-    lag = tl.where(ends_audio, 0, tl.where(audio_end < 0, -ENDLESS, behind))
+    lag = RULES.rows_after_last(behind, audio_end, ends_audio)
     is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)
     place = codes + slot * rules.codes_stride + position * rules.num_others + lanes
     laid = _other_streams(own, place, lanes, streams, frame, lag, is_spoken, is_forced, rules)

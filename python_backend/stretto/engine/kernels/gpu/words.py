@@ -57,8 +57,7 @@ def words_kernel(
     slot, position = tl.load(mine + SLOT * rules.num_rows).to(tl.int64), tl.load(lengths + row).to(tl.int64)
     at, table = word_state + slot * rules.word_state_stride, words + slot * rules.words_stride
     own = state + slot * rules.state_stride
-    audio_start = tl.load(own + AUDIO_START)
-    in_audio = (audio_start >= 0) & (position >= audio_start) & (tl.load(own + AUDIO_END) < 0)
+    _, _, in_audio = RULES.segment_flags(position, tl.load(own + AUDIO_START), tl.load(own + AUDIO_END))
     if in_audio == 0:
         return
     remaining, forced = tl.load(at + REMAINING), tl.load(at + FORCED)
