@@ -53,7 +53,7 @@ ALLOWED = {
         "engine/rules", "engine/kernels", "families", "records", "streams", "config", "limits", "worker_process",
         "errors", "untrusted_files",
     },
-    "engine/scheduling": {"engine", "families", "records", "streams", "worker_process", "errors"},
+    "engine/scheduling": {"engine", "engine/rules", "families", "records", "streams", "worker_process", "errors"},
     "engine/worker": {
         "engine", "engine/rules", "engine/kernels", "families", "sampling", "records", "streams", "cuda_graphs",
         "errors",

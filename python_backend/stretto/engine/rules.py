@@ -50,7 +50,8 @@ class ReplyConstants(NamedTuple):
 
     Attributes:
         tail: Kind of tail (`streams/layout.py`: `Tail.kind`).
-        first_start: First id of stream 0 in audio; in a family with latents, the id of a frame.
+        first_start, first_stop: Range of stream 0 in audio; in a family with latents, it begins with the id of a frame.
+        hides_first: True if stream 0 is hidden from unconditional requests (`UnconditionalContext`).
         last_frame: Id of a latent frame in which speech ends; -1 for none.
         max_entries: Maximum number of entries of the alignment pointer; 0 without a pointer.
         group_words: Number of given rows of a group; 0 for none.
@@ -67,6 +68,10 @@ class ReplyConstants(NamedTuple):
     tail: str
     warm_up_is_sampled: bool
     first_start: int
+    first_stop: int
+    hides_first: bool
+    hides_recording: bool
+    null_id: int
     last_frame: int
     max_entries: int
     spoken_start: int
@@ -287,6 +292,20 @@ def keeps_sampled(is_spoken, has_begun, behind, delay, family):
     if not family.warm_up_is_sampled:
         keeps = keeps & has_begun
     return keeps
+
+
+def hide_first(token, family):
+    """Return stream 0 of a row as the unconditional request of a CFG pair reads it (`UnconditionalContext`)."""
+    if family.hides_first:
+        token = where((token >= family.first_start) & (token < family.first_stop), family.null_id, token)
+    return token
+
+
+def hide_other(code, is_hidden, frame, delay, initial, family):
+    """Do the same for another stream. Before its first frame, other ids than `initial` are codes of a recording."""
+    if family.hides_recording:
+        is_hidden = is_hidden | ((frame < delay) & (code != initial))
+    return where(is_hidden, family.pad_id, code)
 
 
 # ----- words that the model asks for; `script` is a `WordScript`, `remaining` to `end` the state (`tracks.WordMachine`)

@@ -12,6 +12,7 @@ from vllm.v1.request import Request
 
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, SpeechParams, Trailer, num_guided, partner_of
 from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
+from stretto.engine.rules import with_where
 from stretto.engine.scheduling.block_hashes import row_block_hasher
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import Track, WordMachine, WordTrack
@@ -135,6 +136,7 @@ class OutgoingRows:
 
 
 NOT_YET = 1 << 60
+ON_ARRAYS = with_where(np.where)
 
 
 @dataclass
@@ -300,8 +302,8 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
         rows[known:, 0] = family.transition[known - num_rows :]
     before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
     if family.unconditional.hides_recording:
-        before = np.where(_is_initial(rows[:audio_start], family), rows[:audio_start], before)
-    return np.concatenate([before, unconditional_audio(rows[audio_start:], family)])
+        before = np.where(rows[:audio_start] == _initial(family), rows[:audio_start], before)
+    return np.concatenate([before, unconditional_audio(rows[audio_start:], state.tracker.rules)])
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
@@ -321,9 +323,10 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
     return hidden
 
 
-def _is_initial(rows: np.ndarray, family: Family) -> np.ndarray:
-    """Return True where a stream after the first one carries its initial id, bool [n, S]."""
-    return rows == np.array([-1, *family.layout.initial[1:], *[-1] * family.layout.num_input_only])
+def _initial(family: Family) -> np.ndarray:
+    """Return the initial id of each stream, [S]; -1 for none."""
+    ids = family.layout.initial[1:] or [-1] * (family.layout.num_output_streams - 1)
+    return np.array([-1, *ids, *[-1] * family.layout.num_input_only])
 
 
 def unconditional_track(track: Track | None, family: Family) -> Track | None:
@@ -338,20 +341,14 @@ def unconditional_track(track: Track | None, family: Family) -> Track | None:
     return replace(track, ids=track.ids[:0], pad_id=family.layout.pad_id)
 
 
-def unconditional_audio(rows: np.ndarray, family: Family) -> np.ndarray:
+def unconditional_audio(rows: np.ndarray, rules: SegmentRules) -> np.ndarray:
     """Return audio rows [n, S] as the unconditional request sees them, with hidden streams masked."""
-    context, layout = family.unconditional, family.layout
-    hidden = rows.copy()
-    for stream in context.hidden_streams:
-        if stream > 0:
-            hidden[:, stream] = layout.pad_id
-        else:
-            ids = layout.audio[0]
-            hidden[(rows[:, 0] >= ids.start) & (rows[:, 0] < ids.stop), 0] = context.null_id
-    if context.hides_recording:
-        delays = np.array([*layout.delays, *[0] * layout.num_input_only])
-        hidden[(np.arange(len(rows))[:, None] < delays) & ~_is_initial(rows, family)] = layout.pad_id
-    return hidden
+    layout, streams = rules.family.layout, rules.family.unconditional.hidden_streams
+    is_hidden = np.isin(np.arange(1, layout.num_input_streams), streams)
+    delays = np.array([*layout.delays[1:], *[0] * layout.num_input_only])
+    frames, initial = np.arange(len(rows))[:, None], _initial(rules.family)[1:]
+    others = ON_ARRAYS.hide_other(rows[:, 1:], is_hidden, frames, delays, initial, rules.constants)
+    return np.column_stack([ON_ARRAYS.hide_first(rows[:, 0], rules.constants), others]).astype(rows.dtype)
 
 
 class Follower(Protocol):

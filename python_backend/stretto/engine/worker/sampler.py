@@ -382,7 +382,6 @@ class SpeechSampler:
         self._table, self._codes, self._script = (arrays.wrap(t) for t in (tables.state, tables.codes, tables.script))
         self._family = segments.family
         hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
-        self._hides_first = 0 in hidden
         self._hidden = arrays.upload(np.array([stream in hidden for stream in range(1, layout.num_input_streams)]))
         others = [0] * layout.num_input_only
         self._delays = arrays.upload(np.array([*layout.delays[1:], *others]))
@@ -484,16 +483,10 @@ class SpeechSampler:
         num_paired = len(frames)
         if num_paired == 0:
             return token, codes
-        xp, layout = self._arrays.xp, self._family.layout
-        seen = token[:num_paired]
-        if self._hides_first:
-            ids = layout.audio[0]
-            seen = xp.where((seen >= ids.start) & (seen < ids.stop), self._family.unconditional.null_id, seen)
-        is_hidden = self._hidden
-        if self._family.unconditional.hides_recording:
-            is_before = (frames[:, None] < self._delays) & (codes[:num_paired] != self._initial)
-            is_hidden = is_hidden | is_before
-        seen_codes = xp.where(is_hidden, layout.pad_id, codes[:num_paired])
+        xp, rules, constants = self._arrays.xp, self._arrays.rules, self._segments.rules.constants
+        seen = rules.hide_first(token[:num_paired], constants)
+        columns = self._hidden, frames[:, None], self._delays, self._initial
+        seen_codes = rules.hide_other(codes[:num_paired], *columns, constants)
         return xp.concatenate([token, seen]), xp.concatenate([codes, seen_codes])
 
     def _write_state(self, token: Array, slots: Array, rows: Rows, plan: BatchPlan) -> None:

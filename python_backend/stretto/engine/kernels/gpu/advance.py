@@ -252,16 +252,11 @@ def _share(
     other = tl.load(mine + OTHER * rules.num_rows)
     position = tl.load(lengths + other).to(tl.int64)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
-    if rules.hides_first:
-        is_shown = (token < rules.family.first_start) | (token >= rules.first_stop)
-        token = tl.where(is_shown, token, rules.null_id)
-    inside = lanes < rules.num_others
+    token, inside = RULES.hide_first(token, rules.family), lanes < rules.num_others
+    delay = tl.load(streams + lanes, mask=inside, other=0)
     is_hidden = tl.load(streams + rules.num_others + lanes, mask=inside, other=0) != 0
-    if rules.hides_recording:
-        has_begun = frame >= tl.load(streams + lanes, mask=inside, other=0)
-        is_initial = laid == tl.load(streams + 2 * rules.num_others + lanes, mask=inside, other=0)
-        is_hidden = is_hidden | ((has_begun == 0) & (is_initial == 0))
-    laid = tl.where(is_hidden, rules.family.pad_id, laid)
+    initial = tl.load(streams + 2 * rules.num_others + lanes, mask=inside, other=0)
+    laid = RULES.hide_other(laid, is_hidden, frame, delay, initial, rules.family)
     tl.store(codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=inside)
     _write(results, other, token, laid, other * 0, other * 0 + 1, lanes, rules)
 

@@ -107,8 +107,6 @@ class StepRules(NamedTuple):
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
         index_lane: Index of the pointer's index stream among streams 1 to S - 1.
-        first_stop: Id after the last id of stream 0 that is replaced by `null_id` for unconditional requests.
-        hides_recording: True if unconditional requests do not see codes of a recording before a stream's first frame.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
         first_seen_id: Id of the first column of that table.
         track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
@@ -130,10 +128,6 @@ class StepRules(NamedTuple):
     state_stride: int
     script_stride: int
     codes_stride: int
-    hides_first: bool
-    first_stop: int
-    null_id: int
-    hides_recording: bool
     index_lane: int
     num_seen_columns: int
     first_seen_id: int
