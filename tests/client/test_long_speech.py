@@ -21,6 +21,7 @@ from stretto_client import (
 )
 from stretto_client.long_speech import split
 from stretto_client.markup import Markup
+from stretto_client.tries import patiently
 from tests.client.fake_server import PROFILE, REPORT, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 from tests.patience import PATIENCE_S
 
@@ -136,7 +137,7 @@ FULL = ErrorText("full: 80 sequences are already in flight; try again")
 
 
 async def test_only_a_text_in_progress_waits_for_capacity(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto_client.tries.ROOM_S", 0.0)
+    monkeypatch.setattr("stretto_client.tries.PAUSES_S", (0.0, 0.0))
     server, client = await serve(lambda _: [FULL] if len(server.requests) in (2, 3, 5) else SPOKEN)
     events = [event async for event in client.speak(LONG)]
     assert [event.is_final for event in events] == [False] * 5 + [True]
@@ -148,12 +149,25 @@ async def test_only_a_text_in_progress_waits_for_capacity(serve: Serve, monkeypa
 
 
 async def test_retries_of_a_full_server_are_bounded(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stretto_client.tries.ROOM_S", 0.0)
-    monkeypatch.setattr("stretto_client.tries.MAX_TRIES", 3)
+    monkeypatch.setattr("stretto_client.tries.PAUSES_S", (0.0, 0.0))
     server, client = await serve(lambda _: SPOKEN if len(server.requests) == 1 else [FULL])
     with pytest.raises(ServerFull):
         [event async for event in client.speak(LONG)]
     assert len(server.requests) == 4
+
+
+async def test_retries_of_a_full_server_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many clients that retry often would keep a full server busy with refusals."""
+    pauses = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("stretto_client.tries.asyncio.sleep", sleep)
+    monkeypatch.setattr("stretto_client.tries.random.uniform", lambda low, high: (low + high) / 2)
+    num_tries = [_ async for _ in patiently()]
+    assert (pauses[:6], len(num_tries)) == ([0.25, 0.5, 1, 2, 4, 4], 19)
+    assert sum(pauses) == 59.75
 
 
 async def test_text_is_sent_unsplit_if_the_limit_is_unknown(serve: Serve) -> None:
