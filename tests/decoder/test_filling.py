@@ -123,7 +123,7 @@ def test_filling_is_independent_of_chunks_and_batch(told: list[tuple[np.ndarray,
         for at, (prompt, (first, borders)) in enumerate(zip(prompts, told, strict=True))
     ]
     for prompt, (first, _), each in zip(prompts, told, replies, strict=True):
-        assert joined(each) == pytest.approx(expected_pcm(filled(prompt, first)), abs=1e-5)
+        np.testing.assert_allclose(joined(each), expected_pcm(filled(prompt, first)), rtol=0, atol=1e-5)
         assert [reply.pcm is None for reply in each] == [True] * (len(each) - 1) + [False]
     assert worker.stats()["open_utterances"] == 0
     worker.stop()
@@ -178,7 +178,7 @@ def test_refinement_failures_end_only_their_utterance(worker: DecoderWorker, ref
     replies = {name: speak(worker, name, rows, first) for name, rows in (("a", prompt), ("bad", bad), ("b", prompt))}
     assert "poisoned" in str(replies["bad"][-1].wait().error)
     for name in "ab":
-        assert joined(replies[name]) == pytest.approx(expected_pcm(filled(prompt, first)), abs=1e-5)
+        np.testing.assert_allclose(joined(replies[name]), expected_pcm(filled(prompt, first)), rtol=0, atol=1e-5)
     assert worker.stats()["open_utterances"] == 0
 
 

@@ -20,7 +20,7 @@ def test_both_joblib_array_layouts_are_read() -> None:
     assert padded.dtype == np.float32
     assert np.array_equal(padded, plain)
     # Value of scikit-learn's attribute.
-    assert padded[0, :3].tolist() == pytest.approx([0.492803, -0.26337, 0.782203], abs=1e-6)
+    np.testing.assert_allclose(padded[0, :3], [0.492803, -0.26337, 0.782203], rtol=0, atol=1e-6)
     assert padded.sum() == pytest.approx(-16.001007, abs=1e-4)
 
 

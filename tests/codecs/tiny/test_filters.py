@@ -17,8 +17,8 @@ def test_minimum_phase_response_has_given_magnitude_and_early_energy() -> None:
     response = tiny.minimum_phase(gains)
     assert torch.allclose(torch.fft.rfft(response).abs().log(), gains, atol=1e-4)
     zero_phase = torch.fft.irfft(gains.exp())
-    assert (response[:, :64].square().sum(1) > 0.99 * response.square().sum(1)).all()
-    assert (response[:, 0].abs() > 0.1 * zero_phase[:, 0].abs()).all()
+    assert (response[:, :64].square().sum(1) / response.square().sum(1)).min() > 0.99
+    assert (response[:, 0] / zero_phase[:, 0]).abs().min() > 0.1
 
 
 def test_flat_filter_returns_the_source() -> None:

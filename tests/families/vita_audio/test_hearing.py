@@ -74,7 +74,7 @@ def test_dither_of_silence_is_deterministic(audio: Mapping[str, object]) -> None
     first, again = (stacked_log_mel(silence, audio) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     without = stacked_log_mel(silence, audio, dither=0.0)
-    assert (first > without + 1.0).all()  # a floor of one step of 16 bits, not the logarithm of nothing
+    assert (first - without).min() > 1.0  # a floor of one step of 16 bits, not the logarithm of nothing
 
 
 @pytest.mark.parametrize("num_samples", [WINDOW, WINDOW + HOP - 1, WINDOW + HOP, WINDOW + 6 * HOP, 9_999])
