@@ -21,11 +21,13 @@ from stretto.sizing import (
     SHARE_OF_TIME,
     Backbone,
     CodecCost,
+    Convolved,
     Depth,
     Gpu,
     step_ms,
     streams_in_time,
     streams_of_codec,
+    streams_with,
 )
 
 CSM_DEPTH = Depth(1024, 4, 2, 128, 8, 8_192, passes=31, columns=2_048)
@@ -66,19 +68,20 @@ BACKBONES = (
     ),
 )
 GPUS = (
-    Gpu("L4", 24, 0.300, 121, 30.3),
-    Gpu("L40S", 48, 0.864, 362, 91.6),
-    Gpu("A100 80 GB", 80, 2.04, 312, 19.5),
-    Gpu("H100 SXM", 80, 3.35, 989, 67),
-    Gpu("H200", 141, 4.8, 989, 67),
+    Gpu("L4", 24, 0.300, 121, 30.3, 60),
+    Gpu("L40S", 48, 0.864, 362, 91.6, 183),
+    Gpu("A100 80 GB", 80, 2.04, 312, 19.5, 156),
+    Gpu("H100 SXM", 80, 3.35, 989, 67, 494),
+    Gpu("H200", 141, 4.8, 989, 67, 494),
 )
 CODECS = (
-    CodecCost("xcodec", {25: 44.0, 8: 85.6}),
-    CodecCost("espnet_dac", {25: 6.3, 8: 9.6}),
-    CodecCost("mimi", {12: 6.9, 2: 13.8}),
-    CodecCost("qwen3_12hz", {12: 62.1, 2: 62.3}),
-    CodecCost("higgs", {25: 24.5, 4: 81.8}),
-    CodecCost("cosyvoice3", {100: 3126.1}, 150 + 375),  # a voice of 6 s, and half of the longest reply
+    CodecCost("xcodec", {25: 44.0, 8: 85.6}, Convolved(43.9, 33.1, 34.9)),
+    CodecCost("espnet_dac", {25: 6.3, 8: 9.6}, Convolved(5.7, 15.0, 15.6)),
+    CodecCost("mimi", {12: 6.9, 2: 13.8}, Convolved(5.5, 7.1, 9.1)),
+    CodecCost("qwen3_12hz", {12: 62.1, 2: 62.3}, Convolved(60.0, 32.4, 34.6)),
+    CodecCost("higgs", {25: 24.5, 4: 81.8}, Convolved(24.4, 25.8, 27.1)),
+    # with a voice of 6 s, and half of the longest reply
+    CodecCost("cosyvoice3", {100: 3126.1}, Convolved(40.1, 24.1, 23.4), 150 + 375),
 )
 # Codec of each model, by the first word of its name.
 CODEC_OF = {
@@ -108,7 +111,18 @@ def tables() -> str:
         sizes = " … ".join(map(str, codec.gflop))
         cells = (" … ".join(str(streams_of_codec(codec, gpu, frames)) for frames in codec.gflop) for gpu in GPUS)
         lines.append(f"| `{codec.name}` | {sizes} | " + " | ".join(cells) + " |")
+    lines += ["", "| codec, chunks of the steady size | " + " | ".join(gpu.name for gpu in GPUS) + " |"]
+    lines.append("|---|" + "---|" * len(GPUS))
+    for codec in CODECS:
+        cells = (" / ".join(map(str, _streams_by_convolutions(codec, gpu))) for gpu in GPUS)
+        lines.append(f"| `{codec.name}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _streams_by_convolutions(codec: CodecCost, gpu: Gpu) -> list[int]:
+    """Return the streams of a codec on its own GPU with float32, tf32x3 and bfloat16."""
+    others = (streams_with(each, codec, gpu) for each in ("tf32x3", "bfloat16"))
+    return [streams_of_codec(codec, gpu, codec.steady_frames), *others]
 
 
 def _cell(backbone: Backbone, gpu: Gpu) -> str:

@@ -69,7 +69,7 @@ ALLOWED = {
         "sizing", "gpus", "untrusted_files", "errors",
     },
     "releases": {
-        "convert", "engine", "launcher", "families", "plugins", "sizing", "gpus", "weights", "worker_process",
+        "convert", "engine", "launcher", "families", "config", "plugins", "sizing", "gpus", "weights", "worker_process",
         "untrusted_files", "errors",
     },
     "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},

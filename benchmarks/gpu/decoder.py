@@ -1,4 +1,4 @@
-"""Jobs that check a codec on the device: exactness with and without graphs, narrow types, and real-time streams.
+"""Jobs that check a codec on the device: exactness with and without graphs, other convolutions, and real-time streams.
 
 For a block codec, a job measures the speed of each block in an utterance. `rtf` is the time from the chunk that
 completes a block to the samples of the last client, divided by the block's duration. Above 1, players underrun.
@@ -116,9 +116,9 @@ def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
 
 
 def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Yield result lines: without graphs, with graphs, for each batch size, and for each narrow type."""
+    """Yield result lines: without graphs, with graphs, for each batch size, and for other convolutions."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    parts = (_exactness, _speed, _narrow)
+    parts = (_exactness, _speed, _convolutions)
     for part in parts:
         for figures in part(setup, name):
             yield {"codec": name, "what": part.__name__.strip("_"), **figures}
@@ -167,16 +167,16 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
             yield {"graphs": graphs, "capture_errors": errors, "ok": False}
 
 
-def _narrow(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Measure the error of narrow types, relative to the rms of the exact samples."""
+def _convolutions(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+    """Measure the error of other convolutions, relative to the rms of the exact samples."""
     codec = make_codec(name, setup.device, is_narrow=True)
     codes = random_codes(codec, 2, 50).numpy()
     config = DecoderConfig(device=setup.device, graphs=False, max_batch=16)
     (exact,) = streamed(codec, config, codes, 25)
-    for dtype in ("bfloat16", "float16"):
-        (near,) = streamed(codec, replace(config, dtype=dtype), codes, 25)
+    for convolutions in DecoderConfig.CONVOLUTIONS[1:]:
+        (near,) = streamed(codec, replace(config, convolutions=convolutions), codes, 25)
         error = float(np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2)))
-        yield {"dtype": dtype, "relative_error": error, "ok": bool(np.isfinite(near).all())}
+        yield {"convolutions": convolutions, "relative_error": error, "ok": bool(np.isfinite(near).all())}
 
 
 BLOCK_BATCHES, NUM_BLOCKS, ROUNDS = (1, 8), 4, 3

@@ -118,7 +118,8 @@ class DecoderConfig:
         runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
         right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
             inexact. None for the codec's right context.
-        dtype: Dtype of matrix products and convolutions: `float32`, or the inexact `bfloat16` or `float16`.
+        convolutions: How convolutions are computed: `float32`, as three TF32 products of operands in two parts
+            (`tf32x3`), or in the inexact `bfloat16` or `float16`. Only GPUs are faster with the others.
         graphs: True to capture CUDA graphs, at start-up and for frequent shapes.
         max_batch: Maximum number of windows decoded at once. About 16 suits a CPU, because of its caches, and 64 a GPU.
         first_frames: Usual number of audible frames in an utterance's first chunk; by default the family's.
@@ -142,7 +143,7 @@ class DecoderConfig:
     right_frames: int | None = None
     device: str = "cpu"
     threads: int = 1
-    dtype: str = "float32"
+    convolutions: str = "float32"
     graphs: bool = True
     max_batch: int = 16
     first_frames: int = 4
@@ -159,15 +160,15 @@ class DecoderConfig:
     marker: str = ""
 
     RUNTIMES = ("torch", "onnx")
-    DTYPES = ("float32", "bfloat16", "float16")
+    CONVOLUTIONS = ("float32", "tf32x3", "bfloat16", "float16")
 
     def __post_init__(self) -> None:
         if self.runtime not in self.RUNTIMES:
             raise ValueError(f"runtime must be one of {self.RUNTIMES}, got {self.runtime!r}")
-        if self.dtype not in self.DTYPES:
-            raise ValueError(f"dtype must be one of {self.DTYPES}, got {self.dtype!r}")
-        if self.runtime == "onnx" and self.dtype != "float32":
-            raise ValueError(f"dtype must be float32 if runtime is onnx, got {self.dtype}")
+        if self.convolutions not in self.CONVOLUTIONS:
+            raise ValueError(f"convolutions must be one of {self.CONVOLUTIONS}, got {self.convolutions!r}")
+        if self.runtime == "onnx" and self.convolutions != "float32":
+            raise ValueError(f"convolutions must be float32 if runtime is onnx, got {self.convolutions}")
         if self.num_codebooks is not None and self.num_codebooks < 1:
             raise ValueError(f"num_codebooks must be >= 1, got {self.num_codebooks}")
         if self.right_frames is not None and self.right_frames < 0:

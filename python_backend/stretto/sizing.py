@@ -3,8 +3,8 @@
 A step computes one row for each unguided stream and two rows for each guided stream. It must end before the next frame
 is due. It reads all weights once and the KV cache of every row, and computes two operations per weight and row. For a
 family with a depth transformer, the depth layers are read again for each code. The KV cache has the longest reply of
-each stream. The codec computes in float32. All assumptions are constants in this module. The memory that a GPU has for
-the KV cache is computed by `stretto.convert.gpu_memory`.
+each stream. The codec computes in float32, unless other convolutions are chosen. All assumptions are constants in this
+module. The memory that a GPU has for the KV cache is computed by `stretto.convert.gpu_memory`.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's va
 # For a release whose codec is not installed yet: share of a GPU's memory to use, and memory of all but the weights and
 # the KV cache. `make-repository --gpu` computes both (`stretto.convert.gpu_memory`).
 SHARE_OF_MEMORY, RESERVED_GB = 0.85, 4.0
-SHARE_OF_FLOAT32 = 0.3  # share that a codec's convolutions reach
+SHARE_OF_CODEC = 0.3  # share of a GPU's operations that a codec reaches
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
 HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows
 # Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
@@ -159,13 +159,40 @@ class Backbone(Shape):
 
 @dataclass(frozen=True)
 class Gpu:
-    """Data sheet values of a GPU: memory, bandwidth, and operations per second in dense bfloat16 and float32."""
+    """Data sheet values of a GPU: memory, bandwidth, and dense operations per second in bfloat16, float32 and TF32."""
 
     name: str
     memory_gb: float
     tb_per_s: float
     tflops: float
     float32_tflops: float
+    tf32_tflops: float
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """Convolutions that can be computed in another precision, per second of audio in steady chunks.
+
+    Attributes:
+        gflop: Operations in float32.
+        million_read: Millions of numbers that they read, apart from weights.
+        million_written: Millions of numbers that they write.
+    """
+
+    gflop: float
+    million_read: float
+    million_written: float
+
+    def seconds(self, gpu: "Gpu", convolutions: str) -> float:
+        """Return the time of these convolutions in `tf32x3` or half precision, with the conversions around them."""
+        if convolutions == "tf32x3":  # one number is read and three are written, then three are read
+            gflop, tflops = 3 * self.gflop, gpu.tf32_tflops
+            num_bytes = 4 * ((1 + 3 + 3) * self.million_read + self.million_written)
+        else:  # 4 bytes are read and 2 written, then 2 are read, and the same with the result
+            gflop, tflops = self.gflop, gpu.tflops
+            num_bytes = (4 + 2 + 2) * (self.million_read + self.million_written)
+        computing_s = gflop / 1e3 / (SHARE_OF_CODEC * tflops)
+        return computing_s + num_bytes / 1e6 / (SHARE_OF_BANDWIDTH * gpu.tb_per_s)
 
 
 @dataclass(frozen=True)
@@ -176,11 +203,13 @@ class CodecCost:
         name: Name of the codec.
         gflop: Operations per second of audio by chunk size in frames, with context (counted by `FlopCounterMode`). The
             first size is the steady one.
+        convolved: The part of them that the first size has in convolutions.
         history: Number of earlier frames that each chunk decodes again; None for the codec's left context.
     """
 
     name: str
     gflop: dict[int, float]
+    convolved: Convolved
     history: int | None = None
 
     @property
@@ -267,5 +296,18 @@ def streams_in_time(backbone: Backbone, gpu: Gpu) -> int:
 
 
 def streams_of_codec(codec: CodecCost, gpu: Gpu, frames: int) -> int:
-    """Return how many streams the codec serves on its own GPU, in chunks of `frames` frames."""
-    return int(1e3 * SHARE_OF_FLOAT32 * gpu.float32_tflops // codec.gflop[frames])
+    """Return how many streams the codec serves on its own GPU in float32, in chunks of `frames` frames."""
+    return int(1e3 * SHARE_OF_CODEC * gpu.float32_tflops // codec.gflop[frames])
+
+
+def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
+    """Return how many streams the codec serves on its own GPU in steady chunks, with other convolutions.
+
+    Args:
+        convolutions: `tf32x3`, `bfloat16` or `float16`.
+        codec: Cost of the codec.
+        gpu: The GPU.
+    """
+    others_gflop = codec.gflop[codec.steady_frames] - codec.convolved.gflop
+    others_s = others_gflop / 1e3 / (SHARE_OF_CODEC * gpu.float32_tflops)
+    return int(1 / (others_s + codec.convolved.seconds(gpu, convolutions)))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -22,7 +23,8 @@ from transformers import (
 from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.decoder_memory import CHUNKS
 from benchmarks.sizing import BACKBONES, CODEC_OF, CODECS, GPUS, needs_of, streams_in_memory, tables
-from stretto.codecs.base import Window
+from stretto.codecs.base import Codec, Window
+from stretto.decoder.convolutions import Call, convolutions_in
 from stretto.decoder.memory import META, Peak, tensors_to_meta
 from stretto.errors import CheckpointError
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
@@ -139,9 +141,15 @@ def test_step_time_includes_the_depth_transformer_passes() -> None:
     assert step_ms(csm, GPUS[0], 1) > 31 * (4 * 0.024 + 0.018) + step_ms(replace(csm, depth=None), GPUS[0], 1)
 
 
+def gflop_of(codec: Codec, window: Window) -> float:
+    with torch.inference_mode(), Peak(), FlopCounterMode(display=False) as counter:
+        codec.decode(window)
+    return counter.get_total_flops() / 1e9
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mimi", "qwen3_12hz", *by_night("xcodec", "espnet_dac", "higgs", "cosyvoice3")])
-def test_codec_flop_counts_match_torch(name: str) -> None:
+def test_codec_flop_counts_match_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (cost,) = [each for each in CODECS if each.name == name]
     codec = every_codec(name, is_narrow=False)
     assert isinstance(codec, nn.Module)
@@ -152,9 +160,21 @@ def test_codec_flop_counts_match_torch(name: str) -> None:
     for frames, gflop in cost.gflop.items():
         codes = torch.zeros(1, spec.num_codebooks, left + frames + right, dtype=torch.int64, device=device)
         window = Window(codes, left, right, torch.full((1,), left, device=device), codec.initial_state(1))
-        with torch.inference_mode(), Peak(), FlopCounterMode(display=False) as counter:
-            codec.decode(window)
-        assert counter.get_total_flops() / 1e9 / (frames / spec.frame_rate) == pytest.approx(gflop, abs=0.05)
+        seconds = frames / spec.frame_rate
+        assert gflop_of(codec, window) / seconds == pytest.approx(gflop, abs=0.05)
+        if frames == cost.steady_frames:
+            numbers, run = np.zeros(2), Call.run
+
+            def count(call: Call, x: torch.Tensor, weight: torch.Tensor, run: Any = run, numbers: Any = numbers) -> Any:
+                numbers += call.x.numel(), (out := run(call, x, weight)).numel()
+                return out
+
+            monkeypatch.setattr(Call, "run", count)
+            with convolutions_in("tf32x3"):  # three times as many operations
+                convolved = (gflop_of(codec, window) / seconds - gflop) / 2
+            assert convolved == pytest.approx(cost.convolved.gflop, abs=0.08)
+            expected = cost.convolved.million_read, cost.convolved.million_written
+            assert numbers / 1e6 / seconds == pytest.approx(expected, abs=0.06)
 
 
 def test_codecs_are_counted_in_the_chunks_of_their_decoders() -> None:

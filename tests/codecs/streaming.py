@@ -8,7 +8,6 @@ import torch
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Codec, Window
 from stretto.streams.layout import words_of
-from tests.half_precision import assert_near_in_half_precision
 
 __all__ = ["chunks_of", "random_codes", "stream"]
 
@@ -83,14 +82,3 @@ def check_fewer_codebooks(codec: Codec, full: Codec, one_shot: Callable[[torch.T
     assert (codec.encode(pcm) == full.encode(pcm)[:2]).all()
     codes = random_codes(codec, 1, 6)
     check_chunks(codec, codes, one_shot(codes), 1e-4, 2)
-
-
-def check_half_precision(codec: Codec, num_frames: int) -> None:
-    """Check that under autocast the waveform stays near the exact one, and the state keeps its precision."""
-    codes = random_codes(codec, 2, num_frames)
-    whole = stream(codec, codes, [num_frames])
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = stream(codec, codes, chunks_of(5, num_frames))
-        _, state = codec.decode(Window(codes, 0, 0, torch.tensor([0, 0]), codec.initial_state(2)))
-    assert state.dtype == torch.float32
-    assert_near_in_half_precision(rounded, whole, codec)

@@ -13,7 +13,6 @@ from tests.codecs.streaming import (
     check_chunks,
     check_codes,
     check_fewer_codebooks,
-    check_half_precision,
     check_places,
     chunks_of,
     heard,
@@ -130,11 +129,6 @@ def test_state_size_and_chunk_seams_are_bounded_in_a_long_utterance(codec: Encod
     window = Window(codes[:, :, : 20 + right], 0, right, torch.tensor([0]), codec.initial_state(1))
     assert codec.decode(window)[1].shape == codec.initial_state(1).shape == (1, 2 * 2 * 32)
     assert largest(stream(codec, codes, chunks_of(25, 300)) - one_shot(codec.model, codes)) <= TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
-def test_half_precision_output_is_close_and_state_keeps_its_precision(codec: EncodecCodec) -> None:
-    check_half_precision(codec, 40)
 
 
 @pytest.mark.parametrize("samples", [1, 319, 641, 5000, *by_night(2, 321, 639, 640, 48_017)])

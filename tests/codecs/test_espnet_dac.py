@@ -11,7 +11,6 @@ from tests.codecs.espnet_reference import Reference
 from tests.codecs.streaming import (
     check_chunks,
     check_codes,
-    check_half_precision,
     check_places,
     chunks_of,
     heard,
@@ -109,11 +108,6 @@ def test_state_size_and_chunk_seams_are_bounded_in_a_long_reply(
     assert codec.decode(window)[1].shape == codec.initial_state(1).shape == (1, 2 * 2 * 32)
     streamed = stream(codec, codes, chunks_of(25, 200))
     assert largest(streamed - reference.decode(codes).clamp(-1, 1)) <= TOLERANCE[dtype]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
-def test_half_precision_output_is_close_and_state_keeps_its_precision(codec: EspnetDac) -> None:
-    check_half_precision(codec, 40)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 159, 161, 319, 320, 321, 5000, 16_001])

@@ -13,7 +13,6 @@ from tests.codecs.streaming import (
     check_chunks,
     check_codes,
     check_fewer_codebooks,
-    check_half_precision,
     check_places,
     heard,
     largest,
@@ -142,11 +141,6 @@ def test_state_is_bounded_and_exact_beyond_the_attention_window(codec: MimiCodec
     state = codec.decode(Window(codes, 0, 0, torch.tensor([0]), codec.initial_state(1)))[1]
     assert state.shape == codec.initial_state(1).shape == (1, 3 * 2 * 2 * (19 + 32) * 8 + 8 * 32)
     check_chunks(codec, codes, one_shot(codec.model, codes), TOLERANCE[dtype], 3, 25, 250)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32], indirect=True)
-def test_half_precision_output_is_close_and_state_keeps_its_precision(codec: MimiCodec) -> None:
-    check_half_precision(codec, 20)
 
 
 @pytest.mark.parametrize("samples", [1, 959, 1921, 9000, *by_night(2, 961, 1919, 1920, 48_017)])

@@ -222,6 +222,15 @@ def test_audio_tokenizer_is_placed_on_the_codec_gpu(checkpoint: Path, tmp_path: 
     assert "KIND_GPU gpus" not in (tmp_path / "other/preprocessor/config.pbtxt").read_text()
 
 
+def test_convolutions_are_set_and_their_memory_is_reserved(checkpoint: Path, tmp_path: Path) -> None:
+    plain = made(checkpoint, tmp_path / "float32", "--gpu", "0")
+    other = made(checkpoint, tmp_path / "tf32x3", "--gpu", "0", "--convolutions", "tf32x3")
+    assert other["reserved_mb"] > plain["reserved_mb"]
+    for name in ("float32", "tf32x3"):
+        expected = f'key: "convolutions" value {{ string_value: "{name}" }}'
+        assert expected in (tmp_path / name / "acoustic_decoder/config.pbtxt").read_text()
+
+
 def test_mps_is_enabled_only_on_request(checkpoint: Path, tmp_path: Path) -> None:
     made(checkpoint, tmp_path / "out", "--gpu", "0", "--mps")
     assert read_options(tmp_path / "out").shares_by_mps
@@ -276,6 +285,7 @@ def test_a_checkpoint_that_cannot_be_quantized_is_refused(
         (["--quantize", "fp8"], "--quantize: requires --gpu"),
         (["--codec-device", "0"], "--codec-device: requires --gpu"),
         (["--mps"], "--mps: requires --gpu"),
+        (["--convolutions", "tf32x3"], "--convolutions: requires --gpu"),
     ],
 )
 def test_gpu_options_are_checked(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -401,17 +401,18 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(command: Command, mon
     model = install(command.folder)
     folder = serve(model)
     monkeypatch.setattr(run, "served", served)
-    words = ["--gpu", "2", "--codec-device", "5", "--quantize", "fp8", "--mps"]
+    words = ["--gpu", "2", "--codec-device", "5", "--quantize", "fp8", "--convolutions", "tf32x3", "--mps"]
     assert command("acme/voice", *words) == 0
-    assert asked == [Devices(2, 5, "fp8", True)]
+    assert asked == [Devices(2, 5, "fp8", "tf32x3", True)]
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("2,5", "PCI_BUS_ID")
 
 
 @pytest.mark.usefixtures("voice")
-@pytest.mark.parametrize("words", [["--codec-device", "1"], ["--quantize", "fp8"], ["--mps"]])
+@pytest.mark.parametrize("option", ["--codec-device 1", "--quantize fp8", "--convolutions tf32x3", "--mps"])
 def test_options_of_gpus_are_refused_on_the_cpu(
-    command: Command, capsys: pytest.CaptureFixture[str], words: list[str]
+    command: Command, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
+    words = option.split()
     assert command("acme/voice", "--cpu", *words) == 2
     assert words[0] in capsys.readouterr().err
     assert command.launched == []

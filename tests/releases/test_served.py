@@ -155,8 +155,8 @@ def test_two_at_once_make_one_repository(tmp_path: Path, builder: Any, monkeypat
         (Devices(), "served-cpu", {}, None),
         (Devices(gpu=2), "served-gpu2", {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}, (0, None)),
         (
-            Devices(2, 5, "fp8", mps=True),
-            "served-gpu2-codec5-fp8-mps",
+            Devices(2, 5, "fp8", "tf32x3", mps=True),
+            "served-gpu2-codec5-fp8-tf32x3-mps",
             {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2,5"},
             (0, 1),
         ),
@@ -171,6 +171,7 @@ def test_devices(
     assert (None if found is None else (found["gpu"], found["codec_device"])) == placement
     if found is not None:
         assert (found["quantize"], found["shares_by_mps"]) == (devices.quantize, devices.mps)
+        assert found["convolutions"] == devices.convolutions
 
 
 def test_each_choice_of_devices_has_its_repository(tmp_path: Path, builder: Any) -> None:

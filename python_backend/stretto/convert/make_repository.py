@@ -150,6 +150,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="serve on GPUs; codec and audio tokenizer on GPU N (default: on the CPU)",
     )
     add("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
+    about = "convolutions of the codec on tensor cores: as three TF32 products, or inexactly in half precision"
+    add("--convolutions", choices=DecoderConfig.CONVOLUTIONS, help=f"{about}; default: float32")
     about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
@@ -158,7 +160,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--mps", action="store_true", help=about)
     args = parser.parse_args(words)
     given = {"--codec-device": args.codec_device is not None, "--quantize": bool(args.quantize), "--mps": args.mps}
-    given["--gpu-memory"] = args.gpu_memory is not None
+    given |= {"--gpu-memory": args.gpu_memory is not None, "--convolutions": bool(args.convolutions)}
     for name, is_given in given.items():
         if is_given and args.gpu is None:
             parser.error(f"{name}: requires --gpu")
@@ -184,6 +186,7 @@ class Placement:
         gpu: Index of the audio tokenizer's GPU.
         codec_device: Index of the codec's GPU; None to use `gpu`.
         quantize: Key of QUANTIZATIONS; None to use the weights as stored.
+        convolutions: How the codec computes convolutions, one of `DecoderConfig.CONVOLUTIONS`.
         shares_by_mps: True if the launcher runs NVIDIA's MPS, so that processes share a GPU.
         gpu_gib: Memory of the language model's GPU, in GiB; None if it is unknown.
     """
@@ -191,6 +194,7 @@ class Placement:
     gpu: int
     codec_device: int | None = None
     quantize: str | None = None
+    convolutions: str = "float32"
     shares_by_mps: bool = False
     gpu_gib: float | None = None
 
@@ -262,7 +266,7 @@ def gpu_needs(
     if family.conditions is not None:
         tables += num_seqs * condition_bytes(record, family.conditions, dtype)
     weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
-    decoder = measure(codec, decoder_config(family, arguments))
+    decoder = measure(codec, decoder_config(family, arguments, placement.convolutions))
     refined = file_bytes((checkpoint / refinement.FOLDER).glob("*.safetensors"))
     decoder = replace(decoder, weights=decoder.weights + refined)
     tokenizer = checkpoint / AUDIO_TOKENIZER
@@ -276,16 +280,18 @@ def gpu_needs(
     )
 
 
-def decoder_config(family: Family, arguments: dict[str, Any]) -> DecoderConfig:
+def decoder_config(family: Family, arguments: dict[str, Any], convolutions: str = "float32") -> DecoderConfig:
     """Return the configuration of the decoder on a GPU, which the model repository sets.
 
     Args:
         family: The checkpoint's family.
         arguments: vLLM engine arguments.
+        convolutions: How the codec computes convolutions.
     """
     return DecoderConfig(
         codec=family.codec,
         device="cuda",
+        convolutions=convolutions,
         max_batch=GPU_BATCH,
         max_utterances=num_utterances(arguments),
         first_frames=family.first_chunk_frames,
@@ -436,6 +442,7 @@ def _place(folder: Path, placement: Placement, arguments: dict[str, Any], has_to
     limits = {
         parameter("max_batch"): rf'\1: "{GPU_BATCH}"',
         parameter("max_utterances"): rf'\1: "{num_utterances(arguments)}"',
+        parameter("convolutions"): rf'\1: "{placement.convolutions}"',
     }
     change(folder / DECODER / "config.pbtxt", on_gpu(placement.decoder_gpu) | limits)
     if has_tokenizer:  # on a CPU, the largest audio tokenizer needs most of a core in real time
@@ -467,7 +474,9 @@ def main(words: list[str] | None = None) -> int:
         if args.gpu is not None:
             found = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
             gib = args.gpu_memory if found is None else found / GIB
-            placement = Placement(args.gpu, args.codec_device, args.quantize, args.mps, gib)
+            placement = Placement(
+                args.gpu, args.codec_device, args.quantize, args.convolutions or "float32", args.mps, gib
+            )
         make(args.checkpoint, args.out, given, placement, args.aligner)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)

@@ -6,7 +6,6 @@ The decoder warms up before the first chunk, because the first window of each sh
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,11 +15,11 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
+from stretto.decoder.convolutions import convolutions_in
 from stretto.decoder.graphs import CudaGraphs, GraphCache, batch_limit
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.streams.chunking import ChunkPolicy
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRIMITIVES = 1 << 14  # oneDNN primitives to cache, about 100 kB each
 
 
@@ -71,14 +70,19 @@ class Launcher(Protocol):
 
 
 class HostLauncher:
-    """Launcher that decodes synchronously on the host."""
+    """Launcher that decodes synchronously on the host.
+
+    Args:
+        codec: The codec.
+        convolutions: One of `DecoderConfig.CONVOLUTIONS`; results are rounded as on a GPU.
+    """
 
     depth = 0
     has_graphs = False
 
-    def __init__(self, codec: Codec, dtype: str) -> None:
+    def __init__(self, codec: Codec, convolutions: str) -> None:
         self._codec = codec
-        self._precision = precision("cpu", dtype)
+        self._convolutions = convolutions_in(convolutions)
 
     def enter(self) -> None:
         """Enlarge oneDNN's primitive cache, whose capacity is read when the first primitive is created.
@@ -93,7 +97,7 @@ class HostLauncher:
         return False
 
     def launch(self, window: Window) -> Flight:
-        with self._precision():
+        with self._convolutions:
             pcm, states = self._codec.decode(window)
         samples = pcm.float().cpu().numpy()
         return Flight(states, lambda: samples)
@@ -111,10 +115,10 @@ class CudaLauncher:
         self._device = torch.device(config.device)
         use_whole_float32()
         self._stream = torch.cuda.Stream(self._device)
-        within = precision("cuda", config.dtype)
+        convolutions = convolutions_in(config.convolutions)
 
         def decode(window: Window) -> tuple[Tensor, Tensor]:
-            with within():
+            with convolutions:
                 return codec.decode(window)
 
         self.has_graphs = config.graphs and codec.spec.can_capture
@@ -169,18 +173,11 @@ def _pinned(window: Window) -> Window:
     return replace(window, codes=window.codes.pin_memory(), first=window.first.pin_memory())
 
 
-def precision(device_type: str, dtype: str) -> Callable[[], AbstractContextManager[object]]:
-    """Return a factory for contexts that run float32 products and convolutions in `dtype`; float64 is unaffected."""
-    if dtype == "float32":
-        return nullcontext
-    return lambda: torch.autocast(device_type, DTYPES[dtype], cache_enabled=False)
-
-
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
     """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors."""
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)
-    return HostLauncher(codec, config.dtype)
+    return HostLauncher(codec, config.convolutions)
 
 
 def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_batch: int) -> int:

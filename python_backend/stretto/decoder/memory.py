@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.seanet import LENGTHS
 from stretto.config import DecoderConfig
+from stretto.decoder.convolutions import Convolutions, convolutions_in
 from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
@@ -33,7 +34,7 @@ class DecoderMemory:
     """Memory of a decoder process on a GPU, in bytes.
 
     Attributes:
-        weights: Weights of the codec, its encoder included.
+        weights: Weights of the codec, its encoder included, and those converted for other convolutions.
         static: Input and output states of all CUDA graphs.
         peak: Largest activations of a batch.
         utterance: Codec state of an utterance.
@@ -99,21 +100,25 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     if not isinstance(codec, nn.Module):
         raise CheckpointError(f"codec {codec.spec.name}: expected a torch module, whose memory can be measured")
     weights = sum(each.nbytes for each in tensors_to_meta(codec))
-    state, peak = codec.initial_state(1), 0
+    state, peaks = codec.initial_state(1), list[int]()
     is_on_device = state.device == META
+    windows, convolutions = list(largest_batches(codec, config)), convolutions_in(config.convolutions)
+    converting = windows[:1] if isinstance(convolutions, Convolutions) else []  # converts the weights
     try:
-        for window in largest_batches(codec, config):
-            with Peak() as found, torch.inference_mode():
+        for window in converting + windows:
+            with convolutions, Peak() as found, torch.inference_mode():
                 codec.decode(window)
-            peak = max(peak, found.num_bytes)
+            peaks.append(found.num_bytes)
     except (RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"codec {codec.spec.name}: cannot be measured on device meta: {error}") from error
+    if isinstance(convolutions, Convolutions):
+        weights += convolutions.num_bytes
     utterance = state.nbytes if is_on_device else 0
     rows = 1 << (config.max_batch - 1).bit_length()
     return DecoderMemory(
         weights=weights,
         static=2 * rows * utterance if codec.spec.can_capture and config.graphs else 0,
-        peak=peak,
+        peak=max(peaks[len(converting) :], default=0),
         utterance=utterance,
         utterances=config.max_utterances * utterance,
         references=config.reference_mb * MIB if is_on_device else 0,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stretto.config import DecoderConfig
 from stretto.errors import CommandParser
 from stretto.gpus import gpu_number
 from stretto.launcher import command as launcher
@@ -103,6 +104,7 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
     group.add_argument("--no-gateway", action="store_true", help="serve without web page and OpenAI's audio API")
     group.add_argument("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N")
     group.add_argument("--quantize", choices=WEIGHT_FORMATS, help="format of the weights on a GPU")
+    group.add_argument("--convolutions", choices=DecoderConfig.CONVOLUTIONS, help="convolutions of the codec on a GPU")
     group.add_argument("--mps", action="store_true", help="run NVIDIA's MPS daemon")
     return parser
 
@@ -127,9 +129,10 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
         model = Installer(models, hub, builder, choices_of(args)).install(target)
         gpu = device_of(model, args.gpu, args.cpu)
-        if gpu is None and (args.codec_device is not None or args.quantize or args.mps):
-            raise BadArgument("--codec-device, --quantize and --mps: expected a server on a GPU, got the CPU")
-        devices = Devices(gpu, args.codec_device, args.quantize, args.mps)
+        if gpu is None and (args.codec_device is not None or args.quantize or args.convolutions or args.mps):
+            options = "--codec-device, --quantize, --convolutions and --mps"
+            raise BadArgument(f"{options}: expected a server on a GPU, got the CPU")
+        devices = Devices(gpu, args.codec_device, args.quantize, args.convolutions or "float32", args.mps)
         found = served(model, devices, models, builder)
     os.environ.update(devices.environment)
     server = BackgroundServer(

@@ -28,12 +28,14 @@ class Devices:
         gpu: GPU of the model; None to serve on the CPU.
         codec_device: Another GPU for the codec; None for `gpu`.
         quantize: Weight format, such as fp8; None for the stored one.
+        convolutions: How the codec computes convolutions, such as tf32x3.
         mps: True if the launcher runs NVIDIA's MPS.
     """
 
     gpu: int | None = None
     codec_device: int | None = None
     quantize: str | None = None
+    convolutions: str = "float32"
     mps: bool = False
 
     @property
@@ -42,7 +44,9 @@ class Devices:
         if self.gpu is None:
             return "served-cpu"
         codec = "" if self.codec_device is None else f"-codec{self.codec_device}"
-        return f"served-gpu{self.gpu}{codec}{f'-{self.quantize}' if self.quantize else ''}{'-mps' * self.mps}"
+        convolutions = "" if self.convolutions == "float32" else f"-{self.convolutions}"
+        weights = f"-{self.quantize}" if self.quantize else ""
+        return f"served-gpu{self.gpu}{codec}{weights}{convolutions}{'-mps' * self.mps}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -61,6 +65,7 @@ class Devices:
             "gpu": 0,
             "codec_device": None if self.codec_device is None else 1,
             "quantize": self.quantize,
+            "convolutions": self.convolutions,
             "shares_by_mps": self.mps,
         }
 

@@ -17,6 +17,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from stretto.decoder.tf32_kernel import split_kernel
 from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.cross_attention import cross_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
@@ -169,6 +170,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256, "begin": -1}, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
+    (split_kernel, {"out": "*fp32", "x": "*fp32", "size": "i32"}, {"block": 1024}, 4),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {"rules": PLAIN_RULES, "block": 8}, 1),
 ]

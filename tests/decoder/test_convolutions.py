@@ -1,0 +1,129 @@
+"""Convolutions as on tensor cores: errors of one convolution and of each codec, and what stays as it was."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.convolutions import as_on_a_gpu
+from benchmarks.decoder import make_codec
+from stretto.config import DecoderConfig
+from stretto.decoder.convolutions import MIN_CHANNELS, Convolutions, convolutions_in, split, thirds, to_tf32
+from stretto.decoder.tf32_kernel import split_on_device
+from tests.codecs.streaming import chunks_of, random_codes, stream
+
+KINDS = {"conv1d": F.conv1d, "conv_transpose1d": F.conv_transpose1d}
+SHAPES = {  # keyword arguments of torch's functions
+    "conv1d": [{}, {"stride": 2, "padding": 3}, {"dilation": (3,), "padding": (2,)}],
+    "conv_transpose1d": [{}, {"stride": 4, "padding": 2, "output_padding": 1}, {"stride": (3,), "dilation": 2}],
+}
+CASES = [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes]
+# Errors relative to the sum of the products' magnitudes: ten times the largest that is possible, or half the usual one.
+MOST = {"tf32x3": 10 * 2.0**-21, "bfloat16": 2.0**-6, "float16": 2.0**-9}
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal numbers over three orders of magnitude."""
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=random) * 10 ** (3 * torch.rand(shape, generator=random) - 2)
+
+
+def operands(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a signal, a weight and a bias; ten input and nine output channels."""
+    shape = (9, 10, 4) if kind == "conv1d" else (10, 9, 4)
+    return numbers(2, 10, 30), numbers(*shape, seed=1), numbers(9, seed=2)
+
+
+def test_two_tf32_numbers_make_up_a_float32_number() -> None:
+    x = numbers(1000)
+    high, low = split(x)
+    for part in (high, low):
+        assert not (part.view(torch.int32) & 0x1FFF).any()
+    assert ((x - high).abs() <= 2.0**-11 * x.abs()).all()
+    assert ((x.double() - high - low).abs() <= 2.0**-22 * x.abs()).all()
+    ties = torch.tensor([1 + 2.0**-11, -1 - 2.0**-11])
+    assert to_tf32(ties).tolist() == [1 + 2.0**-10, -1 - 2.0**-10]
+
+
+@pytest.mark.parametrize("precision", DecoderConfig.CONVOLUTIONS[1:])
+@pytest.mark.parametrize(("kind", "shape"), CASES, ids=str)
+def test_convolution_has_the_error_of_its_precision(kind: str, shape: dict, precision: str) -> None:
+    function, (x, weight, bias) = KINDS[kind], operands(kind)
+    exact = function(x.double(), weight.double(), bias.double(), **shape)
+    scale = function(x.abs().double(), weight.abs().double(), bias.abs().double(), **shape)
+    with convolutions_in(precision):
+        found = function(x, weight, bias, **shape)
+    assert found.dtype == torch.float32
+    error = ((found - exact).abs() / scale).max().item()
+    assert error <= MOST[precision]
+    if precision != "tf32x3":
+        assert error > 2.0**-13, "operands are rounded"
+
+
+def test_high_parts_alone_have_a_larger_error() -> None:
+    """The bound above holds because of the two products with low parts."""
+    x, weight, _ = operands("conv1d")
+    exact, scale = F.conv1d(x.double(), weight.double()), F.conv1d(x.abs(), weight.abs())
+    assert ((F.conv1d(to_tf32(x), to_tf32(weight)) - exact).abs() / scale).max() > 10 * MOST["tf32x3"]
+
+
+@pytest.mark.parametrize("precision", DecoderConfig.CONVOLUTIONS[1:])
+def test_other_convolutions_are_unchanged(precision: str) -> None:
+    """Few channels, groups and float64, and everything after the context."""
+    x, weight, bias = operands("conv1d")
+    few, grouped = numbers(MIN_CHANNELS - 1, 10, 4), numbers(10, 1, 4)
+    before = F.conv1d(x, few), F.conv1d(x, grouped, groups=10), F.conv1d(x.double(), weight.double())
+    with convolutions_in(precision):
+        after = F.conv1d(x, few), F.conv1d(x, grouped, groups=10), F.conv1d(x.double(), weight.double())
+    assert all(map(torch.equal, before, after))
+    plain = F.conv1d(x, weight, bias)
+    with convolutions_in("float32"):
+        assert torch.equal(F.conv1d(x, weight, bias), plain)
+
+
+def test_weights_are_converted_once_and_the_switch_of_the_process_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, run = list[tuple](), torch._convolution
+
+    def record(*args: Any, **named: Any) -> Tensor:
+        runs.append((args, named))
+        return run(*args, **named)
+
+    monkeypatch.setattr(torch, "_convolution", record)
+    x, weight, _ = operands("conv1d")
+    before, convolutions = torch.backends.cudnn.allow_tf32, Convolutions("tf32x3")
+    for _ in range(2):
+        with convolutions:
+            F.conv1d(x, weight)
+            assert torch.backends.cudnn.allow_tf32 == before
+    (first, named), (second, _) = runs
+    assert first[1] is second[1]
+    assert named == {"allow_tf32": True}
+    assert convolutions.num_bytes == 3 * weight.nbytes
+    del first, second, weight
+    runs.clear()
+    assert convolutions.num_bytes == 0
+
+
+def test_kernel_splits_as_the_host_does() -> None:
+    x = numbers(2, 3, 700)
+    out = torch.empty(2, 9, 700)
+    split_on_device(out, x)
+    assert torch.equal(out, thirds(x))
+
+
+@pytest.mark.parametrize("precision", DecoderConfig.CONVOLUTIONS[1:])
+def test_chunks_join(precision: str) -> None:
+    """Operands are rounded one by one, so a sample depends on chunk and batch only through the order of sums.
+
+    In half precision the sum is rounded, too: two orders may give neighbouring numbers.
+    """
+    codec = make_codec("qwen3_12hz_small", "cpu", is_narrow=True)
+    codes = random_codes(codec, 2, 30)
+    with convolutions_in(precision), as_on_a_gpu():
+        whole = stream(codec, codes, [30])
+        parts = [stream(codec, codes, chunks_of(size, 30)) for size in (1, 5)]
+        alone = torch.cat([stream(codec, codes[row : row + 1], [30]) for row in range(2)])
+    error = max((each - whole).abs().max().item() for each in (*parts, alone))
+    assert error <= {"tf32x3": 1e-5, "bfloat16": 2.0**-5, "float16": 2.0**-8}[precision]
