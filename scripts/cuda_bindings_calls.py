@@ -72,9 +72,8 @@ def main() -> int:
     there: Any = WithoutGpu(runtime, runtime.cudaError_t.cudaSuccess, made_up)
     of_driver: Any = WithoutGpu(driver, driver.CUresult.CUDA_SUCCESS, {"cuMemGetAddressRange": (ADDRESS, NUM_BYTES)})
     sys.modules["cuda.bindings"] = SimpleNamespace(runtime=there, driver=of_driver)  # type: ignore[assignment]
-    region = shared_memory.CudaRegion("check", NUM_BYTES)
+    region = shared_memory.CudaRegion(NUM_BYTES)
     assert region.handle == HANDLE, "a handle's bytes are not where they are read"
-    region.write(np.zeros(16, np.uint8))
     region.read(0, 16)
     memory = CudaMemory(there, of_driver, region.handle, 0)
     assert memory.size() == NUM_BYTES

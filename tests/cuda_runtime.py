@@ -43,7 +43,7 @@ class FakeRuntime(ModuleType):
         self.buffers: dict[int, Any] = {}
         self.opened: list[int] = []
         self.on_their_way: list[tuple[int, bytes]] = []
-        self.device = -1
+        self.device, self.num_copies = -1, 0
 
     def cudaSetDevice(self, device: int) -> tuple[int]:
         self.device = device
@@ -75,6 +75,7 @@ class FakeRuntime(ModuleType):
 
     def cudaMemcpy(self, target: int, source: int, size: int, kind: int) -> tuple[int]:
         """Copy host memory now, and deliver it to the device only at the next synchronization."""
+        self.num_copies += 1
         taken = ctypes.string_at(source, size)
         if any(address <= target < address + len(buffer) for address, buffer in self.buffers.items()):
             self.on_their_way.append((target, taken))

@@ -84,7 +84,7 @@ def _share_memory(setup: Setup) -> dict[str, Any]:
     writer.start()  # before this process has used CUDA
     from stretto_client.shared_memory import CudaRegion
 
-    region = CudaRegion("gpu_check", SHARED)
+    region = CudaRegion(SHARED)
     here.send_bytes(region.handle)
     if not here.poll(8):
         raise TimeoutError("the other process did not write within 8 s")

@@ -136,7 +136,9 @@ class GuidanceOptions(TypedDict, total=False):
 class RingHeader(TypedDict):
     """Shared-memory ring for the samples."""
 
-    name: Annotated[RingName, Doc("Name of the shared memory with the header.")]
+    name: Annotated[
+        RingName, Doc("Name of the shared memory with the header, which the client locks (`flock`) for slots on a GPU.")
+    ]
 
 
 class RingOptions(RingHeader, total=False):

@@ -3,12 +3,13 @@
 import asyncio
 import base64
 import ctypes
+import fcntl
 import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,32 +19,6 @@ from stretto_client.errors import ServerUnavailable
 from stretto_client.schema import HANDLE_BYTES, RingOptions
 
 Memory = Literal["system", "cuda"]
-
-
-class Region(Protocol):
-    """Named region of shared memory."""
-
-    name: str
-
-    def write(self, data: NDArray[Any]) -> None:
-        """Write an array at the beginning of the region."""
-        ...
-
-    def read(self, offset: int, byte_size: int) -> NDArray[Any]:
-        """Return a copy of the `byte_size` bytes at `offset`, as uint8."""
-        ...
-
-    async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region as input memory; `headers` grant access to the server's memory API."""
-        ...
-
-    async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region; `headers` grant access to the server's memory API."""
-        ...
-
-    def close(self) -> None:
-        """Free the memory."""
-        ...
 
 
 class SystemRegion:
@@ -105,78 +80,43 @@ def reserve(name: str, byte_size: int) -> None:
         os.close(descriptor)
 
 
-DEFAULT_STREAM = 0
 BLOCK = 1 << 21  # smaller allocations share a block of this size, and an IPC handle opens the whole block
 
 
 class CudaRegion:
-    """GPU memory, which another process opens through its IPC handle.
+    """GPU memory, which the server's decoder opens through its IPC handle.
 
     It requires NVIDIA's `cuda-bindings`.
     """
 
-    def __init__(self, prefix: str, byte_size: int, device: int = 0):
+    def __init__(self, byte_size: int, device: int = 0):
         from cuda.bindings import runtime
 
         self._runtime: Any = runtime
-        self.name, self.device, self._byte_size = f"{prefix}_{secrets.token_hex(8)}", device, byte_size
+        self.device = device
         self._call("cudaSetDevice", device)
         (self._address,) = self._call("cudaMalloc", -(-byte_size // BLOCK) * BLOCK)
         (handle,) = self._call("cudaIpcGetMemHandle", self._address)
         # Read by address, because cuda-bindings 13.4.1 and later do not expose the only field of `cudaIpcMemHandle_t`.
         self.handle = ctypes.string_at(int(handle.getPtr()), HANDLE_BYTES)
 
-    def write(self, data: NDArray[Any]) -> None:
-        """Write an array at the beginning of the region."""
-        data = np.ascontiguousarray(data)
-        self._copy(self._address, data.ctypes.data, data.nbytes)
-
     def read(self, offset: int, byte_size: int) -> NDArray[Any]:
         """Return a copy of the `byte_size` bytes at `offset`, as uint8."""
         data = np.empty(byte_size, np.uint8)
-        self._copy(data.ctypes.data, self._address + offset, byte_size)
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
+        self._call("cudaSetDevice", self.device)
+        self._call("cudaMemcpy", data.ctypes.data, self._address + offset, byte_size, kind)
         return data
-
-    async def register(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Register the region as input memory; `headers` grant access to the server's memory API."""
-        handle = base64.b64encode(self.handle)
-        await server.register_cuda_shared_memory(self.name, handle, self.device, self._byte_size, headers=headers)
-
-    async def unregister(self, server: InferenceServerClient, headers: dict[str, str]) -> None:
-        """Unregister the region; `headers` grant access to the server's memory API."""
-        await server.unregister_cuda_shared_memory(self.name, headers)
 
     def close(self) -> None:
         """Free the memory."""
         self._call("cudaFree", self._address)
-
-    def _copy(self, target: int, source: int, byte_size: int) -> None:
-        self._call("cudaSetDevice", self.device)
-        self._call("cudaMemcpy", target, source, byte_size, self._runtime.cudaMemcpyKind.cudaMemcpyDefault)
-        # A copy to the device from unpinned memory may still be running when the call returns.
-        self._call("cudaStreamSynchronize", DEFAULT_STREAM)
 
     def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
         status, *results = getattr(self._runtime, function)(*arguments)
         if status != self._runtime.cudaError_t.cudaSuccess:
             raise MemoryError(f"{function}: {status!r}")
         return tuple(results)
-
-
-def new_region(memory: Memory, prefix: str, byte_size: int) -> Region:
-    """Create a region of shared memory.
-
-    Args:
-        memory: `system` or `cuda`.
-        prefix: Beginning of the region's name.
-        byte_size: Size in bytes.
-
-    Raises:
-        ValueError: `memory` is neither of these.
-    """
-    if memory not in ("system", "cuda"):
-        raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {memory!r}")
-    return SystemRegion(prefix, byte_size) if memory == "system" else CudaRegion(prefix, byte_size)
 
 
 MAGIC = int.from_bytes(b"STRRING1", "little")
@@ -199,13 +139,18 @@ class RingSize:
 
 
 class Ring:
-    """Ring of sample slots in shared memory, as seen by the client."""
+    """Ring of sample slots in shared memory, as seen by the client.
+
+    A lock on the header shows the server that this process exists.
+    """
 
     def __init__(self, memory: Memory, size: RingSize):
         self._size, self._released = size, 0
         payload = size.slots * size.slot_bytes
         self._header = SystemRegion(PREFIX, HEADER + (payload if memory == "system" else 0))
-        self._device = CudaRegion(PREFIX, payload) if memory == "cuda" else None
+        self._lock = os.open(f"/dev/shm/{self._header.name}", os.O_RDWR)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._device = CudaRegion(payload) if memory == "cuda" else None
         self._words = self._header.words
         self._words[_SLOTS], self._words[_SLOT_BYTES], self._words[_RELEASED] = size.slots, size.slot_bytes, 0
         self._words[0] = MAGIC
@@ -263,6 +208,7 @@ class Ring:
         """Free the memory; call `until_free` first."""
         self._words.release()
         self._header.close()
+        os.close(self._lock)
         if self._device is not None:
             self._device.close()
 
@@ -270,18 +216,23 @@ class Ring:
 class Sharing:
     """Shared memory of a request, which is freed after the utterance.
 
-    `headers` grant access to the server's shared-memory API.
+    Inputs are always in system memory. Triton would open them in GPU memory, and might end if this process did.
+
+    Args:
+        memory: Memory of the ring's slots, `system` or `cuda`.
+        ring_size: Size of the ring.
+        headers: Headers that grant access to the server's shared-memory API.
     """
 
     def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
         self._memory, self._ring_size, self._headers = memory, ring_size, headers
         self.ring: Ring | None = None
-        self._regions: list[Region] = []
-        self._registered: list[Region] = []
+        self._regions: list[SystemRegion] = []
+        self._registered: list[SystemRegion] = []
 
-    def region(self, byte_size: int) -> Region:
+    def region(self, byte_size: int) -> SystemRegion:
         """Create a region of `byte_size` bytes."""
-        region = new_region(self._memory, "stretto_in", byte_size)
+        region = SystemRegion("stretto_in", byte_size)
         self._regions.append(region)
         return region
 

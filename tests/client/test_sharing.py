@@ -53,6 +53,7 @@ async def test_shared_memory_audio_is_delivered_and_freed(
         turns = [{"role": "user", "audio": "audio"}] * 2
         assert [event async for event in client.converse(turns, b"a whole file", b"and another")][-1].is_final
     samples, file, files = server.requests
+    assert runtime.device == -1, "inputs are in system memory: Triton would open those on a GPU"
     np.testing.assert_array_equal(samples["pcm_in"], PCM)
     assert samples["sample_rate"] == 16_000
     assert file["audio"] == b"a whole file"

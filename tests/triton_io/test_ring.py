@@ -1,18 +1,21 @@
 """Both ends of a ring: the client reads the server's samples, and neither overtakes the other."""
 
 import base64
+import fcntl
 import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stretto.errors import InvalidRequest
+from stretto.errors import Cancelled, InvalidRequest
 from stretto.records.sampling import RingAddress
 from stretto.triton_io.cuda_memory import CudaMemory
-from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring
+from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring, is_locked
 from stretto_client.shared_memory import HEADER, Ring, RingSize, SystemRegion
 from tests.cuda_runtime import FakeDriver, Handle, OldHandle, install
 
@@ -288,6 +291,48 @@ def test_ring_withdrawn_during_opening_is_not_opened(monkeypatch: pytest.MonkeyP
     with pytest.raises(InvalidRequest, match=r"ring\.name"):
         PcmRing.open(RingAddress(**ring.option()))
     assert ring.is_free
+    assert not runtime.opened
+    ring.close()
+
+
+def test_lock_of_a_process_ends_with_it(tmp_path: Path) -> None:
+    header = tmp_path / "header"
+    header.touch()
+    program = (
+        "import fcntl, os, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
+    )
+    with (
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", program, header], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as client,
+        header.open("r+b") as file,
+    ):
+        assert client.stdout is not None
+        assert client.stdout.read(1)
+        assert is_locked(file.fileno())
+        client.kill()
+        client.wait()
+        assert not is_locked(file.fileno())
+
+
+def test_memory_of_a_client_that_has_ended_is_not_accessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA leaves it open what an access does then; an error would end the decoder."""
+    runtime = install(monkeypatch)
+    ring = Ring("cuda", SIZE)
+    address = RingAddress(**ring.option())
+    server_end = PcmRing.open(address)
+    assert server_end.put(np.ones(16, np.float32)) is not None
+    assert server_end.has_owner
+    fcntl.flock(ring._lock, fcntl.LOCK_UN)  # as the kernel does when the process ends
+    copied = runtime.num_copies
+    assert not server_end.has_owner
+    for place in (None, 1 << 40):
+        with pytest.raises(Cancelled, match="the client of the ring has ended"):
+            server_end.put(np.ones(16, np.float32), place)
+    assert runtime.num_copies == copied
+    server_end.close()
+    with pytest.raises(InvalidRequest, match=r"ring\.name: expected a header that its client has locked"):
+        PcmRing.open(address)
     assert not runtime.opened
     ring.close()
 

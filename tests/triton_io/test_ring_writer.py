@@ -1,5 +1,6 @@
 """Samples enter the ring in order; a full ring blocks only replies of its own utterance."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -160,6 +161,25 @@ def test_last_event_frees_the_ring(all_writers: RingWriters, slot: FlowSlot, mon
     monkeypatch.setattr(writers, "SWEEP_S", 0.0)
     slot.release()
     until(lambda: len(all_writers) == 0)
+
+
+def test_gpu_ring_of_a_client_that_has_ended_is_closed(
+    all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This happens before its utterance is known to be over, and the next chunk is refused."""
+    runtime = install(monkeypatch)
+    monkeypatch.setattr(writers, "SWEEP_S", 0.0)
+    ring = Ring("cuda", RingSize(2, 64))
+    writer = opened(all_writers, "u", ring, slot)
+    writer.offer(Reply(), samples(0), told(0))
+    assert runtime.opened
+    fcntl.flock(ring._lock, fcntl.LOCK_UN)  # as the kernel does when the process ends
+    until(lambda: len(all_writers) == 0)
+    assert slot.is_held
+    assert not runtime.opened
+    with pytest.raises(Cancelled):
+        writer.offer(Reply(), samples(1), told(1))
+    ring.close()
 
 
 def test_waiting_samples_are_copied_from_the_host(

@@ -1,6 +1,7 @@
 """Output rings in clients' shared or GPU memory, and answers that wait for free slots."""
 
 import base64
+import fcntl
 import logging
 import os
 import stat
@@ -86,6 +87,11 @@ class PcmRing:
         """True if the ring's slots are in GPU memory."""
         return self._payload.is_on_device
 
+    @property
+    def has_owner(self) -> bool:
+        """False if the ring's client has ended."""
+        return is_locked(self._header)
+
     def holds(self, samples: np.ndarray) -> bool:
         """Return True if `samples` [n] fit in the ring when all of its slots are free."""
         return samples.nbytes <= self._slots * self._slot_bytes
@@ -141,7 +147,10 @@ class SystemPayload:
 class CudaPayload:
     """Slots in GPU memory.
 
-    While they are open here, a flag in the header makes the client keep the memory.
+    While they are open here, a flag in the header makes the client keep the memory. If the client ends, CUDA does not
+    define what an access to its memory does, and an error would end this process. The client therefore holds a lock on
+    the header, which the kernel releases when the client ends, and each write first checks that it is locked. Only a
+    client that ends during a copy of microseconds is not noticed.
     """
 
     is_on_device = True
@@ -149,6 +158,8 @@ class CudaPayload:
     def __init__(self, header: int, address: RingAddress, shape: tuple[int, int]):
         assert address.cuda_handle is not None
         self._header = header
+        if not is_locked(header):
+            raise InvalidRequest("options.output.ring.name", "a header that its client has locked", address.name)
         self._mark_open(is_open=True)
         try:
             _read_shape(header, address)  # a client that closes its ring after this check waits until we have closed it
@@ -159,7 +170,13 @@ class CudaPayload:
             raise
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy `data`, uint8 [n], to byte offset `offset`, from GPU address `address` if given."""
+        """Copy `data`, uint8 [n], to byte offset `offset`, from GPU address `address` if given.
+
+        Raises:
+            Cancelled: The client has ended.
+        """
+        if not is_locked(self._header):
+            raise Cancelled("the client of the ring has ended")
         if address is None:
             self._memory.write(offset, data)
         else:
@@ -190,6 +207,16 @@ def _open_header(address: RingAddress, directory: Path) -> int:
             f"{address.name}: not a regular file, or a file with several hard links",
         )
     return header
+
+
+def is_locked(header: int) -> bool:
+    """Return True if another process, or another open file of this one, holds a lock on a file."""
+    try:
+        fcntl.flock(header, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(header, fcntl.LOCK_UN)
+    return False
 
 
 def _words(header: int) -> tuple[int, ...]:
@@ -270,6 +297,12 @@ class RingWriter:
     @property
     def is_waiting(self) -> bool:
         return bool(self._held)
+
+    @property
+    def is_needed(self) -> bool:
+        """False if the utterance is over, or the client of a ring in GPU memory has ended."""
+        with self._lock:  # the ring is not closed meanwhile
+            return self.slot.is_held and not (self._is_open and self._ring.is_on_device and not self._ring.has_owner)
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
         """Send the response for a chunk if slots are free and no earlier response is queued; otherwise queue it.
@@ -384,11 +417,11 @@ class RingWriters:
             time.sleep(POLL_S if waiting else 10 * POLL_S)
 
     def _sweep(self) -> None:
-        """Close the writers of utterances whose flow slots have been released."""
+        """Close the writers that are not needed any more."""
         with self._lock:
             for utterance, writer in list(self._writers.items()):
                 with self._dropping_failed(utterance):
-                    if not writer.slot.is_held:
+                    if not writer.is_needed:
                         del self._writers[utterance]
                         writer.close()
             if not self._writers:
