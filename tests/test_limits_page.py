@@ -31,7 +31,6 @@ NOT_MET = {
         "stretto.records.prompt.MAX_CONDITION_BYTES",
         "stretto.records.prompt.MAX_CONDITION_WIDTH",
         "stretto.records.prompt.MAX_MAGNITUDE",
-        "stretto.records.sampling.MAX_TAIL_ROWS",
         "stretto.records.chunk.MAX_SOUND_TOKENS",
         "stretto.records.chunk.MAX_SOUND_BYTES",
         "stretto.records.chunk.MAX_MELS",

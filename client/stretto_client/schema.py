@@ -20,6 +20,9 @@ GuidancePolicy = Literal["always", "until_s", "adaptive"]
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 
+NUMBER, INTEGER = "a number", "an integer"
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """Expected value of an option, as metadata in an `Annotated` type.
@@ -30,6 +33,9 @@ class Expected:
         le: Maximum of a number.
         pattern: Regular expression for a text.
         is_checked: False if the model family, not pydantic, validates the value.
+        gt: Limit above which a number must be.
+        kind: `a number` or `an integer`, for error messages about values of other types; empty if they have
+            the description, too.
     """
 
     description: str
@@ -37,16 +43,36 @@ class Expected:
     le: float | None = None
     pattern: str | None = None
     is_checked: bool = True
+    gt: float | None = None
+    kind: str = ""
+
+    def admits(self, value: object) -> bool:
+        """Return True if `value` is a number of this kind within the limits; NaN is not."""
+        types = (int,) if self.kind == INTEGER else (int, float)
+        if not isinstance(value, types) or isinstance(value, bool):
+            return False
+        is_above = (self.ge is None or value >= self.ge) and (self.gt is None or value > self.gt)
+        return is_above and (self.le is None or value <= self.le)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Return pydantic's schema for the value, with these limits (pydantic hook)."""
         if not self.is_checked:
             return {"type": "any"}
         schema = handler(source)
-        limits: dict[str, Any] = {"ge": self.ge, "le": self.le, "pattern": self.pattern}
+        limits: dict[str, Any] = {"ge": self.ge, "gt": self.gt, "le": self.le, "pattern": self.pattern}
         if schema["type"] == "float":
             limits["allow_inf_nan"] = False
         return schema | {name: limit for name, limit in limits.items() if limit is not None}
+
+
+def number(low: float, high: float) -> Expected:
+    """Return the annotation of a number from `low` to `high`."""
+    return Expected(f"a number in [{low}, {high}]", ge=low, le=high, kind=NUMBER)
+
+
+def integer(low: int, high: int) -> Expected:
+    """Return the annotation of an integer from `low` to `high`."""
+    return Expected(f"an integer in [{low}, {high}]", ge=low, le=high, kind=INTEGER)
 
 
 MAX_LISTED = 12  # voices in an error message: a model may have a thousand, and long messages are truncated
@@ -67,6 +93,23 @@ def expected_voices(voices: Sequence[str], max_voices: int = 1, *aliases: str) -
 
 Number = Annotated[float, Expected("a number")]
 Integer = Annotated[int, Expected("an integer")]
+# Ranges of numbers. The fields of the server's records have the same types, so that each range stands here alone. A
+# family may permit less.
+MOST_ROWS = 1 << 20
+Temperature = Annotated[float, number(0.0, 10.0)]
+TopK = Annotated[int, integer(0, 1 << 20)]
+TopP = Annotated[float, number(1e-6, 1.0)]
+MinP = Annotated[float, number(0.0, 1.0)]
+MinRows = Annotated[int, integer(0, MOST_ROWS)]
+MaxRows = Annotated[int, integer(1, MOST_ROWS)]
+RasWindow = Annotated[int, integer(0, 512)]
+RasMaxRepeats = Annotated[int, integer(1, 512)]
+Steps = Annotated[int, integer(1, 1 << 20)]
+GuidanceScale = Annotated[float, number(0.0, 100.0)]
+GuidedTime = Annotated[float, Expected("a number of seconds in (0, 1000000]", gt=0.0, le=1e6, kind=NUMBER)]
+RepetitionPenalty = Annotated[float, number(0.1, 10.0)]
+Seed = Annotated[int, integer(0, (1 << 63) - 1)]
+ResumeTime = Annotated[float, Expected("seconds in [0, 60]", ge=0, le=60, kind=NUMBER)]
 Boolean = Annotated[bool, Expected("true or false")]
 String = Annotated[str, Expected("text")]
 Words = Annotated[Literal["aligned"], Expected("aligned")]
@@ -88,29 +131,30 @@ BY_FAMILY = Expected("see the family", is_checked=False)
 class CodeOptions(TypedDict, total=False):
     """Sampling options."""
 
-    temperature: Annotated[Number, Doc("Sampling temperature; 0 selects the most probable id.")]
-    top_k: Annotated[Integer, Doc("Number of most probable ids to sample from; 0 is off.")]
-    top_p: Annotated[Number, Doc("Probability mass of the most probable ids to sample from; 1 is off.")]
+    temperature: Annotated[Temperature, Doc("Sampling temperature; 0 selects the most probable id.")]
+    top_k: Annotated[TopK, Doc("Number of most probable ids to sample from; 0 is off.")]
+    top_p: Annotated[TopP, Doc("Probability mass of the most probable ids to sample from; 1 is off.")]
 
 
 class SegmentOptions(CodeOptions, total=False):
     """Sampling and length options of a text or audio segment."""
 
-    min_rows: Annotated[Integer, Doc("Minimum number of rows of the segment.")]
-    max_rows: Annotated[Integer, Doc("Maximum number of rows of the segment.")]
+    min_rows: Annotated[MinRows, Doc("Minimum number of rows of the segment.")]
+    max_rows: Annotated[MaxRows, Doc("Maximum number of rows of the segment.")]
 
 
 class AudioOptions(SegmentOptions, total=False):
     """Sampling and length options of the audio segment."""
 
     min_p: Annotated[
-        Number, Doc("Minimum probability of ids of the first stream, relative to the most probable id; 0 is off.")
+        MinP, Doc("Minimum probability of ids of the first stream, relative to the most probable id; 0 is off.")
     ]
     ras_window: Annotated[
-        Integer, Doc("Repetition-aware sampling: number of rows in which repeated codes are counted; 0 is off.")
+        RasWindow, Doc("Repetition-aware sampling: number of rows in which repeated codes are counted; 0 is off.")
     ]
     ras_max_repeats: Annotated[
-        Integer, Doc("Number of occurrences in the window at which a code is sampled again from the whole softmax.")
+        RasMaxRepeats,
+        Doc("Number of occurrences in the window at which a code is sampled again from the whole softmax."),
     ]
 
 
@@ -118,19 +162,19 @@ class LatentOptions(TypedDict, total=False):
     """Options of models whose frames are latents."""
 
     steps: Annotated[
-        Integer, Doc("Solver steps per latent. More steps take more time; models with a one-step head accept only 1.")
+        Steps, Doc("Solver steps per latent. More steps take more time; models with a one-step head accept only 1.")
     ]
 
 
 class GuidanceOptions(TypedDict, total=False):
     """Options of classifier-free guidance: scale and duration."""
 
-    scale: Annotated[Number, Doc("Guidance scale; 1 is unguided. A model may take only its `guidance_scales`.")]
+    scale: Annotated[GuidanceScale, Doc("Guidance scale; 1 is unguided. A model may take only its `guidance_scales`.")]
     policy: Annotated[
         Policy,
         Doc("`always`; `until_s`: only the first seconds; `adaptive`: while steps keep up with the frame rate."),
     ]
-    until_s: Annotated[Number, Doc("Seconds of audio that are guided, for the policy `until_s`.")]
+    until_s: Annotated[GuidedTime, Doc("Seconds of audio that are guided, for the policy `until_s`.")]
 
 
 class RingHeader(TypedDict):
@@ -173,7 +217,7 @@ class ChunkingOptions(TypedDict, total=False):
 class SpeechOptions(TypedDict, total=False):
     """Request options except the voice. Missing options get the defaults of the family and the task."""
 
-    seed: Annotated[Integer, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
+    seed: Annotated[Seed, Doc("Seed of the noise: the same seed gives the same codes. Random by default.")]
     adapter: Annotated[String, Doc("Name of a LoRA adapter in `engine.json`; none by default.")]
     language: Annotated[
         str,
@@ -213,7 +257,7 @@ class SpeechOptions(TypedDict, total=False):
         Boolean, Doc("Opens a session whose audio follows in parts, while it is recorded ([live](live.md)).")
     ]
     resume_s: Annotated[
-        Number, Doc("Time for which a live session outlasts its connection, in seconds: 0 to 60; 0 by default.")
+        ResumeTime, Doc("Time for which a live session outlasts its connection, in seconds; 0 by default.")
     ]
     pauses: Annotated[
         Boolean, Doc("Adds the probabilities of pauses to each event, if the model predicts them ([live](live.md)).")
@@ -233,16 +277,16 @@ class SpeechOptions(TypedDict, total=False):
         Doc("Sampling of a depth transformer's codes; missing values are those of the first stream."),
     ]
     latents: Annotated[LatentOptions, OBJECT, Doc("Solver of models whose frames are latents.")]
-    temperature: Annotated[Number, Doc("Sampling temperature of the task's last segment.")]
-    top_k: Annotated[Integer, Doc("`top_k` of the task's last segment.")]
-    top_p: Annotated[Number, Doc("`top_p` of the task's last segment.")]
-    guidance_scale: Annotated[Number, Doc("Short for `guidance.scale`.")]
+    temperature: Annotated[Temperature, Doc("Sampling temperature of the task's last segment.")]
+    top_k: Annotated[TopK, Doc("`top_k` of the task's last segment.")]
+    top_p: Annotated[TopP, Doc("`top_p` of the task's last segment.")]
+    guidance_scale: Annotated[GuidanceScale, Doc("Short for `guidance.scale`.")]
     guidance: Annotated[GuidanceOptions, OBJECT, Doc("Classifier-free guidance.")]
-    script_temperature: Annotated[Number, Doc("Bundled model: temperature of the alignment pointer.")]
+    script_temperature: Annotated[Temperature, Doc("Bundled model: temperature of the alignment pointer.")]
     repetition_penalty: Annotated[
-        Number,
+        RepetitionPenalty,
         Doc(
-            "Reduces the probability of ids that the reply (for some models also the prompt) contains: 0.1 to 10;"
+            "Reduces the probability of ids that the reply (for some models also the prompt) contains;"
             " 1 is off. The default depends on the model."
         ),
     ]

@@ -93,6 +93,20 @@ def test_condition_must_fit_the_family(ids: tuple[int, ...], vectors: np.ndarray
         admit(replace(prompt, condition=fits), SegmentRules(family, 512), ROOMY)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"guidance_scale": 101.0}, "options.guidance_scale: expected a number in [0.0, 100.0], got 101.0"),
+        ({"policy": "until_s"}, "options.guidance.until_s: expected a number of seconds, because policy is 'until_s'"),
+    ],
+)
+def test_sampling_of_a_python_program_is_checked_as_the_options_of_a_request(
+    changes: dict[str, Any], message: str
+) -> None:
+    prompt = make_prompt(TINY, 0)
+    assert str(refusal(replace(prompt, sampling=replace(prompt.sampling, **changes)))).startswith(message)
+
+
 def test_unknown_task_error_lists_the_known_tasks() -> None:
     error = refusal(replace(make_prompt(TINY, 0), task="sing"))
     assert error.field == "task"

@@ -70,7 +70,7 @@ def test_speech_request_fields_match_the_options_schema() -> None:
     fields = SpeechRequest.model_json_schema()["properties"]
     assert set(OPTIONS) == schema.SpeechOptions.__annotations__.keys() - {"output", "instruct"}
     assert set(OPTIONS) <= fields.keys()
-    assert fields["seed"]["anyOf"] == [{"type": "integer"}, {"type": "null"}]
+    assert fields["seed"]["anyOf"] == [{"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}, {"type": "null"}]
     assert fields["chunking"]["anyOf"][0]["properties"]["playout_s"]["maximum"] == schema.MAX_PLAYOUT_S
     assert "Random by default" in fields["seed"]["description"]
 

@@ -95,7 +95,7 @@ def test_guidance_in_the_latent_head_makes_no_cfg_pair(text: str) -> None:
     (task,) = GUIDED_LATENTS.tasks
     sampling = read_options(text, GUIDED_LATENTS, task, FRAME_RATE).sampling
     assert sampling.latents == LatentSampling(steps=2, tail_rows=1, guidance_scale=3.0)
-    assert not sampling.is_guided
+    assert not sampling.has_pair
     for policy in ('{"policy": "adaptive"}', '{"policy": "until_s", "until_s": 2}'):
         with pytest.raises(InvalidRequest, match=r"options.guidance.policy: expected 'always'"):
             read_options(f'{{"guidance": {policy}}}', GUIDED_LATENTS, task, FRAME_RATE)
@@ -222,7 +222,7 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
         ({"adapter": "\ud800"}, r"options.adapter: expected text without lone surrogates, got '\ud800'"),
         ({"temperature": "warm"}, "options.temperature: expected a number, got 'warm'"),
         ({"top_k": 1.5}, "options.top_k: expected an integer, got 1.5"),
-        ({"top_p": 2}, "options.audio.top_p: expected a number in [1e-06, 1.0], got 2"),
+        ({"top_p": 2}, "options.top_p: expected a number in [1e-06, 1.0], got 2"),
         ({"temperature": 1, "audio": {"temperature": 1}}, "options.temperature: expected either"),
     ],
 )

@@ -33,7 +33,7 @@ SECONDS = "options.guidance.until_s: expected a number of seconds in \\(0, 10000
 )
 def test_invalid_segment_parameters_are_refused_with_limit_and_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        replace(CONFIG, audio=replace(SEGMENT, **changes))
+        replace(CONFIG, audio=replace(SEGMENT, **changes)).check()
 
 
 @pytest.mark.parametrize(
@@ -63,14 +63,15 @@ def test_invalid_segment_parameters_are_refused_with_limit_and_value(changes: di
 )
 def test_invalid_reply_parameters_are_refused_with_limit_and_value(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        replace(CONFIG, **changes)
+        replace(CONFIG, **changes).check()
 
 
 def test_range_limits_are_inclusive() -> None:
     for temperature, top_k, top_p, rows in ((0, 0, 1, 1), (1e-6, 1 << 20, 1e-6, 1 << 20), (10.0, 1, 0.5, 7)):
         segment = SegmentSampling(temperature, top_k, top_p, rows, rows)
         for seed in (0, (1 << 32) - 1, 1 << 32, (1 << 63) - 1):
-            SamplingConfig(segment, segment, guidance_scale=0.0, seed=seed, policy="until_s", guided_until_s=1e6)
+            config = SamplingConfig(segment, segment, guidance_scale=0.0, seed=seed)
+            replace(config, policy="until_s", guided_until_s=1e6).check()
 
 
 def test_missing_seed_is_sampled_and_given_seed_is_kept() -> None:

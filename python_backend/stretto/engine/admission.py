@@ -77,7 +77,7 @@ class FrameStats:
 
     def __init__(self, stats: Stats, sampling: SamplingConfig):
         self._stats = stats
-        self._is_guided, self._policy = sampling.is_guided, sampling.policy
+        self._is_guided, self._policy = sampling.has_pair, sampling.policy
         self._num_frames = self._num_unguided = 0
 
     def record(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:
@@ -162,6 +162,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     Raises:
         InvalidRequest: If the request can never run.
     """
+    prompt.sampling.check()
     tasks = {task.name: task for task in rules.family.tasks}
     if prompt.task not in tasks:
         raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
@@ -184,7 +185,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
         raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
     if rules.family.staircase is not None:
         _check_window(prompt, rules)
-    if prompt.sampling.is_guided:
+    if prompt.sampling.has_pair:
         _check_pair(prompt, task, rules, capacity)
     _check_blocks(prompt, task, rules, capacity)
     return prompt
@@ -263,7 +264,7 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         _check_words(prompt.track[:-1] if not prompt.is_open else prompt.track, rules)
     if rules.family.text_track is None and prompt.track:
         raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
-    is_guided = prompt.sampling.is_guided and rules.family.word_script is None
+    is_guided = prompt.sampling.has_pair and rules.family.word_script is None
     if prompt.is_open and (rules.family.text_track is None or is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
         raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
@@ -409,7 +410,7 @@ def _check_blocks(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Cap
 
     vLLM would queue this request, and all later requests, forever.
     """
-    is_guided = prompt.sampling.is_guided
+    is_guided = prompt.sampling.has_pair
     rows = max_rows(len(prompt.rows), task, prompt.sampling, rules)
     needed = blocks_in_window(rows, capacity.block_size, capacity.window, capacity.num_in_flight)
     needed *= 2 if is_guided else 1

@@ -198,7 +198,7 @@ class SpeechLLM:
         prompt = admit(prompt, self._rules, self._capacity)
         check_audios(prompt, self._audio_format)
         prompt = replace(prompt, sampling=prompt.sampling.with_seed())
-        is_guided = prompt.sampling.is_guided
+        is_guided = prompt.sampling.has_pair
         if prompt.is_open:
             self._open_feed(prompt, request_id)
         self._active.add(request_id)

@@ -95,10 +95,6 @@ class SpeechParams:
     condition: Condition | None = None
     host: str = ""
 
-    @property
-    def is_guided(self) -> bool:
-        return self.sampling.is_guided
-
     def to_extra_args(self) -> dict[str, Any]:
         """Return these parameters as plain data for `SamplingParams.extra_args`."""
         record = {

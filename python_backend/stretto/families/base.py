@@ -308,6 +308,9 @@ class Task:
     system: tuple[str, ...] = ()
     voice_roles: tuple[Role, ...] = ("system",)
 
+    def __post_init__(self) -> None:
+        self.sampling.check()
+
     @property
     def speaks(self) -> bool:
         """True if the reply contains audio."""

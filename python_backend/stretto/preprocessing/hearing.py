@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
 MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 192_000
 MAX_PART_S = 30.0
-MAX_RESUME_S = 60.0
 MAX_PEAK = 2.0  # as for recordings
 MAX_WAITING = 8  # parts of one session
 MAX_STREAMS = 256
@@ -342,8 +341,6 @@ def read_session_options(options: OptionsRecord, family: Family) -> tuple[float,
         InvalidRequest: If the request has one of these options but must not.
     """
     resume_s = options.get("resume_s", 0.0)
-    if not 0 <= resume_s <= MAX_RESUME_S:
-        raise InvalidRequest("options.resume_s", f"seconds in [0, {MAX_RESUME_S:g}]", resume_s)
     if resume_s and not options.get("live"):
         raise InvalidRequest("options.resume_s", "no value (only live sessions can be resumed)", resume_s)
     if resume_s and options.get("words") and family.layout.codebook_streams:

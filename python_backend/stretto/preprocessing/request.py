@@ -44,7 +44,6 @@ from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import MAX_BYTES, read_json, string
 from stretto.records.prompt import MAX_PART_CHARS, Prompt, TextPart, read_session
 from stretto.records.sampling import (
-    MAX_GUIDANCE_SCALE,
     OPTIONS,
     CodeSampling,
     Delivery,
@@ -434,6 +433,7 @@ def read_options(
         latents=latents,
         **guidance,
     )
+    sampling.check_relations()
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
     adapter = options.get("adapter")
     if adapter is not None:
@@ -489,17 +489,15 @@ def _segment(
     if max_rows > family.max_model_len:
         raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", f"{max_rows} rows")
     num_closing = family.tail.num_closing_rows(family.layout.max_delay) if name == "audio" else 0
-    if "max_rows" in given and 0 < max_rows <= num_closing:
+    if "max_rows" in given and max_rows <= num_closing:
         expected = f"at least {num_closing + 1} rows, because {num_closing} of them start no frame"
         raise InvalidRequest(f"{path}.max_rows", expected, f"{max_rows} rows")
-    sampling = _within_max_rows(replace(defaults, **values), given)
-    sampling.check(name)
-    return sampling
+    return _within_max_rows(replace(defaults, **values), given)
 
 
 def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> SegmentSampling:
     """Limit the family's default minimum number of rows to the requested maximum."""
-    if "min_rows" in given or given.get("max_rows", 1) < 1:
+    if "min_rows" in given:
         return sampling
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
 
@@ -566,9 +564,6 @@ def _guidance(options: OptionsRecord) -> dict[str, Any]:
     guidance, fields = options["guidance"], dict[str, Any]()
     if "scale" in guidance:
         fields["guidance_scale"] = guidance["scale"]
-        if not 0.0 <= guidance["scale"] <= MAX_GUIDANCE_SCALE:
-            expected = f"a number in [0.0, {MAX_GUIDANCE_SCALE}]"
-            raise InvalidRequest("options.guidance.scale", expected, guidance["scale"])
     if "policy" in guidance:
         fields |= {"policy": guidance["policy"], "guided_until_s": None}
     if "until_s" in guidance:

@@ -24,6 +24,7 @@ T = TypeVar("T")
 MAX_LISTED = 12  # maximum number of keys in a message
 MAX_KEY_CHARS = 64  # characters of an unknown key that are compared with known ones
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for TypedDicts and dataclasses
+OUT_OF_RANGE = ("greater_than", "greater_than_equal", "less_than_equal")  # likewise, for numbers
 
 
 def string(field: str, value: str | bytes | None) -> str | None:
@@ -84,7 +85,8 @@ class JsonRecord(Generic[T]):
                 return InvalidRequest(named, f"one of {_listed(known, str(part))}", "an unknown key")
             path += f"[{part}]" if isinstance(part, int) else f".{part}"
             kind = known.get(part, element)
-        return InvalidRequest(path, described(kind) or first["msg"].removeprefix("Input should be "), _got(first))
+        expected = described(kind, of_kind=first["type"] not in OUT_OF_RANGE)
+        return InvalidRequest(path, expected or first["msg"].removeprefix("Input should be "), _got(first))
 
 
 def _listed(known: Iterable[str], key: str) -> str:
@@ -128,13 +130,18 @@ def _element(kind: Any) -> Any:
     return get_args(bare)[0] if get_origin(bare) in (list, tuple) else None
 
 
-def described(kind: Any) -> str | None:
-    """Return the description of the expected value from the annotations of a type or of a nested type."""
+def described(kind: Any, of_kind: bool = False) -> str | None:
+    """Return the description of the expected value from the annotations of a type or of a nested type.
+
+    Args:
+        kind: The type.
+        of_kind: True to describe only the kind of a number, without its range.
+    """
     for mark in getattr(kind, "__metadata__", ()):
         if isinstance(mark, FieldInfo | Expected) and mark.description:
-            return mark.description
+            return (of_kind and isinstance(mark, Expected) and mark.kind) or mark.description
     inner = get_args(kind) if get_origin(kind) in (Annotated, NotRequired, Union, UnionType) else ()
-    return next(filter(None, map(described, inner)), None)
+    return next(filter(None, (described(each, of_kind) for each in inner)), None)
 
 
 MAX_BYTES = 16 * 1024
@@ -239,8 +246,6 @@ class PackedRecord(Generic[T]):
         except InvalidRequest:
             raise
         except UNREADABLE as error:
-            if isinstance(error.__cause__, InvalidRequest):  # raised by the record's own check of related fields
-                raise error.__cause__ from None
             raise _refusal(field, str(error), data) from None
         return record
 

@@ -2,7 +2,9 @@
 
 import secrets
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord, limits_of
@@ -13,10 +15,25 @@ from stretto_client.schema import (
     CudaHandle,
     Device,
     Encoding,
+    Expected,
     GuidancePolicy,
+    GuidanceScale,
+    GuidedTime,
+    MaxRows,
+    MinP,
+    MinRows,
     OptionsRecord,
+    RasMaxRepeats,
+    RasWindow,
+    RepetitionPenalty,
     RingName,
     SampleRate,
+    Seed,
+    Steps,
+    Temperature,
+    TopK,
+    TopP,
+    integer,
 )
 
 FIELD = "options.output.ring"
@@ -31,31 +48,46 @@ class RingAddress:
     device: Annotated[Device, limits_of(Device)] = 0
 
 
-MAX_RAS_WINDOW = 512
 # Smallest temperature above 0. Division by a smaller one could turn several logits into infinity and make them equal.
 MIN_TEMPERATURE = 1e-6
-MAX_UNTIL_S = 1e6
-MAX_GUIDANCE_SCALE = 100.0
-MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.1, 10.0
+# Names of options that differ from those of the fields.
+OPTION_NAMES = {
+    "min_p": "audio.min_p",
+    "ras_window": "audio.ras_window",
+    "ras_max_repeats": "audio.ras_max_repeats",
+    "guided_until_s": "guidance.until_s",
+    "latents.guidance_scale": "guidance_scale",
+}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def check_ranges(record: Any, path: str = "") -> None:
+    """Raise InvalidRequest if a field is outside the range that the schema states for its option.
+
+    Args:
+        record: Dataclass whose fields have types of the schema.
+        path: Name of the record's object in the options, followed by a dot.
+    """
+    for name, expected, may_be_none in _ranges(record.__class__):
+        value = getattr(record, name)
+        if not (may_be_none and value is None) and not expected.admits(value):
+            option = OPTION_NAMES.get(path + name, path + name)
+            raise InvalidRequest(f"options.{option}", expected.description, repr(value))
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not _is_number(value) or not low <= value <= high:  # also rejects NaN
-        raise InvalidRequest(f"options.{name}", f"a number in [{low}, {high}]", repr(value))
+@cache
+def _ranges(kind: Any) -> tuple[tuple[str, Expected, bool], ...]:
+    """Return the name of each field with a range, the range, and True if the field may be None."""
+    found = []
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        marks = [mark for member in members for mark in getattr(member, "__metadata__", ())]
+        ranges = [mark for mark in marks if isinstance(mark, Expected) and mark.kind]
+        found += [(name, expected, type(None) in members) for expected in ranges]
+    return tuple(found)
 
 
-def _check_integer(name: str, value: int, low: int, high: int) -> None:
-    is_integer = isinstance(value, int) and not isinstance(value, bool)
-    if not is_integer or not low <= value <= high:
-        raise InvalidRequest(f"options.{name}", f"an integer in [{low}, {high}]", repr(value))
-
-
-def _check_temperature(name: str, value: float) -> None:
-    _check(name, value, 0.0, 10.0)
+def check_temperature(name: str, value: float) -> None:
+    """Raise InvalidRequest if a temperature is too close to 0."""
     if 0 < value < MIN_TEMPERATURE:
         raise InvalidRequest(f"options.{name}", f"0 or a number in [{MIN_TEMPERATURE}, 10.0]", value)
 
@@ -64,32 +96,17 @@ def _check_temperature(name: str, value: float) -> None:
 class CodeSampling:
     """Sampling parameters: temperature (0 is greedy), top_k (0 is off) and top_p (1 is off)."""
 
-    temperature: float
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def check(self, name: str) -> None:
-        """Raise InvalidRequest if a field is out of range; `name` is the name of this object in the message."""
-        _check_temperature(f"{name}.temperature", self.temperature)
-        _check_integer(f"{name}.top_k", self.top_k, 0, 1 << 20)
-        _check(f"{name}.top_p", self.top_p, 1e-6, 1.0)
+    temperature: Temperature
+    top_k: TopK = 0
+    top_p: TopP = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentSampling(CodeSampling):
     """Sampling parameters of one segment, and its minimum and maximum length in rows."""
 
-    min_rows: int = 0
-    max_rows: int = 2048
-
-    def check(self, name: str) -> None:
-        """Raise InvalidRequest if a field is out of range; `name` is the name of this object in the message."""
-        CodeSampling.check(self, name)
-        _check_integer(f"{name}.max_rows", self.max_rows, 1, 1 << 20)
-        _check_integer(f"{name}.min_rows", self.min_rows, 0, self.max_rows)
-
-
-MAX_TAIL_ROWS = 64
+    min_rows: MinRows = 0
+    max_rows: MaxRows = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +121,9 @@ class LatentSampling:
         guidance_scale: Scale of classifier-free guidance within the predictor (`LatentSpec.is_guided`); 1 is unguided.
     """
 
-    steps: int = 1
-    tail_rows: int = 1
-    guidance_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check_integer("latents.steps", self.steps, 1, 1 << 20)
-        _check_integer("latents.tail_rows", self.tail_rows, 0, MAX_TAIL_ROWS)
-        _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
+    steps: Steps = 1
+    tail_rows: Annotated[int, integer(0, 64)] = 1
+    guidance_scale: GuidanceScale = 1.0
 
     def check_steps(self, allowed: range) -> None:
         """Raise InvalidRequest unless `steps` is in `allowed`, the step counts that the family supports."""
@@ -123,6 +135,9 @@ class LatentSampling:
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
     """Sampling parameters of one reply.
+
+    Values are not checked when they are set: the preprocessor checks the options of a request, `SpeechLLM` those of a
+    Python program, and a task its defaults.
 
     Attributes:
         text: Parameters of text segments.
@@ -147,21 +162,21 @@ class SamplingConfig:
 
     text: SegmentSampling
     audio: SegmentSampling
-    guidance_scale: float = 1.0
-    script_temperature: float = 1.0
-    seed: int | None = None
+    guidance_scale: GuidanceScale = 1.0
+    script_temperature: Temperature = 1.0
+    seed: Seed | None = None
     policy: GuidancePolicy = "always"
-    guided_until_s: float | None = None
-    ras_window: int = 0
-    ras_max_repeats: int = 2
-    min_p: float = 0.0
+    guided_until_s: GuidedTime | None = None
+    ras_window: RasWindow = 0
+    ras_max_repeats: RasMaxRepeats = 2
+    min_p: MinP = 0.0
     schedule: str | tuple[int, ...] | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: RepetitionPenalty = 1.0
     depth: CodeSampling | None = None
     latents: LatentSampling | None = None
 
     @property
-    def is_guided(self) -> bool:
+    def has_pair(self) -> bool:
         """True if the reply needs a CFG pair."""
         return self.guidance_scale != 1.0
 
@@ -169,20 +184,26 @@ class SamplingConfig:
         """Return a copy with a random 32-bit seed, which JSON represents exactly, or self if a seed is set."""
         return self if self.seed is not None else replace(self, seed=secrets.randbits(32))
 
-    def __post_init__(self) -> None:
-        self.text.check("text")
-        self.audio.check("audio")
+    def check(self) -> None:
+        """Raise InvalidRequest if a value is outside the range of its option, or values contradict each other."""
+        for path, part in (("text.", self.text), ("audio.", self.audio), ("depth.", self.depth)):
+            check_ranges(part, path)
+        if self.latents is not None:
+            check_ranges(self.latents, "latents.")
+        check_ranges(self)
+        self.check_relations()
+
+    def check_relations(self) -> None:
+        """Raise InvalidRequest if values that are within their ranges contradict each other or cannot be computed."""
+        for path, segment in (("text", self.text), ("audio", self.audio)):
+            check_temperature(f"{path}.temperature", segment.temperature)
+            if segment.min_rows > segment.max_rows:
+                expected = f"an integer in [0, {segment.max_rows}]"
+                raise InvalidRequest(f"options.{path}.min_rows", expected, segment.min_rows)
         if self.depth is not None:
-            self.depth.check("depth")
-        _check("guidance_scale", self.guidance_scale, 0.0, MAX_GUIDANCE_SCALE)
-        _check_temperature("script_temperature", self.script_temperature)
-        _check_integer("audio.ras_window", self.ras_window, 0, MAX_RAS_WINDOW)
-        _check_integer("audio.ras_max_repeats", self.ras_max_repeats, 1, MAX_RAS_WINDOW)
-        _check("audio.min_p", self.min_p, 0.0, 1.0)
-        _check("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
+            check_temperature("depth.temperature", self.depth.temperature)
+        check_temperature("script_temperature", self.script_temperature)
         self._check_policy()
-        if self.seed is not None:
-            _check_integer("seed", self.seed, 0, (1 << 63) - 1)
 
     @property
     def codes(self) -> CodeSampling:
@@ -213,9 +234,6 @@ class SamplingConfig:
                 raise InvalidRequest("options.guidance.until_s", f"no value under policy {self.policy!r}", until_s)
         elif until_s is None:
             raise InvalidRequest("options.guidance.until_s", "a number of seconds, because policy is 'until_s'", "none")
-        elif not _is_number(until_s) or not 0.0 < until_s <= MAX_UNTIL_S:
-            expected = f"a number of seconds in (0, {MAX_UNTIL_S:.0f}]"
-            raise InvalidRequest("options.guidance.until_s", expected, repr(until_s))
 
 
 @dataclass(frozen=True, slots=True)

@@ -348,7 +348,7 @@ def test_prompt_has_the_ids_of_its_guidance_scale(preprocessor: Preprocessor, sc
     prompt = asked(preprocessor, **({} if scale is None else {"guidance_scale": scale}))
     assert prompt.condition is not None
     assert prompt.condition.ids == (row, 7)
-    assert not prompt.sampling.is_guided
+    assert not prompt.sampling.has_pair
     assert asked(preprocessor, guidance={"scale": 3.5}).condition.ids == (5, 7)  # type: ignore[union-attr]
 
 

@@ -104,11 +104,11 @@ def test_recordings_become_voices_in_speaker_order(checkpoint: Path, preprocesso
 def test_defaults_and_options(preprocessor: Preprocessor) -> None:
     sampling = preprocessor.prepare(RawRequest(text="a")).sampling
     assert sampling.latents is not None
-    assert (sampling.latents.steps, sampling.guidance_scale, sampling.is_guided) == (10, 1.3, True)
+    assert (sampling.latents.steps, sampling.guidance_scale, sampling.has_pair) == (10, 1.3, True)
     options = '{"latents": {"steps": 5}, "guidance": {"scale": 1.0}, "audio": {"max_rows": 9}}'
     sampling = preprocessor.prepare(RawRequest(text="a", options=options)).sampling
     assert sampling.latents is not None
-    assert (sampling.latents.steps, sampling.is_guided, sampling.audio.max_rows) == (5, False, 9)
+    assert (sampling.latents.steps, sampling.has_pair, sampling.audio.max_rows) == (5, False, 9)
 
 
 VOICE_TURN, USER = {"role": "user", "audio": "audio"}, {"role": "user", "text": "a"}

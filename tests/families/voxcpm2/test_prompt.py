@@ -110,7 +110,7 @@ def test_defaults_and_options(preprocessor: Preprocessor) -> None:
     options = '{"latents": {"steps": 5}, "guidance": {"scale": 3.5}}'
     sampling = preprocessor.prepare(RawRequest(text="a", options=options)).sampling
     assert sampling.latents is not None
-    assert (sampling.latents.steps, sampling.latents.guidance_scale, sampling.is_guided) == (5, 3.5, False)
+    assert (sampling.latents.steps, sampling.latents.guidance_scale, sampling.has_pair) == (5, 3.5, False)
 
 
 def test_voxcpm2_reference_is_enclosed_by_markers(preprocessor: Preprocessor) -> None:

@@ -214,7 +214,7 @@ class RequestState:
     def __post_init__(self) -> None:
         self.outgoing = OutgoingRows(self.tracker)
         self.partner_id = partner_of(self.request.request_id)
-        self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.is_guided
+        self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.sampling.has_pair
         self.is_adaptive = self.params.sampling.policy == "adaptive"
         self.schedule = self.tracker.rules.schedule(self.params.sampling)
 
@@ -389,7 +389,7 @@ class RequestTable(dict[str, RequestState]):
         request.sampling_params.extra_args = None  # vLLM would send them to each worker, and log them if a step fails
         task = family.task(params.task)
         tracker = SegmentTracker(self.rules, task, request.num_prompt_tokens)
-        is_guided = params.is_guided and Segment.AUDIO in task.segments
+        is_guided = params.sampling.has_pair and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
         track = self.rules.track(request.num_prompt_tokens, params.track, params.is_open)
         if isinstance(track, WordTrack):
