@@ -30,7 +30,7 @@ from benchmarks.checkpoints import random_kyutai_stt, random_moshi
 from benchmarks.checkpoints.random_kyutai_stt import MIMI, TEXT, random_words
 from stretto.families.kyutai_stt.convert import MimiTensors
 from stretto.untrusted_files import json_object
-from stretto.weights.loading import open_tensors
+from stretto.weights.loading import open_tensors, write_json
 
 NORMS = {"norm1.alpha": "input_layernorm.weight", "norm2.alpha": "post_attention_layernorm.weight"}
 
@@ -129,13 +129,13 @@ def stt_model(authors: Path, config: Mapping[str, Any]) -> KyutaiSpeechToTextFor
     return model.eval()
 
 
-def write_stt(folder: Path, in_one_file: bool = True, **changed: Any) -> Path:
+def write_stt(folder: Path, version: int = 5, **changed: Any) -> Path:
     """Write a Kyutai STT release in transformers format.
 
     Args:
         folder: Folder to create.
-        in_one_file: True to write the delays into the processor's config, as by version 5 of transformers, False for
-            the feature extractor's, as by version 4.
+        version: Version of transformers. 4 writes the delays into the feature extractor's config instead of the
+            processor's, and the base of the rotary embedding as a field of its own.
         changed: Fields of the authors' config.json.
     """
     config = {**random_kyutai_stt.CONFIG, **changed}
@@ -144,11 +144,14 @@ def write_stt(folder: Path, in_one_file: bool = True, **changed: Any) -> Path:
         stt_model(authors, config).save_pretrained(folder)
         tokenizer = tokenizer_of(train_pieces(authors, config["text_card"]))
     features = KyutaiSpeechToTextFeatureExtractor(**config["stt_config"])
-    if in_one_file:
+    if version == 5:
         KyutaiSpeechToTextProcessor(features, tokenizer).save_pretrained(folder)
-    else:
-        tokenizer.save_pretrained(folder)
-        features.save_pretrained(folder)
+        return folder
+    tokenizer.save_pretrained(folder)
+    features.save_pretrained(folder)
+    saved = json_object(folder / "config.json")
+    saved["rope_theta"] = saved.pop("rope_parameters")["rope_theta"]
+    write_json(folder / "config.json", saved)
     return folder
 
 

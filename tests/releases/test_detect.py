@@ -59,7 +59,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("higgs_audio_v2", lambda folder: random_higgs_audio.write_release(folder, random_higgs_audio.make_model())),
     ("kyutai_stt", random_kyutai_stt.write_release),
     ("kyutai_stt", transformers_releases.write_stt),
-    ("kyutai_stt", lambda folder: transformers_releases.write_stt(folder, in_one_file=False)),
+    ("kyutai_stt", lambda folder: transformers_releases.write_stt(folder, version=4)),
     ("kyutai_tts", random_kyutai_tts.write_release),
     ("kyutai_tts", lambda folder: random_kyutai_tts.write_release(folder, base=random_kyutai_tts.LARGE)),
     ("moshi", random_moshi.write_release),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
 from stretto.families.conversion import Contents, Converted, Release
 from stretto.families.kyutai_stt.convert import check_config, check_folded, check_tokenizer, check_width, integer
@@ -91,11 +91,9 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
         {f"{DEPTH_CONFIG}.{name}": section.get(name) for name in supported},
         {f"{DEPTH_CONFIG}.{name}": allowed for name, allowed in supported.items()},
     )
-    if size("sliding_window") < num_steps:
+    if (window := size("sliding_window")) < num_steps:
         expected = f"at least the {num_steps} steps of a frame"
-        raise CheckpointError(
-            f"config.json: {DEPTH_CONFIG}.sliding_window: expected {expected}, got {shown(section['sliding_window'])}"
-        )
+        raise CheckpointError(f"config.json: {DEPTH_CONFIG}.sliding_window: expected {expected}, got {window}")
     return DepthSpec(
         hidden=width,
         intermediate=inner_width(config, f"{DEPTH_CONFIG}.ffn_dim"),

@@ -19,8 +19,8 @@ def packaged_config(name: str) -> Path | None:
 def recognise(listing: Listing) -> list[Match]:
     """Return a match for each release in a listing."""
     if listing.json(CONFIG).get("model_type") == "pocket_tts":
-        refusal = "Pocket TTS in transformers format is not read; expected kyutai/pocket-tts-without-voice-cloning"
-        return [Match("pocket_tts", refusal=refusal)]
+        got = "Pocket TTS in transformers format is not read, because its codec is in another repository"
+        return [Match("pocket_tts", refusal=f"{got}; expected kyutai/pocket-tts-without-voice-cloning")]
     found = []
     for name in sorted(each for each in listing.names if each.rpartition("/")[2] == WEIGHTS):
         folder = name.removesuffix(WEIGHTS)
