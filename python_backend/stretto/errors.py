@@ -56,6 +56,11 @@ class CheckpointError(StrettoError):
     """A checkpoint file is missing or invalid, so the model is not loaded."""
 
 
+def is_panic(error: BaseException) -> bool:
+    """Return True for a panic of a library in Rust, such as `tokenizers`, whose class is not a kind of Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def incident(error: BaseException) -> str:
     """Return the id of an internal error; create it on the first call.
 

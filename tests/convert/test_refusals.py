@@ -13,10 +13,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 from benchmarks.checkpoints.random_espnet import Published
 from stretto.convert.command import main
-from stretto.convert.conversion import check_codec
+from stretto.convert.conversion import check_codec, refusing
 from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read_byte_level_bpe, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.chatterbox.turbo import gpt2_tokenizer
@@ -96,6 +97,7 @@ def linked_tokenizer(published: Published) -> None:
     (published.tokenizer / "tokenizer_extra.json").symlink_to("/etc/passwd")
 
 
+PANICS = {"type": "Precompiled", "precompiled_charsmap": {}}  # a normalizer for which `tokenizers` panics
 REFUSED: list[tuple[str, Change, str]] = [
     (
         "opuslm",
@@ -150,6 +152,11 @@ REFUSED: list[tuple[str, Change, str]] = [
     ),
     ("opuslm", tokenizer(lambda record: record.pop("model")), "tokenizer.json: cannot be loaded as a tokenizer"),
     ("opuslm", tokenizer(lambda record: record["model"].update(vocab=[["a", 0.0]])), "cannot be loaded as a tokenizer"),
+    (
+        "opuslm",
+        tokenizer(lambda record: record.update(normalizer=PANICS)),
+        "loaded as a tokenizer: Precompiled",
+    ),
     ("bagpiper", tokenizer(lambda record: record.update(decoder=None)), "expected a byte-level decoder, got none"),
     ("bagpiper", lambda published: published.config.write_bytes(b"\xff\xfe\0"), "expected YAML, got"),
     (
@@ -242,6 +249,12 @@ def test_ambiguous_release_prints_a_hint(family: str, tmp_path: Path, capsys: py
     if family in others:
         convert(others[family], published, tmp_path / "b")
         assert f"unlike the release of {others[family]}; is this another family?" in capsys.readouterr().out
+
+
+def test_panic_of_a_library_is_a_refusal() -> None:
+    record = {"version": "1.0", "added_tokens": [], "normalizer": PANICS, "model": {"type": "BPE", "vocab": {}}}
+    with pytest.raises(CheckpointError, match=r"^release: PanicException"), refusing("release"):
+        Tokenizer.from_str(json.dumps(record))
 
 
 def test_codec_without_a_reader_is_named_in_the_error(tmp_path: Path) -> None:

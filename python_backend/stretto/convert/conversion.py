@@ -27,7 +27,7 @@ from stretto.convert.release import (
     read_contents,
     read_defaults,
 )
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, is_panic, shown
 from stretto.families.base import Family
 from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
 from stretto.families.plugin import SAMPLING, read_family
@@ -274,7 +274,9 @@ def refusing(message: str) -> Iterator[None]:
         yield
     except (CheckpointError, OSError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise CheckpointError(f"{message}: {shown(error, 200)}") from error
 
 

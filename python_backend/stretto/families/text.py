@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from tokenizers import Tokenizer, decoders
 
-from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.errors import CheckpointError, InvalidRequest, is_panic, shown
 from stretto.families.base import Family
 from stretto.families.plugin import plugin
 from stretto.records.chunk import WordMark
@@ -48,7 +48,9 @@ class TextTokenizer:
         path = checkpoint / TOKENIZER_FILE
         try:
             tokenizer = Tokenizer.from_file(str(regular_file(path, MAX_TEXT_BYTES)))
-        except Exception as error:  # the library raises no narrower class
+        except BaseException as error:  # the library raises no narrower class
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise
             raise CheckpointError(f"{path}: cannot be loaded as a tokenizer: {error}") from error
         return cls(tokenizer, spells_bytes)
 
