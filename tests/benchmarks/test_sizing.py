@@ -114,8 +114,8 @@ def test_sizing_shapes_match_the_families(backbone: Backbone) -> None:
 
 @pytest.mark.slow
 def test_streams_per_gpu_are_limited_by_kv_cache_and_step_time() -> None:
-    guided, unguided, *_ = BACKBONES
-    small, *_, large = GPUS
+    unguided = next(each for each in BACKBONES if "OpusLM 7B" in each.name)  # its codec is made quickly
+    guided, (small, *_, large) = replace(unguided, is_guided=True), GPUS
     assert streams_in_memory(unguided, large) == pytest.approx(2 * streams_in_memory(guided, large), abs=1)
     assert streams_in_memory(replace(guided, layers=200), small) < 1
     memory, streams = round(1e9 * large.memory_gb), streams_in_memory(guided, large)

@@ -15,7 +15,6 @@ from tests.tiers import by_night
 BY_DAY = (
     ("kyutai/tts-1.6b-en_fr", "types", 180),
     ("VALL-E as trained by ESPnet's recipe", "integers", 28),
-    ("openbmb/VoxCPM2", "integers", 30),
 )
 BY_NIGHT = by_night(*((layout, kind, 1) for layout in LAYOUTS for kind in ("integers", "types")))
 

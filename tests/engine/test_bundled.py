@@ -33,6 +33,8 @@ def speak(text: str, voice: str, seed: int, guidance_scale: float) -> Prompt:
     rows = np.zeros((len(ids), TINY.layout.num_input_streams), np.int32)
     rows[:, 0] = ids
     sampling = replace(TINY.task("tts").sampling, seed=seed, guidance_scale=guidance_scale)
+    if guidance_scale == 1.0:  # a short one is enough
+        sampling = replace(sampling, audio=replace(sampling.audio, max_rows=20))
     return Prompt("tts", rows, sampling)
 
 
@@ -56,7 +58,7 @@ def test_bundled_model_matches_the_reference(engine: Engine) -> None:
     reference = Reference(FOLDER, TINY, MAX_MODEL_LEN)
     prompts = {
         "guided": speak("it is nine.", "slt", 1, 1.5),
-        "unguided": speak("open the door, please.", "rms", 2, 1.0),
+        "unguided": speak("open it.", "rms", 2, 1.0),
         "heard": listen(np.random.default_rng(0).integers(0, 256, (7, 20))),
     }
     expected = {}

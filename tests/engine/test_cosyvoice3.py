@@ -93,6 +93,7 @@ def write_with_head(folder: Path, family: Family, name: str, **shape: Any) -> Pa
     return folder
 
 
+@pytest.mark.nightly
 def test_family_conforms(tmp_path: Path) -> None:
     """Random prompts include ids that are sampled again without the repeated one."""
     small = CosyVoice3Vocabulary(64, num_codes=150, num_speech_ids=156, end_of_prompt=3, quiet=(1,), max_model_len=256)

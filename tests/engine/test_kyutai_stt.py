@@ -123,5 +123,6 @@ def test_preempted_transcriptions_are_recomputed_exactly(checkpoint: Path) -> No
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
+@pytest.mark.nightly
 def test_family_conforms(tmp_path: Path) -> None:
     assert_family_conforms(PLUGIN, tmp_path, SMALL_STT.to_record(), backbone="llama")

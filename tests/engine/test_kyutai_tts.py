@@ -49,9 +49,12 @@ def check(answer: Answer, wanted: Reply, checkpoint: Path, name: str = "") -> No
     assert not answer.trailer.was_cut
 
 
-def test_rows_match_published_code_alone_and_batched(engine: Engine, checkpoint: Path) -> None:
+def test_rows_and_word_times_match_published_code_alone_and_batched(engine: Engine, checkpoint: Path) -> None:
     for at, wanted in enumerate(replies()):
-        check(engine.run({"r": make_prompt(checkpoint, wanted)})["r"], wanted, checkpoint, f"reply {at} alone")
+        made = make_prompt(checkpoint, wanted)
+        answer = engine.run({"r": made})["r"]
+        check(answer, wanted, checkpoint, f"reply {at} alone")
+        assert tracked(engine, made, answer.rows) == (wanted.times, wanted.num_frames)
     prompts = {f"r{at}": make_prompt(checkpoint, wanted) for at, wanted in enumerate(replies())}
     for answer, wanted in zip(engine.run(prompts, {"r1": 4, "r3": 20}).values(), replies(), strict=True):
         check(answer, wanted, checkpoint, "in a batch")
@@ -75,13 +78,6 @@ def tracked(engine: Engine, made: Prompt, rows: list[list[int]]) -> tuple[list[i
         tracker.push(row[0])
         times += [tracker.position - 2] * (tracker.words.taken > before)
     return times, tracker.num_frames
-
-
-def test_word_times_match_published_code(engine: Engine, checkpoint: Path) -> None:
-    for wanted in replies():
-        made = make_prompt(checkpoint, wanted)
-        rows = engine.run({"r": made})["r"].rows
-        assert tracked(engine, made, rows) == (wanted.times, wanted.num_frames)
 
 
 def parts_of(checkpoint: Path, text: str) -> list[list[int]]:
@@ -118,6 +114,7 @@ def test_a_limit_of_rows_is_a_cut(engine: Engine, checkpoint: Path) -> None:
     assert answer.trailer.was_cut
 
 
+@pytest.mark.nightly
 def test_preempted_replies_resume_mid_word(checkpoint: Path) -> None:
     limits = LIMITS | {"max_num_seqs": 4, "max_num_batched_tokens": 24}
     with Engine(checkpoint, **limits, num_gpu_blocks_override=9) as engine:
@@ -170,6 +167,7 @@ def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool,
         assert num_preempted > 0
 
 
+@pytest.mark.nightly
 def test_the_family_conforms(tmp_path: Path) -> None:
     """A set of the depth transformer's weights is shared by two codebooks, and delays are 3, 4 and 5 rows."""
     assert_family_conforms(PLUGIN, tmp_path, SMALL_TTS.to_record(), backbone="llama")

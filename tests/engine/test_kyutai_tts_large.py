@@ -82,6 +82,7 @@ def test_preempted_replies_resume_mid_word(checkpoint: Path) -> None:
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_incremental_words_give_the_same_reply(checkpoint: Path, is_async: bool) -> None:
     """Blocked replies are preempted in favour of others, and continue in any slot with their own condition."""

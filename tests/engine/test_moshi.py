@@ -70,6 +70,7 @@ def test_reply_ending_at_max_rows_is_marked_cut(engine: Engine, checkpoint: Path
     assert answer.trailer.was_cut
 
 
+@pytest.mark.nightly
 def test_preempted_moshi_replies_are_recomputed_exactly(checkpoint: Path) -> None:
     found = replies()
     prompts = {f"r{at}": make_prompt(checkpoint, found["user"][at % 3], SEEDS[at % 3]) for at in range(4)}

@@ -83,6 +83,7 @@ def test_batched_replies_do_not_affect_each_other(engine: Engine, checkpoint: Pa
         check_frames(answer, wanted[at], checkpoint, f"r{at}")
 
 
+@pytest.mark.nightly
 def test_preempted_replies_are_recomputed_exactly(checkpoint: Path, preprocessor: Preprocessor) -> None:
     prompts = {f"r{at}": preprocessor.prepare(request_of(at % 3)) for at in range(4)}
     limits = LIMITS | {"max_num_batched_tokens": 16, "num_gpu_blocks_override": 5}

@@ -22,6 +22,7 @@ from tests.client.fake_server import PROFILE, ErrorText, FakeServer
 from tests.gateway.conftest import SPOKEN, Start
 from tests.gateway.test_voices import CLONES, KEYS, RECORDING, Caller, added_voice, cloning, told
 from tests.patience import PATIENCE_S
+from tests.tiers import by_night
 
 NAMED = ("--name", "mine", "--consent", "my own")
 
@@ -134,7 +135,11 @@ def test_stored_voice_files_are_private_and_persistent(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
-    ["add <(cat me.wav)", "add <(sleep 0.2; cat me.wav)", "add - < me.wav", "add /dev/stdin < me.wav", "add pipe"],
+    [
+        "add <(sleep 0.2; cat me.wav)",
+        "add - < me.wav",
+        *by_night("add <(cat me.wav)", "add /dev/stdin < me.wav", "add pipe"),
+    ],
 )
 def test_recording_and_key_are_read_from_pipes(folder: Path, recording: Path, tmp_path: Path, given: str) -> None:
     start = f"cd {tmp_path}; mkfifo pipe; " + ("cat me.wav > pipe & " if "pipe" in given else "")

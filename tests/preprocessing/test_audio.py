@@ -183,7 +183,7 @@ def test_audio_file_with_too_many_streams_is_refused() -> None:
 @pytest.mark.parametrize("container", list(FFMPEG))
 def test_endless_silence_is_decoded_only_up_to_the_limit(container: str) -> None:
     muxer, codec, is_pipe = FFMPEG[container]
-    data = written(np.zeros((600 * 8_000, 1), np.float32), 8_000, muxer, codec, pipe=is_pipe)
+    data = written(np.zeros((60 * 8_000, 1), np.float32), 8_000, muxer, codec, pipe=is_pipe)
     assert refusal(data) == "audio: expected at most 9.6 s, got more"
 
 

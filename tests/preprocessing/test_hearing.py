@@ -318,6 +318,7 @@ def test_resampled_parts_join_to_the_resampled_recording(rate: int, sizes: list[
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_audio_encoder_process_encodes_and_is_replaced(checkpoint: Path, codec: MimiCodec, pcm: np.ndarray) -> None:
     hearing = open_hearing(family_at(checkpoint), checkpoint, "cpu")
     assert hearing is not None
