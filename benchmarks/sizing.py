@@ -141,7 +141,7 @@ def needs_of(backbone: Backbone) -> Needs:
 
     The voices' vectors of Kyutai TTS are counted for each stream, as a part of its window.
     """
-    memory = row_of(CODEC_OF[backbone.name.split()[0]]).memory
+    memory = row_of(CODEC_OF[backbone.name.split()[0]]).memory.total
     return Needs(memory, None, weights=BYTES * backbone.weights, tables=0, cache=backbone.stream_bytes)
 
 

@@ -45,7 +45,7 @@ ALLOWED = {
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "worker_process", "errors"},
     "verification": {"preprocessing", "weights", "errors"},
     "decoder": {
-        "aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "marking", "errors",
+        "aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "marking", "sizing", "errors",
     },
     "engine/rules": set(),
     "engine/kernels": {"engine/rules", "sampling", "errors"},

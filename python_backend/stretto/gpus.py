@@ -11,6 +11,7 @@ from dataclasses import dataclass
 MIB = 1 << 20
 MAX_DIGITS = 4  # of a GPU's number
 FIELDS = "index,name,memory.total,memory.free,compute_cap"
+PROCESS_FIELDS = "pid,used_memory,process_name"  # a name may contain commas
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,45 @@ class Gpu:
     capability: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class GpuProcess:
+    """A process that holds memory of a GPU.
+
+    Attributes:
+        pid: Its process id; in a container, that of the host.
+        name: Path of its program.
+        num_bytes: Memory that it holds; 0 if it is unknown.
+    """
+
+    pid: int
+    name: str
+    num_bytes: int
+
+
 def gpus(limit_s: float = 5.0) -> list[Gpu]:
     """Return the GPUs of this machine; none if nvidia-smi is missing, fails, or takes longer than `limit_s` seconds.
 
     GPUs without memory of their own, which share the host's, are left out.
     """
+    return [gpu for line in _query(limit_s, f"--query-gpu={FIELDS}") if (gpu := _gpu(line)) is not None]
+
+
+def processes(number: int, limit_s: float = 5.0) -> list[GpuProcess]:
+    """Return the processes that hold memory of a GPU; none if nvidia-smi fails, or does not know them."""
+    lines = _query(limit_s, f"--query-compute-apps={PROCESS_FIELDS}", f"--id={number}")
+    return [process for line in lines if (process := _process(line)) is not None]
+
+
+def _query(limit_s: float, *arguments: str) -> list[str]:
+    """Return the lines that nvidia-smi prints; none if it is missing, fails, or takes longer than `limit_s` seconds."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    command = [program, f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
+    command = [program, *arguments, "--format=csv,noheader,nounits"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit_s)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit_s).stdout.splitlines()
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return []
-    return [gpu for line in found.stdout.splitlines() if (gpu := _gpu(line)) is not None]
 
 
 def gpu_number(text: str) -> int:
@@ -63,3 +89,12 @@ def _gpu(line: str) -> Gpu | None:
         return Gpu(int(number), name, int(total) * MIB, int(free) * MIB, (major, minor))
     except ValueError:
         return None
+
+
+def _process(line: str) -> GpuProcess | None:
+    """Return the process in a line of nvidia-smi; None if its pid is not known."""
+    cells = [cell.strip() for cell in line.split(",", 2)]
+    if len(cells) < 3 or not cells[0].isdecimal():
+        return None
+    pid, used, name = cells
+    return GpuProcess(int(pid), name, int(used) * MIB if used.isdecimal() else 0)

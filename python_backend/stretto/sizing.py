@@ -14,9 +14,7 @@ from stretto.families.base import Family
 
 BYTES = 2  # bfloat16
 SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's values that kernels reach
-# For a release whose codec is not installed yet: share of a GPU's memory to use, and memory of all but the weights and
-# the KV cache. `make-repository --gpu` computes both (`stretto.convert.gpu_memory`).
-SHARE_OF_MEMORY, RESERVED_GB = 0.85, 4.0
+LIBRARY_BYTES = 1 << 30  # CUDA context of a process, and workspaces and kernels of cuBLAS and cuDNN
 SHARE_OF_CODEC = 0.3  # share of a GPU's operations that a codec reaches
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
 HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows

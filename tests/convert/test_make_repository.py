@@ -10,13 +10,13 @@ import pytest
 
 from stretto.convert.gpu_memory import SERVER_BYTES, bytes_of_gpu
 from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
-from stretto.decoder.memory import LIBRARY_BYTES
 from stretto.encoders.xeus import FOLDER
 from stretto.families.base import CodeTrack, ConditionSpec, Family
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.plugin import family_at, plugins
 from stretto.families.tiny.family import TINY
 from stretto.launcher.options import OPTIONS_FILE, read_options
+from stretto.sizing import LIBRARY_BYTES
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus

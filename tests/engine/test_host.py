@@ -16,7 +16,7 @@ import pytest
 
 from stretto.config import EngineConfig
 from stretto.engine import host
-from stretto.engine.environment import PROCESS_METHOD
+from stretto.engine.environment import HELD_MB, PROCESS_METHOD
 from stretto.engine.llm import SpeechLLM
 from stretto.errors import CheckpointError, StrettoError
 from stretto.families.tiny.family import TINY
@@ -132,10 +132,13 @@ async def test_engine_start_errors_reach_the_client(spare: int, config: EngineCo
         SpeechLLM.launch(EngineConfig(config.checkpoint, {**DEFAULTS, "pipeline_parallel_size": 2}))
 
 
-def test_vllm_gets_the_memory_that_other_processes_leave(tmp_path: Path) -> None:
+def test_vllm_gets_the_memory_that_other_processes_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = EngineConfig(tmp_path, reserved_mb=6_000)
     assert host.memory_share(config, lambda: 24_000 << 20) == {"gpu_memory_utilization": 0.75}
     assert host.memory_share(EngineConfig(tmp_path), lambda: 24_000 << 20) == {}
+    monkeypatch.setenv(HELD_MB, "12000")
+    assert host.memory_share(config, lambda: 24_000 << 20) == {"gpu_memory_utilization": 0.25}
+    monkeypatch.delenv(HELD_MB)
     with pytest.raises(ValueError, match="reserved_mb: expected less than the GPU's 6000 MiB, got 6000"):
         host.memory_share(config, lambda: 6_000 << 20)
     with pytest.raises(ValueError, match="reserved_mb must be an integer >= 0"):

@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, UNKNOWN_DECODER_GB, Needs
+from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
 from stretto.releases import fit, machine
 from stretto.releases.entry import Entry, Source
 from stretto.releases.errors import BadArgument, DoesNotFit
-from stretto.releases.fit import Device, Need, check, check_disk, choose, need, speed_line
+from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
 from stretto.releases.machine import Gpu
 from stretto.releases.names import entries, find
 from stretto.sizing import Backbone, cpu_cache_rows
@@ -19,7 +21,7 @@ GB = 1_000_000_000
 SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))
 BUSY_GPU = Gpu(1, "NVIDIA L4", 24 * GB, 3 * GB, (8, 9))
 LARGE_GPU = Gpu(2, "NVIDIA H100", 80 * GB, 79 * GB, (9, 0))
-# Without a shape, a release with 4 GB of weights needs 8.0 GB on a GPU, and 5.6 GB on a CPU.
+# Without a shape, a release with 4 GB of weights needs 8.7 GB on a GPU, and 5.6 GB on a CPU.
 BARE = Entry("bare", "tiny", Source("acme/bare", ("*",)), ())
 SHAPE = {"hidden": 512, "layers": 10, "kv_heads": 4, "head_dim": 64, "heads": 4, "inner": 6_169, "vocabulary": 1_000}
 SHAPE |= {"head_columns": 1_000, "frame_rate": 25.0, "is_guided": False, "tables": 1}
@@ -30,6 +32,7 @@ SHAPED = replace(BARE, name="shaped", shape=SHAPE)
 def host(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Return the facts about a machine, which a test may change."""
     facts = SimpleNamespace(gpus=[], available=12 * GB, total=16 * GB, has_cuda=True)
+    monkeypatch.setattr(fit, "holders", lambda gpu: "" if gpu == 0 else f"holder on {gpu}")
     monkeypatch.setattr(machine, "gpus", lambda: facts.gpus)
     monkeypatch.setattr(machine, "available_memory", lambda: facts.available)
     monkeypatch.setattr(machine, "total_memory", lambda: facts.total)
@@ -38,10 +41,27 @@ def host(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_need_without_a_shape_is_that_of_the_files() -> None:
-    assert need(BARE, 4 * GB, is_on_gpu=True) == Need(4 * GB, 0, 4 * GB, 0)
+    assert need(BARE, 4 * GB, is_on_gpu=True) == Need(4 * GB, 0, 1_440_000_000, SERVER_BYTES + ENGINE_BYTES)
     on_cpu = need(BARE, 4 * GB, is_on_gpu=False)
     assert on_cpu == Need(4 * GB, 0, 0, 1_600_000_000)
     assert on_cpu.total == 5_600_000_000
+
+
+def test_need_on_a_gpu_is_that_of_an_installed_model() -> None:
+    """The rule is that of `make-repository`: see tests/convert/test_make_repository.py for its parts."""
+    for name in ("qwen3-tts", "pocket-tts", "kyutai-tts"):
+        entry = find(name)
+        assert entry is not None
+        found = need(entry, 4 * GB, is_on_gpu=True)
+        needs = Needs(found.codec, None, found.weights, 0, found.cache)
+        assert found.total == needs.reserved + needs.engine
+        with pytest.raises(CheckpointError, match="expected a GPU with at least"):
+            needs.check(found.total - 1)
+
+
+def test_unknown_family_has_an_unknown_codec() -> None:
+    gone = replace(BARE, family="gone")
+    assert need(gone, 4 * GB, is_on_gpu=True).codec == round(UNKNOWN_DECODER_GB * GB)
 
 
 def test_need_counts_weights_in_two_bytes_on_a_gpu_and_as_stored_on_a_cpu() -> None:
@@ -78,11 +98,11 @@ def test_need_of_each_release_is_more_than_its_weights(entry: Entry) -> None:
 def test_free_gpu_that_fits_is_chosen(host: SimpleNamespace) -> None:
     host.gpus = [BUSY_GPU, SMALL_GPU, LARGE_GPU]
     found = choose(BARE, 4 * GB, None, cpu=False)
-    assert found == Device(2, "NVIDIA H100, 79.0 of 80.0 GB free: needs about 8.0 GB for one stream (estimate)")
+    assert found == Device(2, "NVIDIA H100, 79.0 of 80.0 GB free: needs about 8.7 GB for one stream (estimate)")
     check(BARE, 4 * GB, found)
     host.gpus = [BUSY_GPU, SMALL_GPU]
     found = choose(BARE, 4 * GB, None, cpu=False)
-    assert found == Device(0, "NVIDIA L4, 22.0 of 24.0 GB free: needs about 8.0 GB for one stream (estimate)")
+    assert found == Device(0, "NVIDIA L4, 22.0 of 24.0 GB free: needs about 8.7 GB for one stream (estimate)")
     check(BARE, 4 * GB, found)
 
 
@@ -110,7 +130,7 @@ def test_gpu_is_not_used_by_a_vllm_for_cpus(host: SimpleNamespace) -> None:
         f"CPU: needs about 5.6 of 12.0 GB that are free (estimate); NVIDIA L4 is not used, because {remedy}",
     )
     assert choose(BARE, 4 * GB, 0, cpu=False) == Device(
-        0, f"NVIDIA L4, 22.0 of 24.0 GB free: needs about 8.0 GB for one stream (estimate); {remedy}"
+        0, f"NVIDIA L4, 22.0 of 24.0 GB free: needs about 8.7 GB for one stream (estimate); {remedy}"
     )
 
 
@@ -138,22 +158,35 @@ def test_release_larger_than_the_gpu_is_refused_with_numbers(host: SimpleNamespa
     host.gpus = [BUSY_GPU, SMALL_GPU]
     found = choose(BARE, 18 * GB, None, cpu=False)
     assert found.gpu == 0, "vLLM for GPUs does not run on a CPU"
-    expected = "bare needs about 22.0 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 20.4 may be used"
+    expected = "bare needs about 22.7 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 22.0 are free"
     assert message(BARE, 18 * GB, found) == expected
     host.has_cuda = False
     assert message(BARE, 18 * GB, Device(0, "")) == f"{expected}; --cpu needs about 19.6 GB, 12.0 are free"
-    expected = "bare needs about 8.0 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 3.0 may be used"
-    assert message(BARE, 4 * GB, Device(1, "")).startswith(expected)
+    expected = "bare needs about 8.7 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 3.0 are free"
+    assert message(BARE, 4 * GB, Device(1, "")).startswith(f"{expected}; it is held by holder on 1; --cpu")
+    assert "held" not in message(BARE, 40 * GB, Device(1, "")), "larger than the GPU"
 
 
-@pytest.mark.parametrize(("available", "total"), [(12, 16), (4, 64)])
+@pytest.mark.parametrize(("available", "total", "held"), [(12, 16, ""), (4, 64, "; it is held by holder on None")])
 def test_release_larger_than_the_memory_is_refused_with_numbers(
-    available: int, total: int, host: SimpleNamespace
+    available: int, total: int, held: str, host: SimpleNamespace
 ) -> None:
     host.available, host.total = available * GB, total * GB
     assert message(BARE, 18 * GB, Device(None, "")) == (
         f"bare needs about 19.6 GB of memory (estimate), this machine has {total}.0 GB of which {available}.0 are free"
+        + held
     )
+
+
+def test_share_of_a_busy_gpu_is_lowered_in_a_printed_line(
+    host: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.gpus = [replace(SMALL_GPU, free_bytes=24 * GB - fit.IDLE_BYTES), BUSY_GPU]
+    assert (held_mb(0), held_mb(2)) == (0, 0)
+    assert capsys.readouterr().err == ""
+    assert held_mb(1) == 20028
+    expected = "memory       NVIDIA L4: 3.0 of 24.0 GB are free; gpu_memory_utilization is lowered accordingly\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_smaller_release_is_suggested(host: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +198,10 @@ def test_smaller_release_is_suggested(host: SimpleNamespace, monkeypatch: pytest
     def end(smaller: str, device: Device) -> str:
         return message(replace(BARE, smaller=smaller), 40 * GB, device).partition("; ")[2]
 
-    assert end("little", Device(0, "")) == "little needs about 7.0 GB (--or-smaller)"
+    assert end("little", Device(0, "")) == "little needs about 7.7 GB (--or-smaller)"
     assert end("little", Device(None, "")) == "little needs about 4.6 GB (--or-smaller)"
     assert end("unsized", Device(0, "")) == "unsized is smaller (--or-smaller)"
-    assert end("shaped", Device(0, "")) == "shaped needs about 4.2 GB (--or-smaller)"
+    assert end("shaped", Device(0, "")) == "shaped needs about 4.9 GB (--or-smaller)"
     assert end("unknown", Device(0, "")) == ""
 
 

@@ -1,5 +1,6 @@
 """What this machine has: GPUs by nvidia-smi, memory by procfs and cgroups, and disk."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from stretto.engine import environment
+from stretto.gpus import GpuProcess, processes
+from stretto.launcher.options import ServedModel
+from stretto.launcher.running import RunningServer
+from stretto.releases import holders as holders_module
 from stretto.releases import machine
+from stretto.releases.holders import holders
 from stretto.releases.machine import Gpu, available_memory, gpus, total_memory
 
 MIB = 1 << 20
@@ -56,6 +62,34 @@ def test_a_gpu_without_memory_of_its_own_is_left_out(nvidia_smi: Path) -> None:
 def test_a_hanging_nvidia_smi_is_ended(nvidia_smi: Path) -> None:
     write_program(nvidia_smi, "exec sleep 600")
     assert gpus(limit_s=0.05) == []
+
+
+def test_processes_on_a_gpu_are_read_from_nvidia_smi(nvidia_smi: Path) -> None:
+    assert processes(0) == []
+    lines = ["7, 5120, /usr/bin/a, b", "8, [N/A], [Not Found]", "[N/A], 1, x", "No running processes found"]
+    write_program(
+        nvidia_smi, "\n".join(f"echo '{each}'" for each in lines) + f'; echo "$@" > {nvidia_smi.parent}/words'
+    )
+    assert processes(3) == [GpuProcess(7, "/usr/bin/a, b", 5120 * MIB), GpuProcess(8, "[Not Found]", 0)]
+    assert "--query-compute-apps=pid,used_memory,process_name --id=3" in (nvidia_smi.parent / "words").read_text()
+
+
+def test_holders_of_a_gpu_are_servers_and_other_programs(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    server = RunningServer(child.pid, "ready", "", ServedModel("voice"), {"http": 9000}, Path("/x"), "")
+    monkeypatch.setattr(holders_module, "running_servers", lambda: [server])
+    mib = {child.pid: 3000, 99: 2000, 98: 10}
+    write_program(nvidia_smi, "\n".join(f"echo '{pid}, {used}, /usr/bin/game'" for pid, used in mib.items()))
+    assert holders(0) == "voice (port 9000, stretto serve --stop) 3.1 GB, game (pid 99) 2.1 GB"
+    child.kill()
+    child.wait()
+
+
+def test_holders_of_the_memory_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holders_module, "running_servers", list)
+    monkeypatch.setattr(holders_module, "HELD_BYTES", 1)
+    monkeypatch.setattr(holders_module, "MAX_NAMED", 10_000)
+    assert f"(pid {os.getpid()}) " in holders(None)
 
 
 GB = 1_000_000_000

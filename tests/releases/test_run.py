@@ -391,6 +391,8 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(command: Command, mon
     asked = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
+    monkeypatch.setenv(run.HELD_MB, "")
+    monkeypatch.setattr(run, "held_mb", lambda gpu: 1000 + gpu)
     monkeypatch.setattr(Installer, "install", lambda self, target: model)
     monkeypatch.setattr(run, "device_of", lambda model, gpu, is_for_cpu: gpu)
 
@@ -405,6 +407,7 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(command: Command, mon
     assert command("acme/voice", *words) == 0
     assert asked == [Devices(2, 5, "fp8", "tf32x3", True)]
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("2,5", "PCI_BUS_ID")
+    assert os.environ[run.HELD_MB] == "1002"
 
 
 @pytest.mark.usefixtures("voice")

@@ -2,19 +2,24 @@
 
 The decoder, the preprocessor and the server need the same memory on every GPU (`reserved_bytes`). The language model
 gets the rest when it starts (`EngineConfig.reserved_mb`), whatever the order in which the processes start.
+
+The module imports no torch, because `stretto run` estimates in this way whether a release fits before it is installed.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.decoder.memory import LIBRARY_BYTES, DecoderMemory
+from stretto.codecs.decoder_sizes import DECODERS_GB
 from stretto.errors import CheckpointError
+from stretto.families.base import Family
 from stretto.gpus import MIB, gpus
+from stretto.sizing import LIBRARY_BYTES
 
 GIB = 1 << 30
 SERVER_BYTES = 1 << 30  # context of the server process, and memory lost to fragmentation
 ENGINE_BYTES = 2 << 30  # context, activations and CUDA graphs of the language model
+UNKNOWN_DECODER_GB = 3.0  # with a codec of another package
 NVIDIA_SMI_S = 30.0
 
 
@@ -23,14 +28,14 @@ class Needs:
     """Memory that the processes of a server need on the language model's GPU, in bytes.
 
     Attributes:
-        decoder: The decoder; None if it is on another device.
+        decoder: The decoder; 0 if it is on another device.
         preprocessor: Weights of the preprocessor; None if it is on another device.
         weights: Weights of the language model.
         tables: Tables of the language model's batch slots, besides the KV cache.
         cache: KV cache of a reply of the greatest length, with both requests of a CFG pair.
     """
 
-    decoder: DecoderMemory | None
+    decoder: int
     preprocessor: int | None
     weights: int
     tables: int
@@ -39,9 +44,8 @@ class Needs:
     @property
     def reserved(self) -> int:
         """Memory of all processes except the language model's."""
-        decoder = 0 if self.decoder is None else self.decoder.total
         preprocessor = 0 if self.preprocessor is None else self.preprocessor + 2 * LIBRARY_BYTES
-        return decoder + preprocessor + SERVER_BYTES
+        return self.decoder + preprocessor + SERVER_BYTES
 
     @property
     def reserved_mb(self) -> int:
@@ -53,6 +57,11 @@ class Needs:
         """Least memory of the language model."""
         return self.weights + self.tables + self.cache + ENGINE_BYTES
 
+    @property
+    def total(self) -> int:
+        """Memory of the smallest GPU that is large enough."""
+        return self.reserved + self.engine
+
     def cache_on(self, gpu_bytes: int) -> int:
         """Return the memory of the KV cache on a GPU with this much memory; negative if the weights do not fit."""
         return gpu_bytes - self.reserved - (self.engine - self.cache)
@@ -61,11 +70,32 @@ class Needs:
         """Raise CheckpointError if a GPU with this much memory is too small."""
         if self.cache_on(gpu_bytes) < self.cache:
             raise CheckpointError(
-                f"expected a GPU with at least {(self.reserved + self.engine) / GIB:.1f} GiB: the language model needs"
+                f"expected a GPU with at least {self.total / GIB:.1f} GiB: the language model needs"
                 f" {self.engine / GIB:.1f} (weights {self.weights / GIB:.1f}, one reply {self.cache / GIB:.1f}) and the"
                 f" other processes {self.reserved / GIB:.1f}, got {gpu_bytes / GIB:.1f} GiB;"
                 " --codec-device puts the codec on another GPU"
             )
+
+
+def decoder_bytes(codec: str) -> int:
+    """Return the memory of the decoder with a codec of published size, without opening it.
+
+    Args:
+        codec: Name of the codec.
+    """
+    return round(1e9 * DECODERS_GB.get(codec, UNKNOWN_DECODER_GB))
+
+
+def latent_bytes(family: Family, num_slots: int, num_rows: int) -> int:
+    """Return the size of the tables of latents that are fed back; 0 for other families.
+
+    Args:
+        family: The family.
+        num_slots: Number of batch slots.
+        num_rows: Number of rows of the longest request.
+    """
+    latents = family.layout.latents
+    return 0 if latents is None else 4 * num_slots * (num_rows + 1) * latents.num_words  # float32
 
 
 def file_bytes(files: Iterable[Path]) -> int:

@@ -15,7 +15,7 @@ from stretto.codecs import refinement
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes
+from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
@@ -261,8 +261,7 @@ def gpu_needs(
     """
     record, dtype = config_at(checkpoint), arguments["dtype"]
     num_seqs, num_rows = arguments["max_num_seqs"], arguments["max_model_len"]
-    numbers = 0 if family.layout.latents is None else num_seqs * (num_rows + 1) * family.layout.latents.num_words
-    tables = 4 * numbers  # float32
+    tables = latent_bytes(family, num_seqs, num_rows)
     if family.conditions is not None:
         tables += num_seqs * condition_bytes(record, family.conditions, dtype)
     weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
@@ -272,7 +271,7 @@ def gpu_needs(
     tokenizer = checkpoint / AUDIO_TOKENIZER
     heard = decoder.weights + file_bytes(tokenizer.rglob("*.safetensors")) if tokenizer.is_dir() else None
     return Needs(
-        decoder=decoder if placement.decoder_gpu == ENGINE_GPU else None,
+        decoder=decoder.total if placement.decoder_gpu == ENGINE_GPU else 0,
         preprocessor=heard if placement.gpu == ENGINE_GPU else None,
         weights=weights // 2 if placement.quantize else weights,
         tables=tables,

@@ -22,10 +22,10 @@ from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import CheckpointError
+from stretto.sizing import LIBRARY_BYTES
 from stretto.streams.chunking import ChunkPolicy
 
 META = torch.device("meta")
-LIBRARY_BYTES = 1 << 30  # CUDA context, and workspaces and kernels of cuBLAS and cuDNN
 MIB = 1 << 20
 
 

@@ -20,6 +20,7 @@ REQUIRED_ON_CPU = {
     # Triton compiles only for GPUs, so kernels are imported for its interpreter and replaced by `engine/kernels/cpu`.
     "TRITON_INTERPRET": "1",
 }
+HELD_MB = "STRETTO_HELD_MB"  # memory of the GPU, in MiB, that other servers or programs hold when the server starts
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
 # Defaults that the user's environment overrides.
 DEFAULTS = {

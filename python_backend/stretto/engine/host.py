@@ -20,7 +20,13 @@ from multiprocessing.connection import Client, Connection, Listener, Pipe, wait
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from stretto.config import EngineConfig
-from stretto.engine.environment import PROCESS_METHOD, is_cpu_build, prepare_environment, require_batch_invariance
+from stretto.engine.environment import (
+    HELD_MB,
+    PROCESS_METHOD,
+    is_cpu_build,
+    prepare_environment,
+    require_batch_invariance,
+)
 from stretto.engine.protocol import STATS_KEY
 from stretto.errors import CheckpointError
 from stretto.families.plugin import config_at, family_at
@@ -161,6 +167,8 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[str, Any]:
     """Return vLLM's argument for the share of the GPU's memory that other processes leave; empty if it is unknown.
 
+    The launcher's environment may name the memory that processes of other servers or programs hold (`HELD_MB`).
+
     Args:
         config: Configuration, with the memory of the other processes.
         total_bytes: Function that returns the memory of the GPU.
@@ -171,9 +179,10 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
     if config.reserved_mb is None:
         return {}
     total_mb = total_bytes() >> 20
-    if config.reserved_mb >= total_mb:
-        raise ValueError(f"reserved_mb: expected less than the GPU's {total_mb} MiB, got {config.reserved_mb}")
-    return {"gpu_memory_utilization": (total_mb - config.reserved_mb) / total_mb}
+    reserved_mb = config.reserved_mb + int(os.environ.get(HELD_MB) or 0)
+    if reserved_mb >= total_mb:
+        raise ValueError(f"reserved_mb: expected less than the GPU's {total_mb} MiB, got {reserved_mb}")
+    return {"gpu_memory_utilization": (total_mb - reserved_mb) / total_mb}
 
 
 def captured_rows(config: EngineConfig) -> dict[str, Any]:

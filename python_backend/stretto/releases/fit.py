@@ -8,17 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stretto.convert.gpu_memory import Needs, decoder_bytes, latent_bytes
 from stretto.families.base import Family
 from stretto.families.plugin import plugin
+from stretto.gpus import MIB
 from stretto.releases import machine
 from stretto.releases.entry import Entry
 from stretto.releases.errors import BadArgument, DoesNotFit
+from stretto.releases.holders import holders
 from stretto.releases.names import find
-from stretto.sizing import BYTES, RESERVED_GB, SHARE_OF_MEMORY, Backbone, Depth, cpu_cache_rows, longest_rows, num_slots
+from stretto.releases.printing import line
+from stretto.sizing import BYTES, Backbone, Depth, cpu_cache_rows, longest_rows, num_slots
 
 GB = 1_000_000_000
 PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)
 SPARE_DISK_BYTES = GB  # left on each file system
+IDLE_BYTES = GB  # the driver holds less of an idle GPU
 # Files with at least this many bytes for each weight of the language model are in float32, which takes 4. Files in 16
 # bits take 2, or up to 3.3 with the codec.
 FLOAT32_BYTES = 3.8
@@ -43,9 +48,9 @@ class Need:
 
     Attributes:
         weights: Weights; on a CPU with those of the codec.
-        cache: KV cache, and tables of speaker vectors.
-        codec: Codec, audio encoder, activations and CUDA graphs on a GPU; 0 on a CPU.
-        processes: All processes without a model; 0 on a GPU.
+        cache: KV cache, and tables of speaker vectors and latents.
+        codec: Decoder with the codec on a GPU; 0 on a CPU.
+        processes: All processes without a model; on a GPU with activations and CUDA graphs.
     """
 
     weights: int
@@ -62,6 +67,7 @@ class Need:
 def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
     """Return the estimated memory that a release needs.
 
+    On a GPU, it is computed like that of an installed model (`Needs`), with the decoder of a codec of published size.
     Without `entry.shape`, the KV cache is unknown and counts as 0. A release in float16 needs more on a CPU, which
     computes in float32.
 
@@ -73,7 +79,9 @@ def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
     shape = backbone(entry)
     if is_on_gpu:
         weights = num_weight_bytes if shape is None else BYTES * shape.weights
-        return Need(weights, 0 if shape is None else _stream_bytes(entry, shape), round(RESERVED_GB * GB), 0)
+        cache, tables = (0, 0) if shape is None else _stream_bytes(entry, shape)
+        needs = Needs(_decoder_bytes(entry), None, weights, tables, cache)
+        return Need(weights, tables + cache, needs.decoder, needs.total - weights - tables - cache - needs.decoder)
     cache = 0 if shape is None else _cpu_cache_bytes(entry, shape, num_weight_bytes)
     return Need(num_weight_bytes, cache, 0, PROCESS_BYTES)
 
@@ -86,18 +94,26 @@ def backbone(entry: Entry) -> Backbone | None:
     return Backbone(name=entry.name, **{**entry.shape, "depth": None if depth is None else Depth(**depth)})
 
 
-def _stream_bytes(entry: Entry, shape: Backbone) -> int:
+def _decoder_bytes(entry: Entry) -> int:
+    """Return the memory of the decoder on a GPU. A family that is not installed any more has an unknown codec."""
+    found = plugin(entry.family)
+    return decoder_bytes("" if found is None else found.build(None).codec)
+
+
+def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
     """Return the size of a GPU's KV cache with one stream of the greatest length, and of all tables."""
-    family = _family(entry)
+    family, slots = _family(entry), num_slots(shape.table_bytes, is_on_gpu=True)
     rows = longest_rows(family, family.max_model_len, shape.kv_window, is_on_gpu=True)
-    return rows * shape.kv_bytes + num_slots(shape.table_bytes, is_on_gpu=True) * shape.table_bytes
+    tables = slots * shape.table_bytes + latent_bytes(family, slots, family.max_model_len)
+    return rows * shape.kv_bytes, tables
 
 
 def _cpu_cache_bytes(entry: Entry, shape: Backbone, num_weight_bytes: int) -> int:
     """Return the size of the KV cache that `make-repository` chooses for a CPU, and of all tables."""
     family, slots = _family(entry), num_slots(shape.table_bytes, is_on_gpu=False)
     rows = cpu_cache_rows(family, family.max_model_len, shape.kv_window, slots)
-    return (rows * shape.kv_bytes + slots * shape.table_bytes) * _number_bytes(shape, num_weight_bytes) // BYTES
+    numbers = (rows * shape.kv_bytes + slots * shape.table_bytes) // BYTES
+    return numbers * _number_bytes(shape, num_weight_bytes) + latent_bytes(family, slots, family.max_model_len)
 
 
 def _family(entry: Entry) -> Family:
@@ -138,7 +154,7 @@ def choose(entry: Entry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> D
         return Device(gpu, _why(given, on_gpu) + ("" if has_cuda_vllm else f"; {REMEDY}"))
     if not known:
         return Device(None, on_cpu)
-    best = next((each for each in known if on_gpu <= _usable(each)), known[0])
+    best = next((each for each in known if on_gpu <= each.free_bytes), known[0])
     if not has_cuda_vllm:
         return Device(None, f"{on_cpu}; {best.name} is not used, because {REMEDY}")
     return Device(best.number, _why(best, on_gpu))
@@ -161,9 +177,21 @@ def _why(gpu: machine.Gpu, num_bytes: int) -> str:
     return f"{gpu.name}, {free}: needs about {gb(num_bytes)} GB for one stream (estimate)"
 
 
-def _usable(gpu: machine.Gpu) -> int:
-    """Return the memory of a GPU that a server may use, in bytes."""
-    return min(round(SHARE_OF_MEMORY * gpu.total_bytes), gpu.free_bytes)
+def held_mb(gpu: int) -> int:
+    """Return the memory of a GPU that other processes hold, in MiB, and print it; 0 if no process holds much.
+
+    vLLM's share of the GPU has to be lowered by it, because vLLM refuses to start if less is free than its share.
+
+    Args:
+        gpu: Number of the GPU in nvidia-smi.
+    """
+    for each in machine.gpus():
+        held = each.total_bytes - each.free_bytes
+        if each.number == gpu and held > IDLE_BYTES:
+            free = f"{gb(each.free_bytes)} of {gb(each.total_bytes)} GB are free"
+            line("memory", f"{each.name}: {free}; gpu_memory_utilization is lowered accordingly")
+            return -(-held // MIB)
+    return 0
 
 
 def check(entry: Entry, num_weight_bytes: int, device: Device) -> None:
@@ -188,20 +216,29 @@ def _check_cpu(entry: Entry, num_weight_bytes: int) -> None:
     needed = need(entry, num_weight_bytes, is_on_gpu=False).total
     total, free = machine.total_memory(), machine.available_memory()
     if needed > min(total, free):
+        held = _held(None) if needed <= total else ""
         raise DoesNotFit(
             f"{entry.name} needs about {gb(needed)} GB of memory (estimate), this machine has {gb(total)} GB of which"
-            f" {gb(free)} are free{_smaller(entry, is_on_gpu=False)}"
+            f" {gb(free)} are free{held}{_smaller(entry, is_on_gpu=False)}"
         )
+
+
+def _held(gpu: int | None) -> str:
+    """Return the part of a message with the processes that hold the memory; empty if none is known."""
+    found = holders(gpu)
+    return f"; it is held by {found}" if found else ""
 
 
 def _check_gpu(entry: Entry, num_weight_bytes: int, gpu: machine.Gpu) -> None:
     needed = need(entry, num_weight_bytes, is_on_gpu=True).total
-    if needed <= _usable(gpu):
+    if needed <= gpu.free_bytes:
         return
     message = (
         f"{entry.name} needs about {gb(needed)} GB of GPU memory (estimate), {gpu.name} has {gb(gpu.total_bytes)} GB of"
-        f" which {gb(_usable(gpu))} may be used"
+        f" which {gb(gpu.free_bytes)} are free"
     )
+    if needed <= gpu.total_bytes:
+        message += _held(gpu.number)
     if not machine.has_cuda_vllm():
         on_cpu = need(entry, num_weight_bytes, is_on_gpu=False).total
         message += f"; --cpu needs about {gb(on_cpu)} GB, {gb(machine.available_memory())} are free"

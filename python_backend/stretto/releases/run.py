@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.config import DecoderConfig
+from stretto.engine.environment import HELD_MB
 from stretto.errors import CommandParser
 from stretto.gpus import gpu_number
 from stretto.launcher import command as launcher
@@ -26,6 +27,7 @@ from stretto.launcher.background import BackgroundServer, CannotServe, require_i
 from stretto.launcher.config import default_port, ip_address, port_number
 from stretto.launcher.installation import LaunchError, state_folder
 from stretto.releases.errors import BadArgument, ReleaseError
+from stretto.releases.fit import held_mb
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, device_of
 from stretto.releases.models import Models
@@ -142,6 +144,8 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
         has_gateway=not args.no_gateway,
         arguments=("--address", args.address, *passed),
     )
+    if gpu is not None and server.record() is None:
+        os.environ[HELD_MB] = str(held_mb(gpu))
     if args.text is None:
         return serve(server, found)
     _choose_command(args, found.profile, model.manifest.name)
@@ -172,6 +176,8 @@ def serve_model(words: list[str]) -> int:
             devices = Devices(device_of(model, None, False))
             found = served(model, devices, models, builder)
         os.environ.update(devices.environment)
+        if devices.gpu is not None:
+            os.environ[HELD_MB] = str(held_mb(devices.gpu))
     except ReleaseError as error:
         print(f"stretto serve: {plain(str(error))}", file=sys.stderr)
         return error.status

@@ -8,8 +8,8 @@ from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.models import MODELS, engine_config, write_config
 from stretto.convert.gpu_memory import MIB, SERVER_BYTES
 from stretto.convert.make_repository import decoder_config
-from stretto.decoder.memory import LIBRARY_BYTES
 from stretto.engine.host import memory_share
+from stretto.sizing import LIBRARY_BYTES
 
 GPU_BYTES = 80 << 30
 
