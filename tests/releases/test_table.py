@@ -41,9 +41,16 @@ def test_facts_have_a_source_or_are_marked(entry: Entry) -> None:
     assert (source.licence.commercial == "unknown") == ("licence" in entry.unproved)
     assert (source.gated == "unknown") == ("gated" in entry.unproved)
     assert source.licence.url.startswith("https://")
-    assert {*FACTS} - {"files"} <= {*entry.unproved, *entry.evidence}
+    assert {*FACTS} - {"files", "shape"} <= {*entry.unproved, *entry.evidence}
+    assert entry.shape is not None or "shape" not in {*entry.unproved, *entry.evidence}
     if "sizes" not in entry.unproved:
         assert source.sizes
+
+
+def test_shape_is_known_for_every_served_family() -> None:
+    """Without it, the KV cache of a release counts as nothing."""
+    unknown = {each.name for each in ENTRIES.values() if each.serves and each.shape is None}
+    assert unknown <= {"kyutai-stt-2.6b", "kyutai-tts-0.75b", "vita-audio-plus-vanilla", "orpheus"}
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)

@@ -69,7 +69,7 @@ def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
 
     On a GPU, it is computed like that of an installed model (`Needs`), with the decoder of a codec of published size.
     Without `entry.shape`, the KV cache is unknown and counts as 0. A release in float16 needs more on a CPU, which
-    computes in float32.
+    computes in float32. Latents are computed in float32 on all devices.
 
     Args:
         entry: The release.
@@ -78,12 +78,15 @@ def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
     """
     shape = backbone(entry)
     if is_on_gpu:
-        weights = num_weight_bytes if shape is None else BYTES * shape.weights
+        weights = num_weight_bytes if shape is None else _served_bytes(entry, BYTES) * shape.weights
         cache, tables = (0, 0) if shape is None else _stream_bytes(entry, shape)
         needs = Needs(_decoder_bytes(entry), None, weights, tables, cache)
         return Need(weights, tables + cache, needs.decoder, needs.total - weights - tables - cache - needs.decoder)
-    cache = 0 if shape is None else _cpu_cache_bytes(entry, shape, num_weight_bytes)
-    return Need(num_weight_bytes, cache, 0, PROCESS_BYTES)
+    if shape is None:
+        return Need(num_weight_bytes, 0, 0, PROCESS_BYTES)
+    stored = _stored_bytes(shape, num_weight_bytes)
+    served = _served_bytes(entry, stored)
+    return Need(num_weight_bytes * served // stored, _cpu_cache_bytes(entry, shape, served), 0, PROCESS_BYTES)
 
 
 def backbone(entry: Entry) -> Backbone | None:
@@ -105,15 +108,15 @@ def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
     family, slots = _family(entry), num_slots(shape.table_bytes, is_on_gpu=True)
     rows = longest_rows(family, family.max_model_len, shape.kv_window, is_on_gpu=True)
     tables = slots * shape.table_bytes + latent_bytes(family, slots, family.max_model_len)
-    return rows * shape.kv_bytes, tables
+    return rows * shape.kv_bytes * _served_bytes(entry, BYTES) // BYTES, tables
 
 
-def _cpu_cache_bytes(entry: Entry, shape: Backbone, num_weight_bytes: int) -> int:
+def _cpu_cache_bytes(entry: Entry, shape: Backbone, number_bytes: int) -> int:
     """Return the size of the KV cache that `make-repository` chooses for a CPU, and of all tables."""
     family, slots = _family(entry), num_slots(shape.table_bytes, is_on_gpu=False)
     rows = cpu_cache_rows(family, family.max_model_len, shape.kv_window, slots)
     numbers = (rows * shape.kv_bytes + slots * shape.table_bytes) // BYTES
-    return numbers * _number_bytes(shape, num_weight_bytes) + latent_bytes(family, slots, family.max_model_len)
+    return numbers * number_bytes + latent_bytes(family, slots, family.max_model_len)
 
 
 def _family(entry: Entry) -> Family:
@@ -123,7 +126,12 @@ def _family(entry: Entry) -> Family:
     return found.build(None)
 
 
-def _number_bytes(shape: Backbone, num_weight_bytes: int) -> int:
+def _served_bytes(entry: Entry, stored: int) -> int:
+    """Return the bytes per number of a served model: 4 for a family whose frames are latents, else `stored`."""
+    return 2 * BYTES if _family(entry).layout.latents is not None else stored
+
+
+def _stored_bytes(shape: Backbone, num_weight_bytes: int) -> int:
     """Return the bytes per number of a release, by the size of its files: 4 or 2."""
     return 2 * BYTES if num_weight_bytes >= FLOAT32_BYTES * shape.weights else BYTES
 
@@ -297,7 +305,7 @@ def speed_line(entry: Entry, bandwidth: float) -> str | None:
     shape = backbone(entry)
     if shape is None:
         return None
-    scale = _number_bytes(shape, sum(entry.source.sizes.values())) // BYTES
+    scale = _served_bytes(entry, _stored_bytes(shape, sum(entry.source.sizes.values()))) // BYTES
     ratio = shape.frame_rate * scale * shape.frame_bytes / bandwidth
     if ratio <= 1:
         return None
