@@ -377,46 +377,86 @@ def test_folder_is_listed_once_and_not_changed(
     assert not [path for path in model.folder.rglob("*") if path.stat().st_ino in inodes]
 
 
-HELD = {"asking": "/api/models/acme/voice", "downloading": "GET /acme/voice/model.safetensors/"}
-BY_DAY = [("downloading", signal.SIGKILL), ("converting", signal.SIGTERM)]
+# A hub that stalls holds the installation here.
+HELD = {
+    "asking": "/api/models/acme/voice",
+    "recognising": "HEAD /acme/voice/resolve/.*/config.yaml",
+    "downloading": "GET /acme/voice/model.safetensors/",
+}
+# Elsewhere an audit hook of Python, which the environment adds to all processes, holds it before an event with these
+# arguments: in the front process, in the hub's client or in the converter.
+EVENTS = {
+    "locking": ("open", r"/\.locks/voice--\w+\.lock a"),
+    "staging": ("os.mkdir", r"/\.staging-[0-9a-f]{8} "),
+    "verifying": ("open", r"/snapshots/\w+/model\.safetensors r"),
+    "linking": ("os.link", r"/files/0/tokenizer\.json"),
+    "planning": ("open", r"/files/0/config\.yaml r"),
+    "writing": ("open", r"/checkpoint\.partial/.*\.safetensors w"),
+    "finishing": ("os.rename", r"/checkpoint\.partial "),
+    "recording": ("open", r"/manifest\.json\.new w"),
+    "publishing": ("os.rename", r"/\.staging-\w+ .*/voice--\w+ "),
+    "published": ("os.remove", r"/voice--\w+/lock "),
+}
+HOOK = """
+import os, re, sys, time
+def hold(event, arguments, reached=[]):
+    if event == os.environ["HELD_EVENT"] and not reached and re.search(os.environ["HELD_AT"], f"{arguments} ".translate(
+        {ord(each): None for each in "()',"}
+    )):
+        reached.append(event)
+        open(os.environ["HELD_MARK"], "w").close()
+        while True:
+            time.sleep(0.01)
+sys.addaudithook(hold)
+"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-POINTS = [(point, number) for point in (*HELD, "converting") for number in SIGNALS]
+BY_DAY = [("downloading", signal.SIGKILL), ("verifying", signal.SIGINT), ("converting", signal.SIGTERM)]
+POINTS = [(point, number) for point in (*HELD, *EVENTS, "converting") for number in SIGNALS]
 
 
 @pytest.mark.parametrize(("point", "number"), [*BY_DAY, *by_night(*(each for each in POINTS if each not in BY_DAY))])
 def test_interrupted_installation_leaves_nothing(
-    point: str, number: int, pull: Pull, models: Models, server: loopback.Hub, home: Path
+    point: str, number: int, pull: Pull, models: Models, server: loopback.Hub, home: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(home, ignore_errors=True)
-    environment = server.environment(home, STRETTO_MODELS=str(models.folder))
-    fault = None
+    environment, mark = server.environment(home, STRETTO_MODELS=str(models.folder)), tmp_path / "mark"
+    log, fault = tmp_path / "log", None
     if point in HELD:
         drop_after = 100_000 if point == "downloading" else None
         fault = server.fail(HELD[point], held=threading.Event(), drop_after=drop_after)
+    elif point in EVENTS:
+        (tmp_path / "sitecustomize.py").write_text(HOOK)
+        event, pattern = EVENTS[point]
+        environment |= {"HELD_EVENT": event, "HELD_AT": pattern, "HELD_MARK": str(mark)}
+        environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", PROGRAM, "pull", "acme/voice", "--cpu"]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        while not (line := process.stderr.readline()).startswith(point):
-            assert line, "the process has ended"
-        while fault is not None and fault.times > 0:
-            time.sleep(0.01)  # until the request has arrived
-        while point == "downloading" and not list(home.rglob("*.incomplete")):
+
+    def is_reached() -> bool:
+        if point in HELD:
+            is_written = point != "downloading" or bool(list(home.rglob("*.incomplete")))
+            return fault is not None and fault.times <= 0 and is_written
+        return mark.exists() if point in EVENTS else "converting" in log.read_text()
+
+    with log.open("w") as output, subprocess.Popen(command, env=environment, stderr=output) as process:
+        while not is_reached():
+            assert process.poll() is None, log.read_text()
             time.sleep(0.01)
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         process.send_signal(number)
-        errors = process.stderr.read()
         assert process.wait() == (-number if number == signal.SIGKILL else 130)
     assert children
     while any(is_running(pid) for pid in children):
         time.sleep(0.01)
-    assert "Traceback" not in errors
-    assert models.all() == []
+    assert "Traceback" not in log.read_text()
+    before = models.all()
+    assert len(before) == (point == "published")
     if number != signal.SIGKILL:
         assert not leftovers(models)
     if fault is not None and fault.held is not None:
         fault.held.set()
     model = pull()
-    assert models.all() == [model]
+    assert [each.folder for each in models.all()] == [model.folder]
+    assert not before or before[0].manifest.date == model.manifest.date, "a published model is not made again"
     assert not leftovers(models)
     assert not list(home.rglob("*.incomplete"))
 
