@@ -266,13 +266,16 @@ def test_installed_model_is_found_offline_and_in_a_folder_that_is_not_changed(
 
 
 @pytest.mark.nightly
-def test_two_at_once_convert_once(pull: Pull, models: Models, server: loopback.Hub, home: Path) -> None:
+@pytest.mark.parametrize(("more", "number"), [((), 1), (("--dtype", "float32"), 2)])
+def test_two_at_once_convert_each_model_once(
+    more: tuple[str, ...], number: int, pull: Pull, models: Models, server: loopback.Hub, home: Path
+) -> None:
     environment = server.environment(home, STRETTO_MODELS=str(models.folder))
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda _: run(environment), range(2)))
+        done = list(pool.map(lambda words: run(environment, "pull", "acme/voice", "--cpu", *words), ((), more)))
     assert [each.returncode for each in done] == [0, 0], done
-    assert sum("converting" in each.stderr for each in done) == 1
-    assert len(models.all()) == 1
+    assert sum("converting" in each.stderr for each in done) == number
+    assert len(models.all()) == number
     assert not leftovers(models)
 
 
@@ -331,17 +334,54 @@ def test_release_that_cannot_be_converted_is_named_without_the_staging_folder(
 
 
 @pytest.mark.nightly
-def test_full_disk(models: Models, repository: Repository, server: loopback.Hub, home: Path, pull: Pull) -> None:
-    environment = server.environment(home, STRETTO_MODELS=str(models.folder))
-    limit = 100_000
-    done = run(environment, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+@pytest.mark.parametrize("step", ["downloading", "converting"])
+def test_full_disk(
+    step: str, models: Models, release: Path, server: loopback.Hub, home: Path, repository: Repository, pull: Pull
+) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    environment, limit = server.environment(home, STRETTO_MODELS=str(models.folder)), 100_000
+    name = repository.name if step == "downloading" else str(release)
+    done = run(
+        environment,
+        *("pull", name, "--cpu"),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
     assert done.returncode == 7, done.stderr
+    assert f"\n{step} " in done.stderr
     assert done.stderr.splitlines()[-1].endswith("File too large")
     assert "Traceback" not in done.stderr
     assert ".staging" not in done.stderr
     assert models.all() == []
     assert not leftovers(models)
     assert not list(home.rglob("*.incomplete"))
+
+
+SMALL_DISK = """
+mount -t tmpfs -o size=200k tmpfs "$1" || exit 99
+shift
+"$@"
+status=$?
+ls -A "$STRETTO_MODELS"
+exit $status
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_small_disk(
+    force: list[str], models: Models, server: loopback.Hub, home: Path, repository: Repository, pull: Pull
+) -> None:
+    models.folder.mkdir()
+    environment = server.environment(home, STRETTO_MODELS=str(models.folder))
+    words = [sys.executable, "-c", PROGRAM, "pull", repository.name, "--cpu", *force]
+    command = ["unshare", "--mount", "sh", "-c", SMALL_DISK, "sh", str(models.folder), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode in (1, 99) and "stretto pull" not in done.stderr:
+        pytest.skip(f"mounting needs root: {done.stderr}")
+    assert done.returncode == 7, done.stderr
+    expected = "No space left on device" if force else "STRETTO_MODELS and HF_HOME choose other places"
+    assert done.stderr.splitlines()[-1].endswith(expected)
+    assert {*done.stdout.split()} <= {".locks", ".staging-guard"}
 
 
 def test_folder_with_a_link_to_another_place_is_refused(
