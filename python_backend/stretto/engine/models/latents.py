@@ -10,6 +10,7 @@ from vllm import envs
 from vllm.config import VllmConfig
 
 from stretto.engine.kernels.gpu.linear import use_row_invariant_products
+from stretto.engine.kernels.gpu.local_attention import attend_locally
 from stretto.engine.kernels.gpu.products import use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
@@ -55,6 +56,27 @@ def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
     if has_whole_rows and torch.get_num_threads() == 1:
         return activate(x)
     return torch.cat([activate(part) for part in x.split(max(1, GRAIN // x.shape[1]) if has_whole_rows else 1)])
+
+
+def local_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head_dim: int, length: int
+) -> torch.Tensor:
+    """Return the attention [T, heads * head_dim] among `length` consecutive tokens each, in both directions.
+
+    Args:
+        query: Queries, [T, heads * head_dim].
+        key: Keys, [T, kv_heads * head_dim].
+        value: Values of the same shape.
+        head_dim: Size of a head.
+        length: Number of tokens of a row, of which T is a multiple.
+    """
+    if query.device.type != "cpu" and query.dtype == torch.float32:
+        found: torch.Tensor = attend_locally(query, key, value, head_dim, length)
+        return found
+    heads = (
+        each.reshape(-1, length, each.shape[1] // head_dim, head_dim).transpose(1, 2) for each in (query, key, value)
+    )
+    return F.scaled_dot_product_attention(*heads, enable_gqa=True).transpose(1, 2).reshape(query.shape)
 
 
 class SolverTable:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -21,7 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaMLP
 
-from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, have_ids, silu
+from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, have_ids, local_attention, silu
 
 STACKED = {
     "q_proj": ("qkv_proj", "q"),
@@ -67,17 +66,17 @@ class LocalLayer(nn.Module):
     def __init__(self, config: Any, size: dict[str, int], rotation: nn.Module):
         super().__init__()
         width, heads, eps = size["width"], size["num_heads"], config.rms_norm_eps
-        self.heads, self.kv_heads, self.head_dim = heads, config.num_key_value_heads, config.head_dim
+        kv_heads, self.head_dim = config.num_key_value_heads, config.head_dim
         self.self_attn: Any = nn.Module()
         self.self_attn.qkv_proj = QKVParallelLinear(
-            width, self.head_dim, heads, self.kv_heads, bias=False, return_bias=False, disable_tp=True
+            width, self.head_dim, heads, kv_heads, bias=False, return_bias=False, disable_tp=True
         )
         self.self_attn.o_proj = RowParallelLinear(
             heads * self.head_dim, width, bias=False, return_bias=False, disable_tp=True
         )
         self.mlp = LlamaMLP(width, size["inner"], "silu", disable_tp=True)
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(width, eps=eps) for _ in range(2))
-        self.sizes = [each * self.head_dim for each in (heads, self.kv_heads, self.kv_heads)]
+        self.sizes = [each * self.head_dim for each in (heads, kv_heads, kv_heads)]
         self.rotate = rotation
 
     def forward(
@@ -94,12 +93,7 @@ class LocalLayer(nn.Module):
     def _attended(self, positions: torch.Tensor, x: torch.Tensor, length: int) -> torch.Tensor:
         query, key, value = self.self_attn.qkv_proj(x).split(self.sizes, -1)
         query, key = self.rotate(positions, query.contiguous(), key.contiguous())
-        query, key, value = (
-            each.reshape(-1, length, heads, self.head_dim).transpose(1, 2)
-            for each, heads in ((query, self.heads), (key, self.kv_heads), (value, self.kv_heads))
-        )
-        seen = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
-        return self.self_attn.o_proj(seen.transpose(1, 2).reshape(-1, self.sizes[0]))
+        return self.self_attn.o_proj(local_attention(query, key, value, self.head_dim, length))
 
 
 class LocalTransformer(nn.Module):

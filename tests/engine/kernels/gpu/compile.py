@@ -22,6 +22,7 @@ from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, k
 from stretto.engine.kernels.gpu.cross_attention import cross_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
+from stretto.engine.kernels.gpu.local_attention import local_attention_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
 from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
@@ -73,6 +74,9 @@ CSM |= {"query_weight": None, "key_weight": None}
 CROSS = {**dict.fromkeys(("attended", "query", "keys", "values"), "*bf16"), "query_stride": "i32", "absent": "i32"}
 # Kyutai's 1.6B, with a second text stream.
 SPEAKERS = {"num_heads": 16, "num_vectors": 625, "head_dim": 128, "block_vectors": 32, "block_dims": 128}
+# VoxCPM2's diffusion head: two tokens before four latents of the previous patch, four of the patch.
+LOCAL = {**dict.fromkeys(("out", "query", "key", "value"), "*fp32"), "value_stride": "i32", "scale": "fp32"}
+VOXCPM2 = {"length": 11, "num_heads": 16, "num_kv_heads": 2, "head_dim": 128, "block_tokens": 16, "block_dims": 128}
 LINEAR = {**dict.fromkeys(("out", "x", "weight", "bias"), "*fp32"), "num_rows": "i32"}
 LINEAR_SIZES = ("x_stride", "num_columns", "num_inner", "chunk")  # multiples of 16 in all published models
 LINEAR |= dict.fromkeys(LINEAR_SIZES, "i32")
@@ -150,6 +154,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     *((depth_attention_kernel, DEPTH, QWEN3_TTS | {"num_new": new}, 4) for new in (1, 2)),
     *((depth_attention_kernel, DEPTH, CSM | {"num_new": new}, 8) for new in (1, 2)),
     (cross_attention_kernel, CROSS, SPEAKERS, 4),
+    (local_attention_kernel, LOCAL, VOXCPM2, 4),
     *((words_kernel, {}, each, 1) for each in (AHEAD, PLAIN_WORDS)),
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
