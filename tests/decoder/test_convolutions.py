@@ -1,5 +1,7 @@
 """Convolutions as on tensor cores: errors of one convolution and of each codec, and what stays as it was."""
 
+import re
+from math import inf
 from typing import Any
 
 import pytest
@@ -7,13 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.convolutions import as_on_a_gpu
+from benchmarks.convolutions import as_on_a_gpu, row_of
 from benchmarks.decoder import make_codec
+from benchmarks.decoder_memory import CHUNKS
 from stretto.config import DecoderConfig
 from stretto.decoder.convolutions import MIN_CHANNELS, Convolutions, convolutions_in, split, thirds, to_tf32
 from stretto.decoder.tf32_kernel import split_on_device
 from tests.codecs.streaming import chunks_of, random_codes, stream
+from tests.test_docs import ROOT
+from tests.tiers import by_night
 
+DOCUMENT = ROOT / "docs" / "gpu.md"
 KINDS = {"conv1d": F.conv1d, "conv_transpose1d": F.conv_transpose1d}
 SHAPES = {  # keyword arguments of torch's functions
     "conv1d": [{}, {"stride": 2, "padding": 3}, {"dilation": (3,), "padding": (2,)}],
@@ -127,3 +133,17 @@ def test_chunks_join(precision: str) -> None:
         alone = torch.cat([stream(codec, codes[row : row + 1], [30]) for row in range(2)])
     error = max((each - whole).abs().max().item() for each in (*parts, alone))
     assert error <= {"tf32x3": 1e-5, "bfloat16": 2.0**-5, "float16": 2.0**-8}[precision]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["espnet_dac", "pocket", *by_night(*sorted(set(CHUNKS) - {"espnet_dac", "pocket"}))])
+def test_error_of_codecs_is_as_documented(name: str) -> None:
+    """With margins for processors that add in another order, which matters for tf32x3 only."""
+    [line] = re.findall(rf"(?m)^\| `{name}` \| \w+ \| [\d.e-]+ \| (.* dB|.*exact) \|$", DOCUMENT.read_text())
+    found = row_of(name)
+    for cell, precision in zip(line.split(" | "), DecoderConfig.CONVOLUTIONS[1:], strict=True):
+        decibels = -inf if cell == "exact" else float(cell.split(", ")[1].removesuffix(" dB"))
+        if precision == "tf32x3" or cell == "exact":
+            assert found.decibels[precision] <= decibels + 10
+        else:
+            assert found.decibels[precision] == pytest.approx(decibels, abs=6)
