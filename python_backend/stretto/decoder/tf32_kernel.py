@@ -19,7 +19,7 @@ def split_on_device(out: Tensor, x: Tensor) -> None:
 
 
 @triton.jit
-def split_kernel(out, x, size, block: tl.constexpr):
+def split_kernel(out: tl.tensor, x: tl.tensor, size: tl.tensor, block: tl.constexpr) -> None:
     """Split `block` numbers of a row of `size` numbers."""
     row = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * block + tl.arange(0, block)
@@ -33,7 +33,7 @@ def split_kernel(out, x, size, block: tl.constexpr):
 
 
 @triton.jit
-def _to_tf32(number):
+def _to_tf32(number: tl.tensor) -> tl.tensor:
     """Round to the 11 significant bits of TF32, ties away from zero."""
     bits = number.to(tl.int32, bitcast=True)
     return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
