@@ -418,7 +418,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         playout=(0.0, "playout_s of the chunk policy"),
     )
     parser.add_argument("--wide", action="store_true", help="use the published number of channels")
-    parser.add_argument("--dtype", default="float32", choices=DecoderConfig.DTYPES)
+    parser.add_argument("--convolutions", default="float32", choices=DecoderConfig.CONVOLUTIONS)
     parser.add_argument("--no-graphs", action="store_true", help="do not use CUDA graphs")
     parser.add_argument("--live", type=int, nargs="+", metavar="STREAMS", help="numbers of live streams to play")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall", help="clock of live streams")
@@ -430,15 +430,20 @@ def main(arguments: argparse.Namespace) -> None:
     codec = make_codec(arguments.codec, arguments.device, not arguments.wide)
     config = DecoderConfig(
         device=arguments.device,
-        dtype=arguments.dtype,
+        convolutions=arguments.convolutions,
         graphs=not arguments.no_graphs,
         threads=arguments.threads,
         max_batch=arguments.max_batch or (64 if torch.device(arguments.device).type == "cuda" else 16),
         max_utterances=4096,
         warm_up_s=WARM_UP_S,
     )
-    about = {"codec": arguments.codec, "wide": arguments.wide, "device": arguments.device, "dtype": arguments.dtype}
-    about |= {"graphs": config.graphs, "threads": config.threads, "max_batch": config.max_batch}
+    about = {"codec": arguments.codec, "wide": arguments.wide, "device": arguments.device}
+    about |= {
+        "convolutions": config.convolutions,
+        "graphs": config.graphs,
+        "threads": config.threads,
+        "max_batch": config.max_batch,
+    }
     if arguments.live is None:
         figures = measure_batching(codec, config, arguments.streams, arguments.frames, arguments.rounds)
         append_result(arguments.out, "decoder_batching", about | figures)

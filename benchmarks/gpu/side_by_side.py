@@ -109,7 +109,7 @@ class Decoder:
         self._server, self._frames, self._rate = server, family.steady_chunk_frames, codec.spec.frame_rate
         self._is_idle, self._error = threading.Event(), list[Exception]()
         self._thread = threading.Thread(target=self._decode)
-        used, budget = before - after, server.needs.decoder.total >> 20
+        used, budget = before - after, server.needs.decoder >> 20
         figures = {"free_before_mib": before, "free_after_mib": after, "used_mib": used, "budget_mib": budget}
         is_right = not errors and used <= budget
         self.figures = {**figures, "started": messages, "capture_errors": errors, "ok": is_right}
