@@ -73,10 +73,11 @@ def local_attention(
     if query.device.type != "cpu" and query.dtype == torch.float32:
         found: torch.Tensor = attend_locally(query, key, value, head_dim, length)
         return found
-    heads = (
+    query_heads, key_heads, value_heads = (
         each.reshape(-1, length, each.shape[1] // head_dim, head_dim).transpose(1, 2) for each in (query, key, value)
     )
-    return F.scaled_dot_product_attention(*heads, enable_gqa=True).transpose(1, 2).reshape(query.shape)
+    attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, enable_gqa=True)
+    return attended.transpose(1, 2).reshape(query.shape)
 
 
 class SolverTable:
