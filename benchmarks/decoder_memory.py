@@ -8,6 +8,7 @@ Sizes are computed from shapes, without a GPU (`stretto.decoder.memory`).
 
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 from benchmarks.checkpoints.every_codec import every_codec
 from stretto.config import DecoderConfig
@@ -47,6 +48,7 @@ class Row:
     unshared: int
 
 
+@cache
 def row_of(name: str) -> Row:
     """Return the memory of a decoder with the published sizes of a codec."""
     first, steady = CHUNKS[name]
