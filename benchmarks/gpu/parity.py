@@ -219,23 +219,29 @@ def _exceeds(found: np.ndarray, latents: np.ndarray, bound: np.ndarray) -> bool:
     return len(found) < number or bool((np.abs(found[:number, :size] - latents).max(1) > bound).any())
 
 
+def _bound(latents: np.ndarray, nudged: np.ndarray) -> np.ndarray:
+    """Return the permitted difference [T] of latents [T, D], as in the CPU tests."""
+    nudges = importlib.import_module("tests.engine.nudges")
+    bound: np.ndarray = nudges.SPREAD * nudged + nudges.SHARE * latents.std()
+    return bound
+
+
 def _pocket_tts(folder: Path) -> LatentCase:
     release, test = (importlib.import_module(f"tests.{name}") for name in ("pocket_release", "engine.test_pocket_tts"))
     checkpoint, own = release.convert_release(folder, "english"), release.reply("english")
     texts = {"own": (own.text, own.seed), "r0": ("one more", 0), "r1": ("and a third", 1)}
     prompts = {name: test.prompt_of(checkpoint, *text) for name, text in texts.items()}
-    bound = test.SPREAD * own.nudged + test.SHARE * own.latents.std()
-    return LatentCase(checkpoint, prompts, {"own": (own.latents, bound)})
+    return LatentCase(checkpoint, prompts, {"own": (own.latents, _bound(own.latents, own.nudged))})
 
 
 def _voxcpm2(folder: Path) -> LatentCase:
-    release, test = (importlib.import_module(f"tests.{name}") for name in ("voxcpm2_release", "engine.test_voxcpm2"))
+    release = importlib.import_module("tests.voxcpm2_release")
     checkpoint = release.convert_release(folder)
     preprocessor = importlib.import_module("stretto.preprocessing.request").Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(release.request(mode)) for mode in release.MODES}
     replies = {mode: release.reply("plain", mode) for mode in prompts}
-    bounds = {mode: test.SPREAD * own.nudged + test.SHARE * own.latents.std() for mode, own in replies.items()}
-    return LatentCase(checkpoint, prompts, {mode: (own.latents, bounds[mode]) for mode, own in replies.items()})
+    expected = {mode: (own.latents, _bound(own.latents, own.nudged)) for mode, own in replies.items()}
+    return LatentCase(checkpoint, prompts, expected)
 
 
 def _vibevoice(folder: Path) -> LatentCase:
@@ -253,7 +259,7 @@ def _vibevoice(folder: Path) -> LatentCase:
         given = rows, own.seed, own.guidance_scale, own.latents.steps, own.audio.max_rows
         (_, latents, *_), *nudged = (release.Reference(model, nudge).reply(*given) for nudge in (None, *nudges))
         spread = np.max([test.spread_of(each[1], latents) for each in nudged], 0)
-        expected[name] = latents, test.SPREAD * spread + test.SHARE * latents.std()
+        expected[name] = latents, _bound(latents, spread)
     return LatentCase(checkpoint, prompts, expected)
 
 
