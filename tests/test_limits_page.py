@@ -62,6 +62,7 @@ NOT_MET = {
         "stretto_gateway.command.MAX_TAG_CHARS",
         "stretto_gateway.voice_command.MAX_KEY_FILE_BYTES",
         "stretto_gateway.realtime.conversation.MAX_CHAR_BYTES",
+        "stretto_gateway.telephone.channel.MAX_LOGGED",
     },
     "of Opus packets, above those of any encoder": {
         "stretto_gateway.ogg.MAX_PACKET_BYTES",

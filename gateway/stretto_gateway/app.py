@@ -29,13 +29,14 @@ from stretto_gateway.kyutai import endpoints as kyutai
 from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.speech_request import error_message, field_path
+from stretto_gateway.telephone import endpoints as telephone
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
 ABOUT = (
     "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: /v1/realtime, "
-    "OpenAI's realtime API; /v1/audio/speech/stream, which speaks text while it is being written; and /api/chat, "
-    "/api/asr-streaming and /api/tts_streaming, Kyutai's protocols."
+    "OpenAI's realtime API; /v1/audio/speech/stream, which speaks text while it is being written; /v1/twilio, Twilio's "
+    "media streams; and /api/chat, /api/asr-streaming and /api/tts_streaming, Kyutai's protocols."
 )
 # response headers that pages of other origins may read
 EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")
@@ -93,7 +94,7 @@ class KeyedApp(FastAPI):
 def all_routes() -> list[BaseRoute]:
     """Return the routes of every application; they do not depend on its settings."""
     every = APIRouter()
-    for part in (speech, speech_stream, transcription, verification, chat, realtime, kyutai, voices, page):
+    for part in (speech, speech_stream, transcription, verification, chat, realtime, kyutai, telephone, voices, page):
         every.include_router(part.router, responses=ERRORS)
     every.include_router(router, responses=ERRORS)
     add_health(every)

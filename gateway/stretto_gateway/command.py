@@ -2,6 +2,7 @@
 
 API keys are read from --keys FILE, one per line, and from STRETTO_API_KEYS, separated by commas. Voices that callers
 add are stored in the folder --voices FOLDER or STRETTO_VOICES. A voice is available only with the key that added it.
+STRETTO_TWILIO_TOKEN is Twilio's auth token, for telephone calls whose requests it signs.
 """
 
 import argparse
@@ -30,9 +31,11 @@ from stretto_gateway.connection import settings as socket_settings
 from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
+from stretto_gateway.outgoing import url_parts
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
+WEBHOOK, TWILIO_TOKEN = "STRETTO_CALL_WEBHOOK", "STRETTO_TWILIO_TOKEN"
 MIN_KEY_CHARS = 16
 # Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
 FILES_PER_CONNECTION = 2
@@ -191,6 +194,8 @@ def arguments() -> Parser:
     add("--cors-origin", action="append", metavar="ORIGIN", help=about)
     about = "tag of generated mp3, Opus and FLAC files; repeatable; default: that a model generated them; none: no tags"
     add("--audio-tag", type=audio_tag, action="append", metavar="NAME=VALUE", help=about)
+    about = f"address that receives the turns of telephone calls and answers with text; default: {WEBHOOK}, or none"
+    add("--call-webhook", type=web_address, metavar="URL", default=os.environ.get(WEBHOOK, ""), help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="private key of the certificate; default: in the certificate file")
     half = "at most half for one client; default: %(default)s"
@@ -216,6 +221,14 @@ def port_in_row(offset: int) -> int:
 def address(text: str) -> str:
     """Parse an IP address to listen on, for argparse."""
     return str(ipaddress.ip_address(text))
+
+
+def web_address(text: str) -> str:
+    """Check a URL, for argparse; empty for none."""
+    try:
+        return url_parts(text).geturl() if text else ""
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
 
 
 def model_alias(text: str) -> tuple[str, str]:
@@ -262,7 +275,9 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     keys, aliases = read_keys(args.keys), dict(args.model_alias)
     origins = tuple(map(origin_of, args.cors_origin or filter(None, os.environ.get(ORIGINS, "").split(","))))
     tags = SYNTHETIC if args.audio_tag is None else dict(filter(None, args.audio_tag))
-    return GatewayConfig(server, args.address, port, keys, limits, args.voices, args.strict, aliases, origins, tags)
+    where = (server, args.address, port)
+    calls = {"call_webhook": args.call_webhook, "twilio_token": os.environ.get(TWILIO_TOKEN, "").strip()}
+    return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **calls)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

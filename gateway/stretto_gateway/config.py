@@ -84,6 +84,8 @@ class GatewayConfig:
         model_aliases: Additional model names, each mapped to the family to which it refers.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
         audio_tags: Tags of generated mp3, Opus and FLAC files.
+        call_webhook: Address that receives the events of telephone calls, and answers with text; empty for none.
+        twilio_token: Twilio's auth token, which signs its requests; empty to accept other credentials only.
     """
 
     server: str
@@ -96,3 +98,5 @@ class GatewayConfig:
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     cors_origins: tuple[str, ...] = ()
     audio_tags: Mapping[str, str] = field(default_factory=lambda: SYNTHETIC)
+    call_webhook: str = field(default="", repr=False)
+    twilio_token: str = field(default="", repr=False)

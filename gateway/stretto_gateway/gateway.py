@@ -24,6 +24,7 @@ class Gateway:
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
         self.limits, self.strict, self.audio_tags = config.limits, config.strict, config.audio_tags
+        self.call_webhook, self.twilio_token = config.call_webhook, config.twilio_token
         self.client = client or SpeechClient(config.server, Timeouts(), caller=CALLER.get)
         self.queue = ServerQueue(config.limits)
         self.client.tries = self.queue.later_tries

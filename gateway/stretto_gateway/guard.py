@@ -32,6 +32,7 @@ GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
 REALTIME = "/v1/realtime"  # the only path that accepts client secrets, as a WebSocket
+TWILIO = "/v1/twilio"  # its endpoint authenticates calls itself
 KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send the key in a header or in the query
 KYUTAI_HEADER, KYUTAI_FIELD = b"kyutai-api-key", "auth_id"
 SINGLE = (b"authorization", KYUTAI_HEADER, b"host", b"origin")  # headers that decide about access
@@ -194,6 +195,7 @@ class Guard:
         REQUEST.set(RequestHead(exchange.request_id, headers.get(b"traceparent", "")))
         error = self._refusal(scope, headers, authorization, secret)
         scope["state"]["secret"] = secret
+        scope["state"]["keys"], scope["state"]["has_key"] = self._keys, self._keys.admit(authorization)
         scope["state"]["owner"] = secret.owner if secret and self._keys else self._keys.owner(authorization)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
@@ -228,7 +230,8 @@ class Guard:
         is_ephemeral = is_realtime(scope) and key_in(authorization).startswith(PREFIX)
         if is_ephemeral and secret is None and not self._keys:
             return ApiError(401, "the client secret is unknown or expired", code="invalid_api_key")
-        if path not in OPEN_PATHS and secret is None and not self._keys.admit(authorization):
+        has_access = path in OPEN_PATHS or may_authenticate_later(scope, authorization)
+        if not has_access and secret is None and not self._keys.admit(authorization):
             return ApiError(401, "no valid key: expected the header Authorization: Bearer KEY", code="invalid_api_key")
         origin = headers.get(b"origin")
         is_allowed = origin is not None and (ANY_ORIGIN in self._origins or origin in self._origins)
@@ -264,6 +267,11 @@ def strip_slash(scope: Scope) -> None:
     path = scope["path"].rstrip("/") or "/"
     if scope["type"] == "http" and scope["path"] not in (path, page.WITH_SLASH):
         scope["path"] = path
+
+
+def may_authenticate_later(scope: Scope, authorization: str) -> bool:
+    """Return True for a call from Twilio, whose credentials are a signature or in its first message."""
+    return bool(scope["type"] == "websocket" and scope["path"] == TWILIO and not authorization)
 
 
 def is_realtime(scope: Scope) -> bool:

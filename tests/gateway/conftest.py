@@ -89,6 +89,7 @@ async def start() -> AsyncIterator[Start]:
         model_aliases: dict[str, str] | None = None,
         origins: tuple[str, ...] = (),
         audio_tags: dict[str, str] = SYNTHETIC,
+        **settings: Any,
     ) -> Running:
         behind = FakeServer(script if callable(script) else lambda _: script)
         if profile is not None:
@@ -98,7 +99,7 @@ async def start() -> AsyncIterator[Start]:
         limits = limits or Limits(drain_s=1)
         more: dict[str, Any] = {"strict": strict, "model_aliases": model_aliases or {}}
         more |= {"cors_origins": origins, "audio_tags": audio_tags}
-        config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more)
+        config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more, **settings)
         gateway = make_server(config, listener)
         serving = asyncio.ensure_future(gateway.serve([listener]))
         await until_async(lambda: gateway.started)

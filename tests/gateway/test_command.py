@@ -69,6 +69,17 @@ def test_cors_origins_are_read_from_option_and_environment(monkeypatch: pytest.M
             origins("--cors-origin", bad)
 
 
+def test_call_webhook_is_a_url_and_the_token_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_TWILIO_TOKEN", " token\n")
+    monkeypatch.setenv("STRETTO_CALL_WEBHOOK", "http://127.0.0.1:9/calls?a=b")
+    config = read_config(arguments().parse_args(["--port", "0"]))
+    assert (config.call_webhook, config.twilio_token) == ("http://127.0.0.1:9/calls?a=b", "token")
+    assert "token" not in repr(config)
+    for bad in ("calls", "ftp://a/b", "http://", "http://a:b/", "http://me:secret@a/", "http://a/\r\nx: y"):
+        with pytest.raises(SystemExit):
+            arguments().parse_args(["--call-webhook", bad])
+
+
 def test_strict_is_read_from_option_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not read_config(arguments().parse_args(["--port", "0"])).strict
     assert read_config(arguments().parse_args(["--port", "0", "--strict"])).strict

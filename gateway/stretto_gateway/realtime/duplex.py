@@ -156,8 +156,8 @@ class DuplexSession(Session):
             settings.model_copy(update={"audio": settings.audio.model_copy(update={"input": audio_input})}), profile
         )
 
-    async def _append(self, event: client.AudioAppend) -> None:
-        pcm = self._read_samples(event)
+    async def hear(self, data: bytes, event_id: str | None = None) -> None:
+        pcm = self._reader.read(data)
         if self._duplex is None:
             await self._begin()
         assert self._audio is not None, "it begins with the response"

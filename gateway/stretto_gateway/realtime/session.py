@@ -134,13 +134,21 @@ class Session:
             expected = f"{place} to be set to a format of the gateway first, because another one was refused"
             raise ApiError(400, f"{param}: expected {expected} ({error.message})", param, "invalid_value")
 
-    def _read_samples(self, event: client.AudioAppend) -> bytes:
-        """Return the samples that an event completes, pcm16 at 24 kHz."""
-        self._expect_format("input", "audio")
-        return self._reader.read(read_audio("audio", event.audio))
-
     async def _append(self, event: client.AudioAppend) -> None:
-        self._input.add(self._read_samples(event))
+        self._expect_format("input", "audio")
+        await self.hear(read_audio("audio", event.audio), event.event_id)
+
+    async def hear(self, data: bytes, event_id: str | None = None) -> None:
+        """Process the user's next audio.
+
+        Args:
+            data: Audio in the session's input format, cut anywhere.
+            event_id: The client's id for its event, which errors about detected turns repeat.
+
+        Raises:
+            ApiError: The audio cannot be stored, or the session has ended.
+        """
+        self._input.add(self._reader.read(data))
         while self._input.has_window:
             await self._gateway.windows.turn()
             edge = self._input.process_window()
@@ -149,7 +157,7 @@ class Session:
                     await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))
                 await self._transcribe_until(self._input.settled)
             except ApiError as error:  # continue with the remaining samples
-                await self._channel.send_error(error, event.event_id)
+                await self._channel.send_error(error, event_id)
         await self._transcribe_until(self._input.settled)
 
     async def _transcribe_until(self, until: int) -> None:
@@ -181,7 +189,7 @@ class Session:
         if answers and isinstance(self._settings, RealtimeSettings):
             await self._respond(client.ResponseCreate(type="response.create"))
 
-    async def _commit_all(self, _: client.ClientEvent) -> None:
+    async def _commit_all(self, _: client.ClientEvent | None = None) -> None:
         self._input.add(self._reader.end())
         got_ms = milliseconds(self._input.num_committable)
         if got_ms < MIN_COMMIT_MS:

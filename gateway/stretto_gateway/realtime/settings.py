@@ -78,6 +78,9 @@ class Format(Body):
         return expected
 
 
+PHONE = Format(type="audio/pcmu")  # of telephone calls
+
+
 class ServerVad(Body):
     """Turn detection by silence."""
 

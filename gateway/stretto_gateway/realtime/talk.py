@@ -1,7 +1,7 @@
 """Conversation of a realtime session: its items, their transcripts, and at most one reply at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from copy import copy
 from functools import partial
@@ -290,6 +290,12 @@ class Talk:
         with self._asked(event.response, settings.audio.input.format) as conversation:
             order = await make_order(profile, settings, event, conversation, self._voices, self._gateway.strict)
         self._reply = Reply(self._gateway, self._channel, self._conversation, order)
+        await self._reply.begin(self._tasks)
+
+    async def replace(self, make: Callable[[Conversation], Reply]) -> None:
+        """Start the reply that `make` creates for the conversation, in place of the reply in progress."""
+        await self.interrupt()
+        self._reply = make(self._conversation)
         await self._reply.begin(self._tasks)
 
     @contextmanager

@@ -1,0 +1,232 @@
+"""Endpoint of telephone calls: `WS /v1/twilio`, Twilio's media streams."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, cast
+
+from fastapi import APIRouter
+from starlette.websockets import WebSocket
+
+from stretto.limits import host_of
+from stretto_client import ModelProfile
+from stretto_gateway.admission import CALLER
+from stretto_gateway.answers import ApiError, mismatch, refused
+from stretto_gateway.catalogue import CallersVoices, converses
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.guard import Keys
+from stretto_gateway.realtime.client_secrets import PREFIX
+from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
+from stretto_gateway.realtime.events import SessionEnd, attend, session_tasks
+from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.settings import (
+    PHONE,
+    Change,
+    RealtimeSettings,
+    Settings,
+    TranscriptionSettings,
+    restrict_to_model,
+    validated,
+)
+from stretto_gateway.speech_request import SpeechFields
+from stretto_gateway.telephone.channel import CallChannel
+from stretto_gateway.telephone.messages import Start, read_message
+from stretto_gateway.telephone.session import Call, WebhookSession
+from stretto_gateway.telephone.webhook import Webhook
+
+router = APIRouter()
+START_S = 10.0  # time within which the start message must arrive, because the caller may be unknown until then
+OWN = ("key", "mode", "model", "voice", "speed", "instructions", "language")  # `<Parameter>` elements with a meaning
+MODES = ("conversation", "transcription")
+UNKNOWN_KEY = "no valid key: expected the header Authorization: Bearer KEY, Twilio's signature, or the parameter key"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Result of the authentication of a call.
+
+    Attributes:
+        owner: Owner of the caller's voices.
+        settings: Settings of the client secret that the caller has sent; None for other callers.
+    """
+
+    owner: str
+    settings: Settings | None = None
+
+
+@router.websocket("/v1/twilio")
+async def open_call(socket: WebSocket) -> None:
+    """Hold a telephone call over Twilio's media streams."""
+    gateway: Gateway = socket.app.state.gateway
+    channel = CallChannel(socket, gateway.limits.stall_s)
+    begun: tuple[Start, Access] | None = None
+    try:
+        is_known = has_access(gateway, socket)
+        if not is_known and socket.client is not None:
+            CALLER.set(host_of(socket.client.host))  # strangers must not take the sessions of any key
+        with gateway.sessions.slot():
+            await socket.accept()
+            async with session_tasks(channel):
+                start = await read_start(socket)
+                begun = start, authenticated(gateway, socket, start, is_known)
+    except ApiError as error:
+        await socket.send_denial_response(error.response())
+    if begun is not None:
+        await run(gateway, socket, channel, *begun)
+
+
+def has_access(gateway: Gateway, socket: WebSocket) -> bool:
+    """Return True if the handshake authenticates the caller, and False if the start message must do so.
+
+    Raises:
+        ApiError: The handshake must authenticate the caller, and does not.
+    """
+    keys: Keys = socket.state.keys
+    has_key = bool(keys) and socket.state.has_key
+    if has_key or not gateway.twilio_token:
+        return has_key or not keys
+    if not is_signed(gateway.twilio_token, socket):
+        expected = "the signature of this URL with the gateway's token"
+        raise ApiError(403, f"X-Twilio-Signature: expected {expected}, got another one", code="invalid_signature")
+    return True
+
+
+def is_signed(token: str, socket: WebSocket) -> bool:
+    """Return True if a handshake has Twilio's signature: HMAC-SHA1 of its URL with the account's auth token.
+
+    Twilio signs the URL in the TwiML, so that of the proxy that ends TLS. It may leave out the port.
+    """
+    given = socket.headers.get("x-twilio-signature", "")
+    host, path = socket.headers.get("host", ""), socket.url.path
+    query = f"?{socket.url.query}" if socket.url.query else ""
+    hosts = {host, host.rpartition(":")[0] or host}
+    urls = [f"{scheme}://{each}{path}{query}" for scheme in ("wss", "ws") for each in sorted(hosts)]
+    signatures = [base64.b64encode(hmac.digest(token.encode(), url.encode(), hashlib.sha1)) for url in urls]
+    return any(hmac.compare_digest(given.encode("latin-1"), each) for each in signatures)
+
+
+async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: Start, access: Access) -> None:
+    """Hold the call until it ends.
+
+    Args:
+        gateway: The gateway.
+        socket: Twilio's WebSocket.
+        channel: Channel to Twilio.
+        start: Description of the call.
+        access: Access of the caller.
+    """
+    channel.stream_sid = start.stream_sid
+    if socket.state.keys:
+        CALLER.set(access.owner)
+    async with session_tasks(channel) as tasks:
+        with gateway.sessions.slot():
+            session, settings = await make_session(gateway, channel, tasks, start, access)
+            with closing(Call(session, channel, gateway.limits.stall_s)) as call:
+                await session.begin(settings)
+                await attend(gateway, socket, call, tasks, lambda: gateway.limits.stall_s)
+
+
+async def read_start(socket: WebSocket) -> Start:
+    """Return the start message; raise ApiError if another message, or none, comes first."""
+    try:
+        async with asyncio.timeout(START_S):
+            kind, content = "connected", cast(Any, None)
+            while kind == "connected":
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    raise SessionEnd
+                kind, content = read_message(message.get("text"))
+    except TimeoutError:
+        raise ApiError(408, f"event: expected start within {START_S:g} s", "event", "timeout") from None
+    if kind != "start":
+        raise mismatch("event", "start as the first message with content", kind)
+    start: Start = content.start
+    return start
+
+
+def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: bool) -> Access:
+    """Return the access that a call has; raise ApiError if its parameter `key` is missing or invalid."""
+    keys: Keys = socket.state.keys
+    key = start.custom_parameters.get("key", "")
+    if key.startswith(PREFIX) and (secret := gateway.secrets.find(key)) is not None:
+        return Access(secret.owner, secret.settings)
+    if key and keys and keys.admit(f"Bearer {key}"):
+        return Access(keys.owner(f"Bearer {key}"))
+    if not is_known:
+        raise ApiError(401, UNKNOWN_KEY, "start.customParameters.key", "invalid_api_key")
+    return Access(socket.state.owner)
+
+
+async def make_session(
+    gateway: Gateway, channel: CallChannel, tasks: asyncio.TaskGroup, start: Start, access: Access
+) -> tuple[Session, Settings]:
+    """Return the session of a call, and its settings.
+
+    A full-duplex model and a model that converses hold the call themselves. For other models the webhook answers.
+
+    Args:
+        gateway: The gateway.
+        channel: Channel to Twilio.
+        tasks: Tasks of the session.
+        start: Description of the call.
+        access: Access of the caller.
+
+    Raises:
+        ApiError: A parameter is invalid, or neither the model nor a webhook can hold the call.
+    """
+    own = {name: value for name, value in start.custom_parameters.items() if name in OWN and value.strip()}
+    mode, name = own.get("mode", MODES[0]), own.get("model", "")
+    if mode not in MODES:
+        raise refused("mode", f"one of {', '.join(MODES)}", mode)
+    profile = await gateway.catalogue.model(name)
+    voices = CallersVoices(gateway.voices, access.owner)
+    if mode == MODES[0] and (holds_calls(profile) or is_duplex(profile, RealtimeSettings(model=name))):
+        settings = await realtime_settings(gateway, own, name, access, voices)
+        kind = DuplexSession if is_duplex(profile, settings) else Session
+        return kind(gateway, channel, name, tasks, voices), settings
+    if not gateway.call_webhook:
+        what = f"--call-webhook URL at the start of the gateway, because {profile.family!r} needs it for {mode}"
+        raise ApiError(400, f"call: expected {what}", "call", "unsupported")
+    heard = {"format": PHONE.model_dump(), "transcription": {} if profile.task("asr") else None}
+    listens = validated(TranscriptionSettings, {"audio": {"input": heard}})
+    fields = None
+    if mode == MODES[0]:
+        names = ("voice", "speed", "language")
+        spoken: dict[str, Any] = {each: own[each] for each in names if each in own}
+        fields = validated(SpeechFields, {"model": name, "response_format": "mulaw"} | spoken, "start.customParameters")
+    others = {each: value for each, value in start.custom_parameters.items() if each not in OWN}
+    call = {"call_sid": start.call_sid, "stream_sid": start.stream_sid, "parameters": others}
+    webhook = Webhook(gateway.call_webhook, gateway.limits, call)
+    return WebhookSession(gateway, channel, tasks, voices, webhook, fields, access.owner), listens
+
+
+def holds_calls(profile: ModelProfile) -> bool:
+    """Return True if the model answers speech with speech."""
+    return any(
+        converses(task) and task.speaks and set(task.needs) <= {"audio"} <= {*task.needs, *task.also}
+        for task in profile.tasks
+    )
+
+
+async def realtime_settings(
+    gateway: Gateway, own: dict[str, str], model: str, access: Access, voices: CallersVoices
+) -> Settings:
+    """Return the settings of a conversation, with the parameters of the call and those of its client secret.
+
+    Raises:
+        ApiError: A parameter is invalid.
+    """
+    given = {name: own[name] for name in ("voice", "speed") if name in own}
+    update: dict[str, Any] = {"type": "realtime", "audio": {"output": {"format": PHONE.model_dump()} | given}}
+    update["audio"]["input"] = {"format": PHONE.model_dump()}
+    if "instructions" in own:
+        update["instructions"] = own["instructions"]
+    first = access.settings if isinstance(access.settings, RealtimeSettings) else RealtimeSettings(model=model)
+    change = Change(first, update, model)
+    await restrict_to_model(change, gateway.catalogue, model, voices)
+    for error in change.errors:
+        raise error
+    return change.settings

@@ -1,0 +1,225 @@
+"""Telephone call: a realtime session whose client is Twilio."""
+
+import asyncio
+from contextlib import ExitStack, aclosing, suppress
+from typing import Any
+
+from stretto_client import SpeakArguments, Speech
+from stretto_gateway.answers import ApiError, mismatch
+from stretto_gateway.catalogue import CallersVoices
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.conversation import Conversation
+from stretto_gateway.realtime.events import DONE, Channel, SessionEnd
+from stretto_gateway.realtime.reply import Order, Reply, response_record
+from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.settings import PHONE, Settings
+from stretto_gateway.realtime.talk import NAME
+from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
+from stretto_gateway.speech_request import Ignored, SpeechFields
+from stretto_gateway.speech_stream import StreamedText, asking
+from stretto_gateway.telephone.channel import CallChannel
+from stretto_gateway.telephone.messages import read_message
+from stretto_gateway.telephone.webhook import Webhook
+
+TRANSCRIBED = f"{NAME}.completed"  # event with the transcript of a turn
+
+
+class SpokenText(Reply):
+    """Reply whose text is given.
+
+    Args:
+        gateway: The gateway.
+        channel: Channel to the caller.
+        conversation: Conversation to which the reply is added.
+        text: The text, which may still be incomplete.
+        options: Other arguments of `SpeechClient.speak`.
+        speed: Speed of the audio.
+    """
+
+    _fields = FIELDS | WRITTEN_FIELDS
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        channel: Channel,
+        conversation: Conversation,
+        text: StreamedText,
+        options: SpeakArguments,
+        speed: float,
+    ):
+        record = response_record(["audio"], None, PHONE, None)
+        order = Order([], [], {"task": "tts", "output": {}}, record, [], is_kept=True, speed=speed, form=PHONE)
+        super().__init__(gateway, channel, conversation, order)
+        self._text, self._options = text, options
+        self._queue = None  # the text is read only once
+
+    def _open_stream(self) -> Speech:
+        return self._gateway.client.speak(self._text.pieces(), **self._options)
+
+    async def begin(self, tasks: asyncio.TaskGroup) -> None:
+        await super().begin(tasks)
+        assert self.task is not None
+        self.task.add_done_callback(lambda _: self._text.close())
+
+
+class WebhookSession(Session):
+    """Session whose turns are sent to the operator's webhook, which answers with the text to speak.
+
+    A later turn replaces the answer to an earlier one.
+
+    Args:
+        gateway: The gateway.
+        channel: Channel to the caller.
+        tasks: Tasks of the session.
+        voices: Voices that the caller may name.
+        webhook: The operator's webhook.
+        fields: Voice and language of the answers; None if nothing is spoken.
+        owner: Owner of the caller's voices.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        channel: CallChannel,
+        tasks: asyncio.TaskGroup,
+        voices: CallersVoices,
+        webhook: Webhook,
+        fields: SpeechFields | None,
+        owner: str,
+    ):
+        super().__init__(gateway, channel, "", tasks, voices)
+        self._webhook, self._fields, self._owner = webhook, fields, owner
+        self._answering = set[asyncio.Task[None]]()
+        self._in_turn = asyncio.Lock()
+        self._held = ExitStack()
+        channel.listener = self._notice
+
+    async def begin(self, settings: Settings) -> None:
+        """Apply the settings, and report the call; raise ApiError if the answers cannot be spoken."""
+        profile = await self._gateway.catalogue.profile()
+        if self._fields is not None:
+            state = self._held.enter_context(asking(self._owner, self._gateway.sessions.held))
+            ignored = Ignored(self._fields, self._gateway.strict)
+            self._options = await voice_options(self._gateway, self._fields, state, ignored)
+        self._apply(settings, profile)
+        self._report("start")
+
+    def press(self, digit: str) -> None:
+        """Report a key that the caller has pressed."""
+        self._report("dtmf", digit=digit)
+
+    async def finish(self) -> None:
+        """Report the last turn and the end of the call, once both are complete."""
+        self._fields = None  # further answers are not spoken
+        with suppress(ApiError):  # the caller was silent
+            await self._commit_all()
+        await self.complete()
+        if self._answering:
+            await asyncio.wait(self._answering)
+        self._report("stop")
+        await asyncio.wait(self._answering)
+
+    def close(self) -> None:
+        super().close()
+        self._held.close()
+
+    async def _notice(self, kind: str, fields: dict[str, Any]) -> None:
+        if kind == TRANSCRIBED and fields["transcript"]:
+            self._report("turn", text=fields["transcript"])
+
+    def _report(self, event: str, **fields: Any) -> None:
+        """Send an event to the webhook in the background, and speak the answer."""
+        if self._fields is not None:
+            for earlier in self._answering:
+                earlier.cancel()
+        task = self._tasks.create_task(self._answer(event, fields))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, event: str, fields: dict[str, Any]) -> None:
+        text: StreamedText | None = None
+        try:
+            async with self._in_turn, aclosing(self._webhook.ask(event, **fields)) as pieces:
+                async for piece in pieces:
+                    if text is None and self._fields is not None and piece.strip():
+                        text = await self._speak()
+                    if text is not None:
+                        text.add(piece)
+        except ApiError as error:
+            await self._channel.send_error(error)
+        finally:
+            if text is not None:
+                text.end()
+
+    async def _speak(self) -> StreamedText:
+        """Start a reply in place of the one in progress, and return its text, which is empty yet."""
+        assert self._fields is not None
+        text, speed = StreamedText(self._gateway.limits, self._gateway.sessions.held), self._fields.speed or 1.0
+        try:
+            await self._talk.replace(
+                lambda talk: SpokenText(self._gateway, self._channel, talk, text, self._options, speed)
+            )
+        except BaseException:
+            text.close()
+            raise
+        return text
+
+
+class Call:
+    """Handler of Twilio's messages after the start of a stream.
+
+    Args:
+        session: Session of the call.
+        channel: Channel to Twilio.
+        stall_s: Maximum time for the session to finish after the end of the call, in seconds.
+    """
+
+    def __init__(self, session: Session, channel: CallChannel, stall_s: float):
+        self._session, self._channel, self._stall_s = session, channel, stall_s
+        self._last_chunk = 0
+
+    async def handle(self, message: str | bytes | None) -> None:
+        """Handle a message; log an error if it is invalid.
+
+        Raises:
+            SessionEnd: The call is over.
+        """
+        try:
+            kind, content = read_message(message)
+            match kind:
+                case "media" if content.media.track == "inbound":
+                    await self._hear(content.media.chunk, content.audio())
+                case "mark":
+                    self._channel.note_mark(content.mark.name)
+                case "dtmf" if isinstance(self._session, WebhookSession):
+                    self._session.press(content.dtmf.digit)
+                case "start":
+                    raise mismatch("event", "one start in a stream", "another one")
+                case "stop":
+                    await self._finish()
+        except ApiError as error:
+            if error.code == "session_ended":  # by a full-duplex model
+                raise SessionEnd(DONE, error.message) from None
+            await self._channel.send_error(error)
+
+    async def complete(self) -> None:
+        """Wait until transcripts and the reply in progress are complete."""
+        await self._session.complete()
+
+    def close(self) -> None:
+        """Discard the session's audio."""
+        self._session.close()
+
+    async def _hear(self, chunk: int, data: bytes) -> None:
+        """Add audio to the session, unless its place has passed because a later chunk came before it."""
+        if 0 < chunk <= self._last_chunk:
+            return
+        self._last_chunk = max(chunk, self._last_chunk)
+        await self._session.hear(data)
+
+    async def _finish(self) -> None:
+        if isinstance(self._session, WebhookSession):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._stall_s):
+                    await self._session.finish()
+        raise SessionEnd(DONE)

@@ -1,0 +1,63 @@
+"""Webhook of the operator, which receives the events of calls and answers with the text to speak."""
+
+import codecs
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from stretto_gateway.answers import ApiError
+from stretto_gateway.config import Limits
+from stretto_gateway.outgoing import OutgoingError, sent
+
+FIELD = "--call-webhook"
+
+
+class Webhook:
+    """Webhook for one call.
+
+    Args:
+        url: Address of the webhook.
+        limits: Limits on its answers.
+        call: Fields that describe the call, sent with each event.
+    """
+
+    def __init__(self, url: str, limits: Limits, call: dict[str, Any]):
+        self._url, self._limits, self._call = url, limits, call
+
+    async def send(self, event: str, **fields: Any) -> None:
+        """Send an event whose answer is not spoken; raise ApiError if the webhook fails."""
+        async with aclosing(self.ask(event, **fields)) as pieces:
+            async for _ in pieces:
+                pass
+
+    async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
+        """Send an event, and yield the text of the answer as it arrives.
+
+        Args:
+            event: Kind of the event.
+            fields: Its further fields.
+
+        Raises:
+            ApiError: The webhook fails, or its answer is too long or no text.
+        """
+        body = json.dumps({"event": event} | self._call | fields).encode()
+        decoder, num_chars = codecs.getincrementaldecoder("utf-8")(), 0
+        try:
+            async with sent(self._url, body, {"accept": "text/plain"}, self._limits.stall_s) as answer:
+                if not 200 <= answer.status < 300:
+                    raise OutgoingError(f"status {answer.status}")
+                async with aclosing(answer.parts()) as parts:
+                    async for part in parts:
+                        num_chars += len(text := decoder.decode(part))
+                        if num_chars > self._limits.max_input_chars:
+                            raise OutgoingError(f"more than {self._limits.max_input_chars} characters")
+                        if text:
+                            yield text
+                decoder.decode(b"", final=True)
+        except OutgoingError as error:
+            raise ApiError(
+                502, f"{FIELD}: expected an answer to {event!r}, got {error}", FIELD, "bad_webhook"
+            ) from None
+        except UnicodeDecodeError:
+            raise ApiError(502, f"{FIELD}: expected UTF-8, got other bytes", FIELD, "bad_webhook") from None
