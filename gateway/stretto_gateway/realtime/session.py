@@ -139,15 +139,7 @@ class Session:
         await self.hear(read_audio("audio", event.audio), event.event_id)
 
     async def hear(self, data: bytes, event_id: str | None = None) -> None:
-        """Process the user's next audio.
-
-        Args:
-            data: Audio in the session's input format, cut anywhere.
-            event_id: The client's id for its event, which errors about detected turns repeat.
-
-        Raises:
-            ApiError: The audio cannot be stored, or the session has ended.
-        """
+        """Process audio in the input format, cut anywhere; errors about its turns repeat the client's `event_id`."""
         self._input.add(self._reader.read(data))
         while self._input.has_window:
             await self._gateway.windows.turn()

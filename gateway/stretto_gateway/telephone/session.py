@@ -13,7 +13,7 @@ from stretto_gateway.realtime.events import DONE, Channel, SessionEnd
 from stretto_gateway.realtime.reply import Order, Reply, response_record
 from stretto_gateway.realtime.session import Session
 from stretto_gateway.realtime.settings import PHONE, Settings
-from stretto_gateway.realtime.talk import NAME
+from stretto_gateway.realtime.talk import NAME, Talk
 from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
 from stretto_gateway.speech_request import Ignored, SpeechFields
 from stretto_gateway.speech_stream import StreamedText, asking
@@ -62,10 +62,98 @@ class SpokenText(Reply):
         self.task.add_done_callback(lambda _: self._text.close())
 
 
-class WebhookSession(Session):
-    """Session whose turns are sent to the operator's webhook, which answers with the text to speak.
+class Answers:
+    """Events of a call that are sent to the webhook, and its answers, which are spoken.
 
-    A later turn replaces the answer to an earlier one.
+    A later event replaces the answer to an earlier one.
+
+    Args:
+        gateway: The gateway.
+        channel: Channel to the caller.
+        tasks: Tasks of the session.
+        talk: Conversation of the session.
+        webhook: The operator's webhook.
+        fields: Voice and language of the answers; None if nothing is spoken.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        channel: CallChannel,
+        tasks: asyncio.TaskGroup,
+        talk: Talk,
+        webhook: Webhook,
+        fields: SpeechFields | None,
+    ):
+        self._gateway, self._channel, self._tasks, self._talk = gateway, channel, tasks, talk
+        self._webhook, self._fields = webhook, fields
+        self._answering = set[asyncio.Task[None]]()
+        self._in_turn = asyncio.Lock()
+        self._held = ExitStack()
+
+    async def begin(self, owner: str) -> None:
+        """Prepare the voice of the answers; raise ApiError if they cannot be spoken.
+
+        Args:
+            owner: Owner of the caller's voices.
+        """
+        if self._fields is not None:
+            state = self._held.enter_context(asking(owner, self._gateway.sessions.held))
+            ignored = Ignored(self._fields, self._gateway.strict)
+            self._options = await voice_options(self._gateway, self._fields, state, ignored)
+
+    def report(self, event: str, **fields: Any) -> None:
+        """Send an event to the webhook in the background, and speak the answer."""
+        if self._fields is not None:
+            for earlier in self._answering:
+                earlier.cancel()
+        task = self._tasks.create_task(self._answer(event, fields))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    def mute(self) -> None:
+        """Speak no further answers."""
+        self._fields = None
+
+    async def complete(self) -> None:
+        """Wait until the webhook has answered all events."""
+        if self._answering:
+            await asyncio.wait(self._answering)
+
+    def close(self) -> None:
+        """Release the memory of the voice."""
+        self._held.close()
+
+    async def _answer(self, event: str, fields: dict[str, Any]) -> None:
+        text: StreamedText | None = None
+        try:
+            async with self._in_turn, aclosing(self._webhook.ask(event, **fields)) as pieces:
+                async for piece in pieces:
+                    if text is None and self._fields is not None and piece.strip():
+                        text = await self._speak(self._fields.speed or 1.0)
+                    if text is not None:
+                        text.add(piece)
+        except ApiError as error:
+            await self._channel.send_error(error)
+        finally:
+            if text is not None:
+                text.end()
+
+    async def _speak(self, speed: float) -> StreamedText:
+        """Start a reply in place of the one in progress, and return its text, which is empty yet."""
+        text = StreamedText(self._gateway.limits, self._gateway.sessions.held)
+        try:
+            await self._talk.replace(
+                lambda talk: SpokenText(self._gateway, self._channel, talk, text, self._options, speed)
+            )
+        except BaseException:
+            text.close()
+            raise
+        return text
+
+
+class WebhookSession(Session):
+    """Session whose turns are sent to the operator's webhook.
 
     Args:
         gateway: The gateway.
@@ -88,81 +176,32 @@ class WebhookSession(Session):
         owner: str,
     ):
         super().__init__(gateway, channel, "", tasks, voices)
-        self._webhook, self._fields, self._owner = webhook, fields, owner
-        self._answering = set[asyncio.Task[None]]()
-        self._in_turn = asyncio.Lock()
-        self._held = ExitStack()
+        self._owner, self.answers = owner, Answers(gateway, channel, tasks, self._talk, webhook, fields)
         channel.listener = self._notice
 
     async def begin(self, settings: Settings) -> None:
         """Apply the settings, and report the call; raise ApiError if the answers cannot be spoken."""
-        profile = await self._gateway.catalogue.profile()
-        if self._fields is not None:
-            state = self._held.enter_context(asking(self._owner, self._gateway.sessions.held))
-            ignored = Ignored(self._fields, self._gateway.strict)
-            self._options = await voice_options(self._gateway, self._fields, state, ignored)
-        self._apply(settings, profile)
-        self._report("start")
-
-    def press(self, digit: str) -> None:
-        """Report a key that the caller has pressed."""
-        self._report("dtmf", digit=digit)
+        await self.answers.begin(self._owner)
+        self._apply(settings, await self._gateway.catalogue.profile())
+        self.answers.report("start")
 
     async def finish(self) -> None:
         """Report the last turn and the end of the call, once both are complete."""
-        self._fields = None  # further answers are not spoken
+        self.answers.mute()
         with suppress(ApiError):  # the caller was silent
             await self._commit_all()
         await self.complete()
-        if self._answering:
-            await asyncio.wait(self._answering)
-        self._report("stop")
-        await asyncio.wait(self._answering)
+        await self.answers.complete()
+        self.answers.report("stop")
+        await self.answers.complete()
 
     def close(self) -> None:
         super().close()
-        self._held.close()
+        self.answers.close()
 
     async def _notice(self, kind: str, fields: dict[str, Any]) -> None:
         if kind == TRANSCRIBED and fields["transcript"]:
-            self._report("turn", text=fields["transcript"])
-
-    def _report(self, event: str, **fields: Any) -> None:
-        """Send an event to the webhook in the background, and speak the answer."""
-        if self._fields is not None:
-            for earlier in self._answering:
-                earlier.cancel()
-        task = self._tasks.create_task(self._answer(event, fields))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
-    async def _answer(self, event: str, fields: dict[str, Any]) -> None:
-        text: StreamedText | None = None
-        try:
-            async with self._in_turn, aclosing(self._webhook.ask(event, **fields)) as pieces:
-                async for piece in pieces:
-                    if text is None and self._fields is not None and piece.strip():
-                        text = await self._speak()
-                    if text is not None:
-                        text.add(piece)
-        except ApiError as error:
-            await self._channel.send_error(error)
-        finally:
-            if text is not None:
-                text.end()
-
-    async def _speak(self) -> StreamedText:
-        """Start a reply in place of the one in progress, and return its text, which is empty yet."""
-        assert self._fields is not None
-        text, speed = StreamedText(self._gateway.limits, self._gateway.sessions.held), self._fields.speed or 1.0
-        try:
-            await self._talk.replace(
-                lambda talk: SpokenText(self._gateway, self._channel, talk, text, self._options, speed)
-            )
-        except BaseException:
-            text.close()
-            raise
-        return text
+            self.answers.report("turn", text=fields["transcript"])
 
 
 class Call:
@@ -192,7 +231,7 @@ class Call:
                 case "mark":
                     self._channel.note_mark(content.mark.name)
                 case "dtmf" if isinstance(self._session, WebhookSession):
-                    self._session.press(content.dtmf.digit)
+                    self._session.answers.report("dtmf", digit=content.dtmf.digit)
                 case "start":
                     raise mismatch("event", "one start in a stream", "another one")
                 case "stop":

@@ -25,12 +25,6 @@ class Webhook:
     def __init__(self, url: str, limits: Limits, call: dict[str, Any]):
         self._url, self._limits, self._call = url, limits, call
 
-    async def send(self, event: str, **fields: Any) -> None:
-        """Send an event whose answer is not spoken; raise ApiError if the webhook fails."""
-        async with aclosing(self.ask(event, **fields)) as pieces:
-            async for _ in pieces:
-                pass
-
     async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
         """Send an event, and yield the text of the answer as it arrives.
 
