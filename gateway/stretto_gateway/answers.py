@@ -255,6 +255,20 @@ class Batch(TypedDict):
     failed: int
 
 
+class SpeechOutcome(TypedDict):
+    """Outcome of a speech response.
+
+    Attributes:
+        bytes: Size of the audio or events that were sent.
+        error: Message if it failed.
+    """
+
+    id: str
+    status: Literal["in_progress", "completed", "failed", "cancelled"]
+    bytes: int
+    error: str | None
+
+
 class TokenUsage(TypedDict):
     """Number of prompt rows, and total number of generated text tokens and audio frames."""
 

@@ -7,6 +7,7 @@ from stretto_gateway.admission import CALLER, Admission, Sessions
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.metrics import Metrics, open_spans
+from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.realtime.audio_input import WindowQueue
 from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.routed import RoutedClient
@@ -35,6 +36,7 @@ class Gateway:
         self.sessions = Sessions(config.limits)
         self.windows = WindowQueue()
         self.secrets = ClientSecrets()
+        self.outcomes = Outcomes()
         self.metrics.watch(self.admission, self.queue, self.sessions)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 

@@ -26,6 +26,7 @@ from stretto_gateway.answers import (
     ApiError,
     Batch,
     FailedItem,
+    SpeechOutcome,
     SpokenItem,
     described,
     error_path,
@@ -76,18 +77,29 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     options = await speech_options(gateway, body, request.state, ignored)
     if body.timestamps and body.stream_format != "sse":
         raise mismatch("timestamps", "false unless stream_format is 'sse'", "true")
+    if body.word_timestamps and body.stream_format != "sse":
+        ignored.add("word_timestamps", "false unless stream_format is 'sse'", True)
+    body.timestamps = body.timestamps or (body.word_timestamps and body.stream_format == "sse")
     if body.timestamps and wants_alignment(await gateway.catalogue.profile()):
         options["words"] = "aligned"
+    follow = partial(gateway.outcomes.followed, request.state.owner, request.state.request_id)
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options)
-        answer = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)
+        answer = Streamed(follow(parts), "text/event-stream", gateway.limits.stall_s, sse_error)
     else:
         parts = audio_parts(gateway, body, body.input, options, ignored)
-        answer = Streamed(parts, MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
+        answer = Streamed(follow(parts), MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
         if body.response_format in RAW:
             answer.headers["x-sample-rate"] = str(body.rate)
     answer.headers.update(ignored.headers)
     return answer
+
+
+@router.get("/v1/audio/speech/{request_id}")
+async def get_outcome(request_id: str, request: Request) -> SpeechOutcome:
+    """Return the outcome of a recent speech response; the id is in its header `x-request-id`."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway.outcomes.find(request.state.owner, request_id)
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, cast, get_args, get_origin, get_type_hints
 
 from fastapi import Form, UploadFile
 from pydantic import (
@@ -394,6 +394,13 @@ class Voiced(Body):
         return None if is_blank(name) else name
 
 
+class Reference(Body):
+    """Recording of a voice with its transcript, as in Higgs Audio's API."""
+
+    audio_path: Text
+    text: Annotated[Text, Field(max_length=MAX_REF_CHARS)] | None = None
+
+
 class SpeechForm(Voiced):
     """Fields of other APIs that a speech request accepts."""
 
@@ -414,6 +421,12 @@ class SpeechForm(Voiced):
         default=None, description="a recording of the voice: a data: URL, or base64 of a wav, flac, ogg or mp3 file"
     )
     ref_text: Text | None = Field(default=None, max_length=MAX_REF_CHARS, description="transcript of `ref_audio`")
+    references: Annotated[list[Reference], Field(max_length=1, fail_fast=True)] | None = Field(
+        default=None, description="one recording: `audio_path` as `ref_audio`, `text` as `ref_text`"
+    )
+    x_vector_only_mode: bool | None = Field(default=None, description="true: without `ref_text`")
+    speaker: Text | None = Field(default=None, description="the voice, if there is no `voice`")
+    initial_codec_chunk_frames: NumFrames = Field(default=None, description="`first_frames` of `chunking`")
     non_streaming_mode: bool | None = Field(default=None, description="true: `text_mode` `whole`; false: `streaming`")
     max_new_tokens: NumFrames = Field(default=None, description="maximum number of frames per clause")
     max_completion_tokens: NumFrames = Field(default=None, description="the same")
@@ -448,6 +461,17 @@ class SpeechFields(WithOptions):
             check_options(given_options(record))
         return record
 
+    @model_validator(mode="after")
+    def use_other_names(self) -> Self:
+        """Set the fields of this API that are missing from those of other APIs."""
+        if self.ref_audio is None and self.references:
+            self.ref_audio, self.ref_text = self.references[0].audio_path, self.references[0].text
+        if self.x_vector_only_mode:
+            self.ref_text = None
+        if self.voice_name is None and not is_blank(self.speaker):
+            self.voice = self.speaker
+        return self
+
     @property
     def rate(self) -> int:
         """Sample rate of the audio in Hz."""
@@ -462,6 +486,8 @@ class SpeechFields(WithOptions):
     def options(self) -> dict[str, Any]:
         """Options that the server checks, under the server's names."""
         given = given_options(vars(self))
+        if self.initial_codec_chunk_frames is not None and isinstance(given.get("chunking", {}), dict):
+            given["chunking"] = {"first_frames": self.initial_codec_chunk_frames} | given.get("chunking", {})
         instruct = given.pop("instructions", "")
         return given | {"instruct": instruct} if instruct else given
 
@@ -544,3 +570,4 @@ class SpeechRequest(SpeechItem):
 
     stream_format: Literal["audio", "sse"] = "audio"
     timestamps: bool = Field(default=False, description="with `sse`: events with the start time of each word")
+    word_timestamps: bool = Field(default=False, description="with `sse`: the same; otherwise without effect")

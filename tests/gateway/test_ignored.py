@@ -14,7 +14,7 @@ from tests.client.fake_server import PROFILE
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.test_chat import QUESTION, REPLY, TALKS
 from tests.gateway.test_transcription import FILE, TRANSLATES, WRITTEN
-from tests.gateway.test_voices import CLONES
+from tests.gateway.test_voices import CLONES, RECORDING
 
 SPEECH = {"model": "tts-1", "voice": "alloy", "input": "A cat.", "response_format": "pcm"}
 PLAIN = PROFILE | {"options": ["language"], "languages": ["english"]}
@@ -52,6 +52,34 @@ async def test_no_ignored_fields_are_reported_if_all_are_honoured(start: Start) 
         answer = await http.post("/v1/audio/speech", json=SPEECH | known)
     assert answer.status_code == 200, answer.text
     assert HEADER not in answer.headers
+
+
+async def test_names_of_other_engines_have_the_same_effect(start: Start) -> None:
+    running = await start(SPOKEN, CLONES | {"options": ["chunking"]}, strict=True)
+    audio = base64.b64encode(RECORDING).decode()
+    own = {"ref_audio": audio, "ref_text": "It is me.", "chunking": {"first_frames": 4}}
+    others = {"references": [{"audio_path": audio, "text": "It is me."}], "initial_codec_chunk_frames": 4}
+    vector = own | {"x_vector_only_mode": True}
+    plain = {"input": "A cat.", "response_format": "pcm"}
+    async with running.http() as http:
+        for more in (own, others, vector, {"ref_audio": audio, "chunking": {"first_frames": 4}}):
+            assert (await http.post("/v1/audio/speech", json=plain | more)).status_code == 200
+        two = await http.post("/v1/audio/speech", json=plain | {"references": 2 * others["references"]})
+        assert two.json()["error"]["param"] == "references"
+        words = await http.post("/v1/audio/speech", json=plain | {"word_timestamps": True})
+        assert words.json()["error"]["param"] == "word_timestamps"
+        words = await http.post("/v1/audio/speech", json=plain | {"word_timestamps": True, "stream_format": "sse"})
+        assert "speech.audio.words" in words.text
+    one, same, first, again = (
+        {each: r.get(each) for each in ("options", "messages", "audio")} for r in running.behind.requests[:4]
+    )
+    assert one == same
+    assert first == again
+    named = await start(SPOKEN, strict=True)
+    async with named.http() as http:
+        for more in ({"speaker": "rms"}, {"speaker": "rms", "voice": " "}, {"speaker": "slt", "voice": "rms"}):
+            assert (await http.post("/v1/audio/speech", json=plain | more)).status_code == 200
+    assert [json.loads(each["options"])["voice"] for each in named.behind.requests] == ["rms"] * 3
 
 
 MULTIPART = ("/v1/audio/transcriptions", "/v1/audio/translations")

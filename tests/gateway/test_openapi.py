@@ -52,6 +52,7 @@ GOOD = [
     ("post", "/v1/audio/verify", {"files": {"file": FILE}}),
     *(("post", "/v1/chat/completions", {"json": body}) for body in (CHAT, SPOKEN_CHAT, CHAT | {"stream": True})),
     ("post", "/v1/realtime/client_secrets", {"json": {"session": {"type": "realtime"}}}),
+    ("get", "/v1/audio/speech/{request_id}", {"request_id": None}),
     ("get", "/v1/models", {}),
     ("get", "/v1/models/{name}", {"name": "tts-1"}),
     ("get", "/v1/audio/models", {}),
@@ -125,7 +126,9 @@ def test_routes_are_unique() -> None:
 def test_successful_responses_match_the_openapi_schema(door: Door) -> None:
     schema = strict(door.app.openapi())
     for method, path, options in GOOD:
-        names = {name: options.pop(name) for name in ("name", "voice_id") if name in options}
+        names = {name: options.pop(name) for name in ("name", "voice_id", "request_id") if name in options}
+        if "request_id" in names:
+            names["request_id"] = door.ask("post", "/v1/audio/speech", json=SPEECH).headers["x-request-id"]
         if "voice_id" in names:
             names["voice_id"] = door.ask("get", "/v1/audio/voices").json()["data"][0]["id"]
         answer = door.ask(method, path.format(**names), **options)
@@ -186,6 +189,7 @@ def test_arbitrary_path_names_cause_no_internal_error(door: Door, name: str) -> 
     for method, path, param in (
         ("get", "/v1/models/{name}", "model"),
         ("delete", "/v1/audio/voices/{voice_id}", "voice"),
+        ("get", "/v1/audio/speech/{request_id}", "id"),
     ):
         answer = door.ask(method, path.partition("{")[0] + quote(name, safe=""))
         check(schema, method, path, answer)

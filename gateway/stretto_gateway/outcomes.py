@@ -1,0 +1,59 @@
+"""Outcomes of recent speech responses, so that the client of a raw stream can learn whether it is complete."""
+
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from stretto_gateway.answers import ApiError, SpeechOutcome
+
+MAX_OUTCOMES = 4096  # of all callers; the oldest one of the caller with most outcomes is forgotten
+
+
+class Outcomes:
+    """Outcomes by caller and by the id of the request, which is in the header `x-request-id` of its response."""
+
+    def __init__(self, max_outcomes: int = MAX_OUTCOMES):
+        self._max_outcomes = max_outcomes
+        self._outcomes: dict[str, OrderedDict[str, SpeechOutcome]] = {}
+
+    def find(self, owner: str, request_id: str) -> SpeechOutcome:
+        """Return the outcome of a caller's own request; raise ApiError 404 if it is unknown."""
+        own = self._outcomes.get(owner)
+        found = None if own is None else own.get(request_id)
+        if found is None:
+            message = f"id: expected the x-request-id of a recent speech response, got {request_id[:60]!r}"
+            raise ApiError(404, message, "id", "not_found")
+        return found
+
+    async def followed(
+        self, owner: str, request_id: str, parts: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the parts of a response, and record how it ends.
+
+        Args:
+            owner: Owner of the caller's key.
+            request_id: Id of the request.
+            parts: Parts of the response.
+        """
+        outcome: SpeechOutcome = {"id": request_id, "status": "in_progress", "bytes": 0, "error": None}
+        self._add(owner, outcome)
+        try:
+            async with aclosing(parts):
+                async for part in parts:
+                    outcome["bytes"] += len(part)
+                    yield part
+        except ApiError as error:
+            outcome["status"], outcome["error"] = "failed", error.message
+            raise
+        except BaseException:  # the client has disconnected, or the gateway fails
+            outcome["status"] = "cancelled"
+            raise
+        outcome["status"] = "completed"
+
+    def _add(self, owner: str, outcome: SpeechOutcome) -> None:
+        if sum(map(len, self._outcomes.values())) >= self._max_outcomes:
+            most = max(self._outcomes, key=lambda each: len(self._outcomes[each]))
+            self._outcomes[most].popitem(last=False)
+            if not self._outcomes[most]:
+                del self._outcomes[most]
+        self._outcomes.setdefault(owner, OrderedDict())[outcome["id"]] = outcome
