@@ -110,7 +110,7 @@ def test_wheel_has_the_console_script_and_all_entry_points(wheel: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     expected = {"console_scripts": project["scripts"]} | project["entry-points"]
     assert {section: dict(points[section]) for section in points.sections()} == expected
-    groups = {"vllm.general_plugins", "stretto.families", "stretto.codecs", "triton.backends"}
+    groups = {"vllm.general_plugins", "stretto.families", "stretto.codecs", "stretto.markers", "triton.backends"}
     assert set(expected) == {"console_scripts", *groups}
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[4]
 PACKAGES = {
     "benchmarks": ROOT / "benchmarks",
     "tests": ROOT / "tests",
+    "scripts": ROOT / "scripts",
     "stretto": ROOT / "python_backend/stretto",
     "stretto_client": ROOT / "client/stretto_client",
 }
