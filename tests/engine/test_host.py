@@ -85,6 +85,7 @@ async def test_killed_engine_fails_its_replies_and_the_spare_takes_over(
     for is_host in (False, True):
         llm = SpeechLLM.launch(config)
         (engine,) = llm.engine_pids
+        os.kill(engine, signal.SIGSTOP)  # so that it cannot complete the reply before it is killed
         reply = asyncio.create_task(speak(llm))
         await asyncio.sleep(0)
         found = read_process(engine)
