@@ -25,6 +25,22 @@ def die_with_parent() -> None:
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def end_after_parent(parent: int) -> None:
+    """Make the kernel send SIGTERM to this process when its parent dies, or at once if it has died.
+
+    Args:
+        parent: Pid of the parent.
+    """
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def outlive_parent() -> None:
+    """Make this process outlive its parent."""
+    LIBC.prctl(PR_SET_PDEATHSIG, 0)
+
+
 class WorkerProcess:
     """Child process that runs a module, and is restarted after a crash.
 

@@ -14,6 +14,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from stretto.launcher import command, faults, front_ends, processes, server, supervisor
+from stretto.launcher.background import STARTER
 from stretto.launcher.faults import LAUNCH_ID
 from stretto.launcher.installation import Installation
 from stretto.launcher.processes import Process, all_processes, environment_of
@@ -26,6 +27,7 @@ READY = "ready after"
 WAITS = "TEST_WAITS"  # environment variable: factor of the delays between restarts
 PROOF = "TEST_PROOF_S"  # environment variable: faults.PROOF_S
 MAX_RESTARTS = "TEST_MAX_RESTARTS"  # environment variable: server.MAX_MODEL_RESTARTS
+STARTED = "TEST_STARTED"  # environment variable: if set, another process starts the launcher in the background
 EARLY = "TEST_EARLY"  # environment variable: a signal that reaches the launcher before it starts a server
 
 # Started as tritonserver is. The file `aborts` counts starts that abort, `hangs` counts starts that hang (all, if it is
@@ -123,6 +125,11 @@ def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> No
     """Run the launcher in a child of the fork server, with short waits, and exit with its code."""
     os.environ.clear()
     os.environ.update(environment)
+    if STARTED in os.environ:
+        os.environ[STARTER] = str(os.getpid())
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+            os._exit(0)
     output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 2)
     os.close(output)

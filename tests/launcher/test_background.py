@@ -7,7 +7,10 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +19,10 @@ from stretto.launcher.background import BackgroundServer, CannotServe
 from stretto.launcher.config import default_pid_file
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.options import RepositoryOptions, ServedModel
+from stretto.launcher.processes import read_process
 from tests.patience import PATIENCE_S, until
 from tests.ports import free_row
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +39,8 @@ except LaunchError as error:
     sys.exit(str(error))
 print("ready")
 """
-# Writes the pid file that it is given, as the launcher does. Its server is not ready as long as there is a file `slow`.
+# Writes the pid file that it is given, and ends with its starter, as the launcher does. Its server is not ready as long
+# as there is a file `slow`.
 LAUNCHER = """
 import os, pathlib, signal, sys, time
 from stretto.launcher import background
@@ -50,8 +56,10 @@ served = sys.argv[sys.argv.index("--model-repository") + 1] if "--model-reposito
 model = served_model(pathlib.Path(served))
 known_by = pathlib.Path(sys.argv[sys.argv.index("--pid-file") + 1])
 background.write(known_by, "starting", {}, "x.log", model=model)
+background.end_with_starter()
 while (here / "slow").exists():
     time.sleep(0.02)
+background.outlive_starter()
 background.write(known_by, "ready", {}, "x.log", model=model)
 signal.pause()
 """
@@ -84,7 +92,12 @@ class Caller:
             call.kill()
             call.communicate()
         for pid in [] if (self.folder / "fails").exists() else self.starts:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        return background.read(default_pid_file(self.port, self.folder / "state"))
 
 
 @pytest.fixture
@@ -139,17 +152,36 @@ def test_ready_server_prints_the_gateway_page(
     assert capsys.readouterr().err == said
 
 
-def test_server_still_starting_after_an_interrupted_call_is_awaited(caller: Caller) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, *by_night(signal.SIGINT, signal.SIGTERM)])
+def test_start_ends_with_the_call_that_has_begun_it(caller: Caller, number: signal.Signals) -> None:
     (caller.folder / "slow").touch()
     interrupted = caller.call()
-    caller.until_started()
-    interrupted.send_signal(signal.SIGINT)
+    until(lambda: caller.record is not None)
+    waiting = caller.call()
+    interrupted.send_signal(number)
     interrupted.communicate(timeout=PATIENCE_S)
-    assert interrupted.returncode == -signal.SIGINT
+    assert interrupted.returncode == -number
+    until(lambda: len(caller.starts) == 2, "the call that waits has started no server")
+    assert read_process(caller.starts[0]) is None
     (caller.folder / "slow").unlink()
-    output, errors = caller.call().communicate(timeout=PATIENCE_S)
-    assert output == "ready\n", errors
-    assert len(caller.starts) == 1
+    assert waiting.communicate(timeout=PATIENCE_S)[0] == "ready\n"
+    assert len(caller.starts) == 2
+    assert read_process(caller.starts[1]) is not None
+
+
+@pytest.mark.parametrize("becomes_ready", [True, False])
+def test_server_that_another_process_starts_is_awaited(caller: Caller, becomes_ready: bool) -> None:
+    (caller.folder / "slow").touch()
+    first = caller.call()
+    until(lambda: caller.record is not None)
+    server = BackgroundServer(caller.port, caller.folder / "state")
+    with ThreadPoolExecutor(1) as pool:
+        is_running = pool.submit(server.is_running)
+        if becomes_ready:
+            (caller.folder / "slow").unlink()
+        else:
+            first.kill()
+        assert is_running.result() is becomes_ready
 
 
 def test_background_server_start_failure_reports_the_reason(caller: Caller) -> None:

@@ -217,9 +217,11 @@ def test_launcher_cleans_up_after_a_killed_launcher(launch: Launch) -> None:
     assert server.leftovers() == []  # removed by this launcher or by another test's
 
 
-def test_killed_launcher_leaves_no_processes_or_shared_memory(launch: Launch) -> None:
+@pytest.mark.parametrize("state", ["starting", "ready"])
+def test_killed_launcher_leaves_no_processes_or_shared_memory(launch: Launch, tmp_path: Path, state: str) -> None:
+    hang(tmp_path, int(state == "starting"), "waiting")
     server = launch()
-    server.until_ready()
+    server.until(lambda: server.state == state and (tmp_path / "stub").exists())
     with subprocess.Popen(["sleep", "600"], env=os.environ | {LAUNCH_ID: server.launch_id}) as engine:
         server.process.kill()
         server.process.wait()

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.launched import EARLY, WAITS, Launch, Launched, busy_table, hang
+from stretto.launcher import background
+from stretto.launcher.background import STARTER
+from tests.launcher.launched import EARLY, STARTED, WAITS, Launch, Launched, busy_table, hang
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.slow
@@ -34,6 +36,40 @@ def test_signal_before_the_server_starts_leaves_nothing(
     server = launch()
     assert has_left_nothing(server)
     assert not (server.folder / "starts").exists()
+
+
+def test_launcher_stops_if_its_starter_has_ended(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STARTER, "1")  # not the parent of the launcher
+    server = launch()
+    assert has_left_nothing(server)
+    assert not (server.folder / "starts").exists()
+
+
+def test_launcher_ends_with_its_starter_before_the_server_is_ready(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STARTED, "1")
+    hang(tmp_path, 9, "waiting")
+    server = launch(0, "--start-attempts=99")
+    server.until((tmp_path / "stub").exists)
+    server.process.kill()
+    server.until(lambda: server.state is None)
+    server.until(lambda: server.leftovers() == [] and server.processes() == [])
+
+
+def test_launcher_outlives_its_starter_once_the_server_is_ready(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STARTED, "1")
+    (tmp_path / "reloads").touch()
+    server = launch()
+    server.until_ready()
+    server.process.kill()
+    server.process.wait()
+    server.kill_stub()
+    server.until_ready(2)
+    assert background.stop(tmp_path / "serve.json")
+    assert "stopped" in server.said
 
 
 @pytest.mark.parametrize("numbers", [(TERM, TERM), (INT,), (HUP,)])

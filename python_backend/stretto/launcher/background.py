@@ -1,4 +1,7 @@
-"""Background server on this machine: pid file handling, and start on demand."""
+"""Background server on this machine: pid file handling, and start on demand.
+
+A start that is not complete ends with the process that has begun it, so that an interrupted command leaves no server.
+"""
 
 import fcntl
 import importlib.util
@@ -22,6 +25,7 @@ from stretto.launcher.installation import CONTAINER_SERVER, LaunchError, state_f
 from stretto.launcher.options import ServedModel, served_model
 from stretto.launcher.processes import birth, read_process
 from stretto.untrusted_files import json_object
+from stretto.worker_process import end_after_parent, outlive_parent
 
 STOP_SECONDS = 60.0  # default for records without a value
 STATES = ("starting", "ready", "unready", "waiting", "draining")
@@ -139,6 +143,22 @@ def stop(path: Path) -> bool:
 # -P: a module in the current folder must not shadow this package.
 LAUNCHER = (sys.executable, "-P", "-m", "stretto", "serve")
 POLL_S = 0.3
+STARTER = "STRETTO_STARTER"  # environment variable of a launcher: pid of the process that waits for its start
+
+
+def end_with_starter() -> None:
+    """Make this launcher end if the process that has started it in the background ends before the server is ready.
+
+    It gets SIGTERM, so its handlers must be installed. A launcher that a user has started is not affected.
+    """
+    if STARTER in os.environ:
+        end_after_parent(int(os.environ[STARTER]))
+
+
+def outlive_starter() -> None:
+    """Make this launcher, whose server is ready, outlive the process that has started it."""
+    if os.environ.pop(STARTER, None) is not None:
+        outlive_parent()
 
 
 class CannotServe(LaunchError):
@@ -207,6 +227,18 @@ class BackgroundServer:
     def address(self) -> str:
         """Address of the server for gRPC clients."""
         return f"localhost:{self.port + 1}"
+
+    def is_running(self) -> bool:
+        """Return True if the server is ready; wait as long as another process starts or stops it.
+
+        Raises:
+            LaunchError: If another model's server uses the port.
+        """
+        if self.record() is not None and not self._is_usable():
+            log_line(f"another process starts or stops the server on port {self.port}; waiting for it")
+        while self.record() is not None and not self._is_usable():
+            time.sleep(POLL_S)
+        return self.record() is not None
 
     def page(self) -> str | None:
         """Return the URL of the gateway's web page, or None if the launcher runs no gateway."""
@@ -285,6 +317,7 @@ class BackgroundServer:
         command = [*self.launcher, *self.launcher_arguments()]
         # Without bytecode, every vLLM start takes 10 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        environment[STARTER] = str(os.getpid())
         with self._output_file.open("wb") as output:
             return subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -61,6 +61,7 @@ def serve(config: LaunchConfig) -> int:
         log_line(f"cleaned up after launcher instance {launch_id}, which had died")
     waits = Waits()
     waits.catch_signals()
+    background.end_with_starter()
     try:
         launch = faults.begin_launch()
     except OSError as error:

@@ -310,6 +310,7 @@ class Supervisor:
         if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
             return False
         self._was_ready = True
+        background.outlive_starter()
         self._front_ends.unhealthy_model()  # discard reports about the previous run
         self._back_off.note_ready()
         self._publisher.note_served(self._front_ends.unready_gateway())

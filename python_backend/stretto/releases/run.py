@@ -204,7 +204,7 @@ def serve(server: BackgroundServer, found: Served) -> int:
         line("page", address)
         body = f"""'{{"model": "{found.profile["family"]}", {voice}"input": "Hello."}}'"""
         line("API", f"curl {address}/v1/audio/speech --json {body} -o hello.mp3")
-    if server.record() is not None:
+    if server.is_running():
         line("running", f"on port {server.port}; stretto serve --stop stops it")
         return 0
     return launcher.main(server.launcher_arguments())
