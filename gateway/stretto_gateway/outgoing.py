@@ -1,21 +1,17 @@
-"""HTTP requests that the gateway sends: to a webhook, and to hosts of recordings."""
+"""HTTP requests that the gateway sends to a webhook."""
 
 import asyncio
-import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address
 from urllib.parse import SplitResult, urlsplit
 
 import httptools
 
 READ_BYTES = 65_536
 PORTS = {"http": 80, "https": 443}
-NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
-Address = IPv4Address | IPv6Address
 
 
 class OutgoingError(Exception):
@@ -98,78 +94,43 @@ def url_parts(url: str) -> SplitResult:
     return parts
 
 
-def is_public(address: Address) -> bool:
-    """Return True if an address, and any IPv4 address that it contains, belongs to the public Internet."""
-    inner: list[Address | None] = [address]
-    if isinstance(address, IPv6Address):
-        inner += [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        inner += [IPv4Address(int(address) & 0xFFFF_FFFF)] if address in NAT64 else []
-    return all(each.is_global and not each.is_multicast for each in inner if each is not None)
-
-
-def anywhere(_: Address) -> bool:
-    """Return True: the operator has chosen the URL."""
-    return True
-
-
 @cache
 def _tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-async def _addresses(host: str, port: int) -> list[Address]:
-    """Return the addresses of a host; raise OutgoingError if it has none."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise OutgoingError("the host has no address") from None
-    return [ipaddress.ip_address(str(each[4][0]).partition("%")[0]) for each in found]
-
-
 @asynccontextmanager
-async def sent(
-    url: str,
-    body: bytes | None = None,
-    headers: Mapping[str, str] | None = None,
-    stall_s: float = 30.0,
-    may_connect: Callable[[Address], bool] = anywhere,
-) -> AsyncIterator[Answer]:
-    """Send a request on its own connection, and yield the response once its head has been read.
+async def sent(url: str, body: bytes, headers: Mapping[str, str], stall_s: float) -> AsyncIterator[Answer]:
+    """Send a POST request on its own connection, and yield the response once its head has been read.
 
     Redirects are responses like any other. Proxies of the environment are not used.
 
     Args:
         url: Address of the resource, as `url_parts` accepts it.
-        body: JSON for a POST request; None for GET.
+        body: JSON.
         headers: Further headers.
         stall_s: Maximum time for the connection, and until further bytes arrive, in seconds.
-        may_connect: Predicate that each address of the host must satisfy. The connection is opened to one of these
-            addresses, so that a second resolution of the name cannot choose another one.
 
     Raises:
-        OutgoingError: The connection or the response fails, or an address is refused.
+        OutgoingError: The connection or the response fails.
     """
     parts = url_parts(url)
-    host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
-    is_secure = parts.scheme == "https"
     try:
         async with asyncio.timeout(stall_s):
-            addresses = await _addresses(host, port)
-            if not all(map(may_connect, addresses)):
-                raise OutgoingError("the host's address is not public")
-            tls = {"ssl": _tls(), "server_hostname": host} if is_secure else {}
-            reader, writer = await asyncio.open_connection(str(addresses[0]), port, **tls)  # type: ignore[arg-type]
+            tls = _tls() if parts.scheme == "https" else None
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or PORTS[parts.scheme], ssl=tls)
     except TimeoutError:
         raise OutgoingError(f"no connection within {stall_s:g} s") from None
+    except (socket.gaierror, UnicodeError):
+        raise OutgoingError("the host has no address") from None
     except OSError:
         raise OutgoingError("the connection failed") from None
     try:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        lines = {"host": parts.netloc, "connection": "close", "accept-encoding": "identity", **(headers or {})}
-        if body is not None:
-            lines |= {"content-type": "application/json", "content-length": str(len(body))}
+        lines = {"host": parts.netloc, "connection": "close", "accept-encoding": "identity", **headers}
+        lines |= {"content-type": "application/json", "content-length": str(len(body))}
         head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        writer.write(f"{'GET' if body is None else 'POST'} {target} HTTP/1.1\r\n{head}\r\n".encode() + (body or b""))
+        writer.write(f"POST {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
         answer = Answer(reader, stall_s)
         await answer.read_head()
         yield answer
