@@ -193,9 +193,10 @@ class Guard:
         secret = client_secret(scope, key_in(authorization))
         CALLER.set(self._caller(scope, authorization, secret))
         REQUEST.set(RequestHead(exchange.request_id, headers.get(b"traceparent", "")))
-        error = self._refusal(scope, headers, authorization, secret)
+        has_key = self._keys.admit(authorization)
+        error = self._refusal(scope, headers, authorization, secret, has_key)
         scope["state"]["secret"] = secret
-        scope["state"]["keys"], scope["state"]["has_key"] = self._keys, self._keys.admit(authorization)
+        scope["state"]["keys"], scope["state"]["has_key"] = self._keys, has_key
         scope["state"]["owner"] = secret.owner if secret and self._keys else self._keys.owner(authorization)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
@@ -222,7 +223,12 @@ class Guard:
         return host_of(client[0]) if client else ""
 
     def _refusal(
-        self, scope: Scope, headers: dict[bytes, str], authorization: str, secret: ClientSecret | None
+        self,
+        scope: Scope,
+        headers: dict[bytes, str],
+        authorization: str,
+        secret: ClientSecret | None,
+        has_key: bool,
     ) -> ApiError | None:
         path = scope["path"]
         if name := twice_given(scope):
@@ -231,7 +237,7 @@ class Guard:
         if is_ephemeral and secret is None and not self._keys:
             return ApiError(401, "the client secret is unknown or expired", code="invalid_api_key")
         has_access = path in OPEN_PATHS or may_authenticate_later(scope, authorization)
-        if not has_access and secret is None and not self._keys.admit(authorization):
+        if not has_access and secret is None and not has_key:
             return ApiError(401, "no valid key: expected the header Authorization: Bearer KEY", code="invalid_api_key")
         origin = headers.get(b"origin")
         is_allowed = origin is not None and (ANY_ORIGIN in self._origins or origin in self._origins)
