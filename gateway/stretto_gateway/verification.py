@@ -20,6 +20,7 @@ router = APIRouter()
 COMMAND = ("nice", "-n", "19", sys.executable, "-P", "-m", "stretto", "verify", "--json", "-")
 BEFORE = "stretto verify: -: file: "  # the file's error message
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # beside the server, which needs the other cores
+OURS = "STRETTO_"  # start of our environment variables, some of which are keys
 UNREADABLE = 2  # exit code
 
 
@@ -60,7 +61,7 @@ async def verified(gateway: Gateway, data: bytes) -> Verified:
     async with gateway.verifying.slot():
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
-            env=os.environ | ONE_THREAD,
+            env={name: value for name, value in os.environ.items() if not name.startswith(OURS)} | ONE_THREAD,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

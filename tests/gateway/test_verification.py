@@ -56,6 +56,16 @@ async def test_failures_are_reported(
     assert (answer.status_code, answer.json()["error"]["message"]) == (status, message)
 
 
+async def test_process_that_reads_files_of_strangers_has_no_keys(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_API_KEYS", "a-key-of-this-gateway")
+    found = "{'metadata': {'digital_source_type': None}, 'mark': dict(os.environ)}"
+    command(monkeypatch, f"import json, os, sys; sys.stdin.read(); print(json.dumps({found}))")
+    async with (await start()).http() as http:
+        answer = await http.post("/v1/audio/verify", files={"file": FILE})
+    assert "PATH" in answer.json()["mark"]
+    assert "a-key-of-this-gateway" not in answer.text
+
+
 async def test_process_ends_with_its_request_and_others_wait(
     start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
