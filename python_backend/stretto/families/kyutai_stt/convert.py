@@ -18,7 +18,7 @@ from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
+from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, KyutaiVocabulary, SttVocabulary
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import entry, json_object, named_file, read_json
@@ -86,15 +86,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_delays(config)
     known = vocabulary(config, contents.tensors)
     check_tokenizer(contents.tokenizer, known.num_text_ids)
-    record = {
-        **backbone_record(config),
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
-        "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": False,
-        "dtype": contents.dtype,
-    }
+    record = checkpoint_record(backbone_record(config), NAME, known, contents.dtype, has_head=True)
     width = record["hidden_size"]
     codes, heads = (f"emb.{k}.weight" for k in range(known.num_codebooks)), range(1, known.num_pauses)
     folded = dict.fromkeys(codes, (known.codebook_size + 1, width))
@@ -103,6 +95,29 @@ def convert(release: Release, contents: Contents) -> Converted:
     parts = plan(config, known, contents.tensors)
     codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
     return Converted(record, parts, (), tuple(folded), (codec,))
+
+
+def checkpoint_record(
+    backbone: Mapping[str, Any], family: str, known: KyutaiVocabulary, dtype: str, has_head: bool
+) -> dict[str, Any]:
+    """Return the checkpoint's config.json.
+
+    Args:
+        backbone: Fields of the backbone.
+        family: Name of the family.
+        known: Vocabulary of the checkpoint.
+        dtype: dtype of the tensors.
+        has_head: True if the checkpoint has a head over the whole vocabulary.
+    """
+    return {
+        **backbone,
+        FAMILY: family,
+        VOCABULARY: known.to_record(),
+        "vocab_size": known.vocab_size,
+        "max_position_embeddings": known.max_model_len,
+        "tie_word_embeddings": not has_head,
+        "dtype": dtype,
+    }
 
 
 def check_tokenizer(tokenizer: Tokenizer, num_text_ids: int) -> None:

@@ -23,14 +23,13 @@ from stretto.families.kyutai_stt.convert import (
     check_folded,
     check_tokenizer,
     check_width,
+    checkpoint_record,
     durations,
     integer,
     llama_record,
 )
 from stretto.families.kyutai_stt.family import NAME, SttVocabulary
 from stretto.families.kyutai_stt.recognise import FEATURES, PROCESSOR
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, entry, json_object, released_file, without_keys
 from stretto.weights.loading import Part, Plan, shapes_of
 
@@ -49,15 +48,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_config(config, EXPECTED)
     known = vocabulary(config, delays_of(release))
     check_tokenizer(contents.tokenizer, known.num_text_ids)
-    record = {
-        **backbone_record(config),
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
-        "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": False,
-        "dtype": contents.dtype,
-    }
+    record = checkpoint_record(backbone_record(config), NAME, known, contents.dtype, has_head=True)
     codec = codec_network(config, "codec_config", "codec_model.", known.num_codebooks, known.codebook_size)
     layers, folded = backbone_plan(config, "model.", tensors)
     check_folded(tensors, folded)

@@ -26,6 +26,7 @@ from stretto.families.kyutai_stt.convert import (
     check_config,
     check_folded,
     check_tokenizer,
+    checkpoint_record,
     codec_network,
     flat,
     gated_width,
@@ -33,8 +34,6 @@ from stretto.families.kyutai_stt.convert import (
 )
 from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.moshi.family import MAX_DELAY, NAME, FrameVocabulary, MoshiVocabulary
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
 from stretto.families.text import sentencepiece_at
 from stretto.untrusted_files import released_file
 from stretto.weights.loading import WHOLE, Part, Plan
@@ -138,15 +137,8 @@ def converted(
     """
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     width = integer(config, "dim")
-    record = {
-        **backbone_record(config),
-        FAMILY: family,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
-        "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": True,  # no head over this vocabulary; text is sampled from `depth.first_head`
-        "dtype": contents.dtype,
-    }
+    # text is sampled from `depth.first_head`
+    record = checkpoint_record(backbone_record(config), family, known, contents.dtype, has_head=False)
     code_table, steps, stored = known.codebook_size + 1, known.num_codebooks, num_steps or integer(config, "dep_q")
     folded = {f"emb.{k}.weight": (code_table, width) for k in range(integer(config, "n_q"))}
     folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}

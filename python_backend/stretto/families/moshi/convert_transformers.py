@@ -14,7 +14,14 @@ from torch import Tensor
 from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
 from stretto.families.conversion import Contents, Converted, Release
-from stretto.families.kyutai_stt.convert import check_config, check_folded, check_tokenizer, check_width, integer
+from stretto.families.kyutai_stt.convert import (
+    check_config,
+    check_folded,
+    check_tokenizer,
+    check_width,
+    checkpoint_record,
+    integer,
+)
 from stretto.families.kyutai_stt.convert_transformers import (
     LAYERS_EXPECTED,
     backbone_plan,
@@ -25,8 +32,6 @@ from stretto.families.kyutai_stt.convert_transformers import (
     positive,
 )
 from stretto.families.moshi.family import NAME, MoshiVocabulary
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import entry
 from stretto.weights.loading import Part, Plan
 
@@ -43,15 +48,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_config(config, EXPECTED)
     known = vocabulary(config)
     check_tokenizer(contents.tokenizer, known.num_text_ids)
-    record = {
-        **backbone_record(config),
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
-        "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": True,  # no head over this vocabulary; text is sampled from `depth.first_head`
-        "dtype": contents.dtype,
-    }
+    # text is sampled from `depth.first_head`
+    record = checkpoint_record(backbone_record(config), NAME, known, contents.dtype, has_head=False)
     codec = codec_network(config, "audio_encoder_config", "audio_encoder.", known.num_codebooks, known.codebook_size)
     layers, folded = backbone_plan(config, BACKBONE, tensors)
     steps, more = depth_plan(known.depth, tensors)
