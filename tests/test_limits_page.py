@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "limits.md"
 SERVER, GATEWAY, CLIENT = ROOT / "python_backend", ROOT / "gateway", ROOT / "client"
 # Code that refuses what clients send. Limits of families are on their pages; limits of files are in docs/security.md.
 CLIENT_FACING = [
-    *(SERVER / "stretto" / name for name in ("proxy", "preprocessing", "records", "triton_io")),
+    *(SERVER / "stretto" / name for name in ("proxy", "preprocessing", "records", "triton_io", "verification")),
     *(SERVER / "stretto" / "engine" / name for name in ("utterance.py", "permits.py")),
     GATEWAY / "stretto_gateway",
     CLIENT / "stretto_client" / "schema.py",
@@ -42,6 +42,7 @@ NOT_MET = {
         "stretto.records.json_record.MAX_KEY_CHARS",
         "stretto.records.json_record.MAX_MESSAGE",
         "stretto.triton_io.flow.MAX_REASON_BYTES",
+        "stretto.preprocessing.decoders.MAX_TAG_CHARS",
         "stretto_client.schema.MAX_LISTED",
         "stretto_gateway.speech_request.MAX_NAME_CHARS",
         "stretto_gateway.speech_request.MAX_CHOSEN",

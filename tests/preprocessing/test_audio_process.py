@@ -6,6 +6,7 @@ import signal
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ def test_oversized_declared_audio_tables_respect_the_memory_limit(process: Audio
         data[at + 4 : at + 8] = struct.pack(">I", num)
     with pytest.raises((InvalidRequest, AudioProcessEnded)):
         process.read(Recording("audio", bytes(data)), MAX_S, RATE)
+    with suppress(AudioProcessEnded):
+        assert process.tag(bytes(data), "title") is None
     limits = Path(f"/proc/{process.pid}/limits").read_text()
     assert str(MAX_MEMORY_BYTES) in limits
     assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))

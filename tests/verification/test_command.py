@@ -13,7 +13,16 @@ import torch
 
 from stretto.errors import CheckpointError
 from stretto.verification import command
-from stretto.verification.command import MAX_BYTES, RATE, described, main, marked_s, open_detector, verdict, windows
+from stretto.verification.command import (
+    MAX_FILE_BYTES,
+    RATE,
+    described,
+    main,
+    marked_s,
+    open_detector,
+    verdict,
+    windows,
+)
 from stretto.verification.detector import Detector, median_step, shapes, spectrum
 from stretto_gateway.encoding import SYNTHETIC, TAGGED, make_encoder
 
@@ -103,14 +112,14 @@ def test_unreadable_files_are_named_and_the_others_are_verified(
     Path("good").write_bytes(encoded("flac", {}))
     soundfile.write("long", np.zeros(3 * RATE), RATE, "PCM_16", format="WAV")
     with Path("large").open("wb") as file:
-        file.truncate(MAX_BYTES + 1)
+        file.truncate(MAX_FILE_BYTES + 1)
     assert main(["text", "long", "large", "none", "good"]) == 2
     told = capsys.readouterr()
     lines = told.err.splitlines()
     assert lines[0].startswith("stretto verify: text: file: expected a readable wav, ")
     assert lines[1].startswith("stretto verify: long: file: expected at most 2 s")
     assert lines[2:] == [
-        f"stretto verify: large: file: expected at most {MAX_BYTES} bytes, got more",
+        f"stretto verify: large: file: expected at most {MAX_FILE_BYTES} bytes, got more",
         "stretto verify: none: No such file or directory",
     ]
     assert told.out.startswith("good: no tag; ")

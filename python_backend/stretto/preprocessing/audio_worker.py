@@ -3,6 +3,9 @@
     job      {"field": …, "is_file": …, "sample_rate": …, "num_bytes": …, "max_s": …, "rate": …}   a line of JSON
     answer   {"samples": n} | {"refused": [field, expected, got]} | {"failed": …}                  a line of JSON
 
+    job      {"tag": …}                                                                            a line of JSON
+    answer   {"tag": …} | {"failed": …}                                                            a line of JSON
+
 A job's audio is in a shared-memory file that both processes have open; the resulting samples replace it.
 
 Audio is decoded in a separate process, so that a decoder's CPU time, memory and crashes do not affect the caller.
@@ -12,12 +15,15 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, check_file_size, read_file, read_samples, resample
+from stretto.preprocessing.decoders import read_tag
 from stretto.worker_process import WorkerProcess
 
 MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends only this process
@@ -53,6 +59,8 @@ def limit_cpu() -> None:
 def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
     """Run a job and return its answer; the samples replace the job's audio in the file `memory`."""
     try:
+        if "tag" in job:
+            return {"tag": read_tag(contents(memory), job["tag"])}
         pcm = read(memory, job)
         os.ftruncate(memory, 0)
         write(memory, np.ascontiguousarray(pcm, np.float32).data.cast("B"))
@@ -74,11 +82,16 @@ def write(memory: int, data: memoryview) -> None:
         num_written += os.pwrite(memory, data[num_written:], num_written)
 
 
+def contents(memory: int) -> bytes:
+    """Return the contents of the file `memory`."""
+    return os.pread(memory, os.fstat(memory).st_size, 0)
+
+
 def read(memory: int, job: dict[str, Any]) -> np.ndarray:
     """Decode a job's recording, and return its samples, float32 [n]."""
     max_s, rate = job["max_s"], job["rate"]
     if job["is_file"]:
-        pcm, sample_rate = read_file(os.pread(memory, os.fstat(memory).st_size, 0), max_s, job["field"])
+        pcm, sample_rate = read_file(contents(memory), max_s, job["field"])
         return resample(pcm, sample_rate, rate)
     pcm = np.empty(job["num_bytes"] // 4, np.float32)
     os.preadv(memory, [pcm.data], 0)
@@ -121,31 +134,49 @@ class AudioProcess:
         data = np.frombuffer(recording.data, np.uint8).data
         if recording.is_file:
             check_file_size(len(data), recording.field)
-        self._process.start_again_if_ended()
         job = {"field": recording.field, "is_file": recording.is_file, "sample_rate": recording.sample_rate}
         job |= {"num_bytes": len(data), "max_s": max_s, "rate": target_rate}
-        try:
-            os.ftruncate(self._process.memory, len(data))
-            write(self._process.memory, data)
-            return self._result(self._process.ask(job, MAX_WAIT_S))
-        finally:
-            self._process.release_memory()
+        with self._given(data):
+            pcm = np.empty(self._ask(job)["samples"], np.float32)
+            if os.preadv(self._process.memory, [pcm.data], 0) != pcm.nbytes:
+                raise AudioProcessEnded("fewer samples than announced")
+            return pcm
+
+    def tag(self, data: bytes, name: str) -> str | None:
+        """Return a tag of an audio file like `decoders.read_tag`, with the same arguments.
+
+        Raises:
+            AudioProcessEnded: As in `read`.
+        """
+        with self._given(np.frombuffer(data, np.uint8).data):
+            found: str | None = self._ask({"tag": name})["tag"]
+            return found
 
     def close(self) -> None:
         """Kill the process and release the shared memory."""
         self._process.close()
 
-    def _result(self, answer: dict[str, Any] | None) -> np.ndarray:
+    @contextmanager
+    def _given(self, data: memoryview) -> Iterator[None]:
+        """Give the process the audio of a job; release the memory at the end of the `with` block."""
+        self._process.start_again_if_ended()
+        try:
+            os.ftruncate(self._process.memory, len(data))
+            write(self._process.memory, data)
+            yield
+        finally:
+            self._process.release_memory()
+
+    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a job; raise its error."""
+        answer = self._process.ask(job, MAX_WAIT_S)
         if answer is None:
             raise AudioProcessEnded("the audio-reading process ended while reading this file")
         if "refused" in answer:
             raise InvalidRequest(*answer["refused"])
         if "failed" in answer:
             raise AudioProcessEnded(answer["failed"])
-        pcm = np.empty(answer["samples"], np.float32)
-        if os.preadv(self._process.memory, [pcm.data], 0) != pcm.nbytes:
-            raise AudioProcessEnded("fewer samples than announced")
-        return pcm
+        return answer
 
 
 if __name__ == "__main__":

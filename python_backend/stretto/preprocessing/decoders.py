@@ -269,6 +269,30 @@ class _FFmpeg:
             raise bad[0]
 
 
+MAX_TAG_CHARS = 200
+
+
+def read_tag(data: bytes, name: str) -> str | None:
+    """Return a tag of an audio file, without unprintable characters and cut to MAX_TAG_CHARS.
+
+    Args:
+        data: Contents of the file.
+        name: Name of the tag, in lower case.
+
+    Returns:
+        The tag of the container or else of a stream; None if there is none, or FFmpeg cannot read the file.
+    """
+    import av
+
+    try:
+        with av.open(BytesIO(data), "r", options=FFMPEG_OPTIONS | {"format_whitelist": DEMUXERS}) as container:
+            parts = [container.metadata, *(each.metadata for each in container.streams)]
+    except (av.FFmpegError, ValueError, MemoryError):
+        return None
+    found = next((value for part in parts for key, value in part.items() if key.lower() == name), None)
+    return found and "".join(filter(str.isprintable, found))[:MAX_TAG_CHARS]
+
+
 def _check_form(field: str, rate: int, num_channels: int) -> None:
     """Raise InvalidRequest if the rate in Hz or the number of channels is outside the limits."""
     if not MIN_RATE_HZ <= rate <= MAX_RATE_HZ:
