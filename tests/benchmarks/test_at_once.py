@@ -68,6 +68,7 @@ def test_only_the_first_chunk_of_a_trace_is_reported() -> None:
     assert (len(calls), trace.first_s) == (1, 1.0)
 
 
+@pytest.mark.nightly
 @pytest.mark.engine
 def test_necessary_steps_stop_at_first_chunks() -> None:
     cpu_kernels.install()

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import codecs
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(("codec", "size"), [("glm4_voice", 25), ("s3gen", 28), ("s3gen_meanflow", 28)])

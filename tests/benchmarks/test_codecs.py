@@ -57,6 +57,7 @@ def test_codecs_do_not_drift_over_long_utterances(name: str) -> None:
     assert max(row.chunkings, row.streamed, row.streamed_from_float64, row.whole_from_float64) <= 1e-5
 
 
+@pytest.mark.nightly
 def test_long_decode_drift_is_separated_from_streaming_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fake codec drifts like torch's `interpolate`, whose float32 positions get less exact over time."""
 

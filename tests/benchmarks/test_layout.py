@@ -17,7 +17,8 @@ def test_bagpiper_layout_matches_the_published_one() -> None:
     assert layout.audio[-1] == range(159_367, 160_392)
 
 
-@pytest.mark.parametrize("scale", [pytest.param(1.0, marks=pytest.mark.nightly), 3.0])
+@pytest.mark.nightly
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_step_parts_add_up_and_match_the_throughput(monkeypatch: pytest.MonkeyPatch, scale: float) -> None:
     prepare_environment()
     from benchmarks import engine, engines

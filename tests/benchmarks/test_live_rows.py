@@ -3,15 +3,14 @@ from pathlib import Path
 import pytest
 
 from stretto.engine.environment import prepare_environment
-from tests.tiers import by_night
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 prepare_environment()
 
 from benchmarks.live_rows import Arms, make_checkpoint, measure, measure_window  # noqa: E402
 
 
-@pytest.mark.parametrize("family", ["kyutai-stt", *by_night("moshi")])
+@pytest.mark.parametrize("family", ["kyutai-stt", "moshi"])
 async def test_live_frames_are_sent_in_one_message_or_per_session(tmp_path: Path, family: str) -> None:
     """Every arm runs to its end, and leaves nothing in the engine."""
     arms = Arms(make_checkpoint(tmp_path, family), 10, 20)

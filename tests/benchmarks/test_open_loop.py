@@ -128,6 +128,7 @@ def test_open_loop_counts_refusals_and_measures_the_others() -> None:
     assert run(lambda _: SPOKEN, lambda client: closed(Mix(client, 0), 2, 0.0)) > 0
 
 
+@pytest.mark.nightly
 def test_rates_are_measured_in_ascending_order_with_the_knee() -> None:
     given = argparse.Namespace(seed=0, concurrency=2, seconds=0.05, shares=[2.0, 0.5], least=5, target_s=60.0)
     given.arrivals, given.burst, given.closed_loop_rate = "bursts", 4, None

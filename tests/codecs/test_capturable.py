@@ -16,6 +16,7 @@ from stretto.codecs.base import Codec, Window, load_codec
 from stretto.plugins import CODECS, installed
 from tests.codecs.conftest import make_codec
 from tests.codecs.far_device import ASKING, DEVICE, crossings, send_away
+from tests.tiers import by_night
 
 FRAMES = 4
 OTHERS = ("audiovae", "pocket", "qwen3_omni")  # further codecs of `every_codec`
@@ -70,7 +71,7 @@ class Copies(TorchDispatchMode):
             return torch.zeros(args[0].shape, dtype=next(iter(dtypes), args[0].dtype))
 
 
-@pytest.mark.parametrize("name", READING)
+@pytest.mark.parametrize("name", [READING[0], *by_night(*READING[1:])])
 def test_codec_that_reads_on_the_host_waits_for_the_device_once(name: str) -> None:
     """It waits for the next states of the whole batch, if these are on the host."""
     codec = every_codec(name, is_narrow=True)

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from stretto.codecs.base import Codec, CodecSpec
+from stretto.config import DecoderConfig
 from stretto.convert.gpu_memory import SERVER_BYTES, bytes_of_gpu
 from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
+from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
 from stretto.families.base import CodeTrack, ConditionSpec, Family
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
@@ -26,6 +30,21 @@ from tests.published_xeus import write_xeus
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("release")
     return convert("opuslm", write_release("opuslm", folder), folder / "converted")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def codecs_are_measured_once() -> Iterator[None]:
+    """Keep the memory that a codec needs, because computing it takes a second."""
+    known = dict[tuple[CodecSpec, DecoderConfig], DecoderMemory]()
+
+    def measure_once(codec: Codec, config: DecoderConfig) -> DecoderMemory:
+        key = codec.spec, config
+        known[key] = known.get(key) or measure(codec, config)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stretto.convert.make_repository.measure", measure_once)
+        yield
 
 
 def made(checkpoint: Path, out: Path, *words: str) -> dict:

@@ -119,7 +119,7 @@ def test_kernel_splits_as_the_host_does() -> None:
     assert torch.equal(out, thirds(x))
 
 
-@pytest.mark.parametrize("precision", DecoderConfig.CONVOLUTIONS[1:])
+@pytest.mark.parametrize("precision", ["tf32x3", *by_night("bfloat16", "float16")])
 def test_chunks_join(precision: str) -> None:
     """Operands are rounded one by one, so a sample depends on chunk and batch only through the order of sums.
 

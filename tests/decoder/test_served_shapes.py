@@ -23,6 +23,7 @@ FAMILIES = {
     for each in BUILT
     if find(CODECS, each.codec) is not None
 }
+BY_NIGHT = pytest.mark.nightly
 SPEEDS = (1.05, 2.0, 5.0, 30.0)  # frames generated per frame played
 Shape = tuple[int, int, int]  # left, total number of frames, right
 
@@ -76,7 +77,13 @@ def served_shapes(family: Family, spec: CodecSpec) -> Iterator[Shape]:
                 yield window.left, window.codes.shape[1], window.right
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(each, id=name, marks=BY_NIGHT if each.codec == "glm4_voice" else ())
+        for name, each in FAMILIES.items()
+    ],
+)
 def test_served_shapes_are_captured_and_warmed_up(family: Family) -> None:
     codec = codec_of(family.codec)
     spec, policy = codec.spec, ChunkPolicy(family.first_chunk_frames, family.steady_chunk_frames)

@@ -57,7 +57,7 @@ def engine() -> Iterator[Engine]:
 def test_bundled_model_matches_the_reference(engine: Engine) -> None:
     reference = Reference(FOLDER, TINY, MAX_MODEL_LEN)
     prompts = {
-        "guided": speak("it is nine.", "slt", 1, 1.5),
+        "guided": speak("nine.", "slt", 1, 1.5),
         "unguided": speak("open it.", "rms", 2, 1.0),
         "heard": listen(np.random.default_rng(0).integers(0, 256, (7, 20))),
     }
@@ -70,4 +70,4 @@ def test_bundled_model_matches_the_reference(engine: Engine) -> None:
     for name, prompt in prompts.items():
         assert together[name].rows == expected[name], name
         assert engine.run({name: prompt})[name].rows == expected[name], name
-    assert together["guided"].trailer.num_guided_frames > 20
+    assert together["guided"].trailer.num_guided_frames > 10

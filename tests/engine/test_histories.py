@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.engine.histories import FAMILIES, Client, History, Limits, histories
 from tests.engine.histories_run import Stage
+from tests.tiers import ASYNC_BY_DAY
 
 pytestmark = pytest.mark.engine
 
@@ -125,7 +126,7 @@ def is_seen(stage: Stage, what: str, seen: Counter[str]) -> bool:
     return (seen[what] > 0) == (what not in cannot_be)
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_random_history_replies_match_the_reference(stage: Stage, is_async: bool) -> None:
     @settings(PROFILE, max_examples=round(SHARE.get(stage.family.name, 1) * PROFILE.max_examples))
     @given(history=histories(is_async))
@@ -143,7 +144,7 @@ def test_random_history_replies_match_the_reference(stage: Stage, is_async: bool
 
 
 @WITH_PAIRS
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 @pytest.mark.parametrize("made", list(MADE))
 def test_scripted_history_replies_match_the_reference(stage: Stage, made: str, is_async: bool) -> None:
     history, promised = MADE[made]
@@ -156,7 +157,7 @@ def test_scripted_history_replies_match_the_reference(stage: Stage, made: str, i
 
 
 @WITH_PAIRS
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 @pytest.mark.parametrize("found", list(FOUND))
 def test_regressions_found_by_random_histories_stay_fixed(stage: Stage, found: str, is_async: bool) -> None:
     history = FOUND[found]

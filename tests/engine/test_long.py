@@ -75,20 +75,20 @@ class Calls:
 )  # 2.0: two such replies, and more
 def test_calls_per_step_do_not_grow_with_reply_length(engine: Engine, scale: float) -> None:
     prompt = make_prompt(LONG, 3, "speak", guidance_scale=scale)
-    audio = replace(prompt.sampling.audio, min_rows=1300, max_rows=1300)
+    audio = replace(prompt.sampling.audio, min_rows=700, max_rows=700)
     prompt = replace(prompt, sampling=replace(prompt.sampling, audio=audio))
     calls, counts = Calls(), list[int]()
 
     def note(running: Engine) -> None:
         counts.append(calls.number)
-        in_span = 300 <= len(counts) < 556 or 1000 <= len(counts) < 1256
+        in_span = 200 <= len(counts) < 328 or 550 <= len(counts) < 678
         sys.setprofile(calls if in_span else None)
 
     try:
         answer = engine.run({"one": prompt}, after_step=note)["one"]
     finally:
         sys.setprofile(None)
-    assert answer.trailer.num_guided_frames == (1300 if scale != 1.0 else 0)
-    first, last = counts[556] - counts[300], counts[1256] - counts[1000]
+    assert answer.trailer.num_guided_frames == (700 if scale != 1.0 else 0)
+    first, last = counts[328] - counts[200], counts[678] - counts[550]
     assert first > 0
     assert abs(last - first) < 0.02 * first, "a step does more the longer the reply"

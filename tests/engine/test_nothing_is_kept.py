@@ -100,6 +100,6 @@ def test_engine_does_not_leak_finished_requests(engine: Engine) -> None:
 
 
 def test_products_run_only_at_padded_batch_sizes(engine: Engine, multiplied: set[int]) -> None:
-    run(engine, 1000, 60)
+    run(engine, 1000, 30)
     assert max(multiplied) > 64
     assert all(padded_size(size) == size for size in multiplied)

@@ -118,6 +118,7 @@ def test_non_reproducible_reference_is_rejected() -> None:
             asyncio.run(ask(script, [one]))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_chaos_streams_count_responses_and_report_wrong_ones() -> None:
     async def press(wrong_from: int) -> Streams:

@@ -11,6 +11,7 @@ import pytest
 from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Children, Job, Outcome, Setup, summary, table
 from tests.patience import until
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +96,7 @@ def test_illegal_accesses_rerun_the_job_with_blocking_launches(
     assert "CUDA_LAUNCH_BLOCKING" not in os.environ
 
 
-@pytest.mark.parametrize("is_cold", [False, True])
+@pytest.mark.parametrize("is_cold", [False, *by_night(True)])
 def test_job_environment_is_set_before_imports(setup: Setup, is_cold: bool) -> None:
     job = Job(f"{FAKES}:reads", LIMIT_S, environment={"READ_IN_AN_IMPORT": "1"})
     device = "cpu" if is_cold else "cuda"

@@ -14,6 +14,7 @@ from stretto.sizing import LIBRARY_BYTES
 GPU_BYTES = 80 << 30
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_engine_gets_the_memory_that_its_decoder_leaves(tmp_path: Path) -> None:
     setup, model = Setup("cuda", tmp_path), MODELS["qwen3_tts"]

@@ -13,11 +13,11 @@ from benchmarks.gpu.step_paths import CASES, LENGTH, SHARE, Recorded, verdict
 from stretto.engine.worker import run_slots
 from tests.engine.kernels.gpu.operators import Known, count_operators
 from tests.engine.worker import walks  # noqa: F401  (events of the CPU in the place of a GPU's)
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 SETUP = Setup("cpu", Path())
-BY_NIGHT = pytest.mark.nightly
-FAMILIES = ["bagpiper", pytest.param("opuslm", marks=BY_NIGHT), pytest.param("qwen3_tts", marks=BY_NIGHT)]
+FAMILIES = ["bagpiper", "opuslm", "qwen3_tts"]
 
 
 class FakeDevice:
@@ -33,7 +33,7 @@ class FakeDevice:
         return self._ms[name.split()[0]]
 
 
-@pytest.mark.parametrize(("array_ms", "kept"), [(1.5, "replace"), pytest.param(50.0, "keep", marks=BY_NIGHT)])
+@pytest.mark.parametrize(("array_ms", "kept"), by_night((1.5, "replace"), (50.0, "keep")))
 def test_step_path_job_compares_both_paths_and_gives_a_verdict(
     array_ms: float, kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +75,7 @@ def paths_of(name: str, compiler: Callable[..., Any] | None) -> tuple[step_paths
     return case, {"one": case.arrays(readout), "other": case.arrays(readout, compiler)}
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", by_night(*FAMILIES))
 def test_torch_compile_does_not_change_the_array_path_rows(name: str) -> None:
     with step_paths.opaque_draws(), torch.no_grad():
         case, paths = paths_of(name, step_paths._compiler(SETUP))

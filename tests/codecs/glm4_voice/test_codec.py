@@ -66,7 +66,7 @@ def test_invalid_block_settings_are_refused(wrong: dict) -> None:
         replace(Blocks(SIZES, 6, HISTORY, 1), **wrong)
 
 
-@pytest.mark.parametrize("frames", [9, 34, *by_night(1, 8, 37)])
+@pytest.mark.parametrize("frames", [9, *by_night(1, 8, 34, 37)])
 def test_samples_do_not_depend_on_chunking(codec: Glm4VoiceCodec, frames: int) -> None:
     """This also holds if the utterance ends with a block that its last chunk may or may not contain."""
     codes = random_codes(codec, 2, frames)
@@ -88,10 +88,10 @@ def test_glm4_voice_long_utterance_is_chunk_invariant(codec: Glm4VoiceCodec) -> 
 
 
 def test_glm4_voice_batched_decode_matches_single_decode(codec: Glm4VoiceCodec) -> None:
-    codes = random_codes(codec, 3, 40)
-    together = stream(codec, codes, chunks_of(8, 40))
+    codes = random_codes(codec, 2, 20)
+    together = stream(codec, codes, chunks_of(8, 20))
     for row, alone in enumerate(codes):
-        assert (stream(codec, alone[None], chunks_of(8, 40)) - together[row]).abs().max() < 2e-3
+        assert (stream(codec, alone[None], chunks_of(8, 20)) - together[row]).abs().max() < 2e-3
 
 
 def test_noise_does_not_depend_on_its_length() -> None:

@@ -55,7 +55,7 @@ def whole(checkpoint: Path) -> S3GenCodec:
     return load(checkpoint).double()
 
 
-@pytest.mark.parametrize("frames", [19, 44, 110, *by_night(12, 20, 45)])
+@pytest.mark.parametrize("frames", [44, *by_night(12, 19, 20, 45, 110)])
 def test_samples_do_not_depend_on_chunking(whole: S3GenCodec, frames: int) -> None:
     """Utterances end with a block, after it and before it; the longest ones exceed the history."""
     codec = in_blocks(whole, SIZES, SHORT_HISTORY)
@@ -127,7 +127,7 @@ def test_decoder_sends_blocks_before_the_utterance_ends(whole: S3GenCodec) -> No
 def test_last_token_of_multilingual_replies_is_not_played(whole: S3GenCodec) -> None:
     for sizes in ((), SIZES):
         codec, all_played = in_blocks(whole, sizes, leaves_out_last=True), in_blocks(whole, sizes)
-        for frames in (1, 2, 44, 50):
+        for frames in (1, 2, 44):
             codes = random_codes(codec, 1, frames)
             played = stream(codec, codes, chunks_of(7, frames))
             assert played.shape[1] == 960 * max(1, frames - 1)

@@ -365,7 +365,7 @@ def test_mctp_modules_are_quantized(tmp_path: Path) -> None:
             assert engine.run({name: prompt})[name].rows == together[name].rows, name
 
 
-@pytest.mark.parametrize(("name", "bound"), [("awq", 0.3), *by_night(("gptq", 0.4)), ("pack-quantized", 0.4)])
+@pytest.mark.parametrize(("name", "bound"), [("awq", 0.3), *by_night(("gptq", 0.4), ("pack-quantized", 0.4))])
 def test_4_bit_checkpoint_matches_its_dequantized_weights(
     name: str, bound: float, plain: Path, tmp_path: Path, record_property: Callable[[str, float], None]
 ) -> None:
@@ -378,6 +378,7 @@ def test_4_bit_checkpoint_matches_its_dequantized_weights(
     assert 0 < found <= bound
 
 
+@pytest.mark.nightly
 def test_fp8_checkpoint_logits_are_near_its_dequantized_weights(plain: Path, tmp_path: Path) -> None:
     """The format is that of llm-compressor's recipe FP8_DYNAMIC, with vLLM's own product."""
     folder, dequantized = quantized(plain, tmp_path, "float-quantized")

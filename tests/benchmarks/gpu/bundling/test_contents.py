@@ -4,7 +4,6 @@ import ast
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
@@ -51,25 +50,26 @@ def exporter(module: str, name: str) -> str:
     return exports(module).get(name, module)
 
 
-def imported(path: Path, with_late: bool) -> Iterator[str]:
-    """Yield the modules that a file imports at its top level and, if `with_late`, also inside functions.
+@cache
+def imported(path: Path, with_late: bool) -> tuple[str, ...]:
+    """Return the modules that a file imports at its top level and, if `with_late`, also inside functions.
 
     Names given to `import_module` count as well.
     """
-    nodes = list(ast.parse(path.read_text()).body)
+    nodes, names = list[ast.AST](ast.parse(path.read_text()).body), list[str]()
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            yield node.module
-            yield from (f"{exporter(node.module, alias.name)}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{exporter(node.module, alias.name)}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            yield from (arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str))
+            names += [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         is_for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         if (with_late or not is_function) and not is_for_types:
             nodes += ast.iter_child_nodes(node)
+    return tuple(names)
 
 
 def reached(module: str) -> dict[str, str]:
