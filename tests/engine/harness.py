@@ -1,7 +1,10 @@
 """The engine of `stretto.testing`, with imported objects excluded from garbage collection."""
 
-from typing import Any, Self
+import gc
+from typing import Any, ClassVar, Self
+from weakref import WeakSet
 
+import zmq
 from vllm import SamplingParams
 from vllm.v1.request import Request
 
@@ -10,7 +13,7 @@ from stretto.testing.conformance import DEFAULTS, Answer
 from stretto.testing.conformance import Engine as SteppedEngine
 from tests import heap
 
-__all__ = ["DEFAULTS", "Answer", "Engine", "update_request"]
+__all__ = ["DEFAULTS", "Answer", "Engine", "close_all", "update_request"]
 
 
 def update_request(*updates: TextUpdate) -> Request:
@@ -22,12 +25,34 @@ def update_request(*updates: TextUpdate) -> Request:
 class Engine(SteppedEngine):
     """An engine core with its scheduler and worker, as a context manager that shuts it down."""
 
+    opened: ClassVar[WeakSet["Engine"]] = WeakSet()
+
     def __init__(self, *arguments: Any, **engine_args: Any) -> None:
         heap.set_aside()
         super().__init__(*arguments, **engine_args)
+        self.opened.add(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
+
+    def shutdown(self) -> None:
+        """Stop the engine."""
+        self.opened.discard(self)
+        super().shutdown()
+
+
+def close_all() -> None:
+    """Stop the engines and close the sockets that failed tests have left open.
+
+    A failure's traceback keeps the queues of an engine's ranks. pyzmq waits for their sockets for ever if they are open
+    when the interpreter ends, because vLLM closes them only if they are collected before that.
+    """
+    for engine in list(Engine.opened):
+        engine.shutdown()
+    heap.take_back()
+    for each in gc.get_objects():
+        if issubclass(type(each), zmq.Context):  # `isinstance` would import lazy modules
+            each.destroy(linger=0)

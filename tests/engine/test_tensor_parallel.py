@@ -1,6 +1,8 @@
 """Two workers sample the same codes as one; heads, embeddings and the state of every rank are compared."""
 
 import hashlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -145,3 +147,24 @@ def test_large_text_heads_are_sharded(case: tuple[Family, Path, bool], two_ranks
         return  # there is none
     rows = {"wide_text": 512, "opuslm": 224}.get(family.name, two_ranks.rules.num_text_ids)
     assert call_ranks(two_ranks, text_rows) == [rows, rows]
+
+
+FAILING = """
+from tests.engine.harness import Engine
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+def test_that_fails():
+    queue = MessageQueue(1, 1)
+    reader = MessageQueue.create_from_handle(queue.export_handle(), 0)
+    raise AssertionError
+"""
+
+
+@pytest.mark.nightly
+def test_run_ends_after_a_failure_whose_traceback_keeps_a_queue(tmp_path: Path) -> None:
+    (tmp_path / "test_failing.py").write_text(FAILING)
+    words = ["-q", "-p", "no:cacheprovider", "-p", "tests.engine.conftest", f"--rootdir={tmp_path}", "-c", "/dev/null"]
+    command = [sys.executable, "-m", "pytest", *words, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 1, done.stdout
+    assert "1 failed" in done.stdout
