@@ -2,8 +2,9 @@
 
 import numpy as np
 
-# Permitted rounding errors: a multiple of the effect of a change of 1e-6 in the first latent, and of the level.
-SPREAD, SHARE = 16, 3e-4
+# Permitted rounding errors: a multiple of the effect of a change of 1e-6 in the first latent, and of the level. Each of
+# some 20 frames adds an error of up to 2e-6, which grows like that change.
+SPREAD, SHARE = 40, 5e-4
 
 
 def assert_latents_near(found: np.ndarray, expected: np.ndarray, nudged: np.ndarray) -> None:

@@ -59,6 +59,8 @@ def with_audio(prompt: Prompt, **limits: Any) -> Prompt:
 
 
 PROMPTS = {f"r{index}": make_prompt(index) for index in range(5)}
+# Permitted rounding error of a latent, whose level is about 1. Other instructions change it by up to 1.3e-5.
+NEAR = 3e-4
 
 
 def rows_of(answers: Mapping[str, Answer]) -> dict[str, list[list[int]]]:
@@ -155,7 +157,7 @@ def test_latents_match_a_reference_computation(folder: Path, alone: dict[str, An
             reference_latent(weights, *each, sampling.latents.steps) for each in zip(hidden, noise, strict=True)
         ]
         difference = np.abs(torch.stack(expected).numpy() - latents).max()
-        assert difference < 1e-4, name
+        assert difference < NEAR, name
         logits = hidden @ weights["end_of_speech.weight"] + weights["end_of_speech.bias"]
         end = int(np.flatnonzero(rows[:, 0] == LAST)[0])
         assert logits[end] > 1e-4
@@ -192,7 +194,7 @@ def test_guided_latent_head_matches_the_reference(tmp_path: Path) -> None:
         states = zip(hidden[start - 1 : -1], noise, before[start - 1 : -1], strict=True)
         number, scale = sampling.latents.steps, sampling.latents.guidance_scale
         expected = [guided_reference_latent(weights, *each, number, scale) for each in states]
-        assert np.abs(torch.stack(expected).numpy() - latents_of(rows[:, 1:])).max() < 1e-4, name
+        assert np.abs(torch.stack(expected).numpy() - latents_of(rows[:, 1:])).max() < NEAR, name
 
 
 def guided_prompt(index: int) -> Prompt:
