@@ -133,6 +133,11 @@ def _csm(folder: Path) -> list[str | Path]:
     return [*release.command[1:]]
 
 
+def _saved_csm(folder: Path) -> list[str | Path]:
+    release = published_csm.write_saved(folder / "release", published_csm.make_model())
+    return [*release.command[1:]]
+
+
 def _higgs_audio(folder: Path) -> list[str | Path]:
     release = random_higgs_audio.write_release(folder / "release", random_higgs_audio.make_model())
     return [*release.command[1:]]
@@ -343,6 +348,11 @@ LAYOUTS = {
                 *("model.safetensors", "ckpt.pt", *TOKENIZER),
             )
         },
+    ),
+    "CSM saved by transformers": Layout(
+        "csm",
+        _saved_csm,
+        {"release": ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER)},
     ),
     "bosonai/higgs-tts-2-3b-base": Layout(
         "higgs-audio-v2",
