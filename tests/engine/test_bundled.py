@@ -45,7 +45,8 @@ def listen(codes: np.ndarray) -> Prompt:
     rows[[0, 1, -1], 0] = ASR, BEGIN_AUDIO, BEGIN_TEXT
     rows[2:-1, 1:NUM_STREAMS] = codes.T + [ids.start for ids in TINY.layout.audio[1:]]
     rows[2:-1, NUM_STREAMS] = FRAME_INDEX_BASE + 1 + np.arange(num_frames)
-    return Prompt("asr", rows, replace(TINY.task("asr").sampling, seed=0))
+    sampling = TINY.task("asr").sampling
+    return Prompt("asr", rows, replace(sampling, text=replace(sampling.text, max_rows=20), seed=0))
 
 
 @pytest.fixture(scope="module")
