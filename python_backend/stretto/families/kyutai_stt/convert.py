@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, KyutaiVocabulary, SttVocabulary
+from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import entry, json_object, named_file, read_json
@@ -97,8 +97,22 @@ def convert(release: Release, contents: Contents) -> Converted:
     return Converted(record, parts, (), tuple(folded), (codec,))
 
 
+class SizedVocabulary(Protocol):
+    """Vocabulary of a checkpoint with its number of ids and its maximum number of rows."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the JSON object in config.json."""
+        ...
+
+
 def checkpoint_record(
-    backbone: Mapping[str, Any], family: str, known: KyutaiVocabulary, dtype: str, has_head: bool
+    backbone: Mapping[str, Any], family: str, known: SizedVocabulary, dtype: str, has_head: bool
 ) -> dict[str, Any]:
     """Return the checkpoint's config.json.
 
