@@ -25,16 +25,18 @@ from fastapi import FastAPI
 from stretto.heartbeat import beat
 from stretto_client.arguments import Parser
 from stretto_gateway.app import is_ready, make_app
+from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.connection import Connection
 from stretto_gateway.connection import settings as socket_settings
 from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
-from stretto_gateway.outgoing import url_parts
+from stretto_gateway.outgoing import web_url
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
+HOSTS = "STRETTO_AUDIO_HOSTS"
 WEBHOOK, TWILIO_TOKEN = "STRETTO_CALL_WEBHOOK", "STRETTO_TWILIO_TOKEN"
 MIN_KEY_CHARS = 16
 # Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
@@ -196,6 +198,8 @@ def arguments() -> Parser:
     add("--audio-tag", type=audio_tag, action="append", metavar="NAME=VALUE", help=about)
     about = f"address that receives the turns of telephone calls and answers with text; default: {WEBHOOK}, or none"
     add("--call-webhook", type=web_address, metavar="URL", default=os.environ.get(WEBHOOK, ""), help=about)
+    about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
+    add("--audio-host", action="append", metavar="HOST", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="private key of the certificate; default: in the certificate file")
     half = "at most half for one client; default: %(default)s"
@@ -226,7 +230,7 @@ def address(text: str) -> str:
 def web_address(text: str) -> str:
     """Check a URL, for argparse; empty for none."""
     try:
-        return url_parts(text).geturl() if text else ""
+        return str(web_url(text)) if text else ""
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
 
@@ -276,8 +280,11 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     origins = tuple(map(origin_of, args.cors_origin or filter(None, os.environ.get(ORIGINS, "").split(","))))
     tags = SYNTHETIC if args.audio_tag is None else dict(filter(None, args.audio_tag))
     where = (server, args.address, port)
+    hosts = tuple(args.audio_host or filter(None, os.environ.get(HOSTS, "").split(",")))
+    AudioHosts(hosts, limits)  # raises ValueError for an invalid one
     calls = {"call_webhook": args.call_webhook, "twilio_token": os.environ.get(TWILIO_TOKEN, "").strip()}
-    return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **calls)
+    more = {"audio_hosts": hosts} | calls
+    return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **more)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

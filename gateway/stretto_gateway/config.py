@@ -86,6 +86,7 @@ class GatewayConfig:
         audio_tags: Tags of generated mp3, Opus and FLAC files.
         call_webhook: Address that receives the events of telephone calls, and answers with text; empty for none.
         twilio_token: Twilio's auth token, which signs its requests; empty to accept other credentials only.
+        audio_hosts: Hosts from which recordings are fetched, as `AudioHosts` takes them.
     """
 
     server: str
@@ -100,3 +101,4 @@ class GatewayConfig:
     audio_tags: Mapping[str, str] = field(default_factory=lambda: SYNTHETIC)
     call_webhook: str = field(default="", repr=False)
     twilio_token: str = field(default="", repr=False)
+    audio_hosts: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ import asyncio
 
 from stretto_client import SpeechClient, Timeouts
 from stretto_gateway.admission import CALLER, Admission, Sessions
+from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.metrics import Metrics, open_spans
@@ -38,6 +39,7 @@ class Gateway:
         self.secrets = ClientSecrets()
         self.outcomes = Outcomes()
         self.metrics.watch(self.admission, self.queue, self.sessions)
+        self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
 
     async def close(self) -> None:

@@ -1,141 +1,124 @@
-"""HTTP requests that the gateway sends to a webhook."""
+"""HTTP requests that the gateway sends: to a webhook, and to hosts of recordings."""
 
-import asyncio
-import socket
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
-from functools import cache
-from urllib.parse import SplitResult, urlsplit
+import ipaddress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv6Address
 
-import httptools
+from aiohttp import (
+    ClientConnectorDNSError,
+    ClientError,
+    ClientPayloadError,
+    ClientResponse,
+    ClientResponseError,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    InvalidURL,
+    ServerDisconnectedError,
+    TCPConnector,
+    ThreadedResolver,
+)
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
-READ_BYTES = 65_536
-PORTS = {"http": 80, "https": 443}
+SCHEMES = ("http", "https")
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+Address = IPv4Address | IPv6Address
 
 
 class OutgoingError(Exception):
     """Failure of a request, with a message that contains nothing of the response."""
 
 
-class Answer:
-    """Response to a request. The parser sets the attributes as it reads the head.
+class PublicResolver(AbstractResolver):
+    """Resolver that refuses a host if any of its addresses is outside the public Internet.
 
-    Args:
-        reader: Stream of the connection.
-        stall_s: Maximum time until the next bytes, in seconds.
-
-    Attributes:
-        status: Status code; 0 until the head is complete.
-        headers: Headers with names in lower case.
+    The connection is opened to one of the addresses that have been checked.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, stall_s: float):
-        self.status, self.headers = 0, dict[str, str]()
-        self._reader, self._stall_s = reader, stall_s
-        self._parts, self._is_complete, self._has_head = list[bytes](), False, False
-        self._parser = httptools.HttpResponseParser(self)
+    def __init__(self) -> None:
+        self._resolver = ThreadedResolver()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
+        found = await self._resolver.resolve(host, port, family)  # type: ignore[arg-type]
+        if not all(is_public(ipaddress.ip_address(each["host"].partition("%")[0])) for each in found):
+            raise OutgoingError("the host's address is not public")
+        return found
 
-    def on_headers_complete(self) -> None:
-        self.status, self._has_head = self._parser.get_status_code(), True
-
-    def on_body(self, body: bytes) -> None:
-        self._parts.append(body)
-
-    def on_message_complete(self) -> None:
-        self._is_complete = True
-
-    async def read_head(self) -> None:
-        """Read the status and the headers."""
-        while not self._has_head:
-            await self._read()
-
-    async def parts(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body as it arrives; raise OutgoingError if it is cut short."""
-        while True:
-            parts, self._parts = self._parts, []
-            for part in parts:
-                yield part
-            if self._is_complete:
-                return
-            if not self._parts:
-                await self._read()
-
-    async def _read(self) -> None:
-        try:
-            async with asyncio.timeout(self._stall_s):
-                data = await self._reader.read(READ_BYTES)
-        except TimeoutError:
-            raise OutgoingError(f"nothing arrived for {self._stall_s:g} s") from None
-        except OSError:
-            data = b""
-        if not data:
-            # without a length, the end of the connection is the end of the body
-            if self._has_head and not self.headers.keys() & {"content-length", "transfer-encoding"}:
-                self._is_complete = True
-                return
-            raise OutgoingError("the connection ended before the response was complete")
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            raise OutgoingError("the response is not valid HTTP") from None
+    async def close(self) -> None:
+        await self._resolver.close()
 
 
-def url_parts(url: str) -> SplitResult:
-    """Return the parts of an `http` or `https` URL with a host; raise ValueError for another one."""
-    parts = urlsplit(url)
-    is_plain = url.isascii() and url.isprintable() and " " not in url
-    if not is_plain or parts.scheme not in PORTS or not parts.hostname or parts.username is not None:
-        raise ValueError("expected an http:// or https:// URL with a host and without a user")
-    _ = parts.port  # raises ValueError if it is not a number
-    return parts
+def is_public(address: Address) -> bool:
+    """Return True if an address, and any IPv4 address that it contains, belongs to the public Internet."""
+    inner: list[Address | None] = [address]
+    if isinstance(address, IPv6Address):
+        inner += [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        inner += [IPv4Address(int(address) & 0xFFFF_FFFF)] if address in NAT64 else []
+    return all(each.is_global and not each.is_multicast for each in inner if each is not None)
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context()
+def web_url(text: str) -> URL:
+    """Return an `http` or `https` URL with a host; raise ValueError for another one."""
+    expected = "expected an http:// or https:// URL with a host and without a user"
+    if not (text.isascii() and text.isprintable() and " " not in text):
+        raise ValueError(expected)
+    try:
+        url = URL(text)
+        is_valid = url.scheme in SCHEMES and bool(url.host) and bool(url.port) and url.user is url.password is None
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(expected)
+    return url.with_fragment(None)
 
 
 @asynccontextmanager
-async def sent(url: str, body: bytes, headers: Mapping[str, str], stall_s: float) -> AsyncIterator[Answer]:
-    """Send a POST request on its own connection, and yield the response once its head has been read.
+async def sent(
+    url: URL,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    stall_s: float,
+    total_s: float | None = None,
+    resolver: AbstractResolver | None = None,
+) -> AsyncIterator[ClientResponse]:
+    """Send a request on its own connection, and yield the response once its head has been read.
 
     Redirects are responses like any other. Proxies of the environment are not used.
 
     Args:
-        url: Address of the resource, as `url_parts` accepts it.
-        body: JSON.
+        url: Address of the resource, from `web_url`.
+        body: JSON for a POST request; None for GET.
         headers: Further headers.
         stall_s: Maximum time for the connection, and until further bytes arrive, in seconds.
+        total_s: Maximum time for the whole response, in seconds; None for no limit.
+        resolver: Resolver of the host's name; None for the system's.
 
     Raises:
-        OutgoingError: The connection or the response fails.
+        OutgoingError: The connection or the response fails, also while the body is read within the `with` block.
     """
-    parts = url_parts(url)
+    lines = {"accept-encoding": "identity", "user-agent": "stretto"} | dict(headers)
+    lines |= {"content-type": "application/json"} if body is not None else {}
+    waits = ClientTimeout(total_s, sock_connect=stall_s, sock_read=stall_s)
+    connector = TCPConnector(resolver=resolver, force_close=True)
     try:
-        async with asyncio.timeout(stall_s):
-            tls = _tls() if parts.scheme == "https" else None
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port or PORTS[parts.scheme], ssl=tls)
+        async with (
+            ClientSession(
+                connector=connector, timeout=waits, cookie_jar=DummyCookieJar(), auto_decompress=False
+            ) as session,
+            session.request(
+                "GET" if body is None else "POST", url, data=body, headers=lines, allow_redirects=False
+            ) as response,
+        ):
+            yield response
     except TimeoutError:
-        raise OutgoingError(f"no connection within {stall_s:g} s") from None
-    except (socket.gaierror, UnicodeError):
+        raise OutgoingError(f"no answer, or no further part of it, for {stall_s:g} s") from None
+    except ClientConnectorDNSError:
         raise OutgoingError("the host has no address") from None
-    except OSError:
+    except (ServerDisconnectedError, ClientPayloadError):
+        raise OutgoingError("the connection ended before the response was complete") from None
+    except (ClientResponseError, InvalidURL):
+        raise OutgoingError("the response is not valid HTTP") from None
+    except ClientError:
         raise OutgoingError("the connection failed") from None
-    try:
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        lines = {"host": parts.netloc, "connection": "close", "accept-encoding": "identity", **headers}
-        lines |= {"content-type": "application/json", "content-length": str(len(body))}
-        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
-        writer.write(f"POST {target} HTTP/1.1\r\n{head}\r\n".encode() + body)
-        answer = Answer(reader, stall_s)
-        await answer.read_head()
-        yield answer
-    finally:
-        writer.close()
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(1.0):
-                await writer.wait_closed()

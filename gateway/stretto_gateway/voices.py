@@ -133,7 +133,7 @@ async def choose_voice(
             memory limit is exceeded.
     """
     task = find_task(profile, ("tts",), "text to speech")
-    voice: VoiceFile | str | None = _reference(gateway, profile, task, item, ignored)
+    voice: VoiceFile | str | None = await _reference(gateway, profile, task, item, asked, ignored)
     if voice is None:
         voice = await CallersVoices(gateway.voices, asked.owner).choose(profile, task, item.voice_name)
     elif item.voice_name is not None:
@@ -143,8 +143,8 @@ async def choose_voice(
     return voice
 
 
-def _reference(
-    gateway: Gateway, profile: ModelProfile, task: TaskProfile, item: SpeechFields, ignored: Ignored
+async def _reference(
+    gateway: Gateway, profile: ModelProfile, task: TaskProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> VoiceFile | None:
     """Return the voice in `ref_audio`; None if there is none or the model does not clone voices."""
     audio, text = item.ref_audio, item.ref_text or ""
@@ -156,7 +156,11 @@ def _reference(
     if not clones(task):
         ignored.add("ref_audio", f"no value ({profile.family!r} does not clone voices)", audio)
         return None
-    recording, max_bytes = read_audio("ref_audio", audio, FETCHES_NOTHING), gateway.limits.max_voice_bytes
+    if gateway.audio_hosts.names(audio):
+        recording = await gateway.audio_hosts.fetch("ref_audio", audio, asked.keep)
+    else:
+        recording = read_audio("ref_audio", audio, FETCHES_NOTHING)
+    max_bytes = gateway.limits.max_voice_bytes
     if not 0 < len(recording) <= max_bytes:
         expected = f"at most {max_bytes} bytes" if recording else f"1 to {max_bytes} bytes"
         raise mismatch("ref_audio", expected, f"{len(recording)} bytes")

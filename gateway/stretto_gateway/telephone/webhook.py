@@ -3,8 +3,9 @@
 import codecs
 import json
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
+
+from yarl import URL
 
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
@@ -23,7 +24,7 @@ class Webhook:
     """
 
     def __init__(self, url: str, limits: Limits, call: dict[str, Any]):
-        self._url, self._limits, self._call = url, limits, call
+        self._url, self._limits, self._call = URL(url), limits, call
 
     async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
         """Send an event, and yield the text of the answer as it arrives.
@@ -41,13 +42,12 @@ class Webhook:
             async with sent(self._url, body, {"accept": "text/plain"}, self._limits.stall_s) as answer:
                 if not 200 <= answer.status < 300:
                     raise OutgoingError(f"status {answer.status}")
-                async with aclosing(answer.parts()) as parts:
-                    async for part in parts:
-                        num_chars += len(text := decoder.decode(part))
-                        if num_chars > self._limits.max_input_chars:
-                            raise OutgoingError(f"more than {self._limits.max_input_chars} characters")
-                        if text:
-                            yield text
+                async for part in answer.content.iter_any():
+                    num_chars += len(text := decoder.decode(part))
+                    if num_chars > self._limits.max_input_chars:
+                        raise OutgoingError(f"more than {self._limits.max_input_chars} characters")
+                    if text:
+                        yield text
                 decoder.decode(b"", final=True)
         except OutgoingError as error:
             raise ApiError(

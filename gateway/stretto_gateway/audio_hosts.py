@@ -1,0 +1,88 @@
+"""Hosts from which the gateway fetches recordings that a request names by URL."""
+
+import re
+from collections.abc import Callable, Sequence
+
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from stretto_gateway.answers import mismatch, refused
+from stretto_gateway.config import Limits
+from stretto_gateway.outgoing import SCHEMES, OutgoingError, PublicResolver, sent, web_url
+
+ANY = "*"
+HOST = re.compile(r"[\w.:-]+", re.ASCII)
+# A name in the public DNS. Its last part begins with a letter, unlike that of any spelling of an address.
+NAME = re.compile(r"(?:[\w-]+\.)+[a-z][\w-]*", re.ASCII)
+
+
+class AudioHosts:
+    """Hosts from which recordings are fetched.
+
+    Args:
+        names: `HOST` for the standard ports of a host, `HOST:PORT` for another port, or `*` for the standard ports of
+            all hosts whose addresses are public. None: no recording is fetched.
+        limits: Limits of the gateway.
+    """
+
+    def __init__(self, names: Sequence[str], limits: Limits):
+        self._is_any, self._limits = ANY in names, limits
+        self._places = {place_of(name) for name in names if name != ANY}
+
+    def names(self, text: str) -> bool:
+        """Return True if a field's text is a URL, and there are hosts from which recordings are fetched."""
+        return (self._is_any or bool(self._places)) and text.partition("://")[0].lower() in SCHEMES
+
+    async def fetch(self, param: str, text: str, keep: Callable[[int], None]) -> bytes:
+        """Return the recording at a URL. Redirects are not followed.
+
+        Args:
+            param: Name of the field, for error messages.
+            text: The URL.
+            keep: Function that accounts for each number of bytes in memory.
+
+        Raises:
+            ApiError: The host is not one of these, the recording cannot be fetched, or a limit is exceeded.
+        """
+        try:
+            url = web_url(text)
+        except ValueError as error:
+            raise refused(param, str(error).removeprefix("expected "), text) from None
+        resolver, limits, parts = self._resolver(param, url), self._limits, list[bytes]()
+        try:
+            async with sent(url, None, {}, limits.stall_s, limits.upload_s, resolver) as response:
+                if response.status != 200:
+                    raise OutgoingError(f"status {response.status}")
+                async for part in response.content.iter_any():
+                    if sum(map(len, parts)) + len(part) > limits.max_voice_bytes:
+                        raise mismatch(param, f"at most {limits.max_voice_bytes} bytes", "more")
+                    keep(len(part))
+                    parts.append(part)
+        except OutgoingError as error:
+            raise mismatch(param, "a recording at the URL", f"an error: {error}") from None
+        return b"".join(parts)
+
+    def _resolver(self, param: str, url: URL) -> AbstractResolver | None:
+        """Return the resolver for a URL's host, None for the system's; raise ApiError if the host is not allowed."""
+        host, is_standard = (url.raw_host or "").lower(), url.is_default_port()
+        if (host, url.port) in self._places or (is_standard and (host, None) in self._places):
+            return None
+        if self._is_any and is_standard and NAME.fullmatch(host):
+            return PublicResolver()
+        raise refused(param, "a URL whose host the gateway's --audio-host allows", str(url))
+
+
+def place_of(text: str) -> tuple[str, int | None]:
+    """Return the host and the port of `HOST` or `HOST:PORT`, None for the standard ports.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    try:
+        url = web_url(f"http://{text}")
+        is_valid = url.path == "/" and not url.query_string and HOST.fullmatch(url.raw_host or "") is not None
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"--audio-host: expected HOST, HOST:PORT or *, got {text!r}")
+    return (url.raw_host or "").lower(), url.explicit_port

@@ -1,0 +1,162 @@
+"""Recordings at URLs are fetched only from the hosts that the operator names, within the limits of a recording."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ThreadedResolver, web
+
+from stretto_gateway.answers import ApiError
+from stretto_gateway.audio_hosts import AudioHosts
+from stretto_gateway.command import arguments, read_config
+from stretto_gateway.config import Limits
+from stretto_gateway.outgoing import web_url
+from tests.gateway.conftest import SPOKEN, Start
+from tests.gateway.test_voices import CLONES, RECORDING
+
+SPEECH = {"input": "A cat.", "response_format": "pcm"}
+LIMITS = Limits(drain_s=1, max_voice_bytes=100_000, stall_s=0.5)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def whole(request: web.Request) -> web.Response:
+    assert request.headers["accept-encoding"] == "identity"
+    assert not request.headers.keys() & {"Cookie", "Authorization", "Referer"}
+    return web.Response(body=RECORDING)
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(bytes(10_000))
+
+
+async def cut(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"content-length": "1000"})
+    await response.prepare(request)
+    await response.write(bytes(10))
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def silent(request: web.Request) -> web.Response:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def elsewhere(request: web.Request) -> web.Response:
+    raise web.HTTPFound("/whole")
+
+
+@asynccontextmanager
+async def host() -> AsyncIterator[str]:
+    """Serve the paths above on loopback, and yield the host and its port."""
+    app = web.Application()
+    app.add_routes([web.get(f"/{each.__name__}", each) for each in (whole, endless, cut, silent, elsewhere)])
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_recording_of_a_named_host_sets_the_voice(start: Start) -> None:
+    async with host() as place:
+        running = await start(SPOKEN, CLONES, audio_hosts=("other.example", place))
+        async with running.http() as http:
+            more = {"references": [{"audio_path": f"http://{place}/whole?of=me#here", "text": "It is me."}]}
+            answer = await http.post("/v1/audio/speech", json=SPEECH | more)
+    assert answer.status_code == 200, answer.text
+    assert running.behind.requests[-1]["audio"] == RECORDING
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("endless", "expected at most 100000 bytes, got more"),
+        ("cut", "got an error: the connection ended before the response was complete"),
+        ("silent", "got an error: no answer, or no further part of it, for 0.5 s"),
+        ("elsewhere", "got an error: status 302"),
+        ("nowhere", "got an error: status 404"),
+    ],
+)
+async def test_recording_that_cannot_be_fetched_is_an_error_of_its_field(start: Start, path: str, message: str) -> None:
+    async with host() as place:
+        running = await start(SPOKEN, CLONES, LIMITS, audio_hosts=(place,))
+        async with running.http() as http:
+            answer = await http.post("/v1/audio/speech", json=SPEECH | {"ref_audio": f"http://{place}/{path}"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "ref_audio")
+    assert message in error["message"]
+    assert not running.behind.requests
+
+
+ADDRESSES = (
+    "127.0.0.1 127.1 2130706433 0x7f000001 0177.0.0.1 0x7f.0.0.1 [::1] [::ffff:127.0.0.1] [64:ff9b::7f00:1] [::]"
+)
+REFUSED = [
+    *(f"http://{address}/a.wav" for address in (*ADDRESSES.split(), "169.254.169.254", "10.0.0.1", "1.1.1.1")),
+    *(f"http://{name}/a.wav" for name in ("localhost", "intranet", "a.example:8080", "a.example.", "a_b", "a.1")),
+    "https://me:secret@a.example/a.wav",
+    "http:///a.wav",
+    "http://a.example\\@b.example/a.wav",
+    "http://a.example/ a.wav",
+    "http://a.example:99999/",
+    "HTTP://127.0.0.1/",
+]
+
+
+@pytest.mark.parametrize("url", REFUSED)
+async def test_any_host_means_names_on_the_standard_ports(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ThreadedResolver, "resolve", None)  # nothing is looked up
+    with pytest.raises(ApiError) as raised:
+        await AudioHosts(["*"], LIMITS).fetch("ref_audio", url, lambda num_bytes: None)
+    assert raised.value.message.startswith(("ref_audio: expected a URL", "ref_audio: expected an http"))
+
+
+INSIDE = "127.0.0.1 10.1.2.3 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 ::1 fe80::1%1 fd00::1 ::ffff:10.0.0.1"
+
+
+@pytest.mark.parametrize("address", [*INSIDE.split(), "64:ff9b::a00:1", "2002:7f00:1::", "2001:0:a00:1::"])
+async def test_name_with_an_address_that_is_not_public_is_refused(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(*_: Any) -> list[dict[str, Any]]:
+        more = {"hostname": "a.example", "port": 80, "family": 2, "proto": 0, "flags": 0}
+        return [{"host": each} | more for each in ("93.184.216.34", address)]
+
+    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    with pytest.raises(ApiError, match="the host's address is not public"):
+        await AudioHosts(["*"], LIMITS).fetch("ref_audio", "http://a.example/a.wav", lambda num_bytes: None)
+
+
+async def test_port_of_a_named_host_is_the_given_or_a_standard_one() -> None:
+    hosts = AudioHosts(["A.example", "b.example:8080", "[::1]:81"], LIMITS)
+    for url in (
+        "http://a.example:81/",
+        "http://b.example/",
+        "http://[::1]/",
+        "http://c.example/",
+        "http://xa.example/",
+    ):
+        with pytest.raises(ApiError, match="expected a URL whose host the gateway's --audio-host allows"):
+            await hosts.fetch("ref_audio", url, lambda num_bytes: None)
+    for url in ("http://a.example", "https://A.EXAMPLE/x", "http://b.example:8080/", "http://[::1]:81/"):
+        assert hosts._resolver("ref_audio", web_url(url)) is None
+
+
+def test_hosts_are_read_from_option_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STRETTO_AUDIO_HOSTS", "a.example,b.example:8080")
+    assert read_config(arguments().parse_args(["--port", "0"])).audio_hosts == ("a.example", "b.example:8080")
+    options = ["--port", "0", "--audio-host", "*", "--audio-host=c.example"]
+    assert read_config(arguments().parse_args(options)).audio_hosts == ("*", "c.example")
+    for bad in ("", "https://a.example", "a.example/x", "a b", "me@a.example", "a.example:x", "*.example"):
+        with pytest.raises(ValueError, match=r"--audio-host: expected HOST, HOST:PORT or \*"):
+            read_config(arguments().parse_args(["--port", "0", f"--audio-host={bad}"]))
