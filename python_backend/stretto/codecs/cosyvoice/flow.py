@@ -108,8 +108,10 @@ SEEDS = {"flow": 42, "source": 43, "phases": 44}
 def gaussian(columns: int, rows: int, seed: int) -> Tensor:
     """Return Gaussian noise of unit variance, [rows, columns], that is identical on every machine.
 
-    The result for fewer columns is a prefix of the result for more.
+    The result for fewer columns is a prefix of the result for more. On the meta device, nothing is drawn.
     """
+    if torch.empty(0).is_meta:
+        return torch.empty(rows, columns)
     drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
     return torch.from_numpy(drawn.T.copy())
 
