@@ -32,9 +32,8 @@ def test_replies_match_the_hugging_face_backbone(backbone: str, tmp_path: Path) 
         assert answers[name].rows == [row[: TINY.layout.num_output_streams] for row in rows]
 
 
-@pytest.mark.parametrize(
-    ("family", "backbone"), [(TINY, "olmo2"), pytest.param(CONDITIONED.build(None), "llama", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("family", "backbone"), [(TINY, "olmo2"), (CONDITIONED.build(None), "llama")])
 def test_compiled_backbone_replies_match_eager_replies(family: Family, backbone: str, tmp_path: Path) -> None:
     """Dynamo traces the model as on a GPU, and the traced code runs without further compilation."""
     folder = write_checkpoint(tmp_path, family, family.name, layers=2, backbone=backbone)

@@ -48,6 +48,7 @@ async def collect(llm: SpeechLLM, index: int) -> np.ndarray:
 LIMITS = {"max_model_len": 288, "num_gpu_blocks_override": 17}  # of each engine; a CFG pair of 288 rows takes 18 blocks
 
 
+@pytest.mark.nightly
 async def test_two_engines_reply_like_one(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "checkpoint", TINY, "tiny")
     adapters = {"narrator": write_adapter(tmp_path / "narrator", folder, 0)}

@@ -94,7 +94,7 @@ def test_lending_reserved_blocks_does_not_change_the_text(
         assert text_of(answer) == wanted[LENGTHS[int(name[1:])]], name
 
 
-@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 def test_live_session_may_exceed_the_kv_cache(checkpoint: Path, is_async: bool) -> None:
     """It holds only the blocks of its window, and the reserve covers them at every step."""
     codes = np.tile(replies()["codes"], 4)
