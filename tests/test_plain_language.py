@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -45,8 +46,16 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 @cache
 def docstrings_of(path: Path) -> list[str]:
     """Return all docstrings in a Python file."""
-    nodes = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, DOCUMENTED))
-    return [text for node in nodes if (text := ast.get_docstring(node))]
+    return [text for node in documented(ast.parse(path.read_text())) if (text := ast.get_docstring(node))]
+
+
+def documented(node: ast.AST) -> Iterator[DOCUMENTED]:
+    """Yield a module, class or function, and those inside it; expressions are not entered."""
+    if isinstance(node, DOCUMENTED):
+        yield node
+    for each in ast.iter_child_nodes(node):
+        if isinstance(each, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from documented(each)
 
 
 def docstrings(folder: Path) -> list[str]:
