@@ -127,7 +127,7 @@ def call(running: Running, model: str = "gpt-realtime", **options: Any) -> Abstr
 @asynccontextmanager
 async def call_by(client: openai.AsyncOpenAI, model: str, **options: Any) -> AsyncIterator[Caller]:
     """Open a session with an existing client."""
-    options["websocket_connection_options"] = {"open_timeout": 60}
+    options["websocket_connection_options"] = {"open_timeout": 60, "max_queue": None}
     async with client.realtime.connect(model=model, **options) as connection:
         caller = Caller(connection)
         assert (await caller.next()).type == "session.created"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soxr
 
-from stretto_gateway import g711
+from stretto_gateway import connection, g711
 from tests.client.fake_server import PROFILE, Chunk
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, by_task, call, silence, spoken
@@ -37,7 +37,10 @@ async def heard_by_item(caller: Caller, item_id: str) -> bytes:
 
 
 @pytest.mark.parametrize("sizes", [(4801,), (1,), (3, 2), (0, 4801), (960, 961), (99_999,)])
-async def test_committed_audio_is_equal_however_it_was_cut(start: Start, sizes: tuple[int, ...]) -> None:
+async def test_committed_audio_is_equal_however_it_was_cut(
+    start: Start, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_SMALL", 1_000_000)  # otherwise 5000 messages take ten seconds
     pcm = spoken()[: RATE // 2 if max(sizes) > 100 else 2500].tobytes()
     async with call(await start(answer(), TALKS)) as caller:
         await caller.update()

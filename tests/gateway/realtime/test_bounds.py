@@ -34,9 +34,12 @@ NO_VAD = {"type": "realtime", "audio": {"input": {"turn_detection": None}}}
 
 
 def open_socket(running: Running, path: str = "/v1/realtime", **options: Any) -> Any:
-    """Open a WebSocket as any client may; wait up to a minute for the handshake."""
+    """Open a WebSocket as any client may; wait for the handshake.
+
+    All messages are read. Otherwise 16 unread ones would delay the answer to a close frame until its timeout.
+    """
     url = running.url.replace("http", "ws") + path
-    return websockets.connect(url, proxy=None, open_timeout=PATIENCE_S, max_size=None, **options)
+    return websockets.connect(url, proxy=None, open_timeout=PATIENCE_S, max_size=None, max_queue=None, **options)
 
 
 async def status(running: Running, path: str = "/v1/realtime", **options: Any) -> int:
