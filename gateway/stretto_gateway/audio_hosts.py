@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from stretto_gateway.admission import Admission
 from stretto_gateway.answers import mismatch, refused
 from stretto_gateway.config import Limits
 from stretto_gateway.outgoing import SCHEMES, OutgoingError, PublicResolver, sent, web_url
@@ -27,6 +28,7 @@ class AudioHosts:
 
     def __init__(self, names: Sequence[str], limits: Limits):
         self._is_any, self._limits = ANY in names, limits
+        self._fetching = Admission(limits.max_fetching, limits.max_waiting, lambda _: None)
         self._places = {place_of(name) for name in names if name != ANY}
 
     def names(self, text: str) -> bool:
@@ -50,7 +52,10 @@ class AudioHosts:
             raise refused(param, str(error).removeprefix("expected "), text) from None
         resolver, limits, parts = self._resolver(param, url), self._limits, list[bytes]()
         try:
-            async with sent(url, None, {}, limits.stall_s, limits.upload_s, resolver) as response:
+            async with (
+                self._fetching.slot(),
+                sent(url, None, {}, limits.stall_s, limits.upload_s, resolver) as response,
+            ):
                 if response.status != 200:
                     raise OutgoingError(f"status {response.status}")
                 async for part in response.content.iter_any():

@@ -24,6 +24,7 @@ class Limits:
         max_waiting: Maximum number of requests that wait for a slot, half of which a single caller may use, and also
             of requests that wait for a full server. Further requests get status 429.
         max_verifying: Maximum number of files that wait to be verified, half of which a single caller may use.
+        max_fetching: Maximum number of recordings that are fetched at once, half of which a single caller may use.
         full_s: Maximum time for which a request waits for a full server.
         later_full_s: The same for a later clause of a long text.
         max_voices: Maximum number of stored voices per key.
@@ -51,6 +52,7 @@ class Limits:
     max_active: int = 256
     max_waiting: int = 512
     max_verifying: int = 16
+    max_fetching: int = 16
     full_s: float = 30.0
     later_full_s: float = 60.0
     max_voices: int = 100

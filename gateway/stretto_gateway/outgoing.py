@@ -1,8 +1,12 @@
 """HTTP requests that the gateway sends: to a webhook, and to hosts of recordings."""
 
+import asyncio
 import ipaddress
+import socket
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 
 from aiohttp import (
@@ -17,13 +21,14 @@ from aiohttp import (
     InvalidURL,
     ServerDisconnectedError,
     TCPConnector,
-    ThreadedResolver,
 )
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 SCHEMES = ("http", "https")
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+# Threads of their own, because a name server may keep them for long.
+RESOLVING = ThreadPoolExecutor(4, "resolver")
 Address = IPv4Address | IPv6Address
 
 
@@ -37,17 +42,20 @@ class PublicResolver(AbstractResolver):
     The connection is opened to one of the addresses that have been checked.
     """
 
-    def __init__(self) -> None:
-        self._resolver = ThreadedResolver()
-
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)  # type: ignore[arg-type]
-        if not all(is_public(ipaddress.ip_address(each["host"].partition("%")[0])) for each in found):
+        look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(RESOLVING, look_up)
+        places = [(str(place[0]), int(place[1]), kind, proto) for kind, _, proto, _, place in found]
+        if not all(is_public(ipaddress.ip_address(address.partition("%")[0])) for address, *_ in places):
             raise OutgoingError("the host's address is not public")
-        return found
+        flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+        return [
+            ResolveResult(hostname=host, host=address, port=number, family=kind, proto=proto, flags=flags)
+            for address, number, kind, proto in places
+        ]
 
     async def close(self) -> None:
-        await self._resolver.close()
+        pass
 
 
 def is_public(address: Address) -> bool:
@@ -100,7 +108,7 @@ async def sent(
     """
     lines = {"accept-encoding": "identity", "user-agent": "stretto"} | dict(headers)
     lines |= {"content-type": "application/json"} if body is not None else {}
-    waits = ClientTimeout(total_s, sock_connect=stall_s, sock_read=stall_s)
+    waits = ClientTimeout(total_s, connect=stall_s, sock_read=stall_s)
     connector = TCPConnector(resolver=resolver, force_close=True)
     try:
         async with (

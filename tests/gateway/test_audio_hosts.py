@@ -1,13 +1,14 @@
 """Recordings at URLs are fetched only from the hosts that the operator names, within the limits of a recording."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from aiohttp import ThreadedResolver, web
+from aiohttp import web
 
+from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.command import arguments, read_config
@@ -98,6 +99,24 @@ async def test_recording_that_cannot_be_fetched_is_an_error_of_its_field(start: 
     assert not running.behind.requests
 
 
+async def test_slow_host_delays_only_a_share_of_the_fetches(start: Start) -> None:
+    limits = Limits(drain_s=1, stall_s=60)
+    async with host() as place:
+        hosts = AudioHosts([place], limits)
+
+        def fetch(path: str, caller: str) -> asyncio.Task[bytes]:
+            CALLER.set(caller)
+            return asyncio.create_task(hosts.fetch("ref_audio", f"http://{place}/{path}", lambda num_bytes: None))
+
+        slow = [fetch("silent", "slow") for _ in range(20)]
+        assert await fetch("whole", "other") == RECORDING
+        assert not [each for each in slow if each.done()]
+        for each in slow:
+            each.cancel()
+        await asyncio.wait(slow)
+        assert await fetch("whole", "slow") == RECORDING
+
+
 ADDRESSES = (
     "127.0.0.1 127.1 2130706433 0x7f000001 0177.0.0.1 0x7f.0.0.1 [::1] [::ffff:127.0.0.1] [64:ff9b::7f00:1] [::]"
 )
@@ -115,7 +134,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("url", REFUSED)
 async def test_any_host_means_names_on_the_standard_ports(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ThreadedResolver, "resolve", None)  # nothing is looked up
+    monkeypatch.setattr("socket.getaddrinfo", None)  # nothing is looked up
     with pytest.raises(ApiError) as raised:
         await AudioHosts(["*"], LIMITS).fetch("ref_audio", url, lambda num_bytes: None)
     assert raised.value.message.startswith(("ref_audio: expected a URL", "ref_audio: expected an http"))
@@ -128,11 +147,8 @@ INSIDE = "127.0.0.1 10.1.2.3 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 ::1 fe
 async def test_name_with_an_address_that_is_not_public_is_refused(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def resolve(*_: Any) -> list[dict[str, Any]]:
-        more = {"hostname": "a.example", "port": 80, "family": 2, "proto": 0, "flags": 0}
-        return [{"host": each} | more for each in ("93.184.216.34", address)]
-
-    monkeypatch.setattr(ThreadedResolver, "resolve", resolve)
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, 80)) for each in ("93.184.216.34", address)]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: found)
     with pytest.raises(ApiError, match="the host's address is not public"):
         await AudioHosts(["*"], LIMITS).fetch("ref_audio", "http://a.example/a.wav", lambda num_bytes: None)
 
