@@ -47,6 +47,13 @@ def test_repository_links_are_converted_to_site_links() -> None:
     assert docs_site.converted_links("[a](../../docs/api.md)", "benchmarks/results/chaos.md") == "[a](../../../api.md)"
 
 
+def test_named_tests_exist() -> None:
+    for page in (ROOT / "docs").rglob("*.md"):
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+            text = (ROOT / path).read_text()
+            assert f"def {name}(" in text or not name, f"{page.name}: {path}::{name}"
+
+
 def test_options_table_matches_the_schema() -> None:
     page = docs_site.OPTIONS_PAGE.read_text()
     assert page == docs_site.page_with_table(page), "run python -m scripts.docs_site"
