@@ -151,7 +151,8 @@ def outcomes_record(outcomes: Outcomes) -> dict[str, Any]:
 
 def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
     """Return the faults of the given kinds, except clock faults; the launcher is killed last."""
-    names = [name for name in served_processes() if name != LAUNCHER] + [LAUNCHER]
+    # Only the launcher's descendants: this process has a resource tracker of its own, which nothing would replace.
+    names = [*served_processes(served_processes().get(LAUNCHER)), LAUNCHER]
     made: dict[str, list[Fault]] = {
         "stop": [Stop(name) for name in STOPPED if name not in FRONT_ENDS],
         "front-end": [Replaced(name) for name in FRONT_ENDS],

@@ -117,6 +117,12 @@ def test_full_disk_kill_fault_keeps_the_disk_full_until_restart(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_only_processes_of_the_server_are_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = {None: {"launcher": 7, "resource tracker": 8, "proxy": 9}, 7: {"proxy": 9}}
+    monkeypatch.setattr(chaos, "served_processes", lambda root=None: found[root])
+    assert [fault.name for fault in faults_of(("kill",), tmp_path)] == ["kill proxy", "kill launcher"]
+
+
 def test_every_process_kind_has_its_faults(victim: subprocess.Popen[bytes], tmp_path: Path) -> None:
     names = [fault.name for fault in faults_of(KINDS, tmp_path)]
     wanted = {"stop proxy for good", "stop stretto_gateway for good", "kill language_model with no room for logs"}
