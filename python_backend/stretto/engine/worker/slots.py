@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -11,9 +11,11 @@ import torch
 from stretto.engine import rules
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
-from stretto.engine.step_records import NewText
 from stretto.engine.tracks import ENDLESS, WORD_STATE, GroupTrack, Track, Word, WordTrack
 from stretto.sampling import min_p_span, seed_key
+
+if TYPE_CHECKING:  # it imports vLLM, which takes seconds
+    from stretto.engine.step_records import NewText
 
 Array = Any  # np.ndarray or torch.Tensor
 
@@ -372,7 +374,7 @@ class SlotTables:
         rows = (state, tracker.script, codes.reshape(-1), counted, ids, words)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
-    def extend(self, new_text: Mapping[int, NewText], lanes: slice, arrays: Arrays) -> None:
+    def extend(self, new_text: Mapping[int, "NewText"], lanes: slice, arrays: Arrays) -> None:
         """Write newly arrived streamed text or live audio for all requests in one transfer.
 
         Args:
