@@ -300,7 +300,7 @@ def test_markup_reading_time_is_linear_in_the_length(unit: str) -> None:
             sys.setprofile(None)
         return count
 
-    assert steps(32_000) < 3 * steps(16_000) + 1000
+    assert steps(16_000) < 3 * steps(8_000) + 1000
 
 
 class WatchedReader(MarkdownReader):

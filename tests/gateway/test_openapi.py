@@ -27,8 +27,9 @@ from tests.gateway.test_fuzz import Door, resolved, values
 from tests.gateway.test_page import ADDRESS, KEY, NAMES, Elements
 from tests.gateway.test_transcription import FILE, TRANSLATES
 from tests.gateway.test_voices import CLONES, FORM, RECORDING
+from tests.tiers import by_night
 
-EXAMPLES = 40  # an operation
+EXAMPLES = [20, *by_night(80)]  # an operation
 TALKS = [task("dialogue", needs=[], also=["text", "audio"]), task("chat", needs=[], also=["text"], speaks=False)]
 EVERYTHING = CLONES | {"tasks": [*CLONES["tasks"], TRANSLATES["tasks"][-1], *TALKS]}
 WRITTEN = [Chunk(0, None, text="a cat", is_final=True, is_last=True)]
@@ -160,15 +161,16 @@ def sent(fields: dict[str, Any], record: Any, media_type: str) -> dict[str, Any]
     return {"files": files, "data": {encodable(name): encodable(each) for name, each in record.items()}}
 
 
+@pytest.mark.parametrize("examples", EXAMPLES)
 @pytest.mark.parametrize("path", sorted({path for method, path, options in GOOD if method == "post"}))
-def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str) -> None:
+def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str, examples: int) -> None:
     schema = strict(door.app.openapi())
     ((media_type, body),) = schema["paths"][path]["post"]["requestBody"]["content"].items()
     fields = resolved(body["schema"], schema["components"]["schemas"])["properties"]
     seen = set[int]()
 
     @given(values(body["schema"], schema["components"]["schemas"]))
-    @settings(max_examples=EXAMPLES, deadline=None)
+    @settings(max_examples=examples, deadline=None)
     def send(record: Any) -> None:
         answer = door.ask("post", path, **sent(fields, record, media_type))
         check(schema, "post", path, answer)
@@ -183,7 +185,7 @@ def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str
 
 
 @given(name=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(lambda name: name.strip("./")))
-@settings(max_examples=EXAMPLES, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_arbitrary_path_names_cause_no_internal_error(door: Door, name: str) -> None:
     schema = strict(door.app.openapi())
     for method, path, param in (

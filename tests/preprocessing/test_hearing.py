@@ -25,6 +25,7 @@ from stretto.records.prompt import AudioPart
 from tests.kyutai_release import make_checkpoint, replies
 from tests.patience import PATIENCE_S, until
 from tests.small_vocabularies import CHATTERBOX
+from tests.tiers import by_night
 
 RATE = 24_000
 STOPPED = 1 << 10
@@ -141,7 +142,7 @@ def client(inside: Inside) -> Iterator[Client]:
     hearing.close()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *by_night(2, 3)])
 def test_live_encoding_is_independent_of_parts_and_other_sessions(
     client: Client, inside: Inside, checkpoint: Path, codec: MimiCodec, pcm: np.ndarray, seed: int
 ) -> None:
