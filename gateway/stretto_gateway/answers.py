@@ -21,12 +21,20 @@ REFUSED, FAILED = "invalid_request_error", "server_error"
 class ApiError(HTTPException):
     """Error response: a status code and OpenAI's `error` object.
 
-    `param` is the request field that caused the error.
+    `param` is the request field that caused the error. `retry_after_s` is sent with status 429 and 503.
     """
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int = RETRY_AFTER_S,
+    ):
         super().__init__(status, message)
         self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = retry_after_s
 
     def record(self) -> dict[str, Any]:
         """Return the response body as OpenAI's error object."""
@@ -37,7 +45,7 @@ class ApiError(HTTPException):
 
     def response(self) -> Response:
         """Return the HTTP response. Its JSON is ASCII, so that even lone surrogates can be encoded."""
-        headers = {"retry-after": str(RETRY_AFTER_S)} if self.status in (429, 503) else {}
+        headers = {"retry-after": str(self.retry_after_s)} if self.status in (429, 503) else {}
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return Response(json.dumps(self.record()), self.status, headers, "application/json")
@@ -267,6 +275,44 @@ class SpeechOutcome(TypedDict):
     status: Literal["in_progress", "completed", "failed", "cancelled"]
     bytes: int
     error: str | None
+
+
+Measure = Literal["requests", "characters", "input_audio_s", "output_audio_s"]
+Period = Literal["minute", "day"]
+
+
+class CeilingState(TypedDict):
+    """Ceiling on the use of a key, and the amount used in the current period."""
+
+    measure: Measure
+    period: Period
+    amount: int
+    used: float
+    resets_in_s: int
+
+
+class KeyUsage(TypedDict):
+    """Use of the gateway by a key since the gateway's start.
+
+    Attributes:
+        key: Beginning of the key's SHA-256 digest, which names the key in metrics; `everybody` if there are no keys.
+        since: Start of the gateway, in seconds since 1970.
+        requests: Number of utterances, replies and transcriptions.
+        refused: Number of those that were refused with status 429.
+        characters: Length of all texts to speak.
+        input_audio_s: Duration of all recordings in completed requests, in seconds.
+        output_audio_s: Duration of all generated audio, in seconds.
+    """
+
+    object: Literal["usage"]
+    key: str
+    since: int
+    requests: int
+    refused: int
+    characters: int
+    input_audio_s: float
+    output_audio_s: float
+    ceilings: list[CeilingState]
 
 
 class TokenUsage(TypedDict):

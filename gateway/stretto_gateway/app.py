@@ -21,7 +21,18 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from stretto_gateway import chat, page, speech, speech_stream, transcription, verification, voices
-from stretto_gateway.answers import ERRORS, TEXT, ApiError, Described, Model, Models, SpeechModels, described, shown
+from stretto_gateway.answers import (
+    ERRORS,
+    TEXT,
+    ApiError,
+    Described,
+    KeyUsage,
+    Model,
+    Models,
+    SpeechModels,
+    described,
+    shown,
+)
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
@@ -126,6 +137,13 @@ def answer_head(every: APIRouter) -> None:
         if isinstance(route, APIRoute) and "GET" in route.methods:
             options: dict[str, Any] = {"response_class": route.response_class, "include_in_schema": False}
             every.add_api_route(route.path, route.endpoint, methods=["HEAD"], **options)
+
+
+@router.get("/v1/usage")
+async def get_usage(request: Request) -> KeyUsage:
+    """Return the use of the gateway by the caller's key, or by everybody if there are no keys."""
+    gateway: Gateway = request.app.state.gateway
+    return gateway.metrics.usage.current.record()
 
 
 @router.get("/v1/models")

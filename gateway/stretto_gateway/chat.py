@@ -213,7 +213,7 @@ async def reply(
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
-    async with gateway.admission.slot():
+    async with gateway.slot():
         begin = partial(gateway.client.converse, turns, *files, **options)
         async with aclosing(reply_events(begin, {}, trace, gateway.queue)) as events:
             async for event in events:

@@ -33,6 +33,7 @@ from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
 from stretto_gateway.outgoing import web_url
+from stretto_gateway.usage import Ceiling
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
@@ -200,6 +201,8 @@ def arguments() -> Parser:
     add("--call-webhook", type=web_address, metavar="URL", default=os.environ.get(WEBHOOK, ""), help=about)
     about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
     add("--audio-host", action="append", metavar="HOST", help=about)
+    about = "most of a measure for each key: requests, characters, input_audio_s or output_audio_s; repeatable"
+    add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="private key of the certificate; default: in the certificate file")
     half = "at most half for one client; default: %(default)s"
@@ -233,6 +236,15 @@ def web_address(text: str) -> str:
         return str(web_url(text)) if text else ""
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
+
+
+def ceiling(text: str) -> str:
+    """Check a ceiling, for argparse."""
+    try:
+        Ceiling.from_text(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def model_alias(text: str) -> tuple[str, str]:
@@ -283,7 +295,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     hosts = tuple(args.audio_host or filter(None, os.environ.get(HOSTS, "").split(",")))
     AudioHosts(hosts, limits)  # raises ValueError for an invalid one
     calls = {"call_webhook": args.call_webhook, "twilio_token": os.environ.get(TWILIO_TOKEN, "").strip()}
-    more = {"audio_hosts": hosts} | calls
+    more = {"audio_hosts": hosts, "ceilings": tuple(args.ceiling)} | calls
     return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **more)
 
 

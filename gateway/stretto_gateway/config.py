@@ -89,6 +89,7 @@ class GatewayConfig:
         call_webhook: Address that receives the events of telephone calls, and answers with text; empty for none.
         twilio_token: Twilio's auth token, which signs its requests; empty to accept other credentials only.
         audio_hosts: Hosts from which recordings are fetched, as `AudioHosts` takes them.
+        ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
     """
 
     server: str
@@ -104,3 +105,4 @@ class GatewayConfig:
     call_webhook: str = field(default="", repr=False)
     twilio_token: str = field(default="", repr=False)
     audio_hosts: tuple[str, ...] = ()
+    ceilings: tuple[str, ...] = ()

@@ -1,18 +1,23 @@
 """State shared by all endpoints: client, admission, catalogue, metrics."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from stretto_client import SpeechClient, Timeouts
 from stretto_gateway.admission import CALLER, Admission, Sessions
+from stretto_gateway.answers import ApiError
 from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.guard import Keys
 from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.realtime.audio_input import WindowQueue
 from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.server_queue import ServerQueue
+from stretto_gateway.usage import Ceiling
 from stretto_gateway.voice_store import VoiceStore
 
 
@@ -31,7 +36,8 @@ class Gateway:
         self.queue = ServerQueue(config.limits)
         self.client.tries = self.queue.later_tries
         self.catalogue = Catalogue(self.client, config.model_aliases)
-        self.metrics = Metrics(lambda: self.catalogue.family, open_spans())
+        ceilings = [Ceiling.from_text(text) for text in config.ceilings]
+        self.metrics = Metrics(lambda: self.catalogue.family, open_spans(), Keys(config.keys).owners, ceilings)
         self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = Sessions(config.limits)
@@ -41,6 +47,23 @@ class Gateway:
         self.metrics.watch(self.admission, self.queue, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
         self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Hold a slot for an utterance of the caller during the `with` block.
+
+        Raises:
+            ApiError: 429 if the caller's key has reached a ceiling, or if the queue is full.
+        """
+        use = self.metrics.usage.current
+        use.begin()
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(self.admission.slot())
+            except ApiError:
+                use.refuse()
+                raise
+            yield
 
     async def close(self) -> None:
         """Close the client, and export the remaining traces."""

@@ -71,6 +71,11 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
+    @property
+    def owners(self) -> list[str]:
+        """Ids of the callers that have a key."""
+        return [digest.hex() for digest in self._digests]
+
     def admit(self, authorization: str) -> bool:
         """Return True if the header contains one of the keys, or if there are no keys.
 

@@ -16,7 +16,7 @@ first audio event or to the end of a text. The remaining time is attributed to t
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from prometheus_client.exposition import choose_encoder
 from stretto_client import SpeechEvent
 from stretto_gateway.admission import REQUEST, Admission, RequestHead, Sessions
 from stretto_gateway.server_queue import ServerQueue
+from stretto_gateway.usage import Ceiling, Usage
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -173,10 +174,19 @@ class Metrics:
     Args:
         family: Function that returns the name of the served family.
         spans: Exporter of traces; None if tracing is off.
+        owners: Digests of the API keys.
+        ceilings: Ceilings on the use of each key.
     """
 
-    def __init__(self, family: Callable[[], str], spans: Spans | None = None):
+    def __init__(
+        self,
+        family: Callable[[], str],
+        spans: Spans | None = None,
+        owners: Sequence[str] = (),
+        ceilings: Sequence[Ceiling] = (),
+    ):
         self.registry, self.family, self.spans = CollectorRegistry(), family, spans
+        self.usage = Usage(owners, ceilings, self.registry)
         self.first_audio = Histogram(
             "audio_ttfp_seconds", "Seconds to the first audible sample", LABELS, buckets=SECONDS, registry=self.registry
         )
@@ -240,6 +250,7 @@ class Trace:
 
     def __init__(self, metrics: Metrics, task: str):
         self._metrics, self._labels, self._request = metrics, (metrics.family(), task), REQUEST.get()
+        self._use = metrics.usage.current
         for counter in self._counters:
             # create the counter at zero, so that Prometheus rates include the first increment
             counter.labels(*self._labels)
@@ -282,6 +293,7 @@ class Trace:
             cut.labels(*self._labels).inc()
 
     def _tell_times(self) -> None:
+        self._use.add("input_audio_s", self._report.get("input_audio_s", 0.0))
         if self._metrics.spans is None:
             return
         ended_s = time.monotonic()
@@ -314,7 +326,9 @@ class SpeechTrace(Trace):
                 self._first_s = now_s
             played_s = now_s - self._first_s - self._underrun_s
             self._underrun_s += max(0.0, played_s - self._audio_s)
-            self._audio_s += len(event.pcm) / event.sample_rate
+            seconds = len(event.pcm) / event.sample_rate
+            self._audio_s += seconds
+            self._use.add("output_audio_s", seconds)
             self._is_audible = self._is_audible or is_audible(event.pcm)
         self._end(event)
 

@@ -266,8 +266,11 @@ async def spoken(
     """
     trace = SpeechTrace(gateway.metrics, "tts")
     fields = (FIELDS if isinstance(text, str) else WRITTEN_FIELDS) | dict.fromkeys(OF_THE_VOICE, voice_field)
-    async with gateway.admission.slot():
-        begin = partial(gateway.client.speak, text, **options)
+    use = gateway.metrics.usage.current
+    async with gateway.slot():
+        if isinstance(text, str):
+            use.add("characters", len(text))
+        begin = partial(gateway.client.speak, text if isinstance(text, str) else use.counted(text), **options)
         queue = gateway.queue if isinstance(text, str) else None  # pieces of streamed text are read only once
         async with aclosing(speech_events(begin, fields, trace, queue)) as events:
             yield events

@@ -257,7 +257,7 @@ async def writing(
 ) -> AsyncGenerator[AsyncGenerator[SpeechEvent, None], None]:
     """Yield the event stream that transcribes a file; close it at the end of the `with` block."""
     trace = Trace(gateway.metrics, task)
-    async with gateway.admission.slot():
+    async with gateway.slot():
         begin = partial(gateway.client.transcribe, content, **options)
         async with aclosing(text_events(begin, FIELDS, trace, gateway.queue)) as events:
             yield events

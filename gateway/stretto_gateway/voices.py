@@ -169,7 +169,7 @@ async def _reference(
 
 async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
     """Generate the first audio with a voice; raise ApiError if that fails."""
-    async with gateway.admission.slot():
+    async with gateway.slot():
         begin = partial(gateway.client.speak, SAMPLE, voice=voice)
         async with aclosing(client_events(begin, FIELDS, gateway.queue)) as events:
             await anext(events, None)

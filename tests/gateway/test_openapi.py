@@ -55,6 +55,7 @@ GOOD = [
     ("post", "/v1/realtime/client_secrets", {"json": {"session": {"type": "realtime"}}}),
     ("get", "/v1/audio/speech/{request_id}", {"request_id": None}),
     ("get", "/v1/models", {}),
+    ("get", "/v1/usage", {}),
     ("get", "/v1/models/{name}", {"name": "tts-1"}),
     ("get", "/v1/audio/models", {}),
     ("post", "/v1/audio/voices", {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM}),

@@ -178,7 +178,7 @@ class ListeningSession(KyutaiSession):
             trace: Metrics of the output.
             start: Function that opens the session at the server. It is called once the session has a slot.
         """
-        async with self._gateway.admission.slot(), aclosing(reply_events(start, {}, trace)) as events:
+        async with self._gateway.slot(), aclosing(reply_events(start, {}, trace)) as events:
             async for event in events:
                 await self._report(event)
         raise SessionEnd(DONE)

@@ -236,7 +236,7 @@ class Reply:
         order, gateway = self._order, self._gateway
         try:
             trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
-            async with gateway.admission.slot():
+            async with gateway.slot():
                 async with aclosing(reply_events(self._open_stream, self._fields, trace, self._queue)) as events:
                     async for event in events:
                         await self._add(event)

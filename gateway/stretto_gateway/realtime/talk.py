@@ -171,7 +171,7 @@ class Transcriber:
         task = find_task(await self._gateway.catalogue.profile(), ("asr",), "transcription")
         pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
-        async with self._gateway.admission.slot():
+        async with self._gateway.slot():
             begin, queue = self._transcription(pcm, live), None if live else self._gateway.queue
             async with aclosing(text_events(begin, {}, trace, queue)) as events:
                 async for event in events:

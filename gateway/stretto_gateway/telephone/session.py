@@ -54,7 +54,8 @@ class SpokenText(Reply):
         self._queue = None  # the text is read only once
 
     def _open_stream(self) -> Speech:
-        return self._gateway.client.speak(self._text.pieces(), **self._options)
+        pieces = self._gateway.metrics.usage.current.counted(self._text.pieces())
+        return self._gateway.client.speak(pieces, **self._options)
 
     async def begin(self, tasks: asyncio.TaskGroup) -> None:
         await super().begin(tasks)
