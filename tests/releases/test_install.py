@@ -26,6 +26,7 @@ from stretto.releases.listing import Folder
 from stretto.releases.models import Model, Models
 from stretto.releases.target import parse
 from tests import hub as loopback
+from tests.held_processes import held_at
 from tests.hub import Repository
 from tests.installed_models import install
 from tests.releases.test_fetch import prepared
@@ -423,8 +424,8 @@ HELD = {
     "recognising": "HEAD /acme/voice/resolve/.*/config.yaml",
     "downloading": "GET /acme/voice/model.safetensors/",
 }
-# Elsewhere an audit hook of Python, which the environment adds to all processes, holds it before an event with these
-# arguments: in the front process, in the hub's client or in the converter.
+# Elsewhere it is held before an event with these arguments: in the front process, in the hub's client or in the
+# converter.
 EVENTS = {
     "locking": ("open", r"/\.locks/voice--\w+\.lock a"),
     "staging": ("os.mkdir", r"/\.staging-[0-9a-f]{8} "),
@@ -437,18 +438,6 @@ EVENTS = {
     "publishing": ("os.rename", r"/\.staging-\w+ .*/voice--\w+ "),
     "published": ("os.remove", r"/voice--\w+/lock "),
 }
-HOOK = """
-import os, re, sys, time
-def hold(event, arguments, reached=[]):
-    if event == os.environ["HELD_EVENT"] and not reached and re.search(os.environ["HELD_AT"], f"{arguments} ".translate(
-        {ord(each): None for each in "()',"}
-    )):
-        reached.append(event)
-        open(os.environ["HELD_MARK"], "w").close()
-        while True:
-            time.sleep(0.01)
-sys.addaudithook(hold)
-"""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 BY_DAY = [("downloading", signal.SIGKILL), ("verifying", signal.SIGINT), ("converting", signal.SIGTERM)]
 POINTS = [(point, number) for point in (*HELD, *EVENTS, "converting") for number in SIGNALS]
@@ -465,10 +454,7 @@ def test_interrupted_installation_leaves_nothing(
         drop_after = 100_000 if point == "downloading" else None
         fault = server.fail(HELD[point], held=threading.Event(), drop_after=drop_after)
     elif point in EVENTS:
-        (tmp_path / "sitecustomize.py").write_text(HOOK)
-        event, pattern = EVENTS[point]
-        environment |= {"HELD_EVENT": event, "HELD_AT": pattern, "HELD_MARK": str(mark)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        environment |= held_at(*EVENTS[point], mark)
     command = [sys.executable, "-c", PROGRAM, "pull", "acme/voice", "--cpu"]
 
     def is_reached() -> bool:
