@@ -385,6 +385,14 @@ def test_small_disk(
     assert {*done.stdout.split()} <= {".locks", ".staging-guard"}
 
 
+def test_unknown_argument_of_the_converter_is_refused_before_the_download(pull: Pull, server: loopback.Hub) -> None:
+    first = len(server.requests)
+    with pytest.raises(ReleaseError, match="unrecognized arguments: --nosuch 1") as caught:
+        pull(arguments=("--nosuch", "1"))
+    assert caught.value.status == 2
+    assert not [each for each in server.requests[first:] if each.storage]
+
+
 def test_folder_with_a_link_to_another_place_is_refused(
     pull: Pull, models: Models, release: Path, tmp_path: Path
 ) -> None:

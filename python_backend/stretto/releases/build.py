@@ -62,6 +62,16 @@ def convert(report: Report, words: list[str], out: str, is_half: bool) -> dict[s
     }
 
 
+def parse(report: Report, words: list[str]) -> None:
+    """Raise BadArgument if arguments of `stretto convert` are invalid.
+
+    Args:
+        report: Unused.
+        words: Arguments of `stretto convert` without `--out`.
+    """
+    parsed([*words, "--out", "unused"])
+
+
 def check(report: Report, words: list[str]) -> None:
     """Raise TensorMismatch if tensors of a release are missing, unknown or of another shape.
 
@@ -105,4 +115,4 @@ def repository(
 
 
 if __name__ == "__main__":
-    serve({"check": check, "convert": convert, "repository": repository})
+    serve({"check": check, "convert": convert, "parse": parse, "repository": repository})

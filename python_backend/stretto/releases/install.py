@@ -222,8 +222,11 @@ class Installer:
         """Download, convert and publish a release. The caller holds the model's lock."""
         with self._models.staging() as staging:
             repositories = [part.source.repository for part in parts]
-            self._check_shapes(View(staging / "headers", entry, repositories), parts, request)
             view = View(staging / "files", entry, repositories)
+            if request.arguments:
+                with view.named():
+                    self._builder.worker.call("parse", words=[*view.arguments(), *request.arguments])
+            self._check_shapes(View(staging / "headers", entry, repositories), parts, request)
             hashes: dict[tuple[int, str], Path] = {}
             for number, part in enumerate(parts):
                 for name, facts in self._places(part).items():
