@@ -11,6 +11,8 @@ import pytest
 from stretto.cli import main
 from stretto.convert.command import arguments
 from stretto.releases.names import entries
+from tests import hub as loopback
+from tests.releases.test_fetch import prepared
 
 
 def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -55,6 +57,21 @@ def test_folder_is_converted_where_it_is(
     convert, _, _ = commands(output)
     assert convert[:5] == ["stretto", "convert", "qwen3-tts", "--model", "my release"]
     assert convert[-2:] == ["--out", "my-release"]
+
+
+def test_licence_of_a_repository_is_that_of_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kyutai_release(tmp_path / "release", conditioners={"a": 1}, model_id={"sig": "a", "epoch": 1})
+    with loopback.Hub() as hub:
+        hub.add("acme/stated", tmp_path / "release", card={"license": "cc-by-nc-4.0"})
+        hub.add("acme/silent", tmp_path / "release")
+        prepared(monkeypatch, tmp_path / "home", hub.url)
+        stated, silent = shown(capsys, "acme/stated"), shown(capsys, "acme/silent")
+    assert f"licence      CC-BY-NC-4.0, not for commercial use ({hub.url}/acme/stated)\n" in stated
+    assert "unproved     revision, sizes, gated\n" in stated
+    assert "licence      not confirmed\n" in silent
+    assert "unproved     revision, sizes, licence, gated\n" in silent
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from stretto.errors import CommandParser
 from stretto.releases.detect import detect
 from stretto.releases.entry import UNTESTED, Entry, Source
 from stretto.releases.errors import ReleaseError
-from stretto.releases.hub import Hub, RemoteListing
+from stretto.releases.hub import Hub, RemoteListing, address
+from stretto.releases.licences import licence_of
 from stretto.releases.names import entries
 from stretto.releases.page import ACCESS, COMMERCIAL, manual_commands, title, wrapped
 from stretto.releases.printing import plain
@@ -72,7 +73,13 @@ def detected(target: Target, folder: str | None) -> Entry:
         return detect(target.listing, folder, target.part)
     assert target.repository is not None
     with Hub() as hub:
-        return detect(RemoteListing(hub, hub.snapshot(target.repository, None)), target.repository, target.part)
+        snapshot = hub.snapshot(target.repository, None)
+        entry = detect(RemoteListing(hub, snapshot), target.repository, target.part)
+    stated = licence_of(entry.source, snapshot.licence, address())
+    if stated == entry.source.licence:
+        return entry
+    unproved = tuple(each for each in entry.unproved if each != "licence")
+    return replace(entry, source=replace(entry.source, licence=stated), unproved=unproved)
 
 
 def summary(entry: Entry) -> str:
