@@ -159,6 +159,15 @@ def test_text_is_spoken_once(command: Command, stdin: None, text: str) -> None:
     assert command.launched == []
 
 
+@pytest.mark.usefixtures("voice")
+@pytest.mark.parametrize(
+    "words", [["--voice", "jean", "acme/voice", "It is ten."], ["acme/voice", "--voice", "jean", "-"]]
+)
+def test_options_stand_anywhere(command: Command, words: list[str]) -> None:
+    assert command(*words) == 0
+    assert [(each.voice, each.text) for each in command.sent] == [("jean", words[-1])]
+
+
 # ----- launcher
 
 
@@ -364,6 +373,7 @@ def test_default_voice_that_the_model_does_not_have_is_not_used(command: Command
         (["It is ten.", "--clone-text", "It"], "--clone-text: requires --clone FILE"),
         (["-", "--clone", "-"], "--clone -: expected a file"),
         (["It is ten.", "--port", "65533"], "expected a port from 1 to 65532, got '65533'"),
+        (["It is ten.", "--port", "70000"], "expected a port from 1 to 65532, got '70000'"),
         (["It is ten.", "--gpu", "-1"], "expected the number of a GPU, from 0, got '-1'"),
         (["It is ten.", "--gpu", "0", "--cpu"], "not allowed with argument --gpu"),
         (["It is ten.", "--with", "codec"], "expected KEY=VALUE, got 'codec'"),
@@ -467,7 +477,7 @@ def test_each_error_has_its_exit_status(
         (["./none"], 2, "expected a folder with a release, got a path that does not exist"),
         (["./empty"], 2, "expected a folder with a release, got an empty folder"),
         (["./file"], 2, "expected a folder with a release, got a file"),
-        (["acme/voice", "--token-file", "none"], 2, "--token-file: none: "),
+        (["acme/voice", "--token-file", "none"], 2, "--token-file: none: No such file or directory\n"),
     ],
 )
 def test_release_that_cannot_be_found(

@@ -232,8 +232,10 @@ def read_token(path: Path) -> str:
     """Return the token in a file; raise BadArgument if there is none."""
     try:
         token = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadArgument(f"--token-file: {path}: {error}") from error
+    except OSError as error:
+        raise BadArgument(f"--token-file: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BadArgument(f"--token-file: {path}: expected one token") from error
     if not token or not token.isascii() or not token.isprintable():
         raise BadArgument(f"--token-file: {path}: expected one token")
     return token

@@ -24,7 +24,7 @@ from stretto.errors import CommandParser
 from stretto.gpus import gpu_number
 from stretto.launcher import command as launcher
 from stretto.launcher.background import BackgroundServer, CannotServe, require_installation
-from stretto.launcher.config import default_port, ip_address, port_number
+from stretto.launcher.config import default_port, ip_address, whole_number
 from stretto.launcher.installation import LaunchError, state_folder
 from stretto.releases.errors import BadArgument, ReleaseError
 from stretto.releases.fit import held_mb
@@ -74,7 +74,7 @@ def main(words: list[str], speech: Speech) -> int:
         own, passed = words[:at], words[at + 1 :]
     try:
         flags = parser_of(speech)
-        args = flags.parse_args(own)
+        args = flags.parse_intermixed_args(own)  # otherwise options must not stand between name and text
         return _run(flags, args, passed, speech)
     except ReleaseError as error:
         print(f"stretto run: {plain(str(error))}", file=sys.stderr)
@@ -113,10 +113,7 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
 
 def first_port(text: str) -> int:
     """Parse a port that leaves room for the next three."""
-    port = port_number(text)
-    if port > MAX_PORT:
-        raise argparse.ArgumentTypeError(f"expected a port from 1 to {MAX_PORT}, got {text!r}")
-    return port
+    return whole_number(text, MAX_PORT, f"a port from 1 to {MAX_PORT}")
 
 
 def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[str], speech: Speech) -> int:
