@@ -9,12 +9,13 @@
 Large files and weights are LFS files: `resolve` redirects to a second port, as the real hub redirects to its storage
 host, so that a test can check that the token is not sent there. `hub.requests` records all requests.
 
-`python -m tests.hub OWNER/NAME FOLDER` serves a folder. It prints its address and then, for each line on its standard
-input, the number of requests and of bytes sent so far.
+`python -m tests.hub OWNER/NAME FOLDER [BYTES_PER_S]` serves a folder. It prints its address and then, for each line on
+its standard input, the number of requests and of bytes sent so far.
 """
 
 import hashlib
 import json
+import mmap
 import os
 import re
 import socket
@@ -43,12 +44,14 @@ class Blob:
     """A file of a commit. `name` is its path in the repository."""
 
     name: str
-    data: bytes
+    data: bytes | memoryview
 
     @cached_property
     def git(self) -> str:
         """SHA-1 of the file as a git object."""
-        return hashlib.sha1(f"blob {self.size}\0".encode() + self.data).hexdigest()
+        digest = hashlib.sha1(f"blob {self.size}\0".encode())
+        digest.update(self.data)
+        return digest.hexdigest()
 
     @cached_property
     def sha256(self) -> str:
@@ -90,11 +93,10 @@ class Repository:
     commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, files: Path | Mapping[str, bytes], branch: str = "main") -> str:
+    def commit(self, files: Path | Mapping[str, bytes | memoryview], branch: str = "main") -> str:
         """Add the files of a folder, or these contents by path, as a commit of the branch. Return the commit."""
         if isinstance(files, Path):
-            paths = (path for path in sorted(files.rglob("*")) if path.is_file())
-            files = {path.relative_to(files).as_posix(): path.read_bytes() for path in paths}
+            files = {name: path.read_bytes() for name, path in _files(files).items()}
         blobs = {name: Blob(name, data) for name, data in files.items()}
         text = self.branches.get(branch, "") + "".join(f"{name}\0{blob.git}\n" for name, blob in blobs.items())
         sha = hashlib.sha1(text.encode()).hexdigest()
@@ -110,6 +112,28 @@ class Repository:
         """Return the commit of a branch or an id, or None."""
         revision = revision.removeprefix("refs/heads/")
         return self.branches.get(revision) or (revision if revision in self.commits else None)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files in a folder by their path in it."""
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Link:
+    """Network link that all transfers share. Its rate is `bytes_per_s`; 0 for no limit."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._bytes_per_s, self._free_s, self._lock = bytes_per_s, 0.0, threading.Lock()
+
+    def wait(self, num_bytes: int) -> None:
+        """Wait until bytes have passed the link."""
+        if not self._bytes_per_s:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_s = max(self._free_s, now) + num_bytes / self._bytes_per_s
+            waiting_s = self._free_s - now
+        time.sleep(waiting_s)
 
 
 @dataclass
@@ -159,7 +183,8 @@ class Request:
 class Hub:
     """The server. `grants` maps each valid token to the gated or private repositories that it opens."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_per_s: float = 0) -> None:
+        self.link = Link(bytes_per_s)
         self.repositories: dict[str, Repository] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -168,7 +193,7 @@ class Hub:
         self._servers = [_Server(self, is_storage) for is_storage in (False, True)]
         self.url, self.storage = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
-    def add(self, name: str, files: Path | Mapping[str, bytes], **settings: Any) -> Repository:
+    def add(self, name: str, files: Path | Mapping[str, bytes | memoryview], **settings: Any) -> Repository:
         """Add a repository with one commit; `settings` are attributes of `Repository`."""
         self.repositories[name] = repository = Repository(name, **settings)
         repository.commit(files)
@@ -393,7 +418,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_file(self, blob: Blob, headers: dict[str, str]) -> None:
         """Send a file, or the requested range of it, with the transfer faults."""
-        data, fault = blob.data[: blob.size - self.fault.short], self.fault
+        data, fault = memoryview(blob.data)[: blob.size - self.fault.short], self.fault
         start, end, status = 0, len(data), 200
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.request_log.range or "")
         headers = headers | {"ETag": f'"{blob.sha256 or blob.git}"', "Accept-Ranges": "bytes"}
@@ -404,13 +429,13 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
         if fault.is_wrong:
             middle = len(data) // 2
-            data = data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
+            data = memoryview(b"".join([data[:middle], bytes([data[middle] ^ 0xFF]), data[middle + 1 :]]))
         return self.answer(status, data[start:end], "application/octet-stream", headers)
 
     def send_json(self, record: Any, headers: dict[str, str] | None = None) -> None:
         self.answer(200, json.dumps(record).encode(), "application/json", headers or {})
 
-    def answer(self, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
+    def answer(self, status: int, body: bytes | memoryview, kind: str, headers: dict[str, str]) -> None:
         self.request_log.status = status
         self.send_response(status)
         for key, value in (headers | {"Content-Type": kind, "Content-Length": str(len(body))}).items():
@@ -421,7 +446,9 @@ class _Handler(BaseHTTPRequestHandler):
         limit = len(body) if self.fault.drop_after is None else self.fault.drop_after
         began = time.monotonic()
         for start in range(0, min(limit, len(body)), CHUNK_BYTES):
-            self.wfile.write(body[start : min(start + CHUNK_BYTES, limit)])
+            piece = body[start : min(start + CHUNK_BYTES, limit)]
+            self.hub.link.wait(len(piece))
+            self.wfile.write(piece)
             self.request_log.num_bytes = min(start + CHUNK_BYTES, limit, len(body))
             if self.fault.bytes_per_s:
                 due = began + self.request_log.num_bytes / self.fault.bytes_per_s
@@ -447,10 +474,18 @@ def _described(blob: Blob) -> dict[str, Any]:
     return {"type": "file", "oid": blob.git, "size": blob.size, "path": blob.name} | blob.lfs("oid")
 
 
-def main(name: str, folder: str) -> None:
+def mapped(path: Path) -> bytes | memoryview:
+    """Return the content of a file, which stays on the disk; a test's release may change, so those are read instead."""
+    if not path.stat().st_size:
+        return b""
+    with path.open("rb") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def main(name: str, folder: str, bytes_per_s: str = "0") -> None:
     """Serve a folder as a model repository until standard input ends."""
-    with Hub() as hub:
-        hub.add(name, Path(folder), card={"license": "mit"})
+    with Hub(float(bytes_per_s)) as hub:
+        hub.add(name, {file: mapped(path) for file, path in _files(Path(folder)).items()}, card={"license": "mit"})
         print(hub.url, flush=True)
         for _ in sys.stdin:
             requests = [*hub.requests]

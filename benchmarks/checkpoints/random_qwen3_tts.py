@@ -1,4 +1,4 @@
-"""Small random weights of Qwen3-TTS in the published layout, identical on every machine.
+"""Random weights of Qwen3-TTS in the published layout, identical on every machine; most of them are small.
 
 The weights need only `random_tensors.py` and numpy; `write_release` adds a tokenizer.
 """
@@ -110,6 +110,18 @@ def proportioned_config() -> dict[str, Any]:
     return config | {f"{name}_token_id": ROOM + SPECIAL[token] for name, token in NAMED.items()}
 
 
+def published_config() -> dict[str, Any]:
+    """Return config.json for a release of the size of the 0.6B model; its tokenizer has few words."""
+    config = small_config(hidden=1024, depth_hidden=1024, layers=28, depth_layers=5, codebooks=16, codes=2048)
+    talker = config["talker_config"]
+    for part in (talker, talker["code_predictor_config"]):
+        part |= {"intermediate_size": 3072, "head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}
+    talker["max_position_embeddings"] = 32_768
+    talker["rope_scaling"]["mrope_section"] = [24, 20, 20]
+    talker["text_hidden_size"], talker["text_vocab_size"] = 2048, 151_936
+    return config
+
+
 def backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
     return {
         "hidden_size": hidden,
@@ -213,7 +225,11 @@ def plain_ids(text: str) -> list[int]:
 
 
 def write_release(
-    folder: Path, config: Mapping[str, Any] | None = None, seed: int = 1, words: Iterable[str] = ()
+    folder: Path,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 1,
+    words: Iterable[str] = (),
+    is_half: bool = False,
 ) -> Path:
     """Write a release without its codec: weights, configuration and tokenizer.
 
@@ -222,6 +238,7 @@ def write_release(
         config: Contents of config.json; None for `small_config`.
         seed: Seed of the weights.
         words: Words that become single tokens (`write_tokenizer`).
+        is_half: True to write bfloat16 as published, which needs torch; otherwise float32.
     """
     from safetensors.numpy import save_file
 
@@ -236,5 +253,12 @@ def write_release(
 
         speaker = speaker_tensors(config["speaker_encoder_config"])
         drawn |= {f"speaker_encoder.{name}": tensor.numpy() for name, tensor in speaker.items()}
-    save_file(drawn, folder / "model.safetensors")
+    if is_half:
+        import torch
+        from safetensors.torch import save_file as save_tensors
+
+        halves = {name: torch.from_numpy(drawn.pop(name)).bfloat16() for name in [*drawn]}
+        save_tensors(halves, folder / "model.safetensors")
+    else:
+        save_file(drawn, folder / "model.safetensors")
     return folder
