@@ -62,7 +62,7 @@ from stretto.engine.environment import prepare_environment
 from stretto.engine.host import vllm_config
 from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.protocol import read_rows
-from stretto.engine.reply_rules import SegmentTracker
+from stretto.engine.reply_rules import ReplyState
 from stretto.engine.utterance import Utterance
 from stretto.families.text import load_text_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -106,16 +106,16 @@ class NecessarySteps:
         family, scheduler, wall_s, cpu_s = self._rules.family, self._engine.scheduler, 0.0, 0.0
         pending = {}
         for request_id, prompt in zip(self._engine.add_prompts(prompts), prompts, strict=True):
-            tracker = SegmentTracker(self._rules, family.task(prompt.task), len(prompt.rows))
+            begun = ReplyState.begin(self._rules, family.task(prompt.task), len(prompt.rows))
             pacer = Pacer(replace(prompt.delivery.chunking, deterministic=True))
-            pending[request_id] = Utterance(tracker, prompt.words, self._text, pacer)
+            pending[request_id] = Utterance(begun, prompt.words, self._text, pacer)
         while pending:
             wall, cpu = time.perf_counter(), time.thread_time()
             outputs = list(self._engine.outputs())
             wall_s, cpu_s = wall_s + time.perf_counter() - wall, cpu_s + time.thread_time() - cpu
             for output in outputs:
                 has_ended, ids = output.finish_reason is not None, output.new_token_ids
-                rows = read_rows(split_trailer(ids)[0] if has_ended else ids, family.num_row_words)
+                rows = read_rows(split_trailer(ids)[0] if has_ended else ids, self._rules.num_row_words)
                 reply = pending.get(output.request_id)
                 if has_ended or (reply is not None and any(each.codes is not None for each in reply.push(rows))):
                     pending.pop(output.request_id, None)

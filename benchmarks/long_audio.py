@@ -37,7 +37,7 @@ from vllm.v1.engine import EngineCoreRequest  # noqa: E402
 from vllm.v1.engine.output_processor import OutputProcessor, RequestOutputCollector  # noqa: E402
 
 from stretto.engine.protocol import Trailer, read_rows  # noqa: E402
-from stretto.engine.reply_rules import SegmentTracker  # noqa: E402
+from stretto.engine.reply_rules import ReplyState  # noqa: E402
 from stretto.engine.utterance import Utterance  # noqa: E402
 from stretto.families.tiny.prompt import TEXT_CODEC  # noqa: E402
 from stretto.streams.chunking import ChunkPolicy, Pacer  # noqa: E402
@@ -107,9 +107,9 @@ class LongReplies:
         request = EngineCoreRequest(request_id, tokens, None, params, None, 0.0, None, None, None)
         request.external_req_id = request_id
         processor.add_request(request, None, queue=collector)
-        tracker = SegmentTracker(self._rules, SPEAK, len(tokens))
+        begun = ReplyState.begin(self._rules, SPEAK, len(tokens))
         policy = ChunkPolicy(frame_rate=LONG.frame_rate)
-        utterance = Utterance(tracker, (), TEXT_CODEC, Pacer(policy))
+        utterance = Utterance(begun, (), TEXT_CODEC, Pacer(policy))
         marks = list[Mark]()
         self._watch.restart()
         while self._engine.scheduler.has_requests():
@@ -123,7 +123,7 @@ class LongReplies:
         ids = list(output.outputs[0].token_ids)
         if output.finished:
             ids, self.trailer = split_trailer(ids)
-        for chunk in utterance.push(read_rows(ids, LONG.layout.num_output_streams)):
+        for chunk in utterance.push(read_rows(ids, self._rules.num_row_words)):
             self.num_frames += 0 if chunk.codes is None else chunk.codes.shape[1]
 
     def _mark(self) -> Mark:

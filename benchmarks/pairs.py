@@ -82,7 +82,7 @@ class PairArm:
         for tokens in replies.values():
             ids, trailer = split_trailer(tokens)
             found.trailers.append(trailer)
-            found.rows.append(read_rows(ids, 1)[:, 1:].tolist())
+            found.rows.append(read_rows(ids, self._engine.scheduler.table.rules.num_row_words)[:, 1:2].tolist())
         return found
 
 

@@ -178,11 +178,11 @@ def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
 
 def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
     """Return the time to the first audio, and the seconds of audio that all replies generate per second."""
-    rows, streams = first_rows(arm.family, codec), arm.family.layout.num_output_streams
+    rows = first_rows(arm.family, codec)
     bursts = []
     for _ in range(arm.load.rounds):
         ids = arm.add(number, arm.model.scale)
-        bursts.append(time_burst(arm.engine, ids, number * arm.model.rows_per_request, rows, streams))
+        bursts.append(time_burst(arm.engine, ids, number * arm.model.rows_per_request, rows))
     return figures(bursts, arm.family, codec, number, arm.load.frames)
 
 
@@ -280,7 +280,7 @@ def audio_s(family: Family, num_rows: int) -> float:
     return (num_rows - incomplete) / family.frame_rate
 
 
-def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, first: int, num_streams: int) -> Burst:
+def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, first: int) -> Burst:
     """Step `engine` until all replies have ended and return their times.
 
     Full steps decode `num_rows` rows. The first chunk of a reply needs `first` rows.
@@ -296,7 +296,7 @@ def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, fir
             step_s.append(now - since)
         for output in [output for each in outputs.values() for output in each.outputs]:
             if output.request_id in rows:
-                rows[output.request_id] += len(output.new_token_ids) / (1 + num_streams)
+                rows[output.request_id] += len(output.new_token_ids) / (1 + scheduler.table.rules.num_row_words)
                 if rows[output.request_id] >= first:
                     reached.setdefault(output.request_id, now - begun)
         if not prefill_s and all(rows.values()):

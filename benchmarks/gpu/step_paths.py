@@ -230,7 +230,7 @@ class Case:
         rows = slots.rows(batch_of(slots, program.lengths))
         variant, _ = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
         assert variant == Variant(writes=False, speaks=True), variant
-        size, width = self.num_rows, program.num_others
+        size, width = self.num_rows, program.width
 
         def results() -> tuple[torch.Tensor, ...]:
             found = program.results

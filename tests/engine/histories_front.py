@@ -15,7 +15,8 @@ class Reader:
     """Client that reads pending output, merged as vLLM merges it."""
 
     def __init__(self, rules: SegmentRules, collector: RequestOutputCollector):
-        self.collector, self.width = collector, rules.family.layout.num_output_streams
+        self.collector, self.width = collector, rules.num_row_words
+        self.num_streams = rules.family.layout.num_output_streams
         self.rows: list[list[int]] = []
         self.trailer: Trailer | None = None
         self.changes: list[tuple[int, bool]] = []
@@ -37,7 +38,7 @@ class Reader:
         for mark, *row in read_rows(ids, self.width).tolist():
             if mark != NO_CHANGE:
                 self.changes.append((len(self.rows), mark == GUIDANCE_ON))
-            self.rows.append(row)
+            self.rows.append(row[: self.num_streams])
         return output.finished
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stretto.engine.admission import Capacity, admit
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.errors import InvalidRequest
 from stretto.families.text import TextCodec
@@ -17,6 +17,7 @@ from stretto.records.chunk import LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
+from tests.reply_rows import chunks_in
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED
 
 RULES = SegmentRules(INTERLEAVED, 128)
@@ -41,26 +42,26 @@ class Spelling:
         return rest
 
 
-def said(sizes: list[int]) -> tuple[SegmentTracker, list[LMChunk]]:
+def said(sizes: list[int]) -> tuple[ReplyState, list[LMChunk]]:
     """Return the chunks of a reply whose rows arrive in groups of `sizes`."""
-    tracker = SegmentTracker(RULES, REPLY, 7)
+    reply = ReplyState.begin(RULES, REPLY, 7)
     codec = TextCodec(lambda task: Spelling(), lambda ids: [None] * len(ids))
-    utterance = Utterance(tracker, (), codec, Pacer(ChunkPolicy(2, 4, deterministic=True)))
+    utterance = Utterance(reply, (), codec, Pacer(ChunkPolicy(2, 4, deterministic=True)))
     rows, chunks = np.array([[0, token] for token in SAID]), list[LMChunk]()
     for part in np.split(rows, np.cumsum(sizes)):
-        chunks += utterance.push(part) if len(part) else []
-    return tracker, [*chunks, utterance.finish(REPORT)]
+        chunks += chunks_in(utterance, part) if len(part) else []
+    return reply, [*chunks, utterance.finish(REPORT)]
 
 
 @pytest.mark.parametrize("sizes", [[], [1] * 16, [3, 8, 1]])
 def test_interleaved_text_and_frames_are_sent_in_order(sizes: list[int]) -> None:
-    tracker, chunks = said(sizes)
+    reply, chunks = said(sizes)
     assert "".join(each.chunk.text for each in chunks) == "20 21 22 23 24 25"
     codes = np.concatenate([each.codes for each in chunks if each.codes is not None], 1)
     assert codes.tolist() == [list(range(9))]
     assert {each.chunk.segment for each in chunks} == {Segment.INTERLEAVED}
     assert [each.chunk.index for each in chunks] == list(range(len(chunks)))
-    assert (tracker.num_frames, tracker.num_text_tokens) == (9, 15)  # in its rows, as limits count them
+    assert (reply.num_frames, reply.num_text_tokens) == (9, 15)  # in its rows, as limits count them
 
 
 def test_interleaved_rows_are_sent_before_later_rows() -> None:

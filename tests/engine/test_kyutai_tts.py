@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_kyutai_tts import CONFIG
-from stretto.engine.reply_rules import SegmentTracker, TextUpdate
-from stretto.engine.tracks import WordMachine, WordTrack
+from stretto.engine.reply_rules import ReplyState, TextUpdate
+from stretto.engine.tracks import WordTrack
 from stretto.families.kyutai_tts import PLUGIN
 from stretto.families.plugin import family_at
 from stretto.records.prompt import Prompt, pack_word, unpack_words
@@ -54,7 +54,7 @@ def test_rows_and_word_times_match_published_code_alone_and_batched(engine: Engi
         made = make_prompt(checkpoint, wanted)
         answer = engine.run({"r": made})["r"]
         check(answer, wanted, checkpoint, f"reply {at} alone")
-        assert tracked(engine, made, answer.rows) == (wanted.times, wanted.num_frames)
+        assert timed(engine, made, answer) == (wanted.times, wanted.num_frames)
     prompts = {f"r{at}": make_prompt(checkpoint, wanted) for at, wanted in enumerate(replies())}
     for answer, wanted in zip(engine.run(prompts, {"r1": 4, "r3": 20}).values(), replies(), strict=True):
         check(answer, wanted, checkpoint, "in a batch")
@@ -67,17 +67,17 @@ def test_the_fixture_reaches_what_it_tests() -> None:
     assert len({wanted.scale for wanted in replies()}) == 3
 
 
-def tracked(engine: Engine, made: Prompt, rows: list[list[int]]) -> tuple[list[int], int]:
-    """Return the steps in which words of a reply begin, and its number of frames, by the rules of the host."""
-    tracker = SegmentTracker(engine.rules, engine.rules.family.tasks[0], len(made.rows))
-    track = engine.rules.track(len(made.rows), made.track)
+def timed(engine: Engine, made: Prompt, answer: Answer) -> tuple[list[int], int]:
+    """Return the steps in which words of a reply begin, and its number of frames, by the state sent with its rows."""
+    reply = ReplyState.begin(engine.rules, engine.rules.family.tasks[0], len(made.rows))
+    track, times = engine.rules.track(len(made.rows), made.track), list[int]()
     assert isinstance(track, WordTrack)
-    tracker.words, times = WordMachine(track), list[int]()
-    for row in rows:
-        before = tracker.words.taken
-        tracker.push(row[0])
-        times += [tracker.position - 2] * (tracker.words.taken > before)
-    return times, tracker.num_frames
+    for values in answer.states:
+        before = reply.taken
+        reply.move(reply.position + 1, values)
+        times += [reply.position - 2] * (reply.taken > before)
+    assert reply.taken == track.num_total
+    return times, reply.num_frames
 
 
 def parts_of(checkpoint: Path, text: str) -> list[list[int]]:

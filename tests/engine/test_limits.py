@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.engine.reply_rules import SegmentTracker
+from stretto.engine.reply_rules import ReplyState
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
@@ -14,6 +14,7 @@ from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import Reference
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint
+from tests.reply_rows import states_of
 from tests.speech_families import EIGHT_STREAMS, SPEECHLESS
 from tests.tiers import SYNC_BY_DAY, by_night
 
@@ -27,19 +28,20 @@ class Case:
         self.folder = write_checkpoint(folder, family, name)
         self.reference = Reference(self.folder, family, MAX_MODEL_LEN)
 
-    def check(self, engine: Engine, prompt: Prompt) -> tuple[Answer, SegmentTracker]:
+    def check(self, engine: Engine, prompt: Prompt) -> tuple[Answer, ReplyState]:
         """Compare the answer with the reference, and return the position that it reached."""
         answer = engine.run({"one": prompt})["one"]
         rows, _ = self.reference.reply(prompt)
         assert answer.rows == [row[: self.family.layout.num_output_streams] for row in rows]
         task = self.family.task(prompt.task)
-        tracker = SegmentTracker(engine.rules, task, len(prompt.rows))
-        for row in answer.rows:
-            tracker.push(row[0])
+        reply = ReplyState.begin(engine.rules, task, len(prompt.rows))
+        states = states_of(replace(reply), [row[0] for row in answer.rows])
+        assert answer.states == states
+        reply.move(len(prompt.rows) + len(states), states[-1])
         assert answer.rows[-1][0] == self.family.end_of_reply
         assert answer.trailer.was_cut == self.reference.was_cut
         assert len(prompt.rows) + len(answer.rows) <= MAX_MODEL_LEN
-        return answer, tracker
+        return answer, reply
 
 
 @pytest.fixture(scope="module", params=["eight_streams", *by_night("tiny")])
@@ -70,25 +72,25 @@ def longest(family: Family, num_rows: int, text: int, audio: int, task: int = 0)
 
 
 def test_max_rows_limits_both_segments(case: Case, engine: Engine) -> None:
-    answer, tracker = case.check(engine, longest(case.family, 20, text=9, audio=13))
-    assert tracker.num_text_tokens == 9
+    answer, reply = case.check(engine, longest(case.family, 20, text=9, audio=13))
+    assert reply.num_text_tokens == 9
     assert answer.trailer.was_cut
-    assert tracker.num_frames <= 13
+    assert reply.num_frames <= 13
 
 
 def test_model_length_ends_audio_with_space_for_the_tail_rows(case: Case, engine: Engine) -> None:
-    answer, tracker = case.check(engine, longest(case.family, 60, text=20, audio=90))
+    answer, reply = case.check(engine, longest(case.family, 60, text=20, audio=90))
     assert answer.trailer.was_cut
     if case.family.script is None:
         assert 60 + len(answer.rows) == MAX_MODEL_LEN
-        assert tracker.num_frames == MAX_MODEL_LEN - 60 - 20 - 3 - engine.rules.num_tail_rows
+        assert reply.num_frames == MAX_MODEL_LEN - 60 - 20 - 3 - engine.rules.num_tail_rows
         assert answer.rows[-1][-1] in case.family.layout.audio[-1], "the last row carries the last code"
 
 
 def test_model_length_ends_text_with_space_for_one_frame(case: Case, engine: Engine) -> None:
-    answer, tracker = case.check(engine, longest(case.family, 60, text=90, audio=90))
+    answer, reply = case.check(engine, longest(case.family, 60, text=90, audio=90))
     assert answer.trailer.was_cut
-    assert tracker.num_frames == 1
+    assert reply.num_frames == 1
 
 
 def test_model_length_ends_a_text_reply(case: Case, engine: Engine) -> None:
@@ -100,8 +102,8 @@ def test_model_length_ends_a_text_reply(case: Case, engine: Engine) -> None:
 def test_reply_within_its_limits_is_not_marked_cut(case: Case, engine: Engine) -> None:
     prompt = make_prompt(case.family, 3, case.family.tasks[0].name)
     sampling = replace(prompt.sampling, text=replace(prompt.sampling.text, max_rows=9))
-    answer, tracker = case.check(engine, Prompt(prompt.task, prompt.rows[:10], sampling))
-    if tracker.num_text_tokens < 9 and tracker.num_frames < sampling.audio.max_rows:
+    answer, reply = case.check(engine, Prompt(prompt.task, prompt.rows[:10], sampling))
+    if reply.num_text_tokens < 9 and reply.num_frames < sampling.audio.max_rows:
         assert not answer.trailer.was_cut
 
 
@@ -109,7 +111,7 @@ def test_reply_within_its_limits_is_not_marked_cut(case: Case, engine: Engine) -
 def test_empty_alignment_text_ends_the_audio_immediately(tmp_path: Path, is_async: bool) -> None:
     case = Case(tmp_path, SPEECHLESS, "speechless")
     with Engine(case.folder, max_model_len=MAX_MODEL_LEN, async_scheduling=is_async) as running:
-        answer, tracker = case.check(running, longest(SPEECHLESS, 20, text=4, audio=13))
-    assert tracker.num_frames == 0
+        answer, reply = case.check(running, longest(SPEECHLESS, 20, text=4, audio=13))
+    assert reply.num_frames == 0
     text, ends = 4, 4  # end of text, transition, end of audio, end of reply
     assert len(answer.rows) == text + ends

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stretto.engine.protocol import NO_CHANGE
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.engine.worker.predictors import StreamHeads
 from stretto.families.base import Family
@@ -23,6 +23,7 @@ from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.reference import Reference
 from tests.engine.harness import Answer, Engine
+from tests.reply_rows import chunks_in
 from tests.small_vocabularies import FAMILIES
 
 pytestmark = pytest.mark.engine
@@ -102,11 +103,10 @@ def frames(family: Family, rows: np.ndarray) -> np.ndarray:
 def spoken(rules: SegmentRules, prompt: Prompt, rows: list[list[int]]) -> np.ndarray:
     """Return the codes [K, T] that the engine outputs, for any chunks."""
     task = rules.family.task(prompt.task)
-    tracker = SegmentTracker(rules, task, len(prompt.rows))
-    utterance = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 4)))
+    utterance = Utterance(ReplyState.begin(rules, task, len(prompt.rows)), (), SILENT, Pacer(ChunkPolicy(1, 4)))
     marked = np.array([[NO_CHANGE, *row] for row in rows])
-    chunks = [*utterance.push(marked), utterance.finish(REPORT)]
-    assert tracker.num_frames == utterance.num_sent_frames
+    chunks = [*chunks_in(utterance, marked), utterance.finish(REPORT)]
+    assert utterance.reply.num_frames == utterance.num_sent_frames
     sent = [chunk.codes for chunk in chunks if chunk.codes is not None]
     return np.concatenate([np.zeros((8, 0), np.int64), *sent], 1)
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.errors import StrettoError
 from stretto.families.base import Family
@@ -33,6 +33,7 @@ from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Rep
 from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
+from tests.reply_rows import chunks_in
 from tests.small_vocabularies import BAGPIPER, CSM
 from tests.speech_families import EIGHT_STREAMS, LATENTS, THREE_ROWS
 
@@ -52,9 +53,9 @@ def utterance(
     """Return an utterance whose frames arrive every `frame_s` seconds and last 0.04 s."""
     family, now = TINY, count()
     task = family.task("tts")
-    tracker = SegmentTracker(SegmentRules(family, 1024), task, 3)
+    reply_state = ReplyState.begin(SegmentRules(family, 1024), task, 3)
     pacer = Pacer(policy, clock=lambda: frame_s * next(now))
-    return Utterance(tracker, words, TEXT_CODEC, pacer, with_codes, sources=sources)
+    return Utterance(reply_state, words, TEXT_CODEC, pacer, with_codes, sources=sources)
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1, 1], [3, 2], [5]])
@@ -65,9 +66,9 @@ def test_pauses_are_reported_for_each_frame(sizes: list[int]) -> None:
     pauses = words_of(np.array([[0.9, 0.9], [0.25, 0.5], [0.12349, 0.0], [1.0, 0.75], [0.9, 0.9]]))
     rows = np.column_stack([np.full(5, NO_CHANGE), [3, 3, 7, 0, end], pauses]).astype(np.int32)
     for with_pauses in (True, False):
-        tracker = SegmentTracker(rules, task, 1)
-        listener = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy()), with_pauses=with_pauses)
-        chunks = [item.chunk for part in np.split(rows, np.cumsum(sizes)[:-1]) for item in listener.push(part)]
+        reply_state = ReplyState.begin(rules, task, 1)
+        listener = Utterance(reply_state, (), SILENT, Pacer(ChunkPolicy()), with_pauses=with_pauses)
+        chunks = [item.chunk for part in np.split(rows, np.cumsum(sizes)[:-1]) for item in chunks_in(listener, part)]
         found = [row for chunk in chunks for row in chunk.pauses]
         assert found == ([(0.25, 0.5), (0.1235, 0.0), (1.0, 0.75)] if with_pauses else [])
         assert not listener.finish(REPORT).chunk.pauses
@@ -75,10 +76,10 @@ def test_pauses_are_reported_for_each_frame(sizes: list[int]) -> None:
 
 def test_every_chunk_has_the_codec_voice_number() -> None:
     task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
-    speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)))
+    speaker = Utterance(ReplyState.begin(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)))
     speaker.voice = 3
     rows = np.array([[NO_CHANGE, *(ids.start for ids in CSM.layout.audio)]], np.int32)
-    assert [item.chunk.voice for item in speaker.push(rows)] == [3]
+    assert [item.chunk.voice for item in chunks_in(speaker, rows)] == [3]
     assert speaker.finish(REPORT).chunk.voice == 3
 
 
@@ -92,11 +93,11 @@ def test_non_code_frames_are_omitted_if_the_family_omits_them(size: int) -> None
     start, speech = ChatterboxVocabulary().start, family.layout.audio[0]
     ids = [5, start, 6, 6560, start, start + 2, start, start + 2, 7, start]
     kept = [code for code in ids if code < len(speech)]
-    tracker = SegmentTracker(SegmentRules(family, 1024), family.task("tts"), 9)
-    speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(size, size)), with_codes=True)
+    reply_state = ReplyState.begin(SegmentRules(family, 1024), family.task("tts"), 9)
+    speaker = Utterance(reply_state, (), SILENT, Pacer(ChunkPolicy(size, size)), with_codes=True)
     ids = [speech.start + code if code < len(speech) else code for code in ids]
     marks = [NO_CHANGE] * 8 + [GUIDANCE_OFF] + [NO_CHANGE]
-    told = [*speaker.push(np.array([marks, ids], np.int32).T), speaker.finish(REPORT)]
+    told = [*chunks_in(speaker, np.array([marks, ids], np.int32).T), speaker.finish(REPORT)]
     heard = [item.codes for item in told if item.codes is not None]
     assert np.concatenate(heard, 1).tolist() == [kept]
     assert [code for item in told for (codes,) in [item.chunk.output_codes or ((),)] for code in codes] == kept
@@ -110,7 +111,7 @@ def test_non_code_frames_are_omitted_if_the_family_omits_them(size: int) -> None
 
 def test_reference_frames_are_sent_before_the_continuation() -> None:
     task, rules = CSM.task("tts"), SegmentRules(CSM, 512)
-    speaker = Utterance(SegmentTracker(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
+    speaker = Utterance(ReplyState.begin(rules, task, 9), (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
     codes = np.random.default_rng(0).integers(0, 8, (6, 5))
     rows = (codes + np.array([[ids.start] for ids in CSM.layout.audio])).T.astype(np.int32)
     opening = reference_chunk(Prompt("tts", rows[:3], CSM.tasks[0].sampling, num_reference_rows=3), CSM.layout)
@@ -120,7 +121,7 @@ def test_reference_frames_are_sent_before_the_continuation() -> None:
     assert opening.codes.dtype == np.int32
     np.testing.assert_array_equal(opening.codes, codes[:, :3])
     marked = np.concatenate([np.full((2, 1), NO_CHANGE), rows[3:]], 1)
-    told = list(speaker.push(marked))
+    told = list(chunks_in(speaker, marked))
     assert [chunk.chunk.index for chunk in told] == [1, 2]
     heard = [chunk.codes for chunk in told if chunk.codes is not None]
     np.testing.assert_array_equal(np.concatenate(heard, 1), codes[:, 3:])
@@ -161,7 +162,7 @@ def chunks_of(
     rows: list[list[int]], words: tuple[str, ...] = (), with_codes: bool = False, together: int = 1
 ) -> list[LMChunk]:
     speaker = utterance(words, with_codes=with_codes)
-    chunks = [chunk for part in parted(rows, together) for chunk in speaker.push(part)]
+    chunks = [chunk for part in parted(rows, together) for chunk in chunks_in(speaker, part)]
     return [*chunks, speaker.finish(REPORT)]
 
 
@@ -199,7 +200,7 @@ def test_first_chunk_is_sent_with_the_row_that_completes_it() -> None:
     speaker = utterance(())
     text_rows = len(SPOKEN) + 2
     for index, row in enumerate(parted(rows)):
-        sent = [chunk for chunk in speaker.push(row) if chunk.codes is not None]
+        sent = [chunk for chunk in chunks_in(speaker, row) if chunk.codes is not None]
         if sent:
             assert index + 1 == text_rows + TINY.first_chunk_frames + TINY.layout.max_delay
             return
@@ -226,7 +227,7 @@ def test_deterministic_chunks_are_independent_of_row_grouping(together: int) -> 
 
     def said(together: int) -> list[tuple[Chunk, list[list[int]] | None]]:
         speaker = utterance((), replace(POLICY, deterministic=True))
-        chunks = [chunk for part in parted(rows, together) for chunk in speaker.push(part)]
+        chunks = [chunk for part in parted(rows, together) for chunk in chunks_in(speaker, part)]
         return [(each.chunk, None if each.codes is None else each.codes.tolist()) for each in chunks]
 
     assert said(together) == said(1)
@@ -236,15 +237,15 @@ def test_deterministic_chunks_are_independent_of_row_grouping(together: int) -> 
 def test_subwords_stream_singly_and_incomplete_characters_at_the_end(task: str, tmp_path: Path) -> None:
     tokenizer = TextTokenizer.at(write_tokenizer(tmp_path, 300))
     rules = SegmentRules(BAGPIPER, 1024)
-    tracker = SegmentTracker(rules, BAGPIPER.task(task), 3)
+    reply_state = ReplyState.begin(rules, BAGPIPER.task(task), 3)
     codec = load_text_codec(BAGPIPER, tmp_path)
-    speaker = Utterance(tracker, (), codec, Pacer(POLICY))
+    speaker = Utterance(reply_state, (), codec, Pacer(POLICY))
     said = [*tokenizer.encode("owl"), *tokenizer.encode("中")[:1]]
-    ids = [BAGPIPER.subwords.start + token_id for token_id in said] + [next(iter(rules.closings(tracker.task)))]
+    ids = [BAGPIPER.subwords.start + token_id for token_id in said] + [next(iter(rules.closings(reply_state.task)))]
     texts = [
         chunk.chunk.text
         for part in parted([[token_id] + [PAD] * 7 for token_id in ids])
-        for chunk in speaker.push(part)
+        for chunk in chunks_in(speaker, part)
     ]
     assert "".join(texts) == "owl\ufffd"
     assert len(texts) == len(said), "one for each token of the word, and one for what the end cut off"
@@ -281,7 +282,7 @@ def test_words_are_marked_as_in_the_text() -> None:
         (("the", "cat", "sit"), (cat, cat, sat), [cat, sat], ()),
     ):
         speaker = utterance(words, sources=sources)
-        chunks = [chunk for part in parted(rows) for chunk in speaker.push(part)]
+        chunks = [chunk for part in parted(rows) for chunk in chunks_in(speaker, part)]
         chunks.append(speaker.finish(REPORT))
         found = [(mark.word, mark.place) for chunk in chunks for mark in chunk.chunk.marks if mark.word]
         assert found == [(source.word, (source.start, source.end)) for source in marks]
@@ -293,7 +294,7 @@ def test_words_are_marked_as_in_the_text() -> None:
 def test_chunk_sizes_follow_the_chunk_policy() -> None:
     rows, _ = reply()
     speaker = utterance((), ChunkPolicy(1, 2), frame_s=0.001)
-    chunks = [*(chunk for row in parted(rows) for chunk in speaker.push(row)), speaker.finish(REPORT)]
+    chunks = [*(chunk for row in parted(rows) for chunk in chunks_in(speaker, row)), speaker.finish(REPORT)]
     sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
     assert sizes == [2] * 12
 
@@ -304,7 +305,7 @@ def test_guidance_changes_are_sent_with_their_frame(together: int) -> None:
     speaker = utterance(())
     text_rows = len(SPOKEN) + 2
     changes = {text_rows + 5: GUIDANCE_OFF, text_rows + 20: GUIDANCE_ON, len(rows) - 2: GUIDANCE_OFF}
-    chunks = [chunk for part in parted(rows, together, changes) for chunk in speaker.push(part)]
+    chunks = [chunk for part in parted(rows, together, changes) for chunk in chunks_in(speaker, part)]
     chunks.append(speaker.finish(REPORT))
     in_drain = GuidanceChange(len(rows) - 2 - text_rows, False)
     assert speaker.guidance_changes == [GuidanceChange(5, False), GuidanceChange(20, True), in_drain]
@@ -324,14 +325,14 @@ def test_incomplete_trailing_frames_are_dropped(together: int, num_left_over: in
     ids = [ids.start + code for frame in expected.T for ids, code in zip(places, frame, strict=True)]
     ids += [places[place].start for place in range(num_left_over)] + [end]
     policy = ChunkPolicy(2, 2, deterministic=True)
-    tracker = SegmentTracker(SegmentRules(THREE_ROWS, 512), THREE_ROWS.task("speak"), 9)
-    speaker = Utterance(tracker, (), SILENT, Pacer(policy), with_codes=True)
+    reply_state = ReplyState.begin(SegmentRules(THREE_ROWS, 512), THREE_ROWS.task("speak"), 9)
+    speaker = Utterance(reply_state, (), SILENT, Pacer(policy), with_codes=True)
     rows, chunks = np.array([[NO_CHANGE, token] for token in ids], np.int32), list[LMChunk]()
     for first in range(0, len(rows), together):
-        chunks += speaker.push(rows[first : first + together])
+        chunks += chunks_in(speaker, rows[first : first + together])
     chunks.append(speaker.finish(REPORT))
     sizes = [chunk.codes.shape[1] for chunk in chunks if chunk.codes is not None]
-    assert (sizes, tracker.num_frames) == ([2, 2, 2, 1], 7)
+    assert (sizes, reply_state.num_frames) == ([2, 2, 2, 1], 7)
     heard = [chunk.codes for chunk in chunks if chunk.codes is not None]
     assert np.array_equal(np.concatenate(heard, 1), expected)
     told = [np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.codes is not None]
@@ -357,14 +358,14 @@ def test_last_frame_that_fits_is_in_the_last_chunk(family: Family, policy: Chunk
     audio = rows[: num_frames * family.rows_per_frame]
     end = np.where(np.arange(rows.shape[1]) == 0, family.end_of_audio, rows[-1])
     tail = [end] * (num_tail + 1)
-    tracker = SegmentTracker(SegmentRules(family, 512), family.task("speak"), 9)
+    reply_state = ReplyState.begin(SegmentRules(family, 512), family.task("speak"), 9)
     if limit is not None:
-        tracker.max_audio_rows = limit * family.rows_per_frame + tracker.rules.num_closing_rows
-    speaker = Utterance(tracker, (), SILENT, Pacer(policy, clock=count().__next__))
-    chunks = [chunk for row in [*audio, *tail] for chunk in speaker.push(np.array([[NO_CHANGE, *row]], np.int32))]
+        reply_state.max_audio_rows = limit * family.rows_per_frame + reply_state.rules.num_closing_rows
+    speaker = Utterance(reply_state, (), SILENT, Pacer(policy, clock=count().__next__))
+    chunks = [chunk for row in [*audio, *tail] for chunk in chunks_in(speaker, np.array([[NO_CHANGE, *row]], np.int32))]
     last = speaker.finish(replace(REPORT, finish_reason="stop" if limit is None else "length"))
     sizes = [0 if chunk.codes is None else chunk.codes.shape[1] for chunk in [*chunks, last]]
-    assert (sum(sizes), tracker.num_frames) == (num_frames, num_frames)
+    assert (sum(sizes), reply_state.num_frames) == (num_frames, num_frames)
     assert last.chunk.is_cut == (limit == num_frames)
     assert not any(chunk.chunk.is_cut for chunk in chunks)
     if limit == num_frames and not policy.held_frames:
@@ -387,14 +388,14 @@ def test_reference_latents_are_sent_as_int32_words() -> None:
 def test_generated_latents_pass_as_int32_words_and_must_be_finite(number: float) -> None:
     frame = LATENTS.layout.audio[0].start
     words = words_of(np.full((1, 8), number))
-    tracker = SegmentTracker(SegmentRules(LATENTS, 512), LATENTS.tasks[0], 9)
-    speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
+    reply_state = ReplyState.begin(SegmentRules(LATENTS, 512), LATENTS.tasks[0], 9)
+    speaker = Utterance(reply_state, (), SILENT, Pacer(ChunkPolicy(1, 1)))
     rows = np.concatenate([[[NO_CHANGE, frame]], words], 1)
     if not np.isfinite(number):
         with pytest.raises(StrettoError, match="frames 0 to 0: expected finite latents, got NaN or infinity"):
-            list(speaker.push(rows))
+            list(chunks_in(speaker, rows))
         return
-    (item,) = speaker.push(rows)
+    (item,) = chunks_in(speaker, rows)
     assert item.codes is not None
     assert item.codes.dtype == np.int32
     assert item.codes.tolist() == words.T.tolist()
@@ -405,7 +406,7 @@ def test_alignment_request_is_sent_with_only_the_first_chunk(has_rows: bool) -> 
     speaker = utterance(())
     speaker.alignment = Alignment("a cat")
     rows, _ = reply()
-    made = [chunk for part in (parted(rows) if has_rows else []) for chunk in speaker.push(part)]
+    made = [chunk for part in (parted(rows) if has_rows else []) for chunk in chunks_in(speaker, part)]
     made.append(speaker.finish(REPORT))
     assert [each.chunk.alignment for each in made] == [Alignment("a cat"), *[None] * (len(made) - 1)]
 

@@ -13,7 +13,7 @@ import torch
 
 from stretto.engine.kernels.gpu.products import embed_rows
 from stretto.engine.protocol import NO_CHANGE, SpeechParams
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import (
@@ -85,15 +85,15 @@ class Reply:
         rules = SegmentRules(self.family, 64)
         segment = SegmentSampling(temperature=0.0, max_rows=self.max_rows)
         sampling = SamplingConfig(text=segment, audio=segment, seed=0)
-        self.tracker = SegmentTracker(rules, self.task, self.num_prompt_rows)
+        self.state = ReplyState.begin(rules, self.task, self.num_prompt_rows)
         self.tables = SlotTables(1, rules, torch.device("cpu"))
         codes = np.zeros((self.num_prompt_rows, self.family.layout.num_input_streams - 1), np.int32)
         known = np.array([*codes.tolist(), *self.delayed_tail], np.int32)
         params = SpeechParams(self.task.name, sampling, known, num_delayed_rows=len(self.delayed_tail))
-        self.tables.stage(0, params, self.tracker, codes)
+        self.tables.stage(0, params, self.state, codes)
         self.tables.apply_staged(self.arrays)
         self.machine = SegmentState(rules, self.arrays)
-        self.utterance = Utterance(self.tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)))
+        self.utterance = Utterance(self.state, (), SILENT, Pacer(ChunkPolicy(1, 1)))
         self.was_cut = False
         self.frames: list[tuple[int, list[int]]] = []  # the row after which each left, counted from the first of audio
 
@@ -102,7 +102,7 @@ class Reply:
         wrap, upload = self.arrays.wrap, self.arrays.upload
         state = SlotState(*wrap(self.tables.state)[upload(np.array([0]))].T)
         limits, scales = SlotLimits(*upload(self.tables.limits.T)), SlotScales(*upload(self.tables.scales.T))
-        rows = Rows(state, limits, scales, upload(np.array([0])), upload(np.array([self.tracker.position])))
+        rows = Rows(state, limits, scales, upload(np.array([0])), upload(np.array([self.state.position])))
         first, codes = upload(np.array(drawn[:1])), upload(np.array([drawn[1:]]))
         text, audio = self.machine.end_text(first, rows), self.machine.end_audio(first, rows)
         token = self.machine.choose(text, audio, rows)
@@ -112,7 +112,9 @@ class Reply:
         self.machine.advance(token, rows, bool(rows.in_text.any()))
         for column, name in enumerate(STATE):
             wrap(self.tables.state)[:, column] = getattr(rows.state, name)
-        self._keep(self.utterance.push(np.array([[NO_CHANGE, *row]])))
+        after = self.tables.state[0, self.tables.sent_columns].tolist()
+        sent = row[: self.family.num_row_words]
+        self._keep(self.utterance.push(np.array([[NO_CHANGE, *sent, *after]])))
         return row
 
     def end(self) -> None:
@@ -121,7 +123,7 @@ class Reply:
     def _keep(self, chunks: Any) -> None:
         for chunk in chunks:
             for frame in [] if chunk.codes is None else chunk.codes.T.tolist():
-                self.frames.append((self.tracker.position - 1 - self.tracker.audio_start, frame))
+                self.frames.append((self.state.position - 1 - self.state.audio_start, frame))
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
@@ -139,7 +141,7 @@ def test_bagpiper_samples_pads_and_ends_with_an_end_of_reply_row(arrays: Arrays)
     assert [reply.write(row) for row in rows] == rows
     assert reply.write([EOS, f[0][1], f[0][2]]) == [BAGPIPER_3.end_of_reply, 0, 0]
     reply.end()
-    assert reply.tracker.num_frames == len(rows) - 2
+    assert reply.state.num_frames == len(rows) - 2
     assert reply.frames == [(2, [0, 0, 0]), (3, [1, 1, 1]), (4, [2, 2, 2])], "a frame leaves after row t + 2"
 
 
@@ -150,7 +152,7 @@ def test_bagpiper_audio_shorter_than_a_frame_yields_no_frames(num_rows: int) -> 
     written = [reply.write(row) for _ in range(num_rows + 1)]
     reply.end()
     assert written == [row] * num_rows + [[BAGPIPER_3.end_of_reply, 0, 0]]
-    assert (reply.tracker.num_frames, reply.frames, reply.was_cut) == (0, [], True)
+    assert (reply.state.num_frames, reply.frames, reply.was_cut) == (0, [], True)
 
 
 def test_pad_in_a_frame_is_decoded_as_code_zero() -> None:
@@ -179,7 +181,7 @@ def test_bagpiper_caption_end_token_is_kept_before_the_audio_marker(arrays: Arra
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
     rows = [reply.write([token, *drawn[1:]]) for token in (300, end, drawn[0], drawn[0], drawn[0])]
     assert rows == [[300, 0, 0], [end, 0, 0], [6, 0, 0], [8, 0, 0], drawn]  # text <|end|> <|assistant|> <|audio|> audio
-    assert (reply.tracker.num_text_tokens, reply.was_cut) == (1, False)
+    assert (reply.state.num_text_tokens, reply.was_cut) == (1, False)
 
 
 @pytest.mark.parametrize("arrays", ARRAYS, ids=["numpy", "torch"])
@@ -189,7 +191,7 @@ def test_bagpiper_audio_follows_a_truncated_caption_immediately(arrays: Arrays) 
     drawn = [PADS[0] + 1, PADS[1], PADS[2]]
     rows = [reply.write([token, *drawn[1:]]) for token in (300, 301, 302, 303, drawn[0])]
     assert rows == [[300, 0, 0], [301, 0, 0], [6, 0, 0], [8, 0, 0], drawn]
-    assert (reply.tracker.num_text_tokens, reply.was_cut) == (2, True)
+    assert (reply.state.num_text_tokens, reply.was_cut) == (2, True)
 
 
 @pytest.mark.parametrize("end", [EOS, EOT])
@@ -221,7 +223,7 @@ def test_opuslm_pads_are_forced_and_two_rows_follow_the_audio_end(arrays: Arrays
     assert rows == [[s[0], 0, 0], [s[1], f[0], 0], *drawn[2:]]
     assert reply.write([END, f[3], g[3]]) == [OPUSLM_3.end_of_reply, 0, g[3]], "row E + 2 is the last"
     reply.end()
-    assert reply.tracker.num_frames == 3
+    assert reply.state.num_frames == 3
     assert reply.frames == [(2, [0, 0]), (3, [1, 1]), (4, [2, 2])], "frames 0 … E - 1, each after row t + 2"
 
 
@@ -310,13 +312,13 @@ def test_opuslm_dialogue_reads_pads_instead_of_the_text_end(arrays: Arrays) -> N
     rows = [reply.write([token, FIRST, SECOND]) for token in tokens]
     silent = [380, 381, *[0] * 8, 10, MARKER]
     assert rows == [*([token, 0, 0] for token in silent), [SSL, 0, 0]]
-    assert reply.tracker.num_text_tokens == 2
+    assert reply.state.num_text_tokens == 2
 
 
 def test_opuslm_text_only_reply_ends_at_the_text_end() -> None:
     reply = Reply(OPUSLM_3, OPUSLM_3.task("asr"), HostArrays())
     assert [reply.write([token, 0, 0])[0] for token in (380, END)] == [380, OPUSLM_3.end_of_reply]
-    assert reply.tracker.num_text_tokens == 1
+    assert reply.state.num_text_tokens == 1
 
 
 def test_text_row_embedding_adds_pads_only_if_pads_are_learned() -> None:

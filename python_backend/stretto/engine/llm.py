@@ -22,8 +22,8 @@ from stretto.engine.admission import (
 from stretto.engine.client import EngineClient, EngineConnection, Output
 from stretto.engine.permits import Permit, Permits
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
-from stretto.engine.tracks import WordMachine, WordTrack
+from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.tracks import WordTrack
 from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
@@ -234,17 +234,16 @@ class SpeechLLM:
 
     async def _generate(self, prompt: Prompt, permit: Permit, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
         clock, request_id = _Clock(permit), permit.request_id
-        tracker = SegmentTracker(self._rules, self.family.task(prompt.task), len(prompt.rows))
-        tracker.max_audio_rows = prompt.sampling.audio.max_rows
-        if self.family.word_script is not None:
-            tracker.words = WordMachine(self._words_of(prompt, request_id))
+        reply = ReplyState.begin(self._rules, self.family.task(prompt.task), len(prompt.rows))
+        reply.max_audio_rows = prompt.sampling.audio.max_rows
         pacer = pacer or Pacer(prompt.delivery.chunking)
         delivery = prompt.delivery
         contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
-        utterance = Utterance(tracker, prompt.words, self._text, pacer, *contents, prompt.sources)
+        utterance = Utterance(reply, prompt.words, self._text, pacer, *contents, prompt.sources)
+        utterance.track = self._words_of(prompt, request_id) if self.family.word_script else None
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
         fields, adapter = sampling_fields(prompt, self._rules, permit.host), self._adapters.named(prompt.adapter)
-        width, text = self.family.num_row_words, self._texts.get(request_id, NO_TEXT)
+        width, text = self._rules.num_row_words, self._texts.get(request_id, NO_TEXT)
         session = self._sessions.get(request_id)
         if (first := first_chunk(prompt, self.family)) is not None:
             yield replace(first, chunk=replace(first.chunk, alignment=prompt.alignment, sound=prompt.sound))
@@ -259,16 +258,16 @@ class SpeechLLM:
                 text.begin()
                 new_ids, trailer = _split(output, request_id)
                 rows = read_rows(new_ids, width)
-                num_rows = tracker.position + len(rows) - len(prompt.rows)
-                num_given = tracker.num_given_after(rows[:, 1].tolist())
-                pacer.is_stalled = text.is_awaited(num_rows, num_given)
+                num_rows = reply.position + len(rows) - len(prompt.rows)
+                if isinstance(text, TextFeed):
+                    pacer.is_stalled = text.is_awaited(num_rows, utterance.reply_after(rows))
                 if session is not None:
                     session.note_rows(num_rows)
                 for chunk in utterance.push(rows):
                     clock.record(chunk)
-                    frame_stats.record(tracker.num_frames, utterance.guidance_changes)
+                    frame_stats.record(reply.num_frames, utterance.guidance_changes)
                     yield chunk
-        frame_stats.record(tracker.num_frames, utterance.guidance_changes)
+        frame_stats.record(reply.num_frames, utterance.guidance_changes)
         last = utterance.finish(self._report(prompt, utterance, trailer, clock))
         for chunk in last_chunks(last) if prompt.alignment else [last]:
             yield chunk
@@ -283,19 +282,19 @@ class SpeechLLM:
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
         assert trailer is not None, "the engine ended a reply without its trailer"
         session = self._sessions.get(clock.request_id)
-        tracker, sampling, scale = utterance.tracker, prompt.sampling, prompt.sampling.guidance_scale
+        reply, sampling, scale = utterance.reply, prompt.sampling, prompt.sampling.guidance_scale
         assert sampling.seed is not None
         self._stats.finished_total += 1
         return Report(
             finish_reason="length" if trailer.was_cut else "stop",
             num_prompt_rows=len(prompt.rows),
-            num_text_tokens=tracker.num_text_tokens - tracker.num_interleaved,
-            num_frames=tracker.num_frames,
+            num_text_tokens=reply.num_text_tokens - reply.num_codes,
+            num_frames=reply.num_frames,
             guided_frames=trailer.num_guided_frames,
             guidance_scale=scale,
             seed=sampling.seed,
             queue_s=trailer.queue_us / 1e6,
-            first_frame_s=clock.first_frame_s or (clock.elapsed_s if tracker.num_frames else None),
+            first_frame_s=clock.first_frame_s or (clock.elapsed_s if reply.num_frames else None),
             total_s=clock.elapsed_s,
             guidance_policy=sampling.policy,
             guidance_changes=tuple(utterance.guidance_changes),

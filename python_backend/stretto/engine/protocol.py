@@ -223,16 +223,17 @@ class Trailer(NamedTuple):
     held_us: int
 
 
-def read_rows(ids: Sequence[int], num_streams: int) -> np.ndarray:
-    """Return the rows in vLLM's flat output, int64 [n, 1 + S].
+def read_rows(ids: Sequence[int], num_words: int) -> np.ndarray:
+    """Return the rows in vLLM's flat output, int64 [n, 1 + W].
 
-    Column 0 is the row's guidance mark (`NO_CHANGE`, `GUIDANCE_OFF` or `GUIDANCE_ON`); the other columns are streams.
+    Column 0 is the row's guidance mark (`NO_CHANGE`, `GUIDANCE_OFF` or `GUIDANCE_ON`). The output streams follow, then
+    pause probabilities if the family has any, and the state of the reply after the row (`SegmentRules.sent_state`).
 
     Args:
-        ids: Output ids, n * (1 + S) numbers.
-        num_streams: Number of output streams, S.
+        ids: Output ids, n * (1 + W) numbers.
+        num_words: Number of the words of a row, W (`SegmentRules.num_row_words`).
     """
-    return np.array(ids, np.int64).reshape(-1, 1 + num_streams)
+    return np.array(ids, np.int64).reshape(-1, 1 + num_words)
 
 
 STATS_KEY = "speech_stats"

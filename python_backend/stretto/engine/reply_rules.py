@@ -1,16 +1,16 @@
-"""Rules of a reply (segments, lengths and end ids), and the host-side tracker of its state."""
+"""Rules of a reply (segments, lengths and end ids), and its state on the host."""
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from stretto.engine.rules import ReplyConstants, count_given, follow_end, follow_text, is_entry, move_pointer
-from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordMachine, WordTrack, num_leading, rows_of
+from stretto.engine.rules import STATE, WORD_STATE, ReplyConstants
+from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
@@ -291,6 +291,7 @@ class SegmentRules:
             warm_up_is_sampled=family.warm_up.is_sampled,
             first_start=first.start,
             first_stop=first.stop,
+            interleaves=any(task.segments[0] is Segment.INTERLEAVED for task in family.tasks),
             hides_first=0 in family.unconditional.hidden_streams,
             hides_recording=family.unconditional.hides_recording,
             null_id=family.unconditional.null_id,
@@ -305,6 +306,21 @@ class SegmentRules:
             fill_id=groups.fill_id if groups else NO_ID,
             given_id=groups.given_id if groups else NO_ID,
         )
+
+    @cached_property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state columns of a reply (`ReplyState`), in the order of the slot table."""
+        return STATE + WORD_STATE * (self.family.word_script is not None)
+
+    @cached_property
+    def sent_state(self) -> tuple[str, ...]:
+        """Names of the state columns that the family's rows change; each row is sent with their values after it."""
+        return changed_state(self)
+
+    @cached_property
+    def num_row_words(self) -> int:
+        """Number of words per row of engine output: output streams, pause probabilities and `sent_state`."""
+        return self.family.num_row_words + len(self.sent_state)
 
     @cached_property
     def max_entries(self) -> int:
@@ -331,32 +347,53 @@ class SegmentRules:
         return max(stops + ends, default=0)
 
 
+def changed_state(rules: SegmentRules) -> tuple[str, ...]:
+    """Return the names of the state columns that rows of the family change, in the order of the slot table."""
+    family, tasks = rules.family, rules.family.tasks
+    writes = any(task.segments[0] is not Segment.AUDIO for task in tasks)
+    speaks = any(Segment.AUDIO in task.segments for task in tasks)
+    changes = {
+        "audio_start": writes and speaks,
+        "audio_end": speaks,
+        "num_text_tokens": writes,
+        "num_codes": rules.constants.interleaves,
+        **dict.fromkeys(("num_entries", "pointer"), family.script is not None),
+        "first_end": rules.first_end_id is not None,
+        **dict.fromkeys(("num_given", "num_in_group"), family.text_groups is not None),
+        **dict.fromkeys(WORD_STATE, family.word_script is not None),
+    }
+    return tuple(name for name, is_changed in changes.items() if is_changed)
+
+
 UNKNOWN = -1
 # Cached because they are used per row, and enum member access is slow in Python 3.11.
 TEXT, TRANSITION, AUDIO, TAIL, INTERLEAVED = Segment
 
 
 @dataclass(slots=True)
-class SegmentTracker:
-    """Segment state of one reply after the tokens of stream 0 pushed so far.
-
-    `worker.segment_state.SegmentState` does the same for all rows of a batch.
+class ReplyState:
+    """State of one reply after its newest row, as the step that generated the row computed it (`SlotState`).
 
     Attributes:
         position: Index of the next row.
-        num_text_tokens: Number of text tokens, including codes if the reply is interleaved.
         audio_start: Position of the first audio row, or UNKNOWN.
         audio_end: Position of `end_of_audio`, or UNKNOWN.
-        script: Spoken tokens of the text segment, along which the alignment pointer moves.
-        pointer: Number of the token in `script` that is being spoken, from 1; 0 before the first.
-        num_interleaved: Number of codes of an interleaved reply.
-        first_end: First position at which stream 0 sampled its EOS id, for families with BOS and EOS ids per stream, or
-            at which the end of speech was detected, for families with latents.
-        stretch: Position of the mark that began the current stretch of audio; UNKNOWN between stretches or if the
-            family has no marks.
+        num_text_tokens: Number of text tokens, including codes if the reply is interleaved.
+        num_codes: Number of codes of an interleaved reply.
+        num_entries: Number of spoken tokens of the text segment, along which the alignment pointer moves.
+        pointer: Number of the token that is being spoken, from 1; 0 before the first.
+        first_end: First position at which any stream sampled its EOS id, for families with BOS and EOS ids per stream,
+            or at which the end of speech was detected, for families with latents.
         num_given: Number of given rows (`TextGroups`).
         num_in_group: Number of codes in the current group, including codes of a recording in the first one.
-        words: State of the words that the model asks for; None for other families.
+        remaining: Number of rows in which the model may still wait before the next word (`WordScript`).
+        forced: Number of rows in which it has to wait.
+        main_at: Place of the next token of the current word among the tokens of the text.
+        main_end: Place after the last token of the current word.
+        second_at: Place of the next token on the second stream.
+        second_end: Place after the last token for the second stream.
+        taken: Number of words taken, including breaks.
+        end: Position of the row that requested a word when none was left; UNKNOWN until then.
         max_audio_rows: Maximum number of rows in the audio segment that the request allows.
         segment: Segment of the next row.
     """
@@ -364,36 +401,75 @@ class SegmentTracker:
     rules: SegmentRules
     task: Task
     position: int
-    num_text_tokens: int = 0
     audio_start: int = UNKNOWN
     audio_end: int = UNKNOWN
-    script: list[int] = field(default_factory=list)
+    num_text_tokens: int = 0
+    num_codes: int = 0
+    num_entries: int = 0
     pointer: int = 0
-    num_interleaved: int = 0
     first_end: int = UNKNOWN
-    stretch: int = UNKNOWN
     num_given: int = 0
     num_in_group: int = 0
-    words: WordMachine | None = None
+    remaining: int = 0
+    forced: int = 0
+    main_at: int = 0
+    main_end: int = 0
+    second_at: int = 0
+    second_end: int = 0
+    taken: int = 0
+    end: int = UNKNOWN
     max_audio_rows: int = ENDLESS
-    segment: Segment = field(default=TEXT, init=False)
-    _closings: dict[int, int] = field(init=False)
-    _has_audio: bool = field(init=False)
+    segment: Segment = field(init=False)
+    _values: Sequence[int] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
-        self._closings, self._has_audio = self.rules.closings(self.task), self.task.has_audio_segment
-        if self.task.segments[0] is AUDIO:
-            self.audio_start, self.segment = self.position, AUDIO
-            if self.rules.marks:
-                self.stretch = self.position - 1
-        elif self.task.segments[0] is INTERLEAVED:
-            self.segment = INTERLEAVED
+        self._note_segment()
+
+    @classmethod
+    def begin(cls, rules: SegmentRules, task: Task, position: int, track: Track | None = None) -> Self:
+        """Return the state before a reply whose first row is `position`."""
+        state, script = cls(rules, task, position), rules.family.word_script
+        if task.segments[0] is AUDIO:
+            state.audio_start, state.segment = position, AUDIO
+        if isinstance(track, GroupTrack):
+            state.num_in_group = track.num_before
+        if script is not None:
+            state.remaining = state.forced = script.initial_padding
+        return state
+
+    def move(self, position: int, values: Sequence[int]) -> None:
+        """Take over the state after a row.
+
+        Args:
+            position: Position of the next row.
+            values: Values of `SegmentRules.sent_state`.
+        """
+        self.position = position
+        if values != self._values:  # in audio, the state of most families rarely changes
+            self._values = values
+            for name, value in zip(self.rules.sent_state, values, strict=True):
+                setattr(self, name, value)
+            self._note_segment()
+        elif position == self.audio_start:
+            self.segment = AUDIO
+
+    def values(self, names: Iterable[str]) -> list[int]:
+        """Return the values of some state columns."""
+        return [getattr(self, name) for name in names]
+
+    def _note_segment(self) -> None:
+        if self.audio_start < 0:
+            self.segment = self.task.segments[0]
+        elif self.position < self.audio_start:
+            self.segment = TRANSITION
+        else:
+            self.segment = AUDIO if self.audio_end < 0 else TAIL
 
     @property
     def num_frames(self) -> int:
         """Number of frames begun, except those that would remain incomplete if the audio ended here."""
         if self.audio_start == UNKNOWN:
-            return self.num_interleaved
+            return self.num_codes
         return self._frames_before(self.position if self.audio_end == UNKNOWN else self.audio_end)
 
     @property
@@ -403,62 +479,9 @@ class SegmentTracker:
         Before the audio it is ENDLESS. In an interleaved reply, where text also counts, it is the current number.
         """
         if self.audio_start == UNKNOWN:
-            return self.num_interleaved if self.segment is INTERLEAVED else ENDLESS
+            return self.num_codes if self.task.segments[0] is INTERLEAVED else ENDLESS
         return self._frames_before(min(self.audio_start + self.max_audio_rows, self.rules.audio_limit))
 
     def _frames_before(self, stop: int) -> int:
         num_rows = stop - self.audio_start - self.num_given - self.rules.num_closing_rows
         return max(0, num_rows) // self.rules.family.rows_per_frame
-
-    def num_given_after(self, tokens: Sequence[int]) -> int:
-        """Return the `num_given` argument of `Track.is_behind` after further rows with `tokens` on stream 0."""
-        if self.words is not None:
-            words = replace(self.words)
-            for at, token in enumerate(tokens):
-                words.follow(self.position + at, token)
-            return words.num_free
-        return self.num_given + sum(token in self.rules.given_ids for token in tokens)
-
-    def push(self, token_id: int) -> Segment:
-        """Advance by one row with this token on stream 0, and return the segment of that row."""
-        segment = self.segment
-        if segment is AUDIO:
-            self._push_audio(token_id)
-        elif segment is TEXT:
-            self._push_text(token_id)
-        elif segment is INTERLEAVED:
-            self._push_text(token_id)
-            self.num_interleaved += token_id in self.rules.family.layout.audio[0]
-        self.position += 1
-        if self.position == self.audio_start:
-            self.segment = AUDIO
-        return segment
-
-    def _push_text(self, token_id: int) -> None:
-        rows_to_audio = self._closings.get(token_id, 0)
-        self.audio_start, self.num_text_tokens, goes_on = follow_text(
-            True, rows_to_audio, self._has_audio, self.position, self.audio_start, self.num_text_tokens
-        )
-        if goes_on and is_entry(token_id, self.rules.constants):
-            self.script.append(token_id)
-        if self.audio_start != UNKNOWN:
-            self.segment = TRANSITION
-
-    def _push_audio(self, token_id: int) -> None:
-        family = self.rules.family
-        script = family.script
-        if token_id == family.end_of_audio:
-            self.audio_end, self.segment = self.position, TAIL
-        elif self.words is not None:
-            self.words.follow(self.position, token_id)
-        elif token_id in self.rules.marks:
-            self.stretch = self.position if token_id == self.rules.marks[0] else UNKNOWN
-        elif script and (token_id - script.first_frame) % 2 == 0:
-            self.pointer, _, _ = move_pointer(True, self.pointer, len(self.script), False, True)
-        elif token_id == self.rules.first_end_id:
-            self.first_end = follow_end(True, self.position, self.first_end)
-        elif self.rules.given_ids:
-            is_given = token_id in self.rules.given_ids
-            self.num_given, self.num_in_group = count_given(
-                token_id, is_given, True, self.num_given, self.num_in_group, self.rules.constants
-            )

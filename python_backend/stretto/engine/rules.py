@@ -14,8 +14,8 @@ Arguments that many functions share:
     position                       position of the row
     frame                          index of the row in the audio
     in_text, in_audio, is_spoken   True if the row is in the text segment; in the audio segment; in it or after it
-    audio_start, audio_end, num_text_tokens, num_entries, pointer, first_end, num_given, num_in_group
-                                   state before the row (`worker/slots.py`: `SlotState`)
+    audio_start, audio_end, num_text_tokens, num_codes, num_entries, pointer, first_end, num_given, num_in_group
+                                   state before the row (`STATE`)
     text_max, audio_max, given_first, given_total, tail_rows
                                    parameters of the request (`SlotLimits`)
     family                         constants of the family
@@ -45,12 +45,28 @@ def with_where(select: Callable[..., Any]) -> ModuleType:
     return module
 
 
+# Columns of a reply's state (`reply_rules.ReplyState`), and those of its words, which follow them (`WordScript`).
+STATE = (
+    "audio_start",
+    "audio_end",
+    "num_text_tokens",
+    "num_codes",
+    "num_entries",
+    "pointer",
+    "first_end",
+    "num_given",
+    "num_in_group",
+)
+WORD_STATE = ("remaining", "forced", "main_at", "main_end", "second_at", "second_end", "taken", "end")
+
+
 class ReplyConstants(NamedTuple):
     """Constants of a family's replies; see `SegmentRules`, `Family`, `Script` and `TextGroups`.
 
     Attributes:
         tail: Kind of tail (`streams/layout.py`: `Tail.kind`).
         first_start, first_stop: Range of stream 0 in audio; in a family with latents, it begins with the id of a frame.
+        interleaves: True if a reply may contain text and codes in one segment.
         hides_first: True if stream 0 is hidden from unconditional requests (`UnconditionalContext`).
         last_frame: Id of a latent frame in which speech ends; -1 for none.
         max_entries: Maximum number of entries of the alignment pointer; 0 without a pointer.
@@ -69,6 +85,7 @@ class ReplyConstants(NamedTuple):
     warm_up_is_sampled: bool
     first_start: int
     first_stop: int
+    interleaves: bool
     hides_first: bool
     hides_recording: bool
     null_id: int
@@ -160,6 +177,11 @@ def follow_text(in_text, rows_to_audio, has_audio, position, audio_start, num_te
     goes_on = in_text & (rows_to_audio == 0)
     begins_audio = in_text & (rows_to_audio > 0) & has_audio
     return where(begins_audio, position + rows_to_audio, audio_start), num_text_tokens + goes_on, goes_on
+
+
+def count_codes(token, in_text, num_codes, family):
+    """Return `num_codes` after a row of an interleaved reply, whose codes are in the text segment."""
+    return num_codes + (in_text & (token >= family.first_start) & (token < family.first_stop))
 
 
 def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
@@ -308,7 +330,7 @@ def hide_other(code, is_hidden, frame, delay, initial, family):
     return where(is_hidden, family.pad_id, code)
 
 
-# ----- words that the model asks for; `script` is a `WordScript`, `remaining` to `end` the state (`tracks.WordMachine`)
+# ----- words that the model asks for; `script` is a `WordScript`, `remaining` to `end` the state (`WORD_STATE`)
 
 
 def ask_for_word(token, in_audio, remaining, forced, main_at, main_end, taken, num_words, script):

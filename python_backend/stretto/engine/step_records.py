@@ -1,6 +1,6 @@
 """Records sent to the worker with each step: new requests, continued requests and streamed text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
@@ -19,19 +19,26 @@ class SpeechRequestData(NewRequestData):
         params: Request parameters.
         codes: Ids of streams 1 to S - 1 for all rows so far, prompt and reply, int32 [n, S - 1].
         track: Ids of the input-only streams, if the family has any.
+        state: Values of `SegmentRules.sent_state` after the newest row; empty for the state before a reply.
     """
 
     params: SpeechParams | None = None
     codes: np.ndarray | None = None
     track: Track | None = None
+    state: Sequence[int] = ()
 
     @classmethod
     def extending(
-        cls, data: NewRequestData, params: SpeechParams, codes: np.ndarray, track: Track | None = None
+        cls,
+        data: NewRequestData,
+        params: SpeechParams,
+        codes: np.ndarray,
+        track: Track | None = None,
+        state: Sequence[int] = (),
     ) -> "SpeechRequestData":
-        """Return a copy of vLLM's `data` with the request's parameters, rows and text stream."""
+        """Return a copy of vLLM's `data` with the request's parameters, rows, text stream and state."""
         stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
-        return cls(**stock, params=params, codes=codes, track=track)
+        return cls(**stock, params=params, codes=codes, track=track, state=state)
 
 
 class NewText(NamedTuple):

@@ -1,7 +1,4 @@
-"""Tracks: ids for a reply's input-only streams, sent with the request or while the reply is generated.
-
-A `WordTrack` contains words that the model requests one by one; a `WordMachine` tracks the model's place among them.
-"""
+"""Tracks: ids for a reply's input-only streams, sent with the request or while the reply is generated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stretto.engine.rules import ask_for_word, take_word, word_ids
 from stretto.families.base import TextGroups, TextTrack, WordScript
 from stretto.records.prompt import unpack_words
 
@@ -51,19 +47,6 @@ class Track:
         self.is_open = not is_last
         return rows
 
-    def follow(self, tracker: Any) -> None:
-        """Do nothing; subclasses record the state of the reply."""
-
-    def is_behind(self, num_rows: int, num_given: int) -> bool:
-        """Return True if a reply needs ids that have not arrived because its text is still open.
-
-        Args:
-            num_rows: Number of rows of the reply.
-            num_given: For a `GroupTrack`, number of given rows of the reply; for a `WordTrack`, number of rows that can
-                be generated without further words.
-        """
-        return self.is_open and num_rows > len(self.ids)
-
     @property
     def place(self) -> int:
         """Index of the next id in a slot's tables: the id's row."""
@@ -74,10 +57,13 @@ class Track:
         """Row after the last id; this row and all later ones contain pads on the track's streams."""
         return self.first_row + len(self.ids)
 
-    @property
-    def num_known(self) -> int:
-        """Number of rows whose ids in this track are known; ENDLESS once the track is complete."""
-        return self.first_row + len(self.ids) if self.is_open else ENDLESS
+    def num_known(self, reply: Any) -> int:
+        """Return the number of rows that the model may read, given the state of the reply; ENDLESS for a whole track.
+
+        Args:
+            reply: State of the reply (`ReplyState`).
+        """
+        return self.end if self.is_open else ENDLESS
 
     @property
     def min_frames(self) -> int:
@@ -112,8 +98,6 @@ class GroupTrack(Track):
         num_words: Number of text ids in `ids`, not counting the end id.
         num_first: Number of given rows before the first sampled row, unless the text ends earlier.
         num_before: Number of codes before the first sampled row in its group.
-        position: Index of the reply's next row, counted from the first row of the prompt.
-        num_given: Number of given rows before `position`.
     """
 
     groups: TextGroups | None = None
@@ -121,8 +105,6 @@ class GroupTrack(Track):
     num_words: int = 0
     num_first: int = 0
     num_before: int = 0
-    position: int = 0
-    num_given: int = 0
 
     @classmethod
     def begin(
@@ -143,7 +125,7 @@ class GroupTrack(Track):
         num_groups, num_before = 1 + num_codes // groups.num_frames, num_codes % groups.num_frames
         track = cls(
             lanes, first_row, rows_of((), 1), text.pad_id, is_live=is_open, is_open=True,
-            groups=groups, codes=tuple(ids[:num_codes]), num_before=num_before, position=first_row,
+            groups=groups, codes=tuple(ids[:num_codes]), num_before=num_before,
             num_first=num_groups * groups.num_words + num_codes,
         )  # fmt: skip
         track.extend(ids[num_codes:], not is_open)
@@ -164,23 +146,14 @@ class GroupTrack(Track):
             self.codes = ()
         return Track.extend(self, laid, is_last)
 
-    def follow(self, tracker: Any) -> None:
-        """Record the reply's position and number of given rows."""
-        self.position, self.num_given = tracker.position, tracker.num_given
-
-    def is_behind(self, num_rows: int, num_given: int) -> bool:
-        """Return True if the reply's newest row is a given row whose id has not arrived."""
-        return self.is_open and num_given > len(self.ids)
-
     @property
     def place(self) -> int:
         """Index of the next id in a slot's tables: the id's index in `ids`."""
         return len(self.ids)
 
-    @property
-    def num_known(self) -> int:
-        """Number of rows that the model may read, assuming that all further rows are given rows."""
-        return self.position + len(self.ids) - self.num_given if self.is_open else ENDLESS
+    def num_known(self, reply: Any) -> int:
+        """Return the number of rows that the model may read, assuming that all further rows are given rows."""
+        return reply.position + len(self.ids) - reply.num_given if self.is_open else ENDLESS
 
     @property
     def num_total(self) -> int:
@@ -225,9 +198,6 @@ class Word(NamedTuple):
     ahead_end: int
 
 
-NO_WORD, NO_SECOND = Word(0, 0, 0, 0), -1
-
-
 @dataclass(slots=True)
 class WordTrack(Track):
     """Track of words that the model requests (`WordScript`); `ids` [n, 1] are words in the format of `pack_word`.
@@ -242,8 +212,6 @@ class WordTrack(Track):
             that may take the next one.
         waiting: End and padding of each word that has arrived but is not known yet.
         capacity: Number of tokens, and of words, for which a slot has room.
-        position: Index of the reply's next row, counted from the first row of the prompt.
-        num_free: Minimum number of further rows for which the known words suffice.
     """
 
     script: WordScript = field(default_factory=WordScript)
@@ -252,8 +220,6 @@ class WordTrack(Track):
     num_rows: list[int] = field(default_factory=lambda: [0])
     waiting: list[tuple[int, int]] = field(default_factory=list)
     capacity: int = 0
-    position: int = 0
-    num_free: int = 0
 
     @classmethod
     def begin(
@@ -272,10 +238,9 @@ class WordTrack(Track):
         assert text.words is not None
         track = cls(
             lanes, first_row, rows_of((), 1), text.pad_id, is_live=is_open, is_open=True,
-            script=text.words, capacity=capacity, position=first_row,
+            script=text.words, capacity=capacity,
         )  # fmt: skip
         track.extend(ids, not is_open)
-        track.num_free = WordMachine(track).num_free
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
@@ -286,7 +251,6 @@ class WordTrack(Track):
             self.waiting.append((len(self.tokens), padding))
         Track.extend(self, ids, is_last)
         self._note_known()
-        self.num_free += self.num_rows[-1] - self.num_rows[first_word]
         return np.concatenate([self.token_entries(first_token), self.word_entries(first_word)])
 
     def _note_known(self) -> None:
@@ -337,18 +301,17 @@ class WordTrack(Track):
             num_rows += 1
         return num_rows
 
-    def follow(self, tracker: Any) -> None:
-        """Record the reply's position, and for how many rows the known words suffice."""
-        self.position, self.num_free = tracker.position, tracker.words.num_free
+    def tokens_of(self, number: int) -> list[int]:
+        """Return the tokens of a known word; empty for a break."""
+        return self.tokens[self.words[number - 1].end if number else 0 : self.words[number].end]
 
-    def is_behind(self, num_rows: int, num_given: int) -> bool:
-        """Return True if a reply needs words that have not arrived; `num_given` rows can be generated without them."""
-        return self.is_open and num_given == 0
-
-    @property
-    def num_known(self) -> int:
-        """Number of rows after which the model may need a word that has not arrived; ENDLESS for a complete text."""
-        return self.position + self.num_free - 1 if self.is_open else ENDLESS
+    def num_known(self, reply: Any) -> int:
+        """Return the number of rows after which the model may need a word that has not arrived."""
+        if not self.is_open:
+            return ENDLESS
+        num_rows = self.num_rows[-1] - self.num_rows[reply.taken]  # of the words that are known and not taken
+        num_rows += max(self.rows_of_tokens(reply.main_at, reply.main_end), reply.forced)
+        return reply.position + num_rows - 1
 
     @property
     def num_total(self) -> int:
@@ -362,87 +325,3 @@ class WordTrack(Track):
 
     def fill(self, codes: np.ndarray, first: int) -> None:
         """Do nothing, because the rows of the reply contain the ids of both streams."""
-
-
-@dataclass(slots=True)
-class WordMachine:
-    """State of a reply's words, advanced by each row; `WordStates` and `words_kernel` apply its rules to a batch.
-
-    A row takes the next word if the model requests it with `new_id`. Requests are ignored while tokens of a word are
-    left or `forced` is positive. Otherwise, if `remaining` is 0, the row takes a word even without a request.
-
-    Attributes:
-        track: Words of the text.
-        remaining: Number of rows in which the model may still wait before the next word.
-        forced: Number of rows in which it has to wait.
-        main_at: Place of the next token of the current word.
-        main_end: Place after the last token of the current word.
-        second_at: Place of the next token on the second stream.
-        second_end: Place after the last token for the second stream.
-        taken: Number of words taken, including breaks.
-        end: Position of the row that requested a word when none was left; -1 until then.
-    """
-
-    track: WordTrack
-    remaining: int = -1
-    forced: int = -1
-    main_at: int = 0
-    main_end: int = 0
-    second_at: int = 0
-    second_end: int = 0
-    taken: int = 0
-    end: int = -1
-
-    def __post_init__(self) -> None:
-        if self.remaining < 0:
-            self.remaining = self.forced = self.track.script.initial_padding
-
-    @property
-    def state(self) -> list[int]:
-        """The eight integers of the state, in the order of `WORD_STATE`."""
-        return [getattr(self, name) for name in WORD_STATE]
-
-    @property
-    def num_free(self) -> int:
-        """Minimum number of further rows for which the known words suffice."""
-        num_rows = self.track.num_rows[-1] - self.track.num_rows[self.taken]
-        return max(self.track.rows_of_tokens(self.main_at, self.main_end), self.forced) + num_rows
-
-    def push(self, position: int, token: int) -> tuple[int, int]:
-        """Advance by one row.
-
-        Args:
-            position: Position of the row.
-            token: Id that the model sampled on stream 0, or the id that the row already has there.
-
-        Returns:
-            Ids of stream 0 and of the second stream in the row; `NO_SECOND` if the second stream is empty.
-        """
-        script, words, tokens = self.track.script, self.track.words, self.track.tokens
-        asks, takes = ask_for_word(
-            token, True, self.remaining, self.forced, self.main_at, self.main_end, self.taken, len(words), script
-        )
-        word = words[self.taken] if takes else NO_WORD
-        state = self.remaining, self.forced, self.main_end, self.second_at, self.second_end, self.taken, self.end
-        *state, marks = take_word(asks, takes, *word, position, *state, script)
-        self.remaining, self.forced, self.main_end, self.second_at, self.second_end, self.taken, self.end = state
-        places = self.main_at, self.main_at + 1, self.second_at
-        main, following, second = (tokens[at] if at < len(tokens) else 0 for at in places)
-        main, second, self.main_at, self.second_at = word_ids(
-            asks, marks, main, following, second, self.main_at, self.main_end, self.second_at, self.second_end,
-            NO_SECOND, script,
-        )  # fmt: skip
-        return main, second
-
-    def follow(self, position: int, token: int) -> None:
-        """Advance by a row whose stream 0 is known: any id but a pad counts as a request, if one was permitted."""
-        script = self.track.script
-        self.push(position, script.pad_id if token == script.pad_id else script.new_id)
-
-    def newest_word(self) -> list[int]:
-        """Return the tokens of the word that was taken last."""
-        first = self.track.words[self.taken - 2].end if self.taken > 1 else 0
-        return self.track.tokens[first : self.track.words[self.taken - 1].end]
-
-
-WORD_STATE = ("remaining", "forced", "main_at", "main_end", "second_at", "second_end", "taken", "end")

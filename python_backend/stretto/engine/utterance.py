@@ -12,8 +12,8 @@ import numpy as np
 
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import GUIDANCE_ON
-from stretto.engine.reply_rules import SegmentTracker
-from stretto.engine.tracks import Track
+from stretto.engine.reply_rules import ReplyState
+from stretto.engine.tracks import Track, WordTrack
 from stretto.engine.word_times import WordTimes
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
@@ -181,9 +181,9 @@ class TextFeed:
             self._has_begun = True
             self._send()
 
-    def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
-        """Return True if a reply can continue only when more text arrives; see `Track.is_behind`."""
-        return self.track is not None and self.track.is_behind(num_rows, num_given)
+    def is_awaited(self, num_rows: int, reply: ReplyState | None = None) -> bool:
+        """Return True if a reply of `num_rows` rows in the state `reply` can continue only when more text arrives."""
+        return self.track is not None and self.track.first_row + num_rows > self.track.num_known(reply)
 
     def check(self) -> None:
         """Raise the error that aborted the reply, if any, for example because the input stalled."""
@@ -318,7 +318,7 @@ class FrameFeed(TextFeed):
         self.check()
         return len(self._due)
 
-    def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
+    def is_awaited(self, num_rows: int, reply: ReplyState | None = None) -> bool:
         """Return True if a reply of `num_rows` rows can continue only when more audio arrives."""
         return not self._is_complete and num_rows > self.num_frames
 
@@ -336,10 +336,6 @@ class _NoText:
 
     def begin(self) -> None:
         """Do nothing."""
-
-    def is_awaited(self, num_rows: int, num_given: int = 0) -> bool:
-        """Return False."""
-        return False
 
     def check(self) -> None:
         """Do nothing."""
@@ -387,7 +383,7 @@ class Utterance:
     """Converts a reply's rows to chunks. Text is sent at the end of a word, frames when the pacer permits.
 
     Args:
-        tracker: Segment tracker of the reply.
+        reply: State of the reply.
         words: Words of the prompt, for word timestamps.
         codec: Text codec of the family.
         pacer: Pacer that decides when frames are sent.
@@ -403,11 +399,12 @@ class Utterance:
         voice: Index of the codec's voice, sent with each chunk.
         alignment: Request for word times, sent with the first chunk; None if not requested.
         sound: Recording of the voice, sent with the first chunk; None if the decoder needs none.
+        track: Words that the model asks for, if the family has them.
     """
 
     def __init__(
         self,
-        tracker: SegmentTracker,
+        reply: ReplyState,
         words: tuple[str, ...],
         codec: TextCodec,
         pacer: Pacer,
@@ -416,10 +413,9 @@ class Utterance:
         with_progress: bool = False,
         sources: tuple[SourceWord, ...] = (),
     ):
-        family = tracker.rules.family
-        self.tracker = tracker
+        family, self.reply = reply.rules.family, reply
         self._family, self._codec = family, codec
-        self.words = WordTimes(words, sources, codec, tracker.task.name)
+        self.words = WordTimes(words, sources, codec, reply.task.name)
         self._pacer, self._with_codes, self._with_pauses = pacer, with_codes, with_pauses
         self._with_progress = with_progress
         self._pauses: tuple[tuple[float, ...], ...] = ()  # for frames that have not been sent
@@ -429,7 +425,7 @@ class Utterance:
         places = range(layout.num_codebooks) if layout.frame_codec.places else None
         self._codebooks = list(places or [streams.index(stream) for stream in layout.codebook_streams])
         self._frames = FrameCodes(family, streams)
-        self._reader = codec.reader(tracker.task.name)
+        self._reader = codec.reader(reply.task.name)
         self._text: list[int] = []
         self._frame_texts: deque[str] = deque()  # for rows with text beside codes whose frames have not been sent
         self._times: list[WordMark] = []  # words of a transcript that have not been sent
@@ -438,11 +434,19 @@ class Utterance:
         self.num_chunks = self.voice = 0
         self.alignment: Alignment | None = None
         self.sound: Sound | None = None
+        self.track: WordTrack | None = None
 
     @property
     def num_sent_frames(self) -> int:
         """Number of frames that were sent or omitted."""
         return self._frames.num_taken
+
+    def reply_after(self, rows: np.ndarray) -> ReplyState:
+        """Return the state of the reply after further rows."""
+        reply = replace(self.reply)
+        for state in self._states_in(rows[-1:]):
+            reply.move(reply.position + len(rows), state)
+        return reply
 
     def push(self, rows: np.ndarray) -> Iterator[LMChunk]:
         """Process rows in the format of `read_rows`, and yield the chunks that they complete.
@@ -454,28 +458,26 @@ class Utterance:
             yield from self._push(part)
 
     def _push(self, rows: np.ndarray) -> Iterator[LMChunk]:
-        if self.tracker.segment is INTERLEAVED:
+        reply = self.reply
+        if reply.segment is INTERLEAVED:
             yield from self._push_interleaved(rows)
             return
         text, num_audio_rows, segment = "", 0, TEXT
-        for mark, token_id in rows[:, :2].tolist():
-            pointer, words = self.tracker.pointer, self.tracker.words
-            num_taken = words.taken if words else 0
-            segment = self.tracker.push(token_id)
-            if words and words.taken > num_taken and (tokens := words.newest_word()):
-                self.words.mark_taken(tokens, self.tracker.position - 1 - self.tracker.audio_start)
+        for (mark, token_id), state in zip(rows[:, :2].tolist(), self._states_in(rows), strict=True):
+            segment, pointer, taken = reply.segment, reply.pointer, reply.taken
+            reply.move(reply.position + 1, state)
             if mark:
-                frame = (self.tracker.position - 1 - self.tracker.audio_start) // self._family.rows_per_frame
+                frame = (reply.position - 1 - reply.audio_start) // self._family.rows_per_frame
                 self.guidance_changes.append(GuidanceChange(frame, mark == GUIDANCE_ON))
             if segment is TEXT:
                 self._text.append(token_id)
-                text += self._reader.end() if self.tracker.audio_start >= 0 else self._read(token_id)
+                text += self._reader.end() if reply.audio_start >= 0 else self._read(token_id)
             elif segment is not TRANSITION:
                 num_audio_rows += 1
                 if self._family.has_text_beside_codes and token_id != self._family.end_of_reply:
                     self._frame_texts.append(self._reader.push(token_id))
-                if self.tracker.pointer > pointer:
-                    self.words.mark_entry(self.tracker.pointer - 1, self._text, self.tracker.num_frames - 1)
+                if reply.audio_end < 0:  # a word that begins in the row that ends the audio is not spoken
+                    self._mark_words(reply, pointer, taken)
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
         if self._with_pauses:
             self._pauses += self._pauses_in(rows)
@@ -483,23 +485,35 @@ class Utterance:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             audio = rows[-num_audio_rows:, 1:]
-            if given_ids := self.tracker.rules.given_ids:
+            if given_ids := reply.rules.given_ids:
                 audio = audio[~np.isin(audio[:, 0], given_ids)]
             self._frames.push(audio)
             yield from self._due_chunks(segment)
+
+    def _states_in(self, rows: np.ndarray) -> list[list[int]]:
+        """Return the state columns of each row, [n][C]."""
+        return rows[:, 1 + self._family.num_row_words :].tolist()
+
+    def _mark_words(self, reply: ReplyState, pointer: int, taken: int) -> None:
+        """Record the word that begins in the newest row, before which `pointer` and `taken` were as given."""
+        if reply.pointer > pointer:
+            self.words.mark_entry(reply.pointer - 1, self._text, reply.num_frames - 1)
+        if self.track is not None and reply.taken > taken and (tokens := self.track.tokens_of(taken)):
+            self.words.mark_taken(tokens, reply.position - 1 - reply.audio_start)
 
     def _pauses_in(self, rows: np.ndarray) -> tuple[tuple[float, ...], ...]:
         """Return the pause probabilities in the next rows; the reply's first and last row have none."""
         skipped, self._has_rows = 0 if self._has_rows else 1, True
         rows = rows[skipped:][rows[skipped:, 1] != self._family.end_of_reply]
-        of_frames = latents_of(rows[:, 1 + self._family.layout.num_output_streams :])
+        of_frames = latents_of(rows[:, 1 + self._family.layout.num_output_streams : 1 + self._family.num_row_words])
         return tuple(tuple(row) for row in of_frames.astype(float).round(4).tolist())
 
     def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:
         text, audio = "", self._family.layout.audio[0]
         is_code = (rows[:, 1] >= audio.start) & (rows[:, 1] < audio.stop)
+        for state in self._states_in(rows[-1:]):
+            self.reply.move(self.reply.position + len(rows), state)
         for token_id, is_audio in zip(rows[:, 1].tolist(), is_code.tolist(), strict=True):
-            self.tracker.push(token_id)
             text += "" if is_audio else self._read(token_id)
         if text:
             yield self._chunk(INTERLEAVED, text=text)
@@ -525,14 +539,14 @@ class Utterance:
     @property
     def _num_ready(self) -> int:
         """Number of complete frames of the reply that have not been sent yet."""
-        if self.tracker.audio_end < 0:
+        if self.reply.audio_end < 0:
             return self._frames.num_ready
-        return min(self._frames.num_ready, self.tracker.num_frames - self.num_sent_frames)
+        return min(self._frames.num_ready, self.reply.num_frames - self.num_sent_frames)
 
     @property
     def _num_held(self) -> int:
         """1 if the last frame that fits is ready. It belongs to the last chunk, so that the decoder can fade it out."""
-        is_last = self.num_sent_frames + self._num_ready >= self.tracker.max_frames
+        is_last = self.num_sent_frames + self._num_ready >= self.reply.max_frames
         return int(is_last and self._num_ready > 0 and not self._pacer.policy.has_rest)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
@@ -567,13 +581,13 @@ class Utterance:
 
     def finish(self, report: Report) -> LMChunk:
         """Return the last chunk, which contains the remaining text and frames, and the report."""
-        segment = Segment.TAIL if self.tracker.audio_start >= 0 else self.tracker.segment
+        segment = Segment.TAIL if self.reply.audio_start >= 0 else self.reply.segment
         text = "" if segment is Segment.TAIL else self._reader.end()
         if self._family.has_text_beside_codes:
             text = self._pop_text(self._num_ready) + self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes, marks = self._changes_before(sys.maxsize), (*self._timed_words(), *self.words.pop())
-        is_cut = report.finish_reason == "length" and self.tracker.num_frames >= self.tracker.max_frames
+        is_cut = report.finish_reason == "length" and self.reply.num_frames >= self.reply.max_frames
         last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice, is_cut=is_cut)
         return self._sent(self._with_head(last), codes)
 

@@ -70,12 +70,14 @@ class Answer:
         trailer: Statistics, once the reply has ended.
         finish_reason: vLLM's finish reason, once the reply has ended.
         changes: (index, is_guided) for every row at which guidance is switched on or off.
+        states: State of the reply after every row (`SegmentRules.sent_state`).
     """
 
     rows: list[list[int]] = field(default_factory=list)
     trailer: Trailer | None = None
     finish_reason: str | None = None
     changes: list[tuple[int, bool]] = field(default_factory=list)
+    states: list[list[int]] = field(default_factory=list)
 
 
 class Engine:
@@ -170,7 +172,7 @@ class Engine:
         return outputs or {}
 
     def _step(self, answers: dict[str, Answer]) -> None:
-        width = self.rules.family.num_row_words
+        width, number = self.rules.num_row_words, self.rules.family.num_row_words
         for core_outputs in self.step().values():
             for output in core_outputs.outputs:
                 answer, ids = answers[output.request_id], output.new_token_ids
@@ -181,7 +183,8 @@ class Engine:
                 for mark, *row in read_rows(ids, width).tolist():
                     if mark != NO_CHANGE:
                         answer.changes.append((len(answer.rows), mark == GUIDANCE_ON))
-                    answer.rows.append(row)
+                    answer.rows.append(row[:number])
+                    answer.states.append(row[number:])
 
     def is_clean(self) -> bool:
         """Return True if the scheduler and the worker hold no state of finished requests."""

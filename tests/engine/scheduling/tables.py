@@ -9,6 +9,7 @@ from stretto.engine.environment import prepare_environment
 from stretto.engine.reply_rules import SegmentRules
 from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt
+from tests.reply_rows import push
 from tests.speech_families import EIGHT_STREAMS as FAMILY
 from tests.speech_families import FORCED_BURSTS
 
@@ -86,13 +87,13 @@ def run(*requests: Request) -> list[Request]:
 def speak(state: RequestState, num_rows: int = 1) -> None:
     """Add rows of the audio segment, sampled and read."""
     for _ in range(num_rows):
-        assert state.tracker.segment is Segment.AUDIO
+        assert state.reply.segment is Segment.AUDIO
         token_id = FAMILY.layout.audio[0].start + 1
         state.history.put(state.request.num_tokens, [CODES])
         state.request.append_output_token_ids(token_id)
         state.request.num_computed_tokens += 1
         if not state.is_unconditional:
-            state.tracker.push(token_id)
+            push(state.reply, token_id)
 
 
 def pair(into: RequestTable, request_id: str, **changes: Any) -> tuple[Request, Request]:

@@ -10,17 +10,19 @@ from vllm.v1.outputs import LogprobsLists, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.protocol import GUIDANCE_OFF, NO_CHANGE
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.scheduling.request_table import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
 from stretto.engine.scheduling.scheduler import PairedScheduling, SampledRows
 from stretto.engine.tracks import Track, rows_of
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
-from tests.engine.scheduling.tables import RULES, arrive, table
+from tests.engine.scheduling.tables import BURSTS, RULES, arrive, table
+from tests.reply_rows import push
 from tests.speech_families import EIGHT_STREAMS as FAMILY
 
 FRAME_S = 1 / FAMILY.frame_rate
 FIRST_FRAMES = int(LEAST_LEAD_S / FRAME_S)
 FIRST = FAMILY.layout.audio[0].start
+WIDTH = 1 + RULES.num_row_words  # words of a row in the engine's output
 
 
 class Reply:
@@ -29,8 +31,8 @@ class Reply:
     def __init__(self, step_s: float, task: str = "speak", rules: SegmentRules = RULES) -> None:
         self.now = 1000.0
         self._step_s = step_s
-        self.tracker = SegmentTracker(rules, rules.family.task(task), 8)
-        self._outgoing = OutgoingRows(self.tracker, lambda: self.now)
+        self._reply = ReplyState.begin(rules, rules.family.task(task), 8)
+        self._outgoing = OutgoingRows(self._reply, lambda: self.now)
         self._num_rows = 0
         self.left: list[tuple[float, list[int]]] = []
         self.made_s: list[float] = []
@@ -38,7 +40,7 @@ class Reply:
     def make(self, num_rows: int, token_id: int = FIRST + 1, is_last: bool = False) -> None:
         for _ in range(num_rows):
             self.now += self._step_s
-            self.tracker.push(token_id)
+            push(self._reply, token_id)
             self.made_s.append(self.now)
             if rows := self._outgoing.push([self._num_rows], is_last):
                 self.left.append((self.now, rows))
@@ -114,8 +116,8 @@ class Listener:
         self._random, self._speed = random.Random(seed), speed
         self.now = self._latency_s = self._slow_until = self.begins_s = self.silence_s = 0.0
         self._dry_s: float | None = None
-        self._tracker = SegmentTracker(RULES, FAMILY.task("speak"), 8)
-        self._outgoing = OutgoingRows(self._tracker, lambda: self.now)
+        self._reply = ReplyState.begin(RULES, FAMILY.task("speak"), 8)
+        self._outgoing = OutgoingRows(self._reply, lambda: self.now)
         self._pacer = Pacer(ChunkPolicy(4, 25, frame_rate=FAMILY.frame_rate), self._load, lambda: self.now)
         self._holds = holds
 
@@ -131,7 +133,7 @@ class Listener:
             is_slow = self.now < self._slow_until
             self.now += FRAME_S / self._speed * self._random.lognormvariate(0.0, 0.3) * (3 if is_slow else 1)
             delay_s = self._random.uniform(0.1, 0.5)
-            self._tracker.push(FIRST + 1)
+            push(self._reply, FIRST + 1)
             num_ready += len(self._outgoing.push([row], row == num_rows - 1)) if self._holds else 1
             while size := self._pacer.num_to_send(num_ready):
                 num_ready -= size
@@ -156,37 +158,38 @@ def test_delaying_rows_adds_no_latency_or_silence(speed: float) -> None:
 
 
 def sampled(request_id: str, cut: bool = False) -> ModelRunnerOutput:
-    """Return the output of a step in which one request has sampled codes 1 … 7."""
-    codes = np.arange(1, 8)[None]
-    logprobs = LogprobsLists(codes, np.zeros((1, 8)), np.array([int(cut)]))
+    """Return the output of a step in which one request, whose audio began in row 8, has sampled codes 1 … 7."""
+    rows = np.array([[*range(1, 8), 8, -1, 0]])
+    logprobs = LogprobsLists(rows, np.zeros((1, 1)), np.array([int(cut)]))
     return ModelRunnerOutput([request_id], {request_id: 0}, [[FIRST + 1]], logprobs, {}, [])
 
 
-def test_outgoing_row_has_guidance_mark_token_and_codes() -> None:
-    known, rows = table(), SampledRows(FAMILY.layout, 1)
+def test_outgoing_row_has_guidance_mark_token_codes_and_state() -> None:
+    known, rows = table(), SampledRows(RULES)
     arrive(known, "r")
     output = sampled("r", cut=True)
     rows.extract(output)
     assert output.logprobs is None, "vLLM would send them"
-    assert rows.push(known["r"], [NO_CHANGE], [9], is_last=True) == [NO_CHANGE, 9, 1, 2, 3, 4, 5, 6, 7]
+    assert rows.push(known["r"], [NO_CHANGE], [9], is_last=True) == [NO_CHANGE, 9, *range(1, 8), 8, -1, 0]
     assert known["r"].was_cut
 
 
 @pytest.mark.parametrize(("cut_in", "was_cut"), [(0, True), (1, True), (2, False)])
 def test_multi_token_rows_after_the_end_are_dropped_with_their_cuts(cut_in: int, was_cut: bool) -> None:
-    known, rows = table(), SampledRows(FAMILY.layout, 3)
+    known, rows = table(), SampledRows(BURSTS)
     arrive(known, "r")
-    logprobs = LogprobsLists(np.arange(21)[None], np.zeros((1, 1)), np.array([1 << cut_in]))
+    logprobs = LogprobsLists(np.arange(50)[None], np.zeros((1, 1)), np.array([1 << cut_in]))
     rows.extract(ModelRunnerOutput(["r"], {"r": 0}, [[8, 9, 10]], logprobs, {}, []))
-    assert rows.codes == {"r": [[*range(7)], [*range(7, 14)], [*range(14, 21)]]}
+    assert rows.codes == {"r": [[*range(7)], [*range(10, 17)], [*range(20, 27)]]}
+    assert rows.state["r"][:3] == [[*range(7, 10)], [*range(17, 20)], [*range(27, 30)]]
     ids = rows.push(known["r"], [NO_CHANGE, GUIDANCE_OFF], [8, 9], is_last=True)
-    assert ids == [NO_CHANGE, 8, *range(7), GUIDANCE_OFF, 9, *range(7, 14)]
+    assert ids == [NO_CHANGE, 8, *range(10), GUIDANCE_OFF, 9, *range(10, 20)]
     assert known["r"].was_cut is was_cut
 
 
 def test_only_the_codes_sampled_by_a_step_are_extracted() -> None:
-    rows = SampledRows(FAMILY.layout, 3)
-    logprobs = LogprobsLists(np.arange(42).reshape(2, 21), np.zeros((2, 1)), np.zeros(2, np.int64))
+    rows = SampledRows(BURSTS)
+    logprobs = LogprobsLists(np.arange(100).reshape(2, 50), np.zeros((2, 1)), np.zeros(2, np.int64))
     rows.extract(ModelRunnerOutput(["r", "s"], {"r": 0, "s": 1}, [[8], []], logprobs, {}, []))
     assert rows.codes == {"r": [[*range(7)]], "s": []}
 
@@ -208,11 +211,11 @@ class Scheduling(PairedScheduling, Stock):
     """Scheduler hooks with one unguided reply `r`; the clock is stopped, so that audio rows wait."""
 
     def __init__(self) -> None:
-        self.table, self._sampled = table(), SampledRows(FAMILY.layout, 1)
+        self.table, self._sampled = table(), SampledRows(RULES)
         self.texts, self.stats = MagicMock(), MagicMock()
         self.request = arrive(self.table, "r", guidance_scale=1.0)
         self.state = self.table["r"]
-        self.state.outgoing = OutgoingRows(self.state.tracker, lambda: 0.0)
+        self.state.outgoing = OutgoingRows(self.state.reply, lambda: 0.0)
         self._sampled.extract(sampled("r"))
 
     def sample(self) -> list[int]:
@@ -223,7 +226,7 @@ class Scheduling(PairedScheduling, Stock):
 def test_pending_rows_of_a_preempted_request_are_sent_next() -> None:
     scheduling, rows = Scheduling(), 0
     for _ in range(60):
-        rows += len(scheduling.sample()) // 9
+        rows += len(scheduling.sample()) // WIDTH
     assert rows < 60
     scheduling._preempt_request(scheduling.request, 0.0)
     outputs: dict[int, EngineCoreOutputs] = {}
@@ -231,7 +234,7 @@ def test_pending_rows_of_a_preempted_request_are_sent_next() -> None:
     (output,) = outputs[scheduling.request.client_index].outputs
     assert output.request_id == "r"
     assert output.finish_reason is None
-    assert len(output.new_token_ids) == 9 * (60 - rows)
+    assert len(output.new_token_ids) == WIDTH * (60 - rows)
     assert not scheduling.state.outgoing.pop_rows()
     assert not scheduling.sample(), "once it runs again, its rows wait as before"
     scheduling._sampled.send_preempted(outputs)
@@ -242,6 +245,6 @@ def test_rows_are_flushed_before_blocking_on_text() -> None:
     scheduling, sent = Scheduling(), []
     scheduling.state.track = Track(slice(0, 1), 8, rows_of([20] * 30, 1), 0, is_live=True, is_open=True)
     for _ in range(31):
-        sent.append(len(scheduling.sample()) // 9)
+        sent.append(len(scheduling.sample()) // WIDTH)
     assert sum(sent[:-1]) < 30
     assert sum(sent) == 31

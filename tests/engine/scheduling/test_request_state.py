@@ -5,7 +5,8 @@ import pytest
 from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
-from tests.engine.scheduling.tables import arrive, pair, speak, table
+from stretto.streams.layout import Segment
+from tests.engine.scheduling.tables import RULES, arrive, pair, speak, table
 
 
 def test_guidance_changes_are_noted_at_each_switch() -> None:
@@ -67,3 +68,23 @@ def test_unguided_request_trailer_has_no_guided_frames() -> None:
     assert state.trailer() == (0, 2, 0, 250_000, 0)
     state.was_cut = True
     assert state.trailer().was_cut
+
+
+def test_row_that_arrives_twice_counts_once_and_a_preempted_reply_resumes_after_it() -> None:
+    known = table()
+    request = arrive(known, "r", "chat")
+    reply, end = known["r"].reply, known["r"].reply.position
+    text, first = [-1, -1, 1], [end + 3, -1, 1]
+    for position, values, segment in (
+        (end + 1, text, Segment.TEXT),
+        (end + 2, first, Segment.TRANSITION),
+        (end + 3, first, Segment.AUDIO),
+        (end + 9, first, Segment.AUDIO),
+        (end + 10, [end + 3, end + 9, 1], Segment.TAIL),
+    ):
+        for _ in range(2):
+            reply.move(position, values)
+            assert (reply.position, reply.segment, reply.num_text_tokens) == (position, segment, 1)
+        data = NewRequestData("r", request.prompt_token_ids, [], None, None, ([1],), 0, None)
+        assert known["r"].for_worker(data).state == values
+    assert reply.num_frames == max(0, 6 - RULES.num_closing_rows)

@@ -44,7 +44,7 @@ def test_unconditional_prompt_has_null_ids_and_unchanged_audio() -> None:
     assert half.history.num_rows == half.request.num_prompt_tokens == 8 + 3
     assert known["r"].pair.first_output == 3
     assert half.is_unconditional
-    assert half.tracker is known["r"].tracker
+    assert half.reply is known["r"].reply
     assert half.request.max_tokens == known["r"].request.max_tokens - 3
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.run_slots import (
     STEPS_AHEAD,
     BatchPlan,
@@ -33,9 +33,9 @@ def filled() -> SlotTables:
         prompt = make_prompt(EIGHT_STREAMS, slot, "chat", guidance_scale=1.0 + slot)
         text = replace(prompt.sampling.text, temperature=0.1 * (slot % 2), top_k=slot)
         sampling = replace(prompt.sampling, text=text)
-        tracker = SegmentTracker(rules, EIGHT_STREAMS.task("chat"), 5)
+        reply = ReplyState.begin(rules, EIGHT_STREAMS.task("chat"), 5)
         codes = np.zeros((5, EIGHT_STREAMS.layout.num_input_streams - 1), np.int32)
-        tables.stage(slot, SpeechParams("chat", sampling, codes), tracker, codes)
+        tables.stage(slot, SpeechParams("chat", sampling, codes), reply, codes)
     tables.apply_staged(HostArrays())
     return tables
 

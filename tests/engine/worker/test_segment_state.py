@@ -1,6 +1,6 @@
-"""The device's segment state and the host's tracker go through the same segments, whatever is sampled.
+"""The segment state goes through the segments that the sampled ids imply, whatever they are.
 
-Both execute `engine/rules.py`, but each loads, stores and looks up values itself. numpy and torch differ in `where`.
+numpy and torch differ in `where`.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import (
     STATE,
@@ -22,13 +22,13 @@ from stretto.engine.worker.slots import (
     SlotScales,
     SlotState,
     SlotTables,
-    state_row,
 )
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_TAIL, PADDED_WARM_UP
 from stretto.testing.checkpoints import make_prompt
+from tests.reply_rows import push
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 from tests.speech_families import EIGHT_STREAMS
 
@@ -44,19 +44,20 @@ class Walk:
         self.tables = SlotTables(SLOTS, self.rules, torch.device("cpu"))
         self.segments = SegmentState(self.rules, arrays)
         self.sampling = list[SamplingConfig]()
-        self.trackers = [self._start(slot) for slot in range(SLOTS)]
+        self.replies = [self._start(slot) for slot in range(SLOTS)]
+        self.entries: list[list[int]] = [[] for _ in range(SLOTS)]
         self.tables.apply_staged(arrays)
         self.slots = arrays.upload(np.arange(SLOTS))
 
-    def _start(self, slot: int) -> SegmentTracker:
+    def _start(self, slot: int) -> ReplyState:
         prompt = make_prompt(self.family, int(self.random.integers(100)))
         sampling = prompt.sampling
         sampling = replace(sampling, audio=replace(sampling.audio, min_rows=int(self.random.integers(0, 9))))
         self.sampling.append(sampling)
-        tracker = SegmentTracker(self.rules, self.family.task(prompt.task), len(prompt.rows) % 40 + 1)
-        codes = np.zeros((tracker.position, self.family.layout.num_input_streams - 1), np.int32)
-        self.tables.stage(slot, SpeechParams(prompt.task, sampling, codes), tracker, codes)
-        return tracker
+        reply = ReplyState.begin(self.rules, self.family.task(prompt.task), len(prompt.rows) % 40 + 1)
+        codes = np.zeros((reply.position, self.family.layout.num_input_streams - 1), np.int32)
+        self.tables.stage(slot, SpeechParams(prompt.task, sampling, codes), reply, codes)
+        return reply
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Generate one row of every reply; return stream 0 and the other streams."""
@@ -64,7 +65,7 @@ class Walk:
         state = SlotState(*wrap(self.tables.state)[self.slots].T)
         limits = SlotLimits(*upload(self.tables.limits.T))
         scales = SlotScales(*upload(self.tables.scales.T))
-        position = upload(np.array([tracker.position for tracker in self.trackers]))
+        position = upload(np.array([reply.position for reply in self.replies]))
         rows = Rows(state, limits, scales, self.slots, position)
         token = self.segments.choose(self._text(rows), self._audio(rows), rows)
         self.was_cut = rows.is_cut.tolist()
@@ -79,8 +80,8 @@ class Walk:
 
     def _text(self, rows: Rows) -> Array:
         noise = self.random.random((SLOTS, self.rules.num_text_ids))
-        for slot, tracker in enumerate(self.trackers):
-            noise[slot, list(self.rules.drawn_ends_of_text(tracker.task))] += self.random.random() < 0.1
+        for slot, reply in enumerate(self.replies):
+            noise[slot, list(self.rules.drawn_ends_of_text(reply.task))] += self.random.random() < 0.1
         token = self.segments.mask_text(torch.from_numpy(noise), rows, None).argmax(-1)
         self.drawn_text = token.tolist()
         return self.segments.end_text(self.arrays.wrap(token), rows)
@@ -99,19 +100,19 @@ class Walk:
 
     def is_cut(self, slot: int) -> bool:
         """Return True if a limit, and not the model, ends the segment of `slot` with the row just sampled."""
-        tracker, sampling, rules = self.trackers[slot], self.sampling[slot], self.rules
-        if tracker.audio_start < 0:
-            is_full = 0 < rules.max_entries <= len(tracker.script)
-            meets = tracker.num_text_tokens >= sampling.text.max_rows or is_full
-            meets |= tracker.position >= rules.text_limit(tracker.task)
-            return meets and self.drawn_text[slot] not in rules.drawn_ends_of_text(tracker.task)
-        if tracker.position < tracker.audio_start or tracker.audio_end >= 0:
+        reply, sampling, rules = self.replies[slot], self.sampling[slot], self.rules
+        if reply.audio_start < 0:
+            is_full = 0 < rules.max_entries <= reply.num_entries
+            meets = reply.num_text_tokens >= sampling.text.max_rows or is_full
+            meets |= reply.position >= rules.text_limit(reply.task)
+            return meets and self.drawn_text[slot] not in rules.drawn_ends_of_text(reply.task)
+        if reply.position < reply.audio_start or reply.audio_end >= 0:
             return False
-        return self.meets_limit(slot, tracker.position) and self.drawn_audio[slot] not in rules.drawn_ends_of_audio
+        return self.meets_limit(slot, reply.position) and self.drawn_audio[slot] not in rules.drawn_ends_of_audio
 
     def meets_limit(self, slot: int, position: int) -> bool:
         """Return True if the audio of `slot` must end at `position`."""
-        num_rows = position - self.trackers[slot].audio_start
+        num_rows = position - self.replies[slot].audio_start
         return num_rows >= self.sampling[slot].audio.max_rows or position >= self.rules.audio_limit
 
 
@@ -121,60 +122,62 @@ class Walk:
     [*((HostArrays(), seed) for seed in range(3)), (DeviceArrays(torch.device("cpu")), 3)],
     ids=["numpy-0", "numpy-1", "numpy-2", "torch-3"],
 )
-def test_segment_state_matches_the_tracker_row_by_row(family: Family, arrays: Arrays, seed: int) -> None:
+def test_segment_state_follows_the_ids_row_by_row(family: Family, arrays: Arrays, seed: int) -> None:
     walk = Walk(family, seed, arrays)
     alive = set(range(SLOTS))
     cuts = 0
     while alive:
         token, codes = walk.step()
         for slot in list(alive):
-            tracker = walk.trackers[slot]
-            position = tracker.position
+            reply = walk.replies[slot]
+            position = reply.position
             assert walk.was_cut[slot] == walk.is_cut(slot), (slot, position)
             cuts += walk.was_cut[slot]
-            tracker.push(int(token[slot]))
+            push(reply, int(token[slot]))
+            if reply.num_entries > len(walk.entries[slot]):
+                walk.entries[slot].append(int(token[slot]))
             if token[slot] == family.end_of_reply:
                 alive.remove(slot)
                 assert position < LENGTH
                 continue
             after = [int(value) for value in walk.tables.state[slot]]
-            expected = state_row(tracker)
-            if tracker.audio_end >= 0:  # the pointer means nothing any more
+            expected = reply.values(walk.rules.state_names)
+            if reply.audio_end >= 0:  # the pointer means nothing any more
                 after[STATE["pointer"]] = expected[STATE["pointer"]] = 0
             assert after == expected, (slot, position)
-            assert walk.tables.script[slot, 1 : 1 + len(tracker.script)].tolist() == tracker.script
-            skips = tracker.audio_end >= 0 and walk.meets_limit(slot, tracker.audio_end)
-            check_codes(family, tracker, position, codes[slot].tolist(), skips)
+            assert walk.tables.script[slot, 1 : 1 + reply.num_entries].tolist() == walk.entries[slot]
+            skips = reply.audio_end >= 0 and walk.meets_limit(slot, reply.audio_end)
+            check_codes(family, reply, position, codes[slot].tolist(), skips)
         for slot in set(range(SLOTS)) - alive:
-            walk.trackers[slot].position += 1
-    assert all(tracker.position <= LENGTH + 200 for tracker in walk.trackers)
+            walk.replies[slot].position += 1
+    assert all(reply.position <= LENGTH + 200 for reply in walk.replies)
     assert cuts <= 2 * SLOTS
 
 
-def check_codes(family: Family, tracker: SegmentTracker, position: int, codes: list[int], skips: bool) -> None:
+def check_codes(family: Family, reply: ReplyState, position: int, codes: list[int], skips: bool) -> None:
     """Check that streams carry codes exactly at their delayed frames, and that the index stream has the current word.
 
     Args:
         family: The model family.
-        tracker: State of the segment.
+        reply: State of the reply.
         position: Position of the row.
         codes: Codes of the row.
         skips: True if a limit ended the audio, so that the sampled row of a padded tail is left out.
     """
-    layout, frame = family.layout, position - tracker.audio_start
+    layout, frame = family.layout, position - reply.audio_start
     for stream in range(1, layout.num_output_streams):
         first = layout.delays[stream] if family.warm_up is PADDED_WARM_UP else 0
-        stop = first + tracker.num_frames if family.tail is FORCED_TAIL else frame + 1
-        if family.tail is PADDED_TAIL and 0 <= tracker.audio_end < position - 1 + skips:
-            stop = layout.delays[stream] + tracker.num_frames + 1 - skips
-        lies = tracker.audio_start >= 0 and first <= frame < stop
+        stop = first + reply.num_frames if family.tail is FORCED_TAIL else frame + 1
+        if family.tail is PADDED_TAIL and 0 <= reply.audio_end < position - 1 + skips:
+            stop = layout.delays[stream] + reply.num_frames + 1 - skips
+        lies = reply.audio_start >= 0 and first <= frame < stop
         assert codes[stream - 1] == (layout.audio[stream].start + 3 if lies else layout.pad_id), (position, stream)
     if family.script:
         index = codes[family.script.index_stream - 1]
-        is_speaking = tracker.audio_start >= 0 and 0 <= frame < tracker.num_frames
+        is_speaking = reply.audio_start >= 0 and 0 <= frame < reply.num_frames
         if is_speaking:
-            assert index == family.script.index_base + tracker.pointer
-        elif tracker.audio_start >= 0:
+            assert index == family.script.index_base + reply.pointer
+        elif reply.audio_start >= 0:
             assert index == layout.pad_id
         else:
-            assert index in (layout.pad_id, family.script.index_base + len(tracker.script))
+            assert index in (layout.pad_id, family.script.index_base + reply.num_entries)

@@ -6,35 +6,37 @@ import torch
 from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.slots import LIMITS, STATE, Arrays, DeviceArrays, HostArrays, SlotTables, state_row
-from stretto.families.tiny.family import END_OF_TEXT, FIRST_PHONEME, TINY
+from stretto.engine.worker.slots import LIMITS, Arrays, DeviceArrays, HostArrays, SlotTables
+from stretto.families.base import Family
+from stretto.families.tiny.family import END_OF_TEXT, TINY
 from stretto.testing.checkpoints import make_prompt
-from tests.small_vocabularies import HIGGS_AUDIO
-from tests.speech_families import INTERLEAVED, TRACKED
+from tests.reply_rows import states_of
+from tests.small_vocabularies import HIGGS_AUDIO, KYUTAI_TTS_AHEAD
+from tests.speech_families import GROUPED, INTERLEAVED, TRACKED
 
 
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
 def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> None:
     rules = SegmentRules(TINY, 128)
+    assert TINY.script is not None
     tables = SlotTables(4, rules, torch.device("cpu"))
     staged = {}
     for slot, index in ((2, 0), (0, 2), (3, 6)):
         prompt = make_prompt(TINY, index, "tts")
-        tracker = SegmentTracker(rules, TINY.task("tts"), len(prompt.rows))
-        for token in [FIRST_PHONEME + n for n in range(index)] + [END_OF_TEXT] * (index > 2):
-            tracker.push(token)
-        codes = np.random.default_rng(index).integers(0, 99, (tracker.position, 8)).astype(np.int32)
-        tables.stage(slot, SpeechParams("tts", prompt.sampling, codes), tracker, codes)
-        staged[slot] = (tracker, codes)
+        reply, entries = ReplyState.begin(rules, TINY.task("tts"), len(prompt.rows)), list(TINY.script.spoken[:index])
+        states_of(reply, entries + [END_OF_TEXT] * (index > 2))
+        codes = np.random.default_rng(index).integers(0, 99, (reply.position, 8)).astype(np.int32)
+        tables.stage(slot, SpeechParams("tts", prompt.sampling, codes), reply, codes, entries=entries)
+        staged[slot] = (reply, codes, entries)
     before = tables.codes[1].clone()
     tables.apply_staged(arrays)
-    for slot, (tracker, codes) in staged.items():
-        assert tables.state[slot].tolist() == state_row(tracker)
-        assert tables.script[slot, 1 : 1 + len(tracker.script)].tolist() == tracker.script
+    for slot, (reply, codes, entries) in staged.items():
+        assert tables.state[slot].tolist() == reply.values(rules.state_names)
+        assert tables.script[slot, 1 : 1 + len(entries)].tolist() == entries
         assert np.array_equal(tables.codes[slot, : len(codes)], codes)
         assert not tables.codes[slot, len(codes) :].any()
     assert torch.equal(tables.codes[1], before)
@@ -43,21 +45,28 @@ def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> N
     assert not tables.state.any(), "what was staged was written once"
 
 
-@pytest.mark.parametrize(("ends", "expected"), [({}, -1), ({1: 2}, 7), ({0: 1, 3: 2}, 6), ({2: 0, 0: 1}, 5)])
-def test_slot_restores_the_first_row_with_an_end_code(ends: dict[int, int], expected: int) -> None:
-    """After a preemption, the prompt has five rows (the last with end codes) and three more; `ends` is by stream."""
-    rules, layout = SegmentRules(HIGGS_AUDIO, 128), HIGGS_AUDIO.layout
-    rows = np.tile([ids.start for ids in layout.audio], (8, 1))
-    rows[4] = [end for _, end in layout.extra]
-    for stream, row in ends.items():
-        rows[5 + row, stream] = layout.extra[stream][1]
-    tracker = SegmentTracker(rules, HIGGS_AUDIO.tasks[0], 5)
-    for row in rows[5:]:
-        tracker.push(int(row[0]))
-    tables, sampling = SlotTables(1, rules, torch.device("cpu")), replace(HIGGS_AUDIO.tasks[0].sampling, seed=0)
-    tables.stage(0, SpeechParams("tts", sampling, rows[:5, 1:]), tracker, rows[:, 1:])
-    tables.apply_staged(HostArrays())
-    assert tables.state[0, STATE["first_end"]] == expected
+@pytest.mark.parametrize(
+    "family", [TINY, HIGGS_AUDIO, GROUPED, KYUTAI_TTS_AHEAD, INTERLEAVED], ids=lambda family: family.name
+)
+def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family) -> None:
+    """A new request begins with the state before a reply; entries of a pointer are the spoken tokens of the text."""
+    rules, prompt = SegmentRules(family, 128), make_prompt(family, 0)
+    slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
+    ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
+    params = SpeechParams(prompt.task, prompt.sampling, codes, track=prompt.track)
+    spoken = list(family.script.spoken[:3]) if family.script else []
+    rows = [*ids, *spoken, *[END_OF_TEXT] * 3]
+    track = rules.track(len(ids), prompt.track)
+    begun = ReplyState.begin(rules, family.task(prompt.task), len(ids), track)
+    expected = ReplyState.begin(rules, family.task(prompt.task), len(ids), track)
+    expected.move(len(rows), range(3, 3 + len(rules.sent_state)))
+    for slot, written, state, reply in ((0, ids, (), begun), (1, rows, expected.values(rules.sent_state), expected)):
+        data = NewRequestData(f"r{slot}", ids, [], None, None, ([1],), 0, None, prefill_token_ids=written)
+        held = np.resize(codes, (len(written), codes.shape[1]))
+        slots.fill(slot, SpeechRequestData.extending(data, params, held, track, state))
+        slots.tables.apply_staged(HostArrays())
+        assert slots.tables.state[slot].tolist() == reply.values(rules.state_names)
+    assert slots.tables.script[1, 1 : 1 + len(spoken)].tolist() == spoken
 
 
 @pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])

@@ -1,21 +1,18 @@
-"""Words that the model asks for: host, arrays and GPU kernel follow queues of tokens, for random words and ids."""
+"""Words that the model asks for: arrays and GPU kernel follow queues of tokens, for random words and ids."""
 
 from collections import deque
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
-from stretto.engine.tracks import NO_SECOND, WordMachine, WordTrack
-from stretto.engine.worker.segment_state import Rows
-from stretto.engine.worker.slots import LIMITS, STATE, DeviceArrays, HostArrays, SlotLimits, SlotState, SlotTables
-from stretto.engine.worker.word_states import WordLaunch, WordStates
+from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.tracks import WordTrack
+from stretto.engine.worker.slots import DeviceArrays
 from stretto.families.base import Family
 from stretto.records.prompt import pack_word
+from tests.engine.worker.word_replies import WordReplies
 from tests.small_vocabularies import KYUTAI_TTS
 from tests.tiers import by_night
 
@@ -89,120 +86,83 @@ def drawn_ids(seed: int) -> np.ndarray:
     return random.choice([0, 3, 3, 9, 44], (LENGTH - FIRST - 1, NUM_REPLIES)).astype(np.int64)
 
 
-class Device:
-    """One of the two implementations for a batch: arrays, or the kernel."""
-
-    def __init__(self, rules: SegmentRules, tracks: list[WordTrack], arrays: Any, is_kernel: bool):
-        self.tables = SlotTables(NUM_REPLIES, rules, torch.device("cpu"))
-        self.rules, self.arrays, self.is_kernel = rules, arrays, is_kernel
-        script = rules.family.word_script
-        assert script is not None
-        for slot, track in enumerate(tracks):
-            for place, value in np.concatenate([track.token_entries(), track.word_entries()]).tolist():
-                self.tables.words[slot, place] = value
-            self.tables.word_state[slot] = torch.tensor(WordMachine(track).state)
-        self.tables.state[:, STATE["audio_start"]] = FIRST
-        self.tables.state[:, STATE["audio_end"]] = -1
-        self.totals = torch.tensor([track.num_total for track in tracks])
-        self.states = WordStates(script, rules, self.tables, arrays)
-        self.launch = WordLaunch(rules, self.tables, NUM_REPLIES)
-
-    def next(self, position: int, drawn: np.ndarray) -> np.ndarray:
-        """Return stream 0 of each reply in the row at `position`."""
-        slots = torch.arange(NUM_REPLIES)
-        if self.is_kernel:
-            plan = torch.zeros(len(COLUMNS), NUM_REPLIES, dtype=torch.int32)
-            plan[COLUMNS.index("role")] = DRAWS.value
-            plan[COLUMNS.index("slot")] = plan[COLUMNS.index("other")] = slots
-            plan[COLUMNS.index("given_total")] = self.totals
-            tokens = torch.from_numpy(drawn.astype(np.int32))[:, None]
-            lengths = torch.full((NUM_REPLIES,), position, dtype=torch.int32)
-            self.seconds = torch.full_like(lengths, -5)
-            self.launch(tokens, plan, lengths, NUM_IN_KERNEL, self.seconds)
-            return tokens[:NUM_IN_KERNEL, 0].numpy()
-        limits = {name: self.arrays.zeros(NUM_REPLIES) for name in LIMITS}
-        limits["given_total"] = self.arrays.upload(self.totals.numpy())
-        state = SlotState(*self.arrays.wrap(self.tables.state).T)
-        where = self.arrays.upload(slots.numpy()), self.arrays.zeros(NUM_REPLIES) + position
-        none: Any = None
-        rows = Rows(state, SlotLimits(**limits), none, *where)
-        return np.asarray(self.states.follow(self.arrays.upload(drawn), rows))
-
-
 @pytest.mark.parametrize("ahead", [0, 2, *by_night(1, 3)])
 @pytest.mark.parametrize("seed", [1, *by_night(2, 3, 4)])
-def test_host_and_kernel_word_states_match_reference_queues(ahead: int, seed: int) -> None:
-    """A second machine sees only stream 0 of the rows, as after a preemption, and has the same state."""
+def test_array_and_kernel_word_states_match_reference_queues(ahead: int, seed: int) -> None:
     rules = SegmentRules(family(ahead), LENGTH)
     script, words = rules.family.word_script, texts(seed)
     assert script is not None
     packed = [[each for word in own for each in pack_word(*word)] + [0] for own in words]
-    tracks = [rules.track(FIRST, ids) for ids in packed]
-    known = [track for track in tracks if isinstance(track, WordTrack)]
+    known = [track for track in (rules.track(FIRST, ids) for ids in packed) if isinstance(track, WordTrack)]
     queues = [Queues(own, ahead, script.max_padding, script.initial_padding) for own in words]
-    machines, seen = [WordMachine(track) for track in known], [WordMachine(track) for track in known]
-    devices = [
-        Device(rules, known, HostArrays(), False),
-        Device(rules, known, DeviceArrays(torch.device("cpu")), False),
+    executors = [
+        WordReplies(rules, known, FIRST),
+        WordReplies(rules, known, FIRST, DeviceArrays(torch.device("cpu"))),
+        WordReplies(rules, known, FIRST, num_in_kernel=NUM_IN_KERNEL),
     ]
-    devices += [Device(rules, known, HostArrays(), True)]
     num_wishes = num_ends = 0
     for row, drawn in enumerate(drawn_ids(seed)):
         position = FIRST + row
-        found = [device.next(position, drawn) for device in devices]
-        for slot, (own, machine, follower) in enumerate(zip(queues, machines, seen, strict=True)):
+        found = [each.next(position, drawn) for each in executors]
+        seconds = [each.seconds_at(position) for each in executors]
+        for slot, own in enumerate(queues):
             main, second = own.next(position, int(drawn[slot]))
-            said = machine.push(position, int(drawn[slot]))
-            shown = 7 + second if second >= 0 else NO_SECOND
-            assert ((3 if said[0] == script.wish_id else said[0]), said[1]) == (main, shown)
-            assert machine.end == (-1 if own.end is None else own.end)
-            follower.follow(position, said[0])
-            assert follower.state == machine.state
+            shown = 7 + second if second >= 0 else rules.family.layout.pad_id
             is_over = own.end is not None and position - own.end >= script.tail_rows
-            num_wishes, num_ends = num_wishes + (said[0] == script.wish_id), num_ends + is_over
-            laid = 7 + second if second >= 0 else rules.family.layout.pad_id
-            for device, tokens in zip(devices, found, strict=True):
+            num_wishes, num_ends = num_wishes + (found[0][slot] == script.wish_id), num_ends + is_over
+            for each, tokens, laid in zip(executors, found, seconds, strict=True):
                 if slot >= len(tokens):
                     continue
-                assert tokens[slot] == (rules.family.end_of_audio if is_over else said[0])
-                assert device.tables.codes[slot, position, rules.family.track_streams.start - 1] == laid
-                assert device.tables.word_state[slot].tolist() == machine.state
-                assert not device.is_kernel or device.seconds[slot] == laid
+                if is_over:
+                    assert tokens[slot] == rules.family.end_of_audio
+                else:
+                    assert (3 if tokens[slot] == script.wish_id else tokens[slot]) == main
+                assert laid[slot] == shown
+                assert each.state(slot) == executors[0].state(slot)
+                assert each.state(slot)["end"] == (-1 if own.end is None else own.end)
+                assert each.state(slot)["taken"] == len(words[slot]) - len(own.words)
+                assert not each.num_in_kernel or each.seconds[slot] == shown
     assert num_wishes > 50
     assert num_ends > 50
+
+
+def extended(replies: WordReplies, track: WordTrack, ids: list[int], is_last: bool) -> np.ndarray:
+    """Append words to the track of a reply; return the table entries."""
+    entries = track.extend(ids, is_last)
+    replies.extend(0, entries)
+    replies.totals[0] = track.num_total
+    return entries
 
 
 @pytest.mark.parametrize("ahead", range(4))
 def test_incremental_words_match_whole_text_words(ahead: int) -> None:
     """A word is known once the word ahead of it is; the rows that known words suffice for never need another."""
     rules, random = SegmentRules(family(ahead), LENGTH), np.random.default_rng(5)
-    script = rules.family.word_script
-    assert script is not None
     for index, own in enumerate(texts(6)):
         whole = rules.track(FIRST, [each for word in own for each in pack_word(*word)] + [0])
         track = rules.track(FIRST, [], is_open=True)
         assert isinstance(whole, WordTrack)
         assert isinstance(track, WordTrack)
-        tracker = SegmentTracker(rules, rules.family.tasks[0], FIRST)
-        tracker.words, reference = WordMachine(track), WordMachine(whole)
+        reply = ReplyState.begin(rules, rules.family.tasks[0], FIRST, track)
+        replies, reference = WordReplies(rules, [track], FIRST), WordReplies(rules, [whole], FIRST)
         parts, held = [pack_word(*word) for word in own], 0
         entries = [track.token_entries()]
-        for drawn in drawn_ids(index)[:, 0]:
-            while tracker.position > track.num_known:  # the row may need a word that has not arrived
+
+        for position, drawn in enumerate(drawn_ids(index)[:, :1], FIRST):
+            while position > track.num_known(reply):  # the row may need a word that has not arrived
                 part, is_last = (parts.pop(0), False) if parts else ([0], True)
-                entries.append(track.extend(part, is_last))
-                track.follow(tracker)
+                entries.append(extended(replies, track, part, is_last))
                 held += 1
-            expected = reference.push(tracker.position, int(drawn))
-            assert tracker.words.push(tracker.position, int(drawn)) == expected
-            tracker.position += 1
-            track.follow(tracker)
+            assert replies.next(position, drawn) == reference.next(position, drawn)
+            assert replies.seconds_at(position) == reference.seconds_at(position)
+            state = replies.state(0)
+            reply.move(position + 1, [state[name] for name in rules.sent_state])
             if parts and random.random() < 0.1:
-                entries.append(track.extend(parts.pop(0), False))
-                track.follow(tracker)
+                entries.append(extended(replies, track, parts.pop(0), False))
         assert held > 0
         if not track.is_open:
             assert track.words == whole.words
+            assert [track.tokens_of(at) for at in range(len(own))] == [tokens for tokens, _ in own]
             made = dict(np.concatenate(entries).tolist())
             wanted = np.concatenate([whole.token_entries(), whole.word_entries()]).tolist()
             assert made == dict(wanted)

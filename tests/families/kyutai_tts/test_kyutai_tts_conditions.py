@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.checkpoints.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES, lm_shapes, write_release
 from stretto.convert.command import main
 from stretto.convert.make_repository import profile
-from stretto.engine.tracks import NO_SECOND, WordMachine, WordTrack
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.tracks import WordTrack
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import ConditionSpec
 from stretto.families.conversion import Converted
@@ -32,6 +33,7 @@ from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt, SourceWord, unpack_words
 from stretto_client.model_profile import ModelProfile
+from tests.engine.worker.word_replies import WordReplies
 from tests.families.kyutai_tts.test_kyutai_tts_convert import SMALL, words
 from tests.kyutai_tts_release import packed, replies, vocabulary
 from tests.refused_conversion import Refuses, check_tensor_errors, edited
@@ -489,13 +491,17 @@ def test_both_text_streams_match_published_code(checkpoint: Path, at: int) -> No
     assert family.text_track is not None
     assert family.text_track.words is not None
     ids = (*packed(checkpoint, reply.text), END_OF_WORDS)
-    machine = WordMachine(WordTrack.begin(slice(12, 13), 1, ids, family.text_track, is_open=False, capacity=512))
+    rules = SegmentRules(family, 512)
+    track = rules.track(1, ids)
+    assert isinstance(track, WordTrack)
+    executor, nothing = WordReplies(rules, [track], 1), family.layout.pad_id
     times, made = list[int](), list[tuple[int, int]]()
     for step, (main_id, second) in enumerate(zip(reply.rows[1:, 0], reply.second[1:], strict=True)):
-        taken = machine.taken
+        taken = executor.state(0)["taken"]
         asks = second == 0 or step in reply.times or step == reply.end
-        made.append(machine.push(1 + step, 0 if asks else 3))
-        times += [step] * (machine.taken > taken)
-        shown = family.text_track.words.second_base + second if second >= 0 else NO_SECOND
+        (token,) = executor.next(1 + step, np.array([0 if asks else 3])).tolist()
+        made.append((token, *executor.seconds_at(1 + step)))
+        times += [step] * (executor.state(0)["taken"] > taken)
+        shown = family.text_track.words.second_base + second if second >= 0 else nothing
         assert (made[-1][0] if made[-1][0] != vocabulary(checkpoint).wish_id else 3, made[-1][1]) == (main_id, shown)
-    assert (times, machine.end - 1) == (reply.times, reply.end)
+    assert (times, executor.state(0)["end"] - 1) == (reply.times, reply.end)

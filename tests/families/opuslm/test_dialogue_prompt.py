@@ -3,7 +3,7 @@
 import numpy as np
 
 from stretto.engine.protocol import NO_CHANGE
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.families.opuslm.family import opuslm_dialogue
 from stretto.families.opuslm.prompt import DialogueTemplate
@@ -11,6 +11,7 @@ from stretto.families.prompting import Piece
 from stretto.families.text import SILENT
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from tests.families.opuslm.rows import CODES, FRAMES, GAP, VOICE, segments, text
+from tests.reply_rows import chunks_in
 from tests.small_vocabularies import SMALL_OPUSLM
 
 FAMILY = opuslm_dialogue(SMALL_OPUSLM)
@@ -66,9 +67,10 @@ def test_reply_sent_back_with_codes_reproduces_its_rows() -> None:
     reply = [*text(372, 373), *text(0, *FAMILY.transition), *FRAMES[:2]]
     last = [5, *FRAMES[2][1:]]  # the end is drawn at the place of the third frame
     drained = [[256, *row[1:]] for row in FRAMES[3:]] + [[256] + [276 + 12 * k for k in range(8)]]
-    tracker = SegmentTracker(SegmentRules(FAMILY, 1024), task, len(asked))
-    speaker = Utterance(tracker, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
-    chunks = [chunk for row in [*reply, last, *drained] for chunk in speaker.push(np.array([[NO_CHANGE, *row]]))]
+    begun = ReplyState.begin(SegmentRules(FAMILY, 1024), task, len(asked))
+    speaker = Utterance(begun, (), SILENT, Pacer(ChunkPolicy(1, 1)), with_codes=True)
+    rows = [np.array([[NO_CHANGE, *row]]) for row in [*reply, last, *drained]]
+    chunks = [chunk for row in rows for chunk in chunks_in(speaker, row)]
     told = np.concatenate([np.array(chunk.chunk.output_codes) for chunk in chunks if chunk.chunk.output_codes], 1)
     assert np.array_equal(told, CODES)
     said = (Piece("assistant", "", text="ab"), Piece("assistant", "", codes=told))

@@ -43,8 +43,8 @@ def row_block_hasher(
     def hash_new_blocks(request: Request) -> list[BlockHash]:
         num_rows = request.num_tokens
         has_groups = isinstance(track, GroupTrack)
-        if track is not None and not isinstance(track, GroupTrack | WordTrack):
-            num_rows = min(num_rows, track.num_known)
+        if track is not None and track.is_open and not isinstance(track, GroupTrack | WordTrack):
+            num_rows = min(num_rows, track.end)
         if num_rows // block_size == len(request.block_hashes):
             return []
         hashes = list[BlockHash]()

@@ -192,7 +192,7 @@ class AdaptiveGuidance:
             if state.next_output > pair.first_output or request.status != RequestStatus.RUNNING:
                 del self.returning[request.request_id]
             return False
-        if request.status != RequestStatus.RUNNING or state.tracker.segment is not Segment.AUDIO:
+        if request.status != RequestStatus.RUNNING or state.reply.segment is not Segment.AUDIO:
             self._table.stop_awaiting(state)
             self.dropped[request.request_id] = self.returning.pop(request.request_id)
             return False
@@ -235,7 +235,7 @@ class AdaptiveGuidance:
     def _can_restore(self, state: RequestState, num_running: int) -> bool:
         """Return True if the audio continues and a new unconditional request fits without a preemption."""
         return (
-            state.tracker.segment is Segment.AUDIO
+            state.reply.segment is Segment.AUDIO
             and not state.request.is_prefill_chunk
             and self._blocks.needed(state.request.num_tokens) + num_running <= self._blocks.num_free()
         )

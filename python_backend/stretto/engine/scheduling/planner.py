@@ -228,7 +228,7 @@ class KvShares:
         return partner is not None and any(other.request_id == partner for other in running)
 
     def _class_of(self, request: Request) -> str:
-        speaks = self._table[request.request_id].tracker.task.speaks
+        speaks = self._table[request.request_id].reply.task.speaks
         return GENERATION if speaks else UNDERSTANDING
 
     def _needed(self, request: Request) -> int:
@@ -372,7 +372,8 @@ class PairPlanner:
         if state.pair is not None and state.is_unconditional:
             state = self._table[state.pair.conditional]
         request = state.request
-        return state.track is not None and request.num_tokens + request.num_output_placeholders > state.track.num_known
+        num_rows = request.num_tokens + request.num_output_placeholders
+        return state.track is not None and num_rows > state.track.num_known(state.reply)
 
     def _fits(self, running: Iterable[Request], tail: list[Request], awaited: Iterable[Request]) -> bool:
         """Return True if enough blocks are free for the grants and for the requests in `awaited`.

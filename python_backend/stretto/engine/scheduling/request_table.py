@@ -11,11 +11,11 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
 
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, SpeechParams, Trailer, num_guided, partner_of
-from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.rules import with_where
 from stretto.engine.scheduling.block_hashes import row_block_hasher
 from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.tracks import Track, WordMachine, WordTrack
+from stretto.engine.tracks import Track, WordTrack
 from stretto.families.base import Family, UnconditionalContext
 from stretto.families.bursts import BurstSchedule
 from stretto.streams.layout import Segment
@@ -94,10 +94,10 @@ class OutgoingRows:
     only after the complete text.
     """
 
-    def __init__(self, tracker: SegmentTracker, clock: Callable[[], float] = time.monotonic) -> None:
-        self._tracker, self._clock = tracker, clock
-        self._frame_rate = tracker.rules.family.frame_rate
-        self._speaks = Segment.AUDIO in tracker.task.segments
+    def __init__(self, reply: ReplyState, clock: Callable[[], float] = time.monotonic) -> None:
+        self._reply, self._clock = reply, clock
+        self._frame_rate = reply.rules.family.frame_rate
+        self._speaks = Segment.AUDIO in reply.task.segments
         self._ids: list[int] = []
         self._is_audio: bool | None = None
         self._began_s = self._due_s = 0.0  # start of the text or audio, and due time of its next rows
@@ -106,11 +106,11 @@ class OutgoingRows:
         """Add the newest rows, and return the rows to send now: all waiting rows, or none.
 
         Args:
-            rows: The newest rows, which have already been pushed to the tracker.
+            rows: The newest rows, which the state of the reply already includes.
             is_last: True to send all waiting rows immediately.
         """
         now = self._clock()
-        is_audio = self._tracker.audio_start >= 0 or self._tracker.num_interleaved > 0
+        is_audio = self._reply.audio_start >= 0 or self._reply.num_codes > 0
         if is_audio is not self._is_audio:
             self._is_audio, self._began_s, self._due_s = is_audio, now, now
         self._ids += rows
@@ -131,7 +131,7 @@ class OutgoingRows:
             return min(longest_s, max(least_s, 2 * elapsed_s)) if self._speaks else min(MAX_WAIT_S, elapsed_s)
         if self._frame_rate <= 0:
             return 0.0
-        lead_s = self._tracker.num_frames / self._frame_rate - elapsed_s - LEAST_LEAD_S
+        lead_s = self._reply.num_frames / self._frame_rate - elapsed_s - LEAST_LEAD_S
         return min(MAX_WAIT_S, WAIT_SHARE * max(lead_s, 0.0))
 
 
@@ -175,7 +175,7 @@ class RequestState:
         request: vLLM's request.
         params: Request parameters.
         history: Ids of streams 1 to S - 1 in all rows.
-        tracker: Segment tracker of the conditional request; both requests of a pair share it.
+        reply: State of the reply; both requests of a pair share it.
         pair: CFG pair; None if the reply is not guided, or no longer guided.
         limit: Index in the reply of the first row after the guided rows, once known.
         is_guided: True if the newest audio row was guided.
@@ -183,6 +183,8 @@ class RequestState:
         conditional: State of the conditional request, for an unconditional request whose reply asks for words.
         held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
+        stretch: Position of the mark that began the current stretch of audio; UNKNOWN between stretches or if the
+            family has no marks.
         was_cut: True if a length limit ended a segment before the model did.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
         queue_s: Time from `added_s` to the first step, in seconds.
@@ -193,7 +195,7 @@ class RequestState:
     request: Request
     params: SpeechParams
     history: RowHistory
-    tracker: SegmentTracker
+    reply: ReplyState
     pair: GuidancePair | None = None
     limit: int = NOT_YET
     is_guided: bool = False
@@ -201,6 +203,7 @@ class RequestState:
     conditional: "RequestState | None" = None
     held_s: float = 0.0
     guidance_switches: list[int] = field(default_factory=list)
+    stretch: int = UNKNOWN
     was_cut: bool = False
     added_s: float = field(default_factory=time.monotonic)
     queue_s: float | None = None
@@ -212,11 +215,11 @@ class RequestState:
     schedule: BurstSchedule | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.outgoing = OutgoingRows(self.tracker)
+        self.outgoing = OutgoingRows(self.reply)
         self.partner_id = partner_of(self.request.request_id)
         self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.sampling.has_pair
         self.is_adaptive = self.params.sampling.policy == "adaptive"
-        self.schedule = self.tracker.rules.schedule(self.params.sampling)
+        self.schedule = self.reply.rules.schedule(self.params.sampling)
 
     @property
     def is_read_by_modules(self) -> bool:
@@ -233,12 +236,12 @@ class RequestState:
         """True if the track ids (text or codes) of the request's newest row have not arrived."""
         if self.conditional is not None:
             return self.conditional.waits_for_text
-        return self.track is not None and self.request.num_tokens > self.track.num_known
+        return self.track is not None and self.request.num_tokens > self.track.num_known(self.reply)
 
     @property
     def has_followed_track(self) -> bool:
         """True if the reply has ended because its track has; this does not count as a cut."""
-        return self.track is not None and self.track.ends_reply and self.tracker.position > self.track.end + 1
+        return self.track is not None and self.track.ends_reply and self.reply.position > self.track.end + 1
 
     @property
     def next_output(self) -> int:
@@ -248,7 +251,7 @@ class RequestState:
     @property
     def begins_stretch(self) -> bool:
         """True if the newest row is the first one after a mark that begins audio."""
-        return self.tracker.stretch != UNKNOWN and self.tracker.stretch == self.tracker.position - 2
+        return self.stretch != UNKNOWN and self.stretch == self.reply.position - 2
 
     @property
     def is_held(self) -> bool:
@@ -258,13 +261,13 @@ class RequestState:
     def note_guidance(self, is_guided: bool) -> int:
         """Record whether the newest audio row was guided and return the row's guidance mark."""
         if not is_guided or self.limit != NOT_YET:
-            is_due = self.tracker.position - self.request.num_prompt_tokens <= self.limit
+            is_due = self.reply.position - self.request.num_prompt_tokens <= self.limit
             assert is_guided == is_due or self.is_adaptive, f"{self.request.request_id}: guided {is_guided}"
         if is_guided == self.is_guided:
             return NO_CHANGE
         self.is_guided = is_guided
-        row = self.tracker.position - 1 - self.tracker.audio_start
-        self.guidance_switches.append(row // self.tracker.rules.family.rows_per_frame)
+        row = self.reply.position - 1 - self.reply.audio_start
+        self.guidance_switches.append(row // self.reply.rules.family.rows_per_frame)
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
@@ -272,12 +275,15 @@ class RequestState:
         if self.queue_s is None:
             self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
-        return SpeechRequestData.extending(data, self.params, self.history.rows(0, self.request.num_tokens), track)
+        # the slot of the conditional request has the state of the pair
+        state = () if self.is_unconditional else self.reply.values(self.reply.rules.sent_state)
+        codes = self.history.rows(0, self.request.num_tokens)
+        return SpeechRequestData.extending(data, self.params, codes, track, state)
 
     def trailer(self) -> Trailer:
         """Return the statistics that are sent to the front end after the last row."""
         assert self.queue_s is not None
-        num_frames = num_guided(self.guidance_switches, self.tracker.num_frames) if self.asks_for_guidance else 0
+        num_frames = num_guided(self.guidance_switches, self.reply.num_frames) if self.asks_for_guidance else 0
         queue_us = round(1e6 * self.queue_s)
         held_us = round(1e6 * self.held_s)
         return Trailer(num_frames, self.request.num_preemptions, int(self.was_cut), queue_us, held_us)
@@ -289,10 +295,10 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
     The prompt covers all rows of the conditional request so far and, if the audio segment has not begun, the forced
     rows before it. In a family with `begins_with_mark`, it covers only the rows of the current stretch of audio.
     """
-    layout, request, audio_start = family.layout, state.request, state.tracker.audio_start
+    layout, request, audio_start = family.layout, state.request, state.reply.audio_start
     known = request.num_tokens
     if family.unconditional.begins_with_mark:
-        first = state.tracker.stretch
+        first = state.stretch
         return np.column_stack([request.all_token_ids[first:known], state.history.rows(first, known)]).astype(np.int32)
     num_rows = max(known, audio_start)
     rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
@@ -303,7 +309,7 @@ def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
     before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
     if family.unconditional.hides_recording:
         before = np.where(rows[:audio_start] == _initial(family), rows[:audio_start], before)
-    return np.concatenate([before, unconditional_audio(rows[audio_start:], state.tracker.rules)])
+    return np.concatenate([before, unconditional_audio(rows[audio_start:], state.reply.rules)])
 
 
 def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
@@ -388,14 +394,14 @@ class RequestTable(dict[str, RequestState]):
         params = SpeechParams.from_extra_args(extra_args, family.layout.num_input_streams)
         request.sampling_params.extra_args = None  # vLLM would send them to each worker, and log them if a step fails
         task = family.task(params.task)
-        tracker = SegmentTracker(self.rules, task, request.num_prompt_tokens)
         is_guided = params.sampling.has_pair and Segment.AUDIO in task.segments
         pair = GuidancePair(request.request_id) if is_guided else None
         track = self.rules.track(request.num_prompt_tokens, params.track, params.is_open)
-        if isinstance(track, WordTrack):
-            tracker.words = WordMachine(track)
+        reply = ReplyState.begin(self.rules, task, request.num_prompt_tokens, track)
         history = RowHistory(params.codes[: request.num_prompt_tokens], track)
-        state = RequestState(request, params, history, tracker, pair, is_guided=is_guided, track=track)
+        state = RequestState(request, params, history, reply, pair, is_guided=is_guided, track=track)
+        if self.rules.marks and reply.segment is Segment.AUDIO:
+            state.stretch = request.num_prompt_tokens - 1
         self._put(state, is_caching=request._block_hasher is not None)
         for follower in self.followers:
             follower.add(state)
@@ -508,7 +514,7 @@ class RequestTable(dict[str, RequestState]):
         pair, conditional, params = state.pair, state.request, state.params
         assert pair is not None
         context = unconditional_context(state, self.rules.family)
-        pair.first_output = max(conditional.num_tokens, state.tracker.audio_start) - conditional.num_prompt_tokens
+        pair.first_output = max(conditional.num_tokens, state.reply.audio_start) - conditional.num_prompt_tokens
         pair.held_at = NOT_YET
         pair.unconditional, pair.awaits_unconditional = partner_of(conditional.request_id), False
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
@@ -531,7 +537,7 @@ class RequestTable(dict[str, RequestState]):
             cache_salt=conditional.cache_salt,
         )
         track = unconditional_track(state.track, self.rules.family)
-        half = RequestState(request, params, RowHistory(params.codes, track), state.tracker, pair, track=track)
+        half = RequestState(request, params, RowHistory(params.codes, track), state.reply, pair, track=track)
         half.conditional = state if isinstance(state.track, WordTrack) else None
         self._put(half, is_caching=conditional._block_hasher is not None)
         self.revision += 1

@@ -26,14 +26,14 @@ from stretto.engine.protocol import (
     blocks_in_window,
     family_of,
 )
-from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.reply_rules import UNKNOWN, SegmentRules
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
 from stretto.engine.scheduling.host_turns import HostTurns, step_quantum
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_table import NOT_YET, RequestState, RequestTable
 from stretto.engine.scheduling.supported import check_supported
-from stretto.streams.layout import Segment, StreamLayout
+from stretto.streams.layout import Segment
 from stretto.worker_process import die_with_parent
 
 
@@ -42,22 +42,28 @@ class SampledRows:
 
     Attributes:
         codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
+        state: Values of `SegmentRules.sent_state` after each row, [n][C], keyed by id of the conditional request.
+
+    Args:
+        rules: Rules of the family's replies.
     """
 
-    def __init__(self, layout: StreamLayout, max_rows: int, num_pauses: int = 0) -> None:
-        self._num_codes = layout.num_output_streams - 1
-        self._shape, self._num_pauses = (max_rows, layout.num_input_streams - 1), num_pauses
+    def __init__(self, rules: SegmentRules) -> None:
+        layout, self._num_pauses = rules.family.layout, len(rules.family.pauses_s)
+        self._num_sent, self._num_others = layout.num_output_streams - 1, layout.num_input_streams - 1
+        self._shape = rules.max_rows_per_step, self._num_others + len(rules.sent_state)
         self._pauses: dict[str, list[int]] = {}  # pause probabilities, as words, by request id
         self.codes: dict[str, list[list[int]]] = {}
+        self.state: dict[str, list[list[int]]] = {}
         self._cut: dict[str, int] = {}
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
 
     def extract(self, output: ModelRunnerOutput) -> None:
-        """Read codes and cut flags from a step's output, and remove the fields that carry them.
+        """Read codes, state and cut flags from a step's output, and remove the fields that carry them.
 
-        Codes and flags are sent in the log-probability fields, which vLLM must not process.
+        They are sent in the log-probability fields, which vLLM must not process.
         """
-        self.codes, self._cut = {}, {}
+        self.codes, self.state, self._cut = {}, {}, {}
         if output.logprobs is None:
             return
         logprobs, output.logprobs = output.logprobs, None
@@ -68,10 +74,12 @@ class SampledRows:
         if self._num_pauses:
             words, pauses = np.split(words, [-self._num_pauses], 1)
             self._pauses = dict(zip(output.req_ids, pauses.tolist(), strict=True))
-        codes = words.reshape(len(output.req_ids), *self._shape).tolist()
+        rows = words.reshape(len(output.req_ids), *self._shape)
+        codes, state = rows[..., : self._num_others].tolist(), rows[..., self._num_others :].tolist()
         if self._shape[0] > 1:
-            codes = [rows[: len(ids)] for rows, ids in zip(codes, output.sampled_token_ids, strict=True)]
+            codes = [of_one[: len(ids)] for of_one, ids in zip(codes, output.sampled_token_ids, strict=True)]
         self.codes = dict(zip(output.req_ids, codes, strict=True))
+        self.state = dict(zip(output.req_ids, state, strict=True))
 
     def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
         """Add a request's sampled rows; return those to send to the front end now, as parsed by `read_rows`.
@@ -82,16 +90,16 @@ class SampledRows:
             token_ids: Id on stream 0 of each sampled row.
             is_last: True to send all buffered rows, because no row will follow soon.
         """
-        request_id, number = state.request.request_id, self._num_codes
+        request_id, number = state.request.request_id, self._num_sent
         if request_id in self._cut:
             is_cut = self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
             state.was_cut |= is_cut and not state.has_followed_track
+        pauses = self._pauses[request_id] if self._num_pauses else ()
         ids: list[int] = []  # `list[int]()` would cost more than the rest
         # rows after the end are dropped
-        for mark, token_id, codes in zip(marks, token_ids, self.codes[request_id], strict=False):
-            ids += (mark, token_id, *codes[:number])
-        if self._num_pauses and ids:
-            ids += self._pauses[request_id]
+        rows = zip(marks, token_ids, self.codes[request_id], self.state[request_id], strict=False)
+        for mark, token_id, codes, values in rows:
+            ids += (mark, token_id, *codes[:number], *pauses, *values)
         return state.outgoing.push(ids, is_last)
 
     def note_preempted(self, state: RequestState) -> None:
@@ -304,7 +312,7 @@ class PairedScheduling(Base):
         self._admits = True
         # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
-        self._sampled = SampledRows(rules.family.layout, rules.max_rows_per_step, len(rules.family.pauses_s))
+        self._sampled = SampledRows(rules)
         self._ended_stretches: list[str] = []  # conditional requests whose stretch ended since the last scheduled step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -425,7 +433,7 @@ class PairedScheduling(Base):
             return  # more text or audio for requests in progress is also sent as a request
         state = self.table.add(request)
         super().add_request(request)
-        if state.tracker.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
+        if state.reply.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
             if self.table.rules.family.unconditional.begins_with_mark:
                 self.table.hold_after_frame(state)
             else:
@@ -490,21 +498,33 @@ class PairedScheduling(Base):
         state, codes = self.table.get(request.request_id), self._sampled.codes.get(request.request_id)
         if state is None or codes is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
-        state.history.put(request.num_tokens, codes)
+        first = request.num_tokens
+        state.history.put(first, codes)
         token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         if state.is_unconditional:
             return [], stopped  # vLLM creates no output for an empty list
-        marks = [self._follow(state, token_id) for token_id in token_ids]
+        marks = []
+        # rows after the end are dropped
+        for position, (token_id, values) in enumerate(
+            zip(token_ids, self._sampled.state[request.request_id], strict=False), first + 1
+        ):
+            segment = state.reply.segment
+            state.reply.move(position, values)
+            marks.append(self._follow(state, segment, token_id))
         if state.track is not None:
-            state.track.follow(state.tracker)
             self.texts.note_generated(state)
         return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_text), stopped
 
-    def _follow(self, state: RequestState, token_id: int) -> int:
-        """Advance a reply by one sampled row, and return the row's guidance mark."""
-        segment = state.tracker.push(token_id)
+    def _follow(self, state: RequestState, segment: Segment, token_id: int) -> int:
+        """Begin or end guidance after the newest row of a reply, and return the row's guidance mark.
+
+        Args:
+            state: State of the request.
+            segment: Segment of the row.
+            token_id: Id of the row on stream 0.
+        """
         if segment is TEXT:
-            begins = state.tracker.audio_start >= 0 and state.pair is not None
+            begins = state.reply.audio_start >= 0 and state.pair is not None
             if begins and self.guidance.begins(state, self.current_step):
                 put_first_after(self.waiting, self._add_unconditional(state), state.request)
         elif segment is not TRANSITION and state.asks_for_guidance:
@@ -520,8 +540,9 @@ class PairedScheduling(Base):
         if token_id in marks:
             if pair.unconditional is not None:
                 self._ended_stretches.append(state.request.request_id)
-            pair.held_at = NOT_YET
+            pair.held_at, state.stretch = NOT_YET, UNKNOWN
             if token_id == marks[0]:
+                state.stretch = state.reply.position - 1
                 self.table.hold_after_frame(state)
             return NO_CHANGE
         if token_id not in self.table.rules.family.layout.audio[0]:

@@ -15,9 +15,9 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.protocol import SpeechParams, partner_of
-from stretto.engine.reply_rules import SegmentRules, SegmentTracker
+from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.rules import is_entry
 from stretto.engine.step_records import NewText, SpeechRequestData
-from stretto.engine.tracks import GroupTrack, WordMachine, WordTrack
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, Array, Arrays, SlotLimits, SlotScales, SlotTables
 from stretto.families.bursts import BurstSchedule
 from stretto.sampling import DrawParams, DrawPlan
@@ -457,22 +457,19 @@ class RunSlots:
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
-        """Assign a request to `slot`; a preempted request continues at its current position."""
+        """Assign a request to `slot`; a preempted request continues from its last state."""
         params, codes, token_ids = data.params, data.codes, data.prefill_token_ids
         assert params is not None
         assert codes is not None
         assert token_ids is not None
-        tracker = SegmentTracker(self.rules, self.rules.family.task(params.task), data.prompt_len)
-        if isinstance(data.track, GroupTrack):
-            tracker.num_in_group = data.track.num_before
-        if isinstance(data.track, WordTrack):
-            tracker.words = WordMachine(data.track)
-        if not params.is_unconditional:  # the conditional request's slot holds the position of the pair
-            for token_id in token_ids[data.prompt_len :]:
-                tracker.push(token_id)
+        reply = ReplyState.begin(self.rules, self.rules.family.task(params.task), data.prompt_len, data.track)
+        if data.state:
+            reply.move(len(token_ids), data.state)
+        text = token_ids[data.prompt_len :][: reply.num_text_tokens] if self.rules.max_entries else ()
+        entries = [token for token in text if is_entry(token, self.rules.constants)]
         first = data.prompt_len if self.rules.family.penalized == "drawn" else 0
-        self.tables.stage(slot, params, tracker, codes, token_ids[first:], data.track)
-        self.readback.place(slot, tracker.audio_start)
+        self.tables.stage(slot, params, reply, codes, token_ids[first:], data.track, entries)
+        self.readback.place(slot, reply.audio_start)
         self._num_prompt_rows[slot] = data.prompt_len
         schedule = self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)
         self.is_read_by_modules[slot] = schedule is not None and schedule.max_extra > 0

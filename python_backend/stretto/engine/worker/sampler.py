@@ -379,7 +379,11 @@ class SpeechSampler:
         self._slots, self._arrays = slots, slots.arrays
         self._draw, self._segments, self._noise = draw, segments, KeysAhead(draw.keys)
         tables, arrays = slots.tables, slots.arrays
-        self._table, self._codes, self._script = (arrays.wrap(t) for t in (tables.state, tables.codes, tables.script))
+        self._all_state, self._codes, self._script = (
+            arrays.wrap(table) for table in (tables.state, tables.codes, tables.script)
+        )
+        self._table, self._sent = self._all_state[:, : len(STATE)], arrays.upload(np.array(tables.sent_columns))
+        self._width = self._codes.shape[2] + len(tables.sent_columns)
         self._family = segments.family
         hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
         self._hidden = arrays.upload(np.array([stream in hidden for stream in range(1, layout.num_input_streams)]))
@@ -402,7 +406,7 @@ class SpeechSampler:
         nothing = self._nothing[: batch.num_reqs]
         return SamplerOutput(
             sampled_token_ids=self._arrays.tensor(tokens)[:, None],
-            # Codes and cut flags travel in vLLM's asynchronous copy of log-probabilities.
+            # Codes, state and cut flags travel in vLLM's asynchronous copy of log-probabilities.
             logprobs_tensors=LogprobsTensors(self._arrays.tensor(codes), nothing, self._arrays.tensor(cuts)),
             num_nans=None,
             num_sampled=step.num_sampled,
@@ -414,7 +418,7 @@ class SpeechSampler:
     ) -> tuple[Array, Array, Array, PlanArrays]:
         """Sample a row for each request.
 
-        Return stream 0 [B], the other streams [B, S - 1], cut flags [B], and the plan's arrays.
+        Return stream 0 [B], other streams and state [B, S - 1 + C], cut flags [B], and the plan's arrays.
 
         Args:
             hidden: Hidden states, [B, H].
@@ -428,16 +432,16 @@ class SpeechSampler:
         return *self._sample(hidden, batch, plan, step, place), step
 
     def _blank(self, num_rows: int) -> tuple[Array, Array, Array]:
-        codes, cuts = self._arrays.zeros(num_rows, self._codes.shape[2]), self._arrays.zeros(num_rows)
+        codes, cuts = self._arrays.zeros(num_rows, self._width), self._arrays.zeros(num_rows)
         return self._arrays.zeros(num_rows), self._arrays.int32(codes), self._arrays.int32(cuts)
 
     def _sample(
         self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays, place: int
     ) -> tuple[Array, Array, Array]:
-        """Sample the rows of a plan; return stream 0 [B], the other streams [B, S - 1], and cut flags [B].
+        """Sample the rows of a plan; return stream 0 [B], other streams and state [B, S - 1 + C], and cut flags [B].
 
-        Both requests of a CFG pair get the same ids. A cut flag is 1 if a limit ended a segment in this row; it is set
-        only for conditional requests.
+        Both requests of a CFG pair get the same ids. A cut flag is 1 if a limit ended a segment in this row. The flag
+        and the state after the row are set only for conditional requests.
         """
         # The sampled row follows the request's last token.
         lengths = self._arrays.wrap(batch.seq_lens)
@@ -451,16 +455,16 @@ class SpeechSampler:
         self._write_state(token, slots, rows, plan)
         tokens, all_codes = self._share(token, self._arrays.int32(codes), rows.frame[: plan.num_paired])
         self._keep(step.slots, position, tokens, all_codes)
-        is_cut = self._arrays.int32(rows.is_cut)
-        if step.sampling is None and plan.num_paired == 0:
-            return tokens, all_codes, is_cut
-        every_token, every_code, every_cut = self._blank(batch.num_reqs)
+        sent, num_codes = self._all_state[slots][:, self._sent], all_codes.shape[1]
+        every_token, every_row, every_cut = self._blank(batch.num_reqs)
         if step.sampling is None:
-            every_cut[:num_drawing] = is_cut
-            return tokens, all_codes, every_cut
-        every_token[step.sampling], every_code[step.sampling] = tokens, all_codes
-        every_cut[step.sampling[:num_drawing]] = is_cut
-        return every_token, every_code, every_cut
+            every_row[:, :num_codes], every_row[:num_drawing, num_codes:] = all_codes, sent
+            every_cut[:num_drawing] = rows.is_cut
+            return tokens, every_row, every_cut
+        drawing = step.sampling[:num_drawing]
+        every_token[step.sampling], every_row[step.sampling, :num_codes] = tokens, all_codes
+        every_row[drawing, num_codes:], every_cut[drawing] = self._arrays.int32(sent), self._arrays.int32(rows.is_cut)
+        return every_token, every_row, every_cut
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
         """Record the codes at `position`; vLLM itself records stream 0 at the end of the step."""
@@ -496,7 +500,8 @@ class SpeechSampler:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
 
 
-# (hidden states [B, H], rows, index of the row in the step) -> stream 0 [B], the others [B, S - 1], cut flags [B].
+# (hidden states [B, H], rows, index of the row in the step)
+# -> stream 0 [B], the others and the state [B, S - 1 + C], cut flags [B].
 DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
 
 
@@ -522,7 +527,8 @@ class Bursts:
         num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
         step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read), slots.is_read_by_modules[rows.slots])
         tokens = arrays.zeros(num_rows, self._width)
-        codes = arrays.int32(arrays.zeros(num_rows, self._width, slots.rules.family.layout.num_input_streams - 1))
+        num_words = slots.rules.family.layout.num_input_streams - 1 + len(slots.rules.sent_state)
+        codes = arrays.int32(arrays.zeros(num_rows, self._width, num_words))
         cuts = arrays.int32(arrays.zeros(num_rows))
 
         def sample_row(states: torch.Tensor, place: int) -> None:

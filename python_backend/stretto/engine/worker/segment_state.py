@@ -260,6 +260,8 @@ class SegmentState:
             self._given_rows.advance(token, rows)
         if not may_write:
             return None
+        if self._constants.interleaves:
+            state.num_codes = self._rules.count_codes(token, rows.in_text, state.num_codes, self._constants)
         rows_to_audio = self._ends[1, task, self._column(token)]
         state.audio_start, state.num_text_tokens, goes_on = self._rules.follow_text(
             rows.in_text, rows_to_audio, self._speaks[task], rows.position, state.audio_start, state.num_text_tokens

@@ -10,8 +10,8 @@ import torch
 
 from stretto.engine import rules
 from stretto.engine.protocol import SpeechParams
-from stretto.engine.reply_rules import UNKNOWN, SegmentRules, SegmentTracker
-from stretto.engine.tracks import ENDLESS, WORD_STATE, GroupTrack, Track, Word, WordTrack
+from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.tracks import ENDLESS, GroupTrack, Track, Word, WordTrack
 from stretto.sampling import min_p_span, seed_key
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -123,17 +123,12 @@ def arrays_on(device: torch.device) -> Arrays:
 
 @dataclass
 class SlotState:
-    """State of replies, int64 [B] each, updated on the device in every step; see `SegmentTracker`.
-
-    Attributes:
-        num_entries: Number of spoken tokens along which the alignment pointer moves.
-        first_end: First position at which any stream sampled its EOS id, for families with BOS and EOS ids per stream,
-            or at which the end of speech was detected, for families with latents.
-    """
+    """State of replies, int64 [B] each, updated on the device in every step; see `ReplyState`."""
 
     audio_start: Array
     audio_end: Array
     num_text_tokens: Array
+    num_codes: Array
     num_entries: Array
     pointer: Array
     first_end: Array
@@ -247,36 +242,6 @@ def scales_row(params: SpeechParams) -> list[float]:
     return [row[name] for name in SCALES]
 
 
-def state_row(tracker: SegmentTracker) -> list[int]:
-    """Return the values of SlotState for a reply, given its `tracker`."""
-    row = {
-        "audio_start": tracker.audio_start,
-        "audio_end": tracker.audio_end,
-        "num_text_tokens": tracker.num_text_tokens,
-        "num_entries": len(tracker.script),
-        "pointer": tracker.pointer,
-        "first_end": tracker.first_end,
-        "num_given": tracker.num_given,
-        "num_in_group": tracker.num_in_group,
-    }
-    return [row[name] for name in STATE]
-
-
-def first_end(tracker: SegmentTracker, codes: np.ndarray) -> int:
-    """Return the first position at which a stream sampled its EOS id or speech ended, or UNKNOWN.
-
-    Args:
-        tracker: Segment tracker of the reply, which has recorded this for stream 0.
-        codes: Streams 1 to S - 1 of the request's rows so far, [n, S - 1].
-    """
-    staircase = tracker.rules.family.staircase
-    if staircase is None or tracker.audio_start == UNKNOWN:
-        return tracker.first_end
-    has_end = (codes[tracker.audio_start :, : len(staircase.end) - 1] == staircase.end[1:]).any(axis=1)
-    found = (tracker.audio_start + np.flatnonzero(has_end)[:1]).tolist()
-    return min(found + [tracker.first_end] * (tracker.first_end != UNKNOWN), default=UNKNOWN)
-
-
 def counted_columns(tokens: Array, counted: range) -> Array:
     """Return the column of each id in the repetition penalty's table.
 
@@ -293,7 +258,8 @@ class SlotTables:
     State, alignment-pointer entries and codes are on the device; request parameters are on the host.
 
     Attributes:
-        state: Values of SlotState, int64 [R, 8].
+        state: Values of SlotState, then those of the words (`rules.WORD_STATE`) if the family has `WordScript`, int64
+            [R, 9] or [R, 17].
         script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
             input-only stream are written as soon as they are known, even for future rows. In a given row
@@ -301,11 +267,11 @@ class SlotTables:
         given: Ids of the given rows in order, int32 [R, G]; [R, 0] without `TextGroups`.
         words: Tokens of the words that the reply asks for, then the fields of each `Word`, int32 [R, 5 T]; [R, 0]
             without `WordScript`.
-        word_state: State of these words (`WORD_STATE`), int64 [R, 8], updated on the device in every step.
         limits: Values of SlotLimits, numpy int64 [R, 16].
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
             ids that are not counted. The shape is [R, 0] for families without a penalty.
+        sent_columns: Columns of `state` that are sent to the host with each row (`SegmentRules.sent_state`).
         top_p_of_all: See `Family`.
     """
 
@@ -313,38 +279,40 @@ class SlotTables:
         streams = rules.family.layout.num_input_streams
         self.limits = np.zeros((num_slots, len(LIMITS)), np.int64)
         self.scales = np.zeros((num_slots, len(SCALES)), np.float32)
-        self.state = torch.zeros(num_slots, len(STATE), dtype=torch.int64, device=device)
+        self.state = torch.zeros(num_slots, len(rules.state_names), dtype=torch.int64, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
         num_given = rules.max_model_len if rules.given_ids else 0
         self.given = torch.zeros(num_slots, num_given, dtype=torch.int32, device=device)
         num_words = (1 + len(Word._fields)) * rules.max_model_len if rules.family.word_script else 0
         self.words = torch.zeros(num_slots, num_words, dtype=torch.int32, device=device)
-        self.word_state = torch.zeros(num_slots, len(WORD_STATE), dtype=torch.int64, device=device)
         num_seen_columns = len(rules.counted_ids) + 1 if rules.family.penalized else 0
         self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
         self._tracks: dict[int, Track] = {}
+        self.sent_columns = [rules.state_names.index(name) for name in rules.sent_state]
         self._rules, self.top_p_of_all = rules, rules.family.top_p_of_all
 
     def stage(
         self,
         slot: int,
         params: SpeechParams,
-        tracker: SegmentTracker,
+        reply: ReplyState,
         codes: np.ndarray,
         seen: Sequence[int] = (),
         track: Track | None = None,
+        entries: Sequence[int] = (),
     ) -> None:
         """Prepare the tables for a request in `slot`; `apply_staged` uploads them.
 
         Args:
             slot: Run slot.
             params: Request parameters.
-            tracker: Segment tracker of the reply.
+            reply: State of the reply.
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
             seen: Ids of stream 0 that the repetition penalty counts.
             track: Ids of the input-only streams that are known, or None.
+            entries: Spoken tokens of the reply so far, along which the alignment pointer moves.
         """
         self.limits[slot] = limits_row(params, self._rules)
         if track is not None and track.ends_reply:
@@ -358,8 +326,6 @@ class SlotTables:
         elif track is not None:
             self.limits[slot, LIMITS["audio_min"]] = max(params.sampling.audio.min_rows, track.min_frames)
         self.scales[slot] = scales_row(params)
-        state = state_row(tracker)
-        state[STATE["first_end"]] = first_end(tracker, codes)
         is_by_row = track is not None and not isinstance(track, GroupTrack | WordTrack)
         first = max(0, len(codes) - track.first_row) if track is not None and is_by_row else 0
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # including audio of the prompt that is continued
@@ -367,11 +333,9 @@ class SlotTables:
         ids = () if track is None else track.ids[first:].reshape(-1)
         if track is not None:
             self._tracks[slot] = track
-        words: Sequence[int] | np.ndarray = ()
         if isinstance(track, WordTrack):
-            entries = np.concatenate([track.token_entries(), track.word_entries()])
-            ids, words = entries.reshape(-1), tracker.words.state if tracker.words else ()
-        rows = (state, tracker.script, codes.reshape(-1), counted, ids, words)
+            ids = np.concatenate([track.token_entries(), track.word_entries()]).reshape(-1)
+        rows = (reply.values(self._rules.state_names), entries, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
 
     def extend(self, new_text: Mapping[int, "NewText"], lanes: slice, arrays: Arrays) -> None:
@@ -415,7 +379,7 @@ class SlotTables:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
         for slot, rows in self._staged.items():
-            state, script, codes, seen, ids, words, packed = packed.tensor_split(
+            state, script, codes, seen, ids, packed = packed.tensor_split(
                 np.cumsum([len(row) for row in rows]).tolist()
             )
             self.state[slot] = state
@@ -423,7 +387,7 @@ class SlotTables:
             track, width = self._tracks.pop(slot, None), self.codes.shape[2]
             if isinstance(track, WordTrack):
                 places, values = ids.view(-1, 2).T
-                self.words[slot, places.long()], self.word_state[slot, : len(words)] = values, words.long()
+                self.words[slot, places.long()] = values
             elif isinstance(track, GroupTrack):
                 self.given[slot, : len(ids)] = ids
             elif track is not None:

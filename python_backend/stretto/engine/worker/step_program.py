@@ -52,6 +52,7 @@ class StepConstants:
     begins: torch.Tensor
     transition: torch.Tensor
     streams: torch.Tensor
+    sent: torch.Tensor
     denied: torch.Tensor
     is_guided: torch.Tensor
     codebooks: torch.Tensor
@@ -87,6 +88,7 @@ class StepConstants:
             begins=upload(family.staircase.begin if family.staircase else ()),
             transition=upload([*family.transition, layout.pad_id]),
             streams=upload([delays, is_hidden, initial]),
+            sent=upload(tables.sent_columns),
             denied=torch.from_numpy(denied_text(rules)).to(tables.state.device),
             is_guided=upload([stream in family.guided_streams for stream in range(len(layout.audio))]),
             codebooks=upload([[ids.start for ids in codebooks], [ids.stop for ids in codebooks]]),
@@ -111,6 +113,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_rows=num_rows,
         num_others=layout.num_input_streams - 1,
         num_drawn=layout.num_output_streams - 1,
+        num_sent=len(rules.sent_state),
         num_tasks=len(family.tasks),
         num_ids=num_ids,
         num_ends=len(rules.drawn_ends_of_audio),
@@ -280,7 +283,7 @@ class StepProgram:
         self.constants = StepConstants.from_rules(rules, tables, num_rows)
         self._heads, self._tables, self._script = heads, tables, rules.family.script
         self._tokens = tokens if rules.max_rows_per_step > 1 else None
-        self.num_rows, self.num_others = num_rows, self.constants.rules.num_others
+        self.num_rows, self.width = num_rows, self.constants.rules.num_others + self.constants.rules.num_sent
         speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
         writes = self._num_groups > 0
@@ -289,7 +292,7 @@ class StepProgram:
         def int32(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
-        self.lengths, self.results = int32(num_rows), int32(num_rows * (self.num_others + 3))
+        self.lengths, self.results = int32(num_rows), int32(num_rows * (self.width + 3))
         self._text, first = int32(num_rows), int32(num_rows, 1)
         codes = int32(num_rows, len(heads.codes))
         codes += heads.codes[:, :1].sum(1)  # each stream's first code, read for rows that are not sampled
@@ -397,8 +400,8 @@ class StepProgram:
         advance_kernel[num_rows,](
             self.results, tables.state, tables.script, tables.codes, self._seen, self.columns.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
-            constants.end_frame, constants.begins, constants.transition, constants.streams, constants.rules,
-            triton.next_power_of_2(max(self.num_others, 2)), num_warps=1,
+            constants.end_frame, constants.begins, constants.transition, constants.streams, constants.sent,
+            constants.rules, triton.next_power_of_2(max(self.width, 2)), num_warps=1,
         )  # fmt: skip
         if self._tokens is not None:
             strides = self._tokens.stride(0), self.num_rows
@@ -550,8 +553,8 @@ class StepSampler:
         return is_unsure
 
     def _results(self, results: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, ...]:
-        """Split `results` into stream 0 [B], the other streams [B, S - 1], cut flags [B] and sampled rows [B]."""
-        size, width = self._program.num_rows, self._program.num_others
+        """Split `results` into stream 0 [B], other streams and state [B, S - 1 + C], cut flags [B] and sampled [B]."""
+        size, width = self._program.num_rows, self._program.width
         codes = results[size : size + num_rows * width].view(num_rows, width)
         cuts, sampled = (results[size * (width + at) :][:num_rows] for at in (1, 2))
         return results[:num_rows], codes, cuts, sampled
@@ -561,7 +564,7 @@ class StepSampler:
         tokens, codes, cuts, sampled = self._results(self._program.results.clone(), num_rows)
         return SamplerOutput(
             sampled_token_ids=tokens[:, None],
-            # Codes and cut flags travel in vLLM's asynchronous copy of log-probabilities.
+            # Codes, state and cut flags travel in vLLM's asynchronous copy of log-probabilities.
             logprobs_tensors=LogprobsTensors(codes, self._nothing[:num_rows], cuts),
             num_nans=None,
             num_sampled=sampled,

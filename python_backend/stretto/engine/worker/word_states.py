@@ -1,4 +1,4 @@
-"""State of the words that replies request (`WordScript`), in numpy or torch arrays; see `tracks.WordMachine`."""
+"""State of the words that replies request (`WordScript`), in numpy or torch arrays, and the kernel that advances it."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import torch
 
 from stretto.engine.kernels.gpu.words import WordRules, words_kernel
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.rules import STATE
 from stretto.engine.tracks import Word
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
@@ -18,7 +19,7 @@ class WordStates:
     Args:
         script: Rules of the words.
         rules: Rules of the family's replies.
-        tables: Slot tables with the words, their state and the second stream.
+        tables: Slot tables with the words, the state of the replies and the second stream.
         arrays: Array factory.
     """
 
@@ -26,7 +27,7 @@ class WordStates:
         self._script, self._xp, self._arrays, self._rules = script, arrays.xp, arrays, arrays.rules
         self._end_of_audio, self._nothing = rules.family.end_of_audio, rules.family.layout.pad_id
         self._capacity, self._lane = rules.max_model_len, rules.family.track_streams.start - 1
-        self._words, self._state = arrays.wrap(tables.words), arrays.wrap(tables.word_state)
+        self._words, self._state = arrays.wrap(tables.words), arrays.wrap(tables.state)[:, len(STATE) :]
         self._codes = arrays.wrap(tables.codes)
 
     def follow(self, token: Array, rows: Rows) -> Array:
@@ -85,7 +86,6 @@ class WordLaunch:
             end_of_audio=family.end_of_audio,
             state_stride=tables.state.stride(0),
             words_stride=tables.words.stride(0),
-            word_state_stride=tables.word_state.stride(0),
             codes_stride=tables.codes.stride(0),
             num_others=family.layout.num_input_streams - 1,
         )
@@ -109,9 +109,8 @@ class WordLaunch:
         """
         tables = self._tables
         words_kernel[num_rows,](
-            drawn, seconds, tables.word_state, tables.words, tables.codes, tables.state, plan, lengths, self._rules,
-            num_warps=1,
-        )  # fmt: skip
+            drawn, seconds, tables.words, tables.codes, tables.state, plan, lengths, self._rules, num_warps=1
+        )
 
 
 def no_words(*_: object) -> None:

@@ -84,7 +84,7 @@ FEW = {"block_rows": 16, "block_inner": FEW_INNER}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
-    **dict.fromkeys((*WIDE, "begins", "streams", "transition", "word_state"), "*i64"),
+    **dict.fromkeys((*WIDE, "begins", "streams", "transition", "sent"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima", "noise", "before", "guidance"), "*fp32"),
     "numbers": "*i64",
     "flags": "*i1",

@@ -89,5 +89,6 @@ def count_operators(name: str, device: str) -> int:
             path.launch()
     tokens, codes, _ = path.rows()
     assert codes.device.type == case.device.type
-    assert (tokens.shape, codes.shape) == ((16,), (16, case.family.layout.num_input_streams - 1))
+    width = case.family.layout.num_input_streams - 1 + len(case.rules.sent_state)
+    assert (tokens.shape, codes.shape) == ((16,), (16, width))
     return watch.count

@@ -18,6 +18,7 @@ from stretto.engine.kernels.gpu.step_draw import (
     FORCED_UNTIL,
     GIVEN_FIRST,
     GIVEN_TOTAL,
+    NUM_CODES,
     NUM_ENTRIES,
     NUM_GIVEN,
     NUM_IN_GROUP,
@@ -235,12 +236,15 @@ def _write(
     results: tl.tensor, row: tl.tensor, token: tl.tensor, laid: tl.tensor, is_cut: tl.tensor, samples: tl.tensor,
     lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write a row and its flags to `results`, which is copied to the host."""
+    """Write a row, the state after it and its flags to `results`, which is copied to the host.
+
+    `laid` contains streams 1 to S - 1, followed by the state columns.
+    """
+    width: tl.constexpr = rules.num_others + rules.num_sent
     tl.store(results + row, token.to(tl.int32))
-    codes = results + rules.num_rows + row * rules.num_others + lanes
-    tl.store(codes, laid.to(tl.int32), mask=lanes < rules.num_others)
-    tl.store(results + rules.num_rows * (1 + rules.num_others) + row, is_cut.to(tl.int32))
-    tl.store(results + rules.num_rows * (2 + rules.num_others) + row, samples)
+    tl.store(results + rules.num_rows + row * width + lanes, laid.to(tl.int32), mask=lanes < width)
+    tl.store(results + rules.num_rows * (1 + width) + row, is_cut.to(tl.int32))
+    tl.store(results + rules.num_rows * (2 + width) + row, samples)
 
 
 @triton.jit
@@ -258,7 +262,7 @@ def _share(
     initial = tl.load(streams + 2 * rules.num_others + lanes, mask=inside, other=0)
     laid = RULES.hide_other(laid, is_hidden, frame, delay, initial, rules.family)
     tl.store(codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=inside)
-    _write(results, other, token, laid, other * 0, other * 0 + 1, lanes, rules)
+    _write(results, other, token, tl.where(inside, laid, 0), other * 0, other * 0 + 1, lanes, rules)
 
 
 @triton.jit
@@ -276,6 +280,8 @@ def _write_state(
     tl.store(at + AUDIO_START, audio_start)
     tl.store(at + AUDIO_END, tl.where(ends_audio, position, tl.load(at + AUDIO_END)))
     tl.store(at + NUM_TEXT_TOKENS, num_text_tokens)
+    if rules.family.interleaves:
+        tl.store(at + NUM_CODES, RULES.count_codes(token, in_text, tl.load(at + NUM_CODES), rules.family))
     if rules.family.max_entries > 0:
         is_entry = goes_on & RULES.is_entry(token, rules.family)
         num_entries = tl.load(at + NUM_ENTRIES) + is_entry.to(tl.int64)
@@ -285,8 +291,8 @@ def _write_state(
 
 @triton.jit
 def advance_kernel(
-    results: tl.tensor,  # int32 blocks, written: tokens [N], codes [N, S - 1], cut flags [N], samples [N]
-    state: tl.tensor,  # [R, 8] int64, written
+    results: tl.tensor,  # int32 blocks, written: tokens [N], codes and state [N, S - 1 + C], cut flags [N], samples [N]
+    state: tl.tensor,  # [R, 9 or 17] int64, written
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
@@ -302,8 +308,9 @@ def advance_kernel(
     begins: tl.tensor,  # begin ids of a staircase, [K + 1] int64; or empty
     transition: tl.tensor,  # [n + 1] int64
     streams: tl.tensor,  # [3, S - 1] int64: delay; 1 if hidden from unconditional requests; initial id
+    sent: tl.tensor,  # [C] int64: columns of `state` that are sent to the host
     rules: tl.constexpr,
-    block: tl.constexpr,  # at least S - 1
+    block: tl.constexpr,  # at least S - 1 + C
 ) -> None:
     row = tl.program_id(0)
     mine, lanes = plan + row, tl.arange(0, block)
@@ -323,7 +330,11 @@ def advance_kernel(
     tl.store(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
     )
-    _write(results, row, token, laid, is_cut, row * 0 + 1, lanes, rules)
+    is_sent = (lanes >= rules.num_others) & (lanes < rules.num_others + rules.num_sent)
+    column = tl.load(sent + lanes - rules.num_others, mask=is_sent, other=0)
+    tl.debug_barrier()  # the state was written by another lane
+    after = tl.load(state + slot * rules.state_stride + column, mask=is_sent, other=0)
+    _write(results, row, token, tl.where(is_sent, after.to(tl.int32), laid), is_cut, row * 0 + 1, lanes, rules)
     if rules.num_seen_columns > 0:
         column, num_counted = token - rules.first_seen_id, rules.num_seen_columns - 1
         column = tl.where((column >= 0) & (column < num_counted), column, num_counted)

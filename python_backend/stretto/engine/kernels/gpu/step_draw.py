@@ -28,7 +28,7 @@ from stretto.engine.kernels.gpu.draw import (
     uniform_of,
     value_of,
 )
-from stretto.engine.rules import ReplyConstants
+from stretto.engine.rules import STATE, ReplyConstants
 
 COLUMNS = (
     "role",
@@ -65,17 +65,6 @@ COLUMNS = (
 )
 # Roles of a row: inactive, sampled, or a copy of another row's sample.
 IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-# Columns of a reply's state (`worker/slots.py`).
-STATE = (
-    "audio_start",
-    "audio_end",
-    "num_text_tokens",
-    "num_entries",
-    "pointer",
-    "first_end",
-    "num_given",
-    "num_in_group",
-)
 
 
 def _at(name: str) -> tl.constexpr:
@@ -92,8 +81,8 @@ SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS = m
 GIVEN_FIRST, GIVEN_TOTAL = map(_at, COLUMNS[19:21])
 TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[21:27])
 SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[27:])
-AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE[:6])
-NUM_GIVEN, NUM_IN_GROUP = map(_state_at, STATE[6:])
+AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE[:7])
+NUM_GIVEN, NUM_IN_GROUP = map(_state_at, STATE[7:])
 
 
 class StepRules(NamedTuple):
@@ -104,6 +93,7 @@ class StepRules(NamedTuple):
         num_rows: N, the maximum number of rows in a step.
         num_others: S - 1, the number of streams other than stream 0.
         num_drawn: Number of these streams that are sampled, which come first.
+        num_sent: Number of state columns that are sent to the host with each row.
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
         index_lane: Index of the pointer's index stream among streams 1 to S - 1.
@@ -120,6 +110,7 @@ class StepRules(NamedTuple):
     num_rows: int
     num_others: int
     num_drawn: int
+    num_sent: int
     num_tasks: int
     num_ids: int
     num_ends: int

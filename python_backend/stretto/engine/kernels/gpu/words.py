@@ -7,6 +7,7 @@ import triton.language as tl
 
 from stretto.engine.kernels.gpu.device_rules import RULES
 from stretto.engine.kernels.gpu.step_draw import AUDIO_END, AUDIO_START, DRAWS, GIVEN_TOTAL, OTHER, ROLE, SLOT
+from stretto.engine.rules import STATE
 
 
 class WordRules(NamedTuple):
@@ -28,13 +29,13 @@ class WordRules(NamedTuple):
     end_of_audio: int
     state_stride: int
     words_stride: int
-    word_state_stride: int
     codes_stride: int
     num_others: int
 
 
-# Columns of the word states (`tracks.WORD_STATE`), and of a word (`tracks.Word`).
+# Columns of the state of the words (`rules.WORD_STATE`) among those of the words, and of a word (`tracks.Word`).
 REMAINING, FORCED, MAIN_AT, MAIN_END, SECOND_AT, SECOND_END, TAKEN, END = (tl.constexpr(at) for at in range(8))
+FIRST_COLUMN = tl.constexpr(len(STATE))
 NUM_FIELDS = tl.constexpr(4)
 
 
@@ -42,10 +43,9 @@ NUM_FIELDS = tl.constexpr(4)
 def words_kernel(
     drawn: tl.tensor,  # [N] int32: sampled ids of stream 0; written: the ids that the rows carry
     seconds: tl.tensor,  # [N] int32, written: ids of the second stream; None if nothing reads them
-    word_state: tl.tensor,  # [R, 8] int64, written
     words: tl.tensor,  # [R, W] int32: tokens, then words
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written: the second stream
-    state: tl.tensor,  # [R, 8] int64
+    state: tl.tensor,  # [R, 17] int64, written: the state of the words
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     rules: tl.constexpr,
@@ -55,8 +55,8 @@ def words_kernel(
     if tl.load(mine + ROLE * rules.num_rows) != DRAWS:
         return
     slot, position = tl.load(mine + SLOT * rules.num_rows).to(tl.int64), tl.load(lengths + row).to(tl.int64)
-    at, table = word_state + slot * rules.word_state_stride, words + slot * rules.words_stride
-    own = state + slot * rules.state_stride
+    own, table = state + slot * rules.state_stride, words + slot * rules.words_stride
+    at = own + FIRST_COLUMN
     _, _, in_audio = RULES.segment_flags(position, tl.load(own + AUDIO_START), tl.load(own + AUDIO_END))
     if in_audio == 0:
         return
