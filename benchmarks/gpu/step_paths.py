@@ -163,7 +163,7 @@ def fill(slots: RunSlots, family: Family, scale: float) -> None:
         name = f"r{index}" + "#unconditional" * is_unconditional
         data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
         slots.fill(slot, SpeechRequestData.extending(data, params, codes, slots.rules.track(len(ids), ())))
-        slots.readback.place(slot, AUDIO_START)
+        slots.note_audio({name: AUDIO_START})
     slots.tables.apply_staged(slots.arrays)
     slots.tables.state[:, STATE["audio_start"]] = AUDIO_START
     slots.tables.state[:, STATE["audio_end"]] = -1
@@ -214,7 +214,7 @@ class Case:
 
     def _slots(self) -> RunSlots:
         tables = SlotTables(self.num_rows, self.rules, self.device)
-        slots = RunSlots(tables, self.rules, FixedArrays(self.device), 1)
+        slots = RunSlots(tables, self.rules, FixedArrays(self.device))
         fill(slots, self.family, self.scale)
         return slots
 
@@ -228,7 +228,7 @@ class Case:
         slots, (tokens, hidden, _) = self._slots(), self._buffers()
         program = StepProgram(readout, self.rules, slots.tables, tokens, hidden)
         rows = slots.rows(batch_of(slots, program.lengths))
-        variant, _ = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
+        variant = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
         assert variant == Variant(writes=False, speaks=True), variant
         size, width = self.num_rows, program.width
 

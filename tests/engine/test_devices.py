@@ -27,7 +27,7 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from stretto.engine.kernels.gpu import advance, draw, products
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.worker import latent_draw, run_slots, step_program, word_states
+from stretto.engine.worker import latent_draw, step_program, word_states
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.module_rows import ModuleProgram, Spans
 from stretto.engine.worker.step_program import StepSampler, padded_sizes
@@ -87,24 +87,6 @@ class OnTheDevice:
         return launch
 
 
-class Nowhere:
-    """Host-side positions of replies, all unknown."""
-
-    is_exact = False
-
-    def __init__(self, num_slots: int):
-        self._starts = np.full(num_slots, -1)
-
-    def audio_starts(self) -> np.ndarray:
-        return self._starts
-
-    def place(self, slot: int, audio_start: int) -> None:
-        self._starts[slot] = audio_start
-
-    def publish(self) -> None:
-        """Do nothing."""
-
-
 def on_the_device(tensor: torch.Tensor) -> torch.Tensor:
     there = torch.empty_like(tensor, device=GPU)
     return torch.nn.Parameter(there, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else there
@@ -118,7 +100,6 @@ def multiply(num_out: int, x: torch.Tensor, weight: torch.Tensor, bias: torch.Te
 def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpeechModelState]:
     """Return the state of a worker like that of `engine`, with the model's weights and buffers as if on a GPU."""
     config, model = engine.core.vllm_config, engine.model_state.model
-    monkeypatch.setattr(run_slots, "readback_of", lambda tables, arrays, lag: Nowhere(len(tables.state)))
     for module in model.modules():
         for kind in (module._parameters, module._buffers, vars(module)):
             for name, tensor in list(kind.items()):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stretto.engine.worker import model_state as state
-from stretto.engine.worker.run_slots import DeviceReadback
+from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import DeviceArrays
 from stretto.families.tiny.family import TINY
 from stretto.testing.checkpoints import make_prompts
@@ -58,8 +58,10 @@ def test_steps_never_block_the_host(name: str, is_async: bool, tmp_path: Path, m
     prompts = make_prompts(FAMILIES[name], 4)  # each task, guided and not, greedy and drawn, by each schedule
     expected = run(folder, prompts, is_async)
     as_on_a_gpu(monkeypatch)
+    begun, note_audio = dict[str, int](), RunSlots.note_audio
+    monkeypatch.setattr(RunSlots, "note_audio", lambda slots, starts: (begun.update(starts), note_audio(slots, starts)))
     engine = Engine(folder, async_scheduling=is_async, **NARROW)
-    assert isinstance(engine.model_state.slots.readback, DeviceReadback)
+    assert not engine.model_state.slots.is_exact
     try:
         with counted(monkeypatch) as seen:
             answers = engine.run(prompts)
@@ -67,6 +69,7 @@ def test_steps_never_block_the_host(name: str, is_async: bool, tmp_path: Path, m
         engine.shutdown()
     assert {i: answer.rows for i, answer in answers.items()} == {i: answer.rows for i, answer in expected.items()}
     assert not seen
+    assert begun.keys() == {i for i, prompt in prompts.items() if len(FAMILIES[name].task(prompt.task).segments) > 1}
 
 
 def test_blocking_operations_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,16 +63,20 @@ class NewText(NamedTuple):
 
 @dataclass
 class SpeechCachedRequests(CachedRequestData):
-    """vLLM's record of continued requests, with a field for streamed input added.
+    """vLLM's record of continued requests, with news of replies added.
 
     Attributes:
         new_text: Streamed text and live audio that have arrived since the last step, keyed by request id.
+        audio_starts: Positions of the first audio rows that have become known since the last step, keyed by request id.
     """
 
     new_text: Mapping[str, NewText] = field(default_factory=dict)
+    audio_starts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def extending(cls, data: CachedRequestData, new_text: Mapping[str, NewText]) -> "SpeechCachedRequests":
-        """Return a copy of vLLM's `data` with the streamed text that has arrived."""
+    def extending(
+        cls, data: CachedRequestData, new_text: Mapping[str, NewText], audio_starts: Mapping[str, int]
+    ) -> "SpeechCachedRequests":
+        """Return a copy of vLLM's `data` with the news of replies."""
         stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
-        return cls(**stock, new_text=new_text)
+        return cls(**stock, new_text=new_text, audio_starts=audio_starts)

@@ -84,17 +84,18 @@ def test_text_end_unblocks_all_rows(world: World) -> None:
 
 def test_worker_receives_new_text_once_and_min_rows_at_the_end(world: World) -> None:
     world.arrive("r", 20)
-    assert world.texts.attach_new_text(NOTHING) is NOTHING
+    assert world.texts.attach_news(NOTHING, {}) is NOTHING
     world.write("r", 21)
     world.write("r", 22, 23)
-    told = world.texts.attach_new_text(NOTHING)
+    told = world.texts.attach_news(NOTHING, {})
     assert isinstance(told, SpeechCachedRequests)
     assert repr(told.new_text) == repr({"r": NewText(6, rows_of([21, 22, 23], 1), None)})
     world.write("r", 7, is_last=True)
-    told = world.texts.attach_new_text(NOTHING)
+    told = world.texts.attach_news(NOTHING, {"s": 40})
     assert isinstance(told, SpeechCachedRequests)
     assert repr(told.new_text) == repr({"r": NewText(9, rows_of([7], 1), 5)})
-    assert world.texts.attach_new_text(NOTHING) is NOTHING
+    assert told.audio_starts == {"s": 40}
+    assert world.texts.attach_news(NOTHING, {}) is NOTHING
 
 
 def test_block_is_hashed_once_its_text_tokens_are_known(world: World) -> None:
@@ -142,6 +143,6 @@ def test_finished_reply_leaves_no_blocked_text_state(world: World) -> None:
     world.write("r")
     world.texts.remove("r")
     world.table.remove("r")
-    assert (world.texts.num_held, world.texts.all_held, world.texts.attach_new_text(NOTHING)) == (0, False, NOTHING)
+    assert (world.texts.num_held, world.texts.all_held, world.texts.attach_news(NOTHING, {})) == (0, False, NOTHING)
     assert world.write("r", 20)
-    assert world.texts.attach_new_text(NOTHING) is NOTHING
+    assert world.texts.attach_news(NOTHING, {}) is NOTHING

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +53,7 @@ def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> N
 def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family) -> None:
     """A new request begins with the state before a reply; entries of a pointer are the spoken tokens of the text."""
     rules, prompt = SegmentRules(family, 128), make_prompt(family, 0)
-    slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
+    slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays())
     ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
     params = SpeechParams(prompt.task, prompt.sampling, codes, track=prompt.track)
     spoken = list(family.script.spoken[:3]) if family.script else []
@@ -73,7 +75,7 @@ def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family
 def test_slot_restores_the_tokens_its_reply_has_generated(counted: str, expected: set[int]) -> None:
     """After a preemption, the prompt is 3 and 7, and the reply has reached 20 and 21."""
     rules = SegmentRules(replace(INTERLEAVED, penalized=counted), 128)
-    slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays(), 1)
+    slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays())
     slots.tables.seen[1] = True
     sampling = INTERLEAVED.tasks[0].sampling
     params = SpeechParams("reply", replace(sampling, seed=0), np.zeros((2, 0), np.int32))
@@ -90,7 +92,7 @@ def test_slot_text_is_extended_at_its_track_position() -> None:
     tables = SlotTables(2, rules, torch.device("cpu"))
     tables.codes[:] = 99
     arrays = HostArrays()
-    slots = RunSlots(tables, rules, arrays, 1)
+    slots = RunSlots(tables, rules, arrays)
     prompt = make_prompt(TRACKED, 0)
     ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
     params = SpeechParams(prompt.task, prompt.sampling, codes, track=(20, 21), is_open=True)
@@ -109,3 +111,30 @@ def test_slot_text_is_extended_at_its_track_position() -> None:
     assert tables.limits[1, LIMITS["audio_min"]] == 5
     assert slots.version > version, "the plan of the step is made anew"
     assert (tables.codes[0] == 99).all()
+
+
+@pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
+def test_rows_need_both_heads_until_the_host_knows_where_audio_begins(arrays: Arrays) -> None:
+    """On a CPU the host reads the tables. On a GPU the scheduler reports it; reports on other requests are ignored."""
+    rules, prompt = SegmentRules(TINY, 128), make_prompt(TINY, 0, "tts")
+    slots, ids, codes = (
+        RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, arrays),
+        prompt.rows[:, 0],
+        prompt.rows[:, 1:],
+    )
+    params = SpeechParams(prompt.task, prompt.sampling, codes)
+    data = NewRequestData("r", ids.tolist(), [], None, None, ([1],), 0, None, prefill_token_ids=ids.tolist())
+    slots.fill(1, SpeechRequestData.extending(data, params, codes))
+    slots.tables.apply_staged(arrays)
+    number = np.array([len(ids)])
+    batch: Any = SimpleNamespace(
+        idx_mapping_np=np.array([1]), num_computed_tokens_np=number, num_scheduled_tokens=1, prefill_len_np=number
+    )
+    is_on_host = isinstance(arrays, HostArrays)
+    for starts, is_known in (({}, False), ({"s": 9}, False), ({"r": len(ids)}, True)):
+        slots.note_audio(starts)
+        rows = slots.rows(batch)
+        assert (rows.may_write.tolist(), rows.may_speak.tolist()) == ([not is_known], [is_known or not is_on_host])
+    slots.fill(1, SpeechRequestData.extending(data, params, codes))
+    slots.tables.apply_staged(arrays)
+    assert slots.rows(batch).may_write.all()

@@ -158,7 +158,7 @@ class Side:
 def side(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Side:
     tables, arrays = SlotTables(num_slots, rules, device), arrays_on(device)
     tokens = torch.zeros(num_slots, LENGTH, dtype=torch.int32, device=device)
-    return Side(RunSlots(tables, rules, arrays, 1), tokens, arrays)
+    return Side(RunSlots(tables, rules, arrays), tokens, arrays)
 
 
 def reference(rules: SegmentRules, num_slots: int) -> Side:

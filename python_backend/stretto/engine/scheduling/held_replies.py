@@ -1,7 +1,7 @@
 """Replies that are blocked until more text or audio arrives, and functions that reorder vLLM's waiting queue."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -143,12 +143,12 @@ class HeldReplies:
             if not state.is_live:
                 self.held_s += held_s
 
-    def attach_new_text(self, requests: CachedRequestData) -> CachedRequestData:
-        """Add the text that has arrived since the last step to vLLM's record of the running requests."""
-        if not self._new_text:
+    def attach_news(self, requests: CachedRequestData, audio_starts: Mapping[str, int]) -> CachedRequestData:
+        """Add the text that has arrived since the last step, and `audio_starts`, to vLLM's record of the requests."""
+        if not self._new_text and not audio_starts:
             return requests
         new_text, self._new_text = self._new_text, {}
-        return SpeechCachedRequests.extending(requests, new_text)
+        return SpeechCachedRequests.extending(requests, new_text, audio_starts)
 
     def is_held(self, request: Request) -> bool:
         """Return True if the request is blocked because the track ids of its newest row have not arrived.

@@ -313,6 +313,7 @@ class PairedScheduling(Base):
         # Step whose output is processed: scheduled requests and their samples.
         self._scheduled: dict[str, int] = {}
         self._sampled = SampledRows(rules)
+        self._audio_starts: dict[str, int] = {}  # of replies whose text has ended since the last scheduled step
         self._ended_stretches: list[str] = []  # conditional requests whose stretch ended since the last scheduled step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -324,7 +325,8 @@ class PairedScheduling(Base):
         with skipping(self.waiting, full, held, self.turns.resting(self.waiting)):
             output = super().schedule(throttle_prefills)
         output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
-        output.scheduled_cached_reqs = self.texts.attach_new_text(output.scheduled_cached_reqs)
+        audio_starts, self._audio_starts = self._audio_starts, {}
+        output.scheduled_cached_reqs = self.texts.attach_news(output.scheduled_cached_reqs, audio_starts)
         if self._num_in_advance:
             self.table.count_bursts(output.num_scheduled_tokens)
         num_rows = output.total_num_scheduled_tokens
@@ -523,11 +525,11 @@ class PairedScheduling(Base):
             segment: Segment of the row.
             token_id: Id of the row on stream 0.
         """
-        if segment is TEXT:
-            begins = state.reply.audio_start >= 0 and state.pair is not None
-            if begins and self.guidance.begins(state, self.current_step):
+        if segment is TEXT and state.reply.audio_start >= 0:
+            self._audio_starts[state.request.request_id] = state.reply.audio_start
+            if state.pair is not None and self.guidance.begins(state, self.current_step):
                 put_first_after(self.waiting, self._add_unconditional(state), state.request)
-        elif segment is not TRANSITION and state.asks_for_guidance:
+        elif segment not in (TEXT, TRANSITION) and state.asks_for_guidance:
             if self.table.rules.family.unconditional.begins_with_mark:
                 return self._follow_stretch(state, token_id)
             return state.note_guidance(state.partner_id in self._scheduled)

@@ -171,7 +171,7 @@ class SpeechModelState(DefaultModelState):
             pad_products(model, vllm_config.compilation_config.mode != CompilationMode.NONE)
             use_host_layers(model, vllm_config)
         tables = SlotTables(self.max_num_reqs, self.rules, device)
-        self.slots = RunSlots(tables, self.rules, self.arrays, vllm_config.max_concurrent_batches)
+        self.slots = RunSlots(tables, self.rules, self.arrays)
         num_streams = self.rules.family.layout.num_input_streams
         # Addresses stay the same from step to step, as CUDA graphs require. A full graph reads the ids. A piecewise
         # graph reads the embedded rows, which the model computes before its first piece (64 MB for 8192 rows of 4096
@@ -370,9 +370,10 @@ class SpeechWorker(Base):
         return times
 
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
-        """Write newly arrived text to the slot tables, then compute the step."""
+        """Write newly arrived text, and where audio has begun, to the slots, then compute the step."""
         cached = scheduler_output.scheduled_cached_reqs
         if isinstance(cached, SpeechCachedRequests):
             runner: Any = self.model_runner
             runner.model_state.slots.extend_texts(cached.new_text)
+            runner.model_state.slots.note_audio(cached.audio_starts)
         return super().execute_model(scheduler_output)

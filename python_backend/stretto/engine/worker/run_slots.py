@@ -4,7 +4,6 @@ The module also plans each step on the host: which rows are sampled, their CFG p
 """
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.protocol import SpeechParams, partner_of
-from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.rules import is_entry
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, Array, Arrays, SlotLimits, SlotScales, SlotTables
@@ -332,96 +331,6 @@ def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechPar
     return SpeechParams(task.name, sampling, codes), codes
 
 
-UNKNOWN = -1
-
-
-class HostReadback:
-    """Segment state of the slots on the CPU, read directly from the table."""
-
-    is_exact = True
-
-    def __init__(self, tables: SlotTables):
-        self._audio_start = tables.state.numpy()[:, STATE["audio_start"]]
-
-    def audio_starts(self) -> np.ndarray:
-        """Return the position of each slot's first audio row, int64 [R]; negative while unknown."""
-        return self._audio_start
-
-    def place(self, slot: int, audio_start: int) -> None:
-        """Do nothing: the table contains the position."""
-
-    def publish(self) -> None:
-        """Do nothing: the table is up to date."""
-
-
-class DeviceReadback:
-    """Segment state of the slots on a GPU, read through asynchronous copies of the table.
-
-    The host reads each copy `lag` steps later.
-    `lag` is the maximum number of steps in flight. When a step is launched, the step `lag` steps before it has ended,
-    because its output has been used. The host therefore never waits, and all ranks of a tensor-parallel group have the
-    same information in the same step. An old copy stays valid, because a segment never changes from audio back to text.
-    """
-
-    is_exact = False
-
-    def __init__(self, tables: SlotTables, lag: int):
-        self._state, self._lag = tables.state, lag
-        num_slots = len(tables.state)
-        self._known = np.full(num_slots, UNKNOWN, np.int64)
-        self._tenant = np.zeros(num_slots, np.int64)  # number of requests that each slot has had
-        self._step = 0
-        self._copies: deque[_Copy] = deque()
-        self._spare = [_Copy(num_slots) for _ in range(lag + 1)]
-
-    def audio_starts(self) -> np.ndarray:
-        """Return the positions of the first audio rows as of `lag` steps ago, [R].
-
-        This must be called once per step.
-        """
-        self._step += 1
-        while self._copies and self._copies[0].step <= self._step - self._lag:
-            copy = self._copies.popleft()
-            copy.event.synchronize()
-            is_same = copy.tenant == self._tenant
-            self._known[is_same] = np.maximum(self._known, copy.audio_start)[is_same]
-            self._spare.append(copy)
-        return self._known
-
-    def place(self, slot: int, audio_start: int) -> None:
-        """Record the position for a request that was assigned to `slot`."""
-        self._tenant[slot] += 1
-        self._known[slot] = audio_start
-
-    def publish(self) -> None:
-        """Queue an asynchronous copy of the table to the host after the step that was just launched.
-
-        This is unnecessary if no text can have ended in the step.
-        """
-        copy = self._spare.pop()
-        copy.step = self._step
-        copy.tensor.copy_(self._state[:, STATE["audio_start"]], non_blocking=True)
-        copy.event.record()
-        copy.tenant[:] = self._tenant
-        self._copies.append(copy)
-
-
-class _Copy:
-    """Pinned host copy of the column `audio_start` [R], with its step and the slots' occupants."""
-
-    def __init__(self, num_slots: int):
-        self.tensor = torch.zeros(num_slots, dtype=torch.int64, pin_memory=torch.cuda.is_available())
-        self.audio_start = self.tensor.numpy()
-        self.tenant = np.zeros(num_slots, np.int64)
-        self.step = 0
-        self.event = torch.cuda.Event()
-
-
-def readback_of(tables: SlotTables, arrays: Arrays, lag: int) -> HostReadback | DeviceReadback:
-    """Return the readback that suits the device of `tables`; at most `lag` steps are in flight."""
-    return HostReadback(tables) if arrays.xp is np else DeviceReadback(tables, lag)
-
-
 NO_SLOT = -1
 
 
@@ -432,9 +341,9 @@ class RunSlots:
         tables: Slot tables.
         rules: Rules of the family's replies.
         arrays: Array factory.
-        lag: Maximum number of steps in flight.
 
     Attributes:
+        is_exact: True if the host reads the state of the replies from the tables, because steps run on the CPU.
         partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.
         is_unconditional: True for unconditional requests, bool [R].
         slot_of: Slots, keyed by request id.
@@ -442,10 +351,13 @@ class RunSlots:
         is_read_by_modules: True if MCTP modules process the request's rows, bool [R].
     """
 
-    def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays, lag: int):
+    def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays):
         self.tables, self.rules, self.arrays = tables, rules, arrays
-        self.readback = readback_of(tables, arrays, lag)
-        self.num_slots = len(tables.state)
+        self.num_slots, self.is_exact = len(tables.state), arrays.xp is np
+        column = STATE["audio_start"]
+        self._audio_start = (
+            tables.state.numpy()[:, column] if self.is_exact else np.full(self.num_slots, UNKNOWN, np.int64)
+        )
         self.partner = np.full(self.num_slots, NO_SLOT, np.int64)
         self.is_unconditional = np.zeros(self.num_slots, np.bool_)
         self.slot_of: dict[str, int] = {}
@@ -469,7 +381,7 @@ class RunSlots:
         entries = [token for token in text if is_entry(token, self.rules.constants)]
         first = data.prompt_len if self.rules.family.penalized == "drawn" else 0
         self.tables.stage(slot, params, reply, codes, token_ids[first:], data.track, entries)
-        self.readback.place(slot, reply.audio_start)
+        self._audio_start[slot] = reply.audio_start
         self._num_prompt_rows[slot] = data.prompt_len
         schedule = self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)
         self.is_read_by_modules[slot] = schedule is not None and schedule.max_extra > 0
@@ -485,6 +397,16 @@ class RunSlots:
         self.tables.extend(slots, slice(streams.start - 1, streams.stop - 1), self.arrays)
         if any({each.min_rows, each.max_rows, each.num_words} != {None} for each in slots.values()):
             self._change()
+
+    def note_audio(self, audio_starts: Mapping[str, int]) -> None:
+        """Record the positions of the first audio rows of replies whose text has ended, keyed by request id.
+
+        On a GPU, the host has this information from the scheduler, and therefore later by the steps in flight. All
+        ranks of a tensor-parallel group have it in the same step.
+        """
+        for request_id, audio_start in audio_starts.items():
+            if request_id in self.slot_of:
+                self._audio_start[self.slot_of[request_id]] = audio_start
 
     def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:
         self._change()
@@ -542,17 +464,16 @@ class RunSlots:
             rows: Rows of this position.
             samples: True for requests that sample the next row, bool [B].
         """
-        if not self.readback.is_exact:
+        if not self.is_exact:
             return replace(rows, samples=samples)
-        may_write = self.readback.audio_starts()[rows.slots] < 0
+        may_write = self._audio_start[rows.slots] < 0
         return StepRows(rows.slots, samples, may_write, ~may_write)
 
     def rows(self, batch: InputBatch) -> StepRows:
         """Return the known properties of the rows in `batch`; incomplete prompt chunks are not sampled."""
         slots = batch.idx_mapping_np
-        audio_start = self.readback.audio_starts()[slots]
-        may_write = audio_start < 0
-        if self.readback.is_exact:
+        may_write = self._audio_start[slots] < 0
+        if self.is_exact:
             may_speak = ~may_write
         else:
             may_speak = ~may_write | self._speaks[self.tables.limits[slots, LIMITS["task"]]]

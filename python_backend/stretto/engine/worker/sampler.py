@@ -402,7 +402,6 @@ class SpeechSampler:
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample one row for each request of `batch` from its last hidden state in `hidden` [B, H]."""
         tokens, codes, cuts, step = self._row(hidden, batch, self._slots.rows(batch))
-        self._slots.readback.publish()
         nothing = self._nothing[: batch.num_reqs]
         return SamplerOutput(
             sampled_token_ids=self._arrays.tensor(tokens)[:, None],
@@ -538,7 +537,6 @@ class Bursts:
 
         sample_row(hidden, 0)
         self._predictor(hidden, step, sample_row)
-        slots.readback.publish()
         num_sampled = np.where(rows.samples, 1 + step.num_extra, 0).astype(np.int32)
         return SamplerOutput(
             sampled_token_ids=arrays.tensor(tokens),

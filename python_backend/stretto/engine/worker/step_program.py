@@ -200,20 +200,14 @@ class StepTable:
         self.table.zero_()
         self._fingerprint = None
 
-    def update(
-        self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int
-    ) -> tuple[Variant, bool]:
-        """Update the table if the batch has changed.
+    def update(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, version: int) -> Variant:
+        """Update the table if the batch has changed; return the heads that the step needs.
 
         Args:
             rows: Properties of the rows that the host knows.
             partner: Slot of each slot's CFG partner, [R]; negative for none.
             is_unconditional: True for slots of unconditional requests, [R].
             version: Number that changes whenever a slot gets a new request or new parameters.
-
-        Returns:
-            The heads that the step needs, and True if the host does not yet know whether the text of a sampled row has
-            ended (asynchronous scheduling).
         """
         fingerprint = version, rows.slots.tobytes(), rows.samples.tobytes()
         if fingerprint != self._fingerprint:
@@ -223,11 +217,9 @@ class StepTable:
             slots = rows.slots[self._draws]
             self._solver = SolverPlan.of_rows(self._tables.limits[slots], self._tables.scales[slots])
             self._fingerprint = fingerprint
-        may_write = rows.may_write & self._draws
-        if not may_write.any():
-            return Variant(False, bool(self._draws.any()), self._solver), False
-        unsure = may_write & rows.may_speak
-        return Variant(True, bool((rows.may_speak & self._draws).any()), self._solver), bool(unsure.any())
+        if not (rows.may_write & self._draws).any():
+            return Variant(False, bool(self._draws.any()), self._solver)
+        return Variant(True, bool((rows.may_speak & self._draws).any()), self._solver)
 
     def _upload(self, columns: np.ndarray) -> None:
         source = torch.from_numpy(columns)
@@ -533,12 +525,11 @@ class StepSampler:
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
         """Sample one row for each request of `batch` from its last hidden state in `hidden` [B, H]."""
         num_rows = batch.num_reqs
-        if self._run(hidden, batch.seq_lens[:num_rows], self._slots.rows(batch)):
-            self._slots.readback.publish()
+        self._run(hidden, batch.seq_lens[:num_rows], self._slots.rows(batch))
         return self._output(num_rows)
 
-    def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> bool:
-        """Run a step; return True if a text may have ended in the step and the host does not know yet.
+    def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> None:
+        """Run a step.
 
         Args:
             hidden: Hidden states, [B, H].
@@ -546,11 +537,10 @@ class StepSampler:
             rows: Properties of the rows that the host knows.
         """
         slots, program, num_rows = self._slots, self._program, len(rows.slots)
-        variant, is_unsure = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
+        variant = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
         program.hidden[:num_rows].copy_(hidden)
         program.lengths[:num_rows].copy_(lengths)
         self._graphs.run(variant, num_rows)
-        return is_unsure
 
     def _results(self, results: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, ...]:
         """Split `results` into stream 0 [B], other streams and state [B, S - 1 + C], cut flags [B] and sampled [B]."""

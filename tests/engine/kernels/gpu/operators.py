@@ -4,7 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -59,25 +58,10 @@ class OnDevice(TorchDispatchMode):
         return result
 
 
-class Known:
-    """Fake readback for replies that are in their audio segment."""
-
-    is_exact = False
-
-    def __init__(self, num_slots: int):
-        self._starts = np.zeros(num_slots, np.int64)
-
-    def audio_starts(self) -> np.ndarray:
-        return self._starts
-
-    def place(self, slot: int, audio_start: int) -> None:
-        self._starts[slot] = audio_start
-
-
 def count_operators(name: str, device: str) -> int:
     """Run the array path of a `benchmarks.gpu.step_paths` case at its published width; return its operators.
 
-    Any wait for the device and any copy from the host is an error. `run_slots.readback_of` must return `Known`.
+    Any wait for the device and any copy from the host is an error.
     """
     from benchmarks.gpu import step_paths
     from benchmarks.gpu.jobs import Setup
