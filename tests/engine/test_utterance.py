@@ -1,7 +1,7 @@
 """Rows become chunks with all codes once and in order, and with words at the frames where they begin."""
 
 from dataclasses import replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.tracks import WordTrack
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.errors import StrettoError
 from stretto.families.base import Family
@@ -30,11 +31,11 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.prompt import TEXT_CODEC
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark, last_chunks
-from stretto.records.prompt import Prompt, SourceWord
+from stretto.records.prompt import Prompt, SourceWord, pack_word
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
 from tests.reply_rows import chunks_in
-from tests.small_vocabularies import BAGPIPER, CSM
+from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_TTS
 from tests.speech_families import EIGHT_STREAMS, LATENTS, THREE_ROWS
 
 REPORT = Report("stop", 3, 1, 1, 1, 1.5, 0, 0.0, None, 1.0)
@@ -419,3 +420,22 @@ def test_last_chunk_is_split_into_samples_and_end() -> None:
     assert sound.chunk == replace(last, is_final=False, report=None, ends_audio=True)
     assert end == LMChunk(Chunk(8, Segment.TAIL, is_final=True, report=REPORT, voice=2), None)
     assert (sound.chunk.flushes, end.chunk.flushes, Chunk(0, Segment.AUDIO).flushes) == (True, True, False)
+
+
+def test_words_that_the_model_takes_are_marked_at_their_rows() -> None:
+    """A break has no mark, and neither has a word that begins in the row that ends the audio."""
+    rules, layout = SegmentRules(KYUTAI_TTS, 512), KYUTAI_TTS.layout
+    words = pack_word([5, 6], 2), pack_word([], 3), pack_word([7], 0), pack_word([8], 0)
+    track = rules.track(9, [*chain(*words), 0])
+    assert isinstance(track, WordTrack)
+    state = ReplyState.begin(rules, KYUTAI_TTS.tasks[0], 9, track)
+    speaker = Utterance(replace(state), ("one", "two", "three"), SILENT, Pacer(ChunkPolicy(1, 1)))
+    speaker.track, marks = track, list[WordMark]()
+    codes = [ids.start for ids in layout.audio]
+    for row, state.taken in enumerate([0, 1, 1, 2, 3, 4]):
+        state.audio_end = 9 + row if row == 5 else -1
+        sent = [NO_CHANGE, *codes[: KYUTAI_TTS.num_row_words], *state.values(rules.sent_state)]
+        marks += [mark for item in speaker.push(np.array([sent])) for mark in item.chunk.marks]
+    marks += speaker.finish(REPORT).chunk.marks
+    assert marks == [WordMark("one", 1), WordMark("two", 4)]
+    assert speaker.words.untimed == ("three",)
