@@ -1,6 +1,9 @@
 """The search for thin margins: ratios of comparisons, their movement between settings, and a whole run."""
 
+import pickle
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +50,24 @@ def test_thin_comparisons_are_those_that_nearly_move_to_their_tolerance(made: li
     lines = margins.thin([{KEY: [np.array(each)]} for each in made])
     assert bool(lines) == is_thin
     assert all(line.startswith("test_a.py::test_it: a.py:1: margin ") for line in lines)
+
+
+def test_run_that_is_aborted_is_not_taken_for_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = iter((0.01, 0.5, None))
+
+    def run(command: list[str], env: dict[str, str]) -> Any:
+        if (ratio := next(made)) is None:
+            return subprocess.CompletedProcess(command, -6)
+        Path(env[margins.FILE]).write_bytes(pickle.dumps({KEY: [np.array([ratio])]}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(margins.subprocess, "run", run)
+    assert margins.main([]) == 1
+    *_, thin, failed = capsys.readouterr().out.splitlines()
+    assert thin.endswith("ratios 0.01 0.5")
+    assert failed == "margins: tests fail with SSE"
 
 
 @pytest.mark.nightly
