@@ -184,6 +184,17 @@ def test_server_that_another_process_starts_is_awaited(caller: Caller, becomes_r
         assert is_running.result() is becomes_ready
 
 
+def test_server_that_is_not_ready_is_reported_without_a_wait(
+    caller: Caller, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = default_pid_file(caller.port, caller.folder / "state")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    background.write(path, "unready", {}, "x.log", reason="the gateway is stopped")
+    assert BackgroundServer(caller.port, caller.folder / "state").is_running()
+    assert f"the server on port {caller.port} is not ready: the gateway is stopped" in capsys.readouterr().err
+    path.unlink()
+
+
 def test_background_server_start_failure_reports_the_reason(caller: Caller) -> None:
     (caller.folder / "fails").touch()
     call = caller.call()

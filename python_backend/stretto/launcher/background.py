@@ -143,6 +143,7 @@ def stop(path: Path) -> bool:
 # -P: a module in the current folder must not shadow this package.
 LAUNCHER = (sys.executable, "-P", "-m", "stretto", "serve")
 POLL_S = 0.3
+CHANGING = ("starting", "draining")  # states in which another process starts or stops a server
 STARTER = "STRETTO_STARTER"  # environment variable of a launcher: pid of the process that waits for its start
 
 
@@ -229,16 +230,21 @@ class BackgroundServer:
         return f"localhost:{self.port + 1}"
 
     def is_running(self) -> bool:
-        """Return True if the server is ready; wait as long as another process starts or stops it.
+        """Return True if a server runs, which may not be ready; wait as long as another process starts or stops it.
 
         Raises:
             LaunchError: If another model's server uses the port.
         """
-        if self.record() is not None and not self._is_usable():
-            log_line(f"another process starts or stops the server on port {self.port}; waiting for it")
-        while self.record() is not None and not self._is_usable():
+        self.check_model()
+        is_waiting = False
+        while (record := self.record()) is not None and not self._serves(record) and record["state"] in CHANGING:
+            if not is_waiting:
+                log_line(f"another process starts or stops the server on port {self.port}; waiting for it")
+                is_waiting = True
             time.sleep(POLL_S)
-        return self.record() is not None
+        if record is not None and not self._serves(record):
+            log_line(f"the server on port {self.port} is not ready: {record.get('reason') or record['state']}")
+        return record is not None
 
     def page(self) -> str | None:
         """Return the URL of the gateway's web page, or None if the launcher runs no gateway."""
@@ -275,6 +281,11 @@ class BackgroundServer:
         record = self.record()
         if record is None:
             return self.repository is None and _listens(self.port + 1)
+        return self._serves(record)
+
+    @staticmethod
+    def _serves(record: dict[str, Any]) -> bool:
+        """Return True if the server of a pid file's record is ready, apart from the gateway."""
         return record["state"] == "ready" or record.get("serves") is True
 
     def _state(self) -> str | None:
