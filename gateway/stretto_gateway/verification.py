@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -20,7 +21,8 @@ router = APIRouter()
 COMMAND = ("nice", "-n", "19", sys.executable, "-P", "-m", "stretto", "verify", "--json", "-")
 BEFORE = "stretto verify: -: file: "  # the file's error message
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # beside the server, which needs the other cores
-OURS = "STRETTO_"  # start of our environment variables, some of which are keys
+# Environment variables that the process needs; others may be secrets. The last one lets the launcher find the process.
+NEEDED = re.compile(r"PATH|HOME|TMPDIR|LANG|LC_\w+|LD_\w+|PYTHON\w+|XDG_\w+|VIRTUAL_ENV|STRETTO_LAUNCH_ID")
 UNREADABLE = 2  # exit code
 
 
@@ -61,7 +63,7 @@ async def verified(gateway: Gateway, data: bytes) -> Verified:
     async with gateway.verifying.slot():
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
-            env={name: value for name, value in os.environ.items() if not name.startswith(OURS)} | ONE_THREAD,
+            env={name: value for name, value in os.environ.items() if NEEDED.fullmatch(name)} | ONE_THREAD,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

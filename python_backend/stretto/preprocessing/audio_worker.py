@@ -68,7 +68,11 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
         return {"refused": [error.field, error.expected, str(error.got)]}
     except MemoryError:
         return {
-            "refused": [job["field"], f"audio that can be read within {MAX_MEMORY_BYTES >> 30} GiB of memory", "more"]
+            "refused": [
+                job.get("field", "file"),
+                f"audio that can be read within {MAX_MEMORY_BYTES >> 30} GiB of memory",
+                "more",
+            ]
         }
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
