@@ -298,7 +298,7 @@ class KeyUsage(TypedDict):
         key: Beginning of the key's SHA-256 digest, which names the key in metrics; `everybody` if there are no keys.
         since: Start of the gateway, in seconds since 1970.
         requests: Number of utterances, replies and transcriptions.
-        refused: Number of those that were refused with status 429.
+        refused: Number of others, refused because of a ceiling, or because too many requests waited for a slot.
         characters: Length of all texts to speak.
         input_audio_s: Duration of all recordings in completed requests, in seconds.
         output_audio_s: Duration of all generated audio, in seconds.

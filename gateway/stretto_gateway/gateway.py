@@ -56,13 +56,15 @@ class Gateway:
             ApiError: 429 if the caller's key has reached a ceiling, or if the queue is full.
         """
         use = self.metrics.usage.current
-        use.begin()
+        use.check()
         async with AsyncExitStack() as stack:
             try:
                 await stack.enter_async_context(self.admission.slot())
             except ApiError:
                 use.refuse()
                 raise
+            use.check()  # others may have reached the ceiling while this one has waited
+            use.add("requests", 1)
             yield
 
     async def close(self) -> None:

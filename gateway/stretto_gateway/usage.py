@@ -14,6 +14,7 @@ from stretto_gateway.voice_store import EVERYBODY
 
 MEASURES: tuple[Measure, ...] = get_args(Measure)
 PERIODS: dict[Period, int] = {"minute": 60, "day": 86_400}  # in seconds
+KEYLESS = "none"  # name of callers without a key, if there are keys
 KEY_CHARS = 8  # length of the beginning of a key's digest that names the key in metrics
 COUNTERS: dict[Measure, tuple[str, str]] = {
     "requests": ("key_requests", "Utterances, replies and transcriptions by key"),
@@ -78,15 +79,14 @@ class Use:
             if ceiling.measure == measure:
                 self._windows[ceiling] = self._number(ceiling), self._used(ceiling) + amount
 
-    def begin(self) -> None:
-        """Count a request; raise ApiError 429 if a ceiling has been reached."""
+    def check(self) -> None:
+        """Raise ApiError 429, and count a refused request, if a ceiling has been reached."""
         for ceiling in self._windows:
             if self._used(ceiling) >= ceiling.amount:
                 self.refuse()
                 left_s = self._left_s(ceiling)
                 message = f"{ceiling.measure}: at most {ceiling.amount} in a {ceiling.period} for a key; try again in "
                 raise ApiError(429, f"{message}{left_s} s", code="rate_limit_exceeded", retry_after_s=left_s)
-        self.add("requests", 1)
 
     def refuse(self) -> None:
         """Count a refused request."""
@@ -155,16 +155,20 @@ class Usage:
         owners: Sequence[str],
         ceilings: Sequence[Ceiling],
         registry: CollectorRegistry,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = lambda: time.time(),
     ):
         counters = {
             measure: Counter(name, about, ["key"], registry=registry) for measure, (name, about) in COUNTERS.items()
         }
         refusals = Counter("key_refusals", "Requests with status 429 by key", ["key"], registry=registry)
-        names = {owner: owner[:KEY_CHARS] for owner in owners} or {EVERYBODY: EVERYBODY}
-        self._uses = {owner: Use(name, ceilings, counters, refusals, clock) for owner, name in names.items()}
+
+        def use(name: str) -> Use:
+            return Use(name, ceilings, counters, refusals, clock)
+
+        self._uses = {owner: use(owner[:KEY_CHARS]) for owner in owners}
+        self._others = use(KEYLESS if owners else EVERYBODY)
 
     @property
     def current(self) -> Use:
-        """Use by the caller of the current task."""
-        return self._uses[EVERYBODY] if EVERYBODY in self._uses else self._uses[CALLER.get()]
+        """Use by the caller of the current task; callers without a key, such as signed telephone calls, share one."""
+        return self._uses.get(CALLER.get(), self._others)

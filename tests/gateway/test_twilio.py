@@ -429,6 +429,9 @@ async def test_signature_is_that_of_the_url_with_the_token(start: Start, keys: t
 
     for good in (f"wss://{host}{PATH}", f"wss://127.0.0.1{PATH}"):
         assert await access(running, {}, **signature(good)) == 1000
+    async with dial(running, {}, additional_headers=signature(f"wss://{host}{PATH}")) as peer:
+        await peer.talk(TURN)
+        assert sound(await peer.until("mark"))
     for headers in ({}, signature(f"wss://{host}/"), signature(f"wss://{host}{PATH}", token[::-1])):
         assert await access(running, {"key": KEY}, **headers) == 403
     if keys:

@@ -1,5 +1,6 @@
 """The use of each key is counted, and limited by the operator's ceilings."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from stretto_gateway.command import arguments, read_config
 from stretto_gateway.usage import Ceiling, Usage
 from tests.client.fake_server import Chunk
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
-from tests.gateway.realtime.caller import answer, by_task
+from tests.gateway.realtime.caller import TALKS, answer, by_task, call_by
 from tests.gateway.test_speech_stream import PATH, begin, open_socket
 
 KEYS = ("the-first-key-of-all", "the-second-key-of-all")
@@ -49,7 +50,7 @@ async def test_use_of_each_key_is_counted(start: Start) -> None:
     assert not any(key in metrics for key in KEYS)
 
 
-async def test_streamed_text_and_conversations_are_counted(start: Start) -> None:
+async def test_streamed_text_is_counted(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:
         await (await begin(opened, model="tts-1", voice="rms", response_format="pcm")).utterance("A cat ", "sat.")
@@ -59,7 +60,22 @@ async def test_streamed_text_and_conversations_are_counted(start: Start) -> None
     assert found["output_audio_s"] > 0
 
 
-async def test_request_beyond_a_ceiling_is_refused_with_its_time(start: Start) -> None:
+async def test_replies_of_a_session_count_for_the_key_of_its_secret(start: Start) -> None:
+    running = await start(by_task(dialogue=answer()), TALKS, keys=KEYS)
+    async with running.http() as http:
+        form = {"session": {"type": "realtime", "audio": {"output": {"voice": "slt"}}}}
+        made = await http.post("/v1/realtime/client_secrets", json=form, headers=bearer(KEYS[1]))
+        async with call_by(running.openai(api_key=made.json()["value"]), "tiny") as caller:
+            await caller.say("hello")
+            await caller.send("response.create")
+            await caller.until("response.done")
+        found = (await http.get("/v1/usage", headers=bearer(KEYS[1]))).json()
+    assert found["requests"] == 1
+    assert found["output_audio_s"] > 0
+
+
+async def test_request_beyond_a_ceiling_is_refused_with_its_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_gateway.usage.time", SimpleNamespace(time=lambda: 1_000_000_010.0))
     running = await start(answer(), keys=KEYS, ceilings=("requests=2/day", "characters=1000000/minute"))
     async with running.http() as http:
         for status in (200, 200, 429, 429):
@@ -71,12 +87,17 @@ async def test_request_beyond_a_ceiling_is_refused_with_its_time(start: Start) -
     error = response.json()["error"]
     assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
     assert error["message"].startswith("requests: at most 2 in a day for a key; try again in ")
-    assert 0 < int(response.headers["retry-after"]) <= 86_400
+    assert response.headers["retry-after"] == str(86_400 - 1_000_000_010 % 86_400)
     assert (found["requests"], found["refused"]) == (2, 2)
     of_requests, of_characters = found["ceilings"]
     assert of_requests.items() >= {"measure": "requests", "period": "day", "amount": 2, "used": 2.0}.items()
     assert of_characters["used"] == 12.0
-    assert 0 < of_characters["resets_in_s"] <= 60
+    assert of_characters["resets_in_s"] == 60 - 1_000_000_010 % 60
+
+
+def begun(usage: Usage) -> None:
+    usage.current.check()
+    usage.current.add("requests", 1)
 
 
 def test_periods_begin_with_the_minutes_of_the_clock() -> None:
@@ -84,23 +105,26 @@ def test_periods_begin_with_the_minutes_of_the_clock() -> None:
     ceilings = [Ceiling.from_text("output_audio_s=10/minute"), Ceiling.from_text("requests=4/day")]
     usage = Usage(["a", "b"], ceilings, CollectorRegistry(), lambda: now[0])
     CALLER.set("a")
-    usage.current.begin()
+    begun(usage)
     usage.current.add("output_audio_s", 9.5)
-    usage.current.begin()
+    begun(usage)
     usage.current.add("output_audio_s", 30.0)
     with pytest.raises(ApiError, match="output_audio_s: at most 10 in a minute for a key; try again in 1 s") as raised:
-        usage.current.begin()
+        begun(usage)
     assert raised.value.response().headers["retry-after"] == "1"
     CALLER.set("b")
-    usage.current.begin()
+    begun(usage)
+    CALLER.set("of a signed call, without a key")
+    begun(usage)
+    assert (usage.current.name, usage.current.record()["requests"]) == ("none", 1)
     CALLER.set("a")
     now[0] = 120.0
-    usage.current.begin()
-    usage.current.begin()
+    begun(usage)
+    begun(usage)
     with pytest.raises(ApiError, match="requests: at most 4 in a day for a key; try again in 86280 s"):
-        usage.current.begin()
+        begun(usage)
     now[0] = 86_400.0
-    usage.current.begin()
+    begun(usage)
     assert usage.current.record()["output_audio_s"] == 39.5
 
 
