@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver
 from yarl import URL
@@ -29,6 +30,7 @@ class AudioHosts:
     def __init__(self, names: Sequence[str], limits: Limits):
         self._is_any, self._limits = ANY in names, limits
         self._fetching = Admission(limits.max_fetching, limits.max_waiting, lambda _: None)
+        self._threads = ThreadPoolExecutor(limits.max_fetching, "resolver")
         self._places = {place_of(name) for name in names if name != ANY}
 
     def names(self, text: str) -> bool:
@@ -50,7 +52,7 @@ class AudioHosts:
             url = web_url(text)
         except ValueError as error:
             raise refused(param, str(error).removeprefix("expected "), text) from None
-        resolver, limits, parts = self._resolver(param, url), self._limits, list[bytes]()
+        resolver, limits, data = self._resolver(param, url), self._limits, bytearray()
         try:
             async with (
                 self._fetching.slot(),
@@ -59,13 +61,13 @@ class AudioHosts:
                 if response.status != 200:
                     raise OutgoingError(f"status {response.status}")
                 async for part in response.content.iter_any():
-                    if sum(map(len, parts)) + len(part) > limits.max_voice_bytes:
+                    if len(data) + len(part) > limits.max_voice_bytes:
                         raise mismatch(param, f"at most {limits.max_voice_bytes} bytes", "more")
                     keep(len(part))
-                    parts.append(part)
+                    data += part
         except OutgoingError as error:
             raise mismatch(param, "a recording at the URL", f"an error: {error}") from None
-        return b"".join(parts)
+        return bytes(data)
 
     def _resolver(self, param: str, url: URL) -> AbstractResolver | None:
         """Return the resolver for a URL's host, None for the system's; raise ApiError if the host is not allowed."""
@@ -73,7 +75,7 @@ class AudioHosts:
         if (host, url.port) in self._places or (is_standard and (host, None) in self._places):
             return None
         if self._is_any and is_standard and NAME.fullmatch(host):
-            return PublicResolver()
+            return PublicResolver(self._threads)
         raise refused(param, "a URL whose host the gateway's --audio-host allows", str(url))
 
 

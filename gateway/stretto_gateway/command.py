@@ -201,7 +201,7 @@ def arguments() -> Parser:
     add("--call-webhook", type=web_address, metavar="URL", default=os.environ.get(WEBHOOK, ""), help=about)
     about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
     add("--audio-host", action="append", metavar="HOST", help=about)
-    about = "most of a measure for each key: requests, characters, input_audio_s or output_audio_s; repeatable"
+    about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
     add("--private-key", metavar="FILE", help="private key of the certificate; default: in the certificate file")

@@ -20,16 +20,16 @@ from aiohttp import (
     DummyCookieJar,
     InvalidURL,
     ServerDisconnectedError,
+    ServerTimeoutError,
     TCPConnector,
 )
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 SCHEMES = ("http", "https")
+MAX_URL_CHARS = 2048
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
-# Threads of their own, because a name server may keep them for long.
-RESOLVING = ThreadPoolExecutor(4, "resolver")
-Address = IPv4Address | IPv6Address
+UNICAST = ipaddress.ip_network("2000::/3")  # RFC 4291: the only global addresses in use
 
 
 class OutgoingError(Exception):
@@ -40,11 +40,17 @@ class PublicResolver(AbstractResolver):
     """Resolver that refuses a host if any of its addresses is outside the public Internet.
 
     The connection is opened to one of the addresses that have been checked.
+
+    Args:
+        threads: Threads for look-ups, each of which may take long.
     """
+
+    def __init__(self, threads: ThreadPoolExecutor):
+        self._threads = threads
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-        found = await asyncio.get_running_loop().run_in_executor(RESOLVING, look_up)
+        found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
         places = [(str(place[0]), int(place[1]), kind, proto) for kind, _, proto, _, place in found]
         if not all(is_public(ipaddress.ip_address(address.partition("%")[0])) for address, *_ in places):
             raise OutgoingError("the host's address is not public")
@@ -58,28 +64,32 @@ class PublicResolver(AbstractResolver):
         pass
 
 
-def is_public(address: Address) -> bool:
+def is_public(address: IPv4Address | IPv6Address) -> bool:
     """Return True if an address, and any IPv4 address that it contains, belongs to the public Internet."""
-    inner: list[Address | None] = [address]
+    inner: list[IPv4Address | IPv6Address | None] = [address]
     if isinstance(address, IPv6Address):
-        inner += [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        inner += [IPv4Address(int(address) & 0xFFFF_FFFF)] if address in NAT64 else []
+        if address in NAT64:
+            inner = [IPv4Address(int(address) & 0xFFFF_FFFF)]
+        elif address not in UNICAST:
+            return False
+        inner += [address.sixtofour, *(address.teredo or ())]
     return all(each.is_global and not each.is_multicast for each in inner if each is not None)
 
 
 def web_url(text: str) -> URL:
-    """Return an `http` or `https` URL with a host; raise ValueError for another one."""
-    expected = "expected an http:// or https:// URL with a host and without a user"
-    if not (text.isascii() and text.isprintable() and " " not in text):
-        raise ValueError(expected)
+    """Return an `http` or `https` URL with a host; raise ValueError for another one, or one that is too long."""
+    if len(text) > MAX_URL_CHARS:  # before it is parsed: the parser's time and caches grow with it
+        raise ValueError(f"expected a URL of at most {MAX_URL_CHARS} characters")
+    is_valid = text.isascii() and text.isprintable() and " " not in text
     try:
         url = URL(text)
-        is_valid = url.scheme in SCHEMES and bool(url.host) and bool(url.port) and url.user is url.password is None
+        is_valid = is_valid and url.scheme in SCHEMES and bool(url.host) and bool(url.port)
+        (url.raw_host or "").encode("idna")  # raises UnicodeError for a name that cannot be looked up
     except ValueError:
         is_valid = False
-    if not is_valid:
-        raise ValueError(expected)
-    return url.with_fragment(None)
+    if not is_valid or not url.user is url.password is None:
+        raise ValueError("expected an http:// or https:// URL with a host and without a user")
+    return URL(text, encoded=True).with_fragment(None)  # sent as it is, because a signature may cover it
 
 
 @asynccontextmanager
@@ -120,13 +130,15 @@ async def sent(
             ) as response,
         ):
             yield response
-    except TimeoutError:
+    except ServerTimeoutError:
         raise OutgoingError(f"no answer, or no further part of it, for {stall_s:g} s") from None
-    except ClientConnectorDNSError:
+    except TimeoutError:
+        raise OutgoingError(f"the response was not complete after {total_s} s") from None
+    except (ClientConnectorDNSError, InvalidURL):
         raise OutgoingError("the host has no address") from None
     except (ServerDisconnectedError, ClientPayloadError):
         raise OutgoingError("the connection ended before the response was complete") from None
-    except (ClientResponseError, InvalidURL):
+    except ClientResponseError:
         raise OutgoingError("the response is not valid HTTP") from None
     except ClientError:
         raise OutgoingError("the connection failed") from None

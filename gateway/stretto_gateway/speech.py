@@ -74,7 +74,8 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     """Generate the audio of `input`, chunk by chunk; if `stream_format` is `sse`, as server-sent events."""
     gateway: Gateway = request.app.state.gateway
     ignored = Ignored(body, gateway.strict)
-    options = await speech_options(gateway, body, request.state, ignored)
+    asked = speech_options(gateway, body, request.state, ignored)
+    options = await unless_disconnected(request.receive, asked)
     if body.timestamps and body.stream_format != "sse":
         raise mismatch("timestamps", "false unless stream_format is 'sse'", "true")
     if body.word_timestamps and body.stream_format != "sse":

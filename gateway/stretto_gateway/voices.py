@@ -1,6 +1,7 @@
 """`/v1/audio/voices`: the model's voices, and voices that callers add."""
 
 import asyncio
+import base64
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated
@@ -157,7 +158,9 @@ async def _reference(
         ignored.add("ref_audio", f"no value ({profile.family!r} does not clone voices)", audio)
         return None
     if gateway.audio_hosts.names(audio):
+        gateway.metrics.usage.current.check()
         recording = await gateway.audio_hosts.fetch("ref_audio", audio, asked.keep)
+        item.ref_audio = base64.b64encode(recording).decode()  # so that it is fetched once for several utterances
     else:
         recording = read_audio("ref_audio", audio, FETCHES_NOTHING)
     max_bytes = gateway.limits.max_voice_bytes

@@ -3,7 +3,9 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from aiohttp import web
@@ -13,11 +15,13 @@ from stretto_gateway.answers import ApiError
 from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import Limits
-from stretto_gateway.outgoing import web_url
+from stretto_gateway.outgoing import PublicResolver, web_url
 from tests.gateway.conftest import SPOKEN, Start
+from tests.gateway.test_speech_stream import PATH, begin, open_socket
 from tests.gateway.test_voices import CLONES, RECORDING
 
 SPEECH = {"input": "A cat.", "response_format": "pcm"}
+FETCHED = web.AppKey("FETCHED", list[str])
 LIMITS = Limits(drain_s=1, max_voice_bytes=100_000, stall_s=0.5)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -25,6 +29,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 async def whole(request: web.Request) -> web.Response:
     assert request.headers["accept-encoding"] == "identity"
     assert not request.headers.keys() & {"Cookie", "Authorization", "Referer"}
+    return web.Response(body=RECORDING)
+
+
+async def once(request: web.Request) -> web.Response:
+    assert request.raw_path == "/once?signed=%27%2B%2f%21"
+    assert not request.app[FETCHED], "it is fetched again"
+    request.app[FETCHED].append(request.raw_path)
     return web.Response(body=RECORDING)
 
 
@@ -57,7 +68,8 @@ async def elsewhere(request: web.Request) -> web.Response:
 async def host() -> AsyncIterator[str]:
     """Serve the paths above on loopback, and yield the host and its port."""
     app = web.Application()
-    app.add_routes([web.get(f"/{each.__name__}", each) for each in (whole, endless, cut, silent, elsewhere)])
+    app.add_routes([web.get(f"/{each.__name__}", each) for each in (whole, once, endless, cut, silent, elsewhere)])
+    app[FETCHED] = []
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -128,6 +140,7 @@ REFUSED = [
     "http://a.example\\@b.example/a.wav",
     "http://a.example/ a.wav",
     "http://a.example:99999/",
+    f"http://{'a' * 64}.example/",
     "HTTP://127.0.0.1/",
 ]
 
@@ -140,10 +153,14 @@ async def test_any_host_means_names_on_the_standard_ports(url: str, monkeypatch:
     assert raised.value.message.startswith(("ref_audio: expected a URL", "ref_audio: expected an http"))
 
 
+IN_IPV6 = ("fec0::1", "::a00:1", "::ffff:8.8.8.8", "64:ff9b::a00:1", "2002:7f00:1::", "2001:0:a00:1::")
 INSIDE = "127.0.0.1 10.1.2.3 169.254.169.254 100.64.0.1 0.0.0.0 224.0.0.1 ::1 fe80::1%1 fd00::1 ::ffff:10.0.0.1"
 
 
-@pytest.mark.parametrize("address", [*INSIDE.split(), "64:ff9b::a00:1", "2002:7f00:1::", "2001:0:a00:1::"])
+@pytest.mark.parametrize(
+    "address",
+    [*INSIDE.split(), *IN_IPV6],
+)
 async def test_name_with_an_address_that_is_not_public_is_refused(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +168,43 @@ async def test_name_with_an_address_that_is_not_public_is_refused(
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: found)
     with pytest.raises(ApiError, match="the host's address is not public"):
         await AudioHosts(["*"], LIMITS).fetch("ref_audio", "http://a.example/a.wav", lambda num_bytes: None)
+
+
+async def test_connection_is_opened_to_the_checked_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: answers.pop())
+    with ThreadPoolExecutor(1) as threads:
+        (found,) = await PublicResolver(threads).resolve("a.example", 80)
+    assert (found["host"], found["port"], found["hostname"]) == ("93.184.216.34", 80, "a.example")
+    assert found["flags"] == socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+
+async def test_host_without_an_address_is_an_error_of_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", partial(raising, socket.gaierror()))
+    with pytest.raises(ApiError, match="got an error: the host has no address"):
+        await AudioHosts(["*"], LIMITS).fetch("ref_audio", "http://a.example/a.wav", lambda num_bytes: None)
+
+
+def raising(error: Exception, *_: object) -> None:
+    raise error
+
+
+async def test_long_urls_are_refused_before_they_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_gateway.outgoing.URL", None)
+    with pytest.raises(ApiError, match="ref_audio: expected a URL of at most 2048 characters"):
+        await AudioHosts(["*"], LIMITS).fetch("ref_audio", "http://" + 2048 * "a", lambda num_bytes: None)
+
+
+async def test_url_is_sent_unchanged_and_only_once_for_several_utterances(start: Start) -> None:
+    async with host() as place:
+        running = await start(SPOKEN, CLONES, audio_hosts=(place,))
+        given = {"ref_audio": f"http://{place}/once?signed=%27%2B%2f%21"}
+        async with open_socket(running, PATH) as opened:
+            stream = await begin(opened, model="tts-1", response_format="pcm", **given)
+            for _ in range(2):
+                events, _ = await stream.utterance("A cat.")
+                assert events[-1]["type"] == "session.done", events
+    assert [request["audio"] for request in running.behind.requests] == 2 * [RECORDING]
 
 
 async def test_port_of_a_named_host_is_the_given_or_a_standard_one() -> None:
