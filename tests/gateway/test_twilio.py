@@ -168,7 +168,7 @@ class Hook:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"POST /calls?of=me HTTP/1.1\r\n")
+        assert head.startswith(b"POST /calls?of=%27me%2f HTTP/1.1\r\n")
         length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
         self.events.append(json.loads(await reader.readexactly(length)))
         for part in self._script(self.events[-1]):
@@ -193,7 +193,7 @@ NOTHING = [b"HTTP/1.1 204 No Content\r\n\r\n"]
 async def hooked(hook: Hook) -> AsyncIterator[str]:
     """Serve a webhook and yield its address."""
     async with await asyncio.start_server(hook.serve, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/calls?of=me"
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/calls?of=%27me%2f"
 
 
 async def test_webhook_gives_the_text_of_a_speech_model(start: Start) -> None:

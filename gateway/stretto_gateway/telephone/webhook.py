@@ -5,11 +5,9 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from yarl import URL
-
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
-from stretto_gateway.outgoing import OutgoingError, sent
+from stretto_gateway.outgoing import OutgoingError, sent, web_url
 
 FIELD = "--call-webhook"
 
@@ -24,7 +22,7 @@ class Webhook:
     """
 
     def __init__(self, url: str, limits: Limits, call: dict[str, Any]):
-        self._url, self._limits, self._call = URL(url), limits, call
+        self._url, self._limits, self._call = web_url(url), limits, call
 
     async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
         """Send an event, and yield the text of the answer as it arrives.
