@@ -8,6 +8,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter
 
+from stretto_client.live_speech import followed
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, CeilingState, KeyUsage, Measure, Period
 from stretto_gateway.voice_store import EVERYBODY
@@ -93,15 +94,9 @@ class Use:
         self._refused += 1
         self._refusals.inc()
 
-    async def counted(self, pieces: AsyncIterable[str]) -> AsyncIterator[str]:
-        """Yield pieces of a text to speak, and count their characters."""
-        try:
-            async for piece in pieces:
-                self.add("characters", len(piece))
-                yield piece
-        finally:
-            if close := getattr(pieces, "aclose", None):
-                await close()
+    def counted(self, pieces: AsyncIterable[str]) -> AsyncIterator[str]:
+        """Return pieces of a text to speak, whose characters are counted as they are read."""
+        return followed(pieces, lambda piece: self.add("characters", len(piece)))
 
     def record(self) -> KeyUsage:
         """Return the API's object."""
