@@ -33,7 +33,7 @@ class AudioHosts:
         self._threads = ThreadPoolExecutor(limits.max_fetching, "resolver")
         self._places = {place_of(name) for name in names if name != ANY}
 
-    def names(self, text: str) -> bool:
+    def is_fetched(self, text: str) -> bool:
         """Return True if a field's text is a URL, and there are hosts from which recordings are fetched."""
         return (self._is_any or bool(self._places)) and text.partition("://")[0].lower() in SCHEMES
 

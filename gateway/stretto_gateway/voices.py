@@ -157,7 +157,7 @@ async def _reference(
     if not clones(task):
         ignored.add("ref_audio", f"no value ({profile.family!r} does not clone voices)", audio)
         return None
-    if gateway.audio_hosts.names(audio):
+    if gateway.audio_hosts.is_fetched(audio):
         gateway.metrics.usage.current.check()
         recording = await gateway.audio_hosts.fetch("ref_audio", audio, asked.keep)
         item.ref_audio = base64.b64encode(recording).decode()  # so that it is fetched once for several utterances
@@ -187,7 +187,7 @@ def cloning_task(profile: ModelProfile) -> TaskProfile:
 
 
 def check_name(profile: ModelProfile, name: str) -> None:
-    """Raise ApiError if the model has a voice with that name, which a request could then not tell apart."""
+    """Raise ApiError if the model has a voice with that name, because a request could not select between them."""
     if has_voice(profile, name):
         raise refused("name", f"a name that no voice of {profile.family!r} has", name)
 
