@@ -3,11 +3,10 @@
     python -m scripts.cuda_bindings_calls          # prints the release and the calls, or fails with an error
 
 A binding converts its arguments before it calls the driver, so a wrong number or type of arguments is an error on any
-host. Results that need a GPU are made up, including the bytes of a handle, which must be passed on unchanged. On a host
-with a GPU, the script makes no calls, because the GPU tests cover them.
+host. Results that need a GPU are made up. On a host with a GPU, the script makes no calls, because the GPU tests cover
+them.
 """
 
-import ctypes
 import sys
 from collections import Counter
 from importlib.metadata import version
@@ -16,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from stretto.triton_io.cuda_memory import CudaMemory
-from stretto_client import shared_memory
+from stretto_client.cuda_memory import CudaMemory, device_of
 
-HANDLE = bytes(range(64))
 ADDRESS, NUM_BYTES = 1 << 21, 1 << 20
+BUS_ID = b"0000:3B:00.0"
 EXPECTED = {
-    "cudaSetDevice", "cudaMalloc", "cudaIpcGetMemHandle", "cudaMemcpy", "cudaStreamSynchronize", "cudaFree",
-    "cudaIpcOpenMemHandle", "cudaIpcCloseMemHandle", "cuMemGetAddressRange",
+    "cudaSetDevice", "cudaMemcpy", "cudaStreamSynchronize", "cudaDeviceGetPCIBusId", "cudaDeviceGetByPCIBusId",
+    "cuMemGetAllocationGranularity", "cuMemCreate", "cuMemExportToShareableHandle", "cuMemImportFromShareableHandle",
+    "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess", "cuMemUnmap", "cuMemAddressFree", "cuMemRelease",
 }  # fmt: skip
 
 
@@ -52,13 +51,6 @@ class WithoutGpu:
         return call
 
 
-def handle_of(runtime: Any) -> Any:
-    """Return an IPC handle with the bytes `HANDLE`, as if a GPU driver had filled it."""
-    handle = runtime.cudaIpcMemHandle_t()
-    ctypes.memmove(int(handle.getPtr()), HANDLE, len(HANDLE))
-    return handle
-
-
 def main() -> int:
     """Run the check and return the exit status."""
     from cuda.bindings import driver, runtime
@@ -67,19 +59,22 @@ def main() -> int:
     if status == runtime.cudaError_t.cudaSuccess and number:
         print(f"cuda-bindings {version('cuda-bindings')}: no calls are made, because this host has a GPU")
         return 0
-    made_up = dict.fromkeys(("cudaMalloc", "cudaIpcOpenMemHandle"), (ADDRESS,))
-    made_up |= {"cudaIpcGetMemHandle": (handle_of(runtime),)}
-    there: Any = WithoutGpu(runtime, runtime.cudaError_t.cudaSuccess, made_up)
-    of_driver: Any = WithoutGpu(driver, driver.CUresult.CUDA_SUCCESS, {"cuMemGetAddressRange": (ADDRESS, NUM_BYTES)})
+    bus_ids: dict[str, tuple[Any, ...]] = {"cudaDeviceGetPCIBusId": (BUS_ID + b"\0",), "cudaDeviceGetByPCIBusId": (0,)}
+    handle = driver.CUmemGenericAllocationHandle(1)
+    made_up = dict.fromkeys(("cuMemCreate", "cuMemImportFromShareableHandle"), (handle,))
+    made_up |= {"cuMemGetAllocationGranularity": (NUM_BYTES,), "cuMemExportToShareableHandle": (5,)}
+    made_up |= {"cuMemAddressReserve": (driver.CUdeviceptr(ADDRESS),)}
+    there: Any = WithoutGpu(runtime, runtime.cudaError_t.cudaSuccess, bus_ids)
+    of_driver: Any = WithoutGpu(driver, driver.CUresult.CUDA_SUCCESS, made_up)
     sys.modules["cuda.bindings"] = SimpleNamespace(runtime=there, driver=of_driver)  # type: ignore[assignment]
-    region = shared_memory.CudaRegion(NUM_BYTES)
-    assert region.handle == HANDLE, "a handle's bytes are not where they are read"
-    region.read(0, 16)
-    memory = CudaMemory(there, of_driver, region.handle, 0)
-    assert memory.size() == NUM_BYTES
-    memory.write(0, np.zeros(16, np.uint8))
-    memory.close()
-    region.close()
+    data = np.zeros(16, np.uint8)
+    memory = CudaMemory(0, NUM_BYTES)
+    assert memory.bus_id() == BUS_ID
+    opened = CudaMemory(device_of(memory.bus_id()), NUM_BYTES, memory.export())
+    memory.write(0, data.ctypes.data, 16)
+    opened.read(0, data.ctypes.data, 16)
+    for each in (memory, opened):
+        each.close()
     calls = there.calls + of_driver.calls
     assert calls.keys() == EXPECTED, f"never called: {EXPECTED - calls.keys()}"
     print(f"cuda-bindings {version('cuda-bindings')}: {', '.join(sorted(calls))}")

@@ -80,8 +80,8 @@ ALLOWED = {
         "engine/models", "families", "encoders", "codecs", "weights", "records", "streams", "untrusted_files", "errors",
     },
 }  # fmt: skip
-# The only modules that client, server and gateway share; each imports the standard library or schema types alone.
-SHARED_WITH_SERVER = {f"{CLIENT}.schema"}
+# The only modules that client, server and gateway share; each imports the standard library, schema types or CUDA alone.
+SHARED_WITH_SERVER = {f"{CLIENT}.schema", f"{CLIENT}.cuda_memory"}
 SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat"}
 PLUGIN = "families/*"
 # What a plug-in's file may import, if it is less than the plug-in may: most processes import it without torch or vLLM.

@@ -4,11 +4,13 @@ import importlib.util
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points, version
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,32 +78,43 @@ def _first_line(*command: str) -> str | None:
 
 
 def _share_memory(setup: Setup) -> dict[str, Any]:
-    """Check that another process can write to this process's GPU memory, as the CUDA ring requires."""
+    """Check that a client can read this process's GPU memory, as in a ring, and that its death causes no CUDA error."""
     if setup.is_small:
         return {"left_out": "needs a GPU"}
     here, there = multiprocessing.Pipe()
-    writer = multiprocessing.get_context("fork").Process(target=_write, args=(there,), daemon=True)
-    writer.start()  # before this process has used CUDA
-    from stretto_client.shared_memory import CudaRegion
+    client = multiprocessing.get_context("fork").Process(target=_read_ring, args=(there,), daemon=True)
+    client.start()  # before this process has used CUDA
+    from stretto.triton_io.cuda_ring import CudaRings
 
-    region = CudaRegion(SHARED)
-    here.send_bytes(region.handle)
-    if not here.poll(8):
-        raise TimeoutError("the other process did not write within 8 s")
-    size = int(here.recv())
-    writer.join(5)
-    found = bytes(region.read(SHARED - len(WORD), len(WORD)))
-    region.close()
-    return {"bytes": size, "ok": found == WORD and size >= SHARED}
+    rings, word = CudaRings("cuda:0"), np.frombuffer(WORD, np.uint8)
+    slots = rings.allocate(Path("/dev/shm") / str(_answer(here)), SHARED, "")
+    slots.write(SHARED - len(WORD), word, None)
+    size = rings.num_bytes
+    here.send("written")
+    found = _answer(here)
+    client.kill()
+    client.join(5)
+    slots.write(0, word, None)
+    slots.close()
+    return {"bytes": size, "ok": found == WORD and rings.num_bytes == 0}
 
 
-def _write(connection: Connection) -> None:
-    from stretto.triton_io.cuda_memory import open_cuda_memory
+def _read_ring(connection: Connection) -> None:
+    from stretto_client.shared_memory import Ring, RingSize
 
-    memory = open_cuda_memory(connection.recv_bytes(), 0, SHARED)
-    memory.write(SHARED - len(WORD), np.frombuffer(WORD, np.uint8))
-    connection.send(memory.size())
-    memory.close()
+    ring = Ring("cuda", RingSize(1, SHARED))
+    connection.send(ring.option()["name"])
+    connection.recv()
+    data = ring.read_samples({"slot": 0, "slots": 1, "samples": SHARED, "dtype": "uint8"})
+    connection.send(data[-len(WORD) :].tobytes())
+    signal.pause()  # holds the memory until it is killed
+
+
+def _answer(connection: Connection) -> object:
+    if not connection.poll(8):
+        raise TimeoutError("the other process did not answer within 8 s")
+    answer: object = connection.recv()
+    return answer
 
 
 def _rms_norm(setup: Setup) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
 from stretto.preprocessing.request import Preprocessor
 from stretto_client import SpeechClient
-from stretto_client.shared_memory import Memory
+from stretto_client.schema import Memory
 
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately

@@ -27,8 +27,8 @@ from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_profile
 from stretto_client.part_stream import PartStream
-from stretto_client.schema import Encoding, OptionsRecord, OutputOptions, SpeechOptions
-from stretto_client.shared_memory import Memory, RingSize, Sharing
+from stretto_client.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
+from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
     Audio,
     RecordedVoice,

@@ -13,9 +13,8 @@ from typing_extensions import Doc, TypedDict
 LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # sample rates in Hz
 MAX_PLAYOUT_S = 10
 RING_NAME = "stretto_ring_[0-9a-f]{16}"  # the only names of shared memory that clients may use
-HANDLE_BYTES = 64
-# HANDLE_BYTES bytes in base64.
-HANDLE = "^[A-Za-z0-9+/]{86}==$"
+SOCKET_SUFFIX = "_socket"  # after a ring's name: the socket that receives the descriptor of GPU memory
+Memory = Literal["system", "cuda"]  # of a ring's slots
 GuidancePolicy = Literal["always", "until_s", "adaptive"]
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
@@ -122,8 +121,7 @@ TextMode = Annotated[Literal["whole", "streaming", "open"], Expected("one of who
 Encoding = Annotated[Literal["pcm_f32le", "pcm_s16le"], Expected("one of pcm_f32le, pcm_s16le")]
 SampleRate = Annotated[int, Expected(f"an integer in [{LOWEST_RATE}, {HIGHEST_RATE}]", ge=LOWEST_RATE, le=HIGHEST_RATE)]
 RingName = Annotated[str, Expected(f"a name like {RING_NAME}", pattern=f"^{RING_NAME}$")]
-CudaHandle = Annotated[str, Expected(f"{HANDLE_BYTES} bytes in base64", pattern=HANDLE)]
-Device = Annotated[int, Expected("the number of a GPU", ge=0, le=(1 << 31) - 1)]
+RingMemory = Annotated[Memory, Expected(f"one of {', '.join(get_args(Memory))}")]
 OBJECT = Expected("a JSON object")
 BY_FAMILY = Expected("see the family", is_checked=False)
 
@@ -180,16 +178,19 @@ class GuidanceOptions(TypedDict, total=False):
 class RingHeader(TypedDict):
     """Shared-memory ring for the samples."""
 
-    name: Annotated[
-        RingName, Doc("Name of the shared memory with the header, which the client locks (`flock`) for slots on a GPU.")
-    ]
+    name: Annotated[RingName, Doc("Name of the shared memory with the header and, in system memory, the slots.")]
 
 
 class RingOptions(RingHeader, total=False):
     """Shared-memory ring for the samples, with slots that may be on a GPU."""
 
-    cuda_handle: Annotated[CudaHandle | None, Doc("IPC handle of the slots on a GPU.")]
-    device: Annotated[Device, Doc("Number of that GPU.")]
+    memory: Annotated[
+        RingMemory,
+        Doc(
+            "Memory of the slots: `system` (the default), or `cuda` for memory of the decoder's GPU, whose descriptor"
+            " the decoder sends to the Unix socket `/dev/shm/NAME_socket`."
+        ),
+    ]
 
 
 class OutputOptions(TypedDict, total=False):
@@ -199,7 +200,7 @@ class OutputOptions(TypedDict, total=False):
     sample_rate: Annotated[SampleRate, Doc("Rate in Hz to which the samples are converted; by default the codec's.")]
     ring: Annotated[
         RingOptions,
-        Expected("an object of name, cuda_handle and device"),
+        Expected("an object of name and memory"),
         Doc("Ring in shared memory for the samples, for clients on the server's host."),
     ]
     codes: Annotated[Boolean, Doc("Adds the codes of all streams to the events.")]

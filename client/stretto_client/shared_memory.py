@@ -1,24 +1,22 @@
 """Memory shared with a server on the same host: regions, and rings for an utterance's samples."""
 
-import asyncio
-import base64
-import ctypes
-import fcntl
 import os
 import secrets
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc.aio import InferenceServerClient
 
+from stretto_client.cuda_memory import CudaError, CudaMemory, device_of
 from stretto_client.errors import ServerUnavailable
-from stretto_client.schema import HANDLE_BYTES, RingOptions
-
-Memory = Literal["system", "cuda"]
+from stretto_client.schema import SOCKET_SUFFIX, Memory, RingOptions
 
 
 class SystemRegion:
@@ -80,50 +78,11 @@ def reserve(name: str, byte_size: int) -> None:
         os.close(descriptor)
 
 
-BLOCK = 1 << 21  # smaller allocations share a block of this size, and an IPC handle opens the whole block
-
-
-class CudaRegion:
-    """GPU memory, which the server's decoder opens through its IPC handle.
-
-    It requires NVIDIA's `cuda-bindings`.
-    """
-
-    def __init__(self, byte_size: int, device: int = 0):
-        from cuda.bindings import runtime
-
-        self._runtime: Any = runtime
-        self.device = device
-        self._call("cudaSetDevice", device)
-        (self._address,) = self._call("cudaMalloc", -(-byte_size // BLOCK) * BLOCK)
-        (handle,) = self._call("cudaIpcGetMemHandle", self._address)
-        # Read by address, because cuda-bindings 13.4.1 and later do not expose the only field of `cudaIpcMemHandle_t`.
-        self.handle = ctypes.string_at(int(handle.getPtr()), HANDLE_BYTES)
-
-    def read(self, offset: int, byte_size: int) -> NDArray[Any]:
-        """Return a copy of the `byte_size` bytes at `offset`, as uint8."""
-        data = np.empty(byte_size, np.uint8)
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
-        self._call("cudaSetDevice", self.device)
-        self._call("cudaMemcpy", data.ctypes.data, self._address + offset, byte_size, kind)
-        return data
-
-    def close(self) -> None:
-        """Free the memory."""
-        self._call("cudaFree", self._address)
-
-    def _call(self, function: str, *arguments: Any) -> tuple[Any, ...]:
-        status, *results = getattr(self._runtime, function)(*arguments)
-        if status != self._runtime.cudaError_t.cudaSuccess:
-            raise MemoryError(f"{function}: {status!r}")
-        return tuple(results)
-
-
 MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096  # bytes, one page
 PREFIX = "stretto_ring"
-_SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
-PATIENCE_S, POLL_S = 5.0, 0.01  # a running server releases the ring within a second after the utterance
+MAX_BUS_ID_BYTES = 32  # of a message; a PCI bus id has 12 or 16
+_SLOTS, _SLOT_BYTES, _RELEASED = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,29 +97,96 @@ class RingSize:
             raise ValueError(f"a ring needs slots of a multiple of 8 bytes, got {self.slots} of {self.slot_bytes}")
 
 
+class ServerMemory:
+    """GPU memory that the server's decoder has allocated for a ring.
+
+    The decoder sends its descriptor to a socket in /dev/shm before it sends the first event.
+
+    Args:
+        name: Name of the ring.
+        byte_size: Size of the slots in bytes.
+
+    Raises:
+        ServerUnavailable: The socket cannot be created.
+        ImportError: `cuda-bindings` is not installed.
+    """
+
+    def __init__(self, name: str, byte_size: int):
+        import_module("cuda.bindings.driver")  # fails here and not at the first event
+        self._byte_size = byte_size
+        self._memory: CudaMemory | None = None
+        self._name = f"{name}{SOCKET_SUFFIX}"
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        try:
+            os.fchmod(self._socket.fileno(), 0o600)  # `bind` gives the file this mode
+            self._socket.bind(f"/dev/shm/{self._name}")
+        except OSError as error:
+            self._socket.close()
+            raise ServerUnavailable(f"cannot create a socket in /dev/shm: {error.strerror}") from None
+        resource_tracker.register(f"/{self._name}", "shared_memory")  # removes the file if this process is killed
+
+    def read(self, offset: int, byte_size: int) -> NDArray[Any]:
+        """Return a copy of the `byte_size` bytes at `offset`, as uint8."""
+        data = np.empty(byte_size, np.uint8)
+        try:
+            if self._memory is None:
+                self._memory = self._receive()
+            self._memory.read(offset, data.ctypes.data, byte_size)
+        except CudaError as error:
+            raise ServerUnavailable(f"cannot read the server's GPU memory: {error}") from error
+        return data
+
+    def _receive(self) -> CudaMemory:
+        try:
+            bus_id, descriptors, *_ = socket.recv_fds(self._socket, MAX_BUS_ID_BYTES, 1)
+        except BlockingIOError:
+            raise ServerUnavailable("the server has not sent the descriptor of its GPU memory") from None
+        try:
+            if len(descriptors) != 1:
+                raise ServerUnavailable(
+                    f"the server has sent {len(descriptors)} descriptors of its GPU memory, not one"
+                )
+            return CudaMemory(device_of(bus_id), self._byte_size, descriptors[0])
+        finally:
+            for each in descriptors:
+                os.close(each)
+
+    def close(self) -> None:
+        """Unmap the memory and remove the socket."""
+        memory, self._memory = self._memory, None
+        try:
+            if memory is not None:
+                memory.close()
+        finally:
+            self._socket.close()
+            with suppress(FileNotFoundError):
+                os.unlink(f"/dev/shm/{self._name}")
+            resource_tracker.unregister(f"/{self._name}", "shared_memory")
+
+
 class Ring:
     """Ring of sample slots in shared memory, as seen by the client.
 
-    A lock on the header shows the server that this process exists.
+    Its header, and slots in system memory, belong to the client. Slots in GPU memory belong to the decoder.
     """
 
     def __init__(self, memory: Memory, size: RingSize):
         self._size, self._released = size, 0
         payload = size.slots * size.slot_bytes
         self._header = SystemRegion(PREFIX, HEADER + (payload if memory == "system" else 0))
-        self._lock = os.open(f"/dev/shm/{self._header.name}", os.O_RDWR)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self._device = CudaRegion(payload) if memory == "cuda" else None
+        try:
+            self._device = ServerMemory(self._header.name, payload) if memory == "cuda" else None
+        except BaseException:
+            self._header.close()
+            raise
         self._words = self._header.words
         self._words[_SLOTS], self._words[_SLOT_BYTES], self._words[_RELEASED] = size.slots, size.slot_bytes, 0
         self._words[0] = MAGIC
 
     def option(self) -> RingOptions:
         """Return the value for `options.output.ring` that lets the server open the ring."""
-        if self._device is None:
-            return {"name": self._header.name}
-        handle = base64.b64encode(self._device.handle).decode()
-        return {"name": self._header.name, "cuda_handle": handle, "device": self._device.device}
+        return {"name": self._header.name, "memory": "system" if self._device is None else "cuda"}
 
     def read_samples(self, record: dict[str, Any]) -> NDArray[Any]:
         """Return a copy of the samples to which an event refers, and release their slots.
@@ -182,35 +208,19 @@ class Ring:
         self._words[_RELEASED] = self._released
         return np.concatenate(parts).view(dtype)
 
-    @property
-    def is_free(self) -> bool:
-        """True if the server has not opened the ring's GPU memory."""
-        return self._words[_OPEN] == 0
-
-    def withdraw(self) -> None:
-        """Invalidate the ring, so that servers no longer open it."""
-        self._words[0] = 0
-
-    async def until_free(self) -> None:
-        """Withdraw the ring and wait for up to PATIENCE_S seconds until the server has released it."""
-        self.withdraw()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                while not self.is_free:
-                    await asyncio.sleep(POLL_S)
-
     def _read(self, offset: int, byte_size: int) -> NDArray[Any]:
         if self._device is not None:
             return self._device.read(offset, byte_size)
         return self._header.read(HEADER + offset, byte_size)
 
     def close(self) -> None:
-        """Free the memory; call `until_free` first."""
+        """Free the memory. The server keeps its own mapping of a ring until the utterance is over."""
         self._words.release()
-        self._header.close()
-        os.close(self._lock)
-        if self._device is not None:
-            self._device.close()
+        try:
+            if self._device is not None:
+                self._device.close()
+        finally:
+            self._header.close()
 
 
 class Sharing:
@@ -258,7 +268,4 @@ class Sharing:
                 self._regions.pop().close()
             ring, self.ring = self.ring, None
             if ring is not None:
-                try:
-                    await ring.until_free()
-                finally:
-                    ring.close()
+                ring.close()

@@ -59,7 +59,7 @@ def test_first_chunk_is_no_larger_than_the_steady_size() -> None:
         ({"output": {"codes": 1}}, r"options.output.codes: expected true or false, got 1"),
         (
             {"output": {"ring": "stretto_ring_0011223344556677"}},
-            r"ring: expected an object of name, cuda_handle",
+            r"ring: expected an object of name and memory",
         ),
         ({"output": {"ring": {}}}, r"options.output.ring.name: expected a name like stretto_ring_.*, got none"),
         ({"output": {"ring": {"name": "../etc/passwd"}}}, r"ring.name: expected a name like stretto_ring_"),
@@ -67,11 +67,9 @@ def test_first_chunk_is_no_larger_than_the_steady_size() -> None:
         ({"output": {"ring": {"name": "stretto_ring_0011223344556677\n"}}}, r"ring.name: expected a name like"),
         (
             {"output": {"ring": RING | {"key": 1}}},
-            r"ring.key: expected one of cuda_handle, device, name",
+            r"ring.key: expected one of memory, name",
         ),
-        ({"output": {"ring": RING | {"cuda_handle": "abc"}}}, r"ring.cuda_handle: expected 64 bytes in base64, got"),
-        ({"output": {"ring": RING | {"cuda_handle": "eA=="}}}, r"ring.cuda_handle: expected 64 bytes in base64, got"),
-        ({"output": {"ring": RING | {"device": True}}}, r"ring.device: expected the number of a GPU, got True"),
+        ({"output": {"ring": RING | {"memory": "disk"}}}, r"ring.memory: expected one of system, cuda, got 'disk'"),
         ({"chunking": {"first_frames": 0}}, r"options.chunking.first_frames: expected an integer in \[1, 25\], got 0"),
         (
             {"chunking": {"first_frames": 3, "steady_frames": 2}},

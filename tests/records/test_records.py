@@ -30,7 +30,9 @@ FLOWS = st.builds(
     slot=st.integers(1, 4096),
     generation=st.integers(1, MAX_GENERATION),
 )
-RINGS = st.builds(RingAddress, name=st.from_regex(r"\Astretto_ring_[0-9a-f]{16}\Z"), device=st.integers(0, 7))
+RINGS = st.builds(
+    RingAddress, name=st.from_regex(r"\Astretto_ring_[0-9a-f]{16}\Z"), memory=st.sampled_from(["system", "cuda"])
+)
 FORMS = st.builds(
     OutputForm,
     encoding=st.sampled_from(["pcm_f32le", "pcm_s16le"]),
@@ -220,10 +222,8 @@ def test_error_names_invalid_record_fields(changes: dict[Any, Any], message: str
     [
         ({"name": "/etc/passwd"}, "chunk.form.ring.name: expected str matching regex "),
         ({"name": f"{RING_NAME}\n"}, "chunk.form.ring.name: expected str matching regex "),
-        ({"cuda_handle": "A" * 88}, "chunk.form.ring.cuda_handle: expected str matching regex "),
-        ({"device": -1}, "chunk.form.ring.device: expected int >= 0, got -1"),
-        ({"device": 1 << 31}, "chunk.form.ring.device: expected int <= 2147483647, got 2147483648"),
-        ({"slots": [{"slot": 1}]}, "chunk.form.ring.slots: expected one of cuda_handle, device, name, got an unknown"),
+        ({"memory": "disk"}, "chunk.form.ring.memory: "),
+        ({"slots": [{"slot": 1}]}, "chunk.form.ring.slots: expected one of memory, name, got an unknown"),
     ],
 )
 def test_option_limits_are_checked_between_processes(changes: dict[str, Any], message: str) -> None:

@@ -16,7 +16,7 @@ from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.tensors import TAG, Seal
 from stretto_client.shared_memory import Ring, RingSize
-from tests.cuda_runtime import install
+from tests.cuda_runtime import install_for
 from tests.fakes_triton import Logger, MetricFamily, Request
 from tests.patience import until
 from tests.triton_io.sealing import SEAL, chunk_inputs
@@ -78,17 +78,29 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
 
 
 def test_a_gpu_ring_receives_samples_from_the_device(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch)
+    install_for(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(2, 64)), np.full(16, 7, np.float32)  # fake memory of the decoder's GPU
     form = OutputForm(ring=RingAddress(**ring.option()))
     worker, chunk = Worker(), Chunk(0, Segment.AUDIO, is_final=True)
     asked = Request(chunk_inputs(Envelope("u", slot.address, chunk, form), np.ones((2, 3), np.int32)))
-    DecodingService(worker, SEAL).accept(asked)
+    DecodingService(worker, SEAL, "cuda:0").accept(asked)
     ((*_, reply, _, on_device, _, _),) = worker.pushed
     on_device(decoded.ctypes.data)
     reply.send(np.zeros(16, np.float32), {"index": 0, "is_final": True})
     event = json.loads(asked.sender.responses[0].array("event")[0])
     np.testing.assert_array_equal(ring.read_samples(event["ring"]), decoded)
+    ring.close()
+
+
+def test_gpu_ring_beyond_the_limit_is_refused_as_full(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_for(monkeypatch)
+    ring, worker = Ring("cuda", RingSize(2, 64)), Worker()
+    service, form = DecodingService(worker, SEAL, "cuda"), OutputForm(ring=RingAddress(**ring.option()))
+    monkeypatch.setattr(service._writers._cuda._bytes, "limit", (1 << 21) - 1)
+    asked = Request(chunk_inputs(Envelope("u", slot.address, Chunk(0, Segment.AUDIO), form), np.ones((2, 3), np.int32)))
+    service.accept(asked)
+    assert (slot.outcome, worker.pushed, asked.sender.is_final) == (Outcome.OVERLOADED, [], True)
+    assert slot.reason.startswith("GPU memory: 0 bytes of rings")
     ring.close()
 
 

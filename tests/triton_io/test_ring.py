@@ -1,42 +1,96 @@
 """Both ends of a ring: the client reads the server's samples, and neither overtakes the other."""
 
-import base64
-import fcntl
 import os
+import signal
+import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from stretto.errors import Cancelled, InvalidRequest
+from stretto.errors import InvalidRequest, Overloaded
 from stretto.records.sampling import RingAddress
-from stretto.triton_io.cuda_memory import CudaMemory
-from stretto.triton_io.ring import CudaPayload, PcmRing, check_ring, is_locked
+from stretto.triton_io import cuda_ring
+from stretto.triton_io.cuda_ring import CudaRings
+from stretto.triton_io.ring import PcmRing, check_ring
+from stretto_client import ServerUnavailable
+from stretto_client.schema import Memory
 from stretto_client.shared_memory import HEADER, Ring, RingSize, SystemRegion
-from tests.cuda_runtime import FakeDriver, Handle, OldHandle, install
+from tests.cuda_runtime import GRANULARITY, NOT_SUPPORTED, OUT_OF_MEMORY, FakeCuda, Status, install_for
+from tests.patience import until
 
 SIZE = RingSize(slots=4, slot_bytes=64)  # 16 samples of float32 to a slot
 
 
-@pytest.fixture(params=["system", "cuda"])
-def client_end(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ring]:
-    runtime = install(monkeypatch)
-    ring = Ring(request.param, SIZE)
-    yield ring
-    ring.close()
-    assert not runtime.buffers
-    assert not runtime.opened
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return install_for(monkeypatch)
 
 
 @pytest.fixture
-def server_end(client_end: Ring) -> Iterator[PcmRing]:
-    ring = PcmRing.open(RingAddress(**client_end.option()))
+def rings(cuda: FakeCuda) -> CudaRings:
+    return CudaRings("cuda:1")
+
+
+@pytest.fixture(params=["system", "cuda"])
+def client_end(request: pytest.FixtureRequest, cuda: FakeCuda) -> Iterator[Ring]:
+    ring = Ring(request.param, SIZE)
     yield ring
     ring.close()
+    assert cuda.is_unused
+
+
+@pytest.fixture
+def server_end(client_end: Ring, rings: CudaRings) -> Iterator[PcmRing]:
+    ring = PcmRing.open(RingAddress(**client_end.option()), rings)
+    yield ring
+    ring.close()
+    assert rings.num_bytes == 0
+
+
+@dataclass
+class Clients:
+    """Clients with rings in GPU memory.
+
+    Attributes:
+        rings: Allocator of the decoder, on GPU 1.
+        opened: Both ends of all rings.
+    """
+
+    rings: CudaRings
+    opened: list[tuple[Ring, PcmRing]] = field(default_factory=list)
+
+    def open(self, slots: int = 4, slot_bytes: int = 64, host: str = "") -> tuple[Ring, PcmRing]:
+        """Open a ring in GPU memory."""
+        client_end = Ring("cuda", RingSize(slots, slot_bytes))
+        try:
+            server_end = PcmRing.open(RingAddress(**client_end.option()), self.rings, host)
+        except BaseException:
+            client_end.close()
+            raise
+        self.opened.append((client_end, server_end))
+        return client_end, server_end
+
+    def close(self, client_end: Ring, server_end: PcmRing) -> None:
+        """Close both ends of a ring."""
+        self.opened.remove((client_end, server_end))
+        server_end.close()
+        client_end.close()
+
+
+@pytest.fixture
+def clients(rings: CudaRings, cuda: FakeCuda) -> Iterator[Clients]:
+    made = Clients(rings)
+    yield made
+    for pair in list(made.opened):
+        made.close(*pair)
+    assert cuda.is_unused
+    assert rings.num_bytes == 0
 
 
 def test_ring_samples_round_trip(client_end: Ring, server_end: PcmRing) -> None:
@@ -47,21 +101,6 @@ def test_ring_samples_round_trip(client_end: Ring, server_end: PcmRing) -> None:
         assert record is not None
         assert record["slots"] == -(-size // 16)
         np.testing.assert_array_equal(client_end.read_samples(record), samples)
-
-
-@pytest.mark.parametrize("handle", [Handle, OldHandle])
-def test_cuda_ipc_handles_work_with_all_cuda_bindings_versions(
-    handle: type[Handle], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runtime = install(monkeypatch, handle)
-    client_end = Ring("cuda", SIZE)
-    option = client_end.option()
-    [address] = runtime.buffers
-    assert base64.b64decode(option["cuda_handle"]) == address.to_bytes(64, "little")
-    server_end = PcmRing.open(RingAddress(**option))
-    assert runtime.opened == [address]
-    server_end.close()
-    client_end.close()
 
 
 def test_ring_holds_twice_as_many_16_bit_samples(client_end: Ring, server_end: PcmRing) -> None:
@@ -78,7 +117,7 @@ def test_device_samples_are_written_directly_to_a_gpu_ring(client_end: Ring, ser
     for _ in range(3):
         record = server_end.put(on_host, on_device.ctypes.data)
         assert record is not None
-        expected = on_device if "cuda_handle" in client_end.option() else on_host
+        expected = on_device if client_end.option()["memory"] == "cuda" else on_host
         np.testing.assert_array_equal(client_end.read_samples(record), expected)
 
 
@@ -125,7 +164,7 @@ def test_ring_reader_detects_a_skipped_slot(client_end: Ring, server_end: PcmRin
 
 def test_samples_exceeding_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     client_end = Ring("system", SIZE)
-    server_end = PcmRing.open(RingAddress(**client_end.option()))
+    server_end = PcmRing.open(RingAddress(**client_end.option()), CudaRings("cpu"))
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda file, data, offset: pwrite(file, bytes(data)[:12], offset))
     with pytest.raises(InvalidRequest, match=r"expected enough shared memory for its slots, got 12 of 64 bytes"):
@@ -135,34 +174,21 @@ def test_samples_exceeding_shared_memory_are_refused(monkeypatch: pytest.MonkeyP
     client_end.close()
 
 
-def test_memory_unknown_to_the_cuda_driver_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = install(monkeypatch)
-    client_end = Ring("cuda", SIZE)
-    handle = base64.b64decode(client_end.option()["cuda_handle"])
-    memory = CudaMemory(runtime, FakeDriver(runtime), handle, 0)
-    runtime.buffers, known = {}, runtime.buffers
-    with pytest.raises(RuntimeError, match="cuMemGetAddressRange: 500"):
-        memory.size()
-    runtime.buffers = known
-    memory.close()
-    client_end.close()
-
-
 def test_files_that_are_not_rings_are_refused(tmp_path: Path) -> None:
     address = RingAddress("stretto_ring_0011223344556677")
     with pytest.raises(InvalidRequest, match="shared memory of this host"):
-        PcmRing.open(address, tmp_path)
+        PcmRing.open(address, CudaRings("cpu"), directory=tmp_path)
     path = tmp_path / address.name
     for content in (b"", bytes(HEADER), Path(__file__).read_bytes()):
         path.write_bytes(content)
         with pytest.raises(InvalidRequest, match=r"ring\.name"):
-            PcmRing.open(address, tmp_path)
+            PcmRing.open(address, CudaRings("cpu"), directory=tmp_path)
     other = tmp_path / "elsewhere"
     other.write_bytes(bytes(HEADER))
     path.unlink()
     path.symlink_to(other)
     with pytest.raises(InvalidRequest, match="shared memory of this host"):
-        PcmRing.open(address, tmp_path)
+        PcmRing.open(address, CudaRings("cpu"), directory=tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"STRING1\0" + b"secret!!" * 600, b"secret!!" * 600])
@@ -170,7 +196,7 @@ def test_contents_of_a_non_ring_file_are_not_revealed(tmp_path: Path, content: b
     address = RingAddress("stretto_ring_0011223344556677")
     (tmp_path / address.name).write_bytes(content)
     with pytest.raises(InvalidRequest, match=r"got memory with an invalid header$"):
-        PcmRing.open(address, tmp_path)
+        PcmRing.open(address, CudaRings("cpu"), directory=tmp_path)
     assert (tmp_path / address.name).read_bytes() == content
 
 
@@ -179,19 +205,19 @@ def test_pipes_and_hard_links_are_refused_as_rings(tmp_path: Path, client_end: R
     elsewhere = Path("/dev/shm") / address.name
     os.mkfifo(tmp_path / address.name)
     with pytest.raises(InvalidRequest, match="shared memory of this host"):
-        PcmRing.open(address, tmp_path)
+        PcmRing.open(address, CudaRings("cpu"), directory=tmp_path)
     second = elsewhere.with_name("stretto_ring_8899aabbccddeeff")
     os.link(elsewhere, second)
     try:
         with pytest.raises(InvalidRequest, match="shared memory of this host"):
-            PcmRing.open(address)
+            PcmRing.open(address, CudaRings("cpu"))
     finally:
         second.unlink()
 
 
 def test_ring_error_does_not_reveal_server_paths(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        PcmRing.open(RingAddress("stretto_ring_0011223344556677"), tmp_path)
+        PcmRing.open(RingAddress("stretto_ring_0011223344556677"), CudaRings("cpu"), directory=tmp_path)
     assert str(tmp_path) not in str(refused.value)
     assert str(refused.value).endswith("got stretto_ring_0011223344556677: No such file or directory")
 
@@ -208,141 +234,6 @@ def test_corrupted_ring_header_does_not_misplace_writes(
             file.seek(8)
             file.write(struct.pack("<3q", *header))
     assert path.stat().st_size == size
-
-
-def test_server_without_cuda_refuses_a_gpu_ring() -> None:
-    ring = Ring("system", SIZE)
-    record = ring.option() | {"cuda_handle": base64.b64encode(bytes(64)).decode()}
-    with pytest.raises(InvalidRequest, match="this server has no CUDA"):
-        PcmRing.open(RingAddress(**record))
-    ring.close()
-
-
-def test_invalid_cuda_handle_is_a_client_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch)
-    ring = Ring("cuda", SIZE)
-    for wrong in ({"cuda_handle": base64.b64encode(bytes(64)).decode()}, {"device": 7}):
-        with pytest.raises(InvalidRequest, match=r"another process's memory on GPU"):
-            PcmRing.open(RingAddress(**ring.option() | wrong))
-    ring.close()
-
-
-def test_a_ring_larger_than_its_memory_is_refused_and_released(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A write after the end of the memory would crash the decoder and end all its streams."""
-    runtime = install(monkeypatch)
-    ring = Ring("cuda", SIZE)
-    [buffer] = runtime.buffers.values()
-    address = RingAddress(**ring.option())
-    path = Path("/dev/shm") / address.name
-    for slots, is_refused in ((len(buffer) // 64, False), (len(buffer) // 64 + 1, True)):
-        with path.open("r+b") as file:
-            file.seek(8)
-            file.write(struct.pack("<2q", slots, 64))
-        if is_refused:
-            with pytest.raises(InvalidRequest, match=f"{slots * 64} bytes of memory on GPU ., got {len(buffer)}"):
-                PcmRing.open(address)
-        else:
-            PcmRing.open(address).close()
-        assert not runtime.opened
-    assert ring.is_free
-    ring.close()
-
-
-def test_gpu_ring_is_validated_without_opening_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The preprocessor does not need a GPU, and opening the handle would create a context there."""
-    runtime = install(monkeypatch)
-    ring = Ring("cuda", SIZE)
-    check_ring(RingAddress(**ring.option()))
-    assert (runtime.device, runtime.opened) == (0, [])  # as the client has set it
-    check_ring(None)
-    ring.close()
-    with pytest.raises(InvalidRequest, match=r"ring\.name"):
-        check_ring(RingAddress("stretto_ring_0011223344556677"))
-
-
-def test_gpu_ring_is_not_free_while_the_server_has_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch)
-    ring = Ring("cuda", SIZE)
-    address = RingAddress(**ring.option())
-    assert ring.is_free
-    opened = PcmRing.open(address)
-    assert not ring.is_free
-    opened.close()
-    assert ring.is_free
-    ring.withdraw()
-    with pytest.raises(InvalidRequest, match=r"ring\.name"):
-        PcmRing.open(address)
-    ring.close()
-
-
-def test_ring_withdrawn_during_opening_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client frees its memory as soon as the header shows that the server does not use it."""
-    runtime = install(monkeypatch)
-    ring = Ring("cuda", SIZE)
-    say = CudaPayload._mark_open
-
-    def said_too_late(payload: CudaPayload, is_open: bool) -> None:
-        ring.withdraw()
-        say(payload, is_open)
-
-    monkeypatch.setattr(CudaPayload, "_mark_open", said_too_late)
-    with pytest.raises(InvalidRequest, match=r"ring\.name"):
-        PcmRing.open(RingAddress(**ring.option()))
-    assert ring.is_free
-    assert not runtime.opened
-    ring.close()
-
-
-def test_lock_of_a_process_ends_with_it(tmp_path: Path) -> None:
-    header = tmp_path / "header"
-    header.touch()
-    program = (
-        "import fcntl, os, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print(); sys.stdin.read()"
-    )
-    with (
-        subprocess.Popen(
-            [sys.executable, "-S", "-c", program, header], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as client,
-        header.open("r+b") as file,
-    ):
-        assert client.stdout is not None
-        assert client.stdout.read(1)
-        assert is_locked(file.fileno())
-        client.kill()
-        client.wait()
-        assert not is_locked(file.fileno())
-
-
-def test_memory_of_a_client_that_has_ended_is_not_accessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA leaves it open what an access does then; an error would end the decoder."""
-    runtime = install(monkeypatch)
-    ring = Ring("cuda", SIZE)
-    address = RingAddress(**ring.option())
-    server_end = PcmRing.open(address)
-    assert server_end.put(np.ones(16, np.float32)) is not None
-    assert server_end.has_owner
-    fcntl.flock(ring._lock, fcntl.LOCK_UN)  # as the kernel does when the process ends
-    copied = runtime.num_copies
-    assert not server_end.has_owner
-    for place in (None, 1 << 40):
-        with pytest.raises(Cancelled, match="the client of the ring has ended"):
-            server_end.put(np.ones(16, np.float32), place)
-    assert runtime.num_copies == copied
-    server_end.close()
-    with pytest.raises(InvalidRequest, match=r"ring\.name: expected a header that its client has locked"):
-        PcmRing.open(address)
-    assert not runtime.opened
-    ring.close()
-
-
-def test_gpu_ring_memory_is_allocated_in_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA allocates small pieces from a block, and a handle opens the complete block."""
-    runtime = install(monkeypatch)
-    ring = Ring("cuda", SIZE)
-    assert [len(buffer) % (1 << 21) for buffer in runtime.buffers.values()] == [0]
-    ring.close()
 
 
 def test_memory_truncated_by_its_client_is_an_invalid_request(server_end: PcmRing, client_end: Ring) -> None:
@@ -364,3 +255,198 @@ def test_system_shared_memory_region_is_removed_on_close() -> None:
     assert path.exists()
     region.close()
     assert not path.exists()
+
+
+def test_ring_is_validated_before_the_decoder_allocates_memory(cuda: FakeCuda) -> None:
+    """The preprocessor does not need a GPU; a large ring is refused before anything is generated."""
+    check_ring(None)
+    largest, larger = (Ring("cuda", RingSize(slots, 1 << 16)) for slots in (256, 257))
+    check_ring(RingAddress(**largest.option()))
+    with pytest.raises(InvalidRequest, match="16777216 bytes at most on a GPU"):
+        check_ring(RingAddress(**larger.option()))
+    for ring in (largest, larger):
+        ring.close()
+    assert cuda.runtime.device == -1
+    with pytest.raises(InvalidRequest, match=r"ring\.name"):
+        check_ring(RingAddress("stretto_ring_0011223344556677"))
+
+
+def test_gpu_memory_of_a_ring_is_freed_once_both_ends_have_closed_it(clients: Clients, cuda: FakeCuda) -> None:
+    """The decoder closes its end before it sends the last event, and the client then reads the last samples."""
+    client_end, server_end = clients.open()
+    record = server_end.put(np.arange(40, dtype=np.float32))
+    clients.opened.clear()
+    server_end.close()
+    assert (clients.rings.num_bytes, cuda.is_unused) == (0, True)
+    np.testing.assert_array_equal(client_end.read_samples(record), np.arange(40, dtype=np.float32))
+    assert len(cuda.runtime.mappings) == 1
+    client_end.close()
+    assert cuda.is_unused
+
+
+def test_ring_of_a_client_without_samples_leaves_nothing(clients: Clients, cuda: FakeCuda) -> None:
+    client_end, server_end = clients.open()
+    open_files = len(os.listdir("/proc/self/fd"))
+    clients.close(client_end, server_end)
+    assert cuda.is_unused
+    assert len(os.listdir("/proc/self/fd")) < open_files
+    assert not [each for each in os.listdir("/dev/shm") if each.startswith(client_end.option()["name"])]
+
+
+def test_two_clients_have_separate_gpu_memory(clients: Clients) -> None:
+    ends = [clients.open() for _ in range(2)]
+    records = [server_end.put(np.full(16, value, np.float32)) for value, (_, server_end) in enumerate(ends)]
+    for value, (client_end, _) in enumerate(ends):
+        np.testing.assert_array_equal(client_end.read_samples(records[value]), np.full(16, value, np.float32))
+
+
+CLIENT = """
+import sys
+from tests.cuda_runtime import install
+install()
+from stretto_client.shared_memory import Ring, RingSize
+ring = Ring("cuda", RingSize(4, 64))
+print(ring.option()["name"], flush=True)
+while record := sys.stdin.readline():
+    print(ring.read_samples(eval(record)).tolist(), flush=True)
+"""
+
+
+def test_killed_client_harms_neither_the_decoder_nor_other_clients(clients: Clients, cuda: FakeCuda) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        server_end = PcmRing.open(RingAddress(name, "cuda"), clients.rings)
+        other_client, other_server = clients.open()
+        record = server_end.put(np.ones(3, np.float32))
+        process.stdin.write(f"{record}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "[1.0, 1.0, 1.0]\n"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for value in range(4):  # until its slots are full
+            assert server_end.put(np.full(16, value, np.float32)) is not None
+            record = other_server.put(np.full(16, value, np.float32))
+            np.testing.assert_array_equal(other_client.read_samples(record), np.full(16, value, np.float32))
+    assert server_end.put(np.zeros(16, np.float32)) is None
+    assert clients.rings.num_bytes == 2 * GRANULARITY
+    server_end.close()
+    assert clients.rings.num_bytes == GRANULARITY
+    assert len(cuda.runtime.mappings) == 2, "of the other client's ring"
+
+
+def test_gpu_memory_for_rings_is_limited_and_shared_fairly(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients.rings._bytes, "limit", 4 * GRANULARITY)
+    kept = [clients.open(host="a") for _ in range(2)]
+    message = r"^GPU memory: 4194304 bytes of rings, 4194304 of them of this host, are in use"
+    with pytest.raises(Overloaded, match=message):
+        clients.open(host="a")
+    clients.open(host="b")
+    with pytest.raises(Overloaded, match=r"6291456 bytes of rings, 4194304 of them of this host"):
+        clients.open(host="a")
+    clients.close(*kept[0])
+    clients.open(host="a")
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "message"),
+    [
+        (OUT_OF_MEMORY, Overloaded, "too little is free for a ring of 2097152 bytes; try again"),
+        (NOT_SUPPORTED, InvalidRequest, r"memory: expected system, because this GPU's memory cannot be shared \(cuMem"),
+    ],
+)
+@pytest.mark.parametrize("call", ["cuMemCreate", "cuMemSetAccess"])
+def test_memory_that_cuda_does_not_allocate_is_an_error_of_its_client(
+    clients: Clients, cuda: FakeCuda, call: str, status: Status, error: type[Exception], message: str
+) -> None:
+    cuda.driver.failing[call] = status
+    with pytest.raises(error, match=message):
+        clients.open()
+    assert cuda.is_unused
+    cuda.driver.failing.clear()
+    clients.open()
+
+
+def test_decoder_on_a_cpu_refuses_a_gpu_ring(cuda: FakeCuda) -> None:
+    with pytest.raises(
+        InvalidRequest, match="expected system, because the decoder of this server has no GPU, got cuda"
+    ):
+        Clients(CudaRings("cpu")).open()
+
+
+def test_gpu_ring_without_its_client_is_refused(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of it, and the decoder sends no descriptor to another program."""
+    expected = r"ring\.name: expected a ring with a datagram socket of the server's user, got "
+    ring = Ring("cuda", SIZE)
+    address = RingAddress(**ring.option())
+    path = Path("/dev/shm") / f"{address.name}_socket"
+    with monkeypatch.context() as patched:
+        patched.setattr(cuda_ring.os, "geteuid", lambda: os.getuid() + 1)
+        with pytest.raises(InvalidRequest, match=f"{expected}{path.name}: no socket, or one of another user"):
+            PcmRing.open(address, clients.rings)
+    assert ring._device is not None
+    ring._device._socket.close()
+    with pytest.raises(InvalidRequest, match=f"{expected}{path.name}: Connection refused"):
+        PcmRing.open(address, clients.rings)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        elsewhere = path.with_name(f"{path.name}_elsewhere")
+        other.bind(str(elsewhere))
+        path.unlink()
+        path.symlink_to(elsewhere)
+        with pytest.raises(InvalidRequest, match=expected):
+            PcmRing.open(address, clients.rings)
+        elsewhere.unlink()
+    path.unlink()
+    path.write_bytes(b"")
+    with pytest.raises(InvalidRequest, match=f"{expected}{path.name}: no socket"):
+        PcmRing.open(address, clients.rings)
+    path.unlink()
+    with pytest.raises(InvalidRequest, match=f"{expected}{path.name}: No such file"):
+        PcmRing.open(address, clients.rings)
+    ring.close()
+
+
+def test_full_socket_of_a_client_does_not_block_the_decoder(clients: Clients) -> None:
+    ring, opened = Ring("cuda", SIZE), list[PcmRing]()
+
+    def fill() -> None:
+        while True:
+            opened.append(PcmRing.open(RingAddress(**ring.option()), clients.rings))
+
+    with pytest.raises(InvalidRequest, match="Resource temporarily unavailable"):
+        fill()
+    for each in opened:
+        each.close()
+    ring.close()
+
+
+@pytest.mark.parametrize("num_sent", [None, 0, 1, 2])
+def test_client_refuses_what_is_no_descriptor_of_gpu_memory(cuda: FakeCuda, num_sent: int | None) -> None:
+    ring = Ring("cuda", SIZE)
+    if num_sent is not None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, Path(__file__).open() as file:
+            sender.connect(f"/dev/shm/{ring.option()['name']}_socket")
+            socket.send_fds(sender, [b"0000:3B:00.0"], [file.fileno()] * num_sent)
+    with pytest.raises(ServerUnavailable, match="GPU memory"):
+        ring.read_samples({"slot": 0, "slots": 1, "samples": 16, "dtype": "float32"})
+    ring.close()
+    assert cuda.is_unused
+
+
+@pytest.mark.parametrize("memory", ["system", "cuda"])
+def test_killed_client_leaves_no_files(memory: Memory) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", CLIENT.replace('"cuda"', f'"{memory}"')],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        name = process.stdout.readline().strip()
+        assert [each for each in os.listdir("/dev/shm") if each.startswith(name)]
+        process.kill()
+        process.wait()
+        until(lambda: not [each for each in os.listdir("/dev/shm") if each.startswith(name)])

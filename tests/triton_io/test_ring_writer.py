@@ -1,6 +1,5 @@
 """Samples enter the ring in order; a full ring blocks only replies of its own utterance."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from stretto.triton_io import ring as writers
 from stretto.triton_io.flow import FlowSlot, FlowTable
 from stretto.triton_io.ring import RingWriter, RingWriters
 from stretto_client.shared_memory import Ring, RingSize
-from tests.cuda_runtime import install
+from tests.cuda_runtime import install_for
 from tests.patience import until
 
 
@@ -64,7 +63,7 @@ def opened(writers: RingWriters, utterance: str, ring: Ring, slot: FlowSlot) -> 
 
 @pytest.fixture
 def all_writers() -> RingWriters:
-    return RingWriters()
+    return RingWriters("cuda")
 
 
 @pytest.fixture
@@ -138,8 +137,8 @@ def test_ring_is_released_after_its_utterance(
 
 
 def test_last_event_frees_the_ring(all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client then frees its memory, and CUDA requires that others have closed it before."""
-    runtime = install(monkeypatch)
+    """The decoder has closed its end by then, and the client can still read the last samples."""
+    cuda = install_for(monkeypatch)
     ring = Ring("cuda", RingSize(2, 64))
     writer = opened(all_writers, "u", ring, slot)
 
@@ -148,14 +147,14 @@ def test_last_event_frees_the_ring(all_writers: RingWriters, slot: FlowSlot, mon
 
         def deliver(self, pcm: np.ndarray | None, event: dict[str, Any]) -> None:
             super().deliver(pcm, event)
+            assert (all_writers._cuda.num_bytes == 0) == event["is_final"]
             np.testing.assert_array_equal(ring.read_samples(event["ring"]), samples(event["index"]))
-            assert ring.is_free == event["is_final"]
             if event["is_final"]:
                 ring.close()
 
     writer.offer(Freeing(), samples(0), told(0))
     writer.offer(Freeing(), samples(1), told(1, is_final=True))
-    assert (runtime.buffers, runtime.opened) == ({}, [])
+    assert cuda.is_unused
     with pytest.raises(Cancelled):
         writer.offer(Reply(), samples(2), told(2))
     monkeypatch.setattr(writers, "SWEEP_S", 0.0)
@@ -163,30 +162,36 @@ def test_last_event_frees_the_ring(all_writers: RingWriters, slot: FlowSlot, mon
     until(lambda: len(all_writers) == 0)
 
 
-def test_gpu_ring_of_a_client_that_has_ended_is_closed(
+def test_gpu_ring_is_reclaimed_when_its_client_disconnects_or_never_reads(
     all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This happens before its utterance is known to be over, and the next chunk is refused."""
-    runtime = install(monkeypatch)
+    """Until then, it delays no other ring."""
+    cuda = install_for(monkeypatch)
     monkeypatch.setattr(writers, "SWEEP_S", 0.0)
-    ring = Ring("cuda", RingSize(2, 64))
-    writer = opened(all_writers, "u", ring, slot)
-    writer.offer(Reply(), samples(0), told(0))
-    assert runtime.opened
-    fcntl.flock(ring._lock, fcntl.LOCK_UN)  # as the kernel does when the process ends
-    until(lambda: len(all_writers) == 0)
-    assert slot.is_held
-    assert not runtime.opened
-    with pytest.raises(Cancelled):
-        writer.offer(Reply(), samples(1), told(1))
-    ring.close()
+    rings = [Ring("cuda", RingSize(2, 64)) for _ in range(2)]
+    stuck = opened(all_writers, "u", rings[0], slot)
+    replies = [Reply() for _ in range(3)]
+    for index, reply in enumerate(replies):
+        stuck.offer(reply, samples(index), told(index))
+    other = opened(all_writers, "v", rings[1], slot.table.claim())
+    for index in range(5):
+        reply = Reply()
+        other.offer(reply, samples(index), told(index, is_final=index == 4))
+        np.testing.assert_array_equal(rings[1].read_samples(reply.events[0]["ring"]), samples(index))
+    assert (stuck.is_waiting, all_writers._cuda.num_bytes) == (True, 1 << 21)
+    slot.release()  # as the language model does when the client has disconnected, or after the ring's timeout
+    until(lambda: all_writers._cuda.num_bytes == 0)
+    assert isinstance(replies[2].error, Cancelled)
+    for ring in rings:
+        ring.close()
+    assert cuda.is_unused
 
 
 def test_waiting_samples_are_copied_from_the_host(
     all_writers: RingWriters, slot: FlowSlot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By then, the copy on the device has been freed."""
-    install(monkeypatch)
+    install_for(monkeypatch)
     ring, decoded = Ring("cuda", RingSize(1, 64)), samples(7)
     writer = opened(all_writers, "u", ring, slot)
     replies = [Reply(), Reply()]

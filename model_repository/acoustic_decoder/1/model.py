@@ -44,7 +44,7 @@ class TritonPythonModel:
         self.key = SealKey(stub.server_pid())
         # Utterances abandoned by an earlier decoder process.
         conclude_all(stub.server_pid(), Outcome.CLOSING, "the decoder has ended and was restarted; try again")
-        self.service = DecodingService(self.worker, self.key.seal)
+        self.service = DecodingService(self.worker, self.key.seal, config.device)
         self.watch = HangWatch(self.worker.has_work, [(os.getpid(), self.worker.thread_id)], [stub.server_pid()])
         self.watch.start("the decoder")
 

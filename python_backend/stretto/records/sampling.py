@@ -12,8 +12,6 @@ from stretto.streams.chunking import ChunkPolicy
 from stretto_client.schema import (
     OBJECT,
     POLICIES,
-    CudaHandle,
-    Device,
     Encoding,
     Expected,
     GuidancePolicy,
@@ -26,6 +24,7 @@ from stretto_client.schema import (
     RasMaxRepeats,
     RasWindow,
     RepetitionPenalty,
+    RingMemory,
     RingName,
     SampleRate,
     Seed,
@@ -41,11 +40,10 @@ FIELD = "options.output.ring"
 
 @dataclass(frozen=True, slots=True)
 class RingAddress:
-    """Shared-memory name of a ring's header and, for slots in GPU memory, their CUDA IPC handle and device number."""
+    """Shared-memory name of a ring's header, and the memory of its slots."""
 
     name: Annotated[RingName, limits_of(RingName)]
-    cuda_handle: Annotated[CudaHandle, limits_of(CudaHandle)] | None = None
-    device: Annotated[Device, limits_of(Device)] = 0
+    memory: RingMemory = "system"
 
 
 # Smallest temperature above 0. Division by a smaller one could turn several logits into infinity and make them equal.

@@ -199,14 +199,19 @@ class DecodingService:
     """Dispatcher of Triton requests to the worker.
 
     The model has a single instance, so requests arrive in the order of an utterance's chunks.
+
+    Args:
+        worker: The decoder worker.
+        seal: Key of this server's records.
+        device: Device of the decoder (`cpu`, `cuda:0`, …).
     """
 
-    def __init__(self, worker: Worker, seal: Seal) -> None:
+    def __init__(self, worker: Worker, seal: Seal, device: str = "cpu") -> None:
         self._worker = worker
         self._seal = seal
         self._disconnects = Disconnects.from_environment()
         self._tables = FlowTables()
-        self._writers = RingWriters()
+        self._writers = RingWriters(device)
         self._gauges = Gauges("acoustic_decoder", dict(METRICS.values()))
         stub.start_thread("metrics", self._report)
 
@@ -250,7 +255,7 @@ class DecodingService:
             return
         slot.set_pace(self._worker.pace_s)
         if form.ring is not None:
-            self._writers.open(envelope.utterance, form.ring, slot)
+            self._writers.open(envelope.utterance, form.ring, slot, reply.host)
         reply.writer = self._writers.get(envelope.utterance)
         on_device = reply.set_address if reply.writer is not None and reply.writer.is_on_device else None
         utterance, is_kept, kept = envelope.utterance, None, envelope.chunk.kept

@@ -1,7 +1,5 @@
-"""Output rings in clients' shared or GPU memory, and answers that wait for free slots."""
+"""Output rings in shared or GPU memory, and answers that wait for free slots."""
 
-import base64
-import fcntl
 import logging
 import os
 import stat
@@ -21,15 +19,16 @@ from stretto.records.chunk import Event, RingSlots
 from stretto.records.sampling import FIELD, RingAddress
 from stretto.triton_io import stub
 from stretto.triton_io.callers import log_failure
-from stretto.triton_io.cuda_memory import open_cuda_memory
+from stretto.triton_io.cuda_ring import CudaRings
 from stretto.triton_io.flow import FlowSlot
 
 DIRECTORY = Path("/dev/shm")
 MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096
 MAX_BYTES = 1 << 28
+MAX_CUDA_BYTES = 1 << 24
 NUM_WORDS = 8
-_SLOTS, _SLOT_BYTES, _RELEASED, _OPEN = 1, 2, 3, 4
+_SLOTS, _SLOT_BYTES, _RELEASED = 1, 2, 3
 
 
 class Payload(Protocol):
@@ -55,8 +54,9 @@ class Payload(Protocol):
 class PcmRing:
     """Writer of one utterance's ring.
 
-    The memory belongs to the client, which may change it at any time. It is accessed as a file, because truncating a
-    mapped file would kill this process. The sizes are read once, and all writes stay within them.
+    The header, and slots in system memory, belong to the client, which may change them at any time. They are accessed
+    as a file, because truncating a mapped file would kill this process. The sizes are read once, and all writes stay
+    within them. Slots in GPU memory belong to this process.
 
     Args:
         header: Descriptor of the file with the header.
@@ -70,14 +70,25 @@ class PcmRing:
         self._filled = 0
 
     @classmethod
-    def open(cls, address: RingAddress, directory: Path = DIRECTORY) -> "PcmRing":
-        """Open the ring at `address`; raise InvalidRequest if it does not exist or its header is invalid."""
+    def open(cls, address: RingAddress, cuda: CudaRings, host: str = "", directory: Path = DIRECTORY) -> "PcmRing":
+        """Open the ring at `address`.
+
+        Args:
+            address: Address of the ring.
+            cuda: Allocator of slots in GPU memory.
+            host: Client host, among which GPU memory is shared.
+            directory: Directory of shared memory.
+
+        Raises:
+            InvalidRequest: The ring does not exist, its header is invalid, or there can be no GPU memory.
+            Overloaded: The GPU memory for rings is in use.
+        """
         header = _open_header(address, directory)
         try:
             shape = _read_shape(header, address)
-            if address.cuda_handle is None:
+            if address.memory == "system":
                 return cls(header, shape, SystemPayload(header))
-            return cls(header, shape, CudaPayload(header, address, shape))
+            return cls(header, shape, cuda.allocate(directory / address.name, shape[0] * shape[1], host))
         except BaseException:
             os.close(header)
             raise
@@ -86,11 +97,6 @@ class PcmRing:
     def is_on_device(self) -> bool:
         """True if the ring's slots are in GPU memory."""
         return self._payload.is_on_device
-
-    @property
-    def has_owner(self) -> bool:
-        """False if the ring's client has ended."""
-        return is_locked(self._header)
 
     def holds(self, samples: np.ndarray) -> bool:
         """Return True if `samples` [n] fit in the ring when all of its slots are free."""
@@ -119,7 +125,7 @@ class PcmRing:
         return {"slot": first, "slots": needed, "samples": len(samples), "dtype": str(samples.dtype)}
 
     def close(self) -> None:
-        """Close the files; the client removes the memory."""
+        """Close the file, and free slots in GPU memory; the client removes the file."""
         try:
             self._payload.close()
         finally:
@@ -144,53 +150,6 @@ class SystemPayload:
         """Do nothing: the file is closed with the header."""
 
 
-class CudaPayload:
-    """Slots in GPU memory.
-
-    While they are open here, a flag in the header makes the client keep the memory. If the client ends, CUDA does not
-    define what an access to its memory does, and an error would end this process. The client therefore holds a lock on
-    the header, which the kernel releases when the client ends, and each write first checks that it is locked. Only a
-    client that ends during a copy of microseconds is not noticed.
-    """
-
-    is_on_device = True
-
-    def __init__(self, header: int, address: RingAddress, shape: tuple[int, int]):
-        assert address.cuda_handle is not None
-        self._header = header
-        if not is_locked(header):
-            raise InvalidRequest("options.output.ring.name", "a header that its client has locked", address.name)
-        self._mark_open(is_open=True)
-        try:
-            _read_shape(header, address)  # a client that closes its ring after this check waits until we have closed it
-            handle, num_bytes = base64.b64decode(address.cuda_handle), shape[0] * shape[1]
-            self._memory = open_cuda_memory(handle, address.device, num_bytes)
-        except BaseException:
-            self._mark_open(is_open=False)
-            raise
-
-    def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
-        """Copy `data`, uint8 [n], to byte offset `offset`, from GPU address `address` if given.
-
-        Raises:
-            Cancelled: The client has ended.
-        """
-        if not is_locked(self._header):
-            raise Cancelled("the client of the ring has ended")
-        if address is None:
-            self._memory.write(offset, data)
-        else:
-            self._memory.write_from(offset, address, len(data))
-
-    def close(self) -> None:
-        """Close the GPU memory, and record that in the header."""
-        self._memory.close()
-        self._mark_open(is_open=False)
-
-    def _mark_open(self, is_open: bool) -> None:
-        os.pwrite(self._header, struct.pack("<q", is_open), 8 * _OPEN)
-
-
 def _open_header(address: RingAddress, directory: Path) -> int:
     """Return a descriptor of the ring's file; raise InvalidRequest if it does not exist or is a link."""
     try:
@@ -209,16 +168,6 @@ def _open_header(address: RingAddress, directory: Path) -> int:
     return header
 
 
-def is_locked(header: int) -> bool:
-    """Return True if another process, or another open file of this one, holds a lock on a file."""
-    try:
-        fcntl.flock(header, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    fcntl.flock(header, fcntl.LOCK_UN)
-    return False
-
-
 def _words(header: int) -> tuple[int, ...]:
     words = os.pread(header, 8 * NUM_WORDS, 0)
     if len(words) < 8 * NUM_WORDS:
@@ -229,10 +178,11 @@ def _words(header: int) -> tuple[int, ...]:
 def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     words = _words(header)
     slots, slot_bytes = words[_SLOTS], words[_SLOT_BYTES]
-    is_shaped = 0 < slots <= MAX_BYTES and 0 < slot_bytes <= MAX_BYTES // slots and slot_bytes % 8 == 0
-    size = HEADER + (slots * slot_bytes if address.cuda_handle is None else 0)
+    limit, place = (MAX_BYTES, "at most") if address.memory == "system" else (MAX_CUDA_BYTES, "at most on a GPU")
+    is_shaped = 0 < slots <= limit and 0 < slot_bytes <= limit // slots and slot_bytes % 8 == 0
+    size = HEADER + (slots * slot_bytes if address.memory == "system" else 0)
     if words[0] != MAGIC or not is_shaped or os.fstat(header).st_size < size:
-        expected = f"a ring of slots of a multiple of 8 bytes, {MAX_BYTES} bytes at most"
+        expected = f"a ring of slots of a multiple of 8 bytes, {limit} bytes {place}"
         raise InvalidRequest("options.output.ring.name", expected, "memory with an invalid header")
     return slots, slot_bytes
 
@@ -240,7 +190,7 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
 def check_ring(address: RingAddress | None, directory: Path = DIRECTORY) -> None:
     """Raise InvalidRequest if `address` is not None and its ring has no valid header.
 
-    GPU memory is not opened, because that would create a CUDA context of half a gigabyte in this process.
+    The decoder allocates GPU memory, after this.
     """
     if address is None:
         return
@@ -279,7 +229,7 @@ Held = tuple[RingReply, np.ndarray | None, Event]
 class RingWriter:
     """Ring of one utterance, with the answers that wait for free slots.
 
-    The ring is closed before the last event is sent, because the client may then free its memory.
+    The ring is closed before the last event is sent, so that a client which has read it can request another one.
     """
 
     def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
@@ -300,9 +250,8 @@ class RingWriter:
 
     @property
     def is_needed(self) -> bool:
-        """False if the utterance is over, or the client of a ring in GPU memory has ended."""
-        with self._lock:  # the ring is not closed meanwhile
-            return self.slot.is_held and not (self._is_open and self._ring.is_on_device and not self._ring.has_owner)
+        """False if the utterance is over."""
+        return self.slot.is_held
 
     def offer(self, reply: RingReply, pcm: np.ndarray | None, event: Event, address: int | None = None) -> None:
         """Send the response for a chunk if slots are free and no earlier response is queued; otherwise queue it.
@@ -373,7 +322,7 @@ class RingWriter:
                     break
                 pcm, event = None, {**event, "ring": record}
             if event["is_final"]:
-                self._close_ring()  # before the last event, after which a client may free its memory
+                self._close_ring()  # before the last event, after which a client may request another ring
             self._held.popleft()
             reply.deliver(pcm, event)
             moved, self._moved_s = True, time.monotonic()
@@ -381,9 +330,14 @@ class RingWriter:
 
 
 class RingWriters:
-    """Ring writers of all utterances that have one, and the thread that flushes them."""
+    """Ring writers of all utterances that have one, and the thread that flushes them.
 
-    def __init__(self) -> None:
+    Args:
+        device: Device of the decoder (`cpu`, `cuda:0`, …), which has the GPU memory of rings.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._cuda = CudaRings(device)
         self._writers: dict[str, RingWriter] = {}
         self._lock = threading.Lock()
         self._may_wait = threading.Event()
@@ -392,11 +346,11 @@ class RingWriters:
     def __len__(self) -> int:
         return len(self._writers)
 
-    def open(self, utterance: str, address: RingAddress, slot: FlowSlot) -> None:
-        """Open the ring of an utterance if it is not open yet; raise InvalidRequest if that fails."""
+    def open(self, utterance: str, address: RingAddress, slot: FlowSlot, host: str = "") -> None:
+        """Open the ring of an utterance if it is not open yet; raise the same errors as `PcmRing.open`."""
         with self._lock:
             if utterance not in self._writers:
-                self._writers[utterance] = RingWriter(PcmRing.open(address), slot)
+                self._writers[utterance] = RingWriter(PcmRing.open(address, self._cuda, host), slot)
                 self._may_wait.set()
 
     def get(self, utterance: str) -> RingWriter | None:

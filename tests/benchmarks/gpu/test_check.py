@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.__main__ import ENVIRONMENT, main, parse
-from benchmarks.gpu.jobs import JOBS
+from benchmarks.gpu.host import _share_memory
+from benchmarks.gpu.jobs import JOBS, Setup
+from tests.cuda_runtime import GRANULARITY, install_for
 
 ROOT = Path(__file__).parents[3]
 KERNELS = {"draw", "embed", "noise", "sampler", "head"}
@@ -46,6 +48,12 @@ def test_dry_run_of_a_job_without_an_engine_passes(
     line = ["--dry-run", "--out", str(tmp_path), "--limit-s", "3000", "--jobs", "host"]
     assert main(parse(line)) == 0
     assert list(records(tmp_path, capfd.readouterr().out, ("host",))) == ["host"]
+
+
+def test_host_job_reads_a_gpu_ring_in_a_client_and_kills_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cuda = install_for(monkeypatch)
+    assert _share_memory(Setup("cuda", tmp_path)) == {"bytes": GRANULARITY, "ok": True}
+    assert cuda.is_unused
 
 
 @pytest.mark.nightly
