@@ -17,6 +17,7 @@ from vllm.v1.core.sched.scheduler import Scheduler  # noqa: E402
 from vllm.v1.core.sched.utils import check_stop  # noqa: E402
 from vllm.v1.request import Request  # noqa: E402
 from vllm.v1.worker.gpu.async_utils import AsyncOutput  # noqa: E402
+from vllm.v1.worker.gpu.block_table import BlockTables  # noqa: E402
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner  # noqa: E402
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls  # noqa: E402
 
@@ -41,6 +42,7 @@ HOOKS: dict[Callable, str] = {
     GPUModelRunner.sample: "5585f4a055cf",
     GPUModelRunner.postprocess_sampled: "398d886b115a",
     AsyncOutput.get_output: "34ce61736794",
+    BlockTables.gather_block_tables: "93ff9cd018fc",  # 0.33 makes `engine/worker/window_blocks.py` unnecessary
     resolve_model_state_cls: "c330e5807024",
 }
 

@@ -55,6 +55,7 @@ from stretto.engine.worker.sampler import (
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
+from stretto.engine.worker.window_blocks import clear_freed_blocks
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
 from stretto.records.prompt import Condition, InputAudio
@@ -275,6 +276,17 @@ class SpeechModelState(DefaultModelState):
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self._row_predictor is not None:
             self._row_predictor.bind(kv_cache_config, block_tables)
+
+    def preprocess_state(
+        self,
+        input_batch: InputBatch,
+        block_tables: tuple[torch.Tensor, ...],
+        kv_cache_config: KVCacheConfig,
+        num_computed_tokens: torch.Tensor,
+    ) -> None:
+        """Remove freed blocks from the block tables of a step (vLLM's hook)."""
+        super().preprocess_state(input_batch, block_tables, kv_cache_config, num_computed_tokens)
+        clear_freed_blocks(block_tables, input_batch.idx_mapping, kv_cache_config, num_computed_tokens)
 
     def capture_inner_cudagraphs(self, *buffers: object, **more: object) -> None:
         """Capture our own CUDA graphs (vLLM's hook, called twice; the first call measures memory use)."""
