@@ -76,7 +76,7 @@ def timed(engine: Engine, made: Prompt, answer: Answer) -> tuple[list[int], int]
         before = reply.taken
         reply.move(reply.position + 1, values)
         times += [reply.position - 2] * (reply.taken > before)
-    assert reply.taken == track.num_total
+    assert reply.taken == len(track.words)
     return times, reply.num_frames
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from stretto.engine.rules import STATE, WORD_STATE, ReplyConstants
-from stretto.engine.tracks import ENDLESS, GroupTrack, Track, WordTrack, num_leading, rows_of
+from stretto.engine.tracks import ENDLESS, CodesTrack, GroupTrack, Track, Word, WordTrack, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
@@ -233,7 +233,7 @@ class SegmentRules:
             ids: Ids in the request, row by row; unused for positions.
             is_open: True if more text or audio follows.
         """
-        text, pad_id, streams = self.family.text_track, self.family.layout.pad_id, self.family.track_streams
+        text, streams = self.family.text_track, self.family.track_streams
         if not streams:
             return None
         if self.family.positions is not None:
@@ -244,17 +244,17 @@ class SegmentRules:
         if text is not None and text.words is not None:
             lanes = slice(streams.start - 1, streams.stop - 1)
             return WordTrack.begin(lanes, first_row, ids, text, is_open, self.max_model_len)
-        track = Track(slice(streams.start - 1, streams.stop - 1), first_row, rows_of(ids, len(streams)), pad_id)
-        track.ends_reply = self.family.code_track is not None
-        track.is_live = track.is_open = is_open
-        if text is not None:
-            track.pad_id = text.pad_id
-        return track
+        kind = Track if self.family.code_track is None else CodesTrack
+        pad_id = self.family.layout.pad_id if text is None else text.pad_id
+        lanes = slice(streams.start - 1, streams.stop - 1)
+        return kind(lanes, first_row, rows_of(ids, len(streams)), pad_id, is_live=is_open, is_open=is_open)
 
-    def max_rows(self, task: str, sampling: SamplingConfig, track: Track) -> int:
-        """Return the maximum number of rows of a reply that ends with `track`."""
-        speaks = Segment.AUDIO in self.family.task(task).segments
-        return min((sampling.audio if speaks else sampling.text).max_rows, track.max_rows)
+    @cached_property
+    def num_text_entries(self) -> int:
+        """Number of entries of a slot for a text whose ids are not read row by row; 0 for other families."""
+        if self.family.word_script is not None:  # tokens, then the fields of each word
+            return (1 + len(Word._fields)) * self.max_model_len
+        return self.max_model_len if self.given_ids else 0
 
     @cached_property
     def given_ids(self) -> tuple[int, ...]:
@@ -431,8 +431,8 @@ class ReplyState:
         state, script = cls(rules, task, position), rules.family.word_script
         if task.segments[0] is AUDIO:
             state.audio_start, state.segment = position, AUDIO
-        if isinstance(track, GroupTrack):
-            state.num_in_group = track.num_before
+        for name, value in track.initial_state().items() if track is not None else ():
+            setattr(state, name, value)
         if script is not None:
             state.remaining = state.forced = script.initial_padding
         return state

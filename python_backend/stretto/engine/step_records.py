@@ -45,20 +45,12 @@ class NewText(NamedTuple):
     """Streamed text or live audio that has arrived for a request since its last step.
 
     Attributes:
-        place: Row of the first ids, or the index of the first id among the given rows of a `GroupTrack`. The other ids
-            follow it.
-        ids: Token ids of further rows, int32 [n, K].
-        min_rows: Minimum number of frames of the reply; None until its text is complete.
-        max_rows: Maximum number of rows of a reply that ends with its audio; None until the audio is complete.
-        num_words: Number of words of a `WordTrack`; None until its text is complete. The `ids` of such a track
-            are entries of the word table: place and value.
+        entries: Entries of the slot's tables, int32 [n, 1 + K]; see `Track.entries`.
+        limits: Limits of the reply (`SlotLimits`), keyed by name; empty until the text or audio is complete.
     """
 
-    place: int
-    ids: np.ndarray
-    min_rows: int | None = None
-    max_rows: int | None = None
-    num_words: int | None = None
+    entries: np.ndarray
+    limits: Mapping[str, int]
 
 
 @dataclass

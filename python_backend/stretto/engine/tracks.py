@@ -1,42 +1,48 @@
 """Tracks: ids for a reply's input-only streams, sent with the request or while the reply is generated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from stretto.families.base import TextGroups, TextTrack, WordScript
+from stretto.families.base import Family, TextGroups, TextTrack, WordScript
 from stretto.records.prompt import unpack_words
+from stretto.records.sampling import SamplingConfig
 
 ENDLESS = 1 << 30
 
 
 @dataclass(slots=True)
 class Track:
-    """Ids of K input-only streams (text, positions or given codes): `ids` from row `first_row`, then `pad_id`.
+    """Ids of K input-only streams (text or positions): `ids` from row `first_row`, then `pad_id`.
 
     Attributes:
+        ends_reply: True if the reply ends one row after the last ids.
         lanes: Indices of the streams among streams 1 to S - 1.
         first_row: First row of the reply.
         ids: Ids that have arrived, int32 [n, K].
         pad_id: Id in all later rows.
         is_live: True if the text or audio was still being streamed when the request arrived.
         is_open: True if more ids may arrive, in which case later rows are not known yet.
-        ends_reply: True if the reply ends one row after the last ids.
     """
 
+    ends_reply: ClassVar[bool] = False
     lanes: slice
     first_row: int
     ids: np.ndarray
     pad_id: int
     is_live: bool = False
     is_open: bool = False
-    ends_reply: bool = False
     _room: np.ndarray | None = field(default=None, init=False, repr=False)  # memory of `ids`, with space for more
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append the ids of further rows, row by row, and return them, int32 [n, K]."""
+        """Append the ids of further rows, row by row; return the entries of a slot's tables that they add."""
+        num_known = len(self.ids)
+        self._append(ids, is_last)
+        return self.entries(num_known)
+
+    def _append(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> None:
         rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
         end = num_known + len(rows)
         if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame
@@ -45,12 +51,52 @@ class Track:
         self._room[num_known:end] = rows
         self.ids = self._room[:end]
         self.is_open = not is_last
-        return rows
 
-    @property
-    def place(self) -> int:
-        """Index of the next id in a slot's tables: the id's row."""
-        return self.end
+    def entries(self, first: int = 0) -> np.ndarray:
+        """Return entries of a slot's tables (`SlotTables`) for the ids from number `first` on.
+
+        Returns:
+            Place of each id in the table, and the ids: int32 [n, 1 + K]. Here, the place is the row.
+        """
+        return placed(self.first_row + first, self.ids[first:])
+
+    def entries_after(self, num_rows: int) -> np.ndarray:
+        """Return the entries that a slot needs in addition to the first `num_rows` rows of the request."""
+        return self.entries(max(0, num_rows - self.first_row))
+
+    def limits(self, sampling: SamplingConfig) -> dict[str, int]:
+        """Return the limits of the reply (`SlotLimits`) that the track determines, keyed by name.
+
+        A reply reads all streamed text, so it has at least one frame for each id.
+
+        Args:
+            sampling: Sampling options of the request.
+        """
+        if not self.is_live:
+            return {}
+        return {"audio_min": ENDLESS if self.is_open else max(sampling.audio.min_rows, len(self.ids))}
+
+    def initial_state(self) -> dict[str, int]:
+        """Return the state columns (`ReplyState`) that the track determines before a reply, keyed by name."""
+        return {}
+
+    def are_known(self, rows: np.ndarray, last: int) -> bool:
+        """Return True if all ids of some rows have arrived.
+
+        Args:
+            rows: Ids of the rows, after `fill`, [n, S - 1].
+            last: Index of the row after the last one.
+        """
+        return not self.is_open or last <= self.end
+
+    def unconditional(self, family: Family) -> "Track | None":
+        """Return the track of the unconditional request of a CFG pair; None if its rows already contain the ids.
+
+        It is this track, or only pads if the family hides the text from the unconditional request.
+        """
+        if 1 + self.lanes.start not in family.unconditional.hidden_streams:
+            return self
+        return replace(self, ids=self.ids[:0], pad_id=family.layout.pad_id)
 
     @property
     def end(self) -> int:
@@ -65,18 +111,6 @@ class Track:
         """
         return self.end if self.is_open else ENDLESS
 
-    @property
-    def min_frames(self) -> int:
-        """Minimum number of frames of the reply, so that it reads all streamed text; 0 if none is streamed."""
-        if not self.is_live:
-            return 0
-        return ENDLESS if self.is_open else len(self.ids)
-
-    @property
-    def max_rows(self) -> int:
-        """Maximum number of rows of a reply that ends with the track; ENDLESS while the track is open."""
-        return ENDLESS if self.is_open else len(self.ids) + 1
-
     def fill(self, codes: np.ndarray, first: int) -> None:
         """Write the ids to `codes` [n, S - 1], which begins at row `first`, except to prompt rows."""
         begun = max(self.first_row - first, 0)
@@ -84,6 +118,19 @@ class Track:
         ids = self.ids[at : at + max(0, len(codes) - begun)]
         codes[begun : begun + len(ids), self.lanes] = ids
         codes[begun + len(ids) :, self.lanes] = self.pad_id
+
+
+@dataclass(slots=True)
+class CodesTrack(Track):
+    """Track of a recording's codes (`CodeTrack`); the reply ends with the recording, not with a sampled id."""
+
+    ends_reply: ClassVar[bool] = True
+
+    def limits(self, sampling: SamplingConfig) -> dict[str, int]:
+        """Return limits that end the reply one row after the last codes; see `Track.limits`."""
+        num_rows = ENDLESS if self.is_open else len(self.ids) + 1
+        text, audio = (min(each.max_rows, num_rows) for each in (sampling.text, sampling.audio))
+        return {"text_min": ENDLESS, "text_max": text, "audio_max": audio}
 
 
 @dataclass(slots=True)
@@ -109,7 +156,7 @@ class GroupTrack(Track):
     @classmethod
     def begin(
         cls, lanes: slice, first_row: int, ids: Sequence[int], codes: range, text: TextTrack, is_open: bool
-    ) -> "GroupTrack":
+    ) -> Self:
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
@@ -132,7 +179,7 @@ class GroupTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append text ids; return the ids of all rows that become known, including recorded codes."""
+        """Append text ids; return the entries of all rows that become known, including recorded codes."""
         assert self.groups is not None
         laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
         for token_id in ids[:-1] if is_last else ids:
@@ -146,24 +193,29 @@ class GroupTrack(Track):
             self.codes = ()
         return Track.extend(self, laid, is_last)
 
-    @property
-    def place(self) -> int:
-        """Index of the next id in a slot's tables: the id's index in `ids`."""
-        return len(self.ids)
+    def entries(self, first: int = 0) -> np.ndarray:
+        """Return entries of a slot's tables, whose places are the numbers of the ids; see `Track.entries`."""
+        return placed(first, self.ids[first:])
+
+    def entries_after(self, num_rows: int) -> np.ndarray:
+        """Return all entries, because rows contain only the numbers of ids."""
+        return self.entries()
+
+    def limits(self, sampling: SamplingConfig) -> dict[str, int]:
+        """Return the numbers of given rows; they keep the reply from ending before its text."""
+        return {"given_first": self.num_first, "given_total": ENDLESS if self.is_open else len(self.ids)}
+
+    def initial_state(self) -> dict[str, int]:
+        """Return the number of codes in the first group; see `Track.initial_state`."""
+        return {"num_in_group": self.num_before}
+
+    def are_known(self, rows: np.ndarray, last: int) -> bool:
+        """Return False if the id of a given row has not arrived; see `Track.are_known`."""
+        return not (rows < 0).any()
 
     def num_known(self, reply: Any) -> int:
         """Return the number of rows that the model may read, assuming that all further rows are given rows."""
         return reply.position + len(self.ids) - reply.num_given if self.is_open else ENDLESS
-
-    @property
-    def num_total(self) -> int:
-        """Number of given rows of the reply; ENDLESS while the text is open."""
-        return ENDLESS if self.is_open else len(self.ids)
-
-    @property
-    def min_frames(self) -> int:
-        """Minimum number of frames: 0, because given rows already keep the reply from ending before its text."""
-        return 0
 
     def fill(self, codes: np.ndarray, first: int) -> None:
         """Write known ids into the given rows of `codes` [n, S - 1]."""
@@ -180,6 +232,16 @@ def num_leading(ids: Sequence[int], codes: range) -> int:
 def rows_of(ids: Sequence[int] | range | np.ndarray, width: int) -> np.ndarray:
     """Reshape ids in row order to the rows of a track, int32 [n, width]."""
     return np.asarray(ids, np.int32).reshape(-1, width)
+
+
+def placed(first: int, ids: np.ndarray) -> np.ndarray:
+    """Return consecutive entries of a slot's tables, int32 [n, 1 + K].
+
+    Args:
+        first: Place of the first entry.
+        ids: Ids, int32 [n, K].
+    """
+    return np.column_stack([np.arange(first, first + len(ids), dtype=np.int32), ids])
 
 
 class Word(NamedTuple):
@@ -224,7 +286,7 @@ class WordTrack(Track):
     @classmethod
     def begin(
         cls, lanes: slice, first_row: int, ids: Sequence[int], text: TextTrack, is_open: bool, capacity: int
-    ) -> "WordTrack":
+    ) -> Self:
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
@@ -244,14 +306,34 @@ class WordTrack(Track):
         return track
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append words; return the entries that they add to the table of a slot, int32 [n, 2]: place and value."""
+        """Append words; return the entries that they add to the tables of a slot, int32 [n, 2]."""
         first_token, first_word = len(self.tokens), len(self.words)
         for tokens, padding in unpack_words(ids[:-1] if is_last else ids):
             self.tokens += tokens
             self.waiting.append((len(self.tokens), padding))
-        Track.extend(self, ids, is_last)
+        self._append(ids, is_last)
         self._note_known()
-        return np.concatenate([self.token_entries(first_token), self.word_entries(first_word)])
+        return np.concatenate([self._token_entries(first_token), self._word_entries(first_word)])
+
+    def entries(self, first: int = 0) -> np.ndarray:
+        """Return the entries of all tokens, and of the known words from number `first` on; see `Track.entries`."""
+        return np.concatenate([self._token_entries(), self._word_entries(first)])
+
+    def entries_after(self, num_rows: int) -> np.ndarray:
+        """Return all entries, because words are taken in any row."""
+        return self.entries()
+
+    def limits(self, sampling: SamplingConfig) -> dict[str, int]:
+        """Return the number of words, ENDLESS while the text is open; the reply cannot end before its text."""
+        return {"given_total": ENDLESS if self.is_open else len(self.words)}
+
+    def are_known(self, rows: np.ndarray, last: int) -> bool:
+        """Return True, because the rows of the reply contain the ids; see `Track.are_known`."""
+        return True
+
+    def unconditional(self, family: Family) -> Track | None:
+        """Return None; see `Track.unconditional`."""
+        return None
 
     def _note_known(self) -> None:
         """Move the first words of `waiting` to `words`, as long as the words to show in advance are known."""
@@ -276,16 +358,13 @@ class WordTrack(Track):
             begin = end
         return None if self.is_open else (begin, begin)
 
-    def token_entries(self, first: int = 0) -> np.ndarray:
-        """Return the table entries of the tokens from number `first`, int32 [n, 2]."""
-        values = np.array(self.tokens[first:], np.int32)
-        return np.stack([np.arange(first, first + len(values), dtype=np.int32), values], 1)
+    def _token_entries(self, first: int = 0) -> np.ndarray:
+        """Return the entries of the tokens from number `first`, int32 [n, 2]."""
+        return placed(first, rows_of(self.tokens[first:], 1))
 
-    def word_entries(self, first: int = 0) -> np.ndarray:
-        """Return the table entries of the known words from number `first`, int32 [n, 2]."""
-        values = np.array(self.words[first:], np.int32).reshape(-1)
-        start = self.capacity + len(Word._fields) * first
-        return np.stack([np.arange(start, start + len(values), dtype=np.int32), values], 1)
+    def _word_entries(self, first: int = 0) -> np.ndarray:
+        """Return the entries of the known words from number `first`, int32 [n, 2]."""
+        return placed(self.capacity + len(Word._fields) * first, np.array(self.words[first:], np.int32).reshape(-1, 1))
 
     def _num_rows(self, begin: int, end: int, padding: int) -> int:
         """Return the minimum number of rows from the row that takes a word to the row that may take the next one."""
@@ -312,16 +391,6 @@ class WordTrack(Track):
         num_rows = self.num_rows[-1] - self.num_rows[reply.taken]  # of the words that are known and not taken
         num_rows += max(self.rows_of_tokens(reply.main_at, reply.main_end), reply.forced)
         return reply.position + num_rows - 1
-
-    @property
-    def num_total(self) -> int:
-        """Number of words of the text; ENDLESS while it is open."""
-        return ENDLESS if self.is_open else len(self.words)
-
-    @property
-    def min_frames(self) -> int:
-        """Minimum number of frames: 0, because the reply cannot end before its text."""
-        return 0
 
     def fill(self, codes: np.ndarray, first: int) -> None:
         """Do nothing, because the rows of the reply contain the ids of both streams."""

@@ -89,11 +89,11 @@ def test_worker_receives_new_text_once_and_min_rows_at_the_end(world: World) -> 
     world.write("r", 22, 23)
     told = world.texts.attach_news(NOTHING, {})
     assert isinstance(told, SpeechCachedRequests)
-    assert repr(told.new_text) == repr({"r": NewText(6, rows_of([21, 22, 23], 1), None)})
+    assert repr(told.new_text) == repr({"r": NewText(rows_of([6, 21, 7, 22, 8, 23], 2), {})})
     world.write("r", 7, is_last=True)
     told = world.texts.attach_news(NOTHING, {"s": 40})
     assert isinstance(told, SpeechCachedRequests)
-    assert repr(told.new_text) == repr({"r": NewText(9, rows_of([7], 1), 5)})
+    assert repr(told.new_text) == repr({"r": NewText(rows_of([9, 7], 2), {"audio_min": 5})})
     assert told.audio_starts == {"s": 40}
     assert world.texts.attach_news(NOTHING, {}) is NOTHING
 

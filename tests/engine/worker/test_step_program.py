@@ -59,7 +59,7 @@ def test_step_program_matches_the_reference_sampler(family: Family) -> None:
     ):  # given rows make replies longer
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine.long(), expected.long()), step
-        for name in ("state", "script", "codes", "seen", "words"):
+        for name in ("state", "script", "codes", "seen", "texts"):
             mine, expected = (getattr(each.slots.tables, name) for each in (ours, theirs))
             if name == "script":
                 mine, expected = mine[:, 1:], expected[:, 1:]

@@ -130,7 +130,7 @@ def extended(replies: WordReplies, track: WordTrack, ids: list[int], is_last: bo
     """Append words to the track of a reply; return the table entries."""
     entries = track.extend(ids, is_last)
     replies.extend(0, entries)
-    replies.totals[0] = track.num_total
+    replies.totals[0] = track.limits(replies.rules.family.tasks[0].sampling)["given_total"]
     return entries
 
 
@@ -146,7 +146,7 @@ def test_incremental_words_match_whole_text_words(ahead: int) -> None:
         reply = ReplyState.begin(rules, rules.family.tasks[0], FIRST, track)
         replies, reference = WordReplies(rules, [track], FIRST), WordReplies(rules, [whole], FIRST)
         parts, held = [pack_word(*word) for word in own], 0
-        entries = [track.token_entries()]
+        entries = [track.entries()]
 
         for position, drawn in enumerate(drawn_ids(index)[:, :1], FIRST):
             while position > track.num_known(reply):  # the row may need a word that has not arrived
@@ -164,5 +164,5 @@ def test_incremental_words_match_whole_text_words(ahead: int) -> None:
             assert track.words == whole.words
             assert [track.tokens_of(at) for at in range(len(own))] == [tokens for tokens, _ in own]
             made = dict(np.concatenate(entries).tolist())
-            wanted = np.concatenate([whole.token_entries(), whole.word_entries()]).tolist()
+            wanted = whole.entries().tolist()
             assert made == dict(wanted)

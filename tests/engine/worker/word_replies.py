@@ -32,17 +32,18 @@ class WordReplies:
         self.tables, script = SlotTables(self.number, rules, torch.device("cpu")), rules.family.word_script
         assert script is not None
         for slot, track in enumerate(tracks):
-            self.extend(slot, np.concatenate([track.token_entries(), track.word_entries()]))
+            self.extend(slot, track.entries())
             reply = ReplyState.begin(rules, rules.family.tasks[0], first, track)
             self.tables.state[slot] = torch.tensor(reply.values(rules.state_names))
-        self.totals = torch.tensor([track.num_total for track in tracks])
+        sampling = rules.family.tasks[0].sampling
+        self.totals = torch.tensor([track.limits(sampling)["given_total"] for track in tracks])
         self.states = WordStates(script, rules, self.tables, self.arrays)
         self.launch = WordLaunch(rules, self.tables, self.number)
 
     def extend(self, slot: int, entries: np.ndarray) -> None:
         """Write table entries [n, 2] of a track."""
         for place, value in entries.tolist():
-            self.tables.words[slot, place] = value
+            self.tables.texts[slot, place] = value
 
     def next(self, position: int, drawn: np.ndarray) -> np.ndarray:
         """Return stream 0 of each reply in the row at `position`, in which the model samples `drawn` [B]."""

@@ -7,7 +7,7 @@ import numpy as np
 from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
 
-from stretto.engine.tracks import GroupTrack, Track, WordTrack
+from stretto.engine.tracks import Track
 from stretto.records.prompt import Condition, InputAudio
 
 RowsOf = Callable[[int, int], np.ndarray]
@@ -42,9 +42,6 @@ def row_block_hasher(
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:
         num_rows = request.num_tokens
-        has_groups = isinstance(track, GroupTrack)
-        if track is not None and track.is_open and not isinstance(track, GroupTrack | WordTrack):
-            num_rows = min(num_rows, track.end)
         if num_rows // block_size == len(request.block_hashes):
             return []
         hashes = list[BlockHash]()
@@ -56,8 +53,8 @@ def row_block_hasher(
         while first + block_size <= num_rows:
             last = first + block_size
             rows = np.ascontiguousarray(codes(first, last), np.int32)
-            if has_groups and (rows < 0).any():
-                break  # the id of the newest row has not arrived
+            if track is not None and not track.are_known(rows, last):
+                break
             digest = hashlib.sha256(previous)
             digest.update(np.asarray(request.all_token_ids[first:last], np.int32).tobytes())
             digest.update(rows.tobytes())

@@ -14,7 +14,6 @@ from stretto.engine.reply_rules import TextUpdate, updates_in
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
 from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.engine.step_records import NewText, SpeechCachedRequests
-from stretto.engine.tracks import WordTrack
 
 NOTHING_SKIPPED = nullcontext()  # shared by the many steps that skip no request
 
@@ -112,16 +111,11 @@ class HeldReplies:
     def _extend(self, state: RequestState, update: TextUpdate) -> None:
         track, request = state.track, state.request
         assert track is not None
-        before, place, sampling = self._new_text.get(request.request_id), track.place, state.params.sampling
-        ids = track.extend(update.ids, update.is_last)
-        new_text = NewText(place, ids) if before is None else NewText(before.place, np.concatenate([before.ids, ids]))
-        if update.is_last and track.ends_reply:
-            new_text = new_text._replace(max_rows=self._table.rules.max_rows(state.params.task, sampling, track))
-        elif update.is_last and isinstance(track, WordTrack):
-            new_text = new_text._replace(num_words=track.num_total)
-        elif update.is_last:
-            new_text = new_text._replace(min_rows=max(sampling.audio.min_rows, track.min_frames))
-        self._new_text[request.request_id] = new_text
+        entries, before = track.extend(update.ids, update.is_last), self._new_text.get(request.request_id)
+        if before is not None:
+            entries = np.concatenate([before.entries, entries])
+        limits = track.limits(state.params.sampling) if update.is_last else {}
+        self._new_text[request.request_id] = NewText(entries, limits)
         if not self.is_held(request):
             self._end_hold(state)
         if update.is_last:

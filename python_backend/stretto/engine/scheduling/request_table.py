@@ -15,7 +15,7 @@ from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.rules import with_where
 from stretto.engine.scheduling.block_hashes import row_block_hasher
 from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.tracks import Track, WordTrack
+from stretto.engine.tracks import Track
 from stretto.families.base import Family, UnconditionalContext
 from stretto.families.bursts import BurstSchedule
 from stretto.streams.layout import Segment
@@ -180,7 +180,7 @@ class RequestState:
         limit: Index in the reply of the first row after the guided rows, once known.
         is_guided: True if the newest audio row was guided.
         track: Ids of the input-only streams that are known, if the family has any.
-        conditional: State of the conditional request, for an unconditional request whose reply asks for words.
+        conditional: State of the conditional request, for an unconditional request without a track of its own.
         held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         stretch: Position of the mark that began the current stretch of audio; UNKNOWN between stretches or if the
@@ -333,18 +333,6 @@ def _initial(family: Family) -> np.ndarray:
     """Return the initial id of each stream, [S]; -1 for none."""
     ids = family.layout.initial[1:] or [-1] * (family.layout.num_output_streams - 1)
     return np.array([-1, *ids, *[-1] * family.layout.num_input_only])
-
-
-def unconditional_track(track: Track | None, family: Family) -> Track | None:
-    """Return the track of the unconditional request.
-
-    It is the track of the conditional request, or only pads if the family hides the text from the unconditional one.
-    """
-    if isinstance(track, WordTrack):
-        return None  # the rows contain the ids
-    if track is None or 1 + track.lanes.start not in family.unconditional.hidden_streams:
-        return track
-    return replace(track, ids=track.ids[:0], pad_id=family.layout.pad_id)
 
 
 def unconditional_audio(rows: np.ndarray, rules: SegmentRules) -> np.ndarray:
@@ -536,9 +524,9 @@ class RequestTable(dict[str, RequestState]):
             lora_request=conditional.lora_request,
             cache_salt=conditional.cache_salt,
         )
-        track = unconditional_track(state.track, self.rules.family)
+        track = None if state.track is None else state.track.unconditional(self.rules.family)
         half = RequestState(request, params, RowHistory(params.codes, track), state.reply, pair, track=track)
-        half.conditional = state if isinstance(state.track, WordTrack) else None
+        half.conditional = state if track is None else None
         self._put(half, is_caching=conditional._block_hasher is not None)
         self.revision += 1
         return request

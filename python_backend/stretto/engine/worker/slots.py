@@ -11,7 +11,7 @@ import torch
 from stretto.engine import rules
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import ReplyState, SegmentRules
-from stretto.engine.tracks import ENDLESS, GroupTrack, Track, Word, WordTrack
+from stretto.engine.tracks import Track
 from stretto.sampling import min_p_span, seed_key
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -193,7 +193,6 @@ def _index(table: type) -> dict[str, int]:
 
 
 STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales)
-MAX_ROWS = [LIMITS["text_max"], LIMITS["audio_max"]]  # limits of a reply with a single segment
 
 
 def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
@@ -263,10 +262,10 @@ class SlotTables:
         script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
             input-only stream are written as soon as they are known, even for future rows. In a given row
-            (`TextGroups`), -1 - i on the text stream refers to id i of `given`.
-        given: Ids of the given rows in order, int32 [R, G]; [R, 0] without `TextGroups`.
-        words: Tokens of the words that the reply asks for, then the fields of each `Word`, int32 [R, 5 T]; [R, 0]
-            without `WordScript`.
+            (`TextGroups`), -1 - i on the text stream refers to id i of `texts`.
+        texts: Texts whose ids are not read row by row, int32 [R, G]; [R, 0] for other families. With `TextGroups`, the
+            ids of the given rows in order, G = T. With `WordScript`, the tokens of the words that the reply asks for,
+            then the fields of each `Word`, G = 5 T.
         limits: Values of SlotLimits, numpy int64 [R, 16].
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
@@ -282,10 +281,7 @@ class SlotTables:
         self.state = torch.zeros(num_slots, len(rules.state_names), dtype=torch.int64, device=device)
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
-        num_given = rules.max_model_len if rules.given_ids else 0
-        self.given = torch.zeros(num_slots, num_given, dtype=torch.int32, device=device)
-        num_words = (1 + len(Word._fields)) * rules.max_model_len if rules.family.word_script else 0
-        self.words = torch.zeros(num_slots, num_words, dtype=torch.int32, device=device)
+        self.texts = torch.zeros(num_slots, rules.num_text_entries, dtype=torch.int32, device=device)
         num_seen_columns = len(rules.counted_ids) + 1 if rules.family.penalized else 0
         self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
@@ -315,63 +311,46 @@ class SlotTables:
             entries: Spoken tokens of the reply so far, along which the alignment pointer moves.
         """
         self.limits[slot] = limits_row(params, self._rules)
-        if track is not None and track.ends_reply:
-            self.limits[slot, LIMITS["text_min"]] = ENDLESS  # no sampled id ends the reply
-            self.limits[slot, MAX_ROWS] = self._rules.max_rows(params.task, params.sampling, track)
-        elif isinstance(track, WordTrack):
-            self.limits[slot, LIMITS["given_total"]] = track.num_total
-        elif isinstance(track, GroupTrack):
-            self.limits[slot, LIMITS["given_first"]] = track.num_first
-            self.limits[slot, LIMITS["given_total"]] = track.num_total
-        elif track is not None:
-            self.limits[slot, LIMITS["audio_min"]] = max(params.sampling.audio.min_rows, track.min_frames)
         self.scales[slot] = scales_row(params)
-        is_by_row = track is not None and not isinstance(track, GroupTrack | WordTrack)
-        first = max(0, len(codes) - track.first_row) if track is not None and is_by_row else 0
+        ids: Sequence[int] | np.ndarray = ()
+        if track is not None:
+            self._limit(slot, track.limits(params.sampling))
+            self._tracks[slot] = track
+            ids = track.entries_after(len(codes)).reshape(-1)
         codes = np.concatenate([codes, params.codes[len(codes) :]])  # including audio of the prompt that is continued
         counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
-        ids = () if track is None else track.ids[first:].reshape(-1)
-        if track is not None:
-            self._tracks[slot] = track
-        if isinstance(track, WordTrack):
-            ids = np.concatenate([track.token_entries(), track.word_entries()]).reshape(-1)
         rows = (reply.values(self._rules.state_names), entries, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]
+
+    def _limit(self, slot: int, limits: Mapping[str, int]) -> None:
+        """Set limits of the reply in `slot`, keyed by name."""
+        for name, value in limits.items():
+            self.limits[slot, LIMITS[name]] = value
 
     def extend(self, new_text: Mapping[int, "NewText"], lanes: slice, arrays: Arrays) -> None:
         """Write newly arrived streamed text or live audio for all requests in one transfer.
 
         Args:
-            new_text: New ids, keyed by run slot; if a track is complete, also the resulting limit on the reply.
+            new_text: New ids, keyed by run slot; if a track is complete, also the resulting limits of the reply.
             lanes: Indices of the track's streams among streams 1 to S - 1.
             arrays: Array factory.
         """
         for slot, each in new_text.items():
-            if each.num_words is not None:
-                self.limits[slot, LIMITS["given_total"]] = each.num_words
-            elif each.min_rows is not None and self._rules.given_ids:
-                self.limits[slot, LIMITS["given_total"]] = each.place + len(each.ids)
-            elif each.min_rows is not None:
-                self.limits[slot, LIMITS["audio_min"]] = each.min_rows
-            if each.max_rows is not None:
-                self.limits[slot, MAX_ROWS] = each.max_rows
-        sizes = np.array([len(each.ids) for each in new_text.values()])
-        if num_rows := sizes.sum():
-            ids = np.concatenate([each.ids for each in new_text.values()])
-            has_places = self._rules.family.word_script is not None  # in `ids` themselves
-            rows = np.empty((num_rows, 2 + ids.shape[1] - has_places), np.int32)
-            rows[:, 0] = np.repeat(list(new_text), sizes)
-            firsts = np.array([each.place for each in new_text.values()]) + sizes - np.cumsum(sizes)
-            rows[:, 1] = np.repeat(firsts, sizes) + np.arange(num_rows)
-            rows[:, 1 if has_places else 2 :] = ids
-            packed = arrays.tensor(arrays.upload(rows))
-            slots, places = packed[:, 0].long(), packed[:, 1].long()
-            if has_places:
-                self.words[slots, places] = packed[:, 2]
-            elif self._rules.given_ids:
-                self.given[slots, places] = packed[:, 2]
-            else:
-                self.codes[slots, places, lanes] = packed[:, 2:]
+            self._limit(slot, each.limits)
+        entries = [each.entries for each in new_text.values()]
+        sizes = [len(each) for each in entries]
+        if sum(sizes):
+            slots_of = np.repeat(np.array(list(new_text), np.int32), sizes)
+            packed = arrays.tensor(arrays.upload(np.column_stack([slots_of, np.concatenate(entries)])))
+            self._write(packed[:, 0].long(), packed[:, 1:], lanes)
+
+    def _write(self, slots: torch.Tensor | int, entries: torch.Tensor, lanes: slice) -> None:
+        """Write entries of tracks, int32 [n, 1 + K] (`Track.entries`), to the tables of one slot or n slots [n]."""
+        places = entries[:, 0].long()
+        if self.texts.shape[1]:
+            self.texts[slots, places] = entries[:, 1]
+        else:
+            self.codes[slots, places, lanes] = entries[:, 1:]
 
     def apply_staged(self, arrays: Arrays) -> None:
         """Copy all staged rows to the device in a single transfer."""
@@ -385,18 +364,12 @@ class SlotTables:
             self.state[slot] = state
             self.script[slot, 1 : 1 + len(script)] = script
             track, width = self._tracks.pop(slot, None), self.codes.shape[2]
-            if isinstance(track, WordTrack):
-                places, values = ids.view(-1, 2).T
-                self.words[slot, places.long()] = values
-            elif isinstance(track, GroupTrack):
-                self.given[slot, : len(ids)] = ids
-            elif track is not None:
+            if track is not None and not self.texts.shape[1]:
                 self.codes[slot, :, track.lanes] = track.pad_id
             if width:
                 self.codes[slot, : len(codes) // width] = codes.view(-1, width)
-            if track is not None and not isinstance(track, GroupTrack | WordTrack):
-                known = ids.view(-1, track.ids.shape[1])
-                self.codes[slot, track.end - len(known) : track.end, track.lanes] = known
+            if track is not None:
+                self._write(slot, ids.view(-1, 1 + track.ids.shape[1]), track.lanes)
             self.seen[slot] = False
             self.seen[slot, seen.long()] = True
         self._staged.clear()

@@ -27,7 +27,7 @@ class WordStates:
         self._script, self._xp, self._arrays, self._rules = script, arrays.xp, arrays, arrays.rules
         self._end_of_audio, self._nothing = rules.family.end_of_audio, rules.family.layout.pad_id
         self._capacity, self._lane = rules.max_model_len, rules.family.track_streams.start - 1
-        self._words, self._state = arrays.wrap(tables.words), arrays.wrap(tables.state)[:, len(STATE) :]
+        self._words, self._state = arrays.wrap(tables.texts), arrays.wrap(tables.state)[:, len(STATE) :]
         self._codes = arrays.wrap(tables.codes)
 
     def follow(self, token: Array, rows: Rows) -> Array:
@@ -85,7 +85,7 @@ class WordLaunch:
             nothing=family.layout.pad_id,
             end_of_audio=family.end_of_audio,
             state_stride=tables.state.stride(0),
-            words_stride=tables.words.stride(0),
+            words_stride=tables.texts.stride(0),
             codes_stride=tables.codes.stride(0),
             num_others=family.layout.num_input_streams - 1,
         )
@@ -109,7 +109,7 @@ class WordLaunch:
         """
         tables = self._tables
         words_kernel[num_rows,](
-            drawn, seconds, tables.words, tables.codes, tables.state, plan, lengths, self._rules, num_warps=1
+            drawn, seconds, tables.texts, tables.codes, tables.state, plan, lengths, self._rules, num_warps=1
         )
 
 

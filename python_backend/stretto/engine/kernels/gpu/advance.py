@@ -116,12 +116,10 @@ def gather_rows(
         positions: Position of each row, [N].
         codes: The other streams by slot and position, int32 [R, T, S - 1].
         pad_id: Id of padding.
-        given: Ids to which negative entries of `codes` refer, int32 [R, G] (`SlotTables`); None or [R, 0] for none.
+        given: Ids to which negative entries of `codes` refer, int32 [R, G] (`SlotTables.texts`); None for none.
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, otherwise tensors.
     """
-    if given is not None and not given.shape[1]:
-        given = None
     if isinstance(slots, np.ndarray):
         words = None if given is None else given.numpy()
         gather_on_host(rows.numpy(), ids, slots, positions, codes.numpy(), pad_id, words)
