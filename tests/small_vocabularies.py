@@ -79,7 +79,8 @@ KYUTAI_STT, MOSHI, KYUTAI_TTS = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI), kyuta
 KYUTAI_TTS_AHEAD = replace(
     KYUTAI_TTS,
     name="kyutai_tts_ahead",
-    text_track=TextTrack(4, SMALL_TTS.nothing, 0, words=replace(SMALL_TTS.script, ahead=2, second_base=5)),
+    text_track=TextTrack(4, SMALL_TTS.nothing, 0),
+    mechanism=replace(SMALL_TTS.script, ahead=2, second_base=5),
     depth=replace(SMALL_TTS.depth, num_second_ids=50),
 )
 # Also with conditions: 21 speaker vectors of three numbers.

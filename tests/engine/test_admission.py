@@ -15,8 +15,9 @@ from stretto.errors import InvalidRequest
 from stretto.families.base import ConditionSpec
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.higgs_audio.prompt import audio_rows
+from stretto.families.kyutai_tts.mechanism.script import pack_word
 from stretto.families.tiny.family import FIRST_CODE, TINY
-from stretto.records.prompt import Condition, Prompt, pack_word
+from stretto.records.prompt import Condition, Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_STT, KYUTAI_TTS, OPUSLM, SMALL_TTS
 from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED

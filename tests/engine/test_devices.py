@@ -27,11 +27,12 @@ from vllm.v1.worker.gpu.model_states.interface import ModelState
 from stretto.engine.kernels.gpu import advance, draw, products
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.worker import latent_draw, step_program, word_states
+from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.module_rows import ModuleProgram, Spans
 from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.base import Family
+from stretto.families.kyutai_tts.mechanism import arrays as word_states
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
@@ -191,7 +192,7 @@ def test_steps_do_not_mix_devices(
         kernels["draw_script_kernel"] = OnTheDevice()
     if family.depth:
         kernels["depth_attention_kernel"] = OnTheDevice()
-    if family.word_script and uses_kernels:
+    if family.mechanism.on_device is not None and uses_kernels:
         kernels["words_kernel"] = OnTheDevice()
     if not engine.rules.num_text_ids:
         kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}

@@ -10,10 +10,11 @@ import pytest
 
 from benchmarks.checkpoints.random_kyutai_tts import CONFIG
 from stretto.engine.reply_rules import ReplyState, TextUpdate
-from stretto.engine.tracks import WordTrack
 from stretto.families.kyutai_tts import PLUGIN
+from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words
+from stretto.families.kyutai_tts.mechanism.track import TAKEN, WordTrack
 from stretto.families.plugin import family_at
-from stretto.records.prompt import Prompt, pack_word, unpack_words
+from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Answer, Engine, update_request
 from tests.kyutai_tts_release import Reply, make_checkpoint, make_prompt, packed, replies, rows_of
@@ -38,8 +39,8 @@ def engine(checkpoint: Path) -> Iterator[Engine]:
 def check(answer: Answer, wanted: Reply, checkpoint: Path, name: str = "") -> None:
     """Assert that the rows of a reply are the authors', and that it ended 4 frames behind its text."""
     found, family, num_frames = rows_of(answer.rows, checkpoint), family_at(checkpoint), wanted.codes.shape[1]
-    assert family.word_script is not None
-    assert len(found) == wanted.end + family.word_script.tail_rows - num_frames, name
+    assert isinstance(family.mechanism, WordScript)
+    assert len(found) == wanted.end + family.mechanism.tail_rows - num_frames, name
     expected = wanted.rows[1 + num_frames :, : found.shape[1]][: len(found)]
     assert len(expected) >= len(found) - 3  # the authors' code stops earlier
     differs = (found[: len(expected)] != expected).any(1)
@@ -73,10 +74,10 @@ def timed(engine: Engine, made: Prompt, answer: Answer) -> tuple[list[int], int]
     track, times = engine.rules.track(len(made.rows), made.track), list[int]()
     assert isinstance(track, WordTrack)
     for values in answer.states:
-        before = reply.taken
+        before = reply.own[TAKEN]
         reply.move(reply.position + 1, values)
-        times += [reply.position - 2] * (reply.taken > before)
-    assert reply.taken == len(track.words)
+        times += [reply.position - 2] * (reply.own[TAKEN] > before)
+    assert reply.own[TAKEN] == len(track.words)
     return times, reply.num_frames
 
 

@@ -10,12 +10,12 @@ import pytest
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
-from stretto.engine.tracks import WordTrack
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.errors import StrettoError
 from stretto.families.base import Family
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
+from stretto.families.kyutai_tts.mechanism.script import pack_word
 from stretto.families.text import SILENT, TextTokenizer, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
@@ -31,7 +31,7 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.prompt import TEXT_CODEC
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark, last_chunks
-from stretto.records.prompt import Prompt, SourceWord, pack_word
+from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
 from tests.reply_rows import chunks_in
@@ -427,12 +427,12 @@ def test_words_that_the_model_takes_are_marked_at_their_rows() -> None:
     rules, layout = SegmentRules(KYUTAI_TTS, 512), KYUTAI_TTS.layout
     words = pack_word([5, 6], 2), pack_word([], 3), pack_word([7], 0), pack_word([8], 0)
     track = rules.track(9, [*chain(*words), 0])
-    assert isinstance(track, WordTrack)
     state = ReplyState.begin(rules, KYUTAI_TTS.tasks[0], 9, track)
     speaker = Utterance(replace(state), ("one", "two", "three"), SILENT, Pacer(ChunkPolicy(1, 1)))
     speaker.track, marks = track, list[WordMark]()
     codes = [ids.start for ids in layout.audio]
-    for row, state.taken in enumerate([0, 1, 1, 2, 3, 4]):
+    for row, taken in enumerate([0, 1, 1, 2, 3, 4]):
+        state.own = [taken if name == "taken" else 0 for name in KYUTAI_TTS.mechanism.columns]
         state.audio_end = 9 + row if row == 5 else -1
         sent = [NO_CHANGE, *codes[: KYUTAI_TTS.num_row_words], *state.values(rules.sent_state)]
         marks += [mark for item in speaker.push(np.array([sent])) for mark in item.chunk.marks]

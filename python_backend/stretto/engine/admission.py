@@ -13,7 +13,7 @@ from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import check_condition
 from stretto.families.base import Task
 from stretto.records.chunk import GuidanceChange
-from stretto.records.prompt import Prompt, unpack_words
+from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import LatentSpec, Segment, latents_of
 
@@ -260,11 +260,10 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if rules.family.code_track is not None:
         _check_code_track(prompt, rules, len(rules.family.code_track.streams))
         return
-    if rules.family.word_script is not None:
-        _check_words(prompt.track[:-1] if not prompt.is_open else prompt.track, rules)
+    rules.family.mechanism.check_text(prompt.track[: None if prompt.is_open else -1], rules.family.layout.audio[0])
     if rules.family.text_track is None and prompt.track:
         raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
-    is_guided = prompt.sampling.has_pair and rules.family.word_script is None
+    is_guided = prompt.sampling.has_pair and rules.family.mechanism.open_track is None
     if prompt.is_open and (rules.family.text_track is None or is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
         raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
@@ -278,14 +277,6 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
         raise InvalidRequest("track", f"at most {longest} ids, including codes of a recording", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
-
-
-def _check_words(ids: Sequence[int], rules: SegmentRules) -> None:
-    """Check the packed words of a text."""
-    last = rules.family.layout.audio[0].stop - 1  # the id of a wish is no token
-    for tokens, padding in unpack_words(ids):
-        if not all(0 <= token < last for token in tokens) or padding < 0:
-            raise InvalidRequest("track", f"words of tokens in [0, {last})", shown([*tokens, padding]))
 
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
@@ -325,8 +316,7 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
-    if rules.family.word_script is not None:
-        _check_words(ids, rules)
+    rules.family.mechanism.check_text(ids, rules.family.layout.audio[0])
     if rules.family.text_groups is not None and any(each in rules.family.layout.audio[0] for each in ids):
         raise InvalidRequest("text", "token ids of text", shown(list(ids)))
     return ids

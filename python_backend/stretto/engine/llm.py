@@ -23,7 +23,7 @@ from stretto.engine.client import EngineClient, EngineConnection, Output
 from stretto.engine.permits import Permit, Permits
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
 from stretto.engine.reply_rules import ReplyState, SegmentRules
-from stretto.engine.tracks import WordTrack
+from stretto.engine.tracks import Track
 from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
@@ -240,7 +240,7 @@ class SpeechLLM:
         delivery = prompt.delivery
         contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
         utterance = Utterance(reply, prompt.words, self._text, pacer, *contents, prompt.sources)
-        utterance.track = self._words_of(prompt, request_id) if self.family.word_script else None
+        utterance.track = self._track_of(prompt, request_id) if self.family.mechanism.times_words else None
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
         fields, adapter = sampling_fields(prompt, self._rules, permit.host), self._adapters.named(prompt.adapter)
         width, text = self._rules.num_row_words, self._texts.get(request_id, NO_TEXT)
@@ -272,12 +272,10 @@ class SpeechLLM:
         for chunk in last_chunks(last) if prompt.alignment else [last]:
             yield chunk
 
-    def _words_of(self, prompt: Prompt, request_id: str) -> WordTrack:
-        """Return the word track of a reply, to which streamed text is appended."""
+    def _track_of(self, prompt: Prompt, request_id: str) -> Track | None:
+        """Return the track of a reply, to which streamed text is appended."""
         feed = self._texts.get(request_id)
-        track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
-        assert isinstance(track, WordTrack), "only such families have words"
-        return track
+        return feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
 
     def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
         assert trailer is not None, "the engine ended a reply without its trailer"

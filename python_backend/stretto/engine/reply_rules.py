@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from stretto.engine.rules import STATE, WORD_STATE, ReplyConstants
-from stretto.engine.tracks import ENDLESS, CodesTrack, GroupTrack, Track, Word, WordTrack, num_leading, rows_of
+from stretto.engine.rules import STATE, ReplyConstants
+from stretto.engine.tracks import ENDLESS, CodesTrack, GroupTrack, Track, num_leading, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
@@ -110,11 +110,11 @@ class SegmentRules:
     def drawn_ends_of_audio(self) -> tuple[int, ...]:
         """Ids that end the audio segment when sampled on stream 0.
 
-        The tuple is empty if a whole frame ends the audio, or if the audio ends with the recording or the words that
-        the reply reads. It is also empty if the audio ends a fixed number of rows after the detected end of speech
+        The tuple is empty if a whole frame ends the audio, or if the recording that the reply reads or the family's
+        mechanism does. It is also empty if the audio ends a fixed number of rows after the detected end of speech
         (`has_countdown`).
         """
-        is_ended = self.family.code_track is not None or self.family.word_script is not None
+        is_ended = self.family.code_track is not None or self.family.mechanism.ends_audio
         if self.family.end_frame or self.has_countdown or is_ended:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
@@ -178,11 +178,8 @@ class SegmentRules:
             return []
         if not any(Segment.AUDIO in task.segments for task in self.family.tasks):
             return []
-        script = self.family.word_script if stream == 0 else None
-        ids = {*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())}
-        if script is None:
-            return sorted(ids)
-        return sorted(ids - {script.wish_id})[: script.num_sampled or None]
+        ids = sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
+        return ids if stream else self.family.mechanism.sampled_ids(ids)
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
         """Return the number of guided rows at the start of the audio, or None if all rows are guided.
@@ -233,17 +230,17 @@ class SegmentRules:
             ids: Ids in the request, row by row; unused for positions.
             is_open: True if more text or audio follows.
         """
-        text, streams = self.family.text_track, self.family.track_streams
+        text, streams, own = self.family.text_track, self.family.track_streams, self.family.mechanism.open_track
         if not streams:
             return None
+        if own is not None:
+            track: Track = own(self, first_row, ids, is_open)
+            return track
         if self.family.positions is not None:
             ids = self.family.positions.ids[: self.max_model_len - first_row]
         if text is not None and text.groups is not None:
             lanes = slice(streams.start - 1, streams.stop - 1)
             return GroupTrack.begin(lanes, first_row, ids, self.family.layout.audio[0], text, is_open)
-        if text is not None and text.words is not None:
-            lanes = slice(streams.start - 1, streams.stop - 1)
-            return WordTrack.begin(lanes, first_row, ids, text, is_open, self.max_model_len)
         kind = Track if self.family.code_track is None else CodesTrack
         pad_id = self.family.layout.pad_id if text is None else text.pad_id
         lanes = slice(streams.start - 1, streams.stop - 1)
@@ -252,9 +249,8 @@ class SegmentRules:
     @cached_property
     def num_text_entries(self) -> int:
         """Number of entries of a slot for a text whose ids are not read row by row; 0 for other families."""
-        if self.family.word_script is not None:  # tokens, then the fields of each word
-            return (1 + len(Word._fields)) * self.max_model_len
-        return self.max_model_len if self.given_ids else 0
+        own = self.family.mechanism.num_text_entries(self.max_model_len)
+        return self.max_model_len if self.given_ids else own
 
     @cached_property
     def given_ids(self) -> tuple[int, ...]:
@@ -310,11 +306,16 @@ class SegmentRules:
     @cached_property
     def state_names(self) -> tuple[str, ...]:
         """Names of the state columns of a reply (`ReplyState`), in the order of the slot table."""
-        return STATE + WORD_STATE * (self.family.word_script is not None)
+        return STATE + self.family.mechanism.columns
 
     @cached_property
     def sent_state(self) -> tuple[str, ...]:
         """Names of the state columns that the family's rows change; each row is sent with their values after it."""
+        return self.sent_common_state + self.family.mechanism.columns
+
+    @cached_property
+    def sent_common_state(self) -> tuple[str, ...]:
+        """Those names of `sent_state` that are among `engine.rules.STATE`."""
         return changed_state(self)
 
     @cached_property
@@ -348,7 +349,7 @@ class SegmentRules:
 
 
 def changed_state(rules: SegmentRules) -> tuple[str, ...]:
-    """Return the names of the state columns that rows of the family change, in the order of the slot table."""
+    """Return the names of the common state columns that rows of the family change, in the order of `STATE`."""
     family, tasks = rules.family, rules.family.tasks
     writes = any(task.segments[0] is not Segment.AUDIO for task in tasks)
     speaks = any(Segment.AUDIO in task.segments for task in tasks)
@@ -360,7 +361,6 @@ def changed_state(rules: SegmentRules) -> tuple[str, ...]:
         **dict.fromkeys(("num_entries", "pointer"), family.script is not None),
         "first_end": rules.first_end_id is not None,
         **dict.fromkeys(("num_given", "num_in_group"), family.text_groups is not None),
-        **dict.fromkeys(WORD_STATE, family.word_script is not None),
     }
     return tuple(name for name, is_changed in changes.items() if is_changed)
 
@@ -386,14 +386,7 @@ class ReplyState:
             or at which the end of speech was detected, for families with latents.
         num_given: Number of given rows (`TextGroups`).
         num_in_group: Number of codes in the current group, including codes of a recording in the first one.
-        remaining: Number of rows in which the model may still wait before the next word (`WordScript`).
-        forced: Number of rows in which it has to wait.
-        main_at: Place of the next token of the current word among the tokens of the text.
-        main_end: Place after the last token of the current word.
-        second_at: Place of the next token on the second stream.
-        second_end: Place after the last token for the second stream.
-        taken: Number of words taken, including breaks.
-        end: Position of the row that requested a word when none was left; UNKNOWN until then.
+        own: State of the family's mechanism (`Mechanism.columns`).
         max_audio_rows: Maximum number of rows in the audio segment that the request allows.
         segment: Segment of the next row.
     """
@@ -410,14 +403,7 @@ class ReplyState:
     first_end: int = UNKNOWN
     num_given: int = 0
     num_in_group: int = 0
-    remaining: int = 0
-    forced: int = 0
-    main_at: int = 0
-    main_end: int = 0
-    second_at: int = 0
-    second_end: int = 0
-    taken: int = 0
-    end: int = UNKNOWN
+    own: Sequence[int] = ()
     max_audio_rows: int = ENDLESS
     segment: Segment = field(init=False)
     _values: Sequence[int] = field(default=(), init=False)
@@ -428,13 +414,11 @@ class ReplyState:
     @classmethod
     def begin(cls, rules: SegmentRules, task: Task, position: int, track: Track | None = None) -> Self:
         """Return the state before a reply whose first row is `position`."""
-        state, script = cls(rules, task, position), rules.family.word_script
+        state = cls(rules, task, position, own=rules.family.mechanism.initial_state())
         if task.segments[0] is AUDIO:
             state.audio_start, state.segment = position, AUDIO
         for name, value in track.initial_state().items() if track is not None else ():
             setattr(state, name, value)
-        if script is not None:
-            state.remaining = state.forced = script.initial_padding
         return state
 
     def move(self, position: int, values: Sequence[int]) -> None:
@@ -447,15 +431,18 @@ class ReplyState:
         self.position = position
         if values != self._values:  # in audio, the state of most families rarely changes
             self._values = values
-            for name, value in zip(self.rules.sent_state, values, strict=True):
+            names = self.rules.sent_common_state
+            for name, value in zip(names, values, strict=False):
                 setattr(self, name, value)
+            self.own = values[len(names) :]
             self._note_segment()
         elif position == self.audio_start:
             self.segment = AUDIO
 
     def values(self, names: Iterable[str]) -> list[int]:
         """Return the values of some state columns."""
-        return [getattr(self, name) for name in names]
+        own = dict(zip(self.rules.family.mechanism.columns, self.own, strict=True))
+        return [own[name] if name in own else getattr(self, name) for name in names]
 
     def _note_segment(self) -> None:
         if self.audio_start < 0:

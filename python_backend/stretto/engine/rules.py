@@ -34,9 +34,14 @@ def where(condition, chosen, other):
     return chosen if condition else other
 
 
-def with_where(select: Callable[..., Any]) -> ModuleType:
-    """Return a copy of this module whose rules use `select` as `where`."""
-    spec = util.find_spec(__name__)
+def with_where(select: Callable[..., Any], name: str = __name__) -> ModuleType:
+    """Return a copy of this module, or of the rules of a mechanism, whose rules use `select` as `where`.
+
+    Args:
+        select: Function of condition, chosen and other value.
+        name: Name of the module, which imports `where` from this one.
+    """
+    spec = util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
     module = util.module_from_spec(spec)
@@ -45,7 +50,7 @@ def with_where(select: Callable[..., Any]) -> ModuleType:
     return module
 
 
-# Columns of a reply's state (`reply_rules.ReplyState`), and those of its words, which follow them (`WordScript`).
+# Columns of a reply's state (`reply_rules.ReplyState`); those of a mechanism follow them (`Mechanism.columns`).
 STATE = (
     "audio_start",
     "audio_end",
@@ -57,7 +62,6 @@ STATE = (
     "num_given",
     "num_in_group",
 )
-WORD_STATE = ("remaining", "forced", "main_at", "main_end", "second_at", "second_end", "taken", "end")
 
 
 class ReplyConstants(NamedTuple):
@@ -328,62 +332,3 @@ def hide_other(code, is_hidden, frame, delay, initial, family):
     if family.hides_recording:
         is_hidden = is_hidden | ((frame < delay) & (code != initial))
     return where(is_hidden, family.pad_id, code)
-
-
-# ----- words that the model asks for; `script` is a `WordScript`, `remaining` to `end` the state (`WORD_STATE`)
-
-
-def ask_for_word(token, in_audio, remaining, forced, main_at, main_end, taken, num_words, script):
-    """Return True if a row asks for a word, and True if it takes one, which is word number `taken`."""
-    is_waiting = (main_at < main_end) | (forced > 0)
-    asks = in_audio & (is_waiting == 0) & ((token == script.new_id) | (remaining <= 0))
-    return asks, asks & (taken < num_words)
-
-
-def take_word(
-    asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
-    second_end, taken, end, script,
-):  # fmt: skip
-    """Return `remaining`, `forced`, `main_end`, `second_at`, `second_end`, `taken` and `end` after a row, and `marks`.
-
-    `word_end`, `padding`, `ahead_start` and `ahead_end` are the word that the row takes (`tracks.Word`). `marks` is
-    True if the row begins a word, or, with `ahead`, is the first one that asks when no word is left.
-    """
-    begins = takes & (word_end > main_end)  # else it is a break
-    shows = begins & (ahead_end > ahead_start)
-    second_at = where(shows & (second_at == second_end), ahead_start, second_at)
-    second_end = where(shows, ahead_end, second_end)
-    ends = asks & (takes == 0) & (end < 0)
-    marks = begins
-    if script.ahead > 0:
-        marks = begins | ends
-    forced, remaining = where(takes, padding, forced), where(begins, script.max_padding, remaining)
-    forced = where((marks == 0) & (forced > 0), forced - 1, forced)
-    remaining = where((marks == 0) & (remaining > 0), remaining - 1, remaining)
-    main_end, end = where(begins, word_end, main_end), where(ends, position, end)
-    return remaining, forced, main_end, second_at, second_end, taken + takes, end, marks
-
-
-def word_ids(
-    asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, no_second, script
-):
-    """Return stream 0 and the second stream of a row (`no_second` if empty), and the new `main_at` and `second_at`.
-
-    `main_token` and `next_token` are the tokens at `main_at` and after it, and `second_token` the one at `second_at`.
-    """
-    has_main = main_at < main_end
-    if script.ahead == 0:
-        has_main = has_main & (marks == 0)  # the first token follows in the next row
-    main = where(has_main, main_token, where(asks, script.wish_id, script.pad_id))
-    main_at, second = main_at + has_main, main * 0 + no_second
-    if script.ahead == 0:
-        main = where(marks, script.new_id, main)
-    else:  # within a word, `new_id` is an unknown character: the next token or a pad replaces it on stream 0
-        skips = has_main & (marks == 0) & (main == script.new_id)
-        has_next = skips & (main_at < main_end)
-        main = where(skips, where(has_next, next_token, script.pad_id), main)
-        main_at, marks = main_at + has_next, marks | skips
-        has_second = (marks == 0) & (second_at < second_end)
-        second = where(marks | has_second, script.second_base + where(marks, script.new_id, second_token), second)
-        second_at = second_at + has_second
-    return main, second, main_at, second_at

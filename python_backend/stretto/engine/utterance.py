@@ -13,7 +13,7 @@ import numpy as np
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import ReplyState
-from stretto.engine.tracks import Track, WordTrack
+from stretto.engine.tracks import Track
 from stretto.engine.word_times import WordTimes
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.families.base import Family
@@ -399,7 +399,7 @@ class Utterance:
         voice: Index of the codec's voice, sent with each chunk.
         alignment: Request for word times, sent with the first chunk; None if not requested.
         sound: Recording of the voice, sent with the first chunk; None if the decoder needs none.
-        track: Words that the model asks for, if the family has them.
+        track: Track of the reply, if the family's mechanism reports when words begin.
     """
 
     def __init__(
@@ -434,7 +434,7 @@ class Utterance:
         self.num_chunks = self.voice = 0
         self.alignment: Alignment | None = None
         self.sound: Sound | None = None
-        self.track: WordTrack | None = None
+        self.track: Track | None = None
 
     @property
     def num_sent_frames(self) -> int:
@@ -464,7 +464,7 @@ class Utterance:
             return
         text, num_audio_rows, segment = "", 0, TEXT
         for (mark, token_id), state in zip(rows[:, :2].tolist(), self._states_in(rows), strict=True):
-            segment, pointer, taken = reply.segment, reply.pointer, reply.taken
+            segment, pointer, own = reply.segment, reply.pointer, reply.own
             reply.move(reply.position + 1, state)
             if mark:
                 frame = (reply.position - 1 - reply.audio_start) // self._family.rows_per_frame
@@ -477,7 +477,7 @@ class Utterance:
                 if self._family.has_text_beside_codes and token_id != self._family.end_of_reply:
                     self._frame_texts.append(self._reader.push(token_id))
                 if reply.audio_end < 0:  # a word that begins in the row that ends the audio is not spoken
-                    self._mark_words(reply, pointer, taken)
+                    self._mark_words(reply, pointer, own)
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
         if self._with_pauses:
             self._pauses += self._pauses_in(rows)
@@ -494,11 +494,11 @@ class Utterance:
         """Return the state columns of each row, [n][C]."""
         return rows[:, 1 + self._family.num_row_words :].tolist()
 
-    def _mark_words(self, reply: ReplyState, pointer: int, taken: int) -> None:
-        """Record the word that begins in the newest row, before which `pointer` and `taken` were as given."""
+    def _mark_words(self, reply: ReplyState, pointer: int, own: Sequence[int]) -> None:
+        """Record the word that begins in the newest row, before which `pointer` and `own` were as given."""
         if reply.pointer > pointer:
             self.words.mark_entry(reply.pointer - 1, self._text, reply.num_frames - 1)
-        if self.track is not None and reply.taken > taken and (tokens := self.track.tokens_of(taken)):
+        if self.track is not None and (tokens := self.track.begun_word(own, reply.own)):
             self.words.mark_taken(tokens, reply.position - 1 - reply.audio_start)
 
     def _pauses_in(self, rows: np.ndarray) -> tuple[tuple[float, ...], ...]:

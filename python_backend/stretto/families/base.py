@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
 from stretto.families.bursts import Bursts
+from stretto.families.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, Staircase, StreamLayout, Tail, WarmUp
@@ -52,7 +53,7 @@ class DepthSpec:
             None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
         schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
-        num_second_ids: Number of ids of the second text stream (`WordScript.second_base`), which position 0 reads in
+        num_second_ids: Number of ids of the second text stream (`Family.second_ids`), which position 0 reads in
             addition to stream 0; their embeddings follow those of the other streams. Needs a schedule. 0 for none.
     """
 
@@ -169,48 +170,6 @@ class TextGroups:
 
 
 @dataclass(frozen=True)
-class WordScript:
-    """Streamed text that the model asks for word by word: it samples `new_id` on stream 0 when a word may begin.
-
-    drawn            -    -    new  -    -    -    new        - is any other id
-    stream 0         pad  pad  new  w0   w0'  pad  new  w1    without `ahead`
-    stream 0         pad  pad  w0   w0'  pad  pad  w1   w1'   with `ahead`
-    second stream    -    -    new  w2   w2'  -    new  w3    with `ahead` = 2, else empty
-
-    The model only decides when a word begins. Stream 0 carries the tokens of the word and pads. Each word has a
-    padding: a number of rows in which no other word may begin. A break is a word without tokens. The second stream
-    shows the word that is `ahead` words further. A row that asks for a word when none is left ends the speech, and the
-    reply ends `tail_rows` rows later.
-
-    A word may contain `new_id`, if that is also the tokenizer's id of unknown characters. With `ahead`, this id is then
-    on the second stream, as where a word begins, and stream 0 has the next token. The first token of a word is
-    always on stream 0.
-
-    Attributes:
-        new_id: Id of stream 0 with which the model asks for a word.
-        pad_id: Id of stream 0 in rows without a token.
-        wish_id: Id of stream 0 in a row where the model asked for a word, and got a break or nothing. It is the last id
-            of `StreamLayout.audio[0]`, has the embedding of `pad_id`, and is never sampled.
-        ahead: How many words the second stream is ahead; 0 if it is empty.
-        second_base: Id of token 0 on the second stream.
-        max_padding: Maximum number of rows from the beginning of a word to that of the next, beyond its own.
-        initial_padding: Number of rows before the first word.
-        tail_rows: Number of rows from the row that ends the speech to the end of the reply.
-        num_sampled: Number of ids of stream 0, from the first on, that the model samples; 0 if it samples all of them.
-    """
-
-    new_id: int = 0
-    pad_id: int = 3
-    wish_id: int = 4
-    ahead: int = 0
-    second_base: int = 0
-    max_padding: int = 8
-    initial_padding: int = 2
-    tail_rows: int = 4
-    num_sampled: int = 0
-
-
-@dataclass(frozen=True)
 class ConditionSpec:
     """Conditions of a request: vectors added to all its rows, and speaker vectors that its rows attend to.
 
@@ -237,8 +196,6 @@ class TextTrack:
         end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
         groups: Layout where text ids have separate rows; None if they share rows with frames.
-        words: Rules of words that the model asks for, whose tokens are on stream 0. Ids of a text are then packed words
-            (`engine/tracks.py`). None if the ids of a text are read row by row.
     """
 
     stream: int
@@ -246,7 +203,6 @@ class TextTrack:
     end_id: int
     is_usual: bool = False
     groups: TextGroups | None = None
-    words: WordScript | None = None
 
 
 @dataclass(frozen=True)
@@ -390,6 +346,7 @@ class Family:
         quiet_codes: Codes of silence on the first codebook.
         max_quiet: Maximum number of successive quiet codes; further ones are generated, but neither decoded nor
             reported. 0 for no limit.
+        mechanism: Rule of the replies that the family's own folder contains; no effect by default.
         not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
 
@@ -448,6 +405,7 @@ class Family:
     redraw_excludes: bool = False
     quiet_codes: tuple[int, ...] = ()
     max_quiet: int = 0
+    mechanism: Mechanism = NO_MECHANISM
     not_served: str = ""
 
     @property
@@ -489,22 +447,19 @@ class Family:
         return None if self.text_track is None else self.text_track.groups
 
     @property
-    def word_script(self) -> WordScript | None:
-        """Rules of words that the model asks for, if the family has them."""
-        return None if self.text_track is None else self.text_track.words
+    def reads_text_by_row(self) -> bool:
+        """True if row i of a reply reads id i of a streamed text."""
+        return self.text_groups is None and self.mechanism.open_track is None
 
     @property
     def second_ids(self) -> range:
         """Ids of the second text stream that position 0 of the depth transformer reads; empty for most families."""
-        words = self.word_script
-        if words is None or self.depth is None:
-            return range(0)
-        return range(words.second_base, words.second_base + self.depth.num_second_ids)
+        return range(0) if self.depth is None else self.mechanism.second_ids(self.depth.num_second_ids)
 
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""
         if task.speaks:
-            return self.script is not None or self.word_script is not None
+            return self.script is not None or self.mechanism.times_words
         return self.code_track is not None
 
     def task(self, name: str) -> Task:

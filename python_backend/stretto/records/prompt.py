@@ -1,6 +1,6 @@
 """Prompts, and parts of streamed text and live audio, as the preprocessor sends them to the language model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Annotated, Any, NotRequired
@@ -392,23 +392,3 @@ def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) ->
 _PACKED_PART: PackedRecord[TextPart] = PackedRecord(TextPart)
 _PACKED_AUDIO_PART: PackedRecord[AudioPart] = PackedRecord(AudioPart)
 _PACKED_RESUMPTION: PackedRecord[Resumption] = PackedRecord(Resumption)
-
-
-def pack_word(tokens: Sequence[int], padding: int) -> list[int]:
-    """Return a word (or a break, if there are no tokens) as ids for `Prompt.track`, for families with `WordScript`."""
-    return [1 + len(tokens), padding, *tokens]
-
-
-def unpack_words(ids: Sequence[int] | NDArray[np.int32]) -> Iterator[tuple[list[int], int]]:
-    """Yield the tokens and the padding of each word in `ids`, which `pack_word` returned.
-
-    Raises:
-        InvalidRequest: The ids are not packed words.
-    """
-    at = 0
-    while at < len(ids):
-        stop = at + 1 + int(ids[at])
-        if ids[at] < 1 or stop > len(ids):
-            raise InvalidRequest("track", "words: their number of tokens plus 1, their padding and their tokens", at)
-        yield [int(token) for token in ids[at + 2 : stop]], int(ids[at + 1])
-        at = stop

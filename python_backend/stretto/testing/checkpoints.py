@@ -16,7 +16,7 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from stretto.families.base import ConditionSpec, DepthSpec, Family
-from stretto.records.prompt import Condition, Prompt, pack_word
+from stretto.records.prompt import Condition, Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import LatentSpec, Segment, StreamLayout, words_of
 
@@ -88,8 +88,8 @@ def write_checkpoint(
 
 
 def _ends_itself(family: Family) -> bool:
-    """Return True if a whole frame, a given recording or given words end the audio, not a sampled stream-0 id."""
-    return bool(family.end_frame) or family.code_track is not None or family.word_script is not None
+    """Return True if a whole frame, a given recording or a mechanism ends the audio, not a sampled stream-0 id."""
+    return bool(family.end_frame) or family.code_track is not None or family.mechanism.ends_audio
 
 
 def _depth_weights(
@@ -213,7 +213,6 @@ def _norms(config: dict) -> dict[str, torch.Tensor]:
 
 LENGTHS = (5, 17, 40, 70)
 TRACK_LENGTHS = (9, 0, 30, 4, 100)
-WORD_COUNTS = (4, 7, 1, 0, 12)
 GROUP_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
 
 
@@ -239,7 +238,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     temperature = (0.0, 0.9)[index // 2 % 2]
     sampling = family.task(task).sampling
     max_text_rows, max_rows = 12 + index % 7, 20 + index % 9
-    if family.text_groups is not None or family.word_script is not None:  # given rows and pads count as well
+    if not family.reads_text_by_row:  # given rows and pads count as well
         max_rows += 50
     if family.code_track is not None and index % 4:  # most replies end with their recording
         max_text_rows, max_rows = sampling.text.max_rows, sampling.audio.max_rows
@@ -318,21 +317,13 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
         return tuple(random.integers(16, family.layout.vocab_size, shape).reshape(-1).tolist())
     if track is None:
         return ()
-    if track.words is not None:
-        return (*_make_words(index), track.end_id)
+    if family.mechanism.random_text is not None:
+        return (*family.mechanism.random_text(index), track.end_id)
     if track.groups is not None:
         audio, num_codes = family.layout.audio[0], (0, 20, 15, 7)[index % 4]
         recorded = random.integers(audio.start, audio.stop, num_codes).tolist()
         return (*recorded, *random.integers(16, 47, GROUP_LENGTHS[index % len(GROUP_LENGTHS)]).tolist(), track.end_id)
     return (*random.integers(16, 47, TRACK_LENGTHS[index % len(TRACK_LENGTHS)]).tolist(), track.end_id)
-
-
-def _make_words(index: int) -> list[int]:
-    """Return packed words for a test prompt, including breaks."""
-    random, ids = np.random.default_rng(index), list[int]()
-    for _ in range(WORD_COUNTS[index % len(WORD_COUNTS)]):
-        ids += pack_word(random.integers(16, 47, random.integers(0, 4)).tolist(), int(random.integers(0, 5)))
-    return ids
 
 
 def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generator) -> None:

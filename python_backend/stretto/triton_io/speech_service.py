@@ -81,7 +81,7 @@ class TextSession:
         self._model, self._first_word_s = model, first_word_s
         self._words, self._first = model.text_stream(), asyncio.Event()
         self._waiting: list[int] = []  # ids with which the reply begins
-        self._room = model.max_words(prompt) + _has_word_in_prompt(model.family)
+        self._room = model.max_words(prompt) + model.family.reads_text_by_row
         self._next_part = 0
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
@@ -108,9 +108,7 @@ class TextSession:
     def _after(self, text: str, is_last: bool) -> tuple[list[int], StreamedText]:
         ids, words = self._words.after(text, is_last)
         if len(ids) > self._room:
-            reason = (
-                "each frame reads one" if _has_word_in_prompt(self._model.family) else "they take rows of the reply"
-            )
+            reason = "each frame reads one" if self._model.family.reads_text_by_row else "they take rows of the reply"
             raise InvalidRequest("text", f"at most {self._room} more tokens, because {reason}", f"{len(ids)} tokens")
         return ids, words
 
@@ -228,13 +226,13 @@ class TextSessions:
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
         """Return the prompt with the text so far.
 
-        The first id is in the prompt's last row, and the others are for the reply's first rows. With `TextGroups` or
-        `WordScript`, all ids are for rows of the reply. If the text is complete, the result is an ordinary prompt whose
+        The first id is in the prompt's last row, and the others are for the reply's first rows. If text is not read
+        row by row, all ids are for the reply. If the text is complete, the result is an ordinary prompt whose
         minimum length covers the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
-        if not _has_word_in_prompt(self._model.family):
+        if not self._model.family.reads_text_by_row:
             begun = replace(prompt, track=(*prompt.track, *words), opening="")
             return replace(begun, track=(*begun.track, track.end_id), is_open=False) if is_complete else begun
         rows = prompt.rows.copy()
@@ -245,11 +243,6 @@ class TextSessions:
         ids, audio = (*begun.track, track.end_id), prompt.sampling.audio
         audio = replace(audio, min_rows=max(audio.min_rows, len(ids)))
         return replace(begun, track=ids, sampling=replace(prompt.sampling, audio=audio), is_open=False)
-
-
-def _has_word_in_prompt(family: Family) -> bool:
-    """Return True if the first id of a streamed text belongs to the prompt's last row."""
-    return family.text_groups is None and family.word_script is None
 
 
 METRICS = {

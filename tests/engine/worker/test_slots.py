@@ -103,8 +103,9 @@ def test_slot_text_is_extended_at_its_track_position() -> None:
     assert tables.codes[1, 9:, 7].unique().tolist() == [6]
     assert tables.limits[1, LIMITS["audio_min"]] == ENDLESS
     version = slots.version
-    told, gone = NewText(rows_of([7, 22, 8, 23], 2), {}), NewText(rows_of([7, 50], 2), {"audio_min": 3})
-    slots.extend_texts({"r": told, "gone": gone})
+    slots.extend_texts(
+        {"r": NewText(rows_of([7, 22, 8, 23], 2), {}), "gone": NewText(rows_of([7, 50], 2), {"audio_min": 3})}
+    )
     assert tables.codes[1, 5:10, 7].tolist() == [20, 21, 22, 23, 6]
     assert slots.version == version
     slots.extend_texts({"r": NewText(rows_of([9, 7], 2), {"audio_min": 5})})

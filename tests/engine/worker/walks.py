@@ -201,7 +201,7 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     text, audio = prompt.sampling.text, prompt.sampling.audio
     text = replace(text, min_rows=2, max_rows=4 + index % 3)
     top_k, top_p = RANKS[index % len(RANKS)]
-    is_long = family.text_groups is not None or family.word_script is not None
+    is_long = not family.reads_text_by_row
     max_rows = 30 + 4 * (index % 5) if is_long else 7 + index % 4
     audio = replace(audio, min_rows=3, max_rows=max_rows, top_k=top_k, top_p=top_p)
     prompt = replace(prompt, sampling=replace(prompt.sampling, text=text, audio=audio))
@@ -215,7 +215,7 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     name += "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
     beside = SegmentRules(family, LENGTH).track(len(ids), prompt.track[: None if is_long else 9])
-    if is_unconditional and family.word_script is not None:  # its rows contain the words
+    if is_unconditional and family.mechanism.open_track is not None:  # its rows contain the words
         beside = None
     return SpeechRequestData.extending(data, params, codes, beside)
 

@@ -18,23 +18,24 @@ from benchmarks.checkpoints.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES,
 from stretto.convert.command import main
 from stretto.convert.make_repository import profile
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.tracks import WordTrack
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import ConditionSpec
 from stretto.families.conversion import Converted
 from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, with_conditions
 from stretto.families.kyutai_tts.convert import vocabulary as vocabulary_of
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
+from stretto.families.kyutai_tts.mechanism.script import WordScript, unpack_words
+from stretto.families.kyutai_tts.mechanism.track import WordTrack
 from stretto.families.kyutai_tts.prompt import vectors_at
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
 from stretto.families.moshi import convert as moshi
 from stretto.families.plugin import config_at, family_at
 from stretto.families.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.records.prompt import Prompt, SourceWord, unpack_words
+from stretto.records.prompt import Prompt, SourceWord
 from stretto_client.model_profile import ModelProfile
-from tests.engine.worker.word_replies import WordReplies
 from tests.families.kyutai_tts.test_kyutai_tts_convert import SMALL, words
+from tests.families.kyutai_tts.word_replies import WordReplies
 from tests.kyutai_tts_release import packed, replies, vocabulary
 from tests.refused_conversion import Refuses, check_tensor_errors, edited
 
@@ -488,8 +489,8 @@ def test_vocabulary_that_contradicts_itself_is_refused() -> None:
 def test_both_text_streams_match_published_code(checkpoint: Path, at: int) -> None:
     """Given the ids that the authors' model sampled, as far as stream 0 shows them, the rules yield their text."""
     reply, family = replies("large")[at], family_at(checkpoint)
-    assert family.text_track is not None
-    assert family.text_track.words is not None
+    script = family.mechanism
+    assert isinstance(script, WordScript)
     ids = (*packed(checkpoint, reply.text), END_OF_WORDS)
     rules = SegmentRules(family, 512)
     track = rules.track(1, ids)
@@ -502,6 +503,6 @@ def test_both_text_streams_match_published_code(checkpoint: Path, at: int) -> No
         (token,) = executor.next(1 + step, np.array([0 if asks else 3])).tolist()
         made.append((token, *executor.seconds_at(1 + step)))
         times += [step] * (executor.state(0)["taken"] > taken)
-        shown = family.text_track.words.second_base + second if second >= 0 else nothing
+        shown = script.second_base + second if second >= 0 else nothing
         assert (made[-1][0] if made[-1][0] != vocabulary(checkpoint).wish_id else 3, made[-1][1]) == (main_id, shown)
     assert (times, executor.state(0)["end"] - 1) == (reply.times, reply.end)

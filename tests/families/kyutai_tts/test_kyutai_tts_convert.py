@@ -13,6 +13,7 @@ from benchmarks.checkpoints.random_kyutai_tts import CONFIG, write_release
 from scripts.kyutai_tts_replies import REDUCED
 from stretto.convert.command import main
 from stretto.families.kyutai_tts.family import TtsVocabulary
+from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from tests.refused_conversion import Refuses, check_tensor_errors, edited
 
@@ -68,8 +69,8 @@ def test_text_head_of_few_ids_and_low_rank_tables_are_converted(tmp_path: Path) 
     assert torch.equal(tensors["depth.first_head"][:5], published["text_linear.weight"])
     assert not tensors["depth.first_head"][5:].any()
     assert len(tensors["depth.first_head"]) == known.text_end
-    script = family_at(tmp_path / "out").word_script
-    assert script is not None
+    script = family_at(tmp_path / "out").mechanism
+    assert isinstance(script, WordScript)
     assert script.num_sampled == 5
     names = ["depformer_text_emb", *(f"depformer_emb.{k}" for k in range(7))]
     tables = [published[f"{name}.weight"] @ published[f"{name}.low_rank.weight"].T for name in names]

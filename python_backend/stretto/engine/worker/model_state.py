@@ -266,7 +266,8 @@ class SpeechModelState(DefaultModelState):
 
     def _row_sampler(self, sampler: Sampler) -> SpeechSampler | StepSampler:
         options = self.vllm_config.additional_config
-        in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
+        own, in_torch = self.rules.family.mechanism, isinstance(options, dict) and not options.get("step_kernels", True)
+        in_torch = in_torch or (own.on_arrays is not None and own.on_device is None)
         if self.arrays.xp is np or in_torch:
             return self._array_sampler(sampler)
         self._step_sampler = self._kernel_sampler(sampler)

@@ -26,7 +26,6 @@ from stretto.engine.worker.run_slots import BatchPlan, KeysAhead, PlanArrays, Ru
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
-from stretto.engine.worker.word_states import WordStates
 from stretto.families.base import Family
 from stretto.sampling import (
     DrawParams,
@@ -181,8 +180,8 @@ class RowDraw:
         self._num_streams = family.layout.num_output_streams
         self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
         self._guides_first = 0 in family.guided_streams
-        script = family.word_script
-        self._words = WordStates(script, segments.rules, tables, arrays) if script else None
+        own = family.mechanism.on_arrays
+        self._follow = None if own is None else own(segments.rules, tables, arrays)
         self._second = streams.start - 1 if family.second_ids else None
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -253,8 +252,8 @@ class RowDraw:
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
         first = self._first_logits(audio_hidden, num_rows, step.guidance)
         token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
-        if self._words is not None:
-            token = self._words.follow(token, rows)
+        if self._follow is not None:
+            token = self._follow(token, rows)
         code_keys = self._tensor(keys[:, 1:])
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:

@@ -257,15 +257,13 @@ class SlotTables:
     State, alignment-pointer entries and codes are on the device; request parameters are on the host.
 
     Attributes:
-        state: Values of SlotState, then those of the words (`rules.WORD_STATE`) if the family has `WordScript`, int64
-            [R, 9] or [R, 17].
+        state: Values of SlotState, then those of the family's mechanism (`Mechanism.columns`), int64 [R, 9 + C].
         script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
             input-only stream are written as soon as they are known, even for future rows. In a given row
             (`TextGroups`), -1 - i on the text stream refers to id i of `texts`.
         texts: Texts whose ids are not read row by row, int32 [R, G]; [R, 0] for other families. With `TextGroups`, the
-            ids of the given rows in order, G = T. With `WordScript`, the tokens of the words that the reply asks for,
-            then the fields of each `Word`, G = 5 T.
+            ids of the given rows in order, G = T. A mechanism has its own format (`Mechanism.num_text_entries`).
         limits: Values of SlotLimits, numpy int64 [R, 16].
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for

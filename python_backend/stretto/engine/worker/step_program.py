@@ -30,7 +30,6 @@ from stretto.engine.worker.predictors import AnyReadout, Readout
 from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, SolverPlan, StepRows
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
-from stretto.engine.worker.word_states import word_launch
 from stretto.streams.layout import Segment
 
 
@@ -303,7 +302,8 @@ class StepProgram:
         if rules.marks:
             ids = heads.first_ids
             self._after_end = (ids == start) | (ids == rules.marks[1])
-        self._follow_words = word_launch(rules, tables, num_rows)
+        own = rules.family.mechanism.on_device
+        self._follow = None if own is None else own(rules, tables, num_rows)
         self._seconds = int32(num_rows) if rules.family.second_ids else None
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
@@ -318,7 +318,8 @@ class StepProgram:
             self._draw_text(self._heads.raw_text(hidden))
         if variant.speaks:
             self._draw_first(self._heads.raw_first(hidden))
-            self._follow_words(self._first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
+            if self._follow is not None:
+                self._follow(self._first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
             self._draw_others(hidden, variant)
         self._advance(num_rows)
 

@@ -28,9 +28,9 @@ from stretto.families.base import (
     Task,
     TextTrack,
     UnconditionalContext,
-    WordScript,
 )
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
+from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.moshi.family import FrameVocabulary
 from stretto.records.prompt import MAX_CONDITION_BYTES
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
@@ -201,7 +201,8 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         steady_chunk_frames=12,
         tail=NO_TAIL,
         depth=replace(vocabulary.depth, num_second_ids=vocabulary.num_text_ids if vocabulary.ahead else 0),
-        text_track=TextTrack(second, vocabulary.nothing, END_OF_WORDS, is_usual=True, words=vocabulary.script),
+        text_track=TextTrack(second, vocabulary.nothing, END_OF_WORDS, is_usual=True),
+        mechanism=vocabulary.script,
     )
 
 

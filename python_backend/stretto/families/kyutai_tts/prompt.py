@@ -28,12 +28,13 @@ from stretto.families.kyutai_tts.family import (
     NAME,
     TtsVocabulary,
 )
+from stretto.families.kyutai_tts.mechanism.script import unpack_words
 from stretto.families.kyutai_tts.words import WordStream
 from stretto.families.moshi.prompt import codes_in
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
-from stretto.records.prompt import Condition, SourceWord, unpack_words
+from stretto.records.prompt import Condition, SourceWord
 from stretto.untrusted_files import regular_file
 
 VOICES = "voices"  # folder of a checkpoint

@@ -27,9 +27,9 @@ from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_k
 from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
-from stretto.engine.kernels.gpu.words import WordRules, words_kernel
 from stretto.engine.rules import ReplyConstants
-from stretto.families.base import WordScript
+from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
+from stretto.families.kyutai_tts.mechanism.script import WordScript
 
 DRAW = {
     "drawn": "*i64",

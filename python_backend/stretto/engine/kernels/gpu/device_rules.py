@@ -1,6 +1,7 @@
-"""The rules of `engine/rules.py` as functions that Triton kernels call, `RULES.name`."""
+"""The rules of `engine/rules.py`, and of mechanisms, as functions that Triton kernels call, `RULES.name`."""
 
 import inspect
+from types import ModuleType
 
 import triton
 import triton.language as tl
@@ -13,8 +14,14 @@ def _where(condition: tl.tensor, chosen: tl.tensor, other: tl.tensor) -> tl.tens
     return tl.where(condition, chosen, other)
 
 
-RULES = rules.with_where(_where)
-vars(RULES)["tl"] = tl  # Triton's interpreter looks for it in the globals of each function
-for _name, _rule in inspect.getmembers(RULES, inspect.isfunction):
-    if _rule.__module__ == rules.__name__ and _name != rules.with_where.__name__:
-        setattr(RULES, _name, triton.jit(_rule))
+def device_rules(name: str = rules.__name__) -> ModuleType:
+    """Return a copy of a module of rules, whose rules Triton kernels can call."""
+    copied = rules.with_where(_where, name)
+    vars(copied)["tl"] = tl  # Triton's interpreter looks for it in the globals of each function
+    for each, rule in inspect.getmembers(copied, inspect.isfunction):
+        if rule.__module__ == name and each != rules.with_where.__name__:
+            setattr(copied, each, triton.jit(rule))
+    return copied
+
+
+RULES = device_rules()

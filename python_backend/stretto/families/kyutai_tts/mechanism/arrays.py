@@ -1,16 +1,14 @@
 """State of the words that replies request (`WordScript`), in numpy or torch arrays, and the kernel that advances it."""
 
-from collections.abc import Callable
-
 import torch
 
-from stretto.engine.kernels.gpu.words import WordRules, words_kernel
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.rules import STATE
-from stretto.engine.tracks import Word
+from stretto.engine.rules import STATE, with_where
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
-from stretto.families.base import WordScript
+from stretto.families.kyutai_tts.mechanism import rules as word_rules
+from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
+from stretto.families.kyutai_tts.mechanism.script import NUM_FIELDS, WordScript
 
 
 class WordStates:
@@ -24,13 +22,14 @@ class WordStates:
     """
 
     def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
-        self._script, self._xp, self._arrays, self._rules = script, arrays.xp, arrays, arrays.rules
+        self._script, self._xp, self._arrays, self._common = script, arrays.xp, arrays, arrays.rules
+        self._rules = with_where(arrays.xp.where, word_rules.__name__)
         self._end_of_audio, self._nothing = rules.family.end_of_audio, rules.family.layout.pad_id
         self._capacity, self._lane = rules.max_model_len, rules.family.track_streams.start - 1
         self._words, self._state = arrays.wrap(tables.texts), arrays.wrap(tables.state)[:, len(STATE) :]
         self._codes = arrays.wrap(tables.codes)
 
-    def follow(self, token: Array, rows: Rows) -> Array:
+    def __call__(self, token: Array, rows: Rows) -> Array:
         """Return stream 0 of each row, [B], and write the second stream to the slot tables.
 
         Args:
@@ -42,8 +41,8 @@ class WordStates:
         asks, takes = self._rules.ask_for_word(
             token, rows.in_audio, remaining, forced, main_at, main_end, taken, rows.limits.given_total, script
         )
-        first = self._capacity + len(Word._fields) * taken
-        word = (self._word(slots, first + at) for at in range(len(Word._fields)))
+        first = self._capacity + NUM_FIELDS * taken
+        word = (self._word(slots, first + at) for at in range(NUM_FIELDS))
         remaining, forced, main_end, second_at, second_end, taken, end, marks = self._rules.take_word(
             asks, takes, *word, position, remaining, forced, main_end, second_at, second_end, taken, end, script
         )
@@ -56,7 +55,7 @@ class WordStates:
         state = remaining, forced, main_at, main_end, second_at, second_end, taken, end
         self._state[slots] = self._xp.stack(state, 1)
         self._codes[slots, position, self._lane] = self._arrays.int32(second)
-        is_over = self._rules.is_after_end(rows.in_audio, position, end, script.tail_rows)
+        is_over = self._common.is_after_end(rows.in_audio, position, end, script.tail_rows)
         return self._xp.where(is_over, self._end_of_audio, main)
 
     def _word(self, slots: Array, places: Array) -> Array:
@@ -68,14 +67,14 @@ class WordLaunch:
     """Launch of `words_kernel`, which does for the rows of a step what `WordStates` does.
 
     Args:
+        script: Rules of the words.
         rules: Rules of the family's replies.
         tables: Slot tables with the words, their state and the second stream.
         num_rows: Maximum number of rows in a step.
     """
 
-    def __init__(self, rules: SegmentRules, tables: SlotTables, num_rows: int):
-        family, script = rules.family, rules.family.word_script
-        assert script is not None, "only families with words that the model asks for"
+    def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, num_rows: int):
+        family = rules.family
         self._tables = tables
         self._rules = WordRules(
             script=script,
@@ -111,12 +110,3 @@ class WordLaunch:
         words_kernel[num_rows,](
             drawn, seconds, tables.texts, tables.codes, tables.state, plan, lengths, self._rules, num_warps=1
         )
-
-
-def no_words(*_: object) -> None:
-    """Do nothing, in place of a `WordLaunch`, for families without such words."""
-
-
-def word_launch(rules: SegmentRules, tables: SlotTables, num_rows: int) -> Callable[..., None]:
-    """Return a `WordLaunch` with these arguments, or `no_words` if the family has no such words."""
-    return WordLaunch(rules, tables, num_rows) if rules.family.word_script else no_words

@@ -5,9 +5,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.device_rules import RULES
+from stretto.engine.kernels.gpu.device_rules import RULES, device_rules
 from stretto.engine.kernels.gpu.step_draw import AUDIO_END, AUDIO_START, DRAWS, GIVEN_TOTAL, OTHER, ROLE, SLOT
 from stretto.engine.rules import STATE
+from stretto.families.kyutai_tts.mechanism import rules as word_rules
+from stretto.families.kyutai_tts.mechanism.script import NUM_FIELDS as FIELDS
+
+OWN = device_rules(word_rules.__name__)
 
 
 class WordRules(NamedTuple):
@@ -33,10 +37,10 @@ class WordRules(NamedTuple):
     num_others: int
 
 
-# Columns of the state of the words (`rules.WORD_STATE`) among those of the words, and of a word (`tracks.Word`).
+# Columns of the state among those of the words (`WordScript.columns`).
 REMAINING, FORCED, MAIN_AT, MAIN_END, SECOND_AT, SECOND_END, TAKEN, END = (tl.constexpr(at) for at in range(8))
 FIRST_COLUMN = tl.constexpr(len(STATE))
-NUM_FIELDS = tl.constexpr(4)
+NUM_FIELDS = tl.constexpr(FIELDS)
 
 
 @triton.jit
@@ -64,14 +68,14 @@ def words_kernel(
     main_at, main_end = tl.load(at + MAIN_AT), tl.load(at + MAIN_END)
     second_at, second_end = tl.load(at + SECOND_AT), tl.load(at + SECOND_END)
     taken, end = tl.load(at + TAKEN), tl.load(at + END)
-    asks, takes = RULES.ask_for_word(
+    asks, takes = OWN.ask_for_word(
         tl.load(drawn + row), in_audio, remaining, forced, main_at, main_end, taken,
         tl.load(mine + GIVEN_TOTAL * rules.num_rows), rules.script,
     )  # fmt: skip
     word = table + rules.capacity + NUM_FIELDS * taken
     word_end, padding = tl.load(word, mask=takes, other=0), tl.load(word + 1, mask=takes, other=0)
     ahead_start, ahead_end = tl.load(word + 2, mask=takes, other=0), tl.load(word + 3, mask=takes, other=0)
-    remaining, forced, main_end, second_at, second_end, taken, end, marks = RULES.take_word(
+    remaining, forced, main_end, second_at, second_end, taken, end, marks = OWN.take_word(
         asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
         second_end, taken, end, rules.script,
     )  # fmt: skip
@@ -80,7 +84,7 @@ def words_kernel(
     if rules.script.ahead > 0:
         next_token = tl.load(table + main_at + 1, mask=main_at + 1 < main_end, other=0)
         second_token = tl.load(table + second_at, mask=second_at < second_end, other=0)
-    main, second, main_at, second_at = RULES.word_ids(
+    main, second, main_at, second_at = OWN.word_ids(
         asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, rules.nothing,
         rules.script,
     )  # fmt: skip

@@ -7,10 +7,11 @@ import torch
 
 from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS
 from stretto.engine.reply_rules import ReplyState, SegmentRules
-from stretto.engine.tracks import WordTrack
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import LIMITS, STATE, HostArrays, SlotLimits, SlotState, SlotTables
-from stretto.engine.worker.word_states import WordLaunch, WordStates
+from stretto.families.kyutai_tts.mechanism.arrays import WordLaunch, WordStates
+from stretto.families.kyutai_tts.mechanism.script import WordScript
+from stretto.families.kyutai_tts.mechanism.track import WordTrack
 
 
 class WordReplies:
@@ -29,8 +30,8 @@ class WordReplies:
     ):
         self.number, self.rules, self.num_in_kernel = len(tracks), rules, num_in_kernel
         self.arrays = arrays or HostArrays()
-        self.tables, script = SlotTables(self.number, rules, torch.device("cpu")), rules.family.word_script
-        assert script is not None
+        self.tables, script = SlotTables(self.number, rules, torch.device("cpu")), rules.family.mechanism
+        assert isinstance(script, WordScript)
         for slot, track in enumerate(tracks):
             self.extend(slot, track.entries())
             reply = ReplyState.begin(rules, rules.family.tasks[0], first, track)
@@ -38,7 +39,7 @@ class WordReplies:
         sampling = rules.family.tasks[0].sampling
         self.totals = torch.tensor([track.limits(sampling)["given_total"] for track in tracks])
         self.states = WordStates(script, rules, self.tables, self.arrays)
-        self.launch = WordLaunch(rules, self.tables, self.number)
+        self.launch = WordLaunch(script, rules, self.tables, self.number)
 
     def extend(self, slot: int, entries: np.ndarray) -> None:
         """Write table entries [n, 2] of a track."""
@@ -64,7 +65,7 @@ class WordReplies:
         where = self.arrays.upload(slots.numpy()), self.arrays.zeros(self.number) + position
         none: Any = None
         rows = Rows(state, SlotLimits(**limits), none, *where)
-        return np.asarray(self.states.follow(self.arrays.upload(drawn), rows))
+        return np.asarray(self.states(self.arrays.upload(drawn), rows))
 
     def seconds_at(self, position: int) -> list[int]:
         """Return the second stream of each reply in the row at `position`."""

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from stretto.engine.reply_rules import ReplyState, SegmentRules
-from stretto.engine.tracks import WordTrack
 from stretto.engine.worker.slots import DeviceArrays
 from stretto.families.base import Family
-from stretto.records.prompt import pack_word
-from tests.engine.worker.word_replies import WordReplies
-from tests.small_vocabularies import KYUTAI_TTS
+from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word
+from stretto.families.kyutai_tts.mechanism.track import WordTrack
+from tests.families.kyutai_tts.word_replies import WordReplies
+from tests.small_vocabularies import KYUTAI_TTS, SMALL_TTS
 from tests.tiers import by_night
 
 NUM_REPLIES, LENGTH, FIRST = 40, 160, 3
@@ -23,11 +23,10 @@ Word = tuple[list[int], int]
 
 def family(ahead: int) -> Family:
     """Return a family whose second stream shows the word that is `ahead` words further."""
-    track = KYUTAI_TTS.text_track
-    assert track is not None
-    assert track.words is not None
-    words = replace(track.words, ahead=ahead, second_base=7, max_padding=5, initial_padding=2, tail_rows=4)
-    return replace(KYUTAI_TTS, text_track=replace(track, words=words))
+    script = WordScript(
+        wish_id=SMALL_TTS.wish_id, ahead=ahead, second_base=7, max_padding=5, initial_padding=2, tail_rows=4
+    )
+    return replace(KYUTAI_TTS, mechanism=script)
 
 
 def texts(seed: int) -> list[list[Word]]:
@@ -90,8 +89,8 @@ def drawn_ids(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", [1, *by_night(2, 3, 4)])
 def test_array_and_kernel_word_states_match_reference_queues(ahead: int, seed: int) -> None:
     rules = SegmentRules(family(ahead), LENGTH)
-    script, words = rules.family.word_script, texts(seed)
-    assert script is not None
+    script, words = rules.family.mechanism, texts(seed)
+    assert isinstance(script, WordScript)
     packed = [[each for word in own for each in pack_word(*word)] + [0] for own in words]
     known = [track for track in (rules.track(FIRST, ids) for ids in packed) if isinstance(track, WordTrack)]
     queues = [Queues(own, ahead, script.max_padding, script.initial_padding) for own in words]

@@ -1,0 +1,1 @@
+"""Words that the model asks for one by one: this family's mechanism (`stretto.families.mechanism`)."""

@@ -1,0 +1,77 @@
+"""Interface of a mechanism: a rule of replies that a family brings along in its own folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """Rule of a family's replies, beyond those that all families share; this base class has no effect.
+
+    A mechanism has a state: one integer for each of `columns` and reply, which the engine stores, sends to the host
+    with each row, and restores after a preemption. In each step, the rule replaces the ids that the model sampled on
+    stream 0, before the other streams are sampled:
+
+        stream 0 is sampled ─► rule: state, table of the slot ─► ids of stream 0, new state ─► other streams
+
+    A family's mechanism is a frozen dataclass with its constants. It overrides the class attributes and methods that it
+    needs. The functions among the attributes are references (`plugin.lazy`) whose first argument is the mechanism,
+    because most processes know a family without the engine.
+
+    Attributes:
+        columns: Names of the state columns, which follow those of `engine.rules.STATE`.
+        ends_audio: True if the rule ends the audio, and no sampled id does.
+        times_words: True if the rule reports when words begin (`Track.begun_word`).
+        open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
+            `engine.tracks.Track` of a reply. None if the ids of a text are read row by row.
+        on_arrays: Function of (mechanism, `SegmentRules`, `SlotTables`, `Arrays`) that returns the rule for numpy and
+            torch: a function of the sampled ids of stream 0 [B] and the `Rows`, which returns the ids to write [B]
+            and writes the new state to the tables. None without a rule.
+        on_device: Function of (mechanism, `SegmentRules`, `SlotTables`, max. rows of a step) that returns the launch
+            of the rule's kernel, with the arguments of `StepProgram.launch`. None if there is none; a family with a
+            rule is then sampled by torch on a GPU.
+        reference: Function of (mechanism, `Prompt`) that returns the rule of a reply for `stretto.testing`, an object
+            with `lay(row, position, family)`, which changes a sampled row in place. None without a rule.
+        random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
+            id. None for ordinary ids.
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+    ends_audio: ClassVar[bool] = False
+    times_words: ClassVar[bool] = False
+    open_track: ClassVar[Callable[..., Any] | None] = None
+    on_arrays: ClassVar[Callable[..., Any] | None] = None
+    on_device: ClassVar[Callable[..., Any] | None] = None
+    reference: ClassVar[Callable[..., Any] | None] = None
+    random_text: ClassVar[Callable[..., Any] | None] = None
+
+    def initial_state(self) -> Sequence[int]:
+        """Return the values of `columns` before a reply."""
+        return (0,) * len(self.columns)
+
+    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
+        return list(ids)
+
+    def second_ids(self, number: int) -> range:
+        """Return the `number` ids of a second text stream that a depth transformer reads (`DepthSpec`)."""
+        return range(0)
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the size of a slot's table for the entries of the track, in replies of at most `max_rows` rows."""
+        return 0
+
+    def check_text(self, ids: Sequence[int], tokens: range) -> None:
+        """Check the ids of a text.
+
+        Args:
+            ids: Ids, without the end id.
+            tokens: Ids of stream 0 in audio.
+
+        Raises:
+            InvalidRequest: An id is invalid.
+        """
+
+
+NO_MECHANISM = Mechanism()
