@@ -223,11 +223,11 @@ class SegmentRules:
         return 0 if self.family.bursts is None else self.family.bursts.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
-        """Return the reply's track (text, positions or given codes), or None if the family has none.
+        """Return the reply's track (text, given codes, or a mechanism's), or None if the family has none.
 
         Args:
             first_row: First row of the reply.
-            ids: Ids in the request, row by row; unused for positions.
+            ids: Ids in the request, row by row.
             is_open: True if more text or audio follows.
         """
         text, streams, own = self.family.text_track, self.family.track_streams, self.family.mechanism.open_track
@@ -236,8 +236,6 @@ class SegmentRules:
         if own is not None:
             track: Track = own(self, first_row, ids, is_open)
             return track
-        if self.family.positions is not None:
-            ids = self.family.positions.ids[: self.max_model_len - first_row]
         if text is not None and text.groups is not None:
             lanes = slice(streams.start - 1, streams.stop - 1)
             return GroupTrack.begin(lanes, first_row, ids, self.family.layout.audio[0], text, is_open)

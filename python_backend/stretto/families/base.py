@@ -206,17 +206,6 @@ class TextTrack:
 
 
 @dataclass(frozen=True)
-class PositionStream:
-    """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, then pads.
-
-    The prompt template sets the positions of the prompt's rows.
-    """
-
-    stream: int
-    ids: range
-
-
-@dataclass(frozen=True)
 class CodeTrack:
     """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
 
@@ -324,9 +313,8 @@ class Family:
         end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
             audio; such a family's stream 0 never samples `end_of_audio` itself.
         text_track: Stream for streamed text, if the family has one.
-        positions: Stream of learned positions, if the family has one; never together with a text track.
         code_track: Streams of a recording's codes that are read during the reply, if the family has them; never
-            together with a text track or positions.
+            together with a text track.
         conditions: Conditions of a request, if the family has them.
         has_text_beside_codes: True if stream 0 of audio rows carries the reply's text, one token per frame.
         staircase: BOS and EOS id of each stream, if the family has them (see `streams/layout.py`). They are in
@@ -392,7 +380,6 @@ class Family:
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()
     text_track: TextTrack | None = None
-    positions: PositionStream | None = None
     code_track: CodeTrack | None = None
     conditions: ConditionSpec | None = None
     has_text_beside_codes: bool = False
@@ -432,14 +419,15 @@ class Family:
 
     @property
     def track_streams(self) -> range:
-        """Input-only streams whose ids are known before the row is sampled: streamed text, positions or given codes.
+        """Input-only streams whose ids are known before the row is sampled: text, given codes, or a mechanism's.
 
         The range is empty if the family has no such streams.
         """
         if self.code_track is not None:
             return self.code_track.streams
-        track = self.text_track or self.positions
-        return range(0) if track is None else range(track.stream, track.stream + 1)
+        if self.text_track is not None:
+            return range(self.text_track.stream, self.text_track.stream + 1)
+        return self.mechanism.streams
 
     @property
     def text_groups(self) -> TextGroups | None:
@@ -448,8 +436,8 @@ class Family:
 
     @property
     def reads_text_by_row(self) -> bool:
-        """True if row i of a reply reads id i of a streamed text."""
-        return self.text_groups is None and self.mechanism.open_track is None
+        """True if row i of a reply reads id i of a streamed text, if the family has streamed text."""
+        return self.text_track is None or (self.text_groups is None and self.mechanism.open_track is None)
 
     @property
     def second_ids(self) -> range:

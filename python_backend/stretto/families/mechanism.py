@@ -24,7 +24,7 @@ class Mechanism:
         ends_audio: True if the rule ends the audio, and no sampled id does.
         times_words: True if the rule reports when words begin (`Track.begun_word`).
         open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
-            `engine.tracks.Track` of a reply. None if the ids of a text are read row by row.
+            `engine.tracks.Track` of a reply. None for the common tracks, whose ids are read row by row.
         on_arrays: Function of (mechanism, `SegmentRules`, `SlotTables`, `Arrays`) that returns the rule for numpy and
             torch: a function of the sampled ids of stream 0 [B] and the `Rows`, which returns the ids to write [B]
             and writes the new state to the tables. None without a rule.
@@ -45,6 +45,11 @@ class Mechanism:
     on_device: ClassVar[Callable[..., Any] | None] = None
     reference: ClassVar[Callable[..., Any] | None] = None
     random_text: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    def streams(self) -> range:
+        """Input-only streams of the track in a family without streamed text and given codes; empty without a track."""
+        return range(0)
 
     def initial_state(self) -> Sequence[int]:
         """Return the values of `columns` before a reply."""

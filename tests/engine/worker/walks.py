@@ -215,8 +215,8 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     name += "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
     beside = SegmentRules(family, LENGTH).track(len(ids), prompt.track[: None if is_long else 9])
-    if is_unconditional and family.mechanism.open_track is not None:  # its rows contain the words
-        beside = None
+    if is_unconditional and beside is not None:
+        beside = beside.unconditional(family)
     return SpeechRequestData.extending(data, params, codes, beside)
 
 

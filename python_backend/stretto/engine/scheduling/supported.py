@@ -35,12 +35,11 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
 def check_track(family: Family) -> None:
     """Raise ValueError unless the family's track advances with its rows.
 
-    A track of text or positions requires a family whose replies are audio only. A track of recorded codes requires a
-    family whose replies are text only or audio only. In both cases, a step must generate one row.
+    A track of text or of a mechanism requires a family whose replies are audio only. A track of recorded codes requires
+    a family whose replies are text only or audio only. In both cases, a step must generate one row.
     """
-    tracks = [family.text_track, family.positions, family.code_track]
-    if sum(each is not None for each in tracks) > 1:
-        raise ValueError(f"{family.name}: expected either streamed text, positions or given codes, got several")
+    if sum(map(bool, (family.text_track, family.mechanism.streams, family.code_track))) > 1:
+        raise ValueError(f"{family.name}: expected streamed text, given codes or the track of a mechanism, got several")
     if family.code_track is not None:
         segments = {task.segments for task in family.tasks}
         if family.bursts is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
@@ -49,8 +48,8 @@ def check_track(family: Family) -> None:
     if family.text_groups is not None and (family.guided_streams or family.layout.num_output_streams > 1):
         raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
-        kind = "a text track requires" if family.text_track else "positions require"
-        raise ValueError(f"{family.name}: {kind} replies of audio only, with one row per step")
+        kind = "a text track" if family.text_track else "the track of a mechanism"
+        raise ValueError(f"{family.name}: {kind} requires replies of audio only, with one row per step")
 
 
 def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:

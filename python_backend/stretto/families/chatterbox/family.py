@@ -22,10 +22,12 @@ Chatterbox Multilingual has the English model's layout, a larger text table, and
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from stretto.families.base import Family, PositionStream, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.families.chatterbox.languages import CODES, LANGUAGES, missing_packages, plain_languages
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -119,6 +121,24 @@ class ChatterboxVocabulary(Vocabulary):
         )
 
 
+@dataclass(frozen=True)
+class PositionStream(Mechanism):
+    """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, then pads.
+
+    The prompt template sets the positions of the prompt's rows.
+    """
+
+    stream: int
+    ids: range
+
+    open_track: ClassVar = lazy(f"{__package__}.mechanism:begin_track")
+
+    @property
+    def streams(self) -> range:
+        """The stream as a range."""
+        return range(self.stream, self.stream + 1)
+
+
 # The defaults of `ChatterboxTTS.generate`; its cfg_weight of 0.5 is a scale of 1.5.
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
@@ -158,7 +178,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
         penalized="all",
-        positions=PositionStream(1, vocabulary.speech_positions[1:]),
+        mechanism=PositionStream(1, vocabulary.speech_positions[1:]),
         has_audio_head=True,
         leaves_out_extra=True,
     )
