@@ -47,8 +47,7 @@ class FrameCodes:
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
         self._is_frame = np.zeros(0, np.bool_)  # for each row pushed, if frames are latents
         self._left_out: list[int] = []  # indices of omitted frames
-        self._quiet, self._max_quiet = np.asarray(family.quiet_codes, np.int64), family.max_quiet
-        self._num_quiet = 0  # successive quiet frames up to the last one returned
+        self._filter = None if family.mechanism.frame_filter is None else family.mechanism.frame_filter()
         self.num_taken = 0
 
     def push(self, rows: np.ndarray) -> None:
@@ -66,8 +65,8 @@ class FrameCodes:
         """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
-        frames with such ids instead, families with latents omit rows with marks, and families with `max_quiet` omit
-        frames in long pauses. If frames are omitted, n is less than `num_frames`; if none remains, the result is None.
+        frames with such ids instead, families with latents omit rows with marks, and those that a
+        mechanism filters. If frames are omitted, n is less than `num_frames`; if none remains, the result is None.
 
         Raises:
             StrettoError: If a latent is not finite.
@@ -94,18 +93,10 @@ class FrameCodes:
                 f"frame {first + frame}: id {found} of stream {stream} is not a code"
             )
         codes = codes.clip(0, self._num_ids[:, None] - 1).astype(np.int32)
-        if not self._leaves_out and not self._max_quiet:
+        if not self._leaves_out and self._filter is None:
             return codes
         is_kept = is_code.all(0) if self._leaves_out else np.ones(codes.shape[1], np.bool_)
-        return self._kept(codes, is_kept & self._is_short_pause(codes[0]), first)
-
-    def _is_short_pause(self, codes: np.ndarray) -> np.ndarray:
-        """Return False for each code [n] of the first codebook that makes a pause longer than `Family.max_quiet`."""
-        is_kept = np.ones(len(codes), np.bool_)
-        for index in range(len(codes) if self._max_quiet else 0):
-            self._num_quiet = self._num_quiet + 1 if codes[index] in self._quiet else 0
-            is_kept[index] = self._num_quiet <= self._max_quiet
-        return is_kept
+        return self._kept(codes, is_kept if self._filter is None else is_kept & self._filter(codes), first)
 
     def _kept(self, codes: np.ndarray, is_kept: np.ndarray, first: int) -> np.ndarray | None:
         """Return the kept codes [K, n], or None; `first` is the index of the first frame."""

@@ -331,9 +331,6 @@ class Family:
         top_p_of_all: True if top-p applies to the probabilities of all audio ids; False if it applies to those of the
             ids that top-k keeps.
         redraw_excludes: True if repetition-aware sampling samples again from all ids except the repeated one.
-        quiet_codes: Codes of silence on the first codebook.
-        max_quiet: Maximum number of successive quiet codes; further ones are generated, but neither decoded nor
-            reported. 0 for no limit.
         mechanism: Rule of the replies that the family's own folder contains; no effect by default.
         not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
@@ -390,8 +387,6 @@ class Family:
     leaves_out_extra: bool = False
     top_p_of_all: bool = False
     redraw_excludes: bool = False
-    quiet_codes: tuple[int, ...] = ()
-    max_quiet: int = 0
     mechanism: Mechanism = NO_MECHANISM
     not_served: str = ""
 

@@ -31,6 +31,8 @@ class Mechanism:
         on_device: Function of (mechanism, `SegmentRules`, `SlotTables`, max. rows of a step) that returns the launch
             of the rule's kernel, with the arguments of `StepProgram.launch`. None if there is none; a family with a
             rule is then sampled by torch on a GPU.
+        frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
+            [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
         reference: Function of (mechanism, `Prompt`) that returns the rule of a reply for `stretto.testing`, an object
             with `lay(row, position, family)`, which changes a sampled row in place. None without a rule.
         random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
@@ -43,6 +45,7 @@ class Mechanism:
     open_track: ClassVar[Callable[..., Any] | None] = None
     on_arrays: ClassVar[Callable[..., Any] | None] = None
     on_device: ClassVar[Callable[..., Any] | None] = None
+    frame_filter: ClassVar[Callable[..., Any] | None] = None
     reference: ClassVar[Callable[..., Any] | None] = None
     random_text: ClassVar[Callable[..., Any] | None] = None
 

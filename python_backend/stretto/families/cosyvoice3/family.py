@@ -10,9 +10,11 @@ decoder. Every speech id that is not a code ends a reply, as in the authors' cod
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from stretto.families.base import Family, Task, TextGroups, TextTrack, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -25,6 +27,16 @@ MAX_QUIET = 5
 # Speech ids after the codes. In streamed text, rows that carry words have FILL or the last spare id.
 SOS, EOS, TASK, FILL, NUM_MARKERS = 0, 1, 2, 3, 5
 NUM_WORDS, NUM_GROUP_CODES = 5, 15  # text ids and codes in a group of streamed text
+
+
+@dataclass(frozen=True)
+class ShortPauses(Mechanism):
+    """Long pauses are generated, but neither decoded nor reported beyond `max_quiet` successive `quiet` codes."""
+
+    quiet: tuple[int, ...]
+    max_quiet: int
+
+    frame_filter: ClassVar = lazy(f"{__package__}.mechanism:PauseFilter")
 
 
 @dataclass(frozen=True)
@@ -129,8 +141,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         has_audio_head=True,
         top_p_of_all=True,
         redraw_excludes=True,
-        quiet_codes=vocabulary.quiet,
-        max_quiet=MAX_QUIET,
+        mechanism=ShortPauses(vocabulary.quiet, MAX_QUIET),
     )
 
 
