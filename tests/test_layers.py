@@ -1,19 +1,25 @@
 """Architecture rules as tests: permitted imports, maximum sizes, and banned names."""
 
 import ast
+import dataclasses
 import io
 import re
 import subprocess
 import sys
 import tokenize
 import tomllib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from stretto.families.plugin import FamilyPlugin
+from stretto.plugins import FAMILIES, installed
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
@@ -336,6 +342,106 @@ def test_family_and_codec_names_are_found_in_code_and_prose(line: str) -> None:
     names = ("valle", "opuslm", "qwen3_tts", "higgs_audio_v2", "tiny")
     assert re.search("|".join(map(name_pattern, names)), line, re.IGNORECASE)
     assert not re.search(name_pattern("tiny"), "a tiny step")
+
+
+# Data of `Family` and names in `engine/` that a single built-in family uses, by folder. Each belongs in that folder, as
+# a mechanism (`stretto.families.mechanism`), a module or a prompt. So the list may only become shorter.
+OF_ONE_FAMILY = {
+    "chatterbox": {
+        "Family.has_audio_bias", "Family.penalty_follows", "Family.plain_languages", "Family.requires_language",
+        "Family.takes_exaggeration", "Family.unavailable_languages", "UnconditionalContext.kept_streams",
+    },
+    "cosyvoice3": {"Family.redraw_excludes", "Family.top_p_of_all", "TextGroups", "TextTrack.groups"},
+    "higgs_audio": {"Family.staircase", "Staircase"},
+    "kyutai_stt": {"CodeTrack.num_pause_classes", "CodeTrack.pauses_s"},
+    "kyutai_tts": {
+        "ConditionSpec", "Family.conditions", "Family.guidance_scales", "Family.max_voices",
+        "UnconditionalContext.hides_recording",
+    },
+    "opuslm": {"PaddedTail", "StreamLayout.pad_is_silent"},
+    "pocket_tts": {"Family.cuts_text", "engine.models.latents.gelu_tanh"},
+    "qwen3_omni_talker": {"Family.not_served"},
+    "tiny": {"Family.reads_latin_only", "Family.script", "Script"},
+    "valle": {"Family.num_filled_codebooks"},
+    "vibevoice": {"LatentSpec.marks", "LatentSpec.num_feedback", "UnconditionalContext.begins_with_mark"},
+    "vita_audio": {"Family.bursts"},
+    "voxcpm2": {"LatentSpec.is_guided", "engine.models.latents.local_attention"},
+}  # fmt: skip
+
+
+def fields_of_family_data() -> dict[str, list[str]]:
+    """Return the fields of each dataclass that describes a family, keyed by its name."""
+    return {
+        node.name: [
+            each.target.id
+            for each in node.body
+            if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+        ]
+        for path in (PACKAGE / "families" / "base.py", PACKAGE / "streams" / "layout.py")
+        for node in parsed(path).body
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(each) for each in node.decorator_list)
+    }
+
+
+def users_of_family_data() -> dict[str, set[str]]:
+    """Return the folders of the families that set each class or field: in a call, or by default."""
+    fields, users = fields_of_family_data(), defaultdict[str, set[str]](set)
+    for path in (path for path in OURS if line_of(own_package(path)) == PLUGIN):
+        folder = own_package(path).removeprefix("families/")
+        for node in ast.walk(parsed(path)):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            name, given = node.func.id, {each.arg for each in node.keywords}
+            if name in fields:
+                given |= {*fields[name][: len(node.args)]}
+            elif name == "replace" and path.name == "family.py":
+                name = "Family"
+            for field in (name, *(f"{name}.{each}" for each in fields.get(name, ()) if each in given)):
+                users[field].add(folder)
+
+    def add(value: Any, folder: str) -> None:
+        if type(value).__name__ in fields:
+            users[type(value).__name__].add(folder)
+            for each in dataclasses.fields(value):
+                default = each.default_factory() if callable(each.default_factory) else each.default
+                if (own := getattr(value, each.name)) != default:
+                    users[f"{type(value).__name__}.{each.name}"].add(folder)
+                add(own, folder)
+
+    for each in installed(FAMILIES):
+        if each.distribution == NAME:
+            loaded, folder = each.load(), each.entry_point.module.split(".")[2]
+            add(loaded.build(None) if isinstance(loaded, FamilyPlugin) else loaded, folder)
+    return {name: folders for name, folders in users.items() if name.split(".")[0] in fields}
+
+
+def users_of_engine_names() -> dict[str, set[str]]:
+    """Return the folders of the families that import each name of the engine that the engine itself does not use."""
+    users, used = defaultdict[str, set[str]](set), set[str]()
+    for path in OURS:
+        package = own_package(path)
+        for node in statements(path):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{NAME}.engine"):
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                used |= names if line_of(package) != PLUGIN else set()
+                for name in names - used:
+                    users[name].add(package.removeprefix("families/"))
+        if package.split("/")[0] == "engine":
+            loaded = (each for each in ast.walk(parsed(path)) if isinstance(each, ast.Name))
+            used |= {f"{module_name(path)}.{each.id}" for each in loaded}
+    return {name.removeprefix(f"{NAME}."): folders for name, folders in users.items() if name not in used}
+
+
+def test_core_has_nothing_for_a_single_family_beyond_a_shrinking_list() -> None:
+    """An entry that a second family uses, or that has moved to the family's folder, must leave the list."""
+    data = users_of_family_data()
+    users = {name: folders for name, folders in data.items() if len(data.get(name.split(".")[0], "")) != 1}
+    users |= {name: folders for name, folders in data.items() if "." not in name} | users_of_engine_names()
+    found = defaultdict[str, set[str]](set)
+    for name, (folder, *others) in users.items():
+        if not others:
+            found[folder].add(name)
+    assert found == OF_ONE_FAMILY
 
 
 def oversized(path: Path) -> list[str]:
