@@ -1,0 +1,23 @@
+"""The rule once more, row by row, for the slow reference of `stretto.testing`."""
+
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from stretto_thirds.family import EveryThird
+
+
+class Repeated:
+    """Codes of the first codebook in a reply.
+
+    Args:
+        mechanism: The mechanism.
+        prompt: Prompt of the reply.
+    """
+
+    def __init__(self, mechanism: EveryThird, prompt: Prompt):
+        self.codes = list[int]()
+
+    def lay(self, row: list[int], position: int, family: Family) -> None:
+        """Replace the code of every third frame in a sampled row."""
+        if row[0] in family.layout.audio[0] and len(self.codes) % 3 == 2:
+            row[0] = self.codes[-1]
+        self.codes.append(row[0])
