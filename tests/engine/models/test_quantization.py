@@ -8,7 +8,7 @@ transformer.
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ LARGEST_FP8 = 448.0
 FP8_ROWS, FP8_PROMPTS = 2, (0, 5)
 SHORT_PROMPTS = (0, 1, 4, 5, 8, 9, 12, 13)  # 5 or 17 rows
 Tensors = dict[str, Tensor]
+Quantized = Callable[[str], tuple[Path, Path]]
 LAYER = "model.layers.0.self_attn."
 
 
@@ -136,6 +137,18 @@ def slow_product(monkeypatch: pytest.MonkeyPatch) -> None:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a bfloat16 checkpoint without quantization."""
     return write_plain(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def quantized(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """Write each format that tests ask for once; return its folder and that of the same weights in bfloat16."""
+    return cache(lambda name: write_quantized(plain, tmp_path_factory.mktemp(name), name))
+
+
+@pytest.fixture(scope="module")
+def plain_logits(plain: Path) -> "Logits":
+    """Return the logits of the checkpoint without quantization."""
+    return logits(plain)
 
 
 def write_plain(folder: Path) -> Path:
@@ -239,7 +252,7 @@ FORMATS: dict[str, tuple[dict[str, Any], Callable[[Tensor], tuple[Tensors, Tenso
 }
 
 
-def quantized(plain: Path, folder: Path, name: str) -> tuple[Path, Path]:
+def write_quantized(plain: Path, folder: Path, name: str) -> tuple[Path, Path]:
     """Write a checkpoint in a format and one with the same weights in bfloat16; return their folders."""
     record, convert = FORMATS[name]
     stored, wide_ones = Tensors(), Tensors()
@@ -335,11 +348,11 @@ def test_fp8_layers_match_the_reference_and_are_batch_invariant(plain: Path) -> 
 
 
 def test_fp8_logits_are_close_to_the_reference_and_to_bfloat16(
-    plain: Path, record_property: Callable[[str, float], None]
+    plain: Path, plain_logits: Logits, record_property: Callable[[str, float], None]
 ) -> None:
     """Rounding to 3 bits amplifies one-bit differences in bfloat16, so the references agree only to 10 %."""
-    fp8, slow, whole = (logits(plain, quantization=name) for name in ("fp8_per_channel", "slow_fp8", None))
-    found = {"slow": fp8.difference(slow), "bfloat16": fp8.difference(whole)}
+    fp8, slow = (logits(plain, quantization=name) for name in ("fp8_per_channel", "slow_fp8"))
+    found = {"slow": fp8.difference(slow), "bfloat16": fp8.difference(plain_logits)}
     record_property("differences", str(found))
     assert 0 < found["slow"] <= 0.1
     assert found["slow"] < found["bfloat16"] <= 0.2
@@ -367,27 +380,31 @@ def test_mctp_modules_are_quantized(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "bound"), [("awq", 0.3), *by_night(("gptq", 0.4), ("pack-quantized", 0.4))])
 def test_4_bit_checkpoint_matches_its_dequantized_weights(
-    name: str, bound: float, plain: Path, tmp_path: Path, record_property: Callable[[str, float], None]
+    name: str,
+    bound: float,
+    quantized: Quantized,
+    plain_logits: Logits,
+    record_property: Callable[[str, float], None],
 ) -> None:
     """Logits are equal to those of the dequantized weights, and near those of the weights before."""
-    folder, dequantized = quantized(plain, tmp_path, name)
+    folder, dequantized = quantized(name)
     ours = logits(folder)
     assert ours.difference(logits(dequantized)) == 0
-    found = ours.difference(logits(plain))
+    found = ours.difference(plain_logits)
     record_property("difference", found)
     assert 0 < found <= bound
 
 
 @pytest.mark.nightly
-def test_fp8_checkpoint_logits_are_near_its_dequantized_weights(plain: Path, tmp_path: Path) -> None:
+def test_fp8_checkpoint_logits_are_near_its_dequantized_weights(quantized: Quantized) -> None:
     """The format is that of llm-compressor's recipe FP8_DYNAMIC, with vLLM's own product."""
-    folder, dequantized = quantized(plain, tmp_path, "float-quantized")
+    folder, dequantized = quantized("float-quantized")
     assert 0 < logits(folder).difference(logits(dequantized)) <= 0.15
 
 
-def test_depth_transformer_may_be_left_unquantized(plain: Path, tmp_path: Path) -> None:
+def test_depth_transformer_may_be_left_unquantized(plain: Path, quantized: Quantized, tmp_path: Path) -> None:
     """AWQ lists no layers here; layers without `qweight` are not quantized."""
-    folder, _ = quantized(plain, tmp_path, "awq")
+    folder, _ = quantized("awq")
     stored, before = load_file(folder / "model.safetensors"), load_file(plain / "model.safetensors")
     kept = {name: each for name, each in stored.items() if not name.startswith("depth.")}
     kept |= {name: each for name, each in before.items() if name.startswith("depth.")}
@@ -415,9 +432,9 @@ DEPTH = "depth.layers.0."
     ],
 )
 def test_mismatched_quantized_tensor_is_named(
-    change: Callable[[Tensors], object], message: str, plain: Path, tmp_path: Path
+    change: Callable[[Tensors], object], message: str, plain: Path, quantized: Quantized, tmp_path: Path
 ) -> None:
-    folder, _ = quantized(plain, tmp_path, "awq")
+    folder, _ = quantized("awq")
     stored = load_file(folder / "model.safetensors")
     change(stored)
     with pytest.raises((ValueError, CheckpointError), match=message):
