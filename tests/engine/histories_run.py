@@ -43,7 +43,6 @@ PATIENCE = 4000
 class Expected:
     """The reference's reply: rows of the output streams, and the smallest margin of its decisions."""
 
-    prompt: Prompt
     rows: list[list[int]]
     lead: float
 
@@ -77,7 +76,8 @@ class Stage:
             write_checkpoint(folder, self.family, name, hidden=64, layers=2)
         self.seen: Counter[str] = Counter()
         self._engines: dict[tuple[bool, bool], Engine] = {}
-        self._expected: dict[int, Expected] = {}
+        self._prompts: dict[int, Prompt] = {}
+        self._expected: dict[tuple[int, tuple[tuple[int, bool], ...]], Expected] = {}
 
     @cached_property
     def _reference(self) -> Reference:
@@ -103,20 +103,19 @@ class Stage:
         engine.scheduler.guidance.load.excess = Moods(limits.moods)
         return engine
 
-    def expected(self, index: int) -> Expected:
-        """Return prompt number `index` and the reference's reply to it."""
-        if index not in self._expected:
-            prompt = history_prompt(self.family, index)
-            self._expected[index] = self._ask(prompt, [])
-        return self._expected[index]
+    def prompt(self, index: int) -> Prompt:
+        """Return prompt number `index`."""
+        if index not in self._prompts:
+            self._prompts[index] = history_prompt(self.family, index)
+        return self._prompts[index]
 
-    def expected_with(self, index: int, changes: list[tuple[int, bool]]) -> Expected:
+    def expected(self, index: int, changes: list[tuple[int, bool]], guess: list[list[int]]) -> Expected:
         """Return the reply to prompt number `index` with guidance switched by `changes`: (frame, is_guided)."""
-        return self._ask(self.expected(index).prompt, changes) if changes else self.expected(index)
-
-    def _ask(self, prompt: Prompt, changes: list[tuple[int, bool]]) -> Expected:
-        rows, lead = self._reference.reply(prompt, changes)
-        return Expected(prompt, [row[: self.family.layout.num_output_streams] for row in rows], lead)
+        key = (index, tuple(changes))
+        if key not in self._expected:
+            rows, lead = self._reference.reply(self.prompt(index), changes, guess)
+            self._expected[key] = Expected([row[: self.family.layout.num_output_streams] for row in rows], lead)
+        return self._expected[key]
 
     def play(self, history: History) -> None:
         """Play `history`; raise AssertionError at the first violation."""
@@ -134,10 +133,9 @@ class Stage:
 
         No other computation has the same bits; `test_latents.py` compares such replies with a plain one.
         """
-        for index in numbers - self._expected.keys():
-            prompt = history_prompt(self.family, index)
-            reply = self.engine(Limits(is_caching=False)).run({"alone": prompt})["alone"]
-            self._expected[index] = Expected(prompt, reply.rows, float("inf"))
+        for index in numbers - {index for index, _ in self._expected}:
+            reply = self.engine(Limits(is_caching=False)).run({"alone": self.prompt(index)})["alone"]
+            self._expected[index, ()] = Expected(reply.rows, float("inf"))
 
     def close(self) -> None:
         """Stop all engines together, because they share state that the first one to stop removes."""
@@ -178,7 +176,7 @@ class _Play:
         assert self.engine.is_clean()
 
     def _arrive(self, request_id: str, client: Client, step: int) -> None:
-        prompt = self.stage.expected(client.prompt).prompt
+        prompt = self.stage.prompt(client.prompt)
         limits = self.history.limits
         capacity = Capacity(limits.num_blocks + 1, int(str(DEFAULTS["block_size"])), limits.max_num_seqs)
         try:
@@ -232,12 +230,12 @@ class _Play:
 
     def _compare(self, request_id: str, reader: Reader) -> None:
         number, seen = self.clients[request_id].prompt, self.stage.seen
-        prompt = self.stage.expected(number).prompt
+        prompt = self.stage.prompt(number)
         audio = self.stage.family.layout.audio[0]
         frames = [index for index, row in enumerate(reader.rows) if row[0] in audio]
         changes = [(index - frames[0], is_guided) for index, is_guided in reader.changes]
         is_adaptive = prompt.sampling.policy == "adaptive"
-        expected = self.stage.expected_with(number, changes if is_adaptive else [])
+        expected = self.stage.expected(number, changes if is_adaptive else [], reader.rows)
         if expected.lead < MIN_MARGIN:
             seen["near ties"] += 1
         else:

@@ -27,7 +27,7 @@ def test_replies_match_the_hugging_face_backbone(backbone: str, tmp_path: Path) 
         answers = engine.run(prompts)
     assert norms == {RMSNorm}, "on one rank a norm is one kernel of vLLM's"
     for name, prompt in prompts.items():
-        rows, lead = reference.reply(prompt)
+        rows, lead = reference.reply(prompt, guess=answers[name].rows)
         assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
         assert answers[name].rows == [row[: TINY.layout.num_output_streams] for row in rows]
 

@@ -50,7 +50,8 @@ def test_timed_guidance_ends_at_its_row_under_any_scheduling(
     prompts = speaking(checkpoint, 8, **changes)
     answers = tight.run(prompts)
     for request_id, prompt in prompts.items():
-        assert answers[request_id].rows == checkpoint.reply(prompt, 160), request_id
+        rows = answers[request_id].rows
+        assert rows == checkpoint.reply(prompt, 160, guess=rows), request_id
         check_changes(checkpoint, prompt, answers[request_id])
     assert any(answer.changes for answer in answers.values()) == (seconds < 1)
 
@@ -66,7 +67,7 @@ def test_finished_unconditional_request_frees_its_blocks_and_slot(checkpoint: Ch
 
     prompts = {"r2": prompts["r2"]}
     answers = tight.run(prompts, after_step=look)
-    assert answers["r2"].rows == checkpoint.reply(prompts["r2"], 160)
+    assert answers["r2"].rows == checkpoint.reply(prompts["r2"], 160, guess=answers["r2"].rows)
     assert len(alone) > 10, "it ran on by itself"
     assert set(alone.values()) == {1}
 
@@ -98,7 +99,7 @@ def check_adaptive(checkpoint: Checkpoint, prompt: Prompt, answer: Answer, max_m
     first = next(i for i, row in enumerate(answer.rows) if row[0] in checkpoint.family.layout.audio[0])
     changes = [(index - first, is_guided) for index, is_guided in answer.changes]
     assert [is_guided for _, is_guided in changes] == [index % 2 == 1 for index in range(len(changes))]
-    assert answer.rows == checkpoint.reply(prompt, max_model_len, changes)
+    assert answer.rows == checkpoint.reply(prompt, max_model_len, changes, answer.rows)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +149,7 @@ def test_adaptive_replies_without_load_match_always_guided_ones(checkpoint: Chec
     answer = adaptive.run({"one": prompt})["one"]
     assert answer.changes == []
     always = replace(prompt, sampling=replace(prompt.sampling, policy="always"))
-    assert answer.rows == checkpoint.reply(always, 192)
+    assert answer.rows == checkpoint.reply(always, 192, guess=answer.rows)
 
 
 @pytest.mark.parametrize("wave", [20, *by_night(7, 33)])

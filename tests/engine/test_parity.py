@@ -56,20 +56,22 @@ class Checkpoint:
         prompt: Prompt,
         max_model_len: int = int(str(DEFAULTS["max_model_len"])),
         changes: Sequence[tuple[int, bool]] = (),
+        guess: Sequence[list[int]] = (),
     ) -> list[list[int]]:
-        """Return the output streams of every row in the reference's reply; `changes` is as in `Reference.reply`."""
+        """Return the output streams of every row in the reference's reply; see `Reference.reply` for the arguments."""
         key = (prompt.task, prompt.sampling, prompt.rows.tobytes(), max_model_len, *changes)
         if key not in self._replies:
-            rows, lead = self.reference(max_model_len).reply(prompt, changes)
+            rows, lead = self.reference(max_model_len).reply(prompt, changes, guess)
             assert lead > 1e-5, "the reference itself was nearly undecided: choose another seed"
             self._replies[key] = [row[: self.family.layout.num_output_streams] for row in rows]
         return self._replies[key]
 
     def check(self, prompts: dict[str, Prompt], answers: dict[str, Answer], max_model_len: int = 512) -> None:
         for request_id, prompt in prompts.items():
-            assert answers[request_id].rows == self.reply(prompt, max_model_len), request_id
+            rows = answers[request_id].rows
+            assert rows == self.reply(prompt, max_model_len, guess=rows), request_id
             guided = answers[request_id].trailer.num_guided_frames
-            frames = num_frames(self.family, answers[request_id].rows)
+            frames = num_frames(self.family, rows)
             assert guided == (frames if prompt.sampling.guidance_scale != 1.0 else 0), request_id
 
 
@@ -129,6 +131,25 @@ def test_twelve_requests_on_four_slots_are_chunked_and_preempted(checkpoint: Che
     assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
     guided = [i for i, prompt in prompts.items() if prompt.sampling.guidance_scale != 1.0]
     assert any(answers[i].trailer.num_preemptions for i in guided), "no pair was preempted"
+
+
+def test_reference_reply_is_the_same_with_any_guess(checkpoint: Checkpoint) -> None:
+    """With the right one it is computed in two forward passes: the conditional and the unconditional one."""
+    reference = checkpoint.reference(512)
+    passes: list[int] = []
+    for index in (0, 2):
+        prompt = make_prompt(checkpoint.family, index)
+        rows = reference.reply(prompt)[0]
+        right = [row[: checkpoint.family.layout.num_output_streams] for row in rows]
+        middle = len(right) // 2
+        wrong = [*right[:middle], right[middle - 1], *right[middle + 1 :]]
+        hook = reference.model.model.register_forward_hook(lambda *_: passes.append(0))
+        assert reference.reply(prompt, guess=right)[0] == rows
+        hook.remove()
+        assert len(passes) == 1 + (prompt.sampling.guidance_scale != 1.0)
+        passes.clear()
+        for guess in (wrong, right[:middle], [*right, right[-1]]):
+            assert reference.reply(prompt, guess=guess)[0] == rows
 
 
 def repetitive(family: Family, index: int) -> Prompt:

@@ -48,7 +48,7 @@ def test_sampled_replies_match_the_reference(tmp_path: Path, is_async: bool) -> 
         answers = engine.run(prompts)
         assert engine.is_clean()
     for name, prompt in prompts.items():
-        expected, lead = reference.reply(prompt)
+        expected, lead = reference.reply(prompt, guess=answers[name].rows)
         assert lead > 1e-5
         assert answers[name].rows == [row[: QWEN3_TTS.layout.num_output_streams] for row in expected], name
     assert sum(each.trailer.num_preemptions for each in answers.values()) > 0

@@ -41,7 +41,7 @@ def test_text_track_replies_match_the_reference(both: tuple[Engine, Family]) -> 
     given = make_prompts(family, 10)
     answers = engine.run(given)
     for request_id, answer in answers.items():
-        rows, lead = reference.reply(given[request_id])
+        rows, lead = reference.reply(given[request_id], guess=answer.rows)
         assert lead > 1e-5
         assert answer.rows == [row[: family.layout.num_output_streams] for row in rows], request_id
     assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0

@@ -4,7 +4,8 @@ Hugging Face's Qwen2 layers, plain Python around them. Tokens t_0 … t_n are kn
 samples the next. The module k = 0, 1, … that samples after it reads the hidden state of slot j and token j + k + 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any
 
@@ -44,25 +45,34 @@ class VitaReference:
             heard: Embedded audio rows [n, H] by the position of the first token that they replace.
         """
         embedded = self.model.model.embed_tokens(torch.tensor(list(tokens)))
-        return self.model.lm_head(self.hidden(embedded, module, heard))
+        return self.model.lm_head(self.hidden(embedded, module, heard)[-1])
 
     @torch.no_grad()
     def hidden(self, embedded: Tensor, module: int, heard: Mapping[int, Tensor] = NOTHING) -> Tensor:
-        """Return the hidden state [H] for this draw from `embedded` tokens [n, H]; modules receive no audio."""
-        read = embedded.clone()
+        """Return the hidden states of a draw by `module` after each of `embedded` tokens [n, H].
+
+        The first `module` + 1 tokens have none, so the result is [n - module - 1, H]. Modules receive no audio.
+        """
+        states = self.all_hidden(embedded, len(embedded) - module - 1, heard)
+        return next(islice(states, module + 1, None))
+
+    @torch.no_grad()
+    def all_hidden(self, embedded: Tensor, slots: int, heard: Mapping[int, Tensor] = NOTHING) -> Iterator[Tensor]:
+        """Yield the hidden states of the first `slots` draws by the main model, and then by each module."""
+        read, known = embedded.clone(), self.beside
         for first, rows in heard.items():
             read[first : first + len(rows)] = rows
-        embedded, slots = embedded[None], len(embedded) - module - 1
         hidden = self._run(read[None, :slots], 0, range(self.num_main))
-        for k in range(module + 1):
-            token, known = embedded[:, k + 1 : k + 1 + slots], self.beside
+        yield hidden[0]
+        for k in range(self.num_modules):
+            token = embedded[None, k + 1 : k + 1 + slots]
             both = [
                 self._norm(token, known[f"mtp_embed_norms.{k}.weight"]),
-                self._norm(hidden, known[f"mtp_hidden_norms.{k}.weight"]),
+                self._norm(hidden[:, : token.shape[1]], known[f"mtp_hidden_norms.{k}.weight"]),
             ]
             joined = torch.cat(both, -1) @ known[f"mtp_projs.{k}.weight"].T
             hidden = self._run(joined, k + 1, [self.num_main + k])
-        return hidden[0, -1]
+            yield hidden[0]
 
     def _run(self, hidden: Tensor, first: int, layers: Sequence[int]) -> Tensor:
         """Run rows at positions from `first` on through `layers` and the last norm."""

@@ -7,7 +7,8 @@ streams, and the lead: the smallest margin, over all decisions, between the best
 import json
 import math
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from functools import lru_cache
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,11 +39,17 @@ def mix(x: int) -> int:
     return x ^ x >> 16
 
 
-def uniform(seed: int, position: int, stream: int, token: int, is_redraw: bool = False) -> float:
+@lru_cache(1)
+def stream_key(seed: int, position: int, stream: int, is_redraw: bool) -> int:
+    """Return the hash that all tokens of one draw have in common."""
     key = mix(mix(seed >> 32) + (seed & MASK) & MASK)
     key = mix(key + position * 0x9E3779B1 & MASK)
     key = mix(key + stream * 0x85EBCA6B & MASK)
-    key = mix(key + 0x27D4EB2F & MASK) if is_redraw else key
+    return mix(key + 0x27D4EB2F & MASK) if is_redraw else key
+
+
+def uniform(seed: int, position: int, stream: int, token: int, is_redraw: bool = False) -> float:
+    key = stream_key(seed, position, stream, is_redraw)
     return ((mix(key + token * 0xC2B2AE35 & MASK) >> 9) + 0.5) / 2**23
 
 
@@ -75,12 +82,23 @@ class Context:
     ):
         self.model, self.family, self.heard, self.conditions = model, family, heard or {}, conditions
         self.cache, self.num_read = DynamicCache(), 0
+        self.guess, self.guessed_hidden = list[Row](), torch.zeros(0)
         self.newest_hidden: Any = None  # hidden state of the newest row
+
+    def read_ahead(self, guess: list[Row]) -> None:
+        """Compute the hidden states of all rows in one forward pass, for use as long as the rows are as guessed."""
+        hidden = self.hidden(guess)
+        self.guess, self.guessed_hidden = guess, hidden
+        self.cache, self.num_read = DynamicCache(), 0
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
-        """Return the hidden states [n, H] of the new rows in `rows`; earlier rows are in the cache."""
+        """Return the hidden states of the new rows in `rows`, which end the tensor [n, H]; earlier ones are cached."""
         first, self.num_read = self.num_read, len(rows)
+        if self.guess:
+            if rows[first:] == self.guess[first : len(rows)]:
+                return self.guessed_hidden[first : len(rows)]
+            first, self.guess = 0, []
         embedded = self.embed(rows[first:])
         for position in self.heard.keys() & range(first, len(rows)):
             embedded[position - first] = self.heard[position]
@@ -177,12 +195,18 @@ class Reference:
             rows_by_position |= {audio.first_row + index: row for index, row in enumerate(rows)}
         return rows_by_position
 
-    def reply(self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = ()) -> tuple[list[Row], float]:
+    def reply(
+        self, prompt: Prompt, changes: Sequence[tuple[int, bool]] = (), guess: Sequence[Row] = ()
+    ) -> tuple[list[Row], float]:
         """Generate a reply.
+
+        A right guess of the reply saves most of the time, because one forward pass computes the hidden states of all
+        rows. From the first wrong row on, the guess is not used.
 
         Args:
             prompt: Prompt of the reply, with a seed.
             changes: For policy `adaptive`, frames at which guidance is switched on (True) or off.
+            guess: Ids of the output streams in the rows that the reply probably has, such as those of an engine.
 
         Returns:
             Rows of the reply, [n][S], and the smallest margin by which the best candidate beat the second-best in any
@@ -190,7 +214,9 @@ class Reference:
         """
         if self.conditions is not None:
             self.conditions.place(prompt.condition)
-        reply = _Reply(self, prompt, changes)
+        reply = _Reply(self, prompt, changes, self.context(self.encode_audio(prompt)))
+        if guess:
+            read_ahead(reply, guess)
         rows, lead = reply.run()
         self.was_cut = reply.was_cut
         return rows, lead
@@ -218,20 +244,25 @@ def hide_recording(row: Row, frame: int, family: Family) -> None:
             row[s] = layout.pad_id
 
 
+def unconditional_context(reply: "_Reply") -> Context:
+    """Return an empty context for the unconditional request of a reply."""
+    kept = range(reply.family.unconditional.keep_first)
+    return reply.reference.context({at: row for at, row in reply.context.heard.items() if at in kept})
+
+
 class _Reply:
-    def __init__(self, reference: Reference, prompt: Prompt, changes: Sequence[tuple[int, bool]]):
-        self.changes = changes
+    def __init__(self, reference: Reference, prompt: Prompt, changes: Sequence[tuple[int, bool]], context: Context):
+        self.changes, self.context = changes, context
         self.reference, self.family, self.prompt = reference, reference.family, prompt
         self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
-        self.context = reference.context(reference.encode_audio(prompt))
         self.other: Any = None  # Context of the unconditional request
         self.seed: Any = self.sampling.seed
+        self.sampled: Row = []  # ids of the next row, if they are given
         self.lead = math.inf
         self.audio_start: Any = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None
         self.audio_end: Any = None
-        self.text: list[int] = []
-        self.pointer = 0
+        self.text, self.pointer = list[int](), 0
         self.was_cut = self.audio_met_limit = self.is_merging = False
         # Number of rows after the row that ends the audio, and number of audio rows in excess of frames.
         slowest = max(self.family.layout.delays)
@@ -253,8 +284,7 @@ class _Reply:
 
     def run(self) -> tuple[list[Row], float]:
         while True:
-            logits = self.guided(self.logits(self.context, self.rows))
-            row = self.next_row(logits)
+            row = self.next_row(self.guided(self.logits(self.context, self.rows)))
             self.rows.append(row)
             if row[0] == self.family.end_of_reply:
                 return self.rows[len(self.prompt.rows) :], self.lead
@@ -276,8 +306,7 @@ class _Reply:
         if not self.is_merging:
             return logits
         if self.other is None:
-            kept = range(self.family.unconditional.keep_first)
-            self.other = self.reference.context({at: row for at, row in self.context.heard.items() if at in kept})
+            self.other = unconditional_context(self)
         other = self.logits(self.other, [self.hidden(position) for position in range(len(self.rows))])
         for s in self.family.guided_streams:
             logits[s] = merged(logits[s], other[s], scale)
@@ -477,7 +506,9 @@ class _Reply:
         return script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + (not moves)
 
     def draw(self, logits: list[float], allowed: list[int], stream: int, limits: CodeSampling) -> int:
-        ranked = sorted(allowed, key=lambda token: -logits[token])
+        if self.sampled:
+            return self.sampled[stream]
+        ranked = sorted(allowed, key=logits.__getitem__, reverse=True)
         is_audio = limits is not self.sampling.text
         scored = self.penalized(logits) if self.family.penalty_follows and stream == 0 and is_audio else logits
         if limits.temperature == 0:
@@ -485,8 +516,9 @@ class _Reply:
         else:
             weighed = ranked if self.family.top_p_of_all and is_audio else ranked[: limits.top_k or None]
             weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in weighed]
-            before = [math.fsum(weights[:i]) / math.fsum(weights) for i in range(len(weighed))]
-            kept = [t for t, mass in zip(weighed, before, strict=True) if mass < limits.top_p][: limits.top_k or None]
+            total, before = math.fsum(weights), accumulate(weights, initial=0.0)  # mass of all more probable ids
+            kept = [t for t, mass in zip(weighed, before, strict=False) if mass < limits.top_p * total]
+            kept = kept[: limits.top_k or None]
             noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in kept}
             scores = {token: scored[token] / limits.temperature + noise[token] for token in kept}
         best = sorted(scores, key=lambda token: -scores[token])[:2]
@@ -518,3 +550,22 @@ class _Reply:
         first, second = sorted(scores, key=lambda t: -scores[t])[:2]
         self.lead = min(self.lead, scores[first] - scores[second])
         return first
+
+
+LIKELY = 30.0  # logit of the only likely id; its exponential can still be added to 1
+
+
+def read_ahead(reply: _Reply, guess: Sequence[Row]) -> None:
+    """Let the contexts of a reply that has no rows yet compute the rows of a guess, [n][S]."""
+    layout = reply.family.layout
+    trial = _Reply(reply.reference, reply.prompt, reply.changes, reply.context)
+    for ids in guess:  # the ids of the input streams follow from those of the output streams
+        trial.sampled, first = ids, [0.0] * layout.vocab_size
+        first[ids[0]] = LIKELY
+        trial.rows.append(trial.next_row([first, *[[0.0]] * (layout.num_output_streams - 1)]))
+        if trial.rows[-1][0] == reply.family.end_of_reply:
+            break
+    reply.context.read_ahead(trial.rows[:-1])
+    if reply.sampling.guidance_scale != 1.0 and trial.audio_start is not None:
+        reply.other = unconditional_context(reply)
+        reply.other.read_ahead([trial.hidden(position) for position in range(len(trial.rows) - 1)])
