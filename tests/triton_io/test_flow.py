@@ -114,6 +114,17 @@ def test_full_acknowledgement_table_refuses_new_claims(tmp_path: Path) -> None:
     assert table.claim().address.slot == slots[0].address.slot
 
 
+def test_pace_of_ended_utterances_is_forgotten(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 2, tmp_path)
+    first = table.claim()
+    first.set_pace(0.3)
+    second = table.claim()
+    assert second.load.pace_s == pytest.approx(0.3)
+    first.release()
+    second.release()
+    assert table.claim().load.pace_s == 0
+
+
 def test_releasing_a_slot_twice_fails_an_assertion(tmp_path: Path) -> None:
     slot = FlowTable.create(1, 2, tmp_path).claim()
     slot.release()

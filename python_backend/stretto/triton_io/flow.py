@@ -115,6 +115,8 @@ class FlowTable:
         """Return a free slot for a new utterance; raise Overloaded if there is none."""
         if not self._free:
             raise Overloaded(f"{len(self._words) // WORDS - 1} utterances are already in flight")
+        if len(self._free) == len(self._words) // WORDS - 1:
+            self.set_pace(0.0)  # the last one was measured with utterances that have ended
         generation = 1 + secrets.randbelow(MAX_GENERATION)
         slot = FlowSlot(self, FlowAddress(self.path.name, self._free.popleft(), generation))
         at = slot.address.slot * WORDS
