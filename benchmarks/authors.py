@@ -458,10 +458,11 @@ def main(arguments: argparse.Namespace) -> None:
         assert convert([*words, "--out", str(folder / "checkpoint")]) == 0
         engine.write_text(json.dumps(contender.engine))
         words = ["--checkpoint", str(folder / "checkpoint"), "--engine-args", str(engine)]
+        words += ["--quantize", arguments.quantize] if arguments.quantize else []
         assert make_repository([*words, "--out", str(folder / "served")]) == 0
         with serving(folder / "served") as address:
             for figures in asyncio.run(measure(address, folder / "release", arguments)):
-                append_result(arguments.out, arguments.family, figures)
+                append_result(arguments.out, arguments.family, {"quantize": arguments.quantize or None} | figures)
 
 
 def parse() -> argparse.Namespace:
@@ -475,6 +476,7 @@ def parse() -> argparse.Namespace:
         concurrency=([1, 4, 16], "numbers of streams"),
         frames=(100, "frames of a reply"),
         rounds=(3, "turns of each arm"),
+        quantize=("", "weight format of Stretto's language model: int8; default: as stored"),
         release=(Path, "used by the benchmark itself: run the authors' code with this release"),
     )
     arguments = parser.parse_args()

@@ -30,6 +30,8 @@ class EngineConfig:
             start-up to the share of the rest, unless it is given. None for vLLM's default.
         latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
             Latents with other step counts are computed without graphs.
+        int8: True to quantize the weights and the inputs of the language model's linear layers to int8, on CPUs with
+            VNNI instructions. Embeddings, norms, heads and narrow layers are not quantized.
     """
 
     checkpoint: Path
@@ -42,6 +44,7 @@ class EngineConfig:
     live_reserve: bool = True
     latent_steps: Sequence[int] = ()
     reserved_mb: int | None = None
+    int8: bool = False
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -59,8 +62,9 @@ class EngineConfig:
                 raise ValueError(f"kv_share.{name} must be in (0, 1], got {share!r}")
         if self.batch_invariant is not None and not isinstance(self.batch_invariant, bool):
             raise ValueError(f"batch_invariant must be true, false or null, got {self.batch_invariant!r}")
-        if not isinstance(self.live_reserve, bool):
-            raise ValueError(f"live_reserve must be true or false, got {self.live_reserve!r}")
+        for name in ("live_reserve", "int8"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         waiting = self.max_waiting
         if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
             raise ValueError(f"max_waiting must be >= 0, or null for no bound, got {waiting!r}")

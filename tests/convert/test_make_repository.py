@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from stretto.codecs.base import Codec, CodecSpec
-from stretto.config import DecoderConfig
+from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.gpu_memory import SERVER_BYTES, bytes_of_gpu
-from stretto.convert.make_repository import BUNDLED, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
+from stretto.convert.make_repository import BUNDLED, ENGINE, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
 from stretto.families.base import CodeTrack, ConditionSpec, Family
@@ -272,13 +272,24 @@ def test_fp8_quantization_is_passed_to_vllm(checkpoint: Path, tmp_path: Path) ->
     assert arguments == plain | {"quantization": "fp8_per_channel"}
 
 
+def test_int8_quantization_is_for_the_cpu(checkpoint: Path, tmp_path: Path) -> None:
+    plain = made(checkpoint, tmp_path / "plain")
+    assert made(checkpoint, tmp_path / "out", "--quantize", "int8") == plain | {"int8": True}
+    assert EngineConfig.from_file(tmp_path / "out" / ENGINE, checkpoint).int8
+
+
 @pytest.mark.parametrize(
     ("words", "changes", "message"),
     [
-        (["--gpu", "0"], {}, "--quantize: expected a model in bfloat16 or float16, got float32"),
+        (["fp8", "--gpu", "0"], {}, "--quantize fp8: expected a model in bfloat16 or float16, got float32"),
         (
-            ["--gpu", "0"],
+            ["fp8", "--gpu", "0"],
             {"dtype": "bfloat16", "quantization_config": {"quant_method": "awq"}},
+            "--quantize: expected a checkpoint without quantization_config, got 'awq'",
+        ),
+        (
+            ["int8"],
+            {"quantization_config": {"quant_method": "awq"}},
             "--quantize: expected a checkpoint without quantization_config, got 'awq'",
         ),
     ],
@@ -292,7 +303,7 @@ def test_a_checkpoint_that_cannot_be_quantized_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = of_dtype(checkpoint, tmp_path / "changed", **changes)
-    assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "out"), "--quantize", "fp8", *words]) == 1
+    assert main(["--checkpoint", str(folder), "--out", str(tmp_path / "out"), "--quantize", *words]) == 1
     assert capsys.readouterr().err == f"stretto make-repository: {message}\n"
     assert not (tmp_path / "out").exists()
 
@@ -300,8 +311,12 @@ def test_a_checkpoint_that_cannot_be_quantized_is_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quantize", "int3", "--gpu", "0"], "argument --quantize: invalid choice: 'int3' (choose from 'fp8')"),
-        (["--quantize", "fp8"], "--quantize: requires --gpu"),
+        (
+            ["--quantize", "int3", "--gpu", "0"],
+            "argument --quantize: invalid choice: 'int3' (choose from 'fp8', 'int8')",
+        ),
+        (["--quantize", "fp8"], "--quantize fp8: requires --gpu"),
+        (["--quantize", "int8", "--gpu", "0"], "--quantize int8: expected no --gpu"),
         (["--codec-device", "0"], "--codec-device: requires --gpu"),
         (["--mps"], "--mps: requires --gpu"),
         (["--convolutions", "tf32x3"], "--convolutions: requires --gpu"),

@@ -418,6 +418,9 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(command: Command, mon
     assert asked == [Devices(2, 5, "fp8", "tf32x3", True)]
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("2,5", "PCI_BUS_ID")
     assert os.environ[run.HELD_MB] == "1002"
+    assert command("acme/voice", "--gpu", "2", "--quantize", "int8") == 2
+    assert command("acme/voice", "--quantize", "int8") == 0
+    assert asked[1:] == [Devices(quantize="int8")]
 
 
 @pytest.mark.usefixtures("voice")
@@ -432,7 +435,8 @@ def test_options_of_gpus_are_refused_on_the_cpu(
 
 
 def test_weight_formats_are_those_of_model_repositories() -> None:
-    assert set(run.WEIGHT_FORMATS) == set(make_repository.QUANTIZATIONS)
+    assert set(run.GPU_FORMATS + run.CPU_FORMATS) == set(make_repository.QUANTIZATIONS)
+    assert run.GPU_FORMATS == make_repository.GPU_FORMATS
 
 
 # ----- exit statuses

@@ -60,6 +60,7 @@ def test_repository_is_made_once(tmp_path: Path, builder: Any) -> None:
             "out": str(first.folder),
             "model": ["voice", model.manifest.key],
             "placement": None,
+            "quantize": None,
             "gpu": None,
         }
     ]
@@ -153,6 +154,7 @@ def test_two_at_once_make_one_repository(tmp_path: Path, builder: Any, monkeypat
     ("devices", "name", "environment", "placement"),
     [
         (Devices(), "served-cpu", {}, None),
+        (Devices(quantize="int8"), "served-cpu-int8", {}, None),
         (Devices(gpu=2), "served-gpu2", {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}, (0, None)),
         (
             Devices(2, 5, "fp8", "tf32x3", mps=True),
@@ -170,7 +172,7 @@ def test_devices(
     found = devices.placement
     assert (None if found is None else (found["gpu"], found["codec_device"])) == placement
     if found is not None:
-        assert (found["quantize"], found["shares_by_mps"]) == (devices.quantize, devices.mps)
+        assert found["shares_by_mps"] == devices.mps
         assert found["convolutions"] == devices.convolutions
 
 
@@ -180,7 +182,7 @@ def test_each_choice_of_devices_has_its_repository(tmp_path: Path, builder: Any)
         for _ in range(2):
             served(model, devices, Models(tmp_path), builder)
     assert [Path(each["out"]).name for each in builder.made] == ["served-cpu", "served-gpu0", "served-gpu0-fp8"]
-    assert [each["gpu"] for each in builder.made] == [None, 0, 0]
+    assert [(each["gpu"], each["quantize"]) for each in builder.made] == [(None, None), (0, None), (0, "fp8")]
 
 
 def test_checkpoint_of_the_user_is_served_as_it_is(

@@ -29,8 +29,9 @@ from stretto.sizing import CPU_BATCHED_ROWS, CPU_BLOCK_SIZE, GPU_BATCHED_ROWS, c
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
-# vLLM's `quantization` for each value of --quantize. Weights have one scale per output, and activations one per row.
-QUANTIZATIONS = {"fp8": "fp8_per_channel"}
+# Engine arguments for each value of --quantize. Weights have one scale per output, and activations one per row.
+QUANTIZATIONS: dict[str, dict[str, Any]] = {"fp8": {"quantization": "fp8_per_channel"}, "int8": {"int8": True}}
+GPU_FORMATS = ("fp8",)  # the others are for CPUs
 HALF = ("bfloat16", "float16")
 
 
@@ -152,18 +153,23 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
     about = "convolutions of the codec on tensor cores: as three TF32 products, or inexactly in half precision"
     add("--convolutions", choices=DecoderConfig.CONVOLUTIONS, help=f"{about}; default: float32")
-    about = "weights of the language model's linear layers in FP8, for GPUs of compute capability 8.9 and higher"
+    about = (
+        "format of the language model's linear layers: int8 on CPUs, fp8 on GPUs of compute capability 8.9 and higher"
+    )
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
     add("--gpu-memory", type=gibibytes, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")
     about = "let language model and codec use a GPU concurrently: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
     args = parser.parse_args(words)
-    given = {"--codec-device": args.codec_device is not None, "--quantize": bool(args.quantize), "--mps": args.mps}
+    given = {"--codec-device": args.codec_device is not None, "--mps": args.mps}
+    given |= {f"--quantize {args.quantize}": args.quantize in GPU_FORMATS}
     given |= {"--gpu-memory": args.gpu_memory is not None, "--convolutions": bool(args.convolutions)}
     for name, is_given in given.items():
         if is_given and args.gpu is None:
             parser.error(f"{name}: requires --gpu")
+    if args.quantize and args.quantize not in GPU_FORMATS and args.gpu is not None:
+        parser.error(f"--quantize {args.quantize}: expected no --gpu")
     return args
 
 
@@ -180,12 +186,11 @@ def gibibytes(text: str) -> float:
 
 @dataclass(frozen=True)
 class Placement:
-    """Devices and weight format of a model repository for GPUs.
+    """Devices of a model repository for GPUs.
 
     Attributes:
         gpu: Index of the audio tokenizer's GPU.
         codec_device: Index of the codec's GPU; None to use `gpu`.
-        quantize: Key of QUANTIZATIONS; None to use the weights as stored.
         convolutions: How the codec computes convolutions, one of `DecoderConfig.CONVOLUTIONS`.
         shares_by_mps: True if the launcher runs NVIDIA's MPS, so that processes share a GPU.
         gpu_gib: Memory of the language model's GPU, in GiB; None if it is unknown.
@@ -193,7 +198,6 @@ class Placement:
 
     gpu: int
     codec_device: int | None = None
-    quantize: str | None = None
     convolutions: str = "float32"
     shares_by_mps: bool = False
     gpu_gib: float | None = None
@@ -253,7 +257,7 @@ def gpu_needs(
         checkpoint: Folder of the converted checkpoint.
         codec: The checkpoint's codec.
         family: The checkpoint's family.
-        placement: Devices and weight format.
+        placement: Devices.
         arguments: vLLM engine arguments.
 
     Raises:
@@ -273,7 +277,7 @@ def gpu_needs(
     return Needs(
         decoder=decoder.total if placement.decoder_gpu == ENGINE_GPU else 0,
         preprocessor=heard if placement.gpu == ENGINE_GPU else None,
-        weights=weights // 2 if placement.quantize else weights,
+        weights=weights // 2 if "quantization" in arguments else weights,
         tables=tables,
         cache=longest_rows(family, num_rows, window(record), is_on_gpu=True) * bytes_per_row(record, dtype),
     )
@@ -305,7 +309,7 @@ def num_utterances(arguments: dict[str, Any]) -> int:
 
 
 def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[str, Any]:
-    """Return the vLLM engine arguments for quantizing the weights while they are loaded.
+    """Return the engine arguments for quantizing the weights while they are loaded.
 
     Args:
         record: config.json of the checkpoint.
@@ -313,7 +317,7 @@ def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[s
         dtype: dtype to serve in.
 
     Raises:
-        CheckpointError: If the checkpoint is already quantized, or `dtype` is float32.
+        CheckpointError: If the checkpoint is already quantized, or `dtype` is float32 and the format for GPUs.
     """
     if name is None:
         return {}
@@ -321,9 +325,9 @@ def quantization(record: dict[str, Any], name: str | None, dtype: str) -> dict[s
     if stored:
         got = shown(stored.get("quant_method") if isinstance(stored, dict) else stored)
         raise CheckpointError(f"--quantize: expected a checkpoint without quantization_config, got {got}")
-    if dtype not in HALF:
-        raise CheckpointError(f"--quantize: expected a model in {' or '.join(HALF)}, got {dtype}")
-    return {"quantization": QUANTIZATIONS[name]}
+    if name in GPU_FORMATS and dtype not in HALF:
+        raise CheckpointError(f"--quantize {name}: expected a model in {' or '.join(HALF)}, got {dtype}")
+    return QUANTIZATIONS[name]
 
 
 def precision(record: dict[str, Any], is_on_gpu: bool) -> str:
@@ -375,6 +379,7 @@ def make(
     engine_args: dict[str, Any],
     placement: Placement | None = None,
     aligner: Path | None = None,
+    quantize: str | None = None,
 ) -> None:
     """Create the model repository.
 
@@ -382,8 +387,9 @@ def make(
         checkpoint: Folder of the converted checkpoint.
         out: Directory to create; it must be missing or empty.
         engine_args: vLLM engine arguments that override the computed ones.
-        placement: Devices and weight format for GPUs; None for the CPU.
+        placement: Devices for GPUs; None for the CPU.
         aligner: Folder of the CTC model for word times, or None.
+        quantize: Key of QUANTIZATIONS; None to use the weights as stored.
 
     Raises:
         CheckpointError: If the checkpoint or the aligner cannot be served.
@@ -406,13 +412,13 @@ def make(
         read_alphabet(aligner)
     record = config_at(checkpoint)
     chosen = engine_arguments(record, family, placement is not None) | engine_args
-    if placement is not None:
-        chosen |= quantization(record, placement.quantize, chosen["dtype"])
-        if not chosen.keys() & {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}:
-            needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
-            chosen["reserved_mb"] = needs.reserved_mb
-            if placement.gpu_gib is not None:
-                needs.check(round(placement.gpu_gib * GIB))
+    chosen |= quantization(record, quantize, chosen["dtype"])
+    memory = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}
+    if placement is not None and not chosen.keys() & memory:
+        needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
+        chosen["reserved_mb"] = needs.reserved_mb
+        if placement.gpu_gib is not None:
+            needs.check(round(placement.gpu_gib * GIB))
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, Path(ALIGNER).name, "__pycache__")
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
@@ -473,10 +479,8 @@ def main(words: list[str] | None = None) -> int:
         if args.gpu is not None:
             found = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
             gib = args.gpu_memory if found is None else found / GIB
-            placement = Placement(
-                args.gpu, args.codec_device, args.quantize, args.convolutions or "float32", args.mps, gib
-            )
-        make(args.checkpoint, args.out, given, placement, args.aligner)
+            placement = Placement(args.gpu, args.codec_device, args.convolutions or "float32", args.mps, gib)
+        make(args.checkpoint, args.out, given, placement, args.aligner, args.quantize)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)
         return 1

@@ -81,7 +81,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
     check_latent_steps(config, latents)
-    names = "kv_share", "live_reserve", "latent_steps"
+    names = "kv_share", "live_reserve", "latent_steps", "int8"
     ours = {name: getattr(config, name) for name in names}
     ours[adapters.KEY] = paths
     ours = {name: value for name, value in ours.items() if value not in (None, {}, ())}
@@ -110,6 +110,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     if method is not None:
         os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
+    check_int8(config, built)
     check_latent_table(built, latents)
     adapters.restrict_to_backbone(built, folders)
     # vLLM disables async scheduling on the CPU, where it gains little; tests need it.
@@ -131,6 +132,21 @@ def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None
         if number not in permitted:
             expected = f"numbers in [{permitted.start}, {permitted[-1]}]" if permitted else "none (frames are codes)"
             raise ValueError(f"latent_steps: expected {expected}, got {number}")
+
+
+def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
+    """Raise ValueError if int8 is asked for on a GPU, or with a compiled model or dummy weights."""
+    from vllm.config import CompilationMode
+    from vllm.platforms import current_platform
+
+    if not config.int8:
+        return
+    if not current_platform.is_cpu():
+        raise ValueError("int8: expected false on a GPU, got true")
+    if built.compilation_config.mode != CompilationMode.NONE:
+        raise ValueError("int8: expected false unless enforce_eager is true, got true")
+    if built.load_config.load_format == "dummy":
+        raise ValueError("int8: expected false with load_format 'dummy', got true")
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:

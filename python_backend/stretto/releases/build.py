@@ -90,7 +90,13 @@ def check(report: Report, words: list[str]) -> None:
 
 
 def repository(
-    report: Report, checkpoint: str, out: str, model: list[str], placement: dict[str, Any] | None, gpu: int
+    report: Report,
+    checkpoint: str,
+    out: str,
+    model: list[str],
+    placement: dict[str, Any] | None,
+    quantize: str | None,
+    gpu: int,
 ) -> Any:
     """Create the model repository of a checkpoint, and return its model profile.
 
@@ -100,13 +106,14 @@ def repository(
         out: Folder to create.
         model: Name and key of the model.
         placement: Arguments of `Placement` without the memory; None to serve on the CPU.
+        quantize: Value of --quantize of `stretto make-repository`.
         gpu: Number of the server's GPU 0 in nvidia-smi.
     """
     found = None
     if placement is not None:
         num_bytes = bytes_of_gpu(gpu)
         found = make_repository.Placement(**placement, gpu_gib=None if num_bytes is None else num_bytes / GIB)
-    make_repository.make(Path(checkpoint), Path(out), {}, found)
+    make_repository.make(Path(checkpoint), Path(out), {}, found, quantize=quantize)
     shares_by_mps = found is not None and found.shares_by_mps
     RepositoryOptions(shares_by_mps, ServedModel(*model)).write(Path(out))
     profile = PROFILE.search((Path(out) / make_repository.ENSEMBLE / "config.pbtxt").read_text())

@@ -40,7 +40,7 @@ STANDARD_INPUT = "-"
 MAX_PORT = 65_532  # the next three ports are used, too
 MAX_NAMED = 8  # voices in the output
 CANNOT_SERVE = 3
-WEIGHT_FORMATS = ("fp8",)  # as in `make_repository`, which imports torch
+GPU_FORMATS, CPU_FORMATS = ("fp8",), ("int8",)  # of weights; as in `make_repository`, which imports torch
 ACTIONS = {"speak": "speaks", "transcribe": "transcribes", "talk": "answers speech"}
 
 
@@ -105,7 +105,8 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
     group.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     group.add_argument("--no-gateway", action="store_true", help="serve without web page and OpenAI's audio API")
     group.add_argument("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N")
-    group.add_argument("--quantize", choices=WEIGHT_FORMATS, help="format of the weights on a GPU")
+    about = "format of the weights: int8 on the CPU, fp8 on a GPU"
+    group.add_argument("--quantize", choices=CPU_FORMATS + GPU_FORMATS, help=about)
     group.add_argument("--convolutions", choices=DecoderConfig.CONVOLUTIONS, help="convolutions of the codec on a GPU")
     group.add_argument("--mps", action="store_true", help="run NVIDIA's MPS daemon")
     return parser
@@ -128,9 +129,13 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
         model = Installer(models, hub, builder, choices_of(args)).install(target)
         gpu = device_of(model, args.gpu, args.cpu)
-        if gpu is None and (args.codec_device is not None or args.quantize or args.convolutions or args.mps):
-            options = "--codec-device, --quantize, --convolutions and --mps"
+        if gpu is None and (args.codec_device is not None or args.convolutions or args.mps):
+            options = "--codec-device, --convolutions and --mps"
             raise BadArgument(f"{options}: expected a server on a GPU, got the CPU")
+        formats = CPU_FORMATS if gpu is None else GPU_FORMATS
+        if args.quantize and args.quantize not in formats:
+            place = "the CPU" if gpu is None else "a GPU"
+            raise BadArgument(f"--quantize: expected {' or '.join(formats)} on {place}, got {args.quantize}")
         devices = Devices(gpu, args.codec_device, args.quantize, args.convolutions or "float32", args.mps)
         found = served(model, devices, models, builder)
     os.environ.update(devices.environment)

@@ -27,7 +27,7 @@ class Devices:
     Attributes:
         gpu: GPU of the model; None to serve on the CPU.
         codec_device: Another GPU for the codec; None for `gpu`.
-        quantize: Weight format, such as fp8; None for the stored one.
+        quantize: Weight format: int8 on the CPU, fp8 on a GPU; None for the stored one.
         convolutions: How the codec computes convolutions, such as tf32x3.
         mps: True if the launcher runs NVIDIA's MPS.
     """
@@ -41,11 +41,11 @@ class Devices:
     @property
     def folder_name(self) -> str:
         """Name of the model repository in the model's folder."""
+        weights = f"-{self.quantize}" if self.quantize else ""
         if self.gpu is None:
-            return "served-cpu"
+            return f"served-cpu{weights}"
         codec = "" if self.codec_device is None else f"-codec{self.codec_device}"
         convolutions = "" if self.convolutions == "float32" else f"-{self.convolutions}"
-        weights = f"-{self.quantize}" if self.quantize else ""
         return f"served-gpu{self.gpu}{codec}{weights}{convolutions}{'-mps' * self.mps}"
 
     @property
@@ -64,7 +64,6 @@ class Devices:
         return {
             "gpu": 0,
             "codec_device": None if self.codec_device is None else 1,
-            "quantize": self.quantize,
             "convolutions": self.convolutions,
             "shares_by_mps": self.mps,
         }
@@ -102,6 +101,7 @@ def served(model: Model, devices: Devices, models: Models, builder: Builder) -> 
                 out=str(folder),
                 model=[manifest.name, manifest.key],
                 placement=devices.placement,
+                quantize=devices.quantize,
                 gpu=devices.gpu,
             )
             (folder / RECORD).write_text(json.dumps({STAMP: stamp(), PROFILE: profile}) + "\n")

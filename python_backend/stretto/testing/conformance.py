@@ -89,12 +89,13 @@ class Engine:
         kv_share: Mapping[str, float] | None = None,
         adapters: Mapping[str, Path] | None = None,
         live_reserve: bool = True,
+        int8: bool = False,
         **engine_args: object,
     ):
         arguments = {**DEFAULTS, **engine_args}
-        shares = dict(kv_share or {})
+        shares, folders = dict(kv_share or {}), adapters or {}
         config = vllm_config(
-            EngineConfig(folder, arguments, shares, adapters=adapters or {}, live_reserve=live_reserve)
+            EngineConfig(folder, arguments, shares, adapters=folders, live_reserve=live_reserve, int8=int8)
         )
         self.core = EngineCore(config, Executor.get_class(config), log_stats=False)
         self.scheduler = cast(Any, self.core.scheduler)

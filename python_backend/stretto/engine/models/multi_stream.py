@@ -20,6 +20,7 @@ from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 from vllm.sequence import IntermediateTensors
 
+from stretto.engine.kernels.cpu.int8 import use_int8
 from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
 from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth
 from stretto.engine.protocol import family_of
@@ -85,7 +86,7 @@ EXPERTS = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)} 
 Weights = Iterable[tuple[str, Tensor]]
 
 
-def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights: Weights) -> set[str]:
+def load_strictly(model: "MultiStreamMixin", load: Callable[[Weights], set[str]], weights: Weights) -> set[str]:
     """Call `load` with `weights`, and return the names of the loaded parameters.
 
     Args:
@@ -98,6 +99,8 @@ def load_strictly(model: nn.Module, load: Callable[[Weights], set[str]], weights
             missing, or if the model's quantization is not supported.
     """
     check_quantization(model)
+    if model.is_int8:
+        use_int8(model)
     seen: dict[str, list[int]] = {}
     expected, parts = set(stored_parameters(model)), list(fused_parts(model))  # loading may replace parameters
 
@@ -185,26 +188,26 @@ class MultiStreamMixin(Decoder):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config = vllm_config.model_config.hf_config
         self.family = family_of(config)
+        options = vllm_config.additional_config
+        self.is_int8 = isinstance(options, dict) and options.get("int8", False)
         if self.family.conditions is not None and not self.has_conditions:
             expected = f"a Llama backbone, because {self.family.name} has conditions"
             raise CheckpointError(f"config.json: architectures: expected {expected}, got {type(self).__name__}")
+        layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
+        rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
+        num_ends = len(rules.drawn_ends_of_audio)
         if self.family.has_stream_bias:
-            size = self.family.layout.num_output_streams, vllm_config.model_config.get_hidden_size()
-            self.stream_bias = StreamBias(*size)
+            self.stream_bias = StreamBias(layout.num_output_streams, width)
         if self.family.depth is not None:
-            layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
-            num_ends = len(SegmentRules(self.family, vllm_config.model_config.max_model_len).drawn_ends_of_audio)
             quant_config = quantization_of(vllm_config, "depth")
             kind = SteppedDepth if self.family.depth.schedule else DepthTransformer
             sizes = [len(ids) for ids in layout.audio]
             self.depth = kind(self.family.depth, sizes, num_ends, width, quant_config=quant_config)
         if self.family.has_audio_head:
-            layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
-            rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
-            self.audio_head = AudioHead(num_ids + len(rules.drawn_ends_of_audio), width, self.family.has_audio_bias)
+            self.audio_head = AudioHead(num_ids + num_ends, width, self.family.has_audio_bias)
         if self.family.pauses_s:
-            track, width = self.family.code_track, vllm_config.model_config.get_hidden_size()
+            track = self.family.code_track
             assert track is not None, "only such families predict pauses"
             self.pause_heads = AudioHead(len(track.pauses_s) * track.num_pause_classes, width)
         encoder = encoder_of(config.to_dict())

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
-from inspect import getclosurevars
+from inspect import getclosurevars, isfunction
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
     padded = _multiply_unless_traced if is_traced else _multiply_padded
     for layer in model.modules():
         chosen = vars(layer)
-        if "cpu_linear" in chosen:  # vLLM's linear layer on the CPU
+        if isfunction(chosen.get("cpu_linear")):  # in vLLM's linear layer on the CPU; an int8 product is padded already
             handler = getclosurevars(chosen["cpu_linear"]).nonlocals.get("handler")
             is_prepared = type(handler) is ops.CPUDNNLGEMMHandler
             multiply = _prepared_product(handler) if is_prepared else chosen["cpu_linear"]

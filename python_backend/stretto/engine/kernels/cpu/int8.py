@@ -1,0 +1,95 @@
+"""Products of int8 weights and int8 activations on the CPU (oneDNN), for the linear layers of a model.
+
+Each weight has one scale per output, each activation one scale per row. Sums of integers are exact, so a row's result
+does not depend on the other rows.
+"""
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from vllm import _custom_ops as ops
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+
+from stretto.engine.kernels.cpu.products import MAX_PREPARED, padded_size
+
+LARGEST = 127  # of a quantized number
+MIN_WIDTH = 256  # narrower layers take less time than the quantization of their input
+TINY = torch.finfo(torch.float32).tiny
+
+LOGGER = logging.getLogger(__name__)
+
+
+class Int8Product:
+    """Product `x @ weight.T + bias` with a constant `weight` [N, H], which is quantized.
+
+    Args:
+        weight: Weight in float32 or bfloat16, [N, H].
+    """
+
+    def __init__(self, weight: torch.Tensor):
+        exact = weight.detach().float()
+        # The operator stores only the address of the scales.
+        self._scales = (exact.abs().amax(1, keepdim=True).clamp(min=TINY) / LARGEST).T.contiguous()
+        quantized = (exact / self._scales.T).round().to(torch.int8)
+        self.num_columns = len(weight)
+        self._handler = ops.create_onednn_scaled_mm(
+            quantized.t(), self._scales, weight.dtype, True, False, MAX_PREPARED
+        )
+        # Selected once, because torch would otherwise choose among an operator's overloads in each call.
+        self._quantize: Any = torch.ops._C.dynamic_scaled_int8_quant.default
+        self._multiply: Any = torch.ops._C.onednn_scaled_mm.default
+
+    def __call__(self, x: torch.Tensor, weight: object = None, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the product [..., N] of x [..., H]; `weight` is unused."""
+        if x.dim() != 2:
+            return self(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], self.num_columns)
+        num_rows, width = x.shape
+        size = padded_size(num_rows)
+        x = x.contiguous() if size == num_rows else F.pad(x, (0, 0, 0, size - num_rows))
+        rows, scales = x.new_empty(size, width, dtype=torch.int8), x.new_empty(size, 1, dtype=torch.float32)
+        self._quantize(rows, x, scales, None)
+        product = x.new_empty(size, self.num_columns)
+        self._multiply(product, rows, scales, None, None, bias, self._handler.handler_tensor)
+        return product if size == num_rows else product[:num_rows]
+
+
+class Int8Linear(UnquantizedLinearMethod):
+    """vLLM's method of a linear layer whose weight is quantized after it was loaded."""
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Replace the layer's weight by a product."""
+        layer.cpu_linear = Int8Product(layer.weight)
+        layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+
+
+@cache
+def has_int8() -> bool:
+    """Return True if int8 products are fast and exact here: if the processor has VNNI and a test product is exact."""
+    capabilities = torch.cpu.get_capabilities()
+    if not ops._supports_onednn or not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    weight, rows = (torch.randn(number, MIN_WIDTH, generator=generator) for number in (64, 9))
+    bias = torch.randn(64, generator=generator)
+    multiply = Int8Product(weight)
+    alone = torch.cat([multiply(row, None, bias) for row in rows.split(1)])
+    return alone.equal(multiply(rows, None, bias)) and torch.allclose(alone, F.linear(rows, weight, bias), atol=1.0)
+
+
+def use_int8(model: nn.Module) -> None:
+    """Let the unquantized linear layers of a model multiply int8, except narrow ones; call it before vLLM packs them.
+
+    If the processor has no fast int8 products, the layers stay as they are, and a warning is logged.
+    """
+    if not has_int8():
+        LOGGER.warning("int8: this processor has no VNNI instructions; the weights stay as stored")
+        return
+    for layer in model.modules():
+        if not isinstance(layer, LinearBase) or type(layer.quant_method) is not UnquantizedLinearMethod:
+            continue
+        if min(layer.get_parameter("weight").shape) >= MIN_WIDTH:
+            layer.quant_method = Int8Linear()
