@@ -1,13 +1,18 @@
 """The kernels also compile for CUDA devices, because the interpreter accepts code that a compiler may refuse."""
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.nightly]
+from stretto.engine.kernels.gpu.step_draw import StepRules
+from stretto.families.kyutai_tts.mechanism.kernel import WordRules
+
+SOURCES = Path(__file__).parents[4] / "python_backend" / "stretto"
 KERNELS = (
     "depth_attention_kernel",
     "_draw_kernel",
@@ -37,6 +42,31 @@ def compiled(cache: Path, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_records_are_arguments_of_triton_functions_only_as_constants() -> None:
+    """Triton 3.6 (the host of the benchmarks) refuses `f(rules.family)`, but takes a local `family: tl.constexpr`."""
+    hints = get_type_hints(StepRules) | get_type_hints(WordRules)
+    records = {name for name, kind in hints.items() if kind not in (int, bool, str)}
+    assert records == {"family", "script"}
+    functions = [
+        (path, each)
+        for path in SOURCES.rglob("*.py")
+        for each in ast.walk(ast.parse(path.read_text()))
+        if isinstance(each, ast.FunctionDef) and any("triton.jit" in ast.unparse(by) for by in each.decorator_list)
+    ]
+    assert len(functions) > 40
+    wrong = [
+        f"{path.name}: {ast.unparse(call)}"
+        for path, function in functions
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call)
+        for given in (*call.args, *(keyword.value for keyword in call.keywords))
+        if isinstance(given, ast.Attribute) and given.attr in records
+    ]
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("capability", ["80", "90", "100"])
 def test_kernels_compile_for_cuda_and_keep_their_values_in_registers(tmp_path: Path, capability: str) -> None:
     lines = [line.split() for line in compiled(tmp_path, "tests.engine.kernels.gpu.compile", capability)]
@@ -44,6 +74,8 @@ def test_kernels_compile_for_cuda_and_keep_their_values_in_registers(tmp_path: P
     assert min(int(size) for _, _, size, *_ in lines) > 1000
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_each_step_kernel_compiles_once_for_all_step_sizes(tmp_path: Path) -> None:
     assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_step") == [
         "_draw_kernel 1",

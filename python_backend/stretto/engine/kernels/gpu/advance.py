@@ -220,11 +220,12 @@ def _other_streams(
     is_spoken: tl.tensor, is_forced: tl.tensor, rules: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return streams 1 to S - 1: sampled ids, pads, or (if `is_forced`) ids of the prompt's audio."""
+    family: tl.constexpr = rules.family
     is_drawn = lanes < rules.num_drawn
     delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
     begun = frame >= delays
-    lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, delays, rules.family)
-    laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), rules.family.pad_id)
+    lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, delays, family)
+    laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), family.pad_id)
     goes_on = is_drawn & (begun == 0) & is_forced
     return tl.where(goes_on, tl.load(place, mask=goes_on != 0, other=0), laid)
 
@@ -251,14 +252,15 @@ def _share(
     streams: tl.tensor, frame: tl.tensor, lanes: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the row for the unconditional request, in which hidden streams are masked."""
+    family: tl.constexpr = rules.family
     other = tl.load(mine + OTHER * rules.num_rows)
     position = tl.load(lengths + other).to(tl.int64)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
-    token, inside = RULES.hide_first(token, rules.family), lanes < rules.num_others
+    token, inside = RULES.hide_first(token, family), lanes < rules.num_others
     delay = tl.load(streams + lanes, mask=inside, other=0)
     is_hidden = tl.load(streams + rules.num_others + lanes, mask=inside, other=0) != 0
     initial = tl.load(streams + 2 * rules.num_others + lanes, mask=inside, other=0)
-    laid = RULES.hide_other(laid, is_hidden, frame, delay, initial, rules.family)
+    laid = RULES.hide_other(laid, is_hidden, frame, delay, initial, family)
     tl.store(codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=inside)
     _write(results, other, token, tl.where(inside, laid, 0), other * 0, other * 0 + 1, lanes, rules)
 
@@ -269,6 +271,7 @@ def _write_state(
     task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
     """Update the reply's state for a row with `token` on stream 0."""
+    family: tl.constexpr = rules.family
     audio_start = tl.load(at + AUDIO_START)
     _, rows_to_audio = _closing(token, ends, task, rules)
     has_audio, in_text = tl.load(tasks + 2 * rules.num_tasks + task) != 0, audio_start < 0
@@ -278,10 +281,10 @@ def _write_state(
     tl.store(at + AUDIO_START, audio_start)
     tl.store(at + AUDIO_END, tl.where(ends_audio, position, tl.load(at + AUDIO_END)))
     tl.store(at + NUM_TEXT_TOKENS, num_text_tokens)
-    if rules.family.interleaves:
-        tl.store(at + NUM_CODES, RULES.count_codes(token, in_text, tl.load(at + NUM_CODES), rules.family))
-    if rules.family.max_entries > 0:
-        is_entry = goes_on & RULES.is_entry(token, rules.family)
+    if family.interleaves:
+        tl.store(at + NUM_CODES, RULES.count_codes(token, in_text, tl.load(at + NUM_CODES), family))
+    if family.max_entries > 0:
+        is_entry = goes_on & RULES.is_entry(token, family)
         num_entries = tl.load(at + NUM_ENTRIES) + is_entry.to(tl.int64)
         tl.store(entries + num_entries, token, mask=is_entry)
         tl.store(at + NUM_ENTRIES, num_entries)

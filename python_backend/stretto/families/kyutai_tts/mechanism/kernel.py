@@ -54,6 +54,7 @@ def words_kernel(
     lengths: tl.tensor,  # [N] int32
     rules: tl.constexpr,
 ) -> None:
+    script: tl.constexpr = rules.script
     row = tl.program_id(0)
     mine = plan + row
     if tl.load(mine + ROLE * rules.num_rows) != DRAWS:
@@ -70,25 +71,25 @@ def words_kernel(
     taken, end = tl.load(at + TAKEN), tl.load(at + END)
     asks, takes = OWN.ask_for_word(
         tl.load(drawn + row), in_audio, remaining, forced, main_at, main_end, taken,
-        tl.load(mine + GIVEN_TOTAL * rules.num_rows), rules.script,
+        tl.load(mine + GIVEN_TOTAL * rules.num_rows), script,
     )  # fmt: skip
     word = table + rules.capacity + NUM_FIELDS * taken
     word_end, padding = tl.load(word, mask=takes, other=0), tl.load(word + 1, mask=takes, other=0)
     ahead_start, ahead_end = tl.load(word + 2, mask=takes, other=0), tl.load(word + 3, mask=takes, other=0)
     remaining, forced, main_end, second_at, second_end, taken, end, marks = OWN.take_word(
         asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
-        second_end, taken, end, rules.script,
+        second_end, taken, end, script,
     )  # fmt: skip
     main_token = tl.load(table + main_at, mask=main_at < main_end, other=0)
     next_token, second_token = main_token, main_token
-    if rules.script.ahead > 0:
+    if script.ahead > 0:
         next_token = tl.load(table + main_at + 1, mask=main_at + 1 < main_end, other=0)
         second_token = tl.load(table + second_at, mask=second_at < second_end, other=0)
     main, second, main_at, second_at = OWN.word_ids(
         asks, marks, main_token, next_token, second_token, main_at, main_end, second_at, second_end, rules.nothing,
-        rules.script,
+        script,
     )  # fmt: skip
-    is_over = RULES.is_after_end(in_audio, position, end, rules.script.tail_rows)
+    is_over = RULES.is_after_end(in_audio, position, end, script.tail_rows)
     main = tl.where(is_over, rules.end_of_audio, main).to(tl.int32)
     second = second.to(tl.int32)
     other = tl.load(mine + OTHER * rules.num_rows)  # the other request of a pair reads the same ids
