@@ -84,7 +84,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "engine/worker", "engine/kernels", "engine/rules", "engine", "families", "encoders", "codecs",
-        "weights", "records", "streams", "untrusted_files", "errors",
+        "weights", "sampling", "records", "streams", "untrusted_files", "errors",
     },
 }  # fmt: skip
 # The only modules that client, server and gateway share; each imports the standard library, schema types or CUDA alone.
@@ -94,7 +94,8 @@ PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {
     "mechanism*.py": {
-        "engine/worker", "engine/kernels", "engine/rules", "engine", "families", "records", "streams", "errors",
+        "engine/worker", "engine/kernels", "engine/rules", "engine", "families", "sampling", "records", "streams",
+        "errors",
     },
     "__init__.py": {"families"},
     "family.py": {"families", "records", "streams", "errors"},
@@ -105,7 +106,7 @@ ROLES = {
 }  # fmt: skip
 # Libraries that only some packages may import; "families/*/model.py" is that file of a plug-in.
 LIBRARIES = {
-    "vllm": {"engine", "families/*/model.py", "testing"},
+    "vllm": {"engine", "families/*/model.py", "families/*/memory.py", "testing"},
     "triton_python_backend_utils": {"triton_io"},
     "transformers": {
         "weights", "codecs", "encoders", "aligning", "families", "families/*", "engine", "convert", "testing",

@@ -163,7 +163,7 @@ def test_latent_replies_are_bit_identical_in_any_batch(
 ) -> None:
     """The memory of the decoded audio is saved for preempted replies, or recomputed."""
     with Engine(checkpoint, **TIGHT, **options) as engine:
-        memory = engine.model_state.feedback_memory
+        memory = engine.model_state.memory
         answers = engine.run(prompts, ARRIVALS)
         assert rows_of(answers) == rows_of(alone)
         assert num_preemptions(answers) > 0
@@ -183,7 +183,7 @@ def test_gpu_kernels_give_the_same_replies(
     """The kernels run in Triton's interpreter; conditional and unconditional requests are at different positions."""
     as_on_a_gpu(monkeypatch)
     with Engine(checkpoint, **TIGHT) as engine:
-        memory = engine.model_state.feedback_memory
+        memory = engine.model_state.memory
         answers = engine.run(prompts, ARRIVALS)
         assert rows_of(answers) == rows_of(alone)
         assert num_preemptions(answers) > 0

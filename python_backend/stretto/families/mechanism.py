@@ -31,6 +31,10 @@ class Mechanism:
         on_device: Function of (mechanism, `SegmentRules`, `SlotTables`, max. rows of a step) that returns the launch
             of the rule's kernel, with the arguments of `StepProgram.launch`. None if there is none; a family with a
             rule is then sampled by torch on a GPU.
+        row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, `RepetitionGuard`, stream 0
+            of every slot by position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
+        step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], max. rows of a
+            step, solver steps to capture) that returns a `StepProgram`. None for the engine's own.
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
             [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
         reference: Function of (mechanism, `Prompt`) that returns the rule of a reply for `stretto.testing`, an object
@@ -45,6 +49,8 @@ class Mechanism:
     open_track: ClassVar[Callable[..., Any] | None] = None
     on_arrays: ClassVar[Callable[..., Any] | None] = None
     on_device: ClassVar[Callable[..., Any] | None] = None
+    row_draw: ClassVar[Callable[..., Any] | None] = None
+    step_program: ClassVar[Callable[..., Any] | None] = None
     frame_filter: ClassVar[Callable[..., Any] | None] = None
     reference: ClassVar[Callable[..., Any] | None] = None
     random_text: ClassVar[Callable[..., Any] | None] = None

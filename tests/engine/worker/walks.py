@@ -12,7 +12,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram, StretchDraw
+from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.predictors import DepthFrames, LatentReadout, ParallelHeads, Readout
 from stretto.engine.worker.run_slots import RunSlots, SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
@@ -20,6 +20,8 @@ from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import Recorder, StepGraphs, StepProgram, StepSampler
 from stretto.families.base import Family
+from stretto.families.vibevoice.mechanism.draw import StretchReadout
+from stretto.families.vibevoice.mechanism.memory import FeedbackMemory
 from stretto.records.sampling import CodeSampling
 from stretto.testing.checkpoints import make_prompt
 from tests.speech_families import NUM_FEATURES
@@ -133,7 +135,7 @@ def latent_readout(rules: SegmentRules, device: torch.device) -> LatentReadout:
     heads: Any = RandomHeads(rules, device)
     if not rules.marks:
         return LatentReadout(heads, predict_latents, WIDTH)
-    return LatentReadout(heads, predict_latents, WIDTH, Echo(), torch.linspace(-1, 1, WIDTH, device=device))
+    return StretchReadout(heads, predict_latents, WIDTH, Echo(), torch.linspace(-1, 1, WIDTH, device=device))
 
 
 def make_readout(rules: SegmentRules, num_slots: int, device: torch.device = CPU) -> Readout:
@@ -167,8 +169,8 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
     segments, tables = SegmentState(rules, arrays), made.slots.tables
     guard = RepetitionGuard(made.tokens, tables, rules.family, arrays)
     draw: RowDraw
-    if rules.marks:
-        draw = StretchDraw(latent_readout(rules, CPU), segments, tables, arrays, guard, made.tokens)
+    if (own := rules.family.mechanism.row_draw) is not None:
+        draw = own(latent_readout(rules, CPU), segments, tables, arrays, guard, made.tokens)
     elif rules.family.layout.latents:
         draw = LatentDraw(latent_readout(rules, CPU), segments, tables, arrays, guard)
     else:
@@ -182,10 +184,11 @@ def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = No
     made = side(rules, num_slots, device)
     program: StepProgram
     if rules.family.layout.latents:
-        given = latent_readout(rules, device), rules, made.slots.tables, made.tokens, num_slots
-        program = latents = LatentStepProgram(*given, captured_steps=(1, 2))
-        if latents.memory is not None:  # groups as on a GPU that is batch-invariant
-            latents.memory._is_on_host, latents.memory._group = False, 2
+        given = latent_readout(rules, device), rules, made.slots.tables, made.tokens, num_slots, (1, 2)
+        own = rules.family.mechanism.step_program
+        program = LatentStepProgram(*given) if own is None else own(*given)
+        if isinstance(program.memory, FeedbackMemory):  # groups as on a GPU that is batch-invariant
+            program.memory._is_on_host, program.memory._group = False, 2
     else:
         hidden = torch.zeros(num_slots, WIDTH, device=device)
         readout = make_readout(rules, num_slots, device)

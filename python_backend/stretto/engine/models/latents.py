@@ -15,13 +15,10 @@ from stretto.engine.kernels.gpu.products import use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import (
-    FirstHead,
     GuidedLatentPredictor,
-    LatentFeedback,
     LatentPredictor,
     LatentReadout,
     StopHead,
-    WeightRows,
 )
 from stretto.engine.worker.run_slots import SolverPlan as SolverPlan  # for models of families
 from stretto.errors import CheckpointError
@@ -123,15 +120,17 @@ class LatentMixin(MultiStreamMixin):
     """Mix-in for a model whose audio rows contain a latent (as words) instead of codes.
 
     A subclass defines `embed_latents` and `latent_predictor`, and `embed_voice` if prompts contain latents of
-    recordings. With `LatentSpec.marks`, it also defines `latent_feedback` and `state_of_row`. In all of these, a row's
+    recordings. If no single id ends the speech, it also defines `readout_of`. In all of these, a row's
     matrix products must be bit-identical in every batch. On a CPU, this holds for vLLM's linear layers, but not for
     torch's own layers. On a GPU, it holds for both if vLLM is batch-invariant; `kernels/gpu/linear.py` then computes
     vLLM's linear layers.
 
     Attributes:
+        has_end: True if the checkpoint has a weight for the end-of-speech logit.
         end_has_bias: True if the checkpoint has a bias for the end-of-speech logit.
     """
 
+    has_end = True
     end_has_bias = True
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -140,7 +139,7 @@ class LatentMixin(MultiStreamMixin):
             raise CheckpointError(f"{self.family.name}: expected a family whose frames are latents")
         self.num_words = self.family.layout.latents.num_words
         self.voice_ids = self.family.layout.latents.voice_ids
-        if not self.family.layout.latents.marks:
+        if self.has_end:
             self.end_of_speech = EndOfSpeech(vllm_config.model_config.get_hidden_size(), self.end_has_bias)
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -155,14 +154,6 @@ class LatentMixin(MultiStreamMixin):
         """Return a predictor of the next latent that uses the model's weights."""
         raise NotImplementedError
 
-    def latent_feedback(self) -> LatentFeedback:
-        """Return the network that encodes decoded audio, for a family with `LatentSpec.marks`."""
-        raise NotImplementedError
-
-    def state_of_row(self, token_id: int) -> torch.Tensor:
-        """Return the hidden state [H] after a prompt with only `token_id`, for a family with `LatentSpec.marks`."""
-        raise NotImplementedError
-
     @torch.inference_mode()
     def latent_readout(self, rules: SegmentRules) -> LatentReadout:
         """Return the head of stream 0 and the latent predictor.
@@ -174,23 +165,13 @@ class LatentMixin(MultiStreamMixin):
             use_fused_operators(self)
             if envs.VLLM_BATCH_INVARIANT:
                 use_row_invariant_products(self)
-        predictor = self.latent_predictor()
-        if rules.marks:
-            rows = self.first_rows(rules)
-            state = self.state_of_row(rules.marks[0])
-            return LatentReadout(FirstHead(rows, rules), predictor, rows.shape[1], self.latent_feedback(), state)
+        return self.readout_of(self.latent_predictor(), rules)
+
+    def readout_of(self, predictor: LatentPredictor | GuidedLatentPredictor, rules: SegmentRules) -> LatentReadout:
+        """Return the readout with a predictor; the head of stream 0 has a frame, and one in which speech ends."""
         weight, bias = self.end_weight(), self.end_of_speech.bias
         stop = StopHead(weight, weight.new_zeros(1) if bias is None else bias.data, rules)
         return LatentReadout(stop, predictor, len(weight))
-
-    def first_rows(self, rules: SegmentRules) -> torch.Tensor:
-        """Return the weights [n, H] of stream-0 ids in audio, from `audio_head` or the embedding table."""
-        if self.family.has_audio_head:
-            return self.audio_head.weight.data
-        ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
-        return WeightRows(self.model.embed_tokens).gather(
-            ids.to(self.model.embed_tokens.get_parameter("weight").device)
-        )
 
     def end_weight(self) -> torch.Tensor:
         """Return the weight of the end-of-speech logit, as wide as the model's output hidden states."""

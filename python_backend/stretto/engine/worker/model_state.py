@@ -31,7 +31,7 @@ from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData
-from stretto.engine.worker.latent_draw import FeedbackMemory, LatentDraw, LatentStepProgram, StretchDraw
+from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.latent_rows import LatentRows
 from stretto.engine.worker.predictors import (
     AudioHeads,
@@ -54,7 +54,7 @@ from stretto.engine.worker.sampler import (
 )
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables, arrays_on
-from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
+from stretto.engine.worker.step_program import RequestMemory, StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.engine.worker.window_blocks import clear_freed_blocks
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
@@ -182,7 +182,7 @@ class SpeechModelState(DefaultModelState):
         self._batch_embeds = torch.zeros(self.max_num_tokens, self.inputs_embeds_size, dtype=self.dtype, device=device)
         self._step_sampler: StepSampler | None = None
         self._row_predictor: RowPredictor | None = None
-        self.feedback_memory: FeedbackMemory | None = None
+        self.memory: RequestMemory | None = None
         self.audio_embeddings = None
         if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
@@ -200,8 +200,8 @@ class SpeechModelState(DefaultModelState):
         self.slots.fill(req_index, new_req_data)
         if self._row_predictor is not None:
             self._row_predictor.place(req_index, new_req_data.num_computed_tokens)
-        if self.feedback_memory is not None:
-            self.feedback_memory.place(req_index, new_req_data)
+        if self.memory is not None:
+            self.memory.place(req_index, new_req_data)
         if self._latent_rows is not None:
             self._latent_rows.place(req_index, new_req_data)
         if self.audio_embeddings is not None:
@@ -215,8 +215,8 @@ class SpeechModelState(DefaultModelState):
         """Clear the slot of a request that has ended or was preempted."""
         super().remove_request(req_id)
         slot = self.slots.empty(req_id)
-        if self.feedback_memory is not None and slot != NO_SLOT:
-            self.feedback_memory.put_aside(req_id, slot)
+        if self.memory is not None and slot != NO_SLOT:
+            self.memory.put_aside(req_id, slot)
         if self.audio_embeddings is not None and slot != NO_SLOT:
             self.audio_embeddings.forget(slot)
 
@@ -318,9 +318,10 @@ class SpeechModelState(DefaultModelState):
             hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
             return StepProgram(self._readout(), self.rules, self.slots.tables, tokens, hidden)
         model: Any = self.model
-        given = model.latent_readout(self.rules), self.rules, self.slots.tables, tokens, self.max_num_reqs
-        program = LatentStepProgram(*given, captured_steps(self.rules.family, self.vllm_config))
-        self.feedback_memory = program.memory
+        steps, own = captured_steps(self.rules.family, self.vllm_config), self.rules.family.mechanism.step_program
+        given = model.latent_readout(self.rules), self.rules, self.slots.tables, tokens, self.max_num_reqs, steps
+        program: StepProgram = LatentStepProgram(*given) if own is None else own(*given)
+        self.memory = program.memory
         return program
 
     def _kernel_sampler(self, sampler: Sampler) -> StepSampler:
@@ -338,17 +339,13 @@ class SpeechModelState(DefaultModelState):
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
         guard = RepetitionGuard(tokens, tables, self.rules.family, self.arrays)
-        if self.rules.family.layout.latents:
-            model: Any = self.model
-            readout = model.latent_readout(self.rules)
-            if self.rules.marks:
-                draw: RowDraw
-                draw = stretches = StretchDraw(readout, segments, tables, self.arrays, guard, tokens)
-                self.feedback_memory = stretches.memory
-            else:
-                draw = LatentDraw(readout, segments, tables, self.arrays, guard)
-        else:
-            draw = RowDraw(self._readout(), segments, tables, self.arrays, guard)
+        model: Any = self.model
+        has_latents, own = self.rules.family.layout.latents is not None, self.rules.family.mechanism.row_draw
+        readout = model.latent_readout(self.rules) if has_latents else self._readout()
+        kind: Any = LatentDraw if has_latents else RowDraw
+        given = readout, segments, tables, self.arrays, guard
+        draw: RowDraw = kind(*given) if own is None else own(*given, tokens)
+        self.memory = draw.memory
         if self.rules.family.bursts is None:
             return SpeechSampler(sampler, self.slots, draw, segments)
         return BurstSampler(sampler, self.slots, draw, segments, self._modules(tokens))

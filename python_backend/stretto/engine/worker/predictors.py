@@ -355,49 +355,19 @@ class GuidedLatentPredictor(Protocol):
         ...
 
 
-class LatentFeedback(Protocol):
-    """Network that encodes the decoded audio of latents.
-
-    Its features are stored as additional words of their rows.
-
-    Attributes:
-        num_kept: Size of the network's memory of earlier latents, in float32 numbers.
-        reach: Number of previous latents on which features and memory depend.
-    """
-
-    num_kept: int
-    reach: int
-
-    def __call__(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features of the next latents of N replies, and the updated memories.
-
-        Args:
-            latents: Latents, float32 [N, D].
-            memory: Memories before these latents, float32 [N, num_kept]; zeros before the first latent.
-
-        Returns:
-            Features, float32 [N, E], and the memories, [N, num_kept].
-        """
-        ...
-
-
-class LatentReadout(NamedTuple):
+@dataclass(frozen=True)
+class LatentReadout:
     """Output head and latent predictor of a family's model.
 
     Attributes:
         heads: Head of stream 0.
         latents: Predictor, which is guided with `LatentSpec.is_guided` or `LatentSpec.marks`.
-        feedback: Network that computes a row's last words. Like `first_unconditional`, it is None in families without
-            marks.
-        first_unconditional: Hidden state [H] of an unconditional request whose only row is the mark that begins audio.
         width: Width of the hidden states, H.
     """
 
     heads: FirstHead
     latents: LatentPredictor | GuidedLatentPredictor
     width: int
-    feedback: LatentFeedback | None = None
-    first_unconditional: torch.Tensor | None = None
 
 
 AnyReadout = Readout | LatentReadout

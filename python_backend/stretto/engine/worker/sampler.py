@@ -25,7 +25,7 @@ from stretto.engine.worker.predictors import (
 from stretto.engine.worker.run_slots import BatchPlan, KeysAhead, PlanArrays, RunSlots, StepRows
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
-from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, Variant
+from stretto.engine.worker.step_program import RequestMemory, StepGraphs, StepProgram, StepSampler, Variant
 from stretto.families.base import Family
 from stretto.sampling import (
     DrawParams,
@@ -154,8 +154,13 @@ class RepetitionGuard:
 
 
 class RowDraw:
-    """Sampler of the conditional rows of a batch; guided rows also use the logits of their CFG partner."""
+    """Sampler of the conditional rows of a batch; guided rows also use the logits of their CFG partner.
 
+    Attributes:
+        memory: Memories of the requests; None if the family has none.
+    """
+
+    memory: RequestMemory | None = None
     _frames: FramePredictor
 
     def __init__(

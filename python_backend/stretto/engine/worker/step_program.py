@@ -26,6 +26,7 @@ from stretto.engine.kernels.gpu.step_draw import (
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import NO_ID, SegmentRules
+from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.predictors import AnyReadout, Readout
 from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, SolverPlan, StepRows
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
@@ -251,6 +252,16 @@ class StreamSet(NamedTuple):
     num_ends: int
 
 
+class RequestMemory(Protocol):
+    """Memory of a mechanism's network for each request, beside the slot tables."""
+
+    def place(self, slot: int, data: SpeechRequestData) -> None:
+        """Prepare the memory of a request that begins or continues in `slot`."""
+
+    def put_aside(self, request_id: str, slot: int) -> None:
+        """Save the memory of a request that leaves its slot, in case the request was preempted."""
+
+
 class StepProgram:
     """Kernel launches that sample a step.
 
@@ -262,7 +273,12 @@ class StepProgram:
         tables: Slot tables.
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; multi-token steps also write it.
         hidden: Buffer for hidden states, [N, H].
+
+    Attributes:
+        memory: Memories of the requests; None if the family has none.
     """
+
+    memory: RequestMemory | None = None
 
     def __init__(
         self, readout: AnyReadout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
@@ -299,9 +315,6 @@ class StepProgram:
         self._num_places, self._excludes = rules.family.rows_per_frame, rules.family.redraw_excludes
         self._penalty_follows, self._top_p_of_all = rules.family.penalty_follows, rules.family.top_p_of_all
         self._after_end: torch.Tensor | None = None  # columns of stream 0 forbidden after the mark that ends a stretch
-        if rules.marks:
-            ids = heads.first_ids
-            self._after_end = (ids == start) | (ids == rules.marks[1])
         own = rules.family.mechanism.on_device
         self._follow = None if own is None else own(rules, tables, num_rows)
         self._seconds = int32(num_rows) if rules.family.second_ids else None

@@ -10,9 +10,11 @@ frames.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from stretto.families.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
@@ -101,6 +103,17 @@ class VibeVoiceVocabulary(Vocabulary):
         )
 
 
+@dataclass(frozen=True)
+class Stretches(Mechanism):
+    """Several stretches of audio in a reply, with marks around them (`LatentSpec.marks`).
+
+    A network encodes the decoded audio of a stretch. The last words of a row are its features.
+    """
+
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:StretchDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:StretchProgram")
+
+
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=1.0, min_rows=1, max_rows=MAX_FRAMES),
@@ -134,6 +147,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         tail=NO_TAIL,
         has_audio_head=not vocabulary.is_tied,
         leaves_out_extra=True,
+        mechanism=Stretches(),
     )
 
 

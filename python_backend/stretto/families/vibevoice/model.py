@@ -22,6 +22,7 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 
 from stretto.codecs.vibevoice import Decoder, Encoder, Scale, TokenizerConfig
 from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, silu
+from stretto.families.vibevoice.mechanism.draw import StretchReadout, readout_of
 
 NUM_TIMES = 1000  # in the training schedule
 OFFSET, MAX_BETA = 0.008, 0.999
@@ -211,6 +212,8 @@ class Feedback(nn.Module):
 class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
     """VibeVoice for vLLM; selected by `architectures` in config.json."""
 
+    has_end = False
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         config, width = vllm_config.model_config.hf_config, vllm_config.model_config.get_hidden_size()
@@ -236,9 +239,9 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         assert self.family.layout.latents is not None
         return self.head.prepare(self.family.layout.latents.steps)
 
-    def latent_feedback(self) -> Feedback:
-        """Return the acoustic decoder and semantic encoder."""
-        return self.feedback
+    def readout_of(self, predictor: Any, rules: Any) -> StretchReadout:
+        """Return the readout; its head has a frame, the marks around a stretch of audio, and the end of the reply."""
+        return readout_of(self, predictor, rules)
 
     @torch.inference_mode()
     def state_of_row(self, token_id: int) -> torch.Tensor:
