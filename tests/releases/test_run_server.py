@@ -7,7 +7,7 @@ import subprocess
 import sys
 import wave
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,26 @@ def test_wav_in_a_pipe_and_in_a_file(user: User, spoken: bytes) -> None:
         with wave.open(str(user.folder / name)) as file:
             assert file.getnframes() == len(pcm), "the length is known at the end"
             assert file.readframes(len(pcm)) == pcm.tobytes()
+
+
+@pytest.mark.parametrize("has_player", [True, False])
+def test_speech_at_a_terminal_is_played_or_written(user: User, spoken: bytes, has_player: bool, tmp_path: Path) -> None:
+    player, front_back = tmp_path / "aplay", os.openpty()
+    if has_player:
+        player.write_text(f"#!/bin/sh\nexec /bin/cat >{tmp_path}/played\n")
+        player.chmod(0o755)
+    alone = replace(user, environment=user.environment | {"PATH": str(tmp_path)}, folder=tmp_path)
+    try:
+        alone.stretto("run", "acme/voice", SENTENCE, *SEEDED, stdout=front_back[1])
+    finally:
+        for descriptor in front_back:
+            os.close(descriptor)
+    pcm = soundfile.read(io.BytesIO(spoken), dtype="int16")[0].tobytes()
+    if has_player:
+        assert (tmp_path / "played").read_bytes() == pcm
+        assert not (tmp_path / "speech.wav").exists()
+    else:
+        assert soundfile.read(tmp_path / "speech.wav", dtype="int16")[0].tobytes() == pcm
 
 
 def test_text_comes_from_a_pipe_or_a_file(user: User, spoken: bytes) -> None:
