@@ -9,8 +9,7 @@ import pytest
 
 from stretto.engine.worker import module_rows
 from stretto.engine.worker.module_rows import ModuleAttention
-from stretto.engine.worker.sampler import BurstStepSampler
-from stretto.engine.worker.step_program import padded_sizes
+from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.plugin import family_at
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
@@ -72,7 +71,7 @@ def test_replayed_mtp_modules_generate_the_same_replies(checkpoint: Path, monkey
     monkeypatch.setattr(module_rows, "ModuleAttention", CapturedAttention)
     ends = family_at(checkpoint).drawn_ends
     with engine(checkpoint, async_scheduling=True, max_num_seqs=3) as running:
-        assert isinstance(running.core.model_executor.driver_worker.worker.model_runner.sampler, BurstStepSampler)
+        assert isinstance(running.core.model_executor.driver_worker.worker.model_runner.sampler, StepSampler)
         running.model_state.capture_inner_cudagraphs()
         assert len(recorder.recordings) == 10 * len(padded_sizes(3))
         answers = running.run({f"r{at}": prompt_of(reply) for at, reply in enumerate(replies)})

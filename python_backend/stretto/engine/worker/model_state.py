@@ -31,6 +31,7 @@ from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData
+from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.latent_rows import LatentRows
 from stretto.engine.worker.predictors import (
@@ -41,20 +42,19 @@ from stretto.engine.worker.predictors import (
     ParallelHeads,
     PauseSampler,
     Readout,
+    RequestMemory,
     RowPredictor,
     StreamHeads,
 )
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
 from stretto.engine.worker.sampler import (
-    BurstSampler,
-    BurstStepSampler,
     RepetitionGuard,
     RowDraw,
     SpeechSampler,
 )
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables, arrays_on
-from stretto.engine.worker.step_program import RequestMemory, StepGraphs, StepProgram, StepSampler, recorder_of
+from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.engine.worker.window_blocks import clear_freed_blocks
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
@@ -331,9 +331,7 @@ class SpeechModelState(DefaultModelState):
         graphs = StepGraphs(
             program.launch, self.max_num_reqs, recorder, lambda variant, _: program.can_capture(variant)
         )
-        if self.rules.family.bursts is None:
-            return StepSampler(sampler, self.slots, program, graphs)
-        return BurstStepSampler(sampler, self.slots, program, graphs, self._modules(tokens))
+        return StepSampler(sampler, self.slots, program, graphs, self._bursts(tokens))
 
     def _array_sampler(self, sampler: Sampler) -> SpeechSampler:
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
@@ -346,22 +344,22 @@ class SpeechModelState(DefaultModelState):
         given = readout, segments, tables, self.arrays, guard
         draw: RowDraw = kind(*given) if own is None else own(*given, tokens)
         self.memory = draw.memory
-        if self.rules.family.bursts is None:
-            return SpeechSampler(sampler, self.slots, draw, segments)
-        return BurstSampler(sampler, self.slots, draw, segments, self._modules(tokens))
+        return SpeechSampler(sampler, self.slots, draw, segments, self._bursts(tokens))
 
-    def _modules(self, tokens: torch.Tensor) -> RowPredictor:
-        """Create the model's predictor of the additional rows in a multi-token step.
+    def _bursts(self, tokens: torch.Tensor) -> Bursts | None:
+        """Return steps with the additional rows of the model's modules; None if it has no modules.
 
         Args:
             tokens: Stream 0 of every slot by position, int32 [R, T].
         """
+        if self.rules.family.bursts is None:
+            return None
         generated = GeneratedRows(
             self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id
         )
         model: Any = self.model
-        predictor = self._row_predictor = model.row_predictor(generated, self.vllm_config)
-        return predictor
+        self._row_predictor = model.row_predictor(generated, self.vllm_config)
+        return Bursts(self.slots, self._row_predictor)
 
 
 if TYPE_CHECKING or not current_platform.is_cpu():

@@ -19,6 +19,7 @@ from stretto.engine.kernels.cpu import products as on_host
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.run_slots import SolverPlan
 from stretto.engine.worker.slots import Array, Arrays
 from stretto.streams.layout import StreamLayout
@@ -371,6 +372,16 @@ class LatentReadout:
 
 
 AnyReadout = Readout | LatentReadout
+
+
+class RequestMemory(Protocol):
+    """Memory of a mechanism's network for each request, beside the slot tables."""
+
+    def place(self, slot: int, data: SpeechRequestData) -> None:
+        """Prepare the memory of a request that begins or continues in `slot`."""
+
+    def put_aside(self, request_id: str, slot: int) -> None:
+        """Save the memory of a request that leaves its slot, in case the request was preempted."""
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.

@@ -3,7 +3,6 @@
 They compute logits, apply guidance, masks and repetition penalties, and sample.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,18 +13,17 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.kernels.gpu.draw import draw
+from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.predictors import (
     EVERY,
-    BurstBatch,
     FramePredictor,
     LatentReadout,
     Readout,
-    RowPredictor,
+    RequestMemory,
 )
 from stretto.engine.worker.run_slots import BatchPlan, KeysAhead, PlanArrays, RunSlots, StepRows
 from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
-from stretto.engine.worker.step_program import RequestMemory, StepGraphs, StepProgram, StepSampler, Variant
 from stretto.families.base import Family
 from stretto.sampling import (
     DrawParams,
@@ -375,9 +373,20 @@ def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Te
 
 
 class SpeechSampler:
-    """Sampler of one row (all streams) per request and step, with the interface that vLLM's model runner expects."""
+    """Sampler of the rows (all streams) of a step, with the interface that vLLM's model runner expects.
 
-    def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState):
+    Args:
+        stock: vLLM's own sampler.
+        slots: Run slots.
+        draw: Sampler of one row per request.
+        segments: Segment state of the replies.
+        bursts: Steps of several rows; None if each step has one row per request.
+    """
+
+    def __init__(
+        self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, bursts: Bursts | None = None
+    ):
+        self._bursts, self._tokens = bursts, slots.arrays.wrap(stock.req_states.all_token_ids.gpu) if bursts else None
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
         self._slots, self._arrays = slots, slots.arrays
@@ -404,7 +413,11 @@ class SpeechSampler:
         """Do nothing: `SpeechModelState` uploads the slot tables."""
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample one row for each request of `batch` from its last hidden state in `hidden` [B, H]."""
+        """Sample the rows of each request of `batch` from its last hidden state in `hidden` [B, H]."""
+        if self._bursts is not None:
+            return self._bursts.sample(
+                hidden, batch, lambda states, next_rows, place: self._row(states, batch, next_rows, place)[:3]
+            )
         tokens, codes, cuts, step = self._row(hidden, batch, self._slots.rows(batch))
         nothing = self._nothing[: batch.num_reqs]
         return SamplerOutput(
@@ -470,8 +483,13 @@ class SpeechSampler:
         return every_token, every_row, every_cut
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
-        """Record the codes at `position`; vLLM itself records stream 0 at the end of the step."""
+        """Record the codes at `position`, and stream 0 if later rows of this step read it.
+
+        vLLM itself records stream 0 at the end of the step.
+        """
         self._codes[slots, position] = codes
+        if self._tokens is not None:
+            self._tokens[slots, position] = self._arrays.int32(tokens)
 
     def _keys(self, batch: InputBatch, plan: BatchPlan, place: int) -> np.ndarray:
         """Return the noise keys of the sampled rows, int32 [M, S], computed on the host."""
@@ -501,99 +519,3 @@ class SpeechSampler:
         self._table[slots] = self._arrays.stack([getattr(rows.state, name) for name in STATE])
         if entry is not None:
             self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)
-
-
-# (hidden states [B, H], rows, index of the row in the step)
-# -> stream 0 [B], the others and the state [B, S - 1 + C], cut flags [B].
-DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, Array, Array]]
-
-
-class Bursts:
-    """Samples a multi-token step, with as many rows per request as its schedule specifies."""
-
-    def __init__(self, slots: RunSlots, predictor: RowPredictor):
-        self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
-        device, num_slots = slots.tables.state.device, slots.num_slots
-        self._nothing = torch.zeros(num_slots, 1, device=device)
-        self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
-
-    def sample(self, hidden: torch.Tensor, batch: InputBatch, draw_row: DrawRow) -> SamplerOutput:
-        """Sample the rows of a step.
-
-        Args:
-            hidden: Last hidden states of the requests, [B, H].
-            batch: vLLM's batch.
-            draw_row: Function that samples one row for each request.
-        """
-        slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
-        rows = slots.rows(batch)
-        num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
-        step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read), slots.is_read_by_modules[rows.slots])
-        tokens = arrays.zeros(num_rows, self._width)
-        num_words = slots.rules.family.layout.num_input_streams - 1 + len(slots.rules.sent_state)
-        codes = arrays.int32(arrays.zeros(num_rows, self._width, num_words))
-        cuts = arrays.int32(arrays.zeros(num_rows))
-
-        def sample_row(states: torch.Tensor, place: int) -> None:
-            next_rows = slots.rows_after(rows, step.num_extra >= place) if place else rows
-            tokens[:, place], codes[:, place], cut = draw_row(states, next_rows, place)
-            cuts[:] |= cut << place  # one bit per row
-
-        sample_row(hidden, 0)
-        self._predictor(hidden, step, sample_row)
-        num_sampled = np.where(rows.samples, 1 + step.num_extra, 0).astype(np.int32)
-        return SamplerOutput(
-            sampled_token_ids=arrays.tensor(tokens),
-            logprobs_tensors=LogprobsTensors(
-                arrays.tensor(codes).flatten(1), self._nothing[:num_rows], arrays.tensor(cuts)
-            ),
-            num_nans=None,
-            num_sampled=arrays.tensor(arrays.upload(num_sampled)),
-            num_rejected=self._none[:num_rows],
-        )
-
-
-class BurstSampler(SpeechSampler):
-    """`SpeechSampler` for several rows per step."""
-
-    def __init__(self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, predictor: RowPredictor):
-        super().__init__(stock, slots, draw, segments)
-        self._bursts = Bursts(slots, predictor)
-        self._tokens = slots.arrays.wrap(stock.req_states.all_token_ids.gpu)
-
-    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample the rows of a step from the last hidden states `hidden` [B, H]."""
-        return self._bursts.sample(
-            hidden, batch, lambda states, next_rows, place: self._row(states, batch, next_rows, place)[:3]
-        )
-
-    def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:
-        """Record all streams, including stream 0, because later rows of this step read them."""
-        super()._keep(slots, position, tokens, codes)
-        self._tokens[slots, position] = self._arrays.int32(tokens)
-
-
-class BurstStepSampler(StepSampler):
-    """`StepSampler` for several rows per step; the step program runs once per row."""
-
-    def __init__(
-        self,
-        stock: Sampler,
-        slots: RunSlots,
-        program: StepProgram,
-        graphs: StepGraphs[Variant],
-        predictor: RowPredictor,
-    ):
-        super().__init__(stock, slots, program, graphs)
-        self._bursts = Bursts(slots, predictor)
-
-    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample the rows of a step from the last hidden states `hidden` [B, H]."""
-        lengths = batch.seq_lens[: batch.num_reqs]
-
-        def draw_row(states: torch.Tensor, next_rows: StepRows, place: int) -> tuple[Array, Array, Array]:
-            self._run(states, lengths + place if place else lengths, next_rows)
-            tokens, codes, cuts, _ = self._results(self._program.results, batch.num_reqs)
-            return tokens, codes, cuts
-
-        return self._bursts.sample(hidden, batch, draw_row)

@@ -26,8 +26,8 @@ from stretto.engine.kernels.gpu.step_draw import (
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import NO_ID, SegmentRules
-from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.worker.predictors import AnyReadout, Readout
+from stretto.engine.worker.bursts import Bursts
+from stretto.engine.worker.predictors import AnyReadout, Readout, RequestMemory
 from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, SolverPlan, StepRows
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
@@ -250,16 +250,6 @@ class StreamSet(NamedTuple):
     history: torch.Tensor
     first_stream: int
     num_ends: int
-
-
-class RequestMemory(Protocol):
-    """Memory of a mechanism's network for each request, beside the slot tables."""
-
-    def place(self, slot: int, data: SpeechRequestData) -> None:
-        """Prepare the memory of a request that begins or continues in `slot`."""
-
-    def put_aside(self, request_id: str, slot: int) -> None:
-        """Save the memory of a request that leaves its slot, in case the request was preempted."""
 
 
 class StepProgram:
@@ -515,9 +505,25 @@ class StepGraphs(Generic[Kind]):
 
 
 class StepSampler:
-    """Sampler of one row (all streams) per request and step, like `SpeechSampler`, but in a few launches."""
+    """Sampler of the rows (all streams) of a step, like `SpeechSampler`, but in a few launches for each row.
 
-    def __init__(self, stock: Sampler, slots: RunSlots, program: StepProgram, graphs: StepGraphs[Variant]):
+    Args:
+        stock: vLLM's own sampler.
+        slots: Run slots.
+        program: Launches that sample one row per request.
+        graphs: Graphs of the program.
+        bursts: Steps of several rows, for each of which the program runs; None if each step has one row per request.
+    """
+
+    def __init__(
+        self,
+        stock: Sampler,
+        slots: RunSlots,
+        program: StepProgram,
+        graphs: StepGraphs[Variant],
+        bursts: Bursts | None = None,
+    ):
+        self._bursts = bursts
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
         self._slots, self._program, self._graphs = slots, program, graphs
@@ -537,10 +543,18 @@ class StepSampler:
         self._graphs.capture(self._program.variants)
 
     def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample one row for each request of `batch` from its last hidden state in `hidden` [B, H]."""
+        """Sample the rows of each request of `batch` from its last hidden state in `hidden` [B, H]."""
         num_rows = batch.num_reqs
-        self._run(hidden, batch.seq_lens[:num_rows], self._slots.rows(batch))
-        return self._output(num_rows)
+        lengths = batch.seq_lens[:num_rows]
+        if self._bursts is None:
+            self._run(hidden, lengths, self._slots.rows(batch))
+            return self._output(num_rows)
+
+        def draw_row(states: torch.Tensor, next_rows: StepRows, place: int) -> tuple[torch.Tensor, ...]:
+            self._run(states, lengths + place if place else lengths, next_rows)
+            return self._results(self._program.results, num_rows)[:3]
+
+        return self._bursts.sample(hidden, batch, draw_row)
 
     def _run(self, hidden: torch.Tensor, lengths: torch.Tensor, rows: StepRows) -> None:
         """Run a step.

@@ -1,0 +1,62 @@
+"""Steps that generate several rows per request."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from vllm.v1.outputs import LogprobsTensors
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.output import SamplerOutput
+
+from stretto.engine.worker.predictors import BurstBatch, RowPredictor
+from stretto.engine.worker.run_slots import RunSlots, StepRows
+from stretto.engine.worker.slots import Array
+
+# (hidden states [B, H], rows, index of the row in the step)
+# -> stream 0 [B], the others and the state [B, S - 1 + C], cut flags [B].
+DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, ...]]
+
+
+class Bursts:
+    """Samples a multi-token step, with as many rows per request as its schedule specifies."""
+
+    def __init__(self, slots: RunSlots, predictor: RowPredictor):
+        self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
+        device, num_slots = slots.tables.state.device, slots.num_slots
+        self._nothing = torch.zeros(num_slots, 1, device=device)
+        self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
+
+    def sample(self, hidden: torch.Tensor, batch: InputBatch, draw_row: DrawRow) -> SamplerOutput:
+        """Sample the rows of a step.
+
+        Args:
+            hidden: Last hidden states of the requests, [B, H].
+            batch: vLLM's batch.
+            draw_row: Function that samples one row for each request.
+        """
+        slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
+        rows = slots.rows(batch)
+        num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
+        step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read), slots.is_read_by_modules[rows.slots])
+        tokens = arrays.zeros(num_rows, self._width)
+        num_words = slots.rules.family.layout.num_input_streams - 1 + len(slots.rules.sent_state)
+        codes = arrays.int32(arrays.zeros(num_rows, self._width, num_words))
+        cuts = arrays.int32(arrays.zeros(num_rows))
+
+        def sample_row(states: torch.Tensor, place: int) -> None:
+            next_rows = slots.rows_after(rows, step.num_extra >= place) if place else rows
+            tokens[:, place], codes[:, place], cut = draw_row(states, next_rows, place)
+            cuts[:] |= cut << place  # one bit per row
+
+        sample_row(hidden, 0)
+        self._predictor(hidden, step, sample_row)
+        num_sampled = np.where(rows.samples, 1 + step.num_extra, 0).astype(np.int32)
+        return SamplerOutput(
+            sampled_token_ids=arrays.tensor(tokens),
+            logprobs_tensors=LogprobsTensors(
+                arrays.tensor(codes).flatten(1), self._nothing[:num_rows], arrays.tensor(cuts)
+            ),
+            num_nans=None,
+            num_sampled=arrays.tensor(arrays.upload(num_sampled)),
+            num_rejected=self._none[:num_rows],
+        )
