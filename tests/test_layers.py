@@ -106,7 +106,7 @@ ROLES = {
 }  # fmt: skip
 # Libraries that only some packages may import; "families/*/model.py" is that file of a plug-in.
 LIBRARIES = {
-    "vllm": {"engine", "families/*/model.py", "families/*/memory.py", "testing"},
+    "vllm": {"engine", *(f"families/*/{name}.py" for name in ("model", "mechanism", "memory")), "testing"},
     "triton_python_backend_utils": {"triton_io"},
     "transformers": {
         "weights", "codecs", "encoders", "aligning", "families", "families/*", "engine", "convert", "testing",
@@ -354,7 +354,6 @@ OF_ONE_FAMILY = {
     },
     "cosyvoice3": {"Family.redraw_excludes", "Family.top_p_of_all", "TextGroups", "TextTrack.groups"},
     "higgs_audio": {"Family.staircase", "Staircase"},
-    "kyutai_stt": {"CodeTrack.num_pause_classes", "CodeTrack.pauses_s"},
     "kyutai_tts": {
         "ConditionSpec", "Family.conditions", "Family.guidance_scales", "Family.max_voices",
         "UnconditionalContext.hides_recording",

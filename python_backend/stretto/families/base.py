@@ -215,14 +215,9 @@ class CodeTrack:
 
     Attributes:
         streams: Indices of the streams, which are consecutive.
-        pauses_s: Lengths in seconds of the pauses that the model's heads predict. Each head gives the probability of a
-            pause of that length, from the hidden state of a row (`pause_heads.weight` [n, H]).
-        num_pause_classes: Number of classes of each head; the first one is the pause.
     """
 
     streams: range
-    pauses_s: tuple[float, ...] = ()
-    num_pause_classes: int = 6
 
 
 @dataclass(frozen=True)
@@ -400,7 +395,7 @@ class Family:
     @property
     def pauses_s(self) -> tuple[float, ...]:
         """Lengths in seconds of the pauses that the model predicts in each row; empty for most families."""
-        return () if self.code_track is None else self.code_track.pauses_s
+        return self.mechanism.pauses_s
 
     @property
     def num_row_words(self) -> int:

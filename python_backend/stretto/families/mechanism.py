@@ -1,6 +1,6 @@
 """Interface of a mechanism: a rule of replies that a family brings along in its own folder."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -35,6 +35,8 @@ class Mechanism:
             of every slot by position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
         step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], max. rows of a
             step, solver steps to capture) that returns a `StepProgram`. None for the engine's own.
+        sampler: Function of (mechanism, sampler of the family, model) that returns a sampler around it, which appends
+            words to each row. None for no more words.
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
             [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
         reference: Function of (mechanism, `Prompt`) that returns the rule of a reply for `stretto.testing`, an object
@@ -51,6 +53,7 @@ class Mechanism:
     on_device: ClassVar[Callable[..., Any] | None] = None
     row_draw: ClassVar[Callable[..., Any] | None] = None
     step_program: ClassVar[Callable[..., Any] | None] = None
+    sampler: ClassVar[Callable[..., Any] | None] = None
     frame_filter: ClassVar[Callable[..., Any] | None] = None
     reference: ClassVar[Callable[..., Any] | None] = None
     random_text: ClassVar[Callable[..., Any] | None] = None
@@ -59,6 +62,16 @@ class Mechanism:
     def streams(self) -> range:
         """Input-only streams of the track in a family without streamed text and given codes; empty without a track."""
         return range(0)
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """Number of rows of each additional head [n, H] of the checkpoint, keyed by its name."""
+        return {}
+
+    @property
+    def pauses_s(self) -> tuple[float, ...]:
+        """Lengths of the pauses whose probabilities `sampler` appends to each row, in seconds."""
+        return ()
 
     def initial_state(self) -> Sequence[int]:
         """Return the values of `columns` before a reply."""

@@ -206,10 +206,8 @@ class MultiStreamMixin(Decoder):
         if self.family.has_audio_head:
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
             self.audio_head = AudioHead(num_ids + num_ends, width, self.family.has_audio_bias)
-        if self.family.pauses_s:
-            track = self.family.code_track
-            assert track is not None, "only such families predict pauses"
-            self.pause_heads = AudioHead(len(track.pauses_s) * track.num_pause_classes, width)
+        for name, size in self.family.mechanism.heads.items():
+            setattr(self, name, AudioHead(size, width))
         encoder = encoder_of(config.to_dict())
         if encoder is not None:
             self._encoder: Any = import_module(encoder.network)

@@ -40,7 +40,6 @@ from stretto.engine.worker.predictors import (
     FirstHead,
     GeneratedRows,
     ParallelHeads,
-    PauseSampler,
     Readout,
     RequestMemory,
     RowPredictor,
@@ -257,12 +256,10 @@ class SpeechModelState(DefaultModelState):
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
         return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **audio_inputs}
 
-    def custom_sampler(self, sampler: Sampler) -> tuple[SpeechSampler | StepSampler | PauseSampler, None]:
+    def custom_sampler(self, sampler: Sampler) -> tuple[Any, None]:
         """Return our sampler, which replaces `sampler`, and no speculative decoder (vLLM's hook)."""
-        made, track = self._row_sampler(sampler), self.rules.family.code_track
-        if track is None or not track.pauses_s:
-            return made, None
-        return PauseSampler(made, self.model.get_parameter("pause_heads.weight").data, track.num_pause_classes), None
+        made, around = self._row_sampler(sampler), self.rules.family.mechanism.sampler
+        return made if around is None else around(made, self.model), None
 
     def _row_sampler(self, sampler: Sampler) -> SpeechSampler | StepSampler:
         options = self.vllm_config.additional_config

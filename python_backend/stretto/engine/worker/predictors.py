@@ -13,7 +13,6 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from stretto.engine.kernels.cpu import products as on_host
 from stretto.engine.kernels.gpu import products as on_device
@@ -461,30 +460,3 @@ class GeneratedRows:
         positions = self.arrays.xp.clip(positions, 0, self._tokens.shape[1] - 1)
         gather_rows(rows, self._tokens[slots, positions], slots, positions, self._codes, self._pad_id)
         return self._model.embed_rows(rows, self._table.new_empty(len(slots), self._table.shape[1]))
-
-
-class PauseSampler:
-    """Sampler that appends pause probabilities, as words, to the rows of another sampler.
-
-    Args:
-        sampler: The other sampler; its attributes are also available as attributes of this sampler.
-        weight: Weights of the heads, [n * c, H].
-        num_classes: Number of classes of each head, c; class 0 is the pause.
-    """
-
-    def __init__(self, sampler: Any, weight: torch.Tensor, num_classes: int):
-        self._sampler, self._product, self._num_classes = sampler, exact_product(weight), num_classes
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sampler, name)
-
-    def __call__(self, hidden: torch.Tensor, batch: InputBatch) -> SamplerOutput:
-        """Sample one row for each request of `batch` from its last hidden state in `hidden` [B, H]."""
-        logits = self._product(hidden).unflatten(-1, (-1, self._num_classes))
-        pauses = logits.softmax(-1)[..., 0].contiguous().view(torch.int32)
-        output: SamplerOutput = self._sampler(hidden, batch)
-        rows = output.logprobs_tensors
-        assert rows is not None, "our samplers put the ids there"
-        ids = torch.cat([rows.logprob_token_ids, pauses[: len(rows.logprob_token_ids)]], 1)
-        output.logprobs_tensors = rows._replace(logprob_token_ids=ids)
-        return output

@@ -9,9 +9,11 @@ and for 1 s of silence. Delayed streams modeling: https://arxiv.org/abs/2509.087
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from stretto.families.base import CodeTrack, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import NO_MECHANISM, Mechanism
+from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -60,6 +62,33 @@ class KyutaiVocabulary(Vocabulary):
     def nothing(self) -> int:
         """Id of an empty stream."""
         return self.text_end + 2
+
+
+@dataclass(frozen=True)
+class Pauses(Mechanism):
+    """Pauses that the model predicts in each row.
+
+    Each head gives the probability of a pause of its length, from the hidden state of a row.
+
+    Attributes:
+        lengths_s: Lengths of the pauses in seconds.
+        num_classes: Number of classes of each head; the first one is the pause.
+    """
+
+    lengths_s: tuple[float, ...]
+    num_classes: int
+
+    sampler: ClassVar = lazy(f"{__package__}.mechanism:PauseSampler")
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """The heads, as one weight."""
+        return {"pause_heads": len(self.lengths_s) * self.num_classes}
+
+    @property
+    def pauses_s(self) -> tuple[float, ...]:
+        """Lengths of the pauses in seconds."""
+        return self.lengths_s
 
 
 @dataclass(frozen=True)
@@ -124,6 +153,7 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
     )
     silence_s = vocabulary.prefix_s + vocabulary.flush_s
     longest_s = (vocabulary.max_model_len - 4) / FRAME_RATE - silence_s
+    pauses_s = PAUSES_S[: vocabulary.num_pauses]
     return Family(
         name=NAME,
         layout=StreamLayout(
@@ -145,7 +175,8 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
         max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
-        code_track=CodeTrack(streams, PAUSES_S[: vocabulary.num_pauses], vocabulary.num_pause_classes),
+        code_track=CodeTrack(streams),
+        mechanism=Pauses(pauses_s, vocabulary.num_pause_classes) if pauses_s else NO_MECHANISM,
     )
 
 
