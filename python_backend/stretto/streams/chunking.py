@@ -190,10 +190,12 @@ class Pacer:
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
         """Return the size of the first chunk, or 0 to wait.
 
-        Its audio must last until one more frame has been generated and decoded.
+        Its audio must last until the smallest chunk has been generated and decoded.
         """
-        policy = self.policy
-        needed = self._smallest(load) + math.ceil((load.latency_s + self._wait_s(load)) * policy.frame_rate)
+        policy, smallest = self.policy, self._smallest(load)
+        needed = math.ceil((load.latency_s + self._wait_s(load)) * policy.frame_rate)
+        if smallest > 1:  # the decoder is busy: its latency varies, and the frames after the awaited one take time too
+            needed += smallest
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
 
