@@ -12,6 +12,8 @@ import asyncio
 import json
 import random
 import re
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
@@ -59,7 +61,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     try:
         for seed in range(1, arguments.seeds + 1):
             rng, options = random.Random(seed), json.dumps({"seed": seed})
-            texts = [domain_sentence(rng) for _ in range(arguments.sentences)]
+            fitting = (each for each in iter(partial(domain_sentence, rng), None) if len(each) <= 160)
+            texts = list(islice(fitting, arguments.sentences))
             asked = [preprocessor.prepare(RawRequest(text=each, task="tts", options=options)) for each in texts]
             voices = {name: await replies(llm, asked) for name, llm in (("stored", stored), ("int8", int8))}
             for name, voice, ears in (
