@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from benchmarks.checkpoints.random_chatterbox import NANO, convert, convert_turb
 from stretto.families.base import Family
 from stretto.families.chatterbox.family import END_OF_SPEECH, TURBO, ChatterboxVocabulary, TurboVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, TurboTemplate, open_chatterbox, open_turbo
-from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.prompting import Manner, Piece
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -34,6 +34,12 @@ def is_turbo(checkpoint: Path) -> bool:
 def open_release(checkpoint: Path) -> ChatterboxTemplate | TurboTemplate:
     """Return the template of a checkpoint."""
     return open_turbo(checkpoint) if is_turbo(checkpoint) else open_chatterbox(checkpoint)
+
+
+@cache
+def opened(checkpoint: Path) -> tuple[ChatterboxTemplate | TurboTemplate, Family]:
+    """Return the template and the family of a checkpoint that stays unchanged, loaded once."""
+    return open_release(checkpoint), family_at(checkpoint)
 
 
 def known_at(checkpoint: Path) -> ChatterboxVocabulary | TurboVocabulary:

@@ -11,6 +11,7 @@ Turbo, Nano    t3_turbo_v1.safetensors or t3_nano_v1.safetensors   s3gen_meanflo
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,11 @@ def recording_encoder(width: int = 128, num_layers: int = 2) -> dict[str, torch.
     Each tensor depends only on its name and shape. Names are as published; names from `ve.safetensors` get the prefix
     `ve.`. Only the tokenizer is smaller than published, where `width` is 1280 and `num_layers` is 6.
     """
+    return dict(_recording_encoder(width, num_layers))
+
+
+@lru_cache(1)
+def _recording_encoder(width: int, num_layers: int) -> dict[str, torch.Tensor]:
     with torch.device("meta"):
         shapes = {
             name: tuple(each.shape) for name, each in RecordingEncoder(width, num_layers, 192, 80).state_dict().items()

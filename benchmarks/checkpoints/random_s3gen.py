@@ -5,6 +5,7 @@ reference can draw the same ones.
 """
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ WIDE = replace(
 
 def tensors(config: S3GenConfig = NARROW, seed: int = 0) -> dict[str, Tensor]:
     """Return a dict from published name to random tensor, with one tensor for each audio-input part."""
+    return dict(_tensors(config, seed))
+
+
+@lru_cache(1)
+def _tensors(config: S3GenConfig, seed: int) -> dict[str, Tensor]:
     codec, rng = S3GenCodec(config), np.random.default_rng(seed)
     flow = random_weights(codec.flow, rng)
     vocoder = as_published(random_vocoder(codec.mel2wav, rng), MAGNITUDE, DIRECTION)

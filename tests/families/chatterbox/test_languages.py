@@ -25,6 +25,7 @@ from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterb
 from stretto.families.plugin import family_at
 from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.chatterbox_release import opened as opened_release
 from tests.chatterbox_release import write
 from tests.refused_conversion import refused
 
@@ -36,6 +37,11 @@ SENTENCES: list[dict[str, Any]] = json.loads(
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(tmp_path_factory.mktemp("multilingual"), is_multilingual=True)
+
+
+@pytest.fixture(scope="module")
+def preprocessor(checkpoint: Path) -> Preprocessor:
+    return Preprocessor(checkpoint)
 
 
 @dataclass
@@ -77,7 +83,7 @@ def test_token_ids_match_the_authors_tokenizer(language: str, opened: Opened) ->
 def test_text_cannot_inject_special_tokens(text: str, checkpoint: Path) -> None:
     """This also holds if the tokenizer's added tokens are not marked as special, as in this test's release."""
     tokens = TextTokenizer.at(checkpoint, spells_bytes=False).tokens
-    rows = write(open_chatterbox(checkpoint), family_at(checkpoint), text, language="en")
+    rows = write(*opened_release(checkpoint), text, language="en")
     start, tag, *ids, end = rows[MULTILINGUAL.num_voice_rows : -2, 0].tolist()
     assert (start, tokens[tag], end) == (START_OF_TEXT, "[en]", END_OF_TEXT)
     spelled = [tokens[each] for each in ids if tokens[each].startswith("[") and len(tokens[each]) > 1]
@@ -95,9 +101,11 @@ def test_text_cannot_inject_special_tokens(text: str, checkpoint: Path) -> None:
         ('{"language": "chinese"}', r"\(chinese needs spacy_pkuseg, which is not installed\), got 'chinese'"),
     ],
 )
-def test_a_language_is_required_and_a_missing_package_named(checkpoint: Path, options: str, message: str) -> None:
+def test_a_language_is_required_and_a_missing_package_named(
+    preprocessor: Preprocessor, options: str, message: str
+) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        Preprocessor(checkpoint).prepare(RawRequest(text="hello", options=options))
+        preprocessor.prepare(RawRequest(text="hello", options=options))
 
 
 def test_profile_lists_supported_and_plain_languages(checkpoint: Path) -> None:
@@ -275,12 +283,12 @@ def test_cangjie_table_numbers_characters_with_equal_codes(tmp_path: Path) -> No
     assert languages.read_cangjie(path) == {"甲": "b", "乙": "a1", "丙": "a2"}
 
 
-def test_checkpoint_missing_a_language_token_is_refused(tmp_path: Path) -> None:
-    checkpoint = convert(tmp_path, is_multilingual=True)
-    path = checkpoint / "tokenizer.json"
+def test_checkpoint_missing_a_language_token_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+    path = changed / "tokenizer.json"
     path.write_text(path.read_text().replace('"[fr]"', '"[xx]"'))
     with pytest.raises(CheckpointError, match=r"expected language tokens, got no \[fr\]"):
-        open_chatterbox(checkpoint)
+        open_chatterbox(changed)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
 from stretto.codecs.base import Whole
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary
-from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
+from stretto.families.chatterbox.prompt import ChatterboxTemplate
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.weights.loading import open_tensors
-from tests.chatterbox_release import REPLIES, write
+from tests.chatterbox_release import REPLIES, opened, write
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_prompt_rows_are_voice_text_and_two_start_rows(
     reply: dict[str, Any], checkpoint: Path, multilingual: Path
 ) -> None:
     checkpoint = multilingual if "language" in reply else checkpoint
-    known, family = known_at(checkpoint), family_at(checkpoint)
-    rows = write(open_chatterbox(checkpoint), family, reply["text"], reply["voice"], reply.get("language"))
+    known = known_at(checkpoint)
+    rows = write(*opened(checkpoint), reply["text"], reply["voice"], reply.get("language"))
     voice, text, start = np.split(rows, [known.num_voice_rows, len(rows) - 2])
     assert voice.tolist() == [[token, known.pad] for token in known.voice(str(reply["voice"]))]
     assert text[:, 0].tolist() == reply["ids"]
@@ -63,7 +63,7 @@ def test_voice_rows_match_the_authors(reply: dict[str, Any], checkpoint: Path, m
 
 @pytest.mark.parametrize("text", ["[START]", "a [SPACE] b", "[STOP]x"])
 def test_text_cannot_inject_special_tokens(text: str, checkpoint: Path) -> None:
-    rows = write(open_chatterbox(checkpoint), family_at(checkpoint), text)
+    rows = write(*opened(checkpoint), text)
     ids = rows[KNOWN.num_voice_rows : -2, 0].tolist()
     assert (ids.count(START_OF_TEXT), ids.count(END_OF_TEXT)) == (1, 1)
     assert ids.count(2) == text.count(" ")
@@ -79,9 +79,8 @@ def test_text_cannot_inject_special_tokens(text: str, checkpoint: Path) -> None:
     ],
 )
 def test_unspeakable_prompts_are_refused(text: str, expected: str, checkpoint: Path) -> None:
-    family = family_at(checkpoint)
     with pytest.raises(InvalidRequest, match=expected):
-        write(open_chatterbox(checkpoint), family, text)
+        write(*opened(checkpoint), text)
 
 
 def test_a_tokenizer_without_spaces_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -26,14 +26,13 @@ from stretto.encoders.loudness import loudness
 from stretto.errors import InvalidRequest
 from stretto.families.chatterbox.convert import convert as convert_release
 from stretto.families.chatterbox.family import TurboVocabulary
-from stretto.families.chatterbox.prompt import open_turbo
 from stretto.families.chatterbox.turbo import turbo_tokenizer
 from stretto.families.chatterbox.voices import TurboRecordingEncoder
 from stretto.families.conversion import Contents, Release
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.weights.loading import open_tensors
-from tests.chatterbox_release import RELEASES, REPLIES, write
+from tests.chatterbox_release import RELEASES, REPLIES, opened, write
 from tests.chatterbox_voices import at_24_khz, authors, networks
 from tests.refused_conversion import refused
 
@@ -51,11 +50,16 @@ def known(checkpoint: Path) -> TurboVocabulary:
     return TurboVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
 
 
+@pytest.fixture(scope="module")
+def preprocessor(checkpoint: Path) -> Preprocessor:
+    return Preprocessor(checkpoint)
+
+
 @pytest.mark.parametrize("release", ["turbo", "nano"])
-def test_prompt_rows_are_speaker_codes_text_and_start(release: str, tmp_path: Path) -> None:
-    checkpoint = RELEASES[release](tmp_path)
+def test_prompt_rows_are_speaker_codes_text_and_start(release: str, checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = checkpoint if release == "turbo" else RELEASES[release](tmp_path)
     known = TurboVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
-    template, family = open_turbo(checkpoint), family_at(checkpoint)
+    template, family = opened(checkpoint)
     table = open_tensors(checkpoint)["transformer.wte.weight"]
     for reply in REPLIES[release]:
         ids = write(template, family, reply["text"], reply["voice"])[:, 0].tolist()
@@ -93,7 +97,7 @@ def test_published_turbo_layouts_are_converted(sizes: Gpt2Sizes, num_heads: int,
 
 def test_known_tags_are_tokens_and_others_are_text(checkpoint: Path, known: TurboVocabulary) -> None:
     assert family_at(checkpoint).tags == known.tags == TAGS
-    template, family = open_turbo(checkpoint), family_at(checkpoint)
+    template, family = opened(checkpoint)
     number = len(known.voices["default"])
     tagged, plain = (
         write(template, family, text)[1 + number : -1, 0].tolist() for text in ("A [laugh] b", "A [bark] b")
@@ -106,11 +110,10 @@ def test_known_tags_are_tokens_and_others_are_text(checkpoint: Path, known: Turb
 @pytest.mark.parametrize(("text", "expected"), [(" \n", "at least one character"), ("b" * 2049, "at most 2048")])
 def test_unsuitable_texts_are_refused(text: str, expected: str, checkpoint: Path) -> None:
     with pytest.raises(InvalidRequest, match=expected):
-        write(open_turbo(checkpoint), family_at(checkpoint), text)
+        write(*opened(checkpoint), text)
 
 
-def test_options_of_other_releases_are_refused(checkpoint: Path) -> None:
-    preprocessor = Preprocessor(checkpoint)
+def test_options_of_other_releases_are_refused(preprocessor: Preprocessor) -> None:
     for options, field in (
         ('{"exaggeration": 0.7}', "options.exaggeration"),
         ('{"language": "en"}', "options.language"),
@@ -119,15 +122,17 @@ def test_options_of_other_releases_are_refused(checkpoint: Path) -> None:
             preprocessor.prepare(RawRequest(text="hello", options=options))
 
 
+@pytest.fixture(scope="module")
+def recording_encoder(checkpoint: Path) -> TurboRecordingEncoder:
+    made = networks(TurboRecordingEncoder)
+    tensors = load_file(checkpoint / "hearing" / "model.safetensors")
+    made.condition = {name: tensor for name, tensor in tensors.items() if "cond_enc" in name}
+    return made
+
+
 @pytest.mark.parametrize("name", LONG)
-def test_turbo_voice_encodings_match_the_authors(name: str, checkpoint: Path) -> None:
+def test_turbo_voice_encodings_match_the_authors(name: str, recording_encoder: TurboRecordingEncoder) -> None:
     """Loudness is measured as by pyloudnorm, which the authors use."""
-    recording_encoder = networks(TurboRecordingEncoder)
-    recording_encoder.condition = {
-        name: tensor
-        for name, tensor in load_file(checkpoint / "hearing" / "model.safetensors").items()
-        if "cond_enc" in name
-    }
     stored = {key.removeprefix(f"turbo.{name}."): each for key, each in authors().items() if f"turbo.{name}." in key}
     pcm = at_24_khz(name)
     voice = recording_encoder.voice(recording_encoder.encode(pcm))
@@ -150,8 +155,7 @@ def asked(pcm: np.ndarray) -> RawRequest:
     return RawRequest(messages=json.dumps(turns), pcm_in=pcm, sample_rate=24_000)
 
 
-def test_turbo_prompt_uses_the_recorded_voice(checkpoint: Path, known: TurboVocabulary) -> None:
-    preprocessor = Preprocessor(checkpoint)
+def test_turbo_prompt_uses_the_recorded_voice(preprocessor: Preprocessor, known: TurboVocabulary) -> None:
     prompt = preprocessor.prepare(asked(at_24_khz("even")))
     (audio,) = prompt.audios
     assert (audio.first_row, audio.num_rows) == (0, 1)

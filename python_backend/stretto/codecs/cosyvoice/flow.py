@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -112,6 +113,11 @@ def gaussian(columns: int, rows: int, seed: int) -> Tensor:
     """
     if torch.empty(0).is_meta:
         return torch.empty(rows, columns)
+    return _drawn(columns, rows, seed)
+
+
+@lru_cache(2)  # of the flow and the vocoder; a conversion creates a codec several times
+def _drawn(columns: int, rows: int, seed: int) -> Tensor:
     drawn = np.random.default_rng(seed).standard_normal((columns, rows), dtype=np.float32)
     return torch.from_numpy(drawn.T.copy())
 
