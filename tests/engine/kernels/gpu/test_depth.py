@@ -108,7 +108,7 @@ def test_depth_states_with_per_position_weights_match_the_cpu(monkeypatch: pytes
                 else each.next(ids[:n, position - 1], position)
                 for each, n in ((ours, 3), (alone, 1), (expected, 3))
             )
-            torch.testing.assert_close(found, wanted, rtol=2e-5, atol=2e-5)
+            torch.testing.assert_close(found, wanted, rtol=2e-4, atol=2e-4)  # of two layers, whose sums have any order
             assert torch.equal(other, found[:1]), "a row depends on no other"
         hidden, ids = hidden.flip(0), ids.flip(0)
     both, one = expected.begin(hidden, ids[:, 0], second), expected.begin(hidden, ids[:, 0])

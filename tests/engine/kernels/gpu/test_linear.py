@@ -76,7 +76,8 @@ def test_products_match_a_slow_loop(num_rows: int, num_columns: int, num_inner: 
     found = linear_on_device(x, weight, given)
     assert torch.equal(found, slow(x, weight, given))
     exact = x.double() @ weight.double().t() + (bias.double() if has_bias else 0)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
+    # Other instructions round sums of up to 300 products by up to 6e-6.
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 SOME = pytest.param((2, 15, 16, 17, 33, 128, 129, 200), id="some")
@@ -119,7 +120,7 @@ def test_layers_use_the_products(operator: None, monkeypatch: pytest.MonkeyPatch
     assert type(other.quant_method) is UnquantizedLinearMethod
     for layer, wanted in zip(model[:2], expected, strict=True):
         assert isinstance(layer.quant_method, RowInvariantLinear)
-        torch.testing.assert_close(layer(x), wanted)
+        torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)  # sums of 48 products, in any order
         assert layer.weight.shape == (24, 48)
         assert not layer.weight.is_inference()
 

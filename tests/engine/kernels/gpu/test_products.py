@@ -19,7 +19,8 @@ def test_logits_are_computed_in_float32(num_rows: int, dtype: torch.dtype, monke
     weight, x = torch.randn(num_rows, 64).to(dtype), torch.randn(3, 64).to(dtype)
     product = Float32Product(weight)(x)
     assert product.dtype == torch.float32
-    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
+    # Sums of 64 products, in any order; if products were not in float32, they would differ by 1e-2.
+    torch.testing.assert_close(product.double(), x.double() @ weight.double().T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_row_alone_equals_the_row_in_a_batch(num_columns: int, dtype: torch.dtyp
     """The product of a head of a stop flag, and of one of stream 0; the batch has more rows than a tile."""
     head, x = Float32Product(torch.randn(num_columns, 160).to(dtype)), torch.randn(130, 160).to(dtype)
     together = head(x)
-    torch.testing.assert_close(together, x.float() @ head.weight[:num_columns].T, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(together, x.float() @ head.weight[:num_columns].T, rtol=1e-5, atol=1e-3)  # sums of 160
     for row in (0, 1, 77, 129):
         assert torch.equal(head(x[row : row + 1])[0], together[row])
     assert torch.equal(head(x[:2]), together[:2])
