@@ -8,14 +8,13 @@ cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH"
-# One more worker than the two cores, because many tests wait for processes.
-workers=(-n "${STRETTO_TEST_WORKERS:-3}" --dist loadgroup --no-loadscope-reorder)
+distribute() { echo "-n ${STRETTO_TEST_WORKERS:-$1} --dist loadgroup --no-loadscope-reorder"; }
 case "${1:-}" in
     --fast)
         shift
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
-        exec python -m pytest "${workers[@]}" -m "$wanted" "$@"
+        exec python -m pytest $(distribute 2) -m "$wanted" "$@"
         ;;
     "")
         ruff check .
@@ -25,7 +24,8 @@ case "${1:-}" in
         checking=$!
         trap 'kill "$checking" 2>/dev/null || true; rm -f "$types"' EXIT
         failed=0
-        python -m pytest "${workers[@]}" -m "not nightly" --durations=15 || failed=1
+        # One more worker than the two cores, because many tests wait for processes.
+        python -m pytest $(distribute 3) -m "not nightly" --durations=15 || failed=1
         wait "$checking" || failed=1
         cat "$types"
         exit "$failed"

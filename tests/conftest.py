@@ -86,10 +86,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Disable garbage collection during imports, which saves an eighth of their time; exclude imports afterwards."""
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Disable garbage collection during imports, which saves an eighth of their time; exclude imports afterwards.
+
+    Raises:
+        pytest.UsageError: If tests for `scripts/test.sh --fast` import vLLM, which takes seconds in every worker.
+    """
     gc.disable()
     collected = yield
+    if {"engine", "slow"} <= set(session.config.option.markexpr.split()) and "vllm" in sys.modules:
+        raise pytest.UsageError("a collected file imports vllm: mark all its tests `slow`, or import it in the tests")
     heap.set_aside()
     gc.enable()
     return collected

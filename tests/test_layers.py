@@ -20,7 +20,9 @@ import pytest
 
 from stretto.families.plugin import FamilyPlugin
 from stretto.plugins import FAMILIES, installed
+from tests.sources import parsed, statements
 
+pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
 NAME, CLIENT, GATEWAY = "stretto", "stretto_client", "stretto_gateway"
@@ -130,24 +132,6 @@ SOURCES = sorted(
 )
 OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE)]
 ADAPTERS = [path for path in SOURCES if path.is_relative_to(ROOT / "model_repository")]
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    """Return the syntax tree of a file, from a cache."""
-    return ast.parse(path.read_text())
-
-
-@cache
-def statements(path: Path) -> list[ast.stmt]:
-    """Return all statements of a file, including nested ones. Expressions, most of a tree, are skipped."""
-    found, left = [], list[ast.AST](parsed(path).body)
-    while left:
-        node = left.pop()
-        if isinstance(node, ast.stmt):
-            found.append(node)
-        left += [each for each in ast.iter_child_nodes(node) if not isinstance(each, ast.expr)]
-    return found
 
 
 @cache

@@ -2,10 +2,14 @@
 
 import ast
 import re
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
+from tests.sources import parsed, statements
+
+pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
 # Largest permitted share of docstrings with a marker, by folder. Lower it when a folder improves; never raise it.
 MOST = {
@@ -46,16 +50,8 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 @cache
 def docstrings_of(path: Path) -> list[str]:
     """Return all docstrings in a Python file."""
-    return [text for node in documented(ast.parse(path.read_text())) if (text := ast.get_docstring(node))]
-
-
-def documented(node: ast.AST) -> Iterator[DOCUMENTED]:
-    """Yield a module, class or function, and those inside it; expressions are not entered."""
-    if isinstance(node, DOCUMENTED):
-        yield node
-    for each in ast.iter_child_nodes(node):
-        if isinstance(each, ast.stmt | ast.ExceptHandler | ast.match_case):
-            yield from documented(each)
+    nodes = (node for node in (parsed(path), *statements(path)) if isinstance(node, DOCUMENTED))
+    return [text for node in nodes if (text := ast.get_docstring(node))]
 
 
 def docstrings(folder: Path) -> list[str]:

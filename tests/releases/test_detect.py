@@ -110,6 +110,7 @@ def with_example(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detection, "plugins", all_plugins)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "write"), RELEASES)
 def test_random_release_is_recognised(family: str, write: Callable[[Path], object], tmp_path: Path) -> None:
     folder = tmp_path / "release"

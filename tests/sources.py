@@ -1,0 +1,23 @@
+"""Syntax trees of Python files, each parsed once in a process."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
+@cache
+def statements(path: Path) -> list[ast.stmt]:
+    """Return all statements of a file, including nested ones. Expressions, most of a tree, are skipped."""
+    found, left = [], list[ast.AST](parsed(path).body)
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.stmt):
+            found.append(node)
+        left += [each for each in ast.iter_child_nodes(node) if not isinstance(each, ast.expr)]
+    return found
