@@ -3,6 +3,7 @@
 # - A bundle for a GPU host (benchmarks/gpu/bundling) installs, and every benchmark job loads from the bundle only.
 # - vLLM configurations for all benchmark models can be created. The imports do not initialise CUDA, so jobs can fork.
 # - Depth transformers and MCTP modules launch no more operators than expected in a server's configuration.
+# - The kernels of the job `kernels` compile for sm_90 into FOLDER/kernels, which a bundle can carry.
 # - All kernels compile for sm_80, sm_90 and sm_100 with the Triton release of such a host.
 # The script downloads about 3 GB and takes about ten minutes. If a download fails, it prints a message and exits with 0.
 # Usage: scripts/cuda_without_gpu.sh [FOLDER]   (keeps environment and bundle in FOLDER; default: a temporary folder)
@@ -44,4 +45,5 @@ export LD_LIBRARY_PATH="$folder/stubs" PYTORCH_NVML_BASED_CUDA_CHECK=1
 export PYTHONPATH="$folder/there/bundle/site:$folder/there/bundle/source" PYTHONDONTWRITEBYTECODE=1
 cd "$folder" # nothing is imported from the working tree
 "$folder/env/bin/python" -m tests.engine.kernels.gpu.deployed
+TRITON_CACHE_DIR="$folder/kernels" "$folder/env/bin/python" -m benchmarks.gpu.kernel_cache 90
 TRITON_CACHE_DIR="$folder/cache" "$folder/env/bin/python" -m tests.engine.kernels.gpu.compile 80 90 100

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.gpu.bundling.__main__ import tree_bytes
-from benchmarks.gpu.bundling.contents import BUNDLES
+from benchmarks.gpu.bundling.contents import BUNDLES, KERNELS
 from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job, Setup
 
 CALL_S = 600.0
@@ -95,6 +95,8 @@ class Call:
         yield f"# {self.title}: {self.num_bytes / 2**20:.1f} MiB with the working tree, at most {CALL_S:.0f} s"
         if self.part == 1:
             yield "# before it, here:"
+            if KERNELS in BUNDLES[self.bundle].options:
+                yield f"scripts/cuda_without_gpu.sh {Path(KERNELS).parent}  # once: compiles the kernels"
             yield self.preparation
         yield f"# takes along: {self.files}; on the host:"
         yield self.command

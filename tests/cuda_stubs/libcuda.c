@@ -1,8 +1,14 @@
 // Stands for the CUDA driver where there is no GPU: libraries that need it load, and every call fails with "no device".
 int cuCtxGetCurrent(){return 100;}
+int cuCtxGetLimit(){return 100;}
 int cuCtxSetCurrent(){return 100;}
+int cuCtxSetLimit(){return 100;}
+int cuDeviceGet(){return 100;}
 int cuDeviceGetAttribute(){return 100;}
 int cuDevicePrimaryCtxRetain(){return 100;}
+int cuFuncGetAttribute(){return 100;}
+int cuFuncSetAttribute(){return 100;}
+int cuFuncSetCacheConfig(){return 100;}
 int cuGetErrorString(){return 100;}
 int cuGetProcAddress_v2(){return 100;}
 int cuMemAddressFree(){return 100;}
@@ -13,5 +19,7 @@ int cuMemMap(){return 100;}
 int cuMemRelease(){return 100;}
 int cuMemSetAccess(){return 100;}
 int cuMemUnmap(){return 100;}
+int cuModuleGetFunction(){return 100;}
+int cuModuleLoadData(){return 100;}
 int cuPointerGetAttribute(){return 100;}
 int cuTensorMapEncodeTiled(){return 100;}

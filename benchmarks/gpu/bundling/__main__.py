@@ -7,7 +7,8 @@
 The host must have torch for CUDA, triton, transformers and numpy, for Python 3.12 or the version in `--python`. `pack`
 resolves with uv, and downloads with pip, the wheels of vLLM and of those dependencies that the host lacks (`--have`).
 It leaves out kernels and distributions that Stretto does not use, and machine code for other GPUs (`contents.py`). It
-adds this package with its benchmarks and tests, splits everything into parts and records their SHA-256 checksums.
+adds this package with its benchmarks and tests and, with `--kernels`, Triton's cache of compiled kernels. It splits
+everything into parts and records their SHA-256 checksums.
 `install` verifies and stores each part. Once all parts have arrived, it unpacks them and prints the shell line that
 sets Python's path. It needs only the standard library.
 """
@@ -32,7 +33,7 @@ from benchmarks.gpu.bundling.contents import (
     trim,
     without_symbols,
 )
-from benchmarks.gpu.bundling.parts import LIBRARIES, SITE, SOURCE, DamagedPart, Installation, write_parts
+from benchmarks.gpu.bundling.parts import KERNELS, LIBRARIES, SITE, SOURCE, DamagedPart, Installation, write_parts
 
 ROOT = Path(__file__).parents[3]
 COMMON_HOST = ROOT / "benchmarks/gpu/bundling/pytorch_image.txt"
@@ -124,6 +125,10 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
             (tree / LIBRARIES).mkdir()
             library: Path = arguments.libpython
             (tree / LIBRARIES / library.name).write_bytes(without_symbols(library.read_bytes()))
+        if arguments.kernels:
+            # The code in other languages, from which a binary is made, is not needed to launch it.
+            unused = shutil.ignore_patterns("*.source", "*.ttir", "*.ttgir", "*.llir", "*.ptx")
+            shutil.copytree(arguments.kernels, tree / KERNELS, ignore=unused)
         if not arguments.no_source:
             copy_sources(tree / SOURCE, arguments.weights)
         contents = {"python": arguments.python, "architecture": arguments.architecture, "wheels": names}
@@ -187,6 +192,7 @@ def parser() -> argparse.ArgumentParser:
         default="3",
         help="FlashAttention version; 3: Hopper (11 MB), 2: older GPUs",
     )
+    packing.add_argument("--kernels", type=Path, help="folder of kernels compiled by benchmarks.gpu.kernel_cache")
     packing.add_argument("--triton", action="store_true", help="include the Triton server's wheel")
     packing.add_argument("--weights", action="store_true", help="include the bundled model's weights")
     packing.add_argument(

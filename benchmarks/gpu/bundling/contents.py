@@ -107,9 +107,10 @@ class Bundle:
         return [min(size, self.num_bytes - start) for start in range(0, self.num_bytes, size)]
 
 
+KERNELS = ".bundle/check/kernels"  # written by `scripts/cuda_without_gpu.sh .bundle/check`
 # Sources are in the working tree, which travels as well.
 BUNDLES = {
-    "engine": Bundle(("--no-source",), 36_830_312),
+    "engine": Bundle(("--no-source", "--kernels", KERNELS), 37_447_640),
     # LIBPYTHON: path of libpython3.12.so.1.0
     "served": Bundle(("--no-source", "--triton", "--libpython", '"$LIBPYTHON"'), 74_149_084),
 }

@@ -89,7 +89,7 @@ def unpack(paths: Iterable[Path], into: Path) -> None:
     unfinished.rename(into)
 
 
-SITE, SOURCE, LIBRARIES, PARTS = "site", "source", "lib", "parts"
+SITE, SOURCE, LIBRARIES, KERNELS, PARTS = "site", "source", "lib", "kernels", "parts"
 
 
 class DamagedPart(ValueError):
@@ -109,9 +109,10 @@ class Installation:
 
     @property
     def environment(self) -> str:
-        """Shell line that lets Python find the bundle."""
-        site, source, libraries = (self.bundle / part for part in (SITE, SOURCE, LIBRARIES))
+        """Shell line that lets Python find the bundle, and Triton the compiled kernels in it."""
+        site, source, libraries, kernels = (self.bundle / part for part in (SITE, SOURCE, LIBRARIES, KERNELS))
         line = f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
+        line += f" TRITON_CACHE_DIR={kernels}" if kernels.exists() else ""
         return line + (f" STRETTO_LIBPYTHON={libraries}" if libraries.exists() else "")
 
     def take(self, files: list[Path]) -> list[str]:

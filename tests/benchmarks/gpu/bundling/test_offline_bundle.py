@@ -118,6 +118,18 @@ def test_bundled_libraries_are_trimmed_and_libpython_is_found(tmp_path: Path, ho
     assert shell.stdout == b"python"
 
 
+def test_triton_finds_bundled_kernels_as_binaries_alone(tmp_path: Path, house: Path, package: Path) -> None:
+    kernel = tmp_path / "kernels" / "KEY"
+    kernel.mkdir(parents=True)
+    for ending in ("json", "cubin", "ptx", "ttir", "source"):
+        (kernel / f"draw.{ending}").write_text(ending)
+    pack(arguments(tmp_path, house, "--kernels", str(kernel.parent)), package)
+    done = run_install(tmp_path, "manifest.json", "part-01")
+    command = f'{done.stdout.strip()}; cd "$TRITON_CACHE_DIR/KEY" && touch written && echo *'
+    shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert shell.stdout.split() == ["draw.cubin", "draw.json", "written"]
+
+
 def test_bundled_triton_server_has_its_own_numpy(tmp_path: Path, house: Path, package: Path) -> None:
     make_wheel(house, "nvidia_pytriton", "0.7.0", {"pytriton.py": ""}, ("numpy<2",))
     make_wheel(house, "numpy", "1.26.4", {"numpy.py": ""})
