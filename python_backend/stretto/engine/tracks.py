@@ -247,4 +247,8 @@ def placed(first: int, ids: np.ndarray) -> np.ndarray:
         first: Place of the first entry.
         ids: Ids, int32 [n, K].
     """
-    return np.column_stack([np.arange(first, first + len(ids), dtype=np.int32), ids])
+    num_entries = len(ids)
+    entries = np.empty((num_entries, 1 + ids.shape[1]), np.int32)  # `column_stack` and `arange` are slow for one frame
+    entries[:, 0] = first if num_entries == 1 else np.arange(first, first + num_entries)
+    entries[:, 1:] = ids
+    return entries

@@ -335,11 +335,12 @@ class SlotTables:
         """
         for slot, each in new_text.items():
             self._limit(slot, each.limits)
-        entries = [each.entries for each in new_text.values()]
-        sizes = [len(each) for each in entries]
-        if sum(sizes):
-            slots_of = np.repeat(np.array(list(new_text), np.int32), sizes)
-            packed = arrays.tensor(arrays.upload(np.column_stack([slots_of, np.concatenate(entries)])))
+        sizes = [len(each.entries) for each in new_text.values()]
+        if any(sizes):
+            entries = np.concatenate([each.entries for each in new_text.values()])
+            rows = np.empty((len(entries), 1 + entries.shape[1]), np.int32)
+            rows[:, 0], rows[:, 1:] = np.repeat(list(new_text), sizes), entries
+            packed = arrays.tensor(arrays.upload(rows))
             self._write(packed[:, 0].long(), packed[:, 1:], lanes)
 
     def _write(self, slots: torch.Tensor | int, entries: torch.Tensor, lanes: slice) -> None:
