@@ -90,7 +90,9 @@ async def test_reply_matches_the_reference_with_a_consistent_report(llm: SpeechL
     assert report.num_prompt_rows == len(prompt.rows)
     assert report.seed == prompt.sampling.seed
     assert report.guidance_scale == prompt.sampling.guidance_scale
-    assert 0 <= report.queue_s < report.first_frame_s <= report.total_s
+    times = [0, report.queue_s, report.first_frame_s, report.total_s]
+    assert times == sorted(times)
+    assert report.queue_s != report.first_frame_s
 
 
 async def test_new_replies_are_refused_while_first_frames_are_late(
@@ -239,7 +241,7 @@ async def test_host_is_served_while_another_has_taken_all_permits(llm: SpeechLLM
     other = [asyncio.create_task(collected("other", number)) for number in range(3)]
     for number, chunks in enumerate(await asyncio.gather(*other)):
         np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
-    assert ended.count("flood") < len(flood) / 2, "the other host waited for most replies of the flood"
+    assert 2 * ended.count("flood") < len(flood), "the other host waited for most replies of the flood"
     for number, chunks in enumerate(await asyncio.gather(*flood)):
         np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
 
