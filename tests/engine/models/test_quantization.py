@@ -328,7 +328,7 @@ def methods_of(engine: Engine) -> dict[str, str]:
 def test_fp8_layers_match_the_reference_and_are_batch_invariant(plain: Path) -> None:
     """A row of large numbers leaves the other rows of the batch bit-identical."""
     random = torch.Generator().manual_seed(0)
-    with open_engine(plain, quantization=QUANTIZATIONS["fp8"]) as engine:
+    with open_engine(plain, **QUANTIZATIONS["fp8"]) as engine:
         model, stored = engine.model_state.model, load_file(plain / "model.safetensors")
         methods = methods_of(engine)
         assert {name.partition(".")[0] for name in methods} == {"model", "depth"}
@@ -369,7 +369,7 @@ def test_fp8_replies_do_not_depend_on_the_batch(plain: Path) -> None:
 def test_mctp_modules_are_quantized(tmp_path: Path) -> None:
     prompts = {f"r{index}": short_prompt(MODULES, index, FP8_ROWS) for index in FP8_PROMPTS}
     folder = write_modules(tmp_path, MODULES, MODULES.name, hidden=64)
-    with open_engine(folder, quantization=QUANTIZATIONS["fp8"]) as engine:
+    with open_engine(folder, **QUANTIZATIONS["fp8"]) as engine:
         methods = methods_of(engine)
         assert {name.partition(".")[0] for name in methods} == {"model", "mtp_projs"}
         assert set(methods.values()) == {"Fp8PtpcOnlineLinearMethod"}
