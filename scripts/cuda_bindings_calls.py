@@ -22,7 +22,7 @@ BUS_ID = b"0000:3B:00.0"
 EXPECTED = {
     "cudaSetDevice", "cudaMemcpy", "cudaStreamSynchronize", "cudaDeviceGetPCIBusId", "cudaDeviceGetByPCIBusId",
     "cuMemGetAllocationGranularity", "cuMemCreate", "cuMemExportToShareableHandle", "cuMemImportFromShareableHandle",
-    "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess", "cuMemUnmap", "cuMemAddressFree", "cuMemRelease",
+    "cuMemAddressReserve", "cuMemMap", "cuMemSetAccess", "cuMemsetD8", "cuMemUnmap", "cuMemAddressFree", "cuMemRelease",
 }  # fmt: skip
 
 

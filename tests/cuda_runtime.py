@@ -112,7 +112,7 @@ class FakeDriver(ModuleType):
         if "cuMemCreate" in self.failing:
             return self.failing["cuMemCreate"], 0
         handle = os.memfd_create("gpu")
-        os.truncate(handle, size)
+        os.pwrite(handle, b"\xaa" * size, 0)  # other data of the process
         self.handles.add(handle)
         return SUCCESS, handle
 
@@ -149,6 +149,11 @@ class FakeDriver(ModuleType):
         if "cuMemSetAccess" in self.failing:
             return (self.failing["cuMemSetAccess"],)
         libc.mprotect(address, size, PROT_READ | PROT_WRITE)
+        return (SUCCESS,)
+
+    def cuMemsetD8(self, address: int, value: int, size: int) -> tuple[Status]:
+        assert self._runtime.mappings[address] == size
+        ctypes.memset(address, value, size)
         return (SUCCESS,)
 
     def cuMemUnmap(self, address: int, size: int) -> tuple[Status]:

@@ -58,13 +58,13 @@ class CudaMemory:
         else:
             (self._handle,) = self._call("cuMemImportFromShareableHandle", descriptor, self._kind)
         try:
-            self._address = self._map(properties.location)
+            self._address = self._map(properties.location, is_new=descriptor is None)
         except BaseException:
             self._call("cuMemRelease", self._handle)
             raise
 
-    def _map(self, location: Any) -> Any:
-        """Map the memory and return its address."""
+    def _map(self, location: Any, is_new: bool) -> Any:
+        """Map the memory and return its address; clear new memory, which may have had other data of this process."""
         (address,) = self._call("cuMemAddressReserve", self._num_bytes, 0, 0, 0)
         try:
             self._call("cuMemMap", address, self._num_bytes, 0, self._handle, 0)
@@ -73,6 +73,9 @@ class CudaMemory:
                 access.location = location
                 access.flags = self._driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
                 self._call("cuMemSetAccess", address, self._num_bytes, [access], 1)
+                if is_new:
+                    self._call("cuMemsetD8", address, 0, self._num_bytes)
+                    self._call("cudaStreamSynchronize", DEFAULT_STREAM)
             except BaseException:
                 self._call("cuMemUnmap", address, self._num_bytes)
                 raise
@@ -109,9 +112,11 @@ class CudaMemory:
     def close(self) -> None:
         """Unmap the memory. Other processes keep their mappings."""
         self._set_device()
-        self._call("cuMemUnmap", self._address, self._num_bytes)
-        self._call("cuMemAddressFree", self._address, self._num_bytes)
-        self._call("cuMemRelease", self._handle)
+        try:
+            self._call("cuMemUnmap", self._address, self._num_bytes)
+            self._call("cuMemAddressFree", self._address, self._num_bytes)
+        finally:
+            self._call("cuMemRelease", self._handle)
 
     def _copy(self, target: int, source: int, num_bytes: int) -> None:
         self._set_device()

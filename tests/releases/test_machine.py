@@ -143,6 +143,15 @@ def test_memory_is_limited_by_the_machine_and_its_cgroups(
     assert total_memory(proc, cgroups) == round(total * GB)
 
 
+@pytest.mark.parametrize(
+    ("flags", "has_vnni"),
+    [("fpu avx512_vnni avx2", True), ("avx2 avx_vnni", True), ("avx2 avx512f", False), ("xavx_vnnix", False)],
+)
+def test_vnni_is_read_from_the_flags_of_the_processor(flags: str, has_vnni: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: avx_vnni\n")
+    assert machine.has_vnni(tmp_path) == has_vnni
+
+
 def test_memory_of_this_machine_can_be_read() -> None:
     assert total_memory() > 0
     assert available_memory() <= total_memory()

@@ -397,7 +397,9 @@ def test_invalid_arguments_exit_with_2(
 # ----- devices
 
 
-def test_named_gpus_are_the_only_ones_that_the_server_sees(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_gpus_are_the_only_ones_that_the_server_sees(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     asked = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
@@ -419,8 +421,10 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(command: Command, mon
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("2,5", "PCI_BUS_ID")
     assert os.environ[run.HELD_MB] == "1002"
     assert command("acme/voice", "--gpu", "2", "--quantize", "int8") == 2
+    monkeypatch.setattr(run, "has_vnni", lambda: False)
     assert command("acme/voice", "--quantize", "int8") == 0
     assert asked[1:] == [Devices(quantize="int8")]
+    assert "this processor has no VNNI; the weights stay as stored" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("voice")

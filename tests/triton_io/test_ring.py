@@ -1,5 +1,6 @@
 """Both ends of a ring: the client reads the server's samples, and neither overtakes the other."""
 
+import errno
 import os
 import signal
 import socket
@@ -368,6 +369,24 @@ def test_memory_that_cuda_does_not_allocate_is_an_error_of_its_client(
     assert cuda.is_unused
     cuda.driver.failing.clear()
     clients.open()
+
+
+def test_gpu_memory_of_a_ring_has_no_other_data(clients: Clients) -> None:
+    client_end, _ = clients.open()
+    assert client_end._device is not None
+    assert not client_end._device.read(0, GRANULARITY).any()
+
+
+def test_decoder_without_free_descriptors_is_full(clients: Clients, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, flags: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    ring = Ring("cuda", SIZE)
+    with monkeypatch.context() as patched:
+        patched.setattr(cuda_ring.os, "open", refuse)
+        with pytest.raises(Overloaded, match="GPU memory: Too many open files; try again"):
+            clients.rings.allocate(Path("/dev/shm") / ring.option()["name"], 64, "")
+    ring.close()
 
 
 def test_decoder_on_a_cpu_refuses_a_gpu_ring(cuda: FakeCuda) -> None:

@@ -32,6 +32,7 @@ PARAMETER = "profile"
 # Engine arguments for each value of --quantize. Weights have one scale per output, and activations one per row.
 QUANTIZATIONS: dict[str, dict[str, Any]] = {"fp8": {"quantization": "fp8_per_channel"}, "int8": {"int8": True}}
 GPU_FORMATS = ("fp8",)  # the others are for CPUs
+ONLINE = [QUANTIZATIONS[each]["quantization"] for each in GPU_FORMATS]  # halve the weights of a checkpoint in 16 bits
 HALF = ("bfloat16", "float16")
 
 
@@ -277,7 +278,7 @@ def gpu_needs(
     return Needs(
         decoder=decoder.total if placement.decoder_gpu == ENGINE_GPU else 0,
         preprocessor=heard if placement.gpu == ENGINE_GPU else None,
-        weights=weights // 2 if "quantization" in arguments else weights,
+        weights=weights // 2 if arguments.get("quantization") in ONLINE else weights,
         tables=tables,
         cache=longest_rows(family, num_rows, window(record), is_on_gpu=True) * bytes_per_row(record, dtype),
     )

@@ -135,7 +135,7 @@ def check_latent_steps(config: EngineConfig, latents: LatentSpec | None) -> None
 
 
 def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
-    """Raise ValueError if int8 is asked for on a GPU, or with a compiled model or dummy weights."""
+    """Raise ValueError if int8 is asked for on a GPU, or with a compiled or quantized model or dummy weights."""
     from vllm.config import CompilationMode
     from vllm.platforms import current_platform
 
@@ -145,6 +145,8 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
         raise ValueError("int8: expected false on a GPU, got true")
     if built.compilation_config.mode != CompilationMode.NONE:
         raise ValueError("int8: expected false unless enforce_eager is true, got true")
+    if built.model_config.quantization is not None:
+        raise ValueError(f"int8: expected false with quantization {built.model_config.quantization!r}, got true")
     if built.load_config.load_format == "dummy":
         raise ValueError("int8: expected false with load_format 'dummy', got true")
 

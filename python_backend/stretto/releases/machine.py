@@ -1,5 +1,6 @@
 """Memory, disk and processors of this machine, which decide whether a release can be served on it."""
 
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ __all__ = [
     "free_disk",
     "gpus",
     "has_cuda_vllm",
+    "has_vnni",
     "total_memory",
 ]
 
@@ -43,6 +45,11 @@ def total_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
         cgroups: Mount point of the cgroup file systems.
     """
     return min([_of_meminfo(proc, "MemTotal"), *(limit for limit, _ in _cgroups(proc, cgroups))])
+
+
+def has_vnni(proc: Path = PROC) -> bool:
+    """Return True if the processor has fast products of 8-bit integers."""
+    return re.search(r"^flags\b.*\b(avx512_vnni|avx_vnni)\b", (proc / "cpuinfo").read_text(), re.MULTILINE) is not None
 
 
 def _of_meminfo(proc: Path, name: str) -> int:

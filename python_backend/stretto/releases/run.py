@@ -30,6 +30,7 @@ from stretto.releases.errors import BadArgument, ReleaseError
 from stretto.releases.fit import held_mb
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, device_of
+from stretto.releases.machine import has_vnni
 from stretto.releases.models import Models
 from stretto.releases.options import choices_of, install_options, interrupted_by_sigterm, token_of
 from stretto.releases.printing import line, plain
@@ -123,19 +124,17 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
     if args.serve and args.text is not None:
         raise BadArgument("--serve: expected no text")
     _choose_output(args)
+    if args.cpu or args.gpu is not None:
+        _check_options(args, args.gpu)  # before the download
     require_installation()
     target = parse(args.release)
     models = Models()
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
         model = Installer(models, hub, builder, choices_of(args)).install(target)
         gpu = device_of(model, args.gpu, args.cpu)
-        if gpu is None and (args.codec_device is not None or args.convolutions or args.mps):
-            options = "--codec-device, --convolutions and --mps"
-            raise BadArgument(f"{options}: expected a server on a GPU, got the CPU")
-        formats = CPU_FORMATS if gpu is None else GPU_FORMATS
-        if args.quantize and args.quantize not in formats:
-            place = "the CPU" if gpu is None else "a GPU"
-            raise BadArgument(f"--quantize: expected {' or '.join(formats)} on {place}, got {args.quantize}")
+        _check_options(args, gpu)
+        if args.quantize in CPU_FORMATS and not has_vnni():
+            line("warning", f"--quantize {args.quantize}: this processor has no VNNI; the weights stay as stored")
         devices = Devices(gpu, args.codec_device, args.quantize, args.convolutions or "float32", args.mps)
         found = served(model, devices, models, builder)
     os.environ.update(devices.environment)
@@ -162,6 +161,17 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
         return server.address
 
     return speech.perform(args, address)
+
+
+def _check_options(args: argparse.Namespace, gpu: int | None) -> None:
+    """Raise BadArgument for options of another device than the server's."""
+    if gpu is None and (args.codec_device is not None or args.convolutions or args.mps):
+        options = "--codec-device, --convolutions and --mps"
+        raise BadArgument(f"{options}: expected a server on a GPU, got the CPU")
+    formats = CPU_FORMATS if gpu is None else GPU_FORMATS
+    if args.quantize and args.quantize not in formats:
+        place = "the CPU" if gpu is None else "a GPU"
+        raise BadArgument(f"--quantize: expected {' or '.join(formats)} on {place}, got {args.quantize}")
 
 
 def serve_model(words: list[str]) -> int:

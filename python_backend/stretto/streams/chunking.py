@@ -194,7 +194,7 @@ class Pacer:
         """
         policy, smallest = self.policy, self._smallest(load)
         needed = math.ceil((load.latency_s + self._wait_s(load)) * policy.frame_rate)
-        if smallest > 1:  # the decoder is busy: its latency varies, and the frames after the awaited one take time too
+        if smallest > 1:  # a round of chunks takes longer than a frame: latencies vary, and later frames take time
             needed += smallest
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0

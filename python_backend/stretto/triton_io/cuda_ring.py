@@ -1,10 +1,13 @@
 """GPU memory that the decoder allocates for clients' rings, and whose descriptors it sends to them."""
 
+import errno
 import os
 import socket
 import stat
 import struct
 import threading
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from stretto_client.schema import SOCKET_SUFFIX
 
 BLOCK = 1 << 21  # bytes; memory is counted in blocks of this size, which CUDA allocates
 MAX_TOTAL_BYTES = 1 << 28
+FULL = {errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS}  # this process has too many descriptors
 
 
 class CudaRings:
@@ -29,6 +33,9 @@ class CudaRings:
         kind, _, index = device.partition(":")
         self._device = int(index or 0) if kind == "cuda" else None
         self._bytes, self._lock = FairLimit(MAX_TOTAL_BYTES), threading.Lock()
+        if self._device is not None:
+            with suppress(ImportError):  # refused in `allocate`
+                import_module("cuda.bindings.driver")  # takes long, so not with the first ring
 
     @property
     def num_bytes(self) -> int:
@@ -123,6 +130,7 @@ def send_descriptor(memory: CudaMemory, path: Path) -> None:
 
     Raises:
         InvalidRequest: There is no such socket, it belongs to another user, or its process has ended.
+        Overloaded: This process has too many open descriptors.
     """
     field, expected = "options.output.ring.name", "a ring with a datagram socket of the server's user"
     descriptor: int | None = None
@@ -141,6 +149,8 @@ def send_descriptor(memory: CudaMemory, path: Path) -> None:
         finally:
             os.close(found)
     except OSError as error:
+        if error.errno in FULL:
+            raise Overloaded(f"GPU memory: {error.strerror}; try again") from error
         raise InvalidRequest(field, expected, f"{path.name}: {error.strerror}") from error
     finally:
         if descriptor is not None:

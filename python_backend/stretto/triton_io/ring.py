@@ -348,10 +348,12 @@ class RingWriters:
 
     def open(self, utterance: str, address: RingAddress, slot: FlowSlot, host: str = "") -> None:
         """Open the ring of an utterance if it is not open yet; raise the same errors as `PcmRing.open`."""
+        if utterance in self._writers:  # only the chunks of this utterance open its ring, one after another
+            return
+        writer = RingWriter(PcmRing.open(address, self._cuda, host), slot)  # allocates memory of the GPU
         with self._lock:
-            if utterance not in self._writers:
-                self._writers[utterance] = RingWriter(PcmRing.open(address, self._cuda, host), slot)
-                self._may_wait.set()
+            self._writers[utterance] = writer
+        self._may_wait.set()
 
     def get(self, utterance: str) -> RingWriter | None:
         """Return the ring writer of an utterance, or None if it has no ring."""
@@ -372,14 +374,17 @@ class RingWriters:
 
     def _sweep(self) -> None:
         """Close the writers that are not needed any more."""
+        over = {}
         with self._lock:
             for utterance, writer in list(self._writers.items()):
                 with self._dropping_failed(utterance):
                     if not writer.is_needed:
-                        del self._writers[utterance]
-                        writer.close()
+                        over[utterance] = self._writers.pop(utterance)
             if not self._writers:
                 self._may_wait.clear()
+        for utterance, writer in over.items():
+            with self._dropping_failed(utterance):
+                writer.close()  # frees memory of the GPU
 
     @contextmanager
     def _dropping_failed(self, utterance: str) -> Iterator[None]:

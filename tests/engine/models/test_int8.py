@@ -24,7 +24,7 @@ from tests.small_vocabularies import CONDITIONED, CSM
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
 
-needs_int8 = pytest.mark.skipif(not has_int8(), reason="the processor has no VNNI instructions")
+needs_int8 = pytest.mark.skipif(not has_int8(torch.float32), reason="the processor has no VNNI instructions")
 
 
 def slow_product(x: torch.Tensor, weight: torch.Tensor) -> list[list[float]]:
@@ -51,7 +51,7 @@ def test_product_equals_a_loop_over_integers() -> None:
     x[1] = 0.0
     found, expected = Int8Product(weight)(x), torch.tensor(slow_product(x, weight))
     assert found[1].eq(0).all()
-    # A number halfway between two integers may be rounded to either: a step of a row's scale times a weight.
+    # Scales are rounded to float32. No number here lies halfway between two integers; a change would be a whole step.
     step = (x.abs().amax(1, keepdim=True) / LARGEST) * weight.abs().amax(1)
     assert ((found - expected).abs() <= 1e-5 + step * 0.01).all()
 
@@ -130,7 +130,7 @@ def test_reply_is_the_same_alone_batched_and_preempted(
 def test_processor_without_fast_products_keeps_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(int8, "has_int8", lambda: False)
+    monkeypatch.setattr(int8, "has_int8", lambda dtype: False)
     monkeypatch.setattr(int8, "MIN_WIDTH", 16)
     folder, prompts = write_checkpoint(tmp_path, EIGHT_STREAMS, "eight_streams"), codes(EIGHT_STREAMS)
     replies = []
@@ -147,6 +147,10 @@ def test_processor_without_fast_products_keeps_the_weights(
     [
         ({"enforce_eager": False}, "int8: expected false unless enforce_eager is true"),
         ({"load_format": "dummy"}, "int8: expected false with load_format 'dummy'"),
+        (
+            {"quantization": "fp8_per_channel", "dtype": "bfloat16"},
+            "int8: expected false with quantization 'fp8_per_channel'",
+        ),
     ],
 )
 def test_options_that_exclude_int8(tmp_path: Path, options: dict[str, object], message: str) -> None:

@@ -5,6 +5,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from stretto.engine.adapters import check_config
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.rules import STATE
 from stretto.families.base import Family
 from stretto.families.bursts import Bursts
 from stretto.streams.layout import Segment
@@ -26,6 +27,9 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
             f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the number of rows from "
             f"its text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
         )
+    known = sorted(set(STATE) & set(rules.family.mechanism.columns))
+    if known:
+        raise ValueError(f"{rules.family.name}: expected other columns of its mechanism than the engine's, got {known}")
     if rules.family.bursts is not None:
         check_bursts(config, rules, rules.family.bursts)
     if rules.family.track_streams:

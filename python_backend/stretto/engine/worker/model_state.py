@@ -265,6 +265,8 @@ class SpeechModelState(DefaultModelState):
         options = self.vllm_config.additional_config
         own, in_torch = self.rules.family.mechanism, isinstance(options, dict) and not options.get("step_kernels", True)
         in_torch = in_torch or (own.on_arrays is not None and own.on_device is None)
+        has_program = own.step_program is not None and self.rules.family.layout.latents is not None
+        in_torch = in_torch or (own.row_draw is not None and not has_program)
         if self.arrays.xp is np or in_torch:
             return self._array_sampler(sampler)
         self._step_sampler = self._kernel_sampler(sampler)

@@ -11,8 +11,8 @@ def clear_freed_blocks(
 ) -> None:
     """Replace the blocks that a sliding window has freed by the null block, as the scheduler does in its own tables.
 
-    # WORKAROUND(vllm 0.32, fixed in 0.33): the runner's tables keep the numbers of freed blocks, which another request
-    # may have been given. Attention masks their rows, but a masked NaN is still NaN (0 · NaN). The null block is zero.
+    The runner's tables keep the numbers of freed blocks, which another request may have been given. Attention masks
+    their rows, but a masked NaN is still NaN (0 · NaN). The null block is zero.
 
     Args:
         tables: Block tables of the batch, int32 [B or more, columns] for each group of layers; changed in place.
@@ -20,6 +20,7 @@ def clear_freed_blocks(
         config: Groups of layers.
         num_computed: Number of computed rows of each slot, int32 [slots].
     """
+    # WORKAROUND(vllm, fixed in 0.33): its tables keep freed blocks; we remove them
     for table, group in zip(tables, config.kv_cache_groups, strict=True):
         spec = getattr(group.kv_cache_spec, "first_spec", group.kv_cache_spec)
         if isinstance(spec, SlidingWindowSpec):

@@ -67,17 +67,24 @@ class Int8Linear(UnquantizedLinearMethod):
 
 
 @cache
-def has_int8() -> bool:
-    """Return True if int8 products are fast and exact here: if the processor has VNNI and a test product is exact."""
+def has_int8(dtype: torch.dtype) -> bool:
+    """Return True if int8 products are fast and exact here: if the processor has VNNI and a test product is exact.
+
+    Args:
+        dtype: dtype of the inputs and results.
+    """
     capabilities = torch.cpu.get_capabilities()
     if not ops._supports_onednn or not (capabilities.get("avx512_vnni") or capabilities.get("avx_vnni")):
         return False
     generator = torch.Generator().manual_seed(0)
-    weight, rows = (torch.randn(number, MIN_WIDTH, generator=generator) for number in (64, 9))
-    bias = torch.randn(64, generator=generator)
-    multiply = Int8Product(weight)
-    alone = torch.cat([multiply(row, None, bias) for row in rows.split(1)])
-    return alone.equal(multiply(rows, None, bias)) and torch.allclose(alone, F.linear(rows, weight, bias), atol=1.0)
+    weight, rows, bias = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((64, 256), (9, 256), (64,)))
+    try:
+        multiply = Int8Product(weight)
+        alone = torch.cat([multiply(row, None, bias) for row in rows.split(1)])
+        whole = multiply(rows, None, bias)
+    except RuntimeError:  # older processors have no products in bfloat16
+        return False
+    return alone.equal(whole) and torch.allclose(alone, F.linear(rows, weight, bias), atol=1.0)
 
 
 def use_int8(model: nn.Module) -> None:
@@ -85,11 +92,13 @@ def use_int8(model: nn.Module) -> None:
 
     If the processor has no fast int8 products, the layers stay as they are, and a warning is logged.
     """
-    if not has_int8():
-        LOGGER.warning("int8: this processor has no VNNI instructions; the weights stay as stored")
-        return
     for layer in model.modules():
         if not isinstance(layer, LinearBase) or type(layer.quant_method) is not UnquantizedLinearMethod:
             continue
-        if min(layer.get_parameter("weight").shape) >= MIN_WIDTH:
-            layer.quant_method = Int8Linear()
+        weight = layer.get_parameter("weight")
+        if min(weight.shape) < MIN_WIDTH:
+            continue
+        if not has_int8(weight.dtype):
+            LOGGER.warning("int8: this processor has no VNNI instructions; the weights stay as stored")
+            return
+        layer.quant_method = Int8Linear()

@@ -399,8 +399,8 @@ class HostLayer(_Layer):
 def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
     """Replace the `forward` method of the decoder layers that `HostLayer` supports.
 
-    Layers with adapters, quantized weights, tensor parallelism or KV transfer keep vLLM's method. Compiled layers also
-    keep it.
+    Layers with adapters, weights quantized by vLLM, tensor parallelism or KV transfer keep vLLM's method. Compiled
+    layers also keep it.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
@@ -488,7 +488,7 @@ class _HeadNorms:
 
 
 def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the function with which vLLM computes a linear layer, or the layer itself if it is quantized."""
+    """Return the function with which vLLM computes a linear layer, or the layer itself if vLLM has quantized it."""
     if "cpu_linear" not in vars(layer):
         return layer
     multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias
