@@ -68,7 +68,8 @@ class FlowTable:
             raise ValueError(f"{path} is not a flow table")
         self._words = memoryview(self._map).cast("q")
         self._counting = threading.Lock()
-        self._free = deque(range(1, len(self._words) // WORDS))
+        self._num_slots = len(self._words) // WORDS - 1  # the first entry is the header
+        self._free = deque(range(1, 1 + self._num_slots))
         self.clock = time.monotonic  # the same in all processes of a host
 
     @classmethod
@@ -114,8 +115,8 @@ class FlowTable:
     def claim(self) -> "FlowSlot":
         """Return a free slot for a new utterance; raise Overloaded if there is none."""
         if not self._free:
-            raise Overloaded(f"{len(self._words) // WORDS - 1} utterances are already in flight")
-        if len(self._free) == len(self._words) // WORDS - 1:
+            raise Overloaded(f"{self._num_slots} utterances are already in flight")
+        if len(self._free) == self._num_slots:
             self.set_pace(0.0)  # the last one was measured with utterances that have ended
         generation = 1 + secrets.randbelow(MAX_GENERATION)
         slot = FlowSlot(self, FlowAddress(self.path.name, self._free.popleft(), generation))
@@ -133,7 +134,7 @@ class FlowTable:
 
     def slot_at(self, address: FlowAddress) -> "FlowSlot":
         """Return the slot at an address; raise ValueError if the table has no such slot."""
-        if not 1 <= address.slot < len(self._words) // WORDS:
+        if not 1 <= address.slot <= self._num_slots:
             raise ValueError(f"slot {address.slot} is not in {self.path.name}")
         return FlowSlot(self, address)
 
@@ -206,7 +207,7 @@ class FlowTable:
 
     def conclude_all(self, outcome: Outcome, reason: str) -> None:
         """Set the outcome of every utterance that has none, and count all of its chunks as answered."""
-        for slot in range(1, len(self._words) // WORDS):
+        for slot in range(1, 1 + self._num_slots):
             if generation := self._words[slot * WORDS]:
                 self.conclude(FlowAddress(self.path.name, slot, generation), outcome, reason)
                 self._words[slot * WORDS + 1] = 1 << 62  # more than any utterance can send
