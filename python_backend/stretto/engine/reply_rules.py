@@ -313,7 +313,7 @@ class SegmentRules:
 
     @cached_property
     def sent_common_state(self) -> tuple[str, ...]:
-        """Those names of `sent_state` that are among `engine.rules.STATE`."""
+        """Names of `sent_state` that are among `engine.rules.STATE`, which precede those of the mechanism."""
         return changed_state(self)
 
     @cached_property
