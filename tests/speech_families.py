@@ -122,7 +122,7 @@ LATENTS = Family(
 GUIDED_LATENTS = replace(
     LATENTS,
     name="guided_latents",
-    layout=replace(LATENTS.layout, latents=LatentSpec(8, steps=range(1, 5), is_guided=True)),
+    layout=replace(LATENTS.layout, latents=LatentSpec(8, steps=range(1, 5), is_guided=True, has_unit_noise=True)),
     tasks=(
         replace(
             LATENTS.tasks[0],

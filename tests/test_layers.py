@@ -85,8 +85,8 @@ ALLOWED = {
     "cli": {"convert", "launcher", "plugins", "releases", "verification"},
     "__main__": {"cli"},
     "families/*": {
-        "engine/models", "engine/worker", "engine/kernels", "engine/rules", "engine", "families", "encoders", "codecs",
-        "weights", "sampling", "records", "streams", "untrusted_files", "errors",
+        "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families",
+        "encoders", "codecs", "weights", "sampling", "records", "streams", "untrusted_files", "errors",
     },
 }  # fmt: skip
 # The only modules that client, server and gateway share; each imports the standard library, schema types or CUDA alone.
@@ -96,8 +96,8 @@ PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {
     "mechanism*.py": {
-        "engine/worker", "engine/kernels", "engine/rules", "engine", "families", "sampling", "records", "streams",
-        "errors",
+        "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families", "sampling",
+        "records", "streams", "errors",
     },
     "__init__.py": {"families"},
     "family.py": {"families", "records", "streams", "errors"},
@@ -347,7 +347,6 @@ OF_ONE_FAMILY = {
     "qwen3_omni_talker": {"Family.not_served"},
     "tiny": {"Family.reads_latin_only", "Family.script", "Script"},
     "valle": {"Family.num_filled_codebooks"},
-    "vibevoice": {"LatentSpec.marks", "LatentSpec.num_feedback", "UnconditionalContext.begins_with_mark"},
     "vita_audio": {"Family.bursts"},
     "voxcpm2": {"LatentSpec.is_guided", "engine.models.latents.local_attention"},
 }  # fmt: skip

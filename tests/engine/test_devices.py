@@ -34,6 +34,7 @@ from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.base import Family
 from stretto.families.kyutai_tts.mechanism import arrays as word_states
 from stretto.families.tiny.family import TINY
+from stretto.families.vibevoice.mechanism import draw as stretches
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests import pocket_release, vibevoice_release, voxcpm2_release
@@ -222,6 +223,7 @@ def test_steps_do_not_mix_devices(
     assert all(kernel.num_launches >= 3 for kernel in kernels.values())
 
 
+STRETCHES = "mask_after_end_kernel", "stretch_inputs_kernel"
 RELEASES: dict[str, Callable[[Path], Path]] = {
     "pocket_tts": lambda folder: pocket_release.convert_release(folder, "english"),
     "voxcpm2": voxcpm2_release.convert_release,
@@ -244,6 +246,7 @@ def test_latent_steps_do_not_mix_devices(
         ("_gather_kernel", advance),
         *((("draw_streams_kernel", step_program), ("advance_kernel", step_program)) if uses_kernels else ()),
         *((("latent_inputs_kernel", latent_draw),) if uses_kernels else ()),
+        *((name, stretches) for name in STRETCHES if uses_kernels and family.mechanism.step_program is not None),
     ):
         kernels[kernel] = OnTheDevice()
         monkeypatch.setattr(owner, kernel, kernels[kernel])

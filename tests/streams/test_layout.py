@@ -42,7 +42,7 @@ LATENTS = {
         (
             LATENTS,
             {"audio": (range(10, 13),)},
-            "with latents, audio must be one interval of 2 ids, got (range(10, 13),)",
+            "with latents, audio must be one interval of 1 or 2 ids, got (range(10, 13),)",
         ),
         (LATENTS, {"delays": (0, 0, 1)}, "streams 1 to 2 must be the words of latents, without delays"),
         (

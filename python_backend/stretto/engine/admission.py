@@ -228,9 +228,9 @@ def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> 
     if given.guidance_scale != 1.0 and not latents.is_guided:
         expected = f"1.0, because {rules.family.name} has no guidance"
         raise InvalidRequest("options.guidance_scale", expected, given.guidance_scale)
-    if latents.marks and ids[-1] != latents.marks[0]:
-        raise InvalidRequest("rows", f"{latents.marks[0]}, which begins audio, as the last id", ids[-1])
-    if latents.marks and sampling.policy != "always":
+    if (last := rules.family.mechanism.prompt_end) is not None and ids[-1] != last:
+        raise InvalidRequest("rows", f"{last}, which begins audio, as the last id", ids[-1])
+    if latents.has_unit_noise and sampling.policy != "always":
         raise InvalidRequest("options.guidance.policy", "'always' (this model guides every frame)", sampling.policy)
     if latents.has_unit_noise and audio.temperature != 1.0:
         raise InvalidRequest(

@@ -122,12 +122,8 @@ class SegmentRules:
     @cached_property
     def has_countdown(self) -> bool:
         """True if frames are latents and a reply continues for some rows after the detected end of speech."""
-        return self.family.layout.latents is not None and not self.marks
-
-    @cached_property
-    def marks(self) -> tuple[int, ...]:
-        """Ids that begin and end a stretch of audio (`LatentSpec.marks`); empty if the family has none."""
-        return self.family.layout.latents.marks if self.family.layout.latents else ()
+        layout = self.family.layout
+        return layout.latents is not None and len(layout.audio[0]) > 1
 
     @cached_property
     def first_end_id(self) -> int | None:

@@ -125,10 +125,7 @@ class UnconditionalContext:
     - With `hides_recording`, codes of the prompt and of its `delayed_tail` become pads. The initial ids
       (`StreamLayout.initial`) are kept.
 
-    With `begins_with_mark`, the context instead consists of the conditional request's rows from the last mark that
-    begins a stretch of audio (`LatentSpec.marks`). Positions then differ by a constant. The unconditional request
-    restarts at each such mark: a constant hidden state guides the first frame of a stretch, and the request begins
-    after that frame.
+    A mechanism may have other rules (`Mechanism.pair`).
     """
 
     null_id: int
@@ -136,7 +133,6 @@ class UnconditionalContext:
     keep_last: int
     hidden_streams: tuple[int, ...] = ()
     kept_streams: tuple[int, ...] = ()
-    begins_with_mark: bool = False
     hides_recording: bool = False
 
 
@@ -391,6 +387,12 @@ class Family:
         if self.code_track is not None:
             return len(self.code_track.streams)
         return self.layout.num_codebooks + self.num_filled_codebooks
+
+    @property
+    def latent_size(self) -> int:
+        """Number of elements of a frame's latent; 0 if frames consist of codes."""
+        latents = self.layout.latents
+        return 0 if latents is None else latents.num_words - self.mechanism.num_own_words
 
     @property
     def pauses_s(self) -> tuple[float, ...]:

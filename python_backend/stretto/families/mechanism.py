@@ -35,6 +35,9 @@ class Mechanism:
             of every slot by position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
         step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], max. rows of a
             step, solver steps to capture) that returns a `StepProgram`. None for the engine's own.
+        pair: Function of (mechanism, id of the conditional request) that returns the
+            `engine.scheduling.request_table.GuidancePair` of a guided reply. None for the engine's own, which guides
+            all audio.
         sampler: Function of (mechanism, sampler of the family, model) that returns a sampler around it, which appends
             words to each row. None for no more words.
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
@@ -53,6 +56,7 @@ class Mechanism:
     on_device: ClassVar[Callable[..., Any] | None] = None
     row_draw: ClassVar[Callable[..., Any] | None] = None
     step_program: ClassVar[Callable[..., Any] | None] = None
+    pair: ClassVar[Callable[..., Any] | None] = None
     sampler: ClassVar[Callable[..., Any] | None] = None
     frame_filter: ClassVar[Callable[..., Any] | None] = None
     reference: ClassVar[Callable[..., Any] | None] = None
@@ -67,6 +71,16 @@ class Mechanism:
     def heads(self) -> Mapping[str, int]:
         """Number of rows of each additional head [n, H] of the checkpoint, keyed by its name."""
         return {}
+
+    @property
+    def prompt_end(self) -> int | None:
+        """Id of stream 0 with which every prompt ends; None for any id."""
+        return None
+
+    @property
+    def num_own_words(self) -> int:
+        """Number of words at the end of a latent row (`LatentSpec`) that are not of the latent."""
+        return 0
 
     @property
     def pauses_s(self) -> tuple[float, ...]:

@@ -162,7 +162,7 @@ def given_codes(turn: Turn, family: Family) -> np.ndarray:
     if spec is None or turn.latents is None:
         assert turn.codes is not None
         return turn.codes
-    elements, width = turn.latents, spec.num_drawn
+    elements, width = turn.latents, family.latent_size
     if len(elements) % width:
         raise InvalidRequest(path, f"base64 of float32 [{width}, T]", f"{len(elements)} elements")
     if not (np.abs(elements) <= MAX_LATENT).all():

@@ -135,57 +135,30 @@ class LatentSpec:
 
     stream 0                                  streams 1 ... num_words
     first id of `audio[0]`: a frame           words of its latent
-    second: a frame in which speech ends      words of its latent
+    second, if any: where speech ends         words of its latent
     an id of `voice_ids`: a recorded voice    words of a latent of the recording, in prompts only
     any other id                              0, the bits of 0.0
 
     The model generates the latent of a row from the hidden state of the row before it, and reads it as an embedding.
-    After the frame in which it detects the end of speech, the reply continues for a fixed number of rows
-    (`LatentSampling.tail_rows`).
-
-    A family with `marks` has several stretches of audio in a reply, and `audio[0]` has only the id of a frame:
-
-    stream 0        streams 1 ... num_words
-    a frame         latent, 1.0 in the first frame of a stretch (else 0.0), features of the decoded audio
-    begin, end      0; the first and the last row of a stretch; ids of `extra[0]`
-    end of audio    0
-
-    The most probable of these ids is chosen, but an end may be followed only by a begin or the end of audio. The first
-    three kinds of rows may alternate; the prompt ends with a begin.
+    If `audio[0]` has a second id, the reply continues for a fixed number of rows after the frame with this id, in which
+    the model detects the end of speech (`LatentSampling.tail_rows`). A mechanism may compute the last words of a row
+    (`Mechanism.num_own_words`). The words of `codebook_streams`, which come first, are decoded.
 
     Attributes:
-        num_words: Number of words in a row: the latent and, with `marks`, the flag of the first frame and the features.
+        num_words: Number of words in a row.
         steps: Permitted numbers of solver steps.
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
         is_guided: True if the predictor applies classifier-free guidance within a row, without a CFG pair, and reads
-            the latent of the previous row (`GuidedLatentPredictor`). Its noise has a variance of 1.
-        marks: Ids of the rows that begin and end a stretch of audio; empty if a reply has a single stretch. With marks,
-            guidance needs a CFG pair (`UnconditionalContext.begins_with_mark`), and noise has a variance of 1.
-        num_feedback: Number of words at the end of a row that a network computes from the decoded audio of the stretch
-            so far (`LatentFeedback`); only with `marks`.
+            the latent of the previous row (`GuidedLatentPredictor`).
+        has_unit_noise: True if the solver's initial noise has a variance of 1 and every frame is guided; False if the
+            audio temperature is the variance.
     """
 
     num_words: int
     steps: range = range(1, 2)
     voice_ids: range = range(0)
     is_guided: bool = False
-    marks: tuple[int, ...] = ()
-    num_feedback: int = 0
-
-    @property
-    def num_drawn(self) -> int:
-        """Number of 32-bit words of a row that the model generates."""
-        return self.num_words - (1 + self.num_feedback if self.marks else 0)
-
-    @property
-    def num_decoded(self) -> int:
-        """Number of words that the codec decodes."""
-        return self.num_words - self.num_feedback
-
-    @property
-    def has_unit_noise(self) -> bool:
-        """True if the solver's initial noise has a variance of 1."""
-        return self.is_guided or bool(self.marks)
+    has_unit_noise: bool = False
 
 
 def words_of(latents: np.ndarray) -> np.ndarray:
@@ -255,15 +228,13 @@ class StreamLayout:
             raise ValueError(f"places must lie in {self.audio[0]}, got {places}")
 
     def _check_latents(self, latents: LatentSpec) -> None:
-        streams, number = tuple(range(1, 1 + latents.num_decoded)), 1 if latents.marks else 2
-        if len(self.audio) != 1 or len(self.audio[0]) != number or self.audio[0].stop > self.vocab_size:
-            raise ValueError(f"with latents, audio must be one interval of {number} ids, got {self.audio}")
+        streams = tuple(range(1, 1 + len(self.codebook_streams)))
+        if len(self.audio) != 1 or len(self.audio[0]) not in (1, 2) or self.audio[0].stop > self.vocab_size:
+            raise ValueError(f"with latents, audio must be one interval of 1 or 2 ids, got {self.audio}")
         if self.codebook_streams != streams or self.delays != (0,) * (1 + latents.num_words):
             raise ValueError(f"streams 1 to {len(streams)} must be the words of latents, without delays")
-        if self.extra != ((latents.marks,) if latents.marks else ()) or len(latents.marks) not in (0, 2):
-            raise ValueError(f"extra ids must be the two marks {latents.marks}, got {self.extra}")
-        if latents.num_drawn < 1 or (latents.marks and latents.is_guided) or latents.num_feedback * (not latents.marks):
-            raise ValueError("marks exclude is_guided, and num_feedback requires marks")
+        if not 1 <= len(streams) <= latents.num_words or len(self.extra) > 1:
+            raise ValueError(f"expected 1 to {latents.num_words} decoded words, and extra ids of stream 0 only")
         if latents.voice_ids and not 0 <= latents.voice_ids.start < latents.voice_ids.stop <= self.vocab_size:
             raise ValueError(f"voice_ids must lie in [0, {self.vocab_size}), got {latents.voice_ids}")
         if self.pad_id != 0 or self.frame_codec.places:

@@ -266,18 +266,19 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
 def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, changes: dict[str, Any]) -> Prompt:
     """Return a prompt for a family whose frames are latents; steps, noise and guidance vary with `index`.
 
-    If `index` is odd, the prompt ends with frames or, in a family with marks, contains latents of a recording. In a
-    family with marks, every prompt ends with the mark that begins audio.
+    If `index` is odd, the prompt ends with frames or, in a family whose prompts end with an id of their own
+    (`Mechanism.prompt_end`), with latents of a recording and this id.
     """
+    size, last = family.latent_size, family.mechanism.prompt_end
     random = np.random.default_rng(index)
     rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
     rows[:, 0] = random.integers(16, 47, len(rows))
     if index % 2:
-        at = slice(-5, -1) if latents.marks else slice(-4, None)
-        rows[at, 0] = latents.voice_ids.start if latents.marks else family.layout.audio[0].start
-        rows[at, 1 : 1 + latents.num_drawn] = words_of(random.standard_normal((4, latents.num_drawn)))
-    if latents.marks:
-        rows[-1, 0] = latents.marks[0]
+        at = slice(-4, None) if last is None else slice(-5, -1)
+        rows[at, 0] = family.layout.audio[0].start if last is None else latents.voice_ids.start
+        rows[at, 1 : 1 + size] = words_of(random.standard_normal((4, size)))
+    if last is not None:
+        rows[-1, 0] = last
     defaults, steps = family.task(task).sampling, latents.steps
     temperature, scale = (0.0, 0.9)[index // 2 % 2], (2.0, 1.0, 3.0)[index % 3]
     if latents.has_unit_noise:

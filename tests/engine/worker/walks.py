@@ -20,6 +20,7 @@ from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import Recorder, StepGraphs, StepProgram, StepSampler
 from stretto.families.base import Family
+from stretto.families.vibevoice.family import Stretches
 from stretto.families.vibevoice.mechanism.draw import StretchReadout
 from stretto.families.vibevoice.mechanism.memory import FeedbackMemory
 from stretto.records.sampling import CodeSampling
@@ -133,7 +134,7 @@ class Echo:
 
 def latent_readout(rules: SegmentRules, device: torch.device) -> LatentReadout:
     heads: Any = RandomHeads(rules, device)
-    if not rules.marks:
+    if not isinstance(rules.family.mechanism, Stretches):
         return LatentReadout(heads, predict_latents, WIDTH)
     return StretchReadout(heads, predict_latents, WIDTH, Echo(), torch.linspace(-1, 1, WIDTH, device=device))
 

@@ -13,7 +13,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
 from stretto.engine.protocol import SPARE_BLOCKS
-from stretto.engine.scheduling.request_table import NOT_YET, RequestState, RequestTable
+from stretto.engine.scheduling.request_table import RequestState, RequestTable
 
 
 class RunningRow(NamedTuple):
@@ -335,7 +335,7 @@ class PairPlanner:
             return False
         pair, track = self._table[row.request_id].pair, self._table[row.request_id].track
         may_wait = track is not None and track.is_open  # the next step may have to wait for text
-        may_wait |= pair is not None and pair.held_at != NOT_YET
+        may_wait |= pair is not None and pair.may_wait
         return not may_wait and (row.partner is not None or pair is None or pair.unconditional is None)
 
     def _in_order(self, running: list[Request]) -> list[Request]:

@@ -4,14 +4,14 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
 
 from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, SpeechParams, Trailer, num_guided, partner_of
-from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
+from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.rules import with_where
 from stretto.engine.scheduling.block_hashes import row_block_hasher
 from stretto.engine.step_records import SpeechRequestData
@@ -139,24 +139,69 @@ NOT_YET = 1 << 60
 ON_ARRAYS = with_where(np.where)
 
 
+class PairScheduler(Protocol):
+    """Scheduler as a pair sees it that begins and ends its unconditional request itself."""
+
+    def begin_unconditional(self, state: "RequestState") -> None:
+        """Create and queue the unconditional request of the newest rows."""
+
+    def end_unconditional(self, state: "RequestState") -> None:
+        """Remove the unconditional request before the next step."""
+
+
 @dataclass
 class GuidancePair:
     """Ids of the two requests of a guided reply, and their synchronisation.
 
+    The unconditional request exists from the first audio row to the end of the reply, or as long as the guidance policy
+    wants it. A mechanism may have pairs with other rules (`Mechanism.pair`).
+
     Attributes:
+        follows_rows: True if `follow` begins and ends the unconditional request after each row.
         conditional: Id of the conditional request.
         first_output: Index in the reply of the first guided row; `NOT_YET` while unknown.
         unconditional: Id of the unconditional request; None while there is none.
         awaits_unconditional: True if the conditional request may not sample until an unconditional request exists.
-        held_at: Index in the reply of the first row that may not be sampled until an unconditional request exists. It
-            is the second frame of a stretch of audio that has just begun; `NOT_YET` if there is no such row.
     """
 
+    follows_rows: ClassVar[bool] = False
     conditional: str
     first_output: int = NOT_YET
     unconditional: str | None = None
     awaits_unconditional: bool = False
-    held_at: int = NOT_YET
+
+    @property
+    def may_wait(self) -> bool:
+        """True if the pair may have to wait in the next step, though it does not wait in this one."""
+        return False
+
+    def is_held(self, state: "RequestState") -> bool:
+        """Return True if the next row of `state` may not be sampled until an unconditional request exists."""
+        return self.awaits_unconditional
+
+    def context(self, state: "RequestState") -> np.ndarray:
+        """Return the prompt of the unconditional request, int32 [n, S]."""
+        return unconditional_context(state)
+
+    def begin(self, state: "RequestState") -> bool:
+        """Return True if the unconditional request exists from the beginning of a reply that begins with audio."""
+        return True
+
+    def follow(self, state: "RequestState", token_id: int, is_guided: bool, scheduler: PairScheduler) -> int:
+        """Begin or end the unconditional request after an audio row, and return the row's guidance mark.
+
+        Args:
+            state: State of the conditional request.
+            token_id: Id of the row on stream 0.
+            is_guided: True if the unconditional request was in the same step.
+            scheduler: Scheduler that begins or ends the unconditional request.
+        """
+        return state.note_guidance(is_guided)
+
+    def attach(self, first_output: int) -> None:
+        """Record that the unconditional request has been created, and the index of the first guided row."""
+        self.first_output, self.unconditional = first_output, partner_of(self.conditional)
+        self.awaits_unconditional = False
 
     def detach(self) -> None:
         """Record that the unconditional request has been removed."""
@@ -183,8 +228,6 @@ class RequestState:
         conditional: State of the conditional request, for an unconditional request without a track of its own.
         held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
-        stretch: Position of the mark that began the current stretch of audio; UNKNOWN between stretches or if the
-            family has no marks.
         was_cut: True if a length limit ended a segment before the model did.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
         queue_s: Time from `added_s` to the first step, in seconds.
@@ -203,7 +246,6 @@ class RequestState:
     conditional: "RequestState | None" = None
     held_s: float = 0.0
     guidance_switches: list[int] = field(default_factory=list)
-    stretch: int = UNKNOWN
     was_cut: bool = False
     added_s: float = field(default_factory=time.monotonic)
     queue_s: float | None = None
@@ -249,14 +291,9 @@ class RequestState:
         return self.request.num_output_tokens + self.request.num_output_placeholders
 
     @property
-    def begins_stretch(self) -> bool:
-        """True if the newest row is the first one after a mark that begins audio."""
-        return self.stretch != UNKNOWN and self.stretch == self.reply.position - 2
-
-    @property
     def is_held(self) -> bool:
         """True if the next row may not be sampled until an unconditional request exists."""
-        return self.pair is not None and (self.pair.awaits_unconditional or self.next_output >= self.pair.held_at)
+        return self.pair is not None and self.pair.is_held(self)
 
     def note_guidance(self, is_guided: bool) -> int:
         """Record whether the newest audio row was guided and return the row's guidance mark."""
@@ -289,17 +326,14 @@ class RequestState:
         return Trailer(num_frames, self.request.num_preemptions, int(self.was_cut), queue_us, held_us)
 
 
-def unconditional_context(state: RequestState, family: Family) -> np.ndarray:
+def unconditional_context(state: RequestState) -> np.ndarray:
     """Return the prompt of the unconditional request, int32 [n, S].
 
     The prompt covers all rows of the conditional request so far and, if the audio segment has not begun, the forced
-    rows before it. In a family with `begins_with_mark`, it covers only the rows of the current stretch of audio.
+    rows before it.
     """
-    layout, request, audio_start = family.layout, state.request, state.reply.audio_start
-    known = request.num_tokens
-    if family.unconditional.begins_with_mark:
-        first = state.stretch
-        return np.column_stack([request.all_token_ids[first:known], state.history.rows(first, known)]).astype(np.int32)
+    family, request, audio_start = state.reply.rules.family, state.request, state.reply.audio_start
+    layout, known = family.layout, request.num_tokens
     num_rows = max(known, audio_start)
     rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
     rows[:known, 0] = request.all_token_ids[:known]
@@ -372,6 +406,8 @@ class RequestTable(dict[str, RequestState]):
         self.followers: Sequence[Follower] = ()
         self.revision = 0
         self._hash_block_size = hash_block_size
+        own = rules.family.mechanism.pair
+        self._new_pair = GuidancePair if own is None else own
 
     def add(self, request: Request) -> RequestState:
         """Add a request that has just arrived and return its state."""
@@ -383,13 +419,11 @@ class RequestTable(dict[str, RequestState]):
         request.sampling_params.extra_args = None  # vLLM would send them to each worker, and log them if a step fails
         task = family.task(params.task)
         is_guided = params.sampling.has_pair and Segment.AUDIO in task.segments
-        pair = GuidancePair(request.request_id) if is_guided else None
+        pair = self._new_pair(request.request_id) if is_guided else None
         track = self.rules.track(request.num_prompt_tokens, params.track, params.is_open)
         reply = ReplyState.begin(self.rules, task, request.num_prompt_tokens, track)
         history = RowHistory(params.codes[: request.num_prompt_tokens], track)
         state = RequestState(request, params, history, reply, pair, is_guided=is_guided, track=track)
-        if self.rules.marks and reply.segment is Segment.AUDIO:
-            state.stretch = request.num_prompt_tokens - 1
         self._put(state, is_caching=request._block_hasher is not None)
         for follower in self.followers:
             follower.add(state)
@@ -466,12 +500,6 @@ class RequestTable(dict[str, RequestState]):
         state.pair.awaits_unconditional = True
         self.revision += 1
 
-    def hold_after_frame(self, state: RequestState) -> None:
-        """Make the CFG pair of `state` wait for a new unconditional request after its next sampled row."""
-        assert state.pair is not None
-        state.pair.held_at = state.request.num_output_tokens + 1
-        self.revision += 1
-
     def stop_awaiting(self, state: RequestState) -> None:
         """Undo `await_unconditional`."""
         assert state.pair is not None
@@ -501,10 +529,9 @@ class RequestTable(dict[str, RequestState]):
         """
         pair, conditional, params = state.pair, state.request, state.params
         assert pair is not None
-        context = unconditional_context(state, self.rules.family)
-        pair.first_output = max(conditional.num_tokens, state.reply.audio_start) - conditional.num_prompt_tokens
-        pair.held_at = NOT_YET
-        pair.unconditional, pair.awaits_unconditional = partner_of(conditional.request_id), False
+        context = pair.context(state)
+        pair.attach(max(conditional.num_tokens, state.reply.audio_start) - conditional.num_prompt_tokens)
+        assert pair.unconditional is not None
         num_guided_rows = self.rules.max_guided_rows(params.sampling)
         if num_guided_rows is not None:
             state.limit = pair.first_output + num_guided_rows

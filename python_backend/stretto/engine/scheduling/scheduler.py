@@ -26,12 +26,12 @@ from stretto.engine.protocol import (
     blocks_in_window,
     family_of,
 )
-from stretto.engine.reply_rules import UNKNOWN, SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
 from stretto.engine.scheduling.host_turns import HostTurns, step_quantum
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
-from stretto.engine.scheduling.request_table import NOT_YET, RequestState, RequestTable
+from stretto.engine.scheduling.request_table import RequestState, RequestTable
 from stretto.engine.scheduling.supported import check_supported
 from stretto.streams.layout import Segment
 from stretto.worker_process import die_with_parent
@@ -314,7 +314,7 @@ class PairedScheduling(Base):
         self._scheduled: dict[str, int] = {}
         self._sampled = SampledRows(rules)
         self._audio_starts: dict[str, int] = {}  # of replies whose text has ended since the last scheduled step
-        self._ended_stretches: list[str] = []  # conditional requests whose stretch ended since the last scheduled step
+        self._ended: list[str] = []  # conditional requests whose unconditional request ends before the next step
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs and record statistics."""
@@ -341,7 +341,7 @@ class PairedScheduling(Base):
     def _change_guidance(self) -> None:
         """Remove and re-create unconditional requests according to the guidance policies."""
         self._drop_unconditional(self.guidance.ended())
-        ended, self._ended_stretches = self._ended_stretches, []
+        ended, self._ended = self._ended, []
         states = [self.table[request_id] for request_id in ended if request_id in self.table]
         self._drop_unconditional([each for each in states if each.pair is not None and each.pair.unconditional])
         dropped, restored = self.guidance.change(self.running, self.current_step)
@@ -435,11 +435,10 @@ class PairedScheduling(Base):
             return  # more text or audio for requests in progress is also sent as a request
         state = self.table.add(request)
         super().add_request(request)
-        if state.reply.segment is AUDIO and state.pair is not None and self.guidance.begins(state, self.current_step):
-            if self.table.rules.family.unconditional.begins_with_mark:
-                self.table.hold_after_frame(state)
-            else:
-                self._add_unconditional(state)
+        if state.reply.segment is not AUDIO or state.pair is None:
+            return
+        if self.guidance.begins(state, self.current_step) and state.pair.begin(state):
+            self._add_unconditional(state)
 
     def _add_unconditional(self, state: RequestState) -> Request:
         request = self.table.add_unconditional(state)
@@ -528,30 +527,21 @@ class PairedScheduling(Base):
         if segment is TEXT and state.reply.audio_start >= 0:
             self._audio_starts[state.request.request_id] = state.reply.audio_start
             if state.pair is not None and self.guidance.begins(state, self.current_step):
-                put_first_after(self.waiting, self._add_unconditional(state), state.request)
+                self.begin_unconditional(state)
         elif segment not in (TEXT, TRANSITION) and state.asks_for_guidance:
-            if self.table.rules.family.unconditional.begins_with_mark:
-                return self._follow_stretch(state, token_id)
-            return state.note_guidance(state.partner_id in self._scheduled)
+            is_guided = state.partner_id in self._scheduled
+            if state.pair is not None and state.pair.follows_rows:
+                return state.pair.follow(state, token_id, is_guided, self)
+            return state.note_guidance(is_guided)
         return NO_CHANGE
 
-    def _follow_stretch(self, state: RequestState, token_id: int) -> int:
-        """Begin or end the unconditional request of a stretch of audio, and return the row's guidance mark."""
-        pair, marks = state.pair, self.table.rules.marks
-        assert pair is not None
-        if token_id in marks:
-            if pair.unconditional is not None:
-                self._ended_stretches.append(state.request.request_id)
-            pair.held_at, state.stretch = NOT_YET, UNKNOWN
-            if token_id == marks[0]:
-                state.stretch = state.reply.position - 1
-                self.table.hold_after_frame(state)
-            return NO_CHANGE
-        if token_id not in self.table.rules.family.layout.audio[0]:
-            return NO_CHANGE
-        if state.begins_stretch:
-            put_first_after(self.waiting, self._add_unconditional(state), state.request)
-        return state.note_guidance(state.begins_stretch or state.partner_id in self._scheduled)
+    def begin_unconditional(self, state: RequestState) -> None:
+        """Create the unconditional request of `state`, and queue it so that it is admitted next."""
+        put_first_after(self.waiting, self._add_unconditional(state), state.request)
+
+    def end_unconditional(self, state: RequestState) -> None:
+        """Remove the unconditional request of `state` before the next step."""
+        self._ended.append(state.request.request_id)
 
     def _complete(self, output: EngineCoreOutput) -> bool:
         """Append the trailer to a finished request's output; return False if no client receives that output."""

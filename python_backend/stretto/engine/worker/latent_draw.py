@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import triton
 
-from stretto.engine.kernels.gpu.step_latents import NO_MARK, latent_inputs_kernel
+from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import LatentReadout
 from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, SolverPlan
@@ -67,12 +67,7 @@ class LatentStepProgram(StepProgram):
         tokens: Stream 0 of every slot by position, int32 [R, T].
         num_rows: Maximum number of rows in a step.
         captured_steps: Solver step counts for which graphs are captured.
-
-    Attributes:
-        begin: Id of stream 0 in the row before the first frame of a stretch of audio; `NO_MARK` for none.
     """
-
-    begin = NO_MARK
 
     def __init__(
         self,
@@ -91,12 +86,10 @@ class LatentStepProgram(StepProgram):
         guided = (False, True) if self.may_guide(latents) else (False,)
         plans = [SolverPlan(number, is_guided) for number in captured_steps for is_guided in guided]
         self.variants = [replace(each, solver=plan) for each in self.variants if each.speaks for plan in plans]
-        self._noise = torch.zeros(num_rows, latents.num_drawn, device=device)
+        self._noise = torch.zeros(num_rows, rules.family.latent_size, device=device)
         self._before = torch.zeros(num_rows, latents.num_words if latents.is_guided else 0, device=device)
         self._guidance = torch.ones(num_rows, device=device)
-        # Numbers: solver steps, row of the unconditional request, slot, position. Flags: begins a stretch, is a frame.
-        self._numbers = torch.zeros(4, num_rows, dtype=torch.int64, device=device)
-        self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
+        self._num_steps = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
     def may_guide(self, latents: LatentSpec) -> bool:
         """Return True if the predictor may be guided."""
@@ -106,12 +99,11 @@ class LatentStepProgram(StepProgram):
         """Generate the latents of all rows, and write them as 32-bit words for `advance_kernel`."""
         number, rules, tables = len(hidden), self.constants.rules, self._tables
         latent_inputs_kernel[number,](
-            self._noise, self._before, self._guidance, self._numbers, self._flags, self.columns.table, self.lengths,
-            tables.state, tables.codes, self._first.history, self._first.drawn, rules, self._noise.shape[1],
-            self._before.shape[1], self._first.history.stride(0), self.begin,
-            triton.next_power_of_2(max(rules.num_others, 2)), num_warps=1, **EXACT,
+            self._noise, self._before, self._guidance, self._num_steps, self.columns.table, self.lengths, tables.codes,
+            rules, self._noise.shape[1], self._before.shape[1], triton.next_power_of_2(max(rules.num_others, 2)),
+            num_warps=1, **EXACT,
         )  # fmt: skip
-        given = hidden, self._noise[:number], self._numbers[0, :number], variant.solver
+        given = hidden, self._noise[:number], self._num_steps[:number], variant.solver
         self._codes.drawn[:number].copy_(self._words(*given))
 
     def _words(

@@ -129,7 +129,6 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         track_stop=known.stop - 1,
         has_staircase=family.staircase is not None,
         text_lane=family.track_streams.start - 1,
-        end_mark=rules.marks[1] if rules.marks else -1,
     )
 
 
@@ -304,7 +303,6 @@ class StepProgram:
         start = rules.family.layout.audio[0].start
         self._num_places, self._excludes = rules.family.rows_per_frame, rules.family.redraw_excludes
         self._penalty_follows, self._top_p_of_all = rules.family.penalty_follows, rules.family.top_p_of_all
-        self._after_end: torch.Tensor | None = None  # columns of stream 0 forbidden after the mark that ends a stretch
         own = rules.family.mechanism.on_device
         self._follow = None if own is None else own(rules, tables, num_rows)
         self._seconds = int32(num_rows) if rules.family.second_ids else None
@@ -379,14 +377,13 @@ class StepProgram:
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
             constants.is_guided[first:], self.columns.table, self.lengths, self._tables.state, history,
-            None if first else self._seen_in_audio, None if first else constants.out_of_place, self._after_end,
-            lanes.start,
+            None if first else self._seen_in_audio, None if first else constants.out_of_place, lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
             first == 0 and self._penalty_follows, self._excludes, self._top_p_of_all,
             *((NO_ID, NO_ID) if first else (constants.rules.family.fill_id, constants.rules.family.given_id)),
-            self._frames is None, constants.rules.end_mark,
+            self._frames is None,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

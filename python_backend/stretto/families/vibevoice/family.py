@@ -93,25 +93,48 @@ class VibeVoiceVocabulary(Vocabulary):
             delays=(0,) * (1 + self.num_words),
             codebook_streams=tuple(range(1, 2 + self.num_numbers)),
             extra=((self.begin, self.end),),
-            latents=LatentSpec(
-                self.num_words,
-                STEPS,
-                voice_ids=range(self.voice, self.voice + 1),
-                marks=(self.begin, self.end),
-                num_feedback=self.num_features,
-            ),
+            latents=LatentSpec(self.num_words, STEPS, voice_ids=range(self.voice, self.voice + 1), has_unit_noise=True),
         )
 
 
 @dataclass(frozen=True)
 class Stretches(Mechanism):
-    """Several stretches of audio in a reply, with marks around them (`LatentSpec.marks`).
+    """Several stretches of audio in a reply, with marks around them.
 
-    A network encodes the decoded audio of a stretch. The last words of a row are its features.
+    stream 0        streams 1 and up
+    a frame         latent, 1.0 in the first frame of a stretch (else 0.0), features of the decoded audio
+    begin, end      0; the first and the last row of a stretch
+    end of audio    0
+
+    The most probable of these ids is chosen, but an end may be followed only by a begin or the end of audio. The first
+    three kinds of rows may alternate; the prompt ends with a begin. A network computes the features from the decoded
+    audio of the stretch so far.
+
+    Attributes:
+        begin: Id of the mark that begins a stretch.
+        end: Id of the mark that ends a stretch.
+        frame: Id of a frame.
+        num_features: Number of features of a frame.
     """
+
+    begin: int
+    end: int
+    frame: int
+    num_features: int
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:StretchDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:StretchProgram")
+    pair: ClassVar = lazy(f"{__package__}.mechanism.pair:StretchPair")
+
+    @property
+    def prompt_end(self) -> int:
+        """Id of the mark that begins the first stretch."""
+        return self.begin
+
+    @property
+    def num_own_words(self) -> int:
+        """Number of words after the latent: the flag of the first frame and the features."""
+        return 1 + self.num_features
 
 
 SAMPLING = SamplingConfig(
@@ -137,7 +160,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         end_of_audio=vocabulary.end_of_reply,
         transition=(),
         guided_streams=layout.codebook_streams,
-        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1, begins_with_mark=True),
+        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_AUDIO_S,
         max_model_len=vocabulary.max_model_len,
@@ -147,7 +170,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         tail=NO_TAIL,
         has_audio_head=not vocabulary.is_tied,
         leaves_out_extra=True,
-        mechanism=Stretches(),
+        mechanism=Stretches(vocabulary.begin, vocabulary.end, vocabulary.frame, vocabulary.num_features),
     )
 
 

@@ -75,7 +75,7 @@ class VoxCpmVocabulary(Vocabulary):
             audio=(self.frames,),
             delays=(0,) * (1 + self.num_words),
             codebook_streams=tuple(range(1, 1 + self.num_words)),
-            latents=LatentSpec(self.num_words, STEPS, is_guided=True),
+            latents=LatentSpec(self.num_words, STEPS, is_guided=True, has_unit_noise=True),
         )
 
 

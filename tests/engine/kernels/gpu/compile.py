@@ -30,6 +30,7 @@ from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_k
 from stretto.engine.rules import ReplyConstants
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
+from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 
 DRAW = {
     "drawn": "*i64",
@@ -87,6 +88,7 @@ TYPES = {
     **dict.fromkeys((*WIDE, "begins", "streams", "transition", "sent"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima", "noise", "before", "guidance"), "*fp32"),
     "numbers": "*i64",
+    "steps": "*i64",
     "flags": "*i1",
     "denied": "*i1",
     "seen": "*u8",
@@ -108,9 +110,7 @@ AUDIO = {
     "top_p_of_all": False,
     "fill_id": -1,
     "given_id": -1,
-    "denied": None,
     "is_greedy": False,
-    "end_mark": -1,
 }
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
@@ -129,10 +129,11 @@ PLAIN_RULES = RULES._replace(
     has_staircase=False, track_stop=3,
 )  # fmt: skip
 # Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
-MARKED = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
-MARKED |= {"offset": None, "end_mark": 151_653}
-MARKED = {name: value for name, value in MARKED.items() if name != "denied"}
-INPUTS = {"rules": PLAIN_RULES, "num_drawn": 64, "num_before": 0, "tokens_stride": 8193, "begin": 151_652, "block": 256}
+GREEDY = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
+GREEDY |= {"offset": None}
+INPUTS = {"rules": PLAIN_RULES, "num_drawn": 64, "num_before": 0, "block": 256}
+AFTER_END = {"logits_stride": 4, "tokens_stride": 8193, "num_rows": 64, "num_columns": 4, "end": 151_653, "block": 4}
+STRETCHES = {"rules": PLAIN_RULES, "tokens_stride": 8193, "begin": 151_652}
 LINEAR_KERNELS = few_rows_kernel, many_rows_kernel
 MAX_SHARED = 99 << 10  # bytes of shared memory that a program can have on an L4 or L40S, the smallest such limit
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
@@ -170,9 +171,11 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
         (advance_kernel, {}, {"rules": RULES._replace(family=FAMILY._replace(tail=tail)), "block": 8}, 1)
         for tail in TAILS
     ),
-    (draw_streams_kernel, {}, MARKED, 4),
+    (draw_streams_kernel, {}, GREEDY, 4),
     (latent_inputs_kernel, {}, INPUTS, 1),
-    (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256, "begin": -1}, 1),
+    (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256}, 1),
+    (mask_after_end_kernel, {}, AFTER_END, 1),
+    (stretch_inputs_kernel, {}, STRETCHES, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
     (split_kernel, {"out": "*fp32", "x": "*fp32", "size": "i32"}, {"block": 1024}, 4),

@@ -29,6 +29,8 @@ KERNELS = (
     "many_rows_kernel",
     "keep_kernel",
     "latent_inputs_kernel",
+    "mask_after_end_kernel",
+    "stretch_inputs_kernel",
 )
 
 

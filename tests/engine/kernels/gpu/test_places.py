@@ -6,12 +6,12 @@ import torch
 from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS, STATE, draw_streams_kernel
 
 pytestmark = pytest.mark.slow
-NUM_COLUMNS, NUM_PLACES, PREVIOUS_ID = 7, 3, 42
+NUM_COLUMNS, NUM_PLACES = 7, 3
 
 
 @pytest.mark.parametrize("place", range(NUM_PLACES))
 def test_row_is_masked_by_its_own_place_only(place: int) -> None:
-    """The memory around the table forbids every column, and the row follows an id that could end a stretch."""
+    """The memory around the table forbids every column."""
     memory = torch.ones(3 * NUM_PLACES, NUM_COLUMNS, dtype=torch.uint8)
     table = memory[NUM_PLACES : 2 * NUM_PLACES]
     permitted = [5, 3, 2][place]
@@ -26,8 +26,8 @@ def test_row_is_masked_by_its_own_place_only(place: int) -> None:
     draw_streams_kernel[1, 1](
         drawn, logits, None, torch.arange(NUM_COLUMNS)[None], torch.tensor([[0], [NUM_COLUMNS]]),
         torch.zeros(1, dtype=torch.int64), plan, torch.tensor([position], dtype=torch.int32), state,
-        torch.full((1, 8, 1), PREVIOUS_ID, dtype=torch.int32), None, table, None, 0,
+        torch.zeros(1, 8, 1, dtype=torch.int32), None, table, 0,
         1, NUM_COLUMNS, 1, 1, len(STATE), 8, 1, 1, NUM_COLUMNS, 0, 128, 0, NUM_PLACES, False,
-        False, False, False, -1, -1, True, PREVIOUS_ID,
+        False, False, False, -1, -1, True,
     )  # fmt: skip
     assert drawn.tolist() == [[permitted]]

@@ -103,7 +103,6 @@ class StepRules(NamedTuple):
         track_stop: Index after the last such stream; equal to `track_start` if there is none.
         has_staircase: True if each stream has its own BOS and EOS ids.
         text_lane: Index of the given rows' text stream among streams 1 to S - 1.
-        end_mark: Id of the row that ends a stretch of audio, in a family with marks; else -1.
     """
 
     family: ReplyConstants
@@ -126,7 +125,6 @@ class StepRules(NamedTuple):
     track_stop: int
     has_staircase: bool
     text_lane: int
-    end_mark: int
 
 
 HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
@@ -291,15 +289,6 @@ def _rules(
 
 
 @triton.jit
-def _after_mark(
-    values: tl.tensor, is_after: tl.tensor, denied: tl.tensor, columns: tl.tensor, inside: tl.tensor
-) -> tl.tensor:
-    """Mask the columns in `denied` if the row directly follows the mark that ends a stretch."""
-    is_denied = tl.load(denied + columns, mask=inside, other=1) != 0
-    return tl.where(is_after & is_denied, float("-inf"), values)
-
-
-@triton.jit
 def _penalized(
     values: tl.tensor, seen: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_seen_columns: tl.constexpr,
     plan_stride: tl.constexpr,
@@ -333,7 +322,6 @@ def draw_streams_kernel(
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
     seen: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
     places: tl.tensor,  # [n, C] uint8, 1 for columns that are forbidden in a row of a frame; or None
-    denied: tl.tensor,  # [C] bool, True for columns that are forbidden after the id `end_mark`; or None
     first_lane: tl.tensor,  # index of the first stream of this launch
     num_streams: tl.constexpr,  # S
     logits_stride: tl.constexpr, codebooks_stride: tl.constexpr, plan_stride: tl.constexpr, state_stride: tl.constexpr,
@@ -347,7 +335,6 @@ def draw_streams_kernel(
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
     given_id: tl.constexpr,  # id of given rows, or -1
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
-    end_mark: tl.constexpr,
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -373,9 +360,6 @@ def draw_streams_kernel(
     if places is not None:
         forbidden = places + (position - audio_start) % num_places * num_columns + columns
         values = tl.where(tl.load(forbidden, mask=inside, other=1) != 0, float("-inf"), values)
-    if denied is not None:
-        previous = history + slot * history_slot_stride + (position - 1) * history_row_stride
-        values = _after_mark(values, tl.load(previous) == end_mark, denied, columns, inside)
     temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride, is_greedy)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
     kept, floor = values, _floor(values, num_columns, temperature, top_k, top_p, span, top_p_of_all)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.latent_draw import LatentStepProgram
@@ -15,6 +16,7 @@ from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.families.vibevoice.family import Stretches
+from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.vibevoice.mechanism.memory import FeedbackMemory, LatentFeedback
 from stretto.sampling import gaussian
 from stretto.streams.layout import LatentSpec
@@ -41,15 +43,21 @@ def readout_of(model: Any, predictor: Any, rules: SegmentRules) -> StretchReadou
         ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
         embedding = model.model.embed_tokens
         rows = WeightRows(embedding).gather(ids.to(embedding.get_parameter("weight").device))
-    state = model.state_of_row(rules.marks[0])
+    state = model.state_of_row(rules.family.mechanism.prompt_end)
     return StretchReadout(FirstHead(rows, rules), predictor, rows.shape[1], model.feedback, state)
+
+
+def denied_after_end(stretches: Stretches, readout: StretchReadout) -> torch.Tensor:
+    """Return the columns of stream 0 that are forbidden after the mark that ends a stretch, bool [C]."""
+    ids = readout.heads.first_ids
+    return (ids == stretches.frame) | (ids == stretches.end)
 
 
 class StretchDraw(RowDraw):
     """Samples audio rows with guided latents and features of the decoded audio.
 
     Args:
-        stretches: The mechanism, which has no constants.
+        stretches: The mechanism.
         readout: Heads and networks of the model.
         segments: Segment state of the rows.
         tables: Slot tables.
@@ -74,18 +82,11 @@ class StretchDraw(RowDraw):
         tokens: torch.Tensor,
     ):
         super().__init__(readout, segments, tables, arrays, guard)
-        layout = segments.family.layout
-        assert layout.latents is not None
         self._predict: Any = readout.latents
         self._tokens, self._first_unconditional = arrays.wrap(tokens), readout.first_unconditional
-        self._num_drawn, self._frame, self._marks = (
-            layout.latents.num_drawn,
-            layout.audio[0].start,
-            layout.latents.marks,
-        )
-        ids = readout.heads.first_ids
-        self._denied_after_end = (ids == self._frame) | (ids == self._marks[1])
-        self.memory = FeedbackMemory(readout.feedback, layout, len(tables.state), tokens.device)
+        self._size, self._stretches = segments.family.latent_size, stretches
+        self._denied_after_end = denied_after_end(stretches, readout)
+        self.memory = FeedbackMemory(readout.feedback, stretches, self._size, len(tables.state), tokens.device)
 
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -96,14 +97,14 @@ class StretchDraw(RowDraw):
         own, others = both[:number], both[number:]
         slots, position = pick(rows.slots, index), pick(rows.position, index)
         before = self._arrays.tensor(self._tokens[slots, position - 1])
-        begins = before == self._marks[0]
+        begins = before == self._stretches.begin
         logits = self._segments.mask_audio(self._heads.first(own), rows, index)
-        logits = logits.masked_fill((before == self._marks[1])[:, None] & self._denied_after_end, -torch.inf)
+        logits = logits.masked_fill((before == self._stretches.end)[:, None] & self._denied_after_end, -torch.inf)
         token = self._spread(self._heads.first_ids[logits.argmax(1)], index, rows)
         token = self._segments.end_audio(token, rows)
-        is_frame = self._arrays.tensor(pick(token == self._frame, index))
+        is_frame = self._arrays.tensor(pick(token == self._stretches.frame, index))
         steps = self._arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
-        noise = self._tensor(gaussian(keys[:, 1 : 1 + self._num_drawn]))
+        noise = self._tensor(gaussian(keys[:, 1 : 1 + self._size]))
         # A row of a CFG pair is guided by the unconditional row; the first row of a stretch, by a constant state.
         is_guided = begins.clone()
         is_guided[: len(others)] = True
@@ -138,20 +139,36 @@ class StretchProgram(LatentStepProgram):
         captured_steps: Sequence[int],
     ):
         super().__init__(readout, rules, tables, tokens, num_rows, captured_steps)
-        layout, ids, (self.begin, end) = rules.family.layout, readout.heads.first_ids, rules.marks
-        self._after_end = (ids == layout.audio[0].start) | (ids == end)
+        size, device = rules.family.latent_size, tables.state.device
+        self._stretches, self._denied_after_end = stretches, denied_after_end(stretches, readout)
         self._first_unconditional = readout.first_unconditional
-        self.memory = FeedbackMemory(readout.feedback, layout, len(tables.state), tables.state.device)
+        self.memory = FeedbackMemory(readout.feedback, stretches, size, len(tables.state), device)
+        # Numbers: row of the unconditional request, slot, position. Flags: first frame of a stretch, frame.
+        self._numbers = torch.zeros(3, num_rows, dtype=torch.int64, device=device)
+        self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
 
     def may_guide(self, latents: LatentSpec) -> bool:
         """Return True: the rows of a CFG pair are guided."""
         return True
 
+    def _draw_first(self, logits: torch.Tensor) -> None:
+        (num_rows, num_columns), tokens = logits.shape, self._first.history
+        mask_after_end_kernel[num_rows,](
+            logits, self._denied_after_end, self.columns.table, self.lengths, tokens, logits.stride(0),
+            tokens.stride(0), self.num_rows, num_columns, self._stretches.end, triton.next_power_of_2(num_columns),
+            num_warps=1,
+        )  # fmt: skip
+        super()._draw_first(logits)
+
     def _words(
         self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan
     ) -> torch.Tensor:
-        number = len(hidden)
-        _, others, slots, positions = self._numbers[:, :number]
+        number, tokens = len(hidden), self._first.history
+        stretch_inputs_kernel[number,](
+            self._guidance, self._numbers, self._flags, self.columns.table, self.lengths, self._tables.state, tokens,
+            self._first.drawn, self.constants.rules, tokens.stride(0), self._stretches.begin, num_warps=1,
+        )  # fmt: skip
+        others, slots, positions = self._numbers[:, :number]
         begins, is_frame = self._flags[:, :number]
         unconditional = torch.where(begins[:, None], self._first_unconditional, hidden[others])
         latents = self._predict(hidden, noise, steps, solver, unconditional, self._guidance[:number])

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from vllm import envs
 
 from stretto.engine.step_records import SpeechRequestData
-from stretto.streams.layout import StreamLayout, latents_of
+from stretto.families.vibevoice.family import Stretches
+from stretto.streams.layout import latents_of
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class FeedbackMemory:
 
     Args:
         network: The network.
-        layout: Stream layout of a family with marks.
+        stretches: The mechanism.
+        size: Number of elements of a latent.
         num_slots: Number of slots.
         device: Device on which the memories are stored.
 
@@ -78,9 +80,8 @@ class FeedbackMemory:
         num_rebuilt: Number of memories that were recomputed.
     """
 
-    def __init__(self, network: LatentFeedback, layout: StreamLayout, num_slots: int, device: torch.device):
-        assert layout.latents is not None
-        self._network, self._frame, self._latents = network, layout.audio[0].start, layout.latents
+    def __init__(self, network: LatentFeedback, stretches: Stretches, size: int, num_slots: int, device: torch.device):
+        self._network, self._stretches, self._size = network, stretches, size
         # The last memory is for rows without a frame, so that the kernel launches do not depend on the rows.
         self._spare = num_slots
         self._memories = torch.zeros(num_slots + 1, network.num_kept, device=device)
@@ -114,7 +115,7 @@ class FeedbackMemory:
             places = torch.where(is_frame, slots, self._spare)
             features = self._decode(latents, places, positions, begins | ~is_frame)
             return torch.where(is_frame[:, None], features, 0.0)
-        found = latents.new_zeros(len(latents), self._latents.num_feedback)
+        found = latents.new_zeros(len(latents), self._stretches.num_features)
         (at,) = is_frame.nonzero(as_tuple=True)
         if len(at):
             found[at] = self._decode(latents[at], slots[at], positions[at], begins[at])
@@ -160,7 +161,7 @@ class FeedbackMemory:
         self.num_rebuilt += 1
         first = max(self._stretch_start(data), row - self._network.reach)
         logger.info("%s: decoding the audio of %d frames again", data.req_id, row + 1 - first)
-        latents = torch.from_numpy(latents_of(data.codes[first : row + 1, : self._latents.num_drawn]))
+        latents = torch.from_numpy(latents_of(data.codes[first : row + 1, : self._size]))
         device = self._memories.device
         places, positions = (torch.full((1,), value, device=device) for value in (slot, row))
         for index, latent in enumerate(latents.to(device).split(1)):
@@ -192,10 +193,10 @@ class FeedbackMemory:
         """Return the position of the newest row if it is a frame of the reply, else -1."""
         assert data.params is not None
         ids = data.prefill_token_ids or []
-        is_frame = len(ids) > data.prompt_len and ids[-1] == self._frame and not data.params.is_unconditional
+        is_frame = len(ids) > data.prompt_len and ids[-1] == self._stretches.frame and not data.params.is_unconditional
         return len(ids) - 1 if is_frame else -1
 
     def _stretch_start(self, data: SpeechRequestData) -> int:
         """Return the position of the first frame of the newest stretch."""
         ids = np.asarray(data.prefill_token_ids)
-        return 1 + int(np.flatnonzero(ids == self._latents.marks[0])[-1])
+        return 1 + int(np.flatnonzero(ids == self._stretches.begin)[-1])
