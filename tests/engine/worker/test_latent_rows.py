@@ -39,6 +39,7 @@ def test_rows_with_latents_are_those_of_prompts_and_all_of_replies() -> None:
     assert rows.rows(batch((1, 0, 2))).tolist() == []
     rows.place(0, SimpleNamespace(prompt_token_ids=[TEXT]))  # type: ignore[arg-type]
     assert rows.rows(batch((0, 0, 1))).tolist() == []
+    assert rows.rows(batch((3, 0, 2))).tolist() == [0, 1], "a slot without a request, in vLLM's profiling run"
 
 
 @pytest.mark.engine

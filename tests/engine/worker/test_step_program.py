@@ -1,15 +1,20 @@
 """The interpreted GPU sampler gives the same rows as the CPU sampler throughout replies."""
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from stretto.engine.kernels.gpu.step_draw import COLUMNS
 from stretto.engine.kernels.gpu.step_draw import STATE as KERNEL_STATE
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.slots import LIMITS, SCALES, STATE
+from stretto.engine.worker.run_slots import RunSlots
+from stretto.engine.worker.slots import LIMITS, SCALES, STATE, DeviceArrays, SlotTables
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
-from tests.engine.worker.walks import LENGTH, Walk, captured, reference
+from tests.engine.worker.walks import CPU, LENGTH, Walk, captured, reference
 from tests.small_vocabularies import (
     BAGPIPER,
     CHATTERBOX,
@@ -63,6 +68,20 @@ def test_step_program_matches_the_reference_sampler(family: Family) -> None:
                 mine, expected = mine[:, 1:], expected[:, 1:]
             assert torch.equal(mine, expected), (step, name)
     assert walk.num_begun >= 10 + NUM_SLOTS  # replies have ended, and others begun
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *BY_NIGHT], ids=lambda family: family.name)
+def test_profiling_run_reads_only_heads_that_the_family_has(family: Family) -> None:
+    """vLLM samples rows of slots without a request, in order to find out how much memory a step needs."""
+    rules, number = SegmentRules(family, LENGTH), np.zeros(NUM_SLOTS, np.int32)
+    slots = RunSlots(SlotTables(NUM_SLOTS, rules, CPU), rules, DeviceArrays(CPU))
+    batch: Any = SimpleNamespace(
+        idx_mapping_np=np.arange(NUM_SLOTS),
+        num_computed_tokens_np=number,
+        num_scheduled_tokens=number + 1,
+        prefill_len_np=number + 1,
+    )
+    assert slots.rows(batch).may_write.any() == bool(rules.num_text_ids)
 
 
 def test_kernel_columns_match_the_slot_tables() -> None:

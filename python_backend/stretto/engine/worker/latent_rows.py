@@ -11,6 +11,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from stretto.engine.worker.slots import Array, Arrays
 from stretto.streams.layout import StreamLayout
 
+NO_PROMPT = np.zeros(0, np.bool_)
+
 
 class LatentRows:
     """Rows with latents in the prompts of all slots.
@@ -33,13 +35,14 @@ class LatentRows:
     def rows(self, batch: InputBatch) -> Array:
         """Return the indices of the rows of `batch` that may have a latent, int64 [n].
 
-        All rows of a reply may have one, because the host does not know their ids.
+        All rows of a reply may have one, because the host does not know their ids, and so may those of vLLM's profiling
+        run, whose slots have no request.
         """
         found = []
         computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
             first, number = int(computed[index]), int(scheduled[index])
-            of_prompt = self._of_slot[slot][first : first + number]
+            of_prompt = self._of_slot.get(slot, NO_PROMPT)[first : first + number]
             may_be = np.concatenate([of_prompt, np.ones(number - len(of_prompt), bool)])
             found.append(int(batch.query_start_loc_np[index]) + np.flatnonzero(may_be))
         return self._arrays.upload(np.concatenate(found))

@@ -355,8 +355,10 @@ class RunSlots:
         self.tables, self.rules, self.arrays = tables, rules, arrays
         self.num_slots, self.is_exact = len(tables.state), arrays.xp is np
         column = STATE["audio_start"]
+        # A family without text has no text head, which vLLM's profiling run must not read for its unused slots either.
+        unused = UNKNOWN if rules.num_text_ids else 0
         self._audio_start = (
-            tables.state.numpy()[:, column] if self.is_exact else np.full(self.num_slots, UNKNOWN, np.int64)
+            tables.state.numpy()[:, column] if self.is_exact else np.full(self.num_slots, unused, np.int64)
         )
         self.partner = np.full(self.num_slots, NO_SLOT, np.int64)
         self.is_unconditional = np.zeros(self.num_slots, np.bool_)

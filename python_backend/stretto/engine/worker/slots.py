@@ -370,5 +370,5 @@ class SlotTables:
             if track is not None:
                 self._write(slot, ids.view(-1, 1 + track.ids.shape[1]), track.lanes)
             self.seen[slot] = False
-            self.seen[slot, seen.long()] = True
+            self.seen[slot].index_fill_(0, seen.long(), True)  # an assignment would copy `True` and wait for the copy
         self._staged.clear()
