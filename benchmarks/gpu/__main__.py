@@ -27,12 +27,13 @@ from benchmarks.harness import know_this_host
 from stretto.engine.environment import is_cpu_build, prepare_environment
 
 # All traffic stays on the host, because its interfaces may have no address. NVML lists devices without initialising
-# CUDA.
+# CUDA. vLLM's own sampler, which Stretto replaces, must not import flashinfer, which the bundle leaves out.
 ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
     "VLLM_HOST_IP": "127.0.0.1",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 # Imported once, before the jobs fork. Modules that initialise CUDA on import must not be listed (`can_fork`).
 PRELOADED = ("torch", "vllm", "vllm.engine.arg_utils", "vllm.v1.engine.core", "stretto.engine.llm")

@@ -43,7 +43,9 @@ def graphs(mode: str, compiler: int = 0) -> dict[str, Any]:
     return {"enforce_eager": False, "async_scheduling": True, "compilation_config": config}
 
 
-CUDA: dict[str, Any] = {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.3}
+# A small KV cache of fixed size, so that jobs can run side by side.
+MEMORY: dict[str, Any] = {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 30}
+CUDA: dict[str, Any] = {"attention_backend": "TRITON_ATTN", **MEMORY}
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"async_scheduling": False},
     "FULL_DECODE_ONLY, async": graphs("FULL_DECODE_ONLY"),
@@ -54,7 +56,7 @@ WITHOUT_GRAPHS = {"enforce_eager": True, "compilation_config": {}}  # for all mo
 # As for the 8B model: bfloat16, FlashAttention, and a graph for every number of rows, so that no product is padded.
 # By default, FlashAttention splits the keys up to 32 ways with graphs, but not at all without graphs for such short
 # replies.
-HALF: dict[str, Any] = {"dtype": "bfloat16", "attention_backend": "FLASH_ATTN", "gpu_memory_utilization": 0.3}
+HALF: dict[str, Any] = {"dtype": "bfloat16", "attention_backend": "FLASH_ATTN", **MEMORY}
 HALF["attention_config"] = {"flash_attn_max_num_splits_for_cuda_graph": 1}
 EVERY_SIZE = {**graphs("FULL_DECODE_ONLY"), "async_scheduling": False}
 EVERY_SIZE["compilation_config"] = {**EVERY_SIZE["compilation_config"], "cudagraph_capture_sizes": list(range(1, 17))}

@@ -308,12 +308,9 @@ class Gpu:
 
     REPLAYS = 30
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-
     def record(self, name: str, work: Callable[[], object]) -> Recorded:
-        """Capture the launches of `work` in a CUDA graph."""
-        graph = record(work, self._pool)
+        """Capture the launches of `work` in a CUDA graph, whose memory is freed with it."""
+        graph = record(work, torch.cuda.graph_pool_handle())
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             graph.replay()
             torch.cuda.synchronize()
