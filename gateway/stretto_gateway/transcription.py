@@ -266,7 +266,7 @@ async def writing(
 def transcript_response(response_format: str, text: str, report: dict[str, Any], head: dict[str, Any]) -> Response:
     """Return a transcript in the requested response format.
 
-    Formats with times have a single segment for the whole recording.
+    Formats with times have a single segment for the whole recording, or none if nothing was said.
 
     Args:
         response_format: One of OpenAI's formats.
@@ -282,12 +282,12 @@ def transcript_response(response_format: str, text: str, report: dict[str, Any],
     end_s = report.get("input_audio_s", 0.0)
     match response_format:
         case "srt":
-            return PlainTextResponse(f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n")
+            return PlainTextResponse(f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n" if text else "")
         case "vtt":
-            cue = f"{stamp(0, '.')} --> {stamp(end_s, '.')}\n{text}\n\n"
+            cue = f"{stamp(0, '.')} --> {stamp(end_s, '.')}\n{text}\n\n" if text else ""
             return PlainTextResponse(f"WEBVTT\n\n{cue}", media_type="text/vtt")
-    segment = {"id": 0, "start": 0.0, "end": end_s, "text": text}
-    return JSONResponse(head | {"duration": end_s, "text": text, "segments": [segment]})
+    segments = [{"id": 0, "start": 0.0, "end": end_s, "text": text}] if text else []
+    return JSONResponse(head | {"duration": end_s, "text": text, "segments": segments})
 
 
 def stamp(seconds: float, point: str) -> str:

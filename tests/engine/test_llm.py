@@ -171,6 +171,16 @@ class Endless(Silent):
         yield Output([], None)
 
 
+async def test_empty_reply_is_sent_without_the_engine(folder: Path) -> None:
+    llm = SpeechLLM(cast(Any, Endless()), EngineConfig(folder), cast(Any, None))
+    prompt = replace(make_prompt(TINY, 0, "asr"), has_empty_reply=True, input_audio_s=2.0)
+    (last,) = await collect(llm, Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows))
+    assert (last.chunk.text, last.chunk.is_final, last.codes) == ("", True, None)
+    assert last.chunk.report is not None
+    assert (last.chunk.report.finish_reason, last.chunk.report.num_text_tokens) == ("stop", 0)
+    assert last.chunk.report.input_audio_s == 2.0
+
+
 async def test_excess_sessions_and_frames_without_a_session_are_refused(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stretto.engine.llm.read_family", lambda _: KYUTAI_STT)

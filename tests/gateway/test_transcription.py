@@ -9,6 +9,7 @@ import pytest
 from stretto_gateway.answers import REFUSED
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
+from stretto_gateway.transcription import transcript_response
 from tests.client.fake_server import PROFILE, REPORT, Chunk, ErrorText
 from tests.gateway.conftest import Start
 from tests.gateway.test_chat import task
@@ -189,3 +190,17 @@ async def test_refused_word_times_error_names_timestamp_granularities(start: Sta
     with pytest.raises(openai.BadRequestError, match="expected a recording of at most 60 s") as raised:
         await client.audio.transcriptions.create(**WORDS, timestamp_granularities=["word"])
     assert raised.value.param == "timestamp_granularities"
+
+
+@pytest.mark.parametrize(
+    ("response_format", "body"),
+    [
+        ("json", b'{"text":""}'),
+        ("text", b"\n"),
+        ("srt", b""),
+        ("vtt", b"WEBVTT\n\n"),
+        ("verbose_json", b'{"duration":2.0,"text":"","segments":[]}'),
+    ],
+)
+def test_empty_transcript_has_no_segment(response_format: str, body: bytes) -> None:
+    assert transcript_response(response_format, "", {"input_audio_s": 2.0}, {}).body == body

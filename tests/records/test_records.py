@@ -77,6 +77,7 @@ PROMPTS = st.builds(
     delayed_tail=st.sampled_from([None, np.ones((2, 2), np.int32), np.zeros((0, 2), np.int32)]),
     track=st.lists(st.integers(0, 99), max_size=3).map(tuple),
     num_reference_rows=st.integers(0, 4),
+    has_empty_reply=st.booleans(),
     adapter=st.none() | st.text(max_size=3),
     condition=st.sampled_from([None, CONDITION, Condition((), np.zeros((0, 3), np.float32))]),
 )
@@ -95,7 +96,7 @@ def test_envelope_round_trips_through_bytes(envelope: Envelope) -> None:
 @given(PROMPTS)
 def test_prompt_round_trips_through_bytes(prompt: Prompt) -> None:
     read = Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows, prompt.features)
-    for name in ("task", "sampling", "words", "delivery", "track", "num_reference_rows", "adapter"):
+    for name in ("task", "sampling", "words", "delivery", "track", "num_reference_rows", "has_empty_reply", "adapter"):
         assert getattr(read, name) == getattr(prompt, name)
     np.testing.assert_equal([asdict(each) for each in read.audios], [asdict(each) for each in prompt.audios])
     np.testing.assert_equal(read.delayed_tail, prompt.delayed_tail)

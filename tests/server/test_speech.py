@@ -121,7 +121,7 @@ def test_random_seed_is_reported(server: Server) -> None:
     np.testing.assert_allclose(again.pcm, first.pcm, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["file", "samples"])
+@pytest.mark.parametrize("form", ["file", "samples", "quiet samples"])
 def test_transcription_returns_text_without_audio(spoken: Answer, server: Server, form: str) -> None:
     pcm = spoken.pcm.astype(np.float32)
     if form == "file":
@@ -129,6 +129,7 @@ def test_transcription_returns_text_without_audio(spoken: Answer, server: Server
         soundfile.write(held, pcm, 16000, format="FLAC")
         heard = server.ask(audio=held.getvalue(), task="asr")
     else:
+        pcm = pcm * np.float32(0.03 if form == "quiet samples" else 1)
         heard = server.ask(pcm_in=pcm, sample_rate=np.array([16000], np.int32))
     assert heard.error is None
     words = set(SENTENCE.split())
@@ -136,6 +137,13 @@ def test_transcription_returns_text_without_audio(spoken: Answer, server: Server
     assert all(response.pcm is None for response in heard.responses)
     assert heard.events[-1]["is_final"]
     assert heard.report["num_frames"] == 0
+
+
+def test_transcript_of_a_recording_without_speech_is_empty(server: Server) -> None:
+    hum = 0.1 * np.sin(2 * np.pi * 50 / 16_000 * np.arange(32_000)).astype(np.float32)
+    heard = server.ask(pcm_in=hum, sample_rate=np.array([16000], np.int32))
+    assert (heard.error, heard.text) == (None, "")
+    assert (heard.report["finish_reason"], heard.report["input_audio_s"]) == ("stop", 2.0)
 
 
 def test_triton_http_endpoint_streams_if_allowed(server: Server) -> None:

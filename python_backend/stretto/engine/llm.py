@@ -5,6 +5,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
@@ -251,7 +252,8 @@ class SpeechLLM:
         else:
             utterance.alignment, utterance.sound = prompt.alignment, prompt.sound
         ids = prompt.rows[:, 0].tolist()
-        async with aclosing(self._engine.generate(ids, fields, request_id, adapter)) as outputs:
+        begin = _end_at_once if prompt.has_empty_reply else self._engine.generate
+        async with aclosing(begin(ids, fields, request_id, adapter)) as outputs:
             async for output in outputs:
                 permit.has_begun = True
                 text.check()
@@ -301,6 +303,11 @@ class SpeechLLM:
             num_pieces=prompt.num_pieces,
             untimed_words=utterance.words.untimed,
         )
+
+
+async def _end_at_once(*_: Any) -> AsyncGenerator[Output, None]:
+    """Yield the output of an engine for a reply without rows."""
+    yield Output([0] * len(Trailer._fields), "stop")
 
 
 def _is_timed(prompt: Prompt, family: Family) -> bool:

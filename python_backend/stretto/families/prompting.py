@@ -515,6 +515,7 @@ class PromptRows:
         tail_rows: Number of frames from the detected end of speech, for frames that are latents; None for the default.
         num_pieces: Number of pieces of the text, of which this prompt speaks one.
         spoken: Text of this piece; None for the whole text.
+        has_empty_reply: See `Prompt`.
     """
 
     rows: np.ndarray
@@ -532,6 +533,7 @@ class PromptRows:
     num_pieces: int = 1
     spoken: str | None = None
     sources: tuple[SourceWord, ...] = ()
+    has_empty_reply: bool = False
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt applied."""

@@ -207,6 +207,7 @@ class Preprocessor:
             condition=written.condition,
             num_pieces=written.num_pieces,
             sources=written.sources,
+            has_empty_reply=written.has_empty_reply,
         )
 
     def _alignment(self, task: Task, text: str, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:

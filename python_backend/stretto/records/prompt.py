@@ -96,6 +96,8 @@ class Prompt:
         sound: Voice recording for the decoder, if one is used instead of `voice`.
         condition: Vectors that condition all rows; None for none.
         num_pieces: Number of pieces of the text, of which the reply speaks one.
+        has_empty_reply: True if the reply is empty, whatever the model would generate, because the recording to
+            transcribe contains no speech.
     """
 
     task: str
@@ -117,6 +119,7 @@ class Prompt:
     condition: Condition | None = None
     num_pieces: int = 1
     sources: tuple[SourceWord, ...] = ()
+    has_empty_reply: bool = False
 
     @property
     def features(self) -> NDArray[np.float32] | None:
@@ -137,7 +140,8 @@ class Prompt:
         fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
         more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s, self.alignment)
         condition = None if self.condition is None else ConditionRecord.of(self.condition)
-        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition, self.num_pieces, self.sources))
+        last = (self.num_pieces, self.sources, self.has_empty_reply)
+        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition, *last))
 
     @classmethod
     def from_bytes(
@@ -175,6 +179,7 @@ class Prompt:
             condition=None if record.condition is None else record.condition.read(f"{field}.condition"),
             num_pieces=record.num_pieces,
             sources=record.sources,
+            has_empty_reply=record.has_empty_reply,
         )
 
 
@@ -234,6 +239,7 @@ class PromptRecord:
     condition: ConditionRecord | None
     num_pieces: Annotated[int, Meta(ge=1)]
     sources: tuple[SourceWord, ...]
+    has_empty_reply: bool
 
 
 _PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)

@@ -19,10 +19,14 @@ from stretto.families.tiny.family import (
     TTS,
     VOICES,
 )
-from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate, trim_silence
+from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate
+from stretto.families.tiny.recording import extract_speech, trim_silence
 from tests.fakes import FrameCounter
+from tests.recordings import sentence
 
 TEMPLATE = TinyTemplate(FrameCounter())
+RATE = 16_000
+SPEECH = sentence(RATE)
 OTHERS = "text: expected English in Latin script, or options.transliterate=true to transliterate other scripts, "
 
 
@@ -110,8 +114,11 @@ def test_text_and_audio_pieces_become_tts_and_asr_prompts() -> None:
     rows, words = TEMPLATE.speak("It's 2.", "rms")
     assert np.array_equal(spoken.rows, rows)
     assert spoken.words == words
-    heard = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=np.zeros(1280, np.float32)),), None)
-    assert np.array_equal(heard.rows, TEMPLATE.listen(np.tile(np.arange(2), (7, 1))))
+    heard = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=SPEECH),), None)
+    speech = extract_speech(SPEECH, RATE)
+    assert speech is not None
+    assert np.array_equal(heard.rows, TEMPLATE.listen(FrameCounter().encode(speech)))
+    assert not heard.has_empty_reply
 
 
 @pytest.mark.parametrize("before", [0, 16_000])
@@ -119,9 +126,65 @@ def test_text_and_audio_pieces_become_tts_and_asr_prompts() -> None:
 def test_silence_around_speech_is_trimmed_to_0_3_s(before: int, after: int) -> None:
     speech = np.full(6_400, 0.5, np.float32)
     padded = np.concatenate([np.zeros(before, np.float32), speech, np.full(after, 1e-4, np.float32)])
-    rows = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=padded),), None).rows
     kept = np.pad(speech, [(4_800 if before else 0, 4_800 if after else 0)])
-    assert np.array_equal(rows, TEMPLATE.listen(FrameCounter().encode(kept)))
+    assert np.allclose(trim_silence(padded, RATE), kept, atol=1e-3)
+
+
+@pytest.mark.parametrize("decibels", [-60, -30, -15, -6, 6])
+@pytest.mark.parametrize("offset", [0.0, 0.1])
+def test_speech_of_any_level_is_encoded_at_the_same_level(decibels: int, offset: float) -> None:
+    expected = extract_speech(SPEECH, RATE)
+    found = extract_speech((SPEECH * 10 ** (decibels / 20) + offset).astype(np.float32), RATE)
+    assert expected is not None
+    assert found is not None
+    assert len(found) == len(expected)
+    assert np.abs(found - expected).max() < 1e-3  # 60 dB below the speech
+
+
+def test_clicks_do_not_change_the_level_of_speech() -> None:
+    clicked = np.pad(SPEECH * 0.03, (0, 3 * RATE)).astype(np.float32)
+    clicked[len(SPEECH) + RATE :: RATE // 2] = 0.9
+    expected, found = extract_speech(SPEECH, RATE), extract_speech(clicked, RATE)
+    assert expected is not None
+    assert found is not None
+    num = min(len(expected), len(found), len(SPEECH) - RATE)
+    assert np.abs(found[:num] - expected[:num]).max() < 0.05 * np.abs(expected).max()
+
+
+def noises() -> dict[str, np.ndarray]:
+    """Return 3 s each of sounds without speech, float64 at RATE."""
+    rng, time = np.random.default_rng(0), np.arange(3 * RATE) / RATE
+    white = rng.standard_normal(3 * RATE)
+    shape = np.fft.rfftfreq(3 * RATE, 1 / RATE)
+    pink = np.fft.irfft(np.fft.rfft(white) / np.sqrt(np.maximum(shape, 1)), 3 * RATE)
+    breath = np.fft.irfft(np.fft.rfft(white) * ((shape > 300) & (shape < 4000)), 3 * RATE)
+    clicks = np.zeros(3 * RATE)
+    clicks[::4000] = 0.9
+    keys = [(697, 1209), (770, 1336), (852, 1477), (941, 1336)]
+    tones = [sum(np.sin(2 * np.pi * hz * time[:2400]) for hz in keys[at % 4]) * (at % 2) for at in range(20)]
+    return {
+        "zeros": np.zeros(3 * RATE),
+        "offset": np.full(3 * RATE, 0.1),
+        "16-bit noise": np.rint(white) / 32768,
+        "hum": sum(np.sin(2 * np.pi * 50 * k * time) / k**2 for k in (1, 2, 3)) * 0.1,
+        "tone": 0.3 * np.sin(2 * np.pi * 440 * time),
+        "ringing": 0.2 * np.sin(2 * np.pi * 425 * time) * (time % 1.5 < 0.5),
+        "white noise": 0.1 * white,
+        "pink noise": 10 * pink,
+        "clicks": clicks,
+        "DTMF": 0.3 * np.concatenate(tones),
+        "breath": 0.2 * breath * np.maximum(np.sin(2 * np.pi * time / 1.5), 0) ** 2,
+        "chord": 0.1 * sum(np.sin(2 * np.pi * hz * time) for hz in (261.6, 329.6, 392)),
+    }
+
+
+@pytest.mark.parametrize("kind", list(noises()))
+def test_recording_without_speech_has_an_empty_transcript(kind: str) -> None:
+    for level in (1.0, 0.01):
+        pcm = (noises()[kind] * level).astype(np.float32)
+        written = TEMPLATE.write(TINY.task("asr"), (Piece("user", "audio", pcm=pcm),), None)
+        assert written.has_empty_reply
+        assert written.rows[:, 0].tolist() == [ASR, BEGIN_AUDIO, BEGIN_TEXT]
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-3, 0.02])
@@ -132,7 +195,7 @@ def test_noise_and_clicks_around_speech_are_trimmed(noise: float, click: bool) -
     pcm = np.concatenate([np.zeros(16_000), speech, np.zeros(48_000)]) + noise * rng.standard_normal(72_000)
     if click:
         pcm[[4_000, 64_000]] = 1.0
-    kept = trim_silence(pcm.astype(np.float32), 4_800, 320)
+    kept = trim_silence(pcm.astype(np.float32), RATE)
     assert np.array_equal(kept, pcm.astype(np.float32)[16_000 - 4_800 : 24_000 + 4_800])
 
 
@@ -140,7 +203,7 @@ def test_noise_and_clicks_around_speech_are_trimmed(noise: float, click: bool) -
 def test_recordings_without_speech_are_not_trimmed(num: int) -> None:
     rng = np.random.default_rng(0)
     for pcm in (np.zeros(num), rng.standard_normal(num) * 0.1):
-        assert len(trim_silence(pcm.astype(np.float32), 4_800, 320)) == num
+        assert len(trim_silence(pcm.astype(np.float32), RATE)) == num
 
 
 def test_tiny_asr_refuses_codes() -> None:

@@ -30,18 +30,13 @@ from stretto.families.tiny.family import (
     VOICES,
 )
 from stretto.families.tiny.matching import matched
+from stretto.families.tiny.recording import extract_speech
 from stretto.families.tiny.text import in_ascii, normalise, other_script, words_of
 
 if TYPE_CHECKING:
     from stretto.codecs.base import Codec
 
 INDEX_STREAM = LAYOUT.num_output_streams
-MARGIN_S = 0.3  # silence preserved around speech, for quiet consonants
-FRAME_S = 0.02  # frame length used to detect speech
-ABOVE_NOISE_DB = 10.0  # level of speech above the quietest tenth of a recording
-QUIETEST_DB, LOUDEST_DB = -40.0, -20.0  # limits for that level, relative to the loudest frames
-NUM_LOUDEST = 5  # the fifth-loudest frame determines the peak level, so that a click of 0.08 s does not
-NUM_SPEECH = 3  # minimum number of loud frames among NUM_LOUDEST in speech; a click has fewer
 MAX_GROWTH = 4  # maximum number of ASCII characters per character of a text; some symbols become 10
 MAX_FRAME_ROWS = FRAME_INDEX_BASE - PHONEME_INDEX_BASE - 1  # both index tables have the same size
 
@@ -61,9 +56,10 @@ class TinyTemplate:
             return PromptRows(rows, words, sources=source_words(piece.text, words, _spoken))
         if piece.pcm is None:
             raise InvalidRequest(piece.path, "audio samples (this model does not accept codes)", "codes")
-        rate = self._codec.spec.sample_rate
-        pcm = trim_silence(piece.pcm, int(MARGIN_S * rate), int(FRAME_S * rate))
-        return PromptRows(self.listen(self._codec.encode(pcm)))
+        speech = extract_speech(piece.pcm, self._codec.spec.sample_rate)
+        if speech is None:
+            return PromptRows(stream0_rows(LAYOUT, [ASR, BEGIN_AUDIO, BEGIN_TEXT]), has_empty_reply=True)
+        return PromptRows(self.listen(self._codec.encode(speech)))
 
     def speak(
         self, text: str, voice: str, path: str = "text", transliterates: bool = False
@@ -97,34 +93,6 @@ class TinyTemplate:
         audio[:, INDEX_STREAM] = FRAME_INDEX_BASE + 1 + np.arange(len(audio))
         head, tail = stream0_rows(LAYOUT, [ASR, BEGIN_AUDIO]), stream0_rows(LAYOUT, [BEGIN_TEXT])
         return np.concatenate([head, audio, tail])
-
-
-def trim_silence(pcm: np.ndarray, margin: int, frame: int) -> np.ndarray:
-    """Remove silence and steady noise from both ends, except `margin` samples.
-
-    If there is no speech, `pcm` is returned unchanged. A frame is loud if its level exceeds the level of the quietest
-    frames, which are taken as noise. Speech has several loud frames close together. The cost is linear in the number of
-    samples, apart from sorting the levels.
-
-    Args:
-        pcm: Mono samples, float32 [n].
-        margin: Number of samples to preserve at either end.
-        frame: Samples per frame.
-    """
-    padded = np.pad(pcm, (0, -len(pcm) % frame)).astype(np.float64)
-    power = np.square(padded.reshape(-1, frame)).mean(1)
-    if not power.any():
-        return pcm
-    levels = 10 * np.log10(np.maximum(power, 1e-20))
-    ranked = np.sort(levels)
-    peak, noise = ranked[-min(NUM_LOUDEST, len(ranked))], ranked[len(ranked) // 10]
-    threshold = min(max(noise + ABOVE_NOISE_DB, peak + QUIETEST_DB), peak + LOUDEST_DB)
-    is_loud = levels > threshold
-    counts = np.convolve(is_loud, np.ones(NUM_LOUDEST))[NUM_LOUDEST // 2 :][: len(levels)]
-    speech = np.flatnonzero(is_loud & (counts >= min(NUM_SPEECH, len(levels))))
-    if not len(speech):
-        return pcm
-    return pcm[max(0, speech[0] * frame - margin) : (speech[-1] + 1) * frame + margin]
 
 
 def read_aloud(text: str, path: str = "text", transliterates: bool = False) -> str:
