@@ -99,7 +99,8 @@ class Decoder:
 
         setup, family = server.setup, MODELS[MODEL].read_family(server.setup)
         config = decoder_config(family, json.loads(server.engine.read_text()))
-        config = replace(config, device=setup.device, graphs=not setup.is_small)
+        limit = 0 if setup.is_small else server.needs.tensors >> 20
+        config = replace(config, device=setup.device, graphs=not setup.is_small, memory_mb=limit)
         before = free_mib(setup)
         with capture_errors() as errors, starts() as messages:
             codec = open_codec(config, server.checkpoint)

@@ -134,6 +134,7 @@ class DecoderConfig:
         stop_timeout_s: Maximum time for which a stopping decoder continues to decode open utterances, in seconds.
         warm_up_s: Duration of the warm-up at start-up, in seconds.
         reference_mb: Maximum size, in MiB, of the cache that stores the codec's state after each voice reference.
+        memory_mb: Maximum memory of all tensors and workspaces on a GPU, in MiB; 0 for no limit.
         aligner: Folder of the CTC model for word times; empty for none.
         aligner_device: Device on which the aligner runs.
         align_s: Maximum time from the last samples of an utterance to its word times, in seconds.
@@ -157,6 +158,7 @@ class DecoderConfig:
     stop_timeout_s: float = 10.0
     warm_up_s: float = 0.0
     reference_mb: int = 256
+    memory_mb: int = 0
     aligner: str = ""
     aligner_device: str = "cpu"
     align_s: float = 5.0
@@ -182,7 +184,7 @@ class DecoderConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if self.steady_frames < self.first_frames:
             raise ValueError(f"steady_frames must be >= first_frames ({self.first_frames}), got {self.steady_frames}")
-        for name in ("reference_mb", "align_mb"):
+        for name in ("reference_mb", "memory_mb", "align_mb"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 < self.align_s <= MAX_ALIGN_S:

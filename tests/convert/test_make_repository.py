@@ -1,6 +1,7 @@
 """A model repository for another checkpoint has the bundled files, a link, and suitable arguments."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -248,6 +249,22 @@ def test_convolutions_are_set_and_their_memory_is_reserved(checkpoint: Path, tmp
     for name in ("float32", "tf32x3"):
         expected = f'key: "convolutions" value {{ string_value: "{name}" }}'
         assert expected in (tmp_path / name / "acoustic_decoder/config.pbtxt").read_text()
+
+
+def test_decoder_may_use_the_memory_that_is_reserved_for_it(checkpoint: Path, tmp_path: Path) -> None:
+    def limit_mb(name: str, *options: str) -> int:
+        made(checkpoint, tmp_path / name, *options)
+        text = (tmp_path / name / "acoustic_decoder/config.pbtxt").read_text()
+        return int(re.search(r'"memory_mb" value \{ string_value: "(\d+)"', text)[1])  # type: ignore[index]
+
+    arguments = made(checkpoint, tmp_path / "one", "--gpu", "0")
+    beside = limit_mb("same", "--gpu", "0")
+    assert 0 < beside < arguments["reserved_mb"] - ((SERVER_BYTES + LIBRARY_BYTES) >> 20) + 2
+    assert limit_mb("two", "--gpu", "0", "--codec-device", "1") == beside
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({"gpu_memory_utilization": 0.5}))
+    assert limit_mb("chosen", "--gpu", "0", "--engine-args", str(given)) == 0
+    assert limit_mb("host") == 0
 
 
 def test_mps_is_enabled_only_on_request(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Launchers that decode immediately, in another precision, or with a batch in flight."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,18 @@ def test_gpu_launcher_sets_its_stream_after_weights_arrive(monkeypatch: pytest.M
     assert current == []
     launcher.enter()
     assert current == ["weights have arrived", stream]
+
+
+@pytest.mark.parametrize(("memory_mb", "fraction"), [(0, None), (4096, 0.5), (1 << 20, 1.0)])
+def test_memory_on_a_gpu_is_limited_before_anything_is_decoded(
+    memory_mb: int, fraction: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.append(share))
+    make_launcher(make_codec(), DecoderConfig(device="cuda:0", graphs=False, memory_mb=memory_mb))
+    assert limits == ([] if fraction is None else [fraction])
 
 
 def test_launcher_waits_for_the_stream_that_copied_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,7 @@ class Needs:
         weights: Weights of the language model.
         tables: Tables of the language model's batch slots, besides the KV cache.
         cache: KV cache of a reply of the greatest length, with both requests of a CFG pair.
+        tensors: Tensors of the decoder, on any device (`DecoderConfig.memory_mb`); 0 if unknown.
     """
 
     decoder: int
@@ -40,6 +41,7 @@ class Needs:
     weights: int
     tables: int
     cache: int
+    tensors: int = 0
 
     @property
     def reserved(self) -> int:

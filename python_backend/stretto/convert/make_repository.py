@@ -281,6 +281,7 @@ def gpu_needs(
         weights=weights // 2 if arguments.get("quantization") in ONLINE else weights,
         tables=tables,
         cache=longest_rows(family, num_rows, window(record), is_on_gpu=True) * bytes_per_row(record, dtype),
+        tensors=decoder.tensors,
     )
 
 
@@ -414,10 +415,10 @@ def make(
     record = config_at(checkpoint)
     chosen = engine_arguments(record, family, placement is not None) | engine_args
     chosen |= quantization(record, quantize, chosen["dtype"])
-    memory = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}
+    memory, tensors = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}, 0
     if placement is not None and not chosen.keys() & memory:
         needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
-        chosen["reserved_mb"] = needs.reserved_mb
+        chosen["reserved_mb"], tensors = needs.reserved_mb, needs.tensors
         if placement.gpu_gib is not None:
             needs.check(round(placement.gpu_gib * GIB))
     with fresh_directory(out) as folder:
@@ -436,11 +437,19 @@ def make(
             change(folder / DECODER / "config.pbtxt", {parameter("aligner"): rf'\1: "1/{Path(ALIGNER).name}"'})
             change(folder / PREPROCESSOR / "config.pbtxt", {parameter("has_aligner"): r'\1: "true"'})
         if placement is not None:
-            _place(folder, placement, chosen, has_tokenizer=(checkpoint / AUDIO_TOKENIZER).is_dir())
+            _place(folder, placement, chosen, tensors, has_tokenizer=(checkpoint / AUDIO_TOKENIZER).is_dir())
 
 
-def _place(folder: Path, placement: Placement, arguments: dict[str, Any], has_tokenizer: bool) -> None:
-    """Set GPUs and limits of the codec and the audio tokenizer in the model configs; write the launcher's options."""
+def _place(folder: Path, placement: Placement, arguments: dict[str, Any], tensors: int, has_tokenizer: bool) -> None:
+    """Set GPUs and limits of the codec and the audio tokenizer in the model configs; write the launcher's options.
+
+    Args:
+        folder: Folder of the model repository.
+        placement: Devices.
+        arguments: vLLM engine arguments.
+        tensors: Maximum memory of the decoder's tensors in bytes; 0 for no limit.
+        has_tokenizer: True if the checkpoint has an audio tokenizer.
+    """
 
     def on_gpu(number: int) -> dict[str, str]:
         return {r"kind: KIND_CPU": f"kind: KIND_GPU gpus: [ {number} ]"}
@@ -449,6 +458,7 @@ def _place(folder: Path, placement: Placement, arguments: dict[str, Any], has_to
         parameter("max_batch"): rf'\1: "{GPU_BATCH}"',
         parameter("max_utterances"): rf'\1: "{num_utterances(arguments)}"',
         parameter("convolutions"): rf'\1: "{placement.convolutions}"',
+        parameter("memory_mb"): rf'\1: "{-(-tensors // MIB)}"',
     }
     change(folder / DECODER / "config.pbtxt", on_gpu(placement.decoder_gpu) | limits)
     if has_tokenizer:  # on a CPU, the largest audio tokenizer needs most of a core in real time

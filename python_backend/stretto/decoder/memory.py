@@ -50,9 +50,14 @@ class DecoderMemory:
     references: int
 
     @property
+    def tensors(self) -> int:
+        """Memory of all tensors. Graphs, and batches without a graph, each have their own memory for activations."""
+        return self.weights + self.static + 2 * self.peak + self.utterances + self.references
+
+    @property
     def total(self) -> int:
-        """Memory of the process. Graphs, and batches without a graph, each have their own memory for activations."""
-        return self.weights + self.static + 2 * self.peak + self.utterances + self.references + LIBRARY_BYTES
+        """Memory of the process."""
+        return self.tensors + LIBRARY_BYTES
 
 
 class Peak(TorchDispatchMode):
