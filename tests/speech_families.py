@@ -6,6 +6,7 @@ from stretto.families.base import Family, Task, TextGroups, TextTrack, Unconditi
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
+from stretto.families.voxcpm2.family import GuidedRows
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
 
@@ -122,7 +123,8 @@ LATENTS = Family(
 GUIDED_LATENTS = replace(
     LATENTS,
     name="guided_latents",
-    layout=replace(LATENTS.layout, latents=LatentSpec(8, steps=range(1, 5), is_guided=True, has_unit_noise=True)),
+    layout=replace(LATENTS.layout, latents=LatentSpec(8, steps=range(1, 5), has_unit_noise=True)),
+    mechanism=GuidedRows(),
     tasks=(
         replace(
             LATENTS.tasks[0],

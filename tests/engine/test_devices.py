@@ -35,6 +35,7 @@ from stretto.families.base import Family
 from stretto.families.kyutai_tts.mechanism import arrays as word_states
 from stretto.families.tiny.family import TINY
 from stretto.families.vibevoice.mechanism import draw as stretches
+from stretto.families.voxcpm2.mechanism import draw as guided
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests import pocket_release, vibevoice_release, voxcpm2_release
@@ -161,7 +162,7 @@ OWNERS = {"depth_attention_kernel": products, "words_kernel": word_states}
 def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
     """Write a one-layer checkpoint of the family's model class."""
     write_checkpoint(folder, family, name, layers=1, backbone="llama" if family.conditions else "qwen3")
-    if family.has_audio_head:
+    if family.audio_head:
         path = folder / "config.json"
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"architectures": ["StrettoHiggsAudioForCausalLM"], "model_type": "llama"}))
@@ -223,7 +224,10 @@ def test_steps_do_not_mix_devices(
     assert all(kernel.num_launches >= 3 for kernel in kernels.values())
 
 
-STRETCHES = "mask_after_end_kernel", "stretch_inputs_kernel"
+OWN_KERNELS = {
+    "vibevoice": [("mask_after_end_kernel", stretches), ("stretch_inputs_kernel", stretches)],
+    "voxcpm2": [("previous_latents_kernel", guided)],
+}
 RELEASES: dict[str, Callable[[Path], Path]] = {
     "pocket_tts": lambda folder: pocket_release.convert_release(folder, "english"),
     "voxcpm2": voxcpm2_release.convert_release,
@@ -246,7 +250,7 @@ def test_latent_steps_do_not_mix_devices(
         ("_gather_kernel", advance),
         *((("draw_streams_kernel", step_program), ("advance_kernel", step_program)) if uses_kernels else ()),
         *((("latent_inputs_kernel", latent_draw),) if uses_kernels else ()),
-        *((name, stretches) for name in STRETCHES if uses_kernels and family.mechanism.step_program is not None),
+        *(OWN_KERNELS.get(name, ()) if uses_kernels else ()),
     ):
         kernels[kernel] = OnTheDevice()
         monkeypatch.setattr(owner, kernel, kernels[kernel])

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from stretto.config import EngineConfig
 from stretto.engine.admission import Capacity, admit
 from stretto.engine.llm import SpeechLLM
-from stretto.engine.models.latents import gelu_tanh, silu
+from stretto.engine.models.latents import silu
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.errors import InvalidRequest, StrettoError
+from stretto.families.pocket_tts.model import gelu_tanh
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.sampling import gaussian, seed_key, stream_keys

@@ -405,7 +405,7 @@ def make(
     family = preprocessor.family
     if not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
-    if family.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
+    if family.mechanism.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
         raise CheckpointError(
             f"{checkpoint}: expected {refinement.FOLDER}/, which fills in codebooks of {family.name}, got none"
         )

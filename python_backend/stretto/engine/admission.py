@@ -225,7 +225,7 @@ def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> 
     if given is None:
         raise InvalidRequest("options.latents", "an object", "none")
     given.check_steps(latents.steps)
-    if given.guidance_scale != 1.0 and not latents.is_guided:
+    if given.guidance_scale != 1.0 and not rules.family.mechanism.guides_rows:
         expected = f"1.0, because {rules.family.name} has no guidance"
         raise InvalidRequest("options.guidance_scale", expected, given.guidance_scale)
     if (last := rules.family.mechanism.prompt_end) is not None and ids[-1] != last:

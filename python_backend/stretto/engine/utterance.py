@@ -363,7 +363,7 @@ def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
 
     It contains the frames of a voice reference or, if a model in the decoder fills in codebooks, all prompt rows.
     """
-    if family.num_filled_codebooks:
+    if family.mechanism.num_filled_codebooks:
         return LMChunk(Chunk(0, Segment.AUDIO, is_prompt=True), np.ascontiguousarray(prompt.rows.T, np.int32))
     if prompt.num_reference_rows:
         return reference_chunk(prompt, family.layout)

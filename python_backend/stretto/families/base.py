@@ -118,8 +118,7 @@ class UnconditionalContext:
 
     Both requests have the same positions. These rows differ:
 
-    - Context rows after the first `keep_first` and before the last `keep_last` become `[null_id, pad, …]`, except in
-      `kept_streams`.
+    - Context rows after the first `keep_first` and before the last `keep_last` become `[null_id, pad, …]`.
     - In audio rows, ids of the audio interval become `null_id` (stream 0) or pad (other output streams) on the streams
       in `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
     - With `hides_recording`, codes of the prompt and of its `delayed_tail` become pads. The initial ids
@@ -132,7 +131,6 @@ class UnconditionalContext:
     keep_first: int
     keep_last: int
     hidden_streams: tuple[int, ...] = ()
-    kept_streams: tuple[int, ...] = ()
     hides_recording: bool = False
 
 
@@ -311,12 +309,9 @@ class Family:
         staircase: BOS and EOS id of each stream, if the family has them (see `streams/layout.py`). They are in
             `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
             count as sampled (SAMPLED_WARM_UP, NO_TAIL).
-        has_audio_head: True if the checkpoint has `audio_head.weight` [n, H] instead of a head over the vocabulary. It
-            contains the heads of all output streams in audio segments, one after the other. The rows for the ids that
-            end stream 0 follow the rows for its codes.
-        has_audio_bias: True if the checkpoint also has `audio_head.bias` [n].
-        num_filled_codebooks: Number of codebooks beyond the layout. They are not sampled, but filled in by the
-            decoder for the whole utterance (`FamilyPlugin.load_refinement`).
+        audio_head: Head of the checkpoint in place of one over the vocabulary: `audio_head.weight` [n, H], alone
+            (`plain`) or with `audio_head.bias` [n] (`biased`). It contains the heads of all output streams in audio
+            segments, one after the other. The rows for the ids that end stream 0 follow the rows for its codes.
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
         top_p_of_all: True if top-p applies to the probabilities of all audio ids; False if it applies to those of the
@@ -372,9 +367,7 @@ class Family:
     conditions: ConditionSpec | None = None
     has_text_beside_codes: bool = False
     staircase: Staircase | None = None
-    has_audio_head: bool = False
-    has_audio_bias: bool = False
-    num_filled_codebooks: int = 0
+    audio_head: Literal["plain", "biased"] | None = None
     leaves_out_extra: bool = False
     top_p_of_all: bool = False
     redraw_excludes: bool = False
@@ -386,7 +379,7 @@ class Family:
         """Number of codebooks of the codec."""
         if self.code_track is not None:
             return len(self.code_track.streams)
-        return self.layout.num_codebooks + self.num_filled_codebooks
+        return self.layout.num_codebooks + self.mechanism.num_filled_codebooks
 
     @property
     def latent_size(self) -> int:

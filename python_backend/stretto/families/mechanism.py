@@ -22,6 +22,8 @@ class Mechanism:
     Attributes:
         columns: Names of the state columns, which follow those of `engine.rules.STATE`.
         ends_audio: True if the rule ends the audio, and no sampled id does.
+        guides_rows: True if the latent predictor applies classifier-free guidance within a row, without a CFG pair;
+            `LatentSampling.guidance_scale` is its scale.
         times_words: True if the rule reports when words begin (`Track.begun_word`).
         open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
             `engine.tracks.Track` of a reply. None for the common tracks, whose ids are read row by row.
@@ -50,6 +52,7 @@ class Mechanism:
 
     columns: ClassVar[tuple[str, ...]] = ()
     ends_audio: ClassVar[bool] = False
+    guides_rows: ClassVar[bool] = False
     times_words: ClassVar[bool] = False
     open_track: ClassVar[Callable[..., Any] | None] = None
     on_arrays: ClassVar[Callable[..., Any] | None] = None
@@ -71,6 +74,14 @@ class Mechanism:
     def heads(self) -> Mapping[str, int]:
         """Number of rows of each additional head [n, H] of the checkpoint, keyed by its name."""
         return {}
+
+    @property
+    def num_filled_codebooks(self) -> int:
+        """Number of codebooks beyond the layout.
+
+        They are not sampled, but filled in by the decoder for the whole utterance (`FamilyPlugin.load_refinement`).
+        """
+        return 0
 
     @property
     def prompt_end(self) -> int | None:

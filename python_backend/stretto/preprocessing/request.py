@@ -551,7 +551,7 @@ def _latents(
     if latents.has_unit_noise and is_partial:
         expected = "'always' (this model guides every frame)"
         raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
-    if latents.is_guided and guidance:
+    if family.mechanism.guides_rows and guidance:
         sampling = replace(sampling, guidance_scale=guidance.pop("guidance_scale", sampling.guidance_scale))
     return sampling
 

@@ -148,8 +148,6 @@ class LatentSpec:
         num_words: Number of words in a row.
         steps: Permitted numbers of solver steps.
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
-        is_guided: True if the predictor applies classifier-free guidance within a row, without a CFG pair, and reads
-            the latent of the previous row (`GuidedLatentPredictor`).
         has_unit_noise: True if the solver's initial noise has a variance of 1 and every frame is guided; False if the
             audio temperature is the variance.
     """
@@ -157,7 +155,6 @@ class LatentSpec:
     num_words: int
     steps: range = range(1, 2)
     voice_ids: range = range(0)
-    is_guided: bool = False
     has_unit_noise: bool = False
 
 

@@ -286,7 +286,7 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
     given = LatentSampling(
         steps=steps[index % min(len(steps), 4)],
         tail_rows=1 + index % 3,
-        guidance_scale=scale if latents.is_guided else 1.0,
+        guidance_scale=scale if family.mechanism.guides_rows else 1.0,
     )
     audio = replace(defaults.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature)
     sampling = replace(defaults, audio=audio, latents=given, seed=1000 + index)

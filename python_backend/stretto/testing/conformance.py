@@ -251,7 +251,8 @@ def assert_family_conforms(
     prompts = make_prompts(family, num_prompts)
     are_latents = family.layout.latents is not None
     expected = {} if are_latents else expected_rows(folder, family, prompts)
-    has_long_pairs = bool(family.guided_streams) and family.mechanism.pair is None
+    own = family.mechanism.pair
+    has_long_pairs = bool(family.guided_streams) and (own is None or not own("").follows_rows)
     engine = Engine(folder, **TIGHT, num_gpu_blocks_override=NUM_BLOCKS + 2 * has_long_pairs)
     try:
         if are_latents:

@@ -15,12 +15,6 @@ def test_unconditional_rows_hide_the_middle_of_the_context() -> None:
     assert rows[2, 0] == 7, "the conditional rows are left alone"
 
 
-def test_kept_streams_are_visible_in_the_unconditional_rows() -> None:
-    context = UnconditionalContext(null_id=9, keep_first=1, keep_last=1, kept_streams=(2,))
-    hidden = unconditional_rows(np.arange(1, 13).reshape(4, 3), context, pad_id=0)
-    assert hidden.tolist() == [[1, 2, 3], [9, 0, 6], [9, 0, 9], [10, 11, 12]]
-
-
 @pytest.mark.parametrize("num_rows", [1, 2, 3])
 def test_fully_kept_unconditional_context_is_unchanged(num_rows: int) -> None:
     context = UnconditionalContext(null_id=9, keep_first=2, keep_last=1)

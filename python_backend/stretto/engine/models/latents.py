@@ -1,7 +1,6 @@
 """Mix-in for models that generate frames as latents and read them as embeddings."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +9,6 @@ from vllm import envs
 from vllm.config import VllmConfig
 
 from stretto.engine.kernels.gpu.linear import use_row_invariant_products
-from stretto.engine.kernels.gpu.local_attention import attend_locally
 from stretto.engine.kernels.gpu.products import use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
@@ -30,15 +28,10 @@ GRAIN = (1 << 15) - 1  # largest number of elements for which torch uses one thr
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """Return x * sigmoid(x) for x [N, H]; the result for a row is bit-identical in every batch."""
-    return _activate_rows(F.silu, x)
+    return activate_rows(F.silu, x)
 
 
-def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """Return GELU in its tanh form for x [N, H]; the result for a row is bit-identical in every batch."""
-    return _activate_rows(partial(F.gelu, approximate="tanh"), x)
-
-
-def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+def activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     """Apply an elementwise torch function to x [N, H]; the result for a row is bit-identical in every batch.
 
     On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
@@ -53,28 +46,6 @@ def _activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Te
     if has_whole_rows and torch.get_num_threads() == 1:
         return activate(x)
     return torch.cat([activate(part) for part in x.split(max(1, GRAIN // x.shape[1]) if has_whole_rows else 1)])
-
-
-def local_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head_dim: int, length: int
-) -> torch.Tensor:
-    """Return the attention [T, heads * head_dim] among `length` consecutive tokens each, in both directions.
-
-    Args:
-        query: Queries, [T, heads * head_dim].
-        key: Keys, [T, kv_heads * head_dim].
-        value: Values of the same shape.
-        head_dim: Size of a head.
-        length: Number of tokens of a row, of which T is a multiple.
-    """
-    if query.device.type != "cpu" and query.dtype == torch.float32:
-        found: torch.Tensor = attend_locally(query, key, value, head_dim, length)
-        return found
-    query_heads, key_heads, value_heads = (
-        each.reshape(-1, length, each.shape[1] // head_dim, head_dim).transpose(1, 2) for each in (query, key, value)
-    )
-    attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, enable_gqa=True)
-    return attended.transpose(1, 2).reshape(query.shape)
 
 
 class SolverTable:

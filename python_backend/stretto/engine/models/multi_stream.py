@@ -203,9 +203,9 @@ class MultiStreamMixin(Decoder):
             kind = SteppedDepth if self.family.depth.schedule else DepthTransformer
             sizes = [len(ids) for ids in layout.audio]
             self.depth = kind(self.family.depth, sizes, num_ends, width, quant_config=quant_config)
-        if self.family.has_audio_head:
+        if self.family.audio_head:
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
-            self.audio_head = AudioHead(num_ids + num_ends, width, self.family.has_audio_bias)
+            self.audio_head = AudioHead(num_ids + num_ends, width, self.family.audio_head == "biased")
         for name, size in self.family.mechanism.heads.items():
             setattr(self, name, AudioHead(size, width))
         encoder = encoder_of(config.to_dict())

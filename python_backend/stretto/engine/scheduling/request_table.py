@@ -351,15 +351,13 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
     Args:
         rows: Rows of the conditional request before its audio, [n, S].
-        context: Definition of the rows and streams that stay visible.
+        context: Definition of the rows that stay visible.
         pad_id: Id of empty streams.
     """
     hidden = rows.copy()
     middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
     hidden[middle] = pad_id
     hidden[middle, 0] = context.null_id
-    kept = list(context.kept_streams)
-    hidden[middle, kept] = rows[middle, kept]
     return hidden
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
 from stretto.sampling import gaussian
-from stretto.streams.layout import LatentSpec
 
 
 class LatentDraw(RowDraw):
@@ -28,8 +27,6 @@ class LatentDraw(RowDraw):
     ):
         super().__init__(readout, segments, tables, arrays, guard)
         self._predict: Any = readout.latents
-        layout = segments.family.layout
-        self._is_guided = layout.latents is not None and layout.latents.is_guided
 
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -43,15 +40,13 @@ class LatentDraw(RowDraw):
         deviation = self._arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
         noise = self._tensor(gaussian(keys[:, 1:])) * self._arrays.tensor(deviation)[:, None]
         steps = self._arrays.tensor(pick(rows.limits.latent_steps, step.speaking)).clamp(min=1)
-        context = self._context(rows, step.speaking) if self._is_guided else ()
+        context = self._context(rows, step.speaking)
         words = self._predict(own, noise, steps, plan.solver, *context).contiguous().view(torch.int32)
         return token, self._spread(words, step.speaking, rows)
 
-    def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the latents [A, D] of the previous rows, and the guidance scales [A]."""
-        before = self._codes[pick(rows.slots, index), pick(rows.position, index) - 1]
-        before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous()
-        return before.view(torch.float32), self._arrays.tensor(pick(rows.scales.guidance, index))
+    def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, ...]:
+        """Return further arguments of the predictor for the rows `index` (None for all)."""
+        return ()
 
 
 class LatentStepProgram(StepProgram):
@@ -67,7 +62,12 @@ class LatentStepProgram(StepProgram):
         tokens: Stream 0 of every slot by position, int32 [R, T].
         num_rows: Maximum number of rows in a step.
         captured_steps: Solver step counts for which graphs are captured.
+
+    Attributes:
+        may_guide: True if the predictor may be guided.
     """
+
+    may_guide: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -78,30 +78,22 @@ class LatentStepProgram(StepProgram):
         num_rows: int,
         captured_steps: Sequence[int],
     ):
-        device, latents = tables.state.device, rules.family.layout.latents
-        assert latents is not None
+        device = tables.state.device
         super().__init__(readout, rules, tables, tokens, torch.zeros(num_rows, readout.width, device=device))
         self._predict: Any = readout.latents
-        self._latents = latents
-        guided = (False, True) if self.may_guide(latents) else (False,)
+        guided = (False, True) if self.may_guide else (False,)
         plans = [SolverPlan(number, is_guided) for number in captured_steps for is_guided in guided]
         self.variants = [replace(each, solver=plan) for each in self.variants if each.speaks for plan in plans]
         self._noise = torch.zeros(num_rows, rules.family.latent_size, device=device)
-        self._before = torch.zeros(num_rows, latents.num_words if latents.is_guided else 0, device=device)
         self._guidance = torch.ones(num_rows, device=device)
         self._num_steps = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
-    def may_guide(self, latents: LatentSpec) -> bool:
-        """Return True if the predictor may be guided."""
-        return latents.is_guided
-
     def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
         """Generate the latents of all rows, and write them as 32-bit words for `advance_kernel`."""
-        number, rules, tables = len(hidden), self.constants.rules, self._tables
+        number, size = len(hidden), self._noise.shape[1]
         latent_inputs_kernel[number,](
-            self._noise, self._before, self._guidance, self._num_steps, self.columns.table, self.lengths, tables.codes,
-            rules, self._noise.shape[1], self._before.shape[1], triton.next_power_of_2(max(rules.num_others, 2)),
-            num_warps=1, **EXACT,
+            self._noise, self._guidance, self._num_steps, self.columns.table, self.lengths, self.num_rows, size,
+            triton.next_power_of_2(max(size, 2)), num_warps=1, **EXACT,
         )  # fmt: skip
         given = hidden, self._noise[:number], self._num_steps[:number], variant.solver
         self._codes.drawn[:number].copy_(self._words(*given))
@@ -110,6 +102,4 @@ class LatentStepProgram(StepProgram):
         self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan
     ) -> torch.Tensor:
         """Return the words of the rows, int32 [N, D]; the arguments are those of the predictor."""
-        number = len(hidden)
-        context = (self._before[:number], self._guidance[:number]) if self._latents.is_guided else ()
-        return self._predict(hidden, noise, steps, solver, *context).contiguous().view(torch.int32)
+        return self._predict(hidden, noise, steps, solver).contiguous().view(torch.int32)

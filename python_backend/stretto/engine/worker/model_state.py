@@ -304,8 +304,8 @@ class SpeechModelState(DefaultModelState):
             steps = kinds[bool(family.depth.schedule)](depth)
             frames = DepthFrames(steps, family.layout, self.max_num_reqs, family.second_ids)
             return Readout(FirstHead(depth.first_head.data, self.rules), frames)
-        if family.has_audio_head:
-            head_bias = self.model.get_parameter("audio_head.bias").data if family.has_audio_bias else None
+        if family.audio_head:
+            head_bias = self.model.get_parameter("audio_head.bias").data if family.audio_head == "biased" else None
             audio_heads = AudioHeads(self.model.get_parameter("audio_head.weight").data, self.rules, head_bias)
             return Readout(audio_heads, ParallelHeads(audio_heads))
         bias = self.model.get_parameter("stream_bias.weight").data if family.has_stream_bias else None

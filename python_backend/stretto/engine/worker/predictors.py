@@ -347,8 +347,8 @@ class GuidedLatentPredictor(Protocol):
             noise: Gaussian noise with which the solver begins, float32 [N, D].
             steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
             plan: Solver steps and guidance of the batch.
-            other: With `LatentSpec.is_guided`, latents of the previous rows, float32 [N, D], or zeros if such a row has
-                none. With CFG pairs, hidden states of the unconditional requests, [N, H]; unused for unguided rows.
+            other: With `Mechanism.guides_rows`, latents of the previous rows, float32 [N, D], or zeros if such a row
+                has none. With CFG pairs, hidden states of the unconditional requests, [N, H]; unused for unguided rows.
             guidance: Guidance scales, float32 [N]; 1 is unguided.
         """
         ...
@@ -360,7 +360,7 @@ class LatentReadout:
 
     Attributes:
         heads: Head of stream 0.
-        latents: Predictor, which is guided with `LatentSpec.is_guided` or CFG pairs.
+        latents: Predictor, which is guided with `Mechanism.guides_rows` or CFG pairs.
         width: Width of the hidden states, H.
     """
 

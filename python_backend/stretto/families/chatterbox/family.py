@@ -125,13 +125,14 @@ class ChatterboxVocabulary(Vocabulary):
 class PositionStream(Mechanism):
     """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, then pads.
 
-    The prompt template sets the positions of the prompt's rows.
+    The prompt template sets the positions of the prompt's rows, which the unconditional request reads as well.
     """
 
     stream: int
     ids: range
 
     open_track: ClassVar = lazy(f"{__package__}.mechanism:begin_track")
+    pair: ClassVar = lazy(f"{__package__}.mechanism:PositionPair")
 
     @property
     def streams(self) -> range:
@@ -163,9 +164,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         end_of_audio=end,
         transition=(),
         guided_streams=(0,),
-        unconditional=UnconditionalContext(
-            null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2, kept_streams=(1,)
-        ),
+        unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2),
         voices=vocabulary.voices,
         languages=tuple(name for name, code in codes.items() if code not in missing),
         requires_language=bool(codes),
@@ -179,7 +178,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         tail=NO_TAIL,
         penalized="all",
         mechanism=PositionStream(1, vocabulary.speech_positions[1:]),
-        has_audio_head=True,
+        audio_head="plain",
         leaves_out_extra=True,
     )
 
@@ -284,8 +283,7 @@ def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
         tail=NO_TAIL,
         penalized="drawn",
         penalty_follows=True,
-        has_audio_head=True,
-        has_audio_bias=True,
+        audio_head="biased",
         leaves_out_extra=True,
     )
 

@@ -1,8 +1,11 @@
-"""Track of the learned positions of a reply's rows."""
+"""Learned positions of the rows: track of a reply's, and CFG pairs that share the prompt's."""
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.scheduling.request_table import GuidancePair, RequestState
 from stretto.engine.tracks import Track, rows_of
 from stretto.families.chatterbox.family import PositionStream
 
@@ -22,3 +25,22 @@ def begin_track(
     known, streams = positions.ids[: rules.max_model_len - first_row], positions.streams
     lanes = slice(streams.start - 1, streams.stop - 1)
     return Track(lanes, first_row, rows_of(known, 1), rules.family.layout.pad_id)
+
+
+class PositionPair(GuidancePair):
+    """CFG pair whose unconditional request has the positions of the conditional one.
+
+    Args:
+        positions: The stream.
+        conditional: Id of the conditional request.
+    """
+
+    def __init__(self, positions: PositionStream, conditional: str):
+        super().__init__(conditional)
+        self._stream = positions.stream
+
+    def context(self, state: RequestState) -> np.ndarray:
+        """Return the prompt of the unconditional request with all positions, int32 [n, S]."""
+        rows, known = super().context(state), state.request.num_tokens
+        rows[:known, self._stream] = state.history.rows(0, known)[:, self._stream - 1]
+        return rows

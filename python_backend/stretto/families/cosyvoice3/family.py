@@ -138,7 +138,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
             groups=TextGroups(NUM_WORDS, NUM_GROUP_CODES, fill_id=ends[FILL], given_id=vocabulary.given),
         ),
         subwords=range(vocabulary.num_text_ids),
-        has_audio_head=True,
+        audio_head="plain",
         top_p_of_all=True,
         redraw_excludes=True,
         mechanism=ShortPauses(vocabulary.quiet, MAX_QUIET),

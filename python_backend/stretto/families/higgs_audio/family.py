@@ -115,7 +115,7 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
         markers=vocabulary.markers,
         end_frame=end,
         staircase=Staircase(begin, end),
-        has_audio_head=True,
+        audio_head="plain",
     )
 
 

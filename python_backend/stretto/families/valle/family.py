@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import Mechanism
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -71,6 +72,18 @@ class ValleVocabulary(Vocabulary):
         )
 
 
+@dataclass(frozen=True)
+class FilledCodebooks(Mechanism):
+    """Codebooks that a second model fills in after the reply (`refinement.py`)."""
+
+    number: int
+
+    @property
+    def num_filled_codebooks(self) -> int:
+        """Number of codebooks that are not sampled."""
+        return self.number
+
+
 # Defaults of `SpeechLMInferenceOptions` (espnet2/speechlm/core_lm/abs_core_lm.py), with at most 30 s of audio. There is
 # no guidance, because the model was not trained for it.
 SAMPLING = SamplingConfig(
@@ -104,8 +117,8 @@ def valle(vocabulary: ValleVocabulary) -> Family:
             "codec": vocabulary.codec_marker,
             "task": vocabulary.task,
         },
-        has_audio_head=True,
-        num_filled_codebooks=vocabulary.num_codebooks - 1,
+        audio_head="plain",
+        mechanism=FilledCodebooks(vocabulary.num_codebooks - 1),
     )
 
 

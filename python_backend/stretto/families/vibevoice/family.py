@@ -168,7 +168,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         first_chunk_frames=1,
         steady_chunk_frames=8,
         tail=NO_TAIL,
-        has_audio_head=not vocabulary.is_tied,
+        audio_head=None if vocabulary.is_tied else "plain",
         leaves_out_extra=True,
         mechanism=Stretches(vocabulary.begin, vocabulary.end, vocabulary.frame, vocabulary.num_features),
     )

@@ -9,9 +9,11 @@ language models, and from its patch.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from stretto.families.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
@@ -75,8 +77,17 @@ class VoxCpmVocabulary(Vocabulary):
             audio=(self.frames,),
             delays=(0,) * (1 + self.num_words),
             codebook_streams=tuple(range(1, 1 + self.num_words)),
-            latents=LatentSpec(self.num_words, STEPS, is_guided=True, has_unit_noise=True),
+            latents=LatentSpec(self.num_words, STEPS, has_unit_noise=True),
         )
+
+
+@dataclass(frozen=True)
+class GuidedRows(Mechanism):
+    """Latent predictor that applies guidance within a row, and reads the latent of the row before."""
+
+    guides_rows: ClassVar = True
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:GuidedDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:GuidedProgram")
 
 
 SAMPLING = SamplingConfig(
@@ -109,6 +120,7 @@ def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
         first_chunk_frames=1,
         steady_chunk_frames=6,
         tail=NO_TAIL,
+        mechanism=GuidedRows(),
     )
 
 

@@ -20,7 +20,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaMLP
 
-from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, have_ids, local_attention, silu
+from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, have_ids, silu
+from stretto.families.voxcpm2.mechanism.attention import local_attention
 
 STACKED = {
     "q_proj": ("qkv_proj", "q"),

@@ -22,7 +22,6 @@ from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, k
 from stretto.engine.kernels.gpu.cross_attention import cross_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
-from stretto.engine.kernels.gpu.local_attention import local_attention_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
 from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
@@ -31,6 +30,8 @@ from stretto.engine.rules import ReplyConstants
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
+from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
+from stretto.families.voxcpm2.mechanism.draw import previous_latents_kernel
 
 DRAW = {
     "drawn": "*i64",
@@ -131,7 +132,7 @@ PLAIN_RULES = RULES._replace(
 # Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
 GREEDY = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
 GREEDY |= {"offset": None}
-INPUTS = {"rules": PLAIN_RULES, "num_drawn": 64, "num_before": 0, "block": 256}
+INPUTS = {"num_rows": 64, "size": 64, "block": 64}
 AFTER_END = {"logits_stride": 4, "tokens_stride": 8193, "num_rows": 64, "num_columns": 4, "end": 151_653, "block": 4}
 STRETCHES = {"rules": PLAIN_RULES, "tokens_stride": 8193, "begin": 151_652}
 LINEAR_KERNELS = few_rows_kernel, many_rows_kernel
@@ -173,7 +174,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     ),
     (draw_streams_kernel, {}, GREEDY, 4),
     (latent_inputs_kernel, {}, INPUTS, 1),
-    (latent_inputs_kernel, {}, {**INPUTS, "num_drawn": 256, "num_before": 256}, 1),
+    (latent_inputs_kernel, {}, {**INPUTS, "size": 256, "block": 256}, 1),
+    (previous_latents_kernel, {}, {"rules": PLAIN_RULES, "size": 256, "block": 256}, 1),
     (mask_after_end_kernel, {}, AFTER_END, 1),
     (stretch_inputs_kernel, {}, STRETCHES, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),

@@ -30,6 +30,7 @@ KERNELS = (
     "keep_kernel",
     "latent_inputs_kernel",
     "mask_after_end_kernel",
+    "previous_latents_kernel",
     "stretch_inputs_kernel",
 )
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.local_attention import local_attention_on_device
-from stretto.engine.models.latents import local_attention
+from stretto.families.voxcpm2.mechanism.attention import local_attention, local_attention_on_device
 
 NUM_ROWS = 3
 

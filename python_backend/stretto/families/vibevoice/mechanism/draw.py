@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from stretto.families.vibevoice.family import Stretches
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.vibevoice.mechanism.memory import FeedbackMemory, LatentFeedback
 from stretto.sampling import gaussian
-from stretto.streams.layout import LatentSpec
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class StretchReadout(LatentReadout):
 
 def readout_of(model: Any, predictor: Any, rules: SegmentRules) -> StretchReadout:
     """Return the readout of a `StrettoVibeVoiceForCausalLM`, whose head has the ids of stream 0 in audio."""
-    if model.family.has_audio_head:
+    if model.family.audio_head:
         rows = model.audio_head.weight.data
     else:
         ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
@@ -126,6 +125,7 @@ class StretchProgram(LatentStepProgram):
         memory: Memories of the feedback network.
     """
 
+    may_guide: ClassVar[bool] = True
     memory: FeedbackMemory
 
     def __init__(
@@ -146,10 +146,6 @@ class StretchProgram(LatentStepProgram):
         # Numbers: row of the unconditional request, slot, position. Flags: first frame of a stretch, frame.
         self._numbers = torch.zeros(3, num_rows, dtype=torch.int64, device=device)
         self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
-
-    def may_guide(self, latents: LatentSpec) -> bool:
-        """Return True: the rows of a CFG pair are guided."""
-        return True
 
     def _draw_first(self, logits: torch.Tensor) -> None:
         (num_rows, num_columns), tokens = logits.shape, self._first.history

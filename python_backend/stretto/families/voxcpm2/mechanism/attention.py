@@ -1,10 +1,11 @@
-"""Float32 attention among the few tokens of a row on a GPU, as a custom operator.
+"""Attention among the few tokens of a row; in float32 on a GPU, as a custom operator.
 
 torch computes float32 attention with grouped heads by eleven operators, whose products may depend on the number of
 rows. Here, a program computes all tokens of a row in one head, so that a row does not depend on the others.
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -12,6 +13,28 @@ LIBRARY = torch.library.Library("stretto", "FRAGMENT")
 LIBRARY.define("local_attention(Tensor query, Tensor key, Tensor value, int head_dim, int length) -> Tensor")
 attend_locally = torch.ops.stretto.local_attention  # the arguments of `local_attention_on_device`
 MIN_TOKENS = 16  # of a product in Triton's language
+
+
+def local_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, head_dim: int, length: int
+) -> torch.Tensor:
+    """Return the attention [T, heads * head_dim] among `length` consecutive tokens each, in both directions.
+
+    Args:
+        query: Queries, [T, heads * head_dim].
+        key: Keys, [T, kv_heads * head_dim].
+        value: Values of the same shape.
+        head_dim: Size of a head.
+        length: Number of tokens of a row, of which T is a multiple.
+    """
+    if query.device.type != "cpu" and query.dtype == torch.float32:
+        found: torch.Tensor = attend_locally(query, key, value, head_dim, length)
+        return found
+    query_heads, key_heads, value_heads = (
+        each.reshape(-1, length, each.shape[1] // head_dim, head_dim).transpose(1, 2) for each in (query, key, value)
+    )
+    attended = F.scaled_dot_product_attention(query_heads, key_heads, value_heads, enable_gqa=True)
+    return attended.transpose(1, 2).reshape(query.shape)
 
 
 def local_attention_on_device(

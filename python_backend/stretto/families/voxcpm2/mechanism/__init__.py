@@ -1,0 +1,1 @@
+"""Guidance within a row: this family's mechanism (`stretto.families.mechanism`)."""

@@ -1,0 +1,99 @@
+"""Sampling of rows whose latent predictor is guided within the row and reads the latent of the row before."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import triton
+import triton.language as tl
+
+from stretto.engine.kernels.gpu.step_draw import SLOT
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
+from stretto.engine.worker.predictors import LatentReadout
+from stretto.engine.worker.run_slots import SolverPlan
+from stretto.engine.worker.sampler import RepetitionGuard, pick
+from stretto.engine.worker.segment_state import Rows, SegmentState
+from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.families.mechanism import Mechanism
+
+
+class GuidedDraw(LatentDraw):
+    """Samples rows as `LatentDraw` does, with a `GuidedLatentPredictor`.
+
+    Args:
+        mechanism: The mechanism, which has no constants.
+        readout: Heads and networks of the model.
+        segments: Segment state of the rows.
+        tables: Slot tables.
+        arrays: Array factory.
+        guard: Unused, because latents have no ids that could repeat.
+        tokens: Unused: stream 0 of every slot by position.
+    """
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        readout: LatentReadout,
+        segments: SegmentState,
+        tables: SlotTables,
+        arrays: Arrays,
+        guard: RepetitionGuard,
+        tokens: torch.Tensor,
+    ):
+        super().__init__(readout, segments, tables, arrays, guard)
+
+    def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, ...]:
+        """Return the latents [A, D] of the previous rows, and the guidance scales [A]."""
+        before = self._codes[pick(rows.slots, index), pick(rows.position, index) - 1]
+        before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous()
+        return before.view(torch.float32), self._arrays.tensor(pick(rows.scales.guidance, index))
+
+
+class GuidedProgram(LatentStepProgram):
+    """Kernel launches that do what `GuidedDraw` does; see `LatentStepProgram` for the arguments."""
+
+    may_guide: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        readout: LatentReadout,
+        rules: SegmentRules,
+        tables: SlotTables,
+        tokens: torch.Tensor,
+        num_rows: int,
+        captured_steps: Sequence[int],
+    ):
+        super().__init__(readout, rules, tables, tokens, num_rows, captured_steps)
+        self._before = torch.zeros_like(self._noise)
+
+    def _words(
+        self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan
+    ) -> torch.Tensor:
+        number, size = noise.shape
+        previous_latents_kernel[number,](
+            self._before, self.columns.table, self.lengths, self._tables.codes, self.constants.rules, size,
+            triton.next_power_of_2(max(size, 2)), num_warps=1,
+        )  # fmt: skip
+        context = self._before[:number], self._guidance[:number]
+        words: Any = self._predict(hidden, noise, steps, solver, *context)
+        return words.contiguous().view(torch.int32)
+
+
+@triton.jit
+def previous_latents_kernel(
+    before: tl.tensor,  # [N, D] float32, written: latent of the previous row; zeros if it has none
+    plan: tl.tensor,  # `step_draw.py`, [C, N] int32
+    lengths: tl.tensor,  # [N] int32
+    codes: tl.tensor,  # [R, T + 1, S - 1] int32
+    rules: tl.constexpr,  # `StepRules`
+    size: tl.constexpr,  # D
+    block: tl.constexpr,
+) -> None:
+    row, lanes = tl.program_id(0), tl.arange(0, block)
+    slot = tl.load(plan + SLOT * rules.num_rows + row).to(tl.int64)
+    previous = tl.maximum(tl.load(lengths + row).to(tl.int64) - 1, 0)
+    place = codes + slot * rules.codes_stride + previous * rules.num_others + lanes
+    words = tl.load(place, mask=lanes < size, other=0)
+    tl.store(before + row * size + lanes, words.to(tl.float32, bitcast=True), mask=lanes < size)
