@@ -54,6 +54,11 @@ def test_named_tests_exist() -> None:
             assert f"def {name}(" in text or not name, f"{page.name}: {path}::{name}"
 
 
+def test_page_about_the_engine_is_short() -> None:
+    """Details of a single family are on that family's page, settings on the page for operators."""
+    assert len((ROOT / "docs" / "engine.md").read_text().split()) <= 3500
+
+
 def test_options_table_matches_the_schema() -> None:
     page = docs_site.OPTIONS_PAGE.read_text()
     assert page == docs_site.page_with_table(page), "run python -m scripts.docs_site"
