@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.families.tiny.text import cardinal, clock, code, digits, number, ordinal, quantity, write_out, year
+from stretto.families.tiny.numbers import cardinal, clock, code, digits, number, ordinal, quantity, write_out, year
 
 
 @given(st.integers(0, 999_999))

@@ -101,7 +101,7 @@ def test_other_scripts_are_transliterated_only_on_request() -> None:
     [
         ("Łódź, naïve café, Ångström", "lodz naive cafe angstrom"),  # accents
         ("ʻOkina Ｈｉ 𝐛𝐨𝐥𝐝", "okina hi bold"),  # other forms of Latin letters
-        ("π and Δt, β-carotene", "pi and delta t beta carotene"),  # Greek symbols
+        ("π and Δt, β-carotene", "pi and delta tee beta carotene"),  # Greek symbols
         ("٣ apples at 20 ℃", "three apples at twenty degrees celsius"),  # digits and signs
     ],
 )

@@ -1,0 +1,351 @@
+"""Numbers in words: counts, times, dates, money, units, ranges, and groups of digits."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from num2words import num2words
+
+from stretto.families.tiny.letters import spell
+
+NUMBER = r"(?:\d{1,3}(?:,\d{3}){1,8}(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?)"
+MAX_COUNT_DIGITS = 15  # a longer number is read digit by digit
+MONTH_NAMES = "January February March April May June July August September October November December".split()
+# Lower-case "may" and "march" are verbs more often than months.
+MONTH = "|".join(
+    name if name in ("May", "March") else f"[{name[0]}{name[0].lower()}]{name[1:]}" for name in MONTH_NAMES
+)
+YEAR_CUES = "circa|in|since|from|until|till|by|before|after|during|year|spring|summer|autumn|fall|winter"
+CURRENCIES = {  # unit, plural, hundredth, plural; empty if the currency has none in use
+    "$": ("dollar", "dollars", "cent", "cents"), "€": ("euro", "euros", "cent", "cents"),
+    "£": ("pound", "pounds", "pence", "pence"), "¥": ("yen", "yen", "", ""),
+    "₹": ("rupee", "rupees", "paisa", "paise"), "₩": ("won", "won", "", ""),
+    "₽": ("ruble", "rubles", "kopeck", "kopecks"), "₺": ("lira", "lira", "kurush", "kurush"),
+    "₪": ("shekel", "shekels", "agora", "agorot"), "₫": ("dong", "dong", "", ""),
+    "₦": ("naira", "naira", "kobo", "kobo"), "₴": ("hryvnia", "hryvnias", "kopeck", "kopecks"),
+    "₱": ("peso", "pesos", "centavo", "centavos"), "฿": ("baht", "baht", "satang", "satang"),
+    "₿": ("bitcoin", "bitcoins", "", ""),
+}  # fmt: skip
+SIGNS = "".join(CURRENCIES)
+SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # in amounts: $3M
+WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven", "50/50": "fifty fifty"}
+MAX_DENOMINATOR = 16  # 3/16 is "three sixteenths", 3/17 is "three over seventeen"
+UNITS = {  # in any case, except for those in CASED_UNITS
+    "km": "kilometers", "cm": "centimeters", "mm": "millimeters", "nm": "nanometers", "microm": "micrometers",
+    "mi": "miles", "ft": "feet", "yd": "yards", "in.": "inches", "ha": "hectares", "sq ft": "square feet",
+    "kg": "kilograms", "mg": "milligrams", "microg": "micrograms", "lb": "pounds", "lbs": "pounds", "oz": "ounces",
+    "ml": "milliliters", "cl": "centiliters", "dl": "deciliters", "gal": "gallons", "tsp": "teaspoons",
+    "tbsp": "tablespoons", "hr": "hours", "hrs": "hours", "min": "minutes", "mins": "minutes", "sec": "seconds",
+    "secs": "seconds", "ms": "milliseconds", "micros": "microseconds", "ns": "nanoseconds", "yrs": "years",
+    "wks": "weeks", "mph": "miles per hour", "kph": "kilometers per hour", "kmh": "kilometers per hour", "hz": "hertz",
+    "khz": "kilohertz", "mhz": "megahertz", "ghz": "gigahertz", "kb": "kilobytes", "mb": "megabytes",
+    "gb": "gigabytes", "tb": "terabytes", "kw": "kilowatts", "kwh": "kilowatt hours", "mwh": "megawatt hours",
+    "gwh": "gigawatt hours", "kv": "kilovolts", "rpm": "revolutions per minute", "bpm": "beats per minute",
+    "ppm": "parts per million", "mpg": "miles per gallon", "fps": "frames per second", "kbps": "kilobits per second",
+    "mbps": "megabits per second", "gbps": "gigabits per second", "kbit": "kilobits", "mbit": "megabits",
+    "gbit": "gigabits", "hp": "horsepower", "psi": "pounds per square inch", "kpa": "kilopascals",
+    "hpa": "hectopascals", "mah": "milliamp hours", "db": "decibels", "px": "pixels", "cal": "calories",
+    "kcal": "kilocalories", "°c": "degrees celsius", "°f": "degrees fahrenheit", "°": "degrees",
+}  # fmt: skip
+CASED_UNITS = {
+    "m": "meters", "g": "grams", "l": "liters", "L": "liters", "h": "hours", "s": "seconds", "W": "watts",
+    "w": "watts", "V": "volts", "v": "volts", "MW": "megawatts", "GW": "gigawatts", "mW": "milliwatts",
+    "Mb": "megabits", "Gb": "gigabits",
+}  # fmt: skip
+PER = {  # nouns after a slash: "10 litres/day"
+    "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour", "d": "day", "wk": "week",
+    "mo": "month", "yr": "year", "km": "kilometer", "m": "meter", "mi": "mile", "kg": "kilogram", "g": "gram",
+    "lb": "pound", "l": "liter", "L": "liter", "ml": "milliliter", "gal": "gallon", "sq ft": "square foot",
+}  # fmt: skip
+PER_NOUNS = (
+    "second minute hour day night week month quarter year person head kilogram gram pound meter kilometer mile "
+    "liter litre gallon unit item piece page line user student share seat room game dose dozen bottle box bag cup "
+    "serving frame"
+)
+SINGULAR = {
+    "feet": "foot",
+    "inches": "inch",
+    "horsepower": "horsepower",
+    "hertz": "hertz",
+    "kilohertz": "kilohertz",
+    "megahertz": "megahertz",
+}
+
+
+def cardinal(count: int) -> str:
+    """Return a count as words, e.g. 1234 → "one thousand two hundred and thirty four"."""
+    return num2words(count).replace("-", " ").replace(",", "")
+
+
+def ordinal(count: int) -> str:
+    """Return an ordinal as words, e.g. 21 → "twenty first"."""
+    return num2words(count, to="ordinal").replace("-", " ").replace(",", "")
+
+
+def year(count: int) -> str:
+    """Return a year as words, e.g. 1984 → "nineteen eighty four"."""
+    return num2words(count, to="year").replace("-", " ").replace(",", "")
+
+
+def digits(text: str) -> str:
+    """Return the digits as words, e.g. "007" → "zero zero seven"; other characters are skipped."""
+    return " ".join(cardinal(int(digit)) for digit in text if digit.isdigit())
+
+
+def number(text: str) -> str:
+    """Return a number as words, e.g. "1,234.50" → "one thousand two hundred and thirty four point five zero"."""
+    whole, _, decimals = text.replace(",", "").partition(".")
+    by_digit = len(whole) > MAX_COUNT_DIGITS or (len(whole) > 1 and whole[0] == "0")
+    words = digits(whole) if by_digit else cardinal(int(whole))
+    return f"{words} point {digits(decimals)}" if decimals else words
+
+
+def clock(hours: int, minutes: int, suffix: str) -> str:
+    """Return a time as words, e.g. 9, 20 → "nine twenty"; 9, 5 → "nine oh five"; 9, 0 → "nine o'clock"."""
+    if minutes == 0 and not suffix:
+        return f"{cardinal(hours)} o'clock" if hours <= 12 else f"{cardinal(hours)} hundred"
+    spoken = f"{'oh ' if minutes < 10 else ''}{cardinal(minutes)}" if minutes else ""
+    return f"{cardinal(hours)} {spoken} {suffix}"
+
+
+def code(text: str) -> str:
+    """Read digits as in a flight or house number, e.g. "2490" → "twenty four ninety"; "105" → "one oh five"."""
+    if not 3 <= len(text) <= 4 or text[0] == "0":
+        return digits(text)
+    head, tail = text[:-2], text[-2:]
+    if tail == "00":
+        return cardinal(int(text)) if int(head) % 10 == 0 else f"{cardinal(int(head))} hundred"
+    return f"{cardinal(int(head))} {'oh ' if tail[0] == '0' else ''}{cardinal(int(tail))}"
+
+
+def _time(match: re.Match[str]) -> str:
+    hours, minutes, seconds, half_day = match.groups()
+    suffix = spell(f"{half_day}m").strip() if half_day else ""
+    if int(hours) > 24 or int(minutes or 0) > 59 or int(seconds or 0) > 59:
+        return " ".join(cardinal(int(part)) for part in (hours, minutes, seconds) if part) + f" {suffix}"
+    spoken = clock(int(hours), int(minutes or 0), suffix)
+    return f"{spoken} and {quantity(seconds, 'seconds')}" if int(seconds or 0) else spoken
+
+
+def quantity(count: str, unit: str) -> str:
+    """Return a count with its unit as words, e.g. "1", "kilometers per hour" → "one kilometer per hour"."""
+    if count == "1":
+        noun, _, rest = unit.partition(" ")
+        unit = f"{SINGULAR.get(noun, noun.removesuffix('s'))} {rest}".strip()
+    return f"{number(count)} {unit}"
+
+
+def _money(match: re.Match[str]) -> str:
+    symbol, amount, scale = match.group("symbol"), match.group("amount"), match.group("scale") or match.group("letter")
+    unit, units, part, parts = CURRENCIES[symbol]
+    if scale:
+        return f"{number(amount)} {SCALES.get(scale.lower(), scale)} {units}"
+    whole, _, cents = amount.partition(".")
+    is_one, is_round = whole == "1", not cents.strip("0")
+    if not part or len(cents) != 2 or is_round:
+        return f"{number(whole if is_round else amount)} {unit if is_one and is_round else units}"
+    small = f"{cardinal(int(cents))} {part if cents == '01' else parts}"
+    return small if whole == "0" else f"{number(whole)} {unit if is_one else units} and {small}"
+
+
+def _date(day: str, month: str, year_text: str | None, order: str) -> str:
+    spoken = order.format(day=ordinal(int(day)), month=month)
+    return f"{spoken}, {year(int(year_text))}" if year_text else spoken
+
+
+def _iso_date(match: re.Match[str]) -> str:
+    year_text, _, month, day = match.groups()
+    return _date(day, MONTH_NAMES[int(month) - 1], year_text, "{month} the {day}")
+
+
+def _slashed_date(match: re.Match[str]) -> str:
+    first, second, year_text = match.groups()
+    # As in the United States, the month comes first, unless the number cannot be a month.
+    month, day = (first, second) if int(first) <= 12 else (second, first)
+    if int(month) > 12:
+        return " over ".join(map(number, match.groups()))
+    if len(year_text) == 2:
+        year_text = f"{20 if int(year_text) < 50 else 19}{year_text}"
+    return _date(day, MONTH_NAMES[int(month) - 1], year_text, "{month} {day}")
+
+
+def _dotted_date(match: re.Match[str]) -> str:
+    day, month, year_text = match.groups()
+    return _date(day, MONTH_NAMES[int(month) - 1], year_text, "{month} {day}")
+
+
+def _fraction(match: re.Match[str]) -> str:
+    over, under = int(match.group(1)), int(match.group(2))
+    if match.group() in WITH_SLASHES:
+        return WITH_SLASHES[match.group()]
+    if under in (10, 100):
+        return f"{number(match.group(1))} out of {number(match.group(2))}"
+    if not 0 < over < under <= MAX_DENOMINATOR:
+        return f"{number(match.group(1))} over {number(match.group(2))}"
+    part = {2: "half", 4: "quarter"}.get(under) or ordinal(under)
+    return f"{cardinal(over)} {part}{'s' if over > 1 else ''}"
+
+
+def _decade(match: re.Match[str]) -> str:
+    text = match.group(1) or match.group(2)
+    words = year(int(text)) if len(text) == 4 else cardinal(int(text))
+    return _plural(words)
+
+
+def _plural(words: str) -> str:
+    return f"{words[:-1]}ies" if words.endswith("y") else f"{words}es" if words.endswith("x") else f"{words}s"
+
+
+def _plain(match: re.Match[str]) -> str:
+    text = match.group()
+    return number(text) if text.count(".") < 2 else " point ".join(map(number, text.split(".")))
+
+
+def _exponent(match: re.Match[str]) -> str:
+    sign = "minus " if match.group(2) == "-" else ""
+    return f"{number(match.group(1))} times ten to the {sign}{cardinal(int(match.group(3)))}"
+
+
+def _unit(match: re.Match[str]) -> str:
+    unit = match.group(2)
+    return quantity(match.group(1), CASED_UNITS.get(unit) or UNITS[unit.lower()])
+
+
+def _groups(match: re.Match[str]) -> str:
+    """Read groups as a telephone or card number if they begin with 0 or have at least 9 digits, or 3 and 4 digits."""
+    groups = match.group().split(" ")
+    is_years = all(re.fullmatch(r"19\d\d|20\d\d", group) for group in groups)
+    is_count = all(group == "000" for group in groups[1:])
+    size = sum(map(len, groups))
+    if is_count:
+        return cardinal(int("".join(groups)))
+    if is_years or not (groups[0][0] == "0" or size >= 9 or [*map(len, groups)] == [3, 4]):
+        return match.group()
+    return ", ".join(map(digits, groups))
+
+
+# A number of three or four digits after one of these words is read as a code: "Room one oh five".
+CODED = (
+    r"Boeing|Airbus|[Rr]oom|[Ff]light|[Ss]uite|[Aa]partment|[Rr]oute|[Hh]ighway|[Bb]us|[Tt]rain|[Gg]ate|[Ee]xtension"
+)
+Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
+DAY = r"(0?[1-9]|[12]\d|3[01])"
+HALF_DAY = r"\s?[AaPp](?:\.\s?[Mm]\.|[Mm]\b)"
+ANY_UNIT = "|".join(
+    [
+        *sorted(CASED_UNITS, key=len, reverse=True),
+        f"(?i:{'|'.join(sorted(map(re.escape, UNITS), key=len, reverse=True))})",
+    ]
+)
+ANY_PER = "|".join(sorted([*map(re.escape, PER), *PER_NOUNS.split()], key=len, reverse=True))
+QUANTITY = rf"[{SIGNS}]?{NUMBER}(?::\d\d)?(?:{HALF_DAY}|\s?(?:%|[kKMB]\b|(?:{ANY_UNIT})(?![\w'])))"
+AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
+RULES: tuple[Rule, ...] = (
+    (re.compile(r"(?<=\d{4}[-/]\d\d[-/]\d\d)T(?=\d\d:\d\d)"), lambda match: ","),
+    (re.compile(r"(?<=:\d\d)(?:\.\d+)?Z\b"), lambda match: " UTC"),
+    (re.compile(r"\b(\d{4})([-/.])(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?![\d/-])"), _iso_date),
+    (re.compile(rf"((?<![\w/])[{SIGNS}]?{NUMBER}[kKMB]?\s?[A-Za-z°%]*)/({ANY_PER})(?![\w'/])"),
+     lambda match: f"{match.group(1)} per {PER.get(match.group(2), match.group(2))}"),
+    (re.compile(rf"(?<![\d/.]){DAY}/{DAY}/(\d{{4}}|\d\d)(?![\d/])"), _slashed_date),
+    (re.compile(rf"(?<![\d.,]){DAY}\.(0?[1-9]|1[0-2])\.(1[1-9]\d\d|20\d\d)(?![\d.]\d|\d)"), _dotted_date),
+    (re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"),
+     lambda match: " dot ".join(map(digits, match.group().split(".")))),
+    (re.compile(r"\b([A-Z][A-Za-z]*-)(\d{1,4})s\b"),
+     lambda match: f"{match.group(1)} {_plural(number(match.group(2)))}"),
+    (re.compile(rf"\b({CODED})\s+(\d{{3,4}})(?:-(\d{{3,4}}))?\b(?![.,:]\d)"),
+     lambda match: f"{match.group(1)} {code(match.group(2))} {code(match.group(3) or '')}"),
+    (re.compile(r"(?<!\d)(\d{3,4})\s?x\s?(\d{3,4})(?!\d)"),
+     lambda match: f"{code(match.group(1))} by {code(match.group(2))}"),
+    (re.compile(r"(\d\s?(?:cm|mm|m|km|in\.|ft|px))\s+x\s+(?=\d)"), lambda match: f"{match.group(1)} by"),
+    (re.compile(r"\b(\d)' ?(\d{1,2})(?:\"|'')"),
+     lambda match: f"{quantity(match.group(1), 'feet')} {cardinal(int(match.group(2)))}"),
+    (re.compile(r"\b([A-Za-z]+-?)(\d{3,4})\b(?![.,:]\d)"), lambda match: f"{match.group(1)} {code(match.group(2))}"),
+    (re.compile(rf"(?<![\d.,{SIGNS}])(\d{{3,4}})(?:([AC-JN-UX-Z])\b|([A-Z])(?=\s[A-Z][a-z]))"),
+     lambda match: f"{code(match.group(1))} {match.group(2) or match.group(3)}"),
+    (re.compile(r"\(\d{3}\)\s?\d{3}[ .-]\d{4}(?!\d)"), lambda match: digits(match.group())),
+    (re.compile(r"(?<![\d.,])\+?(?:\d{1,3}[ -])?\d{3}[ .-]\d{3,4}[ .-]\d{4}(?!\d)|(?<![\d.,-])\d{3}-\d{4}(?![\d-])"),
+     lambda match: digits(match.group())),
+    (re.compile(r"\+\d[\d ()-]{6,}\d"), lambda match: f"plus {digits(match.group())}"),
+    (re.compile(r"(?<![\w.-])\d+(?:-\d+){2,}(?![\w-])"),
+     lambda match: ", ".join(map(digits, match.group().split("-")))),
+    (re.compile(rf"(?<![\w.,:/{SIGNS}-])(?<!\d )\d{{1,4}}(?: \d{{2,4}}){{1,6}}(?![\w%/:]| ?\d|[.,]\d)"), _groups),
+    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:e|E(?=[+-]))([+-]?)(\d{1,3})\b"), _exponent),
+    (re.compile(rf"\b({MONTH})\s+{DAY}(?:st|nd|rd|th)?\s?-\s?{DAY}(?:st|nd|rd|th)?(?![\d:.,]\d|\d)"),
+     lambda match: f"{match.group(1)} {ordinal(int(match.group(2)))} to {ordinal(int(match.group(3)))}"),
+    (re.compile(rf"\b{DAY}(?:st|nd|rd|th)?\s?-\s?{DAY}(?:st|nd|rd|th)?\s+(?:of\s+)?({MONTH})\b"),
+     lambda match: f"{ordinal(int(match.group(1)))} to {ordinal(int(match.group(2)))} of {match.group(3)}"),
+    (re.compile(rf"((?:{MONTH})\s+\d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?)\s?-\s?(?={MONTH})"),
+     lambda match: f"{match.group(1)} to"),
+    (re.compile(r"\b(1[1-9]\d\d|20\d\d)\s?-\s?(1[1-9]\d\d|20\d\d)(?![\d-])"),
+     lambda match: f"{year(int(match.group(1)))} to {year(int(match.group(2)))}"),
+    (re.compile(r"(?<![\w.-])(\d+)-(?=(?:1/[2-9]|2/3|3/[458]|[57]/8)(?![\d/]))"), lambda match: match.group(1)),
+    # Ranges and signs, while their numbers still have digits.
+    (re.compile(rf"(?<![\w.-])([{SIGNS}])({NUMBER})\s?-\s?(?={NUMBER}[kKMB]?(?![\d{SIGNS}%]))"),
+     lambda match: f"{match.group(2)} to {match.group(1)}"),
+    (re.compile(rf"(?<![\w.-])({QUANTITY})\s?-\s?(?=[{SIGNS}]?\.?\d)"), lambda match: f"{match.group(1)} to"),
+    (re.compile(r"(?<![\d.-])(\d[\d.,]*(?::\d\d)?)-(?=\d+(?:\.\d+)?\s?=)"), lambda match: f"{match.group(1)} minus"),
+    (re.compile(rf"(?<![\w.-])([{SIGNS}]?{NUMBER}(?::\d\d)?)-(?=[{SIGNS}]?\d)"), lambda match: f"{match.group(1)} to"),
+    (re.compile(r"(?<=\d)\s+-\s+(?=[\d.])"), lambda match: " minus "),
+    (re.compile(rf"([{SIGNS}])-(?=\d)"), lambda match: f" minus {match.group(1)}"),
+    (re.compile(rf"(?<![\w.)%°-])-(?=[{SIGNS}]?\.?\d)"), lambda match: " minus "),
+    (re.compile(r"(?<![\w.])\.(\d+)"), lambda match: f"zero point {digits(match.group(1))}"),
+    (re.compile(r"\b(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s?([AaPp])(?:\.\s?[Mm]\.?|[Mm]\b))?(?![\d:])"), _time),
+    (re.compile(r"\b(\d{1,2})()()\s?([AaPp])(?:\.\s?[Mm]\.?|[Mm]\b)"), _time),
+    (re.compile(rf"(?P<symbol>[{SIGNS}])\s?{AMOUNT}(?!\d)"), _money),
+    (re.compile(rf"(?<![\d.]){AMOUNT}\s?(?P<symbol>[{SIGNS[1:]}])"), _money),
+    (re.compile(rf"(?<![\d.])({NUMBER})\s?¢"), lambda match: quantity(match.group(1), "cents")),
+    (re.compile(r"(?<=\d)\^(?=\d)"), lambda match: " to the power of "),
+    (re.compile(rf"\b({MONTH})\s+{DAY}(?:st|nd|rd|th)?(?![\d:.,]\d|\d)(?:,?\s+(\d{{4}})\b)?"),
+     lambda match: _date(match.group(2), match.group(1), match.group(3), "{month} {day}")),
+    (re.compile(rf"\b{DAY}(?:st|nd|rd|th)?\s+(?:of\s+)?({MONTH})\b(?:,?\s+(\d{{4}})\b)?"),
+     lambda match: _date(match.group(1), match.group(2), match.group(3), "{day} of {month}")),
+    (re.compile(r"\b(\d{1,15})(?:st|nd|rd|th)\b"), lambda match: ordinal(int(match.group(1)))),
+    (re.compile(r"'?\b(\d{3}0)'?s\b|(?:(?<=\bthe )|(?<=\bhis )|(?<=\bher )|(?<=\btheir )|(?<=\bmy )|(?<=\bearly )"
+                r"|(?<=\bmid[ -])|(?<=\blate )|')([2-9]0)'?s\b"), _decade),
+    (re.compile(r"\b(\d{1,2})'s\b"), lambda match: _plural(cardinal(int(match.group(1))))),
+    (re.compile(rf"\b({YEAR_CUES}|Q[1-4]|{MONTH})(,?\s+)(1[1-9]\d\d|20\d\d)(?![\d,:/]\d|\d|\.\d|\s?[%°])",
+                re.IGNORECASE),
+     lambda match: f"{match.group(1)}{match.group(2)}{year(int(match.group(3)))}"),
+    (re.compile(r"(?<=\d)\s+(?=(?:1/[234]|2/3|3/4|[1357]/8)(?![\d/]))"), lambda match: " and "),
+    (re.compile(r"(?<![\d./])(\d{1,3})/(\d{1,3})(?![\d/])"), _fraction),
+    (re.compile(r"(?<![\d:])(\d{1,4}):(\d{1,4})(?![\d:])"),
+     lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
+    (re.compile(r"(?<=\d)k\b|(?<=\d\d)K\b|(?<=\d\.\d)K\b"), lambda match: " thousand "),
+    (re.compile(r"(?<![\w.])3M\b(?!\s+[a-z])"), lambda match: "three M"),  # the company
+    (re.compile(r"(?<=\d)M\b"), lambda match: " million "),
+    (re.compile(r"(?<=\d)B\b|(?<=\d)bn\b"), lambda match: " billion "),
+    (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: f" {match.group(1)}"),
+    (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
+    (re.compile(r"(?<=\d)x\b(?!\s*\d)"), lambda match: " times "),
+    (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
+    (re.compile(r"(?<=\d)\s*/\s*(?=\d)"), lambda match: " over "),
+    (re.compile(rf"(?<!\d)({NUMBER})\s?%"), lambda match: f"{number(match.group(1))} percent"),
+    (re.compile(rf"(?<!\d)({NUMBER})\s?({ANY_UNIT})(?![\w'/])(?:\.(?=\s+[a-z]))?"), _unit),
+    (re.compile(r"\d+(?:\.\d+){2,}|" + NUMBER), _plain),
+)  # fmt: skip
+
+
+def write_out(text: str) -> str:
+    """Replace every number in ASCII digits in `text` with words; the rest is unchanged."""
+    for pattern, speak in RULES:
+        text = pattern.sub(partial(_spaced, speak), text)
+    return text
+
+
+def _spaced(speak: Callable[[re.Match[str]], str], match: re.Match[str]) -> str:
+    return f" {speak(match)} "
+
+
+UNIT_ALONE = re.compile(
+    r"(\b(?:per|a|an|each|every|one)\s+)?(?<![\w'.])((?i:k[gm]|[cm]m|m[gl]|lbs?|hrs?|kwh|mph|kph|[kmg]hz|hz|kbps|[mg]bps))(?![\w'])"
+)
+
+
+def name_units(text: str) -> str:
+    """Replace units without a number, e.g. "per km" → "per kilometer"."""
+
+    def named(match: re.Match[str]) -> str:
+        unit = UNITS[match.group(2).lower()]
+        return f"{match.group(1)}{quantity('1', unit).removeprefix('one ')}" if match.group(1) else unit
+
+    return UNIT_ALONE.sub(named, text)
