@@ -155,7 +155,9 @@ def say_as(text: str, kind: str) -> str:
     digits = "".join(text.split()).replace(",", "")
     is_number = digits.isascii() and digits.isdigit() and len(digits) <= 15
     if kind in SPELLED:
-        return " ".join(character for character in text if not character.isspace())
+        # A capital letter between spaces is a letter for every family; `a` would be an article.
+        capitals = (each.upper() if each.isascii() else each for each in text if not each.isspace())
+        return " ".join(capitals)
     if kind == "telephone":
         return ", ".join(" ".join(group) for group in re.findall(r"\d+|[A-Za-z]+", text)) or text
     if kind in ("cardinal", "number") and is_number:

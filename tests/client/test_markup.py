@@ -217,6 +217,7 @@ SSML = {
     "<p>One</p><p><s>Two</s><s>Three!</s></p>end": ["One. Two. Three! end"],
     '<audio src="u"><desc>not read</desc>a beep</audio><metadata>no</metadata>': ["a beep"],
     '<say-as interpret-as="digits">123</say-as>, <say-as interpret-as="characters">BBC</say-as>': ["1 2 3, B B C"],
+    '<say-as interpret-as="spell-out">ate</say-as>': ["A T E"],
     '<say-as interpret-as="cardinal">1984</say-as>, <say-as interpret-as="cardinal">7</say-as>': ["1,984, 7"],
     '<say-as interpret-as="ordinal">22</say-as>, <say-as interpret-as="ordinal">111</say-as>': ["22nd, 111th"],
     '<say-as interpret-as="telephone">+1 (555) 867-5309</say-as>': ["1, 5 5 5, 8 6 7, 5 3 0 9"],

@@ -16,6 +16,7 @@ SPELLED = {
     "$5": ("five", "dollars"),
     "Dr": ("doctor",),
     "&": ("and",),
+    ">=": ("at", "least"),
 }
 
 
@@ -52,6 +53,7 @@ def grouped(text: str, spoken: Sequence[str]) -> list[tuple[str, str]]:
         ("in the U.S. now", "in the u s now", ["in", "the", ("U.S.", "u s"), "now"]),
         ("the the the", "the the the the", ["the", "the", ("the", "the the")]),
         ("Dr", "drive", [("Dr", "drive")]),
+        ("a >= 5", "a at least five", ["a", (">=", "at least"), ("5", "five")]),
     ],
 )  # fmt: skip
 def test_spoken_words_belong_to_words_of_the_text(text: str, spoken: str, words: list[str | tuple[str, str]]) -> None:

@@ -70,7 +70,9 @@ def _spans(units: list[re.Match[str]], is_word: list[bool], owners: set[int]) ->
 def _trimmed(text: str, start: int, end: int) -> SourceWord:
     """Return the word in a span, without the punctuation around it."""
     span = text[start:end]
-    word = span.strip(EDGES) or span
+    word = span.strip(EDGES)
+    if not any(map(str.isalnum, word)):
+        word = span  # a sign such as ">="
     start += span.index(word)
     end = start + len(word)
     if INITIALS.fullmatch(word) and text.startswith(".", end):
