@@ -122,6 +122,9 @@ KNOWN = {
     "NBA": "en bee ay",
     "the US army. TELL US NOW": "the you ess army. tell us now",
     "the IT job. IT IS. WHO said so": "the eye tee job. it is. who said so",
+    "a USB-C port, AM/PM, a SIM": "a you ess bee see port, ay em pee em, a sim",
+    "I AM HERE. M&Ms, Xs and Os": "i am here. em and ems, exes and os",
+    "A4, B2B, R2-D2, a 5-year-old": "ay four, bee two bee, ar two dee two, a five year old",
     # unit letters
     "5G, 4K, 3D, 3M": "five gee, four kay, three dee, three em",
     "10M users, 1.5M views, a 7B model, 50K": "ten million users, one point five million views, a seven billion model, "
@@ -132,6 +135,7 @@ KNOWN = {
     "5 min., 6 col., 5 \N{MICRO SIGN}s, 3 \N{GREEK SMALL LETTER MU}m": "five minutes. six col. five microseconds, "
     "three micrometers",
     "cost per km, in kg": "cost per kilometer, in kilograms",
+    "3.4m people, 3.4m tall, 5tn": "three point four million people, three point four meters tall, five trillion",
     # signs and ranges
     "-$5, $-5, -1/2, -50¢, -.5": "minus five dollars, minus five dollars, minus one half, minus fifty cents, "
     "minus zero point five",
@@ -150,10 +154,14 @@ KNOWN = {
     "10 litres/day, $10/month, 100 MB/s": "ten litres per day, ten dollars per month, one hundred megabytes per second",
     "60 km/h, 5 mg/kg, 24/7, he/she": "sixty kilometers per hour, five milligrams per kilogram, twenty four seven, he "
     "she",
+    "5-May-2024, 05-Jan-2023": "fifth of may, twenty twenty four, fifth of january, twenty twenty three",
+    "10.30 am": "ten thirty ay em",
     # groups of digits
     "1300 555 019": "one three zero zero, five five five, zero one nine",
     "06 12 34 56 78": "zero six, one two, three four, five six, seven eight",
     "4242 4242 4242 4242": "four two four two, four two four two, four two four two, four two four two",
+    "50 - 60 kg, 50 - 60%": "fifty to sixty kilograms, fifty to sixty percent",
+    "07700 900123": "zero seven seven zero zero, nine zero zero one two three",
     "555 1234, 10 000 people": "five five five, one two three four, ten thousand people",
     # invisible characters, and apostrophes of all keyboards
     "pre\u00adrequi\u200bsi\u2060te\ufeffs \u200eso\u200c": "prerequisites so",

@@ -25,7 +25,7 @@ SHORT_WORDS = set(
     "rug rum run rut rye sad sat saw say sea see set sew she shy sin sip sir sit six ski sky sly sob sod son soy "
     "spa spy sub sue sum sun tab tag tan tap tar tax tea ten the thy tie tin tip toe ton too top toy try tub tug "
     "two use van vet via vow wag war was wax way web wed wet who why wig win wit woe won wow yea yes yet you zip "
-    "zoo shh hmm brr tsk nth mrs".split()
+    "zoo gif lan rom sim shh hmm brr tsk nth mrs".split()
 )
 # Words of four or five letters that are spelled out although they have a vowel.
 SPELLED = set(
@@ -34,14 +34,15 @@ SPELLED = set(
 )
 # Short words in capitals that are acronyms unless the words around them are in capitals too; `it` and `who` only after
 # an article.
-AMBIGUOUS = {"us"}
+AMBIGUOUS = {"us", "am"}
 AFTER_ARTICLE = re.compile(r"\b(?:the|an|our|your|their|my|his|her)\s+\Z")
-ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6}(?:'s(?![A-Za-z])|s(?![A-Za-z'])|(?![A-Za-z]))")
-SHOUTED_BEFORE, SHOUTED_AFTER = re.compile(r"[A-Z]{2,}[\s,]+\Z"), re.compile(r"[\s,]+[A-Z]{2,}(?![a-z])")
+ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6}(?:'s(?![A-Za-z])|s(?![A-Za-z'])|(?![A-Za-z]))-?")
+SHOUTED_BEFORE, SHOUTED_AFTER = re.compile(r"(?:[A-Z]{2,}|\bI)[\s,]+\Z"), re.compile(r"[\s,]+[A-Z]{2,}(?![a-z])")
 WITHOUT_VOWELS = re.compile(r"(?<![A-Za-z'.])[b-df-hj-np-tv-xz]{2,5}(?![A-Za-z'])")
 SOUNDS = set("shh hmm brr tsk nth pfft psst zzz grr mm hm tsktsk vs mr mrs ms dr st th rd nd".split())
 RUN = re.compile(r"(?<![\w'])(?:[A-Za-z][ -]){2,}[A-Za-z](?![\w'])|(?<![\w'])[A-Z][ -][A-Z](?![\w'])")
 LETTER = re.compile(r"(?<![A-Za-z'])[B-HJ-Zb-hj-z](?![A-Za-z]|'(?!s\b))-?")
+LETTERS = re.compile(r"(?<![A-Za-z'])([B-DF-HJ-NP-TV-Z])s(?![A-Za-z'])")
 # `A` is a letter, and not an article, after these words, after a digit, before punctuation, and in a pair of letters.
 LETTER_A = re.compile(
     r"((?i:\b(?:vitamin|grade|plan|letter|point|class|group|type|team|option|section|side|part|exhibit|block|gate|row|an)"
@@ -84,8 +85,8 @@ def spell_acronyms(text: str) -> str:
     """
 
     def spelled(match: re.Match[str]) -> str:
-        word = match.group().rstrip("'s")
-        plural = match.group()[len(word) :]
+        word = match.group().rstrip("'s-")
+        plural = match.group()[len(word) :].removesuffix("-")
         return spell(word, plural) if _is_acronym(word, text, match.start(), match.end()) else match.group()
 
     text = ACRONYM.sub(spelled, text)
@@ -96,5 +97,6 @@ def name_letters(text: str) -> str:
     """Replace single letters with their names, except the words `a` and `I`, e.g. "plan B" → "plan bee"."""
     text = RUN.sub(lambda match: spell(match.group()), text)
     text = LETTER_A.sub(lambda match: f"{match.group(1)}{spell('a')}", text)
+    text = LETTERS.sub(lambda match: spell(match.group(1), "s"), text)
     text = LETTER.sub(lambda match: spell(match.group()), text)
     return re.sub(r"\s+'s\b", "'s", text)

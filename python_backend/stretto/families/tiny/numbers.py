@@ -29,6 +29,8 @@ CURRENCIES = {  # unit, plural, hundredth, plural; empty if the currency has non
 SIGNS = "".join(CURRENCIES)
 SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # in amounts: $3M
 WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven", "50/50": "fifty fifty"}
+# Nouns after which "3m" is a number and not a length.
+COUNTED = "people|users|views|viewers|followers|subscribers|downloads|customers|jobs|homes|copies|votes|voters|barrels"
 MAX_DENOMINATOR = 16  # 3/16 is "three sixteenths", 3/17 is "three over seventeen"
 UNITS = {  # in any case, except for those in CASED_UNITS
     "km": "kilometers", "cm": "centimeters", "mm": "millimeters", "nm": "nanometers", "microm": "micrometers",
@@ -206,6 +208,13 @@ def _exponent(match: re.Match[str]) -> str:
     return f"{number(match.group(1))} times ten to the {sign}{cardinal(int(match.group(3)))}"
 
 
+def _scaled(match: re.Match[str]) -> str:
+    count, scale = match.group(1), match.group(2) or match.group(3)
+    if scale == "K" and len(count) == 1:
+        return f"{count} K"  # as in "4K video"
+    return f"{count} {SCALES[scale.lower()]}"
+
+
 def _unit(match: re.Match[str]) -> str:
     unit = match.group(2)
     return quantity(match.group(1), CASED_UNITS.get(unit) or UNITS[unit.lower()])
@@ -219,7 +228,9 @@ def _groups(match: re.Match[str]) -> str:
     size = sum(map(len, groups))
     if is_count:
         return cardinal(int("".join(groups)))
-    if is_years or not (groups[0][0] == "0" or size >= 9 or [*map(len, groups)] == [3, 4]):
+    if is_years or (max(map(len, groups)) > 4 and groups[0][0] != "0"):
+        return match.group()
+    if not (groups[0][0] == "0" or size >= 9 or [*map(len, groups)] == [3, 4]):
         return match.group()
     return ", ".join(map(digits, groups))
 
@@ -241,6 +252,8 @@ ANY_PER = "|".join(sorted([*map(re.escape, PER), *PER_NOUNS.split()], key=len, r
 QUANTITY = rf"[{SIGNS}]?{NUMBER}(?::\d\d)?(?:{HALF_DAY}|\s?(?:%|[kKMB]\b|(?:{ANY_UNIT})(?![\w'])))"
 AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
 RULES: tuple[Rule, ...] = (
+    (re.compile(r"(?<![\d.])(\d{1,2})\.(\d\d)\s?([AaPp])\.?[Mm]\b"),
+     lambda match: f"{match.group(1)}:{match.group(2)} {match.group(3)}m"),
     (re.compile(r"(?<=\d{4}[-/]\d\d[-/]\d\d)T(?=\d\d:\d\d)"), lambda match: ","),
     (re.compile(r"(?<=:\d\d)(?:\.\d+)?Z\b"), lambda match: " UTC"),
     (re.compile(r"\b(\d{4})([-/.])(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?![\d/-])"), _iso_date),
@@ -268,7 +281,7 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"\+\d[\d ()-]{6,}\d"), lambda match: f"plus {digits(match.group())}"),
     (re.compile(r"(?<![\w.-])\d+(?:-\d+){2,}(?![\w-])"),
      lambda match: ", ".join(map(digits, match.group().split("-")))),
-    (re.compile(rf"(?<![\w.,:/{SIGNS}-])(?<!\d )\d{{1,4}}(?: \d{{2,4}}){{1,6}}(?![\w%/:]| ?\d|[.,]\d)"), _groups),
+    (re.compile(rf"(?<![\w.,:/{SIGNS}-])(?<!\d )\d{{1,5}}(?: \d{{2,6}}){{1,6}}(?![\w%/:]| ?\d|[.,]\d)"), _groups),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:e|E(?=[+-]))([+-]?)(\d{1,3})\b"), _exponent),
     (re.compile(rf"\b({MONTH})\s+{DAY}(?:st|nd|rd|th)?\s?-\s?{DAY}(?:st|nd|rd|th)?(?![\d:.,]\d|\d)"),
      lambda match: f"{match.group(1)} {ordinal(int(match.group(2)))} to {ordinal(int(match.group(3)))}"),
@@ -285,7 +298,9 @@ RULES: tuple[Rule, ...] = (
     (re.compile(rf"(?<![\w.-])({QUANTITY})\s?-\s?(?=[{SIGNS}]?\.?\d)"), lambda match: f"{match.group(1)} to"),
     (re.compile(r"(?<![\d.-])(\d[\d.,]*(?::\d\d)?)-(?=\d+(?:\.\d+)?\s?=)"), lambda match: f"{match.group(1)} minus"),
     (re.compile(rf"(?<![\w.-])([{SIGNS}]?{NUMBER}(?::\d\d)?)-(?=[{SIGNS}]?\d)"), lambda match: f"{match.group(1)} to"),
+    (re.compile(rf"(?<![\w.-])({NUMBER})\s-\s(?={QUANTITY})"), lambda match: f"{match.group(1)} to"),
     (re.compile(r"(?<=\d)\s+-\s+(?=[\d.])"), lambda match: " minus "),
+    (re.compile(r"(?<=\d)-(?=[A-Za-z])"), lambda match: ""),  # "5-year-old", "R2-D2"
     (re.compile(rf"([{SIGNS}])-(?=\d)"), lambda match: f" minus {match.group(1)}"),
     (re.compile(rf"(?<![\w.)%°-])-(?=[{SIGNS}]?\.?\d)"), lambda match: " minus "),
     (re.compile(r"(?<![\w.])\.(\d+)"), lambda match: f"zero point {digits(match.group(1))}"),
@@ -310,10 +325,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d./])(\d{1,3})/(\d{1,3})(?![\d/])"), _fraction),
     (re.compile(r"(?<![\d:])(\d{1,4}):(\d{1,4})(?![\d:])"),
      lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
-    (re.compile(r"(?<=\d)k\b|(?<=\d\d)K\b|(?<=\d\.\d)K\b"), lambda match: " thousand "),
     (re.compile(r"(?<![\w.])3M\b(?!\s+[a-z])"), lambda match: "three M"),  # the company
-    (re.compile(r"(?<=\d)M\b"), lambda match: " million "),
-    (re.compile(r"(?<=\d)B\b|(?<=\d)bn\b"), lambda match: " billion "),
+    (re.compile(rf"(?<![\w.])({NUMBER})(?:([kKMB]|bn|tn)\b|(m)(?=\s(?:{COUNTED})\b))"), _scaled),
     (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: f" {match.group(1)}"),
     (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
     (re.compile(r"(?<=\d)x\b(?!\s*\d)"), lambda match: " times "),

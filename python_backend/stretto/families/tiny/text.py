@@ -94,6 +94,7 @@ WEEKDAY = re.compile(
 )
 WEEKDAY_RANGE = re.compile(rf"\b({DAYS})\.?\s?-\s?({DAYS})\b\.?")
 ANY_MONTH = "|".join([*MONTH_NAMES, *(f"{month.title()}\\b" for month in MONTHS)])
+HYPHENED_DATE = re.compile(rf"\b(\d{{1,2}})-({ANY_MONTH})-(?=\d{{4}}\b)")
 MONTH_RANGE = re.compile(rf"\b({ANY_MONTH})\.?\s?-\s?({ANY_MONTH})\.?(?![\w])")
 STREETS = {"St": "street", "Ave": "avenue", "Rd": "road", "Blvd": "boulevard", "Ln": "lane", "Hwy": "highway"}
 STREET = re.compile(rf"(?<=[a-z] )({'|'.join(STREETS)})(?=,|;|\.?$)")
@@ -219,6 +220,7 @@ def _number_names(text: str) -> str:
 
 def _expand(text: str) -> str:
     text = re.sub(r"(?<![^\s(])\.(?=[A-Za-z])", " dot ", text)
+    text = re.sub(r"(?<![A-Za-z])A-?(?=\d)", lambda match: spell("A"), text)
     text = re.sub(r"\bPh(?:\.\s?)?D(s?)\b\.?", lambda match: spell("PHD", match.group(1)), text)
     text = re.sub(r"\ba\.\s?k\.\s?a\.", "also known as", text, flags=re.IGNORECASE)
     text = re.sub(r"(\bft\.?\s+\d{1,2})\s?in\b\.?", r"\1 in.", text)
@@ -226,6 +228,7 @@ def _expand(text: str) -> str:
     text = re.sub(r"\bw/(?=\s|[a-z])", "with ", text)
     text = re.sub(r"\b([A-G])#", r"\1 sharp", text)
     text = re.sub(r"#(?=[A-Za-z])", " hashtag ", text)
+    text = HYPHENED_DATE.sub(lambda match: f"{match.group(1)} {_month(match.group(2))} ", text)
     text = MONTH_RANGE.sub(lambda match: f"{_month(match.group(1))} to {_month(match.group(2))}", text)
     text = WEEKDAY_RANGE.sub(lambda match: f"{WEEKDAYS[match.group(1)]} to {WEEKDAYS[match.group(2)]}", text)
     text = WEEKDAY.sub(lambda match: WEEKDAYS[match.group().rstrip(".")], text)
