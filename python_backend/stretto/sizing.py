@@ -13,14 +13,21 @@ from itertools import takewhile
 from stretto.families.base import Family
 
 BYTES = 2  # bfloat16
-SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.75, 0.5  # share of the data sheet's values that kernels reach
+# Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.
+SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = (
+    0.7,
+    0.5,
+)  # share of the data sheet's values that kernels reach
 LIBRARY_BYTES = 1 << 30  # CUDA context of a process, and workspaces and kernels of cuBLAS and cuDNN
-SHARE_OF_CODEC = 0.3  # share of a GPU's operations that a codec reaches
+# The same for a decoder with CUDA graphs: 4.4 GiB on an H100 with Qwen3-TTS's codec, 2 of which are local memory.
+DECODER_LIBRARY_BYTES = 9 << 29
+SHARE_OF_CODEC = 0.26  # share of a GPU's operations that a codec reaches
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
-HOST_MS, HOST_MS_A_ROW = 1.0, 0.019  # Python time around a step: 2.2 ms at 64 rows
+HOST_MS, HOST_MS_A_ROW = 2.3, 0.039  # Python time around a step: 4.8 ms at 64 rows
+BACKBONE_LAYER_MS = 0.077  # least time of a layer of the backbone
 # Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
-# another (counted in tests/engine/kernels/gpu/test_depth.py). A kernel takes 3 µs, except that the draw takes 6 µs.
-LAYER_MS, DRAW_MS = 0.024, 0.018
+# another (counted in tests/engine/kernels/gpu/test_depth.py), 15 passes of five layers in 3.0 ms.
+LAYER_MS, DRAW_MS = 0.036, 0.022
 SECONDS, PROMPT_ROWS = 30.0, 200  # longest reply; on average, streams are halfway through it
 MOST_STREAMS = 1024
 MAX_SLOTS = {True: 256, False: 32}  # batch slots of a server on a GPU, and on a CPU
@@ -277,8 +284,9 @@ def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:
     rows = streams * backbone.rows
     products = products_ms(backbone.layer_weights + backbone.head_columns * backbone.hidden, gpu, rows)
     attention = 1e3 * rows * backbone.attended * backbone.kv_bytes / (SHARE_OF_BANDWIDTH * gpu.tb_per_s * 1e12)
+    layers = max(products + attention, backbone.layers * BACKBONE_LAYER_MS)
     depth = 0.0 if backbone.depth is None else backbone.depth.ms(gpu, rows)
-    return max(products + attention + depth, HOST_MS + HOST_MS_A_ROW * rows)
+    return max(layers + depth, HOST_MS + HOST_MS_A_ROW * rows)
 
 
 def products_ms(weights: int, gpu: Gpu, rows: int) -> float:

@@ -21,7 +21,7 @@ from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.plugin import family_at, plugins
 from stretto.families.tiny.family import TINY
 from stretto.launcher.options import OPTIONS_FILE, read_options
-from stretto.sizing import LIBRARY_BYTES
+from stretto.sizing import DECODER_LIBRARY_BYTES
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
 from tests.published_xeus import write_xeus
@@ -181,7 +181,7 @@ def test_gpu_repository_places_codec_and_vllm_on_the_gpu(checkpoint: Path, tmp_p
 
 def test_language_model_gets_the_memory_that_others_leave(checkpoint: Path, tmp_path: Path) -> None:
     arguments = made(checkpoint, tmp_path / "out", "--gpu", "0")
-    assert arguments["reserved_mb"] > (SERVER_BYTES + LIBRARY_BYTES) >> 20
+    assert arguments["reserved_mb"] > (SERVER_BYTES + DECODER_LIBRARY_BYTES) >> 20
     assert (
         'key: "max_utterances" value { string_value: "320" }'
         in (tmp_path / "out/acoustic_decoder/config.pbtxt").read_text()
@@ -259,7 +259,7 @@ def test_decoder_may_use_the_memory_that_is_reserved_for_it(checkpoint: Path, tm
 
     arguments = made(checkpoint, tmp_path / "one", "--gpu", "0")
     beside = limit_mb("same", "--gpu", "0")
-    assert 0 < beside < arguments["reserved_mb"] - ((SERVER_BYTES + LIBRARY_BYTES) >> 20) + 2
+    assert 0 < beside < arguments["reserved_mb"] - ((SERVER_BYTES + DECODER_LIBRARY_BYTES) >> 20) + 2
     assert limit_mb("two", "--gpu", "0", "--codec-device", "1") == beside
     given = tmp_path / "given.json"
     given.write_text(json.dumps({"gpu_memory_utilization": 0.5}))

@@ -22,7 +22,7 @@ from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import CheckpointError
-from stretto.sizing import LIBRARY_BYTES
+from stretto.sizing import DECODER_LIBRARY_BYTES
 from stretto.streams.chunking import ChunkPolicy
 
 META = torch.device("meta")
@@ -57,7 +57,7 @@ class DecoderMemory:
     @property
     def total(self) -> int:
         """Memory of the process."""
-        return self.tensors + LIBRARY_BYTES
+        return self.tensors + DECODER_LIBRARY_BYTES
 
 
 class Peak(TorchDispatchMode):
