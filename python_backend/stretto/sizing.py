@@ -19,7 +19,7 @@ SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = (
     0.5,
 )  # share of the data sheet's values that kernels reach
 LIBRARY_BYTES = 1 << 30  # CUDA context of a process, and workspaces and kernels of cuBLAS and cuDNN
-# The same for a decoder with CUDA graphs: 4.4 GiB on an H100 with Qwen3-TTS's codec, 2 of which are local memory.
+# The same for a decoder with CUDA graphs: 4.4 GiB on an H100, 2 of which are local memory of kernels.
 DECODER_LIBRARY_BYTES = 9 << 29
 SHARE_OF_CODEC = 0.26  # share of a GPU's operations that a codec reaches
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
