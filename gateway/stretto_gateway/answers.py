@@ -237,12 +237,13 @@ class DeletedVoice(TypedDict):
 
 
 class SpokenItem(TypedDict):
-    """Audio for one text in a batch. `audio_data` is the file in base64."""
+    """Audio for one text in a batch. `audio_data` is the file in base64; `untimed_words` may be missing from it."""
 
     index: int
     status: Literal["success"]
     audio_data: str
     media_type: str
+    untimed_words: NotRequired[list[str]]
 
 
 class FailedItem(TypedDict):

@@ -145,7 +145,12 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
 
 
 async def audio_parts(
-    gateway: Gateway, item: SpeechFields, text: str | AsyncIterable[str], options: SpeakArguments, ignored: Ignored
+    gateway: Gateway,
+    item: SpeechFields,
+    text: str | AsyncIterable[str],
+    options: SpeakArguments,
+    ignored: Ignored,
+    report: dict[str, Any] | None = None,
 ) -> AsyncGenerator[bytes, None]:
     """Yield the audio file for a text, in parts, as they become ready.
 
@@ -155,13 +160,16 @@ async def audio_parts(
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken, at the end.
+        report: Receives the server's report, at the end.
     """
+    report = {} if report is None else report
     encoder = item_encoder(item, gateway.audio_tags)
     async with spoken(gateway, text, options, item.voice_field) as events:
         async for event in events:
             async for part in encoded_parts(encoder, event.pcm):
                 yield part
-            note_left_out(ignored, (event.report or {}).get("left_out", ()))
+            report.update(event.report or {})
+    note_left_out(ignored, report.get("left_out", ()))
     if rest := encoder.close():
         yield rest
 
@@ -184,8 +192,12 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
             report = event.report or report
     if rest := encoder.close():
         yield sse(delta(rest))
-    untimed = {name: report[name] for name in ("untimed_words",) if report.get(name)}
-    yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed)
+    yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed_words(report))
+
+
+def untimed_words(report: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the words of the text without a time as `untimed_words`; empty if there are none."""
+    return {name: report[name] for name in ("untimed_words",) if report.get(name)}
 
 
 def wants_alignment(profile: ModelProfile) -> bool:
@@ -377,8 +389,8 @@ async def result(
     """
     try:
         options = await speech_options(gateway, item, asked, ignored)
-        audio = bytearray()
-        async with aclosing(audio_parts(gateway, item, item.input, options, ignored)) as parts:
+        audio, report = bytearray(), dict[str, Any]()
+        async with aclosing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:
             async for part in parts:
                 room.reserve(len(part))
                 asked.keep(4 * len(part) // 3)  # as base64
@@ -388,10 +400,12 @@ async def result(
     if item.response_format == "wav":  # the length is known now
         header = wav_header(item.rate, len(audio) - WAV_HEADER_BYTES)
         audio[: len(header)] = header
-    media_type = MEDIA_TYPES[item.response_format]
-    return {
+    made: SpokenItem = {
         "index": index,
         "status": "success",
         "audio_data": base64.b64encode(audio).decode(),
-        "media_type": media_type,
+        "media_type": MEDIA_TYPES[item.response_format],
     }
+    if words := untimed_words(report):
+        made["untimed_words"] = words["untimed_words"]
+    return made

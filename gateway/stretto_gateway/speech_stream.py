@@ -16,7 +16,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, read_json, session_tasks
 from stretto_gateway.realtime.settings import IGNORED, validated
-from stretto_gateway.speech import audio_parts, voice_options
+from stretto_gateway.speech import audio_parts, untimed_words, voice_options
 from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, held_bytes
 
 
@@ -306,12 +306,13 @@ class StreamSession:
     async def _speak(self, config: SessionConfig, text: StreamedText, index: int) -> None:
         """Generate one utterance and send its events; if it fails, ignore the rest of its text."""
         place = {"utterance_index": index, "sentence_index": 0}
-        num_bytes, has_failed, ignored = 0, False, None
+        num_bytes, has_failed, ignored, report = 0, False, None, dict[str, Any]()
         try:
             with self._asking() as state:
                 ignored = self._ignored(config)
                 options = await voice_options(self._gateway, config, state, ignored)
-                async with aclosing(audio_parts(self._gateway, config, text.pieces(), options, ignored)) as parts:
+                parts = audio_parts(self._gateway, config, text.pieces(), options, ignored, report)
+                async with aclosing(parts):
                     async for part in parts:
                         if not num_bytes:
                             form = {"format": config.response_format, "sample_rate": config.rate}
@@ -328,5 +329,5 @@ class StreamSession:
             await self._channel.send("audio.done", **place, total_bytes=num_bytes, error=has_failed)
         await text.ended()
         tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
-        names = {IGNORED: tags} if tags else {}
+        names = untimed_words(report) | ({IGNORED: tags} if tags else {})
         await self._channel.send("session.done", utterance_index=index, total_sentences=1, **names)

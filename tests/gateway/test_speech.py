@@ -24,6 +24,8 @@ from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, SYNTHETIC, TAGGED
 from stretto_gateway.speech import encoded_parts
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
+from tests.gateway.realtime.test_bounds import open_socket
+from tests.gateway.test_speech_stream import begin
 from tests.patience import PATIENCE_S, until_async
 
 REQUEST: dict[str, Any] = {"model": "tts-1", "voice": "alloy", "input": "A cat."}
@@ -503,12 +505,16 @@ async def test_words_have_their_places_and_missing_ones_are_listed(start: Start)
     request = REQUEST | {"input": "**It** costs $3.50.", "stream_format": "sse", "timestamps": True}
     async with running.http() as http:
         lines = (await http.post("/v1/audio/speech", json=request | {"speed": 2})).text.splitlines()
+        items = {"items": [{"input": request["input"]}], "response_format": "pcm"}
+        (result,) = (await http.post("/v1/audio/speech/batch", json=items)).json()["results"]
+    async with open_socket(running, "/v1/audio/speech/stream") as opened:
+        done, _ = await (await begin(opened)).utterance("It costs $3.50.")
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
     assert [word for event in events for word in event.get("words", ())][1:] == [
         {"word": "It", "start": 0.0},
         {"word": "$3.50", "start": 0.02, "text_start": 13, "text_end": 18},
     ]
-    assert events[-1]["untimed_words"] == ["costs"]
+    assert [each["untimed_words"] for each in (events[-1], result, done[-1])] == [["costs"]] * 3
 
 
 async def test_words_not_aligned_in_time_are_omitted(start: Start) -> None:
