@@ -27,7 +27,7 @@ def push(reply: ReplyState, token: int) -> list[int]:
             reply.audio_end = reply.position
         elif family.script is not None:
             reply.pointer += (token - family.script.first_frame) % 2 == 0
-        elif token == rules.first_end_id and reply.first_end < 0:
+        elif rules.has_countdown and token == family.layout.audio[0][1] and reply.first_end < 0:
             reply.first_end = reply.position
         reply.num_given += token in rules.given_ids
     values = reply.values(rules.sent_state)

@@ -337,7 +337,6 @@ OF_ONE_FAMILY = {
         "Family.unavailable_languages",
     },
     "cosyvoice3": {"Family.redraw_excludes", "Family.top_p_of_all", "TextGroups", "TextTrack.groups"},
-    "higgs_audio": {"Family.staircase", "Staircase"},
     "kyutai_tts": {
         "ConditionSpec", "Family.conditions", "Family.guidance_scales", "Family.max_voices",
         "UnconditionalContext.hides_recording",

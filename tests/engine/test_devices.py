@@ -32,6 +32,7 @@ from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.module_rows import ModuleProgram, Spans
 from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.base import Family
+from stretto.families.higgs_audio.mechanism import arrays as stairs
 from stretto.families.kyutai_tts.mechanism import arrays as word_states
 from stretto.families.tiny.family import TINY
 from stretto.families.vibevoice.mechanism import draw as stretches
@@ -156,7 +157,7 @@ KERNELS = {
     },
 }
 
-OWNERS = {"depth_attention_kernel": products, "words_kernel": word_states}
+OWNERS = {"depth_attention_kernel": products, "words_kernel": word_states, "stairs_kernel": stairs}
 
 
 def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
@@ -196,6 +197,8 @@ def test_steps_do_not_mix_devices(
         kernels["depth_attention_kernel"] = OnTheDevice()
     if family.mechanism.on_device is not None and uses_kernels:
         kernels["words_kernel"] = OnTheDevice()
+    if family.mechanism.streams_on_device is not None and uses_kernels:
+        kernels["stairs_kernel"] = OnTheDevice()
     if not engine.rules.num_text_ids:
         kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}
     for name, kernel in kernels.items():

@@ -183,7 +183,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
         expected = f"1.0 ({rules.family.name} does not support this penalty)"
         raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
-    if rules.family.staircase is not None:
+    if rules.family.mechanism.ends_streams:
         _check_window(prompt, rules)
     if prompt.sampling.has_pair:
         _check_pair(prompt, task, rules, capacity)

@@ -126,17 +126,6 @@ class SegmentRules:
         return layout.latents is not None and len(layout.audio[0]) > 1
 
     @cached_property
-    def first_end_id(self) -> int | None:
-        """Id of stream 0 whose first occurrence determines where the audio ends; None for other families.
-
-        In a family with BOS and EOS ids per stream, it is the EOS id of stream 0. In a family with latents, it is the
-        id of the frame in which speech ends.
-        """
-        if self.has_countdown:
-            return self.family.layout.audio[0][1]
-        return self.family.staircase.end[0] if self.family.staircase else None
-
-    @cached_property
     def num_end_columns(self) -> tuple[int, int]:
         """Number of end ids in the audio head of stream 0, and in the head of each other stream.
 
@@ -144,7 +133,7 @@ class SegmentRules:
         """
         if self.has_countdown:
             return 1, 0  # the id that begins the countdown
-        return (1, 1) if self.family.staircase else (len(self.drawn_ends_of_audio), 0)
+        return (1, 1) if self.family.mechanism.ends_streams else (len(self.drawn_ends_of_audio), 0)
 
     def cut_of_text(self, task: Task) -> int:
         """Return the id to write in the row where a length limit ends the text of `task`."""
@@ -353,7 +342,7 @@ def changed_state(rules: SegmentRules) -> tuple[str, ...]:
         "num_text_tokens": writes,
         "num_codes": rules.constants.interleaves,
         **dict.fromkeys(("num_entries", "pointer"), family.script is not None),
-        "first_end": rules.first_end_id is not None,
+        "first_end": rules.has_countdown,
         **dict.fromkeys(("num_given", "num_in_group"), family.text_groups is not None),
     }
     return tuple(name for name, is_changed in changes.items() if is_changed)
@@ -376,8 +365,7 @@ class ReplyState:
         num_codes: Number of codes of an interleaved reply.
         num_entries: Number of spoken tokens of the text segment, along which the alignment pointer moves.
         pointer: Number of the token that is being spoken, from 1; 0 before the first.
-        first_end: First position at which any stream sampled its EOS id, for families with BOS and EOS ids per stream,
-            or at which the end of speech was detected, for families with latents.
+        first_end: Position at which the end of speech was detected, for families with latents.
         num_given: Number of given rows (`TextGroups`).
         num_in_group: Number of codes in the current group, including codes of a recording in the first one.
         own: State of the family's mechanism (`Mechanism.columns`).

@@ -221,27 +221,7 @@ def count_given(token, is_given, in_audio, num_given, num_in_group, family):
     return num_given + is_given, num_in_group
 
 
-# ----- ends of streams (`Staircase`), end frames and countdowns
-
-
-def num_ended(position, first_end):
-    """Return the number of streams that have ended before a row: one more per row from the first end on."""
-    return where(first_end < 0, 0, position - first_end)
-
-
-def ended_id(token, stream, num_ended, end):
-    """Return the id of a stream, which is its EOS id after its last frame."""
-    return where(stream < num_ended, end, token)
-
-
-def stair_id(token, frame, delay, begin, stream, num_ended, end):
-    """Return the id of a stream, which is its BOS id before its first frame and its EOS id after its last frame."""
-    return ended_id(where(frame < delay, begin, token), stream, num_ended, end)
-
-
-def follow_end(is_end, position, first_end):
-    """Return `first_end` after an audio row, in which a stream ends if `is_end` is True."""
-    return where(is_end & (first_end < 0), position, first_end)
+# ----- end frames and countdowns
 
 
 def end_at_frame(token, is_end_frame, in_audio, may_end, family):

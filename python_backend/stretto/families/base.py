@@ -9,7 +9,7 @@ from stretto.families.bursts import Bursts
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, Staircase, StreamLayout, Tail, WarmUp
+from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, StreamLayout, Tail, WarmUp
 
 VOCABULARY = "speech_vocabulary"  # key of a checkpoint's config.json
 
@@ -306,9 +306,6 @@ class Family:
             together with a text track.
         conditions: Conditions of a request, if the family has them.
         has_text_beside_codes: True if stream 0 of audio rows carries the reply's text, one token per frame.
-        staircase: BOS and EOS id of each stream, if the family has them (see `streams/layout.py`). They are in
-            `StreamLayout.extra`, with a stream's EOS id last. `end_frame` then consists of the EOS ids, and these ids
-            count as sampled (SAMPLED_WARM_UP, NO_TAIL).
         audio_head: Head of the checkpoint in place of one over the vocabulary: `audio_head.weight` [n, H], alone
             (`plain`) or with `audio_head.bias` [n] (`biased`). It contains the heads of all output streams in audio
             segments, one after the other. The rows for the ids that end stream 0 follow the rows for its codes.
@@ -366,7 +363,6 @@ class Family:
     code_track: CodeTrack | None = None
     conditions: ConditionSpec | None = None
     has_text_beside_codes: bool = False
-    staircase: Staircase | None = None
     audio_head: Literal["plain", "biased"] | None = None
     leaves_out_extra: bool = False
     top_p_of_all: bool = False

@@ -15,6 +15,8 @@ class Mechanism:
 
         stream 0 is sampled ─► rule: state, table of the slot ─► ids of stream 0, new state ─► other streams
 
+    A second rule (`streams_on_arrays`) may replace the ids of all streams after that.
+
     A family's mechanism is a frozen dataclass with its constants. It overrides the class attributes and methods that it
     needs. The functions among the attributes are references (`plugin.lazy`) whose first argument is the mechanism,
     because most processes know a family without the engine.
@@ -22,6 +24,8 @@ class Mechanism:
     Attributes:
         columns: Names of the state columns, which follow those of `engine.rules.STATE`.
         ends_audio: True if the rule ends the audio, and no sampled id does.
+        ends_streams: True if each output stream has an end id, the last of its ids, which is masked before the minimum
+            length.
         guides_rows: True if the latent predictor applies classifier-free guidance within a row, without a CFG pair;
             `LatentSampling.guidance_scale` is its scale.
         times_words: True if the rule reports when words begin (`Track.begun_word`).
@@ -33,6 +37,10 @@ class Mechanism:
         on_device: Function of (mechanism, `SegmentRules`, `SlotTables`, max. rows of a step) that returns the launch
             of the rule's kernel, with the arguments of `StepProgram.launch`. None if there is none; a family with a
             rule is then sampled by torch on a GPU.
+        streams_on_arrays: Function with the arguments of `on_arrays` that returns a rule of all streams: a function of
+            the sampled ids of stream 0 [B], those of the others [B, K], and the `Rows`, which returns the ids to write.
+        streams_on_device: Function with the arguments of `on_device` that returns the launch of this rule's kernel,
+            with the arguments of `StepProgram.launch`.
         row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, `RepetitionGuard`, stream 0
             of every slot by position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
         step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], max. rows of a
@@ -52,11 +60,14 @@ class Mechanism:
 
     columns: ClassVar[tuple[str, ...]] = ()
     ends_audio: ClassVar[bool] = False
+    ends_streams: ClassVar[bool] = False
     guides_rows: ClassVar[bool] = False
     times_words: ClassVar[bool] = False
     open_track: ClassVar[Callable[..., Any] | None] = None
     on_arrays: ClassVar[Callable[..., Any] | None] = None
     on_device: ClassVar[Callable[..., Any] | None] = None
+    streams_on_arrays: ClassVar[Callable[..., Any] | None] = None
+    streams_on_device: ClassVar[Callable[..., Any] | None] = None
     row_draw: ClassVar[Callable[..., Any] | None] = None
     step_program: ClassVar[Callable[..., Any] | None] = None
     pair: ClassVar[Callable[..., Any] | None] = None

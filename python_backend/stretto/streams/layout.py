@@ -16,16 +16,6 @@ belongs to no frame of the reply.
 
 If a length limit forces `e`, PADDED_TAIL skips the first row after `e`, so the `~` of that row becomes `.`.
 
-A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are sampled like codes. Once any
-stream has sampled its end id, one more stream per row is forced to its end id (`f`), in stream order. The other streams
-continue to be sampled. end_of_audio is in the row where all streams have their end id. The number of rows depends on
-the sampled ids:
-
-               as trained       one stream ends early
-    stream 0   A B C d f e      A B C f f e
-    stream 1   b A B C d .      b A d ~ f .
-    stream 2   b b A B C .      b b A ~ ~ .
-
 `behind` is a row's position relative to the end_of_audio row: 0 in that row, negative before it, positive after it.
 """
 
@@ -336,14 +326,6 @@ class NoTail(Tail):
     def num_closing_rows(self, max_delay: int) -> int:
         """Return the largest delay: the rows that complete the last frame."""
         return max_delay
-
-
-@dataclass(frozen=True, slots=True)
-class Staircase:
-    """Begin and end ids of the output streams, which replace pads."""
-
-    begin: tuple[int, ...]
-    end: tuple[int, ...]
 
 
 PADDED_WARM_UP, SAMPLED_WARM_UP = WarmUp(is_sampled=False), WarmUp(is_sampled=True)

@@ -265,6 +265,7 @@ class SpeechModelState(DefaultModelState):
         options = self.vllm_config.additional_config
         own, in_torch = self.rules.family.mechanism, isinstance(options, dict) and not options.get("step_kernels", True)
         in_torch = in_torch or (own.on_arrays is not None and own.on_device is None)
+        in_torch = in_torch or (own.streams_on_arrays is not None and own.streams_on_device is None)
         has_program = own.step_program is not None and self.rules.family.layout.latents is not None
         in_torch = in_torch or (own.row_draw is not None and not has_program)
         if self.arrays.xp is np or in_torch:

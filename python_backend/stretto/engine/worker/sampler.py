@@ -22,7 +22,7 @@ from stretto.engine.worker.predictors import (
     RequestMemory,
 )
 from stretto.engine.worker.run_slots import BatchPlan, KeysAhead, PlanArrays, RunSlots, StepRows
-from stretto.engine.worker.segment_state import Rows, SegmentState, StreamEnds
+from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.families.base import Family
 from stretto.sampling import (
@@ -179,12 +179,14 @@ class RowDraw:
         streams = family.track_streams
         is_known = streams and not family.text_groups
         self._track = slice(streams.start - 1, streams.stop - 1) if is_known else None
-        self._stream_ends = StreamEnds(family.staircase, segments.rules, arrays) if family.staircase else None
+        self._masks_others = segments.rules.num_end_columns[1] > 0
         self._num_streams = family.layout.num_output_streams
         self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
         self._guides_first = 0 in family.guided_streams
         own = family.mechanism.on_arrays
         self._follow = None if own is None else own(segments.rules, tables, arrays)
+        own = family.mechanism.streams_on_arrays
+        self._follow_streams = None if own is None else own(segments.rules, tables, arrays)
         self._second = streams.start - 1 if family.second_ids else None
 
     def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -264,8 +266,8 @@ class RowDraw:
             ids, own_keys = self._heads.codes, code_keys
             if streams != EVERY:
                 ids, own_keys = ids[streams], own_keys[:, streams]
-            if self._stream_ends:
-                guided = self._stream_ends.mask_ends(guided, rows, step.speaking)
+            if self._masks_others:
+                guided = self._segments.mask_other_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
             codes = draw(*drawn_from, step.depth, plan.depth)
             return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
@@ -276,8 +278,8 @@ class RowDraw:
         first_ids = _both(self._arrays.tensor(pick(read, step.speaking)), num_shared)
         codes = self._frames(audio_hidden, first_ids, draw_codes)[:num_rows]
         spread = self._spread(codes, step.speaking, rows)
-        if self._stream_ends:
-            token, spread = self._stream_ends.force_ends(token, spread, rows)
+        if self._follow_streams is not None:
+            token, spread = self._follow_streams(token, spread, rows)
         token = self._segments.end_audio(token, rows)
         if self._segments.family.end_frame:
             token = self._segments.end_frame(token, spread, rows)

@@ -9,7 +9,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import segment_flags
 from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
 from stretto.families.base import Family, TextGroups
-from stretto.streams.layout import Segment, Staircase
+from stretto.streams.layout import Segment
 
 NO_END = -1
 
@@ -36,7 +36,7 @@ def end_tables(rules: SegmentRules) -> np.ndarray:
 class Rows:
     """Rows that a step samples: state, parameters, slots and positions, [B] each.
 
-    `state` is updated by `SegmentState.advance` and `follow_script`, and by `StreamEnds.force_ends`.
+    `state` is updated by `SegmentState.advance` and `follow_script`.
 
     Attributes:
         in_text: True if the row is in the text segment.
@@ -104,6 +104,12 @@ class SegmentState:
         ends = logits[:, logits.shape[1] - self.rules.num_end_columns[0] :]
         is_hidden = self._given_rows.hidden_ends(is_short, rows) if self._given_rows else is_short[:, None]
         ends.masked_fill_(self._arrays.tensor(_take(is_hidden, index)), -torch.inf)
+        return logits
+
+    def mask_other_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Mask, in place, the end ids of other streams in `logits` [A, k, C] of rows before the minimum length."""
+        is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
+        logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
     def end_text(self, token: Array, rows: Rows) -> Array:
@@ -352,40 +358,3 @@ class GivenRows:
 
     def _is_given(self, token: Array, rows: Rows) -> Array:
         return rows.in_audio & ((token == self._groups.fill_id) | (token == self._groups.given_id))
-
-
-class StreamEnds:
-    """BOS and EOS ids per stream under the delay pattern (`streams.layout.Staircase`)."""
-
-    def __init__(self, staircase: Staircase, rules: SegmentRules, arrays: Arrays):
-        self._arrays, self._rules, self._concatenate = arrays, arrays.rules, arrays.xp.concatenate
-        self._begins, self._ends = arrays.upload(np.array(staircase.begin)), arrays.upload(np.array(staircase.end))
-        self._delays = arrays.upload(np.array(rules.family.layout.delays))
-        self._streams = arrays.upload(np.arange(len(staircase.end)))
-
-    def mask_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask, in place, the end ids in `logits` [A, k, C] of rows before the minimum length."""
-        is_short = rows.frame < rows.limits.audio_min
-        is_short = self._arrays.tensor(is_short if index is None else is_short[index])
-        logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
-        return logits
-
-    def force_ends(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return stream 0 [B] and the other streams [B, K], with BOS and EOS ids outside each stream's frames.
-
-        The state records the first position at which any stream samples its EOS id.
-
-        Args:
-            token: Sampled ids of stream 0, [B].
-            codes: Sampled ids of the other streams, [B, K].
-            rows: State of the rows, updated.
-        """
-        state = rows.state
-        num_ended = self._rules.num_ended(rows.position, state.first_end)
-        ids = self._concatenate([token[:, None], codes], 1)
-        ids = self._rules.stair_id(
-            ids, rows.frame[:, None], self._delays, self._begins, self._streams, num_ended[:, None], self._ends
-        )
-        is_end = rows.in_audio & (ids == self._ends).any(1)
-        state.first_end = self._rules.follow_end(is_end, rows.position, state.first_end)
-        return ids[:, 0], ids[:, 1:]

@@ -49,7 +49,6 @@ class StepConstants:
     ends: torch.Tensor
     ends_of_audio: torch.Tensor
     end_frame: torch.Tensor
-    begins: torch.Tensor
     transition: torch.Tensor
     streams: torch.Tensor
     sent: torch.Tensor
@@ -85,7 +84,6 @@ class StepConstants:
             ends=upload(ends),
             ends_of_audio=upload(rules.drawn_ends_of_audio),
             end_frame=upload(family.end_frame),
-            begins=upload(family.staircase.begin if family.staircase else ()),
             transition=upload([*family.transition, layout.pad_id]),
             streams=upload([delays, is_hidden, initial]),
             sent=upload(tables.sent_columns),
@@ -127,7 +125,6 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         first_seen_id=rules.counted_ids.start,
         track_start=known.start - 1,
         track_stop=known.stop - 1,
-        has_staircase=family.staircase is not None,
         text_lane=family.track_streams.start - 1,
     )
 
@@ -305,6 +302,8 @@ class StepProgram:
         self._penalty_follows, self._top_p_of_all = rules.family.penalty_follows, rules.family.top_p_of_all
         own = rules.family.mechanism.on_device
         self._follow = None if own is None else own(rules, tables, num_rows)
+        own = rules.family.mechanism.streams_on_device
+        self._follow_streams = None if own is None else own(rules, tables, num_rows)
         self._seconds = int32(num_rows) if rules.family.second_ids else None
         self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
@@ -322,6 +321,9 @@ class StepProgram:
             if self._follow is not None:
                 self._follow(self._first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
             self._draw_others(hidden, variant)
+            if self._follow_streams is not None:
+                drawn = self._first.drawn, self._codes.drawn
+                self._follow_streams(*drawn, self.columns.table, self.lengths, num_rows)
         self._advance(num_rows)
 
     def _draw_text(self, logits: torch.Tensor) -> None:
@@ -393,8 +395,8 @@ class StepProgram:
         advance_kernel[num_rows,](
             self.results, tables.state, tables.script, tables.codes, self._seen, self.columns.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
-            constants.end_frame, constants.begins, constants.transition, constants.streams, constants.sent,
-            constants.rules, triton.next_power_of_2(max(self.width, 2)), num_warps=1,
+            constants.end_frame, constants.transition, constants.streams, constants.sent, constants.rules,
+            triton.next_power_of_2(max(self.width, 2)), num_warps=1,
         )  # fmt: skip
         if self._tokens is not None:
             strides = self._tokens.stride(0), self.num_rows

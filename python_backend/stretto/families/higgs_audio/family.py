@@ -4,7 +4,7 @@
 
 Earlier speech is given as pairs of turns: a user turn with the words, and an assistant turn with the speech. Such a
 pair also serves to clone a voice. A row in which all streams carry their begin id `B` precedes the first sampled row.
-Each stream has its own begin and end ids (`Staircase` in `streams/layout.py`). The model generates no text. Rows of
+Each stream has its own begin and end ids (`Staircase`). The model generates no text. Rows of
 codes have separate feed-forward layers (`model.py`). Guidance was added by this server: the unconditional request
 contains neither words nor voices. The numbers come from `bosonai/higgs-audio-v2-generation-3B-base`; a checkpoint's
 config.json may override them (`speech_vocabulary`).
@@ -12,11 +12,13 @@ config.json may override them (`speech_vocabulary`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from stretto.families.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, Staircase, StreamLayout
+from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
 
 FRAME_RATE = 25.0
 NUM_MARKS = 2  # ids after the codes of each codebook: begin id and end id
@@ -68,6 +70,41 @@ class HiggsAudioVocabulary(Vocabulary):
         )
 
 
+@dataclass(frozen=True)
+class Staircase(Mechanism):
+    """Begin and end ids of the output streams, which replace pads.
+
+    A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are sampled like codes. Once
+    any stream has sampled its end id, one more stream per row is forced to its end id (`f`), in stream order. The other
+    streams continue to be sampled. end_of_audio is in the row where all streams have their end id. The number of rows
+    depends on the sampled ids:
+
+                   as trained       one stream ends early
+        stream 0   A B C d f e      A B C f f e
+        stream 1   b A B C d .      b A d ~ f .
+        stream 2   b b A B C .      b b A ~ ~ .
+
+    The ids are in `StreamLayout.extra`, with a stream's end id last. `Family.end_frame` consists of the end ids, and
+    these ids count as sampled (SAMPLED_WARM_UP, NO_TAIL).
+
+    Attributes:
+        begin: Begin id of each stream.
+        end: End id of each stream.
+    """
+
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+
+    columns: ClassVar = ("first_eos",)  # first position at which any stream sampled its end id
+    ends_streams: ClassVar = True
+    streams_on_arrays: ClassVar = lazy(f"{__package__}.mechanism.arrays:Stairs")
+    streams_on_device: ClassVar = lazy(f"{__package__}.mechanism.arrays:StairLaunch")
+
+    def initial_state(self) -> tuple[int, ...]:
+        """Return the values of `columns` before a reply."""
+        return (-1,)
+
+
 # Temperature, top-k and top-p are those of examples/generation.py in https://github.com/boson-ai/higgs-audio; repeats
 # are limited as in generation_config.json (`ras_win_len`, `ras_win_max_num_repeat`).
 SAMPLING = SamplingConfig(
@@ -114,8 +151,8 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
         subwords=range(vocabulary.num_text_ids),
         markers=vocabulary.markers,
         end_frame=end,
-        staircase=Staircase(begin, end),
         audio_head="plain",
+        mechanism=Staircase(begin, end),
     )
 
 

@@ -27,6 +27,7 @@ from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, 
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.rules import ReplyConstants
+from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
@@ -90,6 +91,7 @@ TYPES = {
     **dict.fromkeys(("logits", "offset", "maxima", "noise", "before", "guidance"), "*fp32"),
     "numbers": "*i64",
     "steps": "*i64",
+    "ids": "*i64",
     "flags": "*i1",
     "denied": "*i1",
     "seen": "*u8",
@@ -127,7 +129,7 @@ FAMILY = ReplyConstants(**dict.fromkeys(ReplyConstants._fields, 3))._replace(tai
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(family=FAMILY)
 PLAIN_RULES = RULES._replace(
     family=FAMILY._replace(max_entries=0, group_words=0, last_frame=-1), num_seen_columns=0, num_end_frame=0,
-    has_staircase=False, track_stop=3,
+    track_stop=3,
 )  # fmt: skip
 # Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
 GREEDY = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
@@ -177,6 +179,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (latent_inputs_kernel, {}, {**INPUTS, "size": 256, "block": 256}, 1),
     (previous_latents_kernel, {}, {"rules": PLAIN_RULES, "size": 256, "block": 256}, 1),
     (mask_after_end_kernel, {}, AFTER_END, 1),
+    (stairs_kernel, {}, {"rules": StairRules(64, 7, 10), "block": 8}, 1),
     (stretch_inputs_kernel, {}, STRETCHES, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),

@@ -31,6 +31,7 @@ KERNELS = (
     "latent_inputs_kernel",
     "mask_after_end_kernel",
     "previous_latents_kernel",
+    "stairs_kernel",
     "stretch_inputs_kernel",
 )
 

@@ -47,30 +47,6 @@ def ends_audio_of(audio: tl.tensor, ends_of_audio: tl.tensor, rules: tl.constexp
 
 
 @triton.jit
-def stream_ends_of(
-    token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, at: tl.tensor, position: tl.tensor, frame: tl.tensor,
-    in_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, streams: tl.tensor, rules: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return stream 0 with BOS and EOS ids outside its frames.
-
-    BOS and EOS ids are also written, in place, to the other streams in `drawn`.
-    """
-    inside = lanes < rules.num_drawn
-    ends = tl.load(end_frame + 1 + lanes, mask=inside, other=0)
-    codes = tl.load(drawn + lanes, mask=inside, other=0).to(tl.int64)
-    first_end, first = tl.load(at + FIRST_END), tl.load(end_frame)
-    num_ended = RULES.num_ended(position, first_end)
-    delays = tl.load(streams + lanes, mask=inside, other=0)
-    begin_ids = tl.load(begins + 1 + lanes, mask=inside, other=0)
-    codes = RULES.stair_id(codes, frame, delays, begin_ids, lanes + 1, num_ended, ends)
-    tl.store(drawn + lanes, codes.to(tl.int32), mask=inside)
-    token = RULES.ended_id(token, 0, num_ended, first)
-    is_end = (token == first) | (tl.sum((inside & (codes == ends)).to(tl.int32), 0) > 0)
-    tl.store(at + FIRST_END, RULES.follow_end(in_audio & is_end, position, first_end))
-    return token
-
-
-@triton.jit
 def is_end_frame_of(
     token: tl.tensor, drawn: tl.tensor, lanes: tl.tensor, end_frame: tl.tensor, rules: tl.constexpr
 ) -> tl.tensor:
@@ -301,12 +277,11 @@ def advance_kernel(
     lengths: tl.tensor,  # [N] int32
     text: tl.tensor,  # sampled text ids, [N] int32
     first: tl.tensor,  # [N] int32; with a pointer, 1 if it advances
-    drawn: tl.tensor,  # [N, K] int32; written if the family has a staircase
+    drawn: tl.tensor,  # [N, K] int32
     tasks: tl.tensor,  # [3, tasks] int64: id written for a cut; text limit; 1 if the task has audio
     ends: tl.tensor,  # [2, tasks, ids] int64, `end_tables`
     ends_of_audio: tl.tensor,  # [E] int64
     end_frame: tl.tensor,  # [F] int64, stream 0 first
-    begins: tl.tensor,  # begin ids of a staircase, [K + 1] int64; or empty
     transition: tl.tensor,  # [n + 1] int64
     streams: tl.tensor,  # [3, S - 1] int64: delay; 1 if hidden from unconditional requests; initial id
     sent: tl.tensor,  # [C] int64: columns of `state` that are sent to the host
@@ -326,7 +301,7 @@ def advance_kernel(
     position = tl.load(lengths + row).to(tl.int64)
     token, laid, is_cut = _row(
         slot, position, row, mine, state, script, codes, text, first, drawn, tasks, ends, ends_of_audio, end_frame,
-        begins, transition, streams, lanes, rules,
+        transition, streams, lanes, rules,
     )  # fmt: skip
     tl.store(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
@@ -349,8 +324,8 @@ def advance_kernel(
 def _row(
     slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, script: tl.tensor,
     codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor, tasks: tl.tensor, ends: tl.tensor,
-    ends_of_audio: tl.tensor, end_frame: tl.tensor, begins: tl.tensor, transition: tl.tensor, streams: tl.tensor,
-    lanes: tl.tensor, rules: tl.constexpr,
+    ends_of_audio: tl.tensor, end_frame: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor,
+    rules: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
     family: tl.constexpr = rules.family
@@ -373,10 +348,6 @@ def _row(
         pointer, moves, ends_audio = RULES.move_pointer(audio_token > 0, pointer, num_entries, may_end, in_audio)
         tl.store(at + POINTER, pointer)
         audio_token = RULES.pointer_token(tl.load(entries + pointer), moves, ends_audio, family)
-    if rules.has_staircase:
-        audio_token = stream_ends_of(
-            audio_token, own, lanes, at, position, frame, in_audio, end_frame, begins, streams, rules
-        )
     if family.group_words > 0:
         num_given, num_in_group = tl.load(at + NUM_GIVEN), tl.load(at + NUM_IN_GROUP)
         given_first = tl.load(mine + GIVEN_FIRST * rules.num_rows)

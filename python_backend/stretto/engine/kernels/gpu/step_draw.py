@@ -101,7 +101,6 @@ class StepRules(NamedTuple):
         first_seen_id: Id of the first column of that table.
         track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
         track_stop: Index after the last such stream; equal to `track_start` if there is none.
-        has_staircase: True if each stream has its own BOS and EOS ids.
         text_lane: Index of the given rows' text stream among streams 1 to S - 1.
     """
 
@@ -123,7 +122,6 @@ class StepRules(NamedTuple):
     first_seen_id: int
     track_start: int
     track_stop: int
-    has_staircase: bool
     text_lane: int
 
 

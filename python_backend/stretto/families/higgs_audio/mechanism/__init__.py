@@ -1,0 +1,1 @@
+"""Begin and end ids of each stream: this family's mechanism (`stretto.families.mechanism`)."""
