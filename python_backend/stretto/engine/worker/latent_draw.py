@@ -91,9 +91,10 @@ class LatentStepProgram(StepProgram):
     def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
         """Generate the latents of all rows, and write them as 32-bit words for `advance_kernel`."""
         number, size = len(hidden), self._noise.shape[1]
+        block = triton.next_power_of_2(max(size, 2))
         latent_inputs_kernel[number,](
             self._noise, self._guidance, self._num_steps, self.columns.table, self.lengths, self.num_rows, size,
-            triton.next_power_of_2(max(size, 2)), num_warps=1, **EXACT,
+            block, num_warps=max(1, block // 128), **EXACT,
         )  # fmt: skip
         given = hidden, self._noise[:number], self._num_steps[:number], variant.solver
         self._codes.drawn[:number].copy_(self._words(*given))

@@ -176,7 +176,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     ),
     (draw_streams_kernel, {}, GREEDY, 4),
     (latent_inputs_kernel, {}, INPUTS, 1),
-    (latent_inputs_kernel, {}, {**INPUTS, "size": 256, "block": 256}, 1),
+    (latent_inputs_kernel, {}, {**INPUTS, "size": 256, "block": 256}, 2),
     (previous_latents_kernel, {}, {"rules": PLAIN_RULES, "size": 256, "block": 256}, 1),
     (mask_after_end_kernel, {}, AFTER_END, 1),
     (stairs_kernel, {}, {"rules": StairRules(64, 7, 10), "block": 8}, 1),
