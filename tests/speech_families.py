@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from stretto.families.base import Family, Task, TextGroups, TextTrack, UnconditionalContext
+from stretto.families.base import DrawRules, Family, Task, TextGroups, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
@@ -57,7 +57,7 @@ _TTS = TINY.task("tts")
 SPEECHLESS = replace(TINY, name="speechless", tasks=(replace(_TTS, text=(SPACE,)),))
 
 # Tokens of the text or its prompt are less likely to be repeated.
-PENALIZED = replace(EIGHT_STREAMS, name="penalized", penalized="drawn")
+PENALIZED = replace(EIGHT_STREAMS, name="penalized", drawing=DrawRules(penalized="drawn"))
 
 # One stream over text and codes, all of which may occur at any position.
 INTERLEAVED = replace(
@@ -73,7 +73,7 @@ INTERLEAVED = replace(
     drawn_ends=(1, 3),
     transition=(),
     guided_streams=(),
-    penalized="all",
+    drawing=DrawRules(penalized="all"),
 )
 
 # Frames of three rows: each has ids of its own, only the first can be the end. Repeated tokens are less likely.
@@ -89,7 +89,7 @@ THREE_ROWS = replace(
     transition=(),
     guided_streams=(0,),
     tail=NO_TAIL,
-    penalized="drawn",
+    drawing=DrawRules(penalized="drawn"),
 )
 
 # Frames are latents of eight numbers (`tests/latent_model.py`).
@@ -174,8 +174,7 @@ GROUPED = replace(
     guided_streams=(),
     tail=NO_TAIL,
     text_track=TextTrack(1, pad_id=0, end_id=7, groups=TextGroups(2, 4, _FIRST_END + 1, _FIRST_END + 2)),
-    redraw_excludes=True,
-    top_p_of_all=True,
+    drawing=DrawRules(redraw_excludes=True, top_p_of_all=True),
 )
 
 # Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.
@@ -195,7 +194,7 @@ MODULES = replace(
     FORCED_BURSTS,
     name="modules",
     tasks=_PENALIZED_TASKS,
-    penalized="all",
+    drawing=DrawRules(penalized="all"),
     bursts=Bursts(
         4,
         (

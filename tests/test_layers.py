@@ -333,13 +333,12 @@ def test_family_and_codec_names_are_found_in_code_and_prose(line: str) -> None:
 # a mechanism (`stretto.families.mechanism`), a module or a prompt. So the list may only become shorter.
 OF_ONE_FAMILY = {
     "chatterbox": {
-        "Family.penalty_follows", "Family.plain_languages", "Family.requires_language", "Family.takes_exaggeration",
-        "Family.unavailable_languages",
+        "DrawRules.penalty_follows", "Family.takes_exaggeration", "Languages.is_required", "Languages.plain",
+        "Languages.unavailable",
     },
-    "cosyvoice3": {"Family.redraw_excludes", "Family.top_p_of_all", "TextGroups", "TextTrack.groups"},
+    "cosyvoice3": {"DrawRules.redraw_excludes", "DrawRules.top_p_of_all", "TextGroups", "TextTrack.groups"},
     "kyutai_tts": {
-        "ConditionSpec", "Family.conditions", "Family.guidance_scales", "Family.max_voices",
-        "UnconditionalContext.hides_recording",
+        "ConditionSpec", "Family.conditions", "UnconditionalContext.hides_recording",
     },
     "opuslm": {"PaddedTail", "StreamLayout.pad_is_silent"},
     "pocket_tts": {"Family.cuts_text"},

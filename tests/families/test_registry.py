@@ -78,7 +78,7 @@ def test_vita_audio_intervals_and_defaults_match_the_published_ones() -> None:
     for task in family.tasks:
         text = task.sampling.text
         assert (text.top_k, text.top_p, text.max_rows, task.sampling.repetition_penalty) == (20, 0.8, 8192, 1.05)
-    assert (family.frame_rate, family.max_model_len, family.penalized) == (12.5, 32768, "all")
+    assert (family.frame_rate, family.max_model_len, family.drawing.penalized) == (12.5, 32768, "all")
 
 
 def test_family_limits_match_the_published_ones() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, Segment, StreamLayout
 
@@ -117,7 +117,7 @@ def orpheus(vocabulary: OrpheusVocabulary) -> Family:
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
         markers=vocabulary.markers,
-        penalized="all",
+        drawing=DrawRules(penalized="all"),
     )
 
 

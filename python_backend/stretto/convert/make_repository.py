@@ -51,7 +51,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         "frame_rate": frame_rate,
         "voices": list(family.voices),
         "voice_titles": list(family.voice_titles),
-        "languages": list(family.languages),
+        "languages": list(family.languages.names),
         "options": [*_options(family), *(["words"] if has_aligner else [])],
         "max_text_chars": family.max_text_chars,
         "max_audio_s": family.max_audio_s,
@@ -68,10 +68,10 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         record["max_voices"] = family.max_voices
     if family.tags:
         record["tags"] = list(family.tags)
-    if family.requires_language:
+    if family.languages.is_required:
         record["requires_language"] = True
-    if family.plain_languages:
-        record["languages_plain"] = list(family.plain_languages)
+    if family.languages.plain:
+        record["languages_plain"] = list(family.languages.plain)
     text = json.dumps(record)
     for character, why in (("'", "a quote would end the parameter"), ("\\", "a backslash would be read as an escape")):
         if character in text:
@@ -110,9 +110,9 @@ def _options(family: Family) -> list[str]:
         "depth": family.depth is not None,
         "exaggeration": family.takes_exaggeration,
         "instruct": family.takes_instructions,
-        "language": bool(family.languages),
+        "language": bool(family.languages.names),
         "piece": family.cuts_text,
-        "repetition_penalty": family.penalized is not None,
+        "repetition_penalty": family.drawing.penalized is not None,
         "schedule": family.bursts is not None,
         "text_mode": family.text_track is not None,
         "transliterate": family.reads_latin_only,

@@ -265,7 +265,7 @@ def read_defaults(
     found = json_object(path)
     taken: dict[str, Any] = {}
     keys = [name for name in names if found.get(name) is not None]
-    if family.penalized is None:
+    if family.drawing.penalized is None:
         keys = [name for name in keys if "repetition_penalty" not in names[name]]
     is_switch = {name: name.endswith(("do_sample", "dosample")) for name in keys}
     for name in sorted(keys, key=lambda name: is_switch[name]):  # switches last, because they override the temperature

@@ -180,7 +180,7 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
         check_condition(prompt.condition, rules.family)
     if prompt.num_reference_rows:
         _check_reference(prompt, task, rules)
-    if prompt.sampling.repetition_penalty != 1.0 and rules.family.penalized is None:
+    if prompt.sampling.repetition_penalty != 1.0 and rules.family.drawing.penalized is None:
         expected = f"1.0 ({rules.family.name} does not support this penalty)"
         raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
     if rules.family.mechanism.ends_streams:

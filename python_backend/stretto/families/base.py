@@ -173,11 +173,15 @@ class ConditionSpec:
         num_ids: Number of vectors in the table from which those that are added are chosen.
         vector_rows: Number of rows that cross-attention reads. Rows without a speaker vector have a learnt vector.
         vector_width: Width of a speaker vector.
+        guidance_scales: Guidance scales that the model accepts as an input, instead of CFG pairs.
+        max_voices: Maximum number of named voices of a reply.
     """
 
     num_ids: int
     vector_rows: int
     vector_width: int
+    guidance_scales: tuple[float, ...] = ()
+    max_voices: int = 1
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,45 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Languages:
+    """Languages that a request may name.
+
+    Attributes:
+        names: Names in lower case.
+        is_required: True if a request has to name its language.
+        unavailable: Missing packages or files, keyed by the language that cannot be spoken without them.
+        plain: Languages that are read without marks (such as vowel marks), because the helper that would add the marks
+            is missing.
+    """
+
+    names: tuple[str, ...] = ()
+    is_required: bool = False
+    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
+    plain: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DrawRules:
+    """Rules by which ids are sampled.
+
+    Attributes:
+        penalized: Ids that a repetition penalty applies to in a text: `drawn` for generated ids, `all` for ids of the
+            prompt as well; None if the family has no such penalty.
+        penalty_follows: True if the penalty applies to the logits that top-k and top-p have kept. In other families,
+            top-k and top-p apply to the penalized logits. A family with this rule generates no text. At temperature 0
+            neither top-k nor top-p is used, and the id with the largest penalized logit is taken.
+        top_p_of_all: True if top-p applies to the probabilities of all audio ids; False if it applies to those of the
+            ids that top-k keeps.
+        redraw_excludes: True if repetition-aware sampling samples again from all ids except the repeated one.
+    """
+
+    penalized: Literal["drawn", "all"] | None = None
+    penalty_follows: bool = False
+    top_p_of_all: bool = False
+    redraw_excludes: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """Description of a published model family: everything except the weights.
 
@@ -267,17 +310,11 @@ class Family:
         end_of_audio: Id of stream 0 in the row that ends the audio.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
-        guidance_scales: Guidance scales that the model accepts as an input, instead of CFG pairs; empty if it has none.
         script: Alignment pointer, if the family has one.
         voices: Names of the voices in lower case.
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
             suffices.
-        max_voices: Maximum number of named voices of a reply, for families whose replies have several speakers.
-        languages: Names of the languages in lower case.
-        requires_language: True if a request has to name its language.
-        unavailable_languages: Missing packages or files, keyed by the language that cannot be spoken without them.
-        plain_languages: Languages that are read without marks (such as vowel marks), because the helper that would
-            add the marks is missing.
+        languages: Languages that a request may name.
         tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
         takes_instructions: True if the speaking style may be described in words.
         cuts_text: True if a text may have several pieces, each of which is spoken by a request of its own.
@@ -292,11 +329,7 @@ class Family:
         markers: Ids that occur only in prompts, keyed by their names in the checkpoint.
         bursts: Modules for multi-token prediction (MCTP), which generate additional rows in a step, if the model has
             any.
-        penalized: Ids that a repetition penalty applies to in a text: `drawn` for generated ids, `all` for ids of the
-            prompt as well; None if the family has no such penalty.
-        penalty_follows: True if the penalty applies to the logits that top-k and top-p have kept. In other families,
-            top-k and top-p apply to the penalized logits. A family with this rule generates no text. At temperature 0
-            neither top-k nor top-p is used, and the id with the largest penalized logit is taken.
+        drawing: How ids are sampled, beyond temperature, top-k, top-p and min-p.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
             are sampled together from the row's hidden state.
         end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
@@ -311,9 +344,6 @@ class Family:
             segments, one after the other. The rows for the ids that end stream 0 follow the rows for its codes.
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
-        top_p_of_all: True if top-p applies to the probabilities of all audio ids; False if it applies to those of the
-            ids that top-k keeps.
-        redraw_excludes: True if repetition-aware sampling samples again from all ids except the repeated one.
         mechanism: Rule of the replies that the family's own folder contains; no effect by default.
         not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
@@ -331,12 +361,7 @@ class Family:
     script: Script | None = None
     voices: tuple[str, ...] = ()
     voice_titles: tuple[str, ...] = ()
-    max_voices: int = 1
-    guidance_scales: tuple[float, ...] = ()
-    languages: tuple[str, ...] = ()
-    requires_language: bool = False
-    unavailable_languages: Mapping[str, str] = field(default_factory=dict, hash=False)
-    plain_languages: tuple[str, ...] = ()
+    languages: Languages = Languages()
     tags: tuple[str, ...] = ()
     takes_instructions: bool = False
     cuts_text: bool = False
@@ -355,8 +380,7 @@ class Family:
     subwords: range | None = None
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)
     bursts: Bursts | None = None
-    penalized: Literal["drawn", "all"] | None = None
-    penalty_follows: bool = False
+    drawing: DrawRules = DrawRules()
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()
     text_track: TextTrack | None = None
@@ -365,8 +389,6 @@ class Family:
     has_text_beside_codes: bool = False
     audio_head: Literal["plain", "biased"] | None = None
     leaves_out_extra: bool = False
-    top_p_of_all: bool = False
-    redraw_excludes: bool = False
     mechanism: Mechanism = NO_MECHANISM
     not_served: str = ""
 
@@ -376,6 +398,16 @@ class Family:
         if self.code_track is not None:
             return len(self.code_track.streams)
         return self.layout.num_codebooks + self.mechanism.num_filled_codebooks
+
+    @property
+    def guidance_scales(self) -> tuple[float, ...]:
+        """Guidance scales that the model accepts as an input, instead of CFG pairs; empty for most families."""
+        return () if self.conditions is None else self.conditions.guidance_scales
+
+    @property
+    def max_voices(self) -> int:
+        """Maximum number of named voices of a reply."""
+        return 1 if self.conditions is None else self.conditions.max_voices
 
     @property
     def latent_size(self) -> int:

@@ -312,20 +312,19 @@ def read_manner(options: OptionsRecord, family: Family) -> Manner:
 
 
 def _language(options: OptionsRecord, family: Family) -> str | None:
-    choices = family.languages if family.requires_language else (AUTO, *family.languages)
+    known = family.languages
+    choices = known.names if known.is_required else (AUTO, *known.names)
     if "language" not in options:
-        if family.requires_language:
+        if known.is_required:
             raise InvalidRequest("options.language", f"one of {', '.join(choices)}", "no value")
         return None
     language = options["language"]
     name = language.lower() if isinstance(language, str) else language
-    if isinstance(name, str) and name in family.unavailable_languages:
-        missing = family.unavailable_languages[name]
+    if isinstance(name, str) and name in known.unavailable:
+        missing = known.unavailable[name]
         raise InvalidRequest("options.language", f"one of {', '.join(choices)} ({name} needs {missing})", shown(name))
-    if not family.languages or name not in choices:
-        expected = (
-            f"one of {', '.join(choices)}" if family.languages else "no value (this model does not accept a language)"
-        )
+    if not known.names or name not in choices:
+        expected = f"one of {', '.join(choices)}" if known.names else "no value (this model does not accept a language)"
         raise InvalidRequest("options.language", expected, shown(language))
     return None if name == AUTO else name
 

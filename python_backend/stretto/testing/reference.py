@@ -371,7 +371,7 @@ class _Reply:
                 row[0], row[cast(Any, family.text_track).stream] = given
                 return row
         if self.audio_end is None:
-            row[0] = self.audio_token(logits[0] if family.penalty_follows else self.penalized(logits[0]), frame)
+            row[0] = self.audio_token(logits[0] if family.drawing.penalty_follows else self.penalized(logits[0]), frame)
             if self.rule is not None:
                 self.rule.lay(row, position, family)
             if row[0] == family.end_of_audio:
@@ -393,9 +393,9 @@ class _Reply:
     def penalized(self, logits: list[float]) -> list[float]:
         """Return stream-0 logits with the repetition penalty, which applies to audio only if there is no text."""
         writes = any(task.text for task in self.family.tasks)
-        if not self.family.penalized or writes != (self.audio_start is None):
+        if not self.family.drawing.penalized or writes != (self.audio_start is None):
             return logits
-        first = 0 if self.family.penalized == "all" else len(self.prompt.rows)
+        first = 0 if self.family.drawing.penalized == "all" else len(self.prompt.rows)
         counted, penalty = {row[0] for row in self.rows[first:]}, self.sampling.repetition_penalty
         factors = [
             1.0 if token not in counted else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
@@ -510,11 +510,11 @@ class _Reply:
             return self.sampled[stream]
         ranked = sorted(allowed, key=logits.__getitem__, reverse=True)
         is_audio = limits is not self.sampling.text
-        scored = self.penalized(logits) if self.family.penalty_follows and stream == 0 and is_audio else logits
+        scored = self.penalized(logits) if self.family.drawing.penalty_follows and stream == 0 and is_audio else logits
         if limits.temperature == 0:
             scores = {token: scored[token] for token in ranked}
         else:
-            weighed = ranked if self.family.top_p_of_all and is_audio else ranked[: limits.top_k or None]
+            weighed = ranked if self.family.drawing.top_p_of_all and is_audio else ranked[: limits.top_k or None]
             weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in weighed]
             total, before = math.fsum(weights), accumulate(weights, initial=0.0)  # mass of all more probable ids
             kept = [t for t, mass in zip(weighed, before, strict=False) if mass < limits.top_p * total]
@@ -526,7 +526,7 @@ class _Reply:
             self.lead = min(self.lead, scores[best[0]] - scores[best[1]])
         if not self.repeats(best[0], stream, limits):
             return best[0]
-        excluded = best[0] if self.family.redraw_excludes else None
+        excluded = best[0] if self.family.drawing.redraw_excludes else None
         return self.redrawn(logits, [token for token in allowed if token != excluded], stream)
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:

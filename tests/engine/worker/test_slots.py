@@ -13,7 +13,7 @@ from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, Arrays, DeviceArrays, HostArrays, SlotTables
-from stretto.families.base import Family
+from stretto.families.base import DrawRules, Family
 from stretto.families.tiny.family import END_OF_TEXT, TINY
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import states_of
@@ -74,7 +74,7 @@ def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family
 @pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])
 def test_slot_restores_the_tokens_its_reply_has_generated(counted: str, expected: set[int]) -> None:
     """After a preemption, the prompt is 3 and 7, and the reply has reached 20 and 21."""
-    rules = SegmentRules(replace(INTERLEAVED, penalized=counted), 128)
+    rules = SegmentRules(replace(INTERLEAVED, drawing=DrawRules(penalized=counted)), 128)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays())
     slots.tables.seen[1] = True
     sampling = INTERLEAVED.tasks[0].sampling

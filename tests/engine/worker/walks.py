@@ -243,7 +243,7 @@ class Walk:
             changes = {"ras_window": int(self.random.choice([0, 7])), "ras_max_repeats": 1}
             if self.family.depth:
                 changes["depth"] = self.random.choice([None, CodeSampling(0.7, 3), CodeSampling(0.0)])
-            if self.family.penalized:
+            if self.family.drawing.penalized:
                 changes["repetition_penalty"] = float(self.random.choice([1.0, 1.5]))
             for half, slot in enumerate(pair):
                 made = request(self.family, f"r{self.num_begun}", self.num_begun, half == 1, **changes)

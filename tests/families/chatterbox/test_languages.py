@@ -134,12 +134,12 @@ def test_installed_packages_make_their_languages_available(
     module("russian_text_stresser", "RussianTextStresser")
     module("russian_text_stresser.text_stresser", "RussianTextStresser", stress_text=lambda text: f"{text}!")
     monkeypatch.setenv("PKUSEG_HOME", str(tmp_path))
-    needed = family_at(checkpoint).unavailable_languages
+    needed = family_at(checkpoint).languages.unavailable
     assert needed["zh"].startswith("the model spacy_ontonotes of spacy_pkuseg in ")
     (tmp_path / "spacy_ontonotes").mkdir()
     family = family_at(checkpoint)
-    assert (dict(family.unavailable_languages), family.plain_languages) == ({}, ("he",))
-    assert set(CODES) == set(family.languages)
+    assert (dict(family.languages.unavailable), family.languages.plain) == ({}, ("he",))
+    assert set(CODES) == set(family.languages.names)
     russian = write(open_chatterbox(checkpoint), family, "да", language="ru")
     assert opened == [
         ("pkuseg", str(tmp_path / "spacy_ontonotes")),
@@ -264,7 +264,7 @@ def test_release_without_cangjie_table_has_no_chinese(release: Path) -> None:
     (release / CANGJIE_FILE).unlink()
     out = release.parent / "out"
     assert main(command(release, out)) == 0
-    assert family_at(out).unavailable_languages["zh"] == f"{CANGJIE_FILE} of the release, which the checkpoint lacks"
+    assert family_at(out).languages.unavailable["zh"] == f"{CANGJIE_FILE} of the release, which the checkpoint lacks"
     assert not (out / FOLDER).exists()
 
 

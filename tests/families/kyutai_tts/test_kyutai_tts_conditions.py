@@ -108,7 +108,7 @@ def test_published_numbers_give_the_sizes_of_a_checkpoint() -> None:
     shapes = lm_shapes(PUBLISHED)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     known = replace(vocabulary_of(PUBLISHED), guidance_scales=guidance_scales(PUBLISHED), voice_shape=(125, 512))
-    assert known.conditions == ConditionSpec(8, 625, 512)
+    assert known.conditions == ConditionSpec(8, 625, 512, (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0), 5)
     made = Converted({}, moshi.plan(PUBLISHED, known, tensors, repeated=(3,)), ())
     plan = with_conditions(made, PUBLISHED, known, tensors).plan
     written = {each.name: each.written for part in plan.values() for each in (part, *part.also)}
@@ -122,7 +122,7 @@ def test_checkpoint_has_conditions_and_voices(checkpoint: Path) -> None:
     known, family = vocabulary(checkpoint), family_at(checkpoint)
     assert (known.ahead, known.voice_shape, known.delay_rows) == (2, (NUM_VECTORS, 16), 16)
     assert known.guidance_scales == (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-    assert family.conditions == ConditionSpec(num_ids=8, vector_rows=5 * NUM_VECTORS, vector_width=16)
+    assert family.conditions == ConditionSpec(8, 5 * NUM_VECTORS, 16, known.guidance_scales, max_voices=5)
     assert family.voices == tuple(name.lower() for name in VOICES)
     assert family.second_ids == range(known.codes_end, known.vocab_size)
     assert len(family.second_ids) == 96

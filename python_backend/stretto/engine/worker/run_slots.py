@@ -381,7 +381,7 @@ class RunSlots:
             reply.move(len(token_ids), data.state)
         text = token_ids[data.prompt_len :][: reply.num_text_tokens] if self.rules.max_entries else ()
         entries = [token for token in text if is_entry(token, self.rules.constants)]
-        first = data.prompt_len if self.rules.family.penalized == "drawn" else 0
+        first = data.prompt_len if self.rules.family.drawing.penalized == "drawn" else 0
         self.tables.stage(slot, params, reply, codes, token_ids[first:], data.track, entries)
         self._audio_start[slot] = reply.audio_start
         self._num_prompt_rows[slot] = data.prompt_len

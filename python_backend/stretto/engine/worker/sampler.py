@@ -76,7 +76,7 @@ class RepetitionGuard:
 
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, family: Family, arrays: Arrays):
         self._tokens, self._codes, self._arrays = tokens, tables.codes, arrays
-        layout, self._excludes = family.layout, family.redraw_excludes
+        layout, self._excludes = family.layout, family.drawing.redraw_excludes
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
         self._groups = family.text_groups
@@ -174,7 +174,7 @@ class RowDraw:
             self._frames = readout.frames
         self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
-        self._seen = arrays.wrap(tables.seen) if segments.family.penalized else None
+        self._seen = arrays.wrap(tables.seen) if segments.family.drawing.penalized else None
         family = segments.family
         streams = family.track_streams
         is_known = streams and not family.text_groups
@@ -338,7 +338,7 @@ class RowDraw:
             temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
-        follows = segments.family.penalty_follows
+        follows = segments.family.drawing.penalty_follows
         if not follows:
             self._penalize_audio(logits, rows, index)
         near = masked = segments.mask_audio(logits, rows, index)

@@ -280,12 +280,12 @@ class SlotTables:
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
         self.texts = torch.zeros(num_slots, rules.num_text_entries, dtype=torch.int32, device=device)
-        num_seen_columns = len(rules.counted_ids) + 1 if rules.family.penalized else 0
+        num_seen_columns = len(rules.counted_ids) + 1 if rules.family.drawing.penalized else 0
         self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
         self._tracks: dict[int, Track] = {}
         self.sent_columns = [rules.state_names.index(name) for name in rules.sent_state]
-        self._rules, self.top_p_of_all = rules, rules.family.top_p_of_all
+        self._rules, self.top_p_of_all = rules, rules.family.drawing.top_p_of_all
 
     def stage(
         self,

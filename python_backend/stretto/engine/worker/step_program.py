@@ -298,8 +298,7 @@ class StepProgram:
         seen = self._seen if self._seen.shape[1] else None
         self._seen_in_text, self._seen_in_audio = seen if writes else None, None if writes else seen
         start = rules.family.layout.audio[0].start
-        self._num_places, self._excludes = rules.family.rows_per_frame, rules.family.redraw_excludes
-        self._penalty_follows, self._top_p_of_all = rules.family.penalty_follows, rules.family.top_p_of_all
+        self._num_places, self._drawing = rules.family.rows_per_frame, rules.family.drawing
         own = rules.family.mechanism.on_device
         self._follow = None if own is None else own(rules, tables, num_rows)
         own = rules.family.mechanism.streams_on_device
@@ -383,7 +382,7 @@ class StepProgram:
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
-            first == 0 and self._penalty_follows, self._excludes, self._top_p_of_all,
+            first == 0 and self._drawing.penalty_follows, self._drawing.redraw_excludes, self._drawing.top_p_of_all,
             *((NO_ID, NO_ID) if first else (constants.rules.family.fill_id, constants.rules.family.given_id)),
             self._frames is None,
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,

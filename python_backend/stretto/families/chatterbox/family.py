@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary
 from stretto.families.chatterbox.languages import CODES, LANGUAGES, missing_packages, plain_languages
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
@@ -166,17 +166,19 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         guided_streams=(0,),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2),
         voices=vocabulary.voices,
-        languages=tuple(name for name, code in codes.items() if code not in missing),
-        requires_language=bool(codes),
-        unavailable_languages={name: missing[code] for name, code in codes.items() if code in missing},
-        plain_languages=tuple(code for code in plain_languages() if code in vocabulary.languages),
+        languages=Languages(
+            names=tuple(name for name, code in codes.items() if code not in missing),
+            is_required=bool(codes),
+            unavailable={name: missing[code] for name, code in codes.items() if code in missing},
+            plain=tuple(code for code in plain_languages() if code in vocabulary.languages),
+        ),
         max_text_chars=vocabulary.num_text_positions - 2,
         takes_exaggeration=vocabulary.clones,
         max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        penalized="all",
+        drawing=DrawRules(penalized="all"),
         mechanism=PositionStream(1, vocabulary.speech_positions[1:]),
         audio_head="plain",
         leaves_out_extra=True,
@@ -281,8 +283,7 @@ def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        penalized="drawn",
-        penalty_follows=True,
+        drawing=DrawRules(penalized="drawn", penalty_follows=True),
         audio_head="biased",
         leaves_out_extra=True,
     )

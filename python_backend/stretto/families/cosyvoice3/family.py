@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.families.base import Family, Task, TextGroups, TextTrack, UnconditionalContext, Vocabulary
+from stretto.families.base import DrawRules, Family, Task, TextGroups, TextTrack, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -139,8 +139,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         ),
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
-        top_p_of_all=True,
-        redraw_excludes=True,
+        drawing=DrawRules(top_p_of_all=True, redraw_excludes=True),
         mechanism=ShortPauses(vocabulary.quiet, MAX_QUIET),
     )
 

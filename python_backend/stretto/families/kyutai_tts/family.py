@@ -146,7 +146,7 @@ class TtsVocabulary(FrameVocabulary):
         if self.voice_shape is None:
             return None
         num_vectors, width = self.voice_shape
-        return ConditionSpec(self.control_id + 1, MAX_VOICES * num_vectors, width)
+        return ConditionSpec(self.control_id + 1, MAX_VOICES * num_vectors, width, self.guidance_scales, MAX_VOICES)
 
     @property
     def has_turns(self) -> bool:
@@ -190,8 +190,6 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         ),
         tags=("<break>",),
         voices=vocabulary.voices,
-        max_voices=MAX_VOICES if vocabulary.conditions else 1,
-        guidance_scales=vocabulary.guidance_scales,
         conditions=vocabulary.conditions,
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_VOICE_S,

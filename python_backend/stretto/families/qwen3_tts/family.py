@@ -15,7 +15,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stretto.families.base import DepthSpec, Family, Task, TextTrack, UnconditionalContext, Vocabulary
+from stretto.families.base import (
+    DepthSpec,
+    DrawRules,
+    Family,
+    Languages,
+    Task,
+    TextTrack,
+    UnconditionalContext,
+    Vocabulary,
+)
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -157,7 +166,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         guided_streams=(),
         unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         voices=tuple(vocabulary.speakers),
-        languages=tuple(name for name in vocabulary.languages if name not in DIALECTS),
+        languages=Languages(tuple(name for name in vocabulary.languages if name not in DIALECTS)),
         takes_instructions=not clones,
         max_text_chars=4000,
         max_audio_s=30.0,  # a few seconds suffice to clone a voice; longer recordings would occupy the encoders
@@ -167,7 +176,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         steady_chunk_frames=12,
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
-        penalized="drawn",
+        drawing=DrawRules(penalized="drawn"),
         depth=vocabulary.depth,
         text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text.pad, vocabulary.text.eos, is_usual=clones),
     )

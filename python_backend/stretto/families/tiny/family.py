@@ -11,7 +11,7 @@ prompt).
 from collections.abc import Mapping
 from typing import Any
 
-from stretto.families.base import Family, Script, Task, UnconditionalContext
+from stretto.families.base import Family, Languages, Script, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -89,7 +89,7 @@ TINY = Family(
     ),
     voices=tuple(VOICES),
     voice_titles=("Female", "Male"),
-    languages=("english", "en"),
+    languages=Languages(("english", "en")),
     reads_latin_only=True,
     max_text_chars=160,  # longer texts lose words: docs/bundled_model.md
     max_audio_s=9.6,

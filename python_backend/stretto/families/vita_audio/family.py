@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stretto.families.audio_format import AudioFormat
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -135,7 +135,7 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
         steady_chunk_frames=25,
         subwords=range(vocabulary.first_audio),
         markers=dict(vocabulary.markers),
-        penalized="all",
+        drawing=DrawRules(penalized="all"),
         bursts=vocabulary.bursts,
     )
 
