@@ -8,7 +8,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from stretto.engine.protocol import UNCONDITIONAL_SUFFIX
-from stretto.engine.scheduling.request_table import RequestState, unconditional_audio
+from stretto.engine.scheduling.request_state import RequestState, unconditional_audio
 from stretto.families.tiny.family import TINY
 from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Engine

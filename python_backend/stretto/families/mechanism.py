@@ -46,7 +46,7 @@ class Mechanism:
         step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], max. rows of a
             step, solver steps to capture) that returns a `StepProgram`. None for the engine's own.
         pair: Function of (mechanism, id of the conditional request) that returns the
-            `engine.scheduling.request_table.GuidancePair` of a guided reply. None for the engine's own, which guides
+            `engine.scheduling.request_state.GuidancePair` of a guided reply. None for the engine's own, which guides
             all audio.
         sampler: Function of (mechanism, sampler of the family, model) that returns a sampler around it, which appends
             words to each row. None for no more words.

@@ -18,10 +18,8 @@ prepare_environment()
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue  # noqa: E402
 from vllm.v1.request import Request, RequestStatus  # noqa: E402
 
-from stretto.engine.scheduling.request_table import (  # noqa: E402
-    RequestState,
-    RequestTable,
-)
+from stretto.engine.scheduling.request_state import RequestState  # noqa: E402
+from stretto.engine.scheduling.request_table import RequestTable  # noqa: E402
 from stretto.testing.conformance import sampling_params  # noqa: E402
 
 RULES, BURSTS = SegmentRules(FAMILY, 160), SegmentRules(FORCED_BURSTS, 160)

@@ -7,7 +7,7 @@ import pytest
 
 from stretto.engine.environment import prepare_environment
 from stretto.engine.scheduling.block_hashes import row_block_hasher
-from stretto.engine.scheduling.request_table import RowHistory
+from stretto.engine.scheduling.row_history import RowHistory
 from stretto.records.prompt import Condition, InputAudio
 
 prepare_environment()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.engine.scheduling.request_table import RowHistory
+from stretto.engine.scheduling.row_history import RowHistory
 from stretto.engine.tracks import Track, rows_of
 
 

@@ -9,7 +9,7 @@ import torch
 from stretto.engine.environment import prepare_environment
 from stretto.engine.scheduling.block_hashes import row_block_hasher
 from stretto.engine.scheduling.planner import KvBlocks
-from stretto.engine.scheduling.request_table import RowHistory
+from stretto.engine.scheduling.row_history import RowHistory
 
 prepare_environment()
 

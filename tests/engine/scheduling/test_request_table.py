@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.engine.scheduling.request_table import NOT_YET, RequestState
+from stretto.engine.scheduling.request_state import NOT_YET, RequestState
 from tests.engine.scheduling.tables import BURSTS, FAMILY, arrive, pair, speak, table
 
 

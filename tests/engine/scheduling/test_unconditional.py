@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.engine.scheduling.request_table import unconditional_rows
+from stretto.engine.scheduling.request_state import unconditional_rows
 from stretto.families.base import UnconditionalContext
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.scheduling.planner import KvBlocks
-from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestTable
 from stretto.streams.layout import Segment
 
 # Minimum number of steps averaged after a change before requests are removed: 0.3 s of audio at 25 Hz.

@@ -12,7 +12,8 @@ from vllm.v1.request import Request, RequestStatus
 from stretto.engine.protocol import partner_of
 from stretto.engine.reply_rules import TextUpdate, updates_in
 from stretto.engine.scheduling.planner import KvBlocks, PairPlanner
-from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestTable
 from stretto.engine.step_records import NewText, SpeechCachedRequests
 
 NOTHING_SKIPPED = nullcontext()  # shared by the many steps that skip no request

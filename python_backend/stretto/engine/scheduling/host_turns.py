@@ -7,7 +7,8 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.request import Request
 
 from stretto.engine.scheduling.planner import PairPlanner
-from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestTable
 
 CPU_SHARE = 0.25  # see `step_quantum`
 

@@ -13,7 +13,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
 from stretto.engine.protocol import SPARE_BLOCKS
-from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestTable
 
 
 class RunningRow(NamedTuple):

@@ -31,7 +31,8 @@ from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
 from stretto.engine.scheduling.host_turns import HostTurns, step_quantum
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
-from stretto.engine.scheduling.request_table import RequestState, RequestTable
+from stretto.engine.scheduling.request_state import RequestState
+from stretto.engine.scheduling.request_table import RequestTable
 from stretto.engine.scheduling.supported import check_supported
 from stretto.streams.layout import Segment
 from stretto.worker_process import die_with_parent

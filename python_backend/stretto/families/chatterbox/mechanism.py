@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.scheduling.request_table import GuidancePair, RequestState
+from stretto.engine.scheduling.request_state import GuidancePair, RequestState
 from stretto.engine.tracks import Track, rows_of
 from stretto.families.chatterbox.family import PositionStream
 

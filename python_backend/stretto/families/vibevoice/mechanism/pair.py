@@ -6,7 +6,7 @@ import numpy as np
 
 from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import UNKNOWN
-from stretto.engine.scheduling.request_table import NOT_YET, GuidancePair, PairScheduler, RequestState
+from stretto.engine.scheduling.request_state import NOT_YET, GuidancePair, PairScheduler, RequestState
 from stretto.families.vibevoice.family import Stretches
 
 

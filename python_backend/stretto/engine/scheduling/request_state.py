@@ -1,0 +1,260 @@
+"""State of one request, and its pairing with an unconditional request."""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
+
+import numpy as np
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.request import Request
+
+from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, SpeechParams, Trailer, num_guided, partner_of
+from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.rules import with_where
+from stretto.engine.scheduling.outgoing_rows import OutgoingRows
+from stretto.engine.scheduling.row_history import RowHistory
+from stretto.engine.step_records import SpeechRequestData
+from stretto.engine.tracks import Track
+from stretto.families.base import Family, UnconditionalContext
+from stretto.families.bursts import BurstSchedule
+
+NOT_YET = 1 << 60
+ON_ARRAYS = with_where(np.where)
+
+
+class PairScheduler(Protocol):
+    """Scheduler as a pair sees it that begins and ends its unconditional request itself."""
+
+    def begin_unconditional(self, state: "RequestState") -> None:
+        """Create and queue the unconditional request of the newest rows."""
+
+    def end_unconditional(self, state: "RequestState") -> None:
+        """Remove the unconditional request before the next step."""
+
+
+@dataclass
+class GuidancePair:
+    """Ids of the two requests of a guided reply, and their synchronisation.
+
+    The unconditional request exists from the first audio row to the end of the reply, or as long as the guidance policy
+    wants it. A mechanism may have pairs with other rules (`Mechanism.pair`).
+
+    Attributes:
+        follows_rows: True if `follow` begins and ends the unconditional request after each row.
+        conditional: Id of the conditional request.
+        first_output: Index in the reply of the first guided row; `NOT_YET` while unknown.
+        unconditional: Id of the unconditional request; None while there is none.
+        awaits_unconditional: True if the conditional request may not sample until an unconditional request exists.
+    """
+
+    follows_rows: ClassVar[bool] = False
+    conditional: str
+    first_output: int = NOT_YET
+    unconditional: str | None = None
+    awaits_unconditional: bool = False
+
+    @property
+    def may_wait(self) -> bool:
+        """True if the pair may have to wait in the next step, though it does not wait in this one."""
+        return False
+
+    def is_held(self, state: "RequestState") -> bool:
+        """Return True if the next row of `state` may not be sampled until an unconditional request exists."""
+        return self.awaits_unconditional
+
+    def context(self, state: "RequestState") -> np.ndarray:
+        """Return the prompt of the unconditional request, int32 [n, S]."""
+        return unconditional_context(state)
+
+    def begin(self, state: "RequestState") -> bool:
+        """Return True if the unconditional request exists from the beginning of a reply that begins with audio."""
+        return True
+
+    def follow(self, state: "RequestState", token_id: int, is_guided: bool, scheduler: PairScheduler) -> int:
+        """Begin or end the unconditional request after an audio row, and return the row's guidance mark.
+
+        Args:
+            state: State of the conditional request.
+            token_id: Id of the row on stream 0.
+            is_guided: True if the unconditional request was in the same step.
+            scheduler: Scheduler that begins or ends the unconditional request.
+        """
+        return state.note_guidance(is_guided)
+
+    def attach(self, first_output: int) -> None:
+        """Record that the unconditional request has been created, and the index of the first guided row."""
+        self.first_output, self.unconditional = first_output, partner_of(self.conditional)
+        self.awaits_unconditional = False
+
+    def detach(self) -> None:
+        """Record that the unconditional request has been removed."""
+        self.first_output, self.unconditional = NOT_YET, None
+
+    def other(self, request_id: str) -> str | None:
+        """Return the id of the other request in the pair, or None if there is none at present."""
+        return self.unconditional if request_id == self.conditional else self.conditional
+
+
+@dataclass(slots=True)
+class RequestState:
+    """State of one vLLM request, conditional or unconditional.
+
+    Attributes:
+        request: vLLM's request.
+        params: Request parameters.
+        history: Ids of streams 1 to S - 1 in all rows.
+        reply: State of the reply; both requests of a pair share it.
+        pair: CFG pair; None if the reply is not guided, or no longer guided.
+        limit: Index in the reply of the first row after the guided rows, once known.
+        is_guided: True if the newest audio row was guided.
+        track: Ids of the input-only streams that are known, if the family has any.
+        conditional: State of the conditional request, for an unconditional request without a track of its own.
+        held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
+        guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
+        was_cut: True if a length limit ended a segment before the model did.
+        added_s: Monotonic time at which the scheduler received the request, in seconds.
+        queue_s: Time from `added_s` to the first step, in seconds.
+        outgoing: Rows that have not been sent to the front end yet.
+        schedule: Schedule of the rows that MCTP modules generate; None if the model has no modules.
+    """
+
+    request: Request
+    params: SpeechParams
+    history: RowHistory
+    reply: ReplyState
+    pair: GuidancePair | None = None
+    limit: int = NOT_YET
+    is_guided: bool = False
+    track: Track | None = None
+    conditional: "RequestState | None" = None
+    held_s: float = 0.0
+    guidance_switches: list[int] = field(default_factory=list)
+    was_cut: bool = False
+    added_s: float = field(default_factory=time.monotonic)
+    queue_s: float | None = None
+    outgoing: OutgoingRows = field(init=False)
+    partner_id: str = field(init=False)
+    is_unconditional: bool = field(init=False)
+    asks_for_guidance: bool = field(init=False)
+    is_adaptive: bool = field(init=False)
+    schedule: BurstSchedule | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.outgoing = OutgoingRows(self.reply)
+        self.partner_id = partner_of(self.request.request_id)
+        self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.sampling.has_pair
+        self.is_adaptive = self.params.sampling.policy == "adaptive"
+        self.schedule = self.reply.rules.schedule(self.params.sampling)
+
+    @property
+    def is_read_by_modules(self) -> bool:
+        """True if MCTP modules process the request's rows, because they generate rows in its schedule."""
+        return self.schedule is not None and self.schedule.max_extra > 0
+
+    @property
+    def is_live(self) -> bool:
+        """True if the reply reads audio that was still incomplete when the request arrived."""
+        return self.track is not None and self.track.is_live and self.track.ends_reply
+
+    @property
+    def waits_for_text(self) -> bool:
+        """True if the track ids (text or codes) of the request's newest row have not arrived."""
+        if self.conditional is not None:
+            return self.conditional.waits_for_text
+        return self.track is not None and self.request.num_tokens > self.track.num_known(self.reply)
+
+    @property
+    def has_followed_track(self) -> bool:
+        """True if the reply has ended because its track has; this does not count as a cut."""
+        return self.track is not None and self.track.ends_reply and self.reply.position > self.track.end + 1
+
+    @property
+    def next_output(self) -> int:
+        """Index in the reply of the first row that the next step samples."""
+        return self.request.num_output_tokens + self.request.num_output_placeholders
+
+    @property
+    def is_held(self) -> bool:
+        """True if the next row may not be sampled until an unconditional request exists."""
+        return self.pair is not None and self.pair.is_held(self)
+
+    def note_guidance(self, is_guided: bool) -> int:
+        """Record whether the newest audio row was guided and return the row's guidance mark."""
+        if not is_guided or self.limit != NOT_YET:
+            is_due = self.reply.position - self.request.num_prompt_tokens <= self.limit
+            assert is_guided == is_due or self.is_adaptive, f"{self.request.request_id}: guided {is_guided}"
+        if is_guided == self.is_guided:
+            return NO_CHANGE
+        self.is_guided = is_guided
+        row = self.reply.position - 1 - self.reply.audio_start
+        self.guidance_switches.append(row // self.reply.rules.family.rows_per_frame)
+        return GUIDANCE_ON if is_guided else GUIDANCE_OFF
+
+    def for_worker(self, data: NewRequestData) -> SpeechRequestData:
+        """Return the record for the worker: vLLM's `data` with our parameters and all rows so far."""
+        if self.queue_s is None:
+            self.queue_s = time.monotonic() - self.added_s
+        track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
+        # the slot of the conditional request has the state of the pair
+        state = () if self.is_unconditional else self.reply.values(self.reply.rules.sent_state)
+        codes = self.history.rows(0, self.request.num_tokens)
+        return SpeechRequestData.extending(data, self.params, codes, track, state)
+
+    def trailer(self) -> Trailer:
+        """Return the statistics that are sent to the front end after the last row."""
+        assert self.queue_s is not None
+        num_frames = num_guided(self.guidance_switches, self.reply.num_frames) if self.asks_for_guidance else 0
+        queue_us = round(1e6 * self.queue_s)
+        held_us = round(1e6 * self.held_s)
+        return Trailer(num_frames, self.request.num_preemptions, int(self.was_cut), queue_us, held_us)
+
+
+def unconditional_context(state: RequestState) -> np.ndarray:
+    """Return the prompt of the unconditional request, int32 [n, S].
+
+    The prompt covers all rows of the conditional request so far and, if the audio segment has not begun, the forced
+    rows before it.
+    """
+    family, request, audio_start = state.reply.rules.family, state.request, state.reply.audio_start
+    layout, known = family.layout, request.num_tokens
+    num_rows = max(known, audio_start)
+    rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
+    rows[:known, 0] = request.all_token_ids[:known]
+    rows[:known, 1:] = state.history.rows(0, known)
+    if known < num_rows:  # forced rows that the model has not computed yet
+        rows[known:, 0] = family.transition[known - num_rows :]
+    before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
+    if family.unconditional.hides_recording:
+        before = np.where(rows[:audio_start] == _initial(family), rows[:audio_start], before)
+    return np.concatenate([before, unconditional_audio(rows[audio_start:], state.reply.rules)])
+
+
+def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: int) -> np.ndarray:
+    """Return the rows before the audio as the unconditional request sees them, with the condition hidden.
+
+    Args:
+        rows: Rows of the conditional request before its audio, [n, S].
+        context: Definition of the rows that stay visible.
+        pad_id: Id of empty streams.
+    """
+    hidden = rows.copy()
+    middle = slice(context.keep_first, max(context.keep_first, len(rows) - context.keep_last))
+    hidden[middle] = pad_id
+    hidden[middle, 0] = context.null_id
+    return hidden
+
+
+def _initial(family: Family) -> np.ndarray:
+    """Return the initial id of each stream, [S]; -1 for none."""
+    ids = family.layout.initial[1:] or [-1] * (family.layout.num_output_streams - 1)
+    return np.array([-1, *ids, *[-1] * family.layout.num_input_only])
+
+
+def unconditional_audio(rows: np.ndarray, rules: SegmentRules) -> np.ndarray:
+    """Return audio rows [n, S] as the unconditional request sees them, with hidden streams masked."""
+    layout, streams = rules.family.layout, rules.family.unconditional.hidden_streams
+    is_hidden = np.isin(np.arange(1, layout.num_input_streams), streams)
+    delays = np.array([*layout.delays[1:], *[0] * layout.num_input_only])
+    frames, initial = np.arange(len(rows))[:, None], _initial(rules.family)[1:]
+    others = ON_ARRAYS.hide_other(rows[:, 1:], is_hidden, frames, delays, initial, rules.constants)
+    return np.column_stack([ON_ARRAYS.hide_first(rows[:, 0], rules.constants), others]).astype(rows.dtype)
