@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from stretto.engine.protocol import STATS_KEY, EngineStats, SharedStats
-from stretto.engine.scheduling import scheduler
+from stretto.engine.scheduling import step_stats
 from stretto.families.tiny.family import TINY
 from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Engine
@@ -40,7 +40,7 @@ def engine(asynchronous: bool, shared: SharedStats, tmp_path_factory: pytest.Tem
 
 
 def test_engine_stats_are_consistent(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "PERIOD_S", 0.0)
+    monkeypatch.setattr(step_stats, "PERIOD_S", 0.0)
     prompts = {f"r{index}": make_prompt(TINY, index, "tts", guidance_scale=2.0) for index in range(6)}
     seen: list[EngineStats] = []
     before = engine.scheduler.stats.values.engine_steps_total
@@ -61,7 +61,7 @@ def test_engine_stats_are_consistent(engine: Engine, shared: SharedStats, monkey
 
 
 def test_last_step_is_reported(engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "PERIOD_S", 1e9)
+    monkeypatch.setattr(step_stats, "PERIOD_S", 1e9)
     seen: list[EngineStats] = []
     engine.run({"one": make_prompt(TINY, 0, "tts")}, after_step=lambda _: seen.append(shared.read()))
     assert seen[-1].engine_steps_total == engine.scheduler.stats.values.engine_steps_total > seen[0].engine_steps_total
@@ -72,7 +72,7 @@ def test_last_step_is_reported(engine: Engine, shared: SharedStats, monkeypatch:
 def test_aborted_request_resets_reported_stats(
     engine: Engine, shared: SharedStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduler, "PERIOD_S", 0.0)
+    monkeypatch.setattr(step_stats, "PERIOD_S", 0.0)
     prompt = make_prompt(TINY, 0, "tts", guidance_scale=2.0)
     shown: list[float] = []
     engine.run({"one": prompt}, aborts={"one": 12}, after_step=lambda _: shown.append(shared.read().running_requests))

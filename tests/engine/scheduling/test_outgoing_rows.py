@@ -12,7 +12,8 @@ from vllm.v1.request import Request, RequestStatus
 from stretto.engine.protocol import GUIDANCE_OFF, NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.scheduling.outgoing_rows import LEAST_LEAD_S, MAX_WAIT_S, OutgoingRows
-from stretto.engine.scheduling.scheduler import PairedScheduling, SampledRows
+from stretto.engine.scheduling.sampled_rows import SampledRows
+from stretto.engine.scheduling.scheduler import PairedScheduling
 from stretto.engine.tracks import Track, rows_of
 from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
 from tests.engine.scheduling.tables import BURSTS, RULES, arrive, table

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from stretto.engine.protocol import STATS_KEY, EngineStats, SharedStats
-from stretto.engine.scheduling import scheduler
+from stretto.engine.scheduling import step_stats
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.scheduling.request_table import RequestTable
-from stretto.engine.scheduling.scheduler import StepStats, share_of
+from stretto.engine.scheduling.step_stats import StepStats, share_of
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, table
 
 
@@ -25,7 +25,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(scheduler, "time", clock)
+    monkeypatch.setattr(step_stats, "time", clock)
     return clock
 
 
@@ -94,7 +94,7 @@ def test_step_stats_are_shared_periodically_and_when_idle(clock: Clock) -> None:
     counts = stats(known, shared)
     for _ in range(3):
         counts.begin_step()
-        clock.now += scheduler.PERIOD_S / 4
+        clock.now += step_stats.PERIOD_S / 4
         counts.end_step(1, running, 0)
     assert len(shared) == 1
     counts.begin_step()

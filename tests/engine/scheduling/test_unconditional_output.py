@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.scheduling.planner import KvBlocks
-from stretto.engine.scheduling.scheduler import UnconditionalOutput
+from stretto.engine.scheduling.unconditional_output import UnconditionalOutput
 from tests.engine.scheduling.tables import CODES, pair, run, table
 
 

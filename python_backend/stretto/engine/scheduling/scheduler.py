@@ -1,13 +1,9 @@
 """Subclasses of vLLM's synchronous and asynchronous schedulers that support CFG pairs and streamed text."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -19,10 +15,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from stretto.engine.protocol import (
     NO_CHANGE,
-    STATS_KEY,
     UNCONDITIONAL_SUFFIX,
-    EngineStats,
-    SharedStats,
     blocks_in_window,
     family_of,
 )
@@ -33,172 +26,12 @@ from stretto.engine.scheduling.host_turns import HostTurns, step_quantum
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.sampled_rows import SampledRows
+from stretto.engine.scheduling.step_stats import StepStats, share_of
 from stretto.engine.scheduling.supported import check_supported
+from stretto.engine.scheduling.unconditional_output import RUNNING, UnconditionalOutput
 from stretto.streams.layout import Segment
 from stretto.worker_process import die_with_parent
-
-
-class SampledRows:
-    """Rows sampled in the step whose output is being processed; at most `max_rows` per request.
-
-    Attributes:
-        codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
-        state: Values of `SegmentRules.sent_state` after each row, [n][C], keyed by id of the conditional request.
-
-    Args:
-        rules: Rules of the family's replies.
-    """
-
-    def __init__(self, rules: SegmentRules) -> None:
-        layout, self._num_pauses = rules.family.layout, len(rules.family.pauses_s)
-        self._num_sent, self._num_others = layout.num_output_streams - 1, layout.num_input_streams - 1
-        self._shape = rules.max_rows_per_step, self._num_others + len(rules.sent_state)
-        self._pauses: dict[str, list[int]] = {}  # pause probabilities, as words, by request id
-        self.codes: dict[str, list[list[int]]] = {}
-        self.state: dict[str, list[list[int]]] = {}
-        self._cut: dict[str, int] = {}
-        self._preempted: list[RequestState] = []  # preempted since the previous step's output
-
-    def extract(self, output: ModelRunnerOutput) -> None:
-        """Read codes, state and cut flags from a step's output, and remove the fields that carry them.
-
-        They are sent in the log-probability fields, which vLLM must not process.
-        """
-        self.codes, self.state, self._cut = {}, {}, {}
-        if output.logprobs is None:
-            return
-        logprobs, output.logprobs = output.logprobs, None
-        cuts = logprobs.sampled_token_ranks.tolist()
-        if any(cuts):
-            self._cut = {request_id: cut for request_id, cut in zip(output.req_ids, cuts, strict=True) if cut}
-        words = logprobs.logprob_token_ids
-        if self._num_pauses:
-            words, pauses = np.split(words, [-self._num_pauses], 1)
-            self._pauses = dict(zip(output.req_ids, pauses.tolist(), strict=True))
-        rows = words.reshape(len(output.req_ids), *self._shape)
-        codes, state = rows[..., : self._num_others].tolist(), rows[..., self._num_others :].tolist()
-        if self._shape[0] > 1:
-            codes = [of_one[: len(ids)] for of_one, ids in zip(codes, output.sampled_token_ids, strict=True)]
-        self.codes = dict(zip(output.req_ids, codes, strict=True))
-        self.state = dict(zip(output.req_ids, state, strict=True))
-
-    def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
-        """Add a request's sampled rows; return those to send to the front end now, as parsed by `read_rows`.
-
-        Args:
-            state: State of the request.
-            marks: Guidance mark of each sampled row.
-            token_ids: Id on stream 0 of each sampled row.
-            is_last: True to send all buffered rows, because no row will follow soon.
-        """
-        request_id, number = state.request.request_id, self._num_sent
-        if request_id in self._cut:
-            is_cut = self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
-            state.was_cut |= is_cut and not state.has_followed_track
-        pauses = self._pauses[request_id] if self._num_pauses else ()
-        ids: list[int] = []  # `list[int]()` would cost more than the rest
-        # rows after the end are dropped
-        rows = zip(marks, token_ids, self.codes[request_id], self.state[request_id], strict=False)
-        for mark, token_id, codes, values in rows:
-            ids += (mark, token_id, *codes[:number], *pauses, *values)
-        return state.outgoing.push(ids, is_last)
-
-    def note_preempted(self, state: RequestState) -> None:
-        """Record a preempted request, so that its unsent rows are sent with the next output."""
-        self._preempted.append(state)
-
-    def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Add the unsent rows of preempted requests to the outputs of a step."""
-        preempted, self._preempted = self._preempted, []
-        for state in preempted:
-            if ids := state.outgoing.pop_rows():
-                of_client = outputs.setdefault(state.request.client_index, EngineCoreOutputs())
-                of_client.outputs.append(EngineCoreOutput(state.request.request_id, ids))
-
-
-Share = Callable[[EngineStats], None]
-PERIOD_S = 0.1  # shorter than the interval of metrics polls, longer than most steps
-
-
-class StepStats:
-    """Metrics of the scheduler, published through `share` every PERIOD_S unless `share` is None."""
-
-    def __init__(
-        self,
-        table: RequestTable,
-        guidance: AdaptiveGuidance,
-        texts: HeldReplies,
-        blocks: KvBlocks,
-        share: Share | None,
-    ):
-        self._table, self._guidance, self._texts, self._blocks, self._share = table, guidance, texts, blocks, share
-        self.values = EngineStats()
-        self._begun: deque[float] = deque()  # scheduling time of each step in flight
-        self._ended = self._written = 0.0
-
-    def begin_step(self) -> None:
-        """Record that a step is about to be scheduled."""
-        self._begun.append(time.perf_counter())
-
-    def end_schedule(self, num_rows: int) -> None:
-        """Count the rows of a step that has been scheduled."""
-        self.values.engine_rows_total += num_rows
-
-    def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
-        """Record that the oldest step in flight has ended, and publish the metrics if they are due.
-
-        Args:
-            num_rows: Number of rows of the step.
-            running: Running requests.
-            num_waiting: Number of queued requests.
-        """
-        begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
-        if num_rows > 0:
-            values.step_seconds = now - begun
-            # Steps in flight overlap, so the duration is the time since the end of the previous step.
-            values.engine_busy_seconds_total += min(values.step_seconds, now - self._ended)
-            values.engine_steps_total += 1
-            self._ended = now
-        if now - self._written >= PERIOD_S or not running or self._texts.all_held:
-            self._written = now
-            self.report(running, num_waiting)
-
-    def count_preemption(self, state: RequestState) -> None:
-        """Count a preempted request. A preempted CFG pair is counted with its conditional request."""
-        self.values.preemptions_total += 1
-        self.values.preempted_pairs_total += state.asks_for_guidance and not state.is_unconditional
-
-    def report(self, running: Sequence[Request], num_waiting: int) -> None:
-        """Publish all metrics, given the running requests and the number of queued requests."""
-        if self._share is not None:
-            self._describe({request.request_id for request in running}, num_waiting)
-            self._share(self.values)
-
-    def _describe(self, running: set[str], num_waiting: int) -> None:
-        values = self.values
-        pairs = [pair for pair in (self._table[request_id].pair for request_id in running) if pair is not None]
-        both = sum(pair.unconditional in running and pair.conditional in running for pair in pairs)
-        values.running_requests = len(running)
-        values.waiting_requests = num_waiting
-        values.running_pairs = both / 2
-        # Pairs with one running request whose other request exists but is not running.
-        values.held_pairs = sum(pair.unconditional is not None for pair in pairs) - both
-        values.dropped_halves_total = self._guidance.num_dropped
-        values.restored_halves_total = self._guidance.num_restored
-        values.kv_usage = self._blocks.usage
-        values.replies_without_words = self._texts.num_held
-        values.replies_without_frames = self._texts.num_silent
-        values.seconds_without_words_total = self._texts.held_s
-
-
-def share_of(config: VllmConfig) -> Share | None:
-    """Return the function that publishes this scheduler's statistics, or None if nothing reads them."""
-    parallel, options = config.parallel_config, config.additional_config
-    path = options.get(STATS_KEY) if isinstance(options, dict) else None
-    if path is None:
-        return None
-    return partial(SharedStats(Path(path), parallel.data_parallel_size).write, parallel.data_parallel_rank)
-
 
 LIVE_RESERVE_KEY = "live_reserve"  # in vLLM's `additional_config`
 
@@ -207,62 +40,6 @@ def reserves_live(config: VllmConfig) -> bool:
     """Return True if live sessions keep their KV blocks and are never preempted, which is the default."""
     options = config.additional_config
     return bool(options.get(LIVE_RESERVE_KEY, True)) if isinstance(options, dict) else True
-
-
-RUNNING = RequestStatus.RUNNING  # cached because enum member access is slow in Python 3.11
-
-
-class UnconditionalOutput:
-    """Processes the rows sampled by unconditional requests, in place of vLLM's loop.
-
-    vLLM's loop checks stop conditions and builds client outputs, whereas an unconditional request ends with its partner
-    and has no client output. vLLM's loop handles such a request only if it was preempted while the row was in flight.
-
-    Args:
-        table: Request table.
-        blocks: KV block counts.
-        num_in_advance: Number of sampled tokens per step that are counted before they are known (async scheduling).
-    """
-
-    def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
-        self._table, self._blocks, self._num_in_advance = table, blocks, num_in_advance
-
-    def extract(
-        self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]
-    ) -> dict[str, int]:
-        """Record the sampled rows of unconditional requests.
-
-        Args:
-            output: Output of the step.
-            codes: Ids of streams 1 to S - 1 of the requests that sampled, keyed by request id.
-            scheduled: Number of scheduled rows, keyed by request id.
-
-        Returns:
-            The other entries of `scheduled`, for vLLM's loop.
-        """
-        if not codes:
-            return scheduled
-        others = dict(scheduled)
-        for request_id, token_ids in zip(output.req_ids, output.sampled_token_ids, strict=True):
-            state = self._table.get(request_id)
-            if state is None and request_id.endswith(UNCONDITIONAL_SUFFIX):
-                del others[request_id]  # removed since then; its id may be reused while this output is processed
-                continue
-            if state is None or not state.is_unconditional or not token_ids:
-                continue
-            request = state.request
-            if request.status is RUNNING and request.num_stale_output_tokens == 0:
-                request.num_in_flight_tokens -= others.pop(request_id)
-                state.history.put(request.num_tokens, codes[request_id])
-                self._append(request, token_ids)
-        return others
-
-    def _append(self, request: Request, token_ids: list[int]) -> None:
-        request.append_output_token_ids(token_ids)
-        if self._num_in_advance:
-            request.num_output_placeholders -= len(token_ids)
-            num_known = request.num_computed_tokens - request.num_output_placeholders
-            self._blocks.cache_newest(request, num_known, len(token_ids))
 
 
 # Cached because they are used per row, and enum member access is slow in Python 3.11.

@@ -1,0 +1,86 @@
+"""Rows that a step has sampled, read from its output."""
+
+import numpy as np
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
+
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.scheduling.request_state import RequestState
+
+
+class SampledRows:
+    """Rows sampled in the step whose output is being processed; at most `max_rows` per request.
+
+    Attributes:
+        codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
+        state: Values of `SegmentRules.sent_state` after each row, [n][C], keyed by id of the conditional request.
+
+    Args:
+        rules: Rules of the family's replies.
+    """
+
+    def __init__(self, rules: SegmentRules) -> None:
+        layout, self._num_pauses = rules.family.layout, len(rules.family.pauses_s)
+        self._num_sent, self._num_others = layout.num_output_streams - 1, layout.num_input_streams - 1
+        self._shape = rules.max_rows_per_step, self._num_others + len(rules.sent_state)
+        self._pauses: dict[str, list[int]] = {}  # pause probabilities, as words, by request id
+        self.codes: dict[str, list[list[int]]] = {}
+        self.state: dict[str, list[list[int]]] = {}
+        self._cut: dict[str, int] = {}
+        self._preempted: list[RequestState] = []  # preempted since the previous step's output
+
+    def extract(self, output: ModelRunnerOutput) -> None:
+        """Read codes, state and cut flags from a step's output, and remove the fields that carry them.
+
+        They are sent in the log-probability fields, which vLLM must not process.
+        """
+        self.codes, self.state, self._cut = {}, {}, {}
+        if output.logprobs is None:
+            return
+        logprobs, output.logprobs = output.logprobs, None
+        cuts = logprobs.sampled_token_ranks.tolist()
+        if any(cuts):
+            self._cut = {request_id: cut for request_id, cut in zip(output.req_ids, cuts, strict=True) if cut}
+        words = logprobs.logprob_token_ids
+        if self._num_pauses:
+            words, pauses = np.split(words, [-self._num_pauses], 1)
+            self._pauses = dict(zip(output.req_ids, pauses.tolist(), strict=True))
+        rows = words.reshape(len(output.req_ids), *self._shape)
+        codes, state = rows[..., : self._num_others].tolist(), rows[..., self._num_others :].tolist()
+        if self._shape[0] > 1:
+            codes = [of_one[: len(ids)] for of_one, ids in zip(codes, output.sampled_token_ids, strict=True)]
+        self.codes = dict(zip(output.req_ids, codes, strict=True))
+        self.state = dict(zip(output.req_ids, state, strict=True))
+
+    def push(self, state: RequestState, marks: list[int], token_ids: list[int], is_last: bool) -> list[int]:
+        """Add a request's sampled rows; return those to send to the front end now, as parsed by `read_rows`.
+
+        Args:
+            state: State of the request.
+            marks: Guidance mark of each sampled row.
+            token_ids: Id on stream 0 of each sampled row.
+            is_last: True to send all buffered rows, because no row will follow soon.
+        """
+        request_id, number = state.request.request_id, self._num_sent
+        if request_id in self._cut:
+            is_cut = self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
+            state.was_cut |= is_cut and not state.has_followed_track
+        pauses = self._pauses[request_id] if self._num_pauses else ()
+        ids: list[int] = []  # `list[int]()` would cost more than the rest
+        # rows after the end are dropped
+        rows = zip(marks, token_ids, self.codes[request_id], self.state[request_id], strict=False)
+        for mark, token_id, codes, values in rows:
+            ids += (mark, token_id, *codes[:number], *pauses, *values)
+        return state.outgoing.push(ids, is_last)
+
+    def note_preempted(self, state: RequestState) -> None:
+        """Record a preempted request, so that its unsent rows are sent with the next output."""
+        self._preempted.append(state)
+
+    def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Add the unsent rows of preempted requests to the outputs of a step."""
+        preempted, self._preempted = self._preempted, []
+        for state in preempted:
+            if ids := state.outgoing.pop_rows():
+                of_client = outputs.setdefault(state.request.client_index, EngineCoreOutputs())
+                of_client.outputs.append(EngineCoreOutput(state.request.request_id, ids))
