@@ -1,4 +1,6 @@
-"""Jobs that check a codec on the device: exactness with and without graphs, other convolutions, and real-time streams.
+"""Jobs that check a codec on the device.
+
+They measure its memory, its exactness with and without graphs, other convolutions, and the number of real-time streams.
 
 For a block codec, a job measures the speed of each block in an utterance. `rtf` is the time from the chunk that
 completes a block to the samples of the last client, divided by the block's duration. Above 1, players underrun.
@@ -19,14 +21,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.codecs import spans_of
 from benchmarks.decoder import Arm, CountingReply, make_codec, random_codes, stream
+from benchmarks.decoder_memory import CHUNKS as CHUNKS_OF
+from benchmarks.decoder_memory import MAX_BATCH, MAX_UTTERANCES
+from benchmarks.gpu.device_memory import free_mib, torch_mib
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.codecs.base import Codec
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.graphs import WORTH_CAPTURING
+from stretto.decoder.memory import measure
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk, Event
 from stretto.streams.layout import Segment
@@ -118,10 +125,34 @@ def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
 def run(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Yield result lines: without graphs, with graphs, for each batch size, and for other convolutions."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    parts = (_exactness, _speed, _convolutions)
+    parts = (_memory, _exactness, _speed, _convolutions)
     for part in parts:
         for figures in part(setup, name):
             yield {"codec": name, "what": part.__name__.strip("_"), **figures}
+
+
+def _memory(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+    """Compare the memory of a decoder of published size, as it is served, with the computed one."""
+    codec_name = name.removesuffix("_24khz")
+    first, steady = CHUNKS_OF[codec_name]
+    config = DecoderConfig(
+        device=setup.device,
+        max_batch=MAX_BATCH,
+        max_utterances=MAX_UTTERANCES,
+        first_frames=first,
+        steady_frames=steady,
+    )
+    computed = measure(every_codec(codec_name, is_narrow=setup.is_small), config)
+    limit = 0 if setup.is_small else 1 + (computed.tensors >> 20)
+    before = free_mib(setup)
+    arm = Arm(make_codec(name, setup.device, setup.is_small), replace(config, memory_mb=limit))
+    arm.wait_until_warm()
+    for frames in (first, steady):
+        arm.run(2 if setup.is_small else 32, frames)
+    used = before - free_mib(setup)
+    arm.stop()
+    figures = {"used_mib": used, "computed_mib": computed.total >> 20, "limit_mib": limit}
+    yield figures | {"tensors_mib": torch_mib(setup), "ok": used <= computed.total >> 20}
 
 
 def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:

@@ -1,16 +1,19 @@
 """Table of jobs, the most informative first, and the code that runs them.
 
-A job is a generator of figures, each of which is written immediately. Jobs run one after another, each in a forked
-process group, so that a crash or a hang ends only one job.
+A job is a generator of figures, each of which is written immediately. Each job runs in a forked process group, so that
+a crash or a hang ends only one job. Jobs run one after another, except that checks in a row run at the same time on a
+GPU.
 """
 
 import faulthandler
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +60,7 @@ class Job:
         environment: Environment variables that a library reads on import. If there are any, the job runs in a new
             interpreter on a GPU.
         reads: Jobs whose results this job compares with. A call without those results runs these jobs first.
+        is_check: True if the job measures neither time nor free memory.
     """
 
     run: str
@@ -64,6 +68,7 @@ class Job:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
+    is_check: bool = False
 
     def load(self) -> Callable[..., Iterator[Mapping[str, Any]]]:
         """Return the function."""
@@ -75,8 +80,17 @@ def _decoder(codec: str, limit_s: float) -> Job:
     return Job("benchmarks.gpu.decoder:run", limit_s, {"name": codec})
 
 
-def _parity(mode: str, limit_s: float) -> Job:
-    return Job("benchmarks.gpu.parity:run", limit_s, {"mode": mode})
+def _parity(mode: str) -> Job:
+    return _check("parity:run", CHECK_S, arguments={"mode": mode})
+
+
+def _check(
+    function: str,
+    limit_s: float,
+    arguments: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Job:
+    return Job(f"benchmarks.gpu.{function}", limit_s, arguments or {}, environment or {}, is_check=True)
 
 
 def _ours(model: str, limit_s: float, **arguments: Any) -> Job:
@@ -88,42 +102,46 @@ def _stock(model: str, limit_s: float, requests: tuple[int, ...]) -> Job:
     return Job("benchmarks.gpu.speed:run_stock", limit_s, arguments, reads=(f"ours_{model}",))
 
 
-def _sanitizer(tool: str, limit_s: float) -> Job:
-    return Job("benchmarks.gpu.sanitizers:run_tool", limit_s, {"tool": tool, "limit_s": limit_s - 5})
+def _sanitizer(tool: str) -> Job:
+    return _check("sanitizers:run_tool", LONG_CHECK_S, arguments={"tool": tool, "limit_s": LONG_CHECK_S - 5})
 
 
-# The most informative jobs come first: whether a step runs, is right and is fast, then whether decoder and engine fit
-# beside each other. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s that also unpacks and
-# imports. Later jobs may use time that earlier ones did not need. `plan.py` prints the calls that run all jobs.
+CHECK_S, LONG_CHECK_S = 110.0, 170.0  # ten checks at once took 106 s on 16 cores, most of it the slow reference
+
+
+# The most informative jobs come first: whether results are right, whether a step is fast, whether decoder and engine
+# fit beside each other. The time limits of all jobs except `IF_TIME_IS_LEFT` fit into a call of 600 s that also
+# unpacks and imports. Later jobs may use time that earlier ones did not need. `plan.py` prints the calls that run all
+# jobs.
 JOBS = {
     "host": Job("benchmarks.gpu.host:run", 12),
-    "parity_graphs": _parity("FULL_DECODE_ONLY, async", 24),
-    "parity_frames": Job("benchmarks.gpu.parity:run_frames", 22),
-    "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
-    "decoder_qwen3_12hz": _decoder("qwen3_12hz", 20),
-    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 60),
-    "kernels": Job("benchmarks.gpu.kernels:run", 38),
-    "step_paths": Job("benchmarks.gpu.step_paths:run", 60),
-    "memcheck": _sanitizer("memcheck", 45),
-    "parity_compiled": _parity("FULL_AND_PIECEWISE, async", 40),
-    "decoder_streams": Job(
-        "benchmarks.gpu.sanitizers:run_decoder", 25, {"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
+    "parity_graphs": _parity("FULL_DECODE_ONLY, async"),
+    "parity_frames": _check("parity:run_frames", CHECK_S),
+    "parity_compiled": _parity("FULL_AND_PIECEWISE, async"),
+    "parity_bf16": _check("parity:run_half", CHECK_S),
+    "waits": _check("parity:run_waits", CHECK_S, environment={"VLLM_GPU_SYNC_CHECK": "error"}),
+    "parity_modules": _check("parity:run_modules", CHECK_S),
+    "parity_higgs_audio": _check("parity:run_higgs_audio", CHECK_S),
+    "parity_preempted": _parity("FULL_DECODE_ONLY, async, chunked, preempted"),
+    "parity_eager": _parity("eager"),
+    "decoder_streams": _check(
+        "sanitizers:run_decoder", CHECK_S, arguments={"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
     ),
-    "parity_bf16": Job("benchmarks.gpu.parity:run_half", 22),
-    "decoder_mimi": _decoder("mimi", 20),
-    "decoder_xcodec": _decoder("xcodec", 20),
-    "waits": Job("benchmarks.gpu.parity:run_waits", 30, environment={"VLLM_GPU_SYNC_CHECK": "error"}),
+    "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
+    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 180),
+    "step_paths": Job("benchmarks.gpu.step_paths:run", 60),
+    "kernels": Job("benchmarks.gpu.kernels:run", 45),
+    "decoder_qwen3_12hz": _decoder("qwen3_12hz", 90),
     "ours_8b": _ours("8b", 100, requests=(1, 32, 16, 64)),
     "stock_8b": _stock("8b", 60, requests=(1, 32, 16)),
-    "parity_latents": Job("benchmarks.gpu.parity:run_latents", 120, environment={BATCH_INVARIANT: "1"}),
-    "racecheck": _sanitizer("racecheck", 90),
+    "parity_latents": _check("parity:run_latents", LONG_CHECK_S, environment={BATCH_INVARIANT: "1"}),
+    "memcheck": _sanitizer("memcheck"),
+    "racecheck": _sanitizer("racecheck"),
+    "decoder_mimi": _decoder("mimi", 40),
+    "decoder_xcodec": _decoder("xcodec", 40),
     "schedules_vita": Job("benchmarks.gpu.speed:run", 60, {"requests": (1, 16)}),
-    "parity_modules": Job("benchmarks.gpu.parity:run_modules", 14),
-    "parity_higgs_audio": Job("benchmarks.gpu.parity:run_higgs_audio", 14),
     "ours_1b7": _ours("1b7", 40, requests=(1, 16)),
     "stock_1b7": _stock("1b7", 30, requests=(1, 16)),
-    "parity_eager": _parity("eager", 24),
-    "parity_preempted": _parity("FULL_DECODE_ONLY, async, chunked, preempted", 20),
     "decoder_tiny": _decoder("tiny", 20),
     "decoder_espnet_dac": _decoder("espnet_dac", 20),
     "decoder_dac": _decoder("dac_24khz", 20),
@@ -133,7 +151,7 @@ JOBS = {
     "ours_7b": _ours("7b", 40, requests=(1, 16)),
     "plain_8b": _ours("8b", 34, requests=(1, 32), is_compiled=False),
 }
-IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("decoder_mimi") :]
+IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("decoder_qwen3_12hz") :]
 
 SERVED = {"ensemble": Job("benchmarks.gpu.served:run", 500)}  # needs a Triton server
 
@@ -180,6 +198,26 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """Outcome of a job, and whether it has made an illegal memory access."""
+
+    outcome: Outcome
+    has_faulted: bool
+
+
+def groups(jobs: Mapping[str, Job]) -> Iterator[dict[str, Job]]:
+    """Divide jobs into those that run at the same time: checks in a row, and every other job on its own."""
+    for is_check, names in itertools.groupby(jobs, lambda name: jobs[name].is_check):
+        found = {name: jobs[name] for name in names}
+        yield from [found] if is_check else ({name: job} for name, job in found.items())
+
+
+def seconds_of(jobs: Mapping[str, Job]) -> float:
+    """Return how long jobs may take on a GPU, in seconds."""
+    return sum(max(job.limit_s for job in group.values()) for group in groups(jobs))
+
+
+@dataclass(frozen=True)
 class Children:
     """Runner of jobs in child processes.
 
@@ -193,53 +231,73 @@ class Children:
         """Run all jobs within `limit_s` seconds; a job may use time that earlier jobs did not need."""
         begun = time.monotonic()
         planned, outcomes = begun, list[Outcome]()
-        for name, job in jobs.items():
-            planned += job.limit_s
+        for group in groups(jobs) if not self.setup.is_small else ({name: job} for name, job in jobs.items()):
+            own_s = seconds_of(group)
+            planned += own_s
             now = time.monotonic()
-            left = min(max(job.limit_s, planned - now), begun + limit_s - now)
-            outcomes += self._run(name, job, left) if left >= 1 else [Outcome(name, "not run")]
-            self._report(outcomes[-1])
+            left = min(max(own_s, planned - now), begun + limit_s - now)
+            outcomes += self._run(group, left) if left >= 1 else self._not_run(group)
         return outcomes
 
-    def _run(self, name: str, job: Job, limit_s: float) -> list[Outcome]:
-        """Run a job; after an illegal memory access, run it again with synchronous launches."""
-        self.setup.logs.touch()  # a job may be killed before it has written a line
-        since = self.setup.logs.stat().st_size
-        first = self._attempt(name, job, limit_s)
-        if first.status == "passed" or not self._has_faulted(since):
-            return [first]
-        self._report(first)
-        again = replace(job, environment={**job.environment, **BLOCKING})
-        return [first, self._attempt(f"{name} (blocking)", again, limit_s)]
+    def _not_run(self, group: Mapping[str, Job]) -> list[Outcome]:
+        outcomes = [Outcome(name, "not run") for name in group]
+        for outcome in outcomes:
+            self._report(outcome)
+        return outcomes
 
-    def _has_faulted(self, since: int) -> bool:
-        with self.setup.logs.open("rb") as file:
-            file.seek(since)
-            output = file.read()
-        return any(words in output for words in ILLEGAL_ACCESS)
+    def _run(self, group: Mapping[str, Job], limit_s: float) -> list[Outcome]:
+        """Run jobs at the same time; after an illegal memory access, run a job again with synchronous launches."""
+        outcomes = list[Outcome]()
+        for attempt in self._attempt(group, limit_s):
+            outcomes.append(attempt.outcome)
+            self._report(attempt.outcome)
+            if attempt.outcome.status == "passed" or not attempt.has_faulted:
+                continue
+            name, job = attempt.outcome.job, group[attempt.outcome.job]
+            again = replace(job, environment={**job.environment, **BLOCKING})
+            (second,) = self._attempt({f"{name} (blocking)": again}, limit_s)
+            outcomes.append(second.outcome)
+            self._report(second.outcome)
+        return outcomes
 
-    def _attempt(self, name: str, job: Job, limit_s: float) -> Outcome:
-        before, begun = self._num_lines(), time.monotonic()
-        child = multiprocessing.get_context("fork").Process(target=self._enter, args=(name, job, begun + limit_s))
-        child.start()
-        try:
-            child.join(limit_s)
-            status = _status(child)
-        finally:
-            _end_group(child)
-        return Outcome(name, status, round(time.monotonic() - begun, 1), self._num_lines() - before)
+    def _attempt(self, group: Mapping[str, Job], limit_s: float) -> list[Attempt]:
+        """Run jobs in a process each and wait for them; append their output to the log, job by job."""
+        begun, attempts = time.monotonic(), list[Attempt]()
+        with tempfile.TemporaryDirectory() as folder:
+            children = dict[str, tuple[ForkProcess, Path]]()
+            for name, job in group.items():
+                output = Path(folder) / str(len(children))
+                output.touch()  # the job may be killed before it has written a line
+                arguments = name, job, begun + limit_s, output
+                child = multiprocessing.get_context("fork").Process(target=self._enter, args=arguments)
+                children[name] = child, output
+                child.start()
+            for name, (child, output) in children.items():
+                try:
+                    child.join(max(0.0, begun + limit_s - time.monotonic()))
+                    status = _status(child)
+                finally:
+                    _end_group(child)
+                    text = output.read_bytes()
+                    with self.setup.logs.open("ab") as log:
+                        log.write(text)
+                outcome = Outcome(name, status, round(time.monotonic() - begun, 1), self._num_lines(name))
+                attempts.append(Attempt(outcome, any(words in text for words in ILLEGAL_ACCESS)))
+        return attempts
 
-    def _num_lines(self) -> int:
-        return self.setup.results.read_bytes().count(b"\n") if self.setup.results.exists() else 0
+    def _num_lines(self, name: str) -> int:
+        """Return the number of lines of a job in the results."""
+        lines = self.setup.results.read_text().splitlines() if self.setup.results.exists() else []
+        return sum(json.loads(line)["job"] == name for line in lines)
 
     def _report(self, outcome: Outcome) -> None:
         append(self.setup, asdict(outcome))
         print(f"{outcome.job}: {outcome.status}, {outcome.seconds} s", flush=True)
 
-    def _enter(self, name: str, job: Job, end_s: float) -> None:
-        """Run a job in the child: create a process group, redirect output to the log, and run the job."""
+    def _enter(self, name: str, job: Job, end_s: float, output: Path) -> None:
+        """Run a job in the child: create a process group, redirect output to a file, and run the job."""
         os.setsid()
-        log = self.setup.logs.open("a", buffering=1)
+        log = output.open("a", buffering=1)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         sys.stdout = sys.stderr = log

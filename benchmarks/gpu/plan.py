@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.gpu.bundling.__main__ import tree_bytes
 from benchmarks.gpu.bundling.contents import BUNDLES, KERNELS
-from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job, Setup
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job, Setup, groups, seconds_of
 
 CALL_S = 600.0
 SETUP_S = 70.0  # unpacking, imports, and a margin
@@ -104,9 +104,10 @@ class Call:
             yield "# prints the missing parts and ends with status 3; the next call must reach the same host"
             return
         begin = 0.0
-        for name, job in self.jobs.items():
-            yield f"#   {begin:5.0f} s  {name}" + ("" if begin + job.limit_s <= LIMIT_S else "  (if time is left)")
-            begin += job.limit_s
+        for group in groups(self.jobs):
+            end = begin + seconds_of(group)
+            yield f"#   {begin:5.0f} s  {', '.join(group)}" + ("" if end <= LIMIT_S else "  (if time is left)")
+            begin = end
 
 
 def calls(done: Iterable[str] | None = None, size: int | None = None) -> list[Call]:
@@ -145,7 +146,7 @@ def divided(names: Iterable[str], jobs: Mapping[str, Job] = JOBS) -> list[dict[s
     parts: list[dict[str, Job]] = [{}]
     for name in names:
         wanted = {each: jobs[each] for each in (*jobs[name].reads, name)}
-        if sum(job.limit_s for job in (parts[-1] | wanted).values()) > LIMIT_S:
+        if seconds_of(parts[-1] | wanted) > LIMIT_S:
             parts.append({})
         parts[-1] |= wanted
     return [part for part in parts if part]

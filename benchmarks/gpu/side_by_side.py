@@ -30,6 +30,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.device_memory import free_mib, torch_mib
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.launcher import mps
 from stretto.launcher.faults import Launch
@@ -170,20 +171,6 @@ class Engine:
         self._engine.add_prompts(prompts)
         run = time_run(self._engine, number)
         return {"step_ms": round(run.step_ms, 4), "mean_ms": round(1e3 * run.wall_s / run.steps, 4)}
-
-
-def free_mib(setup: Setup) -> int:
-    """Return the free memory of the GPU in MiB; 0 in a dry run."""
-    import torch
-
-    return 0 if setup.is_small else torch.cuda.mem_get_info()[0] >> 20
-
-
-def torch_mib(setup: Setup) -> int:
-    """Return how much memory this process has reserved on the GPU for tensors, in MiB; 0 in a dry run."""
-    import torch
-
-    return 0 if setup.is_small else torch.cuda.max_memory_reserved() >> 20
 
 
 class Messages(logging.Handler):

@@ -32,6 +32,16 @@ def crashes(setup: Setup) -> Iterator[dict[str, Any]]:
     ctypes.string_at(0)
 
 
+def meets(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+    """End only once the jobs `a` and `b` have both begun."""
+    print(f"{name} is here", flush=True)
+    (setup.out / name).touch()
+    while not all((setup.out / each).exists() for each in "ab"):
+        time.sleep(0.01)
+    print(f"{name} has met all", flush=True)
+    yield {"ok": True}
+
+
 def hangs(setup: Setup) -> Iterator[dict[str, Any]]:
     child = subprocess.Popen(["sleep", "600"])
     yield {"child": child.pid}

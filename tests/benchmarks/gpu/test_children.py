@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.__main__ import parse
-from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, Children, Job, Outcome, Setup, summary, table
+from benchmarks.gpu.jobs import (
+    IF_TIME_IS_LEFT,
+    JOBS,
+    Attempt,
+    Children,
+    Job,
+    Outcome,
+    Setup,
+    seconds_of,
+    summary,
+    table,
+)
 from tests.patience import until
 from tests.tiers import by_night
 
@@ -107,6 +118,17 @@ def test_job_environment_is_set_before_imports(setup: Setup, is_cold: bool) -> N
     assert "READ_IN_AN_IMPORT" not in os.environ
 
 
+def test_checks_in_a_row_run_at_the_same_time_on_a_gpu(setup: Setup) -> None:
+    on_gpu = Setup("cuda", setup.out)
+    pair = {f"meets {name}": Job(f"{FAKES}:meets", LIMIT_S, {"name": name}, is_check=True) for name in "ab"}
+    outcomes = Children(on_gpu).run_all({**pair, **fakes("passes")}, 2 * LIMIT_S)
+    assert [(each.job, each.status, each.lines) for each in outcomes] == [
+        ("meets a", "passed", 1), ("meets b", "passed", 1), ("passes", "passed", 2)
+    ]  # fmt: skip
+    log = setup.logs.read_text()
+    assert log.index("a is here") < log.index("a has met all") < log.index("b is here"), "the log is by job"
+
+
 def test_job_runs_write_two_files_and_print_a_table(setup: Setup, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = Children(setup).run_all(fakes("passes", "fails"), 2 * LIMIT_S)
     assert sorted(path.name for path in setup.out.iterdir()) == ["all.jsonl", "logs.txt"]
@@ -127,10 +149,9 @@ def test_jobs_without_time_left_are_reported_as_not_run(setup: Setup) -> None:
 def test_job_time_limit_includes_unused_time_of_earlier_jobs(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, float] = {}
 
-    def attempt(self: Children, name: str, job: Job, limit_s: float) -> Outcome:
-        given[name] = limit_s
-        setup.logs.touch()
-        return Outcome(name, "passed")
+    def attempt(self: Children, group: dict[str, Job], limit_s: float) -> list[Attempt]:
+        given.update(dict.fromkeys(group, limit_s))
+        return [Attempt(Outcome(name, "passed"), False) for name in group]
 
     monkeypatch.setattr(Children, "_attempt", attempt)
     Children(setup).run_all({name: Job("", 50.0) for name in "abc"}, 120)
@@ -139,7 +160,9 @@ def test_job_time_limit_includes_unused_time_of_earlier_jobs(setup: Setup, monke
 
 def test_jobs_fit_into_a_ten_minute_call() -> None:
     limit_s = parse([]).limit_s
-    assert sum(job.limit_s for name, job in JOBS.items() if name not in IF_TIME_IS_LEFT) <= limit_s <= 530
+    first = {name: job for name, job in JOBS.items() if name not in IF_TIME_IS_LEFT}
+    assert sum(job.limit_s for job in first.values()) > seconds_of(first), "checks run at the same time"
+    assert seconds_of(first) <= limit_s <= 530
 
 
 def test_every_gpu_job_function_accepts_its_arguments() -> None:

@@ -10,7 +10,7 @@ from benchmarks.gpu import plan
 from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.bundling.__main__ import parser, tree_bytes
 from benchmarks.gpu.bundling.contents import BUNDLES, CALL_BYTES
-from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job
+from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job, seconds_of
 
 ROOT = Path(__file__).parents[3]
 HOST_BYTES, HOST_S, LONGEST_COMMAND = 64 << 20, 600, 2000
@@ -94,7 +94,7 @@ def test_planned_call_fits_the_host_limits(call: plan.Call) -> None:
     assert call.num_bytes <= HOST_BYTES
     assert len(call.command) <= LONGEST_COMMAND
     if not call.is_whole:
-        assert sum(job.limit_s for job in call.jobs.values()) <= plan.LIMIT_S
+        assert seconds_of(call.jobs) <= plan.LIMIT_S
 
 
 def test_planned_calls_skip_passed_jobs_and_repeat_dependencies() -> None:
