@@ -14,13 +14,11 @@ from stretto.families.base import Family
 
 BYTES = 2  # bfloat16
 # Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.
-SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = (
-    0.7,
-    0.5,
-)  # share of the data sheet's values that kernels reach
+SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.7, 0.5  # share of the data sheet's values that kernels reach
 LIBRARY_BYTES = 1 << 30  # CUDA context of a process, and workspaces and kernels of cuBLAS and cuDNN
-# The same for a decoder with CUDA graphs: 4.4 GiB on an H100, 2 of which are local memory of kernels.
+# The same for a decoder: 4.4 GiB were measured with one codec and its graphs, 2 of them local memory of kernels.
 DECODER_LIBRARY_BYTES = 9 << 29
+WORKSPACE_BYTES = 3 << 29  # of cuDNN: about 0.6 GiB were measured for graphs, and as much without
 SHARE_OF_CODEC = 0.26  # share of a GPU's operations that a codec reaches
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
 HOST_MS, HOST_MS_A_ROW = 2.3, 0.039  # Python time around a step: 4.8 ms at 64 rows

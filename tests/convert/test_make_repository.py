@@ -263,7 +263,7 @@ def test_decoder_may_use_the_memory_that_is_reserved_for_it(checkpoint: Path, tm
     assert limit_mb("two", "--gpu", "0", "--codec-device", "1") == beside
     given = tmp_path / "given.json"
     given.write_text(json.dumps({"gpu_memory_utilization": 0.5}))
-    assert limit_mb("chosen", "--gpu", "0", "--engine-args", str(given)) == 0
+    assert limit_mb("chosen", "--gpu", "0", "--engine-args", str(given)) == beside
     assert limit_mb("host") == 0
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from stretto.codecs.refinement import Passage, RefinedCodec
 from stretto.config import DecoderConfig
+from stretto.decoder import loop
 from stretto.decoder.streaming import PART_FRAMES
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import Cancelled, InvalidRequest
@@ -129,7 +130,12 @@ def test_filling_is_independent_of_chunks_and_batch(told: list[tuple[np.ndarray,
     worker.stop()
 
 
-def test_passages_of_equal_length_are_refined_in_one_batch(worker: DecoderWorker, refinement: FakeRefinement) -> None:
+@pytest.mark.parametrize(("max_rows", "sizes"), [(loop.MAX_PASSAGE_ROWS, [1, 1, 1, 3]), (64, [1, 1, 1, 1, 2])])
+def test_passages_of_equal_length_are_refined_in_one_batch(
+    max_rows: int, sizes: list[int], worker: DecoderWorker, refinement: FakeRefinement, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch has a maximum number of rows, which bounds its memory."""
+    monkeypatch.setattr(loop, "MAX_PASSAGE_ROWS", max_rows)
     refinement.gate.clear()
     plug = speak(worker, "plug", prompt_of("plug"), np.ones(6, np.int32))
     assert refinement.is_called.wait(PATIENCE_S)
@@ -141,7 +147,7 @@ def test_passages_of_equal_length_are_refined_in_one_batch(worker: DecoderWorker
     for replies in [plug, *waiting]:
         for reply in replies:
             assert reply.wait().error is None
-    assert sorted(refinement.sizes) == [1, 1, 1, 3]
+    assert sorted(refinement.sizes) == sizes
 
 
 def test_progress_is_reported_to_all_waiting_per_codebook(worker: DecoderWorker, refinement: FakeRefinement) -> None:

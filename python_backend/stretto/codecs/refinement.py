@@ -30,6 +30,11 @@ class Passage:
         """Size class. Passages of the same class may share a batch, because little padding is needed."""
         return -1, (len(self.prompt) + len(self.first_codes)).bit_length(), 0
 
+    @property
+    def max_rows(self) -> int:
+        """Maximum number of rows of a passage of this size class."""
+        return 1 << self.shape[1]
+
 
 class Refinement(Protocol):
     """Model that fills in the codebooks after the first one, given the whole utterance.

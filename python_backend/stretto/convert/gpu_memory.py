@@ -19,7 +19,7 @@ from stretto.sizing import LIBRARY_BYTES
 GIB = 1 << 30
 SERVER_BYTES = 1 << 30  # context of the server process, clients' rings, and memory lost to fragmentation
 ENGINE_BYTES = 2 << 30  # context, activations and CUDA graphs of the language model
-UNKNOWN_DECODER_GB = 7.0  # with a codec of another package
+UNKNOWN_DECODER_GB = 9.0  # with a codec of another package
 NVIDIA_SMI_S = 30.0
 
 

@@ -416,11 +416,13 @@ def make(
     chosen = engine_arguments(record, family, placement is not None) | engine_args
     chosen |= quantization(record, quantize, chosen["dtype"])
     memory, tensors = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}, 0
-    if placement is not None and not chosen.keys() & memory:
+    if placement is not None:
         needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
-        chosen["reserved_mb"], tensors = needs.reserved_mb, needs.tensors
-        if placement.gpu_gib is not None:
-            needs.check(round(placement.gpu_gib * GIB))
+        tensors = needs.tensors
+        if not chosen.keys() & memory:
+            chosen["reserved_mb"] = needs.reserved_mb
+            if placement.gpu_gib is not None:
+                needs.check(round(placement.gpu_gib * GIB))
     with fresh_directory(out) as folder:
         left_out = shutil.ignore_patterns(Path(CHECKPOINT).name, Path(ENGINE).name, Path(ALIGNER).name, "__pycache__")
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)

@@ -144,6 +144,7 @@ def launch(
 
 
 MAX_HOSTS = 1024
+MAX_PASSAGE_ROWS = 1 << 14  # in a batch of a refinement model, so that its activations fit into a GPU's memory
 
 
 class HostTurns:
@@ -371,8 +372,9 @@ class DecodingLoop:
 
     def _limit(self, window: Work) -> int:
         """Return the maximum number of jobs in a batch with this window."""
-        num_frames = window.codes.shape[1] if isinstance(window, FrameWindow) else 1
-        return batch_limit(self._codec.spec, num_frames, self._config.max_batch)
+        if isinstance(window, Passage):
+            return min(self._config.max_batch, max(1, MAX_PASSAGE_ROWS // window.max_rows))
+        return batch_limit(self._codec.spec, window.codes.shape[1], self._config.max_batch)
 
     def _accept_chunks(self) -> None:
         """Turn queued chunks into jobs; wait for a chunk only if nothing is in progress."""

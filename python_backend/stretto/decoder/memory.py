@@ -22,7 +22,7 @@ from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import CheckpointError
-from stretto.sizing import DECODER_LIBRARY_BYTES
+from stretto.sizing import DECODER_LIBRARY_BYTES, WORKSPACE_BYTES
 from stretto.streams.chunking import ChunkPolicy
 
 META = torch.device("meta")
@@ -51,8 +51,8 @@ class DecoderMemory:
 
     @property
     def tensors(self) -> int:
-        """Memory of all tensors. Graphs, and batches without a graph, each have their own memory for activations."""
-        return self.weights + self.static + 2 * self.peak + self.utterances + self.references
+        """Memory of all tensors. Graphs and batches without a graph have activations and workspaces of their own."""
+        return self.weights + self.static + 2 * self.peak + self.utterances + self.references + WORKSPACE_BYTES
 
     @property
     def total(self) -> int:
