@@ -197,7 +197,7 @@ async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArgumen
 
 def untimed_words(report: dict[str, Any]) -> dict[str, list[str]]:
     """Return the words of the text without a time as `untimed_words`; empty if there are none."""
-    return {name: report[name] for name in ("untimed_words",) if report.get(name)}
+    return {"untimed_words": words} if (words := report.get("untimed_words")) else {}
 
 
 def wants_alignment(profile: ModelProfile) -> bool:
@@ -406,6 +406,6 @@ async def result(
         "audio_data": base64.b64encode(audio).decode(),
         "media_type": MEDIA_TYPES[item.response_format],
     }
-    if words := untimed_words(report):
-        made["untimed_words"] = words["untimed_words"]
+    if words := report.get("untimed_words"):
+        made["untimed_words"] = words
     return made
