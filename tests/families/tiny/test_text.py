@@ -125,6 +125,13 @@ KNOWN = {
     "a USB-C port, AM/PM, a SIM": "a you ess bee see port, ay em pee em, a sim",
     "I AM HERE. M&Ms, Xs and Os": "i am here. em and ems, exes and os",
     "A4, B2B, R2-D2, a 5-year-old": "ay four, bee two bee, ar two dee two, a five year old",
+    "I'LL SAY WE'VE TIME": "i'll say we've time",
+    "ISN'T TOM'S APP OK? YEP. AMY PAYS PER UNIT.": "isn't tom's app okay? yep. amy pays per unit.",
+    '"AM I LATE?"': "am i late?",
+    "THE BBC'S CEO IN THE USA": "the bee bee see's see ee oh in the you ess ay",
+    "'BBC' and the CEOs' or MPs' pay": "bee bee see and the see ee ohs or em pees pay",
+    "mmm hmmm shhh brrr pssst. SHHH": "mmm hmmm shhh brrr pssst. shhh",
+    "pls, the bldg, https, two tvs": "pls, the bldg, aitch tee tee pee ess, two tee vees",
     # unit letters
     "5G, 4K, 3D, 3M": "five gee, four kay, three dee, three em",
     "10M users, 1.5M views, a 7B model, 50K": "ten million users, one point five million views, a seven billion model, "
@@ -164,8 +171,9 @@ KNOWN = {
     "07700 900123": "zero seven seven zero zero, nine zero zero one two three",
     "555 1234, 10 000 people": "five five five, one two three four, ten thousand people",
     # invisible characters, and apostrophes of all keyboards
-    "pre\u00adrequi\u200bsi\u2060te\ufeffs \u200eso\u200c": "prerequisites so",
+    "pre\u00adrequi\u200dsi\u2060te\ufeffs \u200eso\u200c": "prerequisites so",
     "don`t don\u00b4t don\u2019t don\u02bct don\u2032t don\uff07t": "don't don't don't don't don't don't",
+    "word\u200bword": "word word",
     # comparisons and other signs
     "x < y, 5>3, x<5": "ex less than why, five greater than three, ex less than five",
     "x >= 5, \u22645, x != y, x \u2260 y": "ex greater than or equal to five, less than or equal to five, "

@@ -1,4 +1,4 @@
-"""Names of letters, and the words that are spelled: acronyms, initials, and words without vowels."""
+"""Names of letters, and the words that are spelled: acronyms and initials."""
 
 import re
 
@@ -25,28 +25,33 @@ SHORT_WORDS = set(
     "rug rum run rut rye sad sat saw say sea see set sew she shy sin sip sir sit six ski sky sly sob sod son soy "
     "spa spy sub sue sum sun tab tag tan tap tar tax tea ten the thy tie tin tip toe ton too top toy try tub tug "
     "two use van vet via vow wag war was wax way web wed wet who why wig win wit woe won wow yea yes yet you zip "
-    "zoo gif lan rom sim shh hmm brr tsk nth mrs".split()
+    "zoo app per yep nah meh duh ooh aah ugh gif lan rom sim shh hmm brr tsk nth mrs".split()
 )
 # Words of four or five letters that are spelled out although they have a vowel.
 SPELLED = set(
     "AARP ADHD ASAP ESPN HDMI ICBM IEEE IMDB ISBN ISSN NAACP NCAA OECD UCLA USDA USPS USSR RSVP ICAO ISDN IMHO "
     "USAF YMCA YWCA ACLU AFAIK UNHCR".split()
 )
+# Words of three letters in a text in capitals; others, such as "CEO" and "FBI", are acronyms.
+READABLE = re.compile(r"[^aeiou]?[aeiou](?:([^aeiouyqjv])(?:\1|y)?|e)")
 # Short words in capitals that are acronyms unless the words around them are in capitals too; `it` and `who` only after
 # an article.
 AMBIGUOUS = {"us", "am"}
 AFTER_ARTICLE = re.compile(r"\b(?:the|an|our|your|their|my|his|her)\s+\Z")
-ACRONYM = re.compile(r"(?<![A-Za-z])[A-Z]{2,6}(?:'s(?![A-Za-z])|s(?![A-Za-z'])|(?![A-Za-z]))-?")
+ACRONYM = re.compile(r"(?<![A-Za-z])(?<![A-Za-z]')([A-Z]{2,6})('[sS]|s'?)?(?!'?[A-Za-z])-?")
+SOUND = re.compile(r"(.)\1\Z|(.)\2\2")  # `SHHH`, `GRRR`
 SHOUTED_BEFORE, SHOUTED_AFTER = re.compile(r"(?:[A-Z]{2,}|\bI)[\s,]+\Z"), re.compile(r"[\s,]+[A-Z]{2,}(?![a-z])")
-WITHOUT_VOWELS = re.compile(r"(?<![A-Za-z'.])[b-df-hj-np-tv-xz]{2,5}(?![A-Za-z'])")
-SOUNDS = set("shh hmm brr tsk nth pfft psst zzz grr mm hm tsktsk vs mr mrs ms dr st th rd nd".split())
+# Other words without vowels are abbreviations (`bldg`) or sounds (`hmm`).
+SPELLED_IN_LOWER_CASE = re.compile(
+    r"(?<![A-Za-z'.])(bbc|brb|btw|cd|css|dvd|ftp|gps|html|https?|mc|mp|pc|pdf|php|sms|sql|ssh|tv|xml)(s?)(?![A-Za-z'])"
+)
 RUN = re.compile(r"(?<![\w'])(?:[A-Za-z][ -]){2,}[A-Za-z](?![\w'])|(?<![\w'])[A-Z][ -][A-Z](?![\w'])")
 LETTER = re.compile(r"(?<![A-Za-z'])[B-HJ-Zb-hj-z](?![A-Za-z]|'(?!s\b))-?")
 LETTERS = re.compile(r"(?<![A-Za-z'])([B-DF-HJ-NP-TV-Z])s(?![A-Za-z'])")
-# `A` is a letter, and not an article, after these words, after a digit, before punctuation, and in a pair of letters.
+# `A` is a letter, and not an article, after these words, before punctuation, and in a pair of letters.
 LETTER_A = re.compile(
     r"((?i:\b(?:vitamin|grade|plan|letter|point|class|group|type|team|option|section|side|part|exhibit|block|gate|row|an)"
-    r"\s+)|(?<=\d)\s?|(?<![A-Za-z'])(?=A(?:\s*(?:[.,;:!?)\"]|$)|\s(?:or|and|to|from|versus)\s[A-Z]\b)))A(?![A-Za-z'])"
+    r"\s+)|(?<![A-Za-z'])(?=A(?:\s*(?:[.,;:!?)\"]|$)|\s(?:or|and|to|from|versus)\s[A-Z]\b)))A(?![A-Za-z'])"
 )
 
 
@@ -66,31 +71,37 @@ def is_spelled(word: str) -> bool:
     return len(word) <= 5 and not VOWELS & set(word.lower())
 
 
-def _is_acronym(word: str, text: str, start: int, end: int) -> bool:
+def _is_acronym(word: str, text: str, start: int, end: int, is_shouted: bool) -> bool:
     """Return True if a word in capitals, which is or begins `text[start:end]`, is spelled."""
     lower = word.lower()
     if lower in AMBIGUOUS:
-        return not (SHOUTED_BEFORE.search(text[:start]) or SHOUTED_AFTER.match(text, end))
+        return not (is_shouted or SHOUTED_BEFORE.search(text[:start]) or SHOUTED_AFTER.match(text, end))
     if lower in ("it", "who") and AFTER_ARTICLE.search(text[:start]):
         return True
     if lower in SHORT_WORDS and "&" not in (text[start - 1 : start], text[end : end + 1]):
         return False
-    return len(word) <= 3 or word in SPELLED or not VOWELS & set(lower)
+    if len(word) <= 3:
+        return len(word) == 2 or not (is_shouted and READABLE.fullmatch(lower))
+    return word in SPELLED or not (VOWELS & set(lower) or SOUND.search(lower))
 
 
-def spell_acronyms(text: str) -> str:
-    """Spell out acronyms, e.g. "BBC" → "bee bee see", and short words without vowels, e.g. "html".
+def spell_acronyms(text: str, is_shouted: bool) -> str:
+    """Spell out acronyms, e.g. "BBC" → "bee bee see", and a few in lower case, e.g. "html".
 
     A word in capitals is an acronym if it has no vowel, or at most three letters and is not one of SHORT_WORDS.
+
+    Args:
+        text: Words; their case matters.
+        is_shouted: True if the text was written without lower-case letters. Then words of three letters that can be
+            read are no acronyms either.
     """
 
     def spelled(match: re.Match[str]) -> str:
-        word = match.group().rstrip("'s-")
-        plural = match.group()[len(word) :].removesuffix("-")
-        return spell(word, plural) if _is_acronym(word, text, match.start(), match.end()) else match.group()
+        word, plural = match.group(1), (match.group(2) or "").lower().rstrip("'")
+        return spell(word, plural) if _is_acronym(word, text, match.start(), match.end(), is_shouted) else match.group()
 
     text = ACRONYM.sub(spelled, text)
-    return WITHOUT_VOWELS.sub(lambda match: match.group() if match.group() in SOUNDS else spell(match.group()), text)
+    return SPELLED_IN_LOWER_CASE.sub(lambda match: spell(*match.groups()), text)
 
 
 def name_letters(text: str) -> str:

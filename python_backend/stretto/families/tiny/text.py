@@ -26,10 +26,11 @@ SYMBOLS = {
     "²": " squared ", "³": " cubed ", "½": " 1/2 ", "⅓": " 1/3 ", "⅔": " 2/3 ", "¼": " 1/4 ", "¾": " 3/4 ",
     "℃": "°C", "℉": "°F", "µ": "micro", "μ": "micro", "№": " number ", "≈": "~", "≤": "<=", "≥": ">=", "≠": "!=",
     "→": " to ", "√": " square root of ", "∞": " infinity ", "‰": " per mille ", "∶": ":", "＜": "<", "＞": ">",
+    "\u200b": " ",  # a possible line break between words of scripts without spaces
     **dict.fromkeys("`´ʹˈꞌ‛‘’ʼ′＇", "'"),  # keyboards differ in their apostrophes
 }  # fmt: skip
 KEPT = f"{SIGNS}¢°^"  # read by RULES
-INVISIBLE = "Cf"  # category of soft hyphens, zero-width characters and marks of direction, which do not end a word
+INVISIBLE = "Cf"  # category of soft hyphens, joiners and marks of direction, which do not end a word
 DROPPED = {"So", "Sk", "Cs", "Co", "Cn", "Cc"}  # emoji, lone accents, surrogates, controls
 ABBREVIATIONS = {
     "mr": "mister", "mrs": "missus", "ms": "miss", "dr": "doctor", "prof": "professor", "jr": "junior",
@@ -118,8 +119,9 @@ def normalise(text: str, characters: str) -> str:
 
     The result is empty if nothing can be spoken.
     """
+    is_shouted = not any(map(str.islower, text))
     text = write_out(_expand(_number_names(_compare(_spell_addresses(in_ascii(text))))))
-    text = name_letters(spell_acronyms(name_units(DOT.sub(_dot, text))))
+    text = name_letters(spell_acronyms(name_units(DOT.sub(_dot, text)), is_shouted))
     return _reduce(_name_symbols(text).lower(), characters)
 
 
