@@ -19,7 +19,8 @@ NUM_SPEECH = 3  # minimum number of loud frames among NUM_LOUDEST in speech; a c
 
 NETWORK_RATE, WINDOW = 16_000, 512  # of Silero's voice activity detector, in Hz and samples
 # Of 16 kinds of noise, hum, tones, clicks, breath and chords, none has two windows of this probability. Words of 0.15 s
-# have at least two, in each of two voices and at each of seven levels and paddings.
+# have at least two, in each of two voices and at each of seven levels and paddings. Pieces cut from speech may have
+# fewer: of 34 pieces padded with 0.5 s of silence, 7 of 0.15 s are dropped, and one of 0.4 s.
 PROBABILITY, NUM_WINDOWS = 0.4, 2
 PEAK = 0.5  # amplitude that 1 sample in 1000 of speech exceeds
 PEAK_QUANTILE = 0.999  # so that a click does not determine the peak
