@@ -134,8 +134,25 @@ KNOWN = {
     "pls, the bldg, https, two tvs": "pls, the bldg, aitch tee tee pee ess, two tee vees",
     # unit letters
     "5G, 4K, 3D, 3M": "five gee, four kay, three dee, three em",
-    "10M users, 1.5M views, a 7B model, 50K": "ten million users, one point five million views, a seven billion model, "
+    "10M users, 1.5M views, a 7B model, 50k": "ten million users, one point five million views, a seven billion model, "
     "fifty thousand",
+    "Room 4B, exit 5B is, 2B pencil, 24K gold": "room four bee, exit five bee is, two bee pencil, twenty four kay gold",
+    "500M daily users, $100B, over 3M, a 2.5B loan": "five hundred million daily users, one hundred billion dollars, "
+    "over three million, a two point five billion loan",
+    "Seat 12A is free, 221A is not": "seat twelve ay is free, two twenty one ay is not",
+    "The HR, an MPH, MG cars, CM Punk, ml models": "the aitch ar, an em pee aitch, em gee cars, see em punk, ml models",
+    "Mm. mm-hmm": "mm. mm hmm",
+    "ten km per kWh, per GB, an hr, dollars/kg, in km/h": "ten kilometers per kilowatt hour, per gigabyte, an hour, "
+    "dollars per kilogram, in kilometers per hour",
+    "20 kms, 5 sq km, 3ft 2in, 180°C/350°F": "twenty kilometers, five square kilometers, three feet two inches, one "
+    "hundred and eighty degrees celsius three hundred and fifty degrees fahrenheit",
+    "1h 30m, 2h30m, 5m 30s, 30m up": "one hour thirty minutes, two hours thirty minutes, five minutes thirty seconds, "
+    "thirty meters up",
+    "5 v 5, Spain v Italy, 5 v, 1 sq ft": "five versus five, spain versus italy, five volts, one square foot",
+    "10 cm x 20 cm, 10cmx20cm, 4 x 12 x 25 mm, 5 x 3": "ten centimeters by twenty centimeters, ten centimeters by "
+    "twenty centimeters, four by twelve by twenty five millimeters, five times three",
+    "10^-5, 3×10^8 m/s, 1:32.608": "ten to the power of minus five, three times ten to the power of eight meters per "
+    "second, one thirty two point six zero eight",
     "100W, 60W, 5 MW, 5 mW": "one hundred watts, sixty watts, five megawatts, five milliwatts",
     "a 60s timeout in the 60s": "a sixty seconds timeout in the sixties",
     "It took 200 ms. Then Ms. Lee left.": "it took two hundred milliseconds. then miss lee left.",
@@ -155,6 +172,10 @@ KNOWN = {
     "Jan 5-7, 5-7 May, Jan 5 - Feb 7": "january fifth to seventh, fifth to seventh of may, january fifth to february "
     "seventh",
     "Oct-Dec 2024, 2010-2015": "october to december twenty twenty four, twenty ten to twenty fifteen",
+    # addresses
+    "123 W Main St, E. 42nd St, 5th Ave NW": "one hundred and twenty three west main street, east forty second street, "
+    "fifth avenue en double you",
+    "PO Box 1234, DC 20500-0003": "pee oh box twelve thirty four, dee see two zero five zero zero zero zero zero three",
     # dates and slashes
     "2024/10/01, 2024.10.01": "october the first, twenty twenty four, october the first, twenty twenty four",
     "2024-10-01T12:30:00Z": "october the first, twenty twenty four, twelve thirty you tee see",
@@ -170,6 +191,7 @@ KNOWN = {
     "50 - 60 kg, 50 - 60%": "fifty to sixty kilograms, fifty to sixty percent",
     "07700 900123": "zero seven seven zero zero, nine zero zero one two three",
     "555 1234, 10 000 people": "five five five, one two three four, ten thousand people",
+    "100 200 300 400, 0 10 20 30": "one hundred, two hundred, three hundred, four hundred, zero, ten, twenty, thirty",
     # invisible characters, and apostrophes of all keyboards
     "pre\u00adrequi\u200dsi\u2060te\ufeffs \u200eso\u200c": "prerequisites so",
     "don`t don\u00b4t don\u2019t don\u02bct don\u2032t don\uff07t": "don't don't don't don't don't don't",

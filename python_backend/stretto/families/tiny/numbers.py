@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 from num2words import num2words
 
@@ -29,8 +30,12 @@ CURRENCIES = {  # unit, plural, hundredth, plural; empty if the currency has non
 SIGNS = "".join(CURRENCIES)
 SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # in amounts: $3M
 WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven", "50/50": "fifty fifty"}
-# Nouns after which "3m" is a number and not a length.
-COUNTED = "people|users|views|viewers|followers|subscribers|downloads|customers|jobs|homes|copies|votes|voters|barrels"
+# Nouns after which "3m" is a number and not a length, and "4B" not the number of a room.
+COUNTED = (
+    "people|users|views|viewers|followers|subscribers|downloads|customers|jobs|homes|copies|votes|voters|barrels|tons|tonnes|"
+    "dollars|euros|pounds|parameters|models?|units|shares|streams|likes|tokens|players|members|fans|visitors|"
+    "tourists|children|women|men|workers|students|doses|cases|deaths|hits|records|years"
+)
 MAX_DENOMINATOR = 16  # 3/16 is "three sixteenths", 3/17 is "three over seventeen"
 UNITS = {  # in any case, except for those in CASED_UNITS
     "km": "kilometers", "cm": "centimeters", "mm": "millimeters", "nm": "nanometers", "microm": "micrometers",
@@ -47,7 +52,9 @@ UNITS = {  # in any case, except for those in CASED_UNITS
     "mbps": "megabits per second", "gbps": "gigabits per second", "kbit": "kilobits", "mbit": "megabits",
     "gbit": "gigabits", "hp": "horsepower", "psi": "pounds per square inch", "kpa": "kilopascals",
     "hpa": "hectopascals", "mah": "milliamp hours", "db": "decibels", "px": "pixels", "cal": "calories",
-    "kcal": "kilocalories", "°c": "degrees celsius", "°f": "degrees fahrenheit", "°": "degrees",
+    "kcal": "kilocalories", "kms": "kilometers",
+    "sq km": "square kilometers", "sq m": "square meters", "sq mi": "square miles",
+    "°c": "degrees celsius", "°f": "degrees fahrenheit", "°": "degrees",
 }  # fmt: skip
 CASED_UNITS = {
     "m": "meters", "g": "grams", "l": "liters", "L": "liters", "h": "hours", "s": "seconds", "W": "watts",
@@ -67,6 +74,7 @@ PER_NOUNS = (
 SINGULAR = {
     "feet": "foot",
     "inches": "inch",
+    "celsius": "celsius",
     "horsepower": "horsepower",
     "hertz": "hertz",
     "kilohertz": "kilohertz",
@@ -132,8 +140,8 @@ def _time(match: re.Match[str]) -> str:
 def quantity(count: str, unit: str) -> str:
     """Return a count with its unit as words, e.g. "1", "kilometers per hour" → "one kilometer per hour"."""
     if count == "1":
-        noun, _, rest = unit.partition(" ")
-        unit = f"{SINGULAR.get(noun, noun.removesuffix('s'))} {rest}".strip()
+        nouns, per, rest = unit.partition(" per ")
+        unit = " ".join(SINGULAR.get(noun, noun.removesuffix("s")) for noun in nouns.split()) + per + rest
     return f"{number(count)} {unit}"
 
 
@@ -209,10 +217,7 @@ def _exponent(match: re.Match[str]) -> str:
 
 
 def _scaled(match: re.Match[str]) -> str:
-    count, scale = match.group(1), match.group(2) or match.group(3)
-    if scale == "K" and len(count) == 1:
-        return f"{count} K"  # as in "4K video"
-    return f"{count} {SCALES[scale.lower()]}"
+    return f"{match.group(1)} {SCALES[(match.group(2) or match.group(3)).lower()]}"
 
 
 def _unit(match: re.Match[str]) -> str:
@@ -221,13 +226,19 @@ def _unit(match: re.Match[str]) -> str:
 
 
 def _groups(match: re.Match[str]) -> str:
-    """Read groups as a telephone or card number if they begin with 0 or have at least 9 digits, or 3 and 4 digits."""
+    """Read groups as a telephone or card number if they begin with 0 or have at least 9 digits, or 3 and 4 digits.
+
+    Numbers at equal distances are a list.
+    """
     groups = match.group().split(" ")
     is_years = all(re.fullmatch(r"19\d\d|20\d\d", group) for group in groups)
     is_count = all(group == "000" for group in groups[1:])
     size = sum(map(len, groups))
     if is_count:
         return cardinal(int("".join(groups)))
+    steps = {int(second) - int(first) for first, second in pairwise(groups)}
+    if len(groups) > 2 and len(steps) == 1 and steps != {0}:
+        return ", ".join(groups)
     if is_years or (max(map(len, groups)) > 4 and groups[0][0] != "0"):
         return match.group()
     if not (groups[0][0] == "0" or size >= 9 or [*map(len, groups)] == [3, 4]):
@@ -237,7 +248,8 @@ def _groups(match: re.Match[str]) -> str:
 
 # A number of three or four digits after one of these words is read as a code: "Room one oh five".
 CODED = (
-    r"Boeing|Airbus|[Rr]oom|[Ff]light|[Ss]uite|[Aa]partment|[Rr]oute|[Hh]ighway|[Bb]us|[Tt]rain|[Gg]ate|[Ee]xtension"
+    r"Boeing|Airbus|[Rr]oom|[Ff]light|[Ss]uite|[Aa]partment|[Rr]oute|[Hh]ighway|[Bb]us|[Tt]rain|[Gg]ate"
+    r"|[Ee]xtension|Box"
 )
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 DAY = r"(0?[1-9]|[12]\d|3[01])"
@@ -251,11 +263,17 @@ ANY_UNIT = "|".join(
 ANY_PER = "|".join(sorted([*map(re.escape, PER), *PER_NOUNS.split()], key=len, reverse=True))
 QUANTITY = rf"[{SIGNS}]?{NUMBER}(?::\d\d)?(?:{HALF_DAY}|\s?(?:%|[kKMB]\b|(?:{ANY_UNIT})(?![\w'])))"
 AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
+LENGTH = r"[cmk]?m|in\.|ft|px"
 RULES: tuple[Rule, ...] = (
+    (re.compile(r"(?<=\d)\^(-?)(?=\d)"), lambda match: f" to the power of {'minus ' * bool(match.group(1))}"),
     (re.compile(r"(?<![\d.])(\d{1,2})\.(\d\d)\s?([AaPp])\.?[Mm]\b"),
      lambda match: f"{match.group(1)}:{match.group(2)} {match.group(3)}m"),
+    (re.compile(r"(?<=\d)\s?h\s?(\d{1,2})\s?m(?![\w'/])"), lambda match: f"h {match.group(1)} min"),
+    (re.compile(r"(?<=\d)\s?m\s?(?=\d{1,2}\s?s\b)"), lambda match: "min"),
     (re.compile(r"(?<=\d{4}[-/]\d\d[-/]\d\d)T(?=\d\d:\d\d)"), lambda match: ","),
     (re.compile(r"(?<=:\d\d)(?:\.\d+)?Z\b"), lambda match: " UTC"),
+    (re.compile(r"(?<=\d:\d\d)\.(\d+)\b"), lambda match: f"point {digits(match.group(1))}"),  # a lap time
+    (re.compile(r"(?<=, [A-Z]{2} )\d{5}(?:-\d{4})?\b(?![.,]\d)"), lambda match: digits(match.group())),  # a postal code
     (re.compile(r"\b(\d{4})([-/.])(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?![\d/-])"), _iso_date),
     (re.compile(rf"((?<![\w/])[{SIGNS}]?{NUMBER}[kKMB]?\s?[A-Za-z°%]*)/({ANY_PER})(?![\w'/])"),
      lambda match: f"{match.group(1)} per {PER.get(match.group(2), match.group(2))}"),
@@ -269,12 +287,14 @@ RULES: tuple[Rule, ...] = (
      lambda match: f"{match.group(1)} {code(match.group(2))} {code(match.group(3) or '')}"),
     (re.compile(r"(?<!\d)(\d{3,4})\s?x\s?(\d{3,4})(?!\d)"),
      lambda match: f"{code(match.group(1))} by {code(match.group(2))}"),
-    (re.compile(r"(\d\s?(?:cm|mm|m|km|in\.|ft|px))\s+x\s+(?=\d)"), lambda match: f"{match.group(1)} by"),
+    (re.compile(rf"({NUMBER}\s?(?:{LENGTH}))\s?x\s?(?=\d)"), lambda match: f"{match.group(1)} by"),
+    (re.compile(rf"(?<![\d.,])({NUMBER})\s?x\s?(?={NUMBER}(?:\s?x\s?{NUMBER})?\s?(?:{LENGTH})(?![\w']))"),
+     lambda match: f"{match.group(1)} by"),
     (re.compile(r"\b(\d)' ?(\d{1,2})(?:\"|'')"),
      lambda match: f"{quantity(match.group(1), 'feet')} {cardinal(int(match.group(2)))}"),
     (re.compile(r"\b([A-Za-z]+-?)(\d{3,4})\b(?![.,:]\d)"), lambda match: f"{match.group(1)} {code(match.group(2))}"),
     (re.compile(rf"(?<![\d.,{SIGNS}])(\d{{3,4}})(?:([AC-JN-UX-Z])\b|([A-Z])(?=\s[A-Z][a-z]))"),
-     lambda match: f"{code(match.group(1))} {match.group(2) or match.group(3)}"),
+     lambda match: f"{code(match.group(1))} {spell(match.group(2) or match.group(3))}"),
     (re.compile(r"\(\d{3}\)\s?\d{3}[ .-]\d{4}(?!\d)"), lambda match: digits(match.group())),
     (re.compile(r"(?<![\d.,])\+?(?:\d{1,3}[ -])?\d{3}[ .-]\d{3,4}[ .-]\d{4}(?!\d)|(?<![\d.,-])\d{3}-\d{4}(?![\d-])"),
      lambda match: digits(match.group())),
@@ -309,7 +329,6 @@ RULES: tuple[Rule, ...] = (
     (re.compile(rf"(?P<symbol>[{SIGNS}])\s?{AMOUNT}(?!\d)"), _money),
     (re.compile(rf"(?<![\d.]){AMOUNT}\s?(?P<symbol>[{SIGNS[1:]}])"), _money),
     (re.compile(rf"(?<![\d.])({NUMBER})\s?¢"), lambda match: quantity(match.group(1), "cents")),
-    (re.compile(r"(?<=\d)\^(?=\d)"), lambda match: " to the power of "),
     (re.compile(rf"\b({MONTH})\s+{DAY}(?:st|nd|rd|th)?(?![\d:.,]\d|\d)(?:,?\s+(\d{{4}})\b)?"),
      lambda match: _date(match.group(2), match.group(1), match.group(3), "{month} {day}")),
     (re.compile(rf"\b{DAY}(?:st|nd|rd|th)?\s+(?:of\s+)?({MONTH})\b(?:,?\s+(\d{{4}})\b)?"),
@@ -325,15 +344,15 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d./])(\d{1,3})/(\d{1,3})(?![\d/])"), _fraction),
     (re.compile(r"(?<![\d:])(\d{1,4}):(\d{1,4})(?![\d:])"),
      lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
-    (re.compile(r"(?<![\w.])3M\b(?!\s+[a-z])"), lambda match: "three M"),  # the company
-    (re.compile(rf"(?<![\w.])({NUMBER})(?:([kKMB]|bn|tn)\b|(m)(?=\s(?:{COUNTED})\b))"), _scaled),
-    (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: f" {match.group(1)}"),
+    (re.compile(rf"(?<![\w.])({NUMBER})(?:(k|bn|tn)\b|([KMBm])(?=\s(?:[a-z]+\s)?(?:{COUNTED})\b))"), _scaled),
+    (re.compile(rf"(?<![\w.])((?i:over|than|about|around|nearly|almost)\s+{NUMBER}|\d+\.\d+)([KMB])\b"), _scaled),
+    (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: spell(match.group(1))),
     (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
     (re.compile(r"(?<=\d)x\b(?!\s*\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*/\s*(?=\d)"), lambda match: " over "),
     (re.compile(rf"(?<!\d)({NUMBER})\s?%"), lambda match: f"{number(match.group(1))} percent"),
-    (re.compile(rf"(?<!\d)({NUMBER})\s?({ANY_UNIT})(?![\w'/])(?:\.(?=\s+[a-z]))?"), _unit),
+    (re.compile(rf"(?<!\d)({NUMBER})\s?({ANY_UNIT})(?![\w']|/(?!\d))(?:\.(?=\s+[a-z]))?"), _unit),
     (re.compile(r"\d+(?:\.\d+){2,}|" + NUMBER), _plain),
 )  # fmt: skip
 
@@ -349,16 +368,24 @@ def _spaced(speak: Callable[[re.Match[str]], str], match: re.Match[str]) -> str:
     return f" {speak(match)} "
 
 
+# Words before a unit, such as numbers in words. Elsewhere "ml" or "HR" may mean something else.
+BEFORE_UNIT = "|".join(
+    ["per", "an?", "each", "every", "in", "few", "many", "several", "hundred", "thousand", "million",
+     *map(cardinal, (*range(20), *range(20, 100, 10)))]
+)  # fmt: skip
 UNIT_ALONE = re.compile(
-    r"(\b(?:per|a|an|each|every|one)\s+)?(?<![\w'.])((?i:k[gm]|[cm]m|m[gl]|lbs?|hrs?|kwh|mph|kph|[kmg]hz|hz|kbps|[mg]bps))(?![\w'])"
+    rf"(?:\b((?i:{BEFORE_UNIT}))\s+|(?<=\w)/)"
+    rf"(k[gm]|sq km|sq ft|[cm]m|m[gl]|lbs?|hrs?|kWh|mph|kph|[kMG]?Hz|[kMGT]B|kbps|[MG]bps)(?:/({ANY_PER}))?(?![\w'])"
 )
 
 
 def name_units(text: str) -> str:
-    """Replace units without a number, e.g. "per km" → "per kilometer"."""
+    """Replace units after a word such as "per" or "ten", e.g. "per km" → "per kilometer"."""
 
     def named(match: re.Match[str]) -> str:
-        unit = UNITS[match.group(2).lower()]
-        return f"{match.group(1)}{quantity('1', unit).removeprefix('one ')}" if match.group(1) else unit
+        before, unit, per = match.group(1) or " per", UNITS[match.group(2).lower()], match.group(3)
+        if re.fullmatch("per|an?|each|every|one", before.strip().lower()):
+            unit = quantity("1", unit).removeprefix("one ")
+        return f"{before} {unit}{f' per {PER.get(per, per)}' if per else ''}"
 
     return UNIT_ALONE.sub(named, text)
