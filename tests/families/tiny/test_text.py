@@ -172,7 +172,13 @@ KNOWN = {
     "Jan 5-7, 5-7 May, Jan 5 - Feb 7": "january fifth to seventh, fifth to seventh of may, january fifth to february "
     "seventh",
     "Oct-Dec 2024, 2010-2015": "october to december twenty twenty four, twenty ten to twenty fifteen",
+    "a 20-ft boat, 1/4 lb ham, 3/4 tsp, 9 trillion km/yr": "a twenty feet boat, one quarter pound ham, three quarters "
+    "teaspoon, nine trillion kilometers per year",
+    "330M monthly active users": "three hundred and thirty million monthly active users",
+    "The WHO said the pH is 7": "the double you aitch oh said the pee aitch is seven",
+    "I'M OUT W/ JOE": "i'm out with joe",
     # addresses
+    "12 Main St., Rome, near Elm St.": "twelve main street, rome, near elm street.",
     "123 W Main St, E. 42nd St, 5th Ave NW": "one hundred and twenty three west main street, east forty second street, "
     "fifth avenue en double you",
     "PO Box 1234, DC 20500-0003": "pee oh box twelve thirty four, dee see two zero five zero zero zero zero zero three",

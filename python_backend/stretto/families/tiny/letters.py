@@ -37,7 +37,7 @@ READABLE = re.compile(r"[^aeiou]?[aeiou](?:([^aeiouyqjv])(?:\1|y)?|e)")
 # Short words in capitals that are acronyms unless the words around them are in capitals too; `it` and `who` only after
 # an article.
 AMBIGUOUS = {"us", "am"}
-AFTER_ARTICLE = re.compile(r"\b(?:the|an|our|your|their|my|his|her)\s+\Z")
+AFTER_ARTICLE = re.compile(r"\b(?i:the|an|our|your|their|my|his|her)\s+\Z")
 ACRONYM = re.compile(r"(?<![A-Za-z])(?<![A-Za-z]')([A-Z]{2,6})('[sS]|s'?)?(?!'?[A-Za-z])-?")
 SOUND = re.compile(r"(.)\1\Z|(.)\2\2")  # `SHHH`, `GRRR`
 SHOUTED_BEFORE, SHOUTED_AFTER = re.compile(r"(?:[A-Z]{2,}|\bI)[\s,]+\Z"), re.compile(r"[\s,]+[A-Z]{2,}(?![a-z])")

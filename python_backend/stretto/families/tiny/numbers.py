@@ -344,7 +344,7 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d./])(\d{1,3})/(\d{1,3})(?![\d/])"), _fraction),
     (re.compile(r"(?<![\d:])(\d{1,4}):(\d{1,4})(?![\d:])"),
      lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
-    (re.compile(rf"(?<![\w.])({NUMBER})(?:(k|bn|tn)\b|([KMBm])(?=\s(?:[a-z]+\s)?(?:{COUNTED})\b))"), _scaled),
+    (re.compile(rf"(?<![\w.])({NUMBER})(?:(k|bn|tn)\b|([KMBm])(?=\s(?:[a-z]+\s){{0,2}}(?:{COUNTED})\b))"), _scaled),
     (re.compile(rf"(?<![\w.])((?i:over|than|about|around|nearly|almost)\s+{NUMBER}|\d+\.\d+)([KMB])\b"), _scaled),
     (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: spell(match.group(1))),
     (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
@@ -352,7 +352,7 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*/\s*(?=\d)"), lambda match: " over "),
     (re.compile(rf"(?<!\d)({NUMBER})\s?%"), lambda match: f"{number(match.group(1))} percent"),
-    (re.compile(rf"(?<!\d)({NUMBER})\s?({ANY_UNIT})(?![\w']|/(?!\d))(?:\.(?=\s+[a-z]))?"), _unit),
+    (re.compile(rf"(?<!\d)({NUMBER})\s{{0,2}}({ANY_UNIT})(?![\w']|/(?!\d))(?:\.(?=\s+[a-z]))?"), _unit),
     (re.compile(r"\d+(?:\.\d+){2,}|" + NUMBER), _plain),
 )  # fmt: skip
 
@@ -368,14 +368,17 @@ def _spaced(speak: Callable[[re.Match[str]], str], match: re.Match[str]) -> str:
     return f" {speak(match)} "
 
 
+FRACTION = "half|thirds?|quarters?|(?:fif|six|eigh)ths?"
 # Words before a unit, such as numbers in words. Elsewhere "ml" or "HR" may mean something else.
 BEFORE_UNIT = "|".join(
     ["per", "an?", "each", "every", "in", "few", "many", "several", "hundred", "thousand", "million",
+     "billion", "trillion", FRACTION,
      *map(cardinal, (*range(20), *range(20, 100, 10)))]
 )  # fmt: skip
 UNIT_ALONE = re.compile(
     rf"(?:\b((?i:{BEFORE_UNIT}))\s+|(?<=\w)/)"
-    rf"(k[gm]|sq km|sq ft|[cm]m|m[gl]|lbs?|hrs?|kWh|mph|kph|[kMG]?Hz|[kMGT]B|kbps|[MG]bps)(?:/({ANY_PER}))?(?![\w'])"
+    rf"(k[gm]|sq km|sq ft|[cm]m|m[gl]|lbs?|oz|tsp|tbsp|hrs?|kWh|mph|kph|[kMG]?Hz|[kMGT]B|kbps|[MG]bps)"
+    rf"(?:/({ANY_PER}))?(?![\w'])"
 )
 
 
@@ -384,7 +387,7 @@ def name_units(text: str) -> str:
 
     def named(match: re.Match[str]) -> str:
         before, unit, per = match.group(1) or " per", UNITS[match.group(2).lower()], match.group(3)
-        if re.fullmatch("per|an?|each|every|one", before.strip().lower()):
+        if re.fullmatch(f"per|an?|each|every|one|{FRACTION}", before.strip().lower()):
             unit = quantity("1", unit).removeprefix("one ")
         return f"{before} {unit}{f' per {PER.get(per, per)}' if per else ''}"
 
