@@ -117,16 +117,17 @@ def test_gpu_launcher_sets_its_stream_after_weights_arrive(monkeypatch: pytest.M
     assert current == ["weights have arrived", stream]
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "cuda"])
 @pytest.mark.parametrize(("memory_mb", "fraction"), [(0, None), (4096, 0.5), (1 << 20, 1.0)])
 def test_memory_on_a_gpu_is_limited_before_anything_is_decoded(
-    memory_mb: int, fraction: float | None, monkeypatch: pytest.MonkeyPatch
+    memory_mb: int, fraction: float | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits: list[float] = []
+    limits: list[tuple[float, int | None]] = []  # torch refuses a device without a number, but not None
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: limits.append(share))
-    make_launcher(make_codec(), DecoderConfig(device="cuda:0", graphs=False, memory_mb=memory_mb))
-    assert limits == ([] if fraction is None else [fraction])
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit))
+    make_launcher(make_codec(), DecoderConfig(device=device, graphs=False, memory_mb=memory_mb))
+    assert limits == ([] if fraction is None else [(fraction, 1 if device == "cuda:1" else None)])
 
 
 def test_launcher_waits_for_the_stream_that_copied_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ class CudaLauncher:
         use_whole_float32()
         if config.memory_mb:  # otherwise cuDNN may choose an algorithm with a workspace of 20 GB, as on an H100
             total = torch.cuda.get_device_properties(self._device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, (config.memory_mb << 20) / total), self._device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, (config.memory_mb << 20) / total), self._device.index)
         self._stream = torch.cuda.Stream(self._device)
         convolutions = convolutions_in(config.convolutions)
 
