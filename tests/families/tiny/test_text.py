@@ -130,7 +130,7 @@ KNOWN = {
     '"AM I LATE?"': "am i late?",
     "THE BBC'S CEO IN THE USA": "the bee bee see's see ee oh in the you ess ay",
     "'BBC' and the CEOs' or MPs' pay": "bee bee see and the see ee ohs or em pees pay",
-    "mmm hmmm shhh brrr pssst. SHHH": "mmm hmmm shhh brrr pssst. shhh",
+    "mmm hmmm shhh brrr pssst. SHHH MMM": "mmm hmmm shhh brrr pssst. shhh mmm",
     "pls, the bldg, https, two tvs": "pls, the bldg, aitch tee tee pee ess, two tee vees",
     # unit letters
     "5G, 4K, 3D, 3M": "five gee, four kay, three dee, three em",

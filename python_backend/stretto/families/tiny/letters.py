@@ -25,7 +25,7 @@ SHORT_WORDS = set(
     "rug rum run rut rye sad sat saw say sea see set sew she shy sin sip sir sit six ski sky sly sob sod son soy "
     "spa spy sub sue sum sun tab tag tan tap tar tax tea ten the thy tie tin tip toe ton too top toy try tub tug "
     "two use van vet via vow wag war was wax way web wed wet who why wig win wit woe won wow yea yes yet you zip "
-    "zoo app per yep nah meh duh ooh aah ugh gif lan rom sim shh hmm brr tsk nth mrs".split()
+    "zoo app per yep nah meh duh ooh aah ugh gif lan rom sim shh hmm mmm brr grr zzz tsk nth mrs".split()
 )
 # Words of four or five letters that are spelled out although they have a vowel.
 SPELLED = set(
