@@ -128,7 +128,7 @@ JOBS = {
         "sanitizers:run_decoder", CHECK_S, arguments={"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
     ),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
-    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 180),
+    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 235),
     "step_paths": Job("benchmarks.gpu.step_paths:run", 60),
     "kernels": Job("benchmarks.gpu.kernels:run", 45),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 90),

@@ -12,6 +12,7 @@ or the error. `used_mib` of the decoder must not exceed `budget_mib`, which the 
 beside a decoder without work, and beside one that decodes steady chunks of 32 utterances without a pause.
 """
 
+import faulthandler
 import json
 import logging
 import multiprocessing
@@ -41,7 +42,7 @@ from stretto.launcher.options import RepositoryOptions
 
 MODEL = "qwen3_tts"
 STREAMS, STREAMS_ON_CPU = 32, 2
-START_S, STEPS_S = 120.0, 60.0  # patience with a process: the time limit of the job ends it earlier
+START_S, STEPS_S = 150.0, 60.0  # patience with a process: the time limit of the job ends it earlier
 
 
 @dataclass(frozen=True)
@@ -249,10 +250,15 @@ class Process:
 def _serve(
     pipe: Connection, part: type[Decoder] | type[Engine], server: Server, environment: Mapping[str, str]
 ) -> None:
-    """Create a part of the server in this process, send its figures, and answer questions until an error."""
+    """Create a part of the server in this process, send its figures, and answer questions until an error.
+
+    The log has the stacks of all threads if the start takes too long.
+    """
     os.environ.update(environment)
+    faulthandler.dump_traceback_later(0.9 * START_S)
     try:
         made = part(server)
+        faulthandler.cancel_dump_traceback_later()
         pipe.send(made.figures)
         while True:
             pipe.send(getattr(made, pipe.recv())())
