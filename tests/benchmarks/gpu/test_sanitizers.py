@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+import stretto
 from benchmarks.gpu import sanitizers
 from benchmarks.gpu.jobs import Setup
-from benchmarks.gpu.sanitizers import DONE, TOOL, find, run_decoder, run_tool
+from benchmarks.gpu.sanitizers import DONE, OURS, TOOL, find, run_decoder, run_tool
 
 pytestmark = pytest.mark.slow
 SETUP = Setup("cpu", Path())
@@ -132,6 +134,17 @@ def test_cuda_race_is_reported() -> None:
     (line,) = run_decoder(SETUP, "tiny", report)
     assert line["ok"] is False
     assert line["races"][0] == "a tensor is used by two streams"
+
+
+def test_sanitizer_checks_our_kernels_and_not_those_of_torch() -> None:
+    sources = Path(stretto.__file__).parent.rglob("*.py")
+    launched = {
+        name for path in sources for name in re.findall(r"@triton\.jit.*\ndef (\w+_kernel)\(", path.read_text())
+    }
+    ours = re.compile(OURS.removeprefix("regex="))
+    assert {"advance_kernel", "_draw_kernel", "depth_attention_kernel"} <= launched
+    assert all(map(ours.search, launched))
+    assert ours.search("_ZN2at6native29vectorized_elementwise_kernelILi4EEEvi") is None
 
 
 @pytest.mark.nightly
