@@ -26,7 +26,6 @@ from benchmarks.engines import forced_prompt
 from benchmarks.gpu.jobs import Setup, failure
 from benchmarks.gpu.models import DRY, MODELS
 from stretto.cuda_graphs import record
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import sampler as array_path
@@ -159,10 +158,9 @@ def fill(slots: RunSlots, family: Family, scale: float) -> None:
         task = next(each for each in family.tasks if each.has_audio_segment)
         prompt = forced_prompt(family, task, index, LENGTH, scale=scale)
         codes, ids = prompt.rows[:, 1:], prompt.rows[:, 0].tolist()
-        params = SpeechParams(prompt.task, prompt.sampling, codes, is_unconditional)
         name = f"r{index}" + "#unconditional" * is_unconditional
         data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
-        slots.fill(slot, SpeechRequestData.extending(data, params, codes, slots.rules.track(len(ids), ())))
+        slots.fill(slot, SpeechRequestData.extending(data, prompt, codes, slots.rules.track(len(ids), ())))
         slots.note_audio({name: AUDIO_START})
     slots.tables.apply_staged(slots.arrays)
     slots.tables.state[:, STATE["audio_start"]] = AUDIO_START

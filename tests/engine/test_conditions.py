@@ -69,7 +69,7 @@ def test_vectors_are_not_among_the_parameters_that_vllm_logs(tmp_path: Path) -> 
         made = make_prompt(FAMILY, 3)
         engine.add("r", replace(made, condition=Condition((0,), np.ones((9, 3), np.float32))))
         scheduled = engine.scheduler.schedule().scheduled_new_reqs[0]
-        assert scheduled.params.condition.vectors.shape == (9, 3)
+        assert scheduled.prompt.condition.vectors.shape == (9, 3)
         assert scheduled.sampling_params.extra_args is None
         assert "condition" not in scheduled.anon_repr()
 

@@ -25,7 +25,6 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from stretto.engine.kernels.gpu import advance, draw, products
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
@@ -118,20 +117,10 @@ def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speech
 
 def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> SpeechRequestData:
     """Return a prompt that gets a slot, with the codes of its rows."""
-    codes = prompt.rows[:, 1:]
-    delayed_tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
-    params = SpeechParams(
-        prompt.task,
-        prompt.sampling,
-        np.concatenate([codes, delayed_tail]),
-        is_unconditional,
-        num_delayed_rows=len(delayed_tail),
-        condition=prompt.condition,
-    )
     ids = prompt.rows[:, 0].tolist()
     name = f"r{slot // 2}" + "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
-    return SpeechRequestData.extending(data, params, codes)
+    return SpeechRequestData.extending(data, prompt, prompt.rows[:, 1:])
 
 
 def fill(state: SpeechModelState, family: Family) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,36 +17,48 @@ from stretto.engine.protocol import (
     SHARES,
     EngineStats,
     SharedStats,
-    SpeechParams,
     blocks_in_window,
     num_guided,
     partner_of,
+    read_extra_args,
     read_rows,
+    to_extra_args,
 )
-from stretto.records.prompt import Condition, InputAudio
+from stretto.errors import InvalidRequest
+from stretto.records.chunk import Alignment
+from stretto.records.prompt import Condition, InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 
 SAMPLING = SamplingConfig(SegmentSampling(0.7, 5, 0.9, 1, 20), SegmentSampling(1, max_rows=9), seed=(1 << 63) - 1)
 
 
-def test_speech_params_round_trip() -> None:
-    codes, heard = np.arange(12, dtype=np.int32).reshape(4, 3), np.ones((5, 2), np.float32)
-    for sampling in (SAMPLING, replace(SAMPLING, guidance_scale=2.5, policy="until_s", guided_until_s=0.1)):
+def test_prompt_reaches_the_scheduler_without_what_only_the_front_end_needs() -> None:
+    rows, heard = np.arange(12, dtype=np.int32).reshape(4, 3), np.ones((5, 2), np.float32)
+    for sampling in (SAMPLING, replace(SAMPLING, guidance_scale=2.5, policy="until_s", schedule=(1, 13))):
         condition = Condition((4, 0), 0.1 * heard)
-        sent = SpeechParams(
-            "tts", sampling, codes, True, (InputAudio(1, 2, heard),), 2, (5, 6), condition=condition, host="a"
+        sent = Prompt(
+            "tts", rows, sampling, ("a",), audios=(InputAudio(1, 2, heard),), delayed_tail=rows[:2, 1:], track=(5, 6)
         )
-        extra_args = msgspec.msgpack.decode(msgspec.msgpack.encode(sent.to_extra_args()))
-        read = SpeechParams.from_extra_args(extra_args, num_streams=4)
-        assert (read.task, read.sampling, read.is_unconditional, read.num_delayed_rows) == ("tts", sampling, True, 2)
-        assert (read.track, read.host) == ((5, 6), "a")
-        np.testing.assert_array_equal(read.codes, codes)
+        sent = replace(sent, condition=condition, alignment=Alignment("a"), opening="b", is_open=True, voice=3)
+        extra_args = msgspec.msgpack.decode(msgspec.msgpack.encode(to_extra_args(sent, "a")))
+        read, host = read_extra_args(extra_args, num_streams=3)
+        assert (read.task, read.sampling, read.track, read.is_open, host) == ("tts", sampling, (5, 6), True, "a")
+        assert (read.words, read.alignment, read.opening, read.voice) == ((), None, "", 0)
+        np.testing.assert_array_equal(read.rows, rows, strict=True)
+        np.testing.assert_array_equal(read.codes, [*rows[:, 1:], *rows[:2, 1:]])
         (audio,) = read.audios
         assert (audio.first_row, audio.num_rows) == (1, 2)
         np.testing.assert_array_equal(audio.features, heard)
         assert read.condition is not None
         assert read.condition.ids == (4, 0)
         np.testing.assert_array_equal(read.condition.vectors, condition.vectors, strict=True)
+
+
+def test_value_of_another_type_is_refused_before_it_reaches_an_engine() -> None:
+    """An engine that cannot read a request ends."""
+    prompt: Any = Prompt("tts", np.zeros((4, 3), np.int32), SAMPLING)
+    with pytest.raises(InvalidRequest, match=r"^prompt.is_open: expected bool, got 1$"):
+        to_extra_args(replace(prompt, is_open=1))
 
 
 def test_rows_are_read_with_their_guidance_marks() -> None:

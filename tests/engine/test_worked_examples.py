@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stretto.engine.kernels.gpu.products import embed_rows
-from stretto.engine.protocol import NO_CHANGE, SpeechParams
+from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.engine.worker.segment_state import Rows, SegmentState
@@ -29,6 +29,7 @@ from stretto.engine.worker.slots import (
 from stretto.families.base import Family, Task
 from stretto.families.text import SILENT
 from stretto.records.chunk import Report
+from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import PADDED_TAIL, SAMPLED_TAIL, StreamLayout, Tail
@@ -88,9 +89,9 @@ class Reply:
         self.state = ReplyState.begin(rules, self.task, self.num_prompt_rows)
         self.tables = SlotTables(1, rules, torch.device("cpu"))
         codes = np.zeros((self.num_prompt_rows, self.family.layout.num_input_streams - 1), np.int32)
-        known = np.array([*codes.tolist(), *self.delayed_tail], np.int32)
-        params = SpeechParams(self.task.name, sampling, known, num_delayed_rows=len(self.delayed_tail))
-        self.tables.stage(0, params, self.state, codes)
+        rows = np.zeros((self.num_prompt_rows, self.family.layout.num_input_streams), np.int32)
+        tail = np.array(self.delayed_tail, np.int32).reshape(-1, codes.shape[1])
+        self.tables.stage(0, Prompt(self.task.name, rows, sampling, delayed_tail=tail), self.state, codes)
         self.tables.apply_staged(self.arrays)
         self.machine = SegmentState(rules, self.arrays)
         self.utterance = Utterance(self.state, (), SILENT, Pacer(ChunkPolicy(1, 1)))

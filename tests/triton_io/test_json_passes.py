@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter
 from tritonclient.grpc import InferResult, service_pb2
 
-from stretto.engine.protocol import SpeechParams
+from stretto.engine.protocol import read_extra_args, to_extra_args
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import EVENT, Chunk, Envelope, Event, FlowAddress
 from stretto.records.prompt import Prompt
@@ -74,9 +74,8 @@ def test_text_request_is_serialized_as_json_only_for_its_options(tmp_path: Path,
     prompt = preprocessor.prepare(RawRequest(text=body.input, options=options))
     request = with_parameters(prompt_inputs(prompt))
     read, caller = read_prompt(request, SEAL), Caller(request)
-    sent = SpeechParams(prompt.task, prompt.sampling, prompt.rows[:, 1:]).to_extra_args()
-    args = msgspec.msgpack.decode(msgspec.msgpack.encode(sent))
-    assert SpeechParams.from_extra_args(args, prompt.rows.shape[1]).sampling == prompt.sampling
+    args = msgspec.msgpack.decode(msgspec.msgpack.encode(to_extra_args(prompt)))
+    assert read_extra_args(args, prompt.rows.shape[1])[0].sampling == prompt.sampling
     assert isinstance(read, Prompt)
     assert (read.sampling, caller.host) == (prompt.sampling, "192.0.2.1")
     assert passes == ["dumps", "loads"], "the client's options; the prompt travels as MessagePack"

@@ -1,9 +1,9 @@
-"""Messages between the front end and the scheduler: request parameters, adapters, rows and statistics."""
+"""Messages between the front end and the scheduler: prompts, adapters, rows and statistics."""
 
 import mmap
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +13,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import read_family
-from stretto.records.prompt import Condition, ConditionRecord, InputAudio, Prompt
-from stretto.records.sampling import SamplingConfig
+from stretto.records.prompt import Prompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -28,9 +27,14 @@ def family_of(config: "PretrainedConfig") -> Family:
 UNCONDITIONAL_SUFFIX = "#unconditional"
 
 
+def is_unconditional(request_id: str) -> bool:
+    """Return True for the id of the unconditional request of a CFG pair."""
+    return request_id.endswith(UNCONDITIONAL_SUFFIX)
+
+
 def partner_of(request_id: str) -> str:
     """Return the id of the other request in the CFG pair of `request_id`."""
-    if request_id.endswith(UNCONDITIONAL_SUFFIX):
+    if is_unconditional(request_id):
         return request_id.removesuffix(UNCONDITIONAL_SUFFIX)
     return request_id + UNCONDITIONAL_SUFFIX
 
@@ -66,97 +70,63 @@ SPARE_BLOCKS = 2  # per live session with a window, because blocks before the wi
 KEY = "speech"
 
 
-@dataclass(frozen=True, slots=True)
-class SpeechParams:
-    """Parameters of one vLLM request, conditional or unconditional.
+def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
+    """Return the part of a prompt that the scheduler and the worker need, for `SamplingParams.extra_args`.
 
-    Attributes:
-        task: Name of the family's task.
-        sampling: Sampling options.
-        codes: Ids of streams 1 to S - 1 for all prompt rows, int32 [P, S - 1].
-        is_unconditional: True for the unconditional request of a CFG pair.
-        audios: Audio inputs, each with the prompt rows whose embeddings it replaces.
-        num_delayed_rows: Number of rows at the end of `codes` that belong to the reply. If the reply continues audio in
-            the prompt, its first rows contain delayed codes of that audio.
-        track: Ids of the input-only streams for the first rows of the reply.
-        is_open: True if more ids follow.
-        condition: Vectors that condition all rows, or None.
+    Args:
+        prompt: Admitted prompt.
         host: Client host, which has a fair share of the engine.
+
+    Raises:
+        InvalidRequest: If a value has the wrong type. An engine that cannot read a request would end.
     """
+    needed = Prompt(
+        prompt.task,
+        prompt.rows,
+        prompt.sampling,
+        audios=prompt.audios,
+        delayed_tail=prompt.delayed_tail,
+        track=prompt.track,
+        is_open=prompt.is_open,
+        condition=prompt.condition,
+    )
+    features = prompt.features
+    record = {
+        "prompt": needed.to_bytes(),
+        "rows": prompt.rows.tobytes(),
+        "features": None if features is None else features.astype(np.float32, copy=False).tobytes(),
+        "feature_size": 0 if features is None else features.shape[1],
+        "host": host,
+    }
+    read_extra_args({KEY: record}, prompt.rows.shape[1])
+    return {KEY: record}
 
-    task: str
-    sampling: SamplingConfig
-    codes: np.ndarray
-    is_unconditional: bool = False
-    audios: tuple[InputAudio, ...] = ()
-    num_delayed_rows: int = 0
-    track: tuple[int, ...] = ()
-    is_open: bool = False
-    condition: Condition | None = None
-    host: str = ""
 
-    def to_extra_args(self) -> dict[str, Any]:
-        """Return these parameters as plain data for `SamplingParams.extra_args`."""
-        record = {
-            "task": self.task,
-            "sampling": asdict(self.sampling),
-            "codes": self.codes.astype(np.int32).tobytes(),
-            "num_rows": len(self.codes),
-            "is_unconditional": self.is_unconditional,
-            "num_delayed_rows": self.num_delayed_rows,
-            "track": self.track,
-            "is_open": self.is_open,
-            "audios": [
-                (each.first_row, each.num_rows, each.features.shape, each.features.astype(np.float32).tobytes())
-                for each in self.audios
-            ],
-            "condition": None if self.condition is None else astuple(ConditionRecord.of(self.condition)),
-            "host": self.host,
-        }
-        return {KEY: record}
+def read_extra_args(extra_args: dict[str, Any], num_streams: int) -> tuple[Prompt, str]:
+    """Return the prompt and the client host in `extra_args`, for rows of `num_streams` input streams.
 
-    @classmethod
-    def from_extra_args(cls, extra_args: dict[str, Any], num_streams: int) -> "SpeechParams":
-        """Return the parameters in `extra_args`, the result of `to_extra_args`, for rows of `num_streams` streams."""
-        record = extra_args[KEY]
-        sampling = SamplingConfig.from_record(record["sampling"])
-        codes = np.frombuffer(record["codes"], np.int32).reshape(record["num_rows"], num_streams - 1)
-        audios = tuple(
-            InputAudio(first_row, num_rows, np.frombuffer(features, np.float32).reshape(shape))
-            for first_row, num_rows, shape, features in record["audios"]
-        )
-        is_unconditional, num_delayed_rows = record["is_unconditional"], record["num_delayed_rows"]
-        track, is_open = tuple(record["track"]), record["is_open"]
-        condition = None if record["condition"] is None else ConditionRecord(*record["condition"]).read("condition")
-        more = audios, num_delayed_rows, track, is_open, condition, record["host"]
-        return cls(record["task"], sampling, codes, is_unconditional, *more)
+    Raises:
+        InvalidRequest: If a value has the wrong type.
+    """
+    record = extra_args[KEY]
+    rows = np.frombuffer(record["rows"], np.int32).reshape(-1, num_streams)
+    features = record["features"]
+    if features is not None:
+        features = np.frombuffer(features, np.float32).reshape(-1, record["feature_size"])
+    return Prompt.from_bytes("prompt", record["prompt"], rows, features), record["host"]
 
 
 DELTA = 1  # vLLM's RequestOutputKind: each output has only the new ids
 
 
 def sampling_fields(prompt: Prompt, rules: SegmentRules, host: str = "") -> dict[str, Any]:
-    """Return fields of vLLM's `SamplingParams`: the stop condition, and our parameters as `extra_args`.
+    """Return fields of vLLM's `SamplingParams`: the stop condition, and the prompt as `extra_args`.
 
     Args:
         prompt: Admitted prompt with a seed.
         rules: Rules of the family's replies.
         host: Client host, which has a fair share of the engine.
     """
-    codes, num_delayed_rows = prompt.rows[:, 1:], 0
-    if prompt.delayed_tail is not None:
-        codes, num_delayed_rows = np.concatenate([codes, prompt.delayed_tail]), len(prompt.delayed_tail)
-    params = SpeechParams(
-        prompt.task,
-        prompt.sampling,
-        codes,
-        audios=prompt.audios,
-        num_delayed_rows=num_delayed_rows,
-        track=prompt.track,
-        is_open=prompt.is_open,
-        condition=prompt.condition,
-        host=host,
-    )
     return {
         "temperature": 0.0,
         "max_tokens": rules.max_model_len - len(prompt.rows),
@@ -164,7 +134,7 @@ def sampling_fields(prompt: Prompt, rules: SegmentRules, host: str = "") -> dict
         "ignore_eos": True,
         "detokenize": False,
         "output_kind": DELTA,
-        "extra_args": params.to_extra_args(),
+        "extra_args": to_extra_args(prompt, host),
     }
 
 

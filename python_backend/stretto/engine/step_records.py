@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData
 
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.tracks import Track
+from stretto.records.prompt import Prompt
 
 
 @dataclass
@@ -16,13 +16,13 @@ class SpeechRequestData(NewRequestData):
     """vLLM's record of a newly scheduled request, with our fields added.
 
     Attributes:
-        params: Request parameters.
+        prompt: The request's prompt, without what only the front end needs.
         codes: Ids of streams 1 to S - 1 for all rows so far, prompt and reply, int32 [n, S - 1].
         track: Ids of the input-only streams, if the family has any.
         state: Values of `SegmentRules.sent_state` after the newest row; empty for the state before a reply.
     """
 
-    params: SpeechParams | None = None
+    prompt: Prompt | None = None
     codes: np.ndarray | None = None
     track: Track | None = None
     state: Sequence[int] = ()
@@ -31,14 +31,14 @@ class SpeechRequestData(NewRequestData):
     def extending(
         cls,
         data: NewRequestData,
-        params: SpeechParams,
+        prompt: Prompt,
         codes: np.ndarray,
         track: Track | None = None,
         state: Sequence[int] = (),
     ) -> "SpeechRequestData":
-        """Return a copy of vLLM's `data` with the request's parameters, rows, text stream and state."""
+        """Return a copy of vLLM's `data` with the request's prompt, rows, text stream and state."""
         stock = {column.name: getattr(data, column.name) for column in fields(NewRequestData)}
-        return cls(**stock, params=params, codes=codes, track=track, state=state)
+        return cls(**stock, prompt=prompt, codes=codes, track=track, state=state)
 
 
 class NewText(NamedTuple):

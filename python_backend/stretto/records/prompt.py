@@ -1,9 +1,9 @@
 """Prompts, and parts of streamed text and live audio, as the preprocessor sends them to the language model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from hashlib import blake2b
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired, get_type_hints
 
 import numpy as np
 from msgspec import Meta
@@ -107,17 +107,17 @@ class Prompt:
     delivery: Delivery = field(default_factory=Delivery)
     audios: tuple[InputAudio, ...] = ()
     delayed_tail: NDArray[np.int32] | None = None
-    track: tuple[int, ...] = ()
+    track: tuple[Int32, ...] = ()
     is_open: bool = False
-    num_reference_rows: int = 0
+    num_reference_rows: Annotated[int, Meta(ge=0)] = 0
     opening: str = ""
     adapter: str | None = None
-    voice: int = 0
-    input_audio_s: float = 0.0
+    voice: Annotated[int, Meta(ge=0)] = 0
+    input_audio_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)] = 0.0
     alignment: Alignment | None = None
     sound: Sound | None = None
     condition: Condition | None = None
-    num_pieces: int = 1
+    num_pieces: Annotated[int, Meta(ge=1)] = 1
     sources: tuple[SourceWord, ...] = ()
     has_empty_reply: bool = False
 
@@ -133,15 +133,21 @@ class Prompt:
             ids = np.concatenate([ids, self.delayed_tail[:, stream - 1]])
         return ids[first : first + self.num_reference_rows]
 
+    @property
+    def codes(self) -> NDArray[np.int32]:
+        """Ids of streams 1 to S - 1 in the prompt rows and `delayed_tail`, int32 [P + n, S - 1]."""
+        codes = self.rows[:, 1:]
+        return codes if self.delayed_tail is None else np.concatenate([codes, self.delayed_tail])
+
     def to_bytes(self) -> bytes:
         """Return everything except `rows` and `features` as MessagePack."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
-        delayed_tail = None if self.delayed_tail is None else self.delayed_tail.tolist()
-        fields = (self.task, self.sampling, self.delivery, self.words, spans, delayed_tail, self.track, self.is_open)
-        more = (self.num_reference_rows, self.opening, self.adapter, self.voice, self.input_audio_s, self.alignment)
-        condition = None if self.condition is None else ConditionRecord.of(self.condition)
-        last = (self.num_pieces, self.sources, self.has_empty_reply)
-        return _PACKED.write(PromptRecord(*fields, *more, self.sound, condition, *last))
+        arrays = {
+            "audios": spans,
+            "delayed_tail": None if self.delayed_tail is None else self.delayed_tail.tolist(),
+            "condition": None if self.condition is None else ConditionRecord.of(self.condition),
+        }
+        return _PACKED.write({name: getattr(self, name) for name in _RECORD} | arrays)
 
     @classmethod
     def from_bytes(
@@ -159,28 +165,12 @@ class Prompt:
             InvalidRequest: If the data is invalid, or its audio spans or delayed rows do not fit the arrays.
         """
         record = _PACKED.read(field, data)
-        return cls(
-            task=record.task,
-            rows=rows,
-            sampling=record.sampling,
-            words=record.words,
-            delivery=record.delivery,
-            audios=_audios(field, record.audios, features),
-            delayed_tail=None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
-            track=record.track,
-            is_open=record.is_open,
-            num_reference_rows=record.num_reference_rows,
-            opening=record.opening,
-            adapter=record.adapter,
-            voice=record.voice,
-            input_audio_s=record.input_audio_s,
-            alignment=record.alignment,
-            sound=record.sound,
-            condition=None if record.condition is None else record.condition.read(f"{field}.condition"),
-            num_pieces=record.num_pieces,
-            sources=record.sources,
-            has_empty_reply=record.has_empty_reply,
-        )
+        arrays = {
+            "audios": _audios(field, record.audios, features),
+            "delayed_tail": None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
+            "condition": None if record.condition is None else record.condition.read(f"{field}.condition"),
+        }
+        return cls(rows=rows, **{name: getattr(record, name) for name in _RECORD} | arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,32 +207,15 @@ class ConditionRecord:
         return Condition(tuple(self.ids), np.frombuffer(self.vectors, "<f4").reshape(-1, self.width))
 
 
-@dataclass(frozen=True, slots=True)
-class PromptRecord:
-    """Serialised form of a Prompt: without `rows` and `features`, and with `delayed_tail` as lists."""
-
-    task: str
-    sampling: SamplingConfig
-    delivery: Delivery
-    words: tuple[str, ...]
-    audios: tuple[AudioSpan, ...]
-    delayed_tail: list[list[Int32]] | None
-    track: tuple[Int32, ...]
-    is_open: bool
-    num_reference_rows: Annotated[int, Meta(ge=0)]
-    opening: str
-    adapter: str | None
-    voice: Annotated[int, Meta(ge=0)]
-    input_audio_s: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)]
-    alignment: Alignment | None
-    sound: Sound | None
-    condition: ConditionRecord | None
-    num_pieces: Annotated[int, Meta(ge=1)]
-    sources: tuple[SourceWord, ...]
-    has_empty_reply: bool
-
-
-_PACKED: PackedRecord[PromptRecord] = PackedRecord(PromptRecord)
+# Types of the fields of a serialised Prompt: without `rows` and `features`, and without arrays.
+_RECORD: dict[str, Any] = {
+    name: kind for name, kind in get_type_hints(Prompt, include_extras=True).items() if name != "rows"
+} | {
+    "audios": tuple[AudioSpan, ...],
+    "delayed_tail": list[list[Int32]] | None,
+    "condition": ConditionRecord | None,
+}
+_PACKED: PackedRecord[Any] = PackedRecord(make_dataclass("PromptRecord", _RECORD.items()))
 
 
 def _delayed_tail(field: str, lists: list[list[int]], rows: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -208,21 +208,6 @@ class SamplingConfig:
         """Sampling parameters of streams 1 to S - 1 in audio segments."""
         return self.audio if self.depth is None else self.depth
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "SamplingConfig":
-        """Create the configuration from the fields in `record`, where tuples may have become lists."""
-        fields = {"text": SegmentSampling(**record["text"]), "audio": SegmentSampling(**record["audio"])}
-        depth, schedule, latents = record["depth"], record["schedule"], record["latents"]
-        return cls(
-            **record
-            | fields
-            | {
-                "depth": None if depth is None else CodeSampling(**depth),
-                "schedule": tuple(schedule) if isinstance(schedule, list) else schedule,
-                "latents": None if latents is None else LatentSampling(**latents),
-            }
-        )
-
     def _check_policy(self) -> None:
         until_s = self.guided_until_s
         if self.policy not in POLICIES:

@@ -51,8 +51,8 @@ def test_worker_receives_all_rows_and_queue_time_is_kept() -> None:
     data = NewRequestData("r", request.prompt_token_ids, [], None, None, ([1],), 0, None)
     told = known["r"].for_worker(data)
     assert told.codes.shape == (10, 7)
-    assert np.array_equal(told.codes[:8], known["r"].params.codes)
-    assert told.params is known["r"].params
+    assert np.array_equal(told.codes[:8], known["r"].prompt.codes)
+    assert told.prompt is known["r"].prompt
     waited = known["r"].queue_s
     assert waited >= 2.0
     known["r"].for_worker(data)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.run_slots import (
     STEPS_AHEAD,
@@ -35,7 +34,7 @@ def filled() -> SlotTables:
         sampling = replace(prompt.sampling, text=text)
         reply = ReplyState.begin(rules, EIGHT_STREAMS.task("chat"), 5)
         codes = np.zeros((5, EIGHT_STREAMS.layout.num_input_streams - 1), np.int32)
-        tables.stage(slot, SpeechParams("chat", sampling, codes), reply, codes)
+        tables.stage(slot, replace(prompt, sampling=sampling, rows=prompt.rows[:5]), reply, codes)
     tables.apply_staged(HostArrays())
     return tables
 

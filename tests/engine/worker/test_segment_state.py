@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import (
@@ -56,7 +55,8 @@ class Walk:
         self.sampling.append(sampling)
         reply = ReplyState.begin(self.rules, self.family.task(prompt.task), len(prompt.rows) % 40 + 1)
         codes = np.zeros((reply.position, self.family.layout.num_input_streams - 1), np.int32)
-        self.tables.stage(slot, SpeechParams(prompt.task, sampling, codes), reply, codes)
+        prompt = replace(prompt, sampling=sampling, rows=prompt.rows[: reply.position], delayed_tail=None)
+        self.tables.stage(slot, prompt, reply, codes)
         return reply
 
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,6 @@ import pytest
 import torch
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.tracks import ENDLESS, rows_of
@@ -15,6 +14,7 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, Arrays, DeviceArrays, HostArrays, SlotTables
 from stretto.families.base import DrawRules, Family
 from stretto.families.tiny.family import END_OF_TEXT, TINY
+from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import states_of
 from tests.small_vocabularies import HIGGS_AUDIO, KYUTAI_TTS_AHEAD
@@ -32,7 +32,7 @@ def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> N
         reply, entries = ReplyState.begin(rules, TINY.task("tts"), len(prompt.rows)), list(TINY.script.spoken[:index])
         states_of(reply, entries + [END_OF_TEXT] * (index > 2))
         codes = np.random.default_rng(index).integers(0, 99, (reply.position, 8)).astype(np.int32)
-        tables.stage(slot, SpeechParams("tts", prompt.sampling, codes), reply, codes, entries=entries)
+        tables.stage(slot, prompt, reply, codes, entries=entries)
         staged[slot] = (reply, codes, entries)
     before = tables.codes[1].clone()
     tables.apply_staged(arrays)
@@ -55,7 +55,6 @@ def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family
     rules, prompt = SegmentRules(family, 128), make_prompt(family, 0)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays())
     ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
-    params = SpeechParams(prompt.task, prompt.sampling, codes, track=prompt.track)
     spoken = list(family.script.spoken[:3]) if family.script else []
     rows = [*ids, *spoken, *[END_OF_TEXT] * 3]
     track = rules.track(len(ids), prompt.track)
@@ -65,7 +64,7 @@ def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family
     for slot, written, state, reply in ((0, ids, (), begun), (1, rows, expected.values(rules.sent_state), expected)):
         data = NewRequestData(f"r{slot}", ids, [], None, None, ([1],), 0, None, prefill_token_ids=written)
         held = np.resize(codes, (len(written), codes.shape[1]))
-        slots.fill(slot, SpeechRequestData.extending(data, params, held, track, state))
+        slots.fill(slot, SpeechRequestData.extending(data, prompt, held, track, state))
         slots.tables.apply_staged(HostArrays())
         assert slots.tables.state[slot].tolist() == reply.values(rules.state_names)
     assert slots.tables.script[1, 1 : 1 + len(spoken)].tolist() == spoken
@@ -78,9 +77,9 @@ def test_slot_restores_the_tokens_its_reply_has_generated(counted: str, expected
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays())
     slots.tables.seen[1] = True
     sampling = INTERLEAVED.tasks[0].sampling
-    params = SpeechParams("reply", replace(sampling, seed=0), np.zeros((2, 0), np.int32))
+    prompt = Prompt("reply", np.array([[3], [7]], np.int32), replace(sampling, seed=0))
     data = NewRequestData("r", [3, 7], [], None, None, ([1],), 0, None, prefill_token_ids=[3, 7, 20, 21])
-    slots.fill(1, SpeechRequestData.extending(data, params, np.zeros((4, 0), np.int32)))
+    slots.fill(1, SpeechRequestData.extending(data, prompt, np.zeros((4, 0), np.int32)))
     slots.tables.apply_staged(HostArrays())
     assert set(slots.tables.seen[1].nonzero().flatten().tolist()) == expected
     assert not slots.tables.seen[0].any()
@@ -95,9 +94,9 @@ def test_slot_text_is_extended_at_its_track_position() -> None:
     slots = RunSlots(tables, rules, arrays)
     prompt = make_prompt(TRACKED, 0)
     ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
-    params = SpeechParams(prompt.task, prompt.sampling, codes, track=(20, 21), is_open=True)
+    prompt = replace(prompt, track=(20, 21), is_open=True)
     data = NewRequestData("r", ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
-    slots.fill(1, SpeechRequestData.extending(data, params, codes, rules.track(len(ids), (20, 21), is_open=True)))
+    slots.fill(1, SpeechRequestData.extending(data, prompt, codes, rules.track(len(ids), (20, 21), is_open=True)))
     tables.apply_staged(arrays)
     assert tables.codes[1, :9, 7].tolist() == [*codes[:, 7], 20, 21, 6, 6]
     assert tables.codes[1, 9:, 7].unique().tolist() == [6]
@@ -124,9 +123,8 @@ def test_rows_need_both_heads_until_the_host_knows_where_audio_begins(arrays: Ar
         prompt.rows[:, 0],
         prompt.rows[:, 1:],
     )
-    params = SpeechParams(prompt.task, prompt.sampling, codes)
     data = NewRequestData("r", ids.tolist(), [], None, None, ([1],), 0, None, prefill_token_ids=ids.tolist())
-    slots.fill(1, SpeechRequestData.extending(data, params, codes))
+    slots.fill(1, SpeechRequestData.extending(data, prompt, codes))
     slots.tables.apply_staged(arrays)
     number = np.array([len(ids)])
     batch: Any = SimpleNamespace(
@@ -137,6 +135,6 @@ def test_rows_need_both_heads_until_the_host_knows_where_audio_begins(arrays: Ar
         slots.note_audio(starts)
         rows = slots.rows(batch)
         assert (rows.may_write.tolist(), rows.may_speak.tolist()) == ([not is_known], [is_known or not is_on_host])
-    slots.fill(1, SpeechRequestData.extending(data, params, codes))
+    slots.fill(1, SpeechRequestData.extending(data, prompt, codes))
     slots.tables.apply_staged(arrays)
     assert slots.rows(batch).may_write.all()

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
@@ -211,17 +210,13 @@ def request(family: Family, name: str, index: int, is_unconditional: bool, **cha
     prompt = replace(prompt, sampling=replace(prompt.sampling, text=text, audio=audio))
     if is_unconditional and family.layout.latents:  # its context is one row, the mark that begins audio
         prompt = replace(prompt, rows=prompt.rows[-1:])
-    codes = prompt.rows[:, 1:]
-    tail = codes[:0] if prompt.delayed_tail is None else prompt.delayed_tail
-    both = np.concatenate([codes, tail])
-    params = SpeechParams(prompt.task, prompt.sampling, both, is_unconditional, num_delayed_rows=len(tail))
     ids = prompt.rows[:, 0].tolist()
     name += "#unconditional" * is_unconditional
     data = NewRequestData(name, ids, [], None, None, ([1],), 0, None, prefill_token_ids=ids)
     beside = SegmentRules(family, LENGTH).track(len(ids), prompt.track[: None if is_long else 9])
     if is_unconditional and beside is not None:
         beside = beside.unconditional(family)
-    return SpeechRequestData.extending(data, params, codes, beside)
+    return SpeechRequestData.extending(data, prompt, prompt.rows[:, 1:], beside)
 
 
 class Walk:

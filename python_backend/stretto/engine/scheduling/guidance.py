@@ -126,7 +126,7 @@ class AdaptiveGuidance:
         """Track the guidance of a request that has arrived."""
         if state.pair is None:
             return
-        if state.params.sampling.policy == "until_s":
+        if state.prompt.sampling.policy == "until_s":
             self.limited[state.request.request_id] = state
         elif state.is_adaptive:
             self.adaptive.add(state.request.request_id)

@@ -115,7 +115,7 @@ class HeldReplies:
         entries, before = track.extend(update.ids, update.is_last), self._new_text.get(request.request_id)
         if before is not None:
             entries = np.concatenate([before.entries, entries])
-        limits = track.limits(state.params.sampling) if update.is_last else {}
+        limits = track.limits(state.prompt.sampling) if update.is_last else {}
         self._new_text[request.request_id] = NewText(entries, limits)
         if not self.is_held(request):
             self._end_hold(state)

@@ -51,8 +51,8 @@ class HostTurns:
 
     def add(self, state: RequestState) -> None:
         """Count a request that has arrived."""
-        self._hosts[state.request.request_id] = state.params.host
-        self._num_replies[state.params.host] += 1
+        self._hosts[state.request.request_id] = state.host
+        self._num_replies[state.host] += 1
 
     def remove(self, request_id: str) -> None:
         """Stop counting a request that has ended."""
@@ -74,7 +74,7 @@ class HostTurns:
         return bool(self._balances)
 
     def _host(self, request: Request) -> str:
-        return self._table[request.request_id].params.host
+        return self._table[request.request_id].host
 
     def _reply(self, request: Request) -> str:
         """Return the id of the conditional request of `request`."""
@@ -213,6 +213,6 @@ class HostTurns:
             self._balances.clear()
         if self._balances:
             for request_id, num_rows in scheduled.items():
-                host = self._table[request_id].params.host
+                host = self._table[request_id].host
                 if host in self._balances:
                     self._balances[host] -= num_rows

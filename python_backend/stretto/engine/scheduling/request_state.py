@@ -8,7 +8,15 @@ import numpy as np
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.request import Request
 
-from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE, SpeechParams, Trailer, num_guided, partner_of
+from stretto.engine.protocol import (
+    GUIDANCE_OFF,
+    GUIDANCE_ON,
+    NO_CHANGE,
+    Trailer,
+    is_unconditional,
+    num_guided,
+    partner_of,
+)
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.rules import with_where
 from stretto.engine.scheduling.outgoing_rows import OutgoingRows
@@ -17,6 +25,7 @@ from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import Track
 from stretto.families.base import Family, UnconditionalContext
 from stretto.families.bursts import BurstSchedule
+from stretto.records.prompt import Prompt
 
 NOT_YET = 1 << 60
 ON_ARRAYS = with_where(np.where)
@@ -101,7 +110,8 @@ class RequestState:
 
     Attributes:
         request: vLLM's request.
-        params: Request parameters.
+        prompt: The request's prompt, without what only the front end needs.
+        host: Client host, which has a fair share of the engine.
         history: Ids of streams 1 to S - 1 in all rows.
         reply: State of the reply; both requests of a pair share it.
         pair: CFG pair; None if the reply is not guided, or no longer guided.
@@ -119,7 +129,8 @@ class RequestState:
     """
 
     request: Request
-    params: SpeechParams
+    prompt: Prompt
+    host: str
     history: RowHistory
     reply: ReplyState
     pair: GuidancePair | None = None
@@ -142,9 +153,10 @@ class RequestState:
     def __post_init__(self) -> None:
         self.outgoing = OutgoingRows(self.reply)
         self.partner_id = partner_of(self.request.request_id)
-        self.is_unconditional, self.asks_for_guidance = self.params.is_unconditional, self.params.sampling.has_pair
-        self.is_adaptive = self.params.sampling.policy == "adaptive"
-        self.schedule = self.reply.rules.schedule(self.params.sampling)
+        self.is_unconditional = is_unconditional(self.request.request_id)
+        self.asks_for_guidance = self.prompt.sampling.has_pair
+        self.is_adaptive = self.prompt.sampling.policy == "adaptive"
+        self.schedule = self.reply.rules.schedule(self.prompt.sampling)
 
     @property
     def is_read_by_modules(self) -> bool:
@@ -191,14 +203,14 @@ class RequestState:
         return GUIDANCE_ON if is_guided else GUIDANCE_OFF
 
     def for_worker(self, data: NewRequestData) -> SpeechRequestData:
-        """Return the record for the worker: vLLM's `data` with our parameters and all rows so far."""
+        """Return the record for the worker: vLLM's `data` with our prompt and all rows so far."""
         if self.queue_s is None:
             self.queue_s = time.monotonic() - self.added_s
         track = None if self.track is None else replace(self.track, ids=self.track.ids.copy())
         # the slot of the conditional request has the state of the pair
         state = () if self.is_unconditional else self.reply.values(self.reply.rules.sent_state)
         codes = self.history.rows(0, self.request.num_tokens)
-        return SpeechRequestData.extending(data, self.params, codes, track, state)
+        return SpeechRequestData.extending(data, self.prompt, codes, track, state)
 
     def trailer(self) -> Trailer:
         """Return the statistics that are sent to the front end after the last row."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from vllm.v1.request import Request
 
-from stretto.engine.protocol import SpeechParams
+from stretto.engine.protocol import read_extra_args
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.scheduling.block_hashes import row_block_hasher
 from stretto.engine.scheduling.request_state import GuidancePair, RequestState
@@ -51,15 +51,15 @@ class RequestTable(dict[str, RequestState]):
         assert request.sampling_params is not None
         extra_args = request.sampling_params.extra_args
         assert extra_args is not None, f"{request.request_id} did not come through SpeechLLM"
-        params = SpeechParams.from_extra_args(extra_args, family.layout.num_input_streams)
+        prompt, host = read_extra_args(extra_args, family.layout.num_input_streams)
         request.sampling_params.extra_args = None  # vLLM would send them to each worker, and log them if a step fails
-        task = family.task(params.task)
-        is_guided = params.sampling.has_pair and Segment.AUDIO in task.segments
+        task = family.task(prompt.task)
+        is_guided = prompt.sampling.has_pair and Segment.AUDIO in task.segments
         pair = self._new_pair(request.request_id) if is_guided else None
-        track = self.rules.track(request.num_prompt_tokens, params.track, params.is_open)
+        track = self.rules.track(request.num_prompt_tokens, prompt.track, prompt.is_open)
         reply = ReplyState.begin(self.rules, task, request.num_prompt_tokens, track)
-        history = RowHistory(params.codes[: request.num_prompt_tokens], track)
-        state = RequestState(request, params, history, reply, pair, is_guided=is_guided, track=track)
+        history = RowHistory(prompt.rows[:, 1:], track)
+        state = RequestState(request, prompt, host, history, reply, pair, is_guided=is_guided, track=track)
         self._put(state, is_caching=request._block_hasher is not None)
         for follower in self.followers:
             follower.add(state)
@@ -69,8 +69,8 @@ class RequestTable(dict[str, RequestState]):
         request = state.request
         self[request.request_id] = state
         if is_caching:  # vLLM hashes only the ids of stream 0
-            rows_of, params, is_read = state.history.rows, state.params, state.is_read_by_modules
-            more = params.audios, is_read, state.track, params.condition
+            rows_of, prompt, is_read = state.history.rows, state.prompt, state.is_read_by_modules
+            more = prompt.audios, is_read, state.track, prompt.condition
             request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, *more)
             request.block_hashes.clear()
             request.update_block_hashes()
@@ -163,17 +163,17 @@ class RequestTable(dict[str, RequestState]):
 
         Its prompt covers all rows so far, and at least all rows before the audio.
         """
-        pair, conditional, params = state.pair, state.request, state.params
+        pair, conditional, prompt = state.pair, state.request, state.prompt
         assert pair is not None
         context = pair.context(state)
         pair.attach(max(conditional.num_tokens, state.reply.audio_start) - conditional.num_prompt_tokens)
         assert pair.unconditional is not None
-        num_guided_rows = self.rules.max_guided_rows(params.sampling)
+        num_guided_rows = self.rules.max_guided_rows(prompt.sampling)
         if num_guided_rows is not None:
             state.limit = pair.first_output + num_guided_rows
         kept = self.rules.family.unconditional.keep_first
-        audios = tuple(each for each in params.audios if each.first_row + each.num_rows <= kept)
-        params = replace(params, codes=context[:, 1:], is_unconditional=True, audios=audios, num_delayed_rows=0)
+        audios = tuple(each for each in prompt.audios if each.first_row + each.num_rows <= kept)
+        prompt = replace(prompt, rows=context, audios=audios, delayed_tail=None)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
         sampling_params.max_tokens = conditional.max_tokens - pair.first_output
@@ -188,7 +188,8 @@ class RequestTable(dict[str, RequestState]):
             cache_salt=conditional.cache_salt,
         )
         track = None if state.track is None else state.track.unconditional(self.rules.family)
-        half = RequestState(request, params, RowHistory(params.codes, track), state.reply, pair, track=track)
+        history = RowHistory(context[:, 1:], track)
+        half = RequestState(request, prompt, state.host, history, state.reply, pair, track=track)
         half.conditional = state if track is None else None
         self._put(half, is_caching=conditional._block_hasher is not None)
         self.revision += 1

@@ -204,11 +204,11 @@ class SpeechModelState(DefaultModelState):
         if self._latent_rows is not None:
             self._latent_rows.place(req_index, new_req_data)
         if self.audio_embeddings is not None:
-            assert new_req_data.params is not None
-            self.audio_embeddings.place(req_index, new_req_data.params.audios)
+            assert new_req_data.prompt is not None
+            self.audio_embeddings.place(req_index, new_req_data.prompt.audios)
         if self._conditions is not None:
-            assert new_req_data.params is not None
-            self._conditions.place(req_index, new_req_data.params.condition)
+            assert new_req_data.prompt is not None
+            self._conditions.place(req_index, new_req_data.prompt.condition)
 
     def remove_request(self, req_id: str) -> None:
         """Clear the slot of a request that has ended or was preempted."""

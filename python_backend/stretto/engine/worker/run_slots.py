@@ -13,12 +13,13 @@ import torch
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.protocol import SpeechParams, partner_of
+from stretto.engine.protocol import is_unconditional, partner_of
 from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.rules import is_entry
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, Array, Arrays, SlotLimits, SlotScales, SlotTables
 from stretto.families.bursts import BurstSchedule
+from stretto.records.prompt import Prompt
 from stretto.sampling import DrawParams, DrawPlan
 from stretto.streams.layout import Segment
 
@@ -313,8 +314,8 @@ def is_warm_up(request_id: str) -> bool:
     return request_id.startswith(PREFIXES)
 
 
-def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechParams, np.ndarray]:
-    """Return parameters and ids of streams 1 to S - 1 [n, S - 1] for a warm-up request.
+def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[Prompt, np.ndarray]:
+    """Return a prompt and the ids of streams 1 to S - 1 [n, S - 1] for a warm-up request.
 
     Successive requests use the family's tasks in turn.
 
@@ -322,13 +323,14 @@ def warmup_request(data: NewRequestData, rules: SegmentRules) -> tuple[SpeechPar
         TypeError: If the request is not a warm-up request and did not come through `SpeechLLM`.
     """
     if not is_warm_up(data.req_id):
-        raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no speech parameters")
+        raise TypeError(f"{data.req_id} did not come through SpeechLLM: it has no prompt")
     family = rules.family
     task = family.tasks[next(_ordinals) % len(family.tasks)]
     sampling = replace(task.sampling, seed=0, guidance_scale=1.0, text=replace(task.sampling.text, max_rows=1))
     num_rows = len(data.prefill_token_ids or ())
     codes = np.full((num_rows, family.layout.num_input_streams - 1), family.layout.pad_id, np.int32)
-    return SpeechParams(task.name, sampling, codes), codes
+    rows = np.column_stack([np.asarray(data.prefill_token_ids or (), np.int32), codes])
+    return Prompt(task.name, rows, sampling), codes
 
 
 NO_SLOT = -1
@@ -372,22 +374,22 @@ class RunSlots:
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
         """Assign a request to `slot`; a preempted request continues from its last state."""
-        params, codes, token_ids = data.params, data.codes, data.prefill_token_ids
-        assert params is not None
+        prompt, codes, token_ids = data.prompt, data.codes, data.prefill_token_ids
+        assert prompt is not None
         assert codes is not None
         assert token_ids is not None
-        reply = ReplyState.begin(self.rules, self.rules.family.task(params.task), data.prompt_len, data.track)
+        reply = ReplyState.begin(self.rules, self.rules.family.task(prompt.task), data.prompt_len, data.track)
         if data.state:
             reply.move(len(token_ids), data.state)
         text = token_ids[data.prompt_len :][: reply.num_text_tokens] if self.rules.max_entries else ()
         entries = [token for token in text if is_entry(token, self.rules.constants)]
         first = data.prompt_len if self.rules.family.drawing.penalized == "drawn" else 0
-        self.tables.stage(slot, params, reply, codes, token_ids[first:], data.track, entries)
+        self.tables.stage(slot, prompt, reply, codes, token_ids[first:], data.track, entries)
         self._audio_start[slot] = reply.audio_start
         self._num_prompt_rows[slot] = data.prompt_len
-        schedule = self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(params.sampling)
+        schedule = self._schedules[slot] = None if is_warm_up(data.req_id) else self.rules.schedule(prompt.sampling)
         self.is_read_by_modules[slot] = schedule is not None and schedule.max_extra > 0
-        self._link(data.req_id, slot, params.is_unconditional)
+        self._link(data.req_id, slot)
 
     def extend_texts(self, new_text: Mapping[str, NewText]) -> None:
         """Write newly arrived streamed text and live audio, keyed by request id.
@@ -410,10 +412,10 @@ class RunSlots:
             if request_id in self.slot_of:
                 self._audio_start[self.slot_of[request_id]] = audio_start
 
-    def _link(self, request_id: str, slot: int, is_unconditional: bool) -> None:
+    def _link(self, request_id: str, slot: int) -> None:
         self._change()
         self.slot_of[request_id] = slot
-        self.is_unconditional[slot] = is_unconditional
+        self.is_unconditional[slot] = is_unconditional(request_id)
         partner = self.slot_of.get(partner_of(request_id), NO_SLOT)
         self.partner[slot] = partner
         if partner != NO_SLOT:

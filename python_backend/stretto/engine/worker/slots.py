@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from stretto.engine import rules
-from stretto.engine.protocol import SpeechParams
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.tracks import Track
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SamplingConfig
 from stretto.sampling import min_p_span, seed_key
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
@@ -195,23 +196,24 @@ def _index(table: type) -> dict[str, int]:
 STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales)
 
 
-def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
+def limits_row(prompt: Prompt, rules: SegmentRules) -> list[int]:
     """Return the values of SlotLimits for a request."""
-    text, audio, latents = params.sampling.text, params.sampling.audio, params.sampling.latents
-    assert params.sampling.seed is not None
+    sampling, tail = prompt.sampling, prompt.delayed_tail
+    text, audio, latents = sampling.text, sampling.audio, sampling.latents
+    assert sampling.seed is not None
     row = {
-        "task": rules.task_index[params.task],
+        "task": rules.task_index[prompt.task],
         "text_min": text.min_rows,
         "text_max": text.max_rows,
         "audio_min": audio.min_rows,
         "audio_max": audio.max_rows,
         "text_top_k": text.top_k,
         "audio_top_k": audio.top_k,
-        "depth_top_k": params.sampling.codes.top_k,
-        "seed_key": seed_key(params.sampling.seed),
-        "ras_window": params.sampling.ras_window,
-        "ras_max_repeats": params.sampling.ras_max_repeats,
-        "forced_until": len(params.codes) if params.num_delayed_rows else 0,
+        "depth_top_k": sampling.codes.top_k,
+        "seed_key": seed_key(sampling.seed),
+        "ras_window": sampling.ras_window,
+        "ras_max_repeats": sampling.ras_max_repeats,
+        "forced_until": 0 if tail is None or not len(tail) else len(prompt.rows) + len(tail),
         "latent_steps": 0 if latents is None else latents.steps,
         "tail_rows": 0 if latents is None else latents.tail_rows,
         "given_first": 0,
@@ -220,9 +222,8 @@ def limits_row(params: SpeechParams, rules: SegmentRules) -> list[int]:
     return [row[name] for name in LIMITS]
 
 
-def scales_row(params: SpeechParams) -> list[float]:
+def scales_row(sampling: SamplingConfig) -> list[float]:
     """Return the values of SlotScales for a request."""
-    sampling = params.sampling
     inside = (
         None if sampling.guidance_scale != 1.0 else sampling.latents
     )  # guidance within the predictor, not by a CFG pair
@@ -290,7 +291,7 @@ class SlotTables:
     def stage(
         self,
         slot: int,
-        params: SpeechParams,
+        prompt: Prompt,
         reply: ReplyState,
         codes: np.ndarray,
         seen: Sequence[int] = (),
@@ -301,21 +302,21 @@ class SlotTables:
 
         Args:
             slot: Run slot.
-            params: Request parameters.
+            prompt: The request's prompt.
             reply: State of the reply.
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
             seen: Ids of stream 0 that the repetition penalty counts.
             track: Ids of the input-only streams that are known, or None.
             entries: Spoken tokens of the reply so far, along which the alignment pointer moves.
         """
-        self.limits[slot] = limits_row(params, self._rules)
-        self.scales[slot] = scales_row(params)
+        self.limits[slot] = limits_row(prompt, self._rules)
+        self.scales[slot] = scales_row(prompt.sampling)
         ids: Sequence[int] | np.ndarray = ()
         if track is not None:
-            self._limit(slot, track.limits(params.sampling))
+            self._limit(slot, track.limits(prompt.sampling))
             self._tracks[slot] = track
             ids = track.entries_after(len(codes)).reshape(-1)
-        codes = np.concatenate([codes, params.codes[len(codes) :]])  # including audio of the prompt that is continued
+        codes = np.concatenate([codes, prompt.codes[len(codes) :]])  # including audio of the prompt that is continued
         counted = counted_columns(np.asarray(seen, np.int64), self._rules.counted_ids) if self.seen.shape[1] else ()
         rows = (reply.values(self._rules.state_names), entries, codes.reshape(-1), counted, ids)
         self._staged[slot] = [np.asarray(row, np.int32) for row in rows]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from vllm import envs
 
+from stretto.engine.protocol import is_unconditional
 from stretto.engine.step_records import SpeechRequestData
 from stretto.families.vibevoice.family import Stretches
 from stretto.streams.layout import latents_of
@@ -191,9 +192,8 @@ class FeedbackMemory:
 
     def _last_latent(self, data: SpeechRequestData) -> int:
         """Return the position of the newest row if it is a frame of the reply, else -1."""
-        assert data.params is not None
         ids = data.prefill_token_ids or []
-        is_frame = len(ids) > data.prompt_len and ids[-1] == self._stretches.frame and not data.params.is_unconditional
+        is_frame = len(ids) > data.prompt_len and ids[-1] == self._stretches.frame and not is_unconditional(data.req_id)
         return len(ids) - 1 if is_frame else -1
 
     def _stretch_start(self, data: SpeechRequestData) -> int:
