@@ -12,6 +12,7 @@ from stretto.engine.tracks import num_leading
 from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import check_condition
 from stretto.families.base import Task
+from stretto.families.option_checks import check_sampling
 from stretto.records.chunk import GuidanceChange
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
@@ -162,16 +163,16 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     Raises:
         InvalidRequest: If the request can never run.
     """
-    prompt.sampling.check()
     tasks = {task.name: task for task in rules.family.tasks}
     if prompt.task not in tasks:
         raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
     task = tasks[prompt.task]
     if Segment.AUDIO not in task.segments:
         prompt = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
+    check_sampling(prompt.sampling, rules.family, task)
     _check_rows(prompt.rows, rules)
     if rules.family.layout.latents:
-        _check_latents(prompt, rules.family.layout.latents, rules)
+        _check_latents(prompt.rows, rules.family.layout.latents, rules)
     if prompt.delayed_tail is not None:
         _check_delayed_tail(prompt.delayed_tail, task, rules)
     _check_length(prompt, task, rules)
@@ -180,9 +181,6 @@ def admit(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
         check_condition(prompt.condition, rules.family)
     if prompt.num_reference_rows:
         _check_reference(prompt, task, rules)
-    if prompt.sampling.repetition_penalty != 1.0 and rules.family.drawing.penalized is None:
-        expected = f"1.0 ({rules.family.name} does not support this penalty)"
-        raise InvalidRequest("options.repetition_penalty", expected, prompt.sampling.repetition_penalty)
     if rules.family.mechanism.ends_streams:
         _check_window(prompt, rules)
     if prompt.sampling.has_pair:
@@ -211,37 +209,16 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
 
 
-def _check_latents(prompt: Prompt, latents: LatentSpec, rules: SegmentRules) -> None:
-    """Check a prompt's latents and number of solver steps; reject options for sampled codes."""
-    frames, words = rules.family.layout.audio[0], prompt.rows[:, 1:]
-    ids, voices = prompt.rows[:, 0], latents.voice_ids
+def _check_latents(rows: np.ndarray, latents: LatentSpec, rules: SegmentRules) -> None:
+    frames, words = rules.family.layout.audio[0], rows[:, 1:]
+    ids, voices = rows[:, 0], latents.voice_ids
     has_latent = (ids >= frames.start) & (ids < frames.stop) | (ids >= voices.start) & (ids < voices.stop)
     if words[~has_latent].any():
         raise InvalidRequest("rows", "0 in streams 1 and up of rows without a latent", "non-zero values")
     if not np.isfinite(latents_of(words)).all():
         raise InvalidRequest("rows", "finite latents", "NaN or infinity")
-    sampling = prompt.sampling
-    audio, given = sampling.audio, sampling.latents
-    if given is None:
-        raise InvalidRequest("options.latents", "an object", "none")
-    given.check_steps(latents.steps)
-    if given.guidance_scale != 1.0 and not rules.family.mechanism.guides_rows:
-        expected = f"1.0, because {rules.family.name} has no guidance"
-        raise InvalidRequest("options.guidance_scale", expected, given.guidance_scale)
     if (last := rules.family.mechanism.prompt_end) is not None and ids[-1] != last:
         raise InvalidRequest("rows", f"{last}, which begins audio, as the last id", ids[-1])
-    if latents.has_unit_noise and sampling.policy != "always":
-        raise InvalidRequest("options.guidance.policy", "'always' (this model guides every frame)", sampling.policy)
-    if latents.has_unit_noise and audio.temperature != 1.0:
-        raise InvalidRequest(
-            "options.audio.temperature", "1.0 (the noise of this model has a fixed variance)", audio.temperature
-        )
-    off = {"top_k": (audio.top_k, 0), "top_p": (audio.top_p, 1.0)}
-    off |= {"min_p": (sampling.min_p, 0.0), "ras_window": (sampling.ras_window, 0)}
-    for name, (value, neutral) in off.items():
-        if value != neutral:
-            expected = f"{neutral} (frames of {rules.family.name} have no ids)"
-            raise InvalidRequest(f"options.audio.{name}", expected, value)
 
 
 def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRules) -> None:
@@ -380,15 +357,6 @@ def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: 
 
 
 def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
-    if not rules.family.guided_streams:
-        expected = f"1.0, because {rules.family.name} has no guidance"
-        raise InvalidRequest("options.guidance_scale", expected, prompt.sampling.guidance_scale)
-    if rules.family.frame_rate <= 0.0 and prompt.sampling.policy != "always":
-        raise InvalidRequest(
-            "options.guidance.policy",
-            f"'always' (the frame rate of {rules.family.name} is unknown)",
-            prompt.sampling.policy,
-        )
     if capacity.max_num_seqs < 2:
         raise InvalidRequest("options.guidance_scale", "1.0 (max_num_seqs is 1)", prompt.sampling.guidance_scale)
     if task.segments[0] is Segment.AUDIO and len(prompt.rows) < 2:

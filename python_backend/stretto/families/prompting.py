@@ -374,11 +374,8 @@ def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | Non
         family: The model's family.
 
     Raises:
-        InvalidRequest: If the family does not have the scale, or the options would leave frames unguided.
+        InvalidRequest: If the family does not have the scale.
     """
-    if guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None:
-        expected = "'always' (this model guides every frame)"
-        raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
     scale: float | None = guidance.pop("guidance_scale", None)
     if scale is not None and scale not in family.guidance_scales:
         expected = f"one of {', '.join(f'{each:g}' for each in family.guidance_scales)}"

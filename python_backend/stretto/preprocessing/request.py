@@ -13,7 +13,7 @@ from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.audio_format import EncodedFiles, stored_in
 from stretto.families.base import Family, Task
-from stretto.families.bursts import MAX_NUMBER, MAX_NUMBERS
+from stretto.families.option_checks import check_sampling
 from stretto.families.plugin import family_at
 from stretto.families.prompting import (
     PLAIN,
@@ -419,6 +419,7 @@ def read_options(
     guidance = _guidance(options)
     scale = read_guidance_scale(guidance, family) if family.guidance_scales else None
     latents = _latents(options, family, defaults, guidance)
+    schedule = options.get("schedule", defaults.schedule)
     sampling = replace(
         defaults,
         text=_segment("text", options.get("text", {}), in_text, defaults.text, family),
@@ -430,11 +431,11 @@ def read_options(
         ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
         repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
         depth=_depth(options, family, audio) if "depth" in options else defaults.depth,
-        schedule=_schedule(options, family) if "schedule" in options else defaults.schedule,
+        schedule=tuple(schedule) if isinstance(schedule, list) else schedule,
         latents=latents,
         **guidance,
     )
-    sampling.check_relations()
+    check_sampling(sampling, family, task)
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
     adapter = options.get("adapter")
     if adapter is not None:
@@ -537,20 +538,15 @@ def _latents(
         guidance: Result of `_guidance`. If the latent predictor applies guidance itself, the scale is removed from it.
 
     Raises:
-        InvalidRequest: If the family does not have a requested parameter, or a value is out of range.
+        InvalidRequest: If the family does not have a requested parameter.
     """
-    latents, sampling = family.layout.latents, defaults.latents
-    if latents is None or sampling is None:
+    sampling = defaults.latents
+    if family.layout.latents is None or sampling is None:
         if "latents" in options:
             got = shown(options["latents"])
             raise InvalidRequest("options.latents", "no value (frames of this model are codes)", got)
         return None
     sampling = replace(sampling, **options.get("latents", {}))
-    sampling.check_steps(latents.steps)
-    is_partial = guidance.get("policy", "always") != "always" or guidance.get("guided_until_s") is not None
-    if latents.has_unit_noise and is_partial:
-        expected = "'always' (this model guides every frame)"
-        raise InvalidRequest("options.guidance.policy", expected, shown(guidance.get("policy", "until_s")))
     if family.mechanism.guides_rows and guidance:
         sampling = replace(sampling, guidance_scale=guidance.pop("guidance_scale", sampling.guidance_scale))
     return sampling
@@ -570,27 +566,3 @@ def _guidance(options: OptionsRecord) -> dict[str, Any]:
     if "until_s" in guidance:
         fields["guided_until_s"] = guidance["until_s"]
     return fields
-
-
-def _schedule(options: OptionsRecord, family: Family) -> str | tuple[int, ...]:
-    """Return the requested schedule: a name, or its numbers M, m, M, m, …"""
-    schedule = options["schedule"]
-    if family.bursts is None:
-        raise InvalidRequest("options.schedule", "no value (this model generates one row per step)", shown(schedule))
-    if isinstance(schedule, list):
-        return _numbers(schedule)
-    names = [schedule.name for schedule in family.bursts.schedules]
-    if schedule not in names:
-        raise InvalidRequest("options.schedule", f"one of {', '.join(names)}, or numbers", shown(schedule))
-    return schedule
-
-
-def _numbers(schedule: list[Any]) -> tuple[int, ...]:
-    if not schedule or len(schedule) % 2 or len(schedule) > MAX_NUMBERS:
-        got = f"{len(schedule)} numbers"
-        raise InvalidRequest("options.schedule", f"at most {MAX_NUMBERS // 2} pairs of numbers [M, m, M, m, …]", got)
-    for at, number in enumerate(schedule):
-        low = 0 if at % 2 else 1
-        if type(number) is not int or not low <= number <= MAX_NUMBER:
-            raise InvalidRequest(f"options.schedule[{at}]", f"an integer in [{low}, {MAX_NUMBER}]", shown(number))
-    return tuple(schedule)

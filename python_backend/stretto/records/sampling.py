@@ -123,19 +123,13 @@ class LatentSampling:
     tail_rows: Annotated[int, integer(0, 64)] = 1
     guidance_scale: GuidanceScale = 1.0
 
-    def check_steps(self, allowed: range) -> None:
-        """Raise InvalidRequest unless `steps` is in `allowed`, the step counts that the family supports."""
-        if self.steps not in allowed:
-            expected = f"an integer in [{allowed.start}, {allowed.stop - 1}]"
-            raise InvalidRequest("options.latents.steps", expected, self.steps)
-
 
 @dataclass(frozen=True, slots=True)
 class SamplingConfig:
     """Sampling parameters of one reply.
 
-    Values are not checked when they are set: the preprocessor checks the options of a request, `SpeechLLM` those of a
-    Python program, and a task its defaults.
+    Values are not checked when they are set: `check_sampling` checks those of a request or a Python program, and a task
+    checks its defaults.
 
     Attributes:
         text: Parameters of text segments.

@@ -1,0 +1,93 @@
+"""Limits of options that only a family knows; the schema has the range of each number."""
+
+from stretto.errors import InvalidRequest, shown
+from stretto.families.base import Family, Task
+from stretto.families.bursts import MAX_NUMBER, MAX_NUMBERS
+from stretto.records.sampling import LatentSampling, SamplingConfig
+from stretto.streams.layout import LatentSpec, Segment
+
+
+def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None:
+    """Check sampling parameters.
+
+    The preprocessor calls this function for the options of a request, `SpeechLLM` for the prompt of a Python program.
+
+    Args:
+        sampling: Sampling parameters of a reply.
+        family: The model's family.
+        task: Task of the reply.
+
+    Raises:
+        InvalidRequest: If a value is outside its range, values contradict each other, or the family does not support a
+            value.
+    """
+    sampling.check()
+    if family.layout.latents is not None:
+        _check_latents(sampling, family.layout.latents, family)
+    if sampling.repetition_penalty != 1.0 and family.drawing.penalized is None:
+        expected = f"1.0 ({family.name} does not support this penalty)"
+        raise InvalidRequest("options.repetition_penalty", expected, sampling.repetition_penalty)
+    guides_all = family.guidance_scales or (family.layout.latents is not None and family.layout.latents.has_unit_noise)
+    if guides_all and sampling.policy != "always":
+        raise InvalidRequest("options.guidance.policy", "'always' (this model guides every frame)", sampling.policy)
+    if sampling.has_pair and Segment.AUDIO in task.segments:
+        _check_pair(sampling, family)
+    if sampling.schedule is not None:
+        _check_schedule(sampling.schedule, family)
+
+
+def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -> None:
+    """Check the number of solver steps; reject options for sampled codes."""
+    audio, latents = sampling.audio, sampling.latents
+    if latents is None:
+        raise InvalidRequest("options.latents", "an object", "none")
+    if latents.steps not in spec.steps:
+        expected = f"an integer in [{spec.steps.start}, {spec.steps.stop - 1}]"
+        raise InvalidRequest("options.latents.steps", expected, latents.steps)
+    if latents.guidance_scale != 1.0 and not family.mechanism.guides_rows:
+        raise _no_guidance(latents, family)
+    if spec.has_unit_noise and audio.temperature != 1.0:
+        expected = "1.0 (the noise of this model has a fixed variance)"
+        raise InvalidRequest("options.audio.temperature", expected, audio.temperature)
+    off = {"top_k": (audio.top_k, 0), "top_p": (audio.top_p, 1.0)}
+    off |= {"min_p": (sampling.min_p, 0.0), "ras_window": (sampling.ras_window, 0)}
+    for name, (value, neutral) in off.items():
+        if value != neutral:
+            expected = f"{neutral} (frames of {family.name} have no ids)"
+            raise InvalidRequest(f"options.audio.{name}", expected, value)
+
+
+def _check_pair(sampling: SamplingConfig, family: Family) -> None:
+    if not family.guided_streams:
+        raise _no_guidance(sampling, family)
+    if family.frame_rate <= 0.0 and sampling.policy != "always":
+        expected = f"'always' (the frame rate of {family.name} is unknown)"
+        raise InvalidRequest("options.guidance.policy", expected, sampling.policy)
+
+
+def _no_guidance(guided: SamplingConfig | LatentSampling, family: Family) -> InvalidRequest:
+    expected = f"1.0, because {family.name} has no guidance"
+    return InvalidRequest("options.guidance_scale", expected, guided.guidance_scale)
+
+
+def _check_schedule(schedule: str | tuple[int, ...], family: Family) -> None:
+    """Check the name of a schedule, or its numbers M, m, M, m, …"""
+    got = shown(schedule if isinstance(schedule, str) else list(schedule))
+    if family.bursts is None:
+        raise InvalidRequest("options.schedule", "no value (this model generates one row per step)", got)
+    if isinstance(schedule, tuple):
+        _check_numbers(schedule)
+        return
+    names = [schedule.name for schedule in family.bursts.schedules]
+    if schedule not in names:
+        raise InvalidRequest("options.schedule", f"one of {', '.join(names)}, or numbers", got)
+
+
+def _check_numbers(schedule: tuple[int, ...]) -> None:
+    if not schedule or len(schedule) % 2 or len(schedule) > MAX_NUMBERS:
+        got = f"{len(schedule)} numbers"
+        raise InvalidRequest("options.schedule", f"at most {MAX_NUMBERS // 2} pairs of numbers [M, m, M, m, …]", got)
+    for at, number in enumerate(schedule):
+        low = 0 if at % 2 else 1
+        if type(number) is not int or not low <= number <= MAX_NUMBER:
+            raise InvalidRequest(f"options.schedule[{at}]", f"an integer in [{low}, {MAX_NUMBER}]", shown(number))
