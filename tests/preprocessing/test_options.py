@@ -259,7 +259,7 @@ def test_transliterate_requires_a_single_script_family() -> None:
 
 
 def test_piece_requires_family_support() -> None:
-    family = replace(TINY, cuts_text=True)
+    family = replace(TINY, options=("piece",))
     assert read_options('{"piece": 2}', family, TTS, FRAME_RATE).manner == Manner(piece=2)
     with pytest.raises(InvalidRequest, match=r"options\.piece: expected no value \(this model speaks"):
         read_options('{"piece": 0}', TINY, TTS, FRAME_RATE)
@@ -268,7 +268,7 @@ def test_piece_requires_family_support() -> None:
 
 
 def test_exaggeration_requires_family_support() -> None:
-    family = replace(TINY, takes_exaggeration=True)
+    family = replace(TINY, options=("exaggeration",))
     manner = read_options('{"exaggeration": 1.5}', family, TTS, FRAME_RATE).manner
     assert manner == Manner(exaggeration=1.5)
     with pytest.raises(InvalidRequest, match=r"options\.exaggeration: expected no value \(this model does not support"):

@@ -108,16 +108,12 @@ def _options(family: Family) -> list[str]:
     """Return the options that this family accepts but at least one other family rejects."""
     taken = {
         "depth": family.depth is not None,
-        "exaggeration": family.takes_exaggeration,
-        "instruct": family.takes_instructions,
         "language": bool(family.languages.names),
-        "piece": family.cuts_text,
         "repetition_penalty": family.drawing.penalized is not None,
         "schedule": family.bursts is not None,
         "text_mode": family.text_track is not None,
-        "transliterate": family.reads_latin_only,
     }
-    return [name for name, is_taken in taken.items() if is_taken]
+    return sorted([*family.options, *(name for name, is_taken in taken.items() if is_taken)])
 
 
 BUNDLED = bundled_repository()

@@ -83,6 +83,10 @@ class DepthSpec:
         return 1 + max(self.schedule, default=-1)
 
 
+# Speaking options that a family may take: the strength of the voice's emotion, a description of the speaking style, the
+# number of a piece of a text that is spoken by several requests, and transliteration of text in scripts other than
+# Latin, which is otherwise rejected.
+SpeakingOption = Literal["exaggeration", "instruct", "piece", "transliterate"]
 Role = Literal["system", "user", "assistant"]
 ROLES = get_args(Role)
 
@@ -316,10 +320,7 @@ class Family:
             suffices.
         languages: Languages that a request may name.
         tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
-        takes_instructions: True if the speaking style may be described in words.
-        cuts_text: True if a text may have several pieces, each of which is spoken by a request of its own.
-        takes_exaggeration: True if the strength of the voice's emotion may be set.
-        reads_latin_only: True if text in other scripts is rejected, or transliterated on request.
+        options: Speaking options that not every family takes (`SpeakingOption`).
         frame_rate: Frames per second of the codec; 0 if the engine cannot convert seconds to frames.
         drawn_ends: Ids that the model samples to end a segment, if these differ from the ids above.
         warm_up, tail: The two ends of the delay pattern (see the drawings in `streams/layout.py`).
@@ -363,10 +364,7 @@ class Family:
     voice_titles: tuple[str, ...] = ()
     languages: Languages = Languages()
     tags: tuple[str, ...] = ()
-    takes_instructions: bool = False
-    cuts_text: bool = False
-    takes_exaggeration: bool = False
-    reads_latin_only: bool = False
+    options: tuple[SpeakingOption, ...] = ()
     max_text_chars: int = 0
     max_audio_s: float = 0.0
     max_model_len: int = 0

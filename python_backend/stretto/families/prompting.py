@@ -331,28 +331,28 @@ def _language(options: OptionsRecord, family: Family) -> str | None:
 
 def _instruct(options: OptionsRecord, family: Family) -> str:
     instruct = options.get("instruct", "")
-    if instruct and not family.takes_instructions:
+    if instruct and "instruct" not in family.options:
         raise InvalidRequest("options.instruct", "no value (this model does not accept instructions)", shown(instruct))
     return instruct
 
 
 def _transliterates(options: OptionsRecord, family: Family) -> bool:
     transliterates = options.get("transliterate", False)
-    if transliterates and not family.reads_latin_only:
+    if transliterates and "transliterate" not in family.options:
         raise InvalidRequest("options.transliterate", "false or no value (this model supports every script)", "true")
     return transliterates
 
 
 def _exaggeration(options: OptionsRecord, family: Family) -> float | None:
     exaggeration = options.get("exaggeration")
-    if exaggeration is not None and not family.takes_exaggeration:
+    if exaggeration is not None and "exaggeration" not in family.options:
         raise InvalidRequest("options.exaggeration", "no value (this model does not support it)", exaggeration)
     return exaggeration
 
 
 def _piece(options: OptionsRecord, family: Family) -> int | None:
     piece = options.get("piece")
-    if piece is not None and not family.cuts_text:
+    if piece is not None and "piece" not in family.options:
         raise InvalidRequest("options.piece", "no value (this model speaks a text in one piece)", piece)
     return piece
 

@@ -116,7 +116,7 @@ def test_smaller_model_has_speakers_and_accepts_instructions(tmp_path: Path) -> 
     assert main(command(folder, folder / "out")) == 0
     family = family_at(folder / "out")
     assert family.voices == ("ryan", "eric")
-    assert family.takes_instructions
+    assert "instruct" in family.options
     assert not json.loads((folder / "out" / "config.json").read_text())["speech_vocabulary"]["takes_instructions"]
 
 
@@ -139,7 +139,7 @@ def test_base_release_conversion_writes_its_speaker_encoder(tmp_path: Path, caps
     assert "speaker_encoder/model.safetensors" in said
     assert "not needed" not in said
     family = family_at(folder / "out")
-    assert (family.tasks[0].system, family.takes_instructions, family.voices) == (("text", "audio"), False, ())
+    assert (family.tasks[0].system, family.options, family.voices) == (("text", "audio"), (), ())
     speaker, published = load_speaker_encoder(folder / "out"), load_file(folder / "model.safetensors")
     assert speaker is not None
     for name, tensor in speaker.network.state_dict().items():

@@ -173,7 +173,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
             plain=tuple(code for code in plain_languages() if code in vocabulary.languages),
         ),
         max_text_chars=vocabulary.num_text_positions - 2,
-        takes_exaggeration=vocabulary.clones,
+        options=("exaggeration",) if vocabulary.clones else (),
         max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

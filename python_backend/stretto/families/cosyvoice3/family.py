@@ -123,7 +123,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         transition=(),
         guided_streams=(),
         unconditional=UnconditionalContext(null_id=vocabulary.layout.pad_id, keep_first=1, keep_last=1),
-        takes_instructions=True,
+        options=("instruct",),
         tags=SOUNDS,
         voices=vocabulary.voices,
         max_text_chars=500,

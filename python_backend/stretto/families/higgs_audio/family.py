@@ -141,7 +141,7 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
         transition=(),
         guided_streams=tuple(range(layout.num_output_streams)),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=1, keep_last=2),
-        takes_instructions=True,
+        options=("instruct",),
         max_text_chars=4000,
         max_audio_s=30.0,
         max_model_len=vocabulary.max_model_len,

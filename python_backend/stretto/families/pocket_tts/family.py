@@ -156,7 +156,7 @@ def pocket_tts(vocabulary: PocketVocabulary) -> Family:
         unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: there is no guidance
         voices=tuple(name for name, _ in vocabulary.voices),
         max_text_chars=MAX_TEXT_CHARS,
-        cuts_text=True,
+        options=("piece",),
         max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,

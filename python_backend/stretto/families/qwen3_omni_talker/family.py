@@ -62,7 +62,7 @@ def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
         name=NAME,
         tasks=(Task("speak", (Segment.AUDIO,), (), ("text",), SAMPLING),),
         codec="qwen3_omni",
-        takes_instructions=False,
+        options=(),
         text_track=replace(like.text_track, is_usual=True),
         not_served=NOT_SERVED,
     )

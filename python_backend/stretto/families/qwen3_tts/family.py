@@ -167,7 +167,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         unconditional=UnconditionalContext(null_id=layout.pad_id, keep_first=0, keep_last=1),
         voices=tuple(vocabulary.speakers),
         languages=Languages(tuple(name for name in vocabulary.languages if name not in DIALECTS)),
-        takes_instructions=not clones,
+        options=() if clones else ("instruct",),
         max_text_chars=4000,
         max_audio_s=30.0,  # a few seconds suffice to clone a voice; longer recordings would occupy the encoders
         max_model_len=vocabulary.max_model_len,

@@ -112,7 +112,7 @@ def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
         transition=(),
         guided_streams=(),
         unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),  # unused: the head applies guidance
-        takes_instructions=True,
+        options=("instruct",),
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_AUDIO_S,
         max_model_len=vocabulary.max_model_len,
