@@ -175,6 +175,7 @@ class RowDraw:
         self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
         self._seen = arrays.wrap(tables.seen) if segments.family.drawing.penalized else None
+        self._is_seen = arrays.upload(np.ones((), bool))  # a Python `True` would be copied to the GPU in each step
         family = segments.family
         streams = family.track_streams
         is_known = streams and not family.text_groups
@@ -217,7 +218,7 @@ class RowDraw:
             audio, codes = self._draw_audio(hidden, pick(keys, plan.speaking), plan, step, rows)
         token = self._segments.choose(text, audio, rows)
         if self._seen is not None:
-            self._seen[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = True
+            self._seen[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = self._is_seen
         there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track else None
         laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
         if self._track is not None and there is not None:
