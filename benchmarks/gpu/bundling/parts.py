@@ -115,6 +115,18 @@ class Installation:
         line += f" TRITON_CACHE_DIR={kernels}" if kernels.exists() else ""
         return line + (f" STRETTO_LIBPYTHON={libraries}" if libraries.exists() else "")
 
+    def write_path_file(self, packages: Path) -> None:
+        """Let all processes of an interpreter find the bundle, which has NumPy 1.
+
+        SciPy and scikit-learn of the host may need NumPy 2, so they are hidden. Transformers does without them.
+
+        Args:
+            packages: The interpreter's folder of site-packages.
+        """
+        found = f"sys.path.insert(0, {str(self.bundle / SITE)!r})"
+        hidden = "sys.modules.update(scipy=None, sklearn=None)"
+        (packages / "stretto_bundle.pth").write_text(f"import sys; {found}; {hidden}\n")
+
     def take(self, files: list[Path]) -> list[str]:
         """Verify and store parts; return the names of missing parts.
 

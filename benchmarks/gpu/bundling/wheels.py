@@ -82,6 +82,11 @@ class Wheelhouse:
         subprocess.run([*command, *pins], check=True)
 
 
+def name_of(requirement: str) -> str:
+    """Return the name of the distribution that a requirement asks for."""
+    return canonicalize_name(Requirement(requirement).name)
+
+
 def read_have(path: Path) -> frozenset[str]:
     """Read the names of the target's distributions from a list, one per line, or from `pip freeze` output."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())

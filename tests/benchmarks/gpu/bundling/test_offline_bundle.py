@@ -133,8 +133,12 @@ def test_triton_finds_bundled_kernels_as_binaries_alone(tmp_path: Path, house: P
 def test_bundled_triton_server_has_its_own_numpy(tmp_path: Path, house: Path, package: Path) -> None:
     make_wheel(house, "nvidia_pytriton", "0.7.0", {"pytriton.py": ""}, ("numpy<2",))
     make_wheel(house, "numpy", "1.26.4", {"numpy.py": ""})
+    brought = {"msgspec", "sentencex"}
+    for name in brought:  # of the extras, what neither the host nor the engine's bundle has
+        make_wheel(house, name, "1.0", {f"{name}.py": ""})
     wheels = pack(arguments(tmp_path, house, "--triton"), package)["wheels"]
     assert {"nvidia_pytriton-0.7.0-py3-none-any.whl", "numpy-1.26.4-py3-none-any.whl"} <= set(wheels)
+    assert brought <= {wheel.partition("-")[0] for wheel in wheels}
 
 
 def test_missing_wheel_is_named(tmp_path: Path, house: Path, package: Path) -> None:

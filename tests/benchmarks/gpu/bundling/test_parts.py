@@ -1,4 +1,6 @@
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,18 @@ def test_bundle_parts_respect_the_size_limit_and_rebuild_the_tree(tmp_path: Path
     assert installation.take([tmp_path / "out" / part.name for part in manifest.parts]) == []
     installation.finish()
     assert files_below(installation.bundle) == files_below(tree)
+
+
+def test_bundle_is_found_without_pythonpath_and_hides_packages_for_numpy_2(tmp_path: Path) -> None:
+    module, packages = tmp_path / "there/bundle/site/bundled_module.py", tmp_path / "packages"
+    for path in (module, packages / "scipy/__init__.py", packages / "bundled_module.py"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    Installation(tmp_path / "there").write_path_file(packages)
+    check = "import importlib.util as i, bundled_module as m; print(m.__file__, i.find_spec('scipy'))"
+    command = [sys.executable, "-S", "-c", f"import site; site.addsitedir({str(packages)!r}); {check}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(module), "None"]
 
 
 def test_equal_trees_give_equal_parts(tmp_path: Path) -> None:
