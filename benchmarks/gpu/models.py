@@ -61,6 +61,7 @@ QWEN3_TTS_1B7 = {
 }
 DRY_DEPTH = replace(DEPTH, hidden=64, intermediate=128, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=32)
 COMPILED = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
+PROMPT_SIZES = (256, 512)  # steps with prompts; vLLM captures such sizes up to 512 for the 256 batch slots of a server
 WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
 
@@ -139,7 +140,7 @@ def engine_config(
 
 
 def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = True) -> dict[str, Any]:
-    """Return vLLM arguments with room for all replies, guided or not, and a graph for every number of rows.
+    """Return vLLM arguments with room for all replies, guided or not, and graphs for all row counts and for prompts.
 
     If `is_compiled`, the compilation mode is the one that vLLM chooses for a repository of `make-repository --gpu`.
     A model with multi-token-prediction modules reads several rows per reply, so it gets an additional graph.
@@ -157,8 +158,8 @@ def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compil
     if setup.is_small:
         return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
     bursts = model.read_family(setup).bursts
-    sizes = rows if bursts is None else [*rows, rows[-1] * bursts.window]
-    compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": sizes}
+    sizes = {*rows, *PROMPT_SIZES} | (set() if bursts is None else {rows[-1] * bursts.window})
+    compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": sorted(sizes)}
     return {**args, "compilation_config": compilation}
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.decoder import make_codec, random_codes
@@ -64,14 +66,25 @@ def find() -> Path | None:
 
 def run_tool(setup: Setup, tool: str, limit_s: float) -> Iterator[dict[str, Any]]:
     """Run the walk under `tool`, for at most `limit_s` seconds; yield a line with the number of errors found."""
+    yield {"tool": tool, **watch(setup, tool, limit_s)}
+
+
+def run_planted(setup: Setup, limit_s: float) -> Iterator[dict[str, Any]]:
+    """Run a kernel that writes outside of its tensor under memcheck, which must find this error; yield a line."""
+    found = watch(setup, "memcheck", limit_s, "--planted")
+    yield {"tool": "memcheck", "planted": True, **found, **({"ok": found["errors"] > 0} if "errors" in found else {})}
+
+
+def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, Any]:
+    """Run this module with `options` under `tool`; return the number of errors found, or why there is no number."""
     executable = find()
     if executable is None:
         reason = f"{TOOL} is not installed: neither on PATH, nor in a CUDA toolkit, nor from the wheel {WHEEL}"
-        yield {"tool": tool, "left_out": reason}
-        return
-    command = [str(executable), "--tool", tool, "--target-processes", "application-only"]
+        return {"left_out": reason}
+    # The tool would wait ten seconds for the first use of CUDA, which imports delay by more.
+    command = [str(executable), "--tool", tool, "--launch-timeout", "0", "--target-processes", "application-only"]
     command += ["--error-exitcode", str(ERRORS), "--print-limit", "20", "--kernel-name", OURS]
-    command += [sys.executable, "-m", "benchmarks.gpu.sanitizers", "--device", setup.device]
+    command += [sys.executable, "-m", "benchmarks.gpu.sanitizers", "--device", setup.device, *options]
     try:
         done = subprocess.run(
             command, env=os.environ | WITHOUT_POOL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -79,10 +92,9 @@ def run_tool(setup: Setup, tool: str, limit_s: float) -> Iterator[dict[str, Any]
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         print((error.stdout or b"").decode(errors="replace"))
-        yield {"tool": tool, "left_out": f"the walk did not end within {limit_s:.0f} s", "ok": False}
-        return
+        return {"left_out": f"the launches did not end within {limit_s:.0f} s", "ok": False}
     print(done.stdout)
-    yield {"tool": tool, "at": str(executable), **read(done.stdout)}
+    return {"at": str(executable), **read(done.stdout)}
 
 
 def read(output: str) -> dict[str, Any]:
@@ -132,6 +144,11 @@ def embed(device: torch.device) -> None:
     table = torch.randn(50, 72, device=device)
     ids = torch.arange(24, device=device).view(3, 8)
     import_module("stretto.engine.kernels.gpu.products").embed_on_device(table, ids, 0, True)
+
+
+@triton.jit
+def planted_kernel(out: tl.tensor) -> None:
+    tl.store(out + 4096, 1.0)
 
 
 # ----- torch's sanitizer
@@ -219,12 +236,17 @@ def sanitizing() -> Report:
 
 
 def main() -> None:
-    """Run the walk."""
+    """Run the walk, or with `--planted` a faulty kernel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    device = torch.device(parser.parse_args().device)
+    parser.add_argument("--planted", action="store_true", help="launch a kernel that writes outside of its tensor")
+    arguments = parser.parse_args()
     prepare_environment()
-    walk(device)
+    if arguments.planted:
+        planted_kernel[1,](torch.zeros(4, device=arguments.device))
+        torch.cuda.synchronize()
+    else:
+        walk(torch.device(arguments.device))
     print(DONE, flush=True)
 
 

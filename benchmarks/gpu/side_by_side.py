@@ -8,11 +8,11 @@ graphs for few numbers of rows, so that it starts in less time. The job starts
 - both at the same time under NVIDIA's MPS, if its program is installed ("together").
 
 Each start is a line with the free memory of the GPU before and after it, the decoder's graphs, the engine's KV blocks,
-or the error. `used_mib` of the decoder must not exceed `budget_mib`, which the engine leaves it. Then 32 streams step
-beside a decoder without work, and beside one that decodes steady chunks of 32 utterances without a pause.
+or the error. `used_mib` of the decoder must not exceed `budget_mib`, which the engine leaves it; it is null if the
+engine starts at the same time, because only the free memory of the whole GPU is known. Then 32 streams step beside a
+decoder without work, and beside one that decodes steady chunks of 32 utterances without a pause.
 """
 
-import faulthandler
 import json
 import logging
 import multiprocessing
@@ -250,15 +250,10 @@ class Process:
 def _serve(
     pipe: Connection, part: type[Decoder] | type[Engine], server: Server, environment: Mapping[str, str]
 ) -> None:
-    """Create a part of the server in this process, send its figures, and answer questions until an error.
-
-    The log has the stacks of all threads if the start takes too long.
-    """
+    """Create a part of the server in this process, send its figures, and answer questions until an error."""
     os.environ.update(environment)
-    faulthandler.dump_traceback_later(0.9 * START_S)
     try:
         made = part(server)
-        faulthandler.cancel_dump_traceback_later()
         pipe.send(made.figures)
         while True:
             pipe.send(getattr(made, pipe.recv())())
@@ -307,7 +302,12 @@ def run_under_mps(server: Server, folder: Path) -> Iterator[dict[str, Any]]:
     try:
         environment = mps.client_environment(launch)
         engine, decoder = Process(Engine, server, environment), Process(Decoder, server, environment)
-        for line in (engine.started, decoder.started, *measure(engine, decoder)):
+        yield order | engine.started
+        started = dict(decoder.started)
+        if "error" not in started:  # the engine has changed the free memory, too
+            started |= {"used_mib": None, "ok": not started.get("capture_errors")}
+        yield order | started
+        for line in measure(engine, decoder):
             yield order | line
         engine.end()
         decoder.end()

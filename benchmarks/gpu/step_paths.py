@@ -41,7 +41,7 @@ from stretto.sampling import draw as draw_on_host
 
 # Families with delays, with delays and guidance, and with a depth transformer.
 CASES = {"opuslm": "1b7", "bagpiper": "8b", "qwen3_tts": "qwen3_tts"}
-ROWS, COMPILED_ROWS, DRY_ROWS = (1, 16, 64, 256), (64,), (2,)
+ROWS, COMPILED_ROWS, DRY_ROWS = (1, 16, 64, 256), (1, 64), (2,)
 LENGTH, AUDIO_START, STEPS = 512, 16, 3
 SHARE = 0.10
 RULE = f"the kernels stay if they save more than {SHARE:.0%} of a step in any case; else the array path replaces them"

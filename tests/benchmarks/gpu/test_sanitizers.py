@@ -13,7 +13,7 @@ import torch
 import stretto
 from benchmarks.gpu import sanitizers
 from benchmarks.gpu.jobs import Setup
-from benchmarks.gpu.sanitizers import DONE, OURS, TOOL, find, run_decoder, run_tool
+from benchmarks.gpu.sanitizers import DONE, OURS, TOOL, find, run_decoder, run_planted, run_tool
 
 pytestmark = pytest.mark.slow
 SETUP = Setup("cpu", Path())
@@ -70,6 +70,13 @@ def test_sanitizer_summary_determines_the_outcome(
     assert {name: line[name] for name in expected} == expected
     assert line["at"] == str(tool)
     assert line.keys() == {"tool", "at", *expected}
+
+
+@pytest.mark.parametrize(("errors", "is_right"), [(0, False), (1, True)])
+def test_planted_error_must_be_found(folder: Path, errors: int, is_right: bool) -> None:
+    install(folder / "bin", f"========= ERROR SUMMARY: {errors} errors")
+    (line,) = run_planted(SETUP, 300)
+    assert (line["planted"], line["errors"], line["ok"]) == (True, errors, is_right)
 
 
 def test_sanitizer_output_without_a_summary_is_a_failure(folder: Path) -> None:
