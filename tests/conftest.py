@@ -151,7 +151,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def forget_written_modules(request: pytest.FixtureRequest) -> Iterator[None]:
     """Remove modules that a test wrote and imported, so that a later test may write others with the same names."""
-    before = set(sys.modules)
+    before = set(sys.modules) if "tmp_path" in request.fixturenames else set()
     yield
     if folder := request.node.funcargs.get("tmp_path"):
         for name in sys.modules.keys() - before:
