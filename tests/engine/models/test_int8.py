@@ -79,9 +79,9 @@ def test_row_that_is_not_finite_changes_no_other_row(value: float) -> None:
     assert multiply(x)[kept].equal(whole[kept])
 
 
-def codes(family: Family, min_rows: int = 0) -> dict[str, Prompt]:
+def codes(family: Family, min_rows: int = 0, num_prompts: int = 8) -> dict[str, Prompt]:
     made = {}
-    for name, prompt in make_prompts(family, 8).items():
+    for name, prompt in make_prompts(family, num_prompts).items():
         audio = replace(prompt.sampling.audio, min_rows=min_rows, max_rows=max(min_rows, 30))
         made[name] = replace(prompt, sampling=replace(prompt.sampling, audio=audio))
     return made
@@ -92,7 +92,7 @@ RELEASES: dict[str, tuple[Callable[[Path], Path], Callable[[], dict[str, Prompt]
         lambda folder: write_checkpoint(folder, EIGHT_STREAMS, "eight_streams"),
         lambda: codes(EIGHT_STREAMS),
     ),
-    "depth": (lambda folder: write_checkpoint(folder, CSM, "small_csm"), lambda: codes(CSM, 40)),
+    "depth": (lambda folder: write_checkpoint(folder, CSM, "small_csm"), lambda: codes(CSM, 40, 4)),
     "latents": (
         lambda folder: latent_model.write(folder, 64, 2),
         lambda: {f"r{index}": latent_prompt(index) for index in range(5)},
