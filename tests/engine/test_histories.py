@@ -23,7 +23,8 @@ COMMON = settings(
 settings.register_profile("histories", COMMON, max_examples=4, derandomize=True, database=None)
 settings.register_profile("nightly", COMMON, max_examples=700, phases=[Phase.explicit, Phase.generate, Phase.shrink])
 PROFILE = settings.get_profile(os.environ.get("HISTORIES", "histories"))
-SHARE = {"tracked_csm": 0.5, "forced_bursts": 0.5, "modules": 0.34}  # of the histories: these take longest
+# Share of the histories: these take longest.
+SHARE = {"tracked_csm": 0.5, "forced_bursts": 0.5, "latents": 0.75, "modules": 0.34}
 ENOUGH = 42  # histories of both kinds of scheduling, to see everything
 
 # Cases that families without multi-token steps cannot have.
