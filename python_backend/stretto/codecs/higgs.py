@@ -63,7 +63,7 @@ class ProjectedQuantization(XcodecVectorQuantization):
     """Codebook in its own space, with projections from the latent space and back."""
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
-        super().__init__(config)  # type: ignore[arg-type]
+        super().__init__(config)
         self.project_in = nn.Linear(config.hidden_size, config.codebook_dim)
         self.project_out = nn.Linear(config.codebook_dim, config.hidden_size)
 
@@ -79,14 +79,14 @@ class ProjectedQuantization(XcodecVectorQuantization):
 class HiggsModel(XcodecModel):
     """transformers' X-codec with projected codebooks, and a different sample rate for semantic features."""
 
-    config_class = HiggsAudioV2TokenizerConfig  # type: ignore[assignment]
+    config_class = HiggsAudioV2TokenizerConfig
     _keys_to_ignore_on_load_unexpected = {"semantic_model.masked_spec_embed"}  # noqa: RUF012 (transformers reads it here)
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
         super().__init__(config)
         self.quantizer.quantizers = nn.ModuleList(ProjectedQuantization(config) for _ in self.quantizer.quantizers)
 
-    def _extract_semantic_features(self, input_values: Tensor) -> Tensor:  # type: ignore[override]
+    def _extract_semantic_features(self, input_values: Tensor) -> Tensor:
         resampled = resample(input_values[:, 0], self.config.sample_rate, self.config.semantic_sample_rate)
         hidden = self.semantic_model(F.pad(resampled, (MARGIN, MARGIN)), output_hidden_states=True).hidden_states
         return torch.stack(hidden, dim=1).mean(dim=1)[:, :: self.config.semantic_downsample_factor]
