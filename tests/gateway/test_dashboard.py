@@ -15,14 +15,18 @@ from tests.gateway.test_transcription import FILE
 ROOT = Path(__file__).parents[2]
 RIM = ROOT / "python_backend" / "stretto" / "triton_io"
 BOARD: dict[str, Any] = json.loads((ROOT / "deploy/grafana/stretto.json").read_text())
-RULES: list[dict[str, Any]] = [
-    rule
-    for group in yaml.safe_load((ROOT / "deploy/prometheus/alerts.yaml").read_text())["groups"]
-    for rule in group["rules"]
-]
+RULES, RECORDED = (
+    [
+        rule
+        for group in yaml.safe_load((ROOT / "deploy/prometheus" / name).read_text())["groups"]
+        for rule in group["rules"]
+    ]
+    for name in ("alerts.yaml", "vllm_omni.yaml")
+)
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
 SCALING = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
-EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]] + [rule["expr"] for rule in RULES]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+EXPRESSIONS += [rule["expr"] for rule in (*RULES, *RECORDED)]
 EXPRESSIONS += [trigger["metadata"]["query"] for trigger in SCALING]
 TRITONS = {"nv_gpu_utilization", "nv_gpu_memory_used_bytes", "nv_inference_request_failure"}
 WORDS = {"and", "or", "unless", "bool"}
@@ -94,4 +98,5 @@ def test_dashboard_panels_do_not_overlap_and_rules_are_unique() -> None:
     assert len(set(places)) == len(places) >= 10
     assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
     assert len({rule["alert"] for rule in RULES}) == len(RULES) >= 10
+    assert len({rule["record"] for rule in RECORDED}) == len(RECORDED) >= 10
     assert all(rule["labels"]["severity"] in ("page", "ticket") and rule["annotations"]["summary"] for rule in RULES)
