@@ -136,6 +136,14 @@ KNOWN = {
     "5G, 4K, 3D, 3M": "five gee, four kay, three dee, three em",
     "10M users, 1.5M views, a 7B model, 50k": "ten million users, one point five million views, a seven billion model, "
     "fifty thousand",
+    "5M died. It cost 5M, in Room 5M. 3M makes tape.": "five million died. it cost five million, in room five em. "
+    "three em makes tape.",
+    "CALL 911": "call nine one one",
+    "Dial 999. Call 911 people.": "dial nine nine nine. call nine hundred and eleven people.",
+    "1080p, 720p, 401k, 403(b)": "ten eighty pee, seven twenty pee, four oh one kay, four oh three bee",
+    "born c. 1452, HTTP 404": "born circa fourteen fifty two, aitch tee tee pee four oh four",
+    "John 3:16, Psalm 23:1-6, Genesis 1:1": "john three sixteen, psalm twenty three one to six, genesis one one",
+    "MP3s, two F16s": "em pee threes, two eff sixteens",
     "Room 4B, exit 5B is, 2B pencil, 24K gold": "room four bee, exit five bee is, two bee pencil, twenty four kay gold",
     "500M daily users, $100B, over 3M, a 2.5B loan": "five hundred million daily users, one hundred billion dollars, "
     "over three million, a two point five billion loan",

@@ -249,7 +249,17 @@ def _groups(match: re.Match[str]) -> str:
 # A number of three or four digits after one of these words is read as a code: "Room one oh five".
 CODED = (
     r"Boeing|Airbus|[Rr]oom|[Ff]light|[Ss]uite|[Aa]partment|[Rr]oute|[Hh]ighway|[Bb]us|[Tt]rain|[Gg]ate"
-    r"|[Ee]xtension|Box"
+    r"|[Ee]xtension|Box|HTTP"
+)
+BEFORE_AMOUNTS = "over|than|about|around|nearly|almost|costs?|worth|paid|raised|lost|earned"
+SERVICE_NUMBERS = "000|101|111|112|211|311|411|511|611|711|811|911|988|999"  # after a verb that asks to call them
+SCAN_LINES = "144|240|360|480|540|576|720|1080|1440|2160|4320"  # heights of videos
+PENSION_PLANS = "401|403|457"  # paragraphs of a law, known as 401k, 403b and 457b
+# Works that are cited by chapter and verse.
+CITED = (
+    "Genesis|Exodus|Leviticus|Deuteronomy|Joshua|Judges|Samuel|Kings|Chronicles|Nehemiah|Job|Psalms?|Proverbs"
+    "|Ecclesiastes|Isaiah|Jeremiah|Ezekiel|Daniel|Hosea|Micah|Matthew|Mark|Luke|John|Acts|Romans|Corinthians|Galatians"
+    "|Ephesians|Philippians|Colossians|Thessalonians|Timothy|Hebrews|James|Peter|Revelation|Quran|Surah|[Cc]hapter"
 )
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 DAY = r"(0?[1-9]|[12]\d|3[01])"
@@ -283,6 +293,17 @@ RULES: tuple[Rule, ...] = (
      lambda match: " dot ".join(map(digits, match.group().split(".")))),
     (re.compile(r"\b([A-Z][A-Za-z]*-)(\d{1,4})s\b"),
      lambda match: f"{match.group(1)} {_plural(number(match.group(2)))}"),
+    (re.compile(rf"\b((?i:call|dial|phone|ring|text))\s+({SERVICE_NUMBERS})\b(?!\s[a-z]|[.,:]\d)"),
+     lambda match: f"{match.group(1)} {digits(match.group(2))}"),
+    (re.compile(rf"\b({SCAN_LINES})([pi])\b"), lambda match: f"{code(match.group(1))} {spell(match.group(2))}"),
+    (re.compile(rf"\b({PENSION_PLANS})\s?\(?([kKbB])(?:\)|\b)"),
+     lambda match: f"{code(match.group(1))} {spell(match.group(2))}"),
+    (re.compile(r"\bca?\.\s?(1\d{3}|20\d\d)\b(?![.,]\d)"), lambda match: f"circa {year(int(match.group(1)))}"),
+    (re.compile(rf"\b({CITED})\s(\d{{1,3}}):(\d{{1,3}})(?:-(\d{{1,3}}))?(?![\d:])"),
+     lambda match: " ".join([match.group(1), cardinal(int(match.group(2))), cardinal(int(match.group(3))),
+                             *(["to", cardinal(int(match.group(4)))] if match.group(4) else [])])),
+    (re.compile(r"\b([A-Z]{1,4})(\d{1,2})s\b"),
+     lambda match: f"{match.group(1)} {_plural(cardinal(int(match.group(2))))}"),  # "MP3s"
     (re.compile(rf"\b({CODED})\s+(\d{{3,4}})(?:-(\d{{3,4}}))?\b(?![.,:]\d)"),
      lambda match: f"{match.group(1)} {code(match.group(2))} {code(match.group(3) or '')}"),
     (re.compile(r"(?<!\d)(\d{3,4})\s?x\s?(\d{3,4})(?!\d)"),
@@ -345,7 +366,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\d:])(\d{1,4}):(\d{1,4})(?![\d:])"),
      lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
     (re.compile(rf"(?<![\w.])({NUMBER})(?:(k|bn|tn)\b|([KMBm])(?=\s(?:[a-z]+\s){{0,2}}(?:{COUNTED})\b))"), _scaled),
-    (re.compile(rf"(?<![\w.])((?i:over|than|about|around|nearly|almost)\s+{NUMBER}|\d+\.\d+)([KMB])\b"), _scaled),
+    (re.compile(r"(?:^|(?<=[.!?] ))(?!3M)(\d{1,3})(M)(?=\s[a-z])"), _scaled),
+    (re.compile(rf"(?<![\w.])((?i:{BEFORE_AMOUNTS})\s+{NUMBER}|\d+\.\d+)([KMB])\b"), _scaled),
     (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: spell(match.group(1))),
     (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
     (re.compile(r"(?<=\d)x\b(?!\s*\d)"), lambda match: " times "),
