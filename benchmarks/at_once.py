@@ -54,13 +54,13 @@ from benchmarks.harness import (
     stop_on_sigterm,
 )
 from benchmarks.loads import Trace, check, follow, percentiles, texts
+from stretto import cpu_backend as cpu_kernels
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.make_repository import make
 from stretto.decoder.worker import DecoderWorker
 from stretto.engine.environment import prepare_environment
 from stretto.engine.host import vllm_config
-from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.protocol import read_rows
 from stretto.engine.reply_rules import ReplyState
 from stretto.engine.utterance import Utterance

@@ -42,9 +42,9 @@ from vllm import SamplingParams  # noqa: E402
 from vllm.v1.engine import EngineCoreOutputs  # noqa: E402
 from vllm.v1.serial_utils import MsgpackEncoder  # noqa: E402
 
+from stretto import cpu_backend as cpu_kernels  # noqa: E402
 from stretto.engine.client import EngineClient, EngineReady  # noqa: E402
 from stretto.engine.host import StartedEngines, vllm_config  # noqa: E402
-from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
 from stretto.engine.llm import SpeechLLM  # noqa: E402
 from stretto.engine.protocol import SharedStats  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402

@@ -38,9 +38,9 @@ from benchmarks.checkpoints.small_models import SmallModel
 from benchmarks.engines import SteppedEngine, StepTime, engine_args, forced_prompt
 from benchmarks.harness import append_result, command_line, median_ratio
 from benchmarks.layouts import BY_STEP, CSM, NUM_TEXT_IDS, PARALLEL
+from stretto import cpu_backend as cpu_kernels
 from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
-from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.families.base import Family
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.preprocessing.request import Preprocessor, RawRequest

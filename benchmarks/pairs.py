@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
 from benchmarks.engines import SteppedEngine, engine_args, split_trailer
 from benchmarks.harness import append_result, command_line, median_ratio
-from stretto.engine.kernels import cpu as cpu_kernels
+from stretto import cpu_backend as cpu_kernels
 from stretto.engine.protocol import Trailer, read_rows
 from stretto.families.chatterbox.family import chatterbox
 from stretto.families.chatterbox.prompt import open_chatterbox

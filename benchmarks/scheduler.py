@@ -29,9 +29,9 @@ from typing import Any
 from benchmarks.engine import SpeechArm, StockArm
 from benchmarks.engines import MethodWatch, SteppedEngine
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS, append_result, command_line, median_ratio
+from stretto import cpu_backend as cpu_kernels
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
-from stretto.engine.kernels import cpu as cpu_kernels
 from stretto.engine.protocol import STATS_KEY, SharedStats
 from stretto.engine.worker.sampler import SpeechSampler
 

@@ -55,18 +55,19 @@ ALLOWED = {
     "decoder": {
         "aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "marking", "sizing", "errors",
     },
+    "cpu_backend": set(),
     "engine/rules": set(),
     "engine/kernels": {"engine/rules", "sampling", "errors"},
     "engine": {
-        "engine/rules", "engine/kernels", "families", "records", "streams", "config", "limits", "worker_process",
-        "errors", "untrusted_files",
+        "cpu_backend", "engine/rules", "engine/kernels", "families", "records", "streams", "config", "limits",
+        "worker_process", "errors", "untrusted_files",
     },
     "engine/scheduling": {"engine", "engine/rules", "families", "records", "streams", "worker_process", "errors"},
     "engine/worker": {
-        "engine", "engine/rules", "engine/kernels", "families", "sampling", "records", "streams", "cuda_graphs",
-        "errors",
+        "engine", "cpu_backend", "engine/rules", "engine/kernels", "families", "sampling", "records", "streams",
+        "cuda_graphs", "errors",
     },
-    "engine/models": {"engine/worker", "engine", "engine/kernels", "families", "errors"},
+    "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "heartbeat", "disconnects"},
     "launcher": {
@@ -108,14 +109,16 @@ ROLES = {
 }  # fmt: skip
 # Libraries that only some packages may import; "families/*/model.py" is that file of a plug-in.
 LIBRARIES = {
-    "vllm": {"engine", *(f"families/*/{name}.py" for name in ("model", "mechanism", "memory")), "testing"},
+    "vllm": {
+        "engine", "cpu_backend", *(f"families/*/{name}.py" for name in ("model", "mechanism", "memory")), "testing",
+    },
     "triton_python_backend_utils": {"triton_io"},
     "transformers": {
         "weights", "codecs", "encoders", "aligning", "families", "families/*", "engine", "convert", "testing",
     },
     "torch": {
-        "cuda_graphs", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine", "decoder",
-        "triton_io", "convert", "testing", "aligning", "verification",
+        "cuda_graphs", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine", "cpu_backend",
+        "decoder", "triton_io", "convert", "testing", "aligning", "verification",
     },
 }  # fmt: skip
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.

@@ -12,8 +12,8 @@ prepare_environment()
 
 from benchmarks.at_once import NecessarySteps, Spent, WatchedTrace, first_audio, measure, prompt_writer  # noqa: E402
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS  # noqa: E402
+from stretto import cpu_backend as cpu_kernels  # noqa: E402
 from stretto.config import EngineConfig  # noqa: E402
-from stretto.engine.kernels import cpu as cpu_kernels  # noqa: E402
 from stretto.preprocessing.request import Preprocessor  # noqa: E402
 
 LOUD = np.ones(160, np.float32)

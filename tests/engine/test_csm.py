@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.kernels.cpu.products import HostDepth
+from stretto.cpu_backend.products import HostDepth
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.engine.kernels.cpu import products
-from stretto.engine.kernels.cpu.products import padded_size
+from stretto.cpu_backend import products
+from stretto.cpu_backend.products import padded_size
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt

@@ -11,7 +11,7 @@ import pytest
 from triton.runtime import interpreter
 from vllm.triton_utils import dispatcher
 
-from stretto.engine.kernels import cpu as cpu_kernels
+from stretto import cpu_backend as cpu_kernels
 from stretto.engine.kernels.gpu.draw import draw_on_device
 from stretto.engine.kernels.gpu.products import embed_on_device
 from stretto.engine.models import multi_stream

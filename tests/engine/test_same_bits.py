@@ -11,8 +11,8 @@ import pytest
 import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.kernels.cpu import products
-from stretto.engine.kernels.cpu.products import NARROW, HostLayer
+from stretto.cpu_backend import products
+from stretto.cpu_backend.products import NARROW, HostLayer
 from stretto.engine.worker.run_slots import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family

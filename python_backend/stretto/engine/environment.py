@@ -17,7 +17,7 @@ REQUIRED = {
 }
 # Additional variables for CPU builds.
 REQUIRED_ON_CPU = {
-    # Triton compiles only for GPUs, so kernels are imported for its interpreter and replaced by `engine/kernels/cpu`.
+    # Triton compiles only for GPUs, so kernels are imported for its interpreter and replaced by `cpu_backend`.
     "TRITON_INTERPRET": "1",
 }
 HELD_MB = "STRETTO_HELD_MB"  # memory of the GPU, in MiB, that other servers or programs hold when the server starts

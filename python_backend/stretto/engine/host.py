@@ -88,7 +88,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     if ours:
         arguments["additional_config"] = arguments.get("additional_config", {}) | ours
     if current_platform.is_cpu():
-        from stretto.engine.kernels.cpu.products import IR_OP_PRIORITY
+        from stretto.cpu_backend.products import IR_OP_PRIORITY
 
         arguments.setdefault("kernel_config", {"ir_op_priority": IR_OP_PRIORITY})
     else:

@@ -30,7 +30,7 @@ def register() -> None:
             if name not in known:
                 ModelRegistry.register_model(name, path)
     if current_platform.is_cpu():
-        from stretto.engine.kernels.cpu import install
+        from stretto.cpu_backend import install
 
         install()
         registry._run_in_subprocess = _run_here

@@ -20,7 +20,7 @@ from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
 from vllm.sequence import IntermediateTensors
 
-from stretto.engine.kernels.cpu.int8 import use_int8
+from stretto.cpu_backend.int8 import use_int8
 from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
 from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth
 from stretto.engine.protocol import family_of

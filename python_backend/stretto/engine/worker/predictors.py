@@ -14,7 +14,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.kernels.cpu import products as on_host
+from stretto.cpu_backend import products as on_host
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.reply_rules import SegmentRules

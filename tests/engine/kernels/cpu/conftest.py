@@ -8,7 +8,7 @@ import pytest
 import torch
 from vllm.triton_utils import dispatcher
 
-from stretto.engine.kernels import cpu as cpu_kernels
+from stretto import cpu_backend as cpu_kernels
 
 Compare = Callable[..., list[Any]]
 

@@ -7,7 +7,7 @@ import torch
 from vllm.triton_utils import dispatcher
 from vllm.v1.worker.gpu import block_table, buffer_utils
 
-from stretto.engine.kernels import cpu as cpu_kernels
+from stretto import cpu_backend as cpu_kernels
 
 MAX_REQS, MAX_TOKENS = 6, 64
 GROUPS = [([16], [5]), ([4, 32], [9, 3])]

@@ -125,7 +125,7 @@ def test_computed_token_counts_match_the_kernel_without_sampling(same_as_kernel,
 
 
 def test_drafted_tokens_are_refused():
-    from stretto.engine.kernels.cpu import model_runner
+    from stretto.cpu_backend import model_runner
 
     one = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(AssertionError, match="speculative"):

@@ -11,8 +11,8 @@ from triton.runtime import interpreter
 from vllm import LLM, SamplingParams
 from vllm.triton_utils import dispatcher
 
-from stretto.engine.kernels import cpu as cpu_kernels
-from stretto.engine.kernels.cpu import products
+from stretto import cpu_backend as cpu_kernels
+from stretto.cpu_backend import products
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine

@@ -5,7 +5,7 @@ import torch
 from vllm import ir
 from vllm.platforms import current_platform
 
-from stretto.engine.kernels.cpu import products
+from stretto.cpu_backend import products
 
 current_platform.import_kernels()
 

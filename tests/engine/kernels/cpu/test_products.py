@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from stretto.engine.kernels.cpu import products
-from stretto.engine.kernels.cpu.products import NARROW, Float32Product, Product, pad_products, padded_size
+from stretto.cpu_backend import products
+from stretto.cpu_backend.products import NARROW, Float32Product, Product, pad_products, padded_size
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32])

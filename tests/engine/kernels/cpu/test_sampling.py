@@ -6,8 +6,8 @@ import pytest
 import torch
 from vllm.triton_utils import dispatcher
 
-from stretto.engine.kernels import cpu as cpu_kernels
-from stretto.engine.kernels.cpu import model_runner
+from stretto import cpu_backend as cpu_kernels
+from stretto.cpu_backend import model_runner
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.model_executor.layers import linear, rotary_embedding
 
-from stretto.engine.kernels.cpu.products import HostSteppedDepth
+from stretto.cpu_backend.products import HostSteppedDepth
 from stretto.engine.kernels.gpu import products as kernel
 from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth

@@ -14,7 +14,7 @@ from torch import nn
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 
-from stretto.engine.kernels.cpu.products import MAX_PREPARED, padded_size
+from stretto.cpu_backend.products import MAX_PREPARED, padded_size
 
 LARGEST = 127  # of a quantized number
 MIN_WIDTH = 256  # narrower layers take less time than the quantization of their input

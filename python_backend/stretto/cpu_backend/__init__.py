@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 
-from stretto.engine.kernels.cpu import model_runner
+from stretto.cpu_backend import model_runner
 
 RUNNER = "vllm.v1.worker.gpu"
 KERNELS: dict[str, Callable[..., None]] = {
@@ -47,7 +47,7 @@ def install() -> None:
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
 
-    from stretto.engine.kernels.cpu import products  # noqa: F401  (registers its norms on import)
+    from stretto.cpu_backend import products  # noqa: F401  (registers its norms on import)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the registry's search accesses deprecated torch names
