@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, SEEDS, convert
-from stretto.engine.utterance import FrameCodes
+from stretto.engine.frame_codes import FrameCodes
 from stretto.families.base import Family
 from stretto.families.cosyvoice3 import PLUGIN
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary, build

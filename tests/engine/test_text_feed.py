@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from stretto.engine.admission import Stats
+from stretto.engine.feeds import MAX_LAG_S, FrameFeed, TextFeed
 from stretto.engine.tracks import Track, rows_of
-from stretto.engine.utterance import MAX_LAG_S, FrameFeed, TextFeed
 from stretto.errors import Closing, InvalidRequest
 
 pytestmark = pytest.mark.asyncio

@@ -12,8 +12,8 @@ import torch
 
 from stretto.codecs.vibevoice import Scale, TokenizerConfig
 from stretto.engine.admission import Capacity, admit
+from stretto.engine.frame_codes import FrameCodes
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.utterance import FrameCodes
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.families.plugin import VOCABULARY, config_at, family_at

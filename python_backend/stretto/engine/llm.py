@@ -21,11 +21,12 @@ from stretto.engine.admission import (
     num_text_ids,
 )
 from stretto.engine.client import EngineClient, EngineConnection, Output
+from stretto.engine.feeds import NO_TEXT, FrameFeed, TextFeed
 from stretto.engine.permits import Permit, Permits
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.tracks import Track
-from stretto.engine.utterance import NO_TEXT, FrameFeed, TextFeed, Utterance, first_chunk
+from stretto.engine.utterance import Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
