@@ -143,6 +143,7 @@ KNOWN = {
     "1080p, 720p, 401k, 403(b)": "ten eighty pee, seven twenty pee, four oh one kay, four oh three bee",
     "born c. 1452, HTTP 404": "born circa fourteen fifty two, aitch tee tee pee four oh four",
     "John 3:16, Psalm 23:1-6, Genesis 1:1": "john three sixteen, psalm twenty three one to six, genesis one one",
+    "James 10:00 am, Mark 9:05": "james ten ay em, mark nine oh five",
     "MP3s, two F16s": "em pee threes, two eff sixteens",
     "Room 4B, exit 5B is, 2B pencil, 24K gold": "room four bee, exit five bee is, two bee pencil, twenty four kay gold",
     "500M daily users, $100B, over 3M, a 2.5B loan": "five hundred million daily users, one hundred billion dollars, "
