@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from stretto.engine.admission import Capacity, admit
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.errors import InvalidRequest
+from stretto.families.option_checks import check_sampling
 from stretto.families.text import TextCodec
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.preprocessing.request import read_options
@@ -112,6 +114,9 @@ def test_schedule_names_depend_on_the_number_of_modules() -> None:
         options = read_options(f'{{"schedule": "{name}"}}', family, family.tasks[0], 12.5)
         assert options.sampling.schedule == name
         assert read_options(None, family, family.tasks[0], 12.5).sampling.schedule is None
+        number: Any = 5
+        with pytest.raises(InvalidRequest, match=r"options.schedule: expected a name or a tuple of numbers, got 5"):
+            check_sampling(replace(options.sampling, schedule=number), family, family.tasks[0])
     for family, name, message in (
         (vita_audio(VitaVocabulary()), '"fast"', "one of balance, vanilla, boost, turbo, or numbers, got 'fast'"),
         (few, '"turbo"', "one of vanilla, or numbers, got 'turbo'"),

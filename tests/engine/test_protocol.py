@@ -59,6 +59,8 @@ def test_value_of_another_type_is_refused_before_it_reaches_an_engine() -> None:
     prompt: Any = Prompt("tts", np.zeros((4, 3), np.int32), SAMPLING)
     with pytest.raises(InvalidRequest, match=r"^prompt.is_open: expected bool, got 1$"):
         to_extra_args(replace(prompt, is_open=1))
+    with pytest.raises(InvalidRequest, match=r"^prompt: expected Python's own types, got .*numpy.float64"):
+        to_extra_args(replace(prompt, sampling=replace(SAMPLING, min_p=np.float64(0.1))))
 
 
 def test_rows_are_read_with_their_guidance_marks() -> None:

@@ -90,9 +90,13 @@ def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
         is_open=prompt.is_open,
         condition=prompt.condition,
     )
+    try:
+        packed = needed.to_bytes()
+    except TypeError as error:  # such as a number of numpy's
+        raise InvalidRequest("prompt", "Python's own types", str(error)) from error
     features = prompt.features
     record = {
-        "prompt": needed.to_bytes(),
+        "prompt": packed,
         "rows": prompt.rows.tobytes(),
         "features": None if features is None else features.astype(np.float32, copy=False).tobytes(),
         "feature_size": 0 if features is None else features.shape[1],

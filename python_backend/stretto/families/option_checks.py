@@ -72,6 +72,8 @@ def _no_guidance(guided: SamplingConfig | LatentSampling, family: Family) -> Inv
 
 def _check_schedule(schedule: str | tuple[int, ...], family: Family) -> None:
     """Check the name of a schedule, or its numbers M, m, M, m, …"""
+    if not isinstance(schedule, str | tuple):
+        raise InvalidRequest("options.schedule", "a name or a tuple of numbers", shown(schedule))
     got = shown(schedule if isinstance(schedule, str) else list(schedule))
     if family.bursts is None:
         raise InvalidRequest("options.schedule", "no value (this model generates one row per step)", got)
