@@ -130,7 +130,7 @@ JOBS = {
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
     "side_by_side": Job("benchmarks.gpu.side_by_side:run", 235),
     "kernels": Job("benchmarks.gpu.kernels:run", 45),
-    "step_paths": Job("benchmarks.gpu.step_paths:run", 130),
+    "step_paths": Job("benchmarks.gpu.step_paths:run", 260),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 90),
     "ours_8b": _ours("8b", 100, requests=(1, 32, 16, 64)),
     "stock_8b": _stock("8b", 60, requests=(1, 32, 16)),

@@ -41,7 +41,7 @@ from stretto.sampling import draw as draw_on_host
 
 # Families with delays, with delays and guidance, and with a depth transformer.
 CASES = {"opuslm": "1b7", "bagpiper": "8b", "qwen3_tts": "qwen3_tts"}
-ROWS, COMPILED_ROWS, DRY_ROWS = (1, 16, 64, 256), (1, 64), (2,)
+ROWS, DRY_ROWS = (1, 16, 64, 256), (2,)
 LENGTH, AUDIO_START, STEPS = 512, 16, 3
 SHARE = 0.10
 RULE = f"the kernels stay if they save more than {SHARE:.0%} of a step in any case; else the array path replaces them"
@@ -396,8 +396,8 @@ def run(setup: Setup, device: Device | None = None) -> Iterator[dict[str, Any]]:
     device = device or (Host() if setup.is_small else Gpu())
     lines = list[dict[str, Any]]()
     with opaque_draws(), torch.no_grad():
-        for compiler, sizes in ((None, ROWS), (_compiler(setup), COMPILED_ROWS)):
-            for name, num_rows in itertools.product(CASES, DRY_ROWS if setup.is_small else sizes):
+        for compiler in (None, _compiler(setup)):
+            for name, num_rows in itertools.product(CASES, DRY_ROWS if setup.is_small else ROWS):
                 about = {"family": name, "rows": num_rows, "path": "compiled" if compiler else "array"}
                 try:
                     figures = compare(device, case_of(setup, name, num_rows), _backbone(setup, name), compiler)
