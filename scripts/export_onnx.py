@@ -66,8 +66,7 @@ def export_codec(codec: Codec, file: Path) -> None:
     if isinstance(codec, WindowedCodec):
         model = export(codec, {"codes": codes}, ["pcm"], axes)
     elif isinstance(codec, TinyCodec):
-        place = {"left": torch.tensor([3]), "last": torch.tensor([12]), "first": torch.tensor([20, 50])}
-        inputs = {"codes": codes, **place, "state": codec.initial_state(2)}
+        inputs = {"codes": codes, "first": torch.tensor([20, 50]), "state": codec.initial_state(2)}
         model = export(
             TinyGraph(codec), inputs, ["pcm", "next_state"], axes | {"first": {0: "batch"}, "state": {0: "batch"}}
         )

@@ -48,7 +48,7 @@ class FakeCodec:
 
 
 class FrameCounter:
-    """Codec whose codes are the frame number in every codebook; it cannot decode."""
+    """Codec whose codes are the frame number, modulo the codebook size, in every codebook; it cannot decode."""
 
     def __init__(
         self, samples_per_frame: int = 640, num_codebooks: int = 7, codebook_size: int = 256, sample_rate: int = 16_000
@@ -57,7 +57,8 @@ class FrameCounter:
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         assert pcm.dtype == np.float32
-        return np.tile(np.arange(len(pcm) // self.spec.samples_per_frame), (self.spec.num_codebooks, 1))
+        numbers = np.arange(len(pcm) // self.spec.samples_per_frame) % self.spec.codebook_size
+        return np.tile(numbers, (self.spec.num_codebooks, 1))
 
     def initial_state(self, batch: int) -> Tensor:
         raise NotImplementedError

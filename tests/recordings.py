@@ -7,13 +7,13 @@ import numpy as np
 import soundfile
 import soxr
 
-SAMPLES = Path(__file__).parents[1] / "docs/samples"
+SENTENCE = Path(__file__).parent / "data/speech/garden_door_rms.ogg"
 
 
 @cache
 def sentence(sample_rate: int) -> np.ndarray:
     """Return a spoken sentence of about 3 s with little silence at its ends, float32 [n]."""
-    pcm, rate = soundfile.read(min(SAMPLES.glob("garden_door*.ogg")), dtype="float32")
+    pcm, rate = soundfile.read(SENTENCE, dtype="float32")
     resampled: np.ndarray = soxr.resample(pcm, rate, sample_rate)
     return resampled
 

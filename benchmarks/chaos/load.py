@@ -151,7 +151,7 @@ def _speaking(number: int, line: str, draw: random.Random) -> Ask:
     if draw.random() < 0.2:
         options["sample_rate"] = draw.choice((8_000, 24_000, 48_000))
     if draw.random() < 0.3:
-        options["voice"] = draw.choice(("slt", "rms"))
+        options["voice"] = "heart"
     if draw.random() < 0.2:
         options["chunking"] = {"first_frames": draw.randrange(1, 9), "playout_s": draw.choice((0.0, 0.2))}
     is_near = draw.random() < 0.2

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, WINDOW, mel_filters
+from stretto.codecs.tiny.codec import FFT_SIZE, FLOOR, HOP, mel_filters
 
 
 def fourier(inputs: int, size: int) -> tuple[Tensor, Tensor]:
@@ -26,8 +26,7 @@ class LogMel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        margin = (FFT_SIZE - WINDOW) // 2
-        window = F.pad(torch.hann_window(WINDOW, dtype=torch.float64), (margin, margin))
+        window = torch.hann_window(FFT_SIZE, dtype=torch.float64)
         self.register_buffer("kernels", (torch.cat(fourier(FFT_SIZE, FFT_SIZE)) * window)[:, None].float())
         self.register_buffer("filters", mel_filters())
 

@@ -1,7 +1,7 @@
 """ONNX graph of the bundled codec's decoder. It equals `codecs.tiny`, with Fourier transforms as real matrices.
 
 The pitch needs float64 (see `codecs.tiny.codec`), but onnxruntime has neither a float64 convolution nor a float64 erf.
-The graph therefore computes convolutions as sums of shifted frames, and erf as a sum of sines.
+The graph therefore computes convolutions as sums of shifted hops, and erf as a sum of sines.
 """
 
 import math
@@ -11,20 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scripts.onnx_graphs.graphs import fourier
-from stretto.codecs.tiny import codec as excitation
 from stretto.codecs.tiny.codec import (
-    BLOCK,
+    BINS,
     FFT_SIZE,
+    HIGHEST_HZ,
     HOP,
-    LEAD,
-    NUM_MELS,
-    SPAN,
-    VOICING_SLOPE,
-    ConvBlock,
+    HOPS,
+    LOWEST_HZ,
+    MAX_LOG,
+    NOISE_PERIOD,
+    OVERLAP,
+    CausalBlock,
     TinyCodec,
     Trunk,
+    cycles,
+    pulses,
 )
 
+SPANS = FFT_SIZE // HOP  # hops in a transform
 ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is 1 in float64
 
 
@@ -45,25 +49,32 @@ def erf(x: Tensor) -> Tensor:
     return 2 / math.pi * (ERF_STEP * x + this * angle.sin())
 
 
-def block(layer: ConvBlock, hidden: Tensor) -> Tensor:
-    """Return the output of a trunk block, for input float64 [B, T, C]."""
-    frames, (before, after) = hidden.shape[1], layer.padding
-    padded = F.pad(hidden, (0, 0, before, after))
+def gelu(x: Tensor) -> Tensor:
+    """Return the GELU of float32 or float64 values."""
+    return x * (1 + erf(x / math.sqrt(2))) / 2 if x.dtype == torch.float64 else F.gelu(x)
+
+
+def block(layer: CausalBlock, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output and the last inputs of a block, as the block itself does."""
+    whole, hops = torch.cat([before, hidden], 1), hidden.shape[1]
     taps = layer.mix.weight[:, 0].unbind(1)
-    mixed = torch.stack([padded[:, i : i + frames] * tap for i, tap in enumerate(taps)]).sum(0)
+    mixed = torch.stack([whole[:, i : i + hops] * tap for i, tap in enumerate(taps)]).sum(0)
     if layer.mix.bias is not None:
         mixed = mixed + layer.mix.bias
-    wide = layer.widen(layer.norm(mixed))
-    return hidden + layer.gain * layer.narrow(wide * (1 + erf(wide / math.sqrt(2))) / 2)
+    wide = gelu(layer.widen(layer.norm(mixed)))
+    return hidden + layer.gain * layer.narrow(wide), whole[:, hops:]
 
 
-def trunk(layers: Trunk, features: Tensor) -> Tensor:
-    """Return the output of a trunk in float64."""
-    hidden = layers.enter(features)
-    for layer in layers.blocks:
-        assert isinstance(layer, ConvBlock), type(layer)
-        hidden = block(layer, hidden)
-    return layers.leave(layers.norm(hidden))
+def trunk(layers: Trunk, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output and the next state of a trunk, as the trunk itself does."""
+    hidden = layers.enter(frames).unflatten(-1, (HOPS, layers.channels)).flatten(1, 2)
+    before = state.to(hidden.dtype).unflatten(1, (len(layers.blocks), layers.kernel - 1, layers.channels))
+    after = []
+    for index, layer in enumerate(layers.blocks):
+        assert isinstance(layer, CausalBlock), type(layer)
+        hidden, last = block(layer, hidden, before[:, index])
+        after.append(last)
+    return layers.leave(layers.norm(hidden)), torch.stack(after, 1).flatten(1)
 
 
 def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
@@ -77,90 +88,84 @@ def inverse_fourier(size: int) -> tuple[Tensor, Tensor]:
     return weight * cosines, weight * sines
 
 
-def phase_matrix() -> Tensor:
-    """Return the matrix [bins, bins] from log gains to the phase of the minimum-phase response.
-
-    The matrix folds the cepstrum (see `filters`).
-    """
-    cepstrum = inverse_fourier(FFT_SIZE)[0]
-    folded = torch.cat([cepstrum[:, :1], 2 * cepstrum[:, 1 : FFT_SIZE // 2], cepstrum[:, FFT_SIZE // 2, None]], dim=1)
-    return folded @ fourier(FFT_SIZE // 2 + 1, FFT_SIZE)[1].T
+def polar(log_magnitude: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """Return real and imaginary part of a number with this logarithm of its magnitude, at most MAX_LOG."""
+    magnitude = log_magnitude.clamp(max=MAX_LOG).exp()
+    return magnitude * angle.cos(), magnitude * angle.sin()
 
 
 class TinyGraph(nn.Module):
-    """Decoder for a window of frames.
+    """Decoder of frames that follow a state; its outputs are their samples and the next state."""
 
-    Its outputs are the samples of all frames, including context frames, and the phase after the last frame to output.
-    """
-
-    neighbours: Tensor
-    phase: Tensor
-    longer: Tensor  # maps the spectrum of a response to the spectrum of the zero-padded response, for the longer block
-    span_spectrum: Tensor
-    blocks: Tensor
+    transform: Tensor
+    inverse: Tensor
 
     def __init__(self, codec: TinyCodec) -> None:
         super().__init__()
         self.codec = codec
-        places = (torch.arange(HOP, dtype=torch.float64) + 0.5) / HOP - 0.5
-        neighbours = torch.stack([(-places).clamp(min=0), 1 - places.abs(), places.clamp(min=0)])
-        matrices = {
-            "neighbours": neighbours,
-            "phase": phase_matrix(),
-            "longer": torch.cat(inverse_fourier(FFT_SIZE)) @ torch.cat(fourier(FFT_SIZE, BLOCK)).T,
-            "span_spectrum": torch.hann_window(SPAN, dtype=torch.float64)[:, None] * torch.cat(fourier(SPAN, BLOCK)).T,
-            "blocks": torch.cat(inverse_fourier(BLOCK)),
-        }
-        for name, matrix in matrices.items():
-            self.register_buffer(name, matrix if name == "neighbours" else matrix.float())
+        window = codec.decoder.window
+        self.register_buffer("transform", (torch.cat(fourier(FFT_SIZE, FFT_SIZE)) * window).T.float())
+        self.register_buffer("inverse", (torch.cat(inverse_fourier(FFT_SIZE)) * (window / 1.5)).float())
 
-    def upsample(self, frames: Tensor) -> Tensor:
-        """Interpolate frames [B, T] to samples [B, T * HOP], as `excitation.upsample` does."""
-        before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
-        after = torch.cat([frames[:, 1:], frames[:, -1:]], dim=1)
-        return (torch.stack([before, frames, after], dim=2) @ self.neighbours.to(frames.dtype)).flatten(1)
+    def upsample(self, curve: Tensor) -> Tensor:
+        """Interpolate hops [B, T + 2] to samples [B, T * HOP], as `codecs.tiny.codec.upsample` does."""
+        neighbours = torch.stack([curve[:, :-2], curve[:, 1:-1], curve[:, 2:]], dim=2)
+        return (neighbours @ self.codec.decoder.neighbours.to(curve.dtype)).flatten(1)
 
-    def apply_filters(self, sources: Tensor, log_gain: Tensor) -> Tensor:
-        """Apply `filters.apply_filters` with the minimum-phase filters of log gains [B, C, T, bins]."""
-        angle, gain = log_gain @ self.phase, log_gain.exp()
-        response = torch.cat([gain * angle.cos(), gain * angle.sin()], dim=-1)
-        filter_real, filter_imaginary = (response @ self.longer).chunk(2, dim=-1)
-        pieces = F.pad(sources, (LEAD, LEAD)).unflatten(-1, (-1, HOP))
-        spans = torch.cat([pieces[:, :, :-1], pieces[:, :, 1:]], dim=-1)
-        real, imaginary = (spans @ self.span_spectrum).chunk(2, dim=-1)
-        spectrum = torch.cat(
-            [real * filter_real - imaginary * filter_imaginary, real * filter_imaginary + imaginary * filter_real], -1
-        )
-        count = -(-BLOCK // HOP)
-        blocks = F.pad(spectrum.sum(1) @ self.blocks, (0, count * HOP - BLOCK)).unflatten(-1, (count, HOP))
-        added = torch.stack([F.pad(blocks[:, :, i], (0, 0, i, count - i)) for i in range(count)]).sum(0).flatten(1)
-        return added[:, LEAD : LEAD + sources.shape[2]]
+    def spectrum(self, source: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Return real and imaginary part of the spectra [B, T, BINS] of a source [B, T * HOP + OVERLAP]."""
+        pieces = source.float().unflatten(-1, (-1, HOP))
+        hops = pieces.shape[1] - SPANS + 1
+        spans = torch.cat([pieces[:, i : i + hops] for i in range(SPANS)], dim=-1)
+        real, imaginary = (spans @ (self.transform * scale)).split(BINS, dim=-1)
+        return real, imaginary
 
-    def forward(self, codes: Tensor, left: Tensor, last: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode a window.
+    def overlap(self, real: Tensor, imaginary: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Add inverse transforms of spectra to the incomplete sum before them, as the decoder does."""
+        blocks = (torch.cat([real, imaginary], -1) @ self.inverse).unflatten(-1, (SPANS, HOP))
+        parts = [F.pad(blocks[:, :, i], (0, 0, i, SPANS - 1 - i)) for i in range(SPANS)]
+        size = blocks.shape[1] * HOP
+        total = torch.stack(parts).sum(0).flatten(1) + F.pad(before, (0, size))
+        return total[:, :size], total[:, size:]
+
+    def forward(self, codes: Tensor, first: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode frames.
 
         Args:
             codes: Codes, [B, K, T].
-            left: First frame to output, [1].
-            last: Index after the last frame to output, [1].
-            first: Stream position of the first frame to output, [B].
-            state: Phase at the first frame to output, [B, 1].
+            first: Index of the first frame in its utterance, [B].
+            state: State before it, float64 [B, D].
 
         Returns:
             Samples of all T frames, and the next state.
         """
-        vocoder, hop = self.codec.vocoder, self.codec.spec.samples_per_frame
-        stacked = self.codec.quantiser.decode(codes)
-        mel = stacked.unflatten(2, (self.codec.config.mel_frames, NUM_MELS)).flatten(1, 2)
-        log_hz, logit = trunk(vocoder.pitch_trunk, vocoder._normalise(mel)).unbind(-1)
-        pitch_hz = self.upsample((log_hz + 5.0).exp().clamp(excitation.LOWEST_HZ, excitation.HIGHEST_HZ))
-        turned = excitation.cycles(pitch_hz)
-        phases = turned + (state - turned.index_select(1, left * hop))
-        log_gain = vocoder.log_gains(mel.float())
-        voicing = self.upsample((VOICING_SLOPE * logit + 0.5).clamp(0, 1).float())
-        voiced = excitation.pulses(phases[:, :-1], pitch_hz).float() * voicing
-        position = ((first - left) * hop)[:, None] + torch.arange(pitch_hz.shape[1])
-        noise = vocoder.noise[position % excitation.NOISE_PERIOD]
-        pcm = self.apply_filters(torch.stack([voiced, noise], dim=1), log_gain)
-        after = phases.index_select(1, last * hop)
-        return pcm, after - after.floor()
+        decoder = self.codec.decoder
+        vectors = self.codec.quantiser.decode(codes)
+        hidden, pitch_hidden, last, phase, train, rest = state.split(decoder.sizes, 1)
+        values, hidden = trunk(decoder.trunk, vectors.float(), hidden)
+        found, pitch_hidden = trunk(decoder.pitch_trunk, vectors, pitch_hidden)
+        usual = torch.tensor(5.3, dtype=torch.float64)  # exported as float32 if it were a plain number
+        pitch = (found[:, :, 0] + usual).exp().clamp(LOWEST_HZ, HIGHEST_HZ)
+        voicing = (found[:, :, 1] + 0.5).clamp(0, 1)
+        curve = torch.cat([last.unflatten(1, (2, 2)), torch.stack([pitch, voicing], 1)], 2)
+        pitch_hz = self.upsample(curve[:, 0]).clamp(min=LOWEST_HZ)
+        phases = cycles(pitch_hz) + phase
+        train = torch.cat([train, pulses(phases[:, :-1], pitch_hz) * self.upsample(curve[:, 1])], 1)
+        pulse_real, pulse_imaginary = self.spectrum(train, 4 / FFT_SIZE)
+        place = (first * HOPS * HOP)[:, None] + torch.arange(train.shape[1])
+        noise_real, noise_imaginary = self.spectrum(decoder.noise[place % NOISE_PERIOD], (0.375 * FFT_SIZE) ** -0.5)
+
+        voiced, turn, free, angle, noisy = values.split(BINS, dim=-1)
+        gain_real, gain_imaginary = polar(voiced, math.pi * torch.tanh(turn))
+        level = free.clamp(max=MAX_LOG).exp()
+        steady = torch.sigmoid(noisy)
+        rough = (1 - steady * steady).clamp(min=1e-6).sqrt()
+        real = gain_real * pulse_real - gain_imaginary * pulse_imaginary
+        imaginary = gain_real * pulse_imaginary + gain_imaginary * pulse_real
+        real = real + level * (steady * angle.cos() + rough * noise_real)
+        imaginary = imaginary + level * (steady * angle.sin() + rough * noise_imaginary)
+        samples, rest = self.overlap(real, imaginary, rest.float())
+
+        ending = phases[:, -1:]
+        after = [hidden, pitch_hidden, curve[:, :, -2:].flatten(1), ending - ending.floor(), train[:, -OVERLAP:], rest]
+        return samples, torch.cat([each.double() for each in after], 1)

@@ -5,22 +5,23 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from stretto.codecs.tiny.codec import TinyCodec, TinyConfig, VocoderConfig
+from stretto.codecs.tiny.codec import TinyCodec, TinyConfig
 from tests.tiers import by_night
 
-SMALL = VocoderConfig(channels=16, blocks=3, pitch_channels=8, pitch_blocks=3, lookahead=3)
+SMALL = TinyConfig(
+    num_codebooks=3, codebook_size=16, latent=8, encoder_channels=8, encoder_blocks=1, channels=16, blocks=2,
+    pitch_channels=8, pitch_blocks=2,
+)  # fmt: skip
 
 
-def make_codec(vocoder: VocoderConfig = SMALL, seed: int = 0) -> TinyCodec:
+def make_codec(config: TinyConfig = SMALL, seed: int = 0) -> TinyCodec:
     """Return a codec with moving pitch and intermittent voicing."""
     torch.manual_seed(seed)
-    codec = TinyCodec(TinyConfig(num_codebooks=3, codebook_size=16, mel_frames=4, rank=8, vocoder=vocoder))
-    codec.quantiser.mean.normal_(-4, 0.5)
-    codec.quantiser.basis.normal_(0, 0.3)
+    codec = TinyCodec(config)
     codec.quantiser.codebooks.normal_(0, 1)
     codec.eval().requires_grad_(False)
-    codec.vocoder.pitch_trunk.double()
-    codec.vocoder.pitch_trunk.leave.weight *= 4
+    codec.decoder.pitch_trunk.double()
+    codec.decoder.pitch_trunk.leave.weight *= 4
     return codec
 
 

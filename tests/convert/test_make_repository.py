@@ -64,7 +64,9 @@ def test_made_repository_is_the_bundled_one_with_another_checkpoint(checkpoint: 
                     '"warm_up_s" value { string_value: "0.0"', f'"warm_up_s" value {{ string_value: "{WARM_UP_S}"'
                 )
                 family = family_at(checkpoint)
-                expected = expected.replace(profile(TINY, 16_000, 25.0), profile(family, 16_000, family.frame_rate))
+                expected = expected.replace(
+                    profile(TINY, 24_000, TINY.frame_rate), profile(family, 16_000, family.frame_rate)
+                )
                 assert (tmp_path / "out" / model / name).read_text() == expected
     link = tmp_path / "out/language_model/1/checkpoint"
     assert link.is_symlink()
@@ -96,7 +98,7 @@ LIVE = replace(UNGUIDED, code_track=CodeTrack(range(1, 9)))
         (UNGUIDED, 32_768, {}, 32_768),
         (LIVE, 32_768, {}, 2 * 32_768),  # another reply beside a session
         (LIVE, 45_056, WINDOWED, 32 * 1_024),  # as many sessions as possible
-        (UNGUIDED, 45_056, WINDOWED, 32 * 575),
+        (UNGUIDED, 45_056, WINDOWED, 32 * 600),
         (replace(UNGUIDED, frame_rate=12.5), 4_096, {}, 32 * 388),
         (replace(UNGUIDED, frame_rate=100.0), 4_096, {}, 32 * 1_024),
         (replace(UNGUIDED, frame_rate=0.0), 4_096, {}, 32 * 1_024),

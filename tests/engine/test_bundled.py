@@ -58,8 +58,8 @@ def engine() -> Iterator[Engine]:
 def test_bundled_model_matches_the_reference(engine: Engine) -> None:
     reference = Reference(FOLDER, TINY, MAX_MODEL_LEN)
     prompts = {
-        "guided": speak("nine.", "slt", 1, 1.5),
-        "unguided": speak("open it.", "rms", 2, 1.0),
+        "guided": speak("nine.", "heart", 1, 1.5),
+        "unguided": speak("open it.", "heart", 2, 1.0),
         "heard": listen(np.random.default_rng(0).integers(0, 256, (7, 20))),
     }
     together = engine.run(prompts, arrivals={"unguided": 5, "heard": 11})

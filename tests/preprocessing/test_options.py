@@ -24,7 +24,7 @@ def read(options: dict, task=TTS) -> Options:
 
 
 def test_missing_options_give_the_task_defaults() -> None:
-    assert read_options(None, TINY, TTS, FRAME_RATE) == read({}) == Options(TTS.sampling, "slt")
+    assert read_options(None, TINY, TTS, FRAME_RATE) == read({}) == Options(TTS.sampling, "heart")
     assert read({}, ASR) == Options(ASR.sampling, None)
 
 
@@ -34,7 +34,7 @@ def test_every_option_is_read_into_its_field() -> None:
             "seed": 7,
             "guidance": {"scale": 3, "policy": "always"},
             "script_temperature": 0.5,
-            "voice": "rms",
+            "voice": "heart",
             "adapter": "narrator",
             "text": {"temperature": 0.1, "max_rows": 100},
             "audio": {"min_rows": 2, "top_p": 0.9, "min_p": 0.1, "ras_window": 7, "ras_max_repeats": 3},
@@ -42,7 +42,7 @@ def test_every_option_is_read_into_its_field() -> None:
             "top_k": 5,
         }
     )
-    assert (options.voice, options.adapter) == ("rms", "narrator")
+    assert (options.voice, options.adapter) == ("heart", "narrator")
     assert options.sampling == replace(
         TTS.sampling,
         seed=7,
@@ -195,16 +195,16 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
         ({"guidance": {"size": 2}}, "options.guidance.size: expected one of policy, scale, until_s"),
         ({"guidance": {}, "guidance_scale": 2}, "options.guidance: expected either"),
         ({"script_temperature": -1}, "options.script_temperature: expected a number in [0.0, 10.0], got -1"),
-        ({"voice": "bob"}, "options.voice: expected one of slt, rms, got 'bob'"),
-        ({"voice": ["slt"]}, "options.voice: expected one of slt, rms, got ['slt']"),
-        ({"max_audio_s": 21}, "options.max_audio_s: expected a number of seconds in [0.04, 20], got 21"),
-        ({"max_audio_s": 0}, "options.max_audio_s: expected a number of seconds in [0.04, 20], got 0"),
+        ({"voice": "bob"}, "options.voice: expected one of heart, got 'bob'"),
+        ({"voice": ["heart"]}, "options.voice: expected one of heart, got ['heart']"),
+        ({"max_audio_s": 33}, "options.max_audio_s: expected a number of seconds in [0.04, 32], got 33"),
+        ({"max_audio_s": 0}, "options.max_audio_s: expected a number of seconds in [0.04, 32], got 0"),
         ({"audio": {"temperature": -0.1}}, "options.audio.temperature: expected a number in [0.0, 10.0], got -0.1"),
         ({"audio": {"top_k": 2.5}}, "options.audio.top_k: expected an integer, got 2.5"),
         ({"audio": {"top_k": None}}, "options.audio.top_k: expected an integer, got None"),
         ({"audio": {"top_p": 0}}, "options.audio.top_p: expected a number in [1e-06, 1.0], got 0"),
-        ({"audio": {"min_rows": 600}}, "options.audio.min_rows: expected an integer in [0, 500], got 600"),
-        ({"audio": {"max_rows": 1025}}, "options.audio.max_rows: expected at most 1024 rows, got 1025"),
+        ({"audio": {"min_rows": 900}}, "options.audio.min_rows: expected an integer in [0, 800], got 900"),
+        ({"audio": {"max_rows": 2049}}, "options.audio.max_rows: expected at most 2048 rows, got 2049"),
         ({"audio": {"max_rows": 0}}, "options.audio."),
         ({"audio": {"min_p": 1.1}}, "options.audio.min_p: expected a number in [0.0, 1.0], got 1.1"),
         ({"audio": {"ras_window": 513}}, "options.audio.ras_window: expected an integer in [0, 512], got 513"),
@@ -214,7 +214,7 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
         ({"audio": {"ras_max_repeats": None}}, "options.audio.ras_max_repeats: expected an integer, got None"),
         ({"text": {"ras_window": 7}}, "options.text.ras_window: expected one of max_rows, min_rows, temperature"),
         (
-            {"audio": {"voice": "slt"}},
+            {"audio": {"voice": "heart"}},
             "options.audio.voice: expected one of max_rows, min_p, min_rows, ras_max_repeats, ras_window, temperature",
         ),
         ({"latents": {"tail_rows": 1}}, "options.latents.tail_rows: expected one of steps"),
@@ -247,7 +247,7 @@ def test_text_only_task_refuses_speech_options(key: str) -> None:
 
 @pytest.mark.parametrize("language", ["English", "english", "en", "EN", "Auto"])
 def test_bundled_voice_supports_english(language: str) -> None:
-    assert read({"language": language}).voice == "slt"
+    assert read({"language": language}).voice == "heart"
 
 
 def test_transliterate_requires_a_single_script_family() -> None:

@@ -18,7 +18,7 @@ from scripts import export_onnx
 from scripts.export_onnx import export_codec, export_mel
 from stretto.codecs import onnx_runtime
 from stretto.codecs.base import Codec, load_codec
-from stretto.codecs.tiny.codec import NUM_MELS, log_mel
+from stretto.codecs.tiny.codec import HOP, NUM_MELS, log_mel
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import open_codec
 from tests.fakes import FakeCodec
@@ -87,10 +87,10 @@ def mel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_feature_extractor_accepts_any_pcm_length(mel: Path) -> None:
     session = onnx_runtime.open_session(mel)
-    for batch, length in ((1, 160), (2, 12_345), (3, 16_000)):
+    for batch, length in ((1, HOP), (2, 12_345), (3, 16_000)):
         pcm = torch.randn(batch, length, generator=torch.Generator().manual_seed(0)) / 10
         [features] = session.run(["log_mel"], {"pcm": pcm.numpy()})
-        assert features.shape == (batch, length // 160, NUM_MELS)
+        assert features.shape == (batch, length // HOP, NUM_MELS)
         assert (torch.from_numpy(features) - log_mel(pcm)).abs().max() <= 1e-4
 
 

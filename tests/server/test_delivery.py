@@ -22,14 +22,14 @@ def plain(_server: Server) -> Answer:
 
 
 def test_resampled_16_bit_output_matches_native_rate_output(plain: Answer, server: Server) -> None:
-    other = server.ask(SHORT | {"output": {"encoding": "pcm_s16le", "sample_rate": 24_000}}, text=SENTENCE)
+    other = server.ask(SHORT | {"output": {"encoding": "pcm_s16le", "sample_rate": 16_000}}, text=SENTENCE)
     assert other.error is None
     assert other.pcm.dtype == np.int16
-    expected = np.clip(soxr.resample(plain.pcm, 16_000, 24_000), -1, 1) * 32_767
+    expected = np.clip(soxr.resample(plain.pcm, 24_000, 16_000), -1, 1) * 32_767
     assert len(other.pcm) == len(expected)
     assert np.abs(other.pcm - expected).max() < 4  # as near as two decodes in other chunks are
-    assert {event["sample_rate"] for event in other.events} == {24_000}
-    assert other.report["audio_s"] == pytest.approx(len(other.pcm) / 24_000)
+    assert {event["sample_rate"] for event in other.events} == {16_000}
+    assert other.report["audio_s"] == pytest.approx(len(other.pcm) / 16_000)
     assert sum(event["duration_s"] for event in other.events) == pytest.approx(other.report["audio_s"])
 
 
@@ -41,7 +41,7 @@ def test_waveform_does_not_depend_on_chunking(plain: Answer, server: Server, chu
     assert other.error is None
     np.testing.assert_allclose(other.pcm, plain.pcm, atol=1e-4)
     largest = max(len(response.pcm) for response in other.responses if response.pcm is not None)
-    assert largest <= chunking["steady_frames"] * 640
+    assert largest <= chunking["steady_frames"] * 900
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ async def test_gateway_speech_and_transcripts_match_the_server(server: Server, c
     pcm, wav = await spoken("pcm"), await spoken("wav")
     text = await client.audio.transcriptions.create(model="whisper-1", file=("canoe.wav", wav))
     async with SpeechClient(f"localhost:{server.grpc}") as plain:
-        stream = plain.speak(TEXT, voice="slt", encoding="pcm_s16le", sample_rate=24_000, **same)
+        stream = plain.speak(TEXT, voice="heart", encoding="pcm_s16le", sample_rate=24_000, **same)
         said = [event.pcm async for event in stream if event.pcm is not None]
         heard = [event.text async for event in plain.transcribe(wav)]
     assert pcm == np.concatenate(said).tobytes()

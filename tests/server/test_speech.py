@@ -126,11 +126,11 @@ def test_transcription_returns_text_without_audio(spoken: Answer, server: Server
     pcm = spoken.pcm.astype(np.float32)
     if form == "file":
         held = io.BytesIO()
-        soundfile.write(held, pcm, 16000, format="FLAC")
+        soundfile.write(held, pcm, 24_000, format="FLAC")
         heard = server.ask(audio=held.getvalue(), task="asr")
     else:
         pcm = pcm * np.float32(0.03 if form == "quiet samples" else 1)
-        heard = server.ask(pcm_in=pcm, sample_rate=np.array([16000], np.int32))
+        heard = server.ask(pcm_in=pcm, sample_rate=np.array([24_000], np.int32))
     assert heard.error is None
     words = set(SENTENCE.split())
     assert len(words & set(heard.text.split())) > len(words) / 2, heard.text
@@ -158,7 +158,7 @@ def test_triton_http_endpoint_streams_if_allowed(server: Server) -> None:
     triton.close()
     records = [json.loads(line.removeprefix(b"data: ")) for line in page if line.startswith(b"data: ")]
     assert json.loads(records[-1]["event"])["is_final"]
-    assert sum(len(record.get("pcm", [])) for record in records) == pytest.approx(0.5 * 16000, rel=0.1)
+    assert sum(len(record.get("pcm", [])) for record in records) == pytest.approx(0.5 * 24_000, rel=0.1)
 
 
 def test_end_is_signalled_with_and_without_empty_final_responses(server: Server) -> None:

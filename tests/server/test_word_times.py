@@ -101,9 +101,9 @@ def test_served_transcript_has_aligned_word_times(aligner: Path, tmp_path: Path)
     with served_repository(tmp_path, repository) as server:
         spoken = server.ask({"seed": 3}, text="the birch canoe slid on the smooth planks")
         assert all("end_s" not in word for event in spoken.events for word in event["words"])  # the family's own
-        rate = np.array([16_000], np.int32)
+        rate = np.array([24_000], np.int32)
         answer = server.ask({"words": "aligned"}, pcm_in=spoken.pcm.astype(np.float32), sample_rate=rate, task="asr")
         assert answer.report["aligned"] is True
-        assert words_of(answer) == expected(aligner, spoken.pcm, 16_000, answer.text)
+        assert words_of(answer) == expected(aligner, spoken.pcm, 24_000, answer.text)
         served = server.ask(json.dumps({"words": "aligned"}), text="a cat")
         assert "aligned" not in served.report

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.nightly,
     pytest.mark.skipif(FOUND is None, reason="resemble-perth is not installed (scripts/nightly.sh installs it)"),
 ]
-SAMPLES = sorted((Path(__file__).parents[2] / "docs/samples").glob("*.ogg"))
+SAMPLES = sorted((Path(__file__).parents[1] / "data/speech").glob("*.ogg"))
 
 
 def published(name: str) -> Any:

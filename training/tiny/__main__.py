@@ -1,96 +1,200 @@
-"""Train the bundled model from an empty folder: python -m training.tiny --folder DIR --out DIR
+"""Train the bundled model: python -m training.tiny --scripts DIR --folder DIR --device cuda
 
-    words ─► flite ─► shards ─► quantiser ─► codes ─► language model ─┐
-                         └────► vocoder ────────────► codec ──────────┴─► checkpoint ─► word error rates
+    scripts ─► teacher ─► shards ─► codec ─► codes ─► language model
 
-    python -m training.tiny --folder DIR --out DIR --start CHECKPOINT --minutes 40
-
-The second form trains the language model of an exported checkpoint further, at a lower rate, and keeps its codec.
-
-Finished steps are skipped and interrupted steps continue, so the command may be repeated. It needs flite (`apt-get
-install flite`) and the extra `train`, and takes about four hours on two cores.
+The first folder has the files that `training.tiny.scripts` and `teacher.cut_teacher` write. One GPU and 16 cores need
+about ten minutes: the codec learns while the shards are synthesised. If interrupted, the command continues when it is
+started again. `export` and `export_codec` then write the checkpoint.
 """
 
 import argparse
-import shutil
-import subprocess
-import sys
-from dataclasses import replace
-from multiprocessing import get_context
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 
-from stretto.codecs.tiny.codec import CONFIG_FILE, WEIGHTS_FILE
-from training.tiny.encode import encode_shards
-from training.tiny.evaluate import evaluate
-from training.tiny.export import export
-from training.tiny.fit_codec import fit_codec
-from training.tiny.synthesise import load_pronunciations, synthesise
-from training.tiny.test_sets import VOICES, domain_sentences, load_test_sets, open_sentences
-from training.tiny.train import TrainingConfig, train
+from stretto.codecs.tiny.codec import TinyCodec, TinyConfig
+from training.tiny import builders, synthesise
+from training.tiny.corpus import Corpus, load_packed, pack, save_packed
+from training.tiny.encode import ShardEncoder, encode, unspoken
+from training.tiny.export_codec import PRECISE
+from training.tiny.teacher import Head
+from training.tiny.train import Trainer, TrainingConfig
+from training.tiny.train_codec import CodecTraining, train_codec
 
-WORKERS = 2
-SCALES = [1.0, 2.0]
-SEEDS = 3
-FURTHER_PEAK = 0.2  # learning-rate scale of a checkpoint that is trained further
+UNSPOKEN = 4000  # recordings without speech
+ENCODING_THREADS = 3
 
 
-def synthesise_all(folder: Path, utterances: int) -> None:
-    """Synthesise the training sentences, excluding test sentences, with one process per worker."""
-    load_pronunciations(folder)
-    avoid = {*domain_sentences(), *open_sentences()}
-    with get_context("spawn").Pool(WORKERS) as pool:
-        pool.starmap(synthesise, [(folder, worker, WORKERS, utterances, avoid) for worker in range(WORKERS)])
+@dataclass(frozen=True)
+class Plan:
+    """Folders, device and times of a training run.
+
+    Attributes:
+        scripts: Folder of the scripts and of the teacher's parts.
+        folder: Working folder.
+        keep: Folder for copies of the weights, in float16.
+        codec_s: Duration of the codec's training in seconds.
+        until_s: Time after the start at which the training of the language model ends, in seconds.
+        codec: Settings of the codec's training, apart from its duration.
+        model: Settings of the language model's training, apart from its duration.
+    """
+
+    scripts: Path
+    folder: Path
+    keep: Path
+    device: str
+    workers: int
+    codec_s: float
+    until_s: float
+    limit: int = 1 << 30
+    string_files: int = 50
+    codec: Callable[[float], CodecTraining] = CodecTraining
+    model: Callable[..., TrainingConfig] = TrainingConfig
 
 
-def copy_quantiser(checkpoint: Path, folder: Path) -> Path:
-    """Write the quantiser of an exported checkpoint to `rvq.pt` in `folder`, as `fit_codec` does; return its path."""
-    path, tables = folder / "rvq.pt", load_file(checkpoint / WEIGHTS_FILE)
-    names = {"mu": "mean", "P": "basis", "cb": "codebooks"}
-    torch.save({key: tables[f"quantiser.{name}"].float() for key, name in names.items()}, path)
-    return path
+def load_codec(path: Path, device: str) -> TinyCodec:
+    """Return the codec of a checkpoint of its training."""
+    saved = torch.load(path, map_location=device)
+    codec = TinyCodec(TinyConfig(**saved["config"])).to(device)
+    codec.load_state_dict(saved["codec"])
+    return codec.eval().requires_grad_(False)
 
 
-def train_codec(folder: Path, rvq: Path, out: Path) -> None:
-    """Train the vocoder and write the codec's files."""
-    run = [sys.executable, "-m"]
-    vocoder = folder / "vocoder"
-    subprocess.run([*run, "training.tiny.train_vocoder", "--data", folder, "--rvq", rvq, "--out", vocoder], check=True)
-    subprocess.run(
-        [*run, "training.tiny.export_codec", "--vocoder", vocoder / "vocoder.pt", "--rvq", rvq, "--out", out],
-        check=True,
-    )
+def codes_of(shard: Path) -> Path:
+    """Return the path of a shard's codes."""
+    return shard.with_name(shard.name.replace("shard", "codes"))
+
+
+def encode_shards(plan: Plan) -> None:
+    """Write the codes of every shard that has none yet."""
+    codec = load_codec(plan.folder / "codec.pt", plan.device)
+    encoder = ShardEncoder(codec, Head(plan.scripts, plan.device), plan.device)
+
+    def encode_shard(path: Path) -> None:
+        speak, listen = encoder.codes(synthesise.read_shard(path))
+        save_packed(codes_of(path), {"speak": speak, "listen": listen})
+
+    left = [path for path in sorted(plan.folder.glob("shard_????.npz")) if not codes_of(path).exists()]
+    with ThreadPoolExecutor(ENCODING_THREADS) as threads:
+        list(threads.map(encode_shard, left))
+
+
+def without_speech(plan: Plan, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return packed sequences with an empty transcript, and their codes."""
+    codec = load_codec(plan.folder / "codec.pt", plan.device)
+    generator = torch.Generator(plan.device).manual_seed(0)
+    rows, codes = [], []
+    for frames in np.random.default_rng(0).integers(8, 160, -(-count // 50)):
+        pcm = unspoken(int(frames), 50, generator)
+        with torch.inference_mode():
+            found = encode(codec, pcm, int(frames)).cpu().numpy()
+        codes += list(found)
+        rows += [builders.unheard(int(frames)) for _ in found]
+    return pack(rows), np.concatenate(codes)
+
+
+def corpora(plan: Plan) -> dict[str, Corpus]:
+    """Return the sequences of the encoded shards, by task."""
+    shards = [
+        (synthesise.read_sequences(path), load_packed(codes_of(path)))
+        for path in sorted(plan.folder.glob("shard_????.npz"))
+        if codes_of(path).exists()
+    ]
+    silent, silent_codes = without_speech(plan, min(UNSPOKEN, 100 * len(shards)))
+
+    def gathered(task: str) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate([codes[task] for _, codes in shards]))
+
+    speak, listen = gathered("speak"), torch.cat([gathered("listen"), torch.from_numpy(silent_codes)])
+    read = [load_packed(path) for path in sorted(plan.folder.glob("read_????.npz"))]
+    found = {
+        "tts": Corpus([packed["speak"] for packed, _ in shards], speak.to(plan.device), True, plan.device),
+        "asr": Corpus(
+            [*(packed["listen"] for packed, _ in shards), silent], listen.to(plan.device), False, plan.device
+        ),
+        "g2p": Corpus(read, None, False, plan.device),
+    }
+    print({task: (len(corpus), int(corpus.lengths.sum())) for task, corpus in found.items()}, flush=True)
+    return found
+
+
+def keep_codec(plan: Plan) -> None:
+    """Copy the codec's averaged weights and its last ones, in float16."""
+    saved = torch.load(plan.folder / "codec.pt", map_location="cpu")
+    for kind, file in (("codec", "codec.pt"), ("last", "codec_last.pt")):
+        weights = {name: weight if PRECISE in name else weight.half() for name, weight in saved[kind].items()}
+        torch.save({"config": saved["config"], "codec": weights, "step": saved["step"]}, plan.keep / file)
+
+
+def keep_model(plan: Plan, trainer: Trainer) -> None:
+    """Copy the language model's weights, in float16."""
+    weights = {name: weight.half().cpu() for name, weight in trainer.network.state_dict().items()}
+    state = {"network": weights, "config": asdict(trainer.network.model.config), "step": trainer.step}
+    torch.save(state, plan.keep / "network.partial")
+    (plan.keep / "network.partial").replace(plan.keep / "network.pt")
+
+
+def train(plan: Plan) -> None:
+    """Run all steps in order."""
+    begun = time.monotonic()
+
+    def log(what: str) -> None:
+        print(f"[{time.monotonic() - begun:.0f} s] {what}", flush=True)
+
+    for folder in (plan.folder, plan.keep):
+        folder.mkdir(parents=True, exist_ok=True)
+    processes = synthesise.start(plan.workers, plan.scripts, plan.scripts, plan.folder, plan.limit, plan.string_files)
+    log("synthesis started")
+    train_codec(plan.codec(plan.codec_s), plan.folder, plan.scripts, plan.folder, plan.device)
+    keep_codec(plan)
+    log(f"codec trained, {len(list(plan.folder.glob('shard_????.npz')))} shards")
+    encode_shards(plan)
+    for process in processes:
+        process.terminate()
+        process.join()
+    encode_shards(plan)
+    log("shards encoded")
+    found = corpora(plan)
+    left_s = plan.until_s - (time.monotonic() - begun)
+    trainer = Trainer(plan.model(plan.folder, left_s, plan.device))
+    log(f"language model: {sum(weight.numel() for weight in trainer.network.parameters())} weights, {left_s:.0f} s")
+    trainer.run(found, lambda: keep_model(plan, trainer))
+    keep_model(plan, trainer)
+    log("done")
 
 
 def main() -> None:
-    """Run all steps in order."""
+    """Train codec and language model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="working folder for shards and checkpoints (6 GB)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the exported checkpoint")
-    parser.add_argument("--utterances", type=int, default=24_000)
-    parser.add_argument("--start", type=Path, help="exported checkpoint to train further")
-    parser.add_argument("--minutes", type=float, default=92, help="training time of the language model, in minutes")
+    parser.add_argument("--scripts", type=Path, required=True, help="folder of scripts and of the teacher's parts")
+    parser.add_argument("--folder", type=Path, required=True, help="working folder (15 GB)")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for copies of the weights; default: the working folder's `kept`"
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--workers", type=int, default=15, help="number of processes that synthesise")
+    parser.add_argument("--codec-seconds", type=float, default=180)
+    parser.add_argument("--until", type=float, default=570, help="end of the training, in seconds after the start")
+    parser.add_argument("--limit", type=int, default=1 << 30, help="maximum number of scripts")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    synthesise_all(arguments.folder, arguments.utterances)
-    load_test_sets(arguments.folder)
-    start = arguments.start
-    rvq = fit_codec(arguments.folder) if start is None else copy_quantiser(start, arguments.folder)
-    encode_shards(arguments.folder, rvq)
-    config = TrainingConfig(arguments.folder, arguments.minutes)
-    if start is not None:
-        config = replace(config, start=start, peak=FURTHER_PEAK, flat=0.0)
-    train(config)
-    export(config.checkpoint, arguments.out)
-    if start is None:
-        train_codec(arguments.folder, rvq, arguments.out)
-    else:
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copyfile(start / name, arguments.out / name)
-    evaluate(arguments.folder, arguments.out, SCALES, SEEDS, list(VOICES))
+    torch.set_float32_matmul_precision("high")
+    train(
+        Plan(
+            arguments.scripts,
+            arguments.folder,
+            arguments.keep or arguments.folder / "kept",
+            arguments.device,
+            arguments.workers,
+            arguments.codec_seconds,
+            arguments.until,
+            arguments.limit,
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,37 +1,19 @@
-"""Padded batches of examples, and their losses."""
+"""Losses of a batch."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.families.tiny import family as tiny
+from training.tiny.corpus import Batch
 from training.tiny.network import GUIDED, Network
-from training.tiny.sequences import NO_TARGET, Head, Rows
+from training.tiny.sequences import NO_TARGET, Head
 
 # weights of stream 0 and the codebooks: fine codebooks are largely noise, coarse ones carry the words
 STREAM_WEIGHTS = torch.tensor([1.0, 1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.4])
 GUIDE_HEADS = [Head(index) for index in range(4)]  # in the order of layers and heads in GUIDED
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Padded examples.
-
-    Attributes:
-        ids: Rows, int64 [B, T, 9].
-        target: Stream 0 of the next row, or NO_TARGET, int64 [B, T].
-        codes: Codes of the next row, or NO_TARGET, int64 [B, T, 7].
-        look: Spans of rows that the guided attention heads should attend to, int64 [B, T, 4, 2], as in `Rows`.
-    """
-
-    ids: Tensor
-    target: Tensor
-    codes: Tensor
-    look: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,39 +26,19 @@ class Losses:
     """
 
     total: Tensor
-    sums: dict[str, tuple[float, int]]
-
-
-def collate(examples: Sequence[Rows]) -> Batch:
-    """Pad examples to the longest length, rounded up to a multiple of eight rows."""
-    length = -(-max(len(rows.ids) for rows in examples) // 8) * 8
-    count = len(examples)
-    ids = np.full((count, length, tiny.LAYOUT.num_input_streams), tiny.PAD, dtype=np.int64)
-    target = np.full((count, length), NO_TARGET, dtype=np.int64)
-    codes = np.full((count, length, tiny.NUM_CODEBOOKS), NO_TARGET, dtype=np.int64)
-    look = np.zeros((count, length, 4, 2), dtype=np.int64)
-    firsts = tiny.FIRST_CODE + tiny.CODEBOOK_SIZE * np.arange(tiny.NUM_CODEBOOKS)
-    for index, rows in enumerate(examples):
-        size = len(rows.ids)
-        ids[index, :size] = rows.ids
-        target[index, :size] = rows.target
-        look[index, :size] = rows.look
-        following = rows.ids[1:, 1 : 1 + tiny.NUM_CODEBOOKS]
-        wanted = rows.speaks[:-1, None] & (following != tiny.PAD)
-        codes[index, : size - 1] = np.where(wanted, following - firsts, NO_TARGET)
-    return Batch(*(torch.from_numpy(array) for array in (ids, target, codes, look)))
+    sums: dict[str, tuple[Tensor, int]]
 
 
 def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> Losses:
     """Return the losses of a batch. The total is audio + text_weight · text + guide · guided attention."""
     scores: list[Tensor] = []
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(batch.ids.device.type, torch.bfloat16):
         hidden = network(batch.ids, scores if guide else None)
         has_text = batch.target != NO_TARGET
         speaks = (batch.codes != NO_TARGET).any(-1)
         text_logits = network.text_logits(hidden[has_text]).float()
         code_logits = network.code_logits(hidden[speaks]).float()
-    sums: dict[str, tuple[float, int]] = {}
+    sums: dict[str, tuple[Tensor, int]] = {}
     text, frame, weight = _text_losses(text_logits, batch.target[has_text], sums)
     audio, audio_weight = _code_losses(code_logits, batch.codes[speaks], sums)
     total = text * text_weight + (audio + frame) / max(1.0, audio_weight + weight)
@@ -85,31 +47,37 @@ def losses(network: Network, batch: Batch, guide: float, text_weight: float) -> 
     return Losses(total, sums)
 
 
-def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[float, int]]) -> tuple[Tensor, Tensor, float]:
+def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[Tensor, int]]) -> tuple[Tensor, Tensor, float]:
     """Return the loss of stream 0: the mean over text segments, the sum over audio rows, and their number."""
     each = F.cross_entropy(logits, target, reduction="none")
     in_audio = (target >= tiny.FIRST_FRAME_TOKEN) | (target == tiny.END_OF_AUDIO)
     frames, words = each[in_audio], each[~in_audio]
-    sums["frame"] = float(frames.detach().sum()), frames.numel()
-    sums["text"] = float(words.detach().sum()), words.numel()
+    sums["frame"] = frames.detach().sum(), frames.numel()
+    sums["text"] = words.detach().sum(), words.numel()
     return words.sum() / max(1, words.numel()), frames.sum(), float(frames.numel())
 
 
-def _code_losses(logits: Tensor, codes: Tensor, sums: dict[str, tuple[float, int]]) -> tuple[Tensor, float]:
-    total, weight = logits.new_zeros(()), 0.0
-    for k in range(tiny.NUM_CODEBOOKS):
-        wanted = codes[:, k] != NO_TARGET
-        loss = F.cross_entropy(logits[wanted, k], codes[wanted, k], reduction="sum") if wanted.any() else total * 0
-        sums[f"code{k}"] = float(loss.detach()), int(wanted.sum())
-        total = total + STREAM_WEIGHTS[k + 1] * loss
-        weight += float(STREAM_WEIGHTS[k + 1]) * int(wanted.sum())
-    return total, weight
+def _code_losses(logits: Tensor, codes: Tensor, sums: dict[str, tuple[Tensor, int]]) -> tuple[Tensor, float]:
+    """Return the weighted sum of the codebooks' losses, and the sum of the weights.
+
+    Args:
+        logits: Logits of rows with targets, [N, 7, 256].
+        codes: Targets, or NO_TARGET, [N, 7].
+        sums: Sums of losses by kind, which are added to.
+    """
+    each = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none", ignore_index=NO_TARGET)
+    by_book = each.unflatten(0, codes.shape).sum(0)
+    counts = (codes != NO_TARGET).sum(0).tolist()
+    weights = STREAM_WEIGHTS[1:].to(logits.device)
+    for k, count in enumerate(counts):
+        sums[f"code{k}"] = by_book[k].detach(), count
+    return (weights * by_book).sum(), float((STREAM_WEIGHTS[1:] * torch.tensor(counts)).sum())
 
 
-def _look_losses(scores: list[Tensor], look: Tensor, sums: dict[str, tuple[float, int]]) -> Tensor:
+def _look_losses(scores: list[Tensor], look: Tensor, sums: dict[str, tuple[Tensor, int]]) -> Tensor:
     """Return the negative log attention of the guided heads to their spans, averaged over rows, then heads."""
     assert len(scores) == len(GUIDED)
-    column = torch.arange(look.shape[1])
+    column = torch.arange(look.shape[1], device=look.device)
     found = []
     for head, score in zip(GUIDE_HEADS, torch.cat(scores, 1).unbind(1), strict=True):
         first, last = look[:, :, head].unbind(-1)
@@ -120,6 +88,6 @@ def _look_losses(scores: list[Tensor], look: Tensor, sums: dict[str, tuple[float
         scored = score[wanted].masked_fill(column > row, -torch.inf)
         outside = (column < first[wanted][:, None]) | (column >= last[wanted][:, None])
         loss = (scored.logsumexp(-1) - scored.masked_fill(outside, -torch.inf).logsumexp(-1)).mean()
-        sums[f"look{int(head)}"] = float(loss.detach()) * len(row), len(row)
+        sums[f"look{int(head)}"] = loss.detach() * len(row), len(row)
         found.append(loss)
     return torch.stack(found).mean() if found else look.new_zeros((), dtype=torch.float32)

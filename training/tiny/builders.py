@@ -1,18 +1,18 @@
 """Builders of training sequences for each task, from utterances or transcripts (see `sequences`)."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from stretto.families.tiny import family as tiny
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.sequences import (
-    INDEX,
     MAX_DELAY,
     NO_TARGET,
     Head,
     Rows,
     blank,
     characters,
-    codec_rows,
     letters_of_phonemes,
     number_phonemes,
     phoneme_text,
@@ -21,7 +21,7 @@ from training.tiny.sequences import (
 )
 
 KEPT_FIRST = tiny.TINY.unconditional.keep_first
-FIRST_CODEC, LAST_CODEC = 1, 1 + tiny.NUM_CODEBOOKS
+ARRAYS = ("stream_0", "index", "target", "look")
 
 
 def _read(voice: str, transcript: Transcript, tail: list[int]) -> tuple[Rows, int]:
@@ -51,17 +51,15 @@ def frame_tokens(spoken: Spoken) -> np.ndarray:
 
 def tts(spoken: Spoken) -> Rows:
     """Return a sequence from characters to phoneme text and then audio."""
-    frames = len(spoken.codes)
+    frames = len(spoken.phoneme_of_frame)
     drain = [tiny.PAD] * (MAX_DELAY - 2)
     tail = [tiny.BEGIN_AUDIO, *frame_tokens(spoken).tolist(), tiny.END_OF_AUDIO, *drain, tiny.END_OF_REPLY]
     rows, text = _read(spoken.voice, spoken.transcript, tail)
-    audio = len(rows.ids) - frames - MAX_DELAY
-    rows.ids[audio : audio + frames, INDEX] = tiny.PHONEME_INDEX_BASE + spoken.phoneme_of_frame + 1
-    rows.ids[audio:, FIRST_CODEC:LAST_CODEC] = codec_rows(spoken.codes, frames + MAX_DELAY)
+    audio = len(rows.stream_0) - frames - MAX_DELAY
+    rows.index[audio : audio + frames] = tiny.PHONEME_INDEX_BASE + spoken.phoneme_of_frame + 1
     predict(rows, audio, audio + frames + 1)
-    rows.speaks[audio - 1 : -1] = True
     _look_at_script(rows, spoken, text, audio)
-    return rows
+    return replace(rows, audio=audio, frames=frames, speaks=True)
 
 
 def _look_at_script(rows: Rows, spoken: Spoken, text: int, audio: int) -> None:
@@ -74,31 +72,15 @@ def _look_at_script(rows: Rows, spoken: Spoken, text: int, audio: int) -> None:
             rows.look[audio + frame, Head.NEXT_PHONEME] = at[phoneme + 1], at[phoneme + 1] + 1
 
 
-def unconditional(spoken: Spoken) -> Rows:
-    """Return the sequence of `tts` for the unconditional request of a CFG pair; only codec streams are targets."""
-    rows = tts(spoken)
-    audio = len(rows.ids) - len(spoken.codes) - MAX_DELAY
-    rows.ids[KEPT_FIRST : audio - 1, 0] = tiny.NULL
-    rows.ids[audio : audio + len(spoken.codes), 0] = tiny.NULL
-    rows.ids[:, INDEX] = tiny.PAD
-    rows.target[:] = NO_TARGET
-    rows.look[:] = 0
-    return rows
-
-
 def _write(transcript: Transcript, head: Rows) -> Rows:
     """Append phoneme text, [separator], characters and [end_of_reply] to `head`, which ends with [begin_text]."""
     source_ids, source = phoneme_text(transcript)
-    first = len(head.ids)
+    first = len(head.stream_0)
     tail = blank([*source_ids, tiny.SEPARATOR, *characters(transcript.text), tiny.END_OF_REPLY])
-    rows = Rows(
-        np.concatenate([head.ids, tail.ids]),
-        np.concatenate([head.target, tail.target]),
-        np.concatenate([head.speaks, tail.speaks]),
-        np.concatenate([head.look, tail.look]),
-    )
+    joined = {name: np.concatenate([getattr(head, name), getattr(tail, name)]) for name in ARRAYS}
+    rows = replace(head, **joined)
     number_phonemes(rows, first, source)
-    predict(rows, first, len(rows.ids))
+    predict(rows, first, len(rows.stream_0))
     letters = first + len(source) + 1
     for position, (start, stop) in enumerate(phonemes_of_letters(transcript, source)):
         rows.look[letters + position - 1, Head.SOURCE] = first + start, first + stop
@@ -112,36 +94,39 @@ def spell(transcript: Transcript) -> Rows:
     return rows
 
 
-def audio_prompt(codes: np.ndarray) -> np.ndarray:
-    """Return the rows of an audio prompt, int64 [T + 9, 9]: delayed codes [T, 7], with frames numbered from 1."""
-    count = len(codes) + MAX_DELAY
-    ids = blank([tiny.PAD] * count).ids
-    ids[:, FIRST_CODEC:LAST_CODEC] = codec_rows(codes, count)
-    ids[:, INDEX] = tiny.FRAME_INDEX_BASE + 1 + np.arange(count)
-    return ids
-
-
 def asr(spoken: Spoken) -> Rows:
     """Return a sequence from audio to phoneme text and then characters.
 
     Each audio row that completes a frame has this frame's token as its target. Only training uses these targets: they
     make the network recognise phonemes while it reads audio.
     """
-    frames = len(spoken.codes)
-    head = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * (frames + MAX_DELAY), tiny.BEGIN_TEXT])
+    frames = len(spoken.phoneme_of_frame)
+    count = frames + MAX_DELAY
+    head = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * count, tiny.BEGIN_TEXT])
     audio = 2
-    head.ids[audio:-1] = audio_prompt(spoken.codes)
+    head.index[audio:-1] = tiny.FRAME_INDEX_BASE + 1 + np.arange(count)
     head.target[audio + MAX_DELAY : -1] = frame_tokens(spoken)
-    rows = _write(spoken.transcript, head)
+    rows = _write(spoken.transcript, replace(head, audio=audio, frames=frames))
     _look_at_sound(rows, spoken, audio)
     return rows
+
+
+def unheard(frames: int) -> Rows:
+    """Return a sequence from audio without speech to an empty transcript."""
+    count = frames + MAX_DELAY
+    tail = [tiny.BEGIN_TEXT, tiny.FIRST_PHONEME + tiny.PHONEMES.index("pau"), tiny.SEPARATOR, tiny.END_OF_REPLY]
+    rows = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * count, *tail])
+    rows.index[2 : 2 + count] = tiny.FRAME_INDEX_BASE + 1 + np.arange(count)
+    rows.index[-3] = tiny.PHONEME_INDEX_BASE + 1
+    predict(rows, len(rows.stream_0) - 3, len(rows.stream_0))
+    return replace(rows, audio=2, frames=frames)
 
 
 def _look_at_sound(rows: Rows, spoken: Spoken, audio: int) -> None:
     """Set the guided attention of text rows to the next phoneme's audio rows; a space belongs to the next phoneme."""
     _, source = phoneme_text(spoken.transcript)
     starts = np.searchsorted(spoken.phoneme_of_frame, np.arange(len(spoken.transcript.phonemes) + 1))
-    text = audio + len(spoken.codes) + MAX_DELAY + 1
+    text = audio + len(spoken.phoneme_of_frame) + MAX_DELAY + 1
     for position, index in enumerate(source):
         phoneme = index if index >= 0 else source[position + 1]
         span = audio + starts[phoneme] + tiny.LEAD, audio + starts[phoneme + 1] + MAX_DELAY - 2

@@ -31,10 +31,13 @@ _PAIR = re.compile(r"(\S+) ([\d.]+)")
 
 
 def read_log(path: Path) -> dict[str, np.ndarray]:
-    """Return each quantity of the log as a column; a step repeated after a restart counts once."""
+    """Return each quantity of the log as a column; a step repeated after a restart counts once.
+
+    A quantity that a step does not report, such as guided attention after its end, is NaN there.
+    """
     found = [dict(_PAIR.findall(line)) for line in path.open() if line.startswith("step ")]
     lines = {int(record["step"]): record for record in found}
-    return {kind: np.asarray([float(lines[step][kind]) for step in sorted(lines)]) for kind in found[0]}
+    return {kind: np.asarray([float(lines[step].get(kind, "nan")) for step in sorted(lines)]) for kind in found[0]}
 
 
 def draw(log: dict[str, np.ndarray], out: Path) -> None:

@@ -1,84 +1,162 @@
-"""Encoding of speech shards for the language model.
+"""Codes of the training speech: the teacher's audio, and the same audio as recordings."""
 
-Each `shard_NNNN.pt` becomes `codes_NNNN.pt`, for speech generation, and `heard_NNNN.pt`, for transcription.
-"""
-
-import random
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from stretto.codecs.tiny.codec import SAMPLE_RATE, ResidualVQ
-from training.tiny.clips import load_quantiser
-from training.tiny.corpus import CODES, HEARD, write_encoded
-from training.tiny.encoded import FRAME_RATE, Spoken, encode_utterance
-from training.tiny.fit_codec import stacked_mel
-from training.tiny.synthesise import Utterance, read_shard
+from stretto.codecs.tiny.codec import HOP, HOPS, MARGIN, SAMPLE_RATE, TinyCodec, log_mel
+from stretto.families.tiny.recording import PEAK, PEAK_QUANTILE
+from training.tiny.render import UNVOICED_HZ, speech
+from training.tiny.synthesise import Shard
+from training.tiny.teacher import Head
 
-LEAD_S = 1 / FRAME_RATE  # silence before generated speech, one frame: every phoneme has a frame, the silence too
-# Recordings have other silences than flite's speech, and noise. The client's own trimming leaves 0.3 s at most.
-HEARD_BEFORE_S, HEARD_AFTER_S = (0.0, 0.4), (0.0, 0.4)
-NOISY_SHARE, NOISE_DBFS = 0.5, (-70.0, -40.0)
-
-
-def with_silence(utterance: Utterance, before_s: float, after_s: float | None = None) -> Utterance:
-    """Return the utterance with other silences at its ends; their phonemes stay.
-
-    Args:
-        utterance: Speech that begins and ends with a silence.
-        before_s: Silence before the speech in seconds.
-        after_s: Silence after the speech in seconds; None leaves it.
-    """
-    assert utterance.phonemes[0] == utterance.phonemes[-1] == "pau", utterance.phonemes
-    pcm, first, last = utterance.pcm, utterance.ends_s[0], utterance.ends_s[-2]
-    begin, end = round(first * SAMPLE_RATE), round(last * SAMPLE_RATE)
-    before = _fitted(pcm[:begin].flip(0), before_s).flip(0)
-    after = pcm[end:] if after_s is None else _fitted(pcm[end:], after_s)
-    shift_s = before_s - first
-    ends_s = (before_s, *(each + shift_s for each in utterance.ends_s[1:-1]), last + shift_s + len(after) / SAMPLE_RATE)
-    return replace(utterance, ends_s=ends_s, pcm=torch.cat([before, pcm[begin:end], after]))
+FRAME = HOPS * HOP
+BATCH_HOPS = 24_000  # padded hops per batch
+BANDWIDTHS_HZ = (3400.0, 4000.0, 5500.0, 6000.0, 8000.0)
+NOISE_DBFS = (-75.0, -32.0)
+LEVEL_DB = (-30.0, 9.0)  # of a recording relative to the teacher's speech; the loudest ones are clipped
+LEFT_DB = (-3.0, 3.0)  # what remains of it, because the family brings recordings to one level
+PITCHES = (-1.1, 0.4)  # binary logarithms of the factors by which the pitch of recordings changes
+LOWEST_VOICED_HZ = 52.0
 
 
-def _fitted(pcm: torch.Tensor, seconds: float) -> torch.Tensor:
-    """Return the first samples of `pcm`, followed by zeros if it is shorter than `seconds`."""
-    size = round(seconds * SAMPLE_RATE)
-    return torch.cat([pcm[:size], pcm.new_zeros(max(0, size - len(pcm)))])
+def encode(codec: TinyCodec, pcm: Tensor, frames: int) -> Tensor:
+    """Return codes, uint8 [B, frames, K], of samples [B, n]; silence surrounds them."""
+    padded = F.pad(pcm, (MARGIN, frames * FRAME - pcm.shape[1] + MARGIN))
+    vectors = codec.encoder(log_mel(padded))
+    return codec.quantiser.encode(vectors[:, MARGIN // FRAME :][:, :frames]).to(torch.uint8)
 
 
-def spoken(utterance: Utterance) -> Utterance:
-    """Return the utterance as the model learns to generate it."""
-    return with_silence(utterance, LEAD_S)
+@dataclass(frozen=True)
+class Recordings:
+    """How utterances become recordings: hops of silence before each [B], and its speed [B]."""
+
+    before: Tensor
+    speed: Tensor
+
+    def place(self, pcm: Tensor, samples: int) -> Tensor:
+        """Return the samples [B, samples] of recordings of pcm [B, n], resampled linearly."""
+        at = (torch.arange(samples, device=pcm.device) - self.before[:, None] * HOP) * self.speed[:, None]
+        low = at.floor()
+        inside = (low >= 0) & (low < pcm.shape[1] - 1)
+        index = low.clamp(0, pcm.shape[1] - 2).long()
+        share = (at - low).float()
+        value = pcm.gather(1, index) * (1 - share) + pcm.gather(1, index + 1) * share
+        return value * inside
 
 
-def heard(utterance: Utterance, rng: random.Random) -> Utterance:
-    """Return the utterance as a recording: with random silences, and often with noise."""
-    recording = with_silence(utterance, rng.uniform(*HEARD_BEFORE_S), rng.uniform(*HEARD_AFTER_S))
-    if rng.random() >= NOISY_SHARE:
-        return recording
-    level = 32768 * 10 ** (rng.uniform(*NOISE_DBFS) / 20)
-    noise = level * np.random.default_rng(rng.getrandbits(32)).standard_normal(len(recording.pcm))
-    noisy = (recording.pcm.numpy() + noise).round().clip(-32768, 32767)
-    return replace(recording, pcm=torch.from_numpy(noisy.astype(np.int16)))
+def _uniform(count: int, limits: tuple[float, float], device: torch.device) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * torch.rand(count, 1, device=device)
 
 
-def encode_one(utterance: Utterance, quantiser: ResidualVQ) -> Spoken | None:
-    """Return the utterance with its codes, or None if it has more phonemes than frames."""
-    codes = quantiser.encode(stacked_mel(utterance)).numpy().astype(np.uint8)
-    return encode_utterance(utterance, codes)
+def _happens(count: int, share: float, device: torch.device) -> Tensor:
+    return torch.rand(count, 1, device=device) < share
 
 
-def encode_shards(folder: Path, rvq: Path) -> None:
-    """Encode all shards of `folder` that have not been encoded yet."""
-    quantiser = load_quantiser(rvq)
-    for shard in sorted(folder.glob("shard_*.pt")):
-        rng = random.Random(shard.stem)
-        forms: dict[str, Callable[[Utterance], Utterance]] = {CODES: spoken, HEARD: partial(heard, rng=rng)}
-        for name, form in forms.items():
-            path = folder / shard.name.replace("shard", name)
-            if not path.exists():
-                encoded = [encode_one(form(utterance), quantiser) for utterance in read_shard(shard)]
-                write_encoded(path, [utterance for utterance in encoded if utterance is not None])
+def _band_limited(pcm: Tensor) -> Tensor:
+    """Return pcm [B, n] without the frequencies above a random limit, in two of five recordings."""
+    spectrum = torch.fft.rfft(pcm)
+    hz = torch.linspace(0, SAMPLE_RATE / 2, spectrum.shape[1], device=pcm.device)
+    limits = torch.tensor(BANDWIDTHS_HZ, device=pcm.device)
+    limit = limits[torch.randint(len(limits), (len(pcm), 1), device=pcm.device)]
+    limit = limit.where(_happens(len(pcm), 0.4, pcm.device), SAMPLE_RATE)
+    low = torch.where(_happens(len(pcm), 0.15, pcm.device), 250.0, 0.0)
+    return torch.fft.irfft(spectrum * ((hz < limit) & (hz >= low)), n=pcm.shape[1])
+
+
+def _companded(pcm: Tensor) -> Tensor:
+    """Return pcm [B, n] after mu-law coding with 8 bits."""
+    coded = (pcm.sign() * (1 + 255 * pcm.abs().clamp(max=1)).log() / math.log(256) * 127).round() / 127
+    return coded.sign() * ((256.0 ** coded.abs()) - 1) / 255
+
+
+def levelled(pcm: Tensor) -> Tensor:
+    """Return pcm [B, n] at the level to which the family brings recordings, within LEFT_DB."""
+    peak = pcm.abs().topk(max(1, round(pcm.shape[1] * (1 - PEAK_QUANTILE))), 1).values[:, -1:]
+    decibels = _uniform(len(pcm), LEFT_DB, pcm.device)
+    return pcm * (PEAK / peak.clamp(min=1e-5)) * 10 ** (decibels / 20)
+
+
+def worn(pcm: Tensor) -> Tensor:
+    """Return clean samples [B, n] as recordings at one level: with noise, clipped, with a limited band, or mu-law."""
+    count, device = len(pcm), pcm.device
+    pcm = _band_limited(pcm)
+    level = 10 ** (_uniform(count, NOISE_DBFS, device) / 20)
+    white = torch.randn_like(pcm)
+    brown = F.avg_pool1d(white[:, None], 9, 1, 4)[:, 0] * 3
+    noise = torch.where(_happens(count, 0.5, device), white, brown)
+    pcm = pcm + noise * level * _happens(count, 0.5, device)
+    decibels = torch.where(_happens(count, 0.5, device), _uniform(count, LEVEL_DB, device), 0.0)
+    pcm = (pcm * 10 ** (decibels / 20)).clamp(-1, 1)
+    pcm = torch.where(_happens(count, 0.12, device), _companded(pcm), pcm)
+    return levelled(pcm).clamp(-1, 1)
+
+
+def unspoken(frames: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return recordings without speech, [count, frames * FRAME]: silence, noises, tones, hum and clicks."""
+    device = generator.device
+    samples = frames * FRAME
+    time = torch.arange(samples, device=device) / SAMPLE_RATE
+    white = torch.randn(count, samples, generator=generator, device=device)
+    pitch = 40 * 50 ** torch.rand(count, 1, generator=generator, device=device)
+    tone = (2 * math.pi * pitch * time).sin()
+    order = torch.arange(1, 6, device=device)[:, None, None]
+    hum = ((2 * math.pi * 50 * (1 + 0.2 * (pitch > 300)) * time * order).sin() / order).sum(0)
+    clicks = white * (torch.rand(count, samples, generator=generator, device=device) < 2e-4)
+    swell = (0.5 - 0.5 * (2 * math.pi * time * (0.3 + pitch / 2000)).cos()) ** 2
+    brown = F.avg_pool1d(white[:, None], 25, 1, 12)[:, 0] * 5
+    kinds = torch.stack([white * 0, white * 0.1, brown * 0.1, tone * 0.1, hum * 0.05, clicks, brown * swell * 0.1])
+    kind = torch.randint(len(kinds), (count,), generator=generator, device=device)
+    level = 10 ** ((torch.rand(count, 1, generator=generator, device=device) * 50 - 40) / 20)
+    return (kinds[kind, torch.arange(count, device=device)] * level).clamp(-1, 1)
+
+
+class ShardEncoder:
+    """Encoder of shards with a trained codec."""
+
+    def __init__(self, codec: TinyCodec, head: Head, device: str):
+        self._codec, self._head, self._device = codec, head, device
+
+    def _audio(self, shard: Shard, chosen: np.ndarray, other_pitch: bool) -> Tensor:
+        """Return the samples of utterances, padded with silence, [B, n]; two of three with another pitch if asked."""
+        lengths = shard.first[chosen + 1] - shard.first[chosen]
+        hops = int(lengths.max())
+        place = np.minimum(shard.first[chosen][:, None] + np.arange(hops), len(shard.hidden) - 1)
+        inside = torch.from_numpy(np.arange(hops) < lengths[:, None]).to(self._device)
+        hidden = torch.from_numpy(shard.hidden[place]).to(self._device)
+        pitch_hz = torch.from_numpy(shard.pitch_hz[place]).to(self._device).float() * inside
+        if other_pitch:
+            factor = 2.0 ** _uniform(len(chosen), PITCHES, pitch_hz.device)
+            factor = factor.where(_happens(len(chosen), 2 / 3, pitch_hz.device), 1.0)
+            pitch_hz = (pitch_hz * factor).clamp(min=LOWEST_VOICED_HZ).where(pitch_hz > UNVOICED_HZ, pitch_hz)
+        pcm = speech(self._head, self._codec.decoder, hidden, pitch_hz)
+        return pcm * inside.repeat_interleave(HOP, 1)
+
+    @torch.inference_mode()
+    def codes(self, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+        """Return the codes of the sequences to be generated, and of those to be transcribed, uint8 [F, K] each."""
+        speak = self._encoded(shard, np.arange(len(shard.first) - 1), shard.speak["frames"], None)
+        listen = self._encoded(shard, shard.listened, shard.listen["frames"], shard)
+        return speak, listen
+
+    def _encoded(self, shard: Shard, utterances: np.ndarray, frames: np.ndarray, heard: Shard | None) -> np.ndarray:
+        found: list[np.ndarray] = [np.zeros(0)] * len(utterances)
+        order = np.argsort(frames)
+        start = 0
+        while start < len(order):
+            stop = start + max(1, BATCH_HOPS // (HOPS * int(frames[order[-1]]) + 40))
+            part = order[start:stop]
+            longest = int(frames[part].max())
+            pcm = self._audio(shard, utterances[part], heard is not None)
+            if heard is not None:
+                before, speed = (torch.from_numpy(each[part]).to(self._device) for each in (heard.before, heard.speed))
+                pcm = worn(Recordings(before, speed).place(pcm, longest * FRAME))
+            codes = encode(self._codec, pcm[:, : longest * FRAME], longest).cpu().numpy()
+            for index, each in zip(part, codes, strict=True):
+                found[index] = each[: frames[index]]
+            start = stop
+        return np.concatenate(found)

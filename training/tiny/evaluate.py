@@ -1,9 +1,11 @@
 """Evaluate an exported checkpoint on the test sets: python -m training.tiny.evaluate --folder DIR --checkpoint DIR
 
-The command appends one JSON line per result to `wer.jsonl` in the folder. Existing results are not measured again.
+The folder has what `training.tiny.scripts` and `teacher.cut_teacher` wrote. The command appends one JSON line per
+result to `wer.jsonl` in the folder. Existing results are not measured again.
 """
 
 import argparse
+import gzip
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,18 +15,34 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from stretto.codecs.base import Codec, Window, load_codec
-from training.tiny.clips import load_quantiser
-from training.tiny.encode import encode_one
-from training.tiny.encoded import Spoken
+from stretto.codecs.base import Codec, Window
+from stretto.codecs.tiny.codec import load as load_tiny
+from training.tiny.encoded import Transcript
 from training.tiny.export import load_exported
 from training.tiny.generate import Speaking, phonemise, speak, text_prompt, transcribe, written
 from training.tiny.judge import Judge, word_errors
+from training.tiny.render import speech
+from training.tiny.script_files import PROSE
+from training.tiny.scripts import cased
 from training.tiny.sequences import phoneme_text
-from training.tiny.synthesise import Utterance, spelled_words
-from training.tiny.test_sets import VOICES, load_test_sets
+from training.tiny.teacher import Head, Reader, Script, Teacher
+from training.tiny.test_sets import domain_sentences, open_sentences
+from training.tiny.words import spelled_words
 
 BATCH = 30
+VOICE = "heart"
+SETS = ("domain", "open", "everyday")
+
+
+def test_texts(folder: Path) -> dict[str, list[str]]:
+    """Return the texts of each set, written as in print."""
+    with gzip.open(folder / PROSE, "rt") as file:
+        prose: list[str] = json.load(file)
+    return {
+        "domain": [cased(text) for text in domain_sentences()],
+        "open": [cased(text) for text in open_sentences()],
+        "everyday": prose,
+    }
 
 
 def resynthesise(codec: Codec, codes: np.ndarray) -> np.ndarray:
@@ -42,11 +60,10 @@ def error_rate(references: list[list], found: list[list]) -> float:
 
 @dataclass(frozen=True)
 class Figure:
-    """Quantity, test set, voice and settings of a measurement."""
+    """Quantity, test set and settings of a measurement."""
 
     what: str
     test_set: str
-    voice: str
     guidance_scale: float | None = None
     seed: int | None = None
 
@@ -55,101 +72,111 @@ class Figure:
 
 
 class Evaluation:
-    """Evaluation on a test set in one voice; each method measures one quantity."""
+    """Evaluation on a test set; each method measures one quantity."""
 
-    def __init__(self, folder: Path, checkpoint: Path, test_set: str, voice: str):
-        self.test_set, self.voice = test_set, voice
-        self.utterances: list[Utterance] = load_test_sets(folder)[test_set, voice]
-        self.texts = [utterance.text for utterance in self.utterances]
+    def __init__(self, folder: Path, checkpoint: Path, test_set: str):
+        reader = Reader()
+        self.test_set = test_set
+        self.scripts: list[Script] = [reader.script([text]) for text in test_texts(folder)[test_set]]
+        self.texts = [script.text for script in self.scripts]
         self._folder = folder
         self._network = load_exported(checkpoint)
-        self._codec = load_codec("tiny", checkpoint)
+        self._codec = load_tiny(checkpoint)
 
     @cached_property
     def _judge(self) -> Judge:
         return Judge(self.test_set, self._folder / "judge")
 
     @cached_property
-    def _encoded(self) -> list[Spoken]:
-        quantiser = load_quantiser(self._folder / "rvq.pt")
-        encoded = [encode_one(utterance, quantiser) for utterance in self.utterances]
-        return [utterance for utterance in encoded if utterance is not None]
+    def recordings(self) -> list[np.ndarray]:
+        """Samples of the teacher's speech."""
+        teacher, head = Teacher(self._folder), Head(self._folder, "cpu")
+        found = []
+        for script in self.scripts:
+            spoken = teacher.speak(script)
+            hidden, pitch_hz = torch.from_numpy(spoken.hidden)[None], torch.from_numpy(spoken.pitch_hz)[None]
+            found.append(speech(head, self._codec.decoder, hidden, pitch_hz)[0].numpy())
+        return found
+
+    @cached_property
+    def _codes(self) -> list[np.ndarray]:
+        return [self._codec.encode(pcm).T for pcm in self.recordings]
 
     def _batches(self, items: list) -> Iterator[list]:
         return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
 
     def original(self) -> tuple[float, None]:
-        """Return the word error rate of flite's audio."""
-        return self._judge.rate(self.texts, [utterance.pcm.numpy() / 32768 for utterance in self.utterances]), None
+        """Return the word error rate of the teacher's audio."""
+        return self._judge.rate(self.texts, self.recordings), None
 
     def codec(self) -> tuple[float, None]:
         """Return the word error rate after encoding and decoding with the codec."""
-        return self._judge.rate(self.texts, [resynthesise(self._codec, u.codes) for u in self._encoded]), None
+        return self._judge.rate(self.texts, [resynthesise(self._codec, codes) for codes in self._codes]), None
 
     @torch.inference_mode()
     def phonemes(self) -> tuple[float, None]:
-        """Return the error rate of the generated phoneme text against flite's phonemes, including spaces."""
-        wanted = [phoneme_text(utterance.transcript)[0] for utterance in self._encoded]
-        prompts = [text_prompt(text, self.voice) for text in self.texts]
-        return error_rate(
-            wanted, [text for part in self._batches(prompts) for text in phonemise(self._network, part)]
-        ), None
+        """Return the error rate of the generated phoneme text against the teacher's phonemes, including spaces."""
+        transcripts = [Transcript(script.text, script.phonemes, script.words) for script in self.scripts]
+        prompts = [text_prompt(text, VOICE) for text in self.texts]
+        found = [text for part in self._batches(prompts) for text in phonemise(self._network, part)]
+        return error_rate([phoneme_text(each)[0] for each in transcripts], found), None
 
     @torch.inference_mode()
     def transcription(self) -> tuple[float, int]:
-        """Return the word error rate of transcripts of flite's audio, and the number of complete transcripts."""
-        codes = [utterance.codes for utterance in self._encoded]
-        found = [written(text) for part in self._batches(codes) for text in transcribe(self._network, part)]
+        """Return the word error rate of transcripts of the teacher's audio, and the number of complete transcripts."""
+        found = [written(text) for part in self._batches(self._codes) for text in transcribe(self._network, part)]
         rate = error_rate([spelled_words(text) for text in self.texts], [spelled_words(text) for text in found])
         return rate, sum(bool(text) for text in found)
 
-    def speech(self, speaking: Speaking) -> tuple[float, int]:
-        """Return the word error rate of speech generated from characters, and the number of utterances that ended."""
+    def spoken(self, speaking: Speaking) -> tuple[list[np.ndarray], int]:
+        """Return speech generated from characters, and the number of utterances that ended."""
         recordings, ended = [], 0
         for index, texts in enumerate(self._batches(self.texts)):
-            codes, ends = speak(self._network, texts, self.voice, replace(speaking, seed=1000 * speaking.seed + index))
+            codes, ends = speak(self._network, texts, VOICE, replace(speaking, seed=1000 * speaking.seed + index))
             recordings += [resynthesise(self._codec, each) for each in codes]
             ended += sum(ends)
+        return recordings, ended
+
+    def speech(self, speaking: Speaking) -> tuple[float, int]:
+        """Return the word error rate of generated speech, and the number of utterances that ended."""
+        recordings, ended = self.spoken(speaking)
         return self._judge.rate(self.texts, recordings), ended
 
 
-def plan(scales: list[float], seeds: int, test_set: str, voice: str) -> dict[Figure, Callable]:
-    """Return the measurements to make for one test set in one voice."""
+def plan(scales: list[float], seeds: int, test_set: str) -> dict[Figure, Callable]:
+    """Return the measurements to make for one test set."""
     simple = {
-        Figure(what, test_set, voice): getattr(Evaluation, what)
-        for what in ("original", "codec", "phonemes", "transcription")
+        Figure(what, test_set): getattr(Evaluation, what) for what in ("original", "codec", "phonemes", "transcription")
     }
     spoken = {
-        Figure("speech", test_set, voice, scale, seed): partial(Evaluation.speech, speaking=Speaking(scale, seed=seed))
+        Figure("speech", test_set, scale, seed): partial(Evaluation.speech, speaking=Speaking(scale, seed=seed))
         for scale in scales
         for seed in range(seeds)
     }
     return simple | spoken
 
 
-def evaluate(folder: Path, checkpoint: Path, scales: list[float], seeds: int, voices: list[str]) -> None:
+def evaluate(folder: Path, checkpoint: Path, scales: list[float], seeds: int) -> None:
     """Make all measurements that `wer.jsonl` does not contain."""
     path = folder / "wer.jsonl"
     known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    for voice in voices:
-        for test_set in ("domain", "open"):
-            evaluation = Evaluation(folder, checkpoint, test_set, voice)
-            for figure, measure in plan(scales, seeds, test_set, voice).items():
-                if any(vars(figure).items() <= record.items() for record in known):
-                    continue
-                value, ended = measure(evaluation)
-                with path.open("a") as file:
-                    print(figure.record(value, ended), file=file)
-                print(figure.record(value, ended), flush=True)
+    for test_set in SETS:
+        evaluation = Evaluation(folder, checkpoint, test_set)
+        for figure, measure in plan(scales, seeds, test_set).items():
+            if any(vars(figure).items() <= record.items() for record in known):
+                continue
+            value, ended = measure(evaluation)
+            with path.open("a") as file:
+                print(figure.record(value, ended), file=file)
+            print(figure.record(value, ended), flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="working folder of the training")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of scripts and of the teacher's parts")
     parser.add_argument("--checkpoint", type=Path, required=True, help="exported checkpoint, with its codec")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--voices", nargs="+", default=list(VOICES))
+    parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    evaluate(arguments.folder, arguments.checkpoint, arguments.guidance, arguments.seeds, arguments.voices)
+    evaluate(arguments.folder, arguments.checkpoint, arguments.guidance, arguments.seeds)

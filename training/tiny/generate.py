@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from stretto.families.tiny import family as tiny
-from training.tiny.builders import FIRST_CODEC, KEPT_FIRST, LAST_CODEC, audio_prompt
+from training.tiny.builders import KEPT_FIRST
 from training.tiny.network import NUM_TEXT_IDS, Network
-from training.tiny.sequences import INDEX, MAX_DELAY, SPACE, blank, characters
+from training.tiny.sequences import INDEX, MAX_DELAY, SPACE, characters
 from training.tiny.session import Session
 
+FIRST_CODEC, LAST_CODEC = 1, 1 + tiny.NUM_CODEBOOKS
 PHONEME_TEXT = (range(SPACE, SPACE + 1), tiny.SPOKEN)
 ANY_TEXT = (tiny.WRITTEN, tiny.SPOKEN, range(tiny.SEPARATOR, tiny.SEPARATOR + 1))
 
@@ -31,7 +32,26 @@ class Speaking:
     top_k: int = 30
     script_temperature: float = 0.6
     seed: int = 0
-    max_rows: int = 500
+    max_rows: int = 800
+
+
+def blank(stream_0: Sequence[int]) -> np.ndarray:
+    """Return rows [R, 9] with these ids on stream 0 and padding on the others."""
+    rows = np.full((len(stream_0), tiny.LAYOUT.num_input_streams), tiny.PAD, dtype=np.int64)
+    rows[:, 0] = stream_0
+    return rows
+
+
+def audio_prompt(codes: np.ndarray) -> np.ndarray:
+    """Return the rows of an audio prompt, int64 [T + 9, 9]: delayed codes [T, 7], with frames numbered from 1."""
+    count = len(codes) + MAX_DELAY
+    rows = blank([tiny.PAD] * count)
+    for k, delay in enumerate(tiny.LAYOUT.delays[1:]):
+        rows[delay : delay + len(codes), 1 + k] = (
+            tiny.FIRST_CODE + k * tiny.CODEBOOK_SIZE + codes[:, k].astype(np.int64)
+        )
+    rows[:, INDEX] = tiny.FRAME_INDEX_BASE + 1 + np.arange(count)
+    return rows
 
 
 def write_text(
@@ -62,12 +82,12 @@ def write_text(
 
 def text_prompt(text: str, voice: str) -> np.ndarray:
     """Return the prompt rows of a speech request for `text`."""
-    return blank([tiny.TTS, tiny.VOICES[voice], *characters(text), tiny.BEGIN_TEXT]).ids
+    return blank([tiny.TTS, tiny.VOICES[voice], *characters(text), tiny.BEGIN_TEXT])
 
 
 def phonemise(network: Network, prompts: list[np.ndarray]) -> list[list[int]]:
     """Generate the phoneme text of each prompt."""
-    return write_text(network, prompts, PHONEME_TEXT, tiny.END_OF_TEXT, 300)
+    return write_text(network, prompts, PHONEME_TEXT, tiny.END_OF_TEXT, 511)
 
 
 def transcribe(network: Network, codes: list[np.ndarray]) -> list[list[int]]:
@@ -75,9 +95,9 @@ def transcribe(network: Network, codes: list[np.ndarray]) -> list[list[int]]:
     prompts = []
     for each in codes:
         rows = blank([tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * (len(each) + MAX_DELAY), tiny.BEGIN_TEXT])
-        rows.ids[2:-1] = audio_prompt(each)
-        prompts.append(rows.ids)
-    return write_text(network, prompts, ANY_TEXT, tiny.END_OF_REPLY, 500)
+        rows[2:-1] = audio_prompt(each)
+        prompts.append(rows)
+    return write_text(network, prompts, ANY_TEXT, tiny.END_OF_REPLY, 800)
 
 
 def written(token_ids: Sequence[int]) -> str:
@@ -93,13 +113,13 @@ def with_text(prompt: np.ndarray, text: Sequence[int]) -> np.ndarray:
     for position, token_id in enumerate(text):
         if token_id in tiny.SPOKEN:
             ordinal += 1
-            rows.ids[position, INDEX] = tiny.PHONEME_INDEX_BASE + ordinal
-    return np.concatenate([prompt, rows.ids])
+            rows[position, INDEX] = tiny.PHONEME_INDEX_BASE + ordinal
+    return np.concatenate([prompt, rows])
 
 
 def without_text(context: np.ndarray) -> np.ndarray:
     """Return the unconditional variant of rows from `with_text`."""
-    rows = blank([tiny.NULL] * len(context)).ids
+    rows = blank([tiny.NULL] * len(context))
     rows[:KEPT_FIRST], rows[-1] = context[:KEPT_FIRST], context[-1]
     return rows
 
@@ -120,7 +140,7 @@ class Scripts:
         return tiny.FIRST_FRAME_TOKEN + 2 * phoneme
 
     def advance(self, logits: Tensor, row: int, temperature: float, generator: torch.Generator) -> Tensor:
-        """Choose stream 0 [B] of this row from its logits [B, 192]: stay, advance, end, or pad after the end."""
+        """Choose stream 0 [B] of this row from its logits [B, ids]: stay, advance, end, or pad after the end."""
         spoken = torch.full_like(logits, -torch.inf)
         for ids in (slice(tiny.FIRST_FRAME_TOKEN, NUM_TEXT_IDS), slice(tiny.END_OF_AUDIO, tiny.END_OF_AUDIO + 1)):
             spoken[:, ids] = logits[:, ids]

@@ -2,8 +2,9 @@
 
 Each test set has its own grammar:
 
-    domain   bigrams over the domain's words, counted on templated sentences
-    open     uniform loop over about 900 words
+    domain     bigrams over the domain's words, counted on templated sentences
+    open       uniform loop over about 900 words
+    everyday   pocketsphinx's own trigrams
 """
 
 import math
@@ -15,11 +16,13 @@ from pathlib import Path
 import numpy as np
 from pocketsphinx import Config, Decoder
 
-from training.tiny.synthesise import spelled_words
+from stretto.codecs.tiny.codec import SAMPLE_RATE
+from stretto.preprocessing.audio import resample
 from training.tiny.test_sets import open_vocabulary
 from training.tiny.text import domain_sentence, domain_vocabulary
-from training.tiny.words import dictionary_path
+from training.tiny.words import dictionary_path, spelled_words
 
+JUDGED_HZ = 16_000  # sample rate of the recogniser
 LANGUAGE_WEIGHT = 6.5
 COUNTED_SENTENCES = 40_000
 DISCOUNT = 0.5
@@ -78,30 +81,37 @@ def _write(path: Path, text: str) -> None:
 
 
 class Judge:
-    """Recogniser for a test set, `domain` or `open`; its grammar is stored in `folder`."""
+    """Recogniser for a test set, `domain`, `open` or `everyday`; its grammar is stored in `folder`."""
 
     def __init__(self, kind: str, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
+        model = dictionary_path().parent
+        self._decoder = Decoder(
+            Config(hmm=str(model / "en-us"), loglevel="FATAL", lw=LANGUAGE_WEIGHT, **self._grammar(kind, folder))
+        )
+
+    @staticmethod
+    def _grammar(kind: str, folder: Path) -> dict[str, str]:
+        """Return the recogniser's arguments for a test set."""
+        if kind == "everyday":
+            return {"lm": str(dictionary_path().parent / "en-us.lm.bin"), "dict": str(dictionary_path())}
         words = {"domain": domain_vocabulary, "open": open_vocabulary}[kind]()
         grammar, dictionary = folder / f"{kind}.arpa", folder / f"{kind}.dict"
         _write(dictionary, _dictionary(set(words)))
         if kind == "domain":
             rng = random.Random(7)
-            _write(
-                grammar, bigram_grammar([spelled_words(domain_sentence(rng)) for _ in range(COUNTED_SENTENCES)], words)
-            )
+            sentences = [spelled_words(domain_sentence(rng)) for _ in range(COUNTED_SENTENCES)]
+            _write(grammar, bigram_grammar(sentences, words))
         else:
             _write(grammar, uniform_grammar(words))
-        model = str(dictionary_path().parent / "en-us")
-        self._decoder = Decoder(
-            Config(hmm=model, lm=str(grammar), dict=str(dictionary), loglevel="FATAL", lw=LANGUAGE_WEIGHT)
-        )
+        return {"lm": str(grammar), "dict": str(dictionary)}
 
     def hear(self, pcm: np.ndarray) -> list[str]:
-        """Recognise the words in samples at 16 kHz, float [n].
+        """Recognise the words in samples at 24 kHz, float [n].
 
         Loudness is normalised first, and silence is added at both ends.
         """
+        pcm = resample(pcm.astype(np.float32), SAMPLE_RATE, JUDGED_HZ)
         padded = np.concatenate([np.zeros(1600), pcm, np.zeros(3200)])
         padded = padded + np.random.RandomState(0).randn(len(padded)) * 1e-4
         scaled = np.clip(padded * (0.6 / max(np.abs(padded).max(), 1e-3)), -1, 1) * 32767

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stretto.families.tiny import family as tiny
 
 NUM_TEXT_IDS = tiny.PHONEME_INDEX_BASE  # ids of stream 0 are below the index ids
+ORDINALS = tiny.FRAME_INDEX_BASE - tiny.PHONEME_INDEX_BASE
 GUIDED = {1: (0, 1), 2: (2, 3)}  # layer -> its guided heads, in the order of `sequences.Head`
 
 
@@ -22,7 +23,7 @@ GUIDED = {1: (0, 1), 2: (2, 3)}  # layer -> its guided heads, in the order of `s
 class NetworkConfig:
     """Sizes of the network, named as in Hugging Face's Qwen3Config."""
 
-    hidden_size: int = 256
+    hidden_size: int = 320
     num_hidden_layers: int = 5
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
@@ -68,13 +69,14 @@ class Pass:
     """Data shared by the layers of one forward pass.
 
     Attributes:
-        mask: Values added to the attention scores, [T, T] or [B, 1, T, S]; minus infinity forbids attention.
+        mask: Values added to the attention scores, [B, 1, T, S]; minus infinity forbids attention. None for complete
+            sequences, whose rows read the rows before them.
         scores: Attention scores of the guided heads, [B, 2, T, T], collected during the pass.
     """
 
     cos: Tensor
     sin: Tensor
-    mask: Tensor
+    mask: Tensor | None
     caches: list[KeyValues] | None = None
     scores: list[Tensor] | None = None
 
@@ -107,11 +109,8 @@ class Attention(nn.Module):
             k, v = shared.caches[self.layer].extend(k, v)
         if shared.scores is not None and self.layer in GUIDED:
             shared.scores.append(self._scores(q, k))
-        group = self.config.num_attention_heads // self.config.num_key_value_heads
-        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-        # explicit, because in bfloat16 on a CPU without matrix units it is 2.6 times as fast as the fused operator
-        weights = (q @ k.transpose(2, 3) / math.sqrt(self.config.head_dim) + shared.mask).softmax(-1)
-        return self.o_proj((weights @ v).transpose(1, 2).flatten(-2))
+        mixed = F.scaled_dot_product_attention(q, k, v, shared.mask, is_causal=shared.mask is None, enable_gqa=True)
+        return self.o_proj(mixed.transpose(1, 2).flatten(-2))
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
         heads = list(GUIDED[self.layer])
@@ -163,14 +162,21 @@ class Trunk(nn.Module):
         """Embed rows [B, T, 9] as vectors [B, T, H], summed over streams; padding counts only on stream 0."""
         batch, length, streams = ids.shape
         table = self.embed_tokens.weight
-        summed = F.embedding_bag(ids.view(-1, streams), table, mode="sum", padding_idx=tiny.PAD)
+        flat = ids.reshape(-1, streams)
+        if self.training:  # a product with many rows: the gradient of a gather adds to the row of padding one by one
+            kind = torch.bfloat16 if torch.is_autocast_enabled(ids.device.type) else table.dtype
+            chosen = torch.zeros(len(flat), len(table), device=ids.device, dtype=kind)
+            chosen.scatter_(1, flat, 1.0)
+            chosen[:, tiny.PAD] = (flat[:, 0] == tiny.PAD).to(chosen.dtype)
+            return (chosen @ table.to(chosen.dtype)).view(batch, length, -1)
+        summed = F.embedding_bag(flat, table, mode="sum", padding_idx=tiny.PAD)
         first_is_pad = (ids[..., :1] == tiny.PAD).to(table.dtype)
         return summed.view(batch, length, -1) + first_is_pad * table[tiny.PAD]
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosine and sine [..., head_dim] of the rotary embedding."""
         dim = self.config.head_dim
-        rates = self.config.rope_theta ** (-torch.arange(0, dim, 2) / dim)
+        rates = self.config.rope_theta ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
         angle = positions[..., None].float() * rates
         return torch.cat([angle.cos()] * 2, -1), torch.cat([angle.sin()] * 2, -1)
 
@@ -197,18 +203,17 @@ class Network(nn.Module):
         with torch.no_grad():
             self.lm_head.weight[NUM_TEXT_IDS : tiny.FIRST_CODE] = 0
             for base in (tiny.PHONEME_INDEX_BASE, tiny.FRAME_INDEX_BASE):
-                self.model.embed_tokens.weight[base : base + 256] = _ordinal_vectors(config.hidden_size)
+                self.model.embed_tokens.weight[base : base + ORDINALS] = _ordinal_vectors(config.hidden_size)
 
     def forward(self, ids: Tensor, scores: list[Tensor] | None = None) -> Tensor:
         """Return the hidden states [B, T, H] of complete sequences, starting at position 0."""
-        cos, sin = self.model.angles(torch.arange(ids.shape[1]))
+        cos, sin = self.model.angles(torch.arange(ids.shape[1], device=ids.device))
         vectors = self.model.embed(ids)
-        mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
-        kind = torch.bfloat16 if torch.is_autocast_enabled("cpu") else vectors.dtype
-        return self.model(vectors.to(kind), Pass(cos.to(kind), sin.to(kind), mask.to(kind), scores=scores))
+        kind = torch.bfloat16 if torch.is_autocast_enabled(ids.device.type) else vectors.dtype
+        return self.model(vectors.to(kind), Pass(cos.to(kind), sin.to(kind), None, scores=scores))
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of stream 0, [..., 192]."""
+        """Return the logits of stream 0, [..., NUM_TEXT_IDS]."""
         return F.linear(hidden, self.lm_head.weight[:NUM_TEXT_IDS])
 
     def code_logits(self, hidden: Tensor) -> Tensor:
@@ -218,7 +223,7 @@ class Network(nn.Module):
 
 
 def _ordinal_vectors(size: int) -> Tensor:
-    """Return sines and cosines [256, size] with wavelengths from 3 to 240, which differ between adjacent ordinals."""
-    ordinal = torch.arange(256)[:, None].float()
-    rates = 2 * math.pi / (3.0 * 80 ** (torch.arange(size // 2) / (size // 2 - 1)))
+    """Return sines and cosines [ORDINALS, size] with wavelengths from 3 to 480, which differ between neighbours."""
+    ordinal = torch.arange(ORDINALS)[:, None].float()
+    rates = 2 * math.pi / (3.0 * 160 ** (torch.arange(size // 2) / (size // 2 - 1)))
     return 0.03 * torch.cat([(ordinal * rates).sin(), (ordinal * rates).cos()], 1)

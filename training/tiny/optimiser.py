@@ -32,12 +32,13 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def clip(parameters: Sequence[Tensor]) -> float:
+def clip(parameters: Sequence[Tensor]) -> Tensor:
     """Scale all gradients to a joint norm of at most 1; return the norm before scaling."""
     gradients = [weight.grad for weight in parameters if weight.grad is not None]
-    norm = float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    scale = (1 / (norm + 1e-6)).clamp(max=1.0)  # on the device: a float would wait for it
     for gradient in gradients:
-        gradient.mul_(min(1.0, 1 / (norm + 1e-6)))
+        gradient.mul_(scale)
     return norm
 
 
@@ -58,7 +59,7 @@ class Optimiser:
         for weight in self._parameters:
             weight.grad = None
 
-    def step(self, scale: float) -> float:
+    def step(self, scale: float) -> Tensor:
         """Make one update at `scale` times the full rates; return the gradient norm before clipping."""
         norm = clip(self._parameters)
         for group in self._adam.param_groups:

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 NAMES = {
-    "original": "flite itself",
+    "original": "the teacher itself",
     "codec": "after the codec",
     "speech": "the model's speech",
     "phonemes": "phoneme text (token errors)",
-    "transcription": "transcripts of flite",
+    "transcription": "transcripts of the teacher",
 }
 
 
-def rows(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[tuple[str, str], list[float]]]:
-    """Return the values of all seeds by (quantity, guidance scale or 0) and then by (set, voice)."""
-    found: dict[tuple[str, float], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+def rows(records: list[dict[str, Any]]) -> dict[tuple[str, float], dict[str, list[float]]]:
+    """Return the values of all seeds by (quantity, guidance scale or 0) and then by set."""
+    found: dict[tuple[str, float], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         what = record["what"], record["guidance_scale"] or 0.0
-        found[what][record["test_set"], record["voice"]].append(record["value"])
+        found[what][record["test_set"]].append(record["value"])
     return found
 
 
@@ -33,11 +33,11 @@ def cell(values: list[float]) -> str:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Return a Markdown table with one column per set and voice."""
+    """Return a Markdown table with one column per set."""
     found = rows(records)
     columns = sorted({column for row in found.values() for column in row})
     lines = [
-        "| per cent | " + " | ".join(f"{name}, {voice}" for name, voice in columns) + " |",
+        "| per cent | " + " | ".join(columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for what, name in NAMES.items():

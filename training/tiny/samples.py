@@ -21,25 +21,24 @@ SENTENCES = {
     "number": "the number is three one four one five nine.",
     "birch_canoe": "the birch canoe slid on the smooth planks.",
 }
-VOICES = ("slt", "rms")
+VOICE = "heart"
 UNGUIDED = "birch_canoe"
 
 
 def write_samples(checkpoint: Path, out: Path) -> None:
-    """Write each sentence in both voices, and one sentence also without guidance."""
+    """Write each sentence in the voice, and one sentence also without guidance."""
     network, codec = load_exported(checkpoint), load_codec("tiny", checkpoint)
     out.mkdir(parents=True, exist_ok=True)
 
-    def write(names: list[str], voice: str, speaking: Speaking, suffix: str = "") -> None:
-        codes, _ = speak(network, [SENTENCES[name] for name in names], voice, speaking)
+    def write(names: list[str], speaking: Speaking, suffix: str = "") -> None:
+        codes, _ = speak(network, [SENTENCES[name] for name in names], VOICE, speaking)
         for name, each in zip(names, codes, strict=True):
             pcm = resynthesise(codec, each)
             scaled = pcm * (0.7 / np.abs(pcm).max())
-            soundfile.write(out / f"{name}_{voice}{suffix}.ogg", scaled, SAMPLE_RATE, format="OGG", subtype="VORBIS")
+            soundfile.write(out / f"{name}{suffix}.mp3", scaled, SAMPLE_RATE, format="MP3")
 
-    for voice in VOICES:
-        write(list(SENTENCES), voice, Speaking())
-    write([UNGUIDED], VOICES[0], replace(Speaking(), guidance_scale=1.0), "_unguided")
+    write(list(SENTENCES), Speaking())
+    write([UNGUIDED], replace(Speaking(), guidance_scale=1.0), "_unguided")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,6 @@ NO_TARGET = -1
 SPACE = tiny.FIRST_CHARACTER
 CHARACTER_ID = {character: tiny.FIRST_CHARACTER + index for index, character in enumerate(tiny.CHARACTERS)}
 INDEX = tiny.TINY.script.index_stream if tiny.TINY.script else 8
-STREAMS = tiny.LAYOUT.num_input_streams
-DELAYS = tiny.LAYOUT.delays
 MAX_DELAY = tiny.LAYOUT.max_delay
 
 
@@ -38,31 +36,35 @@ class Head(IntEnum):
 
 @dataclass(frozen=True)
 class Rows:
-    """A sequence of R rows.
+    """A sequence of R rows, without the codec streams.
 
     Attributes:
-        ids: Token ids, int64 [R, 9].
-        target: Stream 0 of the next row, or NO_TARGET, int64 [R].
-        speaks: True if the codec streams of the next row are targets, bool [R].
-        look: Span of rows that each Head should attend to, int64 [R, 4, 2]; empty if both ends are equal.
+        stream_0: Token ids of stream 0, int16 [R].
+        index: Token ids of the index stream, int16 [R].
+        target: Stream 0 of the next row, or NO_TARGET, int16 [R].
+        look: Span of rows that each Head should attend to, int16 [R, 4, 2]; empty if both ends are equal.
+        audio: First audio row.
+        frames: Number of codec frames; 0 for a sequence without audio.
+        speaks: True if the codec streams are targets.
     """
 
-    ids: np.ndarray
+    stream_0: np.ndarray
+    index: np.ndarray
     target: np.ndarray
-    speaks: np.ndarray
     look: np.ndarray
+    audio: int = 0
+    frames: int = 0
+    speaks: bool = False
 
 
 def blank(stream_0: Sequence[int]) -> Rows:
     """Return rows with these ids on stream 0 and with neither targets nor guided attention."""
     rows = len(stream_0)
-    ids = np.full((rows, STREAMS), tiny.PAD, dtype=np.int64)
-    ids[:, 0] = stream_0
     return Rows(
-        ids,
-        np.full(rows, NO_TARGET, dtype=np.int64),
-        np.zeros(rows, dtype=bool),
-        np.zeros((rows, 4, 2), dtype=np.int64),
+        np.asarray(stream_0, dtype=np.int16),
+        np.full(rows, tiny.PAD, dtype=np.int16),
+        np.full(rows, NO_TARGET, dtype=np.int16),
+        np.zeros((rows, 4, 2), dtype=np.int16),
     )
 
 
@@ -70,7 +72,7 @@ def letter_spans(text: str) -> list[tuple[int, int]]:
     """Return the span [first, last) of each word's letters in the text, excluding punctuation."""
     spans, start = [], 0
     for piece in text.split(" "):
-        stripped = piece.strip(",.?")
+        stripped = piece.strip(",.?!")
         if stripped:
             first = start + piece.index(stripped)
             spans.append((first, first + len(stripped)))
@@ -149,24 +151,14 @@ def number_phonemes(rows: Rows, first: int, source: Sequence[int]) -> None:
     """Write phoneme numbers, from 1 on, to the index stream of the phoneme text that starts at row `first`."""
     for position, index in enumerate(source):
         if index >= 0:
-            rows.ids[first + position, INDEX] = tiny.PHONEME_INDEX_BASE + index + 1
+            rows.index[first + position] = tiny.PHONEME_INDEX_BASE + index + 1
 
 
 def predict(rows: Rows, first: int, last: int) -> None:
     """Make stream 0 of rows [first, last) the target of the rows before them."""
-    rows.target[first - 1 : last - 1] = rows.ids[first:last, 0]
+    rows.target[first - 1 : last - 1] = rows.stream_0[first:last]
 
 
 def characters(text: str) -> list[int]:
     """Return the token ids of a normalised text."""
     return [CHARACTER_ID[character] for character in text]
-
-
-def codec_rows(codes: np.ndarray, rows: int) -> np.ndarray:
-    """Return codes [T, 7] as delayed streams [rows, 7]; stream k of row j has frame j - delays[k], or padding."""
-    frames, streams = codes.shape
-    delayed = np.full((rows, streams), tiny.PAD, dtype=np.int64)
-    for k in range(streams):
-        delay = DELAYS[k + 1]
-        delayed[delay : delay + frames, k] = tiny.FIRST_CODE + k * tiny.CODEBOOK_SIZE + codes[:, k].astype(np.int64)
-    return delayed

@@ -1,17 +1,14 @@
-"""Test sentences that occur in no training example: 60 domain and 60 open-vocabulary sentences, in both voices.
+"""Test sentences that occur in no training example: 60 domain and 60 open-vocabulary sentences.
 
 An open-vocabulary sentence is a string of words. Six in ten of them are held out of all training data.
 """
 
 import random
-from pathlib import Path
 
-from training.tiny.synthesise import Utterance, load_pronunciations, read_shard, utter, write_shard
 from training.tiny.text import QUESTIONS, clause, fill
 from training.tiny.words import load_words
 
 SENTENCES = 60
-VOICES = ("slt", "rms")
 FAMILIAR = 3000
 
 
@@ -38,18 +35,3 @@ def open_vocabulary() -> list[str]:
     """Return the vocabulary of the open-vocabulary judge: the words in the test sentences, and 600 others."""
     others = random.Random(7).sample(load_words().spoken[:FAMILIAR], 600)
     return sorted({word for sentence in open_sentences() for word in sentence.split()} | set(others))
-
-
-def load_test_sets(folder: Path) -> dict[tuple[str, str], list[Utterance]]:
-    """Return utterances by (set, voice); they are synthesised once and then read from the folder."""
-    sets = {"domain": domain_sentences(), "open": open_sentences()}
-    return {(name, voice): _spoken(folder, name, voice, texts) for name, texts in sets.items() for voice in VOICES}
-
-
-def _spoken(folder: Path, name: str, voice: str, texts: list[str]) -> list[Utterance]:
-    path = folder / f"test_{name}_{voice}.pt"
-    if not path.exists():
-        pronunciations = load_pronunciations(folder)
-        spoken = [utter(text, voice, pronunciations, folder / "scratch_test.wav") for text in texts]
-        write_shard(path, [utterance for utterance in spoken if utterance is not None])
-    return read_shard(path)

@@ -63,16 +63,6 @@ def word_string(words: tuple[str, ...], rng: random.Random, low: int, high: int)
     return " ".join(chosen).rstrip(",") + ("." if rng.random() < 0.3 else "")
 
 
-def training_sentence(rng: random.Random) -> str:
-    """Return the text of a training utterance.
-
-    A third are domain sentences. The rest are word strings, a few of them long.
-    """
-    from training.tiny.text import domain_sentence
-
-    kind = rng.random()
-    if kind < 0.35:
-        return domain_sentence(rng)
-    if kind < 0.92:
-        return word_string(load_words().spoken, rng, 3, 10)
-    return word_string(load_words().spoken, rng, 10, 18)
+def spelled_words(text: str) -> list[str]:
+    """Return the words of a normalised text, excluding punctuation."""
+    return [word for word in (piece.strip(",.?!") for piece in text.split()) if word]

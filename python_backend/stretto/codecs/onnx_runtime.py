@@ -1,7 +1,8 @@
 """Codec that runs a decoder exported to ONNX (`scripts/export_onnx.py`), without the codec's own weights and modules.
 
 The graph of a stateless codec maps `codes` to `pcm` for all frames. The graph of a codec with a state also takes that
-state and the position of the frames to decode, and returns `next_state`. The file's metadata contains the `CodecSpec`.
+state and the position of the frames to decode, as far as it needs them, and returns `next_state`. The file's metadata
+contains the `CodecSpec`.
 """
 
 import json
@@ -41,7 +42,8 @@ class OnnxCodec:
     def __init__(self, spec: CodecSpec, session: onnxruntime.InferenceSession) -> None:
         self.spec = spec
         self._session = session
-        self._state = next((each for each in session.get_inputs() if each.name == "state"), None)
+        self._inputs = {each.name: each for each in session.get_inputs()}
+        self._state = self._inputs.get("state")
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because the file contains only the decoder."""
@@ -64,6 +66,7 @@ class OnnxCodec:
             return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), window.state
         feeds |= {"left": np.array([window.left]), "last": np.array([last])}
         feeds |= {"first": window.first.cpu().numpy(), "state": window.state.cpu().numpy()}
+        feeds = {name: value for name, value in feeds.items() if name in self._inputs}
         pcm, state = self._session.run(["pcm", "next_state"], feeds)
         return torch.from_numpy(pcm[:, start:stop]).clamp(-1, 1), torch.from_numpy(state)
 

@@ -1,19 +1,17 @@
-import pytest
 import torch
 
-from stretto.codecs.tiny.codec import Trunk
+from stretto.codecs.tiny.codec import HOPS, Trunk
 
 
-@pytest.mark.parametrize(("blocks", "lookahead"), [(1, 0), (3, 2), (4, 4)])
-def test_trunk_receptive_field_matches_its_declared_context(blocks: int, lookahead: int) -> None:
+def test_trunk_is_causal_and_continues_from_its_state() -> None:
     torch.manual_seed(0)
-    trunk = Trunk(5, 8, 3, blocks, lookahead).double()
-    features = torch.randn(1, 70, 5, dtype=torch.double, requires_grad=True)
-    trunk(features)[0, 40].sum().backward()
-    touched = torch.nonzero(features.grad[0].abs().sum(1))[:, 0]
-    assert (touched[0], touched[-1]) == (40 - trunk.left, 40 + trunk.lookahead)
-
-
-def test_more_lookahead_than_blocks_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"lookahead must be in \[0, 2\]"):
-        Trunk(5, 8, 3, 2, 3)
+    trunk = Trunk(5, 8, 3, 2).double()
+    frames = torch.randn(1, 20, 5, dtype=torch.double)
+    start = torch.zeros(1, trunk.state_size, dtype=torch.double)
+    whole, _ = trunk(frames, start)
+    assert whole.shape == (1, 20 * HOPS, 3)
+    head, state = trunk(frames[:, :7], start)
+    tail, _ = trunk(frames[:, 7:], state)
+    assert (torch.cat([head, tail], 1) - whole).abs().max() < 1e-12
+    frames[:, 7:] += 1
+    assert torch.equal(trunk(frames, start)[0][:, : 7 * HOPS], whole[:, : 7 * HOPS])

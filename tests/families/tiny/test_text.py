@@ -13,7 +13,7 @@ KNOWN = {
     # plain
     "It is twenty past nine and the garden door is open.": "it is twenty past nine and the garden door is open.",
     "  Two\tspaces \n and  a\u00a0line ": "two spaces and a line",
-    "Wait!!! What?! Really...": "wait. what? really.",
+    "Wait!!! What?! Really...": "wait! what? really.",
     "“Don’t” she said — ‘naïve’ café…": "don't she said, naive cafe.",
     "rock'n'roll 'tis o'clock": "rock'n'roll tis o'clock",
     "e\u0301te\u0301": "ete",
@@ -82,7 +82,7 @@ KNOWN = {
     "Charles I know, iPhone X, Size XL, an IV, An IV drip": "charles i know, iphone ex, size ex el, an eye vee, an "
     "eye vee drip",
     # addresses
-    "x_y-1@my.co.uk!": "ex underscore why dash one at my dot co dot you kay.",
+    "x_y-1@my.co.uk!": "ex underscore why dash one at my dot co dot you kay!",
     "See https://a.org/docs?id=42#top.": "see ay dot org slash docs question mark id equals forty two hash top.",
     "(www.bbc.com/n-1234)": "double you double you double you dot bee bee see dot com slash en dash one two three four",
     "Wait.What and/or he/she": "wait dot what and or he she",
@@ -244,7 +244,7 @@ def test_normalised_text_contains_only_known_characters(text: str) -> None:
     assert spoken == normalise(text, CHARACTERS)
     assert "  " not in spoken
     assert spoken == spoken.strip()
-    assert spoken.replace(",", " ").replace(".", " ").replace("?", " ").split() == list(words_of(spoken))
+    assert re.sub(r"[,.?!]", " ", spoken).split() == list(words_of(spoken))
 
 
 @given(st.text(st.sampled_from("abc ABCé,.?!'\n"), min_size=1, max_size=60))

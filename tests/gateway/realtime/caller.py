@@ -34,7 +34,7 @@ RATE = 24_000
 PIECE = RATE // 50  # samples of 20 ms, as microphones send them
 EVENT: TypeAdapter[Any] = TypeAdapter(RealtimeServerEvent)
 SESSIONS = {"realtime": RealtimeSessionCreateResponse, "transcription": RealtimeTranscriptionSessionCreateResponse}
-SAMPLES = Path(__file__).parents[3] / "docs/samples"
+SAMPLES = Path(__file__).parents[2] / "data/speech"
 TALKS = PROFILE | {
     "family": "talker",
     "tasks": [

@@ -12,7 +12,7 @@ def test_fourier_matrices_match_the_fft(inputs: int, size: int) -> None:
     assert (torch.complex(signal @ cosines.T, signal @ sines.T) - torch.fft.rfft(signal, n=size)).abs().max() < 1e-11
 
 
-@pytest.mark.parametrize("length", [160, 161, 4000])
+@pytest.mark.parametrize("length", [300, 301, 4000])
 def test_log_mel_frames_match_the_codec(length: int) -> None:
     pcm = torch.randn(2, length, generator=torch.Generator().manual_seed(0)) / 10
     frames = LogMel()(pcm)

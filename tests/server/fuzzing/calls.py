@@ -28,7 +28,7 @@ SHORT: dict[str, Any] = {"seed": 1, "max_audio_s": 0.24}  # most requests are an
 BRIEF: dict[str, Any] = {"seed": 1, "text": {"max_rows": 4}}
 OPTIONS: tuple[dict[str, Any], ...] = (
     SHORT,
-    SHORT | {"guidance_scale": 2.0, "voice": "slt"},
+    SHORT | {"guidance_scale": 2.0, "voice": "heart"},
     SHORT | {"guidance": {"scale": 2.0, "policy": "until_s", "until_s": 0.2}, "temperature": 0.7},
     SHORT | {"output": {"encoding": "pcm_s16le", "sample_rate": 24_000, "codes": True}},
     SHORT | {"chunking": {"first_frames": 2, "steady_frames": 4, "playout_s": 0.1, "deterministic": True}},

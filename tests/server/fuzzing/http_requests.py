@@ -17,7 +17,7 @@ BODIES: dict[str, tuple[dict[str, Any], ...]] = {
         SPEECH | {"response_format": "pcm", "sample_rate": 16_000},
         SPEECH | {"response_format": "mp3", "speed": 1.0},
         SPEECH | {"response_format": "wav", "stream_format": "sse", "timestamps": True},
-        SPEECH | {"response_format": "flac", "voice": {"id": "slt"}, "guidance": {"scale": 2.0, "policy": "always"}},
+        SPEECH | {"response_format": "flac", "voice": {"id": "heart"}, "guidance": {"scale": 2.0, "policy": "always"}},
         SPEECH | {"response_format": "opus", "audio": {"temperature": 0.5, "top_k": 4}, "chunking": {"playout_s": 0.1}},
     ),
     "/v1/audio/speech/batch": ({**SPEECH, "items": [{"input": "a cat"}, {"input": "sat", "voice": "nova"}]},),

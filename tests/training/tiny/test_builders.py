@@ -5,8 +5,9 @@ import pytest
 
 from stretto.families.tiny import family as tiny
 from training.tiny import builders
-from training.tiny.encoded import PHONEME_ID, Spoken, Transcript
-from training.tiny.sequences import CHARACTER_ID, INDEX, NO_TARGET, SPACE, Head, Rows
+from training.tiny.encoded import Spoken, Transcript
+from training.tiny.sequences import CHARACTER_ID, NO_TARGET, SPACE, Head, Rows
+from training.tiny.teacher import PHONEME_ID
 
 
 def phoneme(name: str) -> int:
@@ -18,12 +19,11 @@ def spoken() -> Spoken:
     """Return `up at` (pau ah p | ae t pau) in seven frames, with a first silence of two frames."""
     names = "pau ah p ae t pau".split()
     transcript = Transcript("up at", tuple(PHONEME_ID[name] for name in names), (-1, 0, 0, 1, 1, -1))
-    codes = (np.arange(7)[:, None] + 10 * np.arange(7)[None]).astype(np.uint8)
-    return Spoken(transcript, "rms", np.asarray([0, 0, 1, 2, 3, 4, 5]), codes)
+    return Spoken(transcript, "heart", np.asarray([0, 0, 1, 2, 3, 4, 5]))
 
 
 TEXT = [
-    tiny.TTS, tiny.VOICES["rms"], *(CHARACTER_ID[c] for c in "up at"), tiny.BEGIN_TEXT, phoneme("pau"), phoneme("ah"),
+    tiny.TTS, tiny.VOICES["heart"], *(CHARACTER_ID[c] for c in "up at"), tiny.BEGIN_TEXT, phoneme("pau"), phoneme("ah"),
     phoneme("p"), SPACE, phoneme("ae"), phoneme("t"), phoneme("pau"), tiny.END_OF_TEXT,
 ]  # fmt: skip
 
@@ -36,26 +36,19 @@ def test_tts_rows_are_characters_then_phonemes_then_delayed_frames(spoken: Spoke
     rows = builders.tts(spoken)
     frames = [frame("pau", 0), frame("pau", 1), *(frame(name, 0) for name in "ah p ae t pau".split())]
     drain = [tiny.END_OF_AUDIO, *[tiny.PAD] * 7, tiny.END_OF_REPLY]
-    assert rows.ids[:, 0].tolist() == [*TEXT, tiny.BEGIN_AUDIO, *frames, *drain]
-    audio = len(TEXT) + 1
+    assert rows.stream_0.tolist() == [*TEXT, tiny.BEGIN_AUDIO, *frames, *drain]
     ordinals = [0] * 8 + [1, 2, 3, 0, 4, 5, 6, 0] + [0] + [1, 1, 2, 3, 4, 5, 6] + [0] * 9
-    assert rows.ids[:, INDEX].tolist() == [tiny.PHONEME_INDEX_BASE + o if o else tiny.PAD for o in ordinals]
-    for k in range(7):
-        for row in range(7 + 9):
-            at = row - tiny.LAYOUT.delays[k + 1]
-            expected = tiny.FIRST_CODE + 256 * k + at + 10 * k if 0 <= at < 7 else tiny.PAD
-            assert rows.ids[audio + row, k + 1] == expected
-    assert (rows.ids[:audio, 1:8] == tiny.PAD).all()
+    assert rows.index.tolist() == [tiny.PHONEME_INDEX_BASE + o if o else tiny.PAD for o in ordinals]
+    assert (rows.audio, rows.frames, rows.speaks) == (len(TEXT) + 1, 7, True)
 
 
 def test_tts_predicts_only_text_frames_and_codes(spoken: Spoken) -> None:
     rows = builders.tts(spoken)
     audio = len(TEXT) + 1
     predicted = [*range(8, len(TEXT)), *range(audio, audio + 8)]
-    following = np.append(rows.ids[1:, 0], NO_TARGET)
-    expected = [following[row] if row + 1 in predicted else NO_TARGET for row in range(len(rows.ids))]
+    following = np.append(rows.stream_0[1:], NO_TARGET)
+    expected = [following[row] if row + 1 in predicted else NO_TARGET for row in range(len(rows.stream_0))]
     assert rows.target.tolist() == expected
-    assert np.flatnonzero(rows.speaks).tolist() == list(range(audio - 1, len(rows.ids) - 1))
 
 
 def test_frames_attend_to_their_phoneme_and_the_next(spoken: Spoken) -> None:
@@ -67,24 +60,11 @@ def test_frames_attend_to_their_phoneme_and_the_next(spoken: Spoken) -> None:
 
 
 def test_text_rows_attend_to_the_letters_of_the_next_phoneme(spoken: Spoken) -> None:
-    look = builders.g2p(spoken.transcript, "rms").look[:, Head.SOURCE]
+    look = builders.g2p(spoken.transcript, "heart").look[:, Head.SOURCE]
     assert look[8].tolist() == [2, 4]  # ah: the u of `up`, and its neighbour
     assert look[10].tolist() == [4, 5]  # the space
     assert look[11].tolist() == [5, 7]  # ae: `at`
     assert look[13].tolist() == [7, 8]  # silence: what follows the last letter
-
-
-def test_unconditional_rows_hide_text_and_predict_only_codes(spoken: Spoken) -> None:
-    speech, null = builders.tts(spoken), builders.unconditional(spoken)
-    audio = len(TEXT) + 1
-    hidden = [tiny.NULL] * (audio - 3)
-    assert null.ids[:audio, 0].tolist() == [*TEXT[:2], *hidden, tiny.BEGIN_AUDIO]
-    assert (null.ids[audio : audio + 7, 0] == tiny.NULL).all()
-    assert (null.ids[audio + 7 :, 0] == speech.ids[audio + 7 :, 0]).all()
-    assert (null.ids[:, INDEX] == tiny.PAD).all()
-    assert (null.ids[:, 1:8] == speech.ids[:, 1:8]).all()
-    assert (null.target == NO_TARGET).all()
-    assert (null.speaks == speech.speaks).all()
 
 
 def test_asr_rows_are_audio_then_phonemes_then_characters(spoken: Spoken) -> None:
@@ -92,11 +72,10 @@ def test_asr_rows_are_audio_then_phonemes_then_characters(spoken: Spoken) -> Non
     audio = 7 + 9
     head = [tiny.ASR, tiny.BEGIN_AUDIO, *[tiny.PAD] * audio, tiny.BEGIN_TEXT]
     written = [tiny.SEPARATOR, *(CHARACTER_ID[c] for c in "up at"), tiny.END_OF_REPLY]
-    assert rows.ids[:, 0].tolist() == [*head, *TEXT[8:-1], *written]
-    assert rows.ids[2 : 2 + audio, INDEX].tolist() == [tiny.FRAME_INDEX_BASE + row + 1 for row in range(audio)]
-    assert rows.ids[2 + 9 + 3, 7] == tiny.FIRST_CODE + 256 * 6 + 63  # last codebook, nine rows later: frame 3
-    assert rows.target[len(head) - 1 : -1].tolist() == rows.ids[len(head) :, 0].tolist()
-    assert not rows.speaks.any()
+    assert rows.stream_0.tolist() == [*head, *TEXT[8:-1], *written]
+    assert rows.index[2 : 2 + audio].tolist() == [tiny.FRAME_INDEX_BASE + row + 1 for row in range(audio)]
+    assert rows.target[len(head) - 1 : -1].tolist() == rows.stream_0[len(head) :].tolist()
+    assert (rows.audio, rows.frames, rows.speaks) == (2, 7, False)
 
 
 def test_asr_predicts_each_frame_token_when_the_frame_is_complete(spoken: Spoken) -> None:
@@ -116,3 +95,10 @@ def test_spelling_predicts_only_the_characters(spoken: Spoken) -> None:
     rows: Rows = builders.spell(spoken.transcript)
     predicted = [int(token_id) for token_id in rows.target if token_id != NO_TARGET]
     assert predicted == [tiny.SEPARATOR, *(CHARACTER_ID[c] for c in "up at"), tiny.END_OF_REPLY]
+
+
+def test_audio_without_speech_has_an_empty_transcript() -> None:
+    rows = builders.unheard(5)
+    predicted = [int(token_id) for token_id in rows.target if token_id != NO_TARGET]
+    assert predicted == [phoneme("pau"), tiny.SEPARATOR, tiny.END_OF_REPLY]
+    assert (rows.index[2 : 2 + 14] == tiny.FRAME_INDEX_BASE + 1 + np.arange(14)).all()

@@ -1,56 +1,86 @@
-"""Batches of similar length."""
+"""Packed sequences and their batches."""
 
 import random
-from pathlib import Path
 
 import numpy as np
+import torch
 
-from training.tiny.corpus import Corpus, WordStrings, cut, num_rows, write_encoded
+from stretto.families.tiny import family as tiny
+from training.tiny import builders
+from training.tiny.builders import KEPT_FIRST
+from training.tiny.corpus import Corpus, WordStrings, cut, pack, reading
 from training.tiny.encoded import Spoken, Transcript
-from training.tiny.words import load_words
+from training.tiny.sequences import NO_TARGET, Rows
+
+PHONEMES = tuple(tiny.PHONEMES.index(name) for name in "pau ah1 p pau".split())
+TRANSCRIPT = Transcript("up", PHONEMES, (-1, 0, 0, -1))
 
 
-def utterance(frames: int) -> Spoken:
-    transcript = Transcript("up", (30, 2, 29, 30), (-1, 0, 0, -1))
-    return Spoken(transcript, "slt", np.minimum(np.arange(frames), 3), np.zeros((frames, 7), dtype=np.uint8))
+def spoken(frames: int) -> Rows:
+    return builders.tts(Spoken(TRANSCRIPT, "heart", np.minimum(np.arange(frames), 3)))
+
+
+def speech(*frames: int) -> Corpus:
+    codes = torch.arange(sum(frames))[:, None] + 10 * torch.arange(7)
+    return Corpus([pack([spoken(count)]) for count in frames], codes.to(torch.uint8), True, "cpu")
 
 
 def test_batches_partition_items_within_the_padded_size() -> None:
-    sizes = [random.Random(0).randint(1, 50) for _ in range(200)]
-    batches = cut(sizes, lambda size: size, 120)
-    assert sorted(size for batch in batches for size in batch) == sorted(sizes)
-    assert all(len(batch) * max(batch) <= 120 for batch in batches)
+    lengths = np.random.default_rng(0).integers(1, 300, 200)
+    batches = cut(np.argsort(lengths), lengths, 1000)
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    assert all(len(batch) * (-(-lengths[batch].max() // 32) * 32) <= 1000 for batch in batches)
 
 
 def test_oversized_item_forms_its_own_batch() -> None:
-    assert cut([5, 500], lambda size: size, 100) == [[5], [500]]
+    assert [batch.tolist() for batch in cut(np.arange(2), np.asarray([5, 500]), 100)] == [[0], [1]]
 
 
-def test_corpus_epoch_has_every_utterance_once_and_new_files(tmp_path: Path) -> None:
-    write_encoded(tmp_path / "codes_0000.pt", [utterance(frames) for frames in range(4, 24)])
-    corpus = Corpus(tmp_path)
-    batches = corpus.batches(200, random.Random(0))
+def test_an_epoch_has_every_sequence_once() -> None:
+    choices = speech(*range(4, 24)).choices(400, np.random.default_rng(0))
     seen: list[int] = []
     while len(seen) < 20:
-        seen += [len(each.codes) for each in next(batches)]
-    assert sorted(seen) == list(range(4, 24))
-    write_encoded(tmp_path / "codes_0001.pt", [utterance(30)])
-    assert any(len(each.codes) == 30 for _ in range(40) for each in next(batches))
+        seen += next(choices).tolist()
+    assert sorted(seen) == list(range(20))
 
 
-def test_long_utterances_are_excluded_from_batches(tmp_path: Path) -> None:
-    write_encoded(tmp_path / "codes_0000.pt", [utterance(20), utterance(300)])
-    batches = Corpus(tmp_path).batches(400, random.Random(0), max_frames=246)
-    assert all(len(each.codes) == 20 for _ in range(5) for each in next(batches))
+def test_codes_are_delayed_and_are_targets_of_the_row_before() -> None:
+    batch, rows = speech(6, 8).batch(np.asarray([1])), spoken(8)
+    for k, delay in enumerate(tiny.LAYOUT.delays[1:]):
+        for row in range(len(rows.stream_0)):
+            frame = row - rows.audio - delay
+            expected = 6 + frame + 10 * k if 0 <= frame < 8 else None  # six frames of the other sequence come first
+            base = tiny.FIRST_CODE + 256 * k
+            assert batch.ids[0, row, 1 + k] == (tiny.PAD if expected is None else base + expected)
+            assert batch.codes[0, row - 1, k] == (NO_TARGET if expected is None else expected)
+    size = len(rows.stream_0)
+    assert (batch.ids[0, :size, 0].numpy() == rows.stream_0).all()
+    assert (batch.ids[0, :size, 8].numpy() == rows.index).all()
+    assert (batch.target[0, :size].numpy() == rows.target).all()
+    assert (batch.ids[0, size:] == tiny.PAD).all()
 
 
-def test_row_count_matches_the_built_rows() -> None:
-    assert num_rows(utterance(10)) == 10 + 4 + 2 + 9
+def test_unconditional_sequences_hide_text_and_predict_only_codes() -> None:
+    corpus, rows = speech(6), spoken(6)
+    plain = corpus.batch(np.zeros(2, dtype=int))
+    batch = corpus.batch(np.zeros(2, dtype=int), np.asarray([True, False]))
+    for name in ("ids", "target", "codes", "look"):
+        assert torch.equal(getattr(batch, name)[1], getattr(plain, name)[1])
+    null, audio = batch.ids[0], rows.audio
+    assert (null[KEPT_FIRST : audio - 1, 0] == tiny.NULL).all()
+    assert null[audio - 1, 0] == tiny.BEGIN_AUDIO
+    assert (null[audio : audio + 6, 0] == tiny.NULL).all()
+    assert null[audio + 6, 0] == tiny.END_OF_AUDIO
+    assert (null[:, 8] == tiny.PAD).all()
+    assert torch.equal(null[:, 1:8], plain.ids[0, :, 1:8])
+    assert (batch.target[0] == NO_TARGET).all()
+    assert torch.equal(batch.codes[0], plain.codes[0])
+    assert not batch.look[0].any()
 
 
 def test_word_strings_are_enclosed_by_silence() -> None:
-    words = load_words()
-    strings = WordStrings(dict.fromkeys((*words.spoken, *words.read), ("ah", "p")), random.Random(0))
+    strings = WordStrings({"up": PHONEMES[1:3], "at": PHONEMES[1:3]}, random.Random(0))
     transcript = strings.draw(3)
     assert len(transcript.text.split()) == 3
     assert transcript.words == (-1, 0, 0, 1, 1, 2, 2, -1)
+    assert {rows.stream_0[0] for rows in reading(strings, 50, random.Random(0))} == {tiny.TTS, tiny.ASR}

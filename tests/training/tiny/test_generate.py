@@ -6,14 +6,16 @@ import torch
 
 from stretto.families.tiny import family as tiny
 from training.tiny import builders
+from training.tiny.corpus import Corpus, pack
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.generate import Scripts, Speaking, speak, text_prompt, with_text, without_text, written
-from training.tiny.network import Network, NetworkConfig
+from training.tiny.network import NUM_TEXT_IDS, Network, NetworkConfig
 from training.tiny.sequences import phoneme_text
 
 SMALL = NetworkConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32,
                       intermediate_size=96)  # fmt: skip
-TRANSCRIPT = Transcript("up at", (30, 2, 29, 1, 33, 30), (-1, 0, 0, 1, 1, -1))
+PHONEMES = tuple(tiny.PHONEMES.index(name) for name in "pau ah1 p ae t pau".split())
+TRANSCRIPT = Transcript("up at", PHONEMES, (-1, 0, 0, 1, 1, -1))
 
 
 @pytest.fixture
@@ -23,16 +25,19 @@ def network() -> Network:
 
 
 def test_generation_contexts_match_training() -> None:
-    spoken = Spoken(TRANSCRIPT, "slt", np.arange(6), np.zeros((6, 7), dtype=np.uint8))
-    context = with_text(text_prompt("up at", "slt"), phoneme_text(TRANSCRIPT)[0])
-    assert (context == builders.tts(spoken).ids[: len(context)]).all()
-    assert (without_text(context) == builders.unconditional(spoken).ids[: len(context)]).all()
+    corpus = Corpus([pack([builders.tts(Spoken(TRANSCRIPT, "heart", np.arange(6)))])], torch.zeros(6, 7), True, "cpu")
+    wanted, null = (
+        corpus.batch(np.zeros(1, dtype=int), np.asarray([hidden])).ids[0].numpy() for hidden in (False, True)
+    )
+    context = with_text(text_prompt("up at", "heart"), phoneme_text(TRANSCRIPT)[0])
+    assert (context == wanted[: len(context)]).all()
+    assert (without_text(context) == null[: len(context)]).all()
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 def test_generated_replies_end_after_every_script_entry(network: Network, scale: float) -> None:
     script = phoneme_text(TRANSCRIPT)[0]
-    codes, ended = speak(network, ["up at", "up at"], "slt", Speaking(scale, seed=3), [script, script[:3]])
+    codes, ended = speak(network, ["up at", "up at"], "heart", Speaking(scale, seed=3), [script, script[:3]])
     assert ended == [True, True]
     assert [len(each) >= 6 - 3 * index for index, each in enumerate(codes)] == [True, True]
     assert all(each.min() >= 0 and each.max() < 256 for each in codes)
@@ -40,13 +45,13 @@ def test_generated_replies_end_after_every_script_entry(network: Network, scale:
 
 def test_equal_seeds_give_equal_speech(network: Network) -> None:
     script = [phoneme_text(TRANSCRIPT)[0]]
-    first, second = (speak(network, ["up at"], "slt", Speaking(seed=5), script)[0][0] for _ in range(2))
+    first, second = (speak(network, ["up at"], "heart", Speaking(seed=5), script)[0][0] for _ in range(2))
     assert np.array_equal(first, second)
 
 
 def test_alignment_pointer_stays_or_advances_by_its_logits() -> None:
     pointer, generator = Scripts([[tiny.FIRST_PHONEME + 2, tiny.FIRST_PHONEME + 7]]), torch.Generator().manual_seed(0)
-    stay, leave = torch.full((1, 192), -50.0), torch.full((1, 192), -50.0)
+    stay, leave = torch.full((1, NUM_TEXT_IDS), -50.0), torch.full((1, NUM_TEXT_IDS), -50.0)
     stay[0, tiny.FIRST_FRAME_TOKEN + 5] = 50.0
     leave[0, tiny.FIRST_FRAME_TOKEN + 14] = 50.0
     logits = [leave, stay, leave, leave, leave]

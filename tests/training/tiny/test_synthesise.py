@@ -1,43 +1,38 @@
-"""Shards of training speech, and flite if it is installed."""
+"""Shards of training speech."""
 
-import shutil
+import random
 from pathlib import Path
 
-import pytest
-import torch
+import numpy as np
 
-from training.tiny.flite import pronounce
-from training.tiny.synthesise import Utterance, read_shard, spelled_words, utter, write_shard
-
-needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+from stretto.families.tiny.family import PHONEMES
+from training.tiny.synthesise import TAIL_HOPS, make_shard, read_sequences, read_shard, write_shard
+from training.tiny.teacher import Script, Speech
 
 
-def test_words_are_spelled_without_punctuation() -> None:
-    assert spelled_words("sorry, it's ten o'clock. is it?") == ["sorry", "it's", "ten", "o'clock", "is", "it"]
+class Fake:
+    """Stand-in of the teacher, which gives each phoneme nine hops and the last one 60."""
+
+    def speak(self, script: Script) -> Speech:
+        ends = np.cumsum([9] * (len(script.phonemes) - 1) + [60]).astype(np.int32)
+        return Speech(np.zeros((ends[-1], 256), np.float16), np.full(ends[-1], 150, np.float16), ends)
 
 
-def test_shard_round_trips(tmp_path: Path) -> None:
-    utterance = Utterance(
-        "up", "slt", ("pau", "ah", "p"), (0.1, 0.2, 0.3), (-1, 0, 0), torch.arange(5, dtype=torch.int16)
-    )
-    write_shard(tmp_path / "shard_0000.pt", [utterance])
-    (found,) = read_shard(tmp_path / "shard_0000.pt")
-    assert torch.equal(found.pcm, utterance.pcm)
-    assert (found.text, found.voice, found.phonemes, found.ends_s, found.words) == (
-        "up", "slt", ("pau", "ah", "p"), (0.1, 0.2, 0.3), (-1, 0, 0)
-    )  # fmt: skip
+def script() -> Script:
+    phonemes = tuple(PHONEMES.index(name) for name in "pau ah1 p pau".split())
+    return Script("up", phonemes, (-1, 0, 0, -1), (), ())
 
 
-@needs_flite
-def test_flite_pronounces_each_word_separately() -> None:
-    assert pronounce(["cat", "apple"], batch=2) == {"cat": ("k", "ae", "t"), "apple": ("ae", "p", "ax", "l")}
-
-
-@needs_flite
-def test_synthesised_utterance_has_words_times_and_samples(tmp_path: Path) -> None:
-    alone = pronounce(["a", "birch", "canoe"])
-    found = utter("a birch, canoe.", "rms", alone, tmp_path / "scratch.wav")
-    assert found is not None
-    assert sorted(set(found.words)) == [-1, 0, 1, 2]
-    assert list(found.ends_s) == sorted(found.ends_s)
-    assert abs(len(found.pcm) / 16_000 - found.ends_s[-1]) < 0.1
+def test_shards_have_utterances_with_short_tails_and_round_trip(tmp_path: Path) -> None:
+    shard = make_shard(Fake(), [script()] * 20, random.Random(0))  # type: ignore[arg-type]
+    hops = 27 + TAIL_HOPS
+    assert np.diff(shard.first).tolist() == [hops] * 20
+    assert shard.speak["frames"].tolist() == [-(-hops // 3)] * 20
+    assert len(shard.listened) == len(shard.listen["frames"]) > 3
+    write_shard(tmp_path / "shard_0000.npz", shard)
+    found, sequences = read_shard(tmp_path / "shard_0000.npz"), read_sequences(tmp_path / "shard_0000.npz")
+    assert np.array_equal(found.speed, shard.speed)
+    for task in ("speak", "listen"):
+        for name, value in getattr(shard, task).items():
+            assert np.array_equal(getattr(found, task)[name], value)
+            assert np.array_equal(sequences[task][name], value)

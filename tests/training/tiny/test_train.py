@@ -1,28 +1,28 @@
 """Learning-rate schedule, and resumption of an interrupted run."""
 
-import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from training.tiny import train
-from training.tiny.corpus import CODES, HEARD, write_encoded
+from stretto.families.tiny import family as tiny
+from training.tiny import builders, train
+from training.tiny.corpus import Corpus, pack
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.export import export
 from training.tiny.network import NetworkConfig
-from training.tiny.words import load_words
 
 SMALL = NetworkConfig(32, 3, 4, 2, 8, 48)
+PHONEMES = tuple(tiny.PHONEMES.index(name) for name in "pau ah1 p ae t pau".split())
+TRANSCRIPT = Transcript("up at", PHONEMES, (-1, 0, 0, 1, 1, -1))
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
     config = train.TrainingConfig(Path(), 1)
     scales = [train.rate_scale(1000, spent, config) for spent in np.linspace(0, 1, 21)]
-    assert scales[:8] == [1.0] * 8
-    assert scales[7:] == sorted(scales[7:], reverse=True)
+    assert scales[:7] == [1.0] * 7
+    assert scales[6:] == sorted(scales[6:], reverse=True)
     assert scales[-1] == pytest.approx(0.01)
     assert train.rate_scale(0, 0.0, config) == pytest.approx(0.01)
     lower = train.TrainingConfig(Path(), 1, peak=0.2)
@@ -32,45 +32,41 @@ def test_learning_rate_rises_stays_and_falls() -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    rng = random.Random(0)
-    utterances = [
-        Spoken(
-            Transcript("up at", (30, 2, 29, 1, 33, 30), (-1, 0, 0, 1, 1, -1)),
-            rng.choice(["slt", "rms"]),
-            np.minimum(np.arange(12), 5),
-            np.random.RandomState(seed).randint(0, 256, (12, 7)).astype(np.uint8),
-        )
-        for seed in range(20)
-    ]
-    for name in (CODES, HEARD):
-        write_encoded(tmp_path / f"{name}_0000.pt", utterances)
-    words = load_words()
-    names = dict.fromkeys((*words.spoken, *words.read), ("ah", "p"))
-    (tmp_path / "pronunciations.json").write_text(json.dumps(names))
-    return tmp_path
+def corpora() -> dict[str, Corpus]:
+    spoken = Spoken(TRANSCRIPT, "heart", np.minimum(np.arange(12), 5))
+    codes = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (240, 7)).astype(np.uint8))
+    speak, listen = pack([builders.tts(spoken)] * 20), pack([builders.asr(spoken)] * 20)
+    read = pack([builders.g2p(TRANSCRIPT, "heart")] * 20)
+    return {
+        "tts": Corpus([speak], codes, True, "cpu"),
+        "asr": Corpus([listen], codes, False, "cpu"),
+        "g2p": Corpus([read], None, False, "cpu"),
+    }
 
 
-def test_training_resumes_from_its_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "NetworkConfig", lambda: SMALL)
-    config = train.TrainingConfig(folder, 0.02, speak=200, listen=100, read=60)
-    train.train(config)
+def settings(folder: Path, seconds: float, start: Path | None = None) -> train.TrainingConfig:
+    rows = {"tts": 200, "asr": 100, "g2p": 60}
+    return train.TrainingConfig(folder, seconds, start=start, rows=rows, network=SMALL)
+
+
+def test_training_resumes_from_its_checkpoint(tmp_path: Path, corpora: dict[str, Corpus]) -> None:
+    config = settings(tmp_path, 0.5)
+    train.Trainer(config).run(corpora)
     saved = torch.load(config.checkpoint)
     assert saved["step"] > 0
-    assert saved["spent_s"] >= 1.2
+    assert saved["spent_s"] >= 0.5
     resumed = train.Trainer(config)
     assert (resumed.step, resumed.spent_s) == (saved["step"], saved["spent_s"])
-    resumed.run()
+    resumed.run(corpora)
     assert resumed.step == saved["step"]
 
 
-def test_training_may_start_from_an_exported_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "NetworkConfig", lambda: SMALL)
-    first = train.Trainer(train.TrainingConfig(folder, 0.0))
+def test_training_may_start_from_an_exported_checkpoint(tmp_path: Path) -> None:
+    first = train.Trainer(settings(tmp_path, 0.0))
     torch.nn.init.normal_(first.network.lm_head.weight)
     first.save()
-    export(first.config.checkpoint, folder / "exported")
+    export(first.config.checkpoint, tmp_path / "exported")
     first.config.checkpoint.unlink()
-    second = train.Trainer(train.TrainingConfig(folder, 0.0, start=folder / "exported"))
+    second = train.Trainer(settings(tmp_path, 0.0, tmp_path / "exported"))
     for weight, given in zip(second.network.parameters(), first.network.parameters(), strict=True):
         assert torch.equal(weight, given.half().float())

@@ -1,1 +1,1 @@
-"""Bundled codec: a residual quantiser for mel frames, and a source-filter vocoder."""
+"""Bundled codec: a residual quantiser, an encoder, and a decoder of spectra."""

@@ -1,13 +1,16 @@
-"""`tiny`: bundled codec (16 kHz, 25 frames per second, 7 codebooks).
+"""`tiny`: bundled codec (24 kHz, 26.7 frames per second, 7 codebooks).
 
-A residual quantiser encodes log-mel frames. A source-filter vocoder shapes pulses and noise with minimum-phase filters
-derived from these frames.
+The encoder reads log-mel frames, and a residual quantiser rounds its output. The decoder is causal: from the codes of a
+frame, and its state, it computes the pitch and a spectrum for every hop, which shapes pulses and noise.
+
+    codes ─► quantiser ─┬─► pitch trunk ─► pitch, voicing ─► pulses ─┐
+                        └─► trunk ─► head ─► spectra of each hop ────┴─► inverse transform ─► samples
 """
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +22,14 @@ from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
-SAMPLE_RATE = 16_000
-HOP = 160
-WINDOW = 400
-FFT_SIZE = 512
-NUM_MELS = 64
+SAMPLE_RATE = 24_000
+HOP = 300
+HOPS = 3  # hops per codec frame
+FFT_SIZE = 1200  # also the length of the Hann window of all transforms
+BINS = FFT_SIZE // 2 + 1
+NUM_MELS = 80
 FLOOR = 1e-4  # lower bound of mel magnitudes
-MEL_LOWEST_HZ, MEL_HIGHEST_HZ = 40.0, 7800.0
+MEL_LOWEST_HZ, MEL_HIGHEST_HZ = 40.0, 11_800.0
 
 
 def _mel_of(hz: float) -> float:
@@ -36,11 +40,12 @@ def _hz_of(mel: float) -> float:
     return 700 * (10 ** (mel / 2595) - 1)
 
 
+@cache
 def mel_filters() -> Tensor:
-    """Return triangular mel filters [NUM_MELS, FFT_SIZE // 2 + 1]; each sums to 1."""
+    """Return triangular mel filters [NUM_MELS, BINS]; each sums to 1."""
     low, high = _mel_of(MEL_LOWEST_HZ), _mel_of(MEL_HIGHEST_HZ)
     edges = [_hz_of(low + (high - low) * i / (NUM_MELS + 1)) for i in range(NUM_MELS + 2)]
-    bins_hz = torch.linspace(0, SAMPLE_RATE / 2, FFT_SIZE // 2 + 1)
+    bins_hz = torch.linspace(0, SAMPLE_RATE / 2, BINS)
     filters = torch.zeros(NUM_MELS, len(bins_hz))
     for band, (left, centre, right) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
         rising, falling = (bins_hz - left) / (centre - left), (right - bins_hz) / (right - centre)
@@ -50,53 +55,47 @@ def mel_filters() -> Tensor:
     return filters / filters.sum(1, keepdim=True)
 
 
-def band_centres() -> Tensor:
-    """Return the centre of each mel band as a (fractional) FFT bin, [NUM_MELS]."""
-    return mel_filters() @ torch.arange(FFT_SIZE // 2 + 1.0)
-
-
 def log_mel(pcm: Tensor) -> Tensor:
     """Return the log-mel frames [..., n // HOP, NUM_MELS] of pcm [..., n].
 
     Frame i is centred on sample i * HOP + HOP / 2.
     """
     margin = (FFT_SIZE - HOP) // 2
+    window = torch.hann_window(FFT_SIZE, device=pcm.device)
     framed = F.pad(pcm, (margin, margin))
-    window = torch.hann_window(WINDOW, device=pcm.device)
-    spectrum = torch.stft(framed, FFT_SIZE, HOP, WINDOW, window, center=False, return_complex=True).abs()
+    spectrum = torch.stft(framed, FFT_SIZE, HOP, FFT_SIZE, window, center=False, return_complex=True).abs()
     return (mel_filters().to(pcm.device) @ spectrum).clamp(min=FLOOR).log().transpose(-1, -2)
 
 
-HIGHEST_HARMONIC_HZ = 7800.0
+HIGHEST_HARMONIC_HZ = 11_000.0
 LOWEST_HZ, HIGHEST_HZ = 50.0, 500.0
 PHASE_STEP = 2.0**-48  # cycles
-NOISE_PERIOD = 1 << 17  # samples: 8 s, too long for an audible repetition
-
-
-def upsample(frames: Tensor, neighbours: Tensor) -> Tensor:
-    """Linearly interpolate per-frame values [B, T] to per-sample values [B, T * HOP].
-
-    Per-frame values belong to the frame centres. The weights are the same in every frame, whereas torch's `interpolate`
-    rounds later positions less precisely.
-
-    Args:
-        frames: Values per frame.
-        neighbours: `neighbour_weights()` on the device of the frames.
-    """
-    padded = F.pad(frames[:, None], (1, 1), mode="replicate")[:, 0]
-    return (padded.unfold(1, 3, 1) @ neighbours.to(frames.dtype)).flatten(1)
+NOISE_PERIOD = 1 << 17  # samples: 5 s, too long for an audible repetition
 
 
 def neighbour_weights() -> Tensor:
-    """Return the interpolation weights of the previous, current and next frame at each sample, float64 [3, HOP]."""
+    """Return the interpolation weights of the previous, current and next hop at each sample, float64 [3, HOP]."""
     places = (torch.arange(HOP, dtype=torch.float64) + 0.5) / HOP - 0.5
     return torch.stack([(-places).clamp(min=0), 1 - places.abs(), places.clamp(min=0)])
+
+
+def upsample(values: Tensor, neighbours: Tensor) -> Tensor:
+    """Linearly interpolate per-hop values [B, T + 2] to the samples of the hops with two neighbours, [B, T * HOP].
+
+    Per-hop values belong to the hops' centres. The weights are the same in every hop, whereas torch's `interpolate`
+    rounds later positions less precisely.
+
+    Args:
+        values: Values per hop.
+        neighbours: `neighbour_weights()` on the device of the values.
+    """
+    return (values.unfold(1, 3, 1) @ neighbours.to(values.dtype)).flatten(1)
 
 
 def cycles(pitch_hz: Tensor) -> Tensor:
     """Return the phase at sample borders, in cycles, [B, T * HOP + 1], for a pitch in Hz, float64 [B, T * HOP].
 
-    Whole cycles are dropped at frame starts. Frames are summed in integer multiples of PHASE_STEP, so the result is
+    Whole cycles are dropped at the starts of hops. Hops are summed in integer multiples of PHASE_STEP, so the result is
     exact in any order (int64 overflow also drops only whole cycles), and phases do not depend on how the utterance is
     split into windows.
     """
@@ -107,7 +106,7 @@ def cycles(pitch_hz: Tensor) -> Tensor:
 
 
 def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
-    """Return a band-limited pulse train of unit power, [B, n].
+    """Return a band-limited pulse train whose harmonics have amplitude 1, [B, n].
 
     With x = HIGHEST_HARMONIC_HZ / pitch and K = floor(x), the train is the sum of cos(2 pi k phase) for k = 1 … K in
     closed form (Dirichlet kernel), plus harmonic K + 1 with weight x - K, which makes it continuous in the pitch.
@@ -123,8 +122,7 @@ def pulses(phase: Tensor, pitch_hz: Tensor) -> Tensor:
     at_peak = sine.abs() < 1e-7
     ratio = ((2 * whole + 1) * half).sin() / torch.where(at_peak, torch.ones_like(sine), sine)
     kernel = torch.where(at_peak, 2 * whole + 1, ratio) - 1
-    kernel = kernel / 2 + (number - whole) * (2 * (whole + 1) * half).cos()
-    return kernel * (2 / number).sqrt()
+    return kernel / 2 + (number - whole) * (2 * (whole + 1) * half).cos()
 
 
 def noise_table() -> Tensor:
@@ -138,56 +136,99 @@ def noise_table() -> Tensor:
     return torch.from_numpy((unit - 0.5) * math.sqrt(12)).float()
 
 
-SPAN = 2 * HOP  # source samples filtered by one frame: a Hann window, so that neighbours sum to 1
-LEAD = HOP // 2  # samples by which a span precedes its frame
-BLOCK = 1024  # FFT size of the filtering; at least SPAN + FFT_SIZE - 1, so that nothing wraps around
-FRAMES_BACK = (SPAN - LEAD + FFT_SIZE - 2) // HOP  # number of later frames in which a frame is audible
-SOURCE_FRAMES_BACK = -(-(FFT_SIZE - 1 + LEAD) // HOP)  # distance of the oldest audible source sample, in frames
-FRAMES_AHEAD = -(-LEAD // HOP)  # number of earlier frames in which a frame is audible
+# Hops by which the parts of the decoder precede the samples that they complete. A hop is complete with the spectra up
+# to two hops later, these with the pulses up to one hop later, and those with the pitch of the hop after them.
+SPECTRUM_AHEAD = 2
+PULSES_AHEAD = 3
+PITCH_AHEAD = 4
+OVERLAP = FFT_SIZE - HOP  # samples that a transform shares with the next one
+MAX_LOG = 7.0  # maximum log magnitude of a spectrum
 
 
-def minimum_phase(log_gain: Tensor) -> Tensor:
-    """Return causal impulse responses [..., FFT_SIZE] with magnitudes exp(log_gain) [..., FFT_SIZE // 2 + 1].
-
-    The real cepstrum is folded onto positive time (Oppenheim and Schafer, Discrete-Time Signal Processing, ch. 13).
-    """
-    cepstrum = torch.fft.irfft(log_gain, n=FFT_SIZE)
-    middle = FFT_SIZE // 2
-    folded = torch.cat([cepstrum[..., :1], 2 * cepstrum[..., 1:middle], cepstrum[..., middle : middle + 1]], dim=-1)
-    spectrum = torch.fft.rfft(folded, n=FFT_SIZE).exp()
-    return torch.fft.irfft(spectrum, n=FFT_SIZE)
+def transform(source: Tensor, window: Tensor) -> Tensor:
+    """Return the spectra [..., T, BINS] of a source [..., T * HOP + OVERLAP], each of FFT_SIZE samples."""
+    return torch.fft.rfft(source.unfold(-1, FFT_SIZE, HOP) * window)
 
 
-def spans(source: Tensor) -> Tensor:
-    """Return the windowed source samples of each frame, [..., T, SPAN]; zeros surround the source [..., T * HOP]."""
-    window = torch.hann_window(SPAN, device=source.device, dtype=source.dtype)
-    return F.pad(source, (LEAD, LEAD)).unfold(-1, SPAN, HOP) * window
-
-
-def apply_filters(sources: Tensor, responses: Tensor) -> Tensor:
-    """Filter C sources frame by frame, and return their sum.
+def spectra(values: Tensor, pulse_spectra: Tensor, noise_spectra: Tensor) -> Tensor:
+    """Return the spectra of the audio, complex [B, T, BINS].
 
     Args:
-        sources: Source signals, [B, C, T * HOP].
-        responses: Impulse responses per frame, [B, C, T, FFT_SIZE].
-
-    Returns:
-        Samples, [B, T * HOP].
+        values: Output of the head: log magnitude and phase of the voiced part, and log magnitude, phase and share of
+            noise of the rest, [B, T, 5 * BINS].
+        pulse_spectra: Spectra of the pulses, [B, T, BINS].
+        noise_spectra: Spectra of the noise, with unit power, [B, T, BINS].
     """
-    spectra = torch.fft.rfft(spans(sources), n=BLOCK) * torch.fft.rfft(responses, n=BLOCK)
-    blocks = torch.fft.irfft(spectra.sum(1), n=BLOCK)
-    batch, frames, _ = blocks.shape
-    length = (frames - 1) * HOP + BLOCK
-    added = F.fold(blocks.transpose(1, 2), (1, length), (1, BLOCK), stride=(1, HOP)).reshape(batch, length)
-    return added[:, LEAD : LEAD + frames * HOP]
+    voiced, turn, free, phase, noisy = values.unflatten(-1, (5, BINS)).unbind(-2)
+    steady = torch.sigmoid(noisy)  # amplitude of the part with a known phase
+    voiced_gain = torch.polar(voiced.clamp(max=MAX_LOG).exp(), math.pi * torch.tanh(turn))
+    known = torch.polar(steady, phase)
+    rest = known + (1 - steady * steady).clamp(min=1e-6).sqrt() * noise_spectra
+    return voiced_gain * pulse_spectra + free.clamp(max=MAX_LOG).exp() * rest
 
 
-class ConvBlock(nn.Module):
-    """Residual block: depthwise convolution with a look-ahead of `lookahead` frames, then a pointwise network."""
+def depthwise(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
+    """Return the depthwise convolution of hidden [B, T + kernel - 1, C], [B, T, C].
 
-    def __init__(self, channels: int, kernel: int, lookahead: int) -> None:
+    Its gradient is faster than that of the convolution operator on a GPU in bfloat16.
+    """
+    assert conv.bias is not None
+    return (hidden.unfold(1, conv.kernel_size[0], 1) * conv.weight[:, 0]).sum(-1) + conv.bias
+
+
+class CausalBlock(nn.Module):
+    """Residual block: causal depthwise convolution over hops, then a pointwise network."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
-        self.padding = (kernel - 1 - lookahead, lookahead)
+        self.mix = nn.Conv1d(channels, channels, kernel, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.widen = nn.Linear(channels, 3 * channels)
+        self.narrow = nn.Linear(3 * channels, channels)
+        self.gain = nn.Parameter(torch.full((channels,), 0.3))
+
+    def forward(self, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the output [B, T, C], and the last inputs [B, kernel - 1, C], for the next call.
+
+        Args:
+            hidden: Input, [B, T, C].
+            before: Inputs before these, [B, kernel - 1, C].
+        """
+        whole = torch.cat([before, hidden], 1)
+        mixed = depthwise(self.mix, whole)
+        return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed)))), whole[:, hidden.shape[1] :]
+
+
+class Trunk(nn.Module):
+    """Stack of causal blocks, which turns each frame into HOPS hops."""
+
+    kernel = 7
+
+    def __init__(self, inputs: int, channels: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.enter = nn.Linear(inputs, HOPS * channels)
+        self.blocks = nn.ModuleList(CausalBlock(channels, self.kernel) for _ in range(blocks))
+        self.norm = nn.LayerNorm(channels)
+        self.leave = nn.Linear(channels, outputs)
+        self.state_size = blocks * (self.kernel - 1) * channels
+
+    def forward(self, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [B, T * HOPS, outputs] for frames [B, T, inputs], and the next state [B, state_size]."""
+        hidden = self.enter(frames).unflatten(-1, (HOPS, self.channels)).flatten(1, 2)
+        before = state.to(hidden.dtype).unflatten(1, (len(self.blocks), self.kernel - 1, self.channels))
+        after = []
+        for index, block in enumerate(self.blocks):
+            hidden, last = block(hidden, before[:, index])
+            after.append(last)
+        return self.leave(self.norm(hidden)), torch.stack(after, 1).flatten(1).to(state.dtype)
+
+
+class Block(nn.Module):
+    """Residual block of the encoder: depthwise convolution centred on each hop, then a pointwise network."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
         self.mix = nn.Conv1d(channels, channels, kernel, groups=channels)
         self.norm = nn.LayerNorm(channels)
         self.widen = nn.Linear(channels, 3 * channels)
@@ -195,257 +236,201 @@ class ConvBlock(nn.Module):
         self.gain = nn.Parameter(torch.full((channels,), 0.3))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Return the output for hidden [B, T, C], in the same shape; frames outside the input count as zeros."""
-        mixed = self.mix(F.pad(hidden.transpose(1, 2), self.padding)).transpose(1, 2)
+        margin = self.mix.kernel_size[0] // 2
+        mixed = depthwise(self.mix, F.pad(hidden, (0, 0, margin, margin)))
         return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed))))
-
-
-class Trunk(nn.Module):
-    """Stack of blocks. The first `lookahead` blocks each look one frame ahead; the others do not look ahead.
-
-    Frame t of the output depends on frames [t - left, t + lookahead] of the input.
-    """
-
-    def __init__(self, inputs: int, channels: int, outputs: int, blocks: int, lookahead: int) -> None:
-        super().__init__()
-        if not 0 <= lookahead <= blocks:
-            raise ValueError(f"lookahead must be in [0, {blocks}], got {lookahead}")
-        self.enter = nn.Linear(inputs, channels)
-        self.blocks = nn.ModuleList(ConvBlock(channels, self.kernel, int(i < lookahead)) for i in range(blocks))
-        self.norm = nn.LayerNorm(channels)
-        self.leave = nn.Linear(channels, outputs)
-        self.left = blocks * (self.kernel - 1) - lookahead
-        self.lookahead = lookahead
-
-    kernel = 7
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return vocoder parameters [B, T, outputs] for features [B, T, inputs]."""
-        hidden = self.enter(features)
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.leave(self.norm(hidden))
-
-
-LOUDEST = 6.0  # maximum log gain relative to the mel frame
-QUIETEST = -12.0
-PULSE_GAIN, NOISE_GAIN = -2.0, -2.5  # a magnitude spectrum of windowed white noise is about exp(2.5) times its rms
-VOICING_SLOPE = 0.5
-
-
-@dataclass(frozen=True)
-class VocoderConfig:
-    """Sizes of the pitch network and the filter network; look-ahead is counted in mel frames."""
-
-    channels: int = 192
-    blocks: int = 5
-    pitch_channels: int = 64
-    pitch_blocks: int = 4
-    lookahead: int = 3
-    mel_mean: float = -4.0
-    mel_deviation: float = 2.5
-
-
-def band_interpolation() -> Tensor:
-    """Return weights [NUM_MELS, FFT_SIZE // 2 + 1] that linearly interpolate band values at each FFT bin."""
-    bins, centres = torch.arange(FFT_SIZE // 2 + 1.0), band_centres()
-    above = torch.searchsorted(centres, bins, right=True).clamp(1, NUM_MELS - 1)
-    low, high = centres[above - 1], centres[above]
-    weight = ((bins - low) / (high - low)).clamp(0, 1)
-    table = torch.zeros(NUM_MELS, len(bins))
-    columns = torch.arange(len(bins))
-    table[above - 1, columns] = 1 - weight
-    table[above, columns] += weight
-    return table
-
-
-class Vocoder(nn.Module):
-    """Source-filter vocoder. Tables are buffers on the decoding device, because a CUDA graph cannot copy from the host.
-
-    The caller stores the phase between windows. A sample of mel frame t depends on mel frames [t - left, t + right] and
-    on the phase at any single sample. More precisely, it depends on the filters of frames [t - FRAMES_BACK, t +
-    FRAMES_AHEAD] and on the pitch of frames [t - SOURCE_FRAMES_BACK, t + FRAMES_AHEAD], each with the context of its
-    network.
-    """
-
-    interpolation: Tensor
-    noise: Tensor
-    neighbours: Tensor
-    offset: Tensor  # offset of the log gains of pulses and noise, [2, 1, 1]
-
-    def __init__(self, config: VocoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        bins = FFT_SIZE // 2 + 1
-        self.filter_trunk = Trunk(NUM_MELS, config.channels, 2 * bins, config.blocks, config.lookahead)
-        self.pitch_trunk = Trunk(NUM_MELS, config.pitch_channels, 2, config.pitch_blocks, config.lookahead)
-        tables = {
-            "interpolation": band_interpolation(),
-            "noise": noise_table(),
-            "neighbours": neighbour_weights(),
-            "offset": torch.tensor([PULSE_GAIN, NOISE_GAIN])[:, None, None],
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
-        self.left = max(FRAMES_BACK + self.filter_trunk.left, SOURCE_FRAMES_BACK + self.pitch_trunk.left)
-        self.right = FRAMES_AHEAD + config.lookahead
-
-    def pitch(self, mel: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log pitch (natural logarithm of Hz) and voicing logit, [B, T] each, in the pitch network's dtype."""
-        log_hz, voicing = self.pitch_trunk(self._normalise(mel)).unbind(-1)
-        return log_hz + 5.0, voicing  # e ** 5 Hz is between the two voices
-
-    def log_gains(self, mel: Tensor) -> Tensor:
-        """Return the log gains of pulses and noise, [B, 2, T, bins], in the filter network's dtype."""
-        residual = self.filter_trunk(self._normalise(mel)).unflatten(-1, (2, -1)).transpose(1, 2)
-        envelope = (mel @ self.interpolation)[:, None]
-        return (envelope + self.offset + residual).clamp(QUIETEST + NOISE_GAIN, LOUDEST)
-
-    def render(self, gains: Tensor, pitch_hz: Tensor, phase: Tensor, voicing: Tensor, position: Tensor) -> Tensor:
-        """Generate pulses and noise, filter them, and return the samples [B, n] in the dtype of the gains.
-
-        Args:
-            gains: Log gains, [B, 2, T, bins].
-            pitch_hz: Pitch in Hz, float64 [B, n].
-            phase: Phase in cycles, float64 [B, n].
-            voicing: Voicing in [0, 1], [B, T].
-            position: Index of the first sample in the utterance, int64 [B].
-        """
-        audible = upsample(voicing.to(gains.dtype), self.neighbours)
-        voiced = pulses(phase, pitch_hz).to(gains.dtype) * audible
-        steps = torch.arange(phase.shape[1], device=phase.device)
-        noise = self.noise[(position[:, None] + steps) % NOISE_PERIOD].to(gains.dtype)
-        return apply_filters(torch.stack([voiced, noise], 1), minimum_phase(gains))
-
-    def forward(self, mel: Tensor, first: int, last: int, position: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the samples [B, (last - first) * HOP] of mel frames [first, last), and the phase [B] after them.
-
-        Args:
-            mel: Mel frames with all available context, float64 [B, T, NUM_MELS].
-            first: Index in `mel` of the first frame to render.
-            last: Index after the last frame to render.
-            position: Index in the utterance of the first sample of frame `first`, int64 [B].
-            phase: Phase at that sample in cycles, float64 [B].
-        """
-        # Only the networks need the other context frames.
-        frames_read = slice(max(0, first - FRAMES_BACK - 1), last + FRAMES_AHEAD)
-        start, stop = (first - frames_read.start) * HOP, (last - frames_read.start) * HOP
-        log_hz, logit = (each[:, frames_read] for each in self.pitch(mel))
-        gains = self.log_gains(mel.to(self.interpolation.dtype))[:, :, frames_read]
-        pitch_hz = log_hz.exp().clamp(LOWEST_HZ, HIGHEST_HZ)
-        pitch_hz = upsample(pitch_hz, self.neighbours)
-        turned = cycles(pitch_hz)
-        phases = turned + (phase - turned[:, start])[:, None]
-        voicing = (VOICING_SLOPE * logit + 0.5).clamp(0, 1)
-        pcm = self.render(gains, pitch_hz, phases[:, :-1], voicing, position - start)
-        return pcm[:, start:stop], phases[:, stop]
-
-    def _normalise(self, mel: Tensor) -> Tensor:
-        return (mel - self.config.mel_mean) / self.config.mel_deviation
-
-
-class ResidualVQ(nn.Module):
-    """Residual vector quantiser for vectors of width M, each made of several stacked mel frames.
-
-    Its buffers are a mean [M], a basis [M, D] and codebooks [K, V, D]. `decode` uses float64, because the pitch derived
-    from its result is integrated over the whole utterance.
-    """
-
-    mean: Tensor
-    basis: Tensor
-    codebooks: Tensor
-
-    def __init__(self, width: int, rank: int, num_codebooks: int, codebook_size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("basis", torch.zeros(width, rank))
-        self.register_buffer("codebooks", torch.zeros(num_codebooks, codebook_size, rank))
-
-    def encode(self, stacked: Tensor) -> Tensor:
-        """Encode stacked mel frames [T, M] to codes, int64 [T, K]: the nearest vector of each codebook in turn."""
-        residual = (stacked - self.mean) @ self.basis
-        codes = []
-        for codebook in self.codebooks:
-            distance = codebook.square().sum(1) - 2 * residual @ codebook.T
-            nearest = distance.argmin(1)
-            residual = residual - codebook[nearest]
-            codes.append(nearest)
-        return torch.stack(codes, 1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """Decode codes [B, K, T] to stacked mel frames, float64 [B, T, M]; the last codebooks may be missing."""
-        books = torch.arange(codes.shape[1], device=codes.device)
-        vectors = self.codebooks[books[:, None], codes].double().sum(1)
-        return vectors @ self.basis.double().T + self.mean.double()
-
-
-CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
 
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Contents of `codec.json`."""
+    """Contents of `codec.json`: sizes of the networks."""
 
-    num_codebooks: int
-    codebook_size: int
-    mel_frames: int  # mel frames per codec frame
-    rank: int
-    vocoder: VocoderConfig
+    num_codebooks: int = 7
+    codebook_size: int = 256
+    latent: int = 64
+    encoder_channels: int = 192
+    encoder_blocks: int = 4
+    channels: int = 256
+    blocks: int = 6
+    pitch_channels: int = 64
+    pitch_blocks: int = 4
 
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "TinyConfig":
-        """Return the config with the fields in `record`; raise TypeError if a field is missing or unknown."""
-        vocoder = VocoderConfig(**record.get("vocoder", {}))
-        return cls(**{name: value for name, value in record.items() if name != "vocoder"}, vocoder=vocoder)
+
+class Encoder(nn.Module):
+    """Network from log-mel frames to one normalised vector per codec frame."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        channels = config.encoder_channels
+        self.enter = nn.Linear(NUM_MELS, channels)
+        self.blocks = nn.ModuleList(Block(channels, 7) for _ in range(config.encoder_blocks))
+        self.leave = nn.Linear(HOPS * channels, config.latent)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Return vectors [B, T, latent] for log-mel frames [B, T * HOPS, NUM_MELS]."""
+        hidden = self.enter((mel + 4) / 3)  # about the mean and the deviation of speech
+        for block in self.blocks:
+            hidden = block(hidden)
+        vectors = self.leave(hidden.unflatten(1, (-1, HOPS)).flatten(2))
+        return F.layer_norm(vectors, vectors.shape[-1:])
+
+
+class ResidualVQ(nn.Module):
+    """Residual vector quantiser with codebooks [K, V, D].
+
+    `decode` uses float64, because the pitch derived from its result is integrated over the whole utterance.
+    """
+
+    codebooks: Tensor
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.register_buffer("codebooks", torch.zeros(config.num_codebooks, config.codebook_size, config.latent))
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        """Encode vectors [..., D] to codes, int64 [..., K]: the nearest vector of each codebook in turn."""
+        residual, codes = vectors, []
+        for codebook in self.codebooks:
+            distance = codebook.square().sum(1) - 2 * residual @ codebook.T
+            nearest = distance.argmin(-1)
+            residual = residual - codebook[nearest]
+            codes.append(nearest)
+        return torch.stack(codes, -1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Decode codes [B, K, T] to vectors, float64 [B, T, D]; the last codebooks may be missing."""
+        books = torch.arange(codes.shape[1], device=codes.device)
+        return self.codebooks[books[:, None], codes].double().sum(1)
+
+
+class Decoder(nn.Module):
+    """Decoder from quantised vectors to samples. Tables are buffers, because a CUDA graph cannot copy from the host.
+
+    The state of an utterance, float64 [B, state_size], has the states of both trunks, the last two pitches and
+    voicings, the phase of the pulses in cycles, the last pulses, and the sum of the transforms that are not complete.
+    """
+
+    neighbours: Tensor
+    noise: Tensor
+    window: Tensor
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.trunk = Trunk(config.latent, config.channels, 5 * BINS, config.blocks)
+        self.pitch_trunk = Trunk(config.latent, config.pitch_channels, 2, config.pitch_blocks)
+        tables = {
+            "neighbours": neighbour_weights(),
+            "noise": noise_table(),
+            "window": torch.hann_window(FFT_SIZE, dtype=torch.float64),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+        self.sizes = [self.trunk.state_size, self.pitch_trunk.state_size, 4, 1, OVERLAP, OVERLAP]
+        self.state_size = sum(self.sizes)
+
+    def pitch(self, vectors: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log pitch (natural logarithm of Hz) and voicing logit, [B, 2, T * HOPS], and the trunk's state."""
+        found, after = self.pitch_trunk(vectors, state)
+        log_hz, voicing = found.transpose(1, 2).unbind(1)
+        return torch.stack([log_hz + 5.3, voicing], 1), after  # e ** 5.3 Hz is about the voice's mean
+
+    def noise_spectra(self, position: Tensor, hops: int, dtype: torch.dtype) -> Tensor:
+        """Return noise spectra of unit power, [B, hops, BINS]; `position` [B] is the first sample of the first one."""
+        steps = torch.arange(hops * HOP + OVERLAP, device=position.device)
+        noise = self.noise[(position[:, None] + steps) % NOISE_PERIOD].to(dtype)
+        return transform(noise, self.window.to(dtype)) / math.sqrt(0.375 * FFT_SIZE)
+
+    def pulse_spectra(self, train: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the spectra [B, T, BINS] of pulses [B, T * HOP + OVERLAP], scaled as the head expects them."""
+        return transform(train.to(dtype), self.window.to(dtype) * (4 / FFT_SIZE))
+
+    def overlap(self, spectrum: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """Add inverse transforms of spectra [B, T, BINS] to the incomplete sum before them, [B, OVERLAP].
+
+        Returns:
+            The complete samples [B, T * HOP], and the incomplete sum after them.
+        """
+        blocks = torch.fft.irfft(spectrum, n=FFT_SIZE) * (self.window.to(before.dtype) / 1.5)
+        batch, hops, _ = blocks.shape
+        length = hops * HOP + OVERLAP
+        total = F.fold(blocks.transpose(1, 2), (1, length), (1, FFT_SIZE), stride=(1, HOP)).reshape(batch, length)
+        total = total + F.pad(before, (0, hops * HOP))
+        return total[:, : hops * HOP], total[:, hops * HOP :]
+
+    def forward(self, vectors: Tensor, position: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return samples [B, T * HOPS * HOP] and the next state.
+
+        Args:
+            vectors: Quantised vectors, float64 [B, T, latent].
+            position: Index in the utterance of the first sample, int64 [B].
+            state: State after the frames before, float64 [B, state_size].
+        """
+        trunk, pitch_trunk, last, phase, train, rest = state.split(self.sizes, 1)
+        dtype = self.trunk.enter.weight.dtype
+        values, trunk = self.trunk(vectors.to(dtype), trunk)
+        found, pitch_trunk = self.pitch(vectors, pitch_trunk)
+        voiced = (found[:, 1] + 0.5).clamp(0, 1)
+        curve = torch.stack([found[:, 0].exp().clamp(LOWEST_HZ, HIGHEST_HZ), voiced], 1)
+        curve = torch.cat([last.unflatten(1, (2, 2)), curve], 2)
+        pitch_hz, voicing = (upsample(each, self.neighbours) for each in curve.unbind(1))
+        pitch_hz = pitch_hz.clamp(min=LOWEST_HZ)  # the state of a new utterance has no pitch
+        phases = cycles(pitch_hz) + phase
+        train = torch.cat([train, pulses(phases[:, :-1], pitch_hz) * voicing], 1)
+        noise = self.noise_spectra(position, values.shape[1], dtype)
+        spectrum = spectra(values, self.pulse_spectra(train, dtype), noise)
+        samples, rest = self.overlap(spectrum, rest.to(dtype))
+        after = [trunk, pitch_trunk, curve[:, :, -2:].flatten(1), phases[:, -1:] % 1.0, train[:, -OVERLAP:], rest]
+        return samples, torch.cat([each.double() for each in after], 1)
+
+
+CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
+MARGIN = 4 * HOPS * HOP  # samples of silence that the encoder reads at both ends of a recording
 
 
 class TinyCodec(torch.nn.Module):
-    """Bundled codec. The state is the phase of the pulse train in cycles, float64 [B, 1]."""
+    """Bundled codec."""
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
         self.config = config
-        self.quantiser = ResidualVQ(
-            config.mel_frames * NUM_MELS, config.rank, config.num_codebooks, config.codebook_size
-        )
-        self.vocoder = Vocoder(config.vocoder)
+        self.encoder = Encoder(config)
+        self.quantiser = ResidualVQ(config)
+        self.decoder = Decoder(config)
         self.spec = CodecSpec(
             name="tiny",
             sample_rate=SAMPLE_RATE,
-            samples_per_frame=config.mel_frames * HOP,
+            samples_per_frame=HOPS * HOP,
             num_codebooks=config.num_codebooks,
             codebook_size=config.codebook_size,
-            streaming=Stateful(
-                left=-(-self.vocoder.left // config.mel_frames), right=-(-self.vocoder.right // config.mel_frames)
-            ),
+            streaming=Stateful(),
         )
 
     @property
     def device(self) -> torch.device:
-        return self.quantiser.mean.device
+        return self.quantiser.codebooks.device
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
-        """Encode mono samples, float32 [n] at 16 kHz, to codes, int64 [K, T]; silence pads the last frame."""
+        """Encode mono samples, float32 [n] at 24 kHz, to codes, int64 [K, T]; silence pads the last frame."""
         samples = torch.from_numpy(np.asarray(pcm, dtype=np.float32)).to(self.device)
         if len(samples) == 0:
             return np.zeros((self.spec.num_codebooks, 0), dtype=np.int64)
-        samples = F.pad(samples, (0, -len(samples) % self.spec.samples_per_frame))
-        stacked = log_mel(samples).reshape(-1, self.config.mel_frames * NUM_MELS)
-        return self.quantiser.encode(stacked).T[: self.spec.num_codebooks].cpu().numpy()
+        frame = self.spec.samples_per_frame
+        frames = -(-len(samples) // frame)
+        mel = log_mel(F.pad(samples, (MARGIN, frames * frame - len(samples) + MARGIN)))
+        vectors = self.encoder(mel.to(self.encoder.enter.weight.dtype)[None])[0]
+        return self.quantiser.encode(vectors[MARGIN // frame :][:frames]).T.cpu().numpy()
 
     def initial_state(self, batch: int) -> Tensor:
-        return torch.zeros(batch, 1, dtype=torch.float64, device=self.device)
+        return torch.zeros(batch, self.decoder.state_size, dtype=torch.float64, device=self.device)
 
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
-        """Decode frames [first, last); return samples, float32 [B, n] in [-1, 1], and the phase after them."""
-        mels, frames = self.config.mel_frames, window.codes.shape[2] - window.right
-        stacked = self.quantiser.decode(window.codes.to(self.device))
-        mel = stacked.unflatten(2, (mels, NUM_MELS)).flatten(1, 2)
+        """Decode all frames of the window; return samples, float32 [B, n] in [-1, 1], and the next state."""
+        vectors = self.quantiser.decode(window.codes.to(self.device))
         position = window.first.to(self.device) * self.spec.samples_per_frame
-        pcm, phase = self.vocoder(mel, window.left * mels, frames * mels, position, window.state[:, 0])
-        return pcm.clamp(-1, 1), phase[:, None] % 1.0
+        pcm, state = self.decoder(vectors, position, window.state)
+        return pcm.clamp(-1, 1), state
 
 
 def load(directory: Path, device: str = "cpu") -> TinyCodec:
@@ -454,11 +439,11 @@ def load(directory: Path, device: str = "cpu") -> TinyCodec:
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name} is missing")
     try:
-        config = TinyConfig.from_record(json_object(directory / CONFIG_FILE))
+        config = TinyConfig(**json_object(directory / CONFIG_FILE))
     except UNPARSABLE as error:
         raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
     codec = TinyCodec(config)
     load_strictly(codec, read_tensors(directory / WEIGHTS_FILE), directory / WEIGHTS_FILE)
     codec.eval().requires_grad_(False)
-    codec.vocoder.pitch_trunk.double()
+    codec.decoder.pitch_trunk.double()
     return codec.to(device)

@@ -16,18 +16,18 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
 PAD, END_OF_REPLY, END_OF_TEXT, BEGIN_AUDIO, END_OF_AUDIO, NULL, TTS, ASR, BEGIN_TEXT, SEPARATOR = range(10)
-VOICES = {"slt": 10, "rms": 11}
-CHARACTERS = " abcdefghijklmnopqrstuvwxyz',.?"
+VOICES = {"heart": 10}
+CHARACTERS = " abcdefghijklmnopqrstuvwxyz',.?!"
 FIRST_CHARACTER = 16
-PHONEMES = (
-    *"aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow".split(),
-    *"oy p pau r s sh t th uh uw v w y z zh".split(),
+PHONEMES = (  # as in the CMU dictionary: a vowel with 1 has the main stress, with 2 a secondary one
+    *"b ch d dh dx f g hh jh k l m n ng p pau r s sh t th v w y z zh ac ax el ix".split(),
+    *(f"{vowel}{stress}" for vowel in "aa ae ah ao aw ay eh er ey ih iy ow oy uh uw".split() for stress in ("", 1, 2)),
 )
 FIRST_PHONEME = 48
-FIRST_FRAME_TOKEN = 96  # + 2 * phoneme: first frame of a phoneme; + 2 * phoneme + 1: any later frame of it
-PHONEME_INDEX_BASE = 192  # + ordinal, 1 … 255
-FRAME_INDEX_BASE = 448  # + ordinal, 1 … 255
-FIRST_CODE = 704
+FIRST_FRAME_TOKEN = 128  # + 2 * phoneme: first frame of a phoneme; + 2 * phoneme + 1: any later frame of it
+PHONEME_INDEX_BASE = 288  # + ordinal, 1 … 511
+FRAME_INDEX_BASE = 800  # + ordinal, 1 … 511
+FIRST_CODE = 1312
 NUM_CODEBOOKS = 7
 CODEBOOK_SIZE = 256
 LEAD = 3  # delay of the codec streams, in rows, so that they can depend on the phonemes that follow
@@ -47,7 +47,7 @@ SPOKEN = range(FIRST_PHONEME, FIRST_PHONEME + len(PHONEMES))
 WRITTEN = range(FIRST_CHARACTER, FIRST_CHARACTER + len(CHARACTERS))
 SPACE = range(FIRST_CHARACTER, FIRST_CHARACTER + 1)
 
-SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=500)
+SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=800)
 
 TINY = Family(
     name="tiny",
@@ -59,7 +59,7 @@ TINY = Family(
             text=(SPACE, SPOKEN),
             needs=("text",),
             sampling=SamplingConfig(
-                text=SegmentSampling(temperature=0.0, max_rows=300),
+                text=SegmentSampling(temperature=0.0, max_rows=511),
                 audio=SPEECH,
                 guidance_scale=2.0,
                 script_temperature=0.6,
@@ -70,7 +70,7 @@ TINY = Family(
             segments=(Segment.TEXT,),
             text=(WRITTEN, SPOKEN, range(SEPARATOR, SEPARATOR + 1)),
             needs=("audio",),
-            sampling=SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=500), audio=SPEECH),
+            sampling=SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=800), audio=SPEECH),
         ),
     ),
     codec="tiny",
@@ -85,16 +85,16 @@ TINY = Family(
         first_frame=FIRST_FRAME_TOKEN,
         index_base=PHONEME_INDEX_BASE,
         index_stream=8,
-        max_entries=255,
+        max_entries=511,
     ),
     voices=tuple(VOICES),
-    voice_titles=("Female", "Male"),
+    voice_titles=("Female",),
     languages=Languages(("english", "en")),
     options=("transliterate",),
-    max_text_chars=160,  # longer texts lose words: docs/bundled_model.md
-    max_audio_s=9.6,
-    max_model_len=1024,
-    frame_rate=25.0,
+    max_text_chars=300,
+    max_audio_s=18.0,
+    max_model_len=2048,
+    frame_rate=80 / 3,
 )
 
 
