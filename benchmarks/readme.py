@@ -84,20 +84,29 @@ def text(records: Sequence[Record]) -> str:
         f"| {each['audio_rtf_p50']:.2f} | {each['audio_throughput']:.1f} | {each['cfg_retention']:.2f} |"
         for each in bundled
     ]
-    others = []
+    others, measured = list[str](), list[Record]()
     if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
         others.append(f"a small Qwen3-TTS {_slashed(family, 'frames_per_cpu_s')}")
+        measured.append(family[-1])
     for benchmark, family_name in AUTHORS.items():
         if found := latest(records, "streams", POCKET, benchmark=benchmark):
             theirs = found[0]["package_frames_per_cpu_s"]
             others.append(f"{family_name} {_slashed(found, 'frames_per_cpu_s')} (its authors' package: {theirs:.1f})")
+            measured.append(found[-1])
     if others:
+        where = _elsewhere(bundled, measured)
         lines += [
             "",
-            "Frames per second of processor time at 1 / 4 / 16 streams, with random weights:",
+            f"Frames per second of processor time at 1 / 4 / 16 streams, with random weights{where}:",
             ";\n".join(others) + ".",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _elsewhere(bundled: Sequence[Record], others: Iterable[Record]) -> str:
+    """Return the processors of `others` as text, unless they are the one on which `bundled` was measured."""
+    processors = list(dict.fromkeys(each["hardware"]["cpu"] for each in others))
+    return "" if processors == [bundled[-1]["hardware"]["cpu"]] else f", on an {' or '.join(processors)}"
 
 
 def _slashed(records: Iterable[Record], name: str) -> str:

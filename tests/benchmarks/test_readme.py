@@ -25,18 +25,20 @@ def test_readme_uses_the_latest_result_of_each_point() -> None:
     assert "Pocket TTS" not in written
 
 
-def test_readme_lists_families_with_complete_results() -> None:
+@pytest.mark.parametrize(("processor", "where"), [("AMD EPYC", ""), ("Intel Xeon", ", on an Intel Xeon")])
+def test_readme_lists_families_with_complete_results(processor: str, where: str) -> None:
     pocket = [
         {
             "benchmark": "pocket_tts",
             "streams": streams,
             "frames_per_cpu_s": 10.4 * streams,
             "package_frames_per_cpu_s": 18.3,
+            "hardware": {"cpu": processor},
         }
         for streams in readme.POCKET
     ]
     written = text([*map(line, BUNDLED), *pocket])
-    assert "Pocket TTS 10 / 42 / 166 (its authors' package: 18.3)." in written
+    assert f"with random weights{where}:\nPocket TTS 10 / 42 / 166 (its authors' package: 18.3)." in written
     assert "Pocket TTS" not in text([*map(line, BUNDLED), *pocket[:2]])
 
 
