@@ -1,6 +1,7 @@
 """x-vectors of recordings for prompts, and checkpoints without a speaker encoder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,10 @@ def test_voice_shorter_than_the_encoder_minimum_is_refused(checkpoint: Path) -> 
 
 
 def test_codec_with_wrong_sample_rate_is_refused(checkpoint: Path) -> None:
+    codec = make_codec()
+    codec.spec = replace(codec.spec, sample_rate=16_000)
     with pytest.raises(CheckpointError, match="expected a codec of 24000 Hz, got 16000"):
-        open_voices(checkpoint, make_codec(), "cpu", SPEAKER["enc_dim"])
+        open_voices(checkpoint, codec, "cpu", SPEAKER["enc_dim"])
 
 
 def test_speaker_encoder_shapes_follow_from_width_and_rate() -> None:

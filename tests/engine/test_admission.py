@@ -131,7 +131,7 @@ def test_misshapen_rows_are_refused(rows: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stream", "token_id"), [(0, -1), (0, 2496), (1, FIRST_CODE - 1), (1, FIRST_CODE + 256), (8, -3)]
+    ("stream", "token_id"), [(0, -1), (0, TINY.layout.vocab_size), (1, FIRST_CODE - 1), (1, FIRST_CODE + 256), (8, -3)]
 )
 def test_ids_outside_the_stream_range_are_refused(stream: int, token_id: int) -> None:
     rows = make_prompt(TINY, 0).rows

@@ -370,7 +370,7 @@ async def test_duplicate_request_id_is_refused_without_affecting_its_owner(llm: 
 
 
 async def test_timed_guidance_is_reported_and_counted_separately(llm: SpeechLLM, reference: Reference) -> None:
-    prompt = make_prompt(TINY, 6, "tts", policy="until_s", guided_until_s=0.2)
+    prompt = make_prompt(TINY, 6, "tts", policy="until_s", guided_until_s=0.18)  # five frames of 37.5 ms
     before = llm.stats()
     chunks = await collect(llm, prompt)
     assert np.array_equal(codes_of(chunks), expected_codes(reference, prompt))

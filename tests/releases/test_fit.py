@@ -71,10 +71,10 @@ def test_need_counts_weights_in_two_bytes_on_a_gpu_and_as_stored_on_a_cpu() -> N
     in_half, in_full = 2 * backbone.weights, 4 * backbone.weights
     on_gpu = need(SHAPED, in_full, is_on_gpu=True)
     assert on_gpu.weights == in_half
-    assert on_gpu.cache == 2 * 1024 * backbone.kv_bytes  # the longest guided reply of the family
+    assert on_gpu.cache == 2 * TINY.max_model_len * backbone.kv_bytes  # the longest guided reply of the family
     half, full = need(SHAPED, in_half, is_on_gpu=False), need(SHAPED, in_full, is_on_gpu=False)
     assert (half.weights, full.weights) == (in_half, in_full)
-    assert half.cache == cpu_cache_rows(TINY, 1024, 0, 32) * backbone.kv_bytes
+    assert half.cache == cpu_cache_rows(TINY, TINY.max_model_len, 0, 32) * backbone.kv_bytes
     assert full.cache == 2 * half.cache
 
 

@@ -23,7 +23,7 @@ from tests.fakes import FrameCounter
 from tests.fakes_triton import Request
 from tests.triton_io.sealing import SEAL, prompt_inputs
 
-BODY = {"input": "A cat.", "seed": 1, "temperature": 0.7, "chunking": {"playout_s": 0.2}, "voice": "slt"}
+BODY = {"input": "A cat.", "seed": 1, "temperature": 0.7, "chunking": {"playout_s": 0.2}, "voice": "heart"}
 EMPTY_EVENT: Event = {
     "utterance": "u",
     "index": 0,

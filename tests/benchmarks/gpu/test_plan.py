@@ -58,7 +58,8 @@ def test_first_call_runs_jobs_in_table_order() -> None:
 
 
 def test_large_bundle_is_transferred_over_several_calls() -> None:
-    parts = [call for call in plan.calls() if call.bundle == "served"]
+    size = CALL_BYTES - BUNDLES["served"].num_bytes * 6 // 10
+    parts = [call for call in plan.calls(size=size) if call.bundle == "served"]
     assert [call.part for call in parts] == [1, 2]
     assert [call.is_last for call in parts] == [False, True]
     assert sum(parts[0].part_bytes) == BUNDLES["served"].num_bytes
@@ -99,7 +100,7 @@ def test_planned_call_fits_the_host_limits(call: plan.Call) -> None:
 
 def test_planned_calls_skip_passed_jobs_and_repeat_dependencies() -> None:
     done = {*JOBS, *SERVED} - {"stock_8b", "waits"}
-    (call,) = plan.calls(done)
+    (call,) = plan.calls(done, size=CALL_BYTES - BUNDLES["engine"].num_bytes - 1_000_000)
     assert named_jobs(call) == ["waits", "ours_8b", "stock_8b"]
     assert plan.calls({*JOBS, *SERVED}) == []
 
