@@ -21,7 +21,7 @@ from stretto.codecs.tiny.codec import (
     MAX_LOG,
     NOISE_PERIOD,
     OVERLAP,
-    CausalBlock,
+    Block,
     TinyCodec,
     Trunk,
     cycles,
@@ -54,7 +54,7 @@ def gelu(x: Tensor) -> Tensor:
     return x * (1 + erf(x / math.sqrt(2))) / 2 if x.dtype == torch.float64 else F.gelu(x)
 
 
-def block(layer: CausalBlock, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+def block(layer: Block, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output and the last inputs of a block, as the block itself does."""
     whole, hops = torch.cat([before, hidden], 1), hidden.shape[1]
     taps = layer.mix.weight[:, 0].unbind(1)
@@ -71,7 +71,7 @@ def trunk(layers: Trunk, frames: Tensor, state: Tensor) -> tuple[Tensor, Tensor]
     before = state.to(hidden.dtype).unflatten(1, (len(layers.blocks), layers.kernel - 1, layers.channels))
     after = []
     for index, layer in enumerate(layers.blocks):
-        assert isinstance(layer, CausalBlock), type(layer)
+        assert isinstance(layer, Block), type(layer)
         hidden, last = block(layer, hidden, before[:, index])
         after.append(last)
     return layers.leave(layers.norm(hidden)), torch.stack(after, 1).flatten(1)

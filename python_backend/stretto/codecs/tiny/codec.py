@@ -176,8 +176,8 @@ def depthwise(conv: nn.Conv1d, hidden: Tensor) -> Tensor:
     return (hidden.unfold(1, conv.kernel_size[0], 1) * conv.weight[:, 0]).sum(-1) + conv.bias
 
 
-class CausalBlock(nn.Module):
-    """Residual block: causal depthwise convolution over hops, then a pointwise network."""
+class Block(nn.Module):
+    """Residual block: depthwise convolution over hops, then a pointwise network."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -187,16 +187,16 @@ class CausalBlock(nn.Module):
         self.narrow = nn.Linear(3 * channels, channels)
         self.gain = nn.Parameter(torch.full((channels,), 0.3))
 
-    def forward(self, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the output [B, T, C], and the last inputs [B, kernel - 1, C], for the next call.
+    def forward(self, around: Tensor, num_before: int) -> Tensor:
+        """Return the output of T hops, [B, T, C].
 
         Args:
-            hidden: Input, [B, T, C].
-            before: Inputs before these, [B, kernel - 1, C].
+            around: Inputs of these hops and of their neighbours, [B, T + kernel - 1, C].
+            num_before: Number of neighbours before the first hop; the others follow the last one.
         """
-        whole = torch.cat([before, hidden], 1)
-        mixed = depthwise(self.mix, whole)
-        return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed)))), whole[:, hidden.shape[1] :]
+        mixed = depthwise(self.mix, around)
+        hidden = around[:, num_before : num_before + mixed.shape[1]]
+        return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed))))
 
 
 class Trunk(nn.Module):
@@ -208,7 +208,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.channels = channels
         self.enter = nn.Linear(inputs, HOPS * channels)
-        self.blocks = nn.ModuleList(CausalBlock(channels, self.kernel) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(channels, self.kernel) for _ in range(blocks))
         self.norm = nn.LayerNorm(channels)
         self.leave = nn.Linear(channels, outputs)
         self.state_size = blocks * (self.kernel - 1) * channels
@@ -219,26 +219,10 @@ class Trunk(nn.Module):
         before = state.to(hidden.dtype).unflatten(1, (len(self.blocks), self.kernel - 1, self.channels))
         after = []
         for index, block in enumerate(self.blocks):
-            hidden, last = block(hidden, before[:, index])
-            after.append(last)
+            whole = torch.cat([before[:, index], hidden], 1)
+            hidden = block(whole, self.kernel - 1)
+            after.append(whole[:, hidden.shape[1] :])
         return self.leave(self.norm(hidden)), torch.stack(after, 1).flatten(1).to(state.dtype)
-
-
-class Block(nn.Module):
-    """Residual block of the encoder: depthwise convolution centred on each hop, then a pointwise network."""
-
-    def __init__(self, channels: int, kernel: int) -> None:
-        super().__init__()
-        self.mix = nn.Conv1d(channels, channels, kernel, groups=channels)
-        self.norm = nn.LayerNorm(channels)
-        self.widen = nn.Linear(channels, 3 * channels)
-        self.narrow = nn.Linear(3 * channels, channels)
-        self.gain = nn.Parameter(torch.full((channels,), 0.3))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        margin = self.mix.kernel_size[0] // 2
-        mixed = depthwise(self.mix, F.pad(hidden, (0, 0, margin, margin)))
-        return hidden + self.gain * self.narrow(F.gelu(self.widen(self.norm(mixed))))
 
 
 @dataclass(frozen=True)
@@ -259,18 +243,20 @@ class TinyConfig:
 class Encoder(nn.Module):
     """Network from log-mel frames to one normalised vector per codec frame."""
 
+    margin = 3  # hops on either side that a block reads
+
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
         channels = config.encoder_channels
         self.enter = nn.Linear(NUM_MELS, channels)
-        self.blocks = nn.ModuleList(Block(channels, 7) for _ in range(config.encoder_blocks))
+        self.blocks = nn.ModuleList(Block(channels, 2 * self.margin + 1) for _ in range(config.encoder_blocks))
         self.leave = nn.Linear(HOPS * channels, config.latent)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Return vectors [B, T, latent] for log-mel frames [B, T * HOPS, NUM_MELS]."""
         hidden = self.enter((mel + 4) / 3)  # about the mean and the deviation of speech
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(F.pad(hidden, (0, 0, self.margin, self.margin)), self.margin)
         vectors = self.leave(hidden.unflatten(1, (-1, HOPS)).flatten(2))
         return F.layer_norm(vectors, vectors.shape[-1:])
 
