@@ -67,7 +67,7 @@ from stretto.config import EngineConfig
 from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
-from stretto.families.plugin import family_at
+from stretto.families.plugin import family_at, plugin_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
 from stretto_client.speech_stream import audio_inputs, options_json, strings
@@ -365,7 +365,7 @@ async def measure_family(arguments: argparse.Namespace) -> AsyncIterator[tuple[s
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(model.family, Path(folder) / "checkpoint")
         family = family_at(checkpoint)
-        if not family.not_served:
+        if plugin_at(checkpoint).open_template is not None:
             make(checkpoint, Path(folder) / "repository", {"max_num_seqs": MAX_ROWS})
             async for named in _measure_served(Path(folder) / "repository", model, arguments):
                 yield named

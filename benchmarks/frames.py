@@ -119,7 +119,7 @@ from benchmarks.engines import Watch  # noqa: E402
 from benchmarks.loads import Load, texts  # noqa: E402
 from stretto.codecs.base import load_codec  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
-from stretto.families.plugin import family_at  # noqa: E402
+from stretto.families.plugin import family_at, plugin_at  # noqa: E402
 
 MAX_MODEL_LEN, DECODED = 1024, 2  # DECODED: timed windows of each stream, after a warm-up window
 USER_WORDS, THINKER_WORDS = 24, 16
@@ -145,7 +145,7 @@ def writer(checkpoint: Path, model: SmallModel) -> Write:
 
     It calls the preprocessor. The Qwen3-Omni talker is not served, so it gets prompts of random thinker ids.
     """
-    if family_at(checkpoint).not_served:
+    if plugin_at(checkpoint).open_template is None:
         talker, random = TalkerPrompts.at(checkpoint), np.random.default_rng(0)
 
         def write_talker(load: Load, index: int) -> Prompt:

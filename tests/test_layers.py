@@ -343,7 +343,6 @@ OF_ONE_FAMILY = {
         "ConditionSpec", "Family.conditions", "UnconditionalContext.hides_recording",
     },
     "opuslm": {"PaddedTail", "StreamLayout.pad_is_silent"},
-    "qwen3_omni_talker": {"Family.not_served"},
     "tiny": {"Family.script", "Script"},
     "vita_audio": {"Family.bursts"},
 }  # fmt: skip

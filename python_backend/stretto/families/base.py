@@ -346,7 +346,6 @@ class Family:
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
         mechanism: Rule of the replies that the family's own folder contains; no effect by default.
-        not_served: Reason why the server rejects a family that `SpeechLLM` supports; empty if it is served.
     """
 
     name: str
@@ -388,7 +387,6 @@ class Family:
     audio_head: Literal["plain", "biased"] | None = None
     leaves_out_extra: bool = False
     mechanism: Mechanism = NO_MECHANISM
-    not_served: str = ""
 
     @property
     def num_codebooks(self) -> int:

@@ -72,7 +72,7 @@ class FamilyPlugin:
         name: Name of the family, as in `speech_family` of a checkpoint's config.json.
         build: Function that returns the family for `speech_vocabulary` in config.json; None selects the published one.
         open_template: Function that returns the prompt `Template` for a family, checkpoint folder, codec and torch
-            device; None if the family has no prompts.
+            device; None if the family is used only through `SpeechLLM`.
         text_codec: Function that returns the `TextCodec` for a family without a tokenizer and a checkpoint folder; None
             if the family's text is not readable.
         convert: Name of the module that converts releases (a `Published`); None if there is none.

@@ -4,6 +4,7 @@ The module also defines conversations: the JSON turns of a request, their pieces
 """
 
 import base64
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Protocol
@@ -560,20 +561,14 @@ class Template(Protocol):
         ...
 
 
-def open_template(family: Family, checkpoint: Path, codec: "Codec", device: str) -> Template:
-    """Return the family's prompt template.
-
-    Args:
-        family: The model's family.
-        checkpoint: Folder of the checkpoint.
-        codec: The checkpoint's codec.
-        device: Torch device for audio encoding.
+def template_opener(family: Family) -> Callable[[Family, Path, "Codec", str], Template]:
+    """Return the function that opens the family's prompt template (`FamilyPlugin.open_template`).
 
     Raises:
-        CheckpointError: If the folder lacks a required file, or the family has no prompt template.
+        CheckpointError: The family has none, so it is not served.
     """
     found = plugin(family.name)
     if found is None or found.open_template is None:
-        raise CheckpointError(f"{family.name} has no prompts")
-    template: Template = found.open_template(family, checkpoint, codec, device)
-    return template
+        reason = "has no prompts for the server; use it through SpeechLLM (docs/families.md)"
+        raise CheckpointError(f"{family.name} {reason}")
+    return found.open_template

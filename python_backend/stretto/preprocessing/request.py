@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stretto.codecs.base import Codec, load_codec, use_whole_float32
-from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import EncodedFiles, stored_in
 from stretto.families.base import Family, Task
 from stretto.families.option_checks import check_sampling
@@ -22,11 +22,11 @@ from stretto.families.prompting import (
     Turn,
     choose_task,
     given_codes,
-    open_template,
     read_guidance_scale,
     read_manner,
     read_messages,
     read_voice,
+    template_opener,
 )
 from stretto.families.text import check_text
 from stretto.preprocessing.audio import (
@@ -136,8 +136,7 @@ class Preprocessor:
             CheckpointError: The family is missing, unknown, or not served.
         """
         self.family, self._has_aligner = family_at(checkpoint), has_aligner
-        if self.family.not_served:
-            raise CheckpointError(f"{self.family.name} {self.family.not_served}")
+        open_template = template_opener(self.family)
         use_whole_float32()
         self.codec = codec or load_codec(self.family.codec, checkpoint, device, self.family.num_codebooks)
         files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)

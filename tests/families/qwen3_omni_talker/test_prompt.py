@@ -115,11 +115,11 @@ def test_talker_ignores_other_turns(checkpoint: Path) -> None:
     assert len(rows) == 6 + 9
 
 
-def test_a_missing_thinker_is_reported(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_family_is_not_served(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert make_repository(["--checkpoint", str(checkpoint), "--out", str(tmp_path / "served")]) == 1
     said = capsys.readouterr().err
     assert said.startswith(
-        "stretto make-repository: qwen3_omni_talker speaks the output of a thinker, which the server lacks"
+        "stretto make-repository: qwen3_omni_talker has no prompts for the server; use it through SpeechLLM"
     )
     assert said.count("\n") == 1
 

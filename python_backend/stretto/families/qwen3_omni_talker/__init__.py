@@ -8,7 +8,6 @@ from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 PLUGIN = FamilyPlugin(
     name="qwen3_omni_talker",
     build=lazy("stretto.families.qwen3_omni_talker.family:build", "qwen3_omni_talker"),
-    open_template=lazy("stretto.families.qwen3_omni_talker.prompt:open_template"),
     convert="stretto.families.qwen3_omni_talker.convert",
     releases="stretto.families.qwen3_omni_talker:releases.json",
     recognise="stretto.families.qwen3_omni_talker.recognise:recognise",

@@ -20,7 +20,6 @@ from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampli
 from stretto.streams.layout import Segment
 
 NAME = "qwen3_omni_talker"
-NOT_SERVED = "speaks the output of a thinker, which the server lacks: use it through SpeechLLM (docs/families.md)"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
         codec="qwen3_omni",
         options=(),
         text_track=replace(like.text_track, is_usual=True),
-        not_served=NOT_SERVED,
     )
 
 

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import Family
 from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import Template, stream0_rows
+from stretto.families.prompting import stream0_rows
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary, qwen3_omni_talker
 from stretto.families.qwen3_tts.prompt import RowWriter
 from stretto.records.prompt import InputAudio, Prompt
@@ -120,8 +118,3 @@ class TalkerPrompts:
             raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
         runs = [[at for at, _ in run] for _, run in groupby(enumerate(positions), lambda each: each[1] - each[0])]
         return tuple(InputAudio(positions[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)
-
-
-def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
-    """Raise CheckpointError, because the family needs a thinker."""
-    raise CheckpointError(f"{family.name} {family.not_served}")
