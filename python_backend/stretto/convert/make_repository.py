@@ -68,10 +68,7 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         record["max_voices"] = family.max_voices
     if family.tags:
         record["tags"] = list(family.tags)
-    if family.languages.is_required:
-        record["requires_language"] = True
-    if family.languages.plain:
-        record["languages_plain"] = list(family.languages.plain)
+    record |= family.languages.profile()
     text = json.dumps(record)
     for character, why in (("'", "a quote would end the parameter"), ("\\", "a backslash would be read as an escape")):
         if character in text:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
+from stretto.errors import InvalidRequest, shown
 from stretto.families.bursts import Bursts
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.json_record import JsonRecord
@@ -264,22 +265,40 @@ class Task:
         return Segment.AUDIO in self.segments
 
 
+AUTO = "auto"  # lets the model choose the language
+
+
 @dataclass(frozen=True)
 class Languages:
-    """Languages that a request may name.
+    """Languages that a request may name; a family with other rules has a subclass.
 
     Attributes:
         names: Names in lower case.
-        is_required: True if a request has to name its language.
-        unavailable: Missing packages or files, keyed by the language that cannot be spoken without them.
-        plain: Languages that are read without marks (such as vowel marks), because the helper that would add the marks
-            is missing.
     """
 
     names: tuple[str, ...] = ()
-    is_required: bool = False
-    unavailable: Mapping[str, str] = field(default_factory=dict, hash=False)
-    plain: tuple[str, ...] = ()
+
+    def choose(self, given: Any) -> str | None:
+        """Return the name of a request's language, or None to let the model choose.
+
+        Args:
+            given: `options.language` of the request, of any type; None if the request has none.
+
+        Raises:
+            InvalidRequest: The language is not one of these.
+        """
+        if given is None:
+            return None
+        choices = (AUTO, *self.names) if self.names else ()
+        name = given.lower() if isinstance(given, str) else None
+        if name not in choices:
+            expected = f"one of {', '.join(choices)}" if choices else "no value (this model does not accept a language)"
+            raise InvalidRequest("options.language", expected, shown(given))
+        return None if name == AUTO else name
+
+    def profile(self) -> Mapping[str, Any]:
+        """Return further entries of the model's profile, which clients read."""
+        return {}
 
 
 @dataclass(frozen=True)

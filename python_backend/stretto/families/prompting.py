@@ -288,7 +288,6 @@ class Manner:
 
 
 PLAIN = Manner()
-AUTO = "auto"  # lets the model choose the language
 
 
 def read_manner(options: OptionsRecord, family: Family) -> Manner:
@@ -302,7 +301,7 @@ def read_manner(options: OptionsRecord, family: Family) -> Manner:
         InvalidRequest: If the family does not support an option or its value.
     """
     return Manner(
-        language=_language(options, family),
+        language=family.languages.choose(options.get("language")),
         instruct=_instruct(options, family),
         is_streaming=_is_streaming(options, family),
         is_open=options.get("text_mode") == "open",
@@ -310,24 +309,6 @@ def read_manner(options: OptionsRecord, family: Family) -> Manner:
         exaggeration=_exaggeration(options, family),
         piece=_piece(options, family),
     )
-
-
-def _language(options: OptionsRecord, family: Family) -> str | None:
-    known = family.languages
-    choices = known.names if known.is_required else (AUTO, *known.names)
-    if "language" not in options:
-        if known.is_required:
-            raise InvalidRequest("options.language", f"one of {', '.join(choices)}", "no value")
-        return None
-    language = options["language"]
-    name = language.lower() if isinstance(language, str) else language
-    if isinstance(name, str) and name in known.unavailable:
-        missing = known.unavailable[name]
-        raise InvalidRequest("options.language", f"one of {', '.join(choices)} ({name} needs {missing})", shown(name))
-    if not known.names or name not in choices:
-        expected = f"one of {', '.join(choices)}" if known.names else "no value (this model does not accept a language)"
-        raise InvalidRequest("options.language", expected, shown(language))
-    return None if name == AUTO else name
 
 
 def _instruct(options: OptionsRecord, family: Family) -> str:

@@ -20,7 +20,15 @@ from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import Family
 from stretto.families.chatterbox import languages
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary, chatterbox
-from stretto.families.chatterbox.languages import CANGJIE_FILE, CODES, FOLDER, LANGUAGES, Languages, open_languages
+from stretto.families.chatterbox.languages import (
+    CANGJIE_FILE,
+    CODES,
+    FOLDER,
+    LANGUAGES,
+    Languages,
+    RequiredLanguages,
+    open_languages,
+)
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
 from stretto.families.plugin import family_at
 from stretto.families.text import TextTokenizer
@@ -64,6 +72,12 @@ def opened(checkpoint: Path) -> Opened:
     cangjie = languages.read_cangjie(checkpoint / FOLDER / CANGJIE_FILE)
     found = Languages(tokens, cangjie, segment=lambda text: words, read=lambda text: words)
     return Opened(family, ChatterboxTemplate(family, MULTILINGUAL, tokenizer, languages=found), words)
+
+
+def required(checkpoint: Path) -> RequiredLanguages:
+    known = family_at(checkpoint).languages
+    assert isinstance(known, RequiredLanguages)
+    return known
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -134,12 +148,11 @@ def test_installed_packages_make_their_languages_available(
     module("russian_text_stresser", "RussianTextStresser")
     module("russian_text_stresser.text_stresser", "RussianTextStresser", stress_text=lambda text: f"{text}!")
     monkeypatch.setenv("PKUSEG_HOME", str(tmp_path))
-    needed = family_at(checkpoint).languages.unavailable
-    assert needed["zh"].startswith("the model spacy_ontonotes of spacy_pkuseg in ")
+    assert required(checkpoint).missing["zh"].startswith("the model spacy_ontonotes of spacy_pkuseg in ")
     (tmp_path / "spacy_ontonotes").mkdir()
-    family = family_at(checkpoint)
-    assert (dict(family.languages.unavailable), family.languages.plain) == ({}, ("he",))
-    assert set(CODES) == set(family.languages.names)
+    family, known = family_at(checkpoint), required(checkpoint)
+    assert (dict(known.missing), known.plain) == ({}, ("he",))
+    assert set(CODES) == set(known.names)
     russian = write(open_chatterbox(checkpoint), family, "да", language="ru")
     assert opened == [
         ("pkuseg", str(tmp_path / "spacy_ontonotes")),
@@ -264,7 +277,7 @@ def test_release_without_cangjie_table_has_no_chinese(release: Path) -> None:
     (release / CANGJIE_FILE).unlink()
     out = release.parent / "out"
     assert main(command(release, out)) == 0
-    assert family_at(out).languages.unavailable["zh"] == f"{CANGJIE_FILE} of the release, which the checkpoint lacks"
+    assert required(out).missing["zh"] == f"{CANGJIE_FILE} of the release, which the checkpoint lacks"
     assert not (out / FOLDER).exists()
 
 

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from stretto.families.base import DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary
-from stretto.families.chatterbox.languages import CODES, LANGUAGES, missing_packages, plain_languages
+from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.chatterbox.languages import LANGUAGES, RequiredLanguages
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -152,8 +152,7 @@ SAMPLING = SamplingConfig(
 
 def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    end, missing = vocabulary.end, missing_packages(vocabulary.has_cangjie)
-    codes = {name: code for name, code in CODES.items() if code in vocabulary.languages}
+    end = vocabulary.end
     return Family(
         name="chatterbox",
         layout=vocabulary.layout,
@@ -166,12 +165,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         guided_streams=(0,),
         unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2),
         voices=vocabulary.voices,
-        languages=Languages(
-            names=tuple(name for name, code in codes.items() if code not in missing),
-            is_required=bool(codes),
-            unavailable={name: missing[code] for name, code in codes.items() if code in missing},
-            plain=tuple(code for code in plain_languages() if code in vocabulary.languages),
-        ),
+        languages=RequiredLanguages.of_release(vocabulary.languages, vocabulary.has_cangjie),
         max_text_chars=vocabulary.num_text_positions - 2,
         options=("exaggeration",) if vocabulary.clones else (),
         max_audio_s=MAX_VOICE_S if vocabulary.clones else 0.0,

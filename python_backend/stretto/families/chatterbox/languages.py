@@ -13,12 +13,14 @@ import logging
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families import base
 from stretto.untrusted_files import read_text
 
 logger = logging.getLogger(__name__)
@@ -113,6 +115,50 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
             text = f" {reading}" if reading.startswith(LED_BY_SPACE) else reading
         found.append(text)
     return unicodedata.normalize("NFKD", "".join(found))
+
+
+@dataclass(frozen=True)
+class RequiredLanguages(base.Languages):
+    """Languages of a multilingual release, one of which each request has to name.
+
+    Attributes:
+        missing: Missing packages or files, keyed by the name of the language that cannot be spoken without them.
+        plain: Codes of the languages that are read without marks (such as vowel marks), because the helper that would
+            add the marks is missing.
+    """
+
+    missing: Mapping[str, str] = field(default_factory=dict, hash=False)
+    plain: tuple[str, ...] = ()
+
+    @classmethod
+    def of_release(cls, codes: Sequence[str], has_cangjie: bool) -> base.Languages:
+        """Return the languages of a release; none for the English release, which has no codes.
+
+        Args:
+            codes: Codes of the release's languages.
+            has_cangjie: True if the checkpoint has a Cangjie table.
+        """
+        if not codes:
+            return base.Languages()
+        missing, known = missing_packages(has_cangjie), {name: code for name, code in CODES.items() if code in codes}
+        return cls(
+            tuple(name for name, code in known.items() if code not in missing),
+            {name: missing[code] for name, code in known.items() if code in missing},
+            tuple(code for code in plain_languages() if code in codes),
+        )
+
+    def choose(self, given: Any) -> str:
+        """Return the name of a request's language; see `Languages.choose`."""
+        name = given.lower() if isinstance(given, str) else ""
+        if name not in self.names:
+            needed = f" ({name} needs {self.missing[name]})" if name in self.missing else ""
+            got = "no value" if given is None else shown(name if needed else given)
+            raise InvalidRequest("options.language", f"one of {', '.join(self.names)}{needed}", got)
+        return name
+
+    def profile(self) -> Mapping[str, Any]:
+        """Return that a language is required, and the languages that are read without marks."""
+        return {"requires_language": True} | ({"languages_plain": list(self.plain)} if self.plain else {})
 
 
 class Languages:
