@@ -337,9 +337,7 @@ def test_family_and_codec_names_are_found_in_code_and_prose(line: str) -> None:
 OF_ONE_FAMILY = {
     "chatterbox": {"DrawRules.penalty_follows"},
     "cosyvoice3": {"DrawRules.redraw_excludes", "DrawRules.top_p_of_all", "TextGroups", "TextTrack.groups"},
-    "kyutai_tts": {
-        "ConditionSpec", "Family.conditions", "UnconditionalContext.hides_recording",
-    },
+    "kyutai_tts": {"ConditionSpec", "Family.conditions"},
     "opuslm": {"PaddedTail", "StreamLayout.pad_is_silent"},
     "tiny": {"Family.script", "Script"},
     "vita_audio": {"Family.bursts"},

@@ -272,7 +272,6 @@ class SegmentRules:
             first_stop=first.stop,
             interleaves=any(task.segments[0] is Segment.INTERLEAVED for task in family.tasks),
             hides_first=0 in family.unconditional.hidden_streams,
-            hides_recording=family.unconditional.hides_recording,
             null_id=family.unconditional.null_id,
             last_frame=first[-1] if self.has_countdown else NO_ID,
             max_entries=self.max_entries,
@@ -285,6 +284,18 @@ class SegmentRules:
             fill_id=groups.fill_id if groups else NO_ID,
             given_id=groups.given_id if groups else NO_ID,
         )
+
+    @cached_property
+    def other_streams(self) -> np.ndarray:
+        """Constants of streams 1 to S - 1, int64 [3, S - 1].
+
+        They are the delay, 1 for a stream that is hidden from unconditional requests, and the initial id or a pad.
+        """
+        layout, hidden = self.family.layout, self.family.unconditional.hidden_streams
+        streams = range(1, layout.num_input_streams)
+        delays = [*layout.delays[1:], *[0] * layout.num_input_only]
+        initial = [*layout.initial[1:], *[layout.pad_id] * (len(streams) - len(layout.initial[1:]))]
+        return np.array([delays, [stream in hidden for stream in streams], initial], np.int64)
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:

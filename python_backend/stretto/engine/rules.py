@@ -91,7 +91,6 @@ class ReplyConstants(NamedTuple):
     first_stop: int
     interleaves: bool
     hides_first: bool
-    hides_recording: bool
     null_id: int
     last_frame: int
     max_entries: int
@@ -308,7 +307,7 @@ def hide_first(token, family):
 
 
 def hide_other(code, is_hidden, frame, delay, initial, family):
-    """Do the same for another stream. Before its first frame, other ids than `initial` are codes of a recording."""
-    if family.hides_recording:
+    """Do the same for another stream. If its first ids are not sampled, all but `initial` are codes of a recording."""
+    if not family.warm_up_is_sampled:
         is_hidden = is_hidden | ((frame < delay) & (code != initial))
     return where(is_hidden, family.pad_id, code)

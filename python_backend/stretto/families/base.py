@@ -126,8 +126,9 @@ class UnconditionalContext:
     - Context rows after the first `keep_first` and before the last `keep_last` become `[null_id, pad, …]`.
     - In audio rows, ids of the audio interval become `null_id` (stream 0) or pad (other output streams) on the streams
       in `hidden_streams`. Input-only streams among these become pads. Other ids, such as end of audio, are unchanged.
-    - With `hides_recording`, codes of the prompt and of its `delayed_tail` become pads. The initial ids
-      (`StreamLayout.initial`) are kept.
+    - Before a stream's first frame, codes of the prompt's `delayed_tail` become pads (with `PADDED_WARM_UP`).
+
+    The initial ids (`StreamLayout.initial`) are kept in all rows.
 
     A mechanism may have other rules (`Mechanism.pair`).
     """
@@ -136,7 +137,6 @@ class UnconditionalContext:
     keep_first: int
     keep_last: int
     hidden_streams: tuple[int, ...] = ()
-    hides_recording: bool = False
 
 
 @dataclass(frozen=True)

@@ -237,10 +237,10 @@ def stream_ids(family: Family, stream: int) -> list[int]:
 
 
 def hide_recording(row: Row, frame: int, family: Family) -> None:
-    """Replace ids before each stream's first frame with pads, except initial ids, if the family hides recordings."""
+    """Replace codes of a recording, which precede each stream's first frame, with pads, but keep initial ids."""
     layout = family.layout
-    for s in range(1, layout.num_output_streams if family.unconditional.hides_recording else 0):
-        if frame < layout.delays[s] and row[s] != layout.initial[s]:
+    for s in range(1, 0 if family.warm_up.is_sampled else layout.num_output_streams):
+        if frame < layout.delays[s] and not (layout.initial and row[s] == layout.initial[s]):
             row[s] = layout.pad_id
 
 

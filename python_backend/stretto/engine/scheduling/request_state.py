@@ -23,7 +23,7 @@ from stretto.engine.scheduling.outgoing_rows import OutgoingRows
 from stretto.engine.scheduling.row_history import RowHistory
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import Track
-from stretto.families.base import Family, UnconditionalContext
+from stretto.families.base import UnconditionalContext
 from stretto.families.bursts import BurstSchedule
 from stretto.records.prompt import Prompt
 
@@ -236,8 +236,8 @@ def unconditional_context(state: RequestState) -> np.ndarray:
     if known < num_rows:  # forced rows that the model has not computed yet
         rows[known:, 0] = family.transition[known - num_rows :]
     before = unconditional_rows(rows[:audio_start], family.unconditional, layout.pad_id)
-    if family.unconditional.hides_recording:
-        before = np.where(rows[:audio_start] == _initial(family), rows[:audio_start], before)
+    initial = state.reply.rules.other_streams[2]
+    before[:, 1:] = np.where(rows[:audio_start, 1:] == initial, initial, before[:, 1:])
     return np.concatenate([before, unconditional_audio(rows[audio_start:], state.reply.rules)])
 
 
@@ -256,17 +256,8 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
     return hidden
 
 
-def _initial(family: Family) -> np.ndarray:
-    """Return the initial id of each stream, [S]; -1 for none."""
-    ids = family.layout.initial[1:] or [-1] * (family.layout.num_output_streams - 1)
-    return np.array([-1, *ids, *[-1] * family.layout.num_input_only])
-
-
 def unconditional_audio(rows: np.ndarray, rules: SegmentRules) -> np.ndarray:
     """Return audio rows [n, S] as the unconditional request sees them, with hidden streams masked."""
-    layout, streams = rules.family.layout, rules.family.unconditional.hidden_streams
-    is_hidden = np.isin(np.arange(1, layout.num_input_streams), streams)
-    delays = np.array([*layout.delays[1:], *[0] * layout.num_input_only])
-    frames, initial = np.arange(len(rows))[:, None], _initial(rules.family)[1:]
-    others = ON_ARRAYS.hide_other(rows[:, 1:], is_hidden, frames, delays, initial, rules.constants)
+    (delays, hidden, initial), frames = rules.other_streams, np.arange(len(rows))[:, None]
+    others = ON_ARRAYS.hide_other(rows[:, 1:], hidden != 0, frames, delays, initial, rules.constants)
     return np.column_stack([ON_ARRAYS.hide_first(rows[:, 0], rules.constants), others]).astype(rows.dtype)

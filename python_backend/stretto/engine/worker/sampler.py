@@ -400,12 +400,8 @@ class SpeechSampler:
         )
         self._table, self._sent = self._all_state[:, : len(STATE)], arrays.upload(np.array(tables.sent_columns))
         self._width = self._codes.shape[2] + len(tables.sent_columns)
-        self._family = segments.family
-        hidden, layout = self._family.unconditional.hidden_streams, self._family.layout
-        self._hidden = arrays.upload(np.array([stream in hidden for stream in range(1, layout.num_input_streams)]))
-        others = [0] * layout.num_input_only
-        self._delays = arrays.upload(np.array([*layout.delays[1:], *others]))
-        self._initial = arrays.upload(np.array([*(layout.initial or layout.delays)[1:], *others]))
+        delays, hidden, initial = segments.rules.other_streams
+        self._hidden, self._delays, self._initial = map(arrays.upload, (hidden != 0, delays, initial))
         self._nothing = torch.zeros(slots.num_slots, 1, device=tables.state.device)
         self._none = torch.zeros(slots.num_slots, dtype=torch.int32, device=tables.state.device)
 

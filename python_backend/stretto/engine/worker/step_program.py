@@ -70,9 +70,6 @@ class StepConstants:
         ends, cut = end_tables(rules), [rules.cut_of_text(task) for task in family.tasks]
         limits = [rules.text_limit(task) for task in family.tasks]
         speaks = [Segment.AUDIO in task.segments for task in family.tasks]
-        delays = [*layout.delays[1:], *[0] * layout.num_input_only]
-        initial = [*layout.initial[1:], *[layout.pad_id] * (len(delays) - len(layout.initial[1:]))]
-        is_hidden = [stream in family.unconditional.hidden_streams for stream in range(1, layout.num_input_streams)]
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
 
         def upload(values: object) -> torch.Tensor:
@@ -85,7 +82,7 @@ class StepConstants:
             ends_of_audio=upload(rules.drawn_ends_of_audio),
             end_frame=upload(family.end_frame),
             transition=upload([*family.transition, layout.pad_id]),
-            streams=upload([delays, is_hidden, initial]),
+            streams=upload(rules.other_streams),
             sent=upload(tables.sent_columns),
             denied=torch.from_numpy(denied_text(rules)).to(tables.state.device),
             is_guided=upload([stream in family.guided_streams for stream in range(len(layout.audio))]),
