@@ -25,7 +25,7 @@ from stretto_client.errors import Timeouts
 from stretto_client.live_speech import LiveSession, UnreadAudio, speak_written
 from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
-from stretto_client.model_profile import ModelProfile, fetch_profile
+from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
 from stretto_client.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_client.shared_memory import RingSize, Sharing
@@ -396,6 +396,10 @@ class SpeechClient:
             return bool(await self._client.is_server_ready() and await self._client.is_model_ready(self.model))
         except (InferenceServerException, grpc.RpcError):
             return False
+
+    async def server_name(self) -> str:
+        """Return the server's name, JSON with model and revision; raise ClientError if no server answers."""
+        return await fetch_name(self._client, self.server, self.timeouts.first_s)
 
     async def close(self) -> None:
         """Free all shared memory and close the connection."""

@@ -224,3 +224,21 @@ async def fetch_profile(client: InferenceServerClient, model: str, server: str, 
     except InferenceServerException as error:
         raise from_exception(error, server) from None
     return ModelProfile.from_config(config.get("config", {}))
+
+
+async def fetch_name(client: InferenceServerClient, server: str, timeout_s: float) -> str:
+    """Fetch the server's name in its metadata; `stretto serve` sets it to JSON with the model and its revision.
+
+    Args:
+        client: Client for the server.
+        server: Address of the server (host:port), for error messages.
+        timeout_s: Timeout in seconds.
+
+    Raises:
+        ClientError: No server answers.
+    """
+    try:
+        metadata = await client.get_server_metadata(client_timeout=timeout_s)
+    except InferenceServerException as error:
+        raise from_exception(error, server) from None
+    return str(metadata.name)

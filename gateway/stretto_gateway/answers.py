@@ -185,6 +185,19 @@ class Model(TypedDict):
     takes_role: bool
 
 
+class Health(TypedDict):
+    """Readiness, and what is served. Fields of the model are missing if the server does not report them.
+
+    `model` is its name, `revision` the commit of its release, and `configuration` the SHA-256 of the server's version,
+    options and configuration files.
+    """
+
+    status: Literal["ready", "not ready"]
+    model: NotRequired[str]
+    revision: NotRequired[str]
+    configuration: NotRequired[str]
+
+
 class Models(TypedDict):
     """List of models, which contains only the served model."""
 

@@ -4,12 +4,13 @@ The routes for models and health checks, and the exception handlers, are in this
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -20,12 +21,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
+from stretto_client import ClientError, SpeechClient
 from stretto_gateway import chat, page, speech, speech_stream, transcription, verification, voices
 from stretto_gateway.answers import (
     ERRORS,
     TEXT,
     ApiError,
     Described,
+    Health,
     KeyUsage,
     Model,
     Models,
@@ -51,6 +54,7 @@ ABOUT = (
 )
 # response headers that pages of other origins may read
 EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")
+IDENTITY = ("model", "revision", "configuration")  # fields of `Health` that the server reports
 OPEN: dict[str, Any] = {"security": []}  # no key needed
 router = APIRouter()
 
@@ -123,7 +127,6 @@ def add_health(every: APIRouter) -> None:
         described("The gateway is running", "text/plain"),
         described("The server can generate speech", "text/plain"),
     )
-    every.add_api_route("/health", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
     every.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
     every.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
     every.add_api_route("/api/build_info", ready, include_in_schema=False, **plain)  # read by Unmute
@@ -137,6 +140,19 @@ def answer_head(every: APIRouter) -> None:
         if isinstance(route, APIRoute) and "GET" in route.methods:
             options: dict[str, Any] = {"response_class": route.response_class, "include_in_schema": False}
             every.add_api_route(route.path, route.endpoint, methods=["HEAD"], **options)
+
+
+@router.get(
+    "/health",
+    responses={503: {"description": "The server cannot generate speech now", "model": Health}},
+    openapi_extra=OPEN,
+)
+async def health(request: Request, response: Response) -> Health:
+    """Return the model and its configuration with status 200 if the server accepts requests; otherwise 503."""
+    if not await is_ready(request.app):
+        response.status_code = 503
+        return {"status": "not ready"}
+    return cast(Health, {"status": "ready"} | await served_model(request.app.state.gateway.client))
 
 
 @router.get("/v1/usage")
@@ -185,6 +201,16 @@ async def is_ready(app: FastAPI) -> bool:
             async with asyncio.timeout(READY_S):
                 return bool(await app.state.gateway.client.ready())
     return False
+
+
+async def served_model(client: SpeechClient | RoutedClient) -> dict[str, str]:
+    """Return the model, revision and configuration that the server reports; empty for servers that report none."""
+    reported = None
+    with suppress(ClientError, TimeoutError, ValueError):
+        async with asyncio.timeout(READY_S):
+            reported = json.loads(await client.server_name())
+    found = reported if isinstance(reported, dict) else {}
+    return {name: found[name] for name in IDENTITY if isinstance(found.get(name), str)}
 
 
 async def figures(request: Request) -> Response:

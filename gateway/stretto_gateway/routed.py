@@ -138,6 +138,11 @@ class RoutedClient:
                 return await client.ready()
         return False
 
+    async def server_name(self) -> str:
+        """Return the name of one of the servers, as SpeechClient does."""
+        async with self._lent("") as (client, _):
+            return await client.server_name()
+
     async def close(self) -> None:
         """Close the clients of all servers."""
         await asyncio.gather(*(client.close() for client in self._clients.values()))

@@ -170,6 +170,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     script: Callable[[Request], list[Step]]
     is_ready: bool = True
+    name: str = "triton"
     more_models: tuple[str, ...] = ()
     profile: dict[str, Any] | None = field(default_factory=lambda: PROFILE)
     requests: list[Request] = field(default_factory=list)
@@ -198,6 +199,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def ServerReady(self, request: Any, context: Any) -> service_pb2.ServerReadyResponse:
         return service_pb2.ServerReadyResponse(ready=True)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> service_pb2.ServerMetadataResponse:
+        return service_pb2.ServerMetadataResponse(name=self.name)
 
     async def ModelReady(self, request: Any, context: Any) -> service_pb2.ModelReadyResponse:
         is_there = request.name in ("speech", *self.more_models) and request.version in ("", "1")

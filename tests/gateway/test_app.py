@@ -479,6 +479,26 @@ async def test_gateway_readiness_follows_the_server(start: Start) -> None:
         assert (await http.get("/health/live")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [
+        ('{"model": "voice", "configuration": "sha256:00"}', {"model": "voice", "configuration": "sha256:00"}),
+        ('{"model": "voice", "revision": 3, "address": "10.0.0.1"}', {"model": "voice"}),
+        ("triton", {}),
+        ('["voice"]', {}),
+    ],
+    ids=["complete", "other fields", "no JSON", "no object"],
+)
+async def test_health_has_the_model_and_its_configuration(start: Start, name: str, served: dict[str, str]) -> None:
+    running = await start(keys=(KEY,))
+    running.behind.name = name
+    async with running.http() as http:
+        assert (await http.get("/health")).json() == {"status": "ready"} | served
+        running.behind.is_ready = False
+        answer = await http.get("/health")
+        assert (answer.status_code, answer.json()) == (503, {"status": "not ready"})
+
+
 async def test_gateway_is_not_ready_if_the_server_does_not_respond(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ EARLY = "TEST_EARLY"  # environment variable: a signal that reaches the launcher
 
 # Started as tritonserver is. The file `aborts` counts starts that abort, `hangs` counts starts that hang (all, if it is
 # negative), in the way that the file `hang` names. Otherwise it answers "ready" and has a child with a stub's name.
+# The file `replies` has a line with the reply to each first request; with the file `unable`, the stub dies instead.
 # With the file `serves`, it also answers over gRPC: it is ready if the file is empty.
 SERVER = """#!{python}
 import http.server, os, pathlib, signal, socketserver, subprocess, sys, time
@@ -76,7 +77,9 @@ class Ready(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     def do_POST(self):
         global stub
-        self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("/generate_stream"):
+            return self.reply(body)
         with (here / "reloads").open("a") as reloads:
             reloads.write(self.path.removeprefix("/v2/repository/") + "\\n")
         refuses = self.path.endswith("/load") and (here / "refuses").exists()
@@ -88,6 +91,20 @@ class Ready(http.server.BaseHTTPRequestHandler):
         self.send_response(400 if refuses else 200)
         self.end_headers()
         self.wfile.write(b'[{{"name": "preprocessor", "state": "READY"}}]')
+    def reply(self, body):
+        with (here / "requests").open("ab") as requests:
+            requests.write(body + b"\\n")
+        if (here / "unable").exists():
+            (here / "unable").unlink()
+            stub.kill()
+            time.sleep(60)
+        replies = here / "replies"
+        lines = replies.read_text().splitlines() if replies.exists() else []
+        reply = lines.pop(0) if lines else '{{"event": "{{\\\\"report\\\\": {{}}}}", "pcm": [0.5]}}'
+        replies.write_text("\\n".join(lines))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(f"data: {{reply}}\\n\\n".encode())
     def log_message(self, *_):
         pass
     def address_string(self):

@@ -1,14 +1,23 @@
 """Options of the launcher in a model repository, and the model that a launcher reports."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.installation import LaunchError
-from stretto.launcher.options import OPTIONS_FILE, RepositoryOptions, ServedModel, read_options, served_model
+from stretto.launcher.options import (
+    OPTIONS_FILE,
+    RepositoryOptions,
+    ServedModel,
+    configuration_digest,
+    read_options,
+    served_model,
+)
+from stretto.launcher.server import identity
 
-MODEL = ServedModel("voice", "0123456789abcdef")
+MODEL = ServedModel("voice", "0123456789abcdef", revision="c0ffee")
 
 
 @pytest.mark.parametrize(
@@ -17,7 +26,9 @@ MODEL = ServedModel("voice", "0123456789abcdef")
 def test_written_options_are_read_back(tmp_path: Path, options: RepositoryOptions) -> None:
     assert read_options(tmp_path) == RepositoryOptions()
     options.write(tmp_path)
-    assert read_options(tmp_path) == options
+    found = read_options(tmp_path)
+    assert found == options
+    assert found.model is None or found.model.revision == MODEL.revision
 
 
 @pytest.mark.parametrize(
@@ -41,3 +52,40 @@ def test_launcher_reports_the_installed_model_or_the_path_of_its_repository(tmp_
     assert launch_config(flags, []).model == ServedModel(str(tmp_path.resolve()))
     RepositoryOptions(model=MODEL).write(tmp_path)
     assert launch_config(flags, []).model == served_model(tmp_path) == MODEL
+
+
+@pytest.mark.parametrize(
+    ("path", "counts"),
+    [
+        ("launcher.json", True),
+        ("speech/config.pbtxt", True),
+        ("language_model/1/engine.json", True),
+        ("language_model/1/checkpoint/config.json", True),
+        ("language_model/1/checkpoint/codec/config.json", True),
+        ("language_model/1/checkpoint/model.safetensors", False),
+    ],
+)
+def test_configuration_digest_covers_the_configs_of_the_repository(tmp_path: Path, path: str, counts: bool) -> None:
+    checkpoint, folder = tmp_path / "checkpoint", tmp_path / "repository"
+    (folder / "language_model/1").mkdir(parents=True)
+    (folder / "language_model/1/checkpoint").symlink_to(checkpoint, target_is_directory=True)
+    for each in (folder / "speech", checkpoint / "codec"):
+        each.mkdir(parents=True)
+    before = configuration_digest(folder)
+    assert configuration_digest(folder, ("perth",)) != before
+    (folder / path).write_text("{}")
+    empty = configuration_digest(folder)
+    (folder / path).write_text("{ }")
+    assert (empty != before, configuration_digest(folder) != empty) == (counts, counts)
+
+
+def test_server_is_named_by_its_model_revision_and_configuration(tmp_path: Path) -> None:
+    (tmp_path / "speech").mkdir()
+    (tmp_path / "speech/config.pbtxt").write_text('key: "profile" value { string_value: \'{"family": "tiny"}\' }')
+    flags = parser().parse_args(["--model-repository", str(tmp_path), "--pid-file", str(tmp_path / "pid")])
+    record = json.loads(identity(launch_config(flags, [])))
+    assert record == {"model": "tiny", "configuration": configuration_digest(tmp_path, ("",))}
+    RepositoryOptions(model=MODEL).write(tmp_path)
+    record = json.loads(identity(launch_config(flags, ["--log-verbose=1"])))
+    digest = configuration_digest(tmp_path, ("", "--log-verbose=1"))
+    assert record == {"model": "voice", "revision": "c0ffee", "configuration": digest}

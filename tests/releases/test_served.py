@@ -58,7 +58,7 @@ def test_repository_is_made_once(tmp_path: Path, builder: Any) -> None:
         {
             "checkpoint": str(model.checkpoint),
             "out": str(first.folder),
-            "model": ["voice", model.manifest.key],
+            "model": ["voice", model.manifest.key, model.manifest.sources[0]["commit"]],
             "placement": None,
             "quantize": None,
             "gpu": None,

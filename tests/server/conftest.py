@@ -68,6 +68,7 @@ class Server:
             assert self.launcher.poll() is None, self.said
             assert time.monotonic() < deadline, self.said
             time.sleep(0.1)
+        assert "has refused the first request" not in self.said
 
     def state(self) -> str | None:
         return json.loads(self.pid_file.read_text())["state"] if self.pid_file.exists() else None

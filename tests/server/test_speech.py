@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,6 +15,7 @@ from benchmarks.harness import CHECKPOINT
 from stretto.codecs.base import load_codec
 from stretto.families.tiny.family import TINY
 from stretto.launcher.installation import UnixConnection
+from stretto_client import SpeechClient
 from tests.server.conftest import Server
 from tests.server.listening import Answer, Stream
 from tests.server.published import one_shot
@@ -57,6 +59,15 @@ def test_speech_streams_and_ends_with_a_complete_event(spoken: Answer) -> None:
     assert report["num_frames"] > 0
     assert report["num_text_tokens"] > 0
     assert 0 < report["first_frame_s"] < report["total_s"]
+
+
+async def test_server_has_spoken_before_it_is_ready_and_names_its_model(server: Server) -> None:
+    (num_samples,) = re.findall(r"the first request took \d+\.\d s; samples in the reply: (\d+)\n", server.said)[-1:]
+    assert int(num_samples) > 4800
+    async with SpeechClient(f"localhost:{server.grpc}") as client:
+        record = json.loads(await client.server_name())
+    served = json.loads(server.pid_file.read_text())["model"]
+    assert record == {"model": "tiny", "configuration": served["configuration"]}
 
 
 def test_served_speech_guides_every_frame(spoken: Answer, server: Server) -> None:

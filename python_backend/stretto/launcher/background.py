@@ -108,7 +108,8 @@ def model_of(record: dict[str, Any]) -> ServedModel | None:
     found = record.get("model")
     if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("name", "key")):
         return None
-    return ServedModel(found["name"], found["key"], str(found.get("repository", "")))
+    others = {name: str(found.get(name, "")) for name in ("repository", "revision", "configuration")}
+    return ServedModel(found["name"], found["key"], **others)
 
 
 def remove(path: Path | None) -> None:

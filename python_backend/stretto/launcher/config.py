@@ -10,7 +10,7 @@ from pathlib import Path
 from stretto import plugins
 from stretto.errors import CommandParser
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
-from stretto.launcher.options import ServedModel, served_model
+from stretto.launcher.options import ServedModel, configuration_digest, served_model
 from stretto.proxy.access import CLOSED, HTTP, Ports
 
 DESCRIPTION = (
@@ -244,9 +244,10 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         )
     pid_file = pid_file_of(flags)
     log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log(flags.http_port, pid_file))
+    configuration = configuration_digest(flags.model_repository, (flags.marker or "", *passed))
     return LaunchConfig(
         model_repository=flags.model_repository.resolve(),
-        model=served_model(flags.model_repository),
+        model=replace(served_model(flags.model_repository), configuration=configuration),
         address=flags.address,
         allowed=frozenset(flags.allow),
         max_request_bytes=flags.max_request_mb * 1_000_000,

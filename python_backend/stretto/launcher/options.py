@@ -1,7 +1,9 @@
-"""Options of the launcher that a model repository contains, in `launcher.json`."""
+"""Options of the launcher that a model repository contains, in `launcher.json`, and the identity of its model."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,29 @@ from stretto.launcher.installation import LaunchError
 from stretto.untrusted_files import json_object
 
 OPTIONS_FILE = "launcher.json"
-SHARES_BY_MPS, MODEL, NAME, KEY = "shares_by_mps", "model", "name", "key"
+SHARES_BY_MPS, MODEL, NAME, KEY, REVISION = "shares_by_mps", "model", "name", "key", "revision"
+
+# Configuration files of a model repository and of a checkpoint in it.
+CONFIGS = ("*.json", "*/config.pbtxt", "*/1/*.json", "*/1/*/*.json", "*/1/*/*/*.json")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """Model of a server, for its pid file.
+    """Model of a server, for its pid file. Only name and key are compared.
 
     Attributes:
         name: Name of the installed model; for other models, the path of the model repository.
         key: Key of the installed model; empty for other models.
-        repository: Folder of the model repository; empty if it is unknown. It is not compared.
+        repository: Folder of the model repository; empty if it is unknown.
+        revision: Commit of the release from which the model was installed; empty if it is unknown.
+        configuration: Digest of the server's configuration (`configuration_digest`); empty if it is unknown.
     """
 
     name: str
     key: str = ""
     repository: str = field(default="", compare=False)
+    revision: str = field(default="", compare=False)
+    configuration: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,8 @@ class RepositoryOptions:
         """Write the options to a model repository, and replace earlier ones."""
         record: dict[str, Any] = {SHARES_BY_MPS: self.shares_by_mps}
         if self.model is not None:
-            record[MODEL] = {NAME: self.model.name, KEY: self.model.key}
+            revision = {REVISION: self.model.revision} if self.model.revision else {}
+            record[MODEL] = {NAME: self.model.name, KEY: self.model.key} | revision
         (repository / OPTIONS_FILE).write_text(json.dumps(record) + "\n")
 
 
@@ -64,7 +74,8 @@ def read_options(repository: Path) -> RepositoryOptions:
         raise LaunchError(f"{path}: {SHARES_BY_MPS}: expected true or false, got {shares_by_mps!r:.80}")
     if model is None:
         return RepositoryOptions(shares_by_mps)
-    if not isinstance(model, dict) or model.keys() != {NAME, KEY} or not all(map(_is_word, model.values())):
+    is_complete = isinstance(model, dict) and {NAME, KEY} <= model.keys() <= {NAME, KEY, REVISION}
+    if not is_complete or not all(map(_is_word, model.values())):
         raise LaunchError(f"{path}: {MODEL}: expected an object with {NAME} and {KEY}, got {shown(model)}")
     return RepositoryOptions(shares_by_mps, ServedModel(**model))
 
@@ -81,3 +92,27 @@ def served_model(repository: Path) -> ServedModel:
     """
     place = str(repository.resolve())
     return replace(read_options(repository).model or ServedModel(place), repository=place)
+
+
+def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> str:
+    """Return the SHA-256 of all that determines how a server replies, except the weights.
+
+    Two servers with the same digest and the same weights reply in the same way. It covers Stretto's version,
+    `arguments`, and the names and contents of the repository's JSON files and model configs, including those of the
+    checkpoint.
+
+    Args:
+        repository: Triton model repository.
+        arguments: Arguments of the launcher that determine replies.
+
+    Raises:
+        LaunchError: If a file cannot be read.
+    """
+    digest = hashlib.sha256(json.dumps([version("stretto"), *arguments]).encode())
+    try:
+        for path in sorted({path for pattern in CONFIGS for path in repository.glob(pattern)}):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{path.relative_to(repository)}\0{content}\0".encode())
+    except OSError as error:
+        raise LaunchError(f"cannot read {error.filename} ({error.strerror})") from None
+    return f"sha256:{digest.hexdigest()}"

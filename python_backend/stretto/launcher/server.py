@@ -16,7 +16,8 @@ from typing import Any
 
 from stretto.launcher import mps
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import Fault, Launch, slowness
+from stretto.launcher.faults import Fault, Launch, named, slowness
+from stretto.launcher.first_request import FirstRequest, first_requests, model_profile
 from stretto.launcher.installation import (
     IMPORT_ROOT,
     Installation,
@@ -26,7 +27,7 @@ from stretto.launcher.installation import (
     server_environment,
     state_folder,
 )
-from stretto.launcher.launch_log import LaunchLog
+from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.processes import (
     LoadPriority,
     Process,
@@ -145,6 +146,7 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
         f"--model-repository={config.model_repository}",
         *listening(config, launch),
         *loading(config),
+        f"--id={identity(config)}",
         "--disable-auto-complete-config",
         "--exit-timeout-secs=10",
         "--grpc-infer-allocation-pool-size=0",
@@ -155,6 +157,14 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
         *installation.arguments,
         *config.passed,
     ]
+
+
+def identity(config: LaunchConfig) -> str:
+    """Return the server's name in its metadata, as JSON: model, revision of the release, and configuration's digest."""
+    model, repository = config.model, config.model_repository
+    name = model.name if model.key else model_profile(repository).get("family", repository.name)
+    record = {"model": name, "revision": model.revision, "configuration": model.configuration}
+    return json.dumps({name: value for name, value in record.items() if value})
 
 
 def loading(config: LaunchConfig) -> list[str]:
@@ -227,6 +237,7 @@ class Server:
         self._started, self._workarounds = time.monotonic(), Workarounds(installation.version)
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
+        self._first: FirstRequest | None = None
         self._num_restarts = 0
         self._long_lost: set[int] = set()  # Triton reaps these only after the model's last request, if at all
         self._process, self._output = log.start(
@@ -255,7 +266,9 @@ class Server:
         return time.monotonic() - self._started
 
     def is_ready(self) -> bool:
-        """Return True once every model is loaded; the server's processes are then watched.
+        """Return True once every model is loaded and the first request has passed all of them.
+
+        From then on, the server's processes are watched.
 
         Raises:
             AbortedStart: If the server or a stub died, or the start hangs. Another attempt may succeed.
@@ -269,18 +282,33 @@ class Server:
             raise LaunchError(f"the server ended with {_exit(code)}: {reason}")
         if self.age_s > self._config.start_seconds * slowness():
             raise LaunchError(f"the server is not ready after {self.age_s:.0f} s")
+        if self._watch is not None:
+            return self._has_replied(self._watch)
         if self._answers_ready() if self._restart is None else self._restart.is_done():
             if self._priority is not None:
                 self._priority.end()
                 self._priority = None
             self._watch = self._watch_processes()
-            self._launch.hide_regions()
-            return True
+            requests = first_requests(self._config.model_repository)
+            self._first = FirstRequest(requests, self._connection) if requests else None
+            return self._has_replied(self._watch)
         if self._priority is not None:
             self._priority.poll()
         if self._start_watch is not None and (hang := self._start_watch.hang()):
             raise AbortedStart(f"the server has {hang}")
         return False
+
+    def _has_replied(self, watch: Watch) -> bool:
+        """Return True once the first request is complete, or if there is none because the model has no profile."""
+        if self._first is not None:
+            if ended := watch.wait(0):
+                raise AbortedStart(f"{named(ended)} ended at the first request")
+            if not self._first.is_done():
+                return False
+            log_line(self._first.outcome())
+            self._first = None
+        self._launch.hide_regions()
+        return True
 
     def _answers_ready(self) -> bool:
         with suppress(OSError, http.client.HTTPException):
@@ -370,6 +398,8 @@ class Server:
         self._process.kill()
         self._process.wait()
         end_all(lambda process: process.group == self.pid)
+        if self._first is not None:
+            self._first.close()
         if self._watch is not None:
             self._watch.close()
         self._output.close()

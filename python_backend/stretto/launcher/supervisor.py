@@ -14,7 +14,7 @@ from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named,
 from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, SpareProcess
 from stretto.launcher.installation import Installation, LaunchError, page_address, server_environment, wait_for_ports
 from stretto.launcher.launch_log import LaunchLog, log_line
-from stretto.launcher.server import AbortedStart, Server
+from stretto.launcher.server import AbortedStart, Server, identity
 from stretto.triton_io.flow import DIRECTORY, tables_of
 from stretto.triton_io.stub import is_passing
 
@@ -291,6 +291,7 @@ class Supervisor:
         wait_for_ports(self._config.triton_ports)
         mps.start(self._config.model_repository, self._launch)
         log_line(f"starting the server; its log: {self._publisher.log}")
+        log_line(f"serving {identity(self._config)}")
         server = Server(self._config, self._installation, self._launch, self._log, was_ready_before=self._was_ready)
         is_ready = False
         try:

@@ -104,7 +104,7 @@ def repository(
         report: Unused.
         checkpoint: Folder of the checkpoint.
         out: Folder to create.
-        model: Name and key of the model.
+        model: Name, key and revision of the model.
         placement: Arguments of `Placement` without the memory; None to serve on the CPU.
         quantize: Value of --quantize of `stretto make-repository`.
         gpu: Number of the server's GPU 0 in nvidia-smi.
@@ -115,7 +115,8 @@ def repository(
         found = make_repository.Placement(**placement, gpu_gib=None if num_bytes is None else num_bytes / GIB)
     make_repository.make(Path(checkpoint), Path(out), {}, found, quantize=quantize)
     shares_by_mps = found is not None and found.shares_by_mps
-    RepositoryOptions(shares_by_mps, ServedModel(*model)).write(Path(out))
+    name, key, revision = model
+    RepositoryOptions(shares_by_mps, ServedModel(name, key, revision=revision)).write(Path(out))
     profile = PROFILE.search((Path(out) / make_repository.ENSEMBLE / "config.pbtxt").read_text())
     assert profile is not None, out
     return json.loads(profile[1])

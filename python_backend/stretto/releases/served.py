@@ -99,7 +99,7 @@ def served(model: Model, devices: Devices, models: Models, builder: Builder) -> 
                 "repository",
                 checkpoint=str(model.checkpoint),
                 out=str(folder),
-                model=[manifest.name, manifest.key],
+                model=[manifest.name, manifest.key, manifest.sources[0]["commit"] if manifest.sources else ""],
                 placement=devices.placement,
                 quantize=devices.quantize,
                 gpu=devices.gpu,
