@@ -13,7 +13,16 @@ import pytest
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.gpu_memory import SERVER_BYTES, bytes_of_gpu
-from stretto.convert.make_repository import BUNDLED, ENGINE, WARM_UP_S, bytes_per_row, engine_arguments, main, profile
+from stretto.convert.make_repository import (
+    BUNDLED,
+    CHECKPOINT,
+    ENGINE,
+    WARM_UP_S,
+    bytes_per_row,
+    engine_arguments,
+    main,
+    profile,
+)
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
 from stretto.families.base import CodeTrack, ConditionSpec, Family
@@ -21,6 +30,7 @@ from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.plugin import family_at, plugins
 from stretto.families.tiny.family import TINY
 from stretto.launcher.options import OPTIONS_FILE, read_options
+from stretto.preprocessing.request import Preprocessor
 from stretto.sizing import DECODER_LIBRARY_BYTES
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
@@ -267,6 +277,45 @@ def test_decoder_may_use_the_memory_that_is_reserved_for_it(checkpoint: Path, tm
     given.write_text(json.dumps({"gpu_memory_utilization": 0.5}))
     assert limit_mb("chosen", "--gpu", "0", "--engine-args", str(given)) == beside
     assert limit_mb("host") == 0
+
+
+PROFILED = [
+    ("latency", (), (8, 2, 512), {"first_frames": 1, "steady_frames": 25, "playout_s": 0.0}),
+    ("balanced", (), (32, 8, 2048), None),
+    ("throughput", (), (32, 32, 2048), {"first_frames": 32, "steady_frames": 50, "playout_s": 0.5}),
+    ("latency", ("--gpu", "0", "--gpu-memory", "80"), (64, 16, 2048), {"first_frames": 1}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "sizes", "chunking"), PROFILED, ids=["latency", "balanced", "throughput", "GPU"]
+)
+def test_profile_sets_batch_chunks_and_playout(
+    checkpoint: Path, tmp_path: Path, name: str, words: tuple[str, ...], sizes: tuple[int, ...], chunking: Any
+) -> None:
+    arguments = made(checkpoint, tmp_path / "out", "--profile", name, *words)
+    assert tuple(arguments[key] for key in ("max_num_seqs", "max_waiting", "max_num_batched_tokens")) == sizes
+    texts = {
+        model: parameters_of(tmp_path / f"out/{model}/config.pbtxt") for model in ("preprocessor", "acoustic_decoder")
+    }
+    found = json.loads(texts["preprocessor"]["chunking"] or "null")
+    assert found == chunking or found.items() >= chunking.items()
+    for key in ("first_frames", "steady_frames"):
+        assert texts["acoustic_decoder"][key] == ("" if found is None else str(found[key]))
+    assert Preprocessor(tmp_path / "out" / CHECKPOINT, chunking=found).family.name
+
+
+def parameters_of(config: Path) -> dict[str, str]:
+    """Return the parameters of a model config."""
+    pairs = re.findall(r"""key: "(\w+)" value \{ string_value: (?:"([^"]*)"|'([^']*)')""", config.read_text())
+    return {key: double or single for key, double, single in pairs}
+
+
+def test_given_engine_arguments_take_precedence_over_the_profile(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "given.json").write_text('{"max_num_seqs": 5}')
+    words = ("--profile", "latency", "--engine-args", str(tmp_path / "given.json"))
+    arguments = made(checkpoint, tmp_path / "out", *words)
+    assert (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]) == (5, 512)
 
 
 def test_mps_is_enabled_only_on_request(checkpoint: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from stretto.families.tiny.family import TINY
 from stretto.preprocessing.request import read_delivery, read_options
 from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import ChunkPolicy
+from stretto_client.schema import ChunkingOptions
 from tests.speech_families import LATENTS
 
 RING = {"name": "stretto_ring_0011223344556677"}
@@ -22,6 +23,18 @@ def read(options: dict[str, Any]) -> Delivery:
 def test_delivery_defaults_come_from_the_family() -> None:
     first, steady = TINY.first_chunk_frames, TINY.steady_chunk_frames
     assert read({}) == Delivery(OutputForm("pcm_f32le", None), ChunkPolicy(first, steady, 0.0, 25.0, 2))
+
+
+def test_default_chunk_sizes_of_the_server_yield_to_those_of_a_request() -> None:
+    def read(options: ChunkingOptions, chunking: ChunkingOptions) -> ChunkPolicy:
+        return read_delivery({"chunking": options}, TINY, 25.0, 2, chunking=chunking).chunking
+
+    first, steady = TINY.first_chunk_frames, TINY.steady_chunk_frames
+    assert read({}, {"steady_frames": 50, "playout_s": 0.5}) == ChunkPolicy(first, 50, 0.5, 25.0, 2)
+    assert read({"playout_s": 0.0}, {"playout_s": 0.5}) == ChunkPolicy(first, steady, 0.0, 25.0, 2)
+    assert read({"steady_frames": 3}, {"first_frames": 8}) == ChunkPolicy(3, 3, 0.0, 25.0, 2)
+    with pytest.raises(InvalidRequest, match=r"chunking\.first_frames: expected an integer in "):
+        read({}, {"first_frames": 0})
 
 
 def test_every_option_is_read_into_its_field() -> None:

@@ -62,12 +62,15 @@ def test_repository_is_made_once(tmp_path: Path, builder: Any) -> None:
             "placement": None,
             "quantize": None,
             "gpu": None,
+            "serving": "balanced",
         }
     ]
     before = files(tmp_path)
     assert served(model, Devices(), Models(tmp_path), builder) == first
     assert len(builder.made) == 1
     assert files(tmp_path) == before, "a finished repository is used also from a read-only folder"
+    other = served(model, Devices(serving="latency"), Models(tmp_path), builder)
+    assert (other.folder.name, builder.made[1]["serving"]) == ("served-cpu-latency", "latency")
 
 
 def test_repository_is_made_again_for_another_version(

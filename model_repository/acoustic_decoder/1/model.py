@@ -36,8 +36,9 @@ class TritonPythonModel:
             "first_frames": str(family.first_chunk_frames),
             "steady_frames": str(family.steady_chunk_frames),
         }
-        given = {"marker": os.environ[stub.MARKER]} if stub.MARKER in os.environ else {}
-        config = DecoderConfig.from_parameters(found | parameters.strings | given)
+        given = {name: text for name, text in parameters.strings.items() if text}  # empty: the default
+        given |= {"marker": os.environ[stub.MARKER]} if stub.MARKER in os.environ else {}
+        config = DecoderConfig.from_parameters(found | given)
         aligner = open_aligner(config, parameters.path("aligner")) if config.aligner else None
         self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config, aligner=aligner)
         self.worker.wait_until_warm()

@@ -1,5 +1,6 @@
 """Triton adapter of the preprocessor."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ class TritonPythonModel:
         self.lanes = AudioLanes(AudioProcess, parameters.number("long_audio_lanes"), limit)
         has_aligner = parameters.strings.get("has_aligner") == "true"
         folder = os.environ.get(stub.ENCODINGS)
-        given = (None, parameters.device, has_aligner, Path(folder) if folder else None)
+        chunking = json.loads(parameters.strings.get("chunking") or "{}")
+        given = (None, parameters.device, has_aligner, Path(folder) if folder else None, chunking)
         self.preprocessor = Preprocessor(parameters.path("checkpoint"), *given)
         self.key = SealKey(stub.server_pid())
         self.read = lambda request: RawRequest(**read_inputs(request))

@@ -16,6 +16,7 @@ from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.conversion import fresh_directory
 from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes
+from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
@@ -25,7 +26,7 @@ from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
 from stretto.preprocessing.request import Preprocessor
-from stretto.sizing import CPU_BATCHED_ROWS, CPU_BLOCK_SIZE, GPU_BATCHED_ROWS, cpu_cache_rows, longest_rows, num_slots
+from stretto.sizing import CPU_BLOCK_SIZE, cpu_cache_rows, longest_rows, num_slots
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
@@ -152,6 +153,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
+    about = "batch, chunks and playout for short waits, for both, or for many streams; default: %(default)s"
+    add("--profile", choices=tuple(PROFILES), default=BALANCED, help=about)
     add("--gpu-memory", type=gibibytes, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")
     about = "let language model and codec use a GPU concurrently: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
@@ -202,17 +205,20 @@ class Placement:
         return self.gpu if self.codec_device is None else self.codec_device
 
 
-def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) -> dict[str, Any]:
+def engine_arguments(
+    record: dict[str, Any], family: Family, is_on_gpu: bool, serving: ServingProfile = PROFILES[BALANCED]
+) -> dict[str, Any]:
     """Return the vLLM engine arguments for a checkpoint.
 
     On a GPU, vLLM uses the memory that other processes leave (`gpu_needs`). With 256 batch slots, vLLM's CUDA graphs
-    also cover steps of up to 512 rows that include prompts. The number of waiting requests is limited to a quarter of
-    the batch slots; further requests are rejected and may be retried.
+    also cover steps of up to 512 rows that include prompts. The number of waiting requests is limited; further requests
+    are rejected and may be retried.
 
     Args:
         record: config.json of the checkpoint.
         family: The checkpoint's family.
         is_on_gpu: True to serve on a GPU.
+        serving: Profile of batch and queue.
 
     Raises:
         CheckpointError: If a size in config.json is missing or invalid.
@@ -222,14 +228,17 @@ def engine_arguments(record: dict[str, Any], family: Family, is_on_gpu: bool) ->
         "max_model_len": min(family.max_model_len, count(record, "max_position_embeddings")),
     }
     table_bytes = 0 if family.conditions is None else condition_bytes(record, family.conditions, chosen["dtype"])
-    num_seqs = num_slots(table_bytes, is_on_gpu)
-    places = {"max_num_seqs": num_seqs, "max_waiting": num_seqs // 4}
+    num_seqs = serving.num_slots(num_slots(table_bytes, is_on_gpu))
+    places = {
+        "max_num_seqs": num_seqs,
+        "max_waiting": serving.num_waiting(num_seqs),
+        "max_num_batched_tokens": serving.num_step_rows(is_on_gpu),
+    }
     if is_on_gpu:
-        return chosen | places | {"max_num_batched_tokens": GPU_BATCHED_ROWS}
+        return chosen | places
     num_rows = cpu_cache_rows(family, chosen["max_model_len"], window(record), num_seqs)
     return chosen | {
         **places,
-        "max_num_batched_tokens": CPU_BATCHED_ROWS,
         "block_size": CPU_BLOCK_SIZE,
         "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
         "enforce_eager": True,
@@ -375,6 +384,7 @@ def make(
     placement: Placement | None = None,
     aligner: Path | None = None,
     quantize: str | None = None,
+    serving: str = BALANCED,
 ) -> None:
     """Create the model repository.
 
@@ -385,6 +395,7 @@ def make(
         placement: Devices for GPUs; None for the CPU.
         aligner: Folder of the CTC model for word times, or None.
         quantize: Key of QUANTIZATIONS; None to use the weights as stored.
+        serving: Key of PROFILES.
 
     Raises:
         CheckpointError: If the checkpoint or the aligner cannot be served.
@@ -406,11 +417,12 @@ def make(
         check_config(aligner)
         read_alphabet(aligner)
     record = config_at(checkpoint)
-    chosen = engine_arguments(record, family, placement is not None) | engine_args
+    chosen = engine_arguments(record, family, placement is not None, PROFILES[serving]) | engine_args
     chosen |= quantization(record, quantize, chosen["dtype"])
     memory, tensors = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}, 0
     if placement is not None:
-        needs = gpu_needs(checkpoint, preprocessor.codec, family, placement, chosen)
+        sizes = PROFILES[serving].with_chunks(family)
+        needs = gpu_needs(checkpoint, preprocessor.codec, sizes, placement, chosen)
         tensors = needs.tensors
         if not chosen.keys() & memory:
             chosen["reserved_mb"] = needs.reserved_mb
@@ -427,6 +439,10 @@ def make(
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})
         if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
+        if chunking := PROFILES[serving].chunking(family):
+            change(folder / PREPROCESSOR / "config.pbtxt", {parameter("chunking"): rf"\1: '{chunking}'"})
+            usual = {name: json.loads(chunking)[name] for name in ("first_frames", "steady_frames")}
+            change(folder / DECODER / "config.pbtxt", {parameter(name): rf'\1: "{usual[name]}"' for name in usual})
         if aligner is not None:
             (folder / ALIGNER).symlink_to(aligner.resolve(), target_is_directory=True)
             change(folder / DECODER / "config.pbtxt", {parameter("aligner"): rf'\1: "1/{Path(ALIGNER).name}"'})
@@ -486,7 +502,7 @@ def main(words: list[str] | None = None) -> int:
             found = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
             gib = args.gpu_memory if found is None else found / GIB
             placement = Placement(args.gpu, args.codec_device, args.convolutions or "float32", args.mps, gib)
-        make(args.checkpoint, args.out, given, placement, args.aligner, args.quantize)
+        make(args.checkpoint, args.out, given, placement, args.aligner, args.quantize, args.profile)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)
         return 1

@@ -122,6 +122,7 @@ class Preprocessor:
         device: str = "cpu",
         has_aligner: bool = False,
         encodings: Path | None = None,
+        chunking: ChunkingOptions | None = None,
     ):
         """Load the template and the codec, so that the first request is not delayed.
 
@@ -131,14 +132,18 @@ class Preprocessor:
             device: torch device for audio encoding (`cpu`, `cuda:1`, …).
             has_aligner: True if the decoder has an aligner for word times.
             encodings: Folder in which encodings of reused voices are stored; None not to store them.
+            chunking: Default chunk sizes of this server; None for the family's.
 
         Raises:
             CheckpointError: The family is missing, unknown, or not served.
+            InvalidRequest: A chunk size is outside its limits.
         """
         self.family, self._has_aligner = family_at(checkpoint), has_aligner
         open_template = template_opener(self.family)
         use_whole_float32()
         self.codec = codec or load_codec(self.family.codec, checkpoint, device, self.family.num_codebooks)
+        self._chunking = chunking or {}
+        read_delivery({}, self.family, self.codec.spec.frame_rate, 0, chunking=self._chunking)  # checks them
         files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)
         with stored_in(files):
             self.template = open_template(self.family, checkpoint, self.codec, device)
@@ -161,7 +166,8 @@ class Preprocessor:
         task = choose_task(string("task", raw.task), turns, self.family)
         text = string("options", raw.options)
         spec = self.codec.spec
-        options = read_options(text, self.family, task, spec.frame_rate, spec.right_frames, spec.blocks)
+        codec = (spec.frame_rate, spec.right_frames, spec.blocks)
+        options = read_options(text, self.family, task, *codec, self._chunking)
         if options.names_voice and turns[0].role == "system" and "audio" in turns[0].kinds:
             expected = "no value, because the request contains a recording of the voice"
             raise InvalidRequest("options.voice", expected, shown(options.voice))
@@ -328,7 +334,12 @@ TRANSCRIBE, FULL_SCALE = "asr", 32_767  # name of the task that transcribes a re
 
 
 def read_delivery(
-    options: OptionsRecord, family: Family, frame_rate: float, held_frames: int, blocks: tuple[int, ...] = ()
+    options: OptionsRecord,
+    family: Family,
+    frame_rate: float,
+    held_frames: int,
+    blocks: tuple[int, ...] = (),
+    chunking: ChunkingOptions | None = None,
 ) -> Delivery:
     """Return the output format and the chunk sizes in a request's options.
 
@@ -338,13 +349,14 @@ def read_delivery(
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
+        chunking: Default chunk sizes of this server; None for the family's.
 
     Raises:
         InvalidRequest: An option is outside its limits.
     """
     first, steady = family.first_chunk_frames, family.steady_chunk_frames
-    default = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
-    output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
+    own = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
+    output, policy = options.get("output", {}), _policy(options.get("chunking", {}), _policy(chunking or {}, own))
     if output.get("codes") and family.layout.latents:
         raise InvalidRequest("options.output.codes", "false (frames of this model have no codes)", "true")
     ring = RingAddress(**output["ring"]) if "ring" in output else None
@@ -395,6 +407,7 @@ def read_options(
     frame_rate: float,
     held_frames: int = 0,
     blocks: tuple[int, ...] = (),
+    chunking: ChunkingOptions | None = None,
 ) -> Options:
     """Return the request's options, with the task's defaults for missing values.
 
@@ -405,6 +418,7 @@ def read_options(
         frame_rate: The codec's frames per second.
         held_frames: The codec's right context in frames.
         blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
+        chunking: Default chunk sizes of this server; None for the family's.
 
     Raises:
         InvalidRequest: An option is unknown, unsupported or outside its limits.
@@ -435,7 +449,7 @@ def read_options(
         **guidance,
     )
     check_sampling(sampling, family, task)
-    delivery = read_delivery(options, family, frame_rate, held_frames, blocks)
+    delivery = read_delivery(options, family, frame_rate, held_frames, blocks, chunking)
     adapter = options.get("adapter")
     if adapter is not None:
         check_text(adapter, "options.adapter", MAX_BYTES)

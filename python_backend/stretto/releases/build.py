@@ -97,6 +97,7 @@ def repository(
     placement: dict[str, Any] | None,
     quantize: str | None,
     gpu: int,
+    serving: str,
 ) -> Any:
     """Create the model repository of a checkpoint, and return its model profile.
 
@@ -108,12 +109,13 @@ def repository(
         placement: Arguments of `Placement` without the memory; None to serve on the CPU.
         quantize: Value of --quantize of `stretto make-repository`.
         gpu: Number of the server's GPU 0 in nvidia-smi.
+        serving: Value of --profile of `stretto make-repository`.
     """
     found = None
     if placement is not None:
         num_bytes = bytes_of_gpu(gpu)
         found = make_repository.Placement(**placement, gpu_gib=None if num_bytes is None else num_bytes / GIB)
-    make_repository.make(Path(checkpoint), Path(out), {}, found, quantize=quantize)
+    make_repository.make(Path(checkpoint), Path(out), {}, found, quantize=quantize, serving=serving)
     shares_by_mps = found is not None and found.shares_by_mps
     name, key, revision = model
     RepositoryOptions(shares_by_mps, ServedModel(name, key, revision=revision)).write(Path(out))

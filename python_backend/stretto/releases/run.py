@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.config import DecoderConfig
+from stretto.convert.profiles import BALANCED, PROFILES
 from stretto.engine.environment import HELD_MB
 from stretto.errors import CommandParser
 from stretto.gpus import gpu_number
@@ -110,7 +111,14 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
     group.add_argument("--quantize", choices=CPU_FORMATS + GPU_FORMATS, help=about)
     group.add_argument("--convolutions", choices=DecoderConfig.CONVOLUTIONS, help="convolutions of the codec on a GPU")
     group.add_argument("--mps", action="store_true", help="run NVIDIA's MPS daemon")
+    add_profile(group)
     return parser
+
+
+def add_profile(output: argparse._ActionsContainer) -> None:
+    """Add the option for the serving profile."""
+    about = "batch, chunks and playout for short waits, for both, or for many streams; default: %(default)s"
+    output.add_argument("--profile", choices=tuple(PROFILES), default=BALANCED, help=about)
 
 
 def first_port(text: str) -> int:
@@ -135,7 +143,8 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
         _check_options(args, gpu)
         if args.quantize in CPU_FORMATS and not has_vnni():
             line("warning", f"--quantize {args.quantize}: this processor has no VNNI; the weights stay as stored")
-        devices = Devices(gpu, args.codec_device, args.quantize, args.convolutions or "float32", args.mps)
+        convolutions = args.convolutions or "float32"
+        devices = Devices(gpu, args.codec_device, args.quantize, convolutions, args.mps, args.profile)
         found = served(model, devices, models, builder)
     os.environ.update(devices.environment)
     server = BackgroundServer(
@@ -185,7 +194,7 @@ def serve_model(words: list[str]) -> int:
         models, choices = Models(), Choices(is_offline=True)
         with interrupted_by_sigterm(), Hub() as hub, Builder() as builder:
             model = Installer(models, hub, builder, choices).install(parse(args.model))
-            devices = Devices(device_of(model, None, False))
+            devices = Devices(device_of(model, None, False), serving=args.profile)
             found = served(model, devices, models, builder)
         os.environ.update(devices.environment)
         if devices.gpu is not None:
@@ -197,9 +206,10 @@ def serve_model(words: list[str]) -> int:
 
 
 def model_arguments(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse `--model NAME`, and return the other arguments, too."""
+    """Parse `--model NAME` and `--profile NAME`, and return the other arguments, too."""
     parser = CommandParser(prog="stretto serve", add_help=False, allow_abbrev=False)
     parser.add_argument("--model", required=True)
+    add_profile(parser)
     return parser.parse_known_args(words)
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from stretto.convert.profiles import BALANCED
 from stretto.errors import CheckpointError
 from stretto.launcher.installation import bundled_repository
 from stretto.releases.errors import ReleaseError
@@ -22,7 +23,7 @@ STAMP, PROFILE = "stamp", "profile"
 
 @dataclass(frozen=True)
 class Devices:
-    """Devices and weight format of a server.
+    """Devices, weight format and profile of a server.
 
     Attributes:
         gpu: GPU of the model; None to serve on the CPU.
@@ -30,6 +31,7 @@ class Devices:
         quantize: Weight format: int8 on the CPU, fp8 on a GPU; None for the stored one.
         convolutions: How the codec computes convolutions, such as tf32x3.
         mps: True if the launcher runs NVIDIA's MPS.
+        serving: Serving profile (`convert.profiles`).
     """
 
     gpu: int | None = None
@@ -37,11 +39,13 @@ class Devices:
     quantize: str | None = None
     convolutions: str = "float32"
     mps: bool = False
+    serving: str = BALANCED
 
     @property
     def folder_name(self) -> str:
         """Name of the model repository in the model's folder."""
         weights = f"-{self.quantize}" if self.quantize else ""
+        weights += "" if self.serving == BALANCED else f"-{self.serving}"
         if self.gpu is None:
             return f"served-cpu{weights}"
         codec = "" if self.codec_device is None else f"-codec{self.codec_device}"
@@ -103,6 +107,7 @@ def served(model: Model, devices: Devices, models: Models, builder: Builder) -> 
                 placement=devices.placement,
                 quantize=devices.quantize,
                 gpu=devices.gpu,
+                serving=devices.serving,
             )
             (folder / RECORD).write_text(json.dumps({STAMP: stamp(), PROFILE: profile}) + "\n")
             stage.end()
