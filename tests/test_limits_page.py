@@ -56,6 +56,7 @@ NOT_MET = {
     },
     "of the server's own pages, retries, measurements or commands": {
         "stretto.proxy.pages.MAX_PAGE_BYTES",
+        "stretto.proxy.refused_hosts.MAX_HOSTS",
         "stretto.triton_io.stub.MAX_AWAKE",
         "stretto.engine.permits.MIN_FACTOR",
         "stretto_gateway.catalogue.MAX_FAILED",

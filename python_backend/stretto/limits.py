@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+IN_FLIGHT = "sequences are already in flight"  # part of a refusal by the models, by which the proxy recognises it
 IPV6_HOST_BITS = 64  # network of one customer, as assigned by providers (RFC 6177)
 
 

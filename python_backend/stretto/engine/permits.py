@@ -15,6 +15,7 @@ from stretto.config import EngineConfig
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import SharedStats
 from stretto.errors import NoCapacity
+from stretto.limits import IN_FLIGHT
 
 MIN_FACTOR = 0.5  # minimum factor of one decrease
 UNUSED_FACTOR = 0.97  # factor if less than half of the limit was in use
@@ -186,7 +187,7 @@ class Permits:
         own, num_hosts = by_host[host], len(by_host.keys() | {host})
         # compared with the limit, and if it is exceeded, with the limit divided by the number of hosts
         wanted = min(taken + num_sequences, num_hosts * (own + num_sequences))
-        in_flight = f"{taken} sequences are already in flight"
+        in_flight = f"{taken} {IN_FLIGHT}"
         if host:
             in_flight += f", {own} of them from this host"
         if self._max_waiting is not None and wanted > self._max_running + self._max_waiting:

@@ -182,7 +182,8 @@ def refusal(api: str) -> str:
     return f"the {api} API is closed: start the server with --allow {api}, or send its key in the header {KEY_HEADER}"
 
 
-OUR_MODELS = frozenset({"speech", *INNER_MODELS})  # these read client-disconnect flags from the proxy
+ENSEMBLE = "speech"
+OUR_MODELS = frozenset({ENSEMBLE, *INNER_MODELS})  # these read client-disconnect flags from the proxy
 VERSIONS = ("", "1")  # of our models
 
 Ask = Callable[[bytes], Awaitable[bytes]]

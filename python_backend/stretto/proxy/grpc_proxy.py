@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -38,6 +39,7 @@ from stretto.proxy.infer_request import (
     read_infer_request,
     with_origin,
 )
+from stretto.proxy.refused_hosts import RefusedHosts
 from stretto.proxy.triton_stream import (
     AGAIN,
     ENDED,
@@ -217,6 +219,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         self._is_ready, self._gate = launcher.is_ready, launcher.gate
         self._pace, self._uploads, self._disconnects = Pace(), uploads, disconnects
         self._shares, self._connections = FairLimit(MAX_CALLS), connections
+        self._refused = RefusedHosts()
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._background = BackgroundTasks()
         self._unary = UnaryCalls(triton, self._background, self._gate)
@@ -297,7 +300,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata = context.invocation_metadata() or ()
         host = self._access.client(context.peer(), metadata)
-        stream = TritonStream(self._infer(metadata=passed_on(metadata)), self._disconnects.next_number())
+        call, number = self._infer(metadata=passed_on(metadata)), self._disconnects.next_number()
+        stream = TritonStream(call, number, partial(self._refused.note, host))
         client = ClientStream(stream, context, self._gate.report_dead_stub)
         answering = asyncio.current_task()
         assert answering is not None
@@ -343,6 +347,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             read = await self._check_infer(request, metadata)
             if self._gate.is_closed:
                 raise BadRequest(AGAIN, read.head.id, UNAVAILABLE)
+            self._refused.check(read.head, upload.host)
             stream.record_model(read.head)
 
         with self._uploads.entry(upload):

@@ -162,13 +162,14 @@ class TritonStream:
     Args:
         call: The call.
         number: Number that the models use to look up whether the client has disconnected.
+        note: Called with each serialised response.
 
     Attributes:
         model: (name, version) of the model of all requests of the stream; None before the first request.
     """
 
-    def __init__(self, call: Any, number: int) -> None:
-        self.number = number
+    def __init__(self, call: Any, number: int, note: Callable[[bytes], object] = lambda _: None) -> None:
+        self.number, self._note = number, note
         self.model: tuple[str, str] | None = None
         self._call, self._num_asked, self._has_answered = call, 0, False
         self._reading: asyncio.Future[Any] | None = None
@@ -227,6 +228,7 @@ class TritonStream:
         if response is grpc.aio.EOF:
             return None
         self._has_answered = True
+        self._note(response)
         return bytes(response)
 
     async def drain(self) -> None:
