@@ -7,8 +7,10 @@ import torch
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_program import CudaRecorder, StepGraphs, Variant, padded_sizes
+from stretto.families.base import Family
 from tests.engine.worker.walks import LENGTH, Walk, captured
-from tests.speech_families import EIGHT_STREAMS
+from tests.speech_families import EIGHT_STREAMS, INTERLEAVED
+from tests.tiers import by_night
 
 SPEAK, WRITE = Variant(False, True), Variant(True, True)
 
@@ -100,12 +102,13 @@ def test_failed_graph_capture_is_logged_once_and_steps_run_eagerly(caplog: pytes
 
 
 @pytest.mark.slow
-def test_replayed_steps_in_padded_batches_match_launched_steps() -> None:
+@pytest.mark.parametrize("family", [INTERLEAVED, *by_night(EIGHT_STREAMS)], ids=lambda family: family.name)
+def test_replayed_steps_in_padded_batches_match_launched_steps(family: Family) -> None:
     """Replays read the current tables, and padding rows do not change any request's state."""
-    rules = SegmentRules(EIGHT_STREAMS, LENGTH)
+    rules = SegmentRules(family, LENGTH)
     recorder = FakeRecorder()
     replayed, launched = captured(rules, 5, recorder), captured(rules, 5)
-    walk = Walk(EIGHT_STREAMS, [replayed, launched], seed=3)
+    walk = Walk(family, [replayed, launched], seed=3)
     for step in range(16):
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine, expected), step

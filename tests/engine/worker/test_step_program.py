@@ -39,6 +39,7 @@ from tests.speech_families import (
     PENALIZED,
     THREE_ROWS,
 )
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
@@ -47,19 +48,19 @@ pytestmark = pytest.mark.slow
 PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD]
 FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [KYUTAI_TTS, GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
-NUM_SLOTS, NUM_STEPS = 5, 20  # as many steps as it takes until others have followed in every slot
+NUM_SLOTS, NUM_STEPS = 4, 60
+DRAWN = 4  # steps after others have followed in every slot
 
 
-@pytest.mark.parametrize(
-    "family",
-    [*FAMILIES, *(pytest.param(family, marks=pytest.mark.nightly) for family in BY_NIGHT)],
-    ids=lambda family: family.name,
-)
-def test_step_program_matches_the_reference_sampler(family: Family) -> None:
+@pytest.mark.parametrize("is_whole", [False, *by_night(True)], ids=["until others follow", "whole"])
+@pytest.mark.parametrize("family", [*FAMILIES, *by_night(*BY_NIGHT)], ids=lambda family: family.name)
+def test_step_program_matches_the_reference_sampler(family: Family, is_whole: bool) -> None:
+    """By day, until other replies have followed in every slot."""
     rules = SegmentRules(family, LENGTH)
     ours, theirs = captured(rules, NUM_SLOTS), reference(rules, NUM_SLOTS)
     walk = Walk(family, [ours, theirs], seed=1)
-    for step in range(NUM_STEPS * (1 if family.reads_text_by_row else 3)):  # given rows make replies longer
+    num_left = DRAWN
+    for step in range(NUM_STEPS):
         for mine, expected in zip(*walk.step(), strict=True):
             assert torch.equal(mine.long(), expected.long()), step
         for name in ("state", "script", "codes", "seen", "texts"):
@@ -67,7 +68,10 @@ def test_step_program_matches_the_reference_sampler(family: Family) -> None:
             if name == "script":
                 mine, expected = mine[:, 1:], expected[:, 1:]
             assert torch.equal(mine, expected), (step, name)
-    assert walk.num_begun >= 10 + NUM_SLOTS  # replies have ended, and others begun
+        num_left -= bool(walk.num_ended.all())
+        if num_left == 0 and not is_whole:
+            break
+    assert num_left <= 0, "replies have ended, and others begun, in every slot"
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *BY_NIGHT], ids=lambda family: family.name)

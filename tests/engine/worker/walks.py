@@ -226,6 +226,7 @@ class Walk:
         self.family, self.sides, self.random = family, sides, np.random.default_rng(seed)
         self.num_slots, self.num_begun = sides[0].slots.num_slots, 10 * seed
         self.lengths = np.zeros(self.num_slots, np.int64)  # rows of each slot so far; 0: the slot is free
+        self.num_ended = np.zeros(self.num_slots, np.int64)  # replies, by slot
         self.names = [""] * self.num_slots
 
     def fill(self) -> None:
@@ -253,6 +254,7 @@ class Walk:
         for each in self.sides:
             each.slots.empty(self.names[slot])
         self.lengths[slot] = 0
+        self.num_ended[slot] += 1
 
     def batch(self) -> tuple[Any, torch.Tensor]:
         """Return a step over all replies in any order, with hidden states; some prompts are incomplete."""
