@@ -1,10 +1,10 @@
 """Conversion of a release with one value of a config replaced, in a process with bounded time and memory.
 
-    python -m tests.mutated_releases LAYOUT KIND STRIDE
+    python -m tests.mutated_releases LAYOUT KIND STRIDE [LAYOUT KIND STRIDE ...]
 
-writes the release of a layout (`tests/family_releases.py`), replaces one value after the other by each value of a kind
-(`VALUES`), and prints a line of JSON for each conversion that neither succeeds nor is refused in one line. Only every
-STRIDE-th conversion is done. Each runs in a fork, which is ended if it exceeds the limits.
+writes the release of each layout (`tests/family_releases.py`), replaces one value after the other by each value of a
+kind (`VALUES`), and prints a line of JSON for each conversion that neither succeeds nor is refused in one line. Only
+every STRIDE-th conversion is done. Each runs in a fork, which is ended if it exceeds the limits.
 """
 
 import io
@@ -123,7 +123,8 @@ def main(layout: str, kind: str, stride: int) -> None:
         folder, out = Path(scratch) / "published", Path(scratch) / "out"
         folder.mkdir()
         words, number = LAYOUTS[layout].command(folder), -1
-        assert conversion(words, out) == ""
+        with redirect_stdout(io.StringIO()):  # in this process, which so imports what each fork would import otherwise
+            assert convert([*words, "--out", str(out)]) == 0
         for path in sorted(each for each in folder.rglob("*") if each.suffix in (".json", ".yaml")):
             published = path.read_bytes()
             for description, text in mutations(path, kind):
@@ -140,4 +141,5 @@ def main(layout: str, kind: str, stride: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    for layout, kind, stride in zip(*(sys.argv[first::3] for first in (1, 2, 3)), strict=True):
+        main(layout, kind, int(stride))
