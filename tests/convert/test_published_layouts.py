@@ -53,7 +53,7 @@ def moved(words: list[str], folder: Path, to: Path) -> list[str]:
     return [word.replace(str(folder), str(to)) for word in words]
 
 
-@pytest.mark.parametrize("written", LAYOUTS, indirect=True)
+@pytest.mark.parametrize("written", TIERS, indirect=True)
 def test_release_with_published_names_converts(written: Written, tmp_path: Path) -> None:
     name, folder, words = written
     layout = LAYOUTS[name]

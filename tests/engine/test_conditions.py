@@ -92,7 +92,11 @@ def test_bfloat16_replies_do_not_depend_on_batching(tmp_path: Path, monkeypatch:
             conditions = engine.model_state.model.conditions
             for name, prompt in prompts.items():
                 hidden.clear()
-                alone[name] = engine.run({name: prompt})[name].rows
+                sampling = prompt.sampling  # of the float32 replies, only the beginning is used
+                short = replace(
+                    prompt, sampling=replace(sampling, audio=replace(sampling.audio, min_rows=1, max_rows=1))
+                )
+                alone[name] = engine.run({name: short if dtype == "float32" else prompt})[name].rows
                 first[dtype].append(hidden[0])
     assert {each.dtype for each in conditions.parameters()} == {torch.float32}
     assert conditions.sums.dtype == torch.bfloat16

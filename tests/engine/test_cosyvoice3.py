@@ -50,6 +50,7 @@ def test_codes_match_the_published_model(tmp_path: Path, seed: int) -> None:
     assert sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer) > 0
 
 
+@pytest.mark.nightly  # by day, test_open_texts.py
 @pytest.mark.parametrize("seed", [SEEDS[0], *by_night(*SEEDS[1:])])
 def test_streamed_text_codes_match_the_published_loop(tmp_path: Path, seed: int) -> None:
     """The engine equals the authors' corrected loop: unbatched, batched, preempted, and with words one at a time."""

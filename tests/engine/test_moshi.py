@@ -91,6 +91,7 @@ def recordings(checkpoint: Path) -> tuple[list[Prompt], list[np.ndarray]]:
     return prompts, [found["frames"][at % 3][:length] for at, length in enumerate(LENGTHS)]
 
 
+@pytest.mark.nightly  # by day, test_personaplex.py
 @pytest.mark.parametrize("is_async", ASYNC_BY_DAY)
 @pytest.mark.parametrize(
     ("seed", "slowest", "aborts", "others"), [(3, 12, 2, 4), *by_night((1, 1, 0, 6), (2, 40, 3, 4), (4, 4, 1, 0))]
@@ -110,6 +111,7 @@ def test_joining_stalled_and_leaving_sessions_do_not_affect_others(
         check_frames(answer, wanted[int(name[1:])], checkpoint, name)
 
 
+@pytest.mark.nightly  # by day, test_live_sessions.py
 def test_sessions_without_a_reserve_are_recomputed_exactly(checkpoint: Path) -> None:
     prompts, wanted = recordings(checkpoint)
     limits: dict[str, Any] = {"max_model_len": 128, "max_num_seqs": 10, "max_num_batched_tokens": 32}

@@ -83,6 +83,7 @@ def assert_near(rows: np.ndarray, latents: np.ndarray, nudged: np.ndarray) -> No
     assert_latents_near(latents_of(rows[:, 1:].astype(np.int32)), latents, nudged)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("is_async", [True, *by_night(False)], ids=["async", "sync"])
 def test_two_ranks_match_the_authors_latents(tmp_path: Path, is_async: bool) -> None:
     """Both ranks have the same rows, and other requests and preemption change no bits.

@@ -44,8 +44,8 @@ def limits(family: Family) -> dict[str, int]:
 
 
 def prompts_of(family: Family) -> dict[str, Prompt]:
-    """Return twelve prompts; without CFG pairs, replies need one more block."""
-    prompts = make_prompts(family, 12)
+    """Return eight prompts; without CFG pairs, replies need one more block."""
+    prompts = make_prompts(family, 8)
     if family.guided_streams:
         return prompts
     lengths = {"min_rows": 40, "max_rows": 44}

@@ -21,6 +21,7 @@ from stretto.launcher.installation import (
     state_folder,
 )
 from tests.patience import PATIENCE_S
+from tests.tiers import by_night
 
 BASE = {"PATH": "/usr/bin", "LD_LIBRARY_PATH": "/opt/lib", "HOME": "/home/x", "LC_ALL": "C"}
 
@@ -142,17 +143,18 @@ sys.exit(main(sys.argv[1:]))
     ("words", "status", "said"),
     [
         ("serve --help", 0, "usage: stretto serve"),
-        ("voices --help", 0, "usage: stretto voices"),
-        ("voices list --voices /nowhere/voices", 0, ""),
+        *by_night(("voices --help", 0, "usage: stretto voices"), ("voices list --voices /nowhere/voices", 0, "")),
         (
             "voices list",
             2,
             "stretto voices: --voices: expected a folder, because STRETTO_VOICES is not set, got none\n",
         ),
-        (
-            "serve --status",
-            1,
-            "[serve] user {uid} has no home folder: set HOME or XDG_STATE_HOME to the path of a folder\n",
+        *by_night(
+            (
+                "serve --status",
+                1,
+                "[serve] user {uid} has no home folder: set HOME or XDG_STATE_HOME to the path of a folder\n",
+            )
         ),
         ("serve", 1, "[serve] user {uid} has no home folder: set HOME or XDG_STATE_HOME to the path of a folder\n"),
         ("speak a", 1, "error: user {uid} has no home folder: set HOME or XDG_STATE_HOME to the path of a folder\n"),

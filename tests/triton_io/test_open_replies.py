@@ -26,7 +26,7 @@ from tests.small_vocabularies import TRACKED_CSM
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 FLOW = FlowAddress("stretto_flow_1_" + "0" * 32, 1, 1)
 NAME = "small_tracked_csm"
-LENGTH = 192  # rows, of the model
+LENGTH = 128  # rows, of the model
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

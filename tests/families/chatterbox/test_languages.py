@@ -1,6 +1,7 @@
 """Chatterbox Multilingual: token ids equal the authors' `MTLTokenizer`; missing packages and files are reported."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -36,6 +37,7 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.chatterbox_release import opened as opened_release
 from tests.chatterbox_release import write
 from tests.refused_conversion import refused
+from tests.tiers import by_night
 
 SENTENCES: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "data" / "chatterbox_languages.json").read_text()
@@ -198,8 +200,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def release(published: Path, tmp_path: Path) -> Path:
-    """Return a copy of the release whose files a test may replace."""
-    return Path(shutil.copytree(published, tmp_path / "release"))
+    """Return links to the files of the release, which a test may replace but not change."""
+    return Path(shutil.copytree(published, tmp_path / "release", copy_function=os.link))
 
 
 BROADCAST = torch.ones(1).expand(1 << 40)  # claims 4 TB
@@ -216,9 +218,16 @@ def without(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tens
     return {key: each for key, each in tensors.items() if key != name}
 
 
+def replaced(path: Path) -> Path:
+    """Remove a file, so that the other file that it is linked to stays."""
+    path.unlink()
+    return path
+
+
 def change(folder: Path, file: str, edit: Callable[[Any], Any]) -> None:
     """Replace the contents of a state dictionary."""
-    torch.save(edit(torch.load(folder / file, weights_only=True)), folder / file)
+    tensors = torch.load(folder / file, weights_only=True)
+    torch.save(edit(tensors), replaced(folder / file))
 
 
 def retag(folder: Path) -> None:
@@ -226,7 +235,7 @@ def retag(folder: Path) -> None:
     text = path.read_text()
     for code in LANGUAGES:
         text = text.replace(f'"[{code}]"', f'"[{code}_]"')
-    path.write_text(text)
+    replaced(path).write_text(text)
 
 
 CANGJIE = {
@@ -244,26 +253,28 @@ CANGJIE = {
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda folder: (folder / "s3gen.pt").unlink(), "s3gen.pt is missing"),
+        *by_night((lambda folder: (folder / "s3gen.pt").unlink(), "s3gen.pt is missing")),
         (lambda folder: (folder / "ve.pt").unlink(), "ve.pt is missing"),
-        (lambda folder: (folder / "ve.pt").write_bytes(b"no"), "ve.pt: expected tensors"),
+        (lambda folder: replaced(folder / "ve.pt").write_bytes(b"no"), "ve.pt: expected tensors"),
         (lambda folder: change(folder, "ve.pt", lambda each: without(each, "proj.bias")), "missing: ve.proj.bias"),
         (lambda folder: change(folder, "s3gen.pt", lambda each: [each]), "s3gen.pt: expected tensors by name"),
         (
             lambda folder: change(folder, "s3gen.pt", lambda each: each | {"flow.encoder_proj.bias": BROADCAST}),
             "s3gen.pt: expected dense tensors of real numbers, got other values in ['flow.encoder_proj.bias']",
         ),
-        (lambda folder: torch.save(Hostile(), folder / "ve.pt"), "ve.pt: expected tensors"),
-        (
-            lambda folder: change(folder, "s3gen.pt", lambda each: without(each, "flow.encoder_proj.bias")),
-            "missing: flow.encoder_proj.bias",
+        (lambda folder: torch.save(Hostile(), replaced(folder / "ve.pt")), "ve.pt: expected tensors"),
+        *by_night(
+            (
+                lambda folder: change(folder, "s3gen.pt", lambda each: without(each, "flow.encoder_proj.bias")),
+                "missing: flow.encoder_proj.bias",
+            )
         ),
         (retag, "expected a tokenizer with language tokens, such as [fr]"),
         (
             lambda folder: (folder / "grapheme_mtl_merged_expanded_v1.json").unlink(),
             "grapheme_mtl_merged_expanded_v1.json is missing",
         ),
-        (lambda folder: (folder / CANGJIE_FILE).write_text("{}"), CANGJIE["{}"]),
+        (lambda folder: replaced(folder / CANGJIE_FILE).write_text("{}"), CANGJIE["{}"]),
     ],
 )
 def test_unsuitable_release_files_are_named(
