@@ -12,10 +12,11 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame, Opcode
 
 from stretto.limits import eviction_order, host_of
+from stretto_gateway.config import Limits
 
 LOG = logging.getLogger("stretto_gateway")
 HEAD_S = 60.0  # maximum time for a request's head to arrive
-STALL_S = 30.0  # time within which the client must read part of a response
+STALL_S = Limits().stall_s  # time within which the client must read part of a response
 # number of polls within that time, because a delayed event loop runs timers before pending reads
 NUM_CHECKS = 10
 MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # limits on a request's head, including trailers
