@@ -9,6 +9,7 @@ from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tens
 from stretto.codecs.espnet_dac import SIZES, EspnetDacConfig, load, multiply_weight_norm_out
 from stretto.codecs.seanet import Context
 from stretto.errors import CheckpointError
+from tests.tiers import by_night
 
 
 def with_generator(**values: object) -> dict:
@@ -49,7 +50,7 @@ def test_incompatible_espnet_dac_config_is_refused(tmp_path: Path, values: dict[
         load(tmp_path)
 
 
-@pytest.mark.parametrize("value", ["7", None, [7], 1 << 63, 30_000_000, 0, -1, 7.0, float("nan"), True])
+@pytest.mark.parametrize("value", ["7", 1 << 63, 0, float("nan"), *by_night(None, [7], 30_000_000, -1, 7.0, True)])
 @pytest.mark.parametrize("name", SIZES)
 def test_size_of_another_type_or_range_is_refused(tmp_path: Path, name: str, value: object) -> None:
     width = {"hidden_dim": value, "codebook_dim": value} if name in ("hidden_dim", "codebook_dim") else {name: value}

@@ -17,6 +17,7 @@ from tests.engine.harness import Engine
 from tests.published_checkpoints import convert, write_bagpiper, write_opuslm
 from tests.reference.published import PublishedReference
 from tests.small_vocabularies import BAGPIPER, DIALOGUE, OPUSLM
+from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 LENGTH = 160
@@ -37,8 +38,8 @@ def with_audio(prompt: Prompt, published: Published) -> Prompt:
     [
         ("bagpiper", BAGPIPER, "qwen3"),
         ("opuslm", OPUSLM, "olmo2"),
-        ("opuslm", OPUSLM, "llama"),
         ("opuslm-dialogue", DIALOGUE, "llama"),
+        *by_night(("opuslm", OPUSLM, "llama")),
     ],
 )
 def test_converted_releases_reply_unchanged(command: str, family: Family, backbone: str, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_pitch_and_samples_of_a_mel_match_the_authors(made: StoredResults, seed:
         assert made.error(f"vocoded_{seed}_{size}", codec.speak(drawn[..., : 2 * size], 0, 0, last, 0.0)[0]) < 1e-6
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [SEEDS[0], *by_night(*SEEDS[1:])])
 @pytest.mark.parametrize("name", VOICES)
 def test_mel_and_samples_match_the_authors(made: StoredResults, seed: int, name: str) -> None:
     """The results are those of a complete utterance with the chunk mask and without it, and of its first blocks.

@@ -14,6 +14,7 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests import published_xeus
 from tests.published_checkpoints import convert, write_release
 from tests.reference import xeus as reference
+from tests.tiers import by_night
 
 FAMILIES = ("opuslm", "opuslm-dialogue")
 
@@ -55,11 +56,13 @@ def rows(preprocessor: Preprocessor, task: str, turns: list[dict[str, Any]], **i
     ("name", "task", "turns"),
     [
         ("opuslm", "asr", [{"role": "user", "AUDIO": "AUDIO"}]),
-        ("opuslm", "audio_lm", [{"role": "user", "AUDIO": "AUDIO"}]),
+        *by_night(("opuslm", "audio_lm", [{"role": "user", "AUDIO": "AUDIO"}])),
         ("opuslm", "tts", [{"role": "system", "AUDIO": "AUDIO"}, {"role": "user", "text": "o"}]),
-        ("opuslm-dialogue", "asr", [{"role": "user", "AUDIO": "AUDIO"}]),
+        *by_night(("opuslm-dialogue", "asr", [{"role": "user", "AUDIO": "AUDIO"}])),
         ("opuslm-dialogue", "dialogue", [{"role": "user", "AUDIO": "AUDIO", "text": "o"}]),
-        ("opuslm-dialogue", "speak", [{"role": "system", "AUDIO": "AUDIO"}, {"role": "assistant", "text": "o"}]),
+        *by_night(
+            ("opuslm-dialogue", "speak", [{"role": "system", "AUDIO": "AUDIO"}, {"role": "assistant", "text": "o"}])
+        ),
     ],
 )
 def test_audio_and_its_codes_give_the_same_rows(

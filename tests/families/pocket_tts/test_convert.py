@@ -15,6 +15,7 @@ from stretto.families.pocket_tts.family import PocketVocabulary
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.pocket_release import KINDS, cloning
 from tests.refused_conversion import Edit, Refuses, edited
+from tests.tiers import by_night
 
 
 def words(release: Path) -> list[str]:
@@ -93,8 +94,8 @@ def test_error_names_mismatched_checkpoint_contents(
 
 
 @pytest.mark.parametrize("file", [MODEL, VOICE])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ["english", "english_2m"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *by_night(torch.float16)])
+@pytest.mark.parametrize("kind", ["english", *by_night("english_2m")])
 def test_voices_match_a_release_of_another_precision(
     tmp_path: Path, refuses: Refuses, kind: str, dtype: torch.dtype, file: str
 ) -> None:

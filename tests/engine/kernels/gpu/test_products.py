@@ -6,6 +6,7 @@ from vllm.model_executor.determinism import batch_invariant as batch_invariant_m
 
 from stretto.engine.kernels.gpu import products
 from stretto.engine.kernels.gpu.products import Float32Product
+from tests.tiers import by_night
 
 
 def mm_of_a_gpu(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
@@ -43,8 +44,10 @@ def test_batch_invariant_products_use_vllms_product(num_rows: int, monkeypatch: 
 
 
 @pytest.mark.usefixtures("batch_invariant")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("num_columns", [2, 1026])
+@pytest.mark.parametrize(
+    ("num_columns", "dtype"),
+    [(2, torch.float32), (1026, torch.bfloat16), *by_night((2, torch.bfloat16), (1026, torch.float32))],
+)
 def test_row_alone_equals_the_row_in_a_batch(num_columns: int, dtype: torch.dtype) -> None:
     """The product of a head of a stop flag, and of one of stream 0; the batch has more rows than a tile."""
     head, x = Float32Product(torch.randn(num_columns, 160).to(dtype)), torch.randn(130, 160).to(dtype)
