@@ -256,17 +256,17 @@ def rows_after_audio(position, audio_start, audio_end, audio_max, family):
     return distance
 
 
-def first_stream(audio, position, audio_start, audio_end, behind, transition, family):
+def first_stream(audio, position, audio_start, audio_end, since_end, transition, family):
     """Return stream 0 of a row after the text.
 
     Args:
         audio: Id of an audio row; the sampled id in later rows.
-        behind: Distance of the row from the end of audio (`rows_after_audio`).
+        since_end: Distance of the row from the end of audio (`rows_after_audio`).
         transition: Id of a row between the text and the audio.
     """
     token = audio
     if family.tail == "padded":
-        token = where(behind <= 1, audio, family.pad_id)
+        token = where(since_end <= 1, audio, family.pad_id)
     elif family.tail != "sampled":
         token = family.pad_id
     num_rows = where(audio_end > audio_start, family.num_tail_rows, 1)
@@ -274,26 +274,26 @@ def first_stream(audio, position, audio_start, audio_end, behind, transition, fa
     return where(position < audio_start, transition, where(audio_end < 0, audio, token))
 
 
-def rows_after_last(behind, audio_end, ends_audio):
+def rows_after_last(since_end, audio_end, ends_audio):
     """Return the distance of a row from the end of audio, which is very negative before the row that ends it."""
-    return where(ends_audio, 0, where(audio_end < 0, -(1 << 30), behind))
+    return where(ends_audio, 0, where(audio_end < 0, -(1 << 30), since_end))
 
 
-def keeps_sampled(is_spoken, has_begun, behind, delay, family):
+def keeps_sampled(is_spoken, has_begun, since_end, delay, family):
     """Return True if a stream after stream 0 keeps its sampled id in a row, and False if it has a pad.
 
     Args:
         has_begun: True from the row of the stream's first frame on.
-        behind: Distance of the row from the end of audio (`rows_after_last`).
+        since_end: Distance of the row from the end of audio (`rows_after_last`).
         delay: Delay of the stream in rows.
     """
     keeps = is_spoken
     if family.tail == "forced":
-        keeps = keeps & (behind < delay)
+        keeps = keeps & (since_end < delay)
     elif family.tail == "padded":
-        keeps = keeps & ((behind <= 1) | (behind <= delay))
+        keeps = keeps & ((since_end <= 1) | (since_end <= delay))
     elif family.tail == "none":
-        keeps = keeps & (behind < 0)
+        keeps = keeps & (since_end < 0)
     if not family.warm_up_is_sampled:
         keeps = keeps & has_begun
     return keeps

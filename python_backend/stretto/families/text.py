@@ -349,19 +349,19 @@ class SubwordStream:
         Raises:
             InvalidRequest: If a word is too long, or the model has no token for part of the text.
         """
-        behind = copy(self)
-        behind._stream = self._stream.copy()
-        if behind._blank is not None:
-            text = without_leading_line_ends(behind._blank + text)
-            behind._blank, text = (None, text) if text.strip() or is_last else (text, "")
-        ids = behind._stream.push(text.encode()) + (behind._stream.close() if is_last else [])
-        num_pending = behind._stream.num_pending + len(behind._blank or "")
+        extended = copy(self)
+        extended._stream = self._stream.copy()
+        if extended._blank is not None:
+            text = without_leading_line_ends(extended._blank + text)
+            extended._blank, text = (None, text) if text.strip() or is_last else (text, "")
+        ids = extended._stream.push(text.encode()) + (extended._stream.close() if is_last else [])
+        num_pending = extended._stream.num_pending + len(extended._blank or "")
         if num_pending > MAX_PENDING_CHARS:
             expected = f"a word that ends within {MAX_PENDING_CHARS} characters"
             raise InvalidRequest("text", expected, f"{num_pending} characters")
         if ids and max(ids) >= len(self._subwords):
             raise InvalidRequest("text", "text that the model has tokens for", shown(text))
-        return [self._subwords.start + token_id for token_id in ids], behind
+        return [self._subwords.start + token_id for token_id in ids], extended
 
 
 class StreamedText(Protocol):

@@ -16,7 +16,8 @@ belongs to no frame of the reply.
 
 If a length limit forces `e`, PADDED_TAIL skips the first row after `e`, so the `~` of that row becomes `.`.
 
-`behind` is a row's position relative to the end_of_audio row: 0 in that row, negative before it, positive after it.
+`since_end` in `engine/rules.py` is a row's position relative to the end_of_audio row: 0 in that row, negative before
+it, positive after it.
 """
 
 from abc import ABC, abstractmethod

@@ -173,13 +173,13 @@ class ModuleProgram:
         size = self._graphs.padded(num_reqs)
         begin = np.maximum(step.num_read - window, 0)
         positions = begin[:, None] + np.arange(window)
-        behind = positions - batch.num_computed_tokens_np[:, None]
-        now = batch.query_start_loc_np[:num_reqs, None] + behind
+        offsets = positions - batch.num_computed_tokens_np[:, None]
+        now = batch.query_start_loc_np[:num_reqs, None] + offsets
         rows = np.zeros((len(self._rows), size, window), np.int64)
         mine = rows[:, :num_reqs]
         mine[SLOT], mine[POSITION] = batch.idx_mapping_np[:, None], positions
         mine[NOW] = np.clip(now, 0, batch.num_tokens - 1)
-        mine[IS_KEPT] = behind < 0
+        mine[IS_KEPT] = offsets < 0
         mine[IS_READ] = (positions >= first[:, None]) & (positions < step.num_read[:, None])
         requests = np.zeros((2, size), np.int64)
         requests[0, :num_reqs] = batch.idx_mapping_np
@@ -359,19 +359,19 @@ class ModuleRows:
             positions: Position of each row, [N].
         """
         batch, of_run = step.batch, runs.index[which]
-        behind = positions - batch.num_computed_tokens_np[of_run]
-        now = self._tensor(np.maximum(batch.query_start_loc_np[of_run] + behind, 0))
+        offsets = positions - batch.num_computed_tokens_np[of_run]
+        now = self._tensor(np.maximum(batch.query_start_loc_np[of_run] + offsets, 0))
         kept = self._ring[self._tensor(runs.slots[which]), self._tensor(positions % self._bursts.window)]
-        return torch.where(self._tensor(behind < 0)[:, None], kept, self._model.rows_hidden[now])
+        return torch.where(self._tensor(offsets < 0)[:, None], kept, self._model.rows_hidden[now])
 
     def _keep(self, step: BurstBatch) -> None:
         """Store the backbone's hidden states of each request's last rows for later steps."""
         batch, window = step.batch, self._bursts.window
         counts = np.minimum(batch.num_scheduled_tokens, window).astype(np.int64)
         which = np.repeat(np.arange(batch.num_reqs), counts)
-        behind = np.arange(len(which)) - np.cumsum(counts)[which]  # relative to the end: the last row is -1
-        rows = batch.query_start_loc_np[1:][which].astype(np.int64) + behind
-        places = (step.num_read[which] + behind) % window
+        offsets = np.arange(len(which)) - np.cumsum(counts)[which]  # relative to the end: the last row is -1
+        rows = batch.query_start_loc_np[1:][which].astype(np.int64) + offsets
+        places = (step.num_read[which] + offsets) % window
         slots, places, rows = self._tensor(np.stack([batch.idx_mapping_np[which], places, rows]))
         self._ring[slots, places] = self._model.rows_hidden[rows]
 

@@ -204,12 +204,12 @@ class SegmentState:
         state, family = rows.state, self.family
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
         token = self._rules.first_stream(
-            audio, rows.position, state.audio_start, state.audio_end, self._behind(rows), self._transition[step],
+            audio, rows.position, state.audio_start, state.audio_end, self._since_end(rows), self._transition[step],
             self._constants,
         )  # fmt: skip
         return token if text is None else self._xp.where(rows.in_text, text, token)
 
-    def _behind(self, rows: Rows) -> Array:
+    def _since_end(self, rows: Rows) -> Array:
         position, state, limits = rows.position, rows.state, rows.limits
         columns = state.audio_start, state.audio_end, limits.audio_max
         return self._rules.rows_after_audio(position, *columns, self._constants)
@@ -239,8 +239,8 @@ class SegmentState:
         state, family, where = rows.state, self.family, self._xp.where
         has_begun = rows.frame[:, None] >= self._delays
         ends_audio = rows.in_audio & (token == family.end_of_audio)
-        behind = self._rules.rows_after_last(self._behind(rows), state.audio_end, ends_audio)
-        columns = rows.is_spoken[:, None], has_begun, behind[:, None], self._delays
+        since_end = self._rules.rows_after_last(self._since_end(rows), state.audio_end, ends_audio)
+        columns = rows.is_spoken[:, None], has_begun, since_end[:, None], self._delays
         keeps = self._rules.keeps_sampled(*columns, self._constants)
         laid = where(keeps, drawn, family.layout.pad_id)
         if forced is None:

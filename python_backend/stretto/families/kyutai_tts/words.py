@@ -67,16 +67,16 @@ class WordStream:
         Raises:
             InvalidRequest: A word or a break is too long.
         """
-        behind, ids = copy(self), list[int]()
-        behind.sources = []
-        for speaker, start, part in behind._turns(text, is_last):
+        extended, ids = copy(self), list[int]()
+        extended.sources = []
+        for speaker, start, part in extended._turns(text, is_last):
             if speaker:
-                ids += behind._words("", 0, is_last=True)
-                behind._speaker = speaker
-            ids += behind._words(part, start, is_last=False)
+                ids += extended._words("", 0, is_last=True)
+                extended._speaker = speaker
+            ids += extended._words(part, start, is_last=False)
         if is_last:
-            ids += behind._words("", 0, is_last=True)
-        return ids, behind
+            ids += extended._words("", 0, is_last=True)
+        return ids, extended
 
     def _turns(self, text: str, is_last: bool) -> list[tuple[int, int, str]]:
         """Append text, and return its complete parts: speaker, or 0 if the part begins no turn; place; and text."""
