@@ -136,12 +136,12 @@ def few_modules(release: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
-    ("plus", config(model_type="qwen2_mtp_sensevoice"), "expected a token <|context_of_audio|>, got none"),
+    ("plus", config(model_type="qwen2_mtp_sensevoice"), "without <|context_of_audio|>"),
     ("other", config(model_type="llama"), f"config.json: model_type: expected one of {TYPES}, got 'llama'"),
     ("lacks", config(rms_norm_eps=None), "config.json: rms_norm_eps is missing"),
     ("modules", config(num_nextn_predict_layers=12), "expected less than num_hidden_layers, which is 12, got 12"),
-    ("vocabulary", config(vocab_size=300), "expected at most 300 tokens (vocab_size), got 364"),
-    ("marker", tokenizer("<|begin_of_audio|>", "<|begin_of_sound|>"), "expected a token <|begin_of_audio|>, got none"),
+    ("vocabulary", config(vocab_size=300), "expected a tokenizer of at most 300 tokens with "),
+    ("marker", tokenizer("<|begin_of_audio|>", "<|begin_of_sound|>"), "without <|begin_of_audio|>"),
     ("codes", tokenizer('"<|audio_9|>"', '"<|audio_99|>"'), "expected <|audio_9|>"),
     ("mode", generation(mtp_inference_mode=[1, 4, 3]), "mtp_inference_mode: expected one of [8192, 0], [1, 4, 3, 8,"),
     ("few modules", few_modules, "mtp_inference_mode: expected at most 1 modules, got [1, 4, 3, 8, 4, 10]"),

@@ -1,6 +1,6 @@
 """Interface between `stretto convert` and the conversion module of a family."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
@@ -9,10 +9,11 @@ from typing import Any, Protocol, cast
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.plugin import DRAWN
+from stretto.families.base import VOCABULARY, Vocabulary
+from stretto.families.plugin import DRAWN, NAME
 from stretto.records.prompt import MAX_MAGNITUDE
 from stretto.weights.backbones import dtype_of
-from stretto.weights.loading import Entry, Plan, Progress, Written
+from stretto.weights.loading import Entry, Part, Plan, Progress, Written, check
 
 AUDIO_TOKENIZER = "ssl_tokenizer"  # folder in a checkpoint
 
@@ -84,6 +85,24 @@ class Tokenizer:
     made: Mapping[str, Any] | None = None
     files: tuple[Path, ...] = ()
 
+    def ids_of(self, names: Collection[str], num_ids: int) -> dict[str, int]:
+        """Return the ids of all tokens by their strings.
+
+        Args:
+            names: Tokens that are required.
+            num_ids: Number of ids for which the model has embeddings.
+
+        Raises:
+            CheckpointError: A token is missing, or there are more than `num_ids` tokens.
+        """
+        ids = {spelling: token_id for token_id, spelling in self.tokens.items()}
+        missing = [name for name in names if name not in ids]
+        if missing or self.size > num_ids:
+            got = f"{self.size} tokens" + (f", without {', '.join(missing)}" if missing else "")
+            expected = f"at most {num_ids} tokens" + (f" with {', '.join(names)}" if names else "")
+            raise CheckpointError(f"{self.folder}: expected a tokenizer of {expected}, got {got}")
+        return ids
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -105,10 +124,7 @@ class Contents:
 
     def check_latent_model(self, num_tokens: int) -> None:
         """Raise CheckpointError if the dtype is not float32, or the tokenizer has more than `num_tokens` tokens."""
-        if self.tokenizer.size > num_tokens:
-            raise CheckpointError(
-                f"{self.tokenizer.folder}: expected at most {num_tokens} tokens, got {self.tokenizer.size}"
-            )
+        self.tokenizer.ids_of((), num_tokens)
         if self.dtype != "float32":
             raise CheckpointError(f"--dtype: expected float32 (latents are fed back in float32), got {self.dtype}")
 
@@ -151,6 +167,53 @@ class Converted:
     networks: tuple[Network, ...] = ()
     tokenizer: Tokenizer | None = None
     copies: Mapping[str, Path] = field(default_factory=dict)
+
+
+def common_record(
+    family: str, known: Vocabulary, vocab_size: int, contents: Contents, has_head: bool = False
+) -> dict[str, Any]:
+    """Return the fields of a checkpoint's config.json that do not depend on its backbone.
+
+    Args:
+        family: Name of the family.
+        known: Vocabulary of the checkpoint.
+        vocab_size: Number of its ids.
+        contents: Contents of the release.
+        has_head: True if the checkpoint has a head over the whole vocabulary; False if ids are sampled from other
+            heads, such as `audio_head` or `depth.first_head`.
+    """
+    return {
+        NAME: family,
+        VOCABULARY: known.to_record(),
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": not has_head,
+        "dtype": contents.dtype,
+    }
+
+
+def unchanged(shapes: Mapping[str, tuple[int, ...]]) -> Plan:
+    """Return the plan of tensors with these shapes that keep their names."""
+    return {name: Part(name, shape) for name, shape in shapes.items()}
+
+
+def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise CheckpointError unless the tensors that are merged into others have these shapes."""
+    check(unchanged(shapes), {name: tensors[name] for name in shapes if name in tensors}, ())
+
+
+def merged_reader(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> Callable[[str, Tensor], Tensor]:
+    """Return a function that reads a tensor to be merged into another one.
+
+    The function of (name, tensor to write) returns the tensor called `name` in the dtype of the tensor to write. While
+    shapes are computed, on device meta, it returns an empty one.
+    """
+
+    def read(name: str, like: Tensor) -> Tensor:
+        return like.new_empty(shapes[name]) if like.is_meta else tensors[name].to(like.dtype)
+
+    return read
 
 
 class AudioTokenizer(Protocol):

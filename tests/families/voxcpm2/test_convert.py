@@ -135,7 +135,7 @@ def changed(record: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("residual_lm_no_rope", False, "expected rotary embeddings in the base model only"),
         ("lm_config.rope_scaling.short_factor", [1.0], "rope_scaling.short_factor: expected 16 numbers, got 1"),
         ("encoder_config.kv_channels", 16, "encoder_config: expected 32 channels per head, got 16"),
-        ("lm_config.vocab_size", 150, "expected at most 150 tokens, got 160"),
+        ("lm_config.vocab_size", 150, "expected a tokenizer of at most 150 tokens, got 160"),
         ("audio_vae_config.latent_dim", 16, "audio_vae_config.latent_dim: expected 8, got 16"),
         ("audio_vae_config.use_noise_block", True, "audio_vae_config: expected {'use_noise_block': False}"),
         ("scalar_quantization_scale", None, "scalar_quantization_scale: expected a positive integer, got None"),

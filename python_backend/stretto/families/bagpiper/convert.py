@@ -16,7 +16,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer
+from stretto.families.conversion import Contents, Converted, Release, Tokenizer, unchanged
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import entry, optional_entry, read_json, released_file, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
@@ -179,7 +179,7 @@ def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[st
         hidden: Width of the backbone.
         tower: `audio_config` of the audio encoder.
     """
-    parts = {name: Part(name, shape) for name, shape in language.items()}
+    parts = unchanged(language)
     parts["stream_emb.weight"] = Part("stream_bias.weight", (NUM_STREAMS, hidden), _without_first_row)
     numbers = {name: value for name, value in tower.items() if name in QWEN3_OMNI}
     encoder_shapes = shapes_of(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**numbers))

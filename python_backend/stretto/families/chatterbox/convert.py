@@ -66,8 +66,17 @@ from stretto.families.chatterbox.voices import (
     emotion_row,
     voice_rows,
 )
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.plugin import MAX_ID, NAME, VOCABULARY
+from stretto.families.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    common_record,
+    merged_reader,
+    unchanged,
+)
+from stretto.families.plugin import MAX_ID
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer
 from stretto.untrusted_files import json_object, released_file
 from stretto.weights.backbones import read_backbone, shapes
@@ -137,17 +146,13 @@ def convert(release: Release, contents: Contents) -> Converted:
     known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
     known = replace(known, clones=release.codec is not None and release.keeps_recording_encoder)
     stored = published_shapes(backbone, known)
-    check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, ())
+    check(unchanged(stored), contents.tensors, ())
     for name, voice in voices.items():
         check_voice(name, voice, known)
     record = {
         "architectures": ["StrettoLlamaForCausalLM"],
         **backbone,
-        NAME: "chatterbox",
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.layout.vocab_size,
-        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
-        "dtype": contents.dtype,
+        **common_record("chatterbox", known, known.layout.vocab_size, contents),
     }
     parts = plan(known, stored, contents.tensors, list(voices.values()))
     folded = tuple(name for name in stored if name not in parts and name not in DROPPED)
@@ -183,12 +188,10 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
     if not END_OF_SPEECH + 1 < num_speech_ids <= MAX_ID:
         expected = f"more than {END_OF_SPEECH + 1} ids, and at most {MAX_ID}"
         raise CheckpointError(f"{SPEECH}: expected {expected}, got {num_speech_ids}")
-    if tokenizer.size > num_text_ids or SPACE not in tokenizer.tokens.values():
-        expected = f"a tokenizer of at most {num_text_ids} tokens with {SPACE}"
-        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got {tokenizer.size} tokens")
+    ids = tokenizer.ids_of((SPACE,), num_text_ids)
     languages: tuple[str, ...] = ()
     if num_text_ids == NUM_MULTILINGUAL_IDS:
-        languages = tuple(code for code in LANGUAGES if f"[{code}]" in tokenizer.tokens.values())
+        languages = tuple(code for code in LANGUAGES if f"[{code}]" in ids)
         if not languages:
             raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer with language tokens, such as [fr]")
     return ChatterboxVocabulary(
@@ -251,8 +254,7 @@ def plan(
         voices: T3 tensors of each voice.
     """
 
-    def other(name: str, like: Tensor) -> Tensor:
-        return torch.empty(stored[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
+    other = merged_reader(tensors, stored)
 
     def rows_of_all_ids(text: Tensor) -> Tensor:
         tables = [text, text.new_zeros(1, text.shape[1]), _end_last(other(SPEECH, text))]

@@ -20,7 +20,7 @@ from stretto.families.chatterbox.voices import (
     RecordingEncoder,
     recording_encoder_of,
 )
-from stretto.families.conversion import BOUNDED, Network, is_bounded
+from stretto.families.conversion import BOUNDED, Network, is_bounded, unchanged
 from stretto.untrusted_files import released_file, released_folder
 from stretto.weights.loading import Part, check, first, is_plain, open_tensors, read_pickled
 
@@ -65,7 +65,7 @@ def s3gen(
     if config.estimator.is_meanflow != (file == TURBO_FILE):
         expected = f"{'a' if file == TURBO_FILE else 'no'} tensor that ends in {MIXER}"
         raise CheckpointError(f"{folder / file}: expected {expected}")
-    plan = {name: Part(name, shape) for name, shape in s3gen_shapes(config).items()}
+    plan = unchanged(s3gen_shapes(config))
     check(plan, speaking, ())
     record = {"model_type": "s3gen", "voices": list(voices)} | ({LEAVES_OUT_LAST: True} if leaves_out_last else {})
     return Network("codec", record, plan, speaking)
@@ -99,7 +99,7 @@ def recording_encoder_network(
     tensors |= {f"{VOICE_ENCODER}{name}": tensor for name, tensor in open_networks(path).items()}
     tensors = {name: each for name, each in tensors.items() if name not in UNUSED and not name.endswith(COUNTERS)}
     shapes = {name: tuple(each.shape) for name, each in recording_encoder_of(tensors, kind).state_dict().items()}
-    network = {name: Part(name, shape) for name, shape in shapes.items()}
+    network = unchanged(shapes)
     check(network, tensors, ())
     network |= {name: Part(name, tuple(each.shape)) for name, each in condition.items()}
     return Network(FOLDER, {"model_type": "chatterbox_hearing"}, network, tensors | dict(condition))

@@ -43,7 +43,7 @@ from stretto.families.chatterbox.voices import (
     TurboRecordingEncoder,
     speaker_row,
 )
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, unchanged
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_ids
 from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file, released_file
@@ -117,7 +117,7 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
     """Return the Turbo or Nano checkpoint to be written."""
     tensors, files = contents.tensors, read_voices(release.model.parent)
     stored = turbo_shapes(tensors)
-    check({name: Part(name, shape) for name, shape in stored.items()}, tensors, TURBO_DROPPED)
+    check(unchanged(stored), tensors, TURBO_DROPPED)
     size, (num_positions, width) = contents.tokenizer.size, stored[POSITIONS]
     if size > stored[EMBEDDINGS][0]:
         expected = f"a tokenizer of at most {stored[EMBEDDINGS][0]} tokens"

@@ -20,7 +20,16 @@ from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import read_hyperpyyaml
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
+from stretto.families.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    common_record,
+    merged_reader,
+    unchanged,
+)
 from stretto.families.cosyvoice3.family import FILL, CosyVoice3Vocabulary
 from stretto.families.cosyvoice3.tokens import ADDED, END_OF_PROMPT, with_added_tokens
 from stretto.families.cosyvoice3.voices import (
@@ -33,7 +42,6 @@ from stretto.families.cosyvoice3.voices import (
     check_network,
     check_voice,
 )
-from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.text import TOKENIZER_FILE
 from stretto.families.text import check_ids as check_token_ids
 from stretto.untrusted_files import entry, read_text, released_file, released_folder
@@ -96,15 +104,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         check_ids(folder / VOICES, name, parts, known.num_codes, tokenizer.size, known.end_of_prompt)
     known = replace(known, voices=tuple(voices))
     stored = published_shapes(backbone, known)
-    check({name: Part(name, shape) for name, shape in stored.items()}, contents.tensors, DROPPED)
+    check(unchanged(stored), contents.tensors, DROPPED)
     record = {
         "architectures": ["StrettoQwen2ForCausalLM"],
         **backbone,
-        NAME: "cosyvoice3",
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.layout.vocab_size,
-        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
-        "dtype": contents.dtype,
+        **common_record("cosyvoice3", known, known.layout.vocab_size, contents),
     }
     recording_encoder = {f"{FOLDER}/{name}": released_file(folder, name) for name in (TOKENIZER, SPEAKER)}
     for path in recording_encoder.values():
@@ -192,11 +196,8 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice
     if num_speech_ids != NUM_SPEECH_IDS:
         expected = f"CosyVoice 3 with {NUM_SPEECH_IDS} speech ids"
         raise CheckpointError(f"{SPEECH}: expected {expected}, got {num_speech_ids}")
-    if tokenizer.size > num_text_ids:
-        expected = f"at most {num_text_ids} tokens"
-        raise CheckpointError(f"{tokenizer.folder}: expected {expected}, got {tokenizer.size}")
-    ends = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
-    return CosyVoice3Vocabulary(num_text_ids=num_text_ids, end_of_prompt=ends[END_OF_PROMPT])
+    ids = tokenizer.ids_of((END_OF_PROMPT,), num_text_ids)
+    return CosyVoice3Vocabulary(num_text_ids=num_text_ids, end_of_prompt=ids[END_OF_PROMPT])
 
 
 def published_shapes(backbone: dict[str, Any], known: CosyVoice3Vocabulary) -> dict[str, tuple[int, ...]]:
@@ -212,7 +213,7 @@ def plan(stored: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -
     """Return the plan for writing the language model's tensors."""
 
     def whole_table(text: Tensor) -> Tensor:
-        speech = text.new_empty(stored[SPEECH]) if text.is_meta else tensors[SPEECH].to(text.dtype, copy=True)
+        speech = merged_reader(tensors, stored)(SPEECH, text).clone()
         # Rows of streamed text carry words on another stream; the authors' code never reads these ids.
         speech[[NUM_CODES + FILL, -1]] = 0.0
         return torch.cat([text, speech])
@@ -242,6 +243,6 @@ def decoder(folder: Path) -> Network:
             wanted |= {f"{stem}0": (shape[0], 1, 1), f"{stem}1": shape}
         else:
             wanted[name] = shape
-    network = {name: Part(name, shape) for name, shape in wanted.items()}
+    network = unchanged(wanted)
     check(network, tensors, ())
     return Network("codec", {"model_type": "cosyvoice3"}, network, tensors)

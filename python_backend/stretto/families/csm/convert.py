@@ -14,9 +14,17 @@ from transformers import CsmConfig, CsmForConditionalGeneration
 
 from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
-from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer, prefixed
+from stretto.families.conversion import (
+    AUDIO,
+    Contents,
+    Converted,
+    Release,
+    Tokenizer,
+    common_record,
+    merged_reader,
+    prefixed,
+)
 from stretto.families.csm.family import CsmVocabulary
-from stretto.families.plugin import NAME, VOCABULARY
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of
 
@@ -44,16 +52,11 @@ def convert(release: Release, contents: Contents) -> Converted:
         )
     config = read_config(contents.config)
     known = vocabulary(config, contents.tokenizer)
-    layout = known.layout
     record = {
         "architectures": ["StrettoLlamaForCausalLM"],
         "model_type": "llama",
-        NAME: "csm",
-        VOCABULARY: known.to_record(),
-        "vocab_size": layout.vocab_size,
         **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `depth.first_head`
-        "dtype": contents.dtype,
+        **common_record("csm", known, known.layout.vocab_size, contents),
     }
     return Converted(record, plan(config, known, contents.tensors), (CODEC, CODES_OF_BACKBONE))
 
@@ -73,12 +76,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 
 def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
     """Return the vocabulary: tokenizer ids, followed by the ids of Mimi's codebooks."""
-    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
-    missing = [name for name in (BEGIN, END) if name not in ids]
-    if missing or tokenizer.size > config.text_vocab_size:
-        got = f"{tokenizer.size} tokens, without {', '.join(missing)}" if missing else f"{tokenizer.size} tokens"
-        expected = f"at most {config.text_vocab_size} tokens with {BEGIN} and {END}"
-        raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer of {expected}, got {got}")
+    ids = tokenizer.ids_of((BEGIN, END), config.text_vocab_size)
     return CsmVocabulary(
         num_text_ids=config.text_vocab_size,
         num_codebooks=config.num_codebooks,
@@ -123,13 +121,11 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
         found = f"{read} {list(tensors[read].shape)} instead of {list(shapes[read])}"
         raise CheckpointError(f"tensors do not match: wrong shape: {found}")
     width, size, num_streams = config.hidden_size, known.codebook_size, known.num_codebooks
+    other = merged_reader(tensors, shapes)
 
     def table(stored: Tensor) -> Tensor:
         """Return the embeddings of existing codes, [K, C, W]."""
         return stored.view(num_streams, config.vocab_size, width)[:, :size]
-
-    def other(name: str, like: Tensor) -> Tensor:
-        return torch.empty(shapes[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
 
     def with_codes(text: Tensor) -> Tensor:
         return torch.cat([text, table(other(read, text)).flatten(0, 1)])

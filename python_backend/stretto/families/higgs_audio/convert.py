@@ -21,9 +21,18 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError
-from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer
+from stretto.families.conversion import (
+    AUDIO,
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    common_record,
+    merged_reader,
+    unchanged,
+)
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
-from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, load_config, read_tensors, shapes_of
@@ -63,7 +72,7 @@ def boson_codec(folder: Path, num_codebooks: int, codebook_size: int) -> Network
     except (*UNPARSABLE, RuntimeError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: invalid codec parameters: {error!r}") from error
     tensors = renamed(stored, len(config.acoustic_model_config.upsampling_ratios))
-    plan = {name: Part(name, shape) for name, shape in shapes.items()}
+    plan = unchanged(shapes)
     try:
         check(plan, tensors, ("semantic_model.masked_spec_embed",))
     except CheckpointError as error:
@@ -172,12 +181,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     record = {
         "architectures": ["StrettoHiggsAudioForCausalLM"],
         "model_type": "llama",
-        NAME: "higgs_audio_v2",
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.layout.vocab_size,
         **{name: getattr(config, name) for name in LLAMA_NUMBERS},
-        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
-        "dtype": contents.dtype,
+        **common_record("higgs_audio_v2", known, known.layout.vocab_size, contents),
     }
     folder = release.codec
     codec = None if folder is None else boson_codec(folder, known.num_codebooks, known.codebook_size)
@@ -207,14 +212,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 
 def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
     """Return the vocabulary: tokenizer ids, followed by the ids of the codebooks."""
-    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
-    missing = [name for name in NEEDED if name not in ids]
-    if missing or tokenizer.size > config.vocab_size:
-        got = f"{tokenizer.size} tokens" + (f", without {', '.join(missing)}" if missing else "")
-        raise CheckpointError(
-            f"{tokenizer.folder}: expected a tokenizer of at most {config.vocab_size} tokens with {', '.join(NEEDED)}, "
-            f"got {got}"
-        )
+    ids = tokenizer.ids_of(NEEDED, config.vocab_size)
     return HiggsAudioVocabulary(
         num_text_ids=config.vocab_size,
         num_codebooks=config.num_codebooks,
@@ -236,8 +234,7 @@ def plan(config: Any, tensors: Mapping[str, Tensor]) -> Plan:
         raise CheckpointError(f"tensors do not match: missing: {CODES}")
 
     def with_codes(text: Tensor) -> Tensor:
-        codes = torch.empty(shapes[CODES], device="meta") if text.is_meta else tensors[CODES].to(text.dtype)
-        return torch.cat([text, codes])
+        return torch.cat([text, merged_reader(tensors, shapes)(CODES, text)])
 
     parts = {name: Part(name, shape) for name, shape in shapes.items() if name.startswith("model.")}
     del parts[CODES]

@@ -10,17 +10,24 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
+from stretto.families.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    check_folded,
+    common_record,
+    unchanged,
+)
 from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
 from stretto.untrusted_files import entry, json_object, named_file, read_json
 from stretto.weights.loading import WHOLE, Part, Plan, check, open_tensors, shapes_of
 
@@ -86,7 +93,11 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_delays(config)
     known = vocabulary(config, contents.tensors)
     check_tokenizer(contents.tokenizer, known.num_text_ids)
-    record = checkpoint_record(backbone_record(config), NAME, known, contents.dtype, has_head=True)
+    record = {
+        **backbone_record(config),
+        "max_position_embeddings": known.max_model_len,
+        **common_record(NAME, known, known.vocab_size, contents, has_head=True),
+    }
     width = record["hidden_size"]
     codes, heads = (f"emb.{k}.weight" for k in range(known.num_codebooks)), range(1, known.num_pauses)
     folded = dict.fromkeys(codes, (known.codebook_size + 1, width))
@@ -97,55 +108,12 @@ def convert(release: Release, contents: Contents) -> Converted:
     return Converted(record, parts, (), tuple(folded), (codec,))
 
 
-class SizedVocabulary(Protocol):
-    """Vocabulary of a checkpoint with its number of ids and its maximum number of rows."""
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def max_model_len(self) -> int: ...
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the JSON object in config.json."""
-        ...
-
-
-def checkpoint_record(
-    backbone: Mapping[str, Any], family: str, known: SizedVocabulary, dtype: str, has_head: bool
-) -> dict[str, Any]:
-    """Return the checkpoint's config.json.
-
-    Args:
-        backbone: Fields of the backbone.
-        family: Name of the family.
-        known: Vocabulary of the checkpoint.
-        dtype: dtype of the tensors.
-        has_head: True if the checkpoint has a head over the whole vocabulary.
-    """
-    return {
-        **backbone,
-        FAMILY: family,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
-        "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": not has_head,
-        "dtype": dtype,
-    }
-
-
 def check_tokenizer(tokenizer: Tokenizer, num_text_ids: int) -> None:
     """Raise CheckpointError if the tokenizer's size differs from the number of text ids."""
     if tokenizer.size != num_text_ids:
         raise CheckpointError(
             f"{tokenizer.folder}: expected a tokenizer of {num_text_ids} tokens, got {tokenizer.size}"
         )
-
-
-def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError unless the tensors that are merged into others have these shapes."""
-    found = {name: tensors[name] for name in shapes if name in tensors}
-    check({name: Part(name, shape) for name, shape in shapes.items()}, found, ())
 
 
 def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -410,7 +378,7 @@ def codec_network(config: Mapping[str, Any], folder: Path, num_codebooks: int, c
         raise CheckpointError(f"config.json: mimi_config_name: expected {expected}, got {found[0]} of {found[1]}")
     path = named_file(folder, {MIMI_KEY: FIRST_MIMI, **config}, MIMI_KEY)
     tensors = MimiTensors(open_tensors(path), mimi.num_attention_heads)
-    parts = {name: Part(name, shape) for name, shape in shapes_of(MimiModel, mimi).items()}
+    parts = unchanged(shapes_of(MimiModel, mimi))
     check(parts, tensors, ())
     return Network("codec", {**mimi.to_dict(), "architectures": ["MimiModel"]}, parts, tensors)
 

@@ -17,13 +17,11 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release
+from stretto.families.conversion import Contents, Converted, Network, Release, check_folded, common_record
 from stretto.families.kyutai_stt.convert import (
     check_config,
-    check_folded,
     check_tokenizer,
     check_width,
-    checkpoint_record,
     durations,
     integer,
     llama_record,
@@ -48,7 +46,11 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_config(config, EXPECTED)
     known = vocabulary(config, delays_of(release))
     check_tokenizer(contents.tokenizer, known.num_text_ids)
-    record = checkpoint_record(backbone_record(config), NAME, known, contents.dtype, has_head=True)
+    record = {
+        **backbone_record(config),
+        "max_position_embeddings": known.max_model_len,
+        **common_record(NAME, known, known.vocab_size, contents, has_head=True),
+    }
     codec = codec_network(config, "codec_config", "codec_model.", known.num_codebooks, known.codebook_size)
     layers, folded = backbone_plan(config, "model.", tensors)
     check_folded(tensors, folded)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import DepthSpec
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer
+from stretto.families.conversion import Contents, Converted, Release, Tokenizer, check_folded, common_record
 from stretto.families.kyutai_stt.convert import (
     EPS,
     FIRST_MIMI,
@@ -24,9 +24,7 @@ from stretto.families.kyutai_stt.convert import (
     backbone_plan,
     backbone_record,
     check_config,
-    check_folded,
     check_tokenizer,
-    checkpoint_record,
     codec_network,
     flat,
     gated_width,
@@ -138,7 +136,11 @@ def converted(
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     width = integer(config, "dim")
     # text is sampled from `depth.first_head`
-    record = checkpoint_record(backbone_record(config), family, known, contents.dtype, has_head=False)
+    record = {
+        **backbone_record(config),
+        "max_position_embeddings": known.max_model_len,
+        **common_record(family, known, known.vocab_size, contents),
+    }
     code_table, steps, stored = known.codebook_size + 1, known.num_codebooks, num_steps or integer(config, "dep_q")
     folded = {f"emb.{k}.weight": (code_table, width) for k in range(integer(config, "n_q"))}
     folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}
@@ -267,8 +269,8 @@ def plan(
         if not stored.is_meta:
             codes = with_initial_ids_of_others(codes)
         own = [main[text:], main.new_zeros(2, width)]
-        behind = [*(each.to(main) for each in rows), *(each[:text] for each in second)]
-        return torch.cat([texts(main), *own, *codes, *behind])
+        added = [*(each.to(main) for each in rows), *(each[:text] for each in second)]
+        return torch.cat([texts(main), *own, *codes, *added])
 
     def with_initial_ids_of_others(codes: list[Tensor]) -> list[Tensor]:
         """Add the initial embeddings of codebooks that are not generated to those of codebooks with equal delays.

@@ -13,13 +13,11 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
-from stretto.families.conversion import Contents, Converted, Release
+from stretto.families.conversion import Contents, Converted, Release, check_folded, common_record
 from stretto.families.kyutai_stt.convert import (
     check_config,
-    check_folded,
     check_tokenizer,
     check_width,
-    checkpoint_record,
     integer,
 )
 from stretto.families.kyutai_stt.convert_transformers import (
@@ -49,7 +47,11 @@ def convert(release: Release, contents: Contents) -> Converted:
     known = vocabulary(config)
     check_tokenizer(contents.tokenizer, known.num_text_ids)
     # text is sampled from `depth.first_head`
-    record = checkpoint_record(backbone_record(config), NAME, known, contents.dtype, has_head=False)
+    record = {
+        **backbone_record(config),
+        "max_position_embeddings": known.max_model_len,
+        **common_record(NAME, known, known.vocab_size, contents),
+    }
     codec = codec_network(config, "audio_encoder_config", "audio_encoder.", known.num_codebooks, known.codebook_size)
     layers, folded = backbone_plan(config, BACKBONE, tensors)
     steps, more = depth_plan(known.depth, tensors)

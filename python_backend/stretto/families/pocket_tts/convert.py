@@ -20,14 +20,12 @@ from torch import Tensor
 
 from stretto.codecs.pocket import PocketConfig, codec_shapes
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
+from stretto.families.conversion import Contents, Converted, Network, Release, check_folded, common_record
 from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto.families.pocket_tts.recognise import packaged_config
 from stretto.families.pocket_tts.voices import Backbone, recover_rows
 from stretto.untrusted_files import entry, released_file, released_folder
-from stretto.weights.loading import Part, Plan, check, open_tensors
+from stretto.weights.loading import Part, Plan, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
@@ -100,18 +98,13 @@ def convert(release: Release, contents: Contents) -> Converted:
     record = {
         "architectures": ["StrettoPocketForCausalLM"],
         "model_type": "qwen3",  # the Llama config requires a width that is a multiple of the number of heads
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
         **shape.numbers,
         "max_position_embeddings": MAX_MODEL_LEN,
-        "tie_word_embeddings": True,  # there is no head over this vocabulary
-        "dtype": contents.dtype,
+        **common_record(NAME, known, known.vocab_size, contents),
     }
     networks = (codec_network(contents, clones),)
     folded = shape.folded
-    found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
-    check({name: Part(name, size) for name, size in folded.items()}, found, ())
+    check_folded(contents.tensors, folded)
     dropped = () if clones else CLONING
     return Converted(record, plan(shape, contents.tensors, voices, clones), dropped, tuple(folded), networks)
 

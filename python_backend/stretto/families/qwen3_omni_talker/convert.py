@@ -14,9 +14,7 @@ from torch import Tensor
 from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, prefixed
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, prefixed
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
 from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_positions, depth_spec, text_ids
@@ -47,9 +45,6 @@ def convert(release: Release, contents: Contents) -> Converted:
     record = {
         "architectures": ["StrettoQwen3MoeForCausalLM"],
         "model_type": "qwen3_moe",
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.layout.vocab_size,
         **{name: text.number(name) for name in (*qwen3_tts.LAYER_NUMBERS, *MOE_NUMBERS)},
         "norm_topk_prob": text.flag("norm_topk_prob"),
         # fixed, because the transformers class ignores config.json and has experts in every layer
@@ -58,8 +53,7 @@ def convert(release: Release, contents: Contents) -> Converted:
         "hidden_act": "silu",
         "attention_bias": False,
         "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `depth.first_head`
-        "dtype": contents.dtype,
+        **common_record(NAME, known, known.layout.vocab_size, contents),
         KEY: {
             "model_type": "thinker_states",
             "hidden_size": talker.number("thinker_hidden_size"),

@@ -21,8 +21,18 @@ from stretto.encoders.x_vector import FOLDER, PREFIX, SpeakerConfig, SpeakerEnco
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.base import DepthSpec
-from stretto.families.conversion import AUDIO, Contents, Converted, Network, Release, Tokenizer, prefixed
-from stretto.families.plugin import NAME, VOCABULARY
+from stretto.families.conversion import (
+    AUDIO,
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    common_record,
+    merged_reader,
+    prefixed,
+    unchanged,
+)
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
 from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, check, shapes_of
@@ -168,13 +178,8 @@ def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
     Raises:
         CheckpointError: If the tokenizer lacks one of these tokens or does not fit the text table.
     """
-    ids = {spelling: token_id for token_id, spelling in tokenizer.tokens.items()}
     words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}
-    missing = [word for word in words.values() if word not in ids]
-    if missing or tokenizer.size > num_ids:
-        got = f"{tokenizer.size} tokens" + (f", without {', '.join(missing)}" if missing else "")
-        expected = f"at most {num_ids} tokens with {', '.join(words.values())}"
-        raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer of {expected}, got {got}")
+    ids = tokenizer.ids_of(words.values(), num_ids)
     named = {name: numbers.token(f"{name}_token_id", num_ids) for name in ("im_start", "im_end")}
     named |= {name: numbers.token(f"tts_{name}_token_id", num_ids) for name in ("pad", "bos", "eos")}
     return TextIds(**named, **{name: ids[word] for name, word in words.items()})
@@ -242,22 +247,18 @@ def convert(release: Release, contents: Contents) -> Converted:
     shapes = published_shapes(numbers, known)
     width, clones = talker.number("hidden_size"), known.kind == "base"
     networks = (speaker_encoder(numbers, width),) if clones else ()
-    expected = {name: Part(name, shape) for name, shape in shapes.items()}
+    expected = unchanged(shapes)
     for each in networks:
         expected |= each.plan
     check(expected, contents.tensors, ())
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
-        NAME: "qwen3_tts",
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.layout.vocab_size,
         **{name: talker.number(name) for name in LAYER_NUMBERS},
         "hidden_act": "silu",
         "attention_bias": False,
         "max_position_embeddings": known.max_model_len,
-        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `depth.first_head`
-        "dtype": contents.dtype,
+        **common_record("qwen3_tts", known, known.layout.vocab_size, contents),
     }
     if clones:
         record[KEY] = {"model_type": "x_vector", "hidden_size": width}
@@ -332,9 +333,7 @@ def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tenso
         tensors: Published tensors by name.
     """
     size, num_others, codec = known.codebook_size, known.num_codebooks - 1, known.codec
-
-    def other(name: str, like: Tensor) -> Tensor:
-        return torch.empty(shapes[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
+    other = merged_reader(tensors, shapes)
 
     def rows_of_all_ids(stored: Tensor) -> Tensor:
         tables = [other(CODES, stored), *(other(_codes(k), stored) for k in range(num_others))]

@@ -14,14 +14,22 @@ from torch import Tensor
 
 from stretto.codecs.refinement import FOLDER
 from stretto.errors import CheckpointError
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
+from stretto.families.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    check_folded,
+    common_record,
+    merged_reader,
+)
 from stretto.families.opuslm import convert as opuslm
-from stretto.families.plugin import NAME, VOCABULARY
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
 from stretto.families.valle.refinement import EPS, ValleShape
 from stretto.untrusted_files import entry, optional_entry
 from stretto.weights.backbones import TOKENS
-from stretto.weights.loading import Part, Plan, check
+from stretto.weights.loading import Part, Plan
 
 EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"
 FIRST, SECOND = "corelm.ar_decoder.", "corelm.nar_decoder."
@@ -41,22 +49,17 @@ def convert(release: Release, contents: Contents) -> Converted:
     record = {
         "architectures": ["StrettoValleForCausalLM"],
         "model_type": "gpt2",
-        NAME: "valle",
-        VOCABULARY: known.to_record(),
         **dict.fromkeys(TOKENS),
-        "vocab_size": known.layout.vocab_size,
         "hidden_size": numbers["att_unit"],
         "num_hidden_layers": numbers["ar_layer"],
         "num_attention_heads": numbers["head"],
         "max_position_embeddings": numbers["n_ctx"],
         "activation_function": "gelu",
         "layer_norm_epsilon": EPS,
-        "tie_word_embeddings": True,  # no head over this vocabulary; codes are sampled from `audio_head`
-        "dtype": contents.dtype,
+        **common_record("valle", known, known.layout.vocab_size, contents),
     }
     folded = folded_shapes(numbers)
-    found = {name: contents.tensors[name] for name in folded if name in contents.tensors}
-    check({name: Part(name, shape) for name, shape in folded.items()}, found, ())
+    check_folded(contents.tensors, folded)
     shape = refinement_shape(numbers, known)
     network = Network(FOLDER, asdict(shape), refinement_plan(shape, known))
     return Converted(record, autoregressive_plan(numbers, known, contents.tensors), DROPPED, tuple(folded), (network,))
@@ -140,10 +143,7 @@ def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tens
         known: Vocabulary.
         tensors: Published tensors by name.
     """
-    width, shapes = numbers["att_unit"], folded_shapes(numbers)
-
-    def other(name: str, like: Tensor) -> Tensor:
-        return torch.empty(shapes[name], device="meta") if like.is_meta else tensors[name].to(like.dtype)
+    width, other = numbers["att_unit"], merged_reader(tensors, folded_shapes(numbers))
 
     def as_one(attention: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         def weights(query: Tensor) -> Tensor:

@@ -28,9 +28,7 @@ from stretto.codecs.vibevoice import (
     published_name,
 )
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
+from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
 from stretto.families.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
 from stretto.untrusted_files import entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
@@ -70,15 +68,11 @@ def convert(release: Release, contents: Contents) -> Converted:
     record = {
         "architectures": ["StrettoVibeVoiceForCausalLM"],
         "model_type": "qwen2",
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
         **shape.numbers,
-        "vocab_size": known.vocab_size,
         "max_position_embeddings": known.max_model_len,
         "diffusion_head": shape.head,
         "tokenizers": {"acoustic": sections[PARTS], "semantic": sections[SEMANTIC], **scales},
-        "tie_word_embeddings": True,  # the head has rows for only a few ids
-        "dtype": contents.dtype,
+        **common_record(NAME, known, known.vocab_size, contents),
     }
     codec = {"model_type": MODEL_TYPE, PARTS: sections[PARTS], **scales}
     parts: Plan = {

@@ -15,7 +15,7 @@ from typing import Any
 from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
-from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
+from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer, unchanged
 from stretto.families.plugin import DRAWN, NAME, VOCABULARY
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, SENSE_VOICE, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
@@ -217,14 +217,7 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
     Raises:
         CheckpointError: If a marker is missing, or the codes are not contiguous.
     """
-    ids = {token: token_id for token_id, token in tokenizer.tokens.items()}
-    for name in (*markers, "audio_0"):
-        if f"<|{name}|>" not in ids:
-            raise CheckpointError(f"{tokenizer.folder}: expected a token <|{name}|>, got none")
-    if tokenizer.size > vocab_size:
-        raise CheckpointError(
-            f"{tokenizer.folder}: expected at most {vocab_size} tokens (vocab_size), got {tokenizer.size}"
-        )
+    ids = tokenizer.ids_of([f"<|{name}|>" for name in (*markers, "audio_0")], vocab_size)
     first, size = ids["<|audio_0|>"], sum(bool(re.fullmatch(r"<\|audio_\d+\|>", token)) for token in ids)
     for code in range(size):
         if (got := ids.get(f"<|audio_{code}|>")) != first + code:
@@ -243,7 +236,7 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
         prefix: Prefix of the modules' published names.
     """
     num_layers, width = record["num_hidden_layers"] + num_modules, record["hidden_size"]
-    parts = {name: Part(name, shape) for name, shape in shapes({**record, "num_hidden_layers": num_layers}).items()}
+    parts = unchanged(shapes({**record, "num_hidden_layers": num_layers}))
     beside = {"projs": (width, 2 * width), "embed_norms": (width,), "hidden_norms": (width,)}
     for module in range(num_modules):
         names = {f"mtp_{kind}.{module}.weight": shape for kind, shape in beside.items()}

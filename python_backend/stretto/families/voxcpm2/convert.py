@@ -16,9 +16,7 @@ from torch import Tensor
 
 from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY
+from stretto.families.conversion import Contents, Converted, Network, Release, common_record
 from stretto.families.voxcpm2.family import NAME, VoxCpmVocabulary
 from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import Part, Plan, check, read_pickled, read_tensors
@@ -65,12 +63,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     record = {
         "architectures": ["StrettoVoxCpmForCausalLM"],
         "model_type": "llama",
-        FAMILY: NAME,
-        VOCABULARY: known.to_record(),
-        "vocab_size": known.vocab_size,
         **shape.numbers,
-        "tie_word_embeddings": True,  # there is no head over this vocabulary
-        "dtype": contents.dtype,
+        **common_record(NAME, known, known.vocab_size, contents),
     }
     network = codec_network(release.folder, contents.config.get("audio_vae_config") or {}, shape)
     return Converted(record, plan(shape, known), (), (), (network,))
