@@ -9,7 +9,8 @@ from stretto.records.chunk import Envelope
 from stretto.records.prompt import Prompt, TextPart
 from stretto.triton_io.callers import Caller
 from stretto.triton_io.chunk_sender import Responses, ResponseThread
-from stretto.triton_io.tensors import TAG, Seal, write_part, write_prompt
+from stretto.triton_io.seal import TAG, Seal
+from stretto.triton_io.tensors import write_part, write_prompt
 from tests.fakes_triton import InferenceResponse, Request, ResponseSender
 
 SEAL = Seal(bytes(range(32)))

@@ -14,7 +14,7 @@ from stretto.records.sampling import OutputForm, RingAddress
 from stretto.streams.layout import Segment
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
-from stretto.triton_io.tensors import TAG, Seal
+from stretto.triton_io.seal import TAG, Seal
 from stretto_client.shared_memory import Ring, RingSize
 from tests.cuda_runtime import install_for
 from tests.fakes_triton import Logger, MetricFamily, Request

@@ -19,7 +19,8 @@ from stretto.testing.checkpoints import make_prompt
 from stretto.triton_io import live_sessions
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.live_sessions import MAX_AHEAD_S, LiveSession, LiveSessions, num_bytes
-from stretto.triton_io.tensors import Seal, session_slot
+from stretto.triton_io.seal import Seal
+from stretto.triton_io.tensors import session_slot
 from tests.patience import until_async
 from tests.small_vocabularies import KYUTAI_STT
 

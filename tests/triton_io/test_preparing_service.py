@@ -15,8 +15,9 @@ from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.triton_io.flow import FlowTable, HeldSlots
 from stretto.triton_io.preparing_service import PreparingService
+from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import DrainGate, is_passing
-from stretto.triton_io.tensors import Seal, read_prompt, session_name
+from stretto.triton_io.tensors import read_prompt, session_name
 from tests.fakes_triton import Logger, Request, TritonError
 
 ROWS = np.arange(6, dtype=np.int32).reshape(3, 2)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
-from stretto.triton_io.tensors import Seal, SealKey
+from stretto.triton_io.seal import Seal, SealKey
 from tests.patience import PATIENCE_S
 
 SEAL = Seal(bytes(32))

@@ -20,9 +20,9 @@ from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.chunk_sender import SenderLimits
 from stretto.triton_io.flow import FlowTable, Outcome
+from stretto.triton_io.seal import TAG
 from stretto.triton_io.speech_service import SpeechService
 from stretto.triton_io.stub import EventLoop
-from stretto.triton_io.tensors import TAG
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
 from tests.patience import until

@@ -24,8 +24,9 @@ class TritonPythonModel:
         from stretto.decoder.worker import DecoderWorker, open_aligner, open_codec
         from stretto.triton_io.decoding_service import DecodingService
         from stretto.triton_io.flow import Outcome, conclude_all
+        from stretto.triton_io.seal import SealKey
         from stretto.triton_io.stub import HangWatch
-        from stretto.triton_io.tensors import ModelParameters, SealKey
+        from stretto.triton_io.tensors import ModelParameters
 
         parameters = ModelParameters(args)
         family = parameters.family()

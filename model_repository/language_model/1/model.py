@@ -23,9 +23,10 @@ class TritonPythonModel:
         from stretto.engine.llm import SpeechLLM
         from stretto.triton_io.chunk_sender import SenderLimits
         from stretto.triton_io.flow import FlowTable
+        from stretto.triton_io.seal import SealKey
         from stretto.triton_io.speech_service import SpeechService
         from stretto.triton_io.stub import EventLoop, HangWatch
-        from stretto.triton_io.tensors import ModelParameters, SealKey
+        from stretto.triton_io.tensors import ModelParameters
 
         parameters = ModelParameters(args)
         config = EngineConfig.from_file(parameters.path("engine"), parameters.path("checkpoint"))

@@ -31,8 +31,9 @@ class TritonPythonModel:
         from stretto.triton_io import tensors
         from stretto.triton_io.flow import HeldSlots
         from stretto.triton_io.preparing_service import PreparingService
+        from stretto.triton_io.seal import SealKey
         from stretto.triton_io.stub import DrainGate
-        from stretto.triton_io.tensors import ModelParameters, SealKey, read_inputs
+        from stretto.triton_io.tensors import ModelParameters, read_inputs
 
         tensors.install()
         parameters = ModelParameters(args)

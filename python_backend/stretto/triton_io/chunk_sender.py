@@ -20,8 +20,9 @@ from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import DecoderLoad, Pacer
 from stretto.triton_io.callers import Caller, refuse
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled, FlowSlot, Outcome
+from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import ticking, wait_until
-from stretto.triton_io.tensors import CHUNK, CODES, Seal, array_tensor, bytes_tensor
+from stretto.triton_io.tensors import CHUNK, CODES, array_tensor, bytes_tensor
 
 T = TypeVar("T")
 

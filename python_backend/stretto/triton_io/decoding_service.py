@@ -18,13 +18,13 @@ from stretto.triton_io.callers import Caller, client_message, log_failure, refus
 from stretto.triton_io.flow import FlowSlot, FlowTables, Outcome
 from stretto.triton_io.metrics import Gauges
 from stretto.triton_io.ring import RingWriter, RingWriters
+from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import (
     CHUNK,
     CODES,
     EVENT,
     PCM,
     PCM16,
-    Seal,
     array_tensor,
     read_array,
     read_record,

@@ -19,7 +19,8 @@ from stretto.records.prompt import AudioPart, Prompt, Resumption
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowTable
-from stretto.triton_io.tensors import Seal, session_name, unknown_session
+from stretto.triton_io.seal import Seal
+from stretto.triton_io.tensors import session_name, unknown_session
 
 MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.

@@ -20,8 +20,9 @@ from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart, read
 from stretto.triton_io.callers import Caller, failed_response, log_failure
 from stretto.triton_io.flow import HeldSlots
 from stretto.triton_io.ring import check_ring
+from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import DrainGate
-from stretto.triton_io.tensors import Seal, session_slot, unknown_session, write_part, write_prompt
+from stretto.triton_io.tensors import session_slot, unknown_session, write_part, write_prompt
 
 NAME = "preprocessor"
 

@@ -23,8 +23,9 @@ from stretto.triton_io.chunk_sender import ChunkSender, Responses, ResponseThrea
 from stretto.triton_io.flow import DecoderRefused, FlowTable
 from stretto.triton_io.live_sessions import LiveModel, LiveSessions
 from stretto.triton_io.metrics import BuildInfo, Gauges
+from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import EventLoop
-from stretto.triton_io.tensors import Seal, read_prompt
+from stretto.triton_io.tensors import read_prompt
 
 MAX_SESSIONS = 256  # a quarter of the slots, so that idle sessions leave room for other requests
 FIRST_WORD_S = 30.0
