@@ -29,8 +29,9 @@ from stretto.cuda_graphs import record
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import sampler as array_path
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.predictors import AudioHeads, DepthFrames, FirstHead, ParallelHeads, Readout
-from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, RunSlots
+from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, DeviceArrays, SlotTables

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from vllm.v1.core.sched.output import NewRequestData
 
-from stretto.engine.worker.run_slots import StepRows
+from stretto.engine.worker.batch_plan import StepRows
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt, make_prompts
 from stretto.testing.reference import Reference

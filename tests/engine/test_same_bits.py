@@ -13,7 +13,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.cpu_backend import products
 from stretto.cpu_backend.products import NARROW, HostLayer
-from stretto.engine.worker.run_slots import StepRows
+from stretto.engine.worker.batch_plan import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt

@@ -219,7 +219,7 @@ def test_family_conforms(tmp_path: Path) -> None:
 
 def test_diffusion_solver_matches_the_authors() -> None:
     """Expected values come from diffusers' DPMSolverMultistepScheduler (0.42.1) for a velocity in closed form."""
-    from stretto.engine.worker.run_slots import SolverPlan  # needs vLLM
+    from stretto.engine.worker.batch_plan import SolverPlan
     from stretto.families.vibevoice.model import DiffusionHead, cosine_schedule
 
     stored = np.load(SOLVER)

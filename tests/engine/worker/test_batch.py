@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from stretto.engine.reply_rules import ReplyState, SegmentRules
-from stretto.engine.worker.run_slots import (
-    STEPS_AHEAD,
-    BatchPlan,
-    BatchPlanner,
-    KeysAhead,
-    PlanArrays,
-    StepRows,
-    plan_batch,
-)
+from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
+from stretto.engine.worker.run_slots import STEPS_AHEAD, KeysAhead
 from stretto.engine.worker.slots import LIMITS, SCALES, DeviceArrays, HostArrays, SlotTables
 from stretto.sampling import stream_keys
 from stretto.testing.checkpoints import make_prompt

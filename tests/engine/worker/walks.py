@@ -11,9 +11,10 @@ from vllm.v1.core.sched.output import NewRequestData
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
+from stretto.engine.worker.batch_plan import SolverPlan
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.predictors import DepthFrames, LatentReadout, ParallelHeads, Readout
-from stretto.engine.worker.run_slots import RunSlots, SolverPlan
+from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on

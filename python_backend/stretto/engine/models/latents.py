@@ -12,13 +12,13 @@ from stretto.engine.kernels.gpu.linear import use_row_invariant_products
 from stretto.engine.kernels.gpu.products import use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.batch_plan import SolverPlan as SolverPlan
 from stretto.engine.worker.predictors import (
     GuidedLatentPredictor,
     LatentPredictor,
     LatentReadout,
     StopHead,
 )
-from stretto.engine.worker.run_slots import SolverPlan as SolverPlan  # for models of families
 from stretto.errors import CheckpointError
 
 LARGEST = 1e9  # magnitude of latents; their squares are finite in float32

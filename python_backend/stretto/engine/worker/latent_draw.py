@@ -10,8 +10,8 @@ import triton
 
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.predictors import LatentReadout
-from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables

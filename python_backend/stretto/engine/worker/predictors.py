@@ -19,7 +19,7 @@ from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
-from stretto.engine.worker.run_slots import SolverPlan
+from stretto.engine.worker.batch_plan import SolverPlan
 from stretto.engine.worker.slots import Array, Arrays
 from stretto.streams.layout import StreamLayout
 

@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.kernels.gpu.draw import draw
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.predictors import (
     EVERY,
@@ -21,7 +22,7 @@ from stretto.engine.worker.predictors import (
     Readout,
     RequestMemory,
 )
-from stretto.engine.worker.run_slots import BatchPlan, KeysAhead, PlanArrays, RunSlots, StepRows
+from stretto.engine.worker.run_slots import KeysAhead, RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
 from stretto.families.base import Family

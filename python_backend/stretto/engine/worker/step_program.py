@@ -26,9 +26,10 @@ from stretto.engine.kernels.gpu.step_draw import (
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import NO_ID, SegmentRules
+from stretto.engine.worker.batch_plan import NO_LATENTS, NO_ROW, SolverPlan, StepRows
 from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.predictors import AnyReadout, Readout, RequestMemory
-from stretto.engine.worker.run_slots import NO_LATENTS, NO_ROW, RunSlots, SolverPlan, StepRows
+from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
 from stretto.streams.layout import Segment

@@ -9,9 +9,9 @@ import torch
 import triton
 
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.engine.worker.predictors import FirstHead, LatentReadout, WeightRows
-from stretto.engine.worker.run_slots import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables

@@ -9,9 +9,9 @@ import triton.language as tl
 
 from stretto.engine.kernels.gpu.step_draw import SLOT
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.batch_plan import SolverPlan
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.predictors import LatentReadout
-from stretto.engine.worker.run_slots import SolverPlan
 from stretto.engine.worker.sampler import RepetitionGuard, pick
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables

@@ -1,0 +1,253 @@
+"""Plan of a step: which rows are sampled, with which parameters, and in which CFG pairs."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from stretto.engine.worker.slots import LIMITS, SCALES, Array, Arrays, SlotLimits, SlotScales, SlotTables
+from stretto.sampling import DrawParams, DrawPlan
+
+NO_ROW = -1
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Properties of the B rows of a step that the host knows, [B] each.
+
+    Attributes:
+        slots: Run slots, int.
+        samples: True if the row is sampled; False for an incomplete chunk of a prompt.
+        may_write: True if the row may be in a text segment.
+        may_speak: True if the row may be after the text segment. If the host does not know the segment, both
+            `may_write` and `may_speak` are True.
+    """
+
+    slots: np.ndarray
+    samples: np.ndarray
+    may_write: np.ndarray
+    may_speak: np.ndarray
+
+    def fingerprint(self) -> bytes:
+        """Return bytes that, while every slot keeps its request, are equal for steps with equal plans."""
+        return b"".join(column.tobytes() for column in (self.slots, self.samples, self.may_write, self.may_speak))
+
+
+class SolverPlan(NamedTuple):
+    """Properties of a step's latents, known on the host, that determine the predictor's launches.
+
+    Attributes:
+        num_steps: Largest number of solver steps of any row; 0 for families whose frames are codes.
+        is_guided: True if the latent of any row is guided.
+    """
+
+    num_steps: int = 0
+    is_guided: bool = False
+
+    @classmethod
+    def of_rows(cls, limits: np.ndarray, scales: np.ndarray) -> "SolverPlan":
+        """Return the plan for rows with the request parameters `limits` [M, 16] and `scales` [M, 10]."""
+        num_steps = int(limits[:, LIMITS["latent_steps"]].max(initial=0))
+        return cls(num_steps, num_steps > 0 and bool((scales[:, SCALES["guidance"]] != 1).any()))
+
+
+NO_LATENTS = SolverPlan()
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Plan of the rows of one step, reused while the batch stays the same. Indices are int64 on the host.
+
+    Attributes:
+        num_rows: Number of rows in the batch, B, including those of unconditional requests.
+        drawing: Rows that are sampled, [M]; the P conditional rows of CFG pairs come first.
+        sampling: `drawing`, followed by the P unconditional rows, [M + P].
+        num_paired: Number of CFG pairs, P. Their conditional rows also come first in `speaking`.
+        writing: Indices into `drawing` of rows that may be in a text segment, [W]; None for all.
+        speaking: Indices into `drawing` of rows that may be after the text segment, [A]; None for all.
+        text: Sampling methods needed for text ids.
+        audio: Sampling methods needed for stream 0 in audio.
+        depth: Sampling methods needed for the other streams.
+        ras_window: Maximum window of repetition-aware sampling among the rows.
+        has_min_p: True if any row uses min-p.
+        has_delayed_tail: True if any reply continues audio in its prompt.
+        solver: Solver steps and guidance of latents.
+    """
+
+    num_rows: int
+    drawing: np.ndarray
+    sampling: np.ndarray
+    num_paired: int
+    writing: np.ndarray | None
+    speaking: np.ndarray | None
+    text: DrawPlan
+    audio: DrawPlan
+    depth: DrawPlan
+    ras_window: int
+    has_min_p: bool
+    has_delayed_tail: bool
+    solver: SolverPlan
+
+    @property
+    def may_write(self) -> bool:
+        return self.writing is None or len(self.writing) > 0
+
+    @property
+    def may_speak(self) -> bool:
+        return self.speaking is None or len(self.speaking) > 0
+
+
+def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray, tables: SlotTables) -> BatchPlan:
+    """Return the plan of a step.
+
+    Args:
+        rows: Rows of the step.
+        partner: Slot of the CFG partner by slot, int64 [R]; negative for none.
+        is_unconditional: True for slots of unconditional requests, bool [R].
+        tables: Slot tables with the request parameters.
+    """
+    row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
+    row_of[rows.slots[rows.samples]] = np.flatnonzero(rows.samples)
+    drawing = np.flatnonzero(rows.samples & ~is_unconditional[rows.slots])
+    others = row_of[partner[rows.slots[drawing]]]
+    is_paired = others != NO_ROW
+    drawing = np.concatenate([drawing[is_paired], drawing[~is_paired]])
+    others = others[is_paired]
+    limits, scales = (table[rows.slots[drawing]] for table in (tables.limits, tables.scales))
+
+    def subset(may: np.ndarray, *names: str) -> tuple[np.ndarray | None, list[DrawPlan]]:
+        index = np.flatnonzero(may[drawing])
+
+        def plan(name: str) -> DrawPlan:
+            temperature, top_p = (scales[index, SCALES[f"{name}_{what}"]] for what in ("temperature", "top_p"))
+            return DrawPlan.from_parameters(temperature, limits[index, LIMITS[f"{name}_top_k"]], top_p)
+
+        return (None if len(index) == len(drawing) else index), [plan(name) for name in names]
+
+    may_speak = rows.may_speak.copy()
+    may_speak[drawing[: len(others)]] = True
+    writing, (text,) = subset(rows.may_write, "text")
+    speaking, (audio, depth) = subset(may_speak, "audio", "depth")
+    sampling = np.concatenate([drawing, others])
+    return BatchPlan(
+        num_rows=len(rows.slots),
+        drawing=drawing,
+        sampling=sampling,
+        num_paired=len(others),
+        writing=writing,
+        speaking=speaking,
+        text=text,
+        audio=audio,
+        depth=depth,
+        ras_window=int(limits[:, LIMITS["ras_window"]].max(initial=0)),
+        has_min_p=bool(np.isfinite(scales[:, SCALES["audio_span"]]).any()),
+        has_delayed_tail=bool(limits[:, LIMITS["forced_until"]].any()),
+        solver=SolverPlan.of_rows(limits, scales),
+    )
+
+
+@dataclass(frozen=True)
+class PlanArrays:
+    """Arrays of a plan on the step's device; indices are None if they would select all rows in order.
+
+    Attributes:
+        sampling: Rows of the batch, [M + P].
+        slots: Slots of these rows, [M + P].
+        limits: Integer parameters of the rows in `drawing`, [M] each.
+        scales: Real parameters of the rows in `drawing`, [M] each.
+        writing: Indices into `drawing` of rows that may be in a text segment, [W].
+        speaking: Indices into `drawing` of rows that may be after the text segment, [A].
+        text_rows: Rows of the batch whose hidden states the text head needs, [W].
+        audio_rows: Rows of the batch whose hidden states the audio heads need, [A + P]; unconditional rows are last.
+        text: Sampling parameters of text ids.
+        audio: Sampling parameters of stream 0 in audio.
+        depth: Sampling parameters of the other streams.
+        guidance: Guidance scales, float32 [P].
+        num_sampled: 1 for each row of the batch that is sampled, else 0, int32 [B].
+    """
+
+    sampling: Array | None
+    slots: Array
+    limits: SlotLimits
+    scales: SlotScales
+    writing: Array | None
+    speaking: Array | None
+    text_rows: torch.Tensor | None
+    audio_rows: torch.Tensor | None
+    text: DrawParams
+    audio: DrawParams
+    depth: DrawParams
+    guidance: torch.Tensor
+    num_sampled: torch.Tensor
+
+    @classmethod
+    def from_plan(cls, plan: BatchPlan, rows: StepRows, tables: SlotTables, arrays: Arrays) -> "PlanArrays":
+        """Upload the arrays of `plan`.
+
+        Args:
+            plan: Plan of the step.
+            rows: Rows of the step.
+            tables: Slot tables with the request parameters.
+            arrays: Array factory of the device.
+        """
+        slots = rows.slots[plan.sampling]
+        drawing = slots[: len(plan.drawing)]
+        limits = SlotLimits(*arrays.upload(np.ascontiguousarray(tables.limits[drawing].T)))
+        scales = SlotScales(*arrays.upload(np.ascontiguousarray(tables.scales[drawing].T)))
+        writing, speaking = (
+            index if index is None else arrays.upload(index) for index in (plan.writing, plan.speaking)
+        )
+
+        def hidden_rows(index: np.ndarray) -> torch.Tensor | None:
+            is_all = len(index) == plan.num_rows and bool((index == np.arange(plan.num_rows)).all())
+            return None if is_all else arrays.tensor(arrays.upload(index))
+
+        def params(
+            index: Array | None, temperature: Array, top_k: Array, top_p: Array, of_all: bool = tables.top_p_of_all
+        ) -> DrawParams:
+            columns = (temperature, top_k, top_p)
+            temperatures, counts, masses = (arrays.tensor(c if index is None else c[index]) for c in columns)
+            return DrawParams(temperatures, counts, masses, of_all=of_all)
+
+        others = plan.sampling[len(plan.drawing) :]
+        return cls(
+            sampling=None if hidden_rows(plan.sampling) is None else arrays.upload(plan.sampling),
+            slots=arrays.upload(slots),
+            limits=limits,
+            scales=scales,
+            writing=writing,
+            speaking=speaking,
+            text_rows=hidden_rows(_take(plan.drawing, plan.writing)),
+            audio_rows=hidden_rows(np.concatenate([_take(plan.drawing, plan.speaking), others])),
+            text=params(writing, scales.text_temperature, limits.text_top_k, scales.text_top_p, of_all=False),
+            audio=params(speaking, scales.audio_temperature, limits.audio_top_k, scales.audio_top_p),
+            depth=params(speaking, scales.depth_temperature, limits.depth_top_k, scales.depth_top_p),
+            guidance=arrays.tensor(scales.guidance[: plan.num_paired]),
+            num_sampled=arrays.tensor(arrays.upload(rows.samples.astype(np.int32))),
+        )
+
+
+def _take(rows: np.ndarray, index: np.ndarray | None) -> np.ndarray:
+    return rows if index is None else rows[index]
+
+
+class BatchPlanner:
+    """Planner that reuses the plan and its uploaded arrays while the batch stays the same."""
+
+    def __init__(self, tables: SlotTables, arrays: Arrays):
+        self._tables, self._arrays = tables, arrays
+        self._fingerprint = b""
+
+    def forget(self) -> None:
+        """Discard the plan, because a slot has a new request or new parameters."""
+        self._fingerprint = b""
+
+    def plan(self, rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray) -> tuple[BatchPlan, PlanArrays]:
+        """Return the plan and its arrays for a step; see `plan_batch`."""
+        fingerprint = rows.fingerprint()
+        if fingerprint != self._fingerprint:
+            plan = plan_batch(rows, partner, is_unconditional, self._tables)
+            self._plan = plan, PlanArrays.from_plan(plan, rows, self._tables, self._arrays)
+            self._fingerprint = fingerprint
+        return self._plan
