@@ -54,11 +54,11 @@ def test_no_slow_imports_before_a_model_initializes(model: str) -> None:
     assert not modules & {"numpy", "torch", "vllm", "pydantic", "multiprocessing"}
 
 
-def arguments(model: str) -> dict[str, str]:
+def arguments(model: str, **changed: str) -> dict[str, str]:
     parameters = {
         entry["key"][0]: {"string_value": entry["value"][0]["string_value"][0]}
         for entry in read_config(model)["parameters"]
-    }
+    } | {name: {"string_value": text} for name, text in changed.items()}
     instance = {"model_instance_kind": "CPU", "model_instance_device_id": "0"}
     return instance | {"model_repository": str(ROOT / model), "model_config": json.dumps({"parameters": parameters})}
 
@@ -68,12 +68,14 @@ def wait(condition: Callable[[], bool]) -> None:
 
 
 class Preparing:
-    """Fake preprocessor that records its checkpoint, device and requests."""
+    """Fake preprocessor that records its checkpoint, device, default chunk sizes and requests."""
 
     family = TINY
 
-    def __init__(self, checkpoint: Path, codec: None, device: str, has_aligner: bool, encodings: None) -> None:
-        self.checkpoint, self.device, self.has_aligner = checkpoint, device, has_aligner
+    def __init__(
+        self, checkpoint: Path, codec: None, device: str, has_aligner: bool, encodings: None, chunking: Any
+    ) -> None:
+        self.checkpoint, self.device, self.has_aligner, self.chunking = checkpoint, device, has_aligner, chunking
         self.asked: list[Any] = []
 
     def prepare(self, raw: Any, read: Any = None) -> Prompt:
@@ -93,7 +95,7 @@ def preprocessor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[An
     module = load("preprocessor")
     monkeypatch.setattr("stretto.preprocessing.request.Preprocessor", Preparing)
     model = module.TritonPythonModel()
-    model.initialize(arguments("preprocessor"))
+    model.initialize(arguments("preprocessor", chunking='{"playout_s": 0.5}'))
     yield model
     model.finalize()
 
@@ -118,6 +120,7 @@ def test_preprocessor_passes_all_inputs_unchanged(preprocessor: Any) -> None:
     assert (prompt.task, prompt.sampling, prompt.words) == ("tts", SAMPLING, ("hello",))
     assert preprocessor.preprocessor.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
     assert preprocessor.preprocessor.device == "cpu"
+    assert preprocessor.preprocessor.chunking == {"playout_s": 0.5}
 
 
 def test_preprocessor_requests_fail_independently(preprocessor: Any) -> None:
@@ -211,6 +214,10 @@ def test_decoder_model_runs_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert codec == ("tiny", ROOT / "language_model" / "1" / "checkpoint")
     assert (config.codec, config.num_codebooks, config.device) == ("tiny", 5, "cpu")
     assert (config.first_frames, config.steady_frames) == (2, 12)
+    profiled = module.TritonPythonModel()
+    profiled.initialize(arguments("acoustic_decoder", first_frames="8", steady_frames="24"))
+    assert (made[1][1].first_frames, made[1][1].steady_frames) == (8, 24)
+    profiled.finalize()
     broken = Request({"chunk": np.frombuffer(b"{}", np.uint8)})
     assert model.execute([broken]) is None
     assert broken.sender.is_final
