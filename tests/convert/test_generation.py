@@ -12,7 +12,7 @@ from stretto.convert.command import main
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.plugin import family_at, read_family
-from stretto.preprocessing.request import read_options
+from stretto.preprocessing.options import read_options
 from stretto.records.sampling import CodeSampling, SamplingConfig
 from tests import published_csm, published_qwen3_omni, published_qwen3_tts, vita_release
 from tests.refused_conversion import refused

@@ -14,7 +14,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.option_checks import check_sampling
 from stretto.families.text import TextCodec
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
-from stretto.preprocessing.request import read_options
+from stretto.preprocessing.options import read_options
 from stretto.records.chunk import LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer

@@ -7,7 +7,7 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import TINY
-from stretto.preprocessing.request import read_delivery, read_options
+from stretto.preprocessing.options import read_delivery, read_options
 from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import ChunkPolicy
 from stretto_client.schema import ChunkingOptions

@@ -9,7 +9,7 @@ from stretto.errors import InvalidRequest
 from stretto.families.prompting import PLAIN, Manner
 from stretto.families.tiny.family import TINY
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
-from stretto.preprocessing.request import Options, read_options
+from stretto.preprocessing.options import Options, read_options
 from stretto.records.sampling import CodeSampling, LatentSampling
 from tests.small_vocabularies import BAGPIPER, CSM
 from tests.speech_families import GUIDED_LATENTS, LATENTS

@@ -3,29 +3,22 @@
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import EncodedFiles, stored_in
-from stretto.families.base import Family, Task
-from stretto.families.option_checks import check_sampling
+from stretto.families.base import Task
 from stretto.families.plugin import family_at
 from stretto.families.prompting import (
-    PLAIN,
-    Manner,
     Piece,
     Turn,
     choose_task,
     given_codes,
-    read_guidance_scale,
-    read_manner,
     read_messages,
-    read_voice,
     template_opener,
 )
 from stretto.families.text import check_text
@@ -39,23 +32,13 @@ from stretto.preprocessing.audio import (
     read_recording,
     resample,
 )
-from stretto.preprocessing.hearing import begin_session, read_session_options
+from stretto.preprocessing.hearing import begin_session
+from stretto.preprocessing.options import read_delivery, read_options
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
-from stretto.records.json_record import MAX_BYTES, read_json, string
+from stretto.records.json_record import read_json, string
 from stretto.records.prompt import MAX_PART_CHARS, Prompt, TextPart, read_session
-from stretto.records.sampling import (
-    OPTIONS,
-    CodeSampling,
-    Delivery,
-    LatentSampling,
-    OutputForm,
-    RingAddress,
-    SamplingConfig,
-    SegmentSampling,
-)
-from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
-from stretto_client.schema import ChunkingOptions, OptionsRecord, SegmentOptions
+from stretto_client.schema import ChunkingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,253 +312,4 @@ def read_part(raw: RawRequest) -> TextPart:
     return TextPart(session["id"], session["part"], text, session["is_last"])
 
 
-MAX_CHUNK_S = 10.0
 TRANSCRIBE, FULL_SCALE = "asr", 32_767  # name of the task that transcribes a recording; largest int16
-
-
-def read_delivery(
-    options: OptionsRecord,
-    family: Family,
-    frame_rate: float,
-    held_frames: int,
-    blocks: tuple[int, ...] = (),
-    chunking: ChunkingOptions | None = None,
-) -> Delivery:
-    """Return the output format and the chunk sizes in a request's options.
-
-    Args:
-        options: The request's options.
-        family: The model's family, which provides the default chunk sizes.
-        frame_rate: The codec's frames per second.
-        held_frames: The codec's right context in frames.
-        blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
-        chunking: Default chunk sizes of this server; None for the family's.
-
-    Raises:
-        InvalidRequest: An option is outside its limits.
-    """
-    first, steady = family.first_chunk_frames, family.steady_chunk_frames
-    own = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
-    output, policy = options.get("output", {}), _policy(options.get("chunking", {}), _policy(chunking or {}, own))
-    if output.get("codes") and family.layout.latents:
-        raise InvalidRequest("options.output.codes", "false (frames of this model have no codes)", "true")
-    ring = RingAddress(**output["ring"]) if "ring" in output else None
-    encoding = output.get("encoding", "pcm_f32le")
-    form = OutputForm(encoding, output.get("sample_rate"), ring, policy.deterministic)
-    return Delivery(form, policy, output.get("codes", False), *read_session_options(options, family))
-
-
-def _policy(given: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:
-    steady = given.get("steady_frames", default.steady_frames)
-    first = given.get("first_frames", min(default.first_frames, steady))
-    most = max(steady if "steady_frames" not in given else 1, int(MAX_CHUNK_S * default.frame_rate))
-    for name, frames, limit in (("steady_frames", steady, most), ("first_frames", first, steady)):
-        if not 1 <= frames <= limit:
-            raise InvalidRequest(f"options.chunking.{name}", f"an integer in [1, {limit}]", frames)
-    playout_s = given.get("playout_s", default.playout_s)
-    is_fixed = given.get("deterministic", default.deterministic)
-    return replace(default, first_frames=first, steady_frames=steady, playout_s=playout_s, deterministic=is_fixed)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Parsed options of a request.
-
-    Attributes:
-        sampling: Sampling parameters of the reply.
-        voice: Name of the voice; None if the task generates no speech or the family has no named voices.
-        delivery: Output format and chunk sizes.
-        manner: Speaking options except the voice.
-        adapter: Name of the LoRA adapter, or None.
-        names_voice: True if the request names a voice.
-        aligns_words: True if word times are requested from the aligner.
-    """
-
-    sampling: SamplingConfig
-    voice: str | None
-    delivery: Delivery = field(default_factory=Delivery)
-    manner: Manner = PLAIN
-    adapter: str | None = None
-    aligns_words: bool = False
-    names_voice: bool = False
-
-
-def read_options(
-    text: str | None,
-    family: Family,
-    task: Task,
-    frame_rate: float,
-    held_frames: int = 0,
-    blocks: tuple[int, ...] = (),
-    chunking: ChunkingOptions | None = None,
-) -> Options:
-    """Return the request's options, with the task's defaults for missing values.
-
-    Args:
-        text: JSON, or None.
-        family: The model's family.
-        task: The task.
-        frame_rate: The codec's frames per second.
-        held_frames: The codec's right context in frames.
-        blocks: Block sizes in frames if the codec decodes whole blocks, where the last size repeats; otherwise empty.
-        chunking: Default chunk sizes of this server; None for the family's.
-
-    Raises:
-        InvalidRequest: An option is unknown, unsupported or outside its limits.
-    """
-    options, defaults = _read("options", text, task), task.sampling
-    speaks = Segment.AUDIO in task.segments  # with or without a preceding text segment
-    shorthands = {key: value for key, value in options.items() if key in SHORTHANDS}
-    in_text, in_audio = ({}, shorthands) if speaks else (shorthands, {})
-    given = options.get("audio", {})
-    audio = _segment("audio", given, in_audio, defaults.audio, family)
-    guidance = _guidance(options)
-    scale = read_guidance_scale(guidance, family) if family.guidance_scales else None
-    latents = _latents(options, family, defaults, guidance)
-    schedule = options.get("schedule", defaults.schedule)
-    sampling = replace(
-        defaults,
-        text=_segment("text", options.get("text", {}), in_text, defaults.text, family),
-        audio=_max_audio(options, audio, family, frame_rate),
-        script_temperature=options.get("script_temperature", defaults.script_temperature),
-        seed=options.get("seed"),
-        min_p=given.get("min_p", defaults.min_p),
-        ras_window=given.get("ras_window", defaults.ras_window),
-        ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
-        repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
-        depth=_depth(options, family, audio) if "depth" in options else defaults.depth,
-        schedule=tuple(schedule) if isinstance(schedule, list) else schedule,
-        latents=latents,
-        **guidance,
-    )
-    check_sampling(sampling, family, task)
-    delivery = read_delivery(options, family, frame_rate, held_frames, blocks, chunking)
-    adapter = options.get("adapter")
-    if adapter is not None:
-        check_text(adapter, "options.adapter", MAX_BYTES)
-    if not task.speaks:
-        return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
-    manner = replace(read_manner(options, family), guidance_scale=scale)
-    aligns_words, names_voice = "words" in options, "voice" in options
-    return Options(sampling, read_voice(options, family), delivery, manner, adapter, aligns_words, names_voice)
-
-
-def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
-    """Parse the options; raise InvalidRequest for speech options if the task generates no speech."""
-    if text is None:
-        return {}
-    record = read_json(field, text)
-    if isinstance(record, dict) and not task.speaks:
-        for key in sorted(SPEECH_KEYS & record.keys()):
-            raise InvalidRequest(f"{field}.{key}", f"no value (task {task.name!r} does not speak)", shown(record[key]))
-    if isinstance(record, dict) and Segment.INTERLEAVED in task.segments:
-        for key in sorted(AUDIO_KEYS & record.keys()):
-            expected = f"no value (options.text sets the sampling of text and audio for {task.name!r})"
-            raise InvalidRequest(f"{field}.{key}", expected, shown(record[key]))
-    return OPTIONS.check(field, record)
-
-
-SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_rows", "max_rows")
-SHORTHANDS = ("temperature", "top_k", "top_p")  # top-level options that apply to the task's last segment
-AUDIO_KEYS = {
-    "max_audio_s",
-    "audio",
-    "depth",
-    "latents",
-    "guidance",
-    "guidance_scale",
-    "script_temperature",
-}  # options of an audio segment
-SPEECH_KEYS = {
-    *AUDIO_KEYS,
-    *("voice", "language", "transliterate", "instruct", "exaggeration", "piece", "text_mode", "output", "chunking"),
-}
-
-
-def _segment(
-    name: str, given: SegmentOptions, shorthands: dict[str, Any], defaults: SegmentSampling, family: Family
-) -> SegmentSampling:
-    path = f"options.{name}"
-    values: dict[str, Any] = {key: value for key, value in given.items() if key in SAMPLING_KEYS}
-    for key in sorted(shorthands.keys() & values.keys()):
-        raise InvalidRequest(f"options.{key}", f"either {key} or {name}.{key}", "both")
-    values |= shorthands
-    max_rows = given.get("max_rows", 1)
-    if max_rows > family.max_model_len:
-        raise InvalidRequest(f"{path}.max_rows", f"at most {family.max_model_len} rows", f"{max_rows} rows")
-    num_closing = family.tail.num_closing_rows(family.layout.max_delay) if name == "audio" else 0
-    if "max_rows" in given and max_rows <= num_closing:
-        expected = f"at least {num_closing + 1} rows, because {num_closing} of them start no frame"
-        raise InvalidRequest(f"{path}.max_rows", expected, f"{max_rows} rows")
-    return _within_max_rows(replace(defaults, **values), given)
-
-
-def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> SegmentSampling:
-    """Limit the family's default minimum number of rows to the requested maximum."""
-    if "min_rows" in given:
-        return sampling
-    return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
-
-
-def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, frame_rate: float) -> SegmentSampling:
-    if "max_audio_s" not in options:
-        return audio
-    seconds = options["max_audio_s"]
-    num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
-    longest = (audio.max_rows - num_closing_rows) // family.rows_per_frame
-    low, high = 1 / frame_rate, longest / frame_rate
-    if not low <= seconds <= high:
-        raise InvalidRequest("options.max_audio_s", f"a number of seconds in [{low:g}, {high:g}]", seconds)
-    # The small term makes 0.28 s at 25 Hz exactly 7 frames; floating point yields 7.000000000000001.
-    rows = max(1, int(seconds * frame_rate + 1e-6)) * family.rows_per_frame + num_closing_rows
-    return _within_max_rows(replace(audio, max_rows=rows), options.get("audio", {}))
-
-
-def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
-    """Return the depth transformer's sampling parameters, which default to those of stream 0."""
-    if family.depth is None:
-        raise InvalidRequest("options.depth", "no value (this model has no depth transformer)", shown(options["depth"]))
-    values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
-    return CodeSampling(**values)
-
-
-def _latents(
-    options: OptionsRecord, family: Family, defaults: SamplingConfig, guidance: dict[str, Any]
-) -> LatentSampling | None:
-    """Return the sampling parameters of latent frames, or None if frames consist of codes.
-
-    Args:
-        options: Options of the request.
-        family: The model's family.
-        defaults: Defaults of the task.
-        guidance: Result of `_guidance`. If the latent predictor applies guidance itself, the scale is removed from it.
-
-    Raises:
-        InvalidRequest: If the family does not have a requested parameter.
-    """
-    sampling = defaults.latents
-    if family.layout.latents is None or sampling is None:
-        if "latents" in options:
-            got = shown(options["latents"])
-            raise InvalidRequest("options.latents", "no value (frames of this model are codes)", got)
-        return None
-    sampling = replace(sampling, **options.get("latents", {}))
-    if family.mechanism.guides_rows and guidance:
-        sampling = replace(sampling, guidance_scale=guidance.pop("guidance_scale", sampling.guidance_scale))
-    return sampling
-
-
-def _guidance(options: OptionsRecord) -> dict[str, Any]:
-    """Return the guidance options of a request as fields of SamplingConfig."""
-    if "guidance" not in options:
-        return {"guidance_scale": options["guidance_scale"]} if "guidance_scale" in options else {}
-    if "guidance_scale" in options:
-        raise InvalidRequest("options.guidance", "either guidance or guidance_scale", "both")
-    guidance, fields = options["guidance"], dict[str, Any]()
-    if "scale" in guidance:
-        fields["guidance_scale"] = guidance["scale"]
-    if "policy" in guidance:
-        fields |= {"policy": guidance["policy"], "guided_until_s": None}
-    if "until_s" in guidance:
-        fields["guided_until_s"] = guidance["until_s"]
-    return fields
