@@ -81,7 +81,7 @@ def test_json_has_an_object_for_each_server(running: list[RunningServer], capsys
     (found,) = json.loads(capsys.readouterr().out)
     assert found.pop("memory_bytes") > 1 << 20, "this process"
     assert found == {
-        "model": {"name": "voice", "key": "0123", "repository": ""},
+        "model": {"name": "voice", "key": "0123", "repository": "", "revision": "", "configuration": ""},
         "ports": {"http": 8000, "grpc": 8001},
         "state": "ready",
         "reason": "",
