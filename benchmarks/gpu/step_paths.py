@@ -110,7 +110,7 @@ class FixedSampler(SpeechSampler):
     drawing: torch.Tensor  # int64 [M], rows of the batch
 
     def _keys(self, batch: Any, plan: BatchPlan, place: int) -> Any:
-        return stream_keys(self.seeds, batch.seq_lens[self.drawing], self._family.layout.num_output_streams)
+        return stream_keys(self.seeds, batch.seq_lens[self.drawing], self._segments.family.layout.num_output_streams)
 
 
 class NoLayers:
