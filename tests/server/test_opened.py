@@ -36,7 +36,7 @@ def asked(port: int, path: str) -> str:
 
 
 def test_allowed_http_service_keeps_other_apis_restricted(http_port: int) -> None:
-    assert json.loads(asked(http_port, "/v2"))["name"] == "triton"
+    assert json.loads(json.loads(asked(http_port, "/v2"))["name"])["model"] == "models", "the folder's name"
     assert "restricted" not in asked(http_port, "/v2/trace/setting")
     for path in ("/v2/systemsharedmemory/status", "/v2/logging"):
         assert "This API is restricted, expecting header 'stretto-key'" in asked(http_port, path)
