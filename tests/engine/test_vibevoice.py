@@ -57,7 +57,7 @@ TIGHT: dict[str, Any] = {
     "max_model_len": 128,
 }
 ARRIVALS = {"r1": 2, "r2": 5, "r3": 6, "r4": 11}
-MAX_ROWS, LENGTH = 26, 2 + NUM_NUMBERS + NUM_FEATURES
+MAX_ROWS, LENGTH = 34, 2 + NUM_NUMBERS + NUM_FEATURES
 VOCABULARY_OF_RELEASES = VibeVoiceVocabulary(
     NUM_IDS, BEGIN, END, FRAME, END_OF_REPLY, NUM_NUMBERS, NUM_FEATURES, max_model_len=512
 ).to_record()
