@@ -235,7 +235,11 @@ def test_server_of_a_repository_is_started_with_its_ports_and_gateway(caller: Ca
     assert flags.endswith(f"--gateway --gateway-port {caller.port + 3} --model-repository {voice} --drain-seconds=5")
     record = background.read(default_pid_file(caller.port, tmp_path / "state"))
     assert record is not None
-    assert record["model"] == {"name": "voice", "key": "0123", "repository": str(voice)}
+    assert record["model"] == dict.fromkeys(("revision", "configuration"), "") | {
+        "name": "voice",
+        "key": "0123",
+        "repository": str(voice),
+    }
 
 
 def test_server_of_the_same_model_is_used_and_one_of_another_refused(caller: Caller, tmp_path: Path) -> None:
