@@ -1,5 +1,7 @@
 """Hosts that the models have refused, and what the proxy then refuses without asking them."""
 
+from contextlib import ExitStack
+
 import pytest
 from tritonclient.grpc import service_pb2
 
@@ -8,7 +10,7 @@ from stretto.errors import NoCapacity
 from stretto.proxy import refused_hosts
 from stretto.proxy.access import CALLER_HEADER, KEY_HEADER
 from stretto.proxy.infer_request import BadRequest
-from stretto.proxy.refused_hosts import MAX_HOSTS, RefusedHosts
+from stretto.proxy.refused_hosts import FORGET_S, MAX_HOSTS, PROBE_S, RefusedHosts
 from tests.client.fake_server import Chunk, ErrorText, response
 from tests.proxy.conftest import KEY, Proxied
 from tests.proxy.test_grpc_proxy import answers, request
@@ -59,11 +61,17 @@ def test_each_end_of_a_reply_admits_one_request_of_a_refused_host(refused: Refus
     assert [may_begin(refused) for _ in range(3)] == [True, False, False]
 
 
-def test_refusal_is_forgotten_after_a_second(refused: RefusedHosts, clock: Clock) -> None:
-    clock.now_s += 0.9
+def test_one_request_in_each_interval_is_not_refused(refused: RefusedHosts, clock: Clock) -> None:
+    for _ in range(9):
+        clock.now_s += PROBE_S + 0.001
+        assert [may_begin(refused) for _ in range(2)] == [True, False]
+    refused.note("a", error_of(FULL))
     assert not may_begin(refused)
-    clock.now_s += 0.2
-    assert may_begin(refused)
+
+
+def test_refusal_is_forgotten_after_a_second(refused: RefusedHosts, clock: Clock) -> None:
+    clock.now_s += FORGET_S
+    assert all(may_begin(refused) for _ in range(3))
 
 
 def test_other_hosts_models_and_texts_in_progress_are_not_refused(refused: RefusedHosts) -> None:
@@ -79,6 +87,9 @@ def test_other_hosts_models_and_texts_in_progress_are_not_refused(refused: Refus
     [
         error_of("full: 4 sessions are open, try again"),
         error_of("invalid request: text: expected 80 sequences are already in flight"),
+        error_of(f"invalid request: task: expected one of tts, asr, got '{FULL}'"),
+        error_of(f"[request id: x] {FULL}] in ensemble 'speech', invalid request: text: expected a string"),
+        error_of(f"[request id: x] in ensemble 'speech', {FULL}] in ensemble 'speech', failed: utterance"),
         response(Chunk(text=FULL)).SerializeToString(),
     ],
 )
@@ -96,19 +107,35 @@ def test_number_of_hosts_is_bounded(clock: Clock) -> None:
     assert refused == list(range(MAX_HOSTS, 3 * MAX_HOSTS // 2))
 
 
-def test_refusals_of_the_engine_are_recognised(clock: Clock) -> None:
-    permits = Permits(1, 0, lambda _: False, lambda: 0)
+@pytest.mark.parametrize("host", ["", "2001:db8::/64"])
+@pytest.mark.parametrize("target_s", [None, 0.25])
+def test_refusals_of_the_engine_are_recognised(clock: Clock, target_s: float | None, host: str) -> None:
+    permits = Permits(8, 0, lambda _: False, lambda: 0, target_s)
     hosts = RefusedHosts(clock)
-    with permits.acquire("first", 1), pytest.raises(NoCapacity) as refusal, permits.acquire("second", 1):
-        pass
-    hosts.note("a", error_of(f"full: {refusal.value}"))
+    messages = list[str]()
+    with ExitStack() as held:
+        for number in range(9):
+            try:
+                held.enter_context(permits.acquire(str(number), 1, host=host)).record_first_frame(3600.0)
+            except NoCapacity as error:
+                messages.append(str(error))
+    assert messages
+    assert ("maximum for a first frame" in messages[0]) == (target_s is not None)
+    hosts.note("a", error_of(f"full: {messages[0]}"))
     with pytest.raises(BadRequest):
         hosts.check(HEAD, "a")
 
 
+def test_refusal_of_a_request_with_an_id_is_recognised(clock: Clock) -> None:
+    hosts = RefusedHosts(clock)
+    hosts.note("a", error_of(f"[request id: mine] in ensemble 'speech', {FULL}"))
+    assert not may_begin(hosts)
+
+
 @pytest.fixture
 def full_proxy(proxy: Proxied, monkeypatch: pytest.MonkeyPatch) -> Proxied:
-    monkeypatch.setattr(refused_hosts, "FORGET_S", 3600.0)  # longer than a test on a busy machine
+    for name in ("FORGET_S", "PROBE_S"):
+        monkeypatch.setattr(refused_hosts, name, 3600.0)  # longer than a test on a busy machine
     proxy.triton.script = lambda _: [ErrorText(FULL)]
     return proxy
 

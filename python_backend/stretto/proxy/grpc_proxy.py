@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, suppress
-from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -17,6 +16,7 @@ from stretto.limits import FairLimit
 from stretto.proxy import access
 from stretto.proxy.access import (
     APIS,
+    ENSEMBLE,
     HEALTH_CHECK,
     MODEL_INFER,
     MODEL_READY,
@@ -301,7 +301,12 @@ class GrpcProxy(grpc.GenericRpcHandler):
         metadata = context.invocation_metadata() or ()
         host = self._access.client(context.peer(), metadata)
         call, number = self._infer(metadata=passed_on(metadata)), self._disconnects.next_number()
-        stream = TritonStream(call, number, partial(self._refused.note, host))
+
+        def note(response: bytes) -> None:
+            if stream.model is not None and stream.model[0] == ENSEMBLE:
+                self._refused.note(host, response)
+
+        stream = TritonStream(call, number, note)
         client = ClientStream(stream, context, self._gate.report_dead_stub)
         answering = asyncio.current_task()
         assert answering is not None

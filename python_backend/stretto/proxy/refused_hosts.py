@@ -9,11 +9,16 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferRes
 
 from stretto.limits import IN_FLIGHT
 from stretto.proxy.access import ENSEMBLE
-from stretto.proxy.infer_request import FULL, BadRequest
+from stretto.proxy.infer_request import FULL, MAX_ID, BadRequest
 
 MAX_HOSTS = 1024
-FORGET_S = 1.0  # a reply of Triton's HTTP service, or of a client that asks for no final flags, ends unseen
-REFUSAL = re.compile(rf"{FULL}: (\d+ {IN_FLIGHT}.*)", re.DOTALL)
+# The proxy does not see when a client reads slowly or a reply waits for text, and so leaves its place before its end.
+PROBE_S = 0.1
+FORGET_S = 1.0
+# The entire message, so that text of a client, which other errors repeat, cannot imitate it.
+REFUSAL = re.compile(
+    rf"(?:\[request id: [^]]{{0,{MAX_ID}}}\] )?(?:in ensemble '\w+', )?{FULL}: (\d+ {IN_FLIGHT}[\w ,.:;()+-]*)"
+)
 # Parameter of a reply's last response (grpc_service.proto): an entry of a map, whose value is a bool.
 IS_FINAL = b"\n\x15triton_final_response\x12\x02\x08\x01"
 
@@ -25,19 +30,23 @@ class Refusal:
     Attributes:
         message: The models' message.
         since_s: Monotonic time of the refusal, in seconds.
-        num_tries: Number of requests that may be sent to the models nevertheless, because as many replies have ended.
+        tried_s: Monotonic time of the last request that was sent to the models nevertheless, in seconds.
+        num_tries: Number of requests that may be sent to the models, because as many replies have ended.
     """
 
     message: str
     since_s: float
+    tried_s: float
     num_tries: int = 0
 
 
 class RefusedHosts:
-    """Hosts whose further requests the proxy refuses: all but one for each reply, of any host, that ends.
+    """Hosts of which the models have just refused a request.
 
-    The models would refuse these requests as well, after more work: a refusal by the models takes about 10 ms of
-    processor time, and a flood of clients that try again would take it from the replies of all others.
+    Of the further requests of such a host, the proxy sends the models one for each reply that ends, of any host, and
+    one every PROBE_S seconds. It refuses the others. The models would refuse these as well, after more work: a refusal
+    by the models takes about 10 ms of processor time, and a flood of clients that try again would take it from the
+    replies of all others.
 
     Args:
         now: Returns the monotonic time in seconds.
@@ -54,14 +63,15 @@ class RefusedHosts:
             head: The request, without tensor contents.
             host: Host of the client.
         """
-        begins_reply = head.model_name == ENSEMBLE and all(tensor.name != "session" for tensor in head.inputs)
-        refusal = self._refusals.get(host)
-        if refusal is None or not begins_reply:
+        refusal, now = self._refusals.get(host), self._now()
+        if refusal is None or not begins_reply(head):
             return
-        if self._now() - refusal.since_s >= FORGET_S:
+        if now - refusal.since_s >= FORGET_S:
             del self._refusals[host]
         elif refusal.num_tries:
             refusal.num_tries -= 1
+        elif now - refusal.tried_s >= PROBE_S:
+            refusal.tried_s = now
         else:
             raise BadRequest(refusal.message, head.id, FULL)
 
@@ -70,16 +80,22 @@ class RefusedHosts:
 
         Args:
             host: Host of the client.
-            response: Serialised ModelStreamInferResponse of the models.
+            response: Serialised ModelStreamInferResponse of the ensemble.
         """
         if IN_FLIGHT.encode() in response:
             error = ModelStreamInferResponse.FromString(response).error_message
-            if found := REFUSAL.search(error):
-                last = self._refusals.pop(host, None)
+            if found := REFUSAL.fullmatch(error):
+                last, now = self._refusals.pop(host, None), self._now()
                 if len(self._refusals) == MAX_HOSTS:
                     self._refusals.clear()
-                self._refusals[host] = Refusal(found[1], self._now(), last.num_tries if last else 0)
+                tried_s, num_tries = (last.tried_s, last.num_tries) if last else (now, 0)
+                self._refusals[host] = Refusal(found[1], now, tried_s, num_tries)
                 return
         if self._refusals and IS_FINAL in response:
             for refusal in self._refusals.values():
                 refusal.num_tries += 1
+
+
+def begins_reply(head: ModelInferRequest) -> bool:
+    """Return True if a request begins a reply; other requests of the ensemble continue a session."""
+    return head.model_name == ENSEMBLE and all(tensor.name != "session" for tensor in head.inputs)
