@@ -45,7 +45,22 @@ def test_every_option_is_read_into_its_field() -> None:
         }
     )
     form, policy = OutputForm("pcm_s16le", 24_000, deterministic=True), ChunkPolicy(2, 50, 0.25, 25.0, 2, True)
-    assert delivery == Delivery(form, policy, with_codes=True)
+    assert delivery == Delivery(form, policy, with_codes=True, delays_first=TINY.first_chunk_frames < 2)
+
+
+@pytest.mark.parametrize("chunking", [None, {"first_frames": 4 * TINY.first_chunk_frames}], ids=["family", "profile"])
+def test_only_a_larger_first_chunk_than_the_servers_delays_it(chunking: ChunkingOptions | None) -> None:
+    """The first chunks of a server with the profile `throughput` are larger than the family's."""
+    default = (chunking or {}).get("first_frames", TINY.first_chunk_frames)
+
+    def delays(options: ChunkingOptions) -> bool:
+        return read_delivery({"chunking": options}, TINY, 25.0, 2, chunking=chunking).delays_first
+
+    assert [delays({}), delays({"first_frames": default}), delays({"first_frames": default + 1})] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_first_chunk_is_no_larger_than_the_steady_size() -> None:

@@ -239,6 +239,7 @@ class Delivery:
         resume_s: Time for which a live session outlasts its connection, in seconds.
         with_pauses: True to add pause probabilities to the events of a transcript.
         with_progress: True to add the progress of the transcript to the events of a live session.
+        delays_first: True if the client requests a larger first chunk than the server's, which delays it.
     """
 
     form: OutputForm = field(default_factory=OutputForm)
@@ -247,6 +248,7 @@ class Delivery:
     resume_s: float = 0.0
     with_pauses: bool = False
     with_progress: bool = False
+    delays_first: bool = False
 
 
 OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])
