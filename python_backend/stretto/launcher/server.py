@@ -289,6 +289,7 @@ class Server:
                 self._priority.end()
                 self._priority = None
             self._watch = self._watch_processes()
+            self._launch.hide_regions()  # before the first request: clients may send others already
             requests = first_requests(self._config.model_repository)
             self._first = FirstRequest(requests, self._connection) if requests else None
             return self._has_replied(self._watch)
@@ -307,7 +308,6 @@ class Server:
                 return False
             log_line(self._first.outcome())
             self._first = None
-        self._launch.hide_regions()
         return True
 
     def _answers_ready(self) -> bool:
