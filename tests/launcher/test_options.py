@@ -62,6 +62,8 @@ def test_launcher_reports_the_installed_model_or_the_path_of_its_repository(tmp_
         ("language_model/1/engine.json", True),
         ("language_model/1/checkpoint/config.json", True),
         ("language_model/1/checkpoint/codec/config.json", True),
+        ("language_model/1/checkpoint/tokenizer.model", True),
+        ("language_model/1/model.py", True),
         ("language_model/1/checkpoint/model.safetensors", False),
     ],
 )

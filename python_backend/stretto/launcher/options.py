@@ -9,13 +9,15 @@ from typing import Any
 
 from stretto.errors import CheckpointError, shown
 from stretto.launcher.installation import LaunchError
+from stretto.plugins import CODECS, FAMILIES, MARKERS, installed
 from stretto.untrusted_files import json_object
 
 OPTIONS_FILE = "launcher.json"
 SHARES_BY_MPS, MODEL, NAME, KEY, REVISION = "shares_by_mps", "model", "name", "key", "revision"
 
 # Configuration files of a model repository and of a checkpoint in it.
-CONFIGS = ("*.json", "*/config.pbtxt", "*/1/*.json", "*/1/*/*.json", "*/1/*/*/*.json")
+CONFIGS = ("*.json", "*/config.pbtxt", "*/1/*.json", "*/1/*.py", "*/1/*/*.json", "*/1/*/*/*.json")
+VOCABULARIES = ("*/1/*/*.model", "*/1/*/*.txt", "*/1/*/*/*.model", "*/1/*/*/*.txt")  # of tokenizers in other formats
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +97,11 @@ def served_model(repository: Path) -> ServedModel:
 
 
 def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> str:
-    """Return the SHA-256 of all that determines how a server replies, except the weights.
+    """Return the SHA-256 of a server's configuration.
 
-    Two servers with the same digest and the same weights reply in the same way. It covers Stretto's version,
-    `arguments`, and the names and contents of the repository's JSON files and model configs, including those of the
-    checkpoint.
+    It covers the versions of Stretto and of installed plug-ins, `arguments`, and the names and contents of the
+    repository's JSON files, model configs, code and vocabularies, including those of the checkpoint. It does not cover
+    weights and the versions of other packages.
 
     Args:
         repository: Triton model repository.
@@ -108,9 +110,11 @@ def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> s
     Raises:
         LaunchError: If a file cannot be read.
     """
-    digest = hashlib.sha256(json.dumps([version("stretto"), *arguments]).encode())
+    plugins = (each for group in (FAMILIES, CODECS, MARKERS) for each in installed(group))
+    versions = sorted({f"stretto {version('stretto')}", *(f"{each.distribution} {each.version}" for each in plugins)})
+    digest = hashlib.sha256(json.dumps([*versions, *arguments]).encode())
     try:
-        for path in sorted({path for pattern in CONFIGS for path in repository.glob(pattern)}):
+        for path in sorted({path for pattern in CONFIGS + VOCABULARIES for path in repository.glob(pattern)}):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
             digest.update(f"{path.relative_to(repository)}\0{content}\0".encode())
     except OSError as error:
