@@ -1,13 +1,15 @@
 """First request of a server: its contents, and a launcher that is ready only after the reply."""
 
+import http.client
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from stretto.launcher.first_request import REFUSED, UNAVAILABLE, first_requests
+from stretto.launcher.first_request import REFUSED, UNAVAILABLE, FirstRequest, first_requests
 from stretto.launcher.installation import LaunchError, bundled_repository
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.launcher.launched import Launch
@@ -81,25 +83,28 @@ def repository(folder: Path, **profile: Any) -> Path:
 
 
 TTS = {"name": "tts", "needs": ["text"], "speaks": True, "max_speech_s": 1.5}
+SPOKEN = {"text": {"max_rows": 128}}  # a limit on rows of text, or of text and audio
 
 
 @pytest.mark.parametrize(
     ("profile", "expected"),
     [
-        ({"tasks": [TTS], "voices": ["ada"]}, [("text", {"max_audio_s": 1.5, "voice": "ada"})]),
+        ({"tasks": [TTS], "voices": ["ada"]}, [("text", SPOKEN | {"max_audio_s": 1.5, "voice": "ada"})]),
+        ({"tasks": [TTS | {"max_text_rows": 0}]}, [("text", {"max_audio_s": 1.5})]),
         (
             {"tasks": [TTS | {"system": ["audio"]}], "requires_language": True, "languages": ["dutch", "nl"]},
             [
-                ("text", {"max_audio_s": 1.5, "language": "dutch"}),
-                ("messages", {"max_audio_s": 1.5, "language": "dutch"}),
+                ("text", SPOKEN | {"max_audio_s": 1.5, "language": "dutch"}),
+                ("messages", SPOKEN | {"max_audio_s": 1.5, "language": "dutch"}),
             ],
         ),
         ({"tasks": [{"name": "asr", "needs": ["audio"]}]}, [("pcm_in", {"text": {"max_rows": 16}})]),
-        ({"tasks": [{"name": "duplex", "needs": ["audio"], "speaks": True}]}, [("pcm_in", {})]),
+        ({"tasks": [{"name": "duplex", "needs": ["audio"], "speaks": True}]}, [("pcm_in", SPOKEN)]),
+        ({"tasks": [TTS | {"max_speech_s": 0.0, "max_text_rows": 8192}]}, [("text", SPOKEN)]),
         ({"tasks": [{"name": "chat", "also": ["text"]}]}, [("text", {"text": {"max_rows": 16}})]),
         ({}, []),
     ],
-    ids=["voice", "recorded voice", "transcription", "full duplex", "text", "no tasks"],
+    ids=["voice", "no text", "recorded voice", "transcription", "full duplex", "interleaved", "text", "no tasks"],
 )
 def test_first_request_is_one_that_the_model_accepts(
     tmp_path: Path, profile: dict[str, Any], expected: list[tuple[str, dict[str, Any]]]
@@ -118,6 +123,61 @@ def test_repository_without_a_profile_has_no_first_request(tmp_path: Path) -> No
     (repository(tmp_path) / "speech/config.pbtxt").write_text('key: "profile" value { string_value: \'["tts"]\' }')
     with pytest.raises(LaunchError, match="profile: expected a JSON object"):
         first_requests(tmp_path)
+
+
+class Answers:
+    """Connections to a server that gives one answer after another, and the requests that it has received."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers, self.requests = [*answers], list[dict[str, Any]]()
+
+    def __call__(self) -> http.client.HTTPConnection:
+        ours, theirs = socket.socketpair()
+        connection = http.client.HTTPConnection("server")
+        connection.sock = ours
+
+        def request(method: str, path: str, body: str, headers: dict[str, str]) -> None:
+            self.requests.append(json.loads(body))
+            theirs.sendall(self.answers.pop(0))
+            theirs.close()
+
+        connection.request = request  # type: ignore[method-assign, assignment]
+        return connection
+
+
+def http_answer(*events: dict[str, Any], length: int | None = None) -> bytes:
+    body = "".join(f"data: {json.dumps(each)}\n\n" for each in events).encode()
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) if length is None else length) + body
+
+
+WHOLE = http_answer(REPLY)
+
+
+@pytest.mark.parametrize(
+    ("answers", "num_sent", "said"),
+    [
+        ([http_answer(failure(f"{REFUSED}text: too short")), WHOLE], [1, 2], "samples in the reply: 1"),
+        ([http_answer(failure(f"{REFUSED}text"))] * 2, [1, 2], "ready without a reply"),
+        ([http_answer(failure("full: 8 sequences are already in flight"))], [1], "samples in the reply: 0"),
+        ([http_answer(REPLY, length=1000), WHOLE], [1, 1], "samples in the reply: 1"),
+    ],
+    ids=["other request", "refused", "full", "incomplete"],
+)
+def test_first_request_continues_until_the_server_works(answers: list[bytes], num_sent: list[int], said: str) -> None:
+    server = Answers(*answers)
+    first = FirstRequest([{"number": 1}, {"number": 2}], server)
+    for _ in range(10 * len(answers)):
+        if first.is_done():
+            break
+    assert said in first.outcome()
+    assert [each["number"] for each in server.requests] == num_sent
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\nno model", http_answer({"error": "in engine"})])
+def test_first_request_fails_with_the_answer(answer: bytes) -> None:
+    first = FirstRequest([{"number": 1}], Answers(answer))
+    with pytest.raises(LaunchError, match="the first request failed: "):
+        [first.is_done() for _ in range(10)]
 
 
 def test_bundled_model_accepts_its_first_request() -> None:

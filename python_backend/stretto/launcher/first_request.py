@@ -24,11 +24,14 @@ GENERATE = f"/v2/models/{ENSEMBLE}/generate_stream"  # answers with server-sent 
 TEXT = "Hello."
 MAX_AUDIO_S = 2.0  # "Hello." is shorter, but a model that does not end its reply by itself must not delay the start
 MAX_TEXT_ROWS = 16
+# Of a reply that speaks: text before the audio, or text and audio in the same rows. "Hello." is shorter, too.
+MAX_SPOKEN_ROWS = 128
 RATE, RECORDING_S, PITCH_HZ = 16_000, 2.0, 140.0
 RECEIVE_BYTES = 1 << 20
 REFUSED, FULL, UNAVAILABLE = "invalid request: ", "full: ", "unavailable: "  # kinds of error messages
 # Fields of a task that a repository of an earlier version may lack.
-DEFAULTS: dict[str, Any] = {"needs": [], "also": [], "system": [], "speaks": False, "max_speech_s": 0.0}
+DEFAULTS: dict[str, Any] = {"needs": [], "also": [], "system": [], "speaks": False}
+DEFAULTS |= {"max_speech_s": 0.0, "max_text_rows": MAX_SPOKEN_ROWS}
 Connect = Callable[[], http.client.HTTPConnection]
 
 
@@ -84,8 +87,8 @@ def _options(profile: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
         options["language"] = profile["languages"][0]
     if task["max_speech_s"]:
         options["max_audio_s"] = min(MAX_AUDIO_S, task["max_speech_s"])
-    if not task["speaks"]:
-        options["text"] = {"max_rows": MAX_TEXT_ROWS}
+    if num_rows := min(MAX_SPOKEN_ROWS if task["speaks"] else MAX_TEXT_ROWS, task["max_text_rows"]):
+        options["text"] = {"max_rows": num_rows}
     return options
 
 

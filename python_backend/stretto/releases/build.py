@@ -5,8 +5,6 @@ Both run in the same process, because importing torch takes longer than either d
 
 import argparse
 import io
-import json
-import re
 from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +15,11 @@ from stretto.convert.conversion import plan, write
 from stretto.convert.gpu_memory import GIB, bytes_of_gpu
 from stretto.convert.release import published
 from stretto.errors import CheckpointError
+from stretto.launcher.first_request import model_profile
 from stretto.launcher.options import RepositoryOptions, ServedModel
 from stretto.releases.errors import BadArgument, disk_errors
 from stretto.releases.jobs import Report, serve
 from stretto.weights.loading import TensorMismatch
-
-PROFILE = re.compile(rf"key: \"{make_repository.PARAMETER}\" value \{{ string_value: '([^']*)'")
 
 
 def parsed(words: list[str]) -> argparse.Namespace:
@@ -119,9 +116,7 @@ def repository(
     shares_by_mps = found is not None and found.shares_by_mps
     name, key, revision = model
     RepositoryOptions(shares_by_mps, ServedModel(name, key, revision=revision)).write(Path(out))
-    profile = PROFILE.search((Path(out) / make_repository.ENSEMBLE / "config.pbtxt").read_text())
-    assert profile is not None, out
-    return json.loads(profile[1])
+    return model_profile(Path(out))
 
 
 if __name__ == "__main__":
