@@ -15,7 +15,7 @@ import pytest_asyncio
 from stretto.config import EngineConfig
 from stretto.engine.client import EngineReady, Output
 from stretto.engine.host import StartedEngines
-from stretto.engine.llm import SpeechLLM
+from stretto.engine.llm import SpeechLLM, _is_timed
 from stretto.engine.permits import Permits
 from stretto.engine.protocol import EngineStats, Trailer
 from stretto.errors import InvalidRequest, NoCapacity
@@ -23,6 +23,7 @@ from stretto.families.text import SILENT
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
+from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import Reference
@@ -128,6 +129,14 @@ async def test_large_first_chunks_do_not_count_as_late(llm: SpeechLLM, monkeypat
     assert await anext(last)
     for reply in (*beside, last):
         await reply.aclose()
+
+
+def test_first_chunks_that_the_server_sends_by_default_count() -> None:
+    prompt = make_prompt(TINY, 0, "tts")
+    large = ChunkPolicy(TINY.first_chunk_frames + 1, TINY.steady_chunk_frames)
+    for default, is_timed in ((0, False), (large.first_frames, True)):
+        delivery = Delivery(chunking=large, default_first_frames=default)
+        assert _is_timed(replace(prompt, delivery=delivery), TINY) == is_timed
 
 
 class Silent:

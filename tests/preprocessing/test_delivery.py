@@ -45,22 +45,14 @@ def test_every_option_is_read_into_its_field() -> None:
         }
     )
     form, policy = OutputForm("pcm_s16le", 24_000, deterministic=True), ChunkPolicy(2, 50, 0.25, 25.0, 2, True)
-    assert delivery == Delivery(form, policy, with_codes=True, delays_first=TINY.first_chunk_frames < 2)
+    assert delivery == Delivery(form, policy, with_codes=True)
 
 
-@pytest.mark.parametrize("chunking", [None, {"first_frames": 4 * TINY.first_chunk_frames}], ids=["family", "profile"])
-def test_only_a_larger_first_chunk_than_the_servers_delays_it(chunking: ChunkingOptions | None) -> None:
+def test_record_names_the_first_chunk_of_a_server_with_a_profile() -> None:
     """The first chunks of a server with the profile `throughput` are larger than the family's."""
-    default = (chunking or {}).get("first_frames", TINY.first_chunk_frames)
-
-    def delays(options: ChunkingOptions) -> bool:
-        return read_delivery({"chunking": options}, TINY, 25.0, 2, chunking=chunking).delays_first
-
-    assert [delays({}), delays({"first_frames": default}), delays({"first_frames": default + 1})] == [
-        False,
-        False,
-        True,
-    ]
+    chunking: ChunkingOptions = {"first_frames": 4 * TINY.first_chunk_frames}
+    delivery = read_delivery({"chunking": {"first_frames": 1}}, TINY, 25.0, 2, chunking=chunking)
+    assert delivery.default_first_frames == 4 * TINY.first_chunk_frames
 
 
 def test_first_chunk_is_no_larger_than_the_steady_size() -> None:

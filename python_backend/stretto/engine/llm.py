@@ -207,7 +207,7 @@ class SpeechLLM:
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
-            with self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt), host) as permit:
+            with self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family), host) as permit:
                 async with aclosing(self._generate(prompt, permit, pacer)) as chunks:
                     async for chunk in chunks:
                         yield chunk
@@ -311,12 +311,13 @@ async def _end_at_once(*_: Any) -> AsyncGenerator[Output, None]:
     yield Output([0] * len(Trailer._fields), "stop")
 
 
-def _is_timed(prompt: Prompt) -> bool:
+def _is_timed(prompt: Prompt, family: Family) -> bool:
     """Return True if the reply's time to first frame is used for the admission limit.
 
     Streamed text and a larger first chunk delay the first frame for reasons outside the server.
     """
-    return not prompt.is_open and not prompt.delivery.delays_first
+    default = prompt.delivery.default_first_frames or family.first_chunk_frames
+    return not prompt.is_open and prompt.delivery.chunking.first_frames <= default
 
 
 class _Clock:

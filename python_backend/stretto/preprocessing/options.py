@@ -58,13 +58,13 @@ def read_delivery(
     own = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
     default = _policy(chunking or {}, own)
     output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
-    delays_first = policy.first_frames > default.first_frames
+    default_first = 0 if chunking is None else default.first_frames
     if output.get("codes") and family.layout.latents:
         raise InvalidRequest("options.output.codes", "false (frames of this model have no codes)", "true")
     ring = RingAddress(**output["ring"]) if "ring" in output else None
     encoding = output.get("encoding", "pcm_f32le")
     form = OutputForm(encoding, output.get("sample_rate"), ring, policy.deterministic)
-    return Delivery(form, policy, output.get("codes", False), *read_session_options(options, family), delays_first)
+    return Delivery(form, policy, output.get("codes", False), *read_session_options(options, family), default_first)
 
 
 def _policy(given: ChunkingOptions, default: ChunkPolicy) -> ChunkPolicy:

@@ -239,7 +239,7 @@ class Delivery:
         resume_s: Time for which a live session outlasts its connection, in seconds.
         with_pauses: True to add pause probabilities to the events of a transcript.
         with_progress: True to add the progress of the transcript to the events of a live session.
-        delays_first: True if the client requests a larger first chunk than the server's, which delays it.
+        default_first_frames: First chunk that the server sends by default, in frames; 0 for the family's.
     """
 
     form: OutputForm = field(default_factory=OutputForm)
@@ -248,7 +248,7 @@ class Delivery:
     resume_s: float = 0.0
     with_pauses: bool = False
     with_progress: bool = False
-    delays_first: bool = False
+    default_first_frames: int = 0
 
 
 OPTIONS: JsonRecord[OptionsRecord] = JsonRecord(Annotated[OptionsRecord, OBJECT])
