@@ -16,7 +16,7 @@ from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.conversion import fresh_directory
 from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes
-from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile
+from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
@@ -153,8 +153,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     )
     add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
-    about = "batch, chunks and playout for short waits, for both, or for many streams; default: %(default)s"
-    add("--profile", choices=tuple(PROFILES), default=BALANCED, help=about)
+    add_profile(parser)
     add("--gpu-memory", type=gibibytes, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")
     about = "let language model and codec use a GPU concurrently: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
@@ -440,8 +439,9 @@ def make(
         if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
         if chunking := PROFILES[serving].chunking(family):
-            change(folder / PREPROCESSOR / "config.pbtxt", {parameter("chunking"): rf"\1: '{chunking}'"})
-            usual = {name: json.loads(chunking)[name] for name in ("first_frames", "steady_frames")}
+            default = json.dumps(chunking)
+            change(folder / PREPROCESSOR / "config.pbtxt", {parameter("chunking"): rf"\1: '{default}'"})
+            usual = {name: chunking[name] for name in ("first_frames", "steady_frames")}
             change(folder / DECODER / "config.pbtxt", {parameter(name): rf'\1: "{usual[name]}"' for name in usual})
         if aligner is not None:
             (folder / ALIGNER).symlink_to(aligner.resolve(), target_is_directory=True)

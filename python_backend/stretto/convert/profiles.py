@@ -4,7 +4,7 @@ A profile changes the values that Stretto computes for a model, in proportion. O
 precedence (`--engine-args`), and so do the options of a request (`chunking`).
 """
 
-import json
+import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,16 +53,16 @@ class ServingProfile:
         first = min(max(1, self.first_frames * family.first_chunk_frames), steady)
         return replace(family, first_chunk_frames=first, steady_chunk_frames=steady)
 
-    def chunking(self, family: Family) -> str:
-        """Return the default `chunking` of requests as JSON; empty if the family's values apply."""
+    def chunking(self, family: Family) -> dict[str, Any]:
+        """Return the default `chunking` of requests; empty if the family's values apply."""
         sizes = self.with_chunks(family)
-        found: dict[str, Any] = {
+        found = {
             "first_frames": sizes.first_chunk_frames,
             "steady_frames": sizes.steady_chunk_frames,
             "playout_s": self.playout_s,
         }
         own = {"first_frames": family.first_chunk_frames, "steady_frames": family.steady_chunk_frames, "playout_s": 0.0}
-        return "" if found == own else json.dumps(found)
+        return {} if found == own else found
 
 
 BALANCED = "balanced"
@@ -73,3 +73,9 @@ PROFILES = {
     # A queue as long as the batch keeps the batch full. Chunks are twice as long, and the first one four times.
     "throughput": ServingProfile(waiting=1.0, first_frames=4, steady_frames=2, playout_s=0.5),
 }
+
+
+def add_profile(output: argparse._ActionsContainer) -> None:
+    """Add the option --profile to a parser or to a group of its options."""
+    about = "batch, chunks and playout for short waits, for both, or for many streams; default: %(default)s"
+    output.add_argument("--profile", choices=tuple(PROFILES), default=BALANCED, help=about)

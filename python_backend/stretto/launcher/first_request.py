@@ -18,8 +18,9 @@ from typing import Any
 
 from stretto.errors import shown
 from stretto.launcher.installation import LaunchError
+from stretto.proxy.access import ENSEMBLE
 
-ENSEMBLE, PROFILE = "speech", re.compile(r"key: \"profile\" value \{ string_value: '([^']*)'")
+PROFILE = re.compile(r"key: \"profile\" value \{ string_value: '([^']*)'")
 GENERATE = f"/v2/models/{ENSEMBLE}/generate_stream"  # answers with server-sent events
 TEXT = "Hello."
 MAX_AUDIO_S = 2.0  # "Hello." is shorter, but a model that does not end its reply by itself must not delay the start

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.config import DecoderConfig
-from stretto.convert.profiles import BALANCED, PROFILES
+from stretto.convert.profiles import add_profile
 from stretto.engine.environment import HELD_MB
 from stretto.errors import CommandParser
 from stretto.gpus import gpu_number
@@ -113,12 +113,6 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
     group.add_argument("--mps", action="store_true", help="run NVIDIA's MPS daemon")
     add_profile(group)
     return parser
-
-
-def add_profile(output: argparse._ActionsContainer) -> None:
-    """Add the option for the serving profile."""
-    about = "batch, chunks and playout for short waits, for both, or for many streams; default: %(default)s"
-    output.add_argument("--profile", choices=tuple(PROFILES), default=BALANCED, help=about)
 
 
 def first_port(text: str) -> int:
