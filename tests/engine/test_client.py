@@ -48,15 +48,15 @@ class Engines:
         self.context = zmq.Context()
 
     def start(self) -> None:
-        """Start a fake host and engines that answer a client."""
+        """Start a fake host and engines that answer a client, the last one first."""
         request = self.connection.recv()
         if isinstance(self.answer, StartedEngines):
-            for index in range(self.number):
+            for index in reversed(range(self.number)):
                 socket = self.context.socket(zmq.DEALER)
                 socket.setsockopt(zmq.IDENTITY, index.to_bytes(2, "little"))
                 socket.connect(request.inputs)
                 socket.send(msgspec.msgpack.encode(READY))
-                self.sockets.append(socket)
+                self.sockets.insert(0, socket)
             self.output = self.context.socket(zmq.PUSH)
             self.output.connect(request.outputs)
         self.connection.send(self.answer)

@@ -142,7 +142,8 @@ class EngineConnection:
                 socket.set_hwm(0)
                 socket.bind(address)
             self.started = self._start(StartRequest(config, str(stats), inputs, outputs, dict(os.environ), os.getpid()))
-            self.readies = dict(self._ready() for _ in range(config.engine_args.get("data_parallel_size", 1)))
+            # sorted, because engines report in any order and requests go to the first of equally loaded ones
+            self.readies = dict(sorted(self._ready() for _ in range(config.engine_args.get("data_parallel_size", 1))))
         except BaseException:
             self.close()
             raise
