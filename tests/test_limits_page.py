@@ -62,6 +62,7 @@ NOT_MET = {
         "stretto_gateway.catalogue.MAX_FAILED",
         "stretto_gateway.command.MAX_ALIAS_CHARS",
         "stretto_gateway.command.MAX_TAG_CHARS",
+        "stretto_gateway.realtime.end_of_turn.MAX_FILE_BYTES",
         "stretto_gateway.voice_command.MAX_KEY_FILE_BYTES",
         "stretto_gateway.realtime.conversation.MAX_CHAR_BYTES",
         "stretto_gateway.telephone.channel.MAX_LOGGED",

@@ -33,11 +33,13 @@ from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
 from stretto_gateway.outgoing import web_url
+from stretto_gateway.realtime.end_of_turn import read_model
 from stretto_gateway.usage import Ceiling
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
 HOSTS = "STRETTO_AUDIO_HOSTS"
+TURN_MODEL = "STRETTO_TURN_MODEL"
 WEBHOOK, TWILIO_TOKEN = "STRETTO_CALL_WEBHOOK", "STRETTO_TWILIO_TOKEN"
 MIN_KEY_CHARS = 16
 # Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
@@ -201,6 +203,9 @@ def arguments() -> Parser:
     add("--call-webhook", type=web_address, metavar="URL", default=os.environ.get(WEBHOOK, ""), help=about)
     about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
     add("--audio-host", action="append", metavar="HOST", help=about)
+    about = f"end-of-turn model for semantic_vad, such as Smart Turn v3 (ONNX); default: {TURN_MODEL}, or none"
+    model = os.environ.get(TURN_MODEL)
+    add("--turn-model", type=Path, metavar="FILE", default=Path(model) if model else None, help=about)
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
@@ -295,7 +300,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     hosts = tuple(args.audio_host or filter(None, os.environ.get(HOSTS, "").split(",")))
     AudioHosts(hosts, limits)  # raises ValueError for an invalid one
     calls = {"call_webhook": args.call_webhook, "twilio_token": os.environ.get(TWILIO_TOKEN, "").strip()}
-    more = {"audio_hosts": hosts, "ceilings": tuple(args.ceiling)} | calls
+    turn_model = read_model(args.turn_model) if args.turn_model is not None else b""
+    more = {"audio_hosts": hosts, "turn_model": turn_model, "ceilings": tuple(args.ceiling)} | calls
     return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **more)
 
 

@@ -89,6 +89,7 @@ class GatewayConfig:
         call_webhook: Address that receives the events of telephone calls, and answers with text; empty for none.
         twilio_token: Twilio's auth token, which signs its requests; empty to accept other credentials only.
         audio_hosts: Hosts from which recordings are fetched, as `AudioHosts` takes them.
+        turn_model: Content of an end-of-turn model, which `read_model` has checked; empty for none.
         ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
     """
 
@@ -105,4 +106,5 @@ class GatewayConfig:
     call_webhook: str = field(default="", repr=False)
     twilio_token: str = field(default="", repr=False)
     audio_hosts: tuple[str, ...] = ()
+    turn_model: bytes = field(default=b"", repr=False)
     ceilings: tuple[str, ...] = ()

@@ -15,6 +15,7 @@ from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.realtime.audio_input import WindowQueue
 from stretto_gateway.realtime.client_secrets import ClientSecrets
+from stretto_gateway.realtime.end_of_turn import EndOfTurn
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.server_queue import ServerQueue
 from stretto_gateway.usage import Ceiling
@@ -42,6 +43,8 @@ class Gateway:
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = Sessions(config.limits)
         self.windows = WindowQueue()
+        model = config.turn_model
+        self.end_of_turn = EndOfTurn(model, self.metrics.note_turn) if model else None
         self.secrets = ClientSecrets()
         self.outcomes = Outcomes()
         self.metrics.watch(self.admission, self.queue, self.sessions)
@@ -70,5 +73,7 @@ class Gateway:
     async def close(self) -> None:
         """Close the client, and export the remaining traces."""
         await self.client.close()
+        if self.end_of_turn is not None:
+            self.end_of_turn.close()
         if self.metrics.spans is not None:
             await asyncio.to_thread(self.metrics.spans.close)

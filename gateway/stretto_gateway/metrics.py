@@ -214,12 +214,23 @@ class Metrics:
         )
         self.text_cut = Counter("text_cut", "Text responses ended by a limit", LABELS, registry=self.registry)
         self.text_left = Counter("text_left", "Text responses that did not complete", LABELS, registry=self.registry)
+        self._turns = Histogram(
+            "gateway_turn_decision_seconds",
+            "Seconds for which a session waited for the end-of-turn model",
+            ["outcome"],
+            buckets=WAITS,
+            registry=self.registry,
+        )
         self.answers = Counter(
             "gateway_answers", "Responses by route and status", ["route", "status"], registry=self.registry
         )
         self._queue = Histogram(
             "gateway_queue_seconds", "Seconds that requests waited for a slot", buckets=WAITS, registry=self.registry
         )
+
+    def note_turn(self, outcome: str, seconds: float) -> None:
+        """Record a decision of the end-of-turn model: `complete`, `incomplete`, `failed`, `late` or `busy`."""
+        self._turns.labels(outcome).observe(seconds)
 
     def waited(self, seconds: float) -> None:
         """Record the queueing time of an admitted request, in seconds."""

@@ -339,6 +339,7 @@ async def test_many_invalid_messages_end_the_call_but_do_not_fill_the_log(
         ({"customParameters": {str(number): "" for number in range(100)}}, "start.customParameters"),
         ({"customParameters": {"voice": "nobody"}}, "voice"),
         ({"customParameters": {"speed": "fast"}}, "speed"),
+        ({"customParameters": {"eagerness": "none"}}, "audio.input.turn_detection.eagerness"),
         ({"customParameters": {"mode": "fax"}}, "mode: expected one of conversation, transcription"),
         ({"customParameters": {"mode": "transcription"}}, "--call-webhook"),
         ({"customParameters": {"model": "parrot"}}, "model"),

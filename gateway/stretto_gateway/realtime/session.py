@@ -40,7 +40,8 @@ class Session:
         self._voices = voices
         self._session_id = new_id("sess")
         self._expires_at = int(time.time() + gateway.limits.session_s)
-        self._input = InputBuffer(samples(1000 * gateway.limits.max_turn_s), gateway.sessions.held)
+        max_samples = samples(1000 * gateway.limits.max_turn_s)
+        self._input = InputBuffer(max_samples, gateway.sessions.held, gateway.end_of_turn)
         self._talk = Talk(gateway, channel, tasks, voices)
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
@@ -71,7 +72,7 @@ class Session:
         profile = await self._gateway.catalogue.profile()
         await settings.check(profile, self._voices)
         self._apply(settings, profile)
-        await self._channel.send("session.created", session=self._record())
+        await self._channel.send("session.created", session=self._record(), **self._input.turn_end)
 
     async def handle(self, text: str | bytes | None) -> None:
         """Handle an event; send an error event if it is invalid."""
@@ -105,12 +106,14 @@ class Session:
         self._apply(change.settings, profile)
         for error in change.errors:
             await self._channel.send_error(error, event.event_id)
-        await self._channel.send("session.updated", session=self._record(), **ignoring(change.ignored))
+        more = {**self._input.turn_end, **ignoring(change.ignored)}
+        await self._channel.send("session.updated", session=self._record(), **more)
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         self._is_live = profile.reads_live_audio and settings.audio.input.transcription is not None
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
-        begins_anew = self._input.configure(settings.audio.input.vad, samples(1000 * max_s))
+        heard = settings.audio.input
+        begins_anew = self._input.configure(heard.vad, samples(1000 * max_s), heard.eagerness)
         if begins_anew or not self._is_live:
             self._drop_transcript()
             self._num_transcribed = 0  # a later transcription of the turn begins with its first buffered sample
@@ -143,7 +146,7 @@ class Session:
         self._input.add(self._reader.read(data))
         while self._input.has_window:
             await self._gateway.windows.turn()
-            edge = self._input.process_window()
+            edge = await self._input.process_window()
             try:
                 if edge is not None:
                     await (self._start_turn(edge) if edge.is_start else self._end_turn(edge))

@@ -1,6 +1,7 @@
 """Settings of realtime sessions: the supported OpenAI fields, and how updates are applied."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
@@ -17,8 +18,7 @@ MAX_ERRORS = 16  # maximum number of errors reported for one update
 MAX_IGNORED = 32  # maximum number of fields named in one event
 IGNORED = "stretto_ignored"  # added to OpenAI's events, whose types allow further fields
 ASR = ("asr",)
-# Milliseconds of silence that end a turn under `semantic_vad`: no model here detects whether a sentence is complete.
-EAGERNESS_MS = {"low": 1000, "medium": 500, "auto": 500, "high": 300}
+TURN_END = "stretto_turn_end"  # added to OpenAI's events about sessions with `semantic_vad`
 # OpenAI's transcription models without turn detection, whose clients commit each turn themselves.
 WITHOUT_VAD = ("gpt-realtime-whisper", "gpt-live-transcribe")
 # Session fields of the beta API (2024) and their current paths.
@@ -93,8 +93,27 @@ class ServerVad(Body):
     idle_timeout_ms: Nothing = None
 
 
+@dataclass(frozen=True, slots=True)
+class Eagerness:
+    """Rules of `semantic_vad`.
+
+    Attributes:
+        silence_ms: Silence that ends a turn if there is no end-of-turn model, or no answer from it.
+        longest_ms: Silence that ends a turn although the model considers it incomplete; the same as at OpenAI.
+        threshold: Probability from which the model considers a turn complete.
+    """
+
+    silence_ms: int
+    longest_ms: int
+    threshold: float
+
+
+USUAL = Eagerness(500, 4000, 0.5)
+EAGERNESS = {"low": Eagerness(1000, 8000, 0.7), "medium": USUAL, "auto": USUAL, "high": Eagerness(300, 2000, 0.3)}
+
+
 class SemanticVad(Body):
-    """Turn detection by silence of a duration that depends on `eagerness`."""
+    """Turn detection by an end-of-turn model or, without one, by silence of a duration that depends on `eagerness`."""
 
     type: Literal["semantic_vad"] = "semantic_vad"
     eagerness: Literal["low", "medium", "high", "auto"] = "auto"
@@ -105,7 +124,7 @@ class SemanticVad(Body):
     def server_vad(self) -> ServerVad:
         """Equivalent settings of type `server_vad`."""
         return ServerVad(
-            silence_duration_ms=EAGERNESS_MS[self.eagerness],
+            silence_duration_ms=EAGERNESS[self.eagerness].silence_ms,
             create_response=self.create_response,
             interrupt_response=self.interrupt_response,
         )
@@ -144,6 +163,11 @@ class InputAudio(Body):
     def vad(self) -> ServerVad | None:
         """Rules of turn detection; None if it is off."""
         return self.turn_detection.server_vad if isinstance(self.turn_detection, SemanticVad) else self.turn_detection
+
+    @property
+    def eagerness(self) -> Eagerness | None:
+        """Rules of `semantic_vad`; None for other turn detection."""
+        return EAGERNESS[self.turn_detection.eagerness] if isinstance(self.turn_detection, SemanticVad) else None
 
 
 class OutputAudio(Voiced):

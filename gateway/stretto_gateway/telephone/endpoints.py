@@ -39,7 +39,16 @@ from stretto_gateway.telephone.webhook import Webhook
 
 router = APIRouter()
 START_S = 10.0  # time within which the start message must arrive, because the caller may be unknown until then
-OWN = ("key", "mode", "model", "voice", "speed", "instructions", "language")  # `<Parameter>` elements with a meaning
+OWN = (
+    "key",
+    "mode",
+    "model",
+    "voice",
+    "speed",
+    "instructions",
+    "language",
+    "eagerness",
+)  # `<Parameter>` elements with a meaning
 MODES = ("conversation", "transcription")
 UNKNOWN_KEY = "no valid key: expected the header Authorization: Bearer KEY, Twilio's signature, or the parameter key"
 
@@ -190,7 +199,7 @@ async def make_session(
     if not gateway.call_webhook:
         what = f"--call-webhook URL at the start of the gateway, because {profile.family!r} needs it for {mode}"
         raise ApiError(400, f"call: expected {what}", "call", "unsupported")
-    heard = {"format": PHONE.model_dump(), "transcription": {} if profile.task("asr") else None}
+    heard = heard_as(own) | {"transcription": {} if profile.task("asr") else None}
     listens = validated(TranscriptionSettings, {"audio": {"input": heard}})
     fields = None
     if mode == MODES[0]:
@@ -211,6 +220,12 @@ def holds_calls(profile: ModelProfile) -> bool:
     )
 
 
+def heard_as(own: dict[str, str]) -> dict[str, Any]:
+    """Return the settings of the caller's audio; the parameter `eagerness` selects `semantic_vad`."""
+    named = {"type": "semantic_vad", "eagerness": own.get("eagerness")}
+    return {"format": PHONE.model_dump()} | ({"turn_detection": named} if "eagerness" in own else {})
+
+
 async def realtime_settings(
     gateway: Gateway, own: dict[str, str], model: str, access: Access, voices: CallersVoices
 ) -> Settings:
@@ -221,7 +236,7 @@ async def realtime_settings(
     """
     given = {name: own[name] for name in ("voice", "speed") if name in own}
     update: dict[str, Any] = {"type": "realtime", "audio": {"output": {"format": PHONE.model_dump()} | given}}
-    update["audio"]["input"] = {"format": PHONE.model_dump()}
+    update["audio"]["input"] = heard_as(own)
     if "instructions" in own:
         update["instructions"] = own["instructions"]
     first = access.settings if isinstance(access.settings, RealtimeSettings) else RealtimeSettings(model=model)

@@ -23,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketState
 
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.endpoints import run
-from stretto_gateway.realtime.settings import IGNORED, RealtimeSettings, joined
+from stretto_gateway.realtime.settings import IGNORED, TURN_END, RealtimeSettings, joined
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import Running
 from tests.gateway.line import Line
@@ -55,7 +55,7 @@ def unknown_fields(value: Any) -> list[str]:
 def check(text: str | bytes) -> Any:
     """Parse the event in a message with OpenAI's types; check that no field is missing or unknown."""
     event = EVENT.validate_json(text)
-    unknown = set(unknown_fields(event)) - {IGNORED}
+    unknown = set(unknown_fields(event)) - {IGNORED, TURN_END}
     if event.type in ("session.created", "session.updated"):
         session = json.loads(text)["session"]
         described = SESSIONS[session["type"]].model_validate(session)  # the one type that has an id

@@ -1,0 +1,222 @@
+"""End-of-turn model: estimates from the sound of a turn whether its speaker has finished.
+
+The model is a file of Smart Turn v3 (https://github.com/pipecat-ai/smart-turn, BSD-2-Clause) or one with the same input
+and output. It reads the features of Whisper's encoder for the last 8 s of a turn.
+"""
+
+import asyncio
+import logging
+import resource
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import soxr
+from numpy.typing import NDArray
+
+LOG = logging.getLogger("stretto_gateway")
+RATE = 16_000
+NUM_SAMPLES = 8 * RATE
+FOURIER, HOP, NUM_MELS, NUM_FRAMES = 400, 160, 80, 800
+INPUT = ["input_features", "tensor(float)", [NUM_MELS, NUM_FRAMES]]
+MAX_FILE_BYTES = 128 << 20  # the largest published file has 32 MB
+THREADS = 2  # a decision takes about 50 ms of one core
+MAX_WAITING = 32  # decisions that are running or waiting for a thread, each with 0.4 MB of samples
+WAIT_S = 1.0  # maximum time for a decision; its session waits for it, and no other one
+FULL_SCALE = 32768.0  # of int16
+# Limits on the process that checks the file, because a graph may ask for any amount of memory and time.
+CHECK_BYTES, CHECK_CPU_S, NOT_A_MODEL = 4 << 30, 60, 2
+
+Run = Callable[[NDArray[np.float32]], float]
+
+
+@cache
+def mel_filters() -> NDArray[np.float64]:
+    """Return Whisper's mel filters (Slaney's scale and norm), float64 [FOURIER // 2 + 1, NUM_MELS]."""
+    # Slaney's scale is linear up to 1 kHz (15 mel), and logarithmic above it.
+    mel = np.linspace(0, 15 + 27 * np.log(8) / np.log(6.4), NUM_MELS + 2)
+    hertz = np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+    bins = np.linspace(0, RATE / 2, FOURIER // 2 + 1)
+    corners = [hertz[m : m + 3] for m in range(NUM_MELS)]
+    return np.stack([np.interp(bins, each, (0, 2 / (each[2] - each[0]), 0)) for each in corners], axis=1)
+
+
+def log_mel(pcm: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the features of Whisper's encoder for normalised audio.
+
+    Args:
+        pcm: float32 [NUM_SAMPLES] at 16 kHz.
+
+    Returns:
+        float32 [NUM_MELS, NUM_FRAMES].
+    """
+    normal = (pcm - pcm.mean()) / np.sqrt(pcm.var() + 1e-7)
+    padded = np.pad(normal, FOURIER // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(padded, FOURIER)[:-1:HOP]  # without the last, as in Whisper
+    power = np.abs(np.fft.rfft(frames * np.hanning(FOURIER + 1)[:-1])) ** 2
+    decades = np.log10(np.maximum(power @ mel_filters(), 1e-10)).T
+    features: NDArray[np.float32] = ((np.maximum(decades, decades.max() - 8) + 4) / 4).astype(np.float32)
+    return features
+
+
+def last_samples(pcm: bytes, rate: int) -> NDArray[np.float32]:
+    """Return the end of a turn as the model reads it, with silence before a shorter one.
+
+    Args:
+        pcm: pcm16 at `rate`.
+        rate: Sample rate in Hz.
+
+    Returns:
+        float32 [NUM_SAMPLES] at 16 kHz.
+    """
+    turn = np.frombuffer(pcm, "<i2")[-rate * NUM_SAMPLES // RATE :].astype(np.float32) / FULL_SCALE
+    heard = soxr.resample(turn, rate, RATE)[-NUM_SAMPLES:]
+    return np.pad(heard, (NUM_SAMPLES - len(heard), 0))
+
+
+def load(model: bytes) -> Run:
+    """Return the function that computes the model's probability for features.
+
+    Raises:
+        ValueError: The file is not an ONNX file, or its inputs or outputs are not those of the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # errors are raised, too
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has an exception class for each of its error codes
+        raise ValueError(f"onnxruntime cannot read it: {first_line(error)}") from None
+    found = [[each.name, each.type, list(each.shape[1:])] for each in session.get_inputs()]
+    if found != [INPUT]:
+        raise ValueError(f"expected the only input {shown(INPUT)}, got {', '.join(map(shown, found)) or 'none'}")
+
+    def run(features: NDArray[np.float32]) -> float:
+        """Return the probability for features, float32 [NUM_MELS, NUM_FRAMES]."""
+        first = np.asarray(session.run(None, {INPUT[0]: features[None]})[0])
+        if first.size != 1 or not 0 <= float(first.item()) <= 1:
+            raise ValueError(f"expected a probability as its first output, got {first.dtype} {list(first.shape)}")
+        return float(first.item())
+
+    try:
+        run(log_mel(np.zeros(NUM_SAMPLES, np.float32)))
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"onnxruntime cannot run it: {first_line(error)}") from None
+    return run
+
+
+def shown(tensor: list[Any]) -> str:
+    """Describe an input by its name, type and shape after the batch."""
+    name, kind, shape = tensor
+    return f"{str(name)[:40]!r} ({kind}, [batch, {', '.join(map(str, shape))}])"[:120]
+
+
+def first_line(error: Exception) -> str:
+    """Return the beginning of an error message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def read_model(path: Path) -> bytes:
+    """Return the content of an end-of-turn model, which a child process has loaded and run once.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not such a model.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= MAX_FILE_BYTES:
+        what = f"{status.st_size} bytes" if stat.S_ISREG(status.st_mode) else "something else"
+        raise ValueError(f"--turn-model: expected a file of 1 to {MAX_FILE_BYTES} bytes, got {what}: {path}")
+    model = path.read_bytes()
+    command = [sys.executable, "-P", "-m", __name__]
+    done = subprocess.run(command, input=model, capture_output=True, check=False)
+    if done.returncode:
+        ended = f"the process that checks it ended with code {done.returncode}"
+        why = done.stderr.decode(errors="replace").strip() if done.returncode == NOT_A_MODEL else ended
+        raise ValueError(f"--turn-model: expected an end-of-turn model such as Smart Turn v3, got {path}: {why}")
+    return model
+
+
+def main() -> int:
+    """Load the model from standard input, and run it once, with little memory and time; return an exit code."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, limit in ((resource.RLIMIT_AS, CHECK_BYTES), (resource.RLIMIT_CPU, CHECK_CPU_S)):
+        with suppress(ValueError):  # a lower limit holds already
+            resource.setrlimit(kind, (limit, limit))
+    try:
+        load(sys.stdin.buffer.read())
+    except (MemoryError, ValueError) as error:
+        print(error or "it needs too much memory", file=sys.stderr)
+        return NOT_A_MODEL
+    return 0
+
+
+class EndOfTurn:
+    """End-of-turn model for all sessions, which runs in THREADS threads beside the event loop.
+
+    Args:
+        model: Content of a file that `read_model` has checked.
+        note: Callback that receives the outcome of each decision, and its duration in seconds.
+    """
+
+    def __init__(self, model: bytes, note: Callable[[str, float], None]):
+        self._run, self._note = load(model), note
+        self._threads = ThreadPoolExecutor(THREADS, "end-of-turn")
+        self._num_waiting = 0
+
+    async def is_complete(self, pcm: bytes, rate: int, threshold: float) -> bool | None:
+        """Return True if the turn is complete, False if not, and None if the model has no answer.
+
+        Args:
+            pcm: The turn up to its last pause, pcm16 at `rate`.
+            rate: Sample rate in Hz.
+            threshold: Probability from which a turn is complete.
+        """
+        begun_s, outcome, is_complete = time.monotonic(), "failed", None
+        if self._num_waiting >= MAX_WAITING:
+            outcome = "busy"
+        else:
+            self._num_waiting += 1
+            job = self._threads.submit(self._probability, pcm, rate)
+            waited = asyncio.wrap_future(job)
+            loop = asyncio.get_running_loop()
+            job.add_done_callback(lambda each: self._end_soon(loop, each))
+            try:
+                async with asyncio.timeout(WAIT_S):
+                    is_complete = await waited >= threshold
+                outcome = "complete" if is_complete else "incomplete"
+            except TimeoutError:
+                outcome = "late"
+            except Exception:  # of any kind that onnxruntime has; the session goes on without the model
+                LOG.exception("the end-of-turn model failed")
+        self._note(outcome, time.monotonic() - begun_s)
+        return is_complete
+
+    def _probability(self, pcm: bytes, rate: int) -> float:
+        return self._run(log_mel(last_samples(pcm, rate)))
+
+    def _end_soon(self, loop: asyncio.AbstractEventLoop, _: Future[float]) -> None:
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._num_waiting -= 1
+
+    def close(self) -> None:
+        """End the threads, without the decisions that have not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
