@@ -90,8 +90,9 @@ ALLOWED = {
         "encoders", "codecs", "weights", "sampling", "records", "streams", "untrusted_files", "errors",
     },
 }  # fmt: skip
-# The only modules that client, server and gateway share; each imports the standard library, schema types or CUDA alone.
-SHARED_WITH_SERVER = {f"{CLIENT}.schema", f"{CLIENT}.cuda_memory"}
+# The only modules that client, server and gateway share; each imports the standard library, schema types, CUDA or
+# one another alone.
+SHARED_WITH_SERVER = {f"{CLIENT}.{name}" for name in ("schema", "cuda_memory", "pronunciation", "lexicon_files")}
 SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat"}
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.

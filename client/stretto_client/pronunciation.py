@@ -1,0 +1,361 @@
+"""Pronunciation dictionaries: words of a text, and how they are spoken.
+
+The server replaces words (`preprocessing/request.py` for whole texts, `triton_io/speech_service.py` for texts that are
+still being written), so that clients without this package have the server's dictionary, too. The gateway stores the
+dictionary of a key and sends its entries with each request.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NotRequired
+
+from typing_extensions import TypedDict
+
+MAX_WORD_CHARS, MAX_SPELLING_CHARS = 100, 400
+MAX_ENTRIES = 10_000  # of a server's dictionary; fewer fit into a request, whose JSON is limited
+MAX_GAP = 3  # white space between two words of an entry, in characters of the text
+# Scripts without spaces between words. There, an entry may begin and end at any character.
+WIDE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f]")
+# Tags in the notations of models, such as <laugh>, [SPEAKER0] and {HH AH0}. Their contents are never replaced.
+TAGS = (
+    (re.compile(r"<[^\s<>][^<>]{0,200}>"), re.compile(r"<(?:[^\s<>][^<>]{0,200})?")),
+    (re.compile(r"\[[^\s\[\]]{1,40}\]"), re.compile(r"\[[^\s\[\]]{0,40}")),
+    (re.compile(r"\{[^{}]{1,200}\}"), re.compile(r"\{[^{}]{0,200}")),
+)
+OPENERS = "<[{"
+# Characters of tags and special tokens. An entry has none of them, so that no dictionary adds one to a text.
+MARKUP = re.compile(r"[<>\[\]{}|\\◁▷｜]")
+APOSTROPHES = "'’ʼ"
+# Names of the phonetic alphabets that users write, in lower case.
+ALPHABETS = {
+    **dict.fromkeys(("cmu", "cmu-arpabet", "arpabet", "x-cmu", "x-arpabet"), "cmu"),
+    **dict.fromkeys(("pinyin", "x-pinyin", "x-amazon-pinyin"), "pinyin"),
+    "ipa": "ipa",
+}
+
+
+class PhonemesRecord(TypedDict):
+    """Phonemes in the JSON form of an entry."""
+
+    phonemes: str
+    alphabet: NotRequired[str]
+
+
+Entries = Mapping[str, str | PhonemesRecord]
+
+
+class InvalidEntry(ValueError):
+    """An entry of a dictionary is invalid.
+
+    Attributes:
+        path: Path of the entry in its dictionary; empty for the dictionary itself.
+        expected: Description of valid values.
+        got: Description of the value.
+    """
+
+    def __init__(self, path: str, expected: str, got: str):
+        super().__init__(f"{path}: expected {expected}, got {got}" if path else f"expected {expected}, got {got}")
+        self.path, self.expected, self.got = path, expected, got
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Entry of a dictionary.
+
+    Attributes:
+        word: Word or phrase of the text.
+        spelling: Text that is spoken in its place; or its phonemes, separated by spaces, if there is an `alphabet`.
+        alphabet: Phonetic alphabet, a value of ALPHABETS; empty if the spelling is ordinary text.
+    """
+
+    word: str
+    spelling: str
+    alphabet: str = ""
+
+    @property
+    def record(self) -> str | PhonemesRecord:
+        """The JSON form of the entry without its word."""
+        return {"phonemes": self.spelling, "alphabet": self.alphabet} if self.alphabet else self.spelling
+
+
+def shown(text: object) -> str:
+    """Return a value for an error message."""
+    given = ascii(text)
+    return given if len(given) <= 60 else f"{given[:57]}…"
+
+
+def read_entry(word: str, value: Any) -> Entry:
+    """Return the entry in its JSON form.
+
+    Args:
+        word: Word or phrase.
+        value: Its spelling, or an object with `phonemes` and `alphabet`.
+
+    Raises:
+        InvalidEntry: The entry is invalid.
+    """
+    path = shown(word)[1:-1]
+    _check(path, word, MAX_WORD_CHARS)
+    if isinstance(value, str):
+        _check(path, value, MAX_SPELLING_CHARS)
+        return Entry(word, value.strip())
+    phonemes = value.get("phonemes") if isinstance(value, Mapping) else None
+    if not isinstance(phonemes, str) or not value.keys() <= {"phonemes", "alphabet"}:
+        raise InvalidEntry(path, "a spelling, or an object of phonemes and alphabet", shown(value))
+    alphabet = value.get("alphabet", "cmu")
+    name = ALPHABETS.get(alphabet.lower()) if isinstance(alphabet, str) else None
+    if name is None:
+        raise InvalidEntry(f"{path}.alphabet", f"one of {', '.join(sorted(set(ALPHABETS.values())))}", shown(alphabet))
+    _check(f"{path}.phonemes", phonemes, MAX_SPELLING_CHARS)
+    return Entry(word, " ".join(phonemes.split()), name)
+
+
+def _check(path: str, text: str, max_chars: int) -> None:
+    if not 0 < len(text) <= max_chars:
+        raise InvalidEntry(path, f"1 to {max_chars} characters", f"{len(text)}")
+    if not any(map(str.isalnum, text)) or text != text.strip():
+        raise InvalidEntry(path, "text that begins and ends without a space and has a letter or a digit", shown(text))
+    if found := MARKUP.search(text):
+        raise InvalidEntry(path, "text without characters of markup", shown(found.group()))
+    if bad := next((each for each in text if unicodedata.category(each) in ("Cc", "Cs", "Zl", "Zp")), None):
+        raise InvalidEntry(path, "text without control characters", shown(bad))
+
+
+def read_entries(record: Any, max_entries: int = MAX_ENTRIES) -> tuple[Entry, ...]:
+    """Return the entries of a dictionary in its JSON form: an object from words to spellings or phonemes.
+
+    Args:
+        record: The object.
+        max_entries: Maximum number of entries.
+
+    Raises:
+        InvalidEntry: The dictionary or an entry is invalid.
+    """
+    if not isinstance(record, Mapping):
+        raise InvalidEntry("", "an object of words and their spellings", shown(record))
+    if len(record) > max_entries:
+        raise InvalidEntry("", f"at most {max_entries} entries", f"{len(record)}")
+    return tuple(read_entry(word, value) for word, value in record.items())
+
+
+def entries_record(entries: Iterable[Entry]) -> dict[str, str | PhonemesRecord]:
+    """Return the JSON form of a dictionary."""
+    return {entry.word: entry.record for entry in entries}
+
+
+class Change(NamedTuple):
+    """A replaced part of a text.
+
+    Attributes:
+        start, end: Its place in the result.
+        word: The part of the original text.
+        source_start, source_end: Its place in the original text.
+    """
+
+    start: int
+    end: int
+    word: str
+    source_start: int
+    source_end: int
+
+
+@dataclass(slots=True)
+class _Node:
+    """Node of a tree of characters."""
+
+    following: dict[str, "_Node"] = field(default_factory=dict)
+    spellings: dict[str, str] = field(default_factory=dict)  # of the entries that end here, by their words
+
+
+class Dictionary:
+    """Dictionary whose words can be found in a text in linear time, because it is a tree of characters.
+
+    Args:
+        spellings: Text that is spoken in place of each word.
+    """
+
+    def __init__(self, spellings: Mapping[str, str]):
+        self._root = _Node()
+        for word, spelling in spellings.items():
+            for form in dict.fromkeys((unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word))):
+                node, written = self._root, _plain(" ".join(form.split()))
+                for character in map(_folded, written):
+                    node = node.following.setdefault(character, _Node())
+                node.spellings.setdefault(written, spelling)
+
+    def __bool__(self) -> bool:
+        return bool(self._root.following)
+
+    def begins(self, character: str) -> bool:
+        """Return True if a word of the dictionary begins with this character."""
+        return _folded(character) in self._root.following
+
+    def find(self, text: str, start: int, is_last: bool) -> tuple[int, str] | None:
+        """Return the end and the spelling of the longest word of the dictionary that begins at `start`.
+
+        If several words differ in the case of letters only, the one that is spelled as in the text precedes; otherwise
+        the first one.
+
+        Args:
+            text: The text.
+            start: Place of a possible word.
+            is_last: True if nothing follows the text.
+
+        Returns:
+            The end, which is `start` if there is no such word; None if more of the text is needed.
+        """
+        node, at, best = self._root, start, (start, "")
+        written = ""
+        while at < len(text):
+            length = 1
+            if text[at].isspace():
+                length = next((n for n in range(1, MAX_GAP + 1) if not text[at + n : at + n + 1].isspace()), 0)
+            following = node.following.get(" " if text[at].isspace() else _folded(text[at])) if length else None
+            if following is None:
+                return best
+            node, written = following, written + (" " if text[at].isspace() else text[at])
+            at += length
+            if node.spellings:
+                is_end = ends_word(text, at, is_last)
+                if is_end is None:
+                    return None
+                if is_end:
+                    same = node.spellings.get(_plain(written))
+                    best = at, next(iter(node.spellings.values())) if same is None else same
+        return best if is_last or not node.following else None
+
+
+def _folded(character: str) -> str:
+    lower = character.lower()
+    return "'" if character in APOSTROPHES else lower if len(lower) == 1 else character
+
+
+def _plain(text: str) -> str:
+    return text.replace("’", "'").replace("ʼ", "'") if any(each in text for each in "’ʼ") else text
+
+
+def is_inside(before: str, after: str) -> bool:
+    """Return True if two adjacent characters belong to the same word."""
+    if unicodedata.category(after)[0] == "M":
+        return True
+    if WIDE.match(before) or WIDE.match(after):
+        return False
+    return _is_letter(before) and _is_letter(after)
+
+
+def _is_letter(character: str) -> bool:
+    return character.isalnum() or character == "_" or unicodedata.category(character)[0] == "M"
+
+
+def ends_word(text: str, at: int, is_last: bool) -> bool | None:
+    """Return True if a word of `text` ends before `at`; None if more of the text is needed.
+
+    An apostrophe continues a word, as in "don't", unless an "s" follows, as in "SQL's".
+    """
+    rest = text[at : at + 3]
+    if not rest:
+        return True if is_last else None
+    if is_inside(text[at - 1], rest[0]) or _is_glued(rest[0], text[at - 1]):
+        return False
+    if rest[0] not in APOSTROPHES or not _is_letter(text[at - 1]) or WIDE.match(text[at - 1]):
+        return True
+    if len(rest) < 3 and not is_last and (len(rest) < 2 or rest[1] in "sS"):
+        return None
+    return len(rest) < 2 or not _is_letter(rest[1]) or (rest[1] in "sS" and not (rest[2:] and _is_letter(rest[2])))
+
+
+def _is_glued(letter: str, sign: str) -> bool:
+    """Return True if a letter is next to a sign that begins or ends an entry, as in "ASP.NET" for ".NET"."""
+    return _is_letter(letter) and not _is_letter(sign) and not WIDE.match(letter)
+
+
+def tag_end(text: str, start: int, is_last: bool) -> int | None:
+    """Return the end of the tag that begins at `start`; `start` if there is none, None if more text is needed."""
+    for complete, begun in TAGS:
+        if found := complete.match(text, start):
+            return found.end()
+        if not is_last and begun.fullmatch(text, start):
+            return None
+    return start
+
+
+@dataclass(frozen=True)
+class Pronouncer:
+    """Replacement of words in one text, whole or in parts. The result does not depend on how the text is split.
+
+    Spellings are not searched for words again.
+
+    Attributes:
+        dictionaries: Dictionaries; the first one precedes if words of several have the same length.
+    """
+
+    dictionaries: tuple[Dictionary, ...]
+    _held: str = ""  # end of the text that may belong to a word that goes on
+    _before: str = ""  # character before it
+    _num_read: int = 0  # number of characters before it
+    _num_written: int = 0
+
+    @property
+    def held(self) -> str:
+        """End of the text so far that was not returned yet."""
+        return self._held
+
+    def after(self, text: str, is_last: bool = True) -> tuple[str, list[Change], "Pronouncer"]:
+        """Append text without changing this object.
+
+        Args:
+            text: Next part of the text.
+            is_last: True if the text ends with this part.
+
+        Returns:
+            Text to speak that has become known, its changes, with places in the whole text, and the object for the rest
+            of the text.
+        """
+        if not self.dictionaries:
+            return text, [], self
+        text, at, before = self._held + text, 0, self._before
+        parts, changes, num_written = list[str](), list[Change](), self._num_written
+        while at < len(text):
+            end, spelling = at, ""
+            if text[at] in OPENERS:
+                found = tag_end(text, at, is_last)
+                if found is None:
+                    break
+                end = found
+            elif not (before and (is_inside(before, text[at]) or _is_glued(before, text[at]))):
+                match = self._find(text, at, is_last)
+                if match is None:
+                    break
+                end, spelling = match
+            if spelling:
+                source = self._num_read + at
+                place = num_written, num_written + len(spelling)
+                changes.append(Change(*place, text[at:end], source, source + end - at))
+            end = max(end, at + 1)
+            parts.append(spelling or text[at:end])
+            num_written += len(parts[-1])
+            before, at = text[end - 1], end
+        rest = Pronouncer(self.dictionaries, text[at:], before, self._num_read + at, num_written)
+        return "".join(parts), changes, rest
+
+    def _find(self, text: str, at: int, is_last: bool) -> tuple[int, str] | None:
+        best = at, ""
+        for dictionary in self.dictionaries:
+            if dictionary.begins(text[at]):
+                found = dictionary.find(text, at, is_last)
+                if found is None:
+                    return None
+                best = found if found[0] > best[0] else best
+        return best
+
+
+def occurring(entries: Sequence[Entry], text: str) -> tuple[Entry, ...]:
+    """Return the entries whose words occur in a text, perhaps within a longer word."""
+    whole = _key(text)
+    return tuple(entry for entry in entries if _key(entry.word) in whole)
+
+
+def _key(text: str) -> str:
+    return " ".join("".join(map(_folded, unicodedata.normalize("NFC", text))).split())
