@@ -20,7 +20,7 @@ CLIENT_FACING = [
     *(SERVER / "stretto" / name for name in ("proxy", "preprocessing", "records", "triton_io", "verification")),
     *(SERVER / "stretto" / "engine" / name for name in ("utterance.py", "permits.py")),
     GATEWAY / "stretto_gateway",
-    CLIENT / "stretto_client" / "schema.py",
+    *(CLIENT / "stretto_client" / f"{name}.py" for name in ("schema", "pronunciation", "lexicon_files")),
 ]
 KINDS = ("MAX_", "MIN_", "LONGEST_", "LOWEST_", "HIGHEST_", "LEAST_", "GREATEST_")
 ASSIGNED = re.compile(r"^([A-Z][A-Z0-9_]+(?:, [A-Z][A-Z0-9_]+)*) = ", re.MULTILINE)

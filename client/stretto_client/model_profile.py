@@ -90,6 +90,7 @@ class ModelProfile:
         tags: Tags in a text, such as `[laugh]`, that the model renders as a sound or a manner of speaking.
         options: Options in FAMILY_OPTIONS that this server supports.
         frame_rate: Frames per second of the codec; 0 if unknown.
+        phonemes: Phonetic alphabets that the model reads; empty for a model that reads letters only.
     """
 
     family: str
@@ -111,6 +112,7 @@ class ModelProfile:
     tags: tuple[str, ...] = ()
     options: tuple[str, ...] = FIRST_OPTIONS  # for servers that do not report them
     frame_rate: float = 0.0
+    phonemes: tuple[str, ...] = ()
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:

@@ -124,6 +124,7 @@ RingName = Annotated[str, Expected(f"a name like {RING_NAME}", pattern=f"^{RING_
 RingMemory = Annotated[Memory, Expected(f"one of {', '.join(get_args(Memory))}")]
 OBJECT = Expected("a JSON object")
 BY_FAMILY = Expected("see the family", is_checked=False)
+SPELLINGS = Expected("an object of words and their spellings", is_checked=False)  # by `pronunciation.read_entries`
 
 
 class CodeOptions(TypedDict, total=False):
@@ -230,6 +231,14 @@ class SpeechOptions(TypedDict, total=False):
         Doc("Bundled model: transliterate letters that the voice cannot read to Latin instead of rejecting them."),
     ]
     instruct: Annotated[String, Doc("Description of the speaking style, or of the scene.")]
+    pronunciations: Annotated[
+        dict[str, Any],
+        SPELLINGS,
+        Doc(
+            "Words or phrases of the text, and how they are spoken: a spelling, or an object of `phonemes` and"
+            " `alphabet` for models that read phonemes ([pronunciation](using.md#pronunciation))."
+        ),
+    ]
     exaggeration: Annotated[
         Exaggeration, Doc("Chatterbox: strength of the voice's emotion; 0.5 by default for recordings.")
     ]

@@ -10,10 +10,12 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
 from stretto.families.plugin import FamilyPlugin, family_at, plugin, plugins, read_family
+from stretto.families.pronunciations import spelling
 from stretto.families.tiny.family import TINY
 from stretto.plugins import FAMILIES, OWN, installed
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
+from stretto_client.pronunciation import Entry
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}
@@ -240,3 +242,28 @@ def test_missing_and_unknown_families_are_refused(config: dict[str, Any], messag
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: expected a JSON object"):
         family_at(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "alphabet", "phonemes", "expected"),
+    [
+        ("cosyvoice3", "cmu", "HH AH0 L OW1", "[HH][AH0][L][OW1]"),
+        ("cosyvoice3", "pinyin", "chong2 nü3 lüe4 er2 de5 jiu3", "[ch][óng][n][ǚ][l][vè][ér][d][e][j][iǔ]"),
+        ("voxcpm2", "cmu", "HH AH0 L OW1", "{HH AH0 L OW1}"),
+        ("voxcpm2", "pinyin", "ni3 hao3", "{ni3}{hao3}"),
+        *((name, "cmu", "HH QX", None) for name in ("cosyvoice3", "voxcpm2")),
+        *((name, "pinyin", "ni3 hao", None) for name in ("cosyvoice3", "voxcpm2")),
+        ("cosyvoice3", "pinyin", "xyz1", None),
+        ("cosyvoice3", "ipa", "a", None),
+        ("tiny", "cmu", "HH", None),
+    ],
+)
+def test_families_write_phonemes_in_their_notation(
+    name: str, alphabet: str, phonemes: str, expected: str | None
+) -> None:
+    entry, family = Entry("a", phonemes, alphabet), read_family({"speech_family": name})
+    if expected is None:
+        with pytest.raises(ValueError, match=", got "):
+            spelling(entry, family)
+    else:
+        assert spelling(entry, family) == expected

@@ -27,6 +27,19 @@ def test_defaults_are_triton_ports_and_bundled_repository() -> None:
     assert config.pid_file == state_folder() / "server-8000.pid"
 
 
+def test_dictionary_is_checked_before_the_start(tmp_path: Path) -> None:
+    lexicon = tmp_path / "lexicon.json"
+    lexicon.write_text('{"SQL": "sequel"}')
+    (config, _), (without, _) = parse("--pronunciations", str(lexicon)), parse()
+    assert (config.pronunciations, without.pronunciations) == (lexicon, None)
+    assert config.model.configuration != without.model.configuration
+    lexicon.write_text('{"SQL": ""}')
+    with pytest.raises(LaunchError, match=r"--pronunciations: .*lexicon\.json: SQL: expected 1 to 400 characters"):
+        parse("--pronunciations", str(lexicon))
+    with pytest.raises(LaunchError, match=r"--pronunciations: none: .*No such file"):
+        parse("--pronunciations", "none")
+
+
 def test_zero_ports_require_a_pid_file(tmp_path: Path) -> None:
     anywhere = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
     config, _ = parse(*anywhere, "--pid-file", str(tmp_path / "mine.json"))

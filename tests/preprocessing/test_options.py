@@ -224,6 +224,13 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
         ({"top_k": 1.5}, "options.top_k: expected an integer, got 1.5"),
         ({"top_p": 2}, "options.top_p: expected a number in [1e-06, 1.0], got 2"),
         ({"temperature": 1, "audio": {"temperature": 1}}, "options.temperature: expected either"),
+        ({"pronunciations": 3}, "options.pronunciations: expected an object of words and their spellings, got 3"),
+        ({"pronunciations": {"a": "<b>"}}, "options.pronunciations.a: expected text without characters of markup"),
+        (
+            {"pronunciations": {"a b": {"phonemes": "S", "alphabet": "cmu"}}},
+            "options.pronunciations.a b: expected a spelling (this model reads no phonemes), got cmu",
+        ),
+        ({"pronunciations": {"a": {}}}, "options.pronunciations.a: expected a spelling, or an object of phonemes"),
     ],
 )
 def test_invalid_option_error_names_the_option(options: object, message: str) -> None:

@@ -50,6 +50,63 @@ def test_text_becomes_a_prompt_with_tts_defaults(preprocessor: Preprocessor) -> 
     assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows) == prompt
 
 
+SPOKEN = "The Leo’s cat, at 5."
+
+
+@pytest.mark.parametrize(
+    ("spellings", "words", "sources"),
+    [
+        ({}, "the leo's cat at five", ["The", "Leo’s", "cat", "at", "5"]),
+        ({"Leo": "layo"}, "the layo's cat at five", ["The", "Leo’s", "cat", "at", "5"]),
+        ({"leo": "lee oh"}, "the lee oh's cat at five", ["The", "Leo", "Leo", "cat", "at", "5"]),
+        ({"Leo’s cat": "x"}, "the ex at five", ["The", "Leo’s cat", "at", "5"]),
+        ({"The": "a", "5": "six"}, "a leo's cat at six", ["The", "Leo’s", "cat", "at", "5"]),
+    ],
+    ids=range(5),
+)
+def test_words_of_a_dictionary_are_replaced_and_keep_their_places(
+    tmp_path: Path, spellings: dict[str, str], words: str, sources: list[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
+    lexicon = tmp_path / "lexicon.json"
+    lexicon.write_text(json.dumps(spellings))
+    of_request = Preprocessor(tmp_path, codec=FrameCounter())
+    of_server = Preprocessor(tmp_path, codec=FrameCounter(), pronunciations=lexicon)
+    options = json.dumps({"pronunciations": spellings})
+    messages = json.dumps([{"role": "user", "text": SPOKEN}])
+    for made, raw in (
+        (of_request, RawRequest(text=SPOKEN, options=options)),
+        (of_request, RawRequest(messages=messages, options=options)),
+        (of_server, RawRequest(text=SPOKEN)),
+    ):
+        prompt = made.prepare(raw)
+        assert " ".join(prompt.words) == words
+        assert [each.word for each in prompt.sources] == sources
+        assert [SPOKEN[each.start : each.end] for each in prompt.sources] == sources
+
+
+def test_entries_of_a_request_precede_those_of_the_server(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
+    lexicon = tmp_path / "lexicon.json"
+    lexicon.write_text('{"Leo": "lion", "Zoe": "zoey", "ipa": {"phonemes": "x", "alphabet": "ipa"}}')
+    made = Preprocessor(tmp_path, codec=FrameCounter(), pronunciations=lexicon)
+    prompt = made.prepare(RawRequest(text="Leo Zoe ipa", options='{"pronunciations": {"leo": "layo"}}'))
+    assert prompt.words == ("layo", "zoey", "ipa")
+    lexicon.write_text('{"SQL": "<|end|>"}')
+    with pytest.raises(CheckpointError, match=r"lexicon\.json: SQL: expected text without characters of markup"):
+        Preprocessor(tmp_path, codec=FrameCounter(), pronunciations=lexicon)
+
+
+def test_replacement_is_checked_like_the_text(preprocessor: Preprocessor) -> None:
+    """A dictionary cannot make a text longer than a request may be, or add letters that the model does not read."""
+    for spelling, message in (
+        ("long " * 70 + "x", "text: expected at most 300 characters"),
+        ("привет", "text: expected"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            preprocessor.prepare(RawRequest(text="a", options=json.dumps({"pronunciations": {"a": spelling}})))
+
+
 def test_seeds_are_random_unless_requested(preprocessor: Preprocessor) -> None:
     seeds = {preprocessor.prepare(RawRequest(text="a")).sampling.seed for _ in range(8)}
     assert len(seeds) == 8

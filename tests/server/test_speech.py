@@ -77,6 +77,20 @@ def test_served_speech_guides_every_frame(spoken: Answer, server: Server) -> Non
     server.until(lambda: server.metric("decoder_frames_total") >= spoken.report["num_frames"])
 
 
+def test_dictionary_of_a_request_changes_the_speech_but_not_the_words(server: Server) -> None:
+    """The bundled model speaks the other spelling, and the times are those of the text as written."""
+    spellings = {"garden": "kitchen", "door is": "window"}
+    replaced = server.ask({"seed": 7, "pronunciations": spellings}, text="The Garden door is open.")
+    other = server.ask({"seed": 7}, text="The kitchen window open.")
+    assert replaced.error is None
+    assert np.array_equal(replaced.pcm, other.pcm)
+    words = [(word["word"], word["text_start"], word["text_end"]) for each in replaced.events for word in each["words"]]
+    assert words == [("The", 0, 3), ("Garden", 4, 10), ("door is", 11, 18), ("open", 19, 23)]
+    refused = server.ask({"pronunciations": {"a": "<|end|>"}}, text="a")
+    assert refused.error is not None
+    assert refused.error.endswith("options.pronunciations.a: expected text without characters of markup, got '<'")
+
+
 def test_reply_at_its_limit_fades_out(server: Server) -> None:
     """The samples equal a one-shot decode of the reply's codes whose last 5 ms fade to zero, for any chunk sizes."""
     codec = load_codec("tiny", CHECKPOINT)

@@ -22,6 +22,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.speech_service import TextSession, TextSessions
+from stretto_client.pronunciation import Dictionary
 from tests.families.test_text_stream import QWEN, TEXTS, tokenizer
 from tests.small_vocabularies import TRACKED_CSM
 
@@ -143,6 +144,45 @@ def test_words_of_streamed_text_have_their_places() -> None:
     assert last.chunk.marks == (WordMark("it", 2, place=(6, 8)), WordMark("’s", 5, place=(9, 11)))
     assert last.chunk.report is not None
     assert last.chunk.report.untimed_words == ("5",)
+
+
+def test_words_are_replaced_across_parts_and_keep_their_places() -> None:
+    """A word of a dictionary may be split between parts; a word that is spoken as several has one time."""
+
+    async def run() -> tuple[list[LMChunk], Any]:
+        sessions = TextSessions(TimedModel(), dictionary=Dictionary({"SQL": "ess queue ell", "it": "that"}))
+        given = replace(prompt("The S"), spellings={"it": "this"})
+        chunks = sessions.speak(given, "u", FLOW, Pacer(ChunkPolicy()))
+        name = (await anext(chunks)).chunk.session
+        for number, part in enumerate(("QL", ", it ", "5")):
+            await sessions.write(TextPart(name, number, part, number == 2))
+        session = sessions._open[name]
+        return [each async for each in chunks], session.sources
+
+    chunks, sources = asyncio.run(run())
+    sql, it = SourceWord("SQL", 4, 7), SourceWord("it", 9, 11)
+    assert sources == [SourceWord("The", 0, 3), sql, sql, sql, it, SourceWord("5", 12, 13)]
+    marks = [mark for each in chunks for mark in each.chunk.marks]
+    assert marks == [WordMark("The", 1, place=(0, 3)), WordMark("SQL", 2, place=(4, 7))]  # "queue" has no mark
+    assert chunks[-1].chunk.report is not None
+    assert chunks[-1].chunk.report.untimed_words == ("it", "5")
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (3, 4), (5, 6, 7), (8,)])
+def test_replaced_words_do_not_depend_on_the_parts(cuts: tuple[int, ...]) -> None:
+    text = "My SQL's <a> SQL"
+
+    async def run() -> list[int]:
+        model = Model()
+        sessions = TextSessions(model, dictionary=Dictionary({"SQL": "sequel", "a": "b"}))
+        chunks = sessions.speak(prompt(), "u", FLOW, Pacer(ChunkPolicy()))
+        name = (await anext(chunks)).chunk.session
+        for number, (start, end) in enumerate(pairwise((0, *cuts, len(text)))):
+            await sessions.write(TextPart(name, number, text[start:end], end == len(text)))
+        _ = [each async for each in chunks]
+        return model.words
+
+    assert asyncio.run(run()) == expected("My sequel's <a> sequel")
 
 
 def test_model_starts_at_the_first_word_and_gets_later_words_live() -> None:

@@ -1,5 +1,7 @@
 """Triton adapter of the language model."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 from stretto.triton_io import stub  # other imports follow later; see triton_io/stub.py
@@ -40,7 +42,9 @@ class TritonPythonModel:
         self.loop = EventLoop("language model")
         self.key = SealKey(stub.server_pid())
         table = FlowTable.create(stub.server_pid())
-        self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal)
+        words = os.environ.get(stub.PRONUNCIATIONS)
+        dictionary = Path(words) if words else None
+        self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal, dictionary)
         self.watch = HangWatch(self.model.has_work, engines)
         self.watch.start("the engine")
 

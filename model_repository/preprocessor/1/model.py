@@ -42,7 +42,9 @@ class TritonPythonModel:
         has_aligner = parameters.strings.get("has_aligner") == "true"
         folder = os.environ.get(stub.ENCODINGS)
         chunking = json.loads(parameters.strings.get("chunking") or "{}")
-        given = (None, parameters.device, has_aligner, Path(folder) if folder else None, chunking)
+        words = os.environ.get(stub.PRONUNCIATIONS)
+        folders = (Path(folder) if folder else None, chunking, Path(words) if words else None)
+        given = (None, parameters.device, has_aligner, *folders)
         self.preprocessor = Preprocessor(parameters.path("checkpoint"), *given)
         self.key = SealKey(stub.server_pid())
         self.read = lambda request: RawRequest(**read_inputs(request))

@@ -22,6 +22,7 @@ from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import config_at, family_at, plugin
+from stretto.families.pronunciations import alphabets
 from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
@@ -69,6 +70,8 @@ def profile(family: Family, sample_rate: int, frame_rate: float, has_aligner: bo
         record["max_voices"] = family.max_voices
     if family.tags:
         record["tags"] = list(family.tags)
+    if phonemes := alphabets(family):
+        record["phonemes"] = list(phonemes)
     record |= family.languages.profile()
     text = json.dumps(record)
     for character, why in (("'", "a quote would end the parameter"), ("\\", "a backslash would be read as an escape")):

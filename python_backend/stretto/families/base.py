@@ -223,6 +223,9 @@ class CodeTrack:
     streams: range
 
 
+READ_ALOUD = ("tts", "speak")  # tasks whose replies speak a given text; others answer it
+
+
 @dataclass(frozen=True)
 class Task:
     """Task of a family: the segments of its reply, and the input that it accepts.
@@ -258,6 +261,11 @@ class Task:
     def speaks(self) -> bool:
         """True if the reply contains audio."""
         return self.has_audio_segment or Segment.INTERLEAVED in self.segments
+
+    @property
+    def reads_aloud(self) -> bool:
+        """True if the reply speaks the text of the last turn."""
+        return self.name in READ_ALOUD and self.needs == ("text",)
 
     @property
     def has_audio_segment(self) -> bool:

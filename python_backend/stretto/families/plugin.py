@@ -88,6 +88,9 @@ class FamilyPlugin:
             `stretto.families.recognition`. Its module does not import torch. Families may share a function.
         notes: Package data with the family's section of docs/published_models.md, as "package:releases.md"; None for a
             family without a section of its own.
+        phonemes: Function that writes phonemes as the model reads them in a text, keyed by the phonetic alphabet (a
+            value of `stretto_client.pronunciation.ALPHABETS`). It raises ValueError for unknown phonemes. Empty for a
+            model that reads letters only.
     """
 
     name: str
@@ -102,6 +105,7 @@ class FamilyPlugin:
     releases: str | None = None
     recognise: str | None = None
     notes: str | None = None
+    phonemes: Mapping[str, Callable[[str], str]] = field(default_factory=dict)
 
 
 SAMPLING = "speech_sampling"

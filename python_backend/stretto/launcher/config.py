@@ -12,6 +12,9 @@ from stretto.errors import CommandParser
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, configuration_digest, served_model
 from stretto.proxy.access import CLOSED, HTTP, Ports
+from stretto.triton_io.stub import PRONUNCIATIONS
+from stretto_client.lexicon_files import read_lexicon_file, write_json
+from stretto_client.pronunciation import InvalidEntry
 
 DESCRIPTION = (
     "Start the Triton server, keep it alive, and drain it on SIGTERM. --model NAME serves an installed model. "
@@ -45,6 +48,7 @@ class LaunchConfig:
         passed: Flags that are passed to tritonserver.
         gateway_args: Arguments for the gateway.
         marker: Marker of generated speech; empty for the one that the model repository names.
+        pronunciations: File of the pronunciation dictionary for all requests; None for no dictionary.
     """
 
     model_repository: Path
@@ -65,6 +69,7 @@ class LaunchConfig:
     passed: tuple[str, ...]
     gateway_args: tuple[str, ...] = ()
     marker: str = ""
+    pronunciations: Path | None = None
 
     @property
     def ports(self) -> dict[str, int]:
@@ -127,6 +132,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--gateway-arg", action="append", default=[], metavar="ARG", help=about)
     about = "mark generated speech with this marker, such as perth; default: the model repository's, usually none"
     flags.add_argument("--marker", type=marker_name, metavar="NAME", help=about)
+    about = f"pronunciation dictionary of all requests, in JSON or PLS; default: {PRONUNCIATIONS}, usually none"
+    given = os.environ.get(PRONUNCIATIONS)
+    flags.add_argument("--pronunciations", type=Path, metavar="FILE", default=given and Path(given), help=about)
     flags.add_argument(
         "--pid-file",
         type=Path,
@@ -244,7 +252,8 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         )
     pid_file = pid_file_of(flags)
     log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log(flags.http_port, pid_file))
-    configuration = configuration_digest(flags.model_repository, (flags.marker or "", *passed))
+    words = [dictionary_text(flags.pronunciations)] if flags.pronunciations else []
+    configuration = configuration_digest(flags.model_repository, (flags.marker or "", *words, *passed))
     return LaunchConfig(
         model_repository=flags.model_repository.resolve(),
         model=replace(served_model(flags.model_repository), configuration=configuration),
@@ -264,7 +273,16 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         passed=tuple(passed),
         gateway_args=tuple(flags.gateway_arg),
         marker=flags.marker or "",
+        pronunciations=flags.pronunciations.resolve() if flags.pronunciations else None,
     )
+
+
+def dictionary_text(path: Path) -> str:
+    """Return the pronunciation dictionary in a file as JSON; raise LaunchError if it is invalid."""
+    try:
+        return write_json(read_lexicon_file(path))
+    except (OSError, InvalidEntry) as error:
+        raise LaunchError(f"--pronunciations: {path}: {error}") from None
 
 
 def own_log(http_port: int, pid_file: Path) -> Path:

@@ -38,7 +38,7 @@ from stretto.launcher.processes import (
 )
 from stretto.launcher.workarounds import HangWatch, Workarounds
 from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
-from stretto.triton_io.stub import ENCODINGS, MARKER
+from stretto.triton_io.stub import ENCODINGS, MARKER, PRONUNCIATIONS
 from stretto.worker_process import die_with_parent
 
 FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response
@@ -245,7 +245,8 @@ class Server:
             env=server_environment(installation, launch)
             | mps.client_environment(launch)
             | encodings_environment(config)
-            | ({MARKER: config.marker} if config.marker else {}),
+            | ({MARKER: config.marker} if config.marker else {})
+            | ({PRONUNCIATIONS: str(config.pronunciations)} if config.pronunciations else {}),
             cwd=import_directory(installation),
             preexec_fn=die_with_parent,
         )

@@ -1,5 +1,6 @@
 """Options of a request: sampling, limits, delivery and the manner of speaking."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from stretto.families.prompting import (
     read_manner,
     read_voice,
 )
+from stretto.families.pronunciations import read_spellings
 from stretto.families.text import check_text
 from stretto.preprocessing.hearing import read_session_options
 from stretto.records.json_record import MAX_BYTES, read_json
@@ -31,6 +33,7 @@ from stretto.streams.layout import Segment
 from stretto_client.schema import ChunkingOptions, OptionsRecord, SegmentOptions
 
 MAX_CHUNK_S = 10.0
+MAX_OPTIONS_BYTES = 64 * 1024  # four times that of other JSON, for dictionaries of pronunciations
 
 
 def read_delivery(
@@ -90,6 +93,7 @@ class Options:
         manner: Speaking options except the voice.
         adapter: Name of the LoRA adapter, or None.
         names_voice: True if the request names a voice.
+        spellings: Text that the model reads in place of words of the text.
         aligns_words: True if word times are requested from the aligner.
     """
 
@@ -100,6 +104,7 @@ class Options:
     adapter: str | None = None
     aligns_words: bool = False
     names_voice: bool = False
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_options(
@@ -159,14 +164,20 @@ def read_options(
         return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
     manner = replace(read_manner(options, family), guidance_scale=scale)
     aligns_words, names_voice = "words" in options, "voice" in options
-    return Options(sampling, read_voice(options, family), delivery, manner, adapter, aligns_words, names_voice)
+    spellings = read_spellings(options["pronunciations"], family) if "pronunciations" in options else {}
+    return Options(
+        sampling, read_voice(options, family), delivery, manner, adapter, aligns_words, names_voice, spellings
+    )
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
     """Parse the options; raise InvalidRequest for speech options if the task generates no speech."""
     if text is None:
         return {}
-    record = read_json(field, text)
+    record = read_json(field, text, MAX_OPTIONS_BYTES)
+    if isinstance(record, dict) and "pronunciations" in record and not task.reads_aloud:
+        expected = f"no value (task {task.name!r} does not read a text aloud)"
+        raise InvalidRequest(f"{field}.pronunciations", expected, "an object")
     if isinstance(record, dict) and not task.speaks:
         for key in sorted(SPEECH_KEYS & record.keys()):
             raise InvalidRequest(f"{field}.{key}", f"no value (task {task.name!r} does not speak)", shown(record[key]))

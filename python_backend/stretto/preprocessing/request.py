@@ -1,7 +1,7 @@
 """Inputs and options of a request, and their conversion to a prompt."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from stretto.families.prompting import (
     read_messages,
     template_opener,
 )
+from stretto.families.pronunciations import SourceWords, server_dictionary
 from stretto.families.text import check_text
 from stretto.preprocessing.audio import (
     MAX_FILES,
@@ -33,11 +34,12 @@ from stretto.preprocessing.audio import (
     resample,
 )
 from stretto.preprocessing.hearing import begin_session
-from stretto.preprocessing.options import read_delivery, read_options
+from stretto.preprocessing.options import MAX_OPTIONS_BYTES, read_delivery, read_options
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import read_json, string
-from stretto.records.prompt import MAX_PART_CHARS, Prompt, TextPart, read_session
+from stretto.records.prompt import MAX_PART_CHARS, Prompt, SourceWord, TextPart, read_session
 from stretto.streams.layout import Segment
+from stretto_client.pronunciation import Change, Dictionary, Pronouncer
 from stretto_client.schema import ChunkingOptions
 
 
@@ -106,6 +108,7 @@ class Preprocessor:
         has_aligner: bool = False,
         encodings: Path | None = None,
         chunking: ChunkingOptions | None = None,
+        pronunciations: Path | None = None,
     ):
         """Load the template and the codec, so that the first request is not delayed.
 
@@ -116,9 +119,10 @@ class Preprocessor:
             has_aligner: True if the decoder has an aligner for word times.
             encodings: Folder in which encodings of reused voices are stored; None not to store them.
             chunking: Default chunk sizes of this server; None for the family's.
+            pronunciations: File of this server's pronunciation dictionary; None for no dictionary.
 
         Raises:
-            CheckpointError: The family is missing, unknown, or not served.
+            CheckpointError: The family is missing, unknown, or not served, or the dictionary is invalid.
             InvalidRequest: A chunk size is outside its limits.
         """
         self.family, self._has_aligner = family_at(checkpoint), has_aligner
@@ -131,6 +135,7 @@ class Preprocessor:
         with stored_in(files):
             self.template = open_template(self.family, checkpoint, self.codec, device)
         self._tokenising = threading.Lock()
+        self._dictionary = server_dictionary(pronunciations, self.family)
 
     def prepare(self, raw: RawRequest, read: AudioReader = read_recording) -> Prompt:
         """Convert a request to a prompt, with a random seed if the request has none.
@@ -151,6 +156,9 @@ class Preprocessor:
         spec = self.codec.spec
         codec = (spec.frame_rate, spec.right_frames, spec.blocks)
         options = read_options(text, self.family, task, *codec, self._chunking)
+        as_written, changes = turns[-1].text or "", list[Change]()
+        if task.reads_aloud and not options.manner.is_open:
+            turns, changes = self._pronounced(turns, options.spellings)
         if options.names_voice and turns[0].role == "system" and "audio" in turns[0].kinds:
             expected = "no value, because the request contains a recording of the voice"
             raise InvalidRequest("options.voice", expected, shown(options.voice))
@@ -167,8 +175,13 @@ class Preprocessor:
             written = begin_session(template, *given) if is_live else template.write(*given, options.manner)
         alignment = None
         if options.aligns_words:
-            text = turns[-1].text if written.spoken is None else written.spoken
-            alignment = self._alignment(task, text or "", pieces, options.manner.is_open)
+            # The aligner compares the text as written, so that words and places are those of the request. The spelling
+            # of a few words hardly moves the times.
+            text = as_written if written.spoken is None else written.spoken
+            if written.spoken and (place := (turns[-1].text or "").find(written.spoken)) >= 0:
+                piece = SourceWord(written.spoken, place, place + len(written.spoken))
+                text = SourceWords().read([piece], changes)[0].word
+            alignment = self._alignment(task, text, pieces, options.manner.is_open)
             if alignment is not None and written.spoken is not None:
                 alignment = replace(alignment, is_piece=True)
         longest = self.family.max_model_len - 1
@@ -194,9 +207,27 @@ class Preprocessor:
             sound=written.sound,
             condition=written.condition,
             num_pieces=written.num_pieces,
-            sources=written.sources,
+            sources=SourceWords().read(written.sources, changes),
+            spellings=dict(options.spellings) if options.manner.is_open else {},
             has_empty_reply=written.has_empty_reply,
         )
+
+    def _pronounced(
+        self, turns: tuple[Turn, ...], spellings: Mapping[str, str]
+    ) -> tuple[tuple[Turn, ...], list[Change]]:
+        """Return the turns with words of the last text replaced, and the changes.
+
+        Args:
+            turns: The conversation. Earlier texts are those of recordings, which are not spoken.
+            spellings: Spellings of the request, which precede those of the server's dictionary.
+        """
+        dictionaries = tuple(filter(None, (Dictionary(spellings), self._dictionary)))
+        text = turns[-1].text
+        # A text that is too long is refused as it is, because its time here would be unlimited.
+        if not dictionaries or not text or len(text) > self.family.max_text_chars:
+            return turns, []
+        spoken, changes, _ = Pronouncer(dictionaries).after(text)
+        return (*turns[:-1], replace(turns[-1], text=spoken)), changes
 
     def _alignment(self, task: Task, text: str, pieces: tuple[Piece, ...], is_open: bool) -> Alignment | None:
         """Return the alignment to request; None if the family itself provides word times.
@@ -259,7 +290,7 @@ class Preprocessor:
 def _is_live(raw: RawRequest) -> bool:
     """Return True if a request opens a session of live audio."""
     text = string("options", raw.options) or ""
-    record = read_json("options", text) if '"live"' in text else None
+    record = read_json("options", text, MAX_OPTIONS_BYTES) if '"live"' in text else None
     return isinstance(record, dict) and record.get("live") is True
 
 

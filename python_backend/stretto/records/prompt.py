@@ -98,6 +98,8 @@ class Prompt:
         num_pieces: Number of pieces of the text, of which the reply speaks one.
         has_empty_reply: True if the reply is empty, whatever the model would generate, because the recording to
             transcribe contains no speech.
+        spellings: Text that the model reads in place of words of the streamed text. In a complete text, the
+            preprocessor has replaced them.
     """
 
     task: str
@@ -120,6 +122,7 @@ class Prompt:
     num_pieces: Annotated[int, Meta(ge=1)] = 1
     sources: tuple[SourceWord, ...] = ()
     has_empty_reply: bool = False
+    spellings: dict[str, str] = field(default_factory=dict)
 
     @property
     def features(self) -> NDArray[np.float32] | None:

@@ -6,11 +6,13 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overloaded, shown
 from stretto.families.base import Family
+from stretto.families.pronunciations import SourceWords, server_dictionary
 from stretto.families.text import StreamedText
 from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
@@ -26,6 +28,7 @@ from stretto.triton_io.metrics import BuildInfo, Gauges
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import EventLoop
 from stretto.triton_io.tensors import read_prompt
+from stretto_client.pronunciation import Change, Dictionary, Pronouncer
 
 MAX_SESSIONS = 256  # a quarter of the slots, so that idle sessions leave room for other requests
 FIRST_WORD_S = 30.0
@@ -56,6 +59,25 @@ class TextModel(Protocol):
         ...
 
 
+NO_WORDS = Dictionary({})
+
+
+class ReadPart(NamedTuple):
+    """Effect of a part of a text, before it is accepted.
+
+    Attributes:
+        ids: Token ids that have become final.
+        words: Tokenizer for the rest of the text.
+        pronouncer: Replacement of words in the rest of the text.
+        changes: Words that were replaced.
+    """
+
+    ids: list[int]
+    words: StreamedText
+    pronouncer: Pronouncer
+    changes: list[Change]
+
+
 class TextSession:
     """Streamed text of one utterance.
 
@@ -67,6 +89,7 @@ class TextSession:
         flow: Address of the utterance's flow-control slot.
         prompt: Prompt whose text continues.
         first_word_s: Maximum wait for the first complete word, in seconds.
+        dictionary: The server's pronunciation dictionary.
 
     Attributes:
         id: Random name of the session, which the client needs to send text.
@@ -76,11 +99,19 @@ class TextSession:
     """
 
     def __init__(
-        self, model: TextModel, utterance: str, flow: FlowAddress, prompt: Prompt, first_word_s: float = FIRST_WORD_S
+        self,
+        model: TextModel,
+        utterance: str,
+        flow: FlowAddress,
+        prompt: Prompt,
+        first_word_s: float = FIRST_WORD_S,
+        dictionary: Dictionary = NO_WORDS,
     ) -> None:
         self.id, self.utterance, self.flow = secrets.token_urlsafe(ID_BYTES), utterance, flow
         self._model, self._first_word_s = model, first_word_s
         self._words, self._first = model.text_stream(), asyncio.Event()
+        self._pronouncer = Pronouncer(tuple(filter(None, (Dictionary(prompt.spellings), dictionary))))
+        self._source_words = SourceWords()
         self._waiting: list[int] = []  # ids with which the reply begins
         self._room = model.max_words(prompt) + model.family.reads_text_by_row
         self._next_part = 0
@@ -89,7 +120,7 @@ class TextSession:
         self.text, self._keeps_text = "", prompt.alignment is not None
         self.sources: list[SourceWord] = []
         self._num_timed = 0  # number of words with times so far
-        self._keep(prompt.opening, *self._after(prompt.opening, is_last=False))
+        self._keep(prompt.opening, self._after(prompt.opening, is_last=False))
 
     async def write(self, part: TextPart) -> None:
         """Append the next part; raise InvalidRequest if it is out of order or the text becomes too long."""
@@ -98,24 +129,26 @@ class TextSession:
                 raise InvalidRequest("session", "no further part, because the text is complete", f"part {part.part}")
             if part.part != self._next_part:
                 raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", part.part)
-            ids, words = self._after(part.text, part.is_last)
-            if part.is_last and not (ids or self._first.is_set()):
+            read = self._after(part.text, part.is_last)
+            if part.is_last and not (read.ids or self._first.is_set()):
                 raise InvalidRequest("text", "at least one character in all", "none")
             if self._has_begun:
-                await self._model.write(self.utterance, ids, part.is_last)
-            self._keep(part.text, ids, words)
+                await self._model.write(self.utterance, read.ids, part.is_last)
+            self._keep(part.text, read)
             self._next_part, self.is_complete = part.part + 1, part.is_last
 
-    def _after(self, text: str, is_last: bool) -> tuple[list[int], StreamedText]:
-        ids, words = self._words.after(text, is_last)
+    def _after(self, text: str, is_last: bool) -> ReadPart:
+        spoken, changes, pronouncer = self._pronouncer.after(text, is_last)
+        ids, words = self._words.after(spoken, is_last)
         if len(ids) > self._room:
             reason = "each frame reads one" if self._model.family.reads_text_by_row else "they take rows of the reply"
             raise InvalidRequest("text", f"at most {self._room} more tokens, because {reason}", f"{len(ids)} tokens")
-        return ids, words
+        return ReadPart(ids, words, pronouncer, changes)
 
-    def _keep(self, text: str, ids: list[int], words: StreamedText) -> None:
-        self._words = words
-        self.sources += getattr(words, "sources", ())  # only families with word times of their own have them
+    def _keep(self, text: str, read: ReadPart) -> None:
+        ids, self._words, self._pronouncer = read.ids, read.words, read.pronouncer
+        words: Sequence[SourceWord] = getattr(read.words, "sources", ())  # of families with word times of their own
+        self.sources += self._source_words.read(words, read.changes)
         if self._keeps_text:
             self.text = (self.text + text)[: MAX_ALIGNED_CHARS + 1]
         self._room -= len(ids)
@@ -129,13 +162,17 @@ class TextSession:
         if not self.sources:
             return chunk
         first, self._num_timed = self._num_timed, self._num_timed + len(chunk.marks)
+        # A word that is spoken as several words has several equal sources. Its time is that of the first.
         marks = tuple(
             replace(mark, word=source.word, place=(source.start, source.end))
-            for mark, source in zip(chunk.marks, self.sources[first:], strict=False)
+            for index, (mark, source) in enumerate(zip(chunk.marks, self.sources[first:], strict=False), first)
+            if index == 0 or source != self.sources[index - 1]
         )
         report = chunk.report
         if report is not None:
-            report = replace(report, untimed_words=tuple(each.word for each in self.sources[self._num_timed :]))
+            timed = self.sources[self._num_timed - 1 : self._num_timed]
+            left = dict.fromkeys(each for each in self.sources[self._num_timed :] if each not in timed)
+            report = replace(report, untimed_words=tuple(each.word for each in left))
         return replace(chunk, marks=marks, report=report)
 
     async def begin(self) -> list[int]:
@@ -161,10 +198,11 @@ class TextSessions:
     Args:
         model: The engine.
         limit: Maximum number of sessions, shared fairly among hosts.
+        dictionary: The server's pronunciation dictionary.
     """
 
-    def __init__(self, model: TextModel, limit: int = MAX_SESSIONS) -> None:
-        self._model, self._shares = model, FairLimit(limit)
+    def __init__(self, model: TextModel, limit: int = MAX_SESSIONS, dictionary: Dictionary = NO_WORDS) -> None:
+        self._model, self._shares, self._dictionary = model, FairLimit(limit), dictionary
         self._open: dict[str, TextSession] = {}
 
     def __len__(self) -> int:
@@ -209,7 +247,7 @@ class TextSessions:
         Raises:
             InvalidRequest: If no first word arrives in time.
         """
-        session = TextSession(self._model, utterance, flow, prompt)
+        session = TextSession(self._model, utterance, flow, prompt, dictionary=self._dictionary)
         self._open[session.id] = session
         try:
             yield LMChunk(Chunk(0, Segment.AUDIO, session=session.id, voice=prompt.voice, sound=prompt.sound), None)
@@ -305,10 +343,17 @@ class SpeechService:
         table: Flow-control table, owned by this service.
         limits: Limits and timeouts of the utterances.
         seal: MAC for prompts and chunks.
+        pronunciations: File of the server's pronunciation dictionary; None for no dictionary.
     """
 
     def __init__(
-        self, model: LanguageModel, loop: EventLoop, table: FlowTable, limits: SenderLimits, seal: Seal
+        self,
+        model: LanguageModel,
+        loop: EventLoop,
+        table: FlowTable,
+        limits: SenderLimits,
+        seal: Seal,
+        pronunciations: Path | None = None,
     ) -> None:
         self._model = model
         self._loop = loop
@@ -317,7 +362,9 @@ class SpeechService:
         self._seal = seal
         self._disconnects = Disconnects.from_environment()
         self._thread = ResponseThread()
-        self._texts, self._live = TextSessions(model), LiveSessions(model, seal, table)
+        dictionary = NO_WORDS if pronunciations is None else server_dictionary(pronunciations, model.family)
+        self._texts = TextSessions(model, dictionary=dictionary)
+        self._live = LiveSessions(model, seal, table)
         self._gauges, self._info = Gauges("language_model", METRICS), BuildInfo()
         loop.start(self._report())
 

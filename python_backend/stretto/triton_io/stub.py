@@ -62,6 +62,7 @@ async def wait_until(condition: Callable[[], bool], period_s: float) -> None:
 
 
 ENCODINGS = "STRETTO_ENCODINGS"  # environment variable: folder for the encodings of voices
+PRONUNCIATIONS = "STRETTO_PRONUNCIATIONS"  # environment variable: file of the server's pronunciation dictionary
 MARKER = "STRETTO_MARKER"  # environment variable: marker of generated speech, instead of the decoder's parameter
 DRAIN_FILE = "STRETTO_DRAIN_FILE"  # environment variable of the stubs: path of the launcher's file
 

@@ -10,4 +10,8 @@ PLUGIN = FamilyPlugin(
     releases="stretto.families.cosyvoice3:releases.json",
     recognise="stretto.families.cosyvoice3.recognise:recognise",
     notes="stretto.families.cosyvoice3:releases.md",
+    phonemes={
+        "cmu": lazy("stretto.families.cosyvoice3.tokens:write_cmu"),
+        "pinyin": lazy("stretto.families.cosyvoice3.tokens:write_pinyin"),
+    },
 )

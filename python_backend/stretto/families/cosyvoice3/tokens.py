@@ -4,11 +4,14 @@ The release contains only the Qwen tokenizer; the names come from `CosyVoice3Tok
 https://github.com/FunAudioLLM/CosyVoice (Apache-2.0). They stand for sounds, ARPAbet phonemes and parts of pinyin.
 """
 
+import re
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from stretto.errors import shown
 from stretto.families.cosyvoice3.family import SOUNDS
+from stretto.families.phonemes import cmu_symbols, pinyin_syllables
 
 END_OF_PROMPT = "<|endofprompt|>"
 MARKERS = (END_OF_PROMPT, "<|endofsystem|>")  # ids that no text contains
@@ -37,3 +40,40 @@ def with_added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
         tokenizer.add_tokens([AddedToken(name, special=name in MARKERS, **values)])
     ids = tokenizer.get_vocab()
     return {name: ids[name] for name in ADDED}
+
+
+def write_cmu(phonemes: str) -> str:
+    """Return phonemes as tokens, such as `[HH][AH0][L][OW1]`; raise ValueError if one is unknown."""
+    return "".join(f"[{symbol}]" for symbol in cmu_symbols(phonemes))
+
+
+INITIAL = re.compile(r"(?:[zcs]h|[bpmfdtnlgkhjqxrzcsyw])?")
+TONES = {"a": "āáǎà", "e": "ēéěè", "i": "īíǐì", "o": "ōóǒò", "u": "ūúǔù", "ü": "ǖǘǚǜ"}
+
+
+def write_pinyin(phonemes: str) -> str:
+    """Return syllables as tokens of initial and final, such as `[n][ǐ][h][ǎo]` for `ni3 hao3`.
+
+    Raises:
+        ValueError: The model has no token for a part of a syllable.
+    """
+    tokens = list[str]()
+    for syllable in pinyin_syllables(phonemes):
+        found = INITIAL.match(syllable)
+        initial = found.group() if found else ""
+        final = _with_tone(syllable[len(initial) : -1].replace("v", "ü"), int(syllable[-1]))
+        parts = [part for part in (initial, final) if part]
+        if unknown := [part for part in parts if part not in PINYIN]:
+            raise ValueError(f"syllables of pinyin with tones, such as ni3 hao3, got {shown(unknown[0])} in {syllable}")
+        tokens += parts
+    return "".join(f"[{token}]" for token in tokens)
+
+
+def _with_tone(final: str, tone: int) -> str:
+    """Return a final with the mark of its tone, which is on a, e, the o of ou, or else on the last vowel."""
+    at = next((final.find(each) for each in ("a", "e", "ou") if each in final), -1)
+    if at < 0:
+        at = max((final.rfind(each) for each in "iouü"), default=-1)
+    if at >= 0 and tone < 5:
+        final = final[:at] + TONES[final[at]][tone - 1] + final[at + 1 :]
+    return final.replace("üe", "ve").replace("üè", "vè").replace("üé", "vé")

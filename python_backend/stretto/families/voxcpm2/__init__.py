@@ -10,5 +10,9 @@ PLUGIN = FamilyPlugin(
     releases="stretto.families.voxcpm2:releases.json",
     recognise="stretto.families.voxcpm2.recognise:recognise",
     notes="stretto.families.voxcpm2:releases.md",
+    phonemes={
+        "cmu": lazy("stretto.families.voxcpm2.phonemes:write_cmu"),
+        "pinyin": lazy("stretto.families.voxcpm2.phonemes:write_pinyin"),
+    },
     architectures={"StrettoVoxCpmForCausalLM": "stretto.families.voxcpm2.model:StrettoVoxCpmForCausalLM"},
 )

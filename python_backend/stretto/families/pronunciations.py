@@ -1,0 +1,115 @@
+"""Pronunciation dictionaries of a family: how it writes phonemes, and words of the text in place of spoken ones."""
+
+from collections import deque
+from collections.abc import Iterable
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.base import Family
+from stretto.families.plugin import plugin
+from stretto.records.prompt import SourceWord
+from stretto_client.lexicon_files import read_lexicon_file
+from stretto_client.pronunciation import Change, Dictionary, Entry, InvalidEntry, read_entries
+
+OPTION = "options.pronunciations"
+
+
+def alphabets(family: Family) -> tuple[str, ...]:
+    """Return the phonetic alphabets that a family reads."""
+    found = plugin(family.name)
+    return () if found is None else tuple(found.phonemes)
+
+
+def spelling(entry: Entry, family: Family) -> str:
+    """Return the text that the model reads in place of the entry's word; raise ValueError if there is none."""
+    if not entry.alphabet:
+        return entry.spelling
+    found = plugin(family.name)
+    write = None if found is None else found.phonemes.get(entry.alphabet)
+    if write is None:
+        known = alphabets(family)
+        read = f"reads {' and '.join(known)} only" if known else "reads no phonemes"
+        raise ValueError(f"a spelling (this model {read}), got {entry.alphabet}")
+    written: str = write(entry.spelling)
+    return written
+
+
+def read_spellings(record: Any, family: Family) -> dict[str, str]:
+    """Return the spelling of each word in `options.pronunciations`, as the model reads it.
+
+    Raises:
+        InvalidRequest: An entry is invalid, or the family does not read its phonemes.
+    """
+    spellings = dict[str, str]()
+    try:
+        entries = read_entries(record)
+    except InvalidEntry as error:
+        raise InvalidRequest(f"{OPTION}.{error.path}" if error.path else OPTION, error.expected, error.got) from None
+    for entry in entries:
+        try:
+            spellings[entry.word] = spelling(entry, family)
+        except ValueError as error:
+            expected, _, got = str(error).partition(", got ")
+            raise InvalidRequest(f"{OPTION}.{shown(entry.word)[1:-1]}", expected, got) from None
+    return spellings
+
+
+def server_dictionary(path: Path | None, family: Family) -> Dictionary:
+    """Return the dictionary of a server.
+
+    Args:
+        path: File of the dictionary; None for an empty one.
+        family: The served family. Entries with phonemes that it does not read have no effect, because one file may
+            serve several models.
+
+    Raises:
+        CheckpointError: The file cannot be read, or an entry is invalid.
+    """
+    spellings = dict[str, str]()
+    try:
+        entries = () if path is None else read_lexicon_file(path)
+        readable = [each for each in entries if not each.alphabet or each.alphabet in alphabets(family)]
+        spellings |= {each.word: spelling(each, family) for each in readable}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Dictionary(spellings)
+
+
+class SourceWords:
+    """Mapping from words of the text to speak to those of the original text, in order.
+
+    A word of the result has the words that it replaces, with the rest of it that was not replaced. A replacement by
+    several words belongs to the first of them, so that it has one place.
+    """
+
+    def __init__(self) -> None:
+        self._changes = deque[Change]()
+        self._shift = 0  # from places in the text to speak to places in the original text
+        self._last: SourceWord | None = None
+
+    def read(self, words: Iterable[SourceWord], changes: Iterable[Change]) -> tuple[SourceWord, ...]:
+        """Return the words of the original text.
+
+        Args:
+            words: Next words of the text to speak.
+            changes: Further replaced parts of the text, in order.
+        """
+        self._changes.extend(changes)
+        return tuple(map(self._source, words))
+
+    def _source(self, word: SourceWord) -> SourceWord:
+        while self._changes and self._changes[0].end <= word.start:
+            change = self._changes.popleft()
+            self._shift = change.source_end - change.end
+        text, at, start, end = "", word.start, word.start + self._shift, word.end + self._shift
+        for change in takewhile(lambda each: each.start < word.end, self._changes):
+            text += word.word[at - word.start : max(0, change.start - word.start)] + change.word
+            at = min(change.end, word.end)
+            start = change.source_start if change.start <= word.start else start
+            end = word.end + change.source_end - change.end if change.end < word.end else change.source_end
+        source = SourceWord(text + word.word[at - word.start :], start, end)
+        if self._last is None or source.start >= self._last.end:
+            self._last = source
+        return self._last
