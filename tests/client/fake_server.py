@@ -64,6 +64,13 @@ class Taken:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """Response of an ensemble for clients that clone voices."""
+
+    waveform: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class EmptyFinal:
     """Response with only the final flag."""
 
@@ -93,7 +100,7 @@ class Abort:
     message: str
 
 
-Step = Chunk | Taken | EmptyFinal | Pause | Until | ErrorText | Abort
+Step = Chunk | Taken | Samples | EmptyFinal | Pause | Until | ErrorText | Abort
 Request = dict[str, Any]
 
 
@@ -153,8 +160,8 @@ def read_request(message: service_pb2.ModelInferRequest, regions: Mapping[str, b
         dtypes = {"FP32": np.float32, "INT32": np.int32}
         is_bytes = tensor.datatype == "BYTES"
         array = deserialize_bytes_tensor(raw) if is_bytes else np.frombuffer(raw, dtypes[tensor.datatype])
-        assert list(array.shape) == list(tensor.shape)
-        request[tensor.name] = array[0] if array.size == 1 and tensor.name != "pcm_in" else array
+        array = array.reshape(tensor.shape)
+        request[tensor.name] = array.item() if array.size == 1 and tensor.name != "pcm_in" else array
     return request
 
 
@@ -273,6 +280,11 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         match step:
             case Chunk():
                 return response(step)
+            case Samples(waveform):
+                message = service_pb2.ModelStreamInferResponse()
+                message.infer_response.outputs.add(name="waveform", datatype="FP32", shape=[len(waveform)])
+                message.infer_response.raw_output_contents.append(np.array(waveform, np.float32).tobytes())
+                return message
             case EmptyFinal():
                 message = service_pb2.ModelStreamInferResponse()
                 message.infer_response.parameters["triton_final_response"].bool_param = True

@@ -12,6 +12,7 @@ from stretto.disconnects import Disconnects
 from stretto.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.proxy.access import ProxyConfig
 from stretto.proxy.connections import ConnectionLimits, Connections
+from stretto.proxy.grpc_proxy import GrpcProxy
 from stretto.proxy.triton_stream import Gate, Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
@@ -21,10 +22,13 @@ FOLDERS = tempfile.TemporaryDirectory()  # ends with this process
 
 
 class Proxied:
-    """A fake Triton, the address of its proxy, and the file that reports client disconnects to models."""
+    """A fake Triton, its proxy with its address, and the file that reports client disconnects to models."""
 
-    def __init__(self, triton: FakeServer, address: str, given_up: list[str], disconnects: Disconnects) -> None:
+    def __init__(
+        self, triton: FakeServer, address: str, given_up: list[str], disconnects: Disconnects, handler: GrpcProxy
+    ) -> None:
         self.triton, self.address, self.given_up, self.disconnects = triton, address, given_up, disconnects
+        self.handler = handler
 
 
 @dataclass
@@ -35,12 +39,13 @@ class Word:
     is_ready: Callable[[], bool]
 
 
-def proxy_config(*allowed: str) -> ProxyConfig:
+def proxy_config(*allowed: str, cloning_models: tuple[str, ...] = ()) -> ProxyConfig:
     ports = free_ports(3)
     disconnects = Path(tempfile.mkdtemp(dir=FOLDERS.name)) / "disconnects"
     Disconnects.create(disconnects)
     places = ("/no/grpc", "/no/metrics", str(disconnects))
-    return ProxyConfig("127.0.0.1", *ports, *places, KEY, allowed, max_request_bytes=1_000_000)
+    limits = {"max_request_bytes": 1_000_000, "cloning_models": cloning_models}
+    return ProxyConfig("127.0.0.1", *ports, *places, KEY, allowed, **limits)
 
 
 def grpc_server(
@@ -51,22 +56,34 @@ def grpc_server(
     gate: Gate | None = None,
 ) -> grpc.aio.Server:
     """Return the proxy's gRPC server for the Triton behind this channel, not yet started."""
+    return served(config, channel, is_ready, uploads, gate)[0]
+
+
+def served(
+    config: ProxyConfig,
+    channel: grpc.aio.Channel,
+    is_ready: Callable[[], bool] = lambda: True,
+    uploads: Uploads | None = None,
+    gate: Gate | None = None,
+) -> tuple[grpc.aio.Server, GrpcProxy]:
+    """Return the proxy's gRPC server, not yet started, and its handler."""
     server, _ = grpc_listener(config)
     launcher = Word(gate or Gate(), is_ready)
-    connections = Connections(ConnectionLimits())
-    server.add_generic_rpc_handlers((grpc_proxy(config, channel, launcher, uploads or Uploads(), connections),))
-    return server
+    handler = grpc_proxy(config, channel, launcher, uploads or Uploads(), Connections(ConnectionLimits()))
+    server.add_generic_rpc_handlers((handler,))
+    return server, handler
 
 
-async def proxied(*allowed: str) -> AsyncIterator[Proxied]:
+async def proxied(*allowed: str, cloning_models: tuple[str, ...] = ()) -> AsyncIterator[Proxied]:
     triton = FakeServer(lambda _: [Chunk(0, text="a cat"), Chunk(1, is_final=True, is_last=True)])
     triton.more_models = ("somebody_elses",)
-    config = proxy_config(*allowed)
+    config = proxy_config(*allowed, cloning_models=cloning_models)
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
         given_up = list[str]()
-        server = grpc_server(config, channel, gate=Gate(given_up.append))
+        server, handler = served(config, channel, gate=Gate(given_up.append))
         await server.start()
-        yield Proxied(triton, f"127.0.0.1:{config.grpc_port}", given_up, Disconnects(Path(config.disconnects)))
+        address, disconnects = f"127.0.0.1:{config.grpc_port}", Disconnects(Path(config.disconnects))
+        yield Proxied(triton, address, given_up, disconnects, handler)
         await server.stop(0)
     await triton.stop()
 

@@ -8,7 +8,7 @@ from tritonclient.grpc import service_pb2
 from stretto.engine.permits import Permits
 from stretto.errors import NoCapacity
 from stretto.proxy import refused_hosts
-from stretto.proxy.access import CALLER_HEADER, KEY_HEADER
+from stretto.proxy.access import CALLER_HEADER, KEY_HEADER, OurModels
 from stretto.proxy.infer_request import BadRequest
 from stretto.proxy.refused_hosts import FORGET_S, MAX_HOSTS, PROBE_S, RefusedHosts
 from tests.client.fake_server import Chunk, ErrorText, response
@@ -16,7 +16,7 @@ from tests.proxy.conftest import KEY, Proxied
 from tests.proxy.test_grpc_proxy import answers, request
 
 FULL = "full: 80 sequences are already in flight (limits: 16 running, 64 waiting), and this reply has 1; try again"
-HEAD = request()
+HEAD, ENSEMBLES = request(), OurModels().ensembles
 
 
 def error_of(message: str) -> bytes:
@@ -37,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def refused(clock: Clock) -> RefusedHosts:
-    hosts = RefusedHosts(clock)
+    hosts = RefusedHosts(ENSEMBLES, clock)
     hosts.note("a", error_of(f"in ensemble 'speech', {FULL}"))
     return hosts
 
@@ -94,13 +94,13 @@ def test_other_hosts_models_and_texts_in_progress_are_not_refused(refused: Refus
     ],
 )
 def test_only_refusals_for_replies_in_flight_are_remembered(answer: bytes, clock: Clock) -> None:
-    hosts = RefusedHosts(clock)
+    hosts = RefusedHosts(ENSEMBLES, clock)
     hosts.note("a", answer)
     assert may_begin(hosts)
 
 
 def test_number_of_hosts_is_bounded(clock: Clock) -> None:
-    hosts = RefusedHosts(clock)
+    hosts = RefusedHosts(ENSEMBLES, clock)
     for number in range(3 * MAX_HOSTS // 2):
         hosts.note(f"host {number}", error_of(FULL))
     refused = [number for number in range(3 * MAX_HOSTS // 2) if not may_begin(hosts, f"host {number}")]
@@ -111,7 +111,7 @@ def test_number_of_hosts_is_bounded(clock: Clock) -> None:
 @pytest.mark.parametrize("target_s", [None, 0.25])
 def test_refusals_of_the_engine_are_recognised(clock: Clock, target_s: float | None, host: str) -> None:
     permits = Permits(8, 0, lambda _: False, lambda: 0, target_s)
-    hosts = RefusedHosts(clock)
+    hosts = RefusedHosts(ENSEMBLES, clock)
     messages = list[str]()
     with ExitStack() as held:
         for number in range(9):
@@ -127,7 +127,7 @@ def test_refusals_of_the_engine_are_recognised(clock: Clock, target_s: float | N
 
 
 def test_refusal_of_a_request_with_an_id_is_recognised(clock: Clock) -> None:
-    hosts = RefusedHosts(clock)
+    hosts = RefusedHosts(ENSEMBLES, clock)
     hosts.note("a", error_of(f"[request id: mine] in ensemble 'speech', {FULL}"))
     assert not may_begin(hosts)
 

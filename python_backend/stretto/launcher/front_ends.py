@@ -24,6 +24,15 @@ START_S = 60.0  # timeout of the first start, which takes a second on an idle ma
 STOP_S = 5.0
 
 
+WAVEFORM = 'output_map { key: "pcm" value: "waveform" }'  # in `stretto.convert.cloning_models.CONFIG` only
+
+
+def cloning_models(repository: Path) -> tuple[str, ...]:
+    """Return the names of a model repository's ensembles for clients that clone voices."""
+    configs = sorted(repository.glob("*/config.pbtxt"))
+    return tuple(path.parent.name for path in configs if WAVEFORM in path.read_text(errors="replace"))
+
+
 class ProxyProcess:
     """Proxy process. It is restarted on the same ports if it exits or hangs.
 
@@ -47,6 +56,7 @@ class ProxyProcess:
             allowed=tuple(sorted(config.allowed)),
             max_request_bytes=config.max_request_bytes,
             cleanup=(sys.executable, "-P", "-m", "stretto.launcher.faults", str(os.getpid())),
+            cloning_models=cloning_models(config.model_repository),
         )
         self._state = UNREADY
         self._start()

@@ -21,12 +21,14 @@ from stretto.proxy.access import (
     READY,
     STOPPING,
     Access,
+    OurModels,
     Ports,
     ProxyConfig,
 )
 from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherState
-from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Readiness
+from stretto.proxy.http_infer import HttpInfer
+from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Posts, Readiness
 from stretto.proxy.triton_stream import Gate, Uploads
 
 STOP_S = 2.0  # time for complete responses to reach their clients
@@ -89,11 +91,13 @@ async def serve(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimit
     connections = Connections(limits, config.address)
     async with grpc.aio.insecure_channel(f"unix:{config.triton_grpc}:{grpc_port}", TRITON_OPTIONS) as triton:
         uploads = Uploads()
-        server.add_generic_rpc_handlers((grpc_proxy(config, triton, launcher, uploads, connections),))
+        proxy = grpc_proxy(config, triton, launcher, uploads, connections)
+        server.add_generic_rpc_handlers((proxy,))
         listeners = [await page_listener(config, config.metrics_port, MetricsPage(config.triton_metrics), limits)]
         if config.http_port is not None:
             readiness = Readiness(triton, launcher.is_ready)
-            listeners.append(await page_listener(config, config.http_port, readiness, limits))
+            posts = HttpInfer(proxy.infer, uploads, launcher.gate.report_dead_stub) if config.cloning_models else None
+            listeners.append(await page_listener(config, config.http_port, readiness, limits, posts))
         await server.start()
         metrics_port, *http_port = (listener.sockets[0].getsockname()[1] for listener in listeners)
         print(Ports(grpc_port, metrics_port, *http_port).to_json(), flush=True)
@@ -106,9 +110,11 @@ async def serve(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimit
         await server.stop(STOP_S)
 
 
-async def page_listener(config: ProxyConfig, port: int, page: Pages, limits: ConnectionLimits) -> asyncio.Server:
-    """Start an HTTP server for `page`; raise OSError if the port is not available."""
-    server, most = PageServer(page, limits.page), {"limit": MAX_HEAD_BYTES, "backlog": limits.page}
+async def page_listener(
+    config: ProxyConfig, port: int, page: Pages, limits: ConnectionLimits, posts: Posts | None = None
+) -> asyncio.Server:
+    """Start an HTTP server for `page` and `posts`; raise OSError if the port is not available."""
+    server, most = PageServer(page, limits.page, posts), {"limit": MAX_HEAD_BYTES, "backlog": limits.page}
     return await asyncio.start_server(server, config.address, port, **most)
 
 
@@ -141,7 +147,8 @@ def grpc_proxy(
     """
     allowed = Access(config.key, frozenset(config.allowed))
     disconnects = Disconnects(Path(config.disconnects))
-    return GrpcProxy(triton, allowed, launcher, uploads, disconnects, connections)
+    ours = OurModels(frozenset(config.cloning_models))
+    return GrpcProxy(triton, allowed, launcher, uploads, disconnects, connections, ours)
 
 
 async def run(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimits) -> None:

@@ -71,6 +71,7 @@ class ProxyConfig:
         allowed: APIs in `CLOSED` that the user has opened to all clients.
         max_request_bytes: Maximum size of a gRPC message, in bytes.
         cleanup: Command to execute if the launcher has died; empty for none.
+        cloning_models: Names of the ensembles for clients that clone voices.
     """
 
     address: str
@@ -84,6 +85,7 @@ class ProxyConfig:
     allowed: tuple[str, ...]
     max_request_bytes: int
     cleanup: tuple[str, ...] = ()
+    cloning_models: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the config as one line of JSON."""
@@ -183,23 +185,44 @@ def refusal(api: str) -> str:
 
 
 ENSEMBLE = "speech"
-OUR_MODELS = frozenset({ENSEMBLE, *INNER_MODELS})  # these read client-disconnect flags from the proxy
 VERSIONS = ("", "1")  # of our models
 
 Ask = Callable[[bytes], Awaitable[bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class OurModels:
+    """Names of our models, which read client-disconnect flags from the proxy.
+
+    Attributes:
+        cloning: Ensembles for clients that clone voices, whose replies may also be requested in one response.
+    """
+
+    cloning: frozenset[str] = frozenset()
+
+    @property
+    def ensembles(self) -> frozenset[str]:
+        """Names of all ensembles."""
+        return self.cloning | {ENSEMBLE}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all models."""
+        return self.ensembles | {*INNER_MODELS}
+
+
 class ServedModels:
     """Checks that the server has a requested model: our own by name, others by asking Triton."""
 
-    def __init__(self, allowed: Access, ask: Ask) -> None:
+    def __init__(self, allowed: Access, ours: frozenset[str], ask: Ask) -> None:
         """Create the check.
 
         Args:
             allowed: Access rules.
+            ours: Names of our models.
             ask: Sends a serialised ModelReadyRequest to Triton, and returns the serialised response.
         """
-        self._access, self._ask = allowed, ask
+        self._access, self._ours, self._ask = allowed, ours, ask
 
     async def check(self, head: ModelInferRequest, metadata: Metadata) -> None:
         """Raise BadRequest if the client may not use the request's model, or if the server does not have it.
@@ -211,7 +234,7 @@ class ServedModels:
         name, version = head.model_name, head.model_version
         if name in INNER_MODELS and not self._access.admits(MODELS, metadata):
             raise BadRequest(f"model_name: {refusal(MODELS)}", head.id)
-        if name not in OUR_MODELS:
+        if name not in self._ours:
             if not await self._is_served(head):
                 expected = "model_name: expected a model that the server has"
                 raise BadRequest(f"{expected}, got {name[:SHOWN]!r}, version {version[:SHOWN]!r}", head.id)

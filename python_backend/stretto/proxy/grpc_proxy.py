@@ -10,21 +10,21 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.wrappers_pb2 import StringValue
 from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from stretto.disconnects import Disconnects
 from stretto.limits import FairLimit
 from stretto.proxy import access
 from stretto.proxy.access import (
     APIS,
-    ENSEMBLE,
     HEALTH_CHECK,
     MODEL_INFER,
     MODEL_READY,
     MODEL_STREAM_INFER,
-    OUR_MODELS,
     SERVICE,
     Access,
     Metadata,
+    OurModels,
     ServedModels,
     check_registration,
     host_of_call,
@@ -33,12 +33,14 @@ from stretto.proxy.connections import MAX_CONNECTIONS, Connections
 from stretto.proxy.infer_request import (
     FULL,
     INVALID,
+    SHOWN,
     UNAVAILABLE,
     BadRequest,
     InferRequest,
     read_infer_request,
     with_origin,
 )
+from stretto.proxy.one_shot import FAILED, MAX_HELD_BYTES, OneShotReply, check_outputs
 from stretto.proxy.refused_hosts import RefusedHosts
 from stretto.proxy.triton_stream import (
     AGAIN,
@@ -52,6 +54,7 @@ from stretto.proxy.triton_stream import (
     Upload,
     Uploads,
     client_status,
+    reworded,
 )
 
 MAX_SMALL_BYTES = 1 << 16  # enough for names; only key holders may load models, whose files are in the message
@@ -172,7 +175,7 @@ TRITON_OPTIONS = [
 # Responses while the launcher reports the server as not ready: three messages whose readiness field is false.
 NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALTH_CHECK: b"\x08\x02"}
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
-STATUS[UNAVAILABLE] = grpc.StatusCode.UNAVAILABLE
+STATUS |= {UNAVAILABLE: grpc.StatusCode.UNAVAILABLE, FAILED: grpc.StatusCode.INTERNAL}
 Context = Any  # grpc.aio.ServicerContext with messages of bytes
 # A handler may keep the call's slot after returning, by taking over the stack.
 Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]
@@ -204,6 +207,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         uploads: Uploads,
         disconnects: Disconnects,
         connections: Connections,
+        ours: OurModels,
     ) -> None:
         """Create the handler.
 
@@ -214,16 +218,18 @@ class GrpcProxy(grpc.GenericRpcHandler):
             uploads: Registry of calls whose client is still sending.
             disconnects: Client-disconnect flags, which the models read.
             connections: Connections of the server.
+            ours: Names of our models.
         """
-        self._access = allowed
+        self._access, self._ours = allowed, ours
         self._is_ready, self._gate = launcher.is_ready, launcher.gate
         self._pace, self._uploads, self._disconnects = Pace(), uploads, disconnects
         self._shares, self._connections = FairLimit(MAX_CALLS), connections
-        self._refused = RefusedHosts()
+        self._refused = RefusedHosts(ours.ensembles)
+        self._one_shots = FairLimit(MAX_HELD_BYTES)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
         self._background = BackgroundTasks()
         self._unary = UnaryCalls(triton, self._background, self._gate)
-        self._models = ServedModels(allowed, lambda request: self._unary.call(MODEL_READY, request, ()))
+        self._models = ServedModels(allowed, ours.names, lambda request: self._unary.call(MODEL_READY, request, ()))
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call; None for an unknown method."""
@@ -258,7 +264,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
             request = await self._only_message(context)
             try:
                 if method == MODEL_INFER:
-                    response = await self._infer_once(request, context, place)
+                    host = self._access.client(context.peer(), metadata)
+                    response = await self._infer_once(request, host, metadata, place)
                 else:
                     check_other_call(method, request, self._access.is_key_holder(metadata))
                     is_not_ready = method in NOT_READY and not self._is_ready()
@@ -290,12 +297,63 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none")
         return message
 
-    async def _infer_once(self, request: bytes, context: Context, place: ExitStack) -> bytes:
-        metadata = context.invocation_metadata() or ()
+    async def _infer_once(self, request: bytes, host: str, metadata: Metadata, place: ExitStack) -> bytes:
         read = await self._check_infer(request, metadata)
-        request_with_origin = with_origin(request, self._access.client(context.peer(), metadata))
-        is_ours = read.head.model_name in OUR_MODELS
+        if read.head.model_name in self._ours.cloning:
+            reply = await self._one_shot(request, read.head, host, metadata, place)
+            return bytes(reply.SerializeToString())
+        request_with_origin = with_origin(request, host)
+        is_ours = read.head.model_name in self._ours.names
         return await self._gate.guard(self._unary.call(MODEL_INFER, request_with_origin, metadata, place, is_ours))
+
+    async def infer(self, request: bytes, host: str, place: ExitStack) -> ModelInferResponse:
+        """Return the one-shot reply of a model that clones voices, for a client without gRPC.
+
+        Args:
+            request: Serialised ModelInferRequest.
+            host: Host of the client.
+            place: Slot of the client's host, held until the reply has ended, even if the client disconnects.
+
+        Raises:
+            BadRequest: The request is invalid, or was refused or failed.
+            Restarting: A model is being restarted.
+            AioRpcError: Triton has ended the call.
+        """
+        if not place.enter_context(self._shares.reserving(host)):
+            raise BadRequest(CROWDED.removeprefix(f"{FULL}: "), kind=FULL)
+        read = await self._check_infer(request, ())
+        if read.head.model_name not in self._ours.cloning:
+            expected, got = ", ".join(sorted(self._ours.cloning)), repr(read.head.model_name[:SHOWN])
+            raise BadRequest(f"model_name: expected one of {expected}, got {got}", read.head.id)
+        return await self._one_shot(request, read.head, host, (), place)
+
+    async def _one_shot(
+        self, request: bytes, head: ModelInferRequest, host: str, metadata: Metadata, place: ExitStack
+    ) -> ModelInferResponse:
+        """Return all samples of a reply; if the client disconnects, notify the models, as for a stream."""
+        check_outputs(head)
+        if self._gate.is_closed:
+            raise Restarting
+        self._refused.check(head, host)
+        call, number = self._infer(metadata=passed_on(metadata)), self._disconnects.next_number()
+        stream = TritonStream(call, number, lambda response: self._refused.note(host, response))
+        stream.record_model(head)
+        reply = OneShotReply(head, self._one_shots, host, place)
+        try:
+            await self._gate.guard(self._collect(stream, with_origin(request, host, number), reply))
+        except Restarting:
+            stream.cancel()  # Triton would never end the stream
+            raise
+        finally:
+            if not stream.is_over:
+                self._background.start(self._drain(stream, place.pop_all()))
+        return reply.joined()
+
+    async def _collect(self, stream: TritonStream, request: bytes, reply: OneShotReply) -> None:
+        await stream.write(request)
+        await stream.end()
+        while (response := await stream.read()) is not None:
+            reply.add(reworded(response, self._gate.report_dead_stub))
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata = context.invocation_metadata() or ()
@@ -303,7 +361,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
         call, number = self._infer(metadata=passed_on(metadata)), self._disconnects.next_number()
 
         def note(response: bytes) -> None:
-            if stream.model is not None and stream.model[0] == ENSEMBLE:
+            if stream.model is not None and stream.model[0] in self._ours.ensembles:
                 self._refused.note(host, response)
 
         stream = TritonStream(call, number, note)
@@ -325,7 +383,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
             await context.abort(*client_status(error, self._gate.report_dead_stub))
         finally:
             feeding.cancel()
-            if stream.model is not None and stream.model[0] not in OUR_MODELS:
+            if stream.model is not None and stream.model[0] not in self._ours.names:
                 stream.cancel()  # third-party models ask Triton for cancellation
             elif not stream.is_over:
                 self._background.start(self._drain(stream, place.pop_all()))

@@ -1,9 +1,9 @@
-"""HTTP servers for readiness and metrics. Only the first line of a request is interpreted."""
+"""HTTP servers for readiness and metrics. Of a GET request, only the first line is interpreted."""
 
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -26,13 +26,15 @@ MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/re
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """HTTP response."""
+    """HTTP response. A body in parts ends with the connection."""
 
     status: HTTPStatus
-    body: bytes = b""
+    body: bytes | Iterator[bytes] = b""
     content_type: str = "application/json"
 
 
+Posts = Callable[[str, bytes, asyncio.StreamReader, str], Awaitable[Page]]
+"""Handler of POST requests: returns the response to path, header lines, stream of the body, and host."""
 Pages = Callable[[str], Awaitable[Page]]
 
 
@@ -138,7 +140,7 @@ class _Connection:
 
 
 class PageServer:
-    """HTTP server that answers one GET request per connection.
+    """HTTP server that answers one request per connection.
 
     Beyond the limit, a connection of the host with the most connections is closed: the oldest idle one or, if none is
     idle, the oldest one.
@@ -146,10 +148,11 @@ class PageServer:
     Args:
         pages: Returns the page for a path.
         limit: Maximum number of connections.
+        posts: Handler of POST requests, which limits the time of the body itself; None to accept only GET.
     """
 
-    def __init__(self, pages: Pages, limit: int = MAX_PAGE_CONNECTIONS) -> None:
-        self._pages, self._limit = pages, limit
+    def __init__(self, pages: Pages, limit: int = MAX_PAGE_CONNECTIONS, posts: Posts | None = None) -> None:
+        self._pages, self._limit, self._posts = pages, limit, posts
         self._open: set[_Connection] = set()
         self._number = count()
 
@@ -161,8 +164,8 @@ class PageServer:
         try:
             if connection in self._open:
                 with suppress(OSError):  # the client disconnected or is too slow
-                    async with asyncio.timeout(REQUEST_S + ANSWER_S):
-                        await self._serve(reader, connection)
+                    async with asyncio.timeout(REQUEST_S + ANSWER_S) as deadline:
+                        await self._serve(reader, connection, deadline)
         except asyncio.CancelledError:
             if connection in self._open:  # not cancelled to make room for another connection
                 raise
@@ -177,12 +180,17 @@ class PageServer:
             self._open.discard(first)
             first.end()
 
-    async def _serve(self, reader: asyncio.StreamReader, connection: _Connection) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, connection: _Connection, deadline: asyncio.Timeout) -> None:
         writer = connection.writer
-        page = await self._answer(reader, connection)
+        page = await self._answer(reader, connection, deadline)
         head = f"HTTP/1.1 {page.status.value} {page.status.phrase}\r\nContent-Type: {page.content_type}\r\n"
-        writer.write(f"{head}Content-Length: {len(page.body)}\r\nConnection: close\r\n\r\n".encode() + page.body)
-        await writer.drain()
+        size = f"Content-Length: {len(page.body)}\r\n" if isinstance(page.body, bytes) else ""
+        writer.write(f"{head}{size}Connection: close\r\n\r\n".encode())
+        for part in (page.body,) if isinstance(page.body, bytes) else page.body:
+            deadline.reschedule(asyncio.get_running_loop().time() + ANSWER_S)
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0)  # `drain` does not let other calls run if the client reads fast
         writer.write_eof()
         connection.is_idle, connection.number = True, next(self._number)
         # wait before closing: if the client is still sending, a reset would discard the response
@@ -190,16 +198,20 @@ class PageServer:
             async with asyncio.timeout(LINGER_S):
                 await reader.read(MAX_HEAD_BYTES)
 
-    async def _answer(self, reader: asyncio.StreamReader, connection: _Connection) -> Page:
+    async def _answer(self, reader: asyncio.StreamReader, connection: _Connection, deadline: asyncio.Timeout) -> Page:
         try:
             async with asyncio.timeout(REQUEST_S):
                 head = await reader.readuntil(b"\r\n\r\n")
         except (asyncio.LimitOverrunError, asyncio.IncompleteReadError):
             return error_page(HTTPStatus.BAD_REQUEST, f"expected a request's head of at most {MAX_HEAD_BYTES} bytes")
         connection.is_idle = False
-        words = head.partition(b"\r\n")[0].decode("latin-1").split(" ")
+        first, _, headers = head.partition(b"\r\n")
+        words = first.decode("latin-1").split(" ")
         if len(words) != 3 or not words[2].startswith("HTTP/1."):
             return error_page(HTTPStatus.BAD_REQUEST, "expected a request of HTTP/1.1")
+        if words[0] == "POST" and self._posts is not None:
+            deadline.reschedule(None)
+            return await self._posts(words[1].partition("?")[0], headers, reader, connection.host)
         if words[0] != "GET":
             return error_page(HTTPStatus.METHOD_NOT_ALLOWED, CLOSED)
         return await self._pages(words[1].partition("?")[0])

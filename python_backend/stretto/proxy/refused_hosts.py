@@ -2,13 +2,12 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
 from stretto.limits import IN_FLIGHT
-from stretto.proxy.access import ENSEMBLE
 from stretto.proxy.infer_request import FULL, MAX_ID, BadRequest
 
 MAX_HOSTS = 1024
@@ -49,11 +48,12 @@ class RefusedHosts:
     replies of all others.
 
     Args:
+        ensembles: Names of the ensembles, whose requests begin replies.
         now: Returns the monotonic time in seconds.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+    def __init__(self, ensembles: Set[str], now: Callable[[], float] = time.monotonic) -> None:
+        self._ensembles, self._now = ensembles, now
         self._refusals: dict[str, Refusal] = {}  # of each host
 
     def check(self, head: ModelInferRequest, host: str) -> None:
@@ -64,7 +64,7 @@ class RefusedHosts:
             host: Host of the client.
         """
         refusal, now = self._refusals.get(host), self._now()
-        if refusal is None or not begins_reply(head):
+        if refusal is None or not self._begins_reply(head):
             return
         if now - refusal.since_s >= FORGET_S:
             del self._refusals[host]
@@ -95,7 +95,6 @@ class RefusedHosts:
             for refusal in self._refusals.values():
                 refusal.num_tries += 1
 
-
-def begins_reply(head: ModelInferRequest) -> bool:
-    """Return True if a request begins a reply; other requests of the ensemble continue a session."""
-    return head.model_name == ENSEMBLE and all(tensor.name != "session" for tensor in head.inputs)
+    def _begins_reply(self, head: ModelInferRequest) -> bool:
+        """Return True if a request begins a reply; other requests of an ensemble continue a session."""
+        return head.model_name in self._ensembles and all(tensor.name != "session" for tensor in head.inputs)

@@ -313,9 +313,16 @@ class Pace:
     Args:
         bytes_per_s: Forwarding rate; None for BYTES_PER_CORE_S per core.
         max_waiting_bytes: Maximum total size of waiting messages.
+        small_bytes: Messages of at most this size never wait.
     """
 
-    def __init__(self, bytes_per_s: float | None = None, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:
+    def __init__(
+        self,
+        bytes_per_s: float | None = None,
+        max_waiting_bytes: int = MAX_WAITING_BYTES,
+        small_bytes: int = LARGE_BYTES,
+    ) -> None:
+        self._small_bytes = small_bytes
         self._bytes_per_s = bytes_per_s or BYTES_PER_CORE_S * len(os.sched_getaffinity(0))
         self._max_waiting_bytes = max_waiting_bytes
         self._num_waiting_bytes = 0
@@ -330,7 +337,7 @@ class Pace:
         Raises:
             BadRequest: If too many bytes are already waiting.
         """
-        if num_bytes <= LARGE_BYTES:
+        if num_bytes <= self._small_bytes:
             return
         if self._num_waiting_bytes + num_bytes > self._max_waiting_bytes:
             raise BadRequest(
