@@ -29,6 +29,7 @@ from stretto.families.base import CodeTrack, ConditionSpec, Family
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.plugin import family_at, plugins
 from stretto.families.tiny.family import TINY
+from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
 from stretto.preprocessing.request import Preprocessor
 from stretto.sizing import DECODER_LIBRARY_BYTES
@@ -78,6 +79,10 @@ def test_made_repository_is_the_bundled_one_with_another_checkpoint(checkpoint: 
                     profile(TINY, 24_000, TINY.frame_rate), profile(family, 16_000, family.frame_rate)
                 )
                 assert (tmp_path / "out" / model / name).read_text() == expected
+    names = ("cosyvoice2", "cosyvoice2_dit", "f5_tts", "opuslm")  # ensembles for other clients that clone voices
+    assert cloning_models(tmp_path / "out") == names
+    assert all((tmp_path / "out" / name / "1").is_dir() for name in names)
+    assert cloning_models(BUNDLED) == ()
     link = tmp_path / "out/language_model/1/checkpoint"
     assert link.is_symlink()
     assert link.resolve() == checkpoint.resolve()

@@ -10,10 +10,13 @@ TOKEN = re.compile(r""""(?:[^"\\]|\\.)*"|'[^']*'|[A-Za-z_0-9.+-]+|[{}\[\]:,]|\S"
 
 def read_config(model: str) -> dict[str, Any]:
     """Return the config of a model in the repository; each field becomes a list of values."""
-    text = (ROOT / model / "config.pbtxt").read_text()
-    tokens = TOKEN.findall(re.sub(r"#.*", "", text))
-    message, rest = read_message([*tokens, "}"])
-    assert not rest, f"{model}: unbalanced braces"
+    return parse((ROOT / model / "config.pbtxt").read_text())
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return a config's fields; each becomes a list of values."""
+    message, rest = read_message([*TOKEN.findall(re.sub(r"#.*", "", text)), "}"])
+    assert not rest, "unbalanced braces"
     return message
 
 

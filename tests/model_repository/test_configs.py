@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from stretto.codecs.base import load_codec
+from stretto.convert.cloning_models import CONFIG
 from stretto.convert.make_repository import profile
 from stretto.families.tiny.family import TINY
-from stretto.triton_io.tensors import MODELS, TensorSpec
-from tests.model_repository.pbtxt import ROOT, read_config
+from stretto.triton_io.tensors import CLONING_REQUEST, MODELS, REQUEST, TensorSpec
+from tests.model_repository.pbtxt import ROOT, parse, read_config
 
 
 def as_spec(entry: dict[str, Any]) -> tuple[str, str, tuple[int, ...]]:
@@ -54,9 +55,26 @@ def test_ensemble_maps_tensors_to_identical_names() -> None:
     assert [step["model_name"][0] for step in steps] == ["preprocessor", "language_model", "acoustic_decoder"]
     for step in steps:
         schema = MODELS[step["model_name"][0]]
-        for field, specs in (("input_map", schema.inputs), ("output_map", schema.outputs)):
+        inputs = tuple(spec for spec in schema.inputs if spec not in CLONING_REQUEST)
+        for field, specs in (("input_map", inputs), ("output_map", schema.outputs)):
             names = [spec.name for spec in specs]
             assert [(entry["key"][0], entry["value"][0]) for entry in step[field]] == [(name, name) for name in names]
+
+
+def test_cloning_ensemble_differs_from_speech_in_names_only() -> None:
+    """Its inputs are those of the preprocessor, and `pcm` is its only output."""
+    config, speech = parse(CONFIG.format(name="other")), read_config("speech")
+    assert [as_spec(entry) for entry in config["input"]] == plain(CLONING_REQUEST)
+    assert {name for entry in config["input"] for name in entry["optional"]} == {"true"}
+    assert [as_spec(entry) for entry in config["output"]] == [("waveform", "FP32", (-1,))]
+    for name in ("platform", "max_batch_size", "model_transaction_policy"):
+        assert config[name] == speech[name]
+    ours, others = (each["ensemble_scheduling"][0]["step"] for each in (config, speech))
+    assert ours[0]["input_map"] == [{"key": [spec.name], "value": [spec.name]} for spec in CLONING_REQUEST]
+    assert ours[2]["output_map"] == [{"key": ["pcm"], "value": ["waveform"]}]
+    ours[0]["input_map"], ours[2]["output_map"] = others[0]["input_map"], others[2]["output_map"]
+    assert ours == others
+    assert MODELS["preprocessor"].inputs == (*REQUEST, *CLONING_REQUEST)
 
 
 def test_ensemble_outputs_are_those_of_the_decoder() -> None:

@@ -3,13 +3,17 @@
 import asyncio
 import base64
 import json
+import queue
 import socket
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
+import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from websockets.asyncio.client import connect
 
 from benchmarks.checkpoints.random_cosyvoice3 import convert, recording
@@ -20,7 +24,9 @@ from stretto_client import RecordedVoice, SpeechClient
 from stretto_gateway.command import make_server
 from stretto_gateway.config import GatewayConfig
 from tests.gateway.test_speech_stream import begin
-from tests.server.conftest import ServedCheckpoint, served_checkpoint
+from tests.patience import PATIENCE_S
+from tests.recordings import speech
+from tests.server.conftest import ServedCheckpoint, Server, served_checkpoint
 from tests.server.listening import Response
 from tests.server.test_qwen3_tts import wav
 
@@ -128,6 +134,95 @@ async def test_streamed_text_is_spoken_through_the_gateway(served: ServedCheckpo
     await serving
     heard = np.frombuffer(sound, np.int16)
     np.testing.assert_allclose(heard, expected, atol=4)
+
+
+def published_inputs(text: str = "hello you", length: int = 32_000) -> dict[str, np.ndarray]:
+    """Return the inputs of the authors' clients (runtime/triton_trtllm): samples at 16 kHz, padded with zeros."""
+    samples = np.zeros((1, 160_000), np.float32)
+    samples[0, :32_000] = speech(32_000, 16_000)
+    return {
+        "reference_wav": samples,
+        "reference_wav_len": np.array([[length]], np.int32),
+        "reference_text": np.array([["one two"]], object),
+        "target_text": np.array([[text]], object),
+    }
+
+
+def published_request(**changes: Any) -> list[grpc.InferInput]:
+    """Return `published_inputs` as tensors of gRPC."""
+    inputs = []
+    for name, array in published_inputs(**changes).items():
+        inputs.append(grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+        inputs[-1].set_data_from_numpy(array)
+    return inputs
+
+
+def published_stream(server: Server, model: str, **changes: Any) -> list[Any]:
+    """Return the results of a request on a stream, up to the empty one with the final flag, or to an error."""
+    came: queue.Queue[Any] = queue.Queue()
+    with grpc.InferenceServerClient(f"localhost:{server.grpc}") as client:
+        client.start_stream(lambda result, error: came.put(error or result))
+        asked = {"outputs": [grpc.InferRequestedOutput("waveform")], "enable_empty_final_response": True}
+        client.async_stream_infer(model, published_request(**changes), request_id="7", **asked)
+        results = [came.get(timeout=PATIENCE_S)]
+        while not isinstance(results[-1], InferenceServerException):
+            if results[-1].get_response().parameters["triton_final_response"].bool_param:
+                break
+            results.append(came.get(timeout=PATIENCE_S))
+    return results
+
+
+@pytest.mark.parametrize("model", ["cosyvoice3", "f5_tts", "cosyvoice2", "cosyvoice2_dit"])
+def test_published_clients_stream_and_get_whole_replies(served: ServedCheckpoint, model: str) -> None:
+    """The messages are those of the authors' gRPC and HTTP clients, which are not on a package index."""
+    *chunks, final = published_stream(served.server, model)
+    assert not final.get_response().outputs
+    assert len(chunks) > 1
+    for chunk in chunks:
+        assert chunk.get_response().id == "7"
+        assert len(chunk.as_numpy("waveform")) > 0
+    with grpc.InferenceServerClient(f"localhost:{served.server.grpc}") as client:
+        whole = client.infer(model, published_request(), request_id="8").as_numpy("waveform")
+        assert client.get_model_config(model).config.name == model
+    asked = [
+        {"name": name, "datatype": np_to_triton_dtype(array.dtype), "shape": array.shape, "data": array.tolist()}
+        for name, array in published_inputs().items()
+    ]
+    url = f"http://localhost:{served.server.http}/v2/models/{model}/infer"
+    (output,) = httpx.post(url, json={"inputs": asked}, timeout=PATIENCE_S).json()["outputs"]
+    for samples in (whole[0], np.array(output["data"])):
+        assert samples.shape[0] >= 24_000 * 2 / 25
+        assert np.abs(samples).max() > 0.01
+
+
+def test_published_client_that_disconnects_ends_its_reply(served: ServedCheckpoint) -> None:
+    server, before = served.server, served.server.metric("cancelled_total")
+    with grpc.InferenceServerClient(f"localhost:{server.grpc}") as client:
+        call = client.async_infer("cosyvoice3", published_request(text="hello " * 80), lambda result, error: None)
+        server.until(lambda: server.metric("running_requests") == 1)
+        call.cancel()
+    server.until(lambda: server.metric("cancelled_total") == before + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": ""}, "target_text: expected"),
+        ({"text": "a<|endofprompt|>"}, "target_text: expected none of the model's markers"),
+        ({"length": 0}, "reference_wav_len: expected a number of samples in [1, 160000]"),
+        ({"length": 15_000}, "reference_wav: expected at least 1 s, got 0.9375 s"),
+    ],
+    ids=["empty", "marker", "no_samples", "short"],
+)
+def test_published_clients_get_errors_by_the_names_of_their_fields(
+    served: ServedCheckpoint, changes: dict[str, Any], message: str
+) -> None:
+    (error,) = published_stream(served.server, "cosyvoice3", **changes)
+    assert f"invalid request: {message}" in str(error)
+    client = grpc.InferenceServerClient(f"localhost:{served.server.grpc}")
+    with client, pytest.raises(InferenceServerException, match="INVALID_ARGUMENT") as refused:
+        client.infer("cosyvoice3", published_request(**changes))
+    assert f"invalid request: {message}" in str(refused.value)
 
 
 def test_invalid_input_error_names_its_field(served: ServedCheckpoint) -> None:

@@ -15,6 +15,9 @@ class TritonPythonModel:
          audio                                 STRING [n]   optional, one file per turn with "audio"
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
+         reference_wav                         FP32 [1, n]  optional; with it or `target_text`, no input above is read
+         reference_wav_len                     INT32 [1, 1] optional, samples
+         reference_text, target_text           STRING [1, 1] optional
     out  rows                                  INT32 [P, S] token ids of the prompt; absent for a part
          prompt                                UINT8 [n]    authenticated MessagePack: Prompt without rows and
                                                             features, TextPart, or AudioPart
@@ -26,6 +29,7 @@ class TritonPythonModel:
         stub.give_back_large_memory()
         from stretto.preprocessing.audio import AudioLanes, Load
         from stretto.preprocessing.audio_worker import AudioProcess
+        from stretto.preprocessing.cloning import CloningRequest
         from stretto.preprocessing.hearing import open_hearing
         from stretto.preprocessing.request import Preprocessor, RawRequest, read_part
         from stretto.triton_io import tensors
@@ -33,7 +37,7 @@ class TritonPythonModel:
         from stretto.triton_io.preparing_service import PreparingService
         from stretto.triton_io.seal import SealKey
         from stretto.triton_io.stub import DrainGate
-        from stretto.triton_io.tensors import ModelParameters, read_inputs
+        from stretto.triton_io.tensors import ModelParameters, read_cloning_inputs, read_inputs
 
         tensors.install()
         parameters = ModelParameters(args)
@@ -47,7 +51,14 @@ class TritonPythonModel:
         given = (None, parameters.device, has_aligner, *folders)
         self.preprocessor = Preprocessor(parameters.path("checkpoint"), *given)
         self.key = SealKey(stub.server_pid())
-        self.read = lambda request: RawRequest(**read_inputs(request))
+
+        def read(request: Any) -> RawRequest:
+            cloning = CloningRequest.from_inputs(read_cloning_inputs(request))
+            if cloning is not None:
+                return cloning.to_raw(self.preprocessor.family)
+            return RawRequest(**read_inputs(request))
+
+        self.read = read
         gate = DrainGate.from_environment()
         found = parameters.path("checkpoint"), parameters.device
         self.hearing = open_hearing(self.preprocessor.family, *found)

@@ -14,6 +14,7 @@ from stretto.aligning.model import check_config, read_alphabet
 from stretto.codecs import refinement
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
+from stretto.convert.cloning_models import write_cloning_models
 from stretto.convert.conversion import fresh_directory
 from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
@@ -439,6 +440,7 @@ def make(
         spec = preprocessor.codec.spec
         model_profile = profile(family, spec.sample_rate, spec.frame_rate, aligner is not None)
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})
+        write_cloning_models(folder, family)
         if family.codec != family_at(BUNDLED / CHECKPOINT).codec:
             change(folder / DECODER / "config.pbtxt", {parameter("warm_up_s"): rf'\1: "{WARM_UP_S}"'})
         if chunking := PROFILES[serving].chunking(family):

@@ -486,6 +486,12 @@ class Family:
             return self.script is not None or self.mechanism.times_words
         return self.code_track is not None
 
+    @property
+    def cloning_task(self) -> Task | None:
+        """First task that speaks a text in the voice of a recording; None if there is none."""
+        tasks = (task for task in self.tasks if task.speaks and task.needs == ("text",) and "audio" in task.system)
+        return next(tasks, None)
+
     def task(self, name: str) -> Task:
         """Return the task called `name`; if there is none, raise KeyError with the known names."""
         for task in self.tasks:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,7 @@ class RawRequest:
         task: Name of the task.
         options: Options as JSON.
         session: Session and part number as JSON, for a request that continues the streamed text of an earlier one.
+        field_names: Names of fields in error messages, instead of those given here.
     """
 
     text: str | bytes | None = None
@@ -66,6 +67,7 @@ class RawRequest:
     task: str | bytes | None = None
     options: str | bytes | None = None
     session: str | bytes | None = None
+    field_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[bytes | memoryview, ...]:
@@ -78,8 +80,8 @@ class RawRequest:
             check_file_size(len(data), self.file_field(index))
         total = sum(map(len, self.files)) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
         if total > MAX_REQUEST_BYTES:
-            field = "audio" if self.files else "pcm_in"
-            raise InvalidRequest(field, f"at most {MAX_REQUEST_BYTES} bytes of audio in a request", f"{total} bytes")
+            name = "audio" if self.files else self.field_names.get("pcm_in", "pcm_in")
+            raise InvalidRequest(name, f"at most {MAX_REQUEST_BYTES} bytes of audio in a request", f"{total} bytes")
         return total
 
     def kept(self) -> "RawRequest":
@@ -149,6 +151,13 @@ class Preprocessor:
         Raises:
             InvalidRequest: An input is invalid; the message names the field, the limit and the value.
         """
+        try:
+            return self._prepare(raw, read)
+        except InvalidRequest as error:
+            name = raw.field_names.get(error.field, error.field)
+            raise InvalidRequest(name, error.expected, error.got) from error
+
+    def _prepare(self, raw: RawRequest, read: AudioReader) -> Prompt:
         is_live = _is_live(raw)
         turns = read_turns(raw, is_live)
         task = choose_task(string("task", raw.task), turns, self.family)

@@ -68,6 +68,12 @@ TASK = TensorSpec("task", "STRING", (1,), "task of the family; default: the firs
 OPTIONS = TensorSpec("options", "STRING", (1,), "JSON: sampling, limits, chunking", optional=True)
 SESSION = TensorSpec("session", "STRING", (1,), "JSON: the open streamed text that `text` continues", optional=True)
 
+# Inputs of clients of other Triton servers that clone voices; these have a batch dimension of 1.
+REFERENCE_WAV = TensorSpec("reference_wav", "FP32", (1, -1), "mono samples of the voice at 16 kHz", optional=True)
+REFERENCE_WAV_LEN = TensorSpec("reference_wav_len", "INT32", (1, 1), "samples before the padding", optional=True)
+REFERENCE_TEXT = TensorSpec("reference_text", "STRING", (1, 1), "words of the recording", optional=True)
+TARGET_TEXT = TensorSpec("target_text", "STRING", (1, 1), "text to speak; UTF-8", optional=True)
+
 ROWS = TensorSpec(
     "rows", "INT32", (-1, -1), "[P, S] token ids of the prompt; absent in a part of a streamed text", optional=True
 )
@@ -83,11 +89,12 @@ PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, if the options
 EVENT = TensorSpec("event", "STRING", (1,), "JSON: metadata of this response")
 
 REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS, SESSION)
+CLONING_REQUEST = (REFERENCE_WAV, REFERENCE_WAV_LEN, REFERENCE_TEXT, TARGET_TEXT)
 RESPONSE = (PCM, PCM16, EVENT)
 
 MODELS = {
     "speech": ModelSchema(REQUEST, RESPONSE, is_decoupled=True),
-    "preprocessor": ModelSchema(REQUEST, (ROWS, PROMPT, FEATURES)),
+    "preprocessor": ModelSchema((*REQUEST, *CLONING_REQUEST), (ROWS, PROMPT, FEATURES)),
     "language_model": ModelSchema((ROWS, PROMPT, FEATURES), (CODES, CHUNK), is_decoupled=True),
     "acoustic_decoder": ModelSchema((CODES, CHUNK), RESPONSE, is_decoupled=True),
 }
@@ -164,13 +171,13 @@ def required_array(request: Any, spec: TensorSpec) -> np.ndarray:
 
 
 def read_scalar(request: Any, spec: TensorSpec) -> int | None:
-    """Return the number in an optional [1] tensor, or None if the tensor is missing."""
+    """Return the number in an optional tensor of one element, or None if the tensor is missing."""
     array = read_array(request, spec)
-    return None if array is None else int(array[0])
+    return None if array is None else int(array.item())
 
 
 def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
-    """Return the element of a STRING [1] tensor, or None if the optional tensor is missing.
+    """Return the element of a STRING tensor of one element, or None if the optional tensor is missing.
 
     Raises:
         InvalidRequest: If the element is too long.
@@ -179,11 +186,12 @@ def read_bytes(request: Any, spec: TensorSpec) -> bytes | None:
     if tensor is None:
         return None
     array = tensor.as_numpy()
-    if array.dtype != np.object_ or array.shape != (1,):
+    if array.dtype != np.object_ or array.shape != spec.dims:
         raise InvalidRequest(spec.name, _describe(spec), f"{array.dtype} {list(array.shape)}")
-    if len(array[0]) > MAX_TEXT_BYTES:
-        raise InvalidRequest(spec.name, f"at most {MAX_TEXT_BYTES} bytes", f"{len(array[0])} bytes")
-    return bytes(array[0])
+    element = array.item()
+    if len(element) > MAX_TEXT_BYTES:
+        raise InvalidRequest(spec.name, f"at most {MAX_TEXT_BYTES} bytes", f"{len(element)} bytes")
+    return bytes(element)
 
 
 def read_files(request: Any, spec: TensorSpec) -> tuple[bytes | memoryview, ...] | None:
@@ -245,6 +253,16 @@ def read_inputs(request: Any) -> dict[str, Any]:
         "task": read_bytes(request, TASK),
         "options": read_bytes(request, OPTIONS),
         "session": read_bytes(request, SESSION),
+    }
+
+
+def read_cloning_inputs(request: Any) -> dict[str, Any]:
+    """Map the name of each input of CLONING_REQUEST to its uninterpreted value in a request; None if missing."""
+    return {
+        "reference_wav": read_array(request, REFERENCE_WAV),
+        "reference_wav_len": read_scalar(request, REFERENCE_WAV_LEN),
+        "reference_text": read_bytes(request, REFERENCE_TEXT),
+        "target_text": read_bytes(request, TARGET_TEXT),
     }
 
 
