@@ -21,7 +21,7 @@ from stretto.releases import inventory, pull, run, server_list, show
 from stretto.verification import command as verify
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
-from stretto_gateway import voice_command
+from stretto_gateway import pronunciation_command, voice_command
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +69,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "make-repository": make_repository.arguments,
     "families": plugins.arguments,
     "voices": voice_command.arguments,
+    "pronunciations": pronunciation_command.arguments,
     "run": run.parser_of(speech_client()).parse_args,
     "pull": pull.arguments,
     "list": inventory.list_arguments,

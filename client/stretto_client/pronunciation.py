@@ -7,7 +7,7 @@ dictionary of a key and sends its entries with each request.
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NotRequired
 
@@ -351,11 +351,12 @@ class Pronouncer:
         return best
 
 
-def occurring(entries: Sequence[Entry], text: str) -> tuple[Entry, ...]:
-    """Return the entries whose words occur in a text, perhaps within a longer word."""
-    whole = _key(text)
-    return tuple(entry for entry in entries if _key(entry.word) in whole)
+def occurring(words: Iterable[str], text: str) -> tuple[str, ...]:
+    """Return the words and phrases that occur in a text, perhaps within a longer word."""
+    whole = folded(text)
+    return tuple(word for word in words if folded(word) in whole)
 
 
-def _key(text: str) -> str:
+def folded(text: str) -> str:
+    """Return a text without differences that the search for words ignores: letter case and white space."""
     return " ".join("".join(map(_folded, unicodedata.normalize("NFC", text))).split())

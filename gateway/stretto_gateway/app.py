@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from stretto_client import ClientError, SpeechClient
-from stretto_gateway import chat, page, speech, speech_stream, transcription, verification, voices
+from stretto_gateway import chat, page, pronunciations, speech, speech_stream, transcription, verification, voices
 from stretto_gateway.answers import (
     ERRORS,
     TEXT,
@@ -88,7 +88,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     app.add_middleware(Guard, config=config)
     if config.cors_origins:
         # Outside the guard, because a browser's preflight request has no key.
-        methods, origins = ("GET", "POST", "DELETE"), config.cors_origins
+        methods, origins = ("GET", "POST", "PUT", "DELETE"), config.cors_origins
         cors_options: dict[str, Any] = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
         app.add_middleware(CORSMiddleware, allow_origins=origins, **cors_options)
     return app
@@ -109,7 +109,9 @@ class KeyedApp(FastAPI):
 def all_routes() -> list[BaseRoute]:
     """Return the routes of every application; they do not depend on its settings."""
     every = APIRouter()
-    for part in (speech, speech_stream, transcription, verification, chat, realtime, kyutai, telephone, voices, page):
+    for part in (speech, speech_stream, transcription, verification, chat, realtime, kyutai, telephone, voices):
+        every.include_router(part.router, responses=ERRORS)
+    for part in (pronunciations, page):
         every.include_router(part.router, responses=ERRORS)
     every.include_router(router, responses=ERRORS)
     add_health(every)

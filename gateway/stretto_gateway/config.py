@@ -29,6 +29,8 @@ class Limits:
         later_full_s: The same for a later clause of a long text.
         max_voices: Maximum number of stored voices per key.
         max_voice_bytes: Maximum size of the recording for a stored voice.
+        max_pronunciations: Maximum number of entries in the pronunciation dictionary of a key.
+        max_dictionary_bytes: Maximum size of such a dictionary as JSON, so that it fits into a request.
         max_connections: Maximum number of open connections.
         stall_s: Time after which a client that neither reads nor writes is disconnected.
         upload_s: Maximum time for the upload of a body.
@@ -57,6 +59,8 @@ class Limits:
     later_full_s: float = 60.0
     max_voices: int = 100
     max_voice_bytes: int = 4 * MIB
+    max_pronunciations: int = 1000
+    max_dictionary_bytes: int = 40 * 1024
     max_connections: int = 1024
     stall_s: float = 30.0
     upload_s: float = 300.0
@@ -81,7 +85,7 @@ class GatewayConfig:
         port: TCP port to listen on.
         keys: API keys; if empty, no key is required.
         limits: Limits on requests and connections.
-        voices: Folder for uploaded voices; None to reject uploads.
+        voices: Folder for uploaded voices and pronunciation dictionaries; None to reject them.
         strict: True to reject request fields that have no effect, instead of ignoring them.
         model_aliases: Additional model names, each mapped to the family to which it refers.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.

@@ -13,6 +13,7 @@ from stretto_gateway.config import GatewayConfig
 from stretto_gateway.guard import Keys
 from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.outcomes import Outcomes
+from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.realtime.audio_input import WindowQueue
 from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.realtime.end_of_turn import EndOfTurn
@@ -49,7 +50,12 @@ class Gateway:
         self.outcomes = Outcomes()
         self.metrics.watch(self.admission, self.queue, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
-        self.voices = None if config.voices is None else VoiceStore(config.voices, config.limits.max_voices)
+        self.voices: VoiceStore | None = None
+        self.pronunciations: PronunciationStore | None = None
+        if config.voices is not None:
+            self.voices = VoiceStore(config.voices, config.limits.max_voices)
+            sizes = config.limits.max_pronunciations, config.limits.max_dictionary_bytes
+            self.pronunciations = PronunciationStore(config.voices, *sizes)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:

@@ -25,7 +25,7 @@ HEAD = """<!doctype html>
 </head>
 <body class="reference">
 """
-METHODS = ("get", "post", "delete")
+METHODS = ("get", "post", "put", "delete")
 
 
 CODE = re.compile(r"`([^`]+)`")
@@ -75,7 +75,8 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
     for media_type, body in operation.get("requestBody", {}).get("content", {}).items():
         fields = _resolved(body["schema"], schemas)
         needed = set(fields.get("required", ()))
-        named = sorted(fields["properties"].items(), key=lambda each: each[0] not in needed)  # required fields first
+        properties = fields.get("properties", {})  # none if the caller chooses the names
+        named = sorted(properties.items(), key=lambda each: each[0] not in needed)  # required fields first
         rows = [_field(each, schema, fields, schemas) for each, schema in named]
         yield _table(f"Fields ({media_type})", ("name", "type", "default", "what"), rows)
     responses = operation["responses"].items()

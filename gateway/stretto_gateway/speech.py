@@ -47,6 +47,7 @@ from stretto_gateway.encoding import (
 from stretto_gateway.events import Streamed, speech_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace
+from stretto_gateway.pronunciations import add_dictionary, keep_occurring
 from stretto_gateway.speech_request import (
     Ignored,
     SpeechFields,
@@ -116,6 +117,7 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
     if text_mode == "open":  # the server would wait for more text
         raise refused("text_mode", "'whole' or 'streaming', because the text is complete", text_mode)
     options = await voice_options(gateway, item, asked, ignored)
+    await keep_occurring(options, item.input)
     note_left_out(ignored, await left_out(item.input, item.markup, (await gateway.catalogue.profile()).tags))
     return options
 
@@ -141,7 +143,9 @@ async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, igno
     profile = await gateway.catalogue.model(item.model)
     find_task(profile, ("tts",), "text to speech")
     asked.keep(held_bytes(item.options))
-    return item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
+    options = item.for_server(profile, ignored, await choose_voice(gateway, profile, item, asked, ignored))
+    await add_dictionary(gateway, profile, options, asked.owner, ignored)
+    return options
 
 
 async def audio_parts(

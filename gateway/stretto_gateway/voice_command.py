@@ -37,12 +37,7 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
         default_folder: Folder to use if neither `--voices` nor STRETTO_VOICES gives one; None to require one.
     """
     parser = Parser(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared = Parser(add_help=False)
-    folder = os.environ.get(VOICES) or default_folder
-    about = f"the gateway's folder; default: {VOICES}, or that of stretto serve --gateway"
-    shared.add_argument("--voices", type=Path, metavar="FOLDER", default=folder and Path(folder), help=about)
-    about = "file with the API key that the voices belong to; default: the voices of a gateway without keys"
-    shared.add_argument("--key-file", type=Path, metavar="FILE", help=about)
+    shared = store_options(default_folder)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add", parents=[shared], help="store the voice of a recording")
     about = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac; - reads standard input"
@@ -64,6 +59,17 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     return parser.parse_args(words)
 
 
+def store_options(default_folder: Path | None) -> Parser:
+    """Return a parent parser with the gateway's folder and the key; see `arguments`."""
+    shared = Parser(add_help=False)
+    folder = os.environ.get(VOICES) or default_folder
+    about = f"the gateway's folder; default: {VOICES}, or that of stretto serve --gateway"
+    shared.add_argument("--voices", type=Path, metavar="FOLDER", default=folder and Path(folder), help=about)
+    about = "file with the API key of the owner; default: a gateway without keys"
+    shared.add_argument("--key-file", type=Path, metavar="FILE", help=about)
+    return shared
+
+
 def main(words: list[str] | None = None, default_folder: Path | None = None) -> int:
     """Run a command.
 
@@ -73,7 +79,8 @@ def main(words: list[str] | None = None, default_folder: Path | None = None) -> 
     """
     args = arguments(words, default_folder)
     try:
-        store, owner = open_store(args), read_owner(args.key_file)
+        store = VoiceStore(owned_folder(args.voices), Limits().max_voices)
+        owner = read_owner(args.key_file)
         if args.command == "add":
             return add(store, owner, args)
         owners = store.owners() if args.all_keys else [owner]
@@ -98,9 +105,8 @@ def failed(message: str, status: int = 1) -> int:
     return status
 
 
-def open_store(args: argparse.Namespace) -> VoiceStore:
-    """Return the store in the folder; raise ValueError if there is no folder, or it belongs to another user."""
-    folder: Path | None = args.voices
+def owned_folder(folder: Path | None) -> Path:
+    """Return the gateway's folder; raise ValueError if there is none, or it belongs to another user."""
     if folder is None:
         raise ValueError(f"--voices: expected a folder, because {VOICES} is not set, got none")
     if folder.exists() and folder.stat().st_uid != os.geteuid():
@@ -109,7 +115,7 @@ def open_store(args: argparse.Namespace) -> VoiceStore:
         with suppress(KeyError):  # a user without a name, as in a container
             owner = pwd.getpwuid(uid).pw_name
         raise ValueError(f"--voices: run this command as {owner!r}, who owns {folder}, so that the gateway can read it")
-    return VoiceStore(folder, Limits().max_voices)
+    return folder
 
 
 def read_file(path: Path, flag: str, max_bytes: int) -> bytes:

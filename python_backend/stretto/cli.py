@@ -8,6 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stretto.releases.run import Speech
 
 USAGE = """\
@@ -27,6 +29,7 @@ usage: stretto COMMAND ...    (stretto COMMAND --help lists its options)
   ps                        list the running servers of this user: models, ports, memory, requests; --json
   gateway                   serve OpenAI's audio API over HTTP for a running server; serve --gateway starts both
   voices add | list | remove  manage the recorded voices that the gateway stores
+  pronunciations import | export | remove  manage the pronunciation dictionary that the gateway stores for a key
   show [NAME | ./FOLDER]    published releases: names, licences, and the commands that install them; --json
   convert FAMILY            convert a published model to a checkpoint; convert aligner: a model for word times
   make-repository           create a model repository for a checkpoint
@@ -127,14 +130,26 @@ def gateway(words: list[str]) -> int:
 
 def voices(words: list[str]) -> int:
     """Add, list or remove the recorded voices that a gateway stores."""
-    from stretto.launcher.installation import LaunchError, state_folder
     from stretto_gateway.voice_command import main
 
+    return main(words, gateway_folder())
+
+
+def pronunciations(words: list[str]) -> int:
+    """Import, export or remove the pronunciation dictionaries that a gateway stores."""
+    from stretto_gateway.pronunciation_command import main
+
+    return main(words, gateway_folder())
+
+
+def gateway_folder() -> "Path | None":
+    """Return the folder in which `stretto serve --gateway` stores voices; None for a user without a home folder."""
+    from stretto.launcher.installation import LaunchError, state_folder
+
     try:
-        folder = state_folder() / "voices"
+        return state_folder() / "voices"
     except LaunchError:  # a user without a home folder must name the folder
-        return main(words)
-    return main(words, folder)
+        return None
 
 
 def show_release(words: list[str]) -> int:
@@ -230,6 +245,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "ps": ps,
     "gateway": gateway,
     "voices": voices,
+    "pronunciations": pronunciations,
     "show": show_release,
     "convert": convert,
     "make-repository": make_repository,
@@ -239,4 +255,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 EXTRAS = dict.fromkeys(("run", "speak", "transcribe", "talk", "chat"), "client") | {
     "gateway": "gateway",
     "voices": "gateway",
+    "pronunciations": "gateway",
 }

@@ -61,6 +61,10 @@ GOOD = [
     ("post", "/v1/audio/voices", {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM}),
     ("get", "/v1/audio/voices", {}),
     ("delete", "/v1/audio/voices/{voice_id}", {"voice_id": None}),
+    ("put", "/v1/audio/pronunciations", {"json": {"SQL": "sequel"}}),
+    ("get", "/v1/audio/pronunciations", {}),
+    ("get", "/v1/audio/pronunciations", {"params": {"format": "pls"}}),
+    ("delete", "/v1/audio/pronunciations", {}),
     ("get", "/health", {}),
     ("get", "/health/live", {}),
     ("get", "/health/ready", {}),
@@ -83,6 +87,7 @@ BAD = [
         "timestamp_granularities[]",
     ),
     ("/v1/audio/voices", {"data": FORM}, "audio_sample"),
+    ("/v1/audio/speech", {"json": SPEECH | {"pronunciations": {"a": {"phonemes": "S"}}}}, "pronunciations.a"),
 ]
 
 

@@ -1,0 +1,101 @@
+"""Storage for the pronunciation dictionary of each key, in the folder of the voices.
+
+    FOLDER/OWNER/pronunciations.json      as the request option; written atomically
+
+OWNER is a digest of the key, as for voices, so that no other key reads or uses the dictionary.
+"""
+
+import json
+import logging
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from stretto_client.lexicon_files import read_lexicon_file
+from stretto_client.pronunciation import Entry, InvalidEntry, entries_record
+from stretto_gateway.voice_store import OWNER, UNFINISHED, keep_names
+
+LOG = logging.getLogger("stretto_gateway")
+NAME = "pronunciations.json"
+NUM_CACHED = 64  # dictionaries in memory
+
+
+class PronunciationStore:
+    """Pronunciation dictionaries in a folder, one per owner. Methods block during file access.
+
+    Args:
+        folder: The folder, which is shared with the voices.
+        max_entries: Maximum number of entries of a dictionary.
+        max_bytes: Maximum size of a dictionary as JSON.
+    """
+
+    def __init__(self, folder: Path, max_entries: int, max_bytes: int):
+        self._folder, self._max_entries, self._max_bytes = folder, max_entries, max_bytes
+        self._cached = OrderedDict[str, tuple[tuple[int, ...], tuple[Entry, ...]]]()
+
+    def find(self, owner: str) -> tuple[Entry, ...]:
+        """Return the owner's dictionary, which is empty if there is none; a damaged one is logged and empty."""
+        path = self._path(owner)
+        try:
+            found = path.stat()
+            state = found.st_mtime_ns, found.st_size, found.st_ino
+            if (known := self._cached.get(owner)) is not None and known[0] == state:
+                return known[1]
+            entries = read_lexicon_file(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        except InvalidEntry:  # its message may contain parts of the file
+            LOG.error("%s is not a dictionary", path)
+            return ()
+        self._cached[owner] = state, entries
+        while len(self._cached) > NUM_CACHED:
+            self._cached.popitem(last=False)
+        return entries
+
+    def replace(self, owner: str, entries: Sequence[Entry]) -> None:
+        """Store a dictionary in place of the owner's earlier one.
+
+        Args:
+            owner: Digest of the caller's key.
+            entries: The entries.
+
+        Raises:
+            InvalidEntry: The dictionary is too large.
+            OSError: The disk is full.
+        """
+        if len(entries) > self._max_entries:
+            raise InvalidEntry("", f"at most {self._max_entries} entries", f"{len(entries)}")
+        data = json.dumps(entries_record(entries)).encode()
+        if len(data) > self._max_bytes:
+            raise InvalidEntry("", f"at most {self._max_bytes} bytes of JSON", f"{len(data)}")
+        path = self._path(owner)
+        if not path.parent.is_dir():
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            keep_names(self._folder)
+        unfinished = path.with_name(f"{secrets.token_hex(8)}{UNFINISHED}")
+        try:
+            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+            keep_names(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def remove(self, owner: str) -> bool:
+        """Delete the owner's dictionary; return True if it existed."""
+        path = self._path(owner)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+            keep_names(path.parent)
+            return True
+        return False
+
+    def _path(self, owner: str) -> Path:
+        if OWNER.fullmatch(owner) is None:
+            raise ValueError(f"expected an owner, got {owner!r}")
+        return self._folder / owner / NAME

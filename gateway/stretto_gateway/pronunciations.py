@@ -1,0 +1,157 @@
+"""`/v1/audio/pronunciations`: the pronunciation dictionary of a key, which applies to all of its speech requests."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from typing_extensions import TypedDict
+
+from stretto_client import ModelProfile, SpeakArguments
+from stretto_client.lexicon_files import read_lexicon, write_pls
+from stretto_client.pronunciation import ALPHABETS, Entry, InvalidEntry, entries_record, folded, occurring
+from stretto_gateway.answers import ApiError, mismatch
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.pronunciation_store import PronunciationStore
+from stretto_gateway.speech_request import Body, Ignored
+
+router = APIRouter()
+PLS = "application/pls+xml"
+FIELD = "pronunciations"
+FORMS: dict[str, Any] = {
+    "application/json": {"schema": {"type": "object", "additionalProperties": True}},
+    PLS: {"schema": {"type": "string"}},
+}
+
+
+class StoredDictionary(TypedDict):
+    """Confirmation that a dictionary is stored.
+
+    Attributes:
+        num_entries: Number of its entries.
+    """
+
+    object: Literal["audio.pronunciations"]
+    num_entries: int
+
+
+class DeletedDictionary(TypedDict):
+    """Confirmation that the caller has no dictionary."""
+
+    object: Literal["audio.pronunciations.deleted"]
+    deleted: bool
+
+
+ANSWERS: dict[int | str, dict[str, Any]] = {200: {"description": "The dictionary", "content": FORMS}}
+BODY = {"requestBody": {"required": True, "content": FORMS}}
+
+
+@router.get("/v1/audio/pronunciations", response_class=Response, responses=ANSWERS)
+async def get_pronunciations(
+    request: Request, form: Annotated[Literal["json", "pls"], Query(alias="format")] = "json"
+) -> Response:
+    """Return the caller's dictionary in the form in which it can be stored again."""
+    gateway: Gateway = request.app.state.gateway
+    entries = await asyncio.to_thread(expect_store(gateway).find, request.state.owner)
+    if form == "pls":
+        return Response(write_pls(entries), media_type=PLS)
+    return JSONResponse(entries_record(entries))
+
+
+@router.put("/v1/audio/pronunciations", openapi_extra=BODY)
+async def put_pronunciations(request: Request, response: Response) -> StoredDictionary:
+    """Store a dictionary, in JSON or PLS, in place of the caller's earlier one.
+
+    The header `stretto-ignored` lists the words whose phonemes the served model does not read.
+    """
+    gateway: Gateway = request.app.state.gateway
+    store = expect_store(gateway)
+    try:
+        entries = await asyncio.to_thread(read_lexicon, await request.body())
+        ignored = Ignored(Body(), gateway.strict)
+        readable_entries(entries, await gateway.catalogue.profile(), ignored)
+        await asyncio.to_thread(store.replace, request.state.owner, entries)
+    except InvalidEntry as error:
+        raise mismatch(f"{FIELD}.{error.path}" if error.path else FIELD, error.expected, error.got) from None
+    except OSError:
+        raise ApiError(507, "not enough disk space for the dictionary", code="no_room") from None
+    response.headers.update(ignored.headers)
+    return {"object": "audio.pronunciations", "num_entries": len(entries)}
+
+
+@router.delete("/v1/audio/pronunciations")
+async def delete_pronunciations(request: Request) -> DeletedDictionary:
+    """Delete the caller's dictionary."""
+    gateway: Gateway = request.app.state.gateway
+    deleted = await asyncio.to_thread(expect_store(gateway).remove, request.state.owner)
+    return {"object": "audio.pronunciations.deleted", "deleted": deleted}
+
+
+def expect_store(gateway: Gateway) -> PronunciationStore:
+    """Return the store; raise ApiError if the gateway has none."""
+    if gateway.pronunciations is None:
+        message = f"{FIELD}: this gateway stores no dictionaries; start it with --voices FOLDER"
+        raise ApiError(400, message, code="unsupported")
+    return gateway.pronunciations
+
+
+def readable_entries(entries: tuple[Entry, ...], profile: ModelProfile, ignored: Ignored) -> tuple[Entry, ...]:
+    """Return the entries that the model can speak; add the words of others to `ignored`."""
+    for entry in entries:
+        if entry.alphabet and entry.alphabet not in profile.phonemes:
+            ignored.add(f"{FIELD}.{entry.word}", no_phonemes(profile), entry.alphabet)
+    return tuple(entry for entry in entries if not entry.alphabet or entry.alphabet in profile.phonemes)
+
+
+def no_phonemes(profile: ModelProfile) -> str:
+    """Return the description of the spelling that the model needs in place of phonemes."""
+    read = f"reads {' and '.join(profile.phonemes)} only" if profile.phonemes else "reads no phonemes"
+    return f"a spelling ({profile.family!r} {read})"
+
+
+async def add_dictionary(
+    gateway: Gateway, profile: ModelProfile, options: SpeakArguments, owner: str, ignored: Ignored
+) -> None:
+    """Add the entries of the caller's dictionary to the options of a request, whose own entries precede.
+
+    Args:
+        gateway: The gateway.
+        profile: The served model.
+        options: Arguments of `SpeechClient.speak`; changed.
+        owner: Owner of the dictionary.
+        ignored: Receives entries of the request whose phonemes the model does not read.
+    """
+    given: Any = options.get("pronunciations", {})
+    if not isinstance(given, Mapping):
+        return  # the server refuses it
+    own = dict[str, Any]()
+    for word, value in given.items():
+        alphabet = value.get("alphabet", "cmu") if isinstance(value, Mapping) else None
+        name = ALPHABETS.get(alphabet.lower()) if isinstance(alphabet, str) else None
+        if name is None or name in profile.phonemes:
+            own[word] = value
+        else:
+            ignored.add(f"{FIELD}.{word}", no_phonemes(profile), alphabet)
+    stored: tuple[Entry, ...] = ()
+    if gateway.pronunciations is not None:
+        stored = await asyncio.to_thread(gateway.pronunciations.find, owner)
+    # In a stored dictionary, phonemes of other models have no effect. Its owner has learned which when it was stored.
+    readable = (entry for entry in stored if not entry.alphabet or entry.alphabet in profile.phonemes)
+    given_words = set(map(folded, own))
+    own |= entries_record(entry for entry in readable if folded(entry.word) not in given_words)
+    if own:
+        options["pronunciations"] = own
+    else:
+        options.pop("pronunciations", None)
+
+
+async def keep_occurring(options: SpeakArguments, text: str) -> None:
+    """Keep only the entries whose words occur in the complete text, so that a request is small."""
+    given = options.get("pronunciations")
+    if given:
+        words = await asyncio.to_thread(occurring, tuple(given), text)
+        options["pronunciations"] = {word: given[word] for word in words}
+        if not words:
+            del options["pronunciations"]
