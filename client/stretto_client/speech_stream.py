@@ -100,6 +100,7 @@ class SpeechEvent:
             known.
         transcribed_s: With `progress=True`, time in the recording up to which the transcript is complete, in seconds;
             None otherwise.
+        marker: Name of the marker of `pcm`, by which a detector recognises generated speech; empty if it is not marked.
     """
 
     pcm: NDArray[Any] | None
@@ -119,6 +120,7 @@ class SpeechEvent:
     pauses: tuple[tuple[float, ...], ...] = ()
     begun: tuple[Word, ...] = ()
     transcribed_s: float | None = None
+    marker: str = ""
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
@@ -150,6 +152,7 @@ def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | N
         pauses=tuple(map(tuple, record.get("pauses", ()))),
         begun=tuple(map(Word.from_record, record.get("begun", ()))),
         transcribed_s=record.get("transcribed_s"),
+        marker=record.get("marker", ""),
     )
 
 

@@ -53,7 +53,7 @@ ABOUT = (
     "media streams; and /api/chat, /api/asr-streaming and /api/tts_streaming, Kyutai's protocols."
 )
 # response headers that pages of other origins may read
-EXPOSED = ("x-request-id", "stretto-ignored", "x-sample-rate", "retry-after")
+EXPOSED = ("x-request-id", "stretto-ignored", "stretto-marker", "x-sample-rate", "retry-after")
 IDENTITY = ("model", "revision", "configuration")  # fields of `Health` that the server reports
 OPEN: dict[str, Any] = {"security": []}  # no key needed
 router = APIRouter()

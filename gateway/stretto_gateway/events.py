@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, suppress
 
 from starlette.responses import Response
@@ -32,6 +32,7 @@ class Streamed(Response):
         media_type: Media type of the body.
         stall_s: Maximum time for which the client may read nothing, in seconds.
         last_words: Function that formats an error as a final part.
+        first_headers: Function that returns further headers once the first part is ready.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Streamed(Response):
         media_type: str,
         stall_s: float,
         last_words: Callable[[ApiError], bytes] | None = None,
+        first_headers: Callable[[], Mapping[str, str]] = dict,
     ):
         super().__init__(media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._parts, self._stall_s, self._last_words = parts, stall_s, last_words
+        self._first_headers = first_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(CallerDisconnected):
@@ -52,6 +55,7 @@ class Streamed(Response):
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._parts) as parts:
             part: bytes | None = await anext(parts)
+            self.headers.update(self._first_headers())
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             while part is not None:
                 try:

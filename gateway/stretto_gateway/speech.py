@@ -60,6 +60,7 @@ from stretto_gateway.speech_request import (
 from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
+MARKER = "stretto-marker"  # header of marked audio
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 OF_THE_VOICE = ("messages[0].text", "messages[0].audio", "audio", "messages")  # the server's fields of a recorded voice
 # Request fields, keyed by the server's field names.
@@ -85,16 +86,24 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     if body.timestamps and wants_alignment(await gateway.catalogue.profile()):
         options["words"] = "aligned"
     follow = partial(gateway.outcomes.followed, request.state.owner, request.state.request_id)
+    made: dict[str, Any] = {}
     if body.stream_format == "sse":
-        parts = sse_parts(gateway, body, options)
-        answer = Streamed(follow(parts), "text/event-stream", gateway.limits.stall_s, sse_error)
+        parts = sse_parts(gateway, body, options, made)
+        media_type, last_words = "text/event-stream", sse_error
     else:
-        parts = audio_parts(gateway, body, body.input, options, ignored)
-        answer = Streamed(follow(parts), MEDIA_TYPES[body.response_format], gateway.limits.stall_s)
-        if body.response_format in RAW:
-            answer.headers["x-sample-rate"] = str(body.rate)
+        parts = audio_parts(gateway, body, body.input, options, ignored, made)
+        media_type, last_words = MEDIA_TYPES[body.response_format], None
+    first_headers = partial(marker_header, made)
+    answer = Streamed(follow(parts), media_type, gateway.limits.stall_s, last_words, first_headers)
+    if body.stream_format != "sse" and body.response_format in RAW:
+        answer.headers["x-sample-rate"] = str(body.rate)
     answer.headers.update(ignored.headers)
     return answer
+
+
+def marker_header(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return the header that names the marker of the audio; empty if the audio is not marked."""
+    return {MARKER: report["marker"]} if "marker" in report else {}
 
 
 @router.get("/v1/audio/speech/{request_id}")
@@ -164,12 +173,13 @@ async def audio_parts(
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
         ignored: Receives the tags in the text that are not spoken, at the end.
-        report: Receives the server's report, at the end.
+        report: Receives the name of the marker before the first part, and the server's report at the end.
     """
     report = {} if report is None else report
     encoder = item_encoder(item, gateway.audio_tags)
     async with spoken(gateway, text, options, item.voice_field) as events:
         async for event in events:
+            report |= {"marker": event.marker} if event.marker else {}
             async for part in encoded_parts(encoder, event.pcm):
                 yield part
             report.update(event.report or {})
@@ -178,22 +188,24 @@ async def audio_parts(
         yield rest
 
 
-async def sse_parts(gateway: Gateway, item: SpeechRequest, options: SpeakArguments) -> AsyncGenerator[bytes, None]:
+async def sse_parts(
+    gateway: Gateway, item: SpeechRequest, options: SpeakArguments, report: dict[str, Any]
+) -> AsyncGenerator[bytes, None]:
     """Yield `speech.audio.delta` events and a final `speech.audio.done`.
 
     With `timestamps`, a word is sent before the audio in which it begins or, if words are aligned, after its clause.
-    The last event lists the words without a time.
+    The last event lists the words without a time. `report` receives the same as in `audio_parts`.
     """
     encoder, speed = item_encoder(item, gateway.audio_tags), item.speed or 1.0
-    report: dict[str, Any] = {}
     async with spoken(gateway, item.input, options, item.voice_field) as events:
         async for event in events:
+            report |= {"marker": event.marker} if event.marker else {}
             if item.timestamps and event.words:
                 words = [timed_word(word, speed) for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
             async for part in encoded_parts(encoder, event.pcm):
                 yield sse(delta(part))
-            report = event.report or report
+            report.update(event.report or {})
     if rest := encoder.close():
         yield sse(delta(rest))
     yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed_words(report))

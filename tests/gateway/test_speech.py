@@ -66,6 +66,17 @@ async def test_first_chunk_is_decodable_before_the_second_in_every_format(start:
     }
 
 
+@pytest.mark.parametrize("form", ["wav", "mp3", "sse"])
+async def test_header_names_the_marker_of_marked_audio(start: Start, form: str) -> None:
+    given = {"stream_format": "sse"} if form == "sse" else {"response_format": form}
+    for marker in ("", "perth"):
+        steps = [replace(each, more={"marker": marker} if marker else {}) for each in SPOKEN]
+        running = await start(steps)
+        async with running.openai().audio.speech.with_streaming_response.create(**REQUEST, extra_body=given) as answer:
+            assert await answer.read()
+            assert answer.headers.get("stretto-marker", "") == marker
+
+
 def tags(data: bytes, name: str) -> dict[str, str]:
     """Return the tags of a file, from its container or its only stream."""
     with av.open(io.BytesIO(data), format={"opus": "ogg"}.get(name, name)) as container:

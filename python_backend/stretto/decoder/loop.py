@@ -255,6 +255,8 @@ def make_event(pending: PendingChunk, session: Session, num_samples: int, end: i
     if chunk.num_transcribed is not None:
         event["begun"] = [timed_word(mark, spec.frame_rate) for mark in chunk.begun]
         event["transcribed_s"] = round(chunk.num_transcribed / spec.frame_rate, 4)
+    if session.marking is not None and num_samples:
+        event["marker"] = session.marking.name
     if chunk.is_final:
         event["report"] = _report(pending, session)
     return event

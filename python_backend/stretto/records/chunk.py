@@ -395,6 +395,7 @@ class Event(TypedDict):
         begun: If progress was requested, words completed since the last event, without end times.
         transcribed_s: If progress was requested, time in the recording up to which the transcript is complete, in
             seconds.
+        marker: Name of the marker of these samples; absent if they are not marked.
     """
 
     utterance: str
@@ -414,6 +415,7 @@ class Event(TypedDict):
     pauses: NotRequired[tuple[tuple[float, ...], ...]]
     begun: NotRequired[list[WordTime]]
     transcribed_s: NotRequired[float]
+    marker: NotRequired[str]
 
 
 class PartEvent(TypedDict):
