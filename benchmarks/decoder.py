@@ -42,6 +42,7 @@ from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import Windower
 from stretto.decoder.worker import DecoderWorker
+from stretto.marking.marker import Marker
 from stretto.records.chunk import Chunk, Event
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
@@ -76,12 +77,19 @@ class ProcessorTime:
         codec: Codec to decode with.
         config: Configuration of the decoder.
         stopwatch: Returns the processor time in seconds.
+        marker: Marker of the samples, or None.
     """
 
-    def __init__(self, codec: Codec, config: DecoderConfig, stopwatch: Callable[[], float] = time.thread_time) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        config: DecoderConfig,
+        stopwatch: Callable[[], float] = time.thread_time,
+        marker: Marker | None = None,
+    ) -> None:
         self._stopwatch = stopwatch
         self._queue = ChunkQueue()
-        sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now)
+        sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now, marker=marker)
         self._loop = DecodingLoop(codec, config, self._queue, Counts(), sessions)
         self._loop.stopwatch = stopwatch
         self._loop.enter()

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.harness import CHECKPOINT, append_result, command_line
 from stretto import SpeechLLM
-from stretto.codecs.base import Window
+from stretto.codecs.base import Codec, Window
 from stretto.config import EngineConfig
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
@@ -70,7 +70,8 @@ async def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
                 ("int8 voice", "int8", stored),
                 ("int8 ears", "stored", int8),
             ):
-                heard = [preprocessor.prepare(listening(preprocessor, codes, options)) for codes, _ in voices[voice]]
+                spoken = [samples_of(preprocessor.codec, codes) for codes, _ in voices[voice]]
+                heard = [transcription(preprocessor, pcm, options) for pcm in spoken]
                 found = [words(text) for _, text in await replies(ears, heard)]
                 wanted = [words(each) for each in texts]
                 wrong = sum(map(word_errors, wanted, found))
@@ -81,13 +82,19 @@ async def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     return errors
 
 
-def listening(preprocessor: Preprocessor, codes: np.ndarray, options: str) -> RawRequest:
-    """Return the request to transcribe the speech with these codes [K, T]."""
-    codec, whole = preprocessor.codec, torch.from_numpy(codes).long()[None]
+def samples_of(codec: Codec, codes: np.ndarray) -> np.ndarray:
+    """Return the samples [n] of codes [K, T], decoded in one piece."""
+    whole = torch.from_numpy(codes).long()[None]
     window = Window(whole, 0, 0, torch.zeros(1, dtype=torch.long), codec.initial_state(1))
     with torch.inference_mode():
-        samples, _ = codec.decode(window)
-    return RawRequest(pcm_in=samples[0].numpy(), sample_rate=codec.spec.sample_rate, task="asr", options=options)
+        samples: np.ndarray = codec.decode(window)[0][0].numpy()
+    return samples
+
+
+def transcription(preprocessor: Preprocessor, pcm: np.ndarray, options: str) -> Prompt:
+    """Return the prompt to transcribe samples [n] of the model's sample rate."""
+    rate = preprocessor.codec.spec.sample_rate
+    return preprocessor.prepare(RawRequest(pcm_in=pcm, sample_rate=rate, task="asr", options=options))
 
 
 if __name__ == "__main__":
