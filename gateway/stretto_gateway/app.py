@@ -44,6 +44,7 @@ from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.speech_request import error_message, field_path
 from stretto_gateway.telephone import endpoints as telephone
+from stretto_gateway.webrtc import endpoints as webrtc
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
@@ -53,7 +54,7 @@ ABOUT = (
     "media streams; and /api/chat, /api/asr-streaming and /api/tts_streaming, Kyutai's protocols."
 )
 # response headers that pages of other origins may read
-EXPOSED = ("x-request-id", "stretto-ignored", "stretto-marker", "x-sample-rate", "retry-after")
+EXPOSED = ("x-request-id", "stretto-ignored", "stretto-marker", "x-sample-rate", "retry-after", "location")
 IDENTITY = ("model", "revision", "configuration")  # fields of `Health` that the server reports
 OPEN: dict[str, Any] = {"security": []}  # no key needed
 router = APIRouter()
@@ -69,11 +70,14 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.gateway = Gateway(config, make_client() if make_client else None)
+        app.state.gateway = gateway = Gateway(config, make_client() if make_client else None)
+        app.state.calls = calls = webrtc.make_calls(gateway)
         try:
             yield
         finally:
-            await app.state.gateway.close()
+            if calls is not None:
+                await calls.close()
+            await gateway.close()
 
     # No documentation pages from FastAPI, because they would load scripts from other hosts.
     about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
@@ -109,9 +113,9 @@ class KeyedApp(FastAPI):
 def all_routes() -> list[BaseRoute]:
     """Return the routes of every application; they do not depend on its settings."""
     every = APIRouter()
-    for part in (speech, speech_stream, transcription, verification, chat, realtime, kyutai, telephone, voices):
-        every.include_router(part.router, responses=ERRORS)
-    for part in (pronunciations, page):
+    sessions = (realtime, webrtc, kyutai, telephone)
+    stored = (voices, pronunciations)
+    for part in (speech, speech_stream, transcription, verification, chat, *sessions, *stored, page):
         every.include_router(part.router, responses=ERRORS)
     every.include_router(router, responses=ERRORS)
     add_health(every)

@@ -35,11 +35,13 @@ from stretto_gateway.metrics import spans_are_wanted
 from stretto_gateway.outgoing import web_url
 from stretto_gateway.realtime.end_of_turn import read_model
 from stretto_gateway.usage import Ceiling
+from stretto_gateway.webrtc.network import Network
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
 HOSTS = "STRETTO_AUDIO_HOSTS"
 TURN_MODEL = "STRETTO_TURN_MODEL"
+ADDRESSES, PORTS = "STRETTO_WEBRTC_ADDRESSES", "STRETTO_WEBRTC_PORTS"
 WEBHOOK, TWILIO_TOKEN = "STRETTO_CALL_WEBHOOK", "STRETTO_TWILIO_TOKEN"
 MIN_KEY_CHARS = 16
 # Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
@@ -110,9 +112,10 @@ def main(words: list[str] | None = None) -> int:
 def with_fewer_connections(config: GatewayConfig) -> GatewayConfig:
     """Return the settings with as many connections as the limit on open files permits, and report a lower number."""
     wanted = config.limits.max_connections
-    needed = FILES_PER_CONNECTION * wanted + OTHER_FILES
+    others = OTHER_FILES + config.limits.max_sessions * len(config.webrtc_addresses)  # a socket of each call
+    needed = FILES_PER_CONNECTION * wanted + others
     num_files = raise_file_limit(needed)
-    fits = max(MIN_CONNECTIONS, (num_files - OTHER_FILES) // FILES_PER_CONNECTION)
+    fits = max(MIN_CONNECTIONS, (num_files - others) // FILES_PER_CONNECTION)
     if fits >= wanted:
         return config
     print(
@@ -206,6 +209,12 @@ def arguments() -> Parser:
     about = f"end-of-turn model for semantic_vad, such as Smart Turn v3 (ONNX); default: {TURN_MODEL}, or none"
     model = os.environ.get(TURN_MODEL)
     add("--turn-model", type=Path, metavar="FILE", default=Path(model) if model else None, help=about)
+    about = (
+        f"IP address of WebRTC calls, or ANNOUNCED=BOUND behind a NAT; repeatable; default: {ADDRESSES}, or no calls"
+    )
+    add("--webrtc-address", action="append", metavar="ADDRESS", help=about)
+    about = f"UDP ports of WebRTC calls, one for each call; default: {PORTS}, or any"
+    add("--webrtc-ports", metavar="FIRST-LAST", default=os.environ.get(PORTS, ""), help=about)
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
     add("--certificate", metavar="FILE", help="TLS with this certificate")
@@ -299,10 +308,25 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     where = (server, args.address, port)
     hosts = tuple(args.audio_host or filter(None, os.environ.get(HOSTS, "").split(",")))
     AudioHosts(hosts, limits)  # raises ValueError for an invalid one
+    addresses = tuple(args.webrtc_address or filter(None, os.environ.get(ADDRESSES, "").split(",")))
+    check_network(addresses, args.webrtc_ports)
     calls = {"call_webhook": args.call_webhook, "twilio_token": os.environ.get(TWILIO_TOKEN, "").strip()}
     turn_model = read_model(args.turn_model) if args.turn_model is not None else b""
     more = {"audio_hosts": hosts, "turn_model": turn_model, "ceilings": tuple(args.ceiling)} | calls
+    more |= {"webrtc_addresses": addresses, "webrtc_ports": args.webrtc_ports}
     return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **more)
+
+
+def check_network(addresses: tuple[str, ...], ports: str) -> None:
+    """Raise ValueError if the settings of WebRTC calls are invalid, or no call can be received at an address."""
+    network = Network.from_texts(addresses, ports)
+    for address in network.addresses:
+        family = socket.AF_INET6 if ":" in address.bound else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((address.bound, 0))
+            except OSError as error:
+                raise ValueError(f"--webrtc-address: cannot bind to {address.bound}: {error.strerror}") from None
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

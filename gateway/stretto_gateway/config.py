@@ -35,8 +35,8 @@ class Limits:
         stall_s: Time after which a client that neither reads nor writes is disconnected.
         upload_s: Maximum time for the upload of a body.
         drain_s: Maximum time for running responses to finish at shutdown.
-        max_sessions: Maximum number of open WebSockets.
-        max_event_bytes: Maximum size of a WebSocket message.
+        max_sessions: Maximum number of open WebSockets and WebRTC calls.
+        max_event_bytes: Maximum size of a WebSocket message, and of the events of a WebRTC call that wait.
         max_turn_s: Maximum duration of uncommitted audio in a realtime session.
         max_items: Maximum number of items in a realtime conversation.
         idle_s: Time without a message after which a session ends.
@@ -94,6 +94,9 @@ class GatewayConfig:
         twilio_token: Twilio's auth token, which signs its requests; empty to accept other credentials only.
         audio_hosts: Hosts from which recordings are fetched, as `AudioHosts` takes them.
         turn_model: Content of an end-of-turn model, which `read_model` has checked; empty for none.
+        webrtc_addresses: Addresses at which WebRTC calls are received, as `UdpAddress.from_text` parses them; none to
+            reject calls.
+        webrtc_ports: UDP ports of the calls, as `FIRST-LAST`; empty for any.
         ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
     """
 
@@ -111,4 +114,6 @@ class GatewayConfig:
     twilio_token: str = field(default="", repr=False)
     audio_hosts: tuple[str, ...] = ()
     turn_model: bytes = field(default=b"", repr=False)
+    webrtc_addresses: tuple[str, ...] = ()
+    webrtc_ports: str = ""
     ceilings: tuple[str, ...] = ()

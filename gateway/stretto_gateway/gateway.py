@@ -21,6 +21,7 @@ from stretto_gateway.routed import RoutedClient
 from stretto_gateway.server_queue import ServerQueue
 from stretto_gateway.usage import Ceiling
 from stretto_gateway.voice_store import VoiceStore
+from stretto_gateway.webrtc.network import Network
 
 
 class Gateway:
@@ -56,6 +57,7 @@ class Gateway:
             self.voices = VoiceStore(config.voices, config.limits.max_voices)
             sizes = config.limits.max_pronunciations, config.limits.max_dictionary_bytes
             self.pronunciations = PronunciationStore(config.voices, *sizes)
+        self.network = Network.from_texts(config.webrtc_addresses, config.webrtc_ports)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:

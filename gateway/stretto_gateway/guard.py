@@ -31,7 +31,8 @@ OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", *pa
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
-REALTIME = "/v1/realtime"  # the only path that accepts client secrets, as a WebSocket
+REALTIME = "/v1/realtime"  # accepts client secrets, as a WebSocket
+CALLS = "/v1/realtime/calls"  # it and the paths below accept client secrets, too
 TWILIO = "/v1/twilio"  # its endpoint authenticates calls itself
 KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send the key in a header or in the query
 KYUTAI_HEADER, KYUTAI_FIELD = b"kyutai-api-key", "auth_id"
@@ -286,14 +287,17 @@ def may_authenticate_later(scope: Scope, authorization: str) -> bool:
 
 
 def is_realtime(scope: Scope) -> bool:
-    """Return True if the request opens a realtime session."""
-    return bool(scope["type"] == "websocket" and scope["path"] == REALTIME)
+    """Return True if the request opens a realtime session, or ends a call."""
+    path = scope["path"]
+    if scope["type"] == "websocket":
+        return bool(path == REALTIME)
+    return bool(path == CALLS or path.startswith(f"{CALLS}/"))
 
 
 def client_secret(scope: Scope, key: str) -> ClientSecret | None:
     """Return the client secret with value `key`.
 
-    Return None for other keys, and for requests that do not open a realtime session.
+    Return None for other keys, and for requests that are not about a realtime session.
     """
     if not is_realtime(scope) or not key.startswith(PREFIX):
         return None

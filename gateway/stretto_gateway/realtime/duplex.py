@@ -122,6 +122,7 @@ class DuplexSession(Session):
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
             "response.cancel": self._cancel,
+            "output_audio_buffer.clear": self._channel.clear_output,
         }
         self._handlers = dict.fromkeys(self._handlers, self._refuse) | own
 
@@ -156,8 +157,7 @@ class DuplexSession(Session):
             settings.model_copy(update={"audio": settings.audio.model_copy(update={"input": audio_input})}), profile
         )
 
-    async def hear(self, data: bytes, event_id: str | None = None) -> None:
-        pcm = self._reader.read(data)
+    async def hear(self, pcm: bytes, event_id: str | None = None) -> None:
         if self._duplex is None:
             await self._begin()
         assert self._audio is not None, "it begins with the response"

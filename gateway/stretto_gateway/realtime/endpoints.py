@@ -1,9 +1,11 @@
 """Endpoints of realtime sessions: `WS /v1/realtime`, and short-lived keys for it."""
 
+import asyncio
+from collections.abc import Callable
 from contextlib import closing
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
 from stretto_gateway.admission import CALLER
@@ -13,7 +15,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
-from stretto_gateway.realtime.events import Channel, attend, session_tasks
+from stretto_gateway.realtime.events import Channel, Socket, SocketSession, attend, session_tasks
 from stretto_gateway.realtime.session import Session
 from stretto_gateway.realtime.settings import (
     Change,
@@ -38,19 +40,13 @@ async def open_session(socket: WebSocket) -> None:
     The settings of a client secret override both.
     """
     gateway: Gateway = socket.app.state.gateway
-    query = socket.query_params
-    name = query.get("model", "gpt-realtime")
-    only_listens = query.get("intent") == "transcription" or any(part in name for part in TRANSCRIBERS)
-    settings: Settings = transcribing(name) if only_listens else RealtimeSettings(model=name)
-    secret = socket.state.secret
-    if secret is not None:
-        settings = secret.settings
-        name = settings.model if isinstance(settings, RealtimeSettings) else name
+    name, settings = first_settings(socket)
     try:
         await settings.check(await gateway.catalogue.model(name), CallersVoices(gateway.voices, socket.state.owner))
         with gateway.sessions.slot():
             await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
-            await run(gateway, socket, settings, name)
+            channel = Channel(socket, gateway.limits.stall_s)
+            await run(gateway, socket, channel, settings, name, getattr(socket.state, "owner", EVERYBODY))
     except ApiError as error:
         await socket.send_denial_response(error.response())
 
@@ -81,12 +77,45 @@ def transcribing(model: str) -> Settings:
     return Change(TranscriptionSettings(), named, model).settings
 
 
-async def run(gateway: Gateway, socket: WebSocket, settings: Settings, model: str) -> None:
-    """Run the session until it ends."""
-    channel = Channel(socket, gateway.limits.stall_s)
-    voices = CallersVoices(gateway.voices, getattr(socket.state, "owner", EVERYBODY))
+def first_settings(connection: HTTPConnection) -> tuple[str, Settings]:
+    """Return the name of the model and the settings with which a session begins.
+
+    Args:
+        connection: Request for the session, whose query may have `model` and `intent`.
+    """
+    query = connection.query_params
+    name = query.get("model", "gpt-realtime")
+    secret = connection.state.secret
+    if secret is not None:
+        settings: Settings = secret.settings
+        return settings.model if isinstance(settings, RealtimeSettings) else name, settings
+    only_listens = query.get("intent") == "transcription" or any(part in name for part in TRANSCRIBERS)
+    return name, transcribing(name) if only_listens else RealtimeSettings(model=name)
+
+
+async def run(
+    gateway: Gateway,
+    socket: Socket,
+    channel: Channel,
+    settings: Settings,
+    model: str,
+    owner: str,
+    handler: Callable[[Session, asyncio.TaskGroup], SocketSession] = lambda session, _: session,
+) -> None:
+    """Run the session until it ends.
+
+    Args:
+        gateway: The gateway.
+        socket: Connection to the client.
+        channel: Channel over this connection.
+        settings: Settings with which the session begins.
+        model: Name of the model.
+        owner: Owner of the caller's voices.
+        handler: Function that returns the handler of the client's messages for a session and its tasks.
+    """
+    voices = CallersVoices(gateway.voices, owner)
     async with session_tasks(channel) as tasks:
         kind = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else Session
         with closing(kind(gateway, channel, model, tasks, voices)) as session:
             await session.begin(settings)
-            await attend(gateway, socket, session, tasks, lambda: gateway.limits.idle_s)
+            await attend(gateway, socket, handler(session, tasks), tasks, lambda: gateway.limits.idle_s)

@@ -9,7 +9,8 @@ from itertools import islice
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.types import Message
+from starlette.websockets import WebSocketDisconnect
 
 from stretto_gateway.answers import ApiError, mismatch, refused, shown
 from stretto_gateway.base64_audio import read_audio
@@ -17,7 +18,15 @@ from stretto_gateway.chat import MAX_PARTS, MAX_TURNS, given
 from stretto_gateway.connection import POLICY, Rate
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
-from stretto_gateway.realtime.settings import Format, ReplyAudio, ReplyOptions, current_shape, merged, validated
+from stretto_gateway.realtime.settings import (
+    Format,
+    ReplyAudio,
+    ReplyOptions,
+    Settings,
+    current_shape,
+    merged,
+    validated,
+)
 from stretto_gateway.realtime.wire_audio import read_recording
 from stretto_gateway.speech_request import Body, Text, check_json
 
@@ -42,15 +51,52 @@ class SessionEnd(Exception):
         self.code, self.reason, self.error = code, reason, error
 
 
+class Socket(Protocol):
+    """Connection to a client: a WebSocket, or what takes its place. The messages are those of ASGI."""
+
+    async def receive(self) -> Message:
+        """Return the next message."""
+        ...
+
+    async def send_text(self, data: str) -> None:
+        """Send a message of text; raise WebSocketDisconnect or RuntimeError if the client has disconnected."""
+        ...
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Send a message of bytes; raise WebSocketDisconnect or RuntimeError if the client has disconnected."""
+        ...
+
+    async def close(self, code: int, reason: str) -> None:
+        """Close the connection."""
+        ...
+
+
 class Channel:
     """Ordered stream of events to a client.
 
     The session ends if the client does not read an event within `stall_s` seconds.
     """
 
-    def __init__(self, socket: WebSocket, stall_s: float):
+    def __init__(self, socket: Socket, stall_s: float):
         self._socket, self._stall_s = socket, stall_s
         self._errors = Rate(asyncio.get_running_loop(), MAX_ERRORS)
+
+    @property
+    def num_unplayed(self) -> int:
+        """Number of samples at 24 kHz that wait to be played; 0 if the client plays them."""
+        return 0
+
+    def check_format(self, param: str, form: Format) -> None:
+        """Raise ApiError if the channel carries no audio of a format; `param` is the field with the format."""
+
+    def check_formats(self, settings: Settings) -> None:
+        """Raise ApiError if the channel carries no audio of a session's formats."""
+
+    async def clear_output(self, _: Any = None) -> None:
+        """Stop playing, by the client's request; raise ApiError if the client itself plays."""
+        raise refused(
+            "type", "no event of WebRTC calls (over a WebSocket the client plays)", "output_audio_buffer.clear"
+        )
 
     async def send(self, kind: str, **fields: Any) -> None:
         """Send an event; raise SessionEnd if the client has disconnected or does not read."""
@@ -155,7 +201,7 @@ def _end_by(error: ApiError) -> SessionEnd:
 
 async def attend(
     gateway: Gateway,
-    socket: WebSocket,
+    socket: Socket,
     session: SocketSession,
     tasks: asyncio.TaskGroup,
     patience_s: Callable[[], float],
@@ -164,7 +210,7 @@ async def attend(
 
     Args:
         gateway: The gateway.
-        socket: The client's WebSocket.
+        socket: Connection to the client.
         session: Handler of the events.
         tasks: Tasks of the session.
         patience_s: Function that returns how many seconds to wait for the next event.
@@ -358,6 +404,7 @@ EVENTS: dict[str, type[ClientEvent]] = {
     "conversation.item.retrieve": ItemEvent,
     "response.create": ResponseCreate,
     "response.cancel": ResponseCancel,
+    "output_audio_buffer.clear": ClientEvent,
 }
 
 

@@ -194,7 +194,8 @@ class Reply:
         """Return the number of samples played so far if playback began when the first one was sent."""
         if self._first_s is None:
             return 0
-        return min(self.item.num_samples, round((clock_s() - self._first_s) * DEFAULT_RATE))
+        num_sent = max(0, self.item.num_samples - self._channel.num_unplayed)
+        return min(num_sent, round((clock_s() - self._first_s) * DEFAULT_RATE))
 
     async def begin(self, tasks: asyncio.TaskGroup) -> None:
         """Send the first events of the reply, and generate it in the background.

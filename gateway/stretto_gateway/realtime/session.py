@@ -32,7 +32,7 @@ MIN_COMMIT_MS = 100  # as at OpenAI
 class Session:
     """Session of one connection, with background work in `tasks`.
 
-    The conversation of a session that only transcribes stays empty.
+    The conversation of a session that only transcribes stays empty. `reader` reads audio in the input format.
     """
 
     def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup, voices: CallersVoices):
@@ -45,15 +45,12 @@ class Session:
         self._talk = Talk(gateway, channel, tasks, voices)
         self._transcriber = Transcriber(gateway, channel)
         self._settings: Settings = RealtimeSettings(model=model)
-        self._reader = WireReader(self._settings.audio.input.format)
+        self.reader = WireReader(self._settings.audio.input.format)
         # Errors of the formats of `input` and `output`, until a format is set that the gateway has.
         self._refused_formats: dict[str, ApiError | None] = {}
         self._next_id = new_id("item")  # id of the user's next item
         self._last_id: str | None = None  # id of the item that precedes the next item
-        self._is_live, self._num_transcribed = (
-            False,
-            0,
-        )  # True if turns are transcribed live; number of samples sent to be transcribed
+        self._is_live, self._num_transcribed = False, 0  # turns are transcribed live; samples sent to be transcribed
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -65,6 +62,7 @@ class Session:
             "conversation.item.retrieve": self._retrieve_item,
             "response.create": self._respond,
             "response.cancel": self._talk.cancel,
+            "output_audio_buffer.clear": self._channel.clear_output,
         }
 
     async def begin(self, settings: Settings) -> None:
@@ -110,6 +108,7 @@ class Session:
         await self._channel.send("session.updated", session=self._record(), **more)
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
+        self._channel.check_formats(settings)
         self._is_live = profile.reads_live_audio and settings.audio.input.transcription is not None
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
         heard = settings.audio.input
@@ -118,8 +117,8 @@ class Session:
             self._drop_transcript()
             self._num_transcribed = 0  # a later transcription of the turn begins with its first buffered sample
         self._settings = settings
-        if settings.audio.input.format.type != self._reader.form.type:
-            self._reader = WireReader(settings.audio.input.format)
+        if settings.audio.input.format.type != self.reader.form.type:
+            self.reader = WireReader(settings.audio.input.format)
 
     def _record(self) -> dict[str, Any]:
         return session_record(self._settings, self._session_id, self._expires_at)
@@ -139,11 +138,11 @@ class Session:
 
     async def _append(self, event: client.AudioAppend) -> None:
         self._expect_format("input", "audio")
-        await self.hear(read_audio("audio", event.audio), event.event_id)
+        await self.hear(self.reader.read(read_audio("audio", event.audio)), event.event_id)
 
-    async def hear(self, data: bytes, event_id: str | None = None) -> None:
-        """Process audio in the input format, cut anywhere; errors about its turns repeat the client's `event_id`."""
-        self._input.add(self._reader.read(data))
+    async def hear(self, pcm: bytes, event_id: str | None = None) -> None:
+        """Process samples, pcm16 at 24 kHz; errors about their turns repeat the client's `event_id`."""
+        self._input.add(pcm)
         while self._input.has_window:
             await self._gateway.windows.turn()
             edge = await self._input.process_window()
@@ -185,7 +184,7 @@ class Session:
             await self._respond(client.ResponseCreate(type="response.create"))
 
     async def _commit_all(self, _: client.ClientEvent | None = None) -> None:
-        self._input.add(self._reader.end())
+        self._input.add(self.reader.end())
         got_ms = milliseconds(self._input.num_committable)
         if got_ms < MIN_COMMIT_MS:
             message = f"input_audio_buffer: expected at least {MIN_COMMIT_MS} ms of audio, got {got_ms} ms"
@@ -209,7 +208,7 @@ class Session:
             await self._transcriber.begin(item, self._tasks)
 
     async def _clear(self, _: client.ClientEvent) -> None:
-        self._reader.end()
+        self.reader.end()
         self._input.pop_turn()
         self._drop_transcript()
         await self._channel.send("input_audio_buffer.cleared")
@@ -234,6 +233,7 @@ class Session:
         has_own_format = "format" in reply.audio.output.model_fields_set
         if "audio" in (reply.output_modalities or settings.output_modalities) and not has_own_format:
             self._expect_format("output", "response")
+        self._channel.check_format("response.audio.output.format", reply.audio.output.format)
         await self._talk.answer(settings, event)
 
     def _expect_readable(self, item: client.ItemFields | client.ItemReference, path: str) -> None:

@@ -32,13 +32,14 @@ class Resampler:
             return pcm
         frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
         frame.sample_rate = self._rate
-        return self._ready(frame)
+        return self.resample_frame(frame)
 
     def close(self) -> NDArray[np.int16]:
         """Return the remaining samples, int16 [m]."""
-        return self._ready(None)
+        return self.resample_frame(None)
 
-    def _ready(self, frame: av.AudioFrame | None) -> NDArray[np.int16]:
+    def resample_frame(self, frame: av.AudioFrame | None) -> NDArray[np.int16]:
+        """Add a frame of any number of channels, which become one, or None for the end; return the ready samples."""
         parts = [each.to_ndarray()[0] for each in self._resampler.resample(frame)]
         return np.concatenate([np.zeros(0, np.int16), *parts])
 

@@ -255,7 +255,7 @@ class Call:
         if 0 < chunk <= self._last_chunk:
             return
         self._last_chunk = max(chunk, self._last_chunk)
-        await self._session.hear(data)
+        await self._session.hear(self._session.reader.read(data))
 
     async def _finish(self) -> None:
         if isinstance(self._session, WebhookSession):

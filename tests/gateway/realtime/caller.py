@@ -23,7 +23,9 @@ from starlette.websockets import WebSocket, WebSocketState
 
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.endpoints import run
+from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.settings import IGNORED, TURN_END, RealtimeSettings, joined
+from stretto_gateway.voice_store import EVERYBODY
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import Running
 from tests.gateway.line import Line
@@ -174,4 +176,5 @@ async def run_over(gateway: Gateway, line: Line) -> None:
     scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b""}
     socket = WebSocket(scope, line.receive, line.send)
     socket.client_state = socket.application_state = WebSocketState.CONNECTED
-    await run(gateway, socket, RealtimeSettings(model="talker"), "talker")
+    channel = Channel(socket, gateway.limits.stall_s)
+    await run(gateway, socket, channel, RealtimeSettings(model="talker"), "talker", EVERYBODY)

@@ -1,0 +1,138 @@
+"""Calls in progress: each is a realtime session in a task of its own, which outlasts the request that has opened it."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from stretto_gateway.admission import REQUEST
+from stretto_gateway.answers import ApiError
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.conversation import new_id
+from stretto_gateway.realtime.endpoints import run
+from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.settings import Settings
+from stretto_gateway.webrtc.channel import TrackChannel, TrackSession
+from stretto_gateway.webrtc.peer import Peer
+
+LOG = logging.getLogger("stretto_gateway")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Request for a call.
+
+    Attributes:
+        offer: Session description that `read_offer` has returned.
+        settings: Settings with which the session begins.
+        model: Name of the model.
+        owner: Owner of the call and of the caller's voices.
+    """
+
+    offer: str
+    settings: Settings
+    model: str
+    owner: str
+
+
+class Call:
+    """One call.
+
+    Args:
+        gateway: The gateway.
+        opening: Request for the call.
+    """
+
+    def __init__(self, gateway: Gateway, opening: Opening):
+        self.call_id, self.owner = new_id("rtc"), opening.owner
+        self._gateway, self._opening = gateway, opening
+        self._answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._peer: Peer | None = None
+        # The task keeps the context of the request, so that limits count for its caller.
+        self.task = asyncio.create_task(self._hold())
+
+    async def answer(self) -> str:
+        """Return the session description that answers the caller's; raise ApiError if there is no call."""
+        either: list[asyncio.Future[Any]] = [self.task, self._answered]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._answered.done():
+            self.task.result()  # raises the error
+        return self._answered.result()
+
+    def hang_up(self) -> None:
+        """End the call."""
+        if self._peer is not None:
+            self._peer.hang_up()
+
+    async def _hold(self) -> None:
+        gateway, opening = self._gateway, self._opening
+        with gateway.sessions.slot():
+            peer = self._peer = Peer(gateway.network, gateway.limits.max_event_bytes)
+            try:
+                self._answered.set_result(await peer.answer(opening.offer))
+                await self._attend(peer)
+            except TimeoutError:
+                LOG.warning("%s: no connection within %g s", REQUEST.get().request_id, gateway.limits.stall_s)
+            except Exception:
+                if not self._answered.done():
+                    raise
+                LOG.exception("%s failed", REQUEST.get().request_id)
+            finally:
+                await asyncio.shield(peer.stop())
+
+    async def _attend(self, peer: Peer) -> None:
+        gateway, opening = self._gateway, self._opening
+        async with asyncio.timeout(gateway.limits.stall_s):
+            await peer.wait_until_open()
+        channel = TrackChannel(peer, gateway.limits.stall_s)
+
+        def handler(session: Session, tasks: asyncio.TaskGroup) -> TrackSession:
+            tasks.create_task(channel.report_ends())
+            return TrackSession(session, channel)
+
+        await run(gateway, peer, channel, opening.settings, opening.model, opening.owner, handler)
+
+
+class Calls:
+    """Calls of a gateway, by id."""
+
+    def __init__(self, gateway: Gateway):
+        self._gateway = gateway
+        self._calls: dict[str, Call] = {}
+
+    async def open(self, opening: Opening) -> tuple[str, str]:
+        """Begin a call.
+
+        Args:
+            opening: Request for the call.
+
+        Returns:
+            The id of the call, and the session description that answers the caller's.
+
+        Raises:
+            ApiError: The caller has too many sessions, no port is free, or the offer is invalid.
+        """
+        call = Call(self._gateway, opening)
+        self._calls[call.call_id] = call
+        call.task.add_done_callback(lambda _: self._calls.pop(call.call_id))
+        try:
+            return call.call_id, await call.answer()
+        except BaseException:
+            call.task.cancel()
+            raise
+
+    def hang_up(self, call_id: str, owner: str) -> None:
+        """End a call of this owner; raise ApiError 404 if there is none."""
+        call = self._calls.get(call_id)
+        if call is None or call.owner != owner:
+            raise ApiError(404, f"call_id: expected the id of a call in progress, got {call_id[:100]!r}", "call_id")
+        call.hang_up()
+
+    async def close(self) -> None:
+        """Wait for the calls to end, for which the gateway's shutdown has asked, and then end the remaining ones."""
+        tasks = [call.task for call in self._calls.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._gateway.limits.drain_s)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)

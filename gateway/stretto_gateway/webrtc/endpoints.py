@@ -1,0 +1,160 @@
+"""Endpoints of calls: `POST /v1/realtime/calls`, OpenAI's realtime sessions over WebRTC, and their end."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import Response
+
+from stretto_gateway.answers import ApiError, mismatch, shown
+from stretto_gateway.catalogue import CallersVoices
+from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.endpoints import first_settings
+from stretto_gateway.realtime.events import MAX_VALUES, num_values
+from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings, restrict_to_model
+
+if TYPE_CHECKING:
+    from stretto_gateway.webrtc.calls import Calls
+
+router = APIRouter()
+SDP = "application/sdp"
+FORM = "multipart/form-data"
+MAX_FORM_FIELDS = 8
+CALL_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        SDP: {"schema": {"type": "string", "description": "the caller's offer"}},
+        FORM: {
+            "schema": {
+                "type": "object",
+                "required": ["sdp"],
+                "properties": {
+                    "sdp": {"type": "string", "description": "the caller's offer"},
+                    "session": {"type": "string", "description": "JSON: settings as in `session.update`"},
+                },
+            }
+        },
+    },
+}
+ANSWER: dict[int | str, dict[str, Any]] = {
+    201: {
+        "description": "The answer to the offer. `Location` ends with the id of the call",
+        "content": {SDP: {"schema": {"type": "string"}}},
+        "headers": {"location": {"schema": {"type": "string"}}},
+    }
+}
+
+
+@router.post(
+    "/v1/realtime/calls",
+    status_code=201,
+    response_class=Response,
+    responses=ANSWER,
+    openapi_extra={"requestBody": CALL_BODY},
+)
+async def create_call(request: Request) -> Response:
+    """Begin a realtime session over WebRTC: Opus on audio tracks, and events on the data channel `oai-events`."""
+    calls = calls_of(request)
+    offer, update = await read_call(request)
+    from stretto_gateway.webrtc.calls import Opening
+    from stretto_gateway.webrtc.channel import check_track_formats
+    from stretto_gateway.webrtc.offer import read_offer
+
+    text = read_offer(offer)
+    gateway: Gateway = request.app.state.gateway
+    model, settings = await settings_of(gateway, request, update)
+    check_track_formats(settings)
+    call_id, answer = await calls.open(Opening(text, settings, model, request.state.owner))
+    return Response(answer, 201, {"location": f"/v1/realtime/calls/{call_id}"}, SDP)
+
+
+@router.post("/v1/realtime/calls/{call_id}/hangup", response_class=Response)
+async def hang_up_call(call_id: str, request: Request) -> Response:
+    """End a call of the caller's key."""
+    calls_of(request).hang_up(call_id, request.state.owner)
+    return Response()
+
+
+def make_calls(gateway: Gateway) -> "Calls | None":
+    """Return the calls of a gateway; None if it has no addresses for them."""
+    if not gateway.network.addresses:
+        return None
+    from stretto_gateway.webrtc.calls import Calls  # needs the extra `webrtc`
+
+    return Calls(gateway)
+
+
+def calls_of(request: Request) -> "Calls":
+    """Return the calls of the gateway; raise ApiError if it has none."""
+    calls: Calls | None = request.app.state.calls
+    if calls is None:
+        message = "calls: expected a gateway with --webrtc-address ADDRESS, this one has none"
+        raise ApiError(404, message, code="unsupported")
+    return calls
+
+
+async def read_call(request: Request) -> tuple[str, dict[str, Any]]:
+    """Return the offer in a request's body, and the settings of its session.
+
+    Raises:
+        ApiError: The body is neither a session description nor a form with one.
+    """
+    media_type = request.headers.get("content-type", "")
+    kind = media_type.partition(";")[0].strip().lower()
+    if kind == SDP:
+        return decoded("the body", await request.body()), {}
+    if kind != FORM:
+        message = f"the body: expected the header Content-Type: {SDP} or {FORM}, got {shown(media_type or None)}"
+        raise ApiError(400, message)
+    limits = request.app.state.gateway.limits
+    async with request.form(
+        max_files=2, max_fields=MAX_FORM_FIELDS, max_part_size=limits.max_json_bytes
+    ) as form:  # parts with a file name are files
+        parts = {name: form.get(name) for name in ("sdp", "session")}
+        texts = {
+            name: decoded(name, await part.read()) if isinstance(part, UploadFile) else part
+            for name, part in parts.items()
+        }
+    if texts["sdp"] is None:
+        raise ApiError(400, "sdp: Field required", "sdp", "missing")
+    return texts["sdp"], read_session(texts["session"] or "{}")
+
+
+def decoded(name: str, data: bytes) -> str:
+    """Return a part of a request as text; raise ApiError if it is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise mismatch(name, "text in UTF-8", "other bytes") from None
+
+
+def read_session(text: str) -> dict[str, Any]:
+    """Return the settings in a part `session`; raise ApiError if they are not a JSON object."""
+    if (got := num_values(text)) > MAX_VALUES:
+        raise mismatch("session", f"at most {MAX_VALUES} values", f"{got}")
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        raise mismatch("session", "a JSON object", shown(text))
+    return record
+
+
+async def settings_of(gateway: Gateway, request: Request, update: dict[str, Any]) -> tuple[str, Settings]:
+    """Return the name of the model and the settings of a call: those of the query or the client secret, with an update.
+
+    Raises:
+        ApiError: A setting is invalid, or the model does not have it.
+    """
+    model, first = first_settings(request)
+    change = Change(first, update, model)
+    await restrict_to_model(change, gateway.catalogue, model, CallersVoices(gateway.voices, request.state.owner))
+    if gateway.strict:
+        change.expect_honoured()
+    for error in change.errors:
+        raise error
+    settings = change.settings
+    return settings.model if isinstance(settings, RealtimeSettings) else model, settings
