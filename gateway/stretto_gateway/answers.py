@@ -199,10 +199,11 @@ class Health(TypedDict):
 
 
 class Models(TypedDict):
-    """List of models, which contains only the served model."""
+    """List of models, which contains only the served model. `calls` is true if the gateway has calls over WebRTC."""
 
     object: Literal["list"]
     data: list[Model]
+    calls: bool
 
 
 class SpeechModels(TypedDict):

@@ -172,7 +172,8 @@ async def get_usage(request: Request) -> KeyUsage:
 async def list_models(request: Request) -> Models:
     """List the served model, which OpenAI's model names also select."""
     gateway: Gateway = request.app.state.gateway
-    return {"object": "list", "data": [gateway.catalogue.record(await gateway.catalogue.profile())]}
+    models = [gateway.catalogue.record(await gateway.catalogue.profile())]
+    return {"object": "list", "data": models, "calls": request.app.state.calls is not None}
 
 
 @router.get("/v1/audio/models")

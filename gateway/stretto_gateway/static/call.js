@@ -1,8 +1,9 @@
-// Voice conversation over the realtime WebSocket. The gateway detects the ends of turns, or a duplex model takes turns itself.
+// Voice conversation over the realtime WebSocket, or over WebRTC where the gateway has it. The gateway detects the ends of turns, or a duplex model takes turns itself.
 
 import { GatewayError, base64Of, openSocket, samplesOf } from "./gateway.js";
 import { Playback, RATE } from "./player.js";
 import { Microphone } from "./recording.js";
+import { Tracks } from "./tracks.js";
 
 const PIECE = RATE / 25; // samples per message: 40 ms
 const LAG_EVERY = RATE; // samples of a duplex model's speech between two reports of its lag: 1 s
@@ -12,10 +13,11 @@ const REFUSED = "The gateway did not accept the call. Is it running, and does it
 /**
  * Call, from its creation until `hangUp` or until the gateway ends it.
  *
- * isDuplex: true if the model speaks while it listens. persona: its role and voice, or null. addLine(role, text): adds a line to the log. say(text): shows the status. over(error or null): called at the end.
+ * usesTracks: true to call over WebRTC. isDuplex: true if the model speaks while it listens. persona: its role and voice, or null. addLine(role, text): adds a line to the log. say(text): shows the status. over(error or null): called at the end.
  */
 export class Call {
-  #socket;
+  #socket; // WebSocket, or data channel
+  #tracks = null; // audio of a call over WebRTC
   #microphone = null;
   #kept = []; // Int16Array each: unsent samples, fewer than one message
   #playback = null;
@@ -33,7 +35,12 @@ export class Call {
     "conversation.item.input_audio_transcription.completed": ({ item_id: id, transcript }) => {
       if (transcript !== "" && this.#lines.has(id)) this.#lines.get(id).textContent = transcript;
     },
-    "response.created": () => ((this.#playback = new Playback({ keeps: false })), (this.#itemId = null)),
+    "response.created": () => {
+      if (this.#tracks === null) this.#playback = new Playback({ keeps: false });
+      this.#itemId = null;
+    },
+    "output_audio_buffer.started": () => this.say(this.isDuplex ? "Talking." : "Speaking…"),
+    "output_audio_buffer.stopped": () => this.say("Listening: speak."),
     "response.output_item.added": ({ item }) => {
       this.#itemId = item.id;
       this.#lines.set(item.id, this.addLine("assistant", "(spoken)"));
@@ -54,9 +61,10 @@ export class Call {
     error: ({ error }) => this.#fail(new GatewayError(error.message, error)),
   };
 
-  constructor({ transcribes, isDuplex, persona, addLine, say, over }) {
+  constructor({ usesTracks, transcribes, isDuplex, persona, addLine, say, over }) {
     Object.assign(this, { transcribes, isDuplex, persona, addLine, say, over });
-    this.#socket = openSocket("v1/realtime", "realtime");
+    if (usesTracks) this.#tracks = new Tracks((error) => this.#end(error ?? new GatewayError(BROKEN)));
+    this.#socket = this.#tracks?.channel ?? openSocket("v1/realtime", "realtime");
     this.#socket.onmessage = ({ data }) => {
       const event = JSON.parse(data);
       this.#handlers[event.type]?.(event);
@@ -78,7 +86,8 @@ export class Call {
 
   async #listen() {
     try {
-      const microphone = await Microphone.open((samples) => this.#hear(samples), { rate: RATE, echoCancellation: true });
+      if (this.#tracks !== null) await this.#tracks.listen();
+      const microphone = this.#tracks ?? (await Microphone.open((samples) => this.#hear(samples), { rate: RATE, echoCancellation: true }));
       if (this.#socket === null) return await microphone.close(); // hung up in the meantime
       this.#microphone = microphone;
       this.say("Listening: speak.");
@@ -127,9 +136,10 @@ export class Call {
 
   async #endReply({ status, status_details: details }) {
     const playback = this.#playback;
-    playback.end();
+    playback?.end();
     if (this.isDuplex) return this.#end(status === "failed" ? new GatewayError(details.error.message) : null);
     if (status === "failed") return this.say(details.error.message);
+    if (playback === null) return; // the gateway reports the end of playback
     await playback.finished;
     if (playback === this.#playback && status === "completed" && this.#socket !== null) this.say("Listening: speak.");
   }
@@ -141,7 +151,7 @@ export class Call {
   }
 
   #send(event) {
-    if (this.#socket.readyState === WebSocket.OPEN) this.#socket.send(JSON.stringify(event));
+    if ([WebSocket.OPEN, "open"].includes(this.#socket.readyState)) this.#socket.send(JSON.stringify(event));
   }
 
   #end(error) {
@@ -150,6 +160,7 @@ export class Call {
     this.#socket.close();
     this.#socket = null;
     this.#playback?.stop();
+    this.#tracks?.close();
     this.#microphone?.close();
     this.over(error);
   }

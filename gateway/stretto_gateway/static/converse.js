@@ -15,6 +15,7 @@ class ConversePanel {
   #playback = null;
   #call = null;
   speaks = true; // true if replies are spoken
+  usesTracks = false; // true if calls use WebRTC
   transcribes = false; // true if the user's speech can be transcribed
   takesText = true;
   hears = false;
@@ -146,6 +147,7 @@ class ConversePanel {
     forgive(element("converse"));
     try {
       this.#call = new Call({
+        usesTracks: this.usesTracks,
         transcribes: this.transcribes,
         isDuplex: this.isDuplex,
         persona: this.takesRole ? { role: element("role").value.trim(), voice: element("call-voice").value } : null,
@@ -214,10 +216,11 @@ function addLine(role, text) {
 
 const takes = (task, kind) => [...task.needs, ...task.also].includes(kind);
 
-/** Set up the panel; return a function that adapts it to a model and returns true if the model can converse. */
+/** Set up the panel; return a function that adapts it to a model, and returns true if the model can converse. Its second argument is true if the gateway has calls over WebRTC. */
 export function conversePanel() {
   const panel = new ConversePanel();
-  return ({ conversations, tasks, voices, takes_role: takesRole }) => {
+  return ({ conversations, tasks, voices, takes_role: takesRole }, hasCalls) => {
+    panel.usesTracks = hasCalls && window.RTCPeerConnection !== undefined;
     panel.transcribes = tasks.includes("asr");
     panel.isDuplex = tasks.includes("duplex");
     panel.takesRole = takesRole;

@@ -17,7 +17,7 @@ comparePanel();
 transcribePanel();
 
 async function show() {
-  const { data } = await (await ask("v1/models")).json();
+  const { data, calls } = await (await ask("v1/models")).json();
   const [model] = data;
   element("model").textContent = `${model.id} · ${model.sample_rate / 1000} kHz`;
   const speaks = model.tasks.includes("tts");
@@ -25,7 +25,7 @@ async function show() {
     speak: speaks,
     voices: (await listVoices()) && speaks,
     transcribe: model.tasks.includes("asr"),
-    converse: showConversation(model),
+    converse: showConversation(model, calls),
   };
   const names = NAMES.filter((name) => can[name]);
   const does = new Intl.ListFormat("en").format(names.map((name) => DOES[name]));
