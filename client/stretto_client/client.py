@@ -27,6 +27,7 @@ from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
+from stretto_client.pronunciation import Entries
 from stretto_client.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
@@ -168,6 +169,7 @@ class SpeechClient:
         encoding: Encoding | None = None,
         sample_rate: int | None = None,
         markup: Markup = "none",
+        rates: bool = False,
         **options: Unpack[SpeechOptions],
     ) -> Speech:
         """Speak `text` and return the events. For the task `tts`, the text may have any length.
@@ -185,6 +187,7 @@ class SpeechClient:
             markup: Markup of the text, for the task `tts`: `none`, `markdown`, `ssml`, or `auto`, which is SSML after
                 `<speak` and otherwise Markdown. The reasoning and the tags of language models are always left out, and
                 there is a pause after lines without punctuation. `speak_once` sends the text unchanged.
+            rates: True if the caller plays each event at its `speed`, which changes with `<prosody rate>` of SSML.
             options: Server options, e.g. `seed=1` or `chunking={"playout_s": 0.2}`. Options that are None are not sent.
         """
         if markup not in MARKUPS:
@@ -196,25 +199,32 @@ class SpeechClient:
             output["sample_rate"] = sample_rate
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
-            return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup))
+            return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup, rates=rates))
         if task != "tts" or (is_short(text) and not has_marks(text, markup)) or "piece" in options:
             return self.speak_once(task, request_options, text)
         speak = partial(self.speak_once, task, with_seed(request_options))
         check = None if options.get("transliterate") else speak
-        return LongSpeech(speak, partial(cut, text, self.profile, markup, check), self.tries)
+        return LongSpeech(speak, partial(cut, text, self.profile, markup, check, rates), self.tries)
 
     def speak_once(
-        self, task: str, options: SpeakOptions, text: str, timeouts: Timeouts | None = None, piece: int = 0
+        self,
+        task: str,
+        options: SpeakOptions,
+        text: str,
+        timeouts: Timeouts | None = None,
+        piece: int = 0,
+        pronunciations: Entries | None = None,
     ) -> SpeechStream:
         """Send a single speech request and return its events.
 
         Args:
-            task: Name of the model's task.
             options: Server options, and the voice.
-            text: The text.
-            timeouts: Timeouts; None for the client's timeouts.
+            timeouts: None for the client's timeouts.
             piece: Number of the piece to speak, if the model is known to speak a text in several.
+            pronunciations: Entries of this text, beside those of the options.
         """
+        if pronunciations:
+            options = {**options, "pronunciations": {**options.get("pronunciations", {}), **pronunciations}}
         if task == "tts" and self._profile is not None and "piece" in self._profile.options:
             options = {"piece": piece, **options}
         sharing = self._share()
@@ -226,7 +236,6 @@ class SpeechClient:
         Args:
             audio: Path or contents of a file, or (samples [n], rate in Hz).
             task: Name of the model's task, such as `understand`.
-            options: Server options.
         """
         sharing = self._share()
         inputs = [*audio_inputs(audio, sharing=sharing), *strings(task=task, options=options_json(options))]
@@ -285,9 +294,7 @@ class SpeechClient:
             task: Name of the model's task.
             system: Role of the model, if it accepts one.
             voice: Name of a voice, or a recording without a transcript; None for the model's default.
-            fill_after_s: As for `transcribe_live`.
-            total_s: As for `transcribe_live`.
-            options: Server options; `resume_s` has the meaning described in `transcribe_live`.
+            fill_after_s, total_s: As for `transcribe_live`, and so is the option `resume_s`.
         """
         recording = voice.audio if isinstance(voice, RecordedVoice) else None
         named = voice if isinstance(voice, str) else None
@@ -302,11 +309,9 @@ class SpeechClient:
         return self._live(inputs, UnreadAudio(pieces, sample_rate, fill_after_s), options.get("resume_s", 0.0), total_s)
 
     def _live(self, inputs: list[InferInput], unread: UnreadAudio, resume_s: float, total_s: float | None) -> Speech:
-        """Return the events of a live session.
+        """Return the events of a live session, which `inputs` open.
 
         Args:
-            inputs: Input tensors of the request that opens it.
-            unread: The audio.
             resume_s: Time for which the server keeps the session after a lost connection, in seconds.
             total_s: Maximum duration of the session in seconds; None for the client's.
         """
@@ -339,7 +344,6 @@ class SpeechClient:
             recordings: Files for the turns with `"audio": "audio"`, in order, and samples for the turn with
                 `"audio": "pcm_in"`, of which there may be only one.
             task: Name of the model's task; None for the first task that accepts these turns.
-            options: Server options.
         """
         sharing = self._share()
         inputs = audio_inputs(*recordings, sharing=sharing)
@@ -354,7 +358,7 @@ class SpeechClient:
         Args:
             inputs: Input tensors of the ensemble.
             sharing: Shared memory of the request, which is freed when the request ends; None if it has none.
-            timeouts: Timeouts; None for the client's timeouts.
+            timeouts: None for the client's timeouts.
         """
 
         async def requests() -> AsyncIterator[dict[str, Any]]:

@@ -30,6 +30,7 @@ from stretto_client.long_speech import (
     put_end,
     split,
     with_left_out,
+    with_phonemes,
 )
 from stretto_client.markup import Markup, MarkupReader, open_reader, read_pieces, without_pauses
 from stretto_client.model_profile import ModelProfile
@@ -169,6 +170,7 @@ async def speak_written(
     pieces: AsyncIterable[str],
     items: Items,
     markup: Markup = "none",
+    rates: bool = False,
 ) -> None:
     """Put the events of streamed text into `items`, as soon as the model can generate them.
 
@@ -179,7 +181,8 @@ async def speak_written(
         pieces: The text, split anywhere.
         items: Queue for the events.
         markup: Markup of the text. An SSML break becomes silence if the model reads whole sentences, and ends a
-            sentence if it reads word by word.
+            sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
+        rates: True if the caller applies changes of the speaking rate.
     """
     profile, limits, places = await profile_of(client), client.timeouts, Places()
     tags = None if profile is None else profile.tags
@@ -194,6 +197,7 @@ async def speak_written(
             await speak_live(speak, parts.write, followed(pieces, spoken.add), spoken)
     elif profile is not None and task == "tts":
         options = with_seed(options)
+        reader = open_reader(markup, tags, profile.phonemes, rates)
         pieces = read_pieces(followed(pieces, places.add), reader)
         speak = partial(client.speak_once, task, options)
         await speak_clauses(speak, client.tries, pieces, profile.max_text_chars, items, places, reader)
@@ -308,10 +312,11 @@ async def speak_clauses(
         reader: Reader of the text.
     """
     joint, last = Joint(reader), None
+    speak = partial(with_phonemes, speak, reader)
     async with UnreadText(pieces) as unread:
         async for clause in clauses_of(unread, max_chars):
             if clause == PAUSE:
-                joint.pause(reader.pauses.popleft() if reader.pauses else 0.0)
+                joint.add(reader.pauses.popleft() if reader.pauses else 0.0)
                 continue
             async with aclosing(events_of(speak, clause, places, tries, last is not None)) as events:
                 async for event in events:

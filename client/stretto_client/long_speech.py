@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from sentencex import segment
 
 from stretto_client.errors import RequestCancelled, RequestRefused
-from stretto_client.markup import READING, Markup, MarkupReader, has_marks, open_reader, read_parts
+from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
 from stretto_client.places import Places
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
+from stretto_client.ssml import MARKS, Rate
 from stretto_client.tries import Tries, events_in_turn, once, patiently
 
 # Where to cut an overlong sentence, from best to worst: after clause-ending punctuation and a space, after a comma or
@@ -133,6 +134,7 @@ class Joint:
 
     Attributes:
         report: Combined report of the utterances that have ended.
+        rate: Speaking rate of the next utterances.
     """
 
     def __init__(self, reader: MarkupReader | None = None) -> None:
@@ -147,11 +149,15 @@ class Joint:
         self._begins = False  # True after the end of an utterance, until the next one has samples
         self._wants_space = False  # separates the texts of two utterances
         self.report: dict[str, Any] | None = None
+        self.rate = 1.0
 
-    def pause(self, seconds: float) -> None:
-        """Insert silence between the last utterance and the next one."""
-        self._pause_s += seconds
-        self._before_s += seconds
+    def add(self, change: float | Rate) -> None:
+        """Insert silence in seconds between the last utterance and the next one, or change the rate."""
+        if isinstance(change, Rate):
+            self.rate = change.value
+        else:
+            self._pause_s += change
+            self._before_s += change
 
     def silences(self, event: SpeechEvent) -> Iterator[SpeechEvent]:
         """Yield the pending silence as events to send before `event`, which may be the final event."""
@@ -194,6 +200,7 @@ class Joint:
             ),
             start_s=event.start_s + self._before_s,
             is_final=event.is_final and is_last,
+            speed=self.rate,
         )
         self._num_events += 1
         return self._ended(joined, is_last) if event.is_final else joined
@@ -243,8 +250,9 @@ def from_value(pcm: NDArray[Any], value: float, num_samples: int) -> NDArray[Any
 
 
 def with_left_out(report: dict[str, Any], reader: MarkupReader | None) -> dict[str, Any]:
-    """Return a report with the tags that a reader of markup has left out, if any, as `left_out`."""
-    left_out = [] if reader is None else reader.left_out
+    """Return a report with the tags and elements that a reader of markup has left out, if any, as `left_out`."""
+    ssml = ssml_reader(reader)
+    left_out = [*([] if reader is None else reader.left_out), *([] if ssml is None else ssml.without_effect)]
     return report | {"left_out": left_out} if left_out else report
 
 
@@ -352,6 +360,7 @@ async def cut(
     profile: Callable[[], Awaitable[ModelProfile]],
     markup: Markup = "none",
     check: Speak | None = None,
+    rates: bool = False,
 ) -> "Clauses":
     """Split a text into pieces that the model accepts, and pauses between them in seconds.
 
@@ -364,19 +373,21 @@ async def cut(
         check: Function that speaks a piece. If the model reads only Latin letters, it is called with the first piece
             that has other letters, so that the server rejects the text before any of it is spoken. Its events are not
             used.
+        rates: True to return changes of the speaking rate.
 
     Raises:
         RequestRefused: The markup is invalid (see `read_text`), or the server rejects the piece passed to `check`.
     """
-    max_chars, reads_latin_only, tags = 0, False, None
+    max_chars, reads_latin_only, tags, alphabets = 0, False, None, tuple[str, ...]()
     with suppress(ValueError):
         known = await profile()
-        max_chars, reads_latin_only, tags = known.max_text_chars, "transliterate" in known.options, known.tags
-    reader = open_reader(markup, tags)
+        max_chars, reads_latin_only = known.max_text_chars, "transliterate" in known.options
+        tags, alphabets = known.tags, known.phonemes
+    reader = open_reader(markup, tags, alphabets, rates)
     parts = await read_parts(text, reader) if has_marks(text, markup) else [text]
-    pieces = list[str | float]()
+    pieces: Parts = []
     for part in parts:
-        if isinstance(part, float) or not max_chars or len(part) <= max_chars:
+        if not isinstance(part, str) or not max_chars or len(part) <= max_chars:
             pieces.append(part)
         elif len(part) <= MAX_BLOCK_CHARS:
             pieces += split(part, max_chars) or [part]
@@ -395,15 +406,15 @@ async def cut(
 
 
 class Clauses(NamedTuple):
-    """Pieces of a text, and pauses between them in seconds.
+    """Pieces of a text, and pauses in seconds and changes of the rate between them.
 
     Attributes:
-        pieces: The pieces and pauses.
+        pieces: The pieces, pauses and changes.
         places: Places in the text.
         reader: Reader of the text's markup.
     """
 
-    pieces: list[str | float]
+    pieces: Parts
     places: Places
     reader: MarkupReader
 
@@ -414,6 +425,15 @@ def has_other_letters(text: str) -> bool:
         return False
     letters = filter(str.isalpha, LONE_GREEK.sub("", unicodedata.normalize("NFKC", text)))
     return any(unicodedata.name(letter, "").partition(" ")[0] not in ("LATIN", "MODIFIER") for letter in letters)
+
+
+def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any) -> SpeechStream:
+    """Speak a clause with the phonemes that SSML gives for its words."""
+    ssml = ssml_reader(reader)
+    found = {} if ssml is None else {word: value for word, value in ssml.pronunciations.items() if word in text}
+    if ssml is not None and ssml.pronunciations and not found:
+        text = text.translate(MARKS)  # a phrase that was cut is spoken without its phonemes
+    return speak(text, **options, pronunciations=found) if found else speak(text, **options)
 
 
 class LongSpeech(ProducedSpeech):
@@ -435,11 +455,12 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], trie
     """Put the events of all texts, and of the silence between them, into `items`."""
     pieces, places, reader = await texts()
     joint, last = Joint(reader), None
-    left = deque((text, 0) if isinstance(text, str) else text for text in pieces)
+    speak = partial(with_phonemes, speak, reader)
+    left = deque[tuple[str, int] | float | Rate]((text, 0) if isinstance(text, str) else text for text in pieces)
     while left:
         item = left.popleft()
-        if not isinstance(item, tuple):
-            joint.pause(item)
+        if not isinstance(item, tuple) or isinstance(item, Rate):
+            joint.add(item)
             continue
         text, piece = item
         try:

@@ -5,14 +5,15 @@ import re
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Protocol, get_args
+from contextlib import suppress
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from stretto_client.errors import RequestRefused
 from stretto_client.markdown import MAX_HELD_CHARS as MAX_HELD_CHARS
 from stretto_client.markdown import MarkdownReader
 from stretto_client.plain import PlainReader
 from stretto_client.sentence_ends import EMOJI, PAUSE, full_stop, is_spoken, last_sign
-from stretto_client.ssml import SsmlReader
+from stretto_client.ssml import Rate, SsmlReader
 from stretto_client.tags import INVISIBLE, MAY_BEGIN, TagFilter
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
@@ -29,7 +30,7 @@ HAS_MARKS = re.compile(rf"[*_`~&\\#|{EMOJI}]|^[ \t]*(?:[-+>=]|\d{{1,3}}[.)]\s)|{
 class MarkupReader(Protocol):
     """Incremental converter of text with markup. The result does not depend on how the text is split into pieces."""
 
-    pauses: deque[float]  # duration in seconds of each PAUSE that was returned, in order
+    pauses: deque[float | Rate]  # duration in seconds of each PAUSE that was returned, in order, or change of the rate
 
     @property
     def left_out(self) -> list[str]:
@@ -42,20 +43,30 @@ class MarkupReader(Protocol):
         """End the text; return the rest of the text to speak."""
 
 
-def open_reader(markup: Markup, tags: Collection[str] | None = None) -> MarkupReader:
+def open_reader(
+    markup: Markup, tags: Collection[str] | None = None, alphabets: Collection[str] = (), has_rates: bool = False
+) -> MarkupReader:
     """Create a reader.
 
     Args:
         markup: Markup of the text.
         tags: Tags that the model renders (`ModelProfile.tags`); None if unknown.
+        alphabets: Phonetic alphabets that the model reads (`ModelProfile.phonemes`).
+        has_rates: True if changes of the speaking rate have an effect.
     """
     if markup == "ssml":
-        return SsmlReader()
+        return SsmlReader(alphabets, has_rates)
     if markup == "none":
         return PlainReader(TagFilter(tags))
     if markup == "markdown":
         return MarkdownReader(TagFilter(tags))
-    return AutoReader() if tags is None else AutoReader(tags)
+    return AutoReader(tags, alphabets, has_rates)
+
+
+def ssml_reader(reader: MarkupReader | None) -> SsmlReader | None:
+    """Return the reader of SSML that `reader` is or has created; None if its text is not SSML."""
+    found = reader.inner if isinstance(reader, AutoReader) else reader
+    return found if isinstance(found, SsmlReader) else None
 
 
 def has_marks(text: str, markup: Markup = "auto") -> bool:
@@ -63,19 +74,48 @@ def has_marks(text: str, markup: Markup = "auto") -> bool:
     return (HAS_TAGS if markup == "none" else HAS_MARKS).search(text) is not None
 
 
-async def left_out(text: str, markup: Markup, tags: Collection[str]) -> list[str]:
-    """Return what `open_reader(markup, tags)` leaves out of a text that is not SSML; see `MarkupReader.left_out`."""
-    if markup == "ssml" or not MAY_BEGIN.search(text):
-        return []
+class Unspoken(NamedTuple):
+    """Parts of a text that are not spoken, or that have no effect.
+
+    Attributes:
+        tags: Names of tags, blocks and special tokens (`MarkupReader.left_out`).
+        elements: Names of elements and attributes of SSML (`SsmlReader.without_effect`).
+    """
+
+    tags: list[str]
+    elements: list[str]
+
+
+async def find_unspoken(
+    text: str, markup: Markup, tags: Collection[str], alphabets: Collection[str] = (), has_rates: bool = False
+) -> Unspoken:
+    """Return the parts of a complete text that `open_reader` with these arguments leaves out, or without effect.
+
+    If SSML is invalid, they are those so far; the error is reported when the text is spoken.
+    """
+    if not MAY_BEGIN.search(text):
+        return Unspoken([], [])
     tag_filter = TagFilter(tags, may_be_ssml=markup == "auto")
-    async for _ in read_slices(text, tag_filter):
-        pass
-    tag_filter.end()
-    return tag_filter.left_out
+    if markup != "ssml":
+        async for _ in read_slices(text, tag_filter):
+            pass
+        tag_filter.end()
+    if markup != "ssml" and not tag_filter.is_ssml:
+        return Unspoken(tag_filter.left_out, [])
+    reader = open_reader(markup, tags, alphabets, has_rates)
+    with suppress(RequestRefused):
+        async for _ in read_slices(text, reader):
+            pass
+        reader.end()
+    ssml = ssml_reader(reader)
+    return Unspoken(reader.left_out, [] if ssml is None else ssml.without_effect)
 
 
-async def read_text(text: str, markup: Markup, tags: Collection[str] | None = None) -> list[str | float]:
-    """Return the parts of the text to speak and, between them, the silence in seconds.
+Parts = list[str | float | Rate]
+
+
+async def read_text(text: str, markup: Markup, tags: Collection[str] | None = None) -> Parts:
+    """Return the parts of the text to speak and, between them, silence in seconds and changes of the rate.
 
     Args:
         text: The text.
@@ -88,10 +128,10 @@ async def read_text(text: str, markup: Markup, tags: Collection[str] | None = No
     return await read_parts(text, open_reader(markup, tags))
 
 
-async def read_parts(text: str, reader: MarkupReader) -> list[str | float]:
+async def read_parts(text: str, reader: MarkupReader) -> Parts:
     """Return the parts of a text as in `read_text`, using a new `reader`."""
     spoken = "".join([part async for part in read_slices(text, reader)]) + reader.end()
-    parts = list[str | float]()
+    parts: Parts = []
     for part in re.split(f"({PAUSE})", spoken):
         if part == PAUSE and reader.pauses:
             parts.append(reader.pauses.popleft())
@@ -140,11 +180,19 @@ async def without_pauses(pieces: AsyncIterable[str]) -> AsyncIterator[str]:
 class AutoReader:
     """Reader that treats text as SSML if it begins with the root element `<speak`, otherwise as Markdown."""
 
-    def __init__(self, tags: Collection[str] | None = None) -> None:
+    def __init__(
+        self, tags: Collection[str] | None = None, alphabets: Collection[str] = (), has_rates: bool = False
+    ) -> None:
         self._filter = TagFilter(tags, may_be_ssml=True)
+        self._alphabets, self._has_rates = alphabets, has_rates
         self._head = ""  # spaces at the beginning
         self._reader: MarkupReader | None = None
-        self.pauses = deque[float]()
+        self.pauses = deque[float | Rate]()
+
+    @property
+    def inner(self) -> MarkupReader | None:
+        """Reader of the text; None at its beginning."""
+        return self._reader
 
     @property
     def left_out(self) -> list[str]:
@@ -167,6 +215,7 @@ class AutoReader:
                 self._head = text
                 return ""
             text = text.lstrip() if self._filter.is_ssml else text
-            self._reader = SsmlReader() if self._filter.is_ssml else MarkdownReader(None)
+            is_ssml = self._filter.is_ssml
+            self._reader = SsmlReader(self._alphabets, self._has_rates) if is_ssml else MarkdownReader(None)
             self.pauses = self._reader.pauses
         return self._reader.add(text)

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 from stretto_client.speech_stream import SpeechEvent, Word
+from stretto_client.ssml import MARKS
 from stretto_client.tags import REASONING, TAG
 
 RUN = re.compile(r"[^\W_]+")
@@ -63,6 +64,7 @@ class ClausePlaces:
         return replace(event, words=tuple(map(self._moved, event.words))) if event.words else event
 
     def _moved(self, word: Word) -> Word:
+        word = replace(word, word=word.word.translate(MARKS))
         if word.text_start is None or word.text_end is None:
             return word
         runs = list(RUN.finditer(self._clause, word.text_start, word.text_end))

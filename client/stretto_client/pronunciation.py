@@ -218,7 +218,7 @@ class Dictionary:
             node, written = following, written + (" " if text[at].isspace() else text[at])
             at += length
             if node.spellings:
-                is_end = ends_word(text, at, is_last)
+                is_end = True if is_marked(text[start]) else ends_word(text, at, is_last)
                 if is_end is None:
                     return None
                 if is_end:
@@ -234,6 +234,14 @@ def _folded(character: str) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("’", "'").replace("ʼ", "'") if any(each in text for each in "’ʼ") else text
+
+
+def is_marked(character: str) -> bool:
+    """Return True for a character of private use, which marks one place in a text (`stretto_client.ssml`).
+
+    An entry that begins with it applies there even within a word.
+    """
+    return "\ue000" <= character <= "\uf8ff"
 
 
 def is_inside(before: str, after: str) -> bool:
@@ -324,7 +332,7 @@ class Pronouncer:
                 if found is None:
                     break
                 end = found
-            elif not (before and (is_inside(before, text[at]) or _is_glued(before, text[at]))):
+            elif is_marked(text[at]) or not (before and (is_inside(before, text[at]) or _is_glued(before, text[at]))):
                 match = self._find(text, at, is_last)
                 if match is None:
                     break

@@ -101,6 +101,8 @@ class SpeechEvent:
         transcribed_s: With `progress=True`, time in the recording up to which the transcript is complete, in seconds;
             None otherwise.
         marker: Name of the marker of `pcm`, by which a detector recognises generated speech; empty if it is not marked.
+        speed: Rate at which the samples are to be played, from SSML; 2 halves the duration. It is 1 unless
+            `SpeechClient.speak` has the argument `rates`.
     """
 
     pcm: NDArray[Any] | None
@@ -121,6 +123,7 @@ class SpeechEvent:
     begun: tuple[Word, ...] = ()
     transcribed_s: float | None = None
     marker: str = ""
+    speed: float = 1.0
 
 
 def read_event(result: InferResult, ring: Ring | None = None) -> SpeechEvent | None:
@@ -384,6 +387,7 @@ class SpeakArguments(SpeakOptions, total=False):
     encoding: Encoding | None
     sample_rate: int | None
     markup: Markup
+    rates: bool
 
 
 class TaskOptions(OptionsRecord, total=False):

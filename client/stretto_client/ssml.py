@@ -2,10 +2,12 @@
 
 import re
 from collections import deque
-from typing import NoReturn
+from collections.abc import Collection
+from typing import NamedTuple, NoReturn
 from xml.parsers import expat
 
 from stretto_client.errors import RequestRefused
+from stretto_client.pronunciation import ALPHABETS, InvalidEntry, PhonemesRecord, read_entry
 from stretto_client.sentence_ends import PAUSE, full_stop, last_sign, without_emoji
 from stretto_client.tags import INVISIBLE, Tag, is_reasoning
 
@@ -15,6 +17,23 @@ STRENGTHS_S = {"none": 0.0, "x-weak": 0.25, "weak": 0.5, "medium": 0.75, "strong
 TIME = re.compile(r"\+?(\d{1,7}(?:\.\d{0,6})?|\.\d{1,6})(ms|s)")
 SILENT = {"metadata", "meta", "lexicon", "desc"}  # names of elements whose text is not spoken
 SENTENCES = {"p", "s"}
+NEUTRAL = {"speak", "metadata", "meta", "desc", "sub", "break", "say-as", "token", "w", *SENTENCES}
+LEAST_RATE, GREATEST_RATE = 0.25, 4.0
+RATES = {"x-slow": 0.5, "slow": 0.64, "medium": 1.0, "default": 1.0, "fast": 1.55, "x-fast": 2.0}  # as in Azure
+RATE = re.compile(r"([+-]?)(\d{1,4}(?:\.\d{0,4})?)(%?)")
+# A character of Unicode's private use precedes a word with phonemes, and makes it an entry of its own: the same word
+# may have other phonemes elsewhere in the text.
+FIRST_MARK, LAST_MARK = 0xE000, 0xF8FF
+MARKS = dict.fromkeys(range(FIRST_MARK, LAST_MARK + 1))
+MAX_NAMES, MAX_NAME_CHARS = 16, 64  # of elements without effect
+
+
+class Rate(NamedTuple):
+    """Change of the speaking rate, among the pauses in `MarkupReader.pauses`; 2 halves the duration."""
+
+    value: float
+
+
 SPELLED = {"characters", "spell-out", "verbatim", "digits"}
 
 
@@ -22,17 +41,31 @@ class SsmlReader:
     """SSML reader based on the standard library's XML parser.
 
     Document types are rejected, so entities cannot expand.
+
+    Args:
+        alphabets: Phonetic alphabets that the model reads.
+        has_rates: True if changes of the speaking rate have an effect.
+
+    Attributes:
+        without_effect: Names of elements and attributes that have no effect, at most MAX_NAMES.
+        pronunciations: Phonemes of words of the text, in the form of the option `pronunciations`.
     """
 
-    def __init__(self) -> None:
-        self.pauses = deque[float]()
+    def __init__(self, alphabets: Collection[str] = (), has_rates: bool = False) -> None:
+        self.pauses = deque[float | Rate]()
+        self.without_effect: list[str] = []
+        self.pronunciations: dict[str, PhonemesRecord] = {}
+        self._alphabets, self._has_rates = alphabets, has_rates
+        self._marks: dict[tuple[str, ...], str] = {}  # by word, alphabet and phonemes
+        self._phoneme: tuple[int, str, str] | None = None  # depth, alphabet and phonemes of the open phoneme
+        self._rate, self._rates = 1.0, list[tuple[int, float]]()  # current one; depth of prosody, and the rate before
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._add, self._doctype
         self._depth = self._silent = 0  # depth of elements; depth of the outermost element that is not spoken
         self._say_as: tuple[int, str, str] | None = None  # depth, interpret-as and format of the open say-as
         self._run = ""  # text not returned yet
-        self._say_as_text = ""  # text of the open say-as
+        self._collected = ""  # text of the open say-as or phoneme
         self._last = ""  # sign that was returned
         self._pauses_s = 0.0  # total
         self._ready: list[str] = []
@@ -78,6 +111,7 @@ class SsmlReader:
             self._refuse("the root element speak of", name[:40])
         if self._silent:
             return
+        self._note(name, attributes)
         if name in SILENT:
             self._silent = self._depth
         elif is_reasoning(Tag("", name, False).block):
@@ -90,16 +124,28 @@ class SsmlReader:
             self._pause(attributes)
         elif name in SENTENCES:
             self._boundary()
-        elif name == "say-as" and self._say_as is None:
+        elif name == "say-as" and not self._is_collecting:
             self._say_as = self._depth, attributes.get("interpret-as", ""), attributes.get("format", "")
+        elif name == "phoneme" and not self._is_collecting and self._reads(attributes):
+            self._phoneme = self._depth, self._alphabet(attributes), attributes["ph"]
+        elif name == "prosody" and "rate" in attributes and self._has_rates and not self._is_collecting:
+            rate = self._parse_rate(attributes["rate"])
+            self._rates.append((self._depth, self._rate))
+            self._change_rate(rate)
 
     def _end(self, name: str) -> None:
         if self._silent == self._depth:
             self._silent = 0
         elif self._say_as is not None and self._say_as[0] == self._depth:
-            (_, kind, _), text = self._say_as, self._say_as_text
-            self._say_as, self._say_as_text = None, ""
+            (_, kind, _), text = self._say_as, self._collected
+            self._say_as, self._collected = None, ""
             self._add(say_as(text, kind))
+        elif self._phoneme is not None and self._phoneme[0] == self._depth:
+            (_, alphabet, phonemes), text = self._phoneme, self._collected
+            self._phoneme, self._collected = None, ""
+            self._add(self._marked(text, alphabet, phonemes))
+        elif self._rates and self._rates[-1][0] == self._depth:
+            self._change_rate(self._rates.pop()[1])
         elif not self._silent and name.rpartition(":")[2] in SENTENCES:
             self._boundary()
         self._depth -= 1
@@ -107,10 +153,69 @@ class SsmlReader:
     def _add(self, text: str) -> None:
         if self._silent:
             return
-        if self._say_as is not None:
-            self._say_as_text += text
+        if self._is_collecting:
+            self._collected += text
         else:
             self._run += text
+
+    @property
+    def _is_collecting(self) -> bool:
+        return self._say_as is not None or self._phoneme is not None
+
+    def _note(self, name: str, attributes: dict[str, str]) -> None:
+        """Record an element or an attribute that has no effect."""
+        names = list[str]()
+        if name == "prosody":
+            others = sorted(attributes.keys() - ({"rate"} if self._has_rates and not self._is_collecting else set()))
+            names = [f"prosody.{each}" for each in others]
+        elif name == "phoneme":
+            names = [] if self._reads(attributes) and not self._is_collecting else [name]
+        elif name not in NEUTRAL and not is_reasoning(Tag("", name, False).block):
+            names = [name]
+        for each in names:
+            if each[:MAX_NAME_CHARS] not in self.without_effect and len(self.without_effect) < MAX_NAMES:
+                self.without_effect.append(each[:MAX_NAME_CHARS])
+
+    @staticmethod
+    def _alphabet(attributes: dict[str, str]) -> str:
+        return ALPHABETS.get(attributes.get("alphabet", "ipa").lower(), "")
+
+    def _reads(self, attributes: dict[str, str]) -> bool:
+        """Return True if the model reads the phonemes of an element."""
+        return bool(attributes.get("ph", "").strip()) and self._alphabet(attributes) in self._alphabets
+
+    def _marked(self, text: str, alphabet: str, phonemes: str) -> str:
+        """Return the text of a phoneme element with the mark of its phonemes."""
+        word = " ".join(text.split())
+        if not any(map(str.isalnum, word)):
+            return text
+        mark = self._marks.setdefault((word, alphabet, phonemes), chr(FIRST_MARK + len(self._marks)))
+        if len(self._marks) > LAST_MARK - FIRST_MARK:
+            self._refuse(f"at most {LAST_MARK - FIRST_MARK} different phoneme elements in", "more")
+        record: PhonemesRecord = {"phonemes": phonemes, "alphabet": alphabet}
+        try:
+            read_entry(mark + word, record)
+        except InvalidEntry as error:
+            self._refuse(f"{error.expected} in a phoneme element of", error.got)
+        self.pronunciations[mark + word] = record
+        return text[: len(text) - len(text.lstrip())] + mark + word + text[len(text.rstrip()) :]
+
+    def _parse_rate(self, text: str) -> float:
+        found, rate = RATE.fullmatch(text.strip()), RATES.get(text.strip())
+        if found is not None:
+            rate = float(found[2]) / (100 if found[3] else 1)
+            rate = 1 + float(f"{found[1]}1") * rate if found[1] else rate
+        if rate is None or not LEAST_RATE <= rate <= GREATEST_RATE:
+            names = ", ".join(RATES)
+            self._refuse(f"a prosody rate from {LEAST_RATE:.0%} to {GREATEST_RATE:.0%}, or {names}, in", text[:40])
+        return rate
+
+    def _change_rate(self, rate: float) -> None:
+        if rate != self._rate:
+            self._rate = rate
+            self._flush(len(self._run))
+            self._ready.append(PAUSE)
+            self.pauses.append(Rate(rate))
 
     def _boundary(self) -> None:
         self._flush(len(self._run))

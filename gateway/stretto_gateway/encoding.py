@@ -239,7 +239,11 @@ class StretchedEncoder:
         made = self._stretch.stretch(pcm)
         return self._encoder.encode(made) if len(made) else b""
 
+    def flush(self) -> bytes:
+        """Return the bytes that are ready after the last samples; none may follow."""
+        rest = self._stretch.close()
+        return self._encoder.encode(rest) if len(rest) else b""
+
     def close(self) -> bytes:
         """Return the rest of the file."""
-        rest = self._stretch.close()
-        return (self._encoder.encode(rest) if len(rest) else b"") + self._encoder.close()
+        return self.flush() + self._encoder.close()

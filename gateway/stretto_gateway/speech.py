@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
-from stretto_client.markup import left_out
+from stretto_client.markup import find_unspoken
 from stretto_gateway.admission import Result, unless_disconnected
 from stretto_gateway.answers import (
     FILE,
@@ -35,6 +35,8 @@ from stretto_gateway.answers import (
 )
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import (
+    GREATEST_SPEED,
+    LEAST_SPEED,
     MEDIA_TYPES,
     RAW,
     Encoder,
@@ -127,7 +129,11 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
         raise refused("text_mode", "'whole' or 'streaming', because the text is complete", text_mode)
     options = await voice_options(gateway, item, asked, ignored)
     await keep_occurring(options, item.input)
-    note_left_out(ignored, await left_out(item.input, item.markup, (await gateway.catalogue.profile()).tags))
+    profile = await gateway.catalogue.profile()
+    unspoken = await find_unspoken(item.input, item.markup, profile.tags, profile.phonemes, has_rates=True)
+    note_left_out(ignored, unspoken.tags)
+    for name in unspoken.elements:
+        ignored.add(f"input.{name}", f"SSML without it ({profile.family!r} does not render it)", name)
     return options
 
 
@@ -176,11 +182,11 @@ async def audio_parts(
         report: Receives the name of the marker before the first part, and the server's report at the end.
     """
     report = {} if report is None else report
-    encoder = item_encoder(item, gateway.audio_tags)
-    async with spoken(gateway, text, options, item.voice_field) as events:
+    encoder = PacedEncoder(item, gateway.audio_tags)
+    async with spoken(gateway, text, {**options, "rates": True}, item.voice_field) as events:
         async for event in events:
             report |= {"marker": event.marker} if event.marker else {}
-            async for part in encoded_parts(encoder, event.pcm):
+            async for part in encoder.parts(event):
                 yield part
             report.update(event.report or {})
     note_left_out(ignored, report.get("left_out", ()))
@@ -196,14 +202,14 @@ async def sse_parts(
     With `timestamps`, a word is sent before the audio in which it begins or, if words are aligned, after its clause.
     The last event lists the words without a time. `report` receives the same as in `audio_parts`.
     """
-    encoder, speed = item_encoder(item, gateway.audio_tags), item.speed or 1.0
-    async with spoken(gateway, item.input, options, item.voice_field) as events:
+    encoder = PacedEncoder(item, gateway.audio_tags)
+    async with spoken(gateway, item.input, {**options, "rates": True}, item.voice_field) as events:
         async for event in events:
             report |= {"marker": event.marker} if event.marker else {}
             if item.timestamps and event.words:
-                words = [timed_word(word, speed) for word in event.words]
+                words = [timed_word(word, encoder.playing_time(event)) for word in event.words]
                 yield sse({"type": "speech.audio.words", "words": words})
-            async for part in encoded_parts(encoder, event.pcm):
+            async for part in encoder.parts(event):
                 yield sse(delta(part))
             report.update(event.report or {})
     if rest := encoder.close():
@@ -221,19 +227,61 @@ def wants_alignment(profile: ModelProfile) -> bool:
     return "words" in profile.options and not profile.times_words
 
 
-def timed_word(word: Word, speed: float = 1.0) -> dict[str, Any]:
-    """Return a word for an event: `start` and, if known, `end` in seconds of audio at `speed`, and its place."""
-    end = {} if word.end_s is None else {"end": word.end_s / speed}
+def timed_word(word: Word, playing_time: Callable[[float], float] = float) -> dict[str, Any]:
+    """Return a word for an event: `start` and, if known, `end` in seconds of the file, and its place.
+
+    Args:
+        word: The word.
+        playing_time: Function from seconds of the model's audio to seconds of the file; by default they are the same.
+    """
+    end = {} if word.end_s is None else {"end": playing_time(word.end_s)}
     place = {} if word.text_start is None else {"text_start": word.text_start, "text_end": word.text_end}
-    return {"word": word.word, "start": word.start_s / speed} | end | place
+    return {"word": word.word, "start": playing_time(word.start_s)} | end | place
 
 
-def item_encoder(item: SpeechFields, tags: Mapping[str, str]) -> Encoder:
-    """Create the encoder for the requested format, sample rate and speed; `tags` are those of the file."""
-    encoder = make_encoder(item.response_format, item.rate, tags)
-    if item.speed in (None, 1.0):
-        return encoder
-    return StretchedEncoder(TimeStretch(item.speed, item.rate), encoder)
+class PacedEncoder:
+    """Encoder of one file, whose speed is that of the request times that of each event (`SpeechEvent.speed`).
+
+    Audio is stretched from one change of the speed to the next, so the file does not depend on the sizes of the events.
+
+    Args:
+        item: Fields of the request.
+        tags: Tags of the file.
+    """
+
+    def __init__(self, item: SpeechFields, tags: Mapping[str, str]):
+        self._item_speed, self._rate = item.speed or 1.0, item.rate
+        self._plain = make_encoder(item.response_format, item.rate, tags)
+        self._encoder: Encoder = self._plain
+        self._speed = 1.0
+        self._since = (0.0, 0.0)  # time of the last change, in the model's audio and in the file
+
+    def _speed_of(self, event: SpeechEvent) -> float:
+        return min(max(self._item_speed * event.speed, LEAST_SPEED), GREATEST_SPEED)
+
+    def playing_time(self, event: SpeechEvent) -> Callable[[float], float]:
+        """Return the function from times in the audio of an event, which is the next one, to times in the file."""
+        since = self._since
+        speed = self._speed_of(event) if event.duration_s else self._speed
+        if speed != self._speed:
+            since = event.start_s, since[1] + (event.start_s - since[0]) / self._speed
+        return lambda time_s: since[1] + (time_s - since[0]) / speed
+
+    async def parts(self, event: SpeechEvent) -> AsyncIterator[bytes]:
+        """Yield the bytes of the file that are ready after an event."""
+        if event.pcm is not None and len(event.pcm) and (speed := self._speed_of(event)) != self._speed:
+            self._since = event.start_s, self.playing_time(event)(event.start_s)
+            if isinstance(self._encoder, StretchedEncoder) and (rest := await asyncio.to_thread(self._encoder.flush)):
+                yield rest
+            self._speed = speed
+            is_plain = speed == 1.0
+            self._encoder = self._plain if is_plain else StretchedEncoder(TimeStretch(speed, self._rate), self._plain)
+        async for part in encoded_parts(self._encoder, event.pcm):
+            yield part
+
+    def close(self) -> bytes:
+        """Return the rest of the file."""
+        return self._encoder.close()
 
 
 async def encoded_parts(encoder: Encoder, pcm: NDArray[Any] | None) -> AsyncIterator[bytes]:

@@ -354,3 +354,46 @@ async def test_long_text_closed_before_its_start_sends_nothing(serve: Serve, rec
     gc.collect()
     assert not [each for each in recwarn if "never awaited" in str(each.message)]
     assert server.requests == []
+
+
+READS_PHONEMES = PROFILE | {"phonemes": ["cmu"]}
+TOMATO = """<speak>You say <phoneme alphabet="cmu" ph="EY1">tomato</phoneme>, <prosody rate="200%">I say
+<phoneme alphabet="cmu" ph="AA1">tomato</phoneme></prosody> now</speak>"""
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize("rates", [False, True])
+async def test_phonemes_of_ssml_belong_to_one_word_and_rates_to_events(is_streamed: bool, rates: bool) -> None:
+    async def pieces() -> AsyncIterator[str]:
+        for character in TOMATO:
+            yield character
+
+    aligned = (("You", 0.0, 0.01), ("\ue000tomato,", 0.01, 0.02))
+    server = FakeServer(lambda _: [Chunk(0, 640), Chunk(1, 640, aligned=aligned, is_final=True, is_last=True)])
+    server.profile = READS_PHONEMES
+    async with SpeechClient(await server.start()) as client:
+        speech = client.speak(pieces() if is_streamed else TOMATO, markup="ssml", rates=rates)
+        events = [event async for event in speech]
+    await server.stop()
+    sent = [(each["text"].decode(), json.loads(each["options"]).get("pronunciations")) for each in server.requests]
+    first = {"\ue000tomato": {"phonemes": "EY1", "alphabet": "cmu"}}
+    second = {"\ue001tomato": {"phonemes": "AA1", "alphabet": "cmu"}}
+    if rates:
+        assert sent == [("You say \ue000tomato,", first), ("I say\n\ue001tomato", second), ("now", None)]
+        assert [event.speed for event in events if event.pcm is not None and len(event.pcm)] == [1, 1, 2, 2, 1, 1]
+    else:
+        assert sent == [("You say \ue000tomato, I say\n\ue001tomato now", first | second)]
+        assert {event.speed for event in events} == {1}
+        assert events[-1].report is not None
+        assert events[-1].report["left_out"] == ["prosody.rate"]
+    assert [word.word for event in events for word in event.words][:2] == ["You", "tomato,"]
+
+
+async def test_phonemes_that_the_model_does_not_read_are_left_out() -> None:
+    server = FakeServer(lambda _: SPOKEN)
+    async with SpeechClient(await server.start()) as client:
+        events = [event async for event in client.speak(TOMATO, markup="ssml")]
+    await server.stop()
+    assert [each["text"] for each in server.requests] == [b"You say tomato, I say\ntomato now"]
+    assert events[-1].report is not None
+    assert events[-1].report["left_out"] == ["phoneme", "prosody.rate"]

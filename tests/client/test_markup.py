@@ -14,13 +14,16 @@ from hypothesis import strategies as st
 from stretto_client import RequestRefused, SpeechClient
 from stretto_client.markup import (
     MAX_HELD_CHARS,
-    MarkdownReader,
+    AutoReader,
     Markup,
     has_marks,
     open_reader,
+    read_parts,
     read_pieces,
     read_text,
+    ssml_reader,
 )
+from stretto_client.ssml import Rate
 from tests.client.fake_server import Chunk, FakeServer
 
 MARKDOWN = {
@@ -171,6 +174,12 @@ SSML_BITS = (
         "😀",
         "😀 ",
     ),
+    *(
+        "<prosody rate='slow'>",
+        "<prosody rate='150%'>",
+        "</prosody>",
+        "<phoneme alphabet='cmu' ph='K AE1 T'>cat</phoneme>",
+    ),
     *("<say-as interpret-as='digits'>12</say-as>", "a ", "bc", "&amp;", "猫", ". ", "<emphasis>", "</emphasis>"),
 )
 CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=20)
@@ -178,7 +187,7 @@ CUTS = st.lists(st.integers(1, 40), min_size=1, max_size=20)
 
 def outcome(text: str, sizes: list[int]) -> object:
     """Return the spoken text of `text`, read in pieces of these sizes, or the error message."""
-    reader, start, spoken = open_reader("auto"), 0, ""
+    reader, start, spoken = open_reader("auto", alphabets=("cmu",), has_rates=True), 0, ""
     try:
         while start < len(text):
             size = sizes[start % len(sizes)]
@@ -200,6 +209,62 @@ def test_markdown_output_does_not_depend_on_chunking(text: str, sizes: list[int]
 def test_ssml_output_does_not_depend_on_chunking(inner: str, sizes: list[int]) -> None:
     text = f"<speak>{inner}</speak>"
     assert outcome(text, sizes) == outcome(text, [len(text)]) == outcome(text, [1])
+
+
+@pytest.mark.parametrize(
+    ("inner", "parts", "phonemes"),
+    [
+        ("a <prosody rate='50%'>b</prosody> c", ["a", 0.5, "b", 1.0, "c"], []),
+        (
+            "<prosody rate='fast'>a <prosody rate='+20%'>b</prosody> c</prosody>",
+            [1.55, "a", 1.2, "b", 1.55, "c", 1.0],
+            [],
+        ),
+        ("<prosody rate='1.5'>a</prosody><prosody rate='-25%'>b</prosody>", [1.5, "a", 1.0, 0.75, "b", 1.0], []),
+        ("<prosody rate='medium' volume='loud'>a</prosody> b", ["a b"], []),
+        ("<prosody rate='slow'><break time='1s'/>a</prosody>", [0.64, 1.0, "a", 1.0], []),
+        ("I say <phoneme alphabet='x-cmu' ph='T'>to</phoneme>.", ["I say \ue000to."], [("\ue000to", "T", "cmu")]),
+        (
+            "<phoneme alphabet='cmu' ph='A'> to  me </phoneme>-<phoneme alphabet='cmu' ph='B'>to me</phoneme>"
+            "<phoneme alphabet='CMU' ph='A'>to me</phoneme>",
+            ["\ue000to me -\ue001to me\ue000to me"],
+            [("\ue000to me", "A", "cmu"), ("\ue001to me", "B", "cmu")],
+        ),
+        ("<phoneme alphabet='ipa' ph='a'>b</phoneme> <phoneme alphabet='cmu' ph='A'>.</phoneme>c", ["b .c"], []),
+    ],
+    ids=range(8),
+)
+def test_ssml_changes_rates_and_marks_words_with_phonemes(
+    inner: str, parts: list[object], phonemes: list[tuple[str, str, str]]
+) -> None:
+    reader = open_reader("ssml", alphabets=("cmu",), has_rates=True)
+    found = asyncio.run(read_parts(f"<speak>{inner}</speak>", reader))
+    assert [part.value if isinstance(part, Rate) else part for part in found] == parts
+    ssml = ssml_reader(reader)
+    assert ssml is not None
+    assert [(word, each["phonemes"], each["alphabet"]) for word, each in ssml.pronunciations.items()] == phonemes
+    assert asyncio.run(read_parts(f"<speak>{inner}</speak>", open_reader("ssml"))) is not None
+
+
+@pytest.mark.parametrize(
+    ("inner", "message"),
+    [
+        (
+            '<prosody rate="5%">a</prosody>',
+            "expected a prosody rate from 25% to 400%, or x-slow, slow, medium, default",
+        ),
+        ('<prosody rate="quick">a</prosody>', "expected a prosody rate from 25% to 400%"),
+        ('<prosody rate="9e9%">a</prosody>', "expected a prosody rate from 25% to 400%"),
+        ('<phoneme alphabet="cmu" ph="&lt;b>">a</phoneme>', "expected text without characters of markup in a phoneme"),
+        (f'<phoneme alphabet="cmu" ph="A">{"a" * 100}</phoneme>', "expected 1 to 100 characters in a phoneme element"),
+    ],
+    ids=range(5),
+)
+def test_invalid_rates_and_phonemes_of_ssml_are_refused(inner: str, message: str) -> None:
+    reader = open_reader("auto", alphabets=("cmu",), has_rates=True)
+    with pytest.raises(RequestRefused) as caught:
+        asyncio.run(read_parts(f"<speak>{inner}</speak>", reader))
+    assert str(caught.value).startswith(f"text: {message}")
 
 
 def test_markup_reader_emits_words_before_the_line_ends() -> None:
@@ -304,7 +369,7 @@ def test_markup_reading_time_is_linear_in_the_length(unit: str) -> None:
     assert steps(16_000) < 3 * steps(8_000) + 1000
 
 
-class WatchedReader(MarkdownReader):
+class WatchedReader(AutoReader):
     """Reader that records the length of each piece and its thread."""
 
     taken: list[tuple[int, int]]

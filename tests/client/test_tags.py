@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stretto_client import SpeechClient
-from stretto_client.markup import Markup, left_out, open_reader
+from stretto_client.markup import Markup, find_unspoken, open_reader
 from stretto_client.tags import INVISIBLE, MAX_NAMES, MAX_TAG_CHARS, TagFilter
 from tests.client.fake_server import PROFILE, Chunk, FakeServer
 from tests.client.test_live_speech import Live
@@ -120,11 +120,35 @@ def test_tags_that_the_model_renders_are_kept() -> None:
 
 def test_names_of_tags_that_are_left_out_are_listed_once() -> None:
     text = "<think>a<b2></think>x<y1>z</y1><|im_end|>`<code>`" + "".join(f"<t{number}>" for number in range(30))
-    names = asyncio.run(left_out(text, "auto", ()))
+    names = asyncio.run(find_unspoken(text, "auto", ())).tags
     assert names[:4] == ["think", "y1", "im_end", "t0"]
     assert len(names) == MAX_NAMES
-    assert asyncio.run(left_out("<speak>a <x>b</x></speak>", "auto", ())) == []
-    assert asyncio.run(left_out("<speak>a</speak>", "none", ())) == ["speak"]
+    assert asyncio.run(find_unspoken("<speak>a <x>b</x></speak>", "auto", ())) == ([], ["x"])
+    assert asyncio.run(find_unspoken("<speak>a</speak>", "none", ())) == (["speak"], [])
+
+
+EFFECTS = """<speak><lexicon uri="https://a.example/b"/><p><s>a <emphasis>b</emphasis></s></p>
+<break/><sub alias="x">y</sub>
+<prosody rate="slow" pitch="high">c</prosody><phoneme alphabet="ipa" ph="a">d</phoneme><think>e</think>
+<phoneme alphabet="cmu" ph="HH">f</phoneme><say-as interpret-as="digits"><phoneme alphabet="cmu" ph="HH">1</phoneme>
+</say-as><m:x xmlns:m="n">g</m:x><voice name="h">i</voice><desc>j</desc><phoneme ph="">k</phoneme></speak>"""
+
+
+@pytest.mark.parametrize(
+    ("alphabets", "has_rates", "expected"),
+    [
+        ((), False, ["lexicon", "emphasis", "prosody.pitch", "prosody.rate", "phoneme", "x", "voice"]),
+        (("cmu", "ipa"), True, ["lexicon", "emphasis", "prosody.pitch", "phoneme", "x", "voice"]),  # within say-as
+    ],
+)
+def test_elements_of_ssml_without_effect_are_listed(
+    alphabets: tuple[str, ...], has_rates: bool, expected: list[str]
+) -> None:
+    found = asyncio.run(find_unspoken(EFFECTS, "auto", (), alphabets, has_rates))
+    assert found == (["think"], expected)
+    many = "".join(f"<a{number}>b</a{number}>" for number in range(30))
+    assert len(asyncio.run(find_unspoken(f"<speak>{many}</speak>", "ssml", ())).elements) == MAX_NAMES
+    assert asyncio.run(find_unspoken("<speak><x>a", "ssml", ())).elements == ["x"]
 
 
 def test_reasoning_before_and_in_ssml_is_not_spoken() -> None:

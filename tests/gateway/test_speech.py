@@ -22,6 +22,7 @@ from stretto_gateway.answers import from_client_error
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, SYNTHETIC, TAGGED, default_rate, make_encoder, wav_header
 from stretto_gateway.speech import encoded_parts
+from stretto_gateway.speech_request import HEADER
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 from tests.gateway.realtime.test_bounds import open_socket
@@ -267,6 +268,66 @@ async def test_speed_scales_durations_and_times_and_1_is_bit_identical(start: St
     assert words == [{"word": "a", "start": 0.0}, {"word": "cat", "start": 0.02}]
     sound = b"".join(base64.b64decode(event["audio"]) for event in events if event["type"] == "speech.audio.delta")
     assert num_samples(sound, "mp3") == pytest.approx(NUM_SAMPLES / 2, abs=2500)
+
+
+SLOW = '<speak>One. <prosody rate="50%">Two.</prosody> <break time="80ms"/>Three.</speak>'
+
+
+@pytest.mark.parametrize("response_format", ["pcm", "flac"])
+async def test_part_of_a_text_at_another_rate_does_not_depend_on_chunks(start: Start, response_format: str) -> None:
+    """Only that part is stretched, and the words of later parts have the times of the file."""
+    noise = np.random.default_rng(1).normal(0, 3000, 13_440)
+    files, words = list[bytes](), list[Any]()
+    for sizes in ([13_440], [960] * 14, [777, 12_663]):
+        ends = np.cumsum([0, *sizes])
+        chunks = [
+            Chunk(
+                index,
+                size,
+                is_16_bit=True,
+                pcm=noise[end : end + size].astype(np.int16),
+                words=("a",) if not index else (),
+            )
+            for index, (size, end) in enumerate(zip(sizes, ends, strict=False))
+        ]
+        running = await start([*chunks[:-1], replace(chunks[-1], is_final=True, is_last=True)])
+        body = {"input": SLOW, "response_format": response_format}
+        async with running.http() as http:
+            answer = await http.post("/v1/audio/speech", json=body)
+            assert (answer.status_code, HEADER in answer.headers) == (200, False)
+            files.append(answer.content)
+        words.append(await timed_words(running, input=SLOW))
+        assert [each["text"].decode() for each in running.behind.requests][:3] == ["One.", "Two.", "Three."]
+    assert len(set(files)) == 1
+    if response_format == "pcm":
+        assert len(files[0]) // 2 == 13_440 + 2 * 13_440 + 1280 + 13_440
+    length = 13_440 / 16_000  # the rate of the fake server's events
+    assert [word["start"] for word in words[0]] == pytest.approx([0, length, 3 * length + 0.08], abs=1e-6)
+
+
+async def test_rate_multiplies_the_speed_within_its_limits(start: Start) -> None:
+    running = await start(SPOKEN)
+    text = '<speak><prosody rate="25%">One.</prosody><prosody rate="4">Two.</prosody></speak>'
+    sizes = list[int]()
+    for speed in (1, 0.5, 2):
+        body = {"input": text, "response_format": "pcm", "speed": speed}
+        async with running.http() as http:
+            sizes.append(len((await http.post("/v1/audio/speech", json=body)).content) // 2)
+    whole = NUM_SAMPLES
+    assert sizes == [4 * whole + whole // 4, 4 * whole + whole // 2, 2 * whole + whole // 4]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_elements_of_ssml_without_effect_are_listed_or_refused(start: Start, strict: bool) -> None:
+    running = await start(SPOKEN, strict=strict)
+    text = '<speak><phoneme alphabet="ipa" ph="a">A</phoneme> <prosody pitch="high" rate="fast">cat</prosody>.</speak>'
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json={"input": text})
+    if strict:
+        message = "input.phoneme: expected SSML without it ('tiny' does not render it), got 'phoneme'"
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+    else:
+        assert answer.headers[HEADER] == "input.phoneme, input.prosody.pitch"
 
 
 async def test_speech_at_another_speed_is_streamed(start: Start) -> None:
