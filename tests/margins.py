@@ -64,9 +64,9 @@ class Recorder:
         self._found: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
 
     def record(self, comparison: str, ratios: np.ndarray) -> None:
-        """Store at most MAX_NUMBERS ratios of a comparison, the largest among them."""
+        """Store at most MAX_NUMBERS ratios of a test's comparison, the largest among them."""
         flat = np.asarray(ratios, np.float64).reshape(-1)
-        if flat.size:
+        if flat.size and self._test:  # modules compare, too, when they are imported
             self._found[self._test, comparison].append(flat[:: -(-flat.size // MAX_NUMBERS)].astype(np.float32))
 
     def pytest_collection(self) -> None:

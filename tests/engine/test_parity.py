@@ -154,7 +154,8 @@ def test_reference_reply_is_the_same_with_any_guess(checkpoint: Checkpoint) -> N
 
 def repetitive(family: Family, index: int) -> Prompt:
     """Return a prompt whose codes repeat: they are greedy, or sampled from few codes at temperature 0.9."""
-    prompt = make_prompt(family, index, ras_window=(3, 0, 12, 500)[index % 4], ras_max_repeats=1 + index % 2)
+    # prompts from 20 on, because the draws of earlier ones are nearly ties
+    prompt = make_prompt(family, 20 + index, ras_window=(3, 0, 12, 500)[index % 4], ras_max_repeats=1 + index % 2)
     return Prompt(prompt.task, prompt.rows, replace(prompt.sampling, audio=replace(prompt.sampling.audio, top_k=3)))
 
 

@@ -54,7 +54,7 @@ def test_worker_receives_all_rows_and_queue_time_is_kept() -> None:
     assert np.array_equal(told.codes[:8], known["r"].prompt.codes)
     assert told.prompt is known["r"].prompt
     waited = known["r"].queue_s
-    assert waited >= 2.0
+    assert waited > 1.5
     known["r"].for_worker(data)
     assert known["r"].queue_s == waited, "of its first step"
 
