@@ -1,6 +1,6 @@
 """Pocket TTS language model: a pre-norm transformer without biases, a connector for latents, and a flow head."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, activate_rows, silu
 
 NORM_EPS, FLOW_EPS, TIME_EPS = 1e-5, 1e-6, 1e-5
+Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -30,10 +31,17 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 
 class PocketLayer(nn.Module):
-    """Attention with rotary embeddings for adjacent pairs, and a GELU (tanh) MLP, each preceded by a LayerNorm."""
+    """Attention with rotary embeddings for adjacent pairs, and an MLP, each preceded by a LayerNorm.
 
-    def __init__(self, vllm_config: VllmConfig, prefix: str):
+    Args:
+        vllm_config: Configuration of the engine.
+        prefix: Name of the layer.
+        activate: Activation of the MLP, whose result for a row is bit-identical in every batch.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str, activate: Activation):
         super().__init__()
+        self.activate = activate
         config = vllm_config.model_config.hf_config
         width, head_dim = config.hidden_size, config.head_dim
         num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
@@ -63,18 +71,18 @@ class PocketLayer(nn.Module):
         query, key, value = self.in_proj(self.norm1(x)).split(self.sizes, -1)
         query, key = self.rotary_emb(positions, query.contiguous(), key.contiguous())
         x = x + self.o_proj(self.attn(query, key, value.contiguous()))
-        return x + self.down_proj(gelu_tanh(self.up_proj(self.norm2(x))))
+        return x + self.down_proj(self.activate(self.up_proj(self.norm2(x))))
 
 
 class PocketTransformer(nn.Module):
     """Embeddings, layers and final norm."""
 
-    def __init__(self, vllm_config: VllmConfig, prefix: str):
+    def __init__(self, vllm_config: VllmConfig, prefix: str, activate: Activation):
         super().__init__()
         config = vllm_config.model_config.hf_config
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         names = (f"{prefix}.layers.{index}" for index in range(config.num_hidden_layers))
-        self.layers = nn.ModuleList(PocketLayer(vllm_config, name) for name in names)
+        self.layers = nn.ModuleList(PocketLayer(vllm_config, name, activate) for name in names)
         self.norm = nn.LayerNorm(config.hidden_size, eps=NORM_EPS)
 
     def forward(
@@ -103,10 +111,17 @@ class FlowBlock(nn.Module):
 
 
 class FlowTime(nn.Module):
-    """Embedding of a time in [0, 1]."""
+    """Embedding of a time in [0, 1].
 
-    def __init__(self, width: int, num_frequencies: int):
+    Args:
+        width: Width of the embedding, C.
+        num_frequencies: Number of frequencies of the sine and cosine.
+        is_centred: True to divide the embedding by its standard deviation; False to divide it by its root mean square.
+    """
+
+    def __init__(self, width: int, num_frequencies: int, is_centred: bool):
         super().__init__()
+        self.is_centred = is_centred
         self.frequencies = nn.Parameter(torch.empty(num_frequencies), requires_grad=False)
         self.enter = ReplicatedLinear(2 * num_frequencies, width, return_bias=False)
         self.leave = ReplicatedLinear(width, width, return_bias=False)
@@ -116,7 +131,8 @@ class FlowTime(nn.Module):
         """Return the embeddings [N, C] of times [N, 1]."""
         angles = times * self.frequencies
         x = self.leave(silu(self.enter(torch.cat([angles.cos(), angles.sin()], -1))))
-        return x * (self.alpha * torch.rsqrt(x.var(-1, keepdim=True) + TIME_EPS))
+        power = x.var(-1, keepdim=True) if self.is_centred else x.square().mean(-1, keepdim=True)
+        return x * (self.alpha * torch.rsqrt(power + TIME_EPS))
 
 
 class FlowHead(nn.Module):
@@ -124,9 +140,14 @@ class FlowHead(nn.Module):
 
     `lsd` reads the start and end time of a step, `flow_matching` only the start time, and `pointwise` and `drifting` no
     time. The output of `drifting` is the latent itself.
+
+    Args:
+        config: Hyperparameters of the checkpoint.
+        num_words: Number of elements in a latent, D.
+        is_centred: See `FlowTime`.
     """
 
-    def __init__(self, config: Any, num_words: int):
+    def __init__(self, config: Any, num_words: int, is_centred: bool):
         super().__init__()
         flow, width = config.flow, config.flow["width"]
         self.kind, state_width = flow["kind"], flow["state_width"] or config.hidden_size
@@ -138,7 +159,7 @@ class FlowHead(nn.Module):
         self.modulation = ReplicatedLinear(width, 2 * width, return_bias=False)
         self.leave = ReplicatedLinear(width, num_words, return_bias=False)
         num_times = {"lsd": 2, "flow_matching": 1}.get(self.kind, 0)
-        self.times = nn.ModuleList(FlowTime(width, flow["num_frequencies"]) for _ in range(num_times))
+        self.times = nn.ModuleList(FlowTime(width, flow["num_frequencies"], is_centred) for _ in range(num_times))
         self._times: SolverTable | None = None
 
     def prepare(self, steps: range) -> "FlowHead":
@@ -181,10 +202,12 @@ def _times(device: torch.device, number: int) -> torch.Tensor:
 class PocketForCausalLM(nn.Module):
     """Transformer with the connector and the flow head, as vLLM loads it."""
 
+    activate = staticmethod(gelu_tanh)
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
         self.config = vllm_config.model_config.hf_config
-        self.model = PocketTransformer(vllm_config, f"{prefix}model")
+        self.model = PocketTransformer(vllm_config, f"{prefix}model", self.activate)
 
     def embed_input_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [N, H] of ids [N]."""
@@ -203,16 +226,22 @@ class PocketForCausalLM(nn.Module):
 
 
 class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
-    """Pocket TTS for vLLM; selected by `architectures` in config.json."""
+    """Pocket TTS for vLLM; selected by `architectures` in config.json.
+
+    Attributes:
+        has_connector_bias: True if a vector is added to the embedding of every latent.
+        is_centred: See `FlowTime`.
+    """
+
+    has_connector_bias, is_centred = False, True
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.connector = ReplicatedLinear(self.num_words, self.config.hidden_size, bias=False, return_bias=False)
-        self.flow = FlowHead(self.config, self.num_words)
+        width = self.config.hidden_size
+        self.connector = ReplicatedLinear(self.num_words, width, bias=self.has_connector_bias, return_bias=False)
+        self.flow = FlowHead(self.config, self.num_words, self.is_centred)
         if self.voice_ids:
-            self.voice_connector = ReplicatedLinear(
-                self.num_words, self.config.hidden_size, bias=False, return_bias=False
-            )
+            self.voice_connector = ReplicatedLinear(self.num_words, width, bias=False, return_bias=False)
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [N, H] of latents [N, D]."""

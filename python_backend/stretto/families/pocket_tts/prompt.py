@@ -7,7 +7,7 @@ own, with the whole text and the piece's number.
 
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,18 +82,24 @@ class TextPieces:
 
     Args:
         tokenizer: Tokenizer of the release.
-        rules: Changes to the text.
+        prepare: Function that changes a text as in training.
+        max_sentence_tokens: Number of tokens from which a sentence is cut into clauses.
     """
 
-    def __init__(self, tokenizer: PlainTokenizer, rules: TextRules):
-        self._tokenizer, self._rules = tokenizer, rules
+    def __init__(
+        self,
+        tokenizer: PlainTokenizer,
+        prepare: Callable[[str], str],
+        max_sentence_tokens: int = MAX_PIECE_TOKENS,
+    ):
+        self._tokenizer, self._prepare, self._max_sentence_tokens = tokenizer, prepare, max_sentence_tokens
         self._sentence_ends, self._clause_ends = (
             {*tokenizer.encode(ends)[1:]} for ends in (SENTENCE_ENDS, CLAUSE_ENDS)
         )
 
     def cut(self, text: str) -> list[str]:
         """Return the pieces of a text with a letter or a digit: as many sentences as have MAX_PIECE_TOKENS tokens."""
-        ids = self._tokenizer.encode(finished(rewritten(text, self._rules), self._rules).strip())
+        ids = self._tokenizer.encode(self._prepare(text).strip())
         pieces, held, num_held = list[str](), "", 0
         for num_tokens, part in self._parts(ids):
             if held and num_held + num_tokens <= MAX_PIECE_TOKENS:
@@ -110,7 +116,7 @@ class TextPieces:
         for sentence in self._split(ids, self._sentence_ends, keeps_decimals=True):
             text = self._tokenizer.decode(sentence)
             clauses = [sentence]
-            if len(sentence) > MAX_PIECE_TOKENS:
+            if len(sentence) > self._max_sentence_tokens:
                 found = self._split(self._tokenizer.encode(text.strip()), self._clause_ends)
                 clauses = found if len(found) > 1 else clauses
             parts += [(len(clause), self._tokenizer.decode(clause)) for clause in clauses]
@@ -152,10 +158,26 @@ def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
 class PocketTemplate:
     """Pocket TTS prompt template."""
 
+    max_sentence_tokens = MAX_PIECE_TOKENS
+
     def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
-        self._pieces = TextPieces(tokenizer, vocabulary.text)
+        self._pieces = TextPieces(tokenizer, lambda text: self.finished(self.rewritten(text)), self.max_sentence_tokens)
         self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
+
+    def rewritten(self, text: str) -> str:
+        """Return `text` on a single line, with the character replacements of the release."""
+        return rewritten(text, self._known.text)
+
+    def finished(self, text: str) -> str:
+        """Return rewritten `text` with the first letter, the end and the padding of the texts in training."""
+        return finished(text, self._known.text)
+
+    def num_tail_rows(self, text: str) -> int:
+        """Return the number of frames from the detected end of speech, which is larger for texts of few words."""
+        if self._known.tail_rows is not None:
+            return self._known.tail_rows
+        return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for a text, including the number of frames after the end of speech.
@@ -165,7 +187,7 @@ class PocketTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
-        if not any(map(str.isalnum, rewritten(piece.text, self._known.text))):
+        if not any(map(str.isalnum, self.rewritten(piece.text))):
             raise InvalidRequest(piece.path, "text with a letter or a digit", shown(piece.text))
         parts = self._pieces.cut(piece.text)
         if not parts:
@@ -176,8 +198,8 @@ class PocketTemplate:
         number = manner.piece or 0
         if number >= len(parts):
             raise InvalidRequest("options.piece", f"an integer in [0, {len(parts) - 1}]", number)
-        texts = [rewritten(each, self._known.text) for each in parts]
-        encoded = [self._tokenizer.encode(finished(each, self._known.text)) for each in texts]
+        texts = [self.rewritten(each) for each in parts]
+        encoded = [self._tokenizer.encode(self.finished(each)) for each in texts]
         longest = max(map(len, encoded))
         if longest > MAX_TOKENS:  # checked for all pieces, so that no piece is refused after others have been spoken
             raise InvalidRequest(piece.path, f"at most {MAX_TOKENS} tokens without a comma or full stop", longest)
@@ -188,7 +210,7 @@ class PocketTemplate:
         return PromptRows(
             np.concatenate([head, stream0_rows(layout, [*ids, self._known.bos])]),
             max_rows=min(MAX_FRAMES, math.ceil(seconds * FRAME_RATE)),
-            tail_rows=self._tail_rows(text),
+            tail_rows=self.num_tail_rows(text),
             num_pieces=len(parts),
             spoken=parts[number],
         )
@@ -214,12 +236,6 @@ class PocketTemplate:
         if len(piece.pcm) < MIN_VOICE_S * self._sample_rate:
             raise InvalidRequest(piece.path, f"at least {MIN_VOICE_S} s", f"{len(piece.pcm) / self._sample_rate:.4f} s")
         return self._encoder.encode(ended_on_pause(piece.pcm, self._sample_rate))
-
-    def _tail_rows(self, text: str) -> int:
-        """Return the number of frames from the detected end of speech, which is larger for texts of few words."""
-        if self._known.tail_rows is not None:
-            return self._known.tail_rows
-        return SHORT_TAIL_ROWS if len(text.split()) <= FEW_WORDS else TAIL_ROWS
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
