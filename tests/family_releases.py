@@ -19,6 +19,7 @@ from benchmarks.checkpoints import (
     random_kyutai_tts,
     random_moshi,
     random_personaplex,
+    random_phonon,
     random_pocket,
     random_qwen3_codec,
     random_qwen3_omni,
@@ -277,6 +278,11 @@ LAYOUTS = {
         "pocket-tts",
         _pocket,
         {".": ("english.yaml",), "english": ("model.safetensors", "tokenizer.json", "embeddings/*.safetensors")},
+    ),
+    "gradium/phonon-31m-en": Layout(
+        "phonon",
+        lambda folder: _whole(random_phonon.write_release(folder / "release")),
+        {"release": ("config.json", "model.safetensors", "tokenizer.json", "voices/*.safetensors")},
     ),
     "espnet/bagpiper-tts-sft": Layout(
         "bagpiper",

@@ -19,6 +19,7 @@ from benchmarks.checkpoints import (
     random_moshi,
     random_orpheus,
     random_personaplex,
+    random_phonon,
     random_pocket,
     random_qwen3_omni,
     random_qwen3_tts,
@@ -69,6 +70,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("opuslm_dialogue", lambda folder: published_checkpoints.write_release("opuslm-dialogue", folder)),
     ("orpheus", random_orpheus.write_release),
     ("personaplex", random_personaplex.write_release),
+    ("phonon", random_phonon.write_release),
     ("pocket_tts", random_pocket.write_release),
     ("qwen3_omni_talker", random_qwen3_omni.write_release),
     ("qwen3_tts", random_qwen3_tts.write_release),
@@ -163,6 +165,7 @@ def test_companions_and_needs() -> None:
 
 QWEN = {"model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz", "tts_model_type": "base"}
 LATENTS = {"lm_config": {}, "encoder_config": {}, "dit_config": {}}
+PHONON = {"flow_lm": {}, "mimi": {}, "eos_threshold": 0}
 KYUTAI = {"dim": 8, "n_q": 16, "mimi_name": "m.safetensors", "tokenizer_name": "t.model"}
 NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "plain Llama": ({"config.json": {"model_type": "llama"}, "model.safetensors": "", "tokenizer.json": {}}, "'llama'"),
@@ -199,6 +202,11 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "Moshi without Mimi": (
         {"config.json": KYUTAI | {"dep_q": 8}, "model.safetensors": "", "t.model": ""},
         "m.safetensors, which the release must have",
+    ),
+    "Phonon of transformers": ({"config.json": {"model_type": "gradium_phonon_tts"}}, "its codec is in another"),
+    "Phonon without voices": (
+        {"config.json": PHONON, "model.safetensors": "", "tokenizer.json": {}},
+        r"Phonon: no voices/\*.safetensors",
     ),
     "Pocket TTS of transformers": ({"config.json": {"model_type": "pocket_tts"}}, "kyutai/pocket-tts-without"),
     "Pocket TTS without YAML": (

@@ -1,0 +1,21 @@
+"""Recognises Phonon releases: a repository is one release."""
+
+from stretto.families.recognition import CONFIG, Listing, Match
+
+FILES = (CONFIG, "model.safetensors", "tokenizer.json")
+VOICES = ("voices/*.safetensors", "embeddings/*.safetensors", "default-voice.safetensors")
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return a match for the release in a listing."""
+    config = listing.json(CONFIG)
+    if not {"flow_lm", "mimi", "eos_threshold"} <= config.keys():
+        if config.get("model_type") != "gradium_phonon_tts":
+            return []
+        got = "Phonon in transformers format is not read, because its codec is in another repository"
+        return [Match("phonon", refusal=f"{got}; expected Gradium's format, with flow_lm and mimi in config.json")]
+    voices = tuple(pattern for pattern in VOICES if listing.present(pattern))
+    missing = [name for name in FILES if name not in listing.names] + ([] if voices else [VOICES[0]])
+    if missing:
+        return [Match("phonon", refusal=f"Phonon: no {', '.join(missing)}")]
+    return [Match("phonon", (*FILES, *voices), ("--model", "{repo}"))]
