@@ -175,7 +175,8 @@ def published_stream(server: Server, model: str, **changes: Any) -> list[Any]:
 @pytest.mark.parametrize("model", ["cosyvoice3", "f5_tts", "cosyvoice2", "cosyvoice2_dit"])
 def test_published_clients_stream_and_get_whole_replies(served: ServedCheckpoint, model: str) -> None:
     """The messages are those of the authors' gRPC and HTTP clients, which are not on a package index."""
-    *chunks, final = published_stream(served.server, model)
+    # A reply of random length, but of at least two codes per token: 48 codes, of which the first chunk has 22.
+    *chunks, final = published_stream(served.server, model, text="hello you " * 12)
     assert not final.get_response().outputs
     assert len(chunks) > 1
     for chunk in chunks:
