@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NotRequired
 
 from starlette.exceptions import HTTPException
@@ -12,6 +13,8 @@ from typing_extensions import TypedDict
 
 from stretto_client import ClientError, RequestCancelled, RequestRefused, ServerFull, ServerUnavailable, TimedOut
 
+# Name of the server that the current task uses, for messages; empty if the gateway has only one.
+SERVER: ContextVar[str] = ContextVar("SERVER", default="")
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
 OPTIONS = "options"  # field of server requests that contains most other fields
@@ -99,17 +102,18 @@ def from_client_error(error: ClientError, fields: dict[str, str]) -> ApiError:
         fields: Request fields, keyed by the server's field names. Fields in the server's `options` are top-level fields
             of the request, unless `options` itself is a key.
     """
+    server = f"the speech server {SERVER.get()!r}" if SERVER.get() else "the speech server"
     match error:
         case RequestRefused():
             return _refusal(str(error), fields)
         case ServerFull():
-            return ApiError(429, "the speech server is at capacity; try again", code="server_full")
+            return ApiError(429, f"{server} is at capacity; try again", code="server_full")
         case ServerUnavailable() | RequestCancelled():
-            return ApiError(503, "the speech server accepts no requests now; try again", code="unavailable")
+            return ApiError(503, f"{server} accepts no requests now; try again", code="unavailable")
         case TimedOut():
-            return ApiError(504, "the speech server did not answer in time", code="timeout")
+            return ApiError(504, f"{server} did not answer in time", code="timeout")
         case _:
-            return ApiError(502, "the speech server failed on this request", code="server_failed")
+            return ApiError(502, f"{server} failed on this request", code="server_failed")
 
 
 def _refusal(message: str, fields: dict[str, str]) -> ApiError:
@@ -189,17 +193,19 @@ class Health(TypedDict):
     """Readiness, and what is served. Fields of the model are missing if the server does not report them.
 
     `model` is its name, `revision` the commit of its release, and `configuration` the SHA-256 of the server's version,
-    options and configuration files.
+    options and configuration files. If the gateway has several servers, `servers` has the same for each, and one ready
+    server is enough.
     """
 
     status: Literal["ready", "not ready"]
     model: NotRequired[str]
     revision: NotRequired[str]
     configuration: NotRequired[str]
+    servers: NotRequired[dict[str, "Health"]]
 
 
 class Models(TypedDict):
-    """List of models, which contains only the served model. `calls` is true if the gateway has calls over WebRTC."""
+    """Models of all servers that accept requests. `calls` is true if the gateway has calls over WebRTC."""
 
     object: Literal["list"]
     data: list[Model]

@@ -40,6 +40,7 @@ from stretto_gateway.config import GatewayConfig
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 from stretto_gateway.kyutai import endpoints as kyutai
+from stretto_gateway.model_server import ModelServer, Servers
 from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.speech_request import error_message, field_path
@@ -158,7 +159,18 @@ async def health(request: Request, response: Response) -> Health:
     if not await is_ready(request.app):
         response.status_code = 503
         return {"status": "not ready"}
-    return cast(Health, {"status": "ready"} | await served_model(request.app.state.gateway.client))
+    servers: Servers = request.app.state.gateway.servers
+    if not servers.are_named:
+        return cast(Health, {"status": "ready"} | await served_model(servers.all[0].client))
+    each = await asyncio.gather(*map(server_health, servers.all))
+    return {"status": "ready", "servers": {server.name: found for server, found in zip(servers.all, each, strict=True)}}
+
+
+async def server_health(server: ModelServer) -> Health:
+    """Return the readiness of one of several servers, and its model."""
+    if not server.is_up:
+        return {"status": "not ready"}
+    return cast(Health, {"status": "ready"} | await served_model(server.client))
 
 
 @router.get("/v1/usage")
@@ -170,24 +182,26 @@ async def get_usage(request: Request) -> KeyUsage:
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> Models:
-    """List the served model, which OpenAI's model names also select."""
+    """List the models of all servers that accept requests. OpenAI's model names select one of them, too."""
     gateway: Gateway = request.app.state.gateway
-    models = [gateway.catalogue.record(await gateway.catalogue.profile())]
+    catalogues = [server.catalogue for server in await gateway.servers.up()]
+    models = [each.record(await each.profile()) for each in catalogues]
     return {"object": "list", "data": models, "calls": request.app.state.calls is not None}
 
 
 @router.get("/v1/audio/models")
 async def list_speech_models(request: Request) -> SpeechModels:
-    """List the served model in the format that Open WebUI expects for speech models."""
+    """List the models in the format that Open WebUI expects for speech models."""
     gateway: Gateway = request.app.state.gateway
-    family = (await gateway.catalogue.profile()).family
-    return {"object": "list", "models": [{"id": family, "name": family}]}
+    catalogues = [server.catalogue for server in await gateway.servers.up()]
+    names = [each.name_of(await each.profile()) for each in catalogues]
+    return {"object": "list", "models": [{"id": name, "name": name} for name in names]}
 
 
 @router.get("/v1/models/{name:path}")
 async def retrieve_model(name: str, request: Request) -> Model:
     """Return the model with that name or alias."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model(name)
     return gateway.catalogue.record(await gateway.catalogue.model(name))
 
 
@@ -204,9 +218,10 @@ async def ready(request: Request) -> Response:
 async def is_ready(app: FastAPI) -> bool:
     """Return True if the server accepts requests and the gateway is not shutting down."""
     if not app.state.is_draining:
-        with suppress(TimeoutError):
+        servers: Servers = app.state.gateway.servers
+        with suppress(ApiError, TimeoutError):
             async with asyncio.timeout(READY_S):
-                return bool(await app.state.gateway.client.ready())
+                return bool(await servers.up() if servers.are_named else await servers.all[0].client.ready())
     return False
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from stretto_client import ClientError, ModelProfile, RecordedVoice, SpeechClient, TaskProfile
 from stretto_client.schema import expected_voices
-from stretto_gateway.answers import ApiError, Model, Talks, from_client_error, refused
+from stretto_gateway.answers import SERVER, ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.voice_store import ID, StoredVoice, VoiceStore
 
@@ -48,11 +48,12 @@ class Catalogue:
 
     Args:
         client: Client for one or several servers.
-        aliases: Additional model names, each mapped to the family to which it refers.
+        aliases: Additional model names, each mapped to the family to which it refers, or to the name of a server.
+        name: Name of the model in requests; empty for that of its family.
     """
 
-    def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str]):
-        self._client, self._aliases = client, aliases
+    def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str], name: str = ""):
+        self._client, self._aliases, self._name = client, aliases, name
         self._profile: ModelProfile | None = None
         self._asked_s, self._num_failed = 0.0, 0
         self._asking: asyncio.Task[None] | None = None
@@ -62,6 +63,24 @@ class Catalogue:
     def family(self) -> str:
         """Family in the last known profile; empty if no profile is known yet."""
         return self._profile.family if self._profile else ""
+
+    @property
+    def known(self) -> ModelProfile | None:
+        """Last known profile; None if no profile is known yet."""
+        return self._profile
+
+    @property
+    def label(self) -> str:
+        """Name of the model in metrics: its own, or that of its family."""
+        return self._name or self.family
+
+    def name_of(self, profile: ModelProfile) -> str:
+        """Return the model's name, which requests may use."""
+        return self._name or profile.family
+
+    async def refresh(self) -> None:
+        """Replace the profile by the server's current one; raise ApiError if the server does not respond."""
+        self._profile = await self._ask()
 
     async def profile(self) -> ModelProfile:
         """Return the last known profile; if it is old, refresh it in the background.
@@ -85,6 +104,7 @@ class Catalogue:
                 self._profile = None
 
     async def _ask(self) -> ModelProfile:
+        SERVER.set(self._name)
         try:
             profile = await self._client.profile(refresh=True)
         except ClientError as error:
@@ -97,15 +117,17 @@ class Catalogue:
     async def model(self, name: str) -> ModelProfile:
         """Return the profile if `name` is empty, an alias, or the model's name; else raise ApiError 404."""
         profile = await self.profile()
-        if name and name != profile.family and self._aliases.get(name) != profile.family and not is_alias(name):
-            raise ApiError(404, f"model: expected {profile.family!r}, got {name[:60]!r}", "model", "model_not_found")
+        names = (self._name, profile.family)
+        if name and name not in names and self._aliases.get(name) not in names and not is_alias(name):
+            expected = repr(self.name_of(profile))
+            raise ApiError(404, f"model: expected {expected}, got {name[:60]!r}", "model", "model_not_found")
         return profile
 
     def record(self, profile: ModelProfile) -> Model:
         """Return OpenAI's `model` object with additional properties."""
         return {
-            "id": profile.family,
-            "root": profile.family,
+            "id": self.name_of(profile),
+            "root": self.name_of(profile),
             "object": "model",
             "created": self._since,
             "owned_by": "stretto",
@@ -121,6 +143,26 @@ class Catalogue:
 def is_alias(name: str) -> bool:
     """Return True if `name` (such as an OpenAI model name) selects whichever model is served."""
     return name in MODEL_ALIASES or (len(name) <= MAX_NAME_CHARS and OPENAI_MODELS.fullmatch(name) is not None)
+
+
+def speaks(profile: ModelProfile) -> bool:
+    """Return True if the model speaks a text."""
+    return profile.task("tts") is not None
+
+
+def transcribes(profile: ModelProfile) -> bool:
+    """Return True if the model transcribes."""
+    return profile.task("asr") is not None
+
+
+def is_full_duplex(profile: ModelProfile) -> bool:
+    """Return True if the model reads audio while it speaks."""
+    return profile.task(DUPLEX) is not None
+
+
+def answers_turns(profile: ModelProfile) -> bool:
+    """Return True if the model answers a user's turns."""
+    return any(map(converses, profile.tasks))
 
 
 def converses(task: TaskProfile) -> bool:

@@ -18,7 +18,7 @@ from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch
 from stretto_gateway.base64_audio import read_audio
-from stretto_gateway.catalogue import CallersVoices, VoiceFile, converses
+from stretto_gateway.catalogue import CallersVoices, VoiceFile, answers_turns, converses
 from stretto_gateway.encoding import Encoder, default_rate, make_encoder
 from stretto_gateway.events import Streamed, reply_events
 from stretto_gateway.gateway import Gateway
@@ -179,7 +179,7 @@ ANSWERS = described("The reply, or events with its chunks", "text/event-stream",
 @router.post("/v1/chat/completions", response_class=Response, responses=ANSWERS)
 async def create_completion(body: ChatRequest, request: Request) -> Response:
     """Generate the reply to `messages`, as speech if `modalities` contains `audio`."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model(body.model, answers_turns)
     ignored = Ignored(body, gateway.strict)
     profile = await gateway.catalogue.model(body.model)
     conversation = read_conversation(body.messages, gateway.limits.max_input_chars)
@@ -196,7 +196,11 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
         elif voice is not None:
             options["voice"] = voice
     events = reply(gateway, conversation.turns, conversation.files, options, speaks)
-    head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": profile.family}
+    head = {
+        "id": f"chatcmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": gateway.catalogue.name_of(profile),
+    }
     if body.stream:
         parts = stream_parts(events, head, body.audio.encoder(gateway.audio_tags) if speaks else None)
         answer: Response = Streamed(parts, "text/event-stream", gateway.limits.stall_s, sse_error)

@@ -165,7 +165,9 @@ def make_server(
     host = f"[{config.address}]" if ":" in config.address else config.address
     where = f"http{'s' if certificate else ''}://{host}:{listener.getsockname()[1]}"
     who = "" if config.keys else "; it has no keys, so everyone who can reach it may use it"
-    return Server(app, settings, f"[gateway] listening at {where}, server {config.server}{who}")
+    servers = ", ".join(f"{name} at {each}" if name else each for name, each in config.addresses.items())
+    many = "servers" if config.named_servers else "server"
+    return Server(app, settings, f"[gateway] listening at {where}, {many} {servers}{who}")
 
 
 def arguments() -> Parser:
@@ -173,7 +175,8 @@ def arguments() -> Parser:
     parser = Parser(prog="stretto gateway", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     limits = Limits()
-    add("--server", metavar="HOST:PORT", help="gRPC; default: this host, at STRETTO_PORT + 1, or 8001")
+    about = "gRPC address; default: this host, at STRETTO_PORT + 1, or 8001; NAME=HOST:PORT for each of several servers"
+    add("--server", action="append", default=[], metavar="HOST:PORT", help=about)
     add("--address", type=address, default="127.0.0.1", help="0.0.0.0 opens the port to all hosts")
     add("--port", type=int, help="default: STRETTO_PORT + 3, or 8003")
     add(
@@ -288,7 +291,7 @@ def audio_tag(text: str) -> tuple[str, str] | None:
 
 def read_config(args: argparse.Namespace) -> GatewayConfig:
     """Return the settings from the command line; raise ValueError or OSError if they are invalid."""
-    server = args.server or f"localhost:{port_in_row(1)}"
+    server, named_servers = read_servers(args.server)
     port = port_in_row(3) if args.port is None else args.port
     if not 0 <= port < 65_536:
         raise ValueError(f"--port: expected a port from 0 to 65535, got {port}")
@@ -313,7 +316,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     calls = {"call_webhook": args.call_webhook, "twilio_token": os.environ.get(TWILIO_TOKEN, "").strip()}
     turn_model = read_model(args.turn_model) if args.turn_model is not None else b""
     more = {"audio_hosts": hosts, "turn_model": turn_model, "ceilings": tuple(args.ceiling)} | calls
-    more |= {"webrtc_addresses": addresses, "webrtc_ports": args.webrtc_ports}
+    more |= {"webrtc_addresses": addresses, "webrtc_ports": args.webrtc_ports, "named_servers": named_servers}
     return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **more)
 
 
@@ -327,6 +330,28 @@ def check_network(addresses: tuple[str, ...], ports: str) -> None:
                 probe.bind((address.bound, 0))
             except OSError as error:
                 raise ValueError(f"--webrtc-address: cannot bind to {address.bound}: {error.strerror}") from None
+
+
+def read_servers(given: list[str]) -> tuple[str, dict[str, str]]:
+    """Return the address of the only server, or the addresses of several by name.
+
+    Raises:
+        ValueError: One of several servers has no name, or a name is given twice.
+    """
+    if not given:
+        return f"localhost:{port_in_row(1)}", {}
+    if len(given) == 1 and "=" not in given[0]:
+        return given[0], {}
+    named = dict[str, str]()
+    for text in given:
+        name, _, address = text.rpartition("=")
+        if not (name.isprintable() and 0 < len(name) <= MAX_ALIAS_CHARS and name == name.strip() and address):
+            expected = f"NAME=HOST:PORT for each of several servers, NAME of 1 to {MAX_ALIAS_CHARS} characters"
+            raise ValueError(f"--server: expected {expected}, got {text!r}")
+        if name in named:
+            raise ValueError(f"--server: expected different names, got {name!r} twice")
+        named[name] = address
+    return "", named
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:

@@ -80,14 +80,14 @@ class GatewayConfig:
     """Settings of a gateway.
 
     Attributes:
-        server: gRPC address of the server (host:port).
+        server: gRPC address of the server (host:port), unless there are several.
         address: IP address to listen on.
         port: TCP port to listen on.
         keys: API keys; if empty, no key is required.
         limits: Limits on requests and connections.
         voices: Folder for uploaded voices and pronunciation dictionaries; None to reject them.
         strict: True to reject request fields that have no effect, instead of ignoring them.
-        model_aliases: Additional model names, each mapped to the family to which it refers.
+        model_aliases: Additional model names, each mapped to the family, or the name of the server, to which it refers.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
         audio_tags: Tags of generated mp3, Opus and FLAC files.
         call_webhook: Address that receives the events of telephone calls, and answers with text; empty for none.
@@ -98,6 +98,7 @@ class GatewayConfig:
             reject calls.
         webrtc_ports: UDP ports of the calls, as `FIRST-LAST`; empty for any.
         ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
+        named_servers: gRPC addresses of several servers, by the names of their models; empty for one server.
     """
 
     server: str
@@ -117,3 +118,9 @@ class GatewayConfig:
     webrtc_addresses: tuple[str, ...] = ()
     webrtc_ports: str = ""
     ceilings: tuple[str, ...] = ()
+    named_servers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def addresses(self) -> Mapping[str, str]:
+        """Addresses of all servers by name; a single one has the empty name."""
+        return self.named_servers or {"": self.server}

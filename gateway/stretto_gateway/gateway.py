@@ -1,31 +1,35 @@
-"""State shared by all endpoints: client, admission, catalogue, metrics."""
+"""State shared by all endpoints: clients, admission, catalogues, metrics."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
+from typing import Self
 
 from stretto_client import SpeechClient, Timeouts
 from stretto_gateway.admission import CALLER, Admission, Sessions
-from stretto_gateway.answers import ApiError
+from stretto_gateway.answers import SERVER, ApiError
 from stretto_gateway.audio_hosts import AudioHosts
-from stretto_gateway.catalogue import Catalogue
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.guard import Keys
 from stretto_gateway.metrics import Metrics, open_spans
+from stretto_gateway.model_server import Can, ModelServer, Servers
 from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.realtime.audio_input import WindowQueue
 from stretto_gateway.realtime.client_secrets import ClientSecrets
 from stretto_gateway.realtime.end_of_turn import EndOfTurn
 from stretto_gateway.routed import RoutedClient
-from stretto_gateway.server_queue import ServerQueue
 from stretto_gateway.usage import Ceiling
 from stretto_gateway.voice_store import VoiceStore
 from stretto_gateway.webrtc.network import Network
 
 
 class Gateway:
-    """State of a running gateway. It must be created and closed inside the event loop.
+    """State of a running gateway, as requests to one of its servers see it.
+
+    Each server has its own client, queue, catalogue and slots, and its name in metrics. All else is shared. A gateway
+    must be created and closed inside the event loop.
 
     Args:
         config: Settings.
@@ -35,13 +39,12 @@ class Gateway:
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
         self.limits, self.strict, self.audio_tags = config.limits, config.strict, config.audio_tags
         self.call_webhook, self.twilio_token = config.call_webhook, config.twilio_token
-        self.client = client or SpeechClient(config.server, Timeouts(), caller=CALLER.get)
-        self.queue = ServerQueue(config.limits)
-        self.client.tries = self.queue.later_tries
-        self.catalogue = Catalogue(self.client, config.model_aliases)
         ceilings = [Ceiling.from_text(text) for text in config.ceilings]
-        self.metrics = Metrics(lambda: self.catalogue.family, open_spans(), Keys(config.keys).owners, ceilings)
-        self.admission = Admission(config.limits.max_active, config.limits.max_waiting, self.metrics.waited)
+        self.metrics = Metrics(lambda: self.catalogue.label, open_spans(), Keys(config.keys).owners, ceilings)
+        clients = {name: SpeechClient(each, Timeouts(), caller=CALLER.get) for name, each in config.addresses.items()}
+        served = clients if client is None else {"": client}
+        found = [ModelServer(name, each, config, self.metrics.waited) for name, each in served.items()]
+        self.servers = Servers(found, dict(config.model_aliases))
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = Sessions(config.limits)
         self.windows = WindowQueue()
@@ -49,7 +52,7 @@ class Gateway:
         self.end_of_turn = EndOfTurn(model, self.metrics.note_turn) if model else None
         self.secrets = ClientSecrets()
         self.outcomes = Outcomes()
-        self.metrics.watch(self.admission, self.queue, self.sessions)
+        self.metrics.watch(self.servers, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
         self.voices: VoiceStore | None = None
         self.pronunciations: PronunciationStore | None = None
@@ -58,6 +61,37 @@ class Gateway:
             sizes = config.limits.max_pronunciations, config.limits.max_dictionary_bytes
             self.pronunciations = PronunciationStore(config.voices, *sizes)
         self.network = Network.from_texts(config.webrtc_addresses, config.webrtc_ports)
+        self._use(found[0])
+        self._by_name = {found[0].name: self}
+        self._by_name |= {server.name: self._with(server) for server in found[1:]}  # in place, for the copies
+
+    def _use(self, server: ModelServer) -> None:
+        self.client, self.queue, self.catalogue = server.client, server.queue, server.catalogue
+        self.admission, self._server = server.admission, server
+
+    def _with(self, server: ModelServer) -> Self:
+        """Return the same state for another server."""
+        other = copy(self)
+        other._use(server)
+        other.metrics = self.metrics.labelled(lambda: server.catalogue.label)
+        return other
+
+    @property
+    def listener(self) -> "Gateway":
+        """The same state for the server that transcribes the user's turns, which may be another one."""
+        return self._by_name[self.servers.transcriber(self._server).name]
+
+    async def for_model(self, name: str, *abilities: Can) -> "Gateway":
+        """Return the state for the server that a request selects; see `Servers.choose`.
+
+        Args:
+            name: Model name in the request; empty for none.
+            abilities: Functions that return True for the profile of a model that can do the request.
+
+        Raises:
+            ApiError: The name is unknown, or the server accepts no requests.
+        """
+        return self._by_name[(await self.servers.choose(name, *abilities)).name]
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -76,11 +110,12 @@ class Gateway:
                 raise
             use.check()  # others may have reached the ceiling while this one has waited
             use.add("requests", 1)
+            SERVER.set(self._server.name)
             yield
 
     async def close(self) -> None:
-        """Close the client, and export the remaining traces."""
-        await self.client.close()
+        """Close the clients, and export the remaining traces."""
+        await self.servers.close()
         if self.end_of_turn is not None:
             self.end_of_turn.close()
         if self.metrics.spans is not None:

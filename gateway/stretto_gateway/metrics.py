@@ -17,17 +17,20 @@ first audio event or to the end of a text. The remaining time is attributed to t
 import os
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
-from stretto_gateway.admission import REQUEST, Admission, RequestHead, Sessions
-from stretto_gateway.server_queue import ServerQueue
+from stretto_gateway.admission import REQUEST, RequestHead, Sessions
+from stretto_gateway.model_server import Servers
 from stretto_gateway.usage import Ceiling, Usage
 
 if TYPE_CHECKING:
@@ -236,14 +239,30 @@ class Metrics:
         """Record the queueing time of an admitted request, in seconds."""
         self._queue.observe(seconds, REQUEST.get().exemplar)
 
-    def watch(self, admission: Admission, queue: ServerQueue, sessions: Sessions) -> None:
-        """Add gauges of active utterances, queued requests and open sessions."""
+    def labelled(self, family: Callable[[], str]) -> Self:
+        """Return the same metrics for a model of another server.
+
+        Args:
+            family: Function that returns the name of that model.
+        """
+        other = copy(self)
+        other.family = family
+        return other
+
+    def watch(self, servers: Servers, sessions: Sessions) -> None:
+        """Add gauges of active utterances, queued requests and open sessions, and of each named server."""
         active = Gauge("gateway_active", "Utterances in progress", registry=self.registry)
-        active.set_function(lambda: admission.num_active)
+        active.set_function(lambda: sum(each.admission.num_active for each in servers.all))
         waiting = Gauge("gateway_waiting", "Requests waiting for a slot", registry=self.registry)
-        waiting.set_function(lambda: admission.num_waiting)
+        waiting.set_function(lambda: sum(each.admission.num_waiting for each in servers.all))
         refused = Gauge("gateway_waiting_for_server", "Requests waiting for a full server", registry=self.registry)
-        refused.set_function(lambda: queue.num_waiting)
+        refused.set_function(lambda: sum(each.queue.num_waiting for each in servers.all))
+        if servers.are_named:
+            ready = Gauge("gateway_server_ready", "1 if a server is ready", ["server"], registry=self.registry)
+            used = Gauge("gateway_server_active", "Utterances of a server", ["server"], registry=self.registry)
+            for server in servers.all:
+                ready.labels(server.name).set_function(partial(attrgetter("is_up"), server))
+                used.labels(server.name).set_function(partial(attrgetter("admission.num_active"), server))
         opened = Gauge("gateway_sessions", "Open WebSockets", registry=self.registry)
         opened.set_function(lambda: sessions.num_open)
 

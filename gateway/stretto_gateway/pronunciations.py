@@ -13,6 +13,7 @@ from stretto_client import ModelProfile, SpeakArguments
 from stretto_client.lexicon_files import read_lexicon, write_pls
 from stretto_client.pronunciation import ALPHABETS, Entry, InvalidEntry, entries_record, folded, occurring
 from stretto_gateway.answers import ApiError, mismatch
+from stretto_gateway.catalogue import speaks
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.speech_request import Body, Ignored
@@ -64,9 +65,10 @@ async def get_pronunciations(
 async def put_pronunciations(request: Request, response: Response) -> StoredDictionary:
     """Store a dictionary, in JSON or PLS, in place of the caller's earlier one.
 
-    The header `stretto-ignored` lists the words whose phonemes the served model does not read.
+    The header `stretto-ignored` lists the words whose phonemes the served model, or the first one that speaks, does not
+    read.
     """
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model("", speaks)
     store = expect_store(gateway)
     try:
         entries = await asyncio.to_thread(read_lexicon, await request.body())

@@ -33,7 +33,7 @@ from stretto_gateway.answers import (
     mismatch,
     refused,
 )
-from stretto_gateway.catalogue import find_task
+from stretto_gateway.catalogue import find_task, speaks
 from stretto_gateway.encoding import (
     GREATEST_SPEED,
     LEAST_SPEED,
@@ -76,7 +76,7 @@ ANSWERS[200]["content"]["text/event-stream"] = TEXT
 @router.post("/v1/audio/speech", response_class=Response, responses=ANSWERS)
 async def create_speech(body: SpeechRequest, request: Request) -> Response:
     """Generate the audio of `input`, chunk by chunk; if `stream_format` is `sse`, as server-sent events."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model(body.model, speaks)
     ignored = Ignored(body, gateway.strict)
     asked = speech_options(gateway, body, request.state, ignored)
     options = await unless_disconnected(request.receive, asked)
@@ -452,6 +452,7 @@ async def result(
         The audio, or the error.
     """
     try:
+        gateway = await gateway.for_model(item.model, speaks)
         options = await speech_options(gateway, item, asked, ignored)
         audio, report = bytearray(), dict[str, Any]()
         async with aclosing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:

@@ -12,6 +12,7 @@ from starlette.websockets import WebSocket
 
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, mismatch, refused
+from stretto_gateway.catalogue import speaks
 from stretto_gateway.config import Limits
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, read_json, session_tasks
@@ -250,8 +251,9 @@ class StreamSession:
 
     async def _configure(self, config: SessionConfig) -> None:
         self._expect_silence("session.config")
+        gateway = await self._gateway.for_model(config.model, speaks)
         with self._asking() as state:
-            await voice_options(self._gateway, config, state, self._ignored(config))
+            await voice_options(gateway, config, state, self._ignored(config))
         self._keep(config)
 
     def _keep(self, config: SessionConfig | None) -> None:
@@ -310,8 +312,9 @@ class StreamSession:
         try:
             with self._asking() as state:
                 ignored = self._ignored(config)
-                options = await voice_options(self._gateway, config, state, ignored)
-                parts = audio_parts(self._gateway, config, text.pieces(), options, ignored, report)
+                gateway = await self._gateway.for_model(config.model, speaks)
+                options = await voice_options(gateway, config, state, ignored)
+                parts = audio_parts(gateway, config, text.pieces(), options, ignored, report)
                 async with aclosing(parts):
                     async for part in parts:
                         if not num_bytes:

@@ -14,7 +14,7 @@ from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import PlainText, TimedText, described, mismatch, refused
-from stretto_gateway.catalogue import find_task
+from stretto_gateway.catalogue import find_task, transcribes
 from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
@@ -133,7 +133,7 @@ TRANSLATED = described("The text", *TEXTS, model=PlainText | TimedText)
 @router.post("/v1/audio/transcriptions", response_class=Response, responses=WRITTEN)
 async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], request: Request) -> Response:
     """Transcribe a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file; with `stream`, as server-sent events."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model(form.model, transcribes)
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSCRIBE, "transcription", ignored)
     profile = await gateway.catalogue.profile()
@@ -162,13 +162,18 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
 @router.post("/v1/audio/translations", response_class=Response, responses=TRANSLATED)
 async def create_translation(form: Annotated[TranslationForm, WITH_FILE], request: Request) -> Response:
     """Translate the speech in `file`, in any language, into English text."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model(form.model, translates)
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSLATE, "translation of speech", ignored)
     text, report, _ = await unless_disconnected(request.receive, transcribed(gateway, content, TRANSLATE, options))
     answer = transcript_response(form.response_format, text, report, {"task": "translate", "language": "english"})
     answer.headers.update(ignored.headers)
     return answer
+
+
+def translates(profile: ModelProfile) -> bool:
+    """Return True if the model translates speech."""
+    return profile.task(TRANSLATE) is not None
 
 
 async def read_form(

@@ -26,6 +26,7 @@ from stretto_gateway.catalogue import (
     has_voice,
     no_cloning,
     plain_name,
+    speaks,
     unknown_voice,
 )
 from stretto_gateway.events import client_events
@@ -56,12 +57,12 @@ class VoiceForm(TextFields):
 
 
 @router.get("/v1/audio/voices")
-async def list_voices(request: Request) -> Voices:
+async def list_voices(request: Request, model: str = "") -> Voices:
     """List the model's voices, the voice that each alias selects, and the caller's own voices.
 
-    `form` lists the fields of a request that adds a voice.
+    `form` lists the fields of a request that adds a voice. `model` selects one of several models.
     """
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model(model, speaks)
     profile = await gateway.catalogue.profile()
     stored = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
     titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
@@ -84,7 +85,7 @@ async def list_voices(request: Request) -> Voices:
 @router.post("/v1/audio/voices")
 async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, response: Response) -> Voice:
     """Store the voice in a recording once the model has generated audio with it."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = await request.app.state.gateway.for_model(form.model, clones_voices, speaks)
     response.headers.update(Ignored(form, gateway.strict).headers)
     store = expect_store(gateway.voices)
     profile = await gateway.catalogue.model(form.model)
@@ -176,6 +177,12 @@ async def try_voice(gateway: Gateway, voice: RecordedVoice) -> None:
         begin = partial(gateway.client.speak, SAMPLE, voice=voice)
         async with aclosing(client_events(begin, FIELDS, gateway.queue)) as events:
             await anext(events, None)
+
+
+def clones_voices(profile: ModelProfile) -> bool:
+    """Return True if the model speaks in recorded voices."""
+    task = profile.task("tts")
+    return task is not None and clones(task)
 
 
 def cloning_task(profile: ModelProfile) -> TaskProfile:

@@ -17,14 +17,27 @@ PATIENT = Timeouts(PATIENCE_S, PATIENCE_S, PATIENCE_S)  # a busy machine is no f
 
 
 @asynccontextmanager
-async def gateway_port(grpc_port: int, voices: Path | None = None, keys: tuple[str, ...] = ()) -> AsyncIterator[int]:
-    """Run a gateway during the `with` block and yield its port; `voices` is its folder of uploaded voices."""
+async def gateway_port(
+    grpc_port: int, voices: Path | None = None, keys: tuple[str, ...] = (), **others: int
+) -> AsyncIterator[int]:
+    """Run a gateway during the `with` block and yield its port.
+
+    Args:
+        grpc_port: Port of the server, which has the name `first` if there are others.
+        voices: Folder of uploaded voices.
+        keys: API keys.
+        others: Ports of other servers by name.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
-    gateway = make_server(GatewayConfig(f"localhost:{grpc_port}", voices=voices, keys=keys), listener)
+    named = {"first": grpc_port, **others} if others else {}
+    servers = {name: f"localhost:{port}" for name, port in named.items()}
+    config = GatewayConfig(f"localhost:{grpc_port}", voices=voices, keys=keys, named_servers=servers)
+    gateway = make_server(config, listener)
     serving = asyncio.ensure_future(gateway.serve([listener]))
     while not gateway.started:
         await asyncio.sleep(0.01)
-    gateway.config.app.state.gateway.client.timeouts = PATIENT
+    for server in gateway.config.app.state.gateway.servers.all:
+        server.client.timeouts = PATIENT
     yield listener.getsockname()[1]
     gateway.should_exit = True
     await serving

@@ -115,11 +115,11 @@ async def words_of(listener: ServedCheckpoint, pcm: np.ndarray) -> list[list[Any
 
 
 async def test_unmute_stt_client_receives_words_and_pauses(
-    listener: ServedCheckpoint, recording: Path, tmp_path: Path
+    listener: ServedCheckpoint, server: Server, recording: Path, tmp_path: Path
 ) -> None:
     unmute = await asyncio.to_thread(source, "unmute")
     (tmp_path / "task").write_text("asr")
-    async with gateway_port(listener.server.grpc) as port:
+    async with gateway_port(server.grpc, stt=listener.server.grpc) as port:
         command = Client(SERVICES, "kyutai_unmute.py", ()).command
         line = await asyncio.to_thread(command, f"ws://127.0.0.1:{port}", recording, tmp_path)
         (result,) = await run(line, PYTHONPATH=str(unmute))
@@ -153,11 +153,11 @@ async def test_delayed_streams_stt_script_prints_timed_words(
 
 
 async def test_unmute_tts_client_receives_speech_and_word_times(
-    server: Server, recording: Path, tmp_path: Path
+    listener: ServedCheckpoint, server: Server, recording: Path, tmp_path: Path
 ) -> None:
     unmute = await asyncio.to_thread(source, "unmute")
     (tmp_path / "task").write_text("tts")
-    async with gateway_port(server.grpc) as port:
+    async with gateway_port(listener.server.grpc, tts=server.grpc) as port:
         command = Client(SERVICES, "kyutai_unmute.py", ()).command
         line = await asyncio.to_thread(command, f"ws://127.0.0.1:{port}", recording, tmp_path)
         (result,) = await run(line, PYTHONPATH=str(unmute))

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket
 
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, Word
 from stretto_gateway.answers import ApiError, refused
-from stretto_gateway.catalogue import DUPLEX, VoiceFile, find_task, find_voice
+from stretto_gateway.catalogue import DUPLEX, VoiceFile, find_task, find_voice, is_full_duplex, speaks, transcribes
 from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
 from stretto_gateway.kyutai.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
 from stretto_gateway.kyutai.sessions import KyutaiSession, ListeningSession, open_session
@@ -90,7 +90,7 @@ class ChatSession(ListeningSession):
     _num_voice_bytes = 0
 
     async def begin(self) -> None:
-        profile = await self._gateway.catalogue.profile()
+        profile = await self._select(is_full_duplex)
         task = find_task(profile, (DUPLEX,), "full-duplex speech")
         query = validated(ChatQuery, dict(self._socket.query_params))
         own = await self._voices.recording(profile, task, query.voice_prompt)
@@ -126,6 +126,11 @@ async def open_chat(socket: WebSocket) -> None:
     await open_session(socket, ChatSession, lambda text: ERROR + text.encode())
 
 
+def reads_speech(profile: ModelProfile) -> bool:
+    """Return True if the model transcribes live audio."""
+    return transcribes(profile) and profile.reads_live_audio
+
+
 class TranscriptSession(ListeningSession):
     """Live transcription: sends completed words, then their ends, and pause probabilities."""
 
@@ -134,7 +139,7 @@ class TranscriptSession(ListeningSession):
         self._num_steps = self._num_open = 0  # `_num_open`: words sent whose ends have not been sent
 
     async def begin(self) -> None:
-        profile = await self._gateway.catalogue.profile()
+        profile = await self._select(reads_speech)
         find_task(profile, ("asr",), "transcription")
         if not profile.reads_live_audio:
             raise ApiError(400, f"model: {profile.family!r} does not transcribe live audio", "model", "unsupported")
@@ -253,7 +258,7 @@ class SpeakSession(KyutaiSession):
     _num_samples = 0
 
     async def begin(self) -> None:
-        profile = await self._gateway.catalogue.profile()
+        profile = await self._select(speaks)
         query = validated(SpeakQuery, dict(self._socket.query_params))
         find_task(profile, ("tts",), "text to speech")
         own = await self._voices.own(profile, query.voice)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from starlette.websockets import WebSocket
 
-from stretto_client import Speech, SpeechEvent
+from stretto_client import ModelProfile, Speech, SpeechEvent
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.catalogue import CallersVoices
@@ -18,6 +18,7 @@ from stretto_gateway.events import reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.kyutai.messages import malformed
 from stretto_gateway.metrics import Trace
+from stretto_gateway.model_server import Can
 from stretto_gateway.ogg import OggError, OggOpusDecoder
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, session_tasks
 from stretto_gateway.voice_store import EVERYBODY
@@ -142,6 +143,11 @@ class KyutaiSession(ABC):
     def patience_s(self) -> float:
         """Maximum time until the next message, in seconds."""
         return self._gateway.limits.idle_s
+
+    async def _select(self, *abilities: Can) -> ModelProfile:
+        """Select the server, by the query parameter `model` if there is one, and return the profile of its model."""
+        self._gateway = await self._gateway.for_model(self._socket.query_params.get("model", ""), *abilities)
+        return await self._gateway.catalogue.profile()
 
     @abstractmethod
     async def begin(self) -> None:

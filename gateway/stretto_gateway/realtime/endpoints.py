@@ -10,8 +10,9 @@ from starlette.websockets import WebSocket
 
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, ClientSecret
-from stretto_gateway.catalogue import CallersVoices
+from stretto_gateway.catalogue import CallersVoices, answers_turns, is_full_duplex, transcribes
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.model_server import Can
 from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
@@ -39,9 +40,10 @@ async def open_session(socket: WebSocket) -> None:
 
     The settings of a client secret override both.
     """
-    gateway: Gateway = socket.app.state.gateway
+    first: Gateway = socket.app.state.gateway
     name, settings = first_settings(socket)
     try:
+        gateway = await first.for_model(model_of(settings) or name, *abilities(settings))
         await settings.check(await gateway.catalogue.model(name), CallersVoices(gateway.voices, socket.state.owner))
         with gateway.sessions.slot():
             await socket.accept(PROTOCOL if PROTOCOL in socket.scope["subprotocols"] else None)
@@ -54,11 +56,13 @@ async def open_session(socket: WebSocket) -> None:
 @router.post("/v1/realtime/client_secrets")
 async def create_client_secret(body: SecretRequest, request: Request) -> ClientSecret:
     """Create a short-lived key that can only open `/v1/realtime`, and set the settings of its sessions."""
-    gateway: Gateway = request.app.state.gateway
-    unknown = Ignored(body, gateway.strict)
+    first: Gateway = request.app.state.gateway
+    unknown = Ignored(body, first.strict)
     model = "gpt-realtime"
     change = Change(RealtimeSettings(model=model), body.session, model)
-    await restrict_to_model(change, gateway.catalogue, model, CallersVoices(gateway.voices, request.state.owner))
+    gateway = await first.for_model(model_of(change.settings) or model, *abilities(change.settings))
+    voices = CallersVoices(gateway.voices, request.state.owner)
+    await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)
     if gateway.strict:
         change.expect_honoured()
     for error in change.errors:
@@ -69,6 +73,19 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
     if names := [*unknown.names, *(error.param or "" for error in change.ignored)]:
         answer |= {"stretto_ignored": names}
     return answer
+
+
+def model_of(settings: Settings) -> str:
+    """Return the model name in a session's settings; empty if there is none."""
+    if isinstance(settings, RealtimeSettings):
+        return settings.model
+    transcription = settings.audio.input.transcription
+    return (transcription.model if transcription is not None else None) or ""
+
+
+def abilities(settings: Settings) -> tuple[Can, ...]:
+    """Return functions that are true for a model with which a session of these settings is possible."""
+    return (answers_turns, is_full_duplex) if isinstance(settings, RealtimeSettings) else (transcribes,)
 
 
 def transcribing(model: str) -> Settings:

@@ -43,7 +43,7 @@ class Session:
         max_samples = samples(1000 * gateway.limits.max_turn_s)
         self._input = InputBuffer(max_samples, gateway.sessions.held, gateway.end_of_turn)
         self._talk = Talk(gateway, channel, tasks, voices)
-        self._transcriber = Transcriber(gateway, channel)
+        self._transcriber = Transcriber(gateway.listener, channel)
         self._settings: Settings = RealtimeSettings(model=model)
         self.reader = WireReader(self._settings.audio.input.format)
         # Errors of the formats of `input` and `output`, until a format is set that the gateway has.
@@ -97,7 +97,8 @@ class Session:
         self._refused_formats |= check_formats(event.session)
         is_empty = self._talk.is_empty and not self._input.num_samples
         change = Change(self._settings, event.session, self._model, is_empty)
-        profile = await restrict_to_model(change, self._gateway.catalogue, self._model, self._voices)
+        catalogues = self._gateway.catalogue, self._transcriber.catalogue
+        profile = await restrict_to_model(change, *catalogues, self._model, self._voices)
         change.ignored[:0] = event.ignored
         if self._gateway.strict:
             change.expect_honoured()
@@ -109,7 +110,7 @@ class Session:
 
     def _apply(self, settings: Settings, profile: ModelProfile) -> None:
         self._channel.check_formats(settings)
-        self._is_live = profile.reads_live_audio and settings.audio.input.transcription is not None
+        self._is_live = self._transcriber.reads_live_audio and settings.audio.input.transcription is not None
         max_s = min(self._gateway.limits.max_turn_s, profile.max_audio_s)
         heard = settings.audio.input
         begins_anew = self._input.configure(heard.vad, samples(1000 * max_s), heard.eagerness)

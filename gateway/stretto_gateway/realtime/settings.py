@@ -9,7 +9,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, Vali
 from stretto_client import ModelProfile
 from stretto_gateway import g711
 from stretto_gateway.answers import ApiError, error_path, refused, shown
-from stretto_gateway.catalogue import CallersVoices, Catalogue, find_task
+from stretto_gateway.catalogue import CallersVoices, Catalogue, find_task, transcribes
 from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED
 from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, error_message, field_path, field_rules
 
@@ -332,12 +332,15 @@ class Change:
                 self.errors.append(error)
 
 
-async def restrict_to_model(change: Change, catalogue: Catalogue, model: str, voices: CallersVoices) -> ModelProfile:
+async def restrict_to_model(
+    change: Change, catalogue: Catalogue, listener: Catalogue, model: str, voices: CallersVoices
+) -> ModelProfile:
     """Return the profile of a session's model, and undo fields of `change` that the model does not support.
 
     Args:
         change: Update of the settings.
         catalogue: The served model.
+        listener: The model that transcribes.
         model: Model name of a session that only transcribes.
         voices: Voices that the caller may name.
     """
@@ -352,7 +355,7 @@ async def restrict_to_model(change: Change, catalogue: Catalogue, model: str, vo
             change.refuse(error)
             continue
         transcription = settings.audio.input.transcription
-        if transcription is not None and not any(profile.task(name) for name in ASR):
+        if transcription is not None and not transcribes(await listener.profile()):
             expected = f"no value ({profile.family!r} does not transcribe)"
             change.ignore("audio.input.transcription", expected, transcription.model)
         return profile

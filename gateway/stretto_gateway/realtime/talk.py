@@ -83,10 +83,16 @@ class Transcriber:
     """
 
     def __init__(self, gateway: Gateway, channel: Channel):
-        self._gateway, self._channel = gateway, channel
+        self._gateway, self._channel, self.catalogue = gateway, channel, gateway.catalogue
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
         self._live: LiveTurn | None = None
+
+    @property
+    def reads_live_audio(self) -> bool:
+        """True if the model transcribes a turn while it is spoken."""
+        profile = self.catalogue.known
+        return profile is not None and profile.reads_live_audio
 
     @property
     def can_transcribe(self) -> bool:

@@ -18,13 +18,14 @@ transcribePanel();
 
 async function show() {
   const { data, calls } = await (await ask("v1/models")).json();
-  const [model] = data;
-  element("model").textContent = `${model.id} · ${model.sample_rate / 1000} kHz`;
-  const speaks = model.tasks.includes("tts");
+  const tasks = data.flatMap((each) => each.tasks);
+  const model = data.find((each) => each.conversations.length > 0 || each.tasks.includes("duplex")) ?? data[0];
+  element("model").textContent = data.map(({ id, sample_rate }) => `${id} · ${sample_rate / 1000} kHz`).join(", ");
+  const speaks = tasks.includes("tts");
   const can = {
     speak: speaks,
     voices: (await listVoices()) && speaks,
-    transcribe: model.tasks.includes("asr"),
+    transcribe: tasks.includes("asr"),
     converse: showConversation(model, calls),
   };
   const names = NAMES.filter((name) => can[name]);

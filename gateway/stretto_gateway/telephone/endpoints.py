@@ -15,7 +15,7 @@ from stretto.limits import host_of
 from stretto_client import ModelProfile
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, mismatch, refused
-from stretto_gateway.catalogue import CallersVoices, converses
+from stretto_gateway.catalogue import CallersVoices, converses, speaks, transcribes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Keys
 from stretto_gateway.realtime.client_secrets import PREFIX
@@ -170,14 +170,15 @@ def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: b
 
 
 async def make_session(
-    gateway: Gateway, channel: CallChannel, tasks: asyncio.TaskGroup, start: Start, access: Access
+    first: Gateway, channel: CallChannel, tasks: asyncio.TaskGroup, start: Start, access: Access
 ) -> tuple[Session, Settings]:
     """Return the session of a call, and its settings.
 
-    A full-duplex model and a model that converses hold the call themselves. For other models the webhook answers.
+    A full-duplex model and a model that converses hold the call themselves. For other models the webhook answers. The
+    models that transcribe and speak may then have different servers.
 
     Args:
-        gateway: The gateway.
+        first: The gateway, for any server.
         channel: Channel to Twilio.
         tasks: Tasks of the session.
         start: Description of the call.
@@ -190,16 +191,19 @@ async def make_session(
     mode, name = own.get("mode", MODES[0]), own.get("model", "")
     if mode not in MODES:
         raise refused("mode", f"one of {', '.join(MODES)}", mode)
+    wanted = name or (access.settings.model if isinstance(access.settings, RealtimeSettings) else "")
+    gateway = await first.for_model(wanted, *((holds_calls, speaks) if mode == MODES[0] else (transcribes,)))
     profile = await gateway.catalogue.model(name)
-    voices = CallersVoices(gateway.voices, access.owner)
-    if mode == MODES[0] and (holds_calls(profile) or is_duplex(profile, RealtimeSettings(model=name))):
+    if mode == MODES[0] and holds_calls(profile):
+        voices = CallersVoices(gateway.voices, access.owner)
         settings = await realtime_settings(gateway, own, name, access, voices)
         kind = DuplexSession if is_duplex(profile, settings) else Session
         return kind(gateway, channel, name, tasks, voices), settings
     if not gateway.call_webhook:
         what = f"--call-webhook URL at the start of the gateway, because {profile.family!r} needs it for {mode}"
         raise ApiError(400, f"call: expected {what}", "call", "unsupported")
-    heard = heard_as(own) | {"transcription": {} if profile.task("asr") else None}
+    listener = await first.for_model("", transcribes) if mode == MODES[0] else gateway
+    heard = heard_as(own) | {"transcription": {} if transcribes(await listener.catalogue.profile()) else None}
     listens = validated(TranscriptionSettings, {"audio": {"input": heard}})
     fields = None
     if mode == MODES[0]:
@@ -209,12 +213,12 @@ async def make_session(
     others = {each: value for each, value in start.custom_parameters.items() if each not in OWN}
     call = {"call_sid": start.call_sid, "stream_sid": start.stream_sid, "parameters": others}
     webhook = Webhook(gateway.call_webhook, gateway.limits, call)
-    return WebhookSession(gateway, channel, tasks, voices, webhook, fields, access.owner), listens
+    return WebhookSession(listener, gateway, channel, tasks, webhook, fields, access.owner), listens
 
 
 def holds_calls(profile: ModelProfile) -> bool:
-    """Return True if the model answers speech with speech."""
-    return any(
+    """Return True if the model answers speech with speech, turn by turn or in full duplex."""
+    return is_duplex(profile, RealtimeSettings(model="")) or any(
         converses(task) and task.speaks and set(task.needs) <= {"audio"} <= {*task.needs, *task.also}
         for task in profile.tasks
     )
@@ -241,7 +245,7 @@ async def realtime_settings(
         update["instructions"] = own["instructions"]
     first = access.settings if isinstance(access.settings, RealtimeSettings) else RealtimeSettings(model=model)
     change = Change(first, update, model)
-    await restrict_to_model(change, gateway.catalogue, model, voices)
+    await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)
     for error in change.errors:
         raise error
     return change.settings

@@ -157,10 +157,10 @@ class WebhookSession(Session):
     """Session whose turns are sent to the operator's webhook.
 
     Args:
-        gateway: The gateway.
+        gateway: The gateway, for the server that transcribes.
+        speaker: The gateway, for the server that speaks.
         channel: Channel to the caller.
         tasks: Tasks of the session.
-        voices: Voices that the caller may name.
         webhook: The operator's webhook.
         fields: Voice and language of the answers; None if nothing is spoken.
         owner: Owner of the caller's voices.
@@ -169,15 +169,15 @@ class WebhookSession(Session):
     def __init__(
         self,
         gateway: Gateway,
+        speaker: Gateway,
         channel: CallChannel,
         tasks: asyncio.TaskGroup,
-        voices: CallersVoices,
         webhook: Webhook,
         fields: SpeechFields | None,
         owner: str,
     ):
-        super().__init__(gateway, channel, "", tasks, voices)
-        self._owner, self.answers = owner, Answers(gateway, channel, tasks, self._talk, webhook, fields)
+        super().__init__(gateway, channel, "", tasks, CallersVoices(gateway.voices, owner))
+        self._owner, self.answers = owner, Answers(speaker, channel, tasks, self._talk, webhook, fields)
         channel.listener = self._notice
 
     async def begin(self, settings: Settings) -> None:

@@ -23,12 +23,14 @@ class Opening:
     """Request for a call.
 
     Attributes:
+        gateway: The gateway, for the server of the session.
         offer: Session description that `read_offer` has returned.
         settings: Settings with which the session begins.
         model: Name of the model.
         owner: Owner of the call and of the caller's voices.
     """
 
+    gateway: Gateway
     offer: str
     settings: Settings
     model: str
@@ -112,7 +114,7 @@ class Calls:
         Raises:
             ApiError: The caller has too many sessions, no port is free, or the offer is invalid.
         """
-        call = Call(self._gateway, opening)
+        call = Call(opening.gateway, opening)
         self._calls[call.call_id] = call
         call.task.add_done_callback(lambda _: self._calls.pop(call.call_id))
         try:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from stretto_gateway.answers import ApiError, mismatch, shown
 from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.endpoints import first_settings
+from stretto_gateway.realtime.endpoints import abilities, first_settings, model_of
 from stretto_gateway.realtime.events import MAX_VALUES, num_values
 from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings, restrict_to_model
 
@@ -63,10 +63,9 @@ async def create_call(request: Request) -> Response:
     from stretto_gateway.webrtc.offer import read_offer
 
     text = read_offer(offer)
-    gateway: Gateway = request.app.state.gateway
-    model, settings = await settings_of(gateway, request, update)
+    gateway, model, settings = await settings_of(request, update)
     check_track_formats(settings)
-    call_id, answer = await calls.open(Opening(text, settings, model, request.state.owner))
+    call_id, answer = await calls.open(Opening(gateway, text, settings, model, request.state.owner))
     return Response(answer, 201, {"location": f"/v1/realtime/calls/{call_id}"}, SDP)
 
 
@@ -143,18 +142,24 @@ def read_session(text: str) -> dict[str, Any]:
     return record
 
 
-async def settings_of(gateway: Gateway, request: Request, update: dict[str, Any]) -> tuple[str, Settings]:
-    """Return the name of the model and the settings of a call: those of the query or the client secret, with an update.
+async def settings_of(request: Request, update: dict[str, Any]) -> tuple[Gateway, str, Settings]:
+    """Return the settings of a call: those of the query or the client secret, with an update.
+
+    Returns:
+        The gateway for the server of the call, the name of the model, and the settings.
 
     Raises:
         ApiError: A setting is invalid, or the model does not have it.
     """
     model, first = first_settings(request)
     change = Change(first, update, model)
-    await restrict_to_model(change, gateway.catalogue, model, CallersVoices(gateway.voices, request.state.owner))
+    names = model_of(change.settings) or model, *abilities(change.settings)
+    gateway: Gateway = await request.app.state.gateway.for_model(*names)
+    voices = CallersVoices(gateway.voices, request.state.owner)
+    await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)
     if gateway.strict:
         change.expect_honoured()
     for error in change.errors:
         raise error
     settings = change.settings
-    return settings.model if isinstance(settings, RealtimeSettings) else model, settings
+    return gateway, settings.model if isinstance(settings, RealtimeSettings) else model, settings

@@ -1,0 +1,167 @@
+"""Servers of a gateway, which requests select by the name of a model."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from stretto_client import ClientError, ModelProfile, SpeechClient
+from stretto_gateway.admission import Admission
+from stretto_gateway.answers import ApiError, shown
+from stretto_gateway.catalogue import Catalogue, is_alias, transcribes
+from stretto_gateway.config import GatewayConfig
+from stretto_gateway.routed import RoutedClient
+from stretto_gateway.server_queue import ServerQueue
+
+CHECK_S, ANSWER_S = 5.0, 5.0  # time between two checks of a server, and maximum duration of each
+
+Can = Callable[[ModelProfile], bool]
+
+
+class ModelServer:
+    """A server, with the slots and the queue of its requests.
+
+    Args:
+        name: Name of its model in requests; empty for the only server, which serves all of them.
+        client: Client of the server.
+        config: Settings of the gateway.
+        waited: Callback that receives the queueing time of each admitted request, in seconds.
+
+    Attributes:
+        is_up: True if the last check succeeded. An unnamed server is not checked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        client: SpeechClient | RoutedClient,
+        config: GatewayConfig,
+        waited: Callable[[float], None],
+    ):
+        self.name, self.client, self.is_up = name, client, not name
+        self.queue = ServerQueue(config.limits)
+        self.client.tries = self.queue.later_tries
+        self.catalogue = Catalogue(client, config.model_aliases, name)
+        self.admission = Admission(config.limits.max_active, config.limits.max_waiting, waited)
+        self._is_checked = asyncio.Event()
+        self._checking: asyncio.Task[None] | None = None
+
+    def start_checks(self) -> None:
+        """Check the server from now on, in the background."""
+        self._checking = asyncio.get_running_loop().create_task(self._check_always())
+
+    async def checked(self) -> None:
+        """Wait until the server has been checked once."""
+        await self._is_checked.wait()
+
+    async def close(self) -> None:
+        """End the checks, and close the client."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait([self._checking])
+        await self.client.close()
+
+    async def _check_always(self) -> None:
+        while True:
+            self.is_up = await self._check()
+            self._is_checked.set()
+            await asyncio.sleep(CHECK_S)
+
+    async def _check(self) -> bool:
+        """Return True if the server accepts requests. Refresh its profile, because its model may have been replaced."""
+        with suppress(ApiError, ClientError, TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                if await self.client.ready():
+                    await self.catalogue.refresh()
+                    return True
+        return False
+
+
+class Servers:
+    """All servers of a gateway.
+
+    Args:
+        servers: The servers: one without a name, or any number of named ones.
+        aliases: Additional model names, each mapped to the name of a server or to a family.
+    """
+
+    def __init__(self, servers: Sequence[ModelServer], aliases: dict[str, str]):
+        self.all, self._aliases = tuple(servers), aliases
+        self.are_named = bool(self.all[0].name)
+        if self.are_named:
+            for server in self.all:
+                server.start_checks()
+
+    async def close(self) -> None:
+        """Close the clients of all servers."""
+        await asyncio.gather(*(server.close() for server in self.all))
+
+    async def up(self) -> list[ModelServer]:
+        """Return the servers that accept requests.
+
+        Raises:
+            ApiError: 503 if there is none.
+        """
+        await self._checked()
+        found = [server for server in self.all if server.is_up]
+        if not found:
+            raise _down(self.all)
+        return found
+
+    async def choose(self, name: str, *abilities: Can) -> ModelServer:
+        """Return the server that a request selects.
+
+        The name of a server, of a family or of an alias selects that server. An empty name, or one of OpenAI's, selects
+        the first server that can do the request, and that is up.
+
+        Args:
+            name: Model name in the request; empty for none.
+            abilities: Functions that return True for the profile of a model that can do the request. A later one counts
+                if the earlier ones are true for no model.
+
+        Raises:
+            ApiError: 404 if the name is unknown, 503 if the server accepts no requests.
+        """
+        if not self.are_named:
+            return self.all[0]
+        await self._checked()
+        server = self._named(name)
+        if server is None:
+            if name and not is_alias(name):
+                names = ", ".join(repr(each.name) for each in self.all)
+                raise ApiError(404, f"model: expected one of {names}, got {shown(name)}", "model", "model_not_found")
+            server = self._first(abilities)
+        if not server.is_up:
+            raise _down([server])
+        return server
+
+    def transcriber(self, server: ModelServer) -> ModelServer:
+        """Return the server that transcribes conversations with `server`: itself if it can, or the first other one."""
+        known = [(each, each.catalogue.known) for each in self.all]
+        able = [each for each, profile in known if profile is not None and transcribes(profile)]
+        return server if server in able else next((each for each in able if each.is_up), server)
+
+    async def _checked(self) -> None:
+        await asyncio.gather(*(server.checked() for server in self.all if self.are_named))
+
+    def _named(self, name: str) -> ModelServer | None:
+        target = self._aliases.get(name, name)
+        by_name = (server for server in self.all if server.name == target)
+        by_family = (server for server in self.all if server.catalogue.family == target)
+        return next(by_name, next(by_family, None)) if target else None
+
+    def _first(self, abilities: Sequence[Can]) -> ModelServer:
+        known = [(server, server.catalogue.known) for server in self.all]
+        for can in abilities:
+            able = [server for server, profile in known if profile is not None and can(profile)]
+            if able:
+                return next((server for server in able if server.is_up), able[0])
+        unknown = [server for server, profile in known if profile is None]
+        if unknown:  # one of them may be able to do the request
+            raise _down(unknown)
+        return next((server for server in self.all if server.is_up), self.all[0])  # which refuses the request
+
+
+def _down(servers: Sequence[ModelServer]) -> ApiError:
+    names = ", ".join(repr(each.name) for each in servers)
+    many = f"the server {names} accepts" if len(servers) == 1 else f"the servers {names} accept"
+    return ApiError(503, f"{many} no requests now; try again", "model", "unavailable")
