@@ -100,6 +100,23 @@ async def test_disconnect_is_reported_to_the_models_and_the_stream_is_drained(cl
     assert (cloning.triton.num_ended, cloning.triton.num_cancelled) == (1, 0)
 
 
+@pytest.mark.parametrize("spares_answered", [True, False])
+async def test_restart_of_the_first_model_spares_a_reply_that_has_begun(
+    cloning: Proxied, spares_answered: bool
+) -> None:
+    may_end, handler = asyncio.Event(), cloning.handler
+    cloning.triton.script = lambda _: [Samples((0.5,)), Until(may_end), EmptyFinal()]
+    calling = asyncio.ensure_future(call(cloning.address, "ModelInfer", asking()))
+    await until_async(lambda: handler._one_shots.held > 0)
+    handler._gate.close(spares_answered)
+    may_end.set()
+    if spares_answered:
+        assert len((await calling).raw_output_contents) == 1
+    else:
+        with pytest.raises(grpc.aio.AioRpcError, match="being restarted; try again"):
+            await calling
+
+
 @dataclass
 class Http:
     """HTTP port of a proxy."""

@@ -340,7 +340,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
         stream.record_model(head)
         reply = OneShotReply(head, self._one_shots, host, place)
         try:
-            await self._gate.guard(self._collect(stream, with_origin(request, host, number), reply))
+            collecting = self._collect(stream, with_origin(request, host, number), reply)
+            await self._gate.guard(collecting, lambda: stream.is_answered)
         except Restarting:
             stream.cancel()  # Triton would never end the stream
             raise
