@@ -9,6 +9,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -73,7 +74,14 @@ class Preparing:
     family = TINY
 
     def __init__(
-        self, checkpoint: Path, codec: None, device: str, has_aligner: bool, encodings: None, chunking: Any
+        self,
+        checkpoint: Path,
+        codec: None,
+        device: str,
+        has_aligner: bool,
+        encodings: None,
+        chunking: Any,
+        pronunciations: None,
     ) -> None:
         self.checkpoint, self.device, self.has_aligner, self.chunking = checkpoint, device, has_aligner, chunking
         self.asked: list[Any] = []
@@ -121,6 +129,38 @@ def test_preprocessor_passes_all_inputs_unchanged(preprocessor: Any) -> None:
     assert preprocessor.preprocessor.checkpoint == ROOT / "language_model" / "1" / "checkpoint"
     assert preprocessor.preprocessor.device == "cpu"
     assert preprocessor.preprocessor.chunking == {"playout_s": 0.5}
+
+
+def cloning(**changes: np.ndarray) -> Request:
+    """Return a request of a client that clones voices, whose tensors have a batch dimension."""
+    inputs = {"reference_wav": np.ones((1, 4), np.float32), "reference_wav_len": np.array([[3]], np.int32)}
+    inputs |= {name: np.array([[name.encode()]], object) for name in ("reference_text", "target_text")}
+    return Request(inputs | changes)
+
+
+def test_preprocessor_maps_the_inputs_of_clients_that_clone_voices(preprocessor: Any) -> None:
+    tts = replace(TINY.task("tts"), system=("audio", "text"))
+    preprocessor.preprocessor.family = replace(TINY, tasks=(tts,))
+    request = cloning()
+    assert preprocessor.execute([request]) == [None]
+    wait(lambda: request.sender.is_final)
+    (raw,) = preprocessor.preprocessor.asked
+    assert (raw.pcm_in.tolist(), raw.sample_rate, raw.text) == ([1, 1, 1], 16_000, None)
+    assert json.loads(raw.messages) == [
+        {"role": "system", "audio": "pcm_in", "text": "reference_text"},
+        {"role": "user", "text": "target_text"},
+    ]
+
+
+def test_cloning_inputs_of_another_shape_or_family_are_refused(preprocessor: Any) -> None:
+    wrong = {"reference_wav_len": np.array([3], np.int32)}, {"target_text": np.array([b"a"], object)}
+    asked = [cloning(), *(cloning(**each) for each in wrong)]
+    messages = [response.error.message() for response in preprocessor.execute(asked)]
+    assert messages == [
+        "invalid request: reference_wav: expected no value (this model does not clone voices), got a value",
+        "invalid request: reference_wav_len: expected INT32 [1, 1], got int32 [1]",
+        "invalid request: target_text: expected STRING [1, 1], got object [1]",
+    ]
 
 
 def test_preprocessor_requests_fail_independently(preprocessor: Any) -> None:
