@@ -199,6 +199,8 @@ async def test_full_duplex_model_hears_the_track(start: Start) -> None:
         connection.microphone.say(tone(1))
         await caller.until("output_audio_buffer.started")
         await until_async(lambda: len(partner.heard) > 0.8 * RATE)
+        receiver: Any = next(iter(running.app.state.calls._calls.values()))._peer._receiver
+        assert receiver._RTCRtpReceiver__jitter_buffer.capacity == peers.REORDERED  # no longer delay than that
         assert abs(frequency(np.asarray(partner.heard)[RATE // 4 :], RATE) - TONE_HZ) < 20
         partner.is_over.set()
         connection.microphone.say(silence(0.5))
@@ -452,6 +454,15 @@ async def test_playout_cuts_frames_anywhere_and_waits_when_full(monkeypatch: pyt
     queue.end("b")  # of a reply that was interrupted
     assert queue.next_frame() is None
     assert queue.finished.empty()
+
+
+async def test_live_speech_catches_up_in_its_pauses() -> None:
+    queue, pause = Playout(), bytes(2 * FRAME)
+    speech = tone(0.02).tobytes()
+    await queue.add("a", speech + 6 * pause + speech)
+    queue.is_live = True
+    frames = [queue.next_frame() for _ in range(4)]
+    assert [frame is not None and bool(frame.any()) for frame in frames] == [True, False, False, True]
 
 
 async def test_frames_follow_the_clock_of_the_track() -> None:

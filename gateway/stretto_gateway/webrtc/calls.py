@@ -9,6 +9,7 @@ from stretto_gateway.admission import REQUEST
 from stretto_gateway.answers import ApiError
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
+from stretto_gateway.realtime.duplex import DuplexSession
 from stretto_gateway.realtime.endpoints import run
 from stretto_gateway.realtime.session import Session
 from stretto_gateway.realtime.settings import Settings
@@ -90,6 +91,7 @@ class Call:
 
         def handler(session: Session, tasks: asyncio.TaskGroup) -> TrackSession:
             tasks.create_task(channel.report_ends())
+            peer.playout.is_live = isinstance(session, DuplexSession)
             return TrackSession(session, channel)
 
         await run(gateway, peer, channel, opening.settings, opening.model, opening.owner, handler)

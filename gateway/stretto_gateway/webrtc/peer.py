@@ -14,6 +14,7 @@ from typing import Any
 from aioice.candidate import Candidate, candidate_foundation, candidate_priority
 from aioice.ice import Connection, StunProtocol
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver, RTCSessionDescription
+from aiortc.jitterbuffer import JitterBuffer
 from aiortc.mediastreams import MediaStreamError
 from aiortc.rtcconfiguration import RTCBundlePolicy
 from starlette.types import Message
@@ -26,6 +27,7 @@ from stretto_gateway.webrtc.offer import OPUS
 from stretto_gateway.webrtc.playout import RTP_RATE, Playout, SpeechTrack
 
 LOG = logging.getLogger("stretto_gateway")
+REORDERED = 4  # packets within which one may be late; a power of two
 MAX_DATAGRAMS = 256  # that wait to be read, of at most MAX_DATAGRAM_BYTES
 MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
 MAX_ADDRESSES = 16  # of a caller, learned from its connectivity checks
@@ -78,7 +80,8 @@ class Peer:
         connection.on("connectionstatechange", self._check_state)
         connection.on("datachannel", self._add_channel)
         connection.on("track", self._listen)
-        ice: Any = transceiver.receiver.transport.transport._connection
+        receiver: Any = transceiver.receiver
+        self._receiver, ice = receiver, receiver.transport.transport._connection
         bound_ice(ice, self._has_frames_to_spare)
         ice.gather_candidates = lambda: gather(ice, self._network)
         try:
@@ -87,7 +90,8 @@ class Peer:
             raise ApiError(
                 400, f"sdp: expected an offer that can be answered: {error}", "sdp", "invalid_value"
             ) from None
-        self._receiver: Any = transceiver.receiver
+        # aiortc's buffer for players holds back 80 ms, and 320 ms after a lost packet.
+        receiver._RTCRtpReceiver__jitter_buffer = JitterBuffer(REORDERED, prefetch=1)
         if connection.sctp is not None:
             self._offers_channel = True
             self._bound_sctp(connection.sctp)

@@ -20,21 +20,30 @@ RTP_RATE, RTP_FRAME = 48_000, 960  # RFC 7587: the clock of Opus, and its ticks 
 MAX_BEHIND_S = 0.2  # beyond, frames are left out instead of sent at once
 MAX_QUEUED_S = 10.0  # speech that waits to be played; a reply that has more waits with it
 FULL = round(MAX_QUEUED_S * DEFAULT_RATE)
+LIVE_SAMPLES, QUIET = 2 * FRAME, 200  # samples that may wait in a live call; -44 dB of full scale
 BIT_RATE = 32_000  # of mono speech at 24 kHz: transparent, as in the gateway's Opus files
 SILENT_PACKET = b"\xf8\xff\xfe"  # RFC 6716: a frame of CELT, mono, 20 ms, without energy; encoding zeros costs 0.4 ms
 
 
 class Playout:
-    """Queue of a caller's speech: pcm16 at 24 kHz, and the ends of replies in it."""
+    """Queue of a caller's speech: pcm16 at 24 kHz, and the ends of replies in it.
+
+    Attributes:
+        is_live: True if the speech is generated at the pace of the call. Then waiting speech is delay, caused by late
+            packets or another clock, so quiet frames are left out until LIVE_SAMPLES samples wait.
+        finished: Ids of replies that were played to their end.
+        playing: Id of the reply whose audio was added last, until it is played or cleared.
+    """
 
     def __init__(self) -> None:
+        self.is_live = False
         self._pcm = bytearray()
         self._num_played = self._num_added = 0
         self._ends = deque[tuple[int, str]]()  # position behind the last sample of a reply, and its id
         self._has_room = asyncio.Event()
         self._has_room.set()
-        self.finished: asyncio.Queue[str] = asyncio.Queue()  # ids of replies that were played to their end
-        self.playing = ""  # id of the reply whose audio was added last, until it is played or cleared
+        self.finished: asyncio.Queue[str] = asyncio.Queue()
+        self.playing = ""
 
     @property
     def num_queued(self) -> int:
@@ -69,6 +78,12 @@ class Playout:
 
         The last frame of a reply is padded. Less than a frame of a reply that goes on waits for the rest.
         """
+        frame = self._pop_frame()
+        while self.is_live and self.num_queued > LIVE_SAMPLES and frame is not None and np.abs(frame).max() < QUIET:
+            frame = self._pop_frame()
+        return frame
+
+    def _pop_frame(self) -> NDArray[np.int16] | None:
         num_left = self._ends[0][0] - self._num_played if self._ends else FRAME
         taken = min(FRAME, num_left)
         if self.num_queued < taken:
