@@ -80,10 +80,11 @@ def test_served_speech_guides_every_frame(spoken: Answer, server: Server) -> Non
 def test_dictionary_of_a_request_changes_the_speech_but_not_the_words(server: Server) -> None:
     """The bundled model speaks the other spelling, and the times are those of the text as written."""
     spellings = {"garden": "kitchen", "door is": "window"}
-    replaced = server.ask({"seed": 7, "pronunciations": spellings}, text="The Garden door is open.")
-    other = server.ask({"seed": 7}, text="The kitchen window open.")
+    given = {"seed": 7, "output": {"codes": True}}
+    replaced = server.ask(given | {"pronunciations": spellings}, text="The Garden door is open.")
+    other = server.ask(given, text="The kitchen window open.")
     assert replaced.error is None
-    assert np.array_equal(replaced.pcm, other.pcm)
+    assert np.array_equal(replaced.codes, other.codes)
     words = [(word["word"], word["text_start"], word["text_end"]) for each in replaced.events for word in each["words"]]
     assert words == [("The", 0, 3), ("Garden", 4, 10), ("door is", 11, 18), ("open", 19, 23)]
     refused = server.ask({"pronunciations": {"a": "<|end|>"}}, text="a")
