@@ -253,6 +253,8 @@ def with_left_out(report: dict[str, Any], reader: MarkupReader | None) -> dict[s
     """Return a report with the tags and elements that a reader of markup has left out, if any, as `left_out`."""
     ssml = ssml_reader(reader)
     left_out = [*([] if reader is None else reader.left_out), *([] if ssml is None else ssml.without_effect)]
+    if "untimed_words" in report:
+        report = report | {"untimed_words": [word.translate(MARKS) for word in report["untimed_words"]]}
     return report | {"left_out": left_out} if left_out else report
 
 

@@ -369,7 +369,9 @@ async def test_phonemes_of_ssml_belong_to_one_word_and_rates_to_events(is_stream
             yield character
 
     aligned = (("You", 0.0, 0.01), ("\ue000tomato,", 0.01, 0.02))
-    server = FakeServer(lambda _: [Chunk(0, 640), Chunk(1, 640, aligned=aligned, is_final=True, is_last=True)])
+    report = REPORT | {"untimed_words": ["\ue001tomato"]}
+    more = {"aligned": aligned, "more": {"report": report}}
+    server = FakeServer(lambda _: [Chunk(0, 640), Chunk(1, 640, is_final=True, is_last=True, **more)])
     server.profile = READS_PHONEMES
     async with SpeechClient(await server.start()) as client:
         speech = client.speak(pieces() if is_streamed else TOMATO, markup="ssml", rates=rates)
@@ -387,6 +389,8 @@ async def test_phonemes_of_ssml_belong_to_one_word_and_rates_to_events(is_stream
         assert events[-1].report is not None
         assert events[-1].report["left_out"] == ["prosody.rate"]
     assert [word.word for event in events for word in event.words][:2] == ["You", "tomato,"]
+    assert events[-1].report is not None
+    assert set(events[-1].report["untimed_words"]) == {"tomato"}
 
 
 async def test_phonemes_that_the_model_does_not_read_are_left_out() -> None:
