@@ -103,8 +103,9 @@ class Pause:
 
 
 # Silence after which an end-of-turn model is asked, and factor from each question in a pause to the next. Smart Turn is
-# trained with 200 ms. A second answer corrects some wrong first ones.
-FIRST_QUESTION_MS, NEXT_QUESTION = 200, 4
+# trained with 200 ms. After more silence it considers most turns complete, so a second answer shortens the wait after a
+# wrong first one; it comes late, because people pause for about a second to think.
+FIRST_QUESTION_MS, NEXT_QUESTION = 200, 8
 
 
 class TurnDetector:

@@ -147,7 +147,7 @@ async def test_complete_turn_ends_at_once_and_incomplete_one_goes_on(start: Star
     incomplete = await start(answer(), TALKS, turn_model=graph(values=(0.29,)))
     (ended,) = await turn_ends_after_ms(incomplete, 1.0, 2.5)
     assert 1900 <= ended < 2000 + DELAY_MS, "one turn, which ends after the longest silence of eagerness high"
-    assert (await outcomes(incomplete)) == {"incomplete": 4}, "200 and 800 ms after each sentence"
+    assert (await outcomes(incomplete)) == {"incomplete": 3}, "after 200 ms, and in the second pause after 1600 ms"
 
 
 async def test_session_tells_what_ends_its_turns(start: Start) -> None:
