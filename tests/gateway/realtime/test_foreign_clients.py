@@ -6,15 +6,18 @@ The bundled model does not converse, so tests/clients/test_real_clients.py canno
 import asyncio
 import json
 import wave
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from stretto_gateway.realtime.end_of_turn import read_model
+from tests.client.fake_server import PROFILE, FakeServer
 from tests.clients.environments import Client
 from tests.clients.test_real_clients import CLIENTS
-from tests.gateway.conftest import Start
+from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, silence, spoken
 from tests.gateway.realtime.test_session import WRITTEN
 
@@ -27,10 +30,47 @@ SCRIPTS = {
 }
 
 
+@pytest.fixture
+async def talker() -> AsyncIterator[FakeServer]:
+    """Server whose model converses, and does not transcribe."""
+    tasks = [task for task in TALKS["tasks"] if task["name"] != "asr"]
+    server = FakeServer(by_task(dialogue=answer()), profile=TALKS | {"tasks": tasks})
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def listener() -> AsyncIterator[FakeServer]:
+    """Server whose model only transcribes."""
+    tasks = [task for task in PROFILE["tasks"] if task["name"] == "asr"]
+    server = FakeServer(lambda _: WRITTEN, profile=PROFILE | {"tasks": tasks})
+    yield server
+    await server.stop()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+async def test_third_party_client_uses_two_servers_and_an_end_of_turn_model(
+    start: Start, talker: FakeServer, listener: FakeServer, tmp_path: Path, name: str
+) -> None:
+    folder = await asyncio.to_thread(CLIENTS["Pipecat"].environment.make)
+    (path,) = folder.rglob("smart-turn-v3.2-cpu.onnx")
+    servers = {"listener": await listener.start(), "talker": await talker.start()}
+    running = await start(named_servers=servers, turn_model=read_model(path))
+    await converse(running, talker, name, tmp_path)
+    assert {each["task"] for each in talker.requests} == {b"dialogue"}
+    if name == "openai-agents":  # whose default is semantic_vad
+        assert await running.metric("gateway_turn_decision_seconds_count") > 0
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 async def test_third_party_client_converses_with_its_default_settings(start: Start, tmp_path: Path, name: str) -> None:
-    script, first, settings = SCRIPTS[name]
     running = await start(by_task(dialogue=answer(), asr=WRITTEN), TALKS)
+    await converse(running, running.behind, name, tmp_path)
+
+
+async def converse(running: Running, talker: FakeServer, name: str, tmp_path: Path) -> None:
+    """Run a client's script, and check its report and the requests that `talker` has received."""
+    script, first, settings = SCRIPTS[name]
     recording = tmp_path / "recording.wav"
     with wave.open(str(recording), "wb") as file:
         file.setnchannels(1)
@@ -49,6 +89,6 @@ async def test_third_party_client_converses_with_its_default_settings(start: Sta
     for step in (first, "spoken turn"):
         assert results[step]["num_samples"] == 2 * RATE // 5
     assert results.get("settings") == settings
-    asked = [json.loads(each["messages"])[-1] for each in running.behind.requests if each["task"] == b"dialogue"]
+    asked = [json.loads(each["messages"])[-1] for each in talker.requests if each["task"] == b"dialogue"]
     assert [turn["role"] for turn in asked] == ["user", "user"]
     assert ("text" in asked[0], "audio" in asked[1]) == (True, True)
