@@ -431,6 +431,30 @@ def test_packets_that_wait_are_bounded() -> None:
     asyncio.run(run())
 
 
+async def test_audio_that_waits_is_bounded() -> None:
+    frame = av.AudioFrame.from_ndarray(np.ones((1, 2 * 5760), np.int16), format="s16", layout="stereo")
+    frame.sample_rate = 48_000  # 120 ms, the longest packet of Opus
+    frames = [frame] * 100
+
+    async def recv() -> av.AudioFrame:
+        if not frames:
+            raise MediaStreamError
+        return frames.pop()
+
+    peer = peers.Peer(Network.from_texts(("127.0.0.1",), ""), 1000)
+    await peer._read(SimpleNamespace(recv=recv))
+    sizes = [len((await peer.receive())["bytes"]) for _ in range(peer._inbox.qsize())]
+    assert peers.MAX_HEARD_S <= sum(sizes) / 2 / RATE < peers.MAX_HEARD_S + 0.12
+    assert not peer._num_audio_bytes
+    peer._track = SimpleNamespace(_queue=asyncio.Queue())
+    peer._receiver = SimpleNamespace(_RTCRtpReceiver__decoder_queue=asyncio.Queue())
+    for _ in range(peers.MAX_DECODING):
+        assert peer._has_frames_to_spare()
+        peer._track._queue.put_nowait(frame)
+    assert not peer._has_frames_to_spare()
+    await peer.stop()
+
+
 async def test_playout_cuts_frames_anywhere_and_waits_when_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(playouts, "FULL", 2 * FRAME)
     queue, pcm = Playout(), np.arange(1, 3 * FRAME, dtype="<i2")

@@ -31,7 +31,8 @@ REORDERED = 4  # packets within which one may be late; a power of two
 MAX_DATAGRAMS = 256  # that wait to be read, of at most MAX_DATAGRAM_BYTES
 MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
 MAX_ADDRESSES = 16  # of a caller, learned from its connectivity checks
-MAX_FRAMES = 250  # received frames that wait to be heard or decoded: 5 s of audio
+MAX_HEARD_S = 5.0  # received audio that waits for the session
+MAX_DECODING = 64  # received packets that wait to be decoded, and decoded ones, of up to 120 ms each
 MAX_CHANNELS = 8  # data channels that a caller may open; the gateway uses the first one
 MAX_CHUNKS = 2048  # parts of data channel messages that are not complete yet
 MAX_UNREAD_BYTES = 262_144  # sent events that wait; beyond, the session waits for the caller to read
@@ -56,7 +57,7 @@ class Peer:
         config = RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
         self._connection = RTCPeerConnection(config)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._num_event_bytes = self._num_frames = self._num_channels = 0
+        self._num_event_bytes = self._num_audio_bytes = self._num_channels = 0
         self._channel: Any = None  # data channel of the events
         self._has_room = asyncio.Event()
         self._opened = asyncio.Event()  # connected, with the data channel if there is one
@@ -108,7 +109,7 @@ class Peer:
         if "text" in message:
             self._num_event_bytes -= len(message["text"])
         elif "bytes" in message:
-            self._num_frames -= 1
+            self._num_audio_bytes -= len(message["bytes"])
         return message
 
     async def send_text(self, text: str) -> None:
@@ -197,14 +198,14 @@ class Peer:
         self._listening = asyncio.ensure_future(self._read(track))
 
     async def _read(self, track: Any) -> None:
-        """Pass on the caller's audio. Its frames are dropped while too many wait."""
+        """Pass on the caller's audio, which is dropped while too much waits."""
         resampler = Resampler(RTP_RATE, DEFAULT_RATE)
         with suppress(MediaStreamError):
             while True:
-                pcm = resampler.resample_frame(await track.recv())
-                if self._num_frames < MAX_FRAMES and len(pcm):
-                    self._num_frames += 1
-                    self._inbox.put_nowait({"type": "websocket.receive", "bytes": little_endian(pcm)})
+                data = little_endian(resampler.resample_frame(await track.recv()))
+                if data and self._num_audio_bytes < 2 * DEFAULT_RATE * MAX_HEARD_S:
+                    self._num_audio_bytes += len(data)
+                    self._inbox.put_nowait({"type": "websocket.receive", "bytes": data})
 
     def _has_frames_to_spare(self) -> bool:
         """Return True if more received audio may be decoded."""
@@ -212,7 +213,7 @@ class Peer:
         if track is None:
             return True
         decoding = self._receiver._RTCRtpReceiver__decoder_queue
-        return bool(track._queue.qsize() + decoding.qsize() + self._num_frames < 2 * MAX_FRAMES)
+        return bool(track._queue.qsize() + decoding.qsize() < MAX_DECODING)
 
     def _bound_sctp(self, sctp: Any) -> None:
         """End the call if the caller leaves messages incomplete without end, or sends what SCTP does not allow."""
