@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 
 from stretto_client import ModelProfile, SpeakArguments
 from stretto_client.lexicon_files import read_lexicon, write_pls
+from stretto_client.markup import Markup, has_marks
 from stretto_client.pronunciation import ALPHABETS, Entry, InvalidEntry, entries_record, folded, occurring
 from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.catalogue import speaks
@@ -149,10 +150,13 @@ async def add_dictionary(
         options.pop("pronunciations", None)
 
 
-async def keep_occurring(options: SpeakArguments, text: str) -> None:
-    """Keep only the entries whose words occur in the complete text, so that a request is small."""
+async def keep_occurring(options: SpeakArguments, text: str, markup: Markup) -> None:
+    """Keep only the entries whose words occur in the complete text, so that a request is small.
+
+    All entries are kept if the text may have markup, without which more words occur, as in `New **York**`.
+    """
     given = options.get("pronunciations")
-    if given:
+    if given and not has_marks(text, markup):
         words = await asyncio.to_thread(occurring, tuple(given), text)
         options["pronunciations"] = {word: given[word] for word in words}
         if not words:

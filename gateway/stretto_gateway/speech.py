@@ -128,7 +128,7 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
     if text_mode == "open":  # the server would wait for more text
         raise refused("text_mode", "'whole' or 'streaming', because the text is complete", text_mode)
     options = await voice_options(gateway, item, asked, ignored)
-    await keep_occurring(options, item.input)
+    await keep_occurring(options, item.input, item.markup)
     profile = await gateway.catalogue.profile()
     unspoken = await find_unspoken(item.input, item.markup, profile.tags, profile.phonemes, has_rates=True)
     note_left_out(ignored, unspoken.tags)

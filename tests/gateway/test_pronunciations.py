@@ -59,6 +59,8 @@ async def test_stored_dictionary_is_exported_used_and_deleted(
             "a": "the",
         }
         assert await spoken_with(running, "A dog.") is None
+        assert await spoken_with(running, "A dog.", markup="none") is None
+        assert len(await spoken_with(running, "A **c**at.")) == 2  # the word occurs without the markup
     for deleted in (True, False):
         assert (await ask(again, "DELETE")).json()["deleted"] is deleted
     assert (await ask(first, "GET")).json() == {}
