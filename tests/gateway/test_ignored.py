@@ -109,6 +109,11 @@ async def posted(http: httpx.AsyncClient, path: str, more: dict[str, Any]) -> ht
     [
         ("/v1/audio/speech", {"volume": 11, "lang_code": "a"}, ["lang_code", "volume"]),
         ("/v1/audio/speech", {"voice": {"id": "alloy", "more": []}}, ["voice.more"]),
+        (
+            "/v1/audio/speech",  # fields of vLLM-Omni
+            {"speaker_embedding": [0.5] * 2048, "duration_seconds": 3.5, "extra_params": {"a": 1}},
+            ["duration_seconds", "extra_params", "speaker_embedding"],
+        ),
         ("/v1/audio/speech/batch", {"volume": 11}, ["volume"]),
         ("/v1/audio/speech/batch", {"items": [SPEECH | {"volume": 11}]}, ["items.0.volume"]),
         ("/v1/chat/completions", {"tools": [], "max_tokens": 9}, ["max_tokens", "tools"]),
