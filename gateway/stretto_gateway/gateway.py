@@ -41,8 +41,9 @@ class Gateway:
         self.call_webhook, self.twilio_token = config.call_webhook, config.twilio_token
         ceilings = [Ceiling.from_text(text) for text in config.ceilings]
         self.metrics = Metrics(lambda: self.catalogue.label, open_spans(), Keys(config.keys).owners, ceilings)
-        clients = {name: SpeechClient(each, Timeouts(), caller=CALLER.get) for name, each in config.addresses.items()}
-        served = clients if client is None else {"": client}
+        served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
+        for name, address in config.addresses.items() if client is None else ():
+            served[name] = SpeechClient(address, Timeouts(), caller=CALLER.get)
         found = [ModelServer(name, each, config, self.metrics.waited) for name, each in served.items()]
         self.servers = Servers(found, dict(config.model_aliases))
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)

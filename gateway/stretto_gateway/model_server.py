@@ -116,7 +116,7 @@ class Servers:
         Args:
             name: Model name in the request; empty for none.
             abilities: Functions that return True for the profile of a model that can do the request. A later one counts
-                if the earlier ones are true for no model.
+                if the earlier ones are true for no model. Without one, every model can do the request.
 
         Raises:
             ApiError: 404 if the name is unknown, 503 if the server accepts no requests.
@@ -151,7 +151,7 @@ class Servers:
 
     def _first(self, abilities: Sequence[Can]) -> ModelServer:
         known = [(server, server.catalogue.known) for server in self.all]
-        for can in abilities:
+        for can in abilities or (lambda _: True,):
             able = [server for server, profile in known if profile is not None and can(profile)]
             if able:
                 return next((server for server in able if server.is_up), able[0])

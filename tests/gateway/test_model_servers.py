@@ -281,7 +281,9 @@ async def test_server_that_never_answered_may_be_meant(start: Start) -> None:
     running = await start(named_servers={"scribe": await behind.start(), "voice": "127.0.0.1:9"})
     async with running.http() as http:
         response = await http.post("/v1/audio/speech", json={"input": "A cat."})
+        model = (await http.get("/v1/models/tts-1")).json()
     assert (response.status_code, "'voice'" in response.text) == (503, True)
+    assert model["id"] == "scribe", "the only model that is known"
     await behind.stop()
 
 
