@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -372,6 +373,20 @@ async def test_gateway_without_addresses_has_no_calls(start: Start) -> None:
         for path in (CALLS, f"{CALLS}/rtc_1/hangup"):
             answered = await http.post(path, content="v=0", headers={"content-type": "application/sdp"})
             assert (answered.status_code, answered.json()["error"]["code"]) == (404, "unsupported")
+
+
+async def test_shutdown_ends_calls_and_the_log_has_no_addresses(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    running = await start(by_task(), TALKS, **LOOPBACK)
+    async with dial(running) as (caller, connection):
+        running.app.state.gateway.sessions.draining.set()
+        assert "the gateway is shutting down" in (await caller.next()).error.message
+        await connection.closed()
+        await is_left_clean(running)
+        async with running.http() as http:
+            headers = {"content-type": "application/sdp"}
+            assert (await http.post(CALLS, content=await offered(), headers=headers)).status_code == 503
+    assert {record.name.partition(".")[0] for record in caplog.records} & {"aioice", "aiortc"} == set()
 
 
 async def test_messages_without_end_end_their_call_alone(start: Start, caplog: pytest.LogCaptureFixture) -> None:

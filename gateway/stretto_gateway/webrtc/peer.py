@@ -27,6 +27,8 @@ from stretto_gateway.webrtc.offer import OPUS
 from stretto_gateway.webrtc.playout import RTP_RATE, Playout, SpeechTrack
 
 LOG = logging.getLogger("stretto_gateway")
+for each in ("aioice", "aiortc"):  # they log the addresses of callers, and a traceback for each invalid packet
+    logging.getLogger(each).setLevel(logging.ERROR)
 REORDERED = 4  # packets within which one may be late; a power of two
 MAX_DATAGRAMS = 256  # that wait to be read, of at most MAX_DATAGRAM_BYTES
 MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
