@@ -18,13 +18,18 @@ MAX_ENTRIES = 10_000  # of a server's dictionary; fewer fit into a request, whos
 MAX_GAP = 3  # white space between two words of an entry, in characters of the text
 # Scripts without spaces between words. There, an entry may begin and end at any character.
 WIDE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f]")
-# Tags in the notations of models, such as <laugh>, [SPEAKER0] and {HH AH0}. Their contents are never replaced.
+# Tags in the notations of models, such as <laugh>, [SPEAKER0], {HH AH0}, and the name of a speaker in a dialogue, such
+# as "Speaker 1:". Their contents are never replaced.
 TAGS = (
     (re.compile(r"<[^\s<>][^<>]{0,200}>"), re.compile(r"<(?:[^\s<>][^<>]{0,200})?")),
     (re.compile(r"\[[^\s\[\]]{1,40}\]"), re.compile(r"\[[^\s\[\]]{0,40}")),
     (re.compile(r"\{[^{}]{1,200}\}"), re.compile(r"\{[^{}]{0,200}")),
+    (
+        re.compile(r"speaker[^\S\n]{1,3}[0-9]{1,3}[^\S\n]{0,3}:", re.IGNORECASE),
+        re.compile(r"s(?:p(?:e(?:a(?:k(?:e(?:r(?:[^\S\n]{1,3}(?:[0-9]{1,3}[^\S\n]{0,3})?)?)?)?)?)?)?)?", re.IGNORECASE),
+    ),
 )
-OPENERS = "<[{"
+OPENERS = "<[{sS"
 # Characters of tags and special tokens. An entry has none of them, so that no dictionary adds one to a text.
 MARKUP = re.compile(r"[<>\[\]{}|\\◁▷｜]")
 APOSTROPHES = "'’ʼ"
@@ -327,12 +332,13 @@ class Pronouncer:
         parts, changes, num_written = list[str](), list[Change](), self._num_written
         while at < len(text):
             end, spelling = at, ""
-            if text[at] in OPENERS:
+            begins = not before or not (is_inside(before, text[at]) or _is_glued(before, text[at]))
+            if text[at] in OPENERS and (begins or not text[at].isalpha()):
                 found = tag_end(text, at, is_last)
                 if found is None:
                     break
                 end = found
-            elif is_marked(text[at]) or not (before and (is_inside(before, text[at]) or _is_glued(before, text[at]))):
+            if end == at and (begins or is_marked(text[at])):
                 match = self._find(text, at, is_last)
                 if match is None:
                     break

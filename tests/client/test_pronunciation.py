@@ -53,11 +53,16 @@ def spoken(text: str, *spellings: dict[str, str]) -> str:
         ({"AI": "人工智能"}, "用AI写 AIR", "用人工智能写 AIR"),
         # tags are not touched
         ({"laugh": "x", "s0": "y", "hh": "z"}, "<laugh> laugh [s0] s0 {HH AH0}", "<laugh> x [s0] y {HH AH0}"),
+        (
+            {"1": "one", "speaker": "x", "2": "two"},
+            "Speaker 1: 1 speaker\nspeaker 2 : Speaker 2",
+            "Speaker 1: one x\nspeaker 2 : x two",
+        ),
         ({"time": "x", "s": "y"}, "time <break time='1s'/> s", "x <break time='1s'/> y"),
         ({"b": "bee"}, "a < b and [ b ] { } <", "a < bee and [ bee ] { } <"),
         ({}, "a b", "a b"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_words_are_replaced_and_parts_of_a_text_give_the_same(
     spellings: dict[str, str], text: str, expected: str
