@@ -18,6 +18,10 @@ MAX_ENTRIES = 10_000  # of a server's dictionary; fewer fit into a request, whos
 MAX_GAP = 3  # white space between two words of an entry, in characters of the text
 # Scripts without spaces between words. There, an entry may begin and end at any character.
 WIDE = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff66-\uff9f]")
+# Places in an entry at which a word may begin: words, characters of those scripts, and signs. At each of them in a
+# text, the search may run through an entry, so their number limits its time.
+STARTS = re.compile(rf"{WIDE.pattern}|(?:(?!{WIDE.pattern})\w)+|[^\s\w]")
+MAX_STARTS = 20
 # Tags in the notations of models, such as <laugh>, [SPEAKER0], {HH AH0}, and the name of a speaker in a dialogue, such
 # as "Speaker 1:". Their contents are never replaced.
 TAGS = (
@@ -103,6 +107,10 @@ def read_entry(word: str, value: Any) -> Entry:
     """
     path = shown(word)[1:-1]
     _check(path, word, MAX_WORD_CHARS)
+    if (num_starts := len(STARTS.findall(word))) > MAX_STARTS:
+        raise InvalidEntry(
+            path, f"at most {MAX_STARTS} words, or characters of a script without spaces", f"{num_starts}"
+        )
     if isinstance(value, str):
         _check(path, value, MAX_SPELLING_CHARS)
         return Entry(word, value.strip())
