@@ -19,8 +19,9 @@ PAGE = (Path(__file__).parents[2] / "docs/api.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", PAGE, re.DOTALL)
 CLONES = [each | {"system": ["text", "audio"]} if each["name"] == "tts" else each for each in PROFILE["tasks"]]
 TALKS = PROFILE | {"tasks": [*CLONES, task("dialogue", needs=[], also=["text", "audio"])]}
-# The page shows the list of models alone, and of translations that no family has them.
-WITHOUT_A_LINE = ("/v1/models/{name}", "/v1/audio/translations")
+# The page shows the list of models alone, of translations that no family has them, and calls in JavaScript.
+CALLS = ("/v1/realtime/calls", "/v1/realtime/calls/{call_id}/hangup")
+WITHOUT_A_LINE = ("/v1/models/{name}", "/v1/audio/translations", *CALLS)
 
 
 def script(request: Request) -> list[Step]:
