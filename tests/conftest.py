@@ -60,8 +60,8 @@ TESTS = Path(__file__).parent
 # Tests that are short each, but take minutes together, start many processes, or import vLLM: all of them have the mark
 # `slow`.
 SLOW_PLACES = {
-    *"aligning benchmarks codecs convert decoder encoders engine examples families realtime training".split(),
-    *("test_cli.py", "test_examples.py", "test_depth.py"),
+    *"aligning benchmarks codecs convert decoder encoders engine examples families launcher realtime".split(),
+    *("releases", "training", "test_cli.py", "test_examples.py", "test_depth.py", "test_wheel.py"),
 }
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
 OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)
