@@ -13,6 +13,7 @@ from stretto_gateway.routed import RoutedClient
 from stretto_gateway.server_queue import ServerQueue
 
 CHECK_S, ANSWER_S = 5.0, 5.0  # time between two checks of a server, and maximum duration of each
+FAILED_CHECKS = 3  # consecutive failed checks after which a server is down; one that is only busy answers earlier
 
 Can = Callable[[ModelProfile], bool]
 
@@ -27,7 +28,7 @@ class ModelServer:
         waited: Callback that receives the queueing time of each admitted request, in seconds.
 
     Attributes:
-        is_up: True if the last check succeeded. An unnamed server is not checked.
+        is_up: True if one of the last FAILED_CHECKS checks has succeeded. An unnamed server is not checked.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class ModelServer:
         await self.client.close()
 
     async def _check_always(self) -> None:
+        num_failed = FAILED_CHECKS
         while True:
-            self.is_up = await self._check()
+            num_failed = 0 if await self._check() else num_failed + 1
+            self.is_up = num_failed < FAILED_CHECKS
             self._is_checked.set()
             await asyncio.sleep(CHECK_S)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import msgpack
 import openai
@@ -13,7 +14,7 @@ import pytest
 
 from stretto_gateway import model_server
 from stretto_gateway.command import arguments, read_config
-from stretto_gateway.config import Limits
+from stretto_gateway.config import GatewayConfig, Limits
 from tests.client.fake_server import PROFILE, Chunk, FakeServer, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
 from tests.gateway.realtime.caller import SAMPLES, TALKS, answer, call, spoken
@@ -231,6 +232,38 @@ async def test_call_is_heard_by_one_server_and_answered_by_another(several: Begi
             await peer.until("media")
     assert [each.get("text") for each in hook.events[:2]] == [None, "a cat"]
     assert set(gateway.asked()) == {"piper-en", "scribe"}
+
+
+async def test_call_does_not_need_a_server_that_never_answered(start: Start) -> None:
+    behind = FakeServer(lambda _: SPOKEN, profile=VOICES)
+    hook = Hook(lambda event: chunked("A dog."))
+    async with hooked(hook) as url:
+        named = {"piper-en": await behind.start(), "scribe": "127.0.0.1:9"}
+        running = await start(named_servers=named, call_webhook=url)
+        async with dial(running, {"voice": "amy", "model": "piper-en"}) as peer:
+            await peer.until("media")
+    await behind.stop()
+
+
+async def test_server_is_down_after_three_failed_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy server may answer late once or twice; one that has never answered is down at once."""
+    monkeypatch.setattr(model_server, "CHECK_S", 0)
+    answers, states, ended = [False, True, False, False, True, False, False, False, True], list[bool](), asyncio.Event()
+
+    class Scripted(model_server.ModelServer):
+        async def _check(self) -> bool:
+            states.append(self.is_up)
+            if len(states) > len(answers):
+                ended.set()
+                await asyncio.Event().wait()
+            return answers[len(states) - 1]
+
+    server = Scripted("voice", AsyncMock(), GatewayConfig("127.0.0.1:1"), Mock())
+    server.start_checks()
+    async with asyncio.timeout(PATIENCE_S):
+        await ended.wait()
+    await server.close()
+    assert states == [False, False, True, True, True, True, True, True, False, True]
 
 
 async def test_server_that_is_down_is_named_and_others_go_on(several: Begin) -> None:

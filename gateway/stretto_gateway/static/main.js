@@ -19,7 +19,8 @@ transcribePanel();
 async function show() {
   const { data, calls } = await (await ask("v1/models")).json();
   const tasks = data.flatMap((each) => each.tasks);
-  const model = data.find((each) => each.conversations.length > 0 || each.tasks.includes("duplex")) ?? data[0];
+  const model = // in the order in which the gateway chooses
+    data.find((each) => each.conversations.length > 0) ?? data.find((each) => each.tasks.includes("duplex")) ?? data[0];
   element("model").textContent = data.map(({ id, sample_rate }) => `${id} · ${sample_rate / 1000} kHz`).join(", ");
   const speaks = tasks.includes("tts");
   const can = {

@@ -202,7 +202,7 @@ async def make_session(
     if not gateway.call_webhook:
         what = f"--call-webhook URL at the start of the gateway, because {profile.family!r} needs it for {mode}"
         raise ApiError(400, f"call: expected {what}", "call", "unsupported")
-    listener = await first.for_model("", transcribes) if mode == MODES[0] else gateway
+    listener = gateway.listener if mode == MODES[0] else gateway
     heard = heard_as(own) | {"transcription": {} if transcribes(await listener.catalogue.profile()) else None}
     listens = validated(TranscriptionSettings, {"audio": {"input": heard}})
     fields = None

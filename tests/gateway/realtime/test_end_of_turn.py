@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from transformers import WhisperFeatureExtractor
 
 from stretto_gateway.command import main
-from stretto_gateway.realtime import end_of_turn
+from stretto_gateway.realtime import audio_input, end_of_turn
 from stretto_gateway.realtime.end_of_turn import EndOfTurn, last_samples, load, log_mel, read_model
 from stretto_gateway.realtime.settings import TURN_END
 from tests.clients.environments import Environment
@@ -167,6 +167,21 @@ async def test_failed_model_lets_silence_end_the_turn(start: Start) -> None:
     (ended,) = await turn_ends_after_ms(running, 1.0)
     assert 250 <= ended < 300 + DELAY_MS
     assert await outcomes(running) == {"failed": 1}
+
+
+async def test_model_receives_only_what_it_reads(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a long turn would be copied and held for each question."""
+    monkeypatch.setattr(audio_input, "SECONDS", 1)
+    running, sizes = await start(answer(), TALKS, turn_model=graph()), list[int]()
+    model = running.app.state.gateway.end_of_turn
+
+    async def sized(pcm: bytes, *_: Any) -> bool:
+        sizes.append(len(pcm))
+        return True
+
+    monkeypatch.setattr(model, "is_complete", sized)
+    await turn_ends_after_ms(running, 0.6)
+    assert sizes == [2 * RATE], "one second of 16 bits"
 
 
 async def test_slow_model_delays_only_its_own_session(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
