@@ -7,8 +7,9 @@ dictionary of a key and sends its entries with each request.
 
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
@@ -174,38 +175,33 @@ class Change(NamedTuple):
     source_end: int
 
 
-@dataclass(slots=True)
-class _Node:
-    """Node of a tree of characters."""
-
-    following: dict[str, "_Node"] = field(default_factory=dict)
-    spellings: dict[str, str] = field(default_factory=dict)  # of the entries that end here, by their words
-
-
 class Dictionary:
-    """Dictionary whose words can be found in a text in linear time, because it is a tree of characters.
+    """Dictionary whose words can be found in a text in linear time. Its memory is proportional to its words.
 
     Args:
         spellings: Text that is spoken in place of each word.
     """
 
     def __init__(self, spellings: Mapping[str, str]):
-        self._root = _Node()
+        self._exact = dict[str, str]()  # by words as they are written
+        first = dict[str, str]()  # by words in lower case
         for word, spelling in spellings.items():
-            for form in dict.fromkeys((unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word))):
-                node, written = self._root, _plain(" ".join(form.split()))
-                for character in map(_folded, written):
-                    node = node.following.setdefault(character, _Node())
-                node.spellings.setdefault(written, spelling)
+            for form in (word,) if word.isascii() else _forms(word):
+                written = _plain(" ".join(form.split()))
+                self._exact.setdefault(written, spelling)
+                first.setdefault(_folded(written), spelling)
+        self._words = sorted(first)
+        self._spellings = [first[word] for word in self._words]
+        self._begins = frozenset(word[0] for word in self._words)
 
     def __bool__(self) -> bool:
-        return bool(self._root.following)
+        return bool(self._words)
 
     def begins(self, character: str) -> bool:
-        """Return True if a word of the dictionary begins with this character."""
-        return _folded(character) in self._root.following
+        """Return True if a word of the dictionary begins with this character of a folded text."""
+        return character in self._begins
 
-    def find(self, text: str, start: int, is_last: bool) -> tuple[int, str] | None:
+    def find(self, text: str, folded_text: str, start: int, is_last: bool) -> tuple[int, str] | None:
         """Return the end and the spelling of the longest word of the dictionary that begins at `start`.
 
         If several words differ in the case of letters only, the one that is spelled as in the text precedes; otherwise
@@ -213,40 +209,54 @@ class Dictionary:
 
         Args:
             text: The text.
+            folded_text: The text with its characters folded.
             start: Place of a possible word.
             is_last: True if nothing follows the text.
 
         Returns:
             The end, which is `start` if there is no such word; None if more of the text is needed.
         """
-        node, at, best = self._root, start, (start, "")
-        written = ""
+        words, at, best = self._words, start, (start, "")
+        read = written = ""
+        index = 0  # of the first word that begins with `read`
         while at < len(text):
-            length = 1
+            length, character = 1, folded_text[at]
             if text[at].isspace():
                 length = next((n for n in range(1, MAX_GAP + 1) if not text[at + n : at + n + 1].isspace()), 0)
-            following = node.following.get(" " if text[at].isspace() else _folded(text[at])) if length else None
-            if following is None:
-                return best
-            node, written = following, written + (" " if text[at].isspace() else text[at])
+                character = " "
+                if not length:
+                    return best
+            read += character
+            if not words[index].startswith(read):
+                index = bisect_left(words, read, index)
+                if index == len(words) or not words[index].startswith(read):
+                    return best
+            written += text[at] if character != " " else character
             at += length
-            if node.spellings:
+            if len(words[index]) == len(read):
                 is_end = True if is_marked(text[start]) else ends_word(text, at, is_last)
                 if is_end is None:
                     return None
                 if is_end:
-                    same = node.spellings.get(_plain(written))
-                    best = at, next(iter(node.spellings.values())) if same is None else same
-        return best if is_last or not node.following else None
+                    best = at, self._exact.get(_plain(written), self._spellings[index])
+        index += len(words[index]) == len(read)  # of the first longer word, if there is one
+        goes_on = index < len(words) and words[index].startswith(read)
+        return None if goes_on and not is_last else best
 
 
-def _folded(character: str) -> str:
-    lower = character.lower()
-    return "'" if character in APOSTROPHES else lower if len(lower) == 1 else character
+def _forms(word: str) -> tuple[str, ...]:
+    """Return a word with composed and with decomposed letters, without duplicates."""
+    return tuple(dict.fromkeys((unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word))))
+
+
+def _folded(text: str) -> str:
+    """Return a text in lower case and with one kind of apostrophe. Each character keeps its place."""
+    # Lower case depends on the neighbours for Σ alone, and is longer than one character for İ alone.
+    return _plain("İ".join(map(str.lower, text.replace("Σ", "σ").split("İ"))))
 
 
 def _plain(text: str) -> str:
-    return text.replace("’", "'").replace("ʼ", "'") if any(each in text for each in "’ʼ") else text
+    return text if text.isascii() else text.replace("’", "'").replace("ʼ", "'")
 
 
 def is_marked(character: str) -> bool:
@@ -337,6 +347,7 @@ class Pronouncer:
         if not self.dictionaries:
             return text, [], self
         text, at, before = self._held + text, 0, self._before
+        folded_text = _folded(text)
         parts, changes, num_written = list[str](), list[Change](), self._num_written
         while at < len(text):
             end, spelling = at, ""
@@ -347,7 +358,7 @@ class Pronouncer:
                     break
                 end = found
             if end == at and (begins or is_marked(text[at])):
-                match = self._find(text, at, is_last)
+                match = self._find(text, folded_text, at, is_last)
                 if match is None:
                     break
                 end, spelling = match
@@ -362,11 +373,11 @@ class Pronouncer:
         rest = Pronouncer(self.dictionaries, text[at:], before, self._num_read + at, num_written)
         return "".join(parts), changes, rest
 
-    def _find(self, text: str, at: int, is_last: bool) -> tuple[int, str] | None:
+    def _find(self, text: str, folded_text: str, at: int, is_last: bool) -> tuple[int, str] | None:
         best = at, ""
         for dictionary in self.dictionaries:
-            if dictionary.begins(text[at]):
-                found = dictionary.find(text, at, is_last)
+            if dictionary.begins(folded_text[at]):
+                found = dictionary.find(text, folded_text, at, is_last)
                 if found is None:
                     return None
                 best = found if found[0] > best[0] else best
@@ -381,4 +392,4 @@ def occurring(words: Iterable[str], text: str) -> tuple[str, ...]:
 
 def folded(text: str) -> str:
     """Return a text without differences that the search for words ignores: letter case and white space."""
-    return " ".join("".join(map(_folded, unicodedata.normalize("NFC", text))).split())
+    return " ".join(_folded(unicodedata.normalize("NFC", text)).split())

@@ -1,11 +1,22 @@
 """Pronunciation dictionaries: matching of words, texts in parts, entries, and files."""
 
 import random
+import tracemalloc
+import unicodedata
 
 import pytest
 
 from stretto_client.lexicon_files import read_lexicon, write_json, write_pls
-from stretto_client.pronunciation import Dictionary, Entry, InvalidEntry, Pronouncer, occurring, read_entries
+from stretto_client.pronunciation import (
+    Dictionary,
+    Entry,
+    InvalidEntry,
+    Pronouncer,
+    ends_word,
+    is_inside,
+    occurring,
+    read_entries,
+)
 
 PHRASES = {"New York": "Noo Yawk", "york": "yoark", "New": "noo"}
 
@@ -85,6 +96,63 @@ def test_words_are_replaced_and_parts_of_a_text_give_the_same(
 def test_first_dictionary_precedes_but_longer_words_of_another_do_too() -> None:
     assert spoken("New York new", {"new": "n"}, PHRASES) == "Noo Yawk n"
     assert spoken("York", {"YORK": "mine"}, PHRASES) == "mine"
+
+
+def spoken_slowly(spellings: dict[str, str], text: str) -> str:
+    """Replace words by trying all entries at all places."""
+
+    def plain(part: str) -> str:
+        return " ".join(part.replace("’", "'").split())
+
+    def lower(part: str) -> str:
+        return "".join(each.lower() if len(each.lower()) == 1 else each for each in plain(part))
+
+    exact, other = dict[str, str](), dict[str, str]()
+    for word, spelling in spellings.items():
+        for form in (unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word)):
+            exact.setdefault(plain(form), spelling)
+            other.setdefault(lower(form), spelling)
+    at, parts = 0, list[str]()
+    while at < len(text):
+        best, part = at + 1, text[at]
+        for end in range(at + 1, len(text) + 1) if at == 0 or not is_inside(text[at - 1], text[at]) else ():
+            found = text[at:end]
+            spelling = exact.get(plain(found)) or other.get(lower(found))
+            if spelling and found == found.strip() and "    " not in found and ends_word(text, end, True):
+                best, part = end, spelling
+        parts.append(part)
+        at = best
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("letters", ["aAb ", "aA’'é\u0301 ", "中文a ", "ΣσςİIiı "], ids=range(4))
+def test_random_words_are_found_as_by_a_slow_search(letters: str) -> None:
+    rng = random.Random(7)
+    for _ in range(40):
+        drawn = ("".join(rng.choices(letters, k=rng.randint(1, 5))) for _ in range(rng.randint(1, 12)))
+        words = {" ".join(word.strip(" '’\u0301").split()): f"<{number}>" for number, word in enumerate(drawn)}
+        words.pop("", None)
+        text = "".join(rng.choices(letters, k=40))
+        whole = spoken(text, words)
+        assert whole == spoken_slowly(words, text), (words, text)
+        parts, pronouncer = "", Pronouncer((Dictionary(words),))
+        for character in text:
+            part, _, pronouncer = pronouncer.after(character, is_last=False)
+            parts += part
+        assert parts + pronouncer.after("")[0] == whole
+
+
+def test_memory_of_a_dictionary_is_proportional_to_its_text() -> None:
+    """The largest dictionary of a request, whose decomposed letters are three times as many."""
+    rng = random.Random(0)
+    words = {"".join(chr(rng.randint(0xAC00, 0xD7A3)) for _ in range(100)): "x" for _ in range(212)}
+    tracemalloc.start()
+    try:
+        dictionary = Dictionary(words)
+        assert tracemalloc.get_traced_memory()[0] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert dictionary.begins(next(iter(words))[0])
 
 
 def test_text_that_is_held_is_short() -> None:
