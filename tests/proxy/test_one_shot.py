@@ -8,6 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 import grpc
+import msgspec
 import numpy as np
 import pytest
 
@@ -212,6 +213,37 @@ async def test_invalid_http_request_is_refused_by_name(
     assert status == 400
     assert text in reply["error"]
     assert not web.proxied.triton.requests
+
+
+@pytest.mark.parametrize(
+    "number", ["1.1e308", "1.5e300", "5e-324", "1e23", "1" * 308, "1." + "0" * 1000, "1e-999"], ids=range(7)
+)
+async def test_numbers_are_not_parsed_by_msgspec(web: Http, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    """It takes up to a thousand times as long for such a number as for a sample, and meanwhile no call is forwarded."""
+    for parser in ("decode", "Decoder"):
+        monkeypatch.setattr(msgspec.json, parser, None)
+    status, _ = await web.post(body(WAV, ASKED).replace(b"-0.25", number.encode()))
+    assert status == 200
+    (sent,) = web.proxied.triton.requests
+    with np.errstate(over="ignore"):
+        assert sent["reference_wav"].tolist() == [[0.5, 0, np.float64(number).astype(np.float32)]]
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "counted"), [("0.00000000", 100, 0), ("0", 100, 100), ("0", (1 << 20) + 99, 1 << 20)]
+)
+async def test_short_elements_count_as_more_bytes(
+    web: Http, monkeypatch: pytest.MonkeyPatch, number: str, count: int, counted: int
+) -> None:
+    waits: list[int] = []
+
+    async def wait(num_bytes: int) -> None:
+        waits.append(num_bytes)
+
+    monkeypatch.setattr(web.posts._pace, "wait", wait)
+    given = f"[{','.join([number] * count)}]".encode()
+    await web.post(given)
+    assert waits == [max(len(given), http_infer.ELEMENT_BYTES * min(count - 1, counted))]
 
 
 @pytest.mark.parametrize("model", ["speech", "preprocessor", "other"])
