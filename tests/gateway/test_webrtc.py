@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
@@ -14,10 +15,13 @@ import pytest
 
 pytest.importorskip("aiortc", reason="the extra `webrtc` is not installed")
 
+from aioice import stun
 from aioice.ice import Connection as Ice
-from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCRtpSender, RTCSessionDescription
 from aiortc.mediastreams import MediaStreamError
-from aiortc.rtcsctptransport import DataChunk
+from aiortc.rtcrtpreceiver import StreamStatistics
+from aiortc.rtcsctptransport import DataChunk, SackChunk
+from aiortc.rtp import RtcpRtpfbPacket, RtpPacket
 
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
@@ -404,6 +408,101 @@ async def test_messages_without_end_end_their_call_alone(start: Start, caplog: p
         assert "the messages of its data channel do not end" in caplog.text
         assert (await other.ask("session.update", session={"type": "realtime"})).type == "session.updated"
     await is_left_clean(running)
+
+
+def gateways_peer(running: Running) -> Any:
+    """Return the gateway's side of its only call."""
+    (call,) = running.app.state.calls._calls.values()
+    return call._peer
+
+
+async def send_from_many_sources(connection: Connection, _: Any) -> None:
+    """Send audio from one source too many."""
+    for n in range(peers.MAX_SOURCES + 1):
+        packet = RtpPacket(payload_type=96, sequence_number=n, timestamp=960 * n)
+        packet.ssrc, packet.payload = 1000 + n, SILENT_PACKET
+        await connection.peer.sctp.transport._send_rtp(packet.serialize())
+
+
+async def send_far_times(_: Connection, peer: Any) -> None:
+    """Set the statistics of a caller whose times are so far from the clock that they fit into no report."""
+    statistics = StreamStatistics(48_000)
+    statistics.add(RtpPacket(payload_type=96))
+    statistics._jitter_q4 = 1 << 36
+    peer._receiver._RTCRtpReceiver__remote_streams[1] = statistics
+    if peer._receiver._RTCRtpReceiver__rtcp_ssrc is None:
+        peer._receiver._RTCRtpReceiver__rtcp_ssrc = 2
+
+
+async def confirm_what_was_not_sent(connection: Connection, _: Any) -> None:
+    """Send a confirmation of 65,535 chunks."""
+    sack = SackChunk()
+    sack.cumulative_tsn, sack.gaps = connection.peer.sctp._last_received_tsn, [(1, 65_535), (65_535, 0)]
+    await connection.peer.sctp._send_chunk(sack)
+
+
+HOSTILE = {
+    "sources": (send_from_many_sources, "its packets have more than 8 sources"),
+    "times": (send_far_times, "its audio cannot be reported on: error"),
+    "gaps": (confirm_what_was_not_sent, "its data channel is invalid: ValueError"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_hostile_packets_end_their_call_alone(start: Start, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    send, reason = HOSTILE[name]
+    running = await start(by_task(dialogue=says(tone(1.5))), TALKS, **LOOPBACK)
+    async with dial(running) as (_, connection):
+        await send(connection, gateways_peer(running))
+        await connection.closed()
+    await is_left_clean(running)
+    assert reason in caplog.text
+    assert "not ended in order" not in caplog.text
+
+
+async def test_calls_end_even_if_aiortc_does_not(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(peers, "CLOSE_S", 0.01)
+    running = await start(by_task(dialogue=says(tone(1.5))), TALKS, **LOOPBACK)
+    async with dial(running) as (_, connection):
+        peer = gateways_peer(running)
+        monkeypatch.setattr(peer._connection, "close", asyncio.Event().wait)
+        peer.hang_up()
+        await connection.closed()
+    await is_left_clean(running)
+    assert "a call's connection has not ended in order: TimeoutError" in caplog.text
+    assert all(socket.is_closing() for socket in peer._sockets)
+    assert len(peer._sockets) == 1
+
+
+async def test_strangers_are_neither_heard_nor_answered(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked_again = list[int]()
+
+    async def retransmit(_: Any, number: int) -> None:
+        asked_again.append(number)
+
+    monkeypatch.setattr(RTCRtpSender, "_retransmit", retransmit)
+    running = await start(by_task(dialogue=says(tone(1.5))), TALKS, **LOOPBACK)
+    async with dial(running) as (caller, connection):
+        (gateways,) = gateways_peer(running)._sockets
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+            stranger.setblocking(False)
+            stranger.connect(gateways.get_extra_info("sockname"))
+            check = stun.Message(stun.Method.BINDING, stun.Class.REQUEST)
+            short = bytes.fromhex("000100052112a442") + bytes(12) + bytes.fromhex("0024000161")  # a priority of 1 byte
+            for datagram in (b"", b"\x80", b"\x16", short, bytes(check)):
+                stranger.send(datagram)
+            nack = RtcpRtpfbPacket(fmt=1, ssrc=1, media_ssrc=gateways_peer(running)._parts[2]._ssrc, lost=[1, 2, 3])
+            await connection.peer.sctp.transport._send_rtp(bytes(nack))
+            await caller.ask("session.update", session={"type": "realtime"})
+            with pytest.raises(BlockingIOError):  # the gateway reads in order, so it has read all of them
+                stranger.recv(1000)
+    await is_left_clean(running)
+    assert not asked_again
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_events_wait_for_a_caller_that_reads(caplog: pytest.LogCaptureFixture) -> None:

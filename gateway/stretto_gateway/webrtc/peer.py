@@ -1,15 +1,16 @@
 """WebRTC connection to a caller, which a session uses as it uses a WebSocket.
 
-aiortc bounds neither the datagrams that wait nor the messages that are never completed, and its ICE binds to all
-addresses of the host. This module replaces these parts of it, by attributes that its releases may rename:
-`pyproject.toml` limits the release.
+aiortc bounds neither its queues nor the work that one packet of a caller causes, its end can wait for a task that has
+failed, and its ICE binds to all addresses of the host. This module replaces these parts of it, by attributes that its
+releases may rename: `pyproject.toml` limits the release.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+import struct
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from aioice.candidate import Candidate, candidate_foundation, candidate_priority
 from aioice.ice import Connection, StunProtocol
@@ -35,10 +36,12 @@ MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
 MAX_ADDRESSES = 16  # of a caller, learned from its connectivity checks
 MAX_HEARD_S = 5.0  # received audio that waits for the session
 MAX_DECODING = 64  # received packets that wait to be decoded, and decoded ones, of up to 120 ms each
+MAX_SOURCES = 8  # SSRCs in a caller's packets; libsrtp and aiortc keep a state for each, and search through them
 MAX_CHANNELS = 8  # data channels that a caller may open; the gateway uses the first one
 MAX_CHUNKS = 2048  # parts of data channel messages that are not complete yet
 MAX_UNREAD_BYTES = 262_144  # sent events that wait; beyond, the session waits for the caller to read
 LINGER_S = 2.0  # time for the last events to arrive before the connection is closed
+CLOSE_S = 5.0  # time for aiortc to end a connection, or one part of it
 DISCONNECTED: Message = {"type": "websocket.disconnect"}
 
 
@@ -65,6 +68,9 @@ class Peer:
         self._opened = asyncio.Event()  # connected, with the data channel if there is one
         self._is_over, self._offers_channel = False, False
         self._listening: asyncio.Task[None] | None = None
+        self._parts: list[Any] = []  # of aiortc's connection, in the order of their end
+        self._sockets: list[asyncio.DatagramTransport] = []
+        self._sources = set[bytes]()  # SSRCs in the caller's packets
 
     async def answer(self, offer: str) -> str:
         """Return the answer to an offer, and wait for the caller's packets from then on.
@@ -84,9 +90,12 @@ class Peer:
         connection.on("datachannel", self._add_channel)
         connection.on("track", self._listen)
         receiver: Any = transceiver.receiver
-        self._receiver, ice = receiver, receiver.transport.transport._connection
+        transport = receiver.transport
+        self._receiver, ice = receiver, transport.transport._connection
+        self._parts = [receiver, transceiver.sender, transport, transport.transport]
         bound_ice(ice, self._has_frames_to_spare)
-        ice.gather_candidates = lambda: gather(ice, self._network)
+        ice.gather_candidates = lambda: gather(ice, self._network, self._sockets)
+        self._bound_media(transport, transceiver.sender)
         try:
             await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
         except Exception as error:  # aiortc has no common class for what is wrong with a description
@@ -98,6 +107,7 @@ class Peer:
         if connection.sctp is not None:
             self._offers_channel = True
             self._bound_sctp(connection.sctp)
+            self._parts.insert(0, connection.sctp)
         await connection.setLocalDescription()
         return str(connection.localDescription.sdp)
 
@@ -147,11 +157,17 @@ class Peer:
                     await asyncio.sleep(0.02)
 
     async def stop(self) -> None:
-        """Release the sockets and threads of the connection."""
+        """Release the sockets and threads of the connection, even if aiortc does not end it."""
         self._end()
         if self._listening is not None:
             self._listening.cancel()
-        await self._connection.close()
+        try:
+            if not await is_ended(self._connection.close()):
+                for part in self._parts:
+                    await is_ended(part.stop())
+        finally:
+            for socket in self._sockets:
+                socket.abort()
 
     def hang_up(self) -> None:
         """End the session as if the caller had disconnected."""
@@ -211,30 +227,77 @@ class Peer:
 
     def _has_frames_to_spare(self) -> bool:
         """Return True if more received audio may be decoded."""
+        if self._is_over:
+            return False
         track = getattr(self, "_track", None)
         if track is None:
             return True
         decoding = self._receiver._RTCRtpReceiver__decoder_queue
         return bool(track._queue.qsize() + decoding.qsize() < MAX_DECODING)
 
+    def _bound_media(self, transport: Any, sender: Any) -> None:
+        """End the call if the caller sends from too many sources, or packets that RTP and RTCP do not allow."""
+        rtp, rtcp, report = transport._handle_rtp_data, transport._handle_rtcp_data, self._receiver._run_rtcp
+
+        async def handle_rtp(data: bytes, **options: int) -> None:
+            if self._is_of_few(data[8:12]):
+                await self._bounded(rtp(data, **options), "its audio is invalid")
+
+        async def handle_rtcp(data: bytes) -> None:
+            if self._is_of_few(data[4:8]):
+                await self._bounded(rtcp(data), "its reports are invalid")
+
+        async def report_and_exit() -> None:
+            try:
+                await self._bounded(report(), "its audio cannot be reported on")
+            finally:
+                self._receiver._RTCRtpReceiver__rtcp_exited.set()  # for which the receiver's `stop` waits
+
+        async def ignore(_: Any) -> None:
+            """Ignore a report: it can ask for thousands of packets again, and nothing here uses the rest."""
+
+        transport._handle_rtp_data, transport._handle_rtcp_data = handle_rtp, handle_rtcp
+        self._receiver._run_rtcp, sender._handle_rtcp_packet = report_and_exit, ignore
+
+    def _is_of_few(self, source: bytes) -> bool:
+        """Return True if a packet may be handled; end the call if it is from one source too many."""
+        if self._is_over:
+            return False
+        self._sources.add(source)
+        if len(self._sources) > MAX_SOURCES:
+            self._break(f"its packets have more than {MAX_SOURCES} sources (SSRC)")
+        return not self._is_over
+
+    async def _bounded(self, work: Awaitable[None], reason: str) -> None:
+        """Wait for work of aiortc; end the call if it fails because of what the caller has sent."""
+        try:
+            await work
+        except ConnectionError:
+            raise
+        except Exception as error:  # also by assertions of aiortc, and by text that is not UTF-8
+            self._break(f"{reason}: {type(error).__name__}")
+
     def _bound_sctp(self, sctp: Any) -> None:
         """End the call if the caller leaves messages incomplete without end, or sends what SCTP does not allow."""
-        handle = sctp._handle_data
+        handle, handle_sack = sctp._handle_data, sctp._receive_sack_chunk
 
         async def handle_bounded(data: bytes) -> None:
-            try:
-                await handle(data)
-            except ConnectionError:
-                raise
-            except Exception as error:  # by assertions of aiortc, and by text that is not UTF-8
-                self._break(f"its data channel is invalid: {type(error).__name__}")
+            if self._is_over:
                 return
+            await self._bounded(handle(data), "its data channel is invalid")
             streams = sctp._inbound_streams.values()
+            num_streams = max(len(streams), len(sctp._data_channels))
             num_chunks = len(sctp._sack_misordered) + sum(len(stream.reassembly) for stream in streams)
-            if sctp._advertised_rwnd < 0 or num_chunks > MAX_CHUNKS or len(streams) > 2 * MAX_CHANNELS:
+            if sctp._advertised_rwnd < 0 or num_chunks > MAX_CHUNKS or num_streams > 2 * MAX_CHANNELS:
                 self._break("the messages of its data channel do not end")
 
-        sctp._handle_data = handle_bounded
+        async def handle_sack_bounded(chunk: Any) -> None:
+            # aiortc counts to the end of each gap, of which a packet can name 24 million numbers.
+            if sum(max(0, end - begin) for begin, end in chunk.gaps) > MAX_CHUNKS:
+                raise ValueError
+            await handle_sack(chunk)
+
+        sctp._handle_data, sctp._receive_sack_chunk = handle_bounded, handle_sack_bounded
 
     def _break(self, reason: str) -> None:
         """End a call whose caller does not keep to a limit."""
@@ -243,43 +306,81 @@ class Peer:
         self._end()
 
 
+async def is_ended(end: Awaitable[None]) -> bool:
+    """Wait for the end of a part of aiortc, at most CLOSE_S; return True if it has ended in order."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await end
+    except Exception as error:
+        LOG.warning("a call's connection has not ended in order: %s", type(error).__name__)
+        return False
+    return True
+
+
 def has_unsent(sctp: Any) -> bool:
     """Return True if the other side has not confirmed all messages."""
     return bool(sctp._data_channel_queue or sctp._outbound_queue or sctp._sent_queue)
 
 
 def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
-    """Limit the packets of a connection that wait, and the addresses that its caller may use.
+    """Limit the packets of a connection that wait, and the addresses that its caller may use, and answer no others.
 
     Args:
         ice: The `Connection` of aioice.
         has_room: Function that returns True if more received audio may be decoded.
     """
-    receive, check = ice.data_received, ice.request_received
+    receive, check, refuse = ice.data_received, ice.request_received, ice.respond_error
 
     def data_received(data: bytes, component: int) -> None:
-        is_media = bool(data) and 127 < data[0] < 192  # RFC 7983
-        if len(data) > MAX_DATAGRAM_BYTES or ice._queue.qsize() >= MAX_DATAGRAMS or (is_media and not has_room()):
-            return
-        receive(data, component)
+        kind = data[0] if data else 0
+        is_tls, is_media = 20 <= kind < 64, 128 <= kind < 192  # RFC 7983
+        fits = len(data) <= MAX_DATAGRAM_BYTES and ice._queue.qsize() < MAX_DATAGRAMS
+        if fits and (is_tls or (is_media and has_room())):
+            receive(data, component)
 
     def request_received(message: Any, address: tuple[str, int], protocol: StunProtocol) -> None:
-        known = {pair.remote_addr for pair in ice._check_list}
-        if address in known or len(known) < MAX_ADDRESSES:
+        if is_known(ice, address) or len(ice._remote_candidates) < MAX_ADDRESSES:
             check(message, address, protocol)
+
+    def respond_error(message: Any, address: tuple[str, int], protocol: StunProtocol, error: tuple[int, str]) -> None:
+        if error[0] not in (400, 401):  # to a request without the password, whose address may be another host's
+            refuse(message, address, protocol, error)
 
     ice.data_received = data_received
     ice.request_received = request_received
+    ice.respond_error = respond_error
 
 
-async def gather(ice: Connection, network: Network) -> None:
+def is_known(ice: Any, address: tuple[str, int]) -> bool:
+    """Return True if a check with the password has come from an address."""
+    return any((each.host, each.port) == address for each in ice._remote_candidates)
+
+
+class CallSocket(StunProtocol):
+    """Socket of a call, which drops invalid datagrams and those of strangers."""
+
+    def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
+        """Handle a datagram: a STUN message from anyone, the rest only from addresses that have passed a check."""
+        is_stun = not data or cast(bytes, data)[0] < 4  # RFC 7983
+        if is_stun or is_known(self.receiver, addr[:2]):
+            with suppress(struct.error, LookupError):  # aioice does not check all lengths and attributes
+                super().datagram_received(data, addr)
+
+
+async def gather(ice: Connection, network: Network, sockets: list[asyncio.DatagramTransport]) -> None:
     """Open a socket at each address of the network, in place of aioice's at all addresses of the host.
+
+    Args:
+        ice: The connection.
+        network: Network of the calls.
+        sockets: List to which the sockets are added.
 
     Raises:
         ApiError: 503 if no port is free.
     """
     for address in network.addresses:
         protocol = await open_socket(ice, address.bound, network)
+        sockets.append(protocol.transport)
         port = protocol.transport.get_extra_info("sockname")[1]
         protocol.local_candidate = Candidate(
             foundation=candidate_foundation("host", "udp", address.announced),
@@ -304,7 +405,7 @@ async def open_socket(ice: Connection, address: str, network: Network) -> StunPr
     loop = asyncio.get_running_loop()
     for port in network.shuffled_ports():
         try:
-            _, protocol = await loop.create_datagram_endpoint(lambda: StunProtocol(ice), local_addr=(address, port))
+            _, protocol = await loop.create_datagram_endpoint(lambda: CallSocket(ice), local_addr=(address, port))
         except OSError as error:
             failure = error
             continue
