@@ -92,7 +92,9 @@ ALLOWED = {
 }  # fmt: skip
 # The only modules that client, server and gateway share; each imports the standard library, schema types, CUDA or
 # one another alone.
-SHARED_WITH_SERVER = {f"{CLIENT}.{name}" for name in ("schema", "cuda_memory", "pronunciation", "lexicon_files")}
+SHARED_WITH_SERVER = {
+    f"{CLIENT}.{name}" for name in ("schema", "cuda_memory", "phonemes", "pronunciation", "lexicon_files")
+}
 SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat"}
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.

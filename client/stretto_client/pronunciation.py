@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
+from stretto_client.phonemes import SYMBOLS
+
 MAX_WORD_CHARS, MAX_SPELLING_CHARS = 100, 400
 MAX_ENTRIES = 10_000  # of a server's dictionary; fewer fit into a request, whose JSON is limited
 MAX_GAP = 3  # white space between two words of an entry, in characters of the text
@@ -123,6 +125,10 @@ def read_entry(word: str, value: Any) -> Entry:
     if name is None:
         raise InvalidEntry(f"{path}.alphabet", f"one of {', '.join(sorted(set(ALPHABETS.values())))}", shown(alphabet))
     _check(f"{path}.phonemes", phonemes, MAX_SPELLING_CHARS)
+    if name in SYMBOLS:
+        expected, pattern = SYMBOLS[name]
+        if unknown := next((symbol for symbol in phonemes.split() if not pattern.fullmatch(symbol)), ""):
+            raise InvalidEntry(f"{path}.phonemes", expected, shown(unknown))
     return Entry(word, " ".join(phonemes.split()), name)
 
 

@@ -198,6 +198,10 @@ BAD = [
     ({"x": {"phonemes": "S", "more": 1}}, "a spelling, or an object"),
     ({"x": {"alphabet": "cmu"}}, "a spelling, or an object"),
     ({"x": {"phonemes": "S", "alphabet": "sampa"}}, "one of cmu, ipa, pinyin"),
+    ({"x": {"phonemes": "HH AH3"}}, "x.phonemes: expected symbols of the CMU dictionary, .* got 'AH3'"),
+    ({"x": {"phonemes": "hh"}}, "symbols of the CMU dictionary"),
+    ({"x": {"phonemes": "ni3 hao", "alphabet": "pinyin"}}, "syllables of pinyin with tones, .* got 'hao'"),
+    ({"x": {"phonemes": "xyz1", "alphabet": "x-pinyin"}}, "syllables of pinyin with tones"),
     ({"x": {"phonemes": "S] [T", "alphabet": "cmu"}}, "without characters of markup"),
     ({f"w{index}": "x" for index in range(10_001)}, "at most 10000 entries"),
 ]

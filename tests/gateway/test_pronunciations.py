@@ -124,11 +124,15 @@ ENTITIES = '<!DOCTYPE l [<!ENTITY a "x">]><lexicon><lexeme><grapheme>&a;</graphe
         (b"[]", "pronunciations: expected an object of words and their spellings"),
         (ENTITIES.encode(), "pronunciations: expected PLS without a document type"),
         (json.dumps({"a": "<|end|>"}).encode(), "pronunciations.a: expected text without characters of markup"),
+        (
+            json.dumps({"hello": {"phonemes": "HH XX"}}).encode(),
+            "pronunciations.hello.phonemes: expected symbols of the CMU dictionary, such as HH AH0 L OW1, got 'XX'",
+        ),
         (json.dumps(MANY).encode(), "pronunciations: expected at most 1000 entries, got 1001"),
         (json.dumps(LARGE).encode(), "pronunciations: expected at most 40960 bytes of JSON"),
         (b" " * (2 << 20), "the body has more than"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 async def test_invalid_dictionaries_are_refused_and_change_nothing(
     start: Start, tmp_path: Path, content: bytes, message: str
@@ -190,6 +194,8 @@ async def test_command_imports_exports_and_removes(
     assert run("remove") == ""
     assert run("remove", status=1) == "stretto pronunciations: there is no dictionary\n"
     assert run("export") == "{}\n"
+    lexicon.write_text('{"hello": {"phonemes": "HH XX"}}')
+    assert "hello.phonemes: expected symbols of the CMU dictionary" in run("import", str(lexicon), status=2)
     lexicon.write_text(ENTITIES)
     assert "expected PLS without a document type" in run("import", str(lexicon), status=2)
     assert "No such file" in run("import", str(tmp_path / "none"), status=1)

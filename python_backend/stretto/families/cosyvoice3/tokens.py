@@ -11,7 +11,6 @@ from tokenizers import AddedToken, Tokenizer
 
 from stretto.errors import shown
 from stretto.families.cosyvoice3.family import SOUNDS
-from stretto.families.phonemes import cmu_symbols, pinyin_syllables
 
 END_OF_PROMPT = "<|endofprompt|>"
 MARKERS = (END_OF_PROMPT, "<|endofsystem|>")  # ids that no text contains
@@ -43,8 +42,8 @@ def with_added_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def write_cmu(phonemes: str) -> str:
-    """Return phonemes as tokens, such as `[HH][AH0][L][OW1]`; raise ValueError if one is unknown."""
-    return "".join(f"[{symbol}]" for symbol in cmu_symbols(phonemes))
+    """Return phonemes as tokens, such as `[HH][AH0][L][OW1]`."""
+    return "".join(f"[{symbol}]" for symbol in phonemes.split())
 
 
 INITIAL = re.compile(r"(?:[zcs]h|[bpmfdtnlgkhjqxrzcsyw])?")
@@ -58,13 +57,13 @@ def write_pinyin(phonemes: str) -> str:
         ValueError: The model has no token for a part of a syllable.
     """
     tokens = list[str]()
-    for syllable in pinyin_syllables(phonemes):
+    for syllable in phonemes.split():
         found = INITIAL.match(syllable)
         initial = found.group() if found else ""
         final = _with_tone(syllable[len(initial) : -1].replace("v", "ü"), int(syllable[-1]))
         parts = [part for part in (initial, final) if part]
         if unknown := [part for part in parts if part not in PINYIN]:
-            raise ValueError(f"syllables of pinyin with tones, such as ni3 hao3, got {shown(unknown[0])} in {syllable}")
+            raise ValueError(f"syllables that the model has tokens for, got {shown(unknown[0])} in {syllable}")
         tokens += parts
     return "".join(f"[{token}]" for token in tokens)
 
