@@ -22,6 +22,7 @@ from aiortc.mediastreams import MediaStreamError
 from aiortc.rtcrtpreceiver import StreamStatistics
 from aiortc.rtcsctptransport import DataChunk, SackChunk
 from aiortc.rtp import RtcpRtpfbPacket, RtpPacket
+from websockets.exceptions import InvalidStatus
 
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
@@ -308,7 +309,8 @@ BAD_OFFERS = {
     ),
     "rate": (lambda sdp: sdp.replace("opus/48000", "opus/24000"), 400, "got opus/24000"),
     "group": (lambda sdp: sdp.replace("a=group:BUNDLE 0 1", "a=group:BUNDLE 0"), 400, "a=group:BUNDLE 0 1"),
-    "direction": (lambda sdp: sdp.replace("a=sendrecv", "a=inactive"), 400, "sends or receives"),
+    "direction": (lambda sdp: sdp.replace("a=sendrecv", "a=inactive"), 400, "a=sendonly), got a=inactive"),
+    "no direction": (lambda sdp: sdp.replace("a=sendrecv", "a=x"), 400, "got a line without a direction"),
     "password": (lambda sdp: sdp.replace("a=ice-pwd", "a=x-pwd"), 400, "a=ice-pwd"),
     "lite": (lambda sdp: sdp.replace("s=-", "s=-\r\na=ice-lite"), 400, "a=ice-lite"),
     "fingerprint": (lambda sdp: sdp.replace("a=fingerprint:sha-", "a=fingerprint:md"), 400, "sha-256"),
@@ -370,6 +372,29 @@ async def test_bad_bodies_are_refused(start: Start, name: str) -> None:
         answered = await http.post(CALLS, **request | ({"files": parts} if parts else {}))
     status = 404 if name == "model" else 400
     assert (answered.status_code, message in answered.json()["error"]["message"]) == (status, True), answered.text
+
+
+@pytest.mark.parametrize(("intent", "status"), [("", 400), ("?intent=transcription", 201)])
+async def test_only_callers_that_hear_the_speech_converse(start: Start, intent: str, status: int) -> None:
+    running = await start(by_task(), TALKS, **LOOPBACK)
+    sdp = (await offered()).replace("a=sendrecv", "a=sendonly")
+    async with running.http() as http:
+        answered = await http.post(CALLS + intent, content=sdp, headers={"content-type": "application/sdp"})
+        assert answered.status_code == status, answered.text
+        if status == 201:
+            await http.post(f"{answered.headers['location']}/hangup")
+        else:
+            assert answered.json()["error"]["message"].endswith("(a=sendrecv), got a=sendonly")
+    await is_left_clean(running)
+
+
+async def test_calls_are_not_joined_by_websocket(start: Start) -> None:
+    running = await start(by_task(), TALKS, **LOOPBACK)
+    with pytest.raises(InvalidStatus) as refused:
+        async with running.openai().realtime.connect(call_id="rtc_1"):
+            pass
+    assert refused.value.response.status_code == 400
+    assert b"call_id: expected no call" in refused.value.response.body
 
 
 async def test_gateway_without_addresses_has_no_calls(start: Start) -> None:
@@ -441,9 +466,15 @@ async def confirm_what_was_not_sent(connection: Connection, _: Any) -> None:
     await connection.peer.sctp._send_chunk(sack)
 
 
+async def name_at_length(connection: Connection, _: Any) -> None:
+    """Open a data channel with a long label."""
+    connection.peer.createDataChannel("x" * 2000)
+
+
 HOSTILE = {
     "sources": (send_from_many_sources, "its packets have more than 8 sources"),
     "times": (send_far_times, "its audio cannot be reported on: error"),
+    "label": (name_at_length, "the label of a data channel has more than 1000 characters"),
     "gaps": (confirm_what_was_not_sent, "its data channel is invalid: ValueError"),
 }
 
@@ -519,10 +550,13 @@ async def test_events_wait_for_a_caller_that_reads(caplog: pytest.LogCaptureFixt
     peer._has_room.set()
     await sending
     assert sent == ["a"]
-    peer._receive_event("x" * 600)
-    peer._receive_event("x" * 600)  # events wait while the session is busy
+    peer._receive_event("\N{GRINNING FACE}" * 100)
+    assert (await peer.receive())["text"] == "\N{GRINNING FACE}" * 100
+    for _ in range(4):
+        peer._receive_event("")  # events wait while the session is busy, and each needs memory
     assert "more than 1000 bytes of its events wait" in caplog.text
-    assert [(await peer.receive())["type"] for _ in range(2)] == ["websocket.receive", "websocket.disconnect"]
+    assert [(await peer.receive()).get("text") for _ in range(4)] == ["", "", "", None]
+    assert not peer._num_event_bytes - peers.EVENT_BYTES
     await peer.stop()
 
 

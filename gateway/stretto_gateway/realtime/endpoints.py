@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.websockets import WebSocket
 
 from stretto_gateway.admission import CALLER
-from stretto_gateway.answers import ApiError, ClientSecret
+from stretto_gateway.answers import ApiError, ClientSecret, mismatch, shown
 from stretto_gateway.catalogue import CallersVoices, answers_turns, is_full_duplex, transcribes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.model_server import Can
@@ -43,6 +43,9 @@ async def open_session(socket: WebSocket) -> None:
     first: Gateway = socket.app.state.gateway
     name, settings = first_settings(socket)
     try:
+        if call_id := socket.query_params.get("call_id"):
+            expected = "no call: its events are on its data channel, and a WebSocket cannot join it"
+            raise mismatch("call_id", expected, shown(call_id))
         gateway = await first.for_model(model_of(settings) or name, *abilities(settings))
         await settings.check(await gateway.catalogue.model(name), CallersVoices(gateway.voices, socket.state.owner))
         with gateway.sessions.slot():

@@ -60,11 +60,13 @@ async def create_call(request: Request) -> Response:
     offer, update = await read_call(request)
     from stretto_gateway.webrtc.calls import Opening
     from stretto_gateway.webrtc.channel import check_track_formats
-    from stretto_gateway.webrtc.offer import read_offer
+    from stretto_gateway.webrtc.offer import check_receives, read_offer
 
     text = read_offer(offer)
     gateway, model, settings = await settings_of(request, update)
     check_track_formats(settings)
+    if isinstance(settings, RealtimeSettings):
+        check_receives(text)
     call_id, answer = await calls.open(Opening(gateway, text, settings, model, request.state.owner))
     return Response(answer, 201, {"location": f"/v1/realtime/calls/{call_id}"}, SDP)
 

@@ -8,6 +8,7 @@ from stretto_gateway.answers import ApiError, mismatch
 MAX_SDP_BYTES = 65_536  # ten times the offers of browsers
 MAX_SDP_LINES = 500  # without candidates; aiortc's parser is quadratic in some lines
 OPUS, OPUS_RATE = "audio/opus", 48_000  # RFC 7587: the clock rate of Opus, whatever the audio's sample rate
+DIRECTIONS = ("sendrecv", "recvonly", "sendonly")
 CANDIDATES = ("a=candidate:", "a=end-of-candidates", "a=remote-candidates:")
 
 
@@ -41,6 +42,16 @@ def read_offer(text: str) -> str:
     return offer
 
 
+def check_receives(offer: str) -> None:
+    """Raise ApiError if the caller of an offer receives no audio, so that the speech of a conversation would wait.
+
+    Args:
+        offer: Session description that `read_offer` has returned.
+    """
+    if any(media.direction == "sendonly" for media in SessionDescription.parse(offer).media):
+        raise mismatch("sdp", "an audio line that receives the speech of the model (a=sendrecv)", "a=sendonly")
+
+
 def check_lines(description: SessionDescription) -> None:
     """Raise ApiError unless the gateway can answer the offer."""
     kinds = [media.kind for media in description.media]
@@ -72,7 +83,8 @@ def check_security(media: MediaDescription) -> None:
         raise mismatch("sdp", expected, ", ".join(fingerprints[:8]) or "a line without them")
     if media.kind == "audio" and not media.rtcp_mux:
         raise mismatch("sdp", "a=rtcp-mux in the audio line", "a line without it")
-    if media.kind == "audio" and media.direction == "inactive":
-        raise mismatch("sdp", "an audio line that sends or receives", "a=inactive")
+    if media.kind == "audio" and media.direction not in DIRECTIONS:
+        expected = f"an audio line that sends or receives ({', '.join(f'a={each}' for each in DIRECTIONS)})"
+        raise mismatch("sdp", expected, f"a={media.direction}" if media.direction else "a line without a direction")
     if media.kind == "application" and media.sctp_port is None:
         raise mismatch("sdp", "a=sctp-port in the line of the data channel", "a line without it")

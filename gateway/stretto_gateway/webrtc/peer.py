@@ -38,7 +38,9 @@ MAX_HEARD_S = 5.0  # received audio that waits for the session
 MAX_DECODING = 64  # received packets that wait to be decoded, and decoded ones, of up to 120 ms each
 MAX_SOURCES = 8  # SSRCs in a caller's packets; libsrtp and aiortc keep a state for each, and search through them
 MAX_CHANNELS = 8  # data channels that a caller may open; the gateway uses the first one
+MAX_LABEL_CHARS = 1000  # of a data channel, with its protocol
 MAX_CHUNKS = 2048  # parts of data channel messages that are not complete yet
+EVENT_BYTES = 256  # of memory for each event that waits, in addition to its text
 MAX_UNREAD_BYTES = 262_144  # sent events that wait; beyond, the session waits for the caller to read
 LINGER_S = 2.0  # time for the last events to arrive before the connection is closed
 CLOSE_S = 5.0  # time for aiortc to end a connection, or one part of it
@@ -50,7 +52,7 @@ class Peer:
 
     Args:
         network: Network of the calls.
-        max_event_bytes: Maximum size of the caller's events that wait to be handled.
+        max_event_bytes: Maximum size of the caller's events that wait to be handled, with EVENT_BYTES for each.
 
     Attributes:
         playout: Speech to the caller.
@@ -119,7 +121,8 @@ class Peer:
         """Return the next event as text, or the next frame of audio as bytes: pcm16 at 24 kHz."""
         message = await self._inbox.get()
         if "text" in message:
-            self._num_event_bytes -= len(message["text"])
+            self._num_event_bytes -= len(message["text"]) + EVENT_BYTES
+            message["text"] = message["text"].decode()
         elif "bytes" in message:
             self._num_audio_bytes -= len(message["bytes"])
         return message
@@ -192,6 +195,8 @@ class Peer:
         self._num_channels += 1
         if self._num_channels > MAX_CHANNELS:
             return self._break(f"it has opened more than {MAX_CHANNELS} data channels")
+        if len(channel.label) + len(channel.protocol) > MAX_LABEL_CHARS:
+            return self._break(f"the label of a data channel has more than {MAX_LABEL_CHARS} characters")
         if self._channel is not None:
             return None  # the events are those of the first channel
         self._channel = channel
@@ -203,12 +208,12 @@ class Peer:
         return None
 
     def _receive_event(self, text: str | bytes) -> None:
-        self._num_event_bytes += len(text)
+        # The session reports that events are text. As UTF-8, they need no more memory than is counted.
+        data = text.encode() if isinstance(text, str) else text.decode("latin-1").encode()
+        self._num_event_bytes += len(data) + EVENT_BYTES
         if self._num_event_bytes > self._max_event_bytes:
             return self._break(f"more than {self._max_event_bytes} bytes of its events wait to be handled")
-        # The session reports that events are text.
-        message = text if isinstance(text, str) else text.decode("latin-1")
-        self._inbox.put_nowait({"type": "websocket.receive", "text": message})
+        self._inbox.put_nowait({"type": "websocket.receive", "text": data})
         return None
 
     def _listen(self, track: Any) -> None:
