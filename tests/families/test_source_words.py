@@ -1,12 +1,16 @@
 """Each spoken word belongs to a word of the request's text, whatever the text becomes in words."""
 
+import re
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stretto.families.pronunciations import SourceWords
 from stretto.families.source_words import MAX_PAIRS, source_words
+from stretto.records.prompt import SourceWord
+from stretto_client.pronunciation import Dictionary, Pronouncer
 
 SPELLED = {
     "$3.50": ("three", "dollars", "and", "fifty", "cents"),
@@ -78,3 +82,33 @@ def test_alignment_is_limited() -> None:
     assert len(source_words(long, ["a"] * 1200, speak)) == 1200
     assert MAX_PAIRS < 1200 * 1201
     assert source_words(long, ["a"] * 1201, speak) == ()
+
+
+SEVERAL = {"SQL": "ess queue ell", "北京": "bei jing", "New York": "Noo Yawk", "AI": "ay", "a b": "c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "sources"),
+    [
+        ("My SQL's on", "My SQL's SQL's SQL's on"),
+        ("(SQL)s, SQL", "(SQL)s, (SQL)s, (SQL)s, SQL SQL SQL"),
+        ("我们北京人 好", "我们北京人 我们北京人 好"),
+        ("在北京北京。", "在北京北京。 在北京北京。 在北京北京。"),
+        ("“New York’s” AI-SQL-x", "“New·York’s” “New·York’s” AI-SQL-x AI-SQL-x AI-SQL-x"),
+        ("(a b) AI", "(a·b) AI"),
+    ],
+    ids=range(6),
+)
+def test_replaced_words_keep_the_text_around_them(text: str, sources: str) -> None:
+    """The sources do not depend on which words are known together, as in a text that is still being written."""
+    spoken, changes, _ = Pronouncer((Dictionary(SEVERAL),)).after(text)
+    words = [SourceWord(each.group(), each.start(), each.end()) for each in re.finditer(r"\S+", spoken)]
+    found = SourceWords().read(words, changes)
+    assert [each.word.replace(" ", "·") for each in found] == sources.split()
+    assert [text[each.start : each.end] for each in found] == [each.word for each in found]
+    one_by_one = SourceWords()
+    for index, word in enumerate(words):
+        given = [each for each in changes if index == 0 or each.start >= words[index - 1].end]
+        given = [each for each in given if each.start < word.end]
+        last = one_by_one.read([word], given)
+    assert last == found

@@ -58,7 +58,7 @@ SPOKEN = "The Leo’s cat, at 5."
     [
         ({}, "the leo's cat at five", ["The", "Leo’s", "cat", "at", "5"]),
         ({"Leo": "layo"}, "the layo's cat at five", ["The", "Leo’s", "cat", "at", "5"]),
-        ({"leo": "lee oh"}, "the lee oh's cat at five", ["The", "Leo", "Leo", "cat", "at", "5"]),
+        ({"leo": "lee oh"}, "the lee oh's cat at five", ["The", "Leo’s", "Leo’s", "cat", "at", "5"]),
         ({"Leo’s cat": "x"}, "the ex at five", ["The", "Leo’s cat", "at", "5"]),
         ({"The": "a", "5": "six"}, "a leo's cat at six", ["The", "Leo’s", "cat", "at", "5"]),
     ],

@@ -160,10 +160,10 @@ def test_words_are_replaced_across_parts_and_keep_their_places() -> None:
         return [each async for each in chunks], session.sources
 
     chunks, sources = asyncio.run(run())
-    sql, it = SourceWord("SQL", 4, 7), SourceWord("it", 9, 11)
-    assert sources == [SourceWord("The", 0, 3), sql, sql, sql, it, SourceWord("5", 12, 13)]
+    sql, it = SourceWord("SQL,", 4, 8), SourceWord("it", 9, 11)
+    assert sources == (SourceWord("The", 0, 3), sql, sql, sql, it, SourceWord("5", 12, 13))
     marks = [mark for each in chunks for mark in each.chunk.marks]
-    assert marks == [WordMark("The", 1, place=(0, 3)), WordMark("SQL", 2, place=(4, 7))]  # "queue" has no mark
+    assert marks == [WordMark("The", 1, place=(0, 3)), WordMark("SQL,", 2, place=(4, 8))]  # "queue" has no mark
     assert chunks[-1].chunk.report is not None
     assert chunks[-1].chunk.report.untimed_words == ("it", "5")
 

@@ -81,23 +81,39 @@ class SourceWords:
     """Mapping from words of the text to speak to those of the original text, in order.
 
     A word of the result has the words that it replaces, with the rest of it that was not replaced. A replacement by
-    several words belongs to the first of them, so that it has one place.
+    several words belongs to the first of them, so that it has one place. That includes the text around the replacement
+    in its first and last words: of "(ess queue ell)s", all words have the source "(SQL)s".
     """
 
     def __init__(self) -> None:
         self._changes = deque[Change]()
         self._shift = 0  # from places in the text to speak to places in the original text
-        self._last: SourceWord | None = None
+        self._sources = list[SourceWord]()
+        self._first = 0  # index of the first word that has the last source
 
     def read(self, words: Iterable[SourceWord], changes: Iterable[Change]) -> tuple[SourceWord, ...]:
-        """Return the words of the original text.
+        """Return the words of the original text so far, one for each word of the text to speak.
 
         Args:
-            words: Next words of the text to speak.
+            words: Next words of the text to speak. The first ones may extend the sources of earlier words.
             changes: Further replaced parts of the text, in order.
         """
         self._changes.extend(changes)
-        return tuple(map(self._source, words))
+        for word in words:
+            self._add(self._source(word))
+        return tuple(self._sources)
+
+    def _add(self, source: SourceWord) -> None:
+        if not self._sources or source.start >= self._sources[-1].end:
+            self._first = len(self._sources)
+            self._sources.append(source)
+            return
+        last = self._sources[-1]
+        self._sources.append(last)
+        if source.end > last.end:
+            rest = source.word[last.end - source.start :]
+            num_words = len(self._sources) - self._first
+            self._sources[self._first :] = [SourceWord(last.word + rest, last.start, source.end)] * num_words
 
     def _source(self, word: SourceWord) -> SourceWord:
         while self._changes and self._changes[0].end <= word.start:
@@ -109,7 +125,4 @@ class SourceWords:
             at = min(change.end, word.end)
             start = change.source_start if change.start <= word.start else start
             end = word.end + change.source_end - change.end if change.end < word.end else change.source_end
-        source = SourceWord(text + word.word[at - word.start :], start, end)
-        if self._last is None or source.start >= self._last.end:
-            self._last = source
-        return self._last
+        return SourceWord(text + word.word[at - word.start :], start, end)

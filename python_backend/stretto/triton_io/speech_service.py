@@ -118,7 +118,7 @@ class TextSession:
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
         self.text, self._keeps_text = "", prompt.alignment is not None
-        self.sources: list[SourceWord] = []
+        self.sources: tuple[SourceWord, ...] = ()
         self._num_timed = 0  # number of words with times so far
         self._keep(prompt.opening, self._after(prompt.opening, is_last=False))
 
@@ -148,7 +148,8 @@ class TextSession:
     def _keep(self, text: str, read: ReadPart) -> None:
         ids, self._words, self._pronouncer = read.ids, read.words, read.pronouncer
         words: Sequence[SourceWord] = getattr(read.words, "sources", ())  # of families with word times of their own
-        self.sources += self._source_words.read(words, read.changes)
+        # A word's source may grow with this part, as "(SQL" does with ")s". A time that was reported keeps its word.
+        self.sources = self._source_words.read(words, read.changes)
         if self._keeps_text:
             self.text = (self.text + text)[: MAX_ALIGNED_CHARS + 1]
         self._room -= len(ids)
