@@ -263,7 +263,7 @@ class Metrics:
             for server in servers.all:
                 ready.labels(server.name).set_function(partial(attrgetter("is_up"), server))
                 used.labels(server.name).set_function(partial(attrgetter("admission.num_active"), server))
-        opened = Gauge("gateway_sessions", "Open WebSockets", registry=self.registry)
+        opened = Gauge("gateway_sessions", "Open WebSockets and WebRTC calls", registry=self.registry)
         opened.set_function(lambda: sessions.num_open)
 
     def page(self, accept: str) -> tuple[bytes, str]:
