@@ -560,6 +560,16 @@ async def test_events_wait_for_a_caller_that_reads(caplog: pytest.LogCaptureFixt
     await peer.stop()
 
 
+async def test_packets_of_the_data_channel_are_handled_in_turns() -> None:
+    peer, others = peers.Peer(Network.from_texts(("127.0.0.1",), ""), 1000), list[int]()
+    await peer.answer(read_offer(await offered()))
+    sctp: Any = peer._connection.sctp
+    asyncio.get_running_loop().call_soon(others.append, 1)
+    await sctp._handle_data(bytes(100))
+    assert others
+    await peer.stop()
+
+
 def test_packets_that_wait_are_bounded() -> None:
     async def run() -> None:
         ice, has_room = Ice(ice_controlling=False), [True]

@@ -290,6 +290,7 @@ class Peer:
             if self._is_over:
                 return
             await self._bounded(handle(data), "its data channel is invalid")
+            await asyncio.sleep(0)  # a packet of 80 parts costs up to 10 ms, and the next ones are often here already
             streams = sctp._inbound_streams.values()
             num_streams = max(len(streams), len(sctp._data_channels))
             num_chunks = len(sctp._sack_misordered) + sum(len(stream.reassembly) for stream in streams)
