@@ -145,7 +145,8 @@ def test_gateway_connects_to_the_server_service() -> None:
     args = container("gateway")["args"]
     assert args[:2] == ["stretto", "gateway"]
     parsed = arguments().parse_args(args[2:])
-    host, _, port = parsed.server.partition(":")
+    (address,) = parsed.server
+    host, _, port = address.partition(":")
     (served,) = find("Service", host)["spec"]["ports"]
     assert (served["port"], ports("server")[served["targetPort"]]) == (int(port), 8001)
     assert ports("gateway") == {"gateway": GatewayConfig("").port}
