@@ -13,7 +13,7 @@ from stretto_client import ModelProfile, SpeakArguments
 from stretto_client.lexicon_files import read_lexicon, write_pls
 from stretto_client.markup import Markup, has_marks
 from stretto_client.pronunciation import ALPHABETS, Entry, InvalidEntry, entries_record, folded, occurring
-from stretto_gateway.answers import ApiError, mismatch
+from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import speaks
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.pronunciation_store import PronunciationStore
@@ -125,10 +125,13 @@ async def add_dictionary(
         options: Arguments of `SpeechClient.speak`; changed.
         owner: Owner of the dictionary.
         ignored: Receives entries of the request whose phonemes the model does not read.
+
+    Raises:
+        ApiError: 400 if the entries of the request are no object.
     """
     given: Any = options.get("pronunciations", {})
     if not isinstance(given, Mapping):
-        return  # the server refuses it
+        raise refused(FIELD, "an object of words and their spellings", given)
     own = dict[str, Any]()
     for word, value in given.items():
         alphabet = value.get("alphabet", "cmu") if isinstance(value, Mapping) else None
