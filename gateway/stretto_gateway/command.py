@@ -335,13 +335,15 @@ def check_network(addresses: tuple[str, ...], ports: str) -> None:
 def read_servers(given: list[str]) -> tuple[str, dict[str, str]]:
     """Return the address of the only server, or the addresses of several by name.
 
+    The last of several addresses without names counts, so that `--gateway-arg` overrides the launcher's.
+
     Raises:
         ValueError: One of several servers has no name, or a name is given twice.
     """
     if not given:
         return f"localhost:{port_in_row(1)}", {}
-    if len(given) == 1 and "=" not in given[0]:
-        return given[0], {}
+    if not any("=" in each for each in given):
+        return given[-1], {}
     named = dict[str, str]()
     for text in given:
         name, _, address = text.rpartition("=")

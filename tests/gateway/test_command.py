@@ -153,7 +153,8 @@ def test_invalid_ports_are_rejected(
     with pytest.raises(SystemExit):
         main(["--server", "host:1"])
     assert "STRETTO_PORT: expected a port from 1 to 65532" in capsys.readouterr().err
-    assert read_config(arguments().parse_args(["--server", "host:1", "--port", "9"])).port == 9
+    config = read_config(arguments().parse_args(["--server", "host:1", "--server", "host:2", "--port", "9"]))
+    assert (config.server, config.port) == ("host:2", 9), "the last one counts, as of other options"
 
 
 def test_default_ports_derive_from_the_server_port(monkeypatch: pytest.MonkeyPatch) -> None:
