@@ -1,6 +1,9 @@
-"""Pipecat: each OpenAI service, with default settings, in its own pipeline."""
+"""Pipecat: each OpenAI service, with default settings, in its own pipeline, and in one for Twilio's messages."""
 
 import asyncio
+import audioop
+import base64
+import json
 import sys
 from functools import partial
 
@@ -16,6 +19,7 @@ from pipecat.frames.frames import (  # noqa: E402
     Frame,
     InputAudioRawFrame,
     InterruptionFrame,
+    StartFrame,
     TranscriptionFrame,
     TTSAudioRawFrame,
     TTSSpeakFrame,
@@ -26,6 +30,7 @@ from pipecat.frames.frames import (  # noqa: E402
 from pipecat.pipeline.pipeline import Pipeline  # noqa: E402
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker  # noqa: E402
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor  # noqa: E402
+from pipecat.serializers.twilio import TwilioFrameSerializer  # noqa: E402
 from pipecat.services.openai.stt import OpenAIRealtimeSTTService, OpenAISTTService  # noqa: E402
 from pipecat.services.openai.tts import OpenAITTSService  # noqa: E402
 from pipecat.workers.runner import WorkerRunner  # noqa: E402
@@ -45,12 +50,12 @@ class Frames(FrameProcessor):
         await self.push_frame(frame, direction)
 
 
-async def run(service: FrameProcessor, drive) -> None:
-    """Run `drive(worker, frames)` alongside a pipeline with a single service."""
+async def run(service: FrameProcessor, drive, rate: int = 24_000) -> None:
+    """Run `drive(worker, frames)` alongside a pipeline with a single service, which receives audio at `rate`."""
     frames = asyncio.Queue()
     worker = PipelineWorker(
         Pipeline([Frames(asyncio.Queue()), service, Frames(frames)]),
-        params=PipelineParams(audio_in_sample_rate=24_000, audio_out_sample_rate=24_000),
+        params=PipelineParams(audio_in_sample_rate=rate, audio_out_sample_rate=24_000),
         cancel_on_idle_timeout=False,
         enable_rtvi=False,
     )
@@ -110,6 +115,37 @@ async def listen(step, worker, frames) -> None:
     report(step, text=(await until(frames, TranscriptionFrame))[-1].text)
 
 
+async def serializer(rate: int) -> TwilioFrameSerializer:
+    """Return Pipecat's serializer of Twilio's messages, for a pipeline that receives audio at `rate`."""
+    made = TwilioFrameSerializer("MZ1", params=TwilioFrameSerializer.InputParams(auto_hang_up=False))
+    await made.setup(StartFrame(audio_in_sample_rate=rate, audio_out_sample_rate=24_000))
+    return made
+
+
+async def speak_to_twilio(step, worker, frames) -> None:
+    twilio, spoken = await serializer(24_000), b""
+    await worker.queue_frame(TTSSpeakFrame(TEXT))
+    for frame in await until(frames, TTSStoppedFrame):
+        if isinstance(frame, TTSAudioRawFrame) and (message := await twilio.serialize(frame)):
+            spoken += base64.b64decode(json.loads(message)["media"]["payload"])
+    at_24_khz, _ = audioop.ratecv(audioop.ulaw2lin(spoken, 2), 2, 1, 8_000, 24_000, None)
+    report_audio(step, at_24_khz, "pcm")
+
+
+async def listen_to_twilio(step, worker, frames) -> None:
+    twilio = await serializer(8_000)
+    at_8_khz, _ = audioop.ratecv(recorded_pcm(), 2, 1, 24_000, 8_000, None)
+    mulaw = audioop.lin2ulaw(at_8_khz, 2)
+    await worker.queue_frame(VADUserStartedSpeakingFrame())
+    for start in range(0, len(mulaw), 160):
+        payload = base64.b64encode(mulaw[start : start + 160]).decode()
+        message = {"event": "media", "streamSid": "MZ1", "media": {"track": "inbound", "payload": payload}}
+        await worker.queue_frame(await twilio.deserialize(json.dumps(message)))
+        await asyncio.sleep(0.004)
+    await worker.queue_frame(VADUserStoppedSpeakingFrame())
+    report(step, text=(await until(frames, TranscriptionFrame))[-1].text)
+
+
 async def main() -> None:
     base = {"api_key": "unused", "base_url": f"{URL}/v1"}
     socket = {"api_key": "unused", "base_url": f"{URL.replace('http', 'ws', 1)}/v1/realtime"}
@@ -131,6 +167,10 @@ async def main() -> None:
     for step, (service, drive) in services.items():
         with attempt(step):
             await run(service(), partial(drive, step))
+    with attempt("OpenAITTSService to Twilio"):
+        await run(OpenAITTSService(**base, **patient), partial(speak_to_twilio, "OpenAITTSService to Twilio"))
+    with attempt("OpenAISTTService from Twilio"):
+        await run(OpenAISTTService(**base), partial(listen_to_twilio, "OpenAISTTService from Twilio"), rate=8_000)
 
 
 asyncio.run(main())

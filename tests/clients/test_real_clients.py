@@ -76,6 +76,7 @@ CLIENTS = {
             *("OpenAITTSService", "interrupted", "OpenAITTSService at 1.25 with instructions"),
             *("OpenAISTTService", "OpenAISTTService with probabilities"),
             *("OpenAIRealtimeSTTService", "OpenAIRealtimeSTTService with server VAD"),
+            *("OpenAITTSService to Twilio", "OpenAISTTService from Twilio"),
         ),
     ),
     "LiveKit Agents": Client(
