@@ -14,7 +14,7 @@ case "${1:-}" in
         shift
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
-        exec python -m pytest $(distribute 2) -m "$wanted" "$@"
+        exec python -m pytest $(distribute 3) -m "$wanted" "$@"
         ;;
     "")
         ruff check .

@@ -61,7 +61,8 @@ TESTS = Path(__file__).parent
 # `slow`.
 SLOW_PLACES = {
     *"aligning benchmarks codecs convert decoder encoders engine examples families launcher realtime".split(),
-    *("releases", "training", "test_cli.py", "test_examples.py", "test_depth.py", "test_wheel.py"),
+    *("releases", "scripts", "training", "test_cli.py", "test_examples.py", "test_depth.py", "test_hearing.py"),
+    *("test_pipes.py", "test_wheel.py"),
 }
 NOT_WANTED = re.compile(r"not \w+(?: and not \w+)*")
 OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re.DOTALL)
