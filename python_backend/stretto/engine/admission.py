@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stretto.engine.client import EngineClient
-from stretto.engine.protocol import SPARE_BLOCKS, blocks_in_window, num_guided
+from stretto.engine.protocol import SessionBlocks, blocks_in_window, num_guided
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.tracks import num_leading
 from stretto.errors import InvalidRequest, shown
@@ -144,8 +144,7 @@ class Capacity:
         other reply is left free.
         """
         rows, usable = rules.max_model_len, self.num_blocks - 1
-        each = blocks_in_window(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT)
-        each += SPARE_BLOCKS if self.window is not None else 0
+        each = SessionBlocks.from_rows(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT).room
         other = blocks_in_window(rows, self.block_size, self.window, self.num_in_flight)
         return self.num_engines * max(1, min(self.max_num_seqs - 1, (usable - other) // each))
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -65,6 +65,31 @@ def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_
 
 
 SPARE_BLOCKS = 2  # per live session with a window, because blocks before the window are freed only at an allocation
+
+
+class SessionBlocks(NamedTuple):
+    """KV blocks of a live session.
+
+    Attributes:
+        held: Maximum number of blocks that it holds at any time.
+        spare: Number of further blocks that it needs free.
+    """
+
+    held: int = 0
+    spare: int = 0
+
+    @classmethod
+    def from_rows(cls, num_rows: int, block_size: int, window: int | None, num_steps: int) -> Self:
+        """Return the blocks of a session; see `blocks_in_window`. Each of `num_steps` steps computes one row."""
+        return cls(blocks_in_window(num_rows, block_size, window, num_steps), 0 if window is None else SPARE_BLOCKS)
+
+    @property
+    def room(self) -> int:
+        """Number of free blocks that the admission of a session requires."""
+        return self.held + self.spare
+
+
+NO_SESSION = SessionBlocks()
 
 
 KEY = "speech"

@@ -12,7 +12,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
-from stretto.engine.protocol import SPARE_BLOCKS
+from stretto.engine.protocol import NO_SESSION, SessionBlocks
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
 
@@ -76,11 +76,10 @@ class KvBlocks:
         num_open: Number of newest rows that may be recomputed, whose blocks are not added to the prefix cache yet.
         max_held: Maximum number of blocks that a request holds at any time if a sliding window frees older blocks; else
             None.
-        session_blocks: Maximum number of blocks that a live session holds at any time.
+        session: Blocks that a live session needs.
 
     Attributes:
         sessions: Ids of live sessions. From admission to its end, each one keeps as many blocks as it can ever need.
-        session_room: Number of free blocks that the admission of a live session requires.
     """
 
     def __init__(
@@ -89,15 +88,13 @@ class KvBlocks:
         block_size: int,
         num_open: int = 0,
         max_held: int | None = None,
-        session_blocks: int = 0,
+        session: SessionBlocks = NO_SESSION,
     ):
         self._manager, self._block_size, self._num_open = manager, block_size, num_open
         if num_open:
             manager.coordinator.num_reprefillable_tokens = num_open
         self.sessions: set[str] = set()
-        self._max_held, self._session_blocks = max_held, session_blocks
-        # Blocks before the window are freed only when the next ones are allocated.
-        self.session_room = session_blocks + (0 if max_held is None else SPARE_BLOCKS)
+        self._max_held, self._session = max_held, session
 
     def num_free(self) -> int:
         """Return the number of free blocks, excluding blocks that running live sessions may still need."""
@@ -106,7 +103,7 @@ class KvBlocks:
 
     def _reserved(self, request_id: str) -> int:
         held = self.num_held(request_id)
-        return self.session_room - min(held, self._session_blocks) if held else 0
+        return self._session.room - min(held, self._session.held) if held else 0
 
     def num_held(self, request_id: str) -> int:
         """Return the number of blocks of a running request, including those that a sliding window has freed."""
@@ -124,7 +121,7 @@ class KvBlocks:
     def has_room(self, request: Request) -> bool:
         """Return True if a queued request may be admitted without taking blocks from live sessions."""
         if request.request_id in self.sessions:
-            return self.session_room <= self.num_free()
+            return self._session.room <= self.num_free()
         return not self.sessions or self.needed(request.num_tokens + 1) <= self.num_free()
 
     def cache_newest(self, request: Request, num_known: int, num_new: int) -> None:

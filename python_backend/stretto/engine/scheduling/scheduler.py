@@ -16,7 +16,7 @@ from vllm.v1.request import Request, RequestStatus
 from stretto.engine.protocol import (
     NO_CHANGE,
     UNCONDITIONAL_SUFFIX,
-    blocks_in_window,
+    SessionBlocks,
     family_of,
 )
 from stretto.engine.reply_rules import SegmentRules
@@ -67,13 +67,14 @@ class PairedScheduling(Base):
         check_supported(config, self.kv_cache_config, rules)
         (cache,) = self.kv_cache_manager.coordinator.single_type_managers
         window, most = getattr(cache, "sliding_window", None), cache.max_admission_blocks_per_request
-        in_session = blocks_in_window(self.max_model_len, cache.block_size, window, config.max_concurrent_batches)
-        blocks = KvBlocks(self.kv_cache_manager, cache.block_size, rules.num_reopened_rows, most, in_session)
+        steps = config.max_concurrent_batches
+        session = SessionBlocks.from_rows(self.max_model_len, cache.block_size, window, steps)
+        blocks = KvBlocks(self.kv_cache_manager, cache.block_size, rules.num_reopened_rows, most, session)
         blocks.shorten_allocation()
         load = StepLoad(rules.family.frame_rate * rules.family.rows_per_frame)
         self.table = RequestTable(rules, self.hash_block_size)
         self.planner = PairPlanner(self.table, blocks)
-        self.guidance = AdaptiveGuidance(self.table, blocks, load, config.max_concurrent_batches)
+        self.guidance = AdaptiveGuidance(self.table, blocks, load, steps)
         self.blocks = blocks
         self.texts = HeldReplies(self.table, self.planner, blocks, keeps_sessions=reserves_live(config))
         quantum = step_quantum(config.device_config.device_type, config.scheduler_config.max_num_seqs)
