@@ -35,6 +35,11 @@ CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MAX_CPU_ROWS = 1024  # rows per batch slot
 
 
+def kv_numbers(layers: int, width: int) -> int:
+    """Return how many numbers attention keeps per row: keys and values of `width` numbers in every layer."""
+    return 2 * layers * width
+
+
 @dataclass(frozen=True)
 class Shape:
     """Layers of a decoder. `inner` is the width of the MLP, or the sum of widths if a layer has several MLPs."""
@@ -119,7 +124,7 @@ class Backbone(Shape):
     @property
     def kv_bytes(self) -> int:
         """Size of the KV cache per row in bytes: keys and values of every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * BYTES
+        return kv_numbers(self.layers, self.kv_heads * self.head_dim) * BYTES
 
     @property
     def kv_window(self) -> int:
@@ -129,7 +134,7 @@ class Backbone(Shape):
     @property
     def table_bytes(self) -> int:
         """Size of a stream's keys and values of speaker vectors in bytes."""
-        return 2 * self.layers * self.vector_rows * self.hidden * BYTES
+        return self.vector_rows * kv_numbers(self.layers, self.hidden) * BYTES
 
     @property
     def frame_bytes(self) -> int:

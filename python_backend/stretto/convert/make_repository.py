@@ -22,13 +22,13 @@ from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import ConditionSpec, Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
-from stretto.families.plugin import config_at, family_at, plugin
+from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin
 from stretto.families.pronunciations import alphabets
 from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
 from stretto.preprocessing.request import Preprocessor
-from stretto.sizing import CPU_BLOCK_SIZE, cpu_cache_rows, longest_rows, num_slots
+from stretto.sizing import CPU_BLOCK_SIZE, cpu_cache_rows, kv_numbers, longest_rows, num_slots
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
@@ -250,8 +250,7 @@ def engine_arguments(
 
 def window(record: dict[str, Any]) -> int:
     """Return the number of rows in the attention window, if all layers have one; 0 otherwise."""
-    is_windowed = set(record.get("layer_types") or [None]) == {"sliding_attention"}
-    return count(record, "sliding_window") if is_windowed else 0
+    return count(record, "sliding_window") if all_layers_slide(record.get("layer_types")) else 0
 
 
 def gpu_needs(
@@ -363,13 +362,13 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
     head_dim = (
         count(record, "hidden_size") // num_heads if record.get("head_dim") is None else count(record, "head_dim")
     )
-    return 2 * count(record, "num_hidden_layers") * held * head_dim * NUM_BYTES[dtype]
+    return kv_numbers(count(record, "num_hidden_layers"), held * head_dim) * NUM_BYTES[dtype]
 
 
 def condition_bytes(record: dict[str, Any], spec: ConditionSpec, dtype: str) -> int:
     """Return the size of a batch slot's table of speaker vectors: keys and values of every layer."""
-    numbers = 2 * count(record, "num_hidden_layers") * spec.vector_rows * count(record, "hidden_size")
-    return numbers * NUM_BYTES[dtype]
+    numbers = kv_numbers(count(record, "num_hidden_layers"), count(record, "hidden_size"))
+    return spec.vector_rows * numbers * NUM_BYTES[dtype]
 
 
 def count(record: dict[str, Any], name: str) -> int:

@@ -29,7 +29,7 @@ from stretto.engine.environment import (
 )
 from stretto.engine.protocol import STATS_KEY
 from stretto.errors import CheckpointError
-from stretto.families.plugin import config_at, family_at
+from stretto.families.plugin import all_layers_slide, config_at, family_at
 from stretto.streams.layout import LatentSpec
 from stretto.worker_process import ENGINE_SPARE, HOST_NAME, LIBC, PR_SET_NAME, SPARE_NAME, die_with_parent
 
@@ -273,8 +273,8 @@ def run(connection: Connection) -> None:
         connection.send(kind(str(error)))  # exceptions of other types may not survive pickling
         return
     processes = started.engine_manager.processes
-    kinds = set(getattr(config.model_config.hf_config, "layer_types", None) or [None])
-    window = config.model_config.hf_config.sliding_window if kinds == {"sliding_attention"} else None
+    hf_config = config.model_config.hf_config
+    window = hf_config.sliding_window if all_layers_slide(getattr(hf_config, "layer_types", None)) else None
     num_in_flight = 0 if window is None else config.max_in_flight_tokens
     connection.send(StartedEngines([process.pid for process in processes], window, num_in_flight))
     ready = wait([connection, *(process.sentinel for process in processes)])

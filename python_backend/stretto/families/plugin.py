@@ -15,7 +15,7 @@ family, but it cannot contain or name code.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
@@ -243,6 +243,11 @@ def plugin_at(checkpoint: Path) -> FamilyPlugin:
 def family_at(checkpoint: Path) -> Family:
     """Return the family for a checkpoint folder; raise CheckpointError if config.json is not from a checkpoint."""
     return read_family(config_at(checkpoint))
+
+
+def all_layers_slide(layer_types: Iterable[str] | None) -> bool:
+    """Return True if all layers of a backbone have a sliding window (`layer_types` of config.json; None for none)."""
+    return {*(layer_types or ())} == {"sliding_attention"}
 
 
 def config_at(checkpoint: Path) -> dict[str, Any]:
