@@ -69,7 +69,7 @@ ALLOWED = {
     },
     "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
-    "proxy": {"limits", "heartbeat", "disconnects"},
+    "proxy": {"limits", "heartbeat", "disconnects", "errors"},
     "launcher": {
         "triton_io", "proxy", "heartbeat", "disconnects", "plugins", "worker_process", "errors", "untrusted_files",
     },

@@ -16,6 +16,8 @@ import secrets
 from typing import NoReturn
 
 INCIDENT = "internal error "
+# Kinds of errors, which begin the messages of models and proxy, followed by ": ".
+INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
 
 
 class StrettoError(Exception):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.launcher.first_request import REFUSED, UNAVAILABLE, FirstRequest, first_requests
+from stretto.errors import INVALID, UNAVAILABLE
+from stretto.launcher.first_request import FirstRequest, first_requests
 from stretto.launcher.installation import LaunchError, bundled_repository
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.launcher.launched import Launch
@@ -32,7 +33,7 @@ def num_requests(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_launcher_is_ready_only_after_a_reply(launch: Launch, tmp_path: Path) -> None:
-    write_replies(tmp_path, *[failure(f"{UNAVAILABLE}the models are starting")] * 3, REPLY)
+    write_replies(tmp_path, *[failure(f"{UNAVAILABLE}: the models are starting")] * 3, REPLY)
     server = launch()
     server.until_ready()
     assert num_requests(tmp_path) == 4
@@ -69,7 +70,7 @@ def test_start_is_retried_if_a_stub_ends_at_the_first_request(launch: Launch, tm
 
 @pytest.mark.slow
 def test_server_of_a_model_that_refuses_the_request_is_ready(launch: Launch, tmp_path: Path) -> None:
-    write_replies(tmp_path, failure(f"{REFUSED}options.seed: expected no value"))
+    write_replies(tmp_path, failure(f"{INVALID}: options.seed: expected no value"))
     launch().until_ready()
     server_said = (tmp_path / "output").read_text()
     assert "ready without a reply, because the model has refused the first request: in ensemble" in server_said
@@ -156,8 +157,8 @@ WHOLE = http_answer(REPLY)
 @pytest.mark.parametrize(
     ("answers", "num_sent", "said"),
     [
-        ([http_answer(failure(f"{REFUSED}text: too short")), WHOLE], [1, 2], "samples in the reply: 1"),
-        ([http_answer(failure(f"{REFUSED}text"))] * 2, [1, 2], "ready without a reply"),
+        ([http_answer(failure(f"{INVALID}: text: too short")), WHOLE], [1, 2], "samples in the reply: 1"),
+        ([http_answer(failure(f"{INVALID}: text"))] * 2, [1, 2], "ready without a reply"),
         ([http_answer(failure("full: 8 sequences are already in flight"))], [1], "samples in the reply: 0"),
         ([http_answer(REPLY, length=1000), WHOLE], [1, 1], "samples in the reply: 1"),
     ],

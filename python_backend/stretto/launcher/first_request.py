@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stretto.errors import shown
+from stretto.errors import FULL, INVALID, UNAVAILABLE, shown
 from stretto.launcher.installation import LaunchError
 from stretto.proxy.access import ENSEMBLE
 
@@ -29,7 +29,6 @@ MAX_TEXT_ROWS = 16
 MAX_SPOKEN_ROWS = 128
 RATE, RECORDING_S, PITCH_HZ = 16_000, 2.0, 140.0
 RECEIVE_BYTES = 1 << 20
-REFUSED, FULL, UNAVAILABLE = "invalid request: ", "full: ", "unavailable: "  # kinds of error messages
 # Fields of a task that a repository of an earlier version may lack.
 DEFAULTS: dict[str, Any] = {"needs": [], "also": [], "system": [], "speaks": False}
 DEFAULTS |= {"max_speech_s": 0.0, "max_text_rows": MAX_SPOKEN_ROWS}
@@ -156,12 +155,13 @@ class FirstRequest:
             self._num_samples = num_samples(received)
         except RequestFailed as error:
             message = str(error)
-            if REFUSED in message:
+            if f"{INVALID}: " in message:
                 self._requests.popleft()
                 self._refusal = "" if self._requests else message
                 return not self._requests
-            if FULL in message or UNAVAILABLE in message:
-                return FULL in message
+            is_full = f"{FULL}: " in message
+            if is_full or f"{UNAVAILABLE}: " in message:
+                return is_full
             raise LaunchError(f"the models are loaded, but the first request failed: {message}") from None
         return True
 

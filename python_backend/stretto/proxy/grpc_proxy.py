@@ -13,6 +13,7 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from stretto.disconnects import Disconnects
+from stretto.errors import FULL, INVALID, UNAVAILABLE
 from stretto.limits import FairLimit
 from stretto.proxy import access
 from stretto.proxy.access import (
@@ -30,16 +31,7 @@ from stretto.proxy.access import (
     host_of_call,
 )
 from stretto.proxy.connections import MAX_CONNECTIONS, Connections
-from stretto.proxy.infer_request import (
-    FULL,
-    INVALID,
-    SHOWN,
-    UNAVAILABLE,
-    BadRequest,
-    InferRequest,
-    read_infer_request,
-    with_origin,
-)
+from stretto.proxy.infer_request import SHOWN, BadRequest, InferRequest, read_infer_request, with_origin
 from stretto.proxy.one_shot import FAILED, MAX_HELD_BYTES, OneShotReply, check_outputs
 from stretto.proxy.refused_hosts import RefusedHosts
 from stretto.proxy.triton_stream import (
@@ -179,7 +171,7 @@ STATUS |= {UNAVAILABLE: grpc.StatusCode.UNAVAILABLE, FAILED: grpc.StatusCode.INT
 Context = Any  # grpc.aio.ServicerContext with messages of bytes
 # A handler may keep the call's slot after returning, by taking over the stack.
 Handler = Callable[[AsyncIterator[bytes], Context, ExitStack], Awaitable[None]]
-CROWDED = "full: this host has reached its share of open calls and connections"
+CROWDED = f"{FULL}: this host has reached its share of open calls and connections"
 
 
 class LauncherState(Protocol):

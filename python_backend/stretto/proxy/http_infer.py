@@ -20,8 +20,9 @@ import numpy as np
 from pydantic_core import from_json
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
+from stretto.errors import FULL, INVALID, UNAVAILABLE
 from stretto.limits import FairLimit
-from stretto.proxy.infer_request import FULL, INVALID, SHOWN, UNAVAILABLE, BadRequest
+from stretto.proxy.infer_request import SHOWN, BadRequest
 from stretto.proxy.pages import Page, error_page
 from stretto.proxy.triton_stream import (
     BYTES_PER_CORE_S,

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from stretto.disconnects import HOST, STREAM
+from stretto.errors import INVALID
 
 MAX_HEAD_BYTES = 1 << 20
 MAX_FIELDS = 256  # including fields of tensors; a request with all inputs of all our models has fewer than half as many
@@ -39,9 +40,6 @@ Field = tuple[int, int, int, int]  # number; offsets of its tag, its content and
 SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2}
 SIZES |= {"UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}
 STRING, STRING_HEAD = "BYTES", 4
-
-
-INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
 
 
 class BadRequest(Exception):

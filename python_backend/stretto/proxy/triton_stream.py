@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import grpc
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
+from stretto.errors import FULL, UNAVAILABLE
 from stretto.limits import eviction_order
-from stretto.proxy.infer_request import FULL, SHOWN, BadRequest, with_origin
+from stretto.proxy.infer_request import SHOWN, BadRequest, with_origin
 
 T = TypeVar("T")
 AGAIN = "a process of the server has ended and is being restarted; try again"
@@ -30,7 +31,7 @@ class Restarting(Exception):
     """A call was ended or refused because a model is being restarted."""
 
     def __init__(self) -> None:
-        super().__init__(f"unavailable: {AGAIN}")
+        super().__init__(f"{UNAVAILABLE}: {AGAIN}")
 
 
 class Gate:
@@ -133,7 +134,7 @@ def client_status(error: grpc.aio.AioRpcError, report_dead_stub: Report) -> tupl
     code, details = error.code(), _reworded_message(error.details() or "", report_dead_stub)
     is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
     if is_gone or details == BROKEN_OFF:
-        return grpc.StatusCode.UNAVAILABLE, "unavailable: the server is starting"
+        return grpc.StatusCode.UNAVAILABLE, f"{UNAVAILABLE}: the server is starting"
     return code, details
 
 
@@ -359,7 +360,7 @@ MAX_CALLS = 2048  # calls whose client may still send: half of one host's limit 
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # free memory that malloc may keep
 CHECK_INTERVAL_S, NUM_CHECKS = 0.25, 12  # minimum number of polls between returns of free memory
-ENDED = "full: too many bytes are being sent at once, and this call was incomplete"
+ENDED = f"{FULL}: too many bytes are being sent at once, and this call was incomplete"
 
 
 @dataclass(slots=True, eq=False)

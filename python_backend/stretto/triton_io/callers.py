@@ -7,7 +7,7 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from stretto.disconnects import HOST, STREAM, Disconnects
-from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded, incident
+from stretto.errors import FULL, INVALID, UNAVAILABLE, Cancelled, Closing, InvalidRequest, Overloaded, incident
 from stretto.triton_io.flow import DecoderFailed, DecoderRefused, DecoderStalled
 
 MAX_MESSAGE = 300
@@ -60,11 +60,11 @@ def refuse(sender: Any, error: BaseException, subject: str) -> None:
 def _code_and_kind(error: BaseException) -> tuple[Any, str]:
     match error:  # not a module-level table, because the stub fills `pb_utils` only after our modules are imported
         case InvalidRequest() | DecoderRefused():
-            return pb_utils.TritonError.INVALID_ARG, "invalid request"
+            return pb_utils.TritonError.INVALID_ARG, INVALID
         case Overloaded():
-            return pb_utils.TritonError.UNAVAILABLE, "full"
+            return pb_utils.TritonError.UNAVAILABLE, FULL
         case Closing():
-            return pb_utils.TritonError.UNAVAILABLE, "unavailable"
+            return pb_utils.TritonError.UNAVAILABLE, UNAVAILABLE
         case Cancelled():
             return pb_utils.TritonError.CANCELLED, "cancelled"
     return pb_utils.TritonError.INTERNAL, "failed"
