@@ -9,7 +9,17 @@ from stretto.codecs import streaming
 from stretto.codecs.base import Window
 from stretto.codecs.qwen3_12hz import decoder
 from stretto.codecs.qwen3_12hz.decoder import EPS, SnakeBeta
-from stretto.codecs.streaming import convolve, is_time_major, joined, linear, prepare, prepare_products, upsample
+from stretto.codecs.streaming import (
+    Elu,
+    Upsampling,
+    convolve,
+    is_time_major,
+    joined,
+    linear,
+    prepare,
+    prepare_products,
+    upsample,
+)
 from tests.codecs.streaming import random_codes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,17 +63,40 @@ def test_convolutions_match_torch(
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
 @pytest.mark.parametrize(("kernel", "rate"), [(6, 3), (4, 4), (6, 2)])
 @pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("max_joined", [0, streaming.MAX_JOINED], ids=["two products", "one product"])
 @pytest.mark.usefixtures("small_products")
-@torch.inference_mode()
+@torch.no_grad()
 def test_upsampling_matches_a_trimmed_transposed_convolution(
-    dtype: torch.dtype, tolerance: float, kernel: int, rate: int, has_bias: bool
+    dtype: torch.dtype,
+    tolerance: float,
+    kernel: int,
+    rate: int,
+    has_bias: bool,
+    max_joined: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(streaming, "MAX_JOINED", max_joined)
     layer, before = nn.ConvTranspose1d(6, 4, kernel, rate, bias=has_bias).to(dtype), kernel // rate - 1
     x = signal(2, 6, before + 9, dtype=dtype)
     expected = layer(x.contiguous())[..., before * rate : (before + 9) * rate]
     assert torch.equal(upsample(x.contiguous(), layer), expected)
     prepare(layer)
-    torch.testing.assert_close(upsample(x, layer), expected, rtol=0, atol=tolerance)
+    assert isinstance(layer, Upsampling) == (before > 0 and max_joined > 0)
+    for factor in (1, 0.5):  # changed weights are used
+        for parameter in layer.parameters():
+            parameter.mul_(factor)
+        torch.testing.assert_close(upsample(x, layer), factor * expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
+@torch.inference_mode()
+def test_elu_matches_its_formula_in_both_layouts(dtype: torch.dtype, tolerance: float) -> None:
+    x = 4 * signal(2, 12, 97, dtype=dtype)
+    x[0, 0, :4] = torch.tensor([0.0, -1e4, 1e4, 1e-5])
+    expected = nn.functional.elu(x.double())
+    for each in (x, x.contiguous()):
+        torch.testing.assert_close(Elu()(each).double(), expected, rtol=0, atol=tolerance)
+        torch.testing.assert_close(Elu()(each, torch.empty_like(each)).double(), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])

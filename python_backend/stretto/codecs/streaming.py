@@ -23,6 +23,7 @@ from stretto.errors import InvalidRequest
 
 MIN_ROW = 256  # elements; for shorter rows, loop overhead exceeds the arithmetic
 MIN_PRODUCT = 1 << 20  # multiplications; for smaller products, oneDNN is slower than MKL
+MAX_JOINED = 1 << 21  # elements of a weight; above, one product is no faster than two and takes as much memory again
 
 
 def is_time_major(x: Tensor) -> bool:
@@ -74,13 +75,40 @@ def prepare_products(model: Model) -> Model:
     return model
 
 
+class Upsampling(nn.ConvTranspose1d):
+    """Transposed convolution whose inputs and context are multiplied in one product by `upsample`."""
+
+    _joined: tuple[object, Tensor, Tensor | None] = (None, torch.empty(0), None)
+
+    def joined(self) -> tuple[Tensor, Tensor | None]:
+        """Return the weights of the product; compute them again only if a parameter has changed.
+
+        Returns:
+            Weights [rate · O, (before + 1) · C] for consecutive inputs, the earliest first, and the bias [rate · O].
+        """
+        state = tuple((each.data_ptr(), each._version, each.dtype) for each in self.parameters())
+        if self._joined[0] != state:
+            (rate,) = self.stride
+            inputs, outputs, _ = self.weight.shape
+            steps = self.weight.detach().view(inputs, outputs, -1, rate).flip(2)  # the earliest input comes last
+            weight = steps.permute(3, 1, 2, 0).reshape(rate * outputs, -1)
+            self._joined = (state, weight, None if self.bias is None else self.bias.detach().repeat(rate))
+        return self._joined[1:]
+
+
 def prepare(model: nn.Module) -> None:
-    """Prepare products; on a CPU, also store convolution weights in the order that `convolve` and `upsample` need."""
+    """Prepare products; on a CPU, also prepare convolutions for `convolve` and `upsample`.
+
+    Their weights are stored in the order that these functions need. Small transposed convolutions become `Upsampling`.
+    """
     prepare_products(model)
     for layer in model.modules():
         if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) and layer.weight.device.type == "cpu":
             order = (0, 2, 1) if isinstance(layer, nn.Conv1d) else (2, 1, 0)  # both are their own inverse
             layer.weight.data = layer.weight.data.permute(order).contiguous().permute(order)
+            is_small = layer.weight.numel() <= MAX_JOINED and layer.groups == 1
+            if type(layer) is nn.ConvTranspose1d and is_small and layer.kernel_size[0] > layer.stride[0]:
+                layer.__class__ = Upsampling
 
 
 def joined(before: Tensor, x: Tensor, activation: "Snake | Elu | None" = None) -> Tensor:
@@ -129,6 +157,10 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
     if not is_time_major(x) or conv.groups > 1:
         return conv(x)[..., before * rate : (before + steps) * rate]
     rows = x.transpose(1, 2)
+    if isinstance(conv, Upsampling):
+        size = x.shape[1]
+        windows = rows.as_strided((batch, steps, (before + 1) * size), (rows.stride(0), size, 1))
+        return linear(windows.reshape(batch * steps, -1), *conv.joined()).view(batch, steps * rate, -1).transpose(1, 2)
     inputs = [rows[:, at : at + steps].reshape(batch * steps, -1) for at in range(before, -1, -1)]
     weights = conv.weight.permute(2, 1, 0).flatten(0, 1).chunk(before + 1)  # [rate · O, C] each
     out = linear(inputs[0], weights[0], None if conv.bias is None else conv.bias.repeat(rate))
@@ -138,11 +170,15 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
 
 
 class Elu(nn.ELU):
-    """ELU activation that can write its output to a given tensor."""
+    """ELU activation with alpha 1 that can write its output to a given tensor."""
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the activations of x, stored in `out` if that is given."""
-        return super().forward(x) if out is None else torch.ops.aten.elu.out(x, out=out)
+        """Return the activations of x, stored in `out` if that is given; it must not share memory with x."""
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+            return super().forward(x) if out is None else torch.ops.aten.elu.out(x, out=out)
+        # torch computes expm1, which takes twice as long; this differs by at most 6e-8 in float32
+        out = torch.clamp(x, max=0, out=out)
+        return torch.maximum(x, out.exp_().sub_(1), out=out)
 
 
 class Snake(nn.Module):
