@@ -37,7 +37,7 @@ from stretto.codecs.glm4_voice import Glm4VoiceCodec
 from stretto.codecs.recorded_voices import Voice
 from stretto.codecs.s3gen import S3GenCodec, S3GenConfig
 from stretto.decoder.streaming import FrameWindow, Windower
-from stretto.plugins import CODECS, names
+from stretto.entry_points import CODECS, names
 
 CHUNK = 5  # frames per chunk
 OTHER_CHUNK = 7  # another chunk size, to compare with chunks of the steady size in a long stream

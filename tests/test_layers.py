@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from stretto.entry_points import FAMILIES, installed
 from stretto.families.plugin import FamilyPlugin
-from stretto.plugins import FAMILIES, installed
 from tests.sources import parsed, statements
 
 pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
@@ -39,16 +39,16 @@ ALLOWED = {
     "disconnects": set(),
     "config": {"errors"},
     "untrusted_files": {"errors"},
-    "plugins": {"errors"},
+    "entry_points": {"errors"},
     "streams": set(),
-    "marking": {"plugins"},
+    "marking": {"entry_points"},
     "records": {"streams", "errors"},
     "sampling": {"errors"},
     "weights": {"untrusted_files", "errors"},
-    "codecs": {"weights", "plugins", "untrusted_files", "errors"},
+    "codecs": {"weights", "entry_points", "untrusted_files", "errors"},
     "encoders": {"codecs", "weights", "untrusted_files", "errors"},
     "aligning": {"weights", "untrusted_files", "worker_process", "errors"},
-    "families": {"codecs", "weights", "records", "streams", "plugins", "untrusted_files", "errors"},
+    "families": {"codecs", "weights", "records", "streams", "entry_points", "untrusted_files", "errors"},
     "sizing": {"families"},
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "worker_process", "errors"},
     "verification": {"preprocessing", "weights", "errors"},
@@ -71,19 +71,19 @@ ALLOWED = {
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "heartbeat", "disconnects", "errors"},
     "launcher": {
-        "triton_io", "proxy", "heartbeat", "disconnects", "plugins", "worker_process", "errors", "untrusted_files",
+        "triton_io", "proxy", "heartbeat", "disconnects", "entry_points", "worker_process", "errors", "untrusted_files",
     },
     "convert": {
         "launcher", "preprocessing", "decoder", "families", "codecs", "aligning", "weights", "config",
         "sizing", "gpus", "untrusted_files", "errors",
     },
     "releases": {
-        "convert", "engine", "launcher", "families", "config", "plugins", "sizing", "gpus", "weights", "worker_process",
-        "untrusted_files", "errors",
+        "convert", "engine", "launcher", "families", "config", "entry_points", "sizing", "gpus", "weights",
+        "worker_process", "untrusted_files", "errors",
     },
-    "testing": {"engine", "families", "records", "streams", "config", "plugins", "errors"},
+    "testing": {"engine", "families", "records", "streams", "config", "entry_points", "errors"},
     "__init__": {"engine"},
-    "cli": {"convert", "launcher", "plugins", "releases", "verification"},
+    "cli": {"convert", "launcher", "entry_points", "releases", "verification"},
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families",

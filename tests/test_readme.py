@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto import plugins
+from stretto import entry_points
 from stretto.cli import COMMANDS, speech_client
 from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
@@ -67,7 +67,7 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "gateway": gateway.arguments().parse_args,
     "convert": convert_flags,
     "make-repository": make_repository.arguments,
-    "families": plugins.arguments,
+    "families": entry_points.arguments,
     "voices": voice_command.arguments,
     "pronunciations": pronunciation_command.arguments,
     "run": run.parser_of(speech_client()).parse_args,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.jobs import Setup, failure
-from stretto.engine.kernels.gpu.draw import draw
+from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.products import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_program import CudaRecorder

@@ -74,7 +74,7 @@ def _(
 def opaque_draw(
     logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
 ) -> torch.Tensor:
-    """Sample as `kernels.gpu.draw.draw` does, in a single operator that is opaque to torch.compile."""
+    """Sample as `kernels.draw.draw` does, in a single operator that is opaque to torch.compile."""
     return _draw(logits, token_ids, keys, [params.temperature, params.top_k, params.top_p], plan.is_random)
 
 

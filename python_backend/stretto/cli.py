@@ -220,7 +220,7 @@ def make_repository(words: list[str]) -> int:
 
 def families(words: list[str]) -> int:
     """List the installed model families, codecs and markers."""
-    from stretto.plugins import main
+    from stretto.entry_points import main
 
     return main(words)
 

@@ -13,7 +13,7 @@ from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.codecs import codecs
 from stretto.codecs.base import Codec, Window, load_codec
-from stretto.plugins import CODECS, installed
+from stretto.entry_points import CODECS, installed
 from tests.codecs.conftest import make_codec
 from tests.codecs.far_device import ASKING, DEVICE, crossings, send_away
 from tests.tiers import by_night

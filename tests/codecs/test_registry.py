@@ -12,8 +12,8 @@ from benchmarks.checkpoints.random_pocket import NUM_WORDS
 from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec, load_exported
+from stretto.entry_points import CODECS, OWN, installed
 from stretto.errors import CheckpointError
-from stretto.plugins import CODECS, OWN, installed
 from tests.codecs.conftest import make_codec
 from tests.codecs.test_encodec import KHZ_24
 from tests.codecs.test_encodec import make_model as make_encodec

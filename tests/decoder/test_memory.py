@@ -13,8 +13,8 @@ from stretto.config import DecoderConfig
 from stretto.convert.gpu_memory import SERVER_BYTES, Needs
 from stretto.decoder.graphs import MAX_BATCH_S
 from stretto.decoder.memory import META, Peak, measure
+from stretto.entry_points import CODECS, names
 from stretto.errors import CheckpointError
-from stretto.plugins import CODECS, names
 from tests.test_docs import ROOT
 from tests.tiers import by_night
 

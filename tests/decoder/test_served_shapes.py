@@ -11,9 +11,9 @@ from benchmarks.checkpoints.every_codec import every_codec
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
 from stretto.decoder.streaming import Windower
+from stretto.entry_points import CODECS, find
 from stretto.families.base import Family
 from stretto.families.plugin import plugins
-from stretto.plugins import CODECS, find
 from stretto.streams.chunking import ChunkPolicy, Pacer
 
 BUILT = [each.build(None) for each in plugins()]

@@ -10,7 +10,7 @@ import numpy as np
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.sched.output import SchedulerOutput
 
-from stretto.engine.admission import Capacity, admit
+from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
@@ -180,7 +180,7 @@ class _Play:
         limits = self.history.limits
         capacity = Capacity(limits.num_blocks + 1, int(str(DEFAULTS["block_size"])), limits.max_num_seqs)
         try:
-            prompt = admit(prompt, self.engine.rules, capacity)
+            prompt = check_prompt(prompt, self.engine.rules, capacity)
         except InvalidRequest:
             self.stage.seen["refused"] += 1
             return

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.engine.admission import Capacity, admit
+from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.errors import InvalidRequest
@@ -81,11 +81,11 @@ def prompt(family: str, **changes: object) -> Prompt:
 
 def test_repetition_penalty_is_checked_for_support_and_range() -> None:
     capacity = Capacity(40, 32, 4)
-    assert admit(prompt("interleaved", repetition_penalty=1.2, guidance_scale=1.0), RULES, capacity)
+    assert check_prompt(prompt("interleaved", repetition_penalty=1.2, guidance_scale=1.0), RULES, capacity)
     with pytest.raises(
         InvalidRequest, match=r"options.repetition_penalty: expected 1.0 \(eight_streams does not support this"
     ):
-        admit(prompt("eight", repetition_penalty=1.2), SegmentRules(EIGHT_STREAMS, 128), capacity)
+        check_prompt(prompt("eight", repetition_penalty=1.2), SegmentRules(EIGHT_STREAMS, 128), capacity)
     for penalty in ("0.05", "10.5", "-1"):
         with pytest.raises(InvalidRequest, match=r"options.repetition_penalty: expected a number in \[0.1, 10.0\]"):
             read_options(f'{{"repetition_penalty": {penalty}}}', INTERLEAVED, REPLY, 12.5)
@@ -102,10 +102,10 @@ def test_interleaved_segment_has_one_option_set_and_a_text_length_check() -> Non
     assert options.sampling.text.temperature == 0.5
     assert options.delivery.with_codes
     with pytest.raises(InvalidRequest, match=r"options.text.max_rows: expected .* of at most .* KV blocks"):
-        admit(prompt("interleaved", guidance_scale=1.0), RULES, Capacity(1, 32, 4))
+        check_prompt(prompt("interleaved", guidance_scale=1.0), RULES, Capacity(1, 32, 4))
     long = replace(prompt("interleaved", guidance_scale=1.0), rows=np.zeros((128, 1), np.int32))
     with pytest.raises(InvalidRequest, match=r"a prompt of at most 127 rows for task reply"):
-        admit(long, RULES, Capacity(40, 32, 4))
+        check_prompt(long, RULES, Capacity(40, 32, 4))
 
 
 def test_schedule_names_depend_on_the_number_of_modules() -> None:

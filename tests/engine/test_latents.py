@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from stretto.config import EngineConfig
-from stretto.engine.admission import Capacity, admit
 from stretto.engine.llm import SpeechLLM
 from stretto.engine.models.latents import silu
+from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.errors import InvalidRequest, StrettoError
@@ -312,19 +312,19 @@ def changed(prompt: Prompt, row: int, words: np.ndarray) -> Prompt:
 )
 def test_invalid_latent_prompts_are_refused(prompt: Prompt, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        admit(prompt, RULES, ROOMY)
+        check_prompt(prompt, RULES, ROOMY)
 
 
 def test_guided_latent_head_refuses_temperature_and_guidance_scale() -> None:
     rules = SegmentRules(GUIDED_LATENTS, 256)
-    assert admit(guided_prompt(0), rules, ROOMY).sampling == guided_prompt(0).sampling
+    assert check_prompt(guided_prompt(0), rules, ROOMY).sampling == guided_prompt(0).sampling
     with pytest.raises(InvalidRequest, match=r"options\.audio\.temperature: expected 1\.0"):
-        admit(make_prompt(0), rules, ROOMY)
+        check_prompt(make_prompt(0), rules, ROOMY)
     pair = replace(guided_prompt(0), sampling=replace(guided_prompt(0).sampling, guidance_scale=2.0))
     with pytest.raises(InvalidRequest, match=r"guidance_scale: expected 1\.0, because guided_latents has no guidance"):
-        admit(pair, rules, ROOMY)
+        check_prompt(pair, rules, ROOMY)
 
 
 def test_latents_of_every_finite_number_are_admitted() -> None:
     words = words_of(np.array([-0.0, 1e-45, -1e-40, 3e38, -3e38, 1.0, -1.0, 0.0]))
-    assert admit(changed(make_prompt(0), 3, words), RULES, ROOMY).rows[3, 1:].tolist() == words.tolist()
+    assert check_prompt(changed(make_prompt(0), 3, words), RULES, ROOMY).rows[3, 1:].tolist() == words.tolist()

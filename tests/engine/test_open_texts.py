@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.engine.admission import num_text_ids
+from stretto.engine.prompt_checks import num_text_ids
 from stretto.engine.reply_rules import TextUpdate
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from stretto.engine.admission import FrameStats, Stats
+from stretto.engine.reply_stats import FrameStats, Stats
 from stretto.records.chunk import GuidanceChange
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 

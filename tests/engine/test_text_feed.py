@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.engine.admission import Stats
 from stretto.engine.feeds import MAX_LAG_S, FrameFeed, TextFeed
+from stretto.engine.reply_stats import Stats
 from stretto.engine.tracks import Track, rows_of
 from stretto.errors import Closing, InvalidRequest
 

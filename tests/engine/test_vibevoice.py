@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from stretto.codecs.vibevoice import Scale, TokenizerConfig
-from stretto.engine.admission import Capacity, admit
 from stretto.engine.frame_codes import FrameCodes
+from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
@@ -305,10 +305,10 @@ def test_unsupported_vibevoice_options_are_refused(change: dict[str, Any], messa
     prompt = make_prompt(family, 1)
     asked = replace(prompt, sampling=replace(prompt.sampling, **change))
     if not message:
-        assert admit(asked, rules, capacity).rows is asked.rows
+        assert check_prompt(asked, rules, capacity).rows is asked.rows
         return
     with pytest.raises(InvalidRequest, match=message):
-        admit(asked, rules, capacity)
+        check_prompt(asked, rules, capacity)
 
 
 def test_prompts_must_end_with_the_audio_begin_marker() -> None:
@@ -316,10 +316,10 @@ def test_prompts_must_end_with_the_audio_begin_marker() -> None:
     rules, capacity = SegmentRules(family, 512), Capacity(num_blocks=100, block_size=32, max_num_seqs=4)
     prompt = make_prompt(family, 1)
     with pytest.raises(InvalidRequest, match=f"rows: expected {BEGIN}, which begins audio, as the last id"):
-        admit(replace(prompt, rows=prompt.rows[:-1]), rules, capacity)
+        check_prompt(replace(prompt, rows=prompt.rows[:-1]), rules, capacity)
     sampling = replace(prompt.sampling, audio=replace(prompt.sampling.audio, temperature=0.5))
     with pytest.raises(InvalidRequest, match=r"options.audio.temperature: expected 1.0"):
-        admit(replace(prompt, sampling=sampling), rules, capacity)
+        check_prompt(replace(prompt, sampling=sampling), rules, capacity)
 
 
 @pytest.mark.nightly

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from stretto.engine.reply_rules import SegmentRules
+from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError
 from stretto.families.opuslm.family import TAILS
 from stretto.families.plugin import FamilyPlugin, family_at, plugin, plugins, read_family
 from stretto.families.pronunciations import spelling
 from stretto.families.tiny.family import TINY
-from stretto.plugins import FAMILIES, OWN, installed
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
 from stretto_client.pronunciation import Entry
@@ -137,7 +137,7 @@ def test_error_names_invalid_family_plugins(tmp_path: Path, monkeypatch: pytest.
 def test_unknown_family_error_lists_the_installed_families(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"unknown family 'brook'; installed: .*bagpiper, .*csm, .*tiny"):
         read_family({"speech_family": "brook"})
-    monkeypatch.setattr("stretto.plugins.installed", lambda group: [])
+    monkeypatch.setattr("stretto.entry_points.installed", lambda group: [])
     with pytest.raises(CheckpointError, match=r"unknown family 'csm'; installed: none; .*scripts/setup.sh"):
         read_family({"speech_family": "csm"})
 

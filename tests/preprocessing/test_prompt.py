@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError
 from stretto.families.plugin import plugin, read_family
 from stretto.families.prompting import template_opener
-from stretto.plugins import FAMILIES, OWN, installed
 from tests.fakes import FrameCounter
 
 

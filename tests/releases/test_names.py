@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.families.plugin import FamilyPlugin, plugins
-from stretto.plugins import FAMILIES, OWN, installed
 from stretto.releases import names
 from stretto.releases.entry import Entry
 from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable

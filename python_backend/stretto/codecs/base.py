@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stretto.entry_points import CODECS, Installed, find, installed, names
 from stretto.errors import CheckpointError
-from stretto.plugins import CODECS, Installed, find, installed, names
 from stretto.weights.bounded_networks import bounded_networks
 
 

@@ -10,21 +10,20 @@ from typing import Any
 import numpy as np
 
 from stretto.config import EngineConfig
-from stretto.engine.admission import (
+from stretto.engine.client import EngineClient, EngineConnection, Output
+from stretto.engine.feeds import NO_TEXT, FrameFeed, TextFeed
+from stretto.engine.permits import Permit, Permits
+from stretto.engine.prompt_checks import (
     Capacity,
-    FrameStats,
-    Stats,
-    admit,
+    check_prompt,
     known_ids,
     max_frames,
     max_words,
     num_text_ids,
 )
-from stretto.engine.client import EngineClient, EngineConnection, Output
-from stretto.engine.feeds import NO_TEXT, FrameFeed, TextFeed
-from stretto.engine.permits import Permit, Permits
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
 from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.reply_stats import FrameStats, Stats
 from stretto.engine.tracks import Track
 from stretto.engine.utterance import Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
@@ -197,7 +196,7 @@ class SpeechLLM:
         request_id = request_id or uuid.uuid4().hex
         if request_id in self._active:
             raise InvalidRequest("request_id", "an id that is not in use", request_id)
-        prompt = admit(prompt, self._rules, self._capacity)
+        prompt = check_prompt(prompt, self._rules, self._capacity)
         check_audios(prompt, self._audio_format)
         prompt = replace(prompt, sampling=prompt.sampling.with_seed())
         is_guided = prompt.sampling.has_pair

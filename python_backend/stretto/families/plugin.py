@@ -22,9 +22,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stretto.entry_points import FAMILIES, Installed, find, installed, names
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.base import VOCABULARY, Family
-from stretto.plugins import FAMILIES, Installed, find, installed, names
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
 

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stretto import plugins
+from stretto import entry_points
 from stretto.errors import CommandParser
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, configuration_digest, served_model
@@ -163,8 +163,8 @@ def add_time_limits(flags: argparse.ArgumentParser) -> None:
 
 def marker_name(text: str) -> str:
     """Check that a marker is installed."""
-    if plugins.find(plugins.MARKERS, text) is None:
-        raise argparse.ArgumentTypeError(f"expected one of {plugins.names(plugins.MARKERS)}, got {text!r}")
+    if entry_points.find(entry_points.MARKERS, text) is None:
+        raise argparse.ArgumentTypeError(f"expected one of {entry_points.names(entry_points.MARKERS)}, got {text!r}")
     return text
 
 

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from stretto.entry_points import CODECS, FAMILIES, MARKERS, installed
 from stretto.errors import CheckpointError, shown
 from stretto.launcher.installation import LaunchError
-from stretto.plugins import CODECS, FAMILIES, MARKERS, installed
 from stretto.untrusted_files import json_object
 
 OPTIONS_FILE = "launcher.json"

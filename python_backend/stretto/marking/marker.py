@@ -4,7 +4,7 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from stretto import plugins
+from stretto import entry_points
 
 
 class MarkerStream(Protocol):
@@ -56,7 +56,7 @@ def open_marker(name: str) -> Marker | None:
     """
     if not name:
         return None
-    found = plugins.find(plugins.MARKERS, name)
+    found = entry_points.find(entry_points.MARKERS, name)
     if found is None:
-        raise ValueError(f"marker: expected one of {plugins.names(plugins.MARKERS)}, got {name!r}")
+        raise ValueError(f"marker: expected one of {entry_points.names(entry_points.MARKERS)}, got {name!r}")
     return cast(Marker, found.load())

@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from importlib import import_module
 
+from stretto.entry_points import FAMILIES, names
 from stretto.errors import shown
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import plugins
 from stretto.families.recognition import CONFIG, Listing, Match, Needed
-from stretto.plugins import FAMILIES, names
 from stretto.releases.entry import Companion, Entry, Source
 from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.names import entries, nearest

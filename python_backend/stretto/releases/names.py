@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError, shown
 from stretto.families.plugin import FamilyPlugin, plugin
-from stretto.plugins import FAMILIES, OWN, installed
 from stretto.releases.entry import NAME, Entry, read
 from stretto.releases.errors import BadArgument, Unavailable
 

@@ -14,10 +14,10 @@ from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
 from stretto.engine.host import vllm_config
 from stretto.engine.reply_rules import SegmentRules
+from stretto.entry_points import CODECS, find
 from stretto.families.base import Family
 from stretto.families.plugin import FamilyPlugin
 from stretto.families.plugin import plugin as registered
-from stretto.plugins import CODECS, find
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts, write_checkpoint
 from stretto.testing.reference import Reference

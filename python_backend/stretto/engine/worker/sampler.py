@@ -12,7 +12,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from stretto.engine.kernels.gpu.draw import draw
+from stretto.engine.kernels.draw import draw
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.predictors import (

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu import draw as kernel
-from stretto.engine.kernels.gpu.draw import draw, draw_on_device
+from stretto.engine.kernels.gpu.draw import draw_on_device
 from tests.sampling.cases import Case, cases, random_case
 
 pytestmark = pytest.mark.slow

@@ -4,8 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stretto.sampling import DrawParams, DrawPlan
-from stretto.sampling import draw as draw_on_host
+from stretto.sampling import DrawParams
 
 
 @triton.jit
@@ -46,15 +45,6 @@ def gumbel_of(key: tl.tensor, token_ids: tl.tensor) -> tl.tensor:
 
 
 MAX_BLOCK = 4096
-
-
-def draw(
-    logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
-) -> torch.Tensor:
-    """Sample ids as `sampling.draw` does, on the device of `logits`."""
-    if logits.device.type == "cpu":
-        return draw_on_host(logits, token_ids, keys, params, plan)
-    return draw_on_device(logits, token_ids, keys, params)
 
 
 def draw_on_device(

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.engine.admission import Capacity, admit, known_ids, max_rows
 from stretto.engine.host import StartedEngines
+from stretto.engine.prompt_checks import Capacity, check_prompt, known_ids, max_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.base import ConditionSpec
@@ -28,7 +28,7 @@ RULES = SegmentRules(TINY, 512)
 
 def refusal(prompt: Prompt, rules: SegmentRules = RULES, capacity: Capacity = ROOMY) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        admit(prompt, rules, capacity)
+        check_prompt(prompt, rules, capacity)
     return caught.value
 
 
@@ -38,7 +38,7 @@ def with_rows(rows: np.ndarray, task: str = "tts") -> Prompt:
 
 def test_valid_prompt_is_admitted_unchanged() -> None:
     prompt = make_prompt(TINY, 0)
-    assert admit(prompt, RULES, ROOMY) == prompt
+    assert check_prompt(prompt, RULES, ROOMY) == prompt
 
 
 @pytest.mark.parametrize("num_engines", [1, 2, 4])
@@ -50,7 +50,7 @@ def test_capacity_is_that_of_a_single_engine(num_engines: int) -> None:
 
 def test_guidance_is_ignored_without_audio_output() -> None:
     prompt = make_prompt(TINY, 0, "asr", guidance_scale=3.0)
-    assert admit(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0
+    assert check_prompt(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0
 
 
 def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
@@ -68,7 +68,7 @@ def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
             )
             assert str(refusal(prompt, rules)) == message
         else:
-            assert admit(prompt, rules, ROOMY) == prompt
+            assert check_prompt(prompt, rules, ROOMY) == prompt
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_condition_must_fit_the_family(ids: tuple[int, ...], vectors: np.ndarray
     assert re.match(message, str(refusal(prompt, SegmentRules(family, 512))))
     assert str(refusal(prompt)) == "condition: expected no value (tiny has no conditions), got a value"
     for fits in (Condition((3, 3), np.zeros((3, 2), np.float32)), Condition((), np.zeros((0, 2), np.float32)), None):
-        admit(replace(prompt, condition=fits), SegmentRules(family, 512), ROOMY)
+        check_prompt(replace(prompt, condition=fits), SegmentRules(family, 512), ROOMY)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_ids_outside_the_stream_range_are_refused(stream: int, token_id: int) ->
 )
 def test_text_track_ids_and_length_are_limited(track: tuple[int, ...], said: str) -> None:
     rules, prompt = SegmentRules(TRACKED, 112), replace(make_prompt(TRACKED, 0), track=(5,) * 107)
-    assert admit(prompt, rules, ROOMY) == prompt
+    assert check_prompt(prompt, rules, ROOMY) == prompt
     assert said in str(refusal(replace(prompt, track=track), rules))
 
 
@@ -160,8 +160,8 @@ def test_text_in_separate_rows_is_limited_by_its_groups() -> None:
     rules, made = SegmentRules(GROUPED, 112), make_prompt(GROUPED, 0)
     audio = replace(made.sampling.audio, min_rows=0, max_rows=40)
     prompt, code = replace(made, sampling=replace(made.sampling, audio=audio)), GROUPED.layout.audio[0].start
-    assert admit(replace(prompt, track=(5,) * 13 + (7,)), rules, ROOMY)
-    assert admit(replace(prompt, track=(code,) * 6 + (5,) * 11 + (7,)), rules, ROOMY)
+    assert check_prompt(replace(prompt, track=(5,) * 13 + (7,)), rules, ROOMY)
+    assert check_prompt(replace(prompt, track=(code,) * 6 + (5,) * 11 + (7,)), rules, ROOMY)
     for track, said in (
         ((5,) * 14 + (7,), "text: expected at most 14 tokens after the prompt, got 15 tokens"),
         ((code,) * 6 + (5,) * 12 + (7,), "text: expected at most 12 tokens after the prompt, got 13 tokens"),
@@ -182,7 +182,7 @@ def test_family_without_text_track_refuses_track_ids() -> None:
 def test_audio_continuation_prompts_need_a_valid_delayed_tail() -> None:
     rules = SegmentRules(OPUSLM, 512)
     prompt = make_prompt(OPUSLM, 3, "audio_lm")
-    assert admit(prompt, rules, ROOMY) == prompt
+    assert check_prompt(prompt, rules, ROOMY) == prompt
     too_long = replace(prompt, delayed_tail=np.zeros((9, 8), np.int32))
     assert "at most 8 rows" in str(refusal(too_long, rules))
     elsewhere = replace(prompt, delayed_tail=np.full((8, 8), 3, np.int32))
@@ -194,7 +194,7 @@ def test_reference_rows_must_hold_codes_in_a_supporting_family() -> None:
     rules = SegmentRules(CSM, 512)
     rows = np.array([[57, *[58] * 5], *[[ids.start + row for ids in CSM.layout.audio] for row in range(3)]], np.int32)
     prompt = replace(make_prompt(CSM, 0, "tts", guidance_scale=1.0), rows=rows, num_reference_rows=3)
-    assert admit(prompt, rules, ROOMY) == prompt
+    assert check_prompt(prompt, rules, ROOMY) == prompt
     assert "at most 4, the number of prompt rows, got 5" in str(refusal(replace(prompt, num_reference_rows=5), rules))
     words = refusal(replace(prompt, num_reference_rows=4), rules)
     assert "codes of stream 0 in [60, 68) in the rows of a reference, got 57 ... 62" in str(words)
@@ -211,7 +211,7 @@ def test_guidance_is_refused_for_opuslm() -> None:
 def test_stream_specific_pads_are_admitted() -> None:
     prompt = make_prompt(BAGPIPER, 0, "speak", guidance_scale=1.0)
     prompt.rows[2, 1:] = [ids[0] for ids in BAGPIPER.layout.extra[1:]]
-    assert admit(prompt, SegmentRules(BAGPIPER, 512), ROOMY) == prompt
+    assert check_prompt(prompt, SegmentRules(BAGPIPER, 512), ROOMY) == prompt
     prompt.rows[2, 1] = BAGPIPER.layout.extra[2][0]
     assert "stream 1 " in str(refusal(prompt, SegmentRules(BAGPIPER, 512)))
 
@@ -239,7 +239,7 @@ def test_cfg_pair_exceeding_kv_cache_is_refused_with_block_counts() -> None:
     assert f"{2 * -(-rows // 32)} blocks ({rows} rows, doubled by guidance)" in str(error)
     assert "a prompt and reply of at most 3 KV blocks of 32 rows" in str(error)
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
-    assert admit(alone, RULES, capacity) == alone
+    assert check_prompt(alone, RULES, capacity) == alone
 
 
 @pytest.mark.parametrize(("task", "field"), [("tts", "options.audio.max_rows"), ("asr", "options.text.max_rows")])
@@ -247,7 +247,7 @@ def test_reply_exceeding_kv_cache_is_refused_with_block_counts(task: str, field:
     prompt = make_prompt(TINY, 3, task, guidance_scale=1.0)
     rows = max_rows(len(prompt.rows), TINY.task(task), prompt.sampling, RULES)
     needed = -(-rows // 32)
-    assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
+    assert check_prompt(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
     error = refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
     assert error.field == field
     assert f"at most {needed - 1} KV blocks of 32 rows" in str(error)
@@ -257,7 +257,7 @@ def test_reply_exceeding_kv_cache_is_refused_with_block_counts(task: str, field:
 def test_cfg_pair_that_exactly_fits_the_kv_cache_is_admitted() -> None:
     prompt = make_prompt(TINY, 0)
     needed = 2 * -(-max_rows(len(prompt.rows), TINY.task("tts"), prompt.sampling, RULES) // 32)
-    assert admit(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
+    assert check_prompt(prompt, RULES, replace(ROOMY, num_blocks=needed + 1)) == prompt
     refusal(prompt, capacity=replace(ROOMY, num_blocks=needed))
 
 
@@ -280,9 +280,9 @@ def test_streamed_text_requires_an_unguided_text_track_family() -> None:
         refusal(prompt, rules)
     )
     alone = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
-    assert admit(alone, rules, ROOMY) == alone
+    assert check_prompt(alone, rules, ROOMY) == alone
     room = min(alone.sampling.audio.max_rows, rules.audio_limit - len(alone.rows)) - 1  # one frame reads the end
-    assert admit(replace(alone, track=(20,) * room), rules, ROOMY)
+    assert check_prompt(replace(alone, track=(20,) * room), rules, ROOMY)
     longer = replace(alone, track=(20,) * (room + 1))
     assert f"text: expected at most {room} tokens after the prompt, got {room + 1}" in str(refusal(longer, rules))
     tiny = replace(make_prompt(TINY, 0), is_open=True)
@@ -305,12 +305,12 @@ def test_attention_window_limits_the_required_kv_blocks() -> None:
     prompt = make_prompt(KYUTAI_STT, 1)
     rules = SegmentRules(KYUTAI_STT, 160)
     assert refusal(prompt, rules, Capacity(4, 32, 8)).field == "options.text.max_rows"
-    admit(prompt, rules, Capacity(4, 32, 8, window=20, num_in_flight=32))
+    check_prompt(prompt, rules, Capacity(4, 32, 8, window=20, num_in_flight=32))
 
 
 def test_only_live_sessions_may_start_without_frames() -> None:
     prompt, rules = replace(make_prompt(KYUTAI_STT, 1), track=()), SegmentRules(KYUTAI_STT, 160)
-    assert admit(replace(prompt, is_open=True), rules, ROOMY).is_open
+    assert check_prompt(replace(prompt, is_open=True), rules, ROOMY).is_open
     assert refusal(prompt, rules).field == "track"
 
 

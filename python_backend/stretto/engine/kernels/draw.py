@@ -1,0 +1,16 @@
+"""Sampling of token ids on the device of their logits."""
+
+import torch
+
+from stretto.engine.kernels.gpu.draw import draw_on_device
+from stretto.sampling import DrawParams, DrawPlan
+from stretto.sampling import draw as draw_on_host
+
+
+def draw(
+    logits: torch.Tensor, token_ids: torch.Tensor, keys: torch.Tensor, params: DrawParams, plan: DrawPlan
+) -> torch.Tensor:
+    """Sample ids as `sampling.draw` does, on the device of `logits`."""
+    if logits.device.type == "cpu":
+        return draw_on_host(logits, token_ids, keys, params, plan)
+    return draw_on_device(logits, token_ids, keys, params)
