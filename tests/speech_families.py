@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from stretto.families.base import DrawRules, Family, Task, TextGroups, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
+from stretto.families.cosyvoice3.family import CodeRules
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.families.voxcpm2.family import GuidedRows
@@ -174,7 +175,7 @@ GROUPED = replace(
     guided_streams=(),
     tail=NO_TAIL,
     text_track=TextTrack(1, pad_id=0, end_id=7, groups=TextGroups(2, 4, _FIRST_END + 1, _FIRST_END + 2)),
-    drawing=DrawRules(redraw_excludes=True, top_p_of_all=True),
+    mechanism=CodeRules((), 0),
 )
 
 # Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.

@@ -338,8 +338,7 @@ def test_family_and_codec_names_are_found_in_code_and_prose(line: str) -> None:
 # Data of `Family` and names in `engine/` that a single built-in family uses, by folder. Each belongs in that folder, as
 # a mechanism (`stretto.families.mechanism`), a module or a prompt. So the list may only become shorter.
 OF_ONE_FAMILY = {
-    "chatterbox": {"DrawRules.penalty_follows"},
-    "cosyvoice3": {"DrawRules.redraw_excludes", "DrawRules.top_p_of_all", "TextGroups", "TextTrack.groups"},
+    "cosyvoice3": {"TextGroups", "TextTrack.groups"},
     "kyutai_tts": {"ConditionSpec", "Family.conditions"},
     "opuslm": {"PaddedTail", "StreamLayout.pad_is_silent"},
     "tiny": {"Family.script", "Script"},

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from stretto.errors import FULL
 from stretto_gateway.config import Limits
 from tests import fakes_triton
 
@@ -121,7 +122,8 @@ def defined_limits() -> set[str]:
 @cache
 def code() -> str:
     folders = (SERVER, GATEWAY, CLIENT)
-    return "\n".join(path.read_text() for folder in folders for path in sorted(folder.rglob("*.py")))
+    text = "\n".join(path.read_text() for folder in folders for path in sorted(folder.rglob("*.py")))
+    return text.replace("{FULL}", FULL)
 
 
 def test_page_states_the_values_in_the_code() -> None:

@@ -311,23 +311,14 @@ class Languages:
 
 @dataclass(frozen=True)
 class DrawRules:
-    """Rules by which ids are sampled.
+    """Rules by which ids are sampled; a mechanism may have others (`Mechanism.row_draw`).
 
     Attributes:
         penalized: Ids that a repetition penalty applies to in a text: `drawn` for generated ids, `all` for ids of the
             prompt as well; None if the family has no such penalty.
-        penalty_follows: True if the penalty applies to the logits that top-k and top-p have kept. In other families,
-            top-k and top-p apply to the penalized logits. A family with this rule generates no text. At temperature 0
-            neither top-k nor top-p is used, and the id with the largest penalized logit is taken.
-        top_p_of_all: True if top-p applies to the probabilities of all audio ids; False if it applies to those of the
-            ids that top-k keeps.
-        redraw_excludes: True if repetition-aware sampling samples again from all ids except the repeated one.
     """
 
     penalized: Literal["drawn", "all"] | None = None
-    penalty_follows: bool = False
-    top_p_of_all: bool = False
-    redraw_excludes: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,9 @@ class Mechanism:
             with the arguments of `StepProgram.launch`.
         row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, `RepetitionGuard`, stream 0
             of every slot by position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
-        step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], max. rows of a
-            step, solver steps to capture) that returns a `StepProgram`. None for the engine's own.
+        step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], buffer of hidden
+            states [N, H]) that returns a `StepProgram`. In a family with latents, the maximum number of rows of a step
+            and the solver steps to capture replace the buffer. None for the engine's own.
         pair: Function of (mechanism, id of the conditional request) that returns the
             `engine.scheduling.request_state.GuidancePair` of a guided reply. None for the engine's own, which guides
             all audio.
@@ -53,7 +54,10 @@ class Mechanism:
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
             [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
         reference: Function of (mechanism, `Prompt`) that returns the rule of a reply for `stretto.testing`, an object
-            with `lay(row, position, family)`, which changes a sampled row in place. None without a rule.
+            with `lay(row, position, family)`, which changes a sampled row in place. With `row_draw`, it may also have
+            `kept(logits, ranked, limits, penalized)`, which returns the ids of stream 0 in audio that may be sampled
+            with their logits, and `redrawn(allowed, repeated)`, which returns those that replace a repeated id. None
+            without a rule.
         random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
             id. None for ordinary ids.
     """

@@ -371,7 +371,8 @@ class _Reply:
                 row[0], row[cast(Any, family.text_track).stream] = given
                 return row
         if self.audio_end is None:
-            row[0] = self.audio_token(logits[0] if family.drawing.penalty_follows else self.penalized(logits[0]), frame)
+            weighs = hasattr(self.rule, "kept")
+            row[0] = self.audio_token(logits[0] if weighs else self.penalized(logits[0]), frame)
             if self.rule is not None:
                 self.rule.lay(row, position, family)
             if row[0] == family.end_of_audio:
@@ -508,26 +509,20 @@ class _Reply:
     def draw(self, logits: list[float], allowed: list[int], stream: int, limits: CodeSampling) -> int:
         if self.sampled:
             return self.sampled[stream]
+        own = getattr(self.rule, "kept", None) if stream == 0 and limits is not self.sampling.text else None
         ranked = sorted(allowed, key=logits.__getitem__, reverse=True)
-        is_audio = limits is not self.sampling.text
-        scored = self.penalized(logits) if self.family.drawing.penalty_follows and stream == 0 and is_audio else logits
-        if limits.temperature == 0:
-            scores = {token: scored[token] for token in ranked}
-        else:
-            weighed = ranked if self.family.drawing.top_p_of_all and is_audio else ranked[: limits.top_k or None]
-            weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in weighed]
-            total, before = math.fsum(weights), accumulate(weights, initial=0.0)  # mass of all more probable ids
-            kept = [t for t, mass in zip(weighed, before, strict=False) if mass < limits.top_p * total]
-            kept = kept[: limits.top_k or None]
-            noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in kept}
-            scores = {token: scored[token] / limits.temperature + noise[token] for token in kept}
+        kept = None if own is None else own(logits, ranked, limits, self.penalized(logits))
+        scores = kept if kept is not None else kept_ids(logits, ranked, limits)
+        if limits.temperature > 0:
+            noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in scores}
+            scores = {token: scores[token] / limits.temperature + noise[token] for token in scores}
         best = sorted(scores, key=lambda token: -scores[token])[:2]
         if len(best) == 2:
             self.lead = min(self.lead, scores[best[0]] - scores[best[1]])
         if not self.repeats(best[0], stream, limits):
             return best[0]
-        excluded = best[0] if self.family.drawing.redraw_excludes else None
-        return self.redrawn(logits, [token for token in allowed if token != excluded], stream)
+        own = None if stream else getattr(self.rule, "redrawn", None)
+        return self.redrawn(logits, allowed if own is None else own(allowed, best[0]), stream)
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
         """Return True if `token` is a code that occurred too often in the stream's last audio rows."""
@@ -550,6 +545,16 @@ class _Reply:
         first, second = sorted(scores, key=lambda t: -scores[t])[:2]
         self.lead = min(self.lead, scores[first] - scores[second])
         return first
+
+
+def kept_ids(logits: list[float], ranked: list[int], limits: CodeSampling) -> dict[int, float]:
+    """Return the ids that top-k and top-p keep, with their logits; `ranked` has the most probable one first."""
+    if limits.temperature == 0:
+        return {token: logits[token] for token in ranked}
+    ranked = ranked[: limits.top_k or None]
+    weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
+    total, before = math.fsum(weights), accumulate(weights, initial=0.0)  # mass of all more probable ids
+    return {t: logits[t] for t, mass in zip(ranked, before, strict=False) if mass < limits.top_p * total}
 
 
 LIKELY = 30.0  # logit of the only likely id; its exponential can still be added to 1

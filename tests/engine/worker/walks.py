@@ -169,13 +169,12 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
     made, arrays = side(rules, num_slots), HostArrays()
     segments, tables = SegmentState(rules, arrays), made.slots.tables
     guard = RepetitionGuard(made.tokens, tables, rules.family, arrays)
-    draw: RowDraw
-    if (own := rules.family.mechanism.row_draw) is not None:
-        draw = own(latent_readout(rules, CPU), segments, tables, arrays, guard, made.tokens)
-    elif rules.family.layout.latents:
-        draw = LatentDraw(latent_readout(rules, CPU), segments, tables, arrays, guard)
-    else:
-        draw = RowDraw(make_readout(rules, num_slots), segments, tables, arrays, guard)
+    has_latents = rules.family.layout.latents is not None
+    readout = latent_readout(rules, CPU) if has_latents else make_readout(rules, num_slots)
+    given = readout, segments, tables, arrays, guard
+    kind: Any = LatentDraw if has_latents else RowDraw
+    own = rules.family.mechanism.row_draw
+    draw: RowDraw = kind(*given) if own is None else own(*given, made.tokens)
     made.sampler = SpeechSampler(STOCK, made.slots, draw, segments)
     return made
 
@@ -184,16 +183,17 @@ def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = No
     """Return the GPU sampler, with its kernels in Triton's interpreter."""
     made = side(rules, num_slots, device)
     program: StepProgram
+    own = rules.family.mechanism.step_program
     if rules.family.layout.latents:
         given = latent_readout(rules, device), rules, made.slots.tables, made.tokens, num_slots, (1, 2)
-        own = rules.family.mechanism.step_program
         program = LatentStepProgram(*given) if own is None else own(*given)
         if isinstance(program.memory, FeedbackMemory):  # groups as on a GPU that is batch-invariant
             program.memory._is_on_host, program.memory._group = False, 2
     else:
         hidden = torch.zeros(num_slots, WIDTH, device=device)
         readout = make_readout(rules, num_slots, device)
-        program = StepProgram(readout, rules, made.slots.tables, made.tokens, hidden)
+        kind: Any = StepProgram if own is None else own
+        program = kind(readout, rules, made.slots.tables, made.tokens, hidden)
     graphs = StepGraphs(program.launch, num_slots, recorder, lambda variant, size: True)
     made.sampler = StepSampler(STOCK, made.slots, program, graphs)
     return made

@@ -203,12 +203,8 @@ class PlanArrays:
             is_all = len(index) == plan.num_rows and bool((index == np.arange(plan.num_rows)).all())
             return None if is_all else arrays.tensor(arrays.upload(index))
 
-        def params(
-            index: Array | None, temperature: Array, top_k: Array, top_p: Array, of_all: bool = tables.top_p_of_all
-        ) -> DrawParams:
-            columns = (temperature, top_k, top_p)
-            temperatures, counts, masses = (arrays.tensor(c if index is None else c[index]) for c in columns)
-            return DrawParams(temperatures, counts, masses, of_all=of_all)
+        def params(index: Array | None, *columns: Array) -> DrawParams:
+            return DrawParams(*(arrays.tensor(c if index is None else c[index]) for c in columns))
 
         others = plan.sampling[len(plan.drawing) :]
         return cls(
@@ -220,7 +216,7 @@ class PlanArrays:
             speaking=speaking,
             text_rows=hidden_rows(_take(plan.drawing, plan.writing)),
             audio_rows=hidden_rows(np.concatenate([_take(plan.drawing, plan.speaking), others])),
-            text=params(writing, scales.text_temperature, limits.text_top_k, scales.text_top_p, of_all=False),
+            text=params(writing, scales.text_temperature, limits.text_top_k, scales.text_top_p),
             audio=params(speaking, scales.audio_temperature, limits.audio_top_k, scales.audio_top_p),
             depth=params(speaking, scales.depth_temperature, limits.depth_top_k, scales.depth_top_p),
             guidance=arrays.tensor(scales.guidance[: plan.num_paired]),

@@ -4,7 +4,7 @@ The module also covers embedded audio inputs and sampler selection, and defines 
 streamed-text updates before each step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -266,8 +266,7 @@ class SpeechModelState(DefaultModelState):
         own, in_torch = self.rules.family.mechanism, isinstance(options, dict) and not options.get("step_kernels", True)
         in_torch = in_torch or (own.on_arrays is not None and own.on_device is None)
         in_torch = in_torch or (own.streams_on_arrays is not None and own.streams_on_device is None)
-        has_program = own.step_program is not None and self.rules.family.layout.latents is not None
-        in_torch = in_torch or (own.row_draw is not None and not has_program)
+        in_torch = in_torch or (own.row_draw is not None and own.step_program is None)
         if self.arrays.xp is np or in_torch:
             return self._array_sampler(sampler)
         self._step_sampler = self._kernel_sampler(sampler)
@@ -314,11 +313,13 @@ class SpeechModelState(DefaultModelState):
         return Readout(heads, ParallelHeads(heads))
 
     def _step_program(self, tokens: torch.Tensor) -> StepProgram:
+        own = self.rules.family.mechanism.step_program
         if self.rules.family.layout.latents is None:
             hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
-            return StepProgram(self._readout(), self.rules, self.slots.tables, tokens, hidden)
+            kind: Callable[..., StepProgram] = StepProgram if own is None else own
+            return kind(self._readout(), self.rules, self.slots.tables, tokens, hidden)
         model: Any = self.model
-        steps, own = captured_steps(self.rules.family, self.vllm_config), self.rules.family.mechanism.step_program
+        steps = captured_steps(self.rules.family, self.vllm_config)
         given = model.latent_readout(self.rules), self.rules, self.slots.tables, tokens, self.max_num_reqs, steps
         program: StepProgram = LatentStepProgram(*given) if own is None else own(*given)
         self.memory = program.memory

@@ -3,7 +3,7 @@
 They compute logits, apply guidance, masks and repetition penalties, and sample.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ from stretto.sampling import (
     penalize,
     redraw_keys,
     stream_keys,
-    truncate,
     uniform,
 )
 
@@ -77,7 +76,7 @@ class RepetitionGuard:
 
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, family: Family, arrays: Arrays):
         self._tokens, self._codes, self._arrays = tokens, tables.codes, arrays
-        layout, self._excludes = family.layout, family.drawing.redraw_excludes
+        layout = family.layout
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
         self._groups = family.text_groups
@@ -117,7 +116,7 @@ class RepetitionGuard:
 
         Args:
             drawn: Sampled ids, [A, 1].
-            logits: Guided and masked logits with token ids and noise keys.
+            logits: Logits from which they are sampled again, with token ids and noise keys.
             recent: Previous rows.
         """
         history = self._tokens[recent.slots, recent.positions]
@@ -145,8 +144,6 @@ class RepetitionGuard:
             is_code |= drawn == self._groups.fill_id
         again = is_repeated(drawn, history, recent.rule) & is_code
         values, ids, keys = logits
-        if self._excludes:
-            values = values.masked_fill(ids == drawn[..., None], -torch.inf)
         plain = values.new_ones(len(drawn))
         params = DrawParams(plain, torch.zeros_like(recent.rule.window), plain)
         return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)
@@ -245,7 +242,7 @@ class RowDraw:
         own = hidden if step.text_rows is None else hidden[step.text_rows]
         logits = self._heads.text(own)
         if self._seen is not None:
-            logits = self._penalized(logits, rows, step.writing)
+            logits = self.penalized(logits, rows, step.writing)
         logits = self._segments.mask_text(logits, rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
         return self._segments.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
@@ -287,13 +284,7 @@ class RowDraw:
             token = self._segments.end_frame(token, spread, rows)
         return token, spread
 
-    def _penalize_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> None:
-        """For a family without text, apply the repetition penalty to stream-0 logits in audio, in place."""
-        if self._seen is not None and not self._segments.rules.num_text_ids:
-            counted = logits[:, : self._seen.shape[1] - 1]
-            counted.copy_(self._penalized(counted, rows, index))
-
-    def _penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+    def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return `logits` of the rows `index` (None for all) with the repetition penalty applied."""
         assert self._seen is not None
         slots, penalty = pick(rows.slots, index), pick(rows.scales.repetition_penalty, index)
@@ -340,23 +331,52 @@ class RowDraw:
             temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
-        follows = segments.family.drawing.penalty_follows
-        if not follows:
-            self._penalize_audio(logits, rows, index)
-        near = masked = segments.mask_audio(logits, rows, index)
-        ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
+        near = masked = segments.mask_audio(self.weigh(logits, rows, index), rows, index)
         if plan.has_min_p:
             near = keep_near(masked, self._arrays.tensor(pick(rows.scales.audio_span, index)))
-        params, draw_plan = step.audio, plan.audio
-        if follows:
-            near = truncate(near, params) if plan.audio.is_random else near.clone()
-            self._penalize_audio(near, rows, index)
-            params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
-            draw_plan = replace(draw_plan, num_candidates=0 if draw_plan.is_random else 1, has_top_p=False)
-        token = draw(near[:, None], ids, own_keys, params, draw_plan)
+        ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
+        token = self.choose(near, own_keys, plan, step, rows)
         if recent:
-            token = self._guard.first(token, (masked[:, None], ids, own_keys), recent)
+            token = self._guard.first(token, (self.redrawn_from(masked, token)[:, None], ids, own_keys), recent)
         return self._spread(token.squeeze(1), index, rows)
+
+    def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Return the logits [A, C0 + E] of stream 0 in audio from which ids are sampled, and sampled again.
+
+        For a family without text, the repetition penalty is applied in place. A subclass may have another rule.
+
+        Args:
+            logits: Logits with guidance, [A, C0 + E].
+            rows: State of the sampled rows.
+            index: Rows whose logits are passed, [A]; None for all.
+        """
+        if self._seen is not None and not self._segments.rules.num_text_ids:
+            counted = logits[:, : self._seen.shape[1] - 1]
+            counted.copy_(self.penalized(counted, rows, index))
+        return logits
+
+    def choose(
+        self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> torch.Tensor:
+        """Sample stream 0 in audio, [A, 1]; a subclass may have another rule.
+
+        Args:
+            logits: Logits that masks and min-p permit, [A, C0 + E].
+            keys: Noise keys, int32 [A, 1].
+            plan: Plan of the step.
+            step: Arrays of the plan.
+            rows: State of the sampled rows.
+        """
+        return draw(logits[:, None], self._heads.first_ids[None], keys, step.audio, plan.audio)
+
+    def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """Return the logits from which repeated ids of stream 0 in audio are sampled again; a subclass may change them.
+
+        Args:
+            logits: Logits that masks permit, [A, C0 + E].
+            drawn: Sampled ids, [A, 1].
+        """
+        return logits
 
 
 def pick(values: Array, index: Array | None) -> Array:

@@ -270,7 +270,6 @@ class SlotTables:
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
             ids that are not counted. The shape is [R, 0] for families without a penalty.
         sent_columns: Columns of `state` that are sent to the host with each row (`SegmentRules.sent_state`).
-        top_p_of_all: See `Family`.
     """
 
     def __init__(self, num_slots: int, rules: SegmentRules, device: torch.device):
@@ -286,7 +285,7 @@ class SlotTables:
         self._staged: dict[int, list[np.ndarray]] = {}
         self._tracks: dict[int, Track] = {}
         self.sent_columns = [rules.state_names.index(name) for name in rules.sent_state]
-        self._rules, self.top_p_of_all = rules, rules.family.drawing.top_p_of_all
+        self._rules = rules
 
     def stage(
         self,

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from stretto.engine.kernels.gpu.step_draw import (
     DRAWS,
     RECEIVES,
     StepRules,
+    chosen,
     draw_script_kernel,
     draw_streams_kernel,
+    penalized,
+    redrawn_from,
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import NO_ID, SegmentRules
@@ -260,9 +263,12 @@ class StepProgram:
 
     Attributes:
         memory: Memories of the requests; None if the family has none.
+        draw_rules: Triton functions by which ids of stream 0 in audio are weighed, chosen and sampled again: like
+            `penalized`, `chosen` and `redrawn_from` of `step_draw.py`.
     """
 
     memory: RequestMemory | None = None
+    draw_rules: ClassVar[tuple[Any, Any, Any]] = penalized, chosen, redrawn_from
 
     def __init__(
         self, readout: AnyReadout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
@@ -296,7 +302,7 @@ class StepProgram:
         seen = self._seen if self._seen.shape[1] else None
         self._seen_in_text, self._seen_in_audio = seen if writes else None, None if writes else seen
         start = rules.family.layout.audio[0].start
-        self._num_places, self._drawing = rules.family.rows_per_frame, rules.family.drawing
+        self._num_places = rules.family.rows_per_frame
         own = rules.family.mechanism.on_device
         self._follow = None if own is None else own(rules, tables, num_rows)
         own = rules.family.mechanism.streams_on_device
@@ -380,9 +386,8 @@ class StepProgram:
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
-            first == 0 and self._drawing.penalty_follows, self._drawing.redraw_excludes, self._drawing.top_p_of_all,
             *((NO_ID, NO_ID) if first else (constants.rules.family.fill_id, constants.rules.family.given_id)),
-            self._frames is None,
+            self._frames is None, *((penalized, chosen, redrawn_from) if first else self.draw_rules),
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

@@ -131,8 +131,8 @@ class PositionStream(Mechanism):
     stream: int
     ids: range
 
-    open_track: ClassVar = lazy(f"{__package__}.mechanism:begin_track")
-    pair: ClassVar = lazy(f"{__package__}.mechanism:PositionPair")
+    open_track: ClassVar = lazy(f"{__package__}.mechanism.positions:begin_track")
+    pair: ClassVar = lazy(f"{__package__}.mechanism.positions:PositionPair")
 
     @property
     def streams(self) -> range:
@@ -246,6 +246,15 @@ class TurboVocabulary(Vocabulary):
         )
 
 
+@dataclass(frozen=True)
+class LatePenalty(Mechanism):
+    """The repetition penalty applies to the logits that top-k and top-p have kept (`mechanism/draw.py`)."""
+
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:row_draw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:step_program")
+    reference: ClassVar = lazy(f"{__package__}.mechanism.reference:LateScores")
+
+
 # The defaults of `ChatterboxTurboTTS.generate`.
 TURBO_SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
@@ -277,9 +286,10 @@ def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        drawing=DrawRules(penalized="drawn", penalty_follows=True),
+        drawing=DrawRules(penalized="drawn"),
         audio_head="biased",
         leaves_out_extra=True,
+        mechanism=LatePenalty(),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.families.base import DrawRules, Family, Task, TextGroups, TextTrack, UnconditionalContext, Vocabulary
+from stretto.families.base import Family, Task, TextGroups, TextTrack, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -30,13 +30,19 @@ NUM_WORDS, NUM_GROUP_CODES = 5, 15  # text ids and codes in a group of streamed 
 
 
 @dataclass(frozen=True)
-class ShortPauses(Mechanism):
-    """Long pauses are generated, but neither decoded nor reported beyond `max_quiet` successive `quiet` codes."""
+class CodeRules(Mechanism):
+    """How codes are sampled (`mechanism/draw.py`), and which frames are decoded.
+
+    Long pauses are generated, but neither decoded nor reported beyond `max_quiet` successive `quiet` codes.
+    """
 
     quiet: tuple[int, ...]
     max_quiet: int
 
-    frame_filter: ClassVar = lazy(f"{__package__}.mechanism:PauseFilter")
+    frame_filter: ClassVar = lazy(f"{__package__}.mechanism.pauses:PauseFilter")
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:row_draw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:step_program")
+    reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Codes")
 
 
 @dataclass(frozen=True)
@@ -139,8 +145,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         ),
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
-        drawing=DrawRules(top_p_of_all=True, redraw_excludes=True),
-        mechanism=ShortPauses(vocabulary.quiet, MAX_QUIET),
+        mechanism=CodeRules(vocabulary.quiet, MAX_QUIET),
     )
 
 

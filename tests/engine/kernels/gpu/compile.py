@@ -23,16 +23,32 @@ from stretto.engine.kernels.gpu.cross_attention import cross_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
-from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
+from stretto.engine.kernels.gpu.step_draw import (
+    StepRules,
+    chosen,
+    draw_script_kernel,
+    draw_streams_kernel,
+    penalized,
+    redrawn_from,
+)
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.rules import ReplyConstants
+from stretto.engine.worker.step_program import StepProgram
+from stretto.families.chatterbox.mechanism.draw import LateProgram
+from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
 from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
 from stretto.families.voxcpm2.mechanism.draw import previous_latents_kernel
+
+
+def named(draw_rules: tuple[Any, ...]) -> dict[str, Any]:
+    """Return rules by which ids are sampled as arguments of `draw_streams_kernel`."""
+    return dict(zip(("weigh", "choose", "narrow"), draw_rules, strict=True))
+
 
 DRAW = {
     "drawn": "*i64",
@@ -108,9 +124,9 @@ AUDIO = {
     "num_seen_columns": 3073,
     "places": None,
     "num_places": 1,
-    "penalty_follows": False,
-    "excludes": False,
-    "top_p_of_all": False,
+    "weigh": penalized,
+    "choose": chosen,
+    "narrow": redrawn_from,
     "fill_id": -1,
     "given_id": -1,
     "is_greedy": False,
@@ -119,8 +135,8 @@ STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_str
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
 SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items() if name != "places"}
 # CosyVoice 3's 6561 codes and 200 ends.
-GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192, "excludes": True}
-GROUPS |= {"top_p_of_all": True}
+GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192}
+GROUPS |= named(CodeProgram.draw_rules)
 GROUPS |= {"fill_id": 158_500, "given_id": 158_696}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
@@ -163,7 +179,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
-    *((draw_streams_kernel, {}, PENALIZED | {"penalty_follows": follows}, 8) for follows in (False, True)),
+    *((draw_streams_kernel, {}, PENALIZED | named(each.draw_rules), 8) for each in (StepProgram, LateProgram)),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),
     (draw_streams_kernel, {}, {**GROUPS, "offset": None}, 16),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),

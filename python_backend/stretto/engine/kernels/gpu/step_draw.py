@@ -167,7 +167,7 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 
 
 @triton.jit
-def _noisiest(
+def noisiest_of(
     values: tl.tensor, token_ids: tl.tensor, key: tl.tensor, temperature: tl.tensor, floor: tl.tensor
 ) -> tl.tensor:
     """Return the column whose value plus noise is largest, among values of at least `floor`.
@@ -178,28 +178,68 @@ def _noisiest(
     if temperature > 0:
         scores = tl.div_rn(values, temperature) + gumbel_of(key, token_ids)
     scores = tl.where(values >= floor, scores, float("-inf"))
-    _, place = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
-    return place
+    _, column = tl.max(scores, 0, return_indices=True, return_indices_tie_break_left=True)
+    return column
 
 
 @triton.jit
-def _floor(
+def top_k_floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, span: tl.tensor) -> tl.tensor:
+    """Return the smallest of `values` that top-k and min-p permit."""
+    floor = tl.max(values, 0) - span
+    if (top_k > 0) & (top_k < num_columns):
+        floor = tl.maximum(floor, kth_largest_of(values, top_k))
+    return floor
+
+
+@triton.jit
+def floor_of(
     values: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor, top_k: tl.tensor, top_p: tl.tensor,
-    span: tl.tensor, top_p_of_all: tl.constexpr,
+    span: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
     """Return the smallest of `values` that top-k, top-p and min-p permit."""
     floor = tl.max(values, 0)
     if temperature > 0:
-        floor -= span
-        lowest = floor
-        if (top_k > 0) & (top_k < num_columns):
-            floor = tl.maximum(floor, kth_largest_of(values, top_k))
+        floor = top_k_floor(values, num_columns, top_k, span)
         if top_p < 1:
-            if top_p_of_all:
-                floor = tl.maximum(floor, nucleus_of(values, lowest, temperature, top_p))
-            else:
-                floor = nucleus_of(values, floor, temperature, top_p)
+            floor = nucleus_of(values, floor, temperature, top_p)
     return floor
+
+
+# Rules by which `draw_streams_kernel` chooses an id of stream 0; a mechanism's `StepProgram` may have others.
+
+
+@triton.jit
+def penalized(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
+    """Return logits with the repetition penalty applied where `is_seen`, as `penalize` in `sampling.py` does."""
+    return tl.where(is_seen, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
+
+
+@triton.jit
+def chosen(
+    values: tl.tensor, ids: tl.tensor, key: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor,
+    top_k: tl.tensor, top_p: tl.tensor, span: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor,
+) -> tl.tensor:  # fmt: skip
+    """Return the column of the sampled id.
+
+    Args:
+        values: Logits with the penalty and masks.
+        ids: Token ids.
+        key: Noise key.
+        num_columns: Number of columns.
+        temperature: Temperature; 0 is greedy.
+        top_k: Number of logits to keep; 0 is off.
+        top_p: Probability mass to keep; 1 is off.
+        span: Largest permitted distance from the largest logit (min-p).
+        is_seen: True for ids that the repetition penalty applies to.
+        penalty: Repetition penalty; 1 without one.
+    """
+    return noisiest_of(values, ids, key, temperature, floor_of(values, num_columns, temperature, top_k, top_p, span))
+
+
+@triton.jit
+def redrawn_from(values: tl.tensor, columns: tl.tensor, repeated: tl.tensor) -> tl.tensor:
+    """Return the logits from which an id is sampled again, after that of the column `repeated`."""
+    return values
 
 
 @triton.jit
@@ -287,17 +327,6 @@ def _rules(
 
 
 @triton.jit
-def _penalized(
-    values: tl.tensor, seen: tl.tensor, mine: tl.tensor, columns: tl.tensor, num_seen_columns: tl.constexpr,
-    plan_stride: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return `values` with the repetition penalty applied, as `penalize` in `sampling.py` does."""
-    is_seen = tl.load(seen + columns, mask=columns < num_seen_columns - 1, other=0) != 0
-    penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
-    return tl.where(is_seen, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
-
-
-@triton.jit
 def _place(
     mine: tl.tensor, length: tl.tensor, state: tl.tensor, plan_stride: tl.constexpr, state_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
@@ -328,11 +357,10 @@ def draw_streams_kernel(
     num_ends: tl.constexpr,  # number of end columns (the last ones), which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
-    penalty_follows: tl.constexpr,  # True if the penalty is applied after top-k and top-p
-    excludes: tl.constexpr, top_p_of_all: tl.constexpr,  # of `Family`: `redraw_excludes`, `top_p_of_all`
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
     given_id: tl.constexpr,  # id of given rows, or -1
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
+    weigh: tl.constexpr, choose: tl.constexpr, narrow: tl.constexpr,  # `penalized`, `chosen`, `redrawn_from`, or others
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -346,8 +374,12 @@ def draw_streams_kernel(
     inside = columns < num_columns
     own, is_guiding = stream * num_columns + columns, tl.load(is_guided + stream) != 0
     values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
-    if seen is not None and not penalty_follows:
-        values = _penalized(values, seen + slot * num_seen_columns, mine, columns, num_seen_columns, plan_stride)
+    is_seen, penalty = columns < 0, tl.full((), 1.0, tl.float32)
+    if seen is not None:
+        counted = seen + slot * num_seen_columns + columns
+        is_seen = tl.load(counted, mask=columns < num_seen_columns - 1, other=0) != 0
+        penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
+        values = weigh(values, is_seen, penalty)
     ids = tl.load(token_ids + own, mask=inside, other=0)
     is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
     is_hidden = (columns >= num_columns - num_ends) & is_short
@@ -360,24 +392,17 @@ def draw_streams_kernel(
         values = tl.where(tl.load(forbidden, mask=inside, other=1) != 0, float("-inf"), values)
     temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride, is_greedy)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
-    kept, floor = values, _floor(values, num_columns, temperature, top_k, top_p, span, top_p_of_all)
-    if seen is not None and penalty_follows:
-        floor = tl.where(temperature > 0, floor, float("-inf"))
-        kept = tl.where(values >= floor, values, float("-inf"))
-        kept = _penalized(kept, seen + slot * num_seen_columns, mine, columns, num_seen_columns, plan_stride)
-        floor = tl.full((), float("-inf"), tl.float32)
-    place = _noisiest(kept, ids, key, temperature, floor)
-    token = tl.load(token_ids + stream * num_columns + place)
+    column = choose(values, ids, key, num_columns, temperature, top_k, top_p, span, is_seen, penalty)
+    token = tl.load(token_ids + stream * num_columns + column)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
     if fill_id >= 0:
         is_code = is_code | (token == fill_id)
     if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & is_code:
         before = history + slot * history_slot_stride + stream
         if _is_repeated(token, before, mine, position, audio_start, history_row_stride, plan_stride, given_id):
-            if excludes:
-                values = tl.where(columns == place, float("-inf"), values)
-            place = _noisiest(values, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
-            token = tl.load(token_ids + stream * num_columns + place)
+            again = narrow(values, columns, column)
+            column = noisiest_of(again, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
+            token = tl.load(token_ids + stream * num_columns + column)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))
     if shares:
         tl.store(drawn + tl.load(mine + OTHER * plan_stride) * num_streams + stream, token.to(tl.int32))

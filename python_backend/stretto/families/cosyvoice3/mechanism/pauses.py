@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stretto.families.cosyvoice3.family import ShortPauses
+from stretto.families.cosyvoice3.family import CodeRules
 
 
 class PauseFilter:
@@ -12,7 +12,7 @@ class PauseFilter:
         pauses: Codes of silence, and the number of successive ones to keep.
     """
 
-    def __init__(self, pauses: ShortPauses):
+    def __init__(self, pauses: CodeRules):
         self._quiet, self._max_quiet = set(pauses.quiet), pauses.max_quiet
         self._num_quiet = 0  # successive quiet frames so far
 

@@ -1,0 +1,1 @@
+"""Positions of the rows, and how Turbo's codes are sampled: this family's mechanisms."""

@@ -1,0 +1,74 @@
+"""Sampling of Turbo's codes: the repetition penalty applies to the logits that top-k and top-p have kept.
+
+In other families, top-k and top-p apply to the penalized logits. At temperature 0 neither is used, and the id with the
+largest penalized logit is taken.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+import triton
+import triton.language as tl
+
+from stretto.engine.kernels.draw import draw
+from stretto.engine.kernels.gpu.step_draw import floor_of, noisiest_of, penalized, redrawn_from
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
+from stretto.engine.worker.sampler import RowDraw
+from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.slots import Array
+from stretto.engine.worker.step_program import StepProgram
+from stretto.families.mechanism import Mechanism
+from stretto.sampling import truncate
+
+
+class LateDraw(RowDraw):
+    """Sampler of rows in numpy or torch."""
+
+    def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Return the logits without the penalty; see `RowDraw.weigh`."""
+        return logits
+
+    def choose(
+        self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> torch.Tensor:
+        """Sample stream 0, [A, 1]; see `RowDraw.choose`."""
+        is_random, params = plan.audio.is_random, step.audio
+        kept = super().weigh(truncate(logits, params) if is_random else logits.clone(), rows, step.speaking)
+        params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
+        draw_plan = replace(plan.audio, num_candidates=0 if is_random else 1, has_top_p=False)
+        return draw(kept[:, None], self._heads.first_ids[None], keys, params, draw_plan)
+
+
+@triton.jit
+def _unweighed(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
+    """Return logits without the penalty; see `penalized` of `step_draw.py`."""
+    return values
+
+
+@triton.jit
+def _chosen(
+    values: tl.tensor, ids: tl.tensor, key: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor,
+    top_k: tl.tensor, top_p: tl.tensor, span: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor,
+) -> tl.tensor:  # fmt: skip
+    """Return the column of the sampled id; see `chosen` of `step_draw.py`."""
+    floor = floor_of(values, num_columns, temperature, top_k, top_p, span)
+    floor = tl.where(temperature > 0, floor, float("-inf"))
+    kept = tl.where(values >= floor, values, float("-inf"))
+    return noisiest_of(penalized(kept, is_seen, penalty), ids, key, temperature, float("-inf"))
+
+
+class LateProgram(StepProgram):
+    """Kernel launches that sample a step."""
+
+    draw_rules: ClassVar = (_unweighed, _chosen, redrawn_from)
+
+
+def row_draw(mechanism: Mechanism, *given: Any) -> LateDraw:
+    """Return the sampler of rows (`Mechanism.row_draw`)."""
+    return LateDraw(*given[:-1])
+
+
+def step_program(mechanism: Mechanism, *given: Any) -> LateProgram:
+    """Return the kernel launches (`Mechanism.step_program`)."""
+    return LateProgram(*given)
