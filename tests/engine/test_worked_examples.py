@@ -27,12 +27,13 @@ from stretto.engine.worker.slots import (
     SlotTables,
 )
 from stretto.families.base import Family, Task
+from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.text import SILENT
 from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
-from stretto.streams.layout import PADDED_TAIL, SAMPLED_TAIL, StreamLayout, Tail
+from stretto.streams.layout import SAMPLED_TAIL, StreamLayout, Tail
 from tests.small_vocabularies import BAGPIPER, DIALOGUE
 
 CODES = 4  # of each codebook

@@ -1,4 +1,4 @@
-"""Ends of a delay pattern, against the drawings in their module's docstring."""
+"""Ends of a delay pattern, against the drawings in the docstrings of their modules."""
 
 from types import SimpleNamespace
 
@@ -8,10 +8,10 @@ import torch
 
 from stretto.engine import rules
 from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays
+from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.streams.layout import (
     FORCED_TAIL,
     NO_TAIL,
-    PADDED_TAIL,
     PADDED_WARM_UP,
     SAMPLED_TAIL,
     SAMPLED_WARM_UP,
@@ -41,8 +41,8 @@ def shown(carries_drawn: bool, frame: int) -> str:
 def test_delay_pattern_warm_ups_match_the_diagrams(warm_up: WarmUp, drawing: tuple[str, ...]) -> None:
     for stream, delay in enumerate(DELAYS):
         frames = range(-delay, len(FRAMES) - delay)
-        family = SimpleNamespace(tail="sampled", warm_up_is_sampled=warm_up.is_sampled)
-        keeps = [rules.keeps_sampled(True, frame >= 0, -9, delay, family) for frame in frames]
+        family = SimpleNamespace(warm_up_is_sampled=warm_up.is_sampled)
+        keeps = [rules.keeps_sampled(True, frame >= 0, -9, SAMPLED_TAIL.last_kept(delay), family) for frame in frames]
         assert "".join(map(shown, keeps, frames)) == drawing[stream]
 
 
@@ -56,10 +56,11 @@ def test_delay_pattern_tails_match_the_diagrams(tail: Tail, drawing: tuple[str, 
     end, upload = len(FRAMES) + num_closing_rows, arrays.upload
     behind = rows - end
     is_spoken, has_begun = upload(np.full((len(rows), 1), True)), upload(rows[:, None] >= DELAYS)
-    family = SimpleNamespace(tail=tail.kind, warm_up_is_sampled=False, num_tail_rows=num_rows, end_of_reply=9, pad_id=0)
-    carries = arrays.rules.keeps_sampled(
-        is_spoken, has_begun, upload(behind[:, None]), upload(np.array([DELAYS])), family
+    family = SimpleNamespace(
+        last_kept=tail.last_kept(0), warm_up_is_sampled=False, num_tail_rows=num_rows, end_of_reply=9, pad_id=0
     )
+    kept = upload(np.array([[tail.last_kept(delay) for delay in DELAYS]]))
+    carries = arrays.rules.keeps_sampled(is_spoken, has_begun, upload(behind[:, None]), kept, family)
     for stream in range(1, len(DELAYS)):
         cells = (shown(bool(carries[index, stream]), int(row) - DELAYS[stream]) for index, row in enumerate(rows))
         assert "".join(cells) == drawing[stream]

@@ -266,7 +266,8 @@ class SegmentRules:
             end_of_reply=family.end_of_reply,
             num_tail_rows=self.num_tail_rows,
             audio_limit=self.audio_limit,
-            tail=family.tail.kind,
+            last_kept=family.tail.last_kept(0),
+            cut_rows=family.tail.cut_rows,
             warm_up_is_sampled=family.warm_up.is_sampled,
             first_start=first.start,
             first_stop=first.stop,
@@ -287,15 +288,17 @@ class SegmentRules:
 
     @cached_property
     def other_streams(self) -> np.ndarray:
-        """Constants of streams 1 to S - 1, int64 [3, S - 1].
+        """Constants of streams 1 to S - 1, int64 [4, S - 1].
 
-        They are the delay, 1 for a stream that is hidden from unconditional requests, and the initial id or a pad.
+        They are the delay, 1 for a stream that is hidden from unconditional requests, the initial id or a pad, and the
+        last row of the tail in which the stream keeps its sampled id.
         """
         layout, hidden = self.family.layout, self.family.unconditional.hidden_streams
         streams = range(1, layout.num_input_streams)
         delays = [*layout.delays[1:], *[0] * layout.num_input_only]
         initial = [*layout.initial[1:], *[layout.pad_id] * (len(streams) - len(layout.initial[1:]))]
-        return np.array([delays, [stream in hidden for stream in streams], initial], np.int64)
+        kept = [self.family.tail.last_kept(delay) for delay in delays]
+        return np.array([delays, [stream in hidden for stream in streams], initial, kept], np.int64)
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ class ReplyConstants(NamedTuple):
     """Constants of a family's replies; see `SegmentRules`, `Family`, `Script` and `TextGroups`.
 
     Attributes:
-        tail: Kind of tail (`streams/layout.py`: `Tail.kind`).
+        last_kept: Last row, from the row that ends the audio, in which stream 0 has its sampled id (`Tail.last_kept`).
+        cut_rows: Number of rows of the tail that are left out if a limit ended the audio (`Tail.cut_rows`).
         first_start, first_stop: Range of stream 0 in audio; in a family with latents, it begins with the id of a frame.
         interleaves: True if a reply may contain text and codes in one segment.
         hides_first: True if stream 0 is hidden from unconditional requests (`UnconditionalContext`).
@@ -85,7 +86,8 @@ class ReplyConstants(NamedTuple):
     end_of_reply: int
     num_tail_rows: int
     audio_limit: int
-    tail: str
+    last_kept: int
+    cut_rows: int
     warm_up_is_sampled: bool
     first_start: int
     first_stop: int
@@ -249,10 +251,11 @@ def is_after_end(in_audio, position, first_end, tail_rows):
 
 
 def rows_after_audio(position, audio_start, audio_end, audio_max, family):
-    """Return the distance of a row from the end of audio; a padded tail skips a row if a limit ended the audio."""
+    """Return the distance of a row from the end of audio, with the rows that are left out if a limit ended it."""
     distance = position - audio_end
-    if family.tail == "padded":
-        distance = distance + ((audio_end - audio_start >= audio_max) | (audio_end >= family.audio_limit))
+    if family.cut_rows > 0:
+        is_cut = (audio_end - audio_start >= audio_max) | (audio_end >= family.audio_limit)
+        distance = distance + family.cut_rows * is_cut
     return distance
 
 
@@ -264,11 +267,7 @@ def first_stream(audio, position, audio_start, audio_end, since_end, transition,
         since_end: Distance of the row from the end of audio (`rows_after_audio`).
         transition: Id of a row between the text and the audio.
     """
-    token = audio
-    if family.tail == "padded":
-        token = where(since_end <= 1, audio, family.pad_id)
-    elif family.tail != "sampled":
-        token = family.pad_id
+    token = where(since_end <= family.last_kept, audio, family.pad_id)
     num_rows = where(audio_end > audio_start, family.num_tail_rows, 1)
     token = where(position - audio_end == num_rows, family.end_of_reply, token)
     return where(position < audio_start, transition, where(audio_end < 0, audio, token))
@@ -279,21 +278,15 @@ def rows_after_last(since_end, audio_end, ends_audio):
     return where(ends_audio, 0, where(audio_end < 0, -(1 << 30), since_end))
 
 
-def keeps_sampled(is_spoken, has_begun, since_end, delay, family):
+def keeps_sampled(is_spoken, has_begun, since_end, last_kept, family):
     """Return True if a stream after stream 0 keeps its sampled id in a row, and False if it has a pad.
 
     Args:
         has_begun: True from the row of the stream's first frame on.
         since_end: Distance of the row from the end of audio (`rows_after_last`).
-        delay: Delay of the stream in rows.
+        last_kept: Last row, from the row that ends the audio, in which the stream keeps its sampled id.
     """
-    keeps = is_spoken
-    if family.tail == "forced":
-        keeps = keeps & (since_end < delay)
-    elif family.tail == "padded":
-        keeps = keeps & ((since_end <= 1) | (since_end <= delay))
-    elif family.tail == "none":
-        keeps = keeps & (since_end < 0)
+    keeps = is_spoken & (since_end <= last_kept)
     if not family.warm_up_is_sampled:
         keeps = keeps & has_begun
     return keeps

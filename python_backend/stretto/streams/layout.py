@@ -9,12 +9,10 @@ belongs to no frame of the reply.
     stream 1   . A B …           ~ A B …
     stream 2   . . A …           ~ ~ A …
 
-               FORCED_TAIL    SAMPLED_TAIL    PADDED_TAIL    NO_TAIL
-    stream 0   C e E          C e ~ E         C e ~ E        C ~ ~ e
-    stream 1   B C .          B C ~ ~         B C ~ .        B C ~ .
-    stream 2   A B C          A B C ~         A B C ~        A B C .
-
-If a length limit forces `e`, PADDED_TAIL skips the first row after `e`, so the `~` of that row becomes `.`.
+               FORCED_TAIL    SAMPLED_TAIL    NO_TAIL
+    stream 0   C e E          C e ~ E         C ~ ~ e
+    stream 1   B C .          B C ~ ~         B C ~ .
+    stream 2   A B C          A B C ~         A B C .
 
 `since_end` in `engine/rules.py` is a row's position relative to the end_of_audio row: 0 in that row, negative before
 it, positive after it.
@@ -265,16 +263,23 @@ class Tail(ABC):
     """Rows after end_of_audio, in which the delayed streams complete the last frame.
 
     Attributes:
-        kind: Name of the kind of tail, by which `engine/rules.py` computes the ids in these rows.
+        cut_rows: Number of its rows that are left out if a length limit forced end_of_audio.
     """
 
-    kind: ClassVar[str]
+    cut_rows: ClassVar[int] = 0
 
     @abstractmethod
     def num_rows(self, max_delay: int) -> int:
         """Return the number of rows from end_of_audio to end_of_reply, for a reply with at least one frame.
 
         The number is 0 if both ids are in the same row.
+        """
+
+    @abstractmethod
+    def last_kept(self, delay: int) -> int:
+        """Return the last row in which a stream of this delay has its sampled id; in later rows, it has a pad.
+
+        Rows are counted from end_of_audio, whose row is 0 and has no sampled id on stream 0.
         """
 
     def num_closing_rows(self, max_delay: int) -> int:
@@ -286,43 +291,39 @@ class Tail(ABC):
 class ForcedTail(Tail):
     """Tail in which delayed streams complete the last frame and are then padded; stream 0 is all padding."""
 
-    kind = "forced"
-
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay minus 1, but at least 1: the end_of_reply row completes the last frame."""
         return max(1, max_delay - 1)
+
+    def last_kept(self, delay: int) -> int:
+        """Return the row of the stream's last frame."""
+        return delay - 1
 
 
 @dataclass(frozen=True)
 class SampledTail(Tail):
     """Tail that has as many rows as the largest delay, and in which all streams are sampled."""
 
-    kind = "sampled"
-
     def num_rows(self, max_delay: int) -> int:
         """Return the largest delay, or 1 if it is 0. This is one row more than the last frame needs."""
         return max(1, max_delay)
 
-
-@dataclass(frozen=True)
-class PaddedTail(SampledTail):
-    """Tail as long as SampledTail, in which each stream is padded from the second row after its last frame.
-
-    All streams are sampled in the first row after end_of_audio, unless a length limit forced end_of_audio.
-    """
-
-    kind = "padded"
+    def last_kept(self, delay: int) -> int:
+        """Return a row after all others."""
+        return 1 << 30
 
 
 @dataclass(frozen=True)
 class NoTail(Tail):
     """No tail: the reply ends with end_of_audio, because the model completes the last frame in the rows before it."""
 
-    kind = "none"
-
     def num_rows(self, max_delay: int) -> int:
         """Return 0, because end_of_audio and end_of_reply are the same row."""
         return 0
+
+    def last_kept(self, delay: int) -> int:
+        """Return the row before end_of_audio."""
+        return -1
 
     def num_closing_rows(self, max_delay: int) -> int:
         """Return the largest delay: the rows that complete the last frame."""
@@ -330,4 +331,4 @@ class NoTail(Tail):
 
 
 PADDED_WARM_UP, SAMPLED_WARM_UP = WarmUp(is_sampled=False), WarmUp(is_sampled=True)
-FORCED_TAIL, SAMPLED_TAIL, PADDED_TAIL, NO_TAIL = ForcedTail(), SampledTail(), PaddedTail(), NoTail()
+FORCED_TAIL, SAMPLED_TAIL, NO_TAIL = ForcedTail(), SampledTail(), NoTail()

@@ -22,7 +22,7 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
-from stretto.streams.layout import FORCED_TAIL, NO_TAIL, PADDED_TAIL, PADDED_WARM_UP, SAMPLED_TAIL, Segment
+from stretto.streams.layout import PADDED_WARM_UP, Segment
 from stretto.testing.condition_reference import ConditionReference
 from stretto.testing.depth_reference import DepthReference, SteppedReference
 from stretto.testing.track_reference import Given, Row
@@ -266,8 +266,7 @@ class _Reply:
         self.was_cut = self.audio_met_limit = self.is_merging = False
         # Number of rows after the row that ends the audio, and number of audio rows in excess of frames.
         slowest = max(self.family.layout.delays)
-        self.tail = {FORCED_TAIL: max(1, slowest - 1), NO_TAIL: 0}.get(self.family.tail, slowest)
-        self.extra = slowest if self.family.tail is NO_TAIL else 0
+        self.tail, self.extra = self.family.tail.num_rows(slowest), self.family.tail.num_closing_rows(slowest)
         self.max_audio_rows, self.recorded = self.sampling.audio.max_rows, list[list[int]]()
         if self.family.code_track is not None:  # the reply ends one row after the recording's codes
             width = len(self.family.code_track.streams)
@@ -381,10 +380,10 @@ class _Reply:
                 row[family.script.index_stream] = family.script.index_base + self.pointer
         elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
             row[0] = family.end_of_reply
-        elif family.tail is SAMPLED_TAIL or (family.tail is PADDED_TAIL and self.distance_after_audio(position) == 1):
+        elif self.distance_after_audio(position) <= family.tail.last_kept(0):
             row[0] = self.draw(logits[0], self.first_ids(frame), 0, self.sampling.audio)
         for s in range(1, len(family.layout.audio)):
-            if self.is_read(position, frame - family.layout.delays[s]):
+            if self.is_read(position, frame, family.layout.delays[s]):
                 logits[s] = logits[s] or self.deeper(row, s)
                 row[s] = self.draw(logits[s], stream_ids(self.family, s), s, self.sampling.depth or self.sampling.audio)
             elif frame < family.layout.delays[s] and self.prompt.delayed_tail is not None:
@@ -412,20 +411,16 @@ class _Reply:
         self.audio_end = len(self.rows)
         return [family.end_of_audio] + [family.layout.pad_id] * (len(row) - 1)
 
-    def is_read(self, position: int, spoken: int) -> bool:
-        """Return True if a stream other than stream 0 is sampled at `position`, where its frame index is `spoken`."""
-        if self.family.warm_up is PADDED_WARM_UP and spoken < 0:
+    def is_read(self, position: int, frame: int, delay: int) -> bool:
+        """Return True if a stream with a delay is sampled at `position`, which is row `frame` of the audio."""
+        if self.family.warm_up is PADDED_WARM_UP and frame < delay:
             return False
-        if self.audio_end is None or self.family.tail is SAMPLED_TAIL:
-            return True
-        if self.family.tail is PADDED_TAIL:
-            last = self.audio_end - self.audio_met_limit
-            return self.distance_after_audio(position) <= 1 or self.audio_start + spoken <= last
-        return self.family.tail is FORCED_TAIL and self.audio_start + spoken < self.audio_end
+        return self.audio_end is None or self.distance_after_audio(position) <= self.family.tail.last_kept(delay)
 
     def distance_after_audio(self, position: int) -> int:
-        """Return a row's distance from the end of audio; a padded tail is one row shorter after a length limit."""
-        return position - self.audio_end + (self.audio_met_limit and position > self.audio_end)
+        """Return a row's distance from the end of audio, in which some rows may be left out after a length limit."""
+        is_shorter = self.audio_met_limit and position > self.audio_end
+        return position - self.audio_end + self.family.tail.cut_rows * is_shorter
 
     def first_ids(self, frame: int) -> list[int]:
         ends = list(self.family.drawn_ends) or [self.family.end_of_audio]

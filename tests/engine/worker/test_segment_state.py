@@ -23,9 +23,10 @@ from stretto.engine.worker.slots import (
     SlotTables,
 )
 from stretto.families.base import Family
+from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SamplingConfig
-from stretto.streams.layout import FORCED_TAIL, PADDED_TAIL, PADDED_WARM_UP
+from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import push
 from tests.small_vocabularies import BAGPIPER, DIALOGUE

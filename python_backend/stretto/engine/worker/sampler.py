@@ -421,7 +421,7 @@ class SpeechSampler:
         )
         self._table, self._sent = self._all_state[:, : len(STATE)], arrays.upload(np.array(tables.sent_columns))
         self._width = self._codes.shape[2] + len(tables.sent_columns)
-        delays, hidden, initial = segments.rules.other_streams
+        delays, hidden, initial, _ = segments.rules.other_streams
         self._hidden, self._delays, self._initial = map(arrays.upload, (hidden != 0, delays, initial))
         self._nothing = torch.zeros(slots.num_slots, 1, device=tables.state.device)
         self._none = torch.zeros(slots.num_slots, dtype=torch.int32, device=tables.state.device)

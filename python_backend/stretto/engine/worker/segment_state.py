@@ -75,7 +75,8 @@ class SegmentState:
         self._speaks = arrays.upload(np.array([Segment.AUDIO in task.segments for task in family.tasks]))
         self._transition = arrays.upload(np.array([*family.transition, family.layout.pad_id]))
         self._denied = arrays.tensor(arrays.upload(denied_text(rules)))
-        self._delays = arrays.upload(np.array(family.layout.delays[1:]))
+        num_drawn = family.layout.num_output_streams - 1
+        self._delays, self._kept = (arrays.upload(rules.other_streams[each, :num_drawn]) for each in (0, 3))
         places = family.layout.frame_codec.places
         self._out_of_place = arrays.tensor(arrays.upload(out_of_place(rules))) if places else None
         self._given_rows = GivenRows(family, family.text_groups, rules, arrays) if family.text_groups else None
@@ -240,7 +241,7 @@ class SegmentState:
         has_begun = rows.frame[:, None] >= self._delays
         ends_audio = rows.in_audio & (token == family.end_of_audio)
         since_end = self._rules.rows_after_last(self._since_end(rows), state.audio_end, ends_audio)
-        columns = rows.is_spoken[:, None], has_begun, since_end[:, None], self._delays
+        columns = rows.is_spoken[:, None], has_begun, since_end[:, None], self._kept
         keeps = self._rules.keeps_sampled(*columns, self._constants)
         laid = where(keeps, drawn, family.layout.pad_id)
         if forced is None:

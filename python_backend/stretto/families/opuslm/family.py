@@ -18,7 +18,7 @@ from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
-from stretto.streams.layout import PADDED_TAIL, SAMPLED_TAIL, Segment, StreamLayout
+from stretto.streams.layout import SAMPLED_TAIL, SampledTail, Segment, StreamLayout
 
 NUM_STREAMS = 9
 PAD, SOS_EOS = 0, 5
@@ -36,6 +36,30 @@ TASKS = {
 }
 FRAME_RATE = 50.0
 VOICE_FRAMES = 500
+
+
+@dataclass(frozen=True)
+class PaddedTail(SampledTail):
+    """Tail as long as SampledTail, in which each stream is padded from the second row after its last frame.
+
+    In the example of `streams/layout.py`:
+
+        stream 0   C e ~ E
+        stream 1   B C ~ .
+        stream 2   A B C ~
+
+    All streams are sampled in the first row after end_of_audio. If a length limit forces `e`, that row is left out, so
+    its `~` becomes `.`.
+    """
+
+    cut_rows = 1
+
+    def last_kept(self, delay: int) -> int:
+        """Return the row after the stream's last frame, at least the first row after end_of_audio."""
+        return max(1, delay)
+
+
+PADDED_TAIL = PaddedTail()
 TAILS = {"padded": PADDED_TAIL, "sampled": SAMPLED_TAIL}
 
 

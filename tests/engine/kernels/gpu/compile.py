@@ -40,9 +40,11 @@ from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
 from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
+from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
 from stretto.families.voxcpm2.mechanism.draw import previous_latents_kernel
+from stretto.streams.layout import SAMPLED_TAIL
 
 
 def named(draw_rules: tuple[Any, ...]) -> dict[str, Any]:
@@ -140,8 +142,8 @@ GROUPS |= named(CodeProgram.draw_rules)
 GROUPS |= {"fill_id": 158_500, "given_id": 158_696}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
-TAILS = "forced", "sampled", "padded", "none"
-FAMILY = ReplyConstants(**dict.fromkeys(ReplyConstants._fields, 3))._replace(tail="none")
+TAILS = SAMPLED_TAIL, PADDED_TAIL
+FAMILY = ReplyConstants(**dict.fromkeys(ReplyConstants._fields, 3))
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(family=FAMILY)
 PLAIN_RULES = RULES._replace(
     family=FAMILY._replace(max_entries=0, group_words=0, last_frame=-1), num_seen_columns=0, num_end_frame=0,
@@ -187,7 +189,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
     *(
-        (advance_kernel, {}, {"rules": RULES._replace(family=FAMILY._replace(tail=tail)), "block": 8}, 1)
+        (advance_kernel, {}, {"rules": RULES._replace(family=FAMILY._replace(cut_rows=tail.cut_rows)), "block": 8}, 1)
         for tail in TAILS
     ),
     (draw_streams_kernel, {}, GREEDY, 4),

@@ -200,7 +200,8 @@ def _other_streams(
     is_drawn = lanes < rules.num_drawn
     delays = tl.load(streams + lanes, mask=lanes < rules.num_others, other=0)
     begun = frame >= delays
-    lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, delays, family)
+    last_kept = tl.load(streams + 3 * rules.num_others + lanes, mask=is_drawn, other=0)
+    lies = RULES.keeps_sampled(is_drawn & is_spoken, begun, lag, last_kept, family)
     laid = tl.where(lies, tl.load(drawn + lanes, mask=lies != 0, other=0), family.pad_id)
     goes_on = is_drawn & (begun == 0) & is_forced
     return tl.where(goes_on, tl.load(place, mask=goes_on != 0, other=0), laid)
@@ -283,7 +284,7 @@ def advance_kernel(
     ends_of_audio: tl.tensor,  # [E] int64
     end_frame: tl.tensor,  # [F] int64, stream 0 first
     transition: tl.tensor,  # [n + 1] int64
-    streams: tl.tensor,  # [3, S - 1] int64: delay; 1 if hidden from unconditional requests; initial id
+    streams: tl.tensor,  # [4, S - 1] int64: `SegmentRules.other_streams`
     sent: tl.tensor,  # [C] int64: columns of `state` that are sent to the host
     rules: tl.constexpr,
     block: tl.constexpr,  # at least S - 1 + C
