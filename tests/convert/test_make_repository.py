@@ -142,6 +142,19 @@ def test_a_request_of_the_greatest_length_always_fits(family: Family) -> None:
     assert needed <= arguments["kv_cache_memory_bytes"] // block_bytes - 1
 
 
+LATENT = [each for each in (plugin.build(None) for plugin in plugins()) if each.layout.latents is not None]
+
+
+@pytest.mark.parametrize("family", LATENT, ids=lambda family: family.name)
+def test_latents_of_a_small_model_fit_beside_the_kv_cache(family: Family) -> None:
+    """As in `check_latent_table`; the language model of Pocket TTS 2M has 1 kB per row in each of its layers."""
+    record = {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 8, "dtype": "float32"}
+    arguments = engine_arguments(record | {"max_position_embeddings": 2048}, family, is_on_gpu=False)
+    assert family.layout.latents is not None
+    table = (arguments["max_model_len"] + 1) * arguments["max_num_seqs"] * family.layout.latents.num_words * 4
+    assert 8 * table <= arguments["kv_cache_memory_bytes"]
+
+
 def test_kv_bytes_per_row_are_computed() -> None:
     record = {"num_hidden_layers": 36, "num_attention_heads": 32, "hidden_size": 4096}
     assert bytes_per_row(record, "bfloat16") == 36 * 2 * 4096 * 2

@@ -240,10 +240,13 @@ def engine_arguments(
     if is_on_gpu:
         return chosen | places
     num_rows = cpu_cache_rows(family, chosen["max_model_len"], window(record), num_seqs)
+    needed = num_rows * bytes_per_row(record, chosen["dtype"])
+    if (latents := family.layout.latents) is not None:
+        needed = max(needed, latents.cache_bytes(num_seqs, chosen["max_model_len"]))
     return chosen | {
         **places,
         "block_size": CPU_BLOCK_SIZE,
-        "kv_cache_memory_bytes": -(-num_rows * bytes_per_row(record, chosen["dtype"]) // MIB) * MIB,
+        "kv_cache_memory_bytes": -(-needed // MIB) * MIB,
         "enforce_eager": True,
     }
 

@@ -56,7 +56,6 @@ WORKER = "stretto.engine.worker.model_state.SpeechWorker"
 ASYNC_SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechAsyncScheduler"
 CAPTURE_SIZES = "max_cudagraph_capture_size", "cudagraph_capture_sizes"
 MAX_CAPTURED_ROWS = 512  # vLLM's own limit
-LATENT_PART = 8  # the latent table may have at most 1 / LATENT_PART of the size of the KV cache
 
 
 def vllm_config(config: EngineConfig) -> "VllmConfig":
@@ -173,9 +172,8 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
     if memory is None:
         return
     num_slots, length = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
-    position_bytes = num_slots * latents.num_words * 4  # float32
-    if (length + 1) * position_bytes > memory // LATENT_PART:
-        longest = max(memory // LATENT_PART // position_bytes - 1, 0)
+    if latents.cache_bytes(num_slots, length) > memory:
+        longest = latents.max_rows(num_slots, memory)
         raise ValueError(
             f"max_model_len: expected at most {longest} with max_num_seqs {num_slots}, so that latents take at most an"
             f" eighth of kv_cache_memory_bytes ({memory}), got {length}"

@@ -118,6 +118,9 @@ class FrameCodec:
 ROWS_ARE_FRAMES = FrameCodec()
 
 
+TABLE_PART = 8  # a table of latents may have at most 1 / TABLE_PART of the size of the KV cache
+
+
 @dataclass(frozen=True)
 class LatentSpec:
     """Latent vectors in frame rows, stored as words: int32 numbers with the bits of float32 numbers.
@@ -145,6 +148,19 @@ class LatentSpec:
     steps: range = range(1, 2)
     voice_ids: range = range(0)
     has_unit_noise: bool = False
+
+    def cache_bytes(self, num_slots: int, num_rows: int) -> int:
+        """Return the smallest KV cache that is permitted beside a table of latents.
+
+        Args:
+            num_slots: Number of batch slots.
+            num_rows: Number of rows of the longest request.
+        """
+        return TABLE_PART * (num_rows + 1) * num_slots * self.num_words * 4  # float32
+
+    def max_rows(self, num_slots: int, cache_bytes: int) -> int:
+        """Return the number of rows of the longest request that is permitted beside a KV cache of this size."""
+        return max(cache_bytes // self.cache_bytes(num_slots, 0) - 1, 0)
 
 
 def words_of(latents: np.ndarray) -> np.ndarray:
