@@ -9,9 +9,16 @@ round the authors' code speaks first, one reply in a process of its own, and the
 through the server. Products of both sides use one thread (`OMP_NUM_THREADS`), as by default here. Each reply must have
 the expected number of samples.
 
+    python -m benchmarks.authors --family pocket_tts_2m --package FOLDER --quantize none int8 --ports int8
+
+`--quantize` names weight formats of Stretto's language model; each has a server of its own, and they take turns.
+`--ports` adds further contenders to each round: for Pocket TTS `int8`, the package's own quantization of its language
+model (with the package torchao if FOLDER has it).
+
 Folders, each from `pip install --target FOLDER --no-deps`:
 
-    pocket_tts   pocket-tts==4.0.1 beartype sentencepiece scipy requests
+    pocket_tts   pocket-tts==4.0.1 beartype sentencepiece scipy requests torchao==0.18.0; also for pocket_tts_2m,
+                 pocket_tts_7m and pocket_tts_18m, the small English models
     chatterbox   chatterbox-tts==0.1.7 s3tokenizer==0.3.0 conformer==0.3.2 diffusers==0.29.0 librosa==0.11.0 omegaconf
                  torchaudio (for CPUs) resemble-perth pyloudnorm scipy soxr lazy_loader pooch joblib msgpack audioread
                  future threadpoolctl decorator onnx
@@ -24,7 +31,8 @@ Folders, each from `pip install --target FOLDER --no-deps`:
 
 `frames_per_cpu_s`: frames over the processor time of all processes of the server, without this one, or of the package;
 `ratio`: median of the server's over the package's in the same round. `first_audio_s`: median time from request to first
-samples. `cpu_ms_per_frame`: of each process. One line of JSON for each number of streams.
+samples. `pss_mb`: memory of all processes, after the last reply of all streams. `cpu_ms_per_frame`: of each process.
+`ports`: the same figures of each port. One line of JSON for each weight format and number of streams.
 """
 
 import argparse
@@ -40,7 +48,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -60,13 +69,23 @@ from benchmarks.checkpoints import (
     random_orpheus,
     random_pocket,
 )
-from benchmarks.harness import ROOT, append_result, command_line, cpu_s, median_ratio, served_processes, serving
+from benchmarks.harness import (
+    ROOT,
+    append_result,
+    command_line,
+    cpu_s,
+    median_ratio,
+    memory_mb,
+    served_processes,
+    serving,
+)
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import main as make_repository
 from stretto.families.kyutai_tts.family import GUIDANCE_SCALE
 from stretto_client import SpeechClient, SpeechOptions, Timeouts
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
+STORED = "none"  # weight format: as stored
 WARM_UP = 12  # frames of the reply before the measured ones, on both sides
 Speak = Callable[[int], Iterator[int]]  # a number of frames -> number of samples of each chunk
 
@@ -87,6 +106,7 @@ class Contender:
         unsent: Frames of a reply that the authors' code does not return.
         text: Text that is spoken.
         rows_before: Rows of a reply that start no frame.
+        ports: Further contenders for the same release, as `load`, by name.
     """
 
     write: Callable[[Path], list[str]]
@@ -100,6 +120,7 @@ class Contender:
     unsent: int = 0
     text: str = TEXT
     rows_before: int = 0
+    ports: Mapping[str, Callable[[Path], Speak]] = field(default_factory=dict, hash=False)
 
 
 # ----- Pocket TTS
@@ -123,11 +144,11 @@ def pocket_tts_config(release: Path) -> Path:
     return path
 
 
-def load_pocket_tts(release: Path) -> Speak:
-    """Load the package pocket-tts."""
+def load_pocket_tts(release: Path, quantize: bool = False) -> Speak:
+    """Load the package pocket-tts, in float32 or with its own quantization."""
     from pocket_tts.models.tts_model import TTSModel
 
-    model = TTSModel.load_model(config=pocket_tts_config(release), eos_threshold=1e9)
+    model = TTSModel.load_model(config=pocket_tts_config(release), eos_threshold=1e9, quantize=quantize)
     state = model.get_state_for_audio_prompt(release / "embeddings" / f"{POCKET_VOICE}.safetensors")
 
     def speak(frames: int) -> Iterator[int]:
@@ -310,15 +331,27 @@ kyutai_tts = partial(
     Contender, load=load_kyutai_tts, samples=1920, packages=("moshi",), text=KYUTAI_TEXT, rows_before=18
 )
 
+pocket_tts = partial(
+    Contender,
+    load=load_pocket_tts,
+    samples=1920,
+    voice=POCKET_VOICE,
+    packages=("pocket-tts",),
+    ports={"int8": partial(load_pocket_tts, quantize=True)},
+)
+
 CONTENDERS = {
-    "pocket_tts": Contender(
+    "pocket_tts": pocket_tts(
         write=write_pocket_tts,
-        load=load_pocket_tts,
-        samples=1920,
-        voice=POCKET_VOICE,
-        packages=("pocket-tts",),
         sizes="as published: language model 89.4 M parameters, codec 20.1 M; float32",
     ),
+    **{
+        f"pocket_tts_{size}": pocket_tts(
+            write=partial(write_pocket_tts, kind=f"published_{size}"),
+            sizes=f"as published: language model {model} M parameters, codec {codec} M without its encoder; float32",
+        )
+        for size, model, codec in (("2m", 0.9, 1.0), ("7m", 4.3, 2.6), ("18m", 15.6, 2.6))
+    },
     "chatterbox": Contender(
         write=write_chatterbox,
         load=load_chatterbox,
@@ -371,9 +404,15 @@ def check(samples: int, expected: int) -> None:
         raise RuntimeError(f"expected {expected} samples, got {samples}")
 
 
-def speak_with_package(contender: Contender, release: Path, frames: int) -> dict[str, Any]:
-    """Return processor time and first audio, in seconds, of one reply by the authors' code, and its versions."""
-    speak, cpu, first = contender.load(release), 0.0, 0.0
+def speak_with_package(
+    contender: Contender, release: Path, frames: int, load: Callable[[Path], Speak] | None = None
+) -> dict[str, Any]:
+    """Speak one reply with the authors' code, or with the port that `load` loads.
+
+    Returns:
+        Processor time `cpu_s` and first audio `first_audio_s` in seconds, memory `pss_mb`, and versions.
+    """
+    speak, cpu, first = (load or contender.load)(release), 0.0, 0.0
     for number in (WARM_UP, frames):
         pids = {"this": os.getpid(), **served_processes()}
         sent, begun, first, samples = time.perf_counter(), cpu_s(pids), 0.0, 0
@@ -383,14 +422,14 @@ def speak_with_package(contender: Contender, release: Path, frames: int) -> dict
         cpu = sum(cpu_s(pids).values()) - sum(begun.values())
         check(samples, (number - contender.unsent) * contender.samples)
     versions = {name: version(name) for name in contender.packages}
-    return {"cpu_s": cpu, "first_audio_s": first, "versions": versions}
+    return {"cpu_s": cpu, "first_audio_s": first, "pss_mb": memory_mb(pids), "versions": versions}
 
 
-def package_figures(arguments: argparse.Namespace, release: Path) -> dict[str, Any]:
+def package_figures(arguments: argparse.Namespace, release: Path, port: str = "") -> dict[str, Any]:
     """Return the result of `speak_with_package` in a separate process."""
     path = [str(each) for each in (arguments.package, ROOT, ROOT / "python_backend", ROOT / "client") if each]
     command = [arguments.python, "-m", "benchmarks.authors", "--family", arguments.family, "--release", str(release)]
-    command += ["--frames", str(arguments.frames)]
+    command += ["--frames", str(arguments.frames), *(["--ports", port] if port else [])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1"}
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -410,59 +449,119 @@ async def speak(client: SpeechClient, contender: Contender, seed: int, frames: i
     return first
 
 
-async def measure(address: str, release: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return the figures of each number of streams."""
-    pids, frames, contender = served_processes(), arguments.frames, CONTENDERS[arguments.family]
-    theirs, ours = list[dict[str, Any]](), defaultdict[int, list[float]](list)
-    first, by_process = defaultdict[int, list[float]](list), defaultdict[int, dict[str, float]](dict)
-    async with SpeechClient(address, Timeouts(3600, 3600, 3600)) as client:
-        await speak(client, contender, 0, WARM_UP)
+@dataclass
+class Server:
+    """Server with one weight format, and its figures so far.
+
+    Attributes:
+        pids: Its processes.
+        speeds: Frames per processor second of each round, by number of streams.
+        first: First audio of each reply in seconds, by number of streams.
+        by_process: Processor seconds of each process, by number of streams.
+        pss_mb: Memory after the latest round, by number of streams.
+    """
+
+    client: SpeechClient
+    pids: Mapping[str, int]
+    speeds: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    first: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    by_process: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+    pss_mb: dict[int, float] = field(default_factory=dict)
+
+    async def turn(self, contender: Contender, number: int, streams: int, frames: int) -> None:
+        """Speak replies at the same time."""
+        before, seeds = cpu_s(self.pids), range(1000 * number, 1000 * number + streams)
+        self.first[streams] += await asyncio.gather(*(speak(self.client, contender, seed, frames) for seed in seeds))
+        used = {name: seconds - before[name] for name, seconds in cpu_s(self.pids).items()}
+        self.speeds[streams].append(streams * frames / sum(used.values()))
+        self.pss_mb[streams] = memory_mb(self.pids)
+        for name, seconds in used.items():
+            self.by_process[streams][name] = self.by_process[streams].get(name, 0.0) + seconds
+
+
+async def measure(
+    served: Mapping[str, tuple[str, Mapping[str, int]]], release: Path, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Return the figures of each weight format and number of streams.
+
+    `served` has the address and processes of each weight format's server.
+    """
+    frames, contender = arguments.frames, CONTENDERS[arguments.family]
+    theirs, servers = defaultdict[str, list[dict[str, Any]]](list), dict[str, Server]()
+    async with AsyncExitStack() as stack:
+        for name, (address, pids) in served.items():
+            client = await stack.enter_async_context(SpeechClient(address, Timeouts(3600, 3600, 3600)))
+            servers[name] = Server(client, pids)
+            await speak(client, contender, 0, WARM_UP)
         for number in range(arguments.rounds):
-            theirs.append(package_figures(arguments, release))
-            for streams in arguments.concurrency:
-                before = cpu_s(pids)
-                seeds = range(1000 * number, 1000 * number + streams)
-                first[streams] += await asyncio.gather(*(speak(client, contender, seed, frames) for seed in seeds))
-                used = {name: seconds - before[name] for name, seconds in cpu_s(pids).items()}
-                ours[streams].append(streams * frames / sum(used.values()))
-                for name, seconds in used.items():
-                    by_process[streams][name] = by_process[streams].get(name, 0.0) + seconds
-    speeds = [frames / each["cpu_s"] for each in theirs]
+            for port in ("", *arguments.ports):
+                theirs[port].append(await asyncio.to_thread(package_figures, arguments, release, port))
+            for server in servers.values():
+                for streams in arguments.concurrency:
+                    await server.turn(contender, number, streams, frames)
+    packages = {port: port_figures(found, frames) for port, found in theirs.items()}
     return [
         {
+            "quantize": None if name == STORED else name,
             "streams": streams,
             "frames": frames,
             "rounds": arguments.rounds,
-            "frames_per_cpu_s": round(statistics.median(ours[streams]), 2),
-            "package_frames_per_cpu_s": round(statistics.median(speeds), 2),
-            "ratio": round(median_ratio(ours[streams], speeds), 2),
-            "first_audio_s": round(statistics.median(first[streams]), 3),
-            "package_first_audio_s": round(statistics.median(each["first_audio_s"] for each in theirs), 3),
+            "frames_per_cpu_s": round(statistics.median(server.speeds[streams]), 2),
+            "package_frames_per_cpu_s": packages[""]["frames_per_cpu_s"],
+            "ratio": ratio(server.speeds[streams], theirs[""], frames),
+            "first_audio_s": round(statistics.median(server.first[streams]), 3),
+            "package_first_audio_s": packages[""]["first_audio_s"],
+            "pss_mb": round(server.pss_mb[streams]),
+            "package_pss_mb": packages[""]["pss_mb"],
             "cpu_ms_per_frame": {
-                name: round(1000 * seconds / (streams * frames * arguments.rounds), 2)
-                for name, seconds in by_process[streams].items()
+                process: round(1000 * seconds / (streams * frames * arguments.rounds), 2)
+                for process, seconds in server.by_process[streams].items()
+            },
+            "ports": {
+                port: packages[port] | {"ratio": ratio(server.speeds[streams], theirs[port], frames)}
+                for port in arguments.ports
             },
             "sizes": contender.sizes,
-            "package": theirs[-1]["versions"],
+            "package": theirs[""][-1]["versions"],
         }
+        for name, server in servers.items()
         for streams in arguments.concurrency
     ]
 
 
+def ratio(speeds: Sequence[float], theirs: Iterable[Mapping[str, Any]], frames: int) -> float:
+    """Return the median of the server's frames per processor second over theirs in the same round."""
+    return round(median_ratio(speeds, [frames / each["cpu_s"] for each in theirs]), 2)
+
+
+def port_figures(found: Sequence[Mapping[str, Any]], frames: int) -> dict[str, Any]:
+    """Return the medians of the rounds of the authors' code, or of a port."""
+    return {
+        "frames_per_cpu_s": round(statistics.median(frames / each["cpu_s"] for each in found), 2),
+        "first_audio_s": round(statistics.median(each["first_audio_s"] for each in found), 3),
+        "pss_mb": round(statistics.median(each["pss_mb"] for each in found)),
+    }
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Write and serve a release, measure, and append the result lines."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         contender, engine = CONTENDERS[arguments.family], folder / "engine.json"
         words = contender.write(folder / "release")
         assert convert([*words, "--out", str(folder / "checkpoint")]) == 0
         engine.write_text(json.dumps(contender.engine))
-        words = ["--checkpoint", str(folder / "checkpoint"), "--engine-args", str(engine)]
-        words += ["--quantize", arguments.quantize] if arguments.quantize else []
-        assert make_repository([*words, "--out", str(folder / "served")]) == 0
-        with serving(folder / "served") as address:
-            for figures in asyncio.run(measure(address, folder / "release", arguments)):
-                append_result(arguments.out, arguments.family, {"quantize": arguments.quantize or None} | figures)
+        served, known = dict[str, tuple[str, Mapping[str, int]]](), set[int]()
+        for quantize in arguments.quantize:
+            words = ["--checkpoint", str(folder / "checkpoint"), "--engine-args", str(engine)]
+            words += ["--quantize", quantize] if quantize != STORED else []
+            assert make_repository([*words, "--out", str(folder / f"served-{quantize}")]) == 0
+            address = stack.enter_context(serving(folder / f"served-{quantize}"))
+            pids = {name: pid for name, pid in served_processes().items() if pid not in known}
+            known |= set(pids.values())
+            served[quantize] = (address, pids)
+        for figures in asyncio.run(measure(served, folder / "release", arguments)):
+            append_result(arguments.out, arguments.family, figures)
 
 
 def parse() -> argparse.Namespace:
@@ -476,18 +575,24 @@ def parse() -> argparse.Namespace:
         concurrency=([1, 4, 16], "numbers of streams"),
         frames=(100, "frames of a reply"),
         rounds=(3, "turns of each arm"),
-        quantize=("", "weight format of Stretto's language model: int8; default: as stored"),
+        quantize=([STORED], f"weight formats of Stretto's language model: {STORED}, int8"),
+        ports=([""], "further contenders, of those that the family has; default: none"),
         release=(Path, "used by the benchmark itself: run the authors' code with this release"),
     )
     arguments = parser.parse_args()
     if arguments.family not in CONTENDERS:
         parser.error(f"--family: expected one of {', '.join(CONTENDERS)}, got {arguments.family}")
+    arguments.ports, known = [each for each in arguments.ports if each], CONTENDERS[arguments.family].ports
+    if unknown := set(arguments.ports) - known.keys():
+        parser.error(f"--ports: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     return arguments
 
 
 if __name__ == "__main__":
     given = parse()
     if given.release:
-        print(json.dumps(speak_with_package(CONTENDERS[given.family], given.release, given.frames)))
+        found = CONTENDERS[given.family]
+        port = found.ports[given.ports[0]] if given.ports else None
+        print(json.dumps(speak_with_package(found, given.release, given.frames, port)))
     else:
         main(given)

@@ -376,6 +376,11 @@ def cpu_s(pids: Mapping[str, int]) -> dict[str, float]:
     return seen
 
 
+def memory_mb(pids: Mapping[str, int]) -> float:
+    """Return the resident memory of processes in MB of 2^20 bytes; pages that they share count once."""
+    return sum(usage.pss_mb for pid in pids.values() if (usage := read_usage(pid)))
+
+
 def shared_files(pids: Iterable[int]) -> dict[str, int]:
     """Return the size in bytes of each shared-memory file that any of the processes has mapped."""
     found = {}

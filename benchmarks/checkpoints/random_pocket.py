@@ -2,7 +2,8 @@
 
     python -m benchmarks.checkpoints.random_pocket FOLDER [KIND]
 
-The kind `published` has the dimensions of Kyutai's `english` (110 M parameters); the others are small. They differ as
+The kind `published` has the dimensions of Kyutai's `english` (110 M parameters); `published_2m`, `published_7m` and
+`published_18m` those of its small English models. The others are smaller still. They differ as
 the published sizes do: `english` (LSD head), `english_2m` (pointwise head, grouped heads of another width, a low-rank
 table) and `english_18m` (drifting head). `english_2m` and `english_18m` have their own decoder and store their
 tokenizer as a SentencePiece model.
@@ -78,22 +79,63 @@ PUBLISHED_STACK = STACK | {
 }
 
 
-def published() -> dict[str, Any]:
-    """Return a release's YAML record with the dimensions of Kyutai's `english`."""
-    record = config("english")
+PUBLISHED_LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
+    "published_2m": {
+        "flow": {"depth": 4, "dim": 64, "type": "pointwise"},
+        "transformer": {"d_model": 112, "num_heads": 3, "dim_feedforward": 96, "attn_dim": 192, "num_kv_heads": 1},
+        "rank": 32,
+    },
+    "published_7m": {
+        "flow": {"depth": 4, "dim": 192, "type": "drifting"},
+        "transformer": {"d_model": 224, "num_heads": 8, "attn_dim": 512, "num_kv_heads": 2},
+        "rank": 64,
+    },
+    "published_18m": {
+        "flow": {"depth": 4, "dim": 192, "type": "drifting"},
+        "transformer": {"d_model": 512, "num_heads": 8},
+        "rank": None,
+    },
+}
+
+
+def published(kind: str = "published") -> dict[str, Any]:
+    """Return a release's YAML record with the dimensions of Kyutai's `english`, or of a small English model."""
+    record = config("english" if kind == "published" else "english_2m")
     lm, mimi = record["flow_lm"], record["mimi"]
-    lm["flow"] |= {"depth": 6, "dim": 512}
-    lm["transformer"] = SMALL | {"d_model": 1024, "num_heads": 16, "num_layers": 6}
-    lm["lookup_table"] |= {"dim": 1024, "n_bins": 4000}
-    mimi |= {"inner_dim": 32, "outer_dim": 512, "seanet": PUBLISHED_SEANET, "transformer": PUBLISHED_STACK}
-    mimi["quantizer"] = {"dimension": 32, "output_dimension": 512}
+    mimi |= {"inner_dim": 32, "seanet": PUBLISHED_SEANET, "transformer": PUBLISHED_STACK}
+    if kind == "published":
+        lm["flow"] |= {"depth": 6, "dim": 512}
+        lm["transformer"] = SMALL | {"d_model": 1024, "num_heads": 16, "num_layers": 6}
+        lm["lookup_table"] |= {"dim": 1024, "n_bins": 4000}
+        mimi |= {"outer_dim": 512, "quantizer": {"dimension": 32, "output_dimension": 512}}
+        return record
+    sizes = PUBLISHED_LANGUAGE_MODELS[kind]
+    width = sizes["transformer"]["d_model"]
+    lm |= {"flow": sizes["flow"], "z_dim": 64}
+    lm["transformer"] = {"hidden_scale": 1, "max_period": 10000, "num_layers": 8} | sizes["transformer"]
+    lm["lookup_table"] |= {"dim": width, "n_bins": 4000, "rank": sizes["rank"]}
+    mimi |= {"outer_dim": 128, "quantizer": {"dimension": 32, "output_dimension": 128}}
+    mimi["decoder_seanet"] = SEANET | {
+        "dimension": 128,
+        "n_filters": 24 if kind == "published_2m" else 32,
+        "kernel_size": 3,
+    }
+    mimi["decoder_transformer"] = PUBLISHED_STACK | {
+        "d_model": 128,
+        "num_heads": 4,
+        "num_layers": 4 if kind == "published_2m" else 12,
+        "context": 50,
+        "dim_feedforward": 384,
+        "input_dimension": 128,
+        "output_dimensions": [128],
+    }
     return record
 
 
 def config(kind: str) -> dict[str, Any]:
     """Return the release's YAML record."""
-    if kind == "published":
-        return published()
+    if kind.startswith("published"):
+        return published(kind)
     flow = {"english": "lsd", "english_2m": "pointwise", "english_18m": "drifting"}[kind]
     stack = GROUPED if kind == "english_2m" else SMALL
     table = {"dim": stack["d_model"], "n_bins": NUM_TOKENS, **TOKENIZERS[kind == "english"]}
