@@ -4,12 +4,13 @@ from dataclasses import replace
 
 from benchmarks.layouts import by_step
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
-from stretto.families.base import ConditionSpec, DepthSpec, TextTrack
+from stretto.families.base import DepthSpec, TextTrack
 from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
@@ -86,7 +87,12 @@ KYUTAI_TTS_AHEAD = replace(
 # Also with conditions: 21 speaker vectors of three numbers.
 CONDITIONED = FamilyPlugin(
     "conditioned",
-    lambda _: replace(KYUTAI_TTS_AHEAD, name="conditioned", conditions=ConditionSpec(4, 21, 3), max_model_len=512),
+    lambda _: replace(
+        KYUTAI_TTS_AHEAD,
+        name="conditioned",
+        mechanism=replace(KYUTAI_TTS_AHEAD.mechanism, speakers=SpeakerConditions(4, 21, 3)),
+        max_model_len=512,
+    ),
 )
 CSM, QWEN3_TTS = csm(SMALL_CSM), qwen3_tts(SMALL_QWEN3_TTS)
 # The same frames with a text beside them.

@@ -25,7 +25,9 @@ from stretto.convert.make_repository import (
 )
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
-from stretto.families.base import CodeTrack, ConditionSpec, Family
+from stretto.families.base import CodeTrack, Family
+from stretto.families.kyutai_tts.mechanism.script import WordScript
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.plugin import family_at, plugins
 from stretto.families.tiny.family import TINY
@@ -175,7 +177,7 @@ def test_tables_of_speaker_vectors_limit_the_batch_slots(
     dtype: str, vector_rows: int, is_on_gpu: bool, num_slots: int
 ) -> None:
     record = {"num_hidden_layers": 16, "num_attention_heads": 16, "hidden_size": 2048, "max_position_embeddings": 512}
-    family = replace(TINY, conditions=ConditionSpec(8, vector_rows, 512))
+    family = replace(TINY, mechanism=WordScript(speakers=SpeakerConditions(8, vector_rows, 512)))
     arguments = engine_arguments(record | {"dtype": dtype}, family, is_on_gpu)
     assert (arguments["max_num_seqs"], arguments["max_waiting"]) == (num_slots, num_slots // 4)
     assert engine_arguments(record | {"dtype": dtype}, TINY, is_on_gpu)["max_num_seqs"] == (256 if is_on_gpu else 32)

@@ -151,7 +151,7 @@ OWNERS = {"depth_attention_kernel": products, "words_kernel": word_states, "stai
 
 def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
     """Write a one-layer checkpoint of the family's model class."""
-    write_checkpoint(folder, family, name, layers=1, backbone="llama" if family.conditions else "qwen3")
+    write_checkpoint(folder, family, name, layers=1, backbone="llama" if family.mechanism.conditions else "qwen3")
     if family.audio_head:
         path = folder / "config.json"
         record = json.loads(path.read_text())

@@ -12,10 +12,10 @@ from stretto.engine.host import StartedEngines
 from stretto.engine.prompt_checks import Capacity, check_prompt, known_ids, max_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
-from stretto.families.base import ConditionSpec
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.higgs_audio.prompt import audio_rows
-from stretto.families.kyutai_tts.mechanism.script import pack_word
+from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Condition, Prompt
 from stretto.testing.checkpoints import make_prompt
@@ -86,7 +86,7 @@ def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
     ],
 )
 def test_condition_must_fit_the_family(ids: tuple[int, ...], vectors: np.ndarray, message: str) -> None:
-    family = replace(TINY, conditions=ConditionSpec(4, 3, 2))
+    family = replace(TINY, mechanism=WordScript(speakers=SpeakerConditions(4, 3, 2)))
     prompt = replace(make_prompt(TINY, 0), condition=Condition(ids, vectors))
     assert re.match(message, str(refusal(prompt, SegmentRules(family, 512))))
     assert str(refusal(prompt)) == "condition: expected no value (tiny has no conditions), got a value"

@@ -20,7 +20,7 @@ from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, lat
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
-from stretto.families.base import ConditionSpec, Family, Task
+from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin
 from stretto.families.pronunciations import alphabets
@@ -230,8 +230,7 @@ def engine_arguments(
         "dtype": precision(record, is_on_gpu),
         "max_model_len": min(family.max_model_len, count(record, "max_position_embeddings")),
     }
-    table_bytes = 0 if family.conditions is None else condition_bytes(record, family.conditions, chosen["dtype"])
-    num_seqs = serving.num_slots(num_slots(table_bytes, is_on_gpu))
+    num_seqs = serving.num_slots(num_slots(condition_bytes(record, family, chosen["dtype"]), is_on_gpu))
     places = {
         "max_num_seqs": num_seqs,
         "max_waiting": serving.num_waiting(num_seqs),
@@ -274,8 +273,7 @@ def gpu_needs(
     record, dtype = config_at(checkpoint), arguments["dtype"]
     num_seqs, num_rows = arguments["max_num_seqs"], arguments["max_model_len"]
     tables = latent_bytes(family, num_seqs, num_rows)
-    if family.conditions is not None:
-        tables += num_seqs * condition_bytes(record, family.conditions, dtype)
+    tables += num_seqs * condition_bytes(record, family, dtype)
     weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
     decoder = measure(codec, decoder_config(family, arguments, placement.convolutions))
     refined = file_bytes((checkpoint / refinement.FOLDER).glob("*.safetensors"))
@@ -368,10 +366,13 @@ def bytes_per_row(record: dict[str, Any], dtype: str) -> int:
     return kv_numbers(count(record, "num_hidden_layers"), held * head_dim) * NUM_BYTES[dtype]
 
 
-def condition_bytes(record: dict[str, Any], spec: ConditionSpec, dtype: str) -> int:
-    """Return the size of a batch slot's table of speaker vectors: keys and values of every layer."""
+def condition_bytes(record: dict[str, Any], family: Family, dtype: str) -> int:
+    """Return the size of a batch slot's table of conditions: keys and values of every layer; 0 without conditions."""
+    conditions = family.mechanism.conditions
+    if conditions is None:
+        return 0
     numbers = kv_numbers(count(record, "num_hidden_layers"), count(record, "hidden_size"))
-    return spec.vector_rows * numbers * NUM_BYTES[dtype]
+    return conditions.vector_rows * numbers * NUM_BYTES[dtype]
 
 
 def count(record: dict[str, Any], name: str) -> int:

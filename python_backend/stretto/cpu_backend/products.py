@@ -309,9 +309,10 @@ class _Layer:
 class HostLayer(_Layer):
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    It also replaces the method of `ConditionedLayer` (`models/conditions.py`). The replacement calls the same operators
-    in the same order, so the results are bit-identical. vLLM calls several Python functions per operator, which takes
-    longer than the operators themselves for small batches.
+    It also replaces the method of a Llama layer with cross-attention between self-attention and MLP: `cross_norm` and
+    `cross_attn`, as in `RequestConditions.layer`. The replacement calls the same operators in the same order, so the
+    results are bit-identical. vLLM calls several Python functions per operator, which takes longer than the operators
+    themselves for small batches.
     """
 
     def __init__(self, layer: Any):

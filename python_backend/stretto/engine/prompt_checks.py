@@ -10,7 +10,6 @@ from stretto.engine.protocol import SessionBlocks, blocks_in_window
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.tracks import num_leading
 from stretto.errors import InvalidRequest, shown
-from stretto.families.audio_format import check_condition
 from stretto.families.base import Task
 from stretto.families.option_checks import check_sampling
 from stretto.records.prompt import Prompt
@@ -94,7 +93,10 @@ def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Pro
     _check_length(prompt, task, rules)
     _check_track(prompt, rules)
     if prompt.condition is not None:
-        check_condition(prompt.condition, rules.family)
+        conditions = rules.family.mechanism.conditions
+        if conditions is None:
+            raise InvalidRequest("condition", f"no value ({rules.family.name} has no conditions)", "a value")
+        conditions.check(prompt.condition)
     if prompt.num_reference_rows:
         _check_reference(prompt, task, rules)
     if rules.family.mechanism.ends_streams:

@@ -28,9 +28,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family
 from stretto.families.plugin import UNNAMED, AudioEncoder, plugins
-from stretto.records.prompt import MAX_MAGNITUDE, Condition, Prompt
+from stretto.records.prompt import Prompt
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -289,19 +288,3 @@ def check_audios(prompt: Prompt, audio_format: AudioFormat | None) -> None:
         if not end <= audio.first_row <= len(prompt.rows) - audio.num_rows:
             raise InvalidRequest(field, f"a first row in [{end}, {len(prompt.rows) - audio.num_rows}]", audio.first_row)
         end = audio.first_row + audio.num_rows
-
-
-def check_condition(condition: Condition, family: Family) -> None:
-    """Raise InvalidRequest if a request's condition does not fit `Family.conditions`, or has too large numbers."""
-    spec, ids, vectors = family.conditions, condition.ids, condition.vectors
-    if spec is None:
-        raise InvalidRequest("condition", f"no value ({family.name} has no conditions)", "a value")
-    if len(ids) > spec.num_ids or not all(0 <= each < spec.num_ids for each in ids):
-        raise InvalidRequest("condition.ids", f"at most {spec.num_ids} ids in [0, {spec.num_ids})", shown(list(ids)))
-    expected = f"float32 [n <= {spec.vector_rows}, {spec.vector_width}]"
-    if vectors.ndim != 2 or vectors.shape[1] != spec.vector_width or len(vectors) > spec.vector_rows:
-        raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} {list(vectors.shape)}")
-    largest = np.abs(vectors).max(initial=0.0)
-    if vectors.dtype != np.float32 or not largest <= MAX_MAGNITUDE:  # also true of NaN
-        expected += f" of magnitude at most {MAX_MAGNITUDE:g}"
-        raise InvalidRequest("condition.vectors", expected, f"{vectors.dtype} of magnitude {largest:g}")

@@ -169,27 +169,6 @@ class TextGroups:
 
 
 @dataclass(frozen=True)
-class ConditionSpec:
-    """Conditions of a request: vectors added to all its rows, and speaker vectors that its rows attend to.
-
-    The backbone is a Llama (`StrettoLlamaForCausalLM`).
-
-    Attributes:
-        num_ids: Number of vectors in the table from which those that are added are chosen.
-        vector_rows: Number of rows that cross-attention reads. Rows without a speaker vector have a learnt vector.
-        vector_width: Width of a speaker vector.
-        guidance_scales: Guidance scales that the model accepts as an input, instead of CFG pairs.
-        max_voices: Maximum number of named voices of a reply.
-    """
-
-    num_ids: int
-    vector_rows: int
-    vector_width: int
-    guidance_scales: tuple[float, ...] = ()
-    max_voices: int = 1
-
-
-@dataclass(frozen=True)
 class TextTrack:
     """Input-only stream for streamed text: row i of the reply carries frame i and the i-th text id.
 
@@ -356,7 +335,6 @@ class Family:
         text_track: Stream for streamed text, if the family has one.
         code_track: Streams of a recording's codes that are read during the reply, if the family has them; never
             together with a text track.
-        conditions: Conditions of a request, if the family has them.
         has_text_beside_codes: True if stream 0 of audio rows carries the reply's text, one token per frame.
         audio_head: Head of the checkpoint in place of one over the vocabulary: `audio_head.weight` [n, H], alone
             (`plain`) or with `audio_head.bias` [n] (`biased`). It contains the heads of all output streams in audio
@@ -400,7 +378,6 @@ class Family:
     end_frame: tuple[int, ...] = ()
     text_track: TextTrack | None = None
     code_track: CodeTrack | None = None
-    conditions: ConditionSpec | None = None
     has_text_beside_codes: bool = False
     audio_head: Literal["plain", "biased"] | None = None
     leaves_out_extra: bool = False
@@ -416,12 +393,14 @@ class Family:
     @property
     def guidance_scales(self) -> tuple[float, ...]:
         """Guidance scales that the model accepts as an input, instead of CFG pairs; empty for most families."""
-        return () if self.conditions is None else self.conditions.guidance_scales
+        conditions = self.mechanism.conditions
+        return () if conditions is None else conditions.guidance_scales
 
     @property
     def max_voices(self) -> int:
         """Maximum number of named voices of a reply."""
-        return 1 if self.conditions is None else self.conditions.max_voices
+        conditions = self.mechanism.conditions
+        return 1 if conditions is None else conditions.max_voices
 
     @property
     def latent_size(self) -> int:

@@ -4,6 +4,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from stretto.records.prompt import Condition
+
+
+class RequestConditions:
+    """Network of a family with a Llama backbone, which conditions all rows of a request (`Prompt.condition`).
+
+    A family's conditions are a frozen dataclass with these attributes and its constants. The functions are references
+    (`plugin.lazy`) whose first argument is the conditions.
+
+    Attributes:
+        vector_rows: Number of keys and values of the backbone's width that each layer keeps for each batch slot.
+        guidance_scales: Guidance scales that the model accepts as an input, instead of CFG pairs; empty for none.
+        max_voices: Maximum number of named voices of a reply.
+        network: Function of (conditions, width of the backbone) that returns a
+            `engine.worker.predictors.ConditionNetwork`, whose weights are the tensors `conditions.…` of the checkpoint.
+        layer: Function of (conditions) that returns the class of the backbone's layers, derived from vLLM's
+            `LlamaDecoderLayer`.
+        reference: Function of (conditions) that returns an object for `stretto.testing` with
+            `random_weights(config, generator)`, `random_condition(index)`, `attach(weights, model)`, which removes its
+            tensors from the weights and adds hooks to a transformers model, `place(condition)`, and `added`, the
+            vector [H] that is added to the embeddings.
+    """
+
+    vector_rows: int
+    guidance_scales: tuple[float, ...]
+    max_voices: int
+    network: ClassVar[Callable[..., Any]]
+    layer: ClassVar[Callable[..., Any]]
+    reference: ClassVar[Callable[..., Any]]
+
+    def check(self, condition: Condition) -> None:
+        """Raise InvalidRequest if a request's condition does not fit."""
+
 
 @dataclass(frozen=True)
 class Mechanism:
@@ -84,6 +117,11 @@ class Mechanism:
     def streams(self) -> range:
         """Input-only streams of the track in a family without streamed text and given codes; empty without a track."""
         return range(0)
+
+    @property
+    def conditions(self) -> RequestConditions | None:
+        """Network that conditions all rows of a request; None without one."""
+        return None
 
     @property
     def heads(self) -> Mapping[str, int]:

@@ -37,7 +37,7 @@ class InputAudio:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
-    """Vectors that condition all rows of a request (`ConditionSpec`).
+    """Vectors that condition all rows of a request (`families.mechanism.RequestConditions`).
 
     Speaker vectors may be personal data, so the `repr` omits them, because it may be logged.
 

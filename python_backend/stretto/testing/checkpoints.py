@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.base import ConditionSpec, DepthSpec, Family
+from stretto.families.base import DepthSpec, Family
 from stretto.records.prompt import Condition, Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import LatentSpec, Segment, StreamLayout, words_of
@@ -74,8 +74,8 @@ def write_checkpoint(
     if family.depth is not None:
         del weights["lm_head.weight"]
         weights |= _depth_weights(family.depth, family.layout, hidden, 1 - _ends_itself(family), generator)
-    if family.conditions is not None:
-        weights |= _condition_weights(family.conditions, config, generator)
+    if family.mechanism.conditions is not None:
+        weights |= family.mechanism.conditions.reference().random_weights(config, generator)
     if vocabulary is not None:
         config["speech_vocabulary"] = dict(vocabulary)
     if audio_config is not None:
@@ -128,24 +128,6 @@ def _depth_weights(
             weights[f"depth.layers.{layer}.{name}.weight"] = torch.ones(spec.hidden)
         for name in ("q_norm", "k_norm") if spec.has_head_norms else ():
             weights[f"depth.layers.{layer}.{name}.weight"] = torch.linspace(0.8, 1.2, spec.head_dim)
-    return weights
-
-
-def _condition_weights(spec: ConditionSpec, config: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Return the tensors of conditions and cross-attention, named as `stretto convert` writes them."""
-    hidden = config["hidden_size"]
-    weights = {
-        "conditions.sum.weight": torch.randn(spec.num_ids, hidden, generator=generator) * 0.7,
-        "conditions.project.weight": torch.randn(hidden, spec.vector_width, generator=generator),
-        "conditions.absent": torch.randn(hidden, generator=generator),
-    }
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}.cross_"
-        for name, rows in (("query_proj", hidden), ("kv_proj", 2 * hidden), ("o_proj", hidden)):
-            weight = torch.randn(rows, hidden, generator=generator) * (1.5 * hidden**-0.5)
-            weights[f"{prefix}attn.{name}.weight"] = weight
-        weights[f"{prefix}norm.weight"] = torch.linspace(0.8, 1.2, hidden)
-        weights[f"{prefix}norm.bias"] = torch.linspace(-0.2, 0.2, hidden)
     return weights
 
 
@@ -296,14 +278,10 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
 
 
 def make_condition(family: Family, index: int) -> Condition | None:
-    """Return the condition of test prompt `index`, with all, some or no speaker vectors; None for every fifth one."""
-    spec = family.conditions
-    if spec is None or index % 5 == 4:
-        return None
-    random, num_vectors = np.random.default_rng(index), (spec.vector_rows, spec.vector_rows // 3, 0)[index % 3]
-    ids = random.integers(0, spec.num_ids, index % 4)
-    vectors = random.standard_normal((num_vectors, spec.vector_width)).astype(np.float32)
-    return Condition(tuple(ids.tolist()), vectors)
+    """Return the condition of test prompt `index`; None in families without conditions."""
+    conditions = family.mechanism.conditions
+    condition: Condition | None = None if conditions is None else conditions.reference().random_condition(index)
+    return condition
 
 
 def make_track(family: Family, index: int) -> tuple[int, ...]:

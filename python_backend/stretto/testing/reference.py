@@ -23,7 +23,6 @@ from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import PADDED_WARM_UP, Segment
-from stretto.testing.condition_reference import ConditionReference
 from stretto.testing.depth_reference import DepthReference, SteppedReference
 from stretto.testing.track_reference import Given, Row
 
@@ -78,7 +77,7 @@ class Context:
         model: PreTrainedModel,
         family: Family,
         heard: dict[int, torch.Tensor] | None = None,
-        conditions: ConditionReference | None = None,
+        conditions: Any = None,
     ):
         self.model, self.family, self.heard, self.conditions = model, family, heard or {}, conditions
         self.cache, self.num_read = DynamicCache(), 0
@@ -141,7 +140,7 @@ class Reference:
 
     was_cut = False
     depth: Any = None  # DepthReference or SteppedReference, for a family with a depth transformer
-    conditions: Any = None  # ConditionReference, for a family with conditions
+    conditions: Any = None  # `RequestConditions.reference`, for a family with conditions
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
@@ -153,8 +152,9 @@ class Reference:
         self.audio_config = config.get("audio_config")
         if family.depth:
             self.depth = (SteppedReference if family.depth.schedule else DepthReference)(family, weights)
-        if family.conditions:
-            self.conditions = ConditionReference(family, weights, self.model)
+        if family.mechanism.conditions is not None:
+            self.conditions = family.mechanism.conditions.reference()
+            self.conditions.attach(weights, self.model)
         if config["tie_word_embeddings"]:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-from stretto.engine.models.conditions import Conditions, CrossAttention, stacked_weights
-from stretto.families.base import ConditionSpec
+from stretto.families.kyutai_tts.mechanism.model import Conditions, CrossAttention, stacked_weights
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from tests.engine.kernels.gpu.operators import Count
 
 WIDTH, HEADS, ROWS, SLOTS = 8, 2, 5, 3
-SPEC = ConditionSpec(num_ids=4, vector_width=3, vector_rows=ROWS)
+SPEC = SpeakerConditions(num_ids=4, vector_width=3, vector_rows=ROWS)
 
 
 class Projection(nn.Linear):
@@ -52,12 +52,12 @@ def test_one_product_for_all_layers_equals_one_for_each() -> None:
     conditions.prepare(layers, SLOTS, 4, torch.float32)
     conditions._positions.zero_()
     ids, vectors = torch.tensor([0, 2]), torch.randint(-4, 5, (ROWS - 2, 3)).float()
-    conditions.place(0, ids, vectors)
+    conditions.store(0, ids, vectors)
     expected = [(each.cross_attn.keys[0].clone(), each.cross_attn.values[0].clone()) for each in layers]
     weights = [each.cross_attn.kv_proj.weight.clone() for each in layers]
     conditions._weights = stacked_weights([each.cross_attn for each in layers])
     assert conditions._weights is not None
-    conditions.place(1, ids, vectors)
+    conditions.store(1, ids, vectors)
     for layer, (keys, values), weight in zip(layers, expected, weights, strict=True):
         attention = layer.cross_attn
         assert torch.equal(attention.keys[1], keys)
@@ -67,7 +67,7 @@ def test_one_product_for_all_layers_equals_one_for_each() -> None:
         present = attention.kv_proj(vectors @ conditions.project.weight.T).unflatten(1, (2, HEADS, -1))
         assert torch.equal(values[:, :-2], present[:, 1].transpose(0, 1))
         assert torch.equal(values[:, -2:], attention.values[-1, :, -2:])
-    conditions.place(1, ids, vectors[:0])
+    conditions.store(1, ids, vectors[:0])
     assert torch.equal(layers[0].cross_attn.keys[1], layers[0].cross_attn.keys[-1])
 
 
@@ -79,7 +79,7 @@ def test_new_request_has_few_launches_for_any_number_of_layers(num_vectors: int)
         with torch.device("meta"):
             conditions, vectors = prepared(layers_of(number)), torch.empty(num_vectors, 3)
             with Count() as counted:
-                conditions.place(1, torch.zeros(2, dtype=torch.int64), vectors)
+                conditions.store(1, torch.zeros(2, dtype=torch.int64), vectors)
         assert counted.operators["mm"] == 1 + (num_vectors > 0)  # the vectors' projection, and all layers
         found.append(counted.operators.total())
     assert found[0] == found[1] <= 12, counted.operators

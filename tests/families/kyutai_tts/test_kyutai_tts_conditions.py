@@ -19,12 +19,12 @@ from stretto.convert.command import main
 from stretto.convert.make_repository import profile
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import ConditionSpec
 from stretto.families.conversion import Converted
 from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, with_conditions
 from stretto.families.kyutai_tts.convert import vocabulary as vocabulary_of
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
 from stretto.families.kyutai_tts.mechanism.script import WordScript, unpack_words
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.kyutai_tts.mechanism.track import WordTrack
 from stretto.families.kyutai_tts.prompt import vectors_at
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
@@ -109,7 +109,7 @@ def test_published_numbers_give_the_sizes_of_a_checkpoint() -> None:
     shapes = lm_shapes(PUBLISHED)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     known = replace(vocabulary_of(PUBLISHED), guidance_scales=guidance_scales(PUBLISHED), voice_shape=(125, 512))
-    assert known.conditions == ConditionSpec(8, 625, 512, (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0), 5)
+    assert known.conditions == SpeakerConditions(8, 625, 512, (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0), 5)
     made = Converted({}, moshi.plan(PUBLISHED, known, tensors, repeated=(3,)), ())
     plan = with_conditions(made, PUBLISHED, known, tensors).plan
     written = {each.name: each.written for part in plan.values() for each in (part, *part.also)}
@@ -123,7 +123,7 @@ def test_checkpoint_has_conditions_and_voices(checkpoint: Path) -> None:
     known, family = vocabulary(checkpoint), family_at(checkpoint)
     assert (known.ahead, known.voice_shape, known.delay_rows) == (2, (NUM_VECTORS, 16), 16)
     assert known.guidance_scales == (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
-    assert family.conditions == ConditionSpec(8, 5 * NUM_VECTORS, 16, known.guidance_scales, max_voices=5)
+    assert family.mechanism.conditions == SpeakerConditions(8, 5 * NUM_VECTORS, 16, known.guidance_scales, max_voices=5)
     assert family.voices == tuple(name.lower() for name in VOICES)
     assert family.second_ids == range(known.codes_end, known.vocab_size)
     assert len(family.second_ids) == 96

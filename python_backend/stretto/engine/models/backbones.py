@@ -30,7 +30,6 @@ from vllm.platforms import current_platform
 from vllm.transformers_utils.config import set_default_rope_theta
 
 from stretto.engine.kernels.gpu.products import rms_norm, use_fused_operators
-from stretto.engine.models.conditions import ConditionedLayer, Conditions
 from stretto.engine.models.multi_stream import MultiStreamMixin, load_strictly
 from stretto.engine.protocol import family_of
 from stretto.engine.worker.module_rows import ModuleRows
@@ -38,7 +37,7 @@ from stretto.engine.worker.predictors import GeneratedRows
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
-    """Llama with several streams per row, and cross-attention if the family has conditions.
+    """Llama with several streams per row, and a network of conditions if the family's mechanism has one.
 
     It is selected by `architectures` in config.json.
     """
@@ -47,14 +46,17 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if self.family.conditions is not None:
-            self.conditions = Conditions(self.family.conditions, vllm_config.model_config.get_hidden_size())
+        conditions = self.family.mechanism.conditions
+        self.conditions = None
+        if conditions is not None:
+            self.conditions = conditions.network(vllm_config.model_config.get_hidden_size())
 
     def _init_model(
         self, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = LlamaDecoderLayer
     ) -> LlamaModel:
-        if family_of(vllm_config.model_config.hf_config).conditions is not None:
-            layer_type = ConditionedLayer
+        conditions = family_of(vllm_config.model_config.hf_config).mechanism.conditions
+        if conditions is not None:
+            layer_type = conditions.layer()
         model: LlamaModel = super()._init_model(vllm_config, prefix, layer_type)
         return model
 
@@ -63,7 +65,7 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
     ) -> torch.Tensor:
         """Do the same as `MultiStreamMixin.embed_rows`, and add the vectors of the rows' conditions, if any."""
         embeds = super().embed_rows(rows, out, latent_rows)
-        return embeds if self.family.conditions is None else self.conditions.add_to(embeds)
+        return embeds if self.conditions is None else self.conditions.add_to(embeds)
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):

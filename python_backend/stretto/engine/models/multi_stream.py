@@ -179,7 +179,7 @@ class MultiStreamMixin(Decoder):
     The heads are applied by the sampler, which knows whether a row is text or audio.
 
     Attributes:
-        has_conditions: True if the class has `conditions` for families that need them (`Family.conditions`).
+        has_conditions: True if the class has `conditions` for families that need them (`Mechanism.conditions`).
     """
 
     has_conditions = False
@@ -190,7 +190,7 @@ class MultiStreamMixin(Decoder):
         self.family = family_of(config)
         options = vllm_config.additional_config
         self.is_int8 = isinstance(options, dict) and options.get("int8", False)
-        if self.family.conditions is not None and not self.has_conditions:
+        if self.family.mechanism.conditions is not None and not self.has_conditions:
             expected = f"a Llama backbone, because {self.family.name} has conditions"
             raise CheckpointError(f"config.json: architectures: expected {expected}, got {type(self).__name__}")
         layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()

@@ -36,6 +36,7 @@ from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.latent_rows import LatentRows
 from stretto.engine.worker.predictors import (
     AudioHeads,
+    ConditionNetwork,
     DepthFrames,
     FirstHead,
     GeneratedRows,
@@ -52,12 +53,12 @@ from stretto.engine.worker.sampler import (
     SpeechSampler,
 )
 from stretto.engine.worker.segment_state import SegmentState
-from stretto.engine.worker.slots import Array, Arrays, SlotTables, arrays_on
+from stretto.engine.worker.slots import Arrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.engine.worker.window_blocks import clear_freed_blocks
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
-from stretto.records.prompt import Condition, InputAudio
+from stretto.records.prompt import InputAudio
 
 
 class AudioEmbeddings:
@@ -120,33 +121,6 @@ class AudioEmbeddings:
         return embeds.to(self._embeds.dtype)
 
 
-class ConditionSlots:
-    """Conditions of the requests in all slots, and the slots of each step's rows, in the model's tables.
-
-    Args:
-        model: Model with `conditions`.
-        arrays: Array factory.
-        num_slots: Number of run slots.
-        embeds: Embedding buffer of the largest batch, [N, H]; only its shape and dtype are used.
-    """
-
-    def __init__(self, model: Any, arrays: Arrays, num_slots: int, embeds: torch.Tensor):
-        self._conditions, self._arrays = model.conditions, arrays
-        self._none = Condition((), np.zeros((0, model.family.conditions.vector_width), np.float32))
-        self._conditions.prepare(model.model.layers, num_slots, len(embeds), embeds.dtype)
-
-    def place(self, slot: int, condition: Condition | None) -> None:
-        """Store the condition of the request in `slot`."""
-        given, arrays = condition or self._none, self._arrays
-        ids = arrays.upload(np.array(given.ids, np.int64))
-        vectors = arrays.upload(given.vectors.copy())  # torch warns about the received buffer, which is read-only
-        self._conditions.place(slot, arrays.tensor(ids), arrays.tensor(vectors))
-
-    def fill(self, slots: Array) -> None:
-        """Record the slot of each row of a step, int [N]."""
-        self._conditions.slots[: len(slots)].copy_(self._arrays.tensor(slots))
-
-
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:
     """Return the solver step counts for which to capture graphs.
 
@@ -187,9 +161,11 @@ class SpeechModelState(DefaultModelState):
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
         latents = self.rules.family.layout.latents
         self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
-        self._conditions = None
-        if self.rules.family.conditions is not None:
-            self._conditions = ConditionSlots(model, self.arrays, self.max_num_reqs, self._batch_embeds)
+        self._conditions: ConditionNetwork | None = None
+        if self.rules.family.mechanism.conditions is not None:
+            conditioned: Any = model
+            self._conditions = network = conditioned.conditions
+            network.prepare(conditioned.model.layers, self.max_num_reqs, len(self._batch_embeds), self.dtype)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """Assign a new request, or a preempted one that resumes, to the slot `req_index`."""
@@ -208,7 +184,7 @@ class SpeechModelState(DefaultModelState):
             self.audio_embeddings.place(req_index, new_req_data.prompt.audios)
         if self._conditions is not None:
             assert new_req_data.prompt is not None
-            self._conditions.place(req_index, new_req_data.prompt.condition)
+            self._conditions.place(req_index, new_req_data.prompt.condition, self.arrays)
 
     def remove_request(self, req_id: str) -> None:
         """Clear the slot of a request that has ended or was preempted."""
@@ -242,7 +218,7 @@ class SpeechModelState(DefaultModelState):
         given = tables.texts if self.rules.given_ids else None
         gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, given)
         if self._conditions is not None:
-            self._conditions.fill(slots)
+            self._conditions.fill(self.arrays.tensor(slots))
         audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
         inputs = {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
         if self._latent_rows is not None and num_rows != input_batch.num_reqs:

@@ -1,6 +1,6 @@
 """Output heads, and predictors of the other streams of a row, of latents, and of a step's additional rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +21,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.batch_plan import SolverPlan
 from stretto.engine.worker.slots import Array, Arrays
+from stretto.records.prompt import Condition
 from stretto.streams.layout import StreamLayout
 
 EVERY = slice(None)  # all of streams 1 to S - 1
@@ -380,6 +381,32 @@ class RequestMemory(Protocol):
 
     def put_aside(self, request_id: str, slot: int) -> None:
         """Save the memory of a request that leaves its slot, in case the request was preempted."""
+
+
+class ConditionNetwork(Protocol):
+    """Network that turns a request's condition into vectors, and keeps these by slot (`RequestConditions`).
+
+    All tables have fixed addresses, as CUDA graphs require.
+    """
+
+    def prepare(self, layers: Sequence[nn.Module], num_slots: int, max_rows: int, dtype: torch.dtype) -> None:
+        """Allocate the tables.
+
+        Args:
+            layers: The backbone's layers.
+            num_slots: Number of run slots.
+            max_rows: Maximum number of rows in a step.
+            dtype: Data type of the backbone.
+        """
+
+    def place(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
+        """Store the condition of the request in `slot`."""
+
+    def fill(self, slots: torch.Tensor) -> None:
+        """Record the slot of each row of a step, int [N]."""
+
+    def add_to(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Add a vector of each row's request to the embeddings [N, H], in place, and return them."""
 
 
 # (hidden states [B, H], index of the row in the step) -> None; samples and records the row.

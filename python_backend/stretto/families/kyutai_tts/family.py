@@ -22,7 +22,6 @@ from math import prod
 from typing import Any
 
 from stretto.families.base import (
-    ConditionSpec,
     DepthSpec,
     Family,
     Task,
@@ -31,6 +30,7 @@ from stretto.families.base import (
 )
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
 from stretto.families.kyutai_tts.mechanism.script import WordScript
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.moshi.family import FrameVocabulary
 from stretto.records.prompt import MAX_CONDITION_BYTES
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
@@ -138,15 +138,16 @@ class TtsVocabulary(FrameVocabulary):
             initial_padding=INITIAL_PADDING,
             tail_rows=FINAL_PADDING + max(self.row_delays),
             num_sampled=self.num_sampled,
+            speakers=self.conditions,
         )
 
     @property
-    def conditions(self) -> ConditionSpec | None:
+    def conditions(self) -> SpeakerConditions | None:
         """Sizes of the conditions: guidance scale, `control_id` and voices; None if voices are recordings."""
         if self.voice_shape is None:
             return None
         num_vectors, width = self.voice_shape
-        return ConditionSpec(self.control_id + 1, MAX_VOICES * num_vectors, width, self.guidance_scales, MAX_VOICES)
+        return SpeakerConditions(self.control_id + 1, MAX_VOICES * num_vectors, width, self.guidance_scales, MAX_VOICES)
 
     @property
     def has_turns(self) -> bool:
@@ -188,7 +189,6 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         unconditional=UnconditionalContext(vocabulary.nothing, keep_first=1, keep_last=0, hidden_streams=(0, second)),
         tags=("<break>",),
         voices=vocabulary.voices,
-        conditions=vocabulary.conditions,
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_VOICE_S,
         max_model_len=vocabulary.max_model_len,

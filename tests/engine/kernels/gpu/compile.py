@@ -19,7 +19,6 @@ from triton.compiler import ASTSource
 
 from stretto.decoder.tf32_kernel import split_kernel
 from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
-from stretto.engine.kernels.gpu.cross_attention import cross_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
@@ -38,6 +37,7 @@ from stretto.engine.worker.step_program import StepProgram
 from stretto.families.chatterbox.mechanism.draw import LateProgram
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
 from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
+from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attention_kernel
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.opuslm.family import PADDED_TAIL

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.cross_attention import attend_on_device, attend_on_host, cross_attend
+from stretto.families.kyutai_tts.mechanism.cross_attention import attend_on_device, attend_on_host, cross_attend
 
 Attend = Callable[..., torch.Tensor]
 NUM_SLOTS, NUM_HEADS = 3, 2

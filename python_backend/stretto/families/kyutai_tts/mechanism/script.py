@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto.errors import InvalidRequest, shown
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 
@@ -64,6 +65,7 @@ class WordScript(Mechanism):
         initial_padding: Number of rows before the first word.
         tail_rows: Number of rows from the row that ends the speech to the end of the reply.
         num_sampled: Number of ids of stream 0, from the first on, that the model samples; 0 if it samples all of them.
+        speakers: Conditions of a request; None if voices are recordings.
     """
 
     new_id: int = 0
@@ -75,6 +77,7 @@ class WordScript(Mechanism):
     initial_padding: int = 2
     tail_rows: int = 4
     num_sampled: int = 0
+    speakers: SpeakerConditions | None = None
 
     columns: ClassVar[tuple[str, ...]] = (
         "remaining",
@@ -93,6 +96,11 @@ class WordScript(Mechanism):
     on_device: ClassVar = lazy(f"{HERE}.arrays:WordLaunch")
     reference: ClassVar = lazy(f"{HERE}.reference:Words")
     random_text: ClassVar = lazy(f"{HERE}.reference:random_words")
+
+    @property
+    def conditions(self) -> SpeakerConditions | None:
+        """Network that conditions all rows of a request; None without one."""
+        return self.speakers
 
     def initial_state(self) -> Sequence[int]:
         """Return the state before a reply: the model waits for `initial_padding` rows."""

@@ -1,34 +1,64 @@
 """Slow reference of a request's conditions: added vectors, and cross-attention within a transformers model."""
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 
-from stretto.families.base import ConditionSpec, Family
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.records.prompt import Condition
 
 
 class ConditionReference:
     """Conditions of the reply that a model generates.
 
-    Their weights are the `conditions.…` and `cross_…` tensors, which are removed from `weights`. Hooks add
-    cross-attention to the layers of `model`.
-
     Attributes:
         added: Vector that is added to every row, [H].
     """
 
-    def __init__(self, family: Family, weights: dict[str, torch.Tensor], model: Any):
-        self.spec, self.num_heads = cast(ConditionSpec, family.conditions), model.config.num_attention_heads
+    added: torch.Tensor
+
+    def __init__(self, spec: SpeakerConditions):
+        self.spec = spec
+
+    def random_weights(self, config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Return the tensors of conditions and cross-attention, named as `stretto convert` writes them."""
+        hidden = config["hidden_size"]
+        weights = {
+            "conditions.sum.weight": torch.randn(self.spec.num_ids, hidden, generator=generator) * 0.7,
+            "conditions.project.weight": torch.randn(hidden, self.spec.vector_width, generator=generator),
+            "conditions.absent": torch.randn(hidden, generator=generator),
+        }
+        for layer in range(config["num_hidden_layers"]):
+            prefix = f"model.layers.{layer}.cross_"
+            for name, rows in (("query_proj", hidden), ("kv_proj", 2 * hidden), ("o_proj", hidden)):
+                weight = torch.randn(rows, hidden, generator=generator) * (1.5 * hidden**-0.5)
+                weights[f"{prefix}attn.{name}.weight"] = weight
+            weights[f"{prefix}norm.weight"] = torch.linspace(0.8, 1.2, hidden)
+            weights[f"{prefix}norm.bias"] = torch.linspace(-0.2, 0.2, hidden)
+        return weights
+
+    def random_condition(self, index: int) -> Condition | None:
+        """Return the condition of test prompt `index`, with all, some or no vectors; None for every fifth one."""
+        spec = self.spec
+        if index % 5 == 4:
+            return None
+        random, num_vectors = np.random.default_rng(index), (spec.vector_rows, spec.vector_rows // 3, 0)[index % 3]
+        ids = random.integers(0, spec.num_ids, index % 4)
+        vectors = random.standard_normal((num_vectors, spec.vector_width)).astype(np.float32)
+        return Condition(tuple(ids.tolist()), vectors)
+
+    def attach(self, weights: dict[str, torch.Tensor], model: Any) -> None:
+        """Remove `conditions.…` and `cross_…` from the weights, and add cross-attention to the layers of `model`."""
+        self.num_heads = model.config.num_attention_heads
         mine = [name for name in weights if name.startswith("conditions.") or ".cross_" in name]
         self.mine = {name.removeprefix("model.layers."): weights.pop(name) for name in mine}
         self.place(None)
         for number, layer in enumerate(model.model.layers):
-            self.attach(layer, number)
+            self.attach_to(layer, number)
 
-    def attach(self, layer: Any, number: int) -> None:
+    def attach_to(self, layer: Any, number: int) -> None:
         """Add cross-attention to the output of a layer's self-attention."""
         entered = list[torch.Tensor]()
 

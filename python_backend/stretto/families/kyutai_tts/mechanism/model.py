@@ -7,6 +7,7 @@ addresses, as CUDA graphs require. On several tensor-parallel ranks, all of this
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,8 +17,10 @@ from vllm.model_executor.determinism.batch_invariant import linear_batch_invaria
 from vllm.model_executor.layers.linear import ReplicatedLinear, UnquantizedLinearMethod
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-from stretto.engine.kernels.gpu.cross_attention import cross_attend
-from stretto.families.base import ConditionSpec
+from stretto.engine.worker.slots import Arrays
+from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attend
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
+from stretto.records.prompt import Condition
 
 NORM_EPS = 1e-5  # of the norm before cross-attention, in the authors' code
 MAX_PERIOD = 10_000.0  # of the positions of speaker vectors
@@ -50,9 +53,10 @@ class Conditions(nn.Module):
         num_present: Number of speaker vectors by slot, int32 [R + 1].
     """
 
-    def __init__(self, spec: ConditionSpec, width: int):
+    def __init__(self, spec: SpeakerConditions, width: int):
         super().__init__()
         self._spec = spec
+        self._none = Condition((), np.zeros((0, spec.vector_width), np.float32))
         self.sum, self.project = _Table(spec.num_ids, width), _Table(width, spec.vector_width)
         self.absent = nn.Parameter(torch.empty(width, dtype=torch.float32), requires_grad=False)
 
@@ -82,9 +86,20 @@ class Conditions(nn.Module):
         for attention, keys, values in zip(self._attentions, *tables, strict=True):
             attention.prepare(keys, values, self.slots, self.num_present)
 
+    def place(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
+        """Store the condition of the request in `slot`."""
+        given = condition or self._none
+        ids = arrays.upload(np.array(given.ids, np.int64))
+        vectors = arrays.upload(given.vectors.copy())  # torch warns about the received buffer, which is read-only
+        self.store(slot, arrays.tensor(ids), arrays.tensor(vectors))
+
+    def fill(self, slots: torch.Tensor) -> None:
+        """Record the slot of each row of a step, int [N]."""
+        self.slots[: len(slots)].copy_(slots)
+
     @torch.no_grad()
-    def place(self, slot: int, ids: torch.Tensor, vectors: torch.Tensor) -> None:
-        """Store the condition of the request in `slot`.
+    def store(self, slot: int, ids: torch.Tensor, vectors: torch.Tensor) -> None:
+        """Store the vectors of the request in `slot`.
 
         Args:
             slot: Run slot.
@@ -192,3 +207,8 @@ class ConditionedLayer(LlamaDecoderLayer):
         hidden_states = self.cross_attn(self.cross_norm(residual))
         hidden_states, residual = self.post_attention_layernorm(hidden_states, residual)
         return self.mlp(hidden_states), residual
+
+
+def layer(spec: SpeakerConditions) -> type[ConditionedLayer]:
+    """Return the class of the backbone's layers (`RequestConditions.layer`)."""
+    return ConditionedLayer
