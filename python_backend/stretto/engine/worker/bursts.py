@@ -44,10 +44,10 @@ class Bursts:
         codes = arrays.int32(arrays.zeros(num_rows, self._width, num_words))
         cuts = arrays.int32(arrays.zeros(num_rows))
 
-        def sample_row(states: torch.Tensor, place: int) -> None:
-            next_rows = slots.rows_after(rows, step.num_extra >= place) if place else rows
-            tokens[:, place], codes[:, place], cut = draw_row(states, next_rows, place)
-            cuts[:] |= cut << place  # one bit per row
+        def sample_row(states: torch.Tensor, row_index: int) -> None:
+            next_rows = slots.rows_after(rows, step.num_extra >= row_index) if row_index else rows
+            tokens[:, row_index], codes[:, row_index], cut = draw_row(states, next_rows, row_index)
+            cuts[:] |= cut << row_index  # one bit per row
 
         sample_row(hidden, 0)
         self._predictor(hidden, step, sample_row)

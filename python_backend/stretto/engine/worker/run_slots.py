@@ -187,14 +187,14 @@ class RunSlots:
                 self.partner[partner] = self.partner[slot] = NO_SLOT
         return slot
 
-    def plan(self, rows: StepRows, place: int = 0) -> tuple[BatchPlan, PlanArrays]:
+    def plan(self, rows: StepRows, row_index: int = 0) -> tuple[BatchPlan, PlanArrays]:
         """Return the plan and its arrays for the rows of a step.
 
         Args:
             rows: Rows to sample.
-            place: Index of these rows among the rows that the step generates.
+            row_index: Index of these rows among the rows that the step generates.
         """
-        return self._planners[place].plan(rows, self.partner, self.is_unconditional)
+        return self._planners[row_index].plan(rows, self.partner, self.is_unconditional)
 
     def num_extra(self, rows: StepRows, num_read: np.ndarray) -> np.ndarray:
         """Return the number of rows that modules generate in this step, int64 [B].

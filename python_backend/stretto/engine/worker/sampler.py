@@ -436,7 +436,7 @@ class SpeechSampler:
         """Sample the rows of each request of `batch` from its last hidden state in `hidden` [B, H]."""
         if self._bursts is not None:
             return self._bursts.sample(
-                hidden, batch, lambda states, next_rows, place: self._row(states, batch, next_rows, place)[:3]
+                hidden, batch, lambda states, next_rows, row_index: self._row(states, batch, next_rows, row_index)[:3]
             )
         tokens, codes, cuts, step = self._row(hidden, batch, self._slots.rows(batch))
         nothing = self._nothing[: batch.num_reqs]
@@ -450,7 +450,7 @@ class SpeechSampler:
         )
 
     def _row(
-        self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, place: int = 0
+        self, hidden: torch.Tensor, batch: InputBatch, rows: StepRows, row_index: int = 0
     ) -> tuple[Array, Array, Array, PlanArrays]:
         """Sample a row for each request.
 
@@ -460,19 +460,19 @@ class SpeechSampler:
             hidden: Hidden states, [B, H].
             batch: vLLM's batch.
             rows: Rows to sample.
-            place: Index of these rows among the rows that the step generates.
+            row_index: Index of these rows among the rows that the step generates.
         """
-        plan, step = self._slots.plan(rows, place)
+        plan, step = self._slots.plan(rows, row_index)
         if not len(plan.drawing):
             return *self._blank(batch.num_reqs), step
-        return *self._sample(hidden, batch, plan, step, place), step
+        return *self._sample(hidden, batch, plan, step, row_index), step
 
     def _blank(self, num_rows: int) -> tuple[Array, Array, Array]:
         codes, cuts = self._arrays.zeros(num_rows, self._width), self._arrays.zeros(num_rows)
         return self._arrays.zeros(num_rows), self._arrays.int32(codes), self._arrays.int32(cuts)
 
     def _sample(
-        self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays, place: int
+        self, hidden: torch.Tensor, batch: InputBatch, plan: BatchPlan, step: PlanArrays, row_index: int
     ) -> tuple[Array, Array, Array]:
         """Sample the rows of a plan; return stream 0 [B], other streams and state [B, S - 1 + C], and cut flags [B].
 
@@ -482,12 +482,12 @@ class SpeechSampler:
         # The sampled row follows the request's last token.
         lengths = self._arrays.wrap(batch.seq_lens)
         position = lengths[: batch.num_reqs] if step.sampling is None else lengths[step.sampling]
-        position = position + place if place else position
+        position = position + row_index if row_index else position
         num_drawing = len(plan.drawing)
         slots = step.slots[:num_drawing]
         state = SlotState(*self._table[slots].T)
         rows = Rows(state, step.limits, step.scales, slots, position[:num_drawing])
-        token, codes = self._draw(hidden, self._keys(batch, plan, place), plan, step, rows)
+        token, codes = self._draw(hidden, self._keys(batch, plan, row_index), plan, step, rows)
         self._write_state(token, slots, rows, plan)
         tokens, all_codes = self._share(token, self._arrays.int32(codes), rows.frame[: plan.num_paired])
         self._keep(step.slots, position, tokens, all_codes)
@@ -511,10 +511,10 @@ class SpeechSampler:
         if self._tokens is not None:
             self._tokens[slots, position] = self._arrays.int32(tokens)
 
-    def _keys(self, batch: InputBatch, plan: BatchPlan, place: int) -> np.ndarray:
+    def _keys(self, batch: InputBatch, plan: BatchPlan, row_index: int) -> np.ndarray:
         """Return the noise keys of the sampled rows, int32 [M, S], computed on the host."""
         seeds = self._slots.tables.limits[batch.idx_mapping_np[plan.drawing], LIMITS["seed_key"]]
-        positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + place
+        positions = (batch.num_computed_tokens_np + batch.num_scheduled_tokens)[plan.drawing] + row_index
         return self._noise.keys(plan, seeds.astype(np.int32), positions.astype(np.int32))
 
     def _share(self, token: Array, codes: Array, frames: Array) -> tuple[Array, Array]:

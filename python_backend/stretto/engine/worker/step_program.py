@@ -551,8 +551,8 @@ class StepSampler:
             self._run(hidden, lengths, self._slots.rows(batch))
             return self._output(num_rows)
 
-        def draw_row(states: torch.Tensor, next_rows: StepRows, place: int) -> tuple[torch.Tensor, ...]:
-            self._run(states, lengths + place if place else lengths, next_rows)
+        def draw_row(states: torch.Tensor, next_rows: StepRows, row_index: int) -> tuple[torch.Tensor, ...]:
+            self._run(states, lengths + row_index if row_index else lengths, next_rows)
             return self._results(self._program.results, num_rows)[:3]
 
         return self._bursts.sample(hidden, batch, draw_row)
