@@ -1,7 +1,8 @@
 """The interpreted GPU sampler gives the same rows as the CPU sampler throughout replies."""
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,11 +11,16 @@ import torch
 from stretto.engine.kernels.gpu.step_draw import COLUMNS
 from stretto.engine.kernels.gpu.step_draw import STATE as KERNEL_STATE
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, DeviceArrays, SlotTables
+from stretto.engine.worker.step_program import StepProgram
 from stretto.families.base import Family
+from stretto.families.cosyvoice3.family import CodeRules
+from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
+from stretto.families.mechanism import Mechanism
 from stretto.families.tiny.family import TINY
-from tests.engine.worker.walks import CPU, LENGTH, Walk, captured, reference
+from tests.engine.worker.walks import CPU, LENGTH, WIDTH, Walk, captured, make_readout, reference
 from tests.small_vocabularies import (
     BAGPIPER,
     CHATTERBOX,
@@ -92,3 +98,28 @@ def test_kernel_columns_match_the_slot_tables() -> None:
     assert COLUMNS[5 : 5 + len(LIMITS)] == tuple(LIMITS)
     assert COLUMNS[5 + len(LIMITS) :] == tuple(SCALES)
     assert tuple(STATE) == KERNEL_STATE
+
+
+class WithoutKernels(Mechanism):
+    """Mechanism that samples rows in torch only."""
+
+    row_draw: ClassVar = CodeRules.row_draw
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "expected"), [(Mechanism(), StepProgram), (CodeRules((), 0), CodeProgram), (WithoutKernels(), None)]
+)
+def test_worker_samples_codes_by_the_rules_of_a_mechanism(mechanism: Mechanism, expected: type | None) -> None:
+    rules = SegmentRules(replace(GROUPED, mechanism=mechanism), LENGTH)
+    side = captured(rules, NUM_SLOTS)
+    sampled: dict[str, Any] = {"_array_sampler": lambda sampler: None, "_kernel_sampler": lambda sampler: side.sampler}
+    state: Any = SimpleNamespace(
+        rules=rules, slots=side.slots, arrays=DeviceArrays(side.tokens.device), max_num_reqs=NUM_SLOTS,
+        vllm_config=SimpleNamespace(additional_config={}), model_config=SimpleNamespace(get_hidden_size=lambda: WIDTH),
+        _batch_embeds=torch.zeros(1, WIDTH), _readout=lambda: make_readout(rules, NUM_SLOTS), **sampled,
+    )  # fmt: skip
+    if expected is None:
+        assert SpeechModelState._row_sampler(state, side.sampler) is None
+    else:
+        assert SpeechModelState._row_sampler(state, side.sampler) is side.sampler
+        assert type(SpeechModelState._step_program(state, side.tokens)) is expected
