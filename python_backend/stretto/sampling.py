@@ -142,6 +142,10 @@ def candidates(logits: np.ndarray, bound: np.ndarray) -> tuple[np.ndarray, np.nd
     If more than a quarter of all logits qualify, `logits` itself is returned, with None for the columns.
     """
     num_rows, num_columns = logits.shape
+    if num_rows == 1:  # the same in fewer calls, which take a fifth of the time of one stream's draw
+        found = (logits[0] >= np.maximum(bound[0], LOWEST)).nonzero()[0]
+        if len(found) and 4 * len(found) <= num_columns:
+            return logits[:, found], found[None]
     found = (logits >= np.maximum(bound, LOWEST)).reshape(-1).nonzero()[0]
     if 4 * len(found) > logits.size:
         return logits, None
