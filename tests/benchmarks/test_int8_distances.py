@@ -1,0 +1,26 @@
+"""The benchmark of int8's distances: figures of known outputs, and runs that read the ids and latents of another."""
+
+import torch
+
+from benchmarks.int8_distances import Outputs, distances
+
+
+def test_distances_of_known_outputs() -> None:
+    exact, other = Outputs(), Outputs()
+    exact.logits = [("first", torch.tensor([[-1.0, 1.0, -torch.inf], [4.0, 6.0, -torch.inf]]))]
+    other.logits = [("first", torch.tensor([[-1.0, 1.0, -torch.inf], [6.0, 4.0, -torch.inf]]))]
+    exact.latents, other.latents = [torch.tensor([[3.0, 4.0]])], [torch.tensor([[3.0, 3.0]])]
+    found = distances(exact, other)
+    assert found["first"] == {"rows": 2, "distance_p50": 1.0, "distance_p95": 1.9, "other": 0.5}
+    assert found["latents"] == {"rows": 1, "distance_p50": 0.2, "distance_p95": 0.2}
+
+
+def test_a_run_reads_the_ids_and_latents_of_another() -> None:
+    first = Outputs()
+    assert first.draw(lambda logits: torch.tensor([3]))(torch.zeros(1, 1, 4)).tolist() == [3]
+    assert first.predict(lambda hidden: hidden)(torch.ones(1, 2)).tolist() == [[1.0, 1.0]]
+    second = Outputs(first)
+    assert second.draw(lambda logits: torch.tensor([2]))(torch.ones(1, 1, 4)).tolist() == [3]
+    assert second.predict(lambda hidden: hidden)(2 * torch.ones(1, 2)).tolist() == [[1.0, 1.0]]
+    assert second.latents[0].tolist() == [[2.0, 2.0]]
+    assert second.logits[0][1].tolist() == [[1.0] * 4]
