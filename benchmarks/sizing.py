@@ -45,6 +45,7 @@ BACKBONES = (
     Backbone(2048, 28, 8, 128, 16, 6_144, "Qwen3-TTS 1.7B", 185_728, 2_049, 12.5, False, 1, QWEN3_TTS_DEPTH),
     Backbone(896, 24, 2, 64, 14, 4_864, "CosyVoice 3 (Qwen2 0.5B)", 158_697, 6_761, 25.0, False, 1),
     Backbone(3072, 28, 8, 128, 24, 2 * 8_192, "Higgs Audio v2 (Llama 3.2 3B)", 136_464, 8_208, 25.0, False, 1),
+    Backbone(2560, 36, 8, 128, 32, 9_728, "Higgs TTS 3 (Qwen3 4B)", 160_144, 8_208, 25.0, False, 1),
     Backbone(
         4096, 32, 32, 128, 32, 11_264, "Moshi 7B, live sessions", 64_787, 32_000, 12.5, False, 1, MOSHI_DEPTH, 3_000
     ),

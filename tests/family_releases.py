@@ -15,6 +15,7 @@ from benchmarks.checkpoints import (
     random_espnet,
     random_glm4_voice,
     random_higgs_audio,
+    random_higgs_audio_v3,
     random_kyutai_stt,
     random_kyutai_tts,
     random_moshi,
@@ -367,6 +368,12 @@ LAYOUTS = {
             "release": ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER),
             "tokenizer": ("config.json", "model.safetensors"),
         },
+    ),
+    "bosonai/higgs-tts-3-4b": Layout(
+        "higgs-audio-v3",
+        lambda folder: _hugging_face(random_higgs_audio_v3.write_release(folder / "release")),
+        {"release": ("config.json", "model.safetensors", INDEX, "tokenizer.json", "tokenizer_config.json")},
+        ("release/vocab.json", "release/merges.txt"),
     ),
     "vibevoice/VibeVoice-1.5B-hf": Layout(
         "vibevoice",

@@ -20,6 +20,7 @@ import pytest
 
 from stretto.entry_points import FAMILIES, installed
 from stretto.families.plugin import FamilyPlugin
+from stretto.streams import layout
 from tests.sources import parsed, statements
 
 pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
@@ -360,11 +361,14 @@ def fields_of_family_data() -> dict[str, list[str]]:
 
 
 def users_of_family_data() -> dict[str, set[str]]:
-    """Return the folders of the families that set each class or field: in a call, or by default."""
+    """Return the folders of the families that set each class or field: in a call, by default, or by an instance."""
     fields, users = fields_of_family_data(), defaultdict[str, set[str]](set)
     for path in (path for path in OURS if line_of(own_package(path)) == PLUGIN):
         folder = own_package(path).removeprefix("families/")
         for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.module == layout.__name__:  # of instances, such as a tail
+                for alias in node.names:
+                    users[type(getattr(layout, alias.name)).__name__].add(folder)
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
             name, given = node.func.id, {each.arg for each in node.keywords}

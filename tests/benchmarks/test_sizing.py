@@ -30,6 +30,7 @@ from stretto.errors import CheckpointError
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary
+from stretto.families.higgs_audio_v3.family import HiggsAudioV3Vocabulary
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_tts.family import DEPTH as KYUTAI_TTS_DEPTH
 from stretto.families.kyutai_tts.family import TtsVocabulary
@@ -61,6 +62,7 @@ PUBLISHED = {
     "Qwen3-TTS 1.7B": (Qwen3TtsVocabulary(), 28),
     "CosyVoice 3 (Qwen2 0.5B)": (CosyVoice3Vocabulary(), 24),
     "Higgs Audio v2 (Llama 3.2 3B)": (HiggsAudioVocabulary(), 28),
+    "Higgs TTS 3 (Qwen3 4B)": (HiggsAudioV3Vocabulary(), 36),
     "Moshi 7B, live sessions": (MoshiVocabulary(), 32),
     "Kyutai STT 1B, live sessions": (SttVocabulary(), 16),
     "Kyutai TTS 1.6B": (LARGE_TTS, 16),

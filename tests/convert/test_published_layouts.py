@@ -30,6 +30,7 @@ UNUSED = {
     "Moshi saved by transformers": ("release/generation_config.json",),
     "sesame/csm-1b": ("release/model.safetensors", "release/ckpt.pt"),
     "espnet/bagpiper-tts-sft": ("inference.yaml",),
+    "bosonai/higgs-tts-3-4b": ("release/model.safetensors.index.json",),
     "vibevoice/VibeVoice-1.5B-hf": ("release/generation_config.json",),
 }
 Written = tuple[str, Path, list[str]]

@@ -14,6 +14,7 @@ from benchmarks.checkpoints import (
     random_cosyvoice3,
     random_espnet,
     random_higgs_audio,
+    random_higgs_audio_v3,
     random_kyutai_stt,
     random_kyutai_tts,
     random_moshi,
@@ -58,6 +59,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("csm", lambda folder: published_csm.write_release(folder, published_csm.make_model())),
     ("csm", lambda folder: published_csm.write_saved(folder, published_csm.make_model())),
     ("higgs_audio_v2", lambda folder: random_higgs_audio.write_release(folder, random_higgs_audio.make_model())),
+    ("higgs_audio_v3", random_higgs_audio_v3.write_release),
     ("kyutai_stt", random_kyutai_stt.write_release),
     ("kyutai_stt", transformers_releases.write_stt),
     ("kyutai_stt", lambda folder: transformers_releases.write_stt(folder, version=4)),
@@ -166,6 +168,7 @@ def test_companions_and_needs() -> None:
 QWEN = {"model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz", "tts_model_type": "base"}
 LATENTS = {"lm_config": {}, "encoder_config": {}, "dit_config": {}}
 PHONON = {"flow_lm": {}, "mimi": {}, "eos_threshold": 0}
+HIGGS = {"model_type": "higgs_multimodal_qwen3", "audio_encoder_config": {"encoder_type": "discrete"}}
 KYUTAI = {"dim": 8, "n_q": 16, "mimi_name": "m.safetensors", "tokenizer_name": "t.model"}
 NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "plain Llama": ({"config.json": {"model_type": "llama"}, "model.safetensors": "", "tokenizer.json": {}}, "'llama'"),
@@ -185,6 +188,11 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "CosyVoice 3 without flow": ({"cosyvoice3.yaml": "a: 1", "llm.pt": ""}, "flow.pt is missing"),
     "Boson's Higgs Audio": ({"config.json": {"model_type": "higgs_audio"}, "model.safetensors": ""}, "transformers"),
     "Higgs Audio shards": ({"config.json": {"model_type": "higgs_audio_v2"}}, "and model.safetensors"),
+    "Higgs Audio v3 for recognition": (
+        {"config.json": HIGGS | {"audio_encoder_config": {"encoder_type": "whisper"}}, "model.safetensors": ""},
+        "has discrete audio codes, got 'whisper'",
+    ),
+    "Higgs Audio v3 without a tokenizer": ({"config.json": HIGGS, "model.safetensors": ""}, "no tokenizer.json"),
     "Sesame's CSM": ({"config.json": {"model_type": "csm"}, "ckpt.pt": "", "model.safetensors": ""}, "Sesame's names"),
     "Kyutai STT without weights": (
         {"config.json": {"model_type": "kyutai_speech_to_text"}},
