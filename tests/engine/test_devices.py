@@ -111,6 +111,8 @@ def on_a_gpu(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speech
         vars(module).pop("forward", None)  # of a decoder layer on the CPU
         if hasattr(module, "cpu_linear"):  # vLLM's product on a CPU, where it keeps only packed weights
             monkeypatch.setattr(module, "cpu_linear", partial(multiply, module.output_size))
+            empty = module.weight.new_empty(module.output_size, module.input_size)
+            monkeypatch.setitem(module._parameters, "weight", torch.nn.Parameter(empty, requires_grad=False))
     with OneDevice():
         yield SpeechModelState(config, model, None, GPU)
 
