@@ -121,7 +121,7 @@ class ShardEncoder:
     def __init__(self, codec: TinyCodec, head: Head, device: str):
         self._codec, self._head, self._device = codec, head, device
 
-    def _audio(self, shard: Shard, chosen: np.ndarray, other_pitch: bool) -> Tensor:
+    def audio(self, shard: Shard, chosen: np.ndarray, other_pitch: bool) -> Tensor:
         """Return the samples of utterances, padded with silence, [B, n]; two of three with another pitch if asked."""
         lengths = shard.first[chosen + 1] - shard.first[chosen]
         hops = int(lengths.max())
@@ -151,7 +151,7 @@ class ShardEncoder:
             stop = start + max(1, BATCH_HOPS // (HOPS * int(frames[order[-1]]) + 40))
             part = order[start:stop]
             longest = int(frames[part].max())
-            pcm = self._audio(shard, utterances[part], heard is not None)
+            pcm = self.audio(shard, utterances[part], heard is not None)
             if heard is not None:
                 before, speed = (torch.from_numpy(each[part]).to(self._device) for each in (heard.before, heard.speed))
                 pcm = worn(Recordings(before, speed).place(pcm, longest * FRAME))

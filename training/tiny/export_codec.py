@@ -9,10 +9,21 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from stretto.codecs.tiny.codec import CONFIG_FILE, WEIGHTS_FILE
 
 PRECISE = "decoder.pitch_trunk."  # errors in the pitch add up over the utterance
+
+
+def write_weights(out: Path, weights: dict[str, Tensor]) -> None:
+    """Write `codec.safetensors` into `out`."""
+    tensors = {
+        name: (tensor.float() if name.startswith(PRECISE) else tensor.half()).contiguous()
+        for name, tensor in weights.items()
+    }
+    save_file(tensors, out / WEIGHTS_FILE)
+    (out / WEIGHTS_FILE).chmod(0o644)  # save_file makes the file readable only by its owner
 
 
 def export(codec_file: Path, out: Path) -> None:
@@ -20,12 +31,7 @@ def export(codec_file: Path, out: Path) -> None:
     saved = torch.load(codec_file, map_location="cpu")
     out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(saved["config"], indent=2) + "\n")
-    tensors = {
-        name: (tensor.float() if name.startswith(PRECISE) else tensor.half()).contiguous()
-        for name, tensor in saved["codec"].items()
-    }
-    save_file(tensors, out / WEIGHTS_FILE)
-    (out / WEIGHTS_FILE).chmod(0o644)  # save_file makes the file readable only by its owner
+    write_weights(out, saved["codec"])
 
 
 if __name__ == "__main__":
