@@ -24,6 +24,7 @@ CHUNKS = {
     "glm4_voice": (10, 25),
     "higgs": (4, 25),
     "mimi": (2, 12),
+    "moss": (2, 12),
     "pocket": (1, 12),
     "qwen3_12hz": (2, 12),
     "qwen3_omni": (4, 25),
@@ -33,6 +34,7 @@ CHUNKS = {
     "xcodec": (8, 25),
 }
 MAX_BATCH, MAX_UTTERANCES = 64, 320  # written by `make-repository --gpu`
+FEWER_UTTERANCES = {"moss": 40}  # of codecs whose states limit the number of batch slots (`decoder_sizes.STATES_BYTES`)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def row_of(name: str) -> Row:
     config = DecoderConfig(
         device="cuda",
         max_batch=MAX_BATCH,
-        max_utterances=MAX_UTTERANCES,
+        max_utterances=FEWER_UTTERANCES.get(name, MAX_UTTERANCES),
         first_frames=first,
         steady_frames=steady,
     )

@@ -8,16 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.checkpoints import random_cosyvoice3, random_pocket, random_s3gen, random_voxcpm2
 from benchmarks.checkpoints.random_glm4_voice import CONFIG, NARROW, WIDE
+from benchmarks.checkpoints.random_moss import codec_config
 from benchmarks.checkpoints.random_qwen3_codec import code2wav_record
 from benchmarks.decoder import make_codec
 from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
 from stretto.codecs.base import Codec
 from stretto.codecs.cosyvoice3 import CosyVoice3Codec, prepared
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, read_config
+from stretto.codecs.moss import MossCodec, MossConfig
 from stretto.codecs.pocket import PocketCodec, PocketConfig
 from stretto.codecs.qwen3_12hz.code2wav import Code2Wav, read_shape
 from stretto.codecs.s3gen import S3GenCodec
@@ -46,6 +49,9 @@ def every_codec(name: str, is_narrow: bool) -> Codec:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.yaml").write_text(CONFIG.format(**(NARROW if is_narrow else WIDE)))
             codec = Glm4VoiceCodec(read_config(Path(folder)))
+    elif name == "moss":
+        with torch.device("meta" if not is_narrow else "cpu"):
+            codec = MossCodec(MossConfig.from_record(codec_config("small" if is_narrow else "published")))
     elif name == "pocket":
         codec = PocketCodec(
             PocketConfig.from_record(random_pocket.config("english" if is_narrow else "published")["mimi"])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -195,6 +195,10 @@ class DecoderConfig:
             raise ValueError(f"stop_timeout_s must be >= 0, got {self.stop_timeout_s}")
         if not 0 <= self.warm_up_s < float("inf"):
             raise ValueError(f"warm_up_s must be >= 0, got {self.warm_up_s}")
+
+    def limited(self, max_batch: int | None) -> "DecoderConfig":
+        """Return this configuration with batches of at most `max_batch` windows; None leaves them unchanged."""
+        return self if max_batch is None else replace(self, max_batch=min(self.max_batch, max_batch))
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "DecoderConfig":

@@ -229,10 +229,11 @@ class CodecCost:
 def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
     """Return the number of batch slots of a server.
 
-    Tables of speaker vectors take at most TABLE_BYTES; with tables, the number is a power of two.
+    Tables of speaker vectors, and large states of utterances in the decoder, take at most TABLE_BYTES; with them, the
+    number is a power of two.
 
     Args:
-        table_bytes: Size of a slot's table; 0 without one.
+        table_bytes: Size of a slot's table and of its utterance's state; 0 without them.
         is_on_gpu: True for a server on a GPU.
     """
     most = MAX_SLOTS[is_on_gpu]

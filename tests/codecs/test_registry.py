@@ -8,6 +8,7 @@ from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpo
 from benchmarks.checkpoints.random_cosyvoice3 import write_codec as write_cosyvoice3
 from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from benchmarks.checkpoints.random_moss import write_codec
 from benchmarks.checkpoints.random_pocket import NUM_WORDS
 from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.decoder import chunks_of, random_codes, stream
@@ -63,6 +64,8 @@ def write(name: str, folder: Path) -> Path:
         publish(folder, published_tensors())
     elif name == "glm4_voice":
         write_glm4_voice(folder)
+    elif name == "moss":
+        write_codec(folder)
     elif name == "qwen3_12hz":
         write_qwen3_codec(folder)
     elif name == "qwen3_omni":

@@ -139,6 +139,7 @@ class CodecSpec:
             element of a latent, and `codebook_size` is 0.
         reads_on_host: True if `decode` needs values of its input on the host, so that no CUDA graph can contain it. It
             then gets codes and frame indices in host memory.
+        max_batch: Maximum number of windows decoded at once, because states are large; None for no limit.
     """
 
     name: str
@@ -152,6 +153,7 @@ class CodecSpec:
     num_voices: int = 0
     are_latents: bool = False
     reads_on_host: bool = False
+    max_batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.left_frames < 0 or not self.min_right_frames <= self.right_frames:

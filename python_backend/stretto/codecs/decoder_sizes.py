@@ -12,6 +12,7 @@ DECODERS_GB = {  # GB
     "glm4_voice": 8.50,
     "higgs": 7.25,
     "mimi": 13.08,
+    "moss": 26.15,
     "pocket": 8.33,
     "qwen3_12hz": 11.27,
     "qwen3_omni": 11.90,
@@ -20,3 +21,4 @@ DECODERS_GB = {  # GB
     "vibevoice": 10.46,
     "xcodec": 7.50,
 }
+STATES_BYTES = {"moss": 169_435_136}  # of an utterance, for codecs whose states limit the number of batch slots

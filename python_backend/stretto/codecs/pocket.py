@@ -137,6 +137,28 @@ class Attention(nn.Module):
         return self.out_proj(seen.transpose(1, 2).flatten(2))
 
 
+def frequencies_of(config: TransformerConfig) -> Tensor:
+    """Return the rotary frequencies of a head, float32 [D / 2], in host memory."""
+    half = config.d_model // config.num_heads // 2
+    exponents = torch.arange(half, dtype=torch.float32, device="cpu") * -(np.log(config.max_period) / half)
+    return exponents.exp()
+
+
+def rotation_at(first: Tensor, num_steps: int, frequencies: Tensor) -> Tensor:
+    """Return the cosines and sines for n steps from position `first` [B], float32 [B, n, 1, D / 2, 2]."""
+    steps = first[:, None] + torch.arange(num_steps, device=first.device)
+    angles = (steps.float()[..., None] * frequencies.float())[:, :, None]
+    return torch.stack([angles.cos(), angles.sin()], -1)
+
+
+def visible(first: Tensor, num_steps: int, before: int) -> Tensor:
+    """Return the attention mask for n steps from position `first` [B]: bool [B, 1, n, before + n]."""
+    key = torch.arange(before + num_steps, device=first.device)
+    ahead = key - torch.arange(num_steps, device=first.device)[:, None]
+    is_there = key >= before - first[:, None]
+    return ((ahead >= 0) & (ahead <= before)) & is_there[:, None, None]
+
+
 def rotated(x: Tensor, rotation: Tensor) -> Tensor:
     """Return x [B, n, heads, D] with adjacent pairs rotated by angles [B, n, 1, D / 2], given as cosine and sine."""
     one, other = x.unflatten(-1, (-1, 2)).unbind(-1)
@@ -183,27 +205,16 @@ class Transformer(nn.Module):
         self.input_proj = nn.Linear(dimension, width, bias=False) if is_projected else nn.Identity()
         output = nn.Linear(width, dimension, bias=False) if is_projected else nn.Identity()
         self.output_projs = nn.ModuleList([output])
-        half = width // config.num_heads // 2
-        exponents = torch.arange(half, dtype=torch.float32) * -(np.log(config.max_period) / half)
-        self.register_buffer("frequencies", exponents.exp(), persistent=False)
+        self.register_buffer("frequencies", frequencies_of(config), persistent=False)
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Return outputs [B, C, n] for x [B, C, n]; `first` [B] is the position of x's first step."""
         x = self.input_proj(x.transpose(1, 2))
-        num_steps = x.shape[1]
-        steps = first[:, None] + torch.arange(num_steps, device=x.device)
-        angles = (steps.float()[..., None] * self.frequencies.float())[:, :, None]
-        rotation, is_seen = torch.stack([angles.cos(), angles.sin()], -1).to(x.dtype), self._visible(first, num_steps)
+        rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
+        is_seen = visible(first, x.shape[1], self.before)
         for layer in self.transformer.layers:
             x = layer(x, rotation, is_seen, memory)
         return self.output_projs[0](x).transpose(1, 2)
-
-    def _visible(self, first: Tensor, num_steps: int) -> Tensor:
-        """Return the attention mask for n steps from position `first` [B]: bool [B, 1, n, before + n]."""
-        key = torch.arange(self.before + num_steps, device=first.device)
-        ahead = key - torch.arange(num_steps, device=first.device)[:, None]
-        is_there = key >= self.before - first[:, None]
-        return ((ahead >= 0) & (ahead <= self.before)) & is_there[:, None, None]
 
 
 class Downsampling(nn.Module):

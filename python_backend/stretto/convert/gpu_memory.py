@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.codecs.decoder_sizes import DECODERS_GB
+from stretto.codecs.decoder_sizes import DECODERS_GB, STATES_BYTES
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.gpus import MIB, gpus
@@ -86,6 +86,15 @@ def decoder_bytes(codec: str) -> int:
         codec: Name of the codec.
     """
     return round(1e9 * DECODERS_GB.get(codec, UNKNOWN_DECODER_GB))
+
+
+def state_bytes(codec: str) -> int:
+    """Return the memory of an utterance's state, if it limits the number of batch slots (`sizing.num_slots`), else 0.
+
+    Args:
+        codec: Name of the codec.
+    """
+    return STATES_BYTES.get(codec, 0)
 
 
 def latent_bytes(family: Family, num_slots: int, num_rows: int) -> int:

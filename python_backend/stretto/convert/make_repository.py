@@ -16,7 +16,7 @@ from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.cloning_models import write_cloning_models
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes
+from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes, state_bytes
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
@@ -230,7 +230,8 @@ def engine_arguments(
         "dtype": precision(record, is_on_gpu),
         "max_model_len": min(family.max_model_len, count(record, "max_position_embeddings")),
     }
-    num_seqs = serving.num_slots(num_slots(condition_bytes(record, family, chosen["dtype"]), is_on_gpu))
+    slot_bytes = condition_bytes(record, family, chosen["dtype"]) + state_bytes(family.codec)
+    num_seqs = serving.num_slots(num_slots(slot_bytes, is_on_gpu))
     places = {
         "max_num_seqs": num_seqs,
         "max_waiting": serving.num_waiting(num_seqs),

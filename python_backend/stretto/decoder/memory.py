@@ -104,6 +104,7 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     """
     if not isinstance(codec, nn.Module):
         raise CheckpointError(f"codec {codec.spec.name}: expected a torch module, whose memory can be measured")
+    config = config.limited(codec.spec.max_batch)
     weights = sum(each.nbytes for each in tensors_to_meta(codec))
     state, peaks = codec.initial_state(1), list[int]()
     is_on_device = state.device == META

@@ -80,6 +80,7 @@ class DecoderWorker:
         clock: Callable[[], float] = time.monotonic,
         aligner: Aligning | None = None,
     ) -> None:
+        config = config.limited(codec.spec.max_batch)
         self._config, self._aligner = config, aligner
         self._queue = ChunkQueue()
         self._counts = Counts()

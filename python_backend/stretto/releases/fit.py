@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.convert.gpu_memory import Needs, decoder_bytes, latent_bytes
+from stretto.convert.gpu_memory import Needs, decoder_bytes, latent_bytes, state_bytes
 from stretto.families.base import Family
 from stretto.families.plugin import plugin
 from stretto.gpus import MIB
@@ -105,7 +105,8 @@ def _decoder_bytes(entry: Entry) -> int:
 
 def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
     """Return the size of a GPU's KV cache with one stream of the greatest length, and of all tables."""
-    family, slots = _family(entry), num_slots(shape.table_bytes, is_on_gpu=True)
+    family = _family(entry)
+    slots = num_slots(shape.table_bytes + state_bytes(family.codec), is_on_gpu=True)
     rows = longest_rows(family, family.max_model_len, shape.kv_window, is_on_gpu=True)
     tables = slots * shape.table_bytes + latent_bytes(family, slots, family.max_model_len)
     return rows * shape.kv_bytes * _served_bytes(entry, BYTES) // BYTES, tables
@@ -113,7 +114,8 @@ def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
 
 def _cpu_cache_bytes(entry: Entry, shape: Backbone, number_bytes: int) -> int:
     """Return the size of the KV cache that `make-repository` chooses for a CPU, and of all tables."""
-    family, slots = _family(entry), num_slots(shape.table_bytes, is_on_gpu=False)
+    family = _family(entry)
+    slots = num_slots(shape.table_bytes + state_bytes(family.codec), is_on_gpu=False)
     rows = cpu_cache_rows(family, family.max_model_len, shape.kv_window, slots)
     numbers = (rows * shape.kv_bytes + slots * shape.table_bytes) // BYTES
     return numbers * number_bytes + latent_bytes(family, slots, family.max_model_len)

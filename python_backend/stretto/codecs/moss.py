@@ -1,0 +1,379 @@
+"""`moss`: MOSS-Audio-Tokenizer, a codec of causal transformers (24 kHz, 12.5 frames per second, 32 codebooks of 1024).
+
+codes ─► sum of codebook vectors ─► transformer ─► ×2 ─► transformer ─► ×2 ─► transformer ─► ×2 ─► transformer ─► pcm
+                                    125 steps back      250                  500                  1000 steps back
+
+There are no convolutions: a step becomes several steps (or samples) by splitting its channels, and the encoder joins
+the channels of several steps in the same way, in reverse order. Every transformer attends to the last 10 s. Its keys
+and values are the state, which is therefore large (170 MB an utterance in float32), and chunks of any size are exact.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.pocket import Attention, TransformerConfig, frequencies_of, rotation_at, visible
+from stretto.codecs.qwen3_12hz.decoder import Memory, Scale
+from stretto.codecs.streaming import prepare_products
+from stretto.errors import CheckpointError, shown
+from stretto.untrusted_files import UNPARSABLE, json_object
+from stretto.weights.loading import CONFIG_FILE, codec_directory, in_float32, load_strictly, open_tensors
+
+MODEL_TYPES = ("speech_tokenizer", "moss-audio-tokenizer")  # in the published file, and of the authors' class
+NORM_EPS = 1e-5
+MAX_BATCH = 8  # windows; a decode copies the states, of 170 MB each
+MAX_SIZE = 1 << 16  # of every number of a network
+ENCODED_FRAMES = 25  # frames of a recording encoded per call, to limit attention memory
+RLFQ = ("rlfq", "random_prefix_rlfq")  # names of the same quantiser
+# Values of a transformer's section that this codec needs, and those of a release that does not state them.
+NEEDED = {"causal": (True, False), "gating": ("none", "none"), "norm": ("layer_norm", "layer_norm")}
+NEEDED |= {"positional_embedding": ("rope", "sin"), "conv_layout": (True, False)}
+MARKS = {"quantizer.quantizers.0.in_proj.parametrizations.weight.original0": "MOSS-Audio-Tokenizer"}
+
+
+@dataclass(frozen=True, slots=True)
+class StageConfig:
+    """Hyperparameters of a transformer, and the number of steps of one frame that it reads.
+
+    Attributes:
+        inputs: Channels before its input projection.
+        outputs: Channels after its output projection.
+        has_scales: True if residual branches are scaled.
+    """
+
+    transformer: TransformerConfig
+    inputs: int
+    outputs: int
+    rate: int
+    has_scales: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizerConfig:
+    """Hyperparameters of the quantiser, under their published names."""
+
+    input_dim: int
+    rvq_dim: int
+    output_dim: int
+    num_quantizers: int
+    codebook_size: int
+    codebook_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class MossConfig:
+    """Hyperparameters of a release.
+
+    Attributes:
+        patches: Number of steps, or samples, that become one step before each transformer of the encoder.
+        encoder: Transformers of the encoder, in order.
+        decoder: Transformers of the decoder, in order; each is followed by one of the decoder's patches.
+        decoder_patches: Number of steps, or samples, that a step becomes after each transformer of the decoder.
+    """
+
+    sample_rate: int
+    samples_per_frame: int
+    quantizer: QuantizerConfig
+    patches: tuple[int, ...]
+    encoder: tuple[StageConfig, ...]
+    decoder: tuple[StageConfig, ...]
+    decoder_patches: tuple[int, ...]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "MossConfig":
+        """Return the hyperparameters in a release's config.json.
+
+        Raises:
+            CheckpointError: A value is missing, or is that of another codec.
+        """
+        try:
+            if record["model_type"] not in MODEL_TYPES:
+                raise ValueError(f"model_type: expected {' or '.join(MODEL_TYPES)}, got {shown(record['model_type'])}")
+            numbers = record["quantizer_kwargs"]
+            kind = numbers.get("quantizer_type", record.get("quantizer_type", "rvq"))
+            if kind not in RLFQ or record.get("number_channels", 1) != 1:
+                raise ValueError(f"expected one channel and quantizer_type rlfq, got {shown(kind)}")
+            quantizer = QuantizerConfig(**{name: numbers[name] for name in QuantizerConfig.__slots__})
+            patches, encoder = _halves(record, "encoder_kwargs", is_encoder=True)
+            decoder_patches, decoder = _halves(record, "decoder_kwargs", is_encoder=False)
+            hop = record["downsample_rate"]
+            if prod(patches) != hop or prod(decoder_patches) != hop:
+                raise ValueError(f"downsample_rate: expected the product of the patch sizes, got {hop}")
+            _check_numbers(quantizer, *(stage.transformer for stage in (*encoder, *decoder)))
+            config = cls(record["sampling_rate"], hop, quantizer, patches, encoder, decoder, decoder_patches)
+            config.check_widths()
+            return config
+        except (*UNPARSABLE, TypeError) as error:
+            raise CheckpointError(f"config.json: cannot be read as MOSS-Audio-Tokenizer: {error!r}") from error
+
+    def check_widths(self) -> None:
+        """Raise ValueError unless the outputs of every part have as many channels as the next part reads."""
+        ends = [1, *(stage.outputs for stage in self.encoder)]
+        read = [*(s.inputs // patch for s, patch in zip(self.encoder, self.patches, strict=True))]
+        ends.append(self.quantizer.output_dim)
+        read += [self.quantizer.input_dim]
+        split = [s.outputs // patch for s, patch in zip(self.decoder, self.decoder_patches, strict=True)]
+        ends += split
+        read += [*(stage.inputs for stage in self.decoder), 1]
+        exact = all(s.inputs % patch == 0 for s, patch in zip(self.encoder, self.patches, strict=True))
+        exact &= all(s.outputs % patch == 0 for s, patch in zip(self.decoder, self.decoder_patches, strict=True))
+        if ends != read or not exact:
+            raise ValueError(f"expected parts that fit together, got outputs {ends} and inputs {read}")
+
+
+def _check_numbers(*parts: QuantizerConfig | TransformerConfig) -> None:
+    """Raise ValueError if a size is no integer from 1 to MAX_SIZE, or heads do not divide the width into even parts."""
+    for part in parts:
+        for name in part.__slots__:
+            value = getattr(part, name)
+            if name != "max_period" and not (isinstance(value, int) and 1 <= value <= MAX_SIZE):
+                raise ValueError(f"{name}: expected an integer in [1, {MAX_SIZE}], got {shown(value)}")
+        if isinstance(part, TransformerConfig) and part.d_model % (2 * part.num_heads):
+            raise ValueError(f"d_model: expected a multiple of 2 * {part.num_heads}, got {part.d_model}")
+
+
+def _halves(
+    record: Mapping[str, Any], name: str, is_encoder: bool
+) -> tuple[tuple[int, ...], tuple[StageConfig, ...]]:  # fmt: skip
+    """Return the patch sizes and the transformers of the encoder, or of the decoder, which alternate."""
+    kinds = ("PatchedPretransform", "Transformer") if is_encoder else ("Transformer", "PatchedPretransform")
+    parts = record[name]
+    if not parts or len(parts) % 2 or [part["module_type"] for part in parts] != [*kinds] * (len(parts) // 2):
+        raise ValueError(f"{name}: expected {kinds[0]} and {kinds[1]} alternately")
+    first, second = parts[::2], parts[1::2]
+    patches, stages = (first, second) if is_encoder else (second, first)
+    sizes = tuple(patch["patch_size"] for patch in patches)
+    hop, rate, seconds = prod(sizes), record["sampling_rate"], record["causal_transformer_context_duration"]
+    built, left = [], hop
+    for size, stage in zip(sizes, stages, strict=True):
+        left = left // size if is_encoder else left
+        odd = {key: stage.get(key, usual) for key, (value, usual) in NEEDED.items() if stage.get(key, usual) != value}
+        if odd:
+            raise ValueError(f"{name}: expected { ({key: NEEDED[key][0] for key in odd}) }, got {odd}")
+        steps_per_frame = left if is_encoder else hop // left
+        transformer = TransformerConfig(
+            d_model=stage["d_model"],
+            num_heads=stage["num_heads"],
+            num_layers=stage["num_layers"],
+            dim_feedforward=stage["dim_feedforward"],
+            context=int(rate / hop * steps_per_frame * seconds),
+            max_period=stage.get("max_period", 10_000.0),
+        )
+        has_scales = stage.get("layer_scale") is not None
+        built.append(
+            StageConfig(transformer, stage["input_dimension"], stage["output_dimension"], steps_per_frame, has_scales)
+        )
+        left = left if is_encoder else left // size
+    return sizes, tuple(built)
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward layer with GELU, each with pre-norm, a scale and a residual connection."""
+
+    def __init__(self, config: TransformerConfig, has_scales: bool) -> None:
+        super().__init__()
+        width = config.d_model
+        self.self_attn = Attention(config)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, NORM_EPS) for _ in range(2))
+        self.linear1 = nn.Linear(width, config.dim_feedforward, bias=False)
+        self.linear2 = nn.Linear(config.dim_feedforward, width, bias=False)
+        self.layer_scale_1, self.layer_scale_2 = (Scale(width) if has_scales else nn.Identity() for _ in range(2))
+
+    def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
+        """Return the output [B, n, C]."""
+        x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
+        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
+
+
+class Stage(nn.Module):
+    """Transformer with its projections.
+
+    Attributes:
+        rate: Number of steps of one frame.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: StageConfig) -> None:
+        super().__init__()
+        transformer, width = config.transformer, config.transformer.d_model
+        self.rate, self._before = config.rate, transformer.context - 1
+        self.input_proj = _projection(config.inputs, width)
+        self.layers = nn.ModuleList(Layer(transformer, config.has_scales) for _ in range(transformer.num_layers))
+        self.output_proj = _projection(width, config.outputs)
+        self.register_buffer("frequencies", frequencies_of(transformer), persistent=False)
+
+    def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        """Return the outputs [B, n, C] of n steps; `first` [B] is the index of the first frame."""
+        x = self.input_proj(x)
+        first = first * self.rate
+        rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
+        is_seen = visible(first, x.shape[1], self._before)
+        for layer in self.layers:
+            x = layer(x, rotation, is_seen, memory)
+        return self.output_proj(x)
+
+
+def _projection(inputs: int, outputs: int) -> nn.Module:
+    return nn.Identity() if inputs == outputs else nn.Linear(inputs, outputs, bias=False)
+
+
+class Codebook(nn.Module):
+    """Codebook with projections from and to the quantiser's width."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(config.rvq_dim, config.codebook_dim)
+        self.out_proj = nn.Linear(config.codebook_dim, config.rvq_dim)
+        self.codebook = nn.Embedding(config.codebook_size, config.codebook_dim)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the codes of x [B, T, D], the entries with the largest cosine similarity, [B, T]."""
+        return (F.normalize(self.in_proj(x), dim=-1) @ F.normalize(self.codebook.weight, dim=-1).T).argmax(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the vectors [B, T, D] of codes [B, T]."""
+        return self.out_proj(self.codebook(codes))
+
+
+class Quantizer(nn.Module):
+    """Residual quantiser: each codebook encodes what the earlier ones leave."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        wide, narrow, out = config.input_dim, config.rvq_dim, config.output_dim
+        self.input_proj = nn.Identity() if wide == narrow else nn.Linear(wide, narrow)
+        self.output_proj = nn.Identity() if out == narrow else nn.Linear(narrow, out)
+        self.quantizers: Any = nn.ModuleList(Codebook(config) for _ in range(config.num_quantizers))
+
+    def encode(self, x: Tensor, num_codebooks: int) -> Tensor:
+        """Encode x [B, T, D] to codes [B, K, T]."""
+        rest, codes = self.input_proj(x), []
+        for codebook in self.quantizers[:num_codebooks]:
+            codes.append(codebook.encode(rest))
+            rest = rest - codebook.decode(codes[-1])
+        return torch.stack(codes, 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the sum [B, T, D] of the vectors of codes [B, K, T]."""
+        vectors = (codebook.decode(codes[:, k]) for k, codebook in enumerate(self.quantizers[: codes.shape[1]]))
+        return self.output_proj(sum(vectors, torch.zeros((), device=codes.device)))
+
+
+class MossCodec(nn.Module):
+    """MOSS-Audio-Tokenizer. The state consists of the decoder's keys and values; windows need no context frames."""
+
+    def __init__(self, config: MossConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = nn.ModuleList(map(Stage, config.encoder))
+        self.quantizer = Quantizer(config.quantizer)
+        self.decoder = nn.ModuleList(map(Stage, config.decoder))
+        self.spec = CodecSpec(
+            name="moss",
+            sample_rate=config.sample_rate,
+            samples_per_frame=config.samples_per_frame,
+            num_codebooks=config.quantizer.num_quantizers,
+            codebook_size=config.quantizer.codebook_size,
+            streaming=Stateful(),
+            max_batch=MAX_BATCH,
+        )
+
+    @torch.inference_mode()
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Encode mono samples, float32 [n], to codes, int64 [K, T], T = n // samples_per_frame."""
+        hop, device = self.spec.samples_per_frame, next(self.parameters()).device
+        samples = torch.from_numpy(pcm[: len(pcm) // hop * hop]).to(next(self.parameters()))
+        state, parts = self._zeros(self.encoder, 1), [np.zeros((self.spec.num_codebooks, 0), np.int64)]
+        for start in range(0, len(samples), ENCODED_FRAMES * hop):
+            x = samples[None, start : start + ENCODED_FRAMES * hop, None]
+            first = torch.tensor([start // hop], device=device)
+            memory = Memory(state, first, x.shape[1] // hop)
+            for patch, stage in zip(self.config.patches, self.encoder, strict=True):
+                x = stage(x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2), first, memory)
+            parts.append(self.quantizer.encode(x, self.spec.num_codebooks)[0].cpu().numpy())
+            state = memory.after
+        return np.concatenate(parts, 1)
+
+    def _zeros(self, stages: nn.ModuleList, batch: int) -> Tensor:
+        size = sum(layer.kept for layer in stages.modules() if isinstance(layer, Attention))
+        return next(self.parameters()).new_zeros(batch, size)
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return zeros, the state before any frame has been decoded."""
+        return self._zeros(self.decoder, batch)
+
+    @torch.inference_mode()
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
+        codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
+        memory = Memory(window.state, first, codes.shape[2])
+        x = self.quantizer.decode(codes)
+        for patch, stage in zip(self.config.decoder_patches, self.decoder, strict=True):
+            x = stage(x, first, memory).unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
+        assert memory.is_complete, "every layer has stored its state"
+        return x[..., 0].clamp(-1, 1), memory.after
+
+
+def plain_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the published tensors under the names of `MossCodec`, with weight norms multiplied out.
+
+    Modules without weights count in the published indices, so transformers have every second number.
+    """
+    plain = dict[str, Tensor]()
+    for name, tensor in stored.items():
+        words = name.split(".")
+        if words[0] in ("encoder", "decoder") and len(words) > 1 and words[1].isdecimal():
+            words[1] = str(int(words[1]) // 2)
+            words = [word for at, word in enumerate(words) if (at, word) != (2, "transformer")]
+            renamed = ".".join(words).replace(".in_projs.0.", ".in_proj.").replace(".out_projs.0.", ".out_proj.")
+        elif name.endswith(".original1"):
+            continue
+        elif name.endswith(".parametrizations.weight.original0"):
+            stem = name.removesuffix("original0")
+            direction = stored.get(f"{stem}original1")
+            if direction is None or direction.ndim != 3 or tensor.shape != (len(direction), 1, 1):
+                raise CheckpointError(f"{name}: expected the norms of {stem}original1, got {list(tensor.shape)}")
+            tensor = torch._weight_norm(direction, tensor, 0)[..., 0]
+            renamed = name.replace(".parametrizations.weight.original0", ".weight")
+        else:
+            renamed = name
+        plain[renamed] = tensor
+    return plain
+
+
+def read_config(directory: Path) -> MossConfig:
+    """Return the hyperparameters of the release in a folder; raise CheckpointError if they are those of another one."""
+    try:
+        return MossConfig.from_record(json_object(directory / CONFIG_FILE))
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+
+
+def load(directory: Path, device: str = "cpu") -> MossCodec:
+    """Load the codec of a published checkpoint.
+
+    Raises:
+        CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
+    """
+    directory = codec_directory(directory)
+    config = read_config(directory)
+    with torch.device("meta"):
+        codec = MossCodec(config)
+    stored = in_float32(dict(open_tensors(directory)), directory)
+    load_strictly(codec, plain_names(stored), directory, assign=True)
+    return prepare_products(codec.eval().requires_grad_(False).to(device))
+
+
+def published_shape(directory: Path) -> tuple[int, int]:
+    """Return the number of codebooks and the codebook size of the codec published in `directory`."""
+    quantizer = read_config(directory).quantizer
+    return quantizer.num_quantizers, quantizer.codebook_size
