@@ -124,6 +124,14 @@ check_replies() (
 check_pocket_tts_replies() { check_replies pocket_tts pocket-tts==4.0.1 beartype sentencepiece scipy requests; }
 check_phonon_replies() { check_replies phonon transformers==5.23.0 huggingface-hub==2.4.0 ptts==0.4.2; }
 check_higgs_audio_v3_replies() { check_replies higgs_audio_v3 mlx-audio==0.6.2 mlx==0.32.4 mlx-cpu==0.32.4; }
+check_moss_tts_replies() (
+    source=$(mktemp -d)
+    trap 'rm -rf "$source"' EXIT
+    clone https://github.com/OpenMOSS/MOSS-TTS 58b20a0d5fcc6766658d50967a90a9d890009a46 "$source/moss_tts"
+    clone https://github.com/OpenMOSS/MOSS-Audio-Tokenizer 56df9eeb88f7236419dbf6328cd2e51f4dc21eeb "$source/moss_codec"
+    PYTHONPATH="$source" python -m scripts.moss_tts_replies --check tests/data/moss_tts_replies.npz
+)
+
 check_kyutai_stt_replies() { check_replies kyutai_stt moshi==0.2.13 einops sphn==0.1.12; }
 check_kyutai_tts_replies() { check_replies kyutai_tts moshi==0.2.13 einops sphn==0.1.12; }
 check_moshi_replies() { check_replies moshi moshi==0.2.13 einops sphn==0.1.12; }
@@ -207,7 +215,7 @@ check_image() (
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_chatterbox_voices check_marks check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_phonon_replies check_higgs_audio_v3_replies check_kyutai_stt_replies check_kyutai_tts_replies
+    check_chatterbox_voices check_marks check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_phonon_replies check_higgs_audio_v3_replies check_moss_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
     check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_margins
     test_histories)

@@ -19,6 +19,7 @@ from benchmarks.checkpoints import (
     random_kyutai_stt,
     random_kyutai_tts,
     random_moshi,
+    random_moss,
     random_personaplex,
     random_phonon,
     random_pocket,
@@ -143,6 +144,13 @@ def _saved_csm(folder: Path) -> list[str | Path]:
 def _higgs_audio(folder: Path) -> list[str | Path]:
     release = random_higgs_audio.write_release(folder / "release", random_higgs_audio.make_model())
     return [*release.command[1:]]
+
+
+def _moss_tts(folder: Path) -> list[str | Path]:
+    release = random_moss.write_release(folder / "release", "served")
+    for written in (release, folder / "codec"):
+        split_weights(written, 2)
+    return [*random_moss.command(release)[1:]]
 
 
 def _vibevoice(folder: Path) -> list[str | Path]:
@@ -374,6 +382,14 @@ LAYOUTS = {
         lambda folder: _hugging_face(random_higgs_audio_v3.write_release(folder / "release")),
         {"release": ("config.json", "model.safetensors", INDEX, "tokenizer.json", "tokenizer_config.json")},
         ("release/vocab.json", "release/merges.txt"),
+    ),
+    "OpenMOSS-Team/MOSS-TTS-v1.5": Layout(
+        "moss-tts",
+        _moss_tts,
+        {
+            "release": ("config.json", SHARD, INDEX, *TOKENIZER),
+            "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer
+        },
     ),
     "vibevoice/VibeVoice-1.5B-hf": Layout(
         "vibevoice",

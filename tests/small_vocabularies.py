@@ -12,6 +12,7 @@ from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.moshi.family import MoshiVocabulary, moshi
+from stretto.families.moss_tts.family import MossVocabulary, moss_tts
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
 from stretto.families.plugin import FamilyPlugin
@@ -47,6 +48,10 @@ SMALL_QWEN3_TTS = Qwen3TtsVocabulary(
 
 # 60 ids of text, four codebooks of 5 codes, a begin and an end each.
 HIGGS_AUDIO = higgs_audio(HiggsAudioVocabulary(60, 4, 5, 58, 59, {}, max_model_len=512))
+
+# 60 ids of text, four codebooks of 5 codes and a pad each.
+SMALL_MOSS_TTS = MossVocabulary(60, 4, 5, 52, 53, 54, 55, 56, 57, 58, 59, max_model_len=512)
+MOSS_TTS = moss_tts(SMALL_MOSS_TTS)
 
 # 60 ids of text, 20 codes, their start, four ids of nothing and the end; three rows of a voice.
 CHATTERBOX = chatterbox(ChatterboxVocabulary(60, 20, 26, 30, 512, 3, ("default",), max_model_len=512))

@@ -284,7 +284,7 @@ class SpeechOptions(TypedDict, total=False):
     depth: Annotated[
         CodeOptions,
         OBJECT,
-        Doc("Sampling of a depth transformer's codes; missing values are those of the first stream."),
+        Doc("Sampling of the codes after the first stream; missing values are those of the first stream."),
     ]
     latents: Annotated[LatentOptions, OBJECT, Doc("Solver of models whose frames are latents.")]
     temperature: Annotated[Temperature, Doc("Sampling temperature of the task's last segment.")]

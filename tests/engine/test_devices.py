@@ -33,6 +33,7 @@ from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.base import Family
 from stretto.families.higgs_audio.mechanism import arrays as stairs
 from stretto.families.kyutai_tts.mechanism import arrays as word_states
+from stretto.families.moss_tts.mechanism import arrays as slots
 from stretto.families.tiny.family import TINY
 from stretto.families.vibevoice.mechanism import draw as stretches
 from stretto.families.voxcpm2.mechanism import draw as guided
@@ -41,7 +42,7 @@ from stretto.testing.checkpoints import make_prompt
 from tests import pocket_release, vibevoice_release, voxcpm2_release
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CONDITIONED, CSM, HIGGS_AUDIO, QWEN3_TTS, TRACKED_CSM
+from tests.small_vocabularies import CONDITIONED, CSM, HIGGS_AUDIO, MOSS_TTS, QWEN3_TTS, TRACKED_CSM
 from tests.small_vocabularies import FAMILIES as PUBLISHED
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
@@ -57,6 +58,7 @@ FAMILIES = {
     "small_tracked_csm": TRACKED_CSM,
     "small_qwen3_tts": QWEN3_TTS,
     "small_higgs_audio": HIGGS_AUDIO,
+    "small_moss_tts": MOSS_TTS,
     "conditioned": CONDITIONED.build(None),
 }
 BY_DAY = ("tiny", "small_csm")
@@ -148,13 +150,18 @@ KERNELS = {
     },
 }
 
-OWNERS = {"depth_attention_kernel": products, "words_kernel": word_states, "stairs_kernel": stairs}
+OWNERS = {
+    "depth_attention_kernel": products,
+    "words_kernel": word_states,
+    "stairs_kernel": stairs,
+    "slots_kernel": slots,
+}
 
 
 def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
     """Write a one-layer checkpoint of the family's model class."""
     write_checkpoint(folder, family, name, layers=1, backbone="llama" if family.mechanism.conditions else "qwen3")
-    if family.audio_head:
+    if family.audio_head and family is HIGGS_AUDIO:
         path = folder / "config.json"
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | {"architectures": ["StrettoHiggsAudioForCausalLM"], "model_type": "llama"}))
@@ -189,7 +196,7 @@ def test_steps_do_not_mix_devices(
     if family.mechanism.on_device is not None and uses_kernels:
         kernels["words_kernel"] = OnTheDevice()
     if family.mechanism.streams_on_device is not None and uses_kernels:
-        kernels["stairs_kernel"] = OnTheDevice()
+        kernels["slots_kernel" if family is MOSS_TTS else "stairs_kernel"] = OnTheDevice()
     if not engine.rules.num_text_ids:
         kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}
     for name, kernel in kernels.items():

@@ -18,6 +18,7 @@ from benchmarks.checkpoints import (
     random_kyutai_stt,
     random_kyutai_tts,
     random_moshi,
+    random_moss,
     random_orpheus,
     random_personaplex,
     random_phonon,
@@ -68,6 +69,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("moshi", random_moshi.write_release),
     ("moshi", write_moshi_without_config),
     ("moshi", transformers_releases.write_moshi),
+    ("moss_tts", random_moss.write_release),
     ("opuslm", lambda folder: published_checkpoints.write_release("opuslm", folder)),
     ("opuslm_dialogue", lambda folder: published_checkpoints.write_release("opuslm-dialogue", folder)),
     ("orpheus", random_orpheus.write_release),
@@ -167,6 +169,7 @@ def test_companions_and_needs() -> None:
 
 QWEN = {"model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz", "tts_model_type": "base"}
 LATENTS = {"lm_config": {}, "encoder_config": {}, "dit_config": {}}
+MOSS = {"model_type": "moss_tts_delay"}
 PHONON = {"flow_lm": {}, "mimi": {}, "eos_threshold": 0}
 HIGGS = {"model_type": "higgs_multimodal_qwen3", "audio_encoder_config": {"encoder_type": "discrete"}}
 KYUTAI = {"dim": 8, "n_q": 16, "mimi_name": "m.safetensors", "tokenizer_name": "t.model"}
@@ -211,6 +214,13 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
         {"config.json": KYUTAI | {"dep_q": 8}, "model.safetensors": "", "t.model": ""},
         "m.safetensors, which the release must have",
     ),
+    "MOSS-TTS-Local": (
+        {"config.json": {"model_type": "moss_tts_local"}},
+        "MOSS-TTS-Local-Transformer is not supported",
+    ),
+    "MOSS-TTS-Local 1.0": ({"config.json": MOSS | {"local_num_layers": 4}}, "MOSS-TTS-Local-Transformer is not"),
+    "MOSS-TTS-Realtime": ({"config.json": {"model_type": "moss_tts_realtime"}}, "MOSS-TTS-Realtime is not supported"),
+    "MOSS-TTS without weights": ({"config.json": MOSS}, "MOSS-TTS: expected model.safetensors"),
     "Phonon of transformers": ({"config.json": {"model_type": "gradium_phonon_tts"}}, "its codec is in another"),
     "Phonon without voices": (
         {"config.json": PHONON, "model.safetensors": "", "tokenizer.json": {}},

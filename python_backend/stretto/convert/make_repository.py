@@ -109,7 +109,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
 def _options(family: Family) -> list[str]:
     """Return the options that this family accepts but at least one other family rejects."""
     taken = {
-        "depth": family.depth is not None,
+        "depth": family.samples_codes_apart,
         "language": bool(family.languages.names),
         "repetition_penalty": family.drawing.penalized is not None,
         "schedule": family.bursts is not None,

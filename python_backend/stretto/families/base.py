@@ -391,6 +391,11 @@ class Family:
         return self.layout.num_codebooks + self.mechanism.num_filled_codebooks
 
     @property
+    def samples_codes_apart(self) -> bool:
+        """True if the streams after stream 0 may have sampling parameters of their own (`SamplingConfig.depth`)."""
+        return self.depth is not None or any(task.sampling.depth is not None for task in self.tasks)
+
+    @property
     def guidance_scales(self) -> tuple[float, ...]:
         """Guidance scales that the model accepts as an input, instead of CFG pairs; empty for most families."""
         conditions = self.mechanism.conditions

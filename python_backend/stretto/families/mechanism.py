@@ -87,7 +87,8 @@ class Mechanism:
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
             [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
         reference: Function of (mechanism, `Prompt`) that returns the rule of a reply for `stretto.testing`, an object
-            with `lay(row, position, family)`, which changes a sampled row in place. With `row_draw`, it may also have
+            with `lay(row, position, family)`, which changes a sampled row in place: before its other streams are
+            sampled, or after them if there is a rule of all streams. With `row_draw`, it may also have
             `kept(logits, ranked, limits, penalized)`, which returns the ids of stream 0 in audio that may be sampled
             with their logits, and `redrawn(allowed, repeated)`, which returns those that replace a repeated id. None
             without a rule.

@@ -251,8 +251,8 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
 
 
 def _depth(options: OptionsRecord, family: Family, audio: SegmentSampling) -> CodeSampling:
-    """Return the depth transformer's sampling parameters, which default to those of stream 0."""
-    if family.depth is None:
+    """Return the sampling parameters of the streams after stream 0, which default to those of stream 0."""
+    if not family.samples_codes_apart:
         raise InvalidRequest("options.depth", "no value (this model has no depth transformer)", shown(options["depth"]))
     values: dict[str, Any] = {key: options["depth"].get(key, getattr(audio, key)) for key in SHORTHANDS}
     return CodeSampling(**values)

@@ -234,7 +234,8 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         schedule=(None, *(each.name for each in family.bursts.schedules))[index % 4] if family.bursts else None,
     )
     delayed_tail = None
-    if family.layout.initial and family.layout.max_delay:  # delayed streams continue with initial ids
+    if family.layout.initial and family.layout.max_delay and not family.warm_up.is_sampled:
+        # delayed streams continue with initial ids
         initial = np.full((1, family.layout.num_input_streams - 1), family.layout.pad_id, np.int32)
         initial[:, : len(family.layout.initial) - 1] = family.layout.initial[1:]
         delayed_tail = np.repeat(initial, family.layout.max_delay, 0)

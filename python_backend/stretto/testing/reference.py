@@ -250,6 +250,18 @@ def unconditional_context(reply: "_Reply") -> Context:
     return reply.reference.context({at: row for at, row in reply.context.heard.items() if at in kept})
 
 
+def lay_streams(reply: "_Reply", row: Row, position: int) -> Row:
+    """Return a row of a reply after its mechanism's rule of all streams, if there is one; such a rule may end audio."""
+    family = reply.family
+    if reply.rule is None or family.mechanism.streams_on_arrays is None or reply.audio_end is not None:
+        return row
+    reply.rule.lay(row, position, family)
+    if row[0] != family.end_of_audio:
+        return row
+    reply.audio_end = position
+    return [row[0]] + [family.layout.pad_id] * (len(row) - 1)
+
+
 class _Reply:
     def __init__(self, reference: Reference, prompt: Prompt, changes: Sequence[tuple[int, bool]], context: Context):
         self.changes, self.context = changes, context
@@ -372,7 +384,7 @@ class _Reply:
         if self.audio_end is None:
             weighs = hasattr(self.rule, "kept")
             row[0] = self.audio_token(logits[0] if weighs else self.penalized(logits[0]), frame)
-            if self.rule is not None:
+            if self.rule is not None and family.mechanism.streams_on_arrays is None:
                 self.rule.lay(row, position, family)
             if row[0] == family.end_of_audio:
                 self.audio_end = position
@@ -388,7 +400,7 @@ class _Reply:
                 row[s] = self.draw(logits[s], stream_ids(self.family, s), s, self.sampling.depth or self.sampling.audio)
             elif frame < family.layout.delays[s] and self.prompt.delayed_tail is not None:
                 row[s] = int(self.prompt.delayed_tail[frame, s - 1])
-        return self.ended(row, frame)
+        return self.ended(lay_streams(self, row, position), frame)
 
     def penalized(self, logits: list[float]) -> list[float]:
         """Return stream-0 logits with the repetition penalty, which applies to audio only if there is no text."""

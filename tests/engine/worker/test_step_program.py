@@ -30,6 +30,7 @@ from tests.small_vocabularies import (
     KYUTAI_TTS,
     KYUTAI_TTS_AHEAD,
     MOSHI,
+    MOSS_TTS,
     OPUSLM,
     QWEN3_TTS,
     TRACKED_CSM,
@@ -53,7 +54,18 @@ pytestmark = pytest.mark.slow
 # latents, also in stretches; then published families.
 PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD]
 FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
-BY_NIGHT = [KYUTAI_TTS, GUIDED_LATENTS, DIALOGUE, QWEN3_TTS, HIGGS_AUDIO, CHATTERBOX, BAGPIPER, OPUSLM, EIGHT_STREAMS]
+BY_NIGHT = [
+    KYUTAI_TTS,
+    GUIDED_LATENTS,
+    DIALOGUE,
+    QWEN3_TTS,
+    HIGGS_AUDIO,
+    MOSS_TTS,
+    CHATTERBOX,
+    BAGPIPER,
+    OPUSLM,
+    EIGHT_STREAMS,
+]
 NUM_SLOTS, NUM_STEPS = 4, 60
 DRAWN = 4  # steps after others have followed in every slot
 

@@ -40,6 +40,7 @@ from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_ker
 from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attention_kernel
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
+from stretto.families.moss_tts.mechanism.kernel import SlotRules, slots_kernel
 from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
@@ -198,6 +199,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (previous_latents_kernel, {}, {"rules": PLAIN_RULES, "size": 256, "block": 256}, 1),
     (mask_after_end_kernel, {}, AFTER_END, 1),
     (stairs_kernel, {}, {"rules": StairRules(64, 7, 10), "block": 8}, 1),
+    (slots_kernel, {}, {"rules": SlotRules(64, 32, 10, 151_656, 151_662, 151_653), "block": 32}, 1),
     (stretch_inputs_kernel, {}, STRETCHES, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),

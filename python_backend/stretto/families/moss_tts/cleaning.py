@@ -1,0 +1,122 @@
+"""Cleaning of texts as in the authors' processor: layout and repeated marks go, and spaces follow the script.
+
+Numbers, units and dates stay as they are written. Names such as URLs and file names are set aside first, because their
+signs are no punctuation. Everything in brackets `[]` and braces `{}` stays, as it may be a mark such as `[pause 2s]`.
+"""
+
+import re
+import unicodedata
+
+STOP, COMMA = "。", "，"
+INVISIBLE = re.compile("[\u200b\u200c\u200d\ufeff]")
+LINK = re.compile(r"\[([^\[\]]+?)\]\((https?://[^)\s]+)\)")
+# At the start of a line: heading, quotation, item, numbered item. Each may occur once, in this order.
+LINE_MARKS = tuple(map(re.compile, (r"#{1,6}\s+", r">\s+", r"[-*+]\s+", r"\d+[.)]\s+")))
+
+WORD = "A-Za-z0-9"
+SIGN = "._/+:-"  # signs within names of files and versions
+# Names that are set aside, in this order.
+NAMES = tuple(
+    map(
+        re.compile,
+        (
+            r"https?://[^\s，。！？；、）】》〉」』]+",
+            rf"(?<![\w.+-])[{WORD}._%+-]+@[{WORD}.-]+\.[A-Za-z]{{2,}}(?![\w.-])",
+            rf"(?<![{WORD}_])@[{WORD}_]{{1,32}}",
+            rf"(?<![{WORD}_])[ur]/[{WORD}_]+",
+            rf"(?<![{WORD}_])#(?!\s)[^\s#]+",
+            rf"(?<![{WORD}_])\.(?=[{WORD}._-]*[{WORD}])[{WORD}._-]+",
+            rf"(?<![{WORD}_])(?=[{WORD}{SIGN}]*[A-Za-z])(?=[{WORD}{SIGN}]*[{SIGN}])"
+            rf"[{WORD}](?:[{WORD}{SIGN}]*[{WORD}])?(?![{WORD}_])",
+        ),
+    )
+)
+PLACE = r"___PROT\d+___"  # stands for a name that was set aside; spelled as in the authors' processor
+
+HAN = "[\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff]"  # ideographs and kana, which have no spaces between words
+LATIN = rf"(?:{PLACE}|(?=[{WORD}{SIGN}]*[A-Za-z])[{WORD}][{WORD}{SIGN}]*)"
+SPACES = tuple(
+    (re.compile(pattern), by)
+    for pattern, by in (
+        (r"[ \t\r\f\v]+", " "),
+        (rf"({HAN})\s+(?={HAN})", r"\1"),
+        (rf"({HAN})\s+(?=\d)", r"\1"),
+        (rf"(\d)\s+(?={HAN})", r"\1"),
+        (rf"({HAN})(?={LATIN})", r"\1 "),
+        (rf"({LATIN})(?={HAN})", r"\1 "),
+        (r" {2,}", " "),
+        (r"\s+([，。！？；：、”’」』】）》])", r"\1"),
+        (r"([（【「『《“‘])\s+", r"\1"),
+        (r"([，。！？；：、])\s*", r"\1"),
+        (r"\s+([,.;!?])", r"\1"),
+        (r" {2,}", " "),
+    )
+)
+BEGIN = r"(^|[。！？!?；;]\s*)"  # start of a sentence
+BRACKETED = re.compile(rf"{BEGIN}[【〖『「]([^】〗』」]+)[】〗』」]\s*")
+TITLE = re.compile(rf"{BEGIN}《([^》]+)》(?=\s*(?:{PLACE}|[—–―-]{{2,}}|$|[。！？!?；;，,]))")
+ARROW = re.compile(r"\s*(?:<[-=]+>|[-=]+>|<[-=]+|[→←↔⇒⇐⇔⟶⟵⟷⟹⟸⟺↦↤↪↩])\s*")
+DASHES = re.compile(r"\s*[—–―-]{2,}\s*")
+REPEATED = tuple(
+    (re.compile(pattern), by)
+    for pattern, by in (
+        (r"\.{3,}|…{2,}", STOP),
+        (r"[。．]{2,}", STOP),
+        (r"[，,]{2,}", COMMA),
+        (r"[!！]{2,}", "！"),
+        (r"[?？]{2,}", "？"),
+    )
+)
+CRIES = re.compile(r"[!?！？]{2,}")
+
+
+def cleaned(text: str) -> str:
+    """Return `text` as a prompt contains it."""
+    names = list[str]()
+
+    def set_aside(found: re.Match[str]) -> str:
+        names.append(found.group())
+        return f"___PROT{len(names) - 1}___"
+
+    text = _one_line(_visible(text))
+    for pattern in NAMES:
+        text = pattern.sub(set_aside, text)
+    text = _spaced(text)
+    for _ in range(2):  # a bracket may follow another one
+        text = BRACKETED.sub(rf"\1\2{STOP}", text)
+    text = DASHES.sub(STOP, ARROW.sub(COMMA, TITLE.sub(r"\1\2", text)))
+    for pattern, by in REPEATED:
+        text = pattern.sub(by, text)
+    text = _spaced(CRIES.sub(_cry, text))
+    for number, name in enumerate(names):
+        text = text.replace(f"___PROT{number}___", name)
+    return text.strip()
+
+
+def _visible(text: str) -> str:
+    """Return `text` without control characters and characters of no width."""
+    text = INVISIBLE.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u3000", " "))
+    return "".join(each for each in text if each in "\n\t " or not unicodedata.category(each).startswith("C"))
+
+
+def _one_line(text: str) -> str:
+    """Return `text` without marks of Markdown, and with full stops between its lines."""
+    lines = list[str]()
+    for line in LINK.sub(r"\1 \2", text).splitlines():
+        line = line.strip()
+        for mark in LINE_MARKS:
+            line = line[found.end() :] if (found := mark.match(line)) else line
+        lines += [line] if line else []
+    return STOP.join(lines)
+
+
+def _spaced(text: str) -> str:
+    for pattern, by in SPACES:
+        text = pattern.sub(by, text)
+    return text.strip()
+
+
+def _cry(found: re.Match[str]) -> str:
+    """Return the marks of a run of question and exclamation marks, one of each kind."""
+    marks = found.group()
+    return ("？" if {*marks} & {*"?？"} else "") + ("！" if {*marks} & {*"!！"} else "")

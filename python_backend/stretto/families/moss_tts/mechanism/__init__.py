@@ -1,0 +1,1 @@
+"""End of a reply by delay ids, and pads of the codebooks: this family's mechanism (`stretto.families.mechanism`)."""

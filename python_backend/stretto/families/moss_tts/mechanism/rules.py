@@ -1,0 +1,28 @@
+"""Rules of the delay slots: pure functions of a row's state, which numpy, torch and Triton execute (`engine.rules`).
+
+`delay_start` is the position of the first delay id; negative for none. `since` is the number of rows since then.
+"""
+# mypy: allow-untyped-defs
+
+from stretto.engine.rules import where
+
+
+def rows_since(position, delay_start):
+    """Return the number of rows since the first delay id; 0 before the row after it."""
+    return where(delay_start < 0, 0, position - delay_start)
+
+
+def slot_token(token, frame, min_rows, since, num_codebooks, slot, delay, end):
+    """Return the id of the text stream: the sampled one, or one that follows from the first delay id."""
+    token = where((token == delay) & (frame < min_rows), slot, token)
+    return where(since > 0, where(since >= num_codebooks, end, delay), token)
+
+
+def slot_code(code, frame, since, codebook, pad):
+    """Return the id of a codebook, which is its pad before its first frame and after its last one."""
+    return where((frame < codebook) | (since > codebook), pad, code)
+
+
+def follow_delay(is_delay, position, delay_start):
+    """Return `delay_start` after an audio row, whose id is the delay id if `is_delay` is True."""
+    return where(is_delay & (delay_start < 0), position, delay_start)

@@ -1,0 +1,37 @@
+"""Recognises MOSS-TTS releases with the delay pattern, and refuses those of the other architectures by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
+
+MODEL_TYPE = "moss_tts_delay"
+CODEC = Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer", ("config.json", "*.safetensors", "*.safetensors.index.json"))
+CONVERT = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}", "--codec", "{companion1}")
+OTHERS = {
+    "moss_tts_local": "MOSS-TTS-Local-Transformer",
+    "moss_tts_realtime": "MOSS-TTS-Realtime",
+    "moss_tts_nano": "MOSS-TTS-Nano",
+}
+
+
+def refusal_of(config: Mapping[str, Any]) -> str:
+    """Return the reason why a model of OpenMOSS with this config.json is not supported; empty for other models."""
+    kind = str(config.get("model_type"))
+    name = OTHERS.get(kind)
+    if kind == MODEL_TYPE and "local_num_layers" in config:  # its first version has the same model_type
+        name = OTHERS["moss_tts_local"]
+    return f"{name} is not supported, only models with the delay pattern (MOSS-TTS v1.5)" if name else ""
+
+
+def recognise(listing: Listing) -> list[Match]:
+    """Return the release in a listing, if there is one."""
+    config = listing.json(CONFIG)
+    if refusal := refusal_of(config):
+        return [Match("moss_tts", refusal=refusal)]
+    if config.get("model_type") != MODEL_TYPE:
+        return []
+    weights = listing.weights()
+    if not weights:
+        return [Match("moss_tts", refusal="MOSS-TTS: expected model.safetensors, or the files of its index")]
+    return [Match("moss_tts", (*weights, CONFIG, *listing.present(*TOKENIZER)), CONVERT, companions=(CODEC,))]
