@@ -137,6 +137,14 @@ check_kyutai_tts_replies() { check_replies kyutai_tts moshi==0.2.13 einops sphn=
 check_moshi_replies() { check_replies moshi moshi==0.2.13 einops sphn==0.1.12; }
 check_voxcpm2_replies() { check_replies voxcpm2 voxcpm==2.0.3 einops; }
 
+check_vibevoice_realtime_replies() (
+    source=$(mktemp -d)
+    trap 'rm -rf "$source"' EXIT
+    clone https://github.com/microsoft/VibeVoice e73d1e17c3754f046352014856a922f8208fb5d3 "$source/vibevoice"
+    PYTHONPATH="$source/vibevoice" check_replies vibevoice_realtime transformers==4.51.3 tokenizers==0.21.4 \
+        huggingface-hub==0.36.0 diffusers==0.35.2
+)
+
 check_personaplex_replies() (
     source=$(mktemp -d)
     trap 'rm -rf "$source"' EXIT
@@ -216,6 +224,7 @@ check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
     check_chatterbox_voices check_marks check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_phonon_replies check_higgs_audio_v3_replies check_moss_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
+    check_vibevoice_realtime_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
     check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_margins
     test_histories)

@@ -26,6 +26,7 @@ from benchmarks.checkpoints import (
     random_qwen3_codec,
     random_qwen3_omni,
     random_qwen3_tts,
+    random_vibevoice_realtime,
     random_vita,
     random_voxcpm2,
 )
@@ -292,6 +293,13 @@ LAYOUTS = {
         "phonon",
         lambda folder: _whole(random_phonon.write_release(folder / "release")),
         {"release": ("config.json", "model.safetensors", "tokenizer.json", "voices/*.safetensors")},
+    ),
+    # The voices are those of the authors' code, in the format of another repository, and the tokenizer is Qwen2.5's.
+    "microsoft/VibeVoice-Realtime-0.5B": Layout(
+        "vibevoice-realtime",
+        lambda folder: _whole(random_vibevoice_realtime.write_release(folder / "release")),
+        {"release": ("config.json", "model.safetensors")},
+        ("release/tokenizer.json", "release/voices/*.pt", "release/voices/*.safetensors"),
     ),
     "espnet/bagpiper-tts-sft": Layout(
         "bagpiper",

@@ -25,6 +25,7 @@ from benchmarks.checkpoints import (
     random_pocket,
     random_qwen3_omni,
     random_qwen3_tts,
+    random_vibevoice_realtime,
     random_vita,
     random_voxcpm2,
 )
@@ -80,6 +81,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("qwen3_tts", random_qwen3_tts.write_release),
     ("valle", random_espnet.write_release),
     ("vibevoice", vibevoice_release.write_release),
+    ("vibevoice_realtime", random_vibevoice_realtime.write_release),
     ("vita_audio", random_vita.write_release),
     ("voxcpm2", random_voxcpm2.write_release),
 ]
@@ -154,6 +156,12 @@ def test_companions_and_needs() -> None:
     authors = {"model_type": "vibevoice", "acoustic_tokenizer_config": {}}
     entry = detect(Texts({"config.json": authors, "model.safetensors": ""}))
     assert [each.source.repository for each in entry.companions] == ["Qwen/Qwen2.5-1.5B"]
+    entry = detect(Texts({"config.json": {"model_type": "vibevoice_streaming"}, "model.safetensors": ""}))
+    assert [each.source.repository for each in entry.companions] == [
+        "mnmly/VibeVoice-Realtime-0.5B-mlx",
+        "Qwen/Qwen2.5-0.5B",
+    ]
+    assert entry.convert == ("--model", "{view}")
     voices = {"model_type": "tts", "dep_q": 32, "mimi_name": "m.safetensors", "tokenizer_name": "t.model"}
     voices |= {"conditioners": {"cfg": {}}, "model_id": {"sig": "ab", "epoch": 3}, "moshi_name": "lm.safetensors"}
     files = {"config.json": voices, "m.safetensors": "", "t.model": "", "lm.safetensors": ""}
@@ -181,10 +189,9 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "list as config": ({"config.json": [1], "model.safetensors": ""}, "not a release of a supported family"),
     "nested config": ({"config.json": "[" * 100_000, "model.safetensors": ""}, "not a release of a supported family"),
     "README only": ({"README.md": "voice"}, "not a release of a supported family"),
-    "VibeVoice Realtime": ({"config.json": {"model_type": "vibevoice_streaming"}}, "Realtime 0.5B is not served"),
-    "VibeVoice Realtime, other name": (
-        {"config.json": {"model_type": "vibevoice", "tts_backbone_num_hidden_layers": 20}},
-        "Realtime 0.5B is not served",
+    "VibeVoice Realtime without weights": (
+        {"config.json": {"model_type": "vibevoice_streaming"}},
+        "VibeVoice Realtime: expected model.safetensors",
     ),
     "VibeVoice without weights": ({"config.json": {"model_type": "vibevoice"}}, "expected model.safetensors"),
     "CosyVoice 2": ({"cosyvoice2.yaml": "a: 1", "llm.pt": ""}, "of CosyVoice 3, got cosyvoice2.yaml"),

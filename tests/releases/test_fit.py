@@ -25,7 +25,7 @@ LARGE_GPU = Gpu(2, "NVIDIA H100", 80 * GB, 79 * GB, (9, 0))
 BARE = Entry("bare", "tiny", Source("acme/bare", ("*",)), ())
 SHAPE = {"hidden": 512, "layers": 10, "kv_heads": 4, "head_dim": 64, "heads": 4, "inner": 6_169, "vocabulary": 1_000}
 SHAPE |= {"head_columns": 1_000, "frame_rate": 25.0, "is_guided": False, "tables": 1}
-LATENTS = {"phonon", "pocket_tts", "vibevoice", "voxcpm2"}  # served in float32
+LATENTS = {"phonon", "pocket_tts", "vibevoice", "vibevoice_realtime", "voxcpm2"}  # served in float32
 SHAPED = replace(BARE, name="shaped", shape=SHAPE)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Upsampling
 from stretto.codecs.streaming import prepare_products
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.untrusted_files import entry, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
@@ -273,10 +273,11 @@ class Scale:
 class VibeVoiceCodec(nn.Module):
     """VibeVoice acoustic tokenizer. Its state is the decoder's memory; windows need no neighbouring frames."""
 
-    def __init__(self, config: TokenizerConfig, scale: Scale) -> None:
+    def __init__(self, config: TokenizerConfig, scale: Scale, has_encoder: bool = True) -> None:
         super().__init__()
         self.config, self.scale = config, scale
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder = Encoder(config) if has_encoder else None
+        self.decoder = Decoder(config)
         self.spec = CodecSpec(
             name=MODEL_TYPE,
             sample_rate=SAMPLE_RATE,
@@ -294,7 +295,12 @@ class VibeVoiceCodec(nn.Module):
 
         The recording is normalised to -25 dBFS. As in training, noise is added to the encoder's mean. The noise depends
         only on the samples, so that a recording always gives the same voice.
+
+        Raises:
+            InvalidRequest: If the checkpoint has no encoder.
         """
+        if self.encoder is None:
+            raise InvalidRequest("messages", "a named voice (this checkpoint has no encoder)", "a recording")
         scaled = normalised(pcm)
         weight = self.decoder.head.conv.weight
         samples = F.pad(torch.from_numpy(scaled), (0, -len(scaled) % self.config.hop)).to(weight)
@@ -344,10 +350,10 @@ def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
     return np.sqrt(-2 * np.log(one)) * np.cos(2 * np.pi * other)
 
 
-def codec_shapes(config: TokenizerConfig) -> dict[str, tuple[int, ...]]:
+def codec_shapes(config: TokenizerConfig, has_encoder: bool = True) -> dict[str, tuple[int, ...]]:
     """Map the name of each codec tensor to its shape."""
     with torch.device("meta"):
-        codec = VibeVoiceCodec(config, Scale(1.0, 0.0))
+        codec = VibeVoiceCodec(config, Scale(1.0, 0.0), has_encoder)
         return {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
 
 
@@ -367,7 +373,8 @@ def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:
     if record.get("model_type") != MODEL_TYPE or not isinstance(section, Mapping):
         raise CheckpointError(f"{directory / CONFIG_FILE}: expected model_type {MODEL_TYPE} with {PARTS}")
     with torch.device("meta"):
-        codec = VibeVoiceCodec(TokenizerConfig.from_record(section), Scale.from_record(record))
+        has_encoder = record.get("has_encoder") is not False
+        codec = VibeVoiceCodec(TokenizerConfig.from_record(section), Scale.from_record(record), has_encoder)
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path, assign=True)
     return prepare_products(codec.eval().requires_grad_(False).to(device))

@@ -284,8 +284,11 @@ def test_error_names_mismatched_checkpoint_contents(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "vibevoice_streaming"}, "VibeVoice Realtime 0.5B is not served: its two language models read"),
-        ({"tts_backbone_num_hidden_layers": 20}, "VibeVoice Realtime 0.5B is not served"),
+        (
+            {"model_type": "vibevoice_streaming"},
+            "expected VibeVoice 1.5B or 7B, got VibeVoice Realtime 0.5B: convert vibevoice-realtime",
+        ),
+        ({"tts_backbone_num_hidden_layers": 20}, "expected VibeVoice 1.5B or 7B, got VibeVoice Realtime 0.5B"),
         ({"model_type": "qwen2"}, "model_type: expected 'vibevoice', got 'qwen2'"),
         ({"audio_config": {"channels": 2}}, "audio_config.channels: expected 1, got 2"),
         ({"semantic_model_config": {"downsampling_ratios": [2, 2], "depths": [1, 1, 1]}}, "expected 3200 samples, got"),

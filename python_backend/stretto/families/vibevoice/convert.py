@@ -96,10 +96,7 @@ def check_kind(config: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless config.json belongs to a 1.5B or 7B release."""
     kind = config.get("model_type")
     if REALTIME in config or kind == "vibevoice_streaming":
-        raise CheckpointError(
-            "VibeVoice Realtime 0.5B is not served: its two language models read text and speech at different "
-            "positions, and its voices are published as keys and values. Expected VibeVoice 1.5B or 7B"
-        )
+        raise CheckpointError("expected VibeVoice 1.5B or 7B, got VibeVoice Realtime 0.5B: convert vibevoice-realtime")
     if kind != "vibevoice":
         raise CheckpointError(f"model_type: expected 'vibevoice', got {shown(kind)}")
 
@@ -325,7 +322,7 @@ def plan(shape: Shape) -> Plan:
         layer(f"model.{name}.linear_1", f"{own}.linear_1", width, size, bias=True)
         add(f"model.{name}.act.weight", f"{own}.act.weight", width)
         layer(f"model.{name}.linear_2", f"{own}.linear_2", width, width, bias=True)
-    for own, rows, columns in head_layers(shape, width):
+    for own, rows, columns in head_layers(shape.head, shape.acoustic.size, width):
         layer(f"model.diffusion_head.{own}", f"head.{own}", rows, columns)
     for number in range(shape.head["num_hidden_layers"]):
         add(f"model.diffusion_head.layers.{number}.norm.weight", f"head.layers.{number}.norm.weight", width)
@@ -341,9 +338,15 @@ def plan(shape: Shape) -> Plan:
     return parts
 
 
-def head_layers(shape: Shape, width: int) -> list[tuple[str, int, int]]:
-    """Return the name, rows and columns of each linear layer in the diffusion head."""
-    inner, size = shape.head["intermediate_size"], shape.acoustic.size
+def head_layers(head: Mapping[str, Any], size: int, width: int) -> list[tuple[str, int, int]]:
+    """Return the name, rows and columns of each linear layer in the diffusion head.
+
+    Args:
+        head: Sizes of the head.
+        size: Number of elements in a latent.
+        width: Width of the language model.
+    """
+    inner = head["intermediate_size"]
     found = [
         ("noisy_images_proj", width, size),
         ("cond_proj", width, width),
@@ -352,7 +355,7 @@ def head_layers(shape: Shape, width: int) -> list[tuple[str, int, int]]:
         ("final_layer.linear_1", 2 * width, width),
         ("final_layer.linear_2", size, width),
     ]
-    for number in range(shape.head["num_hidden_layers"]):
+    for number in range(head["num_hidden_layers"]):
         name = f"layers.{number}"
         found += [(f"{name}.linear", 3 * width, width), (f"{name}.ffn.down_proj", width, inner)]
         found += [(f"{name}.ffn.{part}_proj", inner, width) for part in ("gate", "up")]

@@ -3,7 +3,6 @@
 from stretto.families.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
 
 AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format, whose folder has no tokenizer
-STREAMING = "tts_backbone_num_hidden_layers"
 AUTHORS_TOKENIZER = Needed("Qwen/Qwen2.5-1.5B", QWEN_TOKENIZER)
 
 
@@ -11,10 +10,8 @@ def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     config, weights = listing.json(CONFIG), listing.weights()
     kind = config.get("model_type")
-    if kind not in ("vibevoice", "vibevoice_streaming"):
+    if kind != "vibevoice":
         return []
-    if kind == "vibevoice_streaming" or STREAMING in config:
-        return [Match("vibevoice", refusal="VibeVoice Realtime 0.5B is not served; expected VibeVoice 1.5B or 7B")]
     if not weights:
         refusal = "expected model.safetensors, or the files of model.safetensors.index.json"
         return [Match("vibevoice", refusal=refusal)]

@@ -1,0 +1,19 @@
+"""VibeVoice Realtime: a text model below a speech model, text streamed in windows, and latents of acoustic frames."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="vibevoice_realtime",
+    build=lazy("stretto.families.vibevoice_realtime.family:build"),
+    open_template=lazy("stretto.families.vibevoice_realtime.prompt:open_template"),
+    text_codec=lazy("stretto.families.vibevoice_realtime.prompt:text_codec"),
+    convert="stretto.families.vibevoice_realtime.convert",
+    releases="stretto.families.vibevoice_realtime:releases.json",
+    recognise="stretto.families.vibevoice_realtime.recognise:recognise",
+    notes="stretto.families.vibevoice_realtime:releases.md",
+    architectures={
+        "StrettoVibeVoiceRealtimeForCausalLM": (
+            "stretto.families.vibevoice_realtime.model:StrettoVibeVoiceRealtimeForCausalLM"
+        )
+    },
+)

@@ -1,0 +1,230 @@
+"""VibeVoice Realtime (Microsoft, https://github.com/microsoft/VibeVoice): speech from text that is still being written.
+
+    tts     voice ─► t0 t1 t2 t3 t4 │ x0 … x5 │ t5 … t9 │ x6 … x11 │ t10 t11 │ x12 x13 … [end]
+
+A row is a text token or a frame of 133 ms. Text comes in windows of five tokens; six frames follow each of them, and
+after the last one, frames until the model ends the reply. A text model of a few layers reads the text alone. Its
+hidden states are the text rows of the speech model, which also reads the frames. The latent of a frame is generated
+from the row before it, and is guided by a request that reads only the frames.
+
+A voice is published as the keys and values of both models, and as those of the unconditional request's first row.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, ClassVar
+
+from stretto.families.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
+from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
+from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
+
+NAME = "vibevoice_realtime"
+FRAME_RATE = 7.5
+NUM_WORDS, NUM_FRAMES = 5, 6  # text tokens of a window, and frames after it
+DEFAULT_STEPS, DEFAULT_GUIDANCE = 5, 1.5  # as in the authors' demo
+STEPS = range(2, 51)
+MAX_ROWS = 8192
+MAX_IDS, MAX_NUMBERS, MAX_VOICES, MAX_VOICE_ROWS = 1 << 20, 4096, 64, 2048
+MAX_TEXT_CHARS = 10_000
+END_OF_TEXT = 0  # ends the ids of a text; not a row
+
+
+@dataclass(frozen=True)
+class Voice:
+    """Numbers of rows of a voice.
+
+    Attributes:
+        name: Name in lower case.
+        num_text_rows: Rows of the text model.
+        num_rows: Rows of the speech model.
+    """
+
+    name: str
+    num_text_rows: int
+    num_rows: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_text_rows", "num_rows"):
+            if not 1 <= getattr(self, name) <= MAX_VOICE_ROWS:
+                raise ValueError(f"{name} must be in [1, {MAX_VOICE_ROWS}], got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RealtimeVocabulary(Vocabulary):
+    """Ids of text, of three kinds of rows, and of the rows of each voice.
+
+    Attributes:
+        num_text_ids: Number of text ids.
+        num_numbers: Number of elements in a latent.
+        voices: The voices; the first one is the default.
+        max_model_len: Maximum number of rows.
+    """
+
+    num_text_ids: int = 151936
+    num_numbers: int = 64
+    voices: tuple[Voice, ...] = ()
+    max_model_len: int = MAX_ROWS
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_text_ids <= MAX_IDS or not 1 <= self.num_numbers <= MAX_NUMBERS:
+            raise ValueError(
+                f"num_text_ids and num_numbers must be in [1, {MAX_IDS}] and [1, {MAX_NUMBERS}], "
+                f"got {self.num_text_ids} and {self.num_numbers}"
+            )
+        names = {voice.name for voice in self.voices}
+        if len(names) < len(self.voices) or len(names) > MAX_VOICES:
+            raise ValueError(f"voices: expected at most {MAX_VOICES} different names, got {len(self.voices)} voices")
+
+    @property
+    def frame(self) -> int:
+        """Id of a frame."""
+        return self.num_text_ids
+
+    @property
+    def word(self) -> int:
+        """Id of a row with a text token, whose id is on the text stream."""
+        return self.frame + 1
+
+    @property
+    def end(self) -> int:
+        """Id that ends a reply."""
+        return self.word + 1
+
+    @property
+    def first_rows(self) -> tuple[int, ...]:
+        """Id of the first row of each voice, and the number of ids.
+
+        The rows of a voice are followed by the first row of its unconditional request.
+        """
+        return tuple(accumulate((voice.num_rows + 1 for voice in self.voices), initial=self.end + 1))
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids."""
+        return self.first_rows[-1]
+
+    @property
+    def text_stream(self) -> int:
+        """Input-only stream of the text tokens."""
+        return 2 + self.num_numbers
+
+    @property
+    def layout(self) -> StreamLayout:
+        """Streams of a row: its kind, the words of a latent, and the text token.
+
+        The last word of a latent is the number 1 in the first frame, where the decoder begins. The first word of a text
+        row is the number of the voice, as an integer.
+        """
+        return StreamLayout(
+            vocab_size=self.vocab_size,
+            audio=(range(self.frame, self.frame + 1),),
+            delays=(0,) * (2 + self.num_numbers),
+            codebook_streams=tuple(range(1, 2 + self.num_numbers)),
+            num_input_only=1,
+            extra=((self.word,),),
+            latents=LatentSpec(1 + self.num_numbers, STEPS, has_unit_noise=True),
+        )
+
+
+@dataclass(frozen=True)
+class TextWindows(Mechanism):
+    """Windows of `num_words` text tokens, each followed by `num_frames` frames, which alternate in a reply.
+
+    The kind of a row follows from its index in the reply and from the length of the text. After the last token, all
+    rows are frames. Only a row after a frame may end the reply, but it may do so although there is text left.
+
+    Attributes:
+        word: Id of a row with a text token.
+        frame: Id of a frame.
+        first_rows: Id of the first row of each voice, and the end of these ids.
+        num_text_ids: Number of text ids.
+        num_words: Number of tokens in a window.
+        num_frames: Number of frames after a window.
+    """
+
+    word: int
+    frame: int
+    first_rows: tuple[int, ...]
+    num_text_ids: int
+    num_words: int = NUM_WORDS
+    num_frames: int = NUM_FRAMES
+
+    open_track: ClassVar = lazy(f"{__package__}.mechanism.track:WindowTrack.begin")
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:WindowDraw")
+    pair: ClassVar = lazy(f"{__package__}.mechanism.pair:WindowPair")
+    random_text: ClassVar = lazy(f"{__package__}.mechanism.track:random_text")
+
+    @property
+    def num_own_words(self) -> int:
+        """Number of words after the latent: the mark of the first frame."""
+        return 1
+
+    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return `ids` without that of text rows, which are not sampled."""
+        return [token for token in ids if token != self.word]
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the maximum number of text tokens of a reply."""
+        return max_rows
+
+    def index_of(self, number: Any) -> Any:
+        """Return the index in the reply of text token `number`, an integer or an array."""
+        return number + self.num_frames * (number // self.num_words)
+
+    def place(self, index: Any) -> tuple[Any, Any]:
+        """Return the place of a row in its window, and the number of the token that it has if it is a text row.
+
+        Args:
+            index: Index of the row in the reply, an integer or an array.
+        """
+        period = self.num_words + self.num_frames
+        place = index % period
+        return place, index // period * self.num_words + place
+
+    def is_word(self, index: Any, num_words: Any) -> Any:
+        """Return True if row `index` of a reply to a text of `num_words` tokens is a text row; integers or arrays."""
+        place, number = self.place(index)
+        return (place < self.num_words) & (number < num_words)
+
+
+SAMPLING = SamplingConfig(
+    text=SegmentSampling(temperature=0.0),
+    audio=SegmentSampling(temperature=1.0, max_rows=MAX_ROWS),
+    latents=LatentSampling(DEFAULT_STEPS),
+    guidance_scale=DEFAULT_GUIDANCE,
+)
+
+
+def vibevoice_realtime(vocabulary: RealtimeVocabulary) -> Family:
+    """Return the family for a vocabulary."""
+    layout = vocabulary.layout
+    return Family(
+        name=NAME,
+        layout=layout,
+        tasks=(Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING),),
+        codec="vibevoice",
+        end_of_reply=vocabulary.end,
+        end_of_text=vocabulary.end,
+        end_of_audio=vocabulary.end,
+        transition=(),
+        guided_streams=layout.codebook_streams,
+        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),
+        voices=tuple(voice.name for voice in vocabulary.voices),
+        max_text_chars=MAX_TEXT_CHARS,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        first_chunk_frames=1,
+        steady_chunk_frames=6,
+        tail=NO_TAIL,
+        text_track=TextTrack(vocabulary.text_stream, layout.pad_id, END_OF_TEXT, is_usual=True),
+        leaves_out_extra=True,
+        mechanism=TextWindows(vocabulary.word, vocabulary.frame, vocabulary.first_rows, vocabulary.num_text_ids),
+    )
+
+
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary."""
+    return vibevoice_realtime(RealtimeVocabulary.from_record(vocabulary) if vocabulary else RealtimeVocabulary())
