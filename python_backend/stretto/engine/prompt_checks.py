@@ -222,7 +222,8 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
 
     A frame reads one id, and the reply may end only after the end id has been read. The length limits must therefore
     leave room for one frame per id and one for the end id. With `TextGroups`, text has rows of its own, so the limits
-    must leave room for the prompt's text rows and for each group of streamed text.
+    must leave room for the prompt's text rows and for each group of streamed text. A mechanism may have a rule of its
+    own (`Mechanism.max_text_ids`).
     """
     num_rows = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
     return rules.max_track_words(prompt.track, num_rows)

@@ -250,7 +250,7 @@ class SegmentRules:
         """
         groups = self.family.text_groups
         if groups is None:
-            return max(num_rows - 1, 0)
+            return self.family.mechanism.max_text_ids(num_rows)
         num_rows -= num_leading(ids, self.family.layout.audio[0]) + 2  # the end id, and a frame
         num_groups, rest = divmod(num_rows, groups.num_words + groups.num_frames)
         return max(num_groups * groups.num_words + min(rest, groups.num_words - 1), 0)

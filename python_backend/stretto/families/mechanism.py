@@ -168,6 +168,13 @@ class Mechanism:
         """Return the size of a slot's table for the entries of the track, in replies of at most `max_rows` rows."""
         return 0
 
+    def max_text_ids(self, num_rows: int) -> int:
+        """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.
+
+        Each row reads one id, and the last one the end id, unless a mechanism has text rows of its own.
+        """
+        return max(num_rows - 1, 0)
+
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
         """Check the ids of a text.
 

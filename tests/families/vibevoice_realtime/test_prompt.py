@@ -1,14 +1,21 @@
 """VibeVoice Realtime prompts: the rows of a voice, and a text whose tokens do not depend on how it arrives."""
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 
+from stretto.engine.feeds import TextFeed
+from stretto.engine.prompt_checks import max_words
+from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.plugin import family_at
 from stretto.families.text import load_text_codec
-from stretto.families.vibevoice_realtime.family import END_OF_TEXT
+from stretto.families.vibevoice_realtime.family import END_OF_TEXT, NUM_FRAMES, NUM_WORDS
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.vibevoice_realtime_release import convert_release
 
@@ -52,3 +59,24 @@ def test_streamed_text_gives_the_same_tokens(checkpoint: Path, size: int) -> Non
 def test_texts_without_a_reply_are_refused(checkpoint: Path, text: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         Preprocessor(checkpoint).prepare(RawRequest(text=text))
+
+
+@pytest.mark.parametrize("length", [512, 300, *range(87, 99), 40])
+def test_streamed_text_without_room_for_its_frames_is_refused(checkpoint: Path, length: int) -> None:
+    """The frames after each window count, and those after the last one."""
+    rules = SegmentRules(family_at(checkpoint), length)
+    made = Preprocessor(checkpoint).prepare(RawRequest(text="a"))
+    prompt = replace(made, track=(7,), is_open=True)
+    room = length - len(prompt.rows) - 1  # without the row that ends the reply
+    most = max(number for number in range(length) if number + -(-number // NUM_WORDS) * NUM_FRAMES <= room)
+    engine: Any = SimpleNamespace(has=lambda name: False)
+
+    async def write() -> None:
+        track, left = rules.track(len(prompt.rows), prompt.track, is_open=True), max_words(prompt, rules) - 1
+        feed = TextFeed(engine, "u", track, left)
+        feed.write([7] * (most - 1), is_last=False)
+        with pytest.raises(InvalidRequest, match="text: expected at most 0 more tokens, got 1 tokens"):
+            feed.write([7, END_OF_TEXT], is_last=True)
+        feed.write([END_OF_TEXT], is_last=True)
+
+    asyncio.run(write())

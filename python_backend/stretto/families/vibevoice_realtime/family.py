@@ -170,6 +170,14 @@ class TextWindows(Mechanism):
         """Return the maximum number of text tokens of a reply."""
         return max_rows
 
+    def max_text_ids(self, num_rows: int) -> int:
+        """Return the maximum number of text tokens in a reply of `num_rows` rows before its last.
+
+        The frames after each window, including the last one, must fit.
+        """
+        num_windows, rest = divmod(max(num_rows - self.num_frames, 0), self.num_words + self.num_frames)
+        return num_windows * self.num_words + min(rest, self.num_words)
+
     def index_of(self, number: Any) -> Any:
         """Return the index in the reply of text token `number`, an integer or an array."""
         return number + self.num_frames * (number // self.num_words)

@@ -93,9 +93,8 @@ class RealtimeTemplate:
         """Raise InvalidRequest if a reply has no room for the text and the frames after each window."""
         windows = self._family.mechanism
         assert isinstance(windows, TextWindows)
-        room = self._family.max_model_len - num_voice_rows - windows.num_frames - 1
-        if windows.index_of(len(ids) - 1) >= room:
-            most = next(number for number in range(len(ids), 0, -1) if windows.index_of(number - 1) < room)
+        most = windows.max_text_ids(self._family.max_model_len - num_voice_rows - 1)
+        if len(ids) > most:
             raise InvalidRequest(path, f"at most {most} tokens", f"{len(ids)} tokens")
 
 
