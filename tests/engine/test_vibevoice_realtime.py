@@ -15,15 +15,17 @@ from scripts.vibevoice_realtime_replies import STRIDE
 from stretto.codecs.base import Window
 from stretto.codecs.vibevoice import load
 from stretto.engine.reply_rules import TextUpdate
+from stretto.engine.tracks import ENDLESS
 from stretto.families.base import Family
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.vibevoice_realtime import PLUGIN
+from stretto.families.vibevoice_realtime.family import TextWindows
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Answer, Engine, update_request
 from tests.engine.nudges import assert_latents_near
-from tests.tiers import by_night
+from tests.tiers import SYNC_BY_DAY, by_night
 from tests.vibevoice_realtime_release import convert_release, prompts_of, stored
 
 pytestmark = pytest.mark.engine
@@ -36,6 +38,8 @@ TIGHT: dict[str, Any] = {
 }
 ARRIVALS = {"more": 3, "8": 9, "9": 30}
 MAX_ROWS = 60
+# Number of rows of a reply when it is cancelled, number of tokens that it has, and True if its next row is a token.
+CANCELLED = ((3, 17, True), (8, 17, False), (12, 17, True), (18, 17, False), (14, 8, True))
 PCM_TOLERANCE = 1e-4
 
 
@@ -92,6 +96,37 @@ def test_latents_match_the_authors_code(tmp_path: Path, kind: str, options: dict
         window = Window(torch.from_numpy(words.T[None]).long(), 0, 0, torch.zeros(1).long(), codec.initial_state(1))
         samples = codec.decode(window)[0].numpy()[0, ::STRIDE]
         np.testing.assert_allclose(samples, pcm.clip(-1, 1), rtol=0, atol=PCM_TOLERANCE)
+
+
+@pytest.mark.parametrize("is_async", SYNC_BY_DAY)
+def test_cancelled_reply_leaves_others_unchanged(tmp_path: Path, is_async: bool) -> None:
+    """A reply leaves in its first or second window of text or frames, or while it waits for the rest of a window."""
+    checkpoint = convert_release(tmp_path)
+    prompts = prompts_of(checkpoint, MAX_ROWS)
+    audio = replace(prompts["7"].sampling.audio, min_rows=MAX_ROWS)
+    whole = replace(prompts["7"], sampling=replace(prompts["7"].sampling, audio=audio))
+    windows = family_at(checkpoint).mechanism
+    assert isinstance(windows, TextWindows)
+    with Engine(checkpoint, **TIGHT, async_scheduling=is_async) as engine:
+        alone = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
+        for num_rows, number, is_word in CANCELLED:
+            is_open = number < len(whole.track) - 1
+            leaving = replace(whole, track=whole.track[:number], is_open=True) if is_open else whole
+            assert windows.is_word(num_rows, ENDLESS if is_open else number) == is_word
+            answers = {name: Answer() for name in ("leaving", *prompts)}
+            for name, prompt in {"leaving": leaving, **prompts}.items():
+                engine.add(name, prompt)
+            while engine.is_busy():
+                engine._step(answers)
+                found = engine.scheduler.requests.get("leaving")
+                if found is not None and found.num_output_tokens == num_rows and not is_open:
+                    engine.core.abort_requests(["leaving"])
+            if is_open:
+                assert engine.scheduler.requests["leaving"].num_output_tokens == num_rows
+                engine.core.abort_requests(["leaving"])
+            assert answers.pop("leaving").trailer is None
+            assert {name: answer.rows for name, answer in answers.items()} == alone
+            assert engine.is_clean()
 
 
 @pytest.mark.nightly
