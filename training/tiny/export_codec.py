@@ -17,7 +17,8 @@ PRECISE = "decoder.pitch_trunk."  # errors in the pitch add up over the utteranc
 
 
 def write_weights(out: Path, weights: dict[str, Tensor]) -> None:
-    """Write `codec.safetensors` into `out`."""
+    """Write `codec.safetensors` into `out`, which is made if it does not exist."""
+    out.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (tensor.float() if name.startswith(PRECISE) else tensor.half()).contiguous()
         for name, tensor in weights.items()
@@ -29,9 +30,8 @@ def write_weights(out: Path, weights: dict[str, Tensor]) -> None:
 def export(codec_file: Path, out: Path) -> None:
     """Write the two files that `stretto.codecs.tiny.codec.load` reads."""
     saved = torch.load(codec_file, map_location="cpu")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / CONFIG_FILE).write_text(json.dumps(saved["config"], indent=2) + "\n")
     write_weights(out, saved["codec"])
+    (out / CONFIG_FILE).write_text(json.dumps(saved["config"], indent=2) + "\n")
 
 
 if __name__ == "__main__":

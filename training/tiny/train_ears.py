@@ -39,7 +39,7 @@ PEAK_RATE, LAST_RATE, WARM_UP = 6e-4, 2e-5, 50
 
 
 def alterations(rng: np.random.Generator) -> list[Alteration]:
-    """Return random alterations, to be applied in order; none for one recording in five."""
+    """Return random alterations, to be applied in order; none for one recording in seven."""
     found: list[Alteration] = []
     if rng.random() < 0.3:
         found.append(noisy(rng.uniform(*NOISE_DBFS), rng))

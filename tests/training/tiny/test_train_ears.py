@@ -1,14 +1,18 @@
 """Training of the codec's encoder for recordings."""
 
+import inspect
 import itertools
 from collections.abc import Iterator
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from stretto.codecs.tiny.codec import HOP, HOPS, NUM_MELS, TinyCodec, log_mel
+from stretto.codecs.tiny.codec import HOP, HOPS, NUM_MELS, WEIGHTS_FILE, TinyCodec, log_mel
 from tests.codecs.conftest import SMALL
+from training.tiny.alterations import Alteration
+from training.tiny.export_codec import write_weights
 from training.tiny.train_ears import SEGMENT_HOPS, TIMES, alterations, examples, levelled, repeated, train
 
 
@@ -51,11 +55,25 @@ def test_batches_are_repeated() -> None:
     assert all(value <= index // TIMES for index, value in enumerate(seen))
 
 
+def kind(alter: Alteration) -> tuple[str, object]:
+    """Return the function that made the alteration, and its codec if it has one."""
+    return alter.__qualname__.partition(".")[0], inspect.getclosurevars(alter).nonlocals.get("codec")
+
+
 def test_recordings_are_altered_in_all_ways_and_levelled() -> None:
     rng = np.random.default_rng(0)
-    counts = [len(alterations(rng)) for _ in range(200)]
-    assert {0, 1, 2, 3} <= set(counts)
+    drawn = [alterations(rng) for _ in range(200)]
+    assert {kind(alter) for each in drawn for alter in each} == {
+        *((name, None) for name in ("noisy", "louder", "resampled", "without_bass")),
+        *(("coded", codec) for codec in ("pcm_mulaw", "mp3", "libopus")),
+    }
+    assert [] in drawn
     pcm = rng.uniform(-0.01, 0.01, 2400).astype(np.float32)
-    for alter in itertools.chain.from_iterable(alterations(rng) for _ in range(12)):
+    for alter in itertools.chain.from_iterable(drawn[:12]):
         assert len(alter(pcm)) == len(pcm)
     np.testing.assert_allclose(levelled(pcm), levelled(pcm * 7), rtol=1e-5)
+
+
+def test_weights_are_written_into_a_new_folder(tmp_path: Path) -> None:
+    write_weights(tmp_path / "new" / "out", TinyCodec(SMALL).state_dict())
+    assert (tmp_path / "new" / "out" / WEIGHTS_FILE).exists()
