@@ -2,7 +2,9 @@
 
 import torch
 
-from benchmarks.int8_distances import Outputs, distances
+from benchmarks.int8_distances import NUM_ROWS, Outputs, distances, fixed
+from stretto.testing.checkpoints import make_prompts
+from tests.small_vocabularies import CHATTERBOX
 
 
 def test_distances_of_known_outputs() -> None:
@@ -24,3 +26,11 @@ def test_a_run_reads_the_ids_and_latents_of_another() -> None:
     assert second.predict(lambda hidden: hidden)(2 * torch.ones(1, 2)).tolist() == [[1.0, 1.0]]
     assert second.latents[0].tolist() == [[2.0, 2.0]]
     assert second.logits[0][1].tolist() == [[1.0] * 4]
+
+
+def test_replies_have_a_fixed_length_and_logits_without_a_mask_that_depends_on_them() -> None:
+    (prompt,) = make_prompts(CHATTERBOX, 1).values()
+    sampling = fixed(prompt).sampling
+    assert prompt.sampling.min_p > 0
+    assert sampling.min_p == 0
+    assert sampling.audio.min_rows == sampling.audio.max_rows == NUM_ROWS
