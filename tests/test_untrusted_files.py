@@ -82,7 +82,8 @@ def test_malformed_release_json_is_refused(text: str, message: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["num_hidden_layers", "n_layers", "residual_lm_num_layers", "nar_layer", "num_blocks", "depth"]
+    "name",
+    ["num_hidden_layers", "n_layers", "residual_lm_num_layers", "nar_layer", "num_blocks", "depth", "n_codebooks"],
 )
 def test_config_with_too_many_layers_is_refused(name: str) -> None:
     check_layers({"a": [{name: MAX_LAYERS}], "layer_types": ["full"], "layers": None}, "config.json")

@@ -86,7 +86,7 @@ def config(kind: str = "small") -> dict[str, Any]:
             "rope_parameters": {"rope_theta": 1_000_000, "rope_type": "default"},
             "tie_word_embeddings": True,
         },
-        "codec_config": codec_config(kind).to_dict(),
+        "codec_config": codec_config(kind).to_diff_dict(),  # the keys that a saved config has
     }
 
 

@@ -25,7 +25,8 @@ MAX_YAML_BYTES = 16 << 20  # ESPnet's config.yaml lists every token: 5 MB
 MAX_DEPTH = 64  # published files have at most 12 levels
 MAX_NODES = 5_000_000  # YAML values, with every alias expanded
 MAX_DIGITS = 20  # digits of the largest 64-bit number
-LAYERS = ("layer", "layers", "blocks", "depth")  # ends of keys of a config that are numbers of layers
+# Ends of keys of a config that are numbers of layers, or of codebooks, for each of which a codec has a layer.
+LAYERS = ("layer", "layers", "blocks", "depth", "codebooks", "quantizers")
 MAX_LAYERS = 1024  # layers of a network; published models have at most about 130
 NUMBER = re.compile(r"[-+]?[0-9][0-9a-fA-F_:.xob]*")
 # Keys of a config.json, at any level, that make transformers import code or vLLM load another model.

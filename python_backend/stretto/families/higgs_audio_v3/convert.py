@@ -30,6 +30,7 @@ from stretto.weights.loading import Part, Plan, shapes_of
 
 KIND = "higgs_multimodal_qwen3"
 ROPE_THETA = 1_000_000  # Qwen3's; some files have null
+MAX_CODEBOOKS, MAX_IDS = 64, 1 << 16  # and ids of a codebook: tables of their sizes are made
 TEXTS = "tied.embedding.text_embedding.weight"
 CODES = "tied.embedding.modality_embeddings.0.embedding.weight"
 CODEC = "tied.embedding.modality_embeddings.0.model."
@@ -95,9 +96,9 @@ def read_config(record: Mapping[str, Any]) -> Any:
     ):
         if found != expected:
             raise CheckpointError(f"config.json: {name}: expected {shown(expected)}, got {shown(found)}")
-    for name, least in (("num_codebooks", 2), ("vocab_size", NUM_MARKS + 1)):
-        if not isinstance(number := entry(audio, name), int) or number < least:
-            expected = f"an integer of at least {least}"
+    for name, least, most in (("num_codebooks", 2, MAX_CODEBOOKS), ("vocab_size", NUM_MARKS + 1, MAX_IDS)):
+        if not isinstance(number := entry(audio, name), int) or not least <= number <= most:
+            expected = f"an integer in [{least}, {most}]"
             raise CheckpointError(f"config.json: audio_encoder_config.{name}: expected {expected}, got {shown(number)}")
     return config
 
