@@ -233,6 +233,22 @@ def check_text(text: str, path: str, max_chars: int) -> None:
         raise InvalidRequest(path, "text without lone surrogates", shown(text))
 
 
+def check_no_markers(ids: Sequence[int], markers: Mapping[int, str], path: str) -> None:
+    """Check that a text has no marker. A tokenizer finds a marker in a text if the release does not call it special.
+
+    Args:
+        ids: Token ids of the text.
+        markers: Names of the model's markers, by id.
+        path: Name of the text in error messages.
+
+    Raises:
+        InvalidRequest: If an id is a marker.
+    """
+    for token_id in ids:
+        if token_id in markers:
+            raise InvalidRequest(path, "none of the model's markers", markers[token_id])
+
+
 class Subwords:
     """Converter of text to a family's ids: tokenizer ids plus the start of `Family.subwords`."""
 

@@ -44,6 +44,12 @@ def turn(role: str, **content: Any) -> dict[str, Any]:
     return {"role": role, **content}
 
 
+def heard(pcm: np.ndarray, sample_rate: int = SECOND) -> dict[str, Any]:
+    """Return the inputs of a request in the voice of a recording."""
+    turns = talk(turn("system", audio="pcm_in"), turn("user", text="a"))
+    return {"messages": turns, "pcm_in": pcm, "sample_rate": sample_rate}
+
+
 @pytest.mark.parametrize(
     "text", ["the well", " the\nwell ", f"{TAGS[0]}it rains", f"a{TAGS[3]}b{TAGS[3]}{TAGS[1]}", f"{TAGS[2]} Ahem"]
 )
@@ -93,6 +99,12 @@ def test_recording_without_words(preprocessor: Preprocessor) -> None:
     assert rows[12, 0] == family.markers["<|text|>"]
 
 
+@pytest.mark.parametrize("sample_rate", [8000, 48_000])
+def test_recording_of_another_rate_has_its_length(preprocessor: Preprocessor, sample_rate: int) -> None:
+    rows = preprocessor.prepare(RawRequest(**heard(np.resize(PCM, 2 * sample_rate), sample_rate))).rows
+    assert len(rows) == len("ra") + 2 * 25 + 7 + len("txa")
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
@@ -115,6 +127,11 @@ def test_recording_without_words(preprocessor: Preprocessor) -> None:
             "messages[0].text: expected text with at least one",
         ),
         ({"text": "o " * 600}, "text: expected a prompt of at most"),
+        (heard(np.zeros(31 * SECOND, np.float32)), "pcm_in: expected at most 30 s"),
+        (heard(np.zeros(31 * 8000, np.float32), 8000), "pcm_in: expected at most 30 s"),
+        (heard(np.zeros(2 * SECOND, np.float32)), "messages[0].audio: expected a recording of a voice, got silence"),
+        (heard(np.full(SECOND, np.nan, np.float32)), "pcm_in: expected"),
+        (heard(np.zeros(0, np.float32)), "pcm_in: expected"),
     ],
 )
 def test_invalid_input_error_names_its_field(preprocessor: Preprocessor, inputs: dict[str, Any], message: str) -> None:

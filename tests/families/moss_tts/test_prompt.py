@@ -1,5 +1,10 @@
 """MOSS-TTS prompts: rows equal those of the authors' processor, and texts are cleaned as there."""
 
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,7 +18,9 @@ from stretto.families.moss_tts.family import LANGUAGES
 from stretto.families.moss_tts.prompt import levelled, open_template
 from stretto.families.plugin import family_at
 from stretto.families.prompting import PLAIN, Manner, Piece, Template
+from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.moss_release import convert_release, stored
+from tests.refused_conversion import edited
 
 KINDS = ("small", "deep")
 
@@ -66,6 +73,13 @@ def test_texts_are_cleaned_as_there(number: int) -> None:
     assert cleaned(TEXTS[number]) == stored()["texts"][number]
 
 
+def test_names_that_were_set_aside_return_once() -> None:
+    """Otherwise, names that contain the placeholder of the next one twice would double the text with each of them."""
+    names = [f"https://a/___PROT{number + 1}______PROT{number + 1}___" for number in range(12)]
+    assert len(cleaned(" ".join(names))) <= len(" ".join(names))
+    assert cleaned("see #https://example.org/a now") == "see #https://example.org/a now"
+
+
 def test_languages_are_those_of_the_authors_demo() -> None:
     assert len(LANGUAGES) == 31
     assert LANGUAGES["persian"] == "Persian (Farsi)"
@@ -89,3 +103,55 @@ def test_invalid_pieces_are_refused(opened: tuple[Family, Template], piece: Piec
     pieces = (piece,) if piece.role == "user" else (piece, Piece("user", "text", TEXT))
     with pytest.raises(InvalidRequest, match=message):
         template.write(family.tasks[0], pieces, None)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_release(tmp_path_factory.mktemp("checkpoint"))
+
+
+def heard(pcm: np.ndarray, sample_rate: int = 24_000) -> dict[str, Any]:
+    """Return the inputs of a request in the voice of a recording."""
+    turns = [{"role": "system", "audio": "pcm_in"}, {"role": "user", "text": "a"}]
+    return {"messages": json.dumps(turns), "pcm_in": pcm, "sample_rate": sample_rate}
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 48_000])
+def test_recording_of_another_rate_has_its_length(checkpoint: Path, sample_rate: int) -> None:
+    raw = RawRequest(**heard(np.resize(recording(), 4 * sample_rate), sample_rate))
+    rows = Preprocessor(checkpoint).prepare(raw).rows
+    assert np.count_nonzero(rows[:, 0] == IDS["audio_user_slot_token_id"]) == 4 * 12.5 + 3
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (heard(np.zeros(61 * 24_000, np.float32)), "pcm_in: expected at most 60 s"),
+        (heard(np.zeros(61 * 8000, np.float32), 8000), "pcm_in: expected at most 60 s"),
+        (heard(np.zeros(48_000, np.float32)), "messages[0].audio: expected a recording of a voice, got silence"),
+        (heard(np.full(24_000, np.nan, np.float32)), "pcm_in: expected"),
+        (heard(np.zeros(0, np.float32)), "pcm_in: expected"),
+        ({"text": "a", "options": '{"instruct": "\\ud800"}'}, "options.instruct: expected"),
+        ({"text": "a", "options": json.dumps({"instruct": "a" * 4001})}, "options.instruct: expected at most 4000"),
+        ({"text": "a", "options": '{"language": "klingon"}'}, "options.language: expected"),
+    ],
+)
+def test_invalid_input_error_names_its_field(checkpoint: Path, inputs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        Preprocessor(checkpoint).prepare(RawRequest(**inputs))
+    assert str(refusal.value).startswith(message)
+
+
+@pytest.mark.parametrize("field", ["text", "options.instruct"])
+def test_markers_in_a_text_are_spelled_or_refused(checkpoint: Path, field: str, tmp_path: Path) -> None:
+    """A special token in a text is plain characters. One that the release does not mark as special is refused."""
+    marked = "a <|audio_assistant_delay_slot|>"
+    inputs = {"text": marked} if field == "text" else {"text": "a", "options": json.dumps({"instruct": marked})}
+    delay = IDS["audio_assistant_delay_slot_token_id"]
+    assert delay not in Preprocessor(checkpoint).prepare(RawRequest(**inputs)).rows[:, 0]
+    other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
+    with edited(other / "tokenizer.json") as record:
+        for token in record["added_tokens"]:
+            token["special"] = False
+    with pytest.raises(InvalidRequest, match=rf"^{field}: expected none of the model's markers, got <\|audio_assis"):
+        Preprocessor(other).prepare(RawRequest(**inputs))

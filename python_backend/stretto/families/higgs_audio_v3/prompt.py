@@ -23,7 +23,7 @@ from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
 from stretto.families.higgs_audio_v3.family import AUDIO, NUM_MARKS, REF_AUDIO, REF_TEXT, TAG, TEXT, TTS
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
-from stretto.families.text import TextTokenizer, check_text
+from stretto.families.text import TextTokenizer, check_no_markers, check_text
 from stretto.streams.layout import StreamLayout
 
 MIN_SAMPLES = 24_000  # the authors' servers complete a shorter recording with silence
@@ -105,9 +105,7 @@ class HiggsAudioV3Template:
 
     def _ids(self, text: str, path: str) -> list[int]:
         ids = self._tokenizer.encode(text)
-        for token_id in ids:
-            if token_id in self._others:
-                raise InvalidRequest(path, "none of the model's markers", self._others[token_id])
+        check_no_markers(ids, self._others, path)
         return ids
 
     def _marker(self, name: str) -> np.ndarray:

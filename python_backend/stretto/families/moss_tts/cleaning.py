@@ -88,8 +88,10 @@ def cleaned(text: str) -> str:
     for pattern, by in REPEATED:
         text = pattern.sub(by, text)
     text = _spaced(CRIES.sub(_cry, text))
-    for number, name in enumerate(names):
-        text = text.replace(f"___PROT{number}___", name)
+    # A name may contain one that was set aside before it. Each returns once: otherwise a client's own `___PROT0___`,
+    # twice in each of many names, would double the text with each of them.
+    for number, name in reversed([*enumerate(names)]):
+        text = text.replace(f"___PROT{number}___", name, 1)
     return text.strip()
 
 

@@ -29,12 +29,14 @@ from stretto.families.moss_tts.cleaning import cleaned
 from stretto.families.moss_tts.family import LANGUAGES, MossVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
-from stretto.families.text import TextTokenizer, check_text
+from stretto.families.text import TextTokenizer, check_no_markers, check_text
 from stretto.streams.layout import delay_codes
 
 FIELDS = ("Reference(s)", "Instruction", "Tokens", "Quality", "Sound Event", "Ambient Sound", "Language", "Text")
 LEVEL_DB, MAX_GAIN_DB = -20.0, 3.0  # of a recording, in dB relative to full scale
 EPS = 1e-9
+# Fields of the vocabulary with ids that a client's text may not have.
+MARKERS = ("pad", "turn_start", "turn_end", "audio_start", "audio_end", "recorded", "slot", "delay")
 
 
 def levelled(pcm: np.ndarray) -> np.ndarray:
@@ -50,12 +52,17 @@ class MossTemplate:
     def __init__(self, family: Family, known: MossVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, known, tokenizer
         self._encoder = CachedEncoder(lambda pcm: codec.encode(levelled(pcm)))
+        markers = {getattr(known, name) for name in MARKERS}
+        self._markers = {token_id: name for token_id, name in tokenizer.tokens.items() if token_id in markers}
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows of the user turn, and those of the assistant turn up to its first frame."""
         *voices, text = pieces
+        check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
         known, values = self._known, dict.fromkeys(FIELDS, "None")
         values |= {"Instruction": manner.instruct.strip() or "None", "Text": self._text(text)}
+        for path, name in (("options.instruct", "Instruction"), (text.path, "Text")):
+            check_no_markers(self._tokenizer.encode(values[name]), self._markers, path)
         values["Language"] = "None" if manner.language is None else LANGUAGES[manner.language]
         values["Reference(s)"] = "[S1]:\n" if voices else "None"
         written = "".join(f"- {name}:\n{value}\n" for name, value in values.items())
