@@ -13,8 +13,10 @@ from stretto.engine.frame_codes import FrameCodes
 from stretto.families.base import Family
 from stretto.families.cosyvoice3 import PLUGIN
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary, build
+from stretto.families.cosyvoice3.mechanism.reference import Codes
+from stretto.records.sampling import CodeSampling
 from stretto.testing import assert_family_conforms
-from stretto.testing.checkpoints import write_checkpoint
+from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from tests.cosyvoice3_release import LIVE, REPLIES, codes_of, prompt_of
 from tests.engine.harness import Answer, Engine
 from tests.engine.test_open_texts import extend
@@ -99,6 +101,14 @@ def test_family_conforms(tmp_path: Path) -> None:
     """Random prompts include ids that are sampled again without the repeated one."""
     small = CosyVoice3Vocabulary(64, num_codes=150, num_speech_ids=156, end_of_prompt=3, quiet=(1,), max_model_len=256)
     assert_family_conforms(PLUGIN, tmp_path, small.to_record(), write_with_head, num_prompts=14, hidden=64, layers=2)
+
+
+def test_reference_notices_near_ties_without_randomness() -> None:
+    """At temperature 0, the runner-up is among the candidates of the reference, which compares it with the best one."""
+    logits, limits = [0.0, 1.0 - 1e-9, 1.0], CodeSampling(0.0, top_k=1, top_p=0.1)
+    family = build(KNOWN.to_record())
+    kept = Codes(family.mechanism, make_prompt(family, 0)).kept(logits, [2, 1, 0], limits, logits)
+    assert kept == dict(enumerate(logits))
 
 
 def test_long_runs_of_quiet_codes_are_shortened() -> None:

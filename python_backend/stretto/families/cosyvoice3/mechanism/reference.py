@@ -22,7 +22,7 @@ class Codes:
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
     ) -> dict[int, float]:
-        """Return the ids that may be sampled, with their logits.
+        """Return the ids that may be sampled, with their logits; at temperature 0 all, so that near ties are seen.
 
         Args:
             logits: Logits over the vocabulary.
@@ -30,13 +30,13 @@ class Codes:
             limits: Sampling options.
             penalized: Logits with the repetition penalty.
         """
-        if limits.temperature == 0:
-            return {ranked[0]: logits[ranked[0]]}
-        weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
-        before = accumulate(weights, initial=0.0)  # mass of all more probable ids
-        wanted = limits.top_p * math.fsum(weights)
-        kept = [token for token, mass in zip(ranked, before, strict=False) if mass < wanted]
-        return {token: logits[token] for token in kept[: limits.top_k or None]}
+        kept = list(ranked)
+        if limits.temperature > 0:
+            weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
+            before = accumulate(weights, initial=0.0)  # mass of all more probable ids
+            wanted = limits.top_p * math.fsum(weights)
+            kept = [token for token, mass in zip(ranked, before, strict=False) if mass < wanted][: limits.top_k or None]
+        return {token: logits[token] for token in kept}
 
     def redrawn(self, allowed: Sequence[int], repeated: int) -> list[int]:
         """Return the ids from which one is sampled again instead of a repeated one."""
