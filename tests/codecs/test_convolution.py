@@ -82,10 +82,60 @@ def test_upsampling_matches_a_trimmed_transposed_convolution(
     assert torch.equal(upsample(x.contiguous(), layer), expected)
     prepare(layer)
     assert isinstance(layer, Upsampling) == (before > 0 and max_joined > 0)
-    for factor in (1, 0.5):  # changed weights are used
+    for factor in (1, 0.5):  # changed weights are used after they have been prepared again
         for parameter in layer.parameters():
-            parameter.mul_(factor)
+            parameter.data.mul_(factor)
+        prepare(layer)
         torch.testing.assert_close(upsample(x, layer), factor * expected, rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def upsampling() -> Upsampling:
+    """Return a layer whose parameters were made in inference mode, without gradients."""
+    with torch.inference_mode():
+        layer = nn.ConvTranspose1d(6, 4, 6, 3).double().requires_grad_(False)
+        prepare(layer)
+    assert isinstance(layer, Upsampling)
+    return layer
+
+
+@torch.no_grad()
+def test_upsampling_uses_parameters_of_inference_mode(upsampling: Upsampling) -> None:
+    x = signal(2, 6, 10)
+    torch.testing.assert_close(upsample(x, upsampling), upsampling(x.contiguous())[..., 3:30], rtol=0, atol=1e-12)
+
+
+class Upsampled(nn.Module):
+    """Model of a single layer for `upsample`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.ConvTranspose1d(6, 4, 6, 3).double()
+        prepare(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs of the layer."""
+        return upsample(x, self.layer)
+
+
+@torch.no_grad()
+def test_upsampling_can_be_exported() -> None:
+    model, x = Upsampled(), signal(2, 6, 10)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=0, atol=1e-12)
+
+
+def test_gradients_of_upsampling_and_elu_match_torch() -> None:
+    """The input and the weights have gradients, with an output that is written in place too."""
+    model, x, before = Upsampled(), signal(2, 6, 9).requires_grad_(), signal(2, 6, 1)
+    results = []
+    for is_streaming in (True, False):
+        if is_streaming:
+            made = Elu()(model(joined(before, x, Elu())))
+        else:
+            made = nn.functional.elu(model.layer(torch.cat([before, nn.functional.elu(x)], 2))[..., 3:30])
+        results.append([made, *torch.autograd.grad(made.square().sum(), [x, *model.parameters()])])
+    for own, expected in zip(*results, strict=True):
+        torch.testing.assert_close(own, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES, ids=str)
