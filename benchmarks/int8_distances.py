@@ -224,8 +224,10 @@ class Outputs:
         """Return a replacement for the sampler's function `draw`."""
 
         def replacement(logits: torch.Tensor, *others: Any) -> torch.Tensor:
-            kind = "codes" if sys._getframe(1).f_code.co_name == "draw_codes" else "first"
-            self.logits.append((kind, logits.flatten(0, 1).clone()))
+            caller = sys._getframe(1).f_code.co_name
+            if caller != "_redraw":  # a repeated id is drawn again from the same logits
+                kind = "codes" if caller == "draw_codes" else "first"
+                self.logits.append((kind, logits.flatten(0, 1).clone()))
             found = original(logits, *others) if self.forced is None else self.forced.ids[len(self.ids)].clone()
             self.ids.append(found.clone())
             return found

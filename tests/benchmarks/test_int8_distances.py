@@ -34,3 +34,18 @@ def test_replies_have_a_fixed_length_and_logits_without_a_mask_that_depends_on_t
     assert prompt.sampling.min_p > 0
     assert sampling.min_p == 0
     assert sampling.audio.min_rows == sampling.audio.max_rows == NUM_ROWS
+
+
+def test_repeated_draws_from_the_same_logits_are_not_recorded() -> None:
+    outputs = Outputs()
+    draw = outputs.draw(lambda logits: torch.tensor([3]))
+
+    def _redraw() -> torch.Tensor:
+        return draw(torch.zeros(1, 1, 4))
+
+    def draw_codes() -> torch.Tensor:
+        return draw(torch.ones(1, 1, 4))
+
+    assert [_redraw().tolist(), draw_codes().tolist()] == [[3], [3]]
+    assert [kind for kind, _ in outputs.logits] == ["codes"]
+    assert len(outputs.ids) == 2
