@@ -18,6 +18,7 @@ from stretto.weights.loading import load_config
 
 ZERO_CROSSINGS = 6  # zero crossings of the sinc on either side
 ROLLOFF = 0.99  # cut-off relative to the lower Nyquist frequency
+RATES = (24_000, 16_000)  # of the audio and of the semantic model's input, in Hz
 
 
 def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
@@ -83,6 +84,12 @@ class HiggsModel(XcodecModel):
     _keys_to_ignore_on_load_unexpected = {"semantic_model.masked_spec_embed"}  # noqa: RUF012 (transformers reads it here)
 
     def __init__(self, config: HiggsAudioV2TokenizerConfig) -> None:
+        # The size of the resampler's filters depends on the rates.
+        found = (config.sample_rate, config.semantic_sample_rate)
+        if found != RATES:
+            raise ValueError(f"sample_rate and semantic_sample_rate: expected {RATES}, got {found}")
+        if (step := config.semantic_downsample_factor) < 1:
+            raise ValueError(f"semantic_downsample_factor: expected at least 1, got {step}")
         super().__init__(config)
         self.quantizer.quantizers = nn.ModuleList(ProjectedQuantization(config) for _ in self.quantizer.quantizers)
 

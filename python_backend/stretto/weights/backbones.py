@@ -1,6 +1,7 @@
 """Finds hyperparameters, in a config.json or a table, for backbones that a release only names."""
 
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,14 @@ def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
     if record.get("model_type") != kind:
         raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
     try:
-        return config_class.from_dict(without_keys(record))
+        config = config_class.from_dict(without_keys(record))
+        for name in ("max_position_embeddings", "rms_norm_eps"):
+            if not 0 < (value := getattr(config, name, 1)) < inf:
+                raise ValueError(f"{name}: expected a positive finite number, got {value}")
     except (*UNPARSABLE, StrictDataclassError) as error:
         message = " ".join(str(error).split())  # some messages have several lines
         raise CheckpointError(f"config.json: invalid parameters for {kind}: {message}") from error
+    return config
 
 
 def with_older_keys(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def setting(*path: str, value: object) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-AUDIO, TEXT = "audio_encoder_config", "text_config"
+AUDIO, TEXT, ROWS = "audio_encoder_config", "text_config", "max_position_embeddings"
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,10 @@ AUDIO, TEXT = "audio_encoder_config", "text_config"
         ("config.json", setting(AUDIO, "vocab_size", value=1 << 17), "vocab_size: expected an integer in [3, 65536]"),
         ("config.json", setting(AUDIO, "num_codebooks", value=4), "expected 4 codebooks of 1024 codes"),
         ("config.json", setting(AUDIO, "vocab_size", value=2), "vocab_size: expected an integer in [3, 65536]"),
+        ("config.json", setting(TEXT, ROWS, value=-5), "max_position_embeddings: expected a positive finite number"),
+        ("config.json", setting(TEXT, ROWS, value=19), "max_position_embeddings: expected at least 20 rows, got 19"),
+        ("config.json", setting(TEXT, "rms_norm_eps", value=float("nan")), "rms_norm_eps: expected a positive finite"),
+        ("config.json", setting(TEXT, "rms_norm_eps", value=0.0), "rms_norm_eps: expected a positive finite number"),
         ("config.json", setting(TEXT, "model_type", value="qwen2"), "expected model_type 'qwen3', got 'qwen2'"),
         ("config.json", setting(TEXT, "attention_bias", value=True), "attention_bias: expected False, got True"),
         ("config.json", setting(TEXT, "hidden_act", value="gelu"), "hidden_act: expected 'silu', got 'gelu'"),
@@ -143,6 +147,16 @@ AUDIO, TEXT = "audio_encoder_config", "text_config"
         ("config.json", setting(TEXT, "num_key_value_heads", value=3), "to be a multiple of num_key_value_heads"),
         ("config.json", setting(TEXT, "intermediate_size", value=32), "tensors do not match: wrong shape"),
         ("config.json", setting("codec_config", "codebook_dim", value="a"), "codec_config: invalid parameters"),
+        (
+            "config.json",
+            setting("codec_config", "semantic_sample_rate", value=0),
+            "expected (24000, 16000), got (24000, 0)",
+        ),
+        (
+            "config.json",
+            setting("codec_config", "downsample_factor", value=999),
+            "downsample_factor: expected at least 1",
+        ),
         ("config.json", setting("codec_config", "codebook_dim", value=4), "wrong shape: tied.embedding"),
         ("tokenizer.json", lambda record: record["added_tokens"].pop(6), "without <|text|>"),
     ],

@@ -38,6 +38,7 @@ EMBEDDINGS = TEXTS
 MARKS = {CODES: "Higgs Audio v3"}
 # Copies of tied tables, and a tensor of the codec that only training uses.
 DROPPED = ("tied.head.", f"{CODEC}semantic_model.masked_spec_embed")
+MIN_PROMPT_ROWS = 4  # <|tts|>, <|text|>, a word, <|audio|>
 RATIOS = [8, 5, 4, 2, 3]
 CODEC_CONFIG = {
     "target_bandwidths": [0.5, 1, 1.5, 2],
@@ -100,6 +101,10 @@ def read_config(record: Mapping[str, Any]) -> Any:
         if not isinstance(number := entry(audio, name), int) or not least <= number <= most:
             expected = f"an integer in [{least}, {most}]"
             raise CheckpointError(f"config.json: audio_encoder_config.{name}: expected {expected}, got {shown(number)}")
+    least = MIN_PROMPT_ROWS + 2 * audio["num_codebooks"]  # rows of the shortest prompt and of its shortest reply
+    if (found := config.max_position_embeddings) < least:
+        expected = f"at least {least} rows"
+        raise CheckpointError(f"config.json: text_config.max_position_embeddings: expected {expected}, got {found}")
     return config
 
 
