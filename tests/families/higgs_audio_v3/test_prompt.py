@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,20 @@ def test_recording_of_another_rate_has_its_length(preprocessor: Preprocessor, sa
     [
         ({"text": " "}, "text: expected text with at least one non-space character"),
         ({"text": "o" * 4001}, "text: expected at most 4000 characters"),
-        ({"text": "<|emotion:joy|>a"}, "text: expected tags of this model (<|emotion:elation|>, "),
+        *(
+            ({"text": f"{tag}a"}, f"text: expected tags of this model ({', '.join(TAGS[:3])}, …), got '{tag[:5]}")
+            for tag in (
+                "<|emotion:joy|>",
+                "<|emotion:very happy|>",
+                "<|emotion: elation|>",
+                "<| emotion :\nelation|>",
+                "<|Emotion:elation|>",
+                "<|sfx:a>b|c|>",
+                f"<|style:{'o' * 65}|>",
+                "<|prosody:|>",
+                "<|emotion:<|emotion:joy|>",
+            )
+        ),
         ({"text": "a", "options": '{"voice": "2"}'}, "options.voice: expected no value"),
         ({"text": "a", "options": '{"instruct": "2"}'}, "options.instruct: expected no value"),
         ({"text": "a", "options": '{"guidance_scale": 2}'}, "options.guidance_scale: expected"),
@@ -147,5 +161,10 @@ def test_markers_in_a_text_are_spelled_or_refused(checkpoint: Path, preprocessor
     with edited(other / "tokenizer.json") as record:
         for token in record["added_tokens"]:
             token["special"] = False
-    with pytest.raises(InvalidRequest, match=r"text: expected none of the model's markers, got <\|audio\|>"):
-        Preprocessor(other).prepare(RawRequest(text="a <|audio|>"))
+    loaded = Preprocessor(other)
+    for name in ("<|audio|>", "<|chatml|>", "<|streaming_tts|>", "<|endoftext|>"):
+        with pytest.raises(InvalidRequest, match=f"text: expected none of the model's markers, got {re.escape(name)}"):
+            loaded.prepare(RawRequest(text=f"a {name}"))
+    for text in (f"{TAGS[0]}a", "<|well|>"):
+        found, expected = (each.prepare(RawRequest(text=text)) for each in (loaded, preprocessor))
+        assert found.rows.tolist() == expected.rows.tolist()

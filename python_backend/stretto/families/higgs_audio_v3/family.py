@@ -32,7 +32,8 @@ TTS, TEXT, AUDIO, REF_AUDIO, REF_TEXT = "<|tts|>", "<|text|>", "<|audio|>", "<|r
 END_OF_TEXT = "<|endoftext|>"
 NEEDED = (TTS, TEXT, AUDIO, REF_AUDIO, REF_TEXT, END_OF_TEXT)
 MARKERS = dict(zip(NEEDED, (151667, 151672, 151670, 151679, 151680, 151643), strict=True))
-TAG = re.compile(r"<\|(?:emotion|style|sfx|prosody):[^<>|\s]{0,64}\|>")
+# Anything that a client may have meant as a tag; the tags are those that are tokens of the release.
+TAG = re.compile(r"<\|\s*(?:emotion|style|sfx|prosody)\s*:(?:(?!<\||\|>).)*\|>", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ The layout follows sglang_omni/models/higgs_tts/text_tokenizer.py in https://git
 the text, such as `<|emotion:elation|>`, are single tokens.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Templat
 from stretto.families.text import TextTokenizer, check_no_markers, check_text
 from stretto.streams.layout import StreamLayout
 
+CONTROL = re.compile(r"<\|[^<>|]+\|>")
 MIN_SAMPLES = 24_000  # the authors' servers complete a shorter recording with silence
 
 
@@ -51,7 +53,9 @@ class HiggsAudioV3Template:
     def __init__(self, family: Family, tokenizer: TextTokenizer, codec: Codec):
         self._family, self._tokenizer = family, tokenizer
         self._tags = frozenset(family.tags)
-        self._others = {token_id: name for name, token_id in family.markers.items() if name not in self._tags}
+        # A text may have none of these; those that the tokenizer marks as special are plain characters in it.
+        others = {token_id: name for token_id, name in tokenizer.tokens.items() if CONTROL.fullmatch(name)}
+        self._others = {token_id: name for token_id, name in others.items() if name not in self._tags}
         self._encoder = CachedEncoder(codec.encode)
         begins = begin_ids(family.layout)[1:]
         self._begins = np.tile(begins, (family.layout.max_delay, 1)).astype(np.int32)
@@ -98,7 +102,8 @@ class HiggsAudioV3Template:
         at = 0
         for tag in TAG.finditer(text):
             if tag.group() not in self._tags:
-                raise InvalidRequest(path, f"tags of this model ({', '.join(self._family.tags)})", tag.group())
+                examples = ", ".join(self._family.tags[:3])  # all would leave no room in the message for the value
+                raise InvalidRequest(path, f"tags of this model ({examples}, …)", shown(tag.group()))
             found += [*self._ids(text[at : tag.start()], path), self._family.markers[tag.group()]]
             at = tag.end()
         return stream0_rows(self._family.layout, [*found, *self._ids(text[at:], path)])
