@@ -10,6 +10,7 @@ import pytest
 
 from stretto.convert.command import main as convert
 from stretto.releases.models import Models
+from stretto.releases.names import find
 from tests.family_releases import LAYOUTS
 from tests.hub import Hub
 from tests.installed_models import contents
@@ -69,3 +70,28 @@ def test_installed_checkpoint_is_that_of_the_converter(case: Case, tmp_path: Pat
     assert {name: facts["bytes"] for name, facts in model.manifest.files.items()} == {
         name: len(data) for name, data in expected.items()
     }
+
+
+def test_name_whose_files_are_in_three_repositories(tmp_path: Path) -> None:
+    """VibeVoice Realtime's weights, voices and tokenizer are downloaded by name; the checkpoint is the converter's."""
+    entry, release = find("vibevoice-realtime"), tmp_path / "release"
+    assert entry is not None
+    LAYOUTS[entry.source.repository].command(tmp_path)
+    for path in release.glob("voices/*.pt"):  # the repository of the voices has safetensors only
+        path.unlink()
+    for name in ("vocab.json", "merges.txt"):  # of Qwen2.5; the converter reads tokenizer.json
+        (release / name).write_text("{}")
+    with Hub() as hub:
+        for source in entry.repositories:
+            found = {path for pattern in source.files for path in release.glob(pattern)}
+            files = {path.relative_to(release).as_posix(): path.read_bytes() for path in found}
+            repository = hub.add(source.repository, files, card={"license": "mit"})
+            if source.revision is not None:
+                repository.pin(source.revision)
+        environment = hub.environment(tmp_path / "hub", STRETTO_MODELS=str(tmp_path / "models"))
+        command = [sys.executable, "-m", "stretto", "pull", "vibevoice-realtime", "--cpu", "--accept-license"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    (model,) = Models(tmp_path / "models").all()
+    assert convert(["vibevoice-realtime", "--model", str(release), "--out", str(tmp_path / "by_hand")]) == 0
+    assert contents(model.checkpoint) == contents(tmp_path / "by_hand")
