@@ -80,6 +80,21 @@ def test_names_that_were_set_aside_return_once() -> None:
     assert cleaned("see #https://example.org/a now") == "see #https://example.org/a now"
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("___PROT0___ a.b", "___PROT0___ a.b"),
+        ("___PROT1___ a.b" + " ___PROT0___" * 9 + " c.d", "___PROT1___ a.b" + " ___PROT0___" * 9 + " c.d"),
+        ("\U000f0000\U000f0001\ue000 a.b", "a.b"),
+        ("#u/name 中a.b中", "#u/name 中 a.b 中"),
+    ],
+    ids=["one", "many", "private use", "name in a tag"],
+)
+def test_each_name_is_put_back_once(text: str, expected: str) -> None:
+    """Also if a text contains what the authors' processor writes in the place of a name."""
+    assert cleaned(text) == expected
+
+
 def test_languages_are_those_of_the_authors_demo() -> None:
     assert len(LANGUAGES) == 31
     assert LANGUAGES["persian"] == "Persian (Farsi)"
@@ -92,11 +107,12 @@ def test_languages_are_those_of_the_authors_demo() -> None:
     [
         (Piece("user", "text", " \u200b "), "text: expected text with at least one letter or digit"),
         (Piece("user", "text", "a" * 4001), "text: expected at most 4000 characters"),
+        (Piece("user", "text", "中a" * 2000), "at most 4000 characters with spaces between scripts"),
         (Piece("system", "audio", pcm=np.zeros(1919, np.float32)), "audio: expected audio of at least one frame"),
         (Piece("system", "codes", codes=np.zeros((3, 5), np.int64)), "codes: expected 4 lists of at most 750 codes"),
         (Piece("system", "codes", codes=np.full((4, 5), 16)), r"codes in \[0, 16\), got 4 of 5, up to 16"),
     ],
-    ids=["empty", "long", "short recording", "codebooks", "codes"],
+    ids=["empty", "long", "long when cleaned", "short recording", "codebooks", "codes"],
 )
 def test_invalid_pieces_are_refused(opened: tuple[Family, Template], piece: Piece, message: str) -> None:
     family, template = opened

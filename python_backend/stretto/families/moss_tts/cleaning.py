@@ -15,26 +15,29 @@ LINE_MARKS = tuple(map(re.compile, (r"#{1,6}\s+", r">\s+", r"[-*+]\s+", r"\d+[.)
 
 WORD = "A-Za-z0-9"
 SIGN = "._/+:-"  # signs within names of files and versions
+# A private-use character stands for each name that is set aside: `_visible` removes those of the text itself.
+FIRST_PLACE, LAST_PLACE = "\U000f0000", "\U0010ffff"
+PLACES = f"{FIRST_PLACE}-{LAST_PLACE}"
+LETTER = f"[A-Za-z{PLACES}]"
+IN_NAME = f"{WORD}_{PLACES}"  # neither precedes nor follows a name
 # Names that are set aside, in this order.
 NAMES = tuple(
     map(
         re.compile,
         (
             r"https?://[^\s，。！？；、）】》〉」』]+",
-            rf"(?<![\w.+-])[{WORD}._%+-]+@[{WORD}.-]+\.[A-Za-z]{{2,}}(?![\w.-])",
-            rf"(?<![{WORD}_])@[{WORD}_]{{1,32}}",
-            rf"(?<![{WORD}_])[ur]/[{WORD}_]+",
-            rf"(?<![{WORD}_])#(?!\s)[^\s#]+",
-            rf"(?<![{WORD}_])\.(?=[{WORD}._-]*[{WORD}])[{WORD}._-]+",
-            rf"(?<![{WORD}_])(?=[{WORD}{SIGN}]*[A-Za-z])(?=[{WORD}{SIGN}]*[{SIGN}])"
-            rf"[{WORD}](?:[{WORD}{SIGN}]*[{WORD}])?(?![{WORD}_])",
+            rf"(?<![\w.+{IN_NAME}-])[{WORD}._%+-]+@[{WORD}.-]+\.[A-Za-z]{{2,}}(?![\w.{IN_NAME}-])",
+            rf"(?<![{IN_NAME}])@[{WORD}_]{{1,32}}",
+            rf"(?<![{IN_NAME}])[ur]/[{WORD}_]+",
+            rf"(?<![{IN_NAME}])#(?!\s)[^\s#]+",
+            rf"(?<![{IN_NAME}])\.(?=[{WORD}._-]*[{WORD}])[{WORD}._-]+",
+            rf"(?<![{IN_NAME}])(?=[{PLACES}{WORD}{SIGN}]*{LETTER})(?=[{WORD}]*[{PLACES}{SIGN}])"
+            rf"[{WORD}](?:[{PLACES}{WORD}{SIGN}]*[{WORD}])?(?![{IN_NAME}])",
         ),
     )
 )
-PLACE = r"___PROT\d+___"  # stands for a name that was set aside; spelled as in the authors' processor
 
 HAN = "[\u3400-\u4dbf\u4e00-\u9fff\u3040-\u30ff]"  # ideographs and kana, which have no spaces between words
-LATIN = rf"(?:{PLACE}|(?=[{WORD}{SIGN}]*[A-Za-z])[{WORD}][{WORD}{SIGN}]*)"
 SPACES = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
@@ -42,8 +45,8 @@ SPACES = tuple(
         (rf"({HAN})\s+(?={HAN})", r"\1"),
         (rf"({HAN})\s+(?=\d)", r"\1"),
         (rf"(\d)\s+(?={HAN})", r"\1"),
-        (rf"({HAN})(?={LATIN})", r"\1 "),
-        (rf"({LATIN})(?={HAN})", r"\1 "),
+        (rf"({HAN})(?={LETTER}|[0-9][0-9{SIGN}]*{LETTER})", r"\1 "),
+        (rf"({LETTER}[0-9{SIGN}]*)(?={HAN})", r"\1 "),
         (r" {2,}", " "),
         (r"\s+([，。！？；：、”’」』】）》])", r"\1"),
         (r"([（【「『《“‘])\s+", r"\1"),
@@ -54,7 +57,7 @@ SPACES = tuple(
 )
 BEGIN = r"(^|[。！？!?；;]\s*)"  # start of a sentence
 BRACKETED = re.compile(rf"{BEGIN}[【〖『「]([^】〗』」]+)[】〗』」]\s*")
-TITLE = re.compile(rf"{BEGIN}《([^》]+)》(?=\s*(?:{PLACE}|[—–―-]{{2,}}|$|[。！？!?；;，,]))")
+TITLE = re.compile(rf"{BEGIN}《([^》]+)》(?=\s*(?:[{PLACES}]|[—–―-]{{2,}}|$|[。！？!?；;，,]))")
 ARROW = re.compile(r"\s*(?:<[-=]+>|[-=]+>|<[-=]+|[→←↔⇒⇐⇔⟶⟵⟷⟹⟸⟺↦↤↪↩])\s*")
 DASHES = re.compile(r"\s*[—–―-]{2,}\s*")
 REPEATED = tuple(
@@ -71,12 +74,15 @@ CRIES = re.compile(r"[!?！？]{2,}")
 
 
 def cleaned(text: str) -> str:
-    """Return `text` as a prompt contains it."""
+    """Return `text` as a prompt contains it: at most twice as long, because spaces separate scripts."""
     names = list[str]()
 
     def set_aside(found: re.Match[str]) -> str:
-        names.append(found.group())
-        return f"___PROT{len(names) - 1}___"
+        names.append(put_back(found.group()))  # a tag may contain names
+        return chr(ord(FIRST_PLACE) + len(names) - 1)
+
+    def put_back(part: str) -> str:
+        return re.sub(f"[{PLACES}]", lambda place: names[ord(place.group()) - ord(FIRST_PLACE)], part)
 
     text = _one_line(_visible(text))
     for pattern in NAMES:
@@ -87,12 +93,7 @@ def cleaned(text: str) -> str:
     text = DASHES.sub(STOP, ARROW.sub(COMMA, TITLE.sub(r"\1\2", text)))
     for pattern, by in REPEATED:
         text = pattern.sub(by, text)
-    text = _spaced(CRIES.sub(_cry, text))
-    # A name may contain one that was set aside before it. Each returns once: otherwise a client's own `___PROT0___`,
-    # twice in each of many names, would double the text with each of them.
-    for number, name in reversed([*enumerate(names)]):
-        text = text.replace(f"___PROT{number}___", name, 1)
-    return text.strip()
+    return put_back(_spaced(CRIES.sub(_cry, text))).strip()
 
 
 def _visible(text: str) -> str:

@@ -85,6 +85,9 @@ class MossTemplate:
         text = cleaned(piece.text)
         if not text:
             raise InvalidRequest(piece.path, "text with at least one letter or digit", repr(piece.text[:20]))
+        if len(text) > (most := self._family.max_text_chars):
+            expected = f"at most {most} characters with spaces between scripts"
+            raise InvalidRequest(piece.path, expected, f"{len(text)} characters")
         return text
 
     def _recorded(self, piece: Piece) -> np.ndarray:
