@@ -162,7 +162,9 @@ def test_invalid_input_error_names_its_field(checkpoint: Path, inputs: dict[str,
 def test_markers_in_a_text_are_spelled_or_refused(checkpoint: Path, field: str, tmp_path: Path) -> None:
     """A special token in a text is plain characters. One that the release does not mark as special is refused."""
     marked = "a <|audio_assistant_delay_slot|>"
-    inputs = {"text": marked} if field == "text" else {"text": "a", "options": json.dumps({"instruct": marked})}
+    inputs: dict[str, Any] = {"text": marked}
+    if field != "text":
+        inputs = {"text": "a", "options": json.dumps({"instruct": marked})}
     delay = IDS["audio_assistant_delay_slot_token_id"]
     assert delay not in Preprocessor(checkpoint).prepare(RawRequest(**inputs)).rows[:, 0]
     other = Path(shutil.copytree(checkpoint, tmp_path / "other"))
