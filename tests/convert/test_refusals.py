@@ -317,7 +317,6 @@ def test_family_that_cannot_be_converted_has_no_audio_tokenizer() -> None:
     [
         ("personaplex", "MoshiForConditionalGeneration", "nvidia/personaplex-7b-v1"),
         ("kyutai-tts", "KyutaiSpeechToTextForConditionalGeneration", "kyutai/tts-1.6b-en_fr"),
-        ("pocket-tts", "PocketTTSForConditionalGeneration", "pocket_tts/config of the authors' package"),
     ],
 )
 def test_transformers_format_is_refused_with_the_name_of_the_supported_one(

@@ -228,12 +228,18 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "MOSS-TTS-Local 1.0": ({"config.json": MOSS | {"local_num_layers": 4}}, "MOSS-TTS-Local-Transformer is not"),
     "MOSS-TTS-Realtime": ({"config.json": {"model_type": "moss_tts_realtime"}}, "MOSS-TTS-Realtime is not supported"),
     "MOSS-TTS without weights": ({"config.json": MOSS}, "MOSS-TTS: expected model.safetensors"),
-    "Phonon of transformers": ({"config.json": {"model_type": "gradium_phonon_tts"}}, "its codec is in another"),
+    "Phonon of transformers without weights": (
+        {"config.json": {"model_type": "gradium_phonon_tts"}, "tokenizer.json": {}},
+        "phonon in transformers format: no model.safetensors",
+    ),
     "Phonon without voices": (
         {"config.json": PHONON, "model.safetensors": "", "tokenizer.json": {}},
         r"Phonon: no voices/\*.safetensors",
     ),
-    "Pocket TTS of transformers": ({"config.json": {"model_type": "pocket_tts"}}, "kyutai/pocket-tts-without"),
+    "Pocket TTS of transformers without a tokenizer": (
+        {"config.json": {"model_type": "pocket_tts"}, "model.safetensors": ""},
+        "pocket_tts in transformers format: no tokenizer.json",
+    ),
     "Pocket TTS without YAML": (
         {"model.safetensors": "", "tokenizer.json": {}, "embeddings/a.safetensors": ""},
         "no YAML file with flow_lm and mimi",
@@ -299,6 +305,18 @@ def test_languages_of_a_repository_use_packaged_configs() -> None:
     assert entry.arguments(Path("/r")) == ["pocket-tts", "--model", "/r/languages/english"]
     with pytest.raises(Unavailable, match="languages/klingon has no YAML file"):
         detect(Texts(texts), "acme/p", part="languages/klingon")
+
+
+@pytest.mark.parametrize(("family", "kind"), [("pocket_tts", "pocket_tts"), ("phonon", "gradium_phonon_tts")])
+def test_codec_of_transformers_layout_is_the_processors(family: str, kind: str) -> None:
+    """A folder on the machine that made the release is no repository; then the user names one."""
+    texts: dict[str, Any] = {"config.json": {"model_type": kind}, "model.safetensors": "", "tokenizer.json": {}}
+    for place, companions, requires in (("acme/codec", ["acme/codec"], ()), ("/home/codec", [], ("codec",))):
+        texts["processor_config.json"] = {"audio_tokenizer": {"audio_tokenizer_name_or_path": place}}
+        entry = detect(Texts(texts), "acme/voice")
+        assert entry.family == family
+        assert [each.source.repository for each in entry.companions] == companions
+        assert entry.requires == requires
 
 
 def test_family_must_match() -> None:

@@ -222,7 +222,7 @@ def _refuse_quantized(release: Release, config: Mapping[str, Any], tensors: Iter
 def notes_on(contents: Contents, release: Release) -> list[str]:
     """Return remarks about the release for the operator."""
     family = published(release)
-    table = contents.tensors[family.EMBEDDINGS]
+    table = _embeddings(contents.tensors, family.EMBEDDINGS)
     stored = str(table.dtype).removeprefix("torch.")
     notes = [f"stored in {stored}, written in {contents.dtype}"] if stored != contents.dtype else []
     if contents.dtype == "float32" and release.dtype is None and not family.IS_FLOAT32:
@@ -230,9 +230,14 @@ def notes_on(contents: Contents, release: Release) -> list[str]:
     return notes + family.notes(contents.config, table, release.family)
 
 
+def _embeddings(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return the tensor with the name of the embeddings, or the first tensor if there is none."""
+    return tensors[name if name in tensors else next(iter(tensors))]
+
+
 def _known_dtype(trained: str | None, tensors: Mapping[str, Tensor], embeddings: str) -> str:
-    """Return the dtype used in training; if unknown, that of tensor `embeddings`, or of the first tensor without it."""
-    stored = tensors[embeddings if embeddings in tensors else next(iter(tensors))]
+    """Return the dtype used in training; if unknown, that of the embeddings."""
+    stored = _embeddings(tensors, embeddings)
     dtype = trained or str(stored.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise CheckpointError(

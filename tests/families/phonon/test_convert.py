@@ -12,6 +12,7 @@ from stretto.convert.command import main as convert
 from stretto.families.phonon.family import PhononVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
 from tests.phonon_release import convert_release
+from tests.pocket_layouts import differing_files, write_phonon
 from tests.refused_conversion import Edit, Refuses, edited
 
 
@@ -113,3 +114,43 @@ def test_voices_may_be_elsewhere(tmp_path: Path, refuses: Refuses) -> None:
     refuses([*words(release)[:-1], str(tmp_path / "more")], "a b.safetensors: expected a name of letters")
     (release / "embeddings" / "a b.safetensors").unlink()
     refuses([*words(release)[:-1], str(tmp_path / "more")], "expected at least one voice")
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_native"), [("steps", True), ("small", False)], ids=["transformers' names", "Gradium's names"]
+)
+def test_transformers_layout_gives_the_same_checkpoint(tmp_path: Path, kind: str, is_native: bool) -> None:
+    authors, folder, codec = write_phonon(tmp_path, kind, is_native)
+    command = ["phonon", "--model", str(folder), "--codec", str(codec), "--out", str(tmp_path / "other")]
+    assert convert(["phonon", "--model", str(authors), "--out", str(tmp_path / "one")]) == 0
+    assert convert(command) == 0
+    assert differing_files(tmp_path / "one", tmp_path / "other") == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_speakers": 2}, "config.json: num_speakers: expected 1, got 2"),
+        ({"duration_delta": 0.5}, "config.json: duration_delta: expected 0.0, got 0.5"),
+        ({"num_key_value_heads": 1}, "config.json: num_key_value_heads: expected 2, got 1"),
+    ],
+)
+def test_error_names_the_field_of_transformers_layout(
+    tmp_path: Path, refuses: Refuses, changed: dict[str, object], message: str
+) -> None:
+    _, folder, codec = write_phonon(tmp_path)
+    with edited(folder / "config.json") as record:
+        record.update(changed)
+    refuses([*words(folder), "--codec", str(codec)], message)
+
+
+def test_codec_in_another_folder_is_asked_for(tmp_path: Path, refuses: Refuses) -> None:
+    _, folder, _ = write_phonon(tmp_path)
+    refuses(words(folder), "--codec: expected the folder of a pocket_tts_audio_tokenizer", "got none")
+
+
+def test_gradiums_config_may_name_the_class(tmp_path: Path) -> None:
+    release = write_release(tmp_path / "release")
+    with edited(release / "config.json") as record:
+        record["architectures"] = ["GradiumPhononTTSForConditionalGeneration"]
+    assert convert(words(release)) == 0

@@ -13,6 +13,7 @@ from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.convert import CLONING
 from stretto.families.pocket_tts.family import PocketVocabulary
 from stretto.preprocessing.request import Preprocessor, RawRequest
+from tests.pocket_layouts import differing_files, write_pocket
 from tests.pocket_release import KINDS, cloning
 from tests.refused_conversion import Edit, Refuses, edited
 from tests.tiers import by_night
@@ -206,3 +207,87 @@ def test_symlink_to_an_outside_voice_is_refused(tmp_path: Path, refuses: Refuses
     (release / VOICE).rename(tmp_path / "alba")
     (release / VOICE).symlink_to(tmp_path / "alba")
     refuses(words(release), "alba.safetensors: expected a file of this release, got a link to")
+
+
+@pytest.mark.parametrize("has_encoder", [True, *by_night(False)])
+def test_transformers_layout_gives_the_same_checkpoint(tmp_path: Path, has_encoder: bool) -> None:
+    authors, folder, codec = write_pocket(tmp_path, has_encoder)
+    assert convert(["pocket-tts", "--model", str(authors), "--out", str(tmp_path / "one")]) == 0
+    command = ["pocket-tts", "--model", str(folder), "--codec", str(codec), "--out", str(tmp_path / "other")]
+    assert convert(command) == 0
+    assert differing_files(tmp_path / "one", tmp_path / "other") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        ("transformers/config.json", lambda c: c.update(hidden_act="gelu"), "hidden_act: expected 'gelu_pytorch_tanh'"),
+        (
+            "transformers/config.json",
+            lambda c: c.update(audio_bos_token_id=3),
+            "expected the last ids, 200 to 203, got",
+        ),
+        (
+            "transformers/config.json",
+            lambda c: c["flow_head_config"].update(flow_type="mean"),
+            "flow_type: expected lsd or drifting, got 'mean'",
+        ),
+        (
+            "transformers/config.json",
+            lambda c: c["rope_parameters"].update(rope_type="yarn"),
+            "rope_parameters.rope_type: expected 'default', got 'yarn'",
+        ),
+        (
+            "transformers/generation_config.json",
+            lambda c: c.update(num_flow_steps=4),
+            "generation_config.json: num_flow_steps: expected 1, got 4",
+        ),
+        (
+            "transformers/generation_config.json",
+            lambda c: c.update(eos_threshold="high"),
+            "generation_config.json: eos_threshold: expected a number, got 'high'",
+        ),
+        (
+            "transformers/model.safetensors",
+            lambda t: t.pop("model.layers.1.self_attn.k_proj.weight"),
+            "missing: model.layers.1.self_attn.k_proj.weight",
+        ),
+        (
+            "transformers/model.safetensors",
+            lambda t: t.update({"model.layers.1.self_attn.q_proj.weight": torch.zeros(32, 64)}),
+            "wrong shape: model.layers.1.self_attn.q_proj.weight [32, 64] instead of [64, 64]",
+        ),
+        (
+            "transformers/model.safetensors",
+            lambda t: t.update({"model.embed_tokens.weight": torch.zeros(203, 64)}),
+            "wrong shape: model.embed_tokens.weight [203, 64] instead of [204, 64]",
+        ),
+        ("transformers/model.safetensors", lambda t: t.pop("model.bos_latent"), "missing: model.bos_latent"),
+        ("transformers/model.safetensors", lambda t: t.update({"more": torch.zeros(2)}), "unknown: more"),
+        (
+            "codec/config.json",
+            lambda c: c.update(model_type="mimi"),
+            "expected 'pocket_tts_audio_tokenizer', got 'mimi'",
+        ),
+        ("codec/config.json", lambda c: c.update(latent_dim=9), "codec/config.json: latent_dim: expected 8, got 9"),
+        ("codec/config.json", lambda c: c.update(num_filters="4"), "num_filters: expected an integer in [1, 1048576)"),
+        ("codec/config.json", lambda c: c.update(upsampling_ratios=6), "expected a list of positive integers, got 6"),
+        (
+            "codec/model.safetensors",
+            lambda t: t.pop("latent_proj.weight"),
+            "codec: tensors do not match: missing: latent",
+        ),
+        (
+            "codec/model.safetensors",
+            lambda t: t.update({"more": torch.zeros(2)}),
+            "codec: tensors do not match: unknown",
+        ),
+    ],
+)
+def test_error_names_the_field_of_transformers_layout(
+    tmp_path: Path, refuses: Refuses, file: str, edit: Edit, message: str
+) -> None:
+    _, folder, codec = write_pocket(tmp_path)
+    with edited(tmp_path / file) as content:
+        edit(content)
+    refuses(["pocket-tts", "--model", str(folder), "--codec", str(codec), "--out", str(tmp_path / "out")], message)

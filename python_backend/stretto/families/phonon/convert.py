@@ -34,7 +34,7 @@ from stretto.weights.loading import Part, Plan, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
-AUTHORS_FORMAT = "Gradium's format, with the sections flow_lm and mimi in config.json"
+TRANSFORMERS = "stretto.families.phonon.convert_transformers"
 CONDITIONERS = "flow_lm.condition_provider.conditioners."
 TEXT, SPEAKER = f"{CONDITIONERS}transcript_in_segment.", f"{CONDITIONERS}speaker_wavs.output_proj.weight"
 EMBEDDINGS = f"{TEXT}embed.weight"

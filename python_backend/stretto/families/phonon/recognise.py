@@ -1,5 +1,6 @@
-"""Recognises Phonon releases: a repository is one release."""
+"""Recognises Phonon releases: a repository is one release, in Gradium's layout or in that of transformers."""
 
+from stretto.families.pocket_tts.recognise import transformers_match
 from stretto.families.recognition import CONFIG, Listing, Match
 
 FILES = (CONFIG, "model.safetensors", "tokenizer.json")
@@ -12,8 +13,7 @@ def recognise(listing: Listing) -> list[Match]:
     if not {"flow_lm", "mimi", "eos_threshold"} <= config.keys():
         if config.get("model_type") != "gradium_phonon_tts":
             return []
-        got = "Phonon in transformers format is not read, because its codec is in another repository"
-        return [Match("phonon", refusal=f"{got}; expected Gradium's format, with flow_lm and mimi in config.json")]
+        return [transformers_match(listing, "phonon", *VOICES)]
     voices = tuple(pattern for pattern in VOICES if listing.present(pattern))
     missing = [name for name in FILES if name not in listing.names] + ([] if voices else [VOICES[0]])
     if missing:

@@ -30,7 +30,7 @@ from stretto.weights.loading import Part, Plan, open_tensors
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
 CONFIG = "the release's YAML file, which is in pocket_tts/config of the authors' package"
-AUTHORS_FORMAT = f"Kyutai's format, such as kyutai/pocket-tts/languages/english, and {CONFIG}"
+TRANSFORMERS = "stretto.families.pocket_tts.convert_transformers"
 EMBEDDINGS = "flow_lm.conditioner.embed.weight"
 MARKS = {"flow_lm.out_eos.weight": "Pocket TTS"}
 VOICES = "embeddings"

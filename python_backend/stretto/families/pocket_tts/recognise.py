@@ -1,12 +1,14 @@
 """Recognises Pocket TTS releases: a repository contains a folder for each language and size."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from stretto.families.recognition import CONFIG, Listing, Match
+from stretto.families.recognition import CONFIG, REPOSITORY, Listing, Match, Needed
 
 WEIGHTS, VOICES = "model.safetensors", "embeddings"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 SECTIONS = {"flow_lm", "mimi"}
+PROCESSOR, CODEC_WEIGHTS = "processor_config.json", ("*.safetensors", "*.safetensors.index.json")
 CONFIGS = Path(__file__).parent / "config"  # YAML files of the authors' package, pocket-tts 4.0.1
 
 
@@ -19,8 +21,7 @@ def packaged_config(name: str) -> Path | None:
 def recognise(listing: Listing) -> list[Match]:
     """Return a match for each release in a listing."""
     if listing.json(CONFIG).get("model_type") == "pocket_tts":
-        got = "Pocket TTS in transformers format is not read, because its codec is in another repository"
-        return [Match("pocket_tts", refusal=f"{got}; expected kyutai/pocket-tts-without-voice-cloning")]
+        return [transformers_match(listing, "pocket_tts", f"{VOICES}/*.safetensors")]
     found = []
     for name in sorted(each for each in listing.names if each.rpartition("/")[2] == WEIGHTS):
         folder = name.removesuffix(WEIGHTS)
@@ -29,6 +30,29 @@ def recognise(listing: Listing) -> list[Match]:
         if tokenizers and listing.present(voices):
             found.append(_match(listing, folder, (name, *tokenizers, voices)))
     return found
+
+
+def transformers_match(listing: Listing, family: str, *voices: str) -> Match:
+    """Return the match for a release in transformers' layout.
+
+    The codec is in the repository that the processor's config names. If it names none, the user must give a folder.
+
+    Args:
+        listing: Files of the release.
+        family: Family of the release.
+        voices: Patterns of the files of voices.
+    """
+    weights = listing.weights()
+    missing = ([] if weights else [WEIGHTS]) + [name for name in TOKENIZERS[:1] if name not in listing.names]
+    if missing:
+        return Match(family, refusal=f"{family} in transformers format: no {', '.join(missing)}")
+    files = (*weights, CONFIG, TOKENIZERS[0], *listing.present("generation_config.json", *voices))
+    codec = listing.json(PROCESSOR).get("audio_tokenizer")
+    name = str(codec.get("audio_tokenizer_name_or_path")) if isinstance(codec, Mapping) else ""
+    if not REPOSITORY.fullmatch(name):
+        return Match(family, files, ("--model", "{repo}"), requires=("codec",))
+    needed = Needed(name, (CONFIG, *CODEC_WEIGHTS))
+    return Match(family, files, ("--model", "{repo}", "--codec", "{companion1}"), companions=(needed,))
 
 
 def _match(listing: Listing, folder: str, files: tuple[str, ...]) -> Match:
