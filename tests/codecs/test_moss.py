@@ -120,6 +120,13 @@ def test_configs_of_other_codecs_are_refused(tmp_path: Path, path: str, value: o
     assert message in str(caught.value)
 
 
+def test_window_of_an_absurd_length_is_refused() -> None:
+    """No weight depends on its length, so that nothing else would refuse it."""
+    record = codec_config("published")
+    with pytest.raises(CheckpointError, match="encoder_kwargs: expected windows whose keys"):
+        MossConfig.from_record(record | {"causal_transformer_context_duration": 20})
+
+
 def test_weight_norm_without_its_direction_is_refused() -> None:
     tensors = {name: torch.from_numpy(each) for name, each in codec_tensors().items()}
     del tensors["quantizer.input_proj.parametrizations.weight.original1"]

@@ -31,6 +31,8 @@ MODEL_TYPES = ("speech_tokenizer", "moss-audio-tokenizer")  # in the published f
 NORM_EPS = 1e-5
 MAX_BATCH = 8  # windows; a decode copies the states, of 170 MB each
 MAX_SIZE = 1 << 16  # of every number of a network
+# No weight depends on the length of the attention window. The published state has 42,358,784 numbers.
+MAX_STATE = 1 << 26  # numbers of the keys and values of all layers of the encoder, or of the decoder
 ENCODED_FRAMES = 25  # frames of a recording encoded per call, to limit attention memory
 RLFQ = ("rlfq", "random_prefix_rlfq")  # names of the same quantiser
 # Values of a transformer's section that this codec needs, and those of a release that does not state them.
@@ -110,6 +112,8 @@ class MossConfig:
             _check_numbers(quantizer, *(stage.transformer for stage in (*encoder, *decoder)))
             config = cls(record["sampling_rate"], hop, quantizer, patches, encoder, decoder, decoder_patches)
             config.check_widths()
+            for name, stages in (("encoder_kwargs", encoder), ("decoder_kwargs", decoder)):
+                _check_state(name, stages)
             return config
         except (*UNPARSABLE, TypeError) as error:
             raise CheckpointError(f"config.json: cannot be read as MOSS-Audio-Tokenizer: {error!r}") from error
@@ -138,6 +142,15 @@ def _check_numbers(*parts: QuantizerConfig | TransformerConfig) -> None:
                 raise ValueError(f"{name}: expected an integer in [1, {MAX_SIZE}], got {shown(value)}")
         if isinstance(part, TransformerConfig) and part.d_model % (2 * part.num_heads):
             raise ValueError(f"d_model: expected a multiple of 2 * {part.num_heads}, got {part.d_model}")
+
+
+def _check_state(name: str, stages: tuple[StageConfig, ...]) -> None:
+    """Raise ValueError if the keys and values of the attention windows exceed MAX_STATE."""
+    parts = [stage.transformer for stage in stages]
+    size = sum(2 * (part.context - 1) * part.d_model * part.num_layers for part in parts)
+    if size > MAX_STATE:
+        expected = f"windows whose keys and values are at most {MAX_STATE} numbers (the published 10 s have 42358784)"
+        raise ValueError(f"causal_transformer_context_duration, {name}: expected {expected}, got {size}")
 
 
 def _halves(
