@@ -48,18 +48,18 @@ SPACES = tuple(
         (rf"({HAN})(?={LETTER}|[0-9][0-9{SIGN}]*{LETTER})", r"\1 "),
         (rf"({LETTER}[0-9{SIGN}]*)(?={HAN})", r"\1 "),
         (r" {2,}", " "),
-        (r"\s+([，。！？；：、”’」』】）》])", r"\1"),
+        (r"(?<!\s)\s++([，。！？；：、”’」』】）》])", r"\1"),
         (r"([（【「『《“‘])\s+", r"\1"),
         (r"([，。！？；：、])\s*", r"\1"),
-        (r"\s+([,.;!?])", r"\1"),
+        (r"(?<!\s)\s++([,.;!?])", r"\1"),
         (r" {2,}", " "),
     )
 )
 BEGIN = r"(^|[。！？!?；;]\s*)"  # start of a sentence
 BRACKETED = re.compile(rf"{BEGIN}[【〖『「]([^】〗』」]+)[】〗』」]\s*")
 TITLE = re.compile(rf"{BEGIN}《([^》]+)》(?=\s*(?:[{PLACES}]|[—–―-]{{2,}}|$|[。！？!?；;，,]))")
-ARROW = re.compile(r"\s*(?:<[-=]+>|[-=]+>|<[-=]+|[→←↔⇒⇐⇔⟶⟵⟷⟹⟸⟺↦↤↪↩])\s*")
-DASHES = re.compile(r"\s*[—–―-]{2,}\s*")
+ARROW = re.compile(r"(?:(?<!\s)\s++)?(?:<[-=]+>|(?<![-=])[-=]++>|<[-=]+|[→←↔⇒⇐⇔⟶⟵⟷⟹⟸⟺↦↤↪↩])\s*")
+DASHES = re.compile(r"(?:(?<!\s)\s++)?[—–―-]{2,}\s*")
 REPEATED = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
