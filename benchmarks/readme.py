@@ -89,9 +89,13 @@ def text(records: Sequence[Record]) -> str:
         others.append(f"a small Qwen3-TTS {_slashed(family, 'frames_per_cpu_s')}")
         measured.append(family[-1])
     for benchmark, family_name in AUTHORS.items():
-        if found := latest(records, "streams", POCKET, benchmark=benchmark):
+        plain, quantized = ([each for each in records if each.get("quantize") == kind] for kind in (None, "int8"))
+        if found := latest(plain, "streams", POCKET, benchmark=benchmark):
             theirs = found[0]["package_frames_per_cpu_s"]
-            others.append(f"{family_name} {_slashed(found, 'frames_per_cpu_s')} (its authors' package: {theirs:.1f})")
+            speed = _slashed(found, "frames_per_cpu_s")
+            if int8 := latest(quantized, "streams", POCKET, benchmark=benchmark):
+                speed += f", in int8 {_slashed(int8, 'frames_per_cpu_s')}"
+            others.append(f"{family_name} {speed} (its authors' package: {theirs:.1f})")
             measured.append(found[-1])
     if others:
         where = _elsewhere(bundled, measured)

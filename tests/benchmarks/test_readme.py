@@ -40,6 +40,9 @@ def test_readme_lists_families_with_complete_results(processor: str, where: str)
     written = text([*map(line, BUNDLED), *pocket])
     assert f"with random weights{where}:\nPocket TTS 10 / 42 / 166 (its authors' package: 18.3)." in written
     assert "Pocket TTS" not in text([*map(line, BUNDLED), *pocket[:2]])
+    quantized = [each | {"quantize": "int8", "frames_per_cpu_s": 20.0 * each["streams"]} for each in pocket]
+    written = text([*map(line, BUNDLED), *pocket, *quantized])
+    assert "Pocket TTS 10 / 42 / 166, in int8 20 / 80 / 320 (its authors' package: 18.3)." in written
 
 
 def test_error_names_missing_metrics() -> None:
