@@ -257,7 +257,8 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
         (at,) = (rows[:, 0] == self._windows.word).nonzero(as_tuple=True)
         if len(at):
             table, voice = self.model.embed_tokens.get_parameter("weight"), rows[at, 1].long()
-            x = self.text(table[rows[at, self._lane].long()], at, voice.clamp(0, self.text.num_voices - 1))
+            voice = voice.clamp(0, self.text.num_voices - 1)  # vLLM's warm-up has any ids
+            x = self.text(table[rows[at, self._lane].long()], at, voice)
             out[at] = (x + self.types[TEXT]).to(out.dtype)
         return out
 

@@ -38,7 +38,7 @@ class _Cache:
 
 
 def _output(*fields: object) -> dict[str, object]:
-    """Return an empty dictionary, which stands for transformers' `BaseModelOutputWithPast`; its items are set later."""
+    """Return an empty dictionary in place of transformers' `BaseModelOutputWithPast`; torch then sets its items."""
     return OrderedDict()
 
 
