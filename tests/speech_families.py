@@ -49,7 +49,9 @@ def eight_streams(name: str, num_text_ids: int) -> Family:
 
 
 EIGHT_STREAMS = eight_streams("eight_streams", NUM_TEXT_IDS)
-LEARNED_PADS = replace(EIGHT_STREAMS, name="learned_pads", layout=replace(EIGHT_STREAMS.layout, pad_is_silent=False))
+# Streams 1 to 7 also sample the pad, so it has an embedding.
+_WITH_PADS = replace(EIGHT_STREAMS.layout, extra=((), *[(EIGHT_STREAMS.layout.pad_id,)] * (NUM_STREAMS - 1)))
+LEARNED_PADS = replace(EIGHT_STREAMS, name="learned_pads", layout=_WITH_PADS)
 # More text ids than one of two tensor-parallel ranks holds.
 WIDE_TEXT = eight_streams("wide_text", 640)
 

@@ -67,7 +67,6 @@ OPUSLM_3 = three_streams(
         delays=(0, 1, 2),
         codebook_streams=(1, 2),
         extra=((MARKER,), (0,), (0,)),
-        pad_is_silent=False,
     ),
 )
 

@@ -186,7 +186,6 @@ class StreamLayout:
         initial: Ids of the output streams in prompts, before their first frame. They are never sampled. Empty if there
             are none.
         pad_id: Id of a stream in rows where it is empty.
-        pad_is_silent: True if a pad adds nothing to the row's embedding. A pad of stream 0 always adds its embedding.
         frame_codec: Mapping of audio rows to frames. Several rows per frame require a single stream.
         latents: Latents on streams 1 and up; None if all output streams carry ids.
     """
@@ -199,7 +198,6 @@ class StreamLayout:
     pad_id: int = 0
     extra: tuple[tuple[int, ...], ...] = ()
     initial: tuple[int, ...] = ()
-    pad_is_silent: bool = True
     frame_codec: FrameCodec = ROWS_ARE_FRAMES
     latents: LatentSpec | None = None
 
@@ -266,6 +264,14 @@ class StreamLayout:
     @cached_property
     def max_delay(self) -> int:
         return max(self.delays)
+
+    @cached_property
+    def pad_is_silent(self) -> bool:
+        """True if a pad adds nothing to the row's embedding, because no stream after stream 0 samples it (`extra`).
+
+        A pad of stream 0 always adds its embedding.
+        """
+        return not any(self.pad_id in ids for ids in self.extra[1:])
 
 
 @dataclass(frozen=True, slots=True)
