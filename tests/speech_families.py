@@ -5,6 +5,7 @@ from dataclasses import replace
 from stretto.families.base import DrawRules, Family, Task, TextGroups, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.cosyvoice3.family import CodeRules
+from stretto.families.speaker import Speaker
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.families.voxcpm2.family import GuidedRows
@@ -54,6 +55,16 @@ _WITH_PADS = replace(EIGHT_STREAMS.layout, extra=((), *[(EIGHT_STREAMS.layout.pa
 LEARNED_PADS = replace(EIGHT_STREAMS, name="learned_pads", layout=_WITH_PADS)
 # More text ids than one of two tensor-parallel ranks holds.
 WIDE_TEXT = eight_streams("wide_text", 640)
+
+# Text replies, some of which a speaker speaks, which reads the input of layer 2.
+_LISTEN = EIGHT_STREAMS.task("listen")
+SPOKEN = replace(
+    EIGHT_STREAMS,
+    name="spoken",
+    tasks=(replace(_LISTEN, name="answer", is_spoken=True), _LISTEN),
+    guided_streams=(),
+    speaker=Speaker(2),
+)
 
 # The bundled family, but its text can only be blanks: the script stays empty.
 _TTS = TINY.task("tts")

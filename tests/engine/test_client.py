@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
+import torch
 import zmq
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
@@ -139,6 +140,23 @@ async def test_client_implements_the_vllm_engine_protocol(client: EngineClient, 
         await asyncio.sleep(0.01)
     assert [output async for output in reply] == [Output([7, 8], "stop")], "unread outputs are merged"
     assert client.num_requests == 0
+
+
+@pytest.mark.parametrize("num_rows", [1, 300])
+async def test_hidden_states_arrive_before_the_rows(client: EngineClient, engines: Engines, num_rows: int) -> None:
+    """A small tensor is part of vLLM's message, and a large one is a frame of its own."""
+    reply = client.generate([1], FIELDS, "r")
+    first = asyncio.create_task(anext(reply))
+    await asyncio.sleep(0)
+    name = engines.read()[1].request_id
+    states = torch.randn(num_rows, 3)
+    engines.write(EngineCoreOutput(name, [], pooling_output=states), EngineCoreOutput(name, [4]))
+    found = await first
+    assert (found.ids, found.finish_reason) == ([4], None)
+    assert found.states is not None
+    np.testing.assert_array_equal(found.states, states.numpy())
+    engines.write(EngineCoreOutput(name, [5], finish_reason=FinishReason.STOP))
+    assert await anext(reply) == Output([5], "stop")
 
 
 async def test_requests_are_routed_to_the_least_loaded_engine(client: EngineClient, engines: Engines) -> None:

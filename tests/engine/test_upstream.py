@@ -20,6 +20,7 @@ from vllm.v1.worker.gpu.async_utils import AsyncOutput  # noqa: E402
 from vllm.v1.worker.gpu.block_table import BlockTables  # noqa: E402
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner  # noqa: E402
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls  # noqa: E402
+from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker  # noqa: E402
 
 # hook -> the first 12 hex digits of the SHA-256 of its source in vLLM 0.32.0
 HOOKS: dict[Callable, str] = {
@@ -41,7 +42,10 @@ HOOKS: dict[Callable, str] = {
     GPUModelRunner.add_requests: "498775128a92",
     GPUModelRunner.sample: "5585f4a055cf",
     GPUModelRunner.postprocess_sampled: "398d886b115a",
+    GPUModelRunner.sample_tokens: "9a20d14a1b61",
+    AsyncOutput.__init__: "312a24f056bd",
     AsyncOutput.get_output: "34ce61736794",
+    PromptLogprobsWorker.compute_prompt_token_id_logprobs: "5fb4c66d01a3",
     BlockTables.gather_block_tables: "93ff9cd018fc",  # 0.33 makes `engine/worker/window_blocks.py` unnecessary
     resolve_model_state_cls: "c330e5807024",
 }

@@ -73,10 +73,24 @@ class Output(NamedTuple):
     Attributes:
         ids: All ids since the last output.
         finish_reason: vLLM's finish reason if the request has ended, else None.
+        states: Hidden states of the prompt that a speaker reads, float32 [n, H], if they have arrived since the last
+            output, else None.
     """
 
     ids: list[int]
     finish_reason: str | None
+    states: np.ndarray | None = None
+
+
+def read_tensor(record: Any, frames: Sequence[bytes]) -> np.ndarray:
+    """Return a float32 tensor in vLLM's encoding.
+
+    Args:
+        record: Its dtype, its shape, and its bytes or the index of the frame that contains them.
+        frames: All frames of the message.
+    """
+    dtype, shape, data = record
+    return np.frombuffer(frames[data] if isinstance(data, int) else data.data, dtype).reshape(shape)
 
 
 class _Request:
@@ -86,13 +100,15 @@ class _Request:
         self.id, self.engine = request_id, engine
         self._ids: list[int] = []
         self.finish_reason: str | None = None
+        self._states: np.ndarray | None = None
         self._error: StrettoError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def push(self, ids: list[int], finish_reason: str | None) -> None:
+    def push(self, ids: list[int], finish_reason: str | None, states: np.ndarray | None = None) -> None:
         """Add an output and wake the task that waits in `pop`."""
         self._ids += ids
         self.finish_reason = finish_reason
+        self._states = self._states if states is None else states
         self._wake()
 
     def fail(self, error: StrettoError) -> None:
@@ -102,13 +118,14 @@ class _Request:
 
     async def pop(self) -> Output:
         """Return all unread output; wait if there is none."""
-        while not self._ids and self.finish_reason is None and self._error is None:
+        while not self._ids and self.finish_reason is None and self._states is None and self._error is None:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         if self._error is not None:
             raise self._error
         ids, self._ids = self._ids, []
-        return Output(ids, self.finish_reason)
+        states, self._states = self._states, None
+        return Output(ids, self.finish_reason, states)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -175,8 +192,8 @@ class EngineConnection:
         """
         self._inputs.send_multipart([engine, kind, record])
 
-    def listen(self, on_message: Callable[[bytes], None]) -> None:
-        """Call `on_message` on the running event loop with each engine message.
+    def listen(self, on_message: Callable[..., None]) -> None:
+        """Call `on_message` on the running event loop with the frames of each engine message.
 
         If the host process exits, `on_message` is called with DEAD.
         """
@@ -188,7 +205,7 @@ class EngineConnection:
     def _read(self) -> None:
         with suppress(zmq.Again):
             while True:
-                self._on_message(self._outputs.recv_multipart(zmq.NOBLOCK)[0])
+                self._on_message(*self._outputs.recv_multipart(zmq.NOBLOCK))
 
     def _end(self) -> None:
         assert self._loop is not None
@@ -320,8 +337,13 @@ class EngineClient:
             self._abort(request)
             request.push([], "abort")
 
-    def receive(self, message: bytes) -> None:
-        """Distribute the outputs in a message from an engine."""
+    def receive(self, message: bytes, *tensors: bytes) -> None:
+        """Distribute the outputs in a message from an engine.
+
+        Args:
+            message: First frame of the message.
+            tensors: Further frames, with the tensors to which the first one refers.
+        """
         if message == DEAD:
             for request in list(self._requests.values()):
                 self._forget(request)
@@ -334,7 +356,10 @@ class EngineClient:
             reason = None if output.finish_reason is None else FINISH_REASONS[output.finish_reason]
             if reason is not None:
                 self._forget(found)
-            found.push(output.new_token_ids, reason)
+            record, states = output.pooling_output, None
+            if record is not None:
+                states = read_tensor(record, (message, *tensors))
+            found.push(output.new_token_ids, reason, states)
 
     def shutdown(self) -> None:
         """Stop the engines."""

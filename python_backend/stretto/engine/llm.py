@@ -259,6 +259,8 @@ class SpeechLLM:
                 text.check()
                 text.begin()
                 new_ids, trailer = _split(output, request_id)
+                if not new_ids and trailer is None:
+                    continue
                 rows = read_rows(new_ids, width)
                 num_rows = reply.position + len(rows) - len(prompt.rows)
                 if isinstance(text, TextFeed):

@@ -13,6 +13,7 @@ from stretto.engine.protocol import (
     GUIDANCE_ON,
     NO_CHANGE,
     Trailer,
+    first_state_row,
     is_unconditional,
     num_guided,
     partner_of,
@@ -122,6 +123,7 @@ class RequestState:
         held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         was_cut: True if a length limit ended a segment before the model did.
+        has_sent_states: True if the hidden states that a speaker reads have been sent to the front end.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
         queue_s: Time from `added_s` to the first step, in seconds.
         outgoing: Rows that have not been sent to the front end yet.
@@ -141,6 +143,7 @@ class RequestState:
     held_s: float = 0.0
     guidance_switches: list[int] = field(default_factory=list)
     was_cut: bool = False
+    has_sent_states: bool = False
     added_s: float = field(default_factory=time.monotonic)
     queue_s: float | None = None
     outgoing: OutgoingRows = field(init=False)
@@ -179,6 +182,12 @@ class RequestState:
     def has_followed_track(self) -> bool:
         """True if the reply has ended because its track has; this does not count as a cut."""
         return self.track is not None and self.track.ends_reply and self.reply.position > self.track.end + 1
+
+    @property
+    def max_cached_rows(self) -> int:
+        """Maximum number of leading rows that need not be computed if the prefix cache has them."""
+        row = None if self.has_sent_states else first_state_row(self.prompt, self.reply.rules.family)
+        return self.request.num_tokens if row is None else row
 
     @property
     def next_output(self) -> int:

@@ -1,6 +1,7 @@
 """Rows that a step has sampled, read from its output."""
 
 import numpy as np
+import torch
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 
@@ -14,6 +15,8 @@ class SampledRows:
     Attributes:
         codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
         state: Values of `SegmentRules.sent_state` after each row, [n][C], keyed by id of the conditional request.
+        prompt_states: Hidden states of prompts that have been computed in the step, float32 [n, H], keyed by request
+            id.
 
     Args:
         rules: Rules of the family's replies.
@@ -26,15 +29,18 @@ class SampledRows:
         self._pauses: dict[str, list[int]] = {}  # pause probabilities, as words, by request id
         self.codes: dict[str, list[list[int]]] = {}
         self.state: dict[str, list[list[int]]] = {}
+        self.prompt_states: dict[str, torch.Tensor] = {}
         self._cut: dict[str, int] = {}
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
 
     def extract(self, output: ModelRunnerOutput) -> None:
         """Read codes, state and cut flags from a step's output, and remove the fields that carry them.
 
-        They are sent in the log-probability fields, which vLLM must not process.
+        They are sent in the log-probability fields, which vLLM must not process. Hidden states of prompts are sent in
+        the field for scores of prompt rows.
         """
         self.codes, self.state, self._cut = {}, {}, {}
+        self.prompt_states, output.prompt_token_id_logprobs_dict = output.prompt_token_id_logprobs_dict, {}
         if output.logprobs is None:
             return
         logprobs, output.logprobs = output.logprobs, None
@@ -72,6 +78,13 @@ class SampledRows:
         for mark, token_id, codes, values in rows:
             ids += (mark, token_id, *codes[:number], *pauses, *values)
         return state.outgoing.push(ids, is_last)
+
+    def send_prompt_states(self, outputs: dict[int, EngineCoreOutputs], state: RequestState) -> None:
+        """Add the hidden states of a request's prompt to the outputs of a step, before its rows."""
+        state.has_sent_states = True
+        request_id = state.request.request_id
+        sent = EngineCoreOutput(request_id, [], pooling_output=self.prompt_states[request_id])
+        outputs.setdefault(state.request.client_index, EngineCoreOutputs()).outputs.insert(0, sent)
 
     def note_preempted(self, state: RequestState) -> None:
         """Record a preempted request, so that its unsent rows are sent with the next output."""

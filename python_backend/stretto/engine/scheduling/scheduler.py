@@ -201,8 +201,12 @@ class PairedScheduling(Base):
         return wanted
 
     def _get_local_prefix_cache_hit(self, request: Request) -> tuple[KVCacheBlocks, int, int, bool]:
-        """Return vLLM's prefix-cache hit, shortened by one block if `must_compute_more` requires it."""
+        """Return vLLM's prefix-cache hit, shortened to what the request may skip."""
         blocks, num_tokens, boundary, diverged = super()._get_local_prefix_cache_hit(request)
+        most = self.table[request.request_id].max_cached_rows // self.block_size * self.block_size
+        if num_tokens > most:
+            num_tokens = most
+            blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_tokens)
         if num_tokens > 0 and self.table.must_compute_more(request, request.num_tokens - num_tokens):
             num_tokens -= self.block_size
             blocks = self.kv_cache_manager.truncate_computed_blocks(blocks, num_tokens)
@@ -260,8 +264,11 @@ class PairedScheduling(Base):
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)
         scheduler_output.num_scheduled_tokens = others
+        states = [self.table[each] for each in self._sampled.prompt_states if each in self.table]
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled
+        for state in states:
+            self._sampled.send_prompt_states(outputs, state)
         for client in outputs.values():
             client.outputs = [each for each in client.outputs if each.finish_reason is None or self._complete(each)]
         self._sampled.send_preempted(outputs)

@@ -46,6 +46,7 @@ from stretto.engine.worker.predictors import (
     RowPredictor,
     StreamHeads,
 )
+from stretto.engine.worker.prompt_states import PromptStates
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
 from stretto.engine.worker.sampler import (
     RepetitionGuard,
@@ -161,6 +162,10 @@ class SpeechModelState(DefaultModelState):
             self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
         latents = self.rules.family.layout.latents
         self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
+        self.prompt_states: PromptStates | None = None
+        if self.rules.family.speaker is not None:
+            writer: Any = model
+            self.prompt_states = PromptStates(writer.layer_states, self.rules.family)
         self._conditions: ConditionNetwork | None = None
         if self.rules.family.mechanism.conditions is not None:
             conditioned: Any = model
@@ -182,6 +187,8 @@ class SpeechModelState(DefaultModelState):
         if self.audio_embeddings is not None:
             assert new_req_data.prompt is not None
             self.audio_embeddings.place(req_index, new_req_data.prompt.audios)
+        if self.prompt_states is not None:
+            self.prompt_states.place(new_req_data)
         if self._conditions is not None:
             assert new_req_data.prompt is not None
             self._conditions.place(req_index, new_req_data.prompt.condition, self.arrays)
@@ -346,7 +353,17 @@ else:
 
 
 class SpeechWorker(Base):
-    """vLLM's worker for the device (GPU or CPU), extended to load LoRA adapters and apply streamed text."""
+    """vLLM's worker for the device (GPU or CPU), extended to load LoRA adapters and apply streamed text.
+
+    For a family with a speaker, it also sends hidden states of prompts.
+    """
+
+    def load_model(self, **options: Any) -> None:
+        """Load the model as vLLM does; hidden states of prompts replace vLLM's scores of prompt rows."""
+        super().load_model(**options)
+        runner: Any = self.model_runner
+        if runner.model_state.prompt_states is not None:
+            runner.prompt_logprobs_worker = runner.model_state.prompt_states
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Warm up as vLLM does, then load all adapters, so that no step has to load one."""
