@@ -202,12 +202,16 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
         return tensors[f"flow_lm.{name}"].float()
 
     def table(stored: Tensor) -> Tensor:
-        """Return the embeddings [V, H]: text, beginning of speech, frames, end, beginning of a voice, voices."""
+        """Return the embeddings [V, H]: text, beginning of speech, frames, end, beginning of a voice, voices.
+
+        Products are in float64, because the last bits of float32 products depend on the processor, and on some
+        processors on the address of a tensor.
+        """
         num_rows = sum(len(rows) for rows in voices.values())
         if stored.is_meta:
             return torch.empty(shape.num_tokens + 7 + num_rows, width, device="meta")
-        text = stored if shape.rank is None else stored.float() @ other("conditioner.proj.weight").T
-        bos = other("input_linear.weight") @ other("bos_emb")
+        text = stored if shape.rank is None else (stored.double() @ other("conditioner.proj.weight").double().T).float()
+        bos = (other("input_linear.weight").double() @ other("bos_emb").double()).float()
         begin = other("bos_before_voice")[0] if shape.has_bos_before_voice else torch.zeros(1, width)
         return torch.cat([text, bos[None], torch.zeros(4, width), begin, *voices.values()])
 
