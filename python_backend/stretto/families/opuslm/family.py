@@ -7,9 +7,9 @@
     audio_lm    [sos][audiolm][codec_ssl] frames … ─► rows …
     dialogue    [sos][audio_dialogue] turns … [assistant][text] ─► words, pad×8 [assistant][codec_ssl] ─► rows …
 
-Stream s is delayed by s rows, also in prompts. Streams 1 to 8 also sample pads, so every pad adds a learned embedding. A
-stream carries pads before its first frame. After the model has sampled the end id on stream 0, eight more rows complete
-the last frames. The numbers come from `espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override them
+Stream s is delayed by s rows, also in prompts. Streams 1 to 8 also sample pads, so every pad adds a learned embedding.
+A stream carries pads before its first frame. After the model has sampled the end id on stream 0, eight more rows
+complete the last frames. The numbers come from `espnet/OpusLM_7B_Anneal`; a checkpoint's config.json may override them
 (`speech_vocabulary`).
 """
 
