@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.families.base import TextGroups
+from stretto.families.mechanism import Mechanism
 from stretto.families.text import MAX_PENDING_CHARS, SubwordStream
 from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import Prompt, SourceWord, TextPart
@@ -351,6 +352,61 @@ def test_text_session_without_a_first_word_times_out() -> None:
     async def run() -> None:
         session = TextSession(Model(), "u", FLOW, prompt("wor"), first_word_s=0.01)
         with pytest.raises(InvalidRequest, match=r"text: expected a first word within 0\.01 s, got none"):
+            await session.begin()
+
+    asyncio.run(run())
+
+
+class TextAhead(Mechanism):
+    num_prompt_ids = 3
+
+
+class ThreeFirst(Model):
+    """Fake model whose prompts contain three ids, in rows with other ids on stream 0."""
+
+    family = replace(TRACKED_CSM, mechanism=TextAhead())
+
+
+@pytest.mark.parametrize(
+    ("parts", "kept"),
+    [
+        (["a b ", "c ", "d e", ""], [1, 2, 3, 4]),
+        (["a b c d e"], [1, 2, 3, 4]),
+        (["a ", "b"], [1, 3, 4]),
+        (["a"], [1, 4]),
+    ],
+    ids=["more follow", "at once", "two", "one"],
+)
+def test_ids_before_the_first_frame_are_in_the_last_rows_of_the_prompt(parts: list[str], kept: list[int]) -> None:
+    """A shorter text has fewer rows, the last of which is that before the first frame."""
+
+    async def run() -> None:
+        model, text = ThreeFirst(), "".join(parts)
+        rows = np.repeat(np.arange(1, 5, dtype=np.int32)[:, None], WIDTH, 1)
+        sessions = TextSessions(model)
+        chunks = sessions.speak(replace(prompt(), rows=rows), "u", FLOW, Pacer(ChunkPolicy()))
+        name = (await anext(chunks)).chunk.session
+        speaking = asyncio.ensure_future(_all(chunks))
+        for at, part in enumerate(parts):
+            await sessions.write(TextPart(name, at, part, at + 1 == len(parts)))
+        await speaking
+        assert model.prompt is not None
+        ids, num_first = expected(text), len(kept) - 1
+        assert model.prompt.rows[:, 0].tolist() == kept
+        assert model.prompt.rows[:, TEXT_STREAM].tolist() == [1, *ids[:num_first]]
+        assert model.words[1:] == ids[num_first:]
+
+    asyncio.run(run())
+
+
+async def _all(chunks: AsyncGenerator[LMChunk, None]) -> list[LMChunk]:
+    return [chunk async for chunk in chunks]
+
+
+def test_text_without_enough_ids_times_out() -> None:
+    async def run() -> None:
+        session = TextSession(ThreeFirst(), "u", FLOW, prompt("a b "), first_word_s=0.01)
+        with pytest.raises(InvalidRequest, match=r"expected 3 tokens or the end of the text within 0\.01 s"):
             await session.begin()
 
     asyncio.run(run())

@@ -5,6 +5,7 @@ Codecs are found by name: installed packages register codec modules as entry poi
 A codec module has `load(directory, device)`, which returns a `Codec` or raises CheckpointError. Optional attributes:
 
     published_shape(directory) -> (K, C)    for `stretto convert --codec`: number of codebooks, and codebook size
+    HAS_PREFIXES = True                         if a model may use only the first codebooks
     TRANSFORMERS = config class, model class    for `stretto convert --codec-from-model`
     MARKS = {tensor: description}               tensor names that occur only in this codec, for error messages about a
                                                 file that contains this codec instead of the expected model

@@ -38,6 +38,7 @@ RLFQ = ("rlfq", "random_prefix_rlfq")  # names of the same quantiser
 # Values of a transformer's section that this codec needs, and those of a release that does not state them.
 NEEDED = {"causal": (True, False), "gating": ("none", "none"), "norm": ("layer_norm", "layer_norm")}
 NEEDED |= {"positional_embedding": ("rope", "sin"), "conv_layout": (True, False)}
+HAS_PREFIXES = True  # trained with random numbers of codebooks
 MARKS = {"quantizer.quantizers.0.in_proj.parametrizations.weight.original0": "MOSS-Audio-Tokenizer"}
 
 

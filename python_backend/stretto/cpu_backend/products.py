@@ -204,13 +204,26 @@ class HostDepth:
         self._positions = torch.arange(num_positions)[:, None].repeat(1, max_rows)
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
+    def start(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.predicts_first`).
+
+        Args:
+            hidden: The backbone's hidden states, [N, W]; unchanged.
+        """
+        x = self._depth.project(hidden)
+        return self._read(x.clone() if x is hidden else x, 0, self._positions[0, : hidden.shape[0]])
+
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
+
+        After `start`, only position 1 is left.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
             code: Codes of stream 0, as rows of `embed`, [N].
         """
+        if self._depth.spec.predicts_first:
+            return self.next(code, 1)
         x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1).flatten(0, 1)
         return self._read(x, 0, self._first_positions[: x.shape[0]])[1::2]
 
@@ -440,6 +453,7 @@ class _DepthLayer(_Layer):
         self._size, self._num_heads, self._num_kv_heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
         self._head_norms = _HeadNorms(layer) if spec.has_head_norms else None
         self._rotate = None if rotary is None else rotary.forward_cpu
+        self._num_first = 1 if rotary is None or spec.predicts_first else 2  # positions that are read at once
 
     def __call__(
         self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor | None
@@ -456,7 +470,7 @@ class _DepthLayer(_Layer):
     def _attend(self, qkv: torch.Tensor, first: int, positions: torch.Tensor | None) -> torch.Tensor:
         """Return the attention output [N * T, H]; each row attends to the frame up to its own position."""
         num_queries, num_keys = self._num_heads * self._size, self._num_kv_heads * self._size
-        count = 2 if first == 0 and self._rotate is not None else 1
+        count = self._num_first if first == 0 else 1
         stop, num_rows = first + count, qkv.shape[0] // count
         query, key = qkv[:, :num_queries], qkv[:, num_queries : num_queries + num_keys]
         if self._head_norms is not None:

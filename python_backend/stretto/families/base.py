@@ -54,6 +54,8 @@ class DepthSpec:
         projection: Linear layer from the backbone's width to `hidden`, without bias (`plain`) or with one (`biased`);
             None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
+        predicts_first: True if stream 0 is sampled from the output of position 0, False if from the hidden state. Needs
+            a family without guidance, and no schedule.
         schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
         num_second_ids: Number of ids of the second text stream (`Family.second_ids`), which position 0 reads in
             addition to stream 0; their embeddings follow those of the other streams. Needs a schedule. 0 for none.
@@ -69,6 +71,7 @@ class DepthSpec:
     rope: Mapping[str, Any] = field(hash=False, default_factory=dict)
     projection: Literal["plain", "biased"] | None = "plain"
     has_head_norms: bool = False
+    predicts_first: bool = False
     schedule: tuple[int, ...] = ()
     num_second_ids: int = 0
 
@@ -76,8 +79,10 @@ class DepthSpec:
         num_sets = 1 + max(self.schedule, default=-1)
         if self.num_second_ids and not self.schedule:
             raise ValueError(f"expected a schedule, as position 0 reads a second stream, got {self}")
-        if sorted({*self.schedule}) != [*range(num_sets)] or (self.schedule and (self.rope or self.has_head_norms)):
-            raise ValueError(f"expected a schedule of sets from 0 on, without rope and head norms, got {self}")
+        others = self.rope or self.has_head_norms or self.predicts_first
+        if sorted({*self.schedule}) != [*range(num_sets)] or (self.schedule and others):
+            expected = "a schedule of sets from 0 on, without rope and head norms, and with stream 0 from elsewhere"
+            raise ValueError(f"expected {expected}, got {self}")
 
     @property
     def num_sets(self) -> int:
@@ -296,11 +301,22 @@ class DrawRules:
     """Rules by which ids are sampled; a mechanism may have others (`Mechanism.row_draw`).
 
     Attributes:
-        penalized: Ids that a repetition penalty applies to in a text: `drawn` for generated ids, `all` for ids of the
-            prompt as well; None if the family has no such penalty.
+        penalized: Ids that a repetition penalty applies to. In a text, `drawn` for generated ids, `all` for ids of the
+            prompt as well. In audio, a number N: the ids of each output stream in the last N rows of the reply's audio.
+            None if the family has no such penalty.
     """
 
-    penalized: Literal["drawn", "all"] | None = None
+    penalized: Literal["drawn", "all"] | int | None = None
+
+    @property
+    def num_recent_rows(self) -> int:
+        """Number of rows of audio whose ids are penalized; 0 for other penalties."""
+        return self.penalized if isinstance(self.penalized, int) else 0
+
+    @property
+    def counts_ids(self) -> bool:
+        """True if the penalty needs a table of the ids that a reply contains."""
+        return self.penalized in ("drawn", "all")
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,14 @@ class Mechanism:
         return None
 
     @property
+    def num_prompt_ids(self) -> int:
+        """Number of ids of a streamed text that precede the first frame, if later rows read an id each.
+
+        The prompt of an open text ends with as many rows; a text with fewer ids has only the last of them.
+        """
+        return 1
+
+    @property
     def num_own_words(self) -> int:
         """Number of words at the end of a latent row (`LatentSpec`) that are not of the latent."""
         return 0

@@ -106,7 +106,9 @@ def _depth_weights(
         return torch.randn(*shape, generator=generator) * scale
 
     weights = {
-        "depth.first_head": random(len(layout.audio[0]) + num_ends, hidden, scale=0.3),
+        "depth.first_head": random(
+            len(layout.audio[0]) + num_ends, spec.hidden if spec.predicts_first else hidden, scale=0.3
+        ),
         "depth.embed": random(sum(map(len, layout.audio[:-1])) + spec.num_second_ids, spec.hidden, scale=0.5),
         "depth.heads": random(others, layout.codebook_size, spec.hidden, scale=0.3),
     }

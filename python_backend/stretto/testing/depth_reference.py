@@ -17,7 +17,7 @@ class DepthReference:
         if spec.has_head_norms:
             config_class, model_class = Qwen3Config, Qwen3Model
         mine = {name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")}
-        self.layout = family.layout
+        self.layout, self.predicts_first = family.layout, spec.predicts_first
         config = config_class(
             vocab_size=1,
             hidden_size=spec.hidden,
@@ -51,11 +51,13 @@ class DepthReference:
             second: Ignored: only a depth transformer with a schedule reads a second text stream.
         """
         size = self.layout.codebook_size
-        if not codes:
+        if not codes and not self.predicts_first:
             return self._spread(self.first_head @ hidden, [*self.layout.audio[0], *self.ends])
         before = [self.embed[s * size + code - self.layout.audio[s].start] for s, code in enumerate(codes)]
         embeds = torch.stack([self.project @ hidden + self.bias, *before])
         state = self.model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0, -1]
+        if not codes:
+            return self._spread(self.first_head @ state, [*self.layout.audio[0], *self.ends])
         return self._spread(self.heads[len(codes) - 1] @ state, list(self.layout.audio[len(codes)]))
 
     def _spread(self, logits: torch.Tensor, ids: list[int]) -> list[float]:

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overloaded, shown
 from stretto.families.base import Family
@@ -113,7 +115,8 @@ class TextSession:
         self._pronouncer = Pronouncer(tuple(filter(None, (Dictionary(prompt.spellings), dictionary))))
         self._source_words = SourceWords()
         self._waiting: list[int] = []  # ids with which the reply begins
-        self._room = model.max_words(prompt) + model.family.reads_text_by_row
+        self._num_first = model.family.mechanism.num_prompt_ids
+        self._room = model.max_words(prompt) + self._num_first * model.family.reads_text_by_row
         self._next_part = 0
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
@@ -130,12 +133,12 @@ class TextSession:
             if part.part != self._next_part:
                 raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", part.part)
             read = self._after(part.text, part.is_last)
-            if part.is_last and not (read.ids or self._first.is_set()):
+            if part.is_last and not (read.ids or self._waiting or self._has_begun):
                 raise InvalidRequest("text", "at least one character in all", "none")
             if self._has_begun:
                 await self._model.write(self.utterance, read.ids, part.is_last)
-            self._keep(part.text, read)
             self._next_part, self.is_complete = part.part + 1, part.is_last
+            self._keep(part.text, read)
 
     def _after(self, text: str, is_last: bool) -> ReadPart:
         spoken, changes, pronouncer = self._pronouncer.after(text, is_last)
@@ -155,7 +158,7 @@ class TextSession:
         self._room -= len(ids)
         if not self._has_begun:
             self._waiting += ids
-        if ids:
+        if self.is_complete or len(self._waiting) >= self._num_first:
             self._first.set()
 
     def placed(self, chunk: Chunk) -> Chunk:
@@ -177,7 +180,7 @@ class TextSession:
         return replace(chunk, marks=marks, report=report)
 
     async def begin(self) -> list[int]:
-        """Wait for the first word, and return the token ids that the reply begins with.
+        """Wait for the ids before the first frame, and return those that the reply begins with.
 
         Later ids are sent to the model as they become known.
 
@@ -188,7 +191,10 @@ class TextSession:
             async with asyncio.timeout(self._first_word_s):
                 await self._first.wait()
         except TimeoutError:
-            raise InvalidRequest("text", f"a first word within {self._first_word_s:g} s", "none") from None
+            few = f"{self._num_first} tokens or the end of the text"
+            expected = f"{'a first word' if self._num_first == 1 else few} within {self._first_word_s:g} s"
+            got = f"{len(self._waiting)} tokens" if self._waiting else "none"
+            raise InvalidRequest("text", expected, got) from None
         self._has_begun = True
         return self._waiting
 
@@ -266,18 +272,20 @@ class TextSessions:
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
         """Return the prompt with the text so far.
 
-        The first id is in the prompt's last row, and the others are for the reply's first rows. If text is not read
-        row by row, all ids are for the reply. If the text is complete, the result is an ordinary prompt whose
-        minimum length covers the text and its end id.
+        The first ids are in the prompt's last rows (`Mechanism.num_prompt_ids`), and the others are for the reply's
+        first rows. If text is not read row by row, all ids are for the reply. If the text is complete, the result is
+        an ordinary prompt whose minimum length covers the text and its end id.
         """
         track = self._model.family.text_track
         assert track is not None, "only families with a text track have prompts of open texts"
         if not self._model.family.reads_text_by_row:
             begun = replace(prompt, track=(*prompt.track, *words), opening="")
             return replace(begun, track=(*begun.track, track.end_id), is_open=False) if is_complete else begun
-        rows = prompt.rows.copy()
-        rows[-1, track.stream] = words[0]
-        begun = replace(prompt, rows=rows, track=tuple(words[1:]), opening="")
+        num_first = self._model.family.mechanism.num_prompt_ids
+        num_rows, first = len(prompt.rows) - num_first, words[:num_first]
+        rows = np.concatenate([prompt.rows[:num_rows], prompt.rows[len(prompt.rows) - len(first) :]])
+        rows[num_rows:, track.stream] = first
+        begun = replace(prompt, rows=rows, track=tuple(words[len(first) :]), opening="")
         if not is_complete:
             return begun
         ids, audio = (*begun.track, track.end_id), prompt.sampling.audio

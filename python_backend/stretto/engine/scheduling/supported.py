@@ -34,6 +34,9 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
         check_bursts(config, rules, rules.family.bursts)
     if rules.family.track_streams:
         check_track(rules.family)
+    depth = rules.family.depth
+    if depth is not None and depth.predicts_first and rules.family.guided_streams:
+        raise ValueError(f"{rules.family.name}: a depth transformer that predicts stream 0 does not support guidance")
 
 
 def check_track(family: Family) -> None:

@@ -37,6 +37,7 @@ from stretto.engine.worker.latent_rows import LatentRows
 from stretto.engine.worker.predictors import (
     AudioHeads,
     ConditionNetwork,
+    DepthFirstHead,
     DepthFrames,
     FirstHead,
     GeneratedRows,
@@ -284,9 +285,12 @@ class SpeechModelState(DefaultModelState):
         if family.depth is not None:
             depth: Any = self.model.get_submodule("depth")
             kinds = (HostDepth, HostSteppedDepth) if self.device.type == "cpu" else (DeviceDepth, DeviceSteppedDepth)
-            steps = kinds[bool(family.depth.schedule)](depth)
+            steps: Any = kinds[bool(family.depth.schedule)](depth)
             frames = DepthFrames(steps, family.layout, self.max_num_reqs, family.second_ids)
-            return Readout(FirstHead(depth.first_head.data, self.rules), frames)
+            rows = depth.first_head.data
+            is_first = family.depth.predicts_first
+            first = DepthFirstHead(rows, self.rules, steps.start) if is_first else FirstHead(rows, self.rules)
+            return Readout(first, frames)
         if family.audio_head:
             head_bias = self.model.get_parameter("audio_head.bias").data if family.audio_head == "biased" else None
             audio_heads = AudioHeads(self.model.get_parameter("audio_head.weight").data, self.rules, head_bias)

@@ -134,6 +134,25 @@ class FirstHead(StreamHeads):
         self.text_offset = self.first_offset = self.code_offset = None
 
 
+class DepthFirstHead(FirstHead):
+    """Head of stream 0 after position 0 of a depth transformer (`DepthSpec.predicts_first`).
+
+    Args:
+        rows: Weight, [C0 + E, H of the depth transformer], replicated on every rank.
+        rules: Rules of the family's replies.
+        start: Function that reads position 0 of hidden states [N, W] and returns the output [N, H]. The depth
+            transformer keeps it until `DepthFrames` reads the following positions.
+    """
+
+    def __init__(self, rows: torch.Tensor, rules: SegmentRules, start: Product):
+        super().__init__(rows, rules)
+        self._start = start
+
+    def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the logits of stream 0, [N, W] -> float32 [N, C0 + E]."""
+        return self._first(self._start(hidden))
+
+
 class AudioHeads(FirstHead):
     """Heads of all streams in audio, for models without text that predict all codebooks in parallel.
 

@@ -16,12 +16,12 @@ from stretto.engine.kernels.draw import draw
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.predictors import (
-    EVERY,
     FramePredictor,
     LatentReadout,
     Readout,
     RequestMemory,
 )
+from stretto.engine.worker.recent_penalty import RecentPenalty
 from stretto.engine.worker.run_slots import KeysAhead, RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
@@ -80,6 +80,7 @@ class RepetitionGuard:
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
         self._groups = family.text_groups
+        self._penalty, self._num_recent = RecentPenalty([*layout.audio], tokens.device), family.drawing.num_recent_rows
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
         """Return the `window` rows before each row.
@@ -135,6 +136,34 @@ class RepetitionGuard:
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
 
+    def penalized(self, rows: Rows, index: Array | None) -> tuple[RecentRows, torch.Tensor] | None:
+        """Return the rows whose ids are penalized and the penalties [A], or None (`DrawRules.num_recent_rows`)."""
+        if not self._num_recent:
+            return None
+        penalty = self._arrays.tensor(pick(rows.scales.repetition_penalty, index))
+        return self.recent(rows, index, self._num_recent), penalty
+
+    def penalized_first(
+        self, logits: torch.Tensor, counted: tuple[RecentRows, torch.Tensor] | None
+    ) -> torch.Tensor:  # fmt: skip
+        """Return the logits of stream 0, [A, C0 + E], with the penalty on its ids in the previous rows."""
+        if counted is None:
+            return logits
+        recent, penalty = counted
+        history = self._tokens[recent.slots, recent.positions, None]
+        return self._penalty(logits[:, None], history, recent.counts, penalty, slice(0, 1))[:, 0]
+
+    def penalized_others(
+        self, logits: torch.Tensor, counted: tuple[RecentRows, torch.Tensor] | None, streams: slice
+    ) -> torch.Tensor:
+        """Return the logits of `streams` (a slice of streams 1 to S - 1), [A, k, C]; see `penalized_first`."""
+        if counted is None:
+            return logits
+        recent, penalty = counted
+        first, last, _ = streams.indices(len(self._codebooks) - 1)
+        history = self._codes[recent.slots, recent.positions, first:last]
+        return self._penalty(logits, history, recent.counts, penalty, slice(first + 1, last + 1))
+
     def _redraw(
         self, drawn: torch.Tensor, history: torch.Tensor, codebooks: torch.Tensor, logits: Logits, recent: RecentRows
     ) -> torch.Tensor:
@@ -172,7 +201,7 @@ class RowDraw:
             self._frames = readout.frames
         self._segments, self._arrays, self._guard = segments, arrays, guard
         self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
-        self._seen = arrays.wrap(tables.seen) if segments.family.drawing.penalized else None
+        self._seen = arrays.wrap(tables.seen) if segments.family.drawing.counts_ids else None
         self._is_seen = arrays.upload(np.ones((), bool))  # a Python `True` would be copied to the GPU in each step
         family = segments.family
         streams = family.track_streams
@@ -254,7 +283,8 @@ class RowDraw:
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
-        first = self._first_logits(audio_hidden, num_rows, step.guidance)
+        counted = self._guard.penalized(rows, step.speaking)
+        first = self._guard.penalized_first(self._first_logits(audio_hidden, num_rows, step.guidance), counted)
         token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
         if self._follow is not None:
             token = self._follow(token, rows)
@@ -262,9 +292,8 @@ class RowDraw:
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
             guided = self._guided_codes(self._heads.shifted(logits, streams), streams, num_rows, step.guidance)
-            ids, own_keys = self._heads.codes, code_keys
-            if streams != EVERY:
-                ids, own_keys = ids[streams], own_keys[:, streams]
+            guided = self._guard.penalized_others(guided, counted, streams)
+            ids, own_keys = self._heads.codes[streams], code_keys[:, streams]
             if self._masks_others:
                 guided = self._segments.mask_other_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys

@@ -280,7 +280,7 @@ class SlotTables:
         self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
         self.texts = torch.zeros(num_slots, rules.num_text_entries, dtype=torch.int32, device=device)
-        num_seen_columns = len(rules.counted_ids) + 1 if rules.family.drawing.penalized else 0
+        num_seen_columns = len(rules.counted_ids) + 1 if rules.family.drawing.counts_ids else 0
         self.seen = torch.zeros(num_slots, num_seen_columns, dtype=torch.bool, device=device)
         self._staged: dict[int, list[np.ndarray]] = {}
         self._tracks: dict[int, Track] = {}

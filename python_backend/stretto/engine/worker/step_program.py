@@ -280,6 +280,7 @@ class StepProgram:
         self.constants = StepConstants.from_rules(rules, tables, num_rows)
         self._heads, self._tables, self._script = heads, tables, rules.family.script
         self._tokens = tokens if rules.max_rows_per_step > 1 else None
+        self._num_recent = rules.family.drawing.num_recent_rows
         self.num_rows, self.width = num_rows, self.constants.rules.num_others + self.constants.rules.num_sent
         speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
@@ -387,6 +388,7 @@ class StepProgram:
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
             *((NO_ID, NO_ID) if first else (constants.rules.family.fill_id, constants.rules.family.given_id)),
+            self._num_recent,
             self._frames is None, *((penalized, chosen, redrawn_from) if first else self.draw_rules),
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip

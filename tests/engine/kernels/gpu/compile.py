@@ -132,6 +132,7 @@ AUDIO = {
     "narrow": redrawn_from,
     "fill_id": -1,
     "given_id": -1,
+    "num_recent": 0,
     "is_greedy": False,
 }
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
@@ -182,6 +183,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
+    (draw_streams_kernel, {}, {**STREAMS, "num_recent": 50}, 8),
     *((draw_streams_kernel, {}, PENALIZED | named(each.draw_rules), 8) for each in (StepProgram, LateProgram)),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),
     (draw_streams_kernel, {}, {**GROUPS, "offset": None}, 16),

@@ -25,12 +25,13 @@ from tests.tiers import by_night
 
 NUM_CODES, WIDTH = 11, 24
 PLAIN = DepthSpec(32, 48, 2, 4, 2, 8, 1e-5, {"rope_type": "default", "rope_theta": 500000.0})
-# Llama's layers, Qwen3's, one key head for all queries or one for each, no power of two.
+# Llama's layers, Qwen3's, one key head for all queries or one for each, no power of two; stream 0 from position 0.
 SPECS = {
     "llama": PLAIN,
     "qwen3": replace(PLAIN, has_head_norms=True, projection="biased"),
     "one_key_head": replace(PLAIN, num_heads=3, num_kv_heads=1, has_head_norms=True),
     "no_groups": replace(PLAIN, num_heads=2, num_kv_heads=2, head_dim=12, num_layers=1),
+    "predicts_first": replace(PLAIN, hidden=WIDTH, projection=None, has_head_norms=True, predicts_first=True),
 }
 
 
@@ -75,6 +76,12 @@ def test_depth_states_match_the_torch_layers(name: str, num_streams: int, monkey
         each.prepare(4)
     hidden, codes = torch.randn(3, WIDTH), torch.randint(NUM_CODES, (3, num_streams))
     for _ in range(2):  # a second frame overwrites the keys and values of the first
+        if SPECS[name].predicts_first:
+            given = hidden.clone()
+            found = ours.start(hidden)
+            torch.testing.assert_close(found, expected.start(hidden), rtol=2e-5, atol=2e-5)
+            assert torch.equal(alone.start(hidden[1:2]), found[1:2])
+            assert torch.equal(hidden, given), "the hidden states are read, not changed"
         found = ours.begin(hidden, codes[:, 0])
         torch.testing.assert_close(found, expected.begin(hidden, codes[:, 0]), rtol=2e-5, atol=2e-5)
         assert torch.equal(alone.begin(hidden[1:2], codes[1:2, 0]), found[1:2]), "a row depends on no other"

@@ -36,6 +36,6 @@ def test_row_is_masked_by_its_own_place_only(place: int) -> None:
         torch.zeros(1, dtype=torch.int64), plan, torch.tensor([position], dtype=torch.int32), state,
         torch.zeros(1, 8, 1, dtype=torch.int32), None, table, 0,
         1, NUM_COLUMNS, 1, 1, len(STATE), 8, 1, 1, NUM_COLUMNS, 0, 128, 0, NUM_PLACES, False,
-        -1, -1, True, penalized, chosen, redrawn_from,
+        -1, -1, 0, True, penalized, chosen, redrawn_from,
     )  # fmt: skip
     assert drawn.tolist() == [[permitted]]

@@ -299,7 +299,10 @@ class DeviceDepth:
         self.heads: torch.Tensor = depth.heads
         self._depth, self._embed = depth, depth.embed.data
         self._cos_sin = rotary.cos_sin_cache.to(self._embed.dtype)
-        self._layers = [_Layer(layer, depth.num_positions, self._cos_sin) for layer in depth.layers]
+        num_first = 1 if spec.predicts_first else 2
+        self._layers = [
+            _Layer(layer, depth.num_positions, self._cos_sin, num_first=num_first) for layer in depth.layers
+        ]
 
     def prepare(self, max_rows: int) -> None:
         """Allocate the buffers for keys and values of batches of up to `max_rows` rows."""
@@ -308,13 +311,26 @@ class DeviceDepth:
             shape = 2, max_rows, spec.num_kv_heads, self._depth.num_positions, spec.head_dim
             layer.keys, layer.values = self._embed.new_zeros(shape)
 
+    def start(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.predicts_first`).
+
+        Args:
+            hidden: The backbone's hidden states, [N, W]; unchanged.
+        """
+        x = self._depth.project(hidden)
+        return self._read(x.clone() if x is hidden else x, 0)
+
     def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
+
+        After `start`, only position 1 is left.
 
         Args:
             hidden: The backbone's hidden states, [N, W].
             code: Codes of stream 0, as rows of `embed`, [N].
         """
+        if self._depth.spec.predicts_first:
+            return self.next(code, 1)
         x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1)
         return self._read(x.flatten(0, 1), 0).view(len(code), 2, -1).select(1, 1)
 

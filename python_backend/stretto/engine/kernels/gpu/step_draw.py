@@ -126,6 +126,7 @@ class StepRules(NamedTuple):
 
 
 HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
+RECENT = tl.constexpr(8)  # the same, if each is compared with all ids of a stream
 
 
 @triton.jit
@@ -309,6 +310,20 @@ def _is_repeated(
 
 
 @triton.jit
+def _is_recent(
+    ids: tl.tensor, history: tl.tensor, position: tl.tensor, audio_start: tl.tensor, row_stride: tl.constexpr,
+    num_rows: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return True for each of `ids` that a stream has in its last `num_rows` audio rows; see `_is_repeated`."""
+    is_recent = ids < 0
+    lanes = tl.arange(0, RECENT)
+    for start in range(tl.maximum(audio_start, position - num_rows), position, RECENT):
+        tokens = tl.load(history + (start + lanes) * row_stride, mask=start + lanes < position, other=-1)
+        is_recent = is_recent | (tl.max((tokens[:, None] == ids[None, :]).to(tl.int32), 0) > 0)
+    return is_recent
+
+
+@triton.jit
 def _rules(
     mine: tl.tensor, first_stream: tl.constexpr, plan_stride: tl.constexpr, is_greedy: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
@@ -359,6 +374,7 @@ def draw_streams_kernel(
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
     fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
     given_id: tl.constexpr,  # id of given rows, or -1
+    num_recent: tl.constexpr,  # rows whose ids the repetition penalty counts; 0 for none
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
     weigh: tl.constexpr, choose: tl.constexpr, narrow: tl.constexpr,  # `penalized`, `chosen`, `redrawn_from`, or others
 ) -> None:  # fmt: skip
@@ -381,6 +397,10 @@ def draw_streams_kernel(
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         values = weigh(values, is_seen, penalty)
     ids = tl.load(token_ids + own, mask=inside, other=0)
+    if num_recent > 0:
+        own_history = history + slot * history_slot_stride + stream
+        is_seen = _is_recent(ids, own_history, position, audio_start, history_row_stride, num_recent)
+        values = penalized(values, is_seen, real_of(mine + REPETITION_PENALTY * plan_stride))
     is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
     is_hidden = (columns >= num_columns - num_ends) & is_short
     if fill_id >= 0:  # a group permits only the end id that ends it; after the text, all end ids are permitted
