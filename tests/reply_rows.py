@@ -29,7 +29,8 @@ def push(reply: ReplyState, token: int) -> list[int]:
             reply.pointer += (token - family.script.first_frame) % 2 == 0
         elif rules.has_countdown and token == family.layout.audio[0][1] and reply.first_end < 0:
             reply.first_end = reply.position
-        reply.num_given += token in rules.given_ids
+        if token in family.mechanism.text_row_ids:
+            reply.own = (reply.own[0] + 1, *reply.own[1:])
     values = reply.values(rules.sent_state)
     reply.move(reply.position + 1, values)
     return values

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from stretto.families.base import DrawRules, Family, Task, TextGroups, TextTrack, UnconditionalContext
+from stretto.families.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
-from stretto.families.cosyvoice3.family import CodeRules
+from stretto.families.cosyvoice3.family import CodeRules, TextGroups
 from stretto.families.speaker import Speaker
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
@@ -187,8 +187,10 @@ GROUPED = replace(
     transition=(),
     guided_streams=(),
     tail=NO_TAIL,
-    text_track=TextTrack(1, pad_id=0, end_id=7, groups=TextGroups(2, 4, _FIRST_END + 1, _FIRST_END + 2)),
-    mechanism=CodeRules((), 0),
+    text_track=TextTrack(1, pad_id=0, end_id=7),
+    mechanism=CodeRules(
+        (), 0, range(NUM_TEXT_IDS, _FIRST_END), TextGroups(2, 4, fill_id=_FIRST_END + 1, given_id=_FIRST_END + 2)
+    ),
 )
 
 # Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.

@@ -8,8 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from stretto.families.base import Family
-from stretto.testing.reference import Context, Reference
-from stretto.testing.track_reference import Row
+from stretto.testing.reference import Context, Reference, Row
 from tests.reference.vita_audio import VitaReference
 
 

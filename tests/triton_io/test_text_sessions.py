@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest, Overloaded
-from stretto.families.base import TextGroups
 from stretto.families.mechanism import Mechanism
 from stretto.families.text import MAX_PENDING_CHARS, SubwordStream
 from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk, Report, Sound, WordMark
@@ -26,6 +25,7 @@ from stretto.triton_io.speech_service import TextSession, TextSessions
 from stretto_client.pronunciation import Dictionary
 from tests.families.test_text_stream import QWEN, TEXTS, tokenizer
 from tests.small_vocabularies import TRACKED_CSM
+from tests.speech_families import GROUPED
 
 TOKENIZER = tokenizer(QWEN)
 SUBWORDS = range(7, 7 + 10_000)
@@ -259,7 +259,7 @@ def test_first_chunk_selects_the_voice() -> None:
     asyncio.run(run())
 
 
-GROUPS = replace(TRACKED_CSM, text_track=replace(TRACKED_CSM.text_track, groups=TextGroups(2, 3, 1, 2)))
+GROUPS = replace(TRACKED_CSM, mechanism=GROUPED.mechanism)
 
 
 def test_text_in_separate_rows_follows_the_recording_text() -> None:

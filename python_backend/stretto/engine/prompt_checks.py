@@ -8,7 +8,6 @@ import numpy as np
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import SessionBlocks, blocks_in_window
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.tracks import num_leading
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Task
 from stretto.families.option_checks import check_sampling
@@ -155,20 +154,24 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if rules.family.code_track is not None:
         _check_code_track(prompt, rules, len(rules.family.code_track.streams))
         return
-    rules.family.mechanism.check_text(prompt.track[: None if prompt.is_open else -1], rules.family.layout.audio[0])
+    mechanism = rules.family.mechanism
+    text = prompt.track[mechanism.num_recorded(prompt.track) : None if prompt.is_open else -1]
+    mechanism.check_text(text, rules.family.layout.audio[0])
     if rules.family.text_track is None and prompt.track:
         raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
-    is_guided = prompt.sampling.has_pair and rules.family.mechanism.open_track is None
+    is_guided = prompt.sampling.has_pair and mechanism.open_track is None
     if prompt.is_open and (rules.family.text_track is None or is_guided):
         kind = "a guided reply" if rules.family.text_track else rules.family.name
         raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
-    is_limited = prompt.is_open or rules.family.text_groups is not None
-    last = max_words(prompt, rules) + (not prompt.is_open) if is_limited else rules.max_model_len - len(prompt.rows)
+    takes_rows = bool(mechanism.text_row_ids)
+    last = rules.max_model_len - len(prompt.rows)
+    if prompt.is_open or takes_rows:
+        last = max_words(prompt, rules) + (not prompt.is_open)
     size, num_ids = rules.family.layout.vocab_size, num_text_ids(prompt, rules)
     if num_ids > last:
         raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{num_ids} tokens")
     longest = rules.max_model_len - len(prompt.rows) - 2  # the end id, and a frame
-    if rules.family.text_groups is not None and len(prompt.track) > longest:
+    if takes_rows and len(prompt.track) > longest:
         raise InvalidRequest("track", f"at most {longest} ids, including codes of a recording", len(prompt.track))
     if prompt.track and not 0 <= min(prompt.track) <= max(prompt.track) < size:
         raise InvalidRequest("track", f"token ids in [0, {size})", f"{min(prompt.track)} ... {max(prompt.track)}")
@@ -212,8 +215,6 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
     rules.family.mechanism.check_text(ids, rules.family.layout.audio[0])
-    if rules.family.text_groups is not None and any(each in rules.family.layout.audio[0] for each in ids):
-        raise InvalidRequest("text", "token ids of text", shown(list(ids)))
     return ids
 
 
@@ -221,19 +222,16 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
     """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id.
 
     A frame reads one id, and the reply may end only after the end id has been read. The length limits must therefore
-    leave room for one frame per id and one for the end id. With `TextGroups`, text has rows of its own, so the limits
-    must leave room for the prompt's text rows and for each group of streamed text. A mechanism may have a rule of its
-    own (`Mechanism.max_text_ids`).
+    leave room for one frame per id and one for the end id. A mechanism may have a rule of its own
+    (`Mechanism.max_text_ids`).
     """
     num_rows = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
     return rules.max_track_words(prompt.track, num_rows)
 
 
 def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the number of text ids in a prompt's track, excluding recorded codes (`TextGroups`)."""
-    if rules.family.text_groups is None:
-        return len(prompt.track)
-    return len(prompt.track) - num_leading(prompt.track, rules.family.layout.audio[0])
+    """Return the number of text ids in a prompt's track, excluding codes of a recording (`Mechanism.num_recorded`)."""
+    return len(prompt.track) - rules.family.mechanism.num_recorded(prompt.track)
 
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

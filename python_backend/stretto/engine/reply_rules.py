@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from stretto.engine.rules import STATE, ReplyConstants
-from stretto.engine.tracks import ENDLESS, CodesTrack, GroupTrack, Track, num_leading, rows_of
+from stretto.engine.tracks import ENDLESS, CodesTrack, Track, rows_of
 from stretto.families.base import Family, Task
 from stretto.families.bursts import BurstSchedule
 from stretto.records.sampling import SamplingConfig
@@ -120,6 +120,11 @@ class SegmentRules:
         return self.family.drawn_ends or (self.family.end_of_audio,)
 
     @cached_property
+    def written_ends_of_audio(self) -> Sequence[int]:
+        """Ids of `drawn_ends_of_audio` that end the audio after the mechanism's rule of stream 0."""
+        return self.family.mechanism.written_ends(self.drawn_ends_of_audio)
+
+    @cached_property
     def has_countdown(self) -> bool:
         """True if frames are latents and a reply continues for some rows after the detected end of speech."""
         layout = self.family.layout
@@ -221,9 +226,6 @@ class SegmentRules:
         if own is not None:
             track: Track = own(self, first_row, ids, is_open)
             return track
-        if text is not None and text.groups is not None:
-            lanes = slice(streams.start - 1, streams.stop - 1)
-            return GroupTrack.begin(lanes, first_row, ids, self.family.layout.audio[0], text, is_open)
         kind = Track if self.family.code_track is None else CodesTrack
         pad_id = self.family.layout.pad_id if text is None else text.pad_id
         lanes = slice(streams.start - 1, streams.stop - 1)
@@ -232,14 +234,7 @@ class SegmentRules:
     @cached_property
     def num_text_entries(self) -> int:
         """Number of entries of a slot for a text whose ids are not read row by row; 0 for other families."""
-        own = self.family.mechanism.num_text_entries(self.max_model_len)
-        return self.max_model_len if self.given_ids else own
-
-    @cached_property
-    def given_ids(self) -> tuple[int, ...]:
-        """Stream-0 ids of supplied rows: (`fill_id`, `given_id`) of `TextGroups`; empty for other families."""
-        groups = self.family.text_groups
-        return () if groups is None else (groups.fill_id, groups.given_id)
+        return self.family.mechanism.num_text_entries(self.max_model_len)
 
     def max_track_words(self, ids: Sequence[int], num_rows: int) -> int:
         """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows.
@@ -248,17 +243,13 @@ class SegmentRules:
             ids: Ids at the start of the track. If they include codes of a recording, these also take up rows.
             num_rows: Maximum number of rows of the reply, not counting its last row.
         """
-        groups = self.family.text_groups
-        if groups is None:
-            return self.family.mechanism.max_text_ids(num_rows)
-        num_rows -= num_leading(ids, self.family.layout.audio[0]) + 2  # the end id, and a frame
-        num_groups, rest = divmod(num_rows, groups.num_words + groups.num_frames)
-        return max(num_groups * groups.num_words + min(rest, groups.num_words - 1), 0)
+        mechanism = self.family.mechanism
+        return mechanism.max_text_ids(num_rows - mechanism.num_recorded(ids))
 
     @cached_property
     def constants(self) -> ReplyConstants:
         """Constants of the family that `engine/rules.py` needs."""
-        family, script, groups = self.family, self.family.script, self.family.text_groups
+        family, script = self.family, self.family.script
         first = family.layout.audio[0]
         return ReplyConstants(
             pad_id=family.layout.pad_id,
@@ -280,10 +271,6 @@ class SegmentRules:
             spoken_stop=script.spoken.stop if script else 0,
             first_frame=script.first_frame if script else 0,
             index_base=script.index_base if script else 0,
-            group_words=groups.num_words if groups else 0,
-            group_frames=groups.num_frames if groups else 0,
-            fill_id=groups.fill_id if groups else NO_ID,
-            given_id=groups.given_id if groups else NO_ID,
         )
 
     @cached_property
@@ -357,7 +344,6 @@ def changed_state(rules: SegmentRules) -> tuple[str, ...]:
         "num_codes": rules.constants.interleaves,
         **dict.fromkeys(("num_entries", "pointer"), family.script is not None),
         "first_end": rules.has_countdown,
-        **dict.fromkeys(("num_given", "num_in_group"), family.text_groups is not None),
     }
     return tuple(name for name, is_changed in changes.items() if is_changed)
 
@@ -380,8 +366,6 @@ class ReplyState:
         num_entries: Number of spoken tokens of the text segment, along which the alignment pointer moves.
         pointer: Number of the token that is being spoken, from 1; 0 before the first.
         first_end: Position at which the end of speech was detected, for families with latents.
-        num_given: Number of given rows (`TextGroups`).
-        num_in_group: Number of codes in the current group, including codes of a recording in the first one.
         own: State of the family's mechanism (`Mechanism.columns`).
         max_audio_rows: Maximum number of rows in the audio segment that the request allows.
         segment: Segment of the next row.
@@ -397,8 +381,6 @@ class ReplyState:
     num_entries: int = 0
     pointer: int = 0
     first_end: int = UNKNOWN
-    num_given: int = 0
-    num_in_group: int = 0
     own: Sequence[int] = ()
     max_audio_rows: int = ENDLESS
     segment: Segment = field(init=False)
@@ -410,11 +392,11 @@ class ReplyState:
     @classmethod
     def begin(cls, rules: SegmentRules, task: Task, position: int, track: Track | None = None) -> Self:
         """Return the state before a reply whose first row is `position`."""
-        state = cls(rules, task, position, own=rules.family.mechanism.initial_state())
+        mechanism, given = rules.family.mechanism, {} if track is None else track.initial_state()
+        own = dict(zip(mechanism.columns, mechanism.initial_state(), strict=True)) | given
+        state = cls(rules, task, position, own=tuple(own.values()))
         if task.segments[0] is AUDIO:
             state.audio_start, state.segment = position, AUDIO
-        for name, value in track.initial_state().items() if track is not None else ():
-            setattr(state, name, value)
         return state
 
     def move(self, position: int, values: Sequence[int]) -> None:
@@ -466,5 +448,6 @@ class ReplyState:
         return self._frames_before(min(self.audio_start + self.max_audio_rows, self.rules.audio_limit))
 
     def _frames_before(self, stop: int) -> int:
-        num_rows = stop - self.audio_start - self.num_given - self.rules.num_closing_rows
+        num_rows = stop - self.audio_start - self.rules.num_closing_rows
+        num_rows -= self.rules.family.mechanism.num_text_rows(self.own)
         return max(0, num_rows) // self.rules.family.rows_per_frame

@@ -14,9 +14,9 @@ Arguments that many functions share:
     position                       position of the row
     frame                          index of the row in the audio
     in_text, in_audio, is_spoken   True if the row is in the text segment; in the audio segment; in it or after it
-    audio_start, audio_end, num_text_tokens, num_codes, num_entries, pointer, first_end, num_given, num_in_group
+    audio_start, audio_end, num_text_tokens, num_codes, num_entries, pointer, first_end
                                    state before the row (`STATE`)
-    text_max, audio_max, given_first, given_total, tail_rows
+    text_max, audio_max, given_total, tail_rows
                                    parameters of the request (`SlotLimits`)
     family                         constants of the family
 """
@@ -59,13 +59,11 @@ STATE = (
     "num_entries",
     "pointer",
     "first_end",
-    "num_given",
-    "num_in_group",
 )
 
 
 class ReplyConstants(NamedTuple):
-    """Constants of a family's replies; see `SegmentRules`, `Family`, `Script` and `TextGroups`.
+    """Constants of a family's replies; see `SegmentRules`, `Family` and `Script`.
 
     Attributes:
         last_kept: Last row, from the row that ends the audio, in which stream 0 has its sampled id (`Tail.last_kept`).
@@ -75,10 +73,6 @@ class ReplyConstants(NamedTuple):
         hides_first: True if stream 0 is hidden from unconditional requests (`UnconditionalContext`).
         last_frame: Id of a latent frame in which speech ends; -1 for none.
         max_entries: Maximum number of entries of the alignment pointer; 0 without a pointer.
-        group_words: Number of given rows of a group; 0 for none.
-        group_frames: Maximum number of sampled rows of a group.
-        fill_id: Id of the first given row after a group; -1 for none.
-        given_id: Id of the other given rows; -1 for none.
     """
 
     pad_id: int
@@ -100,10 +94,6 @@ class ReplyConstants(NamedTuple):
     spoken_stop: int
     first_frame: int
     index_base: int
-    group_words: int
-    group_frames: int
-    fill_id: int
-    given_id: int
 
 
 # ----- alignment pointer (`Script`)
@@ -189,37 +179,15 @@ def count_codes(token, in_text, num_codes, family):
     return num_codes + (in_text & (token >= family.first_start) & (token < family.first_stop))
 
 
+def meets_limit(frame, audio_max, position, family):
+    """Return True if a limit ends the audio in a row, whatever its id is."""
+    return (frame >= audio_max) | (position >= family.audio_limit)
+
+
 def end_audio(token, is_end, frame, audio_max, position, in_audio, family):
     """Return stream 0 of an audio row, and True if a limit ends the audio; `is_end` if the sampled id does."""
-    must_end = ((frame >= audio_max) | (position >= family.audio_limit)) & in_audio
+    must_end = meets_limit(frame, audio_max, position, family) & in_audio
     return where(is_end | must_end, family.end_of_audio, token), must_end & (is_end == 0)
-
-
-# ----- given rows (`TextGroups`)
-
-
-def hides_end(is_fill, is_short, is_free):
-    """Return True for an end id that may not be sampled; in a group, only the one that ends the group may be.
-
-    Args:
-        is_fill: True for the id that ends a group.
-        is_short: True before the minimum length.
-        is_free: True if no given rows are left.
-    """
-    return where(is_fill, is_short & is_free, is_short | (is_free == 0))
-
-
-def given_row(token, num_given, given_first, given_total, num_in_group, family):
-    """Return True if an audio row is a given row, and stream 0 of such a row."""
-    is_next = (num_given < given_first) | ((num_given - given_first) % family.group_words > 0)
-    is_first = (num_in_group >= family.group_frames) | (token == family.fill_id)
-    return (num_given < given_total) & (is_next | is_first), where(is_next, family.given_id, family.fill_id)
-
-
-def count_given(token, is_given, in_audio, num_given, num_in_group, family):
-    """Return `num_given` and `num_in_group` after a row."""
-    num_in_group = where(is_given & (token == family.fill_id), 0, num_in_group + (in_audio & (is_given == 0)))
-    return num_given + is_given, num_in_group
 
 
 # ----- end frames and countdowns

@@ -157,8 +157,8 @@ class Utterance:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             audio = rows[-num_audio_rows:, 1:]
-            if given_ids := reply.rules.given_ids:
-                audio = audio[~np.isin(audio[:, 0], given_ids)]
+            if text_row_ids := self._family.mechanism.text_row_ids:
+                audio = audio[~np.isin(audio[:, 0], text_row_ids)]
             self._frames.push(audio)
             yield from self._due_chunks(segment)
 

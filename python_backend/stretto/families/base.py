@@ -146,51 +146,20 @@ class UnconditionalContext:
 
 
 @dataclass(frozen=True)
-class TextGroups:
-    """Streamed text in separate rows, which alternate with sampled rows: here 3 text ids, then 4 frames.
-
-    stream 0      given given given   f0 f1 f2 f3   fill given given   f4 f5 f6 f7   fill given   f8 f9 … end
-    text stream   w0    w1    w2      -  -  -  -    w3   w4    w5      -  -  -  -    w6   end_id  -  -
-
-    A run of given rows ends after `num_words` ids, or with the text's end. After the end, rows are sampled freely. If
-    `fill_id` is sampled, the group ends early, and its row is the first given row of the next group. A reply begins
-    with a given row. If the recording in the prompt has codes left after its words run out, the track supplies
-    these codes in the first run: `num_frames` codes after each `num_words` ids, fewer in the last group, and the rest
-    after the text's end. All rows of the first run have `given_id`.
-
-    The embeddings of both ids should be zero, because the text stream carries what the model reads. Neither is an id of
-    `StreamLayout.audio`, and both are in `Family.drawn_ends`: after the text, `fill_id` ends the reply.
-
-    Attributes:
-        num_words: Number of text ids in a group.
-        num_frames: Maximum number of sampled rows in a group.
-        fill_id: Id of stream 0 in the first given row after each group.
-        given_id: Id of stream 0 in the other given rows.
-    """
-
-    num_words: int
-    num_frames: int
-    fill_id: int
-    given_id: int
-
-
-@dataclass(frozen=True)
 class TextTrack:
     """Input-only stream for streamed text: row i of the reply carries frame i and the i-th text id.
 
     Attributes:
         stream: Index of the stream.
-        pad_id: Id in rows after the end of the text; not a silent id of the layout, except with `groups`.
+        pad_id: Id in rows after the end of the text; no silent id of the layout, except with a mechanism's track.
         end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
-        groups: Layout where text ids have separate rows; None if they share rows with frames.
     """
 
     stream: int
     pad_id: int
     end_id: int
     is_usual: bool = False
-    groups: TextGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -462,14 +431,9 @@ class Family:
         return self.mechanism.streams
 
     @property
-    def text_groups(self) -> TextGroups | None:
-        """Layout of streamed text in separate rows, if the family has one."""
-        return None if self.text_track is None else self.text_track.groups
-
-    @property
     def reads_text_by_row(self) -> bool:
         """True if row i of a reply reads id i of a streamed text, if the family has streamed text."""
-        return self.text_track is None or (self.text_groups is None and self.mechanism.open_track is None)
+        return self.text_track is None or self.mechanism.open_track is None
 
     @property
     def second_ids(self) -> range:

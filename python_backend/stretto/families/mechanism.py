@@ -62,6 +62,8 @@ class Mechanism:
         guides_rows: True if the latent predictor applies classifier-free guidance within a row, without a CFG pair;
             `LatentSampling.guidance_scale` is its scale.
         times_words: True if the rule reports when words begin (`Track.begun_word`).
+        has_references: True if a row may have -1 - i on the track's stream, which refers to entry i of the slot's table
+            (`num_text_entries`), because this entry may arrive after the row was sampled.
         open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
             `engine.tracks.Track` of a reply. None for the common tracks, whose ids are read row by row.
         on_arrays: Function of (mechanism, `SegmentRules`, `SlotTables`, `Arrays`) that returns the rule for numpy and
@@ -90,7 +92,11 @@ class Mechanism:
             with `lay(row, position, family)`, which changes a sampled row in place: before its other streams are
             sampled, or after them if there is a rule of all streams. With `row_draw`, it may also have
             `kept(logits, ranked, limits, penalized)`, which returns the ids of stream 0 in audio that may be sampled
-            with their logits, and `redrawn(allowed, repeated)`, which returns those that replace a repeated id. None
+            with their logits, and `redrawn(allowed, repeated)`, which returns those that replace a repeated id. With
+            rows of text (`text_row_ids`), it has `given(sample)`, which returns the ids of stream 0 and the track in
+            the next row, or None if the row is sampled; `permitted(codes, ends)`, which returns the ids that may be
+            sampled; `guards(token)`, which returns True if an id that is not a code is sampled again after a repeat;
+            and `counted(ids, window)`, which returns those of the reply's ids among which repeats are counted. None
             without a rule.
         random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
             id. None for ordinary ids.
@@ -101,6 +107,7 @@ class Mechanism:
     ends_streams: ClassVar[bool] = False
     guides_rows: ClassVar[bool] = False
     times_words: ClassVar[bool] = False
+    has_references: ClassVar[bool] = False
     open_track: ClassVar[Callable[..., Any] | None] = None
     on_arrays: ClassVar[Callable[..., Any] | None] = None
     on_device: ClassVar[Callable[..., Any] | None] = None
@@ -138,6 +145,11 @@ class Mechanism:
         return 0
 
     @property
+    def text_row_ids(self) -> tuple[int, ...]:
+        """Ids of stream 0 in audio rows with text instead of a frame; empty if all audio rows have frames."""
+        return ()
+
+    @property
     def prompt_end(self) -> int | None:
         """Id of stream 0 with which every prompt ends; None for any id."""
         return None
@@ -167,6 +179,18 @@ class Mechanism:
     def sampled_ids(self, ids: Sequence[int]) -> list[int]:
         """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
         return list(ids)
+
+    def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
+        """Return those of `ends`, the ids that end the audio when sampled, that end it after the rule of stream 0."""
+        return ends
+
+    def num_text_rows(self, state: Sequence[int]) -> int:
+        """Return how many audio rows so far have text instead of a frame, given the values of `columns`."""
+        return 0
+
+    def num_recorded(self, ids: Sequence[int]) -> int:
+        """Return how many ids at the start of a track are codes of a recording, which precede the text."""
+        return 0
 
     def second_ids(self, number: int) -> range:
         """Return the `number` ids of a second text stream that a depth transformer reads (`DepthSpec`)."""

@@ -197,7 +197,6 @@ def _norms(config: dict) -> dict[str, torch.Tensor]:
 
 LENGTHS = (5, 17, 40, 70)
 TRACK_LENGTHS = (9, 0, 30, 4, 100)
-GROUP_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
 
 
 def make_prompt(family: Family, index: int, task: str | None = None, **changes: Any) -> Prompt:
@@ -290,8 +289,8 @@ def make_condition(family: Family, index: int) -> Condition | None:
 def make_track(family: Family, index: int) -> tuple[int, ...]:
     """Return the ids of a streamed text, or the codes of a recording, for a test prompt.
 
-    The text is often shorter than the reply, and sometimes longer. For a family with `TextGroups`, the result contains
-    both, codes first. For a family with neither streamed text nor codes, it is empty.
+    The text is often shorter than the reply, and sometimes longer. For a family with neither streamed text nor codes,
+    the result is empty.
     """
     track, random, codes = family.text_track, np.random.default_rng(index), family.code_track
     if codes is not None:
@@ -301,10 +300,6 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
         return ()
     if family.mechanism.random_text is not None:
         return (*family.mechanism.random_text(index), track.end_id)
-    if track.groups is not None:
-        audio, num_codes = family.layout.audio[0], (0, 20, 15, 7)[index % 4]
-        recorded = random.integers(audio.start, audio.stop, num_codes).tolist()
-        return (*recorded, *random.integers(16, 47, GROUP_LENGTHS[index % len(GROUP_LENGTHS)]).tolist(), track.end_id)
     return (*random.integers(16, 47, TRACK_LENGTHS[index % len(TRACK_LENGTHS)]).tolist(), track.end_id)
 
 

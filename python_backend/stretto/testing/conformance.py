@@ -20,8 +20,7 @@ from stretto.families.plugin import FamilyPlugin
 from stretto.families.plugin import plugin as registered
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts, write_checkpoint
-from stretto.testing.reference import Reference
-from stretto.testing.track_reference import Row
+from stretto.testing.reference import Reference, Row
 
 prepare_environment()
 

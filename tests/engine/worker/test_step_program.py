@@ -16,7 +16,6 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, SCALES, STATE, DeviceArrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
 from stretto.families.base import Family
-from stretto.families.cosyvoice3.family import CodeRules
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
 from stretto.families.mechanism import Mechanism
 from stretto.families.tiny.family import TINY
@@ -115,11 +114,12 @@ def test_kernel_columns_match_the_slot_tables() -> None:
 class WithoutKernels(Mechanism):
     """Mechanism that samples rows in torch only."""
 
-    row_draw: ClassVar = CodeRules.row_draw
+    row_draw: ClassVar = type(TURBO.mechanism).row_draw
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "expected"), [(Mechanism(), StepProgram), (CodeRules((), 0), CodeProgram), (WithoutKernels(), None)]
+    ("mechanism", "expected"),
+    [(Mechanism(), StepProgram), (GROUPED.mechanism, CodeProgram), (WithoutKernels(), None)],
 )
 def test_worker_samples_codes_by_the_rules_of_a_mechanism(mechanism: Mechanism, expected: type | None) -> None:
     rules = SegmentRules(replace(GROUPED, mechanism=mechanism), LENGTH)

@@ -52,7 +52,7 @@ def check_track(family: Family) -> None:
         if family.bursts is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
             raise ValueError(f"{family.name}: given codes require text only or audio only, with one row per step")
         return
-    if family.text_groups is not None and (family.guided_streams or family.layout.num_output_streams > 1):
+    if family.mechanism.text_row_ids and (family.guided_streams or family.layout.num_output_streams > 1):
         raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
     if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
         kind = "a text track" if family.text_track else "the track of a mechanism"

@@ -65,7 +65,7 @@ class RecentRows:
 class RepetitionGuard:
     """Repetition-aware sampling (RAS), which resamples ids that occur too often in the previous rows.
 
-    Only codes and the id that ends a group (`TextGroups`) are resampled, not pads, other audio ids or end ids.
+    Only codes are resampled, not pads, other audio ids or end ids. A mechanism's sampler may have a subclass.
 
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
@@ -79,7 +79,6 @@ class RepetitionGuard:
         layout = family.layout
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
-        self._groups = family.text_groups
         self._penalty, self._num_recent = RecentPenalty([*layout.audio], tokens.device), family.drawing.num_recent_rows
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
@@ -95,20 +94,11 @@ class RepetitionGuard:
             return self._arrays.tensor(values if index is None else values[index])
 
         position, start = column(rows.position), column(rows.state.audio_start)
-        slots, num_rows = column(rows.slots)[:, None], window
-        if self._groups is not None:  # only the first row of a run of given rows counts
-            num_rows *= self._groups.num_words
-        positions = position[:, None] - torch.arange(1, num_rows + 1, device=position.device)
-        counts = positions >= start.clamp(min=0)[:, None]
-        positions = positions.clamp(min=0)
-        if self._groups is not None:
-            counts &= self._tokens[slots, positions] != self._groups.given_id
-            latest = counts.int().sort(dim=1, descending=True, stable=True).indices[:, :window]
-            positions, counts = positions.gather(1, latest), counts.gather(1, latest)
+        positions = position[:, None] - torch.arange(1, window + 1, device=position.device)
         return RecentRows(
-            slots=slots,
-            positions=positions,
-            counts=counts,
+            slots=column(rows.slots)[:, None],
+            positions=positions.clamp(min=0),
+            counts=positions >= start.clamp(min=0)[:, None],
             rule=RepetitionRule(column(rows.limits.ras_window), column(rows.limits.ras_max_repeats)),
         )
 
@@ -168,14 +158,15 @@ class RepetitionGuard:
         self, drawn: torch.Tensor, history: torch.Tensor, codebooks: torch.Tensor, logits: Logits, recent: RecentRows
     ) -> torch.Tensor:
         history = torch.where(recent.counts[..., None], history, NOT_COUNTED)
-        is_code = (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
-        if self._groups is not None:
-            is_code |= drawn == self._groups.fill_id
-        again = is_repeated(drawn, history, recent.rule) & is_code
+        again = is_repeated(drawn, history, recent.rule) & self._guards(drawn, codebooks)
         values, ids, keys = logits
         plain = values.new_ones(len(drawn))
         params = DrawParams(plain, torch.zeros_like(recent.rule.window), plain)
         return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)
+
+    def _guards(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+        """Return True for the ids `drawn` [A, k] to sample again if they repeat; `codebooks` are ranges [k, 2]."""
+        return (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
 
 
 class RowDraw:
@@ -205,8 +196,7 @@ class RowDraw:
         self._is_seen = arrays.upload(np.ones((), bool))  # a Python `True` would be copied to the GPU in each step
         family = segments.family
         streams = family.track_streams
-        is_known = streams and not family.text_groups
-        self._track = slice(streams.start - 1, streams.stop - 1) if is_known else None
+        self._track = slice(streams.start - 1, streams.stop - 1) if streams else None
         self._masks_others = segments.rules.num_end_columns[1] > 0
         self._num_streams = family.layout.num_output_streams
         self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
@@ -360,7 +350,7 @@ class RowDraw:
             temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
             advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
             return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
-        near = masked = segments.mask_audio(self.weigh(logits, rows, index), rows, index)
+        near = masked = self.weigh(logits, rows, index)
         if plan.has_min_p:
             near = keep_near(masked, self._arrays.tensor(pick(rows.scales.audio_span, index)))
         ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
@@ -372,7 +362,8 @@ class RowDraw:
     def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return the logits [A, C0 + E] of stream 0 in audio from which ids are sampled, and sampled again.
 
-        For a family without text, the repetition penalty is applied in place. A subclass may have another rule.
+        For a family without text, the repetition penalty is applied in place. Ids that the rows may not have are
+        masked. A subclass may have another rule.
 
         Args:
             logits: Logits with guidance, [A, C0 + E].
@@ -382,7 +373,7 @@ class RowDraw:
         if self._seen is not None and not self._segments.rules.num_text_ids:
             counted = logits[:, : self._seen.shape[1] - 1]
             counted.copy_(self.penalized(counted, rows, index))
-        return logits
+        return self._segments.mask_audio(logits, rows, index)
 
     def choose(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows

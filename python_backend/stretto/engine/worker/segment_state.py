@@ -8,7 +8,6 @@ import torch
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import segment_flags
 from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
-from stretto.families.base import Family, TextGroups
 from stretto.streams.layout import Segment
 
 NO_END = -1
@@ -79,7 +78,6 @@ class SegmentState:
         self._delays, self._kept = (arrays.upload(rules.other_streams[each, :num_drawn]) for each in (0, 3))
         places = family.layout.frame_codec.places
         self._out_of_place = arrays.tensor(arrays.upload(out_of_place(rules))) if places else None
-        self._given_rows = GivenRows(family, family.text_groups, rules, arrays) if family.text_groups else None
 
     def mask_text(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Mask, in place, `logits` [W, V] of ids that the text may not contain.
@@ -90,20 +88,22 @@ class SegmentState:
         task, may_end = (self._arrays.tensor(_take(values, index)) for values in (rows.limits.task, may_end))
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
-    def mask_audio(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+    def mask_audio(
+        self, logits: torch.Tensor, rows: Rows, index: Array | None, is_hidden: Array | None = None
+    ) -> torch.Tensor:
         """Mask, in place, end ids before the minimum length, and codes that belong in other rows of a frame.
 
         Args:
             logits: Logits of stream 0 in audio, [A, C0 + E]; the last E columns are end ids.
             rows: State of all sampled rows.
             index: Rows whose logits are passed, [A].
+            is_hidden: True for end ids to mask instead, [B, E].
         """
         if self._out_of_place is not None:
             place = self._arrays.tensor(_take(rows.frame % len(self._out_of_place), index))
             logits.masked_fill_(self._out_of_place[place], -torch.inf)
-        is_short = rows.frame < rows.limits.audio_min
         ends = logits[:, logits.shape[1] - self.rules.num_end_columns[0] :]
-        is_hidden = self._given_rows.hidden_ends(is_short, rows) if self._given_rows else is_short[:, None]
+        is_hidden = (rows.frame < rows.limits.audio_min)[:, None] if is_hidden is None else is_hidden
         ends.masked_fill_(self._arrays.tensor(_take(is_hidden, index)), -torch.inf)
         return logits
 
@@ -135,18 +135,12 @@ class SegmentState:
 
         Set `rows.is_cut` if a limit ends the audio.
         """
-        if self._given_rows is not None:
-            is_given, given = self._given_rows.given_ids(token, rows)
-            # The sampled id of a given row cannot end the audio.
-            token = self._xp.where(is_given, self.family.layout.audio[0].start, token)
         is_end = token != token
-        for end in self.rules.drawn_ends_of_audio:
+        for end in self.rules.written_ends_of_audio:
             is_end = is_end | (token == end)
         token, is_cut = self._rules.end_audio(
             token, is_end, rows.frame, rows.limits.audio_max, rows.position, rows.in_audio, self._constants
         )
-        if self._given_rows is not None:
-            token = self._xp.where(is_given & (token != self.family.end_of_audio), given, token)
         rows.is_cut = rows.is_cut | is_cut
         return token
 
@@ -232,8 +226,6 @@ class SegmentState:
             codes[:, self.script.index_stream - 1] = self._rules.pointer_index(
                 token, rows.in_text, rows.in_audio, rows.state.num_entries, rows.state.pointer, self._constants
             )
-        if self._given_rows is not None:
-            codes[:, self._given_rows.lane] = self._given_rows.words(token, rows)
         return codes
 
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
@@ -263,8 +255,6 @@ class SegmentState:
         state, task, where = rows.state, rows.limits.task, self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)
         state.audio_end = where(ends_audio, rows.position, state.audio_end)
-        if self._given_rows is not None:
-            self._given_rows.advance(token, rows)
         if not may_write:
             return None
         if self._constants.interleaves:
@@ -310,52 +300,3 @@ def out_of_place(rules: SegmentRules) -> np.ndarray:
 
 def _take(values: Array, index: Array | None) -> Array:
     return values if index is None else values[index]
-
-
-class GivenRows:
-    """Given rows of a reply, which contain text, and the groups of sampled rows between them (`TextGroups`)."""
-
-    def __init__(self, family: Family, groups: TextGroups, rules: SegmentRules, arrays: Arrays):
-        self._where, self._rules, self._constants = arrays.xp.where, arrays.rules, rules.constants
-        self._groups, self._pad_id = groups, family.layout.pad_id
-        self._is_fill = arrays.upload(np.array(rules.drawn_ends_of_audio) == groups.fill_id)
-        self.lane = family.track_streams.start - 1
-
-    def hidden_ends(self, is_short: Array, rows: Rows) -> Array:
-        """Return True for end ids that may not be sampled, [B, E].
-
-        Within a group, only the end id that ends the group may be sampled.
-
-        Args:
-            is_short: True for rows before the minimum length, [B].
-            rows: State of the rows.
-        """
-        is_free = rows.state.num_given >= rows.limits.given_total
-        return self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
-
-    def given_ids(self, token: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return a mask of given rows, [B], and the ids of such rows on stream 0, [B].
-
-        Args:
-            token: Sampled ids, [B].
-            rows: State of the rows.
-        """
-        state, limits = rows.state, rows.limits
-        is_given, given = self._rules.given_row(
-            token, state.num_given, limits.given_first, limits.given_total, state.num_in_group, self._constants
-        )
-        return is_given & rows.in_audio, given
-
-    def words(self, token: Array, rows: Rows) -> Array:
-        """Return the text stream, [B]: -1 - i in the row for given id number i, and a pad in other rows."""
-        return self._where(self._is_given(token, rows), -1 - rows.state.num_given, self._pad_id)
-
-    def advance(self, token: Array, rows: Rows) -> None:
-        """Update the state for rows with `token` [B] on stream 0."""
-        state, is_given = rows.state, self._is_given(token, rows)
-        state.num_given, state.num_in_group = self._rules.count_given(
-            token, is_given, rows.in_audio, state.num_given, state.num_in_group, self._constants
-        )
-
-    def _is_given(self, token: Array, rows: Rows) -> Array:
-        return rows.in_audio & ((token == self._groups.fill_id) | (token == self._groups.given_id))

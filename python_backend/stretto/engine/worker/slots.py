@@ -133,8 +133,6 @@ class SlotState:
     num_entries: Array
     pointer: Array
     first_end: Array
-    num_given: Array
-    num_in_group: Array
 
 
 @dataclass
@@ -146,8 +144,8 @@ class SlotLimits:
         latent_steps: Number of solver steps of a latent; 0 for families without latents.
         tail_rows: Number of rows from the detected end of speech to the end of the audio; 0 for families without
             latents.
-        given_first: Number of given rows at the start of the reply (`TextGroups`); 0 for other families.
-        given_total: Total number of given rows; ENDLESS while the text is open.
+        given_total: Number of words, or of other parts of the text, that a mechanism's track has; ENDLESS while the
+            text is open.
     """
 
     task: Array
@@ -164,7 +162,6 @@ class SlotLimits:
     forced_until: Array
     latent_steps: Array
     tail_rows: Array
-    given_first: Array
     given_total: Array
 
 
@@ -216,7 +213,6 @@ def limits_row(prompt: Prompt, rules: SegmentRules) -> list[int]:
         "forced_until": 0 if tail is None or not len(tail) else len(prompt.rows) + len(tail),
         "latent_steps": 0 if latents is None else latents.steps,
         "tail_rows": 0 if latents is None else latents.tail_rows,
-        "given_first": 0,
         "given_total": 0,
     }
     return [row[name] for name in LIMITS]
@@ -258,14 +254,14 @@ class SlotTables:
     State, alignment-pointer entries and codes are on the device; request parameters are on the host.
 
     Attributes:
-        state: Values of SlotState, then those of the family's mechanism (`Mechanism.columns`), int64 [R, 9 + C].
+        state: Values of SlotState, then those of the family's mechanism (`Mechanism.columns`), int64 [R, 7 + C].
         script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
-            input-only stream are written as soon as they are known, even for future rows. In a given row
-            (`TextGroups`), -1 - i on the text stream refers to id i of `texts`.
-        texts: Texts whose ids are not read row by row, int32 [R, G]; [R, 0] for other families. With `TextGroups`, the
-            ids of the given rows in order, G = T. A mechanism has its own format (`Mechanism.num_text_entries`).
-        limits: Values of SlotLimits, numpy int64 [R, 16].
+            input-only stream are written as soon as they are known, even for future rows. -1 - i on the text stream
+            refers to entry i of `texts` (`Mechanism.has_references`).
+        texts: Texts whose ids are not read row by row, int32 [R, G], in a format of the mechanism
+            (`Mechanism.num_text_entries`); [R, 0] for other families.
+        limits: Values of SlotLimits, numpy int64 [R, 15].
         scales: Values of SlotScales, numpy float32 [R, 10].
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
             ids that are not counted. The shape is [R, 0] for families without a penalty.

@@ -24,11 +24,13 @@ from stretto.engine.kernels.gpu.step_draw import (
     chosen,
     draw_script_kernel,
     draw_streams_kernel,
+    hidden_end,
     penalized,
     redrawn_from,
+    repeated,
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
-from stretto.engine.reply_rules import NO_ID, SegmentRules
+from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.batch_plan import NO_LATENTS, NO_ROW, SolverPlan, StepRows
 from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.predictors import AnyReadout, Readout, RequestMemory
@@ -83,7 +85,7 @@ class StepConstants:
             rules=step_rules_of(rules, tables, num_rows, ends.shape[2]),
             tasks=upload([cut, limits, speaks]),
             ends=upload(ends),
-            ends_of_audio=upload(rules.drawn_ends_of_audio),
+            ends_of_audio=upload(rules.written_ends_of_audio),
             end_frame=upload(family.end_frame),
             transition=upload([*family.transition, layout.pad_id]),
             streams=upload(rules.other_streams),
@@ -105,8 +107,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_ids: Number of columns of the tables from `end_tables`.
     """
     family, layout, script = rules.family, rules.family.layout, rules.family.script
-    groups = family.text_groups
-    known = range(1, 1) if groups else family.track_streams
+    known = family.track_streams
     return StepRules(
         family=rules.constants,
         num_rows=num_rows,
@@ -115,7 +116,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_sent=len(rules.sent_state),
         num_tasks=len(family.tasks),
         num_ids=num_ids,
-        num_ends=len(rules.drawn_ends_of_audio),
+        num_ends=len(rules.written_ends_of_audio),
         num_end_frame=len(family.end_frame),
         num_transition=len(family.transition),
         state_stride=tables.state.stride(0),
@@ -126,7 +127,6 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         first_seen_id=rules.counted_ids.start,
         track_start=known.start - 1,
         track_stop=known.stop - 1,
-        text_lane=family.track_streams.start - 1,
     )
 
 
@@ -224,6 +224,7 @@ class StepTable:
         self.num_uploads += 1
 
 
+DRAW_RULES = penalized, chosen, redrawn_from, hidden_end, repeated
 VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
 # Round product and sum separately, as torch does, so that guided logits equal the reference.
 EXACT = {"enable_fp_fusion": False}
@@ -263,12 +264,14 @@ class StepProgram:
 
     Attributes:
         memory: Memories of the requests; None if the family has none.
-        draw_rules: Triton functions by which ids of stream 0 in audio are weighed, chosen and sampled again: like
-            `penalized`, `chosen` and `redrawn_from` of `step_draw.py`.
+        draw_rules: Triton functions by which ids of stream 0 in audio are weighed, chosen, sampled again, hidden and
+            found to be repeated: like those of `DRAW_RULES`.
+        draw_constants: Constants of a mechanism for these functions, a named tuple of integers; 0 for none.
     """
 
     memory: RequestMemory | None = None
-    draw_rules: ClassVar[tuple[Any, Any, Any]] = penalized, chosen, redrawn_from
+    draw_rules: ClassVar[tuple[Any, ...]] = DRAW_RULES
+    draw_constants: Any = 0
 
     def __init__(
         self, readout: AnyReadout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
@@ -387,9 +390,7 @@ class StepProgram:
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
-            *((NO_ID, NO_ID) if first else (constants.rules.family.fill_id, constants.rules.family.given_id)),
-            self._num_recent,
-            self._frames is None, *((penalized, chosen, redrawn_from) if first else self.draw_rules),
+            self._num_recent, self._frames is None, self.draw_constants, *(DRAW_RULES if first else self.draw_rules),
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 

@@ -8,11 +8,12 @@ The language model reads nothing else about the voice. The recording's tokens, m
 decoder. Every speech id that is not a code ends a reply, as in the authors' code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-from stretto.families.base import Family, Task, TextGroups, TextTrack, UnconditionalContext, Vocabulary
+from stretto.errors import InvalidRequest, shown
+from stretto.families.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -29,20 +30,96 @@ SOS, EOS, TASK, FILL, NUM_MARKERS = 0, 1, 2, 3, 5
 NUM_WORDS, NUM_GROUP_CODES = 5, 15  # text ids and codes in a group of streamed text
 
 
+class TextGroups(NamedTuple):
+    """Streamed text in separate rows, which alternate with sampled rows: here 3 text ids, then 4 frames.
+
+    stream 0      given given given   f0 f1 f2 f3   fill given given   f4 f5 f6 f7   fill given   f8 f9 … end
+    text stream   w0    w1    w2      -  -  -  -    w3   w4    w5      -  -  -  -    w6   end_id  -  -
+
+    A run of given rows ends after `num_words` ids, or with the text's end. After the end, rows are sampled freely. If
+    `fill_id` is sampled, the group ends early, and its row is the first given row of the next group. A reply begins
+    with a given row. If the recording in the prompt has codes left after its words run out, the track supplies
+    these codes in the first run: `num_frames` codes after each `num_words` ids, fewer in the last group, and the rest
+    after the text's end. All rows of the first run have `given_id`.
+
+    The embeddings of both ids should be zero, because the text stream carries what the model reads. Neither is an id of
+    `StreamLayout.audio`, and both are in `Family.drawn_ends`: after the text, `fill_id` ends the reply.
+
+    Attributes:
+        num_words: Number of text ids in a group.
+        num_frames: Maximum number of sampled rows in a group.
+        fill_id: Id of stream 0 in the first given row after each group.
+        given_id: Id of stream 0 in the other given rows.
+    """
+
+    num_words: int
+    num_frames: int
+    fill_id: int
+    given_id: int
+
+
 @dataclass(frozen=True)
 class CodeRules(Mechanism):
-    """How codes are sampled (`mechanism/draw.py`), and which frames are decoded.
+    """How codes are sampled (`mechanism/draw.py`), how text is read between them, and which frames are decoded.
 
     Long pauses are generated, but neither decoded nor reported beyond `max_quiet` successive `quiet` codes.
+
+    The state of a reply is the number of given rows so far, the number of codes in the current group, including codes
+    of a recording in the first one, and the number of given rows before the first sampled row, unless the text ends
+    earlier.
+
+    Attributes:
+        codes: Ids of the codes.
+        groups: Layout of text and codes.
     """
 
     quiet: tuple[int, ...]
     max_quiet: int
+    codes: range
+    groups: TextGroups
 
+    columns: ClassVar[tuple[str, ...]] = ("num_given", "num_in_group", "num_first")
+    has_references: ClassVar[bool] = True
+    open_track: ClassVar = lazy(f"{__package__}.mechanism.track:GroupTrack.begin")
+    on_arrays: ClassVar = lazy(f"{__package__}.mechanism.groups:GroupStates")
+    on_device: ClassVar = lazy(f"{__package__}.mechanism.groups:GroupLaunch")
     frame_filter: ClassVar = lazy(f"{__package__}.mechanism.pauses:PauseFilter")
-    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:row_draw")
-    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:step_program")
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:CodeDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:CodeProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Codes")
+    random_text: ClassVar = lazy(f"{__package__}.mechanism.reference:random_text")
+
+    @property
+    def text_row_ids(self) -> tuple[int, ...]:
+        """Ids of stream 0 in given rows."""
+        return self.groups.fill_id, self.groups.given_id
+
+    def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
+        """Return the ids that end a reply, except those of given rows."""
+        return [token for token in ends if token not in self.text_row_ids]
+
+    def num_text_rows(self, state: Sequence[int]) -> int:
+        """Return the number of given rows."""
+        return state[0]
+
+    def num_recorded(self, ids: Sequence[int]) -> int:
+        """Return the number of codes at the start of a track."""
+        return next((index for index, token_id in enumerate(ids) if token_id not in self.codes), len(ids))
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the size of a slot's table: the ids of the given rows in order."""
+        return max_rows
+
+    def max_text_ids(self, num_rows: int) -> int:
+        """Return the maximum number of text ids; see `Mechanism.max_text_ids`."""
+        groups = self.groups
+        num_groups, rest = divmod(num_rows - 2, groups.num_words + groups.num_frames)  # for the end id, and a frame
+        return max(num_groups * groups.num_words + min(rest, groups.num_words - 1), 0)
+
+    def check_text(self, ids: Sequence[int], tokens: range) -> None:
+        """Raise InvalidRequest if an id of a text is a code; see `Mechanism.check_text`."""
+        if any(token in self.codes for token in ids):
+            raise InvalidRequest("text", "token ids of text", shown(list(ids)))
 
 
 @dataclass(frozen=True)
@@ -137,15 +214,15 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        text_track=TextTrack(
-            1,
-            pad_id=vocabulary.layout.pad_id,
-            end_id=ends[TASK],
-            groups=TextGroups(NUM_WORDS, NUM_GROUP_CODES, fill_id=ends[FILL], given_id=vocabulary.given),
-        ),
+        text_track=TextTrack(1, pad_id=vocabulary.layout.pad_id, end_id=ends[TASK]),
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
-        mechanism=CodeRules(vocabulary.quiet, MAX_QUIET),
+        mechanism=CodeRules(
+            vocabulary.quiet,
+            MAX_QUIET,
+            vocabulary.codes,
+            TextGroups(NUM_WORDS, NUM_GROUP_CODES, fill_id=ends[FILL], given_id=vocabulary.given),
+        ),
     )
 
 

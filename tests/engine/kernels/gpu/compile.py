@@ -22,20 +22,15 @@ from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, k
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
-from stretto.engine.kernels.gpu.step_draw import (
-    StepRules,
-    chosen,
-    draw_script_kernel,
-    draw_streams_kernel,
-    penalized,
-    redrawn_from,
-)
+from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.rules import ReplyConstants
-from stretto.engine.worker.step_program import StepProgram
+from stretto.engine.worker.step_program import DRAW_RULES, StepProgram
 from stretto.families.chatterbox.mechanism.draw import LateProgram
+from stretto.families.cosyvoice3.family import build as cosyvoice3
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
+from stretto.families.cosyvoice3.mechanism.kernel import GroupRules, groups_kernel
 from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
 from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attention_kernel
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
@@ -50,7 +45,7 @@ from stretto.streams.layout import SAMPLED_TAIL
 
 def named(draw_rules: tuple[Any, ...]) -> dict[str, Any]:
     """Return rules by which ids are sampled as arguments of `draw_streams_kernel`."""
-    return dict(zip(("weigh", "choose", "narrow"), draw_rules, strict=True))
+    return dict(zip(("weigh", "choose", "narrow", "hide", "repeats"), draw_rules, strict=True))
 
 
 DRAW = {
@@ -127,28 +122,27 @@ AUDIO = {
     "num_seen_columns": 3073,
     "places": None,
     "num_places": 1,
-    "weigh": penalized,
-    "choose": chosen,
-    "narrow": redrawn_from,
-    "fill_id": -1,
-    "given_id": -1,
+    **named(DRAW_RULES),
+    "constants": 0,
     "num_recent": 0,
     "is_greedy": False,
 }
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
 SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items() if name != "places"}
+COSYVOICE3: Any = cosyvoice3(None).mechanism
 # CosyVoice 3's 6561 codes and 200 ends.
 GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192}
 GROUPS |= named(CodeProgram.draw_rules)
-GROUPS |= {"fill_id": 158_500, "given_id": 158_696}
+GROUPS |= {"constants": COSYVOICE3.groups}
 SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 TAILS = SAMPLED_TAIL, PADDED_TAIL
 FAMILY = ReplyConstants(**dict.fromkeys(ReplyConstants._fields, 3))
+GROUP_RULES = GroupRules(COSYVOICE3.groups, FAMILY, 64, 0, 10, 64, 1)
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(family=FAMILY)
 PLAIN_RULES = RULES._replace(
-    family=FAMILY._replace(max_entries=0, group_words=0, last_frame=-1), num_seen_columns=0, num_end_frame=0,
+    family=FAMILY._replace(max_entries=0, last_frame=-1), num_seen_columns=0, num_end_frame=0,
     track_stop=3,
 )  # fmt: skip
 # Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
@@ -200,6 +194,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (latent_inputs_kernel, {}, {**INPUTS, "size": 256, "block": 256}, 2),
     (previous_latents_kernel, {}, {"rules": PLAIN_RULES, "size": 256, "block": 256}, 1),
     (mask_after_end_kernel, {}, AFTER_END, 1),
+    (groups_kernel, {}, {"rules": GROUP_RULES}, 1),
     (stairs_kernel, {}, {"rules": StairRules(64, 7, 10), "block": 8}, 1),
     (slots_kernel, {}, {"rules": SlotRules(64, 32, 10, 151_656, 151_662, 151_653), "block": 32}, 1),
     (stretch_inputs_kernel, {}, STRETCHES, 1),

@@ -16,12 +16,8 @@ from stretto.engine.kernels.gpu.step_draw import (
     DRAWS,
     FIRST_END,
     FORCED_UNTIL,
-    GIVEN_FIRST,
-    GIVEN_TOTAL,
     NUM_CODES,
     NUM_ENTRIES,
-    NUM_GIVEN,
-    NUM_IN_GROUP,
     NUM_TEXT_TOKENS,
     OTHER,
     OTHER_SLOT,
@@ -270,7 +266,7 @@ def _write_state(
 @triton.jit
 def advance_kernel(
     results: tl.tensor,  # int32 blocks, written: tokens [N], codes and state [N, S - 1 + C], cut flags [N], samples [N]
-    state: tl.tensor,  # [R, 9 or 17] int64, written
+    state: tl.tensor,  # [R, 7 + C] int64, written
     script: tl.tensor,  # [R, E + 1] int64, written
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
@@ -349,24 +345,9 @@ def _row(
         pointer, moves, ends_audio = RULES.move_pointer(audio_token > 0, pointer, num_entries, may_end, in_audio)
         tl.store(at + POINTER, pointer)
         audio_token = RULES.pointer_token(tl.load(entries + pointer), moves, ends_audio, family)
-    if family.group_words > 0:
-        num_given, num_in_group = tl.load(at + NUM_GIVEN), tl.load(at + NUM_IN_GROUP)
-        given_first = tl.load(mine + GIVEN_FIRST * rules.num_rows)
-        given_total = tl.load(mine + GIVEN_TOTAL * rules.num_rows)
-        is_given, given_token = RULES.given_row(audio_token, num_given, given_first, given_total, num_in_group, family)
-        is_given = is_given & in_audio
-        audio_token = tl.where(is_given, family.first_start, audio_token)  # a given row's sampled id cannot end audio
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
     is_end = ends_audio_of(audio_token, ends_of_audio, rules)
     audio_token, audio_is_cut = RULES.end_audio(audio_token, is_end, frame, audio_max, position, in_audio, family)
-    given_word = position * 0 + family.pad_id
-    if family.group_words > 0:
-        is_given = is_given & (audio_token != family.end_of_audio)
-        audio_token = tl.where(is_given, given_token, audio_token)
-        given_word = tl.where(is_given, -1 - num_given, family.pad_id)
-        num_given, num_in_group = RULES.count_given(given_token, is_given, in_audio, num_given, num_in_group, family)
-        tl.store(at + NUM_GIVEN, num_given)
-        tl.store(at + NUM_IN_GROUP, num_in_group)
     if family.last_frame >= 0:
         audio_token, first_end, audio_is_cut = RULES.count_down(
             audio_token, audio_is_cut, in_audio, position, tl.load(at + FIRST_END),
@@ -390,8 +371,6 @@ def _row(
     if family.max_entries > 0:
         index = RULES.pointer_index(token, in_text, in_audio, num_entries, pointer, family)
         laid = tl.where(lanes == rules.index_lane, index.to(tl.int32), laid)
-    if family.group_words > 0:
-        laid = tl.where(lanes == rules.text_lane, given_word.to(tl.int32), laid)
     if rules.track_stop > rules.track_start:
         is_known = (lanes >= rules.track_start) & (lanes < rules.track_stop)
         laid = tl.where(is_known, tl.load(place, mask=is_known, other=0), laid)

@@ -50,7 +50,6 @@ COLUMNS = (
     "forced_until",
     "latent_steps",
     "tail_rows",
-    "given_first",
     "given_total",
     "text_temperature",
     "text_top_p",
@@ -78,11 +77,10 @@ def _state_at(name: str) -> tl.constexpr:
 ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
 TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
 SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS = map(_at, COLUMNS[13:19])
-GIVEN_FIRST, GIVEN_TOTAL = map(_at, COLUMNS[19:21])
-TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[21:27])
-SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[27:])
-AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE[:7])
-NUM_GIVEN, NUM_IN_GROUP = map(_state_at, STATE[7:])
+GIVEN_TOTAL = _at("given_total")
+TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[20:26])
+SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[26:])
+AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE)
 
 
 class StepRules(NamedTuple):
@@ -101,7 +99,6 @@ class StepRules(NamedTuple):
         first_seen_id: Id of the first column of that table.
         track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
         track_stop: Index after the last such stream; equal to `track_start` if there is none.
-        text_lane: Index of the given rows' text stream among streams 1 to S - 1.
     """
 
     family: ReplyConstants
@@ -122,7 +119,6 @@ class StepRules(NamedTuple):
     first_seen_id: int
     track_start: int
     track_stop: int
-    text_lane: int
 
 
 HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
@@ -244,6 +240,53 @@ def redrawn_from(values: tl.tensor, columns: tl.tensor, repeated: tl.tensor) -> 
 
 
 @triton.jit
+def hidden_end(
+    ids: tl.tensor, is_short: tl.tensor, at: tl.tensor, mine: tl.tensor, plan_stride: tl.constexpr,
+    constants: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return True for end ids that a row may not have.
+
+    Args:
+        ids: Token ids.
+        is_short: True before the minimum length.
+        at: State of the reply.
+        mine: Column of the row in the step table.
+        plan_stride: Length of a line of the step table.
+        constants: Constants of the mechanism (`StepProgram.draw_constants`).
+    """
+    return is_short
+
+
+@triton.jit
+def repeated(
+    token: tl.tensor, is_code: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor,
+    audio_start: tl.tensor, row_stride: tl.constexpr, plan_stride: tl.constexpr, constants: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return True if a code occurs too often in the last audio rows.
+
+    Args:
+        token: Sampled id.
+        is_code: True if it is a code.
+        history: Ids of the stream by position.
+        mine: Column of the row in the step table.
+        position: Position of the row.
+        audio_start: Position of the first audio row.
+        row_stride: Distance between the ids of two positions in `history`.
+        plan_stride: Length of a line of the step table.
+        constants: Constants of the mechanism (`StepProgram.draw_constants`).
+    """
+    count, window = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride)
+    if (window > 0) & is_code:
+        lanes = tl.arange(0, HISTORY)
+        # In blocks, because stream 0's history is in host memory.
+        for start in range(tl.maximum(audio_start, position - window), position, HISTORY):
+            inside = start + lanes < position
+            tokens = tl.load(history + (start + lanes) * row_stride, mask=inside, other=0)
+            count += tl.sum((inside & (tokens == token)).to(tl.int32), 0)
+    return (window > 0) & is_code & (count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride))
+
+
+@triton.jit
 def _line(
     logits: tl.tensor, offset: tl.tensor, columns: tl.tensor, inside: tl.tensor, other: tl.constexpr
 ) -> tl.tensor:
@@ -269,52 +312,11 @@ def _guided(
 
 
 @triton.jit
-def _num_before(
-    token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
-    row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return how often `token` occurs in the last audio rows; rows with `given_id` are skipped."""
-    count, left, stop = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride), position
-    lanes = tl.arange(0, HISTORY)
-    while (left > 0) & (stop > audio_start):
-        rows = stop - 1 - lanes  # latest first
-        tokens = tl.load(history + rows * row_stride, mask=rows >= audio_start, other=given_id)
-        is_counted = (tokens != given_id).to(tl.int32)
-        is_near = (is_counted > 0) & (tl.cumsum(is_counted, 0) <= left)
-        count += tl.sum((is_near & (tokens == token)).to(tl.int32), 0)
-        left -= tl.sum(is_counted, 0)
-        stop -= HISTORY
-    return count
-
-
-@triton.jit
-def _is_repeated(
-    token: tl.tensor, history: tl.tensor, mine: tl.tensor, position: tl.tensor, audio_start: tl.tensor,
-    row_stride: tl.constexpr, plan_stride: tl.constexpr, given_id: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return True if `token` occurs too often in the last audio rows.
-
-    `history` contains the stream's ids by position. Rows with `given_id` do not count.
-    """
-    if given_id >= 0:
-        count = _num_before(token, history, mine, position, audio_start, row_stride, plan_stride, given_id)
-        return count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride)
-    count = tl.full((), 0, tl.int32)
-    first = tl.maximum(audio_start, position - tl.load(mine + RAS_WINDOW * plan_stride))
-    lanes = tl.arange(0, HISTORY)
-    for start in range(first, position, HISTORY):  # in blocks, because stream 0's history is in host memory
-        inside = start + lanes < position
-        tokens = tl.load(history + (start + lanes) * row_stride, mask=inside, other=0)
-        count += tl.sum((inside & (tokens == token)).to(tl.int32), 0)
-    return count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride)
-
-
-@triton.jit
 def _is_recent(
     ids: tl.tensor, history: tl.tensor, position: tl.tensor, audio_start: tl.tensor, row_stride: tl.constexpr,
     num_rows: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True for each of `ids` that a stream has in its last `num_rows` audio rows; see `_is_repeated`."""
+    """Return True for each of `ids` that a stream has in its last `num_rows` audio rows; see `repeated`."""
     is_recent = ids < 0
     lanes = tl.arange(0, RECENT)
     for start in range(tl.maximum(audio_start, position - num_rows), position, RECENT):
@@ -360,7 +362,7 @@ def draw_streams_kernel(
     is_guided: tl.tensor,  # [S] int64
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    state: tl.tensor,  # [R, 8] int64
+    state: tl.tensor,  # [R, 7 + C] int64
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
     seen: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
     places: tl.tensor,  # [n, C] uint8, 1 for columns that are forbidden in a row of a frame; or None
@@ -372,11 +374,11 @@ def draw_streams_kernel(
     num_ends: tl.constexpr,  # number of end columns (the last ones), which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
-    fill_id: tl.constexpr,  # id that ends a group (`TextGroups`), or -1
-    given_id: tl.constexpr,  # id of given rows, or -1
     num_recent: tl.constexpr,  # rows whose ids the repetition penalty counts; 0 for none
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
-    weigh: tl.constexpr, choose: tl.constexpr, narrow: tl.constexpr,  # `penalized`, `chosen`, `redrawn_from`, or others
+    constants: tl.constexpr,  # constants of the mechanism (`StepProgram.draw_constants`)
+    # The functions above (`penalized`, `chosen`, `redrawn_from`, `hidden_end`, `repeated`), or those of a mechanism.
+    weigh: tl.constexpr, choose: tl.constexpr, narrow: tl.constexpr, hide: tl.constexpr, repeats: tl.constexpr,
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -397,15 +399,14 @@ def draw_streams_kernel(
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         values = weigh(values, is_seen, penalty)
     ids = tl.load(token_ids + own, mask=inside, other=0)
+    before = history + slot * history_slot_stride + stream
     if num_recent > 0:
-        own_history = history + slot * history_slot_stride + stream
-        is_seen = _is_recent(ids, own_history, position, audio_start, history_row_stride, num_recent)
+        is_seen = _is_recent(ids, before, position, audio_start, history_row_stride, num_recent)
         values = penalized(values, is_seen, real_of(mine + REPETITION_PENALTY * plan_stride))
     is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
-    is_hidden = (columns >= num_columns - num_ends) & is_short
-    if fill_id >= 0:  # a group permits only the end id that ends it; after the text, all end ids are permitted
-        is_free = tl.load(state + slot * state_stride + NUM_GIVEN) >= tl.load(mine + GIVEN_TOTAL * plan_stride)
-        is_hidden = (columns >= num_columns - num_ends) & RULES.hides_end(ids == fill_id, is_short, is_free)
+    is_hidden = (columns >= num_columns - num_ends) & hide(
+        ids, is_short, state + slot * state_stride, mine, plan_stride, constants
+    )
     values = tl.where(is_hidden, float("-inf"), values)
     if places is not None:
         forbidden = places + (position - audio_start) % num_places * num_columns + columns
@@ -415,14 +416,10 @@ def draw_streams_kernel(
     column = choose(values, ids, key, num_columns, temperature, top_k, top_p, span, is_seen, penalty)
     token = tl.load(token_ids + stream * num_columns + column)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
-    if fill_id >= 0:
-        is_code = is_code | (token == fill_id)
-    if (tl.load(mine + RAS_WINDOW * plan_stride) > 0) & is_code:
-        before = history + slot * history_slot_stride + stream
-        if _is_repeated(token, before, mine, position, audio_start, history_row_stride, plan_stride, given_id):
-            again = narrow(values, columns, column)
-            column = noisiest_of(again, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
-            token = tl.load(token_ids + stream * num_columns + column)
+    if repeats(token, is_code, before, mine, position, audio_start, history_row_stride, plan_stride, constants):
+        again = narrow(values, columns, column)
+        column = noisiest_of(again, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
+        token = tl.load(token_ids + stream * num_columns + column)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))
     if shares:
         tl.store(drawn + tl.load(mine + OTHER * plan_stride) * num_streams + stream, token.to(tl.int32))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.draw import draw
-from stretto.engine.kernels.gpu.step_draw import floor_of, noisiest_of, penalized, redrawn_from
+from stretto.engine.kernels.gpu.step_draw import floor_of, hidden_end, noisiest_of, penalized, redrawn_from, repeated
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
@@ -26,8 +26,8 @@ class LateDraw(RowDraw):
     """Sampler of rows in numpy or torch."""
 
     def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return the logits without the penalty; see `RowDraw.weigh`."""
-        return logits
+        """Mask ids without applying the penalty; see `RowDraw.weigh`."""
+        return self._segments.mask_audio(logits, rows, index)
 
     def choose(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -61,7 +61,7 @@ def _chosen(
 class LateProgram(StepProgram):
     """Kernel launches that sample a step."""
 
-    draw_rules: ClassVar = (_unweighed, _chosen, redrawn_from)
+    draw_rules: ClassVar = (_unweighed, _chosen, redrawn_from, hidden_end, repeated)
 
 
 def row_draw(mechanism: Mechanism, *given: Any) -> LateDraw:

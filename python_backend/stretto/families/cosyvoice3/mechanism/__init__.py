@@ -1,1 +1,1 @@
-"""How codes are sampled, and which frames of a reply are decoded: this family's mechanism."""
+"""How codes are sampled, text in rows of its own, and which frames are decoded: this family's mechanism."""

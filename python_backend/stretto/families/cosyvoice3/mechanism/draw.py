@@ -1,29 +1,91 @@
-"""Sampling of codes: top-p applies to the probabilities of all ids, and a repeated code is sampled again without it.
+"""Sampling of codes between rows of text (`TextGroups`).
 
-In other families, top-p applies to the probabilities of the ids that top-k keeps, and a code may be repeated.
+Top-p applies to the probabilities of all ids, and a repeated code is sampled again without it. In other families, top-p
+applies to the probabilities of the ids that top-k keeps, and a code may be repeated.
 """
 
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.step_draw import noisiest_of, nucleus_of, penalized, top_k_floor
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.rules import STATE, with_where
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
-from stretto.engine.worker.sampler import RowDraw
-from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.predictors import Readout
+from stretto.engine.worker.sampler import RecentRows, RepetitionGuard, RowDraw
+from stretto.engine.worker.segment_state import Rows, SegmentState
+from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
-from stretto.families.mechanism import Mechanism
+from stretto.families.cosyvoice3.family import CodeRules, TextGroups
+from stretto.families.cosyvoice3.mechanism import rules as group_rules
+from stretto.families.cosyvoice3.mechanism.kernel import hidden_end, repeated
 from stretto.sampling import DrawParams
 
 
+class GroupGuard(RepetitionGuard):
+    """Repetition-aware sampling in which only the first row of a run of given rows counts.
+
+    The id that ends a group is sampled again like a code.
+    """
+
+    def __init__(self, groups: TextGroups, *given: Any):
+        super().__init__(*given)
+        self._groups = groups
+
+    def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
+        """Return the last `window` rows that count; see `RepetitionGuard.recent`."""
+        recent = super().recent(rows, index, window * self._groups.num_words)
+        counts = recent.counts & (self._tokens[recent.slots, recent.positions] != self._groups.given_id)
+        latest = counts.int().sort(dim=1, descending=True, stable=True).indices[:, :window]
+        return replace(recent, positions=recent.positions.gather(1, latest), counts=counts.gather(1, latest))
+
+    def _guards(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+        return super()._guards(drawn, codebooks) | (drawn == self._groups.fill_id)
+
+
 class CodeDraw(RowDraw):
-    """Sampler of rows in numpy or torch."""
+    """Sampler of rows in numpy or torch.
+
+    Args:
+        mechanism: The mechanism.
+        readout: Heads and frame predictor.
+        segments: Segment state of the rows.
+        tables: Slot tables.
+        arrays: Array factory.
+        guard: Unused, because rows of text do not count.
+        tokens: Stream 0 of every slot by position, int32 [R, T].
+    """
 
     _params: tuple[DrawParams, DrawParams] | None = None  # of the last step, and the same for all ids
+
+    def __init__(
+        self,
+        mechanism: CodeRules,
+        readout: Readout,
+        segments: SegmentState,
+        tables: SlotTables,
+        arrays: Arrays,
+        guard: RepetitionGuard,
+        tokens: torch.Tensor,
+    ):
+        own = GroupGuard(mechanism.groups, tokens, tables, segments.family, arrays)
+        super().__init__(readout, segments, tables, arrays, own)
+        self._rules = with_where(arrays.xp.where, group_rules.__name__)
+        self._num_given = arrays.wrap(tables.state)[:, len(STATE)]
+        self._is_fill = arrays.upload(np.array(segments.rules.drawn_ends_of_audio) == mechanism.groups.fill_id)
+
+    def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Mask end ids; within a group, only the one that ends it may be sampled. See `RowDraw.weigh`."""
+        is_short = rows.frame < rows.limits.audio_min
+        is_free = self._num_given[rows.slots] >= rows.limits.given_total
+        is_hidden = self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
+        return self._segments.mask_audio(logits, rows, index, is_hidden)
 
     def choose(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -62,14 +124,8 @@ def _redrawn_from(values: tl.tensor, columns: tl.tensor, repeated: tl.tensor) ->
 class CodeProgram(StepProgram):
     """Kernel launches that sample a step."""
 
-    draw_rules: ClassVar = (penalized, _chosen, _redrawn_from)
+    draw_rules: ClassVar = (penalized, _chosen, _redrawn_from, hidden_end, repeated)
 
-
-def row_draw(mechanism: Mechanism, *given: Any) -> CodeDraw:
-    """Return the sampler of rows (`Mechanism.row_draw`)."""
-    return CodeDraw(*given[:-1])
-
-
-def step_program(mechanism: Mechanism, *given: Any) -> CodeProgram:
-    """Return the kernel launches (`Mechanism.step_program`)."""
-    return CodeProgram(*given)
+    def __init__(self, mechanism: CodeRules, readout: Readout, rules: SegmentRules, *given: Any):
+        super().__init__(readout, rules, *given)
+        self.draw_constants = mechanism.groups

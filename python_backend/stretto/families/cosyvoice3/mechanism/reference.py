@@ -1,20 +1,84 @@
-"""Slow reference of how codes are sampled, for `stretto.testing`."""
+"""Slow reference of how codes are sampled, and of text in rows of its own, for `stretto.testing`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
+import numpy as np
+
 from stretto.families.base import Family
-from stretto.families.mechanism import Mechanism
+from stretto.families.cosyvoice3.family import CodeRules
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 
+TEXT_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
+
+
+def random_text(mechanism: CodeRules, index: int) -> tuple[int, ...]:
+    """Return codes of a recording, then ids of a text, for test prompt `index`."""
+    random, codes, num_codes = np.random.default_rng(index), mechanism.codes, (0, 20, 15, 7)[index % 4]
+    recorded = random.integers(codes.start, codes.stop, num_codes).tolist()
+    return (*recorded, *random.integers(16, 47, TEXT_LENGTHS[index % len(TEXT_LENGTHS)]).tolist())
+
+
+def given_runs(mechanism: CodeRules, track: list[int]) -> list[list[int]]:
+    """Return the runs of given ids in a reply; a group of sampled rows follows each run but the last."""
+    groups = mechanism.groups
+    codes = [token for token in track if token in mechanism.codes]
+    *words, end = track[len(codes) :]
+    runs, run = list[list[int]](), list[int]()
+    while len(words) >= groups.num_words:
+        run += words[: groups.num_words] + codes[: groups.num_frames]
+        is_full = len(codes) >= groups.num_frames
+        words, codes = words[groups.num_words :], codes[groups.num_frames :]
+        if not is_full:
+            runs.append(run)
+            run = []
+    return [*runs, [*run, *words, end, *codes]]
+
 
 class Codes:
-    """Rule by which the codes of a reply are sampled."""
+    """Given rows and codes of a reply.
 
-    def __init__(self, mechanism: Mechanism, prompt: Prompt):
-        pass
+    Args:
+        mechanism: The mechanism.
+        prompt: Prompt of the reply.
+    """
+
+    def __init__(self, mechanism: CodeRules, prompt: Prompt):
+        track = list(prompt.track)
+        self.groups, self.runs = mechanism.groups, given_runs(mechanism, track)
+        self.left = self.runs.pop(0)  # ids of the current run
+        recorded = [token for token in track if token in mechanism.codes]
+        self.num_sampled = len(recorded) % self.groups.num_frames
+
+    def given(self, sample: Callable[[], int]) -> tuple[int, int] | None:
+        """Return the ids of stream 0 and the text stream in the next row if it is given, otherwise None.
+
+        Args:
+            sample: Function that samples an id of stream 0.
+        """
+        if self.left:
+            return self.groups.given_id, self.left.pop(0)
+        is_last = not self.runs
+        if is_last or (self.num_sampled < self.groups.num_frames and sample() != self.groups.fill_id):
+            self.num_sampled += 1
+            return None
+        self.left, self.num_sampled = self.runs.pop(0), 0
+        return self.groups.fill_id, self.left.pop(0)
+
+    def permitted(self, codes: list[int], ends: list[int]) -> list[int]:
+        """Return the ids that may be sampled: the reply cannot end before its text."""
+        is_over = not self.runs and not self.left
+        return codes + ends if is_over else [*codes, self.groups.fill_id]
+
+    def guards(self, token: int) -> bool:
+        """Return True if the id ends a group."""
+        return token == self.groups.fill_id
+
+    def counted(self, ids: Sequence[int], window: int) -> list[int]:
+        """Return the ids among which repeats are counted: only the first row of a run of given rows counts."""
+        return [token for token in ids if token != self.groups.given_id][-window:]
 
     def lay(self, row: list[int], position: int, family: Family) -> None:
         """Leave the sampled row unchanged."""
