@@ -5,7 +5,7 @@ import pytest
 
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import AudioFormat, check_audios
-from stretto.families.bagpiper.family import MelFormat
+from stretto.families.log_mel import MelFormat
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import InputAudio, Prompt
 

@@ -2,9 +2,7 @@
 
 from stretto.families.plugin import UNNAMED, AudioEncoder, FamilyPlugin, lazy
 
-ENCODER = AudioEncoder(
-    lazy("stretto.families.bagpiper.family:MelFormat.from_record"), "stretto.families.bagpiper.model"
-)
+ENCODER = AudioEncoder(lazy("stretto.families.log_mel:MelFormat.from_record"), "stretto.families.bagpiper.model")
 PLUGIN = FamilyPlugin(
     name="bagpiper",
     build=lazy("stretto.families.bagpiper.family:build", "bagpiper"),

@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3OmniMoeAudioEncoderConfig
-from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer, unchanged
+from stretto.families.log_mel_encoder import check_windows, tower_plan
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import entry, optional_entry, read_json, released_file, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
-from stretto.weights.loading import Part, Plan, shapes_of
+from stretto.weights.loading import Part, Plan
 
 NUM_SPECIAL = 256
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
@@ -158,17 +157,8 @@ def tower_config(config: Mapping[str, Any], path: Path | None, overrides: Mappin
             raise CheckpointError(
                 f"audio encoder {tag}: unknown; name the file with its parameters with --audio-config"
             )
-    _check_windows(QWEN3_OMNI | {**record, **overrides})
+    check_windows(QWEN3_OMNI | {**record, **overrides})
     return {"model_type": "qwen3_omni_moe_audio_encoder", **record, **overrides}
-
-
-def _check_windows(record: Mapping[str, Any]) -> None:
-    """Raise CheckpointError unless attention windows consist of whole chunks of 2 * n_window mel frames."""
-    half, window = record["n_window"], record["n_window_infer"]
-    if half < 1 or window < 1 or window % (2 * half):
-        raise CheckpointError(
-            f"audio tower: n_window_infer must be a multiple of 2 * n_window, got {window} and {half}"
-        )
 
 
 def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[str, Any]) -> Plan:
@@ -181,9 +171,7 @@ def plan(language: Mapping[str, tuple[int, ...]], hidden: int, tower: Mapping[st
     """
     parts = unchanged(language)
     parts["stream_emb.weight"] = Part("stream_bias.weight", (NUM_STREAMS, hidden), _without_first_row)
-    numbers = {name: value for name, value in tower.items() if name in QWEN3_OMNI}
-    encoder_shapes = shapes_of(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**numbers))
-    parts |= {f"{TOWER}{name}": Part(f"audio_tower.{name}", shape) for name, shape in encoder_shapes.items()}
+    parts |= tower_plan(tower, TOWER)
     parts[f"{ADAPTOR}weight"] = Part("adaptor.weight", (hidden, tower["output_dim"]))
     parts[f"{ADAPTOR}bias"] = Part("adaptor.bias", (hidden,))
     return parts

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
@@ -125,36 +124,3 @@ def bagpiper(vocabulary: BagpiperVocabulary) -> Family:
 def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a vocabulary; None selects the published one."""
     return bagpiper(BagpiperVocabulary.from_record(vocabulary) if vocabulary else BagpiperVocabulary())
-
-
-@dataclass(frozen=True, slots=True)
-class MelFormat(AudioFormat):
-    """Input format of the Qwen3-Omni audio encoder: 100 log-mel frames per second in chunks of 2 * n_window frames.
-
-    Attributes:
-        n_window: Half the chunk length, in frames.
-        do_normalize: True if the waveform is first normalised to zero mean and unit variance.
-    """
-
-    n_window: int = 50
-    do_normalize: bool = True
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "MelFormat":
-        """Read the format from the `audio_config` of a Qwen3-Omni audio encoder."""
-        return cls(record["num_mel_bins"], record["n_window"], record.get("do_normalize", True))
-
-    def num_rows(self, num_frames: int) -> int:
-        """Return the number of rows after three convolutions of stride 2 over each chunk.
-
-        A shorter last chunk is convolved separately. The number is computed from the convolutions, because the helper
-        in transformers is correct only for an n_window of 50.
-        """
-        chunks, rest = divmod(num_frames, 2 * self.n_window)
-        return chunks * _after_convolutions(2 * self.n_window) + (_after_convolutions(rest) if rest else 0)
-
-
-def _after_convolutions(num_frames: int) -> int:
-    for _ in range(3):
-        num_frames = (num_frames - 1) // 2 + 1
-    return num_frames

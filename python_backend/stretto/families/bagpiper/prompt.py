@@ -8,11 +8,9 @@ codebooks. The tokenizer's first token (Qwen's "!" on its own) becomes a pad, as
 espnet2/speechlm/model/speechlm/speechlm_job.py in ESPnet.
 """
 
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-from transformers import WhisperFeatureExtractor
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
@@ -27,47 +25,14 @@ from stretto.families.bagpiper.family import (
     SYSTEM,
     TEXT,
     USER,
-    MelFormat,
 )
 from stretto.families.base import Family, Task
+from stretto.families.log_mel import MelFormat, input_audio
 from stretto.families.plugin import config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment
-
-SAMPLE_RATE = 16_000
-HOP, WINDOW = 160, 400
-SHORTEST = WINDOW // 2 + 1  # samples; the waveform is reflected by half a window at both ends
-
-
-@cache
-def _extractor(num_mel_bins: int) -> WhisperFeatureExtractor:
-    return WhisperFeatureExtractor(feature_size=num_mel_bins, sampling_rate=SAMPLE_RATE, hop_length=HOP, n_fft=WINDOW)
-
-
-def log_mel(pcm: np.ndarray, audio_format: MelFormat) -> np.ndarray:
-    """Return the encoder input for a recording.
-
-    The waveform is not padded with silence; it is reflected at its end for the last frames, as in training.
-
-    Args:
-        pcm: Mono samples, float32 [n >= SHORTEST] at 16 kHz, at most 30 s.
-        audio_format: Input format of the audio encoder.
-
-    Returns:
-        Log-mel frames, float32 [F, M], F = n // 160.
-    """
-    made = _extractor(audio_format.feature_size)(
-        pcm,
-        sampling_rate=SAMPLE_RATE,
-        do_normalize=audio_format.do_normalize,
-        max_length=len(pcm),
-        truncation=False,
-        return_tensors="np",
-    )
-    return np.ascontiguousarray(made["input_features"][0, :, : len(pcm) // HOP].T, np.float32)
-
 
 SYSTEM_TEXT = "You are a helpful assistant."
 ROLES = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
@@ -94,7 +59,7 @@ class BagpiperTemplate:
         for piece, follower in zip(pieces, followers, strict=True):
             parts += [self._row(ROLES[piece.role]), self._row(TEXT if piece.text is not None else AUDIO)]
             if piece.pcm is not None:
-                audios.append(self._encode(piece.pcm, piece.path, sum(map(len, parts))))
+                audios.append(input_audio(piece.pcm, piece.path, sum(map(len, parts)), self._audio_format))
                 parts.append(stream0_rows(self._family.layout, [PAD] * audios[-1].num_rows))
             else:
                 parts.append(self._content(piece))
@@ -105,15 +70,6 @@ class BagpiperTemplate:
 
     def _row(self, token_id: int) -> np.ndarray:
         return stream0_rows(self._family.layout, [token_id])
-
-    def _encode(self, pcm: np.ndarray, path: str, first_row: int) -> InputAudio:
-        if self._audio_format is None:
-            raise InvalidRequest(path, "no audio (this checkpoint has no audio encoder)", f"{len(pcm)} samples")
-        if len(pcm) < SHORTEST:
-            expected = f"audio of at least {SHORTEST} samples ({SHORTEST / SAMPLE_RATE:.4f} s)"
-            raise InvalidRequest(path, expected, f"{len(pcm)} samples")
-        features = log_mel(pcm, self._audio_format)
-        return InputAudio(first_row, self._audio_format.num_rows(len(features)), features)
 
     def _content(self, piece: Piece) -> np.ndarray:
         layout = self._family.layout

@@ -1,0 +1,92 @@
+"""Audio encoder with log-mel input that several families share (AuT, `Qwen3OmniMoeAudioEncoder` in transformers)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
+
+from stretto.errors import CheckpointError
+from stretto.families.log_mel import MelFormat
+from stretto.weights.loading import Part, Plan, shapes_of
+
+# Hyperparameters in a published `audio_config`.
+NUMBERS = (
+    "num_mel_bins",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "d_model",
+    "activation_function",
+    "max_source_positions",
+    "n_window",
+    "n_window_infer",
+    "conv_chunksize",
+    "downsample_hidden_size",
+    "output_dim",
+)
+
+
+def audio_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeAudioEncoder:
+    """Create the audio encoder that `audio_config` in config.json describes; its weights are loaded later."""
+    numbers = {name: value for name, value in config.items() if name in NUMBERS}
+    return Qwen3OmniMoeAudioEncoder(Qwen3OmniMoeAudioEncoderConfig(**numbers)).eval()
+
+
+def embed_audio(tower: Qwen3OmniMoeAudioEncoder, adaptor: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Encode one audio input.
+
+    Lengths, which determine how the audio is split, stay on the host, so that there is no GPU synchronisation.
+
+    Args:
+        tower: Audio encoder.
+        adaptor: Projection to the backbone's width.
+        features: Log-mel frames, [F, M].
+
+    Returns:
+        Rows for the backbone, [N, H]; N is `MelFormat.num_rows(F)`.
+    """
+    lengths = torch.tensor([len(features)])
+    places = _places(tower.config, len(features), features.device)
+    rows: torch.Tensor = adaptor(tower(features.T, feature_lens=lengths, **places).last_hidden_state)
+    return rows
+
+
+def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the valid rows of the padded chunks, and the boundaries of the attention windows.
+
+    transformers always assumes 13 rows per chunk, which is wrong for most chunk lengths.
+    """
+    audio_format = MelFormat(config.num_mel_bins, config.n_window)
+    chunk = 2 * config.n_window
+    counts = [audio_format.num_rows(min(chunk, num_frames - first)) for first in range(0, num_frames, chunk)]
+    longest, total = max(counts), sum(counts)
+    valid = [index * longest + row for index, count in enumerate(counts) for row in range(count)]
+    window = longest * (config.n_window_infer // chunk)
+    ends = [*range(0, total, window), total]
+    indices = torch.tensor(valid, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    return {"valid_indices": indices, "cu_seqlens": torch.tensor(ends, dtype=torch.int32)}
+
+
+def check_windows(record: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless attention windows consist of whole chunks of 2 * n_window mel frames.
+
+    `record` is an `audio_config`.
+    """
+    half, window = record["n_window"], record["n_window_infer"]
+    if half < 1 or window < 1 or window % (2 * half):
+        raise CheckpointError(
+            f"audio tower: n_window_infer must be a multiple of 2 * n_window, got {window} and {half}"
+        )
+
+
+def tower_plan(record: Mapping[str, Any], prefix: str) -> Plan:
+    """Return the plan of the encoder's tensors, whose published names begin with `prefix`.
+
+    `record` is the `audio_config` to be written.
+    """
+    numbers = {name: value for name, value in record.items() if name in NUMBERS}
+    shapes = shapes_of(Qwen3OmniMoeAudioEncoder, Qwen3OmniMoeAudioEncoderConfig(**numbers))
+    return {f"{prefix}{name}": Part(f"audio_tower.{name}", shape) for name, shape in shapes.items()}
