@@ -114,18 +114,25 @@ def describe(conversion: Conversion) -> str:
     """Return a description of the files to be written, and of the tensors that are left out."""
     record = conversion.record
     lines = [
-        f"{record['architectures'][0]}, {record['vocab_size']} ids, {record['dtype']}",
-        f"{len(conversion.entries)} tensors, {conversion.num_bytes / 1e6:,.1f} MB",
+        *_sizes(conversion),
+        *(f"{name}/: {line}" for name, each in conversion.nested.items() for line in (*_sizes(each), *each.notes)),
         *(f"not needed: {each}" for each in grouped(conversion.dropped)),
         *conversion.notes,
     ]
-    has_network = any(each.folder == "codec" for each in conversion.networks)
-    if not conversion.codec_files and conversion.codec_copy is None and not has_network:
+    if not conversion.has_codec:
         lines.append("codec/ is missing: the server needs it before it can speak (--codec)")
     has_no_encoder = KEY not in record and conversion.ssl_tokenizer is None
     if audio_tokenizer_of(record[NAME]) is not None and has_no_encoder:
         lines.append("no audio tokenizer: the server will accept audio only as codes (--ssl-tokenizer)")
     return "\n".join(lines)
+
+
+def _sizes(conversion: Conversion) -> tuple[str, str]:
+    record = conversion.record
+    return (
+        f"{record['architectures'][0]}, {record['vocab_size']} ids, {record['dtype']}",
+        f"{len(conversion.entries)} tensors, {conversion.num_bytes / 1e6:,.1f} MB",
+    )
 
 
 def grouped(shapes: dict[str, list[int]]) -> list[str]:

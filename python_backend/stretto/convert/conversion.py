@@ -6,7 +6,7 @@ The codec comes from a folder published by its authors, or from the release's ow
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,15 @@ from stretto.convert.release import (
 )
 from stretto.errors import CheckpointError, is_panic, shown
 from stretto.families.base import Family
-from stretto.families.conversion import AUDIO_TOKENIZER, AudioTokenizer, Network, Release, Tokenizer
+from stretto.families.conversion import (
+    AUDIO_TOKENIZER,
+    AudioTokenizer,
+    Contents,
+    Nested,
+    Network,
+    Release,
+    Tokenizer,
+)
 from stretto.families.plugin import SAMPLING, read_family
 from stretto.families.text import SENTENCEPIECE_FILE
 from stretto.untrusted_files import UNPARSABLE, MissingEntry, released_file, without_keys
@@ -232,6 +240,7 @@ class Conversion:
         notes: Remarks for the operator.
         networks: Additional networks.
         copies: Files to copy unchanged, by name in the checkpoint.
+        nested: Further checkpoints, by the name of their folder in this one.
     """
 
     record: dict[str, Any]
@@ -244,11 +253,19 @@ class Conversion:
     notes: list[str]
     networks: list[ConvertedNetwork]
     copies: Mapping[str, Path]
+    nested: Mapping[str, "Conversion"] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         parts = [part.entries for part in (self.codec_copy, self.ssl_tokenizer, *self.networks) if part]
-        return sum(each.num_bytes for each in chain(self.entries, *parts))
+        own = sum(each.num_bytes for each in chain(self.entries, *parts))
+        return own + sum(each.num_bytes for each in self.nested.values())
+
+    @property
+    def has_codec(self) -> bool:
+        """True if the checkpoint, or one nested in it, will contain a codec."""
+        own = self.codec_files or self.codec_copy or any(each.folder == "codec" for each in self.networks)
+        return bool(own) or any(each.has_codec for each in self.nested.values())
 
 
 def plan(release: Release) -> Conversion:
@@ -295,7 +312,10 @@ def _plan(release: Release) -> Conversion:
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     family = read_family(record)
     networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
-    elsewhere = {*made.folded, *(name for each in made.networks for name in each.plan)}
+    nested = {each.folder: _nested(release, contents, each) for each in made.nested}
+    inner = [each.made for each in made.nested]
+    elsewhere = {*chain.from_iterable([*each.plan, *each.folded] for each in inner), *made.folded}
+    elsewhere |= {name for each in (made, *inner) for network in each.networks for name in network.plan}
     unused = [name for name in check(made.plan, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
     is_made = release.keeps_codec or any(each.folder == "codec" for each in made.networks)
     files = check_codec(release.codec, family) if release.codec and not is_made else []
@@ -309,8 +329,25 @@ def _plan(release: Release) -> Conversion:
     entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]
     tokenizer = made.tokenizer or contents.tokenizer
     return Conversion(
-        record, entries, dropped_shapes, tokenizer, files, copy, audio_tokenizer, notes, networks, made.copies
+        record, entries, dropped_shapes, tokenizer, files, copy, audio_tokenizer, notes, networks, made.copies, nested
     )
+
+
+def _nested(release: Release, contents: Contents, given: Nested) -> Conversion:
+    """Check a further language model of a release, and return its parts.
+
+    Raises:
+        CheckpointError: If a tensor is missing or has the wrong shape, or a default is invalid.
+    """
+    made, tensors = given.made, contents.tensors
+    check(made.plan, {name: tensors[name] for name in made.plan if name in tensors}, ())
+    sampling, notes = read_defaults(release, read_family(made.record), given.generation)
+    record = made.record | ({SAMPLING: sampling} if sampling else {})
+    read_family(record)
+    networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
+    tokenizer = replace(contents.tokenizer, files=(), made=None)
+    entries = _entries(made.plan, tensors, contents.dtype)
+    return Conversion(record, entries, {}, tokenizer, [], None, None, notes, networks, made.copies)
 
 
 def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
@@ -368,25 +405,33 @@ def write(conversion: Conversion, out: Path, max_bytes: int, progress: Progress)
         Written files.
     """
     with refusing(f"{out}: cannot be written"), fresh_directory(out) as folder:
-        files = write_shards(folder, conversion.entries, max_bytes, progress)
-        files.append(write_json(folder / "config.json", conversion.record))
-        for path in conversion.tokenizer.files:
-            name = SENTENCEPIECE_FILE if path.suffix == Path(SENTENCEPIECE_FILE).suffix else path.name
-            files.append(copy_file(path, folder / name, name))
-        if conversion.tokenizer.made is not None:
-            files.append(write_json(folder / "tokenizer.json", dict(conversion.tokenizer.made)))
-        if conversion.codec_files or conversion.codec_copy:
-            (folder / "codec").mkdir()
-        for path in conversion.codec_files:
-            files.append(copy_file(path, folder / "codec" / path.name, f"codec/{path.name}"))
-        if conversion.codec_copy:
-            files += conversion.codec_copy.write(folder / "codec", progress)
-        if conversion.ssl_tokenizer:
-            (folder / AUDIO_TOKENIZER).mkdir()
-            files += conversion.ssl_tokenizer.write(folder / AUDIO_TOKENIZER, progress)
-        for each in conversion.networks:
-            files += each.write(folder, progress)
-        for name, path in conversion.copies.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            files.append(copy_file(path, folder / name, name))
+        return _write_into(folder, conversion, max_bytes, progress)
+
+
+def _write_into(folder: Path, conversion: Conversion, max_bytes: int, progress: Progress) -> list[Written]:
+    files = write_shards(folder, conversion.entries, max_bytes, progress)
+    files.append(write_json(folder / "config.json", conversion.record))
+    for path in conversion.tokenizer.files:
+        name = SENTENCEPIECE_FILE if path.suffix == Path(SENTENCEPIECE_FILE).suffix else path.name
+        files.append(copy_file(path, folder / name, name))
+    if conversion.tokenizer.made is not None:
+        files.append(write_json(folder / "tokenizer.json", dict(conversion.tokenizer.made)))
+    if conversion.codec_files or conversion.codec_copy:
+        (folder / "codec").mkdir()
+    for path in conversion.codec_files:
+        files.append(copy_file(path, folder / "codec" / path.name, f"codec/{path.name}"))
+    if conversion.codec_copy:
+        files += conversion.codec_copy.write(folder / "codec", progress)
+    if conversion.ssl_tokenizer:
+        (folder / AUDIO_TOKENIZER).mkdir()
+        files += conversion.ssl_tokenizer.write(folder / AUDIO_TOKENIZER, progress)
+    for each in conversion.networks:
+        files += each.write(folder, progress)
+    for name, path in conversion.copies.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        files.append(copy_file(path, folder / name, name))
+    for name, each in conversion.nested.items():
+        (folder / name).mkdir()
+        written = _write_into(folder / name, each, max_bytes, progress)
+        files += [replace(file, name=f"{name}/{file.name}") for file in written]
     return files

@@ -158,6 +158,7 @@ class Converted:
         networks: Networks that are written to separate folders.
         tokenizer: Tokenizer to write; None to use the tokenizer of the release.
         copies: Files to copy unchanged, by path in the checkpoint (`folder/name`).
+        nested: Further language models.
     """
 
     record: dict[str, Any]
@@ -167,6 +168,22 @@ class Converted:
     networks: tuple[Network, ...] = ()
     tokenizer: Tokenizer | None = None
     copies: Mapping[str, Path] = field(default_factory=dict)
+    nested: tuple["Nested", ...] = ()
+
+
+@dataclass(frozen=True)
+class Nested:
+    """Further language model in a release, written as a checkpoint without a tokenizer to a separate folder.
+
+    Attributes:
+        folder: Name of the folder.
+        made: The checkpoint. Its unused tensors are those that the whole release leaves out.
+        generation: Fields of its `speech_sampling` by generation_config.json key, as `Published.GENERATION`.
+    """
+
+    folder: str
+    made: Converted
+    generation: Mapping[str, tuple[str, ...]]
 
 
 def common_record(
