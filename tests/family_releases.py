@@ -358,7 +358,7 @@ LAYOUTS = {
         },
     ),
     "Qwen/Qwen3-Omni-30B-A3B-Instruct": Layout(
-        "qwen3-omni-talker", _qwen3_omni, {"release": ("config.json", SHARD, INDEX, *BPE)}
+        "qwen3-omni", _qwen3_omni, {"release": ("config.json", SHARD, INDEX, *BPE)}
     ),
     "sesame/csm-1b": Layout(
         "csm",

@@ -30,14 +30,14 @@ START, END, NEWLINE = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"], 198
 def command(folder: Path, out: Path) -> list[str]:
     """Return the converter's arguments for a release."""
     files = ("--model", str(folder / "model.safetensors.index.json"), "--config", str(folder / "config.json"))
-    return ["qwen3-omni-talker", *files, "--tokenizer", str(folder), "--out", str(out)]
+    return ["qwen3-omni", *files, "--tokenizer", str(folder), "--out", str(out)]
 
 
 def convert(folder: Path, **changes: Any) -> Path:
-    """Write the small release to `folder`, convert it, and return the checkpoint."""
+    """Write the small release to `folder`, convert it, and return the talker's checkpoint."""
     release = write_release(folder / "release", small_config() | changes)
     assert main(command(release, folder / "converted")) == 0
-    return folder / "converted"
+    return folder / "converted" / "talker"
 
 
 def turn(role: str, ids: Sequence[int]) -> list[int]:
@@ -69,7 +69,7 @@ def cases() -> dict[str, Case]:
         return random.integers(0, 200, number).tolist()
 
     def states(number: int) -> np.ndarray:
-        return random.standard_normal((number, 48), dtype=np.float32)
+        return random.standard_normal((number, 96), dtype=np.float32)
 
     begin = [START, ROLES["assistant"], NEWLINE]
     heard = turn("user", [*words(2), *[AUDIO] * 9, *words(3)])

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -56,13 +57,14 @@ class SmallModel:
     tail_rows: int = 0
 
 
+TALKER = "qwen3-omni-talker"  # converted as a part of its release
 SMALL_MODELS = {
     "bagpiper-small": SmallModel("bagpiper", "tts", "understand", True, 3.0),
     "opuslm-small": SmallModel("opuslm", "tts", "asr", False, None),
     "dialogue-small": SmallModel("opuslm-dialogue", "dialogue", "asr", True, None),
     "qwen3-tts-small": SmallModel("qwen3-tts", "tts", None, False, None, {"voice": "ryan", "language": "english"}),
     "higgs-audio-small": SmallModel("higgs-audio-v2", "tts", None, False, None, tail_rows=7),
-    "qwen3-omni-talker-small": SmallModel("qwen3-omni-talker", "speak", None, False, None),
+    "qwen3-omni-talker-small": SmallModel(TALKER, "speak", None, False, None),
 }
 
 
@@ -101,9 +103,13 @@ def write_checkpoint(
             words = ["--model", published.model, "--config", published.config, "--tokenizer", published.tokenizer]
             words += ["--backbone", published.backbone, "--codec", codec]
             words += ["--audio-config", published.audio] if published.audio else []
-        words = [family, *words, "--out", out]
+        is_talker = family == TALKER
+        made = Path(folder) / "converted" if is_talker else out
+        words = ["qwen3-omni" if is_talker else family, *words, "--out", made]
         if convert_checkpoint.main([str(word) for word in words]) != 0:
             raise RuntimeError(f"the converter refused the random release of {family}")
+        if is_talker:
+            shutil.copytree(made / "talker", out)
     return out
 
 
@@ -124,8 +130,8 @@ def _write_higgs_audio(folder: Path) -> list[str | Path]:
     return [*random_higgs_audio.write_release(folder / "release", model).command[1:]]
 
 
-def _write_talker(folder: Path) -> list[str | Path]:
-    """Write the talker and code2wav parts of a Qwen3-Omni release; return the converter's arguments."""
+def _write_qwen3_omni(folder: Path) -> list[str | Path]:
+    """Write a Qwen3-Omni release with a talker of the published proportions; return the converter's arguments."""
     release = random_qwen3_omni.write_release(folder, random_qwen3_omni.proportioned_config())
     files = "--model", release / "model.safetensors.index.json", "--config", release / "config.json"
     return [*files, "--tokenizer", release]
@@ -135,7 +141,7 @@ def _write_talker(folder: Path) -> list[str | Path]:
 WRITERS: dict[str, Callable[[Path], list[str | Path]]] = {
     "qwen3-tts": _write_qwen3_tts,
     "higgs-audio-v2": _write_higgs_audio,
-    "qwen3-omni-talker": _write_talker,
+    TALKER: _write_qwen3_omni,
 }
 
 

@@ -106,8 +106,10 @@ def test_higgs_audio_ras_settings_are_converted(tmp_path: Path) -> None:
 
 
 def test_qwen3_omni_uses_the_talker_sampling_settings(tmp_path: Path) -> None:
+    """The other settings are not used: in transformers, the thinker ignores the release's."""
     record = CHANGED | {"talker_temperature": 0.5, "talker_top_k": 11, "talker_repetition_penalty": 1.3}
-    sampling = converted(qwen3_omni, record, tmp_path).tasks[0].sampling
+    assert converted(qwen3_omni, record, tmp_path).tasks[0].sampling.text.temperature == 0.0
+    sampling = family_at(tmp_path / "out" / "talker").tasks[0].sampling
     assert drawn(sampling.audio) == (0.5, 11, 1.0)
     assert sampling.repetition_penalty == 1.3
 

@@ -64,6 +64,7 @@ async def test_streamed_text_gives_the_same_codes_as_complete_text(llm: SpeechLL
 async def test_refused_talker_prompts_do_not_affect_the_next_reply(llm: SpeechLLM, checkpoint: Path) -> None:
     case, writer = cases()["one word"], TalkerPrompts.at(checkpoint)
     good = case.prompt(checkpoint, NUM_FRAMES)
+    expected = await codes(llm, good)
     heard = cases()["audio"].prompt(checkpoint, NUM_FRAMES)
     wide = replace(heard.audios[0], features=np.zeros((9, 50), np.float32))
     bad = {
@@ -71,9 +72,9 @@ async def test_refused_talker_prompts_do_not_affect_the_next_reply(llm: SpeechLL
         "text: expected at most 112 tokens after the prompt, got 200": writer.write(
             case.conversation, [5] * 200, "ethan"
         ),
-        r"audios\[0\]: expected features \[F >= 1, 48\], got \[9, 50\]": replace(heard, audios=(wide,)),
+        r"audios\[0\]: expected features \[F >= 1, 96\], got \[9, 50\]": replace(heard, audios=(wide,)),
     }
     for message, prompt in bad.items():
         with pytest.raises(InvalidRequest, match=f"^{message}"):
             await codes(llm, prompt)
-    assert (await codes(llm, good)).shape == (4, 6)
+    assert np.array_equal(await codes(llm, good), expected)

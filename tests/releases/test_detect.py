@@ -77,7 +77,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("personaplex", random_personaplex.write_release),
     ("phonon", random_phonon.write_release),
     ("pocket_tts", random_pocket.write_release),
-    ("qwen3_omni_talker", random_qwen3_omni.write_release),
+    ("qwen3_omni", random_qwen3_omni.write_release),
     ("qwen3_tts", random_qwen3_tts.write_release),
     ("valle", random_espnet.write_release),
     ("vibevoice", vibevoice_release.write_release),

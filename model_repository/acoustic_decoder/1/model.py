@@ -32,11 +32,12 @@ class TritonPythonModel:
         family = parameters.family()
         found = {
             "codec": family.codec,
-            "num_codebooks": str(family.num_codebooks),
             "device": parameters.device,
             "first_frames": str(family.first_chunk_frames),
             "steady_frames": str(family.steady_chunk_frames),
         }
+        if family.num_codebooks:
+            found["num_codebooks"] = str(family.num_codebooks)
         given = {name: text for name, text in parameters.strings.items() if text}  # empty: the default
         given |= {"marker": os.environ[stub.MARKER]} if stub.MARKER in os.environ else {}
         config = DecoderConfig.from_parameters(found | given)

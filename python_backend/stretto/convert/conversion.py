@@ -312,11 +312,12 @@ def _plan(release: Release) -> Conversion:
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     family = read_family(record)
     networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
+    models = [made, *(each.made for each in made.nested)]
+    elsewhere = {name for each in models for name in each.folded}
+    elsewhere |= {name for each in models for network in each.networks for name in network.plan}
+    wanted = {name: part for each in models for name, part in each.plan.items()}
+    unused = [name for name in check(wanted, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
     nested = {each.folder: _nested(release, contents, each) for each in made.nested}
-    inner = [each.made for each in made.nested]
-    elsewhere = {*chain.from_iterable([*each.plan, *each.folded] for each in inner), *made.folded}
-    elsewhere |= {name for each in (made, *inner) for network in each.networks for name in network.plan}
-    unused = [name for name in check(made.plan, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
     is_made = release.keeps_codec or any(each.folder == "codec" for each in made.networks)
     files = check_codec(release.codec, family) if release.codec and not is_made else []
     copy = None
@@ -334,13 +335,8 @@ def _plan(release: Release) -> Conversion:
 
 
 def _nested(release: Release, contents: Contents, given: Nested) -> Conversion:
-    """Check a further language model of a release, and return its parts.
-
-    Raises:
-        CheckpointError: If a tensor is missing or has the wrong shape, or a default is invalid.
-    """
+    """Return the parts of a further language model; raise CheckpointError if a network or a default is invalid."""
     made, tensors = given.made, contents.tensors
-    check(made.plan, {name: tensors[name] for name in made.plan if name in tensors}, ())
     sampling, notes = read_defaults(release, read_family(made.record), given.generation)
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     read_family(record)
@@ -430,8 +426,8 @@ def _write_into(folder: Path, conversion: Conversion, max_bytes: int, progress: 
     for name, path in conversion.copies.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         files.append(copy_file(path, folder / name, name))
-    for name, each in conversion.nested.items():
+    for name, inner in conversion.nested.items():
         (folder / name).mkdir()
-        written = _write_into(folder / name, each, max_bytes, progress)
+        written = _write_into(folder / name, inner, max_bytes, progress)
         files += [replace(file, name=f"{name}/{file.name}") for file in written]
     return files

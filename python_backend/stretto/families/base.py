@@ -375,7 +375,7 @@ class Family:
 
     @property
     def num_codebooks(self) -> int:
-        """Number of codebooks of the codec."""
+        """Number of codebooks that the model generates or reads; 0 if it has no codes of its own."""
         if self.code_track is not None:
             return len(self.code_track.streams)
         return self.layout.num_codebooks + self.mechanism.num_filled_codebooks

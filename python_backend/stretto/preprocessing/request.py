@@ -130,7 +130,7 @@ class Preprocessor:
         self.family, self._has_aligner = family_at(checkpoint), has_aligner
         open_template = template_opener(self.family)
         use_whole_float32()
-        self.codec = codec or load_codec(self.family.codec, checkpoint, device, self.family.num_codebooks)
+        self.codec = codec or load_codec(self.family.codec, checkpoint, device, self.family.num_codebooks or None)
         self._chunking = chunking or {}
         read_delivery({}, self.family, self.codec.spec.frame_rate, 0, chunking=self._chunking)  # checks them
         files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)

@@ -1,13 +1,13 @@
-"""Conversion of Qwen3-Omni: mismatches are reported and nothing is written; little of the thinker is read."""
+"""Conversion of the talker in a Qwen3-Omni release: mismatches are reported and nothing is written."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.random_qwen3_omni import UNUSED, write_release
+from benchmarks.checkpoints.random_qwen3_omni import write_release
 from stretto.codecs.base import load_codec
 from stretto.convert.command import main
-from stretto.families.plugin import config_at, family_at
+from stretto.families.plugin import config_at
 from tests.published_qwen3_omni import command
 from tests.refused_conversion import Edit, Refuses, edited
 
@@ -53,7 +53,7 @@ def test_unsupported_talker_config_is_refused(tmp_path: Path, refuses: Refuses, 
 
 
 def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
-    """It has `rope_parameters` and `num_local_experts`."""
+    """Its `rope_parameters` and `num_local_experts` replace older keys."""
     folder = write_release(tmp_path / "release")
     assert main(command(folder, tmp_path / "before")) == 0
     with edited(folder / "config.json") as config:
@@ -64,9 +64,12 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         for part in (talker["code_predictor_config"], config["code2wav_config"]):
             part["rope_parameters"] = {"rope_theta": part.pop("rope_theta"), "rope_type": "default"}
     assert main(command(folder, tmp_path / "after")) == 0
-    assert config_at(tmp_path / "after") == config_at(tmp_path / "before")
+    after, before = (tmp_path / name / "talker" for name in ("after", "before"))
+    assert config_at(after) == config_at(before)
     for name in ("model-00001-of-00001.safetensors", "codec/model.safetensors"):
-        assert (tmp_path / "after" / name).read_bytes() == (tmp_path / "before" / name).read_bytes()
+        assert (tmp_path / "after" / "talker" / name).read_bytes() == (
+            tmp_path / "before" / "talker" / name
+        ).read_bytes()
     load_codec("qwen3_omni", tmp_path / "after")
 
 
@@ -81,12 +84,3 @@ def test_extracting_an_unsupported_codec_from_the_release_is_refused(tmp_path: P
     folder = write_release(tmp_path)
     expected = "a codec among the release's tensors must be one of mimi, xcodec; got qwen3_omni"
     refuses([*command(folder, folder / "out"), "--codec-from-model"], expected)
-
-
-def test_conversion_keeps_only_the_thinker_embedding_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = write_release(tmp_path)
-    assert main(command(folder, folder / "out")) == 0
-    said = capsys.readouterr().out
-    assert f"not needed: {UNUSED} [48]" in said
-    assert "codec/ is missing" not in said
-    assert family_at(folder / "out").voices == ("ethan", "chelsie")

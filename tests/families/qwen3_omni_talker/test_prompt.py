@@ -73,8 +73,8 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
             {"states": None},
             r"states: expected float32 \[9, W\], one for each id of input audio, got float32 \[0",
         ),
-        ({"states": np.zeros((8, 48), np.float32)}, r"states: expected float32 \[9, W\].* got float32 \[8, 48\]"),
-        ({"states": np.zeros((9, 48))}, r"states: .* got float64 \[9, 48\]"),
+        ({"states": np.zeros((8, 96), np.float32)}, r"states: expected float32 \[9, W\].* got float32 \[8, 96\]"),
+        ({"states": np.zeros((9, 96))}, r"states: .* got float64 \[9, 96\]"),
         ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected only text and audio"),
     ],
 )
@@ -86,7 +86,7 @@ def test_unspeakable_input_is_refused_by_field_name(checkpoint: Path, changes: d
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda states: states[:, :40], r"features \[F >= 1, 48\], got \[9, 40\]"),
+        (lambda states: states[:, :40], r"features \[F >= 1, 96\], got \[9, 40\]"),
         (lambda states: np.where(states == states.max(), np.nan, states), "finite features, got NaN"),
         (lambda states: np.where(states == states.max(), np.inf, states), "finite features, got NaN"),
     ],

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
 from stretto.codecs.qwen3_12hz.decoder import (
     KERNEL,
     Attention,
@@ -34,10 +34,13 @@ from stretto.codecs.qwen3_12hz.decoder import (
 )
 from stretto.codecs.streaming import prepare
 from stretto.errors import CheckpointError, InvalidRequest
+from stretto.untrusted_files import json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "qwen3_omni_moe_code2wav"
+NO_DECODER: dict[str, Any] = {"model_type": MODEL_TYPE, "decoder_config": None}  # config.json of a text-only checkpoint
 SAMPLE_RATE = 24_000  # not in config.json; used by the model card's examples
+INPUT_RATE = 16_000  # of the thinker's audio encoder
 
 
 class Code2Wav(nn.Module):
@@ -67,6 +70,7 @@ class Code2Wav(nn.Module):
             codebook_size=shape.codebook_size,
             streaming=Stateful(right=1),
             tail_samples=late,
+            input_rate=INPUT_RATE,
         )
         keeping = (each for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
         self._num_kept = sum(each.kept for each in keeping)
@@ -106,6 +110,25 @@ class Code2Wav(nn.Module):
         return samples_of(x, memory, self.upsample, self.decoder)
 
 
+class NoDecoder(nn.Module):
+    """Codec of a checkpoint that generates only text: its frames are silent."""
+
+    spec = CodecSpec("qwen3_omni", SAMPLE_RATE, 1920, 1, 1, Windowed(0, 0), input_rate=INPUT_RATE)
+
+    def encode(self, pcm: np.ndarray) -> np.ndarray:
+        """Raise InvalidRequest, because there is no encoder."""
+        raise InvalidRequest("audio", "no audio to encode (this checkpoint generates only text)", "audio")
+
+    def initial_state(self, batch: int) -> Tensor:
+        """Return an empty state, [batch, 0]."""
+        return torch.zeros(batch, 0)
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        """Return silence."""
+        batch, _, frames = window.codes.shape
+        return window.state.new_zeros(batch, frames * self.spec.samples_per_frame), window.state
+
+
 def read_config(directory: Path) -> DecoderShape:
     """Return the sizes in a folder's `config.json`.
 
@@ -132,9 +155,16 @@ def read_shape(record: Mapping[str, Any]) -> DecoderShape:
     return DecoderShape.from_record({**record, **derived})
 
 
-def load(directory: Path, device: str = "cpu") -> Code2Wav:
-    """Load the codec from a converted folder; raise CheckpointError if a file is missing or does not fit the codec."""
-    directory = codec_directory(directory)
+def load(directory: Path, device: str = "cpu") -> Code2Wav | NoDecoder:
+    """Load the codec from a converted folder, or from the folder `talker/` in it.
+
+    Raises:
+        CheckpointError: If a file is missing or does not fit the codec.
+    """
+    talker = directory / "talker"
+    directory = codec_directory(talker if talker.is_dir() else directory)
+    if json_object(directory / CONFIG_FILE) == NO_DECODER:
+        return NoDecoder()
     codec = Code2Wav(read_config(directory))
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path)

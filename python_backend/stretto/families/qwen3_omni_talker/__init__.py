@@ -8,10 +8,6 @@ from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 PLUGIN = FamilyPlugin(
     name="qwen3_omni_talker",
     build=lazy("stretto.families.qwen3_omni_talker.family:build", "qwen3_omni_talker"),
-    convert="stretto.families.qwen3_omni_talker.convert",
-    releases="stretto.families.qwen3_omni_talker:releases.json",
-    recognise="stretto.families.qwen3_omni_talker.recognise:recognise",
-    notes="stretto.families.qwen3_omni_talker:releases.md",
     audio_encoders={
         "thinker_states": AudioEncoder(
             lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_omni_talker.model"

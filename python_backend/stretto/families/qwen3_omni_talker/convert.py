@@ -1,4 +1,6 @@
-"""Conversion of the Qwen3-Omni release to a talker checkpoint: names, shapes and ids as published by Qwen.
+"""Conversion of the talker in a Qwen3-Omni release: names, shapes and ids as published by Qwen.
+
+The converter of the whole release (`families/qwen3_omni/convert.py`) calls this one.
 
 https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct contains the whole model; the `talker.…` tensors are a tenth of
 it. Only the tensors in use are read. They include the thinker's embedding table, because the talker's text table is
@@ -28,12 +30,7 @@ GENERATION = prefixed("talker_", "audio") | {"talker_repetition_penalty": ("repe
 EMBEDDINGS = "thinker.model.embed_tokens.weight"
 PROJECTION = "talker.hidden_projection."
 CODEC_IDS = ("pad", "bos", "nothink", "think_bos", "think_eos")
-MOE_NUMBERS = (
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "num_experts",
-    "num_experts_per_tok",
-)
+MOE_NUMBERS = ("moe_intermediate_size", "num_experts", "num_experts_per_tok", "max_position_embeddings")
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -43,16 +40,9 @@ def convert(release: Release, contents: Contents) -> Converted:
     talker = numbers.part("talker_config")
     text = talker.part("text_config")
     record = {
-        "architectures": ["StrettoQwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        **{name: text.number(name) for name in (*qwen3_tts.LAYER_NUMBERS, *MOE_NUMBERS)},
-        "norm_topk_prob": text.flag("norm_topk_prob"),
-        # fixed, because the transformers class ignores config.json and has experts in every layer
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "max_position_embeddings": known.max_model_len,
+        # experts in every layer, because the transformers class ignores config.json
+        **backbone_record(text),
+        "shared_expert_intermediate_size": text.number("shared_expert_intermediate_size"),
         **common_record(NAME, known, known.layout.vocab_size, contents),
         KEY: {
             "model_type": "thinker_states",
@@ -64,6 +54,20 @@ def convert(release: Release, contents: Contents) -> Converted:
     parts = plan(known, shapes, contents.tensors)
     folded = tuple(name for name in shapes if name not in parts)
     return Converted(record, parts, ("thinker.",), folded, (code2wav(numbers, known),))
+
+
+def backbone_record(numbers: Numbers) -> dict[str, Any]:
+    """Return the hyperparameters for config.json of a Qwen3-MoE backbone with experts in every layer."""
+    return {
+        "architectures": ["StrettoQwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **{name: numbers.number(name) for name in (*qwen3_tts.LAYER_NUMBERS, *MOE_NUMBERS)},
+        "norm_topk_prob": numbers.flag("norm_topk_prob"),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "hidden_act": "silu",
+        "attention_bias": False,
+    }
 
 
 def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
@@ -79,11 +83,6 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
         raise CheckpointError(f"config.json: code2wav_config: expected {expectation}, got {found}")
     parts = {f"{CODEC}{name}": Part(name, shape) for name, shape in shapes_of(Code2Wav, shape).items()}
     return Network("codec", {"model_type": MODEL_TYPE, "decoder_config": record}, parts)
-
-
-def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
-    """Return a remark that the server does not support the talker."""
-    return ["a talker without its thinker: use it through SpeechLLM; the server does not accept it"]
 
 
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
@@ -141,7 +140,10 @@ def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tup
     layers = qwen3_tts.layer_shapes(qwen3_tts.TALKER, text).items()
     shapes |= {name: shape for name, shape in layers if ".mlp." not in name}
     for layer in range(text.number("num_hidden_layers")):
-        shapes |= _expert_shapes(f"{qwen3_tts.TALKER}layers.{layer}.mlp.", text)
+        prefix = f"{qwen3_tts.TALKER}layers.{layer}.mlp."
+        width, size = text.number("hidden_size"), text.number("shared_expert_intermediate_size")
+        shapes |= expert_shapes(prefix, text) | projection_shapes(f"{prefix}shared_expert.", width, size)
+        shapes[f"{prefix}shared_expert_gate.weight"] = (1, width)
     return shapes
 
 
@@ -150,18 +152,22 @@ def _projection_shapes(prefix: str, width: int, inner: int, hidden: int) -> dict
     return shapes | {f"{prefix}linear_fc1.bias": (inner,), f"{prefix}linear_fc2.bias": (hidden,)}
 
 
-def _expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
-    width, number = numbers.number("hidden_size"), numbers.number("num_experts")
-    shapes: dict[str, tuple[int, ...]] = {
-        f"{prefix}gate.weight": (number, width),
-        f"{prefix}shared_expert_gate.weight": (1, width),
-    }
-    sizes = {f"experts.{expert}": numbers.number("moe_intermediate_size") for expert in range(number)}
-    sizes["shared_expert"] = numbers.number("shared_expert_intermediate_size")
-    for name, size in sizes.items():
-        shapes |= {f"{prefix}{name}.{part}_proj.weight": (size, width) for part in ("gate", "up")}
-        shapes[f"{prefix}{name}.down_proj.weight"] = (width, size)
+def expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
+    """Map the tensor names of a layer's router and routed experts to their shapes."""
+    width, number, size = (numbers.number(name) for name in ("hidden_size", "num_experts", "moe_intermediate_size"))
+    shapes: dict[str, tuple[int, ...]] = {f"{prefix}gate.weight": (number, width)}
+    for expert in range(number):
+        shapes |= projection_shapes(f"{prefix}experts.{expert}.", width, size)
     return shapes
+
+
+def projection_shapes(prefix: str, width: int, size: int) -> dict[str, tuple[int, ...]]:
+    """Map the tensor names of one expert of this size to their shapes."""
+    return {
+        f"{prefix}gate_proj.weight": (size, width),
+        f"{prefix}up_proj.weight": (size, width),
+        f"{prefix}down_proj.weight": (width, size),
+    }
 
 
 def plan(known: TalkerVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:

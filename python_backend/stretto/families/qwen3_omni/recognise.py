@@ -1,4 +1,4 @@
-"""Recognises Qwen3-Omni releases, whose talker can be converted."""
+"""Recognises Qwen3-Omni releases, with or without a talker."""
 
 from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match
 
@@ -6,8 +6,8 @@ from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     config, weights = listing.json(CONFIG), listing.weights()
-    if config.get("model_type") != "qwen3_omni_moe" or "talker_config" not in config or not weights:
+    if config.get("model_type") != "qwen3_omni_moe" or "thinker_config" not in config or not weights:
         return []
     words = ("--model", f"{{repo}}/{weights[0]}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}")
     files = (*weights, CONFIG, *listing.present("generation_config.json", *TOKENIZER))
-    return [Match("qwen3_omni_talker", files, words, serves=False)]
+    return [Match("qwen3_omni", files, words)]

@@ -1,0 +1,18 @@
+"""Qwen3-Omni: a thinker that reads text and audio and generates text, and a talker that speaks it."""
+
+from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="qwen3_omni",
+    build=lazy("stretto.families.qwen3_omni.family:build", "qwen3_omni"),
+    open_template=lazy("stretto.families.qwen3_omni.prompt:open_template"),
+    convert="stretto.families.qwen3_omni.convert",
+    releases="stretto.families.qwen3_omni:releases.json",
+    recognise="stretto.families.qwen3_omni.recognise:recognise",
+    notes="stretto.families.qwen3_omni:releases.md",
+    audio_encoders={
+        "qwen3_omni_thinker_audio": AudioEncoder(
+            lazy("stretto.families.log_mel:MelFormat.from_record"), "stretto.families.qwen3_omni.model"
+        )
+    },
+)

@@ -1,0 +1,107 @@
+r"""Qwen3-Omni (Alibaba): the thinker, which answers text and audio with text.
+
+    im_start system \n You are … im_end \n
+    im_start user \n audio_start [audio] … [audio] audio_end What is this? im_end \n
+    im_start assistant \n ─► reply im_end
+
+The backbone is Qwen3-MoE with one stream. Rows of audio input are rows of the audio encoder (`log_mel_encoder.py`).
+A row has one position, as in transformers (`get_rope_index`), because text and audio have equal positions in all three
+dimensions. The numbers come from `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.records.sampling import SamplingConfig, SegmentSampling
+from stretto.streams.layout import Segment, StreamLayout
+
+NAME = "qwen3_omni"
+FRAME_RATE = 12.5  # of the talker's codec
+
+
+@dataclass(frozen=True)
+class ThinkerVocabulary(Vocabulary):
+    """Ids of the thinker.
+
+    Attributes:
+        num_ids: Number of ids. The first ones are the tokenizer's tokens; the rest are unused.
+        im_start: Id that begins a turn.
+        im_end: Id that ends a turn.
+        audio_start: Id before a recording.
+        audio_end: Id after a recording.
+        audio_pad: Id of each row of a recording.
+        voices: Names of the talker's voices in lower case; empty without a talker.
+        state_layer: Layer whose hidden states the talker reads in rows of recordings (`accept_hidden_layer`).
+    """
+
+    num_ids: int = 152064
+    im_start: int = 151644
+    im_end: int = 151645
+    audio_start: int = 151669
+    audio_end: int = 151670
+    audio_pad: int = 151675
+    voices: tuple[str, ...] = ("ethan", "chelsie", "aiden")
+    state_layer: int = 24
+    max_model_len: int = 65536
+
+    @property
+    def markers(self) -> Mapping[int, str]:
+        """Names of the ids that structure a prompt; no text may contain them."""
+        return {
+            self.im_start: "<|im_start|>",
+            self.im_end: "<|im_end|>",
+            self.audio_start: "<|audio_start|>",
+            self.audio_end: "<|audio_end|>",
+            self.audio_pad: "<|audio_pad|>",
+        }
+
+
+# Defaults of `generate` for the whole model in transformers: greedy, at most 1024 tokens.
+SAMPLING = SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=1024), audio=SegmentSampling(temperature=0.0))
+
+
+def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
+    """Return the family of a checkpoint with this vocabulary."""
+    everything = (range(vocabulary.num_ids),)
+    return Family(
+        name=NAME,
+        layout=StreamLayout(
+            vocab_size=vocabulary.num_ids,
+            audio=(range(0),),  # the thinker generates no audio
+            delays=(0,),
+            codebook_streams=(),
+            pad_id=vocabulary.im_end,
+        ),
+        tasks=(
+            Task(
+                "chat",
+                (Segment.TEXT,),
+                everything,
+                (),
+                SAMPLING,
+                also=("text", "audio"),
+                has_history=True,
+                system=("text",),
+            ),
+        ),
+        codec="qwen3_omni",
+        end_of_reply=vocabulary.im_end,
+        end_of_text=vocabulary.im_end,
+        end_of_audio=vocabulary.im_end,
+        transition=(),
+        guided_streams=(),
+        unconditional=UnconditionalContext(null_id=vocabulary.im_end, keep_first=0, keep_last=1),
+        voices=vocabulary.voices,
+        max_text_chars=32_000,
+        max_audio_s=120.0,
+        max_model_len=vocabulary.max_model_len,
+        frame_rate=FRAME_RATE,
+        subwords=everything[0],
+    )
+
+
+def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a vocabulary; None selects the published one."""
+    return qwen3_omni(ThinkerVocabulary.from_record(vocabulary) if vocabulary else ThinkerVocabulary())

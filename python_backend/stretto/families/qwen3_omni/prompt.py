@@ -1,0 +1,87 @@
+r"""Prompts of Qwen3-Omni's thinker, in the format of its published chat template.
+
+    <|im_start|>user\n<|audio_start|><|audio_pad|> … <|audio_end|>What is this?<|im_end|>\n<|im_start|>assistant\n
+
+Consecutive pieces of the same role form one turn. Within a turn, everything between two recordings is tokenised as one
+text, which includes the role before it: a text may begin with a line end, which then belongs to the same token as the
+one after the role. Each recording has one `<|audio_pad|>` for each row of the audio encoder. Codes of the assistant's
+earlier speech are not read, because the text of such a turn is in the prompt.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from stretto.codecs.base import Codec
+from stretto.errors import InvalidRequest, shown
+from stretto.families.audio_format import KEY
+from stretto.families.base import Family, Task
+from stretto.families.log_mel import MelFormat, input_audio
+from stretto.families.plugin import VOCABULARY, config_at
+from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.families.qwen3_omni.family import ThinkerVocabulary
+from stretto.families.text import TextTokenizer, check_no_markers, check_text
+from stretto.records.prompt import InputAudio
+
+
+class ThinkerTemplate:
+    """Prompt template of the thinker."""
+
+    def __init__(
+        self, family: Family, known: ThinkerVocabulary, tokenizer: TextTokenizer, audio_format: MelFormat | None
+    ):
+        self._family, self._known, self._tokenizer, self._audio_format = family, known, tokenizer, audio_format
+
+    def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
+        """Return the conversation's rows and the first rows of the reply; there is no default system turn.
+
+        If the reply is spoken, `PromptRows.voice` is the index of the voice in `Family.voices`.
+        """
+        known = self._known
+        ids, audios = list[int](), list[InputAudio]()
+        for role, turn in groupby(pieces, lambda piece: piece.role):
+            ids.append(known.im_start)
+            text, path = f"{role}\n", ""
+            for piece in _read(list(turn)):
+                if piece.pcm is None:
+                    text, path = text + self._checked(piece), piece.path
+                    continue
+                ids += [*self._encoded(text, path), known.audio_start]
+                audios.append(input_audio(piece.pcm, piece.path, len(ids), self._audio_format))
+                ids += [known.audio_pad] * audios[-1].num_rows
+                ids.append(known.audio_end)
+                text = ""
+            ids += [*self._encoded(text, path), known.im_end, *self._encoded("\n", path)]
+        ids += [known.im_start, *self._encoded("assistant\n", "")]
+        spoken_by = self._family.voices.index(voice) if task.speaks and voice is not None else 0
+        return PromptRows(stream0_rows(self._family.layout, ids), audios=tuple(audios), voice=spoken_by)
+
+    def _checked(self, piece: Piece) -> str:
+        """Return the text of a piece; raise InvalidRequest if there is none, or it is too long."""
+        if piece.text is None:
+            raise InvalidRequest(piece.path, "text or audio samples (the model reads no codes)", "codes")
+        check_text(piece.text, piece.path, self._family.max_text_chars)
+        if not piece.text:
+            raise InvalidRequest(piece.path, "text of at least one character", shown(piece.text))
+        return piece.text
+
+    def _encoded(self, text: str, path: str) -> Sequence[int]:
+        ids = self._tokenizer.encode(text)
+        check_no_markers(ids, self._known.markers, path)
+        return ids
+
+
+def _read(turn: list[Piece]) -> list[Piece]:
+    """Return the pieces of a turn without the codes of an assistant's speech, if the turn has its text."""
+    if turn[0].role != "assistant" or all(piece.text is None for piece in turn):
+        return turn
+    return [piece for piece in turn if piece.codes is None]
+
+
+def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
+    """Return the template for a checkpoint."""
+    config = config_at(checkpoint)
+    known, tokenizer = ThinkerVocabulary.from_record(config[VOCABULARY]), TextTokenizer.at(checkpoint)
+    tokenizer.check_size(known.num_ids, checkpoint)
+    record = config.get(KEY)
+    return ThinkerTemplate(family, known, tokenizer, None if record is None else MelFormat.from_record(record))

@@ -1,0 +1,119 @@
+"""Qwen3-Omni's thinker in the engine: ids equal those of transformers' `generate`, and of the slow reference."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.checkpoints.random_qwen3_omni import small_config, text_only_config, thinker_config
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import SegmentSampling
+from tests.engine.harness import Engine
+from tests.published_qwen3_omni_thinker import (
+    END,
+    Processor,
+    Theirs,
+    ThinkerReference,
+    Written,
+    conversations,
+    convert,
+    speech,
+)
+from tests.tiers import by_night
+
+pytestmark = pytest.mark.engine
+LENGTH, NUM_IDS = 160, 24
+# 4 of 6 replies at once, prompts in chunks, and room for hardly one of the longest.
+TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 10}
+WIDER = text_only_config(thinker_config(128, layers=3, experts=8, active=3))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A checkpoint with its engine, and transformers' classes with the tensors of its release."""
+
+    written: Written
+    engine: Engine
+    theirs: Theirs
+    processor: Processor
+
+
+# Release, seed of its weights, and True for asynchronous scheduling.
+SETTINGS: dict[str, tuple[dict[str, Any], int, bool]] = {
+    "whole": (small_config(), 1, True),
+    "wider": (WIDER, 2, True),
+    "whole, sync": (small_config(), 3, False),
+    "wider, sync": (WIDER, 4, False),
+}
+
+
+@pytest.fixture(scope="module", params=["whole", "wider", *by_night("whole, sync", "wider, sync")])
+def case(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Case]:
+    config, seed, is_async = SETTINGS[request.param]
+    checkpoint = convert(tmp_path_factory.mktemp("thinker"), config, seed)
+    with Engine(checkpoint, async_scheduling=is_async, max_model_len=LENGTH, **TIGHT) as engine:
+        yield Case(Written(checkpoint), engine, Theirs(config, seed), Processor(checkpoint))
+
+
+def ids_of(rows: list[list[int]]) -> list[int]:
+    return [row[0] for row in rows]
+
+
+def test_greedy_replies_match_transformers(case: Case) -> None:
+    """Replies to text and audio are batched, chunked, preempted, cached, and unbatched."""
+    expected = dict[str, list[int]]()
+    for name, pieces in conversations().items():
+        ids, logits = case.theirs.reply(case.processor.inputs(pieces), NUM_IDS)
+        first, second = np.sort(logits)[:, -2:].T[::-1]
+        assert (first - second).min() > 1e-4, f"{name}: nearly undecided: choose another seed"
+        expected[name] = ids if ids[-1] == END else [*ids, END]
+    assert sum(len(ids) > 5 for ids in expected.values()) >= 4
+    prompts = {name: case.written.prompt(pieces, NUM_IDS) for name, pieces in conversations().items()}
+    num_preemptions = 0
+    for _ in range(2):
+        answers = case.engine.run(prompts, dict.fromkeys(prompts, 0))
+        num_preemptions += sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer)
+        assert {name: ids_of(answer.rows) for name, answer in answers.items()} == expected
+    assert num_preemptions > 0
+    for name, prompt in prompts.items():
+        assert ids_of(case.engine.run({"one": prompt})["one"].rows) == expected[name]
+    assert case.engine.is_clean()
+
+
+def sampled(prompt: Prompt, index: int) -> Prompt:
+    """Return the prompt with sampling parameters that vary with `index`."""
+    text = (
+        SegmentSampling(0.7, 20, 0.8, max_rows=NUM_IDS),
+        SegmentSampling(1.2, 0, 1.0, min_rows=6, max_rows=12 + index),
+        SegmentSampling(0.9, 0, 0.6, max_rows=NUM_IDS),
+    )[index % 3]
+    return replace(prompt, sampling=replace(prompt.sampling, text=text, seed=100 + index))
+
+
+def test_sampled_replies_match_the_reference(case: Case) -> None:
+    """Replies are preempted and in batches; the reference samples one id at a time from transformers' thinker."""
+    reference = ThinkerReference(case.written.checkpoint, LENGTH, case.theirs)
+    prompts = {
+        f"{name} {seed}": sampled(case.written.prompt(pieces, NUM_IDS), 2 * index + seed)
+        for index, (name, pieces) in enumerate(conversations().items())
+        for seed in range(2)
+    }
+    answers = case.engine.run(prompts)
+    assert case.engine.is_clean()
+    for name, prompt in prompts.items():
+        expected, lead = reference.reply(prompt, guess=answers[name].rows)
+        assert lead > 1e-5, f"{name}: nearly undecided: choose another seed"
+        assert answers[name].rows == expected, name
+    assert len({tuple(ids_of(answer.rows)) for answer in answers.values()}) > 8
+
+
+def test_replies_depend_on_the_recording(case: Case) -> None:
+    """Prompts with equal ids and different recordings share no cached rows."""
+    (heard,) = conversations()["audio"]
+    pieces = [replace(heard, pcm=speech(3.0, seed)) for seed in range(4)]
+    prompts = [sampled(case.written.prompt((piece,), NUM_IDS), 1) for piece in pieces]
+    assert all(np.array_equal(prompt.rows, prompts[0].rows) for prompt in prompts)
+    replies = [case.engine.run({"one": prompt})["one"].rows for prompt in prompts]
+    assert len({tuple(ids_of(rows)) for rows in replies}) > 1

@@ -1,0 +1,155 @@
+"""Conversion of Qwen3-Omni: every tensor is read or left out by name, and mismatches are reported."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.checkpoints.random_qwen3_omni import small_config, text_only_config, thinker_config, write_release
+from stretto.codecs.base import Window, load_codec
+from stretto.convert.command import main
+from stretto.convert.make_repository import main as make_repository
+from stretto.families.plugin import config_at, family_at
+from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from tests.published_qwen3_omni import command
+from tests.published_qwen3_omni_thinker import convert
+from tests.refused_conversion import Edit, Refuses, edited
+
+EXPERT = "thinker.model.layers.1.mlp.experts.5.down_proj.weight"
+FIRST = "model-00001-of-00002.safetensors"
+
+
+def test_every_tensor_is_converted_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the encoder of images and video is left out; tensors keep their values."""
+    folder = convert(tmp_path)
+    said = capsys.readouterr().out
+    release = {}
+    for path in (tmp_path / "release").glob("*.safetensors"):
+        release |= load_file(path)
+    left_out = [name for name in release if name.startswith("thinker.visual.")]
+    assert f"not needed: {len(left_out)} tensors of thinker.visual" in said
+    assert said.count("not needed") == 1
+    assert "codec/ is missing" not in said
+    written = load_file(next(folder.glob("*.safetensors")))
+    mine = {name for name in release if name.startswith("thinker.")} - {*left_out}
+    assert {f"thinker.{name}" for name in written} == mine
+    assert all(torch.equal(tensor, release[f"thinker.{name}"]) for name, tensor in written.items())
+
+
+def test_talker_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    folder = convert(tmp_path)
+    talker = TalkerPrompts.at(folder / "talker").family
+    assert talker == family_at(folder / "talker")
+    assert {*talker.voices} == {*family_at(folder).voices}
+    assert not (folder / "talker" / "tokenizer.json").exists()
+
+
+def test_codec_of_the_talker_is_found_in_the_whole_checkpoint(tmp_path: Path) -> None:
+    folder = convert(tmp_path)
+    found, expected = load_codec("qwen3_omni", folder), load_codec("qwen3_omni", folder / "talker")
+    assert found.spec == expected.spec
+    assert (found.spec.sample_rate, found.spec.input_rate) == (24_000, 16_000)
+
+
+def test_text_only_release_is_served_with_a_silent_codec(tmp_path: Path) -> None:
+    folder = convert(tmp_path, text_only_config())
+    assert not (folder / "talker").exists()
+    codec = load_codec("qwen3_omni", folder)
+    window = Window(torch.zeros(2, 1, 3, dtype=torch.int64), 0, 0, torch.zeros(2), codec.initial_state(2))
+    pcm, _ = codec.decode(window)
+    assert pcm.shape == (2, codec.spec.num_samples(3, 0))
+    assert not pcm.any()
+    assert codec.spec.input_rate == 16_000
+    assert make_repository(["--checkpoint", str(folder), "--out", str(tmp_path / "served")]) == 0
+
+
+def test_whole_release_can_be_served(tmp_path: Path) -> None:
+    assert make_repository(["--checkpoint", str(convert(tmp_path)), "--out", str(tmp_path / "served")]) == 0
+
+
+def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
+    """Its `rope_parameters` replace `rope_scaling` and `rope_theta`."""
+    before = convert(tmp_path)
+    with edited(tmp_path / "release" / "config.json") as config:
+        text = config["thinker_config"]["text_config"]
+        text["rope_parameters"] = text.pop("rope_scaling") | {"rope_theta": text.pop("rope_theta")}
+    assert main(command(tmp_path / "release", tmp_path / "after")) == 0
+    assert config_at(tmp_path / "after") == config_at(before)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda config: config.update(model_type="qwen3_tts"), "expected model_type 'qwen3_omni_moe', got 'qwen3_tts'"),
+        (lambda config: config.pop("talker_config"), "expected talker_config of type dict, got None"),
+        (lambda config: config.update(enable_audio_output=False), "unknown: code2wav."),
+        (
+            lambda config: config["thinker_config"].update(audio_token_id=318),
+            "expected thinker_config.audio_token_id 316, got 318",
+        ),
+        (
+            lambda config: config["thinker_config"]["text_config"].update(shared_expert_intermediate_size=8),
+            "expected thinker_config.text_config.shared_expert_intermediate_size 0, got 8",
+        ),
+        (
+            lambda config: config["thinker_config"]["text_config"].update(mlp_only_layers=[1]),
+            "expected thinker_config.text_config.mlp_only_layers [], got [1]",
+        ),
+        (
+            lambda config: config["thinker_config"]["text_config"].update(tie_word_embeddings=True),
+            "expected thinker_config.text_config.tie_word_embeddings False, got True",
+        ),
+        (
+            lambda config: config["thinker_config"]["text_config"]["rope_scaling"].update(mrope_section=[8, 4, 2]),
+            "mrope_section with sum head_dim / 2, got [8, 4, 2]",
+        ),
+        (
+            lambda config: config["thinker_config"]["text_config"].update(num_experts=7),
+            "missing: thinker.model.layers.0.mlp.experts.6.down_proj.weight",
+        ),
+        (
+            lambda config: config["thinker_config"]["audio_config"].update(output_dim=64),
+            "expected thinker_config.audio_config.output_dim 96, got 64",
+        ),
+        (
+            lambda config: config["thinker_config"]["audio_config"].pop("n_window"),
+            "expected thinker_config.audio_config.n_window of type int, got None",
+        ),
+        (
+            lambda config: config["thinker_config"]["audio_config"].update(n_window_infer=150),
+            "n_window_infer must be a multiple of 2 * n_window, got 150 and 50",
+        ),
+        (
+            lambda config: config["thinker_config"]["audio_config"].update(d_model="wide"),
+            "expected thinker_config.audio_config.d_model of type int, got 'wide'",
+        ),
+    ],
+)
+def test_unsupported_config_is_refused(tmp_path: Path, refuses: Refuses, edit: Edit, message: str) -> None:
+    folder = write_release(tmp_path / "release")
+    with edited(folder / "config.json") as config:
+        edit(config)
+    refuses(command(folder, tmp_path / "out"), message)
+
+
+def test_error_names_missing_experts_and_unknown_tensors(tmp_path: Path, refuses: Refuses) -> None:
+    folder = write_release(tmp_path / "release")
+    with edited(folder / FIRST) as tensors:
+        tensors["thinker.stranger"] = tensors.pop(EXPERT)
+    refuses(command(folder, tmp_path / "out"), f"missing: {EXPERT}", "unknown: thinker.stranger")
+
+
+def test_tokenizer_without_markers_is_refused(tmp_path: Path, refuses: Refuses) -> None:
+    folder = write_release(tmp_path / "release", small_config())
+    with edited(folder / "tokenizer_config.json") as config:
+        config["added_tokens_decoder"].pop("320")
+    refuses(command(folder, tmp_path / "out"), "without <|audio_end|>")
+
+
+def test_published_sizes_fit_the_plan(tmp_path: Path, refuses: Refuses) -> None:
+    """Sizes of any config are taken from it: a release with the tensors of another one is refused."""
+    folder = write_release(tmp_path / "release", text_only_config())
+    (folder / "config.json").write_text(json.dumps(text_only_config(thinker_config(layers=3))))
+    refuses(command(folder, tmp_path / "out"), "missing: thinker.model.layers.2.input_layernorm.weight")
