@@ -121,6 +121,10 @@ class Processor:
             made["input_features"][index, :, : own.shape[1]] = own
         return made
 
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids, without special tokens."""
+        return self._made.tokenizer.decode(ids, skip_special_tokens=True)
+
 
 class Theirs:
     """transformers' thinker with the tensors of a small release."""

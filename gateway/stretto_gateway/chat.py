@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -49,7 +49,11 @@ class Message(RequestObject):
     """Turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True)]
+    content: Annotated[
+        Annotated[Text, Tag("text")]
+        | Annotated[list[ContentPart], Field(max_length=MAX_PARTS, fail_fast=True), Tag("parts")],
+        Discriminator(lambda content: "parts" if isinstance(content, list) else "text"),
+    ]
 
 
 class AudioForm(Voiced):
@@ -79,11 +83,18 @@ class ChatRequest(Body):
     seed: int | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, allow_inf_nan=False)
     top_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    max_completion_tokens: int | None = Field(default=None, ge=1, description="longest reply of text")
 
-    def options(self) -> TaskOptions:
-        """Return the fields that have the same name on the server."""
+    def options(self, speaks: bool, ignored: Ignored) -> TaskOptions:
+        """Return the server's options of a reply (speech if `speaks`); add fields without effect to `ignored`."""
         values = {name: getattr(self, name) for name in ("seed", "temperature", "top_p")}
-        return cast(TaskOptions, {name: value for name, value in values.items() if value is not None})
+        options = cast(TaskOptions, {name: value for name, value in values.items() if value is not None})
+        limit = self.max_completion_tokens
+        if limit is not None and speaks:
+            ignored.add("max_completion_tokens", "no value for a spoken reply", limit)
+        elif limit is not None:
+            options["text"] = {"max_rows": limit}
+        return options
 
 
 @dataclass
@@ -185,7 +196,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
     conversation = read_conversation(body.messages, gateway.limits.max_input_chars)
     speaks = "audio" in body.modalities
     task = conversing_task(profile, conversation.kinds(), speaks)
-    options: TaskOptions = {**body.options(), "task": task.name}
+    options: TaskOptions = {**body.options(speaks, ignored), "task": task.name}
     if speaks:
         options["output"] = {"encoding": "pcm_s16le", "sample_rate": body.audio.rate}
         voices = CallersVoices(gateway.voices, request.state.owner)

@@ -35,6 +35,7 @@ QUESTION: list[Any] = [
         ],
     },
 ]
+PART_TYPE = "messages.0.content.0.type"
 SPOKEN: dict[str, Any] = {"modalities": ["text", "audio"], "audio": {"voice": "alloy", "format": "pcm16"}}
 
 
@@ -72,6 +73,25 @@ async def test_user_turn_is_answered_in_text(start: Start) -> None:
     assert await running.metric("audio_skipped_total") == 0
 
 
+async def test_length_of_a_text_reply_is_limited(start: Start) -> None:
+    running = await start(REPLY, TALKS)
+    body = {"messages": QUESTION, "max_completion_tokens": 30}
+    async with running.http() as http:
+        written = await http.post("/v1/chat/completions", json=body)
+        spoken = await http.post("/v1/chat/completions", json=body | SPOKEN)
+    assert [json.loads(each["options"]).get("text") for each in running.behind.requests] == [{"max_rows": 30}, None]
+    assert (written.status_code, spoken.status_code) == (200, 200), spoken.text
+    assert "stretto-ignored" not in written.headers
+    assert spoken.headers["stretto-ignored"] == "max_completion_tokens"
+
+
+async def test_refused_part_is_described(start: Start) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    async with (await start(REPLY, TALKS)).http() as http:
+        answer = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [image]}]})
+    assert answer.json()["error"]["message"] == f"{PART_TYPE}: Input should be 'text' or 'input_audio'"
+
+
 @pytest.mark.parametrize("name", ["pcm16", "wav", "mulaw", "flac"])
 async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -> None:
     client = (await start(REPLY, TALKS)).openai()
@@ -94,6 +114,10 @@ async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -
     [
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, PART_TYPE),
+        ({"messages": [{"role": "user", "content": ["hello"]}]}, "messages.0.content.0"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
         (
             {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "?"}}]}]},
             "messages.0.content.0.input_audio.data",

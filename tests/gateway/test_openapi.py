@@ -81,7 +81,7 @@ BAD = [
     ("/v1/audio/speech", {"json": SPEECH | {"sample_rate": "high"}}, "sample_rate"),
     ("/v1/audio/speech", {"json": SPEECH | {"x" * 300: 3}}, "x" * 200),
     ("/v1/audio/speech/batch", {"json": {"items": [{"input": "A cat."}, {"input": None}]}}, "items.1.input"),
-    ("/v1/chat/completions", {"json": BAD_CHAT}, "messages.0.content"),
+    ("/v1/chat/completions", {"json": BAD_CHAT}, "messages.0.content.0.text"),
     ("/v1/audio/transcriptions", {"files": {"file": FILE}, "data": {"temperature": "hot"}}, "temperature"),
     (
         "/v1/audio/transcriptions",
