@@ -65,6 +65,10 @@ def test_text_only_release_is_served_with_a_silent_codec(tmp_path: Path) -> None
     assert make_repository(["--checkpoint", str(folder), "--out", str(tmp_path / "served")]) == 0
 
 
+def test_long_recordings_are_convolved_in_parts(tmp_path: Path) -> None:
+    assert config_at(convert(tmp_path, text_only_config()))["audio_config"]["conv_chunksize"] == 32
+
+
 def test_whole_release_can_be_served(tmp_path: Path) -> None:
     assert make_repository(["--checkpoint", str(convert(tmp_path)), "--out", str(tmp_path / "served")]) == 0
 
@@ -84,6 +88,10 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
     [
         (lambda config: config.update(model_type="qwen3_tts"), "expected model_type 'qwen3_omni_moe', got 'qwen3_tts'"),
         (lambda config: config.pop("talker_config"), "expected talker_config of type dict, got None"),
+        (
+            lambda config: (config.pop("talker_config"), config.pop("enable_audio_output")),
+            "unknown: code2wav.",
+        ),
         (lambda config: config.update(enable_audio_output=False), "unknown: code2wav."),
         (
             lambda config: config["thinker_config"].update(audio_token_id=318),

@@ -139,6 +139,13 @@ def test_invalid_pieces_are_refused_by_field_name(written: Written, piece: Piece
         written.rows((piece,))
 
 
+def test_total_length_of_recordings_is_limited(written: Written) -> None:
+    pieces = tuple(Piece("user", f"audio[{index}]", pcm=np.zeros(100 * 16_000, np.float32)) for index in range(4))
+    expected = r"^audio\[3\]: expected at most 300 s of audio in all turns, got 400.0 s"
+    with pytest.raises(InvalidRequest, match=expected):
+        written.rows(pieces)
+
+
 @pytest.mark.parametrize(
     "turns",
     [

@@ -30,6 +30,7 @@ from stretto.weights.loading import Part, Plan
 THINKER = "thinker."
 EMBEDDINGS = talker.EMBEDDINGS
 LEFT_OUT = (f"{THINKER}visual.",)
+CHUNKS = 32  # seconds of audio that are convolved at once, which take 0.4 GB in float32
 DEFAULT_VOICE = "ethan"  # in transformers
 MARKERS = {
     "im_start": "<|im_start|>",
@@ -44,7 +45,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     numbers = Numbers(contents.config)
     numbers.same("model_type", "qwen3_omni_moe")
-    speaks = contents.config.get("enable_audio_output", True) is not False  # transformers' default
+    speaks = contents.config.get("enable_audio_output", "talker_config" in contents.config) is not False
     nested = [Nested("talker", talker.convert(release, contents), talker.GENERATION)] if speaks else []
     voices = [voice for each in nested for voice in each.made.record[VOCABULARY]["speakers"]]
     known = vocabulary(numbers, contents.tokenizer, voices)
@@ -98,7 +99,12 @@ def tower_record(audio: Numbers, text: Numbers) -> dict[str, Any]:
     audio.same("output_dim", text.number("hidden_size"))
     record = {name: audio.number(name) for name in NUMBERS if name != "activation_function"}
     check_windows(record)
-    return {"model_type": "qwen3_omni_thinker_audio", "activation_function": "gelu", **record, "do_normalize": False}
+    record |= {
+        "activation_function": "gelu",
+        "conv_chunksize": min(record["conv_chunksize"], CHUNKS),
+        "do_normalize": False,
+    }
+    return {"model_type": "qwen3_omni_thinker_audio", **record}
 
 
 def plan(known: ThinkerVocabulary, text: Numbers) -> Plan:

@@ -16,12 +16,14 @@ from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import KEY
 from stretto.families.base import Family, Task
-from stretto.families.log_mel import MelFormat, input_audio
+from stretto.families.log_mel import SAMPLE_RATE, MelFormat, input_audio
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.qwen3_omni.family import ThinkerVocabulary
 from stretto.families.text import TextTokenizer, check_no_markers, check_text
 from stretto.records.prompt import InputAudio
+
+MAX_AUDIO_S = 300  # of all recordings in a request, whose features take 51 kB/s
 
 
 class ThinkerTemplate:
@@ -38,6 +40,7 @@ class ThinkerTemplate:
         If the reply is spoken, `PromptRows.voice` is the index of the voice in `Family.voices`.
         """
         known = self._known
+        _check_total(pieces)
         ids, audios = list[int](), list[InputAudio]()
         for role, turn in groupby(pieces, lambda piece: piece.role):
             ids.append(known.im_start)
@@ -69,6 +72,14 @@ class ThinkerTemplate:
         ids = self._tokenizer.encode(text)
         check_no_markers(ids, self._known.markers, path)
         return ids
+
+
+def _check_total(pieces: tuple[Piece, ...]) -> None:
+    """Raise InvalidRequest if all recordings together are too long."""
+    heard = [piece for piece in pieces if piece.pcm is not None]
+    seconds = sum(len(piece.pcm) for piece in heard if piece.pcm is not None) / SAMPLE_RATE
+    if seconds > MAX_AUDIO_S:
+        raise InvalidRequest(heard[-1].path, f"at most {MAX_AUDIO_S} s of audio in all turns", f"{seconds:.1f} s")
 
 
 def _read(turn: list[Piece]) -> list[Piece]:
