@@ -20,6 +20,7 @@ from benchmarks.checkpoints import (
     random_kyutai_tts,
     random_moshi,
     random_moss,
+    random_moss_realtime,
     random_personaplex,
     random_phonon,
     random_pocket,
@@ -152,6 +153,13 @@ def _moss_tts(folder: Path) -> list[str | Path]:
     for written in (release, folder / "codec"):
         split_weights(written, 2)
     return [*random_moss.command(release)[1:]]
+
+
+def _moss_tts_realtime(folder: Path) -> list[str | Path]:
+    release = random_moss_realtime.write_release(folder / "release", "served")
+    for written in (release, folder / "codec"):
+        split_weights(written, 2)
+    return [*random_moss_realtime.command(release)[1:]]
 
 
 def _vibevoice(folder: Path) -> list[str | Path]:
@@ -394,6 +402,14 @@ LAYOUTS = {
     "OpenMOSS-Team/MOSS-TTS-v1.5": Layout(
         "moss-tts",
         _moss_tts,
+        {
+            "release": ("config.json", SHARD, INDEX, *TOKENIZER),
+            "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer
+        },
+    ),
+    "OpenMOSS-Team/MOSS-TTS-Realtime": Layout(
+        "moss-tts-realtime",
+        _moss_tts_realtime,
         {
             "release": ("config.json", SHARD, INDEX, *TOKENIZER),
             "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer

@@ -13,6 +13,7 @@ from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.moss_tts.family import MossVocabulary, moss_tts
+from stretto.families.moss_tts_realtime.family import RealtimeVocabulary, moss_tts_realtime
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
 from stretto.families.plugin import FamilyPlugin
@@ -52,6 +53,13 @@ HIGGS_AUDIO = higgs_audio(HiggsAudioVocabulary(60, 4, 5, 58, 59, {}, max_model_l
 # 60 ids of text, four codebooks of 5 codes and a pad each.
 SMALL_MOSS_TTS = MossVocabulary(60, 4, 5, 52, 53, 54, 55, 56, 57, 58, 59, max_model_len=512)
 MOSS_TTS = moss_tts(SMALL_MOSS_TTS)
+
+# 60 ids of text, four codebooks of 8 codes, a pad, a begin and an end each.
+SMALL_MOSS_TTS_REALTIME = RealtimeVocabulary(
+    60, 4, 8, 56, 57, 58, 59, max_model_len=512,
+    depth=replace(SMALL_DEPTH, projection="plain", has_head_norms=True, predicts_first=True),
+)  # fmt: skip
+MOSS_TTS_REALTIME = moss_tts_realtime(SMALL_MOSS_TTS_REALTIME)
 
 # 60 ids of text, 20 codes, their start, four ids of nothing and the end; three rows of a voice.
 CHATTERBOX = chatterbox(ChatterboxVocabulary(60, 20, 26, 30, 512, 3, ("default",), max_model_len=512))

@@ -19,6 +19,7 @@ from benchmarks.checkpoints import (
     random_kyutai_tts,
     random_moshi,
     random_moss,
+    random_moss_realtime,
     random_orpheus,
     random_personaplex,
     random_phonon,
@@ -71,6 +72,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("moshi", write_moshi_without_config),
     ("moshi", transformers_releases.write_moshi),
     ("moss_tts", random_moss.write_release),
+    ("moss_tts_realtime", random_moss_realtime.write_release),
     ("opuslm", lambda folder: published_checkpoints.write_release("opuslm", folder)),
     ("opuslm_dialogue", lambda folder: published_checkpoints.write_release("opuslm-dialogue", folder)),
     ("orpheus", random_orpheus.write_release),
@@ -226,7 +228,10 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
         "MOSS-TTS-Local-Transformer is not supported",
     ),
     "MOSS-TTS-Local 1.0": ({"config.json": MOSS | {"local_num_layers": 4}}, "MOSS-TTS-Local-Transformer is not"),
-    "MOSS-TTS-Realtime": ({"config.json": {"model_type": "moss_tts_realtime"}}, "MOSS-TTS-Realtime is not supported"),
+    "MOSS-TTS-Realtime without weights": (
+        {"config.json": {"model_type": "moss_tts_realtime"}},
+        "MOSS-TTS-Realtime: expected model.safetensors",
+    ),
     "MOSS-TTS without weights": ({"config.json": MOSS}, "MOSS-TTS: expected model.safetensors"),
     "Phonon of transformers without weights": (
         {"config.json": {"model_type": "gradium_phonon_tts"}, "tokenizer.json": {}},

@@ -30,6 +30,7 @@ from tests.small_vocabularies import (
     KYUTAI_TTS_AHEAD,
     MOSHI,
     MOSS_TTS,
+    MOSS_TTS_REALTIME,
     OPUSLM,
     QWEN3_TTS,
     TRACKED_CSM,
@@ -49,9 +50,9 @@ from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
-# top-k and top-p, given codes, also beside generated ones, words that the model asks for, text in rows of its own,
-# latents, also in stretches; then published families.
-PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD]
+# top-k and top-p, given codes, also beside generated ones, words that the model asks for, a penalty of recent codes,
+# text in rows of its own, latents, also in stretches; then published families.
+PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD, MOSS_TTS_REALTIME]
 FAMILIES = [TINY, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [
     KYUTAI_TTS,

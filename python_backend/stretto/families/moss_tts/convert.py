@@ -36,6 +36,7 @@ IDS = {
     "delay": ("audio_assistant_delay_slot_token_id", 151662),
 }
 MAX_CODEBOOKS, MAX_CODES = 64, 1 << 16
+MAX_THETA = 1e9  # the published one is 1e6
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -76,9 +77,7 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
     if not isinstance(section, Mapping):
         raise CheckpointError(f"config.json: language_config: expected an object, got {shown(section)}")
     backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **section})
-    check_heads(backbone)
-    if backbone.attention_bias or backbone.hidden_act != "silu" or backbone.use_sliding_window:
-        raise CheckpointError("config.json: language_config: expected layers of Qwen3 without biases and windows")
+    check_qwen3(backbone)
     size = record.get("audio_vocab_size", 1024)
     numbers = {"n_vq": (record.get("n_vq", 32), MAX_CODEBOOKS), "audio_vocab_size": (size, MAX_CODES)}
     ids = {name: record.get(key, usual) for name, (key, usual) in IDS.items()}
@@ -97,6 +96,19 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
         max_model_len=min(MAX_MODEL_LEN, backbone.max_position_embeddings),
     )
     return backbone, known
+
+
+def check_qwen3(backbone: Any) -> None:
+    """Raise CheckpointError unless the hyperparameters of a backbone, a `Qwen3Config`, are supported."""
+    check_heads(backbone)
+    if backbone.attention_bias or backbone.hidden_act != "silu" or backbone.use_sliding_window:
+        raise CheckpointError("config.json: language_config: expected layers of Qwen3 without biases and windows")
+    rope = backbone.rope_parameters or {}
+    theta, kind = rope.get("rope_theta"), rope.get("rope_type", "default")
+    is_number = isinstance(theta, int | float) and not isinstance(theta, bool) and 0 < theta <= MAX_THETA
+    if kind != "default" or not is_number:
+        expected = f"rope_type default and rope_theta in (0, {MAX_THETA:g}]"
+        raise CheckpointError(f"config.json: language_config: expected {expected}, got {shown(dict(rope))}")
 
 
 def folded_shapes(width: int, known: MossVocabulary) -> dict[str, tuple[int, ...]]:

@@ -46,6 +46,31 @@ def levelled(pcm: np.ndarray) -> np.ndarray:
     return (pcm * 10 ** (gain / 20)).astype(np.float32)
 
 
+def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.ndarray:
+    """Return the codes of a recording of a voice, [K, T].
+
+    Args:
+        piece: The recording, as samples or codes.
+        family: The model's family.
+        encoder: Encoder of samples.
+
+    Raises:
+        InvalidRequest: The recording is shorter than a frame, or has other codes than the model's.
+    """
+    if piece.codes is None:
+        assert piece.pcm is not None, piece.path
+        codes = encoder.encode(piece.pcm)
+        if codes.shape[1] == 0:
+            raise InvalidRequest(piece.path, "audio of at least one frame (0.08 s)", f"{len(piece.pcm)} samples")
+        return codes
+    codes, size, num_codebooks = piece.codes, family.layout.codebook_size, family.num_codebooks
+    max_frames = int(family.max_audio_s * family.frame_rate)
+    if len(codes) != num_codebooks or codes.shape[1] > max_frames or codes.max() >= size:
+        expected = f"{num_codebooks} lists of at most {max_frames} codes in [0, {size})"
+        raise InvalidRequest(piece.path, expected, f"{len(codes)} of {codes.shape[1]}, up to {codes.max()}")
+    return codes
+
+
 class MossTemplate:
     """MOSS-TTS prompt template."""
 
@@ -94,27 +119,12 @@ class MossTemplate:
         """Return the rows of a recording, from the start of audio to its end."""
         known = self._known
         first_ids = np.array([ids.start for ids in self._family.layout.audio[1:]])
-        codes = self._codes(piece) + first_ids[:, None]
+        codes = recorded_codes(piece, self._family, self._encoder) + first_ids[:, None]
         num_codebooks, num_frames = codes.shape
         rows = self._rows(known.audio_start, *[known.recorded] * (num_frames + num_codebooks - 1), known.audio_end)
         delayed = delay_codes(codes, self._family.layout.delays[1:], -1)
         rows[1:-1, 1:] = np.where(delayed < 0, rows[1:-1, 1:], delayed)
         return rows
-
-    def _codes(self, piece: Piece) -> np.ndarray:
-        """Return the codes of a recording, [K, T]."""
-        if piece.codes is None:
-            assert piece.pcm is not None, piece.path
-            codes = self._encoder.encode(piece.pcm)
-            if codes.shape[1] == 0:
-                raise InvalidRequest(piece.path, "audio of at least one frame (0.08 s)", f"{len(piece.pcm)} samples")
-            return codes
-        codes, size = piece.codes, self._known.codebook_size
-        max_frames = int(self._family.max_audio_s * self._family.frame_rate)
-        if len(codes) != self._known.num_codebooks or codes.shape[1] > max_frames or codes.max() >= size:
-            expected = f"{self._known.num_codebooks} lists of at most {max_frames} codes in [0, {size})"
-            raise InvalidRequest(piece.path, expected, f"{len(codes)} of {codes.shape[1]}, up to {codes.max()}")
-        return codes
 
     def _rows(self, *ids: int) -> np.ndarray:
         """Return rows, int32 [n, 1 + K], with text ids and the pads of all codebooks."""

@@ -10,7 +10,6 @@ CODEC = Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer", ("config.json", "*.safetens
 CONVERT = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}", "--codec", "{companion1}")
 OTHERS = {
     "moss_tts_local": "MOSS-TTS-Local-Transformer",
-    "moss_tts_realtime": "MOSS-TTS-Realtime",
     "moss_tts_nano": "MOSS-TTS-Nano",
 }
 
@@ -21,7 +20,7 @@ def refusal_of(config: Mapping[str, Any]) -> str:
     name = OTHERS.get(kind)
     if kind == MODEL_TYPE and "local_num_layers" in config:  # its first version has the same model_type
         name = OTHERS["moss_tts_local"]
-    return f"{name} is not supported, only models with the delay pattern (MOSS-TTS v1.5)" if name else ""
+    return f"{name} is not supported, only MOSS-TTS v1.5 and MOSS-TTS-Realtime" if name else ""
 
 
 def recognise(listing: Listing) -> list[Match]:
@@ -31,7 +30,18 @@ def recognise(listing: Listing) -> list[Match]:
         return [Match("moss_tts", refusal=refusal)]
     if config.get("model_type") != MODEL_TYPE:
         return []
+    return matches(listing, "moss_tts", "MOSS-TTS")
+
+
+def matches(listing: Listing, family: str, title: str) -> list[Match]:
+    """Return the release of a family that uses MOSS-Audio-Tokenizer, or why it is refused.
+
+    Args:
+        listing: Files of the release.
+        family: Name of the family.
+        title: Name of the model, for error messages.
+    """
     weights = listing.weights()
     if not weights:
-        return [Match("moss_tts", refusal="MOSS-TTS: expected model.safetensors, or the files of its index")]
-    return [Match("moss_tts", (*weights, CONFIG, *listing.present(*TOKENIZER)), CONVERT, companions=(CODEC,))]
+        return [Match(family, refusal=f"{title}: expected model.safetensors, or the files of its index")]
+    return [Match(family, (*weights, CONFIG, *listing.present(*TOKENIZER)), CONVERT, companions=(CODEC,))]
