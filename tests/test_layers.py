@@ -340,7 +340,6 @@ def test_family_and_codec_names_are_found_in_code_and_prose(line: str) -> None:
 # a mechanism (`stretto.families.mechanism`), a module or a prompt. So the list may only become shorter.
 OF_ONE_FAMILY = {
     "moss_tts_realtime": {"DepthSpec.predicts_first"},
-    "tiny": {"Family.script", "Script"},
     "vita_audio": {"Family.bursts"},
 }  # fmt: skip
 

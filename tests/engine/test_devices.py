@@ -35,6 +35,7 @@ from stretto.families.higgs_audio.mechanism import arrays as stairs
 from stretto.families.kyutai_tts.mechanism import arrays as word_states
 from stretto.families.moss_tts.mechanism import arrays as slots
 from stretto.families.tiny.family import TINY
+from stretto.families.tiny.mechanism import draw as tiny_draw
 from stretto.families.vibevoice.mechanism import draw as stretches
 from stretto.families.voxcpm2.mechanism import draw as guided
 from stretto.records.prompt import Prompt
@@ -155,6 +156,7 @@ OWNERS = {
     "words_kernel": word_states,
     "stairs_kernel": stairs,
     "slots_kernel": slots,
+    "draw_script_kernel": tiny_draw,
 }
 
 
@@ -189,7 +191,7 @@ def test_steps_do_not_mix_devices(
     more = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
     engine = Engine(random_checkpoint(tmp_path, family, name), max_num_seqs=4, load_format="dummy", **more)
     kernels = {name: OnTheDevice() for name in KERNELS[uses_kernels]}
-    if family.script and uses_kernels:
+    if family is TINY and uses_kernels:
         kernels["draw_script_kernel"] = OnTheDevice()
     if family.depth:
         kernels["depth_attention_kernel"] = OnTheDevice()

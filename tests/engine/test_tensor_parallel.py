@@ -60,9 +60,9 @@ def model_state(worker: Any) -> Any:
 
 
 def digest(worker: Any) -> str:
-    """Return a hash of a rank's slots: states, limits, alignment pointers, codes and partners."""
+    """Return a hash of a rank's slots: states, limits, texts, codes and partners."""
     slots = model_state(worker).slots
-    tables = (slots.tables.state, slots.tables.limits, slots.tables.script, slots.tables.codes)
+    tables = (slots.tables.state, slots.tables.limits, slots.tables.texts, slots.tables.codes)
     seen = hashlib.sha256(repr((slots.slot_of, slots.partner.tolist())).encode())
     for table in tables:
         seen.update(np.asarray(table).tobytes())

@@ -233,7 +233,7 @@ class SegmentRules:
 
     @cached_property
     def num_text_entries(self) -> int:
-        """Number of entries of a slot for a text whose ids are not read row by row; 0 for other families."""
+        """Number of entries of a slot for a mechanism's text (`Mechanism.num_text_entries`); 0 for other families."""
         return self.family.mechanism.num_text_entries(self.max_model_len)
 
     def max_track_words(self, ids: Sequence[int], num_rows: int) -> int:
@@ -249,7 +249,7 @@ class SegmentRules:
     @cached_property
     def constants(self) -> ReplyConstants:
         """Constants of the family that `engine/rules.py` needs."""
-        family, script = self.family, self.family.script
+        family = self.family
         first = family.layout.audio[0]
         return ReplyConstants(
             pad_id=family.layout.pad_id,
@@ -266,11 +266,6 @@ class SegmentRules:
             hides_first=0 in family.unconditional.hidden_streams,
             null_id=family.unconditional.null_id,
             last_frame=first[-1] if self.has_countdown else NO_ID,
-            max_entries=self.max_entries,
-            spoken_start=script.spoken.start if script else 0,
-            spoken_stop=script.spoken.stop if script else 0,
-            first_frame=script.first_frame if script else 0,
-            index_base=script.index_base if script else 0,
         )
 
     @cached_property
@@ -308,11 +303,6 @@ class SegmentRules:
         return self.family.num_row_words + len(self.sent_state)
 
     @cached_property
-    def max_entries(self) -> int:
-        """Maximum number of text tokens that the alignment pointer moves along; 0 if the family has no pointer."""
-        return self.family.script.max_entries if self.family.script else 0
-
-    @cached_property
     def counted_ids(self) -> range:
         """Contiguous ids of stream 0 to which a repetition penalty applies.
 
@@ -334,7 +324,7 @@ class SegmentRules:
 
 def changed_state(rules: SegmentRules) -> tuple[str, ...]:
     """Return the names of the common state columns that rows of the family change, in the order of `STATE`."""
-    family, tasks = rules.family, rules.family.tasks
+    tasks = rules.family.tasks
     writes = any(task.segments[0] is not Segment.AUDIO for task in tasks)
     speaks = any(Segment.AUDIO in task.segments for task in tasks)
     changes = {
@@ -342,7 +332,6 @@ def changed_state(rules: SegmentRules) -> tuple[str, ...]:
         "audio_end": speaks,
         "num_text_tokens": writes,
         "num_codes": rules.constants.interleaves,
-        **dict.fromkeys(("num_entries", "pointer"), family.script is not None),
         "first_end": rules.has_countdown,
     }
     return tuple(name for name, is_changed in changes.items() if is_changed)
@@ -363,8 +352,6 @@ class ReplyState:
         audio_end: Position of `end_of_audio`, or UNKNOWN.
         num_text_tokens: Number of text tokens, including codes if the reply is interleaved.
         num_codes: Number of codes of an interleaved reply.
-        num_entries: Number of spoken tokens of the text segment, along which the alignment pointer moves.
-        pointer: Number of the token that is being spoken, from 1; 0 before the first.
         first_end: Position at which the end of speech was detected, for families with latents.
         own: State of the family's mechanism (`Mechanism.columns`).
         max_audio_rows: Maximum number of rows in the audio segment that the request allows.
@@ -378,8 +365,6 @@ class ReplyState:
     audio_end: int = UNKNOWN
     num_text_tokens: int = 0
     num_codes: int = 0
-    num_entries: int = 0
-    pointer: int = 0
     first_end: int = UNKNOWN
     own: Sequence[int] = ()
     max_audio_rows: int = ENDLESS

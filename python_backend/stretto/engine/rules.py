@@ -14,7 +14,7 @@ Arguments that many functions share:
     position                       position of the row
     frame                          index of the row in the audio
     in_text, in_audio, is_spoken   True if the row is in the text segment; in the audio segment; in it or after it
-    audio_start, audio_end, num_text_tokens, num_codes, num_entries, pointer, first_end
+    audio_start, audio_end, num_text_tokens, num_codes, first_end
                                    state before the row (`STATE`)
     text_max, audio_max, given_total, tail_rows
                                    parameters of the request (`SlotLimits`)
@@ -56,14 +56,12 @@ STATE = (
     "audio_end",
     "num_text_tokens",
     "num_codes",
-    "num_entries",
-    "pointer",
     "first_end",
 )
 
 
 class ReplyConstants(NamedTuple):
-    """Constants of a family's replies; see `SegmentRules`, `Family` and `Script`.
+    """Constants of a family's replies; see `SegmentRules` and `Family`.
 
     Attributes:
         last_kept: Last row, from the row that ends the audio, in which stream 0 has its sampled id (`Tail.last_kept`).
@@ -72,7 +70,6 @@ class ReplyConstants(NamedTuple):
         interleaves: True if a reply may contain text and codes in one segment.
         hides_first: True if stream 0 is hidden from unconditional requests (`UnconditionalContext`).
         last_frame: Id of a latent frame in which speech ends; -1 for none.
-        max_entries: Maximum number of entries of the alignment pointer; 0 without a pointer.
     """
 
     pad_id: int
@@ -89,53 +86,6 @@ class ReplyConstants(NamedTuple):
     hides_first: bool
     null_id: int
     last_frame: int
-    max_entries: int
-    spoken_start: int
-    spoken_stop: int
-    first_frame: int
-    index_base: int
-
-
-# ----- alignment pointer (`Script`)
-
-
-def move_pointer(advances, pointer, num_entries, may_end, in_audio):
-    """Return the new pointer, True if the row is the first one of an entry, and True if the audio ends.
-
-    Args:
-        advances: True if the model advances; at pointer 0, it always does.
-        pointer: Number of the current entry, from 1; 0 before the first.
-        num_entries: Number of entries.
-        may_end: True if the audio has its minimum length; audio without entries may always end.
-        in_audio: True in the audio segment; in other rows, only the pointer has a meaning.
-    """
-    is_last = pointer >= num_entries
-    advances = advances | (pointer == 0)
-    moves = advances & (is_last == 0)
-    ends = advances & is_last & (may_end | (num_entries == 0))
-    return pointer + (moves & in_audio), moves, ends
-
-
-def pointer_token(entry, moves, ends, family):
-    """Return stream 0 of an audio row: each spoken token has an id for its first row, and one for later rows."""
-    token = family.first_frame + 2 * (entry - family.spoken_start) + (moves == 0)
-    return where(ends, family.end_of_audio, token)
-
-
-def stay_column(entry, pointer, first_column, first_spoken):
-    """Return the column of the audio head that keeps the pointer on `entry`; before the first entry, any column."""
-    return where(pointer > 0, first_column + 2 * (entry - first_spoken), 0)
-
-
-def pointer_index(token, in_text, in_audio, num_entries, pointer, family):
-    """Return the index stream: the number of the entry that a row adds or speaks, or a pad."""
-    has_entry = (in_text & is_entry(token, family)) | (in_audio & (token != family.end_of_audio))
-    return where(has_entry, family.index_base + where(in_text, num_entries + 1, pointer), family.pad_id)
-
-
-def is_entry(token, family):
-    """Return True if a text token becomes an entry."""
-    return (token >= family.spoken_start) & (token < family.spoken_stop)
 
 
 # ----- segments and their ends
@@ -148,30 +98,29 @@ def segment_flags(position, audio_start, audio_end):
     return in_text, is_spoken, is_spoken & (audio_end < 0)
 
 
-def end_text(token, end_id, cut, num_text_tokens, text_max, position, text_limit, num_entries, family):
-    """Return stream 0 of a text row, and True if a limit ends the text (its length, position or number of entries).
+def end_text(token, end_id, cut, num_text_tokens, text_max, position, text_limit, is_full):
+    """Return stream 0 of a text row, and True if a limit ends the text: its length, its position or the mechanism's.
 
     Args:
         end_id: Id to write if the sampled id ends the text; negative if it does not.
         cut: Id to write if a limit ends the text.
         text_limit: Last position at which the text may end.
+        is_full: True if the mechanism ends the text.
     """
-    must_end = (num_text_tokens >= text_max) | (position >= text_limit)
-    if family.max_entries > 0:
-        must_end = must_end | (num_entries >= family.max_entries)
+    must_end = (num_text_tokens >= text_max) | (position >= text_limit) | is_full
     goes_on = end_id < 0
     is_cut = must_end & goes_on
     return where(is_cut, cut, where(goes_on, token, end_id)), is_cut
 
 
 def follow_text(in_text, rows_to_audio, has_audio, position, audio_start, num_text_tokens):
-    """Return `audio_start` and `num_text_tokens` after a row, and True if its id is a text token.
+    """Return `audio_start` and `num_text_tokens` after a row.
 
     `rows_to_audio` is the number of rows from the row to the audio; 0 if its id does not end the text.
     """
     goes_on = in_text & (rows_to_audio == 0)
     begins_audio = in_text & (rows_to_audio > 0) & has_audio
-    return where(begins_audio, position + rows_to_audio, audio_start), num_text_tokens + goes_on, goes_on
+    return where(begins_audio, position + rows_to_audio, audio_start), num_text_tokens + goes_on
 
 
 def count_codes(token, in_text, num_codes, family):

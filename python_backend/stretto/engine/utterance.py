@@ -136,7 +136,7 @@ class Utterance:
             return
         text, num_audio_rows, segment = "", 0, TEXT
         for (mark, token_id), state in zip(rows[:, :2].tolist(), self._states_in(rows), strict=True):
-            segment, pointer, own = reply.segment, reply.pointer, reply.own
+            segment, own = reply.segment, reply.own
             reply.move(reply.position + 1, state)
             if mark:
                 frame = (reply.position - 1 - reply.audio_start) // self._family.rows_per_frame
@@ -149,7 +149,7 @@ class Utterance:
                 if self._family.has_text_beside_codes and token_id != self._family.end_of_reply:
                     self._frame_texts.append(self._reader.push(token_id))
                 if reply.audio_end < 0:  # a word that begins in the row that ends the audio is not spoken
-                    self._mark_words(reply, pointer, own)
+                    self._mark_words(reply, own)
         self._times += self._reader.pop_marks() if isinstance(self._reader, TimedReader) else []
         if self._with_pauses:
             self._pauses += self._pauses_in(rows)
@@ -166,10 +166,10 @@ class Utterance:
         """Return the state columns of each row, [n][C]."""
         return rows[:, 1 + self._family.num_row_words :].tolist()
 
-    def _mark_words(self, reply: ReplyState, pointer: int, own: Sequence[int]) -> None:
-        """Record the word that begins in the newest row, before which `pointer` and `own` were as given."""
-        if reply.pointer > pointer:
-            self.words.mark_entry(reply.pointer - 1, self._text, reply.num_frames - 1)
+    def _mark_words(self, reply: ReplyState, own: Sequence[int]) -> None:
+        """Record the word that begins in the newest row, before which the mechanism's state was `own`."""
+        if (index := self._family.mechanism.begun_token(own, reply.own)) is not None:
+            self.words.mark_entry(index, self._text, reply.num_frames - 1)
         if self.track is not None and (tokens := self.track.begun_word(own, reply.own)):
             self.words.mark_taken(tokens, reply.position - 1 - reply.audio_start)
 

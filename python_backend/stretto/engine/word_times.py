@@ -23,15 +23,15 @@ class WordTimes:
         self._marks: list[WordMark] = []
         self._timed = list[int | SourceWord]()  # words with a time; indices of `words` if their sources are unknown
         self._num_taken = 0  # number of words that the model has asked for
-        self._entries: list[int | None] | None = None  # index of the word of each entry of the script
+        self._entries: list[int | None] | None = None  # index of the word of each spoken token
 
     def mark_entry(self, entry: int, token_ids: Sequence[int], frame: int) -> None:
-        """Record the word, or the pause, that begins with an entry of the script.
+        """Record the word, or the pause, that begins with a spoken token of the generated text.
 
         Args:
-            entry: Index of the entry.
+            entry: Index of the token among the spoken ones.
             token_ids: Ids of the text segment.
-            frame: Frame at which the entry begins.
+            frame: Frame at which the token begins.
         """
         if self._entries is None:
             self._entries = self._codec.matched(token_ids, self._words)

@@ -99,31 +99,6 @@ ROLES = get_args(Role)
 
 
 @dataclass(frozen=True)
-class Script:
-    """Alignment pointer, which aligns the audio segment with the preceding text segment.
-
-    Every text token in `spoken` is an entry of the script, in order. In each row of the audio segment, the pointer
-    stays on its entry or advances to the next one. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the
-    first row of an entry, and that id + 1 while the pointer stays. The input-only stream `index_stream` carries
-    `index_base` plus the entry's ordinal (from 1). P(advance) = 1 - P(stay), where the softmax is over the audio
-    interval of stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
-
-    Attributes:
-        spoken: Ids of the text tokens that are entries.
-        first_frame: Id of the first row of an entry for token `spoken.start`.
-        index_base: Id of ordinal 0 on `index_stream`.
-        index_stream: Input-only stream of the ordinals.
-        max_entries: Maximum number of entries.
-    """
-
-    spoken: range
-    first_frame: int
-    index_base: int
-    index_stream: int
-    max_entries: int
-
-
-@dataclass(frozen=True)
 class UnconditionalContext:
     """Rules for how the unconditional request of a CFG pair differs from the conditional request.
 
@@ -299,7 +274,6 @@ class Family:
         end_of_audio: Id of stream 0 in the row that ends the audio.
         transition: Ids forced on stream 0, one per row, between the text and the audio segment.
         guided_streams: Output streams with classifier-free guidance in the audio segment.
-        script: Alignment pointer, if the family has one.
         voices: Names of the voices in lower case.
         voice_titles: Display names of the voices, such as "Female", in the order of `voices`; empty if `voices`
             suffices.
@@ -343,7 +317,6 @@ class Family:
     transition: tuple[int, ...]
     guided_streams: tuple[int, ...]
     unconditional: UnconditionalContext
-    script: Script | None = None
     voices: tuple[str, ...] = ()
     voice_titles: tuple[str, ...] = ()
     languages: Languages = Languages()
@@ -443,7 +416,7 @@ class Family:
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""
         if task.speaks:
-            return self.script is not None or self.mechanism.times_words
+            return self.mechanism.times_words
         return self.code_track is not None
 
     @property

@@ -61,7 +61,7 @@ class Mechanism:
             length.
         guides_rows: True if the latent predictor applies classifier-free guidance within a row, without a CFG pair;
             `LatentSampling.guidance_scale` is its scale.
-        times_words: True if the rule reports when words begin (`Track.begun_word`).
+        times_words: True if the rule reports when words begin (`Track.begun_word`, `begun_token`).
         has_references: True if a row may have -1 - i on the track's stream, which refers to entry i of the slot's table
             (`num_text_entries`), because this entry may arrive after the row was sampled.
         open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
@@ -96,8 +96,10 @@ class Mechanism:
             rows of text (`text_row_ids`), it has `given(sample)`, which returns the ids of stream 0 and the track in
             the next row, or None if the row is sampled; `permitted(codes, ends)`, which returns the ids that may be
             sampled; `guards(token)`, which returns True if an id that is not a code is sampled again after a repeat;
-            and `counted(ids, window)`, which returns those of the reply's ids among which repeats are counted. None
-            without a rule.
+            and `counted(ids, window)`, which returns those of the reply's ids among which repeats are counted. A rule
+            that writes entries has `write(row)`, which changes a text row, and `is_full()`, which returns True if the
+            text must end; one that samples stream 0 in audio itself has `sampled(logits, frame, noise, family)`, which
+            returns the id and the margin of the decision. None without a rule.
         random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
             id. None for ordinary ids.
     """
@@ -199,6 +201,21 @@ class Mechanism:
     def num_text_entries(self, max_rows: int) -> int:
         """Return the size of a slot's table for the entries of the track, in replies of at most `max_rows` rows."""
         return 0
+
+    def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the entries of a slot's table that the rows of a reply have written, for a preempted reply.
+
+        Args:
+            ids: Ids of the reply's text segment so far.
+        """
+        return ()
+
+    def begun_token(self, before: Sequence[int], after: Sequence[int]) -> int | None:
+        """Return the index of the spoken token that begins in a row, by the state before and after it; None if none.
+
+        Spoken tokens are those of the generated text that `TextCodec.matched` matches with words.
+        """
+        return None
 
     def max_text_ids(self, num_rows: int) -> int:
         """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.

@@ -307,8 +307,9 @@ def _fill_with_audio(rows: np.ndarray, family: Family, random: np.random.Generat
     """Write random codes to every stream after the first, as in a prompt with audio."""
     for stream, ids in enumerate(family.layout.audio[1:], 1):
         rows[1:-1, stream] = random.integers(ids.start, ids.stop, len(rows) - 2)
-    if family.script:
-        rows[1:-1, family.script.index_stream] = family.script.index_base + 1 + np.arange(len(rows) - 2) % 200
+    if not family.track_streams:  # such as a pointer
+        shape = len(rows) - 2, family.layout.num_input_only
+        rows[1:-1, family.layout.num_output_streams :] = random.integers(16, 47, shape)
 
 
 def make_prompts(family: Family, count: int) -> dict[str, Prompt]:

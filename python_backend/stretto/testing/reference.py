@@ -274,7 +274,6 @@ class _Reply:
         self.lead = math.inf
         self.audio_start: Any = len(self.rows) if self.task.segments[0] is Segment.AUDIO else None
         self.audio_end: Any = None
-        self.text, self.pointer = list[int](), 0
         self.was_cut = self.audio_met_limit = self.is_merging = False
         # Number of rows after the row that ends the audio, and number of audio rows in excess of frames.
         slowest = max(self.family.layout.delays)
@@ -368,9 +367,8 @@ class _Reply:
                 row[family.code_track.streams.start : family.code_track.streams.stop] = codes
         if self.audio_start is None:
             row[0] = self.text_token(self.penalized(logits[0]))
-            if family.script and row[0] in family.script.spoken:
-                self.text.append(row[0])
-                row[family.script.index_stream] = family.script.index_base + len(self.text)
+            if hasattr(self.rule, "write"):
+                self.rule.write(row)
             return row
         if position < self.audio_start:
             row[0] = family.transition[position - self.audio_start]
@@ -388,8 +386,6 @@ class _Reply:
                 self.rule.lay(row, position, family)
             if row[0] == family.end_of_audio:
                 self.audio_end = position
-            elif family.script:
-                row[family.script.index_stream] = family.script.index_base + self.pointer
         elif position == self.audio_end + (self.tail if self.audio_end > self.audio_start else 1):
             row[0] = family.end_of_reply
         elif self.distance_after_audio(position) <= family.tail.last_kept(0):
@@ -466,7 +462,7 @@ class _Reply:
             if count > len(self.recorded):
                 return family.end_of_reply
             ends = []
-        is_full = family.script is not None and len(self.text) >= family.script.max_entries
+        is_full = hasattr(self.rule, "is_full") and self.rule.is_full()
         allowed = [token for ids in self.task.text for token in ids if token not in ends]
         allowed += ends * (count >= limits.min_rows)
         token = self.draw(logits, allowed, 0, limits)
@@ -485,8 +481,11 @@ class _Reply:
 
     def audio_token(self, logits: list[float], frame: int) -> int:
         family, limits = self.family, self.sampling.audio
-        token = self.script_token(logits, frame) if family.script else None
-        if token is None:
+        if hasattr(self.rule, "sampled"):
+            noise = uniform(self.seed, len(self.rows), 0, 0)
+            token, margin = self.rule.sampled(logits, frame, noise, family)
+            self.lead = min(self.lead, margin)
+        else:
             token = self.draw(logits, self.first_ids(frame), 0, limits)
         is_end = token in (*family.drawn_ends, family.end_of_audio)
         self.audio_met_limit = self.meets_limit(frame)
@@ -498,27 +497,6 @@ class _Reply:
         """Return True if a length limit ends the audio at its row `frame`."""
         is_last = len(self.rows) >= self.reference.max_model_len - 1 - self.tail
         return frame >= self.max_audio_rows or is_last
-
-    def script_token(self, logits: list[float], frame: int) -> int:
-        script: Any = self.family.script
-        advance = self.pointer == 0
-        if self.pointer:
-            stay = script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + 1
-            ids = [*self.family.layout.audio[0], self.family.end_of_audio]
-            total = math.fsum(math.exp(logits[token] - logits[stay]) for token in ids)
-            odds = total - 1.0  # of advancing against staying
-            if self.sampling.script_temperature == 0:
-                threshold = 0.0
-            else:
-                noise = uniform(self.seed, len(self.rows), 0, 0)
-                threshold = self.sampling.script_temperature * math.log(noise / (1 - noise))
-            self.lead = min(self.lead, abs(math.log(odds) - threshold))
-            advance = math.log(odds) > threshold
-        if advance and self.pointer == len(self.text) and (frame >= self.sampling.audio.min_rows or not self.text):
-            return self.family.end_of_audio
-        moves = advance and self.pointer < len(self.text)
-        self.pointer += moves
-        return script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + (not moves)
 
     def draw(self, logits: list[float], allowed: list[int], stream: int, limits: CodeSampling) -> int:
         if self.sampled:

@@ -45,7 +45,6 @@ class Walk:
         self.segments = SegmentState(self.rules, arrays)
         self.sampling = list[SamplingConfig]()
         self.replies = [self._start(slot) for slot in range(SLOTS)]
-        self.entries: list[list[int]] = [[] for _ in range(SLOTS)]
         self.tables.apply_staged(arrays)
         self.slots = arrays.upload(np.arange(SLOTS))
 
@@ -63,7 +62,7 @@ class Walk:
     def step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Generate one row of every reply; return stream 0 and the other streams."""
         wrap, upload = self.arrays.wrap, self.arrays.upload
-        state = SlotState(*wrap(self.tables.state)[self.slots].T)
+        state = SlotState(*wrap(self.tables.state)[self.slots][:, : len(STATE)].T)
         limits = SlotLimits(*upload(self.tables.limits.T))
         scales = SlotScales(*upload(self.tables.scales.T))
         position = upload(np.array([reply.position for reply in self.replies]))
@@ -72,11 +71,9 @@ class Walk:
         self.was_cut = rows.is_cut.tolist()
         drawn = np.tile([ids.start + 3 for ids in self.family.layout.audio[1:]], (SLOTS, 1))
         codes = self.segments.place_codes(upload(drawn), token, rows)
-        entry = self.segments.advance(token, rows, bool(rows.in_text.any()))
+        self.segments.advance(token, rows, bool(rows.in_text.any()))
         for column, name in enumerate(STATE):
             wrap(self.tables.state)[:, column] = getattr(rows.state, name)
-        if entry is not None:
-            wrap(self.tables.script)[self.slots, entry] = self.arrays.xp.where(entry > 0, token, 0)
         return self.arrays.tensor(token), self.arrays.tensor(codes)
 
     def _text(self, rows: Rows) -> Array:
@@ -88,11 +85,6 @@ class Walk:
         return self.segments.end_text(self.arrays.wrap(token), rows)
 
     def _audio(self, rows: Rows) -> Array:
-        if self.segments.script:
-            advance = self.arrays.upload(self.random.random(SLOTS) < 0.4)
-            token = self.segments.follow_script(advance, rows, self.arrays.wrap(self.tables.script))
-            self.drawn_audio = token.tolist()
-            return self.segments.end_audio(token, rows)
         ids = torch.tensor([*self.family.layout.audio[0][:11], *self.rules.drawn_ends_of_audio])
         noise = torch.from_numpy(self.random.random((SLOTS, len(ids))))
         token = ids[self.segments.mask_audio(noise, rows, None).argmax(-1)]
@@ -103,8 +95,7 @@ class Walk:
         """Return True if a limit, and not the model, ends the segment of `slot` with the row just sampled."""
         reply, sampling, rules = self.replies[slot], self.sampling[slot], self.rules
         if reply.audio_start < 0:
-            is_full = 0 < rules.max_entries <= reply.num_entries
-            meets = reply.num_text_tokens >= sampling.text.max_rows or is_full
+            meets = reply.num_text_tokens >= sampling.text.max_rows
             meets |= reply.position >= rules.text_limit(reply.task)
             return meets and self.drawn_text[slot] not in rules.drawn_ends_of_text(reply.task)
         if reply.position < reply.audio_start or reply.audio_end >= 0:
@@ -135,18 +126,12 @@ def test_segment_state_follows_the_ids_row_by_row(family: Family, arrays: Arrays
             assert walk.was_cut[slot] == walk.is_cut(slot), (slot, position)
             cuts += walk.was_cut[slot]
             push(reply, int(token[slot]))
-            if reply.num_entries > len(walk.entries[slot]):
-                walk.entries[slot].append(int(token[slot]))
             if token[slot] == family.end_of_reply:
                 alive.remove(slot)
                 assert position < LENGTH
                 continue
-            after = [int(value) for value in walk.tables.state[slot]]
-            expected = reply.values(walk.rules.state_names)
-            if reply.audio_end >= 0:  # the pointer means nothing any more
-                after[STATE["pointer"]] = expected[STATE["pointer"]] = 0
-            assert after == expected, (slot, position)
-            assert walk.tables.script[slot, 1 : 1 + reply.num_entries].tolist() == walk.entries[slot]
+            after = [int(value) for value in walk.tables.state[slot, : len(STATE)]]
+            assert after == reply.values(STATE), (slot, position)
             skips = reply.audio_end >= 0 and walk.meets_limit(slot, reply.audio_end)
             check_codes(family, reply, position, codes[slot].tolist(), skips)
         for slot in set(range(SLOTS)) - alive:
@@ -156,7 +141,7 @@ def test_segment_state_follows_the_ids_row_by_row(family: Family, arrays: Arrays
 
 
 def check_codes(family: Family, reply: ReplyState, position: int, codes: list[int], skips: bool) -> None:
-    """Check that streams carry codes exactly at their delayed frames, and that the index stream has the current word.
+    """Check that streams carry codes exactly at their delayed frames.
 
     Args:
         family: The model family.
@@ -173,12 +158,3 @@ def check_codes(family: Family, reply: ReplyState, position: int, codes: list[in
             stop = layout.delays[stream] + reply.num_frames + 1 - skips
         lies = reply.audio_start >= 0 and first <= frame < stop
         assert codes[stream - 1] == (layout.audio[stream].start + 3 if lies else layout.pad_id), (position, stream)
-    if family.script:
-        index = codes[family.script.index_stream - 1]
-        is_speaking = reply.audio_start >= 0 and 0 <= frame < reply.num_frames
-        if is_speaking:
-            assert index == family.script.index_base + reply.pointer
-        elif reply.audio_start >= 0:
-            assert index == layout.pad_id
-        else:
-            assert index in (layout.pad_id, family.script.index_base + reply.num_entries)

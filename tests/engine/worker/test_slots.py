@@ -13,7 +13,7 @@ from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, Arrays, DeviceArrays, HostArrays, SlotTables
 from stretto.families.base import DrawRules, Family
-from stretto.families.tiny.family import END_OF_TEXT, TINY
+from stretto.families.tiny.family import END_OF_TEXT, SCRIPT, TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import states_of
@@ -24,21 +24,20 @@ from tests.speech_families import GROUPED, INTERLEAVED, TRACKED
 @pytest.mark.parametrize("arrays", [HostArrays(), DeviceArrays(torch.device("cpu"))], ids=["numpy", "torch"])
 def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> None:
     rules = SegmentRules(TINY, 128)
-    assert TINY.script is not None
     tables = SlotTables(4, rules, torch.device("cpu"))
     staged = {}
     for slot, index in ((2, 0), (0, 2), (3, 6)):
         prompt = make_prompt(TINY, index, "tts")
-        reply, entries = ReplyState.begin(rules, TINY.task("tts"), len(prompt.rows)), list(TINY.script.spoken[:index])
+        reply, entries = ReplyState.begin(rules, TINY.task("tts"), len(prompt.rows)), list(SCRIPT.spoken[:index])
         states_of(reply, entries + [END_OF_TEXT] * (index > 2))
         codes = np.random.default_rng(index).integers(0, 99, (reply.position, 8)).astype(np.int32)
-        tables.stage(slot, prompt, reply, codes, entries=entries)
+        tables.stage(slot, prompt, reply, codes, entries=[0, *entries])
         staged[slot] = (reply, codes, entries)
     before = tables.codes[1].clone()
     tables.apply_staged(arrays)
     for slot, (reply, codes, entries) in staged.items():
         assert tables.state[slot].tolist() == reply.values(rules.state_names)
-        assert tables.script[slot, 1 : 1 + len(entries)].tolist() == entries
+        assert tables.texts[slot, 1 : 1 + len(entries)].tolist() == entries
         assert np.array_equal(tables.codes[slot, : len(codes)], codes)
         assert not tables.codes[slot, len(codes) :].any()
     assert torch.equal(tables.codes[1], before)
@@ -55,7 +54,7 @@ def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family
     rules, prompt = SegmentRules(family, 128), make_prompt(family, 0)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays())
     ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
-    spoken = list(family.script.spoken[:3]) if family.script else []
+    spoken = list(SCRIPT.spoken[:3]) if family is TINY else []
     rows = [*ids, *spoken, *[END_OF_TEXT] * 3]
     track = rules.track(len(ids), prompt.track)
     begun = ReplyState.begin(rules, family.task(prompt.task), len(ids), track)
@@ -67,7 +66,7 @@ def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family
         slots.fill(slot, SpeechRequestData.extending(data, prompt, held, track, state))
         slots.tables.apply_staged(HostArrays())
         assert slots.tables.state[slot].tolist() == reply.values(rules.state_names)
-    assert slots.tables.script[1, 1 : 1 + len(spoken)].tolist() == spoken
+    assert slots.tables.texts[1, 1 : 1 + len(spoken)].tolist() == spoken
 
 
 @pytest.mark.parametrize(("counted", "expected"), [("all", {3, 7, 20, 21}), ("drawn", {20, 21})])

@@ -10,7 +10,6 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.protocol import is_unconditional, partner_of
 from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
-from stretto.engine.rules import is_entry
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, SlotTables
@@ -132,8 +131,8 @@ class RunSlots:
         reply = ReplyState.begin(self.rules, self.rules.family.task(prompt.task), data.prompt_len, data.track)
         if data.state:
             reply.move(len(token_ids), data.state)
-        text = token_ids[data.prompt_len :][: reply.num_text_tokens] if self.rules.max_entries else ()
-        entries = [token for token in text if is_entry(token, self.rules.constants)]
+        text = token_ids[data.prompt_len : data.prompt_len + reply.num_text_tokens]
+        entries = self.rules.family.mechanism.written_entries(text)
         first = data.prompt_len if self.rules.family.drawing.penalized == "drawn" else 0
         self.tables.stage(slot, prompt, reply, codes, token_ids[first:], data.track, entries)
         self._audio_start[slot] = reply.audio_start

@@ -30,14 +30,12 @@ from stretto.sampling import (
     DrawParams,
     DrawPlan,
     RepetitionRule,
-    advances,
     guide,
     is_repeated,
     keep_near,
     penalize,
     redraw_keys,
     stream_keys,
-    uniform,
 )
 
 NOT_COUNTED = -1
@@ -191,7 +189,7 @@ class RowDraw:
         if isinstance(readout, Readout):
             self._frames = readout.frames
         self._segments, self._arrays, self._guard = segments, arrays, guard
-        self._script, self._codes = arrays.wrap(tables.script), arrays.wrap(tables.codes)
+        self._codes = arrays.wrap(tables.codes)
         self._seen = arrays.wrap(tables.seen) if segments.family.drawing.counts_ids else None
         self._is_seen = arrays.upload(np.ones((), bool))  # a Python `True` would be copied to the GPU in each step
         family = segments.family
@@ -264,7 +262,12 @@ class RowDraw:
             logits = self.penalized(logits, rows, step.writing)
         logits = self._segments.mask_text(logits, rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
-        return self._segments.end_text(self._spread(token.squeeze(1), step.writing, rows), rows)
+        token_ids = self._spread(token.squeeze(1), step.writing, rows)
+        return self._segments.end_text(token_ids, rows, self.text_is_full(rows))
+
+    def text_is_full(self, rows: Rows) -> Array | bool:
+        """Return True for texts that end with their next row, [B], besides those at a limit; for a subclass."""
+        return False
 
     def _draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -343,13 +346,8 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Sample stream 0 of rows that may be in audio, or move the alignment pointer; return the ids [M]."""
-        segments, index = self._segments, step.speaking
-        if segments.script:
-            stay = self._arrays.tensor(pick(segments.stay_column(rows, self._script), index))
-            temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
-            advance = advances(logits, stay, temperature, self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64))))
-            return segments.follow_script(self._spread(advance.long(), index, rows) > 0, rows, self._script)
+        """Sample stream 0 of rows that may be in audio; return the ids [M]."""
+        index = step.speaking
         near = masked = self.weigh(logits, rows, index)
         if plan.has_min_p:
             near = keep_near(masked, self._arrays.tensor(pick(rows.scales.audio_span, index)))
@@ -436,9 +434,7 @@ class SpeechSampler:
         self._slots, self._arrays = slots, slots.arrays
         self._draw, self._segments, self._noise = draw, segments, KeysAhead(draw.keys)
         tables, arrays = slots.tables, slots.arrays
-        self._all_state, self._codes, self._script = (
-            arrays.wrap(table) for table in (tables.state, tables.codes, tables.script)
-        )
+        self._all_state, self._codes = arrays.wrap(tables.state), arrays.wrap(tables.codes)
         self._table, self._sent = self._all_state[:, : len(STATE)], arrays.upload(np.array(tables.sent_columns))
         self._width = self._codes.shape[2] + len(tables.sent_columns)
         delays, hidden, initial, _ = segments.rules.other_streams
@@ -555,7 +551,5 @@ class SpeechSampler:
         return xp.concatenate([token, seen]), xp.concatenate([codes, seen_codes])
 
     def _write_state(self, token: Array, slots: Array, rows: Rows, plan: BatchPlan) -> None:
-        entry = self._segments.advance(token, rows, plan.may_write)
+        self._segments.advance(token, rows, plan.may_write)
         self._table[slots] = self._arrays.stack([getattr(rows.state, name) for name in STATE])
-        if entry is not None:
-            self._script[slots, entry] = self._arrays.xp.where(entry > 0, token, 0)

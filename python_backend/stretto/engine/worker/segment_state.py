@@ -35,7 +35,7 @@ def end_tables(rules: SegmentRules) -> np.ndarray:
 class Rows:
     """Rows that a step samples: state, parameters, slots and positions, [B] each.
 
-    `state` is updated by `SegmentState.advance` and `follow_script`.
+    `state` is updated by `SegmentState.advance`.
 
     Attributes:
         in_text: True if the row is in the text segment.
@@ -66,7 +66,7 @@ class SegmentState:
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         family = rules.family
-        self.rules, self.family, self.script = rules, family, family.script
+        self.rules, self.family = rules, family
         self._arrays, self._xp, self._rules, self._constants = arrays, arrays.xp, arrays.rules, rules.constants
         self._ends = arrays.upload(end_tables(rules))
         self._cut = arrays.upload(np.array([rules.cut_of_text(task) for task in family.tasks]))
@@ -113,16 +113,17 @@ class SegmentState:
         logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
-    def end_text(self, token: Array, rows: Rows) -> Array:
+    def end_text(self, token: Array, rows: Rows, is_full: Array | bool = False) -> Array:
         """Return the ids to write in text rows, [B]; set `rows.is_cut` if a limit ends the text.
 
         If a sampled id ends the text, the result is the task's end-of-text id, or the sampled id if the task has none.
-        If a limit is reached, the result is the id from `SegmentRules.cut_of_text`.
+        If a limit is reached, the result is the id from `SegmentRules.cut_of_text`. `is_full` is True for texts that a
+        mechanism ends.
         """
         state, limits, task = rows.state, rows.limits, rows.limits.task
         token, is_cut = self._rules.end_text(
             token, self._ends[0, task, self._column(token)], self._cut[task], state.num_text_tokens, limits.text_max,
-            rows.position, self._text_limit[task], state.num_entries, self._constants,
+            rows.position, self._text_limit[task], is_full,
         )  # fmt: skip
         rows.is_cut = rows.is_cut | (is_cut & rows.in_text)
         return token
@@ -159,31 +160,6 @@ class SegmentState:
             self._constants,
         )  # fmt: skip
         return token
-
-    def follow_script(self, advance: Array, rows: Rows, script_table: Array) -> Array:
-        """Move the alignment pointers and return the frame tokens, [B].
-
-        Args:
-            advance: True for rows whose pointer advances, [B].
-            rows: State of the rows; the pointers are updated.
-            script_table: Spoken tokens of each slot, [R, E + 1]; entry 0 is unused.
-        """
-        state = rows.state
-        may_end = rows.frame >= rows.limits.audio_min
-        state.pointer, *flags = self._rules.move_pointer(
-            advance, state.pointer, state.num_entries, may_end, rows.in_audio
-        )
-        return self._rules.pointer_token(script_table[rows.slots, state.pointer], *flags, self._constants)
-
-    def stay_column(self, rows: Rows, script_table: Array) -> Array:
-        """Return the column of the audio head that keeps the alignment pointer on its token, [B].
-
-        Before the first token, the result has no meaning.
-        """
-        assert self.script is not None
-        entry = script_table[rows.slots, rows.state.pointer]
-        first_column = self.script.first_frame - self.family.layout.audio[0].start + 1
-        return self._rules.stay_column(entry, rows.state.pointer, first_column, self.script.spoken.start)
 
     def choose(self, text: Array | None, audio: Array | None, rows: Rows) -> Array:
         """Return stream 0 of every row, [B]: the id sampled for its segment, or a forced id.
@@ -222,10 +198,6 @@ class SegmentState:
         codes = self._arrays.zeros(len(token), layout.num_input_streams - 1) + layout.pad_id
         if drawn is not None:
             codes[:, : layout.num_output_streams - 1] = self._lay(drawn, token, rows, forced)
-        if self.script is not None:
-            codes[:, self.script.index_stream - 1] = self._rules.pointer_index(
-                token, rows.in_text, rows.in_audio, rows.state.num_entries, rows.state.pointer, self._constants
-            )
         return codes
 
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
@@ -241,33 +213,25 @@ class SegmentState:
         is_forced = (rows.position < rows.limits.forced_until)[:, None] & ~has_begun
         return where(is_forced, forced[:, : drawn.shape[1]], laid)
 
-    def advance(self, token: Array, rows: Rows, may_write: bool) -> Array | None:
+    def advance(self, token: Array, rows: Rows, may_write: bool) -> None:
         """Update the state for rows with `token` on stream 0.
 
         Args:
             token: Stream 0, [B].
             rows: State of the rows, updated.
             may_write: True if any row may be in a text segment.
-
-        Returns:
-            Index of the alignment-pointer entry that each row adds (0 for none), [B]; None if no row can add an entry.
         """
         state, task, where = rows.state, rows.limits.task, self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)
         state.audio_end = where(ends_audio, rows.position, state.audio_end)
         if not may_write:
-            return None
+            return
         if self._constants.interleaves:
             state.num_codes = self._rules.count_codes(token, rows.in_text, state.num_codes, self._constants)
         rows_to_audio = self._ends[1, task, self._column(token)]
-        state.audio_start, state.num_text_tokens, goes_on = self._rules.follow_text(
+        state.audio_start, state.num_text_tokens = self._rules.follow_text(
             rows.in_text, rows_to_audio, self._speaks[task], rows.position, state.audio_start, state.num_text_tokens
         )
-        if self.script is None:
-            return None
-        is_entry = goes_on & self._rules.is_entry(token, self._constants)
-        state.num_entries = state.num_entries + is_entry
-        return where(is_entry, state.num_entries, 0)
 
 
 def denied_text(rules: SegmentRules) -> np.ndarray:

@@ -130,8 +130,6 @@ class SlotState:
     audio_end: Array
     num_text_tokens: Array
     num_codes: Array
-    num_entries: Array
-    pointer: Array
     first_end: Array
 
 
@@ -251,15 +249,14 @@ def counted_columns(tokens: Array, counted: range) -> Array:
 class SlotTables:
     """Tables of all slots.
 
-    State, alignment-pointer entries and codes are on the device; request parameters are on the host.
+    State, codes and texts are on the device; request parameters are on the host.
 
     Attributes:
-        state: Values of SlotState, then those of the family's mechanism (`Mechanism.columns`), int64 [R, 7 + C].
-        script: Spoken tokens for the alignment pointer, int64 [R, E + 1]; entry 0 is unused.
+        state: Values of SlotState, then those of the family's mechanism (`Mechanism.columns`), int64 [R, 5 + C].
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
             input-only stream are written as soon as they are known, even for future rows. -1 - i on the text stream
             refers to entry i of `texts` (`Mechanism.has_references`).
-        texts: Texts whose ids are not read row by row, int32 [R, G], in a format of the mechanism
+        texts: Texts whose ids are not read row by row, or that rows write, int32 [R, G], in a format of the mechanism
             (`Mechanism.num_text_entries`); [R, 0] for other families.
         limits: Values of SlotLimits, numpy int64 [R, 15].
         scales: Values of SlotScales, numpy float32 [R, 10].
@@ -273,7 +270,6 @@ class SlotTables:
         self.limits = np.zeros((num_slots, len(LIMITS)), np.int64)
         self.scales = np.zeros((num_slots, len(SCALES)), np.float32)
         self.state = torch.zeros(num_slots, len(rules.state_names), dtype=torch.int64, device=device)
-        self.script = torch.zeros(num_slots, rules.max_entries + 1, dtype=torch.int64, device=device)
         self.codes = torch.zeros(num_slots, rules.max_model_len + 1, streams - 1, dtype=torch.int32, device=device)
         self.texts = torch.zeros(num_slots, rules.num_text_entries, dtype=torch.int32, device=device)
         num_seen_columns = len(rules.counted_ids) + 1 if rules.family.drawing.counts_ids else 0
@@ -302,7 +298,7 @@ class SlotTables:
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
             seen: Ids of stream 0 that the repetition penalty counts.
             track: Ids of the input-only streams that are known, or None.
-            entries: Spoken tokens of the reply so far, along which the alignment pointer moves.
+            entries: Entries of `texts` that the reply's rows have written (`Mechanism.written_entries`).
         """
         self.limits[slot] = limits_row(prompt, self._rules)
         self.scales[slot] = scales_row(prompt.sampling)
@@ -353,11 +349,11 @@ class SlotTables:
             return
         packed = arrays.tensor(arrays.upload(np.concatenate([row for rows in self._staged.values() for row in rows])))
         for slot, rows in self._staged.items():
-            state, script, codes, seen, ids, packed = packed.tensor_split(
+            state, entries, codes, seen, ids, packed = packed.tensor_split(
                 np.cumsum([len(row) for row in rows]).tolist()
             )
             self.state[slot] = state
-            self.script[slot, 1 : 1 + len(script)] = script
+            self.texts[slot, : len(entries)] = entries
             track, width = self._tracks.pop(slot, None), self.codes.shape[2]
             if track is not None and not self.texts.shape[1]:
                 self.codes[slot, :, track.lanes] = track.pad_id

@@ -15,14 +15,13 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.cuda_graphs import CudaRecorder
-from stretto.engine.kernels.gpu.advance import advance_kernel, keep_kernel
+from stretto.engine.kernels.gpu.advance import advance_kernel, finish_row, keep_kernel, text_is_full
 from stretto.engine.kernels.gpu.step_draw import (
     COLUMNS,
     DRAWS,
     RECEIVES,
     StepRules,
     chosen,
-    draw_script_kernel,
     draw_streams_kernel,
     hidden_end,
     penalized,
@@ -106,7 +105,7 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_rows: Maximum number of rows in a step.
         num_ids: Number of columns of the tables from `end_tables`.
     """
-    family, layout, script = rules.family, rules.family.layout, rules.family.script
+    family, layout = rules.family, rules.family.layout
     known = family.track_streams
     return StepRules(
         family=rules.constants,
@@ -120,9 +119,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_end_frame=len(family.end_frame),
         num_transition=len(family.transition),
         state_stride=tables.state.stride(0),
-        script_stride=tables.script.stride(0),
+        texts_stride=tables.texts.stride(0),
         codes_stride=tables.codes.stride(0),
-        index_lane=script.index_stream - 1 if script else 0,
         num_seen_columns=tables.seen.shape[1],
         first_seen_id=rules.counted_ids.start,
         track_start=known.start - 1,
@@ -224,6 +222,7 @@ class StepTable:
         self.num_uploads += 1
 
 
+ADVANCE_RULES = text_is_full, finish_row
 DRAW_RULES = penalized, chosen, redrawn_from, hidden_end, repeated
 VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
 # Round product and sum separately, as torch does, so that guided logits equal the reference.
@@ -266,12 +265,14 @@ class StepProgram:
         memory: Memories of the requests; None if the family has none.
         draw_rules: Triton functions by which ids of stream 0 in audio are weighed, chosen, sampled again, hidden and
             found to be repeated: like those of `DRAW_RULES`.
-        draw_constants: Constants of a mechanism for these functions, a named tuple of integers; 0 for none.
+        advance_rules: Triton functions that `advance_kernel` calls in each row: like those of `ADVANCE_RULES`.
+        rule_constants: Constants of a mechanism for all these functions, a named tuple of integers; 0 for none.
     """
 
     memory: RequestMemory | None = None
     draw_rules: ClassVar[tuple[Any, ...]] = DRAW_RULES
-    draw_constants: Any = 0
+    advance_rules: ClassVar[tuple[Any, ...]] = ADVANCE_RULES
+    rule_constants: Any = 0
 
     def __init__(
         self, readout: AnyReadout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
@@ -281,7 +282,7 @@ class StepProgram:
         self._frames: Any = readout.frames if isinstance(readout, Readout) else None
         self.hidden, self.columns = hidden, StepTable(tables, num_rows)
         self.constants = StepConstants.from_rules(rules, tables, num_rows)
-        self._heads, self._tables, self._script = heads, tables, rules.family.script
+        self._heads, self._tables = heads, tables
         self._tokens = tokens if rules.max_rows_per_step > 1 else None
         self._num_recent = rules.family.drawing.num_recent_rows
         self.num_rows, self.width = num_rows, self.constants.rules.num_others + self.constants.rules.num_sent
@@ -305,14 +306,12 @@ class StepProgram:
         self._seen = tables.seen.view(torch.uint8)
         seen = self._seen if self._seen.shape[1] else None
         self._seen_in_text, self._seen_in_audio = seen if writes else None, None if writes else seen
-        start = rules.family.layout.audio[0].start
         self._num_places = rules.family.rows_per_frame
         own = rules.family.mechanism.on_device
         self._follow = None if own is None else own(rules, tables, num_rows)
         own = rules.family.mechanism.streams_on_device
         self._follow_streams = None if own is None else own(rules, tables, num_rows)
         self._seconds = int32(num_rows) if rules.family.second_ids else None
-        self._stay_of_first = self._script.first_frame - start + 1 if self._script else 0
 
     def can_capture(self, variant: Variant) -> bool:
         """Return True unless the variant's solver step count has no graph, or ranks exchange text logits."""
@@ -348,16 +347,8 @@ class StepProgram:
         )  # fmt: skip
 
     def _draw_first(self, logits: torch.Tensor) -> None:
-        if self._script is None:
-            self._draw(self._first, logits, slice(0, 1))
-            return
-        num_columns = logits.shape[1]
-        draw_script_kernel[len(logits),](
-            self._first.drawn, logits, self._first.offset, self.columns.table, self.lengths, self._tables.state,
-            self._tables.script, logits.stride(0), self.num_rows, self._tables.state.stride(0),
-            self._tables.script.stride(0), self._script.spoken.start, self._stay_of_first, num_columns,
-            triton.next_power_of_2(num_columns), **EXACT,
-        )  # fmt: skip
+        """Sample stream 0 of audio rows from their logits, [N, C]; a subclass may have another rule."""
+        self._draw(self._first, logits, slice(0, 1))
 
     def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
         num_rows = len(hidden)
@@ -390,7 +381,7 @@ class StepProgram:
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
-            self._num_recent, self._frames is None, self.draw_constants, *(DRAW_RULES if first else self.draw_rules),
+            self._num_recent, self._frames is None, self.rule_constants, *(DRAW_RULES if first else self.draw_rules),
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 
@@ -398,10 +389,10 @@ class StepProgram:
         constants, tables = self.constants, self._tables
         # One warp, because lanes of a program read what it overwrites.
         advance_kernel[num_rows,](
-            self.results, tables.state, tables.script, tables.codes, self._seen, self.columns.table, self.lengths,
+            self.results, tables.state, tables.texts, tables.codes, self._seen, self.columns.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
             constants.end_frame, constants.transition, constants.streams, constants.sent, constants.rules,
-            triton.next_power_of_2(max(self.width, 2)), num_warps=1,
+            self.rule_constants, *self.advance_rules, triton.next_power_of_2(max(self.width, 2)), num_warps=1,
         )  # fmt: skip
         if self._tokens is not None:
             strides = self._tokens.stride(0), self.num_rows

@@ -8,10 +8,13 @@ latter carries the ordinal number of the row's phoneme (text and audio segments)
 prompt).
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
-from stretto.families.base import Family, Languages, Script, Task, UnconditionalContext
+from stretto.families.base import Family, Languages, Task, UnconditionalContext
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -47,7 +50,87 @@ SPOKEN = range(FIRST_PHONEME, FIRST_PHONEME + len(PHONEMES))
 WRITTEN = range(FIRST_CHARACTER, FIRST_CHARACTER + len(CHARACTERS))
 SPACE = range(FIRST_CHARACTER, FIRST_CHARACTER + 1)
 
+
+class ScriptIds(NamedTuple):
+    """Constants of the pointer's rules, which kernels also read; see `Script`.
+
+    Attributes:
+        first_id: First id of stream 0 in audio.
+    """
+
+    first_id: int
+    end_of_audio: int
+    pad_id: int
+    spoken_start: int
+    spoken_stop: int
+    first_frame: int
+    index_base: int
+    index_stream: int
+    max_entries: int
+
+
+@dataclass(frozen=True)
+class Script(Mechanism):
+    """Alignment pointer, which aligns the audio segment with the preceding text segment.
+
+    Every text token in `spoken` is an entry of the script, in order. In each row of the audio segment, the pointer
+    stays on its entry or advances to the next one. Stream 0 carries `first_frame + 2 * (token - spoken.start)` in the
+    first row of an entry, and that id + 1 while the pointer stays. The input-only stream `index_stream` carries
+    `index_base` plus the entry's ordinal (from 1). P(advance) = 1 - P(stay), where the softmax is over the audio
+    interval of stream 0 and `end_of_audio`. Advancing from the last entry ends the audio.
+
+    Attributes:
+        spoken: Ids of the text tokens that are entries.
+        first_frame: Id of the first row of an entry for token `spoken.start`.
+        index_base: Id of ordinal 0 on `index_stream`.
+        index_stream: Input-only stream of the ordinals.
+        max_entries: Maximum number of entries.
+    """
+
+    spoken: range
+    first_frame: int
+    index_base: int
+    index_stream: int
+    max_entries: int
+
+    columns: ClassVar[tuple[str, ...]] = ("num_entries", "pointer")
+    times_words: ClassVar[bool] = True
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptProgram")
+    reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Pointer")
+
+    def ids(self, rules: Any) -> ScriptIds:
+        """Return the constants of the pointer's rules, given the `SegmentRules` of the family."""
+        family = rules.family
+        return ScriptIds(
+            first_id=family.layout.audio[0].start,
+            end_of_audio=family.end_of_audio,
+            pad_id=family.layout.pad_id,
+            spoken_start=self.spoken.start,
+            spoken_stop=self.spoken.stop,
+            first_frame=self.first_frame,
+            index_base=self.index_base,
+            index_stream=self.index_stream,
+            max_entries=self.max_entries,
+        )
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the size of a slot's table: the entries, of which the first is unused."""
+        return self.max_entries + 1
+
+    def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the entries of a text; see `Mechanism.written_entries`."""
+        return [0, *(token for token in ids if token in self.spoken)]
+
+    def begun_token(self, before: Sequence[int], after: Sequence[int]) -> int | None:
+        """Return the index of the entry to which the pointer has advanced; see `Mechanism.begun_token`."""
+        return after[1] - 1 if after[1] > before[1] else None
+
+
 SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=800)
+SCRIPT = Script(
+    spoken=SPOKEN, first_frame=FIRST_FRAME_TOKEN, index_base=PHONEME_INDEX_BASE, index_stream=8, max_entries=511
+)
 
 TINY = Family(
     name="tiny",
@@ -80,13 +163,6 @@ TINY = Family(
     transition=(BEGIN_AUDIO,),
     guided_streams=tuple(range(1, NUM_CODEBOOKS + 1)),
     unconditional=UnconditionalContext(null_id=NULL, keep_first=2, keep_last=1, hidden_streams=(0, 8)),
-    script=Script(
-        spoken=SPOKEN,
-        first_frame=FIRST_FRAME_TOKEN,
-        index_base=PHONEME_INDEX_BASE,
-        index_stream=8,
-        max_entries=511,
-    ),
     voices=tuple(VOICES),
     voice_titles=("Female",),
     languages=Languages(("english", "en")),
@@ -95,6 +171,7 @@ TINY = Family(
     max_audio_s=18.0,
     max_model_len=2048,
     frame_rate=80 / 3,
+    mechanism=SCRIPT,
 )
 
 

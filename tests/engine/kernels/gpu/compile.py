@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import triton
@@ -22,11 +23,11 @@ from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, k
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
-from stretto.engine.kernels.gpu.step_draw import StepRules, draw_script_kernel, draw_streams_kernel
+from stretto.engine.kernels.gpu.step_draw import StepRules, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.rules import ReplyConstants
-from stretto.engine.worker.step_program import DRAW_RULES, StepProgram
+from stretto.engine.worker.step_program import ADVANCE_RULES, DRAW_RULES, StepProgram
 from stretto.families.chatterbox.mechanism.draw import LateProgram
 from stretto.families.cosyvoice3.family import build as cosyvoice3
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
@@ -37,6 +38,10 @@ from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.moss_tts.mechanism.kernel import SlotRules, slots_kernel
 from stretto.families.opuslm.family import PADDED_TAIL
+from stretto.families.tiny.family import SCRIPT as POINTER
+from stretto.families.tiny.family import TINY
+from stretto.families.tiny.mechanism.draw import ScriptProgram
+from stretto.families.tiny.mechanism.kernel import draw_script_kernel
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
 from stretto.families.voxcpm2.mechanism.draw import previous_latents_kernel
@@ -99,7 +104,7 @@ LINEAR_SIZES = ("x_stride", "num_columns", "num_inner", "chunk")  # multiples of
 LINEAR |= dict.fromkeys(LINEAR_SIZES, "i32")
 FEW = {"block_rows": 16, "block_inner": FEW_INNER}
 # Arguments of a step's kernels; those not named are 32-bit integers.
-WIDE = ("token_ids", "codebooks", "is_guided", "state", "script", "tasks", "ends", "ends_of_audio", "end_frame")
+WIDE = ("token_ids", "codebooks", "is_guided", "state", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
     **dict.fromkeys((*WIDE, "begins", "streams", "transition", "sent"), "*i64"),
     **dict.fromkeys(("logits", "offset", "maxima", "noise", "before", "guidance"), "*fp32"),
@@ -112,7 +117,7 @@ TYPES = {
     "places": "*u8",
     "first_lane": "i32",
 }
-SIZES = {"logits_stride": 8200, "codebooks_stride": 9, "plan_stride": 64, "state_stride": 5, "script_stride": 256}
+SIZES = {"logits_stride": 8200, "codebooks_stride": 9, "plan_stride": 64, "state_stride": 5, "entries_stride": 256}
 AUDIO = {
     **SIZES,
     "num_streams": 8,
@@ -135,16 +140,19 @@ COSYVOICE3: Any = cosyvoice3(None).mechanism
 GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192}
 GROUPS |= named(CodeProgram.draw_rules)
 GROUPS |= {"constants": COSYVOICE3.groups}
-SCRIPT = {**SIZES, "spoken_start": 48, "stay_of_first": 1, "num_columns": 83, "block": 128}
+POINTER_IDS = POINTER.ids(SimpleNamespace(family=TINY))
+SCRIPT = {**SIZES, "script": POINTER_IDS, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 TAILS = SAMPLED_TAIL, PADDED_TAIL
 FAMILY = ReplyConstants(**dict.fromkeys(ReplyConstants._fields, 3))
 GROUP_RULES = GroupRules(COSYVOICE3.groups, FAMILY, 64, 0, 10, 64, 1)
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(family=FAMILY)
 PLAIN_RULES = RULES._replace(
-    family=FAMILY._replace(max_entries=0, last_frame=-1), num_seen_columns=0, num_end_frame=0,
+    family=FAMILY._replace(last_frame=-1), num_seen_columns=0, num_end_frame=0,
     track_stop=3,
 )  # fmt: skip
+ADVANCE = {"constants": 0, "is_full": ADVANCE_RULES[0], "finish": ADVANCE_RULES[1], "block": 8}
+FOLLOWED = dict(zip(("is_full", "finish"), ScriptProgram.advance_rules, strict=True)) | {"constants": POINTER_IDS}
 # Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
 GREEDY = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
 GREEDY |= {"offset": None}
@@ -186,7 +194,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),
     (draw_text_kernel, {}, TEXT, 8),
     *(
-        (advance_kernel, {}, {"rules": RULES._replace(family=FAMILY._replace(cut_rows=tail.cut_rows)), "block": 8}, 1)
+        (advance_kernel, {}, {**ADVANCE, "rules": RULES._replace(family=FAMILY._replace(cut_rows=tail.cut_rows))}, 1)
         for tail in TAILS
     ),
     (draw_streams_kernel, {}, GREEDY, 4),
@@ -202,7 +210,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
     (split_kernel, {"out": "*fp32", "x": "*fp32", "size": "i32"}, {"block": 1024}, 4),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
-    (advance_kernel, {}, {"rules": PLAIN_RULES, "block": 8}, 1),
+    (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES}, 1),
+    (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES, **FOLLOWED}, 1),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import get_type_hints
 import pytest
 
 from stretto.engine.kernels.gpu.step_draw import StepRules
+from stretto.families.cosyvoice3.mechanism.kernel import GroupRules
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules
 
 SOURCES = Path(__file__).parents[4] / "python_backend" / "stretto"
@@ -31,6 +32,7 @@ KERNELS = (
     "latent_inputs_kernel",
     "mask_after_end_kernel",
     "previous_latents_kernel",
+    "groups_kernel",
     "stairs_kernel",
     "stretch_inputs_kernel",
 )
@@ -48,9 +50,9 @@ def compiled(cache: Path, *arguments: str) -> list[str]:
 
 def test_records_are_arguments_of_triton_functions_only_as_constants() -> None:
     """Triton 3.6 (the host of the benchmarks) refuses `f(rules.family)`, but takes a local `family: tl.constexpr`."""
-    hints = get_type_hints(StepRules) | get_type_hints(WordRules)
+    hints = get_type_hints(StepRules) | get_type_hints(WordRules) | get_type_hints(GroupRules)
     records = {name for name, kind in hints.items() if kind not in (int, bool, str)}
-    assert records == {"family", "script"}
+    assert records == {"family", "groups", "script"}
     functions = [
         (path, each)
         for path in SOURCES.rglob("*.py")

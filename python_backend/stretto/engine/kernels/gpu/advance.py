@@ -17,11 +17,9 @@ from stretto.engine.kernels.gpu.step_draw import (
     FIRST_END,
     FORCED_UNTIL,
     NUM_CODES,
-    NUM_ENTRIES,
     NUM_TEXT_TOKENS,
     OTHER,
     OTHER_SLOT,
-    POINTER,
     RECEIVES,
     ROLE,
     SAMPLES,
@@ -239,16 +237,48 @@ def _share(
 
 
 @triton.jit
+def text_is_full(at: tl.tensor, position: tl.tensor, constants: tl.constexpr) -> tl.tensor:
+    """Return True if a text ends with its next row, besides texts at a limit; the default never does.
+
+    Args:
+        at: State of the reply.
+        position: Position of the row.
+        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+    """
+    return position < 0
+
+
+@triton.jit
+def finish_row(
+    laid: tl.tensor, lanes: tl.tensor, token: tl.tensor, in_text: tl.tensor, in_audio: tl.tensor, at: tl.tensor,
+    entries: tl.tensor, constants: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return streams 1 to S - 1 of a row, and update the mechanism's state and entries; the default changes nothing.
+
+    Args:
+        laid: Streams 1 to S - 1.
+        lanes: Indices of these streams.
+        token: Stream 0.
+        in_text: True if the row is in the text segment.
+        in_audio: True if the row is in the audio segment.
+        at: State of the reply before the row.
+        entries: Entries of the slot (`SlotTables.texts`).
+        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+    """
+    return laid
+
+
+@triton.jit
 def _write_state(
-    at: tl.tensor, entries: tl.tensor, token: tl.tensor, position: tl.tensor, ends_audio: tl.tensor,
-    task: tl.tensor, tasks: tl.tensor, ends: tl.tensor, rules: tl.constexpr,
+    at: tl.tensor, token: tl.tensor, position: tl.tensor, ends_audio: tl.tensor, task: tl.tensor, tasks: tl.tensor,
+    ends: tl.tensor, rules: tl.constexpr,
 ) -> None:  # fmt: skip
     """Update the reply's state for a row with `token` on stream 0."""
     family: tl.constexpr = rules.family
     audio_start = tl.load(at + AUDIO_START)
     _, rows_to_audio = _closing(token, ends, task, rules)
     has_audio, in_text = tl.load(tasks + 2 * rules.num_tasks + task) != 0, audio_start < 0
-    audio_start, num_text_tokens, goes_on = RULES.follow_text(
+    audio_start, num_text_tokens = RULES.follow_text(
         in_text, rows_to_audio, has_audio, position, audio_start, tl.load(at + NUM_TEXT_TOKENS)
     )
     tl.store(at + AUDIO_START, audio_start)
@@ -256,24 +286,19 @@ def _write_state(
     tl.store(at + NUM_TEXT_TOKENS, num_text_tokens)
     if family.interleaves:
         tl.store(at + NUM_CODES, RULES.count_codes(token, in_text, tl.load(at + NUM_CODES), family))
-    if family.max_entries > 0:
-        is_entry = goes_on & RULES.is_entry(token, family)
-        num_entries = tl.load(at + NUM_ENTRIES) + is_entry.to(tl.int64)
-        tl.store(entries + num_entries, token, mask=is_entry)
-        tl.store(at + NUM_ENTRIES, num_entries)
 
 
 @triton.jit
 def advance_kernel(
     results: tl.tensor,  # int32 blocks, written: tokens [N], codes and state [N, S - 1 + C], cut flags [N], samples [N]
-    state: tl.tensor,  # [R, 7 + C] int64, written
-    script: tl.tensor,  # [R, E + 1] int64, written
+    state: tl.tensor,  # [R, 5 + C] int64, written
+    texts: tl.tensor,  # [R, G] int32, written by a mechanism
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     text: tl.tensor,  # sampled text ids, [N] int32
-    first: tl.tensor,  # [N] int32; with a pointer, 1 if it advances
+    first: tl.tensor,  # stream 0 of audio rows, [N] int32
     drawn: tl.tensor,  # [N, K] int32
     tasks: tl.tensor,  # [3, tasks] int64: id written for a cut; text limit; 1 if the task has audio
     ends: tl.tensor,  # [2, tasks, ids] int64, `end_tables`
@@ -283,6 +308,9 @@ def advance_kernel(
     streams: tl.tensor,  # [4, S - 1] int64: `SegmentRules.other_streams`
     sent: tl.tensor,  # [C] int64: columns of `state` that are sent to the host
     rules: tl.constexpr,
+    constants: tl.constexpr,  # constants of the mechanism (`StepProgram.rule_constants`)
+    is_full: tl.constexpr,
+    finish: tl.constexpr,  # `text_is_full` and `finish_row`, or those of a mechanism
     block: tl.constexpr,  # at least S - 1 + C
 ) -> None:
     row = tl.program_id(0)
@@ -297,8 +325,8 @@ def advance_kernel(
     slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
     position = tl.load(lengths + row).to(tl.int64)
     token, laid, is_cut = _row(
-        slot, position, row, mine, state, script, codes, text, first, drawn, tasks, ends, ends_of_audio, end_frame,
-        transition, streams, lanes, rules,
+        slot, position, row, mine, state, texts, codes, text, first, drawn, tasks, ends, ends_of_audio, end_frame,
+        transition, streams, lanes, rules, constants, is_full, finish,
     )  # fmt: skip
     tl.store(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
@@ -319,32 +347,26 @@ def advance_kernel(
 
 @triton.jit
 def _row(
-    slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, script: tl.tensor,
+    slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, texts: tl.tensor,
     codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor, tasks: tl.tensor, ends: tl.tensor,
     ends_of_audio: tl.tensor, end_frame: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor,
-    rules: tl.constexpr,
+    rules: tl.constexpr, constants: tl.constexpr, is_full: tl.constexpr, finish: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
     family: tl.constexpr = rules.family
     task, own = tl.load(mine + TASK * rules.num_rows), drawn + row * rules.num_drawn
-    at, entries = state + slot * rules.state_stride, script + slot * rules.script_stride
+    at = state + slot * rules.state_stride
     audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
-    num_entries, pointer = tl.load(at + NUM_ENTRIES), tl.load(at + POINTER)
     in_text, is_spoken, in_audio = RULES.segment_flags(position, audio_start, audio_end)
     frame = position - audio_start
     text_token = tl.load(text + row).to(tl.int64)
     end_id, _ = _closing(text_token, ends, task, rules)
     text_token, text_is_cut = RULES.end_text(
         text_token, end_id, tl.load(tasks + task), tl.load(at + NUM_TEXT_TOKENS),
-        tl.load(mine + TEXT_MAX * rules.num_rows), position, tl.load(tasks + rules.num_tasks + task), num_entries,
-        family,
+        tl.load(mine + TEXT_MAX * rules.num_rows), position, tl.load(tasks + rules.num_tasks + task),
+        is_full(at, position, constants),
     )  # fmt: skip
     audio_token = tl.load(first + row).to(tl.int64)
-    if family.max_entries > 0:
-        may_end = frame >= tl.load(mine + AUDIO_MIN * rules.num_rows)
-        pointer, moves, ends_audio = RULES.move_pointer(audio_token > 0, pointer, num_entries, may_end, in_audio)
-        tl.store(at + POINTER, pointer)
-        audio_token = RULES.pointer_token(tl.load(entries + pointer), moves, ends_audio, family)
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
     is_end = ends_audio_of(audio_token, ends_of_audio, rules)
     audio_token, audio_is_cut = RULES.end_audio(audio_token, is_end, frame, audio_max, position, in_audio, family)
@@ -368,11 +390,9 @@ def _row(
     is_forced = position < tl.load(mine + FORCED_UNTIL * rules.num_rows)
     place = codes + slot * rules.codes_stride + position * rules.num_others + lanes
     laid = _other_streams(own, place, lanes, streams, frame, lag, is_spoken, is_forced, rules)
-    if family.max_entries > 0:
-        index = RULES.pointer_index(token, in_text, in_audio, num_entries, pointer, family)
-        laid = tl.where(lanes == rules.index_lane, index.to(tl.int32), laid)
     if rules.track_stop > rules.track_start:
         is_known = (lanes >= rules.track_start) & (lanes < rules.track_stop)
         laid = tl.where(is_known, tl.load(place, mask=is_known, other=0), laid)
-    _write_state(at, entries, token, position, ends_audio, task, tasks, ends, rules)
+    laid = finish(laid, lanes, token, in_text, in_audio, at, texts + slot * rules.texts_stride, constants)
+    _write_state(at, token, position, ends_audio, task, tasks, ends, rules)
     return token, laid, (text_is_cut & in_text) | audio_is_cut

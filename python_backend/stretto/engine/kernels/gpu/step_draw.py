@@ -13,7 +13,6 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.device_rules import RULES
 from stretto.engine.kernels.gpu.draw import (
     HIGHEST,
     LOWEST,
@@ -25,7 +24,6 @@ from stretto.engine.kernels.gpu.draw import (
     redraw_key_of,
     select_digit,
     stream_key_of,
-    uniform_of,
     value_of,
 )
 from stretto.engine.rules import STATE, ReplyConstants
@@ -80,7 +78,7 @@ SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS = m
 GIVEN_TOTAL = _at("given_total")
 TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[20:26])
 SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[26:])
-AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, NUM_ENTRIES, POINTER, FIRST_END = map(_state_at, STATE)
+AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, FIRST_END = map(_state_at, STATE)
 
 
 class StepRules(NamedTuple):
@@ -94,7 +92,6 @@ class StepRules(NamedTuple):
         num_sent: Number of state columns that are sent to the host with each row.
         num_ids: Number of columns of the tables from `end_tables`; the last is for all other ids.
         num_end_frame: Number of ids in the frame that ends the audio; 0 for none.
-        index_lane: Index of the pointer's index stream among streams 1 to S - 1.
         num_seen_columns: Number of columns of the repetition penalty's table; 0 without a penalty.
         first_seen_id: Id of the first column of that table.
         track_start: Index, among streams 1 to S - 1, of the first input-only stream whose ids are already in the table.
@@ -112,9 +109,8 @@ class StepRules(NamedTuple):
     num_end_frame: int
     num_transition: int
     state_stride: int
-    script_stride: int
+    texts_stride: int
     codes_stride: int
-    index_lane: int
     num_seen_columns: int
     first_seen_id: int
     track_start: int
@@ -252,7 +248,7 @@ def hidden_end(
         at: State of the reply.
         mine: Column of the row in the step table.
         plan_stride: Length of a line of the step table.
-        constants: Constants of the mechanism (`StepProgram.draw_constants`).
+        constants: Constants of the mechanism (`StepProgram.rule_constants`).
     """
     return is_short
 
@@ -273,7 +269,7 @@ def repeated(
         audio_start: Position of the first audio row.
         row_stride: Distance between the ids of two positions in `history`.
         plan_stride: Length of a line of the step table.
-        constants: Constants of the mechanism (`StepProgram.draw_constants`).
+        constants: Constants of the mechanism (`StepProgram.rule_constants`).
     """
     count, window = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride)
     if (window > 0) & is_code:
@@ -287,9 +283,10 @@ def repeated(
 
 
 @triton.jit
-def _line(
+def line_of(
     logits: tl.tensor, offset: tl.tensor, columns: tl.tensor, inside: tl.tensor, other: tl.constexpr
 ) -> tl.tensor:
+    """Return the logits of `columns`, with their offset if there is one, and `other` outside the line."""
     values = tl.load(logits + columns, mask=inside, other=other)
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
@@ -302,10 +299,10 @@ def _guided(
     inside: tl.tensor, logits_stride: tl.constexpr, plan_stride: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return a row's logits, with guidance if the row has a CFG partner and the stream is guided."""
-    values = _line(line + row.to(tl.int64) * logits_stride, offset, columns, inside, float("-inf"))
+    values = line_of(line + row.to(tl.int64) * logits_stride, offset, columns, inside, float("-inf"))
     other = tl.load(mine + OTHER * plan_stride)
     if (other != row) & is_guided:
-        unconditional = _line(line + other.to(tl.int64) * logits_stride, offset, columns, inside, 0.0)
+        unconditional = line_of(line + other.to(tl.int64) * logits_stride, offset, columns, inside, 0.0)
         guided = unconditional + real_of(mine + GUIDANCE * plan_stride) * (values - unconditional)
         values = tl.where(inside, guided, float("-inf"))
     return values
@@ -344,7 +341,7 @@ def _rules(
 
 
 @triton.jit
-def _place(
+def place_of(
     mine: tl.tensor, length: tl.tensor, state: tl.tensor, plan_stride: tl.constexpr, state_stride: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """Return a row's slot, its position, and the position of the reply's first audio row."""
@@ -362,7 +359,7 @@ def draw_streams_kernel(
     is_guided: tl.tensor,  # [S] int64
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    state: tl.tensor,  # [R, 7 + C] int64
+    state: tl.tensor,  # [R, 5 + C] int64
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
     seen: tl.tensor,  # [R, V + 1] uint8, 1 for each of the first V columns that the penalty counts; or None
     places: tl.tensor,  # [n, C] uint8, 1 for columns that are forbidden in a row of a frame; or None
@@ -376,7 +373,7 @@ def draw_streams_kernel(
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
     num_recent: tl.constexpr,  # rows whose ids the repetition penalty counts; 0 for none
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
-    constants: tl.constexpr,  # constants of the mechanism (`StepProgram.draw_constants`)
+    constants: tl.constexpr,  # constants of the mechanism (`StepProgram.rule_constants`)
     # The functions above (`penalized`, `chosen`, `redrawn_from`, `hidden_end`, `repeated`), or those of a mechanism.
     weigh: tl.constexpr, choose: tl.constexpr, narrow: tl.constexpr, hide: tl.constexpr, repeats: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -385,7 +382,7 @@ def draw_streams_kernel(
     mine = plan + row
     if tl.load(mine + ROLE * plan_stride) != DRAWS:
         return
-    slot, position, audio_start = _place(mine, lengths + row, state, plan_stride, state_stride)
+    slot, position, audio_start = place_of(mine, lengths + row, state, plan_stride, state_stride)
     if (audio_start < 0) | (position < audio_start):
         return
     columns = tl.arange(0, block)
@@ -423,45 +420,3 @@ def draw_streams_kernel(
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))
     if shares:
         tl.store(drawn + tl.load(mine + OTHER * plan_stride) * num_streams + stream, token.to(tl.int32))
-
-
-@triton.jit
-def draw_script_kernel(
-    drawn: tl.tensor,  # [N] int32, written: 1 if the pointer advances
-    logits: tl.tensor,  # [N, C] float32, with row stride `logits_stride`
-    offset: tl.tensor,  # [C] float32, or None
-    plan: tl.tensor,
-    lengths: tl.tensor,
-    state: tl.tensor,
-    script: tl.tensor,  # [R, E + 1] int64
-    logits_stride: tl.constexpr,
-    plan_stride: tl.constexpr,
-    state_stride: tl.constexpr,
-    script_stride: tl.constexpr,
-    spoken_start: tl.constexpr,
-    stay_of_first: tl.constexpr,  # "stay" column of the first spoken token
-    num_columns: tl.constexpr,
-    block: tl.constexpr,
-) -> None:
-    row = tl.program_id(0)
-    mine = plan + row
-    if tl.load(mine + ROLE * plan_stride) != DRAWS:
-        return
-    slot, position, audio_start = _place(mine, lengths + row, state, plan_stride, state_stride)
-    if (audio_start < 0) | (position < audio_start):
-        return
-    pointer = tl.load(state + slot * state_stride + POINTER)
-    entry = tl.load(script + slot * script_stride + pointer)
-    stay = RULES.stay_column(entry, pointer, stay_of_first, spoken_start)
-    columns = tl.arange(0, block)
-    line, inside = logits + row.to(tl.int64) * logits_stride, columns < num_columns
-    values = _line(line, offset, columns, inside, float("-inf"))
-    largest = tl.max(values, 0)
-    own = tl.max(tl.where(columns == stay, values, float("-inf")), 0)
-    others = tl.sum(tl.where(columns == stay, 0.0, tl.exp(values - largest)), 0)
-    log_odds = tl.log(others) - (own - largest)
-    temperature = real_of(mine + SCRIPT_TEMPERATURE * plan_stride)
-    key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, row * 0)
-    threshold = tl.where(temperature > 0, uniform_of(key, row * 0), 0.5)
-    probability = 1 / (1 + tl.exp(-log_odds / tl.where(temperature > 0, temperature, 1.0)))
-    tl.store(drawn + row, (probability > threshold).to(tl.int32))

@@ -128,4 +128,4 @@ class CodeProgram(StepProgram):
 
     def __init__(self, mechanism: CodeRules, readout: Readout, rules: SegmentRules, *given: Any):
         super().__init__(readout, rules, *given)
-        self.draw_constants = mechanism.groups
+        self.rule_constants = mechanism.groups

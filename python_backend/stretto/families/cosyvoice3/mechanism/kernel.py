@@ -48,12 +48,13 @@ class GroupRules(NamedTuple):
 def groups_kernel(
     drawn: tl.tensor,  # [N] int32: sampled ids of stream 0; written: the ids that the rows have
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written: the text stream
-    state: tl.tensor,  # [R, 7 + C] int64, written: the columns of `CodeRules`
+    state: tl.tensor,  # [R, 5 + C] int64, written: the columns of `CodeRules`
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     rules: tl.constexpr,
 ) -> None:
     family: tl.constexpr = rules.family
+    groups: tl.constexpr = rules.groups
     row = tl.program_id(0)
     mine = plan + row
     if tl.load(mine + ROLE * rules.num_rows) != DRAWS:
@@ -67,7 +68,7 @@ def groups_kernel(
     num_given = tl.load(at + NUM_GIVEN)
     token, is_given, after, num_in_group = OWN.lay_row(
         tl.load(drawn + row).to(tl.int64), in_audio & (is_over == 0), num_given, tl.load(at + NUM_IN_GROUP),
-        tl.load(at + NUM_FIRST), tl.load(mine + GIVEN_TOTAL * rules.num_rows), family.end_of_audio, rules.groups,
+        tl.load(at + NUM_FIRST), tl.load(mine + GIVEN_TOTAL * rules.num_rows), family.end_of_audio, groups,
     )  # fmt: skip
     tl.store(drawn + row, token.to(tl.int32))
     word = tl.where(is_given, -1 - num_given, family.pad_id).to(tl.int32)

@@ -33,7 +33,7 @@ def stairs_kernel(
     first: tl.tensor,  # stream 0, [N] int32, written
     drawn: tl.tensor,  # the other streams, [N, K] int32, written
     ids: tl.tensor,  # [3, K + 1] int64: begin ids, end ids, delays
-    state: tl.tensor,  # [R, 7 + C] int64, written
+    state: tl.tensor,  # [R, 5 + C] int64, written
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     rules: tl.constexpr,

@@ -49,7 +49,7 @@ def words_kernel(
     seconds: tl.tensor,  # [N] int32, written: ids of the second stream; None if nothing reads them
     words: tl.tensor,  # [R, W] int32: tokens, then words
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written: the second stream
-    state: tl.tensor,  # [R, 7 + C] int64, written: the state of the words
+    state: tl.tensor,  # [R, 5 + C] int64, written: the state of the words
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     rules: tl.constexpr,

@@ -37,7 +37,7 @@ def slots_kernel(
     first: tl.tensor,  # the text stream, [N] int32, written
     drawn: tl.tensor,  # codes, [N, K] int32, written
     pads: tl.tensor,  # [K] int64
-    state: tl.tensor,  # [R, 7 + C] int64, written
+    state: tl.tensor,  # [R, 5 + C] int64, written
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
     rules: tl.constexpr,

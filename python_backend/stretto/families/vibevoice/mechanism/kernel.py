@@ -52,7 +52,7 @@ def stretch_inputs_kernel(
     flags: tl.tensor,  # [2, N] bool, written: 1 in the first frame of a stretch; 1 if the row is a frame
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
     lengths: tl.tensor,  # [N] int32
-    state: tl.tensor,  # [R, 7 + C] int64
+    state: tl.tensor,  # [R, 5 + C] int64
     tokens: tl.tensor,  # stream 0, [R, T, 1] int32
     first: tl.tensor,  # sampled ids of stream 0, [N] int32
     rules: tl.constexpr,  # `StepRules`

@@ -1,0 +1,105 @@
+"""Alignment pointer in numpy or torch arrays, and the launch of its kernel."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import triton
+
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.rules import STATE, with_where
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
+from stretto.engine.worker.predictors import Readout
+from stretto.engine.worker.sampler import RecentRows, RowDraw, pick
+from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.slots import Array, SlotTables
+from stretto.engine.worker.step_program import EXACT, StepProgram
+from stretto.families.tiny.family import Script
+from stretto.families.tiny.mechanism import rules as script_rules
+from stretto.families.tiny.mechanism.kernel import draw_script_kernel, finish_row, text_is_full
+from stretto.sampling import advances, uniform
+
+
+class ScriptDraw(RowDraw):
+    """Sampler of rows in numpy or torch, which moves the pointer instead of sampling stream 0 of audio.
+
+    Args:
+        script: The mechanism.
+        given: Arguments of `RowDraw`, and stream 0 of every slot by position, int32 [R, T], which is unused.
+    """
+
+    def __init__(self, script: Script, *given: Any):
+        super().__init__(*given[:-1])
+        _, segments, tables, arrays, *_ = given
+        self._ids = script.ids(segments.rules)
+        self._rules = with_where(arrays.xp.where, script_rules.__name__)
+        self._state, self._entries = arrays.wrap(tables.state)[:, len(STATE) :], arrays.wrap(tables.texts)
+
+    def text_is_full(self, rows: Rows) -> Array:
+        """Return True for texts with the maximum number of entries, [B]."""
+        return self._state[rows.slots, 0] >= self._ids.max_entries
+
+    def _draw_first(
+        self,
+        logits: torch.Tensor,
+        keys: np.ndarray,
+        plan: BatchPlan,
+        step: PlanArrays,
+        rows: Rows,
+        recent: RecentRows | None,
+    ) -> Array:
+        """Move the pointers, and return stream 0 of audio rows, [M]; ids of other rows have no meaning."""
+        index, slots = step.speaking, rows.slots
+        num_entries, pointer = self._state[slots].T
+        stay = self._rules.stay_column(self._entries[slots, pointer], pointer, self._ids)
+        temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
+        noise = self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64)))
+        advance = advances(logits, self._arrays.tensor(pick(stay, index)), temperature, noise)
+        pointer, *flags = self._rules.move_pointer(
+            self._spread(advance.long(), index, rows) > 0, pointer, num_entries, rows.frame >= rows.limits.audio_min,
+            rows.in_audio,
+        )  # fmt: skip
+        self._state[slots, 1] = pointer
+        return self._rules.pointer_token(self._entries[slots, pointer], *flags, self._ids)
+
+    def __call__(
+        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> tuple[Array, Array]:
+        """Sample the rows of a plan with their index stream, and add entries; see `RowDraw.__call__`."""
+        token, laid = super().__call__(hidden, keys, plan, step, rows)
+        slots, arrays = rows.slots, self._arrays
+        num_entries, pointer = self._state[slots].T
+        laid[:, self._ids.index_stream - 1] = self._rules.pointer_index(
+            token, rows.in_text, rows.in_audio, num_entries, pointer, self._ids
+        )
+        if plan.may_write:
+            is_entry = rows.in_text & self._rules.is_entry(token, self._ids)
+            self._state[slots, 0] = num_entries = num_entries + is_entry
+            self._entries[slots, num_entries * is_entry] = arrays.int32(token * is_entry)  # entry 0 is unused
+        return token, laid
+
+
+class ScriptProgram(StepProgram):
+    """Kernel launches that sample a step.
+
+    Args:
+        script: The mechanism.
+        readout: Heads and frame predictor.
+        rules: Rules of the family's replies.
+        tables: Slot tables.
+        given: Further arguments of `StepProgram`.
+    """
+
+    advance_rules: ClassVar = (text_is_full, finish_row)
+
+    def __init__(self, script: Script, readout: Readout, rules: SegmentRules, tables: SlotTables, *given: Any):
+        super().__init__(readout, rules, tables, *given)
+        self.rule_constants = script.ids(rules)
+
+    def _draw_first(self, logits: torch.Tensor) -> None:
+        num_columns, tables = logits.shape[1], self._tables
+        draw_script_kernel[len(logits),](
+            self._first.drawn, logits, self._first.offset, self.columns.table, self.lengths, tables.state,
+            tables.texts, logits.stride(0), self.num_rows, tables.state.stride(0), tables.texts.stride(0),
+            self.rule_constants, num_columns, triton.next_power_of_2(num_columns), **EXACT,
+        )  # fmt: skip
