@@ -35,15 +35,16 @@ NAMED = {
     "audio_bos_token": "<|audio_start|>",
     "audio_eos_token": "<|audio_end|>",
 }
-# The parts of the published template for turns of text and audio, without tools and reasoning.
+# The rules of the published template for text and audio, without tools. Thoughts of earlier replies are left out.
 TEMPLATE = """{%- for message in messages -%}
-{{- '<|im_start|>' + message.role + '\n' -}}
-{%- if message.content is string -%}{{- message.content -}}{%- else -%}
+{%- set turn = namespace(text='') -%}
 {%- for part in message.content -%}
-{%- if part.type == 'audio' -%}{{- '<|audio_start|><|audio_pad|><|audio_end|>' -}}
-{%- else -%}{{- part.text -}}{%- endif -%}
-{%- endfor -%}{%- endif -%}
-{{- '<|im_end|>\n' -}}
+{%- if part.type == 'audio' -%}{%- set turn.text = turn.text + '<|audio_start|><|audio_pad|><|audio_end|>' -%}
+{%- else -%}{%- set turn.text = turn.text + part.text -%}{%- endif -%}
+{%- endfor -%}
+{%- if message.role == 'assistant' and '</think>' in turn.text -%}
+{%- set turn.text = turn.text.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}
+{{- '<|im_start|>' + message.role + '\n' + turn.text + '<|im_end|>\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"""
 
@@ -74,6 +75,7 @@ def conversations() -> dict[str, tuple[Piece, ...]]:
         "audio": (heard["short"],),
         "audio, text": (system, heard["odd"], ask),
         "text, audio": (ask, heard["long"]),
+        "thoughts": (ask, replace(said, text="<think>\nhm\n</think>\n\nhello world"), replace(ask, text="why?")),
         "turns": (system, heard["odd"], ask, said, heard["short"], replace(ask, text=" why?")),
     }
 

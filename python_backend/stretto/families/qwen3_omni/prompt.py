@@ -5,7 +5,7 @@ r"""Prompts of Qwen3-Omni's thinker, in the format of its published chat templat
 Consecutive pieces of the same role form one turn. Within a turn, everything between two recordings is tokenised as one
 text, which includes the role before it: a text may begin with a line end, which then belongs to the same token as the
 one after the role. Each recording has one `<|audio_pad|>` for each row of the audio encoder. Codes of the assistant's
-earlier speech are not read, because the text of such a turn is in the prompt.
+earlier speech are not read, because the text of such a turn is in the prompt. Neither are its earlier thoughts.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from stretto.families.qwen3_omni.family import ThinkerVocabulary
 from stretto.families.text import TextTokenizer, check_no_markers, check_text
 from stretto.records.prompt import InputAudio
 
+THOUGHTS_END = "</think>"
 MAX_AUDIO_S = 300  # of all recordings in a request, whose features take 51 kB/s
 
 
@@ -66,12 +67,18 @@ class ThinkerTemplate:
         check_text(piece.text, piece.path, self._family.max_text_chars)
         if not piece.text:
             raise InvalidRequest(piece.path, "text of at least one character", shown(piece.text))
-        return piece.text
+        return without_thoughts(piece.text) if piece.role == "assistant" else piece.text
 
     def _encoded(self, text: str, path: str) -> Sequence[int]:
         ids = self._tokenizer.encode(text)
         check_no_markers(ids, self._known.markers, path)
         return ids
+
+
+def without_thoughts(text: str) -> str:
+    """Return an earlier reply without the thoughts before it, as the published chat template does."""
+    _, end, reply = text.rpartition(THOUGHTS_END)
+    return reply.lstrip("\n") if end else text
 
 
 def _check_total(pieces: tuple[Piece, ...]) -> None:
