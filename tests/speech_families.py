@@ -1,10 +1,12 @@
 """Small test families that cover features that the bundled family lacks."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from stretto.families.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
 from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.cosyvoice3.family import CodeRules, TextGroups
+from stretto.families.mechanism import Mechanism
+from stretto.families.plugin import lazy
 from stretto.families.speaker import Speaker
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
@@ -56,14 +58,26 @@ LEARNED_PADS = replace(EIGHT_STREAMS, name="learned_pads", layout=_WITH_PADS)
 # More text ids than one of two tensor-parallel ranks holds.
 WIDE_TEXT = eight_streams("wide_text", 640)
 
-# Text replies, some of which a speaker speaks, which reads the input of layer 2.
+
+@dataclass(frozen=True)
+class Spoken(Mechanism):
+    """A speaker, which reads the input of a layer."""
+
+    state_layer: int = 2
+
+    @property
+    def speaker(self) -> Speaker:
+        return Speaker("speaker", self.state_layer, lazy("tests.speech_families:no_prompts"))
+
+
+# Text replies, some of which a speaker speaks.
 _LISTEN = EIGHT_STREAMS.task("listen")
 SPOKEN = replace(
     EIGHT_STREAMS,
     name="spoken",
     tasks=(replace(_LISTEN, name="answer", is_spoken=True), _LISTEN),
     guided_streams=(),
-    speaker=Speaker(2),
+    mechanism=Spoken(),
 )
 
 # The bundled family, but its text can only be blanks: the script stays empty.

@@ -86,6 +86,31 @@ def test_first_frame_target_is_read_from_engine_json(tmp_path: Path) -> None:
     assert (config.engine_args, config.first_frame_target_s) == ({"max_num_seqs": 4}, 1.5)
 
 
+def test_engine_of_a_speaker_has_the_same_arguments_unless_its_own_are_given(tmp_path: Path) -> None:
+    record = {"dtype": "float32", "max_num_seqs": 4, "max_waiting": 2, "reserved_mb": 9000}
+    own = {"max_num_seqs": 8, "memory_mb": 700, "kv_share": {"generation": 0.5}}
+    (tmp_path / "engine.json").write_text(json.dumps({**record, "speaker": own}))
+    config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
+    assert config.engine_args == {"dtype": "float32", "max_num_seqs": 4}
+    speaker = EngineConfig(
+        tmp_path / "two", {"dtype": "float32", "max_num_seqs": 8}, {"generation": 0.5}, memory_mb=700
+    )
+    assert config.of_speaker(tmp_path / "two") == speaker
+    for odd in ([8], {"speaker": {}}, {"checkpoint": "elsewhere"}):
+        with pytest.raises(ValueError, match="speaker: expected an object with the options of an engine, got"):
+            EngineConfig(tmp_path, speaker=odd)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="scheduler_cls"):
+        EngineConfig(tmp_path, speaker={"scheduler_cls": "mine"}).of_speaker(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "least"), [("reserved_mb", 0), ("memory_mb", 1)])
+@pytest.mark.parametrize("value", [-1, 1.5, "all", True])
+def test_out_of_range_memory_is_refused(name: str, least: int, value: object, tmp_path: Path) -> None:
+    message = f"{name} must be an integer >= {least}, or null for vLLM's default, got {value!r}"
+    with pytest.raises(ValueError, match=message):
+        EngineConfig(tmp_path, **{name: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [0, -1.5, "soon", True, float("inf"), float("nan")])
 def test_out_of_range_first_frame_target_is_refused(value: object, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"first_frame_target_s must be > 0, or null for none, got {value!r}"):

@@ -267,5 +267,5 @@ def write_release(folder: Path, config: Mapping[str, Any] | None = None, seed: i
         file = f"model-{number:05d}-of-00002.safetensors"
         save_file({name: drawn[name] for name in names}, folder / file)
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder

@@ -30,6 +30,10 @@ class EngineConfig:
             start-up to the share of the rest, unless it is given. None for vLLM's default.
         latent_steps: Solver step counts for which CUDA graphs are captured, in addition to the family's default.
             Latents with other step counts are computed without graphs.
+        memory_mb: Memory of the GPU that this engine may use, in MiB, instead of all that `reserved_mb` leaves. None to
+            use all of it.
+        speaker: Configuration of the speaker's engine, if the family has a speaker: fields of this class and engine
+            arguments. Engine arguments that are missing are those of this configuration.
         int8: True to quantize the weights and the inputs of the language model's linear layers to int8, on CPUs with
             VNNI instructions. Embeddings, norms, heads and narrow layers are not quantized.
     """
@@ -44,6 +48,8 @@ class EngineConfig:
     live_reserve: bool = True
     latent_steps: Sequence[int] = ()
     reserved_mb: int | None = None
+    memory_mb: int | None = None
+    speaker: Mapping[str, Any] = field(default_factory=dict)
     int8: bool = False
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
@@ -78,9 +84,12 @@ class EngineConfig:
         for name, folder in self.adapters.items():
             if not isinstance(folder, str | Path) or not str(folder) or not name:
                 raise ValueError(f"adapters: expected a name and its folder, got {name!r} and {folder!r}")
-        left_mb = self.reserved_mb
-        if left_mb is not None and (isinstance(left_mb, bool) or not isinstance(left_mb, int) or left_mb < 0):
-            raise ValueError(f"reserved_mb must be an integer >= 0, or null for vLLM's default, got {left_mb!r}")
+        for name, least in (("reserved_mb", 0), ("memory_mb", 1)):
+            size_mb = getattr(self, name)
+            if size_mb is not None and (type(size_mb) is not int or size_mb < least):
+                raise ValueError(f"{name} must be an integer >= {least}, or null for vLLM's default, got {size_mb!r}")
+        if not isinstance(self.speaker, Mapping) or {"speaker", "checkpoint"} & set(self.speaker):
+            raise ValueError(f"speaker: expected an object with the options of an engine, got {self.speaker!r}")
         if not isinstance(self.latent_steps, list | tuple) or any(type(each) is not int for each in self.latent_steps):
             raise ValueError(f"latent_steps: expected a list of integers, got {self.latent_steps!r}")
 
@@ -101,10 +110,21 @@ class EngineConfig:
         Raises:
             ValueError: A value is out of range.
         """
-        record = json.loads(engine_json.read_text())
+        return cls._from_record(json.loads(engine_json.read_text()), checkpoint)
+
+    @classmethod
+    def _from_record(cls, record: dict[str, Any], checkpoint: Path) -> "EngineConfig":
         names = {each.name for each in fields(cls)} - {"checkpoint", "engine_args"}
         ours = {name: record.pop(name) for name in names & set(record)}
         return cls(checkpoint, record, **ours)
+
+    def of_speaker(self, checkpoint: Path) -> "EngineConfig":
+        """Return the configuration of the speaker's engine; raise ValueError if a value is out of range.
+
+        Args:
+            checkpoint: Checkpoint folder of the speaker.
+        """
+        return self._from_record({**self.engine_args, **self.speaker}, checkpoint)
 
 
 MAX_ALIGN_S = 30.0  # less than the time after which the language model considers the decoder dead

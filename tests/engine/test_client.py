@@ -113,7 +113,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engines]:
 
 @pytest_asyncio.fixture
 async def client(engines: Engines) -> AsyncIterator[EngineClient]:
-    made = EngineClient(EngineConnection(EngineConfig(Path(), {"data_parallel_size": 2}), Path("stats")))
+    made = EngineClient(EngineConnection(EngineConfig(Path(), {"data_parallel_size": 2}), Path("stats")).wait())
     yield made
     made.shutdown()
 
@@ -227,7 +227,7 @@ async def test_replies_fail_when_the_engine_has_ended(client: EngineClient, engi
 async def test_engine_host_exceptions_are_raised_in_the_client(engines: Engines) -> None:
     engines.answer = CheckpointError("config.json: broken")
     with pytest.raises(CheckpointError, match=r"config.json: broken"):
-        EngineConnection(EngineConfig(Path()), Path("stats"))
+        EngineConnection(EngineConfig(Path()), Path("stats")).wait()
 
 
 async def test_engine_protocol_matches_vllm() -> None:

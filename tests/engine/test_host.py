@@ -137,6 +137,8 @@ def test_vllm_gets_the_memory_that_other_processes_leave(tmp_path: Path, monkeyp
     config = EngineConfig(tmp_path, reserved_mb=6_000)
     assert host.memory_share(config, lambda: 24_000 << 20) == {"gpu_memory_utilization": 0.75}
     assert host.memory_share(EngineConfig(tmp_path), lambda: 24_000 << 20) == {}
+    own = EngineConfig(tmp_path, reserved_mb=6_000, memory_mb=3_000)
+    assert host.memory_share(own, lambda: 24_000 << 20) == {"gpu_memory_utilization": 0.125}
     monkeypatch.setenv(HELD_MB, "12000")
     assert host.memory_share(config, lambda: 24_000 << 20) == {"gpu_memory_utilization": 0.25}
     monkeypatch.delenv(HELD_MB)

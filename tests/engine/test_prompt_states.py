@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from stretto.errors import CheckpointError
-from stretto.families.bagpiper.family import MelFormat
+from stretto.families.log_mel import MelFormat
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import num_preemptions
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
-from tests.speech_families import SPOKEN
+from tests.speech_families import SPOKEN, Spoken
 
 pytestmark = pytest.mark.engine
 LENGTH, NUM_MELS = 160, 8
@@ -150,9 +150,9 @@ def test_aborted_requests_leave_no_states(tight: Engine) -> None:
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_layers_that_do_not_exist_are_refused(checkpoint: Path, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from stretto.engine.models import multi_stream
-    from stretto.families.speaker import Speaker
 
-    monkeypatch.setattr(multi_stream, "family_of", lambda _: replace(SPOKEN, speaker=Speaker(layer)))
+    odd = replace(SPOKEN, mechanism=Spoken(layer))
+    monkeypatch.setattr(multi_stream, "family_of", lambda _: odd)
     number = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
     with pytest.raises(CheckpointError, match=rf"expected a layer in \[0, {number}\), got {layer}"):
         Engine(checkpoint)

@@ -32,10 +32,9 @@ class FakeEngine:
         self.aborted.set()
 
 
-def text(engine: Any, room: int = 10, patience_s: float = 60.0) -> TextFeed:
-    return TextFeed(
-        engine, "r", Track(slice(0, 1), 5, rows_of([8, 9], 1), 0, is_live=True, is_open=True), room, patience_s
-    )
+def text(engine: Any, room: int = 10, patience_s: float = 60.0, longest_s: float = 600.0) -> TextFeed:
+    track = Track(slice(0, 1), 5, rows_of([8, 9], 1), 0, is_live=True, is_open=True)
+    return TextFeed(engine, "r", track, room, patience_s, longest_s)
 
 
 async def test_text_ids_are_sent_in_order_once_the_engine_has_the_request() -> None:
@@ -85,12 +84,9 @@ async def test_stalled_text_input_aborts_the_reply() -> None:
     complete.check()
 
 
-async def test_unfinished_text_is_aborted_despite_empty_writes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(TextFeed, "longest_s", 0.0)
+async def test_unfinished_text_is_aborted_despite_empty_writes() -> None:
     engine = FakeEngine()
-    written = text(engine)
+    written = text(engine, longest_s=0.0)
     written.write([], False)
     await engine.aborted.wait()
     with pytest.raises(

@@ -189,11 +189,8 @@ class Speaking:
 
     is_shut_down = False
 
-    @classmethod
-    def launch(cls, config: Any) -> "Speaking":
-        model = cls()
-        model.config, model.engine_pids = config, [os.getpid()]
-        return model
+    def __init__(self, config: Any) -> None:
+        self.config, self.engine_pids, self.parts = config, [os.getpid()], (self,)
 
     async def generate(self, prompt: Prompt, request_id: str, pacer: Pacer, host: str) -> AsyncGenerator[LMChunk, None]:
         yield LMChunk(Chunk(0, Segment.AUDIO, is_final=True), prompt.rows)
@@ -210,9 +207,9 @@ class Speaking:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("stretto.engine.llm")
-    module.SpeechLLM = Speaking
-    monkeypatch.setitem(sys.modules, "stretto.engine.llm", module)
+    module = ModuleType("stretto.engine.spoken_llm")
+    module.launch = Speaking
+    monkeypatch.setitem(sys.modules, "stretto.engine.spoken_llm", module)
 
 
 def test_language_model_streams_and_shuts_down(engine: None) -> None:
@@ -245,8 +242,14 @@ def test_decoder_model_runs_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
         return SimpleNamespace(stop=made.clear, wait_until_warm=wait, **figures)
 
     monkeypatch.setattr("stretto.decoder.worker.DecoderWorker", worker)
-    family = SimpleNamespace(codec="tiny", num_codebooks=5, first_chunk_frames=2, steady_chunk_frames=12)
-    monkeypatch.setattr("stretto.triton_io.tensors.ModelParameters.family", lambda self: family)
+    family = SimpleNamespace(
+        codec="tiny",
+        num_codebooks=5,
+        first_chunk_frames=2,
+        steady_chunk_frames=12,
+        mechanism=SimpleNamespace(speaker=None),
+    )
+    monkeypatch.setattr("stretto.families.plugin.family_at", lambda checkpoint: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made
@@ -272,7 +275,7 @@ import sys
 sys.path[:0] = [{str(ROOT.parent)!r}]
 from tests.fakes_triton import install
 install()
-import stretto.engine.llm, stretto.triton_io.speech_service, stretto.triton_io.tensors
+import stretto.engine.spoken_llm, stretto.triton_io.speech_service, stretto.triton_io.tensors
 from stretto.families.plugin import family_at
 from stretto.families.text import load_text_codec
 from pathlib import Path

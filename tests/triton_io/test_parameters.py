@@ -46,9 +46,11 @@ def test_instance_group_selects_the_device(tmp_path: Path, kind: str, device_id:
     assert parameters(tmp_path, kind, device_id).device == device
 
 
-def test_family_is_read_from_the_checkpoint(tmp_path: Path) -> None:
+def test_model_that_generates_frames_is_the_checkpoint_or_its_speaker(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
-    assert parameters(tmp_path, checkpoint=".").family().name == "tiny"
+    assert parameters(tmp_path, checkpoint=".").speaking_checkpoint() == tmp_path
+    (tmp_path / "config.json").write_text('{"speech_family": "spoken"}')
+    assert parameters(tmp_path, checkpoint=".").speaking_checkpoint() == tmp_path / "speaker"
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"speech_family": "nobody"}'])
@@ -56,4 +58,4 @@ def test_model_parameters_refuse_a_checkpoint_of_unknown_family(tmp_path: Path, 
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json: "):
-        parameters(tmp_path, checkpoint=".").family()
+        parameters(tmp_path, checkpoint=".").speaking_checkpoint()

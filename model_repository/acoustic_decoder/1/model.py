@@ -22,6 +22,7 @@ class TritonPythonModel:
         stub.keep_large_memory()
         from stretto.config import DecoderConfig
         from stretto.decoder.worker import DecoderWorker, open_aligner, open_codec
+        from stretto.families.plugin import family_at
         from stretto.triton_io.decoding_service import DecodingService
         from stretto.triton_io.flow import Outcome, conclude_all
         from stretto.triton_io.seal import SealKey
@@ -29,7 +30,8 @@ class TritonPythonModel:
         from stretto.triton_io.tensors import ModelParameters
 
         parameters = ModelParameters(args)
-        family = parameters.family()
+        checkpoint = parameters.speaking_checkpoint()
+        family = family_at(checkpoint)
         found = {
             "codec": family.codec,
             "device": parameters.device,
@@ -42,7 +44,7 @@ class TritonPythonModel:
         given |= {"marker": os.environ[stub.MARKER]} if stub.MARKER in os.environ else {}
         config = DecoderConfig.from_parameters(found | given)
         aligner = open_aligner(config, parameters.path("aligner")) if config.aligner else None
-        self.worker = DecoderWorker(open_codec(config, parameters.path("checkpoint")), config, aligner=aligner)
+        self.worker = DecoderWorker(open_codec(config, checkpoint), config, aligner=aligner)
         self.worker.wait_until_warm()
         self.key = SealKey(stub.server_pid())
         # Utterances abandoned by an earlier decoder process.

@@ -22,7 +22,7 @@ class TritonPythonModel:
         stub.use_utf8()
         stub.keep_large_memory()
         from stretto.config import EngineConfig
-        from stretto.engine.llm import SpeechLLM
+        from stretto.engine.spoken_llm import launch
         from stretto.triton_io.chunk_sender import SenderLimits
         from stretto.triton_io.flow import FlowTable
         from stretto.triton_io.seal import SealKey
@@ -37,23 +37,24 @@ class TritonPythonModel:
             max_frames=parameters.number("max_frames_in_flight"),
             max_ahead_s=parameters.seconds("max_audio_ahead_s"),
         )
-        self.model = SpeechLLM.launch(config)
-        engines = [(pid, pid) for pid in self.model.engine_pids]
+        self.model = launch(config)
         self.loop = EventLoop("language model")
         self.key = SealKey(stub.server_pid())
         table = FlowTable.create(stub.server_pid())
         words = os.environ.get(stub.PRONUNCIATIONS)
         dictionary = Path(words) if words else None
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal, dictionary)
-        self.watch = HangWatch(self.model.has_work, engines)
-        self.watch.start("the engine")
+        self.watches = [HangWatch(part.has_work, [(pid, pid) for pid in part.engine_pids]) for part in self.model.parts]
+        for watch in self.watches:
+            watch.start("the engine")
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
             self.service.accept(request)
 
     def finalize(self) -> None:
-        self.watch.stop()
+        for watch in self.watches:
+            watch.stop()
         self.service.close()
         self.key.close()
         self.model.shutdown()

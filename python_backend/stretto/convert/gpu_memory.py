@@ -34,6 +34,7 @@ class Needs:
         tables: Tables of the language model's batch slots, besides the KV cache.
         cache: KV cache of a reply of the greatest length, with both requests of a CFG pair.
         tensors: Tensors of the decoder, on any device (`DecoderConfig.memory_mb`); 0 if unknown.
+        speaker: The speaker's engine; 0 without a speaker.
     """
 
     decoder: int
@@ -42,12 +43,13 @@ class Needs:
     tables: int
     cache: int
     tensors: int = 0
+    speaker: int = 0
 
     @property
     def reserved(self) -> int:
-        """Memory of all processes except the language model's."""
+        """Memory of all processes except the language model's; that of a speaker is reserved as well."""
         preprocessor = 0 if self.preprocessor is None else self.preprocessor + 2 * LIBRARY_BYTES
-        return self.decoder + preprocessor + SERVER_BYTES
+        return self.decoder + preprocessor + self.speaker + SERVER_BYTES
 
     @property
     def reserved_mb(self) -> int:

@@ -16,13 +16,13 @@ from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.cloning_models import write_cloning_models
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes, state_bytes
+from stretto.convert.gpu_memory import ENGINE_BYTES, GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes, state_bytes
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
-from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin
+from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin, speaking_folder
 from stretto.families.pronunciations import alphabets
 from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
@@ -126,6 +126,7 @@ NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 ENGINE_GPU = 0  # GPU of the language model
 GPU_BATCH = 64  # windows per batch; larger batches are not faster on a GPU
+MEMORY = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}  # engine arguments for memory
 WARM_UP_S = 4.0  # warm-up time of the decoder: 96 batches of a small codec take 3.3 s
 
 
@@ -256,6 +257,34 @@ def window(record: dict[str, Any]) -> int:
     return count(record, "sliding_window") if all_layers_slide(record.get("layer_types")) else 0
 
 
+def speaker_arguments(
+    folder: Path, is_on_gpu: bool, serving: ServingProfile, quantize: str | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the configuration of a speaker's engine (`EngineConfig.speaker`).
+
+    On a GPU it has a fixed share of the memory, with a KV cache for as many replies of usual length as on a CPU.
+
+    Args:
+        folder: Checkpoint folder of the speaker.
+        is_on_gpu: True to serve on a GPU.
+        serving: Profile of batch and queue.
+        quantize: Key of QUANTIZATIONS; None to use the weights as stored.
+        given: Configuration that overrides the computed one.
+
+    Raises:
+        CheckpointError: If a size in config.json is missing or invalid.
+    """
+    record, family = config_at(folder), family_at(folder)
+    chosen = engine_arguments(record, family, is_on_gpu, serving) | given
+    chosen |= quantization(record, quantize, chosen["dtype"])
+    if is_on_gpu and not chosen.keys() & {*MEMORY, "memory_mb"}:
+        num_rows = cpu_cache_rows(family, chosen["max_model_len"], window(record), chosen["max_num_seqs"])
+        cache = num_rows * bytes_per_row(record, chosen["dtype"])
+        weights = file_bytes(folder.glob("*.safetensors")) // (2 if chosen.get("quantization") in ONLINE else 1)
+        chosen["memory_mb"] = -(-(weights + cache + ENGINE_BYTES) // MIB)
+    return chosen
+
+
 def gpu_needs(
     checkpoint: Path, codec: Codec, family: Family, placement: "Placement", arguments: dict[str, Any]
 ) -> Needs:
@@ -266,7 +295,7 @@ def gpu_needs(
         codec: The checkpoint's codec.
         family: The checkpoint's family.
         placement: Devices.
-        arguments: vLLM engine arguments.
+        arguments: vLLM engine arguments, with those of the speaker's engine.
 
     Raises:
         CheckpointError: If the codec cannot be measured.
@@ -288,6 +317,7 @@ def gpu_needs(
         tables=tables,
         cache=longest_rows(family, num_rows, window(record), is_on_gpu=True) * bytes_per_row(record, dtype),
         tensors=decoder.tensors,
+        speaker=arguments.get("speaker", {}).get("memory_mb", 0) * MIB,
     )
 
 
@@ -424,14 +454,18 @@ def make(
         check_config(aligner)
         read_alphabet(aligner)
     record = config_at(checkpoint)
-    chosen = engine_arguments(record, family, placement is not None, PROFILES[serving]) | engine_args
+    own = family_at(checkpoint)
+    chosen = engine_arguments(record, own, placement is not None, PROFILES[serving]) | engine_args
     chosen |= quantization(record, quantize, chosen["dtype"])
-    memory, tensors = {"reserved_mb", "gpu_memory_utilization", "kv_cache_memory_bytes"}, 0
+    if own.mechanism.speaker is not None:
+        options = placement is not None, PROFILES[serving], quantize, engine_args.get("speaker", {})
+        chosen["speaker"] = speaker_arguments(speaking_folder(checkpoint), *options)
+    tensors = 0
     if placement is not None:
         sizes = PROFILES[serving].with_chunks(family)
         needs = gpu_needs(checkpoint, preprocessor.codec, sizes, placement, chosen)
         tensors = needs.tensors
-        if not chosen.keys() & memory:
+        if not chosen.keys() & MEMORY:
             chosen["reserved_mb"] = needs.reserved_mb
             if placement.gpu_gib is not None:
                 needs.check(round(placement.gpu_gib * GIB))
@@ -440,7 +474,7 @@ def make(
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
         (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
-        EngineConfig.from_file(folder / ENGINE, checkpoint)
+        EngineConfig.from_file(folder / ENGINE, checkpoint).of_speaker(checkpoint)
         spec = preprocessor.codec.spec
         model_profile = profile(family, spec.sample_rate, spec.frame_rate, aligner is not None)
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})

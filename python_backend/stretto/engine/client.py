@@ -136,12 +136,15 @@ class EngineConnection:
     """Connection to vLLM's engine processes, which a separate host process starts and stops.
 
     Attributes:
-        readies: Sizes reported by each engine, keyed by ZMQ identity.
-        started: Pids of the engine processes, and their limits.
+        readies: Sizes reported by each engine, keyed by ZMQ identity; known after `wait`.
+        started: Pids of the engine processes, and their limits; known after `wait`.
     """
 
+    readies: dict[bytes, EngineReady]
+    started: StartedEngines
+
     def __init__(self, config: EngineConfig, stats: Path) -> None:
-        """Start the engines and wait until they are ready; see `SpeechLLM.launch` for the exceptions.
+        """Begin to start the engines.
 
         Args:
             config: Configuration of the engines.
@@ -158,16 +161,27 @@ class EngineConnection:
             for socket, address in ((self._inputs, inputs), (self._outputs, outputs)):
                 socket.set_hwm(0)
                 socket.bind(address)
-            self.started = self._start(StartRequest(config, str(stats), inputs, outputs, dict(os.environ), os.getpid()))
-            # sorted, because engines report in any order and requests go to the first of equally loaded ones
-            self.readies = dict(sorted(self._ready() for _ in range(config.engine_args.get("data_parallel_size", 1))))
+            self._number = config.engine_args.get("data_parallel_size", 1)
+            request = StartRequest(config, str(stats), inputs, outputs, dict(os.environ), os.getpid())
+            with suppress(OSError):  # if the host has ended, `wait` reports it
+                self._host.send(request)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, request: StartRequest) -> StartedEngines:
+    def wait(self) -> "EngineConnection":
+        """Wait until the engines are ready, and return this connection; see `SpeechLLM.launch` for the exceptions."""
         try:
-            self._host.send(request)
+            self.started = self._started()
+            # sorted, because engines report in any order and requests go to the first of equally loaded ones
+            self.readies = dict(sorted(self._ready() for _ in range(self._number)))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _started(self) -> StartedEngines:
+        try:
             answer = self._host.recv()
         except (EOFError, OSError):
             raise StrettoError("the engine's host process ended during the start; see the log") from None

@@ -1,6 +1,7 @@
 """Input that arrives while a reply is generated: streamed text, and live audio as codes."""
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,22 +32,38 @@ class TextFeed:
         request_id: Id of the request.
         track: Text sent with the prompt; further ids are appended to it. None for live audio.
         room: Maximum number of further ids, not counting the end id.
-        patience_s: Maximum time between two writes, in seconds.
+        patience_s: Maximum time between two writes, in seconds; infinity for no limit.
+        longest_s: Maximum time from the start to the last write, in seconds; infinity for no limit.
     """
 
     field = what = "text"
-    longest_s = LONGEST_S
 
     def __init__(
-        self, engine: EngineClient, request_id: str, track: Track | None, room: int, patience_s: float = PATIENCE_S
+        self,
+        engine: EngineClient,
+        request_id: str,
+        track: Track | None,
+        room: int,
+        patience_s: float = PATIENCE_S,
+        longest_s: float = LONGEST_S,
     ):
         self._engine, self._request_id, self.track, self._room = engine, request_id, track, room
-        self._patience_s, self._begun_s = patience_s, time.monotonic()
+        self._patience_s, self._begun_s, self.longest_s = patience_s, time.monotonic(), longest_s
         self._waiting = np.zeros(0, np.int32)
         self._is_complete = self._is_last_sent = self._has_begun = self._has_ended = False
         self._failure: StrettoError | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wait()
+
+    @property
+    def room(self) -> int:
+        """Maximum number of further ids, not counting the end id; 0 once the text or the reply has ended."""
+        return 0 if self._is_complete else self._room
+
+    @property
+    def is_complete(self) -> bool:
+        """True once the text is complete, or the reply has ended."""
+        return self._is_complete
 
     def write(self, ids: Sequence[int], is_last: bool) -> None:
         """Append ids; if `is_last` is True, the last id is the text's end id.
@@ -98,8 +115,8 @@ class TextFeed:
     def _wait(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if not self._is_complete:
-            patience_s = min(self._patience_s, self._left_s)
+        patience_s = min(self._patience_s, self._left_s)
+        if not self._is_complete and math.isfinite(patience_s):
             self._timer = asyncio.get_running_loop().call_later(patience_s, self._give_up)
 
     def _give_up(self) -> None:
@@ -158,8 +175,7 @@ class FrameFeed(TextFeed):
         note_tick: Callable[[float, float], None],
         clock: Callable[[], float] = time.monotonic,
     ):
-        super().__init__(engine, request_id, None, room * width, IDLE_S)
-        self.longest_s = room * frame_s + IDLE_S
+        super().__init__(engine, request_id, None, room * width, IDLE_S, room * frame_s + IDLE_S)
         self._width, self._frame_s, self._note_tick, self._clock = width, frame_s, note_tick, clock
         self._due: deque[float] = deque()  # due times of the frames that the reply has not read
         self._last_due_s = 0.0

@@ -192,6 +192,8 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
     Raises:
         ValueError: If nothing is left.
     """
+    if config.memory_mb is not None:
+        return {"gpu_memory_utilization": min(1.0, config.memory_mb / (total_bytes() >> 20))}
     if config.reserved_mb is None:
         return {}
     total_mb = total_bytes() >> 20

@@ -2,8 +2,8 @@
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, aclosing, closing, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from stretto.engine.prompt_checks import (
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.reply_stats import FrameStats, Stats
-from stretto.engine.tracks import Track
 from stretto.engine.utterance import Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
@@ -36,9 +35,16 @@ from stretto.records.chunk import LMChunk, Report, last_chunks
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
 
+# Receives hidden states of a prompt [n, H] or None, and new ids of stream 0.
+Listener = Callable[[np.ndarray | None, list[int]], None]
+
 
 class SpeechLLM:
-    """Speech language model that generates text and frames of codes with vLLM."""
+    """Speech language model that generates text and frames of codes with vLLM.
+
+    Attributes:
+        active: Ids of the replies in progress.
+    """
 
     def __init__(self, engine: EngineClient, config: EngineConfig, shared: SharedStats):
         record = config_at(config.checkpoint)
@@ -49,7 +55,7 @@ class SpeechLLM:
         self._rules = SegmentRules(self.family, engine.ready.max_model_len)
         self._capacity, self._adapters = Capacity.from_engine(engine), Adapters.from_paths(config.adapter_folders)
         self._stats = Stats()
-        self._active: set[str] = set()
+        self.active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
         self._sessions: dict[str, FrameFeed] = {}
         self._places = FairLimit(self._capacity.max_sessions(self._rules) if self.family.code_track else 0)
@@ -71,12 +77,23 @@ class SpeechLLM:
             CheckpointError: If the checkpoint or an adapter is unusable.
             RuntimeError: If the engine fails to start; the log has the reason.
         """
+        return cls.begin(config)()
+
+    @classmethod
+    def begin(cls, config: EngineConfig) -> "Callable[[], SpeechLLM]":
+        """Begin to start the engine; return the function that waits until it is ready, which must be called."""
         shared = SharedStats.create(config.engine_args.get("data_parallel_size", 1))
-        try:
+        with ExitStack() as failed:
+            failed.callback(shared.close)
             connection = EngineConnection(config, shared.path)
-        finally:
-            shared.close()
-        return cls(EngineClient(connection), config, shared)
+            failed.pop_all()
+
+        def wait() -> SpeechLLM:
+            with closing(shared):
+                connection.wait()
+            return cls(EngineClient(connection), config, shared)
+
+        return wait
 
     def stats(self) -> dict[str, float]:
         """Return the current metrics of the front end and the schedulers, keyed by name."""
@@ -94,8 +111,13 @@ class SpeechLLM:
         self._engine.shutdown()
 
     @property
+    def parts(self) -> "tuple[SpeechLLM, ...]":
+        """All models, each with engines of its own."""
+        return (self,)
+
+    @property
     def engine_pids(self) -> list[int]:
-        """Pids of the engine's processes."""
+        """Pids of this model's engine processes."""
         return self._engine.started.pids
 
     def text_stream(self) -> StreamedText:
@@ -191,39 +213,60 @@ class SpeechLLM:
             InvalidRequest: If the request can never run. It is not queued.
             NoCapacity: If too many requests are in flight. This request is not queued.
         """
-        if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would stop accepting requests
-            raise InvalidRequest("request_id", "a string", repr(request_id))
-        request_id = request_id or uuid.uuid4().hex
-        if request_id in self._active:
-            raise InvalidRequest("request_id", "an id that is not in use", request_id)
+        request_id, prompt = free_id(request_id, self.active), self.checked(prompt)
+        with self.place(prompt, request_id, host) as permit:
+            async with aclosing(self.answer(prompt, permit, pacer)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    def checked(self, prompt: Prompt) -> Prompt:
+        """Return a prompt ready for `place`, with a seed; raise InvalidRequest if it can never run."""
         prompt = check_prompt(prompt, self._rules, self._capacity)
         check_audios(prompt, self._audio_format)
-        prompt = replace(prompt, sampling=prompt.sampling.with_seed())
+        return replace(prompt, sampling=prompt.sampling.with_seed())
+
+    @contextmanager
+    def place(self, prompt: Prompt, request_id: str, host: str) -> Iterator[Permit]:
+        """Hold the permit of a reply during the `with` block; raise NoCapacity if none is free.
+
+        Args:
+            prompt: Checked prompt.
+            request_id: Free id.
+            host: Client host.
+        """
         is_guided = prompt.sampling.has_pair
-        if prompt.is_open:
-            self._open_feed(prompt, request_id)
-        self._active.add(request_id)
+        self.active.add(request_id)
         self._stats.active += 1
         self._stats.pairs += is_guided
         try:
             with self._permits.acquire(request_id, 1 + is_guided, _is_timed(prompt, self.family), host) as permit:
-                async with aclosing(self._generate(prompt, permit, pacer)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
+                yield permit
         finally:
-            self._active.discard(request_id)
+            self.active.discard(request_id)
             self._texts.pop(request_id, NO_TEXT).end()
             if self._sessions.pop(request_id, None) is not None:
                 self._stats.live_sessions -= 1
             self._stats.active -= 1
             self._stats.pairs -= is_guided
 
+    def open_text(self, prompt: Prompt, request_id: str, **limits_s: float) -> TextFeed:
+        """Accept further text for a request, and return its feed.
+
+        Args:
+            prompt: Checked prompt.
+            request_id: Id of a request that has a place.
+            limits_s: Times of a `TextFeed` that differ from the defaults.
+        """
+        text = self._rules.track(len(prompt.rows), prompt.track, is_open=True)
+        feed = TextFeed(self._engine, request_id, text, self.max_words(prompt), **limits_s)
+        self._texts[request_id] = feed
+        return feed
+
     def _open_feed(self, prompt: Prompt, request_id: str) -> None:
         """Accept further text or audio for a request; raise NoCapacity if too many live sessions are open."""
         track = self.family.code_track
         if track is None:
-            text = self._rules.track(len(prompt.rows), prompt.track, is_open=True)
-            self._texts[request_id] = TextFeed(self._engine, request_id, text, self.max_words(prompt))
+            self.open_text(prompt, request_id)
             return
         if len(self._sessions) >= self._places.limit:
             self._stats.live_refused_total += 1
@@ -233,15 +276,30 @@ class SpeechLLM:
         self._texts[request_id] = self._sessions[request_id] = session
         self._stats.live_sessions += 1
 
-    async def _generate(self, prompt: Prompt, permit: Permit, pacer: Pacer | None) -> AsyncGenerator[LMChunk, None]:
+    async def answer(
+        self, prompt: Prompt, permit: Permit, pacer: Pacer | None, listener: Listener | None = None
+    ) -> AsyncGenerator[LMChunk, None]:
+        """Yield the chunks of a reply that has a place (`place`).
+
+        Args:
+            prompt: Checked prompt.
+            permit: Permit of the reply.
+            pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
+            listener: Function that is called with the hidden states of the prompt when they arrive, and with the ids of
+                stream 0 in each group of new rows, before their chunks are yielded.
+        """
         clock, request_id = _Clock(permit), permit.request_id
+        if prompt.is_open and request_id not in self._texts:
+            self._open_feed(prompt, request_id)
         reply = ReplyState.begin(self._rules, self.family.task(prompt.task), len(prompt.rows))
         reply.max_audio_rows = prompt.sampling.audio.max_rows
         pacer = pacer or Pacer(prompt.delivery.chunking)
         delivery = prompt.delivery
         contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
         utterance = Utterance(reply, prompt.words, self._text, pacer, *contents, prompt.sources)
-        utterance.track = self._track_of(prompt, request_id) if self.family.mechanism.times_words else None
+        if self.family.mechanism.times_words:  # of a feed, to which streamed text is appended
+            feed = self._texts.get(request_id)
+            utterance.track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
         utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
         fields, adapter = sampling_fields(prompt, self._rules, permit.host), self._adapters.named(prompt.adapter)
         width, text = self._rules.num_row_words, self._texts.get(request_id, NO_TEXT)
@@ -259,9 +317,11 @@ class SpeechLLM:
                 text.check()
                 text.begin()
                 new_ids, trailer = _split(output, request_id)
+                rows = read_rows(new_ids, width)
+                if listener is not None:
+                    listener(output.states, rows[:, 1].tolist())
                 if not new_ids and trailer is None:
                     continue
-                rows = read_rows(new_ids, width)
                 num_rows = reply.position + len(rows) - len(prompt.rows)
                 if isinstance(text, TextFeed):
                     pacer.is_stalled = text.is_awaited(num_rows, utterance.reply_after(rows))
@@ -272,39 +332,54 @@ class SpeechLLM:
                     frame_stats.record(reply.num_frames, utterance.guidance_changes)
                     yield chunk
         frame_stats.record(reply.num_frames, utterance.guidance_changes)
-        last = utterance.finish(self._report(prompt, utterance, trailer, clock))
+        self._stats.finished_total += 1
+        last = utterance.finish(_report(prompt, utterance, trailer, clock, session))
         for chunk in last_chunks(last) if prompt.alignment else [last]:
             yield chunk
 
-    def _track_of(self, prompt: Prompt, request_id: str) -> Track | None:
-        """Return the track of a reply, to which streamed text is appended."""
-        feed = self._texts.get(request_id)
-        return feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
 
-    def _report(self, prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock") -> Report:
-        assert trailer is not None, "the engine ended a reply without its trailer"
-        session = self._sessions.get(clock.request_id)
-        reply, sampling, scale = utterance.reply, prompt.sampling, prompt.sampling.guidance_scale
-        assert sampling.seed is not None
-        self._stats.finished_total += 1
-        return Report(
-            finish_reason="length" if trailer.was_cut else "stop",
-            num_prompt_rows=len(prompt.rows),
-            num_text_tokens=reply.num_text_tokens - reply.num_codes,
-            num_frames=reply.num_frames,
-            guided_frames=trailer.num_guided_frames,
-            guidance_scale=scale,
-            seed=sampling.seed,
-            queue_s=trailer.queue_us / 1e6,
-            first_frame_s=clock.first_frame_s or (clock.elapsed_s if reply.num_frames else None),
-            total_s=clock.elapsed_s,
-            guidance_policy=sampling.policy,
-            guidance_changes=tuple(utterance.guidance_changes),
-            held_s=trailer.held_us / 1e6,
-            input_audio_s=prompt.input_audio_s if session is None else session.seconds,
-            num_pieces=prompt.num_pieces,
-            untimed_words=utterance.words.untimed,
-        )
+def _report(
+    prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock", session: FrameFeed | None
+) -> Report:
+    assert trailer is not None, "the engine ended a reply without its trailer"
+    reply, sampling = utterance.reply, prompt.sampling
+    assert sampling.seed is not None
+    return Report(
+        finish_reason="length" if trailer.was_cut else "stop",
+        num_prompt_rows=len(prompt.rows),
+        num_text_tokens=reply.num_text_tokens - reply.num_codes,
+        num_frames=reply.num_frames,
+        guided_frames=trailer.num_guided_frames,
+        guidance_scale=sampling.guidance_scale,
+        seed=sampling.seed,
+        queue_s=trailer.queue_us / 1e6,
+        first_frame_s=clock.first_frame_s or (clock.elapsed_s if reply.num_frames else None),
+        total_s=clock.elapsed_s,
+        guidance_policy=sampling.policy,
+        guidance_changes=tuple(utterance.guidance_changes),
+        held_s=trailer.held_us / 1e6,
+        input_audio_s=prompt.input_audio_s if session is None else session.seconds,
+        num_pieces=prompt.num_pieces,
+        untimed_words=utterance.words.untimed,
+    )
+
+
+def free_id(request_id: str | None, active: Collection[str]) -> str:
+    """Return the id of a new request, a random one for None.
+
+    Args:
+        request_id: The id that was asked for.
+        active: Ids in use.
+
+    Raises:
+        InvalidRequest: If the id is in use, or not a string.
+    """
+    if not isinstance(request_id, str | None):  # otherwise vLLM's engine process would stop accepting requests
+        raise InvalidRequest("request_id", "a string", repr(request_id))
+    request_id = request_id or uuid.uuid4().hex
+    if request_id in active:
+        raise InvalidRequest("request_id", "an id that is not in use", request_id)
+    return request_id
 
 
 async def _end_at_once(*_: Any) -> AsyncGenerator[Output, None]:

@@ -94,7 +94,7 @@ NO_SESSION = SessionBlocks()
 
 def first_state_row(prompt: Prompt, family: Family) -> int | None:
     """Return the first row of a prompt whose hidden state the family's speaker reads; None if it reads none."""
-    if family.speaker is None or not prompt.audios or not family.task(prompt.task).is_spoken:
+    if family.mechanism.speaker is None or not prompt.audios or not family.task(prompt.task).is_spoken:
         return None
     return prompt.audios[0].first_row
 

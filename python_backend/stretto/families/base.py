@@ -8,7 +8,6 @@ from typing import Any, Literal, Self, cast, get_args
 from stretto.errors import InvalidRequest, shown
 from stretto.families.bursts import Bursts
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
-from stretto.families.speaker import Speaker
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, StreamLayout, Tail, WarmUp
@@ -170,7 +169,7 @@ class Task:
         has_history: True if user and assistant turns may precede the last turn.
         system: Content that a leading system turn may have; empty if none is allowed.
         voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
-        is_spoken: True if the family's speaker speaks the text of the reply.
+        is_spoken: True if the speaker of the family's mechanism speaks the text of the reply.
     """
 
     name: str
@@ -191,7 +190,7 @@ class Task:
     @property
     def speaks(self) -> bool:
         """True if the reply contains audio."""
-        return self.has_audio_segment or Segment.INTERLEAVED in self.segments or self.is_spoken
+        return self.has_audio_segment or Segment.INTERLEAVED in self.segments
 
     @property
     def reads_aloud(self) -> bool:
@@ -200,8 +199,8 @@ class Task:
 
     @property
     def has_audio_segment(self) -> bool:
-        """True if the reply has an audio-only segment, whose maximum length a request may set."""
-        return Segment.AUDIO in self.segments
+        """True if the reply has an audio-only segment, or a speaker's audio: a request may set its maximum length."""
+        return Segment.AUDIO in self.segments or self.is_spoken
 
 
 AUTO = "auto"  # lets the model choose the language
@@ -304,7 +303,6 @@ class Family:
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
         mechanism: Rule of the replies that the family's own folder contains; no effect by default.
-        speaker: Second model, which speaks the text of replies; None if there is none.
     """
 
     name: str
@@ -344,7 +342,6 @@ class Family:
     audio_head: Literal["plain", "biased"] | None = None
     leaves_out_extra: bool = False
     mechanism: Mechanism = NO_MECHANISM
-    speaker: Speaker | None = None
 
     @property
     def num_codebooks(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from stretto.families.speaker import Speaker
 from stretto.records.prompt import Condition
 
 
@@ -131,6 +132,11 @@ class Mechanism:
     @property
     def conditions(self) -> RequestConditions | None:
         """Network that conditions all rows of a request; None without one."""
+        return None
+
+    @property
+    def speaker(self) -> Speaker | None:
+        """Second model, which speaks the text of replies (`Task.is_spoken`); None if there is none."""
         return None
 
     @property

@@ -12,7 +12,7 @@ from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import EncodedFiles, stored_in
 from stretto.families.base import Task
-from stretto.families.plugin import family_at
+from stretto.families.plugin import family_at, served_family, speaking_folder
 from stretto.families.prompting import (
     Piece,
     Turn,
@@ -97,7 +97,7 @@ class Preprocessor:
     """Converter of requests to prompts for one checkpoint.
 
     Attributes:
-        family: The checkpoint's family.
+        family: The checkpoint's family, with the frames of its speaker, if it has one.
         codec: The checkpoint's codec.
         template: The family's prompt template.
     """
@@ -127,15 +127,16 @@ class Preprocessor:
             CheckpointError: The family is missing, unknown, or not served, or the dictionary is invalid.
             InvalidRequest: A chunk size is outside its limits.
         """
-        self.family, self._has_aligner = family_at(checkpoint), has_aligner
+        self.family, self._has_aligner = served_family(checkpoint), has_aligner
         open_template = template_opener(self.family)
         use_whole_float32()
-        self.codec = codec or load_codec(self.family.codec, checkpoint, device, self.family.num_codebooks or None)
+        folder = speaking_folder(checkpoint)
+        self.codec = codec or load_codec(self.family.codec, folder, device, self.family.num_codebooks or None)
         self._chunking = chunking or {}
         read_delivery({}, self.family, self.codec.spec.frame_rate, 0, chunking=self._chunking)  # checks them
         files = None if encodings is None else EncodedFiles.of_checkpoint(encodings, checkpoint, device)
         with stored_in(files):
-            self.template = open_template(self.family, checkpoint, self.codec, device)
+            self.template = open_template(family_at(checkpoint), checkpoint, self.codec, device)
         self._tokenising = threading.Lock()
         self._dictionary = server_dictionary(pronunciations, self.family)
 

@@ -18,8 +18,7 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.config import parse_parameter
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family
-from stretto.families.plugin import family_at
+from stretto.families.plugin import speaking_folder
 from stretto.records.chunk import FlowAddress
 from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart
 from stretto.triton_io.seal import Seal
@@ -307,9 +306,9 @@ class ModelParameters:
         """Device of the model instance: `cuda:N` for KIND_GPU on GPU N, else `cpu`."""
         return f"cuda:{self._device_id}" if self._kind == "GPU" else "cpu"
 
-    def family(self) -> Family:
-        """Return the family of the checkpoint; raise CheckpointError if config.json does not name a known one."""
-        return family_at(self.path("checkpoint"))
+    def speaking_checkpoint(self) -> Path:
+        """Return the checkpoint of the model that generates frames; raise CheckpointError if its family is unknown."""
+        return speaking_folder(self.path("checkpoint"))
 
     def _text(self, name: str) -> str:
         if name not in self.strings:

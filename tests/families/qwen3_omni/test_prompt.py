@@ -19,7 +19,6 @@ from stretto.families.plugin import config_at
 from stretto.families.prompting import Piece, PromptRows, Turn, choose_task
 from stretto.families.qwen3_omni.model import audio_adaptor
 from stretto.families.qwen3_omni.prompt import open_template
-from stretto.streams.layout import Segment
 from tests.published_qwen3_omni_thinker import END, Processor, Theirs, Written, conversations, convert, speech
 
 ASK = Piece("user", "text", text="hello")
@@ -167,8 +166,7 @@ def test_voice_of_a_spoken_reply_is_its_index(written: Written) -> None:
     """The prompts of text replies have no voice, because the codec has none."""
     codec: Any = None  # unused
     template = open_template(written.family, written.checkpoint, codec, "cpu")
-    (chat,) = written.family.tasks
-    spoken = replace(chat, name="spoken", segments=(Segment.TEXT, Segment.AUDIO))
+    chat, spoken = written.family.tasks
     assert written.family.voices == ("ethan", "chelsie")
 
     def voice_of(task: Task, name: str | None) -> int:

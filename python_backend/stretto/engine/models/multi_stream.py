@@ -235,8 +235,8 @@ class MultiStreamMixin(Decoder):
         for name, size in self.family.mechanism.heads.items():
             setattr(self, name, AudioHead(size, width))
         self.layer_states: torch.Tensor | None = None
-        if self.family.speaker is not None:
-            self.layer_states = keep_states(self.model, self.family.speaker.state_layer, vllm_config)
+        if self.family.mechanism.speaker is not None:
+            self.layer_states = keep_states(self.model, self.family.mechanism.speaker.state_layer, vllm_config)
         encoder = encoder_of(config.to_dict())
         if encoder is not None:
             self._encoder: Any = import_module(encoder.network)

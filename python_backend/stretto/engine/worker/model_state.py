@@ -164,7 +164,7 @@ class SpeechModelState(DefaultModelState):
         latents = self.rules.family.layout.latents
         self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
         self.prompt_states: PromptStates | None = None
-        if self.rules.family.speaker is not None:
+        if self.rules.family.mechanism.speaker is not None:
             writer: Any = model
             self.prompt_states = PromptStates(writer.layer_states, self.rules.family)
         self._conditions: ConditionNetwork | None = None

@@ -10,15 +10,19 @@ dimensions. The numbers come from `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.mechanism import NO_MECHANISM, Mechanism
+from stretto.families.plugin import lazy
+from stretto.families.speaker import Speaker
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
 NAME = "qwen3_omni"
 FRAME_RATE = 12.5  # of the talker's codec
+TALKER, PROMPTS = "talker", "stretto.families.qwen3_omni_talker.prompt"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,22 @@ class ThinkerVocabulary(Vocabulary):
         }
 
 
+@dataclass(frozen=True)
+class Talker(Mechanism):
+    """The talker, which speaks the thinker's text.
+
+    Attributes:
+        state_layer: See `Speaker.state_layer`.
+    """
+
+    state_layer: int
+
+    @property
+    def speaker(self) -> Speaker:
+        """The talker's checkpoint and prompts."""
+        return Speaker(TALKER, self.state_layer, lazy(f"{PROMPTS}:TalkerPrompts.at"))
+
+
 # Defaults of `generate` for the whole model in transformers: greedy, at most 1024 tokens.
 SAMPLING = SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=1024), audio=SegmentSampling(temperature=0.0))
 
@@ -65,6 +85,10 @@ SAMPLING = SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=1024), 
 def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     everything = (range(vocabulary.num_ids),)
+    chat = Task(
+        "chat", (Segment.TEXT,), everything, (), SAMPLING, also=("text", "audio"), has_history=True, system=("text",)
+    )
+    dialogue = replace(chat, name="dialogue", is_spoken=True)
     return Family(
         name=NAME,
         layout=StreamLayout(
@@ -74,18 +98,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
             codebook_streams=(),
             pad_id=vocabulary.im_end,
         ),
-        tasks=(
-            Task(
-                "chat",
-                (Segment.TEXT,),
-                everything,
-                (),
-                SAMPLING,
-                also=("text", "audio"),
-                has_history=True,
-                system=("text",),
-            ),
-        ),
+        tasks=(chat, dialogue) if vocabulary.voices else (chat,),
         codec="qwen3_omni",
         end_of_reply=vocabulary.im_end,
         end_of_text=vocabulary.im_end,
@@ -99,6 +112,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         subwords=everything[0],
+        mechanism=Talker(vocabulary.state_layer) if vocabulary.voices else NO_MECHANISM,
     )
 
 

@@ -81,6 +81,12 @@ class TalkerPrompts:
             is_open=is_open,
         )
 
+    def spoken(self, words: Sequence[int]) -> list[int]:
+        """Return those of `words` that may be spoken, because they do not begin, end or pad a text."""
+        text = self._known.text
+        marks = {text.pad, text.bos, text.eos}
+        return [word for word in words if word not in marks]
+
     def check_words(self, words: Sequence[int]) -> None:
         """Raise InvalidRequest if `words` is empty, or contains an id that begins, ends or pads a text."""
         self._check_ids("words", words)
