@@ -1,6 +1,6 @@
 """Qwen3-Omni's thinker in the engine: ids equal those of transformers' `generate`, and of the slow reference."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,14 +61,19 @@ def ids_of(rows: list[list[int]]) -> list[int]:
     return [row[0] for row in rows]
 
 
-def test_greedy_replies_match_transformers(case: Case) -> None:
-    """Replies to text and audio are batched, chunked, preempted, cached, and unbatched."""
-    expected = dict[str, list[int]]()
+def test_greedy_replies_match_transformers(
+    case: Case, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, float], None]
+) -> None:
+    """Replies to text and audio are batched, chunked, preempted, cached, and unbatched.
+
+    Raw logits of unbatched replies agree to 3e-5 of the largest.
+    """
+    expected, expected_logits = dict[str, list[int]](), dict[str, np.ndarray]()
     for name, pieces in conversations().items():
         ids, logits = case.theirs.reply(case.processor.inputs(pieces), NUM_IDS)
         first, second = np.sort(logits)[:, -2:].T[::-1]
         assert (first - second).min() > 1e-4, f"{name}: nearly undecided: choose another seed"
-        expected[name] = ids if ids[-1] == END else [*ids, END]
+        expected[name], expected_logits[name] = ids if ids[-1] == END else [*ids, END], logits
     assert sum(len(ids) > 5 for ids in expected.values()) >= 4
     prompts = {name: case.written.prompt(pieces, NUM_IDS) for name, pieces in conversations().items()}
     num_preemptions = 0
@@ -77,9 +82,26 @@ def test_greedy_replies_match_transformers(case: Case) -> None:
         num_preemptions += sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer)
         assert {name: ids_of(answer.rows) for name, answer in answers.items()} == expected
     assert num_preemptions > 0
+    heads = case.engine.core.model_executor.driver_worker.worker.model_runner.sampler._draw._heads
+    product, largest = heads.text, 0.0
     for name, prompt in prompts.items():
-        assert ids_of(case.engine.run({"one": prompt})["one"].rows) == expected[name]
+        recorded = list[np.ndarray]()
+        with monkeypatch.context() as patch:
+            patch.setattr(heads, "text", lambda hidden, into=recorded: _kept(product(hidden), into))
+            assert ids_of(case.engine.run({"one": prompt})["one"].rows) == expected[name]
+        theirs = expected_logits[name]
+        assert len(recorded) >= len(theirs) > 0
+        difference = np.abs(np.stack(recorded[: len(theirs)]) - theirs).max() / np.abs(theirs).max()
+        largest = max(largest, float(difference))
     assert case.engine.is_clean()
+    record_property("largest_difference", largest)
+    assert largest <= 3e-5  # rounding
+
+
+def _kept(logits: Any, into: list[np.ndarray]) -> Any:
+    """Append the first row of logits to `into`, and return them."""
+    into.append(logits[0].numpy().copy())
+    return logits
 
 
 def sampled(prompt: Prompt, index: int) -> Prompt:
