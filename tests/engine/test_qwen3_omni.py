@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_qwen3_omni import small_config, text_only_config, thinker_config
+from stretto.engine.worker.segment_state import denied_text
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from tests.engine.harness import Engine
@@ -26,7 +27,7 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.engine
 LENGTH, NUM_IDS = 160, 24
 # 4 of 6 replies at once, prompts in chunks, and room for hardly one of the longest.
-TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 10}
+TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 7}
 WIDER = text_only_config(thinker_config(128, layers=3, experts=8, active=3))
 
 
@@ -44,8 +45,8 @@ class Case:
 SETTINGS: dict[str, tuple[dict[str, Any], int, bool]] = {
     "whole": (small_config(), 1, True),
     "wider": (WIDER, 2, True),
-    "whole, sync": (small_config(), 3, False),
-    "wider, sync": (WIDER, 4, False),
+    "whole, sync": (small_config(), 1, False),
+    "wider, sync": (WIDER, 2, False),
 }
 
 
@@ -129,6 +130,13 @@ def test_sampled_replies_match_the_reference(case: Case) -> None:
         assert lead > 1e-5, f"{name}: nearly undecided: choose another seed"
         assert answers[name].rows == expected, name
     assert len({tuple(ids_of(answer.rows)) for answer in answers.values()}) > 8
+
+
+def test_text_may_not_end_before_its_minimum_length(case: Case) -> None:
+    """The thinker's text may have every id, also the one that ends it."""
+    before, after = denied_text(case.engine.rules)[0]
+    assert before.nonzero()[0].tolist() == [END]
+    assert not after.any()
 
 
 def test_replies_depend_on_the_recording(case: Case) -> None:

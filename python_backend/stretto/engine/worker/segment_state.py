@@ -244,7 +244,7 @@ def denied_text(rules: SegmentRules) -> np.ndarray:
     for index, task in enumerate(tasks):
         for ids in task.text:
             denied[index, :, ids.start : ids.stop] = False
-        denied[index, 1, list(rules.drawn_ends_of_text(task))] = False
+        denied[index, :, list(rules.drawn_ends_of_text(task))] = True, False  # `task.text` may contain them
     return denied
 
 
