@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.cpu_backend.products import HostDepth
+from stretto.cpu_backend import depth as cpu_depth
+from stretto.cpu_backend.depth import HostDepth
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
@@ -109,19 +110,28 @@ def test_sampled_csm_frames_are_batch_and_cache_invariant(roomy: Engine) -> None
 
 
 @torch.inference_mode()
-def test_host_depth_matches_modules_and_is_batch_invariant(roomy: Engine) -> None:
+@pytest.mark.parametrize("is_wide", [False, True], ids=["narrow", "wide"])
+def test_host_depth_matches_modules_and_is_batch_invariant(
+    roomy: Engine, is_wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch changes from frame to frame. 17 rows are padded to 18, and a single row to two if layers are wide."""
+    if is_wide:
+        monkeypatch.setattr(cpu_depth, "narrow_width", lambda: 1)
     modules = roomy.model_state.model.get_submodule("depth")
     host, alone = HostDepth(modules), HostDepth(modules)
     for each in (modules, host, alone):
-        each.prepare(3)
-    hidden, codes = torch.randn(3, modules.first_head.shape[1]), torch.randint(CODEBOOK_SIZE, (3, NUM_CODEBOOKS))
-    read = [each.begin(hidden[:rows], codes[:rows, 0]) for each, rows in ((modules, 3), (host, 3), (alone, 1))]
-    for position in range(1, NUM_CODEBOOKS):
-        if position > 1:
-            code = codes[:, position - 1] + (position - 1) * CODEBOOK_SIZE
-            read = [each.next(code[:rows], position) for each, rows in ((modules, 3), (host, 3), (alone, 1))]
-        torch.testing.assert_close(read[1], read[0])
-        assert torch.equal(read[2], read[1][:1])
+        each.prepare(17)
+    for num_rows in (3, 17, 3, 1):
+        hidden = torch.randn(num_rows, modules.first_head.shape[1])
+        codes = torch.randint(CODEBOOK_SIZE, (num_rows, NUM_CODEBOOKS))
+        runs = (modules, num_rows), (host, num_rows), (alone, 1)
+        read = [each.begin(hidden[:rows], codes[:rows, 0]) for each, rows in runs]
+        for position in range(1, NUM_CODEBOOKS):
+            if position > 1:
+                code = codes[:, position - 1] + (position - 1) * CODEBOOK_SIZE
+                read = [each.next(code[:rows], position) for each, rows in runs]
+            torch.testing.assert_close(read[1], read[0])
+            assert torch.equal(read[2], read[1][:1])
 
 
 def ended(folder: Path, num_end_codebooks: int, *prompts: Prompt) -> list[list[list[int]]]:

@@ -47,14 +47,18 @@ class Int8Product:
         """Return the product [..., N] of x [..., H]; `weight` is unused."""
         if x.dim() != 2:
             return self(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], self.num_columns)
-        num_rows, width = x.shape
+        num_rows = x.shape[0]
         size = padded_size(num_rows)
         x = x.contiguous() if size == num_rows else F.pad(x, (0, 0, 0, size - num_rows))
-        rows, scales = x.new_empty(size, width, dtype=torch.int8), x.new_empty(size, 1, dtype=torch.float32)
-        self._quantize(rows, x, scales, None)
         product = x.new_empty(size, self.num_columns)
-        self._multiply(product, rows, scales, None, None, bias, self._handler.handler_tensor)
+        self.write(x, product, bias)
         return product if size == num_rows else product[:num_rows]
+
+    def write(self, x: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """Write the product of x [M, H], which is contiguous, to `out` [M, N]. M is used as it is, without padding."""
+        rows, scales = torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[0], 1, dtype=torch.float32)
+        self._quantize(rows, x, scales, None)
+        self._multiply(out, rows, scales, None, None, bias, self._handler.handler_tensor)
 
 
 class Int8Linear(UnquantizedLinearMethod):

@@ -1,4 +1,4 @@
-"""CPU versions of products with constant weights (oneDNN), RMS norms, and transformer layers."""
+"""CPU versions of products with constant weights (oneDNN), RMS norms, and the backbone's layers."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -91,7 +91,7 @@ def narrow_width() -> int:
         return NARROW
     generator = torch.Generator().manual_seed(0)
     weight, rows = (torch.randn(number, NARROW, generator=generator) for number in (64, NUM_PROBED))
-    multiply = _prepared_product(ops.create_onednn_mm(weight.t(), MAX_PREPARED))
+    multiply = PreparedProduct(ops.create_onednn_mm(weight.t(), MAX_PREPARED))
     return NARROW if torch.cat([multiply(row) for row in rows.split(1)]).equal(multiply(rows)) else 0
 
 
@@ -104,7 +104,7 @@ class Product:
         if ops._supports_onednn:
             with suppress(RuntimeError):  # processors with only AVX2 have no bfloat16 products
                 prepared = ops.create_onednn_mm(weight.t(), MAX_PREPARED)
-                self._multiply = partial(_multiply_padded, _prepared_product(prepared))
+                self._multiply = partial(_multiply_padded, PreparedProduct(prepared))
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x @ weight.T`, [M, N]."""
@@ -135,29 +135,36 @@ def pad_products(model: nn.Module, is_traced: bool) -> None:
         if isfunction(chosen.get("cpu_linear")):  # in vLLM's linear layer on the CPU; an int8 product is padded already
             handler = getclosurevars(chosen["cpu_linear"]).nonlocals.get("handler")
             is_prepared = type(handler) is ops.CPUDNNLGEMMHandler
-            multiply = _prepared_product(handler) if is_prepared else chosen["cpu_linear"]
+            multiply = PreparedProduct(handler) if is_prepared else chosen["cpu_linear"]
             chosen["cpu_linear"] = partial(padded, multiply)
+            if is_prepared:
+                chosen["prepared_product"] = multiply
 
 
-def _prepared_product(handler: Any) -> Callable[..., torch.Tensor]:
-    """Return a function of x [..., H], and optionally weight and bias, that computes the same as vLLM's `onednn_mm`.
+class PreparedProduct:
+    """Product with a weight that oneDNN has prepared: x [..., H], and optionally weight and bias, as vLLM calls it.
 
-    vLLM's function lets torch choose among an operator's overloads in each call, which takes a quarter as long as the
-    product itself if the product is small.
+    It computes the same as vLLM's `onednn_mm`, which lets torch choose among an operator's overloads in each call. That
+    takes a quarter as long as the product itself if the product is small.
 
     Args:
         handler: Prepared weight (vLLM's `CPUDNNLGEMMHandler`).
     """
-    num_columns = handler.n
 
-    def multiply(x: torch.Tensor, weight: object = None, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def __init__(self, handler: Any):
+        self._handler, self._num_columns = handler, handler.n
+
+    def __call__(self, x: torch.Tensor, weight: object = None, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the product [..., N] of x [..., H]; `weight` is unused."""
         if x.dim() != 2:
-            return ops.onednn_mm(handler, x, bias)
-        product = torch.empty(x.shape[0], num_columns, dtype=x.dtype)
-        onednn_mm(product, x, bias, handler.handler_tensor)
+            return ops.onednn_mm(self._handler, x, bias)
+        product = torch.empty(x.shape[0], self._num_columns, dtype=x.dtype)
+        self.write(x, product, bias)
         return product
 
-    return multiply
+    def write(self, x: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        """Write the product of x [M, H] to `out` [M, N]. M is used as it is, without padding."""
+        onednn_mm(out, x, bias, self._handler.handler_tensor)
 
 
 def _multiply_padded(multiply: Callable[..., torch.Tensor], x: torch.Tensor, *weight_and_bias: object) -> torch.Tensor:
@@ -185,141 +192,10 @@ def _multiply_unless_traced(
 
 Norm = tuple[torch.Tensor, float]  # weight and epsilon
 # Selected once, because torch would otherwise choose among an operator's overloads in each call.
-_rms_norm, _add_norm = torch.ops._C.rms_norm.default, torch.ops._C.fused_add_rms_norm.default
+write_norm, add_norm = torch.ops._C.rms_norm.default, torch.ops._C.fused_add_rms_norm.default
 
 
-class HostDepth:
-    """Depth transformer on the CPU, with the weights and interface of `DepthTransformer`."""
-
-    def __init__(self, depth: Any):
-        self.heads: torch.Tensor = depth.heads
-        self._depth, self._embed, self._norm = depth, depth.embed.data, _norm(depth.norm)
-        self._layers = [_DepthLayer(layer, depth.rotary) for layer in depth.layers]
-
-    def prepare(self, max_rows: int) -> None:
-        """Allocate the buffer for keys and values of batches of up to `max_rows` rows."""
-        spec, num_positions = self._depth.spec, self._depth.num_positions
-        for layer in self._layers:
-            layer.kv = self._embed.new_zeros(max_rows, 2, spec.num_kv_heads, num_positions, spec.head_dim)
-        self._positions = torch.arange(num_positions)[:, None].repeat(1, max_rows)
-        self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
-
-    def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.predicts_first`).
-
-        Args:
-            hidden: The backbone's hidden states, [N, W]; unchanged.
-        """
-        x = self._depth.project(hidden)
-        return self._read(x.clone() if x is hidden else x, 0, self._positions[0, : hidden.shape[0]])
-
-    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
-
-        After `start`, only position 1 is left.
-
-        Args:
-            hidden: The backbone's hidden states, [N, W].
-            code: Codes of stream 0, as rows of `embed`, [N].
-        """
-        if self._depth.spec.predicts_first:
-            return self.next(code, 1)
-        x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1).flatten(0, 1)
-        return self._read(x, 0, self._first_positions[: x.shape[0]])[1::2]
-
-    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
-
-        The next stream is stream `position`.
-
-        Args:
-            code: Codes of stream `position` - 1, as rows of `embed`, [N].
-            position: Position in the frame, from 2.
-        """
-        return self._read(F.embedding(code, self._embed), position, self._positions[position, : code.shape[0]])
-
-    def _read(self, x: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Return the output of all layers, [N * T, H].
-
-        Args:
-            x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
-            first: First position.
-            positions: Rotary positions, [N * T].
-        """
-        residual = torch.zeros_like(x)
-        for layer in self._layers:
-            x = layer(x, residual, first, positions)
-        _add_norm(x, residual, *self._norm)
-        return x
-
-
-class HostSteppedDepth:
-    """Depth transformer on the CPU with the per-position weights of `SteppedDepth`."""
-
-    def __init__(self, depth: Any):
-        self.heads: torch.Tensor = depth.heads
-        self._depth, self._embed = depth, depth.embed.data
-        self._layers = [[_DepthLayer(each, None, layer) for each in layer.sets] for layer in depth.layers]
-
-    def prepare(self, max_rows: int) -> None:
-        """Allocate the buffer for keys and values of batches of up to `max_rows` rows."""
-        spec, num_positions = self._depth.spec, self._depth.num_positions
-        for sets in self._layers:
-            kv = self._embed.new_zeros(max_rows, 2, spec.num_kv_heads, num_positions, spec.head_dim)
-            for layer in sets:
-                layer.kv = kv
-
-    def begin(self, hidden: torch.Tensor, code: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
-
-        Args:
-            hidden: The backbone's hidden states, [N, W].
-            code: Ids of stream 0, as rows of `embed`, [N].
-            second: Ids of the second text stream, as rows of `embed`, [N]; -1 for none.
-        """
-        self._projected = self._depth.project(hidden).chunk(self._depth.spec.num_sets, 1)
-        embeds = F.embedding(code, self._embed)
-        if second is not None:
-            embeds = embeds + F.embedding(second.clamp(min=0), self._embed) * (second >= 0)[:, None]
-        return self._read(embeds, 0)
-
-    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
-
-        The next stream is stream `position`.
-
-        Args:
-            code: Ids of stream `position` - 1, as rows of `embed`, [N].
-            position: Position in the frame, from 1.
-        """
-        return self._read(F.embedding(code, self._embed), position - 1)
-
-    def _read(self, embeds: torch.Tensor, place: int) -> torch.Tensor:
-        """Return the output of all layers at `place` in the frame, [N, H], for embedded ids [N, H]."""
-        index = self._depth.spec.schedule[place]
-        x = self._projected[index] + embeds
-        residual = torch.zeros_like(x)
-        for sets in self._layers:
-            x = sets[index](x, residual, place, None)
-        return x + residual
-
-
-class _Layer:
-    """Norms and products of a decoder layer.
-
-    Args:
-        layer: Layer with the norms before attention and MLP.
-        attention: Module with the projections of attention.
-        mlp: Module with the projections of the MLP.
-    """
-
-    def __init__(self, layer: Any, attention: Any, mlp: Any):
-        self._qkv, self._o = _product(attention.qkv_proj), _product(attention.o_proj)
-        self._gate_up, self._down = _product(mlp.gate_up_proj), _product(mlp.down_proj)
-        self._before, self._behind = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
-
-
-class HostLayer(_Layer):
+class HostLayer:
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
     It also replaces the method of a Llama layer with cross-attention between self-attention and MLP: `cross_norm` and
@@ -330,11 +206,13 @@ class HostLayer(_Layer):
 
     def __init__(self, layer: Any):
         attention = layer.self_attn
-        super().__init__(layer, attention, layer.mlp)
+        self._qkv, self._o = product_of(attention.qkv_proj), product_of(attention.o_proj)
+        self._gate_up, self._down = product_of(layer.mlp.gate_up_proj), product_of(layer.mlp.down_proj)
+        self._before, self._behind = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
         self._attention, self._rotate = attention.attn, attention.rotary_emb.forward
         self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        self._head_norms = [_norm(each) for each in norms if each is not None]
+        self._head_norms = [norm_of(each) for each in norms if each is not None]
         self._cross = (layer.cross_norm, layer.cross_attn) if hasattr(layer, "cross_attn") else None
         self._cache, self._keys, self._values = (torch.empty(0),) * 3
         self._write = torch.ops._C.cpu_attn_reshape_and_cache.default
@@ -354,9 +232,9 @@ class HostLayer(_Layer):
         if residual is None:
             residual = hidden_states
             hidden_states = torch.empty_like(residual)
-            _rms_norm(hidden_states, residual, *self._before)
+            write_norm(hidden_states, residual, *self._before)
         else:
-            _add_norm(hidden_states, residual, *self._before)
+            add_norm(hidden_states, residual, *self._before)
         query, key, value = self._qkv(hidden_states).split(self._sizes, -1)
         if self._head_norms:
             query, key = map(_normed_heads, (query, key), self._head_norms)
@@ -365,7 +243,7 @@ class HostLayer(_Layer):
         if self._cross is not None:
             norm, attend = self._cross
             hidden_states = attend(norm(residual.add_(hidden_states)))
-        _add_norm(hidden_states, residual, *self._behind)
+        add_norm(hidden_states, residual, *self._behind)
         gate, up = self._gate_up(hidden_states).chunk(2, -1)
         return self._down(F.silu(gate).mul_(up)), residual
 
@@ -438,71 +316,11 @@ def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:
     """Return the RMSNorm of each head of `heads`, [N, heads * D]."""
     rows = heads.reshape(-1, len(norm[0]))
     normed = torch.empty_like(rows)
-    _rms_norm(normed, rows, *norm)
+    write_norm(normed, rows, *norm)
     return normed.view(heads.shape)
 
 
-class _DepthLayer(_Layer):
-    """Depth transformer layer with its keys and values for one frame, [max N, 2, heads, positions, D]."""
-
-    kv: torch.Tensor
-
-    def __init__(self, layer: Any, rotary: Any, norms: Any = None):
-        super().__init__(norms or layer, layer, layer)
-        spec = layer.spec
-        self._size, self._num_heads, self._num_kv_heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
-        self._head_norms = _HeadNorms(layer) if spec.has_head_norms else None
-        self._rotate = None if rotary is None else rotary.forward_cpu
-        self._num_first = 1 if rotary is None or spec.predicts_first else 2  # positions that are read at once
-
-    def __call__(
-        self, x: torch.Tensor, residual: torch.Tensor, first: int, positions: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the MLP output [N * T, H] for `x`, which is overwritten; update `residual` in place."""
-        _add_norm(x, residual, *self._before)
-        x = self._o(self._attend(self._qkv(x), first, positions))
-        _add_norm(x, residual, *self._behind)
-        opened = self._gate_up(x)
-        x = opened.new_empty(opened.shape[0], opened.shape[1] // 2)
-        torch.ops._C.silu_and_mul(x, opened)
-        return self._down(x)
-
-    def _attend(self, qkv: torch.Tensor, first: int, positions: torch.Tensor | None) -> torch.Tensor:
-        """Return the attention output [N * T, H]; each row attends to the frame up to its own position."""
-        num_queries, num_keys = self._num_heads * self._size, self._num_kv_heads * self._size
-        count = self._num_first if first == 0 else 1
-        stop, num_rows = first + count, qkv.shape[0] // count
-        query, key = qkv[:, :num_queries], qkv[:, num_queries : num_queries + num_keys]
-        if self._head_norms is not None:
-            self._head_norms(qkv[:, : num_queries + num_keys])
-        if self._rotate is not None:
-            self._rotate(positions, query, key)  # in place
-        kv = self.kv[:num_rows]
-        new = qkv[:, num_queries:].view(num_rows, count, 2, self._num_kv_heads, self._size)
-        kv[:, :, :, first:stop] = new.permute(0, 2, 3, 1, 4)
-        query = query.view(num_rows, count, self._num_heads, self._size).transpose(1, 2)
-        keys, values = kv[:, :, :, :stop].unbind(1)
-        out = F.scaled_dot_product_attention(query, keys, values, is_causal=count > 1, enable_gqa=True)
-        return out.transpose(1, 2).reshape(qkv.shape[0], num_queries)
-
-
-class _HeadNorms:
-    """Normalises query heads and key heads, which have different weights, in one operation."""
-
-    def __init__(self, layer: Any):
-        spec, (query, key) = layer.spec, (layer.q_norm.weight.data, layer.k_norm.weight.data)
-        self._weights = torch.cat([query.repeat(spec.num_heads), key.repeat(spec.num_kv_heads)])
-        self._size, self._plain = spec.head_dim, (torch.ones_like(query), spec.eps)
-
-    def __call__(self, heads: torch.Tensor) -> None:
-        """Normalise the heads [N, heads * D], which are part of a wider table, in place."""
-        rows = heads.reshape(-1, self._size)
-        normed = torch.empty_like(rows)
-        torch.ops._C.rms_norm(normed, rows, *self._plain)
-        torch.mul(normed.view_as(heads), self._weights, out=heads)
-
-
-def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def product_of(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function with which vLLM computes a linear layer, or the layer itself if vLLM has quantized it."""
     if "cpu_linear" not in vars(layer):
         return layer
@@ -510,5 +328,5 @@ def _product(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return lambda x: multiply(x, weight, bias)
 
 
-def _norm(layer: Any) -> Norm:
+def norm_of(layer: Any) -> Norm:
     return layer.weight.data, layer.variance_epsilon

@@ -24,7 +24,8 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from stretto.cpu_backend.products import HostDepth, HostSteppedDepth, pad_products, use_host_layers
+from stretto.cpu_backend.depth import HostDepth, HostSteppedDepth
+from stretto.cpu_backend.products import pad_products, use_host_layers
 from stretto.engine.adapters import lora_requests
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth

@@ -96,5 +96,5 @@ def test_no_width_is_narrow_if_a_single_row_has_other_bits(
     def multiply(rows: torch.Tensor) -> torch.Tensor:
         return rows.floor() + single_row_error * (len(rows) == 1)
 
-    monkeypatch.setattr(products, "_prepared_product", lambda _: multiply)
+    monkeypatch.setattr(products, "PreparedProduct", lambda _: multiply)
     assert products.narrow_width.__wrapped__() == width
