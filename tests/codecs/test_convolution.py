@@ -168,7 +168,7 @@ def snake() -> SnakeBeta:
     made = SnakeBeta(12).requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     for weight in made.parameters():
-        weight.copy_(torch.randn(12, generator=generator))
+        weight.data.copy_(torch.randn(12, generator=generator))
     return made
 
 
@@ -192,13 +192,35 @@ def test_snake_matches_its_formula_in_both_layouts(dtype: torch.dtype, tolerance
 
 
 @torch.no_grad()
-def test_snake_uses_updated_weights() -> None:
+def test_snake_uses_updated_weights_once_they_are_prepared() -> None:
     layer, x = snake(), signal(2, 12, 96, dtype=torch.float32)
-    layer(x)
-    layer.alpha.mul_(0.5)
-    torch.testing.assert_close(layer(x).double(), expected_snake(layer, x), rtol=1e-6, atol=1e-5)
+    for _ in range(2):
+        prepare(layer)
+        assert layer.joined_factors is not None
+        torch.testing.assert_close(layer(x).double(), expected_snake(layer, x), rtol=1e-6, atol=1e-5)
+        layer.alpha.mul_(0.5)
     exact = layer.double()
     torch.testing.assert_close(exact(x.double()), expected_snake(exact, x), rtol=0, atol=1e-12)
+
+
+@torch.inference_mode()
+def test_snake_uses_parameters_of_inference_mode() -> None:
+    """Such parameters have no version by which a change could be noticed."""
+    layer, x = snake(), signal(2, 12, 96, dtype=torch.float32)
+    expected = expected_snake(layer, x)
+    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-6, atol=1e-5)
+    prepare(layer)
+    torch.testing.assert_close(layer(x).double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_gradients_of_a_prepared_snake_match_its_formula() -> None:
+    layer, x = snake().double().requires_grad_(), signal(2, 12, 96).requires_grad_()
+    prepare(layer)
+    results = []
+    for made in (layer(x), expected_snake(layer, x)):
+        results.append(torch.autograd.grad(made.square().sum(), [x, *layer.parameters()]))
+    for own, expected in zip(*results, strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_batch_split_for_the_cache_gives_equal_samples(monkeypatch: pytest.MonkeyPatch) -> None:
