@@ -232,7 +232,7 @@ class LiveStreams:
 def random_codes(codec: Codec, batch: int, frames: int, seed: int = 0) -> Tensor:
     """Return random codes [B, K, T]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(codec.spec.codebook_size, (batch, codec.spec.num_codebooks, frames), generator=generator)
+    return torch.randint(codec.spec.codebook_size or 1, (batch, codec.spec.num_codebooks, frames), generator=generator)
 
 
 def stream(codec: Codec, codes: Tensor, sizes: Iterable[int]) -> Tensor:
