@@ -12,7 +12,7 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.cpu_backend import products
-from stretto.cpu_backend.products import NARROW, HostLayer
+from stretto.cpu_backend.products import NARROW, HostAttention, HostLayer
 from stretto.engine.worker.batch_plan import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
@@ -124,15 +124,18 @@ def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen
 
 @pytest.mark.parametrize("name", ["qwen3", "modules", *by_night("llama", "conditioned")])
 def test_host_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
+    """So are vLLM's layers with our attention alone, as in families that have layers of their own."""
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)
-    for is_replaced in (True, False):
+    for removed in ((), (HostLayer,), (HostLayer, HostAttention)):
         with Engine(folder, max_model_len=160, **CHUNKS) as engine:
-            layers = engine.model_state.model.model.layers
-            assert {type(vars(layer)["forward"]) for layer in layers} == {HostLayer}
-            if not is_replaced:
-                for layer in layers:
-                    del layer.forward
+            model = engine.model_state.model
+            replaced = [module for module in model.modules() if "forward" in vars(module)]
+            kinds = [type(module.forward) for module in replaced]
+            assert kinds.count(HostLayer) == kinds.count(HostAttention) == len(model.model.layers)
+            for module in replaced:
+                if isinstance(module.forward, removed):
+                    del module.forward
             engine.run(prompts)
     assert len(seen) > 30
     assert not [key for key, states in seen.items() if len(states) > 1]

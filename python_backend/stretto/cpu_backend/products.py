@@ -16,9 +16,11 @@ from vllm import (
 from vllm import _custom_ops as ops
 from vllm.config import CompilationMode, VllmConfig
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
 from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
+from vllm.v1.attention.backend import AttentionType
 
 PROVIDER = "cpu_c"
 # For `EngineArgs.kernel_config`: vLLM uses the first supported entry.
@@ -195,63 +197,23 @@ Norm = tuple[torch.Tensor, float]  # weight and epsilon
 write_norm, add_norm = torch.ops._C.rms_norm.default, torch.ops._C.fused_add_rms_norm.default
 
 
-class HostLayer:
-    """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
+class HostAttention:
+    """Replacement for the `forward` method of vLLM's attention in a decoder, which calls two operators.
 
-    It also replaces the method of a Llama layer with cross-attention between self-attention and MLP: `cross_norm` and
-    `cross_attn`, as in `RequestConditions.layer`. The replacement calls the same operators in the same order, so the
-    results are bit-identical. vLLM calls several Python functions per operator, which takes longer than the operators
-    themselves for small batches.
+    vLLM's method calls several Python functions between the model and these operators.
     """
 
-    def __init__(self, layer: Any):
-        attention = layer.self_attn
-        self._qkv, self._o = product_of(attention.qkv_proj), product_of(attention.o_proj)
-        self._gate_up, self._down = product_of(layer.mlp.gate_up_proj), product_of(layer.mlp.down_proj)
-        self._before, self._behind = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
-        self._attention, self._rotate = attention.attn, attention.rotary_emb.forward
-        self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
-        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        self._head_norms = [norm_of(each) for each in norms if each is not None]
-        self._cross = (layer.cross_norm, layer.cross_attn) if hasattr(layer, "cross_attn") else None
+    def __init__(self, attention: Any):
+        self._attention = attention
         self._cache, self._keys, self._values = (torch.empty(0),) * 3
         self._write = torch.ops._C.cpu_attn_reshape_and_cache.default
         self._read = torch.ops._C.cpu_attention_with_kv_cache.default
 
-    def __call__(
-        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output of the MLP and the residual, [N, H] each.
-
-        Args:
-            positions: Rotary positions of the rows, [N].
-            hidden_states: Output of the previous layer's MLP, [N, H], which is overwritten. In the first layer, the
-                embeddings, which become the residual.
-            residual: Residual [N, H], updated in place; None in the first layer.
-        """
-        if residual is None:
-            residual = hidden_states
-            hidden_states = torch.empty_like(residual)
-            write_norm(hidden_states, residual, *self._before)
-        else:
-            add_norm(hidden_states, residual, *self._before)
-        query, key, value = self._qkv(hidden_states).split(self._sizes, -1)
-        if self._head_norms:
-            query, key = map(_normed_heads, (query, key), self._head_norms)
-        query, key = self._rotate(positions, query, key)
-        hidden_states = self._o(self._attend(query, key, value))
-        if self._cross is not None:
-            norm, attend = self._cross
-            hidden_states = attend(norm(residual.add_(hidden_states)))
-        add_norm(hidden_states, residual, *self._behind)
-        gate, up = self._gate_up(hidden_states).chunk(2, -1)
-        return self._down(F.silu(gate).mul_(up)), residual
-
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Write keys and values to the KV cache, and return the attention output [N, heads * D]."""
         layer: Any = self._attention
         context: Any = get_forward_context()
-        out = torch.empty_like(query)
+        out = query.new_empty(query.shape[0], layer.num_heads * layer.head_size)
         if context.attn_metadata is None:  # vLLM's profile run
             return out
         name, attend, (keys, values) = layer.layer_name, layer.impl, self._halves(layer.kv_cache)
@@ -288,11 +250,61 @@ class HostLayer:
         return self._keys, self._values
 
 
-def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
-    """Replace the `forward` method of the decoder layers that `HostLayer` supports.
+class HostLayer:
+    """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
-    Layers with adapters, weights quantized by vLLM, tensor parallelism or KV transfer keep vLLM's method. Compiled
-    layers also keep it.
+    It also replaces the method of a Llama layer with cross-attention between self-attention and MLP: `cross_norm` and
+    `cross_attn`, as in `RequestConditions.layer`. The replacement calls the same operators in the same order, so the
+    results are bit-identical. vLLM calls several Python functions per operator, which takes longer than the operators
+    themselves for small batches.
+    """
+
+    def __init__(self, layer: Any):
+        attention = layer.self_attn
+        self._qkv, self._o = product_of(attention.qkv_proj), product_of(attention.o_proj)
+        self._gate_up, self._down = product_of(layer.mlp.gate_up_proj), product_of(layer.mlp.down_proj)
+        self._before, self._behind = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
+        self._attend, self._rotate = HostAttention(attention.attn), attention.rotary_emb.forward
+        self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
+        norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+        self._head_norms = [norm_of(each) for each in norms if each is not None]
+        self._cross = (layer.cross_norm, layer.cross_attn) if hasattr(layer, "cross_attn") else None
+
+    def __call__(
+        self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output of the MLP and the residual, [N, H] each.
+
+        Args:
+            positions: Rotary positions of the rows, [N].
+            hidden_states: Output of the previous layer's MLP, [N, H], which is overwritten. In the first layer, the
+                embeddings, which become the residual.
+            residual: Residual [N, H], updated in place; None in the first layer.
+        """
+        if residual is None:
+            residual = hidden_states
+            hidden_states = torch.empty_like(residual)
+            write_norm(hidden_states, residual, *self._before)
+        else:
+            add_norm(hidden_states, residual, *self._before)
+        query, key, value = self._qkv(hidden_states).split(self._sizes, -1)
+        if self._head_norms:
+            query, key = map(_normed_heads, (query, key), self._head_norms)
+        query, key = self._rotate(positions, query, key)
+        hidden_states = self._o(self._attend(query, key, value))
+        if self._cross is not None:
+            norm, attend = self._cross
+            hidden_states = attend(norm(residual.add_(hidden_states)))
+        add_norm(hidden_states, residual, *self._behind)
+        gate, up = self._gate_up(hidden_states).chunk(2, -1)
+        return self._down(F.silu(gate).mul_(up)), residual
+
+
+def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
+    """Replace the `forward` methods of attention, and of the decoder layers that `HostLayer` supports.
+
+    Models with adapters, tensor parallelism or KV transfer keep vLLM's methods, and so do compiled ones. Layers with
+    weights quantized by vLLM keep their own method.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
@@ -302,14 +314,25 @@ def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
         return
     layer: Any
     for layer in model.modules():
+        if type(layer) is Attention and _is_cached(layer, CPUAttentionBackendImpl):
+            vars(layer)["forward"] = HostAttention(layer)
+    for layer in model.modules():
         is_stock = type(layer) in (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
         if not is_stock and not hasattr(layer, "cross_attn"):
             continue
         attention, mlp = layer.self_attn, layer.mlp
         products = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-        is_cached = type(attention.attn.impl) is CPUAttentionBackendImpl and attention.attn.query_quant is None
-        if is_cached and all("cpu_linear" in vars(each) for each in products):
+        if _is_cached(attention.attn, CPUAttentionBackendImpl) and all("cpu_linear" in vars(each) for each in products):
             layer.forward = HostLayer(layer)
+
+
+def _is_cached(attention: Any, implementation: type) -> bool:
+    """Return True if attention reads all keys and values from its own KV cache, and nothing else."""
+    own: Any = attention.impl
+    if type(attention.impl) is not implementation or attention.head_size_v != attention.head_size:
+        return False
+    others = attention.query_quant, attention.kv_sharing_target_layer_name, own.sinks
+    return own.attn_type == AttentionType.DECODER and all(each is None for each in others)
 
 
 def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:
