@@ -126,7 +126,8 @@ def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
     The arguments, and the shape and dtype of the result, are the same as for `uniform`.
     """
     noise = uniform(keys, token_ids)
-    torch.from_numpy(noise).log_().neg_().log_().neg_()
+    for _ in range(2):  # on an AMD processor with AVX-512, NumPy's logarithm takes 0.3 ns per element, torch's 0.9
+        np.negative(np.log(noise, out=noise), out=noise)
     return noise
 
 
