@@ -130,6 +130,7 @@ check_moss_tts_replies() (
     clone https://github.com/OpenMOSS/MOSS-TTS 58b20a0d5fcc6766658d50967a90a9d890009a46 "$source/moss_tts"
     clone https://github.com/OpenMOSS/MOSS-Audio-Tokenizer 56df9eeb88f7236419dbf6328cd2e51f4dc21eeb "$source/moss_codec"
     PYTHONPATH="$source" python -m scripts.moss_tts_replies --check tests/data/moss_tts_replies.npz
+    PYTHONPATH="$source" python -m scripts.moss_tts_local_replies --check tests/data/moss_tts_local_replies.npz
     PYTHONPATH="$source/moss_tts/moss_tts_realtime" python -m scripts.moss_tts_realtime_replies --check tests/data/moss_tts_realtime_replies.npz
 )
 

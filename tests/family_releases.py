@@ -20,6 +20,7 @@ from benchmarks.checkpoints import (
     random_kyutai_tts,
     random_moshi,
     random_moss,
+    random_moss_local,
     random_moss_realtime,
     random_personaplex,
     random_phonon,
@@ -153,6 +154,13 @@ def _moss_tts(folder: Path) -> list[str | Path]:
     for written in (release, folder / "codec"):
         split_weights(written, 2)
     return [*random_moss.command(release)[1:]]
+
+
+def _moss_tts_local(folder: Path) -> list[str | Path]:
+    release = random_moss_local.write_release(folder / "release", "served")
+    for written in (release, folder / "codec"):
+        split_weights(written, 2)
+    return [*random_moss_local.command(release)[1:]]
 
 
 def _moss_tts_realtime(folder: Path) -> list[str | Path]:
@@ -405,6 +413,14 @@ LAYOUTS = {
         {
             "release": ("config.json", SHARD, INDEX, *TOKENIZER),
             "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer
+        },
+    ),
+    "OpenMOSS-Team/MOSS-TTS-Local-Transformer-v1.5": Layout(
+        "moss-tts-local",
+        _moss_tts_local,
+        {
+            "release": ("config.json", SHARD, INDEX, *TOKENIZER),
+            "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer-v2
         },
     ),
     "OpenMOSS-Team/MOSS-TTS-Realtime": Layout(

@@ -109,8 +109,11 @@ def model_tensors(kind: str = "small") -> dict[str, np.ndarray]:
     return found
 
 
-def codec_config(kind: str = "small") -> dict[str, Any]:
-    """Return the contents of config.json of a codec; `published` has the published sizes."""
+def codec_config(kind: str = "small", num_channels: int = 1) -> dict[str, Any]:
+    """Return the contents of config.json of a codec; `published` has the published sizes.
+
+    With two channels, it is a codec of version 2, whose first patches are four times as long.
+    """
     is_whole = kind == "published"
     num_codebooks, num_codes = (32, 1024) if is_whole else KINDS[kind][:2]
     wide, other, layers = ((1280, 20), (768, 12), (32, 12)) if is_whole else ((24, 3), (16, 2), (3, 1))
@@ -139,17 +142,26 @@ def codec_config(kind: str = "small") -> dict[str, Any]:
 
     latent, half, narrow = (768, 640, 384) if is_whole else (12, 8, 8)
     first = 2 * half if is_whole else 16
-    encoder = [patch(240), stage(240, narrow), patch(2), stage(2 * narrow, narrow), patch(2), stage(2 * narrow, half)]
+    samples = 240 if num_channels == 1 else 960
+    encoder = [
+        patch(samples),
+        stage(samples, narrow),
+        patch(2),
+        stage(2 * narrow, narrow),
+        patch(2),
+        stage(2 * narrow, half),
+    ]
     encoder += [patch(2), stage(2 * half, latent, is_first=True)]
     decoder = [stage(latent, first, is_first=True), patch(2), stage(first // 2, 2 * narrow), patch(2)]
-    decoder += [stage(narrow, 2 * narrow), patch(2), stage(narrow, 240), patch(240)]
-    return {
+    decoder += [stage(narrow, 2 * narrow), patch(2), stage(narrow, samples), patch(samples)]
+    channels = {"number_channels": 2, "enable_channel_interleave": True} if num_channels == 2 else {}
+    return channels | {
         "model_type": "speech_tokenizer",
         "architectures": ["MossAudioTokenizerModel"],
         "version": "4.26.1.a",
-        "sampling_rate": 24000,
-        "sample_rate": 24000,
-        "downsample_rate": 1920,
+        "sampling_rate": 24000 * num_channels,
+        "sample_rate": 24000 * num_channels,
+        "downsample_rate": 1920 * num_channels,
         "causal_transformer_context_duration": 10 if is_whole else 1,
         "code_dim": latent,
         "encoder_kwargs": encoder,
@@ -209,9 +221,9 @@ def _stage_shapes(name: str, part: dict[str, Any]) -> Iterator[tuple[str, tuple[
             yield f"{layer}.{scale}.scale", (width,)
 
 
-def codec_tensors(kind: str = "small") -> dict[str, np.ndarray]:
+def codec_tensors(kind: str = "small", num_channels: int = 1) -> dict[str, np.ndarray]:
     """Return the published tensors of a codec, identical on every machine, whose output is about as loud as speech."""
-    record = codec_config(kind)
+    record = codec_config(kind, num_channels)
     random, found = np.random.Generator(np.random.PCG64(5)), dict[str, np.ndarray]()
     for name, shape in codec_shapes(record).items():
         noise = random.standard_normal(shape)
@@ -235,11 +247,11 @@ def inputs() -> dict[str, np.ndarray]:
     return found | {f"codec.{name}": each for name, each in codec_tensors().items()}
 
 
-def write_codec(folder: Path, kind: str = "small") -> Path:
+def write_codec(folder: Path, kind: str = "small", num_channels: int = 1) -> Path:
     """Write a codec release; return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(codec_tensors(kind), folder / "model.safetensors", {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(codec_config(kind)))
+    save_file(codec_tensors(kind, num_channels), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(codec_config(kind, num_channels)))
     return folder
 
 

@@ -101,8 +101,9 @@ def changed(path: str, value: object) -> dict[str, Any]:
     ("path", "value", "message"),
     [
         ("model_type", "mimi", "model_type: expected speech_tokenizer"),
-        ("quantizer_kwargs.quantizer_type", "rvq", "expected one channel and quantizer_type rlfq, got 'rvq'"),
-        ("number_channels", 2, "expected one channel"),
+        ("quantizer_kwargs.quantizer_type", "rvq", "and quantizer_type rlfq, got 1, True and 'rvq'"),
+        ("number_channels", 2, "downsample_rate: expected the product of the patch sizes by 2 (number_channels)"),
+        ("number_channels", 1.0, "number_channels 1 or 2"),
         ("downsample_rate", 960, "downsample_rate: expected the product"),
         ("decoder_kwargs.0.gating", "silu", "decoder_kwargs: expected {'gating': 'none'}"),
         ("encoder_kwargs.1.causal", False, "encoder_kwargs: expected {'causal': True}"),
@@ -132,3 +133,41 @@ def test_weight_norm_without_its_direction_is_refused() -> None:
     del tensors["quantizer.input_proj.parametrizations.weight.original1"]
     with pytest.raises(CheckpointError, match="expected the norms of"):
         plain_names(tensors)
+
+
+def test_two_channels_alternate(tmp_path: Path) -> None:
+    """A codec of two channels is a codec of one with twice the rate, whose samples belong to them in turn."""
+    folder = write_codec(tmp_path / "two", num_channels=2)
+    record = json.loads((folder / "config.json").read_text())
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    record |= {"number_channels": 1, "sampling_rate": 96_000, "downsample_rate": 7680}
+    (one / "config.json").write_text(json.dumps(record))
+    two, single = load_codec("moss", folder), load_codec("moss", one)
+    assert (two.spec.sample_rate, two.spec.samples_per_frame) == (48_000, 3840)
+    alternating = stream(single, CODES, [CODES.shape[2]])
+    assert alternating.abs().max() < 1, "nothing is clipped"
+    expected = alternating.unflatten(1, (-1, 2)).mean(2)
+    assert (stream(two, CODES, [CODES.shape[2]]) - expected).abs().max() < 1e-6
+    pcm = np.resize(recording(), 3840 * 30 + 100)
+    assert (two.encode(pcm) == single.encode(np.repeat(pcm, 2))).all()
+    assert two.encode(pcm).shape == (two.spec.num_codebooks, 30)
+
+
+def test_two_channels_are_chunk_invariant(tmp_path: Path) -> None:
+    two: Any = load_codec("moss", write_codec(tmp_path, num_channels=2)).double()
+    whole = stream(two, CODES, [CODES.shape[2]])
+    check_chunks(two, CODES, whole, 1e-12, 1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("number_channels", 3, "number_channels 1 or 2"), ("enable_channel_interleave", False, "interleave true")],
+)
+def test_other_channels_are_refused(tmp_path: Path, name: str, value: object, message: str) -> None:
+    folder = write_codec(tmp_path, num_channels=2)
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(record | {name: value}))
+    with pytest.raises(CheckpointError, match=message):
+        load_codec("moss", folder)

@@ -19,6 +19,7 @@ from benchmarks.checkpoints import (
     random_kyutai_tts,
     random_moshi,
     random_moss,
+    random_moss_local,
     random_moss_realtime,
     random_orpheus,
     random_personaplex,
@@ -72,6 +73,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("moshi", write_moshi_without_config),
     ("moshi", transformers_releases.write_moshi),
     ("moss_tts", random_moss.write_release),
+    ("moss_tts_local", random_moss_local.write_release),
     ("moss_tts_realtime", random_moss_realtime.write_release),
     ("opuslm", lambda folder: published_checkpoints.write_release("opuslm", folder)),
     ("opuslm_dialogue", lambda folder: published_checkpoints.write_release("opuslm-dialogue", folder)),
@@ -223,11 +225,12 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
         {"config.json": KYUTAI | {"dep_q": 8}, "model.safetensors": "", "t.model": ""},
         "m.safetensors, which the release must have",
     ),
-    "MOSS-TTS-Local": (
+    "MOSS-TTS-Local without weights": (
         {"config.json": {"model_type": "moss_tts_local"}},
-        "MOSS-TTS-Local-Transformer is not supported",
+        "MOSS-TTS-Local: expected model.safetensors",
     ),
-    "MOSS-TTS-Local 1.0": ({"config.json": MOSS | {"local_num_layers": 4}}, "MOSS-TTS-Local-Transformer is not"),
+    "MOSS-TTS-Local 1.0": ({"config.json": MOSS | {"local_num_layers": 4}}, "MOSS-TTS-Local-Transformer 1.0 is not"),
+    "MOSS-TTS-Nano": ({"config.json": {"model_type": "moss_tts_nano"}}, "MOSS-TTS-Nano is not supported"),
     "MOSS-TTS-Realtime without weights": (
         {"config.json": {"model_type": "moss_tts_realtime"}},
         "MOSS-TTS-Realtime: expected model.safetensors",

@@ -3,6 +3,9 @@
 codes ─► sum of codebook vectors ─► transformer ─► ×2 ─► transformer ─► ×2 ─► transformer ─► ×2 ─► transformer ─► pcm
                                     125 steps back      250                  500                  1000 steps back
 
+Version 2 (48 kHz, two channels whose samples alternate) has the same networks. Here, a recording is in both channels,
+and the decoded channels are averaged.
+
 There are no convolutions: a step becomes several steps (or samples) by splitting its channels, and the encoder joins
 the channels of several steps in the same way, in reverse order. Every transformer attends to the last 10 s. Its keys
 and values are the state, which is therefore large (170 MB an utterance in float32), and chunks of any size are exact.
@@ -76,6 +79,8 @@ class MossConfig:
     """Hyperparameters of a release.
 
     Attributes:
+        samples_per_frame: Number of samples of a frame in each channel.
+        num_channels: Number of channels, whose samples alternate in the input and output of the network.
         patches: Number of steps, or samples, that become one step before each transformer of the encoder.
         encoder: Transformers of the encoder, in order.
         decoder: Transformers of the decoder, in order; each is followed by one of the decoder's patches.
@@ -84,6 +89,7 @@ class MossConfig:
 
     sample_rate: int
     samples_per_frame: int
+    num_channels: int
     quantizer: QuantizerConfig
     patches: tuple[int, ...]
     encoder: tuple[StageConfig, ...]
@@ -102,16 +108,21 @@ class MossConfig:
                 raise ValueError(f"model_type: expected {' or '.join(MODEL_TYPES)}, got {shown(record['model_type'])}")
             numbers = record["quantizer_kwargs"]
             kind = numbers.get("quantizer_type", record.get("quantizer_type", "rvq"))
-            if kind not in RLFQ or record.get("number_channels", 1) != 1:
-                raise ValueError(f"expected one channel and quantizer_type rlfq, got {shown(kind)}")
+            num_channels, alternate = record.get("number_channels", 1), record.get("enable_channel_interleave", True)
+            if kind not in RLFQ or type(num_channels) is not int or num_channels not in (1, 2) or alternate is not True:
+                got = f"{shown(num_channels)}, {shown(alternate)} and {shown(kind)}"
+                expected = "number_channels 1 or 2, enable_channel_interleave true and quantizer_type rlfq"
+                raise ValueError(f"expected {expected}, got {got}")
             quantizer = QuantizerConfig(**{name: numbers[name] for name in QuantizerConfig.__slots__})
             patches, encoder = _halves(record, "encoder_kwargs", is_encoder=True)
             decoder_patches, decoder = _halves(record, "decoder_kwargs", is_encoder=False)
             hop = record["downsample_rate"]
-            if prod(patches) != hop or prod(decoder_patches) != hop:
-                raise ValueError(f"downsample_rate: expected the product of the patch sizes, got {hop}")
+            if prod(patches) != hop * num_channels or prod(decoder_patches) != hop * num_channels:
+                expected = f"the product of the patch sizes by {num_channels} (number_channels)"
+                raise ValueError(f"downsample_rate: expected {expected}, got {hop}")
             _check_numbers(quantizer, *(stage.transformer for stage in (*encoder, *decoder)))
-            config = cls(record["sampling_rate"], hop, quantizer, patches, encoder, decoder, decoder_patches)
+            rate = record["sampling_rate"]
+            config = cls(rate, hop, num_channels, quantizer, patches, encoder, decoder, decoder_patches)
             config.check_widths()
             for name, stages in (("encoder_kwargs", encoder), ("decoder_kwargs", decoder)):
                 _check_state(name, stages)
@@ -165,7 +176,8 @@ def _halves(
     first, second = parts[::2], parts[1::2]
     patches, stages = (first, second) if is_encoder else (second, first)
     sizes = tuple(patch["patch_size"] for patch in patches)
-    hop, rate, seconds = prod(sizes), record["sampling_rate"], record["causal_transformer_context_duration"]
+    hop, seconds = prod(sizes), record["causal_transformer_context_duration"]
+    rate = record["sampling_rate"] * record.get("number_channels", 1)
     built, left = [], hop
     for size, stage in zip(sizes, stages, strict=True):
         left = left // size if is_encoder else left
@@ -178,7 +190,7 @@ def _halves(
             num_heads=stage["num_heads"],
             num_layers=stage["num_layers"],
             dim_feedforward=stage["dim_feedforward"],
-            context=int(rate / hop * steps_per_frame * seconds),
+            context=int(rate / hop * steps_per_frame * stage.get("context_duration", seconds)),
             max_period=stage.get("max_period", 10_000.0),
         )
         has_scales = stage.get("layer_scale") is not None
@@ -304,8 +316,9 @@ class MossCodec(nn.Module):
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Encode mono samples, float32 [n], to codes, int64 [K, T], T = n // samples_per_frame."""
-        hop, device = self.spec.samples_per_frame, next(self.parameters()).device
+        hop, channels, device = self.spec.samples_per_frame, self.config.num_channels, next(self.parameters()).device
         samples = torch.from_numpy(pcm[: len(pcm) // hop * hop]).to(next(self.parameters()))
+        samples, hop = samples.repeat_interleave(channels), hop * channels
         state, parts = self._zeros(self.encoder, 1), [np.zeros((self.spec.num_codebooks, 0), np.int64)]
         for start in range(0, len(samples), ENCODED_FRAMES * hop):
             x = samples[None, start : start + ENCODED_FRAMES * hop, None]
@@ -334,7 +347,7 @@ class MossCodec(nn.Module):
         for patch, stage in zip(self.config.decoder_patches, self.decoder, strict=True):
             x = stage(x, first, memory).unflatten(2, (-1, patch)).transpose(2, 3).flatten(1, 2)
         assert memory.is_complete, "every layer has stored its state"
-        return x[..., 0].clamp(-1, 1), memory.after
+        return x[..., 0].unflatten(1, (-1, self.config.num_channels)).mean(2).clamp(-1, 1), memory.after
 
 
 def plain_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class HostDepth:
         self._rows.prepare(max_rows)
 
     def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.predicts_first`).
+        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.num_first`).
 
         Args:
             hidden: The backbone's hidden states, [N, W]; unchanged.
@@ -60,7 +60,7 @@ class HostDepth:
             hidden: The backbone's hidden states, [N, W].
             code: Codes of stream 0, as rows of `embed`, [N].
         """
-        if self._depth.spec.predicts_first:
+        if self._depth.spec.num_first:
             return self.next(code, 1)
         buffers = self._rows.of(code.shape[0], 2)
         buffers.inputs[0].copy_(self._depth.project(hidden))

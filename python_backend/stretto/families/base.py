@@ -53,8 +53,11 @@ class DepthSpec:
         projection: Linear layer from the backbone's width to `hidden`, without bias (`plain`) or with one (`biased`);
             None if the widths are equal.
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
-        predicts_first: True if stream 0 is sampled from the output of position 0, False if from the hidden state. Needs
-            a family without guidance, and no schedule.
+        num_first: Number of streams, from stream 0 on, that are sampled from the output of position 0. If 0, stream 0
+            is sampled from the hidden state. If 2, position p reads the code of stream p, for stream p + 1, and no
+            position reads stream 0. Not 0 only in a family without guidance, and without a schedule.
+        gpt2_activation: Activation of layers as in GPT-2, with LayerNorm, biases, and an MLP without a gate; None for
+            layers of Llama or Qwen3. Such layers have `num_first` 2, and others have not.
         schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
         num_second_ids: Number of ids of the second text stream (`Family.second_ids`), which position 0 reads in
             addition to stream 0; their embeddings follow those of the other streams. Needs a schedule. 0 for none.
@@ -70,7 +73,8 @@ class DepthSpec:
     rope: Mapping[str, Any] = field(hash=False, default_factory=dict)
     projection: Literal["plain", "biased"] | None = "plain"
     has_head_norms: bool = False
-    predicts_first: bool = False
+    num_first: int = 0
+    gpt2_activation: Literal["silu", "gelu"] | None = None
     schedule: tuple[int, ...] = ()
     num_second_ids: int = 0
 
@@ -78,10 +82,12 @@ class DepthSpec:
         num_sets = 1 + max(self.schedule, default=-1)
         if self.num_second_ids and not self.schedule:
             raise ValueError(f"expected a schedule, as position 0 reads a second stream, got {self}")
-        others = self.rope or self.has_head_norms or self.predicts_first
+        others = self.rope or self.has_head_norms or self.num_first
         if sorted({*self.schedule}) != [*range(num_sets)] or (self.schedule and others):
             expected = "a schedule of sets from 0 on, without rope and head norms, and with stream 0 from elsewhere"
             raise ValueError(f"expected {expected}, got {self}")
+        if self.num_first not in ((0, 1) if self.gpt2_activation is None else (2,)):
+            raise ValueError(f"expected num_first 2 with GPT-2's layers, and 0 or 1 with others, got {self}")
 
     @property
     def num_sets(self) -> int:

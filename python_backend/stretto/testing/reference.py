@@ -23,7 +23,7 @@ from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import PADDED_WARM_UP, Segment
-from stretto.testing.depth_reference import DepthReference, SteppedReference
+from stretto.testing.depth_reference import depth_reference
 
 MASK = 0xFFFFFFFF
 Row = list[int]
@@ -139,7 +139,7 @@ class Reference:
     """
 
     was_cut = False
-    depth: Any = None  # DepthReference or SteppedReference, for a family with a depth transformer
+    depth: Any = None  # `depth_reference`, for a family with a depth transformer
     conditions: Any = None  # `RequestConditions.reference`, for a family with conditions
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
@@ -151,7 +151,7 @@ class Reference:
         self.hearing = {name: weights.pop(name) for name in list(weights) if name.startswith(("audio_", "adaptor."))}
         self.audio_config = config.get("audio_config")
         if family.depth:
-            self.depth = (SteppedReference if family.depth.schedule else DepthReference)(family, weights)
+            self.depth = depth_reference(family, weights)
         if family.mechanism.conditions is not None:
             self.conditions = family.mechanism.conditions.reference()
             self.conditions.attach(weights, self.model)

@@ -79,8 +79,8 @@ def rope(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "moss_tts_local"}, "MOSS-TTS-Local-Transformer is not supported"),
-        ({"local_num_layers": 4}, "MOSS-TTS-Local-Transformer is not supported"),
+        ({"model_type": "moss_tts_nano"}, "MOSS-TTS-Nano is not supported, only MOSS-TTS v1.5"),
+        ({"local_num_layers": 4}, "MOSS-TTS-Local-Transformer 1.0 is not supported"),
         ({"model_type": "moss_tts_realtime"}, "expected model_type 'moss_tts_delay', got 'moss_tts_realtime'"),
         ({"model_type": "qwen3"}, "expected model_type 'moss_tts_delay', got 'qwen3'"),
         ({"language_config": None}, "language_config: expected an object"),

@@ -49,7 +49,7 @@ class DepthWeights(nn.Module):
 
     Attributes:
         first_head: Head of stream 0, applied to the backbone's hidden state, [C0 + E, W], or to the output of position
-            0, [C0 + E, H] (`DepthSpec.predicts_first`).
+            0, [C0 + E, H] (`DepthSpec.num_first`).
         project: Projections of the backbone's hidden state, [M * H, W]; the identity for some models.
         embed: Embeddings of the ids of streams 0 to S - 2, then of the second text stream, [C0 + (S - 2) * C + X, H].
         heads: Heads of streams 1 to S - 1, [S - 1, C, H].
@@ -65,7 +65,7 @@ class DepthWeights(nn.Module):
     ):
         super().__init__()
         self.spec = spec
-        self.first_head = _weight(num_ids[0] + num_ends, spec.hidden if spec.predicts_first else width)
+        self.first_head = _weight(num_ids[0] + num_ends, spec.hidden if spec.num_first else width)
         project = width, max(spec.num_sets, 1) * spec.hidden, quant_config, "depth.project"
         self.project = _linear(*project, bias=spec.projection == "biased") if spec.projection else nn.Identity()
         self.embed = _weight(sum(num_ids[:-1]) + spec.num_second_ids, spec.hidden)
@@ -122,7 +122,7 @@ class DepthTransformer(DepthWeights):
         self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
 
     def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.predicts_first`).
+        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.num_first`).
 
         Args:
             hidden: The backbone's hidden states, [N, W]; unchanged.
@@ -139,7 +139,7 @@ class DepthTransformer(DepthWeights):
             hidden: The backbone's hidden states, [N, W].
             code: Codes of stream 0, as rows of `embed`, [N].
         """
-        if self.spec.predicts_first:
+        if self.spec.num_first:
             return self.next(code, 1)
         x = torch.stack([self.project(hidden), F.embedding(code, self.embed)], 1)
         return self._read(x.flatten(0, 1), 0, self._first_positions[: 2 * len(hidden)])[1::2]
@@ -268,7 +268,7 @@ class _Layer(_Projections):
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, first: int
     ) -> torch.Tensor:
-        count = 2 if first == 0 and not self.spec.predicts_first else 1
+        count = 2 if first == 0 and not self.spec.num_first else 1
         query, key, value = (
             each.reshape(len(each) // count, count, -1, self.spec.head_dim).transpose(1, 2)
             for each in (query, key, value)

@@ -23,11 +23,13 @@ from vllm.sequence import IntermediateTensors
 
 from stretto.cpu_backend.int8 import use_int8
 from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
-from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth
+from stretto.engine.models.depth_transformer import DepthTransformer, DepthWeights, SteppedDepth
+from stretto.engine.models.gpt2_depth import Gpt2Depth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import encoder_of
+from stretto.families.base import DepthSpec
 
 UNQUANTIZED = UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
@@ -197,6 +199,13 @@ def keep_states(backbone: nn.Module, layer: int, vllm_config: VllmConfig) -> tor
     return torch.zeros(max_rows, config.get_hidden_size(), dtype=config.dtype)
 
 
+def depth_class(spec: DepthSpec) -> type[DepthWeights]:
+    """Return the class of a depth transformer."""
+    if spec.gpt2_activation is not None:
+        return Gpt2Depth
+    return SteppedDepth if spec.schedule else DepthTransformer
+
+
 class MultiStreamMixin(Decoder):
     """Mix-in for a model whose input is the sum of the embeddings of a row's streams.
 
@@ -226,7 +235,7 @@ class MultiStreamMixin(Decoder):
             self.stream_bias = StreamBias(layout.num_output_streams, width)
         if self.family.depth is not None:
             quant_config = quantization_of(vllm_config, "depth")
-            kind = SteppedDepth if self.family.depth.schedule else DepthTransformer
+            kind = depth_class(self.family.depth)
             sizes = [len(ids) for ids in layout.audio]
             self.depth = kind(self.family.depth, sizes, num_ends, width, quant_config=quant_config)
         if self.family.audio_head:

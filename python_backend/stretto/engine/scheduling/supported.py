@@ -35,7 +35,7 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
     if rules.family.track_streams:
         check_track(rules.family)
     depth = rules.family.depth
-    if depth is not None and depth.predicts_first and rules.family.guided_streams:
+    if depth is not None and depth.num_first and rules.family.guided_streams:
         raise ValueError(f"{rules.family.name}: a depth transformer that predicts stream 0 does not support guidance")
 
 

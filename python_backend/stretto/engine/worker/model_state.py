@@ -286,11 +286,11 @@ class SpeechModelState(DefaultModelState):
         if family.depth is not None:
             depth: Any = self.model.get_submodule("depth")
             kinds = (HostDepth, HostSteppedDepth) if self.device.type == "cpu" else (DeviceDepth, DeviceSteppedDepth)
-            steps: Any = kinds[bool(family.depth.schedule)](depth)
+            steps: Any = depth if family.depth.gpt2_activation else kinds[bool(family.depth.schedule)](depth)
             frames = DepthFrames(steps, family.layout, self.max_num_reqs, family.second_ids)
             rows = depth.first_head.data
-            is_first = family.depth.predicts_first
-            first = DepthFirstHead(rows, self.rules, steps.start) if is_first else FirstHead(rows, self.rules)
+            begins = family.depth.num_first > 0
+            first = DepthFirstHead(rows, self.rules, steps.start) if begins else FirstHead(rows, self.rules)
             return Readout(first, frames)
         if family.audio_head:
             head_bias = self.model.get_parameter("audio_head.bias").data if family.audio_head == "biased" else None

@@ -135,7 +135,7 @@ class FirstHead(StreamHeads):
 
 
 class DepthFirstHead(FirstHead):
-    """Head of stream 0 after position 0 of a depth transformer (`DepthSpec.predicts_first`).
+    """Head of stream 0 after position 0 of a depth transformer (`DepthSpec.num_first`).
 
     Args:
         rows: Weight, [C0 + E, H of the depth transformer], replicated on every rank.

@@ -9,7 +9,6 @@ MODEL_TYPE = "moss_tts_delay"
 CODEC = Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer", ("config.json", "*.safetensors", "*.safetensors.index.json"))
 CONVERT = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}", "--codec", "{companion1}")
 OTHERS = {
-    "moss_tts_local": "MOSS-TTS-Local-Transformer",
     "moss_tts_nano": "MOSS-TTS-Nano",
 }
 
@@ -19,8 +18,8 @@ def refusal_of(config: Mapping[str, Any]) -> str:
     kind = str(config.get("model_type"))
     name = OTHERS.get(kind)
     if kind == MODEL_TYPE and "local_num_layers" in config:  # its first version has the same model_type
-        name = OTHERS["moss_tts_local"]
-    return f"{name} is not supported, only MOSS-TTS v1.5 and MOSS-TTS-Realtime" if name else ""
+        name = "MOSS-TTS-Local-Transformer 1.0"
+    return f"{name} is not supported, only MOSS-TTS v1.5, MOSS-TTS-Local v1.5 and MOSS-TTS-Realtime" if name else ""
 
 
 def recognise(listing: Listing) -> list[Match]:
@@ -33,15 +32,16 @@ def recognise(listing: Listing) -> list[Match]:
     return matches(listing, "moss_tts", "MOSS-TTS")
 
 
-def matches(listing: Listing, family: str, title: str) -> list[Match]:
-    """Return the release of a family that uses MOSS-Audio-Tokenizer, or why it is refused.
+def matches(listing: Listing, family: str, title: str, codec: Needed = CODEC) -> list[Match]:
+    """Return the release of a family that uses a MOSS-Audio-Tokenizer, or why it is refused.
 
     Args:
         listing: Files of the release.
         family: Name of the family.
         title: Name of the model, for error messages.
+        codec: Repository of the codec.
     """
     weights = listing.weights()
     if not weights:
         return [Match(family, refusal=f"{title}: expected model.safetensors, or the files of its index")]
-    return [Match(family, (*weights, CONFIG, *listing.present(*TOKENIZER)), CONVERT, companions=(CODEC,))]
+    return [Match(family, (*weights, CONFIG, *listing.present(*TOKENIZER)), CONVERT, companions=(codec,))]

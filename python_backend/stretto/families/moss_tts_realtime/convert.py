@@ -180,7 +180,7 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
         rope={"rope_type": "default", "rope_theta": float(theta)},
         projection=None,
         has_head_norms=True,
-        predicts_first=True,
+        num_first=1,
     )
 
 

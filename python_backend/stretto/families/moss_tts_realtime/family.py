@@ -35,7 +35,7 @@ DEPTH = DepthSpec(
     rope={"rope_type": "default", "rope_theta": 1e6},
     projection=None,
     has_head_norms=True,
-    predicts_first=True,
+    num_first=1,
 )
 
 

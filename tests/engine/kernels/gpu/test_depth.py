@@ -31,7 +31,7 @@ SPECS = {
     "qwen3": replace(PLAIN, has_head_norms=True, projection="biased"),
     "one_key_head": replace(PLAIN, num_heads=3, num_kv_heads=1, has_head_norms=True),
     "no_groups": replace(PLAIN, num_heads=2, num_kv_heads=2, head_dim=12, num_layers=1),
-    "predicts_first": replace(PLAIN, hidden=WIDTH, projection=None, has_head_norms=True, predicts_first=True),
+    "first_of_position_0": replace(PLAIN, hidden=WIDTH, projection=None, has_head_norms=True, num_first=1),
 }
 
 
@@ -76,7 +76,7 @@ def test_depth_states_match_the_torch_layers(name: str, num_streams: int, monkey
         each.prepare(4)
     hidden, codes = torch.randn(3, WIDTH), torch.randint(NUM_CODES, (3, num_streams))
     for _ in range(2):  # a second frame overwrites the keys and values of the first
-        if SPECS[name].predicts_first:
+        if SPECS[name].num_first:
             given = hidden.clone()
             found = ours.start(hidden)
             torch.testing.assert_close(found, expected.start(hidden), rtol=2e-5, atol=2e-5)

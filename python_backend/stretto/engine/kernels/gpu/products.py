@@ -299,7 +299,7 @@ class DeviceDepth:
         self.heads: torch.Tensor = depth.heads
         self._depth, self._embed = depth, depth.embed.data
         self._cos_sin = rotary.cos_sin_cache.to(self._embed.dtype)
-        num_first = 1 if spec.predicts_first else 2
+        num_first = 1 if spec.num_first else 2
         self._layers = [
             _Layer(layer, depth.num_positions, self._cos_sin, num_first=num_first) for layer in depth.layers
         ]
@@ -312,7 +312,7 @@ class DeviceDepth:
             layer.keys, layer.values = self._embed.new_zeros(shape)
 
     def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.predicts_first`).
+        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.num_first`).
 
         Args:
             hidden: The backbone's hidden states, [N, W]; unchanged.
@@ -329,7 +329,7 @@ class DeviceDepth:
             hidden: The backbone's hidden states, [N, W].
             code: Codes of stream 0, as rows of `embed`, [N].
         """
-        if self._depth.spec.predicts_first:
+        if self._depth.spec.num_first:
             return self.next(code, 1)
         x = torch.stack([self._depth.project(hidden), F.embedding(code, self._embed)], 1)
         return self._read(x.flatten(0, 1), 0).view(len(code), 2, -1).select(1, 1)
