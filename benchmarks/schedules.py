@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 from benchmarks.checkpoints.random_vita import MODULES, SMALL, tensors
 from benchmarks.engines import SteppedEngine, engine_args
 from benchmarks.harness import append_result, command_line, median_ratio
-from stretto.families.bursts import BurstSchedule
+from stretto.families.vita_audio.bursts import BurstSchedule
 from stretto.families.vita_audio.family import MARKERS, SCHEDULES, VANILLA, VitaVocabulary, vita_audio
 from stretto.records.prompt import Prompt
 

@@ -2,32 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from safetensors.numpy import save_file
 
 from benchmarks.checkpoints.random_vita import tensors
 from stretto.families.base import Family
-from stretto.testing.checkpoints import write_checkpoint as write_random_checkpoint
+from stretto.testing.checkpoints import write_checkpoint
 
 __all__ = ["write_checkpoint", "write_modules"]
 
 
-def write_checkpoint(folder: Path, family: Family, name: str, **shape: Any) -> Path:
-    """Write a random checkpoint; if `family` has multi-token steps, for the model whose further rows follow a rule."""
-    write_random_checkpoint(folder, family, name, **shape)
-    if family.bursts is not None:
-        from tests.forced_bursts import register
-
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": [register()]}))
-    return folder
-
-
 def write_modules(folder: Path, family: Family, name: str, layers: int = 2, seed: int = 0, hidden: int = 128) -> Path:
     """Write a Qwen2 of `layers` layers and the MTP modules of `family`, under the published names."""
-    assert family.bursts is not None
-    modules = family.bursts.num_modules
+    assert family.mechanism.steps is not None
+    modules = family.mechanism.steps.max_extra
     config = {
         "hidden_size": hidden,
         "intermediate_size": 3 * hidden // 2,

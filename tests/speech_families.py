@@ -1,15 +1,16 @@
 """Small test families that cover features that the bundled family lacks."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from stretto.families.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
-from stretto.families.bursts import Bursts, BurstSchedule
 from stretto.families.cosyvoice3.family import CodeRules, TextGroups
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 from stretto.families.speaker import Speaker
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
+from stretto.families.vita_audio.bursts import Bursts, BurstSchedule, ModuleSteps
 from stretto.families.voxcpm2.family import GuidedRows
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
@@ -207,16 +208,36 @@ GROUPED = replace(
     ),
 )
 
+
+class ForcedSteps(Bursts):
+    """Schedules of VITA-Audio, with further rows by a rule instead of modules."""
+
+    predictor: ClassVar = lazy("tests.forced_bursts:ForcedRows")
+    extend: ClassVar = None
+
+
 # Steps of up to five rows. Two of its schedules vary the number of rows by step; one has a row per step.
-BURSTS = Bursts(
+BURSTS = ForcedSteps(
     4, (BurstSchedule("mixed", (1, 2, 2, 4, 3, 3)), BurstSchedule("turbo", (1, 4)), BurstSchedule("off", (9, 0)))
 )
 # Guided, as a reply that begins with audio may be; and unguided, from text to audio within a burst.
-FORCED_BURSTS = replace(EIGHT_STREAMS, name="forced_bursts", tasks=EIGHT_STREAMS.tasks[1:], bursts=BURSTS)
-FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), bursts=BURSTS)
+FORCED_BURSTS = replace(
+    EIGHT_STREAMS, name="forced_bursts", tasks=EIGHT_STREAMS.tasks[1:], mechanism=ModuleSteps(BURSTS)
+)
+FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), mechanism=ModuleSteps(BURSTS))
 
 _PENALIZED_TASKS = tuple(
     replace(task, sampling=replace(task.sampling, repetition_penalty=1.3)) for task in FORCED_BURSTS.tasks
+)
+MODULE_STEPS = Bursts(
+    4,
+    (
+        BurstSchedule("turbo", (1, 4)),
+        BurstSchedule("vanilla", (8192, 0)),
+        BurstSchedule("boost", (1, 4, 4, 4)),
+        BurstSchedule("balance", (1, 2, 3, 3, 4, 4)),
+        BurstSchedule("turbo_2", (1, 2)),
+    ),
 )
 # With the modules of MCTP. The shapes of the published schedules, for four modules; the last uses two of them only.
 # Tokens of its text or its prompt, including rows of the same multi-token step, are less likely to be repeated.
@@ -225,16 +246,7 @@ MODULES = replace(
     name="modules",
     tasks=_PENALIZED_TASKS,
     drawing=DrawRules(penalized="all"),
-    bursts=Bursts(
-        4,
-        (
-            BurstSchedule("turbo", (1, 4)),
-            BurstSchedule("vanilla", (8192, 0)),
-            BurstSchedule("boost", (1, 4, 4, 4)),
-            BurstSchedule("balance", (1, 2, 3, 3, 4, 4)),
-            BurstSchedule("turbo_2", (1, 2)),
-        ),
-    ),
+    mechanism=ModuleSteps(MODULE_STEPS),
 )
 # The same of its codes on stream 0, which are guided: it writes no text.
 PENALIZED_SPEECH = replace(MODULES, name="penalized_speech", tasks=_PENALIZED_TASKS[:1])

@@ -157,7 +157,7 @@ def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compil
     }
     if setup.is_small:
         return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
-    bursts = model.read_family(setup).bursts
+    bursts = model.read_family(setup).mechanism.steps
     sizes = {*rows, *PROMPT_SIZES} | (set() if bursts is None else {rows[-1] * bursts.window})
     compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": sorted(sizes)}
     return {**args, "compilation_config": compilation}

@@ -70,7 +70,7 @@ def test_release_schedule_is_the_default_among_all_schedules(tmp_path: Path, mod
     release = random_vita.write_release(tmp_path / "release")
     (release / "generation_config.json").write_text(json.dumps({"mtp_inference_mode": list(SCHEDULES[mode])}))
     assert main(command(release, tmp_path / "out")) == 0
-    bursts = family_at(tmp_path / "out").bursts
+    bursts = family_at(tmp_path / "out").mechanism.steps
     assert bursts.num_modules == 10
     assert bursts.schedules[0].name == mode
     assert {each.name: each.mode for each in bursts.schedules} == SCHEDULES
@@ -97,7 +97,7 @@ def test_release_without_mtp_modules_converts(tmp_path: Path) -> None:
     plain = {**random_vita.SMALL, "model_type": "qwen2", "num_hidden_layers": 2, "num_nextn_predict_layers": 0}
     out = converted(tmp_path, plain)
     assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 2
-    assert family_at(out).bursts is None
+    assert family_at(out).mechanism.steps is None
 
 
 def config(**changes: object) -> Callable[[Path], None]:

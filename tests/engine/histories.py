@@ -112,7 +112,8 @@ def history_prompt(family: Family, index: int) -> Prompt:
     """
     group = index // 3 * 3
     prompt = make_prompt(family, group, family.tasks[index % len(family.tasks)].name)
-    schedules = family.bursts.schedules if family.bursts else ()
+    steps = family.mechanism.steps
+    schedules = steps.names if steps else ()
     rows = np.resize(prompt.rows, (LENGTHS[index * 5 % len(LENGTHS)], prompt.rows.shape[1]))
     rows = _with_codes(rows, family, index)
     sampling, latents = prompt.sampling, prompt.sampling.latents
@@ -128,7 +129,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
         guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4] if family.guided_streams else 1.0,
         latents=None if latents is None else replace(latents, steps=1 + index % 4, tail_rows=index % 5),
         seed=7000 + index,
-        schedule=(None, *(each.name for each in schedules))[index // 2 % (1 + len(schedules))],
+        schedule=(None, *schedules)[index // 2 % (1 + len(schedules))],
     )
     return Prompt(prompt.task, rows, sampling, track=prompt.track)
 

@@ -7,7 +7,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
 from stretto.engine.protocol import UNCONDITIONAL_SUFFIX
-from stretto.families.bursts import BurstSchedule
+from stretto.families.vita_audio.bursts import BurstSchedule
 from tests.engine.harness import Engine
 
 

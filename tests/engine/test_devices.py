@@ -28,7 +28,6 @@ from stretto.engine.kernels.gpu import advance, draw, products
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
-from stretto.engine.worker.module_rows import ModuleProgram, Spans
 from stretto.engine.worker.step_program import StepSampler, padded_sizes
 from stretto.families.base import Family
 from stretto.families.higgs_audio.mechanism import arrays as stairs
@@ -37,6 +36,7 @@ from stretto.families.moss_tts.mechanism import arrays as slots
 from stretto.families.tiny.family import TINY
 from stretto.families.tiny.mechanism import draw as tiny_draw
 from stretto.families.vibevoice.mechanism import draw as stretches
+from stretto.families.vita_audio.mechanism.module_rows import ModuleProgram, Spans
 from stretto.families.voxcpm2.mechanism import draw as guided
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
@@ -350,15 +350,16 @@ def with_modules(state: SpeechModelState, modules: Counter[int], monkeypatch: py
     """Bind the modules to a fake KV cache, and count how often each runs."""
     predictor, model = state._row_predictor, state.model
     predictor._attention = BlocksOnTheDevice()
-    program = ModuleProgram(model, predictor._generated, predictor._ring, predictor._attention, None)
+    network = predictor._model
+    program = ModuleProgram(network, predictor._generated, predictor._ring, predictor._attention, None)
     predictor._program = program
     for layer in model.model.layers:
         monkeypatch.setattr(layer.self_attn.attn, "forward", lambda query, key, value: torch.empty_like(query))
-    run_module = model.run_module
+    run_module = network.run_module
 
     def run(k: int, *tensors: torch.Tensor) -> torch.Tensor:
         modules[k] += 1
         assert {each.device for each in tensors} == {GPU}
         return run_module(k, *tensors)
 
-    monkeypatch.setattr(model, "run_module", run)
+    monkeypatch.setattr(network, "run_module", run)

@@ -121,7 +121,7 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def is_seen(stage: Stage, what: str, seen: Counter[str]) -> bool:
     """Return True if histories contained `what` exactly if the family can have it."""
-    cannot_be = OF_BURSTS if stage.family.bursts is None else ()
+    cannot_be = OF_BURSTS if stage.family.mechanism.steps is None else ()
     if not stage.family.guided_streams:
         cannot_be += OF_PAIRS
     return (seen[what] > 0) == (what not in cannot_be)

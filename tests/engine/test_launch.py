@@ -13,7 +13,7 @@ from stretto.engine.worker.model_state import captured_steps
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import DEFAULTS
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.speech_families import EIGHT_STREAMS, LATENTS, MODULES
+from tests.speech_families import EIGHT_STREAMS, LATENTS, MODULE_STEPS, MODULES
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,14 @@ def test_weights_are_loaded_without_a_progress_bar(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"max_num_seqs": 16}, {"max_cudagraph_capture_size": 16 * MODULES.bursts.window}),
+        ({"max_num_seqs": 16}, {"max_cudagraph_capture_size": 16 * MODULE_STEPS.window}),
         ({"max_num_seqs": 200}, {"max_cudagraph_capture_size": 512}),
         ({"max_num_seqs": 16, "cudagraph_capture_sizes": [1, 2]}, {}),
         ({"max_num_seqs": 16, "compilation_config": {"max_cudagraph_capture_size": 8}}, {}),
-        ({"max_num_seqs": 16, "compilation_config": 3}, {"max_cudagraph_capture_size": 16 * MODULES.bursts.window}),
+        (
+            {"max_num_seqs": 16, "compilation_config": 3},
+            {"max_cudagraph_capture_size": 16 * MODULE_STEPS.window},
+        ),
         ({}, {}),
     ],
 )

@@ -13,12 +13,12 @@ from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_modules
 from tests.reference.module_lm import ModuleReference
-from tests.speech_families import MODULES, PENALIZED_SPEECH
+from tests.speech_families import MODULE_STEPS, MODULES, PENALIZED_SPEECH
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
 MAX_MODEL_LEN = 160
-SCHEDULES = [schedule.name for schedule in MODULES.bursts.schedules]
+SCHEDULES = list(MODULE_STEPS.names)
 # More rows than modules, and schedules with long or endless stretches in which modules read rows without a burst.
 NUMBERS = [(2, 9), (1, 2, 12, 3), (1, 3, 12, 0)]
 TIGHT = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 9}

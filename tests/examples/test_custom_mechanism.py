@@ -43,6 +43,13 @@ def test_family_with_its_own_mechanism_conforms(plugin: FamilyPlugin, tmp_path: 
     assert_family_conforms(plugin, tmp_path, hidden=64, layers=2)
 
 
+def test_family_with_steps_of_two_rows_conforms(plugin: FamilyPlugin, tmp_path: Path) -> None:
+    """A mechanism outside of the package may generate several rows a step; here without modules, by a rule."""
+    fast: FamilyPlugin = import_module("stretto_thirds").FAST
+    assert fast.build(None).mechanism.steps.max_extra == 1
+    assert_family_conforms(fast, tmp_path, hidden=64, layers=2)
+
+
 @pytest.mark.parametrize("on_gpu", [False, True], ids=["numpy", "torch"])
 def test_mechanism_gives_the_same_reply_from_the_cache_and_for_streamed_text(
     plugin: FamilyPlugin, on_gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -34,8 +34,8 @@ class ModuleReference(Reference):
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
-        assert family.bursts is not None
-        num_modules = config["num_nextn_predict_layers"] = family.bursts.num_modules
+        assert family.mechanism.steps is not None
+        num_modules = config["num_nextn_predict_layers"] = family.mechanism.steps.max_extra
         config["num_hidden_layers"] += num_modules
         weights: dict[str, np.ndarray] = load_file(folder / "model.safetensors")
         self._take(VitaReference(config, weights), family, max_model_len)

@@ -15,9 +15,24 @@ from torch import Tensor
 from transformers import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 
-from stretto.testing.reference import drawn_by
-
 NOTHING: Mapping[int, Tensor] = MappingProxyType({})
+
+
+def drawn_by(schedule: Sequence[int], num_modules: int) -> Iterator[int]:
+    """For each token of a reply, yield the index of the MCTP module that samples it, or -1 for the main model.
+
+    Args:
+        schedule: Numbers of tokens that the main model and the modules sample alternately. The last pair repeats.
+        num_modules: Number of modules. If a number in the schedule is larger, the main model samples one token after
+            the last module, and the modules then start over with the first.
+    """
+    pairs = [tuple(schedule[at : at + 2]) for at in range(0, len(schedule), 2)]
+    while True:
+        main, more = pairs.pop(0) if len(pairs) > 1 else pairs[0]
+        yield from [-1] * main
+        yield from (
+            index % (num_modules + 1) if index % (num_modules + 1) < num_modules else -1 for index in range(more)
+        )
 
 
 class VitaReference:

@@ -1,5 +1,6 @@
-"""Family with a mechanism of its own, registered by the entry point `thirds` in `stretto.families`."""
+"""Two families with mechanisms of their own, registered by entry points in `stretto.families`."""
 
 from stretto.families.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(name="thirds", build=lazy("stretto_thirds.family:build"))
+FAST = FamilyPlugin(name="fast_thirds", build=lazy("stretto_thirds.steps:build"))

@@ -112,7 +112,7 @@ def _options(family: Family) -> list[str]:
         "depth": family.samples_codes_apart,
         "language": bool(family.languages.names),
         "repetition_penalty": family.drawing.penalized is not None,
-        "schedule": family.bursts is not None,
+        "schedule": family.mechanism.steps is not None,
         "text_mode": family.text_track is not None,
     }
     return sorted([*family.options, *(name for name, is_taken in taken.items() if is_taken)])

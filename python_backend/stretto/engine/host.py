@@ -206,16 +206,16 @@ def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[s
 def captured_rows(config: EngineConfig) -> dict[str, Any]:
     """Return the vLLM argument that sets the maximum number of rows in a CUDA graph; empty if unneeded.
 
-    vLLM's default is two rows per request. MCTP modules process a window of rows per request, so they need more. A
-    value set by the operator is kept.
+    vLLM's default is two rows per request. A predictor of further rows processes a window of rows per request, so it
+    needs more. A value set by the operator is kept.
     """
     arguments, family = config.engine_args, family_at(config.checkpoint)
-    bursts = family.bursts
+    steps = family.mechanism.steps
     compilation = arguments.get("compilation_config")
     given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}
-    if bursts is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):
+    if steps is None or "max_num_seqs" not in given or any(name in given for name in CAPTURE_SIZES):
         return {}
-    return {CAPTURE_SIZES[0]: min(MAX_CAPTURED_ROWS, bursts.window * given["max_num_seqs"])}
+    return {CAPTURE_SIZES[0]: min(MAX_CAPTURED_ROWS, steps.window * given["max_num_seqs"])}
 
 
 @dataclass(frozen=True, slots=True)

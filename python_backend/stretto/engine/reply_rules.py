@@ -12,7 +12,7 @@ import numpy as np
 from stretto.engine.rules import STATE, ReplyConstants
 from stretto.engine.tracks import ENDLESS, CodesTrack, Track, rows_of
 from stretto.families.base import Family, Task
-from stretto.families.bursts import BurstSchedule
+from stretto.families.mechanism import RowSchedule
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 
@@ -183,12 +183,13 @@ class SegmentRules:
         schedule = self.schedule(sampling)
         return num_rows if schedule is None else schedule.next_step(num_rows)
 
-    def schedule(self, sampling: SamplingConfig) -> BurstSchedule | None:
-        """Return the multi-token schedule, or None if the model has no MCTP modules."""
-        return None if self.family.bursts is None else self.family.bursts.schedule(sampling.schedule)
+    def schedule(self, sampling: SamplingConfig) -> RowSchedule | None:
+        """Return the schedule of a reply's steps, or None if each step generates one row."""
+        steps = self.family.mechanism.steps
+        return None if steps is None else steps.schedule(sampling.schedule)
 
-    def num_extra(self, schedule: BurstSchedule | None, num_prompt_rows: int, num_rows: int) -> int:
-        """Return the number of rows that MCTP modules generate in a step, after the backbone's row.
+    def num_extra(self, schedule: RowSchedule | None, num_prompt_rows: int, num_rows: int) -> int:
+        """Return the number of rows that a step generates after the backbone's row.
 
         Args:
             schedule: Schedule of the reply, or None.
@@ -202,15 +203,14 @@ class SegmentRules:
     @cached_property
     def max_rows_per_step(self) -> int:
         """Maximum number of rows that a step generates per reply; the next step processes the same number."""
-        return 1 if self.family.bursts is None else 1 + self.family.bursts.num_modules
+        steps = self.family.mechanism.steps
+        return 1 if steps is None else 1 + steps.max_extra
 
     @cached_property
     def num_reopened_rows(self) -> int:
-        """Number of newest rows that MCTP modules may process again.
-
-        Doing so changes the modules' KV entries for these rows.
-        """
-        return 0 if self.family.bursts is None else self.family.bursts.window
+        """Number of newest rows whose KV entries the predictor of further rows may change (`RowSteps.window`)."""
+        steps = self.family.mechanism.steps
+        return 0 if steps is None else steps.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
         """Return the reply's track (text, given codes, or a mechanism's), or None if the family has none.

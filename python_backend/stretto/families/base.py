@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, cast, get_args
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.bursts import Bursts
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
@@ -292,8 +291,6 @@ class Family:
             before each head.
         subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.
         markers: Ids that occur only in prompts, keyed by their names in the checkpoint.
-        bursts: Modules for multi-token prediction (MCTP), which generate additional rows in a step, if the model has
-            any.
         drawing: How ids are sampled, beyond temperature, top-k, top-p and min-p.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
             are sampled together from the row's hidden state.
@@ -338,7 +335,6 @@ class Family:
     has_stream_bias: bool = False
     subwords: range | None = None
     markers: Mapping[str, int] = field(default_factory=dict, hash=False)
-    bursts: Bursts | None = None
     drawing: DrawRules = DrawRules()
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()

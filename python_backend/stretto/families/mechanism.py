@@ -1,8 +1,9 @@
 """Interface of a mechanism: a rule of replies that a family brings along in its own folder."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from stretto.families.speaker import Speaker
 from stretto.records.prompt import Condition
@@ -37,6 +38,64 @@ class RequestConditions:
 
     def check(self, condition: Condition) -> None:
         """Raise InvalidRequest if a request's condition does not fit."""
+
+
+class RowSchedule(Protocol):
+    """Numbers of rows that the steps of a reply generate."""
+
+    @property
+    def max_extra(self) -> int:
+        """Maximum number of rows that a step generates after its first one."""
+        ...
+
+    def num_extra(self, index: int) -> int:
+        """Return the number of rows that the step which begins with row `index` generates after this row."""
+        ...
+
+    def next_step(self, index: int) -> int:
+        """Return the index of the first row at or after `index` with which a step begins."""
+        ...
+
+
+class RowSteps(ABC):
+    """Steps that generate several rows of a reply: the backbone the first one, and a predictor the others.
+
+    The number of rows depends only on the position in the reply, so that scheduler and worker agree on it. A family's
+    steps are a frozen dataclass with these attributes and its constants. The functions are references (`plugin.lazy`)
+    whose first argument is the steps.
+
+    Attributes:
+        predictor: Function of (steps, model, `GeneratedRows`, vLLM's configuration) that returns an
+            `engine.worker.predictors.RowPredictor`.
+        extend: Function of (steps, model, vLLM's configuration) that adds modules to a Qwen2 backbone, whose last
+            hidden states are then kept in `model.rows_hidden`; None for none.
+    """
+
+    predictor: ClassVar[Callable[..., Any]]
+    extend: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    @abstractmethod
+    def max_extra(self) -> int:
+        """Maximum number of rows that a step generates after its first one."""
+
+    @property
+    @abstractmethod
+    def window(self) -> int:
+        """Number of newest rows that the predictor may process again, which changes their keys and values."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Names of the schedules that a request may select."""
+
+    @abstractmethod
+    def schedule(self, name: str | Sequence[int] | None) -> RowSchedule:
+        """Return the schedule of a request by `options.schedule`, its name or numbers; None for the default."""
+
+    @abstractmethod
+    def check_numbers(self, numbers: tuple[int, ...]) -> None:
+        """Raise InvalidRequest if the numbers of a request's schedule are invalid."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +196,11 @@ class Mechanism:
     @property
     def speaker(self) -> Speaker | None:
         """Second model, which speaks the text of replies (`Task.is_spoken`); None if there is none."""
+        return None
+
+    @property
+    def steps(self) -> RowSteps | None:
+        """Steps that generate several rows; None if each step generates one."""
         return None
 
     @property

@@ -2,7 +2,6 @@
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
-from stretto.families.bursts import MAX_NUMBER, MAX_NUMBERS
 from stretto.records.sampling import LatentSampling, SamplingConfig
 from stretto.streams.layout import LatentSpec, Segment
 
@@ -75,21 +74,11 @@ def _check_schedule(schedule: str | tuple[int, ...], family: Family) -> None:
     if not isinstance(schedule, str | tuple):
         raise InvalidRequest("options.schedule", "a name or a tuple of numbers", shown(schedule))
     got = shown(schedule if isinstance(schedule, str) else list(schedule))
-    if family.bursts is None:
+    steps = family.mechanism.steps
+    if steps is None:
         raise InvalidRequest("options.schedule", "no value (this model generates one row per step)", got)
     if isinstance(schedule, tuple):
-        _check_numbers(schedule)
+        steps.check_numbers(schedule)
         return
-    names = [schedule.name for schedule in family.bursts.schedules]
-    if schedule not in names:
-        raise InvalidRequest("options.schedule", f"one of {', '.join(names)}, or numbers", got)
-
-
-def _check_numbers(schedule: tuple[int, ...]) -> None:
-    if not schedule or len(schedule) % 2 or len(schedule) > MAX_NUMBERS:
-        got = f"{len(schedule)} numbers"
-        raise InvalidRequest("options.schedule", f"at most {MAX_NUMBERS // 2} pairs of numbers [M, m, M, m, …]", got)
-    for at, number in enumerate(schedule):
-        low = 0 if at % 2 else 1
-        if type(number) is not int or not low <= number <= MAX_NUMBER:
-            raise InvalidRequest(f"options.schedule[{at}]", f"an integer in [{low}, {MAX_NUMBER}]", shown(number))
+    if schedule not in steps.names:
+        raise InvalidRequest("options.schedule", f"one of {', '.join(steps.names)}, or numbers", got)

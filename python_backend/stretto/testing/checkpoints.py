@@ -240,6 +240,8 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     if Segment.AUDIO not in family.task(task).segments:
         _fill_with_audio(rows, family, random)
     temperature = (0.0, 0.9)[index // 2 % 2]
+    steps = family.mechanism.steps
+    schedules = (None, *(() if steps is None else steps.names))
     sampling = family.task(task).sampling
     max_text_rows, max_rows = 12 + index % 7, 20 + index % 9
     if not family.reads_text_by_row:  # given rows and pads count as well
@@ -253,7 +255,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         guidance_scale=(2.0, 1.0, 3.0)[index % 3] if family.guided_streams else 1.0,
         script_temperature=temperature,
         seed=1000 + index,
-        schedule=(None, *(each.name for each in family.bursts.schedules))[index % 4] if family.bursts else None,
+        schedule=schedules[index % min(4, len(schedules))],
     )
     delayed_tail = None
     if family.layout.initial and family.layout.max_delay and not family.warm_up.is_sampled:

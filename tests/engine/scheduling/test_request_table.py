@@ -130,7 +130,7 @@ def test_table_followers_are_notified_of_added_and_removed_requests() -> None:
 
 
 def test_multi_token_steps_stay_within_the_model_length() -> None:
-    schedule, length = BURSTS.family.bursts.schedule("turbo"), BURSTS.max_model_len
+    schedule, length = BURSTS.family.mechanism.steps.schedule("turbo"), BURSTS.max_model_len
     assert BURSTS.num_extra(schedule, 60, 60) > 1
     last_rows = [first + BURSTS.num_extra(schedule, first, first) for first in range(60, length)]
     assert max(last_rows) == length - 1

@@ -10,11 +10,19 @@ import torch
 from vllm.config import CUDAGraphMode
 from vllm.v1.attention.backend import AttentionCGSupport
 
-from stretto.engine.worker import module_rows
-from stretto.engine.worker.module_rows import IS_KEPT, IS_READ, NOW, POSITION, ModuleAttention, ModuleProgram, Spans
 from stretto.engine.worker.predictors import BurstBatch
 from stretto.engine.worker.slots import DeviceArrays
-from stretto.families.bursts import Bursts, BurstSchedule
+from stretto.families.vita_audio.bursts import Bursts, BurstSchedule
+from stretto.families.vita_audio.mechanism import module_rows
+from stretto.families.vita_audio.mechanism.module_rows import (
+    IS_KEPT,
+    IS_READ,
+    NOW,
+    POSITION,
+    ModuleAttention,
+    ModuleProgram,
+    Spans,
+)
 from tests.engine.test_devices import GPU, OneDevice
 from tests.engine.worker.test_step_graphs import FakeRecorder
 
@@ -47,7 +55,7 @@ class FakeAttention:
 
 
 class FakeModel:
-    family = SimpleNamespace(bursts=BURSTS)
+    num_modules = BURSTS.num_modules
 
     def __init__(self, device: torch.device):
         self.rows_hidden = torch.arange(16.0, device=device)[:, None].expand(16, WIDTH).contiguous()

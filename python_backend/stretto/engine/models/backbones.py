@@ -1,8 +1,6 @@
 """Backbones with several streams per row: Llama, Qwen2, Qwen3, Qwen3-MoE, OLMo 2 and GPT-2."""
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,24 +14,19 @@ from vllm.distributed import (
     tensor_model_parallel_all_reduce,
 )
 from vllm.model_executor.layers.layernorm import RMSNorm
-from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.gpt2 import GPT2LMHeadModel, GPT2Model
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
-from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2MLP, Qwen2Model
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM, Qwen2MLP, Qwen2Model
 from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3ForCausalLM
 from vllm.model_executor.models.qwen3_moe import Qwen3MoeForCausalLM
-from vllm.platforms import current_platform
 from vllm.transformers_utils.config import set_default_rope_theta
 
-from stretto.engine.kernels.gpu.products import rms_norm, use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin, load_strictly
 from stretto.engine.protocol import family_of
-from stretto.engine.worker.module_rows import ModuleRows
-from stretto.engine.worker.predictors import GeneratedRows
 
 
 class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
@@ -69,79 +62,32 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """Qwen2 with several streams per row and optional MCTP modules.
+    """Qwen2 with several streams per row, and modules that a mechanism adds (`RowSteps.extend`).
 
-    It is selected by `architectures` in config.json. MCTP modules are decoder layers that follow the backbone's
-    L = `num_hidden_layers` layers; the backbone does not run them.
-    Their tensors have the published names: for module k `model.layers.{L + k}`, `mtp_projs.{k}`, `mtp_embed_norms.{k}`
-    and `mtp_hidden_norms.{k}`. All modules share `model.norm` and `lm_head`.
+    It is selected by `architectures` in config.json.
 
     Attributes:
-        rows_hidden: Last hidden states of the step's rows, [max rows, H], valid until the next step.
+        rows_hidden: Last hidden states of the step's rows, [max rows, H], valid until the next step; None without
+            modules.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        if self.family.bursts is None:
-            return
-        config: Any = vllm_config.model_config.hf_config
-        number, dtype = self.family.bursts.num_modules, vllm_config.model_config.dtype
-        first, size, eps = config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
-        for k in range(number):
-            name = f"model.layers.{first + k}"
-            self.model.layers.append(
-                Qwen2DecoderLayer(config, vllm_config.cache_config, vllm_config.quant_config, prefix=name)
-            )
-        quantized: dict[str, Any] = {"quant_config": vllm_config.quant_config, "return_bias": False}
-        self.mtp_projs = nn.ModuleList(
-            ReplicatedLinear(2 * size, size, bias=False, prefix=f"mtp_projs.{k}", **quantized) for k in range(number)
-        )  # not nn.Linear, whose order of summation depends on the number of rows
-        self.mtp_embed_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
-        self.mtp_hidden_norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(number))
-        self._last_norm: Callable[..., Any] = self.model.norm.forward
-        if current_platform.is_cuda():  # modules run outside torch.compile
-            self._last_norm = partial(rms_norm, self.model.norm)
-            for module in (*self.model.layers[first:], self.mtp_projs, self.mtp_embed_norms, self.mtp_hidden_norms):
-                use_fused_operators(module)
-        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
-        assert isinstance(dtype, torch.dtype)
-        self.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
+        self.rows_hidden: torch.Tensor | None = None
+        steps = self.family.mechanism.steps
+        if steps is not None and steps.extend is not None:
+            steps.extend(self, vllm_config)
+            config, dtype = vllm_config.model_config, vllm_config.model_config.dtype
+            assert isinstance(dtype, torch.dtype)
+            max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+            self.rows_hidden = torch.zeros(max_rows, config.get_hidden_size(), dtype=dtype)
 
     def forward(self, *args: Any, **inputs: Any) -> Any:
-        """Run the backbone and copy its hidden states to `rows_hidden`, from which the modules read."""
+        """Run the backbone and copy its hidden states to `rows_hidden`, from which modules read."""
         hidden = super().forward(*args, **inputs)
-        if self.family.bursts is not None:
+        if self.rows_hidden is not None:
             self.rows_hidden[: len(hidden)].copy_(hidden)
         return hidden
-
-    def run_module(self, k: int, embeds: torch.Tensor, hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Return the output of module k, [N, H].
-
-        As in the published model, rotary positions are those of the embedded rows, not of the processed rows.
-
-        Args:
-            k: Index of the module.
-            embeds: Embeddings of the rows k + 1 positions after the processed rows, [N, H].
-            hidden: Output of module k - 1, or of the backbone if k is 0, [N, H].
-            positions: Positions of the processed rows, int [N].
-        """
-        both = torch.cat([self.mtp_embed_norms[k](embeds), self.mtp_hidden_norms[k](hidden)], -1)
-        layer = self.model.layers[self.model.config.num_hidden_layers + k]
-        states, residual = layer(positions + (k + 1), self.mtp_projs[k](both), None)
-        states, _ = self._last_norm(states, residual)
-        return states
-
-    def module_attention(self) -> set[str]:
-        """Return vLLM's names of the modules' attention layers."""
-        assert self.family.bursts is not None
-        first = self.model.config.num_hidden_layers
-        layers = itertools.islice(self.model.layers, first, first + self.family.bursts.num_modules)
-        return {layer.self_attn.attn.layer_name for layer in layers}
-
-    def row_predictor(self, generated: GeneratedRows, vllm_config: VllmConfig) -> ModuleRows:
-        """Return the predictor that runs the modules (see `RowPredictor`)."""
-        assert self.family.bursts is not None
-        return ModuleRows(self, generated, self.family.bursts, vllm_config)
 
 
 class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):

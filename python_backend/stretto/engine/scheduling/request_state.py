@@ -25,7 +25,7 @@ from stretto.engine.scheduling.row_history import RowHistory
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import Track
 from stretto.families.base import UnconditionalContext
-from stretto.families.bursts import BurstSchedule
+from stretto.families.mechanism import RowSchedule
 from stretto.records.prompt import Prompt
 
 NOT_YET = 1 << 60
@@ -127,7 +127,7 @@ class RequestState:
         added_s: Monotonic time at which the scheduler received the request, in seconds.
         queue_s: Time from `added_s` to the first step, in seconds.
         outgoing: Rows that have not been sent to the front end yet.
-        schedule: Schedule of the rows that MCTP modules generate; None if the model has no modules.
+        schedule: Schedule of the reply's steps; None if each generates one row.
     """
 
     request: Request
@@ -151,7 +151,7 @@ class RequestState:
     is_unconditional: bool = field(init=False)
     asks_for_guidance: bool = field(init=False)
     is_adaptive: bool = field(init=False)
-    schedule: BurstSchedule | None = field(init=False)
+    schedule: RowSchedule | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.outgoing = OutgoingRows(self.reply)
@@ -163,7 +163,7 @@ class RequestState:
 
     @property
     def is_read_by_modules(self) -> bool:
-        """True if MCTP modules process the request's rows, because they generate rows in its schedule."""
+        """True if the predictor of further rows processes the request's rows, because its schedule has such rows."""
         return self.schedule is not None and self.schedule.max_extra > 0
 
     @property

@@ -121,7 +121,7 @@ class RequestTable(dict[str, RequestState]):
 
         The backbone's row is counted by vLLM itself.
         """
-        if self.rules.family.bursts is None:
+        if self.rules.max_rows_per_step == 1:
             return
         for state in map(self.__getitem__, request_ids):
             request, pair = state.request, state.pair

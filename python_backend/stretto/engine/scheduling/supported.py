@@ -7,7 +7,7 @@ from stretto.engine.adapters import check_config
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE
 from stretto.families.base import Family
-from stretto.families.bursts import Bursts
+from stretto.families.mechanism import RowSteps
 from stretto.streams.layout import Segment
 
 
@@ -30,8 +30,8 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
     known = sorted(set(STATE) & set(rules.family.mechanism.columns))
     if known:
         raise ValueError(f"{rules.family.name}: expected other columns of its mechanism than the engine's, got {known}")
-    if rules.family.bursts is not None:
-        check_bursts(config, rules, rules.family.bursts)
+    if rules.family.mechanism.steps is not None:
+        check_steps(config, rules, rules.family.mechanism.steps)
     if rules.family.track_streams:
         check_track(rules.family)
     depth = rules.family.depth
@@ -49,17 +49,17 @@ def check_track(family: Family) -> None:
         raise ValueError(f"{family.name}: expected streamed text, given codes or the track of a mechanism, got several")
     if family.code_track is not None:
         segments = {task.segments for task in family.tasks}
-        if family.bursts is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
+        if family.mechanism.steps is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
             raise ValueError(f"{family.name}: given codes require text only or audio only, with one row per step")
         return
     if family.mechanism.text_row_ids and (family.guided_streams or family.layout.num_output_streams > 1):
         raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
-    if family.bursts is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
+    if family.mechanism.steps is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
         kind = "a text track" if family.text_track else "the track of a mechanism"
         raise ValueError(f"{family.name}: {kind} requires replies of audio only, with one row per step")
 
 
-def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> None:
+def check_steps(config: VllmConfig, rules: SegmentRules, steps: RowSteps) -> None:
     """Raise ValueError if the configuration is incompatible with the family's multi-token steps."""
     name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
     if rules.family.guided_streams and rules.min_rows_to_audio < rules.max_model_len:
@@ -69,8 +69,8 @@ def check_bursts(config: VllmConfig, rules: SegmentRules, bursts: Bursts) -> Non
             f"max_num_batched_tokens: expected at least {2 * rules.max_rows_per_step}, the rows that a pair of {name} "
             f"generates per step, got {budget}"
         )
-    if config.cache_config.block_size < bursts.num_modules:
+    if config.cache_config.block_size < steps.max_extra:
         raise ValueError(
-            f"block_size: expected at least {bursts.num_modules} rows, one for each module of {name}, "
+            f"block_size: expected at least {steps.max_extra} rows, one for each further row of a step of {name}, "
             f"got {config.cache_config.block_size}"
         )

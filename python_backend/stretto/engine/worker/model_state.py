@@ -221,7 +221,7 @@ class SpeechModelState(DefaultModelState):
             slots = self.arrays.upload(np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens))
         rows = self._batch_rows[: input_batch.num_tokens_after_padding]
         ids, positions = wrap(input_batch.input_ids)[:num_rows], wrap(input_batch.positions)[:num_rows]
-        if self.rules.family.bursts is not None:  # vLLM keeps only the last row of a step in `input_ids`
+        if self.rules.max_rows_per_step > 1:  # vLLM keeps only the last row of a step in `input_ids`
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         tables = self.slots.tables
         given = tables.texts if self.rules.family.mechanism.has_references else None
@@ -258,7 +258,7 @@ class SpeechModelState(DefaultModelState):
         return self._step_sampler
 
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
-        """Pass the allocated KV cache to the MCTP modules, if the model has any (vLLM's hook)."""
+        """Pass the allocated KV cache to the predictor of further rows, if there is one (vLLM's hook)."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
         if self._row_predictor is not None:
             self._row_predictor.bind(kv_cache_config, block_tables)
@@ -336,19 +336,20 @@ class SpeechModelState(DefaultModelState):
         return SpeechSampler(sampler, self.slots, draw, segments, self._bursts(tokens))
 
     def _bursts(self, tokens: torch.Tensor) -> Bursts | None:
-        """Return steps with the additional rows of the model's modules; None if it has no modules.
+        """Return steps of several rows; None if each step generates one row.
 
         Args:
             tokens: Stream 0 of every slot by position, int32 [R, T].
         """
-        if self.rules.family.bursts is None:
+        steps = self.rules.family.mechanism.steps
+        if steps is None:
             return None
         generated = GeneratedRows(
             self.model, tokens, self.slots.tables.codes, self.arrays, self.rules.family.layout.pad_id
         )
-        model: Any = self.model
-        self._row_predictor = model.row_predictor(generated, self.vllm_config)
-        return Bursts(self.slots, self._row_predictor)
+        predictor: RowPredictor = steps.predictor(self.model, generated, self.vllm_config)
+        self._row_predictor = predictor
+        return Bursts(self.slots, predictor)
 
 
 if TYPE_CHECKING or not current_platform.is_cpu():

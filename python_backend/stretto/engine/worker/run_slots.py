@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.slots import LIMITS, STATE, Arrays, SlotTables
-from stretto.families.bursts import BurstSchedule
+from stretto.families.mechanism import RowSchedule
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
 
@@ -100,7 +100,7 @@ class RunSlots:
         is_unconditional: True for unconditional requests, bool [R].
         slot_of: Slots, keyed by request id.
         version: Number that changes whenever a slot gets a new request or new parameters.
-        is_read_by_modules: True if MCTP modules process the request's rows, bool [R].
+        is_read_by_modules: True if the predictor of further rows processes the request's rows, bool [R].
     """
 
     def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays):
@@ -118,7 +118,7 @@ class RunSlots:
         self.version = 0
         self._planners = [BatchPlanner(tables, arrays) for _ in range(rules.max_rows_per_step)]
         self._num_prompt_rows = np.zeros(self.num_slots, np.int64)
-        self._schedules: list[BurstSchedule | None] = [None] * (self.num_slots + 1)  # the last entry is a dummy
+        self._schedules: list[RowSchedule | None] = [None] * (self.num_slots + 1)  # the last entry is a dummy
         self.is_read_by_modules = np.zeros(self.num_slots, np.bool_)
         self._speaks = np.array([Segment.AUDIO in task.segments for task in rules.family.tasks])
 

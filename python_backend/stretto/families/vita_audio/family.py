@@ -10,7 +10,8 @@ from typing import Any
 
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
-from stretto.families.bursts import Bursts, BurstSchedule
+from stretto.families.mechanism import NO_MECHANISM, Mechanism
+from stretto.families.vita_audio.bursts import Bursts, BurstSchedule, ModuleSteps
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -66,16 +67,16 @@ class VitaVocabulary(Vocabulary):
             raise ValueError(f"schedule: {self.schedule!r} requires more than {self.num_modules} modules")
 
     @property
-    def bursts(self) -> Bursts | None:
+    def mechanism(self) -> Mechanism:
         """MCTP modules with their schedules: the default, followed by the others that the number of modules permits.
 
-        None if there are no modules.
+        No mechanism if there are no modules.
         """
         others = [name for name, mode in SCHEDULES.items() if max(mode[1::2]) <= self.num_modules]
         if not self.num_modules:
-            return None
+            return NO_MECHANISM
         names = dict.fromkeys([self.schedule, *others])
-        return Bursts(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names))
+        return ModuleSteps(Bursts(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names)))
 
     @property
     def layout(self) -> StreamLayout:
@@ -136,7 +137,7 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
         subwords=range(vocabulary.first_audio),
         markers=dict(vocabulary.markers),
         drawing=DrawRules(penalized="all"),
-        bursts=vocabulary.bursts,
+        mechanism=vocabulary.mechanism,
     )
 
 

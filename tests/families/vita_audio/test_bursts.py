@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.families.bursts import Bursts, BurstSchedule
+from stretto.families.vita_audio.bursts import Bursts, BurstSchedule
 
 NUM_ROWS = 400
 

@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.block_table import BlockTables
 
 from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, SampleRow
 from stretto.engine.worker.step_program import Recorder, StepGraphs, recorder_of
-from stretto.families.bursts import Bursts
+from stretto.families.vita_audio.bursts import Bursts
 
 
 class Spans(NamedTuple):
@@ -142,7 +142,7 @@ class ModuleProgram:
         recorder: Recorder | None,
     ):
         self._model, self._generated, self._ring, self._attention = model, generated, ring, attention
-        self._num_modules = model.family.bursts.num_modules
+        self._num_modules = model.num_modules
         num_reqs, self._window, width = ring.shape
         num_rows, device = num_reqs * self._window, ring.device
         self._rows = torch.zeros(5, num_rows, dtype=torch.int64, device=device)
@@ -271,7 +271,7 @@ class ModuleRows:
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """Use the allocated KV cache; on a GPU, also set up kernel launches that CUDA graphs can capture."""
-        config, layers = self._vllm_config, self._model.module_attention()
+        config, layers = self._vllm_config, self._model.attention_layers()
         num_rows = block_tables.slot_mappings.shape[1] + self._num_slots * self._bursts.window
         self._attention = ModuleAttention(config, kv_cache_config, block_tables, layers, num_rows)
         if self._generated.arrays.xp is np:

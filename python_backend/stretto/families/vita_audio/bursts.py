@@ -3,6 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
+
+from stretto.errors import InvalidRequest, shown
+from stretto.families.mechanism import Mechanism, RowSteps
+from stretto.families.plugin import lazy
 
 MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may define
 
@@ -85,7 +90,7 @@ class BurstSchedule:
 
 
 @dataclass(frozen=True)
-class Bursts:
+class Bursts(RowSteps):
     """MCTP modules of a model and their named schedules; the first schedule is the default.
 
     Attributes:
@@ -95,6 +100,19 @@ class Bursts:
 
     num_modules: int
     schedules: tuple[BurstSchedule, ...]
+
+    predictor: ClassVar = lazy(f"{__package__}.mechanism.model:module_rows")
+    extend: ClassVar = lazy(f"{__package__}.mechanism.model:add_modules")
+
+    @property
+    def max_extra(self) -> int:
+        """Number of modules."""
+        return self.num_modules
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the schedules."""
+        return tuple(schedule.name for schedule in self.schedules)
 
     def __post_init__(self) -> None:
         if (most := max(schedule.max_extra for schedule in self.schedules)) > self.num_modules:
@@ -116,13 +134,41 @@ class Bursts:
                 return schedule
         raise KeyError(f"{name!r} is not one of {[schedule.name for schedule in self.schedules]}")
 
+    def check_numbers(self, numbers: tuple[int, ...]) -> None:
+        """Raise InvalidRequest if a request's numbers M, m, M, m, … are invalid."""
+        if not numbers or len(numbers) % 2 or len(numbers) > MAX_NUMBERS:
+            got = f"{len(numbers)} numbers"
+            raise InvalidRequest(
+                "options.schedule", f"at most {MAX_NUMBERS // 2} pairs of numbers [M, m, M, m, …]", got
+            )
+        for at, number in enumerate(numbers):
+            low = 0 if at % 2 else 1
+            if type(number) is not int or not low <= number <= MAX_NUMBER:
+                raise InvalidRequest(f"options.schedule[{at}]", f"an integer in [{low}, {MAX_NUMBER}]", shown(number))
+
     @cached_property
     def window(self) -> int:
         """Upper bound on the number of recent rows that the modules have not read yet, for any schedule.
 
         It covers the named schedules up to 2 * num_modules rows. If a step would leave more rows unread, the modules
-        read them in that step and generate nothing (`worker/module_rows.py`). This suffices for any schedule, because a
-        multi-token step leaves at most N = `num_modules` rows, and the next step reads N + 1.
+        read them in that step and generate nothing (`mechanism/module_rows.py`). This suffices for any schedule,
+        because a multi-token step leaves at most N = `num_modules` rows, and the next step reads N + 1.
         """
         windows = (schedule.window(self.num_modules) for schedule in self.schedules)
         return max(self.num_modules + 1, *(min(window, 2 * self.num_modules) for window in windows))
+
+
+@dataclass(frozen=True)
+class ModuleSteps(Mechanism):
+    """Mechanism of a model with MCTP modules, which generate further rows in a step.
+
+    Attributes:
+        bursts: The modules and their schedules.
+    """
+
+    bursts: Bursts
+
+    @property
+    def steps(self) -> Bursts:
+        """The modules and their schedules."""
+        return self.bursts
