@@ -12,7 +12,7 @@ import pytest
 
 from stretto.codecs.base import Codec, CodecSpec
 from stretto.config import DecoderConfig, EngineConfig
-from stretto.convert.gpu_memory import SERVER_BYTES, bytes_of_gpu
+from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, bytes_of_gpu
 from stretto.convert.make_repository import (
     BUNDLED,
     CHECKPOINT,
@@ -29,7 +29,7 @@ from stretto.families.base import CodeTrack, Family
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
-from stretto.families.plugin import family_at, plugins
+from stretto.families.plugin import config_at, family_at, plugins
 from stretto.families.tiny.family import TINY
 from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
@@ -37,6 +37,7 @@ from stretto.preprocessing.request import Preprocessor
 from stretto.sizing import DECODER_LIBRARY_BYTES
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
+from tests.published_qwen3_omni_thinker import convert as convert_omni
 from tests.published_xeus import write_xeus
 
 
@@ -221,6 +222,33 @@ def test_language_model_gets_the_memory_that_others_leave(checkpoint: Path, tmp_
     given = tmp_path / "given.json"
     given.write_text('{"gpu_memory_utilization": 0.5}')
     assert "reserved_mb" not in made(checkpoint, tmp_path / "other", "--gpu", "0", "--engine-args", str(given))
+
+
+def test_speaker_has_an_engine_and_memory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its share of a GPU holds its weights and is reserved; options that are given replace computed ones."""
+    whole = convert_omni(tmp_path)
+    arguments = made(whole, tmp_path / "cpu")
+    speaker = arguments.pop("speaker")
+    assert speaker.keys() == arguments.keys()
+    assert speaker["max_model_len"] == 512
+    assert speaker["kv_cache_memory_bytes"] >= 512 * bytes_per_row(config_at(whole / "talker"), "float32")
+    arguments = made(whole, tmp_path / "gpu", "--gpu", "1")
+    own_mb = arguments["speaker"]["memory_mb"]
+    assert own_mb > ENGINE_BYTES >> 20
+    assert arguments["reserved_mb"] == own_mb + (SERVER_BYTES >> 20)
+    monkeypatch.setattr("stretto.convert.make_repository.file_bytes", lambda files: 3 << 30)
+    assert made(whole, tmp_path / "large", "--gpu", "1")["speaker"]["memory_mb"] in range(own_mb + 3070, own_mb + 3073)
+    given = tmp_path / "given.json"
+    given.write_text(json.dumps({"speaker": {"memory_mb": 900, "max_num_seqs": 3}}))
+    arguments = made(whole, tmp_path / "given", "--gpu", "1", "--engine-args", str(given))
+    assert (arguments["speaker"]["memory_mb"], arguments["speaker"]["max_num_seqs"]) == (900, 3)
+    assert arguments["reserved_mb"] == 900 + (SERVER_BYTES >> 20)
+    given.write_text(json.dumps({"speaker": [1]}))
+    words = ["--checkpoint", str(whole), "--out", str(tmp_path / "odd"), "--engine-args", str(given)]
+    assert main(words) == 1
+    assert "speaker: expected an object with the options of an engine, got [1]" in capsys.readouterr().err
 
 
 def test_too_small_gpu_is_refused_with_numbers(

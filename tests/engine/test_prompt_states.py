@@ -113,12 +113,11 @@ def test_states_match_transformers(tight: Engine, expected: Callable[[Prompt], n
         found, preempted = run(tight, prompts)
         total += preempted
         for name, prompt in prompts.items():
-            assert found[name], name
-            for states in found[name]:
-                np.testing.assert_allclose(states, expected(prompt), rtol=0, atol=1e-4, err_msg=name)
+            (states,) = found[name]
+            np.testing.assert_allclose(states, expected(prompt), rtol=0, atol=1e-4, err_msg=name)
     assert total > 0
     assert tight.is_clean()
-    assert not tight.model_state.prompt_states._kept
+    assert not tight.model_state.prompt_states._audios
 
 
 def test_replies_that_are_not_spoken_send_no_states(tight: Engine) -> None:
@@ -144,7 +143,7 @@ def test_aborted_requests_leave_no_states(tight: Engine) -> None:
     prompts = {f"r{index}": spoken_prompt(index, salt=5) for index in range(4)}
     run(tight, prompts, aborts=dict.fromkeys(prompts, 1))
     assert tight.is_clean()
-    assert not tight.model_state.prompt_states._kept
+    assert not tight.model_state.prompt_states._audios
 
 
 @pytest.mark.parametrize("layer", [-1, 3])

@@ -454,11 +454,12 @@ def make(
         check_config(aligner)
         read_alphabet(aligner)
     record = config_at(checkpoint)
-    own = family_at(checkpoint)
+    own, of_speaker = family_at(checkpoint), engine_args.get("speaker", {})
+    EngineConfig(checkpoint, speaker=of_speaker)  # checks it
     chosen = engine_arguments(record, own, placement is not None, PROFILES[serving]) | engine_args
     chosen |= quantization(record, quantize, chosen["dtype"])
     if own.mechanism.speaker is not None:
-        options = placement is not None, PROFILES[serving], quantize, engine_args.get("speaker", {})
+        options = placement is not None, PROFILES[serving], quantize, of_speaker
         chosen["speaker"] = speaker_arguments(speaking_folder(checkpoint), *options)
     tensors = 0
     if placement is not None:

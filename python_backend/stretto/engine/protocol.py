@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import read_family
-from stretto.records.prompt import Prompt
+from stretto.records.prompt import InputAudio, Prompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -92,11 +92,11 @@ class SessionBlocks(NamedTuple):
 NO_SESSION = SessionBlocks()
 
 
-def first_state_row(prompt: Prompt, family: Family) -> int | None:
-    """Return the first row of a prompt whose hidden state the family's speaker reads; None if it reads none."""
-    if family.mechanism.speaker is None or not prompt.audios or not family.task(prompt.task).is_spoken:
-        return None
-    return prompt.audios[0].first_row
+def read_audios(prompt: Prompt, family: Family) -> tuple[InputAudio, ...]:
+    """Return the audio input of a prompt in whose rows the family's speaker reads hidden states; empty for none."""
+    if family.mechanism.speaker is None or not family.task(prompt.task).is_spoken:
+        return ()
+    return prompt.audios
 
 
 KEY = "speech"

@@ -13,15 +13,16 @@ from stretto.engine.protocol import (
     GUIDANCE_ON,
     NO_CHANGE,
     Trailer,
-    first_state_row,
     is_unconditional,
     num_guided,
     partner_of,
+    read_audios,
 )
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.rules import with_where
 from stretto.engine.scheduling.outgoing_rows import OutgoingRows
 from stretto.engine.scheduling.row_history import RowHistory
+from stretto.engine.scheduling.state_rows import StateRows
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import Track
 from stretto.families.base import UnconditionalContext
@@ -123,7 +124,7 @@ class RequestState:
         held_s: Time that the reply spent waiting for streamed text or live audio, in seconds.
         guidance_switches: Frame indices at which guidance stopped, resumed, stopped, and so on.
         was_cut: True if a length limit ended a segment before the model did.
-        has_sent_states: True if the hidden states that a speaker reads have been sent to the front end.
+        prompt_states: Hidden states that a speaker reads, until they have been sent to the front end; None for none.
         added_s: Monotonic time at which the scheduler received the request, in seconds.
         queue_s: Time from `added_s` to the first step, in seconds.
         outgoing: Rows that have not been sent to the front end yet.
@@ -143,7 +144,6 @@ class RequestState:
     held_s: float = 0.0
     guidance_switches: list[int] = field(default_factory=list)
     was_cut: bool = False
-    has_sent_states: bool = False
     added_s: float = field(default_factory=time.monotonic)
     queue_s: float | None = None
     outgoing: OutgoingRows = field(init=False)
@@ -152,6 +152,7 @@ class RequestState:
     asks_for_guidance: bool = field(init=False)
     is_adaptive: bool = field(init=False)
     schedule: RowSchedule | None = field(init=False)
+    prompt_states: StateRows | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.outgoing = OutgoingRows(self.reply)
@@ -160,6 +161,8 @@ class RequestState:
         self.asks_for_guidance = self.prompt.sampling.has_pair
         self.is_adaptive = self.prompt.sampling.policy == "adaptive"
         self.schedule = self.reply.rules.schedule(self.prompt.sampling)
+        audios = read_audios(self.prompt, self.reply.rules.family)
+        self.prompt_states = StateRows(audios) if audios else None
 
     @property
     def is_read_by_modules(self) -> bool:
@@ -186,7 +189,7 @@ class RequestState:
     @property
     def max_cached_rows(self) -> int:
         """Maximum number of leading rows that need not be computed if the prefix cache has them."""
-        row = None if self.has_sent_states else first_state_row(self.prompt, self.reply.rules.family)
+        row = None if self.prompt_states is None else self.prompt_states.first_unknown
         return self.request.num_tokens if row is None else row
 
     @property

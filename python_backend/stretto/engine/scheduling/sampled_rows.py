@@ -15,8 +15,7 @@ class SampledRows:
     Attributes:
         codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
         state: Values of `SegmentRules.sent_state` after each row, [n][C], keyed by id of the conditional request.
-        prompt_states: Hidden states of prompts that have been computed in the step, float32 [n, H], keyed by request
-            id.
+        prompt_states: Hidden states of rows of prompts, with their positions, float32 [n, 1 + H], keyed by request id.
 
     Args:
         rules: Rules of the family's replies.
@@ -80,11 +79,15 @@ class SampledRows:
         return state.outgoing.push(ids, is_last)
 
     def send_prompt_states(self, outputs: dict[int, EngineCoreOutputs], state: RequestState) -> None:
-        """Add the hidden states of a request's prompt to the outputs of a step, before its rows."""
-        state.has_sent_states = True
-        request_id = state.request.request_id
-        sent = EngineCoreOutput(request_id, [], pooling_output=self.prompt_states[request_id])
-        outputs.setdefault(state.request.client_index, EngineCoreOutputs()).outputs.insert(0, sent)
+        """Record hidden states of a prompt; once all are known, add them to the outputs of a step, before its rows."""
+        request_id, known = state.request.request_id, state.prompt_states
+        if known is None:
+            return  # already sent: the prompt was computed again
+        known.put(self.prompt_states[request_id].numpy())
+        if known.first_unknown is None:
+            sent = EngineCoreOutput(request_id, [], pooling_output=torch.from_numpy(known.states))
+            outputs.setdefault(state.request.client_index, EngineCoreOutputs()).outputs.insert(0, sent)
+            state.prompt_states = None
 
     def note_preempted(self, state: RequestState) -> None:
         """Record a preempted request, so that its unsent rows are sent with the next output."""

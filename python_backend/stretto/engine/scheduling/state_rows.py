@@ -1,0 +1,40 @@
+"""Hidden states of a prompt, collected from the steps that compute it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stretto.records.prompt import InputAudio
+
+
+class StateRows:
+    """Hidden states of a prompt's rows of audio input.
+
+    Args:
+        audios: Audio input of the prompt, at least one.
+    """
+
+    def __init__(self, audios: Sequence[InputAudio]) -> None:
+        rows = [np.arange(each.first_row, each.first_row + each.num_rows) for each in audios]
+        self._positions = np.concatenate(rows)
+        self._is_known = np.zeros(len(self._positions), bool)
+        self._states: np.ndarray | None = None
+
+    def put(self, rows: np.ndarray) -> None:
+        """Add states, float32 [n, 1 + H], whose column 0 has their positions. Known ones do not change."""
+        if self._states is None:
+            self._states = np.zeros((len(self._positions), rows.shape[1] - 1), np.float32)
+        places = np.searchsorted(self._positions, rows[:, 0].astype(np.int64))
+        self._states[places], self._is_known[places] = rows[:, 1:], True
+
+    @property
+    def first_unknown(self) -> int | None:
+        """Position of the first row whose state is unknown; None if all are known."""
+        unknown = self._positions[~self._is_known]
+        return int(unknown[0]) if len(unknown) else None
+
+    @property
+    def states(self) -> np.ndarray:
+        """All states, float32 [n, H], in order; complete once `first_unknown` is None."""
+        assert self._states is not None
+        return self._states
