@@ -142,10 +142,13 @@ async def test_chat_completions_speak(served: ServedCheckpoint) -> None:
 
 
 async def test_realtime_turns_speak(served: ServedCheckpoint) -> None:
-    """The second turn follows a spoken reply, of which the thinker reads the text."""
+    """The second turn follows a spoken reply, of which the thinker reads the text, and the third one that was cut."""
     options = {name: GREEDY[name] for name in ("text", "audio", "depth", "seed")}
     async with openai_client(served.server.grpc) as client, call_by(client, "gpt-realtime") as caller:
-        for text in (TEXT, "hello"):
+        for text in (TEXT, "hello", "user"):
+            if text == "user":
+                item_id = caller.seen[-1].response.output[0].id
+                await caller.ask("conversation.item.truncate", item_id=item_id, content_index=0, audio_end_ms=200)
             await caller.say(text)
             await caller.send("response.create", response={"options": options})
             events = await caller.until("response.done")

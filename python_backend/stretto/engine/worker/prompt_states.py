@@ -17,9 +17,9 @@ from stretto.records.prompt import InputAudio
 class PromptStates(PromptLogprobsWorker):
     """Hidden states of the rows of audio input, which each step that computes such rows sends to the scheduler.
 
-    It replaces vLLM's scores of prompt rows, which our requests do not ask for. vLLM copies what it returns to the host
-    together with the step's samples, so nothing is kept on the device. A request whose prompt is computed again after a
-    preemption sends the same states again.
+    It replaces vLLM's scores of prompt rows, which our requests do not ask for. vLLM copies the returned states to the
+    host together with the step's samples, so none are kept on the device. A request whose prompt is computed again
+    after a preemption sends the same states again.
 
     Args:
         states: Hidden states of the step's rows, which the model writes, [max rows, H].

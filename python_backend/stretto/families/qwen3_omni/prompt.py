@@ -90,10 +90,11 @@ def _check_total(pieces: tuple[Piece, ...]) -> None:
 
 
 def _read(turn: list[Piece]) -> list[Piece]:
-    """Return the pieces of a turn without the codes of an assistant's speech, if the turn has its text."""
-    if turn[0].role != "assistant" or all(piece.text is None for piece in turn):
-        return turn
-    return [piece for piece in turn if piece.codes is None]
+    """Return the pieces of a turn without the codes of an assistant's speech.
+
+    A spoken reply that was interrupted has only codes if its played words are unknown. It is read as empty.
+    """
+    return [piece for piece in turn if piece.codes is None or piece.role != "assistant"]
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
