@@ -191,8 +191,9 @@ class TextSession:
             async with asyncio.timeout(self._first_word_s):
                 await self._first.wait()
         except TimeoutError:
-            few = f"{self._num_first} tokens or the end of the text"
-            expected = f"{'a first word' if self._num_first == 1 else few} within {self._first_word_s:g} s"
+            expected = f"a first word within {self._first_word_s:g} s"
+            if self._num_first > 1:
+                expected = f"{self._num_first} tokens or the end of the text within {self._first_word_s:g} s"
             got = f"{len(self._waiting)} tokens" if self._waiting else "none"
             raise InvalidRequest("text", expected, got) from None
         self._has_begun = True
