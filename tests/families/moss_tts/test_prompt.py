@@ -95,6 +95,21 @@ def test_each_name_is_put_back_once(text: str, expected: str) -> None:
     assert cleaned(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("好。《甲", "好。《甲"),
+        ("好。【甲", "好。【甲"),
+        ("好。《甲》。【乙", "好。甲。【乙"),
+        ("《甲》乙《丙》", "《甲》乙《丙》"),
+        ("好。《甲《乙》丙》", "好。《甲《乙》丙》"),
+        ("\ue000《甲》", "甲"),
+    ],
+)
+def test_brackets_that_nothing_closes_stay(text: str, expected: str) -> None:
+    assert cleaned(text) == expected
+
+
 def test_languages_are_those_of_the_authors_demo() -> None:
     assert len(LANGUAGES) == 31
     assert LANGUAGES["persian"] == "Persian (Farsi)"

@@ -19,19 +19,21 @@ SIGN = "._/+:-"  # signs within names of files and versions
 FIRST_PLACE, LAST_PLACE = "\U000f0000", "\U0010ffff"
 PLACES = f"{FIRST_PLACE}-{LAST_PLACE}"
 LETTER = f"[A-Za-z{PLACES}]"
+LONGEST_START = 64  # characters of a name before the one that makes it one: a letter, or the `@` of an address
 IN_NAME = f"{WORD}_{PLACES}"  # neither precedes nor follows a name
 # Names that are set aside, in this order.
 NAMES = tuple(
     map(
         re.compile,
+        # Each looks ahead by at most LONGEST_START characters, so that a text takes linear time.
         (
             r"https?://[^\s，。！？；、）】》〉」』]+",
-            rf"(?<![\w.+{IN_NAME}-])[{WORD}._%+-]+@[{WORD}.-]+\.[A-Za-z]{{2,}}(?![\w.{IN_NAME}-])",
+            rf"(?<![\w.+{IN_NAME}-])[{WORD}._%+-]{{1,{LONGEST_START}}}+@[{WORD}.-]+\.[A-Za-z]{{2,}}(?![\w.{IN_NAME}-])",
             rf"(?<![{IN_NAME}])@[{WORD}_]{{1,32}}",
             rf"(?<![{IN_NAME}])[ur]/[{WORD}_]+",
             rf"(?<![{IN_NAME}])#(?!\s)[^\s#]+",
-            rf"(?<![{IN_NAME}])\.(?=[{WORD}._-]*[{WORD}])[{WORD}._-]+",
-            rf"(?<![{IN_NAME}])(?=[{PLACES}{WORD}{SIGN}]*{LETTER})(?=[{WORD}]*[{PLACES}{SIGN}])"
+            rf"(?<![{IN_NAME}])\.(?=[._-]{{0,{LONGEST_START}}}+[{WORD}])[{WORD}._-]+",
+            rf"(?<![{IN_NAME}])(?=[{WORD}])(?=[0-9{SIGN}]{{0,{LONGEST_START}}}+{LETTER})(?=[{WORD}]*[{PLACES}{SIGN}])"
             rf"[{WORD}](?:[{PLACES}{WORD}{SIGN}]*[{WORD}])?(?![{IN_NAME}])",
         ),
     )
@@ -57,7 +59,12 @@ SPACES = tuple(
 )
 BEGIN = r"(^|[。！？!?；;]\s*)"  # start of a sentence
 BRACKETED = re.compile(rf"{BEGIN}[【〖『「]([^】〗』」]+)[】〗』」]\s*")
-TITLE = re.compile(rf"{BEGIN}《([^》]+)》(?=\s*(?:[{PLACES}]|[—–―-]{{2,}}|$|[。！？!?；;，,]))")
+TITLE_END = rf"》(?=\s*(?:[{PLACES}]|[—–―-]{{2,}}|$|[。！？!?；;，,]))"
+TITLE = re.compile(rf"{BEGIN}《([^》]+){TITLE_END}")
+BRACKET_ENDS, TITLE_ENDS = re.compile("[】〗』」]"), re.compile(TITLE_END)
+# Characters that stand for brackets that nothing closes. `_visible` removes them from the text itself.
+HIDDEN = {ord(opening): chr(0xE000 + at) for at, opening in enumerate("【〖『「《")}
+SHOWN = {ord(hidden): chr(opening) for opening, hidden in HIDDEN.items()}
 ARROW = re.compile(r"(?:(?<!\s)\s++)?(?:<[-=]+>|(?<![-=])[-=]++>|<[-=]+|[→←↔⇒⇐⇔⟶⟵⟷⟹⟸⟺↦↤↪↩])\s*")
 DASHES = re.compile(r"(?:(?<!\s)\s++)?[—–―-]{2,}\s*")
 REPEATED = tuple(
@@ -89,11 +96,23 @@ def cleaned(text: str) -> str:
         text = pattern.sub(set_aside, text)
     text = _spaced(text)
     for _ in range(2):  # a bracket may follow another one
-        text = BRACKETED.sub(rf"\1\2{STOP}", text)
-    text = DASHES.sub(STOP, ARROW.sub(COMMA, TITLE.sub(r"\1\2", text)))
+        text = BRACKETED.sub(rf"\1\2{STOP}", _without_open_ones(text, BRACKET_ENDS)).translate(SHOWN)
+    text = TITLE.sub(r"\1\2", _without_open_ones(text, TITLE_ENDS)).translate(SHOWN)
+    text = DASHES.sub(STOP, ARROW.sub(COMMA, text))
     for pattern, by in REPEATED:
         text = pattern.sub(by, text)
     return put_back(_spaced(CRIES.sub(_cry, text))).strip()
+
+
+def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
+    """Return `text` with brackets hidden if none of `ends` closes them, as a search from each would take long."""
+    parts, start = list[str](), 0
+    for found in ends.finditer(text):
+        other = text.rfind(found.group(), start, found.start()) + 1  # another closing bracket that is no end
+        other = max(other, start)
+        parts += [text[start:other].translate(HIDDEN), text[other : found.end()]]
+        start = found.end()
+    return "".join([*parts, text[start:].translate(HIDDEN)])
 
 
 def _visible(text: str) -> str:
