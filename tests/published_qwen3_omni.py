@@ -22,7 +22,8 @@ from stretto.families.qwen3_omni_talker.family import TalkerVocabulary
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
-from stretto.testing.reference import DepthReference, Reference
+from stretto.testing.depth_reference import DepthReference
+from stretto.testing.reference import Reference
 
 START, END, NEWLINE = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"], 198
 
