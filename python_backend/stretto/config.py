@@ -89,7 +89,8 @@ class EngineConfig:
             if size_mb is not None and (type(size_mb) is not int or size_mb < least):
                 raise ValueError(f"{name} must be an integer >= {least}, or null for vLLM's default, got {size_mb!r}")
         if not isinstance(self.speaker, Mapping) or {"speaker", "checkpoint"} & set(self.speaker):
-            raise ValueError(f"speaker: expected an object with the options of an engine, got {self.speaker!r}")
+            expected = "an object with the options of an engine, without speaker and checkpoint"
+            raise ValueError(f"speaker: expected {expected}, got {self.speaker!r}")
         if not isinstance(self.latent_steps, list | tuple) or any(type(each) is not int for each in self.latent_steps):
             raise ValueError(f"latent_steps: expected a list of integers, got {self.latent_steps!r}")
 

@@ -144,5 +144,7 @@ def test_vllm_gets_the_memory_that_other_processes_leave(tmp_path: Path, monkeyp
     monkeypatch.delenv(HELD_MB)
     with pytest.raises(ValueError, match="reserved_mb: expected less than the GPU's 6000 MiB, got 6000"):
         host.memory_share(config, lambda: 6_000 << 20)
+    with pytest.raises(ValueError, match="memory_mb: expected at most the GPU's 2000 MiB, got 3000"):
+        host.memory_share(own, lambda: 2_000 << 20)
     with pytest.raises(ValueError, match="reserved_mb must be an integer >= 0"):
         EngineConfig(tmp_path, reserved_mb=-1)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import TextTrack
+from stretto.families.mechanism import NO_MECHANISM
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import Alignment
@@ -321,7 +322,7 @@ def test_alignment_is_skipped_for_families_with_word_times(aligning: Preprocesso
 def test_alignment_uses_the_input_text_unless_the_model_generates_it(
     aligning: Preprocessor, text_segment: bool, text: str
 ) -> None:
-    aligning.family = replace(aligning.family, script=None)
+    aligning.family = replace(aligning.family, mechanism=NO_MECHANISM)
     if not text_segment:
         tasks = [replace(task, segments=(Segment.AUDIO,)) if task.speaks else task for task in aligning.family.tasks]
         aligning.family = replace(aligning.family, tasks=tuple(tasks))

@@ -181,22 +181,26 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
 
 
 def memory_share(config: EngineConfig, total_bytes: Callable[[], int]) -> dict[str, Any]:
-    """Return vLLM's argument for the share of the GPU's memory that other processes leave; empty if it is unknown.
+    """Return vLLM's argument for the share of the GPU's memory that the engine may use; empty if nothing limits it.
 
-    The launcher's environment may name the memory that processes of other servers or programs hold (`HELD_MB`).
+    It is `memory_mb`, or the rest after `reserved_mb` and the memory that processes of other servers or programs hold,
+    which the launcher's environment may name (`HELD_MB`).
 
     Args:
         config: Configuration, with the memory of the other processes.
         total_bytes: Function that returns the memory of the GPU.
 
     Raises:
-        ValueError: If nothing is left.
+        ValueError: If nothing is left, or `memory_mb` is more than the GPU has.
     """
-    if config.memory_mb is not None:
-        return {"gpu_memory_utilization": min(1.0, config.memory_mb / (total_bytes() >> 20))}
-    if config.reserved_mb is None:
+    if config.memory_mb is None and config.reserved_mb is None:
         return {}
     total_mb = total_bytes() >> 20
+    if config.memory_mb is not None:
+        if config.memory_mb > total_mb:
+            raise ValueError(f"memory_mb: expected at most the GPU's {total_mb} MiB, got {config.memory_mb}")
+        return {"gpu_memory_utilization": config.memory_mb / total_mb}
+    assert config.reserved_mb is not None
     reserved_mb = config.reserved_mb + int(os.environ.get(HELD_MB) or 0)
     if reserved_mb >= total_mb:
         raise ValueError(f"reserved_mb: expected less than the GPU's {total_mb} MiB, got {reserved_mb}")

@@ -16,7 +16,7 @@ Arguments that many functions share:
     in_text, in_audio, is_spoken   True if the row is in the text segment; in the audio segment; in it or after it
     audio_start, audio_end, num_text_tokens, num_codes, first_end
                                    state before the row (`STATE`)
-    text_max, audio_max, given_total, tail_rows
+    text_max, audio_max, tail_rows
                                    parameters of the request (`SlotLimits`)
     family                         constants of the family
 """

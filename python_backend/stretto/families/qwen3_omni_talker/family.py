@@ -6,8 +6,8 @@ r"""Qwen3-Omni talker (Alibaba): Qwen3-TTS rows, streams and depth transformer o
 A thinker generates the text of the reply. The talker reads the user turns, and then this text, one token per frame.
 Text is given as ids, because the talker's table already contains the thinker's embeddings after the talker's projection
 (`convert.py`). For the thinker's audio input, the talker receives hidden states of one of the thinker's layers, one per
-row. The thinker is not part of this package. The numbers come from `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's
-config.json may override them.
+row. The thinker is the family `qwen3_omni`, which serves both. The numbers come from
+`Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override them.
 """
 
 from collections.abc import Mapping
