@@ -88,10 +88,11 @@ def test_first_frame_target_is_read_from_engine_json(tmp_path: Path) -> None:
 
 def test_engine_of_a_speaker_has_the_same_arguments_unless_its_own_are_given(tmp_path: Path) -> None:
     record = {"dtype": "float32", "max_num_seqs": 4, "max_waiting": 2, "reserved_mb": 9000}
+    memory = {"gpu_memory_utilization": 0.6, "kv_cache_memory_bytes": 1 << 30, "num_gpu_blocks_override": 7}
     own = {"max_num_seqs": 8, "memory_mb": 700, "kv_share": {"generation": 0.5}}
-    (tmp_path / "engine.json").write_text(json.dumps({**record, "speaker": own}))
+    (tmp_path / "engine.json").write_text(json.dumps({**record, **memory, "speaker": own}))
     config = EngineConfig.from_file(tmp_path / "engine.json", tmp_path)
-    assert config.engine_args == {"dtype": "float32", "max_num_seqs": 4}
+    assert config.engine_args == {"dtype": "float32", "max_num_seqs": 4, **memory}
     speaker = EngineConfig(
         tmp_path / "two", {"dtype": "float32", "max_num_seqs": 8}, {"generation": 0.5}, memory_mb=700
     )

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+# vLLM's engine arguments for memory
+MEMORY_ARGUMENTS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -122,10 +125,13 @@ class EngineConfig:
     def of_speaker(self, checkpoint: Path) -> "EngineConfig":
         """Return the configuration of the speaker's engine; raise ValueError if a value is out of range.
 
+        The first engine's arguments for memory do not apply to it, because each engine has memory of its own.
+
         Args:
             checkpoint: Checkpoint folder of the speaker.
         """
-        return self._from_record({**self.engine_args, **self.speaker}, checkpoint)
+        shared = {name: value for name, value in self.engine_args.items() if name not in MEMORY_ARGUMENTS}
+        return self._from_record({**shared, **self.speaker}, checkpoint)
 
 
 MAX_ALIGN_S = 30.0  # less than the time after which the language model considers the decoder dead

@@ -248,7 +248,10 @@ def test_speaker_has_an_engine_and_memory_of_its_own(
     given.write_text(json.dumps({"speaker": [1]}))
     words = ["--checkpoint", str(whole), "--out", str(tmp_path / "odd"), "--engine-args", str(given)]
     assert main(words) == 1
-    assert "speaker: expected an object with the options of an engine, got [1]" in capsys.readouterr().err
+    assert (
+        "speaker: expected an object with the options of an engine, without speaker and checkpoint, got [1]"
+        in capsys.readouterr().err
+    )
 
 
 def test_too_small_gpu_is_refused_with_numbers(

@@ -48,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def llm(checkpoint: Path) -> AsyncIterator[SpokenLLM]:
     with forked_processes():
-        running = launch(EngineConfig(checkpoint, {**DEFAULTS, **TIGHT}))
+        running = launch(EngineConfig(checkpoint, {**DEFAULTS, **TIGHT}, speaker=DEFAULTS | TIGHT))
     assert isinstance(running, SpokenLLM)
     yield running
     running.shutdown()

@@ -118,6 +118,20 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
             "missing: thinker.model.layers.0.mlp.experts.6.down_proj.weight",
         ),
         (
+            lambda config: config["thinker_config"]["text_config"].update(num_experts=1 << 30),
+            "num_experts: expected at most 1024, got 1073741824",
+        ),
+        (
+            lambda config: config["talker_config"].update(speaker_id={}),
+            "talker_config.speaker_id: expected at least one voice, got none",
+        ),
+        (
+            lambda config: config["talker_config"].update(
+                accept_hidden_layer=config["thinker_config"]["text_config"]["num_hidden_layers"]
+            ),
+            "expected talker_config.accept_hidden_layer in [0, ",
+        ),
+        (
             lambda config: config["thinker_config"]["audio_config"].update(output_dim=64),
             "expected thinker_config.audio_config.output_dim 96, got 64",
         ),

@@ -181,5 +181,16 @@ def test_voice_of_a_spoken_reply_is_its_index(written: Written) -> None:
     assert voice_of(chat, "chelsie") == 0
 
 
+def test_recordings_outside_user_turns_are_refused_if_the_reply_is_spoken(written: Written) -> None:
+    codec: Any = None  # unused
+    template = open_template(written.family, written.checkpoint, codec, "cpu")
+    chat, spoken = written.family.tasks
+    pieces = Piece("assistant", "messages[0].audio", pcm=np.zeros(1600, np.float32)), ASK
+    assert template.write(chat, pieces, None).audios
+    expected = r"^messages\[0\].audio: expected text in turns of the assistant, because the reply is spoken, got audio"
+    with pytest.raises(InvalidRequest, match=expected):
+        template.write(spoken, pieces, None)
+
+
 def test_text_only_checkpoint_has_no_voices(tmp_path: Path) -> None:
     assert Written(convert(tmp_path, text_only_config())).family.voices == ()

@@ -8,7 +8,7 @@
     The first twelve ids of the text
 
 Without a recording, there is no context turn. Text ids are on the text stream; the codebooks are empty except in the
-rows of the recording, and in the last row, which begins the audio. The layout follows the authors' `inferencer.py`.
+rows of the recording, and in the last row, which begins the audio. The layout is that of the authors' inferencer.
 """
 
 from pathlib import Path

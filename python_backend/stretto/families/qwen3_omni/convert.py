@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stretto.codecs.qwen3_12hz.code2wav import NO_DECODER
+from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import (
     Contents,
@@ -48,6 +49,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     speaks = contents.config.get("enable_audio_output", "talker_config" in contents.config) is not False
     nested = [Nested("talker", talker.convert(release, contents), talker.GENERATION)] if speaks else []
     voices = [voice for each in nested for voice in each.made.record[VOCABULARY]["speakers"]]
+    if speaks and not voices:
+        raise CheckpointError("config.json: talker_config.speaker_id: expected at least one voice, got none")
     known = vocabulary(numbers, contents.tokenizer, voices)
     text = numbers.part("thinker_config").part("text_config")
     audio = tower_record(numbers.part("thinker_config").part("audio_config"), text)
@@ -83,7 +86,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer, voices: Sequence[str]) ->
     thinker.same("audio_token_id", ids[MARKERS["audio_pad"]])
     state_layer = 0
     if voices:
-        state_layer = numbers.part("talker_config").token("accept_hidden_layer", 1 + text.number("num_hidden_layers"))
+        state_layer = numbers.part("talker_config").token("accept_hidden_layer", text.number("num_hidden_layers"))
     return ThinkerVocabulary(
         num_ids=num_ids,
         **{name: ids[marker] for name, marker in MARKERS.items()},

@@ -50,6 +50,11 @@ class ThinkerTemplate:
                 if piece.pcm is None:
                     text, path = text + self._checked(piece), piece.path
                     continue
+                if task.is_spoken and role != "user":
+                    # the talker reads hidden states of recordings in user turns only
+                    raise InvalidRequest(
+                        piece.path, f"text in turns of the {role}, because the reply is spoken", "audio"
+                    )
                 ids += [*self._encoded(text, path), known.audio_start]
                 audios.append(input_audio(piece.pcm, piece.path, len(ids), self._audio_format))
                 ids += [known.audio_pad] * audios[-1].num_rows

@@ -31,6 +31,7 @@ EMBEDDINGS = "thinker.model.embed_tokens.weight"
 PROJECTION = "talker.hidden_projection."
 CODEC_IDS = ("pad", "bos", "nothink", "think_bos", "think_eos")
 MOE_NUMBERS = ("moe_intermediate_size", "num_experts", "num_experts_per_tok", "max_position_embeddings")
+MAX_EXPERTS = 1024  # in a layer; the published models have 128
 
 
 def convert(release: Release, contents: Contents) -> Converted:
@@ -155,6 +156,8 @@ def _projection_shapes(prefix: str, width: int, inner: int, hidden: int) -> dict
 def expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
     """Map the tensor names of a layer's router and routed experts to their shapes."""
     width, number, size = (numbers.number(name) for name in ("hidden_size", "num_experts", "moe_intermediate_size"))
+    if number > MAX_EXPERTS:  # each has names and shapes of its own here
+        raise CheckpointError(f"config.json: num_experts: expected at most {MAX_EXPERTS}, got {number}")
     shapes: dict[str, tuple[int, ...]] = {f"{prefix}gate.weight": (number, width)}
     for expert in range(number):
         shapes |= projection_shapes(f"{prefix}experts.{expert}.", width, size)
