@@ -164,11 +164,12 @@ MAX_SHARED = 99 << 10  # bytes of shared memory that a program can have on an L4
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
 # Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these
 # at 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
-# three; with Triton 3.9 it keeps the kernels of linear layers at 80, for three programs. Those of
-# `latent_inputs_kernel` are no spills but variables of CUDA's cosine: an array of 40 bytes that it uses for arguments
-# of 2^31 and more (ours are below 2π), and, up to Triton 3.7, the quadrant: 4 bytes, padded to 48.
+# three; with Triton 3.9 it keeps the kernels of linear layers at 80, for three programs. On sm_80 Triton 3.6 keeps the
+# greedy draw at 32. Those of `latent_inputs_kernel` are no spills but variables of CUDA's cosine: an array of 40 bytes
+# that it uses for arguments of 2^31 and more (ours are below 2π), and, up to Triton 3.7, the quadrant: 4 bytes, padded
+# to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
-STACK |= {(100, "few_rows_kernel"): 8, (100, "many_rows_kernel"): 8}
+STACK |= {(80, "draw_streams_kernel"): 8, (100, "few_rows_kernel"): 8, (100, "many_rows_kernel"): 8}
 STACK |= {(capability, "latent_inputs_kernel"): 48 for capability in (80, 90, 100)}
 WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))._replace(script=WordScript(ahead=3))
 AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(script=WordScript()), "seconds": None}
