@@ -154,7 +154,11 @@ JOBS = {
 }
 IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("step_paths") :]
 
-SERVED = {"ensemble": Job("benchmarks.gpu.served:run", 500)}  # needs a Triton server
+# These need a Triton server.
+SERVED = {
+    "ensemble": Job("benchmarks.gpu.served:run", 280),
+    "served_qwen3_tts": Job("benchmarks.gpu.served:run_shape", 280),
+}
 
 
 def run_job(name: str, job: Job, setup: Setup) -> bool:

@@ -5,34 +5,46 @@
 
 The bundled model is served from a model repository for GPU 0 or for the CPU; on a GPU, the decoder runs there too. The
 job checks that the server speaks, and that samples through a ring in GPU or system memory equal samples over gRPC. It
-measures `triton_tax` at 1 and 16 streams, compared with a bare engine in this process. The host needs nvidia-pytriton,
-numpy below 2, Python's shared library and the bundled model's weights. Output files and table are as for
-`benchmarks.gpu`.
+measures `triton_tax` at 1 and 16 streams, compared with a bare engine in this process. A second job serves a model of
+the shape of Qwen3-TTS 1.7B, with random weights and few text ids, as `make-repository --gpu` writes it, and measures
+replies of eight seconds in closed and open loops. The host needs nvidia-pytriton, numpy below 2, Python's shared
+library and the bundled model's weights. Output files and table are as for `benchmarks.gpu`.
 """
 
 import argparse
 import asyncio
+import json
+import shutil
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
+from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from benchmarks.gpu.__main__ import main, parse
 from benchmarks.gpu.jobs import SERVED, Setup, failure
+from benchmarks.gpu.models import QWEN3_TTS_1B7
 from benchmarks.harness import CHECKPOINT, serving
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
+from stretto.families.plugin import VOCABULARY
+from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.preprocessing.request import Preprocessor
+from stretto.weights.backbones import config_of
 from stretto_client import SpeechClient
 from stretto_client.schema import Memory
 
 TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder share one GPU
+SHAPE = "qwen3-tts-small"  # model whose prompts and tokenizer the model of published shape has
+STREAMS, RATES, FRAMES = (1, 16, 64), (1.0, 20.0), 100  # closed loops, requests per second of open loops, 8 s of audio
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
@@ -64,6 +76,51 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
         yield {"part": "ring", "memory": memory, **figures}
     async for figures in tax(setup, repository, address):
         yield {"part": "triton_tax", **figures}
+
+
+def run_shape(setup: Setup) -> Iterator[dict[str, Any]]:
+    """Serve Qwen3-TTS 1.7B's shape (a dry run: its small version); yield a result line for each load."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, repository = Path(folder) / "checkpoint", Path(folder) / "repository"
+        write_checkpoint(SMALL_MODELS[SHAPE].family, checkpoint)
+        if setup.is_small:
+            make(checkpoint, repository, {})
+        else:
+            enlarge(checkpoint)
+            make(checkpoint, repository, {"load_format": "dummy"}, Placement(0))
+        begun = time.perf_counter()
+        with serving(repository) as address, asyncio.Runner() as runner:
+            yield {"part": "start", "start_s": round(time.perf_counter() - begun, 1)}
+            lines = _load(setup, address)
+            while (line := runner.run(anext(lines, None))) is not None:
+                yield line
+
+
+def enlarge(checkpoint: Path) -> None:
+    """Give a small Qwen3-TTS checkpoint the published sizes; vLLM creates weights for them (`load_format` "dummy")."""
+    path = checkpoint / "config.json"
+    record = json.loads(path.read_text())
+    vocabulary = record[VOCABULARY] | {"depth": Qwen3TtsVocabulary().to_record()["depth"]}
+    record |= config_of(QWEN3_TTS_1B7, record["vocab_size"], "bfloat16")
+    path.write_text(json.dumps(record | {"tie_word_embeddings": True, VOCABULARY: vocabulary}))
+    shutil.rmtree(checkpoint / "codec")
+    write_qwen3_codec(checkpoint / "codec", "wide")
+
+
+async def _load(setup: Setup, address: str) -> AsyncIterator[dict[str, Any]]:
+    from benchmarks.ensemble import FamilyLoad, speaker
+
+    model = SMALL_MODELS[SHAPE]
+    asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2, frames=FRAMES)
+    asked.open_s = 15.0
+    if setup.is_small:
+        asked.rounds, asked.requests, asked.frames, asked.open_s = 1, 1, 8, 1.0
+    async with SpeechClient(address) as client:
+        load = FamilyLoad(model, speaker(client, model), None, asked)
+        for streams in (1, 2) if setup.is_small else STREAMS:
+            yield {"part": "closed", **await load.measure(streams)}
+        for rate in (8.0,) if setup.is_small else RATES:
+            yield {"part": "open", **await load.measure_open(1.0, rate)}
 
 
 async def speak(client: SpeechClient) -> np.ndarray:

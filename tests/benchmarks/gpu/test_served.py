@@ -17,9 +17,13 @@ def test_served_dry_run_measures_speech_ring_and_triton_tax(tmp_path: Path) -> N
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "logs.txt").read_text()[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == {"ensemble": "passed"}
-    *lines, _ = (json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines())
+    assert json.loads(done.stdout.splitlines()[-1]) == {"ensemble": "passed", "served_qwen3_tts": "passed"}
+    found = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    lines = [line for line in found if line["job"] == "ensemble" and "part" in line]
     assert [line["part"] for line in lines] == ["speaks", "ring", "triton_tax", "triton_tax"]
     assert lines[0]["samples"] == lines[1]["samples"] > 0
     assert [line["concurrency"] for line in lines[2:]] == [1, 2]
     assert all(line["triton_tax"] < 1 for line in lines[2:])
+    parts = [line for line in found if line["job"] == "served_qwen3_tts" and "part" in line]
+    assert [line["part"] for line in parts] == ["start", "closed", "closed", "open"]
+    assert all(line["success"] == 1.0 and line["audio_ttfp_p50"] > 0 for line in parts[1:])
