@@ -177,25 +177,28 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
 
 
 def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Measure how many real-time streams a decoder of published width serves at each batch size."""
+    """Measure how many real-time streams a decoder of published width serves at each batch size.
+
+    The first pass has no graphs. The others have them, with each way to compute convolutions.
+    """
     batches, rounds = ((2,), 1) if setup.is_small else (BATCHES, 5)
     codec = make_codec(name, setup.device, setup.is_small)
     config = DecoderConfig(device=setup.device, max_batch=batches[-1], max_utterances=1024)
-    for graphs in (False, True):
+    for graphs, convolutions in [(False, "float32"), *((True, each) for each in DecoderConfig.CONVOLUTIONS)]:
+        about = {"graphs": graphs, "convolutions": convolutions}
         with capture_errors() as errors:
-            arm = Arm(codec, replace(config, graphs=graphs))
+            arm = Arm(codec, replace(config, graphs=graphs, convolutions=convolutions))
             for batch in batches:
                 for _ in range(rounds if setup.is_small else WORTH_CAPTURING + rounds):
                     arm.run(batch, FRAMES)
                 wall_s = statistics.median(arm.wall_s[-rounds:])
                 streams = round(batch * FRAMES / codec.spec.frame_rate / wall_s, 1)
-                ms = round(1e3 * wall_s, 3)
-                yield {"graphs": graphs, "batch": batch, "ms": ms, "streams_real_time": streams}
+                yield {**about, "batch": batch, "ms": round(1e3 * wall_s, 3), "streams_real_time": streams}
             arm.stop()
         if not setup.is_small:
-            yield {"graphs": graphs, "reserved_mib": torch.cuda.max_memory_reserved() >> 20}
+            yield {**about, "reserved_mib": torch.cuda.max_memory_reserved() >> 20}
         if errors:
-            yield {"graphs": graphs, "capture_errors": errors, "ok": False}
+            yield {**about, "capture_errors": errors, "ok": False}
 
 
 def _convolutions(setup: Setup, name: str) -> Iterator[dict[str, Any]]:

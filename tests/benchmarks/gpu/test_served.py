@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
 def test_served_dry_run_measures_speech_ring_and_triton_tax(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu.served", "--dry-run", "--out", str(tmp_path), "--limit-s", "1500"]
+    command += ["--jobs", "ensemble", "served_qwen3_tts"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "logs.txt").read_text()[-3000:]
