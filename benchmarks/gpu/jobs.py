@@ -108,8 +108,8 @@ def _sanitizer(tool: str) -> Job:
     return _check("sanitizers:run_tool", CHECK_S, arguments={"tool": tool, "limit_s": CHECK_S - 5})
 
 
-def _served(convolutions: str) -> Job:
-    return Job("benchmarks.gpu.served:run_shape", 170, {"convolutions": convolutions})
+def _served(convolutions: str, mps: bool = False) -> Job:
+    return Job("benchmarks.gpu.served:run_shape", 170, {"convolutions": convolutions, "mps": mps})
 
 
 CHECK_S, LONG_CHECK_S = 110.0, 210.0  # ten checks at once took 106 s on 16 cores, most of it the slow reference
@@ -134,7 +134,7 @@ JOBS = {
         "sanitizers:run_decoder", CHECK_S, arguments={"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
     ),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
-    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 235),
+    "side_by_side": Job("benchmarks.gpu.side_by_side:run", 260),
     "kernels": Job("benchmarks.gpu.kernels:run", 45),
     "step_paths": Job("benchmarks.gpu.step_paths:run", 260),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 90),
@@ -166,6 +166,7 @@ SERVED = {
     "served_qwen3_tts": _served("float32"),
     "served_tf32x3": _served("tf32x3"),
     "served_bfloat16": _served("bfloat16"),
+    "served_mps": _served("tf32x3", mps=True),
 }
 
 

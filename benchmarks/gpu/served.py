@@ -78,12 +78,13 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
         yield {"part": "triton_tax", **figures}
 
 
-def run_shape(setup: Setup, convolutions: str = "float32") -> Iterator[dict[str, Any]]:
+def run_shape(setup: Setup, convolutions: str, mps: bool) -> Iterator[dict[str, Any]]:
     """Serve Qwen3-TTS 1.7B's shape (a dry run: its small version); yield a result line for each load.
 
     Args:
         setup: Device and output folder.
         convolutions: How the decoder computes convolutions on a GPU, one of `DecoderConfig.CONVOLUTIONS`.
+        mps: True to let the processes share the GPU by NVIDIA's MPS.
     """
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, repository = Path(folder) / "checkpoint", Path(folder) / "repository"
@@ -92,10 +93,10 @@ def run_shape(setup: Setup, convolutions: str = "float32") -> Iterator[dict[str,
             make(checkpoint, repository, {})
         else:
             enlarge(checkpoint)
-            make(checkpoint, repository, {"load_format": "dummy"}, Placement(0, convolutions=convolutions))
+            make(checkpoint, repository, {"load_format": "dummy"}, Placement(0, None, convolutions, mps))
         begun = time.perf_counter()
         with serving(repository) as address, asyncio.Runner() as runner:
-            about = {"convolutions": convolutions}
+            about = {"convolutions": convolutions, "mps": mps}
             yield {**about, "part": "start", "start_s": round(time.perf_counter() - begun, 1)}
             lines = _load(setup, address)
             while (line := runner.run(anext(lines, None))) is not None:

@@ -5,7 +5,8 @@ graphs for few numbers of rows, so that it starts in less time. The job starts
 
 - the engine, then the decoder beside it (`order` "engine, decoder");
 - the engine again beside the running decoder ("decoder, engine"), as after a failure of the engine;
-- both at the same time under NVIDIA's MPS, if its program is installed ("together").
+- both at the same time under NVIDIA's MPS, if its program is installed ("together"): first with kernels of equal
+  priority, then with those of the decoder after those of the engine, as in a server.
 
 Each start is a line with the free memory of the GPU before and after it, the decoder's graphs, the engine's KV blocks,
 or the error. `used_mib` of the decoder must not exceed `budget_mib`, which the engine leaves it; it is null if the
@@ -37,6 +38,7 @@ from stretto.launcher import mps
 from stretto.launcher.faults import Launch
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.options import RepositoryOptions
+from stretto.triton_io import stub
 
 # The job's process forks all others. It computes nothing with torch, whose threads and CUDA do not survive a fork.
 
@@ -291,28 +293,35 @@ def run_in_turn(server: Server) -> Iterator[dict[str, Any]]:
 
 def run_under_mps(server: Server, folder: Path) -> Iterator[dict[str, Any]]:
     """Start both processes at the same time under NVIDIA's MPS, in the way in which `stretto serve` starts it."""
-    order, launch = {"order": "together", "mps": True}, Launch("side_by_side", -1, folder)
+    launch = Launch("side_by_side", -1, folder)
     launch.folder.mkdir()
     RepositoryOptions(shares_by_mps=True).write(folder)
     try:
         mps.start(folder, launch)
     except LaunchError as error:
-        yield order | {"left_out": str(error)}
+        yield {"order": "together", "mps": True, "left_out": str(error)}
         return
     try:
-        environment = mps.client_environment(launch)
-        engine, decoder = Process(Engine, server, environment), Process(Decoder, server, environment)
-        yield order | engine.started
-        started = dict(decoder.started)
-        if "error" not in started:  # the engine has changed the free memory, too
-            started |= {"used_mib": None, "ok": not started.get("capture_errors")}
-        yield order | started
-        for line in measure(engine, decoder):
-            yield order | line
-        engine.end()
-        decoder.end()
+        for priority in ("0", "1"):
+            yield from run_together(server, mps.client_environment(launch), priority)
     finally:
         mps.stop(launch)
+
+
+def run_together(server: Server, environment: Mapping[str, str], priority: str) -> Iterator[dict[str, Any]]:
+    """Start both processes as clients of MPS, with a priority of the decoder's kernels (1 is below normal)."""
+    order = {"order": "together", "mps": True, "decoder_priority": int(priority)}
+    engine = Process(Engine, server, environment)
+    decoder = Process(Decoder, server, {**environment, stub.MPS_PRIORITY: priority})
+    yield order | engine.started
+    started = dict(decoder.started)
+    if "error" not in started:  # the engine has changed the free memory, too
+        started |= {"used_mib": None, "ok": not started.get("capture_errors")}
+    yield order | started
+    for line in measure(engine, decoder):
+        yield order | line
+    engine.end()
+    decoder.end()
 
 
 def measure(engine: Process, decoder: Process) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import pytest
 from stretto.launcher.installation import MALLOC
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.ring import RingWriters
+from stretto.triton_io.stub import MPS_PRIORITY, let_others_first
 from tests.patience import PATIENCE_S, until
 from tests.triton_io.sealing import SEAL
 
@@ -131,3 +132,12 @@ os.read(0, 1)
         assert process.poll() is None
         assert process.stdin is not None
         process.stdin.close()
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "1"), ({MPS_PRIORITY: "0"}, "0")])
+def test_priority_under_mps_is_low_unless_given(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], used: str
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    let_others_first()
+    assert os.environ[MPS_PRIORITY] == used

@@ -20,6 +20,7 @@ class TritonPythonModel:
         stub.close_inherited_sockets()
         stub.use_utf8()
         stub.keep_large_memory()
+        stub.let_others_first()  # a batch takes longer than a step of the language model, which would wait for it
         from stretto.config import DecoderConfig
         from stretto.decoder.worker import DecoderWorker, open_aligner, open_codec
         from stretto.families.plugin import family_at

@@ -10,6 +10,7 @@ from benchmarks.gpu import side_by_side
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.side_by_side import Server, run
 from stretto.launcher.mps import PIPES, PROGRAM
+from stretto.triton_io.stub import MPS_PRIORITY
 
 pytestmark = pytest.mark.slow
 # `-d` starts the daemon and "quit" on standard input ends it.
@@ -25,7 +26,8 @@ class Fake:
         self._starts = server.checkpoint / "starts"
         with self._starts.open("a") as file:
             file.write(f"{self.kind} {os.getpid()}\n")
-        self.figures: dict[str, Any] = {"beside": self._others(), "pipes": os.environ.get(PIPES)}
+        mps = {"pipes": os.environ.get(PIPES), "priority": os.environ.get(MPS_PRIORITY)}
+        self.figures: dict[str, Any] = {"beside": self._others(), **mps}
 
     def _others(self) -> list[str]:
         """Return the kinds of the other processes that run."""
@@ -112,7 +114,9 @@ def test_mps_daemon_serves_both_processes_and_ends(setup: Setup, monkeypatch: py
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{setup.out}:/usr/bin:/bin")
     lines = [line for line in run(setup) if line["mps"]]
-    engine, decoder, *steps = lines
+    assert [line["decoder_priority"] for line in lines] == [0] * 4 + [1] * 4
+    assert [line["priority"] for line in lines if "priority" in line] == [None, "0", None, "1"]
+    engine, decoder, *steps = lines[:4]
     assert {engine["process"], decoder["process"]} == {"fakeengine", "fakedecoder"}
     assert engine["pipes"] == decoder["pipes"]
     assert engine["pipes"].endswith("/mps")
