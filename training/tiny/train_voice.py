@@ -6,7 +6,7 @@ The decoder learns from the codes of the training speech to compute the teacher'
 with distances that weigh frequencies as hearing does, reach further down into quiet sounds, and leave out an
 inaudible part: the voiced part of unvoiced hops. Neither the encoder, nor the codebooks, nor the pitch, nor the
 language model change. The command writes `codec.safetensors` into `out`; run it again with the same arguments to
-continue.
+continue. `synthesise` may still be writing shards: the command reads them as they appear.
 """
 
 import argparse
@@ -48,7 +48,7 @@ from training.tiny.teacher import Head
 from training.tiny.train_codec import EDGE
 
 FRAMES = 80  # per segment
-SEGMENTS = 8  # per step
+SEGMENTS = 8  # per step, on a CPU
 BEGINNINGS = 0.35  # share of the segments that begin with an utterance
 QUIETEST = -5.5  # log magnitude below which a spectrum counts as silent
 FLOOR = 4e-3  # the same for the magnitude of a band
@@ -56,27 +56,29 @@ HEARD_FLOOR = 1e-3  # the same for a band of the audio
 MEL_SHARE = 0.8  # of the weights of the bins; the rest is equal for all
 SHORT, SHORT_HOP = 614, 240  # samples of the window of the audio's bands, and between windows
 SMALLEST = 320  # window of the audio's distance
-PEAK_RATE, WARM_UP = 2.5e-4, 40
+PEAK_RATE, WARM_UP = 2.5e-4, 40  # the rate holds for SEGMENTS, and grows with the root of their number
 FIRST, MORE = 40, 3  # utterances that are encoded before the first step, and at each step
+WAIT_S = 0.5  # between looks for shards before the first step
 KEPT = 0.98  # of the running mean of the weights
 WEIGHTS = {"voiced": 1.0, "free": 1.5, "turn": 0.7, "phase": 0.5, "bands": 1.0, "mel": 2.0, "audio": 1.0}
 
 
 @cache
-def bands(number: int, low_hz: float, high_hz: float, bins: int) -> Tensor:
+def bands(number: int, low_hz: float, high_hz: float, bins: int, device: torch.device | None = None) -> Tensor:
     """Return triangular filters [number, bins] at equal distances on the mel scale; each sums to 1."""
     low, high = (math.log10(1 + hz / 700) for hz in (low_hz, high_hz))
     edges = 700 * (10 ** torch.linspace(low, high, number + 2, dtype=torch.float64) - 1)
     hz = torch.linspace(0, SAMPLE_RATE / 2, bins, dtype=torch.float64)
     left, centre, right = (edges[place : place + number, None] for place in range(3))
     filters = torch.minimum((hz - left) / (centre - left), (right - hz) / (right - centre)).clamp(min=0)
-    return (filters / filters.sum(1, keepdim=True).clamp(min=1e-6)).float()
+    return (filters / filters.sum(1, keepdim=True).clamp(min=1e-6)).float().to(device)
 
 
-def bin_weights() -> Tensor:
+@cache
+def bin_weights(device: torch.device) -> Tensor:
     """Return the weights [BINS] of the bins, about those of the mel scale; their mean is 1."""
     weights = 1 / (700 + torch.linspace(0, SAMPLE_RATE / 2, BINS))
-    return MEL_SHARE * weights / weights.mean() + 1 - MEL_SHARE
+    return (MEL_SHARE * weights / weights.mean() + 1 - MEL_SHARE).to(device)
 
 
 def trunk_values(trunk: Trunk, frames: Tensor) -> Tensor:
@@ -99,18 +101,23 @@ def trunk_values(trunk: Trunk, frames: Tensor) -> Tensor:
 class Examples:
     """Utterances with their codes, which grow in number, and segments of them in a row."""
 
-    def __init__(self, shards: list[Path], codec: TinyCodec, encoders: list[Encoder], head: Head, seed: int):
-        self._codec, self._encoders, self._head = codec, encoders, head
-        self._rng = np.random.default_rng(seed)
-        self._shards = [shards[index] for index in self._rng.permutation(len(shards))]
+    def __init__(self, folder: Path, codec: TinyCodec, encoders: list[Encoder], head: Head, seed: int):
+        self._folder, self._codec, self._encoders, self._head = folder, codec, encoders, head
+        self._rng, self._read = np.random.default_rng(seed), set[Path]()
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._known: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # vectors, pitch in Hz, codes
 
+    def __len__(self) -> int:
+        """Number of utterances."""
+        return len(self._known)
+
     def grow(self, number: int) -> None:
-        """Encode more utterances, each with one of the encoders, until there are none left."""
+        """Encode more utterances, each with one of the encoders, as long as there are shards."""
         for _ in range(number):
-            if not self._waiting and self._shards:
-                shard = read_shard(self._shards.pop())
+            if not self._waiting and (left := sorted({*self._folder.glob("shard_????.npz")} - self._read)):
+                path = left[self._rng.integers(len(left))]
+                self._read.add(path)
+                shard = read_shard(path)
                 limits = itertools.pairwise(shard.first)
                 self._waiting = [(shard.hidden[a:b], shard.pitch_hz[a:b]) for a, b in limits if b - a >= 3 * HOPS]
             if self._waiting:
@@ -121,10 +128,11 @@ class Examples:
 
     @torch.inference_mode()
     def _codes(self, hidden: np.ndarray, pitch_hz: np.ndarray, frames: int) -> np.ndarray:
-        decoder = self._codec.decoder
-        pcm = speech(self._head, decoder, torch.from_numpy(hidden)[None], torch.from_numpy(pitch_hz)[None])
+        device = self._head.weight.device
+        vectors, pitch = (torch.from_numpy(each)[None].to(device) for each in (hidden, pitch_hz))
+        pcm = speech(self._head, self._codec.decoder, vectors, pitch)
         self._codec.encoder = self._encoders[self._rng.integers(len(self._encoders))]
-        return encode(self._codec, pcm, frames)[0].numpy()
+        return encode(self._codec, pcm, frames)[0].cpu().numpy()
 
     def _segment(self) -> tuple[list[np.ndarray], bool]:
         chosen = self._known[self._rng.integers(len(self._known))]
@@ -140,20 +148,23 @@ class Examples:
         """Return segments: vectors [B, T, 256], pitch in Hz [B, T], codes [B, K, FRAMES], and whether each begins with
         its utterance [B]; T is FRAMES * HOPS."""
         found, begins = zip(*(self._segment() for _ in range(segments)), strict=True)
-        hidden, pitch_hz, codes = (torch.from_numpy(np.stack(column)) for column in zip(*found, strict=True))
-        return hidden, pitch_hz, codes.long().transpose(1, 2), torch.tensor(begins)
+        device = self._head.weight.device
+        columns = (torch.from_numpy(np.stack(column)).to(device) for column in zip(*found, strict=True))
+        hidden, pitch_hz, codes = columns
+        return hidden, pitch_hz, codes.long().transpose(1, 2), torch.tensor(begins, device=device)
 
 
 def heard_bands(pcm: Tensor) -> Tensor:
     """Return the log magnitudes of mel bands of samples [B, n], [B, bands, T]."""
-    window = torch.hann_window(SHORT)
+    window = torch.hann_window(SHORT, device=pcm.device)
     found = torch.stft(pcm, SHORT, SHORT_HOP, SHORT, window, center=False, return_complex=True).abs()
-    return (bands(64, 60.0, 11_500.0, SHORT // 2 + 1) @ found + HEARD_FLOOR).log()
+    return (bands(64, 60.0, 11_500.0, SHORT // 2 + 1, pcm.device) @ found + HEARD_FLOOR).log()
 
 
 def spectrum_bands(spectrum: Tensor) -> Tensor:
     """Return the log magnitudes of wide and narrow mel bands of spectra [B, T, BINS], [B, T, bands]."""
-    filters = torch.cat([bands(80, 60.0, 11_500.0, BINS), bands(40, 130.0, 6800.0, BINS)])
+    wide, narrow = (80, 60.0, 11_500.0), (40, 130.0, 6800.0)
+    filters = torch.cat([bands(*each, BINS, spectrum.device) for each in (wide, narrow)])
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
     return (magnitude @ filters.T + FLOOR).log()
 
@@ -173,13 +184,13 @@ def distances(
     """
     with torch.no_grad():
         wanted, pitch = head(hidden)[:, SPECTRUM_AHEAD:], bridge(pitch_hz)
-        found = sources(decoder, pitch, torch.randint(1 << 16, (len(hidden),)))
+        found = sources(decoder, pitch, torch.randint(1 << 16, (len(hidden),), device=hidden.device))
         pulses, noise = found.pulses[:, SPECTRUM_AHEAD:], found.noise[:, SPECTRUM_AHEAD:]
         target = teacher_spectra(wanted, pulses)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(hidden.device.type, torch.bfloat16):
         values = trunk_values(decoder.trunk, vectors)
     values = values.float()[:, :-SPECTRUM_AHEAD]
-    heard = torch.ones(values.shape[:2])
+    heard = torch.ones(values.shape[:2], device=hidden.device)
     heard[~begins, :EDGE] = 0
     near = FFT_SIZE // HOP // 2  # hops on either side that a spectrum reaches
     voicing = F.max_pool1d(pitch.voiced[:, None], 2 * near + 1, 1, near)[:, 0, SPECTRUM_AHEAD:]
@@ -191,7 +202,7 @@ def distances(
         return (distance * weight).sum() / weight.expand_as(distance).sum().clamp(min=1)
 
     def magnitude(a: Tensor, b: Tensor) -> Tensor:
-        return (a.clamp(min=QUIETEST) - b.clamp(min=QUIETEST)).abs() * bin_weights()
+        return (a.clamp(min=QUIETEST) - b.clamp(min=QUIETEST)).abs() * bin_weights(a.device)
 
     def audible(level: Tensor) -> Tensor:
         return (level - QUIETEST).clamp(min=0, max=6)
@@ -213,8 +224,8 @@ def distances(
 class VoiceTraining:
     """State of a training run, which is saved and resumed together."""
 
-    def __init__(self, codec: TinyCodec, head: Head, out: Path, seconds: float):
-        self.codec, self._head, self._seconds = codec, head, seconds
+    def __init__(self, codec: TinyCodec, head: Head, out: Path, seconds: float, segments: int = SEGMENTS):
+        self.codec, self._head, self._seconds, self._segments = codec, head, seconds, segments
         self._path = out / "voice.pt"
         self._weights: list[Tensor] = list(codec.decoder.trunk.requires_grad_(True).parameters())
         self._optimiser = torch.optim.AdamW(self._weights, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
@@ -225,7 +236,8 @@ class VoiceTraining:
 
     def one_step(self, hidden: Tensor, pitch_hz: Tensor, codes: Tensor, begins: Tensor) -> dict[str, Tensor]:
         """Make one update with what `Examples.draw` returns, and return the distances before it."""
-        rate = PEAK_RATE * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent_s / self._seconds)))
+        peak = PEAK_RATE * math.sqrt(self._segments / SEGMENTS)
+        rate = peak * 0.5 * (1 + math.cos(math.pi * min(1.0, self.spent_s / self._seconds)))
         for group in self._optimiser.param_groups:
             group["lr"] = rate * min(1.0, (self.step + 1) / WARM_UP)
         vectors = self.codec.quantiser.decode(codes).float()
@@ -269,13 +281,16 @@ class VoiceTraining:
 
     def run(self, examples: Examples) -> None:
         """Train until the time is used up; log and save every 100 steps."""
-        totals: dict[str, float] = defaultdict(float)
+        totals: dict[str, Tensor | float] = defaultdict(float)
         examples.grow(FIRST)
+        while not len(examples):
+            time.sleep(WAIT_S)
+            examples.grow(FIRST)
         while self.spent_s < self._seconds:
             start = time.monotonic()
             examples.grow(MORE)
-            for name, distance in self.one_step(*examples.draw(SEGMENTS)).items():
-                totals[name] += float(distance) / 100
+            for name, distance in self.one_step(*examples.draw(self._segments)).items():
+                totals[name] += distance / 100
             self.spent_s += time.monotonic() - start
             if self.step % 100 == 0:
                 figures = " ".join(f"{name} {total:.4f}" for name, total in totals.items())
@@ -296,16 +311,19 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=2400)
+    parser.add_argument("--segments", type=int, default=SEGMENTS, help="segments per step; 96 on a GPU")
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    device = arguments.device
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    codec, reader = load_tiny(arguments.checkpoint), load_tiny(arguments.checkpoint)
+    torch.set_float32_matmul_precision("high")
+    codec, reader = load_tiny(arguments.checkpoint, device), load_tiny(arguments.checkpoint, device)
     codec.decoder.pitch_trunk.float()
-    encoders = [load_tiny(each).encoder for each in (arguments.checkpoint, *arguments.encoders)]
-    head = Head(arguments.teacher, "cpu")
-    training = VoiceTraining(codec, head, arguments.out, arguments.seconds)
-    shards = sorted(arguments.shards.glob("shard_????.npz"))
-    training.run(Examples(shards, reader, encoders, head, seed=training.step))
+    encoders = [load_tiny(each, device).encoder for each in (arguments.checkpoint, *arguments.encoders)]
+    head = Head(arguments.teacher, device)
+    training = VoiceTraining(codec, head, arguments.out, arguments.seconds, arguments.segments)
+    training.run(Examples(arguments.shards, reader, encoders, head, seed=training.step))
     write_weights(arguments.out, training.averaged())
 
 

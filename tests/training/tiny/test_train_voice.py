@@ -72,7 +72,7 @@ def test_bands_are_means_around_equal_distances_in_mel() -> None:
 
 def test_segments_are_utterances_in_a_row_with_their_codes(head: Head, shard: Path) -> None:
     codec = small_codec()
-    examples = Examples([shard], codec, [codec.encoder], head, seed=0)
+    examples = Examples(shard.parent, codec, [codec.encoder], head, seed=0)
     examples.grow(10)
     hidden, pitch_hz, codes, begins = examples.draw(12)
     assert hidden.shape == (12, FRAMES * HOPS, 256)
@@ -99,7 +99,7 @@ def test_training_lowers_the_distances_changes_only_the_trunk_and_resumes(
     monkeypatch.setattr(train_voice, "WARM_UP", 1)
     codec = small_codec()
     before = {name: weight.clone() for name, weight in codec.state_dict().items()}
-    examples = Examples([shard], small_codec(), [codec.encoder], head, seed=0)
+    examples = Examples(shard.parent, small_codec(), [codec.encoder], head, seed=0)
     examples.grow(10)
     batch = examples.draw(2)
     training = VoiceTraining(codec, head, tmp_path, seconds=1000)
