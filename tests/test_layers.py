@@ -88,7 +88,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families",
-        "encoders", "codecs", "weights", "sampling", "records", "streams", "untrusted_files", "errors",
+        "encoders", "codecs", "weights", "sampling", "records", "streams", "untrusted_files", "errors", "testing",
     },
 }  # fmt: skip
 # The only modules that client, server and gateway share; each imports the standard library, schema types, CUDA or
@@ -100,6 +100,7 @@ SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat"}
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {
+    "mechanism/*reference.py": {"testing", "families", "records"},
     "mechanism*.py": {
         "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families", "sampling",
         "records", "streams", "errors",

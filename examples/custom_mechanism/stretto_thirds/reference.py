@@ -2,10 +2,11 @@
 
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
+from stretto.testing import ReferenceRule
 from stretto_thirds.family import EveryThird
 
 
-class Repeated:
+class Repeated(ReferenceRule):
     """Codes of the first codebook in a reply.
 
     Args:
@@ -14,9 +15,10 @@ class Repeated:
     """
 
     def __init__(self, mechanism: EveryThird, prompt: Prompt):
+        super().__init__(mechanism, prompt)
         self.codes = list[int]()
 
-    def lay(self, row: list[int], position: int, family: Family) -> None:
+    def replace_first(self, row: list[int], position: int, family: Family) -> None:
         """Replace the code of every third frame in a sampled row."""
         if row[0] in family.layout.audio[0] and len(self.codes) % 3 == 2:
             row[0] = self.codes[-1]

@@ -148,18 +148,8 @@ class Mechanism:
             words to each row. None for no more words.
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
             [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
-        reference: Function of (mechanism, `Prompt`) that returns the rule of a reply for `stretto.testing`, an object
-            with `lay(row, position, family)`, which changes a sampled row in place: before its other streams are
-            sampled, or after them if there is a rule of all streams. With `row_draw`, it may also have
-            `kept(logits, ranked, limits, penalized)`, which returns the ids of stream 0 in audio that may be sampled
-            with their logits, and `redrawn(allowed, repeated)`, which returns those that replace a repeated id. With
-            rows of text (`text_row_ids`), it has `given(sample)`, which returns the ids of stream 0 and the track in
-            the next row, or None if the row is sampled; `permitted(codes, ends)`, which returns the ids that may be
-            sampled; `guards(token)`, which returns True if an id that is not a code is sampled again after a repeat;
-            and `counted(ids, window)`, which returns those of the reply's ids among which repeats are counted. A rule
-            that writes entries has `write(row)`, which changes a text row, and `is_full()`, which returns True if the
-            text must end; one that samples stream 0 in audio itself has `sampled(logits, frame, noise, family)`, which
-            returns the id and the margin of the decision. None without a rule.
+        reference: Function of (mechanism, `Prompt`) that returns the `stretto.testing.ReferenceRule` of a reply, which
+            states the rule for the slow reference. None without a rule.
         random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
             id. None for ordinary ids.
     """

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stretto.testing.conformance import assert_family_conforms
+    from stretto.testing.reference_rule import ReferenceRule
 
-__all__ = ["assert_family_conforms"]
+MODULES = {"assert_family_conforms": "conformance", "ReferenceRule": "reference_rule"}
+__all__ = ["ReferenceRule", "assert_family_conforms"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the name on first use, because only `conformance` imports vLLM."""
-    if name not in __all__:
+    if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("stretto.testing.conformance"), name)
+    return getattr(import_module(f"{__name__}.{MODULES[name]}"), name)

@@ -4,32 +4,21 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate
 
-from stretto.families.base import Family
-from stretto.families.mechanism import Mechanism
-from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
+from stretto.testing import ReferenceRule
 
 
-class LateScores:
+class LateScores(ReferenceRule):
     """Rule by which the codes of a reply are sampled."""
 
-    def __init__(self, mechanism: Mechanism, prompt: Prompt):
-        pass
-
-    def lay(self, row: list[int], position: int, family: Family) -> None:
-        """Leave the sampled row unchanged."""
+    def weigh(self, logits: list[float], penalized: list[float]) -> list[float]:
+        """Return the logits without the penalty, which `kept` applies."""
+        return logits
 
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
     ) -> dict[int, float]:
-        """Return the ids that may be sampled, with their penalized logits.
-
-        Args:
-            logits: Logits over the vocabulary.
-            ranked: Permitted ids, the most probable one first.
-            limits: Sampling options.
-            penalized: Logits with the repetition penalty.
-        """
+        """Return the ids that top-k and top-p keep, with their penalized logits; see `ReferenceRule.kept`."""
         kept = list(ranked)
         if limits.temperature > 0:
             kept = kept[: limits.top_k or None]

@@ -6,10 +6,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from stretto.families.base import Family
 from stretto.families.cosyvoice3.family import CodeRules
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
+from stretto.testing import ReferenceRule
 
 TEXT_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
 
@@ -37,7 +37,7 @@ def given_runs(mechanism: CodeRules, track: list[int]) -> list[list[int]]:
     return [*runs, [*run, *words, end, *codes]]
 
 
-class Codes:
+class Codes(ReferenceRule):
     """Given rows and codes of a reply.
 
     Args:
@@ -46,18 +46,15 @@ class Codes:
     """
 
     def __init__(self, mechanism: CodeRules, prompt: Prompt):
+        super().__init__(mechanism, prompt)
         track = list(prompt.track)
         self.groups, self.runs = mechanism.groups, given_runs(mechanism, track)
         self.left = self.runs.pop(0)  # ids of the current run
         recorded = [token for token in track if token in mechanism.codes]
         self.num_sampled = len(recorded) % self.groups.num_frames
 
-    def given(self, sample: Callable[[], int]) -> tuple[int, int] | None:
-        """Return the ids of stream 0 and the text stream in the next row if it is given, otherwise None.
-
-        Args:
-            sample: Function that samples an id of stream 0.
-        """
+    def given_row(self, sample: Callable[[], int]) -> tuple[int, int] | None:
+        """Return the ids of stream 0 and the text stream in the next row if it is given; see `ReferenceRule`."""
         if self.left:
             return self.groups.given_id, self.left.pop(0)
         is_last = not self.runs
@@ -72,7 +69,7 @@ class Codes:
         is_over = not self.runs and not self.left
         return codes + ends if is_over else [*codes, self.groups.fill_id]
 
-    def guards(self, token: int) -> bool:
+    def is_guarded(self, token: int) -> bool:
         """Return True if the id ends a group."""
         return token == self.groups.fill_id
 
@@ -80,20 +77,10 @@ class Codes:
         """Return the ids among which repeats are counted: only the first row of a run of given rows counts."""
         return [token for token in ids if token != self.groups.given_id][-window:]
 
-    def lay(self, row: list[int], position: int, family: Family) -> None:
-        """Leave the sampled row unchanged."""
-
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
     ) -> dict[int, float]:
-        """Return the ids that may be sampled, with their logits; at temperature 0 all, so that near ties are seen.
-
-        Args:
-            logits: Logits over the vocabulary.
-            ranked: Permitted ids, the most probable one first.
-            limits: Sampling options.
-            penalized: Logits with the repetition penalty.
-        """
+        """Return the ids that top-p, over all ids, and top-k keep, with their logits; see `ReferenceRule.kept`."""
         kept = list(ranked)
         if limits.temperature > 0:
             weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
@@ -102,6 +89,6 @@ class Codes:
             kept = [token for token, mass in zip(ranked, before, strict=False) if mass < wanted][: limits.top_k or None]
         return {token: logits[token] for token in kept}
 
-    def redrawn(self, allowed: Sequence[int], repeated: int) -> list[int]:
+    def redrawn_from(self, allowed: Sequence[int], repeated: int) -> list[int]:
         """Return the ids from which one is sampled again instead of a repeated one."""
         return [token for token in allowed if token != repeated]

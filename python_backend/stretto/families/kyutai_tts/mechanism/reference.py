@@ -7,6 +7,7 @@ import numpy as np
 from stretto.families.base import Family
 from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words
 from stretto.records.prompt import Prompt
+from stretto.testing import ReferenceRule
 
 WORD_COUNTS = (4, 7, 1, 0, 12)
 
@@ -19,10 +20,11 @@ def random_words(script: WordScript, index: int) -> list[int]:
     return ids
 
 
-class Words:
+class Words(ReferenceRule):
     """Token queues for the words that the model asks for in a reply (`WordScript`)."""
 
     def __init__(self, script: WordScript, prompt: Prompt):
+        super().__init__(script, prompt)
         self.script, self.words = script, deque(unpack_words(prompt.track[:-1]))
         self.main, self.second = deque[int](), deque[int]()
         self.num_left = self.num_forced = script.initial_padding
@@ -55,7 +57,7 @@ class Words:
             return self.main.popleft() if self.main else script.pad_id, script.new_id
         return token, self.second.popleft() if self.second else None
 
-    def lay(self, row: list[int], position: int, family: Family) -> None:
+    def replace_first(self, row: list[int], position: int, family: Family) -> None:
         """Replace a row's sampled id with the ids of the words; end the audio a fixed number of rows after them."""
         if row[0] == family.end_of_audio:
             return

@@ -3,16 +3,18 @@
 from stretto.families.base import Family
 from stretto.families.moss_tts.family import DelaySlots
 from stretto.records.prompt import Prompt
+from stretto.testing import ReferenceRule
 
 
-class SlotReference:
+class SlotReference(ReferenceRule):
     """Number of rows left until the end, once the text stream has had a delay id."""
 
     def __init__(self, slots: DelaySlots, prompt: Prompt):
+        super().__init__(slots, prompt)
         self.slots, self.first, self.shortest = slots, len(prompt.rows), prompt.sampling.audio.min_rows
         self.delays = 0  # number of delay ids so far
 
-    def lay(self, row: list[int], position: int, family: Family) -> None:
+    def replace_streams(self, row: list[int], position: int, family: Family) -> None:
         """Write the text id and the pads of a sampled row."""
         slots, frame = self.slots, position - self.first
         if self.delays == len(slots.pads):

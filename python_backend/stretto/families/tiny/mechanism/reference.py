@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from stretto.families.base import Family
 from stretto.families.tiny.family import Script
 from stretto.records.prompt import Prompt
+from stretto.testing import ReferenceRule
 
 
-class Pointer:
+class Pointer(ReferenceRule):
     """Entries of a reply's text, and the pointer that moves along them.
 
     Args:
@@ -17,28 +18,22 @@ class Pointer:
     """
 
     def __init__(self, script: Script, prompt: Prompt):
+        super().__init__(script, prompt)
         self.script, self.sampling = script, prompt.sampling
         self.text, self.pointer = list[int](), 0
 
-    def is_full(self) -> bool:
+    def text_is_full(self) -> bool:
         """Return True if the text has its maximum number of entries."""
         return len(self.text) >= self.script.max_entries
 
-    def write(self, row: list[int]) -> None:
+    def finish_text_row(self, row: list[int]) -> None:
         """Add the token of a text row, and write its number to the row."""
         if row[0] in self.script.spoken:
             self.text.append(row[0])
             row[self.script.index_stream] = self.script.index_base + len(self.text)
 
     def sampled(self, logits: Sequence[float], frame: int, noise: float, family: Family) -> tuple[int, float]:
-        """Return stream 0 of an audio row, and the margin of the decision to stay or to advance.
-
-        Args:
-            logits: Logits of stream 0.
-            frame: Index of the row in the audio.
-            noise: Uniform number of the row.
-            family: The model's family.
-        """
+        """Return stream 0 of an audio row, and the margin of the decision to stay or to advance."""
         advance, margin = self.pointer == 0, math.inf
         if self.pointer:
             stay = self._frame_id(is_first=False)
@@ -59,7 +54,7 @@ class Pointer:
         script = self.script
         return script.first_frame + 2 * (self.text[self.pointer - 1] - script.spoken.start) + (not is_first)
 
-    def lay(self, row: list[int], position: int, family: Family) -> None:
+    def replace_first(self, row: list[int], position: int, family: Family) -> None:
         """Write the pointer to an audio row."""
         if row[0] != family.end_of_audio:
             row[self.script.index_stream] = self.script.index_base + self.pointer

@@ -1,0 +1,132 @@
+"""Base class of the rule that a mechanism has in the slow reference."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import CodeSampling
+
+
+class ReferenceRule:
+    """Rule of a mechanism in one reply of the slow reference (`Mechanism.reference`); this base class has no effect.
+
+    A subclass states the mechanism's rule once more, in plain Python, and overrides the methods that it needs. The
+    reference calls them row by row, in this order:
+
+        text row    text_is_full ─► id is sampled ─► finish_text_row
+        audio row   given_row ─► permitted ─► sampled, or weigh ─► kept ─► is_guarded, counted ─► redrawn_from
+                    ─► replace_first ─► other streams are sampled ─► replace_streams
+
+    Args:
+        mechanism: The mechanism.
+        prompt: Prompt of the reply.
+    """
+
+    def __init__(self, mechanism: Any, prompt: Prompt):
+        self.mechanism, self.prompt = mechanism, prompt
+
+    def text_is_full(self) -> bool:
+        """Return True if the text must end with the next row, besides texts at a limit."""
+        return False
+
+    def finish_text_row(self, row: list[int]) -> None:
+        """Change a text row in place after stream 0 is sampled."""
+
+    def given_row(self, sample: Callable[[], int]) -> tuple[int, int] | None:
+        """Return the ids of stream 0 and the text stream in the next audio row if it is given; None if it is sampled.
+
+        Args:
+            sample: Function that samples an id of stream 0.
+        """
+        return None
+
+    def permitted(self, codes: list[int], ends: list[int]) -> list[int]:
+        """Return the ids of stream 0 in audio that may be sampled.
+
+        Args:
+            codes: Codes and extra ids.
+            ends: Ids that end the audio; empty before the minimum length.
+        """
+        return codes + ends
+
+    def sampled(self, logits: Sequence[float], frame: int, noise: float, family: Family) -> tuple[int, float] | None:
+        """Return stream 0 of an audio row and the margin of the decision; None to sample it from its logits as usual.
+
+        Args:
+            logits: Logits over the vocabulary.
+            frame: Index of the row in the audio.
+            noise: Uniform number of the row.
+            family: The model's family.
+        """
+        return None
+
+    def weigh(self, logits: list[float], penalized: list[float]) -> list[float]:
+        """Return the logits of stream 0 in audio from which ids are sampled, and sampled again.
+
+        Args:
+            logits: Logits over the vocabulary.
+            penalized: The same with the repetition penalty.
+        """
+        return penalized
+
+    def kept(
+        self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
+    ) -> dict[int, float]:
+        """Return the ids of stream 0 in audio among which one is sampled, with their logits.
+
+        At temperature 0 these are all permitted ids, so that near ties are seen.
+
+        Args:
+            logits: Logits over the vocabulary, from `weigh`.
+            ranked: Permitted ids, the most probable one first.
+            limits: Sampling options.
+            penalized: Logits with the repetition penalty.
+        """
+        return kept_ids(logits, ranked, limits)
+
+    def is_guarded(self, token: int) -> bool:
+        """Return True if an id of stream 0 that is no code is sampled again when it repeats, as codes are."""
+        return False
+
+    def counted(self, ids: Sequence[int], window: int) -> Sequence[int]:
+        """Return the ids among which repeats of an id of stream 0 are counted.
+
+        Args:
+            ids: Stream 0 of all audio rows so far.
+            window: Number of rows in which repeats are counted.
+        """
+        return ids[-window:]
+
+    def redrawn_from(self, allowed: Sequence[int], repeated: int) -> Sequence[int]:
+        """Return the ids of stream 0 from which one is sampled again instead of a repeated one.
+
+        Args:
+            allowed: Permitted ids.
+            repeated: The repeated id.
+        """
+        return allowed
+
+    def replace_first(self, row: list[int], position: int, family: Family) -> None:
+        """Replace stream 0 of an audio row, and input-only streams, in place, before other streams are sampled.
+
+        Args:
+            row: Ids of all streams.
+            position: Position of the row.
+            family: The model's family.
+        """
+
+    def replace_streams(self, row: list[int], position: int, family: Family) -> None:
+        """Replace ids of an audio row in place after all its streams are sampled; see `replace_first`."""
+
+
+def kept_ids(logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling) -> dict[int, float]:
+    """Return the ids that top-k and top-p keep, with their logits; `ranked` has the most probable one first."""
+    if limits.temperature == 0:
+        return {token: logits[token] for token in ranked}
+    ranked = ranked[: limits.top_k or None]
+    weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
+    total, before = math.fsum(weights), accumulate(weights, initial=0.0)  # mass of all more probable ids
+    return {t: logits[t] for t, mass in zip(ranked, before, strict=False) if mass < limits.top_p * total}
