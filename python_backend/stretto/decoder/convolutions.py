@@ -49,16 +49,15 @@ class Call:
 
         TF32 is an argument of this call. The switch of the process, which other threads use, stays off.
         """
+        sizes = self.stride, self.padding, self.dilation, self.is_transposed, self.output_padding
+        if x.is_meta:  # torch's builds for CUDA have the operator below not for this device
+            return torch.convolution(x, weight, None, *sizes, groups=1)
         cudnn = torch.backends.cudnn
         found: Tensor = torch._convolution(
             x,
             weight,
             None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.is_transposed,
-            self.output_padding,
+            *sizes,
             1,
             cudnn.benchmark,
             cudnn.deterministic,

@@ -1,6 +1,7 @@
 """Count the device operators of depth transformers and MCTP modules in the configuration of a GPU server.
 
-It also checks the CUDA graphs and the FP8 products that vLLM chooses for what `make-repository --gpu` writes.
+It also checks the CUDA graphs and the FP8 products that vLLM chooses for what `make-repository --gpu` writes, and that
+the memory of a decoder can be computed for all kinds of convolutions.
 
     LD_LIBRARY_PATH=STUBS PYTORCH_NVML_BASED_CUDA_CHECK=1 python -m tests.engine.kernels.gpu.deployed
 
@@ -33,11 +34,13 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
 from vllm.platforms import current_platform
 
+from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.gpu.__main__ import preload
 from benchmarks.gpu.jobs import JOBS, Setup
 from benchmarks.gpu.models import MODELS, engine_args, write_config
-from stretto.config import EngineConfig
+from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.make_repository import engine_arguments, quantization
+from stretto.decoder.memory import measure
 from stretto.engine.host import vllm_config
 from stretto.engine.kernels.gpu import products as kernel
 from stretto.engine.kernels.gpu.products import DeviceDepth, fp8_product, use_fused_operators
@@ -116,6 +119,13 @@ def check_repository(folder: Path) -> None:
             assert product.quant_fp8._forward_method == product.quant_fp8.forward_cuda  # one kernel
 
 
+def check_convolutions() -> None:
+    """Compute the memory of decoders with convolutions on tensor cores, as `make-repository --convolutions` does."""
+    for convolutions in DecoderConfig.CONVOLUTIONS:
+        codec = every_codec("qwen3_12hz", is_narrow=True)
+        measure(codec, DecoderConfig(device="cuda", convolutions=convolutions))
+
+
 def load_jobs() -> None:
     """Load all benchmark jobs from the installed packages, as their parent does before it forks."""
     preload(is_small=False)
@@ -141,6 +151,7 @@ def main() -> None:
     counts = {}
     with tempfile.TemporaryDirectory() as folder:
         check_repository(Path(folder))
+    check_convolutions()
     with torch.inference_mode():
         for name, count in {"qwen3_tts": depth_operators, "vita": module_operators}.items():
             with tempfile.TemporaryDirectory() as folder:
