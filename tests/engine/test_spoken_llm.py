@@ -18,7 +18,7 @@ from stretto.engine.llm import SpeechLLM
 from stretto.engine.permits import Permits
 from stretto.engine.spoken_llm import Script, SpokenLLM, launch
 from stretto.errors import CheckpointError, InvalidRequest, NoCapacity, StrettoError
-from stretto.families.plugin import served_family
+from stretto.families.served import served_family
 from stretto.records.chunk import Alignment, LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling, SamplingConfig

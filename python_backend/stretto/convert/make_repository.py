@@ -22,8 +22,9 @@ from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
-from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin, speaking_folder
+from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin
 from stretto.families.pronunciations import alphabets
+from stretto.families.served import speaking_folder
 from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions

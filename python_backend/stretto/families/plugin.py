@@ -245,38 +245,6 @@ def family_at(checkpoint: Path) -> Family:
     return read_family(config_at(checkpoint))
 
 
-# Fields of a family that describe its frames and how they are sampled.
-FRAME_FIELDS = (
-    *("layout", "codec", "frame_rate", "first_chunk_frames", "steady_chunk_frames", "warm_up", "tail", "drawing"),
-    *("depth", "end_frame", "guided_streams", "leaves_out_extra", "mechanism"),
-)
-
-
-def speaking_folder(checkpoint: Path) -> Path:
-    """Return the folder of the model that generates frames: that of the speaker, or `checkpoint` if there is none."""
-    speaker = family_at(checkpoint).mechanism.speaker
-    return checkpoint if speaker is None else checkpoint / speaker.folder
-
-
-def served_family(checkpoint: Path) -> Family:
-    """Return the family as requests see it: if there is a speaker, with its frames and its sampling defaults.
-
-    Raises:
-        CheckpointError: If config.json of the checkpoint, or that of its speaker, is not from a checkpoint.
-    """
-    family = family_at(checkpoint)
-    if family.mechanism.speaker is None:
-        return family
-    speaking = family_at(checkpoint / family.mechanism.speaker.folder)
-    defaults = speaking.tasks[0].sampling
-    tasks = tuple(
-        replace(task, sampling=replace(defaults, text=task.sampling.text)) if task.is_spoken else task
-        for task in family.tasks
-    )
-    frames: dict[str, Any] = {name: getattr(speaking, name) for name in FRAME_FIELDS}
-    return replace(family, tasks=tasks, **frames)
-
-
 def all_layers_slide(layer_types: Iterable[str] | None) -> bool:
     """Return True if all layers of a backbone have a sliding window (`layer_types` of config.json; None for none)."""
     return {*(layer_types or ())} == {"sliding_attention"}

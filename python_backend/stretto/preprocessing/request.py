@@ -12,7 +12,7 @@ from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import EncodedFiles, stored_in
 from stretto.families.base import Task
-from stretto.families.plugin import family_at, served_family, speaking_folder
+from stretto.families.plugin import family_at
 from stretto.families.prompting import (
     Piece,
     Turn,
@@ -22,6 +22,7 @@ from stretto.families.prompting import (
     template_opener,
 )
 from stretto.families.pronunciations import SourceWords, server_dictionary
+from stretto.families.served import served_family, speaking_folder
 from stretto.families.text import check_text
 from stretto.preprocessing.audio import (
     MAX_FILES,
