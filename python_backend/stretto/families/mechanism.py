@@ -1,4 +1,4 @@
-"""Interface of a mechanism: a rule of replies that a family brings along in its own folder."""
+"""Mechanism: a rule that only one family has, in that family's own folder. The engine calls it at fixed points."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,8 @@ class RequestConditions:
             `LlamaDecoderLayer`.
         reference: Function of (conditions) that returns an object for `stretto.testing` with
             `random_weights(config, generator)`, `random_condition(index)`, `attach(weights, model)`, which removes its
-            tensors from the weights and adds hooks to a transformers model, `place(condition)`, and `added`, the
-            vector [H] that is added to the embeddings.
+            tensors from the weights and adds hooks to a transformers model, `use(condition)`, and `added`, the vector
+            [H] that is added to the embeddings.
     """
 
     vector_rows: int
@@ -41,7 +41,7 @@ class RequestConditions:
 
 
 class RowSchedule(Protocol):
-    """Numbers of rows that the steps of a reply generate."""
+    """Division of a reply's rows into steps."""
 
     @property
     def max_extra(self) -> int:
@@ -49,11 +49,11 @@ class RowSchedule(Protocol):
         ...
 
     def num_extra(self, index: int) -> int:
-        """Return the number of rows that the step which begins with row `index` generates after this row."""
+        """Return how many rows a step generates after its first one, which is row `index`."""
         ...
 
     def next_step(self, index: int) -> int:
-        """Return the index of the first row at or after `index` with which a step begins."""
+        """Return the smallest index, from `index` on, of a row that is the first one of a step."""
         ...
 
 
@@ -102,38 +102,29 @@ class RowSteps(ABC):
 class Mechanism:
     """Rule of a family's replies, beyond those that all families share; this base class has no effect.
 
-    A mechanism has a state: one integer for each of `columns` and reply, which the engine stores, sends to the host
-    with each row, and restores after a preemption. In each step, the rule replaces the ids that the model sampled on
-    stream 0, before the other streams are sampled:
+    A family's mechanism is a frozen dataclass with its constants. It overrides the attributes and methods that it
+    needs, which are grouped by topic here and in the class. Attributes that are functions are references
+    (`plugin.lazy`) whose first argument is the mechanism, because most processes know a family without the engine.
 
-        stream 0 is sampled ─► rule: state, table of the slot ─► ids of stream 0, new state ─► other streams
+    In each step, the rule of stream 0 replaces the ids that the model sampled on stream 0, before the other streams are
+    sampled. The rule of all streams may replace ids after that:
 
-    A second rule (`streams_on_arrays`) may replace the ids of all streams after that.
-
-    A family's mechanism is a frozen dataclass with its constants. It overrides the class attributes and methods that it
-    needs. The functions among the attributes are references (`plugin.lazy`) whose first argument is the mechanism,
-    because most processes know a family without the engine.
+        stream 0 is sampled ─► rule of stream 0 ─► other streams are sampled ─► rule of all streams ─► row is written
 
     Attributes:
-        columns: Names of the state columns, which follow those of `engine.rules.STATE`.
+        columns: Names of the state columns: integers of each reply that the engine stores after those of
+            `engine.rules.STATE`, sends to the host with each row, and restores after a preemption.
         ends_audio: True if the rule ends the audio, and no sampled id does.
-        ends_streams: True if each output stream has an end id, the last of its ids, which is masked before the minimum
-            length.
-        guides_rows: True if the latent predictor applies classifier-free guidance within a row, without a CFG pair;
-            `LatentSampling.guidance_scale` is its scale.
-        times_words: True if the rule reports when words begin (`Track.begun_word`, `begun_token`).
-        has_references: True if a row may have -1 - i on the track's stream, which refers to entry i of the slot's table
-            (`num_text_entries`), because this entry may arrive after the row was sampled.
-        open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
-            `engine.tracks.Track` of a reply. None for the common tracks, whose ids are read row by row.
-        on_arrays: Function of (mechanism, `SegmentRules`, `SlotTables`, `Arrays`) that returns the rule for numpy and
-            torch: a function of the sampled ids of stream 0 [B] and the `Rows`, which returns the ids to write [B]
-            and writes the new state to the tables. None without a rule.
+        on_arrays: Function of (mechanism, `SegmentRules`, `SlotTables`, `Arrays`) that returns the rule of stream 0 for
+            numpy and torch: a function of the sampled ids of stream 0 [B] and the `Rows`, which returns the ids to
+            write [B] and writes the new state to the tables. None without a rule.
         on_device: Function of (mechanism, `SegmentRules`, `SlotTables`, max. rows of a step) that returns the launch
             of the rule's kernel, with the arguments of `StepProgram.launch`. None if there is none; a family with a
             rule is then sampled by torch on a GPU.
-        streams_on_arrays: Function with the arguments of `on_arrays` that returns a rule of all streams: a function of
-            the sampled ids of stream 0 [B], those of the others [B, K], and the `Rows`, which returns the ids to write.
+        ends_streams: True if each output stream has an end id, the last of its ids, which is masked before the minimum
+            length.
+        streams_on_arrays: Function with the arguments of `on_arrays` that returns the rule of all streams: a function
+            of the ids of stream 0 [B], of the others [B, K], and the `Rows`, which returns the ids to write.
         streams_on_device: Function with the arguments of `on_device` that returns the launch of this rule's kernel,
             with the arguments of `StepProgram.launch`.
         row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, `RepetitionGuard`, stream 0
@@ -141,42 +132,136 @@ class Mechanism:
         step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], buffer of hidden
             states [N, H]) that returns a `StepProgram`. In a family with latents, the maximum number of rows of a step
             and the solver steps to capture replace the buffer. None for the engine's own.
+        guides_rows: True if the latent predictor applies classifier-free guidance within a row, without a CFG pair;
+            `LatentSampling.guidance_scale` is its scale.
         pair: Function of (mechanism, id of the conditional request) that returns the
             `engine.scheduling.request_state.GuidancePair` of a guided reply. None for the engine's own, which guides
             all audio.
+        open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
+            `engine.tracks.Track` of a reply. None for the common tracks, whose ids are read row by row.
         sampler: Function of (mechanism, sampler of the family, model) that returns a sampler around it, which appends
             words to each row. None for no more words.
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
             [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
+        times_words: True if the rule reports when words begin (`Track.begun_word`, `begun_token`).
         reference: Function of (mechanism, `Prompt`) that returns the `stretto.testing.ReferenceRule` of a reply, which
             states the rule for the slow reference. None without a rule.
         random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
             id. None for ordinary ids.
     """
 
+    # State of a reply.
     columns: ClassVar[tuple[str, ...]] = ()
+
+    def initial_state(self) -> Sequence[int]:
+        """Return the values of `columns` before a reply."""
+        return (0,) * len(self.columns)
+
+    # Stream 0 in audio: ids that the model samples, and the rule that replaces them.
     ends_audio: ClassVar[bool] = False
-    ends_streams: ClassVar[bool] = False
-    guides_rows: ClassVar[bool] = False
-    times_words: ClassVar[bool] = False
-    has_references: ClassVar[bool] = False
-    open_track: ClassVar[Callable[..., Any] | None] = None
     on_arrays: ClassVar[Callable[..., Any] | None] = None
     on_device: ClassVar[Callable[..., Any] | None] = None
+
+    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
+        return list(ids)
+
+    def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
+        """Return those of `ends`, the ids that end the audio when sampled, that end it after the rule of stream 0."""
+        return ends
+
+    # All streams: their end ids, and the rule that replaces ids after all are sampled.
+    ends_streams: ClassVar[bool] = False
     streams_on_arrays: ClassVar[Callable[..., Any] | None] = None
     streams_on_device: ClassVar[Callable[..., Any] | None] = None
+
+    # Sampling from logits or of latents, in place of the engine's.
     row_draw: ClassVar[Callable[..., Any] | None] = None
     step_program: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    def num_own_words(self) -> int:
+        """Number of words at the end of a latent row (`LatentSpec`) that are not of the latent."""
+        return 0
+
+    # Guidance.
+    guides_rows: ClassVar[bool] = False
     pair: ClassVar[Callable[..., Any] | None] = None
-    sampler: ClassVar[Callable[..., Any] | None] = None
-    frame_filter: ClassVar[Callable[..., Any] | None] = None
-    reference: ClassVar[Callable[..., Any] | None] = None
-    random_text: ClassVar[Callable[..., Any] | None] = None
+
+    # Prompt, and track: ids that are known before their rows are sampled, such as a text.
+    open_track: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    def prompt_end(self) -> int | None:
+        """Id of stream 0 with which every prompt ends; None for any id."""
+        return None
+
+    @property
+    def num_prompt_ids(self) -> int:
+        """Number of ids of a streamed text that precede the first frame, if later rows read an id each.
+
+        The prompt of an open text ends with as many rows; a text with fewer ids has only the last of them.
+        """
+        return 1
 
     @property
     def streams(self) -> range:
         """Input-only streams of the track in a family without streamed text and given codes; empty without a track."""
         return range(0)
+
+    def num_recorded(self, ids: Sequence[int]) -> int:
+        """Return how many ids at the start of a track are codes of a recording, which precede the text."""
+        return 0
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the size of a slot's table for the entries of the track, in replies of at most `max_rows` rows."""
+        return 0
+
+    def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the entries of a slot's table that the rows of a reply have written, for a preempted reply.
+
+        Args:
+            ids: Ids of the reply's text segment so far.
+        """
+        return ()
+
+    def max_text_ids(self, num_rows: int) -> int:
+        """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.
+
+        Each row reads one id, and the last one the end id, unless a mechanism has text rows of its own.
+        """
+        return max(num_rows - 1, 0)
+
+    def check_text(self, ids: Sequence[int], tokens: range) -> None:
+        """Check the ids of a text.
+
+        Args:
+            ids: Ids, without the end id.
+            tokens: Ids of stream 0 in audio.
+
+        Raises:
+            InvalidRequest: An id is invalid.
+        """
+
+    def second_ids(self, number: int) -> range:
+        """Return the `number` ids of a second text stream that a depth transformer reads (`DepthSpec`)."""
+        return range(0)
+
+    @property
+    def text_row_ids(self) -> tuple[int, ...]:
+        """Ids of stream 0 in audio rows with text instead of a frame; empty if all audio rows have frames.
+
+        The text stream of such a row has -1 - i, which refers to entry i of the slot's table (`num_text_entries`),
+        because this entry may arrive after the row was sampled.
+        """
+        return ()
+
+    def num_text_rows(self, state: Sequence[int]) -> int:
+        """Return how many audio rows so far have text instead of a frame, given the values of `columns`."""
+        return 0
+
+    # Networks of the model, its steps and heads.
+    sampler: ClassVar[Callable[..., Any] | None] = None
 
     @property
     def conditions(self) -> RequestConditions | None:
@@ -199,76 +284,21 @@ class Mechanism:
         return {}
 
     @property
+    def pauses_s(self) -> tuple[float, ...]:
+        """Lengths of the pauses whose probabilities `sampler` appends to each row, in seconds."""
+        return ()
+
+    # Frames and words of a reply, after the engine.
+    frame_filter: ClassVar[Callable[..., Any] | None] = None
+    times_words: ClassVar[bool] = False
+
+    @property
     def num_filled_codebooks(self) -> int:
         """Number of codebooks beyond the layout.
 
         They are not sampled, but filled in by the decoder for the whole utterance (`FamilyPlugin.load_refinement`).
         """
         return 0
-
-    @property
-    def text_row_ids(self) -> tuple[int, ...]:
-        """Ids of stream 0 in audio rows with text instead of a frame; empty if all audio rows have frames."""
-        return ()
-
-    @property
-    def prompt_end(self) -> int | None:
-        """Id of stream 0 with which every prompt ends; None for any id."""
-        return None
-
-    @property
-    def num_prompt_ids(self) -> int:
-        """Number of ids of a streamed text that precede the first frame, if later rows read an id each.
-
-        The prompt of an open text ends with as many rows; a text with fewer ids has only the last of them.
-        """
-        return 1
-
-    @property
-    def num_own_words(self) -> int:
-        """Number of words at the end of a latent row (`LatentSpec`) that are not of the latent."""
-        return 0
-
-    @property
-    def pauses_s(self) -> tuple[float, ...]:
-        """Lengths of the pauses whose probabilities `sampler` appends to each row, in seconds."""
-        return ()
-
-    def initial_state(self) -> Sequence[int]:
-        """Return the values of `columns` before a reply."""
-        return (0,) * len(self.columns)
-
-    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
-        return list(ids)
-
-    def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
-        """Return those of `ends`, the ids that end the audio when sampled, that end it after the rule of stream 0."""
-        return ends
-
-    def num_text_rows(self, state: Sequence[int]) -> int:
-        """Return how many audio rows so far have text instead of a frame, given the values of `columns`."""
-        return 0
-
-    def num_recorded(self, ids: Sequence[int]) -> int:
-        """Return how many ids at the start of a track are codes of a recording, which precede the text."""
-        return 0
-
-    def second_ids(self, number: int) -> range:
-        """Return the `number` ids of a second text stream that a depth transformer reads (`DepthSpec`)."""
-        return range(0)
-
-    def num_text_entries(self, max_rows: int) -> int:
-        """Return the size of a slot's table for the entries of the track, in replies of at most `max_rows` rows."""
-        return 0
-
-    def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
-        """Return the entries of a slot's table that the rows of a reply have written, for a preempted reply.
-
-        Args:
-            ids: Ids of the reply's text segment so far.
-        """
-        return ()
 
     def begun_token(self, before: Sequence[int], after: Sequence[int]) -> int | None:
         """Return the index of the spoken token that begins in a row, by the state before and after it; None if none.
@@ -277,23 +307,9 @@ class Mechanism:
         """
         return None
 
-    def max_text_ids(self, num_rows: int) -> int:
-        """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.
-
-        Each row reads one id, and the last one the end id, unless a mechanism has text rows of its own.
-        """
-        return max(num_rows - 1, 0)
-
-    def check_text(self, ids: Sequence[int], tokens: range) -> None:
-        """Check the ids of a text.
-
-        Args:
-            ids: Ids, without the end id.
-            tokens: Ids of stream 0 in audio.
-
-        Raises:
-            InvalidRequest: An id is invalid.
-        """
+    # Test kit (`stretto.testing`).
+    reference: ClassVar[Callable[..., Any] | None] = None
+    random_text: ClassVar[Callable[..., Any] | None] = None
 
 
 NO_MECHANISM = Mechanism()

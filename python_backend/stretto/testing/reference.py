@@ -196,7 +196,7 @@ class Reference:
             decision.
         """
         if self.conditions is not None:
-            self.conditions.place(prompt.condition)
+            self.conditions.use(prompt.condition)
         reply = _Reply(self, prompt, changes, self.context(self.encode_audio(prompt)))
         if guess:
             read_ahead(reply, guess)

@@ -224,7 +224,7 @@ class SpeechModelState(DefaultModelState):
         if self.rules.max_rows_per_step > 1:  # vLLM keeps only the last row of a step in `input_ids`
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         tables = self.slots.tables
-        given = tables.texts if self.rules.family.mechanism.has_references else None
+        given = tables.texts if self.rules.family.mechanism.text_row_ids else None
         gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, given)
         if self._conditions is not None:
             self._conditions.fill(self.arrays.tensor(slots))

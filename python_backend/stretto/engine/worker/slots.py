@@ -255,7 +255,7 @@ class SlotTables:
         state: Values of SlotState, then those of the family's mechanism (`Mechanism.columns`), int64 [R, 5 + C].
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
             input-only stream are written as soon as they are known, even for future rows. -1 - i on the text stream
-            refers to entry i of `texts` (`Mechanism.has_references`).
+            refers to entry i of `texts` (`Mechanism.text_row_ids`).
         texts: Texts whose ids are not read row by row, or that rows write, int32 [R, G], in a format of the mechanism
             (`Mechanism.num_text_entries`); [R, 0] for other families.
         limits: Values of SlotLimits, numpy int64 [R, 15].

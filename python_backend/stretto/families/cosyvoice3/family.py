@@ -22,7 +22,7 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 FRAME_RATE = 25.0
 MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # duration of a recording in seconds
 MIN_ROWS_PER_TOKEN, MAX_ROWS_PER_TOKEN = 2, 20  # codes per text token
-# Codes of silence and breath. After five in a row, the model still reads any further ones, but they are not decoded.
+# Codes of silence and breath, and the number of successive ones that are decoded.
 QUIET = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 MAX_QUIET = 5
 # Speech ids after the codes. In streamed text, rows that carry words have FILL or the last spare id.
@@ -62,13 +62,14 @@ class TextGroups(NamedTuple):
 class CodeRules(Mechanism):
     """How codes are sampled (`mechanism/draw.py`), how text is read between them, and which frames are decoded.
 
-    Long pauses are generated, but neither decoded nor reported beyond `max_quiet` successive `quiet` codes.
-
     The state of a reply is the number of given rows so far, the number of codes in the current group, including codes
     of a recording in the first one, and the number of given rows before the first sampled row, unless the text ends
     earlier.
 
     Attributes:
+        quiet: Codes of silence and breath, numbered from 0.
+        max_quiet: Number of successive quiet codes that are decoded. The model reads any further ones, but they are
+            neither decoded nor reported.
         codes: Ids of the codes.
         groups: Layout of text and codes.
     """
@@ -79,7 +80,6 @@ class CodeRules(Mechanism):
     groups: TextGroups
 
     columns: ClassVar[tuple[str, ...]] = ("num_given", "num_in_group", "num_first")
-    has_references: ClassVar[bool] = True
     open_track: ClassVar = lazy(f"{__package__}.mechanism.track:GroupTrack.begin")
     on_arrays: ClassVar = lazy(f"{__package__}.mechanism.groups:GroupStates")
     on_device: ClassVar = lazy(f"{__package__}.mechanism.groups:GroupLaunch")
@@ -131,7 +131,7 @@ class CosyVoice3Vocabulary(Vocabulary):
         num_codes: Number of codes.
         num_speech_ids: Number of codes, markers and spare ids.
         end_of_prompt: Id of `<|endofprompt|>`.
-        quiet: Codes of silence.
+        quiet: Codes of silence and breath (`CodeRules.quiet`), numbered from 0.
         voices: Names of the release's voices, in lower case.
     """
 

@@ -54,7 +54,7 @@ class ConditionReference:
         self.num_heads = model.config.num_attention_heads
         mine = [name for name in weights if name.startswith("conditions.") or ".cross_" in name]
         self.mine = {name.removeprefix("model.layers."): weights.pop(name) for name in mine}
-        self.place(None)
+        self.use(None)
         for number, layer in enumerate(model.model.layers):
             self.attach_to(layer, number)
 
@@ -68,7 +68,7 @@ class ConditionReference:
         layer.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
         layer.self_attn.register_forward_hook(behind)
 
-    def place(self, condition: Condition | None) -> None:
+    def use(self, condition: Condition | None) -> None:
         """Use `condition` from now on; None for no added vectors and only absent speaker vectors."""
         given = condition or Condition((), np.zeros((0, self.spec.vector_width), np.float32))
         self.added = torch.zeros(len(self.mine["conditions.absent"]))
