@@ -100,6 +100,7 @@ def gpt2(**changes: Any) -> dict[str, Any]:
         (gpt2(n_head=3), "gpt2_config.n_head: expected heads of an even size, got 64 / 3"),
         (gpt2(activation_function="relu"), "gpt2_config.activation_function: expected silu or gelu, got 'relu'"),
         (gpt2(position_embedding_type="absolute"), "position_embedding_type: expected rope, got 'absolute'"),
+        (gpt2(layer_norm_epsilon=2), r"gpt2_config.layer_norm_epsilon: expected a number in \(0, 1\], got 2"),
         (gpt2(rope_base=-1), r"gpt2_config.rope_base: expected a number in \(0, 1e\+09\], got -1"),
     ],
 )

@@ -125,7 +125,7 @@ def backbone(**changes: Any) -> dict[str, Any]:
         ({"text_pad": 9}, r"text_pad: expected 308 \(<\|text_pad\|>\), got 9"),
         (local(hidden_size=32), "local_config.hidden_size: expected 64, got 32"),
         (local(num_attention_heads=True), r"local_config.num_attention_heads: expected an integer in \[1, 65536\]"),
-        (local(num_attention_heads=3), "expected num_attention_heads to be a multiple of 2"),
+        (local(num_attention_heads=3), "local_config.num_attention_heads: expected a multiple of 2 "),
         (local(num_hidden_layers=2), "missing: local_transformer.model.layers.1"),
         (local(rope_type="yarn"), "local_config.rope_type: expected linear or default, got 'yarn'"),
         (
@@ -133,6 +133,7 @@ def backbone(**changes: Any) -> dict[str, Any]:
             "rope_parameters.factor: expected 1.0, got 2.0",
         ),
         (local(rope_parameters={"rope_theta": "big"}), r"local_config.rope_theta: expected a number in \(0, 1e\+09\]"),
+        (local(rms_norm_eps=2), r"local_config.rms_norm_eps: expected a number in \(0, 1\], got 2"),
         (local(hidden_act="gelu"), "local_config.hidden_act: expected silu, got 'gelu'"),
         (backbone(hidden_act="gelu"), "expected layers of Qwen3 without biases and windows"),
         (backbone(rope_parameters={"rope_type": "default", "rope_theta": -1.0}), r"rope_theta in \(0, 1e\+09\], got"),

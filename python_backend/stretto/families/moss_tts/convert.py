@@ -36,7 +36,7 @@ IDS = {
     "delay": ("audio_assistant_delay_slot_token_id", 151662),
 }
 MAX_CODEBOOKS, MAX_CODES = 64, 1 << 16
-MAX_THETA = 1e9  # the published one is 1e6
+MAX_THETA, MAX_EPS = 1e9, 1.0  # the published ones are 1e6 and 1e-6
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:

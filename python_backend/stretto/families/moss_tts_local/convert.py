@@ -19,7 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import DepthSpec
 from stretto.families.conversion import Contents, Converted, Release, common_record, merged_reader, unchanged
-from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_THETA, check_qwen3
+from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_local.family import LocalVocabulary
 from stretto.families.moss_tts_local.recognise import MODEL_TYPE
@@ -143,10 +143,9 @@ def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) 
     inner = 4 * hidden if local.get("n_inner") is None else whole(local, "n_inner", 4 * hidden, MAX_SIZE, place)
     num_layers = whole(record, "local_transformer_layers", whole(local, "n_layer", 12, MAX_LAYERS, place), MAX_LAYERS)
     theta, eps = local.get("rope_base", 1e4), local.get("layer_norm_epsilon", 1e-5)
-    for name, value in (("rope_base", theta), ("layer_norm_epsilon", eps)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_THETA:
-            expected = f"a number in (0, {MAX_THETA:g}]"
-            raise CheckpointError(f"config.json: {place}{name}: expected {expected}, got {shown(value)}")
+    for name, value, most in (("rope_base", theta, MAX_THETA), ("layer_norm_epsilon", eps, MAX_EPS)):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
+            raise CheckpointError(f"config.json: {place}{name}: expected a number in (0, {most:g}], got {shown(value)}")
     for name, usual, allowed in (
         ("n_embd", 768, (width,)),
         ("position_embedding_type", "absolute", ("rope",)),

@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import DepthSpec
 from stretto.families.conversion import Contents, Converted, Release, Tokenizer, common_record, merged_reader, unchanged
-from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_THETA, check_qwen3
+from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
 from stretto.families.moss_tts.convert import trained_dtype as trained_dtype
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_realtime.family import NUM_MARKERS, RealtimeVocabulary
@@ -150,11 +150,9 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
     if not isinstance(rope, Mapping):
         raise CheckpointError(f"config.json: {place}rope_parameters: expected an object, got {shown(rope)}")
     theta, eps = rope.get("rope_theta", local.get("rope_theta", 1e6)), local.get("rms_norm_eps", 1e-6)
-    for name, value in (("rope_theta", theta), ("rms_norm_eps", eps)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MAX_THETA:
-            raise CheckpointError(
-                f"config.json: {place}{name}: expected a number in (0, {MAX_THETA:g}], got {shown(value)}"
-            )
+    for name, value, most in (("rope_theta", theta, MAX_THETA), ("rms_norm_eps", eps, MAX_EPS)):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
+            raise CheckpointError(f"config.json: {place}{name}: expected a number in (0, {most:g}], got {shown(value)}")
     for name, value, allowed in (
         ("hidden_size", numbers["hidden_size"], (width,)),
         ("rope_type", local.get("rope_type", "linear"), ("linear", "default")),
@@ -167,8 +165,9 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
             expected = " or ".join(map(str, allowed))
             raise CheckpointError(f"config.json: {place}{name}: expected {expected}, got {shown(value)}")
     if numbers["num_attention_heads"] % numbers["num_key_value_heads"]:
-        expected = f"num_attention_heads to be a multiple of {numbers['num_key_value_heads']} (num_key_value_heads)"
-        raise CheckpointError(f"config.json: {place}: expected {expected}, got {numbers['num_attention_heads']}")
+        expected = f"a multiple of {numbers['num_key_value_heads']} (num_key_value_heads)"
+        got = numbers["num_attention_heads"]
+        raise CheckpointError(f"config.json: {place}num_attention_heads: expected {expected}, got {got}")
     return DepthSpec(
         hidden=numbers["hidden_size"],
         intermediate=numbers["intermediate_size"],
