@@ -48,6 +48,11 @@ def test_capacity_is_that_of_a_single_engine(num_engines: int) -> None:
     assert Capacity.from_engine(engine) == Capacity(25, 32, 16, 64, 8, num_engines)
 
 
+def test_voice_may_not_be_negative() -> None:
+    error = refusal(replace(make_prompt(TINY, 0), voice=-1), RULES)
+    assert str(error) == "voice: expected an integer of at least 0, got -1"
+
+
 def test_guidance_is_ignored_without_audio_output() -> None:
     prompt = make_prompt(TINY, 0, "asr", guidance_scale=3.0)
     assert check_prompt(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0

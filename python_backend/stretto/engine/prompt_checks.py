@@ -81,6 +81,8 @@ def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Pro
     if prompt.task not in tasks:
         raise InvalidRequest("task", f"one of {sorted(tasks)}", repr(prompt.task))
     task = tasks[prompt.task]
+    if prompt.voice < 0:
+        raise InvalidRequest("voice", "an integer of at least 0", prompt.voice)
     if Segment.AUDIO not in task.segments:
         prompt = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     check_sampling(prompt.sampling, rules.family, task)

@@ -169,7 +169,7 @@ class Utterance:
     def _mark_words(self, reply: ReplyState, own: Sequence[int]) -> None:
         """Record the word that begins in the newest row, before which the mechanism's state was `own`."""
         if (index := self._family.mechanism.begun_token(own, reply.own)) is not None:
-            self.words.mark_entry(index, self._text, reply.num_frames - 1)
+            self.words.mark_token(index, self._text, reply.num_frames - 1)
         if self.track is not None and (tokens := self.track.begun_word(own, reply.own)):
             self.words.mark_taken(tokens, reply.position - 1 - reply.audio_start)
 

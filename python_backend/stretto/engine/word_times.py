@@ -23,20 +23,20 @@ class WordTimes:
         self._marks: list[WordMark] = []
         self._timed = list[int | SourceWord]()  # words with a time; indices of `words` if their sources are unknown
         self._num_taken = 0  # number of words that the model has asked for
-        self._entries: list[int | None] | None = None  # index of the word of each spoken token
+        self._word_of: list[int | None] | None = None  # index of the word of each spoken token
 
-    def mark_entry(self, entry: int, token_ids: Sequence[int], frame: int) -> None:
+    def mark_token(self, number: int, token_ids: Sequence[int], frame: int) -> None:
         """Record the word, or the pause, that begins with a spoken token of the generated text.
 
         Args:
-            entry: Index of the token among the spoken ones.
+            number: Index of the token among the spoken ones (`Mechanism.begun_token`).
             token_ids: Ids of the text segment.
             frame: Frame at which the token begins.
         """
-        if self._entries is None:
-            self._entries = self._codec.matched(token_ids, self._words)
-        index = self._entries[entry]
-        if entry and self._entries[entry - 1] == index:
+        if self._word_of is None:
+            self._word_of = self._codec.matched(token_ids, self._words)
+        index = self._word_of[number]
+        if number and self._word_of[number - 1] == index:
             return
         if index is None:
             self._marks.append(WordMark(None, frame))

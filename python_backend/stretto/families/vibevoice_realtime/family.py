@@ -182,7 +182,7 @@ class TextWindows(Mechanism):
         """Return the index in the reply of text token `number`, an integer or an array."""
         return number + self.num_frames * (number // self.num_words)
 
-    def place(self, index: Any) -> tuple[Any, Any]:
+    def within_window(self, index: Any) -> tuple[Any, Any]:
         """Return the place of a row in its window, and the number of the token that it has if it is a text row.
 
         Args:
@@ -194,7 +194,7 @@ class TextWindows(Mechanism):
 
     def is_word(self, index: Any, num_words: Any) -> Any:
         """Return True if row `index` of a reply to a text of `num_words` tokens is a text row; integers or arrays."""
-        place, number = self.place(index)
+        place, number = self.within_window(index)
         return (place < self.num_words) & (number < num_words)
 
 

@@ -174,7 +174,7 @@ class TextModel(nn.Module):
         position = at - starts[request + 1] + lengths[request]
         voices = self._voices.to(at.device)
         begins = torch.cumsum(voices[:, 0], 0) - voices[:, 0]
-        number = self._windows.place((position - voices[voice, 1]).clamp(min=0))[1]
+        number = self._windows.within_window((position - voices[voice, 1]).clamp(min=0))[1]
         size, slots, spans = first.block_size, list[torch.Tensor](), list[slice]()
         for last, one, owner in zip(number.tolist(), voice.tolist(), request.tolist(), strict=True):
             rows = self._windows.index_of(torch.arange(last + 1, device=at.device)) + voices[one, 1]

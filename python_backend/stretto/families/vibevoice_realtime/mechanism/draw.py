@@ -121,8 +121,8 @@ class WindowDraw(RowDraw):
         drawn = pick(token, index)
         is_word, is_frame = drawn == windows.word, drawn == windows.frame
         # The tokens are on the text stream, which `RowDraw` copies from the tables.
-        _, place = windows.place(row)
-        texts = self._texts[slots, xp.clip(place, 0, self._texts.shape[1] - 1)]
+        _, number = windows.within_window(row)
+        texts = self._texts[slots, xp.clip(number, 0, self._texts.shape[1] - 1)]
         self._codes[slots, position, self._lane] = self._arrays.int32(xp.where(is_word, texts, 0))
         voice = xp.searchsorted(self._voice_ends, self._tokens[slots, 0] + 0 * slots, side="right")
         voice = xp.clip(voice, 0, len(self._first_states) - 1)  # vLLM's warm-up has any ids
