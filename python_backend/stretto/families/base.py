@@ -80,7 +80,7 @@ class DepthSpec:
     def __post_init__(self) -> None:
         num_sets = 1 + max(self.schedule, default=-1)
         if self.num_second_ids and not self.schedule:
-            raise ValueError(f"expected a schedule, as position 0 reads a second stream, got {self}")
+            raise ValueError(f"expected a schedule, which num_second_ids needs, got {self}")
         others = self.rope or self.has_head_norms or self.num_first
         if sorted({*self.schedule}) != [*range(num_sets)] or (self.schedule and others):
             expected = "a schedule of sets from 0 on, without rope and head norms, and with stream 0 from elsewhere"
@@ -126,11 +126,12 @@ class UnconditionalContext:
 
 @dataclass(frozen=True)
 class TextTrack:
-    """Input-only stream for streamed text: row i of the reply carries frame i and the i-th text id.
+    """Input-only stream for streamed text: row i of the reply has frame i, and id i of the text on this stream.
 
     Attributes:
         stream: Index of the stream.
-        pad_id: Id in rows after the end of the text; no silent id of the layout, except with a mechanism's track.
+        pad_id: Id of the stream in rows after the end of the text; no silent id of the layout, unless a mechanism has
+            its own track.
         end_id: Last id of a text.
         is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
     """
@@ -249,17 +250,19 @@ class DrawRules:
     """Rules by which ids are sampled; a mechanism may have others (`Mechanism.row_draw`).
 
     Attributes:
-        penalized: Ids that a repetition penalty applies to. In a text, `drawn` for generated ids, `all` for ids of the
-            prompt as well. In audio, a number N: the ids of each output stream in the last N rows of the reply's audio.
-            None if the family has no such penalty.
+        penalized: Ids that a repetition penalty applies to. In the text, or in the audio of a family without text:
+            `drawn` for generated ids of stream 0, `all` for ids of the prompt as well. In audio: `recent` for the ids
+            that each output stream has in the last rows of the reply's audio. None if the family has no penalty.
+        window: Number of these last rows.
     """
 
-    penalized: Literal["drawn", "all"] | int | None = None
+    penalized: Literal["drawn", "all", "recent"] | None = None
+    window: int = 50
 
     @property
     def num_recent_rows(self) -> int:
         """Number of rows of audio whose ids are penalized; 0 for other penalties."""
-        return self.penalized if isinstance(self.penalized, int) else 0
+        return self.window if self.penalized == "recent" else 0
 
     @property
     def counts_ids(self) -> bool:

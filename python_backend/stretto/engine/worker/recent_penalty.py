@@ -6,7 +6,7 @@ import torch
 
 from stretto.sampling import penalize
 
-EVERY_ROW = slice(None)
+EVERY_STREAM = slice(None)
 
 
 class RecentPenalty:
@@ -27,7 +27,7 @@ class RecentPenalty:
         history: torch.Tensor,
         counts: torch.Tensor,
         penalty: torch.Tensor,
-        streams: slice = EVERY_ROW,
+        streams: slice = EVERY_STREAM,
     ) -> torch.Tensor:
         """Return logits of some streams with the penalty applied, float32 [A, k, C].
 

@@ -124,30 +124,30 @@ class RepetitionGuard:
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
 
-    def penalized(self, rows: Rows, index: Array | None) -> tuple[RecentRows, torch.Tensor] | None:
-        """Return the rows whose ids are penalized and the penalties [A], or None (`DrawRules.num_recent_rows`)."""
+    def recent_penalty(self, rows: Rows, index: Array | None) -> tuple[RecentRows, torch.Tensor] | None:
+        """Return the rows whose ids are penalized and the penalties [A]; None without a penalty of recent ids."""
         if not self._num_recent:
             return None
         penalty = self._arrays.tensor(pick(rows.scales.repetition_penalty, index))
         return self.recent(rows, index, self._num_recent), penalty
 
     def penalized_first(
-        self, logits: torch.Tensor, counted: tuple[RecentRows, torch.Tensor] | None
+        self, logits: torch.Tensor, recent_penalty: tuple[RecentRows, torch.Tensor] | None
     ) -> torch.Tensor:  # fmt: skip
         """Return the logits of stream 0, [A, C0 + E], with the penalty on its ids in the previous rows."""
-        if counted is None:
+        if recent_penalty is None:
             return logits
-        recent, penalty = counted
+        recent, penalty = recent_penalty
         history = self._tokens[recent.slots, recent.positions, None]
         return self._penalty(logits[:, None], history, recent.counts, penalty, slice(0, 1))[:, 0]
 
     def penalized_others(
-        self, logits: torch.Tensor, counted: tuple[RecentRows, torch.Tensor] | None, streams: slice
+        self, logits: torch.Tensor, recent_penalty: tuple[RecentRows, torch.Tensor] | None, streams: slice
     ) -> torch.Tensor:
         """Return the logits of `streams` (a slice of streams 1 to S - 1), [A, k, C]; see `penalized_first`."""
-        if counted is None:
+        if recent_penalty is None:
             return logits
-        recent, penalty = counted
+        recent, penalty = recent_penalty
         first, last, _ = streams.indices(len(self._codebooks) - 1)
         history = self._codes[recent.slots, recent.positions, first:last]
         return self._penalty(logits, history, recent.counts, penalty, slice(first + 1, last + 1))
@@ -276,8 +276,8 @@ class RowDraw:
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
-        counted = self._guard.penalized(rows, step.speaking)
-        first = self._guard.penalized_first(self._first_logits(audio_hidden, num_rows, step.guidance), counted)
+        penalty = self._guard.recent_penalty(rows, step.speaking)
+        first = self._guard.penalized_first(self._first_logits(audio_hidden, num_rows, step.guidance), penalty)
         token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
         if self._follow is not None:
             token = self._follow(token, rows)
@@ -285,7 +285,7 @@ class RowDraw:
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
             guided = self._guided_codes(self._heads.shifted(logits, streams), streams, num_rows, step.guidance)
-            guided = self._guard.penalized_others(guided, counted, streams)
+            guided = self._guard.penalized_others(guided, penalty, streams)
             ids, own_keys = self._heads.codes[streams], code_keys[:, streams]
             if self._masks_others:
                 guided = self._segments.mask_other_ends(guided, rows, step.speaking)

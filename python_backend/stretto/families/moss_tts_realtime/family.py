@@ -23,7 +23,6 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 NUM_MARKERS = 3  # ids of a codebook after its codes: pad, begin and end
 NUM_PROMPT_IDS = 12  # ids of a text before the first frame
-NUM_RECENT_ROWS = 50  # whose codes are less likely to be sampled again
 DEPTH = DepthSpec(
     hidden=2048,
     intermediate=6144,
@@ -130,7 +129,7 @@ def moss_tts_realtime(vocabulary: RealtimeVocabulary) -> Family:
         steady_chunk_frames=12,
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
-        drawing=DrawRules(penalized=NUM_RECENT_ROWS),
+        drawing=DrawRules("recent"),
         depth=vocabulary.depth,
         text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text_pad, vocabulary.text_pad, is_usual=True),
         mechanism=TextAhead(NUM_PROMPT_IDS),
