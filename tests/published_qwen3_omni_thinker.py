@@ -152,18 +152,21 @@ class Theirs:
         return published
 
     @torch.no_grad()
-    def reply(self, inputs: Mapping[str, Tensor], num_ids: int) -> tuple[list[int], np.ndarray]:
-        """Return the ids of `generate` with its default arguments, and the raw logits of each [n, V]."""
+    def reply(
+        self, inputs: Mapping[str, Tensor], num_ids: int, repetition_penalty: float = 1.0
+    ) -> tuple[list[int], np.ndarray]:
+        """Return the greedy ids of `generate`, and the logits of each with the penalty [n, V]."""
         made = self.thinker.generate(
             **inputs,
             max_new_tokens=num_ids,
             eos_token_id=END,
             pad_token_id=END,
-            output_logits=True,
+            repetition_penalty=repetition_penalty,
+            output_scores=True,
             return_dict_in_generate=True,
         )
         ids = made.sequences[0, inputs["input_ids"].shape[1] :].tolist()
-        return ids, torch.cat(made.logits).numpy()
+        return ids, torch.cat(made.scores).numpy()
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,10 @@ class Written:
         codec: Any = None  # unused
         return open_template(self.family, self.checkpoint, codec, "cpu").write(self.family.tasks[0], pieces, None)
 
-    def prompt(self, pieces: tuple[Piece, ...], num_ids: int) -> Prompt:
+    def prompt(self, pieces: tuple[Piece, ...], num_ids: int, **options: Any) -> Prompt:
         """Return a request for a greedy reply of at most `num_ids` ids."""
         made, task = self.rows(pieces), self.family.tasks[0]
-        sampling = replace(task.sampling, text=replace(task.sampling.text, max_rows=num_ids), seed=0)
+        sampling = replace(task.sampling, text=replace(task.sampling.text, max_rows=num_ids), seed=0, **options)
         return Prompt(task.name, made.rows, sampling, audios=made.audios)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,25 @@ def _kept(logits: Any, into: list[np.ndarray]) -> Any:
     return logits
 
 
+def test_penalised_replies_match_transformers(case: Case) -> None:
+    """The penalty counts the ids of the prompt, those in rows of audio too; batched, preempted and cached."""
+    penalties = dict(zip(conversations(), cycle((1.05, 1.3, 2.0, 0.8))))
+    expected = dict[str, list[int]]()
+    for name, pieces in conversations().items():
+        ids, logits = case.theirs.reply(case.processor.inputs(pieces), NUM_IDS, penalties[name])
+        first, second = np.sort(logits)[:, -2:].T[::-1]
+        assert (first - second).min() > 1e-4, f"{name}: nearly undecided: choose another penalty"
+        expected[name] = ids if ids[-1] == END else [*ids, END]
+    prompts = {
+        name: case.written.prompt(pieces, NUM_IDS, repetition_penalty=penalties[name])
+        for name, pieces in conversations().items()
+    }
+    for _ in range(2):
+        answers = case.engine.run(prompts, dict.fromkeys(prompts, 0))
+        assert {name: ids_of(answer.rows) for name, answer in answers.items()} == expected
+    assert case.engine.is_clean()
+
+
 def sampled(prompt: Prompt, index: int) -> Prompt:
     """Return the prompt with sampling parameters that vary with `index`."""
     text = (
@@ -112,7 +132,9 @@ def sampled(prompt: Prompt, index: int) -> Prompt:
         SegmentSampling(1.2, 0, 1.0, min_rows=6, max_rows=12 + index),
         SegmentSampling(0.9, 0, 0.6, max_rows=NUM_IDS),
     )[index % 3]
-    return replace(prompt, sampling=replace(prompt.sampling, text=text, seed=100 + index))
+    penalty = (1.0, 1.2)[index % 2]
+    sampling = replace(prompt.sampling, text=text, seed=100 + index, repetition_penalty=penalty)
+    return replace(prompt, sampling=sampling)
 
 
 def test_sampled_replies_match_the_reference(case: Case) -> None:

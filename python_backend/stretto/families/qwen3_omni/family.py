@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
 from stretto.families.plugin import lazy
 from stretto.families.speaker import Speaker
@@ -112,6 +112,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         subwords=everything[0],
+        drawing=DrawRules(penalized="all"),
         mechanism=Talker(vocabulary.state_layer) if vocabulary.voices else NO_MECHANISM,
     )
 
