@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from stretto.codecs.decoder_sizes import DECODERS_GB
 from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, UNKNOWN_DECODER_GB, Needs
 from stretto.errors import CheckpointError
+from stretto.families.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 from stretto.families.tiny.family import TINY
 from stretto.releases import fit, machine
 from stretto.releases.entry import Entry, Source
@@ -86,13 +88,38 @@ def test_need_includes_tables_of_speaker_vectors() -> None:
         assert need(replace(SHAPED, shape=shape), 0, is_on_gpu).cache - plain.cache == slots * table
 
 
+def test_need_includes_a_speaker_with_an_engine_and_the_codec() -> None:
+    """The speaker's engine has a cache for all batch slots, as in a model repository."""
+    whole, text_only = find("qwen3-omni"), find("qwen3-omni-thinking")
+    assert whole is not None
+    assert text_only is not None
+    talker = fit.speaker_of(whole)
+    assert talker is not None
+    assert fit.speaker_of(text_only) is None
+    family, shape = qwen3_omni_talker(TalkerVocabulary()), fit.backbone(talker)
+    assert shape is not None
+    for is_on_gpu, slots in ((True, 256), (False, 32)):
+        found, alone = need(whole, 70 * GB, is_on_gpu), need(text_only, 63 * GB, is_on_gpu)
+        rows = cpu_cache_rows(family, family.max_model_len, 0, slots)
+        assert found.cache - alone.cache == rows * shape.kv_bytes
+        assert found.weights - alone.weights == (2 * shape.weights if is_on_gpu else 7 * GB)
+        assert found.processes - alone.processes == (ENGINE_BYTES if is_on_gpu else 0)
+    found, alone = need(whole, 70 * GB, is_on_gpu=True), need(text_only, 63 * GB, is_on_gpu=True)
+    assert found.codec == round(DECODERS_GB["qwen3_omni"] * GB)
+    assert alone.codec < found.codec, "it has no codec"
+    assert 90 * GB < found.total < 100 * GB
+    assert alone.total < 80 * GB
+
+
 @pytest.mark.parametrize("entry", [each for each in entries() if each.shape], ids=lambda entry: entry.name)
 def test_need_of_each_release_is_more_than_its_weights(entry: Entry) -> None:
-    backbone = fit.backbone(entry)
+    backbone, speaker = fit.backbone(entry), fit.speaker_of(entry)
     assert isinstance(backbone, Backbone)
+    spoken = None if speaker is None else fit.backbone(speaker)
+    weights = backbone.weights + (0 if spoken is None else spoken.weights)
     for is_on_gpu in (True, False):
-        found = need(entry, 2 * backbone.weights, is_on_gpu)
-        assert found.weights == (4 if entry.family in LATENTS else 2) * backbone.weights
+        found = need(entry, 2 * weights, is_on_gpu)
+        assert found.weights == (4 if entry.family in LATENTS else 2) * weights
         assert found.cache > 0
 
 

@@ -59,7 +59,7 @@ class Needs:
     @property
     def engine(self) -> int:
         """Least memory of the language model."""
-        return self.weights + self.tables + self.cache + ENGINE_BYTES
+        return engine_bytes(self.weights, self.tables + self.cache)
 
     @property
     def total(self) -> int:
@@ -79,6 +79,11 @@ class Needs:
                 f" other processes {self.reserved / GIB:.1f}, got {gpu_bytes / GIB:.1f} GiB;"
                 " --codec-device puts the codec on another GPU"
             )
+
+
+def engine_bytes(weights: int, cache: int) -> int:
+    """Return the memory of an engine with these weights and this cache."""
+    return weights + cache + ENGINE_BYTES
 
 
 def decoder_bytes(codec: str) -> int:

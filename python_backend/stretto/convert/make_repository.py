@@ -16,7 +16,7 @@ from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.cloning_models import write_cloning_models
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import ENGINE_BYTES, GIB, Needs, bytes_of_gpu, file_bytes, latent_bytes, state_bytes
+from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, engine_bytes, file_bytes, latent_bytes, state_bytes
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, shown
@@ -282,7 +282,7 @@ def speaker_arguments(
         num_rows = cpu_cache_rows(family, chosen["max_model_len"], window(record), chosen["max_num_seqs"])
         cache = num_rows * bytes_per_row(record, chosen["dtype"])
         weights = file_bytes(folder.glob("*.safetensors")) // (2 if chosen.get("quantization") in ONLINE else 1)
-        chosen["memory_mb"] = -(-(weights + cache + ENGINE_BYTES) // MIB)
+        chosen["memory_mb"] = -(-engine_bytes(weights, cache) // MIB)
     return chosen
 
 

@@ -5,10 +5,10 @@ All numbers are estimates: `stretto.sizing` has the arithmetic. In messages, a G
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stretto.convert.gpu_memory import Needs, decoder_bytes, latent_bytes, state_bytes
+from stretto.convert.gpu_memory import Needs, decoder_bytes, engine_bytes, latent_bytes, state_bytes
 from stretto.families.base import Family
 from stretto.families.plugin import plugin
 from stretto.gpus import MIB
@@ -18,7 +18,16 @@ from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.holders import holders
 from stretto.releases.names import find
 from stretto.releases.printing import line
-from stretto.sizing import BYTES, Backbone, Depth, cpu_cache_rows, longest_rows, num_slots
+from stretto.sizing import (
+    BYTES,
+    DECODER_LIBRARY_BYTES,
+    WORKSPACE_BYTES,
+    Backbone,
+    Depth,
+    cpu_cache_rows,
+    longest_rows,
+    num_slots,
+)
 
 GB = 1_000_000_000
 PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)
@@ -27,6 +36,7 @@ IDLE_BYTES = GB  # the driver holds less of an idle GPU
 # Files with at least this many bytes for each weight of the language model are in float32, which takes 4. Files in 16
 # bits take 2, or up to 3.3 with the codec.
 FLOAT32_BYTES = 3.8
+SPEAKER = "speaker"  # key of `Entry.shape`
 
 
 @dataclass(frozen=True)
@@ -47,8 +57,8 @@ class Need:
     """Estimated memory in bytes that a server of a release needs.
 
     Attributes:
-        weights: Weights; on a CPU with those of the codec.
-        cache: KV cache, and tables of speaker vectors and latents.
+        weights: Weights, also of a release's speaker; on a CPU with those of the codec.
+        cache: KV caches, and tables of speaker vectors and latents.
         codec: Decoder with the codec on a GPU; 0 on a CPU.
         processes: All processes without a model; on a GPU with activations and CUDA graphs.
     """
@@ -69,38 +79,60 @@ def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
 
     On a GPU, it is computed like that of an installed model (`Needs`), with the decoder of a codec of published size.
     Without `entry.shape`, the KV cache is unknown and counts as 0. A release in float16 needs more on a CPU, which
-    computes in float32. Latents are computed in float32 on all devices.
+    computes in float32. Latents are computed in float32 on all devices. A speaker has an engine of its own.
 
     Args:
         entry: The release.
         num_weight_bytes: Size of all files with weights, as published.
         is_on_gpu: True for a server on a GPU.
     """
-    shape = backbone(entry)
+    shape, speaker = backbone(entry), speaker_of(entry)
     if is_on_gpu:
         weights = num_weight_bytes if shape is None else _served_bytes(entry, BYTES) * shape.weights
         cache, tables = (0, 0) if shape is None else _stream_bytes(entry, shape)
-        needs = Needs(_decoder_bytes(entry), None, weights, tables, cache)
-        return Need(weights, tables + cache, needs.decoder, needs.total - weights - tables - cache - needs.decoder)
+        spoken = (0, 0) if speaker is None else _speaker_bytes(speaker)
+        needs = Needs(
+            _decoder_bytes(entry), None, weights, tables, cache, speaker=engine_bytes(*spoken) if speaker else 0
+        )
+        weights, cache = weights + spoken[0], tables + cache + spoken[1]
+        return Need(weights, cache, needs.decoder, needs.total - weights - cache - needs.decoder)
     if shape is None:
         return Need(num_weight_bytes, 0, 0, PROCESS_BYTES)
     stored = _stored_bytes(shape, num_weight_bytes)
     served = _served_bytes(entry, stored)
-    return Need(num_weight_bytes * served // stored, _cpu_cache_bytes(entry, shape, served), 0, PROCESS_BYTES)
+    caches = sum(_batch_cache_bytes(each, served, is_on_gpu=False) for each in (entry, speaker) if each is not None)
+    return Need(num_weight_bytes * served // stored, caches, 0, PROCESS_BYTES)
 
 
 def backbone(entry: Entry) -> Backbone | None:
-    """Return the language model that `entry.shape` describes; None without a shape."""
+    """Return the language model that `entry.shape` describes, without its speaker; None without a shape."""
     if entry.shape is None:
         return None
-    depth = entry.shape.get("depth")
-    return Backbone(name=entry.name, **{**entry.shape, "depth": None if depth is None else Depth(**depth)})
+    numbers = {name: value for name, value in entry.shape.items() if name != SPEAKER}
+    depth = numbers.pop("depth", None)
+    return Backbone(name=entry.name, **numbers, depth=None if depth is None else Depth(**depth))
+
+
+def speaker_of(entry: Entry) -> Entry | None:
+    """Return the entry of the speaker, whose family and numbers `entry.shape` has; None without a speaker."""
+    found = (entry.shape or {}).get(SPEAKER)
+    if found is None:
+        return None
+    numbers = {name: value for name, value in found.items() if name != "family"}
+    return replace(entry, family=found["family"], shape=numbers)
 
 
 def _decoder_bytes(entry: Entry) -> int:
-    """Return the memory of the decoder on a GPU. A family that is not installed any more has an unknown codec."""
+    """Return the memory of the decoder on a GPU.
+
+    A family that is not installed any more has an unknown codec. Of a family with a speaker, a release without one
+    generates only text, so its decoder has no codec.
+    """
     found = plugin(entry.family)
-    return decoder_bytes("" if found is None else found.build(None).codec)
+    family = None if found is None else found.build(None)
+    if family is not None and family.mechanism.speaker is not None and entry.shape and SPEAKER not in entry.shape:
+        return DECODER_LIBRARY_BYTES + WORKSPACE_BYTES
+    return decoder_bytes("" if family is None else family.codec)
 
 
 def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
@@ -112,10 +144,18 @@ def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
     return rows * shape.kv_bytes * _served_bytes(entry, BYTES) // BYTES, tables
 
 
-def _cpu_cache_bytes(entry: Entry, shape: Backbone, number_bytes: int) -> int:
-    """Return the size of the KV cache that `make-repository` chooses for a CPU, and of all tables."""
-    family = _family(entry)
-    slots = num_slots(shape.table_bytes + state_bytes(family.codec), is_on_gpu=False)
+def _speaker_bytes(speaker: Entry) -> tuple[int, int]:
+    """Return the sizes of a speaker's weights on a GPU, and of its KV cache and tables."""
+    shape, stored = backbone(speaker), _served_bytes(speaker, BYTES)
+    assert shape is not None
+    return stored * shape.weights, _batch_cache_bytes(speaker, stored, is_on_gpu=True)
+
+
+def _batch_cache_bytes(entry: Entry, number_bytes: int, is_on_gpu: bool) -> int:
+    """Return the size of the KV cache that `make-repository` chooses for a CPU or a speaker, and of all tables."""
+    shape, family = backbone(entry), _family(entry)
+    assert shape is not None
+    slots = num_slots(shape.table_bytes + state_bytes(family.codec), is_on_gpu)
     rows = cpu_cache_rows(family, family.max_model_len, shape.kv_window, slots)
     numbers = (rows * shape.kv_bytes + slots * shape.table_bytes) // BYTES
     return numbers * number_bytes + latent_bytes(family, slots, family.max_model_len)

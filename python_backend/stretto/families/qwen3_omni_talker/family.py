@@ -40,6 +40,7 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
     dialects: Mapping[str, str] = field(default_factory=dict, hash=False)
     depth: DepthSpec = field(default_factory=lambda: replace(DEPTH, projection=None))
     heard: int = 151675
+    max_model_len: int = 65536
     seen: tuple[int, ...] = (151655, 151656)
 
 
