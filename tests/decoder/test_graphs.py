@@ -38,6 +38,9 @@ class Recorder:
 
         return replay
 
+    def end(self) -> None:
+        """Do nothing."""
+
 
 REFUSED = RuntimeError("operation not permitted when stream is capturing")
 
@@ -183,3 +186,18 @@ def test_number_of_captured_graphs_is_limited() -> None:
         for _ in range(WORTH_CAPTURING + 1):
             check(cache, window(2, frames=frames))
     assert backend.num_captured == 2
+
+
+def test_captures_leave_memory_for_utterances_and_a_batch_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, sizes = fake_cuda.install(monkeypatch), list[int]()
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, **options: sizes.append(size) or empty(0))
+    cuda.allocated_bytes, cuda.most_bytes = 700, 1500
+    backend = CudaGraphs(spare=90)
+    for _ in range(3):
+        backend.prepare(lambda: None)
+    assert sizes == [890]
+    backend.end()
+    backend.prepare(lambda: None)  # in service
+    CudaGraphs().prepare(lambda: None)  # without a limit
+    assert sizes == [890]
