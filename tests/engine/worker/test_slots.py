@@ -13,7 +13,7 @@ from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import LIMITS, Arrays, DeviceArrays, HostArrays, SlotTables
 from stretto.families.base import DrawRules, Family
-from stretto.families.tiny.family import END_OF_TEXT, SCRIPT, TINY
+from stretto.families.tiny.family import END_OF_TEXT, POINTER, TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import states_of
@@ -28,7 +28,7 @@ def test_slots_staged_together_hold_the_state_of_each_reply(arrays: Arrays) -> N
     staged = {}
     for slot, index in ((2, 0), (0, 2), (3, 6)):
         prompt = make_prompt(TINY, index, "tts")
-        reply, entries = ReplyState.begin(rules, TINY.task("tts"), len(prompt.rows)), list(SCRIPT.spoken[:index])
+        reply, entries = ReplyState.begin(rules, TINY.task("tts"), len(prompt.rows)), list(POINTER.spoken[:index])
         states_of(reply, entries + [END_OF_TEXT] * (index > 2))
         codes = np.random.default_rng(index).integers(0, 99, (reply.position, 8)).astype(np.int32)
         tables.stage(slot, prompt, reply, codes, entries=[0, *entries])
@@ -54,7 +54,7 @@ def test_preempted_reply_continues_from_the_state_of_its_last_row(family: Family
     rules, prompt = SegmentRules(family, 128), make_prompt(family, 0)
     slots = RunSlots(SlotTables(2, rules, torch.device("cpu")), rules, HostArrays())
     ids, codes = prompt.rows[:, 0].tolist(), prompt.rows[:, 1:]
-    spoken = list(SCRIPT.spoken[:3]) if family is TINY else []
+    spoken = list(POINTER.spoken[:3]) if family is TINY else []
     rows = [*ids, *spoken, *[END_OF_TEXT] * 3]
     track = rules.track(len(ids), prompt.track)
     begun = ReplyState.begin(rules, family.task(prompt.task), len(ids), track)

@@ -18,7 +18,7 @@ from stretto.engine.worker.step_program import StepProgram
 from stretto.families.base import Family
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
 from stretto.families.mechanism import Mechanism
-from stretto.families.tiny.family import SCRIPT, TINY
+from stretto.families.tiny.family import POINTER, TINY
 from tests.engine.worker.walks import CPU, LENGTH, WIDTH, Walk, captured, make_readout, reference
 from tests.small_vocabularies import (
     BAGPIPER,
@@ -53,7 +53,7 @@ pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
 # top-k and top-p, given codes, also beside generated ones, words that the model asks for, a penalty of recent codes,
 # text in rows of its own, latents, also in stretches; then published families.
-FEW_ENTRIES = replace(TINY, name="few_entries", mechanism=replace(SCRIPT, max_entries=2))  # which end the text
+FEW_ENTRIES = replace(TINY, name="few_entries", mechanism=replace(POINTER, max_entries=2))  # which end the text
 PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD, MOSS_TTS_REALTIME]
 FAMILIES = [TINY, FEW_ENTRIES, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [

@@ -51,8 +51,8 @@ WRITTEN = range(FIRST_CHARACTER, FIRST_CHARACTER + len(CHARACTERS))
 SPACE = range(FIRST_CHARACTER, FIRST_CHARACTER + 1)
 
 
-class ScriptIds(NamedTuple):
-    """Constants of the pointer's rules, which kernels also read; see `Script`.
+class PointerConstants(NamedTuple):
+    """Constants of the pointer's rules, which kernels also read; see `AlignmentPointer`.
 
     Attributes:
         first_id: First id of stream 0 in audio.
@@ -70,7 +70,7 @@ class ScriptIds(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Script(Mechanism):
+class AlignmentPointer(Mechanism):
     """Alignment pointer, which aligns the audio segment with the preceding text segment.
 
     Every text token in `spoken` is an entry of the script, in order. In each row of the audio segment, the pointer
@@ -99,10 +99,10 @@ class Script(Mechanism):
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Pointer")
 
-    def ids(self, rules: Any) -> ScriptIds:
+    def ids(self, rules: Any) -> PointerConstants:
         """Return the constants of the pointer's rules, given the `SegmentRules` of the family."""
         family = rules.family
-        return ScriptIds(
+        return PointerConstants(
             first_id=family.layout.audio[0].start,
             end_of_audio=family.end_of_audio,
             pad_id=family.layout.pad_id,
@@ -128,7 +128,7 @@ class Script(Mechanism):
 
 
 SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=800)
-SCRIPT = Script(
+POINTER = AlignmentPointer(
     spoken=SPOKEN, first_frame=FIRST_FRAME_TOKEN, index_base=PHONEME_INDEX_BASE, index_stream=8, max_entries=511
 )
 
@@ -171,7 +171,7 @@ TINY = Family(
     max_audio_s=18.0,
     max_model_len=2048,
     frame_rate=80 / 3,
-    mechanism=SCRIPT,
+    mechanism=POINTER,
 )
 
 

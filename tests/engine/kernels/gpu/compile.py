@@ -38,8 +38,7 @@ from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.moss_tts.mechanism.kernel import SlotRules, slots_kernel
 from stretto.families.opuslm.family import PADDED_TAIL
-from stretto.families.tiny.family import SCRIPT as POINTER
-from stretto.families.tiny.family import TINY
+from stretto.families.tiny.family import POINTER, TINY
 from stretto.families.tiny.mechanism.draw import ScriptProgram
 from stretto.families.tiny.mechanism.kernel import draw_script_kernel
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel

@@ -14,7 +14,7 @@ from stretto.engine.worker.sampler import RecentRows, RowDraw, pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array, SlotTables
 from stretto.engine.worker.step_program import EXACT, StepProgram
-from stretto.families.tiny.family import Script
+from stretto.families.tiny.family import AlignmentPointer
 from stretto.families.tiny.mechanism import rules as script_rules
 from stretto.families.tiny.mechanism.kernel import draw_script_kernel, finish_row, text_is_full
 from stretto.sampling import advances, uniform
@@ -28,7 +28,7 @@ class ScriptDraw(RowDraw):
         given: Arguments of `RowDraw`, and stream 0 of every slot by position, int32 [R, T], which is unused.
     """
 
-    def __init__(self, script: Script, *given: Any):
+    def __init__(self, script: AlignmentPointer, *given: Any):
         super().__init__(*given[:-1])
         _, segments, tables, arrays, *_ = given
         self._ids = script.ids(segments.rules)
@@ -92,7 +92,9 @@ class ScriptProgram(StepProgram):
 
     advance_rules: ClassVar = (text_is_full, finish_row)
 
-    def __init__(self, script: Script, readout: Readout, rules: SegmentRules, tables: SlotTables, *given: Any):
+    def __init__(
+        self, script: AlignmentPointer, readout: Readout, rules: SegmentRules, tables: SlotTables, *given: Any
+    ):
         super().__init__(readout, rules, tables, *given)
         self.rule_constants = script.ids(rules)
 

@@ -37,7 +37,7 @@ def draw_script_kernel(
     plan_stride: tl.constexpr,
     state_stride: tl.constexpr,
     entries_stride: tl.constexpr,
-    script: tl.constexpr,  # `ScriptIds`
+    script: tl.constexpr,  # `PointerConstants`
     num_columns: tl.constexpr,
     block: tl.constexpr,
 ) -> None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from stretto.families.base import Family
-from stretto.families.tiny.family import Script
+from stretto.families.tiny.family import AlignmentPointer
 from stretto.records.prompt import Prompt
 from stretto.testing import ReferenceRule
 
@@ -17,7 +17,7 @@ class Pointer(ReferenceRule):
         prompt: Prompt of the reply.
     """
 
-    def __init__(self, script: Script, prompt: Prompt):
+    def __init__(self, script: AlignmentPointer, prompt: Prompt):
         super().__init__(script, prompt)
         self.script, self.sampling = script, prompt.sampling
         self.text, self.pointer = list[int](), 0

@@ -1,6 +1,7 @@
 """Rules of the alignment pointer: functions of a row's state, which numpy, torch and Triton execute (`engine.rules`).
 
-`num_entries` and `pointer` are the columns of `Script`, before the row; `script` has its constants (`ScriptIds`).
+`num_entries` and `pointer` are the columns of `AlignmentPointer`, before the row; `script` has its constants
+(`PointerConstants`).
 """
 # mypy: allow-untyped-defs
 
