@@ -167,7 +167,7 @@ class Mechanism:
         return list(ids)
 
     def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
-        """Return those of `ends`, the ids that end the audio when sampled, that end it after the rule of stream 0."""
+        """Return those of `ends`, ids sampled to end the audio, that still end it after the rule of stream 0."""
         return ends
 
     # All streams: their end ids, and the rule that replaces ids after all are sampled.

@@ -70,7 +70,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         assert (tmp_path / "after" / "talker" / name).read_bytes() == (
             tmp_path / "before" / "talker" / name
         ).read_bytes()
-    load_codec("qwen3_omni", tmp_path / "after")
+    load_codec("qwen3_omni", tmp_path / "after" / "talker")
 
 
 def test_error_names_missing_experts_and_unknown_tensors(tmp_path: Path, refuses: Refuses) -> None:

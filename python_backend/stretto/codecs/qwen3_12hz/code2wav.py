@@ -156,13 +156,12 @@ def read_shape(record: Mapping[str, Any]) -> DecoderShape:
 
 
 def load(directory: Path, device: str = "cpu") -> Code2Wav | NoDecoder:
-    """Load the codec from a converted folder, or from the folder `talker/` in it.
+    """Load the codec from its folder, or from the checkpoint of a talker.
 
     Raises:
         CheckpointError: If a file is missing or does not fit the codec.
     """
-    talker = directory / "talker"
-    directory = codec_directory(talker if talker.is_dir() else directory)
+    directory = codec_directory(directory)
     if json_object(directory / CONFIG_FILE) == NO_DECODER:
         return NoDecoder()
     codec = Code2Wav(read_config(directory))

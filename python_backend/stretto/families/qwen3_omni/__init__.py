@@ -4,7 +4,7 @@ from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="qwen3_omni",
-    build=lazy("stretto.families.qwen3_omni.family:build", "qwen3_omni"),
+    build=lazy("stretto.families.qwen3_omni.family:build"),
     open_template=lazy("stretto.families.qwen3_omni.prompt:open_template"),
     convert="stretto.families.qwen3_omni.convert",
     releases="stretto.families.qwen3_omni:releases.json",

@@ -117,6 +117,6 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a vocabulary; None selects the published one."""
     return qwen3_omni(ThinkerVocabulary.from_record(vocabulary) if vocabulary else ThinkerVocabulary())

@@ -46,7 +46,7 @@ class ThinkerTemplate:
         for role, turn in groupby(pieces, lambda piece: piece.role):
             ids.append(known.im_start)
             text, path = f"{role}\n", ""
-            for piece in _read(list(turn)):
+            for piece in _without_codes(list(turn)):
                 if piece.pcm is None:
                     text, path = text + self._checked(piece), piece.path
                     continue
@@ -94,7 +94,7 @@ def _check_total(pieces: tuple[Piece, ...]) -> None:
         raise InvalidRequest(heard[-1].path, f"at most {MAX_AUDIO_S} s of audio in all turns", f"{seconds:.1f} s")
 
 
-def _read(turn: list[Piece]) -> list[Piece]:
+def _without_codes(turn: list[Piece]) -> list[Piece]:
     """Return the pieces of a turn without the codes of an assistant's speech.
 
     A spoken reply that was interrupted has only codes if its played words are unknown. It is read as empty.

@@ -7,7 +7,7 @@ from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="qwen3_omni_talker",
-    build=lazy("stretto.families.qwen3_omni_talker.family:build", "qwen3_omni_talker"),
+    build=lazy("stretto.families.qwen3_omni_talker.family:build"),
     audio_encoders={
         "thinker_states": AudioEncoder(
             lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_omni_talker.model"

@@ -67,6 +67,6 @@ def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
     )
 
 
-def build(name: str, vocabulary: Mapping[str, Any] | None) -> Family:
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a vocabulary; None selects the published one."""
     return qwen3_omni_talker(TalkerVocabulary.from_record(vocabulary) if vocabulary else TalkerVocabulary())

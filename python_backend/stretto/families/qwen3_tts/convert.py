@@ -83,7 +83,13 @@ class Numbers:
     def tokens(self, name: str, below: int) -> dict[str, int]:
         """Return the mapping called `name` from lower-case names to ids in [0, below)."""
         ids = self.entry(name, dict)
-        return {key.lower(): self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
+        found = {key.lower(): self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
+        if len(found) < len(ids):
+            got = ", ".join(sorted(ids, key=str.lower))
+            raise CheckpointError(
+                f"config.json: {self._path}{name}: expected names that differ in lower case, got {got}"
+            )
+        return found
 
     def part(self, name: str) -> "Numbers":
         """Return the nested part called `name`."""
