@@ -15,9 +15,12 @@ import pytest_asyncio
 from stretto.config import EngineConfig
 from stretto.engine import spoken_llm as module
 from stretto.engine.llm import SpeechLLM
+from stretto.engine.pending_text import PendingText
 from stretto.engine.permits import Permits
-from stretto.engine.spoken_llm import Script, SpokenLLM, launch
+from stretto.engine.spoken_llm import SpokenLLM, launch
+from stretto.engine.spoken_reply import SpokenReply
 from stretto.errors import CheckpointError, InvalidRequest, NoCapacity, StrettoError
+from stretto.families.plugin import family_at
 from stretto.families.served import served_family
 from stretto.records.chunk import Alignment, LMChunk, Report
 from stretto.records.prompt import Prompt
@@ -99,18 +102,18 @@ class Reply(NamedTuple):
 async def answer(llm: SpokenLLM, prompt: Prompt, monkeypatch: pytest.MonkeyPatch | None = None) -> Reply:
     """Return the reply to a request."""
     words, chunks = list[int](), list[LMChunk]()
-    listen = Script.listen
+    listen = PendingText.listen
     if monkeypatch is not None:
 
-        def heard(self: Script, states: np.ndarray | None, ids: list[int]) -> None:
+        def heard(self: PendingText, states: np.ndarray | None, ids: list[int]) -> None:
             words.extend(each for each in ids if each != llm.family.end_of_reply)
             listen(self, states, ids)
 
-        monkeypatch.setattr(Script, "listen", heard)
+        monkeypatch.setattr(PendingText, "listen", heard)
     async with aclosing(llm.generate(prompt)) as generated:
         chunks = [each async for each in generated]
     if monkeypatch is not None:
-        monkeypatch.setattr(Script, "listen", listen)
+        monkeypatch.setattr(PendingText, "listen", listen)
     assert [each.chunk.index for each in chunks] == list(range(len(chunks)))
     assert [each.chunk.is_final for each in chunks] == [False] * (len(chunks) - 1) + [True]
     assert not any(each.chunk.voice for each in chunks), "the codec has no voices"
@@ -187,7 +190,7 @@ async def test_text_does_not_wait_for_speech(llm: SpokenLLM, maker: Maker, monke
         await asyncio.Event().wait()
         yield LMChunk(expected.chunks[0].chunk, None)
 
-    monkeypatch.setattr(module._SpokenReply, "_speak", silent)
+    monkeypatch.setattr(SpokenReply, "_speak", silent)
     text = ""
     async with aclosing(llm.generate(maker.prompt("text"))) as chunks:
         async for each in chunks:
@@ -320,44 +323,57 @@ async def test_text_and_frames_have_their_own_segments(llm: SpokenLLM, maker: Ma
         assert bool(each.chunk.text) == (each.codes is None)
 
 
-async def test_script_passes_words_until_the_speech_is_full() -> None:
+class Feed:
+    """Text of a speaker with room for 4 words."""
+
+    def __init__(self) -> None:
+        self.written, self.room, self.is_complete = list[tuple[list[int], bool]](), 4, False
+
+    def write(self, ids: list[int], is_last: bool) -> None:
+        self.written.append((ids, is_last))
+        self.room -= len(ids) - is_last
+        self.is_complete = is_last
+
+
+def pending() -> tuple[PendingText, Any]:
+    return PendingText(lambda words: [word for word in words if word < 90], end_of_reply=99, end_id=98), Feed()
+
+
+async def test_pending_text_passes_words_until_the_speech_is_full() -> None:
     """Ids that structure a text are not words, and words that no frame can read are not sent."""
-
-    class Feed:
-        def __init__(self) -> None:
-            self.written, self.room, self.is_complete = list[tuple[list[int], bool]](), 4, False
-
-        def write(self, ids: list[int], is_last: bool) -> None:
-            self.written.append((ids, is_last))
-            self.room -= len(ids) - is_last
-            self.is_complete = is_last
-
-    def script() -> tuple[Script, Any]:
-        return Script(lambda words: [word for word in words if word < 90], end_of_reply=99, end_id=98), Feed()
-
-    made, feed = script()
-    states = np.zeros((1, 2), np.float32)
-    made.listen(states, [])
-    made.listen(None, [91, 1, 2])
-    assert await made.begin() == [1]
-    assert made.states is states
-    made.feed(feed)
-    made.listen(states + 1, [3])
-    assert made.states is states
-    made.listen(None, [99])
-    made.end()
+    text, feed = pending()
+    text.listen(None, [91, 1, 2])
+    assert await text.begin() == ([1], None)
+    text.feed(feed)
+    text.listen(None, [3])
+    text.listen(None, [99])
+    text.end()
     assert feed.written == [([2], False), ([3], False), ([98], True)]
-    made, feed = script()
-    made.listen(None, [1, 2, 3])
-    assert await made.begin() == [1]
-    made.feed(feed)
-    made.listen(None, [4, 5, 6, 7])
-    made.listen(None, [8])
-    made.end()
+    text, feed = pending()
+    text.listen(None, [1, 2, 3])
+    assert (await text.begin())[0] == [1]
+    text.feed(feed)
+    text.listen(None, [4, 5, 6, 7])
+    text.listen(None, [8])
+    text.end()
     assert feed.written == [([2, 3], False), ([4, 5, 98], True)]
-    made, feed = script()
-    made.end()
-    assert await made.begin() == []
+    text, feed = pending()
+    text.end()
+    assert await text.begin() == ([], None)
+
+
+async def test_pending_text_hands_the_states_over_once() -> None:
+    text, _ = pending()
+    states = np.zeros((1, 2), np.float32)
+    text.listen(states, [])
+    text.listen(states + 0, [])  # again, after a preemption
+    text.listen(None, [1])
+    text.listen(states, [2])  # and after the first word
+    first, found = await text.begin()
+    assert first == [1]
+    assert found is not None
+    assert np.array_equal(found, states)
+    assert (await text.begin())[1] is None
 
 
 async def test_speaker_of_another_width_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -373,3 +389,53 @@ async def test_speaker_of_another_width_is_refused(checkpoint: Path, tmp_path: P
 async def test_models_without_a_speaker_are_launched_alone(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SpeechLLM, "launch", lambda config: config.checkpoint)
     assert launch(EngineConfig(checkpoint / "talker")) == checkpoint / "talker"
+
+
+async def test_speaker_with_other_ids_or_voices_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is started."""
+    monkeypatch.setattr(module, "StartingLLM", None)
+    family, speaker = family_at(checkpoint), family_at(checkpoint).mechanism.speaker
+    assert speaker is not None
+    num_ids = family.layout.vocab_size
+    for changes, message in (
+        ({"layout": replace(family.layout, vocab_size=num_ids + 1)}, f"num_text_ids {num_ids + 1}, .* got {num_ids}$"),
+        ({"voices": ("ethan", "nobody")}, "expected the thinker's voice 'nobody' in speakers, got "),
+    ):
+        odd = replace(family, **changes)
+        monkeypatch.setattr(module, "family_at", lambda _, found=odd: found)
+        with pytest.raises(CheckpointError, match=message):
+            SpokenLLM.launch(EngineConfig(checkpoint), speaker)
+
+
+@pytest.mark.parametrize("is_on_cpu", [True, False])
+@pytest.mark.parametrize("failing", ["writer begins", "speaker begins", "writer waits", "speaker waits"])
+async def test_failed_start_leaves_no_engine(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, failing: str, is_on_cpu: bool
+) -> None:
+    """On a GPU, the speaker does not begin before the writer is ready."""
+    steps = list[str]()
+
+    class Starting:
+        def __init__(self, config: EngineConfig):
+            self.name = "speaker" if config.checkpoint.name == "talker" else "writer"
+            self.note("begins")
+
+        def note(self, step: str) -> None:
+            steps.append(f"{self.name} {step}")
+            if steps[-1] == failing:
+                raise StrettoError(failing)
+
+        def wait(self) -> None:
+            self.note("waits")
+
+        def stop(self) -> None:
+            self.note("stops")
+
+    monkeypatch.setattr(module, "StartingLLM", Starting)
+    monkeypatch.setattr(module, "is_cpu_build", lambda: is_on_cpu)
+    with pytest.raises(StrettoError, match=failing):
+        launch(EngineConfig(checkpoint))
+    begun = {step.split()[0] for step in steps if step.endswith("begins") and step != failing}
+    assert {step.split()[0] for step in steps if step.endswith("stops")} == begun
+    if failing == "writer waits":
+        assert ("speaker begins" in steps) == is_on_cpu

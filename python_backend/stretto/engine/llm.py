@@ -77,23 +77,7 @@ class SpeechLLM:
             CheckpointError: If the checkpoint or an adapter is unusable.
             RuntimeError: If the engine fails to start; the log has the reason.
         """
-        return cls.begin(config)()
-
-    @classmethod
-    def begin(cls, config: EngineConfig) -> "Callable[[], SpeechLLM]":
-        """Begin to start the engine; return the function that waits until it is ready, which must be called."""
-        shared = SharedStats.create(config.engine_args.get("data_parallel_size", 1))
-        with ExitStack() as failed:
-            failed.callback(shared.close)
-            connection = EngineConnection(config, shared.path)
-            failed.pop_all()
-
-        def wait() -> SpeechLLM:
-            with closing(shared):
-                connection.wait()
-            return cls(EngineClient(connection), config, shared)
-
-        return wait
+        return StartingLLM(config).wait()
 
     def stats(self) -> dict[str, float]:
         """Return the current metrics of the front end and the schedulers, keyed by name."""
@@ -336,6 +320,33 @@ class SpeechLLM:
         last = utterance.finish(_report(prompt, utterance, trailer, clock, session))
         for chunk in last_chunks(last) if prompt.alignment else [last]:
             yield chunk
+
+
+class StartingLLM:
+    """Model whose engine has begun to start; `launch` of `SpeechLLM` has the exceptions.
+
+    Args:
+        config: Configuration of the engine.
+    """
+
+    def __init__(self, config: EngineConfig):
+        self._config = config
+        self._shared = SharedStats.create(config.engine_args.get("data_parallel_size", 1))
+        with ExitStack() as failed:
+            failed.callback(self._shared.close)
+            self._connection = EngineConnection(config, self._shared.path)
+            failed.pop_all()
+
+    def wait(self) -> SpeechLLM:
+        """Wait until the engine is ready, and return the model."""
+        with closing(self._shared):
+            self._connection.wait()
+        return SpeechLLM(EngineClient(self._connection), self._config, self._shared)
+
+    def stop(self) -> None:
+        """Stop the engine, whether or not it is ready."""
+        self._shared.close()
+        self._connection.close()
 
 
 def _report(

@@ -4,7 +4,7 @@ The module also defines conversations: the JSON turns of a request, their pieces
 """
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired, Protocol
@@ -385,7 +385,7 @@ def read_voice(options: OptionsRecord, family: Family) -> str | None:
     return voice
 
 
-def stream0_rows(layout: StreamLayout, ids: list[int]) -> np.ndarray:
+def stream0_rows(layout: StreamLayout, ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return rows with `ids` on stream 0 and pads on the other streams.
 
     Args:

@@ -14,9 +14,18 @@ from stretto.records.sampling import SamplingConfig
 class SpeakerPrompts(Protocol):
     """Prompt writer of a speaker, whose family has a text track that is read row by row."""
 
+    def check_writer(self, num_ids: int, voices: Sequence[str]) -> None:
+        """Raise CheckpointError unless the speaker can speak a writer's replies.
+
+        Args:
+            num_ids: Number of ids that the writer may generate.
+            voices: Names of the writer's voices.
+        """
+        ...
+
     def write(
         self,
-        conversation: Sequence[int],
+        conversation: Sequence[int] | np.ndarray,
         words: Sequence[int],
         voice: str,
         states: np.ndarray | None = None,
@@ -26,7 +35,7 @@ class SpeakerPrompts(Protocol):
         """Return the prompt that speaks `words`.
 
         Args:
-            conversation: Ids of stream 0 in the writer's prompt.
+            conversation: Ids of stream 0 in the writer's prompt; an array is faster.
             words: Ids of the writer's reply, or of its beginning if `is_open`.
             voice: Name of the voice, one of the writer's `Family.voices`.
             states: Hidden states of the writer in the rows of audio input, float32 [n, W], in order; None if there are

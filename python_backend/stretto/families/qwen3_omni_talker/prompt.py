@@ -10,8 +10,7 @@ others as they arrive, then the end token (`Family.text_track`).
 The layout follows `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +39,19 @@ class TalkerPrompts:
             raise CheckpointError(f"{checkpoint}: expected a checkpoint of {NAME}, got {config.get('speech_family')!r}")
         return cls(TalkerVocabulary.from_record(config[VOCABULARY]))
 
+    def check_writer(self, num_ids: int, voices: Sequence[str]) -> None:
+        """Raise CheckpointError unless the talker has the thinker's ids and voices; see `SpeakerPrompts`."""
+        if self._known.num_text_ids != num_ids:
+            expected = f"num_text_ids {num_ids}, as many ids as the thinker has"
+            raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {self._known.num_text_ids}")
+        missing = [voice for voice in voices if voice not in self._known.speakers]
+        if missing:
+            expected, got = f"the thinker's voice {missing[0]!r} in speakers", ", ".join(self._known.speakers)
+            raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {got}")
+
     def write(
         self,
-        conversation: Sequence[int],
+        conversation: Sequence[int] | np.ndarray,
         words: Sequence[int],
         voice: str,
         states: np.ndarray | None = None,
@@ -64,11 +73,10 @@ class TalkerPrompts:
             InvalidRequest: If an argument is invalid; the message contains its name.
         """
         text = self._known.text
-        self._check_ids("conversation", conversation)
+        users = self._user_turns(self._checked_ids("conversation", conversation))
         self.check_words(words)
         if voice not in self._known.speakers:
             raise InvalidRequest("voice", f"one of {', '.join(self._known.speakers)}", repr(voice))
-        users = [token for turn in self._user_turns(conversation) for token in turn]
         head = np.concatenate([stream0_rows(self.family.layout, users), self._writer.head([], voice, None)])
         made = self._writer.prompt(head, words, is_streaming=True)
         assert made.track[-1] == text.eos
@@ -89,38 +97,43 @@ class TalkerPrompts:
 
     def check_words(self, words: Sequence[int]) -> None:
         """Raise InvalidRequest if `words` is empty, or contains an id that begins, ends or pads a text."""
-        self._check_ids("words", words)
+        self._checked_ids("words", words)
         if not len(words):
             raise InvalidRequest("words", "at least the first text id of a reply", "none")
         marks = {self._known.text.pad, self._known.text.bos, self._known.text.eos}.intersection(words)
         if marks:
             raise InvalidRequest("words", "text ids without bos, eos and pad ids", sorted(marks))
 
-    def _check_ids(self, field: str, ids: Sequence[int]) -> None:
+    def _checked_ids(self, field: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return ids as an array [n]; raise InvalidRequest if one is not an id of the thinker's text."""
         size = self._known.num_text_ids
-        odd = [each for each in ids if not isinstance(each, int | np.integer) or not 0 <= each < size]
-        if odd:
-            raise InvalidRequest(field, f"the thinker's text ids in [0, {size})", repr(odd[0])[:60])
+        found = np.asarray(ids) if len(ids) else np.zeros(0, np.int32)
+        is_good = found.ndim == 1 and found.dtype.kind in "iu"
+        if not is_good or (found.size and not 0 <= found.min() <= found.max() < size):
+            odd = [each for each in ids if not isinstance(each, int | np.integer) or not 0 <= each < size]
+            raise InvalidRequest(field, f"the thinker's text ids in [0, {size})", repr(odd[0] if odd else ids)[:60])
+        return found
 
-    def _user_turns(self, conversation: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the user turns as ids, each from its `im_start` up to the `im_start` of the next turn."""
-        text, ids = self._known.text, list(conversation)
-        starts = [index for index, token in enumerate(ids) if token == text.im_start]
-        for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
-            if ids[start + 1 : start + 2] != [text.user]:
-                continue
-            turn = ids[start:stop]
-            if set(turn).intersection(self._known.seen):
-                expected = "only text and audio (images and video need three-dimensional positions)"
-                raise InvalidRequest("conversation", expected, "a turn with an image or a video")
-            yield turn
+    def _user_turns(self, ids: np.ndarray) -> np.ndarray:
+        """Return the ids of the user turns, each from its `im_start` up to the `im_start` of the next turn."""
+        text = self._known.text
+        starts = np.flatnonzero(ids == text.im_start)
+        is_user = np.append(ids, -1)[starts + 1] == text.user
+        lengths = np.diff(np.append(starts, len(ids)))
+        turns: np.ndarray = ids[starts[0] :][np.repeat(is_user, lengths)] if len(starts) else ids[:0]
+        if np.isin(turns, self._known.seen).any():
+            expected = "only text and audio (images and video need three-dimensional positions)"
+            raise InvalidRequest("conversation", expected, "a turn with an image or a video")
+        return turns
 
-    def _audio_inputs(self, users: Sequence[int], states: np.ndarray | None) -> tuple[InputAudio, ...]:
+    def _audio_inputs(self, users: np.ndarray, states: np.ndarray | None) -> tuple[InputAudio, ...]:
         """Assign the hidden states to the audio rows in the user turns."""
-        positions = [index for index, token in enumerate(users) if token == self._known.heard]
+        positions = np.flatnonzero(users == self._known.heard)
         given = np.zeros((0, 1), np.float32) if states is None else states
         if given.ndim != 2 or len(given) != len(positions) or given.dtype != np.float32:
             expected = f"float32 [{len(positions)}, W], one for each id of input audio"
             raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
-        runs = [[at for at, _ in run] for _, run in groupby(enumerate(positions), lambda each: each[1] - each[0])]
-        return tuple(InputAudio(positions[run[0]], len(run), given[run[0] : run[-1] + 1]) for run in runs)
+        runs = np.split(np.arange(len(positions)), np.flatnonzero(np.diff(positions) != 1) + 1)
+        return tuple(
+            InputAudio(int(positions[run[0]]), len(run), given[run[0] : run[-1] + 1]) for run in runs if len(run)
+        )

@@ -1,0 +1,74 @@
+"""Text of a writer's reply on its way to the speaker."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from stretto.engine.feeds import TextFeed
+
+
+class PendingText:
+    """Text of a reply, from the writer that generates it to the speaker that reads it.
+
+    Args:
+        spoken: Function that returns those of some ids that the speaker may read (`SpeakerPrompts.spoken`).
+        end_of_reply: Id that ends the writer's reply.
+        end_id: Id that ends the speaker's text.
+    """
+
+    def __init__(self, spoken: Callable[[Sequence[int]], list[int]], end_of_reply: int, end_id: int):
+        self._spoken, self._end_of_reply, self._end_id = spoken, end_of_reply, end_id
+        self._states: np.ndarray | None = None
+        self._words: list[int] = []
+        self._is_complete = False
+        self._has_begun = asyncio.Event()
+        self._feed: TextFeed | None = None
+
+    def listen(self, states: np.ndarray | None, ids: list[int]) -> None:
+        """Store what the writer has generated; this is the `listener` of `SpeechLLM.answer`.
+
+        Args:
+            states: Hidden states of the writer's prompt, float32 [n, W], which arrive before the first word; None in
+                later calls. After a preemption, the same states may arrive again.
+            ids: New ids of the reply.
+        """
+        if states is not None and not self._has_begun.is_set():
+            self._states = states
+        self._words += self._spoken([each for each in ids if each != self._end_of_reply])
+        if self._words:
+            self._has_begun.set()
+        self._pass_on()
+
+    def end(self) -> None:
+        """Complete the text."""
+        self._is_complete = True
+        self._has_begun.set()
+        self._pass_on()
+
+    async def begin(self) -> tuple[list[int], np.ndarray | None]:
+        """Wait for the first word; return it and the hidden states, which are then no longer kept here.
+
+        The list is empty if the reply has no words.
+        """
+        await self._has_begun.wait()
+        first, self._words = self._words[:1], self._words[1:]
+        states, self._states = self._states, None
+        return first, states
+
+    def feed(self, feed: TextFeed) -> None:
+        """Send the words after the first to `feed`, those so far and those to come.
+
+        The speech ends at its length limit, so words beyond it are not sent.
+        """
+        self._feed = feed
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        feed = self._feed
+        if feed is None or feed.is_complete:
+            return
+        words, self._words = self._words[: feed.room], []
+        is_last = self._is_complete or feed.room == len(words)
+        if words or is_last:
+            feed.write([*words, *([self._end_id] if is_last else [])], is_last)
