@@ -26,7 +26,8 @@ from stretto.decoder.convolutions import convolutions_in
 from stretto.streams.layout import words_of
 
 PRECISIONS = DecoderConfig.CONVOLUTIONS[1:]
-NARROW = ("audiovae", "cosyvoice3", "dac", "glm4_voice", "qwen3_omni", "s3gen", "vibevoice")  # take minutes otherwise
+# The others would take minutes.
+NARROW = ("audiovae", "cosyvoice3", "dac", "glm4_voice", "moss", "qwen3_omni", "s3gen", "vibevoice")
 WHOLE_FRAMES = 50  # of a codec that decodes whole utterances
 
 

@@ -23,7 +23,7 @@ GB = 1_000_000_000
 SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))
 BUSY_GPU = Gpu(1, "NVIDIA L4", 24 * GB, 3 * GB, (8, 9))
 LARGE_GPU = Gpu(2, "NVIDIA H100", 80 * GB, 79 * GB, (9, 0))
-# Without a shape, a release with 4 GB of weights needs 14.0 GB on a GPU, and 5.6 GB on a CPU.
+# Without a shape, a release with 4 GB of weights needs 14.2 GB on a GPU, and 5.6 GB on a CPU.
 BARE = Entry("bare", "tiny", Source("acme/bare", ("*",)), ())
 SHAPE = {"hidden": 512, "layers": 10, "kv_heads": 4, "head_dim": 64, "heads": 4, "inner": 6_169, "vocabulary": 1_000}
 SHAPE |= {"head_columns": 1_000, "frame_rate": 25.0, "is_guided": False, "tables": 1}
@@ -44,7 +44,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_need_without_a_shape_is_that_of_the_files() -> None:
-    assert need(BARE, 4 * GB, is_on_gpu=True) == Need(4 * GB, 0, 6_810_000_000, SERVER_BYTES + ENGINE_BYTES)
+    assert need(BARE, 4 * GB, is_on_gpu=True) == Need(4 * GB, 0, 6_930_000_000, SERVER_BYTES + ENGINE_BYTES)
     on_cpu = need(BARE, 4 * GB, is_on_gpu=False)
     assert on_cpu == Need(4 * GB, 0, 0, 1_600_000_000)
     assert on_cpu.total == 5_600_000_000
@@ -126,11 +126,11 @@ def test_need_of_each_release_is_more_than_its_weights(entry: Entry) -> None:
 def test_free_gpu_that_fits_is_chosen(host: SimpleNamespace) -> None:
     host.gpus = [BUSY_GPU, SMALL_GPU, LARGE_GPU]
     found = choose(BARE, 4 * GB, None, cpu=False)
-    assert found == Device(2, "NVIDIA H100, 79.0 of 80.0 GB free: needs about 14.0 GB for one stream (estimate)")
+    assert found == Device(2, "NVIDIA H100, 79.0 of 80.0 GB free: needs about 14.2 GB for one stream (estimate)")
     check(BARE, 4 * GB, found)
     host.gpus = [BUSY_GPU, SMALL_GPU]
     found = choose(BARE, 4 * GB, None, cpu=False)
-    assert found == Device(0, "NVIDIA L4, 22.0 of 24.0 GB free: needs about 14.0 GB for one stream (estimate)")
+    assert found == Device(0, "NVIDIA L4, 22.0 of 24.0 GB free: needs about 14.2 GB for one stream (estimate)")
     check(BARE, 4 * GB, found)
 
 
@@ -158,7 +158,7 @@ def test_gpu_is_not_used_by_a_vllm_for_cpus(host: SimpleNamespace) -> None:
         f"CPU: needs about 5.6 of 12.0 GB that are free (estimate); NVIDIA L4 is not used, because {remedy}",
     )
     assert choose(BARE, 4 * GB, 0, cpu=False) == Device(
-        0, f"NVIDIA L4, 22.0 of 24.0 GB free: needs about 14.0 GB for one stream (estimate); {remedy}"
+        0, f"NVIDIA L4, 22.0 of 24.0 GB free: needs about 14.2 GB for one stream (estimate); {remedy}"
     )
 
 
@@ -186,11 +186,11 @@ def test_release_larger_than_the_gpu_is_refused_with_numbers(host: SimpleNamespa
     host.gpus = [BUSY_GPU, SMALL_GPU]
     found = choose(BARE, 18 * GB, None, cpu=False)
     assert found.gpu == 0, "vLLM for GPUs does not run on a CPU"
-    expected = "bare needs about 28.0 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 22.0 are free"
+    expected = "bare needs about 28.2 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 22.0 are free"
     assert message(BARE, 18 * GB, found) == expected
     host.has_cuda = False
     assert message(BARE, 18 * GB, Device(0, "")) == f"{expected}; --cpu needs about 19.6 GB, 12.0 are free"
-    expected = "bare needs about 14.0 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 3.0 are free"
+    expected = "bare needs about 14.2 GB of GPU memory (estimate), NVIDIA L4 has 24.0 GB of which 3.0 are free"
     assert message(BARE, 4 * GB, Device(1, "")).startswith(f"{expected}; it is held by holder on 1; --cpu")
     assert "held" not in message(BARE, 40 * GB, Device(1, "")), "larger than the GPU"
 
@@ -226,10 +226,10 @@ def test_smaller_release_is_suggested(host: SimpleNamespace, monkeypatch: pytest
     def end(smaller: str, device: Device) -> str:
         return message(replace(BARE, smaller=smaller), 40 * GB, device).partition("; ")[2]
 
-    assert end("little", Device(0, "")) == "little needs about 13.0 GB (--or-smaller)"
+    assert end("little", Device(0, "")) == "little needs about 13.2 GB (--or-smaller)"
     assert end("little", Device(None, "")) == "little needs about 4.6 GB (--or-smaller)"
     assert end("unsized", Device(0, "")) == "unsized is smaller (--or-smaller)"
-    assert end("shaped", Device(0, "")) == "shaped needs about 10.3 GB (--or-smaller)"
+    assert end("shaped", Device(0, "")) == "shaped needs about 10.4 GB (--or-smaller)"
     assert end("unknown", Device(0, "")) == ""
 
 

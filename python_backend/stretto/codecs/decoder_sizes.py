@@ -17,7 +17,7 @@ DECODERS_GB = {  # GB
     "qwen3_12hz": 11.27,
     "qwen3_omni": 11.90,
     "s3gen": 8.55,
-    "tiny": 6.81,
+    "tiny": 6.93,
     "vibevoice": 10.46,
     "xcodec": 7.50,
 }
