@@ -6,8 +6,7 @@
 
 Jobs (`jobs.py`) run one after another, each in its own process, the most informative first. If a job fails, crashes or
 hangs, the others still run. DIR/all.jsonl gets a line for each figure and for the outcome of each job; DIR/logs.txt
-gets everything that is printed. Both are written as the jobs run. Standard output ends with the verdicts of the jobs
-that have one, and with a table of the jobs.
+gets everything that is printed. Both are written as the jobs run. Standard output ends with a table of the jobs.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu import plan
-from benchmarks.gpu.jobs import JOBS, Children, Job, Setup, enter_job, summary, table, verdicts
+from benchmarks.gpu.jobs import JOBS, Children, Job, Setup, enter_job, summary, table
 from benchmarks.harness import know_this_host
 from stretto.engine.environment import is_cpu_build, prepare_environment
 
@@ -99,7 +98,7 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
     if setup.is_small:  # time limits hold for a GPU only
         chosen = {name: replace(job, limit_s=arguments.limit_s) for name, job in chosen.items()}
     outcomes = children.run_all(chosen, arguments.limit_s)
-    print("\n".join([*verdicts(setup), table(outcomes)]))
+    print(table(outcomes))
     print(json.dumps(summary(outcomes)), flush=True)
     gc.unfreeze()  # or Triton's bindings report leaks after the last line
     gc.collect()

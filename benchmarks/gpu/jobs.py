@@ -136,7 +136,6 @@ JOBS = {
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
     "side_by_side": Job("benchmarks.gpu.side_by_side:run", 260),
     "kernels": Job("benchmarks.gpu.kernels:run", 45),
-    "step_paths": Job("benchmarks.gpu.step_paths:run", 260),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 90),
     "ours_8b": _ours("8b", 140, requests=(1, 32, 16, 64)),
     "stock_8b": _stock("8b", 100, requests=(1, 32, 16)),
@@ -158,7 +157,7 @@ JOBS = {
     "ours_7b": _ours("7b", 40, requests=(1, 16)),
     "plain_8b": _ours("8b", 34, requests=(1, 32), is_compiled=False),
 }
-IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("step_paths") :]
+IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("decoder_qwen3_12hz") :]
 
 # These need a Triton server.
 SERVED = {
@@ -358,13 +357,6 @@ def _end_group(child: ForkProcess) -> None:
         except ProcessLookupError:
             continue
     child.join()
-
-
-def verdicts(setup: Setup) -> list[str]:
-    """Return a text line with the last verdict of each job that has one."""
-    lines = map(json.loads, setup.results.read_text().splitlines()) if setup.results.exists() else ()
-    found = {line["job"]: line for line in lines if "verdict" in line}
-    return [f"{job}: {line['verdict']} ({line['rule']})" for job, line in found.items()]
 
 
 def table(outcomes: list[Outcome]) -> str:

@@ -1,12 +1,9 @@
 """Counters of operators that launch work on a device, and of Triton kernel launches."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 # Operators that launch nothing on a device.
 FREE = {
@@ -40,39 +37,3 @@ class Launches:
             self.count += 1
 
         return launch
-
-
-class OnDevice(TorchDispatchMode):
-    """Counter of operators that fails if one reads or writes memory of a device other than `device`."""
-
-    def __init__(self, device: str):
-        super().__init__()
-        self.count, self._device = 0, device
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
-        elsewhere = [each for each in tensors if each.device.type != self._device and each.dim()]
-        assert not elsewhere, f"{func} cannot be captured, because it uses {elsewhere}"
-        self.count += 1
-        return result
-
-
-def count_operators(name: str, device: str) -> int:
-    """Run the array path of a `benchmarks.gpu.step_paths` case at its published width; return its operators.
-
-    Any wait for the device and any copy from the host is an error.
-    """
-    from benchmarks.gpu import step_paths
-    from benchmarks.gpu.jobs import Setup
-
-    case = step_paths.case_of(Setup(device, Path()), name, 16)
-    with step_paths.opaque_draws(), torch.no_grad():
-        path = case.arrays(step_paths.readout_of(case.rules, case.width, case.device, case.dtype))
-        with OnDevice(case.device.type) as watch:
-            path.launch()
-    tokens, codes, _ = path.rows()
-    assert codes.device.type == case.device.type
-    width = case.family.layout.num_input_streams - 1 + len(case.rules.sent_state)
-    assert (tokens.shape, codes.shape) == ((16,), (16, width))
-    return watch.count
