@@ -467,8 +467,8 @@ class _Reply:
     def draw_first(self, logits: list[float], frame: int) -> int:
         """Sample stream 0 of row `frame` of the audio."""
         penalized = self.penalized(logits)
-        weighed = self.rule.weigh(logits, penalized)
-        return self.draw(weighed, self.first_ids(frame), 0, self.sampling.audio, penalized)
+        own = self.rule.penalized(logits, penalized)
+        return self.draw(own, self.first_ids(frame), 0, self.sampling.audio, penalized)
 
     def draw(
         self,

@@ -17,7 +17,7 @@ class ReferenceRule:
     reference calls them row by row, in this order:
 
         text row    text_is_full ─► id is sampled ─► finish_text_row
-        audio row   given_row ─► permitted ─► sampled, or weigh ─► kept ─► is_guarded, counted ─► redrawn_from
+        audio row   given_row ─► sampled, or penalized ─► permitted ─► kept ─► is_guarded, counted ─► redrawn_from
                     ─► replace_first ─► other streams are sampled ─► replace_streams
 
     Args:
@@ -63,14 +63,14 @@ class ReferenceRule:
         """
         return None
 
-    def weigh(self, logits: list[float], penalized: list[float]) -> list[float]:
+    def penalized(self, logits: list[float], usual: list[float]) -> list[float]:
         """Return the logits of stream 0 in audio from which ids are sampled, and sampled again.
 
         Args:
             logits: Logits over the vocabulary.
-            penalized: The same with the repetition penalty.
+            usual: The same with the repetition penalty, as other families have it.
         """
-        return penalized
+        return usual
 
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
@@ -80,10 +80,10 @@ class ReferenceRule:
         At temperature 0 these are all permitted ids, so that near ties are seen.
 
         Args:
-            logits: Logits over the vocabulary, from `weigh`.
+            logits: Logits over the vocabulary, from `penalized`.
             ranked: Permitted ids, the most probable one first.
             limits: Sampling options.
-            penalized: Logits with the repetition penalty.
+            penalized: Logits with the repetition penalty, as other families have it.
         """
         return kept_ids(logits, ranked, limits)
 

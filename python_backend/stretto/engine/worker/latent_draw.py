@@ -28,7 +28,7 @@ class LatentDraw(RowDraw):
         super().__init__(readout, segments, tables, arrays, guard)
         self._predict: Any = readout.latents
 
-    def _draw_audio(
+    def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
@@ -40,13 +40,20 @@ class LatentDraw(RowDraw):
         deviation = self._arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
         noise = self._tensor(gaussian(keys[:, 1:])) * self._arrays.tensor(deviation)[:, None]
         steps = self._arrays.tensor(pick(rows.limits.latent_steps, step.speaking)).clamp(min=1)
-        context = self._context(rows, step.speaking)
-        words = self._predict(own, noise, steps, plan.solver, *context).contiguous().view(torch.int32)
+        words = self.words(own, noise, steps, plan.solver, rows, step.speaking)
         return token, self._spread(words, step.speaking, rows)
 
-    def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, ...]:
-        """Return further arguments of the predictor for the rows `index` (None for all)."""
-        return ()
+    def words(
+        self,
+        hidden: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        solver: SolverPlan,
+        rows: Rows,
+        index: Array | None,
+    ) -> torch.Tensor:
+        """Return the words of the rows `index` (None for all), int32 [A, D]; see `LatentPredictor`."""
+        return self._predict(hidden, noise, steps, solver).contiguous().view(torch.int32)
 
 
 class LatentStepProgram(StepProgram):
@@ -88,7 +95,7 @@ class LatentStepProgram(StepProgram):
         self._guidance = torch.ones(num_rows, device=device)
         self._num_steps = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
-    def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
+    def draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
         """Generate the latents of all rows, and write them as 32-bit words for `advance_kernel`."""
         number, size = len(hidden), self._noise.shape[1]
         block = triton.next_power_of_2(max(size, 2))
@@ -97,10 +104,8 @@ class LatentStepProgram(StepProgram):
             block, num_warps=max(1, block // 128), **EXACT,
         )  # fmt: skip
         given = hidden, self._noise[:number], self._num_steps[:number], variant.solver
-        self._codes.drawn[:number].copy_(self._words(*given))
+        self._codes.drawn[:number].copy_(self.words(*given))
 
-    def _words(
-        self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan
-    ) -> torch.Tensor:
-        """Return the words of the rows, int32 [N, D]; the arguments are those of the predictor."""
+    def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
+        """Return the words of the rows, int32 [N, D]; see `LatentDraw.words`. The tables have the state of the rows."""
         return self._predict(hidden, noise, steps, solver).contiguous().view(torch.int32)

@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from stretto.engine.kernels.draw import draw
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows
 from stretto.engine.worker.bursts import Bursts
+from stretto.engine.worker.guided_heads import GuidedHeads
 from stretto.engine.worker.predictors import (
     FramePredictor,
     LatentReadout,
@@ -30,7 +31,6 @@ from stretto.sampling import (
     DrawParams,
     DrawPlan,
     RepetitionRule,
-    guide,
     is_repeated,
     keep_near,
     penalize,
@@ -156,19 +156,22 @@ class RepetitionGuard:
         self, drawn: torch.Tensor, history: torch.Tensor, codebooks: torch.Tensor, logits: Logits, recent: RecentRows
     ) -> torch.Tensor:
         history = torch.where(recent.counts[..., None], history, NOT_COUNTED)
-        again = is_repeated(drawn, history, recent.rule) & self._guards(drawn, codebooks)
+        again = is_repeated(drawn, history, recent.rule) & self.is_guarded(drawn, codebooks)
         values, ids, keys = logits
         plain = values.new_ones(len(drawn))
         params = DrawParams(plain, torch.zeros_like(recent.rule.window), plain)
         return torch.where(again, draw(values, ids, redraw_keys(keys), params, EVERYTHING), drawn)
 
-    def _guards(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    def is_guarded(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
         """Return True for the ids `drawn` [A, k] to sample again if they repeat; `codebooks` are ranges [k, 2]."""
         return (drawn >= codebooks[:, 0]) & (drawn < codebooks[:, 1])
 
 
 class RowDraw:
     """Sampler of the conditional rows of a batch; guided rows also use the logits of their CFG partner.
+
+    A mechanism's sampler (`Mechanism.row_draw`) is a subclass that overrides hooks, which are the public methods. Those
+    of its GPU program have the same names (`StepProgram`).
 
     Attributes:
         memory: Memories of the requests; None if the family has none.
@@ -197,22 +200,12 @@ class RowDraw:
         self._track = slice(streams.start - 1, streams.stop - 1) if streams else None
         self._masks_others = segments.rules.num_end_columns[1] > 0
         self._num_streams = family.layout.num_output_streams
-        self._guided = tuple(stream in family.guided_streams for stream in range(1, self._num_streams))
-        self._guides_first = 0 in family.guided_streams
+        self._guided = GuidedHeads(readout.heads, family)
         own = family.mechanism.on_arrays
         self._follow = None if own is None else own(segments.rules, tables, arrays)
         own = family.mechanism.streams_on_arrays
         self._follow_streams = None if own is None else own(segments.rules, tables, arrays)
         self._second = streams.start - 1 if family.second_ids else None
-
-    def keys(self, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Return the noise keys per row and stream, int32 [M, S].
-
-        Args:
-            seed_keys: Keys of the requests' seeds, int32 [M].
-            positions: Positions of the rows, int32 [M].
-        """
-        return stream_keys(seed_keys, positions, self._num_streams)
 
     def __call__(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -230,7 +223,7 @@ class RowDraw:
         if plan.may_write:
             text = self._draw_text(hidden, pick(keys, plan.writing), plan, step, rows)
         if plan.may_speak:
-            audio, codes = self._draw_audio(hidden, pick(keys, plan.speaking), plan, step, rows)
+            audio, codes = self.draw_audio(hidden, pick(keys, plan.speaking), plan, step, rows)
         token = self._segments.choose(text, audio, rows)
         if self._seen is not None:
             self._seen[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = self._is_seen
@@ -238,7 +231,18 @@ class RowDraw:
         laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
         if self._track is not None and there is not None:
             laid[:, self._track] = there[:, self._track]
-        return token, laid
+        return token, self.finish_row(token, laid, plan, rows)
+
+    def finish_row(self, token: Array, laid: Array, plan: BatchPlan, rows: Rows) -> Array:
+        """Return the other streams [M, S - 1] of finished rows, and update the mechanism's state and entries.
+
+        Args:
+            token: Stream 0, [M].
+            laid: The other streams, [M, S - 1].
+            plan: Plan of the step.
+            rows: State of the rows.
+        """
+        return laid
 
     def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
         """Scatter values sampled for the rows `index` (None for all) into an array over all sampled rows."""
@@ -259,17 +263,17 @@ class RowDraw:
         own = hidden if step.text_rows is None else hidden[step.text_rows]
         logits = self._heads.text(own)
         if self._seen is not None:
-            logits = self.penalized(logits, rows, step.writing)
+            logits = self._with_penalty(logits, rows, step.writing)
         logits = self._segments.mask_text(logits, rows, step.writing)
         token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
         token_ids = self._spread(token.squeeze(1), step.writing, rows)
         return self._segments.end_text(token_ids, rows, self.text_is_full(rows))
 
     def text_is_full(self, rows: Rows) -> Array | bool:
-        """Return True for texts that end with their next row, [B], besides those at a limit; for a subclass."""
+        """Return True for texts that end with their next row, [B], besides those at a limit."""
         return False
 
-    def _draw_audio(
+    def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Sample rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
@@ -277,14 +281,14 @@ class RowDraw:
         num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
         recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
         penalty = self._guard.recent_penalty(rows, step.speaking)
-        first = self._guard.penalized_first(self._first_logits(audio_hidden, num_rows, step.guidance), penalty)
-        token = self._draw_first(first, keys[:, :1], plan, step, rows, recent)
+        first = self._guard.penalized_first(self._guided.first(audio_hidden, num_rows, step.guidance), penalty)
+        token = self.draw_first(first, keys[:, :1], plan, step, rows, recent)
         if self._follow is not None:
             token = self._follow(token, rows)
         code_keys = self._tensor(keys[:, 1:])
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
-            guided = self._guided_codes(self._heads.shifted(logits, streams), streams, num_rows, step.guidance)
+            guided = self._guided.codes(logits, streams, num_rows, step.guidance)
             guided = self._guard.penalized_others(guided, penalty, streams)
             ids, own_keys = self._heads.codes[streams], code_keys[:, streams]
             if self._masks_others:
@@ -306,38 +310,13 @@ class RowDraw:
             token = self._segments.end_frame(token, spread, rows)
         return token, spread
 
-    def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return `logits` of the rows `index` (None for all) with the repetition penalty applied."""
+    def _with_penalty(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Return `logits` of the rows `index` (None for all) with the repetition penalty."""
         assert self._seen is not None
         slots, penalty = pick(rows.slots, index), pick(rows.scales.repetition_penalty, index)
         return penalize(logits, self._arrays.tensor(self._seen[slots, :-1]), self._arrays.tensor(penalty))
 
-    def _first_logits(self, hidden: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-        """Return the logits of stream 0 in audio, with guidance, [A, C0 + E].
-
-        Args:
-            hidden: Hidden states of A rows, followed by P unconditional rows, [A + P, H].
-            num_rows: Number of conditional rows, A.
-            scale: Guidance scales of the first P rows, [P].
-        """
-        if not self._guides_first or len(scale) == 0:
-            return self._heads.first(hidden[:num_rows])
-        return _merge(self._heads.first(hidden), num_rows, scale)
-
-    def _guided_codes(self, logits: torch.Tensor, streams: slice, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-        """Apply guidance to logits of `streams` (a slice of streams 1 to S - 1): [A + P, k, C] -> [A, k, C]."""
-        if len(scale) == 0:
-            return logits
-        is_guided = self._guided[streams]
-        if all(is_guided):
-            return _merge(logits, num_rows, scale)
-        conditional = logits[:num_rows]
-        for stream, guides in enumerate(is_guided):
-            if guides:
-                conditional[:, stream] = _merge(logits[:, stream], num_rows, scale)
-        return conditional
-
-    def _draw_first(
+    def draw_first(
         self,
         logits: torch.Tensor,
         keys: np.ndarray,
@@ -346,22 +325,31 @@ class RowDraw:
         rows: Rows,
         recent: RecentRows | None,
     ) -> Array:
-        """Sample stream 0 of rows that may be in audio; return the ids [M]."""
+        """Sample stream 0 of rows that may be in audio; return the ids [M].
+
+        Args:
+            logits: Logits with guidance, [A, C0 + E].
+            keys: Noise keys, int32 [A, 1].
+            plan: Plan of the step.
+            step: Arrays of the plan.
+            rows: State of the sampled rows.
+            recent: Rows among which repeats are counted; None without repetition-aware sampling.
+        """
         index = step.speaking
-        near = masked = self.weigh(logits, rows, index)
+        penalized = self.penalized(logits, rows, index)
+        near = masked = self._segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
         if plan.has_min_p:
             near = keep_near(masked, self._arrays.tensor(pick(rows.scales.audio_span, index)))
         ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
-        token = self.choose(near, own_keys, plan, step, rows)
+        token = self.chosen(near, own_keys, plan, step, rows)
         if recent:
             token = self._guard.first(token, (self.redrawn_from(masked, token)[:, None], ids, own_keys), recent)
         return self._spread(token.squeeze(1), index, rows)
 
-    def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Return the logits [A, C0 + E] of stream 0 in audio from which ids are sampled, and sampled again.
+    def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Return the logits of stream 0 in audio [A, C0 + E] with the repetition penalty, applied in place.
 
-        For a family without text, the repetition penalty is applied in place. Ids that the rows may not have are
-        masked. A subclass may have another rule.
+        In a family with text, the penalty applies to the text instead.
 
         Args:
             logits: Logits with guidance, [A, C0 + E].
@@ -370,13 +358,17 @@ class RowDraw:
         """
         if self._seen is not None and not self._segments.rules.num_text_ids:
             counted = logits[:, : self._seen.shape[1] - 1]
-            counted.copy_(self.penalized(counted, rows, index))
-        return self._segments.mask_audio(logits, rows, index)
+            counted.copy_(self._with_penalty(counted, rows, index))
+        return logits
 
-    def choose(
+    def hidden_ends(self, rows: Rows) -> Array | None:
+        """Return True for end ids of stream 0 that the rows may not have, [M, E]; None for all of short audio."""
+        return None
+
+    def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Sample stream 0 in audio, [A, 1]; a subclass may have another rule.
+        """Return the sampled ids of stream 0 in audio, [A, 1].
 
         Args:
             logits: Logits that masks and min-p permit, [A, C0 + E].
@@ -388,7 +380,7 @@ class RowDraw:
         return draw(logits[:, None], self._heads.first_ids[None], keys, step.audio, plan.audio)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """Return the logits from which repeated ids of stream 0 in audio are sampled again; a subclass may change them.
+        """Return the logits from which repeated ids of stream 0 in audio are sampled again.
 
         Args:
             logits: Logits that masks permit, [A, C0 + E].
@@ -405,13 +397,6 @@ def pick(values: Array, index: Array | None) -> Array:
 def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:
     """Return `drawn` [A, ...], followed by a copy of its first `num_paired` rows for unconditional requests."""
     return torch.cat([drawn, drawn[:num_paired]]) if num_paired else drawn
-
-
-def _merge(logits: torch.Tensor, num_rows: int, scale: torch.Tensor) -> torch.Tensor:
-    """Apply guidance to the first P of A rows, using the P unconditional rows after them: [A + P, ...] -> [A, ...]."""
-    num_paired = len(scale)
-    guided = guide(logits[:num_paired], logits[num_rows:], scale)
-    return guided if num_paired == num_rows else torch.cat([guided, logits[num_paired:num_rows]])
 
 
 class SpeechSampler:
@@ -432,7 +417,8 @@ class SpeechSampler:
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
         self._slots, self._arrays = slots, slots.arrays
-        self._draw, self._segments, self._noise = draw, segments, KeysAhead(draw.keys)
+        self._draw, self._segments, num_streams = draw, segments, segments.family.layout.num_output_streams
+        self._noise = KeysAhead(lambda keys, positions: stream_keys(keys, positions, num_streams))
         tables, arrays = slots.tables, slots.arrays
         self._all_state, self._codes = arrays.wrap(tables.state), arrays.wrap(tables.codes)
         self._table, self._sent = self._all_state[:, : len(STATE)], arrays.upload(np.array(tables.sent_columns))

@@ -15,18 +15,15 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.cuda_graphs import CudaRecorder
-from stretto.engine.kernels.gpu.advance import advance_kernel, finish_row, keep_kernel, text_is_full
+from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, RowFunctions, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.step_draw import (
     COLUMNS,
     DRAWS,
     RECEIVES,
+    SAMPLING_FUNCTIONS,
+    SamplingFunctions,
     StepRules,
-    chosen,
     draw_streams_kernel,
-    hidden_end,
-    penalized,
-    redrawn_from,
-    repeated,
 )
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import SegmentRules
@@ -222,8 +219,6 @@ class StepTable:
         self.num_uploads += 1
 
 
-ADVANCE_RULES = text_is_full, finish_row
-DRAW_RULES = penalized, chosen, redrawn_from, hidden_end, repeated
 VARIANTS = [Variant(False, True), Variant(True, True), Variant(True, False)]
 # Round product and sum separately, as torch does, so that guided logits equal the reference.
 EXACT = {"enable_fp_fusion": False}
@@ -263,15 +258,14 @@ class StepProgram:
 
     Attributes:
         memory: Memories of the requests; None if the family has none.
-        draw_rules: Triton functions by which ids of stream 0 in audio are weighed, chosen, sampled again, hidden and
-            found to be repeated: like those of `DRAW_RULES`.
-        advance_rules: Triton functions that `advance_kernel` calls in each row: like those of `ADVANCE_RULES`.
+        sampling_functions: Triton functions by which ids of stream 0 in audio are sampled.
+        row_functions: Triton functions that `advance_kernel` calls in each row.
         rule_constants: Constants of a mechanism for all these functions, a named tuple of integers; 0 for none.
     """
 
     memory: RequestMemory | None = None
-    draw_rules: ClassVar[tuple[Any, ...]] = DRAW_RULES
-    advance_rules: ClassVar[tuple[Any, ...]] = ADVANCE_RULES
+    sampling_functions: ClassVar[SamplingFunctions] = SAMPLING_FUNCTIONS
+    row_functions: ClassVar[RowFunctions] = ROW_FUNCTIONS
     rule_constants: Any = 0
 
     def __init__(
@@ -323,10 +317,10 @@ class StepProgram:
         if variant.writes:
             self._draw_text(self._heads.raw_text(hidden))
         if variant.speaks:
-            self._draw_first(self._heads.raw_first(hidden))
+            self.draw_first(self._heads.raw_first(hidden))
             if self._follow is not None:
                 self._follow(self._first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
-            self._draw_others(hidden, variant)
+            self.draw_others(hidden, variant)
             if self._follow_streams is not None:
                 drawn = self._first.drawn, self._codes.drawn
                 self._follow_streams(*drawn, self.columns.table, self.lengths, num_rows)
@@ -346,11 +340,12 @@ class StepProgram:
             *strides, *sizes, block, num_warps=8,
         )  # fmt: skip
 
-    def _draw_first(self, logits: torch.Tensor) -> None:
-        """Sample stream 0 of audio rows from their logits, [N, C]; a subclass may have another rule."""
+    def draw_first(self, logits: torch.Tensor) -> None:
+        """Sample stream 0 of audio rows from their logits, [N, C]; a hook for mechanisms."""
         self._draw(self._first, logits, slice(0, 1))
 
-    def _draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
+    def draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
+        """Sample the other streams of audio rows from their hidden states, [N, H]; a hook for mechanisms."""
         num_rows = len(hidden)
         first = self._first.drawn[:num_rows, 0]
         if self._seconds is not None:
@@ -381,7 +376,8 @@ class StepProgram:
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
             self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
-            self._num_recent, self._frames is None, self.rule_constants, *(DRAW_RULES if first else self.draw_rules),
+            self._num_recent, self._frames is None, self.rule_constants,
+            *(SAMPLING_FUNCTIONS if first else self.sampling_functions),
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 
@@ -392,7 +388,7 @@ class StepProgram:
             self.results, tables.state, tables.texts, tables.codes, self._seen, self.columns.table, self.lengths,
             self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
             constants.end_frame, constants.transition, constants.streams, constants.sent, constants.rules,
-            self.rule_constants, *self.advance_rules, triton.next_power_of_2(max(self.width, 2)), num_warps=1,
+            self.rule_constants, *self.row_functions, triton.next_power_of_2(max(self.width, 2)), num_warps=1,
         )  # fmt: skip
         if self._tokens is not None:
             strides = self._tokens.stride(0), self.num_rows

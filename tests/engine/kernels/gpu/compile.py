@@ -19,15 +19,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stretto.decoder.tf32_kernel import split_kernel
-from stretto.engine.kernels.gpu.advance import _gather_kernel, advance_kernel, keep_kernel
+from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
 from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
-from stretto.engine.kernels.gpu.step_draw import StepRules, draw_streams_kernel
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, StepRules, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.rules import ReplyConstants
-from stretto.engine.worker.step_program import ADVANCE_RULES, DRAW_RULES, StepProgram
 from stretto.families.chatterbox.mechanism.draw import LateProgram
 from stretto.families.cosyvoice3.family import build as cosyvoice3
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
@@ -45,12 +44,6 @@ from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, s
 from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
 from stretto.families.voxcpm2.mechanism.draw import previous_latents_kernel
 from stretto.streams.layout import SAMPLED_TAIL
-
-
-def named(draw_rules: tuple[Any, ...]) -> dict[str, Any]:
-    """Return rules by which ids are sampled as arguments of `draw_streams_kernel`."""
-    return dict(zip(("weigh", "choose", "narrow", "hide", "repeats"), draw_rules, strict=True))
-
 
 DRAW = {
     "drawn": "*i64",
@@ -126,7 +119,7 @@ AUDIO = {
     "num_seen_columns": 3073,
     "places": None,
     "num_places": 1,
-    **named(DRAW_RULES),
+    **SAMPLING_FUNCTIONS._asdict(),
     "constants": 0,
     "num_recent": 0,
     "is_greedy": False,
@@ -137,8 +130,7 @@ SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items
 COSYVOICE3: Any = cosyvoice3(None).mechanism
 # CosyVoice 3's 6561 codes and 200 ends.
 GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192}
-GROUPS |= named(CodeProgram.draw_rules)
-GROUPS |= {"constants": COSYVOICE3.groups}
+GROUPS |= CodeProgram.sampling_functions._asdict() | {"constants": COSYVOICE3.groups}
 POINTER_IDS = POINTER.ids(SimpleNamespace(family=TINY))
 SCRIPT = {**SIZES, "script": POINTER_IDS, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
@@ -150,8 +142,8 @@ PLAIN_RULES = RULES._replace(
     family=FAMILY._replace(last_frame=-1), num_seen_columns=0, num_end_frame=0,
     track_stop=3,
 )  # fmt: skip
-ADVANCE = {"constants": 0, "is_full": ADVANCE_RULES[0], "finish": ADVANCE_RULES[1], "block": 8}
-FOLLOWED = dict(zip(("is_full", "finish"), ScriptProgram.advance_rules, strict=True)) | {"constants": POINTER_IDS}
+ADVANCE = {"constants": 0, **ROW_FUNCTIONS._asdict(), "block": 8}
+FOLLOWED = {"constants": POINTER_IDS, **ScriptProgram.row_functions._asdict()}
 # Stream 0 and the inputs of latents: VibeVoice, whose rows have marks, then VoxCPM2, which reads the previous latent.
 GREEDY = {**AUDIO, "seen": None, "num_columns": 4, "num_ends": 1, "first_stream": 0, "block": 128, "is_greedy": True}
 GREEDY |= {"offset": None}
@@ -186,7 +178,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
     (draw_streams_kernel, {}, {**STREAMS, "num_recent": 50}, 8),
-    *((draw_streams_kernel, {}, PENALIZED | named(each.draw_rules), 8) for each in (StepProgram, LateProgram)),
+    (draw_streams_kernel, {}, PENALIZED, 8),
+    (draw_streams_kernel, {}, PENALIZED | LateProgram.sampling_functions._asdict(), 8),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),
     (draw_streams_kernel, {}, {**GROUPS, "offset": None}, 16),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),

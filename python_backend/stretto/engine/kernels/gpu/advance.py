@@ -1,6 +1,6 @@
 """Triton kernels that gather the rows of a step, write the sampled rows, and advance the replies' state."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -268,6 +268,24 @@ def finish_row(
     return laid
 
 
+class RowFunctions(NamedTuple):
+    """Triton functions that `advance_kernel` calls in each row.
+
+    The program of a mechanism may replace them (`ROW_FUNCTIONS._replace`). Their arguments and results are those of the
+    functions above.
+
+    Attributes:
+        text_is_full: Returns True if a text ends with its next row.
+        finish_row: Returns streams 1 to S - 1 of a row.
+    """
+
+    text_is_full: Any
+    finish_row: Any
+
+
+ROW_FUNCTIONS = RowFunctions(text_is_full, finish_row)
+
+
 @triton.jit
 def _write_state(
     at: tl.tensor, token: tl.tensor, position: tl.tensor, ends_audio: tl.tensor, task: tl.tensor, tasks: tl.tensor,
@@ -309,8 +327,9 @@ def advance_kernel(
     sent: tl.tensor,  # [C] int64: columns of `state` that are sent to the host
     rules: tl.constexpr,
     constants: tl.constexpr,  # constants of the mechanism (`StepProgram.rule_constants`)
-    is_full: tl.constexpr,
-    finish: tl.constexpr,  # `text_is_full` and `finish_row`, or those of a mechanism
+    # The `RowFunctions`.
+    text_is_full: tl.constexpr,
+    finish_row: tl.constexpr,
     block: tl.constexpr,  # at least S - 1 + C
 ) -> None:
     row = tl.program_id(0)
@@ -326,7 +345,7 @@ def advance_kernel(
     position = tl.load(lengths + row).to(tl.int64)
     token, laid, is_cut = _row(
         slot, position, row, mine, state, texts, codes, text, first, drawn, tasks, ends, ends_of_audio, end_frame,
-        transition, streams, lanes, rules, constants, is_full, finish,
+        transition, streams, lanes, rules, constants, text_is_full, finish_row,
     )  # fmt: skip
     tl.store(
         codes + slot * rules.codes_stride + position * rules.num_others + lanes, laid, mask=lanes < rules.num_others
@@ -350,7 +369,7 @@ def _row(
     slot: tl.tensor, position: tl.tensor, row: tl.tensor, mine: tl.tensor, state: tl.tensor, texts: tl.tensor,
     codes: tl.tensor, text: tl.tensor, first: tl.tensor, drawn: tl.tensor, tasks: tl.tensor, ends: tl.tensor,
     ends_of_audio: tl.tensor, end_frame: tl.tensor, transition: tl.tensor, streams: tl.tensor, lanes: tl.tensor,
-    rules: tl.constexpr, constants: tl.constexpr, is_full: tl.constexpr, finish: tl.constexpr,
+    rules: tl.constexpr, constants: tl.constexpr, text_is_full: tl.constexpr, finish_row: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
     family: tl.constexpr = rules.family
@@ -364,7 +383,7 @@ def _row(
     text_token, text_is_cut = RULES.end_text(
         text_token, end_id, tl.load(tasks + task), tl.load(at + NUM_TEXT_TOKENS),
         tl.load(mine + TEXT_MAX * rules.num_rows), position, tl.load(tasks + rules.num_tasks + task),
-        is_full(at, position, constants),
+        text_is_full(at, position, constants),
     )  # fmt: skip
     audio_token = tl.load(first + row).to(tl.int64)
     audio_max = tl.load(mine + AUDIO_MAX * rules.num_rows)
@@ -393,6 +412,6 @@ def _row(
     if rules.track_stop > rules.track_start:
         is_known = (lanes >= rules.track_start) & (lanes < rules.track_stop)
         laid = tl.where(is_known, tl.load(place, mask=is_known, other=0), laid)
-    laid = finish(laid, lanes, token, in_text, in_audio, at, texts + slot * rules.texts_stride, constants)
+    laid = finish_row(laid, lanes, token, in_text, in_audio, at, texts + slot * rules.texts_stride, constants)
     _write_state(at, token, position, ends_audio, task, tasks, ends, rules)
     return token, laid, (text_is_cut & in_text) | audio_is_cut

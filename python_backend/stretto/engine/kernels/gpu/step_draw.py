@@ -8,7 +8,7 @@ The module also defines the columns of the step table (one 32-bit word per row e
 the step kernels.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -198,11 +198,8 @@ def floor_of(
     return floor
 
 
-# Rules by which `draw_streams_kernel` chooses an id of stream 0; a mechanism's `StepProgram` may have others.
-
-
 @triton.jit
-def penalized(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
+def with_penalty(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
     """Return logits with the repetition penalty applied where `is_seen`, as `penalize` in `sampling.py` does."""
     return tl.where(is_seen, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
 
@@ -236,7 +233,7 @@ def redrawn_from(values: tl.tensor, columns: tl.tensor, repeated: tl.tensor) -> 
 
 
 @triton.jit
-def hidden_end(
+def hidden_ends(
     ids: tl.tensor, is_short: tl.tensor, at: tl.tensor, mine: tl.tensor, plan_stride: tl.constexpr,
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
@@ -280,6 +277,30 @@ def repeated(
             tokens = tl.load(history + (start + lanes) * row_stride, mask=inside, other=0)
             count += tl.sum((inside & (tokens == token)).to(tl.int32), 0)
     return (window > 0) & is_code & (count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride))
+
+
+class SamplingFunctions(NamedTuple):
+    """Triton functions by which `draw_streams_kernel` samples ids.
+
+    The program of a mechanism may replace some of them for stream 0 (`SAMPLING_FUNCTIONS._replace`). Their arguments
+    and results are those of the functions above.
+
+    Attributes:
+        penalized: Returns logits with the repetition penalty (`with_penalty`).
+        chosen: Returns the column of the sampled id.
+        redrawn_from: Returns the logits from which an id is sampled again.
+        hidden_ends: Returns True for end ids that a row may not have.
+        repeated: Returns True if a code occurs too often.
+    """
+
+    penalized: Any
+    chosen: Any
+    redrawn_from: Any
+    hidden_ends: Any
+    repeated: Any
+
+
+SAMPLING_FUNCTIONS = SamplingFunctions(with_penalty, chosen, redrawn_from, hidden_ends, repeated)
 
 
 @triton.jit
@@ -374,8 +395,9 @@ def draw_streams_kernel(
     num_recent: tl.constexpr,  # rows whose ids the repetition penalty counts; 0 for none
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
     constants: tl.constexpr,  # constants of the mechanism (`StepProgram.rule_constants`)
-    # The functions above (`penalized`, `chosen`, `redrawn_from`, `hidden_end`, `repeated`), or those of a mechanism.
-    weigh: tl.constexpr, choose: tl.constexpr, narrow: tl.constexpr, hide: tl.constexpr, repeats: tl.constexpr,
+    # The `SamplingFunctions`.
+    penalized: tl.constexpr, chosen: tl.constexpr, redrawn_from: tl.constexpr, hidden_ends: tl.constexpr,
+    repeated: tl.constexpr,
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -394,14 +416,14 @@ def draw_streams_kernel(
         counted = seen + slot * num_seen_columns + columns
         is_seen = tl.load(counted, mask=columns < num_seen_columns - 1, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
-        values = weigh(values, is_seen, penalty)
+        values = penalized(values, is_seen, penalty)
     ids = tl.load(token_ids + own, mask=inside, other=0)
     before = history + slot * history_slot_stride + stream
     if num_recent > 0:
         is_seen = _is_recent(ids, before, position, audio_start, history_row_stride, num_recent)
-        values = penalized(values, is_seen, real_of(mine + REPETITION_PENALTY * plan_stride))
+        values = with_penalty(values, is_seen, real_of(mine + REPETITION_PENALTY * plan_stride))
     is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
-    is_hidden = (columns >= num_columns - num_ends) & hide(
+    is_hidden = (columns >= num_columns - num_ends) & hidden_ends(
         ids, is_short, state + slot * state_stride, mine, plan_stride, constants
     )
     values = tl.where(is_hidden, float("-inf"), values)
@@ -410,11 +432,11 @@ def draw_streams_kernel(
         values = tl.where(tl.load(forbidden, mask=inside, other=1) != 0, float("-inf"), values)
     temperature, top_k, top_p, span = _rules(mine, first_stream, plan_stride, is_greedy)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, first_stream + stream)
-    column = choose(values, ids, key, num_columns, temperature, top_k, top_p, span, is_seen, penalty)
+    column = chosen(values, ids, key, num_columns, temperature, top_k, top_p, span, is_seen, penalty)
     token = tl.load(token_ids + stream * num_columns + column)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
-    if repeats(token, is_code, before, mine, position, audio_start, history_row_stride, plan_stride, constants):
-        again = narrow(values, columns, column)
+    if repeated(token, is_code, before, mine, position, audio_start, history_row_stride, plan_stride, constants):
+        again = redrawn_from(values, columns, column)
         column = noisiest_of(again, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
         token = tl.load(token_ids + stream * num_columns + column)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.draw import draw
-from stretto.engine.kernels.gpu.step_draw import floor_of, hidden_end, noisiest_of, penalized, redrawn_from, repeated
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, floor_of, noisiest_of, with_penalty
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
@@ -25,24 +25,24 @@ from stretto.sampling import truncate
 class LateDraw(RowDraw):
     """Sampler of rows in numpy or torch."""
 
-    def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask ids without applying the penalty; see `RowDraw.weigh`."""
-        return self._segments.mask_audio(logits, rows, index)
+    def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
+        """Return the logits without the penalty, which `chosen` applies; see `RowDraw.penalized`."""
+        return logits
 
-    def choose(
+    def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Sample stream 0, [A, 1]; see `RowDraw.choose`."""
+        """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         is_random, params = plan.audio.is_random, step.audio
-        kept = super().weigh(truncate(logits, params) if is_random else logits.clone(), rows, step.speaking)
+        kept = super().penalized(truncate(logits, params) if is_random else logits.clone(), rows, step.speaking)
         params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
         draw_plan = replace(plan.audio, num_candidates=0 if is_random else 1, has_top_p=False)
         return draw(kept[:, None], self._heads.first_ids[None], keys, params, draw_plan)
 
 
 @triton.jit
-def _unweighed(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
-    """Return logits without the penalty; see `penalized` of `step_draw.py`."""
+def _unpenalized(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
+    """Return logits without the penalty; see `with_penalty` of `step_draw.py`."""
     return values
 
 
@@ -55,13 +55,13 @@ def _chosen(
     floor = floor_of(values, num_columns, temperature, top_k, top_p, span)
     floor = tl.where(temperature > 0, floor, float("-inf"))
     kept = tl.where(values >= floor, values, float("-inf"))
-    return noisiest_of(penalized(kept, is_seen, penalty), ids, key, temperature, float("-inf"))
+    return noisiest_of(with_penalty(kept, is_seen, penalty), ids, key, temperature, float("-inf"))
 
 
 class LateProgram(StepProgram):
     """Kernel launches that sample a step."""
 
-    draw_rules: ClassVar = (_unweighed, _chosen, redrawn_from, hidden_end, repeated)
+    sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(penalized=_unpenalized, chosen=_chosen)
 
 
 def row_draw(mechanism: Mechanism, *given: Any) -> LateDraw:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.draw import draw
-from stretto.engine.kernels.gpu.step_draw import noisiest_of, nucleus_of, penalized, top_k_floor
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, noisiest_of, nucleus_of, top_k_floor
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
@@ -24,7 +24,7 @@ from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
 from stretto.families.cosyvoice3.family import CodeRules, TextGroups
 from stretto.families.cosyvoice3.mechanism import rules as group_rules
-from stretto.families.cosyvoice3.mechanism.kernel import hidden_end, repeated
+from stretto.families.cosyvoice3.mechanism.kernel import hidden_ends, repeated
 from stretto.sampling import DrawParams
 
 
@@ -45,8 +45,9 @@ class GroupGuard(RepetitionGuard):
         latest = counts.int().sort(dim=1, descending=True, stable=True).indices[:, :window]
         return replace(recent, positions=recent.positions.gather(1, latest), counts=counts.gather(1, latest))
 
-    def _guards(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-        return super()._guards(drawn, codebooks) | (drawn == self._groups.fill_id)
+    def is_guarded(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+        """Return True for codes and the id that ends a group; see `RepetitionGuard.is_guarded`."""
+        return super().is_guarded(drawn, codebooks) | (drawn == self._groups.fill_id)
 
 
 class CodeDraw(RowDraw):
@@ -80,17 +81,17 @@ class CodeDraw(RowDraw):
         self._num_given = arrays.wrap(tables.state)[:, len(STATE)]
         self._is_fill = arrays.upload(np.array(segments.rules.drawn_ends_of_audio) == mechanism.groups.fill_id)
 
-    def weigh(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
-        """Mask end ids; within a group, only the one that ends it may be sampled. See `RowDraw.weigh`."""
+    def hidden_ends(self, rows: Rows) -> Array:
+        """Return the hidden end ids: within a group all but the one that ends it; see `RowDraw.hidden_ends`."""
         is_short = rows.frame < rows.limits.audio_min
         is_free = self._num_given[rows.slots] >= rows.limits.given_total
-        is_hidden = self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
-        return self._segments.mask_audio(logits, rows, index, is_hidden)
+        hidden: Array = self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
+        return hidden
 
-    def choose(
+    def chosen(
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
-        """Sample stream 0, [A, 1]; see `RowDraw.choose`."""
+        """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         if self._params is None or self._params[0] is not step.audio:  # they cache arrays while the batch is the same
             self._params = step.audio, replace(step.audio, of_all=True)
         return draw(logits[:, None], self._heads.first_ids[None], keys, self._params[1], plan.audio)
@@ -124,7 +125,9 @@ def _redrawn_from(values: tl.tensor, columns: tl.tensor, repeated: tl.tensor) ->
 class CodeProgram(StepProgram):
     """Kernel launches that sample a step."""
 
-    draw_rules: ClassVar = (penalized, _chosen, _redrawn_from, hidden_end, repeated)
+    sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(
+        chosen=_chosen, redrawn_from=_redrawn_from, hidden_ends=hidden_ends, repeated=repeated
+    )
 
     def __init__(self, mechanism: CodeRules, readout: Readout, rules: SegmentRules, *given: Any):
         super().__init__(readout, rules, *given)

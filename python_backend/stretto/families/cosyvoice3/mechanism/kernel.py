@@ -78,11 +78,11 @@ def groups_kernel(
 
 
 @triton.jit
-def hidden_end(
+def hidden_ends(
     ids: tl.tensor, is_short: tl.tensor, at: tl.tensor, mine: tl.tensor, plan_stride: tl.constexpr,
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return True for end ids that a row may not have; see `hidden_end` of `step_draw.py`."""
+    """Return True for end ids that a row may not have; see `hidden_ends` of `step_draw.py`."""
     is_free = tl.load(at + NUM_GIVEN) >= tl.load(mine + GIVEN_TOTAL * plan_stride)
     return OWN.hides_end(ids == constants.fill_id, is_short, is_free)
 

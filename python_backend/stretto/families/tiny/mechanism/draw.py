@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import triton
 
+from stretto.engine.kernels.gpu.advance import RowFunctions
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
@@ -39,7 +40,7 @@ class ScriptDraw(RowDraw):
         """Return True for texts with the maximum number of entries, [B]."""
         return self._state[rows.slots, 0] >= self._ids.max_entries
 
-    def _draw_first(
+    def draw_first(
         self,
         logits: torch.Tensor,
         keys: np.ndarray,
@@ -62,11 +63,8 @@ class ScriptDraw(RowDraw):
         self._state[slots, 1] = pointer
         return self._rules.pointer_token(self._entries[slots, pointer], *flags, self._ids)
 
-    def __call__(
-        self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
-    ) -> tuple[Array, Array]:
-        """Sample the rows of a plan with their index stream, and add entries; see `RowDraw.__call__`."""
-        token, laid = super().__call__(hidden, keys, plan, step, rows)
+    def finish_row(self, token: Array, laid: Array, plan: BatchPlan, rows: Rows) -> Array:
+        """Return the other streams with the index stream, and add entries; see `RowDraw.finish_row`."""
         slots, arrays = rows.slots, self._arrays
         num_entries, pointer = self._state[slots].T
         laid[:, self._ids.index_stream - 1] = self._rules.pointer_index(
@@ -76,7 +74,7 @@ class ScriptDraw(RowDraw):
             is_entry = rows.in_text & self._rules.is_entry(token, self._ids)
             self._state[slots, 0] = num_entries = num_entries + is_entry
             self._entries[slots, num_entries * is_entry] = arrays.int32(token * is_entry)  # entry 0 is unused
-        return token, laid
+        return laid
 
 
 class ScriptProgram(StepProgram):
@@ -90,7 +88,7 @@ class ScriptProgram(StepProgram):
         given: Further arguments of `StepProgram`.
     """
 
-    advance_rules: ClassVar = (text_is_full, finish_row)
+    row_functions: ClassVar = RowFunctions(text_is_full, finish_row)
 
     def __init__(
         self, script: AlignmentPointer, readout: Readout, rules: SegmentRules, tables: SlotTables, *given: Any
@@ -98,7 +96,7 @@ class ScriptProgram(StepProgram):
         super().__init__(readout, rules, tables, *given)
         self.rule_constants = script.ids(rules)
 
-    def _draw_first(self, logits: torch.Tensor) -> None:
+    def draw_first(self, logits: torch.Tensor) -> None:
         num_columns, tables = logits.shape[1], self._tables
         draw_script_kernel[len(logits),](
             self._first.drawn, logits, self._first.offset, self.columns.table, self.lengths, tables.state,

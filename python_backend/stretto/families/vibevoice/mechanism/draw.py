@@ -87,7 +87,7 @@ class StretchDraw(RowDraw):
         self._denied_after_end = denied_after_end(stretches, readout)
         self.memory = FeedbackMemory(readout.feedback, stretches, self._size, len(tables.state), tokens.device)
 
-    def _draw_audio(
+    def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
@@ -147,18 +147,16 @@ class StretchProgram(LatentStepProgram):
         self._numbers = torch.zeros(3, num_rows, dtype=torch.int64, device=device)
         self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
 
-    def _draw_first(self, logits: torch.Tensor) -> None:
+    def draw_first(self, logits: torch.Tensor) -> None:
         (num_rows, num_columns), tokens = logits.shape, self._first.history
         mask_after_end_kernel[num_rows,](
             logits, self._denied_after_end, self.columns.table, self.lengths, tokens, logits.stride(0),
             tokens.stride(0), self.num_rows, num_columns, self._stretches.end, triton.next_power_of_2(num_columns),
             num_warps=1,
         )  # fmt: skip
-        super()._draw_first(logits)
+        super().draw_first(logits)
 
-    def _words(
-        self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan
-    ) -> torch.Tensor:
+    def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
         number, tokens = len(hidden), self._first.history
         stretch_inputs_kernel[number,](
             self._guidance, self._numbers, self._flags, self.columns.table, self.lengths, self._tables.state, tokens,

@@ -102,7 +102,7 @@ class WindowDraw(RowDraw):
         self._voice_ends = arrays.upload(np.array(windows.first_rows[1:], np.int64))
         self._lane = segments.family.track_streams.start - 1
 
-    def _draw_audio(
+    def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the words [M, D]; the tokens are written to the slot tables."""

@@ -43,11 +43,21 @@ class GuidedDraw(LatentDraw):
     ):
         super().__init__(readout, segments, tables, arrays, guard)
 
-    def _context(self, rows: Rows, index: Array | None) -> tuple[torch.Tensor, ...]:
-        """Return the latents [A, D] of the previous rows, and the guidance scales [A]."""
+    def words(
+        self,
+        hidden: torch.Tensor,
+        noise: torch.Tensor,
+        steps: torch.Tensor,
+        solver: SolverPlan,
+        rows: Rows,
+        index: Array | None,
+    ) -> torch.Tensor:
+        """Return the words, for which the predictor also reads the previous latents and the guidance scales."""
         before = self._codes[pick(rows.slots, index), pick(rows.position, index) - 1]
-        before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous()
-        return before.view(torch.float32), self._arrays.tensor(pick(rows.scales.guidance, index))
+        before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous().view(torch.float32)
+        scale = self._arrays.tensor(pick(rows.scales.guidance, index))
+        words: torch.Tensor = self._predict(hidden, noise, steps, solver, before, scale)
+        return words.contiguous().view(torch.int32)
 
 
 class GuidedProgram(LatentStepProgram):
@@ -68,9 +78,7 @@ class GuidedProgram(LatentStepProgram):
         super().__init__(readout, rules, tables, tokens, num_rows, captured_steps)
         self._before = torch.zeros_like(self._noise)
 
-    def _words(
-        self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan
-    ) -> torch.Tensor:
+    def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
         number, size = noise.shape
         previous_latents_kernel[number,](
             self._before, self.columns.table, self.lengths, self._tables.codes, self.constants.rules, size,
