@@ -13,7 +13,7 @@ from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.moss_tts.family import MossVocabulary, moss_tts
-from stretto.families.moss_tts_local.family import LocalVocabulary, moss_tts_local
+from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary, moss_tts_local
 from stretto.families.moss_tts_realtime.family import RealtimeVocabulary, moss_tts_realtime
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
@@ -65,9 +65,9 @@ MOSS_TTS_REALTIME = moss_tts_realtime(SMALL_MOSS_TTS_REALTIME)
 # 60 ids of text, four codebooks of 8 codes each; the width is that of `write_checkpoint`.
 SMALL_MOSS_TTS_LOCAL = LocalVocabulary(
     60, 4, 8, 53, 54, 55, 56, 57, 58, 59, max_model_len=512,
-    depth=DepthSpec(
+    depth=Gpt2Spec(
         128, 96, 2, num_heads=4, num_kv_heads=4, head_dim=32, eps=1e-6,
-        rope={"rope_type": "default", "rope_theta": 1e4}, projection=None, num_first=2, gpt2_activation="silu",
+        rope={"rope_type": "default", "rope_theta": 1e4}, projection=None, num_first=2,
     ),
 )  # fmt: skip
 MOSS_TTS_LOCAL = moss_tts_local(SMALL_MOSS_TTS_LOCAL)

@@ -8,7 +8,8 @@ import pytest
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.entry_points import FAMILIES, OWN, installed
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.families.csm.family import CsmVocabulary
 from stretto.families.opuslm.family import TAILS
 from stretto.families.plugin import FamilyPlugin, family_at, plugin, plugins, read_family
 from stretto.families.pronunciations import spelling
@@ -94,6 +95,14 @@ def test_vocabulary_round_trips_through_config_json(name: str, tmp_path: Path) -
     record = SMALL[name].to_record()
     (tmp_path / "config.json").write_text(json.dumps({"speech_family": name, "speech_vocabulary": record}))
     assert family_at(tmp_path).layout == SMALL[name].layout
+
+
+def test_null_of_an_earlier_version_is_ignored_in_a_depth_transformer() -> None:
+    record = CsmVocabulary().to_record()
+    old = record | {"depth": record["depth"] | {"gpt2_activation": None}}
+    assert CsmVocabulary.from_record(json.loads(json.dumps(old))) == CsmVocabulary()
+    with pytest.raises(InvalidRequest, match=r"speech_vocabulary\.depth\.gpt2_activation: .* got an unknown key"):
+        CsmVocabulary.from_record(record | {"depth": record["depth"] | {"gpt2_activation": "silu"}})
 
 
 @pytest.mark.parametrize("tail", ["padded", "sampled"])

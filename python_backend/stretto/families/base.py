@@ -1,9 +1,9 @@
 """Data that describes a model family: streams, ids, tasks, model components and defaults."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, cast, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal, Self, cast, get_args, get_type_hints
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
@@ -24,19 +24,31 @@ class Vocabulary:
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Return the vocabulary in a record; missing keys get their defaults.
 
+        A key of a nested record is ignored if it is unknown and null: earlier versions wrote a field of a single family
+        for all families with a depth transformer.
+
         Raises:
             InvalidRequest: A key is unknown, or its value is invalid or of the wrong type. The message names the key.
         """
-        return JsonRecord(cls).read(VOCABULARY, json.dumps(record).encode())
+        kinds = get_type_hints(cls)
+        known = {name: _without_unknown_nulls(kinds.get(name), value) for name, value in record.items()}
+        return JsonRecord(cls).read(VOCABULARY, json.dumps(known).encode())
 
     def to_record(self) -> dict[str, Any]:
         """Return the vocabulary as a record for `from_record`."""
         return asdict(cast(Any, self))
 
 
+def _without_unknown_nulls(kind: Any, value: Any) -> Any:
+    if not is_dataclass(kind) or not isinstance(value, Mapping):
+        return value
+    names = {each.name for each in fields(kind)}
+    return {name: part for name, part in value.items() if name in names or part is not None}
+
+
 @dataclass(frozen=True)
 class DepthSpec:
-    """Hyperparameters of a depth transformer with Llama or Qwen3 layers.
+    """Hyperparameters of a depth transformer with Llama or Qwen3 layers; a family with other layers has a subclass.
 
     Position 0 reads the row's hidden state, and position p the code of stream p - 1. The output of position p is used
     to sample stream p. Codes have embedding tables of width `hidden`, which already include any projection in the
@@ -54,12 +66,19 @@ class DepthSpec:
         has_head_norms: True if queries and keys are normalised per head, as in Qwen3.
         num_first: Number of streams, from stream 0 on, that are sampled from the output of position 0. If 0, stream 0
             is sampled from the hidden state. If 2, position p reads the code of stream p, for stream p + 1, and no
-            position reads stream 0. Not 0 only in a family without guidance, and without a schedule.
-        gpt2_activation: Activation of layers as in GPT-2, with LayerNorm, biases, and an MLP without a gate; None for
-            layers of Llama or Qwen3. Such layers have `num_first` 2, and others have not.
+            position reads stream 0; only a `network` of the family supports this. Not 0 only in a family without
+            guidance, and without a schedule.
         schedule: Index of the weight set used at each position, 0 to S - 2; empty if all positions share one set.
         num_second_ids: Number of ids of the second text stream (`Family.second_ids`), which position 0 reads in
             addition to stream 0; their embeddings follow those of the other streams. Needs a schedule. 0 for none.
+        network: Function of (spec, number of ids of each stream, number of end ids, width of the backbone,
+            quantization) that returns the family's own network: an `engine.models.depth_transformer.DepthWeights` with
+            the methods of `engine.worker.predictors.Depth`. None for the engine's. This and the following functions are
+            references (`plugin.lazy`).
+        reference: Function of (spec, family, weights) that returns the same for `stretto.testing`, an object with
+            `logits(hidden, ids, second)` as in `testing/depth_reference.py`, and removes its tensors from the weights.
+        random_weights: Function of (spec, random) that returns random norms and layers, named as in a checkpoint;
+            `random(*shape, scale=…)` returns a random tensor.
     """
 
     hidden: int
@@ -73,9 +92,12 @@ class DepthSpec:
     projection: Literal["plain", "biased"] | None = "plain"
     has_head_norms: bool = False
     num_first: int = 0
-    gpt2_activation: Literal["silu", "gelu"] | None = None
     schedule: tuple[int, ...] = ()
     num_second_ids: int = 0
+
+    network: ClassVar[Callable[..., Any] | None] = None
+    reference: ClassVar[Callable[..., Any] | None] = None
+    random_weights: ClassVar[Callable[..., Any] | None] = None
 
     def __post_init__(self) -> None:
         num_sets = 1 + max(self.schedule, default=-1)
@@ -85,8 +107,8 @@ class DepthSpec:
         if sorted({*self.schedule}) != [*range(num_sets)] or (self.schedule and others):
             expected = "a schedule of sets from 0 on, without rope and head norms, and with stream 0 from elsewhere"
             raise ValueError(f"expected {expected}, got {self}")
-        if self.num_first not in ((0, 1) if self.gpt2_activation is None else (2,)):
-            raise ValueError(f"expected num_first 2 with GPT-2's layers, and 0 or 1 with others, got {self}")
+        if self.num_first not in (0, 1) and self.network is None:
+            raise ValueError(f"expected num_first 0 or 1, got {self}")
 
     @property
     def num_sets(self) -> int:

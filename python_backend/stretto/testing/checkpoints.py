@@ -4,7 +4,7 @@ The weights are large enough that the largest logit exceeds the second largest b
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +114,8 @@ def _depth_weights(
     }
     if not spec.schedule:
         weights["depth.norm.weight"] = torch.ones(spec.hidden)
-    if spec.gpt2_activation is not None:
-        return weights | _gpt2_weights(spec, random)
+    if spec.random_weights is not None:
+        return weights | spec.random_weights(random)
     if spec.projection is not None:
         size = max(spec.num_sets, 1) * spec.hidden
         weights["depth.project.weight"] = random(size, hidden, scale=hidden**-0.5)
@@ -132,25 +132,6 @@ def _depth_weights(
             weights[f"depth.layers.{layer}.{name}.weight"] = torch.ones(spec.hidden)
         for name in ("q_norm", "k_norm") if spec.has_head_norms else ():
             weights[f"depth.layers.{layer}.{name}.weight"] = torch.linspace(0.8, 1.2, spec.head_dim)
-    return weights
-
-
-def _gpt2_weights(spec: DepthSpec, random: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the norms and layers of a depth transformer with GPT-2's layers and without a projection."""
-    wide, keys, inner = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.intermediate
-    shapes = {"q_proj": (wide, spec.hidden), "k_proj": (keys, spec.hidden), "v_proj": (keys, spec.hidden)}
-    shapes |= {"o_proj": (spec.hidden, wide), "fc_in": (inner, spec.hidden), "fc_out": (spec.hidden, inner)}
-    weights = {
-        "depth.norm.weight": 1 + random(spec.hidden, scale=0.1),
-        "depth.norm.bias": random(spec.hidden, scale=0.1),
-    }
-    for layer in range(spec.num_layers):
-        for name, shape in shapes.items():
-            weights[f"depth.layers.{layer}.{name}.weight"] = random(*shape, scale=1.5 * shape[1] ** -0.5)
-            weights[f"depth.layers.{layer}.{name}.bias"] = random(shape[0], scale=0.2)
-        for name in ("ln_1", "ln_2"):
-            weights[f"depth.layers.{layer}.{name}.weight"] = 1 + random(spec.hidden, scale=0.1)
-            weights[f"depth.layers.{layer}.{name}.bias"] = random(spec.hidden, scale=0.1)
     return weights
 
 

@@ -66,73 +66,6 @@ class DepthReference:
         return spread.tolist()
 
 
-class Gpt2Reference:
-    """Slow depth transformer with GPT-2's layers, created from the `depth.…` tensors, which are removed.
-
-    All positions of a row are recomputed for each stream.
-    """
-
-    def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
-        self.spec, self.layout = cast(DepthSpec, family.depth), family.layout
-        self.ends = [family.end_of_audio]
-        self.mine = {
-            name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")
-        }
-        self.starts = [sum(map(len, self.layout.audio[:s])) for s in range(len(self.layout.audio))]
-
-    def product(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return x @ self.mine[f"{name}.weight"].T + self.mine[f"{name}.bias"]
-
-    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        scaled = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.spec.eps)
-        return scaled * self.mine[f"{name}.weight"] + self.mine[f"{name}.bias"]
-
-    def rotated(self, x: torch.Tensor) -> torch.Tensor:
-        """Rotate the heads x [n, heads, D] of positions 0 to n - 1; feature i belongs to feature i + D / 2."""
-        half = self.spec.head_dim // 2
-        speeds = self.spec.rope["rope_theta"] ** (-torch.arange(half) / half)
-        angles = torch.arange(len(x))[:, None, None] * speeds
-        first, second = x[..., :half], x[..., half:]
-        parts = first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()
-        return torch.cat(parts, -1)
-
-    def attend(self, x: torch.Tensor, layer: str) -> torch.Tensor:
-        spec, (query, key, value) = self.spec, (self.product(x, f"{layer}.{part}_proj") for part in "qkv")
-        query = self.rotated(query.view(len(x), spec.num_heads, -1))
-        shared = spec.num_heads // spec.num_kv_heads
-        key = self.rotated(key.view(len(x), spec.num_kv_heads, -1)).repeat_interleave(shared, 1)
-        value = value.view(len(x), spec.num_kv_heads, -1).repeat_interleave(shared, 1)
-        scores = torch.einsum("qhd,khd->hqk", query, key) * spec.head_dim**-0.5
-        scores = scores.masked_fill(torch.ones(len(x), len(x)).triu(1).bool(), -math.inf)
-        out = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value).flatten(1)
-        return self.product(out, f"{layer}.o_proj")
-
-    @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, codes: list[int], second: int | None = None) -> list[float]:
-        """Return the logits of the next stream in a row.
-
-        Args:
-            hidden: Hidden state of the row, [H].
-            codes: Ids of the previous streams, of which the first is not read.
-            second: Ignored: only a depth transformer with a schedule reads a second text stream.
-        """
-        rows = [self.starts[s] + token - self.layout.audio[s].start for s, token in enumerate(codes)]
-        first = self.mine["project.weight"] @ hidden if self.spec.projection else hidden
-        x = torch.cat([first[None], self.mine["embed"][rows[1:]]])
-        activate: Any = getattr(torch.nn.functional, str(self.spec.gpt2_activation))
-        for number in range(self.spec.num_layers):
-            layer = f"layers.{number}"
-            x = x + self.attend(self.norm(x, f"{layer}.ln_1"), layer)
-            opened = self.product(self.norm(x, f"{layer}.ln_2"), f"{layer}.fc_in")
-            x = x + self.product(activate(opened), f"{layer}.fc_out")
-        state, ids = self.norm(x, "norm")[-1], [*self.layout.audio[len(codes)]]
-        head = self.mine["heads"][len(codes) - 1] if codes else self.mine["first_head"]
-        spread = torch.full((self.layout.vocab_size,), -math.inf)
-        spread[ids if codes else [*ids, *self.ends]] = head @ state
-        return spread.tolist()
-
-
 class SteppedReference:
     """Slow depth transformer with per-position weights, created from the `depth.…` tensors, which are removed.
 
@@ -195,5 +128,6 @@ class SteppedReference:
 def depth_reference(family: Family, weights: dict[str, torch.Tensor]) -> Any:
     """Return the slow depth transformer of a family, whose tensors are removed from `weights`."""
     spec = cast(DepthSpec, family.depth)
-    kind = SteppedReference if spec.schedule else Gpt2Reference if spec.gpt2_activation else DepthReference
-    return kind(family, weights)
+    if spec.reference is not None:
+        return spec.reference(family, weights)
+    return (SteppedReference if spec.schedule else DepthReference)(family, weights)

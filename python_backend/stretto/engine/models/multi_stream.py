@@ -24,7 +24,6 @@ from vllm.sequence import IntermediateTensors
 from stretto.cpu_backend.int8 import use_int8
 from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
 from stretto.engine.models.depth_transformer import DepthTransformer, DepthWeights, SteppedDepth
-from stretto.engine.models.gpt2_depth import Gpt2Depth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
@@ -199,11 +198,12 @@ def keep_states(backbone: nn.Module, layer: int, vllm_config: VllmConfig) -> tor
     return torch.zeros(max_rows, config.get_hidden_size(), dtype=config.dtype)
 
 
-def depth_class(spec: DepthSpec) -> type[DepthWeights]:
-    """Return the class of a depth transformer."""
-    if spec.gpt2_activation is not None:
-        return Gpt2Depth
-    return SteppedDepth if spec.schedule else DepthTransformer
+def depth_network(spec: DepthSpec, *given: Any) -> DepthWeights:
+    """Return a depth transformer; `given` are the arguments of `DepthWeights` after the first."""
+    if spec.network is not None:
+        network: DepthWeights = spec.network(*given)
+        return network
+    return (SteppedDepth if spec.schedule else DepthTransformer)(spec, *given)
 
 
 class MultiStreamMixin(Decoder):
@@ -234,10 +234,9 @@ class MultiStreamMixin(Decoder):
         if self.family.has_stream_bias:
             self.stream_bias = StreamBias(layout.num_output_streams, width)
         if self.family.depth is not None:
-            quant_config = quantization_of(vllm_config, "depth")
-            kind = depth_class(self.family.depth)
             sizes = [len(ids) for ids in layout.audio]
-            self.depth = kind(self.family.depth, sizes, num_ends, width, quant_config=quant_config)
+            given = sizes, num_ends, width, quantization_of(vllm_config, "depth")
+            self.depth = depth_network(self.family.depth, *given)
         if self.family.audio_head:
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
             self.audio_head = AudioHead(num_ids + num_ends, width, self.family.audio_head == "biased")

@@ -286,7 +286,7 @@ class SpeechModelState(DefaultModelState):
         if family.depth is not None:
             depth: Any = self.model.get_submodule("depth")
             kinds = (HostDepth, HostSteppedDepth) if self.device.type == "cpu" else (DeviceDepth, DeviceSteppedDepth)
-            steps: Any = depth if family.depth.gpt2_activation else kinds[bool(family.depth.schedule)](depth)
+            steps: Any = depth if family.depth.network else kinds[bool(family.depth.schedule)](depth)
             frames = DepthFrames(steps, family.layout, self.max_num_reqs, family.second_ids)
             rows = depth.first_head.data
             begins = family.depth.num_first > 0

@@ -17,11 +17,10 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.base import DepthSpec
 from stretto.families.conversion import Contents, Converted, Release, common_record, merged_reader, unchanged
 from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
-from stretto.families.moss_tts_local.family import LocalVocabulary
+from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary
 from stretto.families.moss_tts_local.recognise import MODEL_TYPE
 from stretto.families.moss_tts_realtime.convert import MAX_LAYERS, MAX_SIZE, whole
 from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of, read_numbers
@@ -127,7 +126,7 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, LocalVocabulary]:
     return backbone, known
 
 
-def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) -> DepthSpec:
+def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) -> Gpt2Spec:
     """Return the hyperparameters of the depth transformer.
 
     Args:
@@ -158,7 +157,7 @@ def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) 
             raise CheckpointError(f"config.json: {place}{name}: expected {expected}, got {shown(found)}")
     if hidden % (2 * heads):
         raise CheckpointError(f"config.json: {place}n_head: expected heads of an even size, got {hidden} / {heads}")
-    return DepthSpec(
+    return Gpt2Spec(
         hidden=hidden,
         intermediate=inner,
         num_layers=num_layers,

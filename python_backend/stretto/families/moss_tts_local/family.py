@@ -12,14 +12,36 @@ numbers come from `OpenMOSS-Team/MOSS-TTS-Local-Transformer-v1.5`; a checkpoint'
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from stretto.families.base import DepthSpec, Family, Languages, Task, UnconditionalContext, Vocabulary
 from stretto.families.moss_tts.family import FRAME_RATE, LANGUAGES, MAX_MODEL_LEN
+from stretto.families.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
-DEPTH = DepthSpec(
+
+@dataclass(frozen=True)
+class Gpt2Spec(DepthSpec):
+    """Hyperparameters of a depth transformer with layers as in GPT-2: LayerNorm, biases, and an MLP without a gate.
+
+    Attributes:
+        gpt2_activation: Activation of the MLP.
+    """
+
+    gpt2_activation: Literal["silu", "gelu"] = "silu"
+
+    network: ClassVar = lazy(f"{__package__}.model:Gpt2Depth")
+    reference: ClassVar = lazy(f"{__package__}.depth_reference:Gpt2Reference")
+    random_weights: ClassVar = lazy(f"{__package__}.depth_reference:random_weights")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_first != 2 or self.schedule:
+            raise ValueError(f"expected num_first 2 and no schedule, got {self}")
+
+
+DEPTH = Gpt2Spec(
     hidden=2560,
     intermediate=9728,
     num_layers=1,
@@ -30,7 +52,6 @@ DEPTH = DepthSpec(
     rope={"rope_type": "default", "rope_theta": 1e4},
     projection=None,
     num_first=2,
-    gpt2_activation="silu",
 )
 
 
@@ -57,7 +78,7 @@ class LocalVocabulary(Vocabulary):
     recorded: int = 151654
     slot: int = 151656
     max_model_len: int = MAX_MODEL_LEN
-    depth: DepthSpec = field(default=DEPTH)
+    depth: Gpt2Spec = field(default=DEPTH)
 
     @property
     def layout(self) -> StreamLayout:

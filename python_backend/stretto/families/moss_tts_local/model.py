@@ -14,20 +14,20 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
 from stretto.engine.models.depth_transformer import DepthWeights
-from stretto.families.base import DepthSpec
+from stretto.families.moss_tts_local.family import Gpt2Spec
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 
 
 class Gpt2Depth(DepthWeights):
-    """Depth transformer with GPT-2's layers (`DepthSpec.gpt2_activation`), whose output of position 0 begins a frame.
+    """Depth transformer with GPT-2's layers, whose output of position 0 begins a frame.
 
     The constructor takes the same arguments as `DepthWeights`.
     """
 
     def __init__(
         self,
-        spec: DepthSpec,
+        spec: Gpt2Spec,
         num_ids: Sequence[int],
         num_ends: int,
         width: int,
@@ -84,9 +84,8 @@ class Gpt2Depth(DepthWeights):
 
 
 class _Layer(nn.Module):
-    def __init__(self, spec: DepthSpec, quant_config: QuantizationConfig | None, prefix: str):
+    def __init__(self, spec: Gpt2Spec, quant_config: QuantizationConfig | None, prefix: str):
         super().__init__()
-        assert spec.gpt2_activation is not None
         self.spec, self._activate = spec, ACTIVATIONS[spec.gpt2_activation]
         self._widths = [spec.num_heads * spec.head_dim, *[spec.num_kv_heads * spec.head_dim] * 2]
         heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
