@@ -129,7 +129,7 @@ def extended(replies: WordReplies, track: WordTrack, ids: list[int], is_last: bo
     """Append words to the track of a reply; return the table entries."""
     entries = track.extend(ids, is_last)
     replies.extend(0, entries)
-    replies.totals[0] = track.limits(replies.rules.family.tasks[0].sampling)["given_total"]
+    replies.totals[0] = track.limits(replies.rules.family.tasks[0].sampling)["track_total"]
     return entries
 
 

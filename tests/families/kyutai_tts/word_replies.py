@@ -37,7 +37,7 @@ class WordReplies:
             reply = ReplyState.begin(rules, rules.family.tasks[0], first, track)
             self.tables.state[slot] = torch.tensor(reply.values(rules.state_names))
         sampling = rules.family.tasks[0].sampling
-        self.totals = torch.tensor([track.limits(sampling)["given_total"] for track in tracks])
+        self.totals = torch.tensor([track.limits(sampling)["track_total"] for track in tracks])
         self.states = WordStates(script, rules, self.tables, self.arrays)
         self.launch = WordLaunch(script, rules, self.tables, self.number)
 
@@ -53,14 +53,14 @@ class WordReplies:
             plan = torch.zeros(len(COLUMNS), self.number, dtype=torch.int32)
             plan[COLUMNS.index("role")] = DRAWS.value
             plan[COLUMNS.index("slot")] = plan[COLUMNS.index("other")] = slots
-            plan[COLUMNS.index("given_total")] = self.totals
+            plan[COLUMNS.index("track_total")] = self.totals
             tokens = torch.from_numpy(drawn.astype(np.int32))[:, None]
             lengths = torch.full((self.number,), position, dtype=torch.int32)
             self.seconds = torch.full_like(lengths, -5)
             self.launch(tokens, plan, lengths, self.num_in_kernel, self.seconds)
             return tokens[: self.num_in_kernel, 0].numpy()
         limits = {name: self.arrays.zeros(self.number) for name in LIMITS}
-        limits["given_total"] = self.arrays.upload(self.totals.numpy())
+        limits["track_total"] = self.arrays.upload(self.totals.numpy())
         state = SlotState(*self.arrays.wrap(self.tables.state)[:, : len(STATE)].T)
         where = self.arrays.upload(slots.numpy()), self.arrays.zeros(self.number) + position
         none: Any = None

@@ -142,7 +142,7 @@ class SlotLimits:
         latent_steps: Number of solver steps of a latent; 0 for families without latents.
         tail_rows: Number of rows from the detected end of speech to the end of the audio; 0 for families without
             latents.
-        given_total: Number of words, or of other parts of the text, that a mechanism's track has; ENDLESS while the
+        track_total: Number of words, or of other parts of the text, that a mechanism's track has; ENDLESS while the
             text is open.
     """
 
@@ -160,7 +160,7 @@ class SlotLimits:
     forced_until: Array
     latent_steps: Array
     tail_rows: Array
-    given_total: Array
+    track_total: Array
 
 
 @dataclass
@@ -211,7 +211,7 @@ def limits_row(prompt: Prompt, rules: SegmentRules) -> list[int]:
         "forced_until": 0 if tail is None or not len(tail) else len(prompt.rows) + len(tail),
         "latent_steps": 0 if latents is None else latents.steps,
         "tail_rows": 0 if latents is None else latents.tail_rows,
-        "given_total": 0,
+        "track_total": 0,
     }
     return [row[name] for name in LIMITS]
 

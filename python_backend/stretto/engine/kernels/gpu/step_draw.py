@@ -48,7 +48,7 @@ COLUMNS = (
     "forced_until",
     "latent_steps",
     "tail_rows",
-    "given_total",
+    "track_total",
     "text_temperature",
     "text_top_p",
     "audio_temperature",
@@ -75,7 +75,7 @@ def _state_at(name: str) -> tl.constexpr:
 ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
 TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
 SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS = map(_at, COLUMNS[13:19])
-GIVEN_TOTAL = _at("given_total")
+TRACK_TOTAL = _at("track_total")
 TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[20:26])
 SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[26:])
 AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, FIRST_END = map(_state_at, STATE)

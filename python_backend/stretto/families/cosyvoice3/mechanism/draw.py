@@ -84,7 +84,7 @@ class CodeDraw(RowDraw):
     def hidden_ends(self, rows: Rows) -> Array:
         """Return the hidden end ids: within a group all but the one that ends it; see `RowDraw.hidden_ends`."""
         is_short = rows.frame < rows.limits.audio_min
-        is_free = self._num_given[rows.slots] >= rows.limits.given_total
+        is_free = self._num_given[rows.slots] >= rows.limits.track_total
         hidden: Array = self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
         return hidden
 

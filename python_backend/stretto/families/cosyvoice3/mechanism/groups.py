@@ -39,7 +39,7 @@ class GroupStates:
         is_over = self._common.meets_limit(rows.frame, limits.audio_max, position, self._constants)
         num_given, num_in_group, num_first = self._state[slots].T
         token, is_given, after, num_in_group = self._rules.lay_row(
-            token, rows.in_audio & ~is_over, num_given, num_in_group, num_first, limits.given_total,
+            token, rows.in_audio & ~is_over, num_given, num_in_group, num_first, limits.track_total,
             self._constants.end_of_audio, self._groups,
         )  # fmt: skip
         words = self._where(is_given, -1 - num_given, self._pad_id)

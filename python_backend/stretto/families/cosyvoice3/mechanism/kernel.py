@@ -11,12 +11,12 @@ from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_MAX,
     AUDIO_START,
     DRAWS,
-    GIVEN_TOTAL,
     HISTORY,
     RAS_MAX_REPEATS,
     RAS_WINDOW,
     ROLE,
     SLOT,
+    TRACK_TOTAL,
 )
 from stretto.engine.rules import STATE
 from stretto.families.cosyvoice3.mechanism import rules as group_rules
@@ -68,7 +68,7 @@ def groups_kernel(
     num_given = tl.load(at + NUM_GIVEN)
     token, is_given, after, num_in_group = OWN.lay_row(
         tl.load(drawn + row).to(tl.int64), in_audio & (is_over == 0), num_given, tl.load(at + NUM_IN_GROUP),
-        tl.load(at + NUM_FIRST), tl.load(mine + GIVEN_TOTAL * rules.num_rows), family.end_of_audio, groups,
+        tl.load(at + NUM_FIRST), tl.load(mine + TRACK_TOTAL * rules.num_rows), family.end_of_audio, groups,
     )  # fmt: skip
     tl.store(drawn + row, token.to(tl.int32))
     word = tl.where(is_given, -1 - num_given, family.pad_id).to(tl.int32)
@@ -83,7 +83,7 @@ def hidden_ends(
     constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return True for end ids that a row may not have; see `hidden_ends` of `step_draw.py`."""
-    is_free = tl.load(at + NUM_GIVEN) >= tl.load(mine + GIVEN_TOTAL * plan_stride)
+    is_free = tl.load(at + NUM_GIVEN) >= tl.load(mine + TRACK_TOTAL * plan_stride)
     return OWN.hides_end(ids == constants.fill_id, is_short, is_free)
 
 

@@ -18,19 +18,19 @@ def hides_end(is_fill, is_short, is_free):
     return where(is_fill, is_short & is_free, is_short | (is_free == 0))
 
 
-def lay_row(token, goes_on, num_given, num_in_group, num_first, given_total, end_of_audio, groups):
+def lay_row(token, goes_on, num_given, num_in_group, num_first, track_total, end_of_audio, groups):
     """Return stream 0 of a row, True if it is a given row, and `num_given` and `num_in_group` after it.
 
     Args:
         token: Sampled id.
         goes_on: True in an audio row in which no limit ends the audio.
-        given_total: Number of given rows of the reply.
+        track_total: Number of given rows of the reply.
     """
     is_next = (num_given < num_first) | ((num_given - num_first) % groups.num_words > 0)
     is_first = (num_in_group >= groups.num_frames) | (token == groups.fill_id)
-    is_given = goes_on & (num_given < given_total) & (is_next | is_first)
+    is_given = goes_on & (num_given < track_total) & (is_next | is_first)
     given = where(is_next, groups.given_id, groups.fill_id)
-    is_end = (num_given >= given_total) & ((token == groups.fill_id) | (token == groups.given_id))
+    is_end = (num_given >= track_total) & ((token == groups.fill_id) | (token == groups.given_id))
     num_in_group = where(is_given & (is_next == 0), 0, num_in_group + (goes_on & (is_given == 0)))
     token = where(is_given, given, where(is_end, end_of_audio, token))
     return token, is_given, num_given + is_given, num_in_group

@@ -81,7 +81,7 @@ class GroupTrack(Track):
 
     def limits(self, sampling: SamplingConfig) -> dict[str, int]:
         """Return the number of given rows, which keeps the reply from ending before its text."""
-        return {"given_total": ENDLESS if self.is_open else len(self.ids)}
+        return {"track_total": ENDLESS if self.is_open else len(self.ids)}
 
     def initial_state(self) -> dict[str, int]:
         """Return the number of codes in the first group and of given rows before it; see `Track.initial_state`."""

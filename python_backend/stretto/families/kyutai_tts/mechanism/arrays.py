@@ -39,7 +39,7 @@ class WordStates:
         script, slots, position = self._script, rows.slots, rows.position
         remaining, forced, main_at, main_end, second_at, second_end, taken, end = self._state[slots].T
         asks, takes = self._rules.ask_for_word(
-            token, rows.in_audio, remaining, forced, main_at, main_end, taken, rows.limits.given_total, script
+            token, rows.in_audio, remaining, forced, main_at, main_end, taken, rows.limits.track_total, script
         )
         first = self._capacity + NUM_FIELDS * taken
         word = (self._word(slots, first + at) for at in range(NUM_FIELDS))

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.device_rules import RULES, device_rules
-from stretto.engine.kernels.gpu.step_draw import AUDIO_END, AUDIO_START, DRAWS, GIVEN_TOTAL, OTHER, ROLE, SLOT
+from stretto.engine.kernels.gpu.step_draw import AUDIO_END, AUDIO_START, DRAWS, OTHER, ROLE, SLOT, TRACK_TOTAL
 from stretto.engine.rules import STATE
 from stretto.families.kyutai_tts.mechanism import rules as word_rules
 from stretto.families.kyutai_tts.mechanism.script import NUM_FIELDS as FIELDS
@@ -71,7 +71,7 @@ def words_kernel(
     taken, end = tl.load(at + TAKEN), tl.load(at + END)
     asks, takes = OWN.ask_for_word(
         tl.load(drawn + row), in_audio, remaining, forced, main_at, main_end, taken,
-        tl.load(mine + GIVEN_TOTAL * rules.num_rows), script,
+        tl.load(mine + TRACK_TOTAL * rules.num_rows), script,
     )  # fmt: skip
     word = table + rules.capacity + NUM_FIELDS * taken
     word_end, padding = tl.load(word, mask=takes, other=0), tl.load(word + 1, mask=takes, other=0)

@@ -93,7 +93,7 @@ class WordTrack(Track):
 
     def limits(self, sampling: SamplingConfig) -> dict[str, int]:
         """Return the number of words, ENDLESS while the text is open; the reply cannot end before its text."""
-        return {"given_total": ENDLESS if self.is_open else len(self.words)}
+        return {"track_total": ENDLESS if self.is_open else len(self.words)}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
         """Return True, because the rows of the reply contain the ids; see `Track.are_known`."""

@@ -110,7 +110,7 @@ class WindowDraw(RowDraw):
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
         own, others = both[:number], both[number:]
         slots, position, row = (pick(each, index) for each in (rows.slots, rows.position, rows.frame))
-        total = pick(rows.limits.given_total, index)
+        total = pick(rows.limits.track_total, index)
         is_word = windows.is_word(row, total)
         follows_frame = (row > 0) & ~windows.is_word(row - 1, total)
         logits = self._segments.mask_audio(self._heads.first(own), rows, index)

@@ -52,7 +52,7 @@ class WindowTrack(Track):
 
     def limits(self, sampling: SamplingConfig) -> dict[str, int]:
         """Return the number of tokens, ENDLESS while the text is open."""
-        return {"given_total": self.num_words}
+        return {"track_total": self.num_words}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
         """Return True, because the rows of the reply contain the ids; see `Track.are_known`."""
