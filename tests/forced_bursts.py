@@ -17,7 +17,7 @@ class ForcedRows:
     def capture(self) -> None:
         """Do nothing, because there is nothing to capture."""
 
-    def place(self, slot: int, num_read: int) -> None:
+    def fill_slot(self, slot: int, num_read: int) -> None:
         """There is nothing to keep."""
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:

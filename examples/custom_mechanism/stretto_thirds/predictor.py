@@ -25,7 +25,7 @@ class SecondRow:
     def capture(self) -> None:
         """Do nothing, because there is nothing to capture."""
 
-    def place(self, slot: int, num_read: int) -> None:
+    def fill_slot(self, slot: int, num_read: int) -> None:
         """Do nothing, because nothing is kept by slot."""
 
     def __call__(self, hidden: torch.Tensor, step: BurstBatch, sample_row: SampleRow) -> None:

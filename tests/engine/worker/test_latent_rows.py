@@ -31,13 +31,13 @@ def test_rows_with_latents_are_those_of_prompts_and_all_of_replies() -> None:
     rows = LatentRows(LATENTS.layout, HostArrays())
     prompts = [TEXT, AUDIO, AUDIO, TEXT], [TEXT] * 5, None
     for slot, ids in enumerate(prompts):
-        rows.place(slot, SimpleNamespace(prompt_token_ids=ids))  # type: ignore[arg-type]
+        rows.fill_slot(slot, SimpleNamespace(prompt_token_ids=ids))  # type: ignore[arg-type]
     assert rows.rows(batch((0, 0, 4), (1, 0, 5))).tolist() == [1, 2]
     assert rows.rows(batch((1, 2, 3), (0, 2, 2))).tolist() == [3], "the second chunk of each prompt"
     assert rows.rows(batch((1, 3, 4), (0, 4, 1))).tolist() == [2, 3, 4], "the last two rows of a prompt, and replies"
     assert rows.rows(batch((2, 0, 2))).tolist() == [0, 1], "the prompt is unknown"
     assert rows.rows(batch((1, 0, 2))).tolist() == []
-    rows.place(0, SimpleNamespace(prompt_token_ids=[TEXT]))  # type: ignore[arg-type]
+    rows.fill_slot(0, SimpleNamespace(prompt_token_ids=[TEXT]))  # type: ignore[arg-type]
     assert rows.rows(batch((0, 0, 1))).tolist() == []
     assert rows.rows(batch((3, 0, 2))).tolist() == [0, 1], "a slot without a request, in vLLM's profiling run"
 

@@ -27,7 +27,7 @@ class LatentRows:
         self._kinds, self._arrays = (layout.audio[0], layout.latents.voice_ids or range(0)), arrays
         self._of_slot: dict[int, np.ndarray] = {}
 
-    def place(self, slot: int, data: NewRequestData) -> None:
+    def fill_slot(self, slot: int, data: NewRequestData) -> None:
         """Store which rows of the prompt of the request in `slot` have a latent."""
         ids = np.asarray(data.prompt_token_ids or (), np.int64)
         self._of_slot[slot] = np.any([(ids >= kind.start) & (ids < kind.stop) for kind in self._kinds], 0)

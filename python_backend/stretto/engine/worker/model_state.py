@@ -82,7 +82,7 @@ class AudioEmbeddings:
         self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
 
     @torch.inference_mode()
-    def place(self, slot: int, audios: Sequence[InputAudio]) -> None:
+    def fill_slot(self, slot: int, audios: Sequence[InputAudio]) -> None:
         """Embed the audio inputs of the request in `slot` and store the result."""
         self._of_slot.pop(slot, None)
         if audios:
@@ -181,19 +181,19 @@ class SpeechModelState(DefaultModelState):
             new_req_data = SpeechRequestData.extending(new_req_data, *warmup_request(new_req_data, self.rules))
         self.slots.fill(req_index, new_req_data)
         if self._row_predictor is not None:
-            self._row_predictor.place(req_index, new_req_data.num_computed_tokens)
+            self._row_predictor.fill_slot(req_index, new_req_data.num_computed_tokens)
         if self.memory is not None:
-            self.memory.place(req_index, new_req_data)
+            self.memory.fill_slot(req_index, new_req_data)
         if self._latent_rows is not None:
-            self._latent_rows.place(req_index, new_req_data)
+            self._latent_rows.fill_slot(req_index, new_req_data)
         if self.audio_embeddings is not None:
             assert new_req_data.prompt is not None
-            self.audio_embeddings.place(req_index, new_req_data.prompt.audios)
+            self.audio_embeddings.fill_slot(req_index, new_req_data.prompt.audios)
         if self.prompt_states is not None:
-            self.prompt_states.place(new_req_data)
+            self.prompt_states.begin(new_req_data)
         if self._conditions is not None:
             assert new_req_data.prompt is not None
-            self._conditions.place(req_index, new_req_data.prompt.condition, self.arrays)
+            self._conditions.fill_slot(req_index, new_req_data.prompt.condition, self.arrays)
 
     def remove_request(self, req_id: str) -> None:
         """Clear the slot of a request that has ended or was preempted."""

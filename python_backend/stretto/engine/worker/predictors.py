@@ -395,7 +395,7 @@ AnyReadout = Readout | LatentReadout
 class RequestMemory(Protocol):
     """Memory of a mechanism's network for each request, beside the slot tables."""
 
-    def place(self, slot: int, data: SpeechRequestData) -> None:
+    def fill_slot(self, slot: int, data: SpeechRequestData) -> None:
         """Prepare the memory of a request that begins or continues in `slot`."""
 
     def put_aside(self, request_id: str, slot: int) -> None:
@@ -418,7 +418,7 @@ class ConditionNetwork(Protocol):
             dtype: Data type of the backbone.
         """
 
-    def place(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
+    def fill_slot(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
         """Store the condition of the request in `slot`."""
 
     def fill(self, slots: torch.Tensor) -> None:
@@ -461,7 +461,7 @@ class RowPredictor(Protocol):
         """Capture graphs, before the first request."""
         ...
 
-    def place(self, slot: int, num_read: int) -> None:
+    def fill_slot(self, slot: int, num_read: int) -> None:
         """Record that `slot` has received a request whose first `num_read` rows are in the prefix cache."""
         ...
 

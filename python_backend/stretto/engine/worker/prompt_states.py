@@ -30,14 +30,14 @@ class PromptStates(PromptLogprobsWorker):
         self._states, self._family = states, family
         self._audios: dict[str, tuple[InputAudio, ...]] = {}  # of prompts that are being computed, by request id
 
-    def place(self, data: SpeechRequestData) -> None:
+    def begin(self, data: SpeechRequestData) -> None:
         """Prepare for a request that enters the batch."""
         assert data.prompt is not None
         if audios := read_audios(data.prompt, self._family):
             self._audios[data.req_id] = audios
 
     def add_request(self, req_id: str, req_idx: int, sampling_params: Any) -> None:
-        """Do nothing, because `place` has prepared for the request (vLLM's hook)."""
+        """Do nothing, because `begin` has prepared for the request (vLLM's hook)."""
 
     def remove_request(self, req_id: str) -> None:
         """Forget a request that has ended or was preempted (vLLM's hook)."""

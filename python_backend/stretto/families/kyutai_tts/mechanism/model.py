@@ -86,7 +86,7 @@ class Conditions(nn.Module):
         for attention, keys, values in zip(self._attentions, *tables, strict=True):
             attention.prepare(keys, values, self.slots, self.num_present)
 
-    def place(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
+    def fill_slot(self, slot: int, condition: Condition | None, arrays: Arrays) -> None:
         """Store the condition of the request in `slot`."""
         given = condition or self._none
         ids = arrays.upload(np.array(given.ids, np.int64))

@@ -142,7 +142,7 @@ class FeedbackMemory:
         while len(self._aside) > self._max_aside:
             self._aside.popitem(last=False)
 
-    def place(self, slot: int, data: SpeechRequestData) -> None:
+    def fill_slot(self, slot: int, data: SpeechRequestData) -> None:
         """Restore the memory of a request that continues in `slot`. A new request needs no memory."""
         row, aside = self._last_latent(data), self._aside.pop(data.req_id, None)
         self._rows[slot] = row

@@ -286,7 +286,7 @@ class ModuleRows:
         if self._program is not None:
             self._program.capture()
 
-    def place(self, slot: int, num_read: int) -> None:
+    def fill_slot(self, slot: int, num_read: int) -> None:
         """Record that `slot` has received a request whose first `num_read` rows are in the prefix cache."""
         self._unread[slot] = num_read
 
