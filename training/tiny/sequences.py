@@ -21,7 +21,7 @@ from training.tiny.encoded import Transcript
 NO_TARGET = -1
 SPACE = tiny.FIRST_CHARACTER
 CHARACTER_ID = {character: tiny.FIRST_CHARACTER + index for index, character in enumerate(tiny.CHARACTERS)}
-INDEX = tiny.SCRIPT.index_stream
+INDEX = tiny.POINTER.index_stream
 MAX_DELAY = tiny.LAYOUT.max_delay
 
 
