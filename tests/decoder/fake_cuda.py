@@ -58,7 +58,6 @@ class FakeCuda:
         self.num_synchronized = self.num_captured = self.num_replayed = 0
         self.refuses: Exception | None = None
         self.pools_in_use: set[tuple[int, ...]] = set()
-        self.allocated_bytes = self.most_bytes = 0
 
     def work(self, seconds: float) -> None:
         """Keep the device busy on the current stream."""
@@ -117,15 +116,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         "stream": cuda.stream,
         "synchronize": cuda.synchronize,
         "current_device": lambda: 0,
-        "memory_allocated": lambda: cuda.allocated_bytes,
-        "max_memory_allocated": lambda: cuda.most_bytes,
-        "reset_peak_memory_stats": lambda: None,
-        "empty_cache": lambda: None,
     }
     for name, function in replaced.items():
         monkeypatch.setattr(torch.cuda, name, function)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", cuda.end_allocating, raising=False)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, device=None, **options: empty(*size, **options))
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **options: empty(*size, **options))
     return cuda

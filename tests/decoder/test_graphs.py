@@ -17,7 +17,7 @@ class Recorder:
     """Fake recorder that captures any work and counts captures and replays. `error` ends a capture."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.num_captured = self.num_replayed = 0
+        self.num_captured = self.num_replayed = self.num_released = 0
         self.error = error
         self.memory_error: Exception | None = None  # raised before a capture
 
@@ -38,8 +38,8 @@ class Recorder:
 
         return replay
 
-    def end(self) -> None:
-        """Do nothing."""
+    def release(self) -> None:
+        self.num_released += 1
 
 
 REFUSED = RuntimeError("operation not permitted when stream is capturing")
@@ -188,16 +188,26 @@ def test_number_of_captured_graphs_is_limited() -> None:
     assert backend.num_captured == 2
 
 
-def test_captures_leave_memory_for_utterances_and_a_batch_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, sizes = fake_cuda.install(monkeypatch), list[int]()
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda size, **options: sizes.append(size) or empty(0))
-    cuda.allocated_bytes, cuda.most_bytes = 700, 1500
-    backend = CudaGraphs(spare=90)
-    for _ in range(3):
-        backend.prepare(lambda: None)
-    assert sizes == [890]
-    backend.end()
-    backend.prepare(lambda: None)  # in service
-    CudaGraphs().prepare(lambda: None)  # without a limit
-    assert sizes == [890]
+def test_graphs_are_dropped_if_they_leave_no_memory_for_a_window() -> None:
+    codec, backend = FakeCodec(), Recorder()
+
+    def decode(each: Window) -> tuple[Tensor, Tensor]:
+        if each.codes.shape[2] > 6 and not backend.num_released:
+            raise torch.OutOfMemoryError
+        return codec.decode(each)
+
+    cache = GraphCache(decode, backend, FakeCodec.spec, 8)
+    assert cache.capture(window(2))
+    check(cache, window(2, frames=9))
+    assert (cache.num_graphs, backend.num_released) == (0, 1)
+    for _ in range(WORTH_CAPTURING + 1):
+        check(cache, window(2))
+    assert cache.num_graphs == 0
+
+
+def test_window_without_memory_fails_if_there_are_no_graphs() -> None:
+    def decode(each: Window) -> tuple[Tensor, Tensor]:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        GraphCache(decode, Recorder(), FakeCodec.spec, 8).decode(window(2))

@@ -53,44 +53,22 @@ class GraphBackend(Protocol):
         """Record the device operations of `step`, and return a function that repeats them."""
         ...
 
-    def end(self) -> None:
-        """Release the memory that captures had to leave free."""
+    def release(self) -> None:
+        """Free the memory of graphs that no longer exist, after all work on the device has ended."""
         ...
 
 
 class CudaGraphs:
-    """CUDA graphs on the current device; they share memory, so only one may run at a time.
+    """CUDA graphs on the current device; they share memory, so only one may run at a time."""
 
-    Graphs take as much memory as cuDNN's workspaces may have, and keep it. So until `end`, captures cannot use the
-    memory that a server needs later: `spare`, and that of the largest batch without a graph.
-
-    Args:
-        spare: Memory of utterances in bytes; 0 to keep nothing free.
-    """
-
-    def __init__(self, spare: int = 0) -> None:
+    def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
-        self._spare, self._kept = spare, list[Tensor]()
 
     def prepare(self, step: Callable[[], None]) -> None:
-        """Run `step` three times, because libraries choose algorithms and allocate workspaces at first use.
-
-        Shapes are captured in order of size, so the first one shows how much memory a batch needs.
-        """
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        """Run `step` three times, because libraries choose algorithms and allocate workspaces at first use."""
         for _ in range(3):
             step()
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # a capture cannot use what the allocator keeps for other work
-        if self._spare and not self._kept:
-            batch = torch.cuda.max_memory_allocated() - before
-            self._kept.append(torch.empty(self._spare + batch, dtype=torch.uint8, device=torch.cuda.current_device()))
-
-    def end(self) -> None:
-        """Release the memory that captures had to leave free."""
-        self._kept, self._spare = [], 0
-        torch.cuda.empty_cache()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
         """Capture `step`, as `GraphBackend` describes.
@@ -98,6 +76,11 @@ class CudaGraphs:
         If this raises, the current stream is restored and no capture is active.
         """
         return record(step, self._pool).replay
+
+    def release(self) -> None:
+        """Free the memory of graphs that no longer exist, after all work on the device has ended."""
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +130,25 @@ class GraphCache:
         key = _key(window)
         return key in self._graphs or self._capture(key, window) is not None
 
-    def end(self) -> None:
-        """End the captures before the first request, which leave memory free for later."""
-        self._backend.end()
-
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode a window as `Codec.decode` does.
 
-        The samples are in newly allocated memory. The states are valid until the next call.
+        The samples are in newly allocated memory. The states are valid until the next call. If there is no memory for
+        the window, all graphs are dropped, because they keep as much as cuDNN's workspaces may have when they are
+        captured.
         """
+        try:
+            return self._decode_or_replay(window)
+        except torch.OutOfMemoryError:
+            if not self._graphs:
+                raise
+            logger.warning("no memory beside %d CUDA graphs: decoding without them", self.num_graphs)
+        self._is_closed = True
+        self._graphs.clear()
+        self._backend.release()
+        return self._decode(window)
+
+    def _decode_or_replay(self, window: Window) -> tuple[Tensor, Tensor]:
         batch, key = len(window.codes), _key(window)
         captured = self._graphs.get(key) or self._consider(key, window)
         if captured is None:

@@ -60,10 +60,6 @@ class Launcher(Protocol):
         """Capture a graph for the shape of `window`; return True if one exists afterwards."""
         ...
 
-    def end_captures(self) -> None:
-        """End the captures before the first request."""
-        ...
-
     def launch(self, window: Window) -> Flight:
         """Start decoding a batch.
 
@@ -100,9 +96,6 @@ class HostLauncher:
         """Return False, because the host has no graphs."""
         return False
 
-    def end_captures(self) -> None:
-        """Do nothing."""
-
     def launch(self, window: Window) -> Flight:
         with self._convolutions:
             pcm, states = self._codec.decode(window)
@@ -133,9 +126,7 @@ class CudaLauncher:
 
         self.has_graphs = config.graphs and codec.spec.can_capture
         self._reads_on_host = codec.spec.reads_on_host
-        utterances = config.max_utterances * codec.initial_state(1).nbytes + (config.reference_mb << 20)
-        graphs = CudaGraphs(utterances if config.memory_mb else 0) if self.has_graphs else None
-        self._graphs = None if graphs is None else GraphCache(decode, graphs, codec.spec, config.max_batch)
+        self._graphs = GraphCache(decode, CudaGraphs(), codec.spec, config.max_batch) if self.has_graphs else None
         self._decode = decode if self._graphs is None else self._graphs.decode
 
     def enter(self) -> None:
@@ -151,11 +142,6 @@ class CudaLauncher:
         """Capture a graph for the shape of `window`; return True if one exists afterwards."""
         with torch.cuda.stream(self._stream), torch.inference_mode():
             return self._graphs is not None and self._graphs.capture(self._sent(_pinned(window)))
-
-    def end_captures(self) -> None:
-        """Release the memory that captures had to leave free."""
-        if self._graphs is not None:
-            self._graphs.end()
 
     def launch(self, window: Window) -> Flight:
         window = _pinned(window)
@@ -214,10 +200,9 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     if codec.spec.blocks:  # later blocks are long
         windows = windows[-1:]
     batches = (1 << power for power in range((max_batch - 1).bit_length(), -1, -1))
-    repeated = (_repeated(window, state.expand(batch, -1)) for batch in batches for window, state in windows)
-    num_graphs = sum(map(launcher.capture, repeated))
-    launcher.end_captures()
-    return num_graphs
+    return sum(
+        launcher.capture(_repeated(window, state.expand(batch, -1))) for batch in batches for window, state in windows
+    )
 
 
 def warm_up(
