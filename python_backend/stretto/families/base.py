@@ -75,8 +75,8 @@ class DepthSpec:
             quantization) that returns the family's own network: an `engine.models.depth_transformer.DepthWeights` with
             the methods of `engine.worker.predictors.Depth`. None for the engine's. This and the following functions are
             references (`plugin.lazy`).
-        reference: Function of (spec, family, weights) that returns the same for `stretto.testing`, an object with
-            `logits(hidden, ids, second)` as in `testing/depth_reference.py`, and removes its tensors from the weights.
+        reference: Function of (spec, family, weights) that returns the `testing.depth_reference.SlowDepth`, and removes
+            its tensors from the weights.
         random_weights: Function of (spec, random) that returns random norms and layers, named as in a checkpoint;
             `random(*shape, scale=…)` returns a random tensor.
     """

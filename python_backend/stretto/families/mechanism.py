@@ -23,10 +23,7 @@ class RequestConditions:
             `engine.worker.predictors.ConditionNetwork`, whose weights are the tensors `conditions.…` of the checkpoint.
         layer: Function of (conditions) that returns the class of the backbone's layers, derived from vLLM's
             `LlamaDecoderLayer`.
-        reference: Function of (conditions) that returns an object for `stretto.testing` with
-            `random_weights(config, generator)`, `random_condition(index)`, `attach(weights, model)`, which removes its
-            tensors from the weights and adds hooks to a transformers model, `use(condition)`, and `added`, the vector
-            [H] that is added to the embeddings.
+        reference: Function of (conditions) that returns a `stretto.testing.ReferenceConditions`.
     """
 
     vector_rows: int

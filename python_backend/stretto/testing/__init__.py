@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from stretto.testing.conformance import assert_family_conforms
+    from stretto.testing.reference_conditions import ReferenceConditions
     from stretto.testing.reference_rule import ReferenceRule
 
-MODULES = {"assert_family_conforms": "conformance", "ReferenceRule": "reference_rule"}
-__all__ = ["ReferenceRule", "assert_family_conforms"]
+MODULES = {
+    "assert_family_conforms": "conformance",
+    "ReferenceConditions": "reference_conditions",
+    "ReferenceRule": "reference_rule",
+}
+__all__ = ["ReferenceConditions", "ReferenceRule", "assert_family_conforms"]
 
 
 def __getattr__(name: str) -> Any:

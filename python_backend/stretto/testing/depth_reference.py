@@ -1,12 +1,26 @@
 """Slow depth transformers: one that uses transformers classes, and one in plain torch with per-position weights."""
 
 import math
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from transformers import LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 
 from stretto.families.base import DepthSpec, Family
+
+
+class SlowDepth(Protocol):
+    """Slow depth transformer (`DepthSpec.reference`)."""
+
+    def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
+        """Return the logits over the vocabulary of the next stream in a row.
+
+        Args:
+            hidden: Hidden state of the row, [H].
+            ids: Ids of the previous streams.
+            second: Id of the second text stream in the row; None if the family has none.
+        """
+        ...
 
 
 class DepthReference:
@@ -42,23 +56,17 @@ class DepthReference:
         self.model.load_state_dict(named)
 
     @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, codes: list[int], second: int | None = None) -> list[float]:
-        """Return the logits of the next stream in a row.
-
-        Args:
-            hidden: Hidden state of the row, [H].
-            codes: Codes of the previous streams.
-            second: Ignored: only a depth transformer with a schedule reads a second text stream.
-        """
+    def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
+        """Return the logits of the next stream in a row; see `SlowDepth`. There is no second text stream."""
         size = self.layout.codebook_size
-        if not codes and not self.num_first:
+        if not ids and not self.num_first:
             return self._spread(self.first_head @ hidden, [*self.layout.audio[0], *self.ends])
-        before = [self.embed[s * size + code - self.layout.audio[s].start] for s, code in enumerate(codes)]
+        before = [self.embed[s * size + code - self.layout.audio[s].start] for s, code in enumerate(ids)]
         embeds = torch.stack([self.project @ hidden + self.bias, *before])
         state = self.model(inputs_embeds=embeds[None], use_cache=False).last_hidden_state[0, -1]
-        if not codes:
+        if not ids:
             return self._spread(self.first_head @ state, [*self.layout.audio[0], *self.ends])
-        return self._spread(self.heads[len(codes) - 1] @ state, list(self.layout.audio[len(codes)]))
+        return self._spread(self.heads[len(ids) - 1] @ state, list(self.layout.audio[len(ids)]))
 
     def _spread(self, logits: torch.Tensor, ids: list[int]) -> list[float]:
         spread = torch.full((self.layout.vocab_size,), -math.inf)
@@ -100,13 +108,7 @@ class SteppedReference:
 
     @torch.no_grad()
     def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
-        """Return the logits of the next stream in a row.
-
-        Args:
-            hidden: Hidden state of the row, [H].
-            ids: Ids of the previous streams.
-            second: Id of the second text stream in the row; None if the family has none.
-        """
+        """Return the logits of the next stream in a row; see `SlowDepth`."""
         spread = torch.full((self.layout.vocab_size,), -math.inf)
         if not ids:
             spread[list(self.layout.audio[0])] = self.mine["first_head"] @ hidden
@@ -125,9 +127,10 @@ class SteppedReference:
         return spread.tolist()
 
 
-def depth_reference(family: Family, weights: dict[str, torch.Tensor]) -> Any:
+def depth_reference(family: Family, weights: dict[str, torch.Tensor]) -> SlowDepth:
     """Return the slow depth transformer of a family, whose tensors are removed from `weights`."""
     spec = cast(DepthSpec, family.depth)
     if spec.reference is not None:
-        return spec.reference(family, weights)
+        own: SlowDepth = spec.reference(family, weights)
+        return own
     return (SteppedReference if spec.schedule else DepthReference)(family, weights)

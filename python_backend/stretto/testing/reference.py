@@ -22,7 +22,8 @@ from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import PADDED_WARM_UP, Segment
-from stretto.testing.depth_reference import depth_reference
+from stretto.testing.depth_reference import SlowDepth, depth_reference
+from stretto.testing.reference_conditions import ReferenceConditions
 from stretto.testing.reference_rule import ReferenceRule, kept_ids
 
 MASK = 0xFFFFFFFF
@@ -60,7 +61,7 @@ class Context:
         model: PreTrainedModel,
         family: Family,
         heard: dict[int, torch.Tensor] | None = None,
-        conditions: Any = None,
+        conditions: ReferenceConditions | None = None,
     ):
         self.model, self.family, self.heard, self.conditions = model, family, heard or {}, conditions
         self.cache, self.num_read = DynamicCache(), 0
@@ -122,8 +123,8 @@ class Reference:
     """
 
     was_cut = False
-    depth: Any = None  # `depth_reference`, for a family with a depth transformer
-    conditions: Any = None  # `RequestConditions.reference`, for a family with conditions
+    depth: SlowDepth | None = None  # for a family with a depth transformer
+    conditions: ReferenceConditions | None = None  # for a family with conditions
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
@@ -136,8 +137,9 @@ class Reference:
         if family.depth:
             self.depth = depth_reference(family, weights)
         if family.mechanism.conditions is not None:
-            self.conditions = family.mechanism.conditions.reference()
-            self.conditions.attach(weights, self.model)
+            conditions: ReferenceConditions = family.mechanism.conditions.reference()
+            conditions.attach(weights, self.model)
+            self.conditions = conditions
         if config["tie_word_embeddings"]:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)
@@ -294,10 +296,12 @@ class _Reply:
     def deeper(self, row: Row, stream: int) -> list[float]:
         """Return the depth transformer's logits for `stream` in the next row; `row` has the ids of previous streams."""
         ids = row[:stream], (row[self.family.track_streams.start] if self.family.second_ids else None)
-        logits = self.reference.depth.logits(self.context.newest_hidden[0], *ids)
+        depth = self.reference.depth
+        assert depth is not None
+        logits = depth.logits(self.context.newest_hidden[0], *ids)
         if not self.is_merging or stream not in self.family.guided_streams:
             return logits
-        other = self.reference.depth.logits(self.other.newest_hidden[0], *ids)
+        other = depth.logits(self.other.newest_hidden[0], *ids)
         return merged(logits, other, self.sampling.guidance_scale)
 
     def is_guided(self, frame: int) -> bool:

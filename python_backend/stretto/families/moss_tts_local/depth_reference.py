@@ -72,15 +72,9 @@ class Gpt2Reference:
         return self.product(out, f"{layer}.o_proj")
 
     @torch.no_grad()
-    def logits(self, hidden: torch.Tensor, codes: list[int], second: int | None = None) -> list[float]:
-        """Return the logits of the next stream in a row.
-
-        Args:
-            hidden: Hidden state of the row, [H].
-            codes: Ids of the previous streams, of which the first is not read.
-            second: Ignored: only a depth transformer with a schedule reads a second text stream.
-        """
-        rows = [self.starts[s] + token - self.layout.audio[s].start for s, token in enumerate(codes)]
+    def logits(self, hidden: torch.Tensor, ids: list[int], second: int | None = None) -> list[float]:
+        """Return the logits of the next stream in a row; see `SlowDepth`. Stream 0 is not read."""
+        rows = [self.starts[s] + token - self.layout.audio[s].start for s, token in enumerate(ids)]
         first = self.mine["project.weight"] @ hidden if self.spec.projection else hidden
         x = torch.cat([first[None], self.mine["embed"][rows[1:]]])
         activate: Any = getattr(torch.nn.functional, self.spec.gpt2_activation)
@@ -89,8 +83,8 @@ class Gpt2Reference:
             x = x + self.attend(self.norm(x, f"{layer}.ln_1"), layer)
             opened = self.product(self.norm(x, f"{layer}.ln_2"), f"{layer}.fc_in")
             x = x + self.product(activate(opened), f"{layer}.fc_out")
-        state, ids = self.norm(x, "norm")[-1], [*self.layout.audio[len(codes)]]
-        head = self.mine["heads"][len(codes) - 1] if codes else self.mine["first_head"]
+        state, own = self.norm(x, "norm")[-1], [*self.layout.audio[len(ids)]]
+        head = self.mine["heads"][len(ids) - 1] if ids else self.mine["first_head"]
         spread = torch.full((self.layout.vocab_size,), -math.inf)
-        spread[ids if codes else [*ids, *self.ends]] = head @ state
+        spread[own if ids else [*own, *self.ends]] = head @ state
         return spread.tolist()

@@ -8,19 +8,13 @@ import torch
 
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.records.prompt import Condition
+from stretto.testing import ReferenceConditions
 
 
-class ConditionReference:
-    """Conditions of the reply that a model generates.
+class ConditionReference(ReferenceConditions):
+    """Conditions of the reply that a model generates."""
 
-    Attributes:
-        added: Vector that is added to every row, [H].
-    """
-
-    added: torch.Tensor
-
-    def __init__(self, spec: SpeakerConditions):
-        self.spec = spec
+    spec: SpeakerConditions
 
     def random_weights(self, config: dict[str, Any], generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Return the tensors of conditions and cross-attention, named as `stretto convert` writes them."""
