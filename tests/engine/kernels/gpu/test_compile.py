@@ -34,7 +34,10 @@ KERNELS = (
     "previous_latents_kernel",
     "groups_kernel",
     "stairs_kernel",
+    "slots_kernel",
     "stretch_inputs_kernel",
+    "local_attention_kernel",
+    "split_kernel",
 )
 
 
