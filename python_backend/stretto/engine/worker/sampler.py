@@ -362,7 +362,7 @@ class RowDraw:
         return logits
 
     def hidden_ends(self, rows: Rows) -> Array | None:
-        """Return True for end ids of stream 0 that the rows may not have, [M, E]; None for all of short audio."""
+        """Return True for end ids of stream 0 that the rows may not have, [M, E]; None to hide all in short audio."""
         return None
 
     def chosen(

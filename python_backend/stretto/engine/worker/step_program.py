@@ -247,7 +247,9 @@ class StreamSet(NamedTuple):
 class StepProgram:
     """Kernel launches that sample a step.
 
-    The inputs are the buffers `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`.
+    The inputs are the buffers `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`. A mechanism's
+    program (`Mechanism.step_program`) is a subclass that overrides `draw_first` or `draw_others`, or names other Triton
+    functions; those of its CPU sampler have the same names (`RowDraw`).
 
     Args:
         readout: Heads and frame predictor.
