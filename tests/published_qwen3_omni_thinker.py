@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Qwen2Tokenizer, WhisperFeatureExtractor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeThinkerConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeThinkerForConditionalGeneration
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
@@ -20,6 +21,7 @@ from stretto.convert.command import main
 from stretto.families.base import Family
 from stretto.families.plugin import family_at
 from stretto.families.prompting import Piece, PromptRows
+from stretto.families.qwen3_omni.image import MAX_PIXELS, MIN_PIXELS
 from stretto.families.qwen3_omni.prompt import open_template
 from stretto.records.prompt import Prompt
 from stretto.testing.reference import Reference
@@ -35,11 +37,12 @@ NAMED = {
     "audio_bos_token": "<|audio_start|>",
     "audio_eos_token": "<|audio_end|>",
 }
-# The rules of the published template for text and audio, without tools. Thoughts of earlier replies are left out.
+# The rules of the published template for text, audio and images, without tools. Earlier thoughts are left out.
 TEMPLATE = """{%- for message in messages -%}
 {%- set turn = namespace(text='') -%}
 {%- for part in message.content -%}
 {%- if part.type == 'audio' -%}{%- set turn.text = turn.text + '<|audio_start|><|audio_pad|><|audio_end|>' -%}
+{%- elif part.type == 'image' -%}{%- set turn.text = turn.text + '<|vision_start|><|image_pad|><|vision_end|>' -%}
 {%- else -%}{%- set turn.text = turn.text + part.text -%}{%- endif -%}
 {%- endfor -%}
 {%- if message.role == 'assistant' and '</think>' in turn.text -%}
@@ -80,6 +83,25 @@ def conversations() -> dict[str, tuple[Piece, ...]]:
     }
 
 
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Return an image of coloured noise, uint8 [height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def sights() -> dict[str, tuple[Piece, ...]]:
+    """Return conversations with images by name: alone, of several sizes, with audio, and in several turns."""
+    asked, said = conversations()["text"][0], Piece("assistant", "text", text="hello world")
+    heard = conversations()["audio"][0]
+    wide, tall = (Piece("user", "image", pixels=picture(*size)) for size in ((40, 90, 1), (150, 33, 2)))
+    return {
+        "image": (wide,),
+        "image, text": (tall, asked),
+        "text, images": (asked, tall, wide, replace(asked, text="why?")),
+        "audio, image": (heard, wide, asked),
+        "image turns": (wide, asked, said, heard, replace(asked, text=" why?"), tall),
+    }
+
+
 RECORDINGS = {"short": (0.31, 1), "odd": (1.2345, 2), "long": (5.7, 3)}
 
 
@@ -89,7 +111,8 @@ def messages_of(pieces: tuple[Piece, ...]) -> list[dict[str, Any]]:
     for piece in pieces:
         if not messages or messages[-1]["role"] != piece.role:
             messages.append({"role": piece.role, "content": []})
-        part = {"type": "audio"} if piece.text is None else {"type": "text", "text": piece.text}
+        part = {"type": "audio"} if piece.pcm is not None else {"type": "image"}
+        part = part if piece.text is None else {"type": "text", "text": piece.text}
         messages[-1]["content"].append(part)
     return messages
 
@@ -102,8 +125,12 @@ class Processor:
         self._made.chat_template = TEMPLATE
         self._made.tokenizer = Qwen2Tokenizer.from_pretrained(checkpoint, extra_special_tokens=NAMED)
         self._made.feature_extractor = WhisperFeatureExtractor(feature_size=num_mel_bins)
-        # The installed packages lack torchvision, which the processors of images and video need.
-        self._made.image_processor = self._made.video_processor = SimpleNamespace(merge_size=2, model_input_names=[])
+        size = {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}
+        self._made.image_processor = Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.5] * 3, size=size
+        )
+        # The installed packages lack torchvision, which the processor of video needs.
+        self._made.video_processor = SimpleNamespace(merge_size=2, model_input_names=[])
         for name in NAMED:
             setattr(self._made, name, getattr(self._made.tokenizer, name))
 
@@ -117,7 +144,8 @@ class Processor:
         """
         text = self._made.apply_chat_template(messages_of(pieces), tokenize=False, add_generation_prompt=True)
         heard = [piece.pcm for piece in pieces if piece.pcm is not None]
-        made = dict(self._made(text=text, audio=heard or None, return_tensors="pt"))
+        seen = [piece.pixels for piece in pieces if piece.pixels is not None]
+        made = dict(self._made(text=text, audio=heard or None, images=seen or None, return_tensors="pt"))
         for index, pcm in enumerate(heard if extracts_alone else ()):
             own = self._made(text="", audio=[pcm], return_tensors="pt")["input_features"][0]
             made["input_features"][index, :, : own.shape[1]] = own
@@ -192,7 +220,7 @@ class Written:
         """Return a request for a greedy reply of at most `num_ids` ids."""
         made, task = self.rows(pieces), self.family.tasks[0]
         sampling = replace(task.sampling, text=replace(task.sampling.text, max_rows=num_ids), seed=0, **options)
-        return Prompt(task.name, made.rows, sampling, audios=made.audios)
+        return Prompt(task.name, made.rows, sampling, audios=made.audios, images=made.images)
 
 
 class ThinkerReference(Reference):

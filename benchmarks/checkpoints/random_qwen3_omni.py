@@ -27,6 +27,9 @@ PLACEHOLDERS = {
     "<|video_pad|>": VIDEO,
     "<|audio_start|>": 319,
     "<|audio_end|>": 320,
+    "<|unused|>": 321,
+    "<|vision_start|>": 322,
+    "<|vision_end|>": 323,
 }
 ROLES = {"system": 321, "user": 266, "assistant": 263}
 PLAIN_IDS, NEWLINE = 200, 198  # ids below PLAIN_IDS are words; one is a line break
@@ -112,13 +115,14 @@ def thinker_config(hidden: int = 96, layers: int = 2, experts: int = 6, active: 
         "output_dim": hidden,
     }
     vision: dict[str, Any] = {
-        "depth": 1,
+        "depth": 2,
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_heads": 2,
         "num_position_embeddings": 16,
     }
-    vision |= {"out_hidden_size": hidden, "deepstack_visual_indexes": [0], "patch_size": 4}
+    vision |= {"out_hidden_size": hidden, "deepstack_visual_indexes": [0, 1], "patch_size": 4}
+    vision |= {"spatial_merge_size": 2, "temporal_patch_size": 2}
     return {
         "audio_token_id": AUDIO,
         "image_token_id": IMAGE,

@@ -28,6 +28,7 @@ from stretto.engine.utterance import Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
+from stretto.families.image_format import ImageFormat, check_images
 from stretto.families.plugin import config_at, read_family
 from stretto.families.text import StreamedText, load_text_codec
 from stretto.limits import FairLimit
@@ -51,7 +52,7 @@ class SpeechLLM:
         self._engine, self._shared = engine, shared
         self.family: Family = read_family(record)
         self._text = load_text_codec(self.family, config.checkpoint)
-        self._audio_format = AudioFormat.from_config(record)
+        self._audio_format, self._image_format = AudioFormat.from_config(record), ImageFormat.from_config(record)
         self._rules = SegmentRules(self.family, engine.ready.max_model_len)
         self._capacity, self._adapters = Capacity.from_engine(engine), Adapters.from_paths(config.adapter_folders)
         self._stats = Stats()
@@ -207,6 +208,7 @@ class SpeechLLM:
         """Return a prompt ready for `place`, with a seed; raise InvalidRequest if it can never run."""
         prompt = check_prompt(prompt, self._rules, self._capacity)
         check_audios(prompt, self._audio_format)
+        check_images(prompt, self._image_format)
         return replace(prompt, sampling=prompt.sampling.with_seed())
 
     @contextmanager

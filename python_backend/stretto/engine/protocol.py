@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import read_family
-from stretto.records.prompt import InputAudio, Prompt
+from stretto.records.prompt import InputAudio, InputImage, Prompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -92,11 +92,11 @@ class SessionBlocks(NamedTuple):
 NO_SESSION = SessionBlocks()
 
 
-def read_audios(prompt: Prompt, family: Family) -> tuple[InputAudio, ...]:
-    """Return the audio input of a prompt in whose rows the family's speaker reads hidden states; empty for none."""
+def read_inputs(prompt: Prompt, family: Family) -> tuple[InputAudio | InputImage, ...]:
+    """Return audio and images of a prompt in whose rows the family's speaker reads hidden states; empty for none."""
     if family.mechanism.speaker is None or not family.task(prompt.task).is_spoken:
         return ()
-    return prompt.audios
+    return prompt.inputs
 
 
 KEY = "speech"
@@ -117,6 +117,7 @@ def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
         prompt.rows,
         prompt.sampling,
         audios=prompt.audios,
+        images=prompt.images,
         delayed_tail=prompt.delayed_tail,
         track=prompt.track,
         is_open=prompt.is_open,
@@ -126,14 +127,9 @@ def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
         packed = needed.to_bytes()
     except TypeError as error:  # such as a number of numpy's
         raise InvalidRequest("prompt", "Python's own types", str(error)) from error
-    features = prompt.features
-    record = {
-        "prompt": packed,
-        "rows": prompt.rows.tobytes(),
-        "features": None if features is None else features.astype(np.float32, copy=False).tobytes(),
-        "feature_size": 0 if features is None else features.shape[1],
-        "host": host,
-    }
+    record: dict[str, Any] = {"prompt": packed, "rows": prompt.rows.tobytes(), "host": host}
+    for name, array in (("features", prompt.features), ("patches", prompt.patches)):
+        record[name] = None if array is None else (array.astype(np.float32, copy=False).tobytes(), array.shape[1])
     read_extra_args({KEY: record}, prompt.rows.shape[1])
     return {KEY: record}
 
@@ -146,10 +142,11 @@ def read_extra_args(extra_args: dict[str, Any], num_streams: int) -> tuple[Promp
     """
     record = extra_args[KEY]
     rows = np.frombuffer(record["rows"], np.int32).reshape(-1, num_streams)
-    features = record["features"]
-    if features is not None:
-        features = np.frombuffer(features, np.float32).reshape(-1, record["feature_size"])
-    return Prompt.from_bytes("prompt", record["prompt"], rows, features), record["host"]
+    features, patches = (
+        None if given is None else np.frombuffer(given[0], np.float32).reshape(-1, given[1])
+        for given in (record["features"], record["patches"])
+    )
+    return Prompt.from_bytes("prompt", record["prompt"], rows, features, patches), record["host"]
 
 
 DELTA = 1  # vLLM's RequestOutputKind: each output has only the new ids

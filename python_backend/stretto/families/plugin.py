@@ -78,6 +78,9 @@ class FamilyPlugin:
         convert: Name of the module that converts releases (a `Published`); None if there is none.
         architectures: Model classes that vLLM lacks, as "module:Class", keyed by the name in config.json.
         audio_encoders: Encoders inside the model, keyed by `model_type` of `audio_config` in config.json, or `UNNAMED`.
+        image_encoders: Names of modules with image encoders inside the model, keyed by `model_type` of `image_config`
+            in config.json: `image_tower(image_config)`, and `embed_image(tower, features, height, width)`, which
+            returns rows [N, H], or [N, (1 + L) * H] with those for L layers (`ImageFormat`).
         load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
             `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
@@ -101,6 +104,7 @@ class FamilyPlugin:
     convert: str | None = None
     architectures: Mapping[str, str] = field(default_factory=dict)
     audio_encoders: Mapping[str, AudioEncoder] = field(default_factory=dict)
+    image_encoders: Mapping[str, str] = field(default_factory=dict)
     load_refinement: "Callable[[Path, str], Refinement] | None" = None
     open_live_input: Callable[..., Any] | None = None
     releases: str | None = None

@@ -18,7 +18,7 @@ from stretto.families.base import ROLES, Family, Role, Task
 from stretto.families.plugin import plugin
 from stretto.records.chunk import Sound
 from stretto.records.json_record import JsonRecord, read_json
-from stretto.records.prompt import Condition, InputAudio, SourceWord
+from stretto.records.prompt import Condition, InputAudio, InputImage, SourceWord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes, words_of
 from stretto_client.schema import OptionsRecord, expected_voices
@@ -184,6 +184,7 @@ class Piece:
         text: The text, or None.
         pcm: Mono samples, float32 [n] at the sample rate of the audio encoder, or None.
         codes: Audio as codes, [S, T], or as words of latents, int32 [D, T]; None if there is neither.
+        pixels: Image, uint8 [height, width, 3], or None.
     """
 
     role: Role
@@ -191,6 +192,7 @@ class Piece:
     text: str | None = None
     pcm: np.ndarray | None = None
     codes: np.ndarray | None = None
+    pixels: np.ndarray | None = None
 
 
 def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Task:
@@ -482,6 +484,7 @@ class PromptRows:
         words: Words to speak, for word timestamps; empty if timestamps are not supported.
         sources: See `Prompt`.
         audios: Audio inputs for the encoder, which replace placeholder rows, in order.
+        images: Images for the encoder, which replace placeholder rows, in order.
         delayed_tail: See `Prompt`.
         track: See `Prompt`.
         num_reference_rows: See `Prompt`.
@@ -512,6 +515,7 @@ class PromptRows:
     spoken: str | None = None
     sources: tuple[SourceWord, ...] = ()
     has_empty_reply: bool = False
+    images: tuple[InputImage, ...] = ()
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt applied."""

@@ -35,6 +35,58 @@ class InputAudio:
     features: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True)
+class InputImage:
+    """Image for the model's image encoder, whose output replaces placeholder rows of a prompt.
+
+    The rows form a grid, in reading order. Their positions are two-dimensional (`positions_of`).
+
+    Attributes:
+        first_row: Index of the first placeholder row.
+        height: Number of rows of the prompt in each column of the grid.
+        width: Number of rows of the prompt in each line of the grid.
+        features: Encoder input, float32 [F, M]: F patches of M numbers, or hidden states of another model.
+    """
+
+    first_row: int
+    height: int
+    width: int
+    features: NDArray[np.float32]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of placeholder rows."""
+        return self.height * self.width
+
+
+def positions_of(images: "Sequence[InputImage]", first: int, last: int) -> NDArray[np.int64]:
+    """Return the positions of a request's rows `first` to `last` - 1: time, line and column, int64 [3, n].
+
+    The three are equal in rows without an image. The positions of an image begin after the previous row's, and the row
+    after it continues behind the largest of them:
+
+        row       0  1 │ 2  3  4  5  6  7 │ 8      an image of 2 lines of 3 rows
+        time      0  1 │ 2  2  2  2  2  2 │ 5
+        line      0  1 │ 2  2  2  3  3  3 │ 5
+        column    0  1 │ 2  3  4  2  3  4 │ 5
+
+    Args:
+        images: Images of the prompt, in order.
+        first: Index of the first row.
+        last: Index of the row after the last one.
+    """
+    rows = np.arange(first, last)
+    found = np.tile(rows, (3, 1))
+    for image in images:
+        place = rows - image.first_row
+        within = (place >= 0) & (place < image.num_rows)
+        found[:, within] -= place[within]
+        found[1, within] += place[within] // image.width
+        found[2, within] += place[within] % image.width
+        found[:, place >= image.num_rows] -= image.num_rows - max(image.height, image.width)
+    return found
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
     """Vectors that condition all rows of a request (`families.mechanism.RequestConditions`).
@@ -81,6 +133,7 @@ class Prompt:
         sources: For each of `words`, the word of the request's text to which it belongs; empty if unknown.
         delivery: Output format and chunk sizes.
         audios: Audio inputs for the encoder, in prompt order.
+        images: Images for the encoder, in prompt order.
         delayed_tail: If the reply continues audio in the prompt: ids of streams 1 to S - 1 in the first n reply rows,
             until the first new frame of each stream, int32 [n, S - 1].
         track: Ids of the streamed text for the first reply rows, including the end id if the text is complete.
@@ -124,11 +177,22 @@ class Prompt:
     sources: tuple[SourceWord, ...] = ()
     has_empty_reply: bool = False
     spellings: dict[str, str] = field(default_factory=dict)
+    images: tuple[InputImage, ...] = ()
 
     @property
     def features(self) -> NDArray[np.float32] | None:
         """Encoder input of all `audios`, concatenated, [sum of F, M]; None if there are none."""
         return np.concatenate([audio.features for audio in self.audios]) if self.audios else None
+
+    @property
+    def patches(self) -> NDArray[np.float32] | None:
+        """Encoder input of all `images`, concatenated, [sum of F, M]; None if there are none."""
+        return np.concatenate([image.features for image in self.images]) if self.images else None
+
+    @property
+    def inputs(self) -> "tuple[InputAudio | InputImage, ...]":
+        """Audio inputs and images, in prompt order."""
+        return tuple(sorted((*self.audios, *self.images), key=lambda each: each.first_row))
 
     def reference_ids(self, stream: int, delay: int) -> NDArray[np.int32]:
         """Return the ids that stream `stream`, delayed by `delay` rows, has in the reference frames, int32 [n]."""
@@ -144,10 +208,12 @@ class Prompt:
         return codes if self.delayed_tail is None else np.concatenate([codes, self.delayed_tail])
 
     def to_bytes(self) -> bytes:
-        """Return everything except `rows` and `features` as MessagePack."""
+        """Return everything except `rows`, `features` and `patches` as MessagePack."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
+        grids = tuple(ImageSpan(each.first_row, each.height, each.width, len(each.features)) for each in self.images)
         arrays = {
             "audios": spans,
+            "images": grids,
             "delayed_tail": None if self.delayed_tail is None else self.delayed_tail.tolist(),
             "condition": None if self.condition is None else ConditionRecord.of(self.condition),
         }
@@ -155,7 +221,12 @@ class Prompt:
 
     @classmethod
     def from_bytes(
-        cls, field: str, data: bytes, rows: NDArray[np.int32], features: NDArray[np.float32] | None = None
+        cls,
+        field: str,
+        data: bytes,
+        rows: NDArray[np.int32],
+        features: NDArray[np.float32] | None = None,
+        patches: NDArray[np.float32] | None = None,
     ) -> "Prompt":
         """Return the prompt that consists of MessagePack `data` and the given arrays.
 
@@ -164,13 +235,17 @@ class Prompt:
             data: Result of `to_bytes`.
             rows: Prompt rows, int32 [P, S].
             features: Encoder input of all audio inputs, float32 [sum of F, M]; None if there are none.
+            patches: Encoder input of all images, float32 [sum of F, M]; None if there are none.
 
         Raises:
-            InvalidRequest: If the data is invalid, or its audio spans or delayed rows do not fit the arrays.
+            InvalidRequest: If the data is invalid, or its spans or delayed rows do not fit the arrays.
         """
         record = _PACKED.read(field, data)
+        audios = _parts(f"{field}.audios", record.audios, features)
+        images = _parts(f"{field}.images", record.images, patches)
         arrays = {
-            "audios": _audios(field, record.audios, features),
+            "audios": tuple(InputAudio(span.first_row, span.num_rows, part) for span, part in audios),
+            "images": tuple(InputImage(span.first_row, span.height, span.width, part) for span, part in images),
             "delayed_tail": None if record.delayed_tail is None else _delayed_tail(field, record.delayed_tail, rows),
             "condition": None if record.condition is None else record.condition.read(f"{field}.condition"),
         }
@@ -183,6 +258,16 @@ class AudioSpan:
 
     first_row: Annotated[int, Meta(ge=0)]
     num_rows: Annotated[int, Meta(ge=1)]
+    num_frames: Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """InputImage without its features: the placeholder rows and the number of feature frames."""
+
+    first_row: Annotated[int, Meta(ge=0)]
+    height: Annotated[int, Meta(ge=1)]
+    width: Annotated[int, Meta(ge=1)]
     num_frames: Annotated[int, Meta(ge=1)]
 
 
@@ -216,6 +301,7 @@ _RECORD: dict[str, Any] = {
     name: kind for name, kind in get_type_hints(Prompt, include_extras=True).items() if name != "rows"
 } | {
     "audios": tuple[AudioSpan, ...],
+    "images": tuple[ImageSpan, ...],
     "delayed_tail": list[list[Int32]] | None,
     "condition": ConditionRecord | None,
 }
@@ -231,17 +317,17 @@ def _delayed_tail(field: str, lists: list[list[int]], rows: NDArray[np.int32]) -
     return np.array(lists, np.int32).reshape(-1, width)
 
 
-def _audios(field: str, spans: tuple[AudioSpan, ...], features: NDArray[np.float32] | None) -> tuple[InputAudio, ...]:
+def _parts(
+    field: str, spans: tuple[AudioSpan, ...] | tuple[ImageSpan, ...], features: NDArray[np.float32] | None
+) -> list[tuple[Any, NDArray[np.float32]]]:
+    """Return each span with its part of the features."""
     num_frames, there = sum(span.num_frames for span in spans), 0 if features is None else len(features)
     if num_frames != there:
-        raise InvalidRequest(
-            f"{field}.audios", f"spans of {there} frames in all, as in the features", f"{num_frames} frames"
-        )
+        raise InvalidRequest(field, f"spans of {there} frames in all, as in the features", f"{num_frames} frames")
     if features is None:
-        return ()
+        return []
     ends = np.cumsum([span.num_frames for span in spans])
-    parts = np.split(features, ends[:-1])
-    return tuple(InputAudio(span.first_row, span.num_rows, part) for span, part in zip(spans, parts, strict=True))
+    return list(zip(spans, np.split(features, ends[:-1]), strict=True))
 
 
 MAX_PART_CHARS = 4096

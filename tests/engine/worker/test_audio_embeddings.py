@@ -50,7 +50,7 @@ def tight(folder: Path) -> Iterator[Engine]:
     with Engine(folder, **limits) as engine:
         yield engine
         assert engine.is_clean()
-        assert not engine.model_state.audio_embeddings._of_slot
+        assert not engine.model_state.input_embeddings._of_slot
 
 
 def hearing(index: int, num_frames: int, task: str, **changes: object) -> Prompt:

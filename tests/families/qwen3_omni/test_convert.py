@@ -22,21 +22,21 @@ EXPERT = "thinker.model.layers.1.mlp.experts.5.down_proj.weight"
 FIRST = "model-00001-of-00002.safetensors"
 
 
-def test_every_tensor_is_converted_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only the encoder of images and video is left out; tensors keep their values."""
+def test_every_tensor_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tensors keep their values; the encoder of images is named for its purpose."""
     folder = convert(tmp_path)
     said = capsys.readouterr().out
     release = {}
     for path in (tmp_path / "release").glob("*.safetensors"):
         release |= load_file(path)
-    left_out = [name for name in release if name.startswith("thinker.visual.")]
-    assert f"not needed: {len(left_out)} tensors of thinker.visual" in said
-    assert said.count("not needed") == 1
+    assert "not needed" not in said
     assert "codec/ is missing" not in said
-    written = load_file(next(folder.glob("*.safetensors")))
-    mine = {name for name in release if name.startswith("thinker.")} - {*left_out}
-    assert {f"thinker.{name}" for name in written} == mine
-    assert all(torch.equal(tensor, release[f"thinker.{name}"]) for name, tensor in written.items())
+    written = {
+        f"thinker.{name.replace('image_encoder.tower.', 'visual.')}": tensor
+        for name, tensor in load_file(next(folder.glob("*.safetensors"))).items()
+    }
+    assert written.keys() == {name for name in release if name.startswith("thinker.")}
+    assert all(torch.equal(tensor, release[name]) for name, tensor in written.items())
 
 
 def test_talker_is_a_checkpoint_of_its_own(tmp_path: Path) -> None:
@@ -147,6 +147,26 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
             "n_window_infer must be a multiple of 2 * n_window, got 150 and 50",
         ),
         (
+            lambda config: config["thinker_config"]["vision_config"].update(out_hidden_size=64),
+            "expected thinker_config.vision_config.out_hidden_size 96, got 64",
+        ),
+        (
+            lambda config: config["thinker_config"]["vision_config"].update(deepstack_visual_indexes=[0, 2]),
+            "deepstack_visual_indexes: expected different layers in [0, 2), got [0, 2]",
+        ),
+        (
+            lambda config: config["thinker_config"]["vision_config"].update(deepstack_visual_indexes=[1, 1]),
+            "deepstack_visual_indexes: expected different layers in [0, 2), got [1, 1]",
+        ),
+        (
+            lambda config: config["thinker_config"]["vision_config"].update(hidden_act="relu"),
+            "expected thinker_config.vision_config.hidden_act 'gelu_pytorch_tanh', got 'relu'",
+        ),
+        (
+            lambda config: config["thinker_config"].update(image_token_id=318),
+            "expected thinker_config.image_token_id 317, got 318",
+        ),
+        (
             lambda config: config["thinker_config"]["audio_config"].update(d_model="wide"),
             "expected thinker_config.audio_config.d_model of type int, got 'wide'",
         ),
@@ -169,8 +189,8 @@ def test_error_names_missing_experts_and_unknown_tensors(tmp_path: Path, refuses
 def test_tokenizer_without_markers_is_refused(tmp_path: Path, refuses: Refuses) -> None:
     folder = write_release(tmp_path / "release", small_config())
     with edited(folder / "tokenizer_config.json") as config:
-        config["added_tokens_decoder"].pop("320")
-    refuses(command(folder, tmp_path / "out"), "without <|audio_end|>")
+        config["added_tokens_decoder"].pop("323")
+    refuses(command(folder, tmp_path / "out"), "without <|vision_end|>")
 
 
 def test_published_sizes_fit_the_plan(tmp_path: Path, refuses: Refuses) -> None:

@@ -24,6 +24,7 @@ from vllm.sequence import IntermediateTensors
 from stretto.cpu_backend.int8 import use_int8
 from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
 from stretto.engine.models.depth_transformer import DepthTransformer, DepthWeights, SteppedDepth
+from stretto.engine.models.image_encoder import ImageEncoder
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
@@ -245,6 +246,7 @@ class MultiStreamMixin(Decoder):
         self.layer_states: torch.Tensor | None = None
         if self.family.mechanism.speaker is not None:
             self.layer_states = keep_states(self.model, self.family.mechanism.speaker.state_layer, vllm_config)
+        self.image_encoder = ImageEncoder.of(self.model, vllm_config)
         encoder = encoder_of(config.to_dict())
         if encoder is not None:
             self._encoder: Any = import_module(encoder.network)
@@ -265,27 +267,27 @@ class MultiStreamMixin(Decoder):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
-        audio_embeds: torch.Tensor | None = None,
-        is_audio: torch.Tensor | None = None,
+        encoded: torch.Tensor | None = None,
+        is_encoded: torch.Tensor | None = None,
         latent_rows: torch.Tensor | None = None,
     ) -> Any:
         """Return the backbone's hidden states, [N, H].
 
         Args:
             input_ids: Ids of stream 0 from vLLM; unused if `inputs_embeds` is given.
-            positions: Positions of the rows, [N].
+            positions: Positions of the rows, [N]; [3, N] for a model with an image encoder (`positions_of`).
             intermediate_tensors: For pipeline parallelism, which is not supported.
             inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
             rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is already filled.
-            audio_embeds: Embedded audio input, [N, H].
-            is_audio: True for rows whose embeddings the audio input replaces, bool [N, 1].
+            encoded: Encoded audio and images, [N, H].
+            is_encoded: True for rows whose embeddings these replace, bool [N, 1].
             latent_rows: Indices of all rows that may have a latent, int64 [n]; None if any row may have one.
         """
         if rows is not None:
             assert inputs_embeds is not None
             embeds = self.embed_rows(rows, inputs_embeds, latent_rows)
-            if audio_embeds is not None and is_audio is not None:
-                inputs_embeds.copy_(torch.where(is_audio, audio_embeds, embeds))
+            if encoded is not None and is_encoded is not None:
+                inputs_embeds.copy_(torch.where(is_encoded, encoded, embeds))
         ids = None if inputs_embeds is not None else input_ids
         output = self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
         if self.layer_states is None:

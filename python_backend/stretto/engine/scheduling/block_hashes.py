@@ -8,7 +8,7 @@ from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.request import Request
 
 from stretto.engine.tracks import Track
-from stretto.records.prompt import Condition, InputAudio
+from stretto.records.prompt import Condition, InputAudio, InputImage
 
 RowsOf = Callable[[int, int], np.ndarray]
 
@@ -16,7 +16,7 @@ RowsOf = Callable[[int, int], np.ndarray]
 def row_block_hasher(
     block_size: int,
     codes: RowsOf,
-    audios: Sequence[InputAudio] = (),
+    inputs: Sequence[InputAudio | InputImage] = (),
     is_read_by_modules: bool = False,
     track: Track | None = None,
     condition: Condition | None = None,
@@ -24,21 +24,23 @@ def row_block_hasher(
     """Return a block hasher for one request that covers all streams.
 
     As in vLLM, each hash also covers all rows before its block, because it includes the previous hash. If an audio
-    input begins in a block, the hash covers all features of that input. Rows whose streamed text has not arrived are
-    not hashed.
+    input or an image begins in a block, the hash covers all its features, and the size of the image. Rows whose
+    streamed text has not arrived are not hashed.
 
     Args:
         block_size: Rows per block.
         codes: Function of (first, last) that returns the ids of streams 1 to S - 1 in rows `first` to `last` - 1.
-        audios: Audio inputs, each with the row at which it begins.
+        inputs: Audio inputs and images, each with the row at which it begins.
         is_read_by_modules: True if MCTP modules process the rows. Such requests share blocks only with each other.
         track: Ids of the input-only text stream, or None.
         condition: Vectors that condition all rows, or None. Only requests with equal ones share blocks.
     """
     conditioned = b"" if condition is None else b"condition" + condition.digest
-    audio_digests: dict[int, list[bytes]] = {audio.first_row // block_size: [] for audio in audios}
-    for audio in audios:
-        audio_digests[audio.first_row // block_size].append(hashlib.sha256(audio.features.tobytes()).digest())
+    input_digests: dict[int, list[bytes]] = {each.first_row // block_size: [] for each in inputs}
+    for each in inputs:
+        size = f"{each.height} {each.width} ".encode() if isinstance(each, InputImage) else b""
+        digest = hashlib.sha256(size + each.features.tobytes()).digest()
+        input_digests[each.first_row // block_size].append(digest)
 
     def hash_new_blocks(request: Request) -> list[BlockHash]:
         num_rows = request.num_tokens
@@ -58,7 +60,7 @@ def row_block_hasher(
             digest = hashlib.sha256(previous)
             digest.update(np.asarray(request.all_token_ids[first:last], np.int32).tobytes())
             digest.update(rows.tobytes())
-            for features in audio_digests.get(first // block_size, ()):
+            for features in input_digests.get(first // block_size, ()):
                 digest.update(features)
             previous = BlockHash(digest.digest())
             hashes.append(previous)

@@ -16,7 +16,7 @@ from stretto.engine.protocol import (
     is_unconditional,
     num_guided,
     partner_of,
-    read_audios,
+    read_inputs,
 )
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.rules import with_where
@@ -161,8 +161,8 @@ class RequestState:
         self.asks_for_guidance = self.prompt.sampling.has_pair
         self.is_adaptive = self.prompt.sampling.policy == "adaptive"
         self.schedule = self.reply.rules.schedule(self.prompt.sampling)
-        audios = read_audios(self.prompt, self.reply.rules.family)
-        self.prompt_states = StateRows(audios) if audios else None
+        inputs = read_inputs(self.prompt, self.reply.rules.family)
+        self.prompt_states = StateRows(inputs) if inputs else None
 
     @property
     def is_read_by_modules(self) -> bool:

@@ -70,7 +70,7 @@ class RequestTable(dict[str, RequestState]):
         self[request.request_id] = state
         if is_caching:  # vLLM hashes only the ids of stream 0
             rows_of, prompt, is_read = state.history.rows, state.prompt, state.is_read_by_modules
-            more = prompt.audios, is_read, state.track, prompt.condition
+            more = prompt.inputs, is_read, state.track, prompt.condition
             request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, *more)
             request.block_hashes.clear()
             request.update_block_hashes()
@@ -173,7 +173,8 @@ class RequestTable(dict[str, RequestState]):
             state.limit = pair.first_output + num_guided_rows
         kept = self.rules.family.unconditional.keep_first
         audios = tuple(each for each in prompt.audios if each.first_row + each.num_rows <= kept)
-        prompt = replace(prompt, rows=context, audios=audios, delayed_tail=None)
+        images = tuple(each for each in prompt.images if each.first_row + each.num_rows <= kept)
+        prompt = replace(prompt, rows=context, audios=audios, images=images, delayed_tail=None)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None
         sampling_params.max_tokens = conditional.max_tokens - pair.first_output

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import InputAudio, InputImage
 
 
 class StateRows:
-    """Hidden states of a prompt's rows of audio input.
+    """Hidden states of a prompt's rows of audio and images.
 
     Args:
-        audios: Audio input of the prompt, at least one.
+        inputs: Audio inputs and images of the prompt in order, at least one.
     """
 
-    def __init__(self, audios: Sequence[InputAudio]) -> None:
-        rows = [np.arange(each.first_row, each.first_row + each.num_rows) for each in audios]
+    def __init__(self, inputs: Sequence[InputAudio | InputImage]) -> None:
+        rows = [np.arange(each.first_row, each.first_row + each.num_rows) for each in inputs]
         self._positions = np.concatenate(rows)
         self._is_known = np.zeros(len(self._positions), bool)
         self._states: np.ndarray | None = None

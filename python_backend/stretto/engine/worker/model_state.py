@@ -4,7 +4,7 @@ The module also covers embedded audio inputs and sampler selection, and defines 
 streamed-text updates before each step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData
 from stretto.engine.worker.bursts import Bursts
+from stretto.engine.worker.input_embeddings import InputEmbeddings
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.latent_rows import LatentRows
 from stretto.engine.worker.predictors import (
@@ -56,72 +57,12 @@ from stretto.engine.worker.sampler import (
     SpeechSampler,
 )
 from stretto.engine.worker.segment_state import SegmentState
-from stretto.engine.worker.slots import Arrays, SlotTables, arrays_on
+from stretto.engine.worker.slots import SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
 from stretto.engine.worker.window_blocks import clear_freed_blocks
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
-from stretto.records.prompt import InputAudio
-
-
-class AudioEmbeddings:
-    """Embedded audio inputs of all slots, which are copied to the rows of each step.
-
-    The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
-
-    Args:
-        model: Model with `embed_audio`.
-        arrays: Array factory.
-        embeds: Embedding buffer of the largest batch, [N, H]; only its shape, dtype and device are used.
-    """
-
-    def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
-        self._model, self._arrays = model, arrays
-        self._embeds = torch.zeros_like(embeds)
-        self._is_audio = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
-        self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
-
-    @torch.inference_mode()
-    def fill_slot(self, slot: int, audios: Sequence[InputAudio]) -> None:
-        """Embed the audio inputs of the request in `slot` and store the result."""
-        self._of_slot.pop(slot, None)
-        if audios:
-            self._of_slot[slot] = [(audio.first_row, self._embed(audio)) for audio in audios]
-
-    def forget(self, slot: int) -> None:
-        """Drop the embedded audio of `slot`."""
-        self._of_slot.pop(slot, None)
-
-    def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
-        """Return the buffers for a batch: embeddings [N, H], and a mask [N, 1] of the rows that use them."""
-        return {"audio_embeds": self._embeds[:num_rows], "is_audio": self._is_audio[:num_rows]}
-
-    def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
-        """Write the audio for the rows of `batch` to the buffers, and return them as `inputs` does."""
-        num_rows = batch.num_tokens_after_padding
-        self._is_audio[:num_rows] = False
-        if not self._of_slot:
-            return self.inputs(num_rows)
-        computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
-        for index, slot in enumerate(batch.idx_mapping_np.tolist()):
-            first = int(computed[index])
-            for begins, embeds in self._of_slot.get(slot, ()):
-                start, stop = max(first, begins), min(first + int(scheduled[index]), begins + len(embeds))
-                if start < stop:
-                    at = int(batch.query_start_loc_np[index]) + start - first
-                    self._embeds[at : at + stop - start] = embeds[start - begins : stop - begins]
-                    self._is_audio[at : at + stop - start] = True
-        return self.inputs(num_rows)
-
-    def _embed(self, audio: InputAudio) -> torch.Tensor:
-        # Copied because the received buffer is read-only, which torch warns about.
-        features = self._arrays.tensor(self._arrays.upload(audio.features.copy()))
-        embeds = self._model.embed_audio(features)
-        if len(embeds) != audio.num_rows:
-            raise ValueError(
-                f"expected {audio.num_rows} embedded rows for {len(audio.features)} audio frames, got {len(embeds)}"
-            )
-        return embeds.to(self._embeds.dtype)
+from stretto.families.image_format import ImageFormat
 
 
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:
@@ -159,9 +100,10 @@ class SpeechModelState(DefaultModelState):
         self._step_sampler: StepSampler | None = None
         self._row_predictor: RowPredictor | None = None
         self.memory: RequestMemory | None = None
-        self.audio_embeddings = None
-        if AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None:
-            self.audio_embeddings = AudioEmbeddings(model, self.arrays, self._batch_embeds)
+        record = self.model_config.hf_config.to_dict()
+        self.input_embeddings, image_format = None, ImageFormat.from_config(record)
+        if AudioFormat.from_config(record) is not None or image_format is not None:
+            self.input_embeddings = InputEmbeddings(model, self.arrays, self._batch_embeds, image_format)
         latents = self.rules.family.layout.latents
         self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
         self.prompt_states: PromptStates | None = None
@@ -186,9 +128,9 @@ class SpeechModelState(DefaultModelState):
             self.memory.fill_slot(req_index, new_req_data)
         if self._latent_rows is not None:
             self._latent_rows.fill_slot(req_index, new_req_data)
-        if self.audio_embeddings is not None:
+        if self.input_embeddings is not None:
             assert new_req_data.prompt is not None
-            self.audio_embeddings.fill_slot(req_index, new_req_data.prompt.audios)
+            self.input_embeddings.fill_slot(req_index, new_req_data.prompt)
         if self.prompt_states is not None:
             self.prompt_states.begin(new_req_data)
         if self._conditions is not None:
@@ -201,8 +143,8 @@ class SpeechModelState(DefaultModelState):
         slot = self.slots.empty(req_id)
         if self.memory is not None and slot != NO_SLOT:
             self.memory.put_aside(req_id, slot)
-        if self.audio_embeddings is not None and slot != NO_SLOT:
-            self.audio_embeddings.forget(slot)
+        if self.input_embeddings is not None and slot != NO_SLOT:
+            self.input_embeddings.forget(slot)
 
     def apply_staged_writes(self) -> None:
         """Upload the state of the slots filled since the last step."""
@@ -228,8 +170,8 @@ class SpeechModelState(DefaultModelState):
         gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, given)
         if self._conditions is not None:
             self._conditions.fill(self.arrays.tensor(slots))
-        audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.fill(input_batch)
-        inputs = {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **audio_inputs}
+        encoded_inputs = {} if self.input_embeddings is None else self.input_embeddings.fill(input_batch)
+        inputs = {**inputs, "rows": rows, "inputs_embeds": self._batch_embeds[: len(rows)], **encoded_inputs}
         if self._latent_rows is not None and num_rows != input_batch.num_reqs:
             inputs["latent_rows"] = self.arrays.tensor(self._latent_rows.rows(input_batch))
         return inputs
@@ -238,8 +180,8 @@ class SpeechModelState(DefaultModelState):
         """Return inputs of the same shapes as `prepare_inputs` does, for profiling and graph capture."""
         inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
         embeds = self._batch_embeds[:num_tokens]
-        audio_inputs = {} if self.audio_embeddings is None else self.audio_embeddings.inputs(num_tokens)
-        return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **audio_inputs}
+        encoded_inputs = {} if self.input_embeddings is None else self.input_embeddings.inputs(num_tokens)
+        return {**inputs, "rows": self._batch_rows[:num_tokens], "inputs_embeds": embeds, **encoded_inputs}
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, None]:
         """Return our sampler, which replaces `sampler`, and no speculative decoder (vLLM's hook)."""

@@ -8,10 +8,10 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
-from stretto.engine.protocol import read_audios
+from stretto.engine.protocol import read_inputs
 from stretto.engine.step_records import SpeechRequestData
 from stretto.families.base import Family
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import InputAudio, InputImage
 
 
 class PromptStates(PromptLogprobsWorker):
@@ -28,20 +28,22 @@ class PromptStates(PromptLogprobsWorker):
 
     def __init__(self, states: torch.Tensor, family: Family):
         self._states, self._family = states, family
-        self._audios: dict[str, tuple[InputAudio, ...]] = {}  # of prompts that are being computed, by request id
+        self._inputs: dict[
+            str, tuple[InputAudio | InputImage, ...]
+        ] = {}  # of prompts that are being computed, by request id
 
     def begin(self, data: SpeechRequestData) -> None:
         """Prepare for a request that enters the batch."""
         assert data.prompt is not None
-        if audios := read_audios(data.prompt, self._family):
-            self._audios[data.req_id] = audios
+        if inputs := read_inputs(data.prompt, self._family):
+            self._inputs[data.req_id] = inputs
 
     def add_request(self, req_id: str, req_idx: int, sampling_params: Any) -> None:
         """Do nothing, because `begin` has prepared for the request (vLLM's hook)."""
 
     def remove_request(self, req_id: str) -> None:
         """Forget a request that has ended or was preempted (vLLM's hook)."""
-        self._audios.pop(req_id, None)
+        self._inputs.pop(req_id, None)
 
     def compute_prompt_logprobs(self, *arguments: Any) -> dict[str, Any]:
         """Return nothing, because no request asks for log-probabilities of its prompt (vLLM's hook)."""
@@ -54,7 +56,7 @@ class PromptStates(PromptLogprobsWorker):
         input_batch: InputBatch,
         prompt_lens: np.ndarray,
     ) -> dict[str, torch.Tensor]:
-        """Return the states of the step's rows of audio input, float32 [n, 1 + H], by request id (vLLM's hook).
+        """Return the states of the step's rows of audio and images, float32 [n, 1 + H], by request id (vLLM's hook).
 
         Column 0 is the position of the row.
 
@@ -65,21 +67,21 @@ class PromptStates(PromptLogprobsWorker):
             prompt_lens: Unused.
         """
         found: dict[str, torch.Tensor] = {}
-        if not self._audios:
+        if not self._inputs:
             return found
         computed, scheduled = input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens
         for index, req_id in enumerate(input_batch.req_ids):
             first, parts = int(computed[index]), list[torch.Tensor]()
             end, begins = first + int(scheduled[index]), int(input_batch.query_start_loc_np[index])
-            audios = self._audios.get(req_id, ())
-            for audio in audios:
-                start, stop = max(first, audio.first_row), min(end, audio.first_row + audio.num_rows)
+            inputs = self._inputs.get(req_id, ())
+            for each in inputs:
+                start, stop = max(first, each.first_row), min(end, each.first_row + each.num_rows)
                 if start < stop:
                     states = self._states[begins + start - first : begins + stop - first].float()
                     positions = torch.arange(start, stop, dtype=torch.float32, device=states.device)
                     parts.append(torch.cat([positions[:, None], states], 1))
             if parts:
                 found[req_id] = torch.cat(parts)
-            if audios and end >= audios[-1].first_row + audios[-1].num_rows:
-                del self._audios[req_id]
+            if inputs and end >= inputs[-1].first_row + inputs[-1].num_rows:
+                del self._inputs[req_id]
         return found

@@ -1,4 +1,4 @@
-"""Qwen3-Omni: a thinker that reads text and audio and generates text, and a talker that speaks it."""
+"""Qwen3-Omni: a thinker that reads text, audio and images and generates text, and a talker that speaks it."""
 
 from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
 
@@ -10,6 +10,7 @@ PLUGIN = FamilyPlugin(
     releases="stretto.families.qwen3_omni:releases.json",
     recognise="stretto.families.qwen3_omni.recognise:recognise",
     notes="stretto.families.qwen3_omni:releases.md",
+    image_encoders={"qwen3_omni_thinker_vision": "stretto.families.qwen3_omni.model"},
     audio_encoders={
         "qwen3_omni_thinker_audio": AudioEncoder(
             lazy("stretto.families.log_mel:MelFormat.from_record"), "stretto.families.qwen3_omni.model"

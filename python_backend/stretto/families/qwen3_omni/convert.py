@@ -1,16 +1,17 @@
 """Conversion of Qwen3-Omni releases: the thinker, and in `talker/` the talker with its codec.
 
 The names, shapes and ids are those of https://huggingface.co/Qwen/Qwen3-Omni-30B-A3B-Instruct. The Thinking and
-Captioner variants have no talker (`enable_audio_output`), so their checkpoints generate only text. The encoder of
-images and video is left out. All hyperparameters come from config.json, because the defaults of the transformers
-classes belong to another model.
+Captioner variants have no talker (`enable_audio_output`), so their checkpoints generate only text. All hyperparameters
+come from config.json, because the defaults of the transformers classes belong to another model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
+
 from stretto.codecs.qwen3_12hz.code2wav import NO_DECODER
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import (
     Contents,
@@ -21,16 +22,18 @@ from stretto.families.conversion import (
     Tokenizer,
     common_record,
 )
+from stretto.families.image_format import KEY as IMAGE_KEY
 from stretto.families.log_mel_encoder import NUMBERS, check_windows, tower_plan
 from stretto.families.plugin import VOCABULARY
 from stretto.families.qwen3_omni.family import NAME, ThinkerVocabulary
+from stretto.families.qwen3_omni.model import LEVELS, tower_config
+from stretto.families.qwen3_omni.model import NUMBERS as NUMBERS_OF_IMAGES
 from stretto.families.qwen3_omni_talker import convert as talker
-from stretto.families.qwen3_tts.convert import Numbers, check_positions, layer_shapes
-from stretto.weights.loading import Part, Plan
+from stretto.families.qwen3_tts.convert import Numbers, layer_shapes, sections
+from stretto.weights.loading import Part, Plan, shapes_of
 
 THINKER = "thinker."
 EMBEDDINGS = talker.EMBEDDINGS
-LEFT_OUT = (f"{THINKER}visual.",)
 CHUNKS = 32  # seconds of audio that are convolved at once, which take 0.4 GB in float32
 DEFAULT_VOICE = "ethan"  # in transformers
 MARKERS = {
@@ -39,6 +42,9 @@ MARKERS = {
     "audio_start": "<|audio_start|>",
     "audio_end": "<|audio_end|>",
     "audio_pad": "<|audio_pad|>",
+    "image_start": "<|vision_start|>",
+    "image_end": "<|vision_end|>",
+    "image_pad": "<|image_pad|>",
 }
 
 
@@ -54,14 +60,16 @@ def convert(release: Release, contents: Contents) -> Converted:
     known = vocabulary(numbers, contents.tokenizer, voices)
     text = numbers.part("thinker_config").part("text_config")
     audio = tower_record(numbers.part("thinker_config").part("audio_config"), text)
+    image = image_record(numbers.part("thinker_config").part("vision_config"), text)
     record = {
         **talker.backbone_record(text),
         **common_record(NAME, known, known.num_ids, contents, has_head=True),
         KEY: audio,
+        IMAGE_KEY: image,
     }
-    parts = plan(known, text) | tower_plan(audio, f"{THINKER}audio_tower.")
+    parts = plan(known, text) | tower_plan(audio, f"{THINKER}audio_tower.") | image_plan(image)
     networks = () if speaks else (Network("codec", NO_DECODER, {}),)
-    return Converted(record, parts, LEFT_OUT, networks=networks, nested=tuple(nested))
+    return Converted(record, parts, (), networks=networks, nested=tuple(nested))
 
 
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer, voices: Sequence[str]) -> ThinkerVocabulary:
@@ -80,10 +88,11 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer, voices: Sequence[str]) ->
     text.same("shared_expert_intermediate_size", 0, default=0)
     text.same("decoder_sparse_step", 1, default=1)
     text.same("mlp_only_layers", [], default=[])
-    check_positions(text)
+    sections(text)
     num_ids = text.number("vocab_size")
     ids = tokenizer.ids_of(MARKERS.values(), num_ids)
-    thinker.same("audio_token_id", ids[MARKERS["audio_pad"]])
+    for name, marker in (("audio", "audio_pad"), ("image", "image_pad"), ("vision_start", "image_start")):
+        thinker.same(f"{name}_token_id", ids[MARKERS[marker]])
     state_layer = 0
     if voices:
         state_layer = numbers.part("talker_config").token("accept_hidden_layer", text.number("num_hidden_layers"))
@@ -108,6 +117,34 @@ def tower_record(audio: Numbers, text: Numbers) -> dict[str, Any]:
         "do_normalize": False,
     }
     return {"model_type": "qwen3_omni_thinker_audio", **record}
+
+
+def image_record(vision: Numbers, text: Numbers) -> dict[str, Any]:
+    """Return `image_config` for config.json; raise CheckpointError if the image encoder does not fit the backbone."""
+    vision.same("hidden_act", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
+    vision.same("in_channels", 3, default=3)
+    vision.same("out_hidden_size", text.number("hidden_size"))
+    record: dict[str, Any] = {name: vision.number(name) for name in NUMBERS_OF_IMAGES}
+    levels, depth = vision.entry(LEVELS, list), record["depth"]
+    if len({*levels}) != len(levels) or not all(type(each) is int and 0 <= each < depth for each in levels):
+        raise CheckpointError(f"config.json: {LEVELS}: expected different layers in [0, {depth}), got {shown(levels)}")
+    if len(levels) > text.number("num_hidden_layers"):
+        raise CheckpointError(f"config.json: {LEVELS}: expected at most as many layers as the backbone has")
+    return {
+        "model_type": "qwen3_omni_thinker_vision",
+        **record,
+        LEVELS: levels,
+        "feature_size": 3 * record["temporal_patch_size"] * record["patch_size"] ** 2,
+        "frames_per_row": record["spatial_merge_size"] ** 2,
+        "num_levels": len(levels),
+        "sections": sections(text),
+    }
+
+
+def image_plan(record: Mapping[str, Any]) -> Plan:
+    """Return the plan of the image encoder's tensors; `record` is the `image_config` to be written."""
+    shapes = shapes_of(Qwen3OmniMoeVisionEncoder, tower_config(record))
+    return {f"{THINKER}visual.{name}": Part(f"image_encoder.tower.{name}", shape) for name, shape in shapes.items()}
 
 
 def plan(known: ThinkerVocabulary, text: Numbers) -> Plan:

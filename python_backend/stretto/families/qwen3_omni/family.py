@@ -36,6 +36,9 @@ class ThinkerVocabulary(Vocabulary):
         audio_start: Id before a recording.
         audio_end: Id after a recording.
         audio_pad: Id of each row of a recording.
+        image_start: Id before an image.
+        image_end: Id after an image.
+        image_pad: Id of each row of an image.
         voices: Names of the talker's voices in lower case; empty without a talker.
         state_layer: Layer whose hidden states the talker reads in rows of recordings (`accept_hidden_layer`).
     """
@@ -46,6 +49,9 @@ class ThinkerVocabulary(Vocabulary):
     audio_start: int = 151669
     audio_end: int = 151670
     audio_pad: int = 151675
+    image_start: int = 151652
+    image_end: int = 151653
+    image_pad: int = 151655
     voices: tuple[str, ...] = ("ethan", "chelsie", "aiden")
     state_layer: int = 24
     max_model_len: int = 65536
@@ -59,6 +65,9 @@ class ThinkerVocabulary(Vocabulary):
             self.audio_start: "<|audio_start|>",
             self.audio_end: "<|audio_end|>",
             self.audio_pad: "<|audio_pad|>",
+            self.image_start: "<|vision_start|>",
+            self.image_end: "<|vision_end|>",
+            self.image_pad: "<|image_pad|>",
         }
 
 

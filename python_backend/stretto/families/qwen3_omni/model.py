@@ -1,15 +1,59 @@
-"""The thinker's audio encoder, whose output is as wide as the backbone."""
+"""The thinker's encoders of audio and images, whose output is as wide as the backbone."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
+from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeVisionEncoderConfig
+from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
 from stretto.families.log_mel_encoder import audio_tower, embed_audio
 
-__all__ = ["audio_adaptor", "audio_tower", "embed_audio"]
+__all__ = ["audio_adaptor", "audio_tower", "embed_audio", "embed_image", "image_tower"]
+# Hyperparameters in a published `vision_config`.
+NUMBERS = (
+    "depth",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "patch_size",
+    "spatial_merge_size",
+    "temporal_patch_size",
+    "out_hidden_size",
+    "num_position_embeddings",
+)
+LEVELS = "deepstack_visual_indexes"  # layers of the encoder whose output is added to that of the backbone's first ones
 
 
 def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> nn.Identity:
     """Return an identity, because the encoder's output already has the backbone's width."""
     return nn.Identity()
+
+
+def tower_config(record: Mapping[str, Any]) -> Qwen3OmniMoeVisionEncoderConfig:
+    """Return transformers' configuration of the image encoder that an `image_config` describes."""
+    return Qwen3OmniMoeVisionEncoderConfig(**{name: record[name] for name in (*NUMBERS, LEVELS)})
+
+
+def image_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeVisionEncoder:
+    """Create the image encoder that `image_config` in config.json describes; its weights are loaded later."""
+    return Qwen3OmniMoeVisionEncoder(tower_config(config)).eval()
+
+
+def embed_image(tower: Qwen3OmniMoeVisionEncoder, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Encode one image.
+
+    Args:
+        tower: Image encoder.
+        features: Patches, [F, M].
+        height: Number of lines of rows.
+        width: Number of rows in a line.
+
+    Returns:
+        Rows for the backbone, and for its first L layers, [N, (1 + L) * H].
+    """
+    side = tower.spatial_merge_size
+    grid = torch.tensor([[1, side * height, side * width]], device=features.device)
+    made = tower(features.to(tower.dtype), grid_thw=grid)
+    return torch.cat([made.pooler_output, *made.deepstack_features], 1)

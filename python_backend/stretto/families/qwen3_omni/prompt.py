@@ -2,26 +2,32 @@ r"""Prompts of Qwen3-Omni's thinker, in the format of its published chat templat
 
     <|im_start|>user\n<|audio_start|><|audio_pad|> … <|audio_end|>What is this?<|im_end|>\n<|im_start|>assistant\n
 
-Consecutive pieces of the same role form one turn. Within a turn, everything between two recordings is tokenised as one
-text, which includes the role before it: a text may begin with a line end, which then belongs to the same token as the
-one after the role. Each recording has one `<|audio_pad|>` for each row of the audio encoder. Codes of the assistant's
-earlier speech are not read, because the text of such a turn is in the prompt. Neither are its earlier thoughts.
+Consecutive pieces of the same role form one turn. Within a turn, everything between two recordings or images is
+tokenised as one text, which includes the role before it: a text may begin with a line end, which then belongs to the
+same token as the one after the role. Each recording has one `<|audio_pad|>` for each row of the audio encoder, and each
+image one `<|image_pad|>` for each row of the image encoder, between `<|vision_start|>` and `<|vision_end|>`. Codes of
+the assistant's earlier speech are not read, because the text of such a turn is in the prompt. Neither are its earlier
+thoughts.
 """
 
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
 from stretto.families.audio_format import KEY
 from stretto.families.base import Family, Task
+from stretto.families.image_format import KEY as IMAGE_KEY
 from stretto.families.log_mel import SAMPLE_RATE, MelFormat, input_audio
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.qwen3_omni.family import ThinkerVocabulary
+from stretto.families.qwen3_omni.image import Patches
 from stretto.families.text import TextTokenizer, check_no_markers, check_text
-from stretto.records.prompt import InputAudio
+from stretto.records.prompt import InputAudio, InputImage
 
 THOUGHTS_END = "</think>"
 MAX_AUDIO_S = 300  # of all recordings in a request, whose features take 51 kB/s
@@ -31,9 +37,15 @@ class ThinkerTemplate:
     """Prompt template of the thinker."""
 
     def __init__(
-        self, family: Family, known: ThinkerVocabulary, tokenizer: TextTokenizer, audio_format: MelFormat | None
+        self,
+        family: Family,
+        known: ThinkerVocabulary,
+        tokenizer: TextTokenizer,
+        audio_format: MelFormat | None,
+        patches: Patches | None,
     ):
-        self._family, self._known, self._tokenizer, self._audio_format = family, known, tokenizer, audio_format
+        self._family, self._known, self._tokenizer = family, known, tokenizer
+        self._audio_format, self._patches = audio_format, patches
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the conversation's rows and the first rows of the reply; there is no default system turn.
@@ -42,28 +54,41 @@ class ThinkerTemplate:
         """
         known = self._known
         _check_total(pieces)
-        ids, audios = list[int](), list[InputAudio]()
+        ids, audios, images = list[int](), list[InputAudio](), list[InputImage]()
         for role, turn in groupby(pieces, lambda piece: piece.role):
             ids.append(known.im_start)
             text, path = f"{role}\n", ""
             for piece in _without_codes(list(turn)):
-                if piece.pcm is None:
+                kind = "audio" if piece.pcm is not None else "an image"
+                if piece.pcm is None and piece.pixels is None:
                     text, path = text + self._checked(piece), piece.path
                     continue
-                if task.is_spoken and role != "user":
+                if task.is_spoken and (role != "user" or piece.pixels is not None):
                     # the talker reads hidden states of recordings in user turns only
-                    raise InvalidRequest(
-                        piece.path, f"text in turns of the {role}, because the reply is spoken", "audio"
-                    )
-                ids += [*self._encoded(text, path), known.audio_start]
-                audios.append(input_audio(piece.pcm, piece.path, len(ids), self._audio_format))
-                ids += [known.audio_pad] * audios[-1].num_rows
-                ids.append(known.audio_end)
+                    heard = "text or audio" if role == "user" else "text"
+                    expected = f"{heard} in turns of the {role}, because the reply is spoken"
+                    raise InvalidRequest(piece.path, expected, kind)
+                ids += self._encoded(text, path)
+                if piece.pcm is not None:
+                    ids.append(known.audio_start)
+                    audios.append(input_audio(piece.pcm, piece.path, len(ids), self._audio_format))
+                    ids += [*[known.audio_pad] * audios[-1].num_rows, known.audio_end]
+                elif piece.pixels is not None:
+                    ids.append(known.image_start)
+                    images.append(self._image(piece.pixels, piece.path, len(ids)))
+                    ids += [*[known.image_pad] * images[-1].num_rows, known.image_end]
                 text = ""
             ids += [*self._encoded(text, path), known.im_end, *self._encoded("\n", path)]
         ids += [known.im_start, *self._encoded("assistant\n", "")]
         spoken_by = self._family.voices.index(voice) if task.speaks and voice is not None else 0
-        return PromptRows(stream0_rows(self._family.layout, ids), audios=tuple(audios), voice=spoken_by)
+        rows = stream0_rows(self._family.layout, ids)
+        return PromptRows(rows, audios=tuple(audios), images=tuple(images), voice=spoken_by)
+
+    def _image(self, pixels: np.ndarray, path: str, first_row: int) -> InputImage:
+        """Return an image in the encoder's form; raise InvalidRequest if the checkpoint has no encoder."""
+        if self._patches is None:
+            raise InvalidRequest(path, "text or audio (this checkpoint has no image encoder)", "an image")
+        return self._patches.read(pixels, path, first_row)
 
     def _checked(self, piece: Piece) -> str:
         """Return the text of a piece; raise InvalidRequest if there is none, or it is too long."""
@@ -108,4 +133,8 @@ def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -
     known, tokenizer = ThinkerVocabulary.from_record(config[VOCABULARY]), TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_ids, checkpoint)
     record = config.get(KEY)
-    return ThinkerTemplate(family, known, tokenizer, None if record is None else MelFormat.from_record(record))
+    audio_format = None if record is None else MelFormat.from_record(record)
+    vision = config.get(IMAGE_KEY)
+    return ThinkerTemplate(
+        family, known, tokenizer, audio_format, None if vision is None else Patches.from_record(vision)
+    )

@@ -19,7 +19,7 @@ from stretto.families.audio_format import KEY
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, prefixed
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
-from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, check_positions, depth_spec, text_ids
+from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, depth_spec, sections, text_ids
 from stretto.families.qwen3_tts.family import CodecIds
 from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, shapes_of
@@ -106,7 +106,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
     if num_codebooks < 3:
         raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
     depth.same("num_code_groups", num_codebooks)
-    check_positions(text)
+    sections(text)
     num_text_ids = thinker.part("text_config").number("vocab_size")
     codec = {name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS}
     return TalkerVocabulary(

@@ -133,7 +133,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     if num_codebooks < 3:
         raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
     depth.same("num_code_groups", num_codebooks)
-    check_positions(talker)
+    sections(talker)
     languages = talker.tokens("codec_language_id", num_ids)
     return Qwen3TtsVocabulary(
         kind=kind,
@@ -166,16 +166,16 @@ def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
     return dialects
 
 
-def check_positions(talker: Numbers) -> None:
-    """Raise CheckpointError unless the sections of the rotary embedding add up to half the head dimension.
+def sections(talker: Numbers) -> list[int]:
+    """Return the sections of the rotary embedding, for three positions per row; they act as one if these are equal.
 
-    The three positions of a row are equal, so the sections act as one.
+    Raises:
+        CheckpointError: Unless they add up to half the head dimension.
     """
-    sections = talker.part("rope_scaling").entry("mrope_section", list)
-    if not all(isinstance(each, int) for each in sections) or 2 * sum(sections) != talker.number("head_dim"):
-        raise CheckpointError(
-            f"config.json: expected integers in mrope_section with sum head_dim / 2, got {sections!r}"
-        )
+    found = talker.part("rope_scaling").entry("mrope_section", list)
+    if not all(isinstance(each, int) for each in found) or 2 * sum(found) != talker.number("head_dim"):
+        raise CheckpointError(f"config.json: expected integers in mrope_section with sum head_dim / 2, got {found!r}")
+    return found
 
 
 def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:

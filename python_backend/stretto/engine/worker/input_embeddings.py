@@ -1,0 +1,100 @@
+"""Encoded audio and images of requests, which replace rows of their prompts."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+from stretto.engine.worker.slots import Arrays
+from stretto.families.image_format import ImageFormat
+from stretto.records.prompt import InputAudio, InputImage, Prompt, positions_of
+
+
+class InputEmbeddings:
+    """Encoded audio and images of all slots, which are copied to the rows of each step.
+
+    The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
+
+    Args:
+        model: Model with `embed_audio` and, for images, `image_encoder`.
+        arrays: Array factory.
+        embeds: Embedding buffer of the largest batch, [N, H]; only its shape, dtype and device are used.
+        image_format: Input format of the image encoder; None if the model has none.
+    """
+
+    def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor, image_format: ImageFormat | None = None):
+        self._model, self._arrays = model, arrays
+        self._embeds = torch.zeros_like(embeds)
+        self._levels: torch.Tensor = embeds[None, :0] if image_format is None else model.image_encoder.levels
+        self._is_encoded = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
+        # One more than the largest batch, so that a part of it is not contiguous, like vLLM's own positions.
+        size = 3, len(embeds) + 1
+        self._positions = None if image_format is None else embeds.new_zeros(size, dtype=torch.int64)
+        self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
+        self._images: dict[int, tuple[InputImage, ...]] = {}
+
+    @torch.inference_mode()
+    def fill_slot(self, slot: int, prompt: Prompt) -> None:
+        """Encode the audio and the images of the request in `slot`, and store the result."""
+        self.forget(slot)
+        if prompt.inputs:
+            self._of_slot[slot] = [(each.first_row, self._encode(each)) for each in prompt.inputs]
+        if prompt.images:
+            self._images[slot] = prompt.images
+
+    def forget(self, slot: int) -> None:
+        """Drop the encoded input of `slot`."""
+        self._of_slot.pop(slot, None)
+        self._images.pop(slot, None)
+
+    def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
+        """Return the buffers for a batch of N rows, as arguments of the model.
+
+        Returns:
+            `encoded` [N, H] and a mask `is_encoded` [N, 1] of the rows that use them; `positions` [3, N] if the model
+            has an image encoder.
+        """
+        found = {"encoded": self._embeds[:num_rows], "is_encoded": self._is_encoded[:num_rows]}
+        return found if self._positions is None else found | {"positions": self._positions[:, :num_rows]}
+
+    def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
+        """Write the rows of `batch` to the buffers and to those of the encoder, and return them as `inputs` does."""
+        num_rows = batch.num_tokens_after_padding
+        self._is_encoded[:num_rows] = False
+        self._levels[:, :num_rows] = 0
+        if self._positions is not None:
+            self._positions[:, :num_rows] = batch.positions[:num_rows]
+        if not self._of_slot:
+            return self.inputs(num_rows)
+        computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
+        for index, slot in enumerate(batch.idx_mapping_np.tolist()):
+            first, begins = int(computed[index]), int(batch.query_start_loc_np[index])
+            last = first + int(scheduled[index])
+            for first_row, embeds in self._of_slot.get(slot, ()):
+                start, stop = max(first, first_row), min(last, first_row + embeds.shape[1])
+                if start < stop:
+                    at = slice(begins + start - first, begins + stop - first)
+                    rows, *levels = embeds[:, start - first_row : stop - first_row]
+                    self._embeds[at], self._is_encoded[at] = rows, True
+                    for level, added in zip(self._levels, levels, strict=False):
+                        level[at] = added
+            if slot in self._images:
+                assert self._positions is not None
+                positions = np.ascontiguousarray(positions_of(self._images[slot], first, last))
+                self._positions[:, begins : begins + last - first] = self._arrays.tensor(self._arrays.upload(positions))
+        return self.inputs(num_rows)
+
+    def _encode(self, given: InputAudio | InputImage) -> torch.Tensor:
+        """Return the rows of an input [1, n, H], for an image those of all levels [1 + L, n, H]."""
+        # Copied because the received buffer is read-only, which torch warns about.
+        features = self._arrays.tensor(self._arrays.upload(given.features.copy()))
+        if isinstance(given, InputImage):
+            encoded = self._model.image_encoder(features, given.height, given.width)
+        else:
+            encoded = self._model.embed_audio(features)
+        if len(encoded) != given.num_rows:
+            expected = f"{given.num_rows} embedded rows for {len(given.features)} frames"
+            raise ValueError(f"expected {expected}, got {len(encoded)}")
+        levels: torch.Tensor = encoded.to(self._embeds.dtype).view(given.num_rows, -1, self._embeds.shape[-1])
+        return levels.transpose(0, 1)

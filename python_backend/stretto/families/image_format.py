@@ -1,0 +1,83 @@
+"""Input format of a model's image encoder, and the positions of its rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.families.plugin import plugins
+from stretto.records.prompt import Prompt
+
+KEY = "image_config"  # key of the encoder's configuration in a checkpoint's config.json
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """Input format of an image encoder.
+
+    Attributes:
+        network: Name of the module with the encoder's network (`FamilyPlugin.image_encoders`).
+        feature_size: Numbers in each frame of the encoder's input.
+        frames_per_row: Frames from which the encoder computes a row.
+        sections: Pairs of numbers of a head that time, line and column of a row rotate (`positions_of`), interleaved.
+        num_levels: Number of the backbone's first layers to whose output the encoder adds rows of its own.
+    """
+
+    network: str
+    feature_size: int
+    frames_per_row: int
+    sections: tuple[int, int, int]
+    num_levels: int = 0
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ImageFormat | None":
+        """Return the format from a checkpoint's config.json, or None if the model has no image encoder.
+
+        Raises:
+            CheckpointError: If no installed family has such an encoder.
+        """
+        record = config.get(KEY)
+        if record is None:
+            return None
+        kind = record.get("model_type") if isinstance(record, Mapping) else record
+        known = {name: network for plugin in plugins() for name, network in plugin.image_encoders.items()}
+        if not isinstance(kind, str) or kind not in known:
+            raise CheckpointError(
+                f"config.json: {KEY}: expected model_type {', '.join(sorted(known))}, got {shown(kind)}"
+            )
+        numbers = {name: record[name] for name in ("feature_size", "frames_per_row", "num_levels")}
+        time, line, column = record["sections"]
+        return cls(known[kind], **numbers, sections=(time, line, column))
+
+    def load(self) -> Any:
+        """Return the module with the encoder's network."""
+        return import_module(self.network)
+
+
+def check_images(prompt: Prompt, image_format: ImageFormat | None) -> None:
+    """Check the images of a prompt.
+
+    Args:
+        prompt: The prompt.
+        image_format: Input format of the model's image encoder; None if the model has none.
+
+    Raises:
+        InvalidRequest: If an image does not fit the prompt's rows or the encoder's input format.
+    """
+    end = 0
+    for index, image in enumerate(prompt.images):
+        field = f"images[{index}]"
+        if image_format is None:
+            raise InvalidRequest(field, "no image (this model has no image encoder)", f"{image.num_rows} rows")
+        shape = [image_format.frames_per_row * image.num_rows, image_format.feature_size]
+        if list(image.features.shape) != shape or image.features.dtype != np.float32:
+            got = f"{image.features.dtype} {list(image.features.shape)}"
+            raise InvalidRequest(field, f"float32 {shape} for {image.height} x {image.width} rows", got)
+        if not np.isfinite(image.features).all():
+            raise InvalidRequest(field, "finite features", "NaN or infinity")
+        if not end <= image.first_row <= len(prompt.rows) - image.num_rows:
+            raise InvalidRequest(field, f"a first row in [{end}, {len(prompt.rows) - image.num_rows}]", image.first_row)
+        end = image.first_row + image.num_rows

@@ -1,0 +1,63 @@
+"""Input of the thinker's image encoder: patches of an image, as transformers' image processor makes them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from stretto.errors import InvalidRequest
+from stretto.records.prompt import InputImage
+
+MIN_PIXELS, MAX_PIXELS = 56 * 56, 1 << 20  # an image is scaled to this size; the published limit is 12.8 million
+MAX_RATIO = 200  # of an image's sides, as in transformers
+CENTRE, SPAN = 0.5, 0.5  # of each colour, as in the published preprocessor_config.json
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Sizes of an image encoder's patches.
+
+    Attributes:
+        size: Pixels in a side of a patch.
+        copies: Number of times that each patch is given, as frames of a video that does not move.
+        merged: Patches in a side of a square that becomes a row.
+    """
+
+    size: int
+    copies: int
+    merged: int
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Read the sizes from an `image_config`."""
+        return cls(record["patch_size"], record["temporal_patch_size"], record["spatial_merge_size"])
+
+    def read(self, pixels: np.ndarray, path: str, first_row: int) -> InputImage:
+        """Return the encoder's input for an image.
+
+        Args:
+            pixels: Colours, uint8 [height, width, 3].
+            path: Name of the image in error messages.
+            first_row: Index of its first row.
+
+        Raises:
+            InvalidRequest: If the image is too narrow.
+        """
+        height, width = pixels.shape[:2]
+        if max(height, width) > MAX_RATIO * min(height, width):
+            raise InvalidRequest(path, f"sides of a ratio of at most {MAX_RATIO}", f"{width} x {height} pixels")
+        made = self._processor()(images=[pixels], input_data_format="channels_last", return_tensors="np")
+        _, lines, columns = made["image_grid_thw"][0].tolist()
+        return InputImage(first_row, lines // self.merged, columns // self.merged, made["pixel_values"])
+
+    def _processor(self) -> Any:
+        return Qwen2VLImageProcessorPil(
+            patch_size=self.size,
+            temporal_patch_size=self.copies,
+            merge_size=self.merged,
+            image_mean=[CENTRE] * 3,
+            image_std=[SPAN] * 3,
+            size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+        )
