@@ -70,7 +70,8 @@ def test_usual_chunk_shapes_are_captured_per_power_of_two(make: type[Codec]) -> 
     frames = {*early, *((left, left + size) for size in SIZES)}
     expected = {(batch, before, length + right, right) for batch in (1, 2, 4, 8) for before, length in frames}
     assert set(launcher.captured) == expected
-    assert launcher.captured[0] == (8, left, left + SIZES[-1] + right, right)
+    sizes = [batch * length for batch, _, length, _ in launcher.captured]
+    assert sizes == sorted(sizes, reverse=True), "later graphs reuse the memory of earlier ones"
 
 
 def test_no_capture_or_decode_without_graphs() -> None:

@@ -186,7 +186,7 @@ def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
 def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_batch: int) -> int:
     """Capture graphs of the usual chunk shapes for batch sizes that are powers of two; return the number of graphs.
 
-    Large shapes are captured first, so that smaller graphs reuse their memory.
+    Batches with many frames are captured first, so that later graphs reuse their memory.
 
     Args:
         launcher: Launcher for the codec's device.
@@ -200,9 +200,9 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     if codec.spec.blocks:  # later blocks are long
         windows = windows[-1:]
     batches = (1 << power for power in range((max_batch - 1).bit_length(), -1, -1))
-    return sum(
-        launcher.capture(_repeated(window, state.expand(batch, -1))) for batch in batches for window, state in windows
-    )
+    shapes = [(batch, window, state) for batch in batches for window, state in windows]
+    shapes.sort(key=lambda shape: shape[0] * shape[1].codes.shape[1], reverse=True)
+    return sum(launcher.capture(_repeated(window, state.expand(batch, -1))) for batch, window, state in shapes)
 
 
 def warm_up(
