@@ -8,14 +8,16 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.families.base import VOCABULARY, Vocabulary
 from stretto.families.plugin import DRAWN, NAME
 from stretto.records.prompt import MAX_MAGNITUDE
+from stretto.untrusted_files import entry
 from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Entry, Part, Plan, Progress, Written, check
 
 AUDIO_TOKENIZER = "ssl_tokenizer"  # folder in a checkpoint
+MAX_INTEGER = (1 << 20) - 1  # of a config; larger than those of any release
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,34 @@ def common_record(
         "tie_word_embeddings": not has_head,
         "dtype": contents.dtype,
     }
+
+
+def integer(
+    record: Mapping[str, Any],
+    path: str,
+    most: int = MAX_INTEGER,
+    *,
+    usual: int | None = None,
+    place: str = "",
+    file: str = "config.json",
+) -> int:
+    """Return the integer at a dotted path of a config.
+
+    Args:
+        record: Contents of the config, or of a part of it.
+        path: The path.
+        most: Largest supported value.
+        usual: Value if the record has no key `path`, which then has no dots; None if it must be there.
+        place: Path of `record` within the config, with a dot at the end.
+        file: Name of the config's file, for the error message.
+
+    Raises:
+        CheckpointError: The value is missing, or no integer from 1 to `most`.
+    """
+    found = entry(record, path, file) if usual is None else record.get(path, usual)
+    if type(found) is not int or not 1 <= found <= most:
+        raise CheckpointError(f"{file}: {place}{path}: expected an integer in [1, {most}], got {shown(found)}")
+    return found
 
 
 def unchanged(shapes: Mapping[str, tuple[int, ...]]) -> Plan:

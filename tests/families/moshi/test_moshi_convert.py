@@ -63,7 +63,7 @@ def test_first_moshi_releases_match_the_published_numbers() -> None:
         ({"delays": [0, *[1] * 16]}, "config.json: delays: expected 0, then twice 8 delays from 0 to 16"),
         ({"depformer_num_heads": 5}, "config.json: depformer_dim: expected heads of an even width, got 32 for 5"),
         ({"depformer_weights_per_step_schedule": [0, 2] * 4}, "schedule: expected 8 numbers of sets, from 0 on"),
-        ({"dim": "wide"}, "config.json: dim: expected an integer in [1, 1048576), got 'wide'"),
+        ({"dim": "wide"}, "config.json: dim: expected an integer in [1, 1048575], got 'wide'"),
         ({"text_card": 95}, "expected a tokenizer of 95 tokens, got 96"),
         ({"card": 63}, "tensors do not match: wrong shape: "),
         ({"tokenizer_name": "../tokenizer.model"}, "expected a file name without a folder, got '../tokenizer.model'"),
@@ -135,7 +135,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"hidden_act": "gelu"}, {}, "config.json: hidden_act: expected 'silu', got 'gelu'"),
         ({"num_codebooks": 4}, {}, "depth_decoder_config.num_codebooks: expected 4, got 8"),
-        ({"num_codebooks": 300}, {}, "config.json: num_codebooks: expected an integer in [1, 256), got 300"),
+        ({"num_codebooks": 300}, {}, "config.json: num_codebooks: expected an integer in [1, 255], got 300"),
         ({"audio_vocab_size": 63}, {}, "audio_encoder_config: expected 8 codebooks of 63 codes, got 32 of 64"),
         ({"vocab_size": 95}, {}, "expected a tokenizer of 95 tokens, got 96"),
         ({"depth_decoder_config": None}, {}, "config.json: depth_decoder_config.hidden_size is missing"),

@@ -25,6 +25,7 @@ from stretto.families.conversion import (
     Tokenizer,
     check_folded,
     common_record,
+    integer,
     unchanged,
 )
 from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
@@ -172,21 +173,6 @@ def check_delays(config: Mapping[str, Any]) -> None:
     delays = config.get("delays")
     if not isinstance(delays, list) or any(delays) or len(delays) != 1 + integer(config, "n_q"):
         raise CheckpointError(f"config.json: delays: expected {1 + integer(config, 'n_q')} zeros, got {shown(delays)}")
-
-
-def integer(config: Mapping[str, Any], name: str, stop: int = 1 << 20, file: str = "config.json") -> int:
-    """Return the integer at the dotted path `name`; raise CheckpointError unless it is in [1, `stop`).
-
-    Args:
-        config: Contents of a config.
-        name: The path.
-        stop: Upper limit.
-        file: Name of the config's file, for the error message.
-    """
-    found = entry(config, name, file)
-    if type(found) is not int or not 1 <= found < stop:
-        raise CheckpointError(f"{file}: {name}: expected an integer in [1, {stop}), got {shown(found)}")
-    return found
 
 
 def durations(config: Mapping[str, Any], file: str = "config.json", section: str = "stt_config") -> dict[str, Any]:
@@ -391,7 +377,7 @@ def mimi_config(config: Mapping[str, Any], folder: Path) -> MimiConfig:
     record = json_object(path)
 
     def size(name: str, stop: int = MAX_WIDTH) -> int:
-        return integer(record, name, stop, path.name)
+        return integer(record, name, stop - 1, file=path.name)
 
     ratios = entry(record, "seanet.ratios", path.name)
     is_list = isinstance(ratios, list) and 1 <= len(ratios) <= MAX_RATIOS

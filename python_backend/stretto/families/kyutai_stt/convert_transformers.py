@@ -17,13 +17,12 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, check_folded, common_record
+from stretto.families.conversion import Contents, Converted, Network, Release, check_folded, common_record, integer
 from stretto.families.kyutai_stt.convert import (
     check_config,
     check_tokenizer,
     check_width,
     durations,
-    integer,
     llama_record,
 )
 from stretto.families.kyutai_stt.family import NAME, SttVocabulary

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, check_folded
-from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, flat, integer
+from stretto.families.conversion import Contents, Converted, Release, check_folded, integer
+from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, flat
 from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.kyutai_stt.convert import trained_dtype as trained_dtype
 from stretto.families.kyutai_stt.family import FRAME_RATE, PAD

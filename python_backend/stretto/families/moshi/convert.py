@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import DepthSpec
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer, check_folded, common_record
+from stretto.families.conversion import Contents, Converted, Release, Tokenizer, check_folded, common_record, integer
 from stretto.families.kyutai_stt.convert import (
     EPS,
     FIRST_MIMI,
@@ -28,7 +28,6 @@ from stretto.families.kyutai_stt.convert import (
     codec_network,
     flat,
     gated_width,
-    integer,
 )
 from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.moshi.family import MAX_DELAY, NAME, FrameVocabulary, MoshiVocabulary

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError
 from stretto.families.base import DepthSpec
-from stretto.families.conversion import Contents, Converted, Release, check_folded, common_record
+from stretto.families.conversion import Contents, Converted, Release, check_folded, common_record, integer
 from stretto.families.kyutai_stt.convert import (
     check_config,
     check_tokenizer,
     check_width,
-    integer,
 )
 from stretto.families.kyutai_stt.convert_transformers import (
     LAYERS_EXPECTED,
@@ -63,7 +62,7 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
     """Return the vocabulary of a release."""
-    num_codebooks = integer(config, "num_codebooks", 256)
+    num_codebooks = integer(config, "num_codebooks", 255)
     return MoshiVocabulary(
         num_text_ids=integer(config, "vocab_size"),
         num_codebooks=num_codebooks,

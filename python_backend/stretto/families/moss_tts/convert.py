@@ -14,7 +14,15 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, check_folded, common_record, merged_reader
+from stretto.families.conversion import (
+    Contents,
+    Converted,
+    Release,
+    check_folded,
+    common_record,
+    integer,
+    merged_reader,
+)
 from stretto.families.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
 from stretto.families.moss_tts.recognise import MODEL_TYPE, refusal_of
 from stretto.untrusted_files import entry
@@ -78,19 +86,15 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
         raise CheckpointError(f"config.json: language_config: expected an object, got {shown(section)}")
     backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **section})
     check_qwen3(backbone)
-    size = record.get("audio_vocab_size", 1024)
-    numbers = {"n_vq": (record.get("n_vq", 32), MAX_CODEBOOKS), "audio_vocab_size": (size, MAX_CODES)}
-    ids = {name: record.get(key, usual) for name, (key, usual) in IDS.items()}
-    numbers |= {IDS[name][0]: (value, backbone.vocab_size - 1) for name, value in ids.items()}
-    for name, (value, most) in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-            raise CheckpointError(f"config.json: {name}: expected an integer in [1, {most}], got {shown(value)}")
+    num_codebooks = integer(record, "n_vq", MAX_CODEBOOKS, usual=32)
+    size = integer(record, "audio_vocab_size", MAX_CODES, usual=1024)
+    ids = {name: integer(record, key, backbone.vocab_size - 1, usual=usual) for name, (key, usual) in IDS.items()}
     if record.get("audio_pad_code", size) != size or len({*ids.values()}) < len(ids):
         expected = f"audio_pad_code {size} and {len(ids)} different ids of text tokens"
         raise CheckpointError(f"config.json: expected {expected}, got {record.get('audio_pad_code')} and {ids}")
     known = MossVocabulary(
         num_text_ids=backbone.vocab_size,
-        num_codebooks=numbers["n_vq"][0],
+        num_codebooks=num_codebooks,
         codebook_size=size,
         **ids,
         max_model_len=min(MAX_MODEL_LEN, backbone.max_position_embeddings),

@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, common_record, merged_reader, unchanged
+from stretto.families.conversion import Contents, Converted, Release, common_record, integer, merged_reader, unchanged
 from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary
 from stretto.families.moss_tts_local.recognise import MODEL_TYPE
-from stretto.families.moss_tts_realtime.convert import MAX_LAYERS, MAX_SIZE, whole
+from stretto.families.moss_tts_realtime.convert import MAX_LAYERS, MAX_SIZE
 from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
@@ -104,15 +104,15 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, LocalVocabulary]:
             raise CheckpointError(f"config.json: {name}: expected an object, got {shown(value)}")
     backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **section})
     check_qwen3(backbone)
-    num_codebooks = whole(record, "n_vq", 12, MAX_CODEBOOKS)
-    size = whole(record, "audio_vocab_size", 1024, MAX_CODES)
+    num_codebooks = integer(record, "n_vq", MAX_CODEBOOKS, usual=12)
+    size = integer(record, "audio_vocab_size", MAX_CODES, usual=1024)
     sizes = record.get("audio_codebook_sizes") or [size] * num_codebooks
     if sizes != [size] * num_codebooks:
         expected = f"{num_codebooks} times {size}"
         raise CheckpointError(f"config.json: audio_codebook_sizes: expected {expected}, got {shown(sizes)}")
     if num_codebooks < 2:
         raise CheckpointError(f"config.json: n_vq: expected at least 2 codebooks, got {num_codebooks}")
-    ids = {name: whole(record, key, usual, backbone.vocab_size - 1) for name, (key, usual) in IDS.items()}
+    ids = {name: integer(record, key, backbone.vocab_size - 1, usual=usual) for name, (key, usual) in IDS.items()}
     if len({*ids.values()}) < len(ids):
         raise CheckpointError(f"config.json: expected {len(ids)} different ids of text tokens, got {ids}")
     known = LocalVocabulary(
@@ -138,9 +138,13 @@ def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) 
         CheckpointError: A value is invalid or not supported.
     """
     place = "gpt2_config."
-    hidden, heads = whole(local, "n_embd", 768, MAX_SIZE, place), whole(local, "n_head", 12, MAX_SIZE, place)
-    inner = 4 * hidden if local.get("n_inner") is None else whole(local, "n_inner", 4 * hidden, MAX_SIZE, place)
-    num_layers = whole(record, "local_transformer_layers", whole(local, "n_layer", 12, MAX_LAYERS, place), MAX_LAYERS)
+
+    def size(name: str, usual: int, most: int = MAX_SIZE) -> int:
+        return integer(local, name, most, usual=usual, place=place)
+
+    hidden, heads = size("n_embd", 768), size("n_head", 12)
+    inner = 4 * hidden if local.get("n_inner") is None else size("n_inner", 4 * hidden)
+    num_layers = integer(record, "local_transformer_layers", MAX_LAYERS, usual=size("n_layer", 12, MAX_LAYERS))
     theta, eps = local.get("rope_base", 1e4), local.get("layer_norm_epsilon", 1e-5)
     for name, value, most in (("rope_base", theta, MAX_THETA), ("layer_norm_epsilon", eps, MAX_EPS)):
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:

@@ -15,7 +15,16 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.base import DepthSpec
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer, common_record, merged_reader, unchanged
+from stretto.families.conversion import (
+    Contents,
+    Converted,
+    Release,
+    Tokenizer,
+    common_record,
+    integer,
+    merged_reader,
+    unchanged,
+)
 from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
 from stretto.families.moss_tts.convert import trained_dtype as trained_dtype
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
@@ -88,8 +97,8 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, R
             raise CheckpointError(f"config.json: {name}: expected an object, got {shown(value)}")
     backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **section})
     check_qwen3(backbone)
-    num_codebooks = whole(record, "rvq", 16, MAX_CODEBOOKS)
-    size = whole(record, "audio_pad_token", 1024, MAX_CODES)
+    num_codebooks = integer(record, "rvq", MAX_CODEBOOKS, usual=16)
+    size = integer(record, "audio_pad_token", MAX_CODES, usual=1024)
     expected_ids = {"audio_vocab_size": size + NUM_MARKERS, "rvq": num_codebooks}
     for place, values in (("", record), ("local_config.", local)):
         for name, value in (expected_ids | {"audio_pad_token": size}).items():
@@ -112,25 +121,6 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, R
     return backbone, known
 
 
-def whole(record: Mapping[str, Any], name: str, usual: int, most: int, place: str = "") -> int:
-    """Return the integer called `name`, or `usual` if it is missing.
-
-    Args:
-        record: config.json, or a part of it.
-        name: Name of the value.
-        usual: Value of the authors' class.
-        most: Largest supported value.
-        place: Path of `record` within config.json, with a dot at the end.
-
-    Raises:
-        CheckpointError: The value is no integer from 1 to `most`.
-    """
-    value = record.get(name, usual)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise CheckpointError(f"config.json: {place}{name}: expected an integer in [1, {most}], got {shown(value)}")
-    return value
-
-
 def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
     """Return the hyperparameters of the depth transformer.
 
@@ -143,7 +133,7 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
     """
     place = "local_config."
     numbers = {
-        name: whole(local, name, usual, MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE, place)
+        name: integer(local, name, MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE, usual=usual, place=place)
         for name, usual in LOCAL_NUMBERS.items()
     }
     rope = local.get("rope_parameters") or {}

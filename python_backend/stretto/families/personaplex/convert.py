@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer
-from stretto.families.kyutai_stt.convert import check_config, integer
+from stretto.families.conversion import Contents, Converted, Release, Tokenizer, integer
+from stretto.families.kyutai_stt.convert import check_config
 from stretto.families.moshi import convert as moshi
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.personaplex.family import NAME, PersonaPlexVocabulary

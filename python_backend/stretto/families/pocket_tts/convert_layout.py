@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, check_folded
+from stretto.families.conversion import Contents, Converted, Release, check_folded, integer
 from stretto.families.pocket_tts.convert import EMBEDDINGS, NUM_FREQUENCIES, Shape
 from stretto.families.pocket_tts.convert import plan as pocket_plan
 from stretto.untrusted_files import entry, json_object, released_file
@@ -375,11 +375,3 @@ def rope_theta(config: Mapping[str, Any], file: str = CONFIG_FILE) -> float:
     if not isinstance(theta, int | float) or not 0 < theta <= 1e9:
         raise CheckpointError(f"{file}: rope_parameters.rope_theta: expected a positive number, got {shown(theta)}")
     return float(theta)
-
-
-def integer(config: Mapping[str, Any], path: str, file: str = CONFIG_FILE) -> int:
-    """Return the integer at a dotted path; raise CheckpointError unless it is in [1, 2^20)."""
-    found = entry(config, path, file)
-    if type(found) is not int or not 1 <= found < 1 << 20:
-        raise CheckpointError(f"{file}: {path}: expected an integer in [1, {1 << 20}), got {shown(found)}")
-    return found
