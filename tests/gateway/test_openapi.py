@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -178,6 +178,7 @@ def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str
     seen = set[int]()
 
     @given(values(body["schema"], schema["components"]["schemas"]))
+    @example({"0.": 0})
     @settings(max_examples=examples, deadline=None)
     def send(record: Any) -> None:
         answer = door.ask("post", path, **sent(fields, record, media_type))
@@ -185,8 +186,8 @@ def test_error_responses_match_the_schema_and_name_a_field(door: Door, path: str
         seen.add(answer.status_code)
         if answer.status_code == 400 and isinstance(record, dict):
             param = answer.json()["error"]["param"] or ""
-            first = param.partition(".")[0]
-            assert first in fields or first in {encodable(name)[:200] for name in record} or not first, param
+            names = tuple(encodable(name)[:200] for name in record if name)  # they may contain points, too
+            assert not param or param.partition(".")[0] in fields or param.startswith(names), param
 
     send()
     assert 400 in seen
