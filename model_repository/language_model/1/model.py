@@ -45,8 +45,8 @@ class TritonPythonModel:
         dictionary = Path(words) if words else None
         self.service = SpeechService(self.model, self.loop, table, limits, self.key.seal, dictionary)
         self.watches = [HangWatch(part.has_work, [(pid, pid) for pid in part.engine_pids]) for part in self.model.parts]
-        for watch in self.watches:
-            watch.start("the engine")
+        for part, watch in zip(self.model.parts, self.watches, strict=True):
+            watch.start(f"the engine of {part.family.name}")
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
