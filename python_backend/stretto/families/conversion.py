@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -355,6 +355,26 @@ class Published(Protocol):
             CheckpointError: If parts of the release are missing or contradict each other; the message lists them.
         """
         ...
+
+
+Value = TypeVar("Value")
+
+
+def in_lower_case(named: Mapping[Any, Value], place: str) -> dict[Any, Value]:
+    """Return values by name in lower case, because requests name voices and languages in any case.
+
+    Args:
+        named: Values by name; keys that are not text are kept.
+        place: File or entry with the names, for the error message.
+
+    Raises:
+        CheckpointError: Two names are equal in lower case.
+    """
+    found = {name.lower() if isinstance(name, str) else name: value for name, value in named.items()}
+    if len(found) < len(named):
+        got = ", ".join(sorted(map(str, named), key=str.lower))
+        raise CheckpointError(f"{place}: expected names that differ in lower case, got {shown(got, 200)}")
+    return found
 
 
 def is_bounded(values: Tensor) -> bool:

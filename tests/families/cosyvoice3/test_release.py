@@ -252,7 +252,7 @@ def infinite(shape: tuple[int, ...]) -> torch.Tensor:
         ({"a": Harmful()}, "expected named voices, got"),
         ([named()], "expected at most 256 voices by name, got list"),
         ({f"v{index}": 0 for index in range(257)}, "expected at most 256 voices by name, got 257"),
-        ({"Anna": named(), "anna": named()}, "expected names that differ in more than case"),
+        ({"Anna": named(), "anna": named()}, "expected names that differ in lower case"),
         ({5: named()}, "expected names of 1 to 64 printable characters, got 5"),
         ({"a\x1b[2J": named()}, "expected names of 1 to 64 printable characters"),
         ({"a": torch.ones(1)}, "a: prompt_text: expected a tensor of one recording, got NoneType"),

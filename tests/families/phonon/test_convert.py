@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
 import torch
@@ -97,6 +98,12 @@ def test_error_names_the_voice(tmp_path: Path, refuses: Refuses, found: dict[str
     release = write_release(tmp_path / "release")
     save_file(found, release / "voices" / "mia.safetensors")
     refuses(words(release), "mia.safetensors", message)
+
+
+def test_voices_equal_in_lower_case_are_refused(tmp_path: Path, refuses: Refuses) -> None:
+    release = write_release(tmp_path / "release")
+    copyfile(release / "voices" / "mia.safetensors", release / "voices" / "MIA.safetensors")
+    refuses(words(release), "expected names that differ in lower case, got 'MIA, mia, ")
 
 
 def test_voices_may_be_elsewhere(tmp_path: Path, refuses: Refuses) -> None:

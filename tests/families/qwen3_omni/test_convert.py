@@ -122,7 +122,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["talker_config"].update(speaker_id={"Ethan": 1, "ethan": 2, "Aiden": 3}),
-            "talker_config.speaker_id: expected names that differ in lower case, got Aiden, Ethan, ethan",
+            "talker_config.speaker_id: expected names that differ in lower case, got 'Aiden, Ethan, ethan'",
         ),
         (
             lambda config: config["talker_config"].update(speaker_id={}),

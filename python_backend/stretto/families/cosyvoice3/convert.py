@@ -27,6 +27,7 @@ from stretto.families.conversion import (
     Release,
     Tokenizer,
     common_record,
+    in_lower_case,
     merged_reader,
     unchanged,
 )
@@ -135,10 +136,7 @@ def named_voices(folder: Path) -> dict[str, dict[str, Tensor]]:
     if not isinstance(stored, dict) or len(stored) > MAX_NAMED:
         got = len(stored) if isinstance(stored, dict) else type(stored).__name__
         raise CheckpointError(f"{path}: expected at most {MAX_NAMED} voices by name, got {got}")
-    found = {name.lower() if isinstance(name, str) else name: voice for name, voice in stored.items()}
-    if len(found) < len(stored):
-        raise CheckpointError(f"{path}: expected names that differ in more than case, got {shown(list(stored), 200)}")
-    return {name: check_voice(path, name, voice) for name, voice in found.items()}
+    return {name: check_voice(path, name, voice) for name, voice in in_lower_case(stored, f"{path}").items()}
 
 
 def stored_voices(voices: Mapping[str, Mapping[str, Tensor]]) -> Network:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, check_folded, integer
+from stretto.families.conversion import Contents, Converted, Release, check_folded, in_lower_case, integer
 from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, flat
 from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.kyutai_stt.convert import trained_dtype as trained_dtype
@@ -108,10 +108,8 @@ def by_name(root: Path, files: list[tuple[str, Path]]) -> dict[str, Path]:
     if odd is not None:
         expected = "names of at most 128 characters out of A-Z a-z 0-9 _ . + ( ) / - and inner spaces"
         raise CheckpointError(f"{folder}: expected {expected}, got {shown(odd)}")
-    found = {name.lower(): released_file(root, path.relative_to(root).as_posix()) for name, path in files}
-    if len(found) < len(files):
-        raise CheckpointError(f"{folder}: expected names that differ in more than their case, got {len(files)} files")
-    return found
+    found = {name: released_file(root, path.relative_to(root).as_posix()) for name, path in files}
+    return in_lower_case(found, f"{folder}")
 
 
 def shape_of(voices: Mapping[str, Path], width: int) -> tuple[int, int]:

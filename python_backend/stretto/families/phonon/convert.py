@@ -23,6 +23,7 @@ from stretto.families.conversion import (
     Release,
     check_folded,
     common_record,
+    in_lower_case,
     is_bounded,
 )
 from stretto.families.phonon.family import NAME, PhononVocabulary
@@ -235,8 +236,7 @@ def read_voices(root: Path, width: int, tensors: Mapping[str, Tensor]) -> dict[s
     files = dict[str, str]()
     for folder in VOICES:
         found = sorted(released_folder(root, folder).glob("*.safetensors")) if (root / folder).is_dir() else []
-        # requests name voices in any case
-        files |= {path.stem.lower(): f"{folder}/{path.name}" for path in found}
+        files |= in_lower_case({path.stem: f"{folder}/{path.name}" for path in found}, f"{root / folder}")
     if (root / DEFAULT_VOICE).is_file():
         files = {"default": DEFAULT_VOICE} | files
     if not files:

@@ -29,6 +29,7 @@ from stretto.families.conversion import (
     Release,
     Tokenizer,
     common_record,
+    in_lower_case,
     merged_reader,
     prefixed,
     unchanged,
@@ -83,13 +84,8 @@ class Numbers:
     def tokens(self, name: str, below: int) -> dict[str, int]:
         """Return the mapping called `name` from lower-case names to ids in [0, below)."""
         ids = self.entry(name, dict)
-        found = {key.lower(): self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
-        if len(found) < len(ids):
-            got = ", ".join(sorted(ids, key=str.lower))
-            raise CheckpointError(
-                f"config.json: {self._path}{name}: expected names that differ in lower case, got {got}"
-            )
-        return found
+        found = {key: self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
+        return in_lower_case(found, f"config.json: {self._path}{name}")
 
     def part(self, name: str) -> "Numbers":
         """Return the nested part called `name`."""
@@ -157,8 +153,8 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
 
 def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
     """Map the speakers that have a dialect to that dialect, which is a language."""
-    entries = talker.optional_mapping("spk_is_dialect").items()
-    dialects = {name.lower(): dialect for name, dialect in entries if dialect}
+    entries = in_lower_case(talker.optional_mapping("spk_is_dialect"), "config.json: talker_config.spk_is_dialect")
+    dialects = {name: dialect for name, dialect in entries.items() if dialect}
     for name, dialect in dialects.items():
         if not isinstance(dialect, str) or dialect not in languages:
             got = f"{name!r}: {dialect!r}"
