@@ -25,6 +25,7 @@ from stretto.families.served import served_family
 from stretto.records.chunk import Alignment, LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling, SamplingConfig
+from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
@@ -194,6 +195,24 @@ async def test_text_does_not_wait_for_speech(llm: SpokenLLM, maker: Maker, monke
     text = ""
     async with aclosing(llm.generate(maker.prompt("text"))) as chunks:
         async for each in chunks:
+            text += each.chunk.text
+            if text == expected.text:
+                break
+    await assert_idle(llm)
+
+
+async def test_text_does_not_wait_for_playback(llm: SpokenLLM, maker: Maker) -> None:
+    """All text arrives although the player takes no frames."""
+    expected = await answer(llm, maker.prompt("text"))
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    prompt, text = maker.prompt("text"), ""
+    pacer = Pacer(prompt.delivery.chunking, wait_for_turn=never)
+    async with aclosing(llm.generate(prompt, pacer=pacer)) as chunks:
+        async for each in chunks:
+            assert each.codes is None
             text += each.chunk.text
             if text == expected.text:
                 break

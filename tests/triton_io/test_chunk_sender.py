@@ -394,6 +394,27 @@ async def test_audio_is_sent_at_most_max_ahead_s_before_playback(slot: FlowSlot)
     assert len(envelopes(sender)) > 6, "it asked after the client while it waited"
 
 
+async def test_text_does_not_wait_for_playback(slot: FlowSlot) -> None:
+    async def speak() -> AsyncGenerator[LMChunk, None]:
+        yield LMChunk(Chunk(0, Segment.AUDIO), np.zeros((2, 90_000), np.int32))  # an hour
+        for index in (1, 2, 3):
+            yield LMChunk(Chunk(index, Segment.TEXT), None)
+
+    sender = AnsweringSender(slot.table)
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
+    await asyncio.wait_for(chunk_sender.pump(speak()), PATIENCE_S)
+    assert sent(sender) == [0, 1, 2, 3]
+
+
+async def test_pacer_waits_for_playback(slot: FlowSlot) -> None:
+    sender = AnsweringSender(slot.table)
+    chunk_sender = ChunkSender(responses_to(sender), slot, "u", replace(QUICK, max_ahead_s=0.2))
+    await asyncio.wait_for(chunk_sender.pacer.wait_for_turn(), PATIENCE_S)
+    await chunk_sender.pump(Speaker(1, frames=90_000).speak())  # an hour
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(chunk_sender.pacer.wait_for_turn(), 0.05)
+
+
 async def test_reference_frames_do_not_count_as_unplayed_audio(slot: FlowSlot) -> None:
     async def speak() -> AsyncGenerator[LMChunk, None]:
         for index, length in enumerate((100_000, 0, 0)):

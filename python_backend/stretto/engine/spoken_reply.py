@@ -117,7 +117,10 @@ class SpokenReply:
 
     def _next(self, frames: AsyncGenerator[LMChunk, None]) -> "asyncio.Task[LMChunk | None]":
         async def take() -> LMChunk | None:
-            return await anext(frames, None)
+            chunk = await anext(frames, None)
+            if chunk is not None and chunk.codes is not None and self._pacer is not None:
+                await self._pacer.wait_for_turn()  # here, so that text is sent meanwhile
+            return chunk
 
         task = asyncio.create_task(take())
         task.add_done_callback(lambda _: self._changed.set())

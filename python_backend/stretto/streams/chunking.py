@@ -7,7 +7,7 @@ played            ├───────────────────�
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 
@@ -90,6 +90,10 @@ class DecoderLoad:
     pace_s: float = 0.0
 
 
+async def at_once() -> None:
+    """Do not wait, for a player that takes any amount of audio."""
+
+
 IDLE = DecoderLoad()
 LATENCIES = 2  # send a chunk this many decoder latencies early, because it may be twice as large as the previous one
 
@@ -106,6 +110,7 @@ class Pacer:
         policy: Requested chunk sizes and constants of the codec.
         load: Function that returns the current speed of the decoder.
         clock: Function that returns the time in seconds.
+        wait_for_turn: Function that waits until playback and the decoder permit the next chunk.
 
     Attributes:
         is_stalled: True while no frame can follow without external input; all ready frames are then sent.
@@ -116,8 +121,9 @@ class Pacer:
         policy: ChunkPolicy,
         load: Callable[[], DecoderLoad] = lambda: IDLE,
         clock: Callable[[], float] = time.monotonic,
+        wait_for_turn: Callable[[], Awaitable[None]] = at_once,
     ) -> None:
-        self.policy = policy
+        self.policy, self.wait_for_turn = policy, wait_for_turn
         self._load = load
         self._clock = clock
         # time at which the player will have played all audio sent so far; None before the first chunk

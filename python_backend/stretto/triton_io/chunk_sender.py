@@ -164,7 +164,7 @@ class ChunkSender:
         self._limits, self.flow = limits, slot.address
         self._form: OutputForm | None = delivery.form  # None once it has been sent
         self._frame_rate = delivery.chunking.frame_rate
-        self.pacer = Pacer(delivery.chunking, self._load)
+        self.pacer = Pacer(delivery.chunking, self._load, wait_for_turn=self._wait_for_turn)
         self._frames_on_the_way: deque[int] = deque()  # frames of each unanswered chunk or probe
         self._num_sent = self._num_probes = self._num_frames_sent = 0
         self._first_sent_s: float | None = None
@@ -181,7 +181,8 @@ class ChunkSender:
             async with asyncio.timeout(None) as scope:
                 with ticking(lambda: self._poll(scope), self._limits.poll_s):
                     async for item in chunks:
-                        await self._wait_for_turn()
+                        # text does not wait for playback
+                        await (self._wait_for_room() if item.codes is None else self._wait_for_turn())
                         self._check()
                         self._send(Envelope(self._utterance, self._slot.address, item.chunk, self._form), item)
                         self._form = None
@@ -202,6 +203,10 @@ class ChunkSender:
     async def _wait_for_turn(self) -> None:
         """Wait until playback and the decoder permit the next chunk."""
         await wait_until(lambda: not self._is_ahead(), self._limits.poll_s)
+        await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
+        """Wait until the decoder permits the next chunk."""
         await self._wait_for_decoder(self._has_room)
 
     def _is_ahead(self) -> bool:
