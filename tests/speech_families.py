@@ -22,6 +22,7 @@ _SAMPLING = SamplingConfig(
     guidance_scale=2.0,
     seed=0,
 )
+_UNGUIDED = replace(_SAMPLING, guidance_scale=1.0)
 
 
 def eight_streams(name: str, num_text_ids: int) -> Family:
@@ -38,7 +39,7 @@ def eight_streams(name: str, num_text_ids: int) -> Family:
         tasks=(
             Task("chat", (Segment.TEXT, Segment.AUDIO), (range(16, num_text_ids),), ("text",), _SAMPLING),
             Task("speak", (Segment.AUDIO,), (), ("text",), _SAMPLING),
-            Task("listen", (Segment.TEXT,), (range(16, num_text_ids),), ("audio",), _SAMPLING),
+            Task("listen", (Segment.TEXT,), (range(16, num_text_ids),), ("audio",), _UNGUIDED),
         ),
         codec="none",
         end_of_reply=1,
@@ -94,8 +95,8 @@ INTERLEAVED = replace(
     name="interleaved",
     layout=StreamLayout(NUM_TEXT_IDS + CODEBOOK_SIZE, EIGHT_STREAMS.layout.audio[:1], (0,), (0,)),
     tasks=(
-        Task("reply", (Segment.INTERLEAVED,), (range(16, NUM_TEXT_IDS + CODEBOOK_SIZE),), ("text",), _SAMPLING),
-        Task("listen", (Segment.TEXT,), (range(16, NUM_TEXT_IDS),), ("audio",), _SAMPLING),
+        Task("reply", (Segment.INTERLEAVED,), (range(16, NUM_TEXT_IDS + CODEBOOK_SIZE),), ("text",), _UNGUIDED),
+        Task("listen", (Segment.TEXT,), (range(16, NUM_TEXT_IDS),), ("audio",), _UNGUIDED),
     ),
     end_of_reply=1,
     end_of_text=None,
@@ -192,9 +193,7 @@ GROUPED = replace(
     EIGHT_STREAMS,
     name="grouped",
     layout=StreamLayout(_FIRST_END + 3, (range(NUM_TEXT_IDS, _FIRST_END),), (0,), (0,), num_input_only=1),
-    tasks=(
-        replace(TRACKED.tasks[0], sampling=replace(_SAMPLING, guidance_scale=1.0, ras_window=5, ras_max_repeats=1)),
-    ),
+    tasks=(replace(TRACKED.tasks[0], sampling=replace(_UNGUIDED, ras_window=5, ras_max_repeats=1)),),
     end_of_reply=_FIRST_END,
     end_of_text=_FIRST_END,
     end_of_audio=_FIRST_END,

@@ -18,7 +18,7 @@ PARAMETER = "profile"
 Profile = TypeVar("Profile", bound="DataclassInstance")
 # Options that only some families or servers support.
 FIRST_OPTIONS = ("depth", "instruct", "language", "repetition_penalty", "schedule", "text_mode", "transliterate")
-FAMILY_OPTIONS = (*FIRST_OPTIONS, "exaggeration", "piece", "words")
+FAMILY_OPTIONS = (*FIRST_OPTIONS, "exaggeration", "piece", "script_temperature", "words")
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
     sampling, latents = prompt.sampling, prompt.sampling.latents
     text, audio = TEXT_ROWS[index % len(TEXT_ROWS)], AUDIO_ROWS[index % len(AUDIO_ROWS)]
     greedy = index % 4 == 0
+    is_guidable = family.guided_streams and family.task(prompt.task).has_audio_segment
     policy = ("always", "until_s", "adaptive")[index * 2 // 3 % 3] if family.guided_streams else "always"
     sampling = replace(
         sampling,
@@ -126,7 +127,7 @@ def history_prompt(family: Family, index: int) -> Prompt:
         guided_until_s=(1 + index % 7) / family.frame_rate if policy == "until_s" else None,
         text=replace(sampling.text, min_rows=text // 2, max_rows=text, temperature=0.0 if greedy else 0.9),
         audio=replace(sampling.audio, min_rows=audio // 2, max_rows=audio, temperature=0.0 if greedy else 0.8),
-        guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4] if family.guided_streams else 1.0,
+        guidance_scale=(2.0, 1.0, 3.0, 1.5)[index // 2 % 4] if is_guidable else 1.0,
         latents=None if latents is None else replace(latents, steps=1 + index % 4, tail_rows=index % 5),
         seed=7000 + index,
         schedule=(None, *schedules)[index // 2 % (1 + len(schedules))],

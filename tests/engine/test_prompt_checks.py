@@ -53,9 +53,9 @@ def test_voice_may_not_be_negative() -> None:
     assert str(error) == "voice: expected an integer of at least 0, got -1"
 
 
-def test_guidance_is_ignored_without_audio_output() -> None:
-    prompt = make_prompt(TINY, 0, "asr", guidance_scale=3.0)
-    assert check_prompt(prompt, RULES, ROOMY).sampling.guidance_scale == 1.0
+def test_guidance_is_refused_without_an_audio_segment() -> None:
+    error = refusal(make_prompt(TINY, 0, "asr", guidance_scale=3.0))
+    assert str(error) == "options.guidance_scale: expected 1.0, because task 'asr' has no audio segment, got 3.0"
 
 
 def test_repetition_window_may_not_reach_into_prompt_audio() -> None:

@@ -45,7 +45,9 @@ def prompts(name: str) -> dict[str, Prompt]:
             replace(sampling.text, temperature=0.9),
             replace(sampling.audio, temperature=0.9, min_rows=30, max_rows=40),
         )
-        sampling = replace(sampling, text=text, audio=audio, script_temperature=0.9)
+        sampling = replace(sampling, text=text, audio=audio)
+        if "script_temperature" in family.options:
+            sampling = replace(sampling, script_temperature=0.9)
         made[f"r{index}"] = replace(prompt, rows=prompt.rows[:33], sampling=sampling)
     return made
 

@@ -56,6 +56,18 @@ def test_every_option_is_read_into_its_field() -> None:
     )
 
 
+def test_script_temperature_is_refused_by_families_without_a_script() -> None:
+    refusal = r"options.script_temperature: expected 1.0 \(csm does not support this temperature\), got 0.5"
+    with pytest.raises(InvalidRequest, match=refusal):
+        read_options('{"script_temperature": 0.5}', CSM, CSM.tasks[0], FRAME_RATE)
+
+
+def test_guidance_of_spoken_text_is_refused_by_the_options() -> None:
+    spoken = replace(ASR, is_spoken=True)
+    with pytest.raises(InvalidRequest, match=r"options.guidance_scale: expected 1.0, because tiny has no guidance"):
+        read_options('{"guidance_scale": 2}', replace(TINY, guided_streams=()), spoken, FRAME_RATE)
+
+
 def test_depth_sampling_defaults_to_stream_0_options() -> None:
     task = CSM.tasks[0]
 
@@ -266,7 +278,7 @@ def test_transliterate_requires_a_single_script_family() -> None:
 
 
 def test_piece_requires_family_support() -> None:
-    family = replace(TINY, options=("piece",))
+    family = replace(TINY, options=("piece", *TINY.options))
     assert read_options('{"piece": 2}', family, TTS, FRAME_RATE).manner == Manner(piece=2)
     with pytest.raises(InvalidRequest, match=r"options\.piece: expected no value \(this model speaks"):
         read_options('{"piece": 0}', TINY, TTS, FRAME_RATE)
@@ -275,7 +287,7 @@ def test_piece_requires_family_support() -> None:
 
 
 def test_exaggeration_requires_family_support() -> None:
-    family = replace(TINY, options=("exaggeration",))
+    family = replace(TINY, options=("exaggeration", *TINY.options))
     manner = read_options('{"exaggeration": 1.5}', family, TTS, FRAME_RATE).manner
     assert manner == Manner(exaggeration=1.5)
     with pytest.raises(InvalidRequest, match=r"options\.exaggeration: expected no value \(this model does not support"):

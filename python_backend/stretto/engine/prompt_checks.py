@@ -1,7 +1,7 @@
 """Checks of a prompt before queueing. Each error contains the field, the limit and the value."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -67,8 +67,6 @@ class Capacity:
 def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     """Check a prompt and return it ready for queueing.
 
-    Guidance is turned off if the task generates no audio.
-
     Args:
         prompt: Prompt from the preprocessor.
         rules: Rules of the family's replies.
@@ -83,8 +81,6 @@ def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Pro
     task = tasks[prompt.task]
     if prompt.voice < 0:
         raise InvalidRequest("voice", "an integer of at least 0", prompt.voice)
-    if Segment.AUDIO not in task.segments:
-        prompt = replace(prompt, sampling=replace(prompt.sampling, guidance_scale=1.0))
     check_sampling(prompt.sampling, rules.family, task)
     _check_rows(prompt.rows, rules)
     if rules.family.layout.latents:

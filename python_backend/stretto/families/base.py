@@ -117,9 +117,9 @@ class DepthSpec:
 
 
 # Speaking options that a family may take: the strength of the voice's emotion, a description of the speaking style, the
-# number of a piece of a text that is spoken by several requests, and transliteration of text in scripts other than
-# Latin, which is otherwise rejected.
-SpeakingOption = Literal["exaggeration", "instruct", "piece", "transliterate"]
+# number of a piece of a text that is spoken by several requests, the temperature at which speech moves through its
+# script, and transliteration of text in scripts other than Latin, which is otherwise rejected.
+SpeakingOption = Literal["exaggeration", "instruct", "piece", "script_temperature", "transliterate"]
 Role = Literal["system", "user", "assistant"]
 ROLES = get_args(Role)
 

@@ -3,7 +3,7 @@
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family, Task
 from stretto.records.sampling import LatentSampling, SamplingConfig
-from stretto.streams.layout import LatentSpec, Segment
+from stretto.streams.layout import LatentSpec
 
 
 def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None:
@@ -29,8 +29,11 @@ def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None
     guides_all = family.guidance_scales or (family.layout.latents is not None and family.layout.latents.has_unit_noise)
     if guides_all and sampling.policy != "always":
         raise InvalidRequest("options.guidance.policy", "'always' (this model guides every frame)", sampling.policy)
-    if sampling.has_pair and Segment.AUDIO in task.segments:
-        _check_pair(sampling, family)
+    if sampling.script_temperature != 1.0 and "script_temperature" not in family.options:
+        expected = f"1.0 ({family.name} does not support this temperature)"
+        raise InvalidRequest("options.script_temperature", expected, sampling.script_temperature)
+    if sampling.has_pair:
+        _check_pair(sampling, family, task)
     if sampling.schedule is not None:
         _check_schedule(sampling.schedule, family)
 
@@ -56,7 +59,10 @@ def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -
             raise InvalidRequest(f"options.audio.{name}", expected, value)
 
 
-def _check_pair(sampling: SamplingConfig, family: Family) -> None:
+def _check_pair(sampling: SamplingConfig, family: Family, task: Task) -> None:
+    if not task.has_audio_segment:
+        expected = f"1.0, because task {task.name!r} has no audio segment"
+        raise InvalidRequest("options.guidance_scale", expected, sampling.guidance_scale)
     if not family.guided_streams:
         raise _no_guidance(sampling, family)
     if family.frame_rate <= 0.0 and sampling.policy != "always":

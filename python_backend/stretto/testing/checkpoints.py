@@ -224,6 +224,7 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     steps = family.mechanism.steps
     schedules = (None, *(() if steps is None else steps.names))
     sampling = family.task(task).sampling
+    is_guidable = family.guided_streams and family.task(task).has_audio_segment
     max_text_rows, max_rows = 12 + index % 7, 20 + index % 9
     if not family.reads_text_by_row:  # given rows and pads count as well
         max_rows += 50
@@ -233,8 +234,8 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
         sampling,
         text=replace(sampling.text, min_rows=5, max_rows=max_text_rows, temperature=temperature),
         audio=replace(sampling.audio, min_rows=5, max_rows=max_rows, temperature=temperature, top_k=10, top_p=0.9),
-        guidance_scale=(2.0, 1.0, 3.0)[index % 3] if family.guided_streams else 1.0,
-        script_temperature=temperature,
+        guidance_scale=(2.0, 1.0, 3.0)[index % 3] if is_guidable else 1.0,
+        script_temperature=temperature if "script_temperature" in family.options else 1.0,
         seed=1000 + index,
         schedule=schedules[index % min(4, len(schedules))],
     )

@@ -75,7 +75,9 @@ def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> i
 
 def test_replies_to_audio_are_exact_when_chunked_and_preempted(reference: Reference, tight: Engine) -> None:
     tasks = ("listen", "chat", "speak")
-    prompts = {f"r{i}": hearing(i, (100, 37, 230)[i % 3], tasks[i % 3], guidance_scale=2.0) for i in range(6)}
+    scales = {"listen": 1.0, "chat": 2.0, "speak": 2.0}
+    kinds = [(i, (100, 37, 230)[i % 3], tasks[i % 3]) for i in range(6)]
+    prompts = {f"r{each[0]}": hearing(*each, guidance_scale=scales[each[2]]) for each in kinds}
     prompts["deaf"] = make_prompt(EIGHT_STREAMS, 7, "listen")
     assert check(reference, tight, prompts) > 0
 
