@@ -8,7 +8,7 @@ import hashlib
 import ipaddress
 import json
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -36,6 +36,7 @@ from stretto_client.speech_stream import (
     SpeakOptions,
     SpeechStream,
     audio_inputs,
+    image_inputs,
     options_json,
     speech_inputs,
     strings,
@@ -334,20 +335,20 @@ class SpeechClient:
         messages: list[dict[str, Any]],
         /,
         *recordings: Audio,
+        images: Sequence[str | Path | bytes] = (),
         task: str | None = None,
         **options: Unpack[OptionsRecord],
     ) -> SpeechStream:
         """Send a conversation and return the events of the reply.
 
         Args:
-            messages: Turns with `role` and `text`, `audio` or `codes`.
-            recordings: Files for the turns with `"audio": "audio"`, in order, and samples for the turn with
-                `"audio": "pcm_in"`, of which there may be only one.
+            messages: Turns with `role` and `text`, `audio`, `image` or `codes`.
+            recordings: Files for the turns with `"audio": "audio"`, in order, and samples for the one with `"pcm_in"`.
+            images: Paths or contents of files for the turns with `"image": "image"`, in order.
             task: Name of the model's task; None for the first task that accepts these turns.
         """
-        sharing = self._share()
-        inputs = audio_inputs(*recordings, sharing=sharing)
-        inputs += strings(messages=json.dumps(messages), task=task, options=options_json(options))
+        sharing, texts = self._share(), strings(messages=json.dumps(messages), task=task, options=options_json(options))
+        inputs = [*audio_inputs(*recordings, sharing=sharing), *image_inputs(images, sharing), *texts]
         return self.send(inputs, sharing)
 
     def send(

@@ -8,7 +8,7 @@ import json
 import secrets
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -198,9 +198,7 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
         ValueError: Samples are not mono floating-point numbers, or there is more than one array of samples.
     """
     sampled = [each for each in audio if isinstance(each, tuple)]
-    named = [each for each in audio if not isinstance(each, tuple)]
-    files = [each if isinstance(each, bytes) else Path(each).read_bytes() for each in named]
-    tensors = [_tensor("audio", np.array(files, np.object_), "BYTES", sharing)] if files else []
+    tensors = _files("audio", [each for each in audio if not isinstance(each, tuple)], sharing)
     if len(sampled) > 1:
         raise ValueError(f"expected files and at most one array of samples, got {len(sampled)}")
     for pcm, sample_rate in sampled:
@@ -209,6 +207,16 @@ def audio_inputs(*audio: Audio, sharing: Sharing | None = None) -> list[InferInp
         rate = _tensor("sample_rate", np.array([sample_rate], np.int32), "INT32")
         tensors += [_tensor("pcm_in", pcm.astype(np.float32), "FP32", sharing), rate]
     return tensors
+
+
+def image_inputs(images: Sequence[str | Path | bytes], sharing: Sharing | None = None) -> list[InferInput]:
+    """Return the tensor of image files, given by their paths or contents; none if there are no images."""
+    return _files("image", images, sharing)
+
+
+def _files(name: str, files: Sequence[str | Path | bytes], sharing: Sharing | None) -> list[InferInput]:
+    read = [each if isinstance(each, bytes) else Path(each).read_bytes() for each in files]
+    return [_tensor(name, np.array(read, np.object_), "BYTES", sharing)] if read else []
 
 
 def given(options: Mapping[str, object]) -> dict[str, Any]:

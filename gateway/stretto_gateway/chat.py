@@ -37,12 +37,20 @@ class InputAudio(RequestObject):
     format: str = "wav"
 
 
-class ContentPart(RequestObject):
-    """Part of a turn: text, or a recording."""
+class ImageUrl(RequestObject):
+    """Image in a turn: a JPEG, PNG or WebP file as a `data:` URL with base64. `detail` has no effect."""
 
-    type: Literal["text", "input_audio"]
+    url: str
+    detail: Literal["auto", "low", "high"] = "auto"
+
+
+class ContentPart(RequestObject):
+    """Part of a turn: text, a recording, or an image."""
+
+    type: Literal["text", "input_audio", "image_url"]
     text: Text | None = None
     input_audio: InputAudio | None = None
+    image_url: ImageUrl | None = None
 
 
 class Message(RequestObject):
@@ -103,9 +111,10 @@ class Conversation:
 
     turns: list[dict[str, Any]] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
 
     def kinds(self) -> set[str]:
-        """Return the kinds of content in the last turn: `text`, `audio`."""
+        """Return the kinds of content in the last turn: `text`, `audio`, `image`."""
         return set(self.turns[-1]) - {"role"}
 
 
@@ -146,6 +155,10 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
             path = f"{where}.{place}"
             if part.type == "text":
                 turn["text"] = texts.add(given(part.text, f"{path}.text"), f"{path}.text")
+            elif part.type == "image_url":
+                image, name = given(part.image_url, f"{path}.image_url"), f"{path}.image_url.url"
+                conversation.images.append(read_audio(name, image.url, "a data: URL with base64"))
+                turn["image"] = "image"
             else:
                 audio = given(part.input_audio, f"{path}.input_audio")
                 conversation.files.append(read_audio(f"{path}.input_audio.data", audio.data))
@@ -166,7 +179,7 @@ def conversing_task(profile: ModelProfile, kinds: set[str], speaks: bool) -> Tas
 
     Args:
         profile: The served model.
-        kinds: Content of the turn: `text`, `audio`.
+        kinds: Content of the turn: `text`, `audio`, `image`.
         speaks: True for a spoken reply, False for text.
 
     Raises:
@@ -206,7 +219,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
             set_voice(voice.audio, conversation.turns, conversation.files)
         elif voice is not None:
             options["voice"] = voice
-    events = reply(gateway, conversation.turns, conversation.files, options, speaks)
+    events = reply(gateway, conversation, options, speaks)
     head = {
         "id": f"chatcmpl-{secrets.token_hex(12)}",
         "created": int(time.time()),
@@ -224,12 +237,13 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
 
 
 async def reply(
-    gateway: Gateway, turns: list[dict[str, Any]], files: list[bytes], options: TaskOptions, speaks: bool
+    gateway: Gateway, conversation: Conversation, options: TaskOptions, speaks: bool
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
     async with gateway.slot():
-        begin = partial(gateway.client.converse, turns, *files, **options)
+        turns, images = conversation.turns, conversation.images
+        begin = partial(gateway.client.converse, turns, *conversation.files, images=images, **options)
         async with aclosing(reply_events(begin, {}, trace, gateway.queue)) as events:
             async for event in events:
                 yield event

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -115,13 +115,21 @@ class RoutedClient:
 
         return self._routed("", begin, attempts=1)
 
-    def converse(self, messages: list[dict[str, Any]], /, *recordings: Audio, **options: Unpack[TaskOptions]) -> Speech:
+    def converse(
+        self,
+        messages: list[dict[str, Any]],
+        /,
+        *recordings: Audio,
+        images: Sequence[bytes] = (),
+        **options: Unpack[TaskOptions],
+    ) -> Speech:
         """Send a conversation as SpeechClient does, and return the events of the reply.
 
         The turns of a conversation use the same server as long as it has capacity.
         """
         return self._routed(
-            conversation_key(messages, *recordings), lambda client: client.converse(messages, *recordings, **options)
+            conversation_key(messages, *recordings),
+            lambda client: client.converse(messages, *recordings, images=images, **options),
         )
 
     async def profile(self, refresh: bool = False) -> ModelProfile:

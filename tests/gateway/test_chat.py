@@ -86,10 +86,60 @@ async def test_length_of_a_text_reply_is_limited(start: Start) -> None:
 
 
 async def test_refused_part_is_described(start: Start) -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    part = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
     async with (await start(REPLY, TALKS)).http() as http:
-        answer = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [image]}]})
-    assert answer.json()["error"]["message"] == f"{PART_TYPE}: Input should be 'text' or 'input_audio'"
+        answer = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [part]}]})
+    expected = f"{PART_TYPE}: Input should be 'text', 'input_audio' or 'image_url'"
+    assert answer.json()["error"]["message"] == expected
+
+
+def shown(url: str) -> dict[str, Any]:
+    """Return a request with an image and a question."""
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
+    return {"messages": [{"role": "user", "content": parts}]}
+
+
+async def test_images_are_sent_as_files(start: Start) -> None:
+    talks = json.loads(json.dumps(TALKS))
+    for task in talks["tasks"]:
+        task["also"] = [*task["also"], "image"]
+    running = await start([Chunk(0, None, text="rain", is_final=True, is_last=True)], talks)
+    url = f"data:image/png;base64,{base64.b64encode(b'a file').decode()}"
+    async with running.http() as http:
+        answer = await http.post("/v1/chat/completions", json=shown(url))
+    assert answer.json()["choices"][0]["message"]["content"] == "rain"
+    (request,) = running.behind.requests
+    turns = [{"role": "user", "image": "image"}, {"role": "user", "text": "What is this?"}]
+    assert json.loads(request["messages"]) == turns
+    assert request["image"] == b"a file"
+
+
+async def test_model_without_images_refuses_them_by_name(start: Start) -> None:
+    image = shown("data:image/png;base64,AAAA")
+    image["messages"][0]["content"].pop()
+    async with (await start(REPLY, TALKS)).http() as http:
+        answer = await http.post("/v1/chat/completions", json=image)
+    assert "'talker' does not support conversations with image as input" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/rain.png",
+        "http://127.0.0.1/a.png",
+        "file:///etc/passwd",
+        "data:image/png,raw",
+        "data:image/png;base64,???",
+        "rain.png",
+    ],
+)
+async def test_other_urls_of_images_are_refused(start: Start, url: str) -> None:
+    running = await start(REPLY, TALKS)
+    async with running.http() as http:
+        answer = await http.post("/v1/chat/completions", json=shown(url))
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "messages.0.content.0.image_url.url"
+    assert not running.behind.requests
 
 
 @pytest.mark.parametrize("name", ["pcm16", "wav", "mulaw", "flac"])
@@ -115,7 +165,10 @@ async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -
         ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, PART_TYPE),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content.0.image_url.url",
+        ),
         ({"messages": [{"role": "user", "content": ["hello"]}]}, "messages.0.content.0"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         (

@@ -218,11 +218,11 @@ def test_invalid_request_error_names_the_field(preprocessor: Preprocessor, raw: 
         (RawRequest(audio=bytes(20_000_001)), "audio: expected at most 20000000 bytes, got 20000001 bytes"),
         (
             RawRequest(audio=(bytes(16_000_001),) * 4),
-            "audio: expected at most 64000000 bytes of audio in a request, got 64000004 bytes",
+            "audio: expected at most 64000000 bytes of audio and images in a request, got 64000004 bytes",
         ),
         (
             RawRequest(pcm_in=np.zeros(16_000_001, np.float32)),
-            "pcm_in: expected at most 64000000 bytes of audio in a request, got 64000004 bytes",
+            "pcm_in: expected at most 64000000 bytes of audio and images in a request, got 64000004 bytes",
         ),
     ],
 )

@@ -10,11 +10,21 @@ import numpy as np
 import openai
 import pytest
 import soundfile
+from PIL import Image
 
 from benchmarks.checkpoints.random_qwen3_omni import text_only_config
 from stretto.families.plugin import family_at
 from stretto.families.prompting import Piece
-from tests.published_qwen3_omni_thinker import END, Processor, Theirs, conversations, convert, speech
+from tests.published_qwen3_omni_thinker import (
+    END,
+    Processor,
+    Theirs,
+    conversations,
+    convert,
+    picture,
+    sights,
+    speech,
+)
 from tests.server.conftest import ServedCheckpoint, served_checkpoint
 from tests.server.openai_client import openai_client
 from tests.tiers import by_night
@@ -48,6 +58,12 @@ def wav(pcm: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 def test_served_replies_match_transformers(served: ServedCheckpoint) -> None:
     """A conversation of several turns has its recording as a file, and a single turn as samples."""
     options = {"text": {"max_rows": NUM_IDS}}
@@ -70,12 +86,18 @@ def test_refused_requests_name_the_field(served: ServedCheckpoint) -> None:
     served.server.refuses({"text": ""}, "text: expected text of at least one character")
     quiet = {"pcm_in": np.zeros(800, np.float32), "sample_rate": np.array([16_000], np.int32)}
     served.server.refuses(quiet, "pcm_in: expected at least 0.08 s, got 0.0500 s")
-    image = {"messages": json.dumps([{"role": "user", "text": "a", "image": "a.png"}])}
-    served.server.refuses(image, "messages[0].image")
+    image: dict[str, Any] = {"messages": json.dumps([{"role": "user", "text": "a", "image": "image"}])}
+    served.server.refuses(image, "messages: expected the inputs image and messages, got messages")
+    files = {
+        "image: expected an undamaged JPEG, PNG or WebP file": b"hello",
+        "messages[0].image: expected sides of a ratio of at most 200, got 500 x 2 pixels": png(picture(2, 500)),
+    }
+    for message, data in files.items():
+        served.server.refuses(image | {"image": np.array([data], object)}, message)
 
 
 async def test_gateway_answers_text_and_audio_parts(served: ServedCheckpoint) -> None:
-    """OpenAI's client sends a system prompt and parts of text and audio; images are refused."""
+    """OpenAI's client sends a system prompt and parts of text and audio."""
     pieces = conversations()["audio, text"]
     system, heard, asked = pieces
     assert heard.pcm is not None
@@ -91,9 +113,6 @@ async def test_gateway_answers_text_and_audio_parts(served: ServedCheckpoint) ->
         whole = await client.chat.completions.create(**request)
         streamed = await client.chat.completions.create(**request, stream=True)
         deltas = [part.choices[0].delta.content or "" async for part in streamed]
-        image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
-        with pytest.raises(openai.BadRequestError, match=r"content\.0\.type: Input should be 'text' or 'input_audio'"):
-            await client.chat.completions.create(**request | {"messages": [{"role": "user", "content": [image]}]})
         if not family_at(served.checkpoint).voices:
             with pytest.raises(openai.BadRequestError, match=r"does not support .* speech as output"):
                 await client.chat.completions.create(**request | {"modalities": ["text", "audio"]})
@@ -102,3 +121,26 @@ async def test_gateway_answers_text_and_audio_parts(served: ServedCheckpoint) ->
     assert "".join(deltas) == text
     assert whole.usage is not None
     assert whole.usage.prompt_tokens == 74
+
+
+async def test_gateway_answers_image_parts(served: ServedCheckpoint) -> None:
+    """A conversation with an image, audio and text; a spoken reply to an image is refused."""
+    heard, seen, asked = sights()["audio, image"]
+    assert heard.pcm is not None
+    assert seen.pixels is not None
+    sound, image = (base64.b64encode(data).decode() for data in (wav(heard.pcm), png(seen.pixels)))
+    parts: list[Any] = [
+        {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}},
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
+        {"type": "text", "text": asked.text},
+    ]
+    request: dict[str, Any] = {"model": "qwen3_omni", "messages": [{"role": "user", "content": parts}]}
+    request["max_completion_tokens"] = NUM_IDS
+    async with openai_client(served.server.grpc) as client:
+        whole = await client.chat.completions.create(**request, modalities=["text"])
+        assert whole.choices[0].message.content == expected(served, (heard, seen, asked)).strip()
+        with pytest.raises(openai.BadRequestError, match=r"image|does not support"):
+            await client.chat.completions.create(**request, modalities=["text", "audio"])
+        many = [{"role": "user", "content": [parts[1]] * 5}]
+        with pytest.raises(openai.BadRequestError, match=r"at most 4 images in all turns, got 5 images"):
+            await client.chat.completions.create(**request | {"messages": many}, modalities=["text"])

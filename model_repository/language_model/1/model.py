@@ -13,6 +13,7 @@ class TritonPythonModel:
     in   rows    INT32 [P, S]  token ids of the prompt; absent for a text part
          prompt  UINT8 [n]     authenticated MessagePack: Prompt without its rows and features, or TextPart
          features FP32 [F, M]  log-mel frames; absent without an audio encoder
+         patches FP32 [F, M]   patches of images; absent without one
     out  codes   INT32 [K, T]  codes of T new frames; absent in a text-only chunk, in a probe and in a receipt
          chunk   UINT8 [n]     authenticated MessagePack: Envelope
     """

@@ -15,6 +15,7 @@ class TritonPythonModel:
          audio                                 STRING [n]   optional, one file per turn with "audio"
          pcm_in                                FP32 [n]     optional, mono at sample_rate
          sample_rate                           INT32 [1]    optional, Hz
+         image                                 STRING [n]   optional, one file per turn with "image"
          reference_wav                         FP32 [1, n]  optional; with it or `target_text`, no input above is read
          reference_wav_len                     INT32 [1, 1] optional, samples
          reference_text, target_text           STRING [1, 1] optional
@@ -22,6 +23,7 @@ class TritonPythonModel:
          prompt                                UINT8 [n]    authenticated MessagePack: Prompt without rows and
                                                             features, TextPart, or AudioPart
          features                              FP32 [F, M]  log-mel frames; absent without an audio encoder
+         patches                               FP32 [F, M]  patches of images; absent without one
     """
 
     def initialize(self, args: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ ensemble_scheduling {{
       output_map {{ key: "rows" value: "rows" }}
       output_map {{ key: "prompt" value: "prompt" }}
       output_map {{ key: "features" value: "features" }}
+      output_map {{ key: "patches" value: "patches" }}
     }},
     {{
       model_name: "language_model"
@@ -43,6 +44,7 @@ ensemble_scheduling {{
       input_map {{ key: "rows" value: "rows" }}
       input_map {{ key: "prompt" value: "prompt" }}
       input_map {{ key: "features" value: "features" }}
+      input_map {{ key: "patches" value: "patches" }}
       output_map {{ key: "codes" value: "codes" }}
       output_map {{ key: "chunk" value: "chunk" }}
     }},

@@ -46,13 +46,14 @@ class TurnRecord(TypedDict):
     role: Annotated[Role, Field(description=f"one of {', '.join(ROLES)}")]
     text: NotRequired[Annotated[str, Field(description="a string")]]
     audio: NotRequired[Annotated[Literal["audio", "pcm_in"], Field(description="one of audio, pcm_in")]]
+    image: NotRequired[Annotated[Literal["image"], Field(description="image, the input with the file")]]
     codes: NotRequired[Streams]
     latents: NotRequired[Annotated[str, Field(description="base64 of float32 [D, T]")]]
 
 
 _JSON: JsonRecord[list[TurnRecord]] = JsonRecord(
     Annotated[
-        list[Annotated[TurnRecord, Field(description="a JSON object with role and text or audio")]],
+        list[Annotated[TurnRecord, Field(description="a JSON object with role and text, image or audio")]],
         Field(min_length=1, max_length=MAX_TURNS, description=f"a JSON list of 1 to {MAX_TURNS} turns"),
     ]
 )
@@ -60,7 +61,7 @@ _JSON: JsonRecord[list[TurnRecord]] = JsonRecord(
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation: text, audio, or both.
+    """One turn of a conversation: text, audio, an image, or several of them.
 
     Attributes:
         role: Role of the speaker.
@@ -68,6 +69,7 @@ class Turn:
         audio_input: Name of the input tensor with the audio, or None.
         codes: Audio as codes, int64 [S, T], or None.
         latents: Audio as the elements of latents [D, T], float32 [D · T], or None.
+        has_image: True if the turn has an image, in the input tensor `image`.
         path: JSON path of the turn in the request; empty if the request has no JSON turns.
     """
 
@@ -77,11 +79,12 @@ class Turn:
     codes: np.ndarray | None = field(default=None, compare=False)
     latents: np.ndarray | None = field(default=None, compare=False)
     path: str = field(default="", compare=False)
+    has_image: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """`text`, `audio` or both, in prompt order."""
-        held = ("audio",) * (self.audio_input is not None or self.coded_as is not None)
+        """`image`, `audio` and `text`, as far as the turn has them, in prompt order."""
+        held = ("image",) * self.has_image + ("audio",) * (self.audio_input is not None or self.coded_as is not None)
         text = ("text",) * (self.text is not None)
         return text + held if self.role == "assistant" else held + text
 
@@ -92,6 +95,8 @@ class Turn:
 
     def where(self, kind: str) -> str:
         """Return the name of the turn's text or audio (`kind`) for error messages."""
+        if kind == "image":
+            return f"{self.path}.image"
         if self.path:
             return f"{self.path}.{(self.coded_as if kind == 'audio' else None) or kind}"
         return kind if kind == "text" else self.audio_input or kind
@@ -120,11 +125,12 @@ def _check_inputs(turns: tuple[Turn, ...]) -> None:
 
 def _turn(record: TurnRecord, path: str) -> Turn:
     if len(record) < 2 or len({"audio", "codes", "latents"} & record.keys()) > 1:
-        expected = "role, and at least one of text and audio (or codes or latents)"
+        expected = "role, and at least one of text, image and audio (or codes or latents)"
         raise InvalidRequest(path, expected, shown(sorted(record)))
     codes = None if "codes" not in record else _codes(record["codes"], f"{path}.codes")
     latents = None if "latents" not in record else _latents(record["latents"], f"{path}.latents")
-    return Turn(record["role"], record.get("text"), record.get("audio"), codes, latents, path)
+    given = record["role"], record.get("text"), record.get("audio"), codes, latents, path
+    return Turn(*given, has_image="image" in record)
 
 
 def _codes(streams: list[list[int]], path: str) -> np.ndarray:

@@ -19,6 +19,7 @@ import soxr
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.limits import FairLimit
 from stretto.preprocessing.decoders import MAX_RATE_HZ, MIN_RATE_HZ, READABLE, decode
+from stretto.preprocessing.images import read_image
 
 MAX_FILE_BYTES, MAX_FILES = 20_000_000, 16
 MAX_REQUEST_BYTES = 64_000_000  # audio in all inputs of a request together
@@ -27,19 +28,21 @@ MAX_PEAK = 2.0  # resampled or lossy audio slightly exceeds 1; unscaled integers
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """Audio input of a request.
+    """Audio input of a request, or an image.
 
     Attributes:
         field: Name of the input in error messages.
-        data: Contents of an audio file; if `is_file` is False, mono samples, float32 [n].
+        data: Contents of an audio or image file; if `is_file` is False, mono samples, float32 [n].
         is_file: True if `data` is the contents of a file.
         sample_rate: Sample rate in Hz; None for a file.
+        is_image: True for an image file. It is read as colours, uint8 [height, width, 3] (`images.read_image`).
     """
 
     field: str
     data: bytes | memoryview | np.ndarray
     is_file: bool = True
     sample_rate: int | None = None
+    is_image: bool = False
 
 
 AudioReader = Callable[[Recording, float, int], np.ndarray]
@@ -60,6 +63,8 @@ def read_recording(recording: Recording, max_s: float, target_rate: int) -> np.n
     Raises:
         InvalidRequest: The recording is too large, too long or unreadable.
     """
+    if recording.is_image:
+        return read_image(bytes(recording.data), recording.field)
     if recording.is_file:
         pcm, sample_rate = read_file(bytes(recording.data), max_s, recording.field)
         return resample(pcm, sample_rate, target_rate)

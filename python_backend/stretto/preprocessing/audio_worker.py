@@ -3,10 +3,14 @@
     job      {"field": …, "is_file": …, "sample_rate": …, "num_bytes": …, "max_s": …, "rate": …}   a line of JSON
     answer   {"samples": n} | {"refused": [field, expected, got]} | {"failed": …}                  a line of JSON
 
+    job      {"image": …}, the name of an image file                                               a line of JSON
+    answer   {"size": [height, width]} | {"refused": …} | {"failed": …}                            a line of JSON
+
     job      {"tag": …}                                                                            a line of JSON
     answer   {"tag": …} | {"failed": …}                                                            a line of JSON
 
-A job's audio is in a shared-memory file that both processes have open; the resulting samples replace it.
+A job's file or samples are in a shared-memory file that both processes have open; the resulting samples or colours
+replace it.
 
 Audio is decoded in a separate process, so that a decoder's CPU time, memory and crashes do not affect the caller.
 """
@@ -24,6 +28,7 @@ import numpy as np
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import Recording, check_file_size, read_file, read_samples, resample
 from stretto.preprocessing.decoders import read_tag
+from stretto.preprocessing.images import check_image_size, read_image
 from stretto.worker_process import WorkerProcess
 
 MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends only this process
@@ -61,22 +66,31 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
     try:
         if "tag" in job:
             return {"tag": read_tag(contents(memory), job["tag"])}
+        if "image" in job:
+            pixels = read_image(contents(memory), job["image"])
+            replace_contents(memory, pixels)
+            return {"size": pixels.shape[:2]}
         pcm = read(memory, job)
-        os.ftruncate(memory, 0)
-        write(memory, np.ascontiguousarray(pcm, np.float32).data.cast("B"))
+        replace_contents(memory, np.asarray(pcm, np.float32))
     except InvalidRequest as error:
         return {"refused": [error.field, error.expected, str(error.got)]}
     except MemoryError:
         return {
             "refused": [
-                job.get("field", "file"),
-                f"audio that can be read within {MAX_MEMORY_BYTES >> 30} GiB of memory",
+                job.get("field", job.get("image", "file")),
+                f"a file that can be read within {MAX_MEMORY_BYTES >> 30} GiB of memory",
                 "more",
             ]
         }
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
     return {"samples": len(pcm)}
+
+
+def replace_contents(memory: int, array: np.ndarray) -> None:
+    """Make the numbers of `array` the contents of the file `memory`."""
+    os.ftruncate(memory, 0)
+    write(memory, np.ascontiguousarray(array).data.cast("B"))
 
 
 def write(memory: int, data: memoryview) -> None:
@@ -136,6 +150,8 @@ class AudioProcess:
             AudioProcessEnded: The process crashed, failed, or did not answer for MAX_WAIT_S.
         """
         data = np.frombuffer(recording.data, np.uint8).data
+        if recording.is_image:
+            return self._read_image(recording.field, data)
         if recording.is_file:
             check_file_size(len(data), recording.field)
         job = {"field": recording.field, "is_file": recording.is_file, "sample_rate": recording.sample_rate}
@@ -145,6 +161,15 @@ class AudioProcess:
             if os.preadv(self._process.memory, [pcm.data], 0) != pcm.nbytes:
                 raise AudioProcessEnded("fewer samples than announced")
             return pcm
+
+    def _read_image(self, field: str, data: memoryview) -> np.ndarray:
+        check_image_size(len(data), field)
+        with self._given(data):
+            height, width = self._ask({"image": field})["size"]
+            pixels = np.empty((height, width, 3), np.uint8)
+            if os.preadv(self._process.memory, [pixels.data.cast("B")], 0) != pixels.nbytes:
+                raise AudioProcessEnded("fewer colours than announced")
+            return pixels
 
     def tag(self, data: bytes, name: str) -> str | None:
         """Return a tag of an audio file like `decoders.read_tag`, with the same arguments.

@@ -1,7 +1,7 @@
 """Inputs and options of a request, and their conversion to a prompt."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ from stretto.preprocessing.audio import (
     resample,
 )
 from stretto.preprocessing.hearing import begin_session
+from stretto.preprocessing.images import check_image_size
 from stretto.preprocessing.options import MAX_OPTIONS_BYTES, read_delivery, read_options
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import read_json, string
@@ -56,6 +57,7 @@ class RawRequest:
         messages: Conversation as JSON.
         task: Name of the task.
         options: Options as JSON.
+        image: Contents of one image file per turn of `messages` with "image".
         session: Session and part number as JSON, for a request that continues the streamed text of an earlier one.
         field_names: Names of fields in error messages, instead of those given here.
     """
@@ -68,6 +70,7 @@ class RawRequest:
     task: str | bytes | None = None
     options: str | bytes | None = None
     session: str | bytes | None = None
+    image: tuple[bytes | memoryview, ...] | None = None
     field_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -76,22 +79,30 @@ class RawRequest:
         return self.audio if isinstance(self.audio, tuple) else () if self.audio is None else (self.audio,)
 
     def num_audio_bytes(self) -> int:
-        """Return the size of all audio in bytes; raise InvalidRequest if a file, or the total, is too large."""
+        """Return the size of all audio and images; raise InvalidRequest if a file, or the total, is too large."""
         for index, data in enumerate(self.files):
             check_file_size(len(data), self.file_field(index))
-        total = sum(map(len, self.files)) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
+        images = self.image or ()
+        for index, data in enumerate(images):
+            check_image_size(len(data), self.image_field(index))
+        total = sum(map(len, (*self.files, *images))) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
         if total > MAX_REQUEST_BYTES:
-            name = "audio" if self.files else self.field_names.get("pcm_in", "pcm_in")
-            raise InvalidRequest(name, f"at most {MAX_REQUEST_BYTES} bytes of audio in a request", f"{total} bytes")
+            name = "audio" if self.files else "image" if images else self.field_names.get("pcm_in", "pcm_in")
+            expected = f"at most {MAX_REQUEST_BYTES} bytes of audio and images in a request"
+            raise InvalidRequest(name, expected, f"{total} bytes")
         return total
 
     def kept(self) -> "RawRequest":
-        """Return a request that owns its memory. Only `pcm_in` is copied; `audio` is already owned."""
+        """Return a request that owns its memory. Only `pcm_in` is copied; files are already owned."""
         return self if self.pcm_in is None else replace(self, pcm_in=self.pcm_in.copy())
 
     def file_field(self, index: int) -> str:
         """Return the name used in error messages for file number `index` of `audio`."""
         return f"audio[{index}]" if len(self.files) > 1 else "audio"
+
+    def image_field(self, index: int) -> str:
+        """Return the name used in error messages for file number `index` of `image`."""
+        return f"image[{index}]" if len(self.image or ()) > 1 else "image"
 
 
 class Preprocessor:
@@ -178,10 +189,12 @@ class Preprocessor:
             longest = spec.max_frames * self.family.rows_per_frame
             expected = f"at most {longest} rows, the most that {spec.name} decodes in one piece"
             raise InvalidRequest("options.audio.max_rows", expected, f"{sampling.audio.max_rows} rows")
-        files, spoken = enumerate(raw.files), turns[:-1] if is_live else turns
-        pieces = tuple(self._piece(turn, kind, raw, files, read) for turn in spoken for kind in turn.kinds)
+        files, images = enumerate(raw.files), enumerate(raw.image or ())
+        spoken = turns[:-1] if is_live else turns
+        pieces = tuple(self._piece(turn, kind, raw, files, images, read) for turn in spoken for kind in turn.kinds)
         check_voices({each.path: each.pcm for each in pieces if each.role in task.voice_roles}, self._encoder_rate)
-        with self._tokenising if any(piece.pcm is not None for piece in pieces) else nullcontext():
+        is_heard = any(piece.pcm is not None or piece.pixels is not None for piece in pieces)
+        with self._tokenising if is_heard else nullcontext():
             given, template = (task, pieces, options.voice), self.template
             written = begin_session(template, *given) if is_live else template.write(*given, options.manner)
         alignment = None
@@ -221,6 +234,7 @@ class Preprocessor:
             sources=SourceWords().read(written.sources, changes),
             spellings=dict(options.spellings) if options.manner.is_open else {},
             has_empty_reply=written.has_empty_reply,
+            images=written.images,
         )
 
     def _pronounced(
@@ -269,9 +283,19 @@ class Preprocessor:
         return Alignment(recording=np.rint(np.clip(pcm, -1, 1) * FULL_SCALE).astype(np.int16).tobytes())
 
     def _piece(
-        self, turn: Turn, kind: str, raw: RawRequest, files: Iterator[tuple[int, bytes | memoryview]], read: AudioReader
+        self,
+        turn: Turn,
+        kind: str,
+        raw: RawRequest,
+        files: Iterator[tuple[int, bytes | memoryview]],
+        images: Iterator[tuple[int, bytes | memoryview]],
+        read: AudioReader,
     ) -> Piece:
         path = turn.where(kind)
+        if kind == "image":
+            index, data = next(images)
+            seen = Recording(raw.image_field(index), data, is_image=True)
+            return Piece(turn.role, path, pixels=read(seen, 0.0, 0))
         if kind == "text":
             return Piece(turn.role, path, text=turn.text)
         if turn.coded_as is not None:
@@ -314,16 +338,20 @@ def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
         InvalidRequest: An input is invalid.
     """
     live = (Turn(audio_input="pcm_in"),) if is_live else ()
-    given = [name for name in ("text", "audio", "pcm_in", "messages") if getattr(raw, name) is not None]
+    given = [name for name in ("text", "audio", "image", "pcm_in", "messages") if getattr(raw, name) is not None]
     if raw.sample_rate is not None and "pcm_in" not in given:
         raise InvalidRequest("sample_rate", "no value without pcm_in", raw.sample_rate)
     if raw.messages is not None:
         turns = read_messages(string("messages", raw.messages) or "")
-        expected = [*sorted({turn.audio_input for turn in turns if turn.audio_input}), "messages"]
+        needed = {turn.audio_input for turn in turns} | {"image" for turn in turns if turn.has_image}
+        expected = [*sorted(name for name in needed if name is not None), "messages"]
         if given != expected:
             raise InvalidRequest("messages", f"the inputs {' and '.join(expected)}", " and ".join(given))
-        _check_files(raw, sum(turn.audio_input == "audio" for turn in turns))
+        _check_files("audio", raw.files, sum(turn.audio_input == "audio" for turn in turns))
+        _check_files("image", raw.image or (), sum(turn.has_image for turn in turns))
         return turns + live
+    if raw.image is not None:
+        raise InvalidRequest("image", "no value without messages", f"{len(raw.image)} files")
     if live:
         if given:
             raise InvalidRequest(given[0], "no value with options.live (audio follows in parts)", "a value")
@@ -332,16 +360,16 @@ def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
         raise InvalidRequest("text", "at least one of text, audio, pcm_in and messages", "none")
     if raw.audio is not None and raw.pcm_in is not None:
         raise InvalidRequest("pcm_in", "either audio or pcm_in, because there are no messages", "both")
-    _check_files(raw, int(raw.audio is not None))
+    _check_files("audio", raw.files, int(raw.audio is not None))
     audio_input = "audio" if raw.audio is not None else "pcm_in" if raw.pcm_in is not None else None
     return (Turn(text=string("text", raw.text), audio_input=audio_input),)
 
 
-def _check_files(raw: RawRequest, expected: int) -> None:
-    if len(raw.files) != expected:
-        raise InvalidRequest("audio", f"one file per turn with audio, {expected}", f"{len(raw.files)} files")
+def _check_files(name: str, files: Sequence[bytes | memoryview], expected: int) -> None:
+    if len(files) != expected:
+        raise InvalidRequest(name, f"one file per turn with {name}, {expected}", f"{len(files)} files")
     if expected > MAX_FILES:
-        raise InvalidRequest("audio", f"at most {MAX_FILES} files", f"{expected} files")
+        raise InvalidRequest(name, f"at most {MAX_FILES} files", f"{expected} files")
 
 
 def read_part(raw: RawRequest) -> TextPart:

@@ -63,6 +63,7 @@ AUDIO = TensorSpec("audio", "STRING", (-1,), "contents of audio files, one per t
 PCM_IN = TensorSpec("pcm_in", "FP32", (-1,), "mono samples in [-1, 1] at sample_rate", optional=True)
 SAMPLE_RATE = TensorSpec("sample_rate", "INT32", (1,), "Hz, of pcm_in", optional=True)
 MESSAGES = TensorSpec("messages", "STRING", (1,), "JSON list of turns of a dialogue", optional=True)
+IMAGE = TensorSpec("image", "STRING", (-1,), "contents of image files, one per turn", optional=True)
 TASK = TensorSpec("task", "STRING", (1,), "task of the family; default: the first", optional=True)
 OPTIONS = TensorSpec("options", "STRING", (1,), "JSON: sampling, limits, chunking", optional=True)
 SESSION = TensorSpec("session", "STRING", (1,), "JSON: the open streamed text that `text` continues", optional=True)
@@ -80,6 +81,7 @@ PROMPT = TensorSpec(
     "prompt", "UINT8", (-1,), "MessagePack with a MAC: rest of the prompt, or a part of a streamed text"
 )
 FEATURES = TensorSpec("features", "FP32", (-1, -1), "[F, M] log-mel frames of all audio of the prompt", optional=True)
+PATCHES = TensorSpec("patches", "FP32", (-1, -1), "[F, M] patches of all images of the prompt", optional=True)
 CODES = TensorSpec("codes", "INT32", (-1, -1), "[K, T] codes of new frames; absent in a text-only chunk", optional=True)
 CHUNK = TensorSpec("chunk", "UINT8", (-1,), "MessagePack with a MAC: the chunk, its utterance, and its flow slot")
 
@@ -87,14 +89,14 @@ PCM = TensorSpec("pcm", "FP32", (-1,), "mono samples in [-1, 1]; absent without 
 PCM16 = TensorSpec("pcm16", "INT16", (-1,), "mono 16-bit samples, if the options select them instead of pcm")
 EVENT = TensorSpec("event", "STRING", (1,), "JSON: metadata of this response")
 
-REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS, SESSION)
+REQUEST = (TEXT, AUDIO, PCM_IN, SAMPLE_RATE, MESSAGES, TASK, OPTIONS, SESSION, IMAGE)
 CLONING_REQUEST = (REFERENCE_WAV, REFERENCE_WAV_LEN, REFERENCE_TEXT, TARGET_TEXT)
 RESPONSE = (PCM, PCM16, EVENT)
 
 MODELS = {
     "speech": ModelSchema(REQUEST, RESPONSE, is_decoupled=True),
-    "preprocessor": ModelSchema((*REQUEST, *CLONING_REQUEST), (ROWS, PROMPT, FEATURES)),
-    "language_model": ModelSchema((ROWS, PROMPT, FEATURES), (CODES, CHUNK), is_decoupled=True),
+    "preprocessor": ModelSchema((*REQUEST, *CLONING_REQUEST), (ROWS, PROMPT, FEATURES, PATCHES)),
+    "language_model": ModelSchema((ROWS, PROMPT, FEATURES, PATCHES), (CODES, CHUNK), is_decoupled=True),
     "acoustic_decoder": ModelSchema((CODES, CHUNK), RESPONSE, is_decoupled=True),
 }
 
@@ -252,6 +254,7 @@ def read_inputs(request: Any) -> dict[str, Any]:
         "task": read_bytes(request, TASK),
         "options": read_bytes(request, OPTIONS),
         "session": read_bytes(request, SESSION),
+        "image": read_files(request, IMAGE),
     }
 
 
@@ -322,10 +325,11 @@ PART, AUDIO_PART, RESUMPTION, SESSION_NAME = "part", "audio part", "resumption",
 
 def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
     """Return the authenticated tensors of `prompt`."""
-    features, record = prompt.features, prompt.to_bytes()
-    sealed = seal.close(PROMPT.name, record, prompt.rows, features)
+    features, patches, record = prompt.features, prompt.patches, prompt.to_bytes()
+    sealed = seal.close(PROMPT.name, record, prompt.rows, features, patches)
     tensors = [array_tensor(ROWS, prompt.rows), bytes_tensor(PROMPT, sealed)]
-    return tensors if features is None else [*tensors, array_tensor(FEATURES, features)]
+    more = [(FEATURES, features), (PATCHES, patches)]
+    return [*tensors, *(array_tensor(spec, array) for spec, array in more if array is not None)]
 
 
 def write_part(part: TextPart | AudioPart | Resumption, seal: Seal) -> list[Any]:
@@ -370,13 +374,14 @@ def read_prompt(request: Any, seal: Seal) -> Prompt | TextPart | AudioPart | Res
     Raises:
         InvalidRequest: If the request is malformed, or was not written by this server's preprocessor.
     """
-    rows, features = read_array(request, ROWS), read_array(request, FEATURES)
+    rows, features, patches = (read_array(request, spec) for spec in (ROWS, FEATURES, PATCHES))
     if rows is None:
         sealed = read_record(request, PROMPT)
         for name, kind in ((AUDIO_PART, AudioPart), (RESUMPTION, Resumption)):
             with suppress(InvalidRequest):
                 return kind.from_bytes(PROMPT.name, seal.open(name, sealed))
         return TextPart.from_bytes(PROMPT.name, seal.open(PART, sealed))
-    rows, features = rows.copy(), None if features is None else features.copy()
-    record = seal.open(PROMPT.name, read_record(request, PROMPT), rows, features)
-    return Prompt.from_bytes(PROMPT.name, record, rows, features)
+    rows = rows.copy()
+    features, patches = (None if array is None else array.copy() for array in (features, patches))
+    record = seal.open(PROMPT.name, read_record(request, PROMPT), rows, features, patches)
+    return Prompt.from_bytes(PROMPT.name, record, rows, features, patches)

@@ -19,7 +19,7 @@ from stretto.families.plugin import config_at
 from stretto.families.prompting import Piece, PromptRows, Turn, choose_task
 from stretto.families.qwen3_omni.model import audio_adaptor
 from stretto.families.qwen3_omni.prompt import open_template
-from tests.published_qwen3_omni_thinker import END, Processor, Theirs, Written, conversations, convert, speech
+from tests.published_qwen3_omni_thinker import END, Processor, Theirs, Written, conversations, convert, picture, speech
 
 ASK = Piece("user", "text", text="hello")
 
@@ -194,3 +194,24 @@ def test_recordings_outside_user_turns_are_refused_if_the_reply_is_spoken(writte
 
 def test_text_only_checkpoint_has_no_voices(tmp_path: Path) -> None:
     assert Written(convert(tmp_path, text_only_config())).family.voices == ()
+
+
+def test_images_are_limited(written: Written) -> None:
+    """Refusals name the piece, the limit and the value."""
+    seen = Piece("user", "messages[0].image", pixels=picture(64, 64))
+    template = open_template(written.family, written.checkpoint, None, "cpu")  # type: ignore[arg-type]
+    chat, dialogue = written.family.tasks
+    narrow = replace(seen, pixels=picture(1, 201))
+    for task, pieces, message in (
+        (chat, (narrow,), "sides of a ratio of at most 200, got 201 x 1 pixels"),
+        (chat, (seen,) * 5, "at most 4 images in all turns, got 5 images"),
+        (dialogue, (seen,), "text or audio in turns of the user, because the reply is spoken, got an image"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            template.write(task, pieces, None)
+        assert str(caught.value) == f"messages[0].image: expected {message}"
+
+
+def test_large_images_are_scaled(written: Written) -> None:
+    small, large = (written.rows((Piece("user", "", pixels=picture(*size)),)) for size in ((1, 1), (1500, 1400)))
+    assert [image.num_rows for made in (small, large) for image in made.images] == [49, 16_236]

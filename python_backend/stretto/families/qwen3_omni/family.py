@@ -95,9 +95,16 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     everything = (range(vocabulary.num_ids),)
     chat = Task(
-        "chat", (Segment.TEXT,), everything, (), SAMPLING, also=("text", "audio"), has_history=True, system=("text",)
+        "chat",
+        (Segment.TEXT,),
+        everything,
+        (),
+        SAMPLING,
+        also=("text", "audio", "image"),
+        has_history=True,
+        system=("text",),
     )
-    dialogue = replace(chat, name="dialogue", is_spoken=True)
+    dialogue = replace(chat, name="dialogue", also=("text", "audio"), is_spoken=True)
     return Family(
         name=NAME,
         layout=StreamLayout(

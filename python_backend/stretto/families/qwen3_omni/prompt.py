@@ -30,6 +30,7 @@ from stretto.families.text import TextTokenizer, check_no_markers, check_text
 from stretto.records.prompt import InputAudio, InputImage
 
 THOUGHTS_END = "</think>"
+MAX_IMAGES = 4  # in a request; the patches of one take up to 25 MB
 MAX_AUDIO_S = 300  # of all recordings in a request, whose features take 51 kB/s
 
 
@@ -112,11 +113,14 @@ def without_thoughts(text: str) -> str:
 
 
 def _check_total(pieces: tuple[Piece, ...]) -> None:
-    """Raise InvalidRequest if all recordings together are too long."""
+    """Raise InvalidRequest if all recordings together are too long, or there are too many images."""
     heard = [piece for piece in pieces if piece.pcm is not None]
     seconds = sum(len(piece.pcm) for piece in heard if piece.pcm is not None) / SAMPLE_RATE
     if seconds > MAX_AUDIO_S:
         raise InvalidRequest(heard[-1].path, f"at most {MAX_AUDIO_S} s of audio in all turns", f"{seconds:.1f} s")
+    seen = [piece for piece in pieces if piece.pixels is not None]
+    if len(seen) > MAX_IMAGES:
+        raise InvalidRequest(seen[-1].path, f"at most {MAX_IMAGES} images in all turns", f"{len(seen)} images")
 
 
 def _without_codes(turn: list[Piece]) -> list[Piece]:

@@ -1,0 +1,67 @@
+"""Image files: their formats and limits, and their decoding.
+
+Only the header is read before the limits are checked. Images are decoded in the processes that decode audio.
+"""
+
+import warnings
+from io import BytesIO
+
+import numpy as np
+
+from stretto.errors import InvalidRequest
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+READABLE = "JPEG, PNG or WebP"
+MAX_FILE_BYTES = 20_000_000
+MAX_PIXELS = 16_777_216  # 48 MiB of colours
+MAX_SIDE = 16_384
+TOO_LARGE = f"at most {MAX_PIXELS} pixels, and at most {MAX_SIDE} in a side"
+
+
+def check_image_size(num_bytes: int, field: str) -> None:
+    """Raise InvalidRequest if an image file of `num_bytes` bytes is empty or too large.
+
+    The error message refers to the file as `field`.
+    """
+    if not num_bytes:
+        raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
+    if num_bytes > MAX_FILE_BYTES:
+        raise InvalidRequest(field, f"at most {MAX_FILE_BYTES} bytes", f"{num_bytes} bytes")
+
+
+def read_image(data: bytes, field: str) -> np.ndarray:
+    """Decode an image file as transformers does: turned as its EXIF data says, and without transparency.
+
+    Args:
+        data: Contents of a file in one of the formats of READABLE.
+        field: Name of the file in error messages.
+
+    Returns:
+        Colours, uint8 [height, width, 3].
+
+    Raises:
+        InvalidRequest: The file is too large, animated, or cannot be decoded.
+    """
+    from PIL import Image, ImageOps  # only processes that decode images need it
+
+    check_image_size(len(data), field)
+    try:
+        with warnings.catch_warnings(), Image.open(BytesIO(data), formats=FORMATS) as image:
+            warnings.simplefilter("ignore")  # about sizes that are refused below
+            _check(image.size, getattr(image, "n_frames", 1), field)
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (InvalidRequest, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise InvalidRequest(field, TOO_LARGE, "many times as many") from error
+    except Exception as error:  # the library raises many classes
+        raise InvalidRequest(field, f"an undamaged {READABLE} file", f"{type(error).__name__}") from error
+
+
+def _check(size: tuple[int, int], num_frames: int, field: str) -> None:
+    """Raise InvalidRequest if an image is animated, or has too many pixels."""
+    width, height = size
+    if num_frames != 1:
+        raise InvalidRequest(field, "an image that is not animated", f"{num_frames} frames")
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InvalidRequest(field, TOO_LARGE, f"{width} x {height} pixels")

@@ -1,0 +1,115 @@
+"""Image files are decoded as transformers does, and those of attackers are refused with the limit."""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stretto.errors import InvalidRequest
+from stretto.preprocessing.audio import Recording, read_recording
+from stretto.preprocessing.audio_worker import AudioProcess
+from stretto.preprocessing.images import MAX_FILE_BYTES, read_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+def file(image: Image.Image, container: str = "PNG", **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, container, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, data: bytes = b"", *chunks: bytes) -> bytes:
+    """Return a PNG file of this size with any data."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[AudioProcess]:
+    opened = AudioProcess()
+    yield opened
+    opened.close()
+
+
+RGB = Image.fromarray(PIXELS)
+GOOD: dict[str, Callable[[], bytes]] = {
+    "png": lambda: file(RGB),
+    "jpeg": lambda: file(RGB, "JPEG"),
+    "webp": lambda: file(RGB, "WEBP", lossless=True),
+    "grey": lambda: file(RGB.convert("L")),
+    "palette": lambda: file(RGB.convert("P")),
+    "transparent": lambda: file(RGB.convert("RGBA")),
+    "16 bit": lambda: file(Image.fromarray(PIXELS[:, :, 0].astype(np.uint16) * 200)),
+    "cmyk": lambda: file(RGB.convert("CMYK"), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_files_are_decoded_in_place_and_in_the_process(process: AudioProcess, name: str) -> None:
+    data = GOOD[name]()
+    expected = np.asarray(Image.open(BytesIO(data)).convert("RGB"))
+    recording = Recording("image", data, is_image=True)
+    for read in (read_recording, process.read):
+        pixels = read(recording, 0.0, 0)
+        assert pixels.dtype == np.uint8
+        assert np.array_equal(pixels, expected)
+
+
+def test_images_are_turned_as_their_camera_was() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    assert np.array_equal(read_image(file(RGB, exif=exif), "image"), np.rot90(PIXELS, -1))
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "expected the bytes of a JPEG, PNG or WebP file, got 0 bytes"),
+    "text": (b"hello", "expected an undamaged JPEG, PNG or WebP file, got UnidentifiedImageError"),
+    "large file": (bytes(MAX_FILE_BYTES + 1), "expected at most 20000000 bytes, got 20000001 bytes"),
+    "cut": (file(RGB)[:2000], "expected an undamaged JPEG, PNG or WebP file"),
+    "cut header": (file(RGB)[:20], "expected an undamaged JPEG, PNG or WebP file"),
+    "wide": (png(16_385, 1), "expected at most 16777216 pixels, and at most 16384 in a side, got 16385 x 1 pixels"),
+    "vast": (png(2**31 - 1, 2**31 - 1), "expected at most 16777216 pixels"),
+    "bomb": (
+        png(16_000, 16_000, bytes(1 << 20)),
+        "expected at most 16777216 pixels, and at most 16384 in a side, got many",
+    ),
+    "no pixels": (png(0, 0), "expected an undamaged JPEG, PNG or WebP file"),
+    "text bomb": (
+        png(8, 8, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))),
+        "expected an undamaged JPEG, PNG or WebP file",
+    ),
+    "gif": (file(RGB, "GIF"), "expected an undamaged JPEG, PNG or WebP file"),
+    "tiff": (file(RGB, "TIFF"), "expected an undamaged JPEG, PNG or WebP file"),
+    "animated": (
+        file(RGB, "WEBP", save_all=True, append_images=[RGB.rotate(9)]),
+        "expected an image that is not animated, got 2 frames",
+    ),
+    "animated png": (
+        file(RGB, save_all=True, append_images=[RGB.rotate(9)]),
+        "expected an image that is not animated, got 2 frames",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_refused_with_the_limit(process: AudioProcess, name: str) -> None:
+    """The process lives on."""
+    data, message = BAD[name]
+    pid = process.pid
+    for read in (read_recording, process.read):
+        with pytest.raises(InvalidRequest) as caught:
+            read(Recording("image[1]", data, is_image=True), 0.0, 0)
+        assert str(caught.value).startswith("image[1]: ")
+        assert message in str(caught.value)
+    assert process.pid == pid
+    assert np.array_equal(process.read(Recording("image", GOOD["png"](), is_image=True), 0.0, 0), PIXELS)
