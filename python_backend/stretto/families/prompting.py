@@ -229,6 +229,10 @@ def choose_task(name: str | None, turns: tuple[Turn, ...], family: Family) -> Ta
 def check(turns: tuple[Turn, ...], task: Task) -> None:
     """Raise InvalidRequest unless `task` accepts the conversation."""
     spoken = turns
+    if "image" not in (*task.needs, *task.also):
+        for turn in turns:
+            if turn.has_image:  # also in turns that are already answered
+                raise InvalidRequest(turn.where("image"), f"no image for task {task.name!r}", "an image")
     if turns[0].role == "system" and task.system:
         _check_kinds(turns[0], set(turns[0].kinds), (), task.system, task)
         spoken = turns[1:]

@@ -215,3 +215,12 @@ def test_images_are_limited(written: Written) -> None:
 def test_large_images_are_scaled(written: Written) -> None:
     small, large = (written.rows((Piece("user", "", pixels=picture(*size)),)) for size in ((1, 1), (1500, 1400)))
     assert [image.num_rows for made in (small, large) for image in made.images] == [49, 16_236]
+
+
+def test_images_in_any_turn_of_a_spoken_conversation_are_refused(written: Written) -> None:
+    turns = (Turn(has_image=True, path="messages[0]"), Turn("assistant", "rain"), Turn(text="why?"))
+    assert choose_task(None, turns, written.family).name == "chat"
+    with pytest.raises(
+        InvalidRequest, match=r"^messages\[0\]\.image: expected no image for task 'dialogue', got an image"
+    ):
+        choose_task("dialogue", turns, written.family)
