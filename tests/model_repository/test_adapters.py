@@ -187,7 +187,7 @@ def test_preprocessor_refuses_requests_while_the_server_drains(preprocessor: Any
 class Speaking:
     """Fake engine that answers every prompt with one chunk."""
 
-    is_shut_down = False
+    is_shut_down, family = False, TINY
 
     def __init__(self, config: Any) -> None:
         self.config, self.engine_pids, self.parts = config, [os.getpid()], (self,)
