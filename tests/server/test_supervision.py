@@ -39,8 +39,26 @@ def kill(server: Server, pid: int) -> None:
     server.until_ready()
 
 
+def restarted(server: Server, model: str, old: int, num_said: int) -> set[str]:
+    """Return the models that were restarted after `model` had been killed: all of them if Triton aborted.
+
+    WORKAROUND(triton python_backend r24.10): the server aborts if it locks a mutex whose owner was killed before the
+    launcher has freed it (`free_dead_locks`); then all of it is started again, and nothing else may be the reason.
+
+    Args:
+        server: The server.
+        model: The model.
+        old: Pid of Triton before.
+        num_said: Length of the log before.
+    """
+    said = server.said[num_said:]
+    has_aborted = "the server ended with signal SIGABRT: what():  boost::interprocess::lock_exception" in said
+    assert (server.pid == old) is not has_aborted, said
+    return set(MODELS) if has_aborted else {model}
+
+
 def test_killed_decoder_fails_all_streams_and_restarts_alone(server: Server) -> None:
-    old, stubs = server.pid, {model: stub_of(server, model) for model in MODELS}
+    old, stubs, num_said = server.pid, {model: stub_of(server, model) for model in MODELS}, len(server.said)
     streams = [server.stream({"seed": i}, text=LONG) for i in range(8)]
     streams[0].next()
     with ThreadPoolExecutor(9) as pool:
@@ -49,9 +67,9 @@ def test_killed_decoder_fails_all_streams_and_restarts_alone(server: Server) -> 
         errors = [answer.result(idle_s(60)).error for answer in answers]
     assert all(error is None or "unavailable: " in error for error in errors), errors
     assert any(error is not None and AGAIN in error for error in errors), errors
-    assert server.pid == old
+    expected = restarted(server, "acoustic_decoder", old, num_said)
     now = {model: stub_of(server, model) for model in MODELS}
-    assert {model for model in MODELS if now[model] != stubs[model]} == {"acoustic_decoder"}
+    assert {model for model in MODELS if now[model] != stubs[model]} == expected
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
     server.until(lambda: server.metric("active_utterances") == 0)  # including those that the dead decoder has left
 
@@ -67,13 +85,8 @@ def test_killed_language_model_or_engine_restarts_alone(server: Server, victim: 
         kill(server, engine if victim == "its engine" else stubs[victim])
         error = answer.result(idle_s(60)).error
     assert error is None or "unavailable: " in error or "internal error" in error
-    # WORKAROUND(triton python_backend r24.10): the server aborts if it locks a mutex whose owner was killed before the
-    # launcher has freed it (`free_dead_locks`); then all of it is started again, and nothing else may be the reason.
-    said = server.said[num_said:]
-    has_aborted = "the server ended with signal SIGABRT: what():  boost::interprocess::lock_exception" in said
-    assert (server.pid == old) is not has_aborted, said
+    expected = restarted(server, "language_model", old, num_said)
     now = {model: stub_of(server, model) for model in MODELS}
-    expected = set(MODELS) if has_aborted else {"language_model"}
     assert {model for model in MODELS if now[model] != stubs[model]} == expected
     assert engine_of(server) != engine
     assert read_process(engine) is None
