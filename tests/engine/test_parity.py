@@ -124,8 +124,10 @@ def test_staggered_replies_match_the_reference(checkpoint: Checkpoint, roomy: En
     checkpoint.check(prompts, roomy.run(prompts, arrivals))
 
 
-def test_twelve_requests_on_four_slots_are_chunked_and_preempted(checkpoint: Checkpoint, tight: Engine) -> None:
-    prompts = make_prompts(checkpoint.family, 12)
+def test_requests_on_four_slots_are_chunked_and_preempted(checkpoint: Checkpoint, tight: Engine) -> None:
+    family, prompts = checkpoint.family, make_prompts(checkpoint.family, 12)
+    speaking = next(task.name for task in family.tasks if task.has_audio_segment)
+    prompts |= {f"pair{index}": make_prompt(family, index, speaking, guidance_scale=2.0) for index in range(4)}
     answers = tight.run(prompts, after_step=check_slots)
     checkpoint.check(prompts, answers, max_model_len=160)
     assert sum(answer.trailer.num_preemptions for answer in answers.values()) > 0
