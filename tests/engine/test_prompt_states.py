@@ -117,7 +117,7 @@ def test_states_match_transformers(tight: Engine, expected: Callable[[Prompt], n
             np.testing.assert_allclose(states, expected(prompt), rtol=0, atol=1e-4, err_msg=name)
     assert total > 0
     assert tight.is_clean()
-    assert not tight.model_state.prompt_states._audios
+    assert not tight.model_state.prompt_states._inputs
 
 
 def test_replies_that_are_not_spoken_send_no_states(tight: Engine) -> None:
@@ -143,7 +143,7 @@ def test_aborted_requests_leave_no_states(tight: Engine) -> None:
     prompts = {f"r{index}": spoken_prompt(index, salt=5) for index in range(4)}
     run(tight, prompts, aborts=dict.fromkeys(prompts, 1))
     assert tight.is_clean()
-    assert not tight.model_state.prompt_states._audios
+    assert not tight.model_state.prompt_states._inputs
 
 
 @pytest.mark.parametrize("layer", [-1, 3])

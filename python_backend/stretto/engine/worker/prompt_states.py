@@ -28,9 +28,8 @@ class PromptStates(PromptLogprobsWorker):
 
     def __init__(self, states: torch.Tensor, family: Family):
         self._states, self._family = states, family
-        self._inputs: dict[
-            str, tuple[InputAudio | InputImage, ...]
-        ] = {}  # of prompts that are being computed, by request id
+        # Of prompts that are being computed, by request id.
+        self._inputs: dict[str, tuple[InputAudio | InputImage, ...]] = {}
 
     def begin(self, data: SpeechRequestData) -> None:
         """Prepare for a request that enters the batch."""
