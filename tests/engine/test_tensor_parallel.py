@@ -14,7 +14,7 @@ import pytest
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
-from stretto.testing.checkpoints import make_prompts
+from stretto.testing.checkpoints import make_prompt, make_prompts
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
@@ -44,10 +44,12 @@ def limits(family: Family) -> dict[str, int]:
 
 
 def prompts_of(family: Family) -> dict[str, Prompt]:
-    """Return eight prompts; without CFG pairs, replies need one more block."""
+    """Return eight prompts, and four more CFG pairs if there are any; else replies need one more block."""
     prompts = make_prompts(family, 8)
     if family.guided_streams:
-        return prompts
+        speaking = next(task.name for task in family.tasks if task.has_audio_segment)
+        pairs = {f"pair{index}": make_prompt(family, index, speaking, guidance_scale=2.0) for index in range(4)}
+        return prompts | pairs
     lengths = {"min_rows": 40, "max_rows": 44}
     return {
         name: replace(each, sampling=replace(each.sampling, audio=replace(each.sampling.audio, **lengths)))
