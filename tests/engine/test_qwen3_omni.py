@@ -1,18 +1,19 @@
 """Qwen3-Omni's thinker in the engine: ids equal those of transformers' `generate`, and of the slow reference."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_qwen3_omni import small_config, text_only_config, thinker_config
+from benchmarks.checkpoints.random_qwen3_omni import small_config
 from stretto.engine.worker.segment_state import denied_text
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from tests.engine.harness import Engine
+from tests.engine.thinker_case import WIDER, Case
 from tests.published_qwen3_omni_thinker import (
     END,
     Processor,
@@ -29,17 +30,6 @@ pytestmark = pytest.mark.engine
 LENGTH, NUM_IDS = 160, 24
 # 4 of 6 replies at once, prompts in chunks, and room for hardly one of the longest.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 7}
-WIDER = text_only_config(thinker_config(128, layers=3, experts=8, active=3))
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint with its engine, and transformers' classes with the tensors of its release."""
-
-    written: Written
-    engine: Engine
-    theirs: Theirs
-    processor: Processor
 
 
 # Release, seed of its weights, and True for asynchronous scheduling.

@@ -1,16 +1,17 @@
 """Images in Qwen3-Omni's thinker: rows, positions and greedy ids equal those of transformers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_qwen3_omni import small_config, text_only_config, thinker_config
+from benchmarks.checkpoints.random_qwen3_omni import small_config
 from stretto.records.prompt import positions_of
 from tests.engine.harness import Engine
+from tests.engine.thinker_case import WIDER, Case
 from tests.published_qwen3_omni_thinker import (
     END,
     Processor,
@@ -25,17 +26,6 @@ pytestmark = pytest.mark.engine
 LENGTH, NUM_IDS = 288, 24
 # 4 of 5 replies at once, prompts in chunks, and room for hardly one of the longest.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 24, "max_num_seqs": 4, "num_gpu_blocks_override": 10}
-WIDER = text_only_config(thinker_config(128, layers=3, experts=8, active=3))
-
-
-@dataclass(frozen=True)
-class Case:
-    """A checkpoint with its engine, and transformers' classes with the tensors of its release."""
-
-    written: Written
-    engine: Engine
-    theirs: Theirs
-    processor: Processor
 
 
 @pytest.fixture(scope="module", params=["whole", "wider"])
