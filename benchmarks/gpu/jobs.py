@@ -112,7 +112,7 @@ def _served(convolutions: str, mps: bool = False) -> Job:
     return Job("benchmarks.gpu.served:run_shape", 170, {"convolutions": convolutions, "mps": mps})
 
 
-CHECK_S, LONG_CHECK_S = 110.0, 210.0  # ten checks at once took 106 s on 16 cores, most of it the slow reference
+CHECK_S, LONG_CHECK_S = 110.0, 210.0  # ten checks at once took 75 s on 16 cores, most of it the slow reference
 
 
 # The most informative jobs come first: whether results are right, whether a step is fast, whether decoder and engine

@@ -50,7 +50,7 @@ class Call:
         TF32 is an argument of this call. The switch of the process, which other threads use, stays off.
         """
         sizes = self.stride, self.padding, self.dilation, self.is_transposed, self.output_padding
-        if x.is_meta:  # torch's builds for CUDA have the operator below not for this device
+        if x.is_meta:  # for which torch's builds for CUDA lack the operator below
             return torch.convolution(x, weight, None, *sizes, groups=1)
         cudnn = torch.backends.cudnn
         found: Tensor = torch._convolution(

@@ -30,7 +30,7 @@ def check_image_size(num_bytes: int, field: str) -> None:
 
 
 def read_image(data: bytes, field: str) -> np.ndarray:
-    """Decode an image file as transformers does: turned as its EXIF data says, and without transparency.
+    """Decode an image file as transformers does: with the rotation in its EXIF data, and without transparency.
 
     Args:
         data: Contents of a file in one of the formats of READABLE.
