@@ -11,9 +11,11 @@ import pytest
 from PIL import Image
 
 from stretto.errors import InvalidRequest
+from stretto.families.prompting import Piece
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_worker import AudioProcess
 from stretto.preprocessing.images import MAX_FILE_BYTES, read_image
+from stretto.preprocessing.request import within_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
@@ -113,3 +115,13 @@ def test_bad_files_are_refused_with_the_limit(process: AudioProcess, name: str) 
         assert message in str(caught.value)
     assert process.pid == pid
     assert np.array_equal(process.read(Recording("image", GOOD["png"](), is_image=True), 0.0, 0), PIXELS)
+
+
+def test_images_with_too_many_pixels_in_all_are_refused_before_the_rest_is_read() -> None:
+    largest = np.broadcast_to(np.zeros(3, np.uint8), (4096, 4096, 3))
+    pieces = (Piece("user", f"messages[{index}]", pixels=largest) for index in range(16))
+    found = list[Piece]()
+    with pytest.raises(InvalidRequest, match=r"messages\[4\]: expected at most 67108864 pixels in all images"):
+        found.extend(within_pixels(pieces))
+    assert len(found) == 4
+    assert next(pieces).path == "messages[5]"

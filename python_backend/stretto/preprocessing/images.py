@@ -14,6 +14,7 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 READABLE = "JPEG, PNG or WebP"
 MAX_FILE_BYTES = 20_000_000
 MAX_PIXELS = 16_777_216  # 48 MiB of colours
+MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of all images of a request, which are in memory together
 MAX_SIDE = 16_384
 TOO_LARGE = f"at most {MAX_PIXELS} pixels, and at most {MAX_SIDE} in a side"
 

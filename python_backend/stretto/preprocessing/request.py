@@ -35,7 +35,7 @@ from stretto.preprocessing.audio import (
     resample,
 )
 from stretto.preprocessing.hearing import begin_session
-from stretto.preprocessing.images import check_image_size
+from stretto.preprocessing.images import MAX_REQUEST_PIXELS, check_image_size
 from stretto.preprocessing.options import MAX_OPTIONS_BYTES, read_delivery, read_options
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import read_json, string
@@ -191,7 +191,8 @@ class Preprocessor:
             raise InvalidRequest("options.audio.max_rows", expected, f"{sampling.audio.max_rows} rows")
         files, images = enumerate(raw.files), enumerate(raw.image or ())
         spoken = turns[:-1] if is_live else turns
-        pieces = tuple(self._piece(turn, kind, raw, files, images, read) for turn in spoken for kind in turn.kinds)
+        read_in_turn = (self._piece(turn, kind, raw, files, images, read) for turn in spoken for kind in turn.kinds)
+        pieces = tuple(within_pixels(read_in_turn))
         check_voices({each.path: each.pcm for each in pieces if each.role in task.voice_roles}, self._encoder_rate)
         is_heard = any(piece.pcm is not None or piece.pixels is not None for piece in pieces)
         with self._tokenising if is_heard else nullcontext():
@@ -363,6 +364,17 @@ def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
     _check_files("audio", raw.files, int(raw.audio is not None))
     audio_input = "audio" if raw.audio is not None else "pcm_in" if raw.pcm_in is not None else None
     return (Turn(text=string("text", raw.text), audio_input=audio_input),)
+
+
+def within_pixels(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """Yield pieces, and raise InvalidRequest before the next one if their images have too many pixels in all."""
+    num_pixels = 0
+    for piece in pieces:
+        num_pixels += 0 if piece.pixels is None else piece.pixels.shape[0] * piece.pixels.shape[1]
+        if num_pixels > MAX_REQUEST_PIXELS:
+            expected = f"at most {MAX_REQUEST_PIXELS} pixels in all images"
+            raise InvalidRequest(piece.path, expected, f"{num_pixels} pixels")
+        yield piece
 
 
 def _check_files(name: str, files: Sequence[bytes | memoryview], expected: int) -> None:
