@@ -96,12 +96,12 @@ def test_engine_of_a_speaker_has_the_same_arguments_unless_its_own_are_given(tmp
     speaker = EngineConfig(
         tmp_path / "two", {"dtype": "float32", "max_num_seqs": 8}, {"generation": 0.5}, memory_mb=700
     )
-    assert config.of_speaker(tmp_path / "two") == speaker
+    assert config.speaker_config(tmp_path / "two") == speaker
     for odd in ([8], {"speaker": {}}, {"checkpoint": "elsewhere"}):
         with pytest.raises(ValueError, match=r"speaker: expected an object .* without speaker and checkpoint, got"):
             EngineConfig(tmp_path, speaker=odd)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="scheduler_cls"):
-        EngineConfig(tmp_path, speaker={"scheduler_cls": "mine"}).of_speaker(tmp_path)
+        EngineConfig(tmp_path, speaker={"scheduler_cls": "mine"}).speaker_config(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "least"), [("reserved_mb", 0), ("memory_mb", 1)])

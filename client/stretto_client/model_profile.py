@@ -33,7 +33,7 @@ class TaskProfile:
         answers: Role of the turn to answer.
         has_history: True if earlier turns may be sent.
         system: Content that a system turn may have.
-        max_text_rows: Default `text.max_rows` of a reply; 0 if unknown.
+        max_text_rows: Default `text.max_rows` of a reply; 0 without text, or if unknown.
         max_speech_s: Maximum value of `max_audio_s` in seconds; 0 if unknown or if the task does not accept it.
         times_words: True if events contain word times even without the option `words`.
     """

@@ -279,7 +279,11 @@ class SpeechOptions(TypedDict, total=False):
             " which the transcript is complete ([live](live.md))."
         ),
     ]
-    text: Annotated[SegmentOptions, OBJECT, Doc("Sampling of the text segment.")]
+    text: Annotated[
+        SegmentOptions,
+        OBJECT,
+        Doc("Sampling of text; refused if the task generates none."),
+    ]
     audio: Annotated[AudioOptions, OBJECT, Doc("Sampling of the audio segment.")]
     depth: Annotated[
         CodeOptions,

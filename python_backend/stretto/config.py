@@ -122,7 +122,7 @@ class EngineConfig:
         ours = {name: record.pop(name) for name in names & set(record)}
         return cls(checkpoint, record, **ours)
 
-    def of_speaker(self, checkpoint: Path) -> "EngineConfig":
+    def speaker_config(self, checkpoint: Path) -> "EngineConfig":
         """Return the configuration of the speaker's engine; raise ValueError if a value is out of range.
 
         The first engine's arguments for memory do not apply to it, because each engine has memory of its own.

@@ -298,6 +298,7 @@ async def test_requests_that_cannot_be_spoken_are_refused_before_the_writer_begi
     audio = replace(good.sampling.audio, max_rows=NUM_FRAMES)
     bad = {
         r"voice: expected a number in \[0, 1\], got 2": replace(good, voice=2),
+        r"voice: expected a number in \[0, 1\], got -1": replace(good, voice=-1),
         r"options.audio.temperature": replace(good, sampling=_with(good, replace(audio, temperature=-1.0))),
         r"options.text.temperature": maker.prompt("audio", text=replace(good.sampling.text, temperature=-1.0)),
         r"audios\[0\]": replace(good, audios=(replace(good.audios[0], features=np.zeros((31, 5), np.float32)),)),

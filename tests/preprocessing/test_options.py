@@ -264,6 +264,14 @@ def test_text_only_task_refuses_speech_options(key: str) -> None:
         read({key: 1}, ASR)
 
 
+def test_text_options_are_refused_if_the_model_generates_no_text() -> None:
+    refusal = r"options\.text: expected no value \(the model generates no text in task 'tts'\), got \{'top_k': 3\}"
+    with pytest.raises(InvalidRequest, match=refusal):
+        read_options('{"text": {"top_k": 3}}', CSM, CSM.task("tts"), FRAME_RATE)
+    spoken = replace(ASR, is_spoken=True)  # by a second model
+    assert read({"text": {"top_k": 3}}, spoken).sampling.text.top_k == 3
+
+
 @pytest.mark.parametrize("language", ["English", "english", "en", "EN", "Auto"])
 def test_bundled_voice_supports_english(language: str) -> None:
     assert read({"language": language}).voice == "heart"

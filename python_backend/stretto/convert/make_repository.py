@@ -101,7 +101,7 @@ def _task(task: Task, family: Family, frame_rate: float) -> dict[str, Any]:
         "answers": task.answers,
         "has_history": task.has_history,
         "system": list(task.system),
-        "max_text_rows": task.sampling.text.max_rows,
+        "max_text_rows": task.sampling.text.max_rows if task.writes else 0,
         "times_words": family.times_words(task),
         "max_speech_s": max_speech_s if task.has_audio_segment else 0.0,
     }
@@ -455,12 +455,12 @@ def make(
         check_config(aligner)
         read_alphabet(aligner)
     record = config_at(checkpoint)
-    own, of_speaker = family_at(checkpoint), engine_args.get("speaker", {})
-    EngineConfig(checkpoint, speaker=of_speaker)  # checks it
+    own, speaker_args = family_at(checkpoint), engine_args.get("speaker", {})
+    EngineConfig(checkpoint, speaker=speaker_args)  # checks it
     chosen = engine_arguments(record, own, placement is not None, PROFILES[serving]) | engine_args
     chosen |= quantization(record, quantize, chosen["dtype"])
     if own.mechanism.speaker is not None:
-        options = placement is not None, PROFILES[serving], quantize, of_speaker
+        options = placement is not None, PROFILES[serving], quantize, speaker_args
         chosen["speaker"] = speaker_arguments(speaking_folder(checkpoint), *options)
     tensors = 0
     if placement is not None:
@@ -476,7 +476,7 @@ def make(
         shutil.copytree(BUNDLED, folder, ignore=left_out, dirs_exist_ok=True)
         (folder / CHECKPOINT).symlink_to(checkpoint.resolve(), target_is_directory=True)
         (folder / ENGINE).write_text(json.dumps(chosen, indent=2) + "\n")
-        EngineConfig.from_file(folder / ENGINE, checkpoint).of_speaker(checkpoint)
+        EngineConfig.from_file(folder / ENGINE, checkpoint).speaker_config(checkpoint)
         spec = preprocessor.codec.spec
         model_profile = profile(family, spec.sample_rate, spec.frame_rate, aligner is not None)
         change(folder / ENSEMBLE / "config.pbtxt", {parameter(PARAMETER): rf"\1: '{model_profile}'"})

@@ -198,13 +198,13 @@ class SpeechLLM:
             InvalidRequest: If the request can never run. It is not queued.
             NoCapacity: If too many requests are in flight. This request is not queued.
         """
-        request_id, prompt = free_id(request_id, self.active), self.checked(prompt)
+        request_id, prompt = free_id(request_id, self.active), self.prepare(prompt)
         with self.place(prompt, request_id, host) as permit:
-            async with aclosing(self.answer(prompt, permit, pacer)) as chunks:
+            async with aclosing(self.reply_chunks(prompt, permit, pacer)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
-    def checked(self, prompt: Prompt) -> Prompt:
+    def prepare(self, prompt: Prompt) -> Prompt:
         """Return a prompt ready for `place`, with a seed; raise InvalidRequest if it can never run."""
         prompt = check_prompt(prompt, self._rules, self._capacity)
         check_audios(prompt, self._audio_format)
@@ -216,7 +216,7 @@ class SpeechLLM:
         """Hold the permit of a reply during the `with` block; raise NoCapacity if none is free.
 
         Args:
-            prompt: Checked prompt.
+            prompt: Result of `prepare`.
             request_id: Free id.
             host: Client host.
         """
@@ -239,7 +239,7 @@ class SpeechLLM:
         """Accept further text for a request, and return its feed.
 
         Args:
-            prompt: Checked prompt.
+            prompt: Result of `prepare`.
             request_id: Id of a request that has a place.
             limits_s: Times of a `TextFeed` that differ from the defaults.
         """
@@ -262,13 +262,13 @@ class SpeechLLM:
         self._texts[request_id] = self._sessions[request_id] = session
         self._stats.live_sessions += 1
 
-    async def answer(
+    async def reply_chunks(
         self, prompt: Prompt, permit: Permit, pacer: Pacer | None, listener: Listener | None = None
     ) -> AsyncGenerator[LMChunk, None]:
         """Yield the chunks of a reply that has a place (`place`).
 
         Args:
-            prompt: Checked prompt.
+            prompt: Result of `prepare`.
             permit: Permit of the reply.
             pacer: Pacer that decides when frames are sent; None assumes an infinitely fast decoder.
             listener: Function that is called with the hidden states of the prompt when they arrive, and with the ids of

@@ -137,7 +137,7 @@ def _check_latents(rows: np.ndarray, latents: LatentSpec, rules: SegmentRules) -
 
 
 def _check_delayed_tail(delayed_tail: np.ndarray, task: Task, rules: SegmentRules) -> None:
-    if task.segments[0] is not Segment.AUDIO or rules.family.warm_up.is_sampled:
+    if task.writes or rules.family.warm_up.is_sampled:
         raise InvalidRequest(
             "delayed_tail", f"no rows for task {task.name} of {rules.family.name}", f"{len(delayed_tail)} rows"
         )
@@ -247,8 +247,7 @@ def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
 
 
 def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
-    begins = task.segments[0]
-    limit = rules.audio_start_limit if begins is Segment.AUDIO else rules.text_limit(task)
+    limit = rules.text_limit(task) if task.writes else rules.audio_start_limit
     if len(prompt.rows) > limit:
         expected = f"a prompt of at most {limit} rows for task {task.name}"
         raise InvalidRequest("text, audio or messages", expected, f"{len(prompt.rows)} rows")
@@ -264,7 +263,7 @@ def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: 
         rules: Rules of the family's replies.
     """
     rows = num_prompt_rows
-    if task.segments[0] is not Segment.AUDIO:
+    if task.writes:
         rows += sampling.text.max_rows + 1
     if Segment.AUDIO in task.segments:
         rows += len(rules.family.transition) + sampling.audio.max_rows + 1 + rules.num_tail_rows
@@ -274,7 +273,7 @@ def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: 
 def _check_pair(prompt: Prompt, task: Task, rules: SegmentRules, capacity: Capacity) -> None:
     if capacity.max_num_seqs < 2:
         raise InvalidRequest("options.guidance_scale", "1.0 (max_num_seqs is 1)", prompt.sampling.guidance_scale)
-    if task.segments[0] is Segment.AUDIO and len(prompt.rows) < 2:
+    if not task.writes and len(prompt.rows) < 2:
         raise InvalidRequest("rows", "at least 2 rows before a guided reply that begins with audio", len(prompt.rows))
 
 

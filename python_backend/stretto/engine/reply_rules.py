@@ -98,7 +98,7 @@ class SegmentRules:
 
     def drawn_ends_of_text(self, task: Task) -> tuple[int, ...]:
         """Return the ids that, when sampled, end the text segment of `task`; empty if there is no text."""
-        if task.segments[0] is Segment.AUDIO:
+        if not task.writes:
             return ()
         if self.family.drawn_ends:
             return self.family.drawn_ends
@@ -325,7 +325,7 @@ class SegmentRules:
 def changed_state(rules: SegmentRules) -> tuple[str, ...]:
     """Return the names of the common state columns that rows of the family change, in the order of `STATE`."""
     tasks = rules.family.tasks
-    writes = any(task.segments[0] is not Segment.AUDIO for task in tasks)
+    writes = any(task.writes for task in tasks)
     speaks = any(Segment.AUDIO in task.segments for task in tasks)
     changes = {
         "audio_start": writes and speaks,
@@ -380,7 +380,7 @@ class ReplyState:
         mechanism, given = rules.family.mechanism, {} if track is None else track.initial_state()
         own = dict(zip(mechanism.columns, mechanism.initial_state(), strict=True)) | given
         state = cls(rules, task, position, own=tuple(own.values()))
-        if task.segments[0] is AUDIO:
+        if not task.writes:
             state.audio_start, state.segment = position, AUDIO
         return state
 

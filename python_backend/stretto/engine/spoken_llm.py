@@ -76,7 +76,7 @@ class SpokenLLM:
         family = family_at(config.checkpoint)
         prompts.check_writer(family.layout.vocab_size, family.voices)
         with ExitStack() as failed:
-            begun: Iterable[StartingLLM] = _begun((config, config.of_speaker(folder)), failed)
+            begun: Iterable[StartingLLM] = _begun((config, config.speaker_config(folder)), failed)
             if is_cpu_build():
                 begun = list(begun)  # on a GPU, one after the other: vLLM measures the memory that its own start uses
             writer, speaking = [each.wait() for each in begun]
@@ -108,26 +108,26 @@ class SpokenLLM:
             return
         request_id = free_id(request_id, self.writer.active)
         prompt = replace(prompt, sampling=prompt.sampling.with_seed())
-        sized = self.speaker.checked(self._sized(prompt))
-        writing = self.writer.checked(self._of_writer(prompt))
+        sized = self.speaker.prepare(self._sized(prompt))
+        writing = self.writer.prepare(self._writer_prompt(prompt))
         with (
             self.writer.place(writing, request_id, host) as permit,
             self.speaker.place(sized, request_id, host) as speaking,
         ):
             text = PendingText(self.prompts.spoken, self.family.end_of_reply, self._end_of_text)
-            speak = partial(self._of_speaker, prompt)
+            speak = partial(self._speaker_prompt, prompt)
             reply = SpokenReply(self.writer, self.speaker, prompt, writing, speak, text, pacer)
             async with aclosing(reply.chunks(permit, speaking)) as chunks:
                 async for chunk in chunks:
                     yield chunk
 
-    def _of_writer(self, prompt: Prompt) -> Prompt:
+    def _writer_prompt(self, prompt: Prompt) -> Prompt:
         """Return the writer's part of a request: without options for audio."""
         defaults, sampling = self.family.task(prompt.task).sampling, prompt.sampling
         own = replace(defaults, text=sampling.text, seed=sampling.seed)
         return replace(prompt, sampling=own, alignment=None, voice=0)
 
-    def _of_speaker(self, prompt: Prompt, words: Sequence[int], states: np.ndarray | None) -> Prompt:
+    def _speaker_prompt(self, prompt: Prompt, words: Sequence[int], states: np.ndarray | None) -> Prompt:
         """Return the speaker's part of a request.
 
         Args:
@@ -139,7 +139,7 @@ class SpokenLLM:
             InvalidRequest: If the speaker cannot read the conversation.
         """
         voices = self.family.voices
-        if not prompt.voice < len(voices):
+        if prompt.voice not in range(len(voices)):
             raise InvalidRequest("voice", f"a number in [0, {len(voices) - 1}]", prompt.voice)
         sampling = replace(prompt.sampling, text=self.speaker.family.tasks[0].sampling.text)
         made = self.prompts.write(prompt.rows[:, 0], words, voices[prompt.voice], states, sampling, is_open=True)
@@ -159,7 +159,7 @@ class SpokenLLM:
         zeros = np.broadcast_to(np.zeros((), np.float32), (num_states, self._width))
         states = zeros if num_states else None
         words = self.prompts.spoken(prompt.rows[-1:, 0].tolist()) or [0]
-        return self._of_speaker(prompt, words, states)
+        return self._speaker_prompt(prompt, words, states)
 
     def stats(self) -> dict[str, float]:
         """Return the current metrics of both models, keyed by name.

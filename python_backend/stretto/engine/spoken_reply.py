@@ -27,7 +27,7 @@ class SpokenReply:
         writer: Model that generates the text.
         speaker: Model that speaks it.
         prompt: The request.
-        writing: The writer's part of it, checked.
+        writing: The writer's part of it, a result of `SpeechLLM.prepare`.
         speaking: Function that returns the speaker's part of it for the first words of the text, and for the writer's
             hidden states or None.
         text: Text, which is still empty.
@@ -93,8 +93,8 @@ class SpokenReply:
 
     async def _write(self, permit: Permit) -> None:
         """Generate the text, whether or not its chunks are taken."""
-        answer = self._writer.answer(self._writing, permit, None, self._text.listen)
-        async with aclosing(answer) as chunks:
+        written = self._writer.reply_chunks(self._writing, permit, None, self._text.listen)
+        async with aclosing(written) as chunks:
             async for each in chunks:
                 if each.chunk.is_final:
                     self._last_written = each
@@ -108,10 +108,10 @@ class SpokenReply:
         first, states = await self._text.begin()
         if not first:
             return
-        prompt = self._speaker.checked(self._speaking(first, states))
+        prompt = self._speaker.prepare(self._speaking(first, states))
         feed = self._speaker.open_text(prompt, permit.request_id, patience_s=NEVER_S, longest_s=NEVER_S)
         self._text.feed(feed)
-        async with aclosing(self._speaker.answer(prompt, permit, self._pacer)) as chunks:
+        async with aclosing(self._speaker.reply_chunks(prompt, permit, self._pacer)) as chunks:
             async for chunk in chunks:
                 yield chunk
 

@@ -221,6 +221,11 @@ class Task:
         return self.has_audio_segment or Segment.INTERLEAVED in self.segments
 
     @property
+    def writes(self) -> bool:
+        """True if the model generates text, alone, before the audio or between codes."""
+        return self.segments[0] is not Segment.AUDIO
+
+    @property
     def reads_aloud(self) -> bool:
         """True if the reply speaks the text of the last turn."""
         return self.name in READ_ALOUD and self.needs == ("text",)

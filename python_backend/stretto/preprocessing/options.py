@@ -171,7 +171,7 @@ def read_options(
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
-    """Parse the options; raise InvalidRequest for speech options if the task generates no speech."""
+    """Parse the options; raise InvalidRequest for options of a kind of segment that replies of the task do not have."""
     if text is None:
         return {}
     record = read_json(field, text, MAX_OPTIONS_BYTES)
@@ -181,6 +181,9 @@ def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
     if isinstance(record, dict) and not task.speaks:
         for key in sorted(SPEECH_KEYS & record.keys()):
             raise InvalidRequest(f"{field}.{key}", f"no value (task {task.name!r} does not speak)", shown(record[key]))
+    if isinstance(record, dict) and "text" in record and not task.writes:
+        expected = f"no value (the model generates no text in task {task.name!r})"
+        raise InvalidRequest(f"{field}.text", expected, shown(record["text"]))
     if isinstance(record, dict) and Segment.INTERLEAVED in task.segments:
         for key in sorted(AUDIO_KEYS & record.keys()):
             expected = f"no value (options.text sets the sampling of text and audio for {task.name!r})"

@@ -165,10 +165,13 @@ class SlotLimits:
 
 @dataclass
 class SlotScales:
-    """Floating-point parameters of requests, float32 [B] each.
+    """Floating-point parameters of requests, float32 [B] each; names as in `SamplingConfig`.
 
     Attributes:
-        guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor.
+        depth_temperature: Temperature of streams 1 to S - 1 in audio rows, also without a depth transformer.
+        depth_top_p: Top-p of these streams.
+        script_temperature: Temperature of the alignment pointer, for families that have one.
+        guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor; 1 for none.
         audio_span: In audio rows, maximum gap between a stream-0 logit and the largest one (min-p); infinite if unused.
     """
 
