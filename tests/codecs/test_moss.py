@@ -11,7 +11,7 @@ import torch
 from benchmarks.checkpoints.random_moss import codec_config, codec_shapes, codec_tensors, write_codec
 from benchmarks.checkpoints.random_tensors import split_weights
 from scripts.moss_tts_replies import STRIDE, random_codes, recording
-from stretto.codecs import moss
+from stretto.codecs import memory
 from stretto.codecs.base import load_codec
 from stretto.codecs.moss import MossCodec, MossConfig, plain_names
 from stretto.config import DecoderConfig
@@ -54,8 +54,8 @@ def test_codes_match_the_authors(codec: MossCodec, monkeypatch: pytest.MonkeyPat
     """An incomplete last frame is left out, as in the authors' class."""
     expected = stored()["codes"]
     assert expected.shape[1] == len(recording()) // codec.spec.samples_per_frame
-    for frames in (moss.ENCODED_FRAMES, 3):
-        monkeypatch.setattr(moss, "ENCODED_FRAMES", frames)
+    for frames in (memory.ENCODED_FRAMES, 3):
+        monkeypatch.setattr(memory, "ENCODED_FRAMES", frames)
         assert (codec.encode(recording()) == expected).mean() > 0.99  # two entries may be equally near
     assert codec.encode(recording()[:1919]).shape == (codec.spec.num_codebooks, 0)
 

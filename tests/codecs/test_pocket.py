@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.checkpoints.random_pocket import recording
-from stretto.codecs import pocket, streaming
+from stretto.codecs import memory, streaming
 from stretto.codecs.base import load_codec
 from stretto.codecs.pocket import PocketCodec
 from stretto.errors import CheckpointError, InvalidRequest
@@ -76,7 +76,7 @@ def test_encoding_in_parts_equals_one_pass(codec: PocketCodec, monkeypatch: pyte
         whole = exact.encode(pcm)
         assert whole.shape == (codec.spec.num_codebooks, 6)
         for frames in (1, 4):
-            monkeypatch.setattr(pocket, "ENCODED_FRAMES", frames)
+            monkeypatch.setattr(memory, "ENCODED_FRAMES", frames)
             assert np.abs(latents_of(exact.encode(pcm)) - latents_of(whole)).max() < 1e-6  # float32 in the end
     finally:
         codec.float()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from stretto.codecs import streaming
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.decoder import DILATIONS, KERNEL, Convolution, Memory, Upsampling
+from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.qwen3_12hz.decoder import DILATIONS, KERNEL, Convolution, Upsampling
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -253,8 +254,7 @@ class AudioVae(nn.Module):
             input_rate=config.input_rate,
             are_latents=True,
         )
-        keeping = (each for each in self.decoder.modules() if isinstance(each, Convolution | Upsampling))
-        self._num_kept = sum(each.kept for each in keeping)
+        self._num_kept = num_kept(self.decoder)
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:

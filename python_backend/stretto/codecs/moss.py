@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.memory import Memory, encoded_parts, num_kept
 from stretto.codecs.pocket import Attention, TransformerConfig, frequencies_of, rotation_at, visible
-from stretto.codecs.qwen3_12hz.decoder import Memory, Scale
+from stretto.codecs.qwen3_12hz.decoder import Scale
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import UNPARSABLE, json_object
@@ -36,7 +37,6 @@ MAX_BATCH = 8  # windows; a decode copies the states, of 170 MB each
 MAX_SIZE = 1 << 16  # of every number of a network
 # No weight depends on the length of the attention window. The published state has 42,358,784 numbers.
 MAX_STATE = 1 << 26  # numbers of the keys and values of all layers of the encoder, or of the decoder
-ENCODED_FRAMES = 25  # frames of a recording encoded per call, to limit attention memory
 RLFQ = ("rlfq", "random_prefix_rlfq")  # names of the same quantiser
 # Values of a transformer's section that this codec needs, and those of a release that does not state them.
 NEEDED = {"causal": (True, False), "gating": ("none", "none"), "norm": ("layer_norm", "layer_norm")}
@@ -316,23 +316,19 @@ class MossCodec(nn.Module):
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Encode mono samples, float32 [n], to codes, int64 [K, T], T = n // samples_per_frame."""
-        hop, channels, device = self.spec.samples_per_frame, self.config.num_channels, next(self.parameters()).device
+        hop, channels = self.spec.samples_per_frame, self.config.num_channels
         samples = torch.from_numpy(pcm[: len(pcm) // hop * hop]).to(next(self.parameters()))
         samples, hop = samples.repeat_interleave(channels), hop * channels
         state, parts = self._zeros(self.encoder, 1), [np.zeros((self.spec.num_codebooks, 0), np.int64)]
-        for start in range(0, len(samples), ENCODED_FRAMES * hop):
-            x = samples[None, start : start + ENCODED_FRAMES * hop, None]
-            first = torch.tensor([start // hop], device=device)
-            memory = Memory(state, first, x.shape[1] // hop)
+        for part, first, memory in encoded_parts(samples, hop, state):
+            x = part[None, :, None]
             for patch, stage in zip(self.config.patches, self.encoder, strict=True):
                 x = stage(x.unflatten(1, (-1, patch)).transpose(2, 3).flatten(2), first, memory)
             parts.append(self.quantizer.encode(x, self.spec.num_codebooks)[0].cpu().numpy())
-            state = memory.after
         return np.concatenate(parts, 1)
 
     def _zeros(self, stages: nn.ModuleList, batch: int) -> Tensor:
-        size = sum(layer.kept for layer in stages.modules() if isinstance(layer, Attention))
-        return next(self.parameters()).new_zeros(batch, size)
+        return next(self.parameters()).new_zeros(batch, num_kept(stages))
 
     def initial_state(self, batch: int) -> Tensor:
         """Return zeros, the state before any frame has been decoded."""

@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Scale, Upsampling, run_in_parts
-from stretto.codecs.streaming import Elu, prepare, prepare_products
+from stretto.codecs.memory import Memory, encoded_parts, num_kept
+from stretto.codecs.qwen3_12hz.decoder import Convolution, Scale, Upsampling, run_in_parts
+from stretto.codecs.streaming import Elu, Snake, prepare, prepare_products
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -31,7 +32,6 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 MODEL_TYPE = "pocket"
 CONVTR = "convtr"  # published name of transposed convolutions
 NORM_EPS = 1e-5
-ENCODED_FRAMES = 25  # frames of a recording encoded per call, to limit attention memory
 FADES_PER_S = 200  # 1 / duration of the fade-in in seconds
 UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
@@ -234,7 +234,7 @@ class Downsampling(nn.Module):
         self.conv = nn.Conv1d(channels, out_channels, 2 * rate, rate, bias=bias)
         self.rate, self.kept, self.repeats_first = rate, channels * rate, repeats_first
 
-    def forward(self, x: Tensor, memory: Memory, activation: Elu | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
         """Return the output [B, C, n / rate] for x [B, C, n], or for its activation."""
         both = memory.recall(x, self.rate, activation=activation)
         if self.repeats_first:
@@ -320,12 +320,6 @@ class Downsample(nn.Module):
         self.conv = Downsampling(channels, out_channels, stride, bias=False, repeats_first=True)
 
 
-def num_kept(*parts: nn.Module) -> int:
-    """Return the total state size of all layers in these modules, in elements."""
-    kinds = (Convolution, Upsampling, Downsampling, Attention)
-    return sum(layer.kept for part in parts for layer in part.modules() if isinstance(layer, kinds))
-
-
 class PocketCodec(nn.Module):
     """Pocket TTS codec. Its state is the decoder's memory; windows need no neighbouring frames."""
 
@@ -372,17 +366,12 @@ class PocketCodec(nn.Module):
         if not self._has_encoder:
             raise InvalidRequest("audio", "no audio (this checkpoint cannot clone voices)", "audio")
         frame = self.spec.samples_per_frame
-        whole = torch.from_numpy(np.pad(pcm, (0, -len(pcm) % frame))).to(self.emb_mean)[None, None]
+        whole = torch.from_numpy(np.pad(pcm, (0, -len(pcm) % frame))).to(self.emb_mean)
         state, parts = self.emb_mean.new_zeros(1, num_kept(self.encoder, self.encoder_transformer, self.downsample)), []
-        for start in range(0, whole.shape[2], ENCODED_FRAMES * frame):
-            samples = whole[..., start : start + ENCODED_FRAMES * frame]
-            first = torch.tensor([start // frame], device=whole.device)
-            memory = Memory(state, first, samples.shape[2] // frame)
-            x = run(self.encoder.model, samples, memory)
+        for samples, first, memory in encoded_parts(whole, frame, state):
+            x = run(self.encoder.model, samples[None, None], memory)
             x = self.encoder_transformer(x, first * self._stride, memory)
             parts.append(self.downsample.conv(x, memory))
-            assert memory.is_complete, "every layer has stored its state"
-            state = memory.after
         return torch.cat(parts, 2)[0].float().cpu().view(torch.int32).numpy()
 
     def initial_state(self, batch: int) -> Tensor:

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.decoder import Convolution, Memory, Upsampling
+from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.qwen3_12hz.decoder import Convolution, Upsampling
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.untrusted_files import entry, json_object
@@ -201,8 +202,7 @@ class Network(nn.Module):
     def __init__(self, stages: list[Stage], head: Convolution) -> None:
         super().__init__()
         self.stem, self.conv_layers, self.head = stages[0], nn.ModuleList(stages[1:]), head
-        keeping = (each for each in self.modules() if isinstance(each, Convolution | Downsampling | Upsampling))
-        self.num_kept = sum(each.kept for each in keeping)
+        self.num_kept = num_kept(self)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Return the output [B, C, n] for the input x [B, C, n]."""

@@ -12,6 +12,7 @@ from transformers import MimiConfig, MimiModel
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec, record_of, write_qwen3_codec
 from stretto.codecs.base import Window, load_codec
+from stretto.codecs.memory import num_kept
 from stretto.codecs.qwen3_12hz.codec import Qwen3Codec, load
 from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, Transformer
 from stretto.errors import CheckpointError
@@ -50,7 +51,7 @@ def sizes(width: str) -> tuple[dict[str, int], int]:
     with torch.device("meta"):
         decoder = Decoder(Qwen3CodecConfig.from_record(record_of(width)).decoder)
     parts = {name: sum(each.numel() for each in part.parameters()) for name, part in decoder.named_children()}
-    return parts, decoder.num_kept
+    return parts, num_kept(decoder)
 
 
 def test_qwen3_codec_proportions_match_the_published_ones() -> None:
@@ -70,7 +71,7 @@ def test_utterances_at_different_positions_decode_in_one_batch(codec: Qwen3Codec
 
 def test_attention_mask_is_a_causal_window() -> None:
     shape = Qwen3CodecConfig.from_record(record_of("narrow")).decoder
-    seen = Transformer(shape).visible(torch.tensor([0, 2, 100]), 3)
+    seen = Transformer(shape, shape.latent_dim).visible(torch.tensor([0, 2, 100]), 3)
     for row, first in enumerate((0, 2, 100)):
         for query in range(3):
             held = {key - 71 + first for key in seen[row, 0, query].nonzero().flatten().tolist()}
@@ -132,7 +133,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ODD_RECORDS = [
     ({"model_type": "mimi"}, "model_type must be qwen3_tts_tokenizer_12hz, got 'mimi'"),
-    ({"decoder_config": {}}, "decoder_config lacks codebook_size"),
+    ({"decoder_config": {}}, "decoder_config lacks hidden_size"),
     ({"decoder_config": {"sliding_window": True}}, "decoder_config.sliding_window must be positive, got True"),
     ({"decoder_config": {"upsample_rates": [8, 5, 4, -3]}}, "decoder_config.upsample_rates must be positive"),
     ({"decoder_config": {"upsample_rates": []}}, "decoder_config.upsample_rates must be positive, got ()"),

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
+from stretto.codecs.memory import Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import (
     KERNEL,
-    Attention,
     Block,
     ConvNext,
     Convolution,
     DecoderShape,
-    Memory,
     SnakeBeta,
     Transformer,
     Upsampling,
@@ -50,7 +49,7 @@ class Code2Wav(nn.Module):
         super().__init__()
         width, channels, late = shape.hidden_size, shape.decoder_dim, 0
         self.code_embedding = nn.Embedding(shape.num_quantizers * shape.codebook_size, width)
-        self.pre_transformer = Transformer(shape, is_projected=False)
+        self.pre_transformer = Transformer(shape)
         self.upsample = nn.ModuleList(
             nn.ModuleList([Upsampling(width, width, ratio, ratio), ConvNext(width)])
             for ratio in shape.upsampling_ratios
@@ -72,8 +71,7 @@ class Code2Wav(nn.Module):
             tail_samples=late,
             input_rate=INPUT_RATE,
         )
-        keeping = (each for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
-        self._num_kept = sum(each.kept for each in keeping)
+        self._num_kept = num_kept(self)
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Raise InvalidRequest, because the encoder is not published."""

@@ -17,7 +17,8 @@ from transformers.models.mimi.modeling_mimi import (
 )
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.qwen3_12hz.decoder import Decoder, Memory, Qwen3CodecConfig, read_config
+from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.qwen3_12hz.decoder import Decoder, Qwen3CodecConfig, read_config
 from stretto.codecs.seanet import keep_lengths_on_host
 from stretto.codecs.streaming import prepare
 from stretto.weights.loading import codec_directory, load_strictly, read_tensors
@@ -61,7 +62,7 @@ class Qwen3Codec(nn.Module):
             codebook_size=config.decoder.codebook_size,
             streaming=Stateful(),
         )
-        self._num_kept = self.decoder.num_kept
+        self._num_kept = num_kept(self.decoder)
 
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:

@@ -9,8 +9,7 @@ All layers are causal and store their last inputs in the state, so a window is d
 the decoder needs is required, because the defaults of the published classes differ from the published files.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -22,7 +21,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import MimiConfig
 
-from stretto.codecs.streaming import Elu, Snake, convolve, joined, upsample
+from stretto.codecs.memory import Memory
+from stretto.codecs.streaming import Elu, Snake, convolve, upsample
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE
@@ -38,19 +38,13 @@ TAKEN_FOR_GRANTED = {
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderShape:
-    """Sizes in `decoder_config`, under their published names: codebooks, transformer, convolutions.
+class TransformerShape:
+    """Sizes of a transformer.
 
     Attributes:
-        codebook_dim: Width of the summed codebook entries after projection; an entry is half as wide.
         sliding_window: Number of steps that a step attends to, including itself.
-        latent_dim: Number of channels before and after the transformer.
-        decoder_dim: Number of channels of the first convolution.
     """
 
-    codebook_size: int
-    codebook_dim: int
-    num_quantizers: int
     hidden_size: int
     num_hidden_layers: int
     num_attention_heads: int
@@ -60,6 +54,21 @@ class DecoderShape:
     sliding_window: int
     rope_theta: float
     rms_norm_eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderShape(TransformerShape):
+    """Sizes in `decoder_config`, under their published names: transformer, codebooks, convolutions.
+
+    Attributes:
+        codebook_dim: Width of the summed codebook entries after projection; an entry is half as wide.
+        latent_dim: Number of channels before and after the transformer.
+        decoder_dim: Number of channels of the first convolution.
+    """
+
+    codebook_size: int
+    codebook_dim: int
+    num_quantizers: int
     latent_dim: int
     decoder_dim: int
     upsampling_ratios: tuple[int, ...]
@@ -156,71 +165,6 @@ def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
     return bool(numbers) and all(type(each) in kinds and each > 0 for each in numbers)
 
 
-class Memory:
-    """State [B, D] for a window; layers read it from front to back while they write the next state.
-
-    Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
-
-    Attributes:
-        is_start: True for utterances that begin with the window, bool [B].
-
-    Args:
-        state: State before the window, [B, D].
-        first: Index of the first frame in the window, [B].
-        frames: Number of frames in the window, including right context.
-        right: Number of right-context frames, which the next window contains again.
-    """
-
-    def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
-        self._before, self.is_start = state, first == 0
-        self._frames, self._right = frames, right
-        self.after = torch.empty_like(state)
-        self._at = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """True if all layers have written their part of the next state."""
-        return self._at == self.after.shape[1]
-
-    def recall(self, x: Tensor, steps: int, time: int = 2, activation: Snake | Elu | None = None) -> Tensor:
-        """Return a layer's input preceded by its last `steps` inputs, and write the new last inputs to the next state.
-
-        Inputs that the next window contains again are not written.
-
-        Args:
-            x: New inputs, [B, …].
-            steps: Number of earlier inputs that the layer needs.
-            time: Dimension of the steps in `x`.
-            activation: Activation of `x`, for inputs with time 2.
-        """
-        shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
-        stop = self._at + x[0].numel() // x.shape[time] * steps
-        before = self._before[:, self._at : stop].view(shape)
-        both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
-        again = x.shape[time] * self._right // self._frames
-        kept = both.narrow(time, both.shape[time] - again - steps, steps)
-        self.after[:, self._at : stop].view(shape).copy_(kept)
-        self._at = stop
-        return both
-
-    def split(self, batch: int, size: int) -> Iterator[tuple[slice, "Memory"]]:
-        """Yield batch rows, `size` at a time, with their memory. Each part must be read by the same layers."""
-        begun = self._at
-        for first in range(0, batch, size):
-            rows, part = slice(first, first + size), copy(self)
-            part._before, part.after, part.is_start = self._before[rows], self.after[rows], self.is_start[rows]
-            part._at = begun
-            yield rows, part
-            self._at = part._at
-
-    def masked_start(self, x: Tensor, late: int) -> Tensor:
-        """Return x [B, C, n] with the first `late` steps of each utterance, which precede its start, set to zero."""
-        if not late:
-            return x
-        is_before = torch.arange(x.shape[2], device=x.device) < late
-        return x.masked_fill((is_before & self.is_start[:, None])[:, None], 0)
-
-
 KERNEL = 7
 DILATIONS = (1, 3, 9)
 EPS = 1e-9  # of SnakeBeta
@@ -301,11 +245,11 @@ class SnakeBeta(Snake):
 
 
 class ResidualUnit(nn.Module):
-    """SnakeBeta, dilated convolution, SnakeBeta, pointwise convolution, with a residual connection."""
+    """Snake, dilated convolution, Snake, pointwise convolution, with a residual connection."""
 
-    def __init__(self, channels: int, dilation: int, late: int = 0) -> None:
+    def __init__(self, channels: int, dilation: int, late: int = 0, snake: Callable[[int], Snake] = SnakeBeta) -> None:
         super().__init__()
-        self.act1, self.act2 = SnakeBeta(channels), SnakeBeta(channels)
+        self.act1, self.act2 = snake(channels), snake(channels)
         self.conv1 = Convolution(channels, channels, KERNEL, dilation)
         self.conv1.late = late
         self.conv2 = Convolution(channels, channels, 1)
@@ -315,17 +259,20 @@ class ResidualUnit(nn.Module):
 
 
 class Block(nn.Module):
-    """SnakeBeta, a transposed convolution that halves the channels, and residual units.
+    """Snake, a transposed convolution that halves the channels, and residual units.
 
-    Attributes:
+    Args:
         late: Numbers of steps at an utterance's start to set to zero, in the block's input and in its output.
+        snake: Class of the activations.
     """
 
-    def __init__(self, channels: int, rate: int, late: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, channels: int, rate: int, late: tuple[int, int] = (0, 0), snake: Callable[[int], Snake] = SnakeBeta
+    ) -> None:
         super().__init__()
         half = channels // 2
-        units = [ResidualUnit(half, dilation, late[1]) for dilation in DILATIONS]
-        self.block = nn.ModuleList([SnakeBeta(channels), Upsampling(channels, half, 2 * rate, rate, late[0]), *units])
+        units = [ResidualUnit(half, dilation, late[1], snake) for dilation in DILATIONS]
+        self.block = nn.ModuleList([snake(channels), Upsampling(channels, half, 2 * rate, rate, late[0]), *units])
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         snake, upsampling, *units = self.block
@@ -400,7 +347,7 @@ class Scale(nn.Module):
 class Attention(nn.Module):
     """Sliding-window attention. Its part of the state has `kept` elements: keys, then values."""
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.heads, self.width, self.before = shape.num_attention_heads, shape.head_dim, shape.sliding_window - 1
         self.is_grouped = shape.num_key_value_heads != self.heads
@@ -433,7 +380,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Feed-forward layer (SwiGLU)."""
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.gate_proj, self.up_proj = (
             nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False) for _ in range(2)
@@ -447,7 +394,7 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward layer, each with pre-norm, LayerScale and a residual connection."""
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
         self.self_attn, self.mlp = Attention(shape), FeedForward(shape)
         self.input_layernorm, self.post_attention_layernorm = (
@@ -463,19 +410,22 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """Transformer over latents [B, n, C] at positions `first` to `first + n - 1` of each utterance.
 
-    If `is_projected` is True, latents are projected to the transformer's width and back.
+    Args:
+        shape: Sizes of the transformer.
+        channels: Number of channels of the latents, which are projected to the transformer's width and back; None if
+            they are as wide as the transformer.
     """
 
     frequencies: Tensor
 
-    def __init__(self, shape: DecoderShape, is_projected: bool = True) -> None:
+    def __init__(self, shape: TransformerShape, channels: int | None = None) -> None:
         super().__init__()
         self.before = shape.sliding_window - 1
-        self.input_proj = nn.Linear(shape.latent_dim, shape.hidden_size) if is_projected else nn.Identity()
+        self.input_proj = nn.Identity() if channels is None else nn.Linear(channels, shape.hidden_size)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
-        self.output_proj = nn.Linear(shape.hidden_size, shape.latent_dim) if is_projected else nn.Identity()
-        exponents = torch.arange(0, shape.head_dim, 2).float() / shape.head_dim
+        self.output_proj = nn.Identity() if channels is None else nn.Linear(shape.hidden_size, channels)
+        exponents = torch.arange(0, shape.head_dim, 2, device="cpu").float() / shape.head_dim
         self.register_buffer("frequencies", 1 / shape.rope_theta**exponents, persistent=False)
 
     def forward(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
@@ -568,7 +518,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.quantizer = Quantizer(shape)
         self.pre_conv = Convolution(shape.codebook_dim, shape.latent_dim, FIRST_KERNEL)
-        self.pre_transformer = Transformer(shape)
+        self.pre_transformer = Transformer(shape, shape.latent_dim)
         self.upsample = nn.ModuleList(
             nn.ModuleList([Upsampling(shape.latent_dim, shape.latent_dim, ratio, ratio), ConvNext(shape.latent_dim)])
             for ratio in shape.upsampling_ratios
@@ -579,11 +529,6 @@ class Decoder(nn.Module):
             layers.append(Block(channels, rate))
             channels //= 2
         self.decoder = nn.ModuleList([*layers, SnakeBeta(channels), Convolution(channels, 1, KERNEL)])
-
-    @property
-    def num_kept(self) -> int:
-        """Number of elements in the state of one utterance."""
-        return sum(each.kept for each in self.modules() if isinstance(each, Convolution | Upsampling | Attention))
 
     def forward(self, codes: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Decode codes to samples, [B, n · hop].

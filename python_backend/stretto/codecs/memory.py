@@ -1,0 +1,103 @@
+"""State of causal layers between windows, which every layer reads and writes in turn."""
+
+from collections.abc import Iterator
+from copy import copy
+
+import torch
+from torch import Tensor, nn
+
+from stretto.codecs.streaming import Elu, Snake, joined
+
+
+class Memory:
+    """State [B, D] for a window; layers read it from front to back while they write the next state.
+
+    Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
+
+    Attributes:
+        is_start: True for utterances that begin with the window, bool [B].
+
+    Args:
+        state: State before the window, [B, D].
+        first: Index of the first frame in the window, [B].
+        frames: Number of frames in the window, including right context.
+        right: Number of right-context frames, which the next window contains again.
+    """
+
+    def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
+        self._before, self.is_start = state, first == 0
+        self._frames, self._right = frames, right
+        self.after = torch.empty_like(state)
+        self._at = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """True if all layers have written their part of the next state."""
+        return self._at == self.after.shape[1]
+
+    def recall(self, x: Tensor, steps: int, time: int = 2, activation: Snake | Elu | None = None) -> Tensor:
+        """Return a layer's input preceded by its last `steps` inputs, and write the new last inputs to the next state.
+
+        Inputs that the next window contains again are not written.
+
+        Args:
+            x: New inputs, [B, …].
+            steps: Number of earlier inputs that the layer needs.
+            time: Dimension of the steps in `x`.
+            activation: Activation of `x`, for inputs with time 2.
+        """
+        shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
+        stop = self._at + x[0].numel() // x.shape[time] * steps
+        before = self._before[:, self._at : stop].view(shape)
+        both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
+        again = x.shape[time] * self._right // self._frames
+        kept = both.narrow(time, both.shape[time] - again - steps, steps)
+        self.after[:, self._at : stop].view(shape).copy_(kept)
+        self._at = stop
+        return both
+
+    def split(self, batch: int, size: int) -> Iterator[tuple[slice, "Memory"]]:
+        """Yield batch rows, `size` at a time, with their memory. Each part must be read by the same layers."""
+        begun = self._at
+        for first in range(0, batch, size):
+            rows, part = slice(first, first + size), copy(self)
+            part._before, part.after, part.is_start = self._before[rows], self.after[rows], self.is_start[rows]
+            part._at = begun
+            yield rows, part
+            self._at = part._at
+
+    def masked_start(self, x: Tensor, late: int) -> Tensor:
+        """Return x [B, C, n] with the first `late` steps of each utterance, which precede its start, set to zero."""
+        if not late:
+            return x
+        is_before = torch.arange(x.shape[2], device=x.device) < late
+        return x.masked_fill((is_before & self.is_start[:, None])[:, None], 0)
+
+
+def num_kept(*parts: nn.Module) -> int:
+    """Return the number of elements in the state of one utterance that the layers of these modules store."""
+    return sum(getattr(layer, "kept", 0) for part in parts for layer in part.modules())
+
+
+ENCODED_FRAMES = 25  # frames of a recording that are encoded at once, to limit the memory of attention
+
+
+def encoded_parts(samples: Tensor, hop: int, state: Tensor) -> Iterator[tuple[Tensor, Tensor, Memory]]:
+    """Yield a recording in parts of at most ENCODED_FRAMES frames.
+
+    Args:
+        samples: Samples of whole frames, [n].
+        hop: Number of samples per frame.
+        state: State before the first part, [1, D].
+
+    Yields:
+        Samples of a part, the index of its first frame, [1], and the memory, which must be complete before the next
+        part.
+    """
+    for start in range(0, len(samples), ENCODED_FRAMES * hop):
+        part = samples[start : start + ENCODED_FRAMES * hop]
+        first = torch.tensor([start // hop], device=samples.device)
+        memory = Memory(state, first, len(part) // hop)
+        yield part, first, memory
+        assert memory.is_complete, "every layer has stored its state"
+        state = memory.after
