@@ -376,7 +376,7 @@ def test_invalid_release_files_are_refused(tmp_path: Path, capsys: pytest.Captur
     good = published.model.read_bytes()
     for content, message in (
         (b"words", "expected tensors, got"),
-        (None, "expected tensors by name, or under 'module'"),
+        (None, "expected tensors by name, or under 'module' or 'state_dict'"),
     ):
         if content is None:
             torch.save({"epoch": 3, "optimizer": {}}, published.model)

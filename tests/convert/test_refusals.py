@@ -117,8 +117,16 @@ REFUSED: list[tuple[str, Change, str]] = [
     ("opuslm", cut_short, "expected tensors, got"),
     ("opuslm", lambda published: published.model.write_bytes(b""), "expected tensors, got"),
     ("opuslm", lambda published: published.model.unlink(), "No such file"),
-    ("opuslm", tensors(lambda found: [*found.values()]), "expected tensors by name, or under 'module'; got none"),
-    ("opuslm", tensors(lambda found: {"module": [1]}), "expected tensors by name, or under 'module'; got none"),
+    (
+        "opuslm",
+        tensors(lambda found: [*found.values()]),
+        "expected tensors by name, or under 'module' or 'state_dict'; got none",
+    ),
+    (
+        "opuslm",
+        tensors(lambda found: {"module": [1]}),
+        "expected tensors by name, or under 'module' or 'state_dict'; got none",
+    ),
     ("opuslm", tensors(lambda found: found | {1: torch.zeros(1), "step": 2}), "got ['1', 'step']"),
     (
         "opuslm",

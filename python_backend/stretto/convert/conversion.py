@@ -211,8 +211,9 @@ class ConvertedNetwork:
             expected = f"one of the dtypes {', '.join(DTYPES.values())}"
             raise CheckpointError(f"{network.folder}: expected {expected}, got {tensors[odd[0]].dtype} in {odd[0]}")
         entries = [
-            Entry(part.name, tensors[name].dtype, part.written, partial(_read, part, tensors, name))
+            Entry(each.name, tensors[name].dtype, each.written, partial(_read, each, tensors, name))
             for name, part in network.plan.items()
+            for each in (part, *part.also)
         ]
         return cls(network.folder, network.record, entries)
 

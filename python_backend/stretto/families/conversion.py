@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
@@ -261,6 +262,28 @@ def merged_reader(
         return like.new_empty(shapes[name]) if like.is_meta else tensors[name].to(like.dtype)
 
     return read
+
+
+def weight_normed(tensors: Mapping[str, Tensor], norms: str) -> Callable[[Tensor], Tensor]:
+    """Return the edit that turns directions [N, …] into weights; `norms` is the published name of their norms.
+
+    It computes in float64, because the last bit of a float32 norm depends on the processor.
+    """
+
+    def edit(stored: Tensor) -> Tensor:
+        if stored.is_meta:
+            return stored
+        return torch._weight_norm(stored.double(), tensors[norms].double(), 0).to(stored.dtype)
+
+    return edit
+
+
+def in_halves(rows: Tensor, head_dim: int) -> Tensor:
+    """Return the rows [H · D, …] of queries or keys in another order within each head: even rows, then odd ones.
+
+    Rotary embeddings of the halves of a head then equal those of adjacent pairs in the order before.
+    """
+    return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
 
 
 class AudioTokenizer(Protocol):

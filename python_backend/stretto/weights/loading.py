@@ -561,8 +561,8 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors in `path` by name, read on access.
 
     Args:
-        path: `model.pt` ({"module": …}), `model.pth` or `2epoch.pth`, a safetensors file, its index, or a folder of
-            such files.
+        path: `model.pt` ({"module": …} or {"state_dict": …}), `model.pth` or `2epoch.pth`, a safetensors file, its
+            index, or a folder of such files.
 
     Raises:
         CheckpointError: If the file is missing, contains anything but tensors, or cannot be memory-mapped.
@@ -574,12 +574,14 @@ def open_tensors(path: Path) -> Mapping[str, Tensor]:
         raise CheckpointError(f"{path}: expected tensors, got {error!r}") from error
     if isinstance(stored, StoredTensors) and stored:
         return stored
-    tensors = stored.get("module", stored) if isinstance(stored, dict) else {}
+    tensors = stored.get("module", stored.get("state_dict", stored)) if isinstance(stored, dict) else {}
     if not isinstance(tensors, dict):
         tensors = {}
     odd = sorted(
         str(name) for name, tensor in tensors.items() if not (isinstance(name, str) and torch.is_tensor(tensor))
     )
     if odd or not tensors:
-        raise CheckpointError(f"{path}: expected tensors by name, or under 'module'; got {odd[:8] or 'none'}")
+        raise CheckpointError(
+            f"{path}: expected tensors by name, or under 'module' or 'state_dict'; got {odd[:8] or 'none'}"
+        )
     return tensors

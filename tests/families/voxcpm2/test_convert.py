@@ -106,7 +106,11 @@ SPREAD, RATES = "encoder.fc_logvar.bias", "decoder.sr_bin_boundaries"
         (CODEC, lambda t: t.update({"more": torch.zeros(2)}), "unknown: more"),
         (CODEC, lambda t: t.update({GAIN: torch.ones(128)}), f"wrong shape: {GAIN} [128] instead of [128, 1, 1]"),
         (CODEC, lambda t: t[RATES].fill_(7), f"{RATES}: expected [20000, 30000, 40000], got [7, 7, 7]"),
-        (CODEC, lambda t: t.update({"more": "text"}), "audiovae.pth: expected tensors by name, or under 'state_dict'"),
+        (
+            CODEC,
+            lambda t: t.update({"more": "text"}),
+            "audiovae.pth: expected tensors by name, or under 'module' or 'state_dict'",
+        ),
     ],
 )
 def test_error_names_mismatched_checkpoint_contents(

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, common_record
+from stretto.families.conversion import Contents, Converted, Network, Release, common_record, weight_normed
 from stretto.families.voxcpm2.family import NAME, VoxCpmVocabulary
 from stretto.untrusted_files import entry, released_file
-from stretto.weights.loading import Part, Plan, check, read_pickled, read_tensors
+from stretto.weights.loading import Part, Plan, check, in_float32, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True
@@ -259,13 +259,7 @@ def read_codec(folder: Path) -> dict[str, Tensor]:
     if name is None:
         raise CheckpointError(f"{folder}: expected the codec as {' or '.join(CODEC_FILES)}, got neither")
     path = released_file(folder, name)
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    stored = read_pickled(path)
-    tensors = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
-    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
-        raise CheckpointError(f"{path}: expected tensors by name, or under 'state_dict'")
-    return {str(name): tensor.float() for name, tensor in tensors.items()}
+    return in_float32(open_tensors(path), path)
 
 
 def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
@@ -275,15 +269,12 @@ def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[P
     parts: Plan = {}
     folded: Plan = {}
 
-    def normed(name: str) -> Callable[[Tensor], Tensor]:
-        return lambda stored: stored if stored.is_meta else torch._weight_norm(stored, tensors[name], 0)
-
     for own, written in codec_shapes(config).items():
         layer, _, kind = own.rpartition(".")
         published = names[layer]
         if kind == "weight":
             gains = f"{published}.weight_g"
-            parts[f"{published}.weight_v"] = Part(own, written, normed(gains))
+            parts[f"{published}.weight_v"] = Part(own, written, weight_normed(tensors, gains))
             folded[gains] = Part(gains, (written[0], *(1 for _ in written[1:])))
         elif kind in ("scale", "offset"):
             table = f"{published}.{'scale' if kind == 'scale' else 'bias'}_embed.weight"
