@@ -21,6 +21,7 @@ CHUNKS = {
     "dac": (4, 25),
     "encodec": (4, 25),
     "espnet_dac": (4, 25),
+    "fish_s2": (2, 21),
     "glm4_voice": (10, 25),
     "higgs": (4, 25),
     "mimi": (2, 12),

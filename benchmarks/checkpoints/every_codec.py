@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.checkpoints import random_cosyvoice3, random_pocket, random_s3gen, random_voxcpm2
+from benchmarks.checkpoints import random_cosyvoice3, random_fish_s2_codec, random_pocket, random_s3gen, random_voxcpm2
 from benchmarks.checkpoints.random_glm4_voice import CONFIG, NARROW, WIDE
 from benchmarks.checkpoints.random_moss import codec_config
 from benchmarks.checkpoints.random_qwen3_codec import code2wav_record
@@ -19,6 +19,7 @@ from benchmarks.decoder import make_codec
 from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
 from stretto.codecs.base import Codec
 from stretto.codecs.cosyvoice3 import CosyVoice3Codec, prepared
+from stretto.codecs.fish_s2 import FishS2Codec, FishS2Config
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, read_config
 from stretto.codecs.moss import MossCodec, MossConfig
 from stretto.codecs.pocket import PocketCodec, PocketConfig
@@ -45,6 +46,11 @@ def every_codec(name: str, is_narrow: bool) -> Codec:
         codec: Any = AudioVae(AudioVaeConfig.from_record(random_voxcpm2.VAE if is_narrow else {}, num_latents=4))
     elif name == "cosyvoice3":
         codec = prepared(CosyVoice3Codec(random_cosyvoice3.NARROW if is_narrow else random_cosyvoice3.WIDE))
+    elif name == "fish_s2":
+        with torch.device("cpu" if is_narrow else "meta"):
+            codec = FishS2Codec(
+                FishS2Config.from_record(random_fish_s2_codec.SMALL if is_narrow else random_fish_s2_codec.PUBLISHED)
+            )
     elif name == "glm4_voice":
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.yaml").write_text(CONFIG.format(**(NARROW if is_narrow else WIDE)))

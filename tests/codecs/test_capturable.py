@@ -19,7 +19,7 @@ from tests.codecs.far_device import ASKING, DEVICE, crossings, send_away
 from tests.tiers import by_night
 
 FRAMES = 4
-OTHERS = ("audiovae", "moss", "pocket", "qwen3_omni")  # further codecs of `every_codec`
+OTHERS = ("audiovae", "fish_s2", "moss", "pocket", "qwen3_omni")  # further codecs of `every_codec`
 READING = ("cosyvoice3", "s3gen", "vibevoice")  # codecs that need values on the host
 
 

@@ -21,6 +21,7 @@ from tests.codecs.test_encodec import make_model as make_encodec
 from tests.codecs.test_mimi import make_model as make_mimi
 from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.codecs.tiny.test_codec import save_checkpoint
+from tests.fish_s2_codec_release import convert_codec as convert_fish_s2
 from tests.pocket_release import convert_release
 from tests.vibevoice_release import NUM_NUMBERS
 from tests.vibevoice_release import convert_release as convert_vibevoice
@@ -62,6 +63,8 @@ def write(name: str, folder: Path) -> Path:
         save_checkpoint(make_codec(), folder)
     elif name == "espnet_dac":
         publish(folder, published_tensors())
+    elif name == "fish_s2":
+        return convert_fish_s2(folder)
     elif name == "glm4_voice":
         write_glm4_voice(folder)
     elif name == "moss":

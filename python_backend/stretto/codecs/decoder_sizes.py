@@ -9,6 +9,7 @@ DECODERS_GB = {  # GB
     "dac": 8.43,
     "encodec": 7.10,
     "espnet_dac": 7.04,
+    "fish_s2": 15.41,
     "glm4_voice": 8.50,
     "higgs": 7.25,
     "mimi": 13.08,

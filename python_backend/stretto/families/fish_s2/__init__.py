@@ -1,0 +1,1 @@
+"""Fish Audio S2 Pro."""
