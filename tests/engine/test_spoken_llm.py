@@ -1,10 +1,12 @@
 """A writer and its speaker answer as one model, Qwen3-Omni: replies equal those of transformers' whole model."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ import pytest_asyncio
 
 from stretto.config import EngineConfig
 from stretto.engine import spoken_llm as module
+from stretto.engine.client import _Request
 from stretto.engine.llm import SpeechLLM
 from stretto.engine.pending_text import PendingText
 from stretto.engine.permits import Permits
@@ -29,13 +32,13 @@ from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
 from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS
+from tests.patience import until_async
 from tests.published_qwen3_omni_thinker import Processor, Written, conversations, convert
 from tests.published_qwen3_omni_whole import Whole
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 LENGTH, NUM_WORDS, NUM_FRAMES = 160, 20, 28
-MAX_ROUNDS = 20  # until both models have preempted a reply, which depends on when words arrive
-# Of 6 replies, 4 in a batch, with prompts in chunks, and room for hardly one of the longest.
+# Of 14 replies, 4 in a batch, with prompts in chunks, and room for hardly one of the longest.
 TIGHT: dict[str, Any] = {
     "max_model_len": LENGTH,
     "max_num_batched_tokens": 24,
@@ -123,6 +126,17 @@ async def answer(llm: SpokenLLM, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
     return Reply(words, joined, "".join(each.chunk.text for each in chunks), chunks)
 
 
+@contextmanager
+def stopped(model: SpeechLLM) -> Iterator[None]:
+    """Stop a model's engine, so that its next step finds all requests that are sent during the `with` block."""
+    (engine,) = model.engine_pids
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engine, signal.SIGCONT)
+
+
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path) -> Callable[[str, str], tuple[list[int], np.ndarray]]:
     """Function that returns transformers' words and codes for a conversation and a voice."""
@@ -152,15 +166,23 @@ async def test_greedy_replies_match_transformers(
         assert reply.report.num_text_tokens == len(words)
         alone[name] = reply
     assert len({reply.codes.tobytes() for reply in alone.values()}) == len(alone)
-    for _ in range(MAX_ROUNDS):
-        replies = [answer(llm, maker.prompt(name, index % 2)) for index, name in enumerate(conversations())]
-        for name, reply in zip(alone, await asyncio.gather(*replies), strict=True):
-            assert (reply.text, reply.codes.tolist()) == (alone[name].text, alone[name].codes.tolist()), name
-        if all(part.stats()["preemptions_total"] for part in llm.parts):
-            break
-    else:
-        pytest.fail("no reply was preempted")
+    before = [part.stats()["preemptions_total"] for part in llm.parts]
+    names, prompts = [*alone] * 2, [maker.prompt(name, index % 2) for index, name in enumerate(alone)] * 2
+    with stopped(llm.speaker):
+        with stopped(llm.writer):
+            replies = [asyncio.create_task(answer(llm, prompt)) for prompt in prompts]
+            await until_async(lambda: llm.writer._engine.num_requests == len(replies))
+        await until_async(lambda: [part._engine.num_requests for part in llm.parts] == [0, len(replies)])
+    for name, reply in zip(names, await asyncio.gather(*replies), strict=True):
+        assert (reply.text, reply.codes.tolist()) == (alone[name].text, alone[name].codes.tolist()), name
     await assert_idle(llm)
+    assert all(part.stats()["preemptions_total"] > num for part, num in zip(llm.parts, before, strict=True))
+
+
+def is_idle(model: SpeechLLM) -> bool:
+    """Return True if the engine has reported that it has no requests."""
+    stats = model.stats()
+    return not stats["running_requests"] + stats["waiting_requests"]
 
 
 async def assert_idle(llm: SpokenLLM) -> None:
@@ -168,9 +190,7 @@ async def assert_idle(llm: SpokenLLM) -> None:
     for part in llm.parts:
         assert part._engine.num_requests == 0
         assert not {*part.active, *part._texts, *part._permits._permits}
-        async with asyncio.timeout(30):
-            while part.stats()["running_requests"] or part.stats()["waiting_requests"]:
-                await asyncio.sleep(0.01)
+        await until_async(partial(is_idle, part))
 
 
 async def test_same_seed_gives_the_same_reply(llm: SpokenLLM, maker: Maker) -> None:
@@ -248,16 +268,24 @@ async def test_closing_a_reply_ends_both_requests(llm: SpokenLLM, maker: Maker, 
 
 
 @pytest.mark.parametrize("index", [0, 1], ids=["writer", "speaker"])
-async def test_failure_of_one_model_ends_the_reply(llm: SpokenLLM, maker: Maker, index: int) -> None:
-    """Other replies continue."""
+async def test_failure_of_one_model_ends_the_reply(
+    llm: SpokenLLM, maker: Maker, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model fails at its third output, however fast outputs are read. Other replies continue."""
+    num_outputs, push, engine = 0, _Request.push, llm.parts[index]._engine
+
+    def fail_third(request: _Request, *output: Any) -> None:
+        nonlocal num_outputs
+        if engine._requests.get(engine._ids.get("failing", "")) is request:
+            num_outputs += 1
+            if num_outputs == 3:
+                request.fail(StrettoError("it has failed"))
+        push(request, *output)
+
+    monkeypatch.setattr(_Request, "push", fail_third)
     other = asyncio.create_task(answer(llm, maker.prompt("text")))
-    chunks = llm.generate(maker.prompt("turns"), "failing")
-    async for each in chunks:
-        if index == 0 or each.codes is not None:
-            break
-    llm.parts[index]._engine._requests[llm.parts[index]._engine._ids["failing"]].fail(StrettoError("it has failed"))
     with pytest.raises(StrettoError, match="it has failed"):
-        async for _ in chunks:
+        async for _ in llm.generate(maker.prompt("turns"), "failing"):
             pass
     assert (await other).codes.shape[1] > 0
     await assert_idle(llm)
