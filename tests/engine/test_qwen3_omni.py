@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.request import RequestStatus
 
 from benchmarks.checkpoints.random_qwen3_omni import small_config
 from stretto.engine.worker.segment_state import denied_text
@@ -149,6 +151,64 @@ def test_text_may_not_end_before_its_minimum_length(case: Case) -> None:
     before, after = denied_text(case.engine.rules)[0]
     assert before.nonzero()[0].tolist() == [END]
     assert not after.any()
+
+
+class Seizure:
+    """Takes all free blocks of an engine until the prefill of `heard`, which has begun its recording, is preempted.
+
+    Args:
+        engine: Engine with an older reply, which keeps its blocks.
+        first_row: Row of the prompt after which the blocks are taken.
+        is_cached: False to take the blocks of the preempted prefill, too, so that none of its rows stays cached.
+
+    Attributes:
+        num_computed: Rows of the prompt that the preempted prefill had computed; 0 before.
+    """
+
+    def __init__(self, engine: Engine, first_row: int, is_cached: bool) -> None:
+        self._scheduler, self._pool = engine.scheduler, engine.scheduler.kv_cache_manager.block_pool
+        self._first_row, self._is_cached = first_row, is_cached
+        self._taken = list[KVCacheBlock]()
+        self.num_computed = 0
+
+    def __call__(self, engine: Engine) -> None:
+        """Take the blocks, or give them back; to be called after each step."""
+        heard = self._scheduler.requests.get("heard")
+        if self._taken and heard.status == RequestStatus.PREEMPTED:
+            if not self._is_cached:
+                self._take()
+            self._pool.free_blocks(self._taken)
+            self._taken = []
+        elif self._taken or (not self.num_computed and heard and heard.num_computed_tokens > self._first_row):
+            self.num_computed = heard.num_computed_tokens
+            self._take()
+
+    def _take(self) -> None:
+        self._taken += self._pool.get_new_blocks(self._pool.get_num_free_blocks())  # which are cached no longer
+
+
+@pytest.mark.parametrize("is_cached", [True, False], ids=["cached", "from the start"])
+def test_reply_preempted_inside_its_recording_equals_the_reply_alone(case: Case, is_cached: bool) -> None:
+    """A prefill in steps of 23 rows is preempted at its first, second and third end inside a recording of 74 rows.
+
+    An older reply has the other row of each step. The prefill continues after the rows that are cached, or begins anew.
+    """
+    asked, heard = conversations()["text, audio"]
+    beside, engine, ends = case.written.prompt((asked,), NUM_IDS), case.engine, set[int]()
+    expected = engine.run({"beside": beside})["beside"].rows
+    for begun in range(3):
+        pieces = (asked, replace(heard, pcm=speech(5.7, 10 + begun)))  # whose rows are not cached yet
+        prompt = sampled(case.written.prompt(pieces, NUM_IDS), begun)
+        (audio,) = prompt.audios
+        seizure = Seizure(engine, audio.first_row + 23 * begun, is_cached)
+        answers = engine.run({"beside": beside, "heard": prompt}, {"heard": 3}, after_step=seizure)
+        ends.add(seizure.num_computed - audio.first_row)
+        engine.scheduler.reset_prefix_cache()
+        alone = engine.run({"alone": prompt})["alone"].rows
+        assert (answers["beside"].rows, answers["heard"].rows) == (expected, alone)
+        assert engine.is_clean()
+    assert len(ends) == 3
+    assert 0 < min(ends) < max(ends) < audio.num_rows
 
 
 def test_replies_depend_on_the_recording(case: Case) -> None:
