@@ -1,12 +1,15 @@
 """vLLM's processes in tests."""
 
 import gc
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from stretto.engine.environment import PROCESS_METHOD
+from stretto.engine.llm import SpeechLLM
 
 
 @contextmanager
@@ -20,3 +23,14 @@ def forked_processes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PROCESS_METHOD, "fork")
         yield
+
+
+@contextmanager
+def stopped(llm: SpeechLLM) -> Iterator[None]:
+    """Stop a model's only engine, so that all requests that are sent during the `with` block are there when it runs."""
+    (engine,) = llm.engine_pids
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engine, signal.SIGCONT)

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from stretto.config import EngineConfig
-from stretto.engine.client import EngineReady, Output
+from stretto.engine.client import EngineReady, Output, _Request
 from stretto.engine.host import StartedEngines
 from stretto.engine.llm import SpeechLLM, _is_timed
 from stretto.engine.permits import Permits
@@ -27,8 +27,9 @@ from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import Reference
-from tests.engine.forking import forked_processes
+from tests.engine.forking import forked_processes, stopped
 from tests.engine.harness import DEFAULTS
+from tests.patience import until_async
 from tests.random_checkpoints import write_checkpoint
 from tests.small_vocabularies import CSM, KYUTAI_STT
 
@@ -131,7 +132,7 @@ async def test_large_first_chunks_do_not_count_as_late(llm: SpeechLLM, monkeypat
         await reply.aclose()
 
 
-def test_first_chunks_that_the_server_sends_by_default_count() -> None:
+async def test_first_chunks_that_the_server_sends_by_default_count() -> None:
     prompt = make_prompt(TINY, 0, "tts")
     large = ChunkPolicy(TINY.first_chunk_frames + 1, TINY.steady_chunk_frames)
     for default, is_timed in ((0, False), (large.first_frames, True)):
@@ -240,29 +241,35 @@ async def test_reply_beyond_the_queue_limit_is_refused_and_others_finish(llm: Sp
     np.testing.assert_array_equal(codes_of(await collect(llm, prompts[0])), alone[0])
 
 
-async def test_host_is_served_while_another_has_taken_all_permits(llm: SpeechLLM) -> None:
+async def test_host_is_served_while_another_has_taken_all_permits(
+    llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its replies take turns with those of the other host, of which all are generated unchanged."""
     prompts = [make_prompt(TINY, seed, "tts", guidance_scale=2.0) for seed in range(4)]
     alone = [codes_of(await collect(llm, prompt)) for prompt in prompts]
-    ended: list[str] = []
+    ended, push = list[str](), _Request.push  # hosts, in the order in which the engine ends their replies
+
+    def noted(request: _Request, ids: list[int], finish_reason: str | None, *states: Any) -> None:
+        if finish_reason is not None:
+            ended.append(request.id.partition(" ")[0])
+        push(request, ids, finish_reason, *states)
 
     async def collected(host: str, number: int) -> list[LMChunk]:
-        chunks = [chunk async for chunk in llm.generate(prompts[number % 4], host=host)]
-        ended.append(host)
-        return chunks
+        return [chunk async for chunk in llm.generate(prompts[number % 4], f"{host} {number}", host=host)]
 
-    flood = [asyncio.create_task(collected("flood", number)) for number in range((6 + WAITING) // 2)]
-    await asyncio.sleep(0)  # each has begun, and taken its place
-    with pytest.raises(NoCapacity, match="46 sequences are already in flight, 46 of them from this host"):
-        await collected("flood", 0)
-    while not ended:  # all slots are in use
-        await asyncio.sleep(0)
-    other = [asyncio.create_task(collected("other", number)) for number in range(3)]
-    for number, chunks in enumerate(await asyncio.gather(*other)):
-        np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
-    assert 2 * ended.count("flood") < len(flood), "the other host waited for most replies of the flood"
-    for number, chunks in enumerate(await asyncio.gather(*flood)):
-        np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
+    monkeypatch.setattr(_Request, "push", noted)
+    with stopped(llm):
+        flood = [asyncio.create_task(collected("flood", number)) for number in range((6 + WAITING) // 2)]
+        await asyncio.sleep(0)  # each has begun, and taken its place
+        with pytest.raises(NoCapacity, match="46 sequences are already in flight, 46 of them from this host"):
+            await collected("flood", -1)
+        other = [asyncio.create_task(collected("other", number)) for number in range(3)]
+        await until_async(lambda: llm._engine.num_requests == len(flood) + len(other))
+    for tasks in (flood, other):
+        for number, chunks in enumerate(await asyncio.gather(*tasks)):
+            np.testing.assert_array_equal(codes_of(chunks), alone[number % 4])
+    last = max(index for index, host in enumerate(ended) if host == "other")
+    assert 2 * ended[:last].count("flood") < len(flood), "the other host waited for most replies of the flood"
 
 
 async def test_finished_unread_replies_use_no_slots(
@@ -279,7 +286,18 @@ async def test_finished_unread_replies_use_no_slots(
         await reply.aclose()
 
 
-async def test_frames_are_counted_during_a_reply(llm: SpeechLLM) -> None:
+async def test_frames_are_counted_during_a_reply(llm: SpeechLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are read one by one, however many have come."""
+    pop, width = _Request.pop, 1 + llm._rules.num_row_words
+
+    async def pop_row(request: _Request) -> Output:
+        ids, reason, states = await pop(request)
+        if len(ids) - (len(Trailer._fields) if reason else 0) <= width:
+            return Output(ids, reason, states)
+        request._ids = ids[width:] + request._ids
+        return Output(ids[:width], None, states)
+
+    monkeypatch.setattr(_Request, "pop", pop_row)
     prompt = make_prompt(TINY, 6)
     long = replace(prompt.sampling.audio, min_rows=80, max_rows=80)
     prompt = replace(prompt, sampling=replace(prompt.sampling, audio=long))

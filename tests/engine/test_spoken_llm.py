@@ -1,10 +1,8 @@
 """A writer and its speaker answer as one model, Qwen3-Omni: replies equal those of transformers' whole model."""
 
 import asyncio
-import os
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -30,7 +28,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling, SamplingConfig
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
-from tests.engine.forking import forked_processes
+from tests.engine.forking import forked_processes, stopped
 from tests.engine.harness import DEFAULTS
 from tests.patience import until_async
 from tests.published_qwen3_omni_thinker import Processor, Written, conversations, convert
@@ -124,17 +122,6 @@ async def answer(llm: SpokenLLM, prompt: Prompt, monkeypatch: pytest.MonkeyPatch
     codes = [each.codes for each in chunks if each.codes is not None]
     joined = np.concatenate([np.zeros((4, 0), np.int32), *codes], 1)
     return Reply(words, joined, "".join(each.chunk.text for each in chunks), chunks)
-
-
-@contextmanager
-def stopped(model: SpeechLLM) -> Iterator[None]:
-    """Stop a model's engine, so that its next step finds all requests that are sent during the `with` block."""
-    (engine,) = model.engine_pids
-    os.kill(engine, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(engine, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
