@@ -17,7 +17,7 @@ from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from tests.decoder.test_worker import expected_pcm, frames, joined, push
 from tests.fakes import FakeCodec, RecordedReply
-from tests.patience import until
+from tests.patience import PATIENCE_S, until
 
 REPORT = Report("stop", 9, 8, 20, 20, 1.5, 7, 0.1, 0.2, 0.9)
 WORDS = [TimedWord("the", 0.02, 0.08, 0.75), TimedWord("cat", 0.12345, 0.2, 0.5)]
@@ -47,7 +47,7 @@ def aligner() -> FakeAligner:
 
 @pytest.fixture
 def worker(aligner: FakeAligner) -> Iterator[DecoderWorker]:
-    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5), aligner=aligner)
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=PATIENCE_S), aligner=aligner)
     yield worker
     worker.stop()
 
@@ -186,7 +186,7 @@ def test_missing_audio_to_align_is_reported_immediately(worker: DecoderWorker, a
 
 
 def test_report_without_an_aligner_is_not_aligned() -> None:
-    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5))
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=PATIENCE_S))
     event = speak(worker)[2].wait().event
     worker.stop()
     assert event is not None
@@ -194,7 +194,7 @@ def test_report_without_an_aligner_is_not_aligned() -> None:
 
 
 def test_exceeding_the_alignment_buffer_loses_only_word_times(aligner: FakeAligner) -> None:
-    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5, align_mb=0), aligner=aligner)
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=PATIENCE_S, align_mb=0), aligner=aligner)
     replies = speak(worker)
     event = replies[2].wait().event
     worker.stop()
@@ -234,7 +234,7 @@ def test_an_abandoned_utterance_frees_its_samples(worker: DecoderWorker, aligner
 
 
 def test_stopping_decoder_answers_pending_alignments(aligner: FakeAligner) -> None:
-    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5), aligner=aligner)
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=PATIENCE_S), aligner=aligner)
     *_, last = speak(worker)
     worker.stop()
     event = last.wait().event

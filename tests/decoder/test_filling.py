@@ -66,7 +66,7 @@ def codec() -> FakeCodec:
 
 @pytest.fixture
 def worker(codec: FakeCodec, refinement: FakeRefinement) -> Iterator[DecoderWorker]:
-    worker = DecoderWorker(RefinedCodec(codec, refinement), DecoderConfig(max_batch=8, stop_timeout_s=5))
+    worker = DecoderWorker(RefinedCodec(codec, refinement), DecoderConfig(max_batch=8, stop_timeout_s=PATIENCE_S))
     yield worker
     worker.stop()
 
@@ -116,7 +116,9 @@ def utterances(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
 @settings(max_examples=20, deadline=None)
 @given(st.lists(utterances(), min_size=1, max_size=6), st.booleans())
 def test_filling_is_independent_of_chunks_and_batch(told: list[tuple[np.ndarray, list[int]]], is_alone: bool) -> None:
-    worker = DecoderWorker(RefinedCodec(FakeCodec(), FakeRefinement()), DecoderConfig(max_batch=4, stop_timeout_s=5))
+    worker = DecoderWorker(
+        RefinedCodec(FakeCodec(), FakeRefinement()), DecoderConfig(max_batch=4, stop_timeout_s=PATIENCE_S)
+    )
     form = ALONE if is_alone else OutputForm()
     prompts = [prompt_of("p" * at, 1 + at) for at in range(len(told))]
     replies = [
@@ -246,7 +248,7 @@ def test_prompt_chunk_must_be_first_and_unique(worker: DecoderWorker, index: int
 
 
 def test_codec_without_refinement_refuses_prompt_chunks() -> None:
-    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=5))
+    worker = DecoderWorker(FakeCodec(), DecoderConfig(stop_timeout_s=PATIENCE_S))
     with pytest.raises(InvalidRequest, match=r"chunk\.is_prompt: expected no prompt"):
         raise push(worker, "u", 0, prompt_of("p")).wait().error or AssertionError("not refused")
     worker.stop()

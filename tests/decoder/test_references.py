@@ -21,6 +21,7 @@ from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 from tests.decoder.test_worker import expected_pcm, joined
 from tests.fakes import FakeCodec, RecordedReply
+from tests.patience import PATIENCE_S
 
 ALONE = OutputForm(deterministic=True)
 
@@ -36,7 +37,7 @@ def worker(codec: FakeCodec) -> Iterator[DecoderWorker]:
 
 
 def running(codec: Codec, **values: int) -> Iterator[DecoderWorker]:
-    worker = DecoderWorker(codec, DecoderConfig(max_batch=8, stop_timeout_s=5, **values))
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=8, stop_timeout_s=PATIENCE_S, **values))
     yield worker
     worker.stop()
 

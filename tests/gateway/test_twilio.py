@@ -365,14 +365,17 @@ async def test_speech_model_without_a_webhook_cannot_hold_a_call(
 
 
 async def test_silent_peers_end_without_harm_to_other_calls(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "START_S", 0.2)
     running = await start(by_task(dialogue=answer()), TALKS)
     async with dial(running) as other:
-        async with open_socket(running, PATH) as opened:
-            assert await closed(opened) == (1011, "timeout")
-        async with open_socket(running, PATH) as opened:
-            await Peer(opened).media(b"")
-            assert (await closed(opened))[0] == 1011
+        await other.talk(TURN)
+        await other.play((await other.until("mark"))[-1])
+        with monkeypatch.context() as patch:
+            patch.setattr(endpoints, "START_S", 0.2)
+            async with open_socket(running, PATH) as opened:
+                assert await closed(opened) == (1011, "timeout")
+            async with open_socket(running, PATH) as opened:
+                await Peer(opened).media(b"")
+                assert (await closed(opened))[0] == 1011
         await running.until(gateway_sessions=1)
         await other.talk(TURN)
         assert sound(await other.until("mark")) == REPLY

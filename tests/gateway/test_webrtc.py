@@ -39,6 +39,7 @@ from tests.gateway.realtime.caller import RATE, TALKS, Caller, by_task, silence,
 from tests.gateway.realtime.test_bounds import KEY
 from tests.gateway.realtime.test_duplex import DUPLEX, Partner
 from tests.patience import PATIENCE_S, until_async
+from tests.ports import free_row
 
 CALLS = "/v1/realtime/calls"
 LOOPBACK: dict[str, Any] = {"webrtc_addresses": ("127.0.0.1",)}
@@ -268,7 +269,10 @@ async def test_silent_callers_are_disconnected(start: Start, limits: dict[str, f
 
 
 async def test_calls_share_the_limit_of_sessions_and_of_ports(start: Start) -> None:
-    running = await start(by_task(), TALKS, Limits(drain_s=1, max_sessions=3), webrtc_ports="40980-40980", **LOOPBACK)
+    port = free_row(1)
+    running = await start(
+        by_task(), TALKS, Limits(drain_s=1, max_sessions=3), webrtc_ports=f"{port}-{port}", **LOOPBACK
+    )
     connections = [Connection() for _ in range(3)]
     async with running.http() as http:
         answers = [
@@ -276,7 +280,7 @@ async def test_calls_share_the_limit_of_sessions_and_of_ports(start: Start) -> N
             for each in connections
         ]
         assert [each.status_code for each in answers] == [201, 503, 503]
-        assert " 127.0.0.1 40980 typ host" in answers[0].text
+        assert f" 127.0.0.1 {port} typ host" in answers[0].text
         assert answers[1].json()["error"]["message"] == "no UDP port is free for the call; try again"
         assert await running.metric("gateway_sessions") == 1
         await http.post(f"{answers[0].headers['location']}/hangup")

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from stretto.launcher.installation import LaunchError, page_address, wait_for_ports
+from tests.patience import PATIENCE_S
 
 
 def listener() -> tuple[socket.socket, int]:
@@ -38,4 +39,4 @@ def test_a_port_in_use_is_named() -> None:
 def test_launcher_waits_for_a_port_to_be_released() -> None:
     taken, port = listener()
     threading.Timer(0.2, taken.close).start()
-    wait_for_ports({"http": port}, timeout_s=5)
+    wait_for_ports({"http": port}, timeout_s=PATIENCE_S)

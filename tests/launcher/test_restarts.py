@@ -76,7 +76,7 @@ def test_once_ready_server_is_restarted_without_limit(launch: Launch, tmp_path: 
     server.until(lambda: server.state == "ready")
     (tmp_path / "fails").touch()
     server.kill_stub()
-    server.until(lambda: server.said.count("the start failed: ") == 2)
+    server.until(lambda: server.said.count("the start failed: ") >= 2)
     assert server.state in ("waiting", "starting")
     (tmp_path / "aborts").write_text("2")
     (tmp_path / "fails").unlink()

@@ -17,6 +17,7 @@ from stretto.releases.models import Models
 from stretto.releases.served import Devices, served
 from stretto.releases.target import parse
 from tests.installed_models import install, profile
+from tests.patience import PATIENCE_S
 
 
 class FakeBuilder:
@@ -143,11 +144,11 @@ def test_two_at_once_make_one_repository(tmp_path: Path, builder: Any, monkeypat
 
     def begin_second() -> None:
         second.start()
-        assert waits.wait(60), "the second one waits for the first"
+        assert waits.wait(PATIENCE_S), "the second one waits for the first"
 
     builder.wait = begin_second
     serve()
-    second.join(60)
+    second.join(PATIENCE_S)
     assert len(found) == 2
     assert found[0] == found[1]
     assert len(builder.made) == 1

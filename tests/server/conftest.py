@@ -30,11 +30,6 @@ REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", bundled_repository(
 START_S = 1500.0  # for ten starts: the launcher gives up before
 
 
-def idle_s(seconds: float) -> float:
-    """Scale a limit in seconds on an idle machine by this machine's current load."""
-    return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
 class Server:
     """A launcher and its server; `start` does nothing while one runs.
 
@@ -76,7 +71,7 @@ class Server:
     def stop(self) -> None:
         if self.launcher is not None:
             self.launcher.terminate()
-            self.launcher.wait(120)
+            self.launcher.wait(PATIENCE_S)
 
     @property
     def said(self) -> str:

@@ -48,5 +48,5 @@ async def openai_client(grpc_port: int) -> AsyncIterator[openai.AsyncOpenAI]:
     """Yield the client while the gateway runs."""
     async with gateway_port(grpc_port) as port:
         url = f"http://127.0.0.1:{port}/v1"
-        async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as opened:
+        async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=PATIENCE_S) as opened:
             yield opened

@@ -17,30 +17,27 @@ ENDLESS = {"seed": 1, "max_audio_s": 9.6, "audio": {"min_rows": 239}}
 def cancel_after(server: Server, num_responses: int) -> None:
     """Cancel a running stream after `num_responses` responses, and wait until the language model has released it."""
     table = server.table()
+    is_running = False
     deadline = time.monotonic() + PATIENCE_S
-    for _ in range(5):
+    while not is_running:
         stream = server.stream(ENDLESS, text=LONG)
         while num_responses == 0 == table.num_active():
             assert time.monotonic() < deadline
         for _ in range(num_responses):
             stream.next()
-        if table.num_active():
-            break
-        stream.cancel()  # a busy machine has handed the responses on when all were made
-    assert table.num_active(), "it has ended before it could be cancelled"
-    stream.cancel()
-    while table.num_active():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+        is_running = table.num_active() > 0  # a busy machine may hand responses on once all have been made
+        stream.cancel()
+    server.until(lambda: table.num_active() == 0)
     table.close()
 
 
 @pytest.mark.parametrize("num_responses", [1, *by_night(0, 4)])
 def test_language_model_stops_when_the_client_disconnects(server: Server, num_responses: int) -> None:
-    before = server.metric("cancelled_total")
-    for _ in range(5):
+    before, num_left = server.metric("cancelled_total"), 0
+    while num_left < 5 or server.metric("cancelled_total") < before + 5:
         cancel_after(server, num_responses)
-    server.until(lambda: server.metric("cancelled_total") == before + 5)
+        num_left += 1
+    assert server.metric("cancelled_total") <= before + num_left
 
 
 def test_cancelling_many_streams_frees_all_slots(server: Server) -> None:

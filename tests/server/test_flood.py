@@ -63,7 +63,9 @@ async def test_flood_over_grpc_excludes_nobody(server: Server) -> None:
         SpeechClient(address, PATIENT, caller=lambda: "other") as other,
         flooding(server, lambda: speaks(flood, LONG)),
     ):
-        assert not await speaks(flood, "Hi."), "the flood has its share"
+        async with asyncio.timeout(PATIENCE_S):
+            while await speaks(flood, "Hi."):  # a slot may just have become free
+                pass
         assert all(await answered(lambda: speaks(other, "Hi.")))
     await asyncio.to_thread(server.until, lambda: server.metric("active_utterances") == 0)
 

@@ -21,7 +21,7 @@ from stretto_gateway.encoding import wav_header
 from tests.gateway.realtime.caller import RATE, call_by
 from tests.published_qwen3_omni_thinker import Processor, convert, speech
 from tests.published_qwen3_omni_whole import Whole
-from tests.server.conftest import ServedCheckpoint, Server, idle_s, serves
+from tests.server.conftest import ServedCheckpoint, Server, serves
 from tests.server.listening import Answer
 from tests.server.openai_client import openai_client
 
@@ -177,7 +177,7 @@ def test_killed_engine_of_either_model_is_restarted(served: ServedCheckpoint, in
     assert len(before) == 2
     expected = ask(server, text=TEXT)
     os.kill(before[index], signal.SIGKILL)
-    server.until(lambda: server.said.count("ready after") > num_ready, idle_s(60))
+    server.until(lambda: server.said.count("ready after") > num_ready)
     server.until_ready()
     assert len(engines()) == 2
     assert not {*before} & {*engines()}

@@ -12,6 +12,7 @@ import soundfile
 
 from stretto_client import RequestRefused, RingSize, SpeechClient
 from stretto_client.speech_stream import Audio
+from tests.patience import PATIENCE_S
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
@@ -74,7 +75,7 @@ async def test_stalled_shared_memory_reader_does_not_block_others(server: Server
         while (await anext(stuck)).pcm is None:
             pass
         await asyncio.sleep(1.0)
-        async with SpeechClient(address) as other, asyncio.timeout(120):
+        async with SpeechClient(address) as other, asyncio.timeout(PATIENCE_S):
             assert len(await speech(other, 2)) > 8000
         await stuck.aclose()
     server.until(lambda: server.metric("active_utterances") == 0)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from stretto.launcher.processes import descendants, read_process
-from tests.server.conftest import Server, idle_s
+from tests.patience import PATIENCE_S
+from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
 
 LONG = "the river and the green garden and the window and the morning and the door"
-
+ENDLESS = {"max_audio_s": 9.6, "audio": {"min_rows": 239}}
 
 MODELS = ("preprocessor", "language_model", "acoustic_decoder")
 AGAIN = "a process of the server has ended and is being restarted; try again"
@@ -35,7 +36,7 @@ def kill(server: Server, pid: int) -> None:
     """Kill a process, and wait until the launcher has handled it."""
     num_ready = server.said.count("ready after")
     os.kill(pid, signal.SIGKILL)
-    server.until(lambda: server.said.count("ready after") > num_ready, idle_s(60))
+    server.until(lambda: server.said.count("ready after") > num_ready)
     server.until_ready()
 
 
@@ -59,12 +60,12 @@ def restarted(server: Server, model: str, old: int, num_said: int) -> set[str]:
 
 def test_killed_decoder_fails_all_streams_and_restarts_alone(server: Server) -> None:
     old, stubs, num_said = server.pid, {model: stub_of(server, model) for model in MODELS}, len(server.said)
-    streams = [server.stream({"seed": i}, text=LONG) for i in range(8)]
+    streams = [server.stream(ENDLESS | {"seed": i}, text=LONG) for i in range(8)]
     streams[0].next()
     with ThreadPoolExecutor(9) as pool:
         answers = [pool.submit(stream.listen) for stream in streams]
         kill(server, stubs["acoustic_decoder"])
-        errors = [answer.result(idle_s(60)).error for answer in answers]
+        errors = [answer.result(PATIENCE_S).error for answer in answers]
     assert all(error is None or "unavailable: " in error for error in errors), errors
     assert any(error is not None and AGAIN in error for error in errors), errors
     expected = restarted(server, "acoustic_decoder", old, num_said)
@@ -83,7 +84,7 @@ def test_killed_language_model_or_engine_restarts_alone(server: Server, victim: 
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(stream.listen)
         kill(server, engine if victim == "its engine" else stubs[victim])
-        error = answer.result(idle_s(60)).error
+        error = answer.result(PATIENCE_S).error
     assert error is None or "unavailable: " in error or "internal error" in error
     expected = restarted(server, "language_model", old, num_said)
     now = {model: stub_of(server, model) for model in MODELS}
@@ -103,7 +104,7 @@ def test_killed_preprocessor_restarts_without_ending_streams(server: Server) -> 
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(stream.listen) for stream in streams]
         kill(server, stubs["preprocessor"])
-        assert [answer.result(idle_s(60)).error for answer in answers] == [None] * 4
+        assert [answer.result(PATIENCE_S).error for answer in answers] == [None] * 4
     assert server.pid == old
     now = {model: stub_of(server, model) for model in MODELS}
     assert {model for model in MODELS if now[model] != stubs[model]} == {"preprocessor"}
@@ -117,11 +118,11 @@ def test_stub_timed_out_while_stopped_does_not_fail_later_requests(server: Serve
     with ThreadPoolExecutor(1) as pool:
         os.kill(stub, signal.SIGSTOP)
         answer = pool.submit(server.ask, {"seed": 1, "max_audio_s": 1.0}, text=LONG)
-        error = answer.result(idle_s(60)).error  # after a second without a sign of life
+        error = answer.result(PATIENCE_S).error  # after a second without a sign of life
         os.kill(stub, signal.SIGCONT)
     assert error is not None
     assert AGAIN in error
-    server.until(lambda: server.said.count("ready after") > num_ready, idle_s(60))
+    server.until(lambda: server.said.count("ready after") > num_ready)
     server.until_ready()
     assert server.ask({"seed": 1, "max_audio_s": 1.0}, text=LONG).error is None
 
@@ -154,7 +155,7 @@ def test_stopping_server_finishes_running_streams_and_refuses_new(server: Server
     assert answer.error is None
     assert answer.events[-1]["is_final"]
     assert refused.error == "in ensemble 'speech', unavailable: server is draining"
-    assert launch.wait(120) == 0
+    assert launch.wait(PATIENCE_S) == 0
     assert "drained" in server.said
     assert 'in-flight inferences"' in server.log  # Triton has counted, and found that
     assert not re.search(r"has [1-9]\d* in-flight inferences", server.log)  # cancelled requests are let go of, too

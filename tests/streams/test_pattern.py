@@ -71,6 +71,6 @@ def test_delay_pattern_tails_match_the_diagrams(tail: Tail, drawing: tuple[str, 
     assert ["~" if first[index] == 7 else PAD for index in between] == [drawing[0][index] for index in between]
 
 
-@pytest.mark.parametrize(("tail", "num_rows"), zip(TAILS, [1, 1, 1, 0], strict=True))
+@pytest.mark.parametrize(("tail", "num_rows"), [*zip(TAILS, [1, 1, 1, 0], strict=True)])
 def test_reply_without_delays_still_ends_after_its_audio(tail: Tail, num_rows: int) -> None:
     assert (tail.num_rows(0), tail.num_closing_rows(0)) == (num_rows, 0)
