@@ -58,9 +58,10 @@ async def llm(folder: Path) -> AsyncIterator[SpeechLLM]:
 
 async def collect(llm: SpeechLLM, prompt: Prompt, lag_s: float = 0.0) -> list[LMChunk]:
     chunks = []
-    async for chunk in llm.generate(prompt):
-        chunks.append(chunk)
-        await asyncio.sleep(lag_s)
+    async with aclosing(llm.generate(prompt)) as generated:
+        async for chunk in generated:
+            chunks.append(chunk)
+            await asyncio.sleep(lag_s)
     return chunks
 
 
