@@ -282,7 +282,7 @@ def watch(engine: SteppedEngine) -> Watch:
         watched.append((sampler._graphs, "run", "draw"))
     else:
         watched += [(drawing, "draw", "draw"), (drawing, "guide", "guidance")]
-        watched += [(sampler._draw._heads, head, "heads") for head in ("text", "first", "raw_codes")]
+        watched += [(sampler._draw.heads, head, "heads") for head in ("text", "first", "raw_codes")]
     for owner, method, part in watched:
         parts.wrap(owner, method, part)
     parts.wrap(runner, "sample_tokens", "sample")

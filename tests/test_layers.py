@@ -419,6 +419,67 @@ def test_core_has_nothing_for_a_single_family() -> None:
     assert not found
 
 
+def protected_names(node: ast.ClassDef) -> set[str]:
+    """Return the protected names that a class defines: methods, fields, and attributes that it assigns to `self`."""
+    names = {each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
+    for each in ast.walk(node):
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and ast.unparse(each.value) == "self":
+            names.add(each.attr)
+    for each in node.body:
+        targets = (
+            each.targets if isinstance(each, ast.Assign) else [each.target] if isinstance(each, ast.AnnAssign) else []
+        )
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in names if name.startswith("_") and not name.endswith("__")} - {
+        "_replace"
+    }  # of named tuples
+
+
+def protected_uses(sources: Mapping[str, ast.Module], folders: Mapping[str, str]) -> list[str]:
+    """Return a line for each use, in a family's folder, of a protected attribute that other folders define.
+
+    Args:
+        sources: Syntax trees, keyed by module.
+        folders: Folder of each module of a family, keyed by module.
+    """
+    classes = Classes({module: tree.body for module, tree in sources.items()})
+    own = {key: protected_names(node) for key, node in classes.nodes.items()}
+    found = []
+    for module, folder in folders.items():
+        known = set().union(*(names for (where, _), names in own.items() if folders.get(where) == folder))
+        others = set().union(*(names for (where, _), names in own.items() if folders.get(where) != folder))
+        for node in ast.walk(sources[module]):
+            inherited = set[str]()
+            if isinstance(node, ast.ClassDef) and (module, node.name) in classes.nodes:
+                lineage = classes.lineage((module, node.name))
+                inherited = set().union(*(own[key] for key in lineage if folders.get(key[0]) != folder))
+            for each in ast.walk(node) if inherited else [node]:
+                if isinstance(each, ast.Attribute) and (
+                    each.attr in inherited or (each.attr in others - known and ast.unparse(each.value) != "self")
+                ):
+                    found.append(f"{module}:{each.lineno}: {ast.unparse(each)}")
+    return sorted({*found})
+
+
+def test_families_use_only_public_names_of_the_core() -> None:
+    sources = {module_name(path): parsed(path) for path in OURS}
+    folders = {module_name(path): own_package(path) for path in OURS if line_of(own_package(path)) == PLUGIN}
+    assert not protected_uses(sources, folders)
+
+
+def test_use_of_a_protected_name_is_found() -> None:
+    core = "class Draw:\n    _size: int\n    def __init__(self, heads):\n        self._heads, self.tables = heads, 1\n"
+    mine = """from core import Draw
+class Base(Draw):
+    _own = 1
+class Mine(Base):
+    def run(self, other):
+        return self._heads, other._size, self._own, other._own
+"""
+    sources = {"core": ast.parse(core), "mine": ast.parse(mine)}
+    assert protected_uses(sources, {"mine": "families/mine"}) == ["mine:6: other._size", "mine:6: self._heads"]
+
+
 def oversized(path: Path) -> list[str]:
     """Return a line for the file if it is too long, and for each function that is too long or takes too much."""
     num_lines, most = len(path.read_text().splitlines()), MAX_ADAPTER_LINES if path in ADAPTERS else MAX_FILE_LINES
@@ -439,36 +500,51 @@ def test_file_and_function_sizes_are_limited() -> None:
     assert not violations, "\n".join(violations)
 
 
-def class_sizes(sources: Mapping[str, list[ast.stmt]]) -> dict[tuple[str, str], int]:
-    """Return the number of lines of every class (module, name), including its base classes in `sources`."""
-    classes: dict[tuple[str, str], ast.ClassDef] = {}
-    names: dict[str, dict[str, tuple[str, str]]] = {}
-    for module, nodes in sources.items():
-        names[module] = {}
-        for node in nodes:
-            if isinstance(node, ast.ClassDef):
-                classes[module, node.name] = node
-                names[module][node.name] = module, node.name
-            elif isinstance(node, ast.ImportFrom):
-                known = {alias.asname or alias.name: (node.module or "", alias.name) for alias in node.names}
-                names[module] = known | names[module]
+Key = tuple[str, str]  # module and name of a class
 
-    def lineage(key: tuple[str, str]) -> set[tuple[str, str]]:
-        found, node = {key}, classes[key]
-        for base in node.bases:
+
+class Classes:
+    """Classes of some modules, and their base classes among these.
+
+    Args:
+        sources: Statements, keyed by module.
+    """
+
+    def __init__(self, sources: Mapping[str, list[ast.stmt]]):
+        self.nodes: dict[Key, ast.ClassDef] = {}
+        self._names: dict[str, dict[str, Key]] = {}
+        for module, nodes in sources.items():
+            self._names[module] = {}
+            for node in nodes:
+                if isinstance(node, ast.ClassDef):
+                    self.nodes[module, node.name] = node
+                    self._names[module][node.name] = module, node.name
+                elif isinstance(node, ast.ImportFrom):
+                    known = {alias.asname or alias.name: (node.module or "", alias.name) for alias in node.names}
+                    self._names[module] = known | self._names[module]
+
+    def lineage(self, key: Key) -> set[Key]:
+        """Return a class and all its base classes."""
+        found = {key}
+        for base in self.nodes[key].bases:
             while isinstance(base, ast.Subscript):  # Generic[...] and its like
                 base = base.value
-            parent = names[key[0]].get(ast.unparse(base), ("", ""))
-            if parent in classes and parent != key:
-                found |= lineage(parent)
+            parent = self._names[key[0]].get(ast.unparse(base), ("", ""))
+            if parent in self.nodes and parent != key:
+                found |= self.lineage(parent)
         return found
 
-    def num_lines(key: tuple[str, str]) -> int:
-        node = classes[key]
+
+def class_sizes(sources: Mapping[str, list[ast.stmt]]) -> dict[Key, int]:
+    """Return the number of lines of every class, including its base classes in `sources`."""
+    classes = Classes(sources)
+
+    def num_lines(key: Key) -> int:
+        node = classes.nodes[key]
         assert node.end_lineno is not None
         return node.end_lineno - node.lineno + 1
 
-    return {key: sum(map(num_lines, lineage(key))) for key in classes}
+    return {key: sum(map(num_lines, classes.lineage(key))) for key in classes.nodes}
 
 
 def test_class_size_including_inherited_code_is_limited() -> None:

@@ -221,7 +221,7 @@ def test_logits_of_every_stream_match_the_hugging_face_class(
     record_property: Callable[[str, float], None],
 ) -> None:
     """Hugging Face's class reads the whole reply in one pass; float32 logits agree to 3e-4."""
-    heads, largest = roomy.core.model_executor.driver_worker.worker.model_runner.sampler._draw._heads, 0.0
+    heads, largest = roomy.core.model_executor.driver_worker.worker.model_runner.sampler._draw.heads, 0.0
     for index, task in enumerate(checkpoint.family.tasks):
         prompt = make_prompt(checkpoint.family, index + 3, task.name, guidance_scale=1.0)
         with monkeypatch.context() as patch:

@@ -76,7 +76,7 @@ def test_greedy_replies_match_transformers(
         num_preemptions += sum(answer.trailer.num_preemptions for answer in answers.values() if answer.trailer)
         assert {name: ids_of(answer.rows) for name, answer in answers.items()} == expected
     assert num_preemptions > 0
-    heads = case.engine.core.model_executor.driver_worker.worker.model_runner.sampler._draw._heads
+    heads = case.engine.core.model_executor.driver_worker.worker.model_runner.sampler._draw.heads
     product, largest = heads.text, 0.0
     for name, prompt in prompts.items():
         recorded = list[np.ndarray]()

@@ -57,7 +57,7 @@ def test_greedy_codes_match_the_transformers_talker(
     largest, sampler = 0.0, tight.core.model_executor.driver_worker.worker.model_runner.sampler
     for name, prompt in prompts.items():
         with monkeypatch.context() as patch:
-            recorded = RecordedLogits(Readout(sampler._draw._heads, sampler._draw._frames), patch)
+            recorded = RecordedLogits(Readout(sampler._draw.heads, sampler._draw.frames), patch)
             alone = tight.run({"one": prompt})["one"].rows
         assert alone == answers[name].rows
         case = expected[name]

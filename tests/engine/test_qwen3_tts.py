@@ -75,7 +75,7 @@ def test_qwen3_tts_replies_match_the_authors(
             assert answer.rows == answers[name.partition(" ")[2]].rows, name
         assert sum(answer.trailer.num_preemptions for answer in copies.values() if answer.trailer) > 0
         largest, sampler = 0.0, engine.core.model_executor.driver_worker.worker.model_runner.sampler
-        readout = Readout(sampler._draw._heads, sampler._draw._frames)
+        readout = Readout(sampler._draw.heads, sampler._draw.frames)
         for prompt, case in cases.values():
             with monkeypatch.context() as patch:
                 recorded = RecordedLogits(readout, patch)

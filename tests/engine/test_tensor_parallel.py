@@ -140,7 +140,7 @@ def test_two_ranks_equal_one_rank(case: tuple[Family, Path, bool], alone: dict[s
 
 
 def text_rows(worker: Any) -> int:
-    return worker.worker.model_runner.sampler._draw._heads._text.num_columns
+    return worker.worker.model_runner.sampler._draw.heads._text.num_columns
 
 
 def test_large_text_heads_are_sharded(case: tuple[Family, Path, bool], two_ranks: Engine) -> None:

@@ -109,7 +109,7 @@ def test_two_ranks_generate_the_same_replies(checkpoint: Path) -> None:
 
 
 def is_text_cut(worker: Any) -> bool:
-    return worker.worker.model_runner.sampler._draw._heads.is_text_cut
+    return worker.worker.model_runner.sampler._draw.heads.is_text_cut
 
 
 @pytest.mark.nightly

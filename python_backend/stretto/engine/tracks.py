@@ -38,10 +38,11 @@ class Track:
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
         """Append the ids of further rows, row by row; return the entries of a slot's tables that they add."""
         num_known = len(self.ids)
-        self._append(ids, is_last)
+        self.append(ids, is_last)
         return self.entries(num_known)
 
-    def _append(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> None:
+    def append(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> None:
+        """Append the ids of further rows, row by row; a subclass may have another `extend`."""
         rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
         end = num_known + len(rows)
         if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame

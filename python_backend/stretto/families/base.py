@@ -278,18 +278,11 @@ class DrawRules:
 
     Attributes:
         penalized: Ids that a repetition penalty applies to. In the text, or in the audio of a family without text:
-            `drawn` for generated ids of stream 0, `all` for ids of the prompt as well. In audio: `recent` for the ids
-            that each output stream has in the last rows of the reply's audio. None if the family has no penalty.
-        window: Number of these last rows.
+            `drawn` for generated ids of stream 0, `all` for ids of the prompt as well. `own` for those that the sampler
+            of the family's mechanism counts. None if the family has no penalty.
     """
 
-    penalized: Literal["drawn", "all", "recent"] | None = None
-    window: int = 50
-
-    @property
-    def num_recent_rows(self) -> int:
-        """Number of rows of audio whose ids are penalized; 0 for other penalties."""
-        return self.window if self.penalized == "recent" else 0
+    penalized: Literal["drawn", "all", "own"] | None = None
 
     @property
     def counts_ids(self) -> bool:

@@ -124,8 +124,8 @@ class Mechanism:
             of the ids of stream 0 [B], of the others [B, K], and the `Rows`, which returns the ids to write.
         streams_on_device: Function with the arguments of `on_device` that returns the launch of this rule's kernel,
             with the arguments of `StepProgram.launch`.
-        row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, `RepetitionGuard`, stream 0
-            of every slot by position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
+        row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, stream 0 of every slot by
+            position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
         step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], buffer of hidden
             states [N, H]) that returns a `StepProgram`. In a family with latents, the maximum number of rows of a step
             and the solver steps to capture replace the buffer. None for the engine's own.

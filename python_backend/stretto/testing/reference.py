@@ -362,7 +362,8 @@ class _Reply:
             row[0] = self.draw_first(logits[0], frame)
         for s in range(1, len(family.layout.audio)):
             if self.is_read(position, frame, family.layout.delays[s]):
-                logits[s] = self.penalized(logits[s] or self.deeper(row, s), s)
+                plain = logits[s] or self.deeper(row, s)
+                logits[s] = self.rule.penalized(plain, plain, s)
                 row[s] = self.draw(logits[s], stream_ids(self.family, s), s, self.sampling.depth or self.sampling.audio)
             elif frame < family.layout.delays[s] and self.prompt.delayed_tail is not None:
                 row[s] = int(self.prompt.delayed_tail[frame, s - 1])
@@ -370,20 +371,13 @@ class _Reply:
             self.rule.replace_streams(row, position, family)
         return self.ended(row, frame)
 
-    def penalized(self, logits: list[float], stream: int = 0) -> list[float]:
-        """Return a stream's logits with the repetition penalty.
-
-        A penalty of recent ids applies to the audio of all streams, others to stream 0: in audio only if there is no
-        text.
-        """
+    def penalized(self, logits: list[float]) -> list[float]:
+        """Return the logits of stream 0 with the penalty, which applies to audio only if there is no text."""
         drawing, writes = self.family.drawing, any(task.text for task in self.family.tasks)
-        if drawing.num_recent_rows and self.audio_start is not None:
-            first = max(self.audio_start, len(self.rows) - drawing.num_recent_rows)
-        elif not drawing.counts_ids or stream or writes != (self.audio_start is None):
+        if not drawing.counts_ids or writes != (self.audio_start is None):
             return logits
-        else:
-            first = 0 if drawing.penalized == "all" else len(self.prompt.rows)
-        counted, penalty = {row[stream] for row in self.rows[first:]}, self.sampling.repetition_penalty
+        first = 0 if drawing.penalized == "all" else len(self.prompt.rows)
+        counted, penalty = {row[0] for row in self.rows[first:]}, self.sampling.repetition_penalty
         factors = [
             1.0 if token not in counted else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
         ]
@@ -471,7 +465,7 @@ class _Reply:
     def draw_first(self, logits: list[float], frame: int) -> int:
         """Sample stream 0 of row `frame` of the audio."""
         penalized = self.penalized(logits)
-        own = self.rule.penalized(logits, penalized)
+        own = self.rule.penalized(logits, penalized, 0)
         return self.draw(own, self.first_ids(frame), 0, self.sampling.audio, penalized)
 
     def draw(

@@ -63,12 +63,13 @@ class ReferenceRule:
         """
         return None
 
-    def penalized(self, logits: list[float], usual: list[float]) -> list[float]:
-        """Return the logits of stream 0 in audio from which ids are sampled, and sampled again.
+    def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
+        """Return the logits of a stream in audio from which ids are sampled, and sampled again.
 
         Args:
             logits: Logits over the vocabulary.
-            usual: The same with the repetition penalty, as other families have it.
+            usual: The same with the repetition penalty, as other families have it on stream 0.
+            stream: Index of the stream.
         """
         return usual
 

@@ -307,7 +307,7 @@ def logits(folder: Path, **options: Any) -> Logits:
     with open_engine(folder, **options) as engine:
         assert len(set(methods_of(engine).values())) == 1
         sampler = engine.core.model_executor.driver_worker.worker.model_runner.sampler
-        readout = Readout(sampler._draw._heads, sampler._draw._frames)
+        readout = Readout(sampler._draw.heads, sampler._draw.frames)
         for index in SHORT_PROMPTS:
             with pytest.MonkeyPatch.context() as patch:
                 recorded = RecordedLogits(readout, patch)

@@ -26,7 +26,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def test_memory_profiling_samples_the_maximum_number_of_rows(engine: Engine) -> None:
     runner = engine.core.model_executor.driver_worker.worker.model_runner
     drawn: list[int] = []
-    heads = runner.sampler._draw._heads
+    heads = runner.sampler._draw.heads
     raw_codes = heads.raw_codes
     heads.raw_codes = lambda hidden: drawn.append(len(hidden)) or raw_codes(hidden)
     runner.profile_run()

@@ -15,7 +15,7 @@ from stretto.engine.worker.batch_plan import SolverPlan
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.predictors import DepthFrames, LatentReadout, ParallelHeads, Readout
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, SpeechSampler
+from stretto.engine.worker.sampler import RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on
 from stretto.engine.worker.step_program import Recorder, StepGraphs, StepProgram, StepSampler
@@ -168,13 +168,11 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
     """Return the CPU sampler."""
     made, arrays = side(rules, num_slots), HostArrays()
     segments, tables = SegmentState(rules, arrays), made.slots.tables
-    guard = RepetitionGuard(made.tokens, tables, rules.family, arrays)
     has_latents = rules.family.layout.latents is not None
     readout = latent_readout(rules, CPU) if has_latents else make_readout(rules, num_slots)
-    given = readout, segments, tables, arrays, guard
     kind: Any = LatentDraw if has_latents else RowDraw
     own = rules.family.mechanism.row_draw
-    draw: RowDraw = kind(*given) if own is None else own(*given, made.tokens)
+    draw: RowDraw = (own or kind)(readout, segments, tables, arrays, made.tokens)
     made.sampler = SpeechSampler(STOCK, made.slots, draw, segments)
     return made
 

@@ -12,36 +12,38 @@ from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.predictors import LatentReadout
-from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
-from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.sampler import RowDraw, pick
+from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.slots import Array, SlotTables
 from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
 from stretto.sampling import gaussian
 
 
 class LatentDraw(RowDraw):
-    """Samples audio rows with latents: the most probable id on stream 0, and a latent from the predictor."""
+    """Samples audio rows with latents: the most probable id on stream 0, and a latent from the predictor.
 
-    def __init__(
-        self, readout: LatentReadout, segments: SegmentState, tables: SlotTables, arrays: Arrays, guard: RepetitionGuard
-    ):
-        super().__init__(readout, segments, tables, arrays, guard)
-        self._predict: Any = readout.latents
+    Attributes:
+        predict: The predictor.
+    """
+
+    def __init__(self, readout: LatentReadout, *given: Any):
+        super().__init__(readout, *given)
+        self.predict: Any = readout.latents
 
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
         own = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        logits = self._segments.mask_audio(self._heads.first(own), rows, step.speaking)
-        token = self._spread(self._heads.first_ids[logits.argmax(1)], step.speaking, rows)
-        token = self._segments.count_down(self._segments.end_audio(token, rows), rows)
+        logits = self.segments.mask_audio(self.heads.first(own), rows, step.speaking)
+        token = self.spread(self.heads.first_ids[logits.argmax(1)], step.speaking, rows)
+        token = self.segments.count_down(self.segments.end_audio(token, rows), rows)
         # NumPy and GPUs round square roots correctly; torch on a CPU does not.
-        deviation = self._arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
-        noise = self._tensor(gaussian(keys[:, 1:])) * self._arrays.tensor(deviation)[:, None]
-        steps = self._arrays.tensor(pick(rows.limits.latent_steps, step.speaking)).clamp(min=1)
+        deviation = self.arrays.xp.sqrt(pick(rows.scales.audio_temperature, step.speaking))
+        noise = self.upload(gaussian(keys[:, 1:])) * self.arrays.tensor(deviation)[:, None]
+        steps = self.arrays.tensor(pick(rows.limits.latent_steps, step.speaking)).clamp(min=1)
         words = self.words(own, noise, steps, plan.solver, rows, step.speaking)
-        return token, self._spread(words, step.speaking, rows)
+        return token, self.spread(words, step.speaking, rows)
 
     def words(
         self,
@@ -53,7 +55,7 @@ class LatentDraw(RowDraw):
         index: Array | None,
     ) -> torch.Tensor:
         """Return the words of the rows `index` (None for all), int32 [A, D]; see `LatentPredictor`."""
-        return self._predict(hidden, noise, steps, solver).contiguous().view(torch.int32)
+        return self.predict(hidden, noise, steps, solver).contiguous().view(torch.int32)
 
 
 class LatentStepProgram(StepProgram):
@@ -72,6 +74,9 @@ class LatentStepProgram(StepProgram):
 
     Attributes:
         may_guide: True if the predictor may be guided.
+        predict: The predictor.
+        noise: Noise of the rows, float32 [N, D].
+        guidance: Guidance scales of the rows, float32 [N].
     """
 
     may_guide: ClassVar[bool] = False
@@ -87,25 +92,25 @@ class LatentStepProgram(StepProgram):
     ):
         device = tables.state.device
         super().__init__(readout, rules, tables, tokens, torch.zeros(num_rows, readout.width, device=device))
-        self._predict: Any = readout.latents
+        self.predict: Any = readout.latents
         guided = (False, True) if self.may_guide else (False,)
         plans = [SolverPlan(number, is_guided) for number in captured_steps for is_guided in guided]
         self.variants = [replace(each, solver=plan) for each in self.variants if each.speaks for plan in plans]
-        self._noise = torch.zeros(num_rows, rules.family.latent_size, device=device)
-        self._guidance = torch.ones(num_rows, device=device)
+        self.noise = torch.zeros(num_rows, rules.family.latent_size, device=device)
+        self.guidance = torch.ones(num_rows, device=device)
         self._num_steps = torch.zeros(num_rows, dtype=torch.int64, device=device)
 
     def draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
         """Generate the latents of all rows, and write them as 32-bit words for `advance_kernel`."""
-        number, size = len(hidden), self._noise.shape[1]
+        number, size = len(hidden), self.noise.shape[1]
         block = triton.next_power_of_2(max(size, 2))
         latent_inputs_kernel[number,](
-            self._noise, self._guidance, self._num_steps, self.columns.table, self.lengths, self.num_rows, size,
+            self.noise, self.guidance, self._num_steps, self.columns.table, self.lengths, self.num_rows, size,
             block, num_warps=max(1, block // 128), **EXACT,
         )  # fmt: skip
-        given = hidden, self._noise[:number], self._num_steps[:number], variant.solver
-        self._codes.drawn[:number].copy_(self.words(*given))
+        given = hidden, self.noise[:number], self._num_steps[:number], variant.solver
+        self.others.drawn[:number].copy_(self.words(*given))
 
     def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
         """Return the words of the rows, int32 [N, D]; see `LatentDraw.words`. The tables have the state of the rows."""
-        return self._predict(hidden, noise, steps, solver).contiguous().view(torch.int32)
+        return self.predict(hidden, noise, steps, solver).contiguous().view(torch.int32)

@@ -51,11 +51,7 @@ from stretto.engine.worker.predictors import (
 )
 from stretto.engine.worker.prompt_states import PromptStates
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
-from stretto.engine.worker.sampler import (
-    RepetitionGuard,
-    RowDraw,
-    SpeechSampler,
-)
+from stretto.engine.worker.sampler import RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import SlotTables, arrays_on
 from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
@@ -267,13 +263,11 @@ class SpeechModelState(DefaultModelState):
     def _array_sampler(self, sampler: Sampler) -> SpeechSampler:
         segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
-        guard = RepetitionGuard(tokens, tables, self.rules.family, self.arrays)
         model: Any = self.model
         has_latents, own = self.rules.family.layout.latents is not None, self.rules.family.mechanism.row_draw
         readout = model.latent_readout(self.rules) if has_latents else self._readout()
         kind: Any = LatentDraw if has_latents else RowDraw
-        given = readout, segments, tables, self.arrays, guard
-        draw: RowDraw = kind(*given) if own is None else own(*given, tokens)
+        draw: RowDraw = (own or kind)(readout, segments, tables, self.arrays, tokens)
         self.memory = draw.memory
         return SpeechSampler(sampler, self.slots, draw, segments, self._bursts(tokens))
 

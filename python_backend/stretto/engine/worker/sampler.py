@@ -22,7 +22,6 @@ from stretto.engine.worker.predictors import (
     Readout,
     RequestMemory,
 )
-from stretto.engine.worker.recent_penalty import RecentPenalty
 from stretto.engine.worker.run_slots import KeysAhead, RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
@@ -66,18 +65,17 @@ class RepetitionGuard:
     Only codes are resampled, not pads, other audio ids or end ids. A mechanism's sampler may have a subclass.
 
     Args:
-        tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
+        tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; also an attribute.
         tables: Slot tables with the other streams.
         family: The model's family.
         arrays: Array factory.
     """
 
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, family: Family, arrays: Arrays):
-        self._tokens, self._codes, self._arrays = tokens, tables.codes, arrays
+        self.tokens, self._codes, self._arrays = tokens, tables.codes, arrays
         layout = family.layout
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
-        self._penalty, self._num_recent = RecentPenalty([*layout.audio], tokens.device), family.drawing.num_recent_rows
 
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
         """Return the `window` rows before each row.
@@ -108,7 +106,7 @@ class RepetitionGuard:
             logits: Logits from which they are sampled again, with token ids and noise keys.
             recent: Previous rows.
         """
-        history = self._tokens[recent.slots, recent.positions]
+        history = self.tokens[recent.slots, recent.positions]
         return self._redraw(drawn, history[..., None], self._codebooks[:1], logits, recent)
 
     def auxiliary(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows, streams: slice) -> torch.Tensor:
@@ -123,34 +121,6 @@ class RepetitionGuard:
         codebooks = self._codebooks[1:]
         history = self._codes[recent.slots, recent.positions, : len(codebooks)][..., streams]
         return self._redraw(drawn, history, codebooks[streams], logits, recent)
-
-    def recent_penalty(self, rows: Rows, index: Array | None) -> tuple[RecentRows, torch.Tensor] | None:
-        """Return the rows whose ids are penalized and the penalties [A]; None without a penalty of recent ids."""
-        if not self._num_recent:
-            return None
-        penalty = self._arrays.tensor(pick(rows.scales.repetition_penalty, index))
-        return self.recent(rows, index, self._num_recent), penalty
-
-    def penalized_first(
-        self, logits: torch.Tensor, recent_penalty: tuple[RecentRows, torch.Tensor] | None
-    ) -> torch.Tensor:  # fmt: skip
-        """Return the logits of stream 0, [A, C0 + E], with the penalty on its ids in the previous rows."""
-        if recent_penalty is None:
-            return logits
-        recent, penalty = recent_penalty
-        history = self._tokens[recent.slots, recent.positions, None]
-        return self._penalty(logits[:, None], history, recent.counts, penalty, slice(0, 1))[:, 0]
-
-    def penalized_others(
-        self, logits: torch.Tensor, recent_penalty: tuple[RecentRows, torch.Tensor] | None, streams: slice
-    ) -> torch.Tensor:
-        """Return the logits of `streams` (a slice of streams 1 to S - 1), [A, k, C]; see `penalized_first`."""
-        if recent_penalty is None:
-            return logits
-        recent, penalty = recent_penalty
-        first, last, _ = streams.indices(len(self._codebooks) - 1)
-        history = self._codes[recent.slots, recent.positions, first:last]
-        return self._penalty(logits, history, recent.counts, penalty, slice(first + 1, last + 1))
 
     def _redraw(
         self, drawn: torch.Tensor, history: torch.Tensor, codebooks: torch.Tensor, logits: Logits, recent: RecentRows
@@ -173,12 +143,21 @@ class RowDraw:
     A mechanism's sampler (`Mechanism.row_draw`) is a subclass that overrides hooks, which are the public methods. Those
     of its GPU program have the same names (`StepProgram`).
 
+    Args:
+        readout: Heads, and frame predictor or networks, of the model.
+        segments: Segment state of the rows.
+        tables: Slot tables.
+        arrays: Array factory.
+        tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T].
+
     Attributes:
+        codes: The other streams by slot and position, an array over `SlotTables.codes`.
+        guard: Repetition-aware sampling.
         memory: Memories of the requests; None if the family has none.
     """
 
     memory: RequestMemory | None = None
-    _frames: FramePredictor
+    frames: FramePredictor
 
     def __init__(
         self,
@@ -186,20 +165,20 @@ class RowDraw:
         segments: SegmentState,
         tables: SlotTables,
         arrays: Arrays,
-        guard: RepetitionGuard,
+        tokens: torch.Tensor,
     ):
-        self._heads = readout.heads
+        self.heads = readout.heads
         if isinstance(readout, Readout):
-            self._frames = readout.frames
-        self._segments, self._arrays, self._guard = segments, arrays, guard
-        self._codes = arrays.wrap(tables.codes)
+            self.frames = readout.frames
+        self.segments, self.tables, self.arrays = segments, tables, arrays
+        self.tokens, self.codes = arrays.wrap(tokens), arrays.wrap(tables.codes)
+        self.guard = RepetitionGuard(tokens, tables, segments.family, arrays)
         self._seen = arrays.wrap(tables.seen) if segments.family.drawing.counts_ids else None
         self._is_seen = arrays.upload(np.ones((), bool))  # a Python `True` would be copied to the GPU in each step
         family = segments.family
         streams = family.track_streams
         self._track = slice(streams.start - 1, streams.stop - 1) if streams else None
         self._masks_others = segments.rules.num_end_columns[1] > 0
-        self._num_streams = family.layout.num_output_streams
         self._guided = GuidedHeads(readout.heads, family)
         own = family.mechanism.on_arrays
         self._follow = None if own is None else own(segments.rules, tables, arrays)
@@ -224,11 +203,11 @@ class RowDraw:
             text = self._draw_text(hidden, pick(keys, plan.writing), plan, step, rows)
         if plan.may_speak:
             audio, codes = self.draw_audio(hidden, pick(keys, plan.speaking), plan, step, rows)
-        token = self._segments.choose(text, audio, rows)
+        token = self.segments.choose(text, audio, rows)
         if self._seen is not None:
-            self._seen[rows.slots, counted_columns(token, self._segments.rules.counted_ids)] = self._is_seen
-        there = self._codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track else None
-        laid = self._segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
+            self._seen[rows.slots, counted_columns(token, self.segments.rules.counted_ids)] = self._is_seen
+        there = self.codes[rows.slots, rows.position] if plan.has_delayed_tail or self._track else None
+        laid = self.segments.place_codes(codes, token, rows, there if plan.has_delayed_tail else None)
         if self._track is not None and there is not None:
             laid[:, self._track] = there[:, self._track]
         return token, self.finish_row(token, laid, plan, rows)
@@ -244,30 +223,31 @@ class RowDraw:
         """
         return laid
 
-    def _spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
+    def spread(self, drawn: torch.Tensor, index: Array | None, rows: Rows) -> Array:
         """Scatter values sampled for the rows `index` (None for all) into an array over all sampled rows."""
-        values = self._arrays.wrap(drawn)
+        values = self.arrays.wrap(drawn)
         if index is None:
             return values
-        spread = self._arrays.zeros(len(rows.position), *drawn.shape[1:])
+        spread = self.arrays.zeros(len(rows.position), *drawn.shape[1:])
         spread[index] = values
         return spread
 
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return self._arrays.tensor(self._arrays.upload(values))
+    def upload(self, values: np.ndarray) -> torch.Tensor:
+        """Return `values` as a tensor on the step's device, without waiting for the copy."""
+        return self.arrays.tensor(self.arrays.upload(values))
 
     def _draw_text(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> Array:
         """Sample stream 0 of rows that may be in a text segment; return the ids [M], 0 for other rows."""
         own = hidden if step.text_rows is None else hidden[step.text_rows]
-        logits = self._heads.text(own)
+        logits = self.heads.text(own)
         if self._seen is not None:
             logits = self._with_penalty(logits, rows, step.writing)
-        logits = self._segments.mask_text(logits, rows, step.writing)
-        token = draw(logits[:, None], self._heads.text_ids[None], self._tensor(keys[:, :1]), step.text, plan.text)
-        token_ids = self._spread(token.squeeze(1), step.writing, rows)
-        return self._segments.end_text(token_ids, rows, self.text_is_full(rows))
+        logits = self.segments.mask_text(logits, rows, step.writing)
+        token = draw(logits[:, None], self.heads.text_ids[None], self.upload(keys[:, :1]), step.text, plan.text)
+        token_ids = self.spread(token.squeeze(1), step.writing, rows)
+        return self.segments.end_text(token_ids, rows, self.text_is_full(rows))
 
     def text_is_full(self, rows: Rows) -> Array | bool:
         """Return True for texts that end with their next row, [B], besides those at a limit."""
@@ -278,43 +258,42 @@ class RowDraw:
     ) -> tuple[Array, Array]:
         """Sample rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        num_rows, num_shared = len(keys), len(step.guidance) if self._frames.reads_drawn else 0
-        recent = self._guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
-        penalty = self._guard.recent_penalty(rows, step.speaking)
-        first = self._guard.penalized_first(self._guided.first(audio_hidden, num_rows, step.guidance), penalty)
+        num_rows, num_shared = len(keys), len(step.guidance) if self.frames.reads_drawn else 0
+        recent = self.guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
+        first = self._guided.first(audio_hidden, num_rows, step.guidance)
         token = self.draw_first(first, keys[:, :1], plan, step, rows, recent)
         if self._follow is not None:
             token = self._follow(token, rows)
-        code_keys = self._tensor(keys[:, 1:])
+        code_keys = self.upload(keys[:, 1:])
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
             guided = self._guided.codes(logits, streams, num_rows, step.guidance)
-            guided = self._guard.penalized_others(guided, penalty, streams)
-            ids, own_keys = self._heads.codes[streams], code_keys[:, streams]
+            guided = self.penalized_others(guided, rows, step.speaking, streams)
+            ids, own_keys = self.heads.codes[streams], code_keys[:, streams]
             if self._masks_others:
-                guided = self._segments.mask_other_ends(guided, rows, step.speaking)
+                guided = self.segments.mask_other_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
             codes = draw(*drawn_from, step.depth, plan.depth)
-            return _both(self._guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
+            return _both(self.guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
         read = token
         if self._second is not None:
-            read = self._arrays.stack([token, self._codes[rows.slots, rows.position, self._second] + 0 * token])
-        first_ids = _both(self._arrays.tensor(pick(read, step.speaking)), num_shared)
-        codes = self._frames(audio_hidden, first_ids, draw_codes)[:num_rows]
-        spread = self._spread(codes, step.speaking, rows)
+            read = self.arrays.stack([token, self.codes[rows.slots, rows.position, self._second] + 0 * token])
+        first_ids = _both(self.arrays.tensor(pick(read, step.speaking)), num_shared)
+        codes = self.frames(audio_hidden, first_ids, draw_codes)[:num_rows]
+        spread = self.spread(codes, step.speaking, rows)
         if self._follow_streams is not None:
             token, spread = self._follow_streams(token, spread, rows)
-        token = self._segments.end_audio(token, rows)
-        if self._segments.family.end_frame:
-            token = self._segments.end_frame(token, spread, rows)
+        token = self.segments.end_audio(token, rows)
+        if self.segments.family.end_frame:
+            token = self.segments.end_frame(token, spread, rows)
         return token, spread
 
     def _with_penalty(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return `logits` of the rows `index` (None for all) with the repetition penalty."""
         assert self._seen is not None
         slots, penalty = pick(rows.slots, index), pick(rows.scales.repetition_penalty, index)
-        return penalize(logits, self._arrays.tensor(self._seen[slots, :-1]), self._arrays.tensor(penalty))
+        return penalize(logits, self.arrays.tensor(self._seen[slots, :-1]), self.arrays.tensor(penalty))
 
     def draw_first(
         self,
@@ -337,14 +316,14 @@ class RowDraw:
         """
         index = step.speaking
         penalized = self.penalized(logits, rows, index)
-        near = masked = self._segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
+        near = masked = self.segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
         if plan.has_min_p:
-            near = keep_near(masked, self._arrays.tensor(pick(rows.scales.audio_span, index)))
-        ids, own_keys = self._heads.first_ids[None], self._tensor(keys)
+            near = keep_near(masked, self.arrays.tensor(pick(rows.scales.audio_span, index)))
+        ids, own_keys = self.heads.first_ids[None], self.upload(keys)
         token = self.chosen(near, own_keys, plan, step, rows)
         if recent:
-            token = self._guard.first(token, (self.redrawn_from(masked, token)[:, None], ids, own_keys), recent)
-        return self._spread(token.squeeze(1), index, rows)
+            token = self.guard.first(token, (self.redrawn_from(masked, token)[:, None], ids, own_keys), recent)
+        return self.spread(token.squeeze(1), index, rows)
 
     def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return the logits of stream 0 in audio [A, C0 + E] with the repetition penalty, applied in place.
@@ -356,9 +335,13 @@ class RowDraw:
             rows: State of the sampled rows.
             index: Rows whose logits are passed, [A]; None for all.
         """
-        if self._seen is not None and not self._segments.rules.num_text_ids:
+        if self._seen is not None and not self.segments.rules.num_text_ids:
             counted = logits[:, : self._seen.shape[1] - 1]
             counted.copy_(self._with_penalty(counted, rows, index))
+        return logits
+
+    def penalized_others(self, logits: torch.Tensor, rows: Rows, index: Array | None, streams: slice) -> torch.Tensor:
+        """Return the logits of a slice of streams 1 to S - 1 [A, k, C] with a penalty, if there is one."""
         return logits
 
     def hidden_ends(self, rows: Rows) -> Array | None:
@@ -373,11 +356,9 @@ class RowDraw:
         Args:
             logits: Logits that masks and min-p permit, [A, C0 + E].
             keys: Noise keys, int32 [A, 1].
-            plan: Plan of the step.
-            step: Arrays of the plan.
-            rows: State of the sampled rows.
+            plan, step, rows: See `draw_first`.
         """
-        return draw(logits[:, None], self._heads.first_ids[None], keys, step.audio, plan.audio)
+        return draw(logits[:, None], self.heads.first_ids[None], keys, step.audio, plan.audio)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Return the logits from which repeated ids of stream 0 in audio are sampled again.

@@ -259,14 +259,21 @@ class StepProgram:
         hidden: Buffer for hidden states, [N, H].
 
     Attributes:
+        tables: Slot tables.
+        heads: Heads of the model.
+        frames: Frame predictor; None with latents.
+        first: Sampled ids of stream 0 in audio.
+        others: Sampled ids of the other streams.
         memory: Memories of the requests; None if the family has none.
         sampling_functions: Triton functions by which ids of stream 0 in audio are sampled.
+        other_functions: Triton functions by which ids of the other streams are sampled.
         row_functions: Triton functions that `advance_kernel` calls in each row.
         rule_constants: Constants of a mechanism for all these functions, a named tuple of integers; 0 for none.
     """
 
     memory: RequestMemory | None = None
     sampling_functions: ClassVar[SamplingFunctions] = SAMPLING_FUNCTIONS
+    other_functions: ClassVar[SamplingFunctions] = SAMPLING_FUNCTIONS
     row_functions: ClassVar[RowFunctions] = ROW_FUNCTIONS
     rule_constants: Any = 0
 
@@ -275,12 +282,11 @@ class StepProgram:
     ):
         num_rows, device = len(hidden), hidden.device
         heads = readout.heads
-        self._frames: Any = readout.frames if isinstance(readout, Readout) else None
+        self.frames: Any = readout.frames if isinstance(readout, Readout) else None
         self.hidden, self.columns = hidden, StepTable(tables, num_rows)
         self.constants = StepConstants.from_rules(rules, tables, num_rows)
-        self._heads, self._tables = heads, tables
+        self.heads, self.tables = heads, tables
         self._tokens = tokens if rules.max_rows_per_step > 1 else None
-        self._num_recent = rules.family.drawing.num_recent_rows
         self.num_rows, self.width = num_rows, self.constants.rules.num_others + self.constants.rules.num_sent
         speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
@@ -295,8 +301,8 @@ class StepProgram:
         codes = int32(num_rows, len(heads.codes))
         codes += heads.codes[:, :1].sum(1)  # each stream's first code, read for rows that are not sampled
         num_ends, num_other_ends = rules.num_end_columns
-        self._first = StreamSet(first, heads.first_offset, heads.first_ids[None], tokens[..., None], 0, num_ends)
-        self._codes = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, num_other_ends)
+        self.first = StreamSet(first, heads.first_offset, heads.first_ids[None], tokens[..., None], 0, num_ends)
+        self.others = StreamSet(codes, heads.code_offset, heads.codes, tables.codes, 1, num_other_ends)
         self._maxima = torch.zeros(num_rows, self._num_groups, device=device)
         self._lists = int32(num_rows, self._num_groups)
         self._seen = tables.seen.view(torch.uint8)
@@ -311,53 +317,53 @@ class StepProgram:
 
     def can_capture(self, variant: Variant) -> bool:
         """Return True unless the variant's solver step count has no graph, or ranks exchange text logits."""
-        return variant in self.variants and not (variant.writes and self._heads.is_text_cut)
+        return variant in self.variants and not (variant.writes and self.heads.is_text_cut)
 
     def launch(self, variant: Variant, num_rows: int) -> None:
         """Launch the kernels for the first `num_rows` rows of the buffers."""
         hidden = self.hidden[:num_rows]
         if variant.writes:
-            self._draw_text(self._heads.raw_text(hidden))
+            self._draw_text(self.heads.raw_text(hidden))
         if variant.speaks:
-            self.draw_first(self._heads.raw_first(hidden))
+            self.draw_first(self.heads.raw_first(hidden))
             if self._follow is not None:
-                self._follow(self._first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
+                self._follow(self.first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
             self.draw_others(hidden, variant)
             if self._follow_streams is not None:
-                drawn = self._first.drawn, self._codes.drawn
+                drawn = self.first.drawn, self.others.drawn
                 self._follow_streams(*drawn, self.columns.table, self.lengths, num_rows)
         self._advance(num_rows)
 
     def _draw_text(self, logits: torch.Tensor) -> None:
-        strides = logits.stride(0), self.num_rows, self._tables.state.stride(0)
-        sizes = len(self._heads.text_ids), self._num_groups
+        strides = logits.stride(0), self.num_rows, self.tables.state.stride(0)
+        sizes = len(self.heads.text_ids), self._num_groups
         text_maxima_kernel[len(logits), triton.cdiv(self._num_groups, TILE.value)](
-            logits, self._maxima, self._heads.text_offset, self.constants.denied,
-            self._seen_in_text, self.columns.table, self._tables.state,
+            logits, self._maxima, self.heads.text_offset, self.constants.denied,
+            self._seen_in_text, self.columns.table, self.tables.state,
             *strides, *sizes, num_warps=8,
         )  # fmt: skip
         block = triton.next_power_of_2(self._num_groups)
         draw_text_kernel[len(logits),](
-            self._text, logits, self._maxima, self._lists, self.columns.table, self.lengths, self._tables.state,
+            self._text, logits, self._maxima, self._lists, self.columns.table, self.lengths, self.tables.state,
             *strides, *sizes, block, num_warps=8,
         )  # fmt: skip
 
     def draw_first(self, logits: torch.Tensor) -> None:
         """Sample stream 0 of audio rows from their logits, [N, C]; a hook for mechanisms."""
-        self._draw(self._first, logits, slice(0, 1))
+        self._draw(self.first, logits, slice(0, 1))
 
     def draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
         """Sample the other streams of audio rows from their hidden states, [N, H]; a hook for mechanisms."""
         num_rows = len(hidden)
-        first = self._first.drawn[:num_rows, 0]
+        first = self.first.drawn[:num_rows, 0]
         if self._seconds is not None:
             first = torch.stack([first, self._seconds[:num_rows]], 1)
-        self._frames(hidden, first, self._draw_codes)
+        self.frames(hidden, first, self._draw_codes)
 
     def _draw_codes(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:
-        drawn = self._codes.drawn
+        drawn = self.others.drawn
         lanes = slice(*streams.indices(drawn.shape[1]))
-        self._draw(self._codes, logits, lanes)
+        self._draw(self.others, logits, lanes)
         return drawn[: len(logits), lanes]
 
     def _draw(self, streams: StreamSet, logits: torch.Tensor, lanes: slice) -> None:
@@ -373,22 +379,21 @@ class StepProgram:
         constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
-            constants.is_guided[first:], self.columns.table, self.lengths, self._tables.state, history,
+            constants.is_guided[first:], self.columns.table, self.lengths, self.tables.state, history,
             None if first else self._seen_in_audio, None if first else constants.out_of_place, lanes.start,
             drawn.stride(0), logits.stride(0), constants.codebooks.stride(0), self.num_rows,
-            self._tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
-            first, block, streams.num_ends, self._num_places, self._frames is not None and self._frames.reads_drawn,
-            self._num_recent, self._frames is None, self.rule_constants,
-            *(SAMPLING_FUNCTIONS if first else self.sampling_functions),
+            self.tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
+            first, block, streams.num_ends, self._num_places, self.frames is not None and self.frames.reads_drawn,
+            self.frames is None, self.rule_constants, *(self.other_functions if first else self.sampling_functions),
             num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
         )  # fmt: skip
 
     def _advance(self, num_rows: int) -> None:
-        constants, tables = self.constants, self._tables
+        constants, tables = self.constants, self.tables
         # One warp, because lanes of a program read what it overwrites.
         advance_kernel[num_rows,](
             self.results, tables.state, tables.texts, tables.codes, self._seen, self.columns.table, self.lengths,
-            self._text, self._first.drawn, self._codes.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
+            self._text, self.first.drawn, self.others.drawn, constants.tasks, constants.ends, constants.ends_of_audio,
             constants.end_frame, constants.transition, constants.streams, constants.sent, constants.rules,
             self.rule_constants, *self.row_functions, triton.next_power_of_2(max(self.width, 2)), num_warps=1,
         )  # fmt: skip

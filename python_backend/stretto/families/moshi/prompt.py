@@ -20,18 +20,23 @@ from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Templat
 
 
 class MoshiTemplate:
-    """Moshi prompt template."""
+    """Moshi prompt template.
+
+    Attributes:
+        known: Vocabulary.
+        encoder: Encoder of recordings.
+    """
 
     def __init__(self, known: MoshiVocabulary, codec: MimiCodec):
-        self._known, self._encoder = known, MimiEncoder(codec)
+        self.known, self.encoder = known, MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows before the reply, with the codes of the last piece as the track."""
         *before, piece = pieces
         if piece.pcm is None and piece.codes is None:
             raise InvalidRequest(piece.path, "audio", "text")
-        codes = codes_in(piece, self._known) if piece.pcm is None else self._encoder.encode_all(piece.pcm)
-        return self.first_rows(before, voice, tuple(user_ids(self._known).push(codes).reshape(-1).tolist()))
+        codes = codes_in(piece, self.known) if piece.pcm is None else self.encoder.encode_all(piece.pcm)
+        return self.first_rows(before, voice, tuple(user_ids(self.known).push(codes).reshape(-1).tolist()))
 
     def write_live(self, task: Task, pieces: tuple[Piece, ...], voice: str | None) -> PromptRows:
         """Return the rows before the reply; the codes follow as the audio arrives."""
@@ -39,7 +44,7 @@ class MoshiTemplate:
 
     def first_rows(self, pieces: Sequence[Piece], voice: str | None, track: tuple[int, ...] = ()) -> PromptRows:
         """Return the rows before the reply, given the pieces that precede the user's audio."""
-        return first_row(self._known, track)
+        return first_row(self.known, track)
 
 
 def codes_in(piece: Piece, known: FrameVocabulary) -> np.ndarray:

@@ -13,16 +13,18 @@ checkpoint's config.json may override them (`speech_vocabulary`).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from stretto.families.base import DepthSpec, DrawRules, Family, Task, TextTrack, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import Mechanism
 from stretto.families.moss_tts.family import FRAME_RATE, MAX_MODEL_LEN
+from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 NUM_MARKERS = 3  # ids of a codebook after its codes: pad, begin and end
 NUM_PROMPT_IDS = 12  # ids of a text before the first frame
+NUM_RECENT_ROWS = 50  # rows whose ids are penalized
 DEPTH = DepthSpec(
     hidden=2048,
     intermediate=6144,
@@ -84,14 +86,20 @@ class RealtimeVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class TextAhead(Mechanism):
-    """Beginning of a text before the first frame.
+class RealtimeRules(Mechanism):
+    """Beginning of a text before the first frame, and a penalty on the ids that a stream has in the last rows.
 
     Attributes:
-        num_ids: Number of its ids.
+        num_ids: Number of ids of the beginning.
+        num_recent_rows: Number of the last rows.
     """
 
-    num_ids: int
+    num_ids: int = NUM_PROMPT_IDS
+    num_recent_rows: int = NUM_RECENT_ROWS
+
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:RecentDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:RecentProgram")
+    reference: ClassVar = lazy(f"{__package__}.mechanism.reference:RecentIds")
 
     @property
     def num_prompt_ids(self) -> int:
@@ -129,10 +137,10 @@ def moss_tts_realtime(vocabulary: RealtimeVocabulary) -> Family:
         steady_chunk_frames=12,
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
-        drawing=DrawRules("recent"),
+        drawing=DrawRules("own"),
         depth=vocabulary.depth,
         text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text_pad, vocabulary.text_pad, is_usual=True),
-        mechanism=TextAhead(NUM_PROMPT_IDS),
+        mechanism=RealtimeRules(),
     )
 
 

@@ -63,11 +63,11 @@ class PersonaPlexTemplate(MoshiTemplate):
             expected = "a system turn with audio (this checkpoint has no named voices)"
             raise InvalidRequest("messages", expected, "none")
         silence = self._frames([PAD] * SILENT_FRAMES)
-        num_rows = len(vectors) + len(frames) - max(self._known.delays) + 2 * len(silence)
+        num_rows = len(vectors) + len(frames) - max(self.known.delays) + 2 * len(silence)
         role = next((piece for piece in pieces if piece.text is not None), None)
         tokens = [] if role is None else self._tokens(role, MAX_PROMPT_ROWS - num_rows)
         rows, tail = self._delayed(np.concatenate([frames, silence, self._frames(tokens), silence]))
-        head = np.full((len(vectors), rows.shape[1]), self._known.nothing, np.int32)
+        head = np.full((len(vectors), rows.shape[1]), self.known.nothing, np.int32)
         head[:, 0] = vectors
         return PromptRows(np.concatenate([head, rows]), delayed_tail=tail, track=track, num_reference_rows=1)
 
@@ -85,8 +85,8 @@ class PersonaPlexTemplate(MoshiTemplate):
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return D frames of initial ids followed by the V frames of a recording, [D + V, S]."""
         if piece.pcm is None:
-            codes = codes_in(piece, self._known)
-            seconds = codes.shape[1] * self._encoder.samples_per_frame / self._rate
+            codes = codes_in(piece, self.known)
+            seconds = codes.shape[1] * self.encoder.samples_per_frame / self._rate
         else:
             seconds = len(piece.pcm) / self._rate
         if not MIN_VOICE_S <= seconds <= MAX_VOICE_S:
@@ -95,12 +95,12 @@ class PersonaPlexTemplate(MoshiTemplate):
         if piece.pcm is not None:
             codes = self._recordings.encode(piece.pcm)
         frames = self._frames([PAD] * codes.shape[1], codes.T.tolist())
-        initial = [self._known.initial_ids] * (1 + max(self._known.delays))
+        initial = [self.known.initial_ids] * (1 + max(self.known.delays))
         return np.concatenate([initial, frames[1:]])
 
     def _encode_voice(self, pcm: np.ndarray) -> np.ndarray:
         """Encode a recording, float32 [n], to codes [K, V]."""
-        return self._encoder.encode_all(normalised(pcm, self._rate, LOUDNESS))
+        return self.encoder.encode_all(normalised(pcm, self._rate, LOUDNESS))
 
     def _tokens(self, piece: Piece, most: int) -> list[int]:
         """Return the token ids of a role; raise InvalidRequest if there are more than `most`."""
@@ -122,7 +122,7 @@ class PersonaPlexTemplate(MoshiTemplate):
         Returns:
             Rows, int32 [n, S], and the ids that delayed streams carry in the following rows, [D, S - 1].
         """
-        delays, most = (0, *self._known.delays, *self._known.delays), max(self._known.delays)
+        delays, most = (0, *self.known.delays, *self.known.delays), max(self.known.delays)
         extended = np.concatenate([frames, frames[len(frames) - most :]])  # undelayed streams do not use these rows
         columns = [extended[most - delay : len(extended) - delay, k] for k, delay in enumerate(delays)]
         rows = np.stack(columns, 1).astype(np.int32)

@@ -36,6 +36,7 @@ from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attentio
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.moss_tts.mechanism.kernel import SlotRules, slots_kernel
+from stretto.families.moss_tts_realtime.mechanism.draw import RecentProgram, Window
 from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.tiny.family import POINTER, TINY
 from stretto.families.tiny.mechanism.draw import ScriptProgram
@@ -121,7 +122,6 @@ AUDIO = {
     "num_places": 1,
     **SAMPLING_FUNCTIONS._asdict(),
     "constants": 0,
-    "num_recent": 0,
     "is_greedy": False,
 }
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
@@ -177,7 +177,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
-    (draw_streams_kernel, {}, {**STREAMS, "num_recent": 50}, 8),
+    (draw_streams_kernel, {}, STREAMS | RecentProgram.other_functions._asdict() | {"constants": Window(50)}, 8),
     (draw_streams_kernel, {}, PENALIZED, 8),
     (draw_streams_kernel, {}, PENALIZED | LateProgram.sampling_functions._asdict(), 8),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),

@@ -118,7 +118,6 @@ class StepRules(NamedTuple):
 
 
 HISTORY = tl.constexpr(64)  # rows of a reply that are loaded at once
-RECENT = tl.constexpr(8)  # the same, if each is compared with all ids of a stream
 
 
 @triton.jit
@@ -282,8 +281,9 @@ def repeated(
 class SamplingFunctions(NamedTuple):
     """Triton functions by which `draw_streams_kernel` samples ids.
 
-    The program of a mechanism may replace some of them for stream 0 (`SAMPLING_FUNCTIONS._replace`). Their arguments
-    and results are those of the functions above.
+    The program of a mechanism may replace some of them (`SAMPLING_FUNCTIONS._replace`), for stream 0
+    (`StepProgram.sampling_functions`) and for the others (`other_functions`). Arguments and results of all but the last
+    are those of the functions above.
 
     Attributes:
         penalized: Returns logits with the repetition penalty (`with_penalty`).
@@ -291,6 +291,9 @@ class SamplingFunctions(NamedTuple):
         redrawn_from: Returns the logits from which an id is sampled again.
         hidden_ends: Returns True for end ids that a row may not have.
         repeated: Returns True if a code occurs too often.
+        counted: Returns True for each id that the penalty applies to, in a family without a table of counted ids, given
+            the ids, the history, the positions of the row and of the first audio row, the distance of two positions in
+            the history, and the mechanism's constants (see `repeated`). None if there is no such penalty.
     """
 
     penalized: Any
@@ -298,9 +301,10 @@ class SamplingFunctions(NamedTuple):
     redrawn_from: Any
     hidden_ends: Any
     repeated: Any
+    counted: Any
 
 
-SAMPLING_FUNCTIONS = SamplingFunctions(with_penalty, chosen, redrawn_from, hidden_ends, repeated)
+SAMPLING_FUNCTIONS = SamplingFunctions(with_penalty, chosen, redrawn_from, hidden_ends, repeated, None)
 
 
 @triton.jit
@@ -327,20 +331,6 @@ def _guided(
         guided = unconditional + real_of(mine + GUIDANCE * plan_stride) * (values - unconditional)
         values = tl.where(inside, guided, float("-inf"))
     return values
-
-
-@triton.jit
-def _is_recent(
-    ids: tl.tensor, history: tl.tensor, position: tl.tensor, audio_start: tl.tensor, row_stride: tl.constexpr,
-    num_rows: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Return True for each of `ids` that a stream has in its last `num_rows` audio rows; see `repeated`."""
-    is_recent = ids < 0
-    lanes = tl.arange(0, RECENT)
-    for start in range(tl.maximum(audio_start, position - num_rows), position, RECENT):
-        tokens = tl.load(history + (start + lanes) * row_stride, mask=start + lanes < position, other=-1)
-        is_recent = is_recent | (tl.max((tokens[:, None] == ids[None, :]).to(tl.int32), 0) > 0)
-    return is_recent
 
 
 @triton.jit
@@ -392,12 +382,11 @@ def draw_streams_kernel(
     num_ends: tl.constexpr,  # number of end columns (the last ones), which are masked before the minimum length
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
-    num_recent: tl.constexpr,  # rows whose ids the repetition penalty counts; 0 for none
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
     constants: tl.constexpr,  # constants of the mechanism (`StepProgram.rule_constants`)
     # The `SamplingFunctions`.
     penalized: tl.constexpr, chosen: tl.constexpr, redrawn_from: tl.constexpr, hidden_ends: tl.constexpr,
-    repeated: tl.constexpr,
+    repeated: tl.constexpr, counted: tl.constexpr,
 ) -> None:  # fmt: skip
     row, stream = tl.program_id(0), tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
@@ -413,15 +402,16 @@ def draw_streams_kernel(
     values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
     is_seen, penalty = columns < 0, tl.full((), 1.0, tl.float32)
     if seen is not None:
-        counted = seen + slot * num_seen_columns + columns
-        is_seen = tl.load(counted, mask=columns < num_seen_columns - 1, other=0) != 0
+        mine_seen = seen + slot * num_seen_columns + columns
+        is_seen = tl.load(mine_seen, mask=columns < num_seen_columns - 1, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         values = penalized(values, is_seen, penalty)
     ids = tl.load(token_ids + own, mask=inside, other=0)
     before = history + slot * history_slot_stride + stream
-    if num_recent > 0:
-        is_seen = _is_recent(ids, before, position, audio_start, history_row_stride, num_recent)
-        values = with_penalty(values, is_seen, real_of(mine + REPETITION_PENALTY * plan_stride))
+    if counted is not None:
+        is_seen = counted(ids, before, position, audio_start, history_row_stride, constants)
+        penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
+        values = penalized(values, is_seen, penalty)
     is_short = position - audio_start < tl.load(mine + AUDIO_MIN * plan_stride)
     is_hidden = (columns >= num_columns - num_ends) & hidden_ends(
         ids, is_short, state + slot * state_stride, mine, plan_stride, constants

@@ -37,7 +37,7 @@ class LateDraw(RowDraw):
         kept = super().penalized(truncate(logits, params) if is_random else logits.clone(), rows, step.speaking)
         params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
         draw_plan = replace(plan.audio, num_candidates=0 if is_random else 1, has_top_p=False)
-        return draw(kept[:, None], self._heads.first_ids[None], keys, params, draw_plan)
+        return draw(kept[:, None], self.heads.first_ids[None], keys, params, draw_plan)
 
 
 @triton.jit
@@ -66,7 +66,7 @@ class LateProgram(StepProgram):
 
 def row_draw(mechanism: Mechanism, *given: Any) -> LateDraw:
     """Return the sampler of rows (`Mechanism.row_draw`)."""
-    return LateDraw(*given[:-1])
+    return LateDraw(*given)
 
 
 def step_program(mechanism: Mechanism, *given: Any) -> LateProgram:

@@ -11,7 +11,7 @@ from stretto.testing import ReferenceRule
 class LateScores(ReferenceRule):
     """Rule by which the codes of a reply are sampled."""
 
-    def penalized(self, logits: list[float], usual: list[float]) -> list[float]:
+    def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
         """Return the logits without the penalty, which `kept` applies."""
         return logits
 

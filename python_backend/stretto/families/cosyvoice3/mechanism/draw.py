@@ -41,7 +41,7 @@ class GroupGuard(RepetitionGuard):
     def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
         """Return the last `window` rows that count; see `RepetitionGuard.recent`."""
         recent = super().recent(rows, index, window * self._groups.num_words)
-        counts = recent.counts & (self._tokens[recent.slots, recent.positions] != self._groups.given_id)
+        counts = recent.counts & (self.tokens[recent.slots, recent.positions] != self._groups.given_id)
         latest = counts.int().sort(dim=1, descending=True, stable=True).indices[:, :window]
         return replace(recent, positions=recent.positions.gather(1, latest), counts=counts.gather(1, latest))
 
@@ -59,7 +59,6 @@ class CodeDraw(RowDraw):
         segments: Segment state of the rows.
         tables: Slot tables.
         arrays: Array factory.
-        guard: Unused, because rows of text do not count.
         tokens: Stream 0 of every slot by position, int32 [R, T].
     """
 
@@ -72,11 +71,10 @@ class CodeDraw(RowDraw):
         segments: SegmentState,
         tables: SlotTables,
         arrays: Arrays,
-        guard: RepetitionGuard,
         tokens: torch.Tensor,
     ):
-        own = GroupGuard(mechanism.groups, tokens, tables, segments.family, arrays)
-        super().__init__(readout, segments, tables, arrays, own)
+        super().__init__(readout, segments, tables, arrays, tokens)
+        self.guard = GroupGuard(mechanism.groups, tokens, tables, segments.family, arrays)
         self._rules = with_where(arrays.xp.where, group_rules.__name__)
         self._num_given = arrays.wrap(tables.state)[:, len(STATE)]
         self._is_fill = arrays.upload(np.array(segments.rules.drawn_ends_of_audio) == mechanism.groups.fill_id)
@@ -94,11 +92,11 @@ class CodeDraw(RowDraw):
         """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         if self._params is None or self._params[0] is not step.audio:  # they cache arrays while the batch is the same
             self._params = step.audio, replace(step.audio, of_all=True)
-        return draw(logits[:, None], self._heads.first_ids[None], keys, self._params[1], plan.audio)
+        return draw(logits[:, None], self.heads.first_ids[None], keys, self._params[1], plan.audio)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Return the logits without those of the sampled ids; see `RowDraw.redrawn_from`."""
-        return logits.masked_fill(self._heads.first_ids == drawn, -torch.inf)
+        return logits.masked_fill(self.heads.first_ids == drawn, -torch.inf)
 
 
 @triton.jit

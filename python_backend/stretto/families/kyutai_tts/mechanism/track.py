@@ -79,7 +79,7 @@ class WordTrack(Track):
         for tokens, padding in unpack_words(ids[:-1] if is_last else ids):
             self.tokens += tokens
             self.waiting.append((len(self.tokens), padding))
-        self._append(ids, is_last)
+        self.append(ids, is_last)
         self._note_known()
         return np.concatenate([self._token_entries(first_token), self._word_entries(first_word)])
 

@@ -26,15 +26,14 @@ class ScriptDraw(RowDraw):
 
     Args:
         script: The mechanism.
-        given: Arguments of `RowDraw`, and stream 0 of every slot by position, int32 [R, T], which is unused.
+        given: Arguments of `RowDraw`.
     """
 
     def __init__(self, script: AlignmentPointer, *given: Any):
-        super().__init__(*given[:-1])
-        _, segments, tables, arrays, *_ = given
-        self._ids = script.ids(segments.rules)
-        self._rules = with_where(arrays.xp.where, script_rules.__name__)
-        self._state, self._entries = arrays.wrap(tables.state)[:, len(STATE) :], arrays.wrap(tables.texts)
+        super().__init__(*given)
+        self._ids = script.ids(self.segments.rules)
+        self._rules, wrap = with_where(self.arrays.xp.where, script_rules.__name__), self.arrays.wrap
+        self._state, self._entries = wrap(self.tables.state)[:, len(STATE) :], wrap(self.tables.texts)
 
     def text_is_full(self, rows: Rows) -> Array:
         """Return True for texts with the maximum number of entries, [B]."""
@@ -53,11 +52,11 @@ class ScriptDraw(RowDraw):
         index, slots = step.speaking, rows.slots
         num_entries, pointer = self._state[slots].T
         stay = self._rules.stay_column(self._entries[slots, pointer], pointer, self._ids)
-        temperature = self._arrays.tensor(pick(rows.scales.script_temperature, index))
-        noise = self._tensor(uniform(keys[:, 0], np.zeros(1, np.int64)))
-        advance = advances(logits, self._arrays.tensor(pick(stay, index)), temperature, noise)
+        temperature = self.arrays.tensor(pick(rows.scales.script_temperature, index))
+        noise = self.upload(uniform(keys[:, 0], np.zeros(1, np.int64)))
+        advance = advances(logits, self.arrays.tensor(pick(stay, index)), temperature, noise)
         pointer, *flags = self._rules.move_pointer(
-            self._spread(advance.long(), index, rows) > 0, pointer, num_entries, rows.frame >= rows.limits.audio_min,
+            self.spread(advance.long(), index, rows) > 0, pointer, num_entries, rows.frame >= rows.limits.audio_min,
             rows.in_audio,
         )  # fmt: skip
         self._state[slots, 1] = pointer
@@ -65,7 +64,7 @@ class ScriptDraw(RowDraw):
 
     def finish_row(self, token: Array, laid: Array, plan: BatchPlan, rows: Rows) -> Array:
         """Return the other streams with the index stream, and add entries; see `RowDraw.finish_row`."""
-        slots, arrays = rows.slots, self._arrays
+        slots, arrays = rows.slots, self.arrays
         num_entries, pointer = self._state[slots].T
         laid[:, self._ids.index_stream - 1] = self._rules.pointer_index(
             token, rows.in_text, rows.in_audio, num_entries, pointer, self._ids
@@ -97,9 +96,9 @@ class ScriptProgram(StepProgram):
         self.rule_constants = script.ids(rules)
 
     def draw_first(self, logits: torch.Tensor) -> None:
-        num_columns, tables = logits.shape[1], self._tables
+        num_columns, tables = logits.shape[1], self.tables
         draw_script_kernel[len(logits),](
-            self._first.drawn, logits, self._first.offset, self.columns.table, self.lengths, tables.state,
+            self.first.drawn, logits, self.first.offset, self.columns.table, self.lengths, tables.state,
             tables.texts, logits.stride(0), self.num_rows, tables.state.stride(0), tables.texts.stride(0),
             self.rule_constants, num_columns, triton.next_power_of_2(num_columns), **EXACT,
         )  # fmt: skip

@@ -1,6 +1,5 @@
 """Sampling of rows in stretches of audio with marks around them."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,9 +11,9 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.engine.worker.predictors import FirstHead, LatentReadout, WeightRows
-from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
-from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.sampler import RowDraw, pick
+from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.slots import Array
 from stretto.families.vibevoice.family import Stretches
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.vibevoice.mechanism.memory import FeedbackMemory, LatentFeedback
@@ -58,11 +57,7 @@ class StretchDraw(RowDraw):
     Args:
         stretches: The mechanism.
         readout: Heads and networks of the model.
-        segments: Segment state of the rows.
-        tables: Slot tables.
-        arrays: Array factory.
-        guard: Unused, because latents have no ids that could repeat.
-        tokens: Stream 0 of every slot by position, int32 [R, T].
+        given: Further arguments of `RowDraw`.
 
     Attributes:
         memory: Memories of the feedback network.
@@ -70,22 +65,14 @@ class StretchDraw(RowDraw):
 
     memory: FeedbackMemory
 
-    def __init__(
-        self,
-        stretches: Stretches,
-        readout: StretchReadout,
-        segments: SegmentState,
-        tables: SlotTables,
-        arrays: Arrays,
-        guard: RepetitionGuard,
-        tokens: torch.Tensor,
-    ):
-        super().__init__(readout, segments, tables, arrays, guard)
+    def __init__(self, stretches: Stretches, readout: StretchReadout, *given: Any):
+        super().__init__(readout, *given)
         self._predict: Any = readout.latents
-        self._tokens, self._first_unconditional = arrays.wrap(tokens), readout.first_unconditional
-        self._size, self._stretches = segments.family.latent_size, stretches
+        self._first_unconditional = readout.first_unconditional
+        self._size, self._stretches = self.segments.family.latent_size, stretches
         self._denied_after_end = denied_after_end(stretches, readout)
-        self.memory = FeedbackMemory(readout.feedback, stretches, self._size, len(tables.state), tokens.device)
+        state = self.tables.state
+        self.memory = FeedbackMemory(readout.feedback, stretches, self._size, len(state), state.device)
 
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
@@ -95,31 +82,37 @@ class StretchDraw(RowDraw):
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
         own, others = both[:number], both[number:]
         slots, position = pick(rows.slots, index), pick(rows.position, index)
-        before = self._arrays.tensor(self._tokens[slots, position - 1])
+        before = self.arrays.tensor(self.tokens[slots, position - 1])
         begins = before == self._stretches.begin
-        logits = self._segments.mask_audio(self._heads.first(own), rows, index)
+        logits = self.segments.mask_audio(self.heads.first(own), rows, index)
         logits = logits.masked_fill((before == self._stretches.end)[:, None] & self._denied_after_end, -torch.inf)
-        token = self._spread(self._heads.first_ids[logits.argmax(1)], index, rows)
-        token = self._segments.end_audio(token, rows)
-        is_frame = self._arrays.tensor(pick(token == self._stretches.frame, index))
-        steps = self._arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
-        noise = self._tensor(gaussian(keys[:, 1 : 1 + self._size]))
+        token = self.spread(self.heads.first_ids[logits.argmax(1)], index, rows)
+        token = self.segments.end_audio(token, rows)
+        is_frame = self.arrays.tensor(pick(token == self._stretches.frame, index))
+        steps = self.arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
+        noise = self.upload(gaussian(keys[:, 1 : 1 + self._size]))
         # A row of a CFG pair is guided by the unconditional row; the first row of a stretch, by a constant state.
         is_guided = begins.clone()
         is_guided[: len(others)] = True
-        scale = self._arrays.tensor(pick(rows.scales.guidance, index))
+        scale = self.arrays.tensor(pick(rows.scales.guidance, index))
         unconditional = torch.cat([others, own[len(others) :]])
         unconditional = torch.where(begins[:, None], self._first_unconditional, unconditional)
         latents = self._predict(own, noise, steps, plan.solver, unconditional, torch.where(is_guided, scale, 1.0))
-        where = self._arrays.tensor(slots), self._arrays.tensor(position)
+        where = self.arrays.tensor(slots), self.arrays.tensor(position)
         features = self.memory.advance(latents, *where, begins, is_frame)
         words = torch.cat([latents, begins[:, None].float(), features], 1)
         words = torch.where(is_frame[:, None], words, 0.0).view(torch.int32)
-        return token, self._spread(words, index, rows)
+        return token, self.spread(words, index, rows)
 
 
 class StretchProgram(LatentStepProgram):
-    """Kernel launches that do what `StretchDraw` does; see `LatentStepProgram` for the arguments.
+    """Kernel launches that do what `StretchDraw` does.
+
+    Args:
+        stretches: The mechanism.
+        readout: Heads and networks of the model.
+        rules: Rules of the family's replies.
+        given: Further arguments of `LatentStepProgram`.
 
     Attributes:
         memory: Memories of the feedback network.
@@ -128,27 +121,18 @@ class StretchProgram(LatentStepProgram):
     may_guide: ClassVar[bool] = True
     memory: FeedbackMemory
 
-    def __init__(
-        self,
-        stretches: Stretches,
-        readout: StretchReadout,
-        rules: SegmentRules,
-        tables: SlotTables,
-        tokens: torch.Tensor,
-        num_rows: int,
-        captured_steps: Sequence[int],
-    ):
-        super().__init__(readout, rules, tables, tokens, num_rows, captured_steps)
-        size, device = rules.family.latent_size, tables.state.device
+    def __init__(self, stretches: Stretches, readout: StretchReadout, rules: SegmentRules, *given: Any):
+        super().__init__(readout, rules, *given)
+        state, size = self.tables.state, rules.family.latent_size
         self._stretches, self._denied_after_end = stretches, denied_after_end(stretches, readout)
         self._first_unconditional = readout.first_unconditional
-        self.memory = FeedbackMemory(readout.feedback, stretches, size, len(tables.state), device)
+        self.memory = FeedbackMemory(readout.feedback, stretches, size, len(state), state.device)
         # Numbers: row of the unconditional request, slot, position. Flags: first frame of a stretch, frame.
-        self._numbers = torch.zeros(3, num_rows, dtype=torch.int64, device=device)
-        self._flags = torch.zeros(2, num_rows, dtype=torch.bool, device=device)
+        self._numbers = torch.zeros(3, self.num_rows, dtype=torch.int64, device=state.device)
+        self._flags = torch.zeros(2, self.num_rows, dtype=torch.bool, device=state.device)
 
     def draw_first(self, logits: torch.Tensor) -> None:
-        (num_rows, num_columns), tokens = logits.shape, self._first.history
+        (num_rows, num_columns), tokens = logits.shape, self.first.history
         mask_after_end_kernel[num_rows,](
             logits, self._denied_after_end, self.columns.table, self.lengths, tokens, logits.stride(0),
             tokens.stride(0), self.num_rows, num_columns, self._stretches.end, triton.next_power_of_2(num_columns),
@@ -157,15 +141,15 @@ class StretchProgram(LatentStepProgram):
         super().draw_first(logits)
 
     def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
-        number, tokens = len(hidden), self._first.history
+        number, tokens = len(hidden), self.first.history
         stretch_inputs_kernel[number,](
-            self._guidance, self._numbers, self._flags, self.columns.table, self.lengths, self._tables.state, tokens,
-            self._first.drawn, self.constants.rules, tokens.stride(0), self._stretches.begin, num_warps=1,
+            self.guidance, self._numbers, self._flags, self.columns.table, self.lengths, self.tables.state, tokens,
+            self.first.drawn, self.constants.rules, tokens.stride(0), self._stretches.begin, num_warps=1,
         )  # fmt: skip
         others, slots, positions = self._numbers[:, :number]
         begins, is_frame = self._flags[:, :number]
         unconditional = torch.where(begins[:, None], self._first_unconditional, hidden[others])
-        latents = self._predict(hidden, noise, steps, solver, unconditional, self._guidance[:number])
+        latents = self.predict(hidden, noise, steps, solver, unconditional, self.guidance[:number])
         features = self.memory.advance(latents, slots, positions, begins, is_frame)
         words = torch.cat([latents, begins[:, None].float(), features], 1)
         return torch.where(is_frame[:, None], words, 0.0).view(torch.int32)

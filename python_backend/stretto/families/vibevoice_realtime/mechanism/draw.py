@@ -10,9 +10,9 @@ import torch
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.predictors import FirstHead, LatentReadout
-from stretto.engine.worker.sampler import RepetitionGuard, RowDraw, pick
-from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.sampler import RowDraw, pick
+from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.slots import Array
 from stretto.families.vibevoice_realtime.family import TextWindows
 from stretto.sampling import gaussian
 
@@ -78,68 +78,55 @@ class WindowDraw(RowDraw):
     Args:
         windows: The mechanism.
         readout: Heads and networks of the model.
-        segments: Segment state of the rows.
-        tables: Slot tables.
-        arrays: Array factory.
-        guard: Unused, because latents have no ids that could repeat.
-        tokens: Stream 0 of every slot by position, int32 [R, T].
+        given: Further arguments of `RowDraw`.
     """
 
-    def __init__(
-        self,
-        windows: TextWindows,
-        readout: WindowReadout,
-        segments: SegmentState,
-        tables: SlotTables,
-        arrays: Arrays,
-        guard: RepetitionGuard,
-        tokens: torch.Tensor,
-    ):
-        super().__init__(readout, segments, tables, arrays, guard)
+    def __init__(self, windows: TextWindows, readout: WindowReadout, *given: Any):
+        super().__init__(readout, *given)
         self._predict: Any = readout.latents
-        self._windows, self._first_states, self._size = windows, readout.first_states, segments.family.latent_size
-        self._tokens, self._texts = arrays.wrap(tokens), arrays.wrap(tables.texts)
-        self._voice_ends = arrays.upload(np.array(windows.first_rows[1:], np.int64))
-        self._lane = segments.family.track_streams.start - 1
+        family, self._texts = self.segments.family, self.arrays.wrap(self.tables.texts)
+        self._windows, self._first_states, self._size = windows, readout.first_states, family.latent_size
+        self._voice_ends = self.arrays.upload(np.array(windows.first_rows[1:], np.int64))
+        self._lane = family.track_streams.start - 1
 
     def draw_audio(
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the words [M, D]; the tokens are written to the slot tables."""
-        index, number, xp, windows = step.speaking, len(keys), self._arrays.xp, self._windows
+        index, number, xp, windows = step.speaking, len(keys), self.arrays.xp, self._windows
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
         own, others = both[:number], both[number:]
         slots, position, row = (pick(each, index) for each in (rows.slots, rows.position, rows.frame))
         total = pick(rows.limits.track_total, index)
         is_word = windows.is_word(row, total)
         follows_frame = (row > 0) & ~windows.is_word(row - 1, total)
-        logits = self._segments.mask_audio(self._heads.first(own), rows, index)
-        logits[:, 1] = logits[:, 1].masked_fill(~self._arrays.tensor(follows_frame), -torch.inf)
-        drawn = self._arrays.wrap(self._heads.first_ids[logits.argmax(1)])
+        logits = self.segments.mask_audio(self.heads.first(own), rows, index)
+        logits[:, 1] = logits[:, 1].masked_fill(~self.arrays.tensor(follows_frame), -torch.inf)
+        drawn = self.arrays.wrap(self.heads.first_ids[logits.argmax(1)])
         token = xp.where(is_word & (drawn == windows.frame), windows.word, drawn)
-        token = self._segments.end_audio(self._spread(self._arrays.tensor(token), index, rows), rows)
+        token = self.segments.end_audio(self.spread(self.arrays.tensor(token), index, rows), rows)
         drawn = pick(token, index)
         is_word, is_frame = drawn == windows.word, drawn == windows.frame
         # The tokens are on the text stream, which `RowDraw` copies from the tables.
         _, number = windows.within_window(row)
         texts = self._texts[slots, xp.clip(number, 0, self._texts.shape[1] - 1)]
-        self._codes[slots, position, self._lane] = self._arrays.int32(xp.where(is_word, texts, 0))
-        voice = xp.searchsorted(self._voice_ends, self._tokens[slots, 0] + 0 * slots, side="right")
+        self.codes[slots, position, self._lane] = self.arrays.int32(xp.where(is_word, texts, 0))
+        voice = xp.searchsorted(self._voice_ends, self.tokens[slots, 0] + 0 * slots, side="right")
         voice = xp.clip(voice, 0, len(self._first_states) - 1)  # vLLM's warm-up has any ids
         first = xp.clip(total, 0, windows.num_words)
         is_first = row == first
         # The rows of CFG pairs come first. A constant of the voice guides the first frame of a reply.
-        begins = self._arrays.tensor(is_first)
+        begins = self.arrays.tensor(is_first)
         free = torch.cat([others, own[len(others) :]])
-        free = torch.where(begins[:, None], self._first_states[self._arrays.tensor(voice)], free)
-        scale = self._arrays.tensor(pick(rows.scales.guidance, index))
+        free = torch.where(begins[:, None], self._first_states[self.arrays.tensor(voice)], free)
+        scale = self.arrays.tensor(pick(rows.scales.guidance, index))
         scale = torch.cat([scale[: len(others)], torch.where(begins, scale, 1.0)[len(others) :]])
-        steps = self._arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
-        given = own, self._tensor(gaussian(keys[:, 1 : 1 + self._size])), steps, free, scale
+        steps = self.arrays.tensor(pick(rows.limits.latent_steps, index)).clamp(min=1)
+        given = own, self.upload(gaussian(keys[:, 1 : 1 + self._size])), steps, free, scale
         words = predicted(self._predict, is_frame if xp is np else None, given, plan.solver)
-        is_frame, is_word = (self._arrays.tensor(each)[:, None] for each in (is_frame, is_word))
+        is_frame, is_word = (self.arrays.tensor(each)[:, None] for each in (is_frame, is_word))
         mark = begins[:, None].float()
         words = torch.where(is_frame, torch.cat([words, mark], 1), 0.0).view(torch.int32)
         numbers = torch.zeros_like(words)
-        numbers[:, 0] = self._arrays.tensor(voice)
-        return token, self._spread(torch.where(is_word, numbers, words), index, rows)
+        numbers[:, 0] = self.arrays.tensor(voice)
+        return token, self.spread(torch.where(is_word, numbers, words), index, rows)

@@ -1,6 +1,5 @@
 """Sampling of rows whose latent predictor is guided within the row and reads the latent of the row before."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -8,13 +7,11 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.step_draw import SLOT
-from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.batch_plan import SolverPlan
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
-from stretto.engine.worker.predictors import LatentReadout
-from stretto.engine.worker.sampler import RepetitionGuard, pick
-from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.sampler import pick
+from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.slots import Array
 from stretto.families.mechanism import Mechanism
 
 
@@ -23,25 +20,11 @@ class GuidedDraw(LatentDraw):
 
     Args:
         mechanism: The mechanism, which has no constants.
-        readout: Heads and networks of the model.
-        segments: Segment state of the rows.
-        tables: Slot tables.
-        arrays: Array factory.
-        guard: Unused, because latents have no ids that could repeat.
-        tokens: Unused: stream 0 of every slot by position.
+        given: Arguments of `LatentDraw`.
     """
 
-    def __init__(
-        self,
-        mechanism: Mechanism,
-        readout: LatentReadout,
-        segments: SegmentState,
-        tables: SlotTables,
-        arrays: Arrays,
-        guard: RepetitionGuard,
-        tokens: torch.Tensor,
-    ):
-        super().__init__(readout, segments, tables, arrays, guard)
+    def __init__(self, mechanism: Mechanism, *given: Any):
+        super().__init__(*given)
 
     def words(
         self,
@@ -53,39 +36,35 @@ class GuidedDraw(LatentDraw):
         index: Array | None,
     ) -> torch.Tensor:
         """Return the words, for which the predictor also reads the previous latents and the guidance scales."""
-        before = self._codes[pick(rows.slots, index), pick(rows.position, index) - 1]
-        before = self._arrays.tensor(before)[:, : self._num_streams - 1].contiguous().view(torch.float32)
-        scale = self._arrays.tensor(pick(rows.scales.guidance, index))
-        words: torch.Tensor = self._predict(hidden, noise, steps, solver, before, scale)
+        before = self.codes[pick(rows.slots, index), pick(rows.position, index) - 1]
+        before = self.arrays.tensor(before)[:, : self.segments.family.latent_size].contiguous().view(torch.float32)
+        scale = self.arrays.tensor(pick(rows.scales.guidance, index))
+        words: torch.Tensor = self.predict(hidden, noise, steps, solver, before, scale)
         return words.contiguous().view(torch.int32)
 
 
 class GuidedProgram(LatentStepProgram):
-    """Kernel launches that do what `GuidedDraw` does; see `LatentStepProgram` for the arguments."""
+    """Kernel launches that do what `GuidedDraw` does.
+
+    Args:
+        mechanism: The mechanism, which has no constants.
+        given: Arguments of `LatentStepProgram`.
+    """
 
     may_guide: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        mechanism: Mechanism,
-        readout: LatentReadout,
-        rules: SegmentRules,
-        tables: SlotTables,
-        tokens: torch.Tensor,
-        num_rows: int,
-        captured_steps: Sequence[int],
-    ):
-        super().__init__(readout, rules, tables, tokens, num_rows, captured_steps)
-        self._before = torch.zeros_like(self._noise)
+    def __init__(self, mechanism: Mechanism, *given: Any):
+        super().__init__(*given)
+        self._before = torch.zeros_like(self.noise)
 
     def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
         number, size = noise.shape
         previous_latents_kernel[number,](
-            self._before, self.columns.table, self.lengths, self._tables.codes, self.constants.rules, size,
+            self._before, self.columns.table, self.lengths, self.tables.codes, self.constants.rules, size,
             triton.next_power_of_2(max(size, 2)), num_warps=1,
         )  # fmt: skip
-        context = self._before[:number], self._guidance[:number]
-        words: Any = self._predict(hidden, noise, steps, solver, *context)
+        context = self._before[:number], self.guidance[:number]
+        words: Any = self.predict(hidden, noise, steps, solver, *context)
         return words.contiguous().view(torch.int32)
 
 

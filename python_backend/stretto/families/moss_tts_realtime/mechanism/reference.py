@@ -1,0 +1,28 @@
+"""Slow reference of the penalty on recent ids, for `stretto.testing`."""
+
+from typing import Any
+
+from stretto.families.base import Family
+from stretto.records.prompt import Prompt
+from stretto.testing import ReferenceRule
+
+
+class RecentIds(ReferenceRule):
+    """Penalty on the ids that a stream has in the last rows of the audio."""
+
+    def __init__(self, mechanism: Any, prompt: Prompt):
+        super().__init__(mechanism, prompt)
+        self._rows: list[list[int]] = []
+
+    def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
+        """Return the logits of a stream with the penalty; see `ReferenceRule.penalized`."""
+        counted = {row[stream] for row in self._rows[-self.mechanism.num_recent_rows :]}
+        penalty = self.prompt.sampling.repetition_penalty
+        factors = [
+            1.0 if token not in counted else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
+        ]
+        return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
+
+    def replace_streams(self, row: list[int], position: int, family: Family) -> None:
+        """Remember the row."""
+        self._rows.append(list(row))
