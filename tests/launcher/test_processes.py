@@ -99,11 +99,11 @@ def test_waiting_for_a_child_is_distinguished_from_sleeping() -> None:
 
 def test_unreaped_children_are_detected() -> None:
     child = subprocess.Popen(SLEEP)
-    assert not lost_children(os.getpid())
+    assert child.pid not in lost_children(os.getpid())
     child.kill()
-    until(lambda: lost_children(os.getpid()))
+    until(lambda: child.pid in lost_children(os.getpid()))
     child.wait()
-    assert not lost_children(os.getpid())
+    assert child.pid not in lost_children(os.getpid())
 
 
 def test_stub_and_engine_processes_are_workers() -> None:
