@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,9 +121,9 @@ class Connection(ResponseSender):
 class Server:
     """Language model and decoder, without Triton between them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, idle_timeout_s: float) -> None:
         self.model, self.table = Model(), FlowTable.create(1, 64)
-        self.worker = DecoderWorker(FakeCodec(), DecoderConfig(idle_timeout_s=0.5))
+        self.worker = DecoderWorker(FakeCodec(), DecoderConfig(idle_timeout_s=idle_timeout_s))
         self.decoder = DecodingService(self.worker, SEAL)
         self.service = SpeechService(self.model, EventLoop("test"), self.table, LIMITS, SEAL)
 
@@ -152,8 +151,9 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path)
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    """Start a server; the parameter is the time in seconds after which the decoder forgets an idle utterance."""
+    made = Server(getattr(request, "param", PATIENCE_S))
     yield made
     made.close()
 
@@ -229,6 +229,7 @@ def test_reply_that_ended_without_a_connection_is_kept_for_resumption(server: Se
     check(has, wanted)
 
 
+@pytest.mark.parametrize("server", [0.5], indirect=True)
 def test_decoder_frees_a_session_that_can_no_longer_be_resumed(server: Server) -> None:
     connection = server.begin(4, resume_s=0.05)
     received(connection, 3)
@@ -239,6 +240,7 @@ def test_decoder_frees_a_session_that_can_no_longer_be_resumed(server: Server) -
     assert "session.id: expected the id of an open session (it is kept for options.resume_s" in refusal(late)
 
 
+@pytest.mark.parametrize("server", [0.5], indirect=True)
 def test_client_ends_its_session_immediately(server: Server) -> None:
     """The session's permit, slot and decoder state are released at once, although it could have been resumed."""
     server.model.may_go_on.clear()

@@ -25,7 +25,7 @@ from stretto.triton_io.speech_service import SpeechService
 from stretto.triton_io.stub import EventLoop
 from tests.fakes_triton import Logger, MetricFamily, Request, ResponseSender, TritonError
 from tests.families.test_text_stream import QWEN, tokenizer
-from tests.patience import until
+from tests.patience import PATIENCE_S, until
 from tests.small_vocabularies import KYUTAI_STT, TRACKED_CSM
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, envelope_in, part_inputs, prompt_inputs
@@ -87,7 +87,7 @@ def table(tmp_path: Path) -> FlowTable:
 
 @pytest.fixture
 def service(table: FlowTable) -> Iterator[SpeechService]:
-    made = SpeechService(Model(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
+    made = SpeechService(Model(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=PATIENCE_S), SEAL)
     yield made
     made.close()
 
@@ -176,7 +176,7 @@ def test_requests_of_disconnected_clients_are_not_started(
     Disconnects.create(tmp_path / "disconnects")
     monkeypatch.setenv(DISCONNECTS_FILE, str(tmp_path / "disconnects"))
     disconnects, loop = Disconnects(tmp_path / "disconnects"), EventLoop("test")
-    service = SpeechService(Model(), loop, table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
+    service = SpeechService(Model(), loop, table, SenderLimits(poll_s=0.005, stall_s=PATIENCE_S), SEAL)
     left, stays = request(table, 4), request(table, 4)
     for asked in (left, stays):
         asked.given[STREAM] = str(disconnects.next_number())
@@ -229,14 +229,16 @@ def test_decoder_failures_are_sent_after_all_acknowledgements(
     assert made == {"failed": 0, "rejected": 0} | {counted: 1}
 
 
-def test_unresponsive_decoder_does_not_hang_the_request(service: SpeechService, table: FlowTable) -> None:
+def test_unresponsive_decoder_does_not_hang_the_request(table: FlowTable) -> None:
+    service = SpeechService(Model(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=0.2), SEAL)
     asked = request(table, 4)
     asked.sender = ResponseSender()
     service.accept(asked)
     until(lambda: asked.sender.is_final)
-    assert asked.sender.responses[-1].error.message() == "failed: the decoder has acknowledged no chunk for 1 s"
+    assert asked.sender.responses[-1].error.message() == "failed: the decoder has acknowledged no chunk for 0.2 s"
     assert "DecoderStalled" in Logger.errors[0]
     until(lambda: table.num_active() == 0)
+    service.close()
 
 
 def test_more_utterances_than_slots_are_refused(service: SpeechService, table: FlowTable) -> None:
@@ -381,7 +383,7 @@ class LiveModel(Model):
 
 
 def test_live_sessions_are_limited_per_client(table: FlowTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = SpeechService(LiveModel(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=1), SEAL)
+    service = SpeechService(LiveModel(), EventLoop("test"), table, SenderLimits(poll_s=0.005, stall_s=PATIENCE_S), SEAL)
     monkeypatch.setattr(service._texts._shares, "limit", 0)
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
     inputs = prompt_inputs(Prompt("asr", np.zeros((3, 2), np.int32), sampling, is_open=True))
