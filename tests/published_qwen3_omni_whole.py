@@ -17,10 +17,26 @@ class Whole:
 
     Args:
         release: Folder of the release.
+
+    Attributes:
+        states: Hidden states of the thinker that the talker read in the last reply, float32 [n, W].
+        positions: Positions of the talker's prompt in the last reply, int64 [3, P].
     """
 
     def __init__(self, release: Path) -> None:
+        self.states, self.positions = np.zeros((0, 1), np.float32), np.zeros((3, 0), np.int64)
         self._model: Any = Qwen3OmniMoeForConditionalGeneration.from_pretrained(release, dtype=torch.float32).eval()
+        # The talker's positions of audio beside images need it, but its configuration lacks it, as of transformers 5.
+        self._model.talker.config.audio_config = self._model.thinker.config.audio_config
+        self._model.talker.hidden_projection.register_forward_pre_hook(self._keep_states)
+        self._model.talker.model.register_forward_pre_hook(self._keep_positions, with_kwargs=True)
+
+    def _keep_states(self, _: Any, inputs: tuple[Tensor]) -> None:
+        self.states = inputs[0].numpy()
+
+    def _keep_positions(self, _: Any, __: tuple[()], inputs: dict[str, Tensor]) -> None:
+        if inputs["inputs_embeds"].shape[1] > 1:  # the prompt
+            self.positions = inputs["position_ids"][-3:, 0].long().numpy()
 
     @torch.no_grad()
     def reply(

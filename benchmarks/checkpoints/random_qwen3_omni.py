@@ -84,7 +84,7 @@ def text_only_config(thinker: dict[str, Any] | None = None) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ("talker_config", "code2wav_config")}
 
 
-def thinker_config(hidden: int = 96, layers: int = 2, experts: int = 6, active: int = 2) -> dict[str, Any]:
+def thinker_config(hidden: int = 96, layers: int = 4, experts: int = 6, active: int = 2) -> dict[str, Any]:
     """Return the config of a small thinker, of whose experts `active` ones compute a row."""
     text = {
         **backbone(hidden, layers, 32),
@@ -129,8 +129,8 @@ def thinker_config(hidden: int = 96, layers: int = 2, experts: int = 6, active: 
         "video_token_id": VIDEO,
         "audio_start_token_id": PLACEHOLDERS["<|audio_start|>"],
         "audio_end_token_id": PLACEHOLDERS["<|audio_end|>"],
-        "vision_start_token_id": 322,
-        "vision_end_token_id": 323,
+        "vision_start_token_id": PLACEHOLDERS["<|vision_start|>"],
+        "vision_end_token_id": PLACEHOLDERS["<|vision_end|>"],
         "position_id_per_seconds": 13,
         "text_config": text,
         "audio_config": audio,
@@ -154,8 +154,11 @@ def _talker(
         "rope_scaling": {"interleaved": True, "mrope_section": [8, 4, 4], "rope_type": "default", "type": "default"},
     }
     return {
-        "accept_hidden_layer": 1,
+        "accept_hidden_layer": 3,  # above those to which the image encoder adds rows, as published
         "spatial_merge_size": 2,
+        "position_id_per_seconds": 13,
+        "audio_start_token_id": PLACEHOLDERS["<|audio_start|>"],
+        "vision_start_token_id": PLACEHOLDERS["<|vision_start|>"],
         "num_code_groups": codebooks,
         "thinker_hidden_size": 96,
         "audio_token_id": AUDIO,

@@ -63,7 +63,8 @@ def test_encoder_matches_transformers(case: Case) -> None:
         for index, image in enumerate(prompt.images):
             parts = [made.pooler_output[index], *(level[index] for level in made.deepstack_features)]
             with torch.inference_mode():
-                found = model.image_encoder(torch.from_numpy(image.features), image.height, image.width)
+                features = torch.from_numpy(image.features)
+                found = model.image_encoder(model.adaptor, features, image.height, image.width)
             torch.testing.assert_close(found, torch.cat(parts, 1), rtol=0, atol=1e-5, msg=name)
 
 

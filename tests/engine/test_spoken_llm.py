@@ -31,7 +31,7 @@ from stretto.streams.layout import Segment
 from tests.engine.forking import forked_processes, stopped
 from tests.engine.harness import DEFAULTS
 from tests.patience import until_async
-from tests.published_qwen3_omni_thinker import Processor, Written, conversations, convert
+from tests.published_qwen3_omni_thinker import Processor, Written, conversations, convert, sights
 from tests.published_qwen3_omni_whole import Whole
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
@@ -66,12 +66,13 @@ class Maker(NamedTuple):
 
     def prompt(self, name: str, voice: int = 0, task: str = "dialogue", **sampling: Any) -> Prompt:
         """Return a greedy request for the reply to a conversation."""
-        made = Written(self.checkpoint).rows(conversations()[name])
+        made = Written(self.checkpoint).rows((conversations() | sights())[name])
         defaults = served_family(self.checkpoint).task(task).sampling
         text = replace(defaults.text, max_rows=NUM_WORDS)
         audio = replace(defaults.audio, temperature=0.0, max_rows=NUM_FRAMES)
         given = {"text": text, "audio": audio, "depth": CodeSampling(0.0), "seed": 0} | sampling
-        return Prompt(task, made.rows, replace(defaults, **given), audios=made.audios, voice=voice)
+        sampling = replace(defaults, **given)
+        return Prompt(task, made.rows, sampling, audios=made.audios, images=made.images, voice=voice)
 
     def drawn(self, name: str, seed: int) -> Prompt:
         """Return a request with sampling in both models."""

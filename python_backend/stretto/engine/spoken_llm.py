@@ -108,8 +108,8 @@ class SpokenLLM:
             return
         request_id = free_id(request_id, self.writer.active)
         prompt = replace(prompt, sampling=prompt.sampling.with_seed())
-        sized = self.speaker.prepare(self._sized(prompt))
         writing = self.writer.prepare(self._writer_prompt(prompt))
+        sized = self.speaker.prepare(self._sized(prompt))
         with (
             self.writer.place(writing, request_id, host) as permit,
             self.speaker.place(sized, request_id, host) as speaking,
@@ -133,7 +133,8 @@ class SpokenLLM:
         Args:
             prompt: The request.
             words: First ids of the writer's reply.
-            states: Hidden states of the writer in the rows of audio input, float32 [n, W]; None if there are none.
+            states: Hidden states of the writer in the rows of audio input and images, float32 [n, W]; None if there are
+                none.
 
         Raises:
             InvalidRequest: If the speaker cannot read the conversation.
@@ -142,7 +143,8 @@ class SpokenLLM:
         if prompt.voice not in range(len(voices)):
             raise InvalidRequest("voice", f"a number in [0, {len(voices) - 1}]", prompt.voice)
         sampling = replace(prompt.sampling, text=self.speaker.family.tasks[0].sampling.text)
-        made = self.prompts.write(prompt.rows[:, 0], words, voices[prompt.voice], states, sampling, is_open=True)
+        given, grids = prompt.rows[:, 0], [(image.height, image.width) for image in prompt.images]
+        made = self.prompts.write(given, words, voices[prompt.voice], states, sampling, is_open=True, grids=grids)
         return replace(made, delivery=prompt.delivery)
 
     def _sized(self, prompt: Prompt) -> Prompt:
@@ -155,7 +157,7 @@ class SpokenLLM:
         Args:
             prompt: The request.
         """
-        num_states = sum(audio.num_rows for audio in prompt.audios)
+        num_states = sum(each.num_rows for each in prompt.inputs)
         zeros = np.broadcast_to(np.zeros((), np.float32), (num_states, self._width))
         states = zeros if num_states else None
         words = self.prompts.spoken(prompt.rows[-1:, 0].tolist()) or [0]

@@ -31,6 +31,7 @@ class SpeakerPrompts(Protocol):
         states: np.ndarray | None = None,
         sampling: SamplingConfig | None = None,
         is_open: bool = False,
+        grids: Sequence[tuple[int, int]] = (),
     ) -> Prompt:
         """Return the prompt that speaks `words`.
 
@@ -38,10 +39,11 @@ class SpeakerPrompts(Protocol):
             conversation: Ids of stream 0 in the writer's prompt; an array is faster.
             words: Ids of the writer's reply, or of its beginning if `is_open`.
             voice: Name of the voice, one of the writer's `Family.voices`.
-            states: Hidden states of the writer in the rows of audio input, float32 [n, W], in order; None if there are
-                none.
+            states: Hidden states of the writer in the rows of audio input and images, float32 [n, W], in order; None if
+                there are none.
             sampling: Sampling options; None for the defaults.
             is_open: True if further words and the end of the text follow.
+            grids: Height and width of each image, in rows of the prompt, in order.
 
         Raises:
             InvalidRequest: If the speaker cannot read the conversation.
@@ -62,8 +64,8 @@ class Speaker:
 
     Attributes:
         folder: Folder of the speaker's checkpoint in that of the writer.
-        state_layer: Decoder layer of the writer whose input the speaker reads in the rows of audio input, counted as
-            transformers counts `hidden_states`: 0 for the embedded rows.
+        state_layer: Decoder layer of the writer whose input the speaker reads in the rows of audio input and images,
+            counted as transformers counts `hidden_states`: 0 for the embedded rows.
         open_prompts: Function that returns the `SpeakerPrompts` for the speaker's checkpoint folder.
     """
 

@@ -135,6 +135,10 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
             "expected talker_config.accept_hidden_layer in [0, ",
         ),
         (
+            lambda config: config["talker_config"].update(accept_hidden_layer=2),
+            "accept_hidden_layer: expected 0 or a layer above the first 2, which add rows of images, got 2",
+        ),
+        (
             lambda config: config["thinker_config"]["audio_config"].update(output_dim=64),
             "expected thinker_config.audio_config.output_dim 96, got 64",
         ),
@@ -196,5 +200,5 @@ def test_tokenizer_without_markers_is_refused(tmp_path: Path, refuses: Refuses) 
 def test_published_sizes_fit_the_plan(tmp_path: Path, refuses: Refuses) -> None:
     """Sizes of any config are taken from it: a release with the tensors of another one is refused."""
     folder = write_release(tmp_path / "release", text_only_config())
-    (folder / "config.json").write_text(json.dumps(text_only_config(thinker_config(layers=3))))
-    refuses(command(folder, tmp_path / "out"), "missing: thinker.model.layers.2.input_layernorm.weight")
+    (folder / "config.json").write_text(json.dumps(text_only_config(thinker_config(layers=5))))
+    refuses(command(folder, tmp_path / "out"), "missing: thinker.model.layers.4.input_layernorm.weight")

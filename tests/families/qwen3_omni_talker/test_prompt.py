@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_qwen3_omni import AUDIO, IMAGE
+from benchmarks.checkpoints.random_qwen3_omni import AUDIO, IMAGE, VIDEO
 from stretto.convert.make_repository import main as make_repository
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.audio_format import AudioFormat, check_audios
@@ -71,11 +71,23 @@ def written(checkpoint: Path, **changes: Any) -> Prompt:
         ({"voice": "Ethan"}, "voice: expected one of ethan, chelsie, got 'Ethan'"),
         (
             {"states": None},
-            r"states: expected float32 \[9, W\], one for each id of input audio, got float32 \[0",
+            r"states: expected float32 \[9, W\], one for each id of input audio and images, got float32 \[0",
         ),
         ({"states": np.zeros((8, 96), np.float32)}, r"states: expected float32 \[9, W\].* got float32 \[8, 96\]"),
         ({"states": np.zeros((9, 96))}, r"states: .* got float64 \[9, 96\]"),
-        ({"conversation": turn("user", [IMAGE]), "states": None}, "conversation: expected only text and audio"),
+        (
+            {"conversation": turn("user", [VIDEO])},
+            "conversation: expected only text, audio and images, got a turn with",
+        ),
+        ({"grids": [(3, 3)]}, r"grids: expected heights and widths of images of \[\] rows, got \[\(3, 3\)\]"),
+        (
+            {"conversation": turn("user", [IMAGE] * 6 + [7] + [IMAGE] * 3), "grids": [(2, 3)]},
+            r"grids: expected heights and widths of images of \[6, 3\] rows, got \[\(2, 3\)\]",
+        ),
+        (
+            {"conversation": turn("user", [IMAGE] * 9), "grids": [(2, 4)]},
+            r"grids: expected heights and widths of images of \[9\] rows, got \[\(2, 4\)\]",
+        ),
     ],
 )
 def test_unspeakable_input_is_refused_by_field_name(checkpoint: Path, changes: dict[str, Any], message: str) -> None:

@@ -55,15 +55,16 @@ class ImageEncoder(nn.Module):
         image_format = ImageFormat.from_config(vllm_config.model_config.hf_config.to_dict())
         return None if image_format is None else cls(backbone, image_format, vllm_config)
 
-    def forward(self, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    def forward(self, adaptor: nn.Module, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Return the embedding rows [N, H] of one image, and beside them those for L layers, [N, (1 + L) * H].
 
         Args:
+            adaptor: Adaptor of the model's audio encoder.
             features: Encoder input, [F, M].
             height: Number of lines of rows.
             width: Number of rows in a line.
         """
-        rows: torch.Tensor = self._network.embed_image(self.tower, features, height, width)
+        rows: torch.Tensor = self._network.embed_image(self.tower, adaptor, features, height, width)
         return rows
 
 

@@ -247,6 +247,7 @@ class MultiStreamMixin(Decoder):
         if self.family.mechanism.speaker is not None:
             self.layer_states = keep_states(self.model, self.family.mechanism.speaker.state_layer, vllm_config)
         self.image_encoder = ImageEncoder.of(self.model, vllm_config)
+        self.adaptor: nn.Module = nn.Identity()
         encoder = encoder_of(config.to_dict())
         if encoder is not None:
             self._encoder: Any = import_module(encoder.network)

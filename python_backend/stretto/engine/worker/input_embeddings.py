@@ -17,7 +17,7 @@ class InputEmbeddings:
     The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 
     Args:
-        model: Model with `embed_audio` and, for images, `image_encoder`.
+        model: Model with `embed_audio` and, for images, `image_encoder` and `adaptor`.
         arrays: Array factory.
         embeds: Embedding buffer of the largest batch, [N, H]; only its shape, dtype and device are used.
         image_format: Input format of the image encoder; None if the model has none.
@@ -90,7 +90,7 @@ class InputEmbeddings:
         # Copied because the received buffer is read-only, which torch warns about.
         features = self._arrays.tensor(self._arrays.upload(given.features.copy()))
         if isinstance(given, InputImage):
-            encoded = self._model.image_encoder(features, given.height, given.width)
+            encoded = self._model.image_encoder(self._model.adaptor, features, given.height, given.width)
         else:
             encoded = self._model.embed_audio(features)
         if len(encoded) != given.num_rows:

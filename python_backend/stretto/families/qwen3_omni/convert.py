@@ -61,6 +61,9 @@ def convert(release: Release, contents: Contents) -> Converted:
     text = numbers.part("thinker_config").part("text_config")
     audio = tower_record(numbers.part("thinker_config").part("audio_config"), text)
     image = image_record(numbers.part("thinker_config").part("vision_config"), text)
+    if 0 < known.state_layer <= image["num_levels"]:  # transformers takes these states before adding the image's rows
+        expected = f"0 or a layer above the first {image['num_levels']}, which add rows of images"
+        raise CheckpointError(f"config.json: accept_hidden_layer: expected {expected}, got {known.state_layer}")
     record = {
         **talker.backbone_record(text),
         **common_record(NAME, known, known.num_ids, contents, has_head=True),

@@ -5,8 +5,9 @@ r"""Qwen3-Omni (Alibaba): the thinker, which answers text and audio with text.
     im_start assistant \n ─► reply im_end
 
 The backbone is Qwen3-MoE with one stream. Rows of audio input are rows of the audio encoder (`log_mel_encoder.py`).
-A row has one position, as in transformers (`get_rope_index`), because text and audio have equal positions in all three
-dimensions. The numbers come from `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override them.
+Rows of images have positions in three dimensions (`positions_of`), which are equal for text and audio, as in
+transformers (`get_rope_index`). The numbers come from `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json
+may override them.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class ThinkerVocabulary(Vocabulary):
         image_end: Id after an image.
         image_pad: Id of each row of an image.
         voices: Names of the talker's voices in lower case; empty without a talker.
-        state_layer: Layer whose hidden states the talker reads in rows of recordings (`accept_hidden_layer`).
+        state_layer: Layer whose hidden states the talker reads in rows of recordings and images
+            (`accept_hidden_layer`).
     """
 
     num_ids: int = 152064
@@ -104,7 +106,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         has_history=True,
         system=("text",),
     )
-    dialogue = replace(chat, name="dialogue", also=("text", "audio"), is_spoken=True)
+    dialogue = replace(chat, name="dialogue", is_spoken=True)
     return Family(
         name=NAME,
         layout=StreamLayout(

@@ -41,11 +41,14 @@ def image_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeVisionEncoder:
     return Qwen3OmniMoeVisionEncoder(tower_config(config)).eval()
 
 
-def embed_image(tower: Qwen3OmniMoeVisionEncoder, features: torch.Tensor, height: int, width: int) -> torch.Tensor:
+def embed_image(
+    tower: Qwen3OmniMoeVisionEncoder, adaptor: nn.Identity, features: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
     """Encode one image.
 
     Args:
         tower: Image encoder.
+        adaptor: Unused: the encoder's output already has the backbone's width.
         features: Patches, [F, M].
         height: Number of lines of rows.
         width: Number of rows in a line.

@@ -60,14 +60,12 @@ class ThinkerTemplate:
             ids.append(known.im_start)
             text, path = f"{role}\n", ""
             for piece in _without_codes(list(turn)):
-                kind = "audio" if piece.pcm is not None else "an image"
                 if piece.pcm is None and piece.pixels is None:
                     text, path = text + self._checked(piece), piece.path
                     continue
-                if task.is_spoken and (role != "user" or piece.pixels is not None):
-                    # the talker reads hidden states of recordings in user turns only
-                    heard = "text or audio" if role == "user" else "text"
-                    expected = f"{heard} in turns of the {role}, because the reply is spoken"
+                if task.is_spoken and role != "user":  # the talker reads hidden states in user turns only
+                    kind = "audio" if piece.pcm is not None else "an image"
+                    expected = f"text in turns of the {role}, because the reply is spoken"
                     raise InvalidRequest(piece.path, expected, kind)
                 ids += self._encoded(text, path)
                 if piece.pcm is not None:

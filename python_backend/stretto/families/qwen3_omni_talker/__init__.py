@@ -13,4 +13,5 @@ PLUGIN = FamilyPlugin(
             lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_omni_talker.model"
         )
     },
+    image_encoders={"thinker_image_states": "stretto.families.qwen3_omni_talker.model"},
 )

@@ -17,6 +17,7 @@ from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, prefixed
+from stretto.families.image_format import KEY as IMAGE_KEY
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
 from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, depth_spec, sections, text_ids
@@ -49,6 +50,13 @@ def convert(release: Release, contents: Contents) -> Converted:
             "model_type": "thinker_states",
             "hidden_size": talker.number("thinker_hidden_size"),
             "intermediate_size": text.number("intermediate_size"),
+        },
+        IMAGE_KEY: {
+            "model_type": "thinker_image_states",
+            "feature_size": talker.number("thinker_hidden_size"),
+            "frames_per_row": 1,
+            "num_levels": 0,
+            "sections": sections(text),
         },
     }
     shapes = published_shapes(numbers, known)
@@ -106,7 +114,6 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
     if num_codebooks < 3:
         raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
     depth.same("num_code_groups", num_codebooks)
-    sections(text)
     num_text_ids = thinker.part("text_config").number("vocab_size")
     codec = {name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS}
     return TalkerVocabulary(
@@ -122,7 +129,7 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
         max_model_len=text.number("max_position_embeddings"),
         depth=depth_spec(text, depth),
         heard=thinker.token("audio_token_id", num_text_ids),
-        seen=tuple(thinker.token(f"{kind}_token_id", num_text_ids) for kind in ("image", "video")),
+        seen=(thinker.token("image_token_id", num_text_ids), thinker.token("video_token_id", num_text_ids)),
     )
 
 

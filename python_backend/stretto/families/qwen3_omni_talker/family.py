@@ -5,9 +5,10 @@ r"""Qwen3-Omni talker (Alibaba): Qwen3-TTS rows, streams and depth transformer o
 
 A thinker generates the text of the reply. The talker reads the user turns, and then this text, one token per frame.
 Text is given as ids, because the talker's table already contains the thinker's embeddings after the talker's projection
-(`convert.py`). For the thinker's audio input, the talker receives hidden states of one of the thinker's layers, one per
-row. The thinker is the family `qwen3_omni`, which serves both. The numbers come from
-`Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override them.
+(`convert.py`). For the thinker's audio input and images, the talker receives hidden states of one of the thinker's
+layers, one per row. Rows of images have three positions, as in the thinker. The thinker is the family `qwen3_omni`,
+which serves both. The numbers come from `Qwen/Qwen3-Omni-30B-A3B-Instruct`; a checkpoint's config.json may override
+them.
 """
 
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
 
     Attributes:
         heard: Id of audio input in the thinker's prompt. In rows with this id, the talker reads hidden states.
-        seen: Ids of images and video in the thinker's prompt. They are rejected, because they would need positions in
-            three dimensions.
+        seen: Ids of images and of video in the thinker's prompt. In rows of images, the talker reads hidden states.
+            Video is rejected.
     """
 
     num_text_ids: int = 152064
@@ -41,7 +42,7 @@ class TalkerVocabulary(Qwen3TtsVocabulary):
     depth: DepthSpec = field(default_factory=lambda: replace(DEPTH, projection=None))
     heard: int = 151675
     max_model_len: int = 65536
-    seen: tuple[int, ...] = (151655, 151656)
+    seen: tuple[int, int] = (151655, 151656)
 
 
 # Defaults of `generate` for the whole model in transformers, including the defaults for codes after the first.

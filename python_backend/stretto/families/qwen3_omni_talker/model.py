@@ -20,6 +20,11 @@ class Projection(nn.Module):
         return self.linear_fc2(F.silu(self.linear_fc1(states.to(self.linear_fc1.weight.dtype))))
 
 
+def image_tower(config: Mapping[str, Any]) -> nn.Identity:
+    """Return an identity, because the thinker has already encoded the images."""
+    return nn.Identity()
+
+
 def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
     """Return an identity, because the thinker has already encoded the audio."""
     return nn.Identity()
@@ -32,4 +37,11 @@ def audio_adaptor(config: Mapping[str, Any], hidden_size: int) -> Projection:
 
 def embed_audio(tower: nn.Identity, adaptor: Projection, features: torch.Tensor) -> torch.Tensor:
     """Project the thinker's hidden states [N, W] to rows [N, H]."""
+    return adaptor(tower(features))
+
+
+def embed_image(
+    tower: nn.Identity, adaptor: Projection, features: torch.Tensor, height: int, width: int
+) -> torch.Tensor:
+    """Project the thinker's hidden states [N, W] in the rows of an image to rows [N, H]."""
     return adaptor(tower(features))

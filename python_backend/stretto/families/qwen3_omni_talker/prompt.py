@@ -5,22 +5,23 @@ r"""Prompts of Qwen3-Omni's talker, written from the thinker's prompt and reply 
     states                             s0 s1
 
 The talker reads only the user turns of the conversation: ids for text, and one projected hidden state of the thinker
-per audio row. With each frame, it reads a token of the thinker's reply: the first token in the last prompt row, the
-others as they arrive, then the end token (`Family.text_track`).
+per row of audio or an image. With each frame, it reads a token of the thinker's reply: the first token in the last
+prompt row, the others as they arrive, then the end token (`Family.text_track`).
 The layout follows `generate` of Qwen3OmniMoeForConditionalGeneration in transformers.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from stretto.errors import CheckpointError, InvalidRequest
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import stream0_rows
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary, qwen3_omni_talker
 from stretto.families.qwen3_tts.prompt import RowWriter
-from stretto.records.prompt import InputAudio, Prompt
+from stretto.records.prompt import InputAudio, InputImage, Prompt
 from stretto.records.sampling import SamplingConfig
 
 
@@ -57,6 +58,7 @@ class TalkerPrompts:
         states: np.ndarray | None = None,
         sampling: SamplingConfig | None = None,
         is_open: bool = False,
+        grids: Sequence[tuple[int, int]] = (),
     ) -> Prompt:
         """Return the prompt that speaks `words`.
 
@@ -65,9 +67,10 @@ class TalkerPrompts:
             words: Ids of the thinker's reply, or of its beginning if `is_open`.
             voice: Name of the voice.
             states: Hidden states, float32 [n, W], of the thinker layer given by `accept_hidden_layer` in config.json,
-                for the audio ids in user turns, in order; None if there are none.
+                for the ids of audio and images in user turns, in order; None if there are none.
             sampling: Sampling options; None for the defaults.
             is_open: True if `SpeechLLM.write` will add further words and the end id; if False, the end id is added.
+            grids: Height and width of each image in user turns, in rows of the prompt.
 
         Raises:
             InvalidRequest: If an argument is invalid; the message contains its name.
@@ -80,11 +83,13 @@ class TalkerPrompts:
         head = np.concatenate([stream0_rows(self.family.layout, users), self._writer.head([], voice, None)])
         made = self._writer.prompt(head, words, is_streaming=True)
         assert made.track[-1] == text.eos
+        audios, images = self._inputs(users, states, grids)
         return Prompt(
             self.family.tasks[0].name,
             made.rows,
             sampling or self.family.tasks[0].sampling,
-            audios=self._audio_inputs(users, states),
+            audios=audios,
+            images=images,
             track=made.track[:-1] if is_open else made.track,
             is_open=is_open,
         )
@@ -121,19 +126,26 @@ class TalkerPrompts:
         is_user = np.append(ids, -1)[starts + 1] == text.user
         lengths = np.diff(np.append(starts, len(ids)))
         turns: np.ndarray = ids[starts[0] :][np.repeat(is_user, lengths)] if len(starts) else ids[:0]
-        if np.isin(turns, self._known.seen).any():
-            expected = "only text and audio (images and video need three-dimensional positions)"
-            raise InvalidRequest("conversation", expected, "a turn with an image or a video")
+        if (turns == self._known.seen[1]).any():
+            raise InvalidRequest("conversation", "only text, audio and images", "a turn with a video")
         return turns
 
-    def _audio_inputs(self, users: np.ndarray, states: np.ndarray | None) -> tuple[InputAudio, ...]:
-        """Assign the hidden states to the audio rows in the user turns."""
-        positions = np.flatnonzero(users == self._known.heard)
+    def _inputs(
+        self, users: np.ndarray, states: np.ndarray | None, grids: Sequence[tuple[int, int]]
+    ) -> tuple[tuple[InputAudio, ...], tuple[InputImage, ...]]:
+        """Assign the hidden states to the rows of audio and images in the user turns."""
+        heard, image = self._known.heard, self._known.seen[0]
+        rows = np.flatnonzero((users == heard) | (users == image))
         given = np.zeros((0, 1), np.float32) if states is None else states
-        if given.ndim != 2 or len(given) != len(positions) or given.dtype != np.float32:
-            expected = f"float32 [{len(positions)}, W], one for each id of input audio"
+        if given.ndim != 2 or len(given) != len(rows) or given.dtype != np.float32:
+            expected = f"float32 [{len(rows)}, W], one for each id of input audio and images"
             raise InvalidRequest("states", expected, f"{given.dtype} {list(given.shape)}")
-        runs = np.split(np.arange(len(positions)), np.flatnonzero(np.diff(positions) != 1) + 1)
-        return tuple(
-            InputAudio(int(positions[run[0]]), len(run), given[run[0] : run[-1] + 1]) for run in runs if len(run)
-        )
+        begins = np.flatnonzero((np.diff(rows, prepend=-2) != 1) | (np.diff(users[rows], prepend=-1) != 0))
+        spans = [(int(rows[begin]), given[begin:end]) for begin, end in pairwise([*begins.tolist(), len(rows)])]
+        audios = tuple(InputAudio(first, len(part), part) for first, part in spans if users[first] == heard)
+        seen = [(first, part) for first, part in spans if users[first] == image]
+        sizes = [len(part) for _, part in seen]
+        if sizes != [height * width for height, width in grids]:
+            raise InvalidRequest("grids", f"heights and widths of images of {sizes} rows", shown(list(grids)))
+        pairs = zip(seen, grids, strict=True)
+        return audios, tuple(InputImage(first, *grid, part) for (first, part), grid in pairs)
