@@ -156,8 +156,8 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
             if part.type == "text":
                 turn["text"] = texts.add(given(part.text, f"{path}.text"), f"{path}.text")
             elif part.type == "image_url":
-                image, name = given(part.image_url, f"{path}.image_url"), f"{path}.image_url.url"
-                conversation.images.append(read_audio(name, image.url, "a data: URL with base64"))
+                image = given(part.image_url, f"{path}.image_url")
+                conversation.images.append(read_image(f"{path}.image_url.url", image.url))
                 turn["image"] = "image"
             else:
                 audio = given(part.input_audio, f"{path}.input_audio")
@@ -165,6 +165,11 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
                 turn["audio"] = "audio"
             conversation.turns.append(turn)
     return conversation
+
+
+def read_image(path: str, url: str) -> bytes:
+    """Return the file of an image in a `data:` URL; raise ApiError for the field `path` if `url` is another one."""
+    return read_audio(path, url, "a data: URL with base64")
 
 
 def given(value: Any, path: str) -> Any:

@@ -14,7 +14,7 @@ from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 
-Kind = Literal["input_text", "input_audio", "output_text", "output_audio"]
+Kind = Literal["input_text", "input_audio", "input_image", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
 ITEM_BYTES, PART_BYTES = 1024, 256  # memory of an item and of a part, not counting its content
 ROOT = "root"  # OpenAI's name for the position before all items
@@ -27,14 +27,31 @@ def new_id(kind: str) -> str:
 
 @dataclass
 class Part:
-    """Text, or pcm16 at 24 kHz with its transcript as `text`. The audio of replies is not stored."""
+    """Text, pcm16 at 24 kHz with its transcript as `text`, or an image. The audio of replies is not stored.
+
+    Attributes:
+        kind: OpenAI's type of the part.
+        text: The text, or the transcript.
+        pcm: The samples.
+        image: Contents of the image's file.
+        url_head: What precedes the base64 in the image's `data:` URL.
+    """
 
     kind: Kind
     text: str | None = ""
     pcm: bytes = b""
+    image: bytes = b""
+    url_head: str = ""
 
     def record(self, write: Callable[[bytes], bytes] | None) -> dict[str, Any]:
-        """Return the part as OpenAI's object; `write` converts its audio for the client, and None leaves it out."""
+        """Return the part as OpenAI's object.
+
+        Args:
+            write: Function that converts audio for the client; None leaves out audio and images.
+        """
+        if self.kind == "input_image":
+            url = {} if write is None else {"image_url": self.url_head + base64.b64encode(self.image).decode()}
+            return {"type": self.kind} | url
         if not self.kind.endswith("audio"):
             return {"type": self.kind, "text": self.text}
         sound = {"audio": base64.b64encode(write(self.pcm)).decode()} if write is not None and self.pcm else {}
@@ -47,7 +64,7 @@ class Item:
 
     Attributes:
         role: Role of the author.
-        parts: Texts and recordings of the message.
+        parts: Texts, recordings and images of the message.
         item_id: Id of the item.
         status: OpenAI's status.
         codes: Codes [S, T] of a spoken reply, in pieces.
@@ -68,7 +85,7 @@ class Item:
     num_bytes: int = 0  # accounted memory
 
     def record(self, write: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
-        """Return the item as OpenAI's object, with its audio as converted by `write`, or without audio."""
+        """Return the item as OpenAI's object; see `Part.record`."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
         parts = self.parts if self.played_samples is None else [replace(self.parts[0], text=self.text)]
         return head | {"role": self.role, "content": [part.record(write) for part in parts]}
@@ -77,19 +94,24 @@ class Item:
         """Truncate a spoken reply to its first `num_samples` samples, because only these were played."""
         self.played_samples = None if num_samples >= self.num_samples else num_samples
 
-    def turns(self, files: list[bytes]) -> list[dict[str, Any]]:
-        """Return the server's turns for the item, and append its audio to `files`."""
+    def turns(self, files: list[bytes], images: list[bytes]) -> list[dict[str, Any]]:
+        """Return the server's turns for the item; append its audio to `files`, and its images to `images`."""
         if self.role == "assistant":
             text_field: dict[str, Any] = {"text": self.text} if self.text else {}
             codes = self._played_codes()
             text_field |= {} if codes is None else {"codes": codes.tolist()}
             return [{"role": self.role} | text_field] if text_field else []
-        turns = []
+        contents: list[dict[str, Any]] = []
         for part in self.parts:
-            if part.pcm:
+            if part.kind == "input_image":
+                images.append(part.image)
+                contents.append({"image": "image"})
+            elif part.pcm:
                 files.append(wav_header(DEFAULT_RATE, len(part.pcm)) + part.pcm)
-            turns.append({"role": self.role} | ({"audio": "audio"} if part.pcm else {"text": part.text}))
-        return turns
+                contents.append({"audio": "audio"})
+            else:
+                contents.append({"text": part.text})
+        return [{"role": self.role} | content for content in contents]
 
     @property
     def text(self) -> str:
@@ -132,7 +154,8 @@ class Conversation:
             raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
         place = len(self.items) if behind is None else 0 if behind == ROOT else self._index(behind) + 1
         num_bytes = ITEM_BYTES + sum(
-            PART_BYTES + len(part.pcm) + MAX_CHAR_BYTES * len(part.text or "") for part in item.parts
+            PART_BYTES + len(part.pcm) + len(part.image) + MAX_CHAR_BYTES * len((part.text or "") + part.url_head)
+            for part in item.parts
         )
         if item.role == "system":
             self._expect_room(num_bytes)
@@ -178,13 +201,18 @@ class Conversation:
         for item in list(self.items):
             self.remove(item)
 
-    def turns(self, instructions: str | None) -> tuple[list[dict[str, Any]], list[bytes]]:
-        """Return the server's turns and their files. All system texts form one turn at the beginning."""
-        files: list[bytes] = []
+    def turns(self, instructions: str | None) -> tuple[list[dict[str, Any]], list[bytes], list[bytes]]:
+        """Return the server's turns, and the files of their audio and of their images.
+
+        All system texts form one turn at the beginning.
+        """
+        files, images = list[bytes](), list[bytes]()
         instruction_texts = [instructions or "", *(part.text or "" for part in self._parts("system"))]
         system = "\n".join(text for text in instruction_texts if text)
         turns = [{"role": "system", "text": system}] if system else []
-        return [*turns, *(turn for item in self.items if item.role != "system" for turn in item.turns(files))], files
+        for item in self.items:
+            turns += [] if item.role == "system" else item.turns(files, images)
+        return turns, files, images
 
     def _expect_room(self, num_bytes: int) -> None:
         """Raise ApiError if a system item of `num_bytes` would exceed the limits.
@@ -209,7 +237,7 @@ class Conversation:
 
 
 def asked_kinds(turns: list[dict[str, Any]]) -> set[str]:
-    """Return the kinds of content in the user's turns since the last reply: `text`, `audio`."""
+    """Return the kinds of content in the user's turns since the last reply: `text`, `audio`, `image`."""
     kinds: set[str] = set()
     for turn in reversed(turns):
         if turn["role"] != "user":

@@ -291,12 +291,17 @@ class AudioAppend(ClientEvent):
 
 
 class ContentFields(Body):
-    """Text, or a recording in the format of the session's audio input."""
+    """Text, a recording in the format of the session's audio input, or an image as a `data:` URL with base64.
 
-    type: Literal["input_text", "input_audio", "output_text", "output_audio", "text"]
+    `detail` has no effect.
+    """
+
+    type: Literal["input_text", "input_audio", "input_image", "output_text", "output_audio", "text"]
     text: Text | None = None
     audio: str | None = None
     transcript: Text | None = None
+    image_url: str | None = None
+    detail: Literal["auto", "low", "high"] | None = None
 
 
 class ItemFields(Body):

@@ -5,7 +5,7 @@ import base64
 import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from numpy.typing import NDArray
@@ -40,13 +40,14 @@ class Order:
 
     Attributes:
         turns: Turns for the server.
-        files: Files of the turns.
+        files: Files of the turns' audio.
         options: Options for the server.
         record: OpenAI's response object.
         ignored: Names of fields without effect.
         is_kept: True if the reply becomes an item of the conversation.
         speed: Speed of the audio; 1 is the model's own.
         form: Format of the audio.
+        images: Files of the turns' images.
     """
 
     turns: list[dict[str, Any]]
@@ -57,6 +58,7 @@ class Order:
     is_kept: bool
     speed: float
     form: Format
+    images: list[bytes] = field(default_factory=list)
 
     @property
     def speaks(self) -> bool:
@@ -69,7 +71,7 @@ class Order:
         num_codes = sum(len(stream) for turn in self.turns for stream in turn.get("codes", ()))
         num_chars = sum(len(turn.get("text", "")) for turn in self.turns)
         num_bytes = MAX_CHAR_BYTES * num_chars + NUMBER_BYTES * num_codes + held_bytes(self.options)
-        return sum(map(len, self.files)) + num_bytes
+        return sum(map(len, (*self.files, *self.images))) + num_bytes
 
 
 async def make_order(
@@ -97,7 +99,7 @@ async def make_order(
     modalities = fields.output_modalities or settings.output_modalities
     of_session = fields.instructions is None
     instructions = settings.instructions if of_session else fields.instructions
-    turns, files = conversation.turns(instructions)
+    turns, files, images = conversation.turns(instructions)
     if not asked_kinds(turns):
         turns = unprompted(turns, can_go_on=not of_session)
     with error_path("session"):
@@ -124,7 +126,7 @@ async def make_order(
             options["voice"] = voice
     record = response_record(modalities, voice_name, form, fields.metadata)
     speed = output.speed or settings.audio.output.speed or 1.0
-    return Order(turns, files, options, record, ignored, fields.conversation != "none", speed, form)
+    return Order(turns, files, options, record, ignored, fields.conversation != "none", speed, form, images)
 
 
 def response_record(modalities: Sequence[str], voice_name: str | None, form: Format, metadata: Any) -> dict[str, Any]:
@@ -216,7 +218,7 @@ class Reply:
 
     def _forget(self, num_bytes: int) -> None:
         own = {name: value for name, value in self._order.options.items() if name not in OPTIONS}
-        self._order = replace(self._order, turns=[], files=[], options=cast(TaskOptions, own))
+        self._order = replace(self._order, turns=[], files=[], images=[], options=cast(TaskOptions, own))
         self._gateway.sessions.held.remove(num_bytes)
 
     async def cancel(self, reason: str) -> None:
@@ -253,7 +255,7 @@ class Reply:
     def _open_stream(self) -> Speech:
         """Send the request, and return the events of the reply."""
         order = self._order
-        return self._gateway.client.converse(order.turns, *order.files, **order.options)
+        return self._gateway.client.converse(order.turns, *order.files, images=order.images, **order.options)
 
     async def _add(self, event: SpeechEvent) -> None:
         if not self._is_open:

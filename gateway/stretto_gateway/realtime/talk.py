@@ -14,7 +14,7 @@ from stretto_client.tries import Begin
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
 from stretto_gateway.catalogue import CallersVoices, find_task
-from stretto_gateway.chat import given
+from stretto_gateway.chat import given, read_image
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 from stretto_gateway.events import text_events
 from stretto_gateway.gateway import Gateway
@@ -203,7 +203,7 @@ class Transcriber:
 
 
 KINDS = {
-    "user": ("input_text", "input_audio"),
+    "user": ("input_text", "input_audio", "input_image"),
     "assistant": ("output_text", "output_audio", "text"),
     "system": ("input_text",),
 }
@@ -373,6 +373,10 @@ def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
             if not pcm:
                 raise mismatch(f"{path}.audio", "at least one sample", "none")
             parts.append(Part("input_audio", part.transcript, pcm))
+        elif part.type == "input_image":
+            url = given(part.image_url, f"{path}.image_url")
+            image, head = read_image(f"{path}.image_url", url), url[: url.find(",") + 1]
+            parts.append(Part("input_image", image=image, url_head=head))
         elif fields.role == "assistant":
             text = given(part.transcript if part.type == "output_audio" else part.text, f"{path}.text")
             parts.append(Part("output_text", text))

@@ -182,7 +182,10 @@ async def test_items_are_created_retrieved_and_deleted(start: Start) -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"type": "output_text", "text": "a"}, "item.content.0.type: expected input_text or input_audio in a user"),
+        (
+            {"type": "output_text", "text": "a"},
+            "item.content.0.type: expected input_text or input_audio or input_image in a user",
+        ),
         ({"type": "input_audio"}, "item.content.0.audio: missing"),
         ({"type": "input_audio", "audio": ""}, "item.content.0.audio: expected at least one sample, got none"),
         ({"type": "input_audio", "audio": "AA="}, "item.content.0.audio: expected base64, got"),
