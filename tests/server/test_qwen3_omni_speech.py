@@ -19,11 +19,12 @@ from stretto.families.served import speaking_folder
 from stretto.launcher.processes import descendants, read_process
 from stretto_gateway.encoding import wav_header
 from tests.gateway.realtime.caller import RATE, call_by
-from tests.published_qwen3_omni_thinker import Processor, convert, speech
+from tests.published_qwen3_omni_thinker import Processor, convert, sights, speech
 from tests.published_qwen3_omni_whole import Whole
 from tests.server.conftest import ServedCheckpoint, Server, serves
 from tests.server.listening import Answer
 from tests.server.openai_client import openai_client
+from tests.server.test_qwen3_omni import png, wav
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day tests/engine/test_spoken_llm.py
 NUM_WORDS, NUM_FRAMES = 20, 28
@@ -139,6 +140,47 @@ async def test_chat_completions_speak(served: ServedCheckpoint) -> None:
         )
         text = "".join([part.choices[0].delta.content or "" async for part in parts if part.choices])
     assert text.startswith(plain.text.strip()[:8])
+
+
+async def test_images_are_spoken_about(served: ServedCheckpoint, whole: Whole) -> None:
+    """In a realtime session, and in a chat completion, whose text is longer, because it has no such options."""
+    heard, seen, asked = sights()["audio, image"]
+    assert heard.pcm is not None
+    assert seen.pixels is not None
+    processor, url = (
+        Processor(served.checkpoint),
+        f"data:image/png;base64,{base64.b64encode(png(seen.pixels)).decode()}",
+    )
+    sound = base64.b64encode(wav(heard.pcm)).decode()
+    parts: list[Any] = [
+        {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}},
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "text", "text": asked.text},
+    ]
+    shown = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": asked.text}]
+    async with openai_client(served.server.grpc) as client:
+        async with call_by(client, "gpt-realtime") as caller:
+            await caller.put({"type": "message", "role": "user", "content": shown})
+            options = {name: GREEDY[name] for name in ("text", "audio", "depth", "seed")}
+            await caller.send("response.create", response={"options": options})
+            events = await caller.until("response.done")
+        answer = await client.chat.completions.create(
+            model="gpt-audio",
+            modalities=["text", "audio"],
+            audio={"voice": "ethan", "format": "wav"},
+            messages=[{"role": "user", "content": parts}],
+        )
+    words, codes = whole.reply(processor.inputs((seen, asked)), "ethan", NUM_WORDS, NUM_FRAMES)
+    assert events[-1].response.output[0].content[0].transcript == processor.decode(words)
+    deltas = b"".join(base64.b64decode(each.delta) for each in events if each.type == "response.output_audio.delta")
+    expected = np.rint(sound_of(served.checkpoint, codes) * 32767)
+    faded = len(expected) // 4  # a limit ends the speech, which is faded out
+    np.testing.assert_allclose(np.frombuffer(deltas, "<i2")[:-faded], expected[:-faded], atol=4)
+    words, _ = whole.reply(processor.inputs((heard, seen, asked)), "ethan", NUM_WORDS, NUM_FRAMES)
+    audio = answer.choices[0].message.audio
+    assert audio is not None
+    assert audio.transcript.startswith(processor.decode(words).strip())
+    assert len(base64.b64decode(audio.data)) > 10_000
 
 
 async def test_realtime_turns_speak(served: ServedCheckpoint) -> None:
