@@ -7,7 +7,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest
 
 from benchmarks.large_audio import FILES, REFUSED, Neighbour, describe, keep_busy, large_request
 from stretto.errors import InvalidRequest
-from stretto.preprocessing.audio import MAX_FILE_BYTES, read_file
+from stretto.preprocessing.audio import read_file
+from stretto.preprocessing.file_size import MAX_FILE_BYTES
 
 WHY_REFUSED = {"long": "at most 9.6 s", "format": "Format not recognised", "unsound": "Format"}
 

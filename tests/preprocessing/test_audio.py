@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing.audio import MAX_FILE_BYTES, READABLE, check_pcm, read_file, resample
+from stretto.preprocessing.audio import READABLE, check_pcm, read_file, resample
+from stretto.preprocessing.file_size import MAX_FILE_BYTES
 
 MAX_S = 9.6
 

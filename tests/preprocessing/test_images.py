@@ -14,7 +14,8 @@ from stretto.errors import InvalidRequest
 from stretto.families.prompting import Piece
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_worker import AudioProcess
-from stretto.preprocessing.images import MAX_FILE_BYTES, read_image
+from stretto.preprocessing.file_size import MAX_FILE_BYTES
+from stretto.preprocessing.images import read_image
 from stretto.preprocessing.request import within_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)

@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from stretto.launcher.processes import descendants, read_process
-from stretto.preprocessing.audio import LONG_NICENESS, MAX_FILE_BYTES, SHORT_BYTES
+from stretto.preprocessing.audio import LONG_NICENESS, SHORT_BYTES
+from stretto.preprocessing.file_size import MAX_FILE_BYTES
 from tests.server.conftest import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]  # by day tests/preprocessing

@@ -19,10 +19,11 @@ import soxr
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.limits import FairLimit
 from stretto.preprocessing.decoders import MAX_RATE_HZ, MIN_RATE_HZ, READABLE, decode
+from stretto.preprocessing.file_size import check_file_size
 from stretto.preprocessing.images import read_image
 
-MAX_FILE_BYTES, MAX_FILES = 20_000_000, 16
-MAX_REQUEST_BYTES = 64_000_000  # audio in all inputs of a request together
+MAX_FILES = 16
+MAX_REQUEST_BYTES = 64_000_000  # audio and images in all inputs of a request together
 MAX_PEAK = 2.0  # resampled or lossy audio slightly exceeds 1; unscaled integers far exceed this limit
 
 
@@ -90,17 +91,6 @@ def read_samples(pcm: np.ndarray, sample_rate: int | None, max_s: float, target_
     return resample(pcm, check_pcm(pcm, sample_rate, max_s), target_rate)
 
 
-def check_file_size(num_bytes: int, field: str) -> None:
-    """Raise InvalidRequest if a file of `num_bytes` bytes is empty or too large.
-
-    The error message refers to the file as `field`.
-    """
-    if not num_bytes:
-        raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
-    if num_bytes > MAX_FILE_BYTES:
-        raise InvalidRequest(field, f"at most {MAX_FILE_BYTES} bytes", f"{num_bytes} bytes")
-
-
 def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarray, int]:
     """Decode at most `max_s` of an audio file, even if the header declares more.
 
@@ -115,7 +105,7 @@ def read_file(data: bytes, max_s: float, field: str = "audio") -> tuple[np.ndarr
     Raises:
         InvalidRequest: The file is too large, too long, or cannot be decoded.
     """
-    check_file_size(len(data), field)
+    check_file_size(len(data), field, READABLE)
     pcm, rate = decode(data, max_s, field)
     if len(pcm) > int(max_s * rate):
         raise InvalidRequest(field, f"at most {max_s:g} s", "more")

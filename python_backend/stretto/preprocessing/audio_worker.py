@@ -26,9 +26,11 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import InvalidRequest
-from stretto.preprocessing.audio import Recording, check_file_size, read_file, read_samples, resample
-from stretto.preprocessing.decoders import read_tag
-from stretto.preprocessing.images import check_image_size, read_image
+from stretto.preprocessing.audio import Recording, read_file, read_samples, resample
+from stretto.preprocessing.decoders import READABLE, read_tag
+from stretto.preprocessing.file_size import check_file_size
+from stretto.preprocessing.images import READABLE as READABLE_IMAGES
+from stretto.preprocessing.images import read_image
 from stretto.worker_process import WorkerProcess
 
 MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends only this process
@@ -153,7 +155,7 @@ class AudioProcess:
         if recording.is_image:
             return self._read_image(recording.field, data)
         if recording.is_file:
-            check_file_size(len(data), recording.field)
+            check_file_size(len(data), recording.field, READABLE)
         job = {"field": recording.field, "is_file": recording.is_file, "sample_rate": recording.sample_rate}
         job |= {"num_bytes": len(data), "max_s": max_s, "rate": target_rate}
         with self._given(data):
@@ -163,7 +165,7 @@ class AudioProcess:
             return pcm
 
     def _read_image(self, field: str, data: memoryview) -> np.ndarray:
-        check_image_size(len(data), field)
+        check_file_size(len(data), field, READABLE_IMAGES)
         with self._given(data):
             height, width = self._ask({"image": field})["size"]
             pixels = np.empty((height, width, 3), np.uint8)

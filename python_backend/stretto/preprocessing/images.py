@@ -9,25 +9,14 @@ from io import BytesIO
 import numpy as np
 
 from stretto.errors import InvalidRequest
+from stretto.preprocessing.file_size import check_file_size
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 READABLE = "JPEG, PNG or WebP"
-MAX_FILE_BYTES = 20_000_000
 MAX_PIXELS = 16_777_216  # 48 MiB of colours
 MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of all images of a request, which are in memory together
 MAX_SIDE = 16_384
 TOO_LARGE = f"at most {MAX_PIXELS} pixels, and at most {MAX_SIDE} in a side"
-
-
-def check_image_size(num_bytes: int, field: str) -> None:
-    """Raise InvalidRequest if an image file of `num_bytes` bytes is empty or too large.
-
-    The error message refers to the file as `field`.
-    """
-    if not num_bytes:
-        raise InvalidRequest(field, f"the bytes of a {READABLE} file", "0 bytes")
-    if num_bytes > MAX_FILE_BYTES:
-        raise InvalidRequest(field, f"at most {MAX_FILE_BYTES} bytes", f"{num_bytes} bytes")
 
 
 def read_image(data: bytes, field: str) -> np.ndarray:
@@ -45,7 +34,7 @@ def read_image(data: bytes, field: str) -> np.ndarray:
     """
     from PIL import Image, ImageOps  # only processes that decode images need it
 
-    check_image_size(len(data), field)
+    check_file_size(len(data), field, READABLE)
     try:
         with warnings.catch_warnings(), Image.open(BytesIO(data), formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # about sizes that are refused below

@@ -29,13 +29,15 @@ from stretto.preprocessing.audio import (
     MAX_REQUEST_BYTES,
     AudioReader,
     Recording,
-    check_file_size,
     check_voices,
     read_recording,
     resample,
 )
+from stretto.preprocessing.decoders import READABLE
+from stretto.preprocessing.file_size import check_file_size
 from stretto.preprocessing.hearing import begin_session
-from stretto.preprocessing.images import MAX_REQUEST_PIXELS, check_image_size
+from stretto.preprocessing.images import MAX_REQUEST_PIXELS
+from stretto.preprocessing.images import READABLE as READABLE_IMAGES
 from stretto.preprocessing.options import MAX_OPTIONS_BYTES, read_delivery, read_options
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import read_json, string
@@ -81,10 +83,10 @@ class RawRequest:
     def num_audio_bytes(self) -> int:
         """Return the size of all audio and images; raise InvalidRequest if a file, or the total, is too large."""
         for index, data in enumerate(self.files):
-            check_file_size(len(data), self.file_field(index))
+            check_file_size(len(data), self.file_field(index), READABLE)
         images = self.image or ()
         for index, data in enumerate(images):
-            check_image_size(len(data), self.image_field(index))
+            check_file_size(len(data), self.image_field(index), READABLE_IMAGES)
         total = sum(map(len, (*self.files, *images))) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
         if total > MAX_REQUEST_BYTES:
             name = "audio" if self.files else "image" if images else self.field_names.get("pcm_in", "pcm_in")

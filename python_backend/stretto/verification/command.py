@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stretto.errors import CheckpointError, CommandParser, InvalidRequest
-from stretto.preprocessing.audio import MAX_FILE_BYTES, Recording
+from stretto.preprocessing.audio import Recording
 from stretto.preprocessing.audio_worker import AudioProcess, AudioProcessEnded
+from stretto.preprocessing.file_size import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from stretto.verification.detector import Detector
