@@ -44,7 +44,7 @@ from stretto.decoder.streaming import Windower
 from stretto.decoder.worker import DecoderWorker
 from stretto.marking.marker import Marker
 from stretto.records.chunk import Chunk, Event
-from stretto.streams.chunking import ChunkPolicy, Pacer
+from stretto.streams.chunking import ChunkPolicy, DecodingTime, Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowSlot, FlowTable
 
@@ -57,9 +57,9 @@ class RealTime:
         self.now = time.monotonic
         self.push = self._worker.push
 
-    def pace_s(self) -> float:
-        """Return the decoder's estimate of the time per chunk in seconds."""
-        return self._worker.pace_s
+    def time(self) -> DecodingTime:
+        """Return the decoding time, as the decoder has measured it."""
+        return self._worker.time
 
     def until(self, at: float) -> None:
         """Wait until `at`."""
@@ -99,8 +99,8 @@ class ProcessorTime:
     def now(self) -> float:
         return self._now if self._turn_s is None else self._free_at + self._stopwatch() - self._turn_s
 
-    def pace_s(self) -> float:
-        return self._loop.pace.chunk_s
+    def time(self) -> DecodingTime:
+        return self._loop.times.measured
 
     def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
         self._queue.put(PendingChunk(utterance, chunk, codes, reply))
@@ -147,12 +147,13 @@ class _Reply:
     sent_s: float
     cancelled: bool = field(default=False)
     host: str = ""
+    wanted_s: float = 0.0
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
         now, trace = self.stream.stage.now(), self.stream.trace
         if pcm is not None:
             trace.add(now, pcm, event["sample_rate"])
-            self.stream.slot.note_latency(now - self.sent_s)
+            self.stream.slot.note_latency(now - max(self.sent_s, self.wanted_s))
         trace.finished = now if event["is_final"] else None
 
     def fail(self, error: Exception) -> None:
@@ -176,6 +177,7 @@ class _Stream:
     def step(self) -> bool:
         """Add a frame; return True if more follow."""
         self._num_ready += 1
+        self.slot.begin_speech()
         is_last = self._num_sent + self._num_ready == self._codes.shape[1]
         while not is_last and (size := self._pacer.num_to_send(self._num_ready)):
             self._send(size, False)
@@ -186,7 +188,7 @@ class _Stream:
     def _send(self, size: int, is_final: bool) -> None:
         codes = self._codes[:, self._num_sent : self._num_sent + size]
         chunk = Chunk(len(self.sizes), Segment.AUDIO, is_final=is_final)
-        self.slot.set_pace(self.stage.pace_s())
+        self.slot.set_time(self.stage.time())
         self.stage.push(self._name, chunk, codes, _Reply(self, self.stage.now()))
         self.sizes.append(size)
         self._num_sent += size
@@ -295,6 +297,7 @@ class CountingReply:
     """Reply that counts the answers to `number` chunks."""
 
     host = ""
+    wanted_s = 0.0
 
     def __init__(self, number: int) -> None:
         self.errors: list[Exception] = []

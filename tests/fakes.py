@@ -71,7 +71,7 @@ class RecordedReply:
     """Reply that records its only answer: `pcm` and `event`, or `error`."""
 
     def __init__(self, log: list["RecordedReply"] | None = None, name: Any = None) -> None:
-        self.name, self.host = name, ""
+        self.name, self.host, self.wanted_s = name, "", 0.0
         self.pcm: np.ndarray | None = None
         self.event: dict[str, Any] | None = None
         self.error: Exception | None = None

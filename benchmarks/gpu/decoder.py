@@ -49,6 +49,7 @@ class Listener:
     """Reply that collects the samples of one utterance."""
 
     host = ""
+    wanted_s = 0.0
 
     def __init__(self) -> None:
         self.parts: list[np.ndarray] = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.decoder import LiveLoad, LiveStreams, ProcessorTime
 from benchmarks.loads import Trace, underrun_s
-from stretto.codecs.base import CodecSpec, Window, Windowed
+from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy
 from stretto.triton_io.flow import FlowTable
@@ -22,7 +22,7 @@ class TimedCodec:
 
     spec: CodecSpec
     frame_s: float
-    batch_s: float = 0.002
+    batch_s: float
     now_s: float = 0.0
 
     def encode(self, pcm: np.ndarray) -> np.ndarray:
@@ -38,20 +38,26 @@ class TimedCodec:
         return torch.full((batch, samples), 0.1), window.state
 
 
+Kind = tuple[CodecSpec, float, float]  # the first fields of a `TimedCodec`
 # Processor time of the bundled codec, and of a DAC with few channels: on one core of 2.5 GHz, about.
-BUNDLED = CodecSpec("bundled", 16_000, 640, 7, 256, Windowed(8, 1)), 0.00022
-DAC = CodecSpec("dac", 16_000, 320, 12, 1024, Windowed(10, 10)), 0.00005
+BUNDLED = CodecSpec("bundled", 16_000, 640, 7, 256, Windowed(8, 1)), 0.00022, 0.002
+DAC = CodecSpec("dac", 16_000, 320, 12, 1024, Windowed(10, 10)), 0.00005, 0.002
+POCKET = CodecSpec("pocket", 24_000, 1920, 32, 256, Stateful()), 0.00385, 0.0052  # on an AMD EPYC
 
 
-def play(folder: Path, kind: tuple[CodecSpec, float], load: LiveLoad, first_frames: int) -> list[Trace]:
-    """Play a load in simulated time, without randomness, and return the clients' traces."""
+def play(
+    folder: Path, kind: Kind, load: LiveLoad, first_frames: int, *before: LiveLoad, steady_frames: int = 25
+) -> list[Trace]:
+    """Play loads in simulated time, without randomness, and return the traces of the clients of `load`."""
     codec = TimedCodec(*kind)
-    policy = ChunkPolicy(first_frames, 25, frame_rate=codec.spec.frame_rate, held_frames=codec.spec.right_frames)
+    rate, held = codec.spec.frame_rate, codec.spec.right_frames
+    policy = ChunkPolicy(first_frames, steady_frames, frame_rate=rate, held_frames=held)
     stage = ProcessorTime(codec, DecoderConfig(max_utterances=1024), lambda: codec.now_s)
     table = FlowTable.create(0, directory=folder)
     table.clock = stage.now
     live = LiveStreams(stage, codec.spec, np.zeros((codec.spec.num_codebooks, 1000), np.int32), table)
-    live.run(LiveLoad(2, 2.0, 2 * codec.spec.frame_rate), policy)
+    for each in (LiveLoad(2, 2.0, 2 * codec.spec.frame_rate), *before):
+        live.run(each, policy)
     traces, _, _ = live.run(load, policy)
     table.remove()
     return traces
@@ -61,7 +67,7 @@ def play(folder: Path, kind: tuple[CodecSpec, float], load: LiveLoad, first_fram
 @pytest.mark.parametrize("streams", [1, 8, 32])
 @pytest.mark.parametrize(("kind", "first_frames"), [(BUNDLED, 4), (DAC, 8)], ids=["bundled", "dac"])
 def test_32_streams_of_a_small_codec_have_no_underruns(
-    tmp_path: Path, kind: tuple[CodecSpec, float], first_frames: int, streams: int, stagger_s: float
+    tmp_path: Path, kind: Kind, first_frames: int, streams: int, stagger_s: float
 ) -> None:
     """50 frames per second are twice real time for the bundled codec, and real time for DAC."""
     traces = play(tmp_path, kind, LiveLoad(streams, 6.0, 50.0, stagger_s), first_frames)
@@ -78,13 +84,30 @@ def test_underruns_are_negligible_at_64_streams(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "first_frames", "expected_s"), [(BUNDLED, 4, 5 / 50), (DAC, 8, 18 / 50)])
 def test_single_stream_starts_with_its_first_frames(
-    tmp_path: Path, kind: tuple[CodecSpec, float], first_frames: int, expected_s: float
+    tmp_path: Path, kind: Kind, first_frames: int, expected_s: float
 ) -> None:
     [trace] = play(tmp_path, kind, LiveLoad(1, 2.0, 50.0), first_frames)
     assert trace.arrivals[0] - trace.sent <= expected_s + 0.005
 
 
 def test_overloaded_decoder_causes_underruns(tmp_path: Path) -> None:
-    spec, frame_s = BUNDLED
-    traces = play(tmp_path, (spec, 8 * frame_s), LiveLoad(32, 4.0, 50.0), 4)
+    spec, frame_s, batch_s = BUNDLED
+    traces = play(tmp_path, (spec, 8 * frame_s, batch_s), LiveLoad(32, 4.0, 50.0), 4)
     assert min(map(underrun_s, traces)) > 0.5
+
+
+CROWD = LiveLoad(16, 8.0, 66.0, stagger_s=0.0)  # at once; they keep the decoder 80 % busy
+
+
+@pytest.mark.parametrize("before", [(), (CROWD,), (CROWD, CROWD)])
+def test_a_crowd_begins_with_small_chunks_and_hardly_underruns(tmp_path: Path, before: tuple[LiveLoad, ...]) -> None:
+    """16 first chunks of 12 frames would take 0.83 s."""
+    traces = play(tmp_path, POCKET, CROWD, 1, *before, steady_frames=12)
+    assert max(trace.durations[0] for trace in traces) <= 5 / 12.5
+    assert max(map(underrun_s, traces)) <= 0.05
+
+
+def test_a_stream_after_a_crowd_begins_with_a_small_chunk(tmp_path: Path) -> None:
+    [trace] = play(tmp_path, POCKET, LiveLoad(1, 4.0, 66.0), 1, CROWD, steady_frames=12)
+    assert trace.durations[0] <= 4 / 12.5
+    assert underrun_s(trace) <= 1e-3

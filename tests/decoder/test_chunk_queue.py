@@ -3,8 +3,9 @@ from collections.abc import Callable
 
 import pytest
 
-from stretto.decoder.chunk_queue import ChunkQueue, PendingChunk
+from stretto.decoder.chunk_queue import BATCH_MEMORY, ChunkQueue, PendingChunk, Stopwatch
 from stretto.records.chunk import Chunk
+from stretto.streams.chunking import DecodingTime
 from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
 from tests.patience import until
@@ -70,3 +71,32 @@ def test_empty_chunk_queue_blocks_until_an_event(act: Callable[[ChunkQueue], obj
     until(lambda: queue._changed._waiters)  # type: ignore[attr-defined]
     act(queue)
     until(lambda: not waiting.is_alive())
+
+
+def measured(*batches: tuple[int, float], num_context_frames: int = 0) -> DecodingTime:
+    """Return what a stopwatch measures with these numbers of frames and times of batches."""
+    stopwatch = Stopwatch(num_context_frames)
+    for num_frames, spent_s in batches:
+        stopwatch.record(num_frames, spent_s)
+    return stopwatch.measured
+
+
+def test_times_of_batches_and_frames_are_told_apart() -> None:
+    time = measured(*((frames, 0.5 + 0.25 * frames) for frames in (1, 4, 12, 96)), num_context_frames=10)
+    assert [time.batch_s, time.window_s, time.frame_s] == pytest.approx([0.5, 2.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [[(4, 2.0)], [(4, 2.0), (4, 3.0), (4, 1.0)], [(1, 0.1), (12, 10.7)]],
+    ids=["one batch", "equal sizes", "small batches that are faster"],
+)
+def test_whole_time_is_of_frames_if_no_part_is_of_batches(batches: list[tuple[int, float]]) -> None:
+    time = measured(*batches)
+    assert time.batch_s == 0
+    assert time.frame_s == pytest.approx(0.5, rel=0.02)
+
+
+def test_stopwatch_forgets_earlier_batches() -> None:
+    time = measured(*[(4, 400.0)] * 3, *[(4, 4.0)] * (20 * BATCH_MEMORY))
+    assert time.frame_s == pytest.approx(1.0, rel=1e-3)

@@ -12,7 +12,7 @@ from stretto.decoder.worker import DecoderWorker
 from stretto.families.tiny.family import TINY
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
-from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
+from stretto.streams.chunking import ChunkPolicy, DecoderLoad, DecodingTime, Pacer
 from stretto.streams.layout import Segment
 from tests.fakes import RecordedReply
 
@@ -26,7 +26,7 @@ def codec() -> Codec:
 
 def cut(num_frames: int, policy: ChunkPolicy, draw: random.Random) -> list[int]:
     """Return the sizes of an utterance's chunks with random frame times, clock and decoder speed."""
-    now, load = 0.0, DecoderLoad(draw.random() / 4, draw.random() / 8)
+    now, load = 0.0, DecoderLoad(draw.random() / 4, DecodingTime(draw.random() / 8))
     pacer = Pacer(policy, lambda: load, lambda: now)
     sizes: list[int] = []
     for ready in range(1, num_frames + 1):

@@ -10,7 +10,7 @@ from torch import Tensor
 from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop as loop_module
-from stretto.decoder.chunk_queue import BUSY_SHARE, ChunkQueue, Counts, PendingChunk
+from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk
 from stretto.decoder.graphs import MAX_GRAPHS
 from stretto.decoder.launching import CudaLauncher
 from stretto.decoder.loop import DecodingLoop
@@ -78,7 +78,7 @@ def test_a_batch_duration_excludes_the_previous_batch(cuda: FakeCuda, monkeypatc
     assert all(reply.wait().error is None for reply in replies)
     assert cuda.now_s == 3 * BATCH_S
     assert decoder.counts.to_dict()["decode_s"] == pytest.approx(3 * BATCH_S)
-    assert decoder.loop.pace.chunk_s == pytest.approx(3 * BATCH_S / BUSY_SHARE)
+    assert decoder.loop.times.measured.batch_s == pytest.approx(BATCH_S)
 
 
 def test_failing_all_utterances_ends_batches_in_flight(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

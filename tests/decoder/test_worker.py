@@ -1,3 +1,5 @@
+import itertools
+import math
 import os
 import random
 import time
@@ -19,6 +21,7 @@ from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import DecodingTime
 from stretto.streams.layout import Segment
 from tests.codecs.conftest import make_codec
 from tests.fakes import FakeCodec, RecordedReply
@@ -422,6 +425,7 @@ class Delaying:
 
     depth = 1
     has_graphs = False
+    batch_s = math.inf
 
     def __init__(self, codec: FakeCodec) -> None:
         self._codec = codec
@@ -501,17 +505,40 @@ def test_session_memory_is_constant_over_ten_minutes(worker: DecoderWorker) -> N
     assert max(sizes) == 8 * (spec.num_codebooks * (spec.left_frames + spec.right_frames) + 1)
 
 
-def test_decoder_pace_follows_open_utterances_and_window_time(codec: FakeCodec) -> None:
-    worker = DecoderWorker(codec, DecoderConfig())
-    now = [0.0]
-
-    def stopwatch() -> float:
-        now[0] += 0.25  # a batch starts and ends: half a second for each window
-        return 2 * now[0]
-
-    worker._loop.stopwatch = stopwatch
+def test_decoding_time_counts_frames_and_their_context(codec: FakeCodec) -> None:
+    worker, num_context = DecoderWorker(codec, DecoderConfig()), codec.spec.left_frames + codec.spec.right_frames
+    worker._loop.stopwatch = itertools.count().__next__  # a batch takes a second
     push(worker, "text", 0, None).wait()
-    for name in "abc":
-        push(worker, name, 0, frames(1, 2, 3)).wait()
-    assert worker.pace_s == pytest.approx(3 * 0.5 / 0.9)
+    push(worker, "a", 0, frames(1, 2, 3)).wait()
+    assert worker.time == DecodingTime(0.0, num_context / 3, 1 / 3)
+    worker.stop()
+
+
+def test_first_chunks_come_before_those_of_clients_with_audio(codec: FakeCodec) -> None:
+    """A frame takes 5 ms, and a batch at most 100 ms: 4 windows of 5 frames, with their context, or 3 of 6."""
+    worker, log = DecoderWorker(codec, DecoderConfig(), clock=lambda: 0.0), list[RecordedReply]()
+    worker._loop.stopwatch = lambda: 0.005 * sum(size * sum(window) for size, *window in codec.batches)
+    for index in range(16):
+        push(worker, f"old {index}", 0, frames(1, 2, 3, 4, 5)).wait()
+    pile_up(worker, codec)
+    replies = [push(worker, f"old {index}", 1, frames(1, 2, 3, 4), log=log) for index in range(16)]
+    replies += [push(worker, f"new {index}", 0, frames(1, 2, 3, 4, 5), log=log) for index in range(16)]
+    codec.gate.set()
+    for reply in replies:
+        reply.wait()
+    assert [reply.name[0].split()[0] for reply in log] == ["new"] * 16 + ["old"] * 16
+    assert codec.batches[-10:] == [(4, 0, 4, 1)] * 4 + [(3, 1, 4, 1)] * 5 + [(1, 1, 4, 1)]
+    worker.stop()
+
+
+def test_chunk_is_wanted_from_the_last_launch_before_its_client_runs_dry(codec: FakeCodec) -> None:
+    """A client plays four frames for 0.16 s."""
+    now, wanted = 1.0, list[float]()
+    worker = DecoderWorker(codec, DecoderConfig(), clock=lambda: now)
+    chunks = [(1.0, "a", 0), (1.05, "b", 0), (1.06, "a", 1), (1.07, "b", 1), (9.0, "b", 2), (9.1, "a", 2)]
+    for at, name, index in chunks:
+        now = at
+        codes = frames(1, 2, 3, 4) if index else frames(1, 2, 3, 4, 5)
+        wanted.append(push(worker, name, index, codes).wait().wanted_s)
+    assert wanted == pytest.approx([0.0, 0.0, 1.05, 1.06, 1.07, 1.32])
     worker.stop()

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
+from stretto.streams.chunking import BUSY_SHARE, ChunkPolicy, DecoderLoad, DecodingTime, Pacer
 
 FRAME_S = 0.04
 LADDER = {1, 2, 4, 8, 16, 25}
@@ -20,7 +20,8 @@ class Line:
         self.heard: list[tuple[float, int]] = []  # time at which a chunk is played, number of its audible frames
         self._known_s = self._latency_s = latency_s
         self._held, self._ready = policy.held_frames, 0
-        self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, pace_s), lambda: self.now)
+        time = DecodingTime(window_s=BUSY_SHARE * pace_s)
+        self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, time), lambda: self.now)
 
     def slow_down(self, latency_s: float) -> None:
         """Make chunks take longer from now on."""
@@ -98,6 +99,28 @@ def test_chunks_are_not_smaller_than_the_decoder_pace_allows(pace_s: float, smal
     assert line.underrun_s() <= 1e-9
 
 
+POCKET = DecodingTime(0.0052, 0.0, 0.00385)  # of Pocket TTS on an AMD EPYC
+
+
+@pytest.mark.parametrize(
+    ("num_speaking", "sizes"),
+    [(1, [1, 1, 2, 4, 8]), (8, [1, 1, 2, 4, 8]), (16, [2, 1, 2, 2, 2]), (32, [12, 12, 12, 12, 12])],
+)
+def test_a_chunk_is_no_larger_than_a_round_of_all_utterances_permits(num_speaking: int, sizes: list[int]) -> None:
+    """All utterances send the same chunks. 16 of them keep the decoder 80 % busy, 32 overload it."""
+    now, load = 0.0, DecoderLoad(0.01, POCKET, num_speaking)
+    pacer = Pacer(ChunkPolicy(1, 12, frame_rate=12.5), lambda: load, lambda: now)
+    sent, done_s, dry_s = list[int](), 0.0, None
+    for row in range(1, 200):
+        now = 0.015 * row
+        while size := pacer.num_to_send(row - sum(sent)):
+            sent.append(size)
+            done_s = max(now, done_s) + load.round_s(size)
+            assert dry_s is None or num_speaking == 32 or done_s <= dry_s, "the last of them to be decoded waits"
+            dry_s = (done_s if dry_s is None else dry_s) + size / 12.5
+    assert sent[:5] == sizes
+
+
 def test_slow_frames_are_sent_without_waiting() -> None:
     line = Line(ChunkPolicy(4, 25), 0.02).run(evenly(100, 0.5))
     assert set(line.sizes[8:]) == {1}
@@ -156,7 +179,7 @@ def test_deterministic_chunk_sizes_ignore_clock_and_load(seed: int, first: int, 
 
 def test_block_codec_chunks_are_sent_as_whole_blocks() -> None:
     policy = ChunkPolicy(blocks=(25, 50, 100), frame_rate=12.5, held_frames=6)
-    pacer = Pacer(policy, lambda: DecoderLoad(latency_s=3.0, pace_s=9.0), clock=lambda: 0.0)
+    pacer = Pacer(policy, lambda: DecoderLoad(3.0, DecodingTime(9.0)), clock=lambda: 0.0)
     assert [pacer.num_to_send(ready) for ready in (24, 25, 49, 80, 30, 99, 100, 300)] == [0, 25, 0, 50, 0, 0, 100, 100]
 
 

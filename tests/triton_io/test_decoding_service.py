@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 
 from stretto.records.chunk import Chunk, Envelope, Kept
 from stretto.records.sampling import OutputForm, RingAddress
+from stretto.streams.chunking import DecodingTime
 from stretto.streams.layout import Segment
-from stretto.triton_io.decoding_service import DecodingService
+from stretto.triton_io import decoding_service
+from stretto.triton_io.callers import Caller
+from stretto.triton_io.decoding_service import ChunkReply, DecodingService
 from stretto.triton_io.flow import FlowSlot, FlowTable, Outcome
 from stretto.triton_io.seal import TAG, Seal
 from stretto_client.shared_memory import Ring, RingSize
@@ -25,7 +29,7 @@ FORM = OutputForm("pcm_s16le", 8_000)
 
 
 class Worker:
-    pace_s = 0.25
+    time = DecodingTime(0.25, 0.5, 0.75)
     has_died = False
 
     def __init__(self) -> None:
@@ -74,7 +78,18 @@ def test_a_chunk_reaches_the_worker_with_its_codes_and_reply(slot: FlowSlot) -> 
     reply.send(None, {})
     assert asked.sender.is_final
     assert slot.num_answered == 1
-    assert slot.load.pace_s == 0.25
+    assert slot.load.time == worker.time
+
+
+def test_latency_excludes_the_time_before_a_chunk_is_wanted(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, noted = 100.0, list[float]()
+    monkeypatch.setattr(decoding_service, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(FlowSlot, "note_latency", lambda _, seconds: noted.append(seconds))
+    for wanted_s in (0.0, 107.0):
+        reply = ChunkReply(Caller(Request({})), slot)
+        reply.wanted_s, now = wanted_s, now + 4.0
+        reply.send(np.zeros(3, np.float32), {})
+    assert noted == [4.0, 1.0]
 
 
 def test_a_gpu_ring_receives_samples_from_the_device(slot: FlowSlot, monkeypatch: pytest.MonkeyPatch) -> None:

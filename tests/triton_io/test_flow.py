@@ -11,6 +11,7 @@ import pytest
 
 from stretto.errors import Overloaded
 from stretto.records.chunk import FlowAddress
+from stretto.streams.chunking import DecodingTime
 from stretto.triton_io.flow import FlowTable, FlowTables, Outcome, conclude_all, remove_stale_tables
 from tests.patience import PATIENCE_S
 
@@ -114,15 +115,15 @@ def test_full_acknowledgement_table_refuses_new_claims(tmp_path: Path) -> None:
     assert table.claim().address.slot == slots[0].address.slot
 
 
-def test_pace_of_ended_utterances_is_forgotten(tmp_path: Path) -> None:
-    table = FlowTable.create(1, 2, tmp_path)
-    first = table.claim()
-    first.set_pace(0.3)
-    second = table.claim()
-    assert second.load.pace_s == pytest.approx(0.3)
+def test_utterances_speak_until_their_slots_are_released(tmp_path: Path) -> None:
+    table = FlowTable.create(1, 3, tmp_path)
+    first, second, silent = (table.claim() for _ in range(3))
+    for slot in (first, second, first):
+        slot.begin_speech()
+    assert silent.load.num_speaking == 2
     first.release()
-    second.release()
-    assert table.claim().load.pace_s == 0
+    assert silent.load.num_speaking == 1
+    assert table.claim().load.num_speaking == 1, "a slot's next utterance is silent at first"
 
 
 def test_releasing_a_slot_twice_fails_an_assertion(tmp_path: Path) -> None:
@@ -212,11 +213,11 @@ def test_longest_latency_decays_over_time(tmp_path: Path) -> None:
     assert slot.load.latency_s < 0.001
 
 
-def test_pace_is_the_last_value_set(tmp_path: Path) -> None:
+def test_decoding_time_is_the_last_one_set(tmp_path: Path) -> None:
     slot = FlowTable.create(1, 4, tmp_path).claim()
-    for seconds in (0.5, 0.25):
-        slot.set_pace(seconds)
-    assert slot.load.pace_s == 0.25
+    for time in (DecodingTime(1.0, 2.0, 3.0), DecodingTime(0.5, 0.25, 0.125)):
+        slot.set_time(time)
+    assert slot.load.time == time
 
 
 def test_unused_flow_tables_of_dead_owners_are_closed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Per-utterance queue of chunks, unanswered chunks, and the decoder's counters and pace."""
+"""Per-utterance queue of chunks, unanswered chunks, and the decoder's counters and stopwatch."""
 
 import logging
 import threading
@@ -12,6 +12,7 @@ import numpy as np
 from stretto.errors import Cancelled, StrettoError, incident
 from stretto.records.chunk import Chunk, Event
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import DecodingTime
 
 NAMES = ("chunks", "failed", "cancelled", "expired", "batches", "windows", "frames")
 
@@ -50,32 +51,42 @@ class Counts:
             return counted | {"largest_batch": self._largest_batch, "decode_s": self._decode_s}
 
 
-BUSY_SHARE = 0.9  # target utilisation; above it, chunks only wait longer
-WINDOW_MEMORY = 64  # number of windows in the moving average
+BATCH_MEMORY = 32  # batches after which a measurement has lost about two thirds of its weight
 
 
-class Pace:
-    """Moving average of the decoding time per window; written by one thread, read by any.
+class Stopwatch:
+    """Measures how the time of a batch depends on its number of frames; written by one thread, read by any.
+
+    The time of a frame, averaged over a batch, is `frame_s + batch_s / frames`. Both are fitted to the recent batches
+    by least squares.
+
+    Args:
+        num_context_frames: Number of frames that are decoded in each window besides its new ones.
 
     Attributes:
-        chunk_s: Interval in seconds at which each active utterance can send chunks.
+        measured: Decoding time, as measured.
     """
 
-    def __init__(self) -> None:
-        self._window_s = 0.0  # average decoding time per window
-        self.chunk_s = 0.0  # interval between chunks of one utterance at BUSY_SHARE
+    def __init__(self, num_context_frames: int) -> None:
+        self._num_context_frames = num_context_frames
+        self._sums = np.zeros(5)  # of weights, x, y, x * x and x * y, where x = 1 / frames and y = seconds / frames
+        self.measured = DecodingTime()
 
-    def record(self, num_windows: int, spent_s: float, num_speaking: int) -> None:
+    def record(self, num_frames: int, spent_s: float) -> None:
         """Record a decoded batch.
 
         Args:
-            num_windows: Number of windows.
+            num_frames: Number of frames of all its windows, with their context.
             spent_s: Decoding time in seconds.
-            num_speaking: Number of utterances that send chunks.
         """
-        weight = min(1.0, num_windows / WINDOW_MEMORY) if self._window_s else 1.0
-        self._window_s += weight * (spent_s / num_windows - self._window_s)
-        self.chunk_s = num_speaking * self._window_s / BUSY_SHARE
+        x, y = 1 / num_frames, spent_s / num_frames
+        self._sums += np.array([1, x, y, x * x, x * y]) - self._sums / BATCH_MEMORY
+        weight, x, y, xx, xy = self._sums.tolist()
+        spread = weight * xx - x * x
+        is_varied = spread > 0.01 * weight * xx  # otherwise the two cannot be told apart
+        batch_s = min(max(0.0, (weight * xy - x * y) / spread), y / x) if is_varied else 0.0
+        frame_s = (y - batch_s * x) / weight
+        self.measured = DecodingTime(batch_s, self._num_context_frames * frame_s, frame_s)
 
 
 class ChunkAnswer(Protocol):
@@ -83,9 +94,12 @@ class ChunkAnswer(Protocol):
 
     Attributes:
         host: Client host that receives the answer.
+        wanted_s: Time until which the chunk was not urgent, on the decoder's clock; its wait until then is no latency.
+            The decoder sets it before it calls `send`.
     """
 
     host: str
+    wanted_s: float
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send samples [n], float32 or int16, if there are any, together with their event."""

@@ -3,6 +3,7 @@
 The decoder warms up before the first chunk, because the first window of each shape takes several times as long.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -47,10 +48,12 @@ class Launcher(Protocol):
     Attributes:
         depth: Maximum number of batches in flight while another is being prepared.
         has_graphs: True if graphs can be captured.
+        batch_s: Maximum time for a batch of several windows, in seconds.
     """
 
     depth: int
     has_graphs: bool
+    batch_s: float
 
     def enter(self) -> None:
         """Prepare the calling thread, which will launch all batches. Call once, before any codec state is created."""
@@ -79,6 +82,7 @@ class HostLauncher:
 
     depth = 0
     has_graphs = False
+    batch_s = 0.1
 
     def __init__(self, codec: Codec, convolutions: str) -> None:
         self._codec = codec
@@ -110,6 +114,7 @@ class CudaLauncher:
     """
 
     depth = 1
+    batch_s = math.inf
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._device = torch.device(config.device)

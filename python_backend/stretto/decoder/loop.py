@@ -24,7 +24,7 @@ from stretto.codecs.base import Codec, CodecSpec, ProgressSource, Window
 from stretto.codecs.refinement import Passage, Refinement, refinement_of
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
-from stretto.decoder.chunk_queue import ChunkQueue, Counts, Pace, PendingChunk, Unanswered, check_connected
+from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk, Stopwatch, Unanswered, check_connected
 from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import Launcher, capture_shapes, make_launcher, warm_up
 from stretto.decoder.sessions import RESUME, Session, Sessions
@@ -301,7 +301,7 @@ class DecodingLoop:
 
     Attributes:
         unanswered: Chunks in progress.
-        pace: Measured pace of decoding.
+        times: Measured decoding times.
         stopwatch: Clock for decoding times on the host, in seconds.
         fails_pending: Set to True to fail everything that has not been decoded yet.
     """
@@ -325,7 +325,8 @@ class DecodingLoop:
         self._jobs: list[Job] = []  # admitted, at most one per utterance
         self._turns = HostTurns()
         self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, each with its launch time
-        self.pace = Pace()
+        self.times = Stopwatch(codec.spec.left_frames + codec.spec.right_frames)
+        self._launched_s = 0.0  # time of the last launch, on the sessions' clock
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
         self.fails_pending = False  # set to fail everything that is not decoded yet
         self._signalled_s = time.monotonic()
@@ -373,10 +374,16 @@ class DecodingLoop:
             self._complete(*self._batches.popleft())
 
     def _limit(self, window: Work) -> int:
-        """Return the maximum number of jobs in a batch with this window."""
+        """Return the maximum number of jobs in a batch with this window.
+
+        On the host, larger batches are hardly faster, but chunks that arrive meanwhile would wait for them.
+        """
         if isinstance(window, Passage):
             return min(self._config.max_batch, max(1, MAX_PASSAGE_ROWS // window.max_rows))
-        return batch_limit(self._codec.spec, window.codes.shape[1], self._config.max_batch)
+        num_frames = window.codes.shape[1]
+        most = batch_limit(self._codec.spec, num_frames, self._config.max_batch)
+        window_s = num_frames * self.times.measured.frame_s
+        return most if most * window_s <= self._launcher.batch_s else max(1, int(self._launcher.batch_s / window_s))
 
     def _accept_chunks(self) -> None:
         """Turn queued chunks into jobs; wait for a chunk only if nothing is in progress."""
@@ -453,8 +460,11 @@ class DecodingLoop:
         """Launch a batch; if that fails, launch each job separately, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
         group, begun = still_connected(group, self._fail), self.stopwatch()
+        for job in group:  # an urgent chunk that came after the last launch would be in this batch
+            job.pending.reply.wanted_s = min(job.session.dry_s or 0.0, self._launched_s)
         try:
             if group:
+                self._launched_s = self._sessions.now()
                 self._batches.append(
                     (launch(group, self._launcher, self._codec, self.unanswered.signal_progress), begun)
                 )
@@ -483,7 +493,8 @@ class DecodingLoop:
                 self._fail(job.pending, error)
             return
         self._counts.add_batch(len(batch.jobs), batch.num_frames, spent_s)
-        self.pace.record(len(batch.jobs), spent_s, self._sessions.num_speaking)
+        if batch.num_frames:
+            self.times.record(len(batch.jobs) * batch.jobs[0].frames.codes.shape[1], spent_s)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
             try:

@@ -236,7 +236,11 @@ class Session:
 
 
 class Sessions:
-    """Open utterances by id. Only a single thread may call the methods, unless stated otherwise."""
+    """Open utterances by id. Only a single thread may call the methods, unless stated otherwise.
+
+    Attributes:
+        now: Monotonic clock in seconds.
+    """
 
     def __init__(
         self,
@@ -251,7 +255,7 @@ class Sessions:
         self._codec, self._marker = codec, marker
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
-        self._clock = clock
+        self.now = clock
         self._references = References(max_reference_bytes)
         self._sounds = SoundTable(codec, max_reference_bytes)
         self._stored = StoredBytes(max_aligned_bytes)
@@ -266,14 +270,6 @@ class Sessions:
         sessions = list(self._open.values())  # any thread may read this
         held = self._references.num_bytes + self._sounds.num_bytes + self._stored.held
         return held + sum(session.num_bytes for session in sessions)
-
-    @property
-    def num_speaking(self) -> int:
-        """Number of utterances with at least one decoded frame, not counting frames of voice references."""
-        return sum(
-            session.windower.next_frame > session.reference.num_frames and not session.has_ended
-            for session in self._open.values()
-        )
 
     def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
         """Return the session for an utterance's next chunk; a chunk with index 0 opens a session.
@@ -296,7 +292,7 @@ class Sessions:
         if index != session.next_index:
             raise InvalidRequest("chunk.index", str(session.next_index), index)
         session.next_index += 1
-        session.last_used_s = self._clock()
+        session.last_used_s = self.now()
         return session
 
     def kept_session(self, kept: Kept, form: OutputForm, is_kept: Callable[[], bool]) -> Session:
@@ -318,14 +314,14 @@ class Sessions:
                 raise InvalidRequest(RESUME, expected, "a session that the decoder has lost")
             session = self._open[kept.utterance] = self._new(form)
             session.answers = Answers(is_kept, MAX_KEPT_BYTES)
-        session.last_used_s = self._clock()
+        session.last_used_s = self.now()
         return session
 
     def keep_alive(self, utterance: str) -> None:
         """Restart the idle timeout of an utterance. Any thread may call this method."""
         session = self._open.get(utterance)
         if session is not None:
-            session.last_used_s = self._clock()
+            session.last_used_s = self.now()
 
     def collect_for_alignment(self, session: Session, chunk: Chunk) -> None:
         """Begin to store samples and text if a chunk requests word times."""
@@ -387,7 +383,7 @@ class Sessions:
             return None, True
         filling = session.filling
         if filling is not None:
-            session.last_used_s = self._clock()  # filling in may take as long as the idle timeout
+            session.last_used_s = self.now()  # filling in may take as long as the idle timeout
             if filling.is_filled:
                 return filling.next_window(session.windower)
             filling.append_codes(None if chunk.is_prompt else codes)
@@ -417,11 +413,11 @@ class Sessions:
 
     def due_s(self, session: Session) -> float:
         """Return the time at which the client will have played everything sent, or now if nothing has been sent yet."""
-        return self._clock() if session.dry_s is None else session.dry_s
+        return self.now() if session.dry_s is None else session.dry_s
 
     def note_sent(self, session: Session, num_samples: int) -> None:
         """Record that `num_samples` samples are now being sent to the client."""
-        begins_s = max(self._clock(), session.dry_s or 0.0)
+        begins_s = max(self.now(), session.dry_s or 0.0)
         if num_samples:
             session.dry_s = begins_s + num_samples / session.renderer.sample_rate
 
@@ -461,7 +457,7 @@ class Sessions:
         over = [each for each, session in self._open.items() if session.answers and not session.answers.is_kept()]
         for utterance in over:
             self.close(utterance)
-        oldest = self._clock() - self._idle_timeout_s
+        oldest = self.now() - self._idle_timeout_s
         idle = [
             utterance
             for utterance, session in self._open.items()
@@ -477,7 +473,7 @@ class Sessions:
         if len(self._open) >= self._limit:
             raise Overloaded(f"{self._limit} utterances are being decoded already")
         spec = self._codec.spec
-        session = Session(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self._clock())
+        session = Session(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self.now())
         if self._marker is not None:
             session.marking = self._marker.stream(spec.sample_rate, spec.samples_per_frame)
         return session

@@ -23,6 +23,7 @@ from stretto.families.plugin import plugin_at
 from stretto.marking.marker import open_marker
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import DecodingTime
 
 
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
@@ -146,9 +147,9 @@ class DecoderWorker:
             self._aligner.close()
 
     @property
-    def pace_s(self) -> float:
-        """Shortest interval between an utterance's chunks, in seconds, that is sustainable at the current load."""
-        return self._loop.pace.chunk_s
+    def time(self) -> DecodingTime:
+        """Decoding time, as measured recently."""
+        return self._loop.times.measured
 
     @property
     def thread_id(self) -> int:

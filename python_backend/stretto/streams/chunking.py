@@ -2,7 +2,7 @@
 
 sent      │ first │  2  │   4   │    8    │        steady         │ …
 played            ├───────────────────────────────────────► dry: the player has played all audio sent so far
-                                ^ now: send a chunk if it would arrive at `dry`, given twice the recent latency
+                                ^ now: send a chunk if it might arrive at `dry`, given the decoder's load
 """
 
 import math
@@ -78,16 +78,41 @@ class ChunkPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderLoad:
-    """Measured speed of the decoder.
+class DecodingTime:
+    """Time that the decoder takes, in seconds.
 
     Attributes:
-        latency_s: Recent upper bound on the time from sending a chunk to its audio, in seconds.
-        pace_s: Interval at which the decoder can process one chunk per utterance, in seconds.
+        batch_s: Time for a batch, without its windows.
+        window_s: Time for each window, without its new frames.
+        frame_s: Time for each new frame of a window.
+    """
+
+    batch_s: float = 0.0
+    window_s: float = 0.0
+    frame_s: float = 0.0
+
+
+BUSY_SHARE = 0.9  # target utilisation of the decoder; above it, chunks only wait longer
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderLoad:
+    """Measured speed and load of the decoder.
+
+    Attributes:
+        latency_s: Recent upper bound on the time from sending an urgent chunk to its audio, in seconds.
+        time: Time for batches, windows and frames.
+        num_speaking: Number of utterances that send chunks.
     """
 
     latency_s: float = 0.0
-    pace_s: float = 0.0
+    time: DecodingTime = DecodingTime()
+    num_speaking: int = 1
+
+    def round_s(self, num_frames: int) -> float:
+        """Return the time in seconds for a round: a chunk of `num_frames` frames of every utterance that speaks."""
+        window_s = self.time.window_s + num_frames * self.time.frame_s
+        return self.time.batch_s + self.num_speaking * window_s
 
 
 async def at_once() -> None:
@@ -95,16 +120,18 @@ async def at_once() -> None:
 
 
 IDLE = DecoderLoad()
-LATENCIES = 2  # send a chunk this many decoder latencies early, because it may be twice as large as the previous one
+LATENCIES = 2  # send a chunk this many decoder latencies early, because latencies vary
 
 
 class Pacer:
     """Pacing of one utterance, for a player that starts with the first chunk and plays at the codec's rate.
 
-    A chunk is sent once it has `steady_frames` frames, or once the audio that the player still has falls to twice the
-    decoder's latency plus the longest recent wait for a frame. Chunks are therefore small if frames are generated no
-    faster than they are played. Otherwise they grow with the buffered audio, at most doubling each time. No chunk is
-    shorter than `DecoderLoad.pace_s`, because shorter chunks would overload the decoder for all utterances.
+    A chunk is sent once it has `steady_frames` frames, or once the audio that the player still has falls to the longest
+    recent wait for a frame plus the decoder's latency and, again, the latency or a round (`DecoderLoad.round_s`) of
+    larger chunks. Chunks are therefore small if frames are generated no faster than they are played. Otherwise they
+    grow with the buffered audio, at most doubling each time. No chunk is so large that the player would run dry if
+    every utterance sent as large a one at the same time, and none is shorter than a round of its size, because shorter
+    ones would overload the decoder for all utterances.
 
     Args:
         policy: Requested chunk sizes and constants of the codec.
@@ -128,6 +155,9 @@ class Pacer:
         self._clock = clock
         # time at which the player will have played all audio sent so far; None before the first chunk
         self._dry_s: float | None = None
+        # If every utterance sends the same chunks: time at which the decoder is done with them, and how much later than
+        # the first player the last one begins.
+        self._busy_s = self._spread_s = 0.0
         self._num_last = 0  # audible frames of the last chunk
         self._num_blocks = 0  # blocks sent
         self._num_left = 0  # frames that remained unsent after the last decision
@@ -148,7 +178,7 @@ class Pacer:
         self._watch(num_ready, now)
         size = self._first(num_ready, load) if self._dry_s is None else self._next(num_ready, now, load)
         if size:
-            self._play(size, now + load.latency_s)
+            self._play(size, now, load)
         self._num_left = num_ready - size
         return size
 
@@ -180,7 +210,7 @@ class Pacer:
         if num_ready <= held:
             return 0
         size = held + self.policy.round_down(num_ready - held)
-        self._play(size, now + load.latency_s)
+        self._play(size, now, load)
         return size
 
     def _watch(self, num_ready: int, now: float) -> None:
@@ -196,12 +226,11 @@ class Pacer:
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
         """Return the size of the first chunk, or 0 to wait.
 
-        Its audio must last until the smallest chunk has been generated and decoded.
+        Its audio must last until the smallest chunk of every utterance has been generated and decoded.
         """
-        policy, smallest = self.policy, self._smallest(load)
-        needed = math.ceil((load.latency_s + self._wait_s(load)) * policy.frame_rate)
-        if smallest > 1:  # a round of chunks takes longer than a frame: latencies vary, and later frames take time
-            needed += smallest
+        policy, smallest, wait_s = self.policy, self._smallest(load), self._wait_s(load)
+        more_s = max(load.round_s(smallest), 0 if smallest == 1 else smallest * wait_s)
+        needed = max(smallest, math.ceil((load.latency_s + wait_s + more_s) * policy.frame_rate))
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
         return size if num_ready >= size else 0
 
@@ -214,19 +243,32 @@ class Pacer:
         return min(self._gap_s, self._longest_gap_s + load.latency_s) if self._longest_gap_s else self._gap_s
 
     def _smallest(self, load: DecoderLoad) -> int:
-        """Return the size of the smallest chunk that lasts at least `DecoderLoad.pace_s`."""
-        return self.policy.round_up(max(1, math.ceil(load.pace_s * self.policy.frame_rate)))
+        """Return the size of the smallest chunk that lasts at least as long as a round of its size."""
+        size, policy = 1, self.policy
+        while size < policy.steady_frames and load.round_s(size) * policy.frame_rate > BUSY_SHARE * size:
+            size *= 2
+        return min(size, policy.steady_frames)
 
     def _next(self, num_ready: int, now: float, load: DecoderLoad) -> int:
+        """Return the size of a later chunk, or 0 to wait."""
         assert self._dry_s is not None
-        smallest = self._smallest(load)
-        is_urgent = now + LATENCIES * load.latency_s + self._gap_s >= self._dry_s
-        if num_ready < smallest or not (is_urgent or num_ready >= self.policy.steady_frames):
+        policy, smallest = self.policy, self._smallest(load)
+        largest = min(max(smallest, 2 * self._num_last), policy.steady_frames)
+        answer_s = load.latency_s + max((LATENCIES - 1) * load.latency_s, load.round_s(largest))
+        is_urgent = self._dry_s - now <= answer_s + self._gap_s
+        if num_ready < smallest or not (is_urgent or num_ready >= policy.steady_frames):
             return 0
-        return self.policy.round_down(min(num_ready, max(smallest, 2 * self._num_last)))
+        size = policy.round_down(min(num_ready, largest))
+        ahead_s = self._dry_s + self._spread_s - max(now, self._busy_s)
+        while size > smallest and load.latency_s + load.round_s(size) > ahead_s:
+            size = policy.round_down(size - 1)
+        return size
 
-    def _play(self, size: int, played_s: float) -> None:
+    def _play(self, size: int, now: float, load: DecoderLoad) -> None:
+        """Record that a chunk is sent: when the decoder will be done with it, and when it will have been played."""
+        self._busy_s, played_s = max(now, self._busy_s) + load.round_s(size), now + load.latency_s
         if self._dry_s is None:
+            self._spread_s = load.round_s(size)
             begins_s, self._num_last = played_s + self.policy.playout_s, size - self.policy.held_frames
         else:
             begins_s, self._num_last = max(self._dry_s, played_s), size

@@ -220,7 +220,8 @@ class ChunkSender:
         return self._num_frames_sent / self._frame_rate > played_s + self._limits.max_ahead_s
 
     def _load(self) -> DecoderLoad:
-        """Return the decoder's load plus the transport time."""
+        """Return the decoder's load plus the transport time; the pacer asks for it once the utterance has frames."""
+        self._slot.begin_speech()
         load = self._slot.load
         return replace(load, latency_s=load.latency_s + self._limits.transit_s)
 

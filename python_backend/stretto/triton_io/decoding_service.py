@@ -13,6 +13,7 @@ from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
 from stretto.records import chunk as chunk_record
 from stretto.records.chunk import Chunk, Envelope, Event
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import DecodingTime
 from stretto.triton_io import stub
 from stretto.triton_io.callers import Caller, client_message, log_failure, refuse
 from stretto.triton_io.flow import FlowSlot, FlowTables, Outcome
@@ -42,6 +43,7 @@ class ChunkReply:
         host: Client host that receives the answer.
         slot: Flow-control slot of the utterance.
         writer: Writer of the client's ring, if it has one.
+        wanted_s: See `ChunkAnswer`.
     """
 
     def __init__(self, caller: Caller, slot: FlowSlot) -> None:
@@ -52,6 +54,7 @@ class ChunkReply:
         # Locked because Triton frees an answered request's state, and both the worker and the ring thread query it.
         self._is_answered, self._asking = False, threading.Lock()
         self._came_s = time.monotonic()
+        self.wanted_s = 0.0
 
     def set_address(self, address: int) -> None:
         """Set the GPU address of the samples passed to the next `send`; it must be valid until `send` returns."""
@@ -69,7 +72,7 @@ class ChunkReply:
         else:
             self.deliver(pcm, event)
         if pcm is not None:
-            self.slot.note_latency(time.monotonic() - self._came_s)
+            self.slot.note_latency(time.monotonic() - max(self._came_s, self.wanted_s))
 
     def deliver(self, pcm: np.ndarray | None, event: Event) -> None:
         """Send samples [n], or None, and their event as tensors of the response."""
@@ -181,8 +184,8 @@ class Worker(Protocol):
         ...
 
     @property
-    def pace_s(self) -> float:
-        """Minimum interval in seconds between an utterance's chunks, given the decoder's load."""
+    def time(self) -> DecodingTime:
+        """Decoding time, as measured recently."""
         ...
 
     @property
@@ -253,7 +256,7 @@ class DecodingService:
             else:
                 self._worker.keep_alive(envelope.utterance)
             return
-        slot.set_pace(self._worker.pace_s)
+        slot.set_time(self._worker.time)
         if form.ring is not None:
             self._writers.open(envelope.utterance, form.ring, slot, reply.host)
         reply.writer = self._writers.get(envelope.utterance)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from stretto.errors import Overloaded, StrettoError
 from stretto.records.chunk import MAX_GENERATION, TABLE, FlowAddress
-from stretto.streams.chunking import DecoderLoad
+from stretto.streams.chunking import DecoderLoad, DecodingTime
 
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
-MAGIC = b"STRETTO5"
+MAGIC = b"STRETTO6"
 WORDS, HEAD_WORDS = 64, 5  # words of a slot, and of its head
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
 LATENCY_HALF_LIFE_S = 1.0
@@ -70,6 +70,7 @@ class FlowTable:
         self._counting = threading.Lock()
         self._num_slots = len(self._words) // WORDS - 1  # the first entry is the header
         self._free = deque(range(1, 1 + self._num_slots))
+        self._speaking = set[int]()  # slots of utterances with audio
         self.clock = time.monotonic  # the same in all processes of a host
 
     @classmethod
@@ -116,8 +117,6 @@ class FlowTable:
         """Return a free slot for a new utterance; raise Overloaded if there is none."""
         if not self._free:
             raise Overloaded(f"{self._num_slots} utterances are already in flight")
-        if len(self._free) == self._num_slots:
-            self.set_pace(0.0)  # the last one was measured with utterances that have ended
         generation = 1 + secrets.randbelow(MAX_GENERATION)
         slot = FlowSlot(self, FlowAddress(self.path.name, self._free.popleft(), generation))
         at = slot.address.slot * WORDS
@@ -131,6 +130,11 @@ class FlowTable:
         assert self._words[address.slot * WORDS] == address.generation, address
         self._words[address.slot * WORDS] = 0
         self._free.append(address.slot)  # at the other end of the queue, so that a slot is not reused immediately
+        self._speaking.discard(address.slot)
+
+    def begin_speech(self, address: FlowAddress) -> None:
+        """Count the utterance among those that speak, until its slot is released."""
+        self._speaking.add(address.slot)
 
     def slot_at(self, address: FlowAddress) -> "FlowSlot":
         """Return the slot at an address; raise ValueError if the table has no such slot."""
@@ -166,8 +170,10 @@ class FlowTable:
 
     @property
     def load(self) -> DecoderLoad:
-        """Recent load of the decoder; zeros before the first samples."""
-        return DecoderLoad(self._latency_us(int(1e6 * self.clock())) / 1e6, self._words[3] / 1e6)
+        """Recent load of the decoder; its times are zeros before the first samples."""
+        latency_s = self._latency_us(int(1e6 * self.clock())) / 1e6
+        time = DecodingTime(*(nanoseconds / 1e9 for nanoseconds in self._words[3:6]))
+        return DecoderLoad(latency_s, time, len(self._speaking))
 
     def note_latency(self, seconds: float) -> None:
         """Record the latency of a chunk with samples, in seconds; the load uses a decaying maximum."""
@@ -179,9 +185,10 @@ class FlowTable:
         """Return the decaying maximum of the latency as of `at_us`, in microseconds."""
         return int(self._words[1] * 0.5 ** ((at_us - self._words[2]) / 1e6 / LATENCY_HALF_LIFE_S))
 
-    def set_pace(self, seconds: float) -> None:
-        """Set the minimum interval between chunks of an utterance, in seconds."""
-        self._words[3] = int(1e6 * seconds)
+    def set_time(self, time: DecodingTime) -> None:
+        """Set the decoding time."""
+        for word, seconds in enumerate((time.batch_s, time.window_s, time.frame_s), 3):
+            self._words[word] = int(1e9 * seconds)
 
     def conclude(self, address: FlowAddress, outcome: Outcome, reason: str) -> None:
         """Set the outcome of an utterance, unless it already has one.
@@ -266,9 +273,13 @@ class FlowSlot:
         """Record the latency of a chunk with samples, in seconds."""
         self.table.note_latency(seconds)
 
-    def set_pace(self, seconds: float) -> None:
-        """Set the minimum interval between chunks of any utterance, in seconds."""
-        self.table.set_pace(seconds)
+    def set_time(self, time: DecodingTime) -> None:
+        """Set the decoding time of the chunks of all utterances."""
+        self.table.set_time(time)
+
+    def begin_speech(self) -> None:
+        """Count the utterance among those that speak, until its slot is released."""
+        self.table.begin_speech(self.address)
 
     def count_answer(self) -> None:
         """Count one more answered chunk or probe."""

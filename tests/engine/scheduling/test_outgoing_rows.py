@@ -15,7 +15,7 @@ from stretto.engine.scheduling.outgoing_rows import LEAST_LEAD_S, MAX_WAIT_S, Ou
 from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.engine.scheduling.scheduler import PairedScheduling
 from stretto.engine.tracks import Track, rows_of
-from stretto.streams.chunking import ChunkPolicy, DecoderLoad, Pacer
+from stretto.streams.chunking import ChunkPolicy, DecoderLoad, DecodingTime, Pacer
 from tests.engine.scheduling.tables import BURSTS, RULES, arrive, table
 from tests.reply_rows import push
 from tests.speech_families import EIGHT_STREAMS as FAMILY
@@ -123,7 +123,7 @@ class Listener:
         self._holds = holds
 
     def _load(self) -> DecoderLoad:
-        return DecoderLoad(self._latency_s, 0.1)
+        return DecoderLoad(self._latency_s, DecodingTime(0.1))
 
     def listen(self, num_rows: int = 80) -> tuple[float, float]:
         """Return the time of the first audio and the duration of silence after it."""
