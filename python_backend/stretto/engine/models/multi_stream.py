@@ -276,7 +276,7 @@ class MultiStreamMixin(Decoder):
 
         Args:
             input_ids: Ids of stream 0 from vLLM; unused if `inputs_embeds` is given.
-            positions: Positions of the rows, [N]; [3, N] for a model with an image encoder (`positions_of`).
+            positions: Positions of the rows, [N]; for a model with an image encoder, their numbers (`RowRotation`).
             intermediate_tensors: For pipeline parallelism, which is not supported.
             inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
             rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is already filled.

@@ -28,9 +28,9 @@ class InputEmbeddings:
         self._embeds = torch.zeros_like(embeds)
         self._levels: torch.Tensor = embeds[None, :0] if image_format is None else model.image_encoder.levels
         self._is_encoded = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
-        # One more than the largest batch, so that a part of it is not contiguous, like vLLM's own positions.
-        size = 3, len(embeds) + 1
-        self._positions = None if image_format is None else embeds.new_zeros(size, dtype=torch.int64)
+        self._rotation = None if image_format is None else model.image_encoder.rotation
+        self._row_numbers = torch.arange(len(embeds), device=embeds.device)
+        self._positions = torch.zeros(3, len(embeds), dtype=torch.int64, device=embeds.device)
         self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
         self._images: dict[int, tuple[InputImage, ...]] = {}
 
@@ -52,21 +52,27 @@ class InputEmbeddings:
         """Return the buffers for a batch of N rows, as arguments of the model.
 
         Returns:
-            `encoded` [N, H] and a mask `is_encoded` [N, 1] of the rows that use them; `positions` [3, N] if the model
-            has an image encoder.
+            `encoded` [N, H] and a mask `is_encoded` [N, 1] of the rows that use them; `positions` [N] if the model has
+            an image encoder.
         """
         found = {"encoded": self._embeds[:num_rows], "is_encoded": self._is_encoded[:num_rows]}
-        return found if self._positions is None else found | {"positions": self._positions[:, :num_rows]}
+        return found if self._rotation is None else found | {"positions": self._row_numbers[:num_rows]}
 
     def fill(self, batch: InputBatch) -> dict[str, torch.Tensor]:
         """Write the rows of `batch` to the buffers and to those of the encoder, and return them as `inputs` does."""
         num_rows = batch.num_tokens_after_padding
         self._is_encoded[:num_rows] = False
         self._levels[:, :num_rows] = 0
-        if self._positions is not None:
+        if self._rotation is not None:
             self._positions[:, :num_rows] = batch.positions[:num_rows]
-        if not self._of_slot:
-            return self.inputs(num_rows)
+        if self._of_slot:
+            self._fill_encoded(batch)
+        if self._rotation is not None:
+            self._rotation.fill(self._positions[:, :num_rows])
+        return self.inputs(num_rows)
+
+    def _fill_encoded(self, batch: InputBatch) -> None:
+        """Write rows of audio and images of `batch`, and positions of requests with images."""
         computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
             first, begins = int(computed[index]), int(batch.query_start_loc_np[index])
@@ -80,10 +86,8 @@ class InputEmbeddings:
                     for level, added in zip(self._levels, levels, strict=False):
                         level[at] = added
             if slot in self._images:
-                assert self._positions is not None
                 positions = np.ascontiguousarray(positions_of(self._images[slot], first, last))
                 self._positions[:, begins : begins + last - first] = self._arrays.tensor(self._arrays.upload(positions))
-        return self.inputs(num_rows)
 
     def _encode(self, given: InputAudio | InputImage) -> torch.Tensor:
         """Return the rows of an input [1, n, H], for an image those of all levels [1 + L, n, H]."""
