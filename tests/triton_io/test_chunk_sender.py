@@ -25,7 +25,7 @@ from tests.patience import PATIENCE_S, until_async
 from tests.triton_io.answering import AnsweringSender
 from tests.triton_io.sealing import SEAL, NoThread, envelope_in, responses_to
 
-QUICK = SenderLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=PATIENCE_S)
+QUICK = SenderLimits(max_chunks=4, max_frames=100, probe_s=0.05, poll_s=0.005, stall_s=PATIENCE_S, check_s=PATIENCE_S)
 IMPATIENT = replace(QUICK, stall_s=0.2)
 
 
