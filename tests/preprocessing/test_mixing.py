@@ -92,7 +92,7 @@ def test_recording_in_one_channel_with_hiss_in_the_others_keeps_its_level() -> N
     assert np.corrcoef(pcm, VOICE)[0, 1] > 0.999
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_infinite_samples_of_one_channel_are_refused(bad: float) -> None:
     channels = np.stack([VOICE, VOICE])
