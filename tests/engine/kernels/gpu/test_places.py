@@ -28,6 +28,6 @@ def test_row_is_masked_by_its_own_place_only(place: int) -> None:
         torch.zeros(1, dtype=torch.int64), plan, torch.tensor([position], dtype=torch.int32), state,
         torch.zeros(1, 8, 1, dtype=torch.int32), None, table, 0,
         1, NUM_COLUMNS, 1, 1, len(STATE), 8, 1, 1, NUM_COLUMNS, 0, 128, 0, NUM_PLACES, False,
-        0, True, 0, *SAMPLING_FUNCTIONS,
+        True, 0, *SAMPLING_FUNCTIONS,
     )  # fmt: skip
     assert drawn.tolist() == [[permitted]]
