@@ -88,6 +88,16 @@ def test_greedy_replies_match_transformers(case: Case) -> None:
     assert case.engine.is_clean()
 
 
+def test_encoded_rows_are_dropped_after_the_prompt(case: Case) -> None:
+    prompt, numbers = case.written.prompt(sights()["text, images"], NUM_IDS), list[int]()
+    encoded = case.engine.model_state.input_embeddings._of_slot
+    case.engine.core.reset_prefix_cache()
+    case.engine.run({"one": prompt}, after_step=lambda _: numbers.append(sum(map(len, encoded.values()))))
+    assert numbers[0] == 2
+    assert numbers == sorted(numbers, reverse=True)
+    assert not any(numbers[-NUM_IDS:])
+
+
 def test_replies_depend_on_the_image(case: Case) -> None:
     """Prompts with equal ids share no cached rows if their images differ, in colours or only in shape."""
     (seen,) = sights()["image"]

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -174,6 +176,25 @@ async def test_replies_match_transformers(case: Case, llm: SpokenLLM, monkeypatc
     replies = await asyncio.gather(*(answer(llm, request) for request in requests.values()))
     for name, reply in zip(requests, replies, strict=True):
         assert (reply.text, reply.codes.tolist()) == (alone[name].text, alone[name].codes.tolist()), name
+    await assert_idle(llm)
+
+
+async def test_states_are_dropped_when_they_have_been_sent(
+    case: Case, llm: SpokenLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing keeps them while the talker speaks."""
+    write, given = llm.prompts.write, list[Any]()
+
+    def noted(*arguments: Any, **options: Any) -> Prompt:
+        given.append(ref(arguments[3]))
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(llm.prompts, "write", noted)
+    async with aclosing(llm.generate(case.maker.prompt("image"))) as chunks:
+        async for each in chunks:
+            if each.codes is not None:
+                break
+        assert [states() for states in given] == [None, None]  # of the check, and of the reply
     await assert_idle(llm)
 
 

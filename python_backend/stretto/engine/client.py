@@ -301,6 +301,7 @@ class EngineClient:
         self._load[engine] += 1
         try:
             self._send(request, ids, fields, adapter)
+            del fields
             output = await request.pop()
             while output.finish_reason is None:
                 yield output

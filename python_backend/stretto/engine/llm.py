@@ -295,9 +295,12 @@ class SpeechLLM:
             utterance.num_chunks = 1
         else:
             utterance.alignment, utterance.sound = prompt.alignment, prompt.sound
-        ids = prompt.rows[:, 0].tolist()
         begin = _end_at_once if prompt.has_empty_reply else self._engine.generate
-        async with aclosing(begin(ids, fields, request_id, adapter)) as outputs:
+        begun = begin(prompt.rows[:, 0].tolist(), fields, request_id, adapter)
+        # Audio, images and hidden states, of up to 100 MB, are needed only until they have been sent.
+        del fields
+        prompt = replace(prompt, audios=(), images=())
+        async with aclosing(begun) as outputs:
             async for output in outputs:
                 permit.has_begun = True
                 text.check()

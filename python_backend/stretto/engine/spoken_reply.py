@@ -109,9 +109,12 @@ class SpokenReply:
         if not first:
             return
         prompt = self._speaker.prepare(self._speaking(first, states))
+        del states
         feed = self._speaker.open_text(prompt, permit.request_id, patience_s=NEVER_S, longest_s=NEVER_S)
         self._text.feed(feed)
-        async with aclosing(self._speaker.reply_chunks(prompt, permit, self._pacer)) as chunks:
+        frames = self._speaker.reply_chunks(prompt, permit, self._pacer)
+        del prompt  # with the states, which `reply_chunks` drops when they have been sent
+        async with aclosing(frames) as chunks:
             async for chunk in chunks:
                 yield chunk
 

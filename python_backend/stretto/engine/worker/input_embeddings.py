@@ -14,6 +14,8 @@ from stretto.records.prompt import InputAudio, InputImage, Prompt, positions_of
 class InputEmbeddings:
     """Encoded audio and images of all slots, which are copied to the rows of each step.
 
+    Those of a slot are dropped once its last step with such rows has begun. A preempted request encodes them again.
+
     The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 
     Args:
@@ -65,7 +67,7 @@ class InputEmbeddings:
         self._levels[:, :num_rows] = 0
         if self._rotation is not None:
             self._positions[:, :num_rows] = batch.positions[:num_rows]
-        if self._of_slot:
+        if self._of_slot or self._images:
             self._fill_encoded(batch)
         if self._rotation is not None:
             self._rotation.fill(self._positions[:, :num_rows])
@@ -77,7 +79,7 @@ class InputEmbeddings:
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
             first, begins = int(computed[index]), int(batch.query_start_loc_np[index])
             last = first + int(scheduled[index])
-            for first_row, embeds in self._of_slot.get(slot, ()):
+            for first_row, embeds in self._of_slot.pop(slot, ()):
                 start, stop = max(first, first_row), min(last, first_row + embeds.shape[1])
                 if start < stop:
                     at = slice(begins + start - first, begins + stop - first)
@@ -85,6 +87,8 @@ class InputEmbeddings:
                     self._embeds[at], self._is_encoded[at] = rows, True
                     for level, added in zip(self._levels, levels, strict=False):
                         level[at] = added
+                if last < first_row + embeds.shape[1]:
+                    self._of_slot.setdefault(slot, []).append((first_row, embeds))
             if slot in self._images:
                 positions = np.ascontiguousarray(positions_of(self._images[slot], first, last))
                 self._positions[:, begins : begins + last - first] = self._arrays.tensor(self._arrays.upload(positions))
