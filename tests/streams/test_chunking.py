@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from stretto.streams.chunking import BUSY_SHARE, ChunkPolicy, DecoderLoad, DecodingTime, Pacer
+from stretto.streams.chunking import ChunkPolicy, DecoderLoad, DecodingTime, Pacer
 
 FRAME_S = 0.04
 LADDER = {1, 2, 4, 8, 16, 25}
@@ -20,7 +20,7 @@ class Line:
         self.heard: list[tuple[float, int]] = []  # time at which a chunk is played, number of its audible frames
         self._known_s = self._latency_s = latency_s
         self._held, self._ready = policy.held_frames, 0
-        time = DecodingTime(window_s=BUSY_SHARE * pace_s)
+        time = DecodingTime(window_s=0.9 * pace_s)
         self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, time), lambda: self.now)
 
     def slow_down(self, latency_s: float) -> None:

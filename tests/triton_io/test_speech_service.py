@@ -92,10 +92,10 @@ def service(table: FlowTable) -> Iterator[SpeechService]:
     made.close()
 
 
-def request(table: FlowTable, num_rows: int) -> Request:
+def request(table: FlowTable, num_rows: int, task: str = "tts") -> Request:
     sampling = SamplingConfig(SegmentSampling(0.0), SegmentSampling(0.0), seed=1)
     rows = np.zeros((num_rows, 2), np.int32)
-    return Request(prompt_inputs(Prompt("tts", rows, sampling)), AnsweringSender(table))
+    return Request(prompt_inputs(Prompt(task, rows, sampling)), AnsweringSender(table))
 
 
 def utterances(sender: ResponseSender) -> set[str]:
@@ -123,6 +123,13 @@ def test_served_utterance_is_sent_completely_and_counted(service: SpeechService,
     assert MetricFamily.made["stretto_utterances_total"].value == 1
     until(lambda: MetricFamily.made["stretto_active_utterances"].value == 0)
     assert MetricFamily.made["stretto_frames_total"].value == 40
+
+
+def test_replies_that_will_speak_are_counted_before_they_have_frames(service: SpeechService, table: FlowTable) -> None:
+    for task in ("tts", "asr", "tts"):
+        service.accept(request(table, 3, task))  # the model never has frames for prompts of three rows
+    until(lambda: len(service._model.callers) == 3)
+    assert (table.num_active(), table.load.num_speaking) == (3, 2)
 
 
 def test_model_is_told_the_host_of_each_request(service: SpeechService, table: FlowTable) -> None:

@@ -92,7 +92,7 @@ class DecodingTime:
     frame_s: float = 0.0
 
 
-BUSY_SHARE = 0.9  # target utilisation of the decoder; above it, chunks only wait longer
+SPARE_FRAMES = 0.1  # by which a chunk is longer than a round of its size; a busier decoder needs longer chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class Pacer:
     def _smallest(self, load: DecoderLoad) -> int:
         """Return the size of the smallest chunk that lasts at least as long as a round of its size."""
         size, policy = 1, self.policy
-        while size < policy.steady_frames and load.round_s(size) * policy.frame_rate > BUSY_SHARE * size:
+        while size < policy.steady_frames and load.round_s(size) * policy.frame_rate > size - SPARE_FRAMES:
             size *= 2
         return min(size, policy.steady_frames)
 

@@ -221,7 +221,7 @@ class ChunkSender:
 
     def _load(self) -> DecoderLoad:
         """Return the decoder's load plus the transport time; the pacer asks for it once the utterance has frames."""
-        self._slot.begin_speech()
+        self.begin_speech()
         load = self._slot.load
         return replace(load, latency_s=load.latency_s + self._limits.transit_s)
 
@@ -234,6 +234,10 @@ class ChunkSender:
         """
         await self._wait_for_decoder(lambda: self._on_the_way() == 0 or self._is_unanswerable())
         self._check()
+
+    def begin_speech(self) -> None:
+        """Count the utterance among those that speak, before it has frames, so that others prepare for it."""
+        self._slot.begin_speech()
 
     def release(self) -> None:
         """Release the flow slot."""

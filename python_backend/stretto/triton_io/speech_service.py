@@ -475,6 +475,8 @@ class SpeechService:
             return self._live.follow(asked, utterance, flow, pacer, host)
         if asked.is_open:
             return self._texts.speak(asked, utterance, flow, pacer, host)
+        if any(task.speaks for task in self._model.family.tasks if task.name == asked.task):
+            chunk_sender.begin_speech()
         return self._model.generate(asked, utterance, pacer, host)
 
     async def _end(self, utterance: str, responses: Responses, failure: Exception | None) -> None:
