@@ -103,11 +103,11 @@ CROWD = LiveLoad(16, 8.0, 66.0, stagger_s=0.0)  # at once; they keep the decoder
 def test_a_crowd_begins_with_small_chunks_and_hardly_underruns(tmp_path: Path, before: tuple[LiveLoad, ...]) -> None:
     """16 first chunks of 12 frames would take 0.83 s."""
     traces = play(tmp_path, POCKET, CROWD, 1, *before, steady_frames=12)
-    assert max(trace.durations[0] for trace in traces) <= 5 / 12.5
+    assert max(trace.durations[0] for trace in traces) <= 6 / 12.5
     assert max(map(underrun_s, traces)) <= 0.05
 
 
 def test_a_stream_after_a_crowd_begins_with_a_small_chunk(tmp_path: Path) -> None:
     [trace] = play(tmp_path, POCKET, LiveLoad(1, 4.0, 66.0), 1, CROWD, steady_frames=12)
-    assert trace.durations[0] <= 4 / 12.5
+    assert trace.durations[0] <= 6 / 12.5
     assert underrun_s(trace) <= 1e-3

@@ -1,3 +1,4 @@
+import math
 import threading
 from collections.abc import Callable
 
@@ -73,9 +74,9 @@ def test_empty_chunk_queue_blocks_until_an_event(act: Callable[[ChunkQueue], obj
     until(lambda: not waiting.is_alive())
 
 
-def measured(*batches: tuple[int, float], num_context_frames: int = 0) -> DecodingTime:
+def measured(*batches: tuple[int, float], num_context_frames: int = 0, longest_s: float = math.inf) -> DecodingTime:
     """Return what a stopwatch measures with these numbers of frames and times of batches."""
-    stopwatch = Stopwatch(num_context_frames)
+    stopwatch = Stopwatch(num_context_frames, longest_s)
     for num_frames, spent_s in batches:
         stopwatch.record(num_frames, spent_s)
     return stopwatch.measured
@@ -84,6 +85,11 @@ def measured(*batches: tuple[int, float], num_context_frames: int = 0) -> Decodi
 def test_times_of_batches_and_frames_are_told_apart() -> None:
     time = measured(*((frames, 0.5 + 0.25 * frames) for frames in (1, 4, 12, 96)), num_context_frames=10)
     assert [time.batch_s, time.window_s, time.frame_s] == pytest.approx([0.5, 2.5, 0.25])
+
+
+def test_a_frame_has_its_share_of_full_batches() -> None:
+    time = measured(*((frames, 0.5 + 0.25 * frames) for frames in (1, 4, 12, 96)), longest_s=2.0)
+    assert [time.batch_s, time.frame_s] == pytest.approx([0.5, 0.25 * 1.25])
 
 
 @pytest.mark.parametrize(

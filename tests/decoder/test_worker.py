@@ -515,9 +515,9 @@ def test_decoding_time_counts_frames_and_their_context(codec: FakeCodec) -> None
 
 
 def test_first_chunks_come_before_those_of_clients_with_audio(codec: FakeCodec) -> None:
-    """A frame takes 5 ms, and a batch at most 100 ms: 4 windows of 5 frames, with their context, or 3 of 6."""
+    """A frame takes 6 ms, and a batch about 100 ms: 4 windows of 5 frames, with their context, or 3 of 6."""
     worker, log = DecoderWorker(codec, DecoderConfig(), clock=lambda: 0.0), list[RecordedReply]()
-    worker._loop.stopwatch = lambda: 0.005 * sum(size * sum(window) for size, *window in codec.batches)
+    worker._loop.stopwatch = lambda: 0.006 * sum(size * sum(window) for size, *window in codec.batches)
     for index in range(16):
         push(worker, f"old {index}", 0, frames(1, 2, 3, 4, 5)).wait()
     pile_up(worker, codec)

@@ -1,6 +1,7 @@
 """Per-utterance queue of chunks, unanswered chunks, and the decoder's counters and stopwatch."""
 
 import logging
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
@@ -62,13 +63,14 @@ class Stopwatch:
 
     Args:
         num_context_frames: Number of frames that are decoded in each window besides its new ones.
+        longest_s: Time for the windows of a full batch, in seconds.
 
     Attributes:
-        measured: Decoding time, as measured.
+        measured: Decoding time, as measured. If many windows are waiting, each has its share of full batches.
     """
 
-    def __init__(self, num_context_frames: int) -> None:
-        self._num_context_frames = num_context_frames
+    def __init__(self, num_context_frames: int, longest_s: float = math.inf) -> None:
+        self._num_context_frames, self._longest_s = num_context_frames, longest_s
         self._sums = np.zeros(5)  # of weights, x, y, x * x and x * y, where x = 1 / frames and y = seconds / frames
         self.measured = DecodingTime()
 
@@ -85,7 +87,7 @@ class Stopwatch:
         spread = weight * xx - x * x
         is_varied = spread > 0.01 * weight * xx  # otherwise the two cannot be told apart
         batch_s = min(max(0.0, (weight * xy - x * y) / spread), y / x) if is_varied else 0.0
-        frame_s = (y - batch_s * x) / weight
+        frame_s = (y - batch_s * x) / weight * (1 + batch_s / self._longest_s)
         self.measured = DecodingTime(batch_s, self._num_context_frames * frame_s, frame_s)
 
 

@@ -48,7 +48,7 @@ class Launcher(Protocol):
     Attributes:
         depth: Maximum number of batches in flight while another is being prepared.
         has_graphs: True if graphs can be captured.
-        batch_s: Maximum time for a batch of several windows, in seconds.
+        batch_s: Time in seconds after which a batch gets no further window.
     """
 
     depth: int

@@ -10,6 +10,7 @@ A batch combines windows of different utterances, for the codec or for a refinem
 """
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -325,7 +326,7 @@ class DecodingLoop:
         self._jobs: list[Job] = []  # admitted, at most one per utterance
         self._turns = HostTurns()
         self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, each with its launch time
-        self.times = Stopwatch(codec.spec.left_frames + codec.spec.right_frames)
+        self.times = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
         self._launched_s = 0.0  # time of the last launch, on the sessions' clock
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
         self.fails_pending = False  # set to fail everything that is not decoded yet
@@ -383,7 +384,7 @@ class DecodingLoop:
         num_frames = window.codes.shape[1]
         most = batch_limit(self._codec.spec, num_frames, self._config.max_batch)
         window_s = num_frames * self.times.measured.frame_s
-        return most if most * window_s <= self._launcher.batch_s else max(1, int(self._launcher.batch_s / window_s))
+        return most if most * window_s <= self._launcher.batch_s else math.ceil(self._launcher.batch_s / window_s)
 
     def _accept_chunks(self) -> None:
         """Turn queued chunks into jobs; wait for a chunk only if nothing is in progress."""
