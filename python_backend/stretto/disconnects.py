@@ -11,7 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
-DISCONNECTS_FILE = "STRETTO_DEPARTURES_FILE"  # environment variable of the stubs: path of the file
+DISCONNECTS_FILE = "STRETTO_DISCONNECTS_FILE"  # environment variable of the stubs: path of the file
 HOST = "stretto_host"  # request parameter set by the proxy: host of the client, used for fair-share limits
 STREAM = "stretto_stream"  # request parameter set by the proxy: number of the client's stream
 # far more than the number of concurrent streams, because streams with the same table position overwrite each other

@@ -36,7 +36,7 @@ def test_server_environment_prefers_this_python_and_its_libraries() -> None:
     folder = "/dev/shm/stretto_launch_17_ab.run"
     assert made["STRETTO_LAUNCH_ID"] == "17_ab"
     assert made["STRETTO_DRAIN_FILE"] == f"{folder}/draining"
-    assert made["STRETTO_DEPARTURES_FILE"] == f"{folder}/disconnects"
+    assert made["STRETTO_DISCONNECTS_FILE"] == f"{folder}/disconnects"
     assert made["VLLM_RPC_BASE_PATH"] == folder
     assert made["HOME"] == "/home/x"
     assert made["MALLOC_MMAP_THRESHOLD_"] == made["MALLOC_TRIM_THRESHOLD_"] == "4194304"

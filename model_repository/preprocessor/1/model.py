@@ -31,7 +31,7 @@ class TritonPythonModel:
         stub.give_back_large_memory()
         from stretto.preprocessing.audio import AudioLanes, Load
         from stretto.preprocessing.audio_worker import AudioProcess
-        from stretto.preprocessing.cloning import CloningRequest
+        from stretto.preprocessing.cloning_request import CloningRequest
         from stretto.preprocessing.hearing import open_hearing
         from stretto.preprocessing.request import Preprocessor, RawRequest, read_part
         from stretto.triton_io import tensors

@@ -1,7 +1,8 @@
 """Further ensembles of a model repository, for clients of other Triton servers that clone voices.
 
 The ensembles have the steps and instances of the main ensemble, so every limit applies to both. They differ in the
-names of the tensors: the preprocessor reads the inputs (`stretto.preprocessing.cloning`), and `pcm` is `waveform`.
+names of the tensors: the preprocessor reads the inputs (`stretto.preprocessing.cloning_request`), and `pcm` is
+`waveform`.
 """
 
 from pathlib import Path

@@ -116,14 +116,14 @@ class Mechanism:
             numpy and torch: a function of the sampled ids of stream 0 [B] and the `Rows`, which returns the ids to
             write [B] and writes the new state to the tables. None without a rule.
         on_device: Function of (mechanism, `SegmentRules`, `SlotTables`, max. rows of a step) that returns the launch
-            of the rule's kernel, with the arguments of `StepProgram.launch`. None if there is none; a family with a
-            rule is then sampled by torch on a GPU.
+            of the rule's kernel: a function of (ids of the streams [N, S], step's table [N, C], positions [N], number
+            of rows, buffer of second ids [N] or None). None without a kernel: then torch samples on a GPU.
         ends_streams: True if each output stream has an end id, the last of its ids, which is masked before the minimum
             length.
         streams_on_arrays: Function with the arguments of `on_arrays` that returns the rule of all streams: a function
             of the ids of stream 0 [B], of the others [B, K], and the `Rows`, which returns the ids to write.
         streams_on_device: Function with the arguments of `on_device` that returns the launch of this rule's kernel,
-            with the arguments of `StepProgram.launch`.
+            a function of (ids of stream 0, of the others, step's table, positions, number of rows).
         row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, stream 0 of every slot by
             position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
         step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], buffer of hidden

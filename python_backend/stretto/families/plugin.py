@@ -38,7 +38,8 @@ UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
 def lazy(reference: str, *first: Any) -> Callable[..., Any]:
     """Return a function that imports `module:name` when called.
 
-    It calls the imported object with `first`, followed by its own arguments.
+    It calls the imported object with `first`, followed by its own arguments. As an attribute of a class it is a method:
+    the instance is the first of them.
 
     Processes without torch or vLLM import a plug-in's module, so it refers to other modules only by name.
     """

@@ -10,8 +10,8 @@ import numpy as np
 
 from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import InvalidRequest, shown
-from stretto.families.audio_format import EncodedFiles, stored_in
 from stretto.families.base import Task
+from stretto.families.encoded_voices import EncodedFiles, stored_in
 from stretto.families.plugin import family_at
 from stretto.families.prompting import (
     Piece,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stretto.families.audio_format import ENTRY_BYTES, CachedEncoder
+from stretto.families.encoded_voices import ENTRY_BYTES, CachedEncoder
 from stretto.families.opuslm.prompt import InputCodes
 from tests.fakes import FrameCounter
 

@@ -1,4 +1,7 @@
-"""Assignment of requests and CFG pairs to run slots, and the requests' segments as known on the host."""
+"""Assignment of requests and CFG pairs to run slots, and the requests' segments as known on the host.
+
+The number of slots is `max_num_seqs` (`stretto.sizing`).
+"""
 
 import itertools
 from collections.abc import Callable, Mapping

@@ -22,8 +22,8 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.higgs_audio.family import (
     BEGIN,
     BEGIN_OF_AUDIO,

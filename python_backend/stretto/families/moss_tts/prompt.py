@@ -23,8 +23,8 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.moss_tts.cleaning import cleaned
 from stretto.families.moss_tts.family import LANGUAGES, MossVocabulary
 from stretto.families.plugin import VOCABULARY, config_at

@@ -21,8 +21,8 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.moss_tts.family import LANGUAGES
 from stretto.families.moss_tts.prompt import FIELDS, levelled, recorded_codes
 from stretto.families.moss_tts_local.family import LocalVocabulary

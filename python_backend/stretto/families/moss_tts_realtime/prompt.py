@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.moss_tts.prompt import recorded_codes
 from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, RealtimeVocabulary
 from stretto.families.plugin import VOCABULARY, config_at

@@ -10,8 +10,8 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.encoders.xeus import XeusTokenizer, load_ssl_tokenizer
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.opuslm.family import (
     ASSISTANT_OUTPUT,
     NUM_STREAMS,

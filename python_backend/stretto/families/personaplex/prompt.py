@@ -14,8 +14,8 @@ from stretto.codecs.base import Codec
 from stretto.codecs.mimi import MimiCodec, require_mimi
 from stretto.encoders.loudness import normalised
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.kyutai_stt.family import PAD
 from stretto.families.live_audio import LiveInput
 from stretto.families.moshi.prompt import MoshiTemplate, codes_in, live_input

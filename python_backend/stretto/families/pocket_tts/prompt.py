@@ -14,8 +14,8 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.family import (
     FEW_WORDS,

@@ -32,8 +32,8 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.encoders.x_vector import FOLDER, SAMPLE_RATE, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.audio_format import CachedEncoder
 from stretto.families.base import Family, Task
+from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
