@@ -15,6 +15,7 @@ from stretto.cpu_backend.depth import HostDepth
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
+from tests.engine.plain_depth import PlainDepth
 from tests.published_csm import (
     BEGIN,
     CODEBOOK_SIZE,
@@ -118,13 +119,13 @@ def test_host_depth_matches_modules_and_is_batch_invariant(
     if is_wide:
         monkeypatch.setattr(cpu_depth, "narrow_width", lambda: 1)
     modules = roomy.model_state.model.get_submodule("depth")
-    host, alone = HostDepth(modules), HostDepth(modules)
-    for each in (modules, host, alone):
+    plain, host, alone = PlainDepth(modules), HostDepth(modules), HostDepth(modules)
+    for each in (plain, host, alone):
         each.prepare(17)
     for num_rows in (3, 17, 3, 1):
         hidden = torch.randn(num_rows, modules.first_head.shape[1])
         codes = torch.randint(CODEBOOK_SIZE, (num_rows, NUM_CODEBOOKS))
-        runs = (modules, num_rows), (host, num_rows), (alone, 1)
+        runs = (plain, num_rows), (host, num_rows), (alone, 1)
         read = [each.begin(hidden[:rows], codes[:rows, 0]) for each, rows in runs]
         for position in range(1, NUM_CODEBOOKS):
             if position > 1:

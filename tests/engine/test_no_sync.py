@@ -13,6 +13,7 @@ from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts
 from tests.engine.harness import Answer, Engine
+from tests.engine.plain_depth import PlainDepth
 from tests.engine.syncs import counted
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import TRACKED_CSM
@@ -37,7 +38,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return arrays
 
     monkeypatch.setattr(state, "arrays_on", pinning)
-    monkeypatch.setattr(state, "HostDepth", lambda depth: depth)
+    monkeypatch.setattr(state, "HostDepth", PlainDepth)
 
 
 def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:

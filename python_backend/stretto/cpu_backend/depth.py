@@ -25,7 +25,7 @@ KeysAndValues = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class HostDepth:
-    """Depth transformer on the CPU, with the weights and interface of `DepthTransformer`.
+    """Depth transformer on the CPU, with the weights of `DepthTransformer`.
 
     Returned states are overwritten by the next call.
     """

@@ -1,16 +1,14 @@
-"""Depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
+"""Weights of a depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
 
-Its weights are either shared by all codebooks or selected per codebook.
-
-Keys and values are stored in one buffer, which is allocated once and overwritten for every frame. Each step therefore
-launches the same kernels with the same addresses, as CUDA graphs require.
+They are either shared by all codebooks or selected per codebook. `cpu_backend/depth.py` and `kernels/gpu/products.py`
+run the layers. Their keys and values are in one buffer, which is allocated once and overwritten for every frame. Each
+step therefore launches the same kernels with the same addresses, as CUDA graphs require.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, ReplicatedLinear
@@ -92,7 +90,7 @@ class DepthWeights(nn.Module):
 
 
 class DepthTransformer(DepthWeights):
-    """Depth transformer whose positions share one set of weights.
+    """Weights of a depth transformer whose positions share one set of them; `HostDepth` and `DeviceDepth` run it.
 
     The constructor takes the same arguments as `DepthWeights`.
     """
@@ -106,67 +104,12 @@ class DepthTransformer(DepthWeights):
         quant_config: QuantizationConfig | None = None,
     ):
         super().__init__(spec, num_ids, num_ends, width, quant_config)
-        self.num_positions = num_positions = len(num_ids)
+        self.num_positions = len(num_ids)
         self.norm = RMSNorm(spec.hidden, eps=spec.eps)
-        self.rotary = get_rope(spec.head_dim, max_position=num_positions, rope_parameters=dict(spec.rope))
+        self.rotary = get_rope(spec.head_dim, max_position=self.num_positions, rope_parameters=dict(spec.rope))
         self.layers = nn.ModuleList(
             _Layer(spec, quant_config, f"depth.layers.{layer}") for layer in range(spec.num_layers)
         )
-
-    def prepare(self, max_rows: int) -> None:
-        """Allocate the buffer for keys and values of batches of up to `max_rows` rows."""
-        spec, like = self.spec, self.embed
-        shape = spec.num_layers, 2, max_rows, spec.num_kv_heads, self.num_positions, spec.head_dim
-        self._kv = like.new_zeros(shape)
-        self._positions = torch.arange(self.num_positions, device=like.device)[:, None].repeat(1, max_rows)
-        self._first_positions = self._positions[:2].T.reshape(-1).contiguous()
-
-    def start(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Process position 0 of a frame; return the states [N, H] that predict stream 0 (`DepthSpec.num_first`).
-
-        Args:
-            hidden: The backbone's hidden states, [N, W]; unchanged.
-        """
-        x = self.project(hidden)
-        return self._read(x.clone() if x is hidden else x, 0, self._positions[0, : len(hidden)])
-
-    def begin(self, hidden: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
-        """Process positions 0 and 1 of a frame; return the states [N, H] that predict stream 1's codes.
-
-        After `start`, only position 1 is left.
-
-        Args:
-            hidden: The backbone's hidden states, [N, W].
-            code: Codes of stream 0, as rows of `embed`, [N].
-        """
-        if self.spec.num_first:
-            return self.next(code, 1)
-        x = torch.stack([self.project(hidden), F.embedding(code, self.embed)], 1)
-        return self._read(x.flatten(0, 1), 0, self._first_positions[: 2 * len(hidden)])[1::2]
-
-    def next(self, code: torch.Tensor, position: int) -> torch.Tensor:
-        """Process one position of a frame; return the states [N, H] that predict the next stream's codes.
-
-        The next stream is stream `position`.
-
-        Args:
-            code: Codes of stream `position` - 1, as rows of `embed`, [N].
-            position: Position in the frame, from 2.
-        """
-        return self._read(F.embedding(code, self.embed), position, self._positions[position, : len(code)])
-
-    def _read(self, x: torch.Tensor, first: int, positions: torch.Tensor) -> torch.Tensor:
-        """Return the output of all layers, [N * T, H].
-
-        Args:
-            x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
-            first: First position.
-            positions: Rotary positions, [N * T].
-        """
-        residual = torch.zeros_like(x)
-        for layer, kv in zip(self.layers, self._kv, strict=True):
-            x, residual = layer(x, residual, kv, first, positions, self.rotary)
-        return self.norm(x, residual)[0]
 
 
 class SteppedDepth(DepthWeights):
@@ -221,11 +164,10 @@ class _Projections(nn.Module):
     def __init__(self, spec: DepthSpec, quant_config: QuantizationConfig | None, prefix: str):
         super().__init__()
         self.spec = spec
-        self._widths = [spec.num_heads * spec.head_dim, *[spec.num_kv_heads * spec.head_dim] * 2]
         heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
         fused: dict[str, Any] = {"bias": False, "quant_config": quant_config, "return_bias": False, "disable_tp": True}
         self.qkv_proj = QKVParallelLinear(spec.hidden, *heads, prefix=f"{prefix}.qkv_proj", **fused)
-        self.o_proj = _linear(self._widths[0], spec.hidden, quant_config, f"{prefix}.o_proj")
+        self.o_proj = _linear(spec.num_heads * spec.head_dim, spec.hidden, quant_config, f"{prefix}.o_proj")
         self.gate_up_proj = MergedColumnParallelLinear(
             spec.hidden, [spec.intermediate] * 2, prefix=f"{prefix}.gate_up_proj", **fused
         )
@@ -238,47 +180,6 @@ class _Layer(_Projections):
         self.input_layernorm, self.post_attention_layernorm = (RMSNorm(spec.hidden, eps=spec.eps) for _ in range(2))
         if spec.has_head_norms:
             self.q_norm, self.k_norm = (RMSNorm(spec.head_dim, eps=spec.eps) for _ in range(2))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        residual: torch.Tensor,
-        kv: torch.Tensor,
-        first: int,
-        positions: torch.Tensor,
-        rotary: nn.Module,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the layer's output and the residual.
-
-        Keys and values are stored in `kv`, [2, max N, heads, positions, D].
-        """
-        x, residual = self.input_layernorm(x, residual)
-        query, key, value = self.qkv_proj(x).split(self._widths, 1)
-        if self.spec.has_head_norms:
-            query, key = self._by_head(self.q_norm, query), self._by_head(self.k_norm, key)
-        query, key = rotary(positions, query, key)
-        x = self.o_proj(self._attend(query, key, value, kv, first))
-        x, residual = self.post_attention_layernorm(x, residual)
-        gate, up = self.gate_up_proj(x).chunk(2, 1)
-        return self.down_proj(F.silu(gate) * up), residual
-
-    def _by_head(self, norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        return norm(x.reshape(len(x), -1, self.spec.head_dim)).flatten(1)
-
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kv: torch.Tensor, first: int
-    ) -> torch.Tensor:
-        count = 2 if first == 0 and not self.spec.num_first else 1
-        query, key, value = (
-            each.reshape(len(each) // count, count, -1, self.spec.head_dim).transpose(1, 2)
-            for each in (query, key, value)
-        )
-        stop = first + count
-        keys, values = kv[:, : len(query)]
-        keys[:, :, first:stop], values[:, :, first:stop] = key, value
-        seen = keys[:, :, :stop], values[:, :, :stop]
-        out = F.scaled_dot_product_attention(query, *seen, is_causal=count > 1, enable_gqa=True)
-        return out.transpose(1, 2).reshape(len(query) * count, -1)
 
 
 def _linear(

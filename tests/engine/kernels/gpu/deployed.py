@@ -48,6 +48,7 @@ from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.multi_stream import check_quantization
 from stretto.families.plugin import config_at
 from tests.engine.kernels.gpu.operators import Count, Launches
+from tests.engine.plain_depth import PlainDepth
 
 FUSED = ("rms_norm", "fused_add_rms_norm", "silu_and_mul", "rotary_embedding")
 
@@ -69,7 +70,7 @@ def depth_operators(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"mode": int(config.compilation_config.mode), "layers": spec.num_layers}
     with set_current_vllm_config(config):
         depth, code = DepthTransformer(spec, [2048] * 16, 1, 2048), torch.zeros(1, dtype=torch.int32)
-        for name, each in {"reference": depth, "served": DeviceDepth(depth)}.items():
+        for name, each in {"reference": PlainDepth(depth), "served": DeviceDepth(depth)}.items():
             each.prepare(4)
             launches.count = 0
             with Count() as counted:

@@ -21,6 +21,7 @@ from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDep
 from stretto.families.base import DepthSpec
 from stretto.families.qwen3_tts.family import DEPTH as QWEN3_TTS
 from tests.engine.kernels.gpu.operators import Count, Launches
+from tests.engine.plain_depth import PlainDepth
 from tests.tiers import by_night
 
 NUM_CODES, WIDTH = 11, 24
@@ -70,8 +71,8 @@ def build(spec: DepthSpec, num_streams: int, seed: int | None) -> Any:
 @torch.inference_mode()
 def test_depth_states_match_the_torch_layers(name: str, num_streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     with single_rank(monkeypatch):
-        expected = build(SPECS[name], num_streams, seed=1)
-    ours, alone = DeviceDepth(expected), DeviceDepth(expected)
+        made = build(SPECS[name], num_streams, seed=1)
+    expected, ours, alone = PlainDepth(made), DeviceDepth(made), DeviceDepth(made)
     for each in (expected, ours, alone):
         each.prepare(4)
     hidden, codes = torch.randn(3, WIDTH), torch.randint(NUM_CODES, (3, num_streams))
@@ -126,7 +127,7 @@ def test_depth_states_with_per_position_weights_match_the_cpu(monkeypatch: pytes
 @torch.inference_mode()
 def test_bfloat16_depth_heads_are_close_to_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     with single_rank(monkeypatch):
-        wide = build(SPECS["qwen3"], 5, seed=2)
+        wide = PlainDepth(build(SPECS["qwen3"], 5, seed=2))
         narrow = build(SPECS["qwen3"], 5, seed=2).bfloat16()
     ours = DeviceDepth(narrow)
     wide.prepare(2)

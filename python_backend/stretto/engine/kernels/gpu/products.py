@@ -3,8 +3,7 @@
 The depth transformer takes eight launches per layer, including the norm after the layer.
 
 `depth_attention_kernel` does everything between the attention projections in one launch: it normalises and rotates
-the heads of one or two positions, stores their keys and values, and attends to the frame so far. The reference is
-`DepthTransformer`.
+the heads of one or two positions, stores their keys and values, and attends to the frame so far.
 
 Layers that run outside torch.compile call vLLM's fused CUDA operators directly.
 
@@ -285,7 +284,7 @@ def depth_attention_kernel(
 
 
 class DeviceDepth:
-    """Depth transformer on a GPU, with the weights and interface of `DepthTransformer`."""
+    """Depth transformer on a GPU, with the weights of `DepthTransformer`."""
 
     def __init__(self, depth: Any):
         rotary, spec = depth.rotary, depth.spec
