@@ -11,21 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from stretto.engine.columns import STATE, SlotLimits, SlotScales, SlotState
 from stretto.engine.kernels.gpu.products import embed_rows
 from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import (
-    STATE,
-    Arrays,
-    DeviceArrays,
-    HostArrays,
-    SlotLimits,
-    SlotScales,
-    SlotState,
-    SlotTables,
-)
+from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays, SlotTables
 from stretto.families.base import Family, Task
 from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.text import SILENT

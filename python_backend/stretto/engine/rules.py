@@ -28,6 +28,8 @@ from importlib import util
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from stretto.engine import columns
+
 
 def where(condition, chosen, other):
     """Return `chosen` if the condition is true, else `other`."""
@@ -50,14 +52,7 @@ def with_where(select: Callable[..., Any], name: str = __name__) -> ModuleType:
     return module
 
 
-# Columns of a reply's state (`reply_rules.ReplyState`); those of a mechanism follow them (`Mechanism.columns`).
-STATE = (
-    "audio_start",
-    "audio_end",
-    "num_text_tokens",
-    "num_codes",
-    "first_end",
-)
+STATE = tuple(columns.STATE)  # columns of a reply's state; those of a mechanism follow them (`Mechanism.columns`)
 
 
 class ReplyConstants(NamedTuple):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from stretto.engine.columns import LIMITS, SCALES
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
 from stretto.engine.worker.run_slots import STEPS_AHEAD, KeysAhead
-from stretto.engine.worker.slots import LIMITS, SCALES, DeviceArrays, HostArrays, SlotTables
+from stretto.engine.worker.slots import DeviceArrays, HostArrays, SlotTables
 from stretto.sampling import stream_keys
 from stretto.testing.checkpoints import make_prompt
 from tests.speech_families import EIGHT_STREAMS

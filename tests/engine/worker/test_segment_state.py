@@ -9,19 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from stretto.engine.columns import STATE, Array, SlotLimits, SlotScales, SlotState
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import (
-    STATE,
-    Array,
-    Arrays,
-    DeviceArrays,
-    HostArrays,
-    SlotLimits,
-    SlotScales,
-    SlotState,
-    SlotTables,
-)
+from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays, SlotTables
 from stretto.families.base import Family
 from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.tiny.family import TINY

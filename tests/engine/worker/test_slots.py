@@ -7,11 +7,12 @@ import pytest
 import torch
 from vllm.v1.core.sched.output import NewRequestData
 
+from stretto.engine.columns import LIMITS
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.slots import LIMITS, Arrays, DeviceArrays, HostArrays, SlotTables
+from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays, SlotTables
 from stretto.families.base import DrawRules, Family
 from stretto.families.tiny.family import END_OF_TEXT, POINTER, TINY
 from stretto.records.prompt import Prompt

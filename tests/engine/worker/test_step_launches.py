@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stretto.engine.columns import STATE
 from stretto.engine.kernels.gpu import advance
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker import step_program
-from stretto.engine.worker.slots import STATE, HostArrays
+from stretto.engine.worker.slots import HostArrays
 from stretto.engine.worker.step_program import Variant
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
@@ -164,6 +165,6 @@ def test_step_graphs_have_a_fixed_number_of_launches(family: Family, seen: Count
 def test_rows_of_all_streams_are_gathered_by_one_kernel(seen: Counter[str]) -> None:
     ids, rows, codes = torch.zeros(4, dtype=torch.int32), torch.zeros(8, 9, dtype=torch.int32), torch.zeros(2, 9, 8)
     with Operators(seen):
-        advance.gather_on_device(rows, ids, ids.long(), ids.long(), codes.int(), 0)
+        advance.gather_rows(rows, ids, ids.long(), ids.long(), codes.int(), 0)
     assert seen.pop("_to_copy") == 3  # this test's own
     assert seen == {"_gather_kernel": 1}

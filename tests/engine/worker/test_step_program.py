@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.kernels.gpu.step_draw import COLUMNS
-from stretto.engine.kernels.gpu.step_draw import STATE as KERNEL_STATE
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.slots import LIMITS, SCALES, STATE, DeviceArrays, SlotTables
+from stretto.engine.worker.slots import DeviceArrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
 from stretto.families.base import Family
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
@@ -105,12 +103,6 @@ def test_profiling_run_reads_only_heads_that_the_family_has(family: Family) -> N
         prefill_len_np=number + 1,
     )
     assert slots.rows(batch).may_write.any() == bool(rules.num_text_ids)
-
-
-def test_kernel_columns_match_the_slot_tables() -> None:
-    assert COLUMNS[5 : 5 + len(LIMITS)] == tuple(LIMITS)
-    assert COLUMNS[5 + len(LIMITS) :] == tuple(SCALES)
-    assert tuple(STATE) == KERNEL_STATE
 
 
 class WithoutKernels(Mechanism):

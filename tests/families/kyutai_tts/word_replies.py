@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from stretto.engine.columns import LIMITS, STATE, SlotLimits, SlotState
 from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.segment_state import Rows
-from stretto.engine.worker.slots import LIMITS, STATE, HostArrays, SlotLimits, SlotState, SlotTables
+from stretto.engine.worker.slots import HostArrays, SlotTables
 from stretto.families.kyutai_tts.mechanism.arrays import WordLaunch, WordStates
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.kyutai_tts.mechanism.track import WordTrack

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stretto.engine.worker.slots import LIMITS, SCALES, Array, Arrays, SlotLimits, SlotScales, SlotTables
+from stretto.engine.columns import LIMITS, SCALES, Array, SlotLimits, SlotScales
+from stretto.engine.worker.slots import Arrays, SlotTables
 from stretto.sampling import DrawParams, DrawPlan
 
 NO_ROW = -1
@@ -204,7 +205,7 @@ class PlanArrays:
             return None if is_all else arrays.tensor(arrays.upload(index))
 
         def params(index: Array | None, *columns: Array) -> DrawParams:
-            return DrawParams(*(arrays.tensor(c if index is None else c[index]) for c in columns))
+            return DrawParams(*(arrays.tensor(pick(each, index)) for each in columns))
 
         others = plan.sampling[len(plan.drawing) :]
         return cls(
@@ -214,8 +215,8 @@ class PlanArrays:
             scales=scales,
             writing=writing,
             speaking=speaking,
-            text_rows=hidden_rows(_take(plan.drawing, plan.writing)),
-            audio_rows=hidden_rows(np.concatenate([_take(plan.drawing, plan.speaking), others])),
+            text_rows=hidden_rows(pick(plan.drawing, plan.writing)),
+            audio_rows=hidden_rows(np.concatenate([pick(plan.drawing, plan.speaking), others])),
             text=params(writing, scales.text_temperature, limits.text_top_k, scales.text_top_p),
             audio=params(speaking, scales.audio_temperature, limits.audio_top_k, scales.audio_top_p),
             depth=params(speaking, scales.depth_temperature, limits.depth_top_k, scales.depth_top_p),
@@ -224,8 +225,9 @@ class PlanArrays:
         )
 
 
-def _take(rows: np.ndarray, index: np.ndarray | None) -> np.ndarray:
-    return rows if index is None else rows[index]
+def pick(values: Array, index: Array | None) -> Array:
+    """Return the values at `index`, or all values if `index` is None."""
+    return values if index is None else values[index]
 
 
 class BatchPlanner:

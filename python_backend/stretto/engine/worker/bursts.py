@@ -8,10 +8,10 @@ from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
+from stretto.engine.columns import Array
 from stretto.engine.worker.batch_plan import StepRows
 from stretto.engine.worker.predictors import BurstBatch, RowPredictor
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.engine.worker.slots import Array
 
 # (hidden states [B, H], rows, index of the row in the step)
 # -> stream 0 [B], the others and the state [B, S - 1 + C], cut flags [B].

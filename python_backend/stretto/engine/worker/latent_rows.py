@@ -8,7 +8,8 @@ import numpy as np
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from stretto.engine.worker.slots import Array, Arrays
+from stretto.engine.columns import Array
+from stretto.engine.worker.slots import Arrays
 from stretto.streams.layout import StreamLayout
 
 NO_PROMPT = np.zeros(0, np.bool_)

@@ -15,12 +15,13 @@ from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.cpu_backend import products as on_host
+from stretto.engine.columns import Array
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.batch_plan import SolverPlan
-from stretto.engine.worker.slots import Array, Arrays
+from stretto.engine.worker.slots import Arrays
 from stretto.records.prompt import Condition
 from stretto.streams.layout import StreamLayout
 
@@ -269,7 +270,7 @@ class ParallelHeads:
 
 
 class Depth(Protocol):
-    """Interface of a depth transformer; see `models/depth_transformer.py` for its methods."""
+    """Interface of a depth transformer; see `kernels/gpu/products.py` for its methods."""
 
     heads: torch.Tensor
 

@@ -11,11 +11,12 @@ import numpy as np
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
+from stretto.engine.columns import LIMITS, STATE
 from stretto.engine.protocol import is_unconditional, partner_of
 from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows
-from stretto.engine.worker.slots import LIMITS, STATE, Arrays, SlotTables
+from stretto.engine.worker.slots import Arrays, SlotTables
 from stretto.families.mechanism import RowSchedule
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment

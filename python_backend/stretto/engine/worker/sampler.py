@@ -12,8 +12,9 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
+from stretto.engine.columns import LIMITS, STATE, Array, SlotState
 from stretto.engine.kernels.draw import draw
-from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows, pick
 from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.guided_heads import GuidedHeads
 from stretto.engine.worker.predictors import (
@@ -24,7 +25,7 @@ from stretto.engine.worker.predictors import (
 )
 from stretto.engine.worker.run_slots import KeysAhead, RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
-from stretto.engine.worker.slots import LIMITS, STATE, Array, Arrays, SlotState, SlotTables, counted_columns
+from stretto.engine.worker.slots import Arrays, SlotTables, counted_columns
 from stretto.families.base import Family
 from stretto.sampling import (
     DrawParams,
@@ -368,11 +369,6 @@ class RowDraw:
             drawn: Sampled ids, [A, 1].
         """
         return logits
-
-
-def pick(values: Array, index: Array | None) -> Array:
-    """Return the values at `index`, or all values if `index` is None."""
-    return values if index is None else values[index]
 
 
 def _both(drawn: torch.Tensor, num_paired: int) -> torch.Tensor:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from stretto.engine.columns import Array, SlotLimits, SlotScales, SlotState
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import segment_flags
-from stretto.engine.worker.slots import Array, Arrays, SlotLimits, SlotScales, SlotState
+from stretto.engine.worker.batch_plan import pick
+from stretto.engine.worker.slots import Arrays
 from stretto.streams.layout import Segment
 
 NO_END = -1
@@ -85,7 +87,7 @@ class SegmentState:
         End ids are also masked before the minimum length.
         """
         may_end = (rows.state.num_text_tokens >= rows.limits.text_min) * 1
-        task, may_end = (self._arrays.tensor(_take(values, index)) for values in (rows.limits.task, may_end))
+        task, may_end = (self._arrays.tensor(pick(values, index)) for values in (rows.limits.task, may_end))
         return logits.masked_fill_(self._denied[task, may_end], -torch.inf)
 
     def mask_audio(
@@ -100,16 +102,16 @@ class SegmentState:
             is_hidden: True for end ids to mask instead, [B, E].
         """
         if self._out_of_place is not None:
-            place = self._arrays.tensor(_take(rows.frame % len(self._out_of_place), index))
+            place = self._arrays.tensor(pick(rows.frame % len(self._out_of_place), index))
             logits.masked_fill_(self._out_of_place[place], -torch.inf)
         ends = logits[:, logits.shape[1] - self.rules.num_end_columns[0] :]
         is_hidden = (rows.frame < rows.limits.audio_min)[:, None] if is_hidden is None else is_hidden
-        ends.masked_fill_(self._arrays.tensor(_take(is_hidden, index)), -torch.inf)
+        ends.masked_fill_(self._arrays.tensor(pick(is_hidden, index)), -torch.inf)
         return logits
 
     def mask_other_ends(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Mask, in place, the end ids of other streams in `logits` [A, k, C] of rows before the minimum length."""
-        is_short = self._arrays.tensor(_take(rows.frame < rows.limits.audio_min, index))
+        is_short = self._arrays.tensor(pick(rows.frame < rows.limits.audio_min, index))
         logits[..., -1].masked_fill_(is_short[:, None], -torch.inf)
         return logits
 
@@ -260,7 +262,3 @@ def out_of_place(rules: SegmentRules) -> np.ndarray:
         denied[place, : len(ids)] = (ids < own.start) | (ids >= own.stop)
     denied[:1, len(ids) :] = False
     return denied
-
-
-def _take(values: Array, index: Array | None) -> Array:
-    return values if index is None else values[index]

@@ -1,14 +1,14 @@
 """Tables of the run slots, one row per request, and array factories for numpy and torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from stretto.engine import rules
+from stretto.engine.columns import LIMITS, SCALES, Array
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.tracks import Track
 from stretto.records.prompt import Prompt
@@ -17,8 +17,6 @@ from stretto.sampling import min_p_span, seed_key
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from stretto.engine.step_records import NewText
-
-Array = Any  # np.ndarray or torch.Tensor
 
 
 class Arrays(Protocol):
@@ -53,27 +51,21 @@ class HostArrays:
     rules: ModuleType = rules.with_where(np.where)
 
     def wrap(self, tensor: torch.Tensor) -> Array:
-        """Return `tensor` as an array over the same memory."""
         return tensor.numpy()
 
     def tensor(self, array: Array) -> torch.Tensor:
-        """Return `array` as a tensor over the same memory."""
         return torch.from_numpy(array)
 
     def zeros(self, *shape: int) -> Array:
-        """Return int64 zeros of this shape."""
         return np.zeros(shape, np.int64)
 
     def int32(self, array: Array) -> Array:
-        """Return `array` converted to int32."""
         return array.astype(np.int32)
 
     def stack(self, columns: Sequence[Array]) -> Array:
-        """Return n columns [B] as an array [B, n]."""
         return np.array(columns).T
 
     def upload(self, values: np.ndarray) -> Array:
-        """Return `values` unchanged."""
         return values
 
 
@@ -87,30 +79,22 @@ class DeviceArrays:
         self._device, self._is_pinning = device, device.type == "cuda"
 
     def wrap(self, tensor: torch.Tensor) -> Array:
-        """Return `tensor` unchanged."""
         return tensor
 
     def tensor(self, array: Array) -> torch.Tensor:
-        """Return `array` unchanged."""
         return array
 
     def zeros(self, *shape: int) -> Array:
-        """Return int64 zeros of this shape."""
         return torch.zeros(shape, dtype=torch.int64, device=self._device)
 
     def int32(self, array: Array) -> Array:
-        """Return `array` converted to int32."""
         return array.to(torch.int32)
 
     def stack(self, columns: Sequence[Array]) -> Array:
-        """Return n columns [B] as an array [B, n]."""
         return torch.stack(list(columns), 1)
 
     def upload(self, values: np.ndarray) -> Array:
-        """Asynchronously copy `values` to the device, through pinned memory if available.
-
-        The copy is contiguous.
-        """
+        """Copy `values` to the device through pinned memory, if available."""
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         if self._is_pinning:
             tensor = tensor.pin_memory()
@@ -120,78 +104,6 @@ class DeviceArrays:
 def arrays_on(device: torch.device) -> Arrays:
     """Return the array factory for steps on `device`."""
     return HostArrays() if device.type == "cpu" else DeviceArrays(device)
-
-
-@dataclass
-class SlotState:
-    """State of replies, int64 [B] each, updated on the device in every step; see `ReplyState`."""
-
-    audio_start: Array
-    audio_end: Array
-    num_text_tokens: Array
-    num_codes: Array
-    first_end: Array
-
-
-@dataclass
-class SlotLimits:
-    """Integer parameters of requests, int64 [B] each.
-
-    Attributes:
-        forced_until: Position up to which delayed streams continue audio in the prompt; 0 for none.
-        latent_steps: Number of solver steps of a latent; 0 for families without latents.
-        tail_rows: Number of rows from the detected end of speech to the end of the audio; 0 for families without
-            latents.
-        track_total: Number of words, or of other parts of the text, that a mechanism's track has; ENDLESS while the
-            text is open.
-    """
-
-    task: Array
-    text_min: Array
-    text_max: Array
-    audio_min: Array
-    audio_max: Array
-    text_top_k: Array
-    audio_top_k: Array
-    depth_top_k: Array
-    seed_key: Array
-    ras_window: Array
-    ras_max_repeats: Array
-    forced_until: Array
-    latent_steps: Array
-    tail_rows: Array
-    track_total: Array
-
-
-@dataclass
-class SlotScales:
-    """Floating-point parameters of requests, float32 [B] each; names as in `SamplingConfig`.
-
-    Attributes:
-        depth_temperature: Temperature of streams 1 to S - 1 in audio rows, also without a depth transformer.
-        depth_top_p: Top-p of these streams.
-        script_temperature: Temperature of the alignment pointer, for families that have one.
-        guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor; 1 for none.
-        audio_span: In audio rows, maximum gap between a stream-0 logit and the largest one (min-p); infinite if unused.
-    """
-
-    text_temperature: Array
-    text_top_p: Array
-    audio_temperature: Array
-    audio_top_p: Array
-    depth_temperature: Array
-    depth_top_p: Array
-    script_temperature: Array
-    guidance: Array
-    repetition_penalty: Array
-    audio_span: Array
-
-
-def _index(table: type) -> dict[str, int]:
-    return {column.name: index for index, column in enumerate(fields(table))}
-
-
-STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales)
 
 
 def limits_row(prompt: Prompt, rules: SegmentRules) -> list[int]:

@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.cuda_graphs import CudaRecorder
+from stretto.engine.columns import LIMITS, SCALES
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, RowFunctions, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.step_draw import (
     COLUMNS,
@@ -32,7 +33,7 @@ from stretto.engine.worker.bursts import Bursts
 from stretto.engine.worker.predictors import AnyReadout, Readout, RequestMemory
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
-from stretto.engine.worker.slots import LIMITS, SCALES, SlotTables
+from stretto.engine.worker.slots import SlotTables
 from stretto.streams.layout import Segment
 
 

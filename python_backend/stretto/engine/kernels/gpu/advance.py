@@ -77,7 +77,7 @@ def gather_rows(
     pad_id: int,
     given: torch.Tensor | None = None,
 ) -> None:
-    """Gather the rows of a step for all streams.
+    """Gather the rows of a step for all streams; on a GPU in one launch, one program per row.
 
     Args:
         rows: Output, int32 [P, S]; rows after the first N are filled with pads.
@@ -90,58 +90,20 @@ def gather_rows(
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, otherwise tensors.
     """
+    num_rows, num_streams = len(ids), rows.shape[1]
     if isinstance(slots, np.ndarray):
-        words = None if given is None else given.numpy()
-        gather_on_host(rows.numpy(), ids, slots, positions, codes.numpy(), pad_id, words)
-    else:
-        gather_on_device(rows, ids, slots, positions, codes, pad_id, given)
-
-
-def gather_on_host(
-    rows: np.ndarray,
-    ids: np.ndarray,
-    slots: np.ndarray,
-    positions: np.ndarray,
-    codes: np.ndarray,
-    pad_id: int,
-    given: np.ndarray | None = None,
-) -> None:
-    """Compute `gather_rows` in numpy."""
-    num_rows = len(ids)
-    rows[:num_rows, 0] = ids
-    rows[:num_rows, 1:] = codes[slots, positions]
-    if given is not None:
-        row, stream = np.nonzero(rows[:num_rows] < 0)
-        rows[row, stream] = given[slots[row], -1 - rows[row, stream]]
-    rows[num_rows:] = pad_id
-
-
-def gather_on_device(
-    rows: torch.Tensor,
-    ids: torch.Tensor,
-    slots: torch.Tensor,
-    positions: torch.Tensor,
-    codes: torch.Tensor,
-    pad_id: int,
-    given: torch.Tensor | None = None,
-) -> None:
-    """Compute `gather_rows` in one launch, one program per row."""
-    num_streams = rows.shape[1]
+        host = rows.numpy()
+        host[:num_rows, 0] = ids
+        host[:num_rows, 1:] = codes.numpy()[slots, positions]
+        if given is not None:
+            row, stream = np.nonzero(host[:num_rows] < 0)
+            host[row, stream] = given.numpy()[slots[row], -1 - host[row, stream]]
+        host[num_rows:] = pad_id
+        return
     _gather_kernel[len(rows),](
-        rows,
-        ids,
-        slots,
-        positions,
-        codes,
-        given,
-        len(ids),
-        codes.stride(0),
-        0 if given is None else given.stride(0),
-        pad_id,
-        num_streams,
-        triton.next_power_of_2(num_streams),
-        num_warps=1,
-    )
+        rows, ids, slots, positions, codes, given, num_rows, codes.stride(0), 0 if given is None else given.stride(0),
+        pad_id, num_streams, triton.next_power_of_2(num_streams), num_warps=1,
+    )  # fmt: skip
 
 
 # Avoid specialisation, so that one binary works for batches of any size.

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from stretto.engine.columns import LIMITS, SCALES
 from stretto.engine.kernels.gpu.draw import (
     HIGHEST,
     LOWEST,
@@ -28,38 +29,7 @@ from stretto.engine.kernels.gpu.draw import (
 )
 from stretto.engine.rules import STATE, ReplyConstants
 
-COLUMNS = (
-    "role",
-    "slot",
-    "other",
-    "other_slot",
-    "samples",
-    "task",
-    "text_min",
-    "text_max",
-    "audio_min",
-    "audio_max",
-    "text_top_k",
-    "audio_top_k",
-    "depth_top_k",
-    "seed_key",
-    "ras_window",
-    "ras_max_repeats",
-    "forced_until",
-    "latent_steps",
-    "tail_rows",
-    "track_total",
-    "text_temperature",
-    "text_top_p",
-    "audio_temperature",
-    "audio_top_p",
-    "depth_temperature",
-    "depth_top_p",
-    "script_temperature",
-    "guidance",
-    "repetition_penalty",
-    "audio_span",
-)
+COLUMNS = ("role", "slot", "other", "other_slot", "samples", *LIMITS, *SCALES)
 # Roles of a row: inactive, sampled, or a copy of another row's sample.
 IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -72,12 +42,15 @@ def _state_at(name: str) -> tl.constexpr:
     return tl.constexpr(STATE.index(name))
 
 
-ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES, TASK = map(_at, COLUMNS[:6])
-TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K = map(_at, COLUMNS[6:13])
-SEED_KEY, RAS_WINDOW, RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS = map(_at, COLUMNS[13:19])
-TRACK_TOTAL = _at("track_total")
-TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P = map(_at, COLUMNS[20:26])
-SCRIPT_TEMPERATURE, GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN = map(_at, COLUMNS[26:])
+ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES = map(_at, COLUMNS[:5])
+(
+    TASK, TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K, SEED_KEY, RAS_WINDOW,
+    RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS, TRACK_TOTAL,
+) = map(_at, LIMITS)  # fmt: skip
+(
+    TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P, SCRIPT_TEMPERATURE,
+    GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN,
+) = map(_at, SCALES)  # fmt: skip
 AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, FIRST_END = map(_state_at, STATE)
 
 
