@@ -144,12 +144,7 @@ class EngineConnection:
     started: StartedEngines
 
     def __init__(self, config: EngineConfig, stats: Path) -> None:
-        """Begin to start the engines.
-
-        Args:
-            config: Configuration of the engines.
-            stats: Path of the shared statistics.
-        """
+        """Begin to start the engines."""
         self._host, self._host_pid = connect_host(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._folder = Path(tempfile.mkdtemp(prefix="engine_", dir=os.environ.get("VLLM_RPC_BASE_PATH")))
@@ -245,9 +240,6 @@ class EngineConnection:
 
 class EngineClient:
     """Client that sends requests to vLLM's engines and tracks those in flight.
-
-    Args:
-        connection: Connection to the engines.
 
     Attributes:
         ready: Sizes reported by an engine; they are the same for all engines.

@@ -328,11 +328,7 @@ class SpeechLLM:
 
 
 class StartingLLM:
-    """Model whose engine has begun to start; `launch` of `SpeechLLM` has the exceptions.
-
-    Args:
-        config: Configuration of the engine.
-    """
+    """Model whose engine has begun to start; `launch` of `SpeechLLM` has the exceptions."""
 
     def __init__(self, config: EngineConfig):
         self._config = config
@@ -382,10 +378,6 @@ def _report(
 
 def free_id(request_id: str | None, active: Collection[str]) -> str:
     """Return the id of a new request, a random one for None.
-
-    Args:
-        request_id: The id that was asked for.
-        active: Ids in use.
 
     Raises:
         InvalidRequest: If the id is in use, or not a string.

@@ -67,11 +67,6 @@ class Capacity:
 def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Prompt:
     """Check a prompt and return it ready for queueing.
 
-    Args:
-        prompt: Prompt from the preprocessor.
-        rules: Rules of the family's replies.
-        capacity: Capacity of one engine.
-
     Raises:
         InvalidRequest: If the request can never run.
     """
@@ -254,14 +249,7 @@ def _check_length(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
 
 
 def max_rows(num_prompt_rows: int, task: Task, sampling: SamplingConfig, rules: SegmentRules) -> int:
-    """Return the maximum number of rows, including the prompt, that a request may occupy in the KV cache.
-
-    Args:
-        num_prompt_rows: Number of prompt rows.
-        task: Task of the request.
-        sampling: Sampling options with the length limits.
-        rules: Rules of the family's replies.
-    """
+    """Return the maximum number of rows, including the prompt, that a request may occupy in the KV cache."""
     rows = num_prompt_rows
     if task.writes:
         rows += sampling.text.max_rows + 1

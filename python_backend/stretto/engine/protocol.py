@@ -105,10 +105,6 @@ KEY = "speech"
 def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
     """Return the part of a prompt that the scheduler and the worker need, for `SamplingParams.extra_args`.
 
-    Args:
-        prompt: Admitted prompt.
-        host: Client host, which has a fair share of the engine.
-
     Raises:
         InvalidRequest: If a value has the wrong type. An engine that cannot read a request would end.
     """

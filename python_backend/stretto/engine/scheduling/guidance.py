@@ -62,11 +62,7 @@ class StepLoad:
             self._began_s = None
 
     def excess(self, num_rows: int) -> int:
-        """Return how many unconditional requests to remove; -1 if one can be re-created, and 0 for no change.
-
-        Args:
-            num_rows: Number of running requests.
-        """
+        """Return how many unconditional requests to remove; -1 if one can be re-created, and 0 for no change."""
         if self.step_s > self.period_s and self._num_steps >= SETTLE_STEPS:
             # Step time is assumed to be proportional to rows. This removes too few requests; the next decision removes
             # the rest.

@@ -16,9 +16,6 @@ class SampledRows:
         codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
         state: Values of `SegmentRules.sent_state` after each row, [n][C], keyed by id of the conditional request.
         prompt_states: Hidden states of rows of prompts, with their positions, float32 [n, 1 + H], keyed by request id.
-
-    Args:
-        rules: Rules of the family's replies.
     """
 
     def __init__(self, rules: SegmentRules) -> None:

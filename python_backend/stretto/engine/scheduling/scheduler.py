@@ -303,13 +303,7 @@ class PairedScheduling(Base):
         return self._sampled.push(state, marks, token_ids, stopped or state.waits_for_text), stopped
 
     def _follow(self, state: RequestState, segment: Segment, token_id: int) -> int:
-        """Begin or end guidance after the newest row of a reply, and return the row's guidance mark.
-
-        Args:
-            state: State of the request.
-            segment: Segment of the row.
-            token_id: Id of the row on stream 0.
-        """
+        """Begin or end guidance after the newest row of a reply, and return the row's guidance mark."""
         if segment is TEXT and state.reply.audio_start >= 0:
             self._audio_starts[state.request.request_id] = state.reply.audio_start
             if state.pair is not None and self.guidance.begins(state, self.current_step):

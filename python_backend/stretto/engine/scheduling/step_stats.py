@@ -45,13 +45,7 @@ class StepStats:
         self.values.engine_rows_total += num_rows
 
     def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
-        """Record that the oldest step in flight has ended, and publish the metrics if they are due.
-
-        Args:
-            num_rows: Number of rows of the step.
-            running: Running requests.
-            num_waiting: Number of queued requests.
-        """
+        """Record that the oldest step in flight has ended, and publish the metrics if they are due."""
         begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
         if num_rows > 0:
             values.step_seconds = now - begun

@@ -12,13 +12,7 @@ from stretto.streams.layout import Segment
 
 
 def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentRules) -> None:
-    """Raise ValueError if the engine's configuration is unsupported or incompatible with the family.
-
-    Args:
-        config: vLLM's configuration.
-        kv_cache: Layout of the KV cache.
-        rules: Rules of the family's replies.
-    """
+    """Raise ValueError if the engine's configuration is unsupported or incompatible with the family."""
     check_config(config)
     if len(kv_cache.kv_cache_groups) != 1:
         raise ValueError("the speech plugin does not support models with several kinds of attention layers")

@@ -184,14 +184,7 @@ class PlanArrays:
 
     @classmethod
     def from_plan(cls, plan: BatchPlan, rows: StepRows, tables: SlotTables, arrays: Arrays) -> "PlanArrays":
-        """Upload the arrays of `plan`.
-
-        Args:
-            plan: Plan of the step.
-            rows: Rows of the step.
-            tables: Slot tables with the request parameters.
-            arrays: Array factory of the device.
-        """
+        """Upload the arrays of `plan`."""
         slots = rows.slots[plan.sampling]
         drawing = slots[: len(plan.drawing)]
         limits = SlotLimits(*arrays.upload(np.ascontiguousarray(tables.limits[drawing].T)))

@@ -8,12 +8,7 @@ from stretto.sampling import guide
 
 
 class GuidedHeads:
-    """Logits of a batch's audio rows, guided by those of their CFG partners.
-
-    Args:
-        heads: Heads of the model.
-        family: The model's family.
-    """
+    """Logits of a batch's audio rows, guided by those of their CFG partners."""
 
     def __init__(self, heads: StreamHeads, family: Family):
         self._heads, streams = heads, range(1, family.layout.num_output_streams)

@@ -16,12 +16,7 @@ NO_PROMPT = np.zeros(0, np.bool_)
 
 
 class LatentRows:
-    """Rows with latents in the prompts of all slots.
-
-    Args:
-        layout: Layout of a family whose frames are latents.
-        arrays: Array factory.
-    """
+    """Rows with latents in the prompts of all slots."""
 
     def __init__(self, layout: StreamLayout, arrays: Arrays):
         assert layout.latents is not None

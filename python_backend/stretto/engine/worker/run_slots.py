@@ -93,11 +93,6 @@ NO_SLOT = -1
 class RunSlots:
     """Run slots: their requests, tables, and segments as known on the host.
 
-    Args:
-        tables: Slot tables.
-        rules: Rules of the family's replies.
-        arrays: Array factory.
-
     Attributes:
         is_exact: True if the host reads the state of the replies from the tables, because steps run on the CPU.
         partner: Slot of the CFG partner by slot, int64 [R]; `NO_SLOT` for none.

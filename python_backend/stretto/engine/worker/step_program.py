@@ -62,13 +62,7 @@ class StepConstants:
 
     @classmethod
     def from_rules(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
-        """Build and upload the constants.
-
-        Args:
-            rules: Rules of the family's replies.
-            tables: Slot tables, for their sizes and device.
-            num_rows: Maximum number of rows in a step.
-        """
+        """Build and upload the constants."""
         family, layout = rules.family, rules.family.layout
         ends, cut = end_tables(rules), [rules.cut_of_text(task) for task in family.tasks]
         limits = [rules.text_limit(task) for task in family.tasks]
