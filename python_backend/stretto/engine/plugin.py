@@ -10,7 +10,6 @@ ARCHITECTURES = {
     "StrettoQwen3ForCausalLM": "stretto.engine.models.backbones:StrettoQwen3ForCausalLM",
     "StrettoQwen3MoeForCausalLM": "stretto.engine.models.backbones:StrettoQwen3MoeForCausalLM",
     "StrettoLlamaForCausalLM": "stretto.engine.models.backbones:StrettoLlamaForCausalLM",
-    "StrettoOlmo2ForCausalLM": "stretto.engine.models.backbones:StrettoOlmo2ForCausalLM",
 }
 
 

@@ -7,6 +7,7 @@ OPUSLM = FamilyPlugin(
     build=lazy("stretto.families.opuslm.family:build", "opuslm"),
     open_template=lazy("stretto.families.opuslm.prompt:open_template"),
     convert="stretto.families.opuslm.convert",
+    architectures={"StrettoOlmo2ForCausalLM": "stretto.families.opuslm.model:StrettoOlmo2ForCausalLM"},
     releases="stretto.families.opuslm:releases.json",
     recognise="stretto.families.opuslm.recognise:recognise",
     notes="stretto.families.opuslm:releases.md",
