@@ -488,8 +488,10 @@ class _Reply:
         if self.sampled:
             return self.sampled[stream]
         ranked = sorted(allowed, key=logits.__getitem__, reverse=True)
-        own = None if penalized is None else self.rule.kept(logits, ranked, limits, penalized)
-        scores = kept_ids(logits, ranked, limits) if own is None else own
+        if limits is self.sampling.text:
+            scores = kept_ids(logits, ranked, limits)
+        else:
+            scores = self.rule.kept(logits, ranked, limits, logits if penalized is None else penalized)
         if limits.temperature > 0:
             noise = {t: -math.log(-math.log(uniform(self.seed, len(self.rows), stream, t))) for t in scores}
             scores = {token: scores[token] / limits.temperature + noise[token] for token in scores}
@@ -503,10 +505,9 @@ class _Reply:
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
         """Return True if `token` is a code that occurred too often in the stream's last audio rows."""
         layout, window = self.family.layout, self.sampling.ras_window
-        if window == 0 or limits is self.sampling.text:
+        if window == 0 or limits is self.sampling.text or stream not in layout.codebook_streams:
             return False
-        is_guarded = token in layout.audio[stream] or (stream == 0 and self.rule.is_guarded(token))
-        if stream not in layout.codebook_streams or not is_guarded:
+        if not self.rule.is_guarded(token, stream, token in layout.audio[stream]):
             return False
         ids = [row[stream] for row in self.rows[self.audio_start :]]
         before = ids[-window:] if stream else self.rule.counted(ids, window)
@@ -516,8 +517,8 @@ class _Reply:
         """Return a token sampled again, from the softmax of the raw logits."""
         noise = {t: uniform(self.seed, len(self.rows), stream, t, is_redraw=True) for t in allowed}
         scores = {t: logits[t] - math.log(-math.log(noise[t])) for t in allowed}
-        first, second = sorted(scores, key=lambda t: -scores[t])[:2]
-        self.lead = min(self.lead, scores[first] - scores[second])
+        first, *others = sorted(scores, key=lambda t: -scores[t])[:2]
+        self.lead = min([self.lead, *(scores[first] - scores[other] for other in others)])
         return first
 
 

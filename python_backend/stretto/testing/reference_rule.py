@@ -18,7 +18,7 @@ class ReferenceRule:
 
         text row    text_is_full ─► id is sampled ─► finish_text_row
         audio row   given_row ─► sampled, or penalized ─► permitted ─► kept ─► is_guarded, counted ─► redrawn_from
-                    ─► replace_first ─► other streams are sampled ─► replace_streams
+                    ─► replace_first ─► other streams are sampled (kept, is_guarded) ─► replace_streams
 
     Args:
         mechanism: The mechanism.
@@ -76,21 +76,27 @@ class ReferenceRule:
     def kept(
         self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
     ) -> dict[int, float]:
-        """Return the ids of stream 0 in audio among which one is sampled, with their logits.
+        """Return the ids of a stream in audio among which one is sampled, with their logits.
 
         At temperature 0 these are all permitted ids, so that near ties are seen.
 
         Args:
-            logits: Logits over the vocabulary, from `penalized`.
+            logits: Logits over the vocabulary, for stream 0 from `penalized`.
             ranked: Permitted ids, the most probable one first.
             limits: Sampling options.
             penalized: Logits with the repetition penalty, as other families have it.
         """
         return kept_ids(logits, ranked, limits)
 
-    def is_guarded(self, token: int) -> bool:
-        """Return True if an id of stream 0 that is no code is sampled again when it repeats, as codes are."""
-        return False
+    def is_guarded(self, token: int, stream: int, is_code: bool) -> bool:
+        """Return True if an id of a stream in audio is sampled again when it repeats, as codes usually are.
+
+        Args:
+            token: The id.
+            stream: The stream, which is a codebook.
+            is_code: True if the id is a code.
+        """
+        return is_code
 
     def counted(self, ids: Sequence[int], window: int) -> Sequence[int]:
         """Return the ids among which repeats of an id of stream 0 are counted.

@@ -3,7 +3,9 @@
 They compute logits, apply guidance, masks and repetition penalties, and sample.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -155,9 +157,11 @@ class RowDraw:
         codes: The other streams by slot and position, an array over `SlotTables.codes`.
         guard: Repetition-aware sampling.
         memory: Memories of the requests; None if the family has none.
+        chosen_others: Function with the arguments of `draw` that samples some of the other streams in audio.
     """
 
     memory: RequestMemory | None = None
+    chosen_others: ClassVar[Callable[..., torch.Tensor]] = staticmethod(draw)
     frames: FramePredictor
 
     def __init__(
@@ -274,7 +278,7 @@ class RowDraw:
             if self._masks_others:
                 guided = self.segments.mask_other_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
-            codes = draw(*drawn_from, step.depth, plan.depth)
+            codes = self.chosen_others(*drawn_from, step.depth, plan.depth)
             return _both(self.guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
         read = token

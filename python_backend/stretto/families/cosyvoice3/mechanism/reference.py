@@ -69,9 +69,9 @@ class Codes(ReferenceRule):
         is_over = not self.runs and not self.left
         return codes + ends if is_over else [*codes, self.groups.fill_id]
 
-    def is_guarded(self, token: int) -> bool:
-        """Return True if the id ends a group."""
-        return token == self.groups.fill_id
+    def is_guarded(self, token: int, stream: int, is_code: bool) -> bool:
+        """Return True for codes and the id that ends a group; see `ReferenceRule.is_guarded`."""
+        return is_code or token == self.groups.fill_id
 
     def counted(self, ids: Sequence[int], window: int) -> list[int]:
         """Return the ids among which repeats are counted: only the first row of a run of given rows counts."""
