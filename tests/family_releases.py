@@ -13,6 +13,7 @@ from benchmarks.checkpoints import (
     random_chatterbox,
     random_cosyvoice3,
     random_espnet,
+    random_fish_s2,
     random_glm4_voice,
     random_higgs_audio,
     random_higgs_audio_v3,
@@ -168,6 +169,12 @@ def _moss_tts_realtime(folder: Path) -> list[str | Path]:
     for written in (release, folder / "codec"):
         split_weights(written, 2)
     return [*random_moss_realtime.command(release)[1:]]
+
+
+def _fish_s2(folder: Path) -> list[str | Path]:
+    release = random_fish_s2.write_release(folder / "release", "deep")
+    split_weights(release, 2)
+    return [*random_fish_s2.command(release)[1:]]
 
 
 def _vibevoice(folder: Path) -> list[str | Path]:
@@ -430,6 +437,17 @@ LAYOUTS = {
             "release": ("config.json", SHARD, INDEX, *TOKENIZER),
             "codec": ("config.json", SHARD, INDEX),  # OpenMOSS-Team/MOSS-Audio-Tokenizer
         },
+    ),
+    "fishaudio/s2-pro": Layout(
+        "fish-s2",
+        _fish_s2,
+        {
+            "release": (
+                *("config.json", SHARD, INDEX, "codec.pth"),
+                *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+            )
+        },
+        ("release/vocab.json", "release/merges.txt"),
     ),
     "vibevoice/VibeVoice-1.5B-hf": Layout(
         "vibevoice",

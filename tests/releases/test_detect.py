@@ -13,6 +13,7 @@ from benchmarks.checkpoints import (
     random_chatterbox,
     random_cosyvoice3,
     random_espnet,
+    random_fish_s2,
     random_higgs_audio,
     random_higgs_audio_v3,
     random_kyutai_stt,
@@ -62,6 +63,7 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("cosyvoice3", random_cosyvoice3.write_release),
     ("csm", lambda folder: published_csm.write_release(folder, published_csm.make_model())),
     ("csm", lambda folder: published_csm.write_saved(folder, published_csm.make_model())),
+    ("fish_s2", random_fish_s2.write_release),
     ("higgs_audio_v2", lambda folder: random_higgs_audio.write_release(folder, random_higgs_audio.make_model())),
     ("higgs_audio_v3", random_higgs_audio_v3.write_release),
     ("kyutai_stt", random_kyutai_stt.write_release),
@@ -205,6 +207,10 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "Higgs Audio v3 for recognition": (
         {"config.json": HIGGS | {"audio_encoder_config": {"encoder_type": "whisper"}}, "model.safetensors": ""},
         "has discrete audio codes, got 'whisper'",
+    ),
+    "Fish Audio S2 without its codec": (
+        {"config.json": {"model_type": "fish_qwen3_omni"}, "model.safetensors": "", "tokenizer.json": {}},
+        "Fish Audio S2: expected model.safetensors or the files of its index, codec.pth and tokenizer.json",
     ),
     "Higgs Audio v3 without a tokenizer": ({"config.json": HIGGS, "model.safetensors": ""}, "no tokenizer.json"),
     "Sesame's CSM": ({"config.json": {"model_type": "csm"}, "ckpt.pt": "", "model.safetensors": ""}, "Sesame's names"),

@@ -1,1 +1,13 @@
-"""Fish Audio S2 Pro."""
+"""Fish Audio S2 Pro: Qwen3 over text and frames of ten codes, and a depth transformer for nine of them."""
+
+from stretto.families.plugin import FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="fish_s2",
+    build=lazy("stretto.families.fish_s2.family:build"),
+    open_template=lazy("stretto.families.fish_s2.prompt:open_template"),
+    convert="stretto.families.fish_s2.convert",
+    releases="stretto.families.fish_s2:releases.json",
+    recognise="stretto.families.fish_s2.recognise:recognise",
+    notes="stretto.families.fish_s2:releases.md",
+)

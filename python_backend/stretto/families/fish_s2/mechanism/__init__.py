@@ -1,0 +1,1 @@
+"""How codes are sampled: this family's mechanism."""
