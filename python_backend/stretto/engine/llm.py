@@ -412,11 +412,6 @@ class _Clock:
         self.first_frame_s: float | None = None
 
     @property
-    def request_id(self) -> str:
-        """Id of the request."""
-        return self._permit.request_id
-
-    @property
     def elapsed_s(self) -> float:
         return time.perf_counter() - self._start
 

@@ -361,13 +361,9 @@ class GuidedLatentPredictor(Protocol):
         other: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the latents, float32 [N, D].
+        """Return the latents, float32 [N, D]; see `LatentPredictor` for the arguments that both have.
 
         Args:
-            hidden: Hidden states, [N, H].
-            noise: Gaussian noise with which the solver begins, float32 [N, D].
-            steps: Number of solver steps of each row, int64 [N], from 1 to `plan.num_steps`.
-            plan: Solver steps and guidance of the batch.
             other: With `Mechanism.guides_rows`, latents of the previous rows, float32 [N, D], or zeros if such a row
                 has none. With CFG pairs, hidden states of the unconditional requests, [N, H]; unused for unguided rows.
             guidance: Guidance scales, float32 [N]; 1 is unguided.
