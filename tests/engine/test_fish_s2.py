@@ -16,6 +16,7 @@ from stretto.families.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Engine
+from tests.engine.test_no_sync import as_on_a_gpu
 from tests.fish_s2_release import FishReference, absolute, convert_release, prompt_rows
 from tests.tiers import by_night
 
@@ -67,6 +68,16 @@ def test_rows_match_the_published_layout(tmp_path: Path, kind: str, is_async: bo
         assert engine.is_clean()
     assert {len(rows) <= MAX_FRAMES for rows in expected.values()} == {True, False}
     assert num_again > 0
+
+
+def test_rows_sampled_by_torch_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, for which the mechanism has no kernel."""
+    checkpoint = convert_release(tmp_path)
+    prompts, expected, _ = requests(checkpoint, "small")
+    as_on_a_gpu(monkeypatch)
+    with Engine(checkpoint, **ROOMY) as engine:
+        assert {name: answer.rows for name, answer in engine.run(prompts).items()} == expected
+        assert engine.is_clean()
 
 
 def test_family_conforms(tmp_path: Path) -> None:
