@@ -173,6 +173,7 @@ def _moss_tts_realtime(folder: Path) -> list[str | Path]:
 
 def _fish_s2(folder: Path) -> list[str | Path]:
     release = random_fish_s2.write_release(folder / "release", "deep")
+    (release / "special_tokens_map.json").write_text("{}")
     split_weights(release, 2)
     return [*random_fish_s2.command(release)[1:]]
 

@@ -19,6 +19,7 @@ from benchmarks.checkpoints.random_fish_s2 import (
     model_tensors,
     write_release,
 )
+from benchmarks.checkpoints.random_fish_s2_codec import write_codec
 from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.conversion import Tokenizer, unchanged
@@ -159,3 +160,10 @@ def test_semantic_tokens_in_another_order_are_refused(tmp_path: Path, capsys: py
     path.write_text(json.dumps(record))
     assert convert([*command(release), "--out", str(tmp_path / "checkpoint")]) != 0
     assert "expected <|semantic:63|> with id 373, got 372" in capsys.readouterr().err
+
+
+def test_codec_with_other_codebooks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    release = write_codec(write_release(tmp_path / "release"), "small")
+    assert convert([*command(release), "--out", str(tmp_path / "checkpoint")]) != 0
+    expected = "expected 5 codebooks, the first of 64 codes, as in config.json, got 10 and 64"
+    assert expected in capsys.readouterr().err
