@@ -172,7 +172,7 @@ class PartsArm:
         self._write = writer(checkpoint, model)
         self._watch, runner = Watch(), self._engine.runner
         drawing = runner.sampler._draw
-        drawing._frames = predictor = NamedPredictor(drawing._frames)
+        drawing.frames = predictor = NamedPredictor(drawing.frames)
         self._watch.wrap(runner.model, "forward", "talker")
         self._watch.wrap(predictor, "predict", "predictor")
 
