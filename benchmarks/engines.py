@@ -30,6 +30,7 @@ from vllm.v1.request import Request  # noqa: E402
 
 from stretto.engine.host import vllm_config  # noqa: E402
 from stretto.engine.protocol import Trailer  # noqa: E402
+from stretto.engine.worker import guided_heads  # noqa: E402
 from stretto.engine.worker import sampler as drawing  # noqa: E402
 from stretto.engine.worker.step_program import StepSampler  # noqa: E402
 from stretto.testing.conformance import sampling_params  # noqa: E402
@@ -281,7 +282,7 @@ def watch(engine: SteppedEngine) -> Watch:
     if isinstance(sampler, StepSampler):  # one launch for heads, guidance and sampling
         watched.append((sampler._graphs, "run", "draw"))
     else:
-        watched += [(drawing, "draw", "draw"), (drawing, "guide", "guidance")]
+        watched += [(drawing, "draw", "draw"), (guided_heads, "guide", "guidance")]
         watched += [(sampler._draw.heads, head, "heads") for head in ("text", "first", "raw_codes")]
     for owner, method, part in watched:
         parts.wrap(owner, method, part)

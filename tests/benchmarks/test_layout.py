@@ -27,9 +27,9 @@ def test_step_parts_add_up_and_match_the_throughput(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(engines, "TEXT", EIGHT_STREAMS.tasks[0].text[0])
     monkeypatch.setattr(engines, "HIDDEN", 128)
     arguments = argparse.Namespace(layout="eight", requests=[3], frames=16, guidance=scale, rounds=1)
-    functions = engines.drawing.draw, engines.drawing.guide
+    functions = engines.drawing.draw, engines.guided_heads.guide
     (figures,) = engine.measure_layout(arguments)
-    assert (engines.drawing.draw, engines.drawing.guide) == functions, "they are watched only while it runs"
+    assert (engines.drawing.draw, engines.guided_heads.guide) == functions, "they are watched only while it runs"
     parts = dict(figures["ms_per_step"])
     total_ms = parts.pop("all")
     assert math.isclose(sum(parts.values()), total_ms, rel_tol=0.25)
