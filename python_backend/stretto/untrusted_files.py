@@ -284,6 +284,20 @@ def entry(record: Mapping[str, Any], dotted: str, file: str | None = None) -> An
     return value
 
 
+def check_value(path: str, found: object, *supported: object, file: str = "config.json") -> None:
+    """Raise CheckpointError unless a value of a config is one of the supported ones.
+
+    Args:
+        path: Dotted path of the value.
+        found: The value; None if there is none.
+        supported: Supported values; None if the value may be missing.
+        file: Name of the config's file, for the error message.
+    """
+    if found not in supported:
+        expected = " or ".join(shown(value) for value in supported if value is not None) or "no value"
+        raise CheckpointError(f"{file}: {path}: expected {expected}, got {shown(found)}")
+
+
 def optional_entry(record: Mapping[str, Any], dotted: str) -> Any:
     """Return the value of a nested mapping at a dotted path (`a.b.c`), or None if a key is missing."""
     with suppress(CheckpointError):

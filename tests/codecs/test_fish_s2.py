@@ -116,7 +116,7 @@ def test_published_codec_sizes() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "dac"}, "model_type: expected fish_s2, got 'dac'"),
+        ({"model_type": "dac"}, "model_type: expected 'fish_s2', got 'dac'"),
         ({"n_layer": None}, "n_layer: expected an integer in [1, 65536], got None"),
         ({"encoder_dim": 1 << 40}, "encoder_dim: expected an integer in [1, 65536], got 1099511627776"),
         ({"codebook_size": True}, "codebook_size: expected an integer in [1, 65536], got True"),

@@ -41,7 +41,7 @@ from stretto.codecs.qwen3_12hz.decoder import (
 )
 from stretto.codecs.streaming import prepare, prepare_products
 from stretto.errors import CheckpointError, shown
-from stretto.untrusted_files import json_object
+from stretto.untrusted_files import check_value, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
 
 MODEL_TYPE = "fish_s2"
@@ -286,8 +286,7 @@ def load(directory: Path, device: str = "cpu") -> FishS2Codec:
     directory = codec_directory(directory)
     place = directory / CONFIG_FILE
     record = json_object(place)
-    if record.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(f"{place}: model_type: expected {MODEL_TYPE}, got {shown(record.get('model_type'))}")
+    check_value("model_type", record.get("model_type"), MODEL_TYPE, file=str(place))
     try:
         config = FishS2Config.from_record(record)
     except CheckpointError as error:

@@ -19,14 +19,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stretto.errors import CheckpointError, shown
-from stretto.untrusted_files import (
-    LEADS_ELSEWHERE,
-    UNPARSABLE,
-    check_layers,
-    read_json,
-    without_keys,
-)
+from stretto.errors import CheckpointError
+from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, check_layers, check_value, read_json, without_keys
 from stretto.weights.loading import shapes_of
 
 # Config keys of a backbone with Llama layers.
@@ -49,8 +43,7 @@ LLAMA_NUMBERS = (
 def read_numbers(config_class: Any, record: Mapping[str, Any]) -> Any:
     """Parse a config.json as `config_class`; raise CheckpointError if it is invalid or belongs to another model."""
     kind = config_class.model_type
-    if record.get("model_type") != kind:
-        raise CheckpointError(f"config.json: expected model_type {kind!r}, got {record.get('model_type')!r}")
+    check_value("model_type", record.get("model_type"), kind)
     try:
         config = config_class.from_dict(without_keys(record))
         for name in ("max_position_embeddings", "rms_norm_eps"):
@@ -95,8 +88,7 @@ def check_plain_layers(config: Any, prefix: str = "") -> None:
         prefix: Path of `config` within config.json, with a dot at the end, for error messages.
     """
     for name, expected in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-        if (found := getattr(config, name)) != expected:
-            raise CheckpointError(f"config.json: {prefix}{name}: expected {expected}, got {shown(found)}")
+        check_value(f"{prefix}{name}", getattr(config, name), expected)
 
 
 def dtype_of(record: Mapping[str, Any]) -> str | None:

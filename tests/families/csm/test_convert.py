@@ -30,14 +30,18 @@ def test_converted_codec_loads(release: CsmRelease, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "edit", "message"),
     [
-        ("config.json", lambda record: record.update(model_type="llama"), "expected model_type 'csm', got 'llama'"),
+        ("config.json", lambda record: record.update(model_type="llama"), "model_type: expected 'csm', got 'llama'"),
         (
             "config.json",
             lambda record: record.update(attention_bias=True),
             "attention_bias: expected False, got True",
         ),
         *by_night(("config.json", lambda record: record.update(rms_norm_eps="small"), "invalid parameters for csm")),
-        ("config.json", lambda record: record.update(codebook_eos_token_id=1), "codebook_eos_token_id 0, got 1"),
+        (
+            "config.json",
+            lambda record: record.update(codebook_eos_token_id=1),
+            "codebook_eos_token_id: expected 0, got 1",
+        ),
         ("config.json", lambda record: record.update(text_vocab_size=300), "at most 300 tokens"),
         (
             "config.json",

@@ -96,7 +96,7 @@ def fast(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "dual_ar"}, "expected model_type 'fish_qwen3_omni', got 'dual_ar'"),
+        ({"model_type": "dual_ar"}, "model_type: expected 'fish_qwen3_omni', got 'dual_ar'"),
         ({"text_config": None}, "text_config: expected an object, got None"),
         ({"audio_decoder_config": [1]}, "audio_decoder_config: expected an object"),
         (text(attention_qk_norm=False), "text_config.attention_qk_norm: expected True, got False"),

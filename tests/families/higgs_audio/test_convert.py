@@ -28,7 +28,11 @@ def test_training_only_tensors_are_omitted(release: HiggsAudioRelease, tmp_path:
 @pytest.mark.parametrize(
     ("file", "edit", "message"),
     [
-        ("config.json", lambda record: record.update(model_type="higgs_audio"), "expected model_type 'higgs_audio_v2'"),
+        (
+            "config.json",
+            lambda record: record.update(model_type="higgs_audio"),
+            "model_type: expected 'higgs_audio_v2'",
+        ),
         (
             "config.json",
             lambda record: record.update(attention_bias=True),

@@ -81,8 +81,8 @@ def rope(**changes: Any) -> dict[str, Any]:
     [
         ({"model_type": "moss_tts_nano"}, "MOSS-TTS-Nano is not supported, only MOSS-TTS v1.5"),
         ({"local_num_layers": 4}, "MOSS-TTS-Local-Transformer 1.0 is not supported"),
-        ({"model_type": "moss_tts_realtime"}, "expected model_type 'moss_tts_delay', got 'moss_tts_realtime'"),
-        ({"model_type": "qwen3"}, "expected model_type 'moss_tts_delay', got 'qwen3'"),
+        ({"model_type": "moss_tts_realtime"}, "model_type: expected 'moss_tts_delay', got 'moss_tts_realtime'"),
+        ({"model_type": "qwen3"}, "model_type: expected 'moss_tts_delay', got 'qwen3'"),
         ({"language_config": None}, "language_config: expected an object"),
         ({"n_vq": 0}, r"n_vq: expected an integer in \[1, 64\], got 0"),
         ({"n_vq": 5}, "missing: emb_ext.4.weight"),

@@ -86,7 +86,7 @@ def gpt2(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "moss_tts_delay"}, "expected model_type 'moss_tts_local', got 'moss_tts_delay'"),
+        ({"model_type": "moss_tts_delay"}, "model_type: expected 'moss_tts_local', got 'moss_tts_delay'"),
         ({"qwen3_config": 5}, "language_config: expected an object"),
         ({"gpt2_config": None}, "gpt2_config: expected an object"),
         ({"n_vq": 0}, r"n_vq: expected an integer in \[1, 64\], got 0"),

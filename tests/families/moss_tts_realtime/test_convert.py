@@ -114,7 +114,7 @@ def backbone(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "moss_tts_delay"}, "expected model_type 'moss_tts_realtime', got 'moss_tts_delay'"),
+        ({"model_type": "moss_tts_delay"}, "model_type: expected 'moss_tts_realtime', got 'moss_tts_delay'"),
         ({"language_config": None}, "language_config: expected an object"),
         ({"local_config": [1]}, "local_config: expected an object"),
         ({"rvq": 0}, r"rvq: expected an integer in \[1, 64\], got 0"),

@@ -85,7 +85,10 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda config: config.update(model_type="qwen3_tts"), "expected model_type 'qwen3_omni_moe', got 'qwen3_tts'"),
+        (
+            lambda config: config.update(model_type="qwen3_tts"),
+            "model_type: expected 'qwen3_omni_moe', got 'qwen3_tts'",
+        ),
         (lambda config: config.pop("talker_config"), "expected talker_config of type dict, got None"),
         (
             lambda config: (config.pop("talker_config"), config.pop("enable_audio_output")),
@@ -94,19 +97,19 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         (lambda config: config.update(enable_audio_output=False), "unknown: code2wav."),
         (
             lambda config: config["thinker_config"].update(audio_token_id=318),
-            "expected thinker_config.audio_token_id 316, got 318",
+            "thinker_config.audio_token_id: expected 316, got 318",
         ),
         (
             lambda config: config["thinker_config"]["text_config"].update(shared_expert_intermediate_size=8),
-            "expected thinker_config.text_config.shared_expert_intermediate_size 0, got 8",
+            "thinker_config.text_config.shared_expert_intermediate_size: expected 0, got 8",
         ),
         (
             lambda config: config["thinker_config"]["text_config"].update(mlp_only_layers=[1]),
-            "expected thinker_config.text_config.mlp_only_layers [], got [1]",
+            "thinker_config.text_config.mlp_only_layers: expected [], got [1]",
         ),
         (
             lambda config: config["thinker_config"]["text_config"].update(tie_word_embeddings=True),
-            "expected thinker_config.text_config.tie_word_embeddings False, got True",
+            "thinker_config.text_config.tie_word_embeddings: expected False, got True",
         ),
         (
             lambda config: config["thinker_config"]["text_config"]["rope_scaling"].update(mrope_section=[8, 4, 2]),
@@ -140,7 +143,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["audio_config"].update(output_dim=64),
-            "expected thinker_config.audio_config.output_dim 96, got 64",
+            "thinker_config.audio_config.output_dim: expected 96, got 64",
         ),
         (
             lambda config: config["thinker_config"]["audio_config"].pop("n_window"),
@@ -152,7 +155,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["vision_config"].update(out_hidden_size=64),
-            "expected thinker_config.vision_config.out_hidden_size 96, got 64",
+            "thinker_config.vision_config.out_hidden_size: expected 96, got 64",
         ),
         (
             lambda config: config["thinker_config"]["vision_config"].update(deepstack_visual_indexes=[0, 2]),
@@ -164,11 +167,11 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["vision_config"].update(hidden_act="relu"),
-            "expected thinker_config.vision_config.hidden_act 'gelu_pytorch_tanh', got 'relu'",
+            "thinker_config.vision_config.hidden_act: expected 'gelu_pytorch_tanh', got 'relu'",
         ),
         (
             lambda config: config["thinker_config"].update(image_token_id=318),
-            "expected thinker_config.image_token_id 317, got 318",
+            "thinker_config.image_token_id: expected 317, got 318",
         ),
         (
             lambda config: config["thinker_config"]["audio_config"].update(d_model="wide"),

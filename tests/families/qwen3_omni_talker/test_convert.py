@@ -18,7 +18,10 @@ SECOND = "model-00002-of-00002.safetensors"
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda config: config.update(model_type="qwen3_tts"), "expected model_type 'qwen3_omni_moe', got 'qwen3_tts'"),
+        (
+            lambda config: config.update(model_type="qwen3_tts"),
+            "model_type: expected 'qwen3_omni_moe', got 'qwen3_tts'",
+        ),
         (lambda config: config.pop("tts_eos_token_id"), "expected tts_eos_token_id of type int, got None"),
         (lambda config: config.pop("talker_config"), "expected talker_config of type dict, got None"),
         (lambda config: config["talker_config"].update(speaker_id={"ethan": -1}), "speaker_id.ethan in [0, 1056)"),
@@ -27,7 +30,7 @@ SECOND = "model-00002-of-00002.safetensors"
         (lambda config: config["talker_config"]["text_config"].update(norm_topk_prob=1), "true or false, got 1"),
         (
             lambda config: config["talker_config"]["code_predictor_config"].update(hidden_size=32),
-            "expected talker_config.code_predictor_config.hidden_size 64, got 32",
+            "talker_config.code_predictor_config.hidden_size: expected 64, got 32",
         ),
         (lambda config: config["talker_config"]["text_config"].update(num_experts=7), "missing: talker.model.layers.0"),
         (lambda config: config.pop("code2wav_config"), "expected code2wav_config of type dict, got None"),

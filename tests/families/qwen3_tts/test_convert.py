@@ -39,7 +39,7 @@ def test_missing_fine_tune_settings_use_the_authors_defaults(tmp_path: Path) -> 
     [
         (
             lambda config: config["talker_config"].update(hidden_act="gelu"),
-            "hidden_act 'silu', got 'gelu'",
+            "hidden_act: expected 'silu', got 'gelu'",
         ),
         (lambda config: config["talker_config"].update(spk_is_dialect=3), "spk_is_dialect of type dict, got 3"),
         (lambda config: config.pop("tts_pad_token_id"), "expected tts_pad_token_id of type int, got None"),
@@ -68,7 +68,7 @@ def test_missing_fine_tune_settings_use_the_authors_defaults(tmp_path: Path) -> 
             lambda config: config.update(tts_model_type="base", speaker_encoder_config={"enc_dim": 64}),
             "missing: speaker_encoder.asp.conv.bias",
         ),
-        (lambda config: config.update(tokenizer_type="qwen3_tts_tokenizer_25hz"), "expected tokenizer_type"),
+        (lambda config: config.update(tokenizer_type="qwen3_tts_tokenizer_25hz"), "tokenizer_type: expected"),
         (
             lambda config: config["talker_config"].update(spk_is_dialect={"ryan": "klingon"}),
             "expected languages in talker_config.spk_is_dialect, got 'ryan': 'klingon'",

@@ -19,7 +19,7 @@ from torch import Tensor
 from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import read_hyperpyyaml
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError
 from stretto.families.conversion import (
     Contents,
     Converted,
@@ -45,7 +45,7 @@ from stretto.families.cosyvoice3.voices import (
 )
 from stretto.families.text import TOKENIZER_FILE
 from stretto.families.text import check_ids as check_token_ids
-from stretto.untrusted_files import entry, read_text, released_file, released_folder
+from stretto.untrusted_files import check_value, entry, read_text, released_file, released_folder
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled
 
@@ -156,14 +156,9 @@ def check_config(folder: Path) -> None:
     if not (folder / CONFIG).exists():
         others = [name for name in OTHER_CONFIGS if (folder / name).exists()]
         raise CheckpointError(f"{folder}: expected CosyVoice 3 with {CONFIG}, got {others[0] if others else 'none'}")
-    record = read_hyperpyyaml(released_file(folder, CONFIG))
+    record, file = read_hyperpyyaml(released_file(folder, CONFIG)), str(folder / CONFIG)
     for name, wanted in ASSUMED.items():
-        try:
-            got = entry(record, name)
-        except CheckpointError as error:
-            raise CheckpointError(f"{folder / CONFIG}: {name} is missing") from error
-        if got != wanted:
-            raise CheckpointError(f"{folder / CONFIG}: {name}: expected {wanted}, got {shown(got)}")
+        check_value(name, entry(record, name, file), wanted, file=file)
 
 
 def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:

@@ -25,6 +25,7 @@ from stretto.families.conversion import (
     prefixed,
 )
 from stretto.families.csm.family import CsmVocabulary
+from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of
 
@@ -69,8 +70,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
     depth = config.depth_decoder_config
     check_plain_layers(config)
     check_plain_layers(depth, "depth_decoder_config.")
-    if config.codebook_eos_token_id != 0:
-        raise CheckpointError(f"config.json: expected codebook_eos_token_id 0, got {config.codebook_eos_token_id}")
+    check_value("codebook_eos_token_id", config.codebook_eos_token_id, 0)
     return config
 
 

@@ -29,7 +29,7 @@ from stretto.families.conversion import (
 from stretto.families.fish_s2.convert_codec import FILE, codec_network
 from stretto.families.fish_s2.family import MAX_MODEL_LEN, NAME, FishVocabulary
 from stretto.families.fish_s2.recognise import MODEL_TYPE
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import check_value, entry
 from stretto.weights.loading import Part, Plan, check
 
 TEXT, FAST = "text_model.model.", "audio_decoder."
@@ -98,16 +98,14 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
-    if record.get("model_type") != MODEL_TYPE:
-        expected, got = repr(MODEL_TYPE), shown(record.get("model_type"))
-        raise CheckpointError(f"config.json: expected model_type {expected}, got {got}")
+    check_value("model_type", record.get("model_type"), MODEL_TYPE)
     text, audio = (section(record, name) for name in ("text_config", "audio_decoder_config"))
     layers, depth = layer_spec(text, "text_config."), layer_spec(audio, "audio_decoder_config.")
     num_ids = integer(text, "vocab_size", MAX_IDS, place="text_config.")
     num_codebooks = integer(audio, "num_codebooks", MAX_CODEBOOKS, place="audio_decoder_config.")
     size = integer(audio, "vocab_size", MAX_SIZE, place="audio_decoder_config.")
     max_rows = integer(text, "max_seq_len", place="text_config.")
-    supported: tuple[tuple[str, Any, Any], ...] = (
+    for name, found, expected in (
         ("text_config.attention_qk_norm", layers.has_head_norms, True),
         ("text_config.tie_word_embeddings", text.get("tie_word_embeddings", True), True),
         ("audio_decoder_config.attention_qk_norm", depth.has_head_norms, False),
@@ -115,10 +113,8 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
         ("audio_decoder_config.text_dim", audio.get("text_dim", layers.hidden), layers.hidden),
         ("audio_decoder_config.norm_eps", depth.eps, layers.eps),
         ("audio_decoder_config.rope_base", depth.rope["rope_theta"], layers.rope["rope_theta"]),
-    )
-    for name, found, expected in supported:
-        if found != expected:
-            raise CheckpointError(f"config.json: {name}: expected {shown(expected)}, got {shown(found)}")
+    ):
+        check_value(name, found, expected)
     if num_codebooks < 2:
         raise CheckpointError(
             f"config.json: audio_decoder_config.num_codebooks: expected at least 2, got {num_codebooks}"

@@ -24,7 +24,7 @@ from stretto.families.higgs_audio_v3.family import (
     TAG,
     HiggsAudioV3Vocabulary,
 )
-from stretto.untrusted_files import UNPARSABLE, entry, without_keys
+from stretto.untrusted_files import UNPARSABLE, check_value, entry, without_keys
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of
 
@@ -79,6 +79,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: If the config belongs to another model, or the model is not supported.
     """
+    check_value("model_type", record.get("model_type"), KIND)
     audio, text = entry(record, "audio_encoder_config"), dict(entry(record, "text_config"))
     rope = text.get("rope_parameters") or {}
     if text.get("rope_theta") is None and rope.get("rope_theta") is None:
@@ -86,7 +87,6 @@ def read_config(record: Mapping[str, Any]) -> Any:
     config = read_numbers(Qwen3Config, text)
     check_heads(config)
     for name, found, expected in (
-        ("model_type", record.get("model_type"), KIND),
         ("audio_encoder_config.encoder_type", audio.get("encoder_type", "discrete"), "discrete"),
         ("audio_encoder_config.tie_word_embeddings", audio.get("tie_word_embeddings", True), True),
         ("audio_encoder_config.use_delay_pattern", audio.get("use_delay_pattern", True), True),
@@ -95,8 +95,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
         ("text_config.hidden_act", config.hidden_act, "silu"),
         ("text_config.use_sliding_window", config.use_sliding_window, False),
     ):
-        if found != expected:
-            raise CheckpointError(f"config.json: {name}: expected {shown(expected)}, got {shown(found)}")
+        check_value(name, found, expected)
     for name, least, most in (("num_codebooks", 2, MAX_CODEBOOKS), ("vocab_size", NUM_MARKS + 1, MAX_IDS)):
         if not isinstance(number := entry(audio, name), int) or not least <= number <= most:
             expected = f"an integer in [{least}, {most}]"

@@ -29,7 +29,7 @@ from stretto.families.conversion import (
     unchanged,
 )
 from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
-from stretto.untrusted_files import entry, json_object, named_file, read_json
+from stretto.untrusted_files import check_value, entry, json_object, named_file, read_json
 from stretto.weights.loading import WHOLE, Part, Plan, check, open_tensors, shapes_of
 
 IS_BARE = True  # the tokenizer is a SentencePiece model
@@ -157,15 +157,9 @@ def check_width(name: str, width: int, heads: int) -> None:
 
 
 def check_config(config: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise CheckpointError if a field of config.json has an unsupported value.
-
-    The message names the field.
-    """
+    """Raise CheckpointError if a field of config.json has an unsupported value."""
     for name, allowed in supported.items():
-        found = config.get(name)
-        if found not in allowed:
-            expected = " or ".join(shown(value) for value in allowed if value is not None) or "no value"
-            raise CheckpointError(f"config.json: {name}: expected {expected}, got {shown(found)}")
+        check_value(name, config.get(name), *allowed)
 
 
 def check_delays(config: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
 from stretto.families.kyutai_tts.family import MAX_AHEAD, MAX_DELAY, NAME, TtsVocabulary
 from stretto.families.kyutai_tts.prompt import SAMPLE_RATE, SPEAKERS, VOICES, samples_at, vectors_at
 from stretto.families.moshi import convert as moshi
-from stretto.untrusted_files import entry, released_file, released_folder
+from stretto.untrusted_files import check_value, entry, released_file, released_folder
 from stretto.weights.loading import Part
 
 IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
@@ -141,8 +141,7 @@ def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
     kinds |= {f"conditioners.{name}.lut.tokenizer": "noop" for name in (SCALE, CONTROL)}
     kinds |= {f"fuser.{name}": value for name, value in FUSED.items()} | {"cross_attention": True}
     for field, wanted in kinds.items():
-        if (found := entry(config, field)) != wanted:
-            raise CheckpointError(f"config.json: {field}: expected {shown(wanted)}, got {shown(found)}")
+        check_value(field, entry(config, field), wanted)
     for method, members in (("sum", [*ADDED]), ("prepend", [])):
         found = config["fuser"].get(method, [])
         if not isinstance(found, list) or sorted(map(str, found)) != members:

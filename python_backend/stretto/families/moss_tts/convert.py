@@ -25,7 +25,7 @@ from stretto.families.conversion import (
 )
 from stretto.families.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
 from stretto.families.moss_tts.recognise import MODEL_TYPE, refusal_of
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of
 
@@ -78,9 +78,9 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
-    refusal, kind = refusal_of(record), record.get("model_type")
-    if refusal or kind != MODEL_TYPE:
-        raise CheckpointError(f"config.json: {refusal or f'expected model_type {MODEL_TYPE!r}, got {shown(kind)}'}")
+    if refusal := refusal_of(record):
+        raise CheckpointError(f"config.json: {refusal}")
+    check_value("model_type", record.get("model_type"), MODEL_TYPE)
     section = entry(record, "language_config")
     if not isinstance(section, Mapping):
         raise CheckpointError(f"config.json: language_config: expected an object, got {shown(section)}")

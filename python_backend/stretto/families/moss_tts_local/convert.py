@@ -23,6 +23,7 @@ from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary
 from stretto.families.moss_tts_local.recognise import MODEL_TYPE
 from stretto.families.moss_tts_realtime.convert import MAX_LAYERS, MAX_SIZE
+from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
@@ -95,8 +96,7 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, LocalVocabulary]:
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
-    if record.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(f"config.json: expected model_type {MODEL_TYPE!r}, got {shown(record.get('model_type'))}")
+    check_value("model_type", record.get("model_type"), MODEL_TYPE)
     section: Any = language_section(record)
     local: Any = record.get("gpt2_config")
     for name, value in (("language_config", section), ("gpt2_config", local)):

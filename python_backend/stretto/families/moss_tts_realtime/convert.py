@@ -30,7 +30,7 @@ from stretto.families.moss_tts.convert import trained_dtype as trained_dtype
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_realtime.family import NUM_MARKERS, RealtimeVocabulary
 from stretto.families.moss_tts_realtime.recognise import MODEL_TYPE
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, read_numbers
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
@@ -88,9 +88,7 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, R
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
-    if record.get("model_type") != MODEL_TYPE:
-        expected, got = repr(MODEL_TYPE), shown(record.get("model_type"))
-        raise CheckpointError(f"config.json: expected model_type {expected}, got {got}")
+    check_value("model_type", record.get("model_type"), MODEL_TYPE)
     section, local = entry(record, "language_config"), entry(record, "local_config")
     for name, value in (("language_config", section), ("local_config", local)):
         if not isinstance(value, Mapping):

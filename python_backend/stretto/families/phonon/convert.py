@@ -30,7 +30,7 @@ from stretto.families.phonon.family import NAME, PhononVocabulary
 from stretto.families.pocket_tts.convert import MAX_MODEL_LEN, Shape, codec_network
 from stretto.families.pocket_tts.convert import plan as pocket_plan
 from stretto.families.pocket_tts.family import MAX_STEPS
-from stretto.untrusted_files import entry, released_file, released_folder
+from stretto.untrusted_files import check_value, entry, released_file, released_folder
 from stretto.weights.loading import Part, Plan, open_tensors
 
 IS_BARE = True  # the tokenizer may be of any kind
@@ -123,8 +123,7 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
         ("voices", config.get("voices") or [], []),
         ("prefix_sinks", config.get("prefix_sinks") or {}, {}),
     ):
-        if got != expected:
-            raise CheckpointError(f"config.json: {name}: expected {shown(expected)}, got {shown(got)}")
+        check_value(name, got, expected)
     threshold, temperature = entry(config, "eos_threshold"), config.get("temp", TEMPERATURE)
     for name, number in (("eos_threshold", threshold), ("temp", temperature)):
         if not isinstance(number, int | float):

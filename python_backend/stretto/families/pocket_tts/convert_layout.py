@@ -19,7 +19,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Release, check_folded, integer
 from stretto.families.pocket_tts.convert import EMBEDDINGS, NUM_FREQUENCIES, Shape
 from stretto.families.pocket_tts.convert import plan as pocket_plan
-from stretto.untrusted_files import entry, json_object, released_file
+from stretto.untrusted_files import check_value, entry, json_object, released_file
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, TensorMismatch, check, open_tensors
 
 CODEC_TYPE = "pocket_tts_audio_tokenizer"
@@ -356,8 +356,7 @@ def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
 def check_values(config: Mapping[str, Any], expected: Mapping[str, Any], file: str) -> None:
     """Raise CheckpointError if the value at a dotted path is missing or another one; the message names the path."""
     for path, value in expected.items():
-        if (found := entry(config, path, file)) != value:
-            raise CheckpointError(f"{file}: {path}: expected {shown(value)}, got {shown(found)}")
+        check_value(path, entry(config, path, file), value, file=file)
 
 
 def number(generation: Mapping[str, Any], name: str, default: float) -> float:

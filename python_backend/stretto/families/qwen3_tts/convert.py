@@ -35,6 +35,7 @@ from stretto.families.conversion import (
     unchanged,
 )
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
+from stretto.untrusted_files import check_value
 from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
@@ -99,9 +100,7 @@ class Numbers:
             expected: Supported value.
             default: Default of the authors' class, used if the value is missing.
         """
-        found = self._record.get(name, default)
-        if found != expected:
-            raise CheckpointError(f"config.json: expected {self._path}{name} {expected!r}, got {found!r}")
+        check_value(f"{self._path}{name}", self._record.get(name, default), expected)
 
     def _token(self, name: str, value: object, below: int) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:

@@ -30,7 +30,7 @@ from stretto.codecs.vibevoice import (
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
 from stretto.families.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, Plan
 
@@ -97,8 +97,7 @@ def check_kind(config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if REALTIME in config or kind == "vibevoice_streaming":
         raise CheckpointError("expected VibeVoice 1.5B or 7B, got VibeVoice Realtime 0.5B: convert vibevoice-realtime")
-    if kind != "vibevoice":
-        raise CheckpointError(f"model_type: expected 'vibevoice', got {shown(kind)}")
+    check_value("model_type", kind, "vibevoice")
 
 
 AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format
@@ -221,8 +220,7 @@ def network_from_authors(config: Mapping[str, Any], section: str) -> dict[str, A
 def require(given: Mapping[str, Any], section: str, expected: Mapping[str, Any]) -> None:
     """Raise CheckpointError if a value in a section of config.json differs from the expected one."""
     for name, value in expected.items():
-        if name in given and given[name] != value:
-            raise CheckpointError(f"{section}.{name}: expected {shown(value)}, got {shown(given[name])}")
+        check_value(f"{section}.{name}", given.get(name, value), value)
 
 
 def scale(tensors: Mapping[str, Tensor], name: str) -> float:

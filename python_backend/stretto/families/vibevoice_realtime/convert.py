@@ -35,7 +35,7 @@ from stretto.families.vibevoice.convert import (
 )
 from stretto.families.vibevoice_realtime.family import FRAME_RATE, MAX_ROWS, NAME, RealtimeVocabulary, Voice
 from stretto.families.vibevoice_realtime.voices import Sizes, VoiceStates, read_voices
-from stretto.untrusted_files import entry
+from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, Plan
 
@@ -101,8 +101,7 @@ class Shape:
     """
 
     def __init__(self, config: Mapping[str, Any]):
-        if config.get("model_type") != KIND:
-            raise CheckpointError(f"model_type: expected {KIND!r}, got {shown(config.get('model_type'))}")
+        check_value("model_type", config.get("model_type"), KIND)
         text, head = dict(entry(config, "decoder_config")), dict(entry(config, "diffusion_head_config"))
         backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
         check_heads(backbone)

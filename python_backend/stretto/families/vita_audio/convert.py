@@ -20,7 +20,7 @@ from stretto.families.plugin import DRAWN, NAME, VOCABULARY
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, SENSE_VOICE, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
 from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
-from stretto.untrusted_files import read_json, read_text, released_file, yaml_mapping
+from stretto.untrusted_files import check_value, read_json, read_text, released_file, yaml_mapping
 from stretto.weights import loading
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.loading import Entry, Part, Plan, Written, shapes_of
@@ -86,8 +86,7 @@ def encoder_numbers(folder: Path) -> dict[str, Any]:
     path = released_file(folder, "config.yaml")
     record = yaml_mapping(path)
     for name, (wanted, default) in MAKE.items():
-        if (got := _at(record, name, default)) != wanted:
-            raise CheckpointError(f"{path}: {name}: expected {wanted!r}, got {got!r}")
+        check_value(name, _at(record, name, default), wanted, file=str(path))
     found = {name: _at(record, f"encoder_conf.{name}", 0 if name == "sanm_shfit" else None) for name in ENCODER_NUMBERS}
     for name, value in found.items():
         if type(value) is not int or value < 0:
@@ -197,9 +196,8 @@ def layers(config: Mapping[str, Any]) -> tuple[int, int]:
     missing = [name for name in REQUIRED if name not in config]
     if missing:
         raise CheckpointError(f"config.json: {missing[0]} is missing")
-    model_type, num_modules = config.get("model_type"), config.get("num_nextn_predict_layers", 0)
-    if model_type not in MODEL_TYPES:
-        raise CheckpointError(f"config.json: model_type: expected one of {MODEL_TYPES}, got {model_type!r}")
+    check_value("model_type", config.get("model_type"), *MODEL_TYPES)
+    num_modules = config.get("num_nextn_predict_layers", 0)
     if type(num_modules) is not int or not 0 <= num_modules < config["num_hidden_layers"]:
         expected = f"less than num_hidden_layers, which is {config['num_hidden_layers']}"
         raise CheckpointError(f"config.json: num_nextn_predict_layers: expected {expected}, got {num_modules!r}")
