@@ -1,13 +1,12 @@
 """Small test families that cover features that the bundled family lacks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from stretto.families.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
 from stretto.families.cosyvoice3.family import CodeRules, TextGroups
-from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
-from stretto.families.speaker import Speaker
+from stretto.families.qwen3_omni.family import SpokenText, Talker
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.families.vita_audio.bursts import Bursts, BurstSchedule, ModuleSteps
@@ -61,17 +60,6 @@ LEARNED_PADS = replace(EIGHT_STREAMS, name="learned_pads", layout=_WITH_PADS)
 WIDE_TEXT = eight_streams("wide_text", 640)
 
 
-@dataclass(frozen=True)
-class Spoken(Mechanism):
-    """A speaker, which reads the input of a layer."""
-
-    state_layer: int = 2
-
-    @property
-    def speaker(self) -> Speaker:
-        return Speaker("speaker", self.state_layer, lazy("tests.speech_families:no_prompts"))
-
-
 # Text replies, some of which a speaker speaks.
 _LISTEN = EIGHT_STREAMS.task("listen")
 SPOKEN = replace(
@@ -79,7 +67,7 @@ SPOKEN = replace(
     name="spoken",
     tasks=(replace(_LISTEN, name="answer", is_spoken=True), _LISTEN),
     guided_streams=(),
-    mechanism=Spoken(),
+    mechanism=SpokenText(Talker(state_layer=2)),
 )
 
 # The bundled family, but its text can only be blanks: the script stays empty.

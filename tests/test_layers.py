@@ -89,7 +89,8 @@ ALLOWED = {
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families",
-        "encoders", "codecs", "weights", "sampling", "records", "streams", "untrusted_files", "errors", "testing",
+        "encoders", "codecs", "weights", "sampling", "records", "streams", "config", "untrusted_files", "errors",
+        "testing",
     },
 }  # fmt: skip
 # The only modules that client, server and gateway share; each imports the standard library, schema types, CUDA or
@@ -104,7 +105,7 @@ ROLES = {
     "mechanism/*reference.py": {"testing", "families", "records"},
     "mechanism*.py": {
         "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families", "sampling",
-        "records", "streams", "errors",
+        "records", "streams", "config", "errors",
     },
     "__init__.py": {"families"},
     "family.py": {"families", "records", "streams", "errors"},

@@ -12,13 +12,14 @@ import torch
 
 from stretto.errors import CheckpointError
 from stretto.families.log_mel import MelFormat
+from stretto.families.qwen3_omni.family import SpokenText, Talker
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import num_preemptions
 from stretto.testing.reference import Reference
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
-from tests.speech_families import SPOKEN, Spoken
+from tests.speech_families import SPOKEN
 
 pytestmark = pytest.mark.engine
 LENGTH, NUM_MELS = 160, 8
@@ -150,7 +151,7 @@ def test_aborted_requests_leave_no_states(tight: Engine) -> None:
 def test_layers_that_do_not_exist_are_refused(checkpoint: Path, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from stretto.engine.models import multi_stream
 
-    odd = replace(SPOKEN, mechanism=Spoken(layer))
+    odd = replace(SPOKEN, mechanism=SpokenText(Talker(layer)))
     monkeypatch.setattr(multi_stream, "family_of", lambda _: odd)
     number = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
     with pytest.raises(CheckpointError, match=rf"expected a layer in \[0, {number}\), got {layer}"):

@@ -13,8 +13,9 @@ import pytest_asyncio
 
 from benchmarks.checkpoints.random_qwen3_omni import small_config, thinker_config
 from stretto.config import EngineConfig
-from stretto.engine.spoken_llm import SpokenLLM, launch
+from stretto.engine.llm import launch
 from stretto.errors import InvalidRequest
+from stretto.families.qwen3_omni.mechanism.spoken_llm import SpokenLLM
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.records.prompt import Prompt, positions_of
 from stretto.testing.conformance import num_preemptions

@@ -13,15 +13,15 @@ import pytest
 import pytest_asyncio
 
 from stretto.config import EngineConfig
-from stretto.engine import spoken_llm as module
 from stretto.engine.client import _Request
-from stretto.engine.llm import SpeechLLM
-from stretto.engine.pending_text import PendingText
+from stretto.engine.llm import SpeechLLM, launch
 from stretto.engine.permits import Permits
-from stretto.engine.spoken_llm import SpokenLLM, launch
-from stretto.engine.spoken_reply import SpokenReply
 from stretto.errors import CheckpointError, InvalidRequest, NoCapacity, StrettoError
 from stretto.families.plugin import family_at
+from stretto.families.qwen3_omni.mechanism import spoken_llm as module
+from stretto.families.qwen3_omni.mechanism.pending_text import PendingText
+from stretto.families.qwen3_omni.mechanism.spoken_llm import SpokenLLM
+from stretto.families.qwen3_omni.mechanism.spoken_reply import SpokenReply
 from stretto.families.served import served_family
 from stretto.records.chunk import Alignment, LMChunk, Report
 from stretto.records.prompt import Prompt
@@ -435,8 +435,7 @@ async def test_models_without_a_speaker_are_launched_alone(checkpoint: Path, mon
 async def test_speaker_with_other_ids_or_voices_is_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is started."""
     monkeypatch.setattr(module, "StartingLLM", None)
-    family, speaker = family_at(checkpoint), family_at(checkpoint).mechanism.speaker
-    assert speaker is not None
+    family = family_at(checkpoint)
     num_ids = family.layout.vocab_size
     for changes, message in (
         ({"layout": replace(family.layout, vocab_size=num_ids + 1)}, f"num_text_ids {num_ids + 1}, .* got {num_ids}$"),
@@ -445,7 +444,7 @@ async def test_speaker_with_other_ids_or_voices_is_refused(checkpoint: Path, mon
         odd = replace(family, **changes)
         monkeypatch.setattr(module, "family_at", lambda _, found=odd: found)
         with pytest.raises(CheckpointError, match=message):
-            SpokenLLM.launch(EngineConfig(checkpoint), speaker)
+            launch(EngineConfig(checkpoint))
 
 
 @pytest.mark.parametrize("is_on_cpu", [True, False])

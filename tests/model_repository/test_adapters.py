@@ -207,9 +207,9 @@ class Speaking:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("stretto.engine.spoken_llm")
+    module = ModuleType("stretto.engine.llm")
     module.launch = Speaking
-    monkeypatch.setitem(sys.modules, "stretto.engine.spoken_llm", module)
+    monkeypatch.setitem(sys.modules, "stretto.engine.llm", module)
 
 
 def test_language_model_streams_and_shuts_down(engine: None) -> None:
@@ -275,7 +275,7 @@ import sys
 sys.path[:0] = [{str(ROOT.parent)!r}]
 from tests.fakes_triton import install
 install()
-import stretto.engine.spoken_llm, stretto.triton_io.speech_service, stretto.triton_io.tensors
+import stretto.engine.llm, stretto.triton_io.speech_service, stretto.triton_io.tensors
 from stretto.families.plugin import family_at
 from stretto.families.text import load_text_codec
 from pathlib import Path

@@ -23,7 +23,7 @@ class TritonPythonModel:
         stub.use_utf8()
         stub.keep_large_memory()
         from stretto.config import EngineConfig
-        from stretto.engine.spoken_llm import launch
+        from stretto.engine.llm import launch
         from stretto.triton_io.chunk_sender import SenderLimits
         from stretto.triton_io.flow import FlowTable
         from stretto.triton_io.seal import SealKey

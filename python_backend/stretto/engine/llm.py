@@ -29,7 +29,7 @@ from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.families.audio_format import AudioFormat, check_audios
 from stretto.families.base import Family
 from stretto.families.image_format import ImageFormat, check_images
-from stretto.families.plugin import config_at, read_family
+from stretto.families.plugin import config_at, family_at, read_family
 from stretto.families.text import StreamedText, load_text_codec
 from stretto.limits import FairLimit
 from stretto.records.chunk import LMChunk, Report, last_chunks
@@ -325,6 +325,16 @@ class SpeechLLM:
         last = utterance.finish(_report(prompt, utterance, trailer, clock, session))
         for chunk in last_chunks(last) if prompt.alignment else [last]:
             yield chunk
+
+
+def launch(config: EngineConfig) -> Any:
+    """Start the language model of a checkpoint; see `SpeechLLM.launch` for the exceptions.
+
+    Returns:
+        A `SpeechLLM`, or an object with the same attributes and methods if the family has a speaker (`Speaker.launch`).
+    """
+    speaker = family_at(config.checkpoint).mechanism.speaker
+    return SpeechLLM.launch(config) if speaker is None else speaker.launch(config)
 
 
 class StartingLLM:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from stretto.families.speaker import Speaker
 from stretto.records.prompt import Condition
 
 
@@ -93,6 +92,26 @@ class RowSteps(ABC):
     @abstractmethod
     def check_numbers(self, numbers: tuple[int, ...]) -> None:
         """Raise InvalidRequest if the numbers of a request's schedule are invalid."""
+
+
+class Speaker:
+    """Second model, which speaks the text that the first one, the writer, generates (`Task.is_spoken`).
+
+    Both have engines of their own. The reply's codec and its frames are those of the speaker's family, which the
+    speaker's config.json names. A family's speaker is a frozen dataclass with these attributes and its constants. The
+    functions are references (`plugin.lazy`) whose first argument is the speaker.
+
+    Attributes:
+        folder: Folder of the speaker's checkpoint in that of the writer.
+        state_layer: Decoder layer of the writer whose input the speaker reads in the rows of audio input and images,
+            counted as transformers counts `hidden_states`: 0 for the embedded rows.
+        launch: Function of (speaker, `EngineConfig`) that starts both models, and returns an object with the attributes
+            and methods of `engine.llm.SpeechLLM`.
+    """
+
+    folder: ClassVar[str]
+    state_layer: int
+    launch: ClassVar[Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -267,7 +286,7 @@ class Mechanism:
 
     @property
     def speaker(self) -> Speaker | None:
-        """Second model, which speaks the text of replies (`Task.is_spoken`); None if there is none."""
+        """Second model, which speaks the text of replies; None if there is none."""
         return None
 
     @property

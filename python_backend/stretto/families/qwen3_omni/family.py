@@ -12,18 +12,17 @@ may override them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import NO_MECHANISM, Mechanism
+from stretto.families.mechanism import NO_MECHANISM, Mechanism, Speaker
 from stretto.families.plugin import lazy
-from stretto.families.speaker import Speaker
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
 NAME = "qwen3_omni"
+MECHANISM = f"{__package__}.mechanism"
 FRAME_RATE = 12.5  # of the talker's codec
-TALKER, PROMPTS = "talker", "stretto.families.qwen3_omni_talker.prompt"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class ThinkerVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class Talker(Mechanism):
+class Talker(Speaker):
     """The talker, which speaks the thinker's text.
 
     Attributes:
@@ -83,10 +82,24 @@ class Talker(Mechanism):
 
     state_layer: int
 
+    folder: ClassVar = "talker"
+    launch: ClassVar = lazy(f"{MECHANISM}.spoken_llm:SpokenLLM.launch")
+
+
+@dataclass(frozen=True)
+class SpokenText(Mechanism):
+    """Mechanism of a thinker whose text the talker speaks.
+
+    Attributes:
+        talker: The talker.
+    """
+
+    talker: Talker
+
     @property
-    def speaker(self) -> Speaker:
-        """The talker's checkpoint and prompts."""
-        return Speaker(TALKER, self.state_layer, lazy(f"{PROMPTS}:TalkerPrompts.at"))
+    def speaker(self) -> Talker:
+        """The talker."""
+        return self.talker
 
 
 # Defaults of `generate` for the whole model in transformers: greedy, at most 1024 tokens.
@@ -131,7 +144,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         frame_rate=FRAME_RATE,
         subwords=everything[0],
         drawing=DrawRules(penalized="all"),
-        mechanism=Talker(vocabulary.state_layer) if vocabulary.voices else NO_MECHANISM,
+        mechanism=SpokenText(Talker(vocabulary.state_layer)) if vocabulary.voices else NO_MECHANISM,
     )
 
 

@@ -19,23 +19,18 @@ import numpy as np
 from stretto.config import EngineConfig
 from stretto.engine.environment import is_cpu_build
 from stretto.engine.llm import SpeechLLM, StartingLLM, free_id
-from stretto.engine.pending_text import PendingText
-from stretto.engine.spoken_reply import SpokenReply
 from stretto.errors import CheckpointError, InvalidRequest, StrettoError
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
 from stretto.families.plugin import config_at, family_at
-from stretto.families.speaker import Speaker, SpeakerPrompts
+from stretto.families.qwen3_omni.family import Talker
+from stretto.families.qwen3_omni.mechanism.pending_text import PendingText
+from stretto.families.qwen3_omni.mechanism.spoken_reply import SpokenReply
+from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.families.text import StreamedText
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
-
-
-def launch(config: EngineConfig) -> "SpeechLLM | SpokenLLM":
-    """Start the engines of a checkpoint: one model, or a writer and its speaker; see `SpeechLLM.launch`."""
-    speaker = family_at(config.checkpoint).mechanism.speaker
-    return SpeechLLM.launch(config) if speaker is None else SpokenLLM.launch(config, speaker)
 
 
 class SpokenLLM:
@@ -52,7 +47,7 @@ class SpokenLLM:
         parts: Both models, each with engines of its own.
     """
 
-    def __init__(self, writer: SpeechLLM, speaker: SpeechLLM, prompts: SpeakerPrompts, width: int):
+    def __init__(self, writer: SpeechLLM, speaker: SpeechLLM, prompts: TalkerPrompts, width: int):
         self.parts = self.writer, self.speaker = writer, speaker
         self.family: Family = writer.family
         self.prompts, self._width = prompts, width
@@ -62,17 +57,17 @@ class SpokenLLM:
         self._spoken = {task.name for task in self.family.tasks if task.is_spoken}
 
     @classmethod
-    def launch(cls, config: EngineConfig, speaker: Speaker) -> "SpokenLLM":
-        """Start both models; see `SpeechLLM.launch`.
+    def launch(cls, talker: Talker, config: EngineConfig) -> "SpokenLLM":
+        """Start both models (`Speaker.launch`); see `SpeechLLM.launch`.
 
         If one of them does not start, the other is stopped.
 
         Args:
+            talker: Speaker of the writer's family.
             config: Configuration of the writer's engine, which contains that of the speaker's.
-            speaker: Speaker of the writer's family.
         """
-        folder = config.checkpoint / speaker.folder
-        prompts, width = speaker.open_prompts(folder), states_width(config.checkpoint, folder)
+        folder = config.checkpoint / talker.folder
+        prompts, width = TalkerPrompts.at(folder), states_width(config.checkpoint, folder)
         family = family_at(config.checkpoint)
         prompts.check_writer(family.layout.vocab_size, family.voices)
         with ExitStack() as failed:

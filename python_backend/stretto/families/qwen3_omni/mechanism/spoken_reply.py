@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from stretto.engine.llm import SpeechLLM
-from stretto.engine.pending_text import PendingText
 from stretto.engine.permits import Permit
+from stretto.families.qwen3_omni.mechanism.pending_text import PendingText
 from stretto.records.chunk import LMChunk, Report, last_chunks
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer

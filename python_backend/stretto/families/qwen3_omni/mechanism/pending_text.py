@@ -12,7 +12,7 @@ class PendingText:
     """Text of a reply, from the writer that generates it to the speaker that reads it.
 
     Args:
-        spoken: Function that returns those of some ids that the speaker may read (`SpeakerPrompts.spoken`).
+        spoken: Function that returns those of some ids that the speaker may read (`TalkerPrompts.spoken`).
         end_of_reply: Id that ends the writer's reply.
         end_id: Id that ends the speaker's text.
     """
