@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch
-from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.base64_data import DATA_URL, read_base64
 from stretto_gateway.catalogue import CallersVoices, VoiceFile, answers_turns, converses
 from stretto_gateway.encoding import Encoder, default_rate, make_encoder
 from stretto_gateway.events import Streamed, reply_events
@@ -157,19 +157,14 @@ def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
                 turn["text"] = texts.add(given(part.text, f"{path}.text"), f"{path}.text")
             elif part.type == "image_url":
                 image = given(part.image_url, f"{path}.image_url")
-                conversation.images.append(read_image(f"{path}.image_url.url", image.url))
+                conversation.images.append(read_base64(f"{path}.image_url.url", image.url, DATA_URL))
                 turn["image"] = "image"
             else:
                 audio = given(part.input_audio, f"{path}.input_audio")
-                conversation.files.append(read_audio(f"{path}.input_audio.data", audio.data))
+                conversation.files.append(read_base64(f"{path}.input_audio.data", audio.data))
                 turn["audio"] = "audio"
             conversation.turns.append(turn)
     return conversation
-
-
-def read_image(path: str, url: str) -> bytes:
-    """Return the file of an image in a `data:` URL; raise ApiError for the field `path` if `url` is another one."""
-    return read_audio(path, url, "a data: URL with base64")
 
 
 def given(value: Any, path: str) -> Any:

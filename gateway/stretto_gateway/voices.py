@@ -15,7 +15,7 @@ from starlette.responses import Response
 from stretto_client import ModelProfile, RecordedVoice, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, DeletedVoice, NamedId, Voice, Voices, mismatch, refused
-from stretto_gateway.base64_audio import FETCHES_NOTHING, read_audio
+from stretto_gateway.base64_data import FETCHES_NOTHING, read_base64
 from stretto_gateway.catalogue import (
     CallersVoices,
     VoiceFile,
@@ -163,7 +163,7 @@ async def _reference(
         recording = await gateway.audio_hosts.fetch("ref_audio", audio, asked.keep)
         item.ref_audio = base64.b64encode(recording).decode()  # so that it is fetched once for several utterances
     else:
-        recording = read_audio("ref_audio", audio, FETCHES_NOTHING)
+        recording = read_base64("ref_audio", audio, FETCHES_NOTHING)
     max_bytes = gateway.limits.max_voice_bytes
     if not 0 < len(recording) <= max_bytes:
         expected = f"at most {max_bytes} bytes" if recording else f"1 to {max_bytes} bytes"

@@ -13,7 +13,7 @@ from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 from stretto_gateway.answers import ApiError, mismatch, refused, shown
-from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.base64_data import read_base64
 from stretto_gateway.chat import MAX_PARTS, MAX_TURNS, given
 from stretto_gateway.connection import POLICY, Rate
 from stretto_gateway.gateway import Gateway
@@ -475,7 +475,7 @@ def read_pcm(data: str | None, path: str, form: Format) -> bytes:
     Raises:
         ApiError: The recording is missing or invalid.
     """
-    recording = read_audio(path, given(data, path))
+    recording = read_base64(path, given(data, path))
     if form.law is None and len(recording) % 2:
         raise mismatch(path, "an even number of bytes, because samples have 16 bits", f"{len(recording)} bytes")
     return read_recording(form, recording)

@@ -7,7 +7,7 @@ from typing import Any
 
 from stretto_client import ModelProfile
 from stretto_gateway.answers import ApiError, refused
-from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.base64_data import read_base64
 from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
@@ -139,7 +139,7 @@ class Session:
 
     async def _append(self, event: client.AudioAppend) -> None:
         self._expect_format("input", "audio")
-        await self.hear(self.reader.read(read_audio("audio", event.audio)), event.event_id)
+        await self.hear(self.reader.read(read_base64("audio", event.audio)), event.event_id)
 
     async def hear(self, pcm: bytes, event_id: str | None = None) -> None:
         """Process samples, pcm16 at 24 kHz; errors about their turns repeat the client's `event_id`."""

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from stretto_client.tries import Begin
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, error_path, mismatch, refused
+from stretto_gateway.base64_data import DATA_URL, read_base64
 from stretto_gateway.catalogue import CallersVoices, find_task
-from stretto_gateway.chat import given, read_image
+from stretto_gateway.chat import given
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 from stretto_gateway.events import text_events
 from stretto_gateway.gateway import Gateway
@@ -375,7 +376,7 @@ def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
             parts.append(Part("input_audio", part.transcript, pcm))
         elif part.type == "input_image":
             url = given(part.image_url, f"{path}.image_url")
-            image, head = read_image(f"{path}.image_url", url), url[: url.find(",") + 1]
+            image, head = read_base64(f"{path}.image_url", url, DATA_URL), url[: url.find(",") + 1]
             parts.append(Part("input_image", image=image, url_head=head))
         elif fields.role == "assistant":
             text = given(part.transcript if part.type == "output_audio" else part.text, f"{path}.text")

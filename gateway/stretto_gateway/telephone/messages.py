@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stretto_gateway import g711
 from stretto_gateway.answers import mismatch, refused
-from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.base64_data import read_base64
 from stretto_gateway.realtime.events import read_json
 from stretto_gateway.realtime.settings import validated
 from stretto_gateway.speech_request import Body, Text
@@ -58,7 +58,7 @@ class MediaMessage(Body):
 
     def audio(self) -> bytes:
         """Return the bytes of G.711; raise ApiError if they are not base64 or too many."""
-        data = read_audio("media.payload", self.media.payload)
+        data = read_base64("media.payload", self.media.payload)
         if len(data) > MAX_MEDIA_BYTES:
             raise mismatch("media.payload", f"at most {MAX_MEDIA_BYTES} bytes", f"{len(data)} bytes")
         return data

@@ -1,4 +1,4 @@
-"""Audio in the text of a request field: base64, or a `data:` URL."""
+"""Audio or an image in the text of a request field: base64, or a `data:` URL."""
 
 import base64
 import binascii
@@ -8,11 +8,12 @@ from stretto_gateway.answers import refused
 
 FETCHES_NOTHING = "base64 or a data: URL, because the gateway opens no URLs or files"
 BLANKS = b" \t\r\n\v\f"  # such as the ends of lines that the command `base64` writes
+DATA_URL = "a data: URL with base64"
 STANDARD = bytes.maketrans(b"-_", b"+/")  # from the URL-safe alphabet (RFC 4648, section 5)
 
 
-def read_audio(param: str, text: str, expected: str = "base64") -> bytes:
-    """Decode audio in base64.
+def read_base64(param: str, text: str, expected: str = "base64") -> bytes:
+    """Decode base64.
 
     Blanks and the URL-safe alphabet, also without padding, are accepted, because programs write all of these forms.
 

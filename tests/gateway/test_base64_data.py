@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stretto_gateway.answers import ApiError
-from stretto_gateway.base64_audio import read_audio
+from stretto_gateway.base64_data import read_base64
 from stretto_gateway.config import Limits
 from tests.gateway.conftest import SPOKEN, Start
 from tests.gateway.realtime.caller import TALKS, call
@@ -89,10 +89,10 @@ async def test_every_field_with_audio_takes_all_forms_of_base64(start: Start, fo
 )
 def test_text_that_is_not_base64_is_refused_by_field(text: str, told: str | None) -> None:
     if told is None:
-        assert read_audio("x", text) == b"\0\0"
+        assert read_base64("x", text) == b"\0\0"
         return
     with pytest.raises(ApiError) as raised:
-        read_audio("items.0.ref_audio", text)
+        read_base64("items.0.ref_audio", text)
     assert (raised.value.status, raised.value.param) == (400, "items.0.ref_audio")
     assert told in raised.value.message
 
