@@ -129,7 +129,6 @@ async def test_chat_completions_speak(served: ServedCheckpoint) -> None:
                 audio={"voice": "ethan", "format": "wav"},
                 messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
                 seed=0,
-                extra_body={"options": {name: GREEDY[name] for name in ("text", "audio", "depth")}},
             )
             audio = answer.choices[0].message.audio
             assert audio is not None
