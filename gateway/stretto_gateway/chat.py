@@ -24,27 +24,27 @@ from stretto_gateway.events import Streamed, reply_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
-from stretto_gateway.speech_request import AudioFormat, Body, Ignored, RequestObject, Text, Voiced
+from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text, Voiced
 
 MAX_TURNS, MAX_PARTS = 64, 64  # maximum number of turns in a conversation, and of parts in a turn
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-class InputAudio(RequestObject):
+class InputAudio(Body):
     """Recording in a turn: a wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac file in base64."""
 
     data: str
     format: str = "wav"
 
 
-class ImageUrl(RequestObject):
+class ImageUrl(Body):
     """Image in a turn: a JPEG, PNG or WebP file as a `data:` URL with base64. `detail` has no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ContentPart(RequestObject):
+class ContentPart(Body):
     """Part of a turn: text, a recording, or an image."""
 
     type: Literal["text", "input_audio", "image_url"]
@@ -53,7 +53,7 @@ class ContentPart(RequestObject):
     image_url: ImageUrl | None = None
 
 
-class Message(RequestObject):
+class Message(Body):
     """Turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]

@@ -99,12 +99,16 @@ def is_blank(value: object) -> bool:
     return isinstance(value, str) and not value.strip()
 
 
-class RequestObject(BaseModel):
-    """Base class of the objects in requests, which decides what counts as a missing field.
+class Body(BaseModel):
+    """Base class of request bodies and of the objects in them.
 
     A null and a blank choice count as missing, because many clients send all fields that they know. Choices have any
-    letter case and may be surrounded by blanks.
+    letter case and may be surrounded by blanks. Unknown fields are dropped, and the names of the first few are
+    recorded, unless they have no value.
     """
+
+    model_config = ConfigDict(extra="ignore")
+    _unknown: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="before")
     @classmethod
@@ -130,16 +134,6 @@ class RequestObject(BaseModel):
         if not rule.choices or not isinstance(given, str):
             return given
         return None if is_blank(given) else rule.choices.get(given.strip().lower(), given)
-
-
-class Body(RequestObject):
-    """Base class of request bodies.
-
-    Unknown fields are dropped, and the names of the first few are recorded, unless they have no value.
-    """
-
-    model_config = ConfigDict(extra="ignore")
-    _unknown: tuple[str, ...] = PrivateAttr(default=())
 
     @model_validator(mode="wrap")
     @classmethod

@@ -178,6 +178,11 @@ async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -
         ({"audio": {"voice": "alloy", "format": "opus9"}}, "audio.format"),
         ({"n": 2}, "n"),
         ({"tools": []}, "tools"),
+        ({"messages": [{"role": "user", "content": "Hello.", "name": "Ann"}]}, "messages.0.name"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello.", "cache_control": {}}]}]},
+            "messages.0.content.0.cache_control",
+        ),
         ({"audio": {"voice": "nobody", "format": "wav"}}, "voice"),
     ],
 )
