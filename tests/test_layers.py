@@ -118,7 +118,7 @@ ROLES = {
 LIBRARIES = {
     "vllm": {
         "engine", "cpu_backend", "testing",
-        *(f"families/*/{name}.py" for name in ("model", "mechanism", "memory", "module_rows")),
+        *(f"families/*/{name}.py" for name in ("model", "mechanism", "memory", "module_rows", "prompt_states")),
     },
     "triton_python_backend_utils": {"triton_io"},
     "transformers": {

@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Family
 from stretto.families.plugin import read_family
-from stretto.records.prompt import InputAudio, InputImage, Prompt
+from stretto.records.prompt import Prompt
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -90,13 +90,6 @@ class SessionBlocks(NamedTuple):
 
 
 NO_SESSION = SessionBlocks()
-
-
-def read_inputs(prompt: Prompt, family: Family) -> tuple[InputAudio | InputImage, ...]:
-    """Return audio and images of a prompt in whose rows the family's speaker reads hidden states; empty for none."""
-    if family.mechanism.speaker is None or not family.task(prompt.task).is_spoken:
-        return ()
-    return prompt.inputs
 
 
 KEY = "speech"

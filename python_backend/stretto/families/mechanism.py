@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+
 from stretto.records.prompt import Condition
 
 
@@ -94,6 +96,23 @@ class RowSteps(ABC):
         """Raise InvalidRequest if the numbers of a request's schedule are invalid."""
 
 
+class CollectedStates(Protocol):
+    """Hidden states of a prompt's rows, which the scheduler collects from the steps that compute it."""
+
+    def put(self, rows: np.ndarray) -> None:
+        """Add states, float32 [n, 1 + H], whose column 0 has their positions. Known ones do not change."""
+
+    @property
+    def first_unknown(self) -> int | None:
+        """Position of the first row whose state is unknown; None if all are known."""
+        ...
+
+    @property
+    def states(self) -> np.ndarray:
+        """All states, float32 [n, H], in order; complete once `first_unknown` is None."""
+        ...
+
+
 class Speaker:
     """Second model, which speaks the text that the first one, the writer, generates (`Task.is_spoken`).
 
@@ -103,15 +122,22 @@ class Speaker:
 
     Attributes:
         folder: Folder of the speaker's checkpoint in that of the writer.
-        state_layer: Decoder layer of the writer whose input the speaker reads in the rows of audio input and images,
-            counted as transformers counts `hidden_states`: 0 for the embedded rows.
         launch: Function of (speaker, `EngineConfig`) that starts both models, and returns an object with the attributes
             and methods of `engine.llm.SpeechLLM`.
+        extend: Function of (speaker, writer's model, vLLM's configuration) that adds to the model what it keeps for the
+            speaker.
+        send_states: Function of (speaker, writer's model) that returns what replaces vLLM's `PromptLogprobsWorker`. Its
+            `compute_prompt_token_id_logprobs` returns the states that a step sends to the scheduler, as
+            `CollectedStates.put` takes them, keyed by request id. `begin(SpeechRequestData)` begins a request.
+        collect_states: Function of (speaker, writer's family, `Prompt`) that returns `CollectedStates` of a request,
+            which the listener of `SpeechLLM.reply_chunks` gets before the first id; None if the speaker reads none.
     """
 
     folder: ClassVar[str]
-    state_layer: int
     launch: ClassVar[Callable[..., Any]]
+    extend: ClassVar[Callable[..., Any]]
+    send_states: ClassVar[Callable[..., Any]]
+    collect_states: ClassVar[Callable[..., Any]]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
-from vllm.model_executor.models.interfaces import EagleModelMixin
 from vllm.sequence import IntermediateTensors
 
 from stretto.cpu_backend.int8 import use_int8
@@ -176,29 +175,6 @@ class AudioHead(nn.Module):
         self.bias = nn.Parameter(torch.empty(size), requires_grad=False) if has_bias else None
 
 
-def keep_states(backbone: nn.Module, layer: int, vllm_config: VllmConfig) -> torch.Tensor:
-    """Make a backbone also return the input of a decoder layer, and return a buffer for it, [max rows, H].
-
-    Args:
-        backbone: vLLM's model, without its head.
-        layer: Index of the layer.
-        vllm_config: vLLM's configuration.
-
-    Raises:
-        CheckpointError: If there is no such layer, or the backbone cannot return its input.
-    """
-    config, max_rows = vllm_config.model_config, vllm_config.scheduler_config.max_num_batched_tokens
-    number = config.get_total_num_hidden_layers()
-    if not 0 <= layer < number:
-        raise CheckpointError(f"config.json: state_layer: expected a layer in [0, {number}), got {layer}")
-    if not isinstance(backbone, EagleModelMixin):
-        expected = "a backbone that returns hidden states, because the family has a speaker"
-        raise CheckpointError(f"config.json: architectures: expected {expected}, got {type(backbone).__name__}")
-    backbone._set_aux_hidden_state_layers((layer,))
-    assert isinstance(config.dtype, torch.dtype)
-    return torch.zeros(max_rows, config.get_hidden_size(), dtype=config.dtype)
-
-
 def depth_network(spec: DepthSpec, *given: Any) -> DepthWeights:
     """Return a depth transformer; `given` are the arguments of `DepthWeights` after the first."""
     if spec.network is not None:
@@ -214,8 +190,6 @@ class MultiStreamMixin(Decoder):
 
     Attributes:
         has_conditions: True if the class has `conditions` for families that need them (`Mechanism.conditions`).
-        layer_states: Hidden states of the step's rows that a speaker reads, [max rows, H], valid until the next step;
-            None for a family without a speaker.
     """
 
     has_conditions = False
@@ -243,9 +217,8 @@ class MultiStreamMixin(Decoder):
             self.audio_head = AudioHead(num_ids + num_ends, width, self.family.audio_head == "biased")
         for name, size in self.family.mechanism.heads.items():
             setattr(self, name, AudioHead(size, width))
-        self.layer_states: torch.Tensor | None = None
         if self.family.mechanism.speaker is not None:
-            self.layer_states = keep_states(self.model, self.family.mechanism.speaker.state_layer, vllm_config)
+            self.family.mechanism.speaker.extend(self, vllm_config)
         self.image_encoder = ImageEncoder.of(self.model, vllm_config)
         self.adaptor: nn.Module = nn.Identity()
         encoder = encoder_of(config.to_dict())
@@ -290,12 +263,7 @@ class MultiStreamMixin(Decoder):
             if encoded is not None and is_encoded is not None:
                 inputs_embeds.copy_(torch.where(is_encoded, encoded, embeds))
         ids = None if inputs_embeds is not None else input_ids
-        output = self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
-        if self.layer_states is None:
-            return output
-        hidden, (states,) = output
-        self.layer_states[: len(states)].copy_(states)
-        return hidden
+        return self.model(ids, positions, intermediate_tensors, inputs_embeds, **self.layer_inputs(rows))
 
     def layer_inputs(self, rows: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Return additional keyword arguments for the backbone, derived from `rows` [N, S].

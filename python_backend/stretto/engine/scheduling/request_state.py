@@ -16,17 +16,15 @@ from stretto.engine.protocol import (
     is_unconditional,
     num_guided,
     partner_of,
-    read_inputs,
 )
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.rules import with_where
 from stretto.engine.scheduling.outgoing_rows import OutgoingRows
 from stretto.engine.scheduling.row_history import RowHistory
-from stretto.engine.scheduling.state_rows import StateRows
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import Track
 from stretto.families.base import UnconditionalContext
-from stretto.families.mechanism import RowSchedule
+from stretto.families.mechanism import CollectedStates, RowSchedule
 from stretto.records.prompt import Prompt
 
 NOT_YET = 1 << 60
@@ -152,7 +150,7 @@ class RequestState:
     asks_for_guidance: bool = field(init=False)
     is_adaptive: bool = field(init=False)
     schedule: RowSchedule | None = field(init=False)
-    prompt_states: StateRows | None = field(init=False)
+    prompt_states: CollectedStates | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.outgoing = OutgoingRows(self.reply)
@@ -161,8 +159,9 @@ class RequestState:
         self.asks_for_guidance = self.prompt.sampling.has_pair
         self.is_adaptive = self.prompt.sampling.policy == "adaptive"
         self.schedule = self.reply.rules.schedule(self.prompt.sampling)
-        inputs = read_inputs(self.prompt, self.reply.rules.family)
-        self.prompt_states = StateRows(inputs) if inputs else None
+        family = self.reply.rules.family
+        if (speaker := family.mechanism.speaker) is not None:
+            self.prompt_states = speaker.collect_states(family, self.prompt)
 
     @property
     def is_read_by_modules(self) -> bool:

@@ -49,7 +49,6 @@ from stretto.engine.worker.predictors import (
     RowPredictor,
     StreamHeads,
 )
-from stretto.engine.worker.prompt_states import PromptStates
 from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
 from stretto.engine.worker.sampler import RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
@@ -102,10 +101,8 @@ class SpeechModelState(DefaultModelState):
             self.input_embeddings = InputEmbeddings(model, self.arrays, self._batch_embeds, image_format)
         latents = self.rules.family.layout.latents
         self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
-        self.prompt_states: PromptStates | None = None
-        if self.rules.family.mechanism.speaker is not None:
-            writer: Any = model
-            self.prompt_states = PromptStates(writer.layer_states, self.rules.family)
+        speaker = self.rules.family.mechanism.speaker
+        self.prompt_states: Any = None if speaker is None else speaker.send_states(model)
         self._conditions: ConditionNetwork | None = None
         if self.rules.family.mechanism.conditions is not None:
             conditioned: Any = model

@@ -77,13 +77,17 @@ class Talker(Speaker):
     """The talker, which speaks the thinker's text.
 
     Attributes:
-        state_layer: See `Speaker.state_layer`.
+        state_layer: Decoder layer of the thinker whose input the talker reads in the rows of audio input and images,
+            counted as transformers counts `hidden_states`: 0 for the embedded rows.
     """
 
     state_layer: int
 
     folder: ClassVar = "talker"
     launch: ClassVar = lazy(f"{MECHANISM}.spoken_llm:SpokenLLM.launch")
+    extend: ClassVar = lazy(f"{MECHANISM}.prompt_states:keep_states")
+    send_states: ClassVar = lazy(f"{MECHANISM}.prompt_states:PromptStates")
+    collect_states: ClassVar = lazy(f"{MECHANISM}.state_rows:StateRows.of_prompt")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stretto.records.prompt import InputAudio, InputImage
+from stretto.families.base import Family
+from stretto.families.qwen3_omni.family import Talker
+from stretto.records.prompt import InputAudio, InputImage, Prompt
+
+
+def spoken_inputs(family: Family, prompt: Prompt) -> tuple[InputAudio | InputImage, ...]:
+    """Return audio and images of a prompt in whose rows the talker reads hidden states; empty for none."""
+    return prompt.inputs if family.task(prompt.task).is_spoken else ()
 
 
 class StateRows:
@@ -19,6 +26,12 @@ class StateRows:
         self._positions = np.concatenate(rows)
         self._is_known = np.zeros(len(self._positions), bool)
         self._states: np.ndarray | None = None
+
+    @classmethod
+    def of_prompt(cls, talker: Talker, family: Family, prompt: Prompt) -> "StateRows | None":
+        """Return those of a prompt, all unknown; None if the talker reads none (`Speaker.collect_states`)."""
+        inputs = spoken_inputs(family, prompt)
+        return cls(inputs) if inputs else None
 
     def put(self, rows: np.ndarray) -> None:
         """Add states, float32 [n, 1 + H], whose column 0 has their positions. Known ones do not change."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stretto.engine.scheduling.state_rows import StateRows
+from stretto.families.qwen3_omni.mechanism.state_rows import StateRows
 from stretto.records.prompt import InputAudio
 
 

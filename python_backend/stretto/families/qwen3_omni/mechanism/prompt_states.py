@@ -1,17 +1,54 @@
-"""Hidden states in the prompts of replies that a speaker speaks."""
+"""Hidden states of the writer in the prompts of replies that the talker speaks."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import EagleModelMixin
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
-from stretto.engine.protocol import read_inputs
 from stretto.engine.step_records import SpeechRequestData
+from stretto.errors import CheckpointError
 from stretto.families.base import Family
+from stretto.families.qwen3_omni.family import Talker
+from stretto.families.qwen3_omni.mechanism.state_rows import spoken_inputs
 from stretto.records.prompt import InputAudio, InputImage
+
+
+def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
+    """Make a model keep the input of the layer that the talker reads (`Speaker.extend`).
+
+    The model writes the hidden states of the step's rows to its attribute `layer_states`, [max rows, H], where they are
+    valid until the next step.
+
+    Args:
+        talker: Talker, with the index of the layer.
+        model: The writer's model.
+        vllm_config: vLLM's configuration.
+
+    Raises:
+        CheckpointError: If there is no such layer, or the backbone cannot return its input.
+    """
+    config, max_rows = vllm_config.model_config, vllm_config.scheduler_config.max_num_batched_tokens
+    layer, number = talker.state_layer, config.get_total_num_hidden_layers()
+    if not 0 <= layer < number:
+        raise CheckpointError(f"config.json: state_layer: expected a layer in [0, {number}), got {layer}")
+    if not isinstance(model.model, EagleModelMixin):
+        expected = "a backbone that returns hidden states, because the family has a speaker"
+        raise CheckpointError(f"config.json: architectures: expected {expected}, got {type(model.model).__name__}")
+    model.model._set_aux_hidden_state_layers((layer,))
+    assert isinstance(config.dtype, torch.dtype)
+    kept = model.layer_states = torch.zeros(max_rows, config.get_hidden_size(), dtype=config.dtype)
+
+    def keep(_: Any, given: Any, output: tuple[torch.Tensor, list[torch.Tensor]]) -> torch.Tensor:
+        hidden, (states,) = output
+        kept[: len(states)].copy_(states)
+        return hidden
+
+    model.register_forward_hook(keep)
 
 
 class PromptStates(PromptLogprobsWorker):
@@ -22,19 +59,20 @@ class PromptStates(PromptLogprobsWorker):
     after a preemption sends the same states again.
 
     Args:
-        states: Hidden states of the step's rows, which the model writes, [max rows, H].
-        family: Family with a speaker.
+        talker: Talker.
+        model: The writer's model (`keep_states`).
     """
 
-    def __init__(self, states: torch.Tensor, family: Family):
-        self._states, self._family = states, family
+    def __init__(self, talker: Talker, model: Any):
+        self._states: torch.Tensor = model.layer_states
+        self._family: Family = model.family
         # Of prompts that are being computed, by request id.
         self._inputs: dict[str, tuple[InputAudio | InputImage, ...]] = {}
 
     def begin(self, data: SpeechRequestData) -> None:
         """Prepare for a request that enters the batch."""
         assert data.prompt is not None
-        if inputs := read_inputs(data.prompt, self._family):
+        if inputs := spoken_inputs(self._family, data.prompt):
             self._inputs[data.req_id] = inputs
 
     def add_request(self, req_id: str, req_idx: int, sampling_params: Any) -> None:
