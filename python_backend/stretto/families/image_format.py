@@ -1,4 +1,4 @@
-"""Input format of a model's image encoder, and the positions of its rows."""
+"""Input format of a model's image encoder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class ImageFormat:
         network: Name of the module with the encoder's network (`FamilyPlugin.image_encoders`).
         feature_size: Numbers in each frame of the encoder's input.
         frames_per_row: Frames from which the encoder computes a row.
-        sections: Pairs of numbers of a head that time, line and column of a row rotate (`positions_of`), interleaved.
+        sections: Pairs of numbers of a head that time, line and column of a row rotate (`RowRotation`), interleaved.
         num_levels: Number of the backbone's first layers to whose output the encoder adds rows of its own.
     """
 
@@ -52,9 +52,9 @@ class ImageFormat:
         time, line, column = record["sections"]
         return cls(known[kind], **numbers, sections=(time, line, column))
 
-    def load(self) -> Any:
-        """Return the module with the encoder's network."""
-        return import_module(self.network)
+    def encoder(self, backbone: Any, vllm_config: Any) -> Any:
+        """Return the encoder for vLLM's model without its head, and vLLM's configuration."""
+        return import_module(self.network).image_encoder(self, backbone, vllm_config)
 
 
 def check_images(prompt: Prompt, image_format: ImageFormat | None) -> None:

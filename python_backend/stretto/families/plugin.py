@@ -80,9 +80,8 @@ class FamilyPlugin:
         architectures: Model classes that vLLM lacks, as "module:Class", keyed by the name in config.json.
         audio_encoders: Encoders inside the model, keyed by `model_type` of `audio_config` in config.json, or `UNNAMED`.
         image_encoders: Names of modules with image encoders inside the model, keyed by `model_type` of `image_config`
-            in config.json: `image_tower(image_config)`, and `embed_image(tower, adaptor, features, height, width)` with
-            the adaptor of audio (`AudioEncoder`), which returns rows [N, H], or [N, (1 + L) * H] with those for L
-            layers (`ImageFormat`).
+            in config.json. `image_encoder(image_format, backbone, vllm_config)` returns a
+            `stretto.families.image_encoder.ImageEncoder`, or an object with the same attributes and methods.
         load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
             `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family

@@ -39,7 +39,7 @@ class InputAudio:
 class InputImage:
     """Image for the model's image encoder, whose output replaces placeholder rows of a prompt.
 
-    The rows form a grid, in reading order. Their positions are two-dimensional (`positions_of`).
+    The rows form a grid, in reading order. Their positions are those of the model's image encoder.
 
     Attributes:
         first_row: Index of the first placeholder row.
@@ -57,34 +57,6 @@ class InputImage:
     def num_rows(self) -> int:
         """Number of placeholder rows."""
         return self.height * self.width
-
-
-def positions_of(images: "Sequence[InputImage]", first: int, last: int) -> NDArray[np.int64]:
-    """Return the positions of a request's rows `first` to `last` - 1: time, line and column, int64 [3, n].
-
-    The three are equal in rows without an image. The positions of an image begin after the previous row's, and the row
-    after it continues behind the largest of them:
-
-        row       0  1 │ 2  3  4  5  6  7 │ 8      an image of 2 lines of 3 rows
-        time      0  1 │ 2  2  2  2  2  2 │ 5
-        line      0  1 │ 2  2  2  3  3  3 │ 5
-        column    0  1 │ 2  3  4  2  3  4 │ 5
-
-    Args:
-        images: Images of the prompt, in order.
-        first: Index of the first row.
-        last: Index of the row after the last one.
-    """
-    rows = np.arange(first, last)
-    found = np.tile(rows, (3, 1))
-    for image in images:
-        place = rows - image.first_row
-        within = (place >= 0) & (place < image.num_rows)
-        found[:, within] -= place[within]
-        found[1, within] += place[within] // image.width
-        found[2, within] += place[within] % image.width
-        found[:, place >= image.num_rows] -= image.num_rows - max(image.height, image.width)
-    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)

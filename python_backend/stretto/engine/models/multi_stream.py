@@ -23,12 +23,12 @@ from vllm.sequence import IntermediateTensors
 from stretto.cpu_backend.int8 import use_int8
 from stretto.engine.kernels.gpu.products import embed_rows, fp8_product
 from stretto.engine.models.depth_transformer import DepthTransformer, DepthWeights, SteppedDepth
-from stretto.engine.models.image_encoder import ImageEncoder
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.audio_format import encoder_of
 from stretto.families.base import DepthSpec
+from stretto.families.image_format import ImageFormat
 
 UNQUANTIZED = UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 
@@ -219,7 +219,8 @@ class MultiStreamMixin(Decoder):
             setattr(self, name, AudioHead(size, width))
         if self.family.mechanism.speaker is not None:
             self.family.mechanism.speaker.extend(self, vllm_config)
-        self.image_encoder = ImageEncoder.of(self.model, vllm_config)
+        image_format = ImageFormat.from_config(config.to_dict())
+        self.image_encoder: Any = None if image_format is None else image_format.encoder(self.model, vllm_config)
         self.adaptor: nn.Module = nn.Identity()
         encoder = encoder_of(config.to_dict())
         if encoder is not None:
@@ -249,7 +250,7 @@ class MultiStreamMixin(Decoder):
 
         Args:
             input_ids: Ids of stream 0 from vLLM; unused if `inputs_embeds` is given.
-            positions: Positions of the rows, [N]; for a model with an image encoder, their numbers (`RowRotation`).
+            positions: Positions of the rows, [N]; for a model with an image encoder, their numbers in the step.
             intermediate_tensors: For pipeline parallelism, which is not supported.
             inputs_embeds: Buffer for the embedded rows, [N, H]; a piecewise CUDA graph reads it at a fixed address.
             rows: Ids of all input streams, [N, S], stream 0 first; None if the buffer is already filled.

@@ -7,8 +7,7 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.engine.worker.slots import Arrays
-from stretto.families.image_format import ImageFormat
-from stretto.records.prompt import InputAudio, InputImage, Prompt, positions_of
+from stretto.records.prompt import InputAudio, InputImage, Prompt
 
 
 class InputEmbeddings:
@@ -19,22 +18,19 @@ class InputEmbeddings:
     The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 
     Args:
-        model: Model with `embed_audio` and, for images, `image_encoder` and `adaptor`.
+        model: Model with `embed_audio`, `adaptor`, and `image_encoder` or None.
         arrays: Array factory.
         embeds: Embedding buffer of the largest batch, [N, H]; only its shape, dtype and device are used.
-        image_format: Input format of the image encoder; None if the model has none.
     """
 
-    def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor, image_format: ImageFormat | None = None):
+    def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
         self._model, self._arrays = model, arrays
         self._embeds = torch.zeros_like(embeds)
-        self._levels: torch.Tensor = embeds[None, :0] if image_format is None else model.image_encoder.levels
+        self._levels: torch.Tensor = embeds[None, :0] if model.image_encoder is None else model.image_encoder.levels
         self._is_encoded = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
-        self._rotation = None if image_format is None else model.image_encoder.rotation
+        self._rotation = None if model.image_encoder is None else model.image_encoder.rotation
         self._row_numbers = torch.arange(len(embeds), device=embeds.device)
-        self._positions = torch.zeros(3, len(embeds), dtype=torch.int64, device=embeds.device)
         self._of_slot: dict[int, list[tuple[int, torch.Tensor]]] = {}
-        self._images: dict[int, tuple[InputImage, ...]] = {}
 
     @torch.inference_mode()
     def fill_slot(self, slot: int, prompt: Prompt) -> None:
@@ -42,13 +38,14 @@ class InputEmbeddings:
         self.forget(slot)
         if prompt.inputs:
             self._of_slot[slot] = [(each.first_row, self._encode(each)) for each in prompt.inputs]
-        if prompt.images:
-            self._images[slot] = prompt.images
+        if self._rotation is not None:
+            self._rotation.fill_slot(slot, prompt.images)
 
     def forget(self, slot: int) -> None:
         """Drop the encoded input of `slot`."""
         self._of_slot.pop(slot, None)
-        self._images.pop(slot, None)
+        if self._rotation is not None:
+            self._rotation.forget(slot)
 
     def inputs(self, num_rows: int) -> dict[str, torch.Tensor]:
         """Return the buffers for a batch of N rows, as arguments of the model.
@@ -65,16 +62,14 @@ class InputEmbeddings:
         num_rows = batch.num_tokens_after_padding
         self._is_encoded[:num_rows] = False
         self._levels[:, :num_rows] = 0
-        if self._rotation is not None:
-            self._positions[:, :num_rows] = batch.positions[:num_rows]
-        if self._of_slot or self._images:
+        if self._of_slot:
             self._fill_encoded(batch)
         if self._rotation is not None:
-            self._rotation.fill(self._positions[:, :num_rows])
+            self._rotation.fill(batch, self._upload)
         return self.inputs(num_rows)
 
     def _fill_encoded(self, batch: InputBatch) -> None:
-        """Write rows of audio and images of `batch`, and positions of requests with images."""
+        """Write rows of audio and images of `batch`."""
         computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
             first, begins = int(computed[index]), int(batch.query_start_loc_np[index])
@@ -89,14 +84,14 @@ class InputEmbeddings:
                         level[at] = added
                 if last < first_row + embeds.shape[1]:
                     self._of_slot.setdefault(slot, []).append((first_row, embeds))
-            if slot in self._images:
-                positions = np.ascontiguousarray(positions_of(self._images[slot], first, last))
-                self._positions[:, begins : begins + last - first] = self._arrays.tensor(self._arrays.upload(positions))
+
+    def _upload(self, values: np.ndarray) -> torch.Tensor:
+        return self._arrays.tensor(self._arrays.upload(values))
 
     def _encode(self, given: InputAudio | InputImage) -> torch.Tensor:
         """Return the rows of an input [1, n, H], for an image those of all levels [1 + L, n, H]."""
         # Copied because the received buffer is read-only, which torch warns about.
-        features = self._arrays.tensor(self._arrays.upload(given.features.copy()))
+        features = self._upload(given.features.copy())
         if isinstance(given, InputImage):
             encoded = self._model.image_encoder(self._model.adaptor, features, given.height, given.width)
         else:

@@ -57,7 +57,6 @@ from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSamp
 from stretto.engine.worker.window_blocks import clear_freed_blocks
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
-from stretto.families.image_format import ImageFormat
 
 
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:
@@ -95,10 +94,11 @@ class SpeechModelState(DefaultModelState):
         self._step_sampler: StepSampler | None = None
         self._row_predictor: RowPredictor | None = None
         self.memory: RequestMemory | None = None
-        record = self.model_config.hf_config.to_dict()
-        self.input_embeddings, image_format = None, ImageFormat.from_config(record)
-        if AudioFormat.from_config(record) is not None or image_format is not None:
-            self.input_embeddings = InputEmbeddings(model, self.arrays, self._batch_embeds, image_format)
+        built: Any = model
+        has_audio = AudioFormat.from_config(self.model_config.hf_config.to_dict()) is not None
+        self.input_embeddings = None
+        if has_audio or built.image_encoder is not None:
+            self.input_embeddings = InputEmbeddings(model, self.arrays, self._batch_embeds)
         latents = self.rules.family.layout.latents
         self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
         speaker = self.rules.family.mechanism.speaker

@@ -8,9 +8,11 @@ from torch import nn
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeVisionEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
+from stretto.families.image_encoder import ImageEncoder
+from stretto.families.image_format import KEY, ImageFormat
 from stretto.families.log_mel_encoder import audio_tower, embed_audio
 
-__all__ = ["audio_adaptor", "audio_tower", "embed_audio", "embed_image", "image_tower"]
+__all__ = ["audio_adaptor", "audio_tower", "embed_audio", "embed_image", "image_encoder"]
 # Hyperparameters in a published `vision_config`.
 NUMBERS = (
     "depth",
@@ -36,9 +38,10 @@ def tower_config(record: Mapping[str, Any]) -> Qwen3OmniMoeVisionEncoderConfig:
     return Qwen3OmniMoeVisionEncoderConfig(**{name: record[name] for name in (*NUMBERS, LEVELS)})
 
 
-def image_tower(config: Mapping[str, Any]) -> Qwen3OmniMoeVisionEncoder:
+def image_encoder(image_format: ImageFormat, backbone: Any, vllm_config: Any) -> ImageEncoder:
     """Create the image encoder that `image_config` in config.json describes; its weights are loaded later."""
-    return Qwen3OmniMoeVisionEncoder(tower_config(config)).eval()
+    config = tower_config(getattr(vllm_config.model_config.hf_config, KEY))
+    return ImageEncoder(Qwen3OmniMoeVisionEncoder(config).eval(), embed_image, image_format, backbone, vllm_config)
 
 
 def embed_image(

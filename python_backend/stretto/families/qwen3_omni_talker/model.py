@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from stretto.families.image_encoder import ImageEncoder
+from stretto.families.image_format import ImageFormat
+
 
 class Projection(nn.Module):
     """Published `hidden_projection`: two linear layers with SiLU between them."""
@@ -20,9 +23,9 @@ class Projection(nn.Module):
         return self.linear_fc2(F.silu(self.linear_fc1(states.to(self.linear_fc1.weight.dtype))))
 
 
-def image_tower(config: Mapping[str, Any]) -> nn.Identity:
-    """Return an identity, because the thinker has already encoded the images."""
-    return nn.Identity()
+def image_encoder(image_format: ImageFormat, backbone: Any, vllm_config: Any) -> ImageEncoder:
+    """Return an encoder without a network, because the thinker has already encoded the images."""
+    return ImageEncoder(nn.Identity(), embed_image, image_format, backbone, vllm_config)
 
 
 def audio_tower(config: Mapping[str, Any]) -> nn.Identity:
