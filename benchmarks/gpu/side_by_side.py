@@ -35,8 +35,8 @@ from typing import Any
 from benchmarks.gpu.device_memory import free_mib, torch_mib
 from benchmarks.gpu.jobs import Setup, failure
 from stretto.launcher import mps
-from stretto.launcher.faults import Launch
 from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch import Launch
 from stretto.launcher.options import RepositoryOptions
 from stretto.triton_io import stub
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from stretto.launcher import command, faults, front_ends, processes, server, supervisor
 from stretto.launcher.background import STARTER
-from stretto.launcher.faults import LAUNCH_ID
 from stretto.launcher.installation import Installation
+from stretto.launcher.launch import LAUNCH_ID
 from stretto.launcher.processes import Process, all_processes, environment_of
 from stretto.launcher.triton_24_10 import start
 from stretto.triton_io.flow import FlowTable

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from stretto.launcher import command as serve
-from stretto.launcher import faults, installation
-from stretto.launcher.faults import LAUNCH_ID
+from stretto.launcher import installation, launch
 from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch import LAUNCH_ID
 from tests.launcher.launched import Launch, Launched, busy_table, hang
 from tests.patience import PATIENCE_S
 from tests.tiers import by_night
@@ -106,7 +106,7 @@ def test_missing_or_unwritable_shared_memory_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(faults, "begin_launch", partial(faults.begin_launch, tmp_path / place))
+    monkeypatch.setattr(serve, "begin_launch", partial(launch.begin_launch, tmp_path / place))
     pid_file = tmp_path / "pid"
     assert serve.main(["--pid-file", str(pid_file), "--log-file", str(tmp_path / "log"), "--cache", str(tmp_path)]) == 1
     said = re.sub(r"\[serve\] cleaned up after .*\n", "", capsys.readouterr().err)  # of tests that were killed
@@ -121,9 +121,9 @@ def test_full_shared_memory_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
         path.touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(faults.Disconnects, "create", fail)
+    monkeypatch.setattr(launch.Disconnects, "create", fail)
     with pytest.raises(OSError, match="No space left on device"):
-        faults.begin_launch(tmp_path)
+        launch.begin_launch(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from stretto.launcher import installation
 from stretto.launcher.config import launch_config, parser
-from stretto.launcher.faults import Launch
 from stretto.launcher.installation import Installation, LaunchError, state_folder
+from stretto.launcher.launch import Launch
 from stretto.launcher.server import command_line
 from stretto.proxy.access import Ports, ProxyConfig
 

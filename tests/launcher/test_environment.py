@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from stretto.launcher import installation
-from stretto.launcher.faults import Launch
 from stretto.launcher.installation import (
     IMPORT_ROOT,
     Installation,
@@ -20,6 +19,7 @@ from stretto.launcher.installation import (
     server_environment,
     state_folder,
 )
+from stretto.launcher.launch import Launch
 from tests.patience import PATIENCE_S
 from tests.tiers import by_night
 

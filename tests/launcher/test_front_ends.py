@@ -15,9 +15,9 @@ from stretto.launcher import command as serve
 from stretto.launcher import front_ends
 from stretto.launcher.background import BackgroundServer
 from stretto.launcher.config import launch_config, parser
-from stretto.launcher.faults import LAUNCH_ID, begin_launch
 from stretto.launcher.front_ends import ProxyProcess
 from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch import LAUNCH_ID, begin_launch
 from stretto.launcher.launch_log import LaunchLog
 from stretto.launcher.processes import all_processes, environment_of
 from stretto.proxy.access import Ports

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.launcher.faults import LAUNCH_ID, begin_launch, sweep
+from stretto.launcher.launch import LAUNCH_ID, begin_launch, sweep
 from stretto.launcher.processes import read_process
 from tests.patience import PATIENCE_S, until
 

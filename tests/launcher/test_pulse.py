@@ -11,9 +11,9 @@ import pytest
 
 from stretto.heartbeat import BEATS
 from stretto.launcher import faults
-from stretto.launcher import faults as pulse_module
-from stretto.launcher.faults import MAX_MISSED, MAX_MISSED_AT_START, Pulse
+from stretto.launcher import pulse as pulse_module
 from stretto.launcher.processes import is_stopped
+from stretto.launcher.pulse import MAX_MISSED, MAX_MISSED_AT_START, Pulse
 from tests.patience import until
 
 PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEATS}']), b'.')"

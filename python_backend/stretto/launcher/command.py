@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from stretto.launcher import background, faults
+from stretto.launcher import background
 from stretto.launcher.config import LaunchConfig, launch_config, parser, pid_file_of
 from stretto.launcher.installation import Installation, LaunchError, plain_path
+from stretto.launcher.launch import SHARED_MEMORY, Launch, begin_launch, sweep
 from stretto.launcher.launch_log import log_line
 from stretto.launcher.server_search import find_installation
 from stretto.launcher.supervisor import Supervisor, Waits
@@ -57,16 +58,16 @@ def serve(config: LaunchConfig) -> int:
         claim_files(config)
     except OSError as error:
         raise cannot_write(error, config, "other files with --pid-file and --log-file") from None
-    for launch_id in faults.sweep():
+    for launch_id in sweep():
         log_line(f"cleaned up after launcher instance {launch_id}, which had died")
     waits = Waits()
     waits.catch_signals()
     background.end_with_starter()
     try:
-        launch = faults.begin_launch()
+        launch = begin_launch()
     except OSError as error:
         background.remove(config.pid_file)
-        reason = f"cannot write {faults.SHARED_MEMORY} ({error.strerror}), which the server needs for shared memory"
+        reason = f"cannot write {SHARED_MEMORY} ({error.strerror}), which the server needs for shared memory"
         raise LaunchError(f"{reason}: mount a tmpfs there, in a container with --shm-size or --ipc=host") from None
     try:
         with suppress(OSError):  # without the link, only `stretto ps` does not find this launcher
@@ -77,7 +78,7 @@ def serve(config: LaunchConfig) -> int:
         launch.close()
 
 
-def with_plain_paths(config: LaunchConfig, launch: faults.Launch) -> tuple[LaunchConfig, Installation]:
+def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig, Installation]:
     """Return the config and the installation, with links in place of paths that Triton does not accept.
 
     Args:

@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import Launch, Pulse, slowness
 from stretto.launcher.installation import KEEP_LARGE, MALLOC, LaunchError, state_folder
+from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
+from stretto.launcher.pulse import Pulse
+from stretto.launcher.timeouts import slowness
 from stretto.proxy.access import ENDING_ALL, ENDING_UNANSWERED, HTTP, READY, STOPPING, UNREADY, Ports, ProxyConfig
 from stretto.worker_process import die_with_parent
 
@@ -55,7 +57,7 @@ class ProxyProcess:
             key=secrets.token_urlsafe(),
             allowed=tuple(sorted(config.allowed)),
             max_request_bytes=config.max_request_bytes,
-            cleanup=(sys.executable, "-P", "-m", "stretto.launcher.faults", str(os.getpid())),
+            cleanup=(sys.executable, "-P", "-m", "stretto.launcher.launch", str(os.getpid())),
             cloning_models=cloning_models(config.model_repository),
         )
         self._state = UNREADY

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stretto.disconnects import DISCONNECTS_FILE
-from stretto.launcher.faults import LAUNCH_ID, Launch
+from stretto.launcher.launch import LAUNCH_ID, Launch
 from stretto.triton_io.stub import DRAIN_FILE, LARGE, LARGEST
 from stretto.worker_process import ENGINE_SPARE
 

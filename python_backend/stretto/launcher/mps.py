@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from stretto.launcher.faults import LAUNCH_ID, Launch
 from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch import LAUNCH_ID, Launch
 from stretto.launcher.launch_log import log_line
 from stretto.launcher.options import OPTIONS_FILE, SHARES_BY_MPS, read_options
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.launcher import background
-from stretto.launcher.faults import SHARED_MEMORY, pid_files
+from stretto.launcher.launch import SHARED_MEMORY, pid_files
 from stretto.launcher.options import ServedModel
 from stretto.launcher.processes import GONE, PROC, Process, descendants
 from stretto.triton_io.flow import tables_of

@@ -16,7 +16,7 @@ from typing import Any
 
 from stretto.launcher import mps
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import Fault, Launch, named, slowness
+from stretto.launcher.faults import Fault, named
 from stretto.launcher.first_request import FirstRequest, first_requests, model_profile
 from stretto.launcher.installation import (
     IMPORT_ROOT,
@@ -27,6 +27,7 @@ from stretto.launcher.installation import (
     server_environment,
     state_folder,
 )
+from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.processes import (
     LoadPriority,
@@ -36,6 +37,7 @@ from stretto.launcher.processes import (
     end_all,
     lost_children,
 )
+from stretto.launcher.timeouts import slowness
 from stretto.launcher.workarounds import HangWatch, Workarounds
 from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 from stretto.triton_io.stub import ENCODINGS, MARKER, PRONUNCIATIONS

@@ -10,11 +10,13 @@ from types import FrameType
 
 from stretto.launcher import background, mps
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.faults import BackOff, Fault, Launch, PendingFault, named, slowness
+from stretto.launcher.faults import Fault, PendingFault, named
 from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, SpareProcess
 from stretto.launcher.installation import Installation, LaunchError, page_address, server_environment, wait_for_ports
+from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import AbortedStart, Server, identity
+from stretto.launcher.timeouts import BackOff, slowness
 from stretto.triton_io.flow import DIRECTORY, tables_of
 from stretto.triton_io.stub import is_passing
 

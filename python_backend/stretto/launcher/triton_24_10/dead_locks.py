@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from stretto.launcher.faults import own_region
+from stretto.launcher.launch import own_region
 
 # pthread_mutex_t of glibc on 64-bit machines (sysdeps/nptl/bits/struct_mutex.h): lock, count, owner, users, kind.
 HEAD = struct.Struct("<IIIII")

@@ -2,8 +2,8 @@
 
 import time
 
-from stretto.launcher.faults import slowness
 from stretto.launcher.processes import lost_children, waits_for_a_child
+from stretto.launcher.timeouts import slowness
 
 STUCK_S = 20.0  # twice the time that a stub may take to exit on request
 

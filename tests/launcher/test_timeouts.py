@@ -4,14 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from stretto.launcher import faults
-from stretto.launcher.faults import MAX_DELAY_S, BackOff, slowness
+from stretto.launcher import timeouts
+from stretto.launcher.timeouts import MAX_DELAY_S, BackOff, slowness
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = [1000.0]
-    monkeypatch.setattr(faults, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(timeouts, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     return clock
 
 
@@ -27,10 +27,10 @@ def test_back_off_resets_after_a_healthy_period(now: list[float]) -> None:
     for _ in range(5):
         back_off.next_delay_s()
     back_off.note_ready()
-    now[0] += faults.HEALTHY_S - 1
+    now[0] += timeouts.HEALTHY_S - 1
     assert back_off.next_delay_s() == 8.0
     back_off.note_ready()
-    now[0] += faults.HEALTHY_S
+    now[0] += timeouts.HEALTHY_S
     assert back_off.next_delay_s() == 0.0
 
 
@@ -45,8 +45,8 @@ def test_waited_backoff_delays_are_not_repeated(now: list[float]) -> None:
 
 
 def test_slowness_follows_load_average_per_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(faults.os, "getloadavg", lambda: (20.0, 0.0, 0.0))
+    monkeypatch.setattr(timeouts.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(timeouts.os, "getloadavg", lambda: (20.0, 0.0, 0.0))
     assert slowness() == 10.0
-    monkeypatch.setattr(faults.os, "getloadavg", lambda: (0.1, 0.0, 0.0))
+    monkeypatch.setattr(timeouts.os, "getloadavg", lambda: (0.1, 0.0, 0.0))
     assert slowness() == 1.0
