@@ -185,7 +185,7 @@ class Held:
         self._bytes.release(CALLER.get(), num_bytes)
 
 
-class Sessions:
+class OpenSessions:
     """Open sessions of all callers, who share them fairly (`FairLimit`).
 
     Attributes:

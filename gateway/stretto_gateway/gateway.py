@@ -7,7 +7,7 @@ from copy import copy
 from typing import Self
 
 from stretto_client import SpeechClient, Timeouts
-from stretto_gateway.admission import CALLER, Admission, Sessions
+from stretto_gateway.admission import CALLER, Admission, OpenSessions
 from stretto_gateway.answers import SERVER, ApiError
 from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.config import GatewayConfig
@@ -47,7 +47,7 @@ class Gateway:
         found = [ModelServer(name, each, config, self.metrics.waited) for name, each in served.items()]
         self.servers = Servers(found, dict(config.model_aliases))
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
-        self.sessions = Sessions(config.limits)
+        self.sessions = OpenSessions(config.limits)
         self.windows = WindowQueue()
         model = config.turn_model
         self.end_of_turn = EndOfTurn(model, self.metrics.note_turn) if model else None

@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 
 from stretto_client import SpeechEvent
-from stretto_gateway.admission import REQUEST, RequestHead, Sessions
+from stretto_gateway.admission import REQUEST, OpenSessions, RequestHead
 from stretto_gateway.model_server import Servers
 from stretto_gateway.usage import Ceiling, Usage
 
@@ -249,7 +249,7 @@ class Metrics:
         other.family = family
         return other
 
-    def watch(self, servers: Servers, sessions: Sessions) -> None:
+    def watch(self, servers: Servers, sessions: OpenSessions) -> None:
         """Add gauges of active utterances, queued requests and open sessions, and of each named server."""
         active = Gauge("gateway_active", "Utterances in progress", registry=self.registry)
         active.set_function(lambda: sum(each.admission.num_active for each in servers.all))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 class PlainDepth:
-    """Interface of `HostDepth` and `DeviceDepth` over the weights of a `DepthTransformer`."""
+    """Interface of `CpuDepth` and `DeviceDepth` over the weights of a `DepthTransformer`."""
 
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads

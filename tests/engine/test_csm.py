@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stretto.cpu_backend import depth as cpu_depth
-from stretto.cpu_backend.depth import HostDepth
+from stretto.cpu_backend.depth import CpuDepth
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
@@ -119,7 +119,7 @@ def test_host_depth_matches_modules_and_is_batch_invariant(
     if is_wide:
         monkeypatch.setattr(cpu_depth, "narrow_width", lambda: 1)
     modules = roomy.model_state.model.get_submodule("depth")
-    plain, host, alone = PlainDepth(modules), HostDepth(modules), HostDepth(modules)
+    plain, host, alone = PlainDepth(modules), CpuDepth(modules), CpuDepth(modules)
     for each in (plain, host, alone):
         each.prepare(17)
     for num_rows in (3, 17, 3, 1):

@@ -38,7 +38,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return arrays
 
     monkeypatch.setattr(state, "arrays_on", pinning)
-    monkeypatch.setattr(state, "HostDepth", PlainDepth)
+    monkeypatch.setattr(state, "CpuDepth", PlainDepth)
 
 
 def run(folder: Path, prompts: dict, is_async: bool) -> dict[str, Answer]:

@@ -12,7 +12,7 @@ import torch
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.cpu_backend import products
-from stretto.cpu_backend.products import NARROW, HostAttention, HostLayer
+from stretto.cpu_backend.products import NARROW, CpuAttention, CpuLayer
 from stretto.engine.worker.batch_plan import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
@@ -127,12 +127,12 @@ def test_host_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str,
     """So are vLLM's layers with our attention alone, as in families that have layers of their own."""
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)
-    for removed in ((), (HostLayer,), (HostLayer, HostAttention)):
+    for removed in ((), (CpuLayer,), (CpuLayer, CpuAttention)):
         with Engine(folder, max_model_len=160, **CHUNKS) as engine:
             model = engine.model_state.model
             replaced = [module for module in model.modules() if "forward" in vars(module)]
             kinds = [type(module.forward) for module in replaced]
-            assert kinds.count(HostLayer) == kinds.count(HostAttention) == len(model.model.layers)
+            assert kinds.count(CpuLayer) == kinds.count(CpuAttention) == len(model.model.layers)
             for module in replaced:
                 if isinstance(module.forward, removed):
                     del module.forward

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.proxy.__main__ import Launcher
+from stretto.proxy.__main__ import LauncherConnection
 from stretto.proxy.triton_stream import Gate
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client.errors import ClientError
@@ -143,7 +143,7 @@ async def test_closed_gate_refuses_requests_until_reopened(gated: Gated) -> None
 def test_launcher_closes_and_opens_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [b"ready\n", b"ending all\n", b"unready\n", b"ending unanswered\nready\n"]
     monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
-    launcher, found, spared = Launcher(), [], []
+    launcher, found, spared = LauncherConnection(), [], []
     monkeypatch.setattr(launcher.gate, "close", lambda spares_answered: spared.append(spares_answered))
     while said:
         launcher.read_commands()
@@ -157,7 +157,7 @@ def test_dead_stub_is_reported_once_per_launcher_message(
 ) -> None:
     commands = [b"ready\n", b"ending all\n", b"ready\n"]
     monkeypatch.setattr("os.read", lambda descriptor, size: commands.pop(0))
-    launcher, reported = Launcher(), []
+    launcher, reported = LauncherConnection(), []
     while commands:
         launcher.read_commands()
         for _ in range(2):

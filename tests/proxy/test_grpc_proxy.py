@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from stretto.disconnects import HOST, STREAM
 from stretto.proxy import grpc_proxy
-from stretto.proxy.__main__ import Launcher, grpc_listener
+from stretto.proxy.__main__ import LauncherConnection, grpc_listener
 from stretto.proxy.access import CALLER_HEADER, KEY_HEADER
 from stretto.proxy.grpc_proxy import CROWDED
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
@@ -396,7 +396,7 @@ async def test_known_faults_make_the_proxy_unready_but_it_still_answers() -> Non
 def test_fragmented_launcher_commands_are_reassembled(monkeypatch: pytest.MonkeyPatch) -> None:
     said = [b"unready\nrea", b"dy", b"\n", b"unready\n", b""]
     monkeypatch.setattr("os.read", lambda descriptor, size: said.pop(0))
-    launcher, heard = Launcher(), []
+    launcher, heard = LauncherConnection(), []
     while said:
         launcher.read_commands()
         heard.append(launcher.is_ready())

@@ -24,7 +24,7 @@ WriteProduct = Callable[[torch.Tensor, torch.Tensor], None]
 KeysAndValues = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-class HostDepth:
+class CpuDepth:
     """Depth transformer on the CPU, with the weights of `DepthTransformer`.
 
     Returned states are overwritten by the next call.
@@ -88,7 +88,7 @@ class HostDepth:
         return buffers.outputs
 
 
-class HostSteppedDepth:
+class CpuSteppedDepth:
     """Depth transformer on the CPU with the per-position weights of `SteppedDepth`.
 
     Returned states are overwritten by the next call.

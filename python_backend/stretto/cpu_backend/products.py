@@ -197,7 +197,7 @@ Norm = tuple[torch.Tensor, float]  # weight and epsilon
 write_norm, add_norm = torch.ops._C.rms_norm.default, torch.ops._C.fused_add_rms_norm.default
 
 
-class HostAttention:
+class CpuAttention:
     """Replacement for the `forward` method of vLLM's attention in a decoder, which calls two operators.
 
     vLLM's method calls several Python functions between the model and these operators.
@@ -250,7 +250,7 @@ class HostAttention:
         return self._keys, self._values
 
 
-class HostLayer:
+class CpuLayer:
     """Replacement for the `forward` method of vLLM's Llama, Qwen2 and Qwen3 decoder layers.
 
     It also replaces the method of a Llama layer with cross-attention between self-attention and MLP: `cross_norm` and
@@ -264,7 +264,7 @@ class HostLayer:
         self._qkv, self._o = product_of(attention.qkv_proj), product_of(attention.o_proj)
         self._gate_up, self._down = product_of(layer.mlp.gate_up_proj), product_of(layer.mlp.down_proj)
         self._before, self._behind = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
-        self._attend, self._rotate = HostAttention(attention.attn), attention.rotary_emb.forward
+        self._attend, self._rotate = CpuAttention(attention.attn), attention.rotary_emb.forward
         self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self._head_norms = [norm_of(each) for each in norms if each is not None]
@@ -300,8 +300,8 @@ class HostLayer:
         return self._down(F.silu(gate).mul_(up)), residual
 
 
-def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
-    """Replace the `forward` methods of attention, and of the decoder layers that `HostLayer` supports.
+def use_cpu_layers(model: nn.Module, config: VllmConfig) -> None:
+    """Replace the `forward` methods of attention, and of the decoder layers that `CpuLayer` supports.
 
     Models with adapters, tensor parallelism or KV transfer keep vLLM's methods, and so do compiled ones. Layers with
     weights quantized by vLLM keep their own method.
@@ -315,7 +315,7 @@ def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
     layer: Any
     for layer in model.modules():
         if type(layer) is Attention and _is_cached(layer, CPUAttentionBackendImpl):
-            vars(layer)["forward"] = HostAttention(layer)
+            vars(layer)["forward"] = CpuAttention(layer)
     for layer in model.modules():
         is_stock = type(layer) in (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
         if not is_stock and not hasattr(layer, "cross_attn"):
@@ -323,7 +323,7 @@ def use_host_layers(model: nn.Module, config: VllmConfig) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         products = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
         if _is_cached(attention.attn, CPUAttentionBackendImpl) and all("cpu_linear" in vars(each) for each in products):
-            layer.forward = HostLayer(layer)
+            layer.forward = CpuLayer(layer)
 
 
 def _is_cached(attention: Any, implementation: type) -> bool:

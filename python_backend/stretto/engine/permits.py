@@ -105,7 +105,7 @@ class Permits:
 
     A single client host may use all permits. A host with fewer than its share is admitted nevertheless: the share is
     the limit divided by the number of hosts with replies in flight. All hosts together may then exceed the limit, and
-    the engine preempts replies of the hosts that have the most (`HostTurns`).
+    the engine preempts replies of the hosts that have the most (`ClientTurns`).
 
     Args:
         max_running: Maximum number of sequences in the engine's batches.

@@ -38,7 +38,7 @@ from stretto.launcher.processes import (
     lost_children,
 )
 from stretto.launcher.timeouts import slowness
-from stretto.launcher.workarounds import HangWatch, Workarounds
+from stretto.launcher.workarounds import StartHangWatch, Workarounds
 from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
 from stretto.triton_io.stub import ENCODINGS, MARKER, PRONUNCIATIONS
 from stretto.worker_process import die_with_parent
@@ -253,7 +253,7 @@ class Server:
             preexec_fn=die_with_parent,
         )
         self._fault_watches = self._workarounds.watches(self.pid)
-        self._start_watch: HangWatch | None = self._workarounds.start_watch(self.pid)
+        self._start_watch: StartHangWatch | None = self._workarounds.start_watch(self.pid)
         self._priority = LoadPriority(self._process.pid, is_new_server=True) if was_ready_before else None
         if self._priority is not None:
             self._priority.poll()

@@ -68,7 +68,7 @@ class FaultWatch(Protocol):
         ...
 
 
-class HangWatch(Protocol):
+class StartHangWatch(Protocol):
     """Detector of a start that hangs."""
 
     def hang(self) -> str:
@@ -99,7 +99,7 @@ class Workarounds:
             found.append(CrashWatch(pid))
         return found
 
-    def start_watch(self, pid: int) -> HangWatch | None:
+    def start_watch(self, pid: int) -> StartHangWatch | None:
         """Return the detector of a start that hangs, or None, for the server with this pid, which begins to load."""
         is_affected = ABANDONED.affects(self._version), UNNOTICED.affects(self._version)
         if not any(is_affected):

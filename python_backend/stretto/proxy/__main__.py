@@ -34,7 +34,7 @@ from stretto.proxy.triton_stream import Gate, Uploads
 STOP_S = 2.0  # time for complete responses to reach their clients
 
 
-class Launcher:
+class LauncherConnection:
     """Connection to the launcher through standard input and output.
 
     Attributes:
@@ -81,7 +81,7 @@ class Launcher:
             self.gate.open()
 
 
-async def serve(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimits) -> None:
+async def serve(config: ProxyConfig, launcher: LauncherConnection, limits: ConnectionLimits) -> None:
     """Listen on all ports until the launcher exits or a stop is requested.
 
     Raises:
@@ -151,7 +151,7 @@ def grpc_proxy(
     return GrpcProxy(triton, allowed, launcher, uploads, disconnects, connections, ours)
 
 
-async def run(config: ProxyConfig, launcher: Launcher, limits: ConnectionLimits) -> None:
+async def run(config: ProxyConfig, launcher: LauncherConnection, limits: ConnectionLimits) -> None:
     """Serve until the launcher exits or a signal requests a stop."""
     loop = asyncio.get_running_loop()
     loop.add_reader(0, launcher.read_commands)
@@ -177,7 +177,7 @@ def main() -> int:
     limits = ConnectionLimits.from_system()
     if warning := limits.warning():
         print(warning, file=sys.stderr, flush=True)
-    config, launcher = ProxyConfig.from_json(first_line()), Launcher()
+    config, launcher = ProxyConfig.from_json(first_line()), LauncherConnection()
     try:
         asyncio.run(run(config, launcher, limits))
     except OSError as error:

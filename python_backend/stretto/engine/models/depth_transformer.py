@@ -90,7 +90,7 @@ class DepthWeights(nn.Module):
 
 
 class DepthTransformer(DepthWeights):
-    """Weights of a depth transformer whose positions share one set of them; `HostDepth` and `DeviceDepth` run it.
+    """Weights of a depth transformer whose positions share one set of them; `CpuDepth` and `DeviceDepth` run it.
 
     The constructor takes the same arguments as `DepthWeights`.
     """
@@ -115,7 +115,7 @@ class DepthTransformer(DepthWeights):
 class SteppedDepth(DepthWeights):
     """Weights of a depth transformer that has a set of weights per position (`DepthSpec.schedule`).
 
-    All sets share a layer's norms. `HostSteppedDepth` and `DeviceSteppedDepth` run the layers.
+    All sets share a layer's norms. `CpuSteppedDepth` and `DeviceSteppedDepth` run the layers.
     """
 
     def __init__(

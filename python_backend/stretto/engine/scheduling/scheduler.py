@@ -20,9 +20,9 @@ from stretto.engine.protocol import (
     family_of,
 )
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.scheduling.client_turns import ClientTurns, step_quantum
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
-from stretto.engine.scheduling.host_turns import HostTurns, step_quantum
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
@@ -78,7 +78,7 @@ class PairedScheduling(Base):
         self.blocks = blocks
         self.texts = HeldReplies(self.table, self.planner, blocks, keeps_sessions=reserves_live(config))
         quantum = step_quantum(config.device_config.device_type, config.scheduler_config.max_num_seqs)
-        self.turns = HostTurns(self.table, self.planner, quantum)
+        self.turns = ClientTurns(self.table, self.planner, quantum)
         self.table.followers = self.guidance, self.texts, self.turns
         self.shares = KvShares(self.table, blocks, config, self.kv_cache_config)
         self.unconditional = UnconditionalOutput(self.table, blocks, self._num_in_advance)

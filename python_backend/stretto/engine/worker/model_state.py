@@ -24,8 +24,8 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import CompilationTimes
 
-from stretto.cpu_backend.depth import HostDepth, HostSteppedDepth
-from stretto.cpu_backend.products import pad_products, use_host_layers
+from stretto.cpu_backend.depth import CpuDepth, CpuSteppedDepth
+from stretto.cpu_backend.products import pad_products, use_cpu_layers
 from stretto.engine.adapters import lora_requests
 from stretto.engine.kernels.gpu.advance import gather_rows
 from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
@@ -81,7 +81,7 @@ class SpeechModelState(DefaultModelState):
         self.arrays = arrays_on(device)
         if device.type == "cpu":
             pad_products(model, vllm_config.compilation_config.mode != CompilationMode.NONE)
-            use_host_layers(model, vllm_config)
+            use_cpu_layers(model, vllm_config)
         tables = SlotTables(self.max_num_reqs, self.rules, device)
         self.slots = RunSlots(tables, self.rules, self.arrays)
         num_streams = self.rules.family.layout.num_input_streams
@@ -220,7 +220,7 @@ class SpeechModelState(DefaultModelState):
         family = self.rules.family
         if family.depth is not None:
             depth: Any = self.model.get_submodule("depth")
-            kinds = (HostDepth, HostSteppedDepth) if self.device.type == "cpu" else (DeviceDepth, DeviceSteppedDepth)
+            kinds = (CpuDepth, CpuSteppedDepth) if self.device.type == "cpu" else (DeviceDepth, DeviceSteppedDepth)
             steps: Any = depth if family.depth.network else kinds[bool(family.depth.schedule)](depth)
             frames = DepthFrames(steps, family.layout, self.max_num_reqs, family.second_ids)
             rows = depth.first_head.data

@@ -14,7 +14,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import parallel_state
 from vllm.model_executor.layers import linear, rotary_embedding
 
-from stretto.cpu_backend.depth import HostSteppedDepth
+from stretto.cpu_backend.depth import CpuSteppedDepth
 from stretto.engine.kernels.gpu import products as kernel
 from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth
@@ -103,7 +103,7 @@ def test_depth_states_with_per_position_weights_match_the_cpu(monkeypatch: pytes
     spec = DepthSpec(32, 48, 2, 4, 2, 8, 1e-8, schedule=(0, 1, 1, 2), num_second_ids=6)
     with single_rank(monkeypatch):
         made = build(spec, 5, seed=4)
-    ours, alone, expected = DeviceSteppedDepth(made), DeviceSteppedDepth(made), HostSteppedDepth(made)
+    ours, alone, expected = DeviceSteppedDepth(made), DeviceSteppedDepth(made), CpuSteppedDepth(made)
     for each in (ours, alone, expected):
         each.prepare(4)
     hidden, ids = torch.randn(3, WIDTH), torch.randint(NUM_CODES, (3, 4)) + torch.arange(4) * NUM_CODES

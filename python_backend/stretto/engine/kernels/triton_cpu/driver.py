@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class HostDriver(driver.DriverBase):
+class CpuDriver(driver.DriverBase):
     """Driver for the host as a Triton device. It is active only if torch finds no accelerator."""
 
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from vllm.v1.request import Request
 
-from stretto.engine.scheduling.host_turns import HostTurns, step_quantum
+from stretto.engine.scheduling.client_turns import ClientTurns, step_quantum
 from stretto.engine.scheduling.planner import PairPlanner
 from tests.engine.scheduling.tables import BLOCK, FakeBlocks, arrive, pair, queue, run, table
 
@@ -19,7 +19,7 @@ class World:
     def __init__(self) -> None:
         self.table, self.blocks = table(), FakeBlocks()
         self.planner = PairPlanner(self.table, self.blocks)
-        self.turns = HostTurns(self.table, self.planner, QUANTUM)
+        self.turns = ClientTurns(self.table, self.planner, QUANTUM)
         self.table.followers = (self.turns,)
 
     def single(self, name: str, **how: object) -> Request:

@@ -22,7 +22,7 @@ def step_quantum(device_type: str, max_num_seqs: int) -> int:
     return max(2, int(CPU_SHARE * max_num_seqs)) if device_type == "cpu" else max_num_seqs
 
 
-class HostTurns:
+class ClientTurns:
     """Turns among client hosts. Nothing changes while all requests are from one host.
 
     Slots: The next request to be admitted belongs to the host that uses the fewest run slots. If there is no slot for
