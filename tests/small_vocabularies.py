@@ -7,6 +7,7 @@ from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.base import DepthSpec, TextTrack
 from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
+from stretto.families.fish_s2.family import FishVocabulary, fish_s2
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
@@ -47,6 +48,16 @@ SMALL_QWEN3_TTS = Qwen3TtsVocabulary(
     max_model_len=512,
     depth=replace(SMALL_DEPTH, projection="biased", has_head_norms=True),
 )
+
+# 120 ids of text, of which 40 are codes, and three more codebooks; the width is that of `write_checkpoint`.
+SMALL_FISH_S2 = FishVocabulary(
+    120, 60, 4, 40, 50, 51, 52, 53, max_model_len=512,
+    depth=DepthSpec(
+        128, 96, 2, num_heads=4, num_kv_heads=2, head_dim=16, eps=1e-6,
+        rope={"rope_type": "default", "rope_theta": 1e4}, projection=None,
+    ),
+)  # fmt: skip
+FISH_S2 = fish_s2(SMALL_FISH_S2)
 
 # 60 ids of text, four codebooks of 5 codes, a begin and an end each.
 HIGGS_AUDIO = higgs_audio(HiggsAudioVocabulary(60, 4, 5, 58, 59, {}, max_model_len=512))

@@ -43,7 +43,16 @@ from stretto.testing.checkpoints import make_prompt
 from tests import pocket_release, vibevoice_release, voxcpm2_release
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import CONDITIONED, CSM, HIGGS_AUDIO, MOSS_TTS, QWEN3_TTS, TRACKED_CSM
+from tests.small_vocabularies import (
+    CONDITIONED,
+    CSM,
+    FISH_S2,
+    HIGGS_AUDIO,
+    MOSS_TTS,
+    MOSS_TTS_REALTIME,
+    QWEN3_TTS,
+    TRACKED_CSM,
+)
 from tests.small_vocabularies import FAMILIES as PUBLISHED
 from tests.speech_families import EIGHT_STREAMS, MODULES
 from tests.tiers import by_night
@@ -60,6 +69,8 @@ FAMILIES = {
     "small_qwen3_tts": QWEN3_TTS,
     "small_higgs_audio": HIGGS_AUDIO,
     "small_moss_tts": MOSS_TTS,
+    "small_moss_tts_realtime": MOSS_TTS_REALTIME,
+    "small_fish_s2": FISH_S2,
     "conditioned": CONDITIONED.build(None),
 }
 BY_DAY = ("tiny", "small_csm")
@@ -131,10 +142,10 @@ def request(slot: int, prompt: Prompt, is_unconditional: bool = False) -> Speech
 def fill(state: SpeechModelState, family: Family) -> None:
     """Fill the slots: CFG pairs in 0 and 1, 2 and 3 if the family guides, single replies otherwise.
 
-    Some redraw repeats.
+    One half is greedy, the other random; some redraw repeats.
     """
     for slot in range(state.max_num_reqs):
-        prompt = make_prompt(family, slot // 2, ras_window=7 * (slot % 4 < 2))
+        prompt = make_prompt(family, 1 + slot // 2, ras_window=7 * (slot % 4 < 2))
         is_second = slot % 2 == 1 and bool(family.guided_streams)
         state.add_request(slot, request(slot if family.guided_streams else 2 * slot, prompt, is_second))
     state.apply_staged_writes()

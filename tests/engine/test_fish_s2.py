@@ -9,15 +9,14 @@ import torch
 
 from stretto.cpu_backend import int8
 from stretto.cpu_backend.int8 import has_int8
-from stretto.families.base import DepthSpec
 from stretto.families.fish_s2 import PLUGIN
-from stretto.families.fish_s2.family import FishVocabulary
 from stretto.families.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Engine
 from tests.engine.test_no_sync import as_on_a_gpu
 from tests.fish_s2_release import FishReference, absolute, convert_release, prompt_rows
+from tests.small_vocabularies import SMALL_FISH_S2
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.engine
@@ -25,12 +24,6 @@ ROOMY: dict[str, Any] = {"max_model_len": 160}
 # Prompts in chunks, and less memory than four replies need.
 TIGHT: dict[str, Any] = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "num_gpu_blocks_override": 8}
 MAX_FRAMES = 40
-# 120 ids of text, of which 40 are codes, and three more codebooks; the width is that of `write_checkpoint`.
-DEPTH = DepthSpec(
-    128, 96, 2, num_heads=4, num_kv_heads=2, head_dim=16, eps=1e-6,
-    rope={"rope_type": "default", "rope_theta": 1e4}, projection=None,
-)  # fmt: skip
-SMALL = FishVocabulary(120, 60, 4, 40, 50, 51, 52, 53, max_model_len=512, depth=DEPTH)
 # Temperature, top-k, top-p and seed.
 DRAWN = ((1.0, 30, 0.9, 1), (1.4, 6, 0.95, 2), (0.7, 30, 0.8, 3), (0.0, 30, 0.9, 4))
 
@@ -70,18 +63,21 @@ def test_rows_match_the_published_layout(tmp_path: Path, kind: str, is_async: bo
     assert num_again > 0
 
 
-def test_rows_sampled_by_torch_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, for which the mechanism has no kernel."""
+@pytest.mark.parametrize("uses_kernels", [False, *by_night(True)])
+def test_rows_sampled_as_on_a_gpu_are_the_same(
+    uses_kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In torch, and with the kernels in Triton's interpreter."""
     checkpoint = convert_release(tmp_path)
     prompts, expected, _ = requests(checkpoint, "small")
     as_on_a_gpu(monkeypatch)
-    with Engine(checkpoint, **ROOMY) as engine:
+    with Engine(checkpoint, **ROOMY, additional_config={"step_kernels": uses_kernels}) as engine:
         assert {name: answer.rows for name, answer in engine.run(prompts).items()} == expected
         assert engine.is_clean()
 
 
 def test_family_conforms(tmp_path: Path) -> None:
-    assert_family_conforms(PLUGIN, tmp_path, SMALL.to_record(), num_prompts=16)
+    assert_family_conforms(PLUGIN, tmp_path, SMALL_FISH_S2.to_record(), num_prompts=16)
 
 
 @pytest.mark.skipif(not has_int8(torch.float32), reason="the processor has no VNNI instructions")

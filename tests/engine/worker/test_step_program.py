@@ -22,6 +22,7 @@ from tests.small_vocabularies import (
     BAGPIPER,
     CHATTERBOX,
     DIALOGUE,
+    FISH_S2,
     HIGGS_AUDIO,
     KYUTAI_STT,
     KYUTAI_TTS,
@@ -49,10 +50,10 @@ from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
-# top-k and top-p, given codes, also beside generated ones, words that the model asks for, a penalty of recent codes,
-# text in rows of its own, latents, also in stretches; then published families.
+# top-k and top-p, a temperature that does, given codes, also beside generated ones, words that the model asks for, a
+# penalty of recent codes, text in rows of its own, latents, also in stretches; then published families.
 FEW_ENTRIES = replace(TINY, name="few_entries", mechanism=replace(POINTER, max_entries=2))  # which end the text
-PUBLISHED = [TRACKED_CSM, TURBO, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD, MOSS_TTS_REALTIME]
+PUBLISHED = [TRACKED_CSM, TURBO, FISH_S2, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD, MOSS_TTS_REALTIME]
 FAMILIES = [TINY, FEW_ENTRIES, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [
     KYUTAI_TTS,

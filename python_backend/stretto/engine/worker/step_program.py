@@ -263,7 +263,7 @@ class StepProgram:
         sampling_functions: Triton functions by which ids of stream 0 in audio are sampled.
         other_functions: Triton functions by which ids of the other streams are sampled.
         row_functions: Triton functions that `advance_kernel` calls in each row.
-        rule_constants: Constants of a mechanism for all these functions, a named tuple of integers; 0 for none.
+        rule_constants: Constants of a mechanism for all these functions, a named tuple of numbers; 0 for none.
     """
 
     memory: RequestMemory | None = None

@@ -89,6 +89,7 @@ class LateTemperature(Mechanism):
     redraw_top_p: float
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:LateTemperatureDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.kernel:LateTemperatureProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:LateTemperatureRule")
 
 

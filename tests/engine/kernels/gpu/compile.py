@@ -31,6 +31,7 @@ from stretto.families.chatterbox.mechanism.draw import LateProgram
 from stretto.families.cosyvoice3.family import build as cosyvoice3
 from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
 from stretto.families.cosyvoice3.mechanism.kernel import GroupRules, groups_kernel
+from stretto.families.fish_s2.mechanism.kernel import LateTemperatureProgram, Redraw
 from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
 from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attention_kernel
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
@@ -131,6 +132,12 @@ COSYVOICE3: Any = cosyvoice3(None).mechanism
 # CosyVoice 3's 6561 codes and 200 ends.
 GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192}
 GROUPS |= CodeProgram.sampling_functions._asdict() | {"constants": COSYVOICE3.groups}
+# Fish Audio S2: 4096 codes and an end on stream 0, as many codes on the others.
+FISH_S2 = {**AUDIO, "offset": None, "seen": None, "constants": Redraw(0.9)}
+FISH_S2_FIRST = {**FISH_S2, "num_columns": 4097, "num_ends": 1, "first_stream": 0, "block": 8192}
+FISH_S2_FIRST |= LateTemperatureProgram.sampling_functions._asdict()
+FISH_S2_OTHERS = {**FISH_S2, "num_columns": 4096, "num_ends": 0, "first_stream": 1, "block": 4096, "shares": True}
+FISH_S2_OTHERS |= LateTemperatureProgram.other_functions._asdict()
 POINTER_IDS = POINTER.ids(SimpleNamespace(family=TINY))
 SCRIPT = {**SIZES, "script": POINTER_IDS, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
@@ -182,6 +189,8 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, PENALIZED | LateProgram.sampling_functions._asdict(), 8),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),
     (draw_streams_kernel, {}, {**GROUPS, "offset": None}, 16),
+    (draw_streams_kernel, {}, FISH_S2_FIRST, 16),
+    (draw_streams_kernel, {}, FISH_S2_OTHERS, 8),
     (draw_script_kernel, {}, {**SCRIPT, "offset": None}, 4),
     (text_maxima_kernel, {}, TEXT, 8),
     (text_maxima_kernel, {}, {**TEXT, "seen": None}, 8),

@@ -199,8 +199,20 @@ def chosen(
 
 
 @triton.jit
-def redrawn_from(values: tl.tensor, columns: tl.tensor, repeated: tl.tensor) -> tl.tensor:
-    """Return the logits from which an id is sampled again, after that of the column `repeated`."""
+def redrawn_from(
+    values: tl.tensor, columns: tl.tensor, repeated: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor,
+    constants: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return the logits from which an id is sampled again.
+
+    Args:
+        values: Logits with the penalty and masks.
+        columns: Their columns.
+        repeated: Column of the id that is not taken.
+        num_columns: Number of columns.
+        top_k: Number of logits to keep; 0 is off.
+        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+    """
     return values
 
 
@@ -399,7 +411,7 @@ def draw_streams_kernel(
     token = tl.load(token_ids + stream * num_columns + column)
     is_code = (token >= tl.load(codebooks + stream)) & (token < tl.load(codebooks + codebooks_stride + stream))
     if repeated(token, is_code, before, mine, position, audio_start, history_row_stride, plan_stride, constants):
-        again = redrawn_from(values, columns, column)
+        again = redrawn_from(values, columns, column, num_columns, top_k, constants)
         column = noisiest_of(again, ids, redraw_key_of(key), temperature * 0 + 1, float("-inf"))
         token = tl.load(token_ids + stream * num_columns + column)
     tl.store(drawn + row * num_streams + stream, token.to(tl.int32))

@@ -115,7 +115,10 @@ def _chosen(
 
 
 @triton.jit
-def _redrawn_from(values: tl.tensor, columns: tl.tensor, repeated: tl.tensor) -> tl.tensor:
+def _redrawn_from(
+    values: tl.tensor, columns: tl.tensor, repeated: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor,
+    constants: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """Return the logits without that of the repeated id; see `redrawn_from` of `step_draw.py`."""
     return tl.where(columns == repeated, float("-inf"), values)
 
