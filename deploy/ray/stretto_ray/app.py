@@ -50,7 +50,7 @@ class Settings(BaseModel):
     cpus: float = 4
     min_servers: int = Field(default=1, ge=1)
     max_servers: int = Field(default=16, ge=1)
-    streams: float = Field(default=54, gt=0)
+    streams: float = Field(default=47, gt=0)
     max_streams: int = Field(default=128, ge=1)
     free: int = Field(default=27, ge=1)
     gateways: int = Field(default=2, ge=1)
