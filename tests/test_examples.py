@@ -144,7 +144,7 @@ def test_python_engine_example_runs(
     printed = capsys.readouterr().out
     frames, guided = (int(word) for word in printed.splitlines()[-1].split() if word.isdigit())
     assert 10 < frames == guided
-    assert length_of(tmp_path / "speech.wav") == frames * 640
+    assert length_of(tmp_path / "speech.wav") == frames * 900
 
 
 def test_every_example_is_short_and_has_a_test() -> None:
