@@ -52,6 +52,7 @@ from tests.small_vocabularies import (
     MOSS_TTS_REALTIME,
     QWEN3_TTS,
     TRACKED_CSM,
+    TURBO,
 )
 from tests.small_vocabularies import FAMILIES as PUBLISHED
 from tests.speech_families import EIGHT_STREAMS, MODULES
@@ -70,6 +71,7 @@ FAMILIES = {
     "small_higgs_audio": HIGGS_AUDIO,
     "small_moss_tts": MOSS_TTS,
     "small_moss_tts_realtime": MOSS_TTS_REALTIME,
+    "small_turbo": TURBO,
     "small_fish_s2": FISH_S2,
     "conditioned": CONDITIONED.build(None),
 }

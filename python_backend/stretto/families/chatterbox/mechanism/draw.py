@@ -19,7 +19,22 @@ from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.engine.worker.step_program import StepProgram
 from stretto.families.mechanism import Mechanism
-from stretto.sampling import truncate
+from stretto.sampling import DrawParams, truncate
+
+
+def truncate_on_device(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
+    """Set to -inf the logits that top-k or top-p exclude, as `sampling.truncate` does on the CPU; float32 [B, C]."""
+    num_columns, top_p = logits.shape[1], params.top_p[:, None]
+    is_random = (params.temperature > 0)[:, None]
+    ranked = logits.sort(descending=True).values
+    last = torch.where(params.top_k > 0, params.top_k, num_columns).clamp(max=num_columns)[:, None] - 1
+    floor = ranked.gather(1, last)
+    weights = ((ranked - ranked[:, :1]) / torch.where(is_random, params.temperature[:, None], 1.0)).exp()
+    mass = weights.masked_fill(ranked < floor, 0.0).double().cumsum(1)
+    num_kept = 1 + (mass[:, :-1] < top_p * mass[:, -1:]).sum(1, keepdim=True)
+    nucleus = ranked.gather(1, num_kept - 1)
+    floor = torch.where(top_p < 1, torch.maximum(floor, nucleus), floor)
+    return logits.masked_fill(is_random & (logits < floor), -torch.inf)
 
 
 class LateDraw(RowDraw):
@@ -34,7 +49,11 @@ class LateDraw(RowDraw):
     ) -> torch.Tensor:
         """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         is_random, params = plan.audio.is_random, step.audio
-        kept = super().penalized(truncate(logits, params) if is_random else logits.clone(), rows, step.speaking)
+        if not is_random:
+            kept = logits.clone()
+        else:
+            kept = (truncate if logits.device.type == "cpu" else truncate_on_device)(logits, params)
+        kept = super().penalized(kept, rows, step.speaking)
         params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
         draw_plan = replace(plan.audio, num_candidates=0 if is_random else 1, has_top_p=False)
         return draw(kept[:, None], self.heads.first_ids[None], keys, params, draw_plan)
