@@ -65,8 +65,8 @@ class RowSteps(ABC):
     Attributes:
         predictor: Function of (steps, model, `GeneratedRows`, vLLM's configuration) that returns an
             `engine.worker.predictors.RowPredictor`.
-        extend: Function of (steps, model, vLLM's configuration) that adds modules to a Qwen2 backbone, whose last
-            hidden states are then kept in `model.rows_hidden`; None for none.
+        extend: Function of (steps, model, vLLM's configuration) that adds to the model what the predictor needs; None
+            for nothing.
     """
 
     predictor: ClassVar[Callable[..., Any]]

@@ -1,7 +1,6 @@
 """Backbones with several streams per row: Llama, Qwen2, Qwen3, Qwen3-MoE and GPT-2."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -50,32 +49,7 @@ class StrettoLlamaForCausalLM(MultiStreamMixin, LlamaForCausalLM):
 
 
 class StrettoQwen2ForCausalLM(MultiStreamMixin, Qwen2ForCausalLM):
-    """Qwen2 with several streams per row, and modules that a mechanism adds (`RowSteps.extend`).
-
-    It is selected by `architectures` in config.json.
-
-    Attributes:
-        rows_hidden: Last hidden states of the step's rows, [max rows, H], valid until the next step; None without
-            modules.
-    """
-
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.rows_hidden: torch.Tensor | None = None
-        steps = self.family.mechanism.steps
-        if steps is not None and steps.extend is not None:
-            steps.extend(self, vllm_config)
-            config, dtype = vllm_config.model_config, vllm_config.model_config.dtype
-            assert isinstance(dtype, torch.dtype)
-            max_rows = vllm_config.scheduler_config.max_num_batched_tokens
-            self.rows_hidden = torch.zeros(max_rows, config.get_hidden_size(), dtype=dtype)
-
-    def forward(self, *args: Any, **inputs: Any) -> Any:
-        """Run the backbone and copy its hidden states to `rows_hidden`, from which modules read."""
-        hidden = super().forward(*args, **inputs)
-        if self.rows_hidden is not None:
-            self.rows_hidden[: len(hidden)].copy_(hidden)
-        return hidden
+    """Qwen2 with several streams per row; selected by `architectures` in config.json."""
 
 
 class StrettoQwen3ForCausalLM(MultiStreamMixin, Qwen3ForCausalLM):

@@ -217,8 +217,11 @@ class MultiStreamMixin(Decoder):
             self.audio_head = AudioHead(num_ids + num_ends, width, self.family.audio_head == "biased")
         for name, size in self.family.mechanism.heads.items():
             setattr(self, name, AudioHead(size, width))
-        if self.family.mechanism.speaker is not None:
-            self.family.mechanism.speaker.extend(self, vllm_config)
+        speaker, steps = self.family.mechanism.speaker, self.family.mechanism.steps
+        if speaker is not None:
+            speaker.extend(self, vllm_config)
+        if steps is not None and steps.extend is not None:
+            steps.extend(self, vllm_config)
         image_format = ImageFormat.from_config(config.to_dict())
         self.image_encoder: Any = None if image_format is None else image_format.encoder(self.model, vllm_config)
         self.adaptor: nn.Module = nn.Identity()

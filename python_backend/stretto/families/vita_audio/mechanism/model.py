@@ -25,7 +25,10 @@ from stretto.families.vita_audio.mechanism.module_rows import ModuleRows
 
 
 def add_modules(bursts: Bursts, model: Any, vllm_config: VllmConfig) -> None:
-    """Add the modules to a model of class `StrettoQwen2ForCausalLM` (`RowSteps.extend`)."""
+    """Add the modules to a model of class `StrettoQwen2ForCausalLM` (`RowSteps.extend`).
+
+    The model then keeps the last hidden states of the step's rows in its attribute `rows_hidden`, [max rows, H].
+    """
     config: Any = vllm_config.model_config.hf_config
     number, first, size, eps = bursts.num_modules, config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
     for k in range(number):
@@ -42,6 +45,14 @@ def add_modules(bursts: Bursts, model: Any, vllm_config: VllmConfig) -> None:
     if current_platform.is_cuda():  # modules run outside torch.compile
         for module in (*model.model.layers[first:], model.mtp_projs, model.mtp_embed_norms, model.mtp_hidden_norms):
             use_fused_operators(module)
+    max_rows, dtype = vllm_config.scheduler_config.max_num_batched_tokens, vllm_config.model_config.dtype
+    assert isinstance(dtype, torch.dtype)
+    kept = model.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
+
+    def keep(_: Any, given: Any, hidden: torch.Tensor) -> None:
+        kept[: len(hidden)].copy_(hidden)
+
+    model.register_forward_hook(keep)
 
 
 class ModuleNetwork:
