@@ -11,6 +11,11 @@ the expected number of samples.
 
     python -m benchmarks.authors --family pocket_tts_2m --package FOLDER --quantize none int8 --ports int8
 
+    python -m benchmarks.authors --family chatterbox_nano --concurrency 1
+
+Without `--package` and `--python`, and for families of `ALONE`, the server is measured alone. A family that transcribes
+gets recordings of noise; its frames are those of the recording, and its first audio is the first text.
+
 `--quantize` names weight formats of Stretto's language model; each has a server of its own, and they take turns.
 `--ports` adds further contenders to each round: for Pocket TTS `int8`, the package's own quantization of its language
 model (with the package torchao if FOLDER has it).
@@ -30,45 +35,31 @@ Folders, each from `pip install --target FOLDER --no-deps`:
                  environment needs `pip install ./examples/custom_family`.
 
 `frames_per_cpu_s`: frames over the processor time of all processes of the server, without this one, or of the package;
-`ratio`: median of the server's over the package's in the same round. `first_audio_s`: median time from request to first
-samples. `pss_mb`: memory of all processes, after the last reply of all streams. `cpu_ms_per_frame`: of each process.
-`ports`: the same figures of each port. One line of JSON for each weight format and number of streams.
+`cores`: the same time of the server over the seconds of one reply; `audio_rtf`: median time until all replies have
+ended, over the same seconds. `ratio`: median of the server's over the package's in the same round. `first_audio_s`:
+median time from request to first samples. `pss_mb`: memory of all processes, after the last reply of all streams.
+`cpu_ms_per_frame`: of each process. `ports`: the same figures of each port. One line of JSON for each weight format and
+number of streams.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import queue
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-import yaml
-
-from benchmarks.checkpoints import (
-    random_chatterbox,
-    random_cosyvoice3,
-    random_kyutai_stt,
-    random_kyutai_tts,
-    random_orpheus,
-    random_pocket,
-)
+from benchmarks.contenders import ALONE, CONTENDERS, SAMPLE_RATE, Contender, Speak
 from benchmarks.harness import (
     ROOT,
     append_result,
@@ -79,323 +70,14 @@ from benchmarks.harness import (
     served_processes,
     serving,
 )
+from benchmarks.loads import NOISE_RATE, noise
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import main as make_repository
-from stretto.families.kyutai_tts.family import GUIDANCE_SCALE
 from stretto_client import SpeechClient, SpeechOptions, Timeouts
 
-TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
 STORED = "none"  # weight format: as stored
 WARM_UP = 12  # frames of the reply before the measured ones, on both sides
-Speak = Callable[[int], Iterator[int]]  # a number of frames -> number of samples of each chunk
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A family with its authors' code.
-
-    Attributes:
-        write: Writes a release to a folder; returns the converter's arguments, except `--out`.
-        load: Loads the release in a folder with the authors' code; returns a function that speaks.
-        samples: Samples of a frame.
-        voice: Name of a voice.
-        packages: Packages of the authors, whose versions are recorded.
-        sizes: Dimensions and precision of the release, in words.
-        engine: Engine arguments that replace the default ones, for models whose cache would be larger than needed.
-        rows: Rows of the language model for a frame.
-        unsent: Frames of a reply that the authors' code does not return.
-        text: Text that is spoken.
-        rows_before: Rows of a reply that start no frame.
-        ports: Further contenders for the same release, as `load`, by name.
-    """
-
-    write: Callable[[Path], list[str]]
-    load: Callable[[Path], Speak]
-    samples: int
-    voice: str
-    packages: tuple[str, ...]
-    sizes: str
-    engine: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    rows: int = 1
-    unsent: int = 0
-    text: str = TEXT
-    rows_before: int = 0
-    ports: Mapping[str, Callable[[Path], Speak]] = field(default_factory=dict, hash=False)
-
-
-# ----- Pocket TTS
-
-POCKET_VOICE = next(iter(random_pocket.VOICES))
-
-
-def write_pocket_tts(folder: Path, kind: str = "published") -> list[str]:
-    """Write a release of Pocket TTS."""
-    return ["pocket-tts", "--model", str(random_pocket.write_release(folder, kind))]
-
-
-def pocket_tts_config(release: Path) -> Path:
-    """Write the YAML file that the authors' package reads, with the paths of a release's files."""
-    record = yaml.safe_load((release / "config.yaml").read_text())
-    record["weights_path"] = str(release / "model.safetensors")
-    table = record["flow_lm"]["lookup_table"]
-    table["tokenizer_path"] = str(release / table["tokenizer_path"])
-    path = release / "authors.yaml"
-    path.write_text(yaml.safe_dump(record))
-    return path
-
-
-def load_pocket_tts(release: Path, quantize: bool = False) -> Speak:
-    """Load the package pocket-tts, in float32 or with its own quantization."""
-    from pocket_tts.models.tts_model import TTSModel
-
-    model = TTSModel.load_model(config=pocket_tts_config(release), eos_threshold=1e9, quantize=quantize)
-    state = model.get_state_for_audio_prompt(release / "embeddings" / f"{POCKET_VOICE}.safetensors")
-
-    def speak(frames: int) -> Iterator[int]:
-        model._estimate_max_gen_len = lambda tokens: frames
-        for samples in model.generate_audio_stream(state, TEXT, max_tokens=1000):
-            yield samples.shape[-1]
-
-    return speak
-
-
-# ----- Chatterbox
-
-
-def write_chatterbox(folder: Path) -> list[str]:
-    """Write the English release of Chatterbox."""
-    release = str(random_chatterbox.write_published(folder))
-    file = str(folder / random_chatterbox.T3_FILE)
-    return ["chatterbox", "--model", file, "--tokenizer", release, "--codec", release]
-
-
-def load_chatterbox(release: Path) -> Speak:
-    """Load the package chatterbox-tts, without its watermark."""
-    from chatterbox.tts import ChatterboxTTS
-
-    model = ChatterboxTTS.from_local(release, "cpu")
-    model.watermarker.apply_watermark = lambda samples, sample_rate: samples
-    infer = model.t3.inference
-
-    def speak(frames: int) -> Iterator[int]:
-        model.t3.inference = lambda **given: infer(**given | {"max_new_tokens": frames})
-        yield model.generate(TEXT).shape[-1]
-
-    return speak
-
-
-# ----- CosyVoice 3
-
-COSYVOICE_VOICE = "anna"
-
-
-def write_cosyvoice3(folder: Path) -> list[str]:
-    """Write a release of CosyVoice 3."""
-    words = re.findall(r" ?\w+", TEXT)
-    return ["cosyvoice3", "--model", str(random_cosyvoice3.write_published(folder, words))]
-
-
-def load_cosyvoice3(release: Path) -> Speak:
-    """Load the authors' repository, with streaming as in their `inference_zero_shot`."""
-    from scripts import cosyvoice3_replies
-
-    authors = import_module("tests.codecs.cosyvoice3.authors")
-    cosyvoice3_replies.MISSING["cosyvoice.utils.file_utils"] = (
-        "logging",
-        "convert_onnx_to_trt",
-        "export_cosyvoice2_vllm",
-    )
-    authors.stand_in()
-    cosyvoice3_replies.stand_in()
-    from cosyvoice.cli.model import CosyVoice3Model
-    from cosyvoice.tokenizer.tokenizer import CosyVoice3Tokenizer
-
-    tokenizer = CosyVoice3Tokenizer(str(release / random_cosyvoice3.BACKBONE))
-    known, backbone = random_cosyvoice3.PUBLISHED, random_cosyvoice3.QWEN2
-    sampling = import_module("cosyvoice.utils.common").ras_sampling
-    llm = cosyvoice3_replies.language_model_of(backbone, known, sampling)
-    model = CosyVoice3Model(llm, *authors.networks(random_cosyvoice3.WIDE))
-    model.load(*(release / f"{name}.pt" for name in ("llm", "flow", "hift")))
-    voice, infer = torch.load(release / "spk2info.pt")[COSYVOICE_VOICE], llm.inference
-    text = torch.tensor([tokenizer.encode(TEXT)])
-
-    def speak(frames: int) -> Iterator[int]:
-        ratio = (frames + 0.5) / text.shape[1]  # codes for each token of the text, rounded down
-        llm.inference = partial(infer, max_token_text_ratio=ratio)
-        model.token_hop_len = 25  # their own replies after the first one begin with 100
-        codes = voice["flow_prompt_speech_token"]
-        for chunk in model.tts(text=text, llm_prompt_speech_token=codes, stream=True, **voice):
-            yield chunk["tts_speech"].shape[-1]
-
-    return speak
-
-
-# ----- Orpheus
-
-ORPHEUS_LAYERS, ROWS_PER_FRAME = 7, 7
-
-
-def write_orpheus(folder: Path) -> list[str]:
-    """Write a release of Orpheus with fewer layers than published."""
-    release = random_orpheus.write_published(folder, ORPHEUS_LAYERS)
-    return ["orpheus", "--model", str(release), "--codec", str(release / "snac")]
-
-
-def load_orpheus(release: Path) -> Speak:
-    """Load the package orpheus-speech, which serves with vLLM, on a CPU; its engine is a process of its own."""
-    import snac
-
-    codec = snac.SNAC.from_config(release / "snac" / "config.json")
-    weights = torch.load(release / "snac" / "pytorch_model.bin")
-    codec.load_state_dict(
-        {name: each for name, each in weights.items() if not name.startswith("encoder.")}, strict=False
-    )
-    codec.to = lambda device: codec
-    snac.SNAC.from_pretrained = lambda name: codec
-    from orpheus_tts import OrpheusModel, decoder, engine_class
-
-    decoder.snac_device = "cpu"
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    # vLLM's engine belongs to one event loop, but the package starts another for each reply.
-    engine_class.asyncio = SimpleNamespace(run=lambda job: asyncio.run_coroutine_threadsafe(job, loop).result())
-    model = OrpheusModel(str(release))
-
-    def speak(frames: int) -> Iterator[int]:
-        for chunk in model.generate_speech(prompt=TEXT, voice="tara", max_tokens=ROWS_PER_FRAME * frames):
-            yield len(chunk) // 2
-
-    return speak
-
-
-# ----- Kyutai TTS
-
-KYUTAI_TEXT = " ".join(random_kyutai_stt.TEXT * 4)  # the text is longer than the replies, which a limit ends
-KYUTAI_VOICE, KYUTAI_VOICE_S = "anna", 3.0
-
-
-def write_kyutai_tts(folder: Path, size: str) -> list[str]:
-    """Write a release of Kyutai TTS, with the voice `KYUTAI_VOICE`."""
-    release = random_kyutai_tts.write_published(folder, size)
-    if size == "0.75b":
-        random_kyutai_tts.write_recording(release / "voices" / f"{KYUTAI_VOICE}.wav", KYUTAI_VOICE_S)
-    return ["kyutai-tts", "--model", str(release), "--config", str(release / "config.json")]
-
-
-def load_kyutai_tts(release: Path) -> Speak:
-    """Load the package moshi, which decodes each frame as soon as it is there, as the authors' server does."""
-    from moshi.models import loaders
-
-    from scripts import kyutai_tts_replies
-
-    config = json.loads((release / "config.json").read_text())
-    has_vectors = bool(config["conditioners"])
-    model = kyutai_tts_replies.load(release, 1.0 if has_vectors else GUIDANCE_SCALE)
-    model.mimi = mimi = loaders.get_mimi(release / config["mimi_name"], num_codebooks=config["n_q"])
-    given: dict[str, Any] = {"attributes": [], "prefixes": None}
-    if has_vectors:
-        (voice,) = release.glob(f"voices/{random_kyutai_tts.VOICES[0]}.*")
-        given["attributes"] = [model.make_condition_attributes([voice], cfg_coef=GUIDANCE_SCALE)]
-    else:
-        given["prefixes"] = [model.get_prefix(release / "voices" / f"{KYUTAI_VOICE}.wav")]
-    num_given = 0 if has_vectors else given["prefixes"][0].shape[1]
-
-    def speak(frames: int) -> Iterator[int]:
-        sizes, index = queue.SimpleQueue[int | None](), 0
-
-        def decode(frame: torch.Tensor) -> None:
-            nonlocal index
-            index += 1
-            if index > model.delay_steps:
-                samples = mimi.decode(frame[:, 1:])
-                if index > model.delay_steps + num_given:
-                    sizes.put(samples.shape[-1])
-
-        def generate() -> None:
-            model.max_gen_length = max(config["delays"]) + model.delay_steps + num_given + frames
-            try:
-                with torch.no_grad(), mimi.streaming(1):
-                    model.generate([model.prepare_script([KYUTAI_TEXT])], on_frame=decode, **given)
-            finally:
-                sizes.put(None)
-
-        threading.Thread(target=generate, daemon=True).start()
-        while (size := sizes.get()) is not None:
-            yield size
-
-    return speak
-
-
-# 18 rows: the text is 16 rows ahead of the first codebook, and that one 2 rows ahead of the others.
-kyutai_tts = partial(
-    Contender, load=load_kyutai_tts, samples=1920, packages=("moshi",), text=KYUTAI_TEXT, rows_before=18
-)
-
-pocket_tts = partial(
-    Contender,
-    load=load_pocket_tts,
-    samples=1920,
-    voice=POCKET_VOICE,
-    packages=("pocket-tts",),
-    ports={"int8": partial(load_pocket_tts, quantize=True)},
-)
-
-CONTENDERS = {
-    "pocket_tts": pocket_tts(
-        write=write_pocket_tts,
-        sizes="as published: language model 89.4 M parameters, codec 20.1 M; float32",
-    ),
-    **{
-        f"pocket_tts_{size}": pocket_tts(
-            write=partial(write_pocket_tts, kind=f"published_{size}"),
-            sizes=f"as published: language model {model} M parameters, codec {codec} M without its encoder; float32",
-        )
-        for size, model, codec in (("2m", 0.9, 1.0), ("7m", 4.3, 2.6), ("18m", 15.6, 2.6))
-    },
-    "chatterbox": Contender(
-        write=write_chatterbox,
-        load=load_chatterbox,
-        samples=960,
-        voice="default",
-        packages=("chatterbox-tts",),
-        sizes="as published: T3 30 layers of 1024, always guided; S3Gen with 10 guided steps, voice of 3 s; float32",
-        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 2 << 30},
-    ),
-    "cosyvoice3": Contender(
-        write=write_cosyvoice3,
-        load=load_cosyvoice3,
-        samples=960,
-        voice=COSYVOICE_VOICE,
-        packages=(),
-        sizes="as published: Qwen2 24 layers of 896; flow 22 layers of 1024, 10 guided steps, voice of 3 s; float32",
-    ),
-    "orpheus": Contender(
-        write=write_orpheus,
-        load=load_orpheus,
-        samples=2048,
-        voice="tara",
-        packages=("orpheus-speech", "snac"),
-        sizes=f"Llama {ORPHEUS_LAYERS} of 28 layers of 3072 and the whole table, bfloat16; SNAC as published, float32",
-        rows=ROWS_PER_FRAME,
-        unsent=3,
-    ),
-    "kyutai_tts": kyutai_tts(
-        write=partial(write_kyutai_tts, size="0.75b"),
-        voice=KYUTAI_VOICE,
-        sizes="0.8 B parameters: 24 layers of 1024 (assumed), 16 codebooks, depth 4 layers of 1024, always "
-        "guided, voice of 3 s; Mimi as published; float32",
-        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 2 << 30},
-    ),
-    "kyutai_tts_large": kyutai_tts(
-        write=partial(write_kyutai_tts, size="1.6b"),
-        voice=random_kyutai_tts.VOICES[0],
-        sizes="1.6B, as published: 16 layers of 2048, 32 codebooks, depth 4 layers of 1024; Mimi as published; float32",
-        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30, "max_num_seqs": 8},
-    ),
-}
-
-
-# ----- both sides
+KNOWN = CONTENDERS | ALONE
 
 
 def check(samples: int, expected: int) -> None:
@@ -412,7 +94,9 @@ def speak_with_package(
     Returns:
         Processor time `cpu_s` and first audio `first_audio_s` in seconds, memory `pss_mb`, and versions.
     """
-    speak, cpu, first = (load or contender.load)(release), 0.0, 0.0
+    load = load or contender.load
+    assert load is not None
+    speak, cpu, first = load(release), 0.0, 0.0
     for number in (WARM_UP, frames):
         pids = {"this": os.getpid(), **served_processes()}
         sent, begun, first, samples = time.perf_counter(), cpu_s(pids), 0.0, 0
@@ -437,9 +121,23 @@ def package_figures(arguments: argparse.Namespace, release: Path, port: str = ""
     return found
 
 
+async def listen(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
+    """Transcribe a recording of `frames` frames; return the seconds until its first text."""
+    sent, first, seconds = time.perf_counter(), 0.0, frames * contender.samples / SAMPLE_RATE
+    async for event in client.transcribe((noise(seconds, seed), NOISE_RATE)):
+        if event.text:
+            first = first or time.perf_counter() - sent
+        if event.report is not None:
+            check(round(event.report["input_audio_s"] * SAMPLE_RATE), frames * contender.samples)
+    return first
+
+
 async def speak(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
     """Generate one reply of `frames` frames; return the seconds until its first samples."""
-    sent, first, samples, rows = time.perf_counter(), 0.0, 0, contender.rows_before + contender.rows * frames
+    if not contender.voice:
+        return await listen(client, contender, seed, frames)
+    sent, first, samples = time.perf_counter(), 0.0, 0
+    rows = contender.rows_before + contender.rows * (frames - contender.silent)
     options: SpeechOptions = {"seed": seed, "audio": {"min_rows": rows, "max_rows": rows}}
     async for event in client.speak(contender.text, voice=contender.voice, **options):
         if event.pcm is not None:
@@ -456,6 +154,7 @@ class Server:
     Attributes:
         pids: Its processes.
         speeds: Frames per processor second of each round, by number of streams.
+        wall_s: Wall time of each round in seconds, by number of streams.
         first: First audio of each reply in seconds, by number of streams.
         by_process: Processor seconds of each process, by number of streams.
         pss_mb: Memory after the latest round, by number of streams.
@@ -464,14 +163,16 @@ class Server:
     client: SpeechClient
     pids: Mapping[str, int]
     speeds: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
+    wall_s: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     first: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
     by_process: dict[int, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
     pss_mb: dict[int, float] = field(default_factory=dict)
 
     async def turn(self, contender: Contender, number: int, streams: int, frames: int) -> None:
         """Speak replies at the same time."""
-        before, seeds = cpu_s(self.pids), range(1000 * number, 1000 * number + streams)
+        before, seeds, begun = cpu_s(self.pids), range(1000 * number, 1000 * number + streams), time.perf_counter()
         self.first[streams] += await asyncio.gather(*(speak(self.client, contender, seed, frames) for seed in seeds))
+        self.wall_s[streams].append(time.perf_counter() - begun)
         used = {name: seconds - before[name] for name, seconds in cpu_s(self.pids).items()}
         self.speeds[streams].append(streams * frames / sum(used.values()))
         self.pss_mb[streams] = memory_mb(self.pids)
@@ -486,7 +187,8 @@ async def measure(
 
     `served` has the address and processes of each weight format's server.
     """
-    frames, contender = arguments.frames, CONTENDERS[arguments.family]
+    frames, contender = arguments.frames, KNOWN[arguments.family]
+    sides, audio_s = ("", *arguments.ports) if arguments.has_package else (), frames * contender.samples / SAMPLE_RATE
     theirs, servers = defaultdict[str, list[dict[str, Any]]](list), dict[str, Server]()
     async with AsyncExitStack() as stack:
         for name, (address, pids) in served.items():
@@ -494,7 +196,7 @@ async def measure(
             servers[name] = Server(client, pids)
             await speak(client, contender, 0, WARM_UP)
         for number in range(arguments.rounds):
-            for port in ("", *arguments.ports):
+            for port in sides:
                 theirs[port].append(await asyncio.to_thread(package_figures, arguments, release, port))
             for server in servers.values():
                 for streams in arguments.concurrency:
@@ -507,26 +209,36 @@ async def measure(
             "frames": frames,
             "rounds": arguments.rounds,
             "frames_per_cpu_s": round(statistics.median(server.speeds[streams]), 2),
-            "package_frames_per_cpu_s": packages[""]["frames_per_cpu_s"],
-            "ratio": ratio(server.speeds[streams], theirs[""], frames),
+            "cores": round(frames * streams / audio_s / statistics.median(server.speeds[streams]), 3),
+            "audio_rtf": round(statistics.median(server.wall_s[streams]) / audio_s, 3),
             "first_audio_s": round(statistics.median(server.first[streams]), 3),
-            "package_first_audio_s": packages[""]["first_audio_s"],
             "pss_mb": round(server.pss_mb[streams]),
-            "package_pss_mb": packages[""]["pss_mb"],
             "cpu_ms_per_frame": {
                 process: round(1000 * seconds / (streams * frames * arguments.rounds), 2)
                 for process, seconds in server.by_process[streams].items()
             },
-            "ports": {
-                port: packages[port] | {"ratio": ratio(server.speeds[streams], theirs[port], frames)}
-                for port in arguments.ports
-            },
             "sizes": contender.sizes,
-            "package": theirs[""][-1]["versions"],
+            **(beside_package(server.speeds[streams], theirs, packages, frames) if theirs else {}),
         }
         for name, server in servers.items()
         for streams in arguments.concurrency
     ]
+
+
+def beside_package(
+    speeds: Sequence[float],
+    theirs: Mapping[str, list[dict[str, Any]]],
+    packages: Mapping[str, dict[str, Any]],
+    frames: int,
+) -> dict[str, Any]:
+    """Return the figures of the authors' code and of the ports, and the ratios of the server's `speeds` to theirs."""
+    ratios = {port: {"ratio": ratio(speeds, found, frames)} for port, found in theirs.items()}
+    return {
+        **ratios[""],
+        **{f"package_{name}": value for name, value in packages[""].items()},
+        "ports": {port: packages[port] | ratios[port] for port in theirs if port},
+        "package": theirs[""][-1]["versions"],
+    }
 
 
 def ratio(speeds: Sequence[float], theirs: Iterable[Mapping[str, Any]], frames: int) -> float:
@@ -547,7 +259,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Write and serve a release, measure, and append the result lines."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        contender, engine = CONTENDERS[arguments.family], folder / "engine.json"
+        contender, engine = KNOWN[arguments.family], folder / "engine.json"
         words = contender.write(folder / "release")
         assert convert([*words, "--out", str(folder / "checkpoint")]) == 0
         engine.write_text(json.dumps(contender.engine))
@@ -569,7 +281,7 @@ def parse() -> argparse.Namespace:
     parser = command_line(
         __doc__,
         "authors",
-        family=("pocket_tts", f"one of {', '.join(CONTENDERS)}"),
+        family=("pocket_tts", f"one of {', '.join(KNOWN)}"),
         package=(Path, "folder with the authors' package and its requirements"),
         python=(sys.executable, "interpreter that runs the authors' code; default: this one"),
         concurrency=([1, 4, 16], "numbers of streams"),
@@ -580,18 +292,22 @@ def parse() -> argparse.Namespace:
         release=(Path, "used by the benchmark itself: run the authors' code with this release"),
     )
     arguments = parser.parse_args()
-    if arguments.family not in CONTENDERS:
-        parser.error(f"--family: expected one of {', '.join(CONTENDERS)}, got {arguments.family}")
-    arguments.ports, known = [each for each in arguments.ports if each], CONTENDERS[arguments.family].ports
+    if arguments.family not in KNOWN:
+        parser.error(f"--family: expected one of {', '.join(KNOWN)}, got {arguments.family}")
+    contender, is_own = KNOWN[arguments.family], arguments.python == sys.executable
+    arguments.has_package = contender.load is not None and not (arguments.package is None and is_own)
+    arguments.ports, known = [each for each in arguments.ports if each], contender.ports
     if unknown := set(arguments.ports) - known.keys():
         parser.error(f"--ports: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    if arguments.ports and not arguments.has_package:
+        parser.error("--ports: expected --package, too")
     return arguments
 
 
 if __name__ == "__main__":
     given = parse()
     if given.release:
-        found = CONTENDERS[given.family]
+        found = KNOWN[given.family]
         port = found.ports[given.ports[0]] if given.ports else None
         print(json.dumps(speak_with_package(found, given.release, given.frames, port)))
     else:

@@ -35,7 +35,6 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.authors import CONTENDERS
 from benchmarks.checkpoints import (
     random_chatterbox,
     random_cosyvoice3,
@@ -54,6 +53,7 @@ from benchmarks.checkpoints import (
     random_voxcpm2,
 )
 from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
+from benchmarks.contenders import CONTENDERS
 from benchmarks.engines import SteppedEngine
 from benchmarks.harness import append_result, command_line
 from stretto import cpu_backend

@@ -33,7 +33,6 @@ from benchmarks.checkpoints.random_chatterbox import (
     NUM_TURBO_IDS,
     SMALL,
     TURBO,
-    TURBO_POSITIONS,
     TURBO_VOICES,
     VOICES,
     Gpt2Sizes,
@@ -223,7 +222,7 @@ def load_gpt2(sizes: Gpt2Sizes, published: str) -> Any:
     from chatterbox.models.t3.modules.t3_config import T3Config
 
     numbers = {"n_embd": sizes.width, "hidden_size": sizes.width, "n_head": sizes.width // HEAD_WIDTH}
-    numbers |= {"n_layer": sizes.num_layers, "n_positions": TURBO_POSITIONS, "n_ctx": TURBO_POSITIONS}
+    numbers |= {"n_layer": sizes.num_layers, "n_positions": sizes.num_positions, "n_ctx": sizes.num_positions}
     numbers |= {"vocab_size": NUM_TURBO_IDS}
     llama_configs.LLAMA_CONFIGS["small"] = getattr(llama_configs, published) | numbers
     from chatterbox.models.t3.t3 import T3

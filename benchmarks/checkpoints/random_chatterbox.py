@@ -266,34 +266,40 @@ def convert(folder: Path, is_multilingual: bool = False) -> Path:
     return folder / "checkpoint"
 
 
+TAGS = ("[clear throat]", "[laugh]", "[sigh]")
+NUM_TURBO_IDS = 256 + len(MERGES) + len(TAGS)
+
+
 @dataclass(frozen=True)
 class Gpt2Sizes:
-    """Sizes of a small Turbo or Nano model.
+    """Sizes of a Turbo or Nano model.
 
     Attributes:
         file: Name of the T3 file.
         width: Width of the backbone.
         num_layers: Number of backbone layers.
+        num_text_ids: Number of text ids.
+        num_positions: Number of positions.
         seed: Seed of the weights.
     """
 
     file: str
     width: int
     num_layers: int
+    num_text_ids: int = NUM_TURBO_IDS
+    num_positions: int = 512
     seed: int = 1
 
 
 TURBO = Gpt2Sizes("t3_turbo_v1.safetensors", 128, 2)
 NANO = Gpt2Sizes("t3_nano_v1.safetensors", 192, 3)
-TURBO_POSITIONS, HEAD_WIDTH = 512, 64
-TAGS = ("[clear throat]", "[laugh]", "[sigh]")
-NUM_TURBO_IDS = 256 + len(MERGES) + len(TAGS)
+PUBLISHED_TURBO = Gpt2Sizes(TURBO.file, 1024, 24, 50276, 8196)
+PUBLISHED_NANO = Gpt2Sizes(NANO.file, 768, 12, 50276, 8196)
+HEAD_WIDTH = 64
 TURBO_VOICES = {"default": 5, "anna": 6}  # seeds
 
 
-def turbo_shapes(
-    sizes: Gpt2Sizes = TURBO, num_text_ids: int = NUM_TURBO_IDS, num_positions: int = TURBO_POSITIONS
-) -> dict[str, tuple[int, ...]]:
+def turbo_shapes(sizes: Gpt2Sizes = TURBO) -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape for the T3 model of Turbo or Nano."""
     width, num_speech_ids = sizes.width, END_OF_SPEECH + 1
     layers = {
@@ -302,16 +308,16 @@ def turbo_shapes(
         for name, shape in GPT2_LAYER.items()
     }
     return {
-        "tfmr.wte.weight": (num_text_ids, width),
-        "tfmr.wpe.weight": (num_positions, width),
+        "tfmr.wte.weight": (sizes.num_text_ids, width),
+        "tfmr.wpe.weight": (sizes.num_positions, width),
         **layers,
         "tfmr.ln_f.weight": (width,),
         "tfmr.ln_f.bias": (width,),
         "cond_enc.spkr_enc.weight": (width, 256),
         "cond_enc.spkr_enc.bias": (width,),
-        "text_emb.weight": (num_text_ids, width),
+        "text_emb.weight": (sizes.num_text_ids, width),
         "speech_emb.weight": (num_speech_ids, width),
-        "text_head.weight": (num_text_ids, width),
+        "text_head.weight": (sizes.num_text_ids, width),
         HEAD: (num_speech_ids, width),
         HEAD_BIAS: (num_speech_ids,),
     }
@@ -347,6 +353,22 @@ def write_turbo(folder: Path, sizes: Gpt2Sizes = TURBO) -> Path:
     write_voices(folder, TURBO_VOICES)
     save_file(turbo_tensors(sizes), folder / sizes.file)
     write_networks(folder, TURBO_FILE, VOICE_ENCODER_FILE, random_s3gen.tensors(random_s3gen.MEANFLOW))
+    write_turbo_tokenizer(folder)
+    return folder
+
+
+def write_published_turbo(folder: Path, sizes: Gpt2Sizes, num_codes: int = 375, num_tokens: int = 75) -> Path:
+    """Write Turbo or Nano at the published size; replies and further arguments as for `write_published`."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    made = turbo_tensors(sizes)
+    made[HEAD][START_OF_SPEECH:] = 0  # far below the best of the other logits
+    save_file(made, folder / sizes.file)
+    del made
+    codec = random_s3gen.tensors(random_s3gen.WIDE_MEANFLOW)
+    write_networks(folder, TURBO_FILE, VOICE_ENCODER_FILE, codec, is_wide=True)
+    torch.save(voice(3, num_codes, num_tokens), folder / "conds.pt")
     write_turbo_tokenizer(folder)
     return folder
 

@@ -1,4 +1,4 @@
-"""Small randomly initialised releases in Kyutai's published layout.
+"""Randomly initialised releases in Kyutai's published layout: small, except for `SIZES_1B`.
 
 Each weight depends only on its published name and a seed.
 """
@@ -54,6 +54,15 @@ CONFIG: dict[str, Any] = {
     "extra_heads_dim": 6,
     "stt_config": {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 0.0},
     "lm_gen_config": {"temp": 0.0, "temp_text": 0.0, "top_k": 250, "top_k_text": 50},
+}
+# Fields of config.json with the sizes of kyutai/stt-1b-en_fr.
+SIZES_1B: dict[str, Any] = {
+    "dim": 2048,
+    "num_heads": 16,
+    "num_layers": 16,
+    "text_card": 8000,
+    "card": 2048,
+    "context": 750,
 }
 MIMI = MimiConfig(
     hidden_size=32,
@@ -166,7 +175,17 @@ def random_words(number: int) -> list[str]:
 
 def write_release(folder: Path, seed: int = 7, **changed: Any) -> Path:
     """Write a release; `changed` replaces fields of its config.json."""
-    config = {**CONFIG, **changed}
+    return _write(folder, seed, {**CONFIG, **changed})
+
+
+def write_published(folder: Path, seed: int = 7) -> Path:
+    """Write a release of the published size, with Mimi and the tokenizer."""
+    config = {**CONFIG, **SIZES_1B}
+    del config["mimi_config_name"]
+    return _write(folder, seed, config)
+
+
+def _write(folder: Path, seed: int, config: dict[str, Any]) -> Path:
     write_parts(folder, config, seed)
     (folder / "config.json").write_text(json.dumps(config))
     tensors = {name: values(name, shape, seed) for name, shape in lm_shapes(config).items()}

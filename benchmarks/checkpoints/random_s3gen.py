@@ -37,6 +37,7 @@ WIDE = replace(
     estimator=EstimatorShape((256,), HEAD_WIDTH, heads=8, blocks=4, mids=12, is_causal=True),
     vocoder=vocoder_shape(channels=512, pitch_channels=512),
 )
+WIDE_MEANFLOW = replace(WIDE, estimator=replace(WIDE.estimator, is_meanflow=True))
 
 
 def tensors(config: S3GenConfig = NARROW, seed: int = 0) -> dict[str, Tensor]:

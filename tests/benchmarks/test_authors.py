@@ -1,20 +1,39 @@
 """The benchmark against authors' code: dimensions of the releases, and the files that the packages read."""
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from benchmarks.authors import CONTENDERS, pocket_tts_config, speak_with_package
-from benchmarks.checkpoints import random_orpheus
+from benchmarks.authors import speak, speak_with_package
+from benchmarks.checkpoints import random_kyutai_stt, random_orpheus, random_vibevoice_realtime
+from benchmarks.checkpoints.random_chatterbox import PUBLISHED_NANO, PUBLISHED_TURBO, Gpt2Sizes
 from benchmarks.checkpoints.random_kyutai_tts import CONFIG, LARGE, SIZES, lm_shapes
 from benchmarks.checkpoints.random_pocket import config, shapes, write_release
+from benchmarks.checkpoints.random_qwen3_tts import published_config
+from benchmarks.contenders import ALONE, CONTENDERS, pocket_tts_config
+from stretto.codecs.s3gen import NUM_SILENT
+from stretto.releases.names import named
+from stretto_client import SpeechEvent
+
+
+def gpt2(sizes: Gpt2Sizes) -> tuple[int, int]:
+    """Return the width and the number of layers."""
+    return sizes.width, sizes.num_layers
+
+
+def hugging_face(record: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the width and the number of layers in a config.json."""
+    return record["hidden_size"], record["num_hidden_layers"]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +55,41 @@ def test_kyutai_tts_release_has_the_stated_parameter_count(size: str, base: dict
     tensors = lm_shapes({**base, **SIZES[size]})
     assert round(sum(map(prod, tensors.values())) / 1e9, 2) == billions
     assert size != "1.6b" or len(tensors) == 418  # as published
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("chatterbox-nano", gpt2(PUBLISHED_NANO)),
+        ("chatterbox-turbo", gpt2(PUBLISHED_TURBO)),
+        ("kyutai-stt", (random_kyutai_stt.SIZES_1B["dim"], random_kyutai_stt.SIZES_1B["num_layers"])),
+        ("qwen3-tts-0.6b", hugging_face(published_config()["talker_config"])),
+        ("vibevoice-realtime", hugging_face(random_vibevoice_realtime.config("published")["decoder_config"])),
+    ],
+)
+def test_releases_have_the_width_and_layers_of_the_published_ones(name: str, sizes: tuple[int, int]) -> None:
+    shape = named(name).shape
+    assert shape is not None
+    assert (shape["hidden"], shape["layers"]) == sizes
+
+
+class Reader:
+    """Client whose replies have the rows that were asked for, and `NUM_SILENT` frames more, of 960 samples."""
+
+    async def speak(self, text: str, **options: Any) -> AsyncIterator[SpeechEvent]:
+        """Speak in one event."""
+        frames = options["audio"]["max_rows"] + NUM_SILENT
+        yield SpeechEvent(np.zeros(960 * frames, np.float32), "", 0, "audio")
+
+
+@pytest.mark.parametrize(("family", "is_right"), [("chatterbox_nano", True), ("chatterbox", False)])
+def test_silence_that_the_codec_adds_is_a_part_of_the_reply(family: str, is_right: bool) -> None:
+    reply = speak(cast(Any, Reader()), (CONTENDERS | ALONE)[family], 0, 20)
+    if is_right:
+        assert asyncio.run(reply) > 0
+    else:
+        with pytest.raises(RuntimeError, match="expected 19200 samples, got 22080"):
+            asyncio.run(reply)
 
 
 def test_pocket_tts_package_config_points_at_release_files(tmp_path: Path) -> None:

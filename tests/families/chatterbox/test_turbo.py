@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_chatterbox import (
+    PUBLISHED_NANO,
+    PUBLISHED_TURBO,
     TAGS,
     TURBO,
     Gpt2Sizes,
@@ -71,13 +73,11 @@ def test_prompt_rows_are_speaker_codes_text_and_start(release: str, checkpoint: 
     assert not table[known.pad].any()
 
 
-@pytest.mark.parametrize(
-    ("sizes", "num_heads"), [(Gpt2Sizes("t3_turbo_v1", 1024, 24), 16), (Gpt2Sizes("t3_nano_v1", 768, 12), 12)]
-)
+@pytest.mark.parametrize(("sizes", "num_heads"), [(PUBLISHED_TURBO, 16), (PUBLISHED_NANO, 12)])
 def test_published_turbo_layouts_are_converted(sizes: Gpt2Sizes, num_heads: int, tmp_path: Path) -> None:
     """Meta tensors have all published shapes: 24 layers of width 1024, and 12 layers of width 768."""
     release = write_turbo(tmp_path / "release")
-    shapes = turbo_shapes(sizes, num_text_ids=50276, num_positions=8196)
+    shapes = turbo_shapes(sizes)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     given = Release("chatterbox", release / TURBO.file, None, release)
     tokenizer = turbo_tokenizer(release)
@@ -321,8 +321,7 @@ def empty(width: int, num_positions: int = 512) -> Callable[[Tensors], None]:
     """Return an edit that changes the width of all T3 tensors; if a size is 0, no values are stored."""
 
     def edit(tensors: Tensors) -> None:
-        sizes = Gpt2Sizes("", width, 2)
-        shapes = turbo_shapes(sizes, num_positions=num_positions)
+        shapes = turbo_shapes(Gpt2Sizes("", width, 2, num_positions=num_positions))
         tensors |= {name: torch.zeros(shape) for name, shape in shapes.items()}
 
     return edit
