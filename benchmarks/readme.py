@@ -86,15 +86,15 @@ def text(records: Sequence[Record]) -> str:
     ]
     others, measured = list[str](), list[Record]()
     if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
-        others.append(f"a small Qwen3-TTS {_slashed(family, 'frames_per_cpu_s')}")
+        others.append(f"a small Qwen3-TTS {_speeds(family)}")
         measured.append(family[-1])
     for benchmark, family_name in AUTHORS.items():
         plain, quantized = ([each for each in records if each.get("quantize") == kind] for kind in (None, "int8"))
         if found := latest(plain, "streams", POCKET, benchmark=benchmark):
             theirs = found[0]["package_frames_per_cpu_s"]
-            speed = _slashed(found, "frames_per_cpu_s")
+            speed = _speeds(found)
             if int8 := latest(quantized, "streams", POCKET, benchmark=benchmark):
-                speed += f", in int8 {_slashed(int8, 'frames_per_cpu_s')}"
+                speed += f", in int8 {_speeds(int8)}"
             others.append(f"{family_name} {speed} (its authors' package: {theirs:.1f})")
             measured.append(found[-1])
     if others:
@@ -113,8 +113,9 @@ def _elsewhere(bundled: Sequence[Record], others: Iterable[Record]) -> str:
     return "" if processors == [bundled[-1]["hardware"]["cpu"]] else f", on an {' or '.join(processors)}"
 
 
-def _slashed(records: Iterable[Record], name: str) -> str:
-    return " / ".join(f"{each[name]:.{0 if each[name] >= 10 else 1}f}" for each in records)
+def _speeds(records: Iterable[Record]) -> str:
+    speeds = (each["frames_per_cpu_s"] for each in records)
+    return " / ".join(f"{speed:.{0 if speed >= 10 else 1}f}" for speed in speeds)
 
 
 def replaced(page: str, figures: str) -> str:

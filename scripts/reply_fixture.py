@@ -39,16 +39,13 @@ def run(
     (compare if args.check else write)(args.fixture, made)
 
 
-def run_arrays(
-    description: str | None, make: Callable[[], dict[str, Any]], tolerance: float, excluding: str | None = None
-) -> None:
+def run_arrays(description: str | None, make: Callable[[], dict[str, Any]], tolerance: float) -> None:
     """Run the command line for an `.npz` fixture of arrays by name.
 
     Args:
         description: Help text.
         make: Generates the arrays.
         tolerance: Permitted difference of floats, because processors round differently. Other values must be equal.
-        excluding: End of the names of arrays that are stored but not compared; None to compare all.
     """
 
     def write(fixture: Path, made: dict[str, Any]) -> None:
@@ -58,8 +55,6 @@ def run_arrays(
         with np.load(fixture) as known:
             assert set(known) == set(made), f"{fixture}: expected {sorted(made)}, got {sorted(known)}"
             for name, value in made.items():
-                if excluding is not None and name.endswith(excluding):
-                    continue
                 message = f"{fixture}: {name}"
                 if np.asarray(value).dtype.kind == "f":
                     np.testing.assert_allclose(known[name], value, rtol=0, atol=tolerance, err_msg=message)

@@ -84,7 +84,6 @@ class Held:
         threads: Number of threads in each process.
         descriptors: Number of open descriptors in each process.
         files: Number of files in shared memory.
-        shared_mb: Total size of these files in MB of 2^20 bytes.
         gauges: Metrics that are zero on an idle server, and counters of events that must never occur.
         abandoned: Model instances that Triton keeps although their stubs died with requests in flight. The launcher
             bounds their number (`Server.restart_models`). The resources that they hold do not count as findings.
@@ -93,7 +92,6 @@ class Held:
     threads: Mapping[str, int]
     descriptors: Mapping[str, int]
     files: int
-    shared_mb: float
     gauges: Mapping[str, float]
     abandoned: int = 0
 
@@ -111,7 +109,6 @@ def look(metrics_port: int, root: int | None = None) -> Held:
         {name: usage.threads for name, usage in usages.items()},
         {name: usage.descriptors for name, usage in usages.items()},
         len(mapped),
-        round(sum(mapped.values()) / 2**20, 2),
         gauges,
         sum(name.startswith(REGION) for name in server.keys() - stubs.keys()),
     )

@@ -6,12 +6,10 @@ reference can draw the same ones.
 
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.checkpoints.random_glm4_voice import as_published, random_vocoder, random_weights
@@ -53,11 +51,6 @@ def _tensors(config: S3GenConfig, seed: int) -> dict[str, Tensor]:
     drawn = {f"flow.{name}": tensor for name, tensor in flow.items()}
     drawn |= {f"mel2wav.{name}": tensor for name, tensor in vocoder.items()}
     return drawn | {"tokenizer._mel_filters": torch.ones(2, 3), "speaker_encoder.head.conv1.weight": torch.ones(4)}
-
-
-def write_s3gen(path: Path, config: S3GenConfig = NARROW, seed: int = 0) -> None:
-    """Write `s3gen.safetensors`."""
-    save_file(tensors(config, seed), path)
 
 
 def conditions(seed: int, num_tokens: int, is_odd: bool = False) -> dict[str, Any]:

@@ -46,22 +46,22 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     return list(_packed(short, max_chars))
 
 
-def first_sentences(text: str, max_chars: int, language: str = "en") -> tuple[str, str]:
+def first_sentences(text: str, max_chars: int) -> tuple[str, str]:
     """Return the complete sentences of `text`, and the rest, which has at most `max_chars` characters.
 
     A sentence is complete when another one follows it. The first pieces of an overlong sentence count as complete.
     Nothing is dropped, not even whitespace.
     """
-    sentences: list[str] = segment(language, text)
+    sentences: list[str] = segment("en", text)
     rest = sentences[-1] if sentences else ""
     while len(rest) > max_chars:
         rest = rest[_first_end(rest, max_chars) :]
     return text[: len(text) - len(rest)], rest
 
 
-def halve(text: str, language: str = "en") -> list[str]:
+def halve(text: str) -> list[str]:
     """Split `text` into two or three pieces of similar length, between sentences or clauses if possible."""
-    return split(text, max(len(text) // 2 + len(text) % 2, 1), language)
+    return split(text, max(len(text) // 2 + len(text) % 2, 1))
 
 
 def _blocks(text: str) -> Iterator[str]:

@@ -20,7 +20,6 @@ from stretto_client import (
     SpeechClient,
     SpeechOptions,
     TaskOptions,
-    Timeouts,
 )
 from stretto_client.long_speech import Items, ProducedSpeech, Speech
 from stretto_client.speech_stream import Audio
@@ -60,14 +59,13 @@ class RoutedClient:
 
     Args:
         choose: Callback that selects a server.
-        timeouts: Timeouts of the clients; None for the defaults.
 
     Attributes:
         tries: Tries of the clauses of a long text after the first one, while the server is full.
     """
 
-    def __init__(self, choose: Choose, timeouts: Timeouts | None = None):
-        self._choose, self._timeouts = choose, timeouts or Timeouts()
+    def __init__(self, choose: Choose):
+        self._choose = choose
         self._clients: dict[str, SpeechClient] = {}
         self._profile: ModelProfile | None = None
         self.tries: Tries = patiently
@@ -184,7 +182,7 @@ class RoutedClient:
     async def _lent(self, key: str, refused: tuple[str, ...] = ()) -> AsyncIterator[tuple[SpeechClient, Lease]]:
         async with self._choose(key, refused) as lease:
             if lease.server not in self._clients:
-                self._clients[lease.server] = SpeechClient(lease.server, self._timeouts)
+                self._clients[lease.server] = SpeechClient(lease.server)
                 self._clients[lease.server].tries = self.tries
             yield self._clients[lease.server], lease
 

@@ -188,9 +188,9 @@ def unknown_fields(body: BaseModel, path: str = "") -> Iterator[str]:
                     yield from unknown_fields(each, f"{path}{name}.{index}.")
 
 
-def refuse_unknown(body: BaseModel, path: str = "") -> None:
-    """Raise ApiError for the first unknown field of `body`; `path` is the path of `body` in the request."""
-    for name in unknown_fields(body, path and f"{path}."):
+def refuse_unknown(body: BaseModel) -> None:
+    """Raise ApiError for the first unknown field of `body`."""
+    for name in unknown_fields(body):
         param = name.encode(errors="backslashreplace").decode()[:MAX_NAME_CHARS]
         raise ApiError(400, f"{param}: {UNKNOWN}", param, "invalid_value")
 

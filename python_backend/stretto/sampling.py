@@ -209,28 +209,22 @@ class DrawPlan:
 
     Attributes:
         is_random: True if any row has a temperature above 0.
-        num_candidates: Maximum number of logits that any row may keep; 0 if some row keeps all.
         has_top_p: True if any row uses top-p.
     """
 
     is_random: bool
-    num_candidates: int
     has_top_p: bool
 
     @classmethod
-    def from_parameters(cls, temperature: np.ndarray, top_k: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
+    def from_parameters(cls, temperature: np.ndarray, top_p: np.ndarray) -> "DrawPlan":
         """Return the plan for a batch of B rows.
 
         Args:
             temperature: Temperatures, float [B]; 0 is greedy.
-            top_k: Number of logits to keep, int [B]; 0 is off.
             top_p: Probability mass to keep, float [B]; 1 is off.
         """
         random = temperature > 0
-        if not random.any():
-            return cls(False, 1, False)
-        top_k, top_p = top_k[random], top_p[random]
-        return cls(True, int(top_k.max()) if top_k.all() else 0, bool((top_p < 1).any()))
+        return cls(bool(random.any()), bool((top_p[random] < 1).any()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ def answers(port: int) -> bool:
 
 def until_well(process: GatewayProcess) -> None:
     """Wait until the gateway sends heartbeats and is healthy."""
-    until(lambda: not process.fault() and process.is_beating)
+    until(lambda: not process.fault() and process._pulse.has_beaten)
 
 
 @pytest.fixture

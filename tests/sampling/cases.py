@@ -44,7 +44,7 @@ class Case:
 
     @property
     def plan(self) -> DrawPlan:
-        return DrawPlan.from_parameters(self.temperature, self.top_k, self.top_p)
+        return DrawPlan.from_parameters(self.temperature, self.top_p)
 
     def row(self, index: int) -> "Case":
         """Return a single row of the batch."""

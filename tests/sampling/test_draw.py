@@ -118,16 +118,16 @@ def test_row_with_all_tokens_masked_does_not_affect_others() -> None:
 
 
 def test_draw_plan_skips_steps_that_no_row_needs() -> None:
-    def plan(temperature: list[float], top_k: list[int], top_p: list[float]) -> DrawPlan:
-        return DrawPlan.from_parameters(np.float32(temperature), np.int64(top_k), np.float32(top_p))
+    def plan(temperature: list[float], top_p: list[float]) -> DrawPlan:
+        return DrawPlan.from_parameters(np.float32(temperature), np.float32(top_p))
 
-    assert plan([0, 0], [5, 0], [0.5, 1]) == DrawPlan(False, 1, False)
-    assert plan([1, 0], [5, 0], [1, 0.5]) == DrawPlan(True, 5, False)
-    assert plan([1, 1], [5, 0], [1, 0.5]) == DrawPlan(True, 0, True)
+    assert plan([0, 0], [0.5, 1]) == DrawPlan(False, False)
+    assert plan([1, 0], [1, 0.5]) == DrawPlan(True, False)
+    assert plan([1, 1], [1, 0.5]) == DrawPlan(True, True)
 
 
 def test_single_stream_params_apply_to_all_streams_of_a_row() -> None:
     case = random_case(9, (1, 3, 60))
     params = DrawParams(torch.tensor([0.0]), torch.tensor([0]), torch.tensor([1.0]))
-    tokens = draw(case.logits, case.token_ids, case.keys, params, DrawPlan(True, 0, False))
+    tokens = draw(case.logits, case.token_ids, case.keys, params, DrawPlan(True, False))
     assert torch.equal(tokens[0] - case.token_ids[:, 0], case.logits[0].argmax(-1))

@@ -18,7 +18,7 @@ def test_plain_draw_from_truncated_logits_equals_the_full_draw() -> None:
         is_random = params.temperature > 0
         assert torch.equal(kept[~is_random], logits[~is_random])
         plain = DrawParams(params.temperature, torch.zeros_like(params.top_k), torch.ones_like(params.top_p))
-        plan = DrawPlan(bool(is_random.any()), 0 if is_random.any() else 1, False)
+        plan = DrawPlan(bool(is_random.any()), False)
         drawn = draw(kept[:, None], case.token_ids, case.keys, plain, plan)
         assert torch.equal(drawn, draw(case.logits, case.token_ids, case.keys, params, case.plan))
         num_dropped += int((logits.isfinite() & ~is_kept).sum())

@@ -8,12 +8,12 @@ from stretto.triton_io import tensors
 from stretto.triton_io.tensors import (
     array_tensor,
     bytes_tensor,
+    event_tensor,
     read_array,
     read_bytes,
     read_files,
     read_record,
     read_scalar,
-    text_tensor,
 )
 from tests.fakes_triton import Request
 
@@ -75,8 +75,8 @@ def test_all_audio_file_elements_are_read_in_order() -> None:
         read_files(Request({"audio": np.array([[b"a"]], object)}), tensors.AUDIO)
 
 
-def test_text_tensor_is_utf8() -> None:
-    assert text_tensor(tensors.EVENT, "né".encode()).as_numpy()[0] == "né".encode()
+def test_event_tensor_is_utf8() -> None:
+    assert event_tensor("né".encode()).as_numpy()[0] == "né".encode()
 
 
 def test_array_of_wrong_dtype_is_never_sent() -> None:

@@ -14,7 +14,7 @@ import wordfreq
 
 from training.tiny.text import domain_vocabulary
 
-SPOKEN = 12_000
+MOST_FREQUENT, SPOKEN = 60_000, 12_000
 HELD_OUT = 400
 HELD_OUT_RANKS = range(150, 8000)
 SHORT_WORDS = frozenset("a i an as at be by do go he if in is it me my no of oh on or so to up us we am".split())
@@ -43,10 +43,10 @@ def _is_word(word: str) -> bool:
 
 
 @cache
-def load_words(size: int = 60_000) -> Words:
-    """Split the `size` most frequent English words of the dictionary; the split is always the same."""
+def load_words() -> Words:
+    """Split the MOST_FREQUENT English words of the dictionary; the split is always the same."""
     known = {line.split()[0] for line in dictionary_path().read_text().splitlines() if line.strip()}
-    ranked = [word for word in wordfreq.top_n_list("en", size) if word in known and _is_word(word)]
+    ranked = [word for word in wordfreq.top_n_list("en", MOST_FREQUENT) if word in known and _is_word(word)]
     in_domain = set(domain_vocabulary())
     candidates = [word for word in ranked[HELD_OUT_RANKS.start : HELD_OUT_RANKS.stop] if word not in in_domain]
     held_out = sorted(random.Random(5).sample(candidates, HELD_OUT))

@@ -137,9 +137,6 @@ class WholeSignal:
         return F.pad(x if activation is None else activation(x), (steps, 0))
 
 
-Past = Memory | WholeSignal
-
-
 class Snake(streaming.Snake):
     """Snake activation x + sin²(a x) / a, with a learned factor a per channel."""
 

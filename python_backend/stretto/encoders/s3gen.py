@@ -37,9 +37,9 @@ def power_spectrum(pcm: Tensor, fourier: int, hop: int) -> Tensor:
 
 
 @cache
-def _sinc_kernel(source: int, target: int, width: int = 6, rolloff: float = 0.99) -> tuple[Tensor, int]:
+def _sinc_kernel(source: int, target: int) -> tuple[Tensor, int]:
     """Return windowed sinc filters, float32 [target, 1, m], and how many samples each extends to the left."""
-    cutoff = min(source, target) * rolloff
+    cutoff, width = min(source, target) * 0.99, 6
     before = math.ceil(width * source / cutoff)
     offsets = torch.arange(-before, before + source, dtype=torch.float64) / source
     times = (offsets - torch.arange(target, dtype=torch.float64)[:, None] / target) * cutoff

@@ -309,11 +309,6 @@ class GatewayProcess:
             with suppress(OSError):  # process creation failed; the next call retries
                 self._start()
 
-    @property
-    def is_beating(self) -> bool:
-        """True once the running gateway has sent a heartbeat."""
-        return self._pulse.has_beaten
-
     def fault(self) -> str:
         """Return a description of the gateway's fault; empty if there is none."""
         return "the gateway has ended" if self._process.poll() is not None else self._pulse.fault()

@@ -158,24 +158,26 @@ def environment_of(pid: int, variable: str) -> str | None:
     return None
 
 
-def end_all(is_meant: Callable[[Process], bool], patience_s: float = 3.0) -> None:
-    """Kill the selected processes and wait until they have ended, for at most twice `patience_s`.
+TRACKERS_S = 3.0  # resource trackers may exit by themselves for so long
+
+
+def end_all(is_meant: Callable[[Process], bool]) -> None:
+    """Kill the selected processes and wait until they have ended, for at most twice TRACKERS_S.
 
     Resource trackers exit by themselves after the processes whose resources they track, so they are killed only after
-    `patience_s`. The same applies to processes without a command line, which may be about to become trackers.
+    TRACKERS_S. The same applies to processes without a command line, which may be about to become trackers.
 
     Args:
         is_meant: Predicate that selects processes.
-        patience_s: Delay in seconds before these processes are killed.
     """
     begun = time.monotonic()
     while left := [process for process in all_processes() if is_meant(process)]:
         waited_s = time.monotonic() - begun
         for process in left:
-            if not (process.is_tracker or process.is_nameless) or waited_s > patience_s:
+            if not (process.is_tracker or process.is_nameless) or waited_s > TRACKERS_S:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signal.SIGKILL)
-        if waited_s > 2 * patience_s:
+        if waited_s > 2 * TRACKERS_S:
             return  # survivors of SIGKILL are blocked in the kernel
         time.sleep(0.02)
 

@@ -45,9 +45,9 @@ def _on_gpu(number: int) -> Iterator[tuple[int, str, int]]:
         yield each.pid, Path(each.name).name, each.num_bytes
 
 
-def _in_memory(proc: Path = PROC) -> Iterator[tuple[int, str, int]]:
+def _in_memory() -> Iterator[tuple[int, str, int]]:
     """Yield pid, name and memory of the processes whose memory this user may read."""
-    for path in proc.glob("[0-9]*/comm"):
+    for path in PROC.glob("[0-9]*/comm"):
         with suppress(*GONE):
             name, pid = path.read_text().strip(), int(path.parent.name)
             yield pid, name, memory_bytes([pid])

@@ -23,13 +23,12 @@ from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import (
     CHUNK,
     CODES,
-    EVENT,
     PCM,
     PCM16,
     array_tensor,
+    event_tensor,
     read_array,
     read_record,
-    text_tensor,
 )
 
 NAME = "acoustic decoder"
@@ -78,7 +77,7 @@ class ChunkReply:
         """Send samples [n], or None, and their event as tensors of the response."""
         assert not self._is_answered, f"answered twice: {event}"
         tensors = [] if pcm is None else [array_tensor(PCM16 if pcm.dtype == np.int16 else PCM, pcm)]
-        self._answer(pb_utils.InferenceResponse([*tensors, text_tensor(EVENT, chunk_record.EVENT.write(event))]))
+        self._answer(pb_utils.InferenceResponse([*tensors, event_tensor(chunk_record.EVENT.write(event))]))
 
     def fail(self, error: BaseException) -> None:
         """End the utterance with an error that has already been logged."""
@@ -113,7 +112,7 @@ def acknowledge(request: Any, envelope: Envelope) -> None:
     if envelope.frames is not None:
         record |= {"frames": envelope.frames, "lag_frames": envelope.lag_frames}
     event = chunk_record.PART_EVENT.write(record)
-    response = pb_utils.InferenceResponse([text_tensor(EVENT, event)])
+    response = pb_utils.InferenceResponse([event_tensor(event)])
     request.get_response_sender().send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 

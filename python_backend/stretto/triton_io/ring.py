@@ -187,14 +187,14 @@ def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     return slots, slot_bytes
 
 
-def check_ring(address: RingAddress | None, directory: Path = DIRECTORY) -> None:
+def check_ring(address: RingAddress | None) -> None:
     """Raise InvalidRequest if `address` is not None and its ring has no valid header.
 
     The decoder allocates GPU memory, after this.
     """
     if address is None:
         return
-    header = _open_header(address, directory)
+    header = _open_header(address, DIRECTORY)
     try:
         _read_shape(header, address)
     finally:

@@ -227,9 +227,9 @@ def bytes_tensor(spec: TensorSpec, data: bytes) -> Any:
     return array_tensor(spec, np.frombuffer(data, np.uint8))
 
 
-def text_tensor(spec: TensorSpec, text: bytes) -> Any:
-    """Return UTF-8 text as a STRING [1] tensor."""
-    return pb_utils.Tensor(spec.name, np.array([text], dtype=np.object_))
+def event_tensor(record: bytes) -> Any:
+    """Return an event record in UTF-8 as a STRING [1] tensor."""
+    return pb_utils.Tensor(EVENT.name, np.array([record], dtype=np.object_))
 
 
 def _find(request: Any, spec: TensorSpec) -> Any | None:

@@ -12,7 +12,7 @@ from benchmarks.chaos.checks import IDLE_GAUGES, SLACK, Held, left_over, of_calm
 from benchmarks.chaos.load import Answer, Outcomes, Verdict
 
 NONE = dict.fromkeys((*IDLE_GAUGES, "unguided_total"), 0.0)
-IDLE = Held({"engine": 48, "proxy": 3}, {"engine": 96, "proxy": 20}, 6, 3.5, NONE)
+IDLE = Held({"engine": 48, "proxy": 3}, {"engine": 96, "proxy": 20}, 6, NONE)
 ASK = load.make_asks(0)[0]
 
 

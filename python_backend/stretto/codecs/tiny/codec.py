@@ -139,7 +139,6 @@ def noise_table() -> Tensor:
 # Hops by which the parts of the decoder precede the samples that they complete. A hop is complete with the spectra up
 # to two hops later, these with the pulses up to one hop later, and those with the pitch of the hop after them.
 SPECTRUM_AHEAD = 2
-PULSES_AHEAD = 3
 PITCH_AHEAD = 4
 OVERLAP = FFT_SIZE - HOP  # samples that a transform shares with the next one
 MAX_LOG = 7.0  # maximum log magnitude of a spectrum

@@ -122,7 +122,7 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
 
         def plan(name: str) -> DrawPlan:
             temperature, top_p = (scales[index, SCALES[f"{name}_{what}"]] for what in ("temperature", "top_p"))
-            return DrawPlan.from_parameters(temperature, limits[index, LIMITS[f"{name}_top_k"]], top_p)
+            return DrawPlan.from_parameters(temperature, top_p)
 
         return (None if len(index) == len(drawing) else index), [plan(name) for name in names]
 

@@ -41,7 +41,7 @@ from stretto.sampling import (
 )
 
 NOT_COUNTED = -1
-EVERYTHING = DrawPlan(is_random=True, num_candidates=0, has_top_p=False)
+EVERYTHING = DrawPlan(is_random=True, has_top_p=False)
 Logits = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # logits of a draw, token ids, noise keys
 
 

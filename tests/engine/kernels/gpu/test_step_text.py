@@ -53,7 +53,8 @@ class Batch:
         keys = stream_keys(np.array(self.seeds, np.int32), self.lengths.numpy(), 1)
         params = DrawParams(*map(torch.from_numpy, self.params))
         ids = torch.arange(NUM_COLUMNS)[None]
-        return draw(masked[:, None], ids, torch.from_numpy(keys), params, DrawPlan.from_parameters(*self.params))[:, 0]
+        plan = DrawPlan.from_parameters(self.params[0], self.params[2])
+        return draw(masked[:, None], ids, torch.from_numpy(keys), params, plan)[:, 0]
 
     def plan(self) -> torch.Tensor:
         names = "text_temperature", "text_top_p", "repetition_penalty"

@@ -55,7 +55,7 @@ class LateDraw(RowDraw):
             kept = (truncate if logits.device.type == "cpu" else truncate_on_device)(logits, params)
         kept = super().penalized(kept, rows, step.speaking)
         params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
-        draw_plan = replace(plan.audio, num_candidates=0 if is_random else 1, has_top_p=False)
+        draw_plan = replace(plan.audio, has_top_p=False)
         return draw(kept[:, None], self.heads.first_ids[None], keys, params, draw_plan)
 
 

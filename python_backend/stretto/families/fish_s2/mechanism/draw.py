@@ -47,7 +47,7 @@ def draw_late(
     if plan.is_random:
         logits = kept(logits, params.top_k, params.top_p)
         params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
-        plan = replace(plan, num_candidates=0, has_top_p=False)
+        plan = replace(plan, has_top_p=False)
     return draw(logits, token_ids, keys, params, plan)
 
 
