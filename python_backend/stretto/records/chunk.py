@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
-from stretto.records.json_record import JsonRecord, PackedRecord
+from stretto.records.json_record import JsonRecord, Packed
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
 
@@ -257,7 +257,7 @@ class LMChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(Packed):
     """Message from the language model to the decoder: a chunk of `utterance`, or a probe if `chunk` is None.
 
     The decoder acknowledges a probe without a response to the client.
@@ -277,26 +277,6 @@ class Envelope:
     receipt: int | None = None
     frames: int | None = None
     lag_frames: int = 0
-
-    def to_bytes(self) -> bytes:
-        """Return this envelope as MessagePack."""
-        return _PACKED.write(self)
-
-    @classmethod
-    def from_bytes(cls, field: str, data: bytes) -> "Envelope":
-        """Return the envelope in MessagePack `data`.
-
-        Args:
-            field: Name of the input in error messages.
-            data: Result of `to_bytes`.
-
-        Raises:
-            InvalidRequest: If the data is invalid.
-        """
-        return _PACKED.read(field, data)
-
-
-_PACKED: PackedRecord[Envelope] = PackedRecord(Envelope)
 
 
 class WordTime(TypedDict):

@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Generic, NoReturn, NotRequired, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Generic, NoReturn, NotRequired, Self, TypeVar, Union, get_args, get_origin
 
 import msgspec
 from pydantic import TypeAdapter, ValidationError
@@ -247,6 +248,35 @@ class PackedRecord(Generic[T]):
             raise
         except UNREADABLE as error:
             raise _refusal(field, str(error), data) from None
+        return record
+
+
+@cache
+def _packed(kind: Any) -> PackedRecord[Any]:
+    return PackedRecord(kind)
+
+
+class Packed:
+    """Base class of dataclasses that are sent as MessagePack."""
+
+    __slots__ = ()
+
+    def to_bytes(self) -> bytes:
+        """Return this record as MessagePack."""
+        return _packed(type(self)).write(self)
+
+    @classmethod
+    def from_bytes(cls, field: str, data: bytes) -> Self:
+        """Return the record in MessagePack `data`.
+
+        Args:
+            field: Name of the input in error messages.
+            data: Result of `to_bytes`.
+
+        Raises:
+            InvalidRequest: If the data is invalid.
+        """
+        record: Self = _packed(cls).read(field, data)
         return record
 
 

@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Alignment, Sound
-from stretto.records.json_record import JsonRecord, PackedRecord, read_json, string
+from stretto.records.json_record import JsonRecord, Packed, PackedRecord, read_json, string
 from stretto.records.sampling import Delivery, SamplingConfig
 
 Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
@@ -320,7 +320,7 @@ class SessionRecord(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class Resumption:
+class Resumption(Packed):
     """Request, on a new connection, for the events of a live session that follow its first `num_events` events.
 
     If `ends` is True, the session ends instead.
@@ -330,23 +330,9 @@ class Resumption:
     num_events: Annotated[int, Meta(ge=0)]
     ends: bool = False
 
-    def to_bytes(self) -> bytes:
-        """Return this request as MessagePack."""
-        return _PACKED_RESUMPTION.write(self)
-
-    @classmethod
-    def from_bytes(cls, field: str, data: bytes) -> "Resumption":
-        """Return the request in MessagePack `data`; raise InvalidRequest if it is invalid.
-
-        Args:
-            field: Name of the input in error messages.
-            data: Result of `to_bytes`.
-        """
-        return _PACKED_RESUMPTION.read(field, data)
-
 
 @dataclass(frozen=True, slots=True)
-class TextPart:
+class TextPart(Packed):
     """Part number `part` (from 0) of the streamed text of `session`; the text may be empty."""
 
     session: str
@@ -354,26 +340,9 @@ class TextPart:
     text: str
     is_last: bool
 
-    def to_bytes(self) -> bytes:
-        """Return this part as MessagePack."""
-        return _PACKED_PART.write(self)
-
-    @classmethod
-    def from_bytes(cls, field: str, data: bytes) -> "TextPart":
-        """Return the part in MessagePack `data`.
-
-        Args:
-            field: Name of the input in error messages.
-            data: Result of `to_bytes`.
-
-        Raises:
-            InvalidRequest: If the data is invalid.
-        """
-        return _PACKED_PART.read(field, data)
-
 
 @dataclass(frozen=True, slots=True)
-class AudioPart:
+class AudioPart(Packed):
     """Part number `part` (from 0) of the live audio of `session`, encoded.
 
     Attributes:
@@ -389,20 +358,6 @@ class AudioPart:
     is_last: bool
     seconds: Annotated[float, Meta(ge=0, le=MAX_AUDIO_S)] = 0.0
     lost: str = ""
-
-    def to_bytes(self) -> bytes:
-        """Return this part as MessagePack."""
-        return _PACKED_AUDIO_PART.write(self)
-
-    @classmethod
-    def from_bytes(cls, field: str, data: bytes) -> "AudioPart":
-        """Return the part in MessagePack `data`; raise InvalidRequest if it is invalid.
-
-        Args:
-            field: Name of the input in error messages.
-            data: Result of `to_bytes`.
-        """
-        return _PACKED_AUDIO_PART.read(field, data)
 
 
 SESSION: JsonRecord[SessionRecord] = JsonRecord(Annotated[SessionRecord, Field(description="a JSON object")])
@@ -428,8 +383,3 @@ def read_session(raw: Any, excluded: Sequence[str], can_resume: bool = False) ->
     if "resume" in session and not can_resume:
         raise InvalidRequest("session.resume", "no value (only live audio can be resumed)", session["resume"])
     return session
-
-
-_PACKED_PART: PackedRecord[TextPart] = PackedRecord(TextPart)
-_PACKED_AUDIO_PART: PackedRecord[AudioPart] = PackedRecord(AudioPart)
-_PACKED_RESUMPTION: PackedRecord[Resumption] = PackedRecord(Resumption)
