@@ -5,7 +5,7 @@ The processes of a server exchange records as MessagePack, which is validated ag
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -251,9 +251,7 @@ class PackedRecord(Generic[T]):
         return record
 
 
-@cache
-def _packed(kind: Any) -> PackedRecord[Any]:
-    return PackedRecord(kind)
+_packed: Callable[[Any], PackedRecord[Any]] = cache(PackedRecord)
 
 
 class Packed:
