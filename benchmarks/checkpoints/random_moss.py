@@ -68,28 +68,34 @@ def config(kind: str = "small", max_rows: int = 4096) -> dict[str, Any]:
     }
 
 
+def qwen3_shapes(prefix: str, section: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the layers and the last norm of a Qwen3 model with this part of a config.json."""
+    width, inner, head = section["hidden_size"], section["intermediate_size"], section["head_dim"]
+    queries, keys = section["num_attention_heads"] * head, section["num_key_value_heads"] * head
+    own: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (width,),
+        "self_attn.q_proj": (queries, width),
+        "self_attn.k_proj": (keys, width),
+        "self_attn.v_proj": (keys, width),
+        "self_attn.o_proj": (width, queries),
+        "self_attn.q_norm": (head,),
+        "self_attn.k_norm": (head,),
+        "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+    }
+    layers = range(section["num_hidden_layers"])
+    shapes = {f"{prefix}layers.{number}.{name}.weight": shape for number in layers for name, shape in own.items()}
+    return shapes | {f"{prefix}norm.weight": (width,)}
+
+
 def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor of the language model."""
-    lm, table = record["language_config"], (record["audio_vocab_size"] + 1, record["language_config"]["hidden_size"])
-    width, inner, head = lm["hidden_size"], lm["intermediate_size"], lm["head_dim"]
-    queries, keys = lm["num_attention_heads"] * head, lm["num_key_value_heads"] * head
+    lm, width = record["language_config"], record["language_config"]["hidden_size"]
+    table = record["audio_vocab_size"] + 1, width
     shapes: dict[str, tuple[int, ...]] = {"language_model.embed_tokens.weight": (lm["vocab_size"], width)}
-    for number in range(lm["num_hidden_layers"]):
-        layer = f"language_model.layers.{number}"
-        shapes |= {
-            f"{layer}.input_layernorm.weight": (width,),
-            f"{layer}.self_attn.q_proj.weight": (queries, width),
-            f"{layer}.self_attn.k_proj.weight": (keys, width),
-            f"{layer}.self_attn.v_proj.weight": (keys, width),
-            f"{layer}.self_attn.o_proj.weight": (width, queries),
-            f"{layer}.self_attn.q_norm.weight": (head,),
-            f"{layer}.self_attn.k_norm.weight": (head,),
-            f"{layer}.post_attention_layernorm.weight": (width,),
-            f"{layer}.mlp.gate_proj.weight": (inner, width),
-            f"{layer}.mlp.up_proj.weight": (inner, width),
-            f"{layer}.mlp.down_proj.weight": (width, inner),
-        }
-    shapes["language_model.norm.weight"] = (width,)
+    shapes |= qwen3_shapes("language_model.", lm)
     shapes |= {f"emb_ext.{number}.weight": table for number in range(record["n_vq"])}
     shapes |= {f"lm_heads.{number + 1}.weight": table for number in range(record["n_vq"])}
     return shapes | {"lm_heads.0.weight": (lm["vocab_size"], width)}

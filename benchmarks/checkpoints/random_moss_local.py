@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.checkpoints.random_moss import NUM_TEXT_IDS, NUM_TOKENS, TOKENS, write_codec
+from benchmarks.checkpoints.random_moss import NUM_TEXT_IDS, NUM_TOKENS, TOKENS, qwen3_shapes, write_codec
 from benchmarks.checkpoints.random_moss import SMALL as BACKBONE
 from benchmarks.checkpoints.random_tensors import random_tensors
 
@@ -76,26 +76,9 @@ def config(kind: str = "small", max_rows: int = 4096) -> dict[str, Any]:
 
 def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor of the language model."""
-    lm, local = record["language_config"], record["gpt2_config"]
-    width, inner, head = lm["hidden_size"], lm["intermediate_size"], lm["head_dim"]
-    queries, keys = lm["num_attention_heads"] * head, lm["num_key_value_heads"] * head
+    lm, local, width = record["language_config"], record["gpt2_config"], record["language_config"]["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {"transformer.embed_tokens.weight": (lm["vocab_size"], width)}
-    for number in range(lm["num_hidden_layers"]):
-        layer = f"transformer.layers.{number}"
-        shapes |= {
-            f"{layer}.input_layernorm.weight": (width,),
-            f"{layer}.self_attn.q_proj.weight": (queries, width),
-            f"{layer}.self_attn.k_proj.weight": (keys, width),
-            f"{layer}.self_attn.v_proj.weight": (keys, width),
-            f"{layer}.self_attn.o_proj.weight": (width, queries),
-            f"{layer}.self_attn.q_norm.weight": (head,),
-            f"{layer}.self_attn.k_norm.weight": (head,),
-            f"{layer}.post_attention_layernorm.weight": (width,),
-            f"{layer}.mlp.gate_proj.weight": (inner, width),
-            f"{layer}.mlp.up_proj.weight": (inner, width),
-            f"{layer}.mlp.down_proj.weight": (width, inner),
-        }
-    shapes["transformer.norm.weight"] = (width,)
+    shapes |= qwen3_shapes("transformer.", lm)
     linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}
     linear |= {"mlp.fc_in": (local["n_inner"], width), "mlp.fc_out": (width, local["n_inner"])}
     for layer in (f"local_transformer.h.{number}" for number in range(local["n_layer"])):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.checkpoints.random_moss import NUM_TEXT_IDS, NUM_TOKENS, write_codec
+from benchmarks.checkpoints.random_moss import NUM_TEXT_IDS, NUM_TOKENS, qwen3_shapes, write_codec
 from benchmarks.checkpoints.random_tensors import random_tensors
 
 # Tokens after those of the BPE; two are not used.
@@ -68,37 +68,16 @@ def config(kind: str = "small", max_rows: int = 4096) -> dict[str, Any]:
     }
 
 
-def _layer_shapes(prefix: str, section: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    width, inner, head = section["hidden_size"], section["intermediate_size"], section["head_dim"]
-    queries, keys = section["num_attention_heads"] * head, section["num_key_value_heads"] * head
-    own: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (width,),
-        "self_attn.q_proj": (queries, width),
-        "self_attn.k_proj": (keys, width),
-        "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, queries),
-        "self_attn.q_norm": (head,),
-        "self_attn.k_norm": (head,),
-        "post_attention_layernorm": (width,),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-    }
-    layers = range(section["num_hidden_layers"])
-    shapes = {f"{prefix}layers.{number}.{name}.weight": shape for number in layers for name, shape in own.items()}
-    return shapes | {f"{prefix}norm.weight": (width,)}
-
-
 def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor of the language model."""
     lm, local, size = record["language_config"], record["local_config"], record["audio_vocab_size"]
     text, numbers = (lm["vocab_size"], lm["hidden_size"]), range(record["rvq"])
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens.0.weight": text}
     shapes |= {f"embed_tokens.{number + 1}.weight": (size, lm["hidden_size"]) for number in numbers}
-    shapes |= {"language_model.embed_tokens.weight": text, **_layer_shapes("language_model.", lm)}
+    shapes |= {"language_model.embed_tokens.weight": text, **qwen3_shapes("language_model.", lm)}
     inner = "local_transformer.model."
     shapes |= {f"{inner}embed_tokens.{number}.weight": (size, local["hidden_size"]) for number in numbers[:-1]}
-    shapes |= _layer_shapes(inner, local)
+    shapes |= qwen3_shapes(inner, local)
     heads = "local_transformer.local_lm_heads."
     return shapes | {f"{heads}{number}.weight": (size, local["hidden_size"]) for number in numbers}
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.checkpoints import random_pocket
-from benchmarks.checkpoints.random_pocket import layer_shapes, linear
+from benchmarks.checkpoints.random_pocket import flow_shapes, layer_shapes, linear
 
 NUM_TOKENS, NUM_FREQUENCIES, NUM_SPEAKER_ROWS, SPEAKER_WIDTH, DURATION_WIDTH = 200, 128, 31, 16, 128
 # Number of frames of each voice, and whether its file has latents of the speaker codec or embedded rows.
@@ -170,19 +170,7 @@ def shapes_with_times(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for index in range(lm["num_layers"]):
         name = f"flow_lm.transformer.layers.{index}."
         found |= layer_shapes(name, width, lm["dim_feedforward"], width, width)
-    head = "flow_lm.flow_net."
-    found |= linear(f"{head}cond_embed", c, width) | linear(f"{head}input_proj", c, words)
-    for index in range(lm["flow_depth"]):
-        name = f"{head}res_blocks.{index}."
-        found |= linear(f"{name}mlp.0", c, c) | linear(f"{name}mlp.2", c, c)
-        found |= linear(f"{name}adaLN_modulation.1", 3 * c, c)
-        found |= {f"{name}in_ln.weight": (c,), f"{name}in_ln.bias": (c,)}
-    found |= linear(f"{head}final_layer.linear", words, c)
-    found |= linear(f"{head}final_layer.adaLN_modulation.1", 2 * c, c)
-    for index in range(2):
-        name = f"{head}time_embed.{index}."
-        found |= {f"{name}freqs": (NUM_FREQUENCIES,), f"{name}mlp.3.alpha": (c,)}
-        found |= linear(f"{name}mlp.0", c, 2 * NUM_FREQUENCIES) | linear(f"{name}mlp.2", c, c)
+    found |= flow_shapes("flow_lm.flow_net.", lm["flow_depth"], c, width, words, times=2)
     return found | {f"mimi.{name}": shape for name, shape in codec_shapes(mimi).items()}
 
 

@@ -202,16 +202,30 @@ def lm_shapes(lm: Mapping[str, Any], num_words: int) -> dict[str, tuple[int, ...
     for index in range(stack["num_layers"]):
         name = f"transformer.layers.{index}."
         found |= layer_shapes(name, width, inner, queried, held)
-    head = "flow_net."
-    found |= linear(f"{head}cond_embed", c, state) | linear(f"{head}input_proj", c, num_words)
-    for index in range(flow["depth"]):
+    times = 2 if flow["type"] == "lsd" else 0
+    return found | flow_shapes("flow_net.", flow["depth"], c, state, num_words, times)
+
+
+def flow_shapes(head: str, depth: int, c: int, state: int, words: int, times: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a flow head whose names begin with `head`.
+
+    Args:
+        head: Prefix of the names.
+        depth: Number of blocks.
+        c: Width.
+        state: Width of its condition.
+        words: Number of values of a latent.
+        times: Number of embedded times.
+    """
+    found = linear(f"{head}cond_embed", c, state) | linear(f"{head}input_proj", c, words)
+    for index in range(depth):
         name = f"{head}res_blocks.{index}."
         found |= linear(f"{name}mlp.0", c, c) | linear(f"{name}mlp.2", c, c)
         found |= linear(f"{name}adaLN_modulation.1", 3 * c, c)
         found |= {f"{name}in_ln.weight": (c,), f"{name}in_ln.bias": (c,)}
-    found |= linear(f"{head}final_layer.linear", num_words, c)
+    found |= linear(f"{head}final_layer.linear", words, c)
     found |= linear(f"{head}final_layer.adaLN_modulation.1", 2 * c, c)
-    for index in range(2 if flow["type"] == "lsd" else 0):
+    for index in range(times):
         name = f"{head}time_embed.{index}."
         found |= {f"{name}freqs": (NUM_FREQUENCIES,), f"{name}mlp.3.alpha": (c,)}
         found |= linear(f"{name}mlp.0", c, 2 * NUM_FREQUENCIES) | linear(f"{name}mlp.2", c, c)
