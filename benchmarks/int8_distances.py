@@ -39,6 +39,7 @@ from benchmarks.checkpoints import (
     random_chatterbox,
     random_cosyvoice3,
     random_espnet,
+    random_fish_s2,
     random_glm4_voice,
     random_higgs_audio_v3,
     random_kyutai_stt,
@@ -64,6 +65,7 @@ from stretto.engine.models import multi_stream
 from stretto.engine.worker import sampler
 from stretto.engine.worker.latent_draw import LatentDraw
 from stretto.families.cosyvoice3.mechanism import draw as cosyvoice3_draw
+from stretto.families.fish_s2.mechanism import draw as fish_s2_draw
 from stretto.families.plugin import family_at
 from stretto.families.vibevoice_realtime.mechanism.draw import WindowDraw
 from stretto.records.prompt import Prompt
@@ -119,6 +121,15 @@ def write_csm(folder: Path) -> list[str]:
     depth |= {"backbone_hidden_size": WIDTH, "num_attention_heads": 16}
     with mock.patch.dict(csm.CONFIG, HUGGING_FACE, depth_decoder_config=depth):
         return list(csm.write_release(folder, csm.make_model()).command)
+
+
+def write_fish_s2(folder: Path) -> list[str]:
+    """Write a release of Fish Audio S2; return the converter's arguments."""
+    sizes = {"dim": WIDTH, "intermediate_size": INNER, "n_layer": LAYERS}
+    sizes |= {"n_head": 16, "n_local_heads": 8, "head_dim": 32}
+    num_codebooks, num_codes, *_ = random_fish_s2.KINDS["small"]
+    with mock.patch.dict(random_fish_s2.KINDS, small=(num_codebooks, num_codes, sizes, sizes)):
+        return random_fish_s2.command(random_fish_s2.write_release(folder))
 
 
 def write_higgs_audio_v3(folder: Path) -> list[str]:
@@ -193,6 +204,7 @@ WIDENED: dict[str, Callable[[Path], list[str]]] = {
     "chatterbox-small": write_chatterbox,
     "cosyvoice3-small": write_cosyvoice3,
     "csm": write_csm,
+    "fish-s2": write_fish_s2,
     "higgs-audio-v3": write_higgs_audio_v3,
     "moss-tts": write_moss_tts,
     "orpheus-small": write_orpheus,
@@ -226,7 +238,7 @@ class Outputs:
         def replacement(logits: torch.Tensor, *others: Any) -> torch.Tensor:
             caller = sys._getframe(1).f_code.co_name
             if caller != "_redraw":  # a repeated id is drawn again from the same logits
-                kind = "codes" if caller == "draw_codes" else "first"
+                kind = "codes" if caller == "chosen_others" else "first"
                 self.logits.append((kind, logits.flatten(0, 1).clone()))
             found = original(logits, *others) if self.forced is None else self.forced.ids[len(self.ids)].clone()
             self.ids.append(found.clone())
@@ -258,6 +270,7 @@ def generate(checkpoint: Path, outputs: Outputs, part: str = "") -> None:
         draw = outputs.draw(sampler.draw)
         for module in (sampler, cosyvoice3_draw):
             stack.enter_context(mock.patch.object(module, "draw", draw))
+        stack.enter_context(mock.patch.object(fish_s2_draw, "draw_late", outputs.draw(fish_s2_draw.draw_late)))
         for kind in (LatentDraw, WindowDraw):
             stack.enter_context(mock.patch.object(kind, "__init__", recording(kind.__init__, outputs)))
         limits = ARGUMENTS | {"max_model_len": min(512, family.max_model_len)}

@@ -43,9 +43,9 @@ def test_repeated_draws_from_the_same_logits_are_not_recorded() -> None:
     def _redraw() -> torch.Tensor:
         return draw(torch.zeros(1, 1, 4))
 
-    def draw_codes() -> torch.Tensor:
+    def chosen_others() -> torch.Tensor:
         return draw(torch.ones(1, 1, 4))
 
-    assert [_redraw().tolist(), draw_codes().tolist()] == [[3], [3]]
+    assert [_redraw().tolist(), chosen_others().tolist()] == [[3], [3]]
     assert [kind for kind, _ in outputs.logits] == ["codes"]
     assert len(outputs.ids) == 2

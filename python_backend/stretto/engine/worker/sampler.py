@@ -3,9 +3,7 @@
 They compute logits, apply guidance, masks and repetition penalties, and sample.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -157,11 +155,9 @@ class RowDraw:
         codes: The other streams by slot and position, an array over `SlotTables.codes`.
         guard: Repetition-aware sampling.
         memory: Memories of the requests; None if the family has none.
-        chosen_others: Function with the arguments of `draw` that samples some of the other streams in audio.
     """
 
     memory: RequestMemory | None = None
-    chosen_others: ClassVar[Callable[..., torch.Tensor]] = staticmethod(draw)
     frames: FramePredictor
 
     def __init__(
@@ -278,7 +274,7 @@ class RowDraw:
             if self._masks_others:
                 guided = self.segments.mask_other_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
-            codes = self.chosen_others(*drawn_from, step.depth, plan.depth)
+            codes = self.chosen_others(drawn_from, plan, step)
             return _both(self.guard.auxiliary(codes, drawn_from, recent, streams) if recent else codes, num_shared)
 
         read = token
@@ -364,6 +360,10 @@ class RowDraw:
             plan, step, rows: See `draw_first`.
         """
         return draw(logits[:, None], self.heads.first_ids[None], keys, step.audio, plan.audio)
+
+    def chosen_others(self, drawn_from: Logits, plan: BatchPlan, step: PlanArrays) -> torch.Tensor:
+        """Return the sampled ids of some of the other streams in audio, [A, k]; for `plan`, `step` see `draw_first`."""
+        return draw(*drawn_from, step.depth, plan.depth)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Return the logits from which repeated ids of stream 0 in audio are sampled again.

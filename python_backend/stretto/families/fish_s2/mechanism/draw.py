@@ -6,7 +6,6 @@ keeps the code that makes the sum exceed it.
 
 import math
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 
@@ -76,8 +75,6 @@ class LateTemperatureDraw(RowDraw):
         tokens: Stream 0 of every slot by position, int32 [R, T].
     """
 
-    chosen_others: ClassVar = staticmethod(draw_late)
-
     def __init__(
         self,
         mechanism: LateTemperature,
@@ -98,6 +95,10 @@ class LateTemperatureDraw(RowDraw):
         """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
         self._top_k = step.audio.top_k
         return draw_late(logits[:, None], self.heads.first_ids[None], keys, step.audio, plan.audio)
+
+    def chosen_others(self, drawn_from: Logits, plan: BatchPlan, step: PlanArrays) -> torch.Tensor:
+        """Sample the other codebooks, [A, k]; see `RowDraw.chosen_others`."""
+        return draw_late(*drawn_from, step.depth, plan.depth)
 
     def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
         """Return the logits that `redraw_top_p` and the reply's top-k keep; see `RowDraw.redrawn_from`."""
