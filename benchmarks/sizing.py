@@ -32,6 +32,7 @@ from stretto.sizing import (
 
 CSM_DEPTH = Depth(1024, 4, 2, 128, 8, 8_192, passes=31, columns=2_048)
 QWEN3_TTS_DEPTH = Depth(1024, 5, 8, 128, 16, 3_072, passes=15, columns=2_048)
+FISH_S2_DEPTH = Depth(2560, 4, 8, 128, 32, 9_728, passes=9, columns=4_096)
 MOSHI_DEPTH = Depth(1024, 6, 16, 64, 16, 2_816, passes=8, columns=2_048, sets=8)
 KYUTAI_TTS_DEPTH = Depth(1024, 4, 16, 64, 16, 2_048, passes=32, columns=2_048, sets=11)
 TTS_VECTOR_ROWS = 625  # rows of the voices' vectors that cross-attention reads
@@ -46,6 +47,9 @@ BACKBONES = (
     Backbone(896, 24, 2, 64, 14, 4_864, "CosyVoice 3 (Qwen2 0.5B)", 158_697, 6_761, 25.0, False, 1),
     Backbone(3072, 28, 8, 128, 24, 2 * 8_192, "Higgs Audio v2 (Llama 3.2 3B)", 136_464, 8_208, 25.0, False, 1),
     Backbone(2560, 36, 8, 128, 32, 9_728, "Higgs TTS 3 (Qwen3 4B)", 160_144, 8_208, 25.0, False, 1),
+    Backbone(
+        2560, 36, 8, 128, 32, 9_728, "Fish Audio S2 Pro (Qwen3 4B)", 192_640, 4_097, 21.5, False, 1, FISH_S2_DEPTH
+    ),
     Backbone(
         4096, 32, 32, 128, 32, 11_264, "Moshi 7B, live sessions", 64_787, 32_000, 12.5, False, 1, MOSHI_DEPTH, 3_000
     ),
@@ -80,6 +84,7 @@ CODECS = (
     CodecCost("espnet_dac", {25: 6.3, 8: 9.6}, Convolved(5.7, 15.0, 15.6)),
     CodecCost("mimi", {12: 6.9, 2: 13.8}, Convolved(5.5, 7.1, 9.1)),
     CodecCost("qwen3_12hz", {12: 62.1, 2: 62.3}, Convolved(60.0, 32.4, 34.6)),
+    CodecCost("fish_s2", {21: 145.8, 2: 146.3}, Convolved(138.8, 74.0, 78.1)),
     CodecCost("higgs", {25: 24.5, 4: 81.8}, Convolved(24.4, 25.8, 27.1)),
     # with a voice of 6 s, and half of the longest reply
     CodecCost("cosyvoice3", {100: 3126.1}, Convolved(40.1, 24.1, 23.4), 150 + 375),
@@ -92,6 +97,7 @@ CODEC_OF = {
     "Qwen3-TTS": "qwen3_12hz",
     "CosyVoice": "cosyvoice3",
     "Higgs": "higgs",
+    "Fish": "fish_s2",
     "Moshi": "mimi",
     "Kyutai": "mimi",
 }

@@ -29,6 +29,7 @@ from stretto.decoder.memory import META, Peak, tensors_to_meta
 from stretto.errors import CheckpointError
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary
+from stretto.families.fish_s2.family import FishVocabulary
 from stretto.families.higgs_audio.family import HiggsAudioVocabulary
 from stretto.families.higgs_audio_v3.family import HiggsAudioV3Vocabulary
 from stretto.families.kyutai_stt.family import SttVocabulary
@@ -63,6 +64,7 @@ PUBLISHED = {
     "CosyVoice 3 (Qwen2 0.5B)": (CosyVoice3Vocabulary(), 24),
     "Higgs Audio v2 (Llama 3.2 3B)": (HiggsAudioVocabulary(), 28),
     "Higgs TTS 3 (Qwen3 4B)": (HiggsAudioV3Vocabulary(), 36),
+    "Fish Audio S2 Pro (Qwen3 4B)": (FishVocabulary(), 36),
     "Moshi 7B, live sessions": (MoshiVocabulary(), 32),
     "Kyutai STT 1B, live sessions": (SttVocabulary(), 16),
     "Kyutai TTS 1.6B": (LARGE_TTS, 16),
@@ -150,7 +152,9 @@ def gflop_of(codec: Codec, window: Window) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mimi", *by_night("qwen3_12hz", "xcodec", "espnet_dac", "higgs", "cosyvoice3")])
+@pytest.mark.parametrize(
+    "name", ["mimi", *by_night("qwen3_12hz", "fish_s2", "xcodec", "espnet_dac", "higgs", "cosyvoice3")]
+)
 def test_codec_flop_counts_match_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (cost,) = [each for each in CODECS if each.name == name]
     codec = every_codec(name, is_narrow=False)
