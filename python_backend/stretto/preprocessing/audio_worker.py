@@ -131,8 +131,9 @@ class AudioProcess:
     Its method `read` is an AudioReader.
     """
 
-    def __init__(self) -> None:
-        self._process = WorkerProcess("stretto.preprocessing.audio_worker", niceness=0)
+    def __init__(self, niceness: int = 0) -> None:
+        """Start the process at nice level `niceness`, from 0 to 19."""
+        self._process = WorkerProcess("stretto.preprocessing.audio_worker", niceness=niceness)
 
     @property
     def pid(self) -> int:
