@@ -55,7 +55,7 @@ from stretto_gateway.speech_request import (
     SpeechFields,
     SpeechItem,
     SpeechRequest,
-    check_options,
+    check_options_size,
     given_options,
     held_bytes,
 )
@@ -371,7 +371,7 @@ class BatchRequest(SpeechFields):
         for index, item in enumerate(items[:MAX_ITEMS] if isinstance(items, list) else ()):
             if isinstance(item, dict):
                 with error_path(f"items.{index}"):
-                    check_options(given_options(item))
+                    check_options_size(given_options(item))
         return record
 
     def each(self) -> list[SpeechItem]:

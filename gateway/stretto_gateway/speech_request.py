@@ -268,7 +268,7 @@ def check_json(value: Any, param: str) -> None:
         raise mismatch(param, f"at most {MAX_BYTES} bytes of JSON", f"{num_bytes} bytes")
 
 
-def check_options(options: dict[str, Any]) -> None:
+def check_options_size(options: dict[str, Any]) -> None:
     """Raise ApiError for the first option that makes the options exceed the server's JSON limits."""
     for name, value in options.items():
         check_json({name: value}, name)
@@ -452,7 +452,7 @@ class SpeechFields(WithOptions):
     def few_options(cls, record: Any) -> Any:
         """Return `record`; raise ApiError if its options exceed the server's JSON limits."""
         if isinstance(record, dict):
-            check_options(given_options(record))
+            check_options_size(given_options(record))
         return record
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from stretto_gateway.speech_request import (
     OPTIONS,
     SMALL_BYTES,
     SpeechRequest,
-    check_options,
+    check_options_size,
     held_bytes,
     most_bytes,
 )
@@ -55,13 +55,13 @@ def test_option_json_limits_match_the_server() -> None:
 def test_gateway_option_limits_match_the_server(options: dict[str, Any], param: str | None) -> None:
     text = json.dumps(options)
     if param is None:
-        check_options(options)
+        check_options_size(options)
         assert json_record.read_json("options", text) == options
         return
     with pytest.raises(InvalidRequest):
         json_record.read_json("options", text)
     with pytest.raises(ApiError) as raised:
-        check_options(options)
+        check_options_size(options)
     assert raised.value.param == param
     assert raised.value.message.startswith(f"{param}: expected ")
 

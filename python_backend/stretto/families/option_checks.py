@@ -9,7 +9,8 @@ from stretto.streams.layout import LatentSpec
 def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None:
     """Check sampling parameters.
 
-    The preprocessor calls this function for the options of a request, `SpeechLLM` for the prompt of a Python program.
+    The preprocessor calls this function for the options of a request, and `SpeechLLM` again for every prompt, because a
+    Python program has no preprocessor.
 
     Args:
         sampling: Sampling parameters of a reply.

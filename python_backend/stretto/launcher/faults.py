@@ -1,4 +1,4 @@
-"""Faults of processes."""
+"""Faults of processes, as the launcher's watches report them."""
 
 import time
 from dataclasses import dataclass

@@ -111,12 +111,14 @@ class UnaryCalls:
             return await asyncio.shield(answering)
         except asyncio.CancelledError:
             if is_ours:
-                self._background.start(self._drain(call, answering, ExitStack() if place is None else place.pop_all()))
+                self._background.start(
+                    self._await_answer(call, answering, ExitStack() if place is None else place.pop_all())
+                )
             else:
                 call.cancel()
             raise
 
-    async def _drain(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
+    async def _await_answer(self, call: Any, answering: asyncio.Task[bytes], place: ExitStack) -> None:
         with place, suppress(Restarting, grpc.aio.AioRpcError):
             try:
                 await self._gate.guard(_shielded(answering))

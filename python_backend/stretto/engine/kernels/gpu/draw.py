@@ -1,4 +1,7 @@
-"""Triton kernel that samples as `sampling.draw` does, with the same noise and one program per row and stream."""
+"""Triton functions of all sampling kernels, and a kernel that samples as `sampling.draw` does, with the same noise.
+
+The kernel has one program per row and stream. It samples where torch runs the step; otherwise `step_draw.py` samples.
+"""
 
 import torch
 import triton

@@ -353,7 +353,7 @@ def draw_streams_kernel(
     token_ids: tl.tensor,  # [S, C] int64
     codebooks: tl.tensor,  # [2, S] int64: the first code id of each codebook, and the id after the last one
     is_guided: tl.tensor,  # [S] int64
-    plan: tl.tensor,  # `step_draw.py`, [C, N] int32
+    plan: tl.tensor,  # table of the step, COLUMNS by row, int32
     lengths: tl.tensor,  # [N] int32
     state: tl.tensor,  # [R, 5 + C] int64
     history: tl.tensor,  # ids of the first of the streams, [R, T, ...] int32
