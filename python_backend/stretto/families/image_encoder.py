@@ -1,4 +1,4 @@
-"""Image encoder that several families share, and the changes to the backbone that its rows need."""
+"""Image encoder whose rows add to several layers and have positions of three parts, and how the backbone reads them."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy

@@ -158,7 +158,7 @@ def environment_of(pid: int, variable: str) -> str | None:
     return None
 
 
-TRACKERS_S = 3.0  # resource trackers may exit by themselves for so long
+TRACKERS_S = 3.0  # time for resource trackers to exit by themselves
 
 
 def end_all(is_meant: Callable[[Process], bool]) -> None:

@@ -39,7 +39,7 @@ class InputAudio:
 class InputImage:
     """Image for the model's image encoder, whose output replaces placeholder rows of a prompt.
 
-    The rows form a grid, in reading order. Their positions are those of the model's image encoder.
+    The rows form a grid, in reading order. The model's image encoder determines their positions in the backbone.
 
     Attributes:
         first_row: Index of the first placeholder row.

@@ -18,7 +18,7 @@ class InputEmbeddings:
     The tensors returned by `inputs` have fixed addresses, as CUDA graphs require.
 
     Args:
-        model: Model with `embed_audio`, `adaptor`, and `image_encoder` or None.
+        model: Model with `embed_audio`, `adaptor` and `image_encoder`, which is None without images.
         arrays: Array factory.
         embeds: Embedding buffer of the largest batch, [N, H]; only its shape, dtype and device are used.
     """

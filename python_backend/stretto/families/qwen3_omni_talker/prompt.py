@@ -41,7 +41,12 @@ class TalkerPrompts:
         return cls(TalkerVocabulary.from_record(config[VOCABULARY]))
 
     def check_writer(self, num_ids: int, voices: Sequence[str]) -> None:
-        """Raise CheckpointError unless the talker has the thinker's ids and voices; see `SpeakerPrompts`."""
+        """Raise CheckpointError unless the talker can speak the thinker's replies.
+
+        Args:
+            num_ids: Number of ids that the thinker may generate.
+            voices: Names of the thinker's voices.
+        """
         if self._known.num_text_ids != num_ids:
             expected = f"num_text_ids {num_ids}, as many ids as the thinker has"
             raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {self._known.num_text_ids}")

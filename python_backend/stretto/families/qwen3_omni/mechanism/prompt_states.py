@@ -52,7 +52,7 @@ def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
 
 
 class PromptStates(PromptLogprobsWorker):
-    """Hidden states of the rows of audio input, which each step that computes such rows sends to the scheduler.
+    """Hidden states of the rows of audio and images, which each step that computes such rows sends to the scheduler.
 
     It replaces vLLM's scores of prompt rows, which our requests do not ask for. vLLM copies the returned states to the
     host together with the step's samples, so none are kept on the device. A request whose prompt is computed again
