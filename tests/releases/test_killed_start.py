@@ -30,7 +30,7 @@ COMMANDS = {
 }
 EVENTS = {
     "preparing": ("open", r"/served-cpu\.partial/\S+/config\.pbtxt w"),  # in the process that converts
-    "configuring": ("open", r"/checkpoint/config\.json r"),  # in the process that starts the engine
+    "configuring": ("import", r"^vllm\.v1\.engine\.core_client "),  # in the process that starts the engine
     "loading": ("glob.glob", r"/checkpoint/\*\.safetensors "),  # in the engine
 }
 POINTS = [
