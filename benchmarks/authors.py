@@ -35,11 +35,11 @@ Folders, each from `pip install --target FOLDER --no-deps`:
                  environment needs `pip install ./examples/custom_family`.
 
 `frames_per_cpu_s`: frames over the processor time of all processes of the server, without this one, or of the package;
-`cores`: the same time of the server over the seconds of one reply; `audio_rtf`: median time until all replies have
-ended, over the same seconds. `ratio`: median of the server's over the package's in the same round. `first_audio_s`:
-median time from request to first samples. `pss_mb`: memory of all processes, after the last reply of all streams.
-`cpu_ms_per_frame`: of each process. `ports`: the same figures of each port. One line of JSON for each weight format and
-number of streams.
+`cores`: the same time of the server over the seconds of audio in one reply; `audio_rtf`: median time until all replies
+have ended, over the same seconds. `ratio`: median of the server's over the package's in the same round.
+`first_audio_s`: median time from request to first samples. `pss_mb`: memory of all processes, after the last reply of
+all streams. `cpu_ms_per_frame`: of each process. `ports`: the same figures of each port. One line of JSON for each
+weight format and number of streams.
 """
 
 import argparse
@@ -123,12 +123,15 @@ def package_figures(arguments: argparse.Namespace, release: Path, port: str = ""
 
 async def listen(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
     """Transcribe a recording of `frames` frames; return the seconds until its first text."""
-    sent, first, seconds = time.perf_counter(), 0.0, frames * contender.samples / SAMPLE_RATE
+    sent, first, heard_s, seconds = time.perf_counter(), 0.0, 0.0, frames * contender.samples / SAMPLE_RATE
     async for event in client.transcribe((noise(seconds, seed), NOISE_RATE)):
         if event.text:
             first = first or time.perf_counter() - sent
         if event.report is not None:
-            check(round(event.report["input_audio_s"] * SAMPLE_RATE), frames * contender.samples)
+            heard_s = event.report["input_audio_s"]
+    check(round(heard_s * SAMPLE_RATE), frames * contender.samples)
+    if not first:
+        raise RuntimeError("expected a text, got none")
     return first
 
 

@@ -1,4 +1,4 @@
-"""Families at their published sizes, with random weights: releases, requests, and authors' code that speaks them."""
+"""Families at their published sizes: releases with random weights, their requests, and loaders of the authors' code."""
 
 import asyncio
 import json
