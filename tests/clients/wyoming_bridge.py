@@ -74,7 +74,7 @@ async def ask(name: str, backend: list[str]) -> None:
         await client.write_event(Describe().event())
         info = Info.from_event((await until(client, Info))[-1])
         voices = [voice.name for program in info.tts for voice in program.voices]
-        report(f"{name}: voices", value=len(voices) > 1)
+        report(f"{name}: voices", value=bool(voices))
         await client.write_event(Synthesize(text=TEXT, voice=SynthesizeVoice(name=voices[0])).event())
         chunks = [event for event in await until(client, AudioStop) if AudioChunk.is_type(event.type)]
         first = AudioChunk.from_event(chunks[0])
