@@ -139,10 +139,10 @@ FISH_S2_FIRST |= LateTemperatureProgram.sampling_functions._asdict()
 FISH_S2_OTHERS = {**FISH_S2, "num_columns": 4096, "num_ends": 0, "first_stream": 1, "block": 4096, "shares": True}
 FISH_S2_OTHERS |= LateTemperatureProgram.other_functions._asdict()
 POINTER_IDS = POINTER.ids(SimpleNamespace(family=TINY))
-SCRIPT = {**SIZES, "script": POINTER_IDS, "num_columns": 83, "block": 128}
 TEXT = {**SIZES, "num_columns": 152_192, "num_groups": 1189, "block": 2048}
 TAILS = SAMPLED_TAIL, PADDED_TAIL
 FAMILY = ReplyConstants(**dict.fromkeys(ReplyConstants._fields, 3))
+SCRIPT = {**SIZES, "script": POINTER_IDS, "family": FAMILY, "num_columns": 83, "block": 128}
 GROUP_RULES = GroupRules(COSYVOICE3.groups, FAMILY, 64, 0, 10, 64, 1)
 RULES = StepRules(**dict.fromkeys(StepRules._fields, 3))._replace(family=FAMILY)
 PLAIN_RULES = RULES._replace(

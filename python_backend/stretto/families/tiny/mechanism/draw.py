@@ -55,9 +55,12 @@ class ScriptDraw(RowDraw):
         temperature = self.arrays.tensor(pick(rows.scales.script_temperature, index))
         noise = self.upload(uniform(keys[:, 0], np.zeros(1, np.int64)))
         advance = advances(logits, self.arrays.tensor(pick(stay, index)), temperature, noise)
+        is_over = self.arrays.rules.meets_limit(
+            rows.frame, rows.limits.audio_max, rows.position, self.segments.rules.constants
+        )
         pointer, *flags = self._rules.move_pointer(
             self.spread(advance.long(), index, rows) > 0, pointer, num_entries, rows.frame >= rows.limits.audio_min,
-            rows.in_audio,
+            rows.in_audio & (is_over == 0),
         )  # fmt: skip
         self._state[slots, 1] = pointer
         return self._rules.pointer_token(self._entries[slots, pointer], *flags, self._ids)
@@ -100,5 +103,5 @@ class ScriptProgram(StepProgram):
         draw_script_kernel[len(logits),](
             self.first.drawn, logits, self.first.offset, self.columns.table, self.lengths, tables.state,
             tables.texts, logits.stride(0), self.num_rows, tables.state.stride(0), tables.texts.stride(0),
-            self.rule_constants, num_columns, triton.next_power_of_2(num_columns), **EXACT,
+            self.rule_constants, self.constants.rules.family, num_columns, triton.next_power_of_2(num_columns), **EXACT,
         )  # fmt: skip

@@ -3,10 +3,11 @@
 import triton
 import triton.language as tl
 
-from stretto.engine.kernels.gpu.device_rules import device_rules
+from stretto.engine.kernels.gpu.device_rules import RULES, device_rules
 from stretto.engine.kernels.gpu.draw import uniform_of
 from stretto.engine.kernels.gpu.step_draw import (
     AUDIO_END,
+    AUDIO_MAX,
     AUDIO_MIN,
     DRAWS,
     ROLE,
@@ -38,6 +39,7 @@ def draw_script_kernel(
     state_stride: tl.constexpr,
     entries_stride: tl.constexpr,
     script: tl.constexpr,  # `PointerConstants`
+    family: tl.constexpr,  # `ReplyConstants`
     num_columns: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
@@ -62,7 +64,10 @@ def draw_script_kernel(
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, row * 0)
     threshold = tl.where(temperature > 0, uniform_of(key, row * 0), 0.5)
     probability = 1 / (1 + tl.exp(-log_odds / tl.where(temperature > 0, temperature, 1.0)))
-    may_end, in_audio = position - audio_start >= tl.load(mine + AUDIO_MIN * plan_stride), tl.load(at + AUDIO_END) < 0
+    frame, audio_max = position - audio_start, tl.load(mine + AUDIO_MAX * plan_stride)
+    is_over = RULES.meets_limit(frame, audio_max, position, family)
+    may_end = frame >= tl.load(mine + AUDIO_MIN * plan_stride)
+    in_audio = (tl.load(at + AUDIO_END) < 0) & (is_over == 0)
     pointer, moves, ends = OWN.move_pointer(
         probability > threshold, pointer, tl.load(at + NUM_ENTRIES), may_end, in_audio
     )

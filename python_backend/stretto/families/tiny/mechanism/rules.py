@@ -16,7 +16,8 @@ def move_pointer(advances, pointer, num_entries, may_end, in_audio):
         pointer: Number of the current entry, from 1; 0 before the first.
         num_entries: Number of entries.
         may_end: True if the audio has its minimum length; audio without entries may always end.
-        in_audio: True in the audio segment; in other rows, only the pointer has a meaning.
+        in_audio: True in the audio segment, but not in a row in which a limit ends it; in other rows, only the pointer
+            has a meaning.
     """
     is_last = pointer >= num_entries
     advances = advances | (pointer == 0)
