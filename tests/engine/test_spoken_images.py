@@ -24,6 +24,7 @@ from tests.engine.forking import forked_processes
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.test_prompt_states import run
 from tests.engine.test_spoken_llm import Maker, answer, assert_idle
+from tests.patience import until_async
 from tests.published_qwen3_omni_thinker import Processor, convert, sights
 from tests.published_qwen3_omni_whole import Whole
 from tests.tiers import by_night
@@ -196,7 +197,7 @@ async def test_states_are_dropped_when_they_have_been_sent(
         async for each in chunks:
             if each.codes is not None:
                 break
-        assert [states() for states in given] == [None, None]  # of the check, and of the reply
+        await until_async(lambda: [states() for states in given] == [None, None])  # of the check, and of the reply
     await assert_idle(llm)
 
 

@@ -50,7 +50,7 @@ def test_model_that_generates_frames_is_the_checkpoint_or_its_speaker(tmp_path: 
     (tmp_path / "config.json").write_text('{"speech_family": "tiny"}')
     assert parameters(tmp_path, checkpoint=".").speaking_checkpoint() == tmp_path
     (tmp_path / "config.json").write_text('{"speech_family": "spoken"}')
-    assert parameters(tmp_path, checkpoint=".").speaking_checkpoint() == tmp_path / "speaker"
+    assert parameters(tmp_path, checkpoint=".").speaking_checkpoint() == tmp_path / "talker"
 
 
 @pytest.mark.parametrize("text", [None, "{", "{}", '{"speech_family": "nobody"}'])
