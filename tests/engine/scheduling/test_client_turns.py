@@ -99,6 +99,15 @@ def test_youngest_reply_of_the_largest_host_gives_its_slot(world: World) -> None
     assert world.preempted(world.single("b0"), running) == ["a2#unconditional", "a2"]
 
 
+def test_no_request_overtakes_one_of_its_host_whose_output_is_in_flight(world: World) -> None:
+    """vLLM skips a preempted request while a step that computes it runs."""
+    waiting = [world.single(name) for name in ("a0", "b0", "a1", "b1", "a2")]
+    waiting[2].num_stale_output_tokens = 1
+    assert names(world.turns.resting(waiting)) == ["a1", "a2"]
+    waiting[2].drop_stale_output = True  # vLLM computes it again without waiting
+    assert world.turns.resting(waiting) == []
+
+
 def test_nothing_is_preempted_while_there_is_room(world: World) -> None:
     assert world.preempted(world.single("b0"), run(*world.replies("a", NUM_SLOTS - 1))) == []
 

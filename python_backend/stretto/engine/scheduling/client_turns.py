@@ -199,9 +199,18 @@ class ClientTurns:
         return skipping
 
     def resting(self, waiting: Iterable[Request]) -> list[Request]:
-        """Return the queued requests that may not be admitted in this step, because their host has no rows left."""
-        hosts = {host for host, balance in self._balances.items() if balance <= 0}
-        return [request for request in waiting if self._host(request) in hosts] if hosts else []
+        """Return the queued requests that may not be admitted in this step, so that those of a host keep their order.
+
+        Their host has no rows left, or the output of a preempted request before them is still in flight. vLLM skips
+        that request, and would admit the later ones.
+        """
+        hosts, found = {host for host, balance in self._balances.items() if balance <= 0}, list[Request]()
+        for request in waiting:
+            if request.num_stale_output_tokens and not request.drop_stale_output:
+                hosts.add(self._host(request))
+            if hosts and self._host(request) in hosts:
+                found.append(request)
+        return found
 
     def end_schedule(self, scheduled: Mapping[str, int]) -> None:
         """Deduct the rows of a scheduled step; after an empty one, no reply skips the next step.
