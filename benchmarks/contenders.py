@@ -299,23 +299,22 @@ def write_vibevoice_realtime(folder: Path) -> list[str]:
     return ["vibevoice-realtime", "--model", str(random_vibevoice_realtime.write_release(folder, "published"))]
 
 
+def chatterbox_turbo(sizes: random_chatterbox.Gpt2Sizes) -> Contender:
+    """Return Chatterbox Turbo or Nano."""
+    layers = f"{sizes.num_layers} layers of {sizes.width}"
+    return Contender(
+        write=partial(write_chatterbox_turbo, sizes=sizes),
+        samples=960,
+        voice="default",
+        sizes=f"as published: GPT-2 {layers}; S3Gen with 2 steps, voice of 15 s for GPT-2 and of 3 s for S3Gen",
+        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30},
+        silent=NUM_SILENT,
+    )
+
+
 ALONE = {
-    "chatterbox_nano": Contender(
-        write=partial(write_chatterbox_turbo, sizes=random_chatterbox.PUBLISHED_NANO),
-        samples=960,
-        voice="default",
-        sizes="as published: GPT-2 12 layers of 768; S3Gen with 2 steps, voice of 15 s for GPT-2 and of 3 s for S3Gen",
-        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30},
-        silent=NUM_SILENT,
-    ),
-    "chatterbox_turbo": Contender(
-        write=partial(write_chatterbox_turbo, sizes=random_chatterbox.PUBLISHED_TURBO),
-        samples=960,
-        voice="default",
-        sizes="as published: GPT-2 24 layers of 1024; S3Gen with 2 steps, voice of 15 s for GPT-2 and of 3 s for S3Gen",
-        engine={"max_model_len": 1024, "kv_cache_memory_bytes": 1 << 30},
-        silent=NUM_SILENT,
-    ),
+    "chatterbox_nano": chatterbox_turbo(random_chatterbox.PUBLISHED_NANO),
+    "chatterbox_turbo": chatterbox_turbo(random_chatterbox.PUBLISHED_TURBO),
     "kyutai_stt": Contender(
         write=write_kyutai_stt,
         samples=1920,
