@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end of python -m benchmarks.readme -->\n"
 BUNDLED, FAMILY, POCKET = (1, 8, 32), (1, 4, 16), (1, 4, 16)  # concurrent requests
 SMALL_FAMILY = "qwen3-tts-small"
-AUTHORS = {"pocket_tts": "Pocket TTS", "chatterbox": "Chatterbox"}  # families measured against their authors' code
+AUTHORS = "pocket_tts"  # family measured at rest against its authors' code
 
 
 def measure(results: Path, rounds: int, package: Path | None) -> None:
@@ -89,15 +89,14 @@ def text(records: Sequence[Record]) -> str:
         others.append(f"a small Qwen3-TTS {_speeds(family)}")
         measured.append(family[-1])
     beside = [each for each in records if "package_frames_per_cpu_s" in each]  # others measured the server alone
-    for benchmark, family_name in AUTHORS.items():
-        plain, quantized = ([each for each in beside if each.get("quantize") == kind] for kind in (None, "int8"))
-        if found := latest(plain, "streams", POCKET, benchmark=benchmark):
-            theirs = found[0]["package_frames_per_cpu_s"]
-            speed = _speeds(found)
-            if int8 := latest(quantized, "streams", POCKET, benchmark=benchmark):
-                speed += f", in int8 {_speeds(int8)}"
-            others.append(f"{family_name} {speed} (its authors' package: {theirs:.1f})")
-            measured.append(found[-1])
+    plain, quantized = ([each for each in beside if each.get("quantize") == kind] for kind in (None, "int8"))
+    if found := latest(plain, "streams", POCKET, benchmark=AUTHORS):
+        theirs = found[0]["package_frames_per_cpu_s"]
+        speed = _speeds(found)
+        if int8 := latest(quantized, "streams", POCKET, benchmark=AUTHORS):
+            speed += f", in int8 {_speeds(int8)}"
+        others.append(f"Pocket TTS {speed} (its authors' package: {theirs:.1f})")
+        measured.append(found[-1])
     if others:
         where = _elsewhere(bundled, measured)
         lines += [
