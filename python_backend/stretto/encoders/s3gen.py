@@ -36,15 +36,18 @@ def power_spectrum(pcm: Tensor, fourier: int, hop: int) -> Tensor:
     return torch.stft(pcm, fourier, hop, window=window, return_complex=True).abs().square()
 
 
+SINC_ZEROS, ROLL_OFF = 6, 0.99  # zeros of a filter on each side; its cutoff, as a share of the lower rate's
+
+
 @cache
 def _sinc_kernel(source: int, target: int) -> tuple[Tensor, int]:
     """Return windowed sinc filters, float32 [target, 1, m], and how many samples each extends to the left."""
-    cutoff, width = min(source, target) * 0.99, 6
-    before = math.ceil(width * source / cutoff)
+    cutoff = min(source, target) * ROLL_OFF
+    before = math.ceil(SINC_ZEROS * source / cutoff)
     offsets = torch.arange(-before, before + source, dtype=torch.float64) / source
     times = (offsets - torch.arange(target, dtype=torch.float64)[:, None] / target) * cutoff
-    times = times.clamp(-width, width)
-    window = torch.cos(times * math.pi / (2 * width)).square()
+    times = times.clamp(-SINC_ZEROS, SINC_ZEROS)
+    window = torch.cos(times * math.pi / (2 * SINC_ZEROS)).square()
     return (torch.sinc(times) * window * (cutoff / source)).float()[:, None], before
 
 
