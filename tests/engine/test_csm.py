@@ -112,7 +112,7 @@ def test_sampled_csm_frames_are_batch_and_cache_invariant(roomy: Engine) -> None
 
 @torch.inference_mode()
 @pytest.mark.parametrize("is_wide", [False, True], ids=["narrow", "wide"])
-def test_host_depth_matches_modules_and_is_batch_invariant(
+def test_cpu_depth_matches_modules_and_is_batch_invariant(
     roomy: Engine, is_wide: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The batch changes from frame to frame. 17 rows are padded to 18, and a single row to two if layers are wide."""

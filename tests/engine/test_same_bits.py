@@ -123,7 +123,7 @@ def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen
 
 
 @pytest.mark.parametrize("name", ["qwen3", "modules", *by_night("llama", "conditioned")])
-def test_host_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
+def test_cpu_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
     """So are vLLM's layers with our attention alone, as in families that have layers of their own."""
     family, write = RELEASES[name]
     folder, prompts = write(tmp_path), make_prompts(family)

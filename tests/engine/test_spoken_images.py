@@ -51,7 +51,7 @@ def wider_config() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What transformers' whole model makes of a conversation."""
+    """Reply of transformers' whole model to a conversation."""
 
     voice: int
     words: list[int]

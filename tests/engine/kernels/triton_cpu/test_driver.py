@@ -21,12 +21,12 @@ def test_triton_discovers_the_backend():
 
 
 @without_gpu
-def test_host_driver_is_active_without_a_gpu():
+def test_cpu_driver_is_active_without_a_gpu():
     assert CpuDriver.is_active()
     assert driver.active.get_active_torch_device() == torch.device("cpu")
 
 
-def test_host_driver_is_not_active_with_a_gpu(monkeypatch):
+def test_cpu_driver_is_not_active_with_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     assert not CpuDriver.is_active()
 
