@@ -6,12 +6,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.draw import HIGHEST, LOWEST, float_of, middle_of, ordered_of
-from stretto.engine.kernels.gpu.step_draw import (
-    SAMPLING_FUNCTIONS,
-    kth_largest_of,
-    noisiest_of,
-    repeated,
-)
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, noisiest_of, repeated, top_k_floor
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.predictors import Readout
 from stretto.engine.worker.step_program import StepProgram
@@ -27,9 +22,7 @@ class Redraw(NamedTuple):
 @triton.jit
 def _floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, top_p: tl.tensor) -> tl.tensor:
     """Return the smallest of `values` that top-k and top-p keep at temperature 1, as `kept` in `draw.py` does."""
-    floor = tl.full((), float("-inf"), tl.float32)
-    if (top_k > 0) & (top_k < num_columns):
-        floor = kth_largest_of(values, top_k)
+    floor = top_k_floor(values, num_columns, top_k, float("inf"))
     if top_p < 1:
         ordered, largest = ordered_of(values), tl.max(values, 0)
         weights = tl.exp(values - largest)
