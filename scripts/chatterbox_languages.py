@@ -3,13 +3,14 @@
     CHATTERBOX_SRC=src/chatterbox python -m scripts.chatterbox_languages tests/data/chatterbox_languages.json
 
 CHATTERBOX_SRC is the folder that `scripts.chatterbox_replies` describes. pykakasi 2.3.0 and spacy-pkuseg 1.0.2 must be
-importable; spacy-pkuseg downloads its model on first use. The tokenizer file and the table of Cangjie codes come from
-the small randomly initialised release. Each sentence is also tokenized by the server's code with the same packages. The
-fixture's Chinese words are pairs of characters, so that they need no model. Its Japanese words and readings come from
-pykakasi.
+importable. Instead of spacy-pkuseg's default model, which is a download, both sides use one that is trained here on the
+fixture's Chinese sentences. The tokenizer file and the table of Cangjie codes come from the small randomly initialised
+release. Each sentence is also tokenized by the server's code with the same packages. The fixture's Chinese words come
+from that model, and its Japanese words and readings from pykakasi.
 """
 
 import json
+import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,11 +22,18 @@ from scripts.chatterbox_replies import empty_packages, even, reference_tokenizer
 from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.chatterbox.convert import MULTILINGUAL_TOKENIZER
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, chatterbox
-from stretto.families.chatterbox.languages import LANGUAGES, open_languages
+from stretto.families.chatterbox.languages import LANGUAGES, chinese_model, open_languages
 from stretto.families.chatterbox.prompt import ChatterboxTemplate
 from stretto.families.prompting import Manner, Piece
 from stretto.families.text import TOKENIZER_FILE, TextTokenizer
 
+CHINESE = (
+    "你好|，|今天|天气|真|不错",
+    "希望|你|有|一个|愉快|的|周末|。",
+    "他|说|中文|很|好|！",
+    "北京|图书馆|在|哪里|？",
+    "我们|明天|见| ok| 3",
+)  # a bar separates words
 SENTENCES = {
     "ar": ("مرحبا بكم في المدينة.", "أين المكتبة؟", "شُكْرًا جَزِيلًا", "الطقس جميل اليوم، أليس كذلك؟", "٣ كتب و 12 قلمًا"),
     "da": (
@@ -67,22 +75,24 @@ SENTENCES = {
     "sv": ("Var ligger biblioteket?", "Räksmörgås på ön", "God morgon!", "Ål och ägg", "kanske… nej"),
     "sw": ("Maktaba iko wapi?", "Asante sana", "Habari za asubuhi!", "Ng'ombe wawili", "ndiyo; hapana"),
     "tr": ("Kütüphane nerede?", "İstanbul'da ılık ığdır", "Günaydın!", "Çok güzel şey", "ağaç ve göz"),
-    "zh": (
-        "你好，今天天气真不错",
-        "希望你有一个愉快的周末。",
-        "他说中文很好！",
-        "北京图书馆在哪里？",
-        "我们明天见 ok 3",
-    ),
+    "zh": tuple(each.replace("|", "") for each in CHINESE),
 }
 
 
-class Pairs:
-    """Segmenter that splits a text into pairs of characters."""
+def train_segmenter(home: Path) -> None:
+    """Train spacy-pkuseg's default model on `CHINESE` in the folder `home`; call this before the package is imported.
 
-    def cut(self, text: str) -> list[str]:
-        """Return the words of a text."""
-        return [text[at : at + 2] for at in range(0, len(text), 2)]
+    The training is random, but it finds all words of its sentences. These are written as the tokenizer passes them to
+    the package, also with the full stop that it adds to a sentence without one.
+    """
+    os.environ["PKUSEG_HOME"] = str(home)
+    import spacy_pkuseg
+
+    words = home / "words.txt"
+    lines = [unicodedata.normalize("NFKD", each).replace("|", " ") + end for each in CHINESE for end in ("", " .")]
+    words.write_text("\n".join(lines))
+    spacy_pkuseg.train(str(words), str(words), str(chinese_model()))
+    chinese_model().with_suffix(".zip").touch()  # the package downloads its model if this file is missing
 
 
 def our_template(folder: Path) -> ChatterboxTemplate:
@@ -111,23 +121,21 @@ def tokenized() -> Iterator[dict[str, Any]]:
     kakasi = pykakasi.kakasi()
     with TemporaryDirectory() as name:
         folder = Path(name)
+        train_segmenter(folder)
         theirs = reference_tokenizer(folder)
-        assert theirs.cangjie_converter.segmenter is not None, "spacy_pkuseg is not installed"
-        ours, segmenter = our_template(folder), theirs.cangjie_converter.segmenter
+        ours = our_template(folder)
         for language in LANGUAGES:
             for text in SENTENCES[language]:
                 evened = even(text, "mtl_tts.py")
-                theirs.cangjie_converter.segmenter = segmenter
                 wanted = [START_OF_TEXT, *theirs.encode(evened, language), END_OF_TEXT]
                 assert ids_of(ours, text, language) == wanted, (language, text)
                 prepared = unicodedata.normalize("NFKD", evened.lower())
                 case: dict[str, Any] = {"language": language, "text": text}
                 if language == "zh":
-                    theirs.cangjie_converter.segmenter = Pairs()
-                    case["words"] = Pairs().cut(prepared)
+                    case["words"] = theirs.cangjie_converter.segmenter.cut(prepared)
                 elif language == "ja":
                     case["words"] = [{"orig": each["orig"], "hira": each["hira"]} for each in kakasi.convert(prepared)]
-                yield case | {"ids": [START_OF_TEXT, *theirs.encode(evened, language), END_OF_TEXT]}
+                yield case | {"ids": wanted}
 
 
 def write(fixture: Path, made: Replies) -> None:
