@@ -5,7 +5,7 @@
 # - Depth transformers and MCTP modules launch no more operators than expected in a server's configuration.
 # - The kernels of the job `kernels` compile for sm_90 into FOLDER/kernels, which a bundle can carry.
 # - All kernels compile for sm_80, sm_90 and sm_100 with the Triton release of such a host.
-# The script downloads about 3 GB and takes about ten minutes. If a download fails, it prints a message and exits with 0.
+# The script downloads about 3 GB and takes about ten minutes. If a download fails, it prints a message and exits with 77.
 # Usage: scripts/cuda_without_gpu.sh [FOLDER]   (keeps environment and bundle in FOLDER; default: a temporary folder)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +21,7 @@ fi
 
 skip() {
     echo "cuda_without_gpu: skipped, because $1" >&2
-    exit 0
+    exit 77
 }
 
 if [[ ! -d $folder/env ]]; then

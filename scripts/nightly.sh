@@ -20,9 +20,16 @@ unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s 
 scripts/setup.sh dev
 export PATH="$PWD/.venv/bin:$PATH" HISTORIES="${HISTORIES:-nightly}"
 
-# Usage: clone URL COMMIT FOLDER. Ends the subshell of the check, which then counts as passed, if URL is not reachable.
+# Usage: not_checked REASON. Ends the subshell of a check that cannot run here. The summary says so, and the run can pass.
+not_checked() {
+    echo "nightly: not checked, because $1" >&2
+    exit 77
+}
+
+# Usage: clone URL COMMIT FOLDER [PART]. PART is the only folder that is checked out, if a mirror may lack large files.
 clone() {
-    git clone --quiet "$1" "$3" || { echo "nightly: not checked, because $1 is not reachable" >&2; exit 0; }
+    git clone --quiet --no-checkout "$1" "$3" || not_checked "$1 is not reachable"
+    [[ $# == 3 ]] || git -C "$3" sparse-checkout set "$4"
     git -C "$3" checkout --quiet "$2"
 }
 
@@ -76,17 +83,24 @@ check_cosyvoice3_replies() (
     python -m tests.codecs.cosyvoice3.authors --check
 )
 
-check_codec_results() (
+check_s3gen_results() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    uv pip install --quiet --target "$folder/packages" --no-deps diffusers==0.29.0 einops omegaconf scipy \
+    uv pip install --quiet --target "$folder" --no-deps diffusers==0.29.0 einops omegaconf scipy \
         antlr4-python3-runtime==4.9.3 chatterbox-tts==0.1.7
-    export CHATTERBOX_SRC="$folder/packages/chatterbox" PYTHONPATH="$folder/packages"
-    python -m tests.codecs.s3gen.authors --check
+    CHATTERBOX_SRC="$folder/chatterbox" PYTHONPATH="$folder" python -m tests.codecs.s3gen.authors --check
+)
+
+check_glm4_voice_results() (
+    . scripts/uv_sources.sh
+    folder=$(mktemp -d)
+    trap 'rm -rf "$folder"' EXIT
     clone https://github.com/THUDM/GLM-4-Voice eb00ce9142e8d98b0ed7c57cd47e0d6d5dce9a1a "$folder/glm4_voice"
     clone https://github.com/shivammehta25/Matcha-TTS 108906c603fad5055f2649b3fd71d2bbdf222eac "$folder/matcha"
-    PYTHONPATH="$PYTHONPATH:$folder/glm4_voice:$folder/matcha" python -m tests.codecs.glm4_voice.authors --check
+    uv pip install --quiet --target "$folder/packages" --no-deps diffusers==0.29.0 einops omegaconf scipy \
+        antlr4-python3-runtime==4.9.3
+    PYTHONPATH="$folder/packages:$folder/glm4_voice:$folder/matcha" python -m tests.codecs.glm4_voice.authors --check
 )
 
 check_marks() (
@@ -141,7 +155,7 @@ check_voxcpm2_replies() { check_replies voxcpm2 voxcpm==2.0.3 einops; }
 check_vibevoice_realtime_replies() (
     source=$(mktemp -d)
     trap 'rm -rf "$source"' EXIT
-    clone https://github.com/microsoft/VibeVoice e73d1e17c3754f046352014856a922f8208fb5d3 "$source/vibevoice"
+    clone https://github.com/microsoft/VibeVoice e73d1e17c3754f046352014856a922f8208fb5d3 "$source/vibevoice" vibevoice
     PYTHONPATH="$source/vibevoice" check_replies vibevoice_realtime transformers==4.51.3 tokenizers==0.21.4 \
         huggingface-hub==0.36.0 diffusers==0.35.2
 )
@@ -171,10 +185,8 @@ check_advisories() (
     if [[ -n ${ADVISORIES:-} ]]; then
         exec python -m scripts.advisories "$ADVISORIES" "${locks[@]}"
     fi
-    curl --silent --max-time 20 --output /dev/null https://api.osv.dev || {
-        echo "nightly: advisories are not checked, because https://api.osv.dev is not reachable and \$ADVISORIES is not set" >&2
-        exit 0
-    }
+    curl --silent --max-time 20 --output /dev/null https://api.osv.dev ||
+        not_checked 'https://api.osv.dev is not reachable and $ADVISORIES is not set'
     env=$(mktemp -d)
     trap 'rm -rf "$env"' EXIT
     uv venv --quiet --python .venv/bin/python "$env/tool"
@@ -191,13 +203,12 @@ check_cuda_calls() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
+    lacking=()
     for release in "==12.*" "==13.0.*" ">=13.4.1"; do # the latest of each series, in older and current images
-        uv pip install --quiet --target "$folder/$release" "cuda-bindings$release" || {
-            echo "nightly: calls are not checked against cuda-bindings $release, because it could not be installed" >&2
-            continue
-        }
+        uv pip install --quiet --target "$folder/$release" "cuda-bindings$release" || { lacking+=("$release"); continue; }
         PYTHONPATH="$folder/$release" python -m scripts.cuda_bindings_calls
     done
+    [[ ${#lacking[@]} == 0 ]] || not_checked "cuda-bindings could not be installed: ${lacking[*]}"
 )
 
 test_nightly_tier() { python -m pytest -m nightly; }
@@ -224,7 +235,7 @@ check_image() (
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
 
 parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies check_chatterbox_replies
-    check_chatterbox_voices check_marks check_codec_results check_cosyvoice3_replies check_pocket_tts_replies check_phonon_replies check_higgs_audio_v3_replies check_moss_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
+    check_chatterbox_voices check_marks check_s3gen_results check_glm4_voice_results check_cosyvoice3_replies check_pocket_tts_replies check_phonon_replies check_higgs_audio_v3_replies check_moss_tts_replies check_kyutai_stt_replies check_kyutai_tts_replies
     check_vibevoice_realtime_replies
     check_moshi_replies check_personaplex_replies check_voxcpm2_replies check_vita_audio_replies check_advisories
     check_gpu_code check_image inject_faults inject_faults_into_live_sessions inject_faults_at_idle test_nightly_tier test_margins
@@ -232,12 +243,16 @@ parts=(speak_from_an_empty_environment check_cuda_calls check_qwen3_tts_replies 
 summary=() failed=0
 for part in "${parts[@]}"; do
     echo "nightly: $part"
-    begun=$SECONDS result=passed
+    begun=$SECONDS
     set +e # not `if ("$part")`: a function that is called as a condition ignores `set -e`
     (set -e && "$part" "$@")
-    [[ $? == 0 ]] || result=FAILED failed=1
+    case $? in
+        0) result=passed ;;
+        77) result='not checked' ;;
+        *) result=FAILED failed=1 ;;
+    esac
     set -e
-    summary+=("$(printf '%6d s  %-6s  %s' $((SECONDS - begun)) "$result" "$part")")
+    summary+=("$(printf '%6d s  %-11s  %s' $((SECONDS - begun)) "$result" "$part")")
 done
 printf '%s\n' "${summary[@]}"
 exit "$failed"
