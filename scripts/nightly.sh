@@ -183,7 +183,10 @@ check_advisories() (
     locks=()
     for lock in requirements/*.txt; do [[ $lock == */overrides* ]] || locks+=("$lock"); done
     if [[ -n ${ADVISORIES:-} ]]; then
-        exec python -m scripts.advisories "$ADVISORIES" "${locks[@]}"
+        python -m scripts.advisories "$ADVISORIES" "${locks[@]}"
+        last=$(git -C "$ADVISORIES" log -1 --format=%cs)
+        [[ $last > $(date --date "30 days ago" +%F) ]] || not_checked "$ADVISORIES has no advisories after $last"
+        exit 0
     fi
     curl --silent --max-time 20 --output /dev/null https://api.osv.dev ||
         not_checked 'https://api.osv.dev is not reachable and $ADVISORIES is not set'
