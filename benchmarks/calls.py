@@ -33,7 +33,7 @@ from benchmarks.front_ends import gateway
 from benchmarks.harness import append_result, command_line
 from stretto_gateway import g711
 from stretto_gateway.encoding import DEFAULT_RATE
-from stretto_gateway.webrtc.playout import FRAME, RTP_FRAME, RTP_RATE, OpusEncoder, Pacer
+from stretto_gateway.webrtc.playout import FRAME, RTP_FRAME, RTP_RATE, FramePacer, OpusEncoder
 
 WAYS = ("websocket", "twilio", "webrtc")
 TONE_HZ, TONE_FRAMES, PERIOD = 500, 5, 50  # frames of 20 ms: a tone of 0.1 s in each second
@@ -214,7 +214,7 @@ async def hold(
 ) -> None:
     """Send frames at their pace, and listen, until the call is over."""
     listening = asyncio.ensure_future(listen())
-    pacer = Pacer()
+    pacer = FramePacer()
     while not is_over.is_set():
         await pacer.turn()
         await send(ear.next_frame())
@@ -228,7 +228,7 @@ class Microphone(MediaStreamTrack):
 
     def __init__(self, ear: Ear):
         super().__init__()
-        self._ear, self._pacer, self._encoder = ear, Pacer(), OpusEncoder()
+        self._ear, self._pacer, self._encoder = ear, FramePacer(), OpusEncoder()
 
     async def recv(self) -> Any:
         number = await self._pacer.turn()

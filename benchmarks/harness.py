@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from stretto.launcher import background
-from stretto.launcher.processes import GONE, Process, descendants
+from stretto.launcher.processes import GONE, ProcessSnapshot, descendants
 from stretto.worker_process import HOST_NAME, SPARE_NAME
 
 ROOT = Path(__file__).parents[1]
@@ -335,7 +335,7 @@ def read_usage(pid: int, at_s: float = 0.0) -> Usage | None:
     return None
 
 
-def name_of(process: Process) -> str:
+def name_of(process: ProcessSnapshot) -> str:
     """Return the role of a server process: the model's name for a stub, `engine`, or the name of our module."""
     words = process.command.split()
     if process.name.startswith("triton_python_b"):

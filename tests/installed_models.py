@@ -7,7 +7,7 @@ from typing import Any
 
 from stretto.launcher.options import RepositoryOptions, ServedModel
 from stretto.releases import served
-from stretto.releases.models import CHECKPOINT, MAIN, Manifest, Model, Models, Request, key_of
+from stretto.releases.models import CHECKPOINT, MAIN, InstalledModel, InstalledModels, Manifest, Request, key_of
 
 TTS = {"name": "tts", "needs": ["text"], "also": [], "speaks": True}
 ASR = {"name": "asr", "needs": ["audio"], "also": [], "speaks": False}
@@ -22,7 +22,7 @@ def profile(*tasks: dict[str, Any], voices: tuple[str, ...] = ("alba", "jean")) 
     return {"family": "tiny", "tasks": list(tasks or (TTS,)), "voices": list(voices)}
 
 
-def install(folder: Path, release: str = "acme/voice", **settings: Any) -> Model:
+def install(folder: Path, release: str = "acme/voice", **settings: Any) -> InstalledModel:
     """Publish a model with one file; `settings` are attributes of its manifest."""
     name = release.rpartition("/")[2]
     request = Request(release)
@@ -40,14 +40,14 @@ def install(folder: Path, release: str = "acme/voice", **settings: Any) -> Model
         version="0",
         resolved={MAIN: settings.get("date", DATE)},
     )
-    models = Models(folder)
+    models = InstalledModels(folder)
     with models.staging() as staging:
         (staging / CHECKPOINT).mkdir()
         (staging / CHECKPOINT / "model.safetensors").write_bytes(CONTENT)
         return models.publish(staging, replace(manifest, **settings))
 
 
-def serve(model: Model, found: dict[str, Any] | None = None, folder_name: str = "served-cpu") -> Path:
+def serve(model: InstalledModel, found: dict[str, Any] | None = None, folder_name: str = "served-cpu") -> Path:
     """Write the record and the options of a model's repository, which has no models, and return its folder."""
     folder = model.folder / folder_name
     folder.mkdir()

@@ -23,7 +23,7 @@ from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.testing.depth_reference import DepthReference
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 
 START, END, NEWLINE = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"], 198
 
@@ -174,7 +174,7 @@ def _keep(into: list[Tensor]) -> Any:
     return lambda module, inputs, output: into.append(output[0, -1].clone())
 
 
-class TalkerReference(Reference):
+class TalkerReference(ReferenceModel):
     """The slow reference over transformers' talker, which reads the checkpoint's table and draws as the checkpoint's
     depth transformer would: both as they were converted."""
 

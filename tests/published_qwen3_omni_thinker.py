@@ -24,7 +24,7 @@ from stretto.families.prompting import Piece, PromptRows
 from stretto.families.qwen3_omni.image import MAX_PIXELS, MIN_PIXELS
 from stretto.families.qwen3_omni.prompt import open_template
 from stretto.records.prompt import Prompt
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.published_qwen3_omni import command
 
 END = SPECIAL["<|im_end|>"]
@@ -223,7 +223,7 @@ class Written:
         return Prompt(task.name, made.rows, sampling, audios=made.audios, images=made.images)
 
 
-class ThinkerReference(Reference):
+class ThinkerReference(ReferenceModel):
     """The slow reference over transformers' thinker."""
 
     def __init__(self, checkpoint: Path, max_model_len: int, theirs: Theirs):

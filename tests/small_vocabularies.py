@@ -15,9 +15,9 @@ from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.moss_tts.family import MossVocabulary, moss_tts
 from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary, moss_tts_local
-from stretto.families.moss_tts_realtime.family import RealtimeVocabulary, moss_tts_realtime
+from stretto.families.moss_tts_realtime.family import MossRealtimeVocabulary, moss_tts_realtime
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
-from stretto.families.personaplex.family import PersonaPlexVocabulary, Voice
+from stretto.families.personaplex.family import PersonaPlexVocabulary, PublishedVoice
 from stretto.families.plugin import FamilyPlugin
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 
@@ -67,7 +67,7 @@ SMALL_MOSS_TTS = MossVocabulary(60, 4, 5, 52, 53, 54, 55, 56, 57, 58, 59, max_mo
 MOSS_TTS = moss_tts(SMALL_MOSS_TTS)
 
 # 60 ids of text, four codebooks of 8 codes, a pad, a begin and an end each.
-SMALL_MOSS_TTS_REALTIME = RealtimeVocabulary(
+SMALL_MOSS_TTS_REALTIME = MossRealtimeVocabulary(
     60, 4, 8, 56, 57, 58, 59, max_model_len=512,
     depth=replace(SMALL_DEPTH, projection="plain", has_head_norms=True, num_first=1),
 )  # fmt: skip
@@ -101,7 +101,7 @@ SMALL_MOSHI = MoshiVocabulary(
 SMALL_PERSONAPLEX = PersonaPlexVocabulary(
     60, 8, 2048, (0, *[1] * 7), 160,
     DepthSpec(32, 64, 2, 4, 4, 8, 1e-8, schedule=tuple(range(8))),
-    (Voice("a", 3, ((0,) * 17,) * 2), Voice("b", 1, ((1,) * 17,) * 2)),
+    (PublishedVoice("a", 3, ((0,) * 17,) * 2), PublishedVoice("b", 1, ((1,) * 17,) * 2)),
 )  # fmt: skip
 
 # 60 ids of text, three codebooks of 20 codes that follow the text by 3 rows and more.

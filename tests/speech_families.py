@@ -9,7 +9,7 @@ from stretto.families.plugin import lazy
 from stretto.families.qwen3_omni.family import SpokenText, Talker
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
-from stretto.families.vita_audio.bursts import Bursts, BurstSchedule, ModuleSteps
+from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
 from stretto.families.voxcpm2.family import GuidedRows
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
@@ -196,7 +196,7 @@ GROUPED = replace(
 )
 
 
-class ForcedSteps(Bursts):
+class ForcedSteps(ModuleSchedules):
     """Schedules of VITA-Audio, with further rows by a rule instead of modules."""
 
     predictor: ClassVar = lazy("tests.forced_bursts:ForcedRows")
@@ -216,7 +216,7 @@ FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), mech
 _PENALIZED_TASKS = tuple(
     replace(task, sampling=replace(task.sampling, repetition_penalty=1.3)) for task in FORCED_BURSTS.tasks
 )
-MODULE_STEPS = Bursts(
+MODULE_STEPS = ModuleSchedules(
     4,
     (
         BurstSchedule("turbo", (1, 4)),

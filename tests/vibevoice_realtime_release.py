@@ -13,7 +13,7 @@ from scripts.vibevoice_realtime_replies import REPLIES, text_of
 from stretto.convert.command import main as convert
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.prompting import stream0_rows
-from stretto.families.vibevoice_realtime.family import END_OF_TEXT, RealtimeVocabulary
+from stretto.families.vibevoice_realtime.family import END_OF_TEXT, VibeVoiceRealtimeVocabulary
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
 
@@ -37,7 +37,7 @@ def convert_release(folder: Path, kind: str = "small") -> Path:
 
 def prompts_of(checkpoint: Path, max_rows: int) -> dict[str, Prompt]:
     """Return the prompts of the replies in the fixture, keyed by seed."""
-    family, known = family_at(checkpoint), RealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    family, known = family_at(checkpoint), VibeVoiceRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     found = {}
     for seed, name, number, scale, steps in REPLIES:
         at = [voice.name for voice in known.voices].index(name.lower())

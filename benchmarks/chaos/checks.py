@@ -86,7 +86,7 @@ class Held:
         files: Number of files in shared memory.
         gauges: Metrics that are zero on an idle server, and counters of events that must never occur.
         abandoned: Model instances that Triton keeps although their stubs died with requests in flight. The launcher
-            bounds their number (`Server.restart_models`). The resources that they hold do not count as findings.
+            bounds their number (`TritonServer.restart_models`). The resources that they hold do not count as findings.
     """
 
     threads: Mapping[str, int]

@@ -25,7 +25,7 @@ from stretto.codecs.moss import MossCodec, MossConfig
 from stretto.codecs.pocket import PocketCodec, PocketConfig
 from stretto.codecs.qwen3_12hz.code2wav import Code2Wav, read_shape
 from stretto.codecs.s3gen import S3GenCodec
-from stretto.codecs.vibevoice import Scale, TokenizerConfig, VibeVoiceCodec
+from stretto.codecs.vibevoice import LatentScale, TokenizerConfig, VibeVoiceCodec
 
 VARIANTS = {"dac": "dac_24khz", "encodec": "encodec_24khz"}  # the one to build of several published models
 VIBEVOICE: dict[str, Any] = {"hidden_size": 8, "num_filters": 2, "depths": [1] * 7}
@@ -68,7 +68,7 @@ def every_codec(name: str, is_narrow: bool) -> Codec:
         shape = random_s3gen.NARROW if is_narrow else random_s3gen.WIDE
         codec = S3GenCodec(replace(shape, voices=(VOICE_TOKENS,)))
     elif name == "vibevoice":
-        codec = VibeVoiceCodec(TokenizerConfig.from_record(VIBEVOICE if is_narrow else {}), Scale(1.0, 0.0))
+        codec = VibeVoiceCodec(TokenizerConfig.from_record(VIBEVOICE if is_narrow else {}), LatentScale(1.0, 0.0))
     else:
         return make_codec(VARIANTS.get(name, name), "cpu", is_narrow)
     assert isinstance(codec, nn.Module)

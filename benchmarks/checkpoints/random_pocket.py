@@ -395,7 +395,7 @@ def inputs(kinds: Iterable[str]) -> dict[str, np.ndarray | Tensor]:
 def write_release(folder: Path, kind: str = "english", clones: bool = True) -> Path:
     """Write a release and return its folder; if not `clones`, the cloning tensors are zeros."""
     from stretto.families.pocket_tts.convert import CLONING, Shape
-    from stretto.families.pocket_tts.voices import Backbone
+    from stretto.families.pocket_tts.voices import VoiceBackbone
 
     record = config(kind)
     (folder / "embeddings").mkdir(parents=True)
@@ -406,7 +406,7 @@ def write_release(folder: Path, kind: str = "english", clones: bool = True) -> P
         weights[name] = torch.zeros_like(weights[name])
     save_file(weights, folder / "model.safetensors")
     shape = Shape(record)
-    backbone = Backbone(weights, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
+    backbone = VoiceBackbone(weights, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
     for name in VOICES:
         save_file(keys_and_values(backbone, voice_rows(record, name)), folder / "embeddings" / f"{name}.safetensors")
     return folder

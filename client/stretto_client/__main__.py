@@ -167,8 +167,8 @@ def chat(args: argparse.Namespace) -> int:
     return status
 
 
-async def _begin(args: argparse.Namespace) -> "Talk":
-    return Talk(SpeechClient(args.server, Timeouts(total_s=args.timeout)), args)
+async def _begin(args: argparse.Namespace) -> "PrintedConversation":
+    return PrintedConversation(SpeechClient(args.server, Timeouts(total_s=args.timeout)), args)
 
 
 def _lines() -> Iterator[str]:
@@ -203,7 +203,7 @@ def _read_turn(line: str) -> tuple[str | None, Path | None]:
     return text.strip() or None, Path(name)
 
 
-class Talk:
+class PrintedConversation:
     """Conversation with the server, printed as it proceeds."""
 
     def __init__(self, client: SpeechClient, args: argparse.Namespace):
@@ -228,7 +228,7 @@ class Talk:
         print(json.dumps(reply.record()) if self._args.json else "", flush=True)
         print(reply.summary(), file=sys.stderr)
 
-    async def _ask(self) -> "Reply":
+    async def _ask(self) -> "PlayedReply":
         try:
             return await self._receive()
         except RequestRefused as refusal:
@@ -237,8 +237,8 @@ class Talk:
         del self._options["output"]
         return await self._receive()
 
-    async def _receive(self) -> "Reply":
-        reply = Reply(self._open_sinks(), self._args.json)
+    async def _receive(self) -> "PlayedReply":
+        reply = PlayedReply(self._open_sinks(), self._args.json)
         talk = self._conversation
         try:
             reply.tally = await follow(
@@ -256,7 +256,7 @@ class Talk:
         return [sink for sink in (file, player) if sink]
 
 
-class Reply:
+class PlayedReply:
     """Reply in progress, with its text and codes. Its audio is written to `sinks`."""
 
     def __init__(self, sinks: list[Sink], is_quiet: bool):

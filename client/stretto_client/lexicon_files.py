@@ -10,7 +10,7 @@ from typing import NoReturn
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-from stretto_client.pronunciation import MAX_ENTRIES, Entry, InvalidEntry, entries_record, read_entries, shown
+from stretto_client.pronunciation import MAX_ENTRIES, DictionaryEntry, InvalidEntry, entries_record, read_entries, shown
 
 MAX_FILE_BYTES = 4 << 20
 NAMESPACE = "http://www.w3.org/2005/01/pronunciation-lexicon"
@@ -80,7 +80,7 @@ class _PlsReader:
                 raise InvalidEntry("", f"at most {MAX_ENTRIES} entries", "more")
 
 
-def read_lexicon(data: bytes, max_entries: int = MAX_ENTRIES) -> tuple[Entry, ...]:
+def read_lexicon(data: bytes, max_entries: int = MAX_ENTRIES) -> tuple[DictionaryEntry, ...]:
     """Return the entries of a dictionary in JSON or PLS, which begins with `<`.
 
     Args:
@@ -112,7 +112,7 @@ def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return record
 
 
-def read_lexicon_file(path: Path) -> tuple[Entry, ...]:
+def read_lexicon_file(path: Path) -> tuple[DictionaryEntry, ...]:
     """Return the entries of a dictionary's file.
 
     Raises:
@@ -123,12 +123,12 @@ def read_lexicon_file(path: Path) -> tuple[Entry, ...]:
         return read_lexicon(file.read(MAX_FILE_BYTES + 1))
 
 
-def write_json(entries: Iterable[Entry]) -> str:
+def write_json(entries: Iterable[DictionaryEntry]) -> str:
     """Return a dictionary as JSON, one entry per line."""
     return json.dumps(entries_record(entries), ensure_ascii=False, indent=1) + "\n"
 
 
-def write_pls(entries: Iterable[Entry]) -> str:
+def write_pls(entries: Iterable[DictionaryEntry]) -> str:
     """Return a dictionary as PLS. Its language is undetermined, because an entry has none."""
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',

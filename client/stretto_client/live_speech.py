@@ -227,7 +227,7 @@ async def profile_of(client: Client) -> ModelProfile | None:
         return None
 
 
-class Sink(Protocol):
+class EventReceiver(Protocol):
     """Receiver of events, such as a queue."""
 
     async def put(self, event: SpeechEvent, /) -> None:
@@ -261,7 +261,7 @@ class WholeText:
         await self._items.put(event)
 
 
-async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: Sink) -> None:
+async def speak_live(speak: Speak, write: Write, pieces: AsyncIterable[str], items: EventReceiver) -> None:
     """Put the events of one utterance, whose text is sent part by part, into `items`.
 
     Args:
@@ -533,7 +533,9 @@ class LiveSession:
             self._number += 1
 
 
-async def _follow(stream: SpeechStream, write: Callable[[str], Awaitable[None]], ended: str, items: Sink) -> None:
+async def _follow(
+    stream: SpeechStream, write: Callable[[str], Awaitable[None]], ended: str, items: EventReceiver
+) -> None:
     """Put the events of `stream` into `items`, while `write` sends the parts of its session.
 
     Args:

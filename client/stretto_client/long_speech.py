@@ -19,7 +19,7 @@ from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_mark
 from stretto_client.model_profile import ModelProfile
 from stretto_client.places import Places
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
-from stretto_client.ssml import MARKS, Rate
+from stretto_client.ssml import MARKS, RateChange
 from stretto_client.tries import Tries, events_in_turn, once, patiently
 
 # Where to cut an overlong sentence, from best to worst: after clause-ending punctuation and a space, after a comma or
@@ -151,9 +151,9 @@ class Joint:
         self.report: dict[str, Any] | None = None
         self.rate = 1.0
 
-    def add(self, change: float | Rate) -> None:
+    def add(self, change: float | RateChange) -> None:
         """Insert silence in seconds between the last utterance and the next one, or change the rate."""
-        if isinstance(change, Rate):
+        if isinstance(change, RateChange):
             self.rate = change.value
         else:
             self._pause_s += change
@@ -458,10 +458,10 @@ async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], trie
     pieces, places, reader = await texts()
     joint, last = Joint(reader), None
     speak = partial(with_phonemes, speak, reader)
-    left = deque[tuple[str, int] | float | Rate]((text, 0) if isinstance(text, str) else text for text in pieces)
+    left = deque[tuple[str, int] | float | RateChange]((text, 0) if isinstance(text, str) else text for text in pieces)
     while left:
         item = left.popleft()
-        if not isinstance(item, tuple) or isinstance(item, Rate):
+        if not isinstance(item, tuple) or isinstance(item, RateChange):
             joint.add(item)
             continue
         text, piece = item

@@ -17,7 +17,7 @@ from stretto_client.sentence_ends import (
     last_sign,
     without_emoji,
 )
-from stretto_client.ssml import Rate
+from stretto_client.ssml import RateChange
 from stretto_client.tags import FORMATTING, TagFilter
 
 MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in longer ones, marks are text
@@ -114,7 +114,7 @@ class MarkdownReader:
     """
 
     def __init__(self, tags: TagFilter | None = None) -> None:
-        self.pauses = deque[float | Rate]()
+        self.pauses = deque[float | RateChange]()
         self._tags = tags
         self._line = ""  # unread part of the line
         self._run = ""  # words held back until an emphasis, a link or a tag ends

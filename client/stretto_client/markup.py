@@ -13,7 +13,7 @@ from stretto_client.markdown import MAX_HELD_CHARS as MAX_HELD_CHARS
 from stretto_client.markdown import MarkdownReader
 from stretto_client.plain import PlainReader
 from stretto_client.sentence_ends import EMOJI, PAUSE, full_stop, is_spoken, last_sign
-from stretto_client.ssml import Rate, SsmlReader
+from stretto_client.ssml import RateChange, SsmlReader
 from stretto_client.tags import INVISIBLE, MAY_BEGIN, TagFilter
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
@@ -30,7 +30,7 @@ HAS_MARKS = re.compile(rf"[*_`~&\\#|{EMOJI}]|^[ \t]*(?:[-+>=]|\d{{1,3}}[.)]\s)|{
 class MarkupReader(Protocol):
     """Incremental converter of text with markup. The result does not depend on how the text is split into pieces."""
 
-    pauses: deque[float | Rate]  # duration in seconds of each PAUSE that was returned, in order, or change of the rate
+    pauses: deque[float | RateChange]  # duration in seconds of each returned PAUSE, in order, or change of the rate
 
     @property
     def left_out(self) -> list[str]:
@@ -111,7 +111,7 @@ async def find_unspoken(
     return Unspoken(reader.left_out, [] if ssml is None else ssml.without_effect)
 
 
-Parts = list[str | float | Rate]
+Parts = list[str | float | RateChange]
 
 
 async def read_text(text: str, markup: Markup, tags: Collection[str] | None = None) -> Parts:
@@ -187,7 +187,7 @@ class AutoReader:
         self._alphabets, self._has_rates = alphabets, has_rates
         self._head = ""  # spaces at the beginning
         self._reader: MarkupReader | None = None
-        self.pauses = deque[float | Rate]()
+        self.pauses = deque[float | RateChange]()
 
     @property
     def inner(self) -> MarkupReader | None:

@@ -4,7 +4,7 @@ import re
 from collections import deque
 
 from stretto_client.sentence_ends import MAX_LINE_CHARS, WIDE, full_stop, is_complete, last_sign
-from stretto_client.ssml import Rate
+from stretto_client.ssml import RateChange
 from stretto_client.tags import TagFilter
 
 BREAK = re.compile(r"\r?\n")
@@ -22,7 +22,7 @@ class PlainReader:
     """
 
     def __init__(self, tags: TagFilter) -> None:
-        self.pauses = deque[float | Rate]()
+        self.pauses = deque[float | RateChange]()
         self._tags = tags
         self._line = ""  # beginning of the current line
         self._last = ""  # last character returned, as in `last_sign`

@@ -73,7 +73,7 @@ class InvalidEntry(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DictionaryEntry:
     """Entry of a dictionary.
 
     Attributes:
@@ -98,7 +98,7 @@ def shown(text: object) -> str:
     return given if len(given) <= 60 else f"{given[:57]}…"
 
 
-def read_entry(word: str, value: Any) -> Entry:
+def read_entry(word: str, value: Any) -> DictionaryEntry:
     """Return the entry in its JSON form.
 
     Args:
@@ -116,7 +116,7 @@ def read_entry(word: str, value: Any) -> Entry:
         )
     if isinstance(value, str):
         _check(path, value, MAX_SPELLING_CHARS)
-        return Entry(word, value.strip())
+        return DictionaryEntry(word, value.strip())
     phonemes = value.get("phonemes") if isinstance(value, Mapping) else None
     if not isinstance(phonemes, str) or not value.keys() <= {"phonemes", "alphabet"}:
         raise InvalidEntry(path, "a spelling, or an object of phonemes and alphabet", shown(value))
@@ -129,7 +129,7 @@ def read_entry(word: str, value: Any) -> Entry:
         expected, pattern = SYMBOLS[name]
         if unknown := next((symbol for symbol in phonemes.split() if not pattern.fullmatch(symbol)), ""):
             raise InvalidEntry(f"{path}.phonemes", expected, shown(unknown))
-    return Entry(word, " ".join(phonemes.split()), name)
+    return DictionaryEntry(word, " ".join(phonemes.split()), name)
 
 
 def _check(path: str, text: str, max_chars: int) -> None:
@@ -143,7 +143,7 @@ def _check(path: str, text: str, max_chars: int) -> None:
         raise InvalidEntry(path, "text without control characters", shown(bad))
 
 
-def read_entries(record: Any, max_entries: int = MAX_ENTRIES) -> tuple[Entry, ...]:
+def read_entries(record: Any, max_entries: int = MAX_ENTRIES) -> tuple[DictionaryEntry, ...]:
     """Return the entries of a dictionary in its JSON form: an object from words to spellings or phonemes.
 
     Args:
@@ -160,12 +160,12 @@ def read_entries(record: Any, max_entries: int = MAX_ENTRIES) -> tuple[Entry, ..
     return tuple(read_entry(word, value) for word, value in record.items())
 
 
-def entries_record(entries: Iterable[Entry]) -> dict[str, str | PhonemesRecord]:
+def entries_record(entries: Iterable[DictionaryEntry]) -> dict[str, str | PhonemesRecord]:
     """Return the JSON form of a dictionary."""
     return {entry.word: entry.record for entry in entries}
 
 
-class Change(NamedTuple):
+class Replacement(NamedTuple):
     """A replaced part of a text.
 
     Attributes:
@@ -339,7 +339,7 @@ class Pronouncer:
         """End of the text so far that was not returned yet."""
         return self._held
 
-    def after(self, text: str, is_last: bool = True) -> tuple[str, list[Change], "Pronouncer"]:
+    def after(self, text: str, is_last: bool = True) -> tuple[str, list[Replacement], "Pronouncer"]:
         """Append text without changing this object.
 
         Args:
@@ -354,7 +354,7 @@ class Pronouncer:
             return text, [], self
         text, at, before = self._held + text, 0, self._before
         folded_text = _folded(text)
-        parts, changes, num_written = list[str](), list[Change](), self._num_written
+        parts, changes, num_written = list[str](), list[Replacement](), self._num_written
         while at < len(text):
             end, spelling = at, ""
             begins = not before or not (is_inside(before, text[at]) or _is_glued(before, text[at]))
@@ -371,7 +371,7 @@ class Pronouncer:
             if spelling:
                 source = self._num_read + at
                 place = num_written, num_written + len(spelling)
-                changes.append(Change(*place, text[at:end], source, source + end - at))
+                changes.append(Replacement(*place, text[at:end], source, source + end - at))
             end = max(end, at + 1)
             parts.append(spelling or text[at:end])
             num_written += len(parts[-1])

@@ -28,7 +28,7 @@ MARKS = dict.fromkeys(range(FIRST_MARK, LAST_MARK + 1))
 MAX_NAMES, MAX_NAME_CHARS = 16, 64  # of elements without effect
 
 
-class Rate(NamedTuple):
+class RateChange(NamedTuple):
     """Change of the speaking rate, among the pauses in `MarkupReader.pauses`; 2 halves the duration."""
 
     value: float
@@ -52,7 +52,7 @@ class SsmlReader:
     """
 
     def __init__(self, alphabets: Collection[str] = (), has_rates: bool = False) -> None:
-        self.pauses = deque[float | Rate]()
+        self.pauses = deque[float | RateChange]()
         self.without_effect: list[str] = []
         self.pronunciations: dict[str, PhonemesRecord] = {}
         self._alphabets, self._has_rates = alphabets, has_rates
@@ -215,7 +215,7 @@ class SsmlReader:
             self._rate = rate
             self._flush(len(self._run))
             self._ready.append(PAUSE)
-            self.pauses.append(Rate(rate))
+            self.pauses.append(RateChange(rate))
 
     def _boundary(self) -> None:
         self._flush(len(self._run))

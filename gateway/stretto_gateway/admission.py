@@ -74,7 +74,7 @@ async def _until_disconnected(receive: Receive) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Waiter:
+class SlotWaiter:
     """Queued caller. The future `is_given` is done once the caller has a slot."""
 
     caller: str
@@ -94,7 +94,7 @@ class Admission:
 
     def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
         self._active, self._queued, self._waited = FairLimit(max_active), FairLimit(max_waiting), waited
-        self._waiting: list[Waiter] = []
+        self._waiting: list[SlotWaiter] = []
 
     @property
     def num_active(self) -> int:
@@ -125,7 +125,7 @@ class Admission:
             own = self._queued.held_by(caller)
             message = f"{len(self._waiting)} requests are waiting already, {own} of them yours; try again"
             raise ApiError(429, message, code="rate_limit_exceeded")
-        waiter = Waiter(caller, asyncio.get_running_loop().create_future())
+        waiter = SlotWaiter(caller, asyncio.get_running_loop().create_future())
         self._waiting.append(waiter)
         self._queued.acquire(caller)
         try:
@@ -137,7 +137,7 @@ class Admission:
                 self._leave(caller)
             raise
 
-    def _end_wait(self, waiter: Waiter) -> None:
+    def _end_wait(self, waiter: SlotWaiter) -> None:
         self._waiting.remove(waiter)
         self._queued.release(waiter.caller)
 

@@ -106,7 +106,7 @@ class ChatRequest(Body):
 
 
 @dataclass
-class Conversation:
+class ServerTurns:
     """Turns in the server's format, and the files to which they refer, in order."""
 
     turns: list[dict[str, Any]] = field(default_factory=list)
@@ -140,9 +140,9 @@ class Texts:
         return text
 
 
-def read_conversation(messages: list[Message], max_chars: int) -> Conversation:
+def read_conversation(messages: list[Message], max_chars: int) -> ServerTurns:
     """Convert the messages of a request; raise ApiError if a part is unreadable or the texts are too long."""
-    conversation, texts = Conversation(), Texts(max_chars)
+    conversation, texts = ServerTurns(), Texts(max_chars)
     for index, message in enumerate(messages):
         parts, where = message.content, f"messages.{index}.content"
         if isinstance(parts, str):
@@ -237,7 +237,7 @@ async def create_completion(body: ChatRequest, request: Request) -> Response:
 
 
 async def reply(
-    gateway: Gateway, conversation: Conversation, options: TaskOptions, speaks: bool
+    gateway: Gateway, conversation: ServerTurns, options: TaskOptions, speaks: bool
 ) -> AsyncGenerator[SpeechEvent, None]:
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])

@@ -35,7 +35,7 @@ from stretto_gateway.metrics import spans_are_wanted
 from stretto_gateway.outgoing import web_url
 from stretto_gateway.realtime.end_of_turn import read_model
 from stretto_gateway.usage import Ceiling
-from stretto_gateway.webrtc.network import Network
+from stretto_gateway.webrtc.network import CallNetwork
 
 KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
@@ -52,7 +52,7 @@ MAX_ALIAS_CHARS = 200
 MAX_TAG_CHARS = 500
 
 
-class Server(uvicorn.Server):
+class GatewayServer(uvicorn.Server):
     """uvicorn server that notifies the launcher once it listens, and the gateway on shutdown."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
@@ -138,7 +138,7 @@ def raise_file_limit(num_files: int) -> int:
 
 def make_server(
     config: GatewayConfig, listener: socket.socket, certificate: str | None = None, private_key: str | None = None
-) -> Server:
+) -> GatewayServer:
     """Create a server that serves until a signal arrives, and then completes running responses.
 
     Args:
@@ -167,7 +167,7 @@ def make_server(
     who = "" if config.keys else "; it has no keys, so everyone who can reach it may use it"
     servers = ", ".join(f"{name} at {each}" if name else each for name, each in config.addresses.items())
     many = "servers" if config.named_servers else "server"
-    return Server(app, settings, f"[gateway] listening at {where}, {many} {servers}{who}")
+    return GatewayServer(app, settings, f"[gateway] listening at {where}, {many} {servers}{who}")
 
 
 def arguments() -> Parser:
@@ -322,7 +322,7 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
 
 def check_network(addresses: tuple[str, ...], ports: str) -> None:
     """Raise ValueError if the settings of WebRTC calls are invalid, or no call can be received at an address."""
-    network = Network.from_texts(addresses, ports)
+    network = CallNetwork.from_texts(addresses, ports)
     for address in network.addresses:
         family = socket.AF_INET6 if ":" in address.bound else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

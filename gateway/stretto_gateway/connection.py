@@ -35,7 +35,7 @@ UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel and here, so that t
 TOO_LONG = f"The head of a request must have at most {MAX_HEAD_BYTES} bytes."
 
 
-class Rate:
+class EventRate:
     """Event counter that restarts every second of an event loop's clock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
@@ -141,7 +141,7 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = self._num_headers = 0  # in the request being received
         self._num_parts = self._num_body_bytes = 0  # in its body
         self._refusal = ""  # reason for stopping the parser
-        self._small, self._reads = Rate(self.loop, MAX_SMALL), Reads(self.loop)
+        self._small, self._reads = EventRate(self.loop, MAX_SMALL), Reads(self.loop)
         self._timer: asyncio.TimerHandle | None = None  # runs while the connection is idle or the client does not read
         self._waits_since = 0.0  # on the loop's clock
         self._answered: RequestResponseCycle | None = None  # the current or last request
@@ -335,7 +335,7 @@ LINGER_S = 1.0  # delay between refusal and closing, because unread data would r
 POLICY = 1008  # RFC 6455, section 7.4.1
 
 
-class Socket(WebSocketsSansIOProtocol):
+class LimitedWebSocket(WebSocketsSansIOProtocol):
     """uvicorn's WebSocket with limits on frames and messages.
 
     At shutdown, the application closes it, not uvicorn. Received data is parsed part by part. Parsing and reading are
@@ -348,7 +348,7 @@ class Socket(WebSocketsSansIOProtocol):
         super().__init__(*args, **options)
         self._unparsed = bytearray()  # at most one read of the transport
         self._next: asyncio.Handle | None = None  # the call that parses the next part
-        self._control, self._small = Rate(self.loop, MAX_CONTROL), Rate(self.loop, MAX_SMALL)
+        self._control, self._small = EventRate(self.loop, MAX_CONTROL), EventRate(self.loop, MAX_SMALL)
         self._reads = Reads(self.loop)
         self._num_frames = self._num_received = 0
         self._is_refused = False  # further data is ignored
@@ -478,4 +478,4 @@ def _kind(frame: Frame) -> Literal["control", "message"]:
 
 def settings(max_message_bytes: int) -> dict[str, Any]:
     """Return uvicorn's WebSocket options. Compression is off, because it costs memory and time per client."""
-    return {"ws": Socket, "ws_max_size": max_message_bytes, "ws_per_message_deflate": False}
+    return {"ws": LimitedWebSocket, "ws_max_size": max_message_bytes, "ws_per_message_deflate": False}

@@ -22,7 +22,7 @@ from stretto_gateway.realtime.end_of_turn import EndOfTurn
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.usage import Ceiling
 from stretto_gateway.voice_store import VoiceStore
-from stretto_gateway.webrtc.network import Network
+from stretto_gateway.webrtc.network import CallNetwork
 
 
 class Gateway:
@@ -61,7 +61,7 @@ class Gateway:
             self.voices = VoiceStore(config.voices, config.limits.max_voices)
             sizes = config.limits.max_pronunciations, config.limits.max_dictionary_bytes
             self.pronunciations = PronunciationStore(config.voices, *sizes)
-        self.network = Network.from_texts(config.webrtc_addresses, config.webrtc_ports)
+        self.network = CallNetwork.from_texts(config.webrtc_addresses, config.webrtc_ports)
         self._use(found[0])
         self._by_name = {found[0].name: self}
         self._by_name |= {server.name: self._with(server) for server in found[1:]}  # in place, for the copies

@@ -211,7 +211,7 @@ class Guard:
             await exchange.converse(self._app, receive)
         else:
             max_bytes, max_other = self._max_bytes(scope["path"], headers), self._max_other(scope["path"])
-            body = Body(receive, max_bytes, max_other, self._held, not is_form(headers))
+            body = LimitedBody(receive, max_bytes, max_other, self._held, not is_form(headers))
             scope["state"]["keep"] = body.keep
             try:
                 await self._app(scope, body.receive, exchange.send)
@@ -315,7 +315,7 @@ def too_large(max_bytes: int, which: str = "") -> ApiError:
     return ApiError(413, f"the body has more than {max_bytes} bytes{which}", code="request_too_large")
 
 
-class Body:
+class LimitedBody:
     """Request body with limits on size, memory and duration.
 
     Args:

@@ -81,7 +81,7 @@ class Times:
         return min(max(time_s, self.started_s), self.ended_s)
 
 
-class Spans:
+class SpanExporter:
     """Exporter that sends spans in batches from a separate thread.
 
     OpenTelemetry drops spans if its queue is full.
@@ -144,7 +144,7 @@ def _is_installed(module: str) -> bool:
         return False
 
 
-def open_spans() -> Spans | None:
+def open_spans() -> SpanExporter | None:
     """Return the exporter configured by the environment, or None if spans are off."""
     if not spans_are_wanted():
         return None
@@ -161,7 +161,7 @@ def open_spans() -> Spans | None:
     name = os.environ.get("OTEL_SERVICE_NAME", "stretto-gateway")
     provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=EXPORT_S)))
-    return Spans(provider)
+    return SpanExporter(provider)
 
 
 SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
@@ -184,7 +184,7 @@ class Metrics:
     def __init__(
         self,
         family: Callable[[], str],
-        spans: Spans | None = None,
+        spans: SpanExporter | None = None,
         owners: Sequence[str] = (),
         ceilings: Sequence[Ceiling] = (),
     ):

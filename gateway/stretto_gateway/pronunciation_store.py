@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stretto_client.lexicon_files import read_lexicon_file
-from stretto_client.pronunciation import Entry, InvalidEntry, entries_record
+from stretto_client.pronunciation import DictionaryEntry, InvalidEntry, entries_record
 from stretto_gateway.voice_store import OWNER, UNFINISHED, keep_names, make_owner_folder, write_whole
 
 LOG = logging.getLogger("stretto_gateway")
@@ -33,9 +33,9 @@ class PronunciationStore:
 
     def __init__(self, folder: Path, max_entries: int, max_bytes: int):
         self._folder, self._max_entries, self._max_bytes = folder, max_entries, max_bytes
-        self._cached = OrderedDict[str, tuple[tuple[int, ...], tuple[Entry, ...]]]()
+        self._cached = OrderedDict[str, tuple[tuple[int, ...], tuple[DictionaryEntry, ...]]]()
 
-    def find(self, owner: str) -> tuple[Entry, ...]:
+    def find(self, owner: str) -> tuple[DictionaryEntry, ...]:
         """Return the owner's dictionary, which is empty if there is none; a damaged one is logged and empty."""
         path = self._path(owner)
         try:
@@ -54,7 +54,7 @@ class PronunciationStore:
             self._cached.popitem(last=False)
         return entries
 
-    def replace(self, owner: str, entries: Sequence[Entry]) -> None:
+    def replace(self, owner: str, entries: Sequence[DictionaryEntry]) -> None:
         """Store a dictionary in place of the owner's earlier one.
 
         Args:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from stretto_client import ModelProfile, SpeakArguments
 from stretto_client.lexicon_files import read_lexicon, write_pls
 from stretto_client.markup import Markup, has_marks
-from stretto_client.pronunciation import ALPHABETS, Entry, InvalidEntry, entries_record, folded, occurring
+from stretto_client.pronunciation import ALPHABETS, DictionaryEntry, InvalidEntry, entries_record, folded, occurring
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import speaks
 from stretto_gateway.gateway import Gateway
@@ -100,7 +100,9 @@ def expect_store(gateway: Gateway) -> PronunciationStore:
     return gateway.pronunciations
 
 
-def readable_entries(entries: tuple[Entry, ...], profile: ModelProfile, ignored: Ignored) -> tuple[Entry, ...]:
+def readable_entries(
+    entries: tuple[DictionaryEntry, ...], profile: ModelProfile, ignored: Ignored
+) -> tuple[DictionaryEntry, ...]:
     """Return the entries that the model can speak; add the words of others to `ignored`."""
     for entry in entries:
         if entry.alphabet and entry.alphabet not in profile.phonemes:
@@ -140,7 +142,7 @@ async def add_dictionary(
             own[word] = value
         else:
             ignored.add(f"{FIELD}.{word}", no_phonemes(profile), alphabet)
-    stored: tuple[Entry, ...] = ()
+    stored: tuple[DictionaryEntry, ...] = ()
     if gateway.pronunciations is not None:
         stored = await asyncio.to_thread(gateway.pronunciations.find, owner)
     # In a stored dictionary, phonemes of other models have no effect. Its owner has learned which when it was stored.

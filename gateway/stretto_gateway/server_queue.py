@@ -13,7 +13,7 @@ from stretto_gateway.config import Limits
 
 
 @dataclass(slots=True, eq=False)
-class Waiter:
+class QueuedRequest:
     """Queued request.
 
     Attributes:
@@ -43,11 +43,11 @@ class ServerQueue:
 
     def __init__(self, limits: Limits):
         self._limits = limits
-        self._waiting: list[Waiter] = []
+        self._waiting: list[QueuedRequest] = []
         self._shares = FairLimit(limits.max_waiting)
         self._turns: dict[str, int] = {}  # number of the last turn of each waiting caller
         self._num_turns = 0
-        self._trying: Waiter | None = None
+        self._trying: QueuedRequest | None = None
         self._refused: set[str] = set()  # callers that have had their turn in this round
         self._timer: asyncio.TimerHandle | None = None
 
@@ -63,7 +63,7 @@ class ServerQueue:
         the queue is full, or if the server has been full for too long.
         """
         caller = CALLER.get()
-        return self._tries(Waiter(caller, is_later=False), all(each.caller != caller for each in self._waiting))
+        return self._tries(QueuedRequest(caller, is_later=False), all(each.caller != caller for each in self._waiting))
 
     def later_tries(self) -> AsyncGenerator[None, None]:
         """Return a generator like `first_tries`, for a later clause of a text.
@@ -73,9 +73,9 @@ class ServerQueue:
         """
         caller = CALLER.get()
         is_next = all(each.caller == caller and not each.is_later for each in self._waiting)
-        return self._tries(Waiter(caller, is_later=True), is_next)
+        return self._tries(QueuedRequest(caller, is_later=True), is_next)
 
-    async def _tries(self, waiter: Waiter, is_next: bool) -> AsyncGenerator[None, None]:
+    async def _tries(self, waiter: QueuedRequest, is_next: bool) -> AsyncGenerator[None, None]:
         if is_next:
             yield
         limit_s = self._limits.later_full_s if waiter.is_later else self._limits.full_s
@@ -94,7 +94,7 @@ class ServerQueue:
                 self._end_turn(waiter)
 
     @contextmanager
-    def _queued(self, waiter: Waiter, was_refused: bool) -> Iterator[None]:
+    def _queued(self, waiter: QueuedRequest, was_refused: bool) -> Iterator[None]:
         if not waiter.is_later and not self._shares.has_free(waiter.caller):
             own, limit = self._shares.held_by(waiter.caller), self._shares.limit
             detail = f"{self.num_waiting} requests are waiting for the speech server, {own} of them"
@@ -125,7 +125,7 @@ class ServerQueue:
         self._refused.clear()
         self._go_on()
 
-    def _end_turn(self, waiter: Waiter) -> None:
+    def _end_turn(self, waiter: QueuedRequest) -> None:
         if self._trying is waiter:
             self._trying = None
         self._go_on()
@@ -134,7 +134,7 @@ class ServerQueue:
         """Give the next caller its turn, unless a request is being tried."""
         if self._trying is not None:
             return
-        firsts: dict[str, Waiter] = {}
+        firsts: dict[str, QueuedRequest] = {}
         for waiter in self._waiting:
             if waiter.caller not in self._refused and not waiter.may_try.is_set():
                 firsts.setdefault(waiter.caller, waiter)

@@ -393,7 +393,7 @@ async def create_batch(body: BatchRequest, request: Request) -> Response:
         raise mismatch("items", f"at most {gateway.limits.max_batch} items", f"{len(body.items)} items")
     ignored = Ignored(body, gateway.strict)
     items = body.each()
-    room = Room(gateway.limits.max_batch_bytes)
+    room = BatchBudget(gateway.limits.max_batch_bytes)
     works = (result(gateway, index, item, room, request.state, ignored) for index, item in enumerate(items))
     results = await unless_disconnected(request.receive, together(works))
     succeeded = sum(each["status"] == "success" for each in results)
@@ -422,7 +422,7 @@ async def together(works: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]
     return [task.result() for task in tasks]
 
 
-class Room:
+class BatchBudget:
     """Byte budget for the audio of a batch, which stays in memory until all texts have been spoken."""
 
     def __init__(self, num_bytes: int):
@@ -436,7 +436,7 @@ class Room:
 
 
 async def result(
-    gateway: Gateway, index: int, item: SpeechItem, room: Room, asked: State, ignored: Ignored
+    gateway: Gateway, index: int, item: SpeechItem, room: BatchBudget, asked: State, ignored: Ignored
 ) -> SpokenItem | FailedItem:
     """Generate the audio of one text of a batch.
 

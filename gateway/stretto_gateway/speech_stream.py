@@ -21,7 +21,7 @@ from stretto_gateway.speech import audio_parts, untimed_words, voice_options
 from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, held_bytes
 
 
-class StreamedText:
+class IncomingText:
     """Text of one utterance that the client is still sending.
 
     The text's total length is limited, and so is the time until it is complete. Unread text counts as held memory until
@@ -189,7 +189,7 @@ class StreamSession:
         self._gateway, self._channel, self._owner, self._tasks = gateway, channel, owner, tasks
         self._config: SessionConfig | None = None
         self._num_utterances = 0
-        self._text: StreamedText | None = None
+        self._text: IncomingText | None = None
         self._task: asyncio.Task[None] | None = None
         self._is_closing = False
 
@@ -269,7 +269,7 @@ class StreamSession:
             config = self._configured()
             if self._is_closing or not piece:
                 return
-            self._text = StreamedText(self._gateway.limits, self._gateway.sessions.held)
+            self._text = IncomingText(self._gateway.limits, self._gateway.sessions.held)
             self._task = self._tasks.create_task(self._speak(config, self._text, self._num_utterances))
             self._num_utterances += 1
         assert self._text is not None
@@ -305,7 +305,7 @@ class StreamSession:
             message = f"type: {kind} must wait for the session.done of the previous utterance"
             raise ApiError(400, message, "type", "utterance_in_progress")
 
-    async def _speak(self, config: SessionConfig, text: StreamedText, index: int) -> None:
+    async def _speak(self, config: SessionConfig, text: IncomingText, index: int) -> None:
         """Generate one utterance and send its events; if it fails, ignore the rest of its text."""
         place = {"utterance_index": index, "sentence_index": 0}
         num_bytes, has_failed, ignored, report = 0, False, None, dict[str, Any]()

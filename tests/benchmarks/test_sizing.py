@@ -24,7 +24,7 @@ from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.decoder_memory import CHUNKS
 from benchmarks.sizing import BACKBONES, CODEC_OF, CODECS, GPUS, needs_of, streams_in_memory, tables
 from stretto.codecs.base import Codec, Window
-from stretto.decoder.convolutions import Call, convolutions_in
+from stretto.decoder.convolutions import ConvolutionCall, convolutions_in
 from stretto.decoder.memory import META, Peak, tensors_to_meta
 from stretto.errors import CheckpointError
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
@@ -169,13 +169,15 @@ def test_codec_flop_counts_match_torch(name: str, monkeypatch: pytest.MonkeyPatc
         seconds = frames / spec.frame_rate
         assert gflop_of(codec, window) / seconds == pytest.approx(gflop, abs=0.05)
         if frames == cost.steady_frames:
-            numbers, run = np.zeros(2), Call.run
+            numbers, run = np.zeros(2), ConvolutionCall.run
 
-            def count(call: Call, x: torch.Tensor, weight: torch.Tensor, run: Any = run, numbers: Any = numbers) -> Any:
+            def count(
+                call: ConvolutionCall, x: torch.Tensor, weight: torch.Tensor, run: Any = run, numbers: Any = numbers
+            ) -> Any:
                 numbers += call.x.numel(), (out := run(call, x, weight)).numel()
                 return out
 
-            monkeypatch.setattr(Call, "run", count)
+            monkeypatch.setattr(ConvolutionCall, "run", count)
             with convolutions_in("tf32x3"):  # three times as many operations
                 convolved = (gflop_of(codec, window) / seconds - gflop) / 2
             assert convolved == pytest.approx(cost.convolved.gflop, abs=0.08)

@@ -23,7 +23,7 @@ from stretto_client.markup import (
     read_text,
     ssml_reader,
 )
-from stretto_client.ssml import Rate
+from stretto_client.ssml import RateChange
 from tests.client.fake_server import Chunk, FakeServer
 
 MARKDOWN = {
@@ -239,7 +239,7 @@ def test_ssml_changes_rates_and_marks_words_with_phonemes(
 ) -> None:
     reader = open_reader("ssml", alphabets=("cmu",), has_rates=True)
     found = asyncio.run(read_parts(f"<speak>{inner}</speak>", reader))
-    assert [part.value if isinstance(part, Rate) else part for part in found] == parts
+    assert [part.value if isinstance(part, RateChange) else part for part in found] == parts
     ssml = ssml_reader(reader)
     assert ssml is not None
     assert [(word, each["phonemes"], each["alphabet"]) for word, each in ssml.pronunciations.items()] == phonemes

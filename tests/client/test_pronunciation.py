@@ -9,7 +9,7 @@ import pytest
 from stretto_client.lexicon_files import read_lexicon, write_json, write_pls
 from stretto_client.pronunciation import (
     Dictionary,
-    Entry,
+    DictionaryEntry,
     InvalidEntry,
     Pronouncer,
     ends_word,
@@ -216,10 +216,10 @@ def test_invalid_entries_are_refused(record: object, words: str) -> None:
 
 
 ENTRIES = (
-    Entry("SQL", "sequel"),
-    Entry("R&D", "are & dee"),
-    Entry("重庆", "chong2 qing4", "pinyin"),
-    Entry("hello", "HH AH0 L OW1", "cmu"),
+    DictionaryEntry("SQL", "sequel"),
+    DictionaryEntry("R&D", "are & dee"),
+    DictionaryEntry("重庆", "chong2 qing4", "pinyin"),
+    DictionaryEntry("hello", "HH AH0 L OW1", "cmu"),
 )
 
 
@@ -243,10 +243,10 @@ PLS = """<?xml version="1.0" encoding="UTF-8"?>
 
 def test_pls_of_other_services_is_read() -> None:
     assert read_lexicon(PLS.encode()) == (
-        Entry("colour", "ˈkʌlɚ", "ipa"),
-        Entry("color", "ˈkʌlɚ", "ipa"),
-        Entry("W3C", "World Wide Web Consortium"),
-        Entry("tomato", "T AH0 M EY1", "cmu"),
+        DictionaryEntry("colour", "ˈkʌlɚ", "ipa"),
+        DictionaryEntry("color", "ˈkʌlɚ", "ipa"),
+        DictionaryEntry("W3C", "World Wide Web Consortium"),
+        DictionaryEntry("tomato", "T AH0 M EY1", "cmu"),
     )
 
 

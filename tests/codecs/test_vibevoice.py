@@ -15,7 +15,7 @@ from transformers.models.vibevoice_acoustic_tokenizer.feature_extraction_vibevoi
 )
 
 from stretto.codecs.base import load_codec
-from stretto.codecs.vibevoice import Scale, TokenizerConfig, VibeVoiceCodec, published_name, stored_noise
+from stretto.codecs.vibevoice import LatentScale, TokenizerConfig, VibeVoiceCodec, published_name, stored_noise
 from stretto.errors import CheckpointError
 from stretto.streams.layout import latents_of, words_of
 from tests.codecs.streaming import decode_words
@@ -37,7 +37,7 @@ def model() -> VibeVoiceAcousticTokenizerModel:
 
 @pytest.fixture(scope="module")
 def codec(model: VibeVoiceAcousticTokenizerModel) -> VibeVoiceCodec:
-    made = VibeVoiceCodec(TokenizerConfig.from_record(TOKENIZER), Scale(SCALE, OFFSET))
+    made = VibeVoiceCodec(TokenizerConfig.from_record(TOKENIZER), LatentScale(SCALE, OFFSET))
     stored = model.state_dict()
     assert len(stored) == len(made.state_dict())
     made.load_state_dict({name: stored[published_name(name)] for name in made.state_dict()})
@@ -181,7 +181,7 @@ def test_loud_recordings_are_scaled_without_clipping() -> None:
     config = replace(TokenizerConfig.from_record(TOKENIZER), deviation=0.0)
     pcm = np.zeros(HOP, np.float32)
     pcm[10] = 0.5
-    made = VibeVoiceCodec(config, Scale(1.0, 0.0)).eval()
+    made = VibeVoiceCodec(config, LatentScale(1.0, 0.0)).eval()
     assert made.encode(pcm).shape == (NUM_NUMBERS + 1, 1)
     inputs = VibeVoiceAcousticTokenizerFeatureExtractor()(pcm, sampling_rate=24000)["input_values"]
     mean, _ = made.encoder.step(inputs, torch.zeros(1, made.encoder.num_kept))

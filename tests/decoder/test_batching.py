@@ -5,8 +5,8 @@ import torch
 from stretto.decoder import loop
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
-from stretto.decoder.loop import Batch, HostTurns, Job, next_group, stack
-from stretto.decoder.sessions import Renderer, Session
+from stretto.decoder.loop import ChunkJob, HostTurns, LaunchedBatch, next_group, stack
+from stretto.decoder.sessions import DecoderSession, Renderer
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
@@ -16,20 +16,20 @@ from tests.fakes import FakeCodec, RecordedReply
 
 def make_job(
     name: str, pushes: list[int], codec: FakeCodec, due_s: float = 0.0, is_alone: bool = False, host: str = ""
-) -> Job:
+) -> ChunkJob:
     """Push chunks with these numbers of frames and return the last job."""
     form = OutputForm(deterministic=is_alone)
-    session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
+    session = DecoderSession(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
     window = None
     for size in pushes:
         window = session.windower.push(np.full((2, size), len(name)), False)
     assert window is not None
     reply = RecordedReply()
     reply.host = host
-    return Job(PendingChunk(name, Chunk(0, Segment.AUDIO), None, reply), session, window, due_s)
+    return ChunkJob(PendingChunk(name, Chunk(0, Segment.AUDIO), None, reply), session, window, due_s)
 
 
-def names(jobs: list[Job]) -> list[str]:
+def names(jobs: list[ChunkJob]) -> list[str]:
     return [job.pending.utterance for job in jobs]
 
 
@@ -92,7 +92,7 @@ def test_deterministic_jobs_are_not_batched() -> None:
 def test_batched_sessions_keep_separate_states() -> None:
     codec = FakeCodec()
     group = [make_job("x", [4], codec), make_job("xyz", [4], codec)]
-    batch = Batch(group, HostLauncher(codec, "float32"), codec.spec)
+    batch = LaunchedBatch(group, HostLauncher(codec, "float32"), codec.spec)
     assert [job.session.state.tolist() for job in group] == [[[3.0]], [[9.0]]]
     assert batch.pcm().shape == (2, 12)
 
@@ -105,7 +105,7 @@ def test_each_row_of_a_batch_has_its_own_position() -> None:
 def test_session_state_does_not_share_batch_memory() -> None:
     codec = FakeCodec()
     jobs = [make_job(name, [4], codec) for name in "abc"]
-    Batch(jobs, HostLauncher(codec, "float32"), codec.spec)
+    LaunchedBatch(jobs, HostLauncher(codec, "float32"), codec.spec)
     for job in jobs:
         assert job.session.state.untyped_storage().nbytes() == job.session.state.nbytes
 
@@ -113,6 +113,6 @@ def test_session_state_does_not_share_batch_memory() -> None:
 def test_codec_returning_wrong_sample_count_is_detected() -> None:
     codec = FakeCodec()
     codec.decode = lambda window: (torch.zeros(1, 5), window.state)  # type: ignore[method-assign]
-    batch = Batch([make_job("x", [4], codec)], HostLauncher(codec, "float32"), codec.spec)
+    batch = LaunchedBatch([make_job("x", [4], codec)], HostLauncher(codec, "float32"), codec.spec)
     with pytest.raises(AssertionError, match=r"fake returned pcm \(1, 5\), expected \(1, 12\)"):
         batch.pcm()

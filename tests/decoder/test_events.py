@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.loop import make_event
-from stretto.decoder.sessions import Renderer, Session
+from stretto.decoder.sessions import DecoderSession, Renderer
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import EVENT, Chunk, GuidanceChange, Report, WordMark
 from stretto.records.sampling import OutputForm
@@ -15,7 +15,7 @@ PLAIN = OutputForm()
 
 def event_of(chunk: Chunk, num_samples: int, form: OutputForm = PLAIN) -> dict:
     codec = FakeCodec()
-    session = Session(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
+    session = DecoderSession(Windower(codec.spec), codec.initial_state(1), Renderer(form, codec.spec), 0.0)
     session.num_samples, session.decode_s, session.first_sound = 40, 0.25, 10
     return make_event(
         PendingChunk("u", chunk, None, RecordedReply()), session, num_samples, session.num_samples, codec.spec

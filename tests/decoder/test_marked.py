@@ -59,7 +59,7 @@ def test_report_names_the_marker_and_marked_samples_do_not_stay_on_the_gpu(
     codec: Codec, codes: np.ndarray, marker: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The address of the codec's samples on the GPU is that of unmarked ones."""
-    monkeypatch.setattr("stretto.decoder.loop.Batch.addresses", lambda batch: [4096] * len(batch.jobs))
+    monkeypatch.setattr("stretto.decoder.loop.LaunchedBatch.addresses", lambda batch: [4096] * len(batch.jobs))
     worker, reply, seen = DecoderWorker(codec, DecoderConfig(marker=marker)), RecordedReply(), list[int]()
     worker.push("one", Chunk(0, Segment.AUDIO, is_final=True), codes, reply, on_device=seen.append)
     event = reply.wait().event

@@ -14,7 +14,7 @@ from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.errors import InvalidRequest
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests import latent_model
 from tests.engine.harness import DEFAULTS, Engine
 from tests.engine.histories import (
@@ -80,8 +80,8 @@ class Stage:
         self._expected: dict[tuple[int, tuple[tuple[int, bool], ...]], Expected] = {}
 
     @cached_property
-    def _reference(self) -> Reference:
-        reference = ModuleReference if self.family is MODULES else Reference
+    def _reference(self) -> ReferenceModel:
+        reference = ModuleReference if self.family is MODULES else ReferenceModel
         return reference(self.folder, self.family, MAX_MODEL_LEN)
 
     def engine(self, limits: Limits) -> Engine:

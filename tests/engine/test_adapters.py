@@ -14,7 +14,7 @@ from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests import published_csm as csm
 from tests.engine.adapters import write_adapter, write_merged
 from tests.engine.harness import DEFAULTS, Engine
@@ -40,7 +40,7 @@ class Adapted:
 
     def __init__(self, folder: Path, family: Family) -> None:
         self.family = family
-        kind, write = (ModuleReference, write_modules) if family is MODULES else (Reference, write_checkpoint)
+        kind, write = (ModuleReference, write_modules) if family is MODULES else (ReferenceModel, write_checkpoint)
         for name in ("base", "merged"):
             (folder / name).mkdir()
         self.checkpoint = folder / "base"

@@ -9,7 +9,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.small_vocabularies import CONDITIONED
 from tests.tiers import by_night
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.engine
 @pytest.mark.parametrize("backbone", ["olmo2", *by_night("qwen3", "llama")])
 def test_replies_match_the_hugging_face_backbone(backbone: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone=backbone)
-    reference = Reference(tmp_path, TINY, 512)
+    reference = ReferenceModel(tmp_path, TINY, 512)
     prompts = {f"r{index}": make_prompt(TINY, index) for index in range(6)}
     with Engine(tmp_path, max_num_batched_tokens=64) as engine:
         norms = {type(module) for name, module in engine.model_state.model.named_modules() if name.endswith("norm")}

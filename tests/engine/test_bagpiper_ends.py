@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt, write_checkpoint
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.small_vocabularies import BAGPIPER
 
@@ -48,7 +48,7 @@ def prompts() -> dict[str, Prompt]:
 
 
 def test_replies_match_the_reference_for_every_segment_end(folder: Path, engine: Engine) -> None:
-    reference, asked = Reference(folder, BAGPIPER, LENGTH), prompts()
+    reference, asked = ReferenceModel(folder, BAGPIPER, LENGTH), prompts()
     answers = engine.run(asked)
     captions, ends = set[int](), set[tuple[str, int]]()
     for name, prompt in asked.items():

@@ -19,7 +19,7 @@ from stretto.families.tiny.family import (
     VOICES,
 )
 from stretto.records.prompt import Prompt
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 
 FOLDER = Path(__file__).parents[2] / "model_repository/language_model/1/checkpoint"
@@ -56,7 +56,7 @@ def engine() -> Iterator[Engine]:
 
 
 def test_bundled_model_matches_the_reference(engine: Engine) -> None:
-    reference = Reference(FOLDER, TINY, MAX_MODEL_LEN)
+    reference = ReferenceModel(FOLDER, TINY, MAX_MODEL_LEN)
     prompts = {
         "guided": speak("nine.", "heart", 1, 1.5),
         "unguided": speak("open it.", "heart", 2, 1.0),

@@ -11,7 +11,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from stretto.engine.worker.batch_plan import StepRows
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt, make_prompts
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import FORCED_BURSTS, FORCED_CHAT, NUM_TEXT_IDS
@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_text_to_audio_switch_within_a_multi_token_step(tmp_path: Path, is_async: bool) -> None:
     """The replies are unguided, chunked and preempted. Some of the twelve switch to audio within a multi-token step."""
     name = "forced_chat"
-    reference = Reference(write_checkpoint(tmp_path, FORCED_CHAT, name, hidden=64, layers=2), FORCED_CHAT, 160)
+    reference = ReferenceModel(write_checkpoint(tmp_path, FORCED_CHAT, name, hidden=64, layers=2), FORCED_CHAT, 160)
     limits = {"max_num_batched_tokens": 48, "max_num_seqs": 4, "max_model_len": 160, "num_gpu_blocks_override": 9}
     engine, given = Engine(tmp_path, async_scheduling=is_async, **limits), make_prompts(FORCED_CHAT, 12)
     answers = engine.run(given)
@@ -74,7 +74,7 @@ def test_timed_guidance_ends_at_a_step_boundary(engine: Engine) -> None:
 def test_repeated_codes_are_counted_within_a_multi_token_step(engine: Engine) -> None:
     """The window includes earlier rows of the same step."""
     given = {f"r{index}": _few(prompt("turbo", index, ras_window=4, ras_max_repeats=1)) for index in range(4)}
-    reference = Reference(Path(engine.core.vllm_config.model_config.model), FORCED_BURSTS, 160)
+    reference = ReferenceModel(Path(engine.core.vllm_config.model_config.model), FORCED_BURSTS, 160)
     for name, answer in engine.run(given).items():
         rows, lead = reference.reply(given[name], guess=answer.rows)
         freely, _ = reference.reply(replace(given[name], sampling=replace(given[name].sampling, ras_window=0)))

@@ -36,7 +36,7 @@ from stretto.families.moss_tts.mechanism import arrays as slots
 from stretto.families.tiny.family import TINY
 from stretto.families.tiny.mechanism import draw as tiny_draw
 from stretto.families.vibevoice.mechanism import draw as stretches
-from stretto.families.vita_audio.mechanism.module_rows import ModuleProgram, Spans
+from stretto.families.vita_audio.mechanism.module_rows import ModuleProgram, RowSpans
 from stretto.families.voxcpm2.mechanism import draw as guided
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
@@ -310,11 +310,11 @@ class BlocksOnTheDevice:
     def gather(self, slots: torch.Tensor) -> None:
         assert slots.device == GPU
 
-    def map(self, spans: Spans) -> torch.Tensor:
+    def map(self, spans: RowSpans) -> torch.Tensor:
         assert all(each.device == GPU for each in spans)
         return torch.zeros(1, len(spans.positions), dtype=torch.int64, device=GPU)
 
-    def metadata(self, spans: Spans, *of_the_host: object) -> dict[str, Any]:
+    def metadata(self, spans: RowSpans, *of_the_host: object) -> dict[str, Any]:
         assert all(each.device == GPU for each in spans)
         return {}
 

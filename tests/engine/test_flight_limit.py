@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from stretto.engine.permits import MIN_LIMIT, Entry, FlightLimit
+from stretto.engine.permits import MIN_LIMIT, AdmissionRecord, FlightLimit
 
 
 def seen(limit: FlightLimit, num_sequences: int, in_flight: int, first_frame_s: float) -> float:
@@ -80,7 +80,7 @@ def test_flight_limit_is_found_from_an_infinite_start() -> None:
 
 @dataclass(eq=False)
 class Reply:
-    entry: Entry
+    entry: AdmissionRecord
     came_s: float
     num_rows: int = 0
 

@@ -11,7 +11,7 @@ from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.reply_rows import states_of
@@ -26,7 +26,7 @@ class Case:
     def __init__(self, folder: Path, family: Family, name: str):
         self.family = family
         self.folder = write_checkpoint(folder, family, name)
-        self.reference = Reference(self.folder, family, MAX_MODEL_LEN)
+        self.reference = ReferenceModel(self.folder, family, MAX_MODEL_LEN)
 
     def check(self, engine: Engine, prompt: Prompt) -> tuple[Answer, ReplyState]:
         """Compare the answer with the reference, and return the position that it reached."""

@@ -26,7 +26,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy
 from stretto.testing.checkpoints import make_prompt
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.forking import forked_processes, stopped
 from tests.engine.harness import DEFAULTS
 from tests.patience import until_async
@@ -44,8 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder, TINY, 512)
+def reference(folder: Path) -> ReferenceModel:
+    return ReferenceModel(folder, TINY, 512)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -69,7 +69,7 @@ def codes_of(chunks: list[LMChunk]) -> np.ndarray:
     return np.concatenate([np.zeros((7, 0), np.int32), *(c.codes for c in chunks if c.codes is not None)], 1)
 
 
-def expected_codes(reference: Reference, prompt: Prompt) -> np.ndarray:
+def expected_codes(reference: ReferenceModel, prompt: Prompt) -> np.ndarray:
     """Return the codes [7, T] of the reference's reply."""
     rows, _ = reference.reply(prompt)
     audio = [i for i, row in enumerate(rows) if row[0] in TINY.layout.audio[0]]
@@ -82,7 +82,7 @@ def expected_codes(reference: Reference, prompt: Prompt) -> np.ndarray:
     ).reshape(7, -1)
 
 
-async def test_reply_matches_the_reference_with_a_consistent_report(llm: SpeechLLM, reference: Reference) -> None:
+async def test_reply_matches_the_reference_with_a_consistent_report(llm: SpeechLLM, reference: ReferenceModel) -> None:
     prompt = make_prompt(TINY, 6)
     chunks = await collect(llm, prompt)
     expected = expected_codes(reference, prompt)
@@ -322,7 +322,9 @@ async def test_frames_of_an_abandoned_reply_stay_counted(llm: SpeechLLM) -> None
     assert llm.stats()["frames_total"] > before
 
 
-async def test_twelve_concurrent_replies_with_slow_readers_are_correct(llm: SpeechLLM, reference: Reference) -> None:
+async def test_twelve_concurrent_replies_with_slow_readers_are_correct(
+    llm: SpeechLLM, reference: ReferenceModel
+) -> None:
     prompts = [make_prompt(TINY, index, "tts") for index in range(12)]
     replies = await asyncio.gather(*(collect(llm, p, lag_s=0.03 * (i % 3)) for i, p in enumerate(prompts)))
     for prompt, chunks in zip(prompts, replies, strict=True):
@@ -330,7 +332,7 @@ async def test_twelve_concurrent_replies_with_slow_readers_are_correct(llm: Spee
     assert llm.stats()["unguided_total"] == 0
 
 
-async def test_abandoned_reply_frees_the_engine(llm: SpeechLLM, reference: Reference) -> None:
+async def test_abandoned_reply_frees_the_engine(llm: SpeechLLM, reference: ReferenceModel) -> None:
     prompt = make_prompt(TINY, 6)
     before = llm.stats()["finished_total"]
 
@@ -397,7 +399,7 @@ async def test_duplicate_request_id_is_refused_without_affecting_its_owner(llm: 
     assert rest[-1].chunk.report.num_frames > 0
 
 
-async def test_timed_guidance_is_reported_and_counted_separately(llm: SpeechLLM, reference: Reference) -> None:
+async def test_timed_guidance_is_reported_and_counted_separately(llm: SpeechLLM, reference: ReferenceModel) -> None:
     prompt = make_prompt(TINY, 6, "tts", policy="until_s", guided_until_s=0.18)  # five frames of 37.5 ms
     before = llm.stats()
     chunks = await collect(llm, prompt)

@@ -10,7 +10,7 @@ import pytest
 
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import LONG
@@ -54,7 +54,7 @@ def test_prompts_of_8000_rows_are_exact(folder: Path, engine: Engine, index: int
     prompt = long_prompt(index, task, scale)
     first = engine.num_steps
     answer = engine.run({"one": prompt})["one"]
-    rows, lead = Reference(folder, LONG, LONG.max_model_len).reply(prompt, guess=answer.rows)
+    rows, lead = ReferenceModel(folder, LONG, LONG.max_model_len).reply(prompt, guess=answer.rows)
     assert lead > 1e-4, "the reference itself was nearly undecided: choose another seed"
     assert answer.rows == [row[: LONG.layout.num_output_streams] for row in rows]
     assert engine.num_steps - first >= PROMPT_ROWS // 1024 + len(rows), "it was not read in chunks"

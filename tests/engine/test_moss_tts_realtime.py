@@ -12,7 +12,7 @@ from scripts.moss_tts_realtime_replies import MAX_FRAMES, REPLIES, TEMPERATURE_H
 from stretto.engine.reply_rules import TextUpdate
 from stretto.families.base import Family
 from stretto.families.moss_tts_realtime import PLUGIN
-from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, RealtimeVocabulary
+from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, MossRealtimeVocabulary
 from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
@@ -35,7 +35,7 @@ def absolute(rows: np.ndarray, family: Family) -> np.ndarray:
 
 def prompt_of(checkpoint: Path, head: np.ndarray, words: list[int], seed: int, mode: str) -> Prompt:
     """Return a prompt with the authors' rows before the text, and the ids of a text."""
-    family, known = family_at(checkpoint), RealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    family, known = family_at(checkpoint), MossRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     first = np.full((min(NUM_PROMPT_IDS, len(words)), head.shape[1]), known.codebook_size)
     first[:, 0], first[-1, 1] = words[:NUM_PROMPT_IDS], known.codebook_size + 1
     rows = absolute(np.concatenate([head, first]), family)
@@ -87,7 +87,7 @@ def test_rows_match_the_authors_loop(tmp_path: Path, kind: str, is_async: bool) 
 
 @pytest.mark.parametrize("is_async", [True, *by_night(False)])
 def test_text_word_by_word_gives_the_same_rows(tmp_path: Path, is_async: bool) -> None:
-    """Words arrive at several paces. Neither reply ends before its text, as `RealtimeTemplate` requires."""
+    """Words arrive at several paces. Neither reply ends before its text, as `MossRealtimeTemplate` requires."""
     checkpoint = convert_release(tmp_path)
     prompts = {name: prompt for name, prompt in requests(checkpoint, "small")[0].items() if len(prompt.track) > 1}
     for name, prompt in prompts.items():

@@ -22,7 +22,7 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt, make_prompts
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import DEFAULTS, Answer, Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import EIGHT_STREAMS, LEARNED_PADS, THREE_ROWS
@@ -43,12 +43,12 @@ class Checkpoint:
         self.family: Family = {**FAMILIES, "learned_pads": LEARNED_PADS, "three_rows": THREE_ROWS}[name]
         shape = {} if self.family is TINY else {"hidden": 64, "layers": 2}
         self.folder = write_checkpoint(folder, self.family, name, **shape)
-        self._references: dict[int, Reference] = {}
+        self._references: dict[int, ReferenceModel] = {}
         self._replies: dict[tuple[object, ...], list[list[int]]] = {}
 
-    def reference(self, max_model_len: int) -> Reference:
+    def reference(self, max_model_len: int) -> ReferenceModel:
         if max_model_len not in self._references:
-            self._references[max_model_len] = Reference(self.folder, self.family, max_model_len)
+            self._references[max_model_len] = ReferenceModel(self.folder, self.family, max_model_len)
         return self._references[max_model_len]
 
     def reply(
@@ -58,7 +58,7 @@ class Checkpoint:
         changes: Sequence[tuple[int, bool]] = (),
         guess: Sequence[list[int]] = (),
     ) -> list[list[int]]:
-        """Return the output streams of every row in the reference's reply; see `Reference.reply` for the arguments."""
+        """Return the output streams of every row in the reference's reply; see `ReferenceModel.reply`."""
         key = (prompt.task, prompt.sampling, prompt.rows.tobytes(), max_model_len, *changes)
         if key not in self._replies:
             rows, lead = self.reference(max_model_len).reply(prompt, changes, guess)

@@ -16,7 +16,7 @@ from stretto.families.qwen3_omni.family import SpokenText, Talker
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import num_preemptions
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import SPOKEN
@@ -62,7 +62,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path) -> Callable[[Prompt], np.ndarray]:
     """Function that computes the states of a prompt with transformers."""
-    reference = Reference(checkpoint, SPOKEN, LENGTH)
+    reference = ReferenceModel(checkpoint, SPOKEN, LENGTH)
 
     @torch.no_grad()
     def states(prompt: Prompt) -> np.ndarray:

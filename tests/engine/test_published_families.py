@@ -21,7 +21,7 @@ from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Answer, Engine
 from tests.reply_rows import chunks_in
 from tests.small_vocabularies import FAMILIES
@@ -46,7 +46,7 @@ class Checkpoint:
         self.family: Family = FAMILIES[name]
         backbone = BACKBONES[self.family.name]
         self.folder = write_checkpoint(folder, self.family, name, layers=2, backbone=backbone)
-        self.reference = Reference(self.folder, self.family, LENGTH)
+        self.reference = ReferenceModel(self.folder, self.family, LENGTH)
         self._replies: dict[int, list[list[int]]] = {}
         self.lead = math.inf
 

@@ -12,7 +12,7 @@ from stretto.engine.worker.predictors import Readout
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.testing.checkpoints import make_prompt, write_checkpoint
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.engine.recorded_logits import RecordedLogits
 from tests.published_qwen3_tts import Checkpoint
@@ -42,7 +42,7 @@ def drawn_prompt(index: int) -> Prompt:
 def test_sampled_replies_match_the_reference(tmp_path: Path, is_async: bool) -> None:
     """Replies are chunked and preempted, with a penalty and two samplers, one of which may be greedy."""
     folder = write_checkpoint(tmp_path, QWEN3_TTS, "small_qwen3_tts", layers=2)
-    reference = Reference(folder, QWEN3_TTS, LENGTH)
+    reference = ReferenceModel(folder, QWEN3_TTS, LENGTH)
     prompts = {f"r{index}": drawn_prompt(index) for index in range(6)}
     with Engine(folder, async_scheduling=is_async, max_model_len=LENGTH, **TIGHT) as engine:
         answers = engine.run(prompts)

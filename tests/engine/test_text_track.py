@@ -8,7 +8,7 @@ import pytest
 
 from stretto.families.base import Family
 from stretto.testing.checkpoints import make_prompts
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import GROUPED, HIDDEN_TRACK, TRACKED
@@ -37,7 +37,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_text_track_replies_match_the_reference(both: tuple[Engine, Family]) -> None:
     engine, family = both
-    reference = Reference(Path(engine.core.vllm_config.model_config.model), family, LENGTH)
+    reference = ReferenceModel(Path(engine.core.vllm_config.model_config.model), family, LENGTH)
     given = make_prompts(family, 10)
     answers = engine.run(given)
     for request_id, answer in answers.items():

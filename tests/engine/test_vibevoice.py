@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.vibevoice import Scale, TokenizerConfig
+from stretto.codecs.vibevoice import LatentScale, TokenizerConfig
 from stretto.engine.frame_codes import FrameCodes
 from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import SegmentRules
@@ -253,7 +253,7 @@ def test_recomputed_feedback_state_is_bit_identical() -> None:
     from stretto.families.vibevoice.model import Feedback  # needs vLLM
 
     acoustic = TokenizerConfig.from_record(TOKENIZER)
-    network = Feedback(acoustic, replace(acoustic, size=NUM_FEATURES), Scale(SCALE, OFFSET)).requires_grad_(False)
+    network = Feedback(acoustic, replace(acoustic, size=NUM_FEATURES), LatentScale(SCALE, OFFSET)).requires_grad_(False)
     for name, parameter in network.named_parameters():
         parameter.copy_(tensor(name, parameter.shape))
     assert network.reach == 40

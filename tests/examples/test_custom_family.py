@@ -25,7 +25,7 @@ from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.testing import assert_family_conforms
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from stretto_client.markup import read_text
 from tests.server.conftest import Server
 from tests.server.published import check_sound
@@ -274,7 +274,7 @@ def test_example_family_is_installed_converted_and_served(
     options = {"audio": {"temperature": 0.0, "max_rows": 80}, "output": {"codes": True}, "seed": 3, "voice": "dan"}
     prompt = Preprocessor(checkpoint).prepare(RawRequest(text="hello world", options=json.dumps(options)))
     family = family_at(checkpoint)
-    rows, _ = Reference(checkpoint, family, family.max_model_len).reply(prompt)
+    rows, _ = ReferenceModel(checkpoint, family, family.max_model_len).reply(prompt)
     num_frames = (len(rows) - 1) // 7
     starts = [ids.start for ids in family.layout.frame_codec.places]
     expected = np.array(rows[: 7 * num_frames]).reshape(num_frames, 7).T - np.array(starts)[:, None]

@@ -16,7 +16,7 @@ from stretto.families.pronunciations import spelling
 from stretto.families.tiny.family import TINY
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
-from stretto_client.pronunciation import Entry
+from stretto_client.pronunciation import DictionaryEntry
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}
@@ -268,7 +268,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
 def test_families_write_phonemes_in_their_notation(
     name: str, alphabet: str, phonemes: str, expected: str | None
 ) -> None:
-    entry, family = Entry("a", phonemes, alphabet), read_family({"speech_family": name})
+    entry, family = DictionaryEntry("a", phonemes, alphabet), read_family({"speech_family": name})
     if expected is None:
         with pytest.raises(ValueError, match=", got "):
             spelling(entry, family)

@@ -14,7 +14,7 @@ import pytest
 from uvicorn import server as uvicorn_server
 
 from stretto_gateway import connection
-from stretto_gateway.command import Server, make_server
+from stretto_gateway.command import GatewayServer, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import SYNTHETIC
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
@@ -39,7 +39,7 @@ class Running:
 
     url: str
     behind: FakeServer
-    server: Server
+    server: GatewayServer
     clients: list[openai.AsyncOpenAI] = field(default_factory=list)
 
     @property

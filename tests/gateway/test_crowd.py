@@ -11,10 +11,10 @@ import pytest
 
 from stretto_client import SpeechStream, Timeouts
 from stretto_gateway import connection
-from stretto_gateway.admission import Held, Waiter
+from stretto_gateway.admission import Held, SlotWaiter
 from stretto_gateway.config import Limits
 from stretto_gateway.events import Streamed
-from stretto_gateway.guard import SMALL_BYTES, Body
+from stretto_gateway.guard import SMALL_BYTES, LimitedBody
 from stretto_gateway.metrics import Trace
 from tests.client.fake_server import Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
@@ -23,7 +23,7 @@ from tests.patience import until_async
 CALLERS = Counter({"key-of-who-says-much": 220, "key-of-the-second": 12, "key-of-the-third": 12, "key-of-the-last": 12})
 LIMITS = Limits(max_active=32, max_waiting=128, drain_s=1)
 BODY = json.dumps({"input": "A cat.", "response_format": "pcm"}) + SMALL_BYTES * " "  # large enough to be counted
-OF_A_REQUEST = (Streamed, Body, Trace, Waiter, SpeechStream, connection.Connection)
+OF_A_REQUEST = (Streamed, LimitedBody, Trace, SlotWaiter, SpeechStream, connection.Connection)
 PATIENCE_S = 600.0  # on a busy machine
 
 

@@ -20,7 +20,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.encoding import make_encoder
 from stretto_gateway.kyutai.endpoints import SpeakQuery
 from stretto_gateway.kyutai.sessions import ReceivedAudio
-from stretto_gateway.speech_stream import StreamedText
+from stretto_gateway.speech_stream import IncomingText
 from tests.client.fake_server import PROFILE, Chunk, EmptyFinal, ErrorText, Request, Step, Taken, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import task
@@ -544,7 +544,7 @@ async def test_empty_audio_occupies_no_memory() -> None:
 
 
 async def test_words_after_the_text_limit_are_dropped() -> None:
-    text = StreamedText(Limits(max_input_chars=5), Held(Limits()))
+    text = IncomingText(Limits(max_input_chars=5), Held(Limits()))
     assert [text.add(word) for word in ("one ", "more ", "x")] == [True, False, False]
     text.close()
 

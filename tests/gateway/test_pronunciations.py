@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from stretto_client.lexicon_files import read_lexicon
-from stretto_client.pronunciation import Entry
+from stretto_client.pronunciation import DictionaryEntry
 from stretto_gateway.config import Limits
 from stretto_gateway.pronunciation_command import main
 from stretto_gateway.pronunciation_store import PronunciationStore
@@ -52,7 +52,10 @@ async def test_stored_dictionary_is_exported_used_and_deleted(
     again = await start(SPOKEN, READS_PHONEMES, voices=tmp_path / "voices", keys=KEYS)
     for running in (first, again):
         exported = await ask(running, "GET", params={"format": form})
-        assert read_lexicon(exported.content) == (Entry("SQL", "sequel"), Entry("cat", "K AE1 T", "cmu"))
+        assert read_lexicon(exported.content) == (
+            DictionaryEntry("SQL", "sequel"),
+            DictionaryEntry("cat", "K AE1 T", "cmu"),
+        )
         assert await spoken_with(running, "A CAT.") == {"cat": CAT}
         assert await spoken_with(running, "A Cat.", pronunciations={"CAT": "dog", "a": "the"}) == {
             "CAT": "dog",
@@ -167,7 +170,7 @@ def test_largest_dictionary_fits_into_a_request_and_damaged_ones_are_empty(tmp_p
     limits = Limits()
     assert limits.max_dictionary_bytes + MAX_BYTES < MAX_OPTIONS_BYTES
     store = PronunciationStore(tmp_path, limits.max_pronunciations, limits.max_dictionary_bytes)
-    entries: Sequence[Entry] = [Entry("a", "b")]
+    entries: Sequence[DictionaryEntry] = [DictionaryEntry("a", "b")]
     store.replace(EVERYBODY, entries)
     assert store.find(EVERYBODY) == tuple(entries)
     (path,) = tmp_path.glob("*/*")

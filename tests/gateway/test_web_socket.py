@@ -9,7 +9,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from stretto_gateway import connection
-from stretto_gateway.connection import MAX_CONTROL, MAX_SMALL, NUM_TINY, PART_BYTES, Socket
+from stretto_gateway.connection import MAX_CONTROL, MAX_SMALL, NUM_TINY, PART_BYTES, LimitedWebSocket
 from stretto_gateway.realtime import events
 from stretto_gateway.realtime.events import MAX_ERRORS
 from tests.gateway.conftest import Running, Start
@@ -25,13 +25,13 @@ def frame(opcode: Opcode, data: bytes = b"", fin: bool = True) -> bytes:
     return Frame(opcode, data, fin).serialize(mask=True)
 
 
-def socket_of(running: Running) -> Socket:
+def socket_of(running: Running) -> LimitedWebSocket:
     """Return the gateway's end of the only open WebSocket."""
-    (made,) = (each for each in running.server.server_state.connections if isinstance(each, Socket))
+    (made,) = (each for each in running.server.server_state.connections if isinstance(each, LimitedWebSocket))
     return made
 
 
-async def until_parsed(made: Socket) -> None:
+async def until_parsed(made: LimitedWebSocket) -> None:
     """Wait until all received data has been parsed."""
     async with asyncio.timeout(PATIENCE_S):
         while made._unparsed:

@@ -30,9 +30,9 @@ from stretto_gateway.realtime.events import SessionEnd
 from stretto_gateway.webrtc import peer as peers
 from stretto_gateway.webrtc import playout as playouts
 from stretto_gateway.webrtc.channel import TrackChannel
-from stretto_gateway.webrtc.network import Network
+from stretto_gateway.webrtc.network import CallNetwork
 from stretto_gateway.webrtc.offer import MAX_SDP_BYTES, MAX_SDP_LINES, read_offer
-from stretto_gateway.webrtc.playout import FRAME, SILENT_PACKET, OpusEncoder, Pacer, Playout
+from stretto_gateway.webrtc.playout import FRAME, SILENT_PACKET, FramePacer, OpusEncoder, Playout
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, by_task, silence, spoken
@@ -548,7 +548,7 @@ async def test_strangers_are_neither_heard_nor_answered(
 
 
 async def test_events_wait_for_a_caller_that_reads(caplog: pytest.LogCaptureFixture) -> None:
-    peer = peers.Peer(Network.from_texts(("127.0.0.1",), ""), 1000)
+    peer = peers.Peer(CallNetwork.from_texts(("127.0.0.1",), ""), 1000)
     sent = list[str]()
     peer._offers_channel = True
     peer._channel = SimpleNamespace(readyState="open", bufferedAmount=peers.MAX_UNREAD_BYTES + 1, send=sent.append)
@@ -572,7 +572,7 @@ async def test_events_wait_for_a_caller_that_reads(caplog: pytest.LogCaptureFixt
 
 
 async def test_packets_of_the_data_channel_are_handled_in_turns() -> None:
-    peer, others = peers.Peer(Network.from_texts(("127.0.0.1",), ""), 1000), list[int]()
+    peer, others = peers.Peer(CallNetwork.from_texts(("127.0.0.1",), ""), 1000), list[int]()
     await peer.answer(read_offer(await offered()))
     sctp: Any = peer._connection.sctp
     asyncio.get_running_loop().call_soon(others.append, 1)
@@ -610,7 +610,7 @@ async def test_audio_that_waits_is_bounded() -> None:
             raise MediaStreamError
         return frames.pop()
 
-    peer = peers.Peer(Network.from_texts(("127.0.0.1",), ""), 1000)
+    peer = peers.Peer(CallNetwork.from_texts(("127.0.0.1",), ""), 1000)
     await peer._read(SimpleNamespace(recv=recv))
     sizes = [len((await peer.receive())["bytes"]) for _ in range(peer._inbox.qsize())]
     assert peers.MAX_HEARD_S <= sum(sizes) / 2 / RATE < peers.MAX_HEARD_S + 0.12
@@ -666,7 +666,7 @@ async def test_frames_follow_the_clock_of_the_track() -> None:
         waited.append(seconds)
         now_s += seconds
 
-    pacer = Pacer(lambda: now_s, sleep)
+    pacer = FramePacer(lambda: now_s, sleep)
     assert [await pacer.turn() for _ in range(3)] == [0, 1, 2]
     assert waited == pytest.approx([0.02, 0.02])
     now_s += 0.11
@@ -701,11 +701,11 @@ def test_speech_is_encoded_to_its_end() -> None:
 )
 def test_invalid_networks_are_refused(addresses: tuple[str, ...], ports: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Network.from_texts(addresses, ports)
+        CallNetwork.from_texts(addresses, ports)
 
 
 def test_network_behind_a_nat() -> None:
-    network = Network.from_texts(("192.0.2.1=0.0.0.0", "2001:db8::1"), "50000-50003")
+    network = CallNetwork.from_texts(("192.0.2.1=0.0.0.0", "2001:db8::1"), "50000-50003")
     assert [(each.announced, each.bound) for each in network.addresses] == [
         ("192.0.2.1", "0.0.0.0"),
         ("2001:db8::1", "2001:db8::1"),

@@ -17,7 +17,7 @@ from stretto.launcher import command, faults, front_ends, processes, server, sup
 from stretto.launcher.background import STARTER
 from stretto.launcher.installation import Installation
 from stretto.launcher.launch import LAUNCH_ID
-from stretto.launcher.processes import Process, all_processes, environment_of
+from stretto.launcher.processes import ProcessSnapshot, all_processes, environment_of
 from stretto.launcher.triton_24_10 import start
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
@@ -298,7 +298,7 @@ class Launched:
         """Return the names of the launcher instance's files in shared memory."""
         return [path.name for path in Path("/dev/shm").glob(f"stretto_launch_{self.launch_id}*")]
 
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ProcessSnapshot]:
         """Return the running processes that the launcher has started."""
         return [each for each in all_processes() if environment_of(each.pid, LAUNCH_ID) == self.launch_id]
 

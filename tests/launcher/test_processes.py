@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stretto.launcher.processes import (
-    Process,
+    ProcessSnapshot,
     Watch,
     descendants,
     end_all,
@@ -71,7 +71,7 @@ def test_process_watch_returns_at_the_first_exit() -> None:
 def test_process_watch_reports_an_already_exited_process() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    gone = Process(process.pid, 1, 1, "gone", "")
+    gone = ProcessSnapshot(process.pid, 1, 1, "gone", "")
     assert Watch([gone]).wait(10) == [gone]
 
 
@@ -107,10 +107,10 @@ def test_unreaped_children_are_detected() -> None:
 
 
 def test_stub_and_engine_processes_are_workers() -> None:
-    assert Process(1, 0, 1, "triton_python_b", "/x/triton_python_backend_stub model.py").is_worker
-    assert Process(1, 0, 1, "VLLM::EngineCor", "VLLM::EngineCore").is_worker
-    assert Process(1, 0, 1, "host_of_7", "python3 -m stretto.engine.host").is_worker
-    assert not Process(1, 0, 1, "python3", "python3 -c from multiprocessing.resource_tracker").is_worker
+    assert ProcessSnapshot(1, 0, 1, "triton_python_b", "/x/triton_python_backend_stub model.py").is_worker
+    assert ProcessSnapshot(1, 0, 1, "VLLM::EngineCor", "VLLM::EngineCore").is_worker
+    assert ProcessSnapshot(1, 0, 1, "host_of_7", "python3 -m stretto.engine.host").is_worker
+    assert not ProcessSnapshot(1, 0, 1, "python3", "python3 -c from multiprocessing.resource_tracker").is_worker
 
 
 def test_parent_of_an_engine_host_is_its_stub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,10 @@ def test_parent_of_an_engine_host_is_its_stub(monkeypatch: pytest.MonkeyPatch) -
         host.kill()
 
 
-def stub(pid: int, parent: int, model: str) -> Process:
-    return Process(pid, parent, 1, "triton_python_b", f"/b/triton_python_backend_stub /m/{model}/1/model.py region ")
+def stub(pid: int, parent: int, model: str) -> ProcessSnapshot:
+    return ProcessSnapshot(
+        pid, parent, 1, "triton_python_b", f"/b/triton_python_backend_stub /m/{model}/1/model.py region "
+    )
 
 
 def test_processes_belong_to_the_model_of_their_stub() -> None:
@@ -135,9 +137,9 @@ def test_processes_belong_to_the_model_of_their_stub() -> None:
     server, language, engine, decoder = (each.pid for each in running)
     watch = Watch(
         [
-            Process(server, os.getpid(), 1, "tritonserver", "tritonserver"),
+            ProcessSnapshot(server, os.getpid(), 1, "tritonserver", "tritonserver"),
             stub(language, server, "language_model"),
-            Process(engine, language, 1, "VLLM::EngineCor", "VLLM::EngineCore"),
+            ProcessSnapshot(engine, language, 1, "VLLM::EngineCor", "VLLM::EngineCore"),
             stub(decoder, server, "an acoustic decoder"),
         ]
     )

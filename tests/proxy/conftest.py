@@ -13,7 +13,7 @@ from stretto.proxy.__main__ import grpc_listener, grpc_proxy
 from stretto.proxy.access import ProxyConfig
 from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.grpc_proxy import GrpcProxy
-from stretto.proxy.triton_stream import Gate, Uploads
+from stretto.proxy.triton_stream import CallGate, Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports
 
@@ -35,7 +35,7 @@ class Proxied:
 class Word:
     """Last message from the launcher."""
 
-    gate: Gate
+    gate: CallGate
     is_ready: Callable[[], bool]
 
 
@@ -53,7 +53,7 @@ def grpc_server(
     channel: grpc.aio.Channel,
     is_ready: Callable[[], bool] = lambda: True,
     uploads: Uploads | None = None,
-    gate: Gate | None = None,
+    gate: CallGate | None = None,
 ) -> grpc.aio.Server:
     """Return the proxy's gRPC server for the Triton behind this channel, not yet started."""
     return served(config, channel, is_ready, uploads, gate)[0]
@@ -64,11 +64,11 @@ def served(
     channel: grpc.aio.Channel,
     is_ready: Callable[[], bool] = lambda: True,
     uploads: Uploads | None = None,
-    gate: Gate | None = None,
+    gate: CallGate | None = None,
 ) -> tuple[grpc.aio.Server, GrpcProxy]:
     """Return the proxy's gRPC server, not yet started, and its handler."""
     server, _ = grpc_listener(config)
-    launcher = Word(gate or Gate(), is_ready)
+    launcher = Word(gate or CallGate(), is_ready)
     handler = grpc_proxy(config, channel, launcher, uploads or Uploads(), Connections(ConnectionLimits()))
     server.add_generic_rpc_handlers((handler,))
     return server, handler
@@ -80,7 +80,7 @@ async def proxied(*allowed: str, cloning_models: tuple[str, ...] = ()) -> AsyncI
     config = proxy_config(*allowed, cloning_models=cloning_models)
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
         given_up = list[str]()
-        server, handler = served(config, channel, gate=Gate(given_up.append))
+        server, handler = served(config, channel, gate=CallGate(given_up.append))
         await server.start()
         address, disconnects = f"127.0.0.1:{config.grpc_port}", Disconnects(Path(config.disconnects))
         yield Proxied(triton, address, given_up, disconnects, handler)

@@ -8,7 +8,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from stretto.proxy.__main__ import LauncherConnection
-from stretto.proxy.triton_stream import Gate
+from stretto.proxy.triton_stream import CallGate
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client.errors import ClientError
 from tests.client.fake_server import Chunk, FakeServer, Pause, Until
@@ -22,7 +22,7 @@ AGAIN = "a process of the server has ended and is being restarted; try again"
 class Gated:
     """A proxy with a gate, and a fake Triton that answers immediately, partly or never."""
 
-    def __init__(self, triton: FakeServer, address: str, gate: Gate) -> None:
+    def __init__(self, triton: FakeServer, address: str, gate: CallGate) -> None:
         self.triton, self.address, self.gate = triton, address, gate
         self.heard: dict[str, int] = {}
         self.released = asyncio.Event()  # for what begins to answer, to go on
@@ -45,7 +45,7 @@ class Gated:
 @pytest.fixture
 async def gated() -> AsyncIterator[Gated]:
     triton = FakeServer(lambda asked: scripts.get(asked["text"], [Chunk(0, is_final=True, is_last=True)]))
-    config, gate = proxy_config("models"), Gate()
+    config, gate = proxy_config("models"), CallGate()
     async with grpc.aio.insecure_channel(await triton.start()) as channel:
         server = grpc_server(config, channel, gate=gate)
         await server.start()

@@ -8,11 +8,11 @@ import torch
 from safetensors.numpy import load_file
 
 from stretto.families.base import Family
-from stretto.testing.reference import Context, Reference, Row
+from stretto.testing.reference import CachedRows, ReferenceModel, Row
 from tests.reference.vita_audio import VitaReference
 
 
-class ModuleContext(Context):
+class ModuleContext(CachedRows):
     """A sequence of rows without any cache."""
 
     modules: VitaReference
@@ -29,7 +29,7 @@ class ModuleContext(Context):
         return self.modules.hidden(self.embed(rows), place - 1)[-1:]
 
 
-class ModuleReference(Reference):
+class ModuleReference(ReferenceModel):
     """Hugging Face's Qwen2 in float64, whose last layers serve as modules."""
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.checkpoints.random_espnet import Published
 from stretto.families.base import Family
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 
 # Hugging Face's names for ESPnet's, if they differ.
 OPUSLM = {"model.embed_tokens.weight": "corelm.emb.weight", "lm_head.weight": "corelm.lm_head.weight"}
@@ -21,7 +21,7 @@ def heard(name: str) -> str:
     return name.replace(TOWER, "audio_tower.").replace("adaptor.continuous_audio.", "adaptor.")
 
 
-class PublishedReference(Reference):
+class PublishedReference(ReferenceModel):
     """Replies for a release.
 
     Bagpiper does not add row 0 of its stream embeddings; OpusLM adds nine of its twelve rows.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stretto.errors import CheckpointError
-from stretto.releases.entry import Companion, Entry, Source, read
+from stretto.releases.entry import Companion, ReleaseEntry, RepositoryFiles, read
 
 FULL: dict[str, Any] = {
     "name": "voice",
@@ -43,7 +43,7 @@ def test_all_fields_are_read() -> None:
     entry = read(FULL, "table")
     assert (entry.name, entry.aliases, entry.smaller) == ("voice", ("voice-large",), "voice-small")
     assert entry.source.licence.facts == ("free",)
-    assert entry.companions == (Companion(Source("acme/codec", ("*",)), "--words", "voices"),)
+    assert entry.companions == (Companion(RepositoryFiles("acme/codec", ("*",)), "--words", "voices"),)
     assert [each.repository for each in entry.repositories] == ["acme/voice", "acme/codec"]
     assert (entry.serves, entry.unproved, entry.evidence) == (False, ("sizes",), {"licence": "model card"})
     words = entry.arguments(Path("/a"), [Path("/b")])
@@ -52,7 +52,7 @@ def test_all_fields_are_read() -> None:
 
 def test_minimal_record_is_read() -> None:
     record = {"name": "v", "family": "f", "source": {"repository": "a/b", "files": ["*"]}, "convert": []}
-    assert read(record, "table") == Entry("v", "f", Source("a/b", ("*",)), ())
+    assert read(record, "table") == ReleaseEntry("v", "f", RepositoryFiles("a/b", ("*",)), ())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 
 from stretto.releases.detect import detect
-from stretto.releases.entry import Source
+from stretto.releases.entry import RepositoryFiles
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub, RemoteListing, Snapshot
 from stretto.releases.hub import address as hub_address
@@ -25,7 +25,7 @@ from tests.tiers import by_night
 
 WEIGHTS = random.Random(0).randbytes(300_000)
 FILES = {"config.json": b"{}", "voices/a.txt": b"a", "model.safetensors": WEIGHTS}
-ALL = Source("acme/any", ("*",))
+ALL = RepositoryFiles("acme/any", ("*",))
 NUMBERS = count()
 NOW = {"Retry-After": "0"}
 
@@ -191,7 +191,7 @@ def test_what_the_hub_does_not_give(
     commit = repository.branches["main"]
 
     def select() -> None:
-        client.snapshot(repository.name, revision).selected(Source(repository.name, (name or "*",)))
+        client.snapshot(repository.name, revision).selected(RepositoryFiles(repository.name, (name or "*",)))
 
     expected = message.replace("{}", repository.name).replace("{hub}", server.url).replace("{:.7}", commit[:7])
     assert refusal(select) == (status, expected)
@@ -488,7 +488,7 @@ def test_password_in_the_address_is_not_printed(
 def test_empty_address_is_that_of_the_hub(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared(monkeypatch, tmp_path, text)
     started = Mock()
-    monkeypatch.setattr("stretto.releases.hub.Worker", started)
+    monkeypatch.setattr("stretto.releases.hub.JobProcess", started)
     Hub().worker  # noqa: B018 - starts the process
     assert started.call_args.args[1]["HF_ENDPOINT"] == "https://huggingface.co"
 

@@ -12,7 +12,7 @@ from stretto.errors import CheckpointError
 from stretto.families.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 from stretto.families.tiny.family import TINY
 from stretto.releases import fit, machine
-from stretto.releases.entry import Entry, Source
+from stretto.releases.entry import ReleaseEntry, RepositoryFiles
 from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
 from stretto.releases.machine import Gpu
@@ -24,7 +24,7 @@ SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))
 BUSY_GPU = Gpu(1, "NVIDIA L4", 24 * GB, 3 * GB, (8, 9))
 LARGE_GPU = Gpu(2, "NVIDIA H100", 80 * GB, 79 * GB, (9, 0))
 # Without a shape, a release with 4 GB of weights needs 14.2 GB on a GPU, and 5.6 GB on a CPU.
-BARE = Entry("bare", "tiny", Source("acme/bare", ("*",)), ())
+BARE = ReleaseEntry("bare", "tiny", RepositoryFiles("acme/bare", ("*",)), ())
 SHAPE = {"hidden": 512, "layers": 10, "kv_heads": 4, "head_dim": 64, "heads": 4, "inner": 6_169, "vocabulary": 1_000}
 SHAPE |= {"head_columns": 1_000, "frame_rate": 25.0, "is_guided": False, "tables": 1}
 LATENTS = {"phonon", "pocket_tts", "vibevoice", "vibevoice_realtime", "voxcpm2"}  # served in float32
@@ -112,7 +112,7 @@ def test_need_includes_a_speaker_with_an_engine_and_the_codec() -> None:
 
 
 @pytest.mark.parametrize("entry", [each for each in entries() if each.shape], ids=lambda entry: entry.name)
-def test_need_of_each_release_is_more_than_its_weights(entry: Entry) -> None:
+def test_need_of_each_release_is_more_than_its_weights(entry: ReleaseEntry) -> None:
     backbone, speaker = fit.backbone(entry), fit.speaker_of(entry)
     assert isinstance(backbone, Backbone)
     spoken = None if speaker is None else fit.backbone(speaker)
@@ -176,7 +176,7 @@ def test_given_device_is_used(host: SimpleNamespace) -> None:
         choose(BARE, 4 * GB, 0, cpu=False)
 
 
-def message(entry: Entry, num_bytes: int, device: Device) -> str:
+def message(entry: ReleaseEntry, num_bytes: int, device: Device) -> str:
     with pytest.raises(DoesNotFit) as caught:
         check(entry, num_bytes, device)
     return str(caught.value)

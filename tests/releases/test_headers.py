@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stretto.releases.build import check
-from stretto.releases.entry import Entry, Source
+from stretto.releases.entry import ReleaseEntry, RepositoryFiles
 from stretto.releases.view import View
 from stretto.weights.loading import TensorMismatch
 from tests.family_releases import LAYOUTS
@@ -41,7 +41,7 @@ def headed(folder: Path, edits: dict[str, list[int]]) -> int:
         folder: Folder of the release.
         edits: New shapes by tensor.
     """
-    view = View(folder, Entry("a", "b", Source("c/d", ("*",)), ()), ["c/d"])
+    view = View(folder, ReleaseEntry("a", "b", RepositoryFiles("c/d", ("*",)), ()), ["c/d"])
     view.folders[0] = folder
     num_edited = 0
     for path in [each for each in folder.rglob("*.safetensors") if each.stat().st_size > LARGE_BYTES]:

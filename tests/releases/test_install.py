@@ -23,7 +23,7 @@ from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, cache_folder
 from stretto.releases.listing import Folder
-from stretto.releases.models import Model, Models
+from stretto.releases.models import InstalledModel, InstalledModels
 from stretto.releases.target import parse
 from tests import hub as loopback
 from tests.held_processes import held_at
@@ -71,8 +71,8 @@ def children(server: loopback.Hub, home: Path) -> Iterator[tuple[Hub, Builder]]:
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Models:
-    return Models(tmp_path / "models")
+def models(tmp_path: Path) -> InstalledModels:
+    return InstalledModels(tmp_path / "models")
 
 
 def contents(release: Path) -> dict[str, bytes]:
@@ -83,15 +83,15 @@ def contents(release: Path) -> dict[str, bytes]:
 class Pull:
     """Installs in this process."""
 
-    def __init__(self, models: Models, children: tuple[Hub, Builder]) -> None:
+    def __init__(self, models: InstalledModels, children: tuple[Hub, Builder]) -> None:
         self._models, self._children = models, children
 
-    def __call__(self, name: str = "acme/voice", **choices: Any) -> Model:
+    def __call__(self, name: str = "acme/voice", **choices: Any) -> InstalledModel:
         return Installer(self._models, *self._children, replace(FOR_CPU, **choices)).install(parse(name))
 
 
 @pytest.fixture
-def pull(models: Models, children: tuple[Hub, Builder], repository: Repository) -> Pull:
+def pull(models: InstalledModels, children: tuple[Hub, Builder], repository: Repository) -> Pull:
     return Pull(models, children)
 
 
@@ -104,14 +104,14 @@ def files_in(folder: Path) -> dict[str, int]:
     return found
 
 
-def leftovers(models: Models) -> list[str]:
+def leftovers(models: InstalledModels) -> list[str]:
     """Return the names of staging folders, and of models without a manifest."""
     folders = [each for each in models.folder.glob("*/") if each.name != ".locks"]
     return [each.name for each in folders if not (each / "manifest.json").exists()]
 
 
 def test_model_is_published_with_its_manifest(
-    pull: Pull, models: Models, repository: Repository, server: loopback.Hub, capfd: pytest.CaptureFixture[str]
+    pull: Pull, models: InstalledModels, repository: Repository, server: loopback.Hub, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = pull()
     manifest = model.manifest
@@ -136,7 +136,9 @@ def test_model_is_published_with_its_manifest(
     assert files_in(models.folder) == before
 
 
-def test_new_commit_is_taken_by_pull_only(pull: Pull, models: Models, repository: Repository, release: Path) -> None:
+def test_new_commit_is_taken_by_pull_only(
+    pull: Pull, models: InstalledModels, repository: Repository, release: Path
+) -> None:
     first = pull()
     repository.commit(contents(release) | {"README.md": b"new"})
     assert pull(updates=False) == first
@@ -149,7 +151,7 @@ def test_new_commit_is_taken_by_pull_only(pull: Pull, models: Models, repository
 
 
 def test_main_that_went_back_and_other_revisions_are_installed_once(
-    pull: Pull, models: Models, repository: Repository, release: Path, capsys: pytest.CaptureFixture[str]
+    pull: Pull, models: InstalledModels, repository: Repository, release: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, old = pull(), repository.branches["main"]
     repository.commit(contents(release) | {"README.md": b"new"})
@@ -181,7 +183,7 @@ def test_licence_is_accepted_for_its_text(pull: Pull, repository: Repository, re
     assert caught.value.status == 6
 
 
-def test_force_installs_again(pull: Pull, models: Models) -> None:
+def test_force_installs_again(pull: Pull, models: InstalledModels) -> None:
     first = pull()
     second = pull(is_forced=True)
     assert first.folder == second.folder
@@ -192,7 +194,7 @@ def test_force_installs_again(pull: Pull, models: Models) -> None:
 
 def test_sources_are_dropped_except_those_of_other_models(
     pull: Pull,
-    models: Models,
+    models: InstalledModels,
     repository: Repository,
     server: loopback.Hub,
     home: Path,
@@ -253,7 +255,7 @@ def test_two_models_in_a_repository(pull: Pull, repository: Repository, release:
 
 
 def test_installed_model_is_found_offline_and_in_a_folder_that_is_not_changed(
-    pull: Pull, models: Models, server: loopback.Hub
+    pull: Pull, models: InstalledModels, server: loopback.Hub
 ) -> None:
     model = pull()
     before, asked = files_in(models.folder), len(server.requests)
@@ -269,7 +271,7 @@ def test_installed_model_is_found_offline_and_in_a_folder_that_is_not_changed(
 @pytest.mark.nightly
 @pytest.mark.parametrize(("more", "number"), [((), 1), (("--dtype", "float32"), 2)])
 def test_two_at_once_convert_each_model_once(
-    more: tuple[str, ...], number: int, pull: Pull, models: Models, server: loopback.Hub, home: Path
+    more: tuple[str, ...], number: int, pull: Pull, models: InstalledModels, server: loopback.Hub, home: Path
 ) -> None:
     environment = server.environment(home, STRETTO_MODELS=str(models.folder))
     with ThreadPoolExecutor(2) as pool:
@@ -288,7 +290,7 @@ def run(environment: dict[str, str], *words: str, **settings: Any) -> subprocess
 
 
 def test_front_process_imports_no_large_library_and_prints_no_token(
-    pull: Pull, models: Models, server: loopback.Hub, home: Path
+    pull: Pull, models: InstalledModels, server: loopback.Hub, home: Path
 ) -> None:
     pull()
     server.grants = {"secret-token": set()}
@@ -322,7 +324,7 @@ def test_control_characters_of_the_hub_are_not_printed(
 
 
 def test_release_that_cannot_be_converted_is_named_without_the_staging_folder(
-    pull: Pull, models: Models, repository: Repository, release: Path
+    pull: Pull, models: InstalledModels, repository: Repository, release: Path
 ) -> None:
     repository.commit(contents(release) | {"model.safetensors": b"none"})
     with pytest.raises(ReleaseError) as caught:
@@ -337,7 +339,13 @@ def test_release_that_cannot_be_converted_is_named_without_the_staging_folder(
 @pytest.mark.nightly
 @pytest.mark.parametrize("step", ["downloading", "converting"])
 def test_full_disk(
-    step: str, models: Models, release: Path, server: loopback.Hub, home: Path, repository: Repository, pull: Pull
+    step: str,
+    models: InstalledModels,
+    release: Path,
+    server: loopback.Hub,
+    home: Path,
+    repository: Repository,
+    pull: Pull,
 ) -> None:
     shutil.rmtree(home, ignore_errors=True)
     environment, limit = server.environment(home, STRETTO_MODELS=str(models.folder)), 100_000
@@ -370,7 +378,7 @@ exit $status
 @pytest.mark.nightly
 @pytest.mark.parametrize("force", [[], ["--force"]])
 def test_small_disk(
-    force: list[str], models: Models, server: loopback.Hub, home: Path, repository: Repository, pull: Pull
+    force: list[str], models: InstalledModels, server: loopback.Hub, home: Path, repository: Repository, pull: Pull
 ) -> None:
     models.folder.mkdir()
     environment = server.environment(home, STRETTO_MODELS=str(models.folder))
@@ -394,7 +402,7 @@ def test_unknown_argument_of_the_converter_is_refused_before_the_download(pull: 
 
 
 def test_folder_with_a_link_to_another_place_is_refused(
-    pull: Pull, models: Models, release: Path, tmp_path: Path
+    pull: Pull, models: InstalledModels, release: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "voice"
     shutil.copytree(release, folder)
@@ -408,7 +416,7 @@ def test_folder_with_a_link_to_another_place_is_refused(
 
 
 def test_folder_is_listed_once_and_not_changed(
-    pull: Pull, models: Models, release: Path, monkeypatch: pytest.MonkeyPatch
+    pull: Pull, models: InstalledModels, release: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, listed, original = files_in(release), list[Path](), Folder.__init__
 
@@ -453,7 +461,7 @@ POINTS = [(point, number) for point in (*HELD, *EVENTS, "converting") for number
 
 @pytest.mark.parametrize(("point", "number"), [*BY_DAY, *by_night(*(each for each in POINTS if each not in BY_DAY))])
 def test_interrupted_installation_leaves_nothing(
-    point: str, number: int, pull: Pull, models: Models, server: loopback.Hub, home: Path, tmp_path: Path
+    point: str, number: int, pull: Pull, models: InstalledModels, server: loopback.Hub, home: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(home, ignore_errors=True)
     environment, mark = server.environment(home, STRETTO_MODELS=str(models.folder)), tmp_path / "mark"
@@ -505,7 +513,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.nightly
 def test_model_that_is_installed_again_is_removed_afterwards(
-    pull: Pull, models: Models, server: loopback.Hub, release: Path, home: Path
+    pull: Pull, models: InstalledModels, server: loopback.Hub, release: Path, home: Path
 ) -> None:
     server.add("acme/renewed", release, card={"license": "mit"})
     pull("acme/renewed")

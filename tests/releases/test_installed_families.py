@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stretto.convert.command import main as convert
-from stretto.releases.models import Models
+from stretto.releases.models import InstalledModels
 from stretto.releases.names import find
 from tests.family_releases import LAYOUTS
 from tests.hub import Hub
@@ -58,7 +58,7 @@ def test_installed_checkpoint_is_that_of_the_converter(case: Case, tmp_path: Pat
         command = [sys.executable, "-m", "stretto", "pull", case.repository, *words, "--cpu"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    (model,) = Models(tmp_path / "models").all()
+    (model,) = InstalledModels(tmp_path / "models").all()
     assert model.manifest.family == case.family
     assert model.manifest.request.release == case.repository
     own = [word for each in more for word in ("--" + each.partition("=")[0], each.partition("=")[2])]
@@ -92,6 +92,6 @@ def test_name_whose_files_are_in_three_repositories(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "stretto", "pull", "vibevoice-realtime", "--cpu", "--accept-license"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    (model,) = Models(tmp_path / "models").all()
+    (model,) = InstalledModels(tmp_path / "models").all()
     assert convert(["vibevoice-realtime", "--model", str(release), "--out", str(tmp_path / "by_hand")]) == 0
     assert contents(model.checkpoint) == contents(tmp_path / "by_hand")

@@ -12,7 +12,7 @@ from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
 from stretto.releases import inventory
-from stretto.releases.models import Models, Request
+from stretto.releases.models import InstalledModels, Request
 from stretto.releases.names import entries
 from tests.installed_models import install
 
@@ -46,7 +46,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(folder: Path) -> list[str]:
-    return [each.manifest.name for each in Models(folder).all()]
+    return [each.manifest.name for each in InstalledModels(folder).all()]
 
 
 def test_list_prints_a_line_for_each_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +168,6 @@ def test_user_without_a_home_folder_must_name_the_folder(
     def no_home() -> Path:
         raise inventory.ReleaseError("user 7 has no home folder")
 
-    monkeypatch.setattr("stretto.releases.inventory.Models", no_home)
+    monkeypatch.setattr("stretto.releases.inventory.InstalledModels", no_home)
     assert main(words) == 1
     assert capsys.readouterr().err == f"stretto {words[0]}: user 7 has no home folder\n"

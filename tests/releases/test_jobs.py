@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stretto.releases.errors import DoesNotFit, ReleaseError
-from stretto.releases.jobs import Worker
+from stretto.releases.jobs import JobProcess
 
 MODULE = """
 print("a library prints at its import", flush=True)
@@ -42,20 +42,20 @@ serve({"echo": echo, "count": count, "fail": fail, "modules": lambda report: sor
 
 
 @pytest.fixture
-def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobProcess]:
     (tmp_path / "own_jobs.py").write_text(textwrap.dedent(MODULE))
-    with Worker("own_jobs", {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}) as worker:
+    with JobProcess("own_jobs", {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}) as worker:
         yield worker
 
 
-def test_result_and_progress(worker: Worker) -> None:
+def test_result_and_progress(worker: JobProcess) -> None:
     assert worker.call("echo", value={"a": ["\u2028\n"]}) == {"a": ["\u2028\n"]}
     done: list[int] = []
     assert worker.call("count", done.append, times=5000) == 5000
     assert sum(done) == 5000
 
 
-def test_errors(worker: Worker) -> None:
+def test_errors(worker: JobProcess) -> None:
     for kind, status, message in (("size", DoesNotFit.status, "too large"), ("file", 1, "no file")):
         with pytest.raises(ReleaseError) as caught:
             worker.call("fail", kind=kind)
@@ -66,7 +66,7 @@ def test_errors(worker: Worker) -> None:
             worker.call("fail", kind="kill")
 
 
-def test_closed_worker_has_ended(worker: Worker) -> None:
+def test_closed_worker_has_ended(worker: JobProcess) -> None:
     worker.call("echo", value=1)
     pid = worker._process.pid
     worker.close()

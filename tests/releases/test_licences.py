@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.entry import Licence, Source
+from stretto.releases.entry import Licence, RepositoryFiles
 from stretto.releases.errors import NotAllowed
 from stretto.releases.licences import ACCEPTED, described, licence_of, require, text_digest
 
@@ -148,15 +148,15 @@ def test_closed_input_does_not_accept(tmp_path: Path) -> None:
     ],
 )
 def test_licence_of_the_model_card(stated: str | None, expected: str) -> None:
-    assert described(licence_of(Source("a/b", ("*",)), stated, "http://hub")) == expected
+    assert described(licence_of(RepositoryFiles("a/b", ("*",)), stated, "http://hub")) == expected
 
 
 def test_names_table_wins_over_the_model_card() -> None:
-    assert licence_of(Source("a/b", ("*",), licence=BOUND), "mit", "http://hub") == BOUND
+    assert licence_of(RepositoryFiles("a/b", ("*",), licence=BOUND), "mit", "http://hub") == BOUND
 
 
 def test_control_characters_are_not_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    licence = licence_of(Source("a/b", ("*",)), "mit\x1b[2J\r\u202e", "http://hub")
+    licence = licence_of(RepositoryFiles("a/b", ("*",)), "mit\x1b[2J\r\u202e", "http://hub")
     with pytest.raises(NotAllowed):
         require({"a/b": licence}, tmp_path, accepts=False)
     assert not {"\x1b", "\r", "\u202e"} & {*capsys.readouterr().err}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.entry import Source
+from stretto.releases.entry import RepositoryFiles
 from stretto.releases.errors import BadArgument, Unavailable
 from stretto.releases.hub import Snapshot
 from stretto.releases.listing import Folder
@@ -55,7 +55,7 @@ def test_file_and_empty_folder_are_refused(tmp_path: Path) -> None:
 
 def test_files_of_a_folder_are_selected_without_hashes() -> None:
     files = {"config.json": {"size": 2, "sha256": None}, "notes.txt": {"size": 1, "sha256": None}}
-    source = Source("/release", ("*.json",))
+    source = RepositoryFiles("/release", ("*.json",))
     assert Snapshot("/release", "", None, files).selected(source) == {"config.json": files["config.json"]}
     with pytest.raises(Unavailable, match=r"no file \*\.pt, which the release must have"):
-        Snapshot("/release", "", None, files).selected(Source("/release", ("*.pt",)))
+        Snapshot("/release", "", None, files).selected(RepositoryFiles("/release", ("*.pt",)))

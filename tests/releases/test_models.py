@@ -12,7 +12,7 @@ import pytest
 
 from stretto.releases import models as module
 from stretto.releases.errors import DoesNotFit, ReleaseError
-from stretto.releases.models import MANIFEST, STAGING, Model, Models, Request, installing
+from stretto.releases.models import MANIFEST, STAGING, InstalledModel, InstalledModels, Request, installing
 from tests.installed_models import CONTENT, install
 from tests.patience import PATIENCE_S
 
@@ -21,7 +21,7 @@ def folders(folder: Path) -> set[str]:
     return {each.name for each in folder.iterdir() if each.is_dir()} - {".locks"}
 
 
-def change(model: Model, **values: Any) -> None:
+def change(model: InstalledModel, **values: Any) -> None:
     """Change values of a model's manifest on the disk."""
     path = model.folder / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -29,8 +29,8 @@ def change(model: Model, **values: Any) -> None:
 
 def test_published_model_is_found(tmp_path: Path) -> None:
     model = install(tmp_path)
-    assert Models(tmp_path).find(Request("acme/voice")) == model
-    assert Models(tmp_path).find(Request("acme/voice"), "v1") is None
+    assert InstalledModels(tmp_path).find(Request("acme/voice")) == model
+    assert InstalledModels(tmp_path).find(Request("acme/voice"), "v1") is None
     assert sorted(path.name for path in model.folder.iterdir()) == ["checkpoint", MANIFEST]
     assert folders(tmp_path) == {model.folder.name}
 
@@ -65,23 +65,23 @@ def test_published_model_is_found(tmp_path: Path) -> None:
 def test_folder_with_an_invalid_manifest_is_no_model(values: dict[str, Any], tmp_path: Path) -> None:
     model, other = install(tmp_path), install(tmp_path, "acme/other")
     change(model, **values)
-    assert Models(tmp_path).all() == [other]
-    assert Models(tmp_path).find(model.manifest.request) is None
+    assert InstalledModels(tmp_path).all() == [other]
+    assert InstalledModels(tmp_path).find(model.manifest.request) is None
     assert install(tmp_path) == model, "the folder is replaced"
-    assert len(Models(tmp_path).all()) == 2
+    assert len(InstalledModels(tmp_path).all()) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "5", "[" * 100_000, '{"name": 1e999999}', "\udcff", "{}" * 2])
 def test_manifest_that_is_no_object_is_ignored(text: str, tmp_path: Path) -> None:
     (install(tmp_path).folder / MANIFEST).write_text(text, errors="surrogateescape")
-    assert Models(tmp_path).all() == []
+    assert InstalledModels(tmp_path).all() == []
 
 
 def test_manifest_that_would_block_is_ignored(tmp_path: Path) -> None:
     path = install(tmp_path).folder / MANIFEST
     path.unlink()
     os.mkfifo(path)
-    assert Models(tmp_path).all() == []
+    assert InstalledModels(tmp_path).all() == []
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_manifest_that_would_block_is_ignored(tmp_path: Path) -> None:
 def test_damage_is_reported(name: str, about: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = install(tmp_path, files={name: {"bytes": len(CONTENT) + 1, "sha256": "0"}})
     assert about in model.damage()
-    assert Models(tmp_path).find(model.manifest.request) is None
-    assert Models(tmp_path).with_key(model.manifest.name, model.manifest.key) is None
+    assert InstalledModels(tmp_path).find(model.manifest.request) is None
+    assert InstalledModels(tmp_path).with_key(model.manifest.name, model.manifest.key) is None
     assert capsys.readouterr().err.startswith(f"damaged      {model.folder}: ")
 
 
 def test_model_that_a_revision_was_last_resolved_to_is_used(tmp_path: Path) -> None:
-    models, source = Models(tmp_path), {"repository": "acme/voice", "commit": "d" * 40, "files": []}
+    models, source = InstalledModels(tmp_path), {"repository": "acme/voice", "commit": "d" * 40, "files": []}
     first = install(tmp_path, date="2020-01-01T10:00:00")
     second = install(tmp_path, key="1" * 16, date="2020-01-02T10:00:00", sources=(source,))
     request = first.manifest.request
@@ -114,15 +114,21 @@ def test_model_that_a_revision_was_last_resolved_to_is_used(tmp_path: Path) -> N
 
 
 def test_failed_installation_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ReleaseError, match=f"^{tmp_path}/checkpoint: wrong$"), Models(tmp_path).staging() as staging:
+    with (
+        pytest.raises(ReleaseError, match=f"^{tmp_path}/checkpoint: wrong$"),
+        InstalledModels(tmp_path).staging() as staging,
+    ):
         raise ReleaseError(f"{staging}/checkpoint: wrong")
     assert not folders(tmp_path)
 
 
 def test_full_disk_is_reported_without_the_staging_folder(tmp_path: Path) -> None:
-    with pytest.raises(DoesNotFit, match=f"^{tmp_path}/x: No space left on device$"), Models(tmp_path).staging() as at:
+    with (
+        pytest.raises(DoesNotFit, match=f"^{tmp_path}/x: No space left on device$"),
+        InstalledModels(tmp_path).staging() as at,
+    ):
         raise OSError(28, os.strerror(28), str(at / "x"))
-    with pytest.raises(DoesNotFit, match=f"^{tmp_path}: No space left on device$"), Models(tmp_path).staging():
+    with pytest.raises(DoesNotFit, match=f"^{tmp_path}: No space left on device$"), InstalledModels(tmp_path).staging():
         raise OSError(28, os.strerror(28))
 
 
@@ -135,7 +141,7 @@ def test_folders_of_ended_processes_are_removed_and_those_of_others_kept(tmp_pat
     elsewhere.mkdir()
     (elsewhere / "file").touch()
     (tmp_path / f"{STAGING}link").symlink_to(elsewhere)
-    with Models(tmp_path).staging() as first, Models(tmp_path).staging() as second:
+    with InstalledModels(tmp_path).staging() as first, InstalledModels(tmp_path).staging() as second:
         assert first.is_dir()
         assert second.is_dir()
         assert not left.exists()
@@ -149,12 +155,12 @@ def test_another_installation_leaves_a_model_alone_while_it_is_published(
     original = module._sync
 
     def sync(folder: Path) -> None:
-        with Models(tmp_path).staging():  # of another process
+        with InstalledModels(tmp_path).staging():  # of another process
             original(folder)
 
     monkeypatch.setattr(module, "_sync", sync)
     model = install(tmp_path)
-    assert Models(tmp_path).all() == [model]
+    assert InstalledModels(tmp_path).all() == [model]
     assert model.damage() == ""
 
 
@@ -163,13 +169,13 @@ def test_link_in_the_place_of_a_model_is_replaced_and_its_target_kept(tmp_path: 
     model = install(models)
     moved = model.folder.rename(tmp_path / "moved")
     model.folder.symlink_to(moved)
-    assert Models(models).all() == [model]
+    assert InstalledModels(models).all() == [model]
     assert install(models) == model
     assert not model.folder.is_symlink()
     assert (moved / MANIFEST).exists()
-    Models(models).remove(model)
+    InstalledModels(models).remove(model)
     model.folder.symlink_to(moved)
-    Models(models).remove(model)
+    InstalledModels(models).remove(model)
     assert not model.folder.is_symlink()
     assert (moved / MANIFEST).exists()
 
@@ -177,16 +183,16 @@ def test_link_in_the_place_of_a_model_is_replaced_and_its_target_kept(tmp_path: 
 def test_removed_model_is_gone_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = install(tmp_path)
     monkeypatch.setattr(module.shutil, "rmtree", lambda *words, **more: None)  # the process is killed here
-    Models(tmp_path).remove(model)
-    assert Models(tmp_path).all() == []
+    InstalledModels(tmp_path).remove(model)
+    assert InstalledModels(tmp_path).all() == []
     monkeypatch.undo()
-    with Models(tmp_path).staging():
+    with InstalledModels(tmp_path).staging():
         pass
     assert not folders(tmp_path), "the next installation removes the rest"
 
 
 def test_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    models, order, lines = Models(tmp_path), list[str](), Queue[tuple[str, ...]]()
+    models, order, lines = InstalledModels(tmp_path), list[str](), Queue[tuple[str, ...]]()
     monkeypatch.setattr(module, "line", lambda *words: lines.put(words))
 
     def second() -> None:
@@ -211,7 +217,7 @@ def test_models_folder_that_cannot_be_made(kind: str, tmp_path: Path) -> None:
         place.symlink_to(tmp_path / "none" / "none")
     else:
         place.write_text("")
-    models = Models(place / "models" if kind == "below-file" else place)
+    models = InstalledModels(place / "models" if kind == "below-file" else place)
     assert models.all() == []
     assert models.find(Request("acme/voice")) is None
     with pytest.raises(ReleaseError, match="STRETTO_MODELS names another folder"), models.lock("voice"):
@@ -225,6 +231,6 @@ def test_manifest_of_the_users_own_checkpoint(tmp_path: Path) -> None:
     own.mkdir()
     model = install(tmp_path / "models", files={}, checkpoint=str(own))
     assert model.checkpoint == own
-    Models(tmp_path / "models").remove(model)
+    InstalledModels(tmp_path / "models").remove(model)
     assert own.is_dir()
     assert replace(model.manifest, files={}).num_bytes == 0

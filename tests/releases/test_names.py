@@ -13,7 +13,7 @@ import pytest
 from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.families.plugin import FamilyPlugin, plugins
 from stretto.releases import names
-from stretto.releases.entry import Entry
+from stretto.releases.entry import ReleaseEntry
 from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.names import entries, find, nearest, read_entries
 
@@ -64,7 +64,7 @@ def plugin_with(name: str, *releases: str) -> FamilyPlugin:
 TABLES: dict[str, str] = {}
 
 
-def read_with(plugins: dict[str, FamilyPlugin], monkeypatch: pytest.MonkeyPatch) -> list[Entry]:
+def read_with(plugins: dict[str, FamilyPlugin], monkeypatch: pytest.MonkeyPatch) -> list[ReleaseEntry]:
     """Return the entries if `plugins`, by the distribution and the family's name, are installed."""
     found = [SimpleNamespace(name=each.name, distribution=key.split("/")[0]) for key, each in plugins.items()]
     by_name = {each.name: each for each in plugins.values()}

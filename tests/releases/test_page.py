@@ -12,7 +12,7 @@ import pytest
 
 from stretto.errors import CheckpointError
 from stretto.releases import page
-from stretto.releases.entry import Entry, Source
+from stretto.releases.entry import ReleaseEntry, RepositoryFiles
 from stretto.releases.page import manual_commands, section, wrapped
 from tests.hub import Hub
 from tests.releases.test_table import ENTRIES, all_plugins
@@ -72,7 +72,7 @@ def commands_of_page() -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.startswith(("    hf download", "    stretto convert"))]
 
 
-def names_of(source: Source) -> dict[str, bytes]:
+def names_of(source: RepositoryFiles) -> dict[str, bytes]:
     """Return small files whose names match the source's patterns, and one that the release does not need."""
     names = [pattern.replace("*", "x") for pattern in source.files]
     names += ["transformers.safetensors.index.json"] * ("transformers*" in source.files)
@@ -130,7 +130,7 @@ def is_path(option: str, word: str) -> bool:
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
-def test_each_release_has_commands(entry: Entry) -> None:
+def test_each_release_has_commands(entry: ReleaseEntry) -> None:
     """Each pattern has an option of its own, because `hf` takes further words for names of files."""
     *downloads, convert = (shlex.split(" ".join(words)) for words in manual_commands(entry))
     for words, source in zip(downloads, entry.repositories, strict=True):

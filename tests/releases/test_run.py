@@ -23,7 +23,7 @@ from stretto.launcher.options import ServedModel
 from stretto.releases import run
 from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.install import Installer
-from stretto.releases.models import Models
+from stretto.releases.models import InstalledModels
 from stretto.releases.served import Devices, Served
 from stretto_client import __main__ as client
 from stretto_client import sinks
@@ -214,7 +214,7 @@ def write_pid_file(command: Command, model: ServedModel | None) -> None:
 
 
 def own_model(command: Command) -> ServedModel:
-    (model,) = Models(command.folder).all()
+    (model,) = InstalledModels(command.folder).all()
     return ServedModel(model.manifest.name, model.manifest.key)
 
 

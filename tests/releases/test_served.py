@@ -13,7 +13,7 @@ from stretto.releases import models as installed_models
 from stretto.releases import served as module
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer
-from stretto.releases.models import Models
+from stretto.releases.models import InstalledModels
 from stretto.releases.served import Devices, served
 from stretto.releases.target import parse
 from tests.installed_models import install, profile
@@ -52,7 +52,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_repository_is_made_once(tmp_path: Path, builder: Any) -> None:
     model = install(tmp_path)
-    first = served(model, Devices(), Models(tmp_path), builder)
+    first = served(model, Devices(), InstalledModels(tmp_path), builder)
     assert first.folder == model.folder / "served-cpu"
     assert first.profile == profile()
     assert builder.made == [
@@ -67,10 +67,10 @@ def test_repository_is_made_once(tmp_path: Path, builder: Any) -> None:
         }
     ]
     before = files(tmp_path)
-    assert served(model, Devices(), Models(tmp_path), builder) == first
+    assert served(model, Devices(), InstalledModels(tmp_path), builder) == first
     assert len(builder.made) == 1
     assert files(tmp_path) == before, "a finished repository is used also from a read-only folder"
-    other = served(model, Devices(serving="latency"), Models(tmp_path), builder)
+    other = served(model, Devices(serving="latency"), InstalledModels(tmp_path), builder)
     assert (other.folder.name, builder.made[1]["serving"]) == ("served-cpu-latency", "latency")
 
 
@@ -78,13 +78,13 @@ def test_repository_is_made_again_for_another_version(
     tmp_path: Path, builder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = install(tmp_path)
-    found = served(model, Devices(), Models(tmp_path), builder)
+    found = served(model, Devices(), InstalledModels(tmp_path), builder)
     (found.folder / "old").touch()
     monkeypatch.setattr(module, "version", lambda name: "99")
-    served(model, Devices(), Models(tmp_path), builder)
+    served(model, Devices(), InstalledModels(tmp_path), builder)
     assert len(builder.made) == 2
     assert not (found.folder / "old").exists()
-    served(model, Devices(), Models(tmp_path), builder)
+    served(model, Devices(), InstalledModels(tmp_path), builder)
     assert len(builder.made) == 2
 
 
@@ -125,7 +125,7 @@ def test_unfinished_repository_is_made_again(tmp_path: Path, builder: Any, text:
     folder = model.folder / "served-cpu"
     folder.mkdir()
     (folder / module.RECORD).write_text(text.replace("STAMP", module.stamp()))
-    assert served(model, Devices(), Models(tmp_path), builder).profile == profile()
+    assert served(model, Devices(), InstalledModels(tmp_path), builder).profile == profile()
     assert len(builder.made) == 1
     record = json.loads((folder / module.RECORD).read_text())
     assert record == {"stamp": module.stamp(), "profile": profile()}
@@ -138,7 +138,7 @@ def test_two_at_once_make_one_repository(tmp_path: Path, builder: Any, monkeypat
     found = []
 
     def serve() -> None:
-        found.append(served(model, Devices(), Models(tmp_path), builder))
+        found.append(served(model, Devices(), InstalledModels(tmp_path), builder))
 
     second = threading.Thread(target=serve)
 
@@ -184,7 +184,7 @@ def test_each_choice_of_devices_has_its_repository(tmp_path: Path, builder: Any)
     model = install(tmp_path)
     for devices in (Devices(), Devices(gpu=0), Devices(gpu=0, quantize="fp8")):
         for _ in range(2):
-            served(model, devices, Models(tmp_path), builder)
+            served(model, devices, InstalledModels(tmp_path), builder)
     assert [Path(each["out"]).name for each in builder.made] == ["served-cpu", "served-gpu0", "served-gpu0-fp8"]
     assert [(each["gpu"], each["quantize"]) for each in builder.made] == [(None, None), (0, None), (0, "fp8")]
 
@@ -192,7 +192,7 @@ def test_each_choice_of_devices_has_its_repository(tmp_path: Path, builder: Any)
 def test_checkpoint_of_the_user_is_served_as_it_is(
     tmp_path: Path, builder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, models = tmp_path / "Checkpoint", Models(tmp_path / "models")
+    own, models = tmp_path / "Checkpoint", InstalledModels(tmp_path / "models")
     own.mkdir()
     (own / "config.json").write_text('{"speech_family": "tiny"}')
     (own / "model.safetensors").write_bytes(b"weights")
@@ -218,7 +218,7 @@ def test_repository_names_the_model(tmp_path: Path) -> None:
     """A real one, for the bundled checkpoint."""
     checkpoint = module.bundled_repository() / "language_model" / "1" / "checkpoint"
     with Hub() as hub, Builder() as builder:
-        models = Models(tmp_path)
+        models = InstalledModels(tmp_path)
         model = Installer(models, hub, builder, Choices(is_for_cpu=True)).install(parse(str(checkpoint)))
         found = served(model, Devices(), models, builder)
     options = read_options(found.folder).model

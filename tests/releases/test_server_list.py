@@ -13,8 +13,8 @@ from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
 from stretto.releases import server_list
-from stretto.releases.models import Models
-from stretto.releases.printing import Stage
+from stretto.releases.models import InstalledModels
+from stretto.releases.printing import InstallationStage
 
 VOICE = ServedModel("voice", "0123")
 
@@ -123,14 +123,14 @@ def test_installation_is_healthy_while_it_makes_progress(
 ) -> None:
     assert running == []
     monkeypatch.setenv("STRETTO_MODELS", str(tmp_path))
-    with Models(tmp_path).lock("voice--1") as progress:
+    with InstalledModels(tmp_path).lock("voice--1") as progress:
         assert main(["ps", "--health"]) == 0
         os.utime(tmp_path / ".locks" / "voice--1.lock", (0, 0))
         assert main(["ps", "--health"]) == 1
         progress()
         assert main(["ps", "--health"]) == 0
         os.utime(tmp_path / ".locks" / "voice--1.lock", (0, 0))
-        Stage("downloading", "voice", 1, progress).advance(1)
+        InstallationStage("downloading", "voice", 1, progress).advance(1)
         assert main(["ps", "--health"]) == 0
         running.append(server(1, "starting"))
         assert main(["ps", "--health"]) == 1

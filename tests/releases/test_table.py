@@ -7,7 +7,7 @@ import pytest
 
 from stretto.convert import command
 from stretto.families.plugin import FamilyPlugin, plugins
-from stretto.releases.entry import FACTS, Entry, placeholders
+from stretto.releases.entry import FACTS, ReleaseEntry, placeholders
 from stretto.releases.names import read_entries
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
@@ -32,7 +32,7 @@ def test_each_convertible_family_has_a_release() -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
-def test_facts_have_a_source_or_are_marked(entry: Entry) -> None:
+def test_facts_have_a_source_or_are_marked(entry: ReleaseEntry) -> None:
     """A fact without a source has the value for unknown."""
     assert not {*entry.unproved} & entry.evidence.keys()
     source = entry.source
@@ -54,7 +54,7 @@ def test_shape_is_known_for_every_served_family() -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
-def test_converter_accepts_the_arguments(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_converter_accepts_the_arguments(entry: ReleaseEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     if entry.family == "orpheus":
         monkeypatch.setattr(command, "convertible", lambda: ["orpheus"])
     used = {name for word in entry.convert for name in placeholders(word)}

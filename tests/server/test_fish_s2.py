@@ -13,7 +13,7 @@ import pytest
 from stretto.codecs.base import load_codec
 from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.fish_s2_release import convert_release
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.listening import Answer
@@ -45,7 +45,7 @@ served = serves(convert)
 def codes_of(checkpoint: Path, options: dict[str, Any], **inputs: Any) -> np.ndarray:
     """Return the codes [K, T] of the slow reference's reply to a request."""
     prompt, family = prepared(Preprocessor(checkpoint), options, inputs), family_at(checkpoint)
-    rows, lead = Reference(checkpoint, family, family.max_model_len).reply(prompt)
+    rows, lead = ReferenceModel(checkpoint, family, family.max_model_len).reply(prompt)
     assert lead > 1e-5
     return np.array(rows[:-1]).T - np.array([[ids.start] for ids in family.layout.audio])
 

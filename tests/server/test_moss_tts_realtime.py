@@ -15,7 +15,7 @@ from scripts.moss_tts_realtime_replies import TEXTS, heard_codes
 from stretto.codecs.base import load_codec
 from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.moss_realtime_release import convert_release
 from tests.server.conftest import ServedCheckpoint, serves
 from tests.server.listening import Answer
@@ -46,7 +46,7 @@ served = serves(convert)
 def codes_of(checkpoint: Path, options: dict[str, Any], **inputs: Any) -> np.ndarray:
     """Return the codes [K, T] of the slow reference's reply to a request."""
     prompt, family = prepared(Preprocessor(checkpoint), options, inputs), family_at(checkpoint)
-    rows, lead = Reference(checkpoint, family, family.max_model_len).reply(prompt)
+    rows, lead = ReferenceModel(checkpoint, family, family.max_model_len).reply(prompt)
     assert lead > 1e-4
     starts = np.array([[ids.start] for ids in family.layout.audio])
     return np.array(rows[:-1])[:, :NUM_CODEBOOKS].T - starts

@@ -26,7 +26,7 @@ from stretto.codecs.base import load_codec
 from stretto.convert.command import main
 from stretto.families.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from stretto_client import RecordedVoice, SpeechClient
 from stretto_gateway.command import make_server
 from stretto_gateway.config import GatewayConfig
@@ -59,7 +59,7 @@ class ServedQwen3TTS(ServedCheckpoint):
         """Return codes [K, T] of the reply to a request, after the codes of the reference that it continues."""
         prompt = prepared(Preprocessor(self.checkpoint), options, inputs)
         family = family_at(self.checkpoint)
-        rows, _ = Reference(self.checkpoint, family, family.max_model_len).reply(prompt)
+        rows, _ = ReferenceModel(self.checkpoint, family, family.max_model_len).reply(prompt)
         starts = np.array([[ids.start] for ids in family.layout.audio])
         reference = prompt.rows[len(prompt.rows) - prompt.num_reference_rows :].tolist()
         return np.array([*reference, *rows[:-1]])[:, :CODEBOOKS].T - starts

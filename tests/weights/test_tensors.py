@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stretto.weights.loading import Entry, copy_file, split, write_file, write_shards
+from stretto.weights.loading import PendingTensor, copy_file, split, write_file, write_shards
 
 
-def entries(tensors: dict[str, Tensor]) -> list[Entry]:
+def entries(tensors: dict[str, Tensor]) -> list[PendingTensor]:
     return [
-        Entry(name, tensor.dtype, tuple(tensor.shape), lambda name=name: tensors[name])
+        PendingTensor(name, tensor.dtype, tuple(tensor.shape), lambda name=name: tensors[name])
         for name, tensor in tensors.items()
     ]
 
@@ -43,7 +43,9 @@ def test_every_dtype_and_shape_round_trips(tmp_path: Path) -> None:
 
 def test_tensors_are_written_with_their_declared_dtype(tmp_path: Path) -> None:
     wide = torch.randn(3, 5)
-    write_file(tmp_path / "x.safetensors", [Entry("x", torch.bfloat16, (3, 5), lambda: wide)], lambda num_bytes: None)
+    write_file(
+        tmp_path / "x.safetensors", [PendingTensor("x", torch.bfloat16, (3, 5), lambda: wide)], lambda num_bytes: None
+    )
     assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], wide.to(torch.bfloat16))
 
 
@@ -56,14 +58,16 @@ def test_only_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
         alive.append(weakref.ref(tensor))
         return tensor
 
-    made = [Entry(str(index), torch.float32, (100,), read) for index in range(5)]
+    made = [PendingTensor(str(index), torch.float32, (100,), read) for index in range(5)]
     write_file(tmp_path / "x.safetensors", made, lambda num_bytes: None)
     assert len(alive) == 5
 
 
 def test_tensor_with_unexpected_shape_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"x: \(2,\) for \(3,\)"):
-        write_file(tmp_path / "x", [Entry("x", torch.float32, (3,), lambda: torch.ones(2))], lambda num_bytes: None)
+        write_file(
+            tmp_path / "x", [PendingTensor("x", torch.float32, (3,), lambda: torch.ones(2))], lambda num_bytes: None
+        )
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from stretto_gateway.realtime.events import DONE, SessionEnd
 from stretto_gateway.realtime.settings import validated
 from stretto_gateway.speech import encoded, spoken, voice_options, wants_alignment
 from stretto_gateway.speech_request import Ignored, SpeechFields, Text, TextFields
-from stretto_gateway.speech_stream import StreamedText, asking
+from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_gateway.voice_store import StoredVoice
 
 router = APIRouter()
@@ -253,7 +253,7 @@ class SpeakQuery(TextFields):
 class SpeakSession(KyutaiSession):
     """Session that speaks one text, sent by the client word by word, and reports word times."""
 
-    _text: StreamedText | None = None  # until the first word
+    _text: IncomingText | None = None  # until the first word
     _num_samples = 0
 
     async def begin(self) -> None:
@@ -293,7 +293,7 @@ class SpeakSession(KyutaiSession):
         if not words or (self._text is not None and self._text.is_ended):
             return
         if self._text is None:
-            self._text = StreamedText(self._gateway.limits, self._gateway.sessions.held)
+            self._text = IncomingText(self._gateway.limits, self._gateway.sessions.held)
             self._task = self._tasks.create_task(self._speak(self._text))
         if self._text.add(" ".join(words) + " ") and not self._has_times:
             self._written += words
@@ -307,7 +307,7 @@ class SpeakSession(KyutaiSession):
         if self._text is not None:
             self._text.close()
 
-    async def _speak(self, text: StreamedText) -> None:
+    async def _speak(self, text: IncomingText) -> None:
         with asking(self._socket.state.owner, self._gateway.sessions.held) as state:
             ignored = Ignored(self._fields, self._gateway.strict)
             options = await voice_options(self._gateway, self._fields, state, ignored)

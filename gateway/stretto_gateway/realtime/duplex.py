@@ -11,10 +11,10 @@ from stretto_gateway.catalogue import DUPLEX, CallersVoices, VoiceFile, find_tas
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
-from stretto_gateway.realtime.conversation import Conversation, Item, Part
+from stretto_gateway.realtime.conversation import ContentPart, Conversation, Item
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import FIELDS, Order, Reply, response_record
-from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import Format, RealtimeSettings, Settings
 from stretto_gateway.realtime.talk import LiveTurn
 
@@ -106,7 +106,7 @@ class DuplexReply(Reply):
         return self._gateway.client.talk(self._audio.pieces(), DEFAULT_RATE, **named)
 
 
-class DuplexSession(Session):
+class DuplexSession(RealtimeSession):
     """Session of one connection with a full-duplex model.
 
     Its only response begins with the user's first samples. The model takes turns by itself, so client events about
@@ -174,7 +174,7 @@ class DuplexSession(Session):
         assert isinstance(self._settings, RealtimeSettings)
         profile = await self._gateway.catalogue.profile()
         persona = await Persona.from_settings(self._settings, profile, self._voices, self._gateway.strict)
-        self._audio = LiveTurn(Item("user", [Part("input_audio", None)]), self._gateway.sessions.held)
+        self._audio = LiveTurn(Item("user", [ContentPart("input_audio", None)]), self._gateway.sessions.held)
         self._duplex = DuplexReply(self._gateway, self._channel, self._audio, persona)
         await self._duplex.begin(self._tasks)
         assert self._duplex.task is not None

@@ -17,11 +17,11 @@ from stretto_gateway.realtime.client_secrets import SecretRequest
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
 from stretto_gateway.realtime.events import Channel, Socket, SocketSession, attend, session_tasks
-from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import (
-    Change,
     RealtimeSettings,
     Settings,
+    SettingsChange,
     TranscriptionSettings,
     restrict_to_model,
     session_record,
@@ -62,7 +62,7 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
     first: Gateway = request.app.state.gateway
     unknown = Ignored(body, first.strict)
     model = "gpt-realtime"
-    change = Change(RealtimeSettings(model=model), body.session, model)
+    change = SettingsChange(RealtimeSettings(model=model), body.session, model)
     gateway = await settled(first, change, model, request.state.owner)
     value, expires_at = gateway.secrets.add(CALLER.get(), change.settings, body.expires_after.seconds)
     record = session_record(change.settings, new_id("sess"), expires_at)
@@ -72,7 +72,7 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
     return answer
 
 
-async def settled(first: Gateway, change: Change, model: str, owner: str) -> Gateway:
+async def settled(first: Gateway, change: SettingsChange, model: str, owner: str) -> Gateway:
     """Restrict the settings of a session to be opened to what its model has.
 
     Args:
@@ -113,7 +113,7 @@ def abilities(settings: Settings) -> tuple[Can, ...]:
 def transcribing(model: str) -> Settings:
     """Return the settings of a session that only transcribes, with OpenAI's turn detection for `model`."""
     named = {"audio": {"input": {"transcription": {"model": model}}}}
-    return Change(TranscriptionSettings(), named, model).settings
+    return SettingsChange(TranscriptionSettings(), named, model).settings
 
 
 def first_settings(connection: HTTPConnection) -> tuple[str, Settings]:
@@ -139,7 +139,7 @@ async def run(
     settings: Settings,
     model: str,
     owner: str,
-    handler: Callable[[Session, asyncio.TaskGroup], SocketSession] = lambda session, _: session,
+    handler: Callable[[RealtimeSession, asyncio.TaskGroup], SocketSession] = lambda session, _: session,
 ) -> None:
     """Run the session until it ends.
 
@@ -154,7 +154,7 @@ async def run(
     """
     voices = CallersVoices(gateway.voices, owner)
     async with session_tasks(channel) as tasks:
-        kind = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else Session
+        kind = DuplexSession if is_duplex(await gateway.catalogue.profile(), settings) else RealtimeSession
         with closing(kind(gateway, channel, model, tasks, voices)) as session:
             await session.begin(settings)
             await attend(gateway, socket, handler(session, tasks), tasks, lambda: gateway.limits.idle_s)

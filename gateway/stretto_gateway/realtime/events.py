@@ -15,7 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 from stretto_gateway.answers import ApiError, mismatch, refused, shown
 from stretto_gateway.base64_data import read_base64
 from stretto_gateway.chat import MAX_PARTS, MAX_TURNS, given
-from stretto_gateway.connection import POLICY, Rate
+from stretto_gateway.connection import POLICY, EventRate
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.settings import (
@@ -79,7 +79,7 @@ class Channel:
 
     def __init__(self, socket: Socket, stall_s: float):
         self._socket, self._stall_s = socket, stall_s
-        self._errors = Rate(asyncio.get_running_loop(), MAX_ERRORS)
+        self._errors = EventRate(asyncio.get_running_loop(), MAX_ERRORS)
 
     @property
     def num_unplayed(self) -> int:

@@ -12,12 +12,12 @@ from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
-from stretto_gateway.realtime.conversation import Item, Part, new_id
+from stretto_gateway.realtime.conversation import ContentPart, Item, new_id
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.settings import (
-    Change,
     RealtimeSettings,
     Settings,
+    SettingsChange,
     check_formats,
     ignoring,
     restrict_to_model,
@@ -29,7 +29,7 @@ from stretto_gateway.realtime.wire_audio import WireReader
 MIN_COMMIT_MS = 100  # as at OpenAI
 
 
-class Session:
+class RealtimeSession:
     """Session of one connection, with background work in `tasks`.
 
     The conversation of a session that only transcribes stays empty. `reader` reads audio in the input format.
@@ -96,7 +96,7 @@ class Session:
     async def _update(self, event: client.SessionUpdate) -> None:
         self._refused_formats |= check_formats(event.session)
         is_empty = self._talk.is_empty and not self._input.num_samples
-        change = Change(self._settings, event.session, self._model, is_empty)
+        change = SettingsChange(self._settings, event.session, self._model, is_empty)
         catalogues = self._gateway.catalogue, self._transcriber.catalogue
         profile = await restrict_to_model(change, *catalogues, self._model, self._voices)
         change.ignored[:0] = event.ignored
@@ -194,7 +194,7 @@ class Session:
         await self._commit(self._input.pop_turn())
 
     async def _commit(self, pcm: bytes) -> None:
-        item, self._next_id = Item("user", [Part("input_audio", None, pcm)], self._next_id), new_id("item")
+        item, self._next_id = Item("user", [ContentPart("input_audio", None, pcm)], self._next_id), new_id("item")
         before, self._last_id = self._last_id, item.item_id
         if isinstance(self._settings, RealtimeSettings):
             try:

@@ -151,7 +151,7 @@ class Transcription(Body):
     delay: Nothing = None
 
 
-class InputAudio(Body):
+class InputAudioSettings(Body):
     """Settings of the user's audio."""
 
     format: Format = Field(default_factory=Format)
@@ -180,7 +180,7 @@ class OutputAudio(Voiced):
 class Audio(Body):
     """Audio settings of a session of type `realtime`."""
 
-    input: InputAudio = Field(default_factory=InputAudio)
+    input: InputAudioSettings = Field(default_factory=InputAudioSettings)
     output: OutputAudio = Field(default_factory=OutputAudio)
 
 
@@ -193,7 +193,7 @@ class ReplyAudio(Body):
 class TranscriptionAudio(Body):
     """Audio settings of a session that only transcribes."""
 
-    input: InputAudio = Field(default_factory=lambda: InputAudio(transcription=Transcription()))
+    input: InputAudioSettings = Field(default_factory=lambda: InputAudioSettings(transcription=Transcription()))
 
 
 class ReplyOptions(Body):
@@ -254,7 +254,7 @@ def session_record(settings: Settings, session_id: str, expires_at: int) -> dict
     return record
 
 
-class Change:
+class SettingsChange:
     """Update of a session's settings: the new settings, the ignored fields, and errors in other fields.
 
     A field with an invalid value keeps its previous value; the other fields of the update are applied.
@@ -333,7 +333,7 @@ class Change:
 
 
 async def restrict_to_model(
-    change: Change, catalogue: Catalogue, listener: Catalogue, model: str, voices: CallersVoices
+    change: SettingsChange, catalogue: Catalogue, listener: Catalogue, model: str, voices: CallersVoices
 ) -> ModelProfile:
     """Return the profile of a session's model, and undo fields of `change` that the model does not support.
 

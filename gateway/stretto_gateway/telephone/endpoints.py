@@ -21,12 +21,12 @@ from stretto_gateway.guard import Keys
 from stretto_gateway.realtime.client_secrets import PREFIX
 from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
 from stretto_gateway.realtime.events import SessionEnd, attend, session_tasks
-from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import (
     PHONE,
-    Change,
     RealtimeSettings,
     Settings,
+    SettingsChange,
     TranscriptionSettings,
     restrict_to_model,
     validated,
@@ -34,7 +34,7 @@ from stretto_gateway.realtime.settings import (
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.telephone.channel import CallChannel
 from stretto_gateway.telephone.messages import Start, read_message
-from stretto_gateway.telephone.session import Call, WebhookSession
+from stretto_gateway.telephone.session import TelephoneCall, WebhookSession
 from stretto_gateway.telephone.webhook import Webhook
 
 router = APIRouter()
@@ -54,7 +54,7 @@ UNKNOWN_KEY = "no valid key: expected the header Authorization: Bearer KEY, Twil
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
+class CallAccess:
     """Result of the authentication of a call.
 
     Attributes:
@@ -71,7 +71,7 @@ async def open_call(socket: WebSocket) -> None:
     """Hold a telephone call over Twilio's media streams."""
     gateway: Gateway = socket.app.state.gateway
     channel = CallChannel(socket, gateway.limits.stall_s)
-    begun: tuple[Start, Access] | None = None
+    begun: tuple[Start, CallAccess] | None = None
     try:
         is_known = has_access(gateway, socket)
         if not is_known and socket.client is not None:
@@ -117,7 +117,7 @@ def is_signed(token: str, socket: WebSocket) -> bool:
     return any(hmac.compare_digest(given.encode("latin-1"), each) for each in signatures)
 
 
-async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: Start, access: Access) -> None:
+async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: Start, access: CallAccess) -> None:
     """Hold the call until it ends.
 
     Args:
@@ -133,7 +133,7 @@ async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: 
     async with session_tasks(channel) as tasks:
         with gateway.sessions.slot():
             session, settings = await make_session(gateway, channel, tasks, start, access)
-            with closing(Call(session, channel, gateway.limits.stall_s)) as call:
+            with closing(TelephoneCall(session, channel, gateway.limits.stall_s)) as call:
                 await session.begin(settings)
                 await attend(gateway, socket, call, tasks, lambda: gateway.limits.stall_s)
 
@@ -156,22 +156,22 @@ async def read_start(socket: WebSocket) -> Start:
     return start
 
 
-def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: bool) -> Access:
+def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: bool) -> CallAccess:
     """Return the access that a call has; raise ApiError if its parameter `key` is missing or invalid."""
     keys: Keys = socket.state.keys
     key = start.custom_parameters.get("key", "")
     if key.startswith(PREFIX) and (secret := gateway.secrets.find(key)) is not None:
-        return Access(secret.owner, secret.settings)
+        return CallAccess(secret.owner, secret.settings)
     if key and keys and keys.admit(f"Bearer {key}"):
-        return Access(keys.owner(f"Bearer {key}"))
+        return CallAccess(keys.owner(f"Bearer {key}"))
     if not is_known:
         raise ApiError(401, UNKNOWN_KEY, "start.customParameters.key", "invalid_api_key")
-    return Access(socket.state.owner)
+    return CallAccess(socket.state.owner)
 
 
 async def make_session(
-    first: Gateway, channel: CallChannel, tasks: asyncio.TaskGroup, start: Start, access: Access
-) -> tuple[Session, Settings]:
+    first: Gateway, channel: CallChannel, tasks: asyncio.TaskGroup, start: Start, access: CallAccess
+) -> tuple[RealtimeSession, Settings]:
     """Return the session of a call, and its settings.
 
     A full-duplex model and a model that converses hold the call themselves. For other models the webhook answers. The
@@ -197,7 +197,7 @@ async def make_session(
     if mode == MODES[0] and holds_calls(profile):
         voices = CallersVoices(gateway.voices, access.owner)
         settings = await realtime_settings(gateway, own, name, access, voices)
-        kind = DuplexSession if is_duplex(profile, settings) else Session
+        kind = DuplexSession if is_duplex(profile, settings) else RealtimeSession
         return kind(gateway, channel, name, tasks, voices), settings
     if not gateway.call_webhook:
         what = f"--call-webhook URL at the start of the gateway, because {profile.family!r} needs it for {mode}"
@@ -231,7 +231,7 @@ def heard_as(own: dict[str, str]) -> dict[str, Any]:
 
 
 async def realtime_settings(
-    gateway: Gateway, own: dict[str, str], model: str, access: Access, voices: CallersVoices
+    gateway: Gateway, own: dict[str, str], model: str, access: CallAccess, voices: CallersVoices
 ) -> Settings:
     """Return the settings of a conversation, with the parameters of the call and those of its client secret.
 
@@ -244,7 +244,7 @@ async def realtime_settings(
     if "instructions" in own:
         update["instructions"] = own["instructions"]
     first = access.settings if isinstance(access.settings, RealtimeSettings) else RealtimeSettings(model=model)
-    change = Change(first, update, model)
+    change = SettingsChange(first, update, model)
     await restrict_to_model(change, gateway.catalogue, gateway.listener.catalogue, model, voices)
     for error in change.errors:
         raise error

@@ -11,12 +11,12 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import Conversation
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd
 from stretto_gateway.realtime.reply import Order, Reply, response_record
-from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import PHONE, Settings
 from stretto_gateway.realtime.talk import NAME, Talk
 from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
 from stretto_gateway.speech_request import Ignored, SpeechFields
-from stretto_gateway.speech_stream import StreamedText, asking
+from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_gateway.telephone.channel import CallChannel
 from stretto_gateway.telephone.messages import read_message
 from stretto_gateway.telephone.webhook import Webhook
@@ -24,7 +24,7 @@ from stretto_gateway.telephone.webhook import Webhook
 TRANSCRIBED = f"{NAME}.completed"  # event with the transcript of a turn
 
 
-class SpokenText(Reply):
+class GivenReply(Reply):
     """Reply whose text is given.
 
     Args:
@@ -43,7 +43,7 @@ class SpokenText(Reply):
         gateway: Gateway,
         channel: Channel,
         conversation: Conversation,
-        text: StreamedText,
+        text: IncomingText,
         options: SpeakArguments,
         speed: float,
     ):
@@ -63,7 +63,7 @@ class SpokenText(Reply):
         self.task.add_done_callback(lambda _: self._text.close())
 
 
-class Answers:
+class WebhookAnswers:
     """Events of a call that are sent to the webhook, and its answers, which are spoken.
 
     A later event replaces the answer to an earlier one.
@@ -126,7 +126,7 @@ class Answers:
         self._held.close()
 
     async def _answer(self, event: str, fields: dict[str, Any]) -> None:
-        text: StreamedText | None = None
+        text: IncomingText | None = None
         try:
             async with self._in_turn, aclosing(self._webhook.ask(event, **fields)) as pieces:
                 async for piece in pieces:
@@ -140,12 +140,12 @@ class Answers:
             if text is not None:
                 text.end()
 
-    async def _speak(self, speed: float) -> StreamedText:
+    async def _speak(self, speed: float) -> IncomingText:
         """Start a reply in place of the one in progress, and return its text, which is empty yet."""
-        text = StreamedText(self._gateway.limits, self._gateway.sessions.held)
+        text = IncomingText(self._gateway.limits, self._gateway.sessions.held)
         try:
             await self._talk.replace(
-                lambda talk: SpokenText(self._gateway, self._channel, talk, text, self._options, speed)
+                lambda talk: GivenReply(self._gateway, self._channel, talk, text, self._options, speed)
             )
         except BaseException:
             text.close()
@@ -153,7 +153,7 @@ class Answers:
         return text
 
 
-class WebhookSession(Session):
+class WebhookSession(RealtimeSession):
     """Session whose turns are sent to the operator's webhook.
 
     Args:
@@ -177,7 +177,7 @@ class WebhookSession(Session):
         owner: str,
     ):
         super().__init__(gateway, channel, "", tasks, CallersVoices(gateway.voices, owner))
-        self._owner, self.answers = owner, Answers(speaker, channel, tasks, self._talk, webhook, fields)
+        self._owner, self.answers = owner, WebhookAnswers(speaker, channel, tasks, self._talk, webhook, fields)
         channel.listener = self._notice
 
     async def begin(self, settings: Settings) -> None:
@@ -205,7 +205,7 @@ class WebhookSession(Session):
             self.answers.report("turn", text=fields["transcript"])
 
 
-class Call:
+class TelephoneCall:
     """Handler of Twilio's messages after the start of a stream.
 
     Args:
@@ -214,7 +214,7 @@ class Call:
         stall_s: Maximum time for the session to finish after the end of the call, in seconds.
     """
 
-    def __init__(self, session: Session, channel: CallChannel, stall_s: float):
+    def __init__(self, session: RealtimeSession, channel: CallChannel, stall_s: float):
         self._session, self._channel, self._stall_s = session, channel, stall_s
         self._last_chunk = 0
 

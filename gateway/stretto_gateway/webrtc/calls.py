@@ -11,7 +11,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.duplex import DuplexSession
 from stretto_gateway.realtime.endpoints import run
-from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.webrtc.channel import TrackChannel, TrackSession
 from stretto_gateway.webrtc.peer import Peer
@@ -38,7 +38,7 @@ class Opening:
     owner: str
 
 
-class Call:
+class WebRtcCall:
     """One call.
 
     Args:
@@ -89,7 +89,7 @@ class Call:
             await peer.wait_until_open()
         channel = TrackChannel(peer, gateway.limits.stall_s)
 
-        def handler(session: Session, tasks: asyncio.TaskGroup) -> TrackSession:
+        def handler(session: RealtimeSession, tasks: asyncio.TaskGroup) -> TrackSession:
             tasks.create_task(channel.report_ends())
             peer.playout.is_live = isinstance(session, DuplexSession)
             return TrackSession(session, channel)
@@ -102,7 +102,7 @@ class Calls:
 
     def __init__(self, gateway: Gateway):
         self._gateway = gateway
-        self._calls: dict[str, Call] = {}
+        self._calls: dict[str, WebRtcCall] = {}
 
     async def open(self, opening: Opening) -> tuple[str, str]:
         """Begin a call.
@@ -116,7 +116,7 @@ class Calls:
         Raises:
             ApiError: The caller has too many sessions, no port is free, or the offer is invalid.
         """
-        call = Call(opening.gateway, opening)
+        call = WebRtcCall(opening.gateway, opening)
         self._calls[call.call_id] = call
         call.task.add_done_callback(lambda _: self._calls.pop(call.call_id))
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from stretto_gateway.answers import ApiError, refused
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd
-from stretto_gateway.realtime.session import Session
+from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import PCM, Format, RealtimeSettings, Settings
 from stretto_gateway.webrtc.peer import Peer
 from stretto_gateway.webrtc.playout import Playout
@@ -84,7 +84,7 @@ class TrackSession:
         channel: Channel to the caller.
     """
 
-    def __init__(self, session: Session, channel: TrackChannel):
+    def __init__(self, session: RealtimeSession, channel: TrackChannel):
         self._session, self._channel = session, channel
         self._refusal = ""  # message of the error that the last samples caused
 

@@ -12,7 +12,7 @@ from stretto_gateway.answers import ApiError, mismatch, shown
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.endpoints import first_settings, settled
 from stretto_gateway.realtime.events import MAX_VALUES, num_values
-from stretto_gateway.realtime.settings import Change, RealtimeSettings, Settings
+from stretto_gateway.realtime.settings import RealtimeSettings, Settings, SettingsChange
 
 if TYPE_CHECKING:
     from stretto_gateway.webrtc.calls import Calls
@@ -153,7 +153,7 @@ async def settings_of(request: Request, update: dict[str, Any]) -> tuple[Gateway
         ApiError: A setting is invalid, or the model does not have it.
     """
     model, first = first_settings(request)
-    change = Change(first, update, model)
+    change = SettingsChange(first, update, model)
     gateway = await settled(request.app.state.gateway, change, model, request.state.owner)
     settings = change.settings
     return gateway, settings.model if isinstance(settings, RealtimeSettings) else model, settings

@@ -42,7 +42,7 @@ class UdpAddress:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class CallNetwork:
     """Network of the calls. Without addresses there are none.
 
     Attributes:

@@ -23,7 +23,7 @@ from starlette.types import Message
 from stretto_gateway.answers import ApiError
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.realtime.wire_audio import Resampler, little_endian
-from stretto_gateway.webrtc.network import Network
+from stretto_gateway.webrtc.network import CallNetwork
 from stretto_gateway.webrtc.offer import OPUS
 from stretto_gateway.webrtc.playout import RTP_RATE, Playout, SpeechTrack
 
@@ -58,7 +58,7 @@ class Peer:
         playout: Speech to the caller.
     """
 
-    def __init__(self, network: Network, max_event_bytes: int):
+    def __init__(self, network: CallNetwork, max_event_bytes: int):
         self.playout = Playout()
         self._network, self._max_event_bytes = network, max_event_bytes
         config = RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
@@ -373,7 +373,7 @@ class CallSocket(StunProtocol):
                 super().datagram_received(data, addr)
 
 
-async def gather(ice: Connection, network: Network, sockets: list[asyncio.DatagramTransport]) -> None:
+async def gather(ice: Connection, network: CallNetwork, sockets: list[asyncio.DatagramTransport]) -> None:
     """Open a socket at each address of the network, in place of aioice's at all addresses of the host.
 
     Args:
@@ -402,7 +402,7 @@ async def gather(ice: Connection, network: Network, sockets: list[asyncio.Datagr
     ice._local_candidates_start = ice._local_candidates_end = True
 
 
-async def open_socket(ice: Connection, address: str, network: Network) -> StunProtocol:
+async def open_socket(ice: Connection, address: str, network: CallNetwork) -> StunProtocol:
     """Bind a socket to the first free port.
 
     Raises:

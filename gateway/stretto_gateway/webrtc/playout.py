@@ -126,7 +126,7 @@ class OpusEncoder:
         return packets[0]
 
 
-class Pacer:
+class FramePacer:
     """Times of a call's frames: 20 ms apart, from the first on.
 
     Args:
@@ -162,7 +162,7 @@ class SpeechTrack(MediaStreamTrack):
 
     def __init__(self, playout: Playout):
         super().__init__()
-        self._playout, self._pacer, self._encoder = playout, Pacer(), OpusEncoder()
+        self._playout, self._pacer, self._encoder = playout, FramePacer(), OpusEncoder()
 
     async def recv(self) -> "av.Packet[Any]":
         """Return the next packet once it is due; raise MediaStreamError after the end of the call."""

@@ -90,7 +90,7 @@ class AlignerProcess:
         return num_written
 
 
-class Process(Protocol):
+class WordAligner(Protocol):
     """The part of the AlignerProcess interface that the queue uses."""
 
     def align(self, pcm: Sequence[NDArray[np.int16]], rate: int, text: str) -> list[TimedWord] | None:
@@ -107,7 +107,7 @@ class Process(Protocol):
 
 
 @dataclass(eq=False)
-class Job:
+class AlignmentJob:
     """Recording and text to align; a job is answered exactly once.
 
     Attributes:
@@ -168,14 +168,14 @@ class AlignmentQueue:
 
     def __init__(
         self,
-        process: Process,
+        process: WordAligner,
         limit_s: float,
         timers: Callable[[float, Callable[[], None]], Timer] = make_timer,
     ) -> None:
         self._process, self._limit_s, self._timers = process, limit_s, timers
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
+        self._waiting: deque[AlignmentJob] = deque()
+        self._running: AlignmentJob | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="alignment", daemon=True)
         self._thread.start()
@@ -196,7 +196,7 @@ class AlignmentQueue:
                 timer.cancel()
             answer(words)
 
-        job = Job(pcm, rate, text, ended)
+        job = AlignmentJob(pcm, rate, text, ended)
         timer = self._timers(self._limit_s, lambda: job.answer(None))
         with self._changed:
             is_closed = self._is_closed
@@ -233,7 +233,7 @@ class AlignmentQueue:
             with self._changed:
                 self._running = None
 
-    def _next(self) -> Job | None:
+    def _next(self) -> AlignmentJob | None:
         """Wait for the next unanswered job and return it, or None once the queue is closed."""
         with self._changed:
             while not self._is_closed:

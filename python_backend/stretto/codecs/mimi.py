@@ -35,7 +35,7 @@ from stretto.weights.loading import codec_directory, load_config, load_model
 
 
 @dataclass(frozen=True, slots=True)
-class Ring:
+class KeyValueRing:
     """Key-value cache of B utterances as rings [B, layers, 2, heads, R, head_dim].
 
     Layers write to `slots` [B, n] in place.
@@ -95,7 +95,7 @@ class RingTransformer:
 
     def _advance_block(self, hidden: Tensor, positions: Tensor, rings: Tensor) -> Tensor:
         rotation = self._transformer.rotary_emb(hidden, positions)
-        ring, mask = Ring(rings, positions % self.size), self.visible(positions)
+        ring, mask = KeyValueRing(rings, positions % self.size), self.visible(positions)
         for layer in self._transformer.layers:
             hidden = layer(hidden, attention_mask=mask, past_key_values=ring, position_embeddings=rotation)[0]
         return hidden

@@ -250,7 +250,7 @@ class Decoder(Network):
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class LatentScale:
     """Scaling of latents for the language model: (latent + bias) * factor."""
 
     factor: float
@@ -261,7 +261,7 @@ class Scale:
             raise ValueError(f"expected finite numbers and a factor other than 0, got {self.factor} and {self.bias}")
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Scale":
+    def from_record(cls, record: Mapping[str, Any]) -> "LatentScale":
         """Return the scale in a converted config.json; raise CheckpointError if it is missing or invalid."""
         try:
             factor, bias = (entry(record, f"latent_{name}_factor", "config.json") for name in ("scaling", "bias"))
@@ -273,7 +273,7 @@ class Scale:
 class VibeVoiceCodec(nn.Module):
     """VibeVoice acoustic tokenizer. Its state is the decoder's memory; windows need no neighbouring frames."""
 
-    def __init__(self, config: TokenizerConfig, scale: Scale, has_encoder: bool = True) -> None:
+    def __init__(self, config: TokenizerConfig, scale: LatentScale, has_encoder: bool = True) -> None:
         super().__init__()
         self.config, self.scale = config, scale
         self.encoder = Encoder(config) if has_encoder else None
@@ -353,7 +353,7 @@ def stored_noise(pcm: np.ndarray, number: int) -> np.ndarray:
 def codec_shapes(config: TokenizerConfig, has_encoder: bool = True) -> dict[str, tuple[int, ...]]:
     """Map the name of each codec tensor to its shape."""
     with torch.device("meta"):
-        codec = VibeVoiceCodec(config, Scale(1.0, 0.0), has_encoder)
+        codec = VibeVoiceCodec(config, LatentScale(1.0, 0.0), has_encoder)
         return {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
 
 
@@ -374,7 +374,7 @@ def load(directory: Path, device: str = "cpu") -> VibeVoiceCodec:
         raise CheckpointError(f"{directory / CONFIG_FILE}: expected model_type {MODEL_TYPE} with {PARTS}")
     with torch.device("meta"):
         has_encoder = record.get("has_encoder") is not False
-        codec = VibeVoiceCodec(TokenizerConfig.from_record(section), Scale.from_record(record), has_encoder)
+        codec = VibeVoiceCodec(TokenizerConfig.from_record(section), LatentScale.from_record(record), has_encoder)
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path, assign=True)
     return prepare_products(codec.eval().requires_grad_(False).to(device))

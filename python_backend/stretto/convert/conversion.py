@@ -44,8 +44,8 @@ from stretto.untrusted_files import UNPARSABLE, MissingEntry, released_file, wit
 from stretto.weights.bounded_networks import bounded_networks
 from stretto.weights.loading import (
     DTYPES,
-    Entry,
     Part,
+    PendingTensor,
     Plan,
     Progress,
     Written,
@@ -132,7 +132,7 @@ class CodecCopy:
     """
 
     record: dict[str, Any]
-    entries: list[Entry]
+    entries: list[PendingTensor]
 
     @classmethod
     def from_tensors(
@@ -167,7 +167,7 @@ class CodecCopy:
         plan = {f"{prefix}{name}": Part(name, shape) for name, shape in shapes_of(model_class, config).items()}
         check(plan, {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}, ())
         entries = [
-            Entry(part.name, tensors[name].dtype, part.stored, partial(tensors.__getitem__, name))
+            PendingTensor(part.name, tensors[name].dtype, part.stored, partial(tensors.__getitem__, name))
             for name, part in plan.items()
         ]
         return cls({**config.to_dict(), "architectures": [model_class.__name__]}, entries)
@@ -191,7 +191,7 @@ class ConvertedNetwork:
 
     folder: str
     record: dict[str, Any]
-    entries: list[Entry]
+    entries: list[PendingTensor]
 
     @classmethod
     def from_network(cls, network: Network, tensors: Mapping[str, Tensor]) -> "ConvertedNetwork":
@@ -211,7 +211,7 @@ class ConvertedNetwork:
             expected = f"one of the dtypes {', '.join(DTYPES.values())}"
             raise CheckpointError(f"{network.folder}: expected {expected}, got {tensors[odd[0]].dtype} in {odd[0]}")
         entries = [
-            Entry(each.name, tensors[name].dtype, each.written, partial(_read, each, tensors, name))
+            PendingTensor(each.name, tensors[name].dtype, each.written, partial(_read, each, tensors, name))
             for name, part in network.plan.items()
             for each in (part, *part.also)
         ]
@@ -245,7 +245,7 @@ class Conversion:
     """
 
     record: dict[str, Any]
-    entries: list[Entry]
+    entries: list[PendingTensor]
     dropped: dict[str, list[int]]
     tokenizer: Tokenizer
     codec_files: list[Path]
@@ -355,9 +355,9 @@ def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
     return kind(release.ssl_tokenizer, num_codes)
 
 
-def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[Entry]:
+def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[PendingTensor]:
     return [
-        Entry(each.name, each.dtype or getattr(torch, dtype), each.written, partial(_read, each, tensors, name))
+        PendingTensor(each.name, each.dtype or getattr(torch, dtype), each.written, partial(_read, each, tensors, name))
         for name, part in parts.items()
         for each in (part, *part.also)
     ]

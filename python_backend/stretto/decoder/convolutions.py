@@ -33,7 +33,7 @@ def convolutions_in(precision: str) -> AbstractContextManager[object]:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ConvolutionCall:
     """Arguments of a convolution without a bias."""
 
     x: Tensor
@@ -109,7 +109,7 @@ class Convolutions(TorchFunctionMode):
     ) -> Tensor | None:
         """Return the result of `torch.conv1d`, or None if it is not replaced."""
         sizes = (_sizes(each) for each in (stride, padding, 0, dilation))
-        return self._replace(Call(input, weight, False, *sizes), bias, groups)
+        return self._replace(ConvolutionCall(input, weight, False, *sizes), bias, groups)
 
     def _convolve_transposed(
         self,
@@ -124,9 +124,9 @@ class Convolutions(TorchFunctionMode):
     ) -> Tensor | None:
         """Return the result of `torch.conv_transpose1d`, or None if it is not replaced."""
         sizes = (_sizes(each) for each in (stride, padding, output_padding, dilation))
-        return self._replace(Call(input, weight, True, *sizes), bias, groups)
+        return self._replace(ConvolutionCall(input, weight, True, *sizes), bias, groups)
 
-    def _replace(self, call: Call, bias: Tensor | None, groups: int) -> Tensor | None:
+    def _replace(self, call: ConvolutionCall, bias: Tensor | None, groups: int) -> Tensor | None:
         if call.x.dtype != torch.float32 or not is_replaced(call.weight, groups):
             return None
         weight = self._weights.get(call.weight)
@@ -138,7 +138,7 @@ class Convolutions(TorchFunctionMode):
             out = call.run(self._rounded(call.x), weight).to(self._half).float()
         return out if bias is None else out.add_(bias[:, None])
 
-    def _converted_weight(self, call: Call) -> Tensor:
+    def _converted_weight(self, call: ConvolutionCall) -> Tensor:
         if self._half is not None:
             return self._rounded(call.weight)
         high, low = split(call.weight)

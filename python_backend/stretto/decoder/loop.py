@@ -28,7 +28,7 @@ from stretto.decoder.alignment import Aligning, send_aligned
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk, Stopwatch, Unanswered, check_connected
 from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import Launcher, capture_shapes, make_launcher, warm_up
-from stretto.decoder.sessions import RESUME, Session, Sessions
+from stretto.decoder.sessions import RESUME, DecoderSession, Sessions
 from stretto.decoder.streaming import FrameWindow, Work
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Event, ReportEvent, WordMark, WordTime
@@ -36,7 +36,7 @@ from stretto.streams.chunking import ChunkPolicy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class ChunkJob:
     """Work for one chunk: a window to decode, or codes whose missing codebooks a refinement model fills in.
 
     Attributes:
@@ -49,7 +49,7 @@ class Job:
     """
 
     pending: PendingChunk
-    session: Session
+    session: DecoderSession
     window: Work
     due_s: float
     is_last: bool = True
@@ -66,13 +66,13 @@ class Job:
         return self.session.renderer.form.deterministic
 
 
-class Batch:
+class LaunchedBatch:
     """Batch of windows of equal shape that has been launched.
 
     The sessions get their next codec states immediately, although the device may still be computing them.
     """
 
-    def __init__(self, jobs: Sequence[Job], launcher: Launcher, spec: CodecSpec) -> None:
+    def __init__(self, jobs: Sequence[ChunkJob], launcher: Launcher, spec: CodecSpec) -> None:
         self.jobs = jobs
         window = jobs[0].frames
         self.num_frames = window.num_frames
@@ -109,7 +109,7 @@ class FilledBatch:
     device_s = None
 
     def __init__(
-        self, jobs: Sequence[Job], refinement: Refinement, on_progress: Callable[[], None] | None = None
+        self, jobs: Sequence[ChunkJob], refinement: Refinement, on_progress: Callable[[], None] | None = None
     ) -> None:
         self.jobs = jobs
         passages = [job.window for job in jobs if isinstance(job.window, Passage)]
@@ -127,8 +127,8 @@ class FilledBatch:
 
 
 def launch(
-    jobs: Sequence[Job], launcher: Launcher, codec: Codec, on_progress: Callable[[], None] | None = None
-) -> Batch | FilledBatch:
+    jobs: Sequence[ChunkJob], launcher: Launcher, codec: Codec, on_progress: Callable[[], None] | None = None
+) -> LaunchedBatch | FilledBatch:
     """Launch a batch of windows, or fill in the codebooks of a batch of passages.
 
     Args:
@@ -138,7 +138,7 @@ def launch(
         on_progress: Called after each codebook that is filled in, to report progress.
     """
     if isinstance(jobs[0].window, FrameWindow):
-        return Batch(jobs, launcher, codec.spec)
+        return LaunchedBatch(jobs, launcher, codec.spec)
     refinement = refinement_of(codec)
     assert refinement is not None, codec.spec.name
     return FilledBatch(jobs, refinement, on_progress)
@@ -169,7 +169,7 @@ class HostTurns:
         return host
 
 
-def next_group(jobs: Sequence[Job], limit: Callable[[Work], int], turns: HostTurns) -> list[Job]:
+def next_group(jobs: Sequence[ChunkJob], limit: Callable[[Work], int], turns: HostTurns) -> list[ChunkJob]:
     """Return the jobs of the next batch, earliest deadline first.
 
     These are the earliest job of the next host and others of the same shape. If that job may not share a batch, it is
@@ -189,14 +189,14 @@ def next_group(jobs: Sequence[Job], limit: Callable[[Work], int], turns: HostTur
     return [first, *islice((job for job in others if job is not first), limit(first.window) - 1)]
 
 
-def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception], None]) -> list[Job]:
+def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exception], None]) -> list[ChunkJob]:
     """Return the jobs whose clients are still connected, and those of sessions that can be resumed.
 
     Args:
         jobs: Jobs to check.
         fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.
     """
-    found = list[Job]()
+    found = list[ChunkJob]()
     for job in jobs:
         try:
             if job.session.answers is None:
@@ -207,7 +207,7 @@ def still_connected(jobs: Sequence[Job], fail: Callable[[PendingChunk, Exception
     return found
 
 
-def stack(jobs: Sequence[Job]) -> Window:
+def stack(jobs: Sequence[ChunkJob]) -> Window:
     """Stack the windows of equally shaped jobs into one batch for the codec."""
     windows = [job.frames for job in jobs]
     return Window(
@@ -219,7 +219,7 @@ def stack(jobs: Sequence[Job]) -> Window:
     )
 
 
-def make_event(pending: PendingChunk, session: Session, num_samples: int, end: int, spec: CodecSpec) -> Event:
+def make_event(pending: PendingChunk, session: DecoderSession, num_samples: int, end: int, spec: CodecSpec) -> Event:
     """Return the event of a chunk.
 
     Times in the event are in seconds from the start of the utterance. `codes` is present if the client requested it.
@@ -274,7 +274,7 @@ def timed_word(mark: WordMark, frame_rate: float) -> WordTime:
     return word
 
 
-def _report(pending: PendingChunk, session: Session) -> ReportEvent:
+def _report(pending: PendingChunk, session: DecoderSession) -> ReportEvent:
     sound, sample_rate = session.first_sound, session.renderer.sample_rate
     report = pending.chunk.report
     fields: dict[str, Any] = {}
@@ -323,9 +323,9 @@ class DecodingLoop:
         self._sessions = sessions
         self._launcher = make_launcher(codec, config)
         self.unanswered = Unanswered(counts, queue)  # chunks in progress
-        self._jobs: list[Job] = []  # admitted, at most one per utterance
+        self._jobs: list[ChunkJob] = []  # admitted, at most one per utterance
         self._turns = HostTurns()
-        self._batches: deque[tuple[Batch | FilledBatch, float]] = deque()  # in flight, each with its launch time
+        self._batches = deque[tuple[LaunchedBatch | FilledBatch, float]]()  # in flight, each with its launch time
         self.times = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
         self._launched_s = 0.0  # time of the last launch, on the sessions' clock
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
@@ -411,7 +411,7 @@ class DecodingLoop:
         except Exception as error:
             self._fail(pending, error)
 
-    def _session_of(self, pending: PendingChunk) -> Session:
+    def _session_of(self, pending: PendingChunk) -> DecoderSession:
         """Return the session of a chunk; raise InvalidRequest if the chunk does not continue it."""
         kept, form = pending.chunk.kept, pending.form
         if kept is None:
@@ -419,7 +419,7 @@ class DecodingLoop:
         assert pending.is_kept is not None, pending.utterance
         return self._sessions.kept_session(kept, form, pending.is_kept)
 
-    def _is_answered(self, pending: PendingChunk, session: Session) -> bool:
+    def _is_answered(self, pending: PendingChunk, session: DecoderSession) -> bool:
         """Send the stored samples again if an earlier connection already brought this chunk.
 
         Returns:
@@ -439,7 +439,7 @@ class DecodingLoop:
         self.unanswered.send(pending, samples, make_event(pending, session, num_samples, end, self._codec.spec))
         return True
 
-    def _continue_chunk(self, pending: PendingChunk, session: Session) -> None:
+    def _continue_chunk(self, pending: PendingChunk, session: DecoderSession) -> None:
         """Create a job for a chunk's next window, or answer the chunk if no window is complete.
 
         Windows of a voice reference come first.
@@ -448,16 +448,16 @@ class DecodingLoop:
         if window is None:
             self._answer(pending, session, None)
         else:
-            self._jobs.append(Job(pending, session, window, self._sessions.due_s(session), is_last))
+            self._jobs.append(ChunkJob(pending, session, window, self._sessions.due_s(session), is_last))
 
-    def _is_wanted(self, job: Job) -> bool:
+    def _is_wanted(self, job: ChunkJob) -> bool:
         """Return True if the job's utterance is still open; otherwise answer its chunk with an error."""
         is_wanted = self._sessions.is_open(job.pending.utterance, job.session)
         if not is_wanted:
             self.unanswered.refuse(job.pending, Cancelled("the utterance is over"))
         return is_wanted
 
-    def _launch(self, group: list[Job]) -> None:
+    def _launch(self, group: list[ChunkJob]) -> None:
         """Launch a batch; if that fails, launch each job separately, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
         group, begun = still_connected(group, self._fail), self.stopwatch()
@@ -483,7 +483,7 @@ class DecodingLoop:
             self._signalled_s = now
             self.unanswered.signal_progress()
 
-    def _complete(self, batch: Batch | FilledBatch, begun: float) -> None:
+    def _complete(self, batch: LaunchedBatch | FilledBatch, begun: float) -> None:
         """Wait for a batch's samples, and answer its chunks or continue with their next windows."""
         try:
             pcm = batch.pcm()
@@ -504,7 +504,7 @@ class DecodingLoop:
             except Exception as error:
                 self._fail(job.pending, error)
 
-    def _finish(self, job: Job, pcm: np.ndarray | None, address: int | None) -> None:
+    def _finish(self, job: ChunkJob, pcm: np.ndarray | None, address: int | None) -> None:
         """Answer the chunk of a decoded job with its audible samples, or continue with the chunk's next window."""
         if job.is_last and pcm is not None:
             audible = job.session.audible_part(job.frames, pcm, self._codec.spec)
@@ -513,7 +513,9 @@ class DecodingLoop:
             job.session.store(pcm)
             self._continue_chunk(job.pending, job.session)
 
-    def _answer(self, pending: PendingChunk, session: Session, pcm: np.ndarray | None, at: int | None = None) -> None:
+    def _answer(
+        self, pending: PendingChunk, session: DecoderSession, pcm: np.ndarray | None, at: int | None = None
+    ) -> None:
         """Send the response for a chunk.
 
         Args:

@@ -15,9 +15,9 @@ from stretto.decoder.alignment import Collected, StoredBytes
 from stretto.decoder.streaming import (
     Filling,
     FrameWindow,
-    Reference,
     References,
     SoundTable,
+    VoiceReference,
     Windower,
     Work,
     collect_prompt,
@@ -77,7 +77,7 @@ ANSWER_BYTES = 256  # memory of an answer besides its samples
 RESUME = "session.resume"  # field named by errors that refuse a connection, but do not end the session
 
 
-class Answers:
+class ResumableAnswers:
     """Last answers of a session that can be resumed, to send again if its client has lost its connection.
 
     Args:
@@ -134,7 +134,7 @@ AUDIBLE = 0.01  # smallest magnitude of an audible sample
 
 
 @dataclass(slots=True)
-class Session:
+class DecoderSession:
     """Decoder state of one utterance.
 
     Attributes:
@@ -161,7 +161,7 @@ class Session:
     state: Tensor
     renderer: Renderer
     last_used_s: float
-    reference: Reference = field(default_factory=Reference)
+    reference: VoiceReference = field(default_factory=VoiceReference)
     filling: Filling | None = None
     next_index: int = 0
     num_samples: int = 0
@@ -171,7 +171,7 @@ class Session:
     collected: Collected | None = field(default=None)
     has_ended: bool = False
     sound: bytes | None = None
-    answers: Answers | None = None
+    answers: ResumableAnswers | None = None
     marking: MarkerStream | None = None
 
     @property
@@ -259,7 +259,7 @@ class Sessions:
         self._references = References(max_reference_bytes)
         self._sounds = SoundTable(codec, max_reference_bytes)
         self._stored = StoredBytes(max_aligned_bytes)
-        self._open: dict[str, Session] = {}
+        self._open: dict[str, DecoderSession] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -271,7 +271,7 @@ class Sessions:
         held = self._references.num_bytes + self._sounds.num_bytes + self._stored.held
         return held + sum(session.num_bytes for session in sessions)
 
-    def advance(self, utterance: str, index: int, form: OutputForm) -> Session:
+    def advance(self, utterance: str, index: int, form: OutputForm) -> DecoderSession:
         """Return the session for an utterance's next chunk; a chunk with index 0 opens a session.
 
         Args:
@@ -295,7 +295,7 @@ class Sessions:
         session.last_used_s = self.now()
         return session
 
-    def kept_session(self, kept: Kept, form: OutputForm, is_kept: Callable[[], bool]) -> Session:
+    def kept_session(self, kept: Kept, form: OutputForm, is_kept: Callable[[], bool]) -> DecoderSession:
         """Return a session that can be resumed; the first chunk of the session's first connection opens it.
 
         Args:
@@ -313,7 +313,7 @@ class Sessions:
                 expected = "a session whose speech is still in the decoder; begin another one"
                 raise InvalidRequest(RESUME, expected, "a session that the decoder has lost")
             session = self._open[kept.utterance] = self._new(form)
-            session.answers = Answers(is_kept, MAX_KEPT_BYTES)
+            session.answers = ResumableAnswers(is_kept, MAX_KEPT_BYTES)
         session.last_used_s = self.now()
         return session
 
@@ -323,12 +323,12 @@ class Sessions:
         if session is not None:
             session.last_used_s = self.now()
 
-    def collect_for_alignment(self, session: Session, chunk: Chunk) -> None:
+    def collect_for_alignment(self, session: DecoderSession, chunk: Chunk) -> None:
         """Begin to store samples and text if a chunk requests word times."""
         if chunk.alignment is not None and session.collected is None:
             session.collected = Collected.begin(chunk.alignment, self._codec.spec.sample_rate, self._stored)
 
-    def apply_reference(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> None:
+    def apply_reference(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> None:
         """Apply a chunk's voice, voice reference and prompt, if it has any, to the session.
 
         If the reference is in the cache, its decoder state is reused.
@@ -352,7 +352,7 @@ class Sessions:
             reference.parts.clear()
             reference.key = None
 
-    def _select_voice(self, session: Session, chunk: Chunk) -> None:
+    def _select_voice(self, session: DecoderSession, chunk: Chunk) -> None:
         """Select a chunk's voice; raise InvalidRequest if the codec does not have it, or cannot use its recording."""
         if chunk.sound is not None:
             if chunk.voice:
@@ -366,7 +366,7 @@ class Sessions:
         if chunk.voice:
             session.state[:, 0] = chunk.voice
 
-    def next_window(self, session: Session, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
+    def next_window(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
         """Return a chunk's next work item (a window, or a passage to fill in), and True if it is the last.
 
         The result is (None, True) if the chunk's frames can be decoded only together with later ones.
@@ -396,7 +396,7 @@ class Sessions:
             codes = codes[:, chunk.num_reference_frames :]
         return session.windower.push(codes, chunk.flushes), True
 
-    def _next_part(self, session: Session) -> FrameWindow | None:
+    def _next_part(self, session: DecoderSession) -> FrameWindow | None:
         """Return the next window of a voice reference, or None once all of it has been decoded.
 
         At the end of the reference, cache the decoder state.
@@ -411,17 +411,17 @@ class Sessions:
             reference.key = None
         return None
 
-    def due_s(self, session: Session) -> float:
+    def due_s(self, session: DecoderSession) -> float:
         """Return the time at which the client will have played everything sent, or now if nothing has been sent yet."""
         return self.now() if session.dry_s is None else session.dry_s
 
-    def note_sent(self, session: Session, num_samples: int) -> None:
+    def note_sent(self, session: DecoderSession, num_samples: int) -> None:
         """Record that `num_samples` samples are now being sent to the client."""
         begins_s = max(self.now(), session.dry_s or 0.0)
         if num_samples:
             session.dry_s = begins_s + num_samples / session.renderer.sample_rate
 
-    def is_open(self, utterance: str, session: Session) -> bool:
+    def is_open(self, utterance: str, session: DecoderSession) -> bool:
         """Return True if `session` is still the session of the utterance."""
         return self._open.get(utterance) is session
 
@@ -469,11 +469,11 @@ class Sessions:
             logger.warning("utterances without a chunk for %g s: %s", self._idle_timeout_s, idle)
         return idle
 
-    def _new(self, form: OutputForm) -> Session:
+    def _new(self, form: OutputForm) -> DecoderSession:
         if len(self._open) >= self._limit:
             raise Overloaded(f"{self._limit} utterances are being decoded already")
         spec = self._codec.spec
-        session = Session(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self.now())
+        session = DecoderSession(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self.now())
         if self._marker is not None:
             session.marking = self._marker.stream(spec.sample_rate, spec.samples_per_frame)
         return session

@@ -118,7 +118,7 @@ PART_FRAMES = 25  # frames decoded in one pass; other utterances are decoded in 
 
 
 @dataclass(slots=True)
-class Reference:
+class VoiceReference:
     """Voice reference of an utterance.
 
     Attributes:
@@ -176,7 +176,7 @@ class References:
 
 def read_reference(
     chunk: Chunk, codes: np.ndarray | None, spec: CodecSpec, is_alone: bool, is_first: bool
-) -> Reference:
+) -> VoiceReference:
     """Return the voice reference at the start of the utterance's first chunk with frames.
 
     Args:
@@ -199,7 +199,7 @@ def read_reference(
     whole = np.ascontiguousarray(codes[:, :length], np.int64)
     parts = deque(whole[:, at : at + PART_FRAMES] for at in range(0, length, PART_FRAMES))
     key = blake2b(whole.tobytes() + bytes([is_alone])).digest()
-    return Reference(length, parts, key)
+    return VoiceReference(length, parts, key)
 
 
 @dataclass(slots=True)

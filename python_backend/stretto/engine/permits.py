@@ -24,7 +24,7 @@ MIN_LIMIT = 4.0  # sequences: two guided replies, so that one slow reply cannot 
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class AdmissionRecord:
     """Admission record of a reply.
 
     Attributes:
@@ -57,11 +57,11 @@ class FlightLimit:
         self._most = min(most, UNBOUNDED)
         self.target_s, self.value, self._round = target_s, self._most, 0
 
-    def enter(self, num_sequences: int, in_flight: int) -> Entry:
+    def enter(self, num_sequences: int, in_flight: int) -> AdmissionRecord:
         """Return the admission record of a reply; `in_flight` includes its own sequences."""
-        return Entry(num_sequences, in_flight, self._round)
+        return AdmissionRecord(num_sequences, in_flight, self._round)
 
-    def record(self, entry: Entry, first_frame_s: float) -> None:
+    def record(self, entry: AdmissionRecord, first_frame_s: float) -> None:
         """Adjust the limit according to a reply's time from admission to its first frame, in seconds."""
         if entry.round != self._round:
             return

@@ -15,7 +15,7 @@ from stretto.families.plugin import DRAWN, NAME
 from stretto.records.prompt import MAX_MAGNITUDE
 from stretto.untrusted_files import entry
 from stretto.weights.backbones import dtype_of
-from stretto.weights.loading import Entry, Part, Plan, Progress, Written, check
+from stretto.weights.loading import Part, PendingTensor, Plan, Progress, Written, check
 
 AUDIO_TOKENIZER = "ssl_tokenizer"  # folder in a checkpoint
 MAX_INTEGER = (1 << 20) - 1  # of a config; larger than those of any release
@@ -295,7 +295,7 @@ class AudioTokenizer(Protocol):
     """
 
     @property
-    def entries(self) -> Sequence[Entry]: ...
+    def entries(self) -> Sequence[PendingTensor]: ...
 
     @property
     def dropped(self) -> dict[str, list[int]]: ...

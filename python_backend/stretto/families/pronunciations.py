@@ -11,7 +11,7 @@ from stretto.families.base import Family
 from stretto.families.plugin import plugin
 from stretto.records.prompt import SourceWord
 from stretto_client.lexicon_files import read_lexicon_file
-from stretto_client.pronunciation import Change, Dictionary, Entry, InvalidEntry, read_entries
+from stretto_client.pronunciation import Dictionary, DictionaryEntry, InvalidEntry, Replacement, read_entries
 
 OPTION = "options.pronunciations"
 
@@ -22,7 +22,7 @@ def alphabets(family: Family) -> tuple[str, ...]:
     return () if found is None else tuple(found.phonemes)
 
 
-def spelling(entry: Entry, family: Family) -> str:
+def spelling(entry: DictionaryEntry, family: Family) -> str:
     """Return the text that the model reads in place of the entry's word; raise ValueError if there is none."""
     if not entry.alphabet:
         return entry.spelling
@@ -86,12 +86,12 @@ class SourceWords:
     """
 
     def __init__(self) -> None:
-        self._changes = deque[Change]()
+        self._changes = deque[Replacement]()
         self._shift = 0  # from places in the text to speak to places in the original text
         self._sources = list[SourceWord]()
         self._first = 0  # index of the first word that has the last source
 
-    def read(self, words: Iterable[SourceWord], changes: Iterable[Change]) -> tuple[SourceWord, ...]:
+    def read(self, words: Iterable[SourceWord], changes: Iterable[Replacement]) -> tuple[SourceWord, ...]:
         """Return the words of the original text so far, one for each word of the text to speak.
 
         Args:

@@ -105,7 +105,7 @@ class Match:
     Attributes:
         family: Family of the release.
         files: Patterns of its files.
-        convert: Arguments for the converter, see `Entry` of `stretto.releases.entry`.
+        convert: Arguments for the converter, see `ReleaseEntry` of `stretto.releases.entry`.
         part: Name that distinguishes the releases of one listing; empty if there can be only one.
         companions: Further repositories.
         refusal: Reason why the release is not accepted; the empty string if it is accepted.

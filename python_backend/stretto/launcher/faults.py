@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from stretto.launcher.processes import Process
+from stretto.launcher.processes import ProcessSnapshot
 
 PROOF_S = 2.0  # a process that has been stopped for this long is not expected to resume by itself
 
@@ -17,7 +17,7 @@ class Fault:
         description: Predicate of a sentence about these processes, such as "is stopped".
     """
 
-    processes: list[Process]
+    processes: list[ProcessSnapshot]
     description: str
 
     def __str__(self) -> str:
@@ -48,6 +48,6 @@ class PendingFault:
         return bool(self.reason) and time.monotonic() - self._since >= PROOF_S
 
 
-def named(processes: list[Process]) -> str:
+def named(processes: list[ProcessSnapshot]) -> str:
     """Return the names and pids of processes, for messages."""
     return ", ".join(f"{process.name} (pid {process.pid})" for process in processes)

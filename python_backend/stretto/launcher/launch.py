@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stretto.disconnects import Disconnects
 from stretto.launcher import processes
-from stretto.launcher.processes import Process
+from stretto.launcher.processes import ProcessSnapshot
 from stretto.triton_io.flow import remove_stale_tables
 from stretto.worker_process import SPARE_NAME
 
@@ -201,7 +201,7 @@ def sweep(directory: Path = SHARED_MEMORY) -> list[str]:
 def _remove_launch(launch_id: str, directory: Path) -> None:
     me = os.getpid()
 
-    def is_left(each: Process) -> bool:
+    def is_left(each: ProcessSnapshot) -> bool:
         is_spare = each.name == SPARE_NAME  # outlives servers, and exits with the launcher
         return each.pid != me and not is_spare and processes.environment_of(each.pid, LAUNCH_ID) == launch_id
 

@@ -20,7 +20,7 @@ GONE = (FileNotFoundError, ProcessLookupError, PermissionError)
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ProcessSnapshot:
     """Snapshot of a process.
 
     Attributes:
@@ -77,7 +77,7 @@ def is_stopped(pid: int) -> bool:
     return False
 
 
-def read_process(pid: int) -> Process | None:
+def read_process(pid: int) -> ProcessSnapshot | None:
     """Return a snapshot of the process, or None if it has ended, even if its parent has not reaped it."""
     try:
         name, fields = _stat(pid)
@@ -88,7 +88,7 @@ def read_process(pid: int) -> Process | None:
     except GONE:
         return None
     parent = int(owner if is_host else fields[1])
-    return None if fields[0] in "ZX" else Process(pid, parent, int(fields[2]), name, command)
+    return None if fields[0] in "ZX" else ProcessSnapshot(pid, parent, int(fields[2]), name, command)
 
 
 def _stat(pid: int) -> tuple[str, list[str]]:
@@ -96,15 +96,15 @@ def _stat(pid: int) -> tuple[str, list[str]]:
     return head.partition("(")[2], tail.split()
 
 
-def all_processes() -> list[Process]:
+def all_processes() -> list[ProcessSnapshot]:
     """Return snapshots of all visible processes."""
     found = (read_process(int(path.name)) for path in PROC.iterdir() if path.name.isdigit())
     return [process for process in found if process is not None]
 
 
-def descendants(pid: int) -> list[Process]:
+def descendants(pid: int) -> list[ProcessSnapshot]:
     """Return the children of the process `pid`, and all of their descendants."""
-    children: dict[int, list[Process]] = {}
+    children: dict[int, list[ProcessSnapshot]] = {}
     for process in all_processes():
         children.setdefault(process.parent, []).append(process)
     found, queue = [], [pid]
@@ -161,7 +161,7 @@ def environment_of(pid: int, variable: str) -> str | None:
 TRACKERS_S = 3.0  # time for resource trackers to exit by themselves
 
 
-def end_all(is_meant: Callable[[Process], bool]) -> None:
+def end_all(is_meant: Callable[[ProcessSnapshot], bool]) -> None:
     """Kill the selected processes and wait until they have ended, for at most twice TRACKERS_S.
 
     Resource trackers exit by themselves after the processes whose resources they track, so they are killed only after
@@ -189,16 +189,16 @@ class Watch:
         ended: Processes that are known to have ended.
     """
 
-    def __init__(self, processes: list[Process]) -> None:
-        self._watched: dict[int, Process] = {}
-        self.ended: list[Process] = []
+    def __init__(self, processes: list[ProcessSnapshot]) -> None:
+        self._watched: dict[int, ProcessSnapshot] = {}
+        self.ended: list[ProcessSnapshot] = []
         for process in processes:
             try:
                 self._watched[os.pidfd_open(process.pid)] = process
             except ProcessLookupError:
                 self.ended.append(process)
 
-    def wait(self, timeout_s: float) -> list[Process]:
+    def wait(self, timeout_s: float) -> list[ProcessSnapshot]:
         """Wait until a process ends, for at most `timeout_s` seconds; return all that have ended."""
         if not self.ended:
             poll = select.poll()
@@ -207,15 +207,15 @@ class Watch:
             self.ended += [self._watched[descriptor] for descriptor, _ in poll.poll(timeout_s * 1000)]
         return self.ended
 
-    def stopped(self) -> list[Process]:
+    def stopped(self) -> list[ProcessSnapshot]:
         """Return the processes that a signal has stopped."""
         return [process for process in self._watched.values() if is_stopped(process.pid)]
 
-    def stubs_of(self, model: str) -> list[Process]:
+    def stubs_of(self, model: str) -> list[ProcessSnapshot]:
         """Return the stubs of a model."""
         return [process for process in self._watched.values() if process.model == model]
 
-    def models_of(self, processes: list[Process]) -> set[str] | None:
+    def models_of(self, processes: list[ProcessSnapshot]) -> set[str] | None:
         """Return the models whose stubs own these processes; None if a process belongs to no stub."""
         by_pid = {process.pid: process for process in self._watched.values()}
         found = set()

@@ -10,7 +10,7 @@ from typing import Any
 from stretto.launcher import background
 from stretto.launcher.launch import SHARED_MEMORY, pid_files
 from stretto.launcher.options import ServedModel
-from stretto.launcher.processes import GONE, PROC, Process, descendants
+from stretto.launcher.processes import GONE, PROC, ProcessSnapshot, descendants
 from stretto.triton_io.flow import tables_of
 
 SERVER_NAME = "tritonserver"
@@ -39,7 +39,7 @@ class RunningServer:
     pid_file: Path
     log: str
 
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ProcessSnapshot]:
         """Return the processes that the launcher has started, without the launcher."""
         return descendants(self.pid)
 
@@ -84,7 +84,7 @@ def memory_bytes(pids: Iterable[int]) -> int:
     return num_kib << 10
 
 
-def num_requests(processes: Iterable[Process], directory: Path = SHARED_MEMORY) -> int:
+def num_requests(processes: Iterable[ProcessSnapshot], directory: Path = SHARED_MEMORY) -> int:
     """Return the number of utterances in progress on the servers among these processes.
 
     Args:

@@ -31,7 +31,7 @@ from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.processes import (
     LoadPriority,
-    Process,
+    ProcessSnapshot,
     Watch,
     descendants,
     end_all,
@@ -211,7 +211,7 @@ def import_directory(installation: Installation) -> Path | None:
     return None if installation.imports == IMPORT_ROOT else installation.imports
 
 
-class Server:
+class TritonServer:
     """A tritonserver process.
 
     It has its own process group, so that Ctrl-C reaches only the launcher.
@@ -330,7 +330,7 @@ class Server:
 
     def _watch_processes(self) -> Watch:
         """Return a watcher for the server and the processes that it cannot work without."""
-        me = Process(self.pid, os.getpid(), self.pid, "tritonserver", "")
+        me = ProcessSnapshot(self.pid, os.getpid(), self.pid, "tritonserver", "")
         watch = Watch([me, *(process for process in descendants(self.pid) if process.is_worker)])
         if lost_children(self.pid) - self._long_lost:
             watch.close()
@@ -354,12 +354,12 @@ class Server:
         stubs = [] if model is None else self._watch.stubs_of(model)
         return Fault(stubs, "is considered dead by Triton") if stubs else None
 
-    def stopped(self) -> list[Process]:
+    def stopped(self) -> list[ProcessSnapshot]:
         """Return the processes of the ready server that a signal has stopped."""
         assert self._watch is not None, "the server is not ready yet"
         return self._watch.stopped()
 
-    def restart_models(self, broken: list[Process]) -> ModelRestart | None:
+    def restart_models(self, broken: list[ProcessSnapshot]) -> ModelRestart | None:
         """Begin to restart only the models of these processes; `is_ready` then advances the restart.
 
         WORKAROUND(triton python_backend, unproved): a model whose stub died during requests is never freed, because

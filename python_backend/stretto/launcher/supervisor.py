@@ -15,7 +15,7 @@ from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, SpareProce
 from stretto.launcher.installation import Installation, LaunchError, page_address, server_environment, wait_for_ports
 from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
-from stretto.launcher.server import AbortedStart, Server, identity
+from stretto.launcher.server import AbortedStart, TritonServer, identity
 from stretto.launcher.timeouts import BackOff, slowness
 from stretto.triton_io.flow import DIRECTORY, tables_of
 from stretto.triton_io.stub import is_passing
@@ -263,7 +263,7 @@ class Supervisor:
                 self._end(server)
             self._pause(f"{fault}: restarting the server")
 
-    def _start(self) -> Server | None:
+    def _start(self) -> TritonServer | None:
         """Start a server and return it once it is ready; return None if a signal arrives first.
 
         Once a server has been ready, every failed start is repeated without limit.
@@ -288,13 +288,15 @@ class Supervisor:
                 self._pause(f"the start failed: {error}")
         return None
 
-    def _start_once(self) -> Server | None:
+    def _start_once(self) -> TritonServer | None:
         self._publisher.record("starting")
         wait_for_ports(self._config.triton_ports)
         mps.start(self._config.model_repository, self._launch)
         log_line(f"starting the server; its log: {self._publisher.log}")
         log_line(f"serving {identity(self._config)}")
-        server = Server(self._config, self._installation, self._launch, self._log, was_ready_before=self._was_ready)
+        server = TritonServer(
+            self._config, self._installation, self._launch, self._log, was_ready_before=self._was_ready
+        )
         is_ready = False
         try:
             is_ready = self._until_ready(server)
@@ -303,13 +305,13 @@ class Supervisor:
             if not is_ready:
                 self._end(server)
 
-    def _end(self, server: Server) -> None:
+    def _end(self, server: TritonServer) -> None:
         """Kill the server and clean up after it."""
         server.kill()
         mps.stop(self._launch)
         self._launch.clean()
 
-    def _until_ready(self, server: Server) -> bool:
+    def _until_ready(self, server: TritonServer) -> bool:
         if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
             return False
         self._was_ready = True
@@ -325,14 +327,14 @@ class Supervisor:
                 break
         return True
 
-    def _keep(self, server: Server) -> Fault | None:
+    def _keep(self, server: TritonServer) -> Fault | None:
         """Watch a server and restart models; return a fault that requires a new server, or None after a signal."""
         while fault := self._wait(server):
             if not self._restart_models(server, fault):
                 return fault
         return None
 
-    def _restart_models(self, server: Server, fault: Fault) -> bool:
+    def _restart_models(self, server: TritonServer, fault: Fault) -> bool:
         """Restart only the models with the fault; return False if the whole server must be restarted."""
         restart = server.restart_models(fault.processes)
         if restart is None:
@@ -350,7 +352,7 @@ class Supervisor:
             restart.close()
         return True
 
-    def _wait(self, server: Server) -> Fault | None:
+    def _wait(self, server: TritonServer) -> Fault | None:
         """Watch the server; return its first fault, or None if a signal arrives before any fault."""
         pending = PendingFault()
         while not self._waits.num_signals:
@@ -377,7 +379,7 @@ class Supervisor:
         self._publisher.record("waiting", reason)
         self._waits.wait(delay_s)
 
-    def _stop(self, server: Server) -> None:
+    def _stop(self, server: TritonServer) -> None:
         """Refuse new requests, let running ones complete, and end the server.
 
         A second signal skips the wait.

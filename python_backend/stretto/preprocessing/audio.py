@@ -240,7 +240,7 @@ SHORT_BYTES = 1 << 20  # requests with at most this much audio do not wait for l
 LONG_NICENESS = 10  # nice level of long recordings, so that active streams have priority
 
 
-class Process(Protocol):
+class ReaderProcess(Protocol):
     """Part of the AudioProcess interface that a lane uses."""
 
     read: AudioReader
@@ -264,7 +264,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Job:
+class AudioJob:
     """Queued request.
 
     Attributes:
@@ -283,7 +283,7 @@ class Job:
 class AudioLanes:
     """Worker threads, each with its own audio process. A submitted job is either refused or run once."""
 
-    def __init__(self, open_process: Callable[[int], Process], num_long: int, limit: Load) -> None:
+    def __init__(self, open_process: Callable[[int], ReaderProcess], num_long: int, limit: Load) -> None:
         """Start the lanes.
 
         Args:
@@ -293,7 +293,7 @@ class AudioLanes:
         """
         self._bytes, self._requests = FairLimit(limit.num_bytes), FairLimit(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False
-        self._short, self._long = FairQueue[Job](), FairQueue[Job]()
+        self._short, self._long = FairQueue[AudioJob](), FairQueue[AudioJob]()
         self._threads = [self._lane(self._short, open_process(0))]
         self._threads += [self._lane(self._long, open_process(LONG_NICENESS)) for _ in range(num_long)]
 
@@ -316,7 +316,7 @@ class AudioLanes:
             Overloaded: A limit, or the host's fair share of it, is reached.
             Closing: The lanes are closed.
         """
-        job = Job(host, num_bytes, run, refuse)
+        job = AudioJob(host, num_bytes, run, refuse)
         with self._mutex:
             self._check(host, num_bytes)
             self._bytes.acquire(host, num_bytes)
@@ -348,12 +348,12 @@ class AudioLanes:
             held = f"{self._requests.held} requests are being processed, {own} of them from this host"
             raise Overloaded(f"audio: {held} (limit {self._requests.limit}); try again")
 
-    def _lane(self, queue: FairQueue[Job], process: Process) -> tuple[FairQueue[Job], threading.Thread]:
+    def _lane(self, queue: FairQueue[AudioJob], process: ReaderProcess) -> tuple[FairQueue[AudioJob], threading.Thread]:
         thread = threading.Thread(target=self._work, args=(queue, process), daemon=True, name="audio lane")
         thread.start()
         return queue, thread
 
-    def _work(self, queue: FairQueue[Job], process: Process) -> None:
+    def _work(self, queue: FairQueue[AudioJob], process: ReaderProcess) -> None:
         while (job := queue.get()) is not None:
             host, num_bytes = job.host, job.num_bytes
             try:

@@ -38,7 +38,7 @@ LOST = "the process that encodes live audio has ended; try again"
 Answer = Callable[[AudioPart], None]
 
 
-class Process(Protocol):
+class EncoderProcess(Protocol):
     """Part of the WorkerProcess interface that this module uses."""
 
     memory: int
@@ -104,7 +104,7 @@ class Hearing:
         num_encoded: Number of streams in those jobs; divided by `num_jobs`, the mean batch size.
     """
 
-    def __init__(self, process: Process, num_codebooks: int):
+    def __init__(self, process: EncoderProcess, num_codebooks: int):
         self._process, self._width = process, num_codebooks
         self._streams: dict[str, _Stream] = {}
         self._closed: list[str] = []

@@ -43,7 +43,7 @@ from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import read_json, string
 from stretto.records.prompt import MAX_PART_CHARS, Prompt, SourceWord, TextPart, read_session
 from stretto.streams.layout import Segment
-from stretto_client.pronunciation import Change, Dictionary, Pronouncer
+from stretto_client.pronunciation import Dictionary, Pronouncer, Replacement
 from stretto_client.schema import ChunkingOptions
 
 
@@ -180,7 +180,7 @@ class Preprocessor:
         spec = self.codec.spec
         codec = (spec.frame_rate, spec.right_frames, spec.blocks)
         options = read_options(text, self.family, task, *codec, self._chunking)
-        as_written, changes = turns[-1].text or "", list[Change]()
+        as_written, changes = turns[-1].text or "", list[Replacement]()
         if task.reads_aloud and not options.manner.is_open:
             turns, changes = self._pronounced(turns, options.spellings)
         if options.names_voice and turns[0].role == "system" and "audio" in turns[0].kinds:
@@ -242,7 +242,7 @@ class Preprocessor:
 
     def _pronounced(
         self, turns: tuple[Turn, ...], spellings: Mapping[str, str]
-    ) -> tuple[tuple[Turn, ...], list[Change]]:
+    ) -> tuple[tuple[Turn, ...], list[Replacement]]:
         """Return the turns with words of the last text replaced, and the changes.
 
         Args:

@@ -29,7 +29,7 @@ from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherState
 from stretto.proxy.http_infer import HttpInfer
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Posts, Readiness
-from stretto.proxy.triton_stream import Gate, Uploads
+from stretto.proxy.triton_stream import CallGate, Uploads
 
 STOP_S = 2.0  # time for complete responses to reach their clients
 
@@ -45,7 +45,7 @@ class LauncherConnection:
 
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
-        self.gate = Gate(self.report_dead_stub)
+        self.gate = CallGate(self.report_dead_stub)
         self._partial_line = b""
         self._is_ready = self._has_reported = self._is_stopping = False
         self.has_died = False  # standard input was closed without STOPPING

@@ -38,8 +38,8 @@ from stretto.proxy.triton_stream import (
     AGAIN,
     ENDED,
     BackgroundTasks,
+    CallGate,
     ClientStream,
-    Gate,
     Pace,
     Restarting,
     TritonStream,
@@ -89,7 +89,7 @@ class UnaryCalls:
     to another model is cancelled.
     """
 
-    def __init__(self, triton: grpc.aio.Channel, background: BackgroundTasks, gate: Gate) -> None:
+    def __init__(self, triton: grpc.aio.Channel, background: BackgroundTasks, gate: CallGate) -> None:
         self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
         self._background, self._gate = background, gate
 
@@ -183,7 +183,7 @@ class LauncherState(Protocol):
         gate: Gate that the launcher opens and closes.
     """
 
-    gate: Gate
+    gate: CallGate
 
     def is_ready(self) -> bool:
         """Return True if the server is ready according to the launcher's last message."""

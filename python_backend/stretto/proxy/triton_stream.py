@@ -34,7 +34,7 @@ class Restarting(Exception):
         super().__init__(f"{UNAVAILABLE}: {AGAIN}")
 
 
-class Gate:
+class CallGate:
     """Gate for calls; closing it refuses new calls and ends those in flight.
 
     Attributes:

@@ -11,7 +11,7 @@ from stretto.errors import shown
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.plugin import plugins
 from stretto.families.recognition import CONFIG, Listing, Match, Needed
-from stretto.releases.entry import Companion, Entry, Source
+from stretto.releases.entry import Companion, ReleaseEntry, RepositoryFiles
 from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.names import entries, nearest
 
@@ -24,7 +24,7 @@ FOLDER = "folder"  # name of a release whose own name has no usable character
 
 def detect(
     listing: Listing, repository: str | None = None, part: str | None = None, family: str | None = None
-) -> Entry:
+) -> ReleaseEntry:
     """Return the only release in a listing.
 
     Args:
@@ -79,7 +79,7 @@ def matches(listing: Listing) -> list[Match]:
     return found
 
 
-def entry_of(match: Match, where: str) -> Entry:
+def entry_of(match: Match, where: str) -> ReleaseEntry:
     """Return the entry for an accepted match.
 
     If the names table has exactly one release of the repository, its facts about the model are used, too.
@@ -87,12 +87,12 @@ def entry_of(match: Match, where: str) -> Entry:
     sources = known_sources()
     stem = where.rstrip("/").rpartition("/")[2] + (f"-{match.part}" if match.part else "")
     known = sources.get(where)
-    source = Source(where, match.files)
+    source = RepositoryFiles(where, match.files)
     if known is not None:
         source = replace(source, licence=known.licence, gated=known.gated)
     same = [each for each in entries() if each.source.repository == where and each.family == match.family]
     facts = {name: getattr(same[0], name) for name in OF_THE_MODEL} if len(same) == 1 else {}
-    return Entry(
+    return ReleaseEntry(
         plain_name(stem),
         match.family,
         source,
@@ -111,14 +111,14 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:MAX_NAME_CHARS].rstrip("-.") or FOLDER
 
 
-def known_sources() -> dict[str, Source]:
+def known_sources() -> dict[str, RepositoryFiles]:
     """Return one source for each repository in the names table."""
     return {source.repository: source for each in entries() for source in each.repositories}
 
 
-def _companion(needed: Needed, known: Source | None) -> Companion:
+def _companion(needed: Needed, known: RepositoryFiles | None) -> Companion:
     if known is None:
-        return Companion(Source(needed.repository, needed.files), to=needed.to)
+        return Companion(RepositoryFiles(needed.repository, needed.files), to=needed.to)
     return Companion(replace(known, files=needed.files, exclude=()), to=needed.to)
 
 

@@ -49,7 +49,7 @@ class Licence:
 
 
 @dataclass(frozen=True)
-class Source:
+class RepositoryFiles:
     """Files of a repository on the hub.
 
     Attributes:
@@ -83,13 +83,13 @@ class Companion:
         to: Folder for its files in the view, for converters that expect all files in one folder.
     """
 
-    source: Source
+    source: RepositoryFiles
     option: str | None = None
     to: str | None = None
 
 
 @dataclass(frozen=True)
-class Entry:
+class ReleaseEntry:
     """A release that can be installed by name.
 
     Attributes:
@@ -117,7 +117,7 @@ class Entry:
 
     name: str
     family: str
-    source: Source
+    source: RepositoryFiles
     convert: tuple[str, ...]
     aliases: tuple[str, ...] = ()
     companions: tuple[Companion, ...] = ()
@@ -134,7 +134,7 @@ class Entry:
     unproved: tuple[str, ...] = ()
 
     @property
-    def repositories(self) -> tuple[Source, ...]:
+    def repositories(self) -> tuple[RepositoryFiles, ...]:
         """Sources of the release and of its companions."""
         return (self.source, *(each.source for each in self.companions))
 
@@ -158,7 +158,7 @@ def placeholders(word: str) -> list[str]:
     return PLACEHOLDER.findall(word)
 
 
-def read(record: object, where: str) -> Entry:
+def read(record: object, where: str) -> ReleaseEntry:
     """Return the entry in a JSON value.
 
     Args:
@@ -168,10 +168,10 @@ def read(record: object, where: str) -> Entry:
     Raises:
         CheckpointError: If a key is unknown or missing, or a value is invalid.
     """
-    values = _fields(record, where, Entry)
+    values = _fields(record, where, ReleaseEntry)
     where = f"{where}: {shown(values['name'])}"
     companions = [_companion(each, f"{where}: companions") for each in _list(values.get("companions", []), where)]
-    entry = Entry(
+    entry = ReleaseEntry(
         **values
         | {
             "source": _source(values["source"], f"{where}: source"),
@@ -187,7 +187,7 @@ def read(record: object, where: str) -> Entry:
     return entry
 
 
-def _check(entry: Entry, where: str) -> None:
+def _check(entry: ReleaseEntry, where: str) -> None:
     """Raise CheckpointError if a value of `entry` is invalid."""
     for name in (entry.name, *entry.aliases, *([entry.smaller] if entry.smaller is not None else [])):
         _expect(isinstance(name, str) and NAME.fullmatch(name), where, f"names like {NAME.pattern}", name)
@@ -217,11 +217,11 @@ def _fields(record: object, where: str, kind: type) -> dict[str, Any]:
     return dict(record)
 
 
-def _source(record: object, where: str) -> Source:
-    values = _fields(record, where, Source)
+def _source(record: object, where: str) -> RepositoryFiles:
+    values = _fields(record, where, RepositoryFiles)
     licence = _fields(values.get("licence", {}), f"{where}: licence", Licence)
     licence["facts"] = _words(licence.get("facts", []), f"{where}: licence: facts")
-    source = Source(
+    source = RepositoryFiles(
         **values
         | {
             "licence": Licence(**licence),

@@ -13,7 +13,7 @@ from stretto.families.base import Family
 from stretto.families.plugin import plugin
 from stretto.gpus import MIB
 from stretto.releases import machine
-from stretto.releases.entry import Entry
+from stretto.releases.entry import ReleaseEntry
 from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.holders import holders
 from stretto.releases.names import find
@@ -36,7 +36,7 @@ IDLE_BYTES = GB  # the driver holds less of an idle GPU
 # Files with at least this many bytes for each weight of the language model are in float32, which takes 4. Files in 16
 # bits take 2, or up to 3.3 with the codec.
 FLOAT32_BYTES = 3.8
-SPEAKER = "speaker"  # key of `Entry.shape`
+SPEAKER = "speaker"  # key of `ReleaseEntry.shape`
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Need:
         return self.weights + self.cache + self.codec + self.processes
 
 
-def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
+def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
     """Return the estimated memory that a release needs.
 
     On a GPU, it is computed like that of an installed model (`Needs`), with the decoder of a codec of published size.
@@ -104,7 +104,7 @@ def need(entry: Entry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
     return Need(num_weight_bytes * served // stored, caches, 0, PROCESS_BYTES)
 
 
-def backbone(entry: Entry) -> Backbone | None:
+def backbone(entry: ReleaseEntry) -> Backbone | None:
     """Return the language model that `entry.shape` describes, without its speaker; None without a shape."""
     if entry.shape is None:
         return None
@@ -113,7 +113,7 @@ def backbone(entry: Entry) -> Backbone | None:
     return Backbone(name=entry.name, **numbers, depth=None if depth is None else Depth(**depth))
 
 
-def speaker_of(entry: Entry) -> Entry | None:
+def speaker_of(entry: ReleaseEntry) -> ReleaseEntry | None:
     """Return the entry of the speaker, whose family and numbers `entry.shape` has; None without a speaker."""
     found = (entry.shape or {}).get(SPEAKER)
     if found is None:
@@ -122,7 +122,7 @@ def speaker_of(entry: Entry) -> Entry | None:
     return replace(entry, family=found["family"], shape=numbers)
 
 
-def _decoder_bytes(entry: Entry) -> int:
+def _decoder_bytes(entry: ReleaseEntry) -> int:
     """Return the memory of the decoder on a GPU.
 
     A family that is not installed any more has an unknown codec. Of a family with a speaker, a release without one
@@ -135,7 +135,7 @@ def _decoder_bytes(entry: Entry) -> int:
     return decoder_bytes("" if family is None else family.codec)
 
 
-def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
+def _stream_bytes(entry: ReleaseEntry, shape: Backbone) -> tuple[int, int]:
     """Return the size of a GPU's KV cache with one stream of the greatest length, and of all tables."""
     family = _family(entry)
     slots = num_slots(shape.table_bytes + state_bytes(family.codec), is_on_gpu=True)
@@ -144,14 +144,14 @@ def _stream_bytes(entry: Entry, shape: Backbone) -> tuple[int, int]:
     return rows * shape.kv_bytes * _served_bytes(entry, BYTES) // BYTES, tables
 
 
-def _speaker_bytes(speaker: Entry) -> tuple[int, int]:
+def _speaker_bytes(speaker: ReleaseEntry) -> tuple[int, int]:
     """Return the sizes of a speaker's weights on a GPU, and of its KV cache and tables."""
     shape, stored = backbone(speaker), _served_bytes(speaker, BYTES)
     assert shape is not None
     return stored * shape.weights, _batch_cache_bytes(speaker, stored, is_on_gpu=True)
 
 
-def _batch_cache_bytes(entry: Entry, number_bytes: int, is_on_gpu: bool) -> int:
+def _batch_cache_bytes(entry: ReleaseEntry, number_bytes: int, is_on_gpu: bool) -> int:
     """Return the size of the KV cache that `make-repository` chooses for a CPU or a speaker, and of all tables."""
     shape, family = backbone(entry), _family(entry)
     assert shape is not None
@@ -161,14 +161,14 @@ def _batch_cache_bytes(entry: Entry, number_bytes: int, is_on_gpu: bool) -> int:
     return numbers * number_bytes + latent_bytes(family, slots, family.max_model_len)
 
 
-def _family(entry: Entry) -> Family:
+def _family(entry: ReleaseEntry) -> Family:
     """Return the family of an entry, which a plug-in has listed or recognised, with its published vocabulary."""
     found = plugin(entry.family)
     assert found is not None
     return found.build(None)
 
 
-def _served_bytes(entry: Entry, stored: int) -> int:
+def _served_bytes(entry: ReleaseEntry, stored: int) -> int:
     """Return the bytes per number of a served model: 4 for a family whose frames are latents, else `stored`."""
     return 2 * BYTES if _family(entry).layout.latents is not None else stored
 
@@ -178,7 +178,7 @@ def _stored_bytes(shape: Backbone, num_weight_bytes: int) -> int:
     return 2 * BYTES if num_weight_bytes >= FLOAT32_BYTES * shape.weights else BYTES
 
 
-def choose(entry: Entry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
+def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: bool) -> Device:
     """Return the device for a release: the given one, or else the GPU with the most free memory that fits, or the CPU.
 
     Args:
@@ -244,7 +244,7 @@ def held_mb(gpu: int) -> int:
     return 0
 
 
-def check(entry: Entry, num_weight_bytes: int, device: Device) -> None:
+def check(entry: ReleaseEntry, num_weight_bytes: int, device: Device) -> None:
     """Raise DoesNotFit with the numbers if a release needs more memory than its device has free.
 
     Args:
@@ -262,7 +262,7 @@ def check(entry: Entry, num_weight_bytes: int, device: Device) -> None:
         _check_gpu(entry, num_weight_bytes, _gpu_of(machine.gpus(), device.gpu))
 
 
-def _check_cpu(entry: Entry, num_weight_bytes: int) -> None:
+def _check_cpu(entry: ReleaseEntry, num_weight_bytes: int) -> None:
     needed = need(entry, num_weight_bytes, is_on_gpu=False).total
     total, free = machine.total_memory(), machine.available_memory()
     if needed > min(total, free):
@@ -279,7 +279,7 @@ def _held(gpu: int | None) -> str:
     return f"; it is held by {found}" if found else ""
 
 
-def _check_gpu(entry: Entry, num_weight_bytes: int, gpu: machine.Gpu) -> None:
+def _check_gpu(entry: ReleaseEntry, num_weight_bytes: int, gpu: machine.Gpu) -> None:
     needed = need(entry, num_weight_bytes, is_on_gpu=True).total
     if needed <= gpu.free_bytes:
         return
@@ -295,7 +295,7 @@ def _check_gpu(entry: Entry, num_weight_bytes: int, gpu: machine.Gpu) -> None:
     raise DoesNotFit(message + _smaller(entry, is_on_gpu=True))
 
 
-def _smaller(entry: Entry, is_on_gpu: bool) -> str:
+def _smaller(entry: ReleaseEntry, is_on_gpu: bool) -> str:
     """Return the end of a message that suggests the smaller release; the empty string if there is none."""
     found = None if entry.smaller is None else find(entry.smaller)
     if found is None:
@@ -335,7 +335,7 @@ def _home_relative(folder: Path) -> str:
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
-def speed_line(entry: Entry, bandwidth: float) -> str | None:
+def speed_line(entry: ReleaseEntry, bandwidth: float) -> str | None:
     """Return by how much a release is slower than real time on a CPU; None if it is not, or if that is unknown.
 
     The estimate is the time for reading all weights for each frame, because a CPU waits mostly for its memory.

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 from stretto.errors import shown
 from stretto.families.recognition import MAX_TEXT_BYTES, Listing
-from stretto.releases.entry import REVISION, SHA256, Source
+from stretto.releases.entry import REVISION, SHA256, RepositoryFiles
 from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
-from stretto.releases.jobs import Report, Worker
+from stretto.releases.jobs import JobProcess, Report
 from stretto.releases.listing import MAX_FILES
 from stretto.releases.printing import line
 
@@ -43,7 +43,7 @@ class Snapshot:
     licence: str | None
     files: Mapping[str, Mapping[str, Any]]
 
-    def selected(self, source: Source) -> dict[str, dict[str, Any]]:
+    def selected(self, source: RepositoryFiles) -> dict[str, dict[str, Any]]:
         """Return the files of a source.
 
         Raises:
@@ -73,19 +73,19 @@ class Hub:
 
     def __init__(self, token: str | None = None) -> None:
         self._environment = QUIET | ({} if token is None else {"HF_TOKEN": token})
-        self._worker: Worker | None = None
+        self._worker: JobProcess | None = None
 
     @property
-    def worker(self) -> Worker:
+    def worker(self) -> JobProcess:
         """The child process."""
         if self._worker is None:
             check_endpoint()
             # The client library would take an empty variable for an address.
-            self._worker = Worker("stretto.releases.fetch", self._environment | {"HF_ENDPOINT": endpoint()})
+            self._worker = JobProcess("stretto.releases.fetch", self._environment | {"HF_ENDPOINT": endpoint()})
         return self._worker
 
     def _call(self, job: str, report: Report = lambda num_bytes: None, **values: Any) -> Any:
-        """Run a job in the child process; see `Worker.call`. Its messages may have the hub's address."""
+        """Run a job in the child process; see `JobProcess.call`. Its messages may have the hub's address."""
         try:
             return self.worker.call(job, report, **values)
         except ReleaseError as error:

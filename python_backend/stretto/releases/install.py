@@ -10,13 +10,23 @@ from typing import Any, Self
 from stretto.errors import CheckpointError
 from stretto.releases import fit, licences, machine
 from stretto.releases.detect import detect, plain_name
-from stretto.releases.entry import REVISION, UNTESTED, Entry, Licence, Source
+from stretto.releases.entry import REVISION, UNTESTED, Licence, ReleaseEntry, RepositoryFiles
 from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable, disk_errors
 from stretto.releases.hub import Hub, RemoteListing, Snapshot, address
-from stretto.releases.jobs import Worker
-from stretto.releases.models import CHECKPOINT, MAIN, Manifest, Model, Models, Request, folder_name, key_of, now
+from stretto.releases.jobs import JobProcess
+from stretto.releases.models import (
+    CHECKPOINT,
+    MAIN,
+    InstalledModel,
+    InstalledModels,
+    Manifest,
+    Request,
+    folder_name,
+    key_of,
+    now,
+)
 from stretto.releases.names import find
-from stretto.releases.printing import Stage, gigabytes, line
+from stretto.releases.printing import InstallationStage, gigabytes, line
 from stretto.releases.target import Target
 from stretto.releases.view import View, link
 from stretto.untrusted_files import released_file
@@ -57,7 +67,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Part:
+class ReleaseFiles:
     """Files of one repository, or of the user's folder.
 
     Attributes:
@@ -66,7 +76,7 @@ class Part:
         files: Files by path, with their `size`.
     """
 
-    source: Source
+    source: RepositoryFiles
     snapshot: Snapshot | None
     files: Mapping[str, Mapping[str, Any]]
 
@@ -91,7 +101,7 @@ class Installer:
         choices: The user's choices.
     """
 
-    def __init__(self, models: Models, hub: Hub, builder: "Builder", choices: Choices) -> None:
+    def __init__(self, models: InstalledModels, hub: Hub, builder: "Builder", choices: Choices) -> None:
         self._models, self._hub, self._builder, self._choices = models, hub, builder, choices
         self._progress: Callable[[], None] = lambda: None
 
@@ -110,7 +120,7 @@ class Installer:
         pinned = None if target.entry is None else target.entry.source.revision
         return self._choices.revision or pinned or MAIN
 
-    def _installed(self, target: Target, request: Request) -> Model | None:
+    def _installed(self, target: Target, request: Request) -> InstalledModel | None:
         """Return the installed model for a target, without a question to the hub, or None.
 
         None also if the user wants the newest commit, which only the hub knows, or a new installation.
@@ -119,7 +129,7 @@ class Installer:
         wants_newest = self._choices.updates and asks_hub and not REVISION.fullmatch(revision)
         return None if self._choices.is_forced or wants_newest else self._models.find(request, revision)
 
-    def install(self, target: Target) -> Model:
+    def install(self, target: Target) -> InstalledModel:
         """Return the model for a target; install it if it is not installed.
 
         Raises:
@@ -128,7 +138,7 @@ class Installer:
         with disk_errors(self._models.folder):
             return self._install(target)
 
-    def _install(self, target: Target) -> Model:
+    def _install(self, target: Target) -> InstalledModel:
         request = self.request(target)
         model = self._installed(target, request)
         if model is not None:
@@ -160,7 +170,7 @@ class Installer:
                 return self._models.resolved(found, revision)
             return self._make(entry, parts, request, key, revision)
 
-    def _adopt(self, target: Target, request: Request, family: str) -> Model:
+    def _adopt(self, target: Target, request: Request, family: str) -> InstalledModel:
         """Return the model of a checkpoint of the user's own, which stays where it is."""
         assert target.folder is not None
         manifest = _manifest(plain_name(target.folder.name), key_of(request, ()), request, family)
@@ -168,14 +178,14 @@ class Installer:
         with self._models.lock(folder_name(manifest)), self._models.staging() as staging:
             return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
 
-    def _resolve(self, target: Target, request: Request) -> tuple[Entry, list[Part]]:
+    def _resolve(self, target: Target, request: Request) -> tuple[ReleaseEntry, list[ReleaseFiles]]:
         """Return the entry of a target, and its files and those of its companions."""
         choices, entry = self._choices, target.entry
         if (listing := target.listing) is not None:
             entry = detect(listing, str(listing.path), target.part, choices.family)
             sizes = {name: {"size": size, "sha256": None} for name, size in listing.sizes.items()}
             local = Snapshot(str(listing.path), "", None, sizes)
-            parts = [Part(entry.source, None, local.selected(entry.source))]
+            parts = [ReleaseFiles(entry.source, None, local.selected(entry.source))]
             try:
                 for name in parts[0].files:
                     released_file(listing.path, name)
@@ -186,17 +196,17 @@ class Installer:
             line("asking", f"{address()} about {target.repository}")
             snapshot = self._hub.snapshot(target.repository, self._revision(target))
             entry = entry or detect(RemoteListing(self._hub, snapshot), target.repository, target.part, choices.family)
-            parts = [Part(entry.source, snapshot, snapshot.selected(entry.source))]
+            parts = [ReleaseFiles(entry.source, snapshot, snapshot.selected(entry.source))]
         for option in entry.requires:
             if f"--{option}" not in choices.arguments:
                 raise BadArgument(f"{entry.name}: the release has no {option}: --with {option}=FOLDER")
         for each in entry.companions:
             if each.option is None:
                 snapshot = self._hub.snapshot(each.source.repository, each.source.revision)
-                parts.append(Part(each.source, snapshot, snapshot.selected(each.source)))
+                parts.append(ReleaseFiles(each.source, snapshot, snapshot.selected(each.source)))
         return entry, parts
 
-    def _check(self, entry: Entry, parts: list[Part]) -> None:
+    def _check(self, entry: ReleaseEntry, parts: list[ReleaseFiles]) -> None:
         """Print what will be installed; raise ReleaseError if a licence is not accepted, or it does not fit."""
         found = {part.source.repository: _licence(part) for part in parts if part.snapshot is not None}
         for part in parts:
@@ -218,7 +228,9 @@ class Installer:
         missing = sum(_missing(part) for part in parts)
         fit.check_disk({cache_folder(): missing, self._models.folder: sum(part.num_bytes for part in parts)})
 
-    def _make(self, entry: Entry, parts: list[Part], request: Request, key: str, revision: str) -> Model:
+    def _make(
+        self, entry: ReleaseEntry, parts: list[ReleaseFiles], request: Request, key: str, revision: str
+    ) -> InstalledModel:
         """Download, convert and publish a release. The caller holds the model's lock."""
         with self._models.staging() as staging:
             repositories = [part.source.repository for part in parts]
@@ -231,7 +243,7 @@ class Installer:
             for number, part in enumerate(parts):
                 for name, facts in self._places(part).items():
                     hashes[facts["bytes"], facts["sha256"]] = view.add(number, name, Path(facts["place"]))
-            stage = Stage("converting", entry.name, sum(part.num_bytes for part in parts), self._progress)
+            stage = InstallationStage("converting", entry.name, sum(part.num_bytes for part in parts), self._progress)
             out = staging / CHECKPOINT
             words = [*view.arguments(), *request.arguments]
             with view.named():
@@ -264,7 +276,7 @@ class Installer:
             )
             return self._models.publish(staging, manifest)
 
-    def _check_shapes(self, view: View, parts: list[Part], request: Request) -> None:
+    def _check_shapes(self, view: View, parts: list[ReleaseFiles], request: Request) -> None:
         """Compare the names and shapes of published tensors with those that the converter expects.
 
         Only the headers of large files are read, before the download. Formats other than safetensors have none, so
@@ -276,7 +288,7 @@ class Installer:
         large = [name for part in parts for name, each in part.files.items() if each["size"] >= LARGE_BYTES]
         if not large or not any(map(_missing, parts)) or not all(name.endswith(HEADED) for name in large):
             return
-        stage = Stage("checking", f"the headers of {len(large)} files")
+        stage = InstallationStage("checking", f"the headers of {len(large)} files")
         for number, part in enumerate(parts):
             if part.snapshot is None:  # the user's folder
                 for name in part.files:
@@ -292,7 +304,7 @@ class Installer:
         view.remove()
         stage.end()
 
-    def _places(self, part: Part) -> dict[str, dict[str, Any]]:
+    def _places(self, part: ReleaseFiles) -> dict[str, dict[str, Any]]:
         """Return size, SHA-256 and place of a part's files, which are downloaded if they are not there."""
         if part.snapshot is None:
             folder = Path(part.source.repository)
@@ -301,7 +313,7 @@ class Installer:
                 for name, each in part.files.items()
             }
         about = f"{part.source.repository}, {len(part.files)} files"
-        stage = Stage("downloading", about, part.num_bytes, self._progress)
+        stage = InstallationStage("downloading", about, part.num_bytes, self._progress)
         found = self._hub.download(part.snapshot, part.files, stage.advance)
         stage.end(f"{part.source.repository}: {len(found)} files, {gigabytes(part.num_bytes)}, hashes are right")
         return found
@@ -311,13 +323,13 @@ class Builder:
     """Holds the child process for conversions and model repositories, which is started when it is needed."""
 
     def __init__(self) -> None:
-        self._worker: Worker | None = None
+        self._worker: JobProcess | None = None
 
     @property
-    def worker(self) -> Worker:
+    def worker(self) -> JobProcess:
         """The child process."""
         if self._worker is None:
-            self._worker = Worker(BUILD)
+            self._worker = JobProcess(BUILD)
         return self._worker
 
     def __enter__(self) -> Self:
@@ -338,12 +350,14 @@ def prefers_gpu(gpu: int | None, is_for_cpu: bool) -> bool:
     return gpu is not None or (not is_for_cpu and machine.has_cuda_vllm() and bool(machine.gpus()))
 
 
-def device_of(model: Model, gpu: int | None, is_for_cpu: bool) -> int | None:
+def device_of(model: InstalledModel, gpu: int | None, is_for_cpu: bool) -> int | None:
     """Return the GPU for an installed model, or None for the CPU. The arguments are those of `prefers_gpu`."""
     if not prefers_gpu(gpu, is_for_cpu):
         return None
     manifest = model.manifest
-    entry = find(manifest.name) or Entry(manifest.name, manifest.family, Source(manifest.request.release, ("*",)), ())
+    entry = find(manifest.name) or ReleaseEntry(
+        manifest.name, manifest.family, RepositoryFiles(manifest.request.release, ("*",)), ()
+    )
     return fit.choose(entry, manifest.num_bytes, gpu, is_for_cpu).gpu
 
 
@@ -352,7 +366,7 @@ def _manifest(name: str, key: str, request: Request, family: str) -> Manifest:
     return Manifest(name, key, request, family, None, {}, (), {}, now(), version("stretto"), {})
 
 
-def _licence(part: Part) -> Licence:
+def _licence(part: ReleaseFiles) -> Licence:
     return licences.licence_of(part.source, None if part.snapshot is None else part.snapshot.licence, address())
 
 
@@ -362,7 +376,7 @@ def _hash(facts: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _missing(part: Part) -> int:
+def _missing(part: ReleaseFiles) -> int:
     """Return how many bytes of a part are not in the hub's cache."""
     if part.snapshot is None:
         return 0

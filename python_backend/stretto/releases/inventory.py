@@ -11,7 +11,7 @@ from stretto.launcher.options import ServedModel
 from stretto.launcher.running import running_servers
 from stretto.releases.errors import ReleaseError, Unavailable
 from stretto.releases.hub import Hub
-from stretto.releases.models import Model, Models
+from stretto.releases.models import InstalledModel, InstalledModels
 from stretto.releases.names import entries, find
 from stretto.releases.printing import aligned, gigabytes, line, plain
 from stretto.releases.show import summary
@@ -32,7 +32,7 @@ def list_models(words: list[str]) -> int:
         print(json.dumps([asdict(each) for each in known]) if flags.json else "\n".join(map(summary, known)))
         return 0
     try:
-        found = Models().all()
+        found = InstalledModels().all()
     except ReleaseError as error:
         return _failed("list", error)
     if flags.json:
@@ -59,7 +59,7 @@ def remove_arguments(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def table(found: list[Model]) -> str:
+def table(found: list[InstalledModel]) -> str:
     """Return a table of models; its first line has the headings."""
     rows = [HEADINGS]
     for each in found:
@@ -78,7 +78,7 @@ def remove_models(words: list[str]) -> int:
     """
     flags = remove_arguments(words)
     try:
-        models = Models()
+        models = InstalledModels()
         release = release_of(flags.release)
         entry = find(release)
         found = models.named(release if entry is None else entry.name)
@@ -97,7 +97,7 @@ def remove_models(words: list[str]) -> int:
     return 0
 
 
-def _check_unused(model: Model) -> None:
+def _check_unused(model: InstalledModel) -> None:
     """Raise ReleaseError if a running server uses a model."""
     for server in running_servers():
         if server.model is not None and _is_of(server.model, model):
@@ -106,7 +106,7 @@ def _check_unused(model: Model) -> None:
             )
 
 
-def _is_of(served: ServedModel, model: Model) -> bool:
+def _is_of(served: ServedModel, model: InstalledModel) -> bool:
     """Return True if a served model is an installed one. Another folder of models may have one of the same key."""
     is_elsewhere = served.repository and not Path(served.repository).is_relative_to(model.folder.resolve())
     return served.key == model.manifest.key and not is_elsewhere

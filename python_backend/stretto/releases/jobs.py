@@ -23,7 +23,7 @@ JOB, RESULT, ERROR, STATUS, DONE = "job", "result", "error", "status", "done"
 TAIL_CHARS = 500
 
 
-class Worker:
+class JobProcess:
     """Child process that runs the jobs of a module.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError
-from stretto.releases.entry import Licence, Source
+from stretto.releases.entry import Licence, RepositoryFiles
 from stretto.releases.errors import NotAllowed
 from stretto.releases.printing import line, plain
 from stretto.untrusted_files import read_text
@@ -38,7 +38,7 @@ WORDS = {
 }
 
 
-def licence_of(source: Source, stated: str | None, endpoint: str) -> Licence:
+def licence_of(source: RepositoryFiles, stated: str | None, endpoint: str) -> Licence:
     """Return the licence of a source: that of the names table or, if it is unknown, that of the model card.
 
     Args:

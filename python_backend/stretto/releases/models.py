@@ -115,7 +115,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Model:
+class InstalledModel:
     """An installed model and its folder."""
 
     manifest: Manifest
@@ -157,21 +157,21 @@ def models_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class Models:
+class InstalledModels:
     """The installed models of a folder."""
 
     folder: Path = field(default_factory=models_folder)
 
-    def all(self) -> list[Model]:
+    def all(self) -> list[InstalledModel]:
         """Return the models, sorted by name and by time; of equal names, the newest last."""
         found = []
         for path in self.folder.glob(f"[!.]*{SEPARATOR}*/{MANIFEST}"):
             manifest = read_manifest(path)
             if manifest is not None and path.parent.name == folder_name(manifest):
-                found.append(Model(manifest, path.parent))
+                found.append(InstalledModel(manifest, path.parent))
         return sorted(found, key=lambda each: (each.manifest.name, each.manifest.date))
 
-    def find(self, request: Request, revision: str = MAIN) -> Model | None:
+    def find(self, request: Request, revision: str = MAIN) -> InstalledModel | None:
         """Return the model that answers a request; None if there is none, or a damaged one, which is reported.
 
         Args:
@@ -187,18 +187,18 @@ class Models:
             return None
         return model
 
-    def with_key(self, name: str, key: str) -> Model | None:
+    def with_key(self, name: str, key: str) -> InstalledModel | None:
         """Return the model with a name and a key if its files are complete, or None."""
         found = [each for each in self.all() if (each.manifest.name, each.manifest.key) == (name, key)]
         return found[0] if found and not found[0].damage() else None
 
-    def named(self, name: str) -> list[Model]:
+    def named(self, name: str) -> list[InstalledModel]:
         """Return the models of this release, or else those with this name."""
         found = self.all()
         same = [each for each in found if each.manifest.request.release == name]
         return same or [each for each in found if each.manifest.name == name]
 
-    def cached_for(self, found: Sequence[Model]) -> set[tuple[str, str, str]]:
+    def cached_for(self, found: Sequence[InstalledModel]) -> set[tuple[str, str, str]]:
         """Return the files in the hub's cache that only the given models were made from, as in `Manifest.cached`."""
         folders = {each.folder for each in found}
         others = {file for each in self.all() if each.folder not in folders for file in each.manifest.cached}
@@ -243,12 +243,12 @@ class Models:
             lock.close()
             shutil.rmtree(folder, ignore_errors=True)
 
-    def publish(self, staging: Path, manifest: Manifest) -> Model:
+    def publish(self, staging: Path, manifest: Manifest) -> InstalledModel:
         """Write the manifest of a staging folder's model, and give the folder its name.
 
         The caller holds the model's lock.
         """
-        model = Model(manifest, self.folder / folder_name(manifest))
+        model = InstalledModel(manifest, self.folder / folder_name(manifest))
         _write(staging, manifest)
         self._discard(model.folder)
         staging.rename(model.folder)
@@ -256,16 +256,16 @@ class Models:
         _sync(self.folder)
         return model
 
-    def resolved(self, model: Model, revision: str) -> Model:
+    def resolved(self, model: InstalledModel, revision: str) -> InstalledModel:
         """Record in a model's manifest that the hub has named its commit for a revision, and return the model.
 
         The caller holds the model's lock.
         """
         manifest = replace(model.manifest, resolved={**model.manifest.resolved, revision: now()})
         _write(model.folder, manifest)
-        return Model(manifest, model.folder)
+        return InstalledModel(manifest, model.folder)
 
-    def remove(self, model: Model) -> None:
+    def remove(self, model: InstalledModel) -> None:
         """Remove a model's folder; raise ReleaseError if it cannot be removed."""
         with self.lock(model.folder.name), disk_errors(model.folder):
             self._discard(model.folder)
@@ -306,7 +306,7 @@ def read_manifest(path: Path) -> Manifest | None:
     return None
 
 
-def installing(models: Models) -> dict[str, float]:
+def installing(models: InstalledModels) -> dict[str, float]:
     """Return how many seconds ago each model that a process is installing has made progress, by the model's name."""
     found = {}
     for path in sorted((models.folder / LOCKS).glob("*.lock")):

@@ -13,7 +13,7 @@ from typing import Any
 from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError, shown
 from stretto.families.plugin import FamilyPlugin, plugin
-from stretto.releases.entry import NAME, Entry, read
+from stretto.releases.entry import NAME, ReleaseEntry, read
 from stretto.releases.errors import BadArgument, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 MAX_NEAREST = 3
 
 
-def entries() -> tuple[Entry, ...]:
+def entries() -> tuple[ReleaseEntry, ...]:
     """Return the releases of all installed families, sorted by name.
 
     An entry of another package is left out if its name is also one of this package's entries or families, or if two
     packages use the name. A family whose table is invalid is logged and skipped.
     """
-    own: list[Entry] = []
-    others: list[Entry] = []
+    own: list[ReleaseEntry] = []
+    others: list[ReleaseEntry] = []
     for is_own, found in _plugins():
         try:
             (own if is_own else others).extend(each for each in read_entries(found) if each.family == found.name)
@@ -47,12 +47,12 @@ def entries() -> tuple[Entry, ...]:
     return tuple(sorted([*own, *accepted], key=lambda each: each.name))
 
 
-def find(name: str) -> Entry | None:
+def find(name: str) -> ReleaseEntry | None:
     """Return the release with this name or alias, or None."""
     return next((each for each in entries() if name in (each.name, *each.aliases)), None)
 
 
-def named(text: str) -> Entry:
+def named(text: str) -> ReleaseEntry:
     """Return the release of this name.
 
     Raises:
@@ -83,7 +83,7 @@ def nearest(text: str) -> list[str]:
     return list(dict.fromkeys(names))[:MAX_NEAREST]
 
 
-def read_entries(found: FamilyPlugin) -> tuple[Entry, ...]:
+def read_entries(found: FamilyPlugin) -> tuple[ReleaseEntry, ...]:
     """Return all entries of a family's `releases.json`, which families may share; none if it has no such file.
 
     Raises:
@@ -102,7 +102,7 @@ def resource(reference: str) -> str:
 
 
 @cache
-def _read_file(reference: str) -> tuple[Entry, ...]:
+def _read_file(reference: str) -> tuple[ReleaseEntry, ...]:
     try:
         record: Any = json.loads(resource(reference))
     except ValueError as error:

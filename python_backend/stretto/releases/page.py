@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stretto.errors import CheckpointError, CommandParser
 from stretto.families.plugin import FamilyPlugin, plugins
-from stretto.releases.entry import Entry, Licence, Source
+from stretto.releases.entry import Licence, ReleaseEntry, RepositoryFiles
 from stretto.releases.names import read_entries, resource
 
 MARKER = (
@@ -44,7 +44,7 @@ def sections(found: Iterable[FamilyPlugin]) -> str:
     return "\n".join(sorted(texts, key=str.lower))
 
 
-def section(prose: str, entries: Sequence[Entry]) -> str:
+def section(prose: str, entries: Sequence[ReleaseEntry]) -> str:
     """Return a family's section: its prose with the table and the commands."""
     known = {each.name: each for each in entries}
 
@@ -58,7 +58,7 @@ def section(prose: str, entries: Sequence[Entry]) -> str:
     return COMMANDS.sub(commands, prose).strip() + "\n"
 
 
-def names(entries: Sequence[Entry]) -> str:
+def names(entries: Sequence[ReleaseEntry]) -> str:
     """Return the table of a family's releases."""
     rows = ["| name | repository | licence | access |", "|---|---|---|---|"]
     for each in entries:
@@ -75,7 +75,7 @@ def title(licence: Licence) -> str:
     return UNCONFIRMED if licence.id == "unknown" else licence.id
 
 
-def manual_commands(entry: Entry, folder: str | None = None) -> list[list[str]]:
+def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list[str]]:
     """Return the commands that download and convert a release, as words that need no further quoting.
 
     Args:
@@ -104,7 +104,7 @@ def options(words: Iterable[str]) -> list[str]:
     return joined
 
 
-def download(source: Source, folder: str) -> list[str]:
+def download(source: RepositoryFiles, folder: str) -> list[str]:
     """Return the command that downloads a source's files to a folder."""
     words = [f"hf download {source.repository}"]
     words += [f"--revision {source.revision}"] if source.revision else []

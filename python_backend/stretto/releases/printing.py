@@ -33,7 +33,7 @@ def gigabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
-class Stage:
+class InstallationStage:
     """Stage of an installation: a line that is updated on a terminal, elsewhere two lines.
 
     Args:

@@ -13,7 +13,7 @@ from stretto.errors import CommandParser
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Installer
-from stretto.releases.models import Model, Models
+from stretto.releases.models import InstalledModel, InstalledModels
 from stretto.releases.options import choices_of, install_options, interrupted_by_sigterm, token_of
 from stretto.releases.printing import gigabytes, line, plain
 from stretto.releases.target import parse
@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     """
     flags = arguments(words)
     try:
-        models = Models()
+        models = InstalledModels()
         with interrupted_by_sigterm(), Hub(token_of(flags)) as hub, Builder() as builder:
             installer = Installer(models, hub, builder, replace(choices_of(flags), updates=True))
             model = installer.install(parse(flags.release))
@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _drop_sources(model: Model, models: Models, hub: Hub) -> None:
+def _drop_sources(model: InstalledModel, models: InstalledModels, hub: Hub) -> None:
     """Remove the files that a model was made from from the hub's cache, except those of other installed models."""
     unused = models.cached_for([model])
     line("removed", f"{gigabytes(hub.remove(unused))} of the hub's cache")

@@ -32,7 +32,7 @@ from stretto.releases.fit import held_mb
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, device_of
 from stretto.releases.machine import has_vnni
-from stretto.releases.models import Models
+from stretto.releases.models import InstalledModels
 from stretto.releases.options import choices_of, install_options, interrupted_by_sigterm, token_of
 from stretto.releases.printing import line, plain
 from stretto.releases.served import Devices, Served, served
@@ -130,7 +130,7 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
         _check_options(args, args.gpu)  # before the download
     require_installation()
     target = parse(args.release)
-    models = Models()
+    models = InstalledModels()
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
         model = Installer(models, hub, builder, choices_of(args)).install(target)
         gpu = device_of(model, args.gpu, args.cpu)
@@ -185,7 +185,7 @@ def serve_model(words: list[str]) -> int:
     """
     args, others = model_arguments(words)
     try:
-        models, choices = Models(), Choices(is_offline=True)
+        models, choices = InstalledModels(), Choices(is_offline=True)
         with interrupted_by_sigterm(), Hub() as hub, Builder() as builder:
             model = Installer(models, hub, builder, choices).install(parse(args.model))
             devices = Devices(device_of(model, None, False), serving=args.profile)

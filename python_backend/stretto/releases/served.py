@@ -13,8 +13,8 @@ from stretto.errors import CheckpointError
 from stretto.launcher.installation import bundled_repository
 from stretto.releases.errors import ReleaseError
 from stretto.releases.install import Builder
-from stretto.releases.models import Model, Models
-from stretto.releases.printing import Stage
+from stretto.releases.models import InstalledModel, InstalledModels
+from stretto.releases.printing import InstallationStage
 from stretto.untrusted_files import json_object
 
 RECORD = "served.json"  # in the model repository; written last
@@ -81,7 +81,7 @@ class Served:
     profile: dict[str, Any]
 
 
-def served(model: Model, devices: Devices, models: Models, builder: Builder) -> Served:
+def served(model: InstalledModel, devices: Devices, models: InstalledModels, builder: Builder) -> Served:
     """Return the model repository of a model; create it if it is missing or was made by another version.
 
     Raises:
@@ -96,7 +96,7 @@ def served(model: Model, devices: Devices, models: Models, builder: Builder) -> 
     with models.lock(model.folder.name):
         found = _read(folder)  # made by another process in the meantime
         if found is None:
-            stage = Stage("preparing", devices.folder_name)
+            stage = InstallationStage("preparing", devices.folder_name)
             shutil.rmtree(folder, ignore_errors=True)
             manifest = model.manifest
             profile = builder.worker.call(

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from stretto.errors import CommandParser
-from stretto.launcher.processes import Process
+from stretto.launcher.processes import ProcessSnapshot
 from stretto.launcher.running import RunningServer, memory_bytes, num_requests, running_servers
-from stretto.releases.models import Models, installing
+from stretto.releases.models import InstalledModels, installing
 from stretto.releases.printing import aligned
 
 HEADINGS = ("MODEL", "PORTS", "STATE", "MEMORY", "REQUESTS", "PID")
@@ -44,7 +44,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
 
 def description(server: RunningServer) -> dict[str, Any]:
     """Return the facts about a server, for JSON."""
-    processes: list[Process] = server.processes()
+    processes: list[ProcessSnapshot] = server.processes()
     return {
         "model": None if server.model is None else asdict(server.model),
         "ports": server.ports,
@@ -75,7 +75,7 @@ def health(servers: list[RunningServer]) -> int:
 
     Without a server, also an installation that makes progress is healthy.
     """
-    if not servers and (ages_s := installing(Models())):
+    if not servers and (ages_s := installing(InstalledModels())):
         for name, age_s in ages_s.items():
             print(f"{name} is being installed" + (f", without progress for {age_s:.0f} s" if age_s > STALLED_S else ""))
         return int(min(ages_s.values()) > STALLED_S)

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 
 from stretto.errors import CommandParser
 from stretto.releases.detect import detect
-from stretto.releases.entry import UNTESTED, Entry, Source
+from stretto.releases.entry import UNTESTED, ReleaseEntry, RepositoryFiles
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub, RemoteListing, address
 from stretto.releases.licences import licence_of
@@ -62,7 +62,7 @@ def arguments(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def detected(target: Target, folder: str | None) -> Entry:
+def detected(target: Target, folder: str | None) -> ReleaseEntry:
     """Return the release in a folder, or in a repository on the hub, which is asked for file names and small files.
 
     Args:
@@ -82,12 +82,12 @@ def detected(target: Target, folder: str | None) -> Entry:
     return replace(entry, source=replace(entry.source, licence=stated), unproved=unproved)
 
 
-def summary(entry: Entry) -> str:
+def summary(entry: ReleaseEntry) -> str:
     """Return one line with the name, the repository and the licence."""
     return plain(f"{entry.name:28} {entry.source.repository:52} {licence(entry.source)}")
 
 
-def facts(entry: Entry) -> Iterator[str]:
+def facts(entry: ReleaseEntry) -> Iterator[str]:
     """Yield lines with the facts about a release."""
     revision = f" @ {entry.source.revision[:DIGITS]}" if entry.source.revision else ""
     known = {
@@ -110,7 +110,7 @@ def facts(entry: Entry) -> Iterator[str]:
         yield plain(f"{'':12} {fact}")
 
 
-def commands(entry: Entry, folder: str | None) -> Iterator[str]:
+def commands(entry: ReleaseEntry, folder: str | None) -> Iterator[str]:
     """Yield the lines of the commands that install and serve a release, on the CPU.
 
     Args:
@@ -126,7 +126,7 @@ def commands(entry: Entry, folder: str | None) -> Iterator[str]:
         yield from map(plain, wrapped(command))
 
 
-def licence(source: Source) -> str:
+def licence(source: RepositoryFiles) -> str:
     """Return the licence of a source in words."""
     found = source.licence
     words = title(found) + COMMERCIAL[found.commercial]

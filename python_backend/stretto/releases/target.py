@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stretto.families.plugin import NAME as FAMILY
 from stretto.families.recognition import CONFIG, REPOSITORY
-from stretto.releases.entry import MAX_REPOSITORY_CHARS, Entry
+from stretto.releases.entry import MAX_REPOSITORY_CHARS, ReleaseEntry
 from stretto.releases.errors import BadArgument
 from stretto.releases.listing import Folder
 from stretto.releases.names import named
@@ -29,7 +29,7 @@ class Target:
     """
 
     release: str
-    entry: Entry | None = None
+    entry: ReleaseEntry | None = None
     repository: str | None = None
     listing: Folder | None = None
     part: str | None = None

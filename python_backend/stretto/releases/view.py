@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from stretto.releases.entry import Entry
+from stretto.releases.entry import ReleaseEntry
 from stretto.releases.errors import ReleaseError
 
 LENGTH_BYTES = 8  # of the length of a safetensors header
@@ -23,7 +23,7 @@ class View:
         repositories: Repository of the release, and those of its companions.
     """
 
-    def __init__(self, folder: Path, entry: Entry, repositories: Sequence[str]) -> None:
+    def __init__(self, folder: Path, entry: ReleaseEntry, repositories: Sequence[str]) -> None:
         self._folder, self._entry, self._repositories = folder, entry, repositories
         places = [each.to for each in entry.companions if each.option is None]
         root = folder / "0"

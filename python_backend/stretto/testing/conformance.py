@@ -20,7 +20,7 @@ from stretto.families.plugin import FamilyPlugin
 from stretto.families.plugin import plugin as registered
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts, write_checkpoint
-from stretto.testing.reference import Reference, Row
+from stretto.testing.reference import ReferenceModel, Row
 
 prepare_environment()
 
@@ -269,7 +269,7 @@ def assert_family_conforms(
 
 def expected_rows(folder: Path, family: Family, prompts: Mapping[str, Prompt]) -> dict[str, list[Row]]:
     """Generate replies with the reference; return the output-stream ids of all rows by request id."""
-    reference = Reference(folder, family, TIGHT["max_model_len"])
+    reference = ReferenceModel(folder, family, TIGHT["max_model_len"])
     found = {}
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt)

@@ -1,6 +1,6 @@
 """Slow reference for a speech language model, which runs a transformers model row by row, in plain Python.
 
-It shares no code with the engine except the family's data. `Reference.reply` returns all rows of a reply on all
+It shares no code with the engine except the family's data. `ReferenceModel.reply` returns all rows of a reply on all
 streams, and the lead: the smallest margin, over all decisions, between the best and the second-best candidate.
 """
 
@@ -53,7 +53,7 @@ def uniform(seed: int, position: int, stream: int, token: int, is_redraw: bool =
     return ((mix(key + token * 0xC2B2AE35 & MASK) >> 9) + 0.5) / 2**23
 
 
-class Context:
+class CachedRows:
     """Sequence of rows and the model's key-value cache for it."""
 
     def __init__(
@@ -115,7 +115,7 @@ class Context:
         return self.newest_hidden
 
 
-class Reference:
+class ReferenceModel:
     """Slow reference model for a checkpoint.
 
     Attributes:
@@ -144,9 +144,9 @@ class Reference:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         self.model.load_state_dict(weights)
 
-    def context(self, heard: dict[int, torch.Tensor] | None = None) -> Context:
+    def context(self, heard: dict[int, torch.Tensor] | None = None) -> CachedRows:
         """Create an empty context."""
-        return Context(self.model, self.family, heard, self.conditions)
+        return CachedRows(self.model, self.family, heard, self.conditions)
 
     @torch.no_grad()
     def heads(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ class Reference:
 
     def logits(self, rows: list[Row]) -> torch.Tensor:
         """Return the logits [n, S, V] after each of `rows` [n][S], computed in one forward pass."""
-        return self.heads(Context(self.model, self.family).hidden(rows))
+        return self.heads(CachedRows(self.model, self.family).hidden(rows))
 
     @torch.no_grad()
     def encode_audio(self, prompt: Prompt) -> dict[int, torch.Tensor]:
@@ -229,14 +229,16 @@ def hide_recording(row: Row, frame: int, family: Family) -> None:
             row[s] = layout.pad_id
 
 
-def unconditional_context(reply: "_Reply") -> Context:
+def unconditional_context(reply: "_Reply") -> CachedRows:
     """Return an empty context for the unconditional request of a reply."""
     kept = range(reply.family.unconditional.keep_first)
     return reply.reference.context({at: row for at, row in reply.context.heard.items() if at in kept})
 
 
 class _Reply:
-    def __init__(self, reference: Reference, prompt: Prompt, changes: Sequence[tuple[int, bool]], context: Context):
+    def __init__(
+        self, reference: ReferenceModel, prompt: Prompt, changes: Sequence[tuple[int, bool]], context: CachedRows
+    ):
         self.changes, self.context = changes, context
         self.reference, self.family, self.prompt = reference, reference.family, prompt
         self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
@@ -270,7 +272,7 @@ class _Reply:
             if row[0] == self.family.end_of_reply:
                 return self.rows[len(self.prompt.rows) :], self.lead
 
-    def logits(self, context: Context, rows: list[Row]) -> list[list[float]]:
+    def logits(self, context: CachedRows, rows: list[Row]) -> list[list[float]]:
         """Return each output stream's logits over the vocabulary after the last of `rows`."""
         kinds = self.kinds[: 1 + len(rows) - len(self.prompt.rows)]
         hidden = context.last_hidden(rows, len(kinds) - len(kinds.rstrip("m")))

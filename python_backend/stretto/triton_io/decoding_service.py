@@ -146,7 +146,7 @@ STATS_PERIOD_S = 0.5
 PLAIN = OutputForm()  # the format of an open session is not changed by later chunks
 
 
-class Worker(Protocol):
+class DecodingWorker(Protocol):
     """Interface of the decoder worker (`decoder.worker.DecoderWorker`)."""
 
     def push(
@@ -208,7 +208,7 @@ class DecodingService:
         device: Device of the decoder (`cpu`, `cuda:0`, …).
     """
 
-    def __init__(self, worker: Worker, seal: Seal, device: str = "cpu") -> None:
+    def __init__(self, worker: DecodingWorker, seal: Seal, device: str = "cpu") -> None:
         self._worker = worker
         self._seal = seal
         self._disconnects = Disconnects.from_environment()

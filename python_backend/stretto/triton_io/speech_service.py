@@ -30,13 +30,13 @@ from stretto.triton_io.metrics import BuildInfo, Gauges
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import EventLoop
 from stretto.triton_io.tensors import read_prompt
-from stretto_client.pronunciation import Change, Dictionary, Pronouncer
+from stretto_client.pronunciation import Dictionary, Pronouncer, Replacement
 
 MAX_SESSIONS = 256  # a quarter of the slots, so that idle sessions leave room for other requests
 FIRST_WORD_S = 30.0
 
 
-class TextModel(Protocol):
+class SpeechModel(Protocol):
     """Interface of the engine (`engine.llm.SpeechLLM`), as used for streamed text."""
 
     family: Family
@@ -77,7 +77,7 @@ class ReadPart(NamedTuple):
     ids: list[int]
     words: StreamedText
     pronouncer: Pronouncer
-    changes: list[Change]
+    changes: list[Replacement]
 
 
 class TextSession:
@@ -102,7 +102,7 @@ class TextSession:
 
     def __init__(
         self,
-        model: TextModel,
+        model: SpeechModel,
         utterance: str,
         flow: FlowAddress,
         prompt: Prompt,
@@ -209,7 +209,7 @@ class TextSessions:
         dictionary: The server's pronunciation dictionary.
     """
 
-    def __init__(self, model: TextModel, limit: int = MAX_SESSIONS, dictionary: Dictionary = NO_WORDS) -> None:
+    def __init__(self, model: SpeechModel, limit: int = MAX_SESSIONS, dictionary: Dictionary = NO_WORDS) -> None:
         self._model, self._shares, self._dictionary = model, FairLimit(limit), dictionary
         self._open: dict[str, TextSession] = {}
 
@@ -336,7 +336,7 @@ METRICS = {
 STATS_PERIOD_S = 0.5
 
 
-class LanguageModel(TextModel, LiveModel, Protocol):
+class LanguageModel(SpeechModel, LiveModel, Protocol):
     """Interface of the engine (`engine.llm.SpeechLLM`). Closing an iterator of chunks aborts its reply."""
 
     def stats(self) -> dict[str, float]:

@@ -49,7 +49,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Entry:
+class PendingTensor:
     """Tensor to be written, with its name, dtype, shape, and a function that reads it."""
 
     name: str
@@ -77,9 +77,9 @@ class Written:
     sha256: str
 
 
-def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
+def split(entries: list[PendingTensor], max_bytes: int) -> list[list[PendingTensor]]:
     """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets its own shard."""
-    shards: list[list[Entry]] = []
+    shards: list[list[PendingTensor]] = []
     size = max_bytes
     for each in entries:
         if size + each.num_bytes > max_bytes or not shards:
@@ -90,7 +90,7 @@ def split(entries: list[Entry], max_bytes: int) -> list[list[Entry]]:
     return shards
 
 
-def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: Progress) -> list[Written]:
+def write_shards(folder: Path, entries: list[PendingTensor], max_bytes: int, progress: Progress) -> list[Written]:
     """Write the shards `model-0000N-of-0000M.safetensors` and their index.
 
     Args:
@@ -113,7 +113,7 @@ def write_shards(folder: Path, entries: list[Entry], max_bytes: int, progress: P
     return [*files, write_json(folder / "model.safetensors.index.json", index)]
 
 
-def write_file(path: Path, entries: list[Entry], progress: Progress) -> Written:
+def write_file(path: Path, entries: list[PendingTensor], progress: Progress) -> Written:
     """Write one safetensors file."""
     # sorted so that each tensor begins at a multiple of its item size
     entries = sorted(entries, key=lambda each: -each.dtype.itemsize)
@@ -141,13 +141,13 @@ def _reach_disk(file: BinaryIO) -> int:
     return file.tell()
 
 
-def _pieces(header: bytes, entries: list[Entry], progress: Progress) -> Iterator[memoryview]:
+def _pieces(header: bytes, entries: list[PendingTensor], progress: Progress) -> Iterator[memoryview]:
     yield memoryview(header)
     for each in entries:
         yield from _content(each, progress)
 
 
-def _content(each: Entry, progress: Progress) -> Iterator[memoryview]:
+def _content(each: PendingTensor, progress: Progress) -> Iterator[memoryview]:
     stored = each.read()
     if stored.is_complex():
         raise CheckpointError(f"{each.name}: expected real numbers, got {stored.dtype}")

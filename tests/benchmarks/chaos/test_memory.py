@@ -8,7 +8,7 @@ import pytest
 from benchmarks import recovery
 from benchmarks.chaos.checks import Follower, describe
 from benchmarks.harness import Usage, name_of, read_usage, slope_mb_per_min
-from stretto.launcher.processes import Process
+from stretto.launcher.processes import ProcessSnapshot
 
 
 def usage(at_s: float, mb: float) -> Usage:
@@ -60,7 +60,7 @@ def test_usage_of_a_running_process_is_read() -> None:
     ],
 )
 def test_process_name_is_derived_from_its_command(name: str, command: str, expected: str) -> None:
-    assert name_of(Process(2, 1, 2, name, command)) == expected
+    assert name_of(ProcessSnapshot(2, 1, 2, name, command)) == expected
 
 
 def test_recovery_benchmark_process_names_are_known() -> None:

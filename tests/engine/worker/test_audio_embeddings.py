@@ -10,7 +10,7 @@ import pytest
 from stretto.families.audio_format import AudioFormat
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt, write_checkpoint
-from stretto.testing.reference import Reference
+from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine
 from tests.speech_families import EIGHT_STREAMS
 
@@ -39,8 +39,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(folder: Path) -> Reference:
-    return Reference(folder, EIGHT_STREAMS, 160)
+def reference(folder: Path) -> ReferenceModel:
+    return ReferenceModel(folder, EIGHT_STREAMS, 160)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def hearing(index: int, num_frames: int, task: str, **changes: object) -> Prompt
     return replace(prompt, rows=rows, audios=(InputAudio(3, num_rows, features),))
 
 
-def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> int:
+def check(reference: ReferenceModel, engine: Engine, prompts: dict[str, Prompt]) -> int:
     """Check that all replies equal the reference; return the number of preemptions."""
     answers = engine.run(prompts)
     for name, prompt in prompts.items():
@@ -73,7 +73,7 @@ def check(reference: Reference, engine: Engine, prompts: dict[str, Prompt]) -> i
     return sum(answer.trailer.num_preemptions for answer in answers.values())
 
 
-def test_replies_to_audio_are_exact_when_chunked_and_preempted(reference: Reference, tight: Engine) -> None:
+def test_replies_to_audio_are_exact_when_chunked_and_preempted(reference: ReferenceModel, tight: Engine) -> None:
     tasks = ("listen", "chat", "speak")
     scales = {"listen": 1.0, "chat": 2.0, "speak": 2.0}
     kinds = [(i, (100, 37, 230)[i % 3], tasks[i % 3]) for i in range(6)]
@@ -82,7 +82,7 @@ def test_replies_to_audio_are_exact_when_chunked_and_preempted(reference: Refere
     assert check(reference, tight, prompts) > 0
 
 
-def test_different_audio_in_equal_rows_shares_no_kv_blocks(reference: Reference, tight: Engine) -> None:
+def test_different_audio_in_equal_rows_shares_no_kv_blocks(reference: ReferenceModel, tight: Engine) -> None:
     first = hearing(1, 230, "listen")
     (audio,) = first.audios
     second = replace(first, audios=(replace(audio, features=audio.features[::-1].copy()),))

@@ -12,7 +12,7 @@ from vllm.v1.attention.backend import AttentionCGSupport
 
 from stretto.engine.worker.predictors import BurstBatch
 from stretto.engine.worker.slots import DeviceArrays
-from stretto.families.vita_audio.bursts import Bursts, BurstSchedule
+from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules
 from stretto.families.vita_audio.mechanism import module_rows
 from stretto.families.vita_audio.mechanism.module_rows import (
     IS_KEPT,
@@ -21,12 +21,12 @@ from stretto.families.vita_audio.mechanism.module_rows import (
     POSITION,
     ModuleAttention,
     ModuleProgram,
-    Spans,
+    RowSpans,
 )
 from tests.engine.test_devices import GPU, OneDevice
 from tests.engine.worker.test_step_graphs import FakeRecorder
 
-BURSTS = Bursts(3, (BurstSchedule("turbo", (1, 3)),))
+BURSTS = ModuleSchedules(3, (BurstSchedule("turbo", (1, 3)),))
 SLOTS, WINDOW, WIDTH = 5, BURSTS.window, 8
 
 
@@ -38,7 +38,7 @@ class FakeAttention:
         self.gathered = list[int]()
         self.mapping = torch.zeros(1, SLOTS * WINDOW, dtype=torch.int64, device=device)
 
-    def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
+    def metadata(self, spans: RowSpans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
         assert len(spans.slots) == len(spans.lengths) == len(lengths) == len(begin) - 1 == len(spans.begin) - 1
         assert len(spans.positions) == begin[-1]
         self.built.append((lengths.tolist(), max_length))
@@ -47,7 +47,7 @@ class FakeAttention:
     def gather(self, slots: torch.Tensor) -> None:
         self.gathered.append(len(slots))
 
-    def map(self, spans: Spans) -> torch.Tensor:
+    def map(self, spans: RowSpans) -> torch.Tensor:
         return self.mapping[:, : len(spans.positions)].fill_(7)
 
     def reads(self, metadata: dict[str, Any], num_rows: int) -> AbstractContextManager[None]:

@@ -26,7 +26,7 @@ from stretto.families.chatterbox.languages import (
     CODES,
     FOLDER,
     LANGUAGES,
-    Languages,
+    LanguageTokenizers,
     RequiredLanguages,
     open_languages,
 )
@@ -72,7 +72,7 @@ def opened(checkpoint: Path) -> Opened:
     family, tokenizer, words = family_at(checkpoint), TextTokenizer.at(checkpoint, spells_bytes=False), list[Any]()
     tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
     cangjie = languages.read_cangjie(checkpoint / FOLDER / CANGJIE_FILE)
-    found = Languages(tokens, cangjie, segment=lambda text: words, read=lambda text: words)
+    found = LanguageTokenizers(tokens, cangjie, segment=lambda text: words, read=lambda text: words)
     return Opened(family, ChatterboxTemplate(family, MULTILINGUAL, tokenizer, languages=found), words)
 
 
@@ -175,7 +175,7 @@ def test_broken_language_package_is_named(checkpoint: Path, tmp_path: Path, monk
 
 def test_language_package_failure_fails_only_its_request(checkpoint: Path) -> None:
     tokens = dict.fromkeys(("[ja]", "[en]"), 9)
-    found = Languages(tokens, {}, read=lambda text: [{"orig": text}])
+    found = LanguageTokenizers(tokens, {}, read=lambda text: [{"orig": text}])
     with pytest.raises(
         InvalidRequest, match="text: expected text that the package for japanese can read, got KeyError"
     ):

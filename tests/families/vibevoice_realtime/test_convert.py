@@ -19,7 +19,7 @@ from benchmarks.checkpoints.random_vibevoice_realtime import (
     write_release,
 )
 from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.vibevoice_realtime.family import RealtimeVocabulary
+from stretto.families.vibevoice_realtime.family import VibeVoiceRealtimeVocabulary
 from tests.refused_conversion import Edit, Refuses, edited
 from tests.vibevoice_realtime_release import convert_release
 
@@ -32,7 +32,7 @@ def words(release: Path) -> list[str]:
 
 def test_both_kinds_of_voices_are_written(tmp_path: Path) -> None:
     checkpoint = convert_release(tmp_path)
-    known = RealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    known = VibeVoiceRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     (shard,) = checkpoint.glob("model-*.safetensors")
     written = load_file(shard)
     first = text = 0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.families.vita_audio.bursts import Bursts, BurstSchedule
+from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules
 
 NUM_ROWS = 400
 
@@ -75,7 +75,7 @@ def test_windows_of_published_schedules(mode: tuple[int, ...], window: int) -> N
 
 
 def test_first_schedule_is_the_default() -> None:
-    bursts = Bursts(10, (BurstSchedule("turbo", (1, 10)), BurstSchedule("vanilla", (8192, 0))))
+    bursts = ModuleSchedules(10, (BurstSchedule("turbo", (1, 10)), BurstSchedule("vanilla", (8192, 0))))
     assert bursts.schedule(None).name == "turbo"
     assert bursts.schedule("vanilla").mode == (8192, 0)
     assert bursts.window == 11
@@ -84,7 +84,7 @@ def test_first_schedule_is_the_default() -> None:
 
 
 def test_custom_schedules_are_limited_to_available_mtp_modules() -> None:
-    bursts = Bursts(4, (BurstSchedule("turbo", (1, 4)), BurstSchedule("rare", (1, 4, 500, 4))))
+    bursts = ModuleSchedules(4, (BurstSchedule("turbo", (1, 4)), BurstSchedule("rare", (1, 4, 500, 4))))
     schedule = bursts.schedule((1, 7))
     assert (schedule.mode, schedule.max_extra) == ((1, 7), 4)
     assert [schedule.num_extra(index) for index in (0, 5, 8)] == [4, 2, 4]
@@ -99,4 +99,4 @@ def test_invalid_multi_token_schedule_mode_is_refused(mode: tuple[int, ...]) -> 
 
 def test_schedule_needing_more_modules_is_refused() -> None:
     with pytest.raises(ValueError, match="3 modules cannot generate 4 rows"):
-        Bursts(3, (BurstSchedule("any", (1, 4)),))
+        ModuleSchedules(3, (BurstSchedule("any", (1, 4)),))

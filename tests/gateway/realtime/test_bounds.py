@@ -22,7 +22,7 @@ from stretto_gateway.realtime import talk
 from stretto_gateway.realtime.conversation import ITEM_BYTES, PART_BYTES
 from stretto_gateway.realtime.events import MAX_METADATA, ReplyFields
 from stretto_gateway.realtime.reply import NUMBER_BYTES, Order
-from stretto_gateway.realtime.settings import MAX_IGNORED, Change, RealtimeSettings
+from stretto_gateway.realtime.settings import MAX_IGNORED, RealtimeSettings, SettingsChange
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, answer, call, codes, silence
@@ -291,14 +291,16 @@ def test_metadata_validation_errors_are_limited() -> None:
 def test_stored_session_settings_are_limited_in_length() -> None:
     long = "a" * 100_001
     for session in ({"instructions": long}, {"audio": {"input": {"transcription": {"language": long}}}}):
-        change = Change(RealtimeSettings(model="tiny"), {"type": "realtime"} | session, "tiny")
+        change = SettingsChange(RealtimeSettings(model="tiny"), {"type": "realtime"} | session, "tiny")
         assert long not in repr(change.settings)
         assert ["at most" in error.message for error in change.errors] == [True]
 
 
 def test_session_update_errors_and_ignored_fields_are_bounded() -> None:
     names = {f"{n}{'a' * 1000}\ud800": n for n in range(1000)}
-    change = Change(RealtimeSettings(model="tiny"), names | {"audio": {"input": {"format": {"rate": 1}}}}, "tiny")
+    change = SettingsChange(
+        RealtimeSettings(model="tiny"), names | {"audio": {"input": {"format": {"rate": 1}}}}, "tiny"
+    )
     assert len(change.ignored) == MAX_IGNORED
     assert max(len(error.message) for error in change.ignored) < 400
     assert [error.param for error in change.errors] == ["session.audio.input.format.rate"]
@@ -437,7 +439,9 @@ async def test_stalled_realtime_client_is_disconnected(start: Start, monkeypatch
         async with asyncio.timeout(PATIENCE_S):
             while await running.metric("gateway_sessions"):
                 await asyncio.sleep(0.02)
-            while any(isinstance(each, connection.Socket) for each in running.server.server_state.connections):
+            while any(
+                isinstance(each, connection.LimitedWebSocket) for each in running.server.server_state.connections
+            ):
                 await asyncio.sleep(0.02)
         asking.cancel()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto_gateway.realtime.settings import Change, RealtimeSettings, ServerVad, joined
+from stretto_gateway.realtime.settings import RealtimeSettings, ServerVad, SettingsChange, joined
 from tests.client.fake_server import Chunk, ErrorText, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, call, codes, silence, spoken
@@ -378,7 +378,7 @@ async def test_eagerness_of_semantic_vad_sets_the_silence(start: Start, eagernes
         assert (detection.type, detection.eagerness, detection.interrupt_response) == ("semantic_vad", eagerness, False)
         again = await caller.update(VAD)
         assert again.session.audio.input.turn_detection.threshold == 0.5, "settings of another type do not stay"
-    change = Change(RealtimeSettings(model="tiny"), {"audio": {"input": {"turn_detection": asked}}}, "tiny")
+    change = SettingsChange(RealtimeSettings(model="tiny"), {"audio": {"input": {"turn_detection": asked}}}, "tiny")
     assert change.settings.audio.input.vad == ServerVad(silence_duration_ms=silence_ms, interrupt_response=False)
 
 

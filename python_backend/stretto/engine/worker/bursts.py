@@ -18,7 +18,7 @@ from stretto.engine.worker.run_slots import RunSlots
 DrawRow = Callable[[torch.Tensor, StepRows, int], tuple[Array, ...]]
 
 
-class Bursts:
+class BurstSampler:
     """Samples a multi-token step, with as many rows per request as its schedule specifies."""
 
     def __init__(self, slots: RunSlots, predictor: RowPredictor):

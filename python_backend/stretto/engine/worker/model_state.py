@@ -32,7 +32,7 @@ from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData
-from stretto.engine.worker.bursts import Bursts
+from stretto.engine.worker.bursts import BurstSampler
 from stretto.engine.worker.input_embeddings import InputEmbeddings
 from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.latent_rows import LatentRows
@@ -268,7 +268,7 @@ class SpeechModelState(DefaultModelState):
         self.memory = draw.memory
         return SpeechSampler(sampler, self.slots, draw, segments, self._bursts(tokens))
 
-    def _bursts(self, tokens: torch.Tensor) -> Bursts | None:
+    def _bursts(self, tokens: torch.Tensor) -> BurstSampler | None:
         """Return steps of several rows; None if each step generates one row.
 
         Args:
@@ -282,7 +282,7 @@ class SpeechModelState(DefaultModelState):
         )
         predictor: RowPredictor = steps.predictor(self.model, generated, self.vllm_config)
         self._row_predictor = predictor
-        return Bursts(self.slots, predictor)
+        return BurstSampler(self.slots, predictor)
 
 
 if TYPE_CHECKING or not current_platform.is_cpu():

@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 from stretto.engine.columns import LIMITS, STATE, Array, SlotState
 from stretto.engine.kernels.draw import draw
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows, pick
-from stretto.engine.worker.bursts import Bursts
+from stretto.engine.worker.bursts import BurstSampler
 from stretto.engine.worker.guided_heads import GuidedHeads
 from stretto.engine.worker.predictors import (
     FramePredictor,
@@ -392,7 +392,7 @@ class SpeechSampler:
     """
 
     def __init__(
-        self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, bursts: Bursts | None = None
+        self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, bursts: BurstSampler | None = None
     ):
         self._bursts, self._tokens = bursts, slots.arrays.wrap(stock.req_states.all_token_ids.gpu) if bursts else None
         self.penalties_state = stock.penalties_state

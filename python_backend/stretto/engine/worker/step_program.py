@@ -29,7 +29,7 @@ from stretto.engine.kernels.gpu.step_draw import (
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.batch_plan import NO_LATENTS, NO_ROW, SolverPlan, StepRows
-from stretto.engine.worker.bursts import Bursts
+from stretto.engine.worker.bursts import BurstSampler
 from stretto.engine.worker.predictors import AnyReadout, Readout, RequestMemory
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
@@ -514,7 +514,7 @@ class StepSampler:
         slots: RunSlots,
         program: StepProgram,
         graphs: StepGraphs[Variant],
-        bursts: Bursts | None = None,
+        bursts: BurstSampler | None = None,
     ):
         self._bursts = bursts
         self.penalties_state = stock.penalties_state

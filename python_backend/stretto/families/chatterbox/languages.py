@@ -161,7 +161,7 @@ class RequiredLanguages(base.Languages):
         return {"requires_language": True} | ({"languages_plain": list(self.plain)} if self.plain else {})
 
 
-class Languages:
+class LanguageTokenizers:
     """Converter of text to token ids and plain text, for the languages that can be spoken here.
 
     Args:
@@ -234,7 +234,7 @@ class Languages:
         return parts
 
 
-def open_languages(folder: Path, tokens: Mapping[str, int]) -> Languages:
+def open_languages(folder: Path, tokens: Mapping[str, int]) -> LanguageTokenizers:
     """Return the languages of a checkpoint that the installed packages support.
 
     Args:
@@ -252,7 +252,7 @@ def open_languages(folder: Path, tokens: Mapping[str, int]) -> Languages:
     stress = None
     if "ru" not in plain_languages():
         stress = _opened(f"{RUSSIAN_PACKAGE}.text_stresser", "RussianTextStresser").stress_text
-    return Languages(tokens, cangjie, segment, read, stress)
+    return LanguageTokenizers(tokens, cangjie, segment, read, stress)
 
 
 def _opened(module: str, name: str, *arguments: str) -> Any:

@@ -25,9 +25,9 @@ from stretto.families.chatterbox.family import (
     TurboVocabulary,
 )
 from stretto.families.chatterbox.languages import FOLDER as LANGUAGE_FOLDER
-from stretto.families.chatterbox.languages import Languages, open_languages
+from stretto.families.chatterbox.languages import LanguageTokenizers, open_languages
 from stretto.families.chatterbox.voices import (
-    RecordedVoice,
+    EncodedVoice,
     RecordingEncoder,
     TurboRecordingEncoder,
     load_recording_encoder,
@@ -88,7 +88,7 @@ class Recordings:
     def __init__(self, recording_encoder: RecordingEncoder):
         self.recording_encoder, self._voices = recording_encoder, CachedEncoder(recording_encoder.encode)
 
-    def voice(self, piece: Piece) -> RecordedVoice:
+    def voice(self, piece: Piece) -> EncodedVoice:
         """Return the voice of a recording; raise InvalidRequest if it is unsuitable."""
         recording_encoder = self.recording_encoder
         if piece.pcm is None:
@@ -113,7 +113,7 @@ class ChatterboxTemplate:
         vocabulary: ChatterboxVocabulary,
         tokenizer: TextTokenizer,
         recording_encoder: RecordingEncoder | None = None,
-        languages: Languages | None = None,
+        languages: LanguageTokenizers | None = None,
     ):
         """Create the template.
 

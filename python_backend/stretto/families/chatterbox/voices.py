@@ -132,7 +132,7 @@ def _attend(tensors: Mapping[str, Tensor], queries: Tensor, memory: Tensor) -> T
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RecordedVoice:
+class EncodedVoice:
     """Voice encoded from a recording.
 
     Attributes:
@@ -159,7 +159,7 @@ class RecordedVoice:
     @classmethod
     def from_array(
         cls, array: np.ndarray, rows_shape: tuple[int, int], num_mels: int, speaker: int, has_codes: bool = False
-    ) -> "RecordedVoice":
+    ) -> "EncodedVoice":
         """Create the voice from a result of `to_array`.
 
         Args:
@@ -214,7 +214,7 @@ class RecordingEncoder(nn.Module):
             pcm: Samples, float32 [n] at 24 kHz, at least 0.5 s.
 
         Returns:
-            Result of `RecordedVoice.to_array`, float32 [N].
+            Result of `EncodedVoice.to_array`, float32 [N].
 
         Raises:
             InvalidRequest: If the voice encoder cannot represent the recording.
@@ -233,9 +233,9 @@ class RecordingEncoder(nn.Module):
         """Adjust the loudness of a recording, float32 [n] at 24 kHz, for the model; by default, leave it unchanged."""
         return pcm
 
-    def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
+    def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> EncodedVoice:
         """Return the voice for an x-vector [256], T3 tokens [t], and a recording for S3Gen."""
-        return RecordedVoice(voice_rows(self.condition, speaker, codes).cpu().numpy(), sound)
+        return EncodedVoice(voice_rows(self.condition, speaker, codes).cpu().numpy(), sound)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
         """Raise CheckpointError if tensors that compute rows are missing or do not fit T3.
@@ -256,10 +256,10 @@ class RecordingEncoder(nn.Module):
         if made.shape != (num_rows, hidden_size):
             raise CheckpointError(f"{path}: expected rows {[num_rows, hidden_size]} of a voice, got {list(made.shape)}")
 
-    def voice(self, encoded: np.ndarray) -> RecordedVoice:
+    def voice(self, encoded: np.ndarray) -> EncodedVoice:
         """Return the voice in the result of `encode`."""
         _, num_queries, width = self.condition[f"{PERCEIVER}pre_attention_query"].shape
-        return RecordedVoice.from_array(encoded, (1 + num_queries, width), self.num_mels, self.speaker)
+        return EncodedVoice.from_array(encoded, (1 + num_queries, width), self.num_mels, self.speaker)
 
     @torch.inference_mode()
     def sound(self, pcm: np.ndarray) -> Sound:
@@ -298,15 +298,15 @@ class TurboRecordingEncoder(RecordingEncoder):
         """Normalise a recording, float32 [n] at 24 kHz, to -27 LUFS."""
         return normalised(pcm, MEL_RATE, LOUDNESS)
 
-    def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> RecordedVoice:
+    def recorded(self, speaker: Tensor, codes: Tensor, sound: Sound) -> EncodedVoice:
         """Return the voice for an x-vector [256], T3 tokens [t], and a recording for S3Gen."""
         row = speaker_row(self.condition, speaker).cpu().numpy()
-        return RecordedVoice(row, sound, codes.cpu().numpy().astype(np.int32))
+        return EncodedVoice(row, sound, codes.cpu().numpy().astype(np.int32))
 
-    def voice(self, encoded: np.ndarray) -> RecordedVoice:
+    def voice(self, encoded: np.ndarray) -> EncodedVoice:
         """Return the voice in the result of `encode`."""
         width = len(self.condition[f"{CONDITIONS}spkr_enc.bias"])
-        return RecordedVoice.from_array(encoded, (1, width), self.num_mels, self.speaker, has_codes=True)
+        return EncodedVoice.from_array(encoded, (1, width), self.num_mels, self.speaker, has_codes=True)
 
     def check_condition(self, num_rows: int, hidden_size: int, path: Path) -> None:
         """Raise CheckpointError if tensors of the speaker row are missing or do not fit T3."""

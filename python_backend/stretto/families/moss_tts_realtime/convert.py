@@ -28,7 +28,7 @@ from stretto.families.conversion import (
 from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
 from stretto.families.moss_tts.convert import trained_dtype as trained_dtype
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
-from stretto.families.moss_tts_realtime.family import NUM_MARKERS, RealtimeVocabulary
+from stretto.families.moss_tts_realtime.family import NUM_MARKERS, MossRealtimeVocabulary
 from stretto.families.moss_tts_realtime.recognise import MODEL_TYPE
 from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, read_numbers
@@ -78,7 +78,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     return Converted(record, parts, (UNUSED,), folded)
 
 
-def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, RealtimeVocabulary]:
+def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, MossRealtimeVocabulary]:
     """Return the hyperparameters of the backbone, and the vocabulary.
 
     Args:
@@ -108,7 +108,7 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, R
     for name, key, usual in TOKENS.values():
         if key is not None and record.get(key, usual) != ids[name]:
             raise CheckpointError(f"config.json: {key}: expected {ids[name]} ({name}), got {shown(record.get(key))}")
-    known = RealtimeVocabulary(
+    known = MossRealtimeVocabulary(
         num_text_ids=backbone.vocab_size,
         num_codebooks=num_codebooks,
         codebook_size=size,
@@ -171,7 +171,7 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
     )
 
 
-def published_shapes(backbone: Any, known: RealtimeVocabulary) -> dict[str, tuple[int, ...]]:
+def published_shapes(backbone: Any, known: MossRealtimeVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor that is needed, by name."""
     width, depth, numbers = backbone.hidden_size, known.depth, range(known.num_codebooks)
     shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: (known.num_text_ids, width)}
@@ -201,7 +201,7 @@ def published_shapes(backbone: Any, known: RealtimeVocabulary) -> dict[str, tupl
     return shapes | {f"{LOCAL}local_lm_heads.{number}.weight": table for number in numbers}
 
 
-def plan(known: RealtimeVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
+def plan(known: MossRealtimeVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
     """Return the tensors to write, by published name.
 
     Args:

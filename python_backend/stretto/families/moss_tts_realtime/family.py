@@ -41,7 +41,7 @@ DEPTH = DepthSpec(
 
 
 @dataclass(frozen=True)
-class RealtimeVocabulary(Vocabulary):
+class MossRealtimeVocabulary(Vocabulary):
     """Text ids, followed by the ids of each codebook in turn: codes, pad, begin and end.
 
     Attributes:
@@ -115,7 +115,7 @@ SAMPLING = SamplingConfig(
 )
 
 
-def moss_tts_realtime(vocabulary: RealtimeVocabulary) -> Family:
+def moss_tts_realtime(vocabulary: MossRealtimeVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     layout, end = vocabulary.layout, vocabulary.pads[0] + 2
     return Family(
@@ -146,4 +146,4 @@ def moss_tts_realtime(vocabulary: RealtimeVocabulary) -> Family:
 
 def build(vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a vocabulary; None selects the published one."""
-    return moss_tts_realtime(RealtimeVocabulary.from_record(vocabulary) if vocabulary else RealtimeVocabulary())
+    return moss_tts_realtime(MossRealtimeVocabulary.from_record(vocabulary) if vocabulary else MossRealtimeVocabulary())

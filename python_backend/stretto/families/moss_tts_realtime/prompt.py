@@ -19,7 +19,7 @@ from stretto.codecs.base import Codec
 from stretto.families.base import Family, Task
 from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.moss_tts.prompt import recorded_codes
-from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, RealtimeVocabulary
+from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, MossRealtimeVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.families.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
@@ -33,10 +33,10 @@ SYSTEM = (
 VOICE = "The assistant section should be synthesized using the following voice timbre:"
 
 
-class RealtimeTemplate:
+class MossRealtimeTemplate:
     """MOSS-TTS-Realtime prompt template."""
 
-    def __init__(self, family: Family, known: RealtimeVocabulary, tokenizer: TextTokenizer, codec: Codec):
+    def __init__(self, family: Family, known: MossRealtimeVocabulary, tokenizer: TextTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, known, tokenizer
         self._subwords, self._encoder = Subwords(tokenizer, family), CachedEncoder(codec.encode)
 
@@ -85,6 +85,9 @@ class RealtimeTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known, tokenizer = RealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), TextTokenizer.at(checkpoint)
+    known, tokenizer = (
+        MossRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY]),
+        TextTokenizer.at(checkpoint),
+    )
     tokenizer.check_size(known.num_text_ids, checkpoint)
-    return RealtimeTemplate(family, known, tokenizer, codec)
+    return MossRealtimeTemplate(family, known, tokenizer, codec)

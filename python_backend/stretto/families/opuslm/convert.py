@@ -25,7 +25,17 @@ from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
 from stretto.families.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, entry, optional_entry, released_file, released_folder, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
-from stretto.weights.loading import Entry, Part, Plan, Progress, Written, check, open_tensors, write_file, write_json
+from stretto.weights.loading import (
+    Part,
+    PendingTensor,
+    Plan,
+    Progress,
+    Written,
+    check,
+    open_tensors,
+    write_file,
+    write_json,
+)
 
 CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
 SSL_DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors that are needed only for training
@@ -118,7 +128,7 @@ class ConvertedSslTokenizer:
     """
 
     record: dict[str, Any]
-    entries: list[Entry]
+    entries: list[PendingTensor]
     dropped: dict[str, list[int]]
 
     @classmethod
@@ -147,10 +157,10 @@ class ConvertedSslTokenizer:
                 f"{folder / CLUSTERS}: expected {num_codes} centroids of {config.hidden}, got {list(centres.shape)}"
             )
         entries = [
-            Entry(f"xeus.{name}", torch.float32, shape, partial(tensors.__getitem__, name))
+            PendingTensor(f"xeus.{name}", torch.float32, shape, partial(tensors.__getitem__, name))
             for name, shape in shapes.items()
         ]
-        entries.append(Entry("centres", torch.float32, tuple(centres.shape), lambda: centres))
+        entries.append(PendingTensor("centres", torch.float32, tuple(centres.shape), lambda: centres))
         return cls(config.to_record(), entries, {name: list(tensors[name].shape) for name in dropped})
 
     def write(self, folder: Path, progress: Progress) -> list[Written]:

@@ -28,7 +28,7 @@ MAX_ROLE_CHARS = 1 << 15
 
 
 @dataclass(frozen=True)
-class Voice:
+class PublishedVoice:
     """Published voice of V frames.
 
     Attributes:
@@ -57,7 +57,7 @@ class PersonaPlexVocabulary(MoshiVocabulary):
         voices: Published voices; the first one is the default.
     """
 
-    voices: tuple[Voice, ...] = ()
+    voices: tuple[PublishedVoice, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ from torch import Tensor
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import BOUNDED, is_bounded
 from stretto.families.moshi.family import MoshiVocabulary
-from stretto.families.personaplex.family import Voice
+from stretto.families.personaplex.family import PublishedVoice
 from stretto.weights.loading import is_plain, read_pickled
 
 VOICES = "voices.tgz"
@@ -33,7 +33,7 @@ RING = 3  # number of rows by which a cache exceeds the largest delay
 UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError)
 
 
-def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Voice, Tensor]]:
+def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[PublishedVoice, Tensor]]:
     """Return the voices in an archive, sorted by name, each with its vectors [V - 1, H].
 
     No file is ever written under its stored name, because the archive is not trusted.
@@ -46,7 +46,7 @@ def read_voices(path: Path, known: MoshiVocabulary, width: int) -> list[tuple[Vo
     Raises:
         CheckpointError: A file is not a voice of this release, or the archive is malformed or too large.
     """
-    voices: dict[str, tuple[Voice, Tensor]] = {}
+    voices: dict[str, tuple[PublishedVoice, Tensor]] = {}
     try:
         for name, content in _files(path):
             stem = PurePosixPath(name).name.removesuffix(SUFFIX)
@@ -97,7 +97,7 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
             yield member.name, content.read()
 
 
-def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width: int) -> tuple[Voice, Tensor]:
+def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width: int) -> tuple[PublishedVoice, Tensor]:
     """Return the voice in a file; raise CheckpointError if it does not belong to this release.
 
     The error message begins with `place`.
@@ -134,4 +134,4 @@ def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width:
             if not 0 <= token <= most:
                 raise CheckpointError(f"{place}: cache: expected ids of stream {stream} in [0, {most}], got {token}")
             frames[max(delays) - delay + ahead][stream] = token
-    return Voice(name, num_vectors, tuple(map(tuple, frames))), vectors[:, 0, 0]
+    return PublishedVoice(name, num_vectors, tuple(map(tuple, frames))), vectors[:, 0, 0]

@@ -23,7 +23,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Network, Release, check_folded, common_record
 from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto.families.pocket_tts.recognise import packaged_config
-from stretto.families.pocket_tts.voices import Backbone, recover_rows
+from stretto.families.pocket_tts.voices import VoiceBackbone, recover_rows
 from stretto.untrusted_files import entry, released_file, released_folder
 from stretto.weights.loading import Part, Plan, open_tensors
 
@@ -286,7 +286,7 @@ def read_voices(root: Path, shape: Shape, tensors: Mapping[str, Tensor], clones:
     found = sorted(folder.glob("*.safetensors"), key=lambda path: (path.stem != first, path.stem))
     if not found and not clones:
         raise CheckpointError(f"{folder}: expected at least one voice, NAME.safetensors, got none")
-    backbone = Backbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
+    backbone = VoiceBackbone(tensors, shape.num_layers, shape.head_dim, shape.kv_heads, shape.theta)
     files = {path: released_file(root, f"{VOICES}/{path.name}") for path in found}
     voices = {path.stem: recover_rows(backbone, open_tensors(file), path) for path, file in files.items()}
     for name in voices:

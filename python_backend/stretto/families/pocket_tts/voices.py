@@ -20,7 +20,7 @@ SCALES = torch.logspace(-4, 3, 64, dtype=torch.float64)
 NUM_STEPS, DIFFERENCE = 12, 1e-5  # Gauss-Newton steps, and relative step of numerical derivatives
 
 
-class Backbone:
+class VoiceBackbone:
     """Transformer of a release in float64, which processes the rows of one voice without a KV cache.
 
     Args:
@@ -78,7 +78,7 @@ class Backbone:
         return x + F.gelu(opened, approximate="tanh") @ self.weight(layer, "linear2.weight").T
 
 
-def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -> Tensor:
+def recover_rows(backbone: VoiceBackbone, stored: Mapping[str, Tensor], path: Path) -> Tensor:
     """Return the embedded rows [n, H] of a voice, float32, with a mean of 0.
 
     The keys and values of layer 0 determine its normalised rows, by least squares. These determine a row except for its
@@ -118,7 +118,7 @@ def recover_rows(backbone: Backbone, stored: Mapping[str, Tensor], path: Path) -
     return rows.float()
 
 
-def _cache(backbone: Backbone, stored: Mapping[str, Tensor], layer: int, path: Path) -> Tensor:
+def _cache(backbone: VoiceBackbone, stored: Mapping[str, Tensor], layer: int, path: Path) -> Tensor:
     """Return the keys and values of a layer, [2, n, heads, D], in their stored dtype."""
     name = f"transformer.layers.{layer}.self_attn"
     cache, end = stored.get(f"{name}/cache"), stored.get(f"{name}/offset")
@@ -136,7 +136,7 @@ def _cache(backbone: Backbone, stored: Mapping[str, Tensor], layer: int, path: P
     return rows
 
 
-def _direction(backbone: Backbone, cache: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+def _direction(backbone: VoiceBackbone, cache: Tensor, layer: int) -> tuple[Tensor, Tensor]:
     """Return the output of a layer's first norm, [n, H], before and after its weight and bias are applied."""
     seen = torch.cat([backbone.rotated(cache[0], -1).flatten(1), cache[1].flatten(1)], 1)
     weight = backbone.weight(layer, "self_attn.in_proj.weight")[-2 * backbone.kv_width :]
@@ -145,7 +145,7 @@ def _direction(backbone: Backbone, cache: Tensor, layer: int) -> tuple[Tensor, T
     return (normed - shift) / scale, normed
 
 
-def _check(backbone: Backbone, rows: Tensor, caches: list[Tensor], epsilon: float, path: Path) -> None:
+def _check(backbone: VoiceBackbone, rows: Tensor, caches: list[Tensor], epsilon: float, path: Path) -> None:
     """Raise CheckpointError if keys or values differ from the stored ones by more than `epsilon` explains."""
     for layer, cache in enumerate(caches):
         normed = backbone.norm(layer, "norm1", rows)

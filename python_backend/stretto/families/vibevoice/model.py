@@ -20,7 +20,7 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 
-from stretto.codecs.vibevoice import Decoder, Encoder, Scale, TokenizerConfig
+from stretto.codecs.vibevoice import Decoder, Encoder, LatentScale, TokenizerConfig
 from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, silu
 from stretto.families.vibevoice.mechanism.draw import StretchReadout, readout_of
 
@@ -195,7 +195,7 @@ class DiffusionHead(nn.Module):
 class Feedback(nn.Module):
     """Acoustic decoder, then semantic encoder, computed frame by frame (a `LatentFeedback`)."""
 
-    def __init__(self, acoustic: TokenizerConfig, semantic: TokenizerConfig, scale: Scale):
+    def __init__(self, acoustic: TokenizerConfig, semantic: TokenizerConfig, scale: LatentScale):
         super().__init__()
         self.decoder, self.encoder, self._scale = Decoder(acoustic), Encoder(semantic), scale
         self.num_kept, self.reach = self.decoder.num_kept + self.encoder.num_kept, acoustic.reach + semantic.reach
@@ -223,7 +223,7 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         self.acoustic_connector = Connector(acoustic.size, width)
         self.semantic_connector = Connector(semantic.size, width)
         self.head = DiffusionHead(config.diffusion_head, width, acoustic.size)
-        self.feedback = Feedback(acoustic, semantic, Scale.from_record(tokenizers))
+        self.feedback = Feedback(acoustic, semantic, LatentScale.from_record(tokenizers))
 
     def embed_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [N, H] of frames [N, D]."""

@@ -33,7 +33,13 @@ from stretto.families.vibevoice.convert import (
     require,
     scale,
 )
-from stretto.families.vibevoice_realtime.family import FRAME_RATE, MAX_ROWS, NAME, RealtimeVocabulary, Voice
+from stretto.families.vibevoice_realtime.family import (
+    FRAME_RATE,
+    MAX_ROWS,
+    NAME,
+    VibeVoiceRealtimeVocabulary,
+    VoiceRows,
+)
 from stretto.families.vibevoice_realtime.voices import Sizes, VoiceStates, read_voices
 from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
@@ -63,10 +69,10 @@ def convert(release: Release, contents: Contents) -> Converted:
     contents.check_latent_model(shape.num_tokens)
     scales = {name: scale(contents.tensors, authors_name(f"model.{name}")) for name in SCALES}
     voices = read_voices(release.folder, shape.sizes)
-    known = RealtimeVocabulary(
+    known = VibeVoiceRealtimeVocabulary(
         num_text_ids=shape.num_tokens,
         num_numbers=shape.acoustic.size,
-        voices=tuple(Voice(name, each.texts.shape[1], each.speech.shape[1] - 1) for name, each in voices.items()),
+        voices=tuple(VoiceRows(name, each.texts.shape[1], each.speech.shape[1] - 1) for name, each in voices.items()),
         max_model_len=min(shape.backbone.max_position_embeddings, MAX_ROWS),
     )
     record = {
@@ -134,7 +140,7 @@ class Shape:
         self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
 
 
-def plan(shape: Shape, known: RealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
+def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
     """Return the language-model tensors to write, keyed by published name.
 
     The voices have no published tensors of their own, so they are written beside the embeddings.

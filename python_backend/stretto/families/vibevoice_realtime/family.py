@@ -33,7 +33,7 @@ END_OF_TEXT = 0  # ends the ids of a text; not a row
 
 
 @dataclass(frozen=True)
-class Voice:
+class VoiceRows:
     """Numbers of rows of a voice.
 
     Attributes:
@@ -53,7 +53,7 @@ class Voice:
 
 
 @dataclass(frozen=True)
-class RealtimeVocabulary(Vocabulary):
+class VibeVoiceRealtimeVocabulary(Vocabulary):
     """Ids of text, of three kinds of rows, and of the rows of each voice.
 
     Attributes:
@@ -65,7 +65,7 @@ class RealtimeVocabulary(Vocabulary):
 
     num_text_ids: int = 151936
     num_numbers: int = 64
-    voices: tuple[Voice, ...] = ()
+    voices: tuple[VoiceRows, ...] = ()
     max_model_len: int = MAX_ROWS
 
     def __post_init__(self) -> None:
@@ -206,7 +206,7 @@ SAMPLING = SamplingConfig(
 )
 
 
-def vibevoice_realtime(vocabulary: RealtimeVocabulary) -> Family:
+def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
     """Return the family for a vocabulary."""
     layout = vocabulary.layout
     return Family(
@@ -235,4 +235,6 @@ def vibevoice_realtime(vocabulary: RealtimeVocabulary) -> Family:
 
 def build(vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family for a checkpoint's vocabulary."""
-    return vibevoice_realtime(RealtimeVocabulary.from_record(vocabulary) if vocabulary else RealtimeVocabulary())
+    return vibevoice_realtime(
+        VibeVoiceRealtimeVocabulary.from_record(vocabulary) if vocabulary else VibeVoiceRealtimeVocabulary()
+    )

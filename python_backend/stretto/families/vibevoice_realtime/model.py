@@ -26,7 +26,7 @@ from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 from stretto.engine.models.latents import LatentMixin
 from stretto.families.plugin import VOCABULARY
 from stretto.families.vibevoice.model import Connector, DiffusionHead, FeedForward, linear
-from stretto.families.vibevoice_realtime.family import RealtimeVocabulary, TextWindows
+from stretto.families.vibevoice_realtime.family import TextWindows, VibeVoiceRealtimeVocabulary
 from stretto.families.vibevoice_realtime.mechanism.draw import EndHead, WindowReadout
 
 SPEECH, TEXT = 0, 1  # types of a row
@@ -143,7 +143,7 @@ class TextModel(nn.Module):
         windows: Rule of the reply's rows.
     """
 
-    def __init__(self, vllm_config: VllmConfig, known: RealtimeVocabulary, windows: TextWindows):
+    def __init__(self, vllm_config: VllmConfig, known: VibeVoiceRealtimeVocabulary, windows: TextWindows):
         super().__init__()
         config: Any = vllm_config.model_config.hf_config
         self._windows, self._theta = windows, float(config.rope_parameters["rope_theta"])
@@ -225,7 +225,7 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
             raise ValueError("tensor_parallel_size: expected 1, because voices are keys and values of all heads")
         width, windows = config.hidden_size, self.family.mechanism
         assert isinstance(windows, TextWindows)
-        known = RealtimeVocabulary.from_record(getattr(config, VOCABULARY))
+        known = VibeVoiceRealtimeVocabulary.from_record(getattr(config, VOCABULARY))
         self._windows, self._lane = windows, known.text_stream
         self._first_voice_row = known.end + 1
         self.text = TextModel(vllm_config, known, windows)

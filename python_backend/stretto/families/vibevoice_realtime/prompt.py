@@ -21,20 +21,20 @@ from stretto.families.text import (
     TextTokenizer,
     check_text,
 )
-from stretto.families.vibevoice_realtime.family import END_OF_TEXT, RealtimeVocabulary, TextWindows
+from stretto.families.vibevoice_realtime.family import END_OF_TEXT, TextWindows, VibeVoiceRealtimeVocabulary
 
 QUOTES = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
 LINE_END = "\n"
 
 
-class SpokenText:
+class IncrementalTokens:
     """Incremental tokenizer of one text; see `StreamedText`."""
 
     def __init__(self, tokenizer: TextTokenizer):
         self._stream, self._blank = TextStream(tokenizer), ""
         self._has_begun = False
 
-    def after(self, text: str, is_last: bool) -> tuple[list[int], "SpokenText"]:
+    def after(self, text: str, is_last: bool) -> tuple[list[int], "IncrementalTokens"]:
         """Append text without changing this stream.
 
         Args:
@@ -65,10 +65,10 @@ class SpokenText:
         return ids, extended
 
 
-class RealtimeTemplate:
+class VibeVoiceRealtimeTemplate:
     """Prompt template of VibeVoice Realtime."""
 
-    def __init__(self, family: Family, known: RealtimeVocabulary, tokenizer: TextTokenizer):
+    def __init__(self, family: Family, known: VibeVoiceRealtimeVocabulary, tokenizer: TextTokenizer):
         self._family, self._known, self._tokenizer = family, known, tokenizer
         self._rows = {
             voice.name: stream0_rows(family.layout, [*range(first, first + voice.num_rows)])
@@ -84,7 +84,7 @@ class RealtimeTemplate:
         if not manner.is_open:
             if not piece.text.strip():
                 raise InvalidRequest(piece.path, "text of at least one character", shown(piece.text))
-            ids, _ = SpokenText(self._tokenizer).after(piece.text, is_last=True)
+            ids, _ = IncrementalTokens(self._tokenizer).after(piece.text, is_last=True)
             self._check_length(ids, len(rows), piece.path)
             track = (*ids, END_OF_TEXT)
         return PromptRows(rows, track=track)
@@ -100,10 +100,10 @@ class RealtimeTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer."""
-    known = RealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    known = VibeVoiceRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
     tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_text_ids, checkpoint)
-    return RealtimeTemplate(family, known, tokenizer)
+    return VibeVoiceRealtimeTemplate(family, known, tokenizer)
 
 
 def text_codec(family: Family, checkpoint: Path) -> TextCodec:
@@ -111,4 +111,4 @@ def text_codec(family: Family, checkpoint: Path) -> TextCodec:
     if not (checkpoint / TOKENIZER_FILE).exists():
         return SILENT
     tokenizer = TextTokenizer.at(checkpoint)
-    return TextCodec(SILENT.reader, SILENT.words, lambda: SpokenText(tokenizer))
+    return TextCodec(SILENT.reader, SILENT.words, lambda: IncrementalTokens(tokenizer))

@@ -90,7 +90,7 @@ class BurstSchedule:
 
 
 @dataclass(frozen=True)
-class Bursts(RowSteps):
+class ModuleSchedules(RowSteps):
     """MCTP modules of a model and their named schedules; the first schedule is the default.
 
     Attributes:
@@ -166,9 +166,9 @@ class ModuleSteps(Mechanism):
         bursts: The modules and their schedules.
     """
 
-    bursts: Bursts
+    bursts: ModuleSchedules
 
     @property
-    def steps(self) -> Bursts:
+    def steps(self) -> ModuleSchedules:
         """The modules and their schedules."""
         return self.bursts

@@ -23,7 +23,7 @@ from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, ST
 from stretto.untrusted_files import check_value, read_json, read_text, released_file, yaml_mapping
 from stretto.weights import loading
 from stretto.weights.backbones import config_of, shapes
-from stretto.weights.loading import Entry, Part, Plan, Written, shapes_of
+from stretto.weights.loading import Part, PendingTensor, Plan, Written, shapes_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PublishedTokenizer:
     """Files to be copied to `ssl_tokenizer/` without conversion."""
 
     files: list[Path]
-    entries: Sequence[Entry] = ()
+    entries: Sequence[PendingTensor] = ()
     dropped: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod

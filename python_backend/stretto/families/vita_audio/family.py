@@ -11,7 +11,7 @@ from typing import Any
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
-from stretto.families.vita_audio.bursts import Bursts, BurstSchedule, ModuleSteps
+from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -76,7 +76,9 @@ class VitaVocabulary(Vocabulary):
         if not self.num_modules:
             return NO_MECHANISM
         names = dict.fromkeys([self.schedule, *others])
-        return ModuleSteps(Bursts(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names)))
+        return ModuleSteps(
+            ModuleSchedules(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names))
+        )
 
     @property
     def layout(self) -> StreamLayout:

@@ -37,7 +37,7 @@ from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attentio
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.moss_tts.mechanism.kernel import SlotRules, slots_kernel
-from stretto.families.moss_tts_realtime.mechanism.draw import RecentProgram, Window
+from stretto.families.moss_tts_realtime.mechanism.draw import KernelConstants, RecentProgram
 from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.tiny.family import POINTER, TINY
 from stretto.families.tiny.mechanism.draw import ScriptProgram
@@ -184,7 +184,12 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (draw_streams_kernel, {}, STREAMS, 8),
     (draw_streams_kernel, {}, {**STREAMS, "offset": None, "num_ends": 2, "num_columns": 5002, "block": 8192}, 16),
     (draw_streams_kernel, {}, {**STREAMS, "shares": True}, 8),
-    (draw_streams_kernel, {}, STREAMS | RecentProgram.other_functions._asdict() | {"constants": Window(50)}, 8),
+    (
+        draw_streams_kernel,
+        {},
+        STREAMS | RecentProgram.other_functions._asdict() | {"constants": KernelConstants(50)},
+        8,
+    ),
     (draw_streams_kernel, {}, PENALIZED, 8),
     (draw_streams_kernel, {}, PENALIZED | LateProgram.sampling_functions._asdict(), 8),
     (draw_streams_kernel, {}, SEVEN_ROWS, 8),

@@ -20,8 +20,8 @@ def take_word(
 ):  # fmt: skip
     """Return `remaining`, `forced`, `main_end`, `second_at`, `second_end`, `taken` and `end` after a row, and `marks`.
 
-    `word_end`, `padding`, `ahead_start` and `ahead_end` are the word that the row takes (`track.Word`). `marks` is
-    True if the row begins a word, or, with `ahead`, is the first one that asks when no word is left.
+    `word_end`, `padding`, `ahead_start` and `ahead_end` are the word that the row takes (`track.TokenizedWord`).
+    `marks` is True if the row begins a word, or, with `ahead`, is the first one that asks when no word is left.
     """
     begins = takes & (word_end > main_end)  # else it is a break
     shows = begins & (ahead_end > ahead_start)

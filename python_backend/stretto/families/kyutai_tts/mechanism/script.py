@@ -13,7 +13,7 @@ from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 
 HERE = __package__
-NUM_FIELDS = 4  # numbers of a word in a slot's table (`track.Word`)
+NUM_FIELDS = 4  # numbers of a word in a slot's table (`track.TokenizedWord`)
 
 
 def pack_word(tokens: Sequence[int], padding: int) -> list[int]:

@@ -15,7 +15,7 @@ from stretto.records.sampling import SamplingConfig
 TAKEN = WordScript.columns.index("taken")
 
 
-class Word(NamedTuple):
+class TokenizedWord(NamedTuple):
     """Word of a text, given as positions in the list of the text's tokens.
 
     Attributes:
@@ -49,7 +49,7 @@ class WordTrack(Track):
 
     script: WordScript = field(default_factory=WordScript)
     tokens: list[int] = field(default_factory=list)
-    words: list[Word] = field(default_factory=list)
+    words: list[TokenizedWord] = field(default_factory=list)
     num_rows: list[int] = field(default_factory=lambda: [0])
     waiting: list[tuple[int, int]] = field(default_factory=list)
     capacity: int = 0
@@ -111,7 +111,7 @@ class WordTrack(Track):
             ahead = self._ahead(index) if self.script.ahead and end > begin else (end, end)
             if ahead is None:
                 break
-            self.words.append(Word(end, padding, *ahead))
+            self.words.append(TokenizedWord(end, padding, *ahead))
             self.num_rows.append(self.num_rows[-1] + self._num_rows(begin, end, padding))
             num_moved += 1
         del self.waiting[:num_moved]
@@ -132,7 +132,9 @@ class WordTrack(Track):
 
     def _word_entries(self, first: int = 0) -> np.ndarray:
         """Return the entries of the known words from number `first`, int32 [n, 2]."""
-        return placed(self.capacity + len(Word._fields) * first, np.array(self.words[first:], np.int32).reshape(-1, 1))
+        return placed(
+            self.capacity + len(TokenizedWord._fields) * first, np.array(self.words[first:], np.int32).reshape(-1, 1)
+        )
 
     def _num_rows(self, begin: int, end: int, padding: int) -> int:
         """Return the minimum number of rows from the row that takes a word to the row that may take the next one."""

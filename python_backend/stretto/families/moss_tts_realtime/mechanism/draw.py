@@ -83,7 +83,7 @@ class RecentDraw(RowDraw):
         return flat.view_as(logits)
 
 
-class Window(NamedTuple):
+class KernelConstants(NamedTuple):
     """Constant of the mechanism for kernels."""
 
     num_rows: int
@@ -114,4 +114,4 @@ class RecentProgram(StepProgram):
 
     def __init__(self, mechanism: RealtimeRules, readout: Readout, rules: SegmentRules, *given: Any):
         super().__init__(readout, rules, *given)
-        self.rule_constants = Window(mechanism.num_recent_rows)
+        self.rule_constants = KernelConstants(mechanism.num_recent_rows)

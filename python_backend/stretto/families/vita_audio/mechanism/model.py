@@ -20,11 +20,11 @@ from vllm.platforms import current_platform
 
 from stretto.engine.kernels.gpu.products import rms_norm, use_fused_operators
 from stretto.engine.worker.predictors import GeneratedRows
-from stretto.families.vita_audio.bursts import Bursts
+from stretto.families.vita_audio.bursts import ModuleSchedules
 from stretto.families.vita_audio.mechanism.module_rows import ModuleRows
 
 
-def add_modules(bursts: Bursts, model: Any, vllm_config: VllmConfig) -> None:
+def add_modules(bursts: ModuleSchedules, model: Any, vllm_config: VllmConfig) -> None:
     """Add the modules to a model of class `StrettoQwen2ForCausalLM` (`RowSteps.extend`).
 
     The model then keeps the last hidden states of the step's rows in its attribute `rows_hidden`, [max rows, H].
@@ -97,6 +97,6 @@ class ModuleNetwork:
         return {layer.self_attn.attn.layer_name for layer in layers}
 
 
-def module_rows(bursts: Bursts, model: Any, generated: GeneratedRows, vllm_config: VllmConfig) -> ModuleRows:
+def module_rows(bursts: ModuleSchedules, model: Any, generated: GeneratedRows, vllm_config: VllmConfig) -> ModuleRows:
     """Return the predictor that runs the modules of a model (`RowSteps.predictor`)."""
     return ModuleRows(ModuleNetwork(model, bursts.num_modules), generated, bursts, vllm_config)

@@ -15,10 +15,10 @@ from vllm.v1.worker.gpu.block_table import BlockTables
 
 from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, SampleRow
 from stretto.engine.worker.step_program import Recorder, StepGraphs, recorder_of
-from stretto.families.vita_audio.bursts import Bursts
+from stretto.families.vita_audio.bursts import ModuleSchedules
 
 
-class Spans(NamedTuple):
+class RowSpans(NamedTuple):
     """Consecutive rows of n requests, concatenated to N rows, as tensors on the device.
 
     Attributes:
@@ -73,12 +73,12 @@ class ModuleAttention:
         """
         self._tables.gather_block_tables(slots, num_reqs_padded=len(slots))
 
-    def map(self, spans: Spans) -> torch.Tensor:
+    def map(self, spans: RowSpans) -> torch.Tensor:
         """Compute and return the KV-cache slot of each row, [KV-cache groups, N]."""
         slots, begin, num_rows = spans.slots, spans.begin, len(spans.positions)
         return self._tables.compute_slot_mappings(slots, begin, spans.positions, num_rows, out=self._slot_mappings)
 
-    def metadata(self, spans: Spans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
+    def metadata(self, spans: RowSpans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
         """Return the attention metadata, keyed by layer name.
 
         Args:
@@ -211,9 +211,9 @@ class ModuleProgram:
             self._attention.metadata(self._spans(size), begin, lengths, self._attention.max_length),
         )
 
-    def _spans(self, size: int) -> Spans:
+    def _spans(self, size: int) -> RowSpans:
         positions = self._rows[POSITION, : size * self._window]
-        return Spans(self._requests[0, :size], self._begin_there[: size + 1], self._lengths[:size], positions)
+        return RowSpans(self._requests[0, :size], self._begin_there[: size + 1], self._lengths[:size], positions)
 
     def _launch(self, module: int, size: int) -> None:
         assert size == self._size, f"{self._size} requests were prepared, not {size}"
@@ -261,7 +261,7 @@ class ModuleRows:
     each slot are therefore kept, and the host tracks which rows still have to be processed.
     """
 
-    def __init__(self, model: Any, generated: GeneratedRows, bursts: Bursts, vllm_config: VllmConfig):
+    def __init__(self, model: Any, generated: GeneratedRows, bursts: ModuleSchedules, vllm_config: VllmConfig):
         self._model, self._generated, self._bursts, self._vllm_config = model, generated, bursts, vllm_config
         self._num_slots = vllm_config.scheduler_config.max_num_seqs
         hidden = model.rows_hidden
@@ -380,7 +380,7 @@ class ModuleRows:
     ) -> AbstractContextManager[None]:
         """Return the forward context in which the modules' attention layers process the rows in `runs`."""
         lengths = runs.stop.astype(np.int32)
-        spans = Spans(self._tensor(runs.slots), self._tensor(starts), self._tensor(lengths), positions)
+        spans = RowSpans(self._tensor(runs.slots), self._tensor(starts), self._tensor(lengths), positions)
         self._attention.gather(spans.slots)
         self._attention.map(spans)
         metadata = self._attention.metadata(spans, starts, lengths, int(lengths.max()))
