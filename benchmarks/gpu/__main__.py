@@ -76,7 +76,7 @@ def parse(
     parser.add_argument("--dry-run", dest="device", action="store_const", const="cpu", help="same as --device cpu")
     parser.add_argument("--jobs", nargs="+", choices=list(jobs), default=list(jobs))
     parser.add_argument("--limit-s", type=float, default=530.0, help="time limit for all jobs together, in seconds")
-    parser.add_argument("--one", nargs=3, metavar=("NAME", "JOB", "END_S"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "JOB"), help=argparse.SUPPRESS)
     return parser.parse_args(None if line is None else list(line))
 
 
@@ -86,8 +86,8 @@ def main(arguments: argparse.Namespace, jobs: Mapping[str, Job] = JOBS) -> int:
     prepare_environment()
     setup = Setup(arguments.device, arguments.out.resolve())
     if arguments.one:
-        name, job, end_s = arguments.one
-        enter_job(name, Job(**json.loads(job)), setup, float(end_s))
+        name, job = arguments.one
+        enter_job(name, Job(**json.loads(job)), setup)
     if not setup.is_small and is_cpu_build():
         raise SystemExit("gpu_check: this vLLM is built for the CPU; use --dry-run to run the same code there")
     setup.out.mkdir(parents=True, exist_ok=True)

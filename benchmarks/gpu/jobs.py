@@ -212,6 +212,7 @@ def append(setup: Setup, figures: Mapping[str, Any]) -> None:
 ILLEGAL_ACCESS = (b"illegal memory access", b"CUDA_ERROR_ILLEGAL_ADDRESS")
 BLOCKING = {"CUDA_LAUNCH_BLOCKING": "1"}
 FAILED = 1
+STACKS, PRINTING_S = signal.SIGUSR1, 0.5  # signal for printing the stacks of all threads, and the time for it
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,8 @@ class Children:
                 try:
                     child.join(max(0.0, begun + limit_s - time.monotonic()))
                     status = _status(child)
+                    if child.exitcode is None:
+                        _ask_for_stacks(child)
                 finally:
                     _end_group(child)
                     text = output.read_bytes()
@@ -333,25 +336,21 @@ class Children:
         if self.setup.is_small:
             os.environ.pop(BATCH_INVARIANT, None)  # vLLM's CPU build refuses it
         if self.is_cold or (set(job.environment) - set(BLOCKING) and not self.setup.is_small):
-            words = [sys.executable, "-m", "benchmarks.gpu", "--one", name, json.dumps(asdict(job)), f"{end_s}"]
+            words = [sys.executable, "-m", "benchmarks.gpu", "--one", name, json.dumps(asdict(job))]
             words += ["--device", self.setup.device, "--out", str(self.setup.out)]
             os.execv(sys.executable, words)
-        enter_job(name, job, self.setup, end_s)
+        enter_job(name, job, self.setup)
 
 
-def enter_job(name: str, job: Job, setup: Setup, end_s: float) -> None:
-    """Run a job in this process and exit. After a crash or a hang, the log has the stacks of all threads.
-
-    At `end_s` on the monotonic clock, the parent kills this process; a hang's stacks are printed shortly before.
-    """
+def enter_job(name: str, job: Job, setup: Setup) -> None:
+    """Run a job in this process and exit. After a crash or a hang, the log has the stacks of all threads."""
     faulthandler.disable()  # again, because a library may have replaced the handler
     faulthandler.enable()
-    faulthandler.dump_traceback_later(max(0.05, 0.9 * (end_s - time.monotonic())))
+    # Not `dump_traceback_later`: its thread reads the frames of running threads, which may end the process by SIGSEGV.
+    faulthandler.register(STACKS)
     if job.is_check:  # ten run at once, and threads that wait for one another's slow reference take all cores
         torch.set_num_threads(1)
-    is_right = run_job(name, job, setup)
-    faulthandler.cancel_dump_traceback_later()
-    sys.exit(0 if is_right else FAILED)
+    sys.exit(0 if run_job(name, job, setup) else FAILED)
 
 
 def _status(child: ForkProcess) -> str:
@@ -360,6 +359,13 @@ def _status(child: ForkProcess) -> str:
     if child.exitcode < 0:
         return signal.Signals(-child.exitcode).name
     return "passed" if child.exitcode == 0 else "failed"
+
+
+def _ask_for_stacks(child: ForkProcess) -> None:
+    """Have a job that exceeds its limit print the stacks of its threads."""
+    assert child.pid is not None
+    os.kill(child.pid, STACKS)
+    child.join(PRINTING_S)
 
 
 def _end_group(child: ForkProcess) -> None:
