@@ -126,8 +126,10 @@ def calls(done: Iterable[str] | None = None, size: int | None = None) -> list[Ca
         Call(f"call 2, part {number}", "engine", "benchmarks.gpu", part, False, size)
         for number, part in enumerate(parts, 1)
     ]
-    if not SERVED.keys() <= done:
-        others.append(Call("the served ensemble", "served", "benchmarks.gpu.served", SERVED, True, size))
+    others += [
+        Call(f"the server, part {number}", "served", "benchmarks.gpu.served", part, False, size)
+        for number, part in enumerate(divided((name for name in SERVED if name not in done), SERVED), 1)
+    ]
     return [each for call in first + others for each in transfers(call)]
 
 
