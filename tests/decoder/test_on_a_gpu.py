@@ -46,8 +46,11 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 class Decoder:
     """Decoder loop that the test runs turn by turn, with all its parts."""
 
-    def __init__(self, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, graphs: bool = False) -> None:
-        codec, config = Slow(cuda), DecoderConfig(device="cpu", graphs=graphs, max_batch=64)
+    def __init__(
+        self, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, graphs: bool = False, sizes: tuple[int, int] = (4, 25)
+    ) -> None:
+        codec = Slow(cuda)
+        config = DecoderConfig(device="cpu", graphs=graphs, max_batch=64, first_frames=sizes[0], steady_frames=sizes[1])
         self.launcher = CudaLauncher(codec, config)
         monkeypatch.setattr(loop_module, "make_launcher", lambda codec, config: self.launcher)
         self.queue, self.counts = ChunkQueue(), Counts()
@@ -110,16 +113,25 @@ def test_ended_utterances_are_not_decoded(cuda: FakeCuda, monkeypatch: pytest.Mo
     assert decoder.counts.to_dict()["batches"] == 1
 
 
-def test_graphs_are_captured_before_the_first_chunk(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = Decoder(cuda, monkeypatch, graphs=True)
+@pytest.mark.parametrize(
+    ("sizes", "num_graphs"),
+    [
+        # Windows of 3, 4, 6 and (the first) 6 frames for 1 … 64 rows; 10, 18 and 27 frames up to 32, 16 and 8 rows.
+        ((4, 25), 4 * 7 + 6 + 5 + 4),
+        # Windows of 3, 4, 6 and (the first) 2 and 3 frames for 1 … 64 rows; 10 and 14 frames up to 32 and 16 rows.
+        ((2, 12), 5 * 7 + 6 + 5),
+    ],
+)
+def test_graphs_are_captured_before_the_first_chunk(
+    sizes: tuple[int, int], num_graphs: int, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(cuda, monkeypatch, graphs=True, sizes=sizes)
     decoder.loop.enter()
-    # Windows of 3, 4, 6 and (the first) 6 frames for 1 … 64 rows; 10, 18 and 27 frames up to 32, 16 and 8 rows.
-    assert cuda.num_captured == 4 * 7 + 6 + 5 + 4
-    assert cuda.num_captured < MAX_GRAPHS
+    assert cuda.num_captured == num_graphs < MAX_GRAPHS
     assert cuda.num_replayed == 0
-    decoder.put("u", 5)  # an utterance's first chunk: 4 frames and the one that follows
+    decoder.put("u", sizes[0] + 1)  # an utterance's first chunk: the frames and the one that follows
     decoder.loop.turn()
-    assert (cuda.num_captured, cuda.num_replayed) == (43, 1)
+    assert (cuda.num_captured, cuda.num_replayed) == (num_graphs, 1)
 
 
 @pytest.mark.parametrize(

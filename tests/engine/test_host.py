@@ -7,12 +7,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Listener
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
+from vllm.engine import arg_utils
+from vllm.platforms import current_platform
 
 from stretto.config import EngineConfig
 from stretto.engine import host
@@ -148,3 +152,18 @@ def test_vllm_gets_the_memory_that_other_processes_leave(tmp_path: Path, monkeyp
         host.memory_share(own, lambda: 2_000 << 20)
     with pytest.raises(ValueError, match="reserved_mb must be an integer >= 0"):
         EngineConfig(tmp_path, reserved_mb=-1)
+
+
+def test_engine_on_a_gpu_is_configured_with_its_share(config: EngineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = dict[str, Any]()
+
+    def configured(**arguments: Any) -> None:
+        given.update(arguments)
+        raise LookupError
+
+    monkeypatch.setattr(arg_utils, "AsyncEngineArgs", configured)
+    monkeypatch.setattr(current_platform, "is_cpu", lambda: False)
+    monkeypatch.setattr(current_platform, "get_device_total_memory", lambda: 24_000 << 20)
+    with pytest.raises(LookupError):
+        host.vllm_config(replace(config, reserved_mb=6_000))
+    assert given["gpu_memory_utilization"] == 0.75
