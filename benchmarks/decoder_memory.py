@@ -28,7 +28,7 @@ CHUNKS = {
     "moss": (2, 12),
     "pocket": (1, 12),
     "qwen3_12hz": (2, 12),
-    "qwen3_omni": (4, 25),
+    "qwen3_omni": (2, 12),
     "s3gen": (4, 25),
     "tiny": (4, 25),
     "vibevoice": (1, 8),

@@ -1,5 +1,6 @@
 """The decoder's memory on a GPU: activations, graphs and states of every codec, by shapes on torch's device `meta`."""
 
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from stretto.decoder.graphs import MAX_BATCH_S
 from stretto.decoder.memory import META, Peak, measure
 from stretto.entry_points import CODECS, names
 from stretto.errors import CheckpointError
+from stretto.families.plugin import plugins
+from stretto.streams.layout import Segment
 from tests.test_docs import ROOT
 from tests.tiers import by_night
 
@@ -92,3 +95,12 @@ def test_decoder_fits_beside_a_language_model(name: str) -> None:
 
 def test_every_codec_has_chunk_sizes() -> None:
     assert set(names(CODECS).split(", ")) == set(CHUNKS) == DECODERS_GB.keys()
+
+
+def test_chunk_sizes_are_those_of_a_family_with_audio() -> None:
+    sizes = defaultdict[str, set[tuple[int, int]]](set)
+    for family in (plugin.build(None) for plugin in plugins()):
+        if any(Segment.AUDIO in task.segments for task in family.tasks):
+            sizes[family.codec].add((family.first_chunk_frames, family.steady_chunk_frames))
+    assert {"qwen3_omni", "fish_s2", "moss"} <= sizes.keys()
+    assert [codec for codec in sizes.keys() & CHUNKS if CHUNKS[codec] not in sizes[codec]] == []
