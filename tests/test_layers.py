@@ -35,6 +35,7 @@ ALLOWED = {
     "worker_process": set(),
     "cuda_graphs": set(),
     "limits": set(),
+    "kv_blocks": set(),
     "heartbeat": set(),
     "gpus": set(),
     "disconnects": set(),
@@ -50,7 +51,7 @@ ALLOWED = {
     "encoders": {"codecs", "weights", "untrusted_files", "errors"},
     "aligning": {"weights", "untrusted_files", "worker_process", "errors"},
     "families": {"codecs", "weights", "records", "streams", "entry_points", "untrusted_files", "errors"},
-    "sizing": {"families"},
+    "sizing": {"families", "kv_blocks"},
     "preprocessing": {"families", "codecs", "records", "streams", "limits", "worker_process", "errors"},
     "verification": {"preprocessing", "weights", "errors"},
     "decoder": {
@@ -62,9 +63,11 @@ ALLOWED = {
     "engine/kernels": {"engine/columns", "engine/rules", "sampling", "errors"},
     "engine": {
         "cpu_backend", "engine/rules", "engine/kernels", "families", "records", "streams", "config", "limits",
-        "worker_process", "errors", "untrusted_files",
+        "kv_blocks", "worker_process", "errors", "untrusted_files",
     },
-    "engine/scheduling": {"engine", "engine/rules", "families", "records", "streams", "worker_process", "errors"},
+    "engine/scheduling": {
+        "engine", "engine/rules", "families", "records", "streams", "kv_blocks", "worker_process", "errors",
+    },
     "engine/worker": {
         "engine", "cpu_backend", "engine/columns", "engine/rules", "engine/kernels", "families", "sampling", "records",
         "streams", "cuda_graphs", "errors",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from stretto.families.base import Family
+from stretto.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
 
 BYTES = 2  # bfloat16
 # Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.
@@ -33,6 +34,8 @@ TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter
 GPU_BATCHED_ROWS, CPU_BATCHED_ROWS = 8192, 2048  # rows per step
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MAX_CPU_ROWS = 1024  # rows per batch slot
+# KV cache on a CPU, unless one request needs more. A processor gains little from a batch of many rows of a large model.
+CPU_CACHE_BYTES = 2 << 30
 
 
 def kv_numbers(layers: int, width: int) -> int:
@@ -243,6 +246,29 @@ def num_slots(table_bytes: int, is_on_gpu: bool) -> int:
     return min(most, 1 << fitting.bit_length() - 1)
 
 
+def cpu_slots(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
+    """Return the number of batch slots of a server on a CPU.
+
+    Live sessions cannot be preempted, so each one keeps its rows of the KV cache. All of them together keep at most
+    CPU_CACHE_BYTES, unless a single one needs more. One slot is for a reply beside them.
+
+    Args:
+        family: The family.
+        longest: Number of rows of the longest request: its prompt and its reply.
+        window: Number of rows in the attention window, if all layers have one; 0 otherwise.
+        row_bytes: Size of a row in the KV cache in bytes.
+        slots: Maximum number of batch slots.
+    """
+    if family.code_track is None:
+        return slots
+    return min(slots, 1 + max(1, CPU_CACHE_BYTES // (row_bytes * _session_rows(longest, window))))
+
+
+def _session_rows(longest: int, window: int) -> int:
+    """Return the number of rows that a live session keeps in the KV cache on a CPU."""
+    return CPU_BLOCK_SIZE * SessionBlocks.from_rows(longest, CPU_BLOCK_SIZE, window or None, MAX_STEPS_IN_FLIGHT).room
+
+
 def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> int:
     """Return the number of rows in the KV cache of the longest reply, with both requests if it is guided by a pair.
 
@@ -252,32 +278,37 @@ def longest_rows(family: Family, longest: int, window: int, is_on_gpu: bool) -> 
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
         is_on_gpu: True for a server on a GPU.
     """
-    # Blocks that leave the window are freed, but those of two steps may be in flight.
-    in_flight = 2 * (GPU_BATCHED_ROWS if is_on_gpu else CPU_BATCHED_ROWS)
-    return (2 if family.guided_streams else 1) * (min(longest, window + in_flight) if window else longest)
+    # Blocks that leave the window are freed, but those of two steps may be in flight, or of one step on a CPU.
+    size, in_flight = (1, MAX_STEPS_IN_FLIGHT * GPU_BATCHED_ROWS) if is_on_gpu else (CPU_BLOCK_SIZE, CPU_BATCHED_ROWS)
+    return (2 if family.guided_streams else 1) * size * blocks_in_window(longest, size, window or None, in_flight)
 
 
-def cpu_cache_rows(family: Family, longest: int, window: int, slots: int) -> int:
-    """Return the number of rows in the KV cache of a server on a CPU.
+def cpu_cache_bytes(family: Family, longest: int, window: int, row_bytes: int, slots: int) -> int:
+    """Return the size of the KV cache of a server on a CPU in bytes.
 
     There is always room for the longest reply, so that no request is rejected for its length. There is also room for
-    the rows that all batch slots need on average, with replies of SECONDS that are halfway complete. If replies need
-    more, some are preempted. Live sessions cannot be preempted: their number depends on the size of the cache, so they
-    get MAX_CPU_ROWS for each slot, and room for another reply beside a session.
+    the rows that all batch slots need on average, with replies of SECONDS that are halfway complete, within
+    CPU_CACHE_BYTES. If replies need more, some are preempted. Live sessions cannot be preempted: all slots but one have
+    room for a session, and the last one for the longest reply. A table of latents requires a cache of its own size
+    (`LatentSpec.cache_bytes`).
 
     Args:
         family: The family.
         longest: Number of rows of the longest request: its prompt and its reply.
         window: Number of rows in the attention window, if all layers have one; 0 otherwise.
+        row_bytes: Size of a row in bytes.
         slots: Number of batch slots.
     """
-    is_live = family.code_track is not None
-    rows_per_s = family.frame_rate * family.rows_per_frame
-    rows = MAX_CPU_ROWS
-    if rows_per_s and not is_live:
-        rows = min(rows, PROMPT_ROWS + round(SECONDS / 2 * rows_per_s))
     held = longest_rows(family, longest, window, is_on_gpu=False)
-    return max((2 if is_live else 1) * held, rows * slots) + 2 * CPU_BLOCK_SIZE
+    rows_per_s = family.frame_rate * family.rows_per_frame
+    if family.code_track is not None:
+        rows = max(1, slots - 1) * _session_rows(longest, window) + held
+    else:
+        usual = PROMPT_ROWS + round(SECONDS / 2 * rows_per_s) if rows_per_s else MAX_CPU_ROWS
+        rows = max(held, min(slots * min(usual, MAX_CPU_ROWS), CPU_CACHE_BYTES // row_bytes))
+    found = (rows + 2 * CPU_BLOCK_SIZE) * row_bytes
+    latents = family.layout.latents
+    return found if latents is None else max(found, latents.cache_bytes(slots, longest))
 
 
 def step_ms(backbone: Backbone, gpu: Gpu, streams: int) -> float:

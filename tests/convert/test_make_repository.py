@@ -98,10 +98,11 @@ def test_engine_arguments_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -
         json.loads((checkpoint / "config.json").read_text()), "float32"
     )
     assert rows // arguments["block_size"] > 2 * -(-1024 // arguments["block_size"])
+    changes = {"max_num_seqs": 4, "tensor_parallel_size": 2, "kv_cache_memory_bytes": 1 << 30}
     given = tmp_path / "engine.json"
-    given.write_text('{"max_num_seqs": 4, "tensor_parallel_size": 2}')
+    given.write_text(json.dumps(changes))
     changed = made(checkpoint, tmp_path / "other", "--engine-args", str(given))
-    assert changed == arguments | {"max_num_seqs": 4, "tensor_parallel_size": 2}
+    assert changed == arguments | changes | {"max_waiting": 1}
 
 
 WINDOWED = {"layer_types": ["sliding_attention"] * 2, "sliding_window": 500}
@@ -114,12 +115,20 @@ LIVE = replace(UNGUIDED, code_track=CodeTrack(range(1, 9)))
     [
         (TINY, 32_768, {}, 2 * 32_768),  # a CFG pair
         (UNGUIDED, 32_768, {}, 32_768),
-        (LIVE, 32_768, {}, 2 * 32_768),  # another reply beside a session
-        (LIVE, 45_056, WINDOWED, 32 * 1_024),  # as many sessions as possible
+        (LIVE, 32_768, {}, 32 * 32_768),  # another reply beside 31 sessions
+        (LIVE, 1 << 19, {}, 3 * (1 << 19)),  # two sessions take CPU_CACHE_BYTES, of 2 kB in each row
+        (LIVE, 1 << 21, {}, 2 * (1 << 21)),  # one session takes more
+        (LIVE, 45_056, WINDOWED, 31 * 19 * 32 + 81 * 32),  # blocks of sessions, and of a prompt that ends outside them
         (UNGUIDED, 45_056, WINDOWED, 32 * 600),
         (replace(UNGUIDED, frame_rate=12.5), 4_096, {}, 32 * 388),
         (replace(UNGUIDED, frame_rate=100.0), 4_096, {}, 32 * 1_024),
         (replace(UNGUIDED, frame_rate=0.0), 4_096, {}, 32 * 1_024),
+        (
+            replace(UNGUIDED, frame_rate=0.0),
+            4_096,
+            {"hidden_size": 12_800},
+            10_485,
+        ),  # 204,800 bytes a row, 2 GiB in all
     ],
 )
 def test_kv_cache_on_a_cpu_has_room_for_the_longest_reply_and_the_average_of_all_slots(
@@ -132,6 +141,41 @@ def test_kv_cache_on_a_cpu_has_room_for_the_longest_reply_and_the_average_of_all
     expected = (num_rows + 2 * arguments["block_size"]) * row
     assert expected <= arguments["kv_cache_memory_bytes"] < expected + (1 << 20)
     assert arguments["max_model_len"] == longest
+
+
+def test_kv_cache_on_a_cpu_follows_from_given_arguments() -> None:
+    record = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 128, "dtype": "bfloat16"}
+    record |= {"max_position_embeddings": 32_768}
+    family, row = replace(UNGUIDED, max_model_len=32_768), bytes_per_row(record, "float32")
+
+    def num_bytes(**given: Any) -> int:
+        return engine_arguments(record, family, is_on_gpu=False, given=given)["kv_cache_memory_bytes"]
+
+    def whole_mib(rows: int, row_bytes: int) -> int:
+        return -(-(rows + 64) * row_bytes >> 20) << 20
+
+    assert num_bytes() == whole_mib(32_768, row // 2)
+    assert num_bytes(dtype="float32") == whole_mib(32_768, row)
+    assert num_bytes(dtype="float32", max_model_len=4_096) == whole_mib(32 * 600, row)
+    assert num_bytes(dtype="float32", max_model_len=4_096, max_num_seqs=2) == whole_mib(4_096, row)
+    assert num_bytes(kv_cache_memory_bytes=5) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_num_seqs": 0}, "max_num_seqs: expected an integer in [1, 16777216], got 0"),
+        ({"max_model_len": "auto"}, "max_model_len: expected an integer in [1, 16777216], got 'auto'"),
+        ({"dtype": "auto"}, "dtype: expected float32, bfloat16, float16, got 'auto'"),
+    ],
+)
+def test_given_argument_that_no_cache_can_be_computed_for_is_refused(
+    given: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    words = ["--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]
+    assert main([*words, "--engine-args", str(tmp_path / "given.json")]) == 1
+    assert capsys.readouterr().err == f"stretto make-repository: --engine-args: {message}\n"
 
 
 @pytest.mark.parametrize("family", [each.build(None) for each in plugins()], ids=lambda family: family.name)

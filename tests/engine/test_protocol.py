@@ -17,7 +17,6 @@ from stretto.engine.protocol import (
     SHARES,
     EngineStats,
     SharedStats,
-    blocks_in_window,
     num_guided,
     partner_of,
     read_extra_args,
@@ -25,6 +24,7 @@ from stretto.engine.protocol import (
     to_extra_args,
 )
 from stretto.errors import InvalidRequest
+from stretto.kv_blocks import blocks_in_window
 from stretto.records.chunk import Alignment
 from stretto.records.prompt import Condition, InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling

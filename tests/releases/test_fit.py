@@ -3,21 +3,27 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from stretto.codecs.decoder_sizes import DECODERS_GB
-from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, UNKNOWN_DECODER_GB, Needs
+from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, UNKNOWN_DECODER_GB, Needs, latent_bytes
+from stretto.convert.make_repository import engine_arguments
+from stretto.engine.prompt_checks import Capacity
+from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 from stretto.families.tiny.family import TINY
+from stretto.gpus import MIB
+from stretto.kv_blocks import blocks_in_window
 from stretto.releases import fit, machine
 from stretto.releases.entry import ReleaseEntry, RepositoryFiles
 from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
 from stretto.releases.machine import Gpu
 from stretto.releases.names import entries, find
-from stretto.sizing import Backbone, cpu_cache_rows
+from stretto.sizing import Backbone, cpu_cache_bytes
 
 GB = 1_000_000_000
 SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))
@@ -76,7 +82,7 @@ def test_need_counts_weights_in_two_bytes_on_a_gpu_and_as_stored_on_a_cpu() -> N
     assert on_gpu.cache == 2 * TINY.max_model_len * backbone.kv_bytes  # the longest guided reply of the family
     half, full = need(SHAPED, in_half, is_on_gpu=False), need(SHAPED, in_full, is_on_gpu=False)
     assert (half.weights, full.weights) == (in_half, in_full)
-    assert half.cache == cpu_cache_rows(TINY, TINY.max_model_len, 0, 32) * backbone.kv_bytes
+    assert half.cache == cpu_cache_bytes(TINY, TINY.max_model_len, 0, backbone.kv_bytes, 32)
     assert full.cache == 2 * half.cache
 
 
@@ -100,8 +106,8 @@ def test_need_includes_a_speaker_with_an_engine_and_the_codec() -> None:
     assert shape is not None
     for is_on_gpu, slots in ((True, 256), (False, 32)):
         found, alone = need(whole, 70 * GB, is_on_gpu), need(text_only, 63 * GB, is_on_gpu)
-        rows = cpu_cache_rows(family, family.max_model_len, 0, slots)
-        assert found.cache - alone.cache == rows * shape.kv_bytes
+        cache = cpu_cache_bytes(family, family.max_model_len, 0, shape.kv_bytes, slots)
+        assert found.cache - alone.cache == cache
         assert found.weights - alone.weights == (2 * shape.weights if is_on_gpu else 7 * GB)
         assert found.processes - alone.processes == (ENGINE_BYTES if is_on_gpu else 0)
     found, alone = need(whole, 70 * GB, is_on_gpu=True), need(text_only, 63 * GB, is_on_gpu=True)
@@ -111,7 +117,83 @@ def test_need_includes_a_speaker_with_an_engine_and_the_codec() -> None:
     assert alone.total < 80 * GB
 
 
-@pytest.mark.parametrize("entry", [each for each in entries() if each.shape], ids=lambda entry: entry.name)
+# KV cache on a CPU in MB in 16 and in 32 bits (latents: in 32 bits alone), by family and bytes of a row in 16 bits.
+CPU_CACHES_MB = {
+    ("bagpiper", 147_456): (9_673, 19_346),
+    ("chatterbox", 122_880): (2_156, 2_163),
+    ("chatterbox", 36_864): (682, 1_362),
+    ("chatterbox", 98_304): (1_815, 2_160),
+    ("cosyvoice3", 12_288): (228, 454),
+    ("csm", 32_768): (409, 818),
+    ("fish_s2", 147_456): (2_157, 2_435),
+    ("higgs_audio_v2", 114_688): (2_118, 2_162),
+    ("higgs_audio_v3", 147_456): (2_157, 2_435),
+    ("kyutai_stt", 131_072): (2_420, 2_802),
+    ("kyutai_tts", 131_072): (1_636, 2_164),
+    ("moshi", 524_288): (4_329, 8_657),
+    ("moss_tts", 147_456): (1_840, 2_435),
+    ("moss_tts_local", 147_456): (1_840, 2_435),
+    ("moss_tts_realtime", 114_688): (1_431, 2_162),
+    ("opuslm", 524_288): (4_329, 8_657),
+    ("opuslm_dialogue", 196_608): (2_160, 3_246),
+    ("personaplex", 524_288): (4_329, 8_657),
+    ("phonon", 18_432): (460,),
+    ("pocket_tts", 24_576): (613,),
+    ("pocket_tts", 16_384): (409,),
+    ("pocket_tts", 2_048): (68,),
+    ("pocket_tts", 4_096): (103,),
+    ("pocket_tts", 98_304): (2_160,),
+    ("qwen3_omni", 98_304): (6_449, 12_897),
+    ("qwen3_omni_talker", 20_480): (1_344, 2_688),
+    ("qwen3_tts", 114_688): (3_765, 7_531),
+    ("vibevoice", 28_672): (1_620,),
+    ("vibevoice", 57_344): (1_886,),
+    ("vibevoice_realtime", 12_288): (546,),
+    ("vita_audio", 77_824): (2_555, 5_111),
+    ("voxcpm2", 36_864): (1_075,),
+}
+SHAPED_ENTRIES = [each for each in entries() if each.shape]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [each for entry in SHAPED_ENTRIES for each in (entry, fit.speaker_of(entry)) if each is not None],
+    ids=lambda entry: f"{entry.name}-{entry.family}",
+)
+def test_kv_cache_on_a_cpu_has_room_for_the_longest_request_of_each_release(entry: ReleaseEntry) -> None:
+    """A reply of full length, or both of a pair, fits into the cache of `make-repository`; sessions fit beside it."""
+    shape, family = fit.backbone(entry), fit._family(entry)
+    assert shape is not None
+    record: dict[str, Any] = {
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_size": shape.hidden,
+        "max_position_embeddings": family.max_model_len,
+    }
+    if shape.kv_window:
+        record |= {"layer_types": ["sliding_attention"] * shape.layers, "sliding_window": shape.kv_window}
+    found = []
+    for dtype, num_bytes in {"bfloat16": 2, "float32": 4}.items():
+        if dtype == "bfloat16" and entry.family in LATENTS:
+            continue
+        arguments = engine_arguments(record | {"dtype": dtype}, family, is_on_gpu=False)
+        cache, block = arguments["kv_cache_memory_bytes"], 32 * shape.kv_bytes * num_bytes // 2
+        capacity = Capacity(cache // block, 32, arguments["max_num_seqs"], shape.kv_window or None, 2048)
+        rules = SegmentRules(family, arguments["max_model_len"])
+        assert (family.code_track is None) or 1 <= capacity.max_sessions(rules) == capacity.max_num_seqs - 1
+        held = blocks_in_window(family.max_model_len, 32, capacity.window, capacity.num_in_flight)
+        assert held * (2 if family.guided_streams else 1) <= capacity.num_blocks - 1
+        estimated = fit._batch_cache_bytes(entry, num_bytes, is_on_gpu=False)
+        tables = arguments["max_num_seqs"] * shape.table_bytes * num_bytes // 2
+        tables += latent_bytes(family, arguments["max_num_seqs"], family.max_model_len)
+        assert 0 <= cache - (estimated - tables) < MIB
+        found.append(round(cache / 1e6))
+    assert tuple(found) == CPU_CACHES_MB[entry.family, shape.kv_bytes]
+
+
+@pytest.mark.parametrize("entry", SHAPED_ENTRIES, ids=lambda entry: entry.name)
 def test_need_of_each_release_is_more_than_its_weights(entry: ReleaseEntry) -> None:
     backbone, speaker = fit.backbone(entry), fit.speaker_of(entry)
     assert isinstance(backbone, Backbone)

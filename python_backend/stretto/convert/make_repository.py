@@ -6,8 +6,10 @@ import math
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from stretto.aligning.model import check_config, read_alphabet
@@ -29,7 +31,7 @@ from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
 from stretto.preprocessing.request import Preprocessor
-from stretto.sizing import CPU_BLOCK_SIZE, cpu_cache_rows, kv_numbers, longest_rows, num_slots
+from stretto.sizing import CPU_BLOCK_SIZE, cpu_cache_bytes, cpu_slots, kv_numbers, longest_rows, num_slots
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"
@@ -124,6 +126,7 @@ CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.jso
 DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
 ALIGNER = f"{DECODER}/1/aligner"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+GIVEN = "--engine-args"
 MAX_COUNT = 1 << 24  # far above the number of layers, the width and the length of any model
 ENGINE_GPU = 0  # GPU of the language model
 GPU_BATCH = 64  # windows per batch; larger batches are not faster on a GPU
@@ -140,7 +143,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, help="checkpoint made by stretto convert")
     add("--out", type=Path, required=True, help="directory to create")
     add(
-        "--engine-args",
+        GIVEN,
         type=Path,
         metavar="FILE",
         help="JSON with engine arguments for vLLM instead of the default ones",
@@ -211,7 +214,11 @@ class Placement:
 
 
 def engine_arguments(
-    record: dict[str, Any], family: Family, is_on_gpu: bool, serving: ServingProfile = PROFILES[BALANCED]
+    record: dict[str, Any],
+    family: Family,
+    is_on_gpu: bool,
+    serving: ServingProfile = PROFILES[BALANCED],
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the vLLM engine arguments for a checkpoint.
 
@@ -224,33 +231,28 @@ def engine_arguments(
         family: The checkpoint's family.
         is_on_gpu: True to serve on a GPU.
         serving: Profile of batch and queue.
+        given: Engine arguments that replace computed ones. The KV cache on a CPU is computed for them.
 
     Raises:
-        CheckpointError: If a size in config.json is missing or invalid.
+        CheckpointError: If a size in config.json is missing or invalid, or one in `given` is invalid.
     """
-    chosen: dict[str, Any] = {
-        "dtype": precision(record, is_on_gpu),
-        "max_model_len": min(family.max_model_len, count(record, "max_position_embeddings")),
-    }
-    slot_bytes = condition_bytes(record, family, chosen["dtype"]) + state_bytes(family.codec)
-    num_seqs = serving.num_slots(num_slots(slot_bytes, is_on_gpu))
-    places = {
-        "max_num_seqs": num_seqs,
-        "max_waiting": serving.num_waiting(num_seqs),
-        "max_num_batched_tokens": serving.num_step_rows(is_on_gpu),
-    }
+    longest = min(family.max_model_len, count(record, "max_position_embeddings"))
+    chosen = {"dtype": precision(record, is_on_gpu), "max_model_len": longest, **given}
+    dtype, longest = chosen["dtype"], count(chosen, "max_model_len", GIVEN)
+    if dtype not in tuple(NUM_BYTES):
+        raise CheckpointError(f"{GIVEN}: dtype: expected {', '.join(NUM_BYTES)}, got {shown(dtype)}")
+    shape = longest, window(record), bytes_per_row(record, dtype)
+    slots = serving.num_slots(num_slots(condition_bytes(record, family, dtype) + state_bytes(family.codec), is_on_gpu))
+    chosen.setdefault("max_num_seqs", slots if is_on_gpu else cpu_slots(family, *shape, slots))
+    slots = count(chosen, "max_num_seqs", GIVEN)
+    chosen.setdefault("max_waiting", serving.num_waiting(slots))
+    chosen.setdefault("max_num_batched_tokens", serving.num_step_rows(is_on_gpu))
     if is_on_gpu:
-        return chosen | places
-    num_rows = cpu_cache_rows(family, chosen["max_model_len"], window(record), num_seqs)
-    needed = num_rows * bytes_per_row(record, chosen["dtype"])
-    if (latents := family.layout.latents) is not None:
-        needed = max(needed, latents.cache_bytes(num_seqs, chosen["max_model_len"]))
-    return chosen | {
-        **places,
-        "block_size": CPU_BLOCK_SIZE,
-        "kv_cache_memory_bytes": -(-needed // MIB) * MIB,
-        "enforce_eager": True,
-    }
+        return chosen
+    chosen.setdefault("block_size", CPU_BLOCK_SIZE)
+    chosen.setdefault("kv_cache_memory_bytes", -(-cpu_cache_bytes(family, *shape, slots) // MIB) * MIB)
+    chosen.setdefault("enforce_eager", True)
+    return chosen
 
 
 def window(record: dict[str, Any]) -> int:
@@ -276,11 +278,11 @@ def speaker_arguments(
         CheckpointError: If a size in config.json is missing or invalid.
     """
     record, family = config_at(folder), family_at(folder)
-    chosen = engine_arguments(record, family, is_on_gpu, serving) | given
+    chosen = engine_arguments(record, family, is_on_gpu, serving, given)
     chosen |= quantization(record, quantize, chosen["dtype"])
     if is_on_gpu and not chosen.keys() & {*MEMORY, "memory_mb"}:
-        num_rows = cpu_cache_rows(family, chosen["max_model_len"], window(record), chosen["max_num_seqs"])
-        cache = num_rows * bytes_per_row(record, chosen["dtype"])
+        shape = chosen["max_model_len"], window(record), bytes_per_row(record, chosen["dtype"])
+        cache = cpu_cache_bytes(family, *shape, chosen["max_num_seqs"])
         weights = file_bytes(folder.glob("*.safetensors")) // (2 if chosen.get("quantization") in ONLINE else 1)
         chosen["memory_mb"] = -(-engine_bytes(weights, cache) // MIB)
     return chosen
@@ -407,11 +409,15 @@ def condition_bytes(record: dict[str, Any], family: Family, dtype: str) -> int:
     return conditions.vector_rows * numbers * NUM_BYTES[dtype]
 
 
-def count(record: dict[str, Any], name: str) -> int:
-    """Return a size in a checkpoint's config.json; raise CheckpointError unless it is an integer in [1, MAX_COUNT]."""
+def count(record: dict[str, Any], name: str, source: str = "config.json") -> int:
+    """Return a size in a checkpoint's config.json, or in another source.
+
+    Raises:
+        CheckpointError: If the size is not an integer in [1, MAX_COUNT].
+    """
     value = record.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_COUNT:
-        raise CheckpointError(f"config.json: {name}: expected an integer in [1, {MAX_COUNT}], got {shown(value)}")
+        raise CheckpointError(f"{source}: {name}: expected an integer in [1, {MAX_COUNT}], got {shown(value)}")
     return value
 
 
@@ -457,7 +463,7 @@ def make(
     record = config_at(checkpoint)
     own, speaker_args = family_at(checkpoint), engine_args.get("speaker", {})
     EngineConfig(checkpoint, speaker=speaker_args)  # checks it
-    chosen = engine_arguments(record, own, placement is not None, PROFILES[serving]) | engine_args
+    chosen = engine_arguments(record, own, placement is not None, PROFILES[serving], engine_args)
     chosen |= quantization(record, quantize, chosen["dtype"])
     if own.mechanism.speaker is not None:
         options = placement is not None, PROFILES[serving], quantize, speaker_args

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from stretto.engine.client import EngineClient
-from stretto.engine.protocol import SessionBlocks, blocks_in_window
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.families.base import Task
 from stretto.families.option_checks import check_sampling
+from stretto.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import LatentSpec, Segment, latents_of
-
-MAX_STEPS_IN_FLIGHT = 2  # with asynchronous scheduling
 
 
 @dataclass(frozen=True, slots=True)

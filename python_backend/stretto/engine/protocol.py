@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -48,48 +48,6 @@ def num_guided(switches: Sequence[int], num_frames: int) -> int:
     """
     edges = [0, *(min(frame, num_frames) for frame in switches), num_frames]
     return sum(goes - comes for comes, goes in zip(edges[::2], edges[1::2], strict=False))
-
-
-def blocks_in_window(num_rows: int, block_size: int, window: int | None, num_in_flight: int) -> int:
-    """Return the maximum number of KV blocks that a request of `num_rows` rows holds at any time.
-
-    Args:
-        num_rows: Number of rows, including the prompt.
-        block_size: Rows per block.
-        window: Number of rows that each row attends to, including itself; None for all. Blocks before the window are
-            freed.
-        num_in_flight: Maximum number of rows of the request that are being computed.
-    """
-    spanned = -(-num_rows // block_size)
-    return spanned if window is None else min(spanned, -(-(window - 1 + num_in_flight) // block_size) + 1)
-
-
-SPARE_BLOCKS = 2  # per live session with a window, because blocks before the window are freed only at an allocation
-
-
-class SessionBlocks(NamedTuple):
-    """KV blocks of a live session.
-
-    Attributes:
-        held: Maximum number of blocks that it holds at any time.
-        spare: Number of further blocks that it needs free.
-    """
-
-    held: int = 0
-    spare: int = 0
-
-    @classmethod
-    def from_rows(cls, num_rows: int, block_size: int, window: int | None, num_steps: int) -> Self:
-        """Return the blocks of a session; see `blocks_in_window`. Each of `num_steps` steps computes one row."""
-        return cls(blocks_in_window(num_rows, block_size, window, num_steps), 0 if window is None else SPARE_BLOCKS)
-
-    @property
-    def room(self) -> int:
-        """Number of free blocks that the admission of a session requires."""
-        return self.held + self.spare
-
-
-NO_SESSION = SessionBlocks()
 
 
 KEY = "speech"

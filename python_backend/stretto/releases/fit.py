@@ -24,7 +24,8 @@ from stretto.sizing import (
     WORKSPACE_BYTES,
     Backbone,
     Depth,
-    cpu_cache_rows,
+    cpu_cache_bytes,
+    cpu_slots,
     longest_rows,
     num_slots,
 )
@@ -155,10 +156,12 @@ def _batch_cache_bytes(entry: ReleaseEntry, number_bytes: int, is_on_gpu: bool) 
     """Return the size of the KV cache that `make-repository` chooses for a CPU or a speaker, and of all tables."""
     shape, family = backbone(entry), _family(entry)
     assert shape is not None
-    slots = num_slots(shape.table_bytes + state_bytes(family.codec), is_on_gpu)
-    rows = cpu_cache_rows(family, family.max_model_len, shape.kv_window, slots)
-    numbers = (rows * shape.kv_bytes + slots * shape.table_bytes) // BYTES
-    return numbers * number_bytes + latent_bytes(family, slots, family.max_model_len)
+    longest, row_bytes = family.max_model_len, shape.kv_bytes * number_bytes // BYTES
+    slots = num_slots(shape.table_bytes * number_bytes // BYTES + state_bytes(family.codec), is_on_gpu)
+    if not is_on_gpu:
+        slots = cpu_slots(family, longest, shape.kv_window, row_bytes, slots)
+    tables = slots * shape.table_bytes * number_bytes // BYTES + latent_bytes(family, slots, longest)
+    return cpu_cache_bytes(family, longest, shape.kv_window, row_bytes, slots) + tables
 
 
 def _family(entry: ReleaseEntry) -> Family:

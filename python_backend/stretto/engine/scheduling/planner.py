@@ -12,9 +12,9 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
 
-from stretto.engine.protocol import NO_SESSION, SessionBlocks
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
+from stretto.kv_blocks import NO_SESSION, SessionBlocks
 
 
 class RunningRow(NamedTuple):

@@ -13,12 +13,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
-from stretto.engine.protocol import (
-    NO_CHANGE,
-    UNCONDITIONAL_SUFFIX,
-    SessionBlocks,
-    family_of,
-)
+from stretto.engine.protocol import NO_CHANGE, UNCONDITIONAL_SUFFIX, family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.client_turns import ClientTurns, step_quantum
 from stretto.engine.scheduling.guidance import AdaptiveGuidance, StepLoad
@@ -30,6 +25,7 @@ from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.engine.scheduling.step_stats import StepStats, share_of
 from stretto.engine.scheduling.supported import check_supported
 from stretto.engine.scheduling.unconditional_output import RUNNING, UnconditionalOutput
+from stretto.kv_blocks import SessionBlocks
 from stretto.streams.layout import Segment
 from stretto.worker_process import die_with_parent
 
