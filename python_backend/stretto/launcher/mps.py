@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -87,10 +86,10 @@ def _folder(launch: Launch) -> Path:
     return launch.folder / "mps"
 
 
-def _daemon_environment(launch: Launch, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+def _daemon_environment(launch: Launch) -> dict[str, str]:
     """Return the daemon's environment variables.
 
     The daemon serves all GPUs, because its clients number only the GPUs that it serves.
     """
-    kept = {name: value for name, value in base.items() if name != VISIBLE}
+    kept = {name: value for name, value in os.environ.items() if name != VISIBLE}
     return kept | client_environment(launch) | {LAUNCH_ID: launch.id}

@@ -44,14 +44,10 @@ class RunningServer:
         return descendants(self.pid)
 
 
-def running_servers(directory: Path = SHARED_MEMORY) -> list[RunningServer]:
-    """Return this user's servers, in the order of their HTTP ports.
-
-    Args:
-        directory: Shared-memory directory of the launchers.
-    """
+def running_servers() -> list[RunningServer]:
+    """Return this user's servers, in the order of their HTTP ports."""
     found: dict[int, RunningServer] = {}
-    for path in pid_files(directory):
+    for path in pid_files(SHARED_MEMORY):
         record = background.read(path)
         if record is not None:
             found[record["pid"]] = _server(path, record)

@@ -147,7 +147,7 @@ class Installer:
             raise Unavailable(f"{target.release} is not installed (stretto pull {target.release})")
         if (family := target.checkpoint_family) is not None:
             return self._adopt(target, request, family)
-        entry, parts = self._resolve(target, request)
+        entry, parts = self._resolve(target)
         try:
             self._check(entry, parts)
         except DoesNotFit as error:
@@ -178,7 +178,7 @@ class Installer:
         with self._models.lock(folder_name(manifest)), self._models.staging() as staging:
             return self._models.publish(staging, replace(manifest, checkpoint=str(target.folder)))
 
-    def _resolve(self, target: Target, request: Request) -> tuple[ReleaseEntry, list[ReleaseFiles]]:
+    def _resolve(self, target: Target) -> tuple[ReleaseEntry, list[ReleaseFiles]]:
         """Return the entry of a target, and its files and those of its companions."""
         choices, entry = self._choices, target.entry
         if (listing := target.listing) is not None:

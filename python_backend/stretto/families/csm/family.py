@@ -24,11 +24,11 @@ END_CODE = 0
 VOICES = ("0", "1")  # possible speaker numbers of the assistant; the user has the other one
 
 
-def llama3_rope(factor: float, low: float, high: float, length: int, theta: float = 5e5) -> dict[str, Any]:
+def llama3_rope(factor: float, low: float, high: float, length: int) -> dict[str, Any]:
     """Return the Llama 3 rotary-embedding parameters under the names used by transformers."""
     return {
         "rope_type": "llama3",
-        "rope_theta": theta,
+        "rope_theta": 5e5,
         "factor": factor,
         "low_freq_factor": low,
         "high_freq_factor": high,
