@@ -7,6 +7,7 @@ from stretto.families.base import DrawRules, Family, Task, TextTrack, Unconditio
 from stretto.families.cosyvoice3.family import CodeRules, TextGroups
 from stretto.families.plugin import lazy
 from stretto.families.qwen3_omni.family import SpokenText, Talker
+from stretto.families.served import SpokenTask
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
@@ -65,7 +66,7 @@ _LISTEN = EIGHT_STREAMS.task("listen")
 SPOKEN = replace(
     EIGHT_STREAMS,
     name="spoken",
-    tasks=(replace(_LISTEN, name="answer", is_spoken=True), _LISTEN),
+    tasks=(SpokenTask(**vars(_LISTEN) | {"name": "answer"}), _LISTEN),
     guided_streams=(),
     mechanism=SpokenText(Talker(state_layer=2)),
 )

@@ -377,6 +377,8 @@ def users_of_family_data() -> dict[str, set[str]]:
                 users[field].add(folder)
 
     def add(value: Any, folder: str) -> None:
+        for each in value if isinstance(value, tuple) else ():
+            add(each, folder)
         for kind in (each for each in type(value).__mro__ if each.__name__ in fields):
             users[kind.__name__].add(folder)
             for each in dataclasses.fields(kind):

@@ -7,6 +7,7 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.prompting import PLAIN, Manner
+from stretto.families.served import SpokenTask
 from stretto.families.tiny.family import TINY
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.preprocessing.options import Options, read_options
@@ -63,7 +64,7 @@ def test_script_temperature_is_refused_by_families_without_a_script() -> None:
 
 
 def test_guidance_of_spoken_text_is_refused_by_the_options() -> None:
-    spoken = replace(ASR, is_spoken=True)
+    spoken = SpokenTask(**vars(ASR))
     with pytest.raises(InvalidRequest, match=r"options.guidance_scale: expected 1.0, because tiny has no guidance"):
         read_options('{"guidance_scale": 2}', replace(TINY, guided_streams=()), spoken, FRAME_RATE)
 
@@ -268,7 +269,7 @@ def test_text_options_are_refused_if_the_model_generates_no_text() -> None:
     refusal = r"options\.text: expected no value \(the model generates no text in task 'tts'\), got \{'top_k': 3\}"
     with pytest.raises(InvalidRequest, match=refusal):
         read_options('{"text": {"top_k": 3}}', CSM, CSM.task("tts"), FRAME_RATE)
-    spoken = replace(ASR, is_spoken=True)  # by a second model
+    spoken = SpokenTask(**vars(ASR))  # by a second model
     assert read({"text": {"top_k": 3}}, spoken).sampling.text.top_k == 3
 
 

@@ -197,7 +197,6 @@ class Task:
         has_history: True if user and assistant turns may precede the last turn.
         system: Content that a leading system turn may have; empty if none is allowed.
         voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
-        is_spoken: True if the speaker of the family's mechanism speaks the text of the reply.
     """
 
     name: str
@@ -210,7 +209,6 @@ class Task:
     has_history: bool = False
     system: tuple[str, ...] = ()
     voice_roles: tuple[Role, ...] = ("system",)
-    is_spoken: bool = False
 
     def __post_init__(self) -> None:
         self.sampling.check()
@@ -232,8 +230,11 @@ class Task:
 
     @property
     def has_audio_segment(self) -> bool:
-        """True if the reply has an audio-only segment, or a speaker's audio: a request may set its maximum length."""
-        return Segment.AUDIO in self.segments or self.is_spoken
+        """True if the reply has an audio-only segment: a request may set its maximum length.
+
+        `SpokenTask` overrides it for the tasks of families with a speaker.
+        """
+        return Segment.AUDIO in self.segments
 
 
 AUTO = "auto"  # lets the model choose the language

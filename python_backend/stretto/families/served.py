@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stretto.families.base import Family
+from stretto.families.base import Family, Task
 from stretto.families.plugin import family_at
 
 # Fields of a family that describe its frames and how they are sampled.
@@ -12,6 +12,15 @@ FRAME_FIELDS = (
     *("layout", "codec", "frame_rate", "first_chunk_frames", "steady_chunk_frames", "warm_up", "tail", "drawing"),
     *("depth", "end_frame", "guided_streams", "leaves_out_extra", "mechanism"),
 )
+
+
+class SpokenTask(Task):
+    """Task whose text the speaker of the family's mechanism speaks. The segments are those of the writer."""
+
+    @property
+    def has_audio_segment(self) -> bool:
+        """True, because the speaker's reply is an audio segment."""
+        return True
 
 
 def speaking_folder(checkpoint: Path) -> Path:
@@ -32,7 +41,7 @@ def served_family(checkpoint: Path) -> Family:
     speaking = family_at(checkpoint / family.mechanism.speaker.folder)
     defaults = speaking.tasks[0].sampling
     tasks = tuple(
-        replace(task, sampling=replace(defaults, text=task.sampling.text)) if task.is_spoken else task
+        replace(task, sampling=replace(defaults, text=task.sampling.text)) if isinstance(task, SpokenTask) else task
         for task in family.tasks
     )
     frames: dict[str, Any] = {name: getattr(speaking, name) for name in FRAME_FIELDS}

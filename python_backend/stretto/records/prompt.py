@@ -115,7 +115,7 @@ class Prompt:
         num_reference_rows: Number of frames at the end of the prompt that the decoder reads before the reply's first
             frame, such as those of a cloned voice's recording. Their delayed codes may be in `delayed_tail`.
         adapter: Name of the LoRA adapter, or None.
-        voice: Index of the codec's voice; 0 for a codec without voices. In a task with `Task.is_spoken`, index of the
+        voice: Index of the codec's voice; 0 for a codec without voices. In a `SpokenTask`, index of the
             reply's voice in `Family.voices`.
         input_audio_s: Duration of all recordings in the request, in seconds.
         alignment: Request for word times from the decoder's aligner; None if they were not requested.

@@ -11,12 +11,13 @@ may override them.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import NO_MECHANISM, Mechanism, Speaker
 from stretto.families.plugin import lazy
+from stretto.families.served import SpokenTask
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -123,7 +124,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         has_history=True,
         system=("text",),
     )
-    dialogue = replace(chat, name="dialogue", is_spoken=True)
+    dialogue = SpokenTask(**vars(chat) | {"name": "dialogue"})
     return Family(
         name=NAME,
         layout=StreamLayout(

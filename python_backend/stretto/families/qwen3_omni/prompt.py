@@ -63,7 +63,7 @@ class ThinkerTemplate:
                 if piece.pcm is None and piece.pixels is None:
                     text, path = text + self._checked(piece), piece.path
                     continue
-                if task.is_spoken and role != "user":  # the talker reads hidden states in user turns only
+                if task.speaks and role != "user":  # the talker reads hidden states in user turns only
                     kind = "audio" if piece.pcm is not None else "an image"
                     expected = f"text in turns of the {role}, because the reply is spoken"
                     raise InvalidRequest(piece.path, expected, kind)

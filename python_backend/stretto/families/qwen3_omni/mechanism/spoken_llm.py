@@ -54,7 +54,7 @@ class SpokenLLM:
         track = speaker.family.text_track
         assert track is not None, "speakers have a text track"
         self._end_of_text = track.end_id
-        self._spoken = {task.name for task in self.family.tasks if task.is_spoken}
+        self._spoken = {task.name for task in self.family.tasks if task.speaks}
 
     @classmethod
     def launch(cls, talker: Talker, config: EngineConfig) -> "SpokenLLM":

@@ -11,7 +11,7 @@ from stretto.records.prompt import InputAudio, InputImage, Prompt
 
 def spoken_inputs(family: Family, prompt: Prompt) -> tuple[InputAudio | InputImage, ...]:
     """Return audio and images of a prompt in whose rows the talker reads hidden states; empty for none."""
-    return prompt.inputs if family.task(prompt.task).is_spoken else ()
+    return prompt.inputs if family.task(prompt.task).speaks else ()
 
 
 class StateRows:
