@@ -211,6 +211,14 @@ def common_record(
     }
 
 
+def section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Return a section of config.json; raise CheckpointError if it is missing or no object."""
+    found = entry(record, name)
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"config.json: {name}: expected an object, got {shown(found)}")
+    return found
+
+
 def integer(
     record: Mapping[str, Any],
     path: str,

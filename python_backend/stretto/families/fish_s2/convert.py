@@ -24,6 +24,7 @@ from stretto.families.conversion import (
     in_halves,
     integer,
     merged_reader,
+    section,
     unchanged,
 )
 from stretto.families.fish_s2.convert_codec import FILE, codec_network
@@ -136,14 +137,6 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
         depth=depth,
     )
     return layers, known
-
-
-def section(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return a section of config.json; raise CheckpointError if it is missing or no object."""
-    found = entry(record, name)
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"config.json: {name}: expected an object, got {shown(found)}")
-    return found
 
 
 def layer_spec(numbers: Mapping[str, Any], place: str) -> DepthSpec:

@@ -22,10 +22,11 @@ from stretto.families.conversion import (
     common_record,
     integer,
     merged_reader,
+    section,
 )
 from stretto.families.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
 from stretto.families.moss_tts.recognise import MODEL_TYPE, refusal_of
-from stretto.untrusted_files import check_value, entry
+from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of
 
@@ -81,11 +82,7 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
     if refusal := refusal_of(record):
         raise CheckpointError(f"config.json: {refusal}")
     check_value("model_type", record.get("model_type"), MODEL_TYPE)
-    section = entry(record, "language_config")
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"config.json: language_config: expected an object, got {shown(section)}")
-    backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **section})
-    check_qwen3(backbone)
+    backbone = qwen3_backbone(section(record, "language_config"))
     num_codebooks = integer(record, "n_vq", MAX_CODEBOOKS, usual=32)
     size = integer(record, "audio_vocab_size", MAX_CODES, usual=1024)
     ids = {name: integer(record, key, backbone.vocab_size - 1, usual=usual) for name, (key, usual) in IDS.items()}
@@ -102,8 +99,9 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, MossVocabulary]:
     return backbone, known
 
 
-def check_qwen3(backbone: Any) -> None:
-    """Raise CheckpointError unless the hyperparameters of a backbone, a `Qwen3Config`, are supported."""
+def qwen3_backbone(numbers: Mapping[str, Any]) -> Any:
+    """Return the section `language_config` as a Qwen3Config; raise CheckpointError if it is not supported."""
+    backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **numbers})
     check_heads(backbone)
     if backbone.attention_bias or backbone.hidden_act != "silu" or backbone.use_sliding_window:
         raise CheckpointError("config.json: language_config: expected layers of Qwen3 without biases and windows")
@@ -113,6 +111,7 @@ def check_qwen3(backbone: Any) -> None:
     if kind != "default" or not is_number:
         expected = f"rope_type default and rope_theta in (0, {MAX_THETA:g}]"
         raise CheckpointError(f"config.json: language_config: expected {expected}, got {shown(dict(rope))}")
+    return backbone
 
 
 def folded_shapes(width: int, known: MossVocabulary) -> dict[str, tuple[int, ...]]:

@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
 from stretto.families.conversion import Contents, Converted, Release, common_record, integer, merged_reader, unchanged
-from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
+from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary
 from stretto.families.moss_tts_local.recognise import MODEL_TYPE
 from stretto.families.moss_tts_realtime.convert import MAX_LAYERS, MAX_SIZE
 from stretto.untrusted_files import check_value
-from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of, read_numbers
+from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
 BACKBONE, LOCAL = "transformer.", "local_transformer."
@@ -102,8 +102,7 @@ def read_config(record: Mapping[str, Any]) -> tuple[Any, LocalVocabulary]:
     for name, value in (("language_config", section), ("gpt2_config", local)):
         if not isinstance(value, Mapping):
             raise CheckpointError(f"config.json: {name}: expected an object, got {shown(value)}")
-    backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **section})
-    check_qwen3(backbone)
+    backbone = qwen3_backbone(section)
     num_codebooks = integer(record, "n_vq", MAX_CODEBOOKS, usual=12)
     size = integer(record, "audio_vocab_size", MAX_CODES, usual=1024)
     sizes = record.get("audio_codebook_sizes") or [size] * num_codebooks

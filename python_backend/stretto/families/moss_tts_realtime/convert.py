@@ -23,15 +23,16 @@ from stretto.families.conversion import (
     common_record,
     integer,
     merged_reader,
+    section,
     unchanged,
 )
-from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, check_qwen3
+from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
 from stretto.families.moss_tts.convert import trained_dtype as trained_dtype
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_realtime.family import NUM_MARKERS, MossRealtimeVocabulary
 from stretto.families.moss_tts_realtime.recognise import MODEL_TYPE
-from stretto.untrusted_files import check_value, entry
-from stretto.weights.backbones import LLAMA_NUMBERS, read_numbers
+from stretto.untrusted_files import check_value
+from stretto.weights.backbones import LLAMA_NUMBERS
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
 BACKBONE, LOCAL = "language_model.", "local_transformer."
@@ -89,12 +90,8 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, M
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
     check_value("model_type", record.get("model_type"), MODEL_TYPE)
-    section, local = entry(record, "language_config"), entry(record, "local_config")
-    for name, value in (("language_config", section), ("local_config", local)):
-        if not isinstance(value, Mapping):
-            raise CheckpointError(f"config.json: {name}: expected an object, got {shown(value)}")
-    backbone = read_numbers(Qwen3Config, {"model_type": "qwen3", **section})
-    check_qwen3(backbone)
+    language, local = section(record, "language_config"), section(record, "local_config")
+    backbone = qwen3_backbone(language)
     num_codebooks = integer(record, "rvq", MAX_CODEBOOKS, usual=16)
     size = integer(record, "audio_pad_token", MAX_CODES, usual=1024)
     expected_ids = {"audio_vocab_size": size + NUM_MARKERS, "rvq": num_codebooks}
