@@ -72,10 +72,6 @@ class ChunkPolicy:
         """
         return self.steady_frames if num_frames >= self.steady_frames else 1 << (num_frames.bit_length() - 1)
 
-    def round_up(self, num_frames: int) -> int:
-        """Return the smallest permitted chunk size that is at least `num_frames`, but at most `steady_frames`."""
-        return min(1 << (num_frames - 1).bit_length(), self.steady_frames)
-
 
 @dataclass(frozen=True, slots=True)
 class DecodingTime:
