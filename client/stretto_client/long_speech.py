@@ -1,4 +1,8 @@
-"""Speech for long texts. Clauses are requested one at a time and joined into a single utterance."""
+"""Speech for long texts. Clauses are requested one at a time and joined into a single utterance.
+
+Texts in all languages are divided by the rules of English: its abbreviations do not end a sentence. A text may have
+several languages, and the models that choose the language themselves do not report it.
+"""
 
 import asyncio
 import re
@@ -22,6 +26,7 @@ from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStre
 from stretto_client.ssml import MARKS, RateChange
 from stretto_client.tries import Tries, events_in_turn, once, patiently
 
+RULES = "en"  # language of the rules for the ends of sentences
 # Where to cut an overlong sentence, from best to worst: after clause-ending punctuation and a space, after a comma or
 # closing bracket and a space, at any space.
 PLACES = (re.compile(r"(?<=[;:—…])\s+"), re.compile(r"(?<=[,)\]–])\s+"), re.compile(r"\s+"))
@@ -31,7 +36,7 @@ MAX_BLOCK_CHARS = 4000
 BLOCK_ENDS = (re.compile(r"\n\s*\n"), re.compile(r"[.!?…]\s|[。！？]"), re.compile(r"\s"))
 
 
-def split(text: str, max_chars: int, language: str = "en") -> list[str]:
+def split(text: str, max_chars: int) -> list[str]:
     """Split a text into pieces, each with as many whole sentences as fit.
 
     Nothing is dropped except whitespace and punctuation that belongs to no word and does not fit.
@@ -39,9 +44,8 @@ def split(text: str, max_chars: int, language: str = "en") -> list[str]:
     Args:
         text: Text of any length.
         max_chars: Maximum length of a piece in characters.
-        language: ISO 639-1 code; abbreviations of this language do not end a sentence.
     """
-    sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(language, block))
+    sentences = (sentence.strip() for block in _blocks(text) for sentence in segment(RULES, block))
     short = (piece for sentence in sentences if sentence for piece in _cut(sentence, max_chars, PLACES))
     return list(_packed(short, max_chars))
 
@@ -52,7 +56,7 @@ def first_sentences(text: str, max_chars: int) -> tuple[str, str]:
     A sentence is complete when another one follows it. The first pieces of an overlong sentence count as complete.
     Nothing is dropped, not even whitespace.
     """
-    sentences: list[str] = segment("en", text)
+    sentences: list[str] = segment(RULES, text)
     rest = sentences[-1] if sentences else ""
     while len(rest) > max_chars:
         rest = rest[_first_end(rest, max_chars) :]
