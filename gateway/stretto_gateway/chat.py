@@ -38,7 +38,7 @@ class InputAudio(Body):
 
 
 class ImageUrl(Body):
-    """Image in a turn: a JPEG, PNG or WebP file as a `data:` URL with base64. `detail` has no effect."""
+    """Image in a turn: a JPEG, PNG or WebP file as a `data:` URL with base64. `low` and `high` have no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] = "auto"
@@ -97,6 +97,11 @@ class ChatRequest(Body):
         """Return the server's options of a reply (speech if `speaks`); add fields without effect to `ignored`."""
         values = {name: getattr(self, name) for name in ("seed", "temperature", "top_p")}
         options = cast(TaskOptions, {name: value for name, value in values.items() if value is not None})
+        for index, message in enumerate(self.messages):
+            for place, part in enumerate(message.content if isinstance(message.content, list) else ()):
+                if part.image_url is not None and part.image_url.detail != "auto":
+                    name = f"messages.{index}.content.{place}.image_url.detail"
+                    ignored.add(name, "auto or no value", part.image_url.detail)
         limit = self.max_completion_tokens
         if limit is not None and speaks:
             ignored.add("max_completion_tokens", "no value for a spoken reply", limit)

@@ -93,6 +93,9 @@ async def test_refused_part_is_described(start: Start) -> None:
     assert answer.json()["error"]["message"] == expected
 
 
+SEES = {**TALKS, "tasks": [task | {"also": [*task["also"], "image"]} for task in TALKS["tasks"]]}
+
+
 def shown(url: str) -> dict[str, Any]:
     """Return a request with an image and a question."""
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
@@ -100,10 +103,7 @@ def shown(url: str) -> dict[str, Any]:
 
 
 async def test_images_are_sent_as_files(start: Start) -> None:
-    talks = json.loads(json.dumps(TALKS))
-    for task in talks["tasks"]:
-        task["also"] = [*task["also"], "image"]
-    running = await start([Chunk(0, None, text="rain", is_final=True, is_last=True)], talks)
+    running = await start([Chunk(0, None, text="rain", is_final=True, is_last=True)], SEES)
     url = f"data:image/png;base64,{base64.b64encode(b'a file').decode()}"
     async with running.http() as http:
         answer = await http.post("/v1/chat/completions", json=shown(url))
@@ -112,6 +112,17 @@ async def test_images_are_sent_as_files(start: Start) -> None:
     turns = [{"role": "user", "image": "image"}, {"role": "user", "text": "What is this?"}]
     assert json.loads(request["messages"]) == turns
     assert request["image"] == b"a file"
+
+
+async def test_detail_of_images_is_listed_as_ignored_or_refused(start: Start) -> None:
+    request, name = shown("data:image/png;base64,AAAA"), "messages.0.content.0.image_url.detail"
+    request["messages"][0]["content"][0]["image_url"]["detail"] = "low"
+    async with (await start(REPLY, SEES)).http() as http:
+        answer = await http.post("/v1/chat/completions", json=request)
+    assert answer.headers["stretto-ignored"] == name
+    async with (await start(REPLY, SEES, strict=True)).http() as http:
+        error = (await http.post("/v1/chat/completions", json=request)).json()["error"]
+    assert (error["param"], error["message"]) == (name, f"{name}: expected auto or no value, got 'low'")
 
 
 async def test_model_without_images_refuses_them_by_name(start: Start) -> None:

@@ -20,6 +20,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.settings import (
     Format,
+    Only,
     ReplyAudio,
     ReplyOptions,
     Settings,
@@ -291,17 +292,14 @@ class AudioAppend(ClientEvent):
 
 
 class ContentFields(Body):
-    """Text, a recording in the format of the session's audio input, or an image as a `data:` URL with base64.
-
-    `detail` has no effect.
-    """
+    """Text, a recording in the format of the session's audio input, or an image as a `data:` URL with base64."""
 
     type: Literal["input_text", "input_audio", "input_image", "output_text", "output_audio", "text"]
     text: Text | None = None
     audio: str | None = None
     transcript: Text | None = None
     image_url: str | None = None
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Annotated[Any, Only("auto")] = None
 
 
 class ItemFields(Body):

@@ -75,7 +75,6 @@ async def test_images_are_retrieved_as_sent_and_count_as_memory(start: Start) ->
             "item.content.0.image_url: expected a data: URL whose data is",
         ),
         (item(seen(b"", image_url="a.png")), "item.content.0.image_url: expected a data: URL with base64, got"),
-        (item(seen(b"", detail="most")), "item.content.0.detail: Input should be 'auto', 'low' or 'high'"),
         (item(seen(b""), role="system"), "item.content.0.type: expected input_text in a system message"),
         (item(seen(b""), role="assistant"), "item.content.0.type: expected output_text or output_audio or text in a"),
     ],
@@ -86,6 +85,16 @@ async def test_invalid_images_are_refused_by_field_name(start: Start, content: A
         error = (await caller.ask("conversation.item.create", item=content)).error
     assert error.message.startswith(message)
     assert error.param == message.partition(":")[0]
+
+
+async def test_detail_is_listed_as_ignored_or_refused(start: Start) -> None:
+    content = item(seen(b"one", detail="high"), seen(b"two", detail="auto"))
+    async with call(await start(answer(), SEES)) as caller:
+        added = await caller.ask("conversation.item.create", item=content)
+    assert added.stretto_ignored == ["item.content.0.detail"]
+    async with call(await start(answer(), SEES, strict=True)) as caller:
+        error = (await caller.ask("conversation.item.create", item=content)).error
+    assert error.message == "item.content.0.detail: expected 'auto', got 'high'"
 
 
 async def test_model_without_images_refuses_the_response(start: Start) -> None:
