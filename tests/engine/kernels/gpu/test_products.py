@@ -36,11 +36,20 @@ def batch_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("num_rows", [1026, 2000])
 def test_batch_invariant_products_use_vllms_product(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "MAX_COPIED", 1500)
+    num_products = 0
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        nonlocal num_products
+        num_products += 1
+        return batch_invariant_module.linear_batch_invariant(x, weight)
+
+    monkeypatch.setattr(products, "linear_batch_invariant", multiply)
     weight, x = torch.randn(num_rows, 64).half(), torch.randn(3, 64).half()
     product = Float32Product(weight)(x)
     assert product.dtype == torch.float32
     exact = x.double() @ weight.double().T
     assert torch.allclose(product.double(), exact, atol=1e-4 if num_rows < 1500 else 0.2)
+    assert num_products == 1
 
 
 @pytest.mark.usefixtures("batch_invariant")
