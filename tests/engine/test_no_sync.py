@@ -16,7 +16,7 @@ from tests.engine.harness import Answer, Engine
 from tests.engine.plain_depth import PlainDepth
 from tests.engine.syncs import counted
 from tests.random_checkpoints import write_checkpoint, write_modules
-from tests.small_vocabularies import TRACKED_CSM
+from tests.small_vocabularies import CONDITIONED, FISH_S2, MOSS_TTS_REALTIME, TRACKED_CSM
 from tests.speech_families import EIGHT_STREAMS, MODULES
 
 pytestmark = pytest.mark.engine
@@ -25,6 +25,9 @@ FAMILIES = {
     "eight_streams": EIGHT_STREAMS,
     "modules": MODULES,
     "small_tracked_csm": TRACKED_CSM,
+    "small_fish_s2": FISH_S2,
+    "small_moss_tts_realtime": MOSS_TTS_REALTIME,
+    "conditioned": CONDITIONED.build(None),
 }
 NARROW = {"max_num_seqs": 5, "max_num_batched_tokens": 64}
 
@@ -60,13 +63,18 @@ def shortened(prompt: Prompt) -> Prompt:
         pytest.param("eight_streams", False, id="eight_streams", marks=pytest.mark.nightly),
         pytest.param("modules", True, id="modules", marks=pytest.mark.nightly),
         pytest.param("small_tracked_csm", True, id="depth", marks=pytest.mark.nightly),
+        pytest.param("small_fish_s2", True, id="late temperature", marks=pytest.mark.nightly),
+        pytest.param("small_moss_tts_realtime", True, id="penalty of each stream", marks=pytest.mark.nightly),
+        pytest.param("conditioned", True, id="conditions", marks=pytest.mark.nightly),
     ],
 )
 def test_steps_never_block_the_host(name: str, is_async: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = write_modules if FAMILIES[name] is MODULES else write_checkpoint
-    folder = write(tmp_path, FAMILIES[name], name, layers=1)  # every layer is vLLM's own
+    family = FAMILIES[name]
+    write = write_modules if family is MODULES else write_checkpoint
+    backbone = {"backbone": "llama"} if family.mechanism.conditions else {}
+    folder = write(tmp_path, family, name, layers=1, **backbone)  # every layer is vLLM's own
     # Each task, guided and not, greedy and drawn, by each schedule.
-    prompts = make_prompts(FAMILIES[name], 4)
+    prompts = make_prompts(family, 4)
     if name == "tiny":
         prompts = {i: shortened(prompt) for i, prompt in prompts.items()}
     expected = run(folder, prompts, is_async)
@@ -82,7 +90,7 @@ def test_steps_never_block_the_host(name: str, is_async: bool, tmp_path: Path, m
         engine.shutdown()
     assert {i: answer.rows for i, answer in answers.items()} == {i: answer.rows for i, answer in expected.items()}
     assert not seen
-    assert begun.keys() == {i for i, prompt in prompts.items() if len(FAMILIES[name].task(prompt.task).segments) > 1}
+    assert begun.keys() == {i for i, prompt in prompts.items() if len(family.task(prompt.task).segments) > 1}
 
 
 def test_blocking_operations_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
