@@ -5,7 +5,6 @@ import subprocess
 
 import pytest
 
-from benchmarks import recovery
 from benchmarks.chaos.checks import Follower, describe
 from benchmarks.harness import Usage, name_of, read_usage, slope_mb_per_min
 from stretto.launcher.processes import ProcessSnapshot
@@ -61,9 +60,3 @@ def test_usage_of_a_running_process_is_read() -> None:
 )
 def test_process_name_is_derived_from_its_command(name: str, command: str, expected: str) -> None:
     assert name_of(ProcessSnapshot(2, 1, 2, name, command)) == expected
-
-
-def test_recovery_benchmark_process_names_are_known() -> None:
-    models = {"preprocessor", "language_model", "acoustic_decoder"}
-    others = {"tritonserver", "engine", "engine_host", "engine_spare", "proxy", "audio_worker"}
-    assert set(recovery.PROCESSES) == models | others
