@@ -47,7 +47,9 @@ def write_or_check(
         return
     known = StoredResults(path, every, inputs)
     errors = {name: known.error(name, each) for name, each in results.items()}
-    assert max(errors.values()) < 1e-6, f"{path}: {errors}"
+    with np.load(path) as stored:
+        assert {*stored} == {*errors, "inputs"}, f"{path}: expected {sorted(errors)}, got {sorted(stored)}"
+    assert all(each < 1e-6 for each in errors.values()), f"{path}: {errors}"
 
 
 def thinned(values: Tensor, every: int) -> np.ndarray:
