@@ -120,7 +120,7 @@ def load(folder: Path, scale: float) -> Any:
     numbers["dep_q"] = config["n_q"]  # loads the weights of all steps; `n_q` below limits the steps that run
     machine = (settings.get("second_stream_ahead", 0), MAX_PADDING, INITIAL_PADDING)
     return TTSModel(
-        lm=loaders.get_moshi_lm(folder / "model.safetensors", numbers, dtype=torch.float32),
+        lm=loaders.get_moshi_lm(folder / config["moshi_name"], numbers, dtype=torch.float32),
         mimi=SimpleNamespace(frame_rate=FRAME_RATE),
         tokenizer=SentencePieceProcessor(str(folder / config["tokenizer_name"])),
         voice_suffix="",
