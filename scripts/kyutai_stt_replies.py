@@ -69,6 +69,7 @@ def make() -> dict[str, np.ndarray]:
     """Generate the arrays of the fixture."""
     from moshi.models import LMGen, loaders
 
+    torch.set_num_threads(1)  # steps are too small to parallelise
     with tempfile.TemporaryDirectory() as name:
         folder = write_release(Path(name))
         numbers = {key: value for key, value in CONFIG.items() if key not in NOT_FOR_THE_MODEL}

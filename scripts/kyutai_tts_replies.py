@@ -172,6 +172,7 @@ def reply(folder: Path, wanted: Wanted, codes: np.ndarray | None) -> tuple[np.nd
 @torch.no_grad()
 def make() -> dict[str, np.ndarray]:
     """Return the arrays of the fixture: `rows`, `times` and `end` of each reply, and `codes` of its recording."""
+    torch.set_num_threads(1)  # steps are too small to parallelise
     made: dict[str, np.ndarray] = {}
     random = np.random.default_rng(14)
     with tempfile.TemporaryDirectory() as root:

@@ -136,6 +136,7 @@ def batch(lm: Any, users: np.ndarray, seeds: list[int], starts: list[int]) -> li
 @torch.no_grad()
 def make() -> dict[str, np.ndarray]:
     """Return the arrays of the fixture."""
+    torch.set_num_threads(1)  # steps are too small to parallelise
     with tempfile.TemporaryDirectory() as name:
         folder = write_release(Path(name) / "release")
         users = np.random.default_rng(11).integers(0, CONFIG["card"], (len(SEEDS), 8, NUM_FRAMES))

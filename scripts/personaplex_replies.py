@@ -116,6 +116,7 @@ def by_file_and_by_codes(
 @torch.no_grad()
 def make() -> dict[str, np.ndarray]:
     """Return the arrays of the fixture: `role`, `frames` [3, T, 9] and `long_frames`."""
+    torch.set_num_threads(1)  # steps are too small to parallelise
     with tempfile.TemporaryDirectory() as name:
         folder = write_release(Path(name) / "release")
         tokens = sentencepiece_at(folder / CONFIG["tokenizer_name"]).encode(f"<system> {ROLE} <system>")

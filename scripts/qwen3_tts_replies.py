@@ -132,6 +132,7 @@ class Recorder:
 @torch.no_grad()
 def replies() -> dict[str, np.ndarray]:
     """Generate the arrays of the fixture."""
+    torch.set_num_threads(1)  # steps are too small to parallelise
     config_class, model_class = load_package()
     given = inputs(np.random.default_rng(0), 32, 4)
     made = dict(given)

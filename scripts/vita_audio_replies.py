@@ -89,6 +89,7 @@ def reply(model: Any, prompt: list[int], schedule: list[int], penalty: float) ->
 
 def replies() -> Replies:
     """Generate the replies of the fixture."""
+    torch.set_num_threads(1)  # steps are too small to parallelise
     torch.set_default_dtype(torch.float64)
     model, made = authors_model(), []
     for name, schedule in SCHEDULES.items():
