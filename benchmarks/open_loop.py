@@ -1,15 +1,15 @@
 """Measure the time to the first sound in an open loop, at request rates up to and beyond saturation.
 
     python -m benchmarks.open_loop                          # starts a server; results/open_loop.jsonl
-    python -m benchmarks.open_loop --shares 0.5 1 --arrivals bursts --seconds 30
+    python -m benchmarks.open_loop --shares 0.5 1 --seconds 30
     python -m benchmarks.open_loop --first-frame-target-s 1 --closed-loop-rate 3.7    # at the rates of another run
 
 First, a closed loop of `--concurrency` streams measures how many requests per second the server completes. Then
-requests are sent at shares of that rate, either singly at random times (Poisson) or in bursts of `--burst` at random
-times. They have three lengths. Two in three are guided, and one in six is a transcription. Requests that are refused
-because the server is full are counted separately. Goodput is the number of requests per second whose first audible
-sample arrives within `--target-s` and whose player never waits longer than 0.2 s. The knee is the highest rate up to
-which 95 % of the requests are in time and at most 1 % are refused. The benchmark writes one line of JSON for each rate.
+requests are sent at shares of that rate, at random times (Poisson). They have three lengths. Two in three are guided,
+and one in six is a transcription. Requests that are refused because the server is full are counted separately. Goodput
+is the number of requests per second whose first audible sample arrives within `--target-s` and whose player never waits
+longer than 0.2 s. The knee is the highest rate up to which 95 % of the requests are in time and at most 1 % are
+refused. The benchmark writes one line of JSON for each rate.
 """
 
 import argparse
@@ -61,12 +61,6 @@ class Mix:
                 pass
         except ClientError:
             return
-
-
-def in_bursts(rate: float, number: int, burst: int, seed: int = 0) -> np.ndarray:
-    """Return send times in seconds [number] for bursts of `burst` requests, `rate` requests per second in all."""
-    starts = arrivals(rate / burst, -(-number // burst), seed)
-    return np.repeat(starts, burst)[:number]
 
 
 async def closed(mix: Mix, concurrency: int, seconds: float) -> float:
@@ -143,11 +137,10 @@ async def measure(server: str, arguments: argparse.Namespace) -> list[dict[str, 
         for share in sorted(arguments.shares):
             rate = share * full
             number = max(arguments.least, round(rate * arguments.seconds))
-            burst = arguments.burst if arguments.arrivals == "bursts" else 1
-            times = in_bursts(rate, number, burst, arguments.seed)
+            times = arrivals(rate, number, arguments.seed)
             traces, wall_s = await opened(mix, times)
-            about = {"arrivals": arguments.arrivals, "burst": burst, "share": share, "rate": round(rate, 3)}
-            about |= {"closed_loop_rate": round(full, 3), "concurrency": arguments.concurrency}
+            about = {"share": share, "rate": round(rate, 3), "closed_loop_rate": round(full, 3)}
+            about |= {"concurrency": arguments.concurrency}
             records.append(about | figures(traces, times, wall_s, arguments.target_s))
             print(f"open_loop: {records[-1]}", flush=True)
     return [record | {"knee": knee(records)} for record in records]
@@ -176,12 +169,11 @@ def with_target(arguments: argparse.Namespace, folder: Path) -> Path:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = command_line(
+    return command_line(
         __doc__,
         "open_loop",
         serves=True,
         shares=([*SHARES], "shares of the closed loop's requests per second"),
-        burst=(8, "requests per burst"),
         concurrency=(16, "number of streams in the closed loop"),
         closed_loop_rate=(float, "requests per second of another run's closed loop, to use the same rates"),
         first_frame_target_s=(
@@ -192,9 +184,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         least=(120, "minimum number of requests per rate; a p99 needs 100 requests for speech"),
         target_s=(1.5, "latest time of a first sound that counts as good"),
         seed=(0, "seed of the requests"),
-    )
-    parser.add_argument("--arrivals", choices=("poisson", "bursts"), default="poisson")
-    return parser.parse_args(argv)
+    ).parse_args(argv)
 
 
 if __name__ == "__main__":

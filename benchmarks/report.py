@@ -45,7 +45,7 @@ class Plot:
 PLOTS = (
     Plot("open_loop", "open_loop", "rate", ("first_sound_p50", "first_sound_p95", "refused"),
          "Open loop: first audible sample and share refused, by first-frame target", "seconds, share",
-         by="first_frame_target", only={"arrivals": "poisson"}, knee="knee"),
+         by="first_frame_target", knee="knee"),
     Plot("frame_parts", "frame_parts", "requests",
          tuple(f"cpu_ms_per_frame.{part}" for part in ("talker", "predictor", "rest", "codec")),
          "Small Qwen3-TTS: processor time of a frame by part", "ms", only={"family": "qwen3-tts-small"}),

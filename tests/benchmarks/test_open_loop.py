@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.loads import Trace
-from benchmarks.open_loop import Mix, closed, figures, in_bursts, is_good, knee, measure, opened, parse, with_target
+from benchmarks.open_loop import Mix, closed, figures, is_good, knee, measure, opened, parse, with_target
 from benchmarks.report import PLOTS, knee_of
 from stretto.config import EngineConfig
 from stretto_client import SpeechClient
@@ -30,17 +30,6 @@ def trace(first_s: float, late_s: float = 0.0, **changes: Any) -> Trace:
 
 def record(rate: float, p95: float = 0.5, refused: float = 0.0) -> dict[str, float]:
     return {"rate": rate, "first_sound_p95": p95, "refused": refused, "target_s": 1.0}
-
-
-def test_burst_arrivals_are_simultaneous_with_poisson_starts() -> None:
-    times = in_bursts(4.0, 4000, 8)
-    assert len(times) == 4000
-    starts = times[::8]
-    assert all((times[index::8][: len(starts)] == starts).all() for index in range(8))
-    gaps = np.diff(starts)
-    assert gaps.mean() == pytest.approx(2.0, rel=0.15)
-    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.2), "as those of a Poisson process are"
-    assert len(set(in_bursts(4.0, 9, 1))) == 9
 
 
 @pytest.mark.parametrize(
@@ -131,7 +120,7 @@ def test_open_loop_counts_refusals_and_measures_the_others() -> None:
 @pytest.mark.nightly
 def test_rates_are_measured_in_ascending_order_with_the_knee() -> None:
     given = argparse.Namespace(seed=0, concurrency=2, seconds=0.05, shares=[2.0, 0.5], least=5, target_s=60.0)
-    given.arrivals, given.burst, given.closed_loop_rate = "bursts", 4, None
+    given.closed_loop_rate = None
 
     async def ask(client: SpeechClient) -> Any:
         return await measure(client.server, given)
@@ -139,7 +128,6 @@ def test_rates_are_measured_in_ascending_order_with_the_knee() -> None:
     low, high = run(lambda _: SPOKEN, ask)
     assert (low["share"], high["share"]) == (0.5, 2.0)
     assert low["knee"] == high["knee"] == high["rate"] > low["rate"]
-    assert low["burst"] == 4
     given.closed_loop_rate = 100.0
     low, high = run(lambda _: SPOKEN, ask)
     assert (low["rate"], high["rate"], high["closed_loop_rate"]) == (50.0, 200.0, 100.0)
