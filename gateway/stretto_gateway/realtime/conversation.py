@@ -26,7 +26,7 @@ def new_id(kind: str) -> str:
 
 
 @dataclass
-class ContentPart:
+class ItemPart:
     """Text, pcm16 at 24 kHz with its transcript as `text`, or an image. The audio of replies is not stored.
 
     Attributes:
@@ -75,7 +75,7 @@ class Item:
     """
 
     role: str
-    parts: list[ContentPart]
+    parts: list[ItemPart]
     item_id: str = field(default_factory=lambda: new_id("item"))
     status: str = "completed"
     codes: list[NDArray[np.int32]] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Item:
     num_bytes: int = 0  # accounted memory
 
     def record(self, write: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
-        """Return the item as OpenAI's object; see `ContentPart.record`."""
+        """Return the item as OpenAI's object; see `ItemPart.record`."""
         head = {"id": self.item_id, "object": "realtime.item", "type": "message", "status": self.status}
         parts = self.parts if self.played_samples is None else [replace(self.parts[0], text=self.text)]
         return head | {"role": self.role, "content": [part.record(write) for part in parts]}
@@ -226,7 +226,7 @@ class Conversation:
             expected = f"at most {self._max_bytes} bytes in a conversation"
             raise mismatch("item.content", expected, f"{self.num_bytes + num_bytes} bytes")
 
-    def _parts(self, role: str) -> Sequence[ContentPart]:
+    def _parts(self, role: str) -> Sequence[ItemPart]:
         return [part for item in self.items if item.role == role for part in item.parts]
 
     def _index(self, item_id: str) -> int:

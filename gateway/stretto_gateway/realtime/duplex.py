@@ -11,7 +11,7 @@ from stretto_gateway.catalogue import DUPLEX, CallersVoices, VoiceFile, find_tas
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
-from stretto_gateway.realtime.conversation import ContentPart, Conversation, Item
+from stretto_gateway.realtime.conversation import Conversation, Item, ItemPart
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import FIELDS, Order, Reply, response_record
 from stretto_gateway.realtime.session import RealtimeSession
@@ -174,7 +174,7 @@ class DuplexSession(RealtimeSession):
         assert isinstance(self._settings, RealtimeSettings)
         profile = await self._gateway.catalogue.profile()
         persona = await Persona.from_settings(self._settings, profile, self._voices, self._gateway.strict)
-        self._audio = LiveTurn(Item("user", [ContentPart("input_audio", None)]), self._gateway.sessions.held)
+        self._audio = LiveTurn(Item("user", [ItemPart("input_audio", None)]), self._gateway.sessions.held)
         self._duplex = DuplexReply(self._gateway, self._channel, self._audio, persona)
         await self._duplex.begin(self._tasks)
         assert self._duplex.task is not None

@@ -20,9 +20,9 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.realtime.conversation import (
     MAX_CHAR_BYTES,
-    ContentPart,
     Conversation,
     Item,
+    ItemPart,
     Kind,
     asked_kinds,
     new_id,
@@ -187,7 +187,7 @@ class Reply:
         self._gateway, self._channel, self._conversation, self._order = gateway, channel, conversation, order
         self.response_id = new_id("resp")
         kind: Kind = "output_audio" if order.speaks else "output_text"
-        self.item = Item("assistant", [ContentPart(kind)], status="in_progress")
+        self.item = Item("assistant", [ItemPart(kind)], status="in_progress")
         self.task: asyncio.Task[None] | None = None
         self._stretch = TimeStretch(order.speed, order.form.rate) if order.speaks and order.speed != 1 else None
         self._is_open = self._is_ending = False

@@ -12,7 +12,7 @@ from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
-from stretto_gateway.realtime.conversation import ContentPart, Item, new_id
+from stretto_gateway.realtime.conversation import Item, ItemPart, new_id
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.settings import (
     RealtimeSettings,
@@ -194,7 +194,7 @@ class RealtimeSession:
         await self._commit(self._input.pop_turn())
 
     async def _commit(self, pcm: bytes) -> None:
-        item, self._next_id = Item("user", [ContentPart("input_audio", None, pcm)], self._next_id), new_id("item")
+        item, self._next_id = Item("user", [ItemPart("input_audio", None, pcm)], self._next_id), new_id("item")
         before, self._last_id = self._last_id, item.item_id
         if isinstance(self._settings, RealtimeSettings):
             try:

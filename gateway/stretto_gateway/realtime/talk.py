@@ -22,7 +22,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import milliseconds, samples
-from stretto_gateway.realtime.conversation import ContentPart, Conversation, Item
+from stretto_gateway.realtime.conversation import Conversation, Item, ItemPart
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import Reply, make_order
 from stretto_gateway.realtime.settings import Format, RealtimeSettings, ignoring
@@ -114,7 +114,7 @@ class Transcriber:
         if not pcm:
             return
         if self._live is None:
-            live = LiveTurn(Item("user", [ContentPart("input_audio", None)], item_id), self._gateway.sessions.held)
+            live = LiveTurn(Item("user", [ItemPart("input_audio", None)], item_id), self._gateway.sessions.held)
             self._live = live
             live.add(pcm)
             task = tasks.create_task(self._run(live.item, live))
@@ -373,15 +373,15 @@ def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
             pcm = client.read_pcm(part.audio, f"{path}.audio", form)
             if not pcm:
                 raise mismatch(f"{path}.audio", "at least one sample", "none")
-            parts.append(ContentPart("input_audio", part.transcript, pcm))
+            parts.append(ItemPart("input_audio", part.transcript, pcm))
         elif part.type == "input_image":
             url = given(part.image_url, f"{path}.image_url")
             image, head = read_base64(f"{path}.image_url", url, DATA_URL), url[: url.find(",") + 1]
-            parts.append(ContentPart("input_image", image=image, url_head=head))
+            parts.append(ItemPart("input_image", image=image, url_head=head))
         elif fields.role == "assistant":
             text = given(part.transcript if part.type == "output_audio" else part.text, f"{path}.text")
-            parts.append(ContentPart("output_text", text))
+            parts.append(ItemPart("output_text", text))
         else:
-            parts.append(ContentPart("input_text", given(part.text, f"{path}.text")))
+            parts.append(ItemPart("input_text", given(part.text, f"{path}.text")))
     item = Item(fields.role, parts)
     return item if fields.id is None else Item(fields.role, parts, fields.id)

@@ -73,7 +73,7 @@ class DepthSpec:
             addition to stream 0; their embeddings follow those of the other streams. Needs a schedule. 0 for none.
         network: Function of (spec, number of ids of each stream, number of end ids, width of the backbone,
             quantization) that returns the family's own network: an `engine.models.depth_transformer.DepthWeights` with
-            the methods of `engine.worker.predictors.DepthTransformer`. None for the engine's. This and the following
+            the methods of `engine.worker.predictors.DepthNetwork`. None for the engine's. This and the following
             functions are references (`plugin.lazy`).
         reference: Function of (spec, family, weights) that returns the `testing.depth_reference.SlowDepth`, and removes
             its tensors from the weights.

@@ -269,7 +269,7 @@ class ParallelHeads:
         return draw(self._heads.raw_codes(hidden), EVERY)
 
 
-class DepthTransformer(Protocol):
+class DepthNetwork(Protocol):
     """Interface of a depth transformer; see `kernels/gpu/products.py` for its methods."""
 
     heads: torch.Tensor
@@ -297,7 +297,7 @@ class DepthFrames:
 
     reads_drawn = True
 
-    def __init__(self, depth: DepthTransformer, layout: StreamLayout, max_rows: int, second: range = NO_IDS):
+    def __init__(self, depth: DepthNetwork, layout: StreamLayout, max_rows: int, second: range = NO_IDS):
         self._depth, self._num_first, self._second = depth, len(layout.audio[0]), second
         # Difference between an id and its row in the depth transformer's table, which lists one stream after another.
         first_rows = [*accumulate(map(len, layout.audio[:-1]), initial=0)]
