@@ -16,10 +16,6 @@ The uploading client represents another machine. It is a process with the lowest
 as soon as they have been answered, and neither builds nor parses anything meanwhile. The extra time of an arm over
 `busy` is due to the server. The extra time of `busy` over `alone` is due to this machine. The benchmark writes one line
 of JSON, which includes the cores that each server process used in each arm.
-
-Then `--clients` clients upload at the same time for `--rounds` rounds. Each sends its file again as soon as it is
-answered. A round is good if every file was answered or refused as `full`, and no server process was replaced. Memory is
-read before the first round and `--rest-s` seconds after each round. This gives a second line of JSON.
 """
 
 import argparse
@@ -28,9 +24,7 @@ import io
 import multiprocessing
 import os
 import statistics
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +43,7 @@ from stretto_client import SpeechClient
 
 TEXT = "The birch canoe slid."
 NICENESS = 19  # priority of clients that represent other machines
-WAIT_S, ANSWER_S = 120.0, 600.0
+WAIT_S = 120.0
 NUM_BYTES = 19_000_000
 PROCESSES = ("proxy", "tritonserver", "preprocessor", "language_model", "engine", "acoustic_decoder", "audio_worker")
 
@@ -288,66 +282,10 @@ def percentiles(values: Any) -> dict[str, float]:
     return {f"p{which}": round(float(np.percentile(values, which)), 1) for which in (50, 95)}
 
 
-def upload(server: str, request: bytes, until_s: float, outcomes: Counter[str]) -> None:
-    """Send a file at least once and repeatedly until `until_s`; count the outcomes."""
-    with grpc.insecure_channel(server, [("grpc.max_send_message_length", -1)]) as channel:
-        ask = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-        is_first = True
-        while is_first or time.monotonic() < until_s:
-            is_first = False
-            try:
-                answers = [
-                    service_pb2.ModelStreamInferResponse.FromString(each)
-                    for each in ask(iter([request]), timeout=ANSWER_S)
-                ]
-                outcomes[outcome_of(answers[-1].error_message if answers else "no answer")] += 1
-            except grpc.RpcError as error:
-                outcomes[outcome_of(error.details() or error.code().name)] += 1
-
-
-def outcome_of(error: str) -> str:
-    """Return the outcome of a file from its error message."""
-    return "answered" if not error else "full" if "full: " in error else error
-
-
-def take_round(server: str, request: bytes, clients: int, seconds: float) -> dict[str, int]:
-    """Run all clients at the same time and return the number of files by outcome."""
-    outcomes: Counter[str] = Counter()
-    until_s = time.monotonic() + seconds
-    threads = [threading.Thread(target=upload, args=(server, request, until_s, outcomes)) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return dict(outcomes)
-
-
-def memory_mb(pids: dict[str, int]) -> dict[str, int]:
-    """Return the resident memory of each process that is still running, in MB of 2^20 bytes."""
-    usages = {name: read_usage(pid) for name, pid in pids.items() if name in PROCESSES}
-    return {name: round(usage.rss_mb) for name, usage in usages.items() if usage is not None}
-
-
-def measure_uploads(server: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run all rounds of uploads and return the record."""
-    request, pids = large_request("prepared"), served_processes()
-    take_round(server, request, 1, 0.001)  # warms up
-    memory, rounds, num_good = [memory_mb(pids)], [], 0
-    for _ in range(arguments.rounds):
-        rounds.append(take_round(server, request, arguments.clients, arguments.seconds))
-        num_good += rounds[-1].keys() <= {"answered", "full"} and served_processes() == pids
-        time.sleep(arguments.rest_s)
-        memory.append(memory_mb(pids))
-    return {"good": num_good, "outcomes": rounds, "memory_mb": memory}
-
-
 def main(arguments: argparse.Namespace) -> None:
-    """Measure how uploads affect other clients, then simultaneous uploads."""
+    """Measure how uploads affect other clients."""
     with serving(arguments.model_repository) as server:
         report_turns(arguments, take_turns(server, arguments))
-        uploads = measure_uploads(server, arguments)
-    settings = {name: getattr(arguments, name) for name in ("clients", "seconds", "rounds", "rest_s")}
-    append_result(arguments.out, "uploads", settings | uploads)
 
 
 if __name__ == "__main__":
@@ -357,10 +295,7 @@ if __name__ == "__main__":
             __doc__,
             "large_audio",
             serves=True,
-            rounds=(10, "turns of each arm, and rounds of uploads"),
+            rounds=(10, "turns of each arm"),
             requests=(10, "number of texts per turn"),
-            clients=(12, "number of clients that upload at the same time"),
-            seconds=(60.0, "seconds of each round in which clients start new uploads"),
-            rest_s=(10.0, "seconds to wait after each round of uploads before memory is read"),
         ).parse_args()
     )
