@@ -150,7 +150,7 @@ JOBS = {
     ),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
     "side_by_side": Job("benchmarks.gpu.side_by_side:run", 260),
-    "kernels": Job("benchmarks.gpu.kernels:run", 45),
+    "kernels": Job("benchmarks.gpu.kernels:run", 65),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 28),
     "ours_8b": _ours("8b", 140, requests=(1, 32, 16, 64)),
     "stock_8b": _stock("8b", 120, requests=(1, 32, 16)),

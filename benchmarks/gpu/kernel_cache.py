@@ -18,11 +18,10 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from benchmarks.gpu.kernels import DRAWS, LATENTS, PAD, SAMPLERS, WIDTH, draw_params
+from benchmarks.gpu.kernels import DRAWS, PAD, SAMPLERS, WIDTH, draw_params, family_of
 from stretto.engine.kernels.gpu.draw import draw_on_device
 from stretto.engine.kernels.gpu.products import embed_on_device
 from stretto.engine.reply_rules import SegmentRules
-from stretto.families.tiny.family import TINY
 
 SHARED_BYTES = 227 << 10  # that a program can have on Hopper
 
@@ -85,9 +84,7 @@ def compile_kernels() -> None:
     noise.noise_of(torch.zeros(1 << 12, dtype=torch.int32))
     walks = import_module("tests.engine.worker.walks")
     for name in SAMPLERS:
-        module = "tests.speech_families" if name in LATENTS else "tests.small_vocabularies"
-        family = TINY if name == "TINY" else getattr(import_module(module), name)
-        walks.captured(SegmentRules(family, walks.LENGTH), 5, LaunchingRecorder()).sampler.capture()
+        walks.captured(SegmentRules(family_of(name), walks.LENGTH), 5, LaunchingRecorder()).sampler.capture()
 
 
 def main(capability: int) -> None:

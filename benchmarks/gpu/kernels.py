@@ -18,6 +18,7 @@ from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.products import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_program import CudaRecorder
+from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.sampling import DrawParams, DrawPlan, gaussian, guide, stream_keys
 
@@ -26,9 +27,11 @@ DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}
 SAMPLINGS = {"greedy": (0.0, 0, 1.0), "top_k": (0.8, 20, 1.0), "top_p": (0.8, 0, 0.95)}
 WIDTH, VOCABULARY, PAD = 4096, 160_392, 0
 SCALE = 3.0
-# Small families with parallel heads, with a depth transformer, with separate heads, and with latents.
-LATENTS = "LATENTS", "GUIDED_LATENTS", "MARKED_LATENTS"
-SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", *LATENTS, "TINY"
+# Small families with parallel heads, with a depth transformer, with separate heads, with functions of their own in the
+# kernels, and with latents.
+SPEECH = "GROUPED", "LATENTS", "GUIDED_LATENTS", "MARKED_LATENTS"  # of tests/speech_families.py
+OWN = "TURBO", "FISH_S2", "MOSS_TTS", "MOSS_TTS_REALTIME", "KYUTAI_TTS_AHEAD"
+SAMPLERS = "BAGPIPER", "OPUSLM", "TRACKED_CSM", "QWEN3_TTS", "HIGGS_AUDIO", *OWN, *SPEECH, "TINY"
 ROUNDED = 2e-3  # error bound for guided logits near 1: float32 products stay well below it, bfloat16 products exceed it
 
 
@@ -135,11 +138,17 @@ def _noise(setup: Setup) -> dict[str, Any]:
     return {"different": different, "draws": number, "ms": ms, "ok": different <= max(2, number >> 19)}
 
 
+def family_of(name: str) -> Family:
+    """Return the family of one of SAMPLERS."""
+    module = "tests.speech_families" if name in SPEECH else "tests.small_vocabularies"
+    family: Family = TINY if name == "TINY" else getattr(import_module(module), name)
+    return family
+
+
 def _sampler(setup: Setup, name: str) -> dict[str, Any]:
     """Compare the GPU sampler, with graphs, with the CPU sampler, row by row over complete replies."""
     walks = import_module("tests.engine.worker.walks")
-    module = "tests.speech_families" if "LATENTS" in name else "tests.small_vocabularies"
-    family = TINY if name == "TINY" else getattr(import_module(module), name)
+    family = family_of(name)
     rules, num_slots, steps = SegmentRules(family, walks.LENGTH), 5, 2 if setup.is_small else 48
     recorder = None if setup.is_small else CudaRecorder()
     ours = walks.captured(rules, num_slots, recorder, torch.device(setup.device))
