@@ -73,7 +73,9 @@ IDLE_GAUGES = (
 NEVER = ("unguided_total",)  # counts events that only a bug can cause
 SERVER, REGION = "tritonserver", "stretto_launch_"
 ABANDONED_THREADS = 35  # per model instance in Triton's Python backend: a pool of 32, and three more
-SLACK = 4  # permitted extra threads or descriptors per process: a pool's thread, a connection that is being closed
+# Permitted extra resources per process: the threads of an event loop's default pool, which start when calls overlap and
+# never end, and descriptors of connections that are being closed.
+SLACK = {"threads": min(32, (os.cpu_count() or 1) + 4), "descriptors": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def left_over(before: Held, after: Held) -> list[str]:
         found += [
             f"{name} has {new[name]} {what}, {old[name]} before"
             for name in sorted(old.keys() & new.keys())
-            if new[name] > old[name] + SLACK + of_instance * abandoned * (name == SERVER)
+            if new[name] > old[name] + SLACK[what] + of_instance * abandoned * (name == SERVER)
         ]
     found += [f"{name} is missing" for name in sorted(before.threads.keys() - after.threads.keys())]
     found += [f"there is a new process, {name}" for name in sorted(after.threads.keys() - before.threads.keys())]
