@@ -18,6 +18,7 @@ embedded dev --extra embedded --extra dev --extra train --constraint requirement
 embedded ray --extra ray --constraint requirements/embedded.txt
 embedded docs --extra docs --constraint requirements/dev.txt
 compile uv --python-version 3.11 - <<<"uv==$uv_version"
-# The image: Ubuntu 24.04. The versions and hashes are also those for aarch64.
+# The image for GPUs. Its published base has Python 3.12, Debian's base in scripts/image.py 3.11; both install this lock,
+# also on aarch64.
 unset UV_TORCH_BACKEND UV_FIND_LINKS # CUDA builds here
-compile gpu --extra gpu --overrides requirements/overrides_gpu.txt --python-version 3.12 --python-platform x86_64-manylinux_2_39 pyproject.toml
+compile gpu --extra gpu --overrides requirements/overrides_gpu.txt --python-version 3.11 --python-platform x86_64-manylinux_2_35 pyproject.toml
