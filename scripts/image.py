@@ -1,14 +1,13 @@
-"""Build the image with buildah, and serve with the CPU one, on a machine without Docker, a GPU or a container registry.
+"""Build the image with buildah, and run it, on a machine without Docker, a GPU or a container registry.
 
     . scripts/uv_sources.sh
-    python -m scripts.image cpu
-    python -m scripts.image gpu --suite noble --mirror URL   # a mirror of Ubuntu
+    python -m scripts.image cpu gpu
 
-Needs root, and Debian's packages buildah, crun, debootstrap and iproute2. The base is this machine's distribution, with
-Python 3.11 or 3.12, or `--suite` from `--mirror`. debootstrap makes it, with this machine's certificates and settings
-of pip. The GPU image needs Python 3.12, and lacks Triton's server, which only its published base has, so it is built
-but not run. The CPU image is run as Docker would run it: as its user without capabilities, with a read-only root and
-networks of its own.
+Needs root, a Debian with Python 3.11 or 3.12, its packages buildah, crun, debootstrap and iproute2, and 30 GB in the
+temporary folder. The base is this machine's distribution, made by debootstrap, with this machine's certificates and
+settings of pip. The CPU image serves, run as Docker would run it: as its user without capabilities, with a read-only
+root and networks of its own. The GPU image lacks Triton's server, which only its published base has: its packages are
+imported, and its command ends for want of the server.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,9 +25,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stretto.launcher.installation import CONTAINER_SERVER
+
 ROOT = Path(__file__).parents[1]
 TOOLS = ("buildah", "crun", "debootstrap", "ip")
-SCRIPTS = Path("/usr/share/debootstrap/scripts")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 # As the image is run: writable places, all else is read-only.
 WRITABLE = ("/tmp", "/home/stretto/.cache", "/home/stretto/.local/state")
@@ -36,7 +37,7 @@ STOP_S = int(re.findall(r"stop_grace_period: (\d+)s", (ROOT / "compose.yaml").re
 SENTENCE = "It is twenty past nine and the garden door is open."
 # WORKAROUND(crun): it refuses to start where cgroups of both versions are mounted, even if it uses none.
 CRUN = ("unshare", "--mount", "sh", "-c", 'umount /sys/fs/cgroup/unified 2>/dev/null; exec crun "$@"', "crun")
-NETWORKS = ("stretto-server", "stretto-client")
+NETWORKS = tuple(f"stretto-{os.getpid()}-{end}" for end in ("server", "client"))  # a killed run leaves its own
 ADDRESSES = ("192.0.2.1", "192.0.2.2")  # for documentation: no machine has them
 
 
@@ -52,7 +53,7 @@ def machine_mirror() -> tuple[str, str]:
     targets = output("apt-get", "indextargets", "--format", "$(CODENAME) $(REPO_URI)").splitlines()
     mirrors = [line.split()[1] for line in targets if line.split()[0] == suite]
     if not mirrors:
-        raise LookupError(f"apt has no source for {suite}: give --mirror")
+        raise LookupError(f"apt has no source for {suite}")
     return suite, mirrors[0]
 
 
@@ -83,14 +84,11 @@ class Images:
         finally:
             self.buildah("rm", name)
 
-    def make_base(self, suite: str, mirror: str) -> None:
-        """Make the image `base` of a distribution."""
+    def make_base(self) -> None:
+        """Make the image `base` of this machine's distribution."""
+        suite, mirror = machine_mirror()
         with self.container("scratch") as (name, files):
-            command = ["debootstrap", "--variant=minbase", "--include=ca-certificates"]
-            if (SCRIPTS / suite).exists():
-                command += [suite, str(files), mirror]
-            else:  # Ubuntu, whose releases share one script and have pip in `universe`
-                command += ["--components=main,universe", suite, str(files), mirror, "gutsy"]
+            command = ("debootstrap", "--variant=minbase", "--include=ca-certificates", suite, files, mirror)
             subprocess.run(command, stdout=sys.stderr, check=True)
             shutil.copy(CERTIFICATES, files / CERTIFICATES.relative_to("/"))
             settings = {files / "root/.config/pip/pip.conf": f"[global]\ncert = {CERTIFICATES}\n"}
@@ -109,8 +107,14 @@ class Images:
             command += ["--build-arg", f"{name}=localhost/base:1.0"]
         if self._links is not None:
             command += ["--volume", f"{self._links}:{self._links}:ro"]
-        command += ["--build-arg", f"TARGET={target}", "--tag", target, str(ROOT)]
+        # Two copies of the new layer, which buildah makes for a while, are half as large if they are compressed.
+        command += ["--build-arg", f"TARGET={target}", "--disable-compression=false", "--tag", target, str(ROOT)]
         subprocess.run(("buildah", *self._store(), *command), stdout=sys.stderr, check=True)
+
+    def run(self, container: str, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in a container, as the image's user."""
+        buildah = ("buildah", *self._store(), "run", "--isolation", "chroot", container, "--")
+        return subprocess.run((*buildah, *command), capture_output=True, text=True, check=False)
 
     def config(self, image: str) -> dict[str, Any]:
         """Return the image's configuration in Docker's format."""
@@ -300,21 +304,40 @@ def speak_published(server: Server, image: str, scratch: Path, url: str, said: s
     print(f"{image}: {said} in {time.monotonic() - begun:.0f} s", flush=True)
 
 
+VERSIONS = "import stretto, torch, vllm; print(f'torch=={torch.__version__} vllm=={vllm.__version__}')"
+
+
+def check_without_triton(images: Images, image: str) -> None:
+    """Import torch and vLLM in an image, and check that its command misses Triton's server.
+
+    Raises:
+        RuntimeError: The versions are not those of requirements/gpu.txt, or the command ends otherwise.
+    """
+    pinned = re.findall(r"^(?:torch|vllm)==\S+", (ROOT / "requirements/gpu.txt").read_text(), re.MULTILINE)
+    with images.container(image) as (name, _):
+        imported = images.run(name, "python", "-c", VERSIONS)
+        served = images.run(name, *images.config(image)["Cmd"])
+    versions = imported.stdout.strip()
+    if not all(requirement in versions for requirement in pinned):
+        raise RuntimeError(f"not {' '.join(pinned)} but {versions}: {imported.stderr[-2000:]}")
+    if served.returncode != 1 or f"no Triton server: neither {CONTAINER_SERVER}" not in served.stderr:
+        raise RuntimeError(f"exit status {served.returncode}: {served.stderr[-2000:]}")
+    print(f"{image}: imports {versions}; its command ends: {served.stderr.splitlines()[0]}", flush=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build the targets named on the command line; run that for CPUs."""
+    """Build and run the targets named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="+", choices=("cpu", "gpu"))
-    parser.add_argument("--suite", help="of the base; default: this machine's")
-    parser.add_argument("--mirror", help="of the suite; default: that of this machine's apt")
     given = parser.parse_args(arguments)
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         sys.exit(f"image: not found: {', '.join(missing)}")
-    suite, mirror = machine_mirror() if given.mirror is None or given.suite is None else (given.suite, given.mirror)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("image: terminated"))  # remove what was made
     links = os.environ.get("UV_FIND_LINKS", "")
     with tempfile.TemporaryDirectory(prefix="stretto-image-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         images = Images(folder, Path(links) if os.path.isabs(links) and Path(links).is_dir() else None)
-        images.make_base(given.suite or suite, given.mirror or mirror)
+        images.make_base()
         for target in given.targets:
             begun = time.monotonic()
             images.build(target)
@@ -323,6 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 scratch = folder / "server"
                 scratch.mkdir()
                 serve(images, target, scratch)
+            else:
+                check_without_triton(images, target)
+            images.buildah("rmi", target)
 
 
 if __name__ == "__main__":
