@@ -1,4 +1,4 @@
-"""Print how much memory the decoder needs on a GPU with each codec of published size.
+"""Print how much memory the decoder needs on a GPU with each codec of published size, and its launches for a window.
 
     python -m benchmarks.decoder_memory                 # all codecs: the table in docs/gpu.md
     python -m benchmarks.decoder_memory mimi pocket     # some codecs
@@ -7,12 +7,18 @@ Sizes are computed from shapes, without a GPU (`stretto.decoder.memory`).
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.checkpoints.every_codec import every_codec
+from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
-from stretto.decoder.memory import DecoderMemory, measure
+from stretto.decoder.memory import META, DecoderMemory, Peak, largest_batches, measure
 
 # First and steady chunk size in frames of the family that uses the codec.
 CHUNKS = {
@@ -45,15 +51,45 @@ class Row:
     Attributes:
         memory: Memory in bytes.
         unshared: Memory of the states if each graph had its own, captured for chunks of 1 to 25 frames.
+        launches: Number of operators that compute on the GPU for the longest usual window of an utterance.
     """
 
     memory: DecoderMemory
     unshared: int
+    launches: int
+
+
+class Launches(TorchDispatchMode):
+    """Counter of operators that compute on META; a library may launch several kernels for one.
+
+    Attributes:
+        number: Number of operators.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        aliases = [each.alias_info for each in func._schema.returns]
+        is_view = all(alias is not None and not alias.is_write for alias in aliases)
+        on_device = any(isinstance(each, torch.Tensor) and each.device == META for each in tree_leaves(result))
+        self.number += on_device and not is_view and "empty" not in func._overloadpacket.__name__
+        return result
+
+
+def launches(codec: Codec, config: DecoderConfig) -> int:
+    """Return `Row.launches` of a codec whose weights are on META."""
+    *_, window = largest_batches(codec, replace(config, max_batch=1))
+    with Peak(), Launches() as counter, torch.inference_mode():
+        codec.decode(window)
+    return counter.number
 
 
 @cache
 def row_of(name: str) -> Row:
-    """Return the memory of a decoder with the published sizes of a codec."""
+    """Return the row of a codec with published sizes."""
     first, steady = CHUNKS[name]
     config = DecoderConfig(
         device="cuda",
@@ -65,18 +101,19 @@ def row_of(name: str) -> Row:
     codec = every_codec(name, is_narrow=False)
     memory = measure(codec, config)
     num_shapes = 1 if codec.spec.blocks else 6 + bool(codec.spec.left_frames)
-    return Row(memory, memory.static // MAX_BATCH * num_shapes * (2 * MAX_BATCH - 1))
+    unshared = memory.static // MAX_BATCH * num_shapes * (2 * MAX_BATCH - 1)
+    return Row(memory, unshared, launches(codec, config))
 
 
 def table(found: dict[str, Row]) -> str:
-    """Return the table in Markdown, in GB."""
+    """Return the table in Markdown, memory in GB."""
     head = "weights", "graphs, unshared", "graphs", "activations", "a stream", f"{MAX_UTTERANCES} streams", "decoder"
-    lines = ["| codec | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    lines = ["| codec | " + " | ".join(head) + " | launches |", "|---|" + "---|" * (len(head) + 1)]
     for name, row in found.items():
         memory = row.memory
         sizes = memory.weights, row.unshared, memory.static, 2 * memory.peak
         cells = (f"{size / 1e9:.2f}" for size in (*sizes, memory.utterance, memory.utterances, memory.total))
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {row.launches:,} |")
     return "\n".join(lines)
 
 
