@@ -8,8 +8,8 @@
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
 # - The image for CPUs builds, serves, speaks and stops; the one for GPUs builds, without Triton's server, and imports
 #   torch and vLLM (scripts/image.py; as root on Debian, with buildah, crun, debootstrap and iproute2).
-# - No package in a lock file has a known advisory (if OSV is reachable, or $ADVISORIES is a checkout of
-#   github.com/pypa/advisory-database).
+# - No package in a lock file has a known advisory (if OSV is reachable, or $ADVISORIES is a recent checkout
+#   of github.com/pypa/advisory-database).
 # - Under injected faults, every answer to 64 streams is correct or an error (scripts/soak.sh); also with live sessions,
 #   and if the faults find an idle server.
 # - The nightly tier of the tests passes (tests/README.md).
@@ -225,9 +225,9 @@ inject_faults_at_idle() { soak idle 0.5 --idle --streams 16; }
 check_image() (
     . scripts/uv_sources.sh
     for tool in buildah crun debootstrap ip; do
-        command -v "$tool" >/dev/null || { echo "nightly: the image is not built, because $tool is not installed" >&2; exit 0; }
+        command -v "$tool" >/dev/null || not_checked "$tool is not installed"
     done
-    [[ $EUID == 0 ]] || { echo "nightly: the image is not built, because only root can" >&2; exit 0; }
+    [[ $EUID == 0 ]] || not_checked "only root can build images"
     python -m scripts.image cpu gpu
 )
 check_gpu_code() { scripts/cuda_without_gpu.sh; }
