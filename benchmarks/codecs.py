@@ -34,7 +34,7 @@ from stretto.codecs import glm4_voice, s3gen
 from stretto.codecs.base import Blocks, Codec, Window, load_codec
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import Glm4VoiceCodec
-from stretto.codecs.recorded_voices import Voice
+from stretto.codecs.recorded_voices import FlowVoice
 from stretto.codecs.s3gen import S3GenCodec, S3GenConfig
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.entry_points import CODECS, names
@@ -274,7 +274,9 @@ def decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(codec, S3GenCodec):
         make = codec.mel
 
-        def making(codes: Tensor, voice: Voice, known: Tensor | None = None, start: int = 0, ahead: int = 0) -> Tensor:
+        def making(
+            codes: Tensor, voice: FlowVoice, known: Tensor | None = None, start: int = 0, ahead: int = 0
+        ) -> Tensor:
             made = make(codes, voice, known, start, ahead)
             mels.append(made[..., 0 if known is None else known.shape[2] :])
             return made

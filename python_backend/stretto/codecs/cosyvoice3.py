@@ -35,7 +35,7 @@ from stretto.codecs.cosyvoice.dit import NUM_WAVES, Dit, DitShape
 from stretto.codecs.cosyvoice.flow import Matching, VocoderShape
 from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, RecordedVoiceCodec, Voice, VoiceTable
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, FlowVoice, RecordedVoiceCodec, VoiceTable
 from stretto.codecs.s3gen import (
     AHEAD,
     GUIDANCE,
@@ -215,11 +215,11 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             after.append(phase)
         return torch.stack(spoken), torch.stack([numbers, torch.stack(after).to(window.state)], 1)
 
-    def _voice(self, number: int) -> Voice:
+    def _voice(self, number: int) -> FlowVoice:
         """Return the voice with this number; number 0 is a voice without tokens."""
         if number:
             return self._recorded.voices[number]
-        return Voice(0, self.config.mels, self.config.speaker).to(self.noise.device)
+        return FlowVoice(0, self.config.mels, self.config.speaker).to(self.noise.device)
 
     def _passes(self, first: int, left: int, length: int, right: int) -> list[tuple[int, int, int]]:
         """Return the ranges of tokens to decode together in a window of one utterance.
@@ -244,7 +244,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             if not following or following[0] != each[0]
         ]
 
-    def mel(self, codes: Tensor, voice: Voice, start: int = 0, ahead: int = 0) -> Tensor:
+    def mel(self, codes: Tensor, voice: FlowVoice, start: int = 0, ahead: int = 0) -> Tensor:
         """Return the mel spectrogram [1, M, 2 (T - ahead)] of an utterance's tokens [T].
 
         Args:

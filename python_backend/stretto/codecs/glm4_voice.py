@@ -279,7 +279,7 @@ class LengthRegulator(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class BlockMemory:
     """State of B utterances between two blocks. Parts shorter than their capacity are right-aligned.
 
     Attributes:
@@ -310,7 +310,7 @@ def _fitted(part: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Capacity of each part of a `Memory`, as shapes without the batch dimension."""
+    """Capacity of each part of a `BlockMemory`, as shapes without the batch dimension."""
 
     mel: tuple[int, int]
     overlap: tuple[int, int]
@@ -326,10 +326,10 @@ class Room:
         """Number of elements in the state of one utterance."""
         return sum(prod(shape) for shape in self.shapes)
 
-    def read(self, state: Tensor) -> Memory:
-        """Split a state [B, size] into the parts of a `Memory`."""
+    def read(self, state: Tensor) -> BlockMemory:
+        """Split a state [B, size] into the parts of a `BlockMemory`."""
         parts = state.split([prod(shape) for shape in self.shapes], 1)
-        return Memory(*(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)))
+        return BlockMemory(*(part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)))
 
 
 class Flow(nn.Module):
@@ -456,7 +456,7 @@ class Glm4VoiceCodec(nn.Module):
         spoken = (self.mels(border) - self.overlap - 1) * self.config.vocoder.samples_per_mel
         return spoken - (border - self.blocks.right) * self.spec.samples_per_frame
 
-    def _new_mel(self, codes: Tensor, memory: Memory, done: int) -> Tensor:
+    def _new_mel(self, codes: Tensor, memory: BlockMemory, done: int) -> Tensor:
         """Return the mel of codes [B, T] from token `done` to the last, with the overlap faded in."""
         start = self.blocks.first_needed(done)
         tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
@@ -469,7 +469,7 @@ class Glm4VoiceCodec(nn.Module):
         begin = mel[..., : self.overlap] * rising + memory.overlap * falling
         return torch.cat([begin, mel[..., self.overlap :]], 2)
 
-    def _speak(self, memory: Memory, mel: Tensor, goes_on: bool) -> Memory:
+    def _speak(self, memory: BlockMemory, mel: Tensor, goes_on: bool) -> BlockMemory:
         """Decode a complete block of mel frames except for its end, and return the next state.
 
         Args:
@@ -480,20 +480,20 @@ class Glm4VoiceCodec(nn.Module):
         spoken, overlap = mel[..., : -self.overlap], mel[..., -self.overlap :]
         pcm, source = self._voice(memory, spoken, goes_on)
         hop = self.config.vocoder.samples_per_mel
-        return Memory(
+        return BlockMemory(
             mel=torch.cat([memory.mel, spoken], 2)[..., -self.room.mel[1] :],
             overlap=overlap,
             source=source[:, -hop:],
             pending=torch.cat([memory.pending, pcm[:, :-hop]], 1),
         )
 
-    def _end(self, memory: Memory, codes: Tensor, done: int) -> Memory:
+    def _end(self, memory: BlockMemory, codes: Tensor, done: int) -> BlockMemory:
         """Decode the utterance's end: the overlap held back earlier and codes [B, T] from token `done` to the last."""
         mel = self._new_mel(codes, memory, done) if done < codes.shape[1] else memory.overlap
         pcm, _ = self._voice(memory, mel, done > 0)
         return replace(memory, pending=torch.cat([memory.pending, pcm], 1))
 
-    def _voice(self, memory: Memory, mel: Tensor, goes_on: bool) -> tuple[Tensor, Tensor]:
+    def _voice(self, memory: BlockMemory, mel: Tensor, goes_on: bool) -> tuple[Tensor, Tensor]:
         """Return samples and excitation [B, n] for new mel frames, computed together with the preceding frame."""
         if goes_on:
             mel = torch.cat([memory.mel[..., -1:], mel], 2)

@@ -13,7 +13,7 @@ from stretto.errors import InvalidRequest
 FRAMES_PER_TOKEN = 2  # mel frames
 
 
-class Voice(nn.Module):
+class FlowVoice(nn.Module):
     """Voice as input to the flow: tokens [n], mel [M, 2 n] and x-vector [E] of a recording."""
 
     tokens: Tensor
@@ -47,7 +47,7 @@ class VoiceTable:
     speaker: int
     most: int
     step: int = 1
-    voices: dict[int, Voice] = field(default_factory=dict)
+    voices: dict[int, FlowVoice] = field(default_factory=dict)
 
     def add(self, tokens: np.ndarray, mel: np.ndarray, x_vector: np.ndarray, device: torch.device) -> int:
         """Add the voice of a recording, and return its number.
@@ -76,7 +76,7 @@ class VoiceTable:
                 raise InvalidRequest(f"chunk.sound.{name}", f"shape {list(shape)}", list(values.shape))
             if not np.isfinite(values).all():
                 raise InvalidRequest(f"chunk.sound.{name}", "finite numbers", "NaN or infinity")
-        voice = Voice(size, self.num_mels, self.speaker)
+        voice = FlowVoice(size, self.num_mels, self.speaker)
         voice.tokens.copy_(torch.from_numpy(tokens.astype(np.int64)))
         voice.mel.copy_(torch.from_numpy(mel.T.copy()))
         voice.speaker.copy_(torch.from_numpy(x_vector.copy()))

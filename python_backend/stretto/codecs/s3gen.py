@@ -54,7 +54,7 @@ from stretto.codecs.cosyvoice.flow import (
 )
 from stretto.codecs.cosyvoice.vocoder import MEL_KERNEL, PITCH_KERNEL, PITCH_LAYERS, Vocoder
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, RecordedVoiceCodec, Voice, VoiceTable
+from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, FlowVoice, RecordedVoiceCodec, VoiceTable
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object
@@ -335,7 +335,7 @@ class S3GenCodec(RecordedVoiceCodec):
         if not config.codebook_size > SILENCE and self.num_silent:
             raise CheckpointError(f"flow.input_embedding.weight: expected more than {SILENCE} codes")
         self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
-        self.voices = nn.ModuleList(Voice(size, config.mels, config.speaker) for size in config.voices)
+        self.voices = nn.ModuleList(FlowVoice(size, config.mels, config.speaker) for size in config.voices)
         self._recorded = VoiceTable(
             len(config.voices), config.codebook_size, config.mels, config.speaker, most=MAX_PROMPT_TOKENS
         )
@@ -369,9 +369,9 @@ class S3GenCodec(RecordedVoiceCodec):
             return torch.zeros(batch, 2 + self.config.mels * self.num_kept, dtype=torch.float64)
         return torch.zeros(batch, 1)
 
-    def _voice(self, number: int) -> Voice:
+    def _voice(self, number: int) -> FlowVoice:
         voice = self.voices[number] if number < len(self.voices) else self._recorded.voices[number]
-        assert isinstance(voice, Voice)
+        assert isinstance(voice, FlowVoice)
         return voice
 
     def report_progress(self, call: Callable[[], None]) -> None:
@@ -390,7 +390,9 @@ class S3GenCodec(RecordedVoiceCodec):
             after.append(state)
         return torch.stack(spoken), torch.cat([window.state[:, :1], torch.stack(after).to(window.state)], 1)
 
-    def _spoken(self, codes: Tensor, begin: int, window: Window, voice: Voice, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _spoken(
+        self, codes: Tensor, begin: int, window: Window, voice: FlowVoice, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the samples and the next state of one utterance in a window.
 
         Args:
@@ -425,7 +427,9 @@ class S3GenCodec(RecordedVoiceCodec):
         """Return how many mel frames have had their samples returned by the end of the block ending at `border`."""
         return FRAMES_PER_TOKEN * (border - AHEAD) - self.around if border else 0
 
-    def _with_new_frames(self, mel: Tensor, codes: Tensor, voice: Voice, done: int, begin: int, ahead: int) -> Tensor:
+    def _with_new_frames(
+        self, mel: Tensor, codes: Tensor, voice: FlowVoice, done: int, begin: int, ahead: int
+    ) -> Tensor:
         """Return the mel [1, M, n] of an utterance up to token T - `ahead`, given the mel of earlier blocks.
 
         Args:
@@ -445,11 +449,13 @@ class S3GenCodec(RecordedVoiceCodec):
 
     def speak(self, codes: Tensor, voice: nn.Module) -> Tensor:
         """Decode the tokens [T] of a whole utterance, followed by silence, to samples [n]."""
-        assert isinstance(voice, Voice)
+        assert isinstance(voice, FlowVoice)
         mel = self.mel(torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)]), voice)
         return self._vocode(mel, mel.shape[2], 0, mel.shape[2], mel.new_zeros((), dtype=torch.float64))[0]
 
-    def mel(self, codes: Tensor, voice: Voice, known: Tensor | None = None, start: int = 0, ahead: int = 0) -> Tensor:
+    def mel(
+        self, codes: Tensor, voice: FlowVoice, known: Tensor | None = None, start: int = 0, ahead: int = 0
+    ) -> Tensor:
         """Return the mel spectrogram [1, M, 2 (T - ahead)] of tokens [T].
 
         Args:

@@ -196,7 +196,7 @@ class Stage(nn.Module):
         return x
 
 
-class Network(nn.Module):
+class TokenizerNetwork(nn.Module):
     """Encoder or decoder: a stage at each rate, and a final convolution."""
 
     def __init__(self, stages: list[Stage], head: Convolution) -> None:
@@ -224,7 +224,7 @@ class Network(nn.Module):
         return y, memory.after
 
 
-class Encoder(Network):
+class Encoder(TokenizerNetwork):
     """Encoder from samples [B, 1, n * hop] to latents [B, D, n]."""
 
     def __init__(self, config: TokenizerConfig) -> None:
@@ -236,7 +236,7 @@ class Encoder(Network):
         super().__init__(stages, Convolution(channels[-1], config.size, config.kernel))
 
 
-class Decoder(Network):
+class Decoder(TokenizerNetwork):
     """Decoder from latents [B, D, n] to samples [B, 1, n * hop]."""
 
     def __init__(self, config: TokenizerConfig) -> None:

@@ -14,7 +14,7 @@ from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Window
 from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, load, prepared
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.recorded_voices import Voice
+from stretto.codecs.recorded_voices import FlowVoice
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up
 from stretto.decoder.worker import DecoderWorker
@@ -61,7 +61,7 @@ def made() -> StoredResults:
     return StoredResults(REFERENCE, EVERY, inputs())
 
 
-def published_codec(seed: int, name: str, has_mask: bool = True) -> tuple[CosyVoice3Codec, Voice]:
+def published_codec(seed: int, name: str, has_mask: bool = True) -> tuple[CosyVoice3Codec, FlowVoice]:
     """Return the codec in float64 with its voice of a name; weight norms are multiplied out in float64 as well."""
     codec = random_codec(seed=seed)
     codec = in_float64(codec if has_mask else without_mask(codec), VOICES[name])

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.checkpoints.random_s3gen import MEANFLOW, NARROW, NUM_CODES, tensors
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
-from stretto.codecs.s3gen import NUM_SILENT, SILENCE, S3GenCodec, S3GenConfig, Voice
+from stretto.codecs.s3gen import NUM_SILENT, SILENCE, FlowVoice, S3GenCodec, S3GenConfig
 from stretto.families.chatterbox.release import HEARING, voice_tensors
 from tests.codecs.s3gen.reference import EVERY, LENGTHS, REFERENCE, VOICES, inputs, mel, tokens
 from tests.codecs.stored_results import StoredResults
@@ -51,7 +51,7 @@ def test_s3gen_parts_match_the_published_code_in_each_voice(
     made: StoredResults, codec: S3GenCodec, number: int
 ) -> None:
     name, voice = list(VOICES)[number], codec.voices[number]
-    assert isinstance(voice, Voice)
+    assert isinstance(voice, FlowVoice)
     assert made.error(f"encoded_{name}", codec.flow.encoder(codec.flow.input_embedding(voice.tokens[None]))) < 1e-6
     for length in LENGTHS:
         codes = tokens(length)
@@ -68,7 +68,7 @@ def test_two_step_mean_flow_matches_the_authors(made: StoredResults) -> None:
     assert codec.spec.num_samples(23, 0) == 26 * codec.spec.samples_per_frame
     for number, name in enumerate(VOICES):
         voice = codec.voices[number]
-        assert isinstance(voice, Voice)
+        assert isinstance(voice, FlowVoice)
         for length in LENGTHS:
             codes = tokens(length)
             silent = torch.cat([codes, codes.new_full((NUM_SILENT,), SILENCE)])

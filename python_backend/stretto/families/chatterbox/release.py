@@ -162,7 +162,7 @@ def _is_usable(tensor: Tensor) -> bool:
 
 
 def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[str, Tensor]:
-    """Return the tensors of a voice for the codec's `Voice`.
+    """Return the tensors of a voice for the codec's `FlowVoice`.
 
     In the authors' code, a recording has two mel frames per token and, depending on its length, one extra frame at the
     end. This frame, which has no token, is dropped.
