@@ -4,10 +4,12 @@ a voice's tokens, then the reply's ─► flow, given the voice's mel and x-vect
 
 Each token becomes two frames of the mel spectrogram. A frame attends to its own chunk of 25 tokens and to earlier
 chunks (`dit.py`), and a token depends on the next three tokens. A block of tokens therefore ends with three tokens that
-serve only as look-ahead. For each block, the voice and all tokens of the reply are decoded again, because storing the
-states of all solver steps would take 1.8 MB per frame. Streaming is exact for utterances of up to `HISTORY` tokens:
-their samples equal those of a single decode with the same mask. Later blocks are decoded without the beginning of the
-utterance.
+serve only as look-ahead. For each block, all tokens of the reply are decoded again, because keys and values of all
+solver steps would take 3.6 MB per frame. On a CPU, the chunks of a voice are computed once (`Prefix`), except the last
+one, which depends on the reply through the look-ahead. Their keys and values are kept for the voices used most
+recently, up to `VOICES_BYTES`. Frames of a voice that would take more are decoded with the reply, so samples do not
+depend on which voices are kept. Streaming is exact for utterances of up to `HISTORY` tokens: their samples equal those
+of a single decode with the same mask. Later blocks are decoded without the beginning of the utterance.
 
 A checkpoint whose `codec/config.json` has `"whole": true` is decoded without the mask, as in the authors' non-streaming
 mode. All frames of an utterance then attend to each other, so an utterance is decoded only when it is complete.
@@ -21,6 +23,7 @@ sample; the authors' code generates new noise at each start. Modules and tensors
 https://huggingface.co/FunAudioLLM/Fun-CosyVoice3-0.5B-2512.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +34,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import Blocks, CodecSpec, Whole, Window
-from stretto.codecs.cosyvoice.dit import NUM_WAVES, Dit, DitShape
-from stretto.codecs.cosyvoice.flow import Matching, VocoderShape
+from stretto.codecs.cosyvoice.dit import NUM_WAVES, Context, Dit, DitShape
+from stretto.codecs.cosyvoice.flow import STEPS, Matching, VocoderShape
 from stretto.codecs.cosyvoice.vocoder import MEL_AHEAD, PITCH_KERNEL, PITCH_LAYERS, POST_KERNEL, Vocoder
+from stretto.codecs.decoder_sizes import VOICES_BYTES
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FRAMES_PER_TOKEN, FlowVoice, RecordedVoiceCodec, VoiceTable
 from stretto.codecs.s3gen import (
@@ -51,6 +55,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
+NAME = "cosyvoice3"
 CHUNK = 25  # tokens that attend to each other
 SIZES = (CHUNK + AHEAD, 2 * CHUNK, 4 * CHUNK)  # tokens per block; 25, 50 and 100 in the authors' code
 HISTORY = 60 * CHUNK  # tokens, one minute
@@ -99,6 +104,24 @@ class CosyVoice3Config:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """First frames of a voice, for evaluations of later frames.
+
+    Attributes:
+        num_frames: Number of frames, whole chunks of the mask.
+        rows: `Context.kept` of each solver step.
+    """
+
+    num_frames: int
+    rows: list[list[Tensor]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of all rows."""
+        return sum(each.nbytes for step in self.rows for each in step)
+
+
 class Flow(nn.Module):
     """Flow-matching decoder: tokens to mel, with tensors named as in the published `flow.pt`."""
 
@@ -109,8 +132,16 @@ class Flow(nn.Module):
         self.pre_lookahead_layer = LookAhead(config.mels, config.inner)
         self.decoder = Matching(Dit(config.mels, config.estimator), NUM_WAVES, GUIDANCE)
 
-    def forward(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor, ahead: int = 0) -> Tensor:
-        """Return the mel frames of tokens, [B, M, 2 (T - ahead)].
+    def forward(
+        self,
+        tokens: Tensor,
+        noise: Tensor,
+        prompt: Tensor,
+        speaker: Tensor,
+        ahead: int = 0,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
+        """Return the mel frames of tokens, [B, M, 2 (T - ahead)], without those of the prefix.
 
         Args:
             tokens: Tokens, [B, T].
@@ -118,12 +149,38 @@ class Flow(nn.Module):
             prompt: Known mel frames at the beginning, [B, M, n].
             speaker: x-vectors, [B, E].
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of an utterance.
+            prefix: First frames, from `prefix`; None to evaluate all frames.
         """
+        inputs = self._inputs(tokens, noise, prompt, speaker, ahead)
+        if prefix is None:
+            return self.decoder(*inputs)
+        contexts = [Context(prefix.num_frames, rows) for rows in prefix.rows]
+        return self.decoder(*(each[..., prefix.num_frames :] for each in inputs), contexts)
+
+    def prefix(self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor, num_frames: int) -> Prefix:
+        """Return the first frames of tokens for `forward`.
+
+        Args:
+            tokens: Tokens of a voice, [B, T], at least `AHEAD` more than those of the frames.
+            noise: Initial value, [M, 2 T].
+            prompt: Mel of the voice, [B, M, 2 T].
+            speaker: x-vectors, [B, E].
+            num_frames: Number of frames, whole chunks of the mask.
+        """
+        contexts = [Context(is_kept=True) for _ in self.decoder.strides]
+        inputs = self._inputs(tokens, noise, prompt, speaker, 0)
+        self.decoder(*(each[..., :num_frames] for each in inputs), contexts)
+        return Prefix(num_frames, [each.kept for each in contexts])
+
+    def _inputs(
+        self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor, ahead: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the arguments of the solver for all frames, [B, M, 2 (T - ahead)] each."""
         goal = self.pre_lookahead_layer(self.input_embedding(tokens))[:, : tokens.shape[1] - ahead]
         goal = goal.transpose(1, 2).repeat_interleave(FRAMES_PER_TOKEN, 2)
         known = F.pad(prompt, (0, goal.shape[2] - prompt.shape[2]))
         sound = self.spk_embed_affine_layer(F.normalize(speaker, dim=1))[..., None].expand_as(goal)
-        return self.decoder(noise.expand_as(goal), goal, sound, known)
+        return noise.expand_as(goal), goal, sound, known
 
 
 def receptive_frames(shape: VocoderShape) -> int:
@@ -172,9 +229,10 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         self.config, shape = config, config.vocoder
         self.flow, self.hift = Flow(config), Vocoder(config.mels, shape)
         self.receptive_frames = receptive_frames(shape)
+        self._prefixes = OrderedDict[int, Prefix]()  # by number of the voice; the least recently used one is the first
         self._recorded = VoiceTable(1, config.codebook_size, config.mels, config.speaker, MAX_VOICE_TOKENS, CHUNK)
         self.spec = CodecSpec(
-            name="cosyvoice3",
+            name=NAME,
             sample_rate=shape.sample_rate,
             samples_per_frame=FRAMES_PER_TOKEN * shape.samples_per_mel,
             num_codebooks=1,
@@ -205,8 +263,9 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         spoken, after = list[Tensor](), list[Tensor]()
         for row, first, number, phase in zip(codes, window.first.tolist(), numbers.tolist(), phases, strict=True):
             voice, parts, begin = self._voice(int(number)), [], first - window.left
+            prefix = self._prefix(int(number), voice)
             for start, end, stop in self._passes(first, window.left, len(row), window.right):
-                mel = self.mel(row[start - begin : end - begin], voice, start, AHEAD if stop < end else 0)
+                mel = self.mel(row[start - begin : end - begin], voice, start, AHEAD if stop < end else 0, prefix)
                 since, begins, ends = (FRAMES_PER_TOKEN * at for at in (start, first, stop))
                 pcm, phase = self.speak(mel, since, begins, ends, phase)
                 parts.append(pcm)
@@ -220,6 +279,31 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         if number:
             return self._recorded.voices[number]
         return FlowVoice(0, self.config.mels, self.config.speaker).to(self.noise.device)
+
+    def remove_voice(self, number: int) -> None:
+        """Remove a voice that was added."""
+        super().remove_voice(number)
+        self._prefixes.pop(number, None)
+
+    def _prefix(self, number: int, voice: FlowVoice) -> Prefix | None:
+        """Return frames of a voice that do not depend on the reply; None on a GPU, whose memory is for batches."""
+        shape, size = self.config.estimator, self.noise.element_size()
+        frame_bytes = 2 * STEPS * shape.layers * 2 * shape.heads * shape.head_width * size  # guided: of two estimates
+        most = min(voice.mel.shape[1] - shape.chunk, VOICES_BYTES[NAME] // frame_bytes)
+        num_frames = most // shape.chunk * shape.chunk
+        if self.noise.is_cuda or num_frames <= 0:
+            return None
+        if number not in self._prefixes:
+            while self._num_kept_bytes() + num_frames * frame_bytes > VOICES_BYTES[NAME] and self._prefixes:
+                self._prefixes.popitem(last=False)
+            noise = self.noise[:, : voice.mel.shape[1]].to(voice.mel.dtype)
+            inputs = voice.tokens[None], noise, voice.mel[None], voice.speaker[None]
+            self._prefixes[number] = self.flow.prefix(*inputs, num_frames)
+        self._prefixes.move_to_end(number)
+        return self._prefixes[number]
+
+    def _num_kept_bytes(self) -> int:
+        return sum(each.num_bytes for each in self._prefixes.values())
 
     def _passes(self, first: int, left: int, length: int, right: int) -> list[tuple[int, int, int]]:
         """Return the ranges of tokens to decode together in a window of one utterance.
@@ -244,21 +328,25 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             if not following or following[0] != each[0]
         ]
 
-    def mel(self, codes: Tensor, voice: FlowVoice, start: int = 0, ahead: int = 0) -> Tensor:
+    def mel(
+        self, codes: Tensor, voice: FlowVoice, start: int = 0, ahead: int = 0, prefix: Prefix | None = None
+    ) -> Tensor:
         """Return the mel spectrogram [1, M, 2 (T - ahead)] of an utterance's tokens [T].
 
         Args:
             codes: Tokens `start` to `start` + T - 1.
-            voice: Voice of the utterance.
+            voice: FlowVoice of the utterance.
             start: Index of the first token, a multiple of 25.
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
+            prefix: First frames of the voice; None to evaluate all of them.
         """
         prompt_frames, frames = voice.mel.shape[1], FRAMES_PER_TOKEN * (len(codes) - ahead)
         begin = prompt_frames + FRAMES_PER_TOKEN * start
         places = torch.arange(begin, begin + frames, device=self.noise.device) % NOISE_FRAMES
         noise = torch.cat([self.noise[:, :prompt_frames], self.noise[:, places]], 1).to(voice.mel.dtype)
         tokens = torch.cat([voice.tokens, codes])
-        return self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead)[..., prompt_frames:]
+        mel = self.flow(tokens[None], noise, voice.mel[None], voice.speaker[None], ahead, prefix)
+        return mel[..., mel.shape[2] - frames :]
 
     def speak(
         self, mel: Tensor, start: int, first: int, last: int, phase: Tensor | float

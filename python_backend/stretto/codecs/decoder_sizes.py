@@ -1,6 +1,7 @@
-"""Memory of the decoder on a GPU with each codec of published size, for estimates before a codec is installed.
+"""Memory and operations of the decoder with each codec of published size, for estimates before a codec is installed.
 
-`benchmarks.decoder_memory` computes it. The module imports no torch.
+`benchmarks.decoder_memory` computes the memory on a GPU, and `benchmarks.codec_operations` counts the operations. The
+module imports no torch.
 """
 
 DECODERS_GB = {  # GB
@@ -23,3 +24,27 @@ DECODERS_GB = {  # GB
     "xcodec": 7.50,
 }
 STATES_BYTES = {"moss": 169_435_136}  # of an utterance, for codecs whose states limit the number of batch slots
+# Maximum size of what a codec keeps of voices on a CPU. CosyVoice 3 keeps 180 MB for a second, except for the last one.
+VOICES_BYTES = {"cosyvoice3": 2 << 30}
+# Operations for a second of audio, in 10⁹, in a reply of 4 s. Codecs for recorded voices read a voice of 3 s.
+GFLOP_PER_S = {
+    "audiovae": 18.1,
+    "cosyvoice3": 1167.9,
+    "dac": 144.6,
+    "encodec": 3.2,
+    "espnet_dac": 6.1,
+    "fish_s2": 145.6,
+    "glm4_voice": 308.5,
+    "higgs": 21.8,
+    "mimi": 6.7,
+    "moss": 51.2,
+    "pocket": 6.9,
+    "qwen3_12hz": 62.1,
+    "qwen3_omni": 69.1,
+    "s3gen": 337.8,
+    "s3gen_meanflow": 68.1,
+    "tiny": 0.5,
+    "vibevoice": 27.3,
+    "xcodec": 41.6,
+}
+WHOLE = frozenset({"s3gen", "s3gen_meanflow"})  # codecs that decode a reply after its last code

@@ -13,6 +13,7 @@ from benchmarks.checkpoints.random_cosyvoice3 import SEEDS, random_codec, tensor
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Window
 from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, load, prepared
+from stretto.codecs.decoder_sizes import VOICES_BYTES
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FlowVoice
 from stretto.config import DecoderConfig
@@ -94,10 +95,13 @@ def test_mel_and_samples_match_the_authors(made: StoredResults, seed: int, name:
     """
     ids = tokens(seed)
     (codec, voice), (whole, whole_voice) = (published_codec(seed, name, has_mask) for has_mask in (True, False))
-    masked = codec.mel(ids, voice)
-    assert made.error(f"mel_{name}_{seed}", masked) < 1e-6
-    for size in STEPS:
-        assert made.error(f"mel_{name}_{seed}_{size}", codec.mel(ids[: size + AHEAD], voice, 0, AHEAD)) < 1e-6
+    masked, prefix = codec.mel(ids, voice), codec._prefix(1, voice)
+    assert (prefix is not None) == (name == "long"), "the last chunk of a voice depends on the reply"
+    for each in (None, prefix):
+        assert made.error(f"mel_{name}_{seed}", codec.mel(ids, voice, prefix=each)) < 1e-6
+        for size in STEPS:
+            mel = codec.mel(ids[: size + AHEAD], voice, 0, AHEAD, each)
+            assert made.error(f"mel_{name}_{seed}_{size}", mel) < 1e-6
     assert made.error(f"whole_mel_{name}_{seed}", masked) > 1e-3, "the mask changes the mel"
     assert made.error(f"whole_mel_{name}_{seed}", whole.mel(ids, whole_voice)) < 1e-6
     assert made.error(f"pcm_mel_{name}_{seed}", codec.speak(masked, 0, 0, 2 * LENGTH, 0.0)[0]) < 1e-6
@@ -112,10 +116,46 @@ def test_initial_noise_of_the_flow_is_the_authors(made: StoredResults) -> None:
 def test_samples_of_any_chunking_equal_one_decode(size: int) -> None:
     codec = in_float64(random_codec(), VOICES["short"], VOICES["long"])
     codes = random_codes(codec, 2, FRAMES)
-    alone = [codec.speak(codec.mel(row[0], codec._recorded.voices[1]), 0, 0, 2 * FRAMES, 0.0)[0] for row in codes]
+    alone = [
+        codec.speak(codec.mel(row[0], codec._recorded.voices[number]), 0, 0, 2 * FRAMES, 0.0)[0]
+        for row, number in zip(codes, (1, 2), strict=True)
+    ]
     torch.testing.assert_close(
-        spoken(codec, codes, chunks_of(size, FRAMES), [1, 1]), torch.stack(alone), atol=1e-9, rtol=0
+        spoken(codec, codes, chunks_of(size, FRAMES), [1, 2]), torch.stack(alone), atol=1e-9, rtol=0
     )
+
+
+def test_samples_do_not_depend_on_which_voices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first use of a voice, a later one and one after its eviction give the same bits."""
+    codec, codes = random_codec(), random_codes(random_codec(), 1, FRAMES)
+    for seed, size in enumerate((75, 100, 125)):
+        codec.add_voice(*voice(seed, size))
+    chunk = (
+        2 * 10 * 2 * 2 * 128 * 50 * 4
+    )  # bytes: estimates, steps, layers, keys and values, their width, frames, float32
+    convolved = 10 * 2 * 2 * 64 * 30 * 4
+    monkeypatch.setitem(VOICES_BYTES, "cosyvoice3", 6 * chunk)
+
+    def said(number: int) -> Tensor:
+        return spoken(codec, codes, chunks_of(25, FRAMES), [number])
+
+    first = [said(number) for number in (1, 2, 3)]
+    assert {number: each.num_bytes for number, each in codec._prefixes.items()} == {3: 4 * chunk + convolved}
+    assert torch.equal(said(3), first[2])
+    for number in (1, 2, 1):
+        assert torch.equal(said(number), first[number - 1])
+    assert list(codec._prefixes) == [2, 1]
+    codec.remove_voice(1)
+    assert list(codec._prefixes) == [2]
+    assert codec.add_voice(*voice(9, 75)) == 1
+    other = said(1)
+    assert (other - first[0]).abs().max() > 1e-2
+    codec._prefixes.clear()
+    assert torch.equal(said(1), other)
+    monkeypatch.setitem(VOICES_BYTES, "cosyvoice3", 2 * chunk)
+    codec._prefixes.clear()
+    assert (said(3) - first[2]).abs().max() < 5e-4, "frames beyond the limit are decoded with the reply"
+    assert codec._prefixes[3].num_frames == 100
 
 
 def test_float32_batch_with_several_voices_matches_single_decode() -> None:

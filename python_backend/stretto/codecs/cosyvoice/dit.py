@@ -3,12 +3,14 @@
     frame      0 … 49 │ 50 … 99 │ 100 … 149 │ …
     attends to 0 … 49 │ 0 … 99  │ 0 … 149   │ …
 
-Convolutions are causal. A frame's result therefore depends only on frames up to the end of its chunk. Rotary positions
+Convolutions are causal. A frame's result therefore depends only on frames up to the end of its chunk, and frames after
+whole chunks can be evaluated later, from kept rows of these chunks (`Context`). Rotary positions
 apply to the first head only, as in the authors' code, which rotates queries and keys before it splits them into heads.
 Modules and tensors are named as in published checkpoints (Apache-2.0, see `cosyvoice/flow/DiT` in
 https://github.com/FunAudioLLM/CosyVoice), which follow F5-TTS (arXiv 2410.06885).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +56,35 @@ class _TimeInput(nn.Module):
         return self.time_mlp(waves)
 
 
+class Context:
+    """Rows of earlier frames that the layers of an evaluation read before their own: inputs, keys and values.
+
+    Attributes:
+        num_frames: Number of earlier frames.
+        kept: With `is_kept`, the rows that evaluations of later frames read, in the order of the layers.
+
+    Args:
+        num_frames: Number of earlier frames, whole chunks; 0 at the beginning of an utterance.
+        rows: `kept` of the evaluation of the earlier frames, which had none before them.
+        is_kept: True to keep the rows of this evaluation.
+    """
+
+    def __init__(self, num_frames: int = 0, rows: Sequence[Tensor] = (), is_kept: bool = False) -> None:
+        self.num_frames, self.kept = num_frames, list[Tensor]()
+        self._rows, self._is_kept = iter(rows), is_kept
+
+    def extend(self, x: Tensor, most: int | None = None) -> Tensor:
+        """Return the rows x [B, T, H] of a layer after those of the earlier frames, [B, n + T, H].
+
+        Args:
+            x: Rows of this evaluation.
+            most: Number of rows that the layer reads before a frame; None for all.
+        """
+        if self._is_kept:
+            self.kept.append(x if most is None else x[:, -most:].clone())
+        return torch.cat([next(self._rows), x], 1) if self.num_frames else x
+
+
 class _PositionConv(nn.Module):
     """Two causal grouped convolutions, each followed by Mish."""
 
@@ -63,8 +94,10 @@ class _PositionConv(nn.Module):
             nn.Sequential(CausalConv(width, width, KERNEL, groups=GROUPS), nn.Mish()) for _ in range(2)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x.transpose(1, 2))).transpose(1, 2)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        for conv in (self.conv1, self.conv2):
+            x = conv(context.extend(x, KERNEL - 1).transpose(1, 2)).transpose(1, 2)[:, -x.shape[1] :]
+        return x
 
 
 class _Input(nn.Module):
@@ -75,11 +108,11 @@ class _Input(nn.Module):
         self.proj = nn.Linear(4 * mels, width)
         self.conv_pos_embed = _PositionConv(width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         """Return [B, T, H] for x [B, 4 M, T]: state, condition, speaker and known mel, stacked."""
         state, goal, speaker, known = x.transpose(1, 2).chunk(4, 2)
         x = self.proj(torch.cat([state, known, goal, speaker], 2))
-        return x + self.conv_pos_embed(x)
+        return x + self.conv_pos_embed(x, context)
 
 
 class _Rotation(nn.Module):
@@ -116,8 +149,9 @@ class _Attention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(shape.width, inner) for _ in range(3))
         self.to_out = nn.Sequential(nn.Linear(inner, shape.width), nn.Identity())
 
-    def forward(self, x: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
-        rows = _rotated(self.to_q(x), angles), _rotated(self.to_k(x), angles), self.to_v(x)
+    def forward(self, x: Tensor, angles: Tensor, mask: Tensor, context: Context) -> Tensor:
+        keys, values = context.extend(_rotated(self.to_k(x), angles)), context.extend(self.to_v(x))
+        rows = _rotated(self.to_q(x), angles), keys, values
         query, key, value = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in rows)
         return self.to_out(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
@@ -159,9 +193,9 @@ class _Layer(nn.Module):
         self.attn = _Attention(shape)
         self.ff = _FeedForward(shape)
 
-    def forward(self, x: Tensor, time: Tensor, angles: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, angles: Tensor, mask: Tensor, context: Context) -> Tensor:
         shift, scale, gate, next_shift, next_scale, next_gate = self.attn_norm(time)
-        x = x + gate * self.attn(_norm(x, scale, shift), angles, mask)
+        x = x + gate * self.attn(_norm(x, scale, shift), angles, mask, context)
         return x + next_gate * self.ff(_norm(x, next_scale, next_shift))
 
 
@@ -178,12 +212,20 @@ class Dit(nn.Module):
         self.norm_out = _Modulation(shape.width, 2)
         self.proj_out = nn.Linear(shape.width, mels)
 
-    def forward(self, x: Tensor, waves: Tensor) -> Tensor:
-        """Return the flow [B, M, T] for x [B, 4 M, T] and a row of `waves_of_time`, waves [NUM_WAVES]."""
-        frames, time = x.shape[2], self.time_embed(waves)
-        angles, mask = self.rotary_embed.angles(frames), chunk_mask(frames, self.chunk, x.device)
-        x = self.input_embed(x)
+    def forward(self, x: Tensor, waves: Tensor, context: Context | None = None) -> Tensor:
+        """Return the flow [B, M, T] for x [B, 4 M, T].
+
+        Args:
+            x: State and conditions.
+            waves: Row of `waves_of_time`, [NUM_WAVES].
+            context: Earlier frames; None if there are none.
+        """
+        context = context or Context()
+        first, time = context.num_frames, self.time_embed(waves)
+        frames = first + x.shape[2]
+        angles, mask = self.rotary_embed.angles(frames)[first:], chunk_mask(frames, self.chunk, x.device)[first:]
+        x = self.input_embed(x, context)
         for layer in self.transformer_blocks:
-            x = layer(x, time, angles, mask)
+            x = layer(x, time, angles, mask, context)
         scale, shift = self.norm_out(time)
         return self.proj_out(_norm(x, scale, shift)).transpose(1, 2)

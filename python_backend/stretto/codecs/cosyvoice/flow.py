@@ -7,7 +7,7 @@ https://github.com/FunAudioLLM/CosyVoice). Attention with relative positions fol
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -389,7 +389,9 @@ class Matching(nn.Module):
         self.strides = times.diff().tolist()
         self.register_buffer("waves", waves_of_time(times, num_waves), persistent=False)
 
-    def forward(self, noise: Tensor, goal: Tensor, speaker: Tensor, prompt: Tensor) -> Tensor:
+    def forward(
+        self, noise: Tensor, goal: Tensor, speaker: Tensor, prompt: Tensor, contexts: Sequence[object] = ()
+    ) -> Tensor:
         """Return the mel spectrogram, [B, M, T].
 
         For unconditional estimates, zeros replace goal, speaker and prompt.
@@ -399,6 +401,7 @@ class Matching(nn.Module):
             goal: Encoder output μ, [B, M, T].
             speaker: Speaker vector, repeated over the frames, [B, M, T].
             prompt: Known mel frames at the beginning, followed by zeros, [B, M, T].
+            contexts: Earlier frames, which the estimator of a guided flow reads in each step; empty if there are none.
         """
         conditions = torch.cat([goal, speaker, prompt], 1)
         state, rows = noise, self.waves.to(noise.dtype)
@@ -408,8 +411,9 @@ class Matching(nn.Module):
                 self._report()
             return state
         conditions = torch.cat([conditions, torch.zeros_like(conditions)])
-        for waves, stride in zip(rows[:-1], self.strides, strict=True):
-            flow, free = self.estimator(torch.cat([state.repeat(2, 1, 1), conditions], 1), waves).chunk(2)
+        for step, (waves, stride) in enumerate(zip(rows[:-1], self.strides, strict=True)):
+            stacked, context = torch.cat([state.repeat(2, 1, 1), conditions], 1), contexts[step : step + 1]
+            flow, free = self.estimator(stacked, waves, *context).chunk(2)
             state = state + stride * ((1 + self.guidance) * flow - self.guidance * free)
             self._report()
         return state
