@@ -83,7 +83,7 @@ ALLOWED = {
         "sizing", "gpus", "untrusted_files", "errors",
     },
     "releases": {
-        "convert", "engine", "launcher", "families", "config", "entry_points", "sizing", "gpus", "weights",
+        "convert", "engine", "launcher", "families", "codecs", "config", "entry_points", "sizing", "gpus", "weights",
         "worker_process", "untrusted_files", "errors",
     },
     "testing": {"engine", "families", "records", "streams", "config", "entry_points", "errors"},

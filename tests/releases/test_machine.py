@@ -181,8 +181,15 @@ def test_kind_of_vllm_is_read_from_its_package(
 def test_bandwidth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "COPIED_BYTES", 1_000)
     times = iter([1.0, 1.5])
-    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(times))
-    assert machine.copy_bandwidth() == 2_000
+    monkeypatch.setattr(machine.time, "process_time", lambda: next(times))
+    assert machine.copy_bandwidth() == 4_000, "each byte is read and written"
+
+
+def test_rate_of_products_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "PRODUCT_WIDTH", 100)
+    times = iter([1.0, 1.5])
+    monkeypatch.setattr(machine.time, "process_time", lambda: next(times))
+    assert machine.product_rate() == machine.NUM_PRODUCTS * 2_000_000 / 0.5
 
 
 def test_disk_of_a_missing_folder_is_that_of_its_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

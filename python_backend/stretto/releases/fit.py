@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stretto.codecs.decoder_sizes import GFLOP_PER_S, VOICES_BYTES, WHOLE
 from stretto.convert.gpu_memory import Needs, decoder_bytes, engine_bytes, latent_bytes, state_bytes
 from stretto.families.base import Family
 from stretto.families.plugin import plugin
@@ -37,7 +38,7 @@ IDLE_BYTES = GB  # the driver holds less of an idle GPU
 # Files with at least this many bytes for each weight of the language model are in float32, which takes 4. Files in 16
 # bits take 2, or up to 3.3 with the codec.
 FLOAT32_BYTES = 3.8
-SPEAKER = "speaker"  # key of `ReleaseEntry.shape`
+SPEAKER, CODEC = "speaker", "codec"  # keys of `ReleaseEntry.shape`
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Need:
 
     Attributes:
         weights: Weights, also of a release's speaker; on a CPU with those of the codec.
-        cache: KV caches, and tables of speaker vectors and latents.
+        cache: KV caches, and tables of speaker vectors and latents; on a CPU with rows of voices in the codec.
         codec: Decoder with the codec on a GPU; 0 on a CPU.
         processes: All processes without a model; on a GPU with activations and CUDA graphs.
     """
@@ -102,6 +103,7 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
     stored = _stored_bytes(shape, num_weight_bytes)
     served = _served_bytes(entry, stored)
     caches = sum(_batch_cache_bytes(each, served, is_on_gpu=False) for each in (entry, speaker) if each is not None)
+    caches += VOICES_BYTES.get(_family(entry).codec, 0)
     return Need(num_weight_bytes * served // stored, caches, 0, PROCESS_BYTES)
 
 
@@ -109,7 +111,7 @@ def backbone(entry: ReleaseEntry) -> Backbone | None:
     """Return the language model that `entry.shape` describes, without its speaker; None without a shape."""
     if entry.shape is None:
         return None
-    numbers = {name: value for name, value in entry.shape.items() if name != SPEAKER}
+    numbers = {name: value for name, value in entry.shape.items() if name not in (SPEAKER, CODEC)}
     depth = numbers.pop("depth", None)
     return Backbone(name=entry.name, **numbers, depth=None if depth is None else Depth(**depth))
 
@@ -131,9 +133,22 @@ def _decoder_bytes(entry: ReleaseEntry) -> int:
     """
     found = plugin(entry.family)
     family = None if found is None else found.build(None)
-    if family is not None and family.mechanism.speaker is not None and entry.shape and SPEAKER not in entry.shape:
+    if family is not None and _writes_only(entry, family):
         return DECODER_LIBRARY_BYTES + WORKSPACE_BYTES
     return decoder_bytes("" if family is None else family.codec)
+
+
+def _writes_only(entry: ReleaseEntry, family: Family) -> bool:
+    """Return True for a release without the speaker of its family."""
+    return family.mechanism.speaker is not None and entry.shape is not None and SPEAKER not in entry.shape
+
+
+def _codec(entry: ReleaseEntry) -> str | None:
+    """Return the name in GFLOP_PER_S of the codec that decodes a release's speech; None if it generates none."""
+    family = _family(entry)
+    if _writes_only(entry, family) or not any(task.speaks for task in family.tasks):
+        return None
+    return (entry.shape or {}).get(CODEC, family.codec)
 
 
 def _stream_bytes(entry: ReleaseEntry, shape: Backbone) -> tuple[int, int]:
@@ -338,24 +353,31 @@ def _home_relative(folder: Path) -> str:
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
-def speed_line(entry: ReleaseEntry, bandwidth: float) -> str | None:
+def speed_line(entry: ReleaseEntry, bandwidth: float, rate: float) -> str | None:
     """Return by how much a release is slower than real time on a CPU; None if it is not, or if that is unknown.
 
-    The estimate is the time for reading all weights for each frame, because a CPU waits mostly for its memory.
+    Language model and codec compute with one core each. The language model's estimate is the time for reading all
+    weights for each frame, because a CPU waits mostly for its memory. The codec's is the time for its operations. They
+    compute at the same time, unless the codec begins after the last frame. Encoding of recordings is not counted.
 
     Args:
         entry: The release.
         bandwidth: Bytes per second, from `machine.copy_bandwidth`.
+        rate: Operations per second, from `machine.product_rate`.
     """
     shape = backbone(entry)
     if shape is None:
         return None
     scale = _served_bytes(entry, _stored_bytes(shape, sum(entry.source.sizes.values()))) // BYTES
-    ratio = shape.frame_rate * scale * shape.frame_bytes / bandwidth
+    seconds, codec = {"language model": shape.frame_rate * scale * shape.frame_bytes / bandwidth}, _codec(entry)
+    if codec in GFLOP_PER_S:
+        seconds["codec"] = 1e9 * GFLOP_PER_S[codec] / rate
+    ratio = sum(seconds.values()) if codec in WHOLE else max(seconds.values())
     if ratio <= 1:
         return None
     times = f"{ratio:.0f}" if ratio >= 2 else f"{ratio:.1f}"
-    return f"about {times} times slower than real time (estimate)"
+    parts = ", ".join(f"{name} {each:.1f} s" for name, each in seconds.items())
+    return f"about {times} times slower than real time (estimate for a second of audio: {parts})"
 
 
 def gb(num_bytes: float) -> str:

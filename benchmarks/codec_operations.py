@@ -1,0 +1,77 @@
+"""Count the operations of each codec of published size for a second of audio (`stretto.codecs.decoder_sizes`).
+
+    python -m benchmarks.codec_operations                 # all codecs
+    python -m benchmarks.codec_operations mimi pocket     # some codecs
+
+A reply of 4 s is decoded in the chunks of the decoder, on torch's device `meta`. A codec for recorded voices reads a
+voice of 3 s, which another reply has used before.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.checkpoints.every_codec import every_codec
+from benchmarks.decoder_memory import CHUNKS
+from stretto.codecs.base import CodecSpec, Window
+from stretto.codecs.cosyvoice3 import CosyVoice3Codec
+from stretto.codecs.decoder_sizes import GFLOP_PER_S
+from stretto.codecs.recorded_voices import FlowVoice
+from stretto.codecs.s3gen import S3GenCodec
+from stretto.decoder.memory import META, Peak, tensors_to_meta
+from stretto.decoder.streaming import FrameWindow, Windower
+
+REPLY_S, VOICE_TOKENS = 4, 75
+MEANFLOW = "s3gen_meanflow"
+
+
+def gflop_per_s(name: str) -> float:
+    """Return the operations per second of audio in units of 10⁹.
+
+    Args:
+        name: Key of GFLOP_PER_S.
+    """
+    codec: Any = every_codec(name.removesuffix("_meanflow"), is_narrow=False)
+    if isinstance(codec, S3GenCodec):
+        estimator = replace(codec.config.estimator, is_meanflow=name == MEANFLOW)
+        codec = S3GenCodec(replace(codec.config, estimator=estimator, voices=(VOICE_TOKENS,))).eval()
+    list(tensors_to_meta(codec))
+    spec, state = codec.spec, codec.initial_state(1)
+    if isinstance(codec, CosyVoice3Codec):
+        codec._recorded.voices[1] = FlowVoice(VOICE_TOKENS, codec.config.mels, codec.config.speaker).to(META)
+        state[:, 0] = 1
+    device = torch.device("cpu") if spec.reads_on_host else META
+    for _ in range(2):
+        with torch.inference_mode(), Peak(), FlopCounterMode(display=False) as counter:
+            for found in _windows(name, spec):
+                codes = torch.from_numpy(found.codes)[None].to(device)
+                first = torch.tensor([found.first], device=device)
+                codec.decode(Window(codes, found.left, found.right, first, state))
+    return counter.get_total_flops() / 1e9 / REPLY_S
+
+
+def _windows(name: str, spec: CodecSpec) -> Iterator[FrameWindow]:
+    """Yield the windows of a reply."""
+    windower, done, num_frames = Windower(spec), 0, round(REPLY_S * spec.frame_rate)
+    size, steady = (1, 1) if spec.blocks else CHUNKS[name.removesuffix("_meanflow")]
+    while done < num_frames:
+        size = min(size, num_frames - done)
+        found = windower.push(np.zeros((spec.num_codebooks, size), np.int64), done + size == num_frames)
+        done, size = done + size, steady
+        if found is not None:
+            yield found
+
+
+def main(names: list[str]) -> None:
+    """Print the operations of the named codecs, or of all."""
+    for name in names or GFLOP_PER_S:
+        print(f'    "{name}": {gflop_per_s(name):.1f},', flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
