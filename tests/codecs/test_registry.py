@@ -107,7 +107,7 @@ def test_codecs_load_with_the_number_of_codebooks_of_the_model(name: str, tmp_pa
     assert codes.shape[1] == spoken
     pcm = stream(fewer, codes, chunks_of(5, 12))
     assert pcm.shape == (1, there.num_samples(12, 0))
-    assert (pcm - stream(fewer, codes, [12])).abs().max() <= 1e-4
+    assert (pcm - stream(fewer, codes, [12])).abs().max() <= 4e-4
     for wrong in (there.num_codebooks + 1, 0):
         with pytest.raises(
             CheckpointError, match=f"expected 1 to {there.num_codebooks} codebooks of {name}, got {wrong}"
