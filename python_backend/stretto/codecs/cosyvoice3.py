@@ -270,6 +270,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
                 pcm, phase = self.speak(mel, since, begins, ends, phase)
                 parts.append(pcm)
                 first = stop
+            del prefix  # its memory may be needed for the voice of the next utterance
             spoken.append(torch.cat(parts))
             after.append(phase)
         return torch.stack(spoken), torch.stack([numbers, torch.stack(after).to(window.state)], 1)
@@ -335,7 +336,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
         Args:
             codes: Tokens `start` to `start` + T - 1.
-            voice: FlowVoice of the utterance.
+            voice: Voice of the utterance.
             start: Index of the first token, a multiple of 25.
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
             prefix: First frames of the voice; None to evaluate all of them.

@@ -1,5 +1,6 @@
 """CosyVoice 3's decoder: the authors' results, streaming equal to a one-shot decode, voices, and bad input."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from benchmarks.checkpoints.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Window
-from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, load, prepared
+from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, Prefix, load, prepared
 from stretto.codecs.decoder_sizes import VOICES_BYTES
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.recorded_voices import FlowVoice
@@ -156,6 +157,25 @@ def test_samples_do_not_depend_on_which_voices_are_kept(monkeypatch: pytest.Monk
     codec._prefixes.clear()
     assert (said(3) - first[2]).abs().max() < 5e-4, "frames beyond the limit are decoded with the reply"
     assert codec._prefixes[3].num_frames == 100
+
+
+def test_batch_with_more_voices_than_are_kept_holds_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a voice are free before those of the next one are computed; otherwise a batch takes twice the limit."""
+    codec, held = random_codec(), list[weakref.ref[Tensor]]()
+    for seed in range(3):
+        codec.add_voice(*voice(seed, 50))
+    monkeypatch.setitem(VOICES_BYTES, "cosyvoice3", 2 * 10 * 2 * 2 * 128 * 50 * 4)  # one chunk, as in the test above
+    compute = codec.flow.prefix
+
+    def computed(*inputs: Any) -> Prefix:
+        assert all(each() is None for each in held)
+        found = compute(*inputs)
+        held.extend(weakref.ref(each) for step in found.rows for each in step)
+        return found
+
+    monkeypatch.setattr(codec.flow, "prefix", computed)
+    spoken(codec, random_codes(codec, 3, FRAMES), [FRAMES], [1, 2, 3])
+    assert list(codec._prefixes) == [3]
 
 
 def test_float32_batch_with_several_voices_matches_single_decode() -> None:
