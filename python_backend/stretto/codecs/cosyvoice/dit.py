@@ -4,9 +4,9 @@
     attends to 0 … 49 │ 0 … 99  │ 0 … 149   │ …
 
 Convolutions are causal. A frame's result therefore depends only on frames up to the end of its chunk, and frames after
-whole chunks can be evaluated later, from kept rows of these chunks (`Context`). Rotary positions
-apply to the first head only, as in the authors' code, which rotates queries and keys before it splits them into heads.
-Modules and tensors are named as in published checkpoints (Apache-2.0, see `cosyvoice/flow/DiT` in
+whole chunks can be evaluated later, from kept rows of these chunks (`Context`). Rotary positions apply to the first
+head only, as in the authors' code, which rotates queries and keys before it splits them into heads. Modules and tensors
+are named as in published checkpoints (Apache-2.0, see `cosyvoice/flow/DiT` in
 https://github.com/FunAudioLLM/CosyVoice), which follow F5-TTS (arXiv 2410.06885).
 """
 

@@ -84,7 +84,7 @@ class RecentDraw(RowDraw):
 
 
 class KernelConstants(NamedTuple):
-    """Constant of the mechanism for kernels."""
+    """Constants of the mechanism for kernels."""
 
     num_rows: int
 
