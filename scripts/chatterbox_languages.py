@@ -6,7 +6,7 @@ CHATTERBOX_SRC is the folder that `scripts.chatterbox_replies` describes. pykaka
 importable. Instead of spacy-pkuseg's default model, which is a download, both sides use one that is trained here on the
 fixture's Chinese sentences. The tokenizer file and the table of Cangjie codes come from the small randomly initialised
 release. Each sentence is also tokenized by the server's code with the same packages. The fixture's Chinese words come
-from that model, and its Japanese words and readings from pykakasi.
+from the trained model, and its Japanese words and readings from pykakasi.
 """
 
 import json

@@ -7,7 +7,7 @@ Needs root, a Debian with Python 3.11 or 3.12, its packages buildah, crun, deboo
 temporary folder. The base is this machine's distribution, made by debootstrap, with this machine's certificates and
 settings of pip. The CPU image serves, run as Docker would run it: as its user without capabilities, with a read-only
 root and networks of its own. The GPU image lacks Triton's server, which only its published base has: its packages are
-imported, and its command ends for want of the server.
+imported, and its command ends because the server is missing.
 """
 
 import argparse
@@ -308,10 +308,10 @@ VERSIONS = "import stretto, torch, vllm; print(f'torch=={torch.__version__} vllm
 
 
 def check_without_triton(images: Images, image: str) -> None:
-    """Import torch and vLLM in an image, and check that its command misses Triton's server.
+    """Import torch and vLLM in an image, and check that its command ends because Triton's server is missing.
 
     Raises:
-        RuntimeError: The versions are not those of requirements/gpu.txt, or the command ends otherwise.
+        RuntimeError: The versions are not those of requirements/gpu.txt, or the command ends for another reason.
     """
     pinned = re.findall(r"^(?:torch|vllm)==\S+", (ROOT / "requirements/gpu.txt").read_text(), re.MULTILINE)
     with images.container(image) as (name, _):
@@ -319,7 +319,7 @@ def check_without_triton(images: Images, image: str) -> None:
         served = images.run(name, *images.config(image)["Cmd"])
     versions = imported.stdout.strip()
     if not all(requirement in versions for requirement in pinned):
-        raise RuntimeError(f"not {' '.join(pinned)} but {versions}: {imported.stderr[-2000:]}")
+        raise RuntimeError(f"expected {' '.join(pinned)}, got {versions}: {imported.stderr[-2000:]}")
     if served.returncode != 1 or f"no Triton server: neither {CONTAINER_SERVER}" not in served.stderr:
         raise RuntimeError(f"exit status {served.returncode}: {served.stderr[-2000:]}")
     print(f"{image}: imports {versions}; its command ends: {served.stderr.splitlines()[0]}", flush=True)
