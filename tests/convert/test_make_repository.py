@@ -161,6 +161,20 @@ def test_kv_cache_on_a_cpu_follows_from_given_arguments() -> None:
     assert num_bytes(kv_cache_memory_bytes=5) == 5
 
 
+def test_sessions_on_a_cpu_are_limited_by_a_given_cache() -> None:
+    """Sessions keep 512 MiB each: four fit into the default cache. A given one may have more room."""
+    record = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 128, "dtype": "bfloat16"}
+    record |= {"max_position_embeddings": 1 << 19}
+    family = replace(LIVE, max_model_len=1 << 19)
+
+    def slots(**given: Any) -> int:
+        return engine_arguments(record, family, is_on_gpu=False, given=given)["max_num_seqs"]
+
+    assert slots() == 1 + 4  # 1 kB in each row
+    assert slots(kv_cache_memory_bytes=64 << 30) == 32
+    assert slots(kv_cache_memory_bytes=64 << 30, max_num_seqs=7) == 7
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

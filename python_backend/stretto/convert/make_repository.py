@@ -243,7 +243,8 @@ def engine_arguments(
         raise CheckpointError(f"{GIVEN}: dtype: expected {', '.join(NUM_BYTES)}, got {shown(dtype)}")
     shape = longest, window(record), bytes_per_row(record, dtype)
     slots = serving.num_slots(num_slots(condition_bytes(record, family, dtype) + state_bytes(family.codec), is_on_gpu))
-    chosen.setdefault("max_num_seqs", slots if is_on_gpu else cpu_slots(family, *shape, slots))
+    is_cache_computed = not is_on_gpu and "kv_cache_memory_bytes" not in given
+    chosen.setdefault("max_num_seqs", cpu_slots(family, *shape, slots) if is_cache_computed else slots)
     slots = count(chosen, "max_num_seqs", GIVEN)
     chosen.setdefault("max_waiting", serving.num_waiting(slots))
     chosen.setdefault("max_num_batched_tokens", serving.num_step_rows(is_on_gpu))
