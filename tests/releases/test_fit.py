@@ -347,17 +347,17 @@ def test_folders_of_two_file_systems_are_checked_apart(monkeypatch: pytest.Monke
 def test_speed_is_told_if_it_is_below_real_time() -> None:
     backbone = fit.backbone(SHAPED)
     assert backbone is not None
-    needed, rate = 25 * backbone.frame_bytes, 1e9 * GFLOP_PER_S["tiny"]  # bytes and operations for a second of audio
-    assert speed_line(SHAPED, needed, rate) is None
-    assert speed_line(SHAPED, needed / 1.25, 4 * rate) == (
+    size, needed, rate = 2 * backbone.weights, 25 * backbone.frame_bytes, 1e9 * GFLOP_PER_S["tiny"]  # in 16 bits
+    assert speed_line(SHAPED, size, needed, rate) is None
+    assert speed_line(SHAPED, size, needed / 1.25, 4 * rate) == (
         "about 1.2 times slower than real time (estimate for a second of audio: language model 1.2 s, codec 0.2 s)"
     )
-    assert speed_line(SHAPED, needed, rate / 3) == (
+    assert speed_line(SHAPED, size, needed, rate / 3) == (
         "about 3 times slower than real time (estimate for a second of audio: language model 1.0 s, codec 3.0 s)"
     )
-    assert speed_line(BARE, 1.0, 1.0) is None
-    in_full = replace(SHAPED, source=replace(SHAPED.source, sizes={"a": 4 * backbone.weights}))
-    assert str(speed_line(in_full, needed, rate)).startswith("about 2 times slower than real time (")
+    assert speed_line(BARE, size, 1.0, 1.0) is None
+    in_full = str(speed_line(SHAPED, 2 * size, needed, rate))
+    assert in_full.startswith("about 2 times slower than real time ("), "32 bits are read for each weight"
 
 
 def test_speed_counts_the_codec_of_a_release() -> None:
@@ -366,7 +366,7 @@ def test_speed_counts_the_codec_of_a_release() -> None:
     def seconds(name: str) -> str:
         entry = find(name)
         assert entry is not None
-        return str(speed_line(entry, 1e10, 1e11)).split("audio: ")[1]
+        return str(speed_line(entry, 0, 1e10, 1e11)).split("audio: ")[1]
 
     assert GFLOP_PER_S.keys() >= {each.codec for each in (fit._family(entry) for entry in entries())}
     assert f"codec {GFLOP_PER_S['s3gen'] / 100:.1f} s" in seconds("chatterbox")
@@ -376,7 +376,7 @@ def test_speed_counts_the_codec_of_a_release() -> None:
     assert "codec" in seconds("qwen3-omni")
     whole, bandwidth, rate = find("chatterbox"), 5e10, 1e9 * GFLOP_PER_S["s3gen"]
     assert whole is not None
-    assert str(speed_line(whole, bandwidth, rate)).startswith("about 1.6 times"), "0.6 s and then 1 s"
+    assert str(speed_line(whole, 0, bandwidth, rate)).startswith("about 1.6 times"), "0.6 s and then 1 s"
 
 
 def test_frame_reads_depth_layers_for_each_code_and_the_cache_of_both_rows() -> None:

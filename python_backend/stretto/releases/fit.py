@@ -353,7 +353,7 @@ def _home_relative(folder: Path) -> str:
     return f"~/{folder.relative_to(home)}" if folder.is_relative_to(home) else str(folder)
 
 
-def speed_line(entry: ReleaseEntry, bandwidth: float, rate: float) -> str | None:
+def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rate: float) -> str | None:
     """Return by how much a release is slower than real time on a CPU; None if it is not, or if that is unknown.
 
     Language model and codec compute with one core each. The language model's estimate is the time for reading all
@@ -362,13 +362,14 @@ def speed_line(entry: ReleaseEntry, bandwidth: float, rate: float) -> str | None
 
     Args:
         entry: The release.
+        num_weight_bytes: Size of all files with weights, as published.
         bandwidth: Bytes per second, from `machine.copy_bandwidth`.
         rate: Operations per second, from `machine.product_rate`.
     """
     shape = backbone(entry)
     if shape is None:
         return None
-    scale = _served_bytes(entry, _stored_bytes(shape, sum(entry.source.sizes.values()))) // BYTES
+    scale = _served_bytes(entry, _stored_bytes(shape, num_weight_bytes)) // BYTES
     seconds, codec = {"language model": shape.frame_rate * scale * shape.frame_bytes / bandwidth}, _codec(entry)
     if codec in GFLOP_PER_S:
         seconds["codec"] = 1e9 * GFLOP_PER_S[codec] / rate

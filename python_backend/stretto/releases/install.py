@@ -220,8 +220,10 @@ class Installer:
         size = sum(each["size"] for name, each in parts[0].files.items() if name.endswith(WEIGHTS))
         device = fit.choose(entry, size, self._choices.gpu, self._choices.is_for_cpu)
         line("device", device.why)
-        if device.gpu is None and (slow := fit.speed_line(entry, machine.copy_bandwidth(), machine.product_rate())):
-            line("", slow)
+        if device.gpu is None:
+            slow = fit.speed_line(entry, size, machine.copy_bandwidth(), machine.product_rate())
+            if slow is not None:
+                line("", slow)
         if self._choices.is_forced:
             return
         fit.check(entry, size, device)
