@@ -167,12 +167,14 @@ def test_sessions_on_a_cpu_are_limited_by_a_given_cache() -> None:
     record |= {"max_position_embeddings": 1 << 19}
     family = replace(LIVE, max_model_len=1 << 19)
 
-    def slots(**given: Any) -> int:
-        return engine_arguments(record, family, is_on_gpu=False, given=given)["max_num_seqs"]
+    def slots(**given: Any) -> tuple[int, int]:
+        arguments = engine_arguments(record, family, is_on_gpu=False, given=given)
+        return arguments["max_num_seqs"], arguments["max_waiting"]
 
-    assert slots() == 1 + 4  # 1 kB in each row
-    assert slots(kv_cache_memory_bytes=64 << 30) == 32
-    assert slots(kv_cache_memory_bytes=64 << 30, max_num_seqs=7) == 7
+    assert slots() == (1 + 4, 1)  # 1 kB in each row
+    assert slots(kv_cache_memory_bytes=64 << 30) == (32, 8)
+    assert slots(kv_cache_memory_bytes=64 << 30, max_num_seqs=9) == (9, 2)
+    assert slots(dtype="float32", max_num_seqs=2) == (2, 1), "a request may wait, whatever the number of slots"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_tables_of_speaker_vectors_limit_the_batch_slots(
     record = {"num_hidden_layers": 16, "num_attention_heads": 16, "hidden_size": 2048, "max_position_embeddings": 512}
     family = replace(TINY, mechanism=WordScript(speakers=SpeakerConditions(8, vector_rows, 512)))
     arguments = engine_arguments(record | {"dtype": dtype}, family, is_on_gpu)
-    assert (arguments["max_num_seqs"], arguments["max_waiting"]) == (num_slots, num_slots // 4)
+    assert (arguments["max_num_seqs"], arguments["max_waiting"]) == (num_slots, max(1, num_slots // 4))
     assert engine_arguments(record | {"dtype": dtype}, TINY, is_on_gpu)["max_num_seqs"] == (256 if is_on_gpu else 32)
 
 

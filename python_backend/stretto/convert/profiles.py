@@ -39,8 +39,8 @@ class ServingProfile:
         return min(num_slots, max(2, int(self.slots * num_slots)))
 
     def num_waiting(self, num_slots: int) -> int:
-        """Return how many requests may wait for one of `num_slots` slots in use."""
-        return int(self.waiting * num_slots)
+        """Return how many requests may wait for one of `num_slots` slots in use; at least one."""
+        return max(1, int(self.waiting * num_slots))
 
     def num_step_rows(self, is_on_gpu: bool) -> int:
         """Return the maximum number of rows in a step."""
