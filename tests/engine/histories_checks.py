@@ -20,7 +20,8 @@ class Order:
 
     1. No reply waits while a later one of the same host runs.
     2. While a request waits for a slot next to its running partner, no reply of the same host starts to run.
-    3. The queue begins with awaited partners, followed by other replies. Those of a host are in order of arrival.
+    3. A host's part of the queue begins with awaited partners, followed by other replies, each in order of arrival.
+       Hosts that may admit nothing in a step keep their place in the queue until the next one is planned.
     """
 
     def __init__(self, engine: Engine):
@@ -43,10 +44,10 @@ class Order:
             later = {other for other in replies if self._is_later(other, request_id)}
             assert not later, f"{request_id} waits while {later} run"
         self._check_awaited(awaited, replies)
-        assert waiting == awaited + fresh, waiting
         for host in set(self.hosts.values()):
-            own = [[each for each in part if self._host(each) == host] for part in (awaited, fresh)]
-            assert own == [sorted(part, key=self._age) for part in own], f"{host} is out of order: {own}"
+            own, *parts = ([each for each in some if self._host(each) == host] for some in (waiting, awaited, fresh))
+            expected = [each for part in parts for each in sorted(part, key=self._age)]
+            assert own == expected, f"{host} is out of order: {own}"
 
     def _check_awaited(self, awaited: list[str], replies: set[str]) -> None:
         self._beside = {half: beside for half, beside in self._beside.items() if half in awaited}
