@@ -356,6 +356,8 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
 SAMPLE_BYTES = 4  # float32
 PART_S, MAX_PART_S = 0.08, 10.0  # minimum and maximum audio per part, in seconds; more waits while a part is in transit
 NOT_OPEN = "session.id: expected the id of an open session"  # beginning of the error for a part after the end
+# Beginning of the error for a session whose decoder was restarted: a failure of the server, not of the request.
+WITHOUT_SPEECH = "session.resume: expected a session whose speech is still in the decoder"
 
 
 class UnreadAudio(Unread[NDArray[Any]]):
@@ -489,6 +491,8 @@ class LiveSession:
                 if cause is None or self._num_bytes:
                     lost_s, cause = now_s, error
                 self._is_gone = str(error).startswith(NOT_OPEN)
+                if str(error).startswith(WITHOUT_SPEECH):
+                    raise ServerUnavailable(str(error) if cause is error else f"{cause}; {error}") from None
                 if isinstance(error, RequestRefused) and not self._is_gone:
                     raise
                 if not (resume_s and self._name):

@@ -365,9 +365,9 @@ async def test_talk_opens_session_with_role_and_recorded_voice(listener: Listene
 class Interrupted(Listener):
     """Server whose connections end after a word, and that knows which events a client has."""
 
-    def __init__(self, keeps: bool = True) -> None:
+    def __init__(self, not_resumed: str | None = None) -> None:
         super().__init__()
-        self.keeps, self.resumed, self.has_word, self.lost_part = keeps, list[int](), asyncio.Event(), 1
+        self.not_resumed, self.resumed, self.has_word, self.lost_part = not_resumed, list[int](), asyncio.Event(), 1
 
     def _script(self, request: Request) -> list[Step]:
         record = json.loads(request.get("session", "{}"))
@@ -375,8 +375,8 @@ class Interrupted(Listener):
             return [Chunk(0, None, session="s1"), Chunk(1, None, "one"), Until(self.has_word), AWAY]
         if "resume" in record:
             self.resumed.append(record["resume"])
-            if not self.keeps:
-                return [ErrorText("invalid request: session.id: expected the id of an open session, got 's1'")]
+            if self.not_resumed is not None:
+                return [ErrorText(self.not_resumed)]
             if len(self.resumed) == 1:
                 return [AWAY]
             end = Chunk(2, None, " three", is_final=True, is_last=True)
@@ -510,13 +510,27 @@ async def paced(listener: Listener, *pieces: np.ndarray) -> AsyncIterator[np.nda
 @pytest.mark.parametrize("resume_s", [0.0, 60.0])
 async def test_ended_live_session_is_not_resumed(resume_s: float) -> None:
     """The error is that of the lost connection, and names the option."""
-    interrupted = Interrupted(keeps=False)
+    interrupted = Interrupted("invalid request: session.id: expected the id of an open session, got 's1'")
     late = r"; the session was not resumed within options\.resume_s \(60 s\)" if resume_s else ""
     async with SpeechClient(await interrupted.server.start()) as client:
         pieces = paced(interrupted, np.ones(2000), np.ones(2000), np.ones(2000))
         with pytest.raises(ServerUnavailable, match=rf"the connection was lost\){late}$"):
             [event async for event in client.transcribe_live(pieces, 24_000, resume_s=resume_s)]
     assert interrupted.resumed == ([1] if resume_s else [])
+    await interrupted.server.stop()
+
+
+async def test_session_whose_speech_is_lost_is_a_failure_of_the_server() -> None:
+    """The decoder was restarted: the session is ended, and nothing is wrong with the request."""
+    refusal = (
+        "session.resume: expected a session whose speech is still in the decoder; begin another one, got a session"
+    )
+    interrupted = Interrupted(f"invalid request: {refusal}")
+    async with SpeechClient(await interrupted.server.start()) as client:
+        live = client.talk(paced(interrupted, np.zeros(2000), np.zeros(2000)), 24_000, resume_s=60.0)
+        with pytest.raises(ServerUnavailable, match=rf"the connection was lost\); {refusal}"):
+            [event async for event in live]
+    assert interrupted.resumed == [1, 0]  # the second one ends the session
     await interrupted.server.stop()
 
 
