@@ -318,7 +318,7 @@ def check_without_triton(images: Images, image: str) -> None:
         imported = images.run(name, "python", "-c", VERSIONS)
         served = images.run(name, *images.config(image)["Cmd"])
     versions = imported.stdout.strip()
-    if not all(requirement in versions for requirement in pinned):
+    if len(pinned) != 2 or not all(requirement in versions for requirement in pinned):
         raise RuntimeError(f"expected {' '.join(pinned)}, got {versions}: {imported.stderr[-2000:]}")
     if served.returncode != 1 or f"no Triton server: neither {CONTAINER_SERVER}" not in served.stderr:
         raise RuntimeError(f"exit status {served.returncode}: {served.stderr[-2000:]}")
