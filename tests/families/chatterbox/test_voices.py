@@ -174,7 +174,8 @@ def test_unsuitable_recordings_are_refused(request_: RawRequest, message: str, p
 
 def test_voice_with_zero_embedding_is_refused() -> None:
     silenced = networks()
-    silenced.ve.proj.bias.data.fill_(-100.0)
+    bias = torch.full_like(silenced.ve.proj.bias, -100.0)  # a new one: other tests share the tensor
+    silenced.ve.proj.bias = torch.nn.Parameter(bias)
     with pytest.raises(InvalidRequest, match="got one that the voice encoder cannot represent"):
         silenced.encode(at_24_khz(NAME))
 
