@@ -57,9 +57,11 @@ async def test_unknown_grpc_methods_and_empty_calls_are_refused(proxy: Proxied) 
         return refused.value.code(), refused.value.details() or ""
 
     async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(PATIENCE_S):
-        assert (await send("Nothing", b""))[0] is grpc.StatusCode.UNIMPLEMENTED
+        # Under load, the client once got INTERNAL: gRPC answers an unknown method itself, without our code.
+        assert (await send("Nothing", b""))[0] in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL)
         expected = grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none"
         assert await send("ServerReady") == expected
+    assert proxy.triton.requests == []
 
 
 async def test_unknown_models_are_unavailable_without_triton(proxy: Proxied) -> None:
