@@ -57,8 +57,8 @@ async def test_unknown_grpc_methods_and_empty_calls_are_refused(proxy: Proxied) 
         return refused.value.code(), refused.value.details() or ""
 
     async with grpc.aio.insecure_channel(proxy.address) as channel, asyncio.timeout(PATIENCE_S):
-        # Under load, the client once got INTERNAL: gRPC answers an unknown method itself, without our code.
-        assert (await send("Nothing", b""))[0] in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.INTERNAL)
+        # Without a message, because gRPC's client may report INTERNAL if a message meets a call that has ended.
+        assert (await send("Nothing"))[0] is grpc.StatusCode.UNIMPLEMENTED
         expected = grpc.StatusCode.INVALID_ARGUMENT, "expected a message, got none"
         assert await send("ServerReady") == expected
     assert proxy.triton.requests == []
