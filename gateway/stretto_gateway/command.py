@@ -158,6 +158,7 @@ def make_server(
         proxy_headers=False,  # callers could use them to forge their address
         limit_concurrency=config.limits.max_connections,
         backlog=config.limits.max_connections,
+        timeout_keep_alive=config.limits.keep_alive_s,
         timeout_graceful_shutdown=round(config.limits.drain_s),
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
@@ -227,6 +228,8 @@ def arguments() -> Parser:
     add("--max-waiting", type=int, default=limits.max_waiting, help=f"requests that may wait for a slot, {half}")
     about = "longest wait for active responses on SIGTERM; default: %(default)s"
     add("--drain-seconds", type=float, default=limits.drain_s, help=about)
+    about = "time for which an idle connection stays open, longer than a balancer's; default: %(default)s"
+    add("--keep-alive-seconds", type=int, default=limits.keep_alive_s, metavar="SECONDS", help=about)
     return parser
 
 
@@ -296,12 +299,18 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     if not 0 <= port < 65_536:
         raise ValueError(f"--port: expected a port from 0 to 65535, got {port}")
     bounded = ("--max-active", 1, args.max_active), ("--max-waiting", 0, args.max_waiting)
-    for flag, least, value in (*bounded, ("--drain-seconds", 0, args.drain_seconds)):
+    times = ("--drain-seconds", 0, args.drain_seconds), ("--keep-alive-seconds", 1, args.keep_alive_seconds)
+    for flag, least, value in (*bounded, *times):
         if not least <= value < math.inf:
             raise ValueError(f"{flag}: expected at least {least}, got {value}")
     if args.private_key is not None and args.certificate is None:
         raise ValueError("--private-key: requires --certificate FILE")
-    limits = Limits(max_active=args.max_active, max_waiting=args.max_waiting, drain_s=args.drain_seconds)
+    limits = Limits(
+        max_active=args.max_active,
+        max_waiting=args.max_waiting,
+        drain_s=args.drain_seconds,
+        keep_alive_s=args.keep_alive_seconds,
+    )
     spans_are_wanted()  # raises ValueError if the traces' dependencies are missing
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)

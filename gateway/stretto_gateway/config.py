@@ -32,6 +32,8 @@ class Limits:
         max_pronunciations: Maximum number of entries in the pronunciation dictionary of a key.
         max_dictionary_bytes: Maximum size of such a dictionary as JSON, so that it fits into a request.
         max_connections: Maximum number of open connections.
+        keep_alive_s: Time for which a connection may be idle, longer than balancers keep theirs (60 s), because a
+            request that they send while it is being closed is lost.
         stall_s: Time after which a client that neither reads nor writes is disconnected.
         upload_s: Maximum time for the upload of a body.
         drain_s: Maximum time for running responses to finish at shutdown.
@@ -62,6 +64,7 @@ class Limits:
     max_pronunciations: int = 1000
     max_dictionary_bytes: int = 40 * 1024
     max_connections: int = 1024
+    keep_alive_s: int = 75
     stall_s: float = 30.0
     upload_s: float = 300.0
     drain_s: float = 30.0

@@ -15,7 +15,7 @@ from stretto.limits import eviction_order, host_of
 from stretto_gateway.config import Limits
 
 LOG = logging.getLogger("stretto_gateway")
-HEAD_S = 60.0  # maximum time for a request's head to arrive
+HEAD_S = 60.0  # maximum time for a request's head to arrive after its first byte
 STALL_S = Limits().stall_s  # time within which the client must read part of a response
 # number of polls within that time, because a delayed event loop runs timers before pending reads
 NUM_CHECKS = 10
@@ -126,7 +126,7 @@ class PlainCycle(RequestResponseCycle):
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn connection that is closed if the head of a request takes too long or too much memory.
+    """uvicorn connection that is closed if it is idle, or if the head of a request takes too long or too much memory.
 
     It is also closed if the client stops reading. If the client pipelines too many requests or sends a malformed one,
     the connection is closed after pending responses have been sent. A response is never cut short.
@@ -144,6 +144,7 @@ class Connection(HttpToolsProtocol):
         self._small, self._reads = EventRate(self.loop, MAX_SMALL), Reads(self.loop)
         self._timer: asyncio.TimerHandle | None = None  # runs while the connection is idle or the client does not read
         self._waits_since = 0.0  # on the loop's clock
+        self._is_receiving = False  # a part of a request has arrived, and not its end
         self._answered: RequestResponseCycle | None = None  # the current or last request
         self._is_ending = False  # further data is ignored
 
@@ -227,6 +228,9 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = self._num_headers = self._num_parts = self._num_body_bytes = 0
         self._small.add()
         super().on_message_begin()
+        self._is_receiving = True
+        if self.is_idle and not self.flow.write_paused:
+            self._check_later(self.transport.get_write_buffer_size(), NUM_CHECKS)
 
     def on_url(self, url: bytes) -> None:
         self._count_head(len(url))
@@ -254,6 +258,10 @@ class Connection(HttpToolsProtocol):
                 f"A body's chunks must have at least {MIN_PART_BYTES} bytes on average after {FREE_PARTS} chunks."
             )
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._is_receiving = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         is_last = not self.pipeline
@@ -294,7 +302,9 @@ class Connection(HttpToolsProtocol):
 
     def _check_later(self, num_unread: int, num_checks: int) -> None:
         self._stop_waiting()
-        patience_s = STALL_S if num_unread else HEAD_S
+        patience_s = HEAD_S if self._is_receiving else self.timeout_keep_alive
+        if num_unread:
+            patience_s = STALL_S
         self._timer = self.loop.call_later(patience_s / NUM_CHECKS, self._check, num_unread, num_checks - 1)
 
     def _check(self, num_unread: int, num_checks: int) -> None:

@@ -249,7 +249,42 @@ async def test_requests_of_a_connection_are_rate_limited(start: Start, monkeypat
     writer.close()
 
 
-@pytest.mark.parametrize("data", [b"", HEAD, b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\nGET"])
+async def test_idle_connection_outlasts_a_balancers_sixty_seconds(start: Start) -> None:
+    (reader, writer), made = await made_by(await start())
+    writer.write(LIVE)
+    await reader.readuntil(b"\r\n\r\n")
+    await until_async(lambda: made.timeout_keep_alive_task is not None)
+    assert made.timeout_keep_alive_task is not None
+    assert made.timeout_keep_alive_task.when() > made.loop.time() + 60
+    writer.close()
+
+
+@pytest.mark.parametrize("before", [b"", LIVE], ids=["new", "used"])
+async def test_idle_connection_outlasts_an_incomplete_head(
+    start: Start, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.2)
+    running = await start()
+    reader, writer = await connect(running, before)
+    if before:
+        await reader.readuntil(b"\r\n\r\n")
+    incomplete_reader, incomplete_writer = await connect(running, HEAD)
+    await read_all(incomplete_reader)
+    writer.write(LIVE)
+    assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+    for each in (writer, incomplete_writer):
+        each.close()
+
+
+async def test_connection_without_a_request_is_closed(start: Start) -> None:
+    running = await start(limits=Limits(keep_alive_s=1, drain_s=1))
+    for data in (b"", LIVE):
+        reader, writer = await connect(running, data)
+        await read_all(reader)
+        writer.close()
+
+
+@pytest.mark.parametrize("data", [HEAD[:1], HEAD, LIVE + b"GET"])
 async def test_incomplete_http_head_times_out(start: Start, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr(connection, "HEAD_S", 0.2)
     running = await start()

@@ -406,6 +406,18 @@ def test_fragmented_launcher_commands_are_reassembled(monkeypatch: pytest.Monkey
     assert launcher.stopped.is_set()
 
 
+@pytest.mark.nightly  # gRPC takes three pings, which must be at least 10 s apart, before it refuses a fourth one
+async def test_pings_of_a_client_during_a_silent_call_are_accepted(proxy: Proxied) -> None:
+    goes_on = asyncio.Event()
+    proxy.triton.script = lambda _: [Until(goes_on), Chunk(0, is_final=True, is_last=True)]
+    pings = [("grpc.keepalive_time_ms", 11_000), ("grpc.http2.max_pings_without_data", 0)]
+    async with grpc.aio.insecure_channel(proxy.address, pings) as channel:
+        calling = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter([request()]))
+        asyncio.get_running_loop().call_later(60, goes_on.set)
+        async with asyncio.timeout(60 + PATIENCE_S):
+            assert [answer.error_message async for answer in calling] == [""]
+
+
 async def test_grpc_port_in_use_is_not_shared(proxy: Proxied) -> None:
     taken = int(proxy.address.rpartition(":")[2])
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}"):

@@ -156,6 +156,10 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),  # otherwise a second server could share the port silently
     ("grpc.server_handshake_timeout_ms", 10_000),
     ("grpc.max_connection_idle_ms", 600_000),  # closes connections without a call; clients reconnect
+    # A call may be silent for longer than the 60 s after which balancers close a connection.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 60_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),  # otherwise clients may ping every five minutes
 ]
 TRITON_OPTIONS = [
     ("grpc.enable_http_proxy", 0),  # Triton is on this host
