@@ -1,6 +1,9 @@
-import pytest
+from pathlib import Path
 
-from stretto.codecs.base import CodecSpec, Stateful, Whole, Windowed
+import pytest
+import torch
+
+from stretto.codecs.base import CodecSpec, Stateful, Whole, Windowed, codec_module, load_codec, one_thread
 
 
 def make_spec(streaming: Windowed | Stateful | Whole, tail_samples: int = 0) -> CodecSpec:
@@ -50,3 +53,12 @@ def test_whole_utterance_codec_decodes_at_the_end() -> None:
 def test_invalid_whole_utterance_limits_are_refused(wrong: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must have at least one frame"):
         Whole(*wrong)
+
+
+def test_codecs_are_loaded_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    monkeypatch.setattr(codec_module("tiny"), "load", lambda *_: seen.append(torch.get_num_threads()))
+    with one_thread():  # restores the threads of this process
+        torch.set_num_threads(3)
+        load_codec("tiny", Path())
+        assert (seen, torch.get_num_threads()) == ([1], 3)

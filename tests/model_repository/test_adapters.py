@@ -285,3 +285,21 @@ print(sorted({{"torch", "vllm", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_stubs_that_encode_and_decode_audio_import_no_transformers() -> None:
+    """It would take two thirds of the processor time of a start of these two models."""
+    program = f"""
+import sys
+from pathlib import Path
+sys.path[:0] = [{str(ROOT.parent)!r}]
+from tests.fakes_triton import install
+install()
+import stretto.decoder.worker, stretto.preprocessing.hearing_worker
+import stretto.triton_io.decoding_service, stretto.triton_io.preparing_service
+from stretto.preprocessing.request import Preprocessor
+Preprocessor(Path({str(ROOT / "language_model" / "1" / "checkpoint")!r}))
+print(sorted({{"vllm", "transformers", "huggingface_hub", "torch._dynamo", "sympy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

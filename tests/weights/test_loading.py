@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import DacConfig, DacModel
 
 from stretto.errors import CheckpointError
-from stretto.weights.loading import codec_directory, load_config, load_model
+from stretto.weights.loading import codec_directory
+from stretto.weights.pretrained import load_config, load_model
 
 OPTIONAL = ("encoder",)
 

@@ -12,7 +12,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 from stretto.aligning.align import Alphabet, CannotAlign, TimedWord, times
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import json_object, released_file
-from stretto.weights.loading import load_config, load_model
+from stretto.weights.pretrained import load_config, load_model
 
 RATE = 16_000  # sample rate in Hz
 WEIGHTS, CONFIG, VOCABULARY, PREPROCESSOR = "model.safetensors", "config.json", "vocab.json", "preprocessor_config.json"

@@ -13,6 +13,7 @@ A codec module has `load(directory, device)`, which returns a `Codec` or raises 
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -401,6 +402,20 @@ def codec_marks() -> dict[str, str]:
     return {name: kind for _, module in _modules() for name, kind in getattr(module, "MARKS", {}).items()}
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch's operations on one thread in the `with` block.
+
+    Loading consists of hundreds of small operations. On a busy machine, each would wait until all threads have run.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: int | None = None) -> Codec:
     """Load the codec called `name`.
 
@@ -416,7 +431,7 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
             codebooks.
     """
     module = codec_module(name)
-    with bounded_networks():
+    with bounded_networks(), one_thread():
         codec: Codec = module.load(directory, device)
     if num_codebooks is not None:
         try:

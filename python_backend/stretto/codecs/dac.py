@@ -9,7 +9,8 @@ from transformers import DacConfig, DacModel
 from stretto.codecs.base import CodecSpec, Windowed
 from stretto.codecs.streaming import Layer, WindowedCodec, context, dac_layers, share_snake, tail_samples
 from stretto.errors import CheckpointError
-from stretto.weights.loading import codec_directory, load_model
+from stretto.weights.loading import codec_directory
+from stretto.weights.pretrained import load_model
 
 
 def decoder_layers(config: DacConfig, output_padding: bool) -> list[Layer]:

@@ -10,7 +10,8 @@ from transformers import EncodecConfig, EncodecModel
 from stretto.codecs.base import CodecSpec, Window
 from stretto.codecs.seanet import SeanetStream, keep_lengths_on_host, multiply_weight_norm_out, shape_of
 from stretto.errors import CheckpointError
-from stretto.weights.loading import codec_directory, load_config, load_model
+from stretto.weights.loading import codec_directory
+from stretto.weights.pretrained import load_config, load_model
 
 
 class EncodecCodec(nn.Module):

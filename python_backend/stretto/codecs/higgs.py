@@ -14,7 +14,7 @@ from transformers import HiggsAudioV2TokenizerConfig, XcodecModel
 from transformers.models.xcodec.modeling_xcodec import XcodecVectorQuantization
 
 from stretto.codecs.xcodec import SemanticCodec, load_semantic
-from stretto.weights.loading import load_config
+from stretto.weights.pretrained import load_config
 
 ZERO_CROSSINGS = 6  # zero crossings of the sinc on either side
 ROLLOFF = 0.99  # cut-off relative to the lower Nyquist frequency

@@ -31,7 +31,8 @@ from stretto.codecs.encoded_stream import EncodedStream, encode_ready
 from stretto.codecs.seanet import keep_lengths_on_host, shape_of
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError
-from stretto.weights.loading import codec_directory, load_config, load_model
+from stretto.weights.loading import codec_directory
+from stretto.weights.pretrained import load_config, load_model
 
 
 @dataclass(frozen=True, slots=True)

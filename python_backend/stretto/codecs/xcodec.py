@@ -9,7 +9,8 @@ from stretto.codecs.base import CodecSpec, Windowed
 from stretto.codecs.dac import decoder_layers
 from stretto.codecs.streaming import WindowedCodec, context, samples_per_frame, share_snake
 from stretto.errors import CheckpointError
-from stretto.weights.loading import codec_directory, load_config, load_model
+from stretto.weights.loading import codec_directory
+from stretto.weights.pretrained import load_config, load_model
 
 ENCODING = ("acoustic_encoder", "encoder_semantic", "semantic_model", "fc")
 TRAINING = ("decoder_semantic", "fc1")

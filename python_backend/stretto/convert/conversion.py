@@ -51,12 +51,12 @@ from stretto.weights.loading import (
     Written,
     check,
     copy_file,
-    load_config,
     shapes_of,
     write_file,
     write_json,
     write_shards,
 )
+from stretto.weights.pretrained import load_config
 
 WEIGHTS = (".bin", ".pt", ".pth", ".safetensors")
 FILES = (".json", ".yaml", *WEIGHTS)

@@ -1,4 +1,6 @@
-"""Strict reading of checkpoints and releases: tensors, configs, and transformers models.
+"""Strict reading of checkpoints and releases: their tensors.
+
+transformers is not imported, because it takes longer to import than a model server needs for everything else.
 
 For conversions, the module also maps published tensor names and writes sharded safetensors files.
 """
@@ -12,26 +14,20 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, logging
 
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import (
-    LEADS_ELSEWHERE,
-    UNPARSABLE,
-    check_layers,
     json_object,
     named_file,
     plain_name,
     regular_file,
     released_file,
-    without_keys,
 )
 
 DTYPES = {
@@ -410,8 +406,6 @@ def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:
 
 
 CONFIG_FILE = "config.json"
-Config = TypeVar("Config", bound=PretrainedConfig)
-Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def codec_directory(checkpoint: Path) -> Path:
@@ -424,83 +418,6 @@ def codec_directory(checkpoint: Path) -> Path:
     if not (directory / CONFIG_FILE).is_file():
         raise CheckpointError(f"{directory / CONFIG_FILE} is missing")
     return directory
-
-
-def load_config(config_class: type[Config], directory: Path) -> Config:
-    """Read the configuration from a folder.
-
-    Raises:
-        CheckpointError: If the configuration is invalid or belongs to another model.
-    """
-    try:
-        record = json_object(directory / CONFIG_FILE)
-        check_layers(record, directory / CONFIG_FILE)
-        if record.get("model_type") != config_class.model_type:
-            raise ValueError(f"model_type must be {config_class.model_type}, got {record.get('model_type')}")
-        return config_class.from_dict(without_keys(record, (*LEADS_ELSEWHERE, "quantization_config")))
-    except (*UNPARSABLE, StrictDataclassError) as error:
-        message = " ".join(str(error).split())  # it may have several lines
-        raise CheckpointError(f"{directory / CONFIG_FILE}: {message}") from error
-
-
-def _check_files(directory: Path) -> None:
-    """Raise CheckpointError if a file cannot be read, or an index lists files outside the folder."""
-    for path in directory.iterdir():
-        if path.suffix in (".safetensors", ".bin", ".json"):
-            regular_file(path)
-        if path.name.endswith(".index.json"):
-            named = json_object(path).get("weight_map")
-            for name in named.values() if isinstance(named, dict) else ():
-                released_file(directory, plain_name(directory, name))
-
-
-def load_model(model_class: type[Model], directory: Path, optional: Iterable[str] = ()) -> tuple[Model, bool]:
-    """Load a transformers model from a checkpoint.
-
-    Args:
-        model_class: Class of the model.
-        directory: Folder of the checkpoint.
-        optional: First components of parameter names (`encoder`, …) that a decoding-only checkpoint may omit. Either
-            all of them or none must be present. Parts that are missing stay uninitialized and must not be used.
-
-    Returns:
-        The model in float32, and True if its optional parts were loaded.
-
-    Raises:
-        CheckpointError: If a file is missing or invalid, or tensors are missing, unknown, not finite or of the wrong
-            shape.
-    """
-    config_class: Any = model_class.config_class
-    loaded: Any
-    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # the report from transformers has one line per name
-    logging.disable_progress_bar()
-    try:
-        _check_files(directory)
-        loaded = model_class.from_pretrained(
-            str(directory),
-            config=load_config(config_class, directory),
-            dtype=torch.float32,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # mismatches are reported below, with the other problems
-            output_loading_info=True,
-        )
-    except (ImportError, *UNREADABLE) as error:
-        raise CheckpointError(f"{directory}: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-        if has_bar:
-            logging.enable_progress_bar()
-    model, info = loaded
-    tensors, absent = model.state_dict(), set(info["missing_keys"])
-    left_out = {name for name in tensors if name.split(".")[0] in set(optional)}
-    missing = [] if absent == left_out else sorted(absent)
-    unexpected, wrong = sorted(info["unexpected_keys"]), sorted(name for name, *_ in info["mismatched_keys"])
-    found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
-    if missing or unexpected or wrong:
-        raise CheckpointError(f"{directory}: {', '.join(f'{kind} {first(names)}' for kind, names in found.items())}")
-    check_finite({name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
-    return model.eval().requires_grad_(False), not absent
 
 
 INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"

@@ -15,7 +15,8 @@ from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.moss_tts.convert import plan, read_config
 from stretto.families.plugin import config_at, family_at
-from stretto.weights.loading import check, load_config
+from stretto.weights.loading import check
+from stretto.weights.pretrained import load_config
 from tests.moss_release import convert_release
 
 QWEN3_8B = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32}

@@ -24,7 +24,8 @@ from stretto.convert.command import main as convert
 from stretto.families.conversion import Tokenizer, unchanged
 from stretto.families.moss_tts_realtime.convert import UNUSED, plan, published_shapes, read_config
 from stretto.families.plugin import config_at, family_at
-from stretto.weights.loading import check, load_config
+from stretto.weights.loading import check
+from stretto.weights.pretrained import load_config
 from tests.moss_realtime_release import convert_release
 
 QWEN3_1_7B = {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16}

@@ -35,7 +35,8 @@ from stretto.families.conversion import (
 from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
-from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, load_config, read_tensors, shapes_of
+from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, shapes_of
+from stretto.weights.pretrained import load_config
 
 WEIGHTS, OTHERS = "model.pth", "model.safetensors"
 OURS = "acoustic_decoder.conv1.weight"  # exists in the codec in transformers format, and in no language model
