@@ -17,14 +17,24 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize("backbone", ["olmo2", *by_night("qwen3", "llama")])
-def test_replies_match_the_hugging_face_backbone(backbone: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone=backbone)
+# One key head stays a view of the projection where several heads are copied.
+@pytest.mark.parametrize(
+    ("backbone", "heads", "kv_heads"),
+    [
+        ("olmo2", 4, 2),
+        ("qwen3", 4, 1),
+        *by_night(("qwen3", 4, 2), ("llama", 4, 2), ("qwen3", 1, 1), ("llama", 4, 1), ("olmo2", 4, 1)),
+    ],
+)
+def test_replies_match_the_hugging_face_backbone(backbone: str, heads: int, kv_heads: int, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, TINY, "tiny", layers=2, backbone=backbone, heads=heads, kv_heads=kv_heads)
     reference = ReferenceModel(tmp_path, TINY, 512)
     prompts = {f"r{index}": make_prompt(TINY, index) for index in range(6)}
     with Engine(tmp_path, max_num_batched_tokens=64) as engine:
         norms = {type(module) for name, module in engine.model_state.model.named_modules() if name.endswith("norm")}
         answers = engine.run(prompts)
+        alone = engine.run({"r3": prompts["r3"]})
+    assert alone["r3"].rows == answers["r3"].rows
     assert norms == {RMSNorm}, "on one rank a norm is one kernel of vLLM's"
     for name, prompt in prompts.items():
         rows, lead = reference.reply(prompt, guess=answers[name].rows)

@@ -53,6 +53,10 @@ RELEASES |= {
     )
     for backbone in ("llama", "qwen3")
 }
+RELEASES["one key head"] = (
+    EIGHT_STREAMS,
+    lambda folder: write_checkpoint(folder, EIGHT_STREAMS, "eight_streams", kv_heads=1),
+)
 # Prompts in chunks, the last of one row.
 CHUNKS: dict[str, Any] = {"max_num_batched_tokens": 16, "max_num_seqs": 3}
 Bits = dict[tuple[str, int], set[bytes]]
@@ -122,7 +126,7 @@ def test_hidden_states_do_not_depend_on_batching(tmp_path: Path, name: str, seen
     assert name == "modules" or min(multiplied) == 2, "on some processors a product of one row has other bits"
 
 
-@pytest.mark.parametrize("name", ["qwen3", "modules", *by_night("llama", "conditioned")])
+@pytest.mark.parametrize("name", ["one key head", "modules", *by_night("qwen3", "llama", "conditioned")])
 def test_cpu_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, seen: Bits) -> None:
     """So are vLLM's layers with our attention alone, as in families that have layers of their own."""
     family, write = RELEASES[name]

@@ -282,7 +282,7 @@ class CpuLayer:
             residual: Residual [N, H], updated in place; None in the first layer.
         """
         if residual is None:
-            residual = hidden_states
+            residual = hidden_states.contiguous()
             hidden_states = torch.empty_like(residual)
             write_norm(hidden_states, residual, *self._before)
         else:
@@ -337,7 +337,8 @@ def _is_cached(attention: Any, implementation: type) -> bool:
 
 def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:
     """Return the RMSNorm of each head of `heads`, [N, heads * D]."""
-    rows = heads.reshape(-1, len(norm[0]))
+    # A single head stays a strided view of the projection, but the C++ kernel needs contiguous rows.
+    rows = heads.reshape(-1, len(norm[0])).contiguous()
     normed = torch.empty_like(rows)
     write_norm(normed, rows, *norm)
     return normed.view(heads.shape)

@@ -33,6 +33,8 @@ def write_checkpoint(
     backbone: str = "qwen3",
     audio_config: dict[str, Any] | None = None,
     vocabulary: Mapping[str, Any] | None = None,
+    heads: int = 4,
+    kv_heads: int = 2,
 ) -> Path:
     """Write a checkpoint with random weights and return its folder.
 
@@ -46,8 +48,10 @@ def write_checkpoint(
         backbone: `qwen3`, `llama` or `olmo2`.
         audio_config: Configuration of the audio encoder, or None.
         vocabulary: Value of `speech_vocabulary` in config.json, or None.
+        heads: Number of query heads in each layer.
+        kv_heads: Number of key heads in each layer.
     """
-    heads, kv_heads, inner = 4, 2, 2 * hidden
+    inner = 2 * hidden
     head_dim = max(32, hidden // heads)  # vLLM's CPU attention does not support smaller heads
     config = {
         "architectures": [f"Stretto{backbone.capitalize()}ForCausalLM"],

@@ -84,9 +84,10 @@ class LastLayer(nn.Module):
         """Return v [N, D] for x [N, H] and silu of the condition [N, H]."""
         shift, scale = self.linear_1(condition).chunk(2, -1)
         if x.device.type == "cpu":
+            x = x.contiguous()
             normed = torch.empty_like(x)
             # vLLM's kernel computes each row independently; torch's sums may depend on the position in the batch.
-            torch.ops._C.rms_norm(normed, x.contiguous(), x.new_ones(x.shape[1]), self.eps)
+            torch.ops._C.rms_norm(normed, x, x.new_ones(x.shape[1]), self.eps)
         else:
             normed = x * torch.rsqrt(x.square().mean(1, keepdim=True) + self.eps)
         return self.linear_2(normed * (1 + scale) + shift)
