@@ -1,18 +1,24 @@
 """The console command `stretto`: help, errors, and modules that it does not import."""
 
+import argparse
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from stretto.cli import COMMANDS, USAGE, main
-from stretto.launcher import background
+from stretto.launcher import background, config
 from stretto.launcher.background import CannotServe
 from stretto.launcher.installation import LaunchError
+from stretto.releases.models import models_folder
+from stretto_gateway import command as gateway
+from stretto_gateway import voice_command
 from tests.patience import PATIENCE_S
 from tests.tiers import by_night
 
@@ -184,3 +190,66 @@ def test_help_needs_neither_a_wide_terminal_nor_unicode(words: str) -> None:
     done = shell(f"stretto {words}", **HOSTILE)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: stretto" if " " not in words else "usage:")
+
+
+class Parsed(Exception):
+    """Ends a command when it parses its command line."""
+
+
+def actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Yield all arguments of a parser and of its subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in action.choices.values():
+                yield from actions(each)
+        else:
+            yield action
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_home_folder_in_a_path_option_is_expanded(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsers = list[argparse.ArgumentParser]()
+
+    def parse(parser: argparse.ArgumentParser, words: object = None, namespace: object = None) -> None:
+        parsers.append(parser)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+    monkeypatch.setenv("HOME", "/home/nobody-here")
+    words = {"serve": ["--status"], "families": ["x"], "convert": ["tiny"]}.get(command, [])
+    with suppress(Parsed):
+        main([command, *words])
+    for action in (each for parser in parsers for each in actions(parser)):
+        assert action.type is not Path, action.option_strings
+        if action.option_strings and action.metavar in ("FILE", "FOLDER"):
+            assert callable(action.type), action.option_strings
+            assert action.type("~/x") == Path("/home/nobody-here/x")
+
+
+@pytest.mark.parametrize(
+    ("variable", "read"),
+    [
+        ("STRETTO_MODELS", lambda: models_folder()),
+        ("STRETTO_VOICES", lambda: gateway.arguments().parse_args([]).voices),
+        ("STRETTO_VOICES", lambda: voice_command.store_options(None).parse_args([]).voices),
+        ("STRETTO_TURN_MODEL", lambda: gateway.arguments().parse_args([]).turn_model),
+        ("STRETTO_PRONUNCIATIONS", lambda: config.parser().parse_args([]).pronunciations),
+    ],
+)
+def test_home_folder_in_a_path_variable_is_expanded(
+    variable: str, read: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/nobody-here")
+    monkeypatch.setenv(variable, "~/x")
+    assert read() == Path("/home/nobody-here/x")
+
+
+def test_unknown_home_folder_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STRETTO_MODELS", "~nobody-here/models")
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err.startswith("stretto list: STRETTO_MODELS: ~nobody-here/models: ")
+    with pytest.raises(SystemExit):
+        main(["gateway", "--voices=~nobody-here/x"])
+    assert "--voices: ~nobody-here/x: " in capsys.readouterr().err

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stretto_client.console import argument_text, described
+from stretto_client.console import argument_path, argument_text, described
 from stretto_client.markup import MARKUPS
 
 STANDARD_INPUT = Path("-")
@@ -35,7 +35,7 @@ def sound_options() -> Parser:
     """Return a parent parser with the destinations of speech."""
     parser = Parser(add_help=False)
     about = "wav, flac, ogg or mp3; grows as audio arrives; - writes wav to standard output"
-    parser.add_argument("--out", type=Path, metavar="FILE", help=about)
+    parser.add_argument("--out", type=argument_path, metavar="FILE", help=about)
     parser.add_argument("--play", choices=["auto", "off"], default="auto", help="play the audio if a player is found")
     return parser
 
@@ -45,7 +45,7 @@ def voice_options() -> Parser:
     parser = Parser(add_help=False)
     parser.add_argument("--voice", type=argument_text, help="a voice of the model")
     about = "or the voice of a recording, if the model clones voices"
-    parser.add_argument("--clone", type=Path, metavar="FILE", help=about)
+    parser.add_argument("--clone", type=argument_path, metavar="FILE", help=about)
     return parser
 
 
@@ -89,7 +89,7 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     recording = recording_options()
     kinds = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac"
     about = f"{kinds}; - reads one, or live 16-bit mono samples, from standard input"
-    recording.add_argument("file", type=Path, help=about)
+    recording.add_argument("file", type=argument_path, help=about)
     sound = sound_options()
     commands = parser.add_subparsers(dest="command", required=True)
     speak = commands.add_parser("speak", parents=[shared, sound, speech_options()], help="text to speech")
@@ -104,10 +104,12 @@ def parse(argv: list[str] | None, prog: str) -> argparse.Namespace:
     talk.description = "A line is a turn: text, @FILE (audio, or codes in .npy), or @FILE text; end with Ctrl+D."
     talk.add_argument("--task", help="name of the model's task; default: the first that fits the turns")
     talk.add_argument("--system", type=argument_text, metavar="TEXT", help="system prompt")
-    talk.add_argument("--clone", type=Path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy")
+    talk.add_argument(
+        "--clone", type=argument_path, metavar="FILE", help="the voice to answer in: audio, or codes in .npy"
+    )
     talk.add_argument(
         "--out-dir",
-        type=Path,
+        type=argument_path,
         metavar="DIR",
         help="folder for reply-1.wav, …; default: the current one if no player is found",
     )

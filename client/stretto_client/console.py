@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 BROKEN_PIPE = 141  # exit status that shells report for a program that SIGPIPE has ended
 INTERRUPTED = 130
@@ -115,6 +116,14 @@ class TextDecoder:
         line = self._line + error.object[: error.start].count(b"\n")
         byte, source = error.object[error.start], f"{self._source}: " if self._source else ""
         return f"{source}can't decode byte 0x{byte:02x} at position {position} (line {line}) as {self._encoding}"
+
+
+def argument_path(word: str) -> Path:
+    """Return the path in a command-line argument or its default, for argparse; `~` is a home folder."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{word}: {error}") from None
 
 
 def argument_text(word: str) -> str:

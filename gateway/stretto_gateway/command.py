@@ -24,6 +24,7 @@ from fastapi import FastAPI
 
 from stretto.heartbeat import beat
 from stretto_client.arguments import Parser
+from stretto_client.console import argument_path
 from stretto_gateway.app import is_ready, make_app
 from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.config import GatewayConfig, Limits
@@ -137,7 +138,7 @@ def raise_file_limit(num_files: int) -> int:
 
 
 def make_server(
-    config: GatewayConfig, listener: socket.socket, certificate: str | None = None, private_key: str | None = None
+    config: GatewayConfig, listener: socket.socket, certificate: Path | None = None, private_key: Path | None = None
 ) -> GatewayServer:
     """Create a server that serves until a signal arrives, and then completes running responses.
 
@@ -182,16 +183,15 @@ def arguments() -> Parser:
     add("--port", type=int, help="default: STRETTO_PORT + 3, or 8003")
     add(
         "--keys",
-        type=Path,
+        type=argument_path,
         metavar="FILE",
         help="file of API keys, one per line; clients must send one; default: no key is needed",
     )
-    folder = os.environ.get(VOICES)
     add(
         "--voices",
-        type=Path,
+        type=argument_path,
         metavar="FOLDER",
-        default=Path(folder) if folder else None,
+        default=os.environ.get(VOICES) or None,
         help=f"folder for uploaded voices; default: {VOICES}, or uploads are refused",
     )
     add(
@@ -211,8 +211,7 @@ def arguments() -> Parser:
     about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
     add("--audio-host", action="append", metavar="HOST", help=about)
     about = f"end-of-turn model for semantic_vad, such as Smart Turn v3 (ONNX); default: {TURN_MODEL}, or none"
-    model = os.environ.get(TURN_MODEL)
-    add("--turn-model", type=Path, metavar="FILE", default=Path(model) if model else None, help=about)
+    add("--turn-model", type=argument_path, metavar="FILE", default=os.environ.get(TURN_MODEL) or None, help=about)
     about = (
         f"IP address of WebRTC calls, or ANNOUNCED=BOUND behind a NAT; repeatable; default: {ADDRESSES}, or no calls"
     )
@@ -221,8 +220,13 @@ def arguments() -> Parser:
     add("--webrtc-ports", metavar="FIRST-LAST", default=os.environ.get(PORTS, ""), help=about)
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
-    add("--certificate", metavar="FILE", help="TLS with this certificate")
-    add("--private-key", metavar="FILE", help="private key of the certificate; default: in the certificate file")
+    add("--certificate", type=argument_path, metavar="FILE", help="TLS with this certificate")
+    add(
+        "--private-key",
+        type=argument_path,
+        metavar="FILE",
+        help="private key of the certificate; default: in the certificate file",
+    )
     half = "at most half for one client; default: %(default)s"
     add("--max-active", type=int, default=limits.max_active, help=f"concurrent utterances, {half}")
     add("--max-waiting", type=int, default=limits.max_waiting, help=f"requests that may wait for a slot, {half}")

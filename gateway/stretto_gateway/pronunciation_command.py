@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from stretto_client.arguments import Parser
+from stretto_client.console import argument_path
 from stretto_client.lexicon_files import MAX_FILE_BYTES, read_lexicon, write_json, write_pls
 from stretto_gateway.config import Limits
 from stretto_gateway.pronunciation_store import PronunciationStore
@@ -27,7 +28,7 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     shared = store_options(default_folder)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("import", parents=[shared], help="store a dictionary in place of the earlier one")
-    add.add_argument("dictionary", type=Path, metavar="FILE", help="JSON or PLS; - reads standard input")
+    add.add_argument("dictionary", type=argument_path, metavar="FILE", help="JSON or PLS; - reads standard input")
     export = commands.add_parser("export", parents=[shared], help="print the dictionary")
     export.add_argument("--format", choices=("json", "pls"), default="json", help="default: %(default)s")
     commands.add_parser("remove", parents=[shared], help="delete the dictionary")

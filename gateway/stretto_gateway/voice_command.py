@@ -16,7 +16,7 @@ from pathlib import Path
 
 from stretto_client import ClientError, RecordedVoice, SpeechClient
 from stretto_client.arguments import Parser
-from stretto_client.console import argument_text
+from stretto_client.console import argument_path, argument_text
 from stretto_gateway.answers import ApiError
 from stretto_gateway.command import MIN_KEY_CHARS, VOICES, port_in_row
 from stretto_gateway.config import Limits
@@ -41,7 +41,7 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("add", parents=[shared], help="store the voice of a recording")
     about = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac; - reads standard input"
-    add.add_argument("recording", type=Path, metavar="FILE", help=about)
+    add.add_argument("recording", type=argument_path, metavar="FILE", help=about)
     add.add_argument("--name", type=argument_text, required=True, help="name of the voice")
     about = "how the speaker has given consent"
     add.add_argument("--consent", type=argument_text, required=True, metavar="TEXT", help=about)
@@ -62,11 +62,12 @@ def arguments(words: list[str] | None = None, default_folder: Path | None = None
 def store_options(default_folder: Path | None) -> Parser:
     """Return a parent parser with the gateway's folder and the key; see `arguments`."""
     shared = Parser(add_help=False)
-    folder = os.environ.get(VOICES) or default_folder
     about = f"the gateway's folder; default: {VOICES}, or that of stretto serve --gateway"
-    shared.add_argument("--voices", type=Path, metavar="FOLDER", default=folder and Path(folder), help=about)
+    shared.add_argument(
+        "--voices", type=argument_path, metavar="FOLDER", default=os.environ.get(VOICES) or default_folder, help=about
+    )
     about = "file with the API key of the owner; default: a gateway without keys"
-    shared.add_argument("--key-file", type=Path, metavar="FILE", help=about)
+    shared.add_argument("--key-file", type=argument_path, metavar="FILE", help=about)
     return shared
 
 

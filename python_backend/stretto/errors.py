@@ -13,6 +13,7 @@ The module also defines the argument parser that all commands share.
 
 import argparse
 import secrets
+from pathlib import Path
 from typing import NoReturn
 
 INCIDENT = "internal error "
@@ -79,6 +80,14 @@ def shown(value: object, limit: int = 60) -> str:
     """Return `repr(value)` for an error message, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def argument_path(word: str) -> Path:
+    """Return the path in a command-line argument or its default, for argparse; `~` is a home folder."""
+    try:
+        return Path(word).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{word}: {error}") from None
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -23,7 +23,7 @@ from stretto.launcher.options import ServedModel
 from stretto.releases import run
 from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.install import Installer
-from stretto.releases.models import InstalledModels
+from stretto.releases.models import InstalledModels, Request
 from stretto.releases.served import Devices, Served
 from stretto_client import __main__ as client
 from stretto_client import sinks
@@ -579,3 +579,20 @@ def test_documentation_names_every_option() -> None:
     options = {word for action in parser._actions for word in action.option_strings if word.startswith("--")}
     missing = {word for word in options - {"--help"} if not re.search(rf"{word}(?![\w-])", text)}
     assert not missing
+
+
+def test_name_that_list_shows_is_served(command: Command) -> None:
+    """The model was installed from a repository, a branch and a family that its name does not tell."""
+    request = Request("acme/My_Voice", family="tiny", arguments=("--codec", "x"))
+    serve(install(command.folder, request=request, name="my-voice", resolved={"v2": "2026"}))
+    for text in ("my-voice", "My_Voice", "my voice", "my-voice:latest"):
+        assert command(text, "--cpu", "--serve") == 0
+    assert len(command.launched) == 4
+    assert command("their-voice", "--cpu", "--serve") == 5
+
+
+def test_listed_name_with_other_choices_is_installed_again(command: Command) -> None:
+    request = Request("acme/My_Voice", family="tiny")
+    serve(install(command.folder, request=request, name="my-voice"))
+    assert command("my-voice", "--cpu", "--serve", "--revision", "v3") == 5, "only the hub has it"
+    assert command.launched == []

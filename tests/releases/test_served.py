@@ -1,6 +1,7 @@
 """Model repositories of installed models: made once, and made again only if the package has changed."""
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,28 @@ def test_repository_is_made_once(tmp_path: Path, builder: Any) -> None:
     assert files(tmp_path) == before, "a finished repository is used also from a read-only folder"
     other = served(model, Devices(serving="latency"), InstalledModels(tmp_path), builder)
     assert (other.folder.name, builder.made[1]["serving"]) == ("served-cpu-latency", "latency")
+
+
+def test_model_in_a_read_only_folder_is_served_from_the_cache(
+    tmp_path: Path, builder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    models = InstalledModels(tmp_path / "models")
+    model = install(models.folder)
+    before = files(models.folder)
+    # as on a read-only file system, also for root
+    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(models.folder))
+    first = served(model, Devices(), models, builder)
+    assert (first.profile, files(models.folder)) == (profile(), before)
+    assert first.folder.is_relative_to(tmp_path / "cache")
+    assert builder.made[0]["checkpoint"] == str(model.checkpoint)
+    assert served(model, Devices(), models, builder) == first
+    assert len(builder.made) == 1
+    another = install(tmp_path / "others")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert served(another, Devices(), InstalledModels(tmp_path / "others"), builder).folder != first.folder
+    models.remove(model)
+    assert not first.folder.exists()
 
 
 def test_repository_is_made_again_for_another_version(

@@ -10,8 +10,10 @@ import pytest
 
 from stretto.cli import main
 from stretto.convert.command import arguments
+from stretto.releases.models import Request
 from stretto.releases.names import entries
 from tests import hub as loopback
+from tests.installed_models import install
 from tests.releases.test_fetch import prepared
 
 
@@ -166,3 +168,11 @@ def test_odd_name_of_a_companion_is_no_repository(
 def test_torch_is_not_imported() -> None:
     code = "import sys\nfrom stretto.cli import main\nmain(['show', 'qwen3-tts'])\nassert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).returncode == 0
+
+
+def test_name_that_list_shows_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("STRETTO_MODELS", str(tmp_path))
+    install(tmp_path, name="my-voice", request=Request("qwen3-tts"))
+    assert shown(capsys, "My_Voice") == shown(capsys, "qwen3-tts")

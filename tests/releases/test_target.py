@@ -15,6 +15,41 @@ def test_repository_may_be_given_by_its_page(page: str) -> None:
     assert (target.release, target.repository, target.part) == ("acme/voice#french", "acme/voice", "french")
 
 
+@pytest.mark.parametrize(
+    ("text", "release"),
+    [
+        ("https://huggingface.co/acme/Voice/tree/main", "acme/Voice"),
+        ("https://huggingface.co/acme/Voice/", "acme/Voice"),
+        ("http://www.huggingface.co/acme/Voice?library=x", "acme/Voice"),
+        ("hf://acme/Voice", "acme/Voice"),
+        ("acme/Voice/tree/main#part", "acme/Voice#part"),
+        ("acme/Voice:latest", "acme/Voice"),
+        (" acme/Voice ", "acme/Voice"),
+        ("Qwen3_TTS", "qwen3-tts"),
+        ("QWEN3-TTS:latest", "qwen3-tts"),
+        (" qwen3 tts ", "qwen3-tts"),
+    ],
+)
+def test_copied_and_loosely_typed_names_are_understood(text: str, release: str) -> None:
+    assert parse(text).release == release
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("https://hf.co/acme/voice/tree/v2", "write acme/voice --revision v2"),
+        ("https://hf.co/acme/voice/blob/main/a/model.bin", "write acme/voice#PART"),
+        ("Qwen_TTS", "did you mean qwen3-"),
+        ("qwen3-tts:9b", "did you mean qwen3-tts"),
+    ],
+)
+def test_other_names_get_one_hint(text: str, hint: str) -> None:
+    with pytest.raises(ReleaseError) as caught:
+        parse(text)
+    assert hint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_alias_names_the_same_release() -> None:
     assert parse("qwen3-tts-1.7b") == parse("qwen3-tts")
 

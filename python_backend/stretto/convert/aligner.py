@@ -14,7 +14,7 @@ from pathlib import Path
 
 from stretto.aligning.model import CONFIG, FILES, WEIGHTS, Aligner, check_config, read_alphabet
 from stretto.convert.conversion import fresh_directory
-from stretto.errors import CheckpointError, CommandParser
+from stretto.errors import CheckpointError, CommandParser, argument_path
 from stretto.untrusted_files import json_object, released_file, without_keys
 
 NAME = "aligner"
@@ -49,8 +49,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
         prog=f"stretto convert {NAME}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, required=True, help="folder of the release")
-    parser.add_argument("--out", type=Path, required=True, help="directory to create")
+    parser.add_argument("--model", type=argument_path, required=True, help="folder of the release")
+    parser.add_argument("--out", type=argument_path, required=True, help="directory to create")
     return parser.parse_args(words)
 
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from stretto.convert import aligner
 from stretto.convert.conversion import Conversion, plan, write
 from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible
-from stretto.errors import CheckpointError, CommandParser
+from stretto.errors import CheckpointError, CommandParser, argument_path
 from stretto.families.audio_format import KEY
 from stretto.families.conversion import Release
 from stretto.families.plugin import NAME
@@ -36,35 +36,41 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add(
         "--model",
-        type=Path,
+        type=argument_path,
         required=True,
         help="model.pt, model.pth, 2epoch.pth, or safetensors files: one, their directory, or their index; for "
         "some families, the directory of the release",
     )
     add(
         "--config",
-        type=Path,
+        type=argument_path,
         help="the release's config.yaml or config.json, if it has one; default: config.json, or the only YAML file, in "
         "the directory of the model's files",
     )
-    add("--tokenizer", type=Path, help="directory of the public tokenizer; default: the directory of the model's files")
-    add("--out", type=Path, required=True, help="directory to create")
-    add("--codec", type=Path, help="directory of the codec's own release; copied to codec/")
+    add(
+        "--tokenizer",
+        type=argument_path,
+        help="directory of the public tokenizer; default: the directory of the model's files",
+    )
+    add("--out", type=argument_path, required=True, help="directory to create")
+    add("--codec", type=argument_path, help="directory of the codec's own release; copied to codec/")
     add(
         "--ssl-tokenizer",
-        type=Path,
+        type=argument_path,
         help="directory of the audio tokenizer's own release, for families that read audio as codes; written to "
         "ssl_tokenizer/",
     )
     add("--codec-from-model", action="store_true", help="write codec/ from the copy in the model's files")
-    add("--backbone", type=Path, help="config.json of the backbone, if no published release uses that backbone")
+    add(
+        "--backbone", type=argument_path, help="config.json of the backbone, if no published release uses that backbone"
+    )
     add("--no-hearing", action="store_true", help="omit the networks that encode voice recordings")
     add("--dtype", choices=DTYPES, help="dtype of the tensors; default: as trained")
     add("--shard-gb", type=float, default=MAX_SHARD_GB, help=f"largest file in GB; default {MAX_SHARD_GB}")
     audio = parser.add_argument_group("audio encoder inside the model")
     audio.add_argument(
         "--audio-config",
-        type=Path,
+        type=argument_path,
         help="config.json of the audio encoder, if it differs from the one named by the release",
     )
     audio.add_argument("--n-window", type=int, help="half the chunk length, in mel frames; default: as trained")

@@ -21,7 +21,7 @@ from stretto.convert.conversion import fresh_directory
 from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, engine_bytes, file_bytes, latent_bytes, state_bytes
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
-from stretto.errors import CheckpointError, CommandParser, shown
+from stretto.errors import CheckpointError, CommandParser, argument_path, shown
 from stretto.families.base import Family, Task
 from stretto.families.conversion import AUDIO_TOKENIZER
 from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin
@@ -140,11 +140,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         prog="stretto make-repository", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="checkpoint made by stretto convert")
-    add("--out", type=Path, required=True, help="directory to create")
+    add("--checkpoint", type=argument_path, required=True, help="checkpoint made by stretto convert")
+    add("--out", type=argument_path, required=True, help="directory to create")
     add(
         GIVEN,
-        type=Path,
+        type=argument_path,
         metavar="FILE",
         help="JSON with engine arguments for vLLM instead of the default ones",
     )
@@ -160,7 +160,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     about = (
         "format of the language model's linear layers: int8 on CPUs, fp8 on GPUs of compute capability 8.9 and higher"
     )
-    add("--aligner", type=Path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner")
+    add(
+        "--aligner", type=argument_path, metavar="FOLDER", help="CTC model for word times, from stretto convert aligner"
+    )
     add("--quantize", choices=tuple(QUANTIZATIONS), help=about)
     add_profile(parser)
     add("--gpu-memory", type=gibibytes, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")

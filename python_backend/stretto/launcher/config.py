@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stretto import entry_points
-from stretto.errors import CommandParser
+from stretto.errors import CommandParser, argument_path
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, configuration_digest, served_model
 from stretto.proxy.access import CLOSED, HTTP, Ports
@@ -114,7 +114,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the launcher's flags; raise LaunchError if STRETTO_PORT is not a valid port."""
     flags = CommandParser(prog="stretto serve", description=DESCRIPTION, allow_abbrev=False)
     port, state = default_port(), described_state_folder()
-    flags.add_argument("--model-repository", type=Path, default=bundled_repository(), help="default: %(default)s")
+    flags.add_argument(
+        "--model-repository", type=argument_path, default=bundled_repository(), help="default: %(default)s"
+    )
     flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
     flags.add_argument(
         "--allow", action="append", default=[], choices=CLOSED, help="open an API to all clients; repeatable"
@@ -133,16 +135,21 @@ def parser() -> argparse.ArgumentParser:
     about = "mark generated speech with this marker, such as perth; default: the model repository's, usually none"
     flags.add_argument("--marker", type=marker_name, metavar="NAME", help=about)
     about = f"pronunciation dictionary of all requests, in JSON or PLS; default: {PRONUNCIATIONS}, usually none"
-    given = os.environ.get(PRONUNCIATIONS)
-    flags.add_argument("--pronunciations", type=Path, metavar="FILE", default=given and Path(given), help=about)
+    flags.add_argument(
+        "--pronunciations",
+        type=argument_path,
+        metavar="FILE",
+        default=os.environ.get(PRONUNCIATIONS) or None,
+        help=about,
+    )
     flags.add_argument(
         "--pid-file",
-        type=Path,
+        type=argument_path,
         help=f"JSON file with pid, ports and state while the launcher runs (default: in {state}, named by HTTP port)",
     )
     about = "the server's output, at most 16 MiB and four older files of that size; '-' is standard output"
-    flags.add_argument("--log-file", help=f"{about} (default: in {state})")
-    flags.add_argument("--cache", type=Path, help="folder for private files of the launcher")
+    flags.add_argument("--log-file", type=argument_path, help=f"{about} (default: in {state})")
+    flags.add_argument("--cache", type=argument_path, help="folder for private files of the launcher")
     add_time_limits(flags)
     action = flags.add_mutually_exclusive_group()
     action.add_argument("--status", action="store_true", help="print the launcher's state; exit code 0 if it is ready")
@@ -251,7 +258,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
             "--http-port: expected a fixed port, because with --allow http Triton itself listens there, got 0"
         )
     pid_file = pid_file_of(flags)
-    log_file = None if flags.log_file == "-" else Path(flags.log_file or own_log(flags.http_port, pid_file))
+    log_file = flags.log_file or own_log(flags.http_port, pid_file)
     words = [dictionary_text(flags.pronunciations)] if flags.pronunciations else []
     configuration = configuration_digest(flags.model_repository, (flags.marker or "", *words, *passed))
     return LaunchConfig(
@@ -265,7 +272,7 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         metrics_port=flags.metrics_port,
         gateway_port=flags.gateway_port if flags.gateway else None,
         pid_file=pid_file,
-        log_file=log_file,
+        log_file=None if log_file == Path("-") else log_file,
         cache=flags.cache or cache_folder(),
         start_seconds=flags.start_seconds,
         start_attempts=flags.start_attempts,

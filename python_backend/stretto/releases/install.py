@@ -27,7 +27,7 @@ from stretto.releases.models import (
 )
 from stretto.releases.names import find
 from stretto.releases.printing import InstallationStage, gigabytes, line
-from stretto.releases.target import Target
+from stretto.releases.target import Target, parse
 from stretto.releases.view import View, link
 from stretto.untrusted_files import released_file
 
@@ -128,6 +128,37 @@ class Installer:
         revision, asks_hub = self._revision(target), target.repository is not None and not self._choices.is_offline
         wants_newest = self._choices.updates and asks_hub and not REVISION.fullmatch(revision)
         return None if self._choices.is_forced or wants_newest else self._models.find(request, revision)
+
+    def install_named(self, text: str) -> InstalledModel:
+        """Return the model for a word of the command line; install it if it is not installed.
+
+        Raises:
+            ReleaseError: If the word names no release and no installed model, or the release cannot be installed.
+        """
+        try:
+            target = parse(text)
+        except (BadArgument, Unavailable):
+            model = self._models.listed(text)
+            if model is None:
+                raise
+            return self._installed_again(model)
+        return self.install(target)
+
+    def _installed_again(self, model: InstalledModel) -> InstalledModel:
+        """Return an installed model, or the result of installing its release again if the choices ask for this."""
+        request = model.manifest.request
+        choices = replace(
+            self._choices,
+            family=self._choices.family or request.family,
+            arguments=self._choices.arguments or request.arguments,
+        )
+        is_half = prefers_gpu(choices.gpu, choices.is_for_cpu)
+        wanted = replace(request, family=choices.family, arguments=choices.arguments, is_half=is_half)
+        is_other = choices.is_forced or choices.updates or choices.revision is not None
+        if wanted == request and not is_other and not model.damage():
+            return model
+        self._choices = choices
+        return self.install(parse(request.release))
 
     def install(self, target: Target) -> InstalledModel:
         """Return the model for a target; install it if it is not installed.

@@ -12,7 +12,7 @@ from stretto.launcher.running import running_servers
 from stretto.releases.errors import ReleaseError, Unavailable
 from stretto.releases.hub import Hub
 from stretto.releases.models import InstalledModel, InstalledModels
-from stretto.releases.names import entries, find
+from stretto.releases.names import entries, find, typed_name
 from stretto.releases.printing import aligned, gigabytes, line, plain
 from stretto.releases.show import summary
 from stretto.releases.target import release_of
@@ -80,8 +80,9 @@ def remove_models(words: list[str]) -> int:
     try:
         models = InstalledModels()
         release = release_of(flags.release)
-        entry = find(release)
-        found = models.named(release if entry is None else entry.name)
+        name = typed_name(release) or release
+        entry = find(name)
+        found = models.named(name if entry is None else entry.name)
         if not found:
             raise Unavailable(f"{flags.release} is not installed (stretto list)")
         for each in found:
@@ -108,8 +109,12 @@ def _check_unused(model: InstalledModel) -> None:
 
 def _is_of(served: ServedModel, model: InstalledModel) -> bool:
     """Return True if a served model is an installed one. Another folder of models may have one of the same key."""
-    is_elsewhere = served.repository and not Path(served.repository).is_relative_to(model.folder.resolve())
-    return served.key == model.manifest.key and not is_elsewhere
+    if served.key != model.manifest.key or not served.repository:
+        return served.key == model.manifest.key
+    repository = Path(served.repository)
+    return repository.is_relative_to(model.folder.resolve()) or repository.is_relative_to(
+        model.private_folder.resolve()
+    )
 
 
 def _failed(command: str, error: ReleaseError) -> int:

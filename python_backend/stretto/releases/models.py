@@ -26,6 +26,7 @@ from typing import Any, TextIO
 from stretto.errors import CheckpointError
 from stretto.launcher.installation import LaunchError, cache_folder
 from stretto.releases.errors import ReleaseError, disk_errors
+from stretto.releases.names import typed_name
 from stretto.releases.printing import line
 from stretto.untrusted_files import json_object
 
@@ -66,7 +67,7 @@ class Manifest:
     Attributes:
         name: Name of the model.
         key: Digest of everything that determines the converted files, 16 hexadecimal digits.
-        request: What the user request for.
+        request: What the user asked for.
         family: Family of the model.
         default_voice: Voice for requests without one, or None.
         licences: Licence identifier of each repository.
@@ -127,6 +128,12 @@ class InstalledModel:
         own = self.manifest.checkpoint
         return self.folder / CHECKPOINT if own is None else Path(own)
 
+    @property
+    def private_folder(self) -> Path:
+        """Folder in the user's cache for model repositories of this model, for the case that its own is read-only."""
+        digest = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()
+        return user_cache() / "served" / digest[:KEY_DIGITS]
+
     def damage(self) -> str:
         """Return which file is missing or has another size than in the manifest; empty if none."""
         for name, facts in self.manifest.files.items():
@@ -149,9 +156,17 @@ def models_folder() -> Path:
     """Return the folder of the installed models; raise ReleaseError if this user has none."""
     named = os.environ.get(FOLDER_VARIABLE, "")
     if named:
-        return Path(named).absolute()
+        try:
+            return Path(named).expanduser().absolute()
+        except RuntimeError as error:
+            raise ReleaseError(f"{FOLDER_VARIABLE}: {named}: {error}") from None
+    return user_cache() / "models"
+
+
+def user_cache() -> Path:
+    """Return the user's cache folder; raise ReleaseError if this user has none."""
     try:
-        return cache_folder() / "models"
+        return cache_folder()
     except LaunchError as error:
         raise ReleaseError(str(error)) from error
 
@@ -197,6 +212,11 @@ class InstalledModels:
         found = self.all()
         same = [each for each in found if each.manifest.request.release == name]
         return same or [each for each in found if each.manifest.name == name]
+
+    def listed(self, text: str) -> InstalledModel | None:
+        """Return the newest model with the name that `stretto list` shows, which may have capitals or underscores."""
+        same = [model for model in self.all() if model.manifest.name == typed_name(text)]
+        return same[-1] if same else None
 
     def cached_for(self, found: Sequence[InstalledModel]) -> set[tuple[str, str, str]]:
         """Return the files in the hub's cache that only the given models were made from, as in `Manifest.cached`."""
@@ -269,6 +289,8 @@ class InstalledModels:
         """Remove a model's folder; raise ReleaseError if it cannot be removed."""
         with self.lock(model.folder.name), disk_errors(model.folder):
             self._discard(model.folder)
+        with suppress(ReleaseError):  # a user without a cache has no repositories there
+            shutil.rmtree(model.private_folder, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
         """Remove a folder if there is one. It is renamed first, so that a part of it is never taken for a model."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -19,6 +20,7 @@ from stretto.releases.errors import BadArgument, Unavailable
 logger = logging.getLogger(__name__)
 
 MAX_NEAREST = 3
+LATEST = ":latest"  # tag of registries of other programs; a release has no tags
 
 
 def entries() -> tuple[ReleaseEntry, ...]:
@@ -52,22 +54,29 @@ def find(name: str) -> ReleaseEntry | None:
     return next((each for each in entries() if name in (each.name, *each.aliases)), None)
 
 
+def typed_name(text: str) -> str:
+    """Return the name that a user has typed, maybe with capitals, spaces or underscores; empty if it cannot be one."""
+    name = re.sub(r"[\s_:]+", "-", text.strip().lower().removesuffix(LATEST))
+    return name if NAME.fullmatch(name) else ""
+
+
 def named(text: str) -> ReleaseEntry:
-    """Return the release of this name.
+    """Return the release of this name, which may have capitals, spaces or underscores.
 
     Raises:
         BadArgument: If `text` cannot be a name.
         Unavailable: If there is no such release.
     """
+    name = typed_name(text)
+    entry = find(name)
+    if entry is not None:
+        return entry
+    similar = nearest(name or text)
+    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
     if not NAME.fullmatch(text):
-        raise BadArgument(f"expected a name, OWNER/NAME or an existing folder, got {text!r}")
-    entry = find(text)
-    if entry is None:
-        similar = nearest(text)
-        hint = f"; did you mean {', '.join(similar)}?" if similar else ""
-        folder = f"; for the folder, write ./{text}" if Path(text).is_dir() else ""
-        raise Unavailable(f"{text}: no release of this name{hint}{folder} (stretto list --all)")
-    return entry
+        raise BadArgument(f"expected a name, OWNER/NAME or an existing folder, got {text!r}{hint}")
+    folder = f"; for the folder, write ./{text}" if Path(text).is_dir() else ""
+    raise Unavailable(f"{text}: no release of this name{hint}{folder} (stretto list --all)")
 
 
 def nearest(text: str) -> list[str]:

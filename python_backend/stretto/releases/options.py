@@ -4,10 +4,9 @@ import argparse
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
-from stretto.errors import CommandParser
+from stretto.errors import CommandParser, argument_path
 from stretto.gpus import gpu_number
 from stretto.releases.hub import is_offline, read_token
 from stretto.releases.install import Choices
@@ -23,7 +22,12 @@ def install_options() -> argparse.ArgumentParser:
     add("--revision", metavar="R", help="commit, branch or tag; default: the tested one, or the newest")
     add("--offline", action="store_true", help="ask the hub nothing; as HF_HUB_OFFLINE=1")
     add("--accept-license", action="store_true", help="accept the licences of the release and what it needs")
-    add("--token-file", type=Path, metavar="FILE", help="file with an access token; default: HF_TOKEN or hf auth login")
+    add(
+        "--token-file",
+        type=argument_path,
+        metavar="FILE",
+        help="file with an access token; default: HF_TOKEN or hf auth login",
+    )
     add("--family", metavar="NAME", help="family of the release, if several fit")
     add("--dtype", choices=DTYPES, help="dtype of the weights; default: as published, but no float32 on a GPU")
     about = "argument of stretto convert FAMILY, such as codec=FOLDER; repeatable"

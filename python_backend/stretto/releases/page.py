@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from stretto.errors import CheckpointError, CommandParser
+from stretto.errors import CheckpointError, CommandParser, argument_path
 from stretto.families.plugin import FamilyPlugin, plugins
 from stretto.releases.entry import Licence, ReleaseEntry, RepositoryFiles
 from stretto.releases.names import read_entries, resource
@@ -148,7 +148,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("page", type=Path, help="the page, which is written in place")
+    parser.add_argument("page", type=argument_path, help="the page, which is written in place")
     parser.add_argument("--plugin", action="append", default=[], metavar="MODULE:NAME", help="plug-in to add")
     return parser.parse_args(words)
 

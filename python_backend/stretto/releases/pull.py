@@ -16,7 +16,6 @@ from stretto.releases.install import Builder, Installer
 from stretto.releases.models import InstalledModel, InstalledModels
 from stretto.releases.options import choices_of, install_options, interrupted_by_sigterm, token_of
 from stretto.releases.printing import gigabytes, line, plain
-from stretto.releases.target import parse
 
 
 def main(words: list[str]) -> int:
@@ -30,7 +29,7 @@ def main(words: list[str]) -> int:
         models = InstalledModels()
         with interrupted_by_sigterm(), Hub(token_of(flags)) as hub, Builder() as builder:
             installer = Installer(models, hub, builder, replace(choices_of(flags), updates=True))
-            model = installer.install(parse(flags.release))
+            model = installer.install_named(flags.release)
             if flags.drop_sources:
                 _drop_sources(model, models, hub)
     except ReleaseError as error:

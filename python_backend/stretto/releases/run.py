@@ -36,7 +36,6 @@ from stretto.releases.models import InstalledModels
 from stretto.releases.options import choices_of, install_options, interrupted_by_sigterm, token_of
 from stretto.releases.printing import line, plain
 from stretto.releases.served import Devices, Served, served
-from stretto.releases.target import parse
 
 STANDARD_INPUT = "-"
 MAX_PORT = 65_532  # the next three ports are used, too
@@ -129,10 +128,9 @@ def _run(flags: argparse.ArgumentParser, args: argparse.Namespace, passed: list[
     if args.cpu or args.gpu is not None:
         _check_options(args, args.gpu)  # before the download
     require_installation()
-    target = parse(args.release)
     models = InstalledModels()
     with interrupted_by_sigterm(), Hub(token_of(args)) as hub, Builder() as builder:
-        model = Installer(models, hub, builder, choices_of(args)).install(target)
+        model = Installer(models, hub, builder, choices_of(args)).install_named(args.release)
         gpu = device_of(model, args.gpu, args.cpu)
         _check_options(args, gpu)
         if args.quantize in CPU_FORMATS and not has_vnni():
@@ -187,7 +185,7 @@ def serve_model(words: list[str]) -> int:
     try:
         models, choices = InstalledModels(), Choices(is_offline=True)
         with interrupted_by_sigterm(), Hub() as hub, Builder() as builder:
-            model = Installer(models, hub, builder, choices).install(parse(args.model))
+            model = Installer(models, hub, builder, choices).install_named(args.model)
             devices = Devices(device_of(model, None, False), serving=args.profile)
             found = served(model, devices, models, builder)
         os.environ.update(devices.environment)

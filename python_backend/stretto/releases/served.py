@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -84,6 +85,8 @@ class Served:
 def served(model: InstalledModel, devices: Devices, models: InstalledModels, builder: Builder) -> Served:
     """Return the model repository of a model; create it if it is missing or was made by another version.
 
+    It is in the model's folder or, if that is read-only, in the user's cache.
+
     Raises:
         ReleaseError: If the model cannot be served on these devices, or not at all.
     """
@@ -91,6 +94,10 @@ def served(model: InstalledModel, devices: Devices, models: InstalledModels, bui
         raise ReleaseError(f"{model.manifest.name} is converted, but no server for it exists")
     folder = model.folder / devices.folder_name
     found = _read(folder)
+    if found is None and not os.access(model.folder, os.W_OK):
+        models = InstalledModels(model.private_folder)
+        folder = models.folder / devices.folder_name
+        found = _read(folder)
     if found is not None:
         return found
     with models.lock(model.folder.name):

@@ -17,9 +17,10 @@ from dataclasses import asdict, replace
 from stretto.errors import CommandParser
 from stretto.releases.detect import detect
 from stretto.releases.entry import UNTESTED, ReleaseEntry, RepositoryFiles
-from stretto.releases.errors import ReleaseError
+from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.hub import Hub, RemoteListing, address
 from stretto.releases.licences import licence_of
+from stretto.releases.models import InstalledModels
 from stretto.releases.names import entries
 from stretto.releases.page import ACCESS, COMMERCIAL, manual_commands, title, wrapped
 from stretto.releases.printing import plain
@@ -40,14 +41,28 @@ def main(words: list[str]) -> int:
         print(json.dumps([asdict(each) for each in known]) if args.json else "\n".join(map(summary, known)))
         return 0
     try:
-        target = parse(args.release)
-        folder = None if target.folder is None else args.release.partition("#")[0]
+        target = _target(args.release)
+        word = args.release.partition("#")[0]
+        folder = None
+        if target.folder is not None:
+            folder = word if "/" in word else str(target.folder)
         entry = target.entry or detected(target, folder)
     except ReleaseError as error:
         print(f"stretto show: {plain(str(error))}", file=sys.stderr)
         return error.status
     print(json.dumps(asdict(entry)) if args.json else "\n".join([*facts(entry), "", *commands(entry, folder)]))
     return 0
+
+
+def _target(text: str) -> Target:
+    """Return the release that a word of the command line names, or that an installed model of this name came from."""
+    try:
+        return parse(text)
+    except (BadArgument, Unavailable):
+        model = InstalledModels().listed(text)
+        if model is None:
+            raise
+        return parse(model.manifest.request.release)
 
 
 def arguments(words: list[str]) -> argparse.Namespace:

@@ -10,9 +10,12 @@ from stretto.families.recognition import CONFIG, REPOSITORY
 from stretto.releases.entry import MAX_REPOSITORY_CHARS, ReleaseEntry
 from stretto.releases.errors import BadArgument
 from stretto.releases.listing import Folder
-from stretto.releases.names import named
+from stretto.releases.models import MAIN
+from stretto.releases.names import LATEST, named
 
-PAGE = re.compile(r"^(https://)?(huggingface\.co|hf\.co)/")  # beginning of a repository's page on the hub
+# Beginning of a repository's page on the hub, and the rest of a page of its files.
+PAGE = re.compile(r"^((https?://)?(www\.)?(huggingface\.co|hf\.co)/|hf://)")
+FILES = re.compile(r"(?P<repository>[^/#?]+/[^/#?]+)/(tree|blob|resolve)/(?P<revision>[^/#?]+)(?P<path>/[^#?]*)?")
 PATHS = ("/", "./", "../", "~")
 
 
@@ -52,11 +55,35 @@ class Target:
 
 
 def release_of(text: str) -> str:
-    """Return the release that a word of the command line names, as manifests have it: a folder by its real path."""
-    text = PAGE.sub("", text)
+    """Return the release that a word of the command line names, as manifests have it: a folder by its real path.
+
+    Raises:
+        BadArgument: If it is the address of something else than a repository.
+    """
+    text = PAGE.sub("", text.strip(" "))
     place, hash_sign, part = text.partition("#")
     folder = _folder(place)
-    return text if folder is None else f"{folder}{hash_sign}{part}"
+    if folder is not None:
+        return f"{folder}{hash_sign}{part}"
+    place = _repository(place.partition("?")[0].rstrip("/").removesuffix(LATEST))
+    return f"{place}{hash_sign}{part}"
+
+
+def _repository(place: str) -> str:
+    """Return the repository of a page of files on the hub; other text unchanged.
+
+    Raises:
+        BadArgument: If the page is not that of a repository's main files, with what to write instead.
+    """
+    page = FILES.fullmatch(place)
+    if page is None:
+        return place
+    repository = page["repository"]
+    if page["path"]:
+        raise BadArgument(f"{place}: expected a repository; for one of its models, write {repository}#PART")
+    if page["revision"] != MAIN:
+        raise BadArgument(f"{place}: expected a repository; write {repository} --revision {page['revision']}")
+    return repository
 
 
 def parse(text: str) -> Target:

@@ -95,7 +95,7 @@ def python_library() -> Path:
     Raises:
         LaunchError: If no shared library is found.
     """
-    given = os.environ.get("STRETTO_LIBPYTHON")
+    given = os.path.expanduser(os.environ.get("STRETTO_LIBPYTHON", ""))
     version = ".".join(platform.python_version_tuple()[:2])
     if given and (Path(given) / f"libpython{version}.so.1.0").exists():
         return Path(given)
