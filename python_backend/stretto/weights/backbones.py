@@ -19,7 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import LEADS_ELSEWHERE, UNPARSABLE, check_layers, check_value, read_json, without_keys
 from stretto.weights.loading import shapes_of
 
@@ -72,12 +72,22 @@ def with_older_keys(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_heads(config: Any) -> None:
-    """Raise CheckpointError for head counts that transformers accepts but vLLM's Llama rejects."""
-    for name, count in (("hidden_size", config.hidden_size), ("num_attention_heads", config.num_attention_heads)):
-        of = "num_attention_heads" if name == "hidden_size" else "num_key_value_heads"
-        if min(count, getattr(config, of)) < 1 or count % getattr(config, of):
-            expected = f"{name} to be a multiple of {of}"
-            raise CheckpointError(f"config.json: expected {expected}, got {count} and {getattr(config, of)}")
+    """Raise CheckpointError for sizes of heads that transformers accepts but vLLM's layers reject.
+
+    Qwen3's heads have a size of their own. Other layers divide the hidden size, and Qwen2's have no other size.
+    """
+    width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    pairs = [("num_attention_heads", heads, "num_key_value_heads", kv_heads)]
+    if config.model_type != "qwen3":
+        pairs.insert(0, ("hidden_size", width, "num_attention_heads", heads))
+    for name, count, of, divisor in pairs:
+        if min(count, divisor) < 1 or count % divisor:
+            raise CheckpointError(f"config.json: expected {name} to be a multiple of {of}, got {count} and {divisor}")
+    head_dim = getattr(config, "head_dim", None)
+    if config.model_type == "qwen2" and head_dim not in (None, width // heads):
+        raise CheckpointError(f"config.json: head_dim: expected {width // heads}, got {shown(head_dim)}")
+    if config.model_type == "qwen3" and head_dim < 1:
+        raise CheckpointError(f"config.json: head_dim: expected a positive number, got {shown(head_dim)}")
 
 
 def check_plain_layers(config: Any, prefix: str = "") -> None:

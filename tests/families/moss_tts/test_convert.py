@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config
 
+from benchmarks.checkpoints import random_moss, random_moss_local, random_moss_realtime
 from benchmarks.checkpoints.random_moss import IDS, command, config, model_shapes, model_tensors, write_release
 from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main as convert
@@ -70,6 +72,20 @@ def test_release_is_read_as_saved_by_other_versions_of_transformers(tmp_path: Pa
     assert convert([*command(release), "--out", str(tmp_path / "checkpoint")]) == 0
     written = load_config(Qwen3Config, tmp_path / "checkpoint")
     assert written.rope_parameters["rope_theta"] == 1e6
+
+
+@pytest.mark.parametrize("moss", [random_moss, random_moss_local, random_moss_realtime])
+def test_heads_with_a_size_of_their_own_need_not_divide_the_hidden_size(
+    moss: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The backbone has five heads of 32 features, of which one has keys, in a width of 72."""
+    num_codebooks, num_codes, backbone, *depth = moss.KINDS["small"]
+    backbone = backbone | {"hidden_size": 72, "num_attention_heads": 5, "num_key_value_heads": 1}
+    depth = [sizes | {"hidden_size": 72} if isinstance(sizes, dict) else sizes for sizes in depth]
+    monkeypatch.setitem(moss.KINDS, "small", (num_codebooks, num_codes, backbone, *depth))
+    release = moss.write_release(tmp_path / "release")
+    assert convert([*moss.command(release), "--out", str(tmp_path / "checkpoint")]) == 0
+    assert load_config(Qwen3Config, tmp_path / "checkpoint").num_attention_heads == 5
 
 
 def rope(**changes: Any) -> dict[str, Any]:

@@ -119,8 +119,6 @@ class Shape:
             raise CheckpointError(f"{NUM_SPEECH_LAYERS}: expected {expected}, got {shown(number)}")
         self.backbone, self.num_tokens, width = backbone, backbone.vocab_size, backbone.hidden_size
         size = width // backbone.num_attention_heads
-        if (getattr(backbone, "head_dim", None) or size) != size:
-            raise CheckpointError(f"decoder_config.head_dim: expected {size}, got {shown(backbone.head_dim)}")
         layers = backbone.num_hidden_layers
         self.sizes = Sizes(layers - number, number, backbone.num_key_value_heads, size, width)
         self.section = network_from_authors(config, AUTHORS)
