@@ -63,6 +63,7 @@ async def verified(gateway: Gateway, data: bytes) -> Verified:
     async with gateway.verifying.slot():
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
+            cwd="/",  # the current folder may have been removed since the start
             env={name: value for name, value in os.environ.items() if NEEDED.fullmatch(name)} | ONE_THREAD,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -1,10 +1,12 @@
-"""The `stretto` console command. Each subcommand imports its modules only when it runs."""
+"""The `stretto` console command. Each subcommand imports its modules only when it runs.
+
+Little is imported before the current folder is excluded, because Python may search it first.
+"""
 
 import os
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -44,7 +46,13 @@ are gRPC, metrics and the gateway.
 
 def main(words: list[str] | None = None) -> int:
     """Run the subcommand in `words` (default: `sys.argv`) and return its exit code."""
-    words = sys.argv[1:] if words is None else words
+    if words is None:
+        words = sys.argv[1:]
+        try:
+            exclude_current_folder(os.getcwd())
+        except FileNotFoundError:
+            print("stretto: the current folder was removed: change to another one", file=sys.stderr)
+            return 1
     if not words:
         print(USAGE, end="", file=sys.stderr)
         return 2
@@ -52,6 +60,8 @@ def main(words: list[str] | None = None) -> int:
     if name in ("--help", "-h"):
         return show(USAGE)
     if name == "--version":
+        from importlib.metadata import version
+
         return show(f"stretto {version('stretto')}\n")
     if name not in COMMANDS:
         kind = "flag" if name.startswith("-") else "command"
@@ -63,6 +73,27 @@ def main(words: list[str] | None = None) -> int:
     except ModuleNotFoundError:  # the client's dependencies are not installed
         return command()
     return console.run(command)
+
+
+def exclude_current_folder(current: str) -> None:
+    """Make this process, and all that it starts, import nothing from the current folder unless PYTHONPATH names it.
+
+    Python searches it first with `-m` (without `-P`), and for an empty entry of PYTHONPATH, as in `$PYTHONPATH:folder`.
+
+    Args:
+        current: Path of the current folder.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"  # as -P
+    if not sys.flags.safe_path and sys.path[0] == current:
+        del sys.path[0]
+    variable = os.environ.get("PYTHONPATH")
+    if not variable:
+        return
+    entries = variable.split(os.pathsep)
+    named = [os.path.normpath(os.path.join(current, entry)) for entry in entries if entry]
+    os.environ["PYTHONPATH"] = os.pathsep.join(named)
+    if "" in entries and current not in named and current in sys.path:
+        sys.path.remove(current)
 
 
 def run(name: str, words: list[str]) -> int:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from stretto.launcher import installation
-from stretto.launcher.config import launch_config, parser
+from stretto.launcher.config import GATEWAY_PATH_FLAGS, launch_config, parser
 from stretto.launcher.installation import Installation, LaunchError, state_folder
 from stretto.launcher.launch import Launch
 from stretto.launcher.server import command_line
 from stretto.proxy.access import Ports, ProxyConfig
+from stretto_gateway.command import arguments as gateway_arguments
 
 
 def parse(*arguments: str) -> tuple[object, list[str]]:
@@ -60,6 +61,31 @@ def test_unknown_flags_are_passed_to_tritonserver_and_override(tmp_path: Path) -
     assert line.index("--exit-timeout-secs=3") > line.index("--exit-timeout-secs=10")
     assert {"--grpc-infer-allocation-pool-size=0", "--backend-config=python,shm-default-byte-size=16777216"} < set(line)
     assert "--backend-config=python,shm-region-prefix-name=stretto_launch_7_x_" in line
+
+
+def test_relative_paths_are_those_of_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tritonserver and the gateway run in another folder, so that they import nothing from the user's."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--backend-directory=own", "--cache-directory", "../caches", "--grpc-server-key=/key"]
+    traces = ["--trace-config=triton,file=trace", "--trace-config", "triton,file=t", "--trace-config", "rate=1"]
+    others = ["--model-store=s3://own/models", "--backend-config=python,x=own"]
+    config, _ = parse(*words, *traces, *others, "--cache", "cache", "--model-repository", "models")
+    parent = tmp_path.parent
+    assert config.passed == (
+        *(f"--backend-directory={tmp_path}/own", "--cache-directory", f"{parent}/caches", "--grpc-server-key=/key"),
+        *(f"--trace-config=triton,file={tmp_path}/trace", "--trace-config", f"triton,file={tmp_path}/t"),
+        *("--trace-config", "rate=1", *others),
+    )
+    assert (config.cache, config.model_repository) == (tmp_path / "cache", tmp_path / "models")
+    own = ("--keys=keys", "--voices", "voices", "--strict", "--audio-host", "a.example")
+    config, _ = parse("--gateway", *(f"--gateway-arg={word}" for word in own))
+    assert config.gateway_args == (f"--keys={tmp_path}/keys", "--voices", f"{tmp_path}/voices", *own[3:])
+
+
+def test_paths_among_the_gateway_flags_are_known() -> None:
+    actions = gateway_arguments()._actions
+    named = {action.option_strings[0] for action in actions if action.type is Path or action.metavar == "FILE"}
+    assert named == GATEWAY_PATH_FLAGS
 
 
 def test_log_file_dash_means_standard_output() -> None:

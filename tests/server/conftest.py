@@ -1,4 +1,7 @@
-"""A real server for all tests in this folder, started through the launcher as by a user."""
+"""A real server for all tests in this folder, started through the launcher as by a user.
+
+Its current folder has modules with the names of all others, none of which may be executed.
+"""
 
 import json
 import os
@@ -18,6 +21,7 @@ import pytest
 from stretto.convert.make_repository import make
 from stretto.launcher.installation import bundled_repository
 from stretto.triton_io.flow import FlowTable
+from tests.hostile_folder import executed, write_hostile_folder
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 from tests.published_checkpoints import convert, write_release
@@ -33,13 +37,14 @@ START_S = 1500.0  # for ten starts: the launcher gives up before
 class Server:
     """A launcher and its server; `start` does nothing while one runs.
 
-    `flags` are further arguments for the launcher.
+    `flags` are further arguments for the launcher. `hostile` is its current folder.
     """
 
     def __init__(
         self, folder: Path, repository: Path = REPOSITORY, *flags: str, python: str | Path = sys.executable
     ) -> None:
-        self.folder, self.repository, self.flags, self.python = folder, repository, flags, python
+        self.folder, self.repository, self.flags, self.python = folder, repository.absolute(), flags, python
+        self.hostile = write_hostile_folder(folder / "hostile")
         self.pid_file = folder / "serve.json"
         self.http, self.grpc, self.metrics = free_ports(3)
         self.launcher: subprocess.Popen[bytes] | None = None
@@ -52,8 +57,8 @@ class Server:
         flags = {"--model-repository": self.repository, "--pid-file": self.pid_file, "--log-file": self.folder / "log"}
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
-            command = [self.python, "-m", "stretto", "serve", *arguments, *self.flags]
-            self.launcher = subprocess.Popen(command, stderr=said)
+            command = [self.python, "-P", "-m", "stretto", "serve", *arguments, *self.flags]
+            self.launcher = subprocess.Popen(command, stderr=said, cwd=self.hostile)
         self.until_ready()
 
     def until_ready(self, timeout_s: float = START_S) -> None:
@@ -72,6 +77,7 @@ class Server:
         if self.launcher is not None:
             self.launcher.terminate()
             self.launcher.wait(PATIENCE_S)
+        assert executed(self.hostile) == ""
 
     @property
     def said(self) -> str:

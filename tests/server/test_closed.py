@@ -13,6 +13,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from stretto.launcher.processes import all_processes, descendants
+from tests.hostile_folder import executed
 from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
@@ -156,3 +157,10 @@ def test_ports_listen_on_loopback_and_no_command_line_has_the_key(server: Server
         assert listening[f"{port:04X}"].endswith("0100007F"), "127.0.0.1, of IPv4 or mapped to IPv6"
     (key,) = Path("/dev/shm").glob(f"stretto_launch_*.run/key-{server.grpc}")
     assert not [process for process in all_processes() if key.read_text() in process.command]
+
+
+def test_no_file_of_the_current_folder_is_executed(server: Server) -> None:
+    """After each module's tests the folder is looked at again, so restarts are covered, too."""
+    assert server.ask(text="Hello.").error is None
+    assert (server.hostile / "random.py").exists()
+    assert executed(server.hostile) == ""

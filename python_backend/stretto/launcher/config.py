@@ -4,6 +4,8 @@ import argparse
 import ipaddress
 import math
 import os
+import re
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,11 @@ DESCRIPTION = (
 )
 TAKEN = {"--http-address", "--grpc-address", "--metrics-address", "--allow-http", "--allow-grpc"}
 TAKEN |= {"--http-restricted-api", "--grpc-restricted-protocol"}
+# Flags of tritonserver whose value is a path.
+PATH_FLAGS = {"--model-store", "--backend-directory", "--repoagent-directory", "--cache-directory", "--trace-file"}
+PATH_FLAGS |= {"--grpc-server-cert", "--grpc-server-key", "--grpc-root-cert"}
+GATEWAY_PATH_FLAGS = {"--keys", "--voices", "--turn-model", "--certificate", "--private-key"}
+TRACE_FILE = re.compile(r"((?:--trace-config=)?triton,file)=(.*)", re.DOTALL)
 MAX_MESSAGE_MB = 2147  # gRPC message sizes are 31-bit
 
 
@@ -273,15 +280,42 @@ def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:
         gateway_port=flags.gateway_port if flags.gateway else None,
         pid_file=pid_file,
         log_file=None if log_file == Path("-") else log_file,
-        cache=flags.cache or cache_folder(),
+        cache=flags.cache.absolute() if flags.cache else cache_folder(),
         start_seconds=flags.start_seconds,
         start_attempts=flags.start_attempts,
         drain_seconds=flags.drain_seconds,
-        passed=tuple(passed),
-        gateway_args=tuple(flags.gateway_arg),
+        passed=tuple(with_absolute_paths(passed, PATH_FLAGS)),
+        gateway_args=tuple(with_absolute_paths(flags.gateway_arg, GATEWAY_PATH_FLAGS)),
         marker=flags.marker or "",
         pronunciations=flags.pronunciations.resolve() if flags.pronunciations else None,
     )
+
+
+def with_absolute_paths(arguments: Iterable[str], path_flags: Container[str]) -> list[str]:
+    """Return the arguments of a process with absolute paths, because its current folder is not the user's.
+
+    Args:
+        arguments: Arguments for tritonserver or for the gateway.
+        path_flags: Flags whose value is a path.
+    """
+    words = list[str]()
+    for word in arguments:
+        flag, equals, path = word.partition("=")
+        trace = TRACE_FILE.fullmatch(word)
+        if trace is not None:
+            words.append(f"{trace[1]}={absolute(trace[2])}")
+        elif flag in path_flags and equals:
+            words.append(f"{flag}={absolute(path)}")
+        elif words and words[-1] in path_flags:
+            words.append(absolute(word))
+        else:
+            words.append(word)
+    return words
+
+
+def absolute(path: str) -> str:
+    """Return the absolute form of a path; an empty one and an address such as `s3://bucket` are unchanged."""
+    return path if not path or "://" in path else os.path.abspath(path)
 
 
 def dictionary_text(path: Path) -> str:

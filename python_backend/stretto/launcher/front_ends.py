@@ -234,7 +234,8 @@ class SpareProcess:
 
 MODULE = "stretto_gateway"  # a separate program: run, not imported
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
-VOICES = "STRETTO_VOICES"  # environment variable of the gateway: folder of voices
+# Environment variables of the gateway: folder of voices, and file of the end-of-turn model.
+VOICES, TURN_MODEL = "STRETTO_VOICES", "STRETTO_TURN_MODEL"
 RESTART_S = 5.0  # minimum time between starts
 BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or for an invalid file named by one
 
@@ -252,6 +253,8 @@ class GatewayProcess:
             raise LaunchError(f"--gateway: no module {missing[0]!r}; install the extra 'gateway' of this package")
         self._config, self._port, self._log = config, port, log
         self._pulse, self._has_worked = Pulse("gateway"), False
+        named = {name: os.environ[name] for name in (VOICES, TURN_MODEL) if os.environ.get(name)}
+        self._paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in named.items()}
         self._start()
 
     def command_line(self) -> list[str]:
@@ -283,7 +286,7 @@ class GatewayProcess:
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        environment = os.environ | self._pulse.prepare()
+        environment = os.environ | self._paths | self._pulse.prepare()
         self._process, self._output = self._log.start(
             self.command_line(),
             env=environment,

@@ -99,6 +99,11 @@ class Launch:
         return self.folder / PID_FILE_LINK
 
     @property
+    def work_folder(self) -> Path:
+        """Empty current folder of the processes, which would import modules from the user's."""
+        return self.folder / "work"
+
+    @property
     def disconnects_file(self) -> Path:
         """File of client-disconnect flags, which the proxy sets and the models read."""
         return self.folder / "disconnects"
@@ -122,6 +127,8 @@ class Launch:
         _remove_launch(self.id, self.directory)
         remove_stale_tables(self.directory)
         for path in self.folder.iterdir():
+            if path == self.work_folder:
+                continue
             if path.is_dir():  # created by an engine's client
                 shutil.rmtree(path, ignore_errors=True)
             elif path.is_socket() and path != self.spare_socket:
@@ -149,6 +156,7 @@ def begin_launch(directory: Path = SHARED_MEMORY) -> Launch:
     launch = Launch(launch_id, lock, directory)
     try:
         launch.folder.mkdir(mode=0o700)
+        launch.work_folder.mkdir()
         Disconnects.create(launch.disconnects_file)
     except OSError:
         shutil.rmtree(launch.folder, ignore_errors=True)

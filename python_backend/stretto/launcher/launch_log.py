@@ -176,9 +176,15 @@ class LaunchLog:
     Processes never write to the log's file system themselves, so a full disk loses log lines and has no other effect.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        """Start the copying thread; if `path` is None, log to standard output."""
+    def __init__(self, path: Path | None, folder: Path | None = None) -> None:
+        """Start the copying thread.
+
+        Args:
+            path: Path of the log; None for standard output.
+            folder: Current folder of the processes, which would import modules from the user's; None for that one.
+        """
         self._log = LogFile(path)
+        self._folder = folder
         self._outputs: dict[int, ChildOutput] = {}  # by descriptor; closed descriptors are reused
         self._poll, self._wake = select.epoll(), os.eventfd(0, os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.EPOLLIN)
@@ -190,7 +196,7 @@ class LaunchLog:
 
         Args:
             command: Command line.
-            options: Keyword arguments of Popen, which override the redirections.
+            options: Keyword arguments of Popen, which override the redirections and the current folder.
 
         Returns:
             The process and its output.
@@ -201,9 +207,10 @@ class LaunchLog:
         output = ChildOutput(self._log)
         self._outputs[output.reading] = output
         self._poll.register(output.reading, select.EPOLLIN)
-        streams = {"stdout": output.writing, "stderr": output.writing, "start_new_session": True}
+        defaults: dict[str, Any] = {"cwd": self._folder, "start_new_session": True}
+        defaults |= {"stdout": output.writing, "stderr": output.writing}
         try:
-            return subprocess.Popen(command, **streams | options), output
+            return subprocess.Popen(command, **defaults | options), output
         except BaseException:
             output.close()
             raise

@@ -50,8 +50,10 @@ Connect = Callable[[], http.client.HTTPConnection]
 def encodings_environment(config: LaunchConfig) -> dict[str, str]:
     """Return the environment variable for the folder that keeps encodings of stored voices across restarts.
 
-    The result is empty if there is no gateway (which stores voices), or if the user has set the variable.
+    The result is empty if there is no gateway (which stores voices), and the user has not set the variable.
     """
+    if os.environ.get(ENCODINGS):
+        return {ENCODINGS: str(Path(os.environ[ENCODINGS]).absolute())}
     if config.gateway_port is None or ENCODINGS in os.environ:
         return {}
     return {ENCODINGS: str(state_folder() / "encodings")}
@@ -203,12 +205,12 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     ]
 
 
-def import_directory(installation: Installation) -> Path | None:
-    """Return the working directory in which stubs find our package; None if any directory works.
+def import_directory(installation: Installation) -> dict[str, Path]:
+    """Return an argument of Popen: the current folder in which stubs find our package, unless any folder works.
 
     WORKAROUND(triton): the stubs decode module paths as ASCII and ignore PYTHONPATH.
     """
-    return None if installation.imports == IMPORT_ROOT else installation.imports
+    return {} if installation.imports == IMPORT_ROOT else {"cwd": installation.imports}
 
 
 class TritonServer:
@@ -249,8 +251,8 @@ class TritonServer:
             | encodings_environment(config)
             | ({MARKER: config.marker} if config.marker else {})
             | ({PRONUNCIATIONS: str(config.pronunciations)} if config.pronunciations else {}),
-            cwd=import_directory(installation),
             preexec_fn=die_with_parent,
+            **import_directory(installation),
         )
         self._fault_watches = self._workarounds.watches(self.pid)
         self._start_watch: StartHangWatch | None = self._workarounds.start_watch(self.pid)

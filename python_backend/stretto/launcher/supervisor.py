@@ -233,7 +233,7 @@ class Supervisor:
             LaunchError: If a port is in use, or no server could be started.
         """
         wait_for_ports(self._config.ports)
-        self._log = LaunchLog(self._config.log_file)
+        self._log = LaunchLog(self._config.log_file, self._launch.work_folder)
         try:
             self._front_ends = FrontEndProcesses(self._config, self._installation, self._launch, self._log)
             self._config = self._front_ends.config

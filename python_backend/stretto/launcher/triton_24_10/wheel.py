@@ -98,7 +98,7 @@ def python_library() -> Path:
     given = os.path.expanduser(os.environ.get("STRETTO_LIBPYTHON", ""))
     version = ".".join(platform.python_version_tuple()[:2])
     if given and (Path(given) / f"libpython{version}.so.1.0").exists():
-        return Path(given)
+        return Path(given).absolute()
     name = sysconfig.get_config_var("INSTSONAME") or ""
     configured = Path(sysconfig.get_config_var("LIBDIR") or "/usr/lib")
     multiarch = sysconfig.get_config_var("MULTIARCH") or ""
