@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator
+import struct
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -320,6 +321,9 @@ BAD_OFFERS = {
     ),
     "rate": (lambda sdp: sdp.replace("opus/48000", "opus/24000"), 400, "got opus/24000"),
     "group": (lambda sdp: sdp.replace("a=group:BUNDLE 0 1", "a=group:BUNDLE 0"), 400, "a=group:BUNDLE 0 1"),
+    "empty id": (lambda sdp: sdp.replace("a=mid:0", "a=mid"), 400, "a line a=mid:ID of its own in each part"),
+    "same id": (lambda sdp: sdp.replace("a=mid:1", "a=mid:0"), 400, "a line a=mid:ID of its own in each part"),
+    "group of one": (lambda sdp: sdp[: sdp.index("m=application")], 400, "a=group:BUNDLE 0"),
     "direction": (lambda sdp: sdp.replace("a=sendrecv", "a=inactive"), 400, "a=sendonly), got a=inactive"),
     "no direction": (lambda sdp: sdp.replace("a=sendrecv", "a=x"), 400, "got a line without a direction"),
     "password": (lambda sdp: sdp.replace("a=ice-pwd", "a=x-pwd"), 400, "a=ice-pwd"),
@@ -339,6 +343,41 @@ async def test_bad_offers_are_refused(name: str) -> None:
         read_offer(change(sdp))
     assert (caught.value.status, caught.value.param) == (status, "sdp")
     assert message in caught.value.message
+
+
+VALUES = ("", "-1", " ", "9" * 30, "٣", "x y z", "\0", ":", "/")
+
+
+def damaged(lines: list[str]) -> Iterator[str]:
+    """Yield offers with each line cut after each character, and with other values in the place of what was cut."""
+    for number, line in enumerate(lines):
+        for end in range(len(line)):
+            values = VALUES if line[:end].endswith((":", " ", "/", "=")) else VALUES[:1]
+            for value in values:
+                yield "\r\n".join([*lines[:number], line[:end] + value, *lines[number + 1 :]]) + "\r\n"
+
+
+async def test_damaged_offers_are_answered_or_refused() -> None:
+    sdp = (await offered()).replace("opus/48000/2\r\n", "opus/48000/2\r\na=fmtp:96 useinbandfec=1\r\n")
+    lines = [line for line in sdp.splitlines() if not line.startswith("a=candidate")]
+    accepted = list[str]()
+    for text in damaged(lines):
+        with suppress(ApiError):
+            accepted.append(read_offer(text))
+    network = CallNetwork.from_texts(("127.0.0.1",), "")
+    num_answered = 0
+    refusals = set[tuple[int, str | None]]()
+    for text in accepted[::24]:  # an answer takes several ms
+        peer = peers.Peer(network, 1000)
+        try:
+            await peer.answer(text)
+            num_answered += 1
+        except ApiError as error:
+            refusals.add((error.status, error.param))
+        finally:
+            await peer.close(1000, "")
+    assert num_answered > 100
+    assert refusals <= {(400, "sdp")}
 
 
 async def test_candidates_of_the_caller_are_never_used(start: Start) -> None:
@@ -545,6 +584,53 @@ async def test_strangers_are_neither_heard_nor_answered(
     await is_left_clean(running)
     assert not asked_again
     assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Return an attribute of a STUN message."""
+    return struct.pack("!HH", kind, len(value)) + value + bytes(-len(value) % 4)
+
+
+def stun_message(attributes: bytes, kind: int = 1, cookie: int = stun.COOKIE) -> bytes:
+    return struct.pack("!HHI12s", kind, len(attributes), cookie, b"transactions") + attributes
+
+
+FINGERPRINTS = attribute(0x8028, b"1234")
+PRIORITY = attribute(0x24, b"1234")
+HOSTILE_DATAGRAMS = {
+    "fingerprints": stun_message(FINGERPRINTS * 8000),
+    "fingerprints in a short message": stun_message(attribute(6, b"NAME:x") + FINGERPRINTS * 20),
+    "many attributes": stun_message(attribute(6, b"NAME:x") + PRIORITY * 40),
+    "long name": stun_message(attribute(6, b"NAME:" + b"x" * 5000)),
+    "attribute beyond the end": stun_message(attribute(6, b"NAME:x") + b"\0\x24\xff\xff"),
+    "half an attribute": stun_message(attribute(6, b"NAME:x") + b"\0\x24"),
+    "wrong length": stun_message(attribute(6, b"NAME:x")) + PRIORITY,
+    "wrong cookie": stun_message(attribute(6, b"NAME:x"), cookie=1),
+    "name of another call": stun_message(attribute(6, b"OTHER:x") + FINGERPRINTS),
+    "no name": stun_message(PRIORITY),
+    "answer to nothing": stun_message(PRIORITY, kind=0x101),
+    "error of nothing": stun_message(attribute(9, b"\0\0\4\1no"), kind=0x111),
+    "indication": stun_message(attribute(6, b"NAME:x"), kind=0x11),
+    "header": stun_message(b"")[:19],
+    "DTLS": b"\x16\xfe\xfd" + bytes(1200),
+    "RTP": b"\x80\x60" + bytes(1200),
+    "RTCP": b"\x80\xc8" + bytes(1200),
+    "TURN": b"\x40\x00" + bytes(1200),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_DATAGRAMS)
+async def test_hostile_datagrams_are_dropped_unread(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = list[bytes]()
+    ice = Ice(ice_controlling=False, local_username="NAME")
+    monkeypatch.setattr(stun, "parse_message", lambda data: read.append(data) or stun.Message(1, stun.Class.INDICATION))
+    monkeypatch.setattr(ice, "data_received", lambda data, component: read.append(data))
+    call = peers.CallSocket(ice)
+    call.datagram_received(HOSTILE_DATAGRAMS[name], ("192.0.2.1", 9))
+    assert not read
+    check = stun_message(attribute(6, b"NAME:x") + PRIORITY + FINGERPRINTS)
+    call.datagram_received(check, ("192.0.2.1", 9))
+    assert read == [check]
 
 
 async def test_events_wait_for_a_caller_that_reads(caplog: pytest.LogCaptureFixture) -> None:

@@ -58,10 +58,12 @@ def check_lines(description: SessionDescription) -> None:
     if kinds.count("audio") != 1 or kinds.count("application") > 1 or set(kinds) - {"audio", "application"}:
         expected = "one audio line and at most one data channel (m=audio, m=application)"
         raise mismatch("sdp", expected, ", ".join(kinds[:8]) or "no line")
-    mids = [media.rtp.muxId for media in description.media]
+    mids: list[str | None] = [media.rtp.muxId for media in description.media]
+    if None in mids or len(set(mids)) < len(mids):
+        raise mismatch("sdp", "a line a=mid:ID of its own in each part", "other lines")
     grouped = [group.items for group in description.group if group.semantic == "BUNDLE"]
-    if len(mids) > 1 and grouped != [mids]:
-        raise mismatch("sdp", f"a=group:BUNDLE {' '.join(mids)}", "other groups")
+    if grouped != [mids] and (grouped or len(mids) > 1):
+        raise mismatch("sdp", f"a=group:BUNDLE {' '.join(map(str, mids))}", "other groups")
     audio = next(media for media in description.media if media.kind == "audio")
     codecs = [(codec.mimeType.lower(), codec.clockRate) for codec in audio.rtp.codecs]
     if (OPUS, OPUS_RATE) not in codecs:

@@ -33,6 +33,12 @@ for each in ("aioice", "aiortc"):  # they log the addresses of callers, and a tr
 REORDERED = 4  # packets within which one may be late; a power of two
 MAX_DATAGRAMS = 256  # that wait to be read, of at most MAX_DATAGRAM_BYTES
 MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
+MAX_STUN_BYTES = 1280  # of connectivity checks, which must not be fragmented (RFC 8489, section 6.1)
+MAX_STUN_ATTRIBUTES = 32  # browsers send ten
+STUN_HEADER_BYTES, STUN_COOKIE = 20, b"\x21\x12\xa4\x42"
+STUN_REQUEST = b"\x00\x01"  # a binding request
+STUN_FINGERPRINT = 0x8028
+ATTRIBUTE_HEAD = struct.Struct("!HH")
 MAX_ADDRESSES = 16  # of a caller, learned from its connectivity checks
 MAX_HEARD_S = 5.0  # received audio that waits for the session
 MAX_DECODING = 64  # received packets that wait to be decoded, and decoded ones, of up to 120 ms each
@@ -100,17 +106,19 @@ class Peer:
         self._bound_media(transport, transceiver.sender)
         try:
             await connection.setRemoteDescription(RTCSessionDescription(offer, "offer"))
+            # aiortc's buffer for players holds back 80 ms, and 320 ms after a lost packet.
+            receiver._RTCRtpReceiver__jitter_buffer = JitterBuffer(REORDERED, prefetch=1)
+            if connection.sctp is not None:
+                self._offers_channel = True
+                self._bound_sctp(connection.sctp)
+                self._parts.insert(0, connection.sctp)
+            await connection.setLocalDescription()
+        except ApiError:  # no port
+            raise
         except Exception as error:  # aiortc has no common class for what is wrong with a description
             raise ApiError(
                 400, f"sdp: expected an offer that can be answered: {error}", "sdp", "invalid_value"
             ) from None
-        # aiortc's buffer for players holds back 80 ms, and 320 ms after a lost packet.
-        receiver._RTCRtpReceiver__jitter_buffer = JitterBuffer(REORDERED, prefetch=1)
-        if connection.sctp is not None:
-            self._offers_channel = True
-            self._bound_sctp(connection.sctp)
-            self._parts.insert(0, connection.sctp)
-        await connection.setLocalDescription()
         return str(connection.localDescription.sdp)
 
     async def wait_until_open(self) -> None:
@@ -362,15 +370,44 @@ def is_known(ice: Any, address: tuple[str, int]) -> bool:
     return any((each.host, each.port) == address for each in ice._remote_candidates)
 
 
+def is_well_formed(message: bytes) -> bool:
+    """Return True for a STUN message whose few attributes fill it, with FINGERPRINT only as the last one.
+
+    aioice computes a checksum of the message at each FINGERPRINT, wherever it is.
+    """
+    if int.from_bytes(message[2:4]) != len(message) - STUN_HEADER_BYTES or message[4:8] != STUN_COOKIE:
+        return False
+    position = STUN_HEADER_BYTES
+    for _ in range(MAX_STUN_ATTRIBUTES):
+        if position + ATTRIBUTE_HEAD.size > len(message):
+            break
+        attribute, num_bytes = ATTRIBUTE_HEAD.unpack_from(message, position)
+        position += ATTRIBUTE_HEAD.size + num_bytes + -num_bytes % 4
+        if attribute == STUN_FINGERPRINT and position != len(message):
+            return False
+    return position == len(message)
+
+
 class CallSocket(StunProtocol):
-    """Socket of a call, which drops invalid datagrams and those of strangers."""
+    """Socket of a call, which drops invalid datagrams and those of strangers before it reads them."""
 
     def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
-        """Handle a datagram: a STUN message from anyone, the rest only from addresses that have passed a check."""
-        is_stun = not data or cast(bytes, data)[0] < 4  # RFC 7983
-        if is_stun or is_known(self.receiver, addr[:2]):
+        """Handle a datagram: a connectivity check of this call, the rest only from addresses that have passed one."""
+        message = cast(bytes, data)
+        is_stun = not message or message[0] < 4  # RFC 7983
+        if self._is_expected(message) if is_stun else is_known(self.receiver, addr[:2]):
             with suppress(struct.error, LookupError):  # aioice does not check all lengths and attributes
                 super().datagram_received(data, addr)
+
+    def _is_expected(self, message: bytes) -> bool:
+        """Return True for a check with this call's user name, or the answer to a check that was sent."""
+        if not STUN_HEADER_BYTES <= len(message) <= MAX_STUN_BYTES:
+            return False
+        if message[:2] == STUN_REQUEST:
+            is_ours = f"{self.receiver.local_username}:".encode() in message
+        else:
+            is_ours = message[8:STUN_HEADER_BYTES] in self.transactions
+        return is_ours and is_well_formed(message)
 
 
 async def gather(ice: Connection, network: CallNetwork, sockets: list[asyncio.DatagramTransport]) -> None:
