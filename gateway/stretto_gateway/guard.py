@@ -86,9 +86,16 @@ class Keys:
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return not matches or any(matches)
 
-    def owner(self, authorization: str) -> str:
-        """Return the id of an authenticated caller: a digest of the key, or EVERYBODY if there are no keys."""
-        return self._digest(authorization).hex() if self._digests else EVERYBODY
+    def owner(self, authorization: str, secret: ClientSecret | None = None) -> str:
+        """Return the id of an authenticated caller, who owns voices: EVERYBODY if there are no keys.
+
+        Args:
+            authorization: `Authorization` header, whose digest is the id.
+            secret: Client secret of the caller, which has the owner of its key.
+        """
+        if not self._digests:
+            return EVERYBODY
+        return self._digest(authorization).hex() if secret is None else secret.owner
 
     @staticmethod
     def _digest(authorization: str) -> bytes:
@@ -203,7 +210,7 @@ class Guard:
         error = self._refusal(scope, headers, authorization, secret, has_key)
         scope["state"]["secret"] = secret
         scope["state"]["keys"], scope["state"]["has_key"] = self._keys, has_key
-        scope["state"]["owner"] = secret.owner if secret and self._keys else self._keys.owner(authorization)
+        scope["state"]["owner"] = self._keys.owner(authorization, secret)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
             exchange.log()
@@ -224,7 +231,7 @@ class Guard:
 
     def _caller(self, scope: Scope, authorization: str, secret: ClientSecret | None) -> str:
         if self._keys:
-            return secret.owner if secret else self._keys.owner(authorization)
+            return self._keys.owner(authorization, secret)
         client = scope.get("client")
         return host_of(client[0]) if client else ""
 

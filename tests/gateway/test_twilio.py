@@ -7,7 +7,8 @@ import hmac
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,13 @@ from stretto_gateway.realtime.settings import PHONE
 from stretto_gateway.realtime.wire_audio import WireReader
 from stretto_gateway.telephone import endpoints
 from stretto_gateway.telephone.channel import MAX_LOGGED, CallChannel
+from stretto_gateway.telephone.session import MAX_EVENTS
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import SPOKEN, Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, answer, by_task, silence, spoken
 from tests.gateway.realtime.test_bounds import KEY, closed, open_socket, status
 from tests.gateway.realtime.test_duplex import DUPLEX, Partner
+from tests.gateway.test_voices_in_conversations import TALKS as CLONES_AND_TALKS
 from tests.patience import PATIENCE_S, until_async
 
 PATH = "/v1/twilio"
@@ -238,6 +241,25 @@ async def test_webhook_receives_the_transcripts_in_order(start: Start) -> None:
     ]
 
 
+@pytest.mark.parametrize("mode", ["transcription", "conversation"])
+async def test_events_that_wait_for_the_webhook_are_bounded(start: Start, mode: str) -> None:
+    """A flood of key tones ends its call; more of them than fit are neither sent nor kept."""
+    answered = asyncio.Event()
+    hook = Hook(lambda event: [answered, *NOTHING])
+    async with hooked(hook) as url:
+        running = await start(by_task(asr=HEARD, tts=SPOKEN), call_webhook=url)
+        async with dial(running, {"mode": mode}) as peer:
+            await until_async(lambda: hook.events)
+            with suppress(websockets.ConnectionClosed):
+                for _ in range(MAX_EVENTS + 500):
+                    await peer.send("dtmf", dtmf={"digit": "1"})
+            if mode == "transcription":  # a later event replaces an earlier one in a conversation
+                assert (await closed(peer.opened))[0] == 1008
+            assert len([task for task in asyncio.all_tasks() if "_answer" in repr(task.get_coro())]) <= MAX_EVENTS
+            answered.set()
+    assert len(hook.events) <= 2 * MAX_EVENTS
+
+
 @pytest.mark.parametrize(
     ("response", "reason"),
     [
@@ -419,6 +441,22 @@ async def test_key_is_in_a_header_or_a_parameter(start: Start, caplog: pytest.Lo
         await peer.talk(TURN)
         await peer.until("mark")
     assert json.loads(running.behind.requests[0]["options"])["voice"] == "rms"
+
+
+@pytest.mark.parametrize("keys", [(), (KEY,)])
+async def test_client_secret_opens_a_call_also_without_keys(
+    start: Start, keys: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = await start(by_task(dialogue=answer()), CLONES_AND_TALKS, keys=keys, voices=tmp_path / "voices")
+    session: Any = {"type": "realtime", "audio": {"output": {"voice": "rms"}}}
+    secret = await running.openai(api_key=KEY).realtime.client_secrets.create(session=session)
+    async with dial(running, {"key": secret.value}) as peer:
+        await peer.talk(TURN)
+        assert sound(await peer.until("mark")) == REPLY
+    async with dial(running, {"key": secret.value, "voice": "nobody"}) as peer:
+        await closed(peer.opened)
+    assert "voice: expected one of slt, rms" in caplog.text, "the voices of the owner were looked at"
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])

@@ -161,7 +161,7 @@ def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: b
     keys: Keys = socket.state.keys
     key = start.custom_parameters.get("key", "")
     if key.startswith(PREFIX) and (secret := gateway.secrets.find(key)) is not None:
-        return CallAccess(secret.owner, secret.settings)
+        return CallAccess(keys.owner(f"Bearer {key}", secret), secret.settings)
     if key and keys and keys.admit(f"Bearer {key}"):
         return CallAccess(keys.owner(f"Bearer {key}"))
     if not is_known:

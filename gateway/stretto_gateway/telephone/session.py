@@ -21,6 +21,7 @@ from stretto_gateway.telephone.channel import CallChannel
 from stretto_gateway.telephone.messages import read_message
 from stretto_gateway.telephone.webhook import Webhook
 
+MAX_EVENTS = 64  # of a call that wait for the webhook
 TRANSCRIBED = f"{NAME}.completed"  # event with the transcript of a turn
 
 
@@ -104,7 +105,14 @@ class WebhookAnswers:
             self._options = await voice_options(self._gateway, self._fields, state, ignored)
 
     def report(self, event: str, **fields: Any) -> None:
-        """Send an event to the webhook in the background, and speak the answer."""
+        """Send an event to the webhook in the background, and speak the answer.
+
+        Raises:
+            ApiError: 429 if too many events are waiting for the webhook.
+        """
+        if len(self._answering) >= MAX_EVENTS:
+            message = f"event: expected at most {MAX_EVENTS} events that wait for the webhook, got another {event}"
+            raise ApiError(429, message, "event", "rate_limit_exceeded")
         if self._fields is not None:
             for earlier in self._answering:
                 earlier.cancel()
@@ -202,7 +210,10 @@ class WebhookSession(RealtimeSession):
 
     async def _notice(self, kind: str, fields: dict[str, Any]) -> None:
         if kind == TRANSCRIBED and fields["transcript"]:
-            self.answers.report("turn", text=fields["transcript"])
+            try:
+                self.answers.report("turn", text=fields["transcript"])
+            except ApiError as error:
+                await self._channel.send_error(error)
 
 
 class TelephoneCall:
