@@ -4,6 +4,7 @@ PLS is W3C's Pronunciation Lexicon Specification 1.0. Document types are refused
 """
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,8 @@ from stretto_client.pronunciation import MAX_ENTRIES, DictionaryEntry, InvalidEn
 MAX_FILE_BYTES = 4 << 20
 NAMESPACE = "http://www.w3.org/2005/01/pronunciation-lexicon"
 MAX_DEPTH = 8
+# Of one byte a character, or expat's own. Python would keep the names of unknown ones for ever.
+ENCODING = re.compile(r"utf-8|utf-16(?:le|be)?|us-ascii|iso-8859-\d{1,2}|windows-125\d|koi8-[ru]", re.IGNORECASE)
 READ = ("grapheme", "alias", "phoneme")  # elements with text
 
 
@@ -31,6 +34,7 @@ class _PlsReader:
         parser.buffer_text = True
         parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
         parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._add, self._doctype
+        parser.XmlDeclHandler = self._declaration
 
     def read(self, data: bytes) -> dict[str, object]:
         try:
@@ -38,7 +42,13 @@ class _PlsReader:
         except expat.ExpatError as error:
             place = f"line {error.lineno}, column {error.offset + 1}"
             raise InvalidEntry("", "well-formed PLS", f"{expat.ErrorString(error.code)} at {place}") from None
+        except LookupError:  # such as iso-8859-12
+            raise InvalidEntry("", "PLS in UTF-8", "an unknown encoding") from None
         return self.record
+
+    def _declaration(self, version: str, encoding: str | None, standalone: int) -> None:
+        if encoding is not None and ENCODING.fullmatch(encoding) is None:
+            raise InvalidEntry("", "PLS in UTF-8", f"the encoding {shown(encoding)}")
 
     def _doctype(self, *_: object) -> NoReturn:
         raise InvalidEntry("", "PLS without a document type", "a DOCTYPE")

@@ -86,6 +86,8 @@ class SsmlReader:
             self._refuse(
                 "well-formed", f"{expat.ErrorString(error.code)} at line {error.lineno}, column {error.offset + 1}"
             )
+        except UnicodeEncodeError:
+            self._refuse("text of valid characters in", "half of a surrogate pair")
         if is_last:
             self._flush(len(self._run))
         elif (words := self._run.split()) and not self._run[-1].isspace():  # the last word may be incomplete

@@ -306,6 +306,7 @@ def test_ssml_becomes_text_and_pauses(inner: str) -> None:
     [
         ("<speak>a & b</speak>", "expected well-formed SSML, got not well-formed (invalid token) at line 1, column 11"),
         ("<speak>a", "expected well-formed SSML, got no element found"),
+        ("<speak>a \ud800 b</speak>", "expected text of valid characters in SSML, got half of a surrogate pair"),
         ("<speak>a</speak>b", "expected well-formed SSML, got junk after document element"),
         ('<?xml version="1.0"?><p>a</p>', "expected the root element speak of SSML, got p"),
         ("<speak>" + "<p>" * 40, "expected elements nested at most 32 deep in SSML, got more"),

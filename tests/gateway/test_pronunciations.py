@@ -1,15 +1,17 @@
 """Pronunciation dictionaries of keys: stored, exported, used for speech, and private to their owner."""
 
+import encodings
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from encodings.aliases import aliases
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from stretto_client.lexicon_files import read_lexicon
-from stretto_client.pronunciation import DictionaryEntry
+from stretto_client.lexicon_files import ENCODING, read_lexicon
+from stretto_client.pronunciation import DictionaryEntry, InvalidEntry
 from stretto_gateway.config import Limits
 from stretto_gateway.pronunciation_command import main
 from stretto_gateway.pronunciation_store import PronunciationStore
@@ -128,9 +130,36 @@ LARGE = {f"word {index}": "x" * 400 for index in range(100)}
 ENTITIES = '<!DOCTYPE l [<!ENTITY a "x">]><lexicon><lexeme><grapheme>&a;</grapheme></lexeme></lexicon>'
 
 
+def lexicon(encoding: str) -> bytes:
+    words = "<lexicon><lexeme><grapheme>cat</grapheme><alias>d\xf6g</alias></lexeme></lexicon>"
+    return f'<?xml version="1.0" encoding="{encoding}"?>{words}'.encode("latin-1")
+
+
+ENCODINGS = sorted({*aliases, *aliases.values(), "utf-7", "nonsense", "x" * 50_000, "iso-8859-12", "idna", "undefined"})
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "ISO-8859-15", "windows-1252"])
+def test_encoding_of_pls_is_read(encoding: str) -> None:
+    assert read_lexicon(lexicon(encoding)) == (DictionaryEntry("cat", "d\xf6g"),)
+
+
+@pytest.mark.parametrize("name", [str, lambda name: name.replace("_", "-")], ids=["alias", "name"])
+def test_other_encodings_of_pls_are_refused_and_not_kept(name: Callable[[str], str]) -> None:
+    known = set(encodings._cache)  # type: ignore[attr-defined]
+    for encoding in (name(each) for each in ENCODINGS):
+        if not ENCODING.fullmatch(encoding) or encoding in ("utf-8", "us-ascii"):
+            with pytest.raises(InvalidEntry, match=r"expected (PLS in UTF-8|well-formed PLS), got "):
+                read_lexicon(lexicon(encoding))
+    new = set(encodings._cache) - known  # type: ignore[attr-defined]
+    assert not {each for each in new if not ENCODING.fullmatch(each.replace("_", "-"))}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (lexicon("UTF-7"), "pronunciations: expected PLS in UTF-8, got the encoding 'UTF-7'"),
+        (lexicon("shift_jis"), "pronunciations: expected PLS in UTF-8, got the encoding 'shift_jis'"),
+        (lexicon("iso-8859-12"), "pronunciations: expected PLS in UTF-8, got an unknown encoding"),
         (b"", "pronunciations: expected a dictionary in JSON or PLS"),
         (b"[]", "pronunciations: expected an object of words and their spellings"),
         (ENTITIES.encode(), "pronunciations: expected PLS without a document type"),
@@ -143,7 +172,7 @@ ENTITIES = '<!DOCTYPE l [<!ENTITY a "x">]><lexicon><lexeme><grapheme>&a;</graphe
         (json.dumps(LARGE).encode(), "pronunciations: expected at most 40960 bytes of JSON"),
         (b" " * (2 << 20), "the body has more than"),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 async def test_invalid_dictionaries_are_refused_and_change_nothing(
     start: Start, tmp_path: Path, content: bytes, message: str
