@@ -12,6 +12,7 @@ from stretto.launcher.installation import Installation, LaunchError, state_folde
 from stretto.launcher.launch import Launch
 from stretto.launcher.server import command_line
 from stretto.proxy.access import Ports, ProxyConfig
+from stretto_client.console import argument_path
 from stretto_gateway.command import arguments as gateway_arguments
 
 
@@ -84,7 +85,7 @@ def test_relative_paths_are_those_of_the_users_folder(tmp_path: Path, monkeypatc
 
 def test_paths_among_the_gateway_flags_are_known() -> None:
     actions = gateway_arguments()._actions
-    named = {action.option_strings[0] for action in actions if action.type is Path or action.metavar == "FILE"}
+    named = {action.option_strings[0] for action in actions if action.type is argument_path}
     assert named == GATEWAY_PATH_FLAGS
 
 

@@ -315,7 +315,7 @@ def with_absolute_paths(arguments: Iterable[str], path_flags: Container[str]) ->
 
 def absolute(path: str) -> str:
     """Return the absolute form of a path; an empty one and an address such as `s3://bucket` are unchanged."""
-    return path if not path or "://" in path else os.path.abspath(path)
+    return path if not path or "://" in path else os.path.abspath(os.path.expanduser(path))
 
 
 def dictionary_text(path: Path) -> str:
