@@ -7,6 +7,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +19,7 @@ ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # Unix socket on which the spare process 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+POLL_S = 0.5  # between questions whether a job is cancelled; during a shorter job, the process is not replaced
 START_S = 300.0  # for imports and loading models, on a machine that is busy starting the server
 
 
@@ -49,6 +52,7 @@ class WorkerProcess:
 
     Attributes:
         memory: Descriptor of the shared memory.
+        exit_code: Exit code of the last process that has ended, negative for a signal; None if none has.
     """
 
     def __init__(self, module: str, *arguments: str, niceness: int) -> None:
@@ -62,6 +66,7 @@ class WorkerProcess:
         self.memory = os.memfd_create(module, os.MFD_CLOEXEC)
         # -P: import nothing from the server's working directory.
         self._command = [sys.executable, "-P", "-m", module, *arguments, str(self.memory), str(niceness)]
+        self.exit_code: int | None = None
         self._is_killed = self._has_answered = False
         self._process = self._start()
 
@@ -80,16 +85,19 @@ class WorkerProcess:
         if self._process.poll() is not None:
             self.restart()
 
-    def ask(self, job: dict[str, Any], max_wait_s: float) -> dict[str, Any] | None:
+    def ask(
+        self, job: dict[str, Any], max_wait_s: float, is_cancelled: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any] | None:
         """Run a job.
 
         Args:
             job: JSON object.
             max_wait_s: Time in seconds after which a process that has not answered is replaced. The first answer of a
                 process may take START_S longer.
+            is_cancelled: Returns True once the answer is not needed, so that the process is replaced.
 
         Returns:
-            The answer; None if the process ended or did not answer in time.
+            The answer; None if the process ended, did not answer in time, or was replaced.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -97,7 +105,7 @@ class WorkerProcess:
         with suppress(BrokenPipeError):  # handled like a missing answer
             print(json.dumps(job), file=self._process.stdin, flush=True)
             longest_s = max_wait_s if self._has_answered else max_wait_s + START_S
-            if select.select([self._process.stdout], [], [], longest_s)[0]:
+            if self._wait_for_answer(time.monotonic() + longest_s, is_cancelled):
                 line = self._process.stdout.readline()
         if line.endswith("\n"):
             self._has_answered = True
@@ -106,6 +114,15 @@ class WorkerProcess:
         if not self._is_killed:
             self.restart()
         return None
+
+    def _wait_for_answer(self, until_s: float, is_cancelled: Callable[[], bool]) -> bool:
+        """Return True once there is an answer or the process has ended; False if it is too late or cancelled."""
+        while (left_s := until_s - time.monotonic()) > 0:
+            if select.select([self._process.stdout], [], [], min(left_s, POLL_S))[0]:
+                return True
+            if is_cancelled():
+                return False
+        return False
 
     def restart(self) -> None:
         """Kill the process and start another one; raise OSError if none can be started."""
@@ -140,3 +157,4 @@ class WorkerProcess:
     def _end(self) -> None:
         with suppress(BrokenPipeError), self._process:  # closes its pipes and waits
             self._process.kill()
+        self.exit_code = self._process.returncode

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from stretto.errors import InvalidRequest
+from stretto.errors import Cancelled, InvalidRequest
 from stretto.preprocessing.audio import Recording, read_recording
-from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, AudioProcess, AudioProcessEnded, answer
+from stretto.preprocessing.audio_worker import MAX_MEMORY_BYTES, AudioProcess, AudioProcessEnded, answer, max_cpu_s
 from tests.patience import PATIENCE_S, until
 from tests.preprocessing.test_audio import FFMPEG, written
 
@@ -132,6 +132,35 @@ def test_full_memory_fails_only_that_recording(process: AudioProcess, monkeypatc
         os.close(memory)
     assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
     assert process.pid == pid
+
+
+def test_a_cancelled_job_ends_its_process(process: AudioProcess) -> None:
+    victim = process.pid
+    os.kill(victim, signal.SIGSTOP)
+    with pytest.raises(Cancelled):
+        process.read(RECORDINGS["WAV"], MAX_S, RATE, lambda: True)
+    assert process.pid != victim
+    assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
+
+
+def test_a_job_that_exceeds_its_time_is_refused(process: AudioProcess) -> None:
+    victim = process.pid
+    for signal_number in (signal.SIGSTOP, signal.SIGXCPU):  # the second one is the kernel's at the limit
+        os.kill(victim, signal_number)
+
+    def go_on() -> bool:
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGCONT)
+        return False
+
+    with pytest.raises(InvalidRequest, match="decoded within 10 s of CPU time"):
+        process.read(RECORDINGS["FLAC"], MAX_S, RATE, go_on)
+    assert len(process.read(RECORDINGS["WAV"], MAX_S, RATE))
+
+
+def test_each_kind_of_job_has_a_time_limit() -> None:
+    assert max_cpu_s({"image": "image"}) == max_cpu_s({"tag": "title"}) == 10
+    assert max_cpu_s({"field": "audio", "max_s": 3600.0}) == 82
 
 
 def test_dead_audio_process_is_restarted(process: AudioProcess) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stretto.errors import InvalidRequest
 from stretto.families.prompting import Piece
@@ -68,10 +68,38 @@ def test_files_are_decoded_in_place_and_in_the_process(process: AudioProcess, na
         assert np.array_equal(pixels, expected)
 
 
-def test_images_are_turned_as_their_camera_was() -> None:
+@pytest.mark.parametrize("orientation", range(10))
+def test_images_are_turned_as_their_camera_was(orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    assert np.array_equal(read_image(file(RGB, exif=exif), "image"), np.rot90(PIXELS, -1))
+    exif[0x0112] = orientation
+    data = file(RGB, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(BytesIO(data))))
+    assert np.array_equal(read_image(data, "image"), expected)
+
+
+def with_scans(data: bytes, number: int) -> bytes:
+    """Return a progressive JPEG with its last scan several times more."""
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * number + data[-2:]
+
+
+PROGRESSIVE = file(RGB, "JPEG", progressive=True)
+BLACK = file(Image.new("RGB", (4096, 4096)), "JPEG", progressive=True)
+
+
+def test_progressive_images_are_read() -> None:
+    expected = np.asarray(Image.open(BytesIO(PROGRESSIVE)))
+    assert np.array_equal(read_image(PROGRESSIVE, "image"), expected)
+    appended = PROGRESSIVE + b"\xff\xda" * 1000  # such as a film after the image
+    assert np.array_equal(read_image(appended, "image"), expected)
+    assert read_image(BLACK, "image").shape == (4096, 4096, 3)
+
+
+def test_metadata_beyond_the_limit_do_not_turn_the_image() -> None:
+    tags = b"".join(struct.pack("<HHII", number, 3, 1, 6) for number in range(1, 65_000))
+    exif = b"II*\0" + struct.pack("<IH", 8, 64_999) + tags + bytes(4)
+    data = file(RGB).replace(chunk(b"IEND", b""), chunk(b"eXIf", exif) + chunk(b"IEND", b""))
+    assert read_image(data, "image").shape == PIXELS.shape
 
 
 BAD: dict[str, tuple[bytes, str]] = {
@@ -90,6 +118,20 @@ BAD: dict[str, tuple[bytes, str]] = {
     "text bomb": (
         png(8, 8, b"", chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 26)))),
         "expected an undamaged JPEG, PNG or WebP file",
+    ),
+    "scans": (with_scans(PROGRESSIVE, 100), "expected at most 100 scans for 2400 pixels, got 110 scans"),
+    "scans of many pixels": (with_scans(BLACK, 5000), "expected at most 20 scans for 16777216 pixels, got 5010 scans"),
+    "segments": (
+        PROGRESSIVE[:2] + b"\xff\xfe\0\2" * 20_001 + PROGRESSIVE[2:],
+        "expected an image file of at most 20000 segments, got more",
+    ),
+    "chunks": (
+        png(8, 8, bytes(200), *[chunk(b"tEXt", b"a\0b")] * 20_001),
+        "expected an image file of at most 20000 segments, got more",
+    ),
+    "chunks of WebP": (
+        b"RIFF\0\0\0\0WEBP" + b"EXIF\0\0\0\0" * 20_001,
+        "expected an image file of at most 20000 segments, got more",
     ),
     "gif": (file(RGB, "GIF"), "expected an undamaged JPEG, PNG or WebP file"),
     "tiff": (file(RGB, "TIFF"), "expected an undamaged JPEG, PNG or WebP file"),

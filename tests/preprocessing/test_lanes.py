@@ -4,6 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ class Reading:
     def __init__(self, niceness: int) -> None:
         self.niceness, self.is_closed = niceness, False
 
-    def read(self, recording: Any, max_s: float, rate: int) -> np.ndarray:
+    def read(self, recording: Any, max_s: float, rate: int, is_cancelled: Callable[[], bool]) -> np.ndarray:
         return np.zeros(self.niceness, np.float32)
 
     def close(self) -> None:
@@ -57,9 +58,9 @@ class Opened(AudioLanes):
         self.processes.append(Reading(niceness))
         return self.processes[-1]
 
-    def hold(self, num_bytes: int, host: str = "") -> Held:
+    def hold(self, num_bytes: int, host: str = "", has_images: bool = False) -> Held:
         job = Held()
-        self.submit(num_bytes, job.run, job.refuse, host)
+        self.submit(num_bytes, job.run, job.refuse, host, has_images=has_images)
         return job
 
 
@@ -95,6 +96,39 @@ def test_long_recordings_are_read_in_parallel_in_separate_lanes(lanes: Callable[
     assert all(job.begun.wait(PATIENCE_S) for job in jobs)
     for job in jobs:
         job.may_end.set()
+
+
+def test_audio_does_not_wait_for_images(lanes: Callable[..., Opened]) -> None:
+    """The process for images starts with the first one, at low priority."""
+    opened = lanes()
+    assert len(opened.processes) == 2
+    image, waiting = opened.hold(1, has_images=True), opened.hold(1, has_images=True)
+    assert image.begun.wait(PATIENCE_S)
+    assert opened.processes[2].niceness > 0
+    jobs = [opened.hold(SHORT_BYTES), opened.hold(LONG)]
+    for job in jobs:
+        job.may_end.set()
+        assert job.ended.wait(PATIENCE_S)
+    assert not waiting.begun.is_set()
+    image.may_end.set()
+    waiting.may_end.set()
+    assert waiting.ended.wait(PATIENCE_S)
+    assert len(opened.processes) == 3
+
+
+def test_request_is_refused_if_its_process_cannot_be_started(lanes: Callable[..., Opened]) -> None:
+    opened = lanes()
+    opened._open_process = Mock(side_effect=OSError("no memory"))
+    refused = opened.hold(1, has_images=True)
+    assert refused.ended.wait(PATIENCE_S)
+    assert str(refused.refusal) == "no memory"
+
+
+def test_a_job_can_tell_its_process_that_it_is_cancelled(lanes: Callable[..., Opened]) -> None:
+    opened, found, is_cancelled = lanes(), list[Any](), Mock(return_value=True)
+    opened.submit(1, found.append, lambda error: None, "", is_cancelled)
+    until(lambda: found)
+    assert found[0].keywords["is_cancelled"] is is_cancelled
 
 
 def test_long_recordings_are_read_at_low_cpu_priority(lanes: Callable[..., Opened]) -> None:

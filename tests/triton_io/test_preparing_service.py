@@ -29,7 +29,7 @@ SEAL = Seal(bytes(32))
 class Inputs:
     """Fake inputs of a request: `num_bytes` of audio, or an error."""
 
-    pcm_in = session = None
+    pcm_in = session = image = None
 
     def __init__(self, num_bytes: int = 0, fault: Exception | None = None) -> None:
         self.num_bytes, self.fault, self.is_kept = num_bytes, fault, False
@@ -51,7 +51,13 @@ class Waiting:
         self.is_full = False
 
     def submit(
-        self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None], host: str
+        self,
+        num_bytes: int,
+        run: Callable[[Any], None],
+        refuse: Callable[[Exception], None],
+        host: str,
+        is_cancelled: Callable[[], bool],
+        has_images: bool,
     ) -> None:
         if self.is_full:
             raise Overloaded("audio: enough of it")

@@ -3,7 +3,8 @@
 Files are decoded by `decoders.py`. Only numpy and two audio libraries are imported here, because every audio process
 imports this module at start-up.
 
-Requests with audio wait in queues, one for short and one for long recordings, each fair among client hosts.
+Requests with audio wait in queues, one for short recordings, one for long ones and one for images, each fair among
+client hosts.
 """
 
 import threading
@@ -11,6 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -243,7 +245,8 @@ LONG_NICENESS = 10  # nice level of long recordings, so that active streams have
 class ReaderProcess(Protocol):
     """Part of the AudioProcess interface that a lane uses."""
 
-    read: AudioReader
+    read: Callable[..., np.ndarray]
+    """An AudioReader that ends its job once the function `is_cancelled` returns True."""
 
     def close(self) -> None:
         """End the process."""
@@ -272,12 +275,14 @@ class AudioJob:
         num_bytes: Size of the audio in bytes.
         run: Function that processes the request with the lane's audio reader.
         refuse: Function that is called with an error if the job will not be run.
+        is_cancelled: Function that returns True once the client has disconnected.
     """
 
     host: str
     num_bytes: int
     run: Callable[[AudioReader], None]
     refuse: Callable[[Exception], None]
+    is_cancelled: Callable[[], bool]
 
 
 class AudioLanes:
@@ -294,8 +299,10 @@ class AudioLanes:
         self._bytes, self._requests = FairLimit(limit.num_bytes), FairLimit(limit.num_requests)
         self._mutex, self.is_closed = threading.Lock(), False
         self._short, self._long = FairQueue[AudioJob](), FairQueue[AudioJob]()
-        self._threads = [self._lane(self._short, open_process(0))]
-        self._threads += [self._lane(self._long, open_process(LONG_NICENESS)) for _ in range(num_long)]
+        self._images: FairQueue[AudioJob] | None = None  # until the first request with images
+        self._open_process = open_process
+        self._threads = [self._lane(self._short, 0, open_process(0))]
+        self._threads += [self._lane(self._long, LONG_NICENESS, open_process(LONG_NICENESS)) for _ in range(num_long)]
 
     def submit(
         self,
@@ -303,6 +310,8 @@ class AudioLanes:
         run: Callable[[AudioReader], None],
         refuse: Callable[[Exception], None],
         host: str = "",
+        is_cancelled: Callable[[], bool] = lambda: False,
+        has_images: bool = False,
     ) -> None:
         """Queue a job.
 
@@ -311,17 +320,19 @@ class AudioLanes:
             run: Function that is called in a lane with the lane's audio reader.
             refuse: Function that is called with an error if the job will not be run.
             host: Host of the client.
+            is_cancelled: Function that returns True once the client has disconnected; the job's process then ends.
+            has_images: True if the request has images, whose decoding delays no request with audio alone.
 
         Raises:
             Overloaded: A limit, or the host's fair share of it, is reached.
             Closing: The lanes are closed.
         """
-        job = AudioJob(host, num_bytes, run, refuse)
+        job = AudioJob(host, num_bytes, run, refuse, is_cancelled)
         with self._mutex:
             self._check(host, num_bytes)
             self._bytes.acquire(host, num_bytes)
             self._requests.acquire(host)
-            (self._short if num_bytes <= SHORT_BYTES else self._long).put(host, job)
+            self._queue(num_bytes, has_images).put(host, job)
 
     def close(self) -> None:
         """Finish running jobs, refuse waiting ones, and end the processes."""
@@ -337,6 +348,14 @@ class AudioLanes:
         """Total amount of audio and number of requests that are queued or running, for all hosts."""
         return Load(self._bytes.held, self._requests.held)
 
+    def _queue(self, num_bytes: int, has_images: bool) -> FairQueue[AudioJob]:
+        if not has_images:
+            return self._short if num_bytes <= SHORT_BYTES else self._long
+        if self._images is None:
+            self._images = FairQueue[AudioJob]()
+            self._threads.append(self._lane(self._images, LONG_NICENESS, None))
+        return self._images
+
     def _check(self, host: str, num_bytes: int) -> None:
         if self.is_closed:
             raise Closing("server is stopping")
@@ -348,19 +367,24 @@ class AudioLanes:
             held = f"{self._requests.held} requests are being processed, {own} of them from this host"
             raise Overloaded(f"audio: {held} (limit {self._requests.limit}); try again")
 
-    def _lane(self, queue: FairQueue[AudioJob], process: ReaderProcess) -> tuple[FairQueue[AudioJob], threading.Thread]:
-        thread = threading.Thread(target=self._work, args=(queue, process), daemon=True, name="audio lane")
+    def _lane(
+        self, queue: FairQueue[AudioJob], niceness: int, process: ReaderProcess | None
+    ) -> tuple[FairQueue[AudioJob], threading.Thread]:
+        """Start the thread of a lane; without a process, the thread opens one for the first job."""
+        thread = threading.Thread(target=self._work, args=(queue, niceness, process), daemon=True, name="audio lane")
         thread.start()
         return queue, thread
 
-    def _work(self, queue: FairQueue[AudioJob], process: ReaderProcess) -> None:
+    def _work(self, queue: FairQueue[AudioJob], niceness: int, process: ReaderProcess | None) -> None:
         while (job := queue.get()) is not None:
             host, num_bytes = job.host, job.num_bytes
             try:
                 if self.is_closed:
                     job.refuse(Closing("server is stopping"))
                 else:
-                    job.run(process.read)
+                    process = process or self._opened(niceness, job)
+                    if process is not None:
+                        job.run(partial(process.read, is_cancelled=job.is_cancelled))
             except Exception:
                 traceback.print_exc()  # a bug, or the server has stopped; the lane must continue
             finally:
@@ -368,4 +392,13 @@ class AudioLanes:
                 with self._mutex:
                     self._bytes.release(host, num_bytes)
                     self._requests.release(host)
-        process.close()
+        if process is not None:
+            process.close()
+
+    def _opened(self, niceness: int, job: AudioJob) -> ReaderProcess | None:
+        """Return a new process; if none can be started, refuse the job and return None."""
+        try:
+            return self._open_process(niceness)
+        except OSError as error:
+            job.refuse(error)
+            return None

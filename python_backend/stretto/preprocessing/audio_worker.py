@@ -18,14 +18,15 @@ Audio is decoded in a separate process, so that a decoder's CPU time, memory and
 import json
 import os
 import resource
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from stretto.errors import InvalidRequest
+from stretto.errors import Cancelled, InvalidRequest
 from stretto.preprocessing.audio import Recording, read_file, read_samples, resample
 from stretto.preprocessing.decoders import READABLE, read_tag
 from stretto.preprocessing.file_size import check_file_size
@@ -33,7 +34,10 @@ from stretto.preprocessing.images import READABLE as READABLE_IMAGES
 from stretto.preprocessing.images import read_image
 from stretto.worker_process import WorkerProcess
 
-MAX_CPU_S = 60  # per job, so that an endless loop in a decoder ends only this process
+# CPU time of a job in seconds, so that an endless loop in a decoder ends only this process. A recording has also this
+# share of its longest duration. The largest image takes 0.5 s, an hour of AAC 10 s.
+MAX_CPU_S = 10
+MAX_CPU_SHARE = 0.02
 MAX_MEMORY_BYTES = 2 << 30  # address space; a 70 KB MP4 file can declare tables of several gigabytes
 
 
@@ -44,8 +48,9 @@ def main() -> None:
     os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     limit_memory()
     for line in sys.stdin:
-        limit_cpu()
-        print(json.dumps(answer(memory, json.loads(line))), flush=True)
+        job = json.loads(line)
+        limit_cpu(max_cpu_s(job))
+        print(json.dumps(answer(memory, job)), flush=True)
 
 
 def limit_memory() -> None:
@@ -55,11 +60,16 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def limit_cpu() -> None:
-    """Limit the CPU time of the next job; the kernel kills this process if the job exceeds the limit."""
+def max_cpu_s(job: dict[str, Any]) -> int:
+    """Return the limit of the CPU time of a job, in seconds."""
+    return MAX_CPU_S + int(MAX_CPU_SHARE * job.get("max_s", 0))
+
+
+def limit_cpu(time_s: int) -> None:
+    """Limit the CPU time of the next job; the kernel kills this process (SIGXCPU) if the job exceeds the limit."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = int(used.ru_utime + used.ru_stime) + MAX_CPU_S
+    soft = int(used.ru_utime + used.ru_stime) + time_s
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
@@ -79,7 +89,7 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         return {
             "refused": [
-                job.get("field", job.get("image", "file")),
+                name_of(job),
                 f"a file that can be read within {MAX_MEMORY_BYTES >> 30} GiB of memory",
                 "more",
             ]
@@ -87,6 +97,12 @@ def answer(memory: int, job: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {error}"}
     return {"samples": len(pcm)}
+
+
+def name_of(job: dict[str, Any]) -> str:
+    """Return the name of a job's file in error messages."""
+    name: str = job.get("field", job.get("image", "file"))
+    return name
 
 
 def replace_contents(memory: int, array: np.ndarray) -> None:
@@ -145,29 +161,43 @@ class AudioProcess:
         """Size of the memory shared with the process, in bytes; 0 between recordings."""
         return self._process.num_bytes
 
-    def read(self, recording: Recording, max_s: float, target_rate: int) -> np.ndarray:
+    def read(
+        self,
+        recording: Recording,
+        max_s: float,
+        target_rate: int,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray:
         """Read a recording like `audio.read_recording`, with the same arguments and exceptions.
 
+        Args:
+            recording: The recording.
+            max_s: Maximum duration in seconds.
+            target_rate: Sample rate of the result in Hz.
+            is_cancelled: Returns True once the recording is not needed. The process then ends, and is replaced.
+
         Raises:
+            InvalidRequest: Also if the CPU time of the job exceeds its limit.
+            Cancelled: The job was cancelled.
             AudioProcessEnded: The process crashed, failed, or did not answer for MAX_WAIT_S.
         """
         data = np.frombuffer(recording.data, np.uint8).data
         if recording.is_image:
-            return self._read_image(recording.field, data)
+            return self._read_image(recording.field, data, is_cancelled)
         if recording.is_file:
             check_file_size(len(data), recording.field, READABLE)
         job = {"field": recording.field, "is_file": recording.is_file, "sample_rate": recording.sample_rate}
         job |= {"num_bytes": len(data), "max_s": max_s, "rate": target_rate}
         with self._given(data):
-            pcm = np.empty(self._ask(job)["samples"], np.float32)
+            pcm = np.empty(self._ask(job, is_cancelled)["samples"], np.float32)
             if os.preadv(self._process.memory, [pcm.data], 0) != pcm.nbytes:
                 raise AudioProcessEnded("fewer samples than announced")
             return pcm
 
-    def _read_image(self, field: str, data: memoryview) -> np.ndarray:
+    def _read_image(self, field: str, data: memoryview, is_cancelled: Callable[[], bool]) -> np.ndarray:
         check_file_size(len(data), field, READABLE_IMAGES)
         with self._given(data):
-            height, width = self._ask({"image": field})["size"]
+            height, width = self._ask({"image": field}, is_cancelled)["size"]
             pixels = np.empty((height, width, 3), np.uint8)
             if os.preadv(self._process.memory, [pixels.data.cast("B")], 0) != pixels.nbytes:
                 raise AudioProcessEnded("fewer colours than announced")
@@ -198,9 +228,14 @@ class AudioProcess:
         finally:
             self._process.release_memory()
 
-    def _ask(self, job: dict[str, Any]) -> dict[str, Any]:
+    def _ask(self, job: dict[str, Any], is_cancelled: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Return the answer to a job; raise its error."""
-        answer = self._process.ask(job, MAX_WAIT_S)
+        answer = self._process.ask(job, MAX_WAIT_S, is_cancelled)
+        if answer is None and is_cancelled():
+            raise Cancelled("the client has disconnected")
+        if answer is None and self._process.exit_code == -signal.SIGXCPU:
+            expected = f"a file that is decoded within {max_cpu_s(job)} s of CPU time"
+            raise InvalidRequest(name_of(job), expected, "more")
         if answer is None:
             raise AudioProcessEnded("the audio-reading process ended while reading this file")
         if "refused" in answer:

@@ -33,6 +33,7 @@ class Raw(Protocol):
     pcm_in: np.ndarray | None
     sample_rate: int | None
     session: str | bytes | None
+    image: Any
 
     def num_audio_bytes(self) -> int:
         """Return the total size of the audio inputs in bytes; raise InvalidRequest if it exceeds the limit."""
@@ -47,7 +48,13 @@ class Lanes(Protocol):
     """Interface of the queues that decode audio in other processes."""
 
     def submit(
-        self, num_bytes: int, run: Callable[[Any], None], refuse: Callable[[Exception], None], host: str
+        self,
+        num_bytes: int,
+        run: Callable[[Any], None],
+        refuse: Callable[[Exception], None],
+        host: str,
+        is_cancelled: Callable[[], bool],
+        has_images: bool,
     ) -> None:
         """Queue a request with audio.
 
@@ -56,6 +63,8 @@ class Lanes(Protocol):
             run: Called with a reader of the audio when it is the request's turn.
             refuse: Called with an error instead of `run`.
             host: Host of the client.
+            is_cancelled: Returns True once the client has disconnected.
+            has_images: True if the request has images.
 
         Raises:
             Overloaded: If too much is queued in total or for `host`.
@@ -178,7 +187,8 @@ class PreparingService:
         def run(reader: Any) -> None:
             send(caller.sender, self._respond(lambda: prepare(reader)))
 
-        self._lanes.submit(num_bytes, run, refuse, caller.host)
+        has_images = raw.image is not None
+        self._lanes.submit(num_bytes, run, refuse, caller.host, caller.has_disconnected, has_images)
 
     def _respond(self, prepare: Callable[[], Prompt]) -> Any:
         try:

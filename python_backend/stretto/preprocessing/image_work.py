@@ -1,0 +1,93 @@
+"""Amount of work that a file asks of an image decoder, beside its number of pixels.
+
+A file of a few bytes may ask for any number of passes over all pixels, or for any number of segments.
+"""
+
+import re
+from typing import Literal
+
+from stretto.errors import InvalidRequest
+
+MAX_SCANS = 100  # of a JPEG; encoders write up to 10 for a progressive one
+MAX_SCANNED_PIXELS = 20 << 24  # of all scans together, 20 of the largest image; a scan without data takes 1 ns a pixel
+MAX_SEGMENTS = 20_000  # in a file; Pillow takes 10 us for each. The largest PNG has 2,500 with libpng's buffer of 8 KiB
+
+JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither a byte of a scan nor a restart within one
+TEMPORARY = 0x01
+START_OF_IMAGE = 0xD8
+END_OF_IMAGE = 0xD9
+START_OF_SCAN = 0xDA
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHUNK_BYTES = 12  # length, name and checksum
+WEBP_HEAD_BYTES = 12  # of the file
+WEBP_CHUNK_BYTES = 8  # name and length
+
+
+def count_scans(data: bytes, field: str) -> int:
+    """Return the number of scans of an image file.
+
+    Args:
+        data: Contents of a JPEG, PNG or WebP file.
+        field: Name of the file in error messages.
+
+    Returns:
+        Number of passes over the pixels; 0 for PNG and WebP, which have one.
+
+    Raises:
+        InvalidRequest: There are too many segments.
+    """
+    num_scans = 0
+    if data.startswith(PNG_SIGNATURE):
+        num_segments = _num_chunks(data, len(PNG_SIGNATURE), 0, "big", PNG_CHUNK_BYTES)
+    elif data.startswith(b"RIFF"):
+        num_segments = _num_chunks(data, WEBP_HEAD_BYTES, 4, "little", WEBP_CHUNK_BYTES)
+    else:
+        num_segments, num_scans = _jpeg_segments(data)
+    if num_segments > MAX_SEGMENTS:
+        raise InvalidRequest(field, f"an image file of at most {MAX_SEGMENTS} segments", "more")
+    return num_scans
+
+
+def check_scans(num_scans: int, num_pixels: int, field: str) -> None:
+    """Raise InvalidRequest if `num_scans` passes over `num_pixels` pixels are too much work; `field` is the file."""
+    max_scans = min(MAX_SCANS, MAX_SCANNED_PIXELS // max(1, num_pixels))
+    if num_scans > max_scans:
+        raise InvalidRequest(field, f"at most {max_scans} scans for {num_pixels} pixels", f"{num_scans} scans")
+
+
+def _num_chunks(data: bytes, start: int, length_at: int, order: Literal["big", "little"], head_bytes: int) -> int:
+    """Return the number of chunks of a file, or MAX_SEGMENTS + 1 if there are more.
+
+    Args:
+        data: Contents of the file.
+        start: Place of the first chunk.
+        length_at: Place of the length in a chunk, a number of 4 bytes.
+        order: Order of the bytes of the length.
+        head_bytes: Number of bytes of a chunk beside its data.
+    """
+    at = start
+    num_chunks = 0
+    while at < len(data) and num_chunks <= MAX_SEGMENTS:
+        at += head_bytes + int.from_bytes(data[at + length_at : at + length_at + 4], order)
+        num_chunks += 1
+    return num_chunks
+
+
+def _jpeg_segments(data: bytes) -> tuple[int, int]:
+    """Return the number of segments of a JPEG file up to the end of its image, and of scans among them.
+
+    After more than MAX_SEGMENTS, both are those so far.
+    """
+    at = 0
+    num_segments = 0
+    num_scans = 0
+    while num_segments <= MAX_SEGMENTS and (found := JPEG_MARKER.search(data, at)) is not None:
+        marker = found[1][0]
+        at = found.end()
+        if marker == END_OF_IMAGE:
+            break
+        num_segments += 1
+        num_scans += marker == START_OF_SCAN
+        if marker not in (START_OF_IMAGE, TEMPORARY):
+            at += int.from_bytes(data[at : at + 2], "big")
+    return num_segments, num_scans
