@@ -44,6 +44,7 @@ STUBS = ("preprocessor", "language_model", "acoustic_decoder")
 STOPPED = ("proxy", "stretto_gateway", "tritonserver", *STUBS, "engine", LAUNCHER)
 JUMPS = (3600.0, -3600.0)
 FRONT_ENDS = ("proxy", "stretto_gateway")
+UNPROBED = ("malformed", "upload")  # kinds of request that need less of the server
 KINDS = ("kill", "stop", "front-end", "shared-memory", "disk", "disk-kill", "clock")
 SETTLE_S, AFTERWARDS_S = 2.0, 5.0  # seconds of load before a fault, and after the server has recovered
 
@@ -116,7 +117,9 @@ class Soak:
             skipped = str(reason)
         except (TimeoutError, Ended) as error:
             self.wrong.append(f"{fault.name}: {error}")
-        right_s = await self._until_right(begun)
+        right_s_by_kind = await self._until_right(begun)
+        times_s = right_s_by_kind.values()
+        right_s = None if None in times_s else max(filter(None, times_s), default=0.0)
         await asyncio.sleep(AFTERWARDS_S)
         await streams.stop()
         wrong = [f"{fault.name}: {each}" for each in checks.of_fault(streams.outcomes, right_s)]
@@ -124,19 +127,26 @@ class Soak:
         record = {
             "fault": fault.name,
             "right_s": right_s,
+            "right_s_by_kind": right_s_by_kind,
+            "load": os.getloadavg()[0],
             "outcomes": outcomes_record(streams.outcomes),
             "wrong": wrong,
         }
         return record if skipped is None else {"fault": fault.name, "skipped": skipped}
 
-    async def _until_right(self, begun: float) -> float | None:
-        """Return the seconds until server and gateway answer correctly, or None after the time limit."""
-        probes = [*{ask.door: ask for ask in reversed(self._asks)}.values()]  # the first through each door
-        while probes and time.monotonic() - begun < self._arguments.limit_s:
-            streams = self._streams(seed=0)
-            probes = [ask for ask in probes if not await streams.is_right(ask)]
-            await asyncio.sleep(0.2 * bool(probes))
-        return None if probes else round(time.monotonic() - begun, 2)
+    async def _until_right(self, begun: float) -> dict[str, float | None]:
+        """Return the seconds until each kind of request is answered correctly, or None after the time limit."""
+        probes = {ask.kind: ask for ask in reversed(self._asks) if ask.kind not in UNPROBED}
+
+        async def right_s(ask: Ask) -> float | None:
+            while time.monotonic() - begun < self._arguments.limit_s:
+                if await self._streams(seed=0).is_right(ask):
+                    return round(time.monotonic() - begun, 2)
+                await asyncio.sleep(0.2)
+            return None
+
+        times_s = await asyncio.gather(*map(right_s, probes.values()))
+        return dict(zip(probes, times_s, strict=True))
 
     def _streams(self, seed: int) -> Streams:
         arguments = self._arguments
@@ -149,8 +159,14 @@ def outcomes_record(outcomes: Outcomes) -> dict[str, Any]:
     return {"verdicts": dict(sorted(outcomes.verdicts.items())), "errors": dict(outcomes.errors.most_common())}
 
 
-def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
-    """Return the faults of the given kinds, except clock faults; the launcher is killed last."""
+def faults_of(kinds: Sequence[str], folder: Path, killed: Sequence[str] = ()) -> list[Fault]:
+    """Return the faults of the given kinds, except clock faults; the launcher is killed last.
+
+    Args:
+        kinds: Kinds of faults.
+        folder: Folder of logs.
+        killed: Names of the processes to kill, in this order; empty for all.
+    """
     # Only the launcher's descendants: this process has a resource tracker of its own, which nothing would replace.
     names = [*served_processes(served_processes().get(LAUNCHER)), LAUNCHER]
     made: dict[str, list[Fault]] = {
@@ -159,7 +175,7 @@ def faults_of(kinds: Sequence[str], folder: Path) -> list[Fault]:
         "shared-memory": [Fill(Path("/dev/shm"))],
         "disk": [Fill(folder)],
         "disk-kill": [FullDiskKill(folder, "language_model")],
-        "kill": [Kill(name) for name in names],
+        "kill": [Kill(name) for name in killed or names],
     }
     return [fault for kind, each in made.items() if kind in kinds for fault in each]
 
@@ -179,7 +195,7 @@ def run(arguments: argparse.Namespace) -> int:
             asyncio.run(soak.take_references())
             record["calm"] = asyncio.run(soak.calm())
             print(f"chaos: the load alone: {record['calm']}", file=sys.stderr, flush=True)
-            record["faults"] = asyncio.run(soak.strike(faults_of(arguments.faults, Path(folder))))
+            record["faults"] = asyncio.run(soak.strike(faults_of(arguments.faults, Path(folder), arguments.killed)))
         finally:
             launch.stop()
         wrong += soak.wrong
@@ -230,6 +246,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(KINDS),
         help="kinds of faults to inject; none: only the load runs",
     )
+    add("--killed", nargs="+", default=(), metavar="PROCESS", help="only processes to kill; a name may be repeated")
     arguments = parser.parse_args(argv)
     if arguments.warm_up_minutes is None:
         arguments.warm_up_minutes = arguments.minutes / 3
