@@ -99,7 +99,8 @@ ALLOWED = {
 # The only modules that client, server and gateway share; each imports the standard library, schema types, CUDA or
 # one another alone.
 SHARED_WITH_SERVER = {
-    f"{CLIENT}.{name}" for name in ("schema", "cuda_memory", "phonemes", "pronunciation", "lexicon_files")
+    f"{CLIENT}.{name}"
+    for name in ("schema", "cuda_memory", "phonemes", "normal_forms", "pronunciation", "lexicon_files")
 }
 SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat"}
 PLUGIN = "families/*"

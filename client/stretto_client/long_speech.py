@@ -21,6 +21,7 @@ from sentencex import segment
 from stretto_client.errors import RequestCancelled, RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
+from stretto_client.normal_forms import normalized
 from stretto_client.places import Places
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 from stretto_client.ssml import MARKS, RateChange
@@ -398,10 +399,10 @@ async def cut(
         elif len(part) <= MAX_BLOCK_CHARS:
             pieces += split(part, max_chars) or [part]
         else:  # in the thread for long texts, because 100,000 characters may take 0.3 s
-            pieces += await asyncio.get_running_loop().run_in_executor(READING, split, part, max_chars) or [part]
+            pieces += await READING.run(split, part, max_chars) or [part]
     if check is not None and reads_latin_only:
-        later = (piece for piece in pieces[1:] if isinstance(piece, str))
-        if (piece := next(filter(has_other_letters, later), None)) is not None:
+        later = [piece for piece in pieces[1:] if isinstance(piece, str)]
+        if (piece := await READING.run(first_with_other_letters, later)) is not None:
             try:
                 async with check(piece) as stream:
                     await anext(stream, None)
@@ -425,11 +426,16 @@ class Clauses(NamedTuple):
     reader: MarkupReader
 
 
+def first_with_other_letters(pieces: Iterable[str]) -> str | None:
+    """Return the first piece with non-Latin letters; None if there is none."""
+    return next(filter(has_other_letters, pieces), None)
+
+
 def has_other_letters(text: str) -> bool:
     """Return True if `text` has non-Latin letters, not counting single Greek letters, which are symbols."""
     if text.isascii():
         return False
-    letters = filter(str.isalpha, LONE_GREEK.sub("", unicodedata.normalize("NFKC", text)))
+    letters = filter(str.isalpha, LONE_GREEK.sub("", normalized("NFKC", text)))
     return any(unicodedata.name(letter, "").partition(" ")[0] not in ("LATIN", "MODIFIER") for letter in letters)
 
 

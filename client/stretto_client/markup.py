@@ -1,10 +1,8 @@
 """Conversion of Markdown, SSML and the output of language models to the text to speak, whole and streamed."""
 
-import asyncio
 import re
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Collection
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol, get_args
 
@@ -15,11 +13,12 @@ from stretto_client.plain import PlainReader
 from stretto_client.sentence_ends import EMOJI, PAUSE, full_stop, is_spoken, last_sign
 from stretto_client.ssml import RateChange, SsmlReader
 from stretto_client.tags import INVISIBLE, MAY_BEGIN, TagFilter
+from stretto_client.turns import Turns
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
 SHORT_CHARS, SLICE_CHARS = 100, 1000  # maximum on the event loop (6 ms), and per slice in the thread (60 ms)
-READING = ThreadPoolExecutor(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
+READING = Turns(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
 
 # The last part is a line without final punctuation before another one.
 TAGS = rf"{MAY_BEGIN.pattern}|[{''.join(map(chr, INVISIBLE))}]|[^\s.,;:!?…][ \t\r]*\n\s*\S"
@@ -149,7 +148,7 @@ async def read_slices(piece: str, reader: MarkupReader | TagFilter) -> AsyncIter
         return
     for begin in range(0, len(piece), SLICE_CHARS):
         part = piece[begin : begin + SLICE_CHARS]
-        yield await asyncio.get_running_loop().run_in_executor(READING, reader.add, part)
+        yield await READING.run(reader.add, part)
 
 
 async def read_pieces(pieces: AsyncIterable[str], reader: MarkupReader) -> AsyncIterator[str]:

@@ -8,13 +8,15 @@ from stretto_client.ssml import MARKS
 from stretto_client.tags import REASONING, TAG
 
 RUN = re.compile(r"[^\W_]+")
-# Parts of a source that are not spoken, or a run of letters and digits.
+# Parts of a source that are not spoken (of a block of reasoning, its first tag), or a run of letters and digits.
 TOKEN = re.compile(
-    rf"<(?P<block>[^\s<>/]*(?:{REASONING.pattern.partition('|^')[0]})[^\s<>]*)>.*?(?:</(?P=block)>|\Z)"
-    rf"|{TAG.pattern}|\]\([^()]*\)|&\#?\w{{1,32}};|(?P<run>{RUN.pattern})",
-    re.DOTALL,
+    rf"<(?=[^\s<>/]{{0,64}}(?:{REASONING.pattern.partition('|^')[0]}))(?P<block>[^\s<>]{{1,128}})>"
+    rf"|{TAG.pattern}|\]\([^()]*\)|&\#?\w{{1,32}};|(?P<run>{RUN.pattern})"
 )
-MAX_SKIPPED = 20  # maximum number of source tokens between two words
+# Maximum number of source tokens and of characters between two words, not counting blocks of reasoning. They limit the
+# time for a word that is not in the source.
+MAX_SKIPPED = 20
+MAX_SKIPPED_CHARS = 2000
 
 
 class Places:
@@ -38,12 +40,19 @@ class Places:
 
     def _next(self, run: str) -> int | None:
         """Return the place of a run of letters and digits, and continue after it; None if it is not in the source."""
-        for num_skipped, found in enumerate(TOKEN.finditer(self._source, self._at)):
+        source, at, stop = self._source, self._at, self._at + MAX_SKIPPED_CHARS
+        for _ in range(MAX_SKIPPED + 1):
+            found = TOKEN.search(source, at, stop)
+            if found is None:
+                return None
+            at = found.end()
             if found["run"] == run:
-                self._at = found.end()
+                self._at = at
                 return found.start()
-            if num_skipped >= MAX_SKIPPED:
-                break
+            if found["block"]:
+                end = source.find(f"</{found['block']}>", at)
+                stop += (len(source) if end < 0 else end) - at
+                at = len(source) if end < 0 else end
         return None
 
 

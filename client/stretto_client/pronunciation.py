@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
+from stretto_client.normal_forms import normalized
 from stretto_client.phonemes import SYMBOLS
 
 MAX_WORD_CHARS, MAX_SPELLING_CHARS = 100, 400
@@ -252,7 +253,7 @@ class Dictionary:
 
 def _forms(word: str) -> tuple[str, ...]:
     """Return a word with composed and with decomposed letters, without duplicates."""
-    return tuple(dict.fromkeys((unicodedata.normalize("NFC", word), unicodedata.normalize("NFD", word))))
+    return tuple(dict.fromkeys((normalized("NFC", word), normalized("NFD", word))))
 
 
 def _folded(text: str) -> str:
@@ -391,11 +392,14 @@ class Pronouncer:
 
 
 def occurring(words: Iterable[str], text: str) -> tuple[str, ...]:
-    """Return the words and phrases that occur in a text, perhaps within a longer word."""
-    whole = folded(text)
-    return tuple(word for word in words if folded(word) in whole)
+    """Return the words and phrases that may occur in a text, because all of their parts do.
+
+    The text is read once, however many words there are.
+    """
+    parts = set(STARTS.findall(folded(text)))
+    return tuple(word for word in words if parts.issuperset(STARTS.findall(folded(word))))
 
 
 def folded(text: str) -> str:
     """Return a text without differences that the search for words ignores: letter case and white space."""
-    return " ".join(_folded(unicodedata.normalize("NFC", text)).split())
+    return " ".join(_folded(normalized("NFC", text)).split())

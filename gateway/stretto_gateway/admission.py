@@ -14,6 +14,7 @@ from typing import TypeVar
 from starlette.types import Receive
 
 from stretto.limits import FairLimit
+from stretto_client.turns import CALLER as CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 
@@ -33,8 +34,7 @@ class RequestHead:
         return {"request_id": self.request_id} if self.request_id else None
 
 
-# The caller of the current task (digest of the key, or `host_of`) and its request. The guard sets both.
-CALLER: ContextVar[str] = ContextVar("CALLER", default="")
+# The request of the current task. The guard sets it, and the task's caller (digest of the key, or `host_of`).
 REQUEST: ContextVar[RequestHead] = ContextVar("REQUEST", default=RequestHead())  # noqa: B039
 
 

@@ -3,14 +3,15 @@
 import asyncio
 import re
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stretto_client import ClientError, ModelProfile, RecordedVoice, SpeechClient, TaskProfile
+from stretto_client.normal_forms import normalized
 from stretto_client.schema import expected_voices
 from stretto_gateway.answers import SERVER, ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
+from stretto_gateway.turns import FILES
 from stretto_gateway.voice_store import ID, StoredVoice, VoiceStore
 
 DUPLEX = "duplex"  # task of models that read audio while they speak
@@ -184,7 +185,7 @@ def aliases(profile: ModelProfile) -> dict[str, str | None]:
 
 def plain_name(name: str) -> str:
     """Return the form in which names of voices are compared: without letter case, and without blanks around it."""
-    return unicodedata.normalize("NFC", name.strip()).casefold()
+    return normalized("NFC", name.strip()).casefold()
 
 
 def has_voice(profile: ModelProfile, name: str) -> bool:
@@ -288,7 +289,7 @@ class CallersVoices:
             return None
         if not clones(task):
             raise no_cloning(profile, "voice", f" in task {task.name!r}")
-        found = await asyncio.to_thread(expect_store(self._store, "voice").find, self._owner, own.id)
+        found = await FILES.run(expect_store(self._store, "voice").find, self._owner, own.id)
         if found is None:  # deleted a moment ago
             raise unknown_voice(400, own.id)
         return VoiceFile(found[1], own.text if "text" in task.system else "")
@@ -304,7 +305,7 @@ class CallersVoices:
         if ID.fullmatch(name):
             if not any(map(clones, profile.tasks)):
                 raise no_cloning(profile, "voice")
-            found = await asyncio.to_thread(expect_store(self._store, "voice").head, self._owner, name)
+            found = await FILES.run(expect_store(self._store, "voice").head, self._owner, name)
             if found is None:
                 raise unknown_voice(400, name)
             return found
@@ -328,7 +329,7 @@ class CallersVoices:
         """Return the caller's voices, or none if the model cannot use them."""
         if self._store is None or not any(map(clones, profile.tasks)):
             return []
-        return await asyncio.to_thread(self._store.all, self._owner)
+        return await FILES.run(self._store.all, self._owner)
 
 
 def expect_store(store: VoiceStore | None, param: str | None = None) -> VoiceStore:

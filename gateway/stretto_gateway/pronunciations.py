@@ -1,6 +1,5 @@
 """`/v1/audio/pronunciations`: the pronunciation dictionary of a key, which applies to all of its speech requests."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,13 +10,14 @@ from typing_extensions import TypedDict
 
 from stretto_client import ModelProfile, SpeakArguments
 from stretto_client.lexicon_files import read_lexicon, write_pls
-from stretto_client.markup import Markup, has_marks
+from stretto_client.markup import READING, Markup, has_marks
 from stretto_client.pronunciation import ALPHABETS, DictionaryEntry, InvalidEntry, entries_record, folded, occurring
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import speaks
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.speech_request import Body, Ignored
+from stretto_gateway.turns import FILES
 
 router = APIRouter()
 PLS = "application/pls+xml"
@@ -56,7 +56,7 @@ async def get_pronunciations(
 ) -> Response:
     """Return the caller's dictionary in the form in which it can be stored again."""
     gateway: Gateway = request.app.state.gateway
-    entries = await asyncio.to_thread(expect_store(gateway).find, request.state.owner)
+    entries = await FILES.run(expect_store(gateway).find, request.state.owner)
     if form == "pls":
         return Response(write_pls(entries), media_type=PLS)
     return JSONResponse(entries_record(entries))
@@ -72,10 +72,10 @@ async def put_pronunciations(request: Request, response: Response) -> StoredDict
     gateway: Gateway = await request.app.state.gateway.for_model("", speaks)
     store = expect_store(gateway)
     try:
-        entries = await asyncio.to_thread(read_lexicon, await request.body())
+        entries = await FILES.run(read_lexicon, await request.body())
         ignored = Ignored(Body(), gateway.strict)
         readable_entries(entries, await gateway.catalogue.profile(), ignored)
-        await asyncio.to_thread(store.replace, request.state.owner, entries)
+        await FILES.run(store.replace, request.state.owner, entries)
     except InvalidEntry as error:
         raise mismatch(f"{FIELD}.{error.path}" if error.path else FIELD, error.expected, error.got) from None
     except OSError:
@@ -88,7 +88,7 @@ async def put_pronunciations(request: Request, response: Response) -> StoredDict
 async def delete_pronunciations(request: Request) -> DeletedDictionary:
     """Delete the caller's dictionary."""
     gateway: Gateway = request.app.state.gateway
-    deleted = await asyncio.to_thread(expect_store(gateway).remove, request.state.owner)
+    deleted = await FILES.run(expect_store(gateway).remove, request.state.owner)
     return {"object": "audio.pronunciations.deleted", "deleted": deleted}
 
 
@@ -144,7 +144,7 @@ async def add_dictionary(
             ignored.add(f"{FIELD}.{word}", no_phonemes(profile), alphabet)
     stored: tuple[DictionaryEntry, ...] = ()
     if gateway.pronunciations is not None:
-        stored = await asyncio.to_thread(gateway.pronunciations.find, owner)
+        stored = await FILES.run(gateway.pronunciations.find, owner)
     # In a stored dictionary, phonemes of other models have no effect. Its owner has learned which when it was stored.
     readable = (entry for entry in stored if not entry.alphabet or entry.alphabet in profile.phonemes)
     given_words = set(map(folded, own))
@@ -162,7 +162,7 @@ async def keep_occurring(options: SpeakArguments, text: str, markup: Markup) -> 
     """
     given = options.get("pronunciations")
     if given and not has_marks(text, markup):
-        words = await asyncio.to_thread(occurring, tuple(given), text)
+        words = await READING.run(occurring, tuple(given), text)
         options["pronunciations"] = {word: given[word] for word in words}
         if not words:
             del options["pronunciations"]

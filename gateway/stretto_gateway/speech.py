@@ -59,6 +59,7 @@ from stretto_gateway.speech_request import (
     given_options,
     held_bytes,
 )
+from stretto_gateway.turns import AUDIO
 from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
@@ -90,16 +91,18 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     follow = partial(gateway.outcomes.followed, request.state.owner, request.state.request_id)
     made: dict[str, Any] = {}
     if body.stream_format == "sse":
-        parts = sse_parts(gateway, body, options, made)
+        parts = sse_parts(gateway, body, options, ignored, made)
         media_type, last_words = "text/event-stream", sse_error
     else:
         parts = audio_parts(gateway, body, body.input, options, ignored, made)
         media_type, last_words = MEDIA_TYPES[body.response_format], None
-    first_headers = partial(marker_header, made)
+
+    def first_headers() -> dict[str, str]:
+        return marker_header(made) | ignored.headers
+
     answer = Streamed(follow(parts), media_type, gateway.limits.stall_s, last_words, first_headers)
     if body.stream_format != "sse" and body.response_format in RAW:
         answer.headers["x-sample-rate"] = str(body.rate)
-    answer.headers.update(ignored.headers)
     return answer
 
 
@@ -116,7 +119,7 @@ async def get_outcome(request_id: str, request: Request) -> SpeechOutcome:
 
 
 async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignored: Ignored) -> SpeakArguments:
-    """Return the result of `voice_options`, and record the tags in the text that are not spoken.
+    """Return the result of `voice_options` for a complete text.
 
     Raises:
         ApiError: The text is too long or has mode `open`, or as in `voice_options`.
@@ -127,14 +130,25 @@ async def speech_options(gateway: Gateway, item: SpeechItem, asked: State, ignor
     text_mode = item.options.get("text_mode")
     if text_mode == "open":  # the server would wait for more text
         raise refused("text_mode", "'whole' or 'streaming', because the text is complete", text_mode)
-    options = await voice_options(gateway, item, asked, ignored)
-    await keep_occurring(options, item.input, item.markup)
+    return await voice_options(gateway, item, asked, ignored)
+
+
+async def prepare_text(gateway: Gateway, text: str, options: SpeakArguments, ignored: Ignored) -> None:
+    """Read a complete text for a request that has a slot, because the time grows with the text.
+
+    Args:
+        gateway: The gateway.
+        text: The text.
+        options: Other arguments of `SpeechClient.speak`. Entries of the dictionary that do not occur are removed.
+        ignored: Receives the tags in the text that are not spoken.
+    """
+    markup = options.get("markup", "none")
+    await keep_occurring(options, text, markup)
     profile = await gateway.catalogue.profile()
-    unspoken = await find_unspoken(item.input, item.markup, profile.tags, profile.phonemes, has_rates=True)
+    unspoken = await find_unspoken(text, markup, profile.tags, profile.phonemes, has_rates=True)
     note_left_out(ignored, unspoken.tags)
     for name in unspoken.elements:
         ignored.add(f"input.{name}", f"SSML without it ({profile.family!r} does not render it)", name)
-    return options
 
 
 def note_left_out(ignored: Ignored, names: Iterable[str]) -> None:
@@ -178,12 +192,12 @@ async def audio_parts(
         item: Fields of the request.
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
-        ignored: Receives the tags in the text that are not spoken, at the end.
+        ignored: Receives the tags in the text that are not spoken: before the first part if the text is complete.
         report: Receives the name of the marker before the first part, and the server's report at the end.
     """
     report = {} if report is None else report
     encoder = PacedEncoder(item, gateway.audio_tags)
-    async with spoken(gateway, text, {**options, "rates": True}, item.voice_field) as events:
+    async with spoken(gateway, text, {**options, "rates": True}, ignored, item.voice_field) as events:
         async for event in events:
             report |= {"marker": event.marker} if event.marker else {}
             async for part in encoder.parts(event):
@@ -195,15 +209,15 @@ async def audio_parts(
 
 
 async def sse_parts(
-    gateway: Gateway, item: SpeechRequest, options: SpeakArguments, report: dict[str, Any]
+    gateway: Gateway, item: SpeechRequest, options: SpeakArguments, ignored: Ignored, report: dict[str, Any]
 ) -> AsyncGenerator[bytes, None]:
     """Yield `speech.audio.delta` events and a final `speech.audio.done`.
 
     With `timestamps`, a word is sent before the audio in which it begins or, if words are aligned, after its clause.
-    The last event lists the words without a time. `report` receives the same as in `audio_parts`.
+    The last event lists the words without a time. `ignored` and `report` receive the same as in `audio_parts`.
     """
     encoder = PacedEncoder(item, gateway.audio_tags)
-    async with spoken(gateway, item.input, {**options, "rates": True}, item.voice_field) as events:
+    async with spoken(gateway, item.input, {**options, "rates": True}, ignored, item.voice_field) as events:
         async for event in events:
             report |= {"marker": event.marker} if event.marker else {}
             if item.timestamps and event.words:
@@ -271,7 +285,7 @@ class PacedEncoder:
         """Yield the bytes of the file that are ready after an event."""
         if event.pcm is not None and len(event.pcm) and (speed := self._speed_of(event)) != self._speed:
             self._since = event.start_s, self.playing_time(event)(event.start_s)
-            if isinstance(self._encoder, StretchedEncoder) and (rest := await asyncio.to_thread(self._encoder.flush)):
+            if isinstance(self._encoder, StretchedEncoder) and (rest := await AUDIO.run(self._encoder.flush)):
                 yield rest
             self._speed = speed
             is_plain = speed == 1.0
@@ -304,7 +318,7 @@ async def encoded(encoder: Encoder, pcm: NDArray[Any]) -> bytes:
     if not len(pcm):
         return b""  # FFmpeg does not accept empty frames
     if isinstance(encoder, FfmpegEncoder | StretchedEncoder):
-        return await asyncio.to_thread(encoder.encode, pcm)
+        return await AUDIO.run(encoder.encode, pcm)
     return encoder.encode(pcm)
 
 
@@ -331,7 +345,11 @@ def sse_error(error: ApiError) -> bytes:
 
 @asynccontextmanager
 async def spoken(
-    gateway: Gateway, text: str | AsyncIterable[str], options: SpeakArguments, voice_field: str = "voice"
+    gateway: Gateway,
+    text: str | AsyncIterable[str],
+    options: SpeakArguments,
+    ignored: Ignored,
+    voice_field: str = "voice",
 ) -> AsyncIterator[AsyncGenerator[SpeechEvent, None]]:
     """Yield the event stream of a spoken text; raise ApiError if it fails or has no audio.
 
@@ -339,6 +357,7 @@ async def spoken(
         gateway: The gateway.
         text: The text, or an async iterable of pieces of streamed text.
         options: Other arguments of `SpeechClient.speak`.
+        ignored: Receives the tags in a complete text that are not spoken.
         voice_field: Field of the request that selects the voice, for error messages.
     """
     trace = SpeechTrace(gateway.metrics, "tts")
@@ -347,6 +366,7 @@ async def spoken(
     async with gateway.slot():
         if isinstance(text, str):
             use.add("characters", len(text))
+            await prepare_text(gateway, text, options, ignored)
         begin = partial(gateway.client.speak, text if isinstance(text, str) else use.counted(text), **options)
         queue = gateway.queue if isinstance(text, str) else None  # pieces of streamed text are read only once
         async with aclosing(speech_events(begin, fields, trace, queue)) as events:

@@ -1,6 +1,5 @@
 """`/v1/audio/voices`: the model's voices, and voices that callers add."""
 
-import asyncio
 import base64
 from contextlib import aclosing
 from functools import partial
@@ -32,6 +31,7 @@ from stretto_gateway.catalogue import (
 from stretto_gateway.events import client_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, File, Ignored, SpeechFields, Text, TextFields
+from stretto_gateway.turns import FILES
 from stretto_gateway.voice_store import StoredVoice, TooManyVoices
 
 router = APIRouter()
@@ -64,7 +64,7 @@ async def list_voices(request: Request, model: str = "") -> Voices:
     """
     gateway: Gateway = await request.app.state.gateway.for_model(model, speaks)
     profile = await gateway.catalogue.profile()
-    stored = [] if gateway.voices is None else await asyncio.to_thread(gateway.voices.all, request.state.owner)
+    stored = [] if gateway.voices is None else await FILES.run(gateway.voices.all, request.state.owner)
     titles = dict(zip(profile.voices, profile.voice_titles, strict=False))
     # a caller's own voice takes precedence over an alias
     own = {plain_name(voice.name) for voice in stored if any(map(clones, profile.tasks))}
@@ -101,7 +101,7 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     await unless_disconnected(request.receive, try_voice(gateway, RecordedVoice(recording, form.ref_text)))
     metadata = (form.name, form.ref_text, form.consent)
     try:
-        return record(await asyncio.to_thread(store.add, request.state.owner, *metadata, recording))
+        return record(await FILES.run(store.add, request.state.owner, *metadata, recording))
     except TooManyVoices:
         message = f"there are {gateway.limits.max_voices} voices of this key, which is the limit; delete one"
         raise ApiError(400, message, code="too_many_voices") from None
@@ -113,7 +113,7 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
 async def delete_voice(voice_id: str, request: Request) -> DeletedVoice:
     """Delete a voice that the caller added."""
     gateway: Gateway = request.app.state.gateway
-    if not await asyncio.to_thread(expect_store(gateway.voices).remove, request.state.owner, voice_id):
+    if not await FILES.run(expect_store(gateway.voices).remove, request.state.owner, voice_id):
         raise unknown_voice(404, voice_id)
     return {"id": voice_id, "object": "audio.voice.deleted", "deleted": True}
 

@@ -313,7 +313,7 @@ class SpeakSession(KyutaiSession):
             options = await voice_options(self._gateway, self._fields, state, ignored)
             if self._is_aligned:
                 options["words"] = "aligned"
-            async with spoken(self._gateway, text.pieces(), options) as events:
+            async with spoken(self._gateway, text.pieces(), options, ignored) as events:
                 async for event in events:
                     self._words += event.words
                     await self._send_words(None)

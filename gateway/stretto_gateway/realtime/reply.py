@@ -33,6 +33,7 @@ from stretto_gateway.realtime.wire_audio import written
 from stretto_gateway.server_queue import ServerQueue
 from stretto_gateway.speech import usage
 from stretto_gateway.speech_request import OPTIONS, held_bytes
+from stretto_gateway.turns import AUDIO
 
 clock_s: Callable[[], float] = time.monotonic
 Finish = tuple[str, dict[str, Any]]  # status and its details
@@ -290,7 +291,7 @@ class Reply:
     async def _play(self, pcm: NDArray[Any]) -> None:
         """Send samples from the model, int16 [n], stretched to the reply's speed."""
         if self._stretch is not None:
-            pcm = await asyncio.to_thread(self._stretch.stretch, pcm)
+            pcm = await AUDIO.run(self._stretch.stretch, pcm)
         await self._send_audio(pcm)
 
     async def _send_audio(self, pcm: NDArray[Any]) -> None:

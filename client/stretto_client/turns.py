@@ -1,0 +1,93 @@
+"""Threads for work on callers' texts and audio, which callers share in turns."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+# Caller of the current task, in a program that serves several.
+CALLER: ContextVar[str] = ContextVar("CALLER", default="")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """Waiting call, whose result or exception is that of `done`."""
+
+    call: Callable[[], Any]
+    done: Future[Any]
+
+
+class Turns:
+    """Threads that run jobs of callers, who share the threads' time equally.
+
+    The next job is one of the caller that has used the least time (start-time fair queueing), so however many jobs
+    another one has, a caller waits for at most one job in each thread. A job that has begun runs to its end: long work
+    is a job for each slice of it. A job whose task has been cancelled does not begin.
+
+    Args:
+        num_threads: Number of threads. Python code runs in one at a time.
+        name: Name of the threads.
+        clock_s: Function that returns the time that the current thread has used, in seconds.
+    """
+
+    def __init__(self, num_threads: int, name: str, clock_s: Callable[[], float] = time.thread_time):
+        self._threads = ThreadPoolExecutor(num_threads, name)
+        self._clock_s = clock_s
+        self._mutex = threading.Lock()
+        self._waiting: dict[str, deque[Job]] = {}
+        self._num_running: dict[str, int] = {}
+        self._used_s: dict[str, float] = {}
+
+    async def run(
+        self, call: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Return the result of a call in a thread, in the turn of the current caller (`CALLER`)."""
+        job = Job(lambda: call(*args, **kwargs), Future())
+        with self._mutex:
+            self._enter(CALLER.get()).append(job)
+        self._threads.submit(self._run_next)
+        result: Result = await asyncio.wrap_future(job.done)  # which cancels the job if this task is cancelled
+        return result
+
+    def close(self) -> None:
+        """End the threads, without the jobs that have not begun."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _enter(self, caller: str) -> deque[Job]:
+        """Return the caller's waiting jobs, beginning with the used time of the busy caller that has used the least."""
+        if caller not in self._waiting:
+            busy = {*self._waiting, *self._num_running}
+            least_s = min((self._used_s[each] for each in busy), default=0.0)
+            self._used_s = {each: used_s for each, used_s in self._used_s.items() if each in busy or used_s > least_s}
+            if not busy:
+                self._used_s.clear()
+            self._used_s.setdefault(caller, least_s)
+            self._waiting[caller] = deque()
+        return self._waiting[caller]
+
+    def _run_next(self) -> None:
+        with self._mutex:
+            caller = min(self._waiting, key=self._used_s.__getitem__)
+            jobs = self._waiting[caller]
+            job = jobs.popleft()
+            if not jobs:
+                del self._waiting[caller]
+            self._num_running[caller] = self._num_running.get(caller, 0) + 1
+        begun_s = self._clock_s()
+        if job.done.set_running_or_notify_cancel():
+            try:
+                job.done.set_result(job.call())
+            except BaseException as error:
+                job.done.set_exception(error)
+        with self._mutex:
+            self._used_s[caller] += self._clock_s() - begun_s
+            self._num_running[caller] -= 1
+            if not self._num_running[caller]:
+                del self._num_running[caller]
