@@ -1,26 +1,31 @@
 """Questions to the hub and downloads, with each fault of the hub: the right bytes arrive, or the message is right."""
 
+import gzip
 import hashlib
 import json
 import os
 import random
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import httpx2
 import pytest
 
 from stretto.releases.detect import detect
 from stretto.releases.entry import RepositoryFiles
 from stretto.releases.errors import ReleaseError
+from stretto.releases.fetch import PATIENCE_S, WORK_S, _BoundedStream
 from stretto.releases.hub import Hub, RemoteListing, Snapshot
 from stretto.releases.hub import address as hub_address
 from stretto.untrusted_files import SHARED_MARKER
 from tests import hub as loopback
 from tests.hub import Repository
+from tests.patience import until
 from tests.tiers import by_night
 
 WEIGHTS = random.Random(0).randbytes(300_000)
@@ -455,6 +460,130 @@ def test_odd_header_is_refused(offsets: object, client: Hub, repository: Reposit
     status, message = refusal(lambda: client.header(client.snapshot(repository.name, None), "model.safetensors"))
     assert status in (1, 5)
     assert message.startswith(f"{repository.name}: model.safetensors: ")
+    assert "Traceback" not in message
+
+
+def headed(record: object, num_bytes: int | None = None) -> bytes:
+    """Return a safetensors file with a header of any JSON, and any length before it."""
+    header = json.dumps(record).encode()
+    return (len(header) if num_bytes is None else num_bytes).to_bytes(8, "little") + header + bytes(4)
+
+
+def described(shape: object, dtype: object = "F32") -> dict[str, Any]:
+    return {"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, 4]}}
+
+
+HEADERS = {
+    "a million dimensions": headed(described([10**15] * 1_000_000)),
+    "dimensions": headed(described([1] * 9)),
+    "negative": headed(described([-1, -1])),
+    "size": headed(described([10**30])),
+    "text": headed(described(["1"])),
+    "no list": headed(described(1)),
+    "product": headed(described([2])),
+    "dtype": headed(described([1], [])),
+    "long": headed(described([1]), 10**18),
+    "longer than the file": headed(described([1]), 10_000),
+    "empty": headed(described([1]), 0),
+    "no header": b"abc",
+    "no object": headed([1, 2]),
+    "nested": headed({"a": json.loads("[" * 200 + "]" * 200)}),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_hostile_header_is_refused_with_little_work(name: str, client: Hub, repository: Repository) -> None:
+    repository.commit({"model.safetensors": HEADERS[name]})
+    snapshot = client.snapshot(repository.name, None)
+    before_s = processor_s(client)
+    status, message = refusal(lambda: client.header(snapshot, "model.safetensors"))
+    assert (status, message.partition("model.safetensors: ")[0]) == (1, f"{repository.name}: ")
+    assert "Traceback" not in message
+    assert len(message) < 400
+    assert processor_s(client) - before_s < WORK_S / 10
+
+
+def processor_s(client: Hub) -> float:
+    """Return the processor time of the child process."""
+    fields = Path(f"/proc/{client.worker._process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.parametrize("question", ["snapshot", "header", "download"])
+def test_answer_without_end_is_cut(
+    question: str, client: Hub, server: loopback.Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = client.snapshot(repository.name, None)
+    files = snapshot.selected(ALL)
+    sent = list[int]()
+
+    def answer(handler: Any, status: int, body: Any, kind: str, headers: dict[str, str]) -> None:
+        if handler.command == "HEAD":
+            original(handler, status, body, kind, headers)
+            return
+        handler.request_log.status = 200
+        handler.send_response(200)
+        handler.send_header("Connection", "close")  # the body ends with the connection
+        handler.end_headers()
+        piece = b"[" * (1 << 20)
+        num_bytes = 0
+        with suppress(OSError):
+            while num_bytes < 1 << 30:
+                num_bytes += handler.wfile.write(piece)
+        sent.append(num_bytes)
+        handler.close_connection = True
+
+    original = loopback._Handler.answer
+    monkeypatch.setattr(loopback._Handler, "answer", answer)
+    questions: dict[str, Callable[[], object]] = {
+        "snapshot": lambda: client.snapshot(repository.name, None),
+        "header": lambda: client.header(snapshot, "model.safetensors"),
+        "download": lambda: client.download(snapshot, files, lambda num_bytes: None),
+    }
+    status, message = refusal(questions[question])
+    assert status in (1, 5)
+    assert "Traceback" not in message
+    until(lambda: sent)
+    assert max(sent) < 100 << 20
+    assert "expected an answer of at most" in message or question == "header", message
+
+
+def test_compressed_answers_are_refused(client: Hub, repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a megabyte of the answer is half a gigabyte of memory."""
+    accepted = list[str | None]()
+
+    def send_json(handler: Any, record: Any, headers: dict[str, str] | None = None) -> None:
+        accepted.append(handler.headers.get("Accept-Encoding"))
+        handler.answer(200, gzip.compress(bytes(1 << 24)), "application/json", {"Content-Encoding": "gzip"})
+
+    monkeypatch.setattr(loopback._Handler, "send_json", send_json)
+    status, message = refusal(lambda: client.snapshot(repository.name, None))
+    assert (status, message.partition(": ")[2]) == (5, "expected an uncompressed answer, got 'gzip'")
+    assert accepted == ["identity"]
+
+
+def test_slow_and_long_bodies_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Body(httpx2.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            while True:
+                clock[0] += 9.0
+                yield b"abc"
+
+    clock = [0.0]
+    monkeypatch.setattr("stretto.releases.fetch.time.monotonic", lambda: clock[0])
+    with pytest.raises(httpx2.ReadTimeout, match="fewer than 1000 bytes a second"):
+        list(_BoundedStream(Body(), 1000))
+    assert PATIENCE_S < clock[0] < 2 * PATIENCE_S
+    with pytest.raises(ReleaseError, match="expected an answer of at most 5 bytes, got more"):
+        list(_BoundedStream(Body(), 5))
+
+
+def test_redirects_without_end_are_reported(client: Hub, repository: Repository, server: loopback.Hub) -> None:
+    address = f"{server.url}/api/models/{repository.name}"
+    fault = server.fail(f"GET /api/models/{repository.name}", status=302, headers={"Location": address}, times=1000)
+    status, message = refusal(lambda: client.snapshot(repository.name, None))
+    fault.times = 0
+    assert status in (1, 5)
     assert "Traceback" not in message
 
 

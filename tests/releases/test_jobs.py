@@ -37,7 +37,18 @@ def fail(report, kind):
     print("last words", file=sys.stderr, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
-serve({"echo": echo, "count": count, "fail": fail, "modules": lambda report: sorted(sys.modules)})
+def ask(report, limits):
+    import resource
+    from stretto.releases import fetch
+    with fetch.bounded_work():
+        pass
+    assert resource.getrlimit(resource.RLIMIT_CPU)[0] == resource.RLIM_INFINITY
+    vars(fetch).update(limits)
+    with fetch.bounded_work():
+        while True:
+            pass
+
+serve({"ask": ask, "echo": echo, "count": count, "fail": fail, "modules": lambda report: sorted(sys.modules)})
 """
 
 
@@ -64,6 +75,19 @@ def test_errors(worker: JobProcess) -> None:
     for _ in range(2):
         with pytest.raises(ReleaseError, match=f"the process ended with status {-signal.SIGKILL}: .*last words$"):
             worker.call("fail", kind="kill")
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"WORK_S": 1}, "the answer needs more processor time than a release may take"),
+        ({"QUESTION_S": 1}, "the answer took too long"),
+    ],
+)
+def test_time_of_a_question_is_bounded(worker: JobProcess, limits: dict[str, int], message: str) -> None:
+    assert worker.call("echo", value=1) == 1
+    with pytest.raises(ReleaseError, match=f"^ask: {message}$"):
+        worker.call("ask", limits=limits)
 
 
 def test_closed_worker_has_ended(worker: JobProcess) -> None:

@@ -5,7 +5,11 @@ A file is stored in the hub's own cache, which other programs share, and is comp
 
 import fcntl
 import hashlib
+import math
 import re
+import resource
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -22,6 +26,7 @@ from huggingface_hub import (
     get_session,
     get_token,
     hf_hub_download,
+    hf_hub_url,
     scan_cache_dir,
     set_client_factory,
 )
@@ -31,21 +36,32 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
-    SafetensorsParsingError,
     XetDownloadError,
 )
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from tqdm.auto import tqdm
 
 from stretto.errors import CheckpointError, shown
 from stretto.releases.errors import NotAllowed, ReleaseError, Unavailable, disk_error
 from stretto.releases.jobs import Report, serve
-from stretto.untrusted_files import UNPARSABLE, read_text, released_file
+from stretto.untrusted_files import UNPARSABLE, parsed_json, read_text, released_file
 
 DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before each further attempt
 MAX_DELAY_S = 60.0  # that the hub may ask for
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 NUM_DOWNLOADS = 4  # files at once
 PIECE = 1 << 20
+MAX_ANSWER_BYTES = 32 << 20  # 10,000 files of a repository have 5 MB
+MIN_BYTES_PER_S, PATIENCE_S = 1000, 60.0  # of an answer that takes longer
+WORK_S = 120  # of the processor, for a question to the hub
+QUESTION_S = 1800  # for a question to the hub, with all attempts
+LENGTH_BYTES = 8  # of the length of a safetensors header
+FIRST_BYTES = 100_000  # hold most headers
+MAX_HEADER_BYTES = 25_000_000  # as in the client library
+MAX_DIMENSIONS = 8  # of a tensor; published ones have at most 5
+# Bytes of a number in a safetensors file.
+WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+WIDTHS |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1)
 MAX_LICENCE_CHARS = 100
 BYTES, SHA256, PLACE = "bytes", "sha256", "place"  # keys of a downloaded file
 PART = ".incomplete"
@@ -68,7 +84,7 @@ def snapshot(report: Report, repository: str, revision: str) -> dict[str, Any]:
     Raises:
         ReleaseError: If the repository or the revision does not exist, or access is refused.
     """
-    with explained(repository, revision):
+    with bounded_work(), explained(repository, revision):
         _check_token()
         api = HfApi()
         found = attempted(lambda: api.model_info(repository, revision=revision, files_metadata=True))
@@ -107,18 +123,81 @@ def _check_answer(response: httpx2.Response) -> None:
             raise Unavailable(f"{response.request.url.path}: {name}: expected a hash, got {shown(value)}")
 
 
+class _BoundedStream(httpx2.SyncByteStream):
+    """Body of an answer that ends with an error if it is too long or too slow."""
+
+    def __init__(self, stream: httpx2.SyncByteStream, max_bytes: int) -> None:
+        self._stream = stream
+        self._max_bytes = max_bytes
+
+    def __iter__(self) -> Iterator[bytes]:
+        began_s = time.monotonic()
+        num_bytes = 0
+        for piece in self._stream:
+            num_bytes += len(piece)
+            if num_bytes > self._max_bytes:
+                raise Unavailable(f"expected an answer of at most {self._max_bytes} bytes, got more")
+            took_s = time.monotonic() - began_s
+            if took_s > PATIENCE_S and num_bytes < MIN_BYTES_PER_S * took_s:
+                raise httpx2.ReadTimeout(f"fewer than {MIN_BYTES_PER_S} bytes a second")
+            yield piece
+
+    def close(self) -> None:
+        """Close the connection, unless the body is complete."""
+        self._stream.close()
+
+
+LIMIT = threading.local()  # `max_bytes`: size of the file that this thread downloads
+
+
+def _bound_answer(response: httpx2.Response) -> None:
+    """Bound the body of an answer by the size of the file that is downloaded, or by MAX_ANSWER_BYTES.
+
+    Raises:
+        Unavailable: If the answer is compressed, so that its size would be unknown.
+    """
+    encoding = response.headers.get("Content-Encoding", "identity")
+    if encoding not in ("identity", ""):
+        raise Unavailable(f"{response.request.url.path}: expected an uncompressed answer, got {shown(encoding)}")
+    max_bytes = max(MAX_ANSWER_BYTES, getattr(LIMIT, "max_bytes", 0))
+    assert isinstance(response.stream, httpx2.SyncByteStream)
+    response.stream = _BoundedStream(response.stream, max_bytes)
+
+
+def _refuse_compression(request: httpx2.Request) -> None:
+    request.headers["Accept-Encoding"] = "identity"
+
+
 def _check_answers() -> None:
-    """Let the client library check each answer, with its own settings otherwise."""
+    """Let the client library check and bound each answer, with its own settings otherwise."""
     usual = get_session()
-    hooks = {"request": usual.event_hooks["request"], "response": [_check_answer]}
+    requests = [*usual.event_hooks["request"], _refuse_compression]
+    hooks = {"request": requests, "response": [_check_answer, _bound_answer]}
     set_client_factory(
         lambda: httpx2.Client(event_hooks=hooks, follow_redirects=usual.follow_redirects, timeout=usual.timeout)
     )
 
 
+@contextmanager
+def bounded_work() -> Iterator[None]:
+    """End this process if an answer of the hub takes more than QUESTION_S, or WORK_S of the processor."""
+    soft_s, hard_s = resource.getrlimit(resource.RLIMIT_CPU)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit_s = math.ceil(used.ru_utime + used.ru_stime) + WORK_S
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (limit_s if hard_s == resource.RLIM_INFINITY else min(limit_s, hard_s), hard_s)
+    )
+    signal.alarm(QUESTION_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_CPU, (soft_s, hard_s))
+
+
 def text(report: Report, repository: str, commit: str, name: str, max_bytes: int) -> str | None:
     """Return the text of a file; None if it is not UTF-8 text of at most `max_bytes`."""
-    with explained(repository, commit, name):
+    with bounded_work(), explained(repository, commit, name):
         place = attempted(lambda: hf_hub_download(repository, name, revision=commit, tqdm_class=_Silent))
     try:
         return read_text(_released(Path(place), name), max_bytes)
@@ -128,12 +207,57 @@ def text(report: Report, repository: str, commit: str, name: str, max_bytes: int
 
 def header(report: Report, repository: str, commit: str, name: str) -> dict[str, Any]:
     """Return `dtype`, `shape` and `data_offsets` of each tensor in a safetensors file, from its header."""
-    with explained(repository, commit, name):
-        found = attempted(lambda: HfApi().parse_safetensors_file_metadata(repository, name, revision=commit))
-    return {
-        tensor: {"dtype": each.dtype, "shape": each.shape, "data_offsets": each.data_offsets}
-        for tensor, each in found.tensors.items()
-    }
+    with bounded_work(), explained(repository, commit, name):
+        data = attempted(lambda: _header_bytes(repository, commit, name))
+        record = parsed_json(data.decode(), name)
+        return {tensor: _tensor(tensor, facts) for tensor, facts in record.items() if tensor != "__metadata__"}
+
+
+def _header_bytes(repository: str, commit: str, name: str) -> bytes:
+    """Return the JSON at the beginning of a safetensors file."""
+    url = hf_hub_url(repository, name, revision=commit)
+    data = _beginning(url, FIRST_BYTES)
+    num_bytes = int.from_bytes(data[:LENGTH_BYTES], "little")
+    if not 0 < num_bytes <= MAX_HEADER_BYTES:
+        raise ValueError(f"expected a header of 1 to {MAX_HEADER_BYTES} bytes, got {num_bytes}")
+    if num_bytes > len(data) - LENGTH_BYTES:
+        data = _beginning(url, LENGTH_BYTES + num_bytes)
+    found = data[LENGTH_BYTES : LENGTH_BYTES + num_bytes]
+    if len(found) < num_bytes:
+        raise ValueError(f"expected a header of {num_bytes} bytes, got {len(found)}")
+    return found
+
+
+def _beginning(url: str, num_bytes: int) -> bytes:
+    """Return the first bytes of a file, also if the hub sends more than the range that it is asked for."""
+    headers = build_hf_headers() | {"range": f"bytes=0-{num_bytes - 1}"}
+    data = bytearray()
+    timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, timeout=timeout_s) as response:
+        if response.is_error:
+            response.read()
+        hf_raise_for_status(response)
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) >= num_bytes:
+                break
+    return bytes(data[:num_bytes])
+
+
+def _tensor(name: str, facts: Any) -> dict[str, Any]:
+    """Return the description of a tensor, whose offsets have the distance of its shape; raise ValueError otherwise."""
+    dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
+    where = shown(name)
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"{where}: shape: expected a list of at most {MAX_DIMENSIONS} numbers, got {shown(shape)}")
+    if not all(type(size) is int and 0 <= size < 1 << 48 for size in shape):
+        raise ValueError(f"{where}: shape: expected numbers from 0, got {shown(shape)}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(offset) is int for offset in offsets):
+        raise ValueError(f"{where}: expected two data_offsets, got {shown(offsets)}")
+    begin, end = offsets
+    if dtype in WIDTHS and math.prod(shape) * WIDTHS[dtype] != end - begin:
+        raise ValueError(f"{where}: data_offsets: expected the size of {dtype} {shown(shape)}, got {shown(offsets)}")
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
 def download(report: Report, repository: str, commit: str, files: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -166,6 +290,7 @@ def download(report: Report, repository: str, commit: str, files: dict[str, dict
 def _file(report: Report, repository: str, commit: str, name: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Download a file, twice if its hash is wrong."""
     got = ""
+    LIMIT.max_bytes = facts["size"]
     for _ in range(2):
         with explained(repository, commit, name):
             place = _released(Path(attempted(lambda: _downloaded(report, repository, commit, name))), name)
@@ -287,7 +412,7 @@ def explained(repository: str, revision: str, name: str | None = None) -> Iterat
         httpx2.HTTPError,
         EntryNotFoundError,
         XetDownloadError,
-        SafetensorsParsingError,
+        CheckpointError,
         OSError,
         *UNPARSABLE,
     ) as error:

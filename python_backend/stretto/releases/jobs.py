@@ -6,6 +6,7 @@ those of its libraries are kept in a file, and are shown only if it dies.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,11 @@ from stretto.worker_process import die_with_parent
 Report = Callable[[int], None]  # called with a number of processed bytes
 JOB, RESULT, ERROR, STATUS, DONE = "job", "result", "error", "status", "done"
 TAIL_CHARS = 500
+# Signals of the limits that a job sets for itself.
+ENDINGS: Mapping[int, str] = {
+    signal.SIGXCPU: "the answer needs more processor time than a release may take",
+    signal.SIGALRM: "the answer took too long",
+}
 
 
 class JobProcess:
@@ -75,7 +81,10 @@ class JobProcess:
                 raise error
             else:
                 return answer[RESULT]
-        raise ReleaseError(f"{job}: the process ended with status {self._process.wait()}: {self._tail()}")
+        status = self._process.wait()
+        if -status in ENDINGS:
+            raise ReleaseError(f"{job}: {ENDINGS[-status]}")
+        raise ReleaseError(f"{job}: the process ended with status {status}: {self._tail()}")
 
     def close(self) -> None:
         """End the child, also in the middle of a job."""
