@@ -38,6 +38,7 @@ ALLOWED = {
     "kv_blocks": set(),
     "heartbeat": set(),
     "gpus": set(),
+    "listening": set(),
     "disconnects": set(),
     "config": {"errors"},
     "untrusted_files": {"errors"},
@@ -74,9 +75,10 @@ ALLOWED = {
     },
     "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
-    "proxy": {"limits", "heartbeat", "disconnects", "errors"},
+    "proxy": {"limits", "heartbeat", "listening", "disconnects", "errors"},
     "launcher": {
-        "triton_io", "proxy", "heartbeat", "disconnects", "entry_points", "worker_process", "errors", "untrusted_files",
+        "triton_io", "proxy", "heartbeat", "listening", "disconnects", "entry_points", "worker_process", "errors",
+        "untrusted_files",
     },
     "convert": {
         "launcher", "preprocessing", "decoder", "families", "codecs", "aligning", "weights", "config",
@@ -84,7 +86,7 @@ ALLOWED = {
     },
     "releases": {
         "convert", "engine", "launcher", "families", "codecs", "config", "entry_points", "sizing", "gpus", "weights",
-        "worker_process", "untrusted_files", "errors",
+        "listening", "worker_process", "untrusted_files", "errors",
     },
     "testing": {"engine", "families", "records", "streams", "config", "entry_points", "errors"},
     "__init__": {"engine"},
@@ -102,7 +104,7 @@ SHARED_WITH_SERVER = {
     f"{CLIENT}.{name}"
     for name in ("schema", "cuda_memory", "phonemes", "normal_forms", "pronunciation", "lexicon_files")
 }
-SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat"}
+SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat", f"{NAME}.listening"}
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {

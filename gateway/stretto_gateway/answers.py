@@ -224,6 +224,7 @@ class Voice(TypedDict):
 
     id: str
     object: Literal["audio.voice"]
+    type: Literal["audio_sample"]
     name: str
     consent: str
     ref_text: str
@@ -353,12 +354,22 @@ class PlainText(TypedDict):
 
 
 class TextSegment(TypedDict):
-    """Part of a transcript, with start and end in seconds."""
+    """Part of a transcript, with start and end in seconds.
+
+    `unmeasured` lists the fields that no model reports. Their values have no meaning: 0, or no tokens.
+    """
 
     id: int
+    seek: int
     start: float
     end: float
     text: str
+    tokens: list[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    unmeasured: list[str]
 
 
 class TranscribedWord(TypedDict):

@@ -7,7 +7,6 @@ STRETTO_TWILIO_TOKEN is Twilio's auth token, for telephone calls whose requests 
 
 import argparse
 import asyncio
-import ipaddress
 import logging
 import math
 import os
@@ -23,6 +22,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from stretto.heartbeat import beat
+from stretto.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path
 from stretto_gateway.app import is_ready, make_app
@@ -91,10 +91,9 @@ def main(words: list[str] | None = None) -> int:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        family = socket.AF_INET6 if ":" in config.address else socket.AF_INET
-        listener = socket.create_server((config.address, config.port), family=family, backlog=1024)
+        listener = listen(config.address, config.port, backlog=1024)
     except OSError as error:
-        print(f"stretto gateway: cannot listen at {config.address}:{config.port}: {error.strerror}", file=sys.stderr)
+        print(f"stretto gateway: {error.strerror}", file=sys.stderr)
         return 1
     config = with_fewer_connections(config)
     server = make_server(config, listener, args.certificate, args.private_key)
@@ -164,8 +163,9 @@ def make_server(
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
     )
-    host = f"[{config.address}]" if ":" in config.address else config.address
-    where = f"http{'s' if certificate else ''}://{host}:{listener.getsockname()[1]}"
+    where = f"http{'s' if certificate else ''}://{place(config.address, listener.getsockname()[1])}"
+    if config.address in ALL_OF:
+        where += f" ({ALL_OF[config.address]})"
     who = "" if config.keys else "; it has no keys, so everyone who can reach it may use it"
     servers = ", ".join(f"{name} at {each}" if name else each for name, each in config.addresses.items())
     many = "servers" if config.named_servers else "server"
@@ -179,7 +179,7 @@ def arguments() -> Parser:
     limits = Limits()
     about = "gRPC address; default: this host, at STRETTO_PORT + 1, or 8001; NAME=HOST:PORT for each of several servers"
     add("--server", action="append", default=[], metavar="HOST:PORT", help=about)
-    add("--address", type=address, default="127.0.0.1", help="0.0.0.0 opens the port to all hosts")
+    add("--address", type=listening_address, default=LOOPBACK, help="0.0.0.0 or :: opens the port to all hosts")
     add("--port", type=int, help="default: STRETTO_PORT + 3, or 8003")
     add(
         "--keys",
@@ -247,11 +247,6 @@ def port_in_row(offset: int) -> int:
     if not (text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65_535 - offset):
         raise ValueError(f"STRETTO_PORT: expected a port from 1 to {65_535 - offset}, got {text!r}")
     return int(text) + offset
-
-
-def address(text: str) -> str:
-    """Parse an IP address to listen on, for argparse."""
-    return str(ipaddress.ip_address(text))
 
 
 def web_address(text: str) -> str:

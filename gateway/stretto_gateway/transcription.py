@@ -1,5 +1,6 @@
 """`POST /v1/audio/transcriptions` and `/v1/audio/translations`: text for the speech in a file."""
 
+import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway import g711
 from stretto_gateway.admission import unless_disconnected
-from stretto_gateway.answers import PlainText, TimedText, described, mismatch, refused
+from stretto_gateway.answers import PlainText, TextSegment, TimedText, described, mismatch, refused
 from stretto_gateway.catalogue import find_task, transcribes
 from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
@@ -154,7 +155,7 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
             )
             if report.get("aligned") is False:
                 head["untimed_words"] = report.get("untimed_words", text.split())
-            answer = transcript_response(form.response_format, text, report, head)
+            answer = transcript_response(form.response_format, text, report, head, form.temperature)
     answer.headers.update(ignored.headers)
     return answer
 
@@ -166,7 +167,8 @@ async def create_translation(form: Annotated[TranslationForm, WITH_FILE], reques
     ignored = Ignored(form, gateway.strict)
     content, options = await read_form(gateway, form, TRANSLATE, "translation of speech", ignored)
     text, report, _ = await unless_disconnected(request.receive, transcribed(gateway, content, TRANSLATE, options))
-    answer = transcript_response(form.response_format, text, report, {"task": "translate", "language": "english"})
+    head = {"task": "translate", "language": "english"}
+    answer = transcript_response(form.response_format, text, report, head, form.temperature)
     answer.headers.update(ignored.headers)
     return answer
 
@@ -268,7 +270,9 @@ async def writing(
             yield events
 
 
-def transcript_response(response_format: str, text: str, report: dict[str, Any], head: dict[str, Any]) -> Response:
+def transcript_response(
+    response_format: str, text: str, report: dict[str, Any], head: dict[str, Any], temperature: float | None = None
+) -> Response:
     """Return a transcript in the requested response format.
 
     Formats with times have a single segment for the whole recording, or none if nothing was said.
@@ -278,6 +282,7 @@ def transcript_response(response_format: str, text: str, report: dict[str, Any],
         text: The transcript.
         report: The server's report, with the duration of the recording.
         head: Additional fields for `verbose_json`.
+        temperature: Temperature of the request; None for the model's own.
     """
     match response_format:
         case "json":
@@ -291,8 +296,35 @@ def transcript_response(response_format: str, text: str, report: dict[str, Any],
         case "vtt":
             cue = f"{stamp(0, '.')} --> {stamp(end_s, '.')}\n{text}\n\n" if text else ""
             return PlainTextResponse(f"WEBVTT\n\n{cue}", media_type="text/vtt")
-    segments = [{"id": 0, "start": 0.0, "end": end_s, "text": text}] if text else []
+    segments = [text_segment(text, end_s, temperature)] if text else []
     return JSONResponse(head | {"duration": end_s, "text": text, "segments": segments})
+
+
+def text_segment(text: str, end_s: float, temperature: float | None) -> TextSegment:
+    """Return the only segment of a transcript, in which numbers that no model reports are 0 and listed as such.
+
+    Args:
+        text: The transcript, not empty.
+        end_s: Duration of the recording in seconds.
+        temperature: Temperature of the request; None for the model's own.
+    """
+    content = text.encode(errors="replace")
+    unmeasured = ["tokens", "avg_logprob", "no_speech_prob"]
+    if temperature is None:
+        unmeasured.append("temperature")
+    return {
+        "id": 0,
+        "seek": 0,
+        "start": 0.0,
+        "end": end_s,
+        "text": text,
+        "tokens": [],
+        "temperature": temperature or 0.0,
+        "avg_logprob": 0.0,
+        "compression_ratio": len(content) / len(zlib.compress(content)),  # as Whisper computes it
+        "no_speech_prob": 0.0,
+        "unmeasured": unmeasured,
+    }
 
 
 def stamp(seconds: float, point: str) -> str:

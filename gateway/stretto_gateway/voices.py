@@ -220,6 +220,7 @@ def record(voice: StoredVoice) -> Voice:
     return {
         "id": voice.id,
         "object": "audio.voice",
+        "type": "audio_sample",
         "name": voice.name,
         "consent": voice.consent,
         "ref_text": voice.text,

@@ -18,6 +18,7 @@ from stretto_gateway.command import GatewayServer, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import SYNTHETIC
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
+from tests.gateway.openai_types import CheckedResponses
 from tests.patience import PATIENCE_S, until_async
 
 # uvicorn checks for its exit, and for closed connections, every tenth of a second.
@@ -78,6 +79,7 @@ Start = Callable[..., Awaitable[Running]]
 async def start() -> AsyncIterator[Start]:
     """Start a gateway in front of a scripted server; both end with the test."""
     stops: list[Callable[[], Awaitable[Any]]] = []
+    failures: list[str] = []
 
     async def begin(
         script: Callable[[Request], list[Step]] | list[Step] = SPOKEN,
@@ -101,6 +103,7 @@ async def start() -> AsyncIterator[Start]:
         more |= {"cors_origins": origins, "audio_tags": audio_tags}
         config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more, **settings)
         gateway = make_server(config, listener)
+        gateway.config.app.add_middleware(CheckedResponses, failures=failures)  # type: ignore[union-attr]
         serving = asyncio.ensure_future(gateway.serve([listener]))
         await until_async(lambda: gateway.started)
 
@@ -119,3 +122,4 @@ async def start() -> AsyncIterator[Start]:
     yield begin
     for stop in stops:
         await stop()
+    assert not failures, "responses that differ from OpenAI's types"

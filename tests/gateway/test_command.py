@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from stretto.launcher.config import parser as launcher_parser
+from stretto.listening import listen, place
 from stretto_gateway.command import (
     KEYS,
     ORIGINS,
@@ -177,6 +179,56 @@ def test_gateway_port_in_use_prints_one_line_and_exits_with_1(capsys: pytest.Cap
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert main(["--port", str(taken.getsockname()[1])]) == 1
     assert "cannot listen at 127.0.0.1:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("localhost", "127.0.0.1"),
+        ("0.0.0.0", "0.0.0.0"),
+        ("::", "::"),
+        ("[::]", "::"),
+        ("[::1]", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+    ],
+)
+def test_address_to_listen_on_may_be_written_in_each_usual_form(text: str, address: str) -> None:
+    assert arguments().parse_args(["--address", text]).address == address
+    assert launcher_parser().parse_args(["--address", text]).address == address
+
+
+@pytest.mark.parametrize("text", ["", "*", "myhost", "127.0.0.1:8003", "[::1", "::1]", "[127.0.0.1", "256.0.0.1", "[]"])
+def test_wrong_address_is_refused_with_the_right_forms(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments().parse_args(["--address", text])
+    message = capsys.readouterr().err
+    assert f"without a port, got {text!r}" in message
+    assert ":: for all IPv6 and IPv4 addresses" in message
+    assert message.count("\n") == 1
+
+
+def test_address_of_another_host_is_reported_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--port", "0", "--address", "192.0.2.1"]) == 1
+    assert capsys.readouterr().err == "stretto gateway: cannot listen at 192.0.2.1:0: Cannot assign requested address\n"
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+@pytest.mark.parametrize(
+    ("address", "hosts", "shown"),
+    [
+        ("::", ("127.0.0.1", "::1"), " (all IPv6 and IPv4 addresses), server"),
+        ("::1", ("::1",), ", server"),
+        ("0.0.0.0", ("127.0.0.1",), " (all IPv4 addresses), server"),
+    ],
+)
+async def test_gateway_listens_at_the_address_and_prints_it(address: str, hosts: tuple[str, ...], shown: str) -> None:
+    config = read_config(arguments().parse_args(["--address", address, "--port", "0"]))
+    with listen(config.address, config.port, backlog=8) as listener:
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "::1"):
+            with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as client:
+                assert (client.connect_ex((host, port)) == 0) == (host in hosts)
+        assert f"listening at http://{place(address, port)}{shown}" in make_server(config, listener).message
 
 
 async def test_shutdown_is_unready_but_completes_open_responses(start: Start) -> None:

@@ -1,10 +1,12 @@
 """`/v1/audio/transcriptions` with OpenAI's own client."""
 
+import zlib
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
+from openai.types.audio import Transcription, TranscriptionSegment
 
 from stretto_gateway.answers import REFUSED
 from stretto_gateway.config import Limits
@@ -12,6 +14,7 @@ from stretto_gateway.encoding import wav_header
 from stretto_gateway.transcription import transcript_response
 from tests.client.fake_server import PROFILE, REPORT, Chunk, ErrorText
 from tests.gateway.conftest import Start
+from tests.gateway.openai_types import SERVER_EVENTS, mismatch
 from tests.gateway.test_chat import task
 
 WRITTEN = [Chunk(0, None, text="a "), Chunk(1, None, text="cat "), Chunk(2, None, is_final=True, is_last=True)]
@@ -30,6 +33,11 @@ async def test_transcription_is_returned_in_each_format(start: Start) -> None:
         model="tiny", file=FILE, response_format="verbose_json", timestamp_granularities=["segment"]
     )
     assert (verbose.text, verbose.duration, verbose.segments[0].end) == ("a cat", SECONDS, SECONDS)
+    assert verbose.segments[0].compression_ratio == 5 / len(zlib.compress(b"a cat"))
+    assert verbose.segments[0].unmeasured == ["tokens", "avg_logprob", "no_speech_prob", "temperature"]
+    warm: Any = await create(model="tiny", file=FILE, response_format="verbose_json", temperature=0.25)
+    assert warm.segments[0].temperature == 0.25
+    assert "temperature" not in warm.segments[0].unmeasured
     srt = await create(model="tiny", file=FILE, response_format="srt")
     assert srt == "1\n00:00:00,000 --> 00:00:01,250\na cat\n\n"
     vtt = await create(model="tiny", file=FILE, response_format="vtt")
@@ -204,3 +212,24 @@ async def test_refused_word_times_error_names_timestamp_granularities(start: Sta
 )
 def test_empty_transcript_has_no_segment(response_format: str, body: bytes) -> None:
     assert transcript_response(response_format, "", {"input_audio_s": 2.0}, {}).body == body
+
+
+async def test_every_segment_has_the_fields_of_openais_type(start: Start) -> None:
+    """Fields that no model reports are numbers, because strictly typed clients accept no null."""
+    async with (await start(WRITTEN, TRANSLATES)).http() as http:
+        for path in ("/v1/audio/transcriptions", "/v1/audio/translations"):
+            form = {"model": "tiny", "response_format": "verbose_json"}
+            body = (await http.post(path, files={"file": FILE}, data=form)).json()
+            (segment,) = body["segments"]
+            assert TranscriptionSegment.model_validate(segment, strict=True).text == "a cat"
+            assert segment["unmeasured"] == ["tokens", "avg_logprob", "no_speech_prob", "temperature"]
+
+
+def test_strict_comparison_finds_missing_and_mistyped_fields() -> None:
+    verbose = (
+        b'{"text": "a", "duration": 1.5, "language": "", "segments": [{"id": 0, "start": 0, "end": 1, "text": "a"}]}'
+    )
+    assert "avg_logprob" in mismatch(Transcription, verbose)
+    assert "usage" in mismatch(Transcription, b'{"text": "a", "usage": {"type": "tokens", "input_tokens": "5"}}')
+    assert mismatch(Transcription, b'{"text": "a"}') == ""
+    assert "item_id" in mismatch(SERVER_EVENTS["conversation.item.deleted"], b'{"type": "conversation.item.deleted"}')

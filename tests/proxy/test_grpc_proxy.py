@@ -420,5 +420,5 @@ async def test_pings_of_a_client_during_a_silent_call_are_accepted(proxy: Proxie
 
 async def test_grpc_port_in_use_is_not_shared(proxy: Proxied) -> None:
     taken = int(proxy.address.rpartition(":")[2])
-    with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{taken}"):
+    with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{taken}"):
         grpc_listener(replace(proxy_config(), grpc_port=taken))

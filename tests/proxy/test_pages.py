@@ -1,18 +1,24 @@
 """Readiness and metrics over HTTP, for any request."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
 
+from stretto.listening import described
 from stretto.proxy import pages
+from stretto.proxy.__main__ import grpc_listener, page_listener
+from stretto.proxy.connections import ConnectionLimits
 from stretto.proxy.pages import MetricsPage, PageServer, Readiness
 from tests.client.fake_server import FakeServer
 from tests.patience import PATIENCE_S, until_async
 from tests.ports import free_ports
+from tests.proxy.conftest import proxy_config
 
 Ask = Callable[[bytes], Awaitable[bytes]]
 
@@ -218,3 +224,39 @@ async def test_metrics_are_forwarded_from_triton(tmp_path: Path) -> None:
         async with await asyncio.start_unix_server(metrics, path):
             assert (await ask(get("/metrics"))).endswith(b"\r\n\r\nnv_ 1")
             assert (await ask(get("/other"))).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this host has no IPv6")
+@pytest.mark.parametrize(
+    ("address", "hosts"),
+    [("::", ("127.0.0.1", "::1")), ("::1", ("::1",)), ("0.0.0.0", ("127.0.0.1",)), ("127.0.0.1", ("127.0.0.1",))],
+)
+async def test_every_port_of_the_proxy_listens_at_the_same_addresses(address: str, hosts: tuple[str, ...]) -> None:
+    config = replace(proxy_config(), address=address)
+    grpc_server, grpc_port = grpc_listener(config)
+    await grpc_server.start()
+    pages_server = await page_listener(config, 0, MetricsPage("/no/metrics"), ConnectionLimits())
+    for host in ("127.0.0.1", "::1"):
+        assert await is_open(host, pages_server.sockets[0].getsockname()[1]) == (host in hosts)
+        # gRPC listens at 0.0.0.0 as at ::, which `described` says
+        assert await is_open(host, grpc_port) == (host in hosts or "also" in described(address))
+    pages_server.close()
+    await grpc_server.stop(0)
+
+
+async def is_open(host: str, port: int) -> bool:
+    """Return True if a port accepts a connection."""
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_taken_port_of_a_page_is_reported_with_the_reason() -> None:
+    config = proxy_config()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen at 127.0.0.1:{port}: Address already in use"):
+            await page_listener(config, port, MetricsPage("/no/metrics"), ConnectionLimits())

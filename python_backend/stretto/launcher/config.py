@@ -1,7 +1,6 @@
 """Launcher configuration and its command-line flags."""
 
 import argparse
-import ipaddress
 import math
 import os
 import re
@@ -13,6 +12,7 @@ from stretto import entry_points
 from stretto.errors import CommandParser, argument_path
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, configuration_digest, served_model
+from stretto.listening import LOOPBACK, listening_address
 from stretto.proxy.access import CLOSED, HTTP, Ports
 from stretto.triton_io.stub import PRONUNCIATIONS
 from stretto_client.lexicon_files import read_lexicon_file, write_json
@@ -124,7 +124,9 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--model-repository", type=argument_path, default=bundled_repository(), help="default: %(default)s"
     )
-    flags.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
+    flags.add_argument(
+        "--address", type=listening_address, default=LOOPBACK, help="0.0.0.0 or :: opens the ports to all hosts"
+    )
     flags.add_argument(
         "--allow", action="append", default=[], choices=CLOSED, help="open an API to all clients; repeatable"
     )
@@ -237,11 +239,6 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
-
-
-def ip_address(text: str) -> str:
-    """Parse an IP address; raise ValueError, which argparse reports, if it is invalid."""
-    return str(ipaddress.ip_address(text))
 
 
 def launch_config(flags: argparse.Namespace, passed: list[str]) -> LaunchConfig:

@@ -193,7 +193,8 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     flags = [f"--http-address=unix:{launch.http_socket}"]
     if HTTP in config.allowed:
         closed = ",".join(api for api in CLOSED_APIS if api not in config.allowed)
-        flags = [f"--http-address={config.address}"]
+        address = f"ipv6:{config.address}" if ":" in config.address else config.address  # libevhtp's form
+        flags = [f"--http-address={address}"]
         flags += [f"--http-restricted-api={closed}:stretto-key={secrets.token_urlsafe()}"] if closed else []
     return [
         *flags,

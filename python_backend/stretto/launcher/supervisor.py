@@ -17,6 +17,7 @@ from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import AbortedStart, TritonServer, identity
 from stretto.launcher.timeouts import BackOff, slowness
+from stretto.listening import described
 from stretto.triton_io.flow import DIRECTORY, tables_of
 from stretto.triton_io.stub import is_passing
 
@@ -111,7 +112,7 @@ class StatePublisher:
             return
         self.is_announced = True
         ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
-        log_line(f"ready after {age_s:.1f} s: {ports}; pid {pid}")
+        log_line(f"ready after {age_s:.1f} s: {ports} at {described(self._config.address)}; pid {pid}")
         if self._config.gateway_port is not None:
             log_line(f"web page: {page_address(self._config.address, self._config.gateway_port)}")
 

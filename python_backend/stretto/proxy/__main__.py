@@ -15,6 +15,7 @@ import grpc
 
 from stretto.disconnects import Disconnects
 from stretto.heartbeat import beat
+from stretto.listening import listen, place
 from stretto.proxy.access import (
     ENDING_ALL,
     ENDING_UNANSWERED,
@@ -114,19 +115,20 @@ async def page_listener(
     config: ProxyConfig, port: int, page: Pages, limits: ConnectionLimits, posts: Posts | None = None
 ) -> asyncio.Server:
     """Start an HTTP server for `page` and `posts`; raise OSError if the port is not available."""
-    server, most = PageServer(page, limits.page, posts), {"limit": MAX_HEAD_BYTES, "backlog": limits.page}
-    return await asyncio.start_server(server, config.address, port, **most)
+    server = PageServer(page, limits.page, posts)
+    listener = listen(config.address, port, limits.page)
+    return await asyncio.start_server(server, sock=listener, limit=MAX_HEAD_BYTES, backlog=limits.page)
 
 
 def grpc_listener(config: ProxyConfig) -> tuple[grpc.aio.Server, int]:
     """Return a gRPC server without handlers, and its port; raise OSError if the port is not available."""
     options = [*SERVER_OPTIONS, ("grpc.max_receive_message_length", config.max_request_bytes)]
     server = grpc.aio.server(options=options, maximum_concurrent_rpcs=MAX_CALLS)
-    host = f"[{config.address}]" if ":" in config.address else config.address
+    where = place(config.address, config.grpc_port)
     try:
-        return server, server.add_insecure_port(f"{host}:{config.grpc_port}")
+        return server, server.add_insecure_port(where)
     except RuntimeError:
-        raise OSError(f"cannot listen on {host}:{config.grpc_port}") from None
+        raise OSError(f"cannot listen at {where}") from None
 
 
 def grpc_proxy(
@@ -181,7 +183,7 @@ def main() -> int:
     try:
         asyncio.run(run(config, launcher, limits))
     except OSError as error:
-        print(error, flush=True)
+        print(error.strerror or error, flush=True)
         return 1
     finally:
         if config.cleanup and launcher.has_died:

@@ -25,8 +25,9 @@ from stretto.errors import CommandParser
 from stretto.gpus import gpu_number
 from stretto.launcher import command as launcher
 from stretto.launcher.background import BackgroundServer, CannotServe, require_installation
-from stretto.launcher.config import default_port, ip_address, whole_number
+from stretto.launcher.config import default_port, whole_number
 from stretto.launcher.installation import LaunchError, state_folder
+from stretto.listening import LOOPBACK, listening_address
 from stretto.releases.errors import BadArgument, ReleaseError
 from stretto.releases.fit import held_mb
 from stretto.releases.hub import Hub
@@ -103,7 +104,9 @@ def parser_of(speech: Speech) -> argparse.ArgumentParser:
     group.add_argument(
         "--port", type=first_port, default=default_port(), metavar="P", help="HTTP port; default: %(default)s"
     )
-    group.add_argument("--address", type=ip_address, default="127.0.0.1", help="0.0.0.0 opens the ports to all hosts")
+    group.add_argument(
+        "--address", type=listening_address, default=LOOPBACK, help="0.0.0.0 or :: opens the ports to all hosts"
+    )
     group.add_argument("--no-gateway", action="store_true", help="serve without web page and OpenAI's audio API")
     group.add_argument("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N")
     about = "format of the weights: int8 on the CPU, fp8 on a GPU"
