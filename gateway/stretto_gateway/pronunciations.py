@@ -78,8 +78,6 @@ async def put_pronunciations(request: Request, response: Response) -> StoredDict
         await FILES.run(store.replace, request.state.owner, entries)
     except InvalidEntry as error:
         raise mismatch(f"{FIELD}.{error.path}" if error.path else FIELD, error.expected, error.got) from None
-    except OSError:
-        raise ApiError(507, "not enough disk space for the dictionary", code="no_room") from None
     response.headers.update(ignored.headers)
     return {"object": "audio.pronunciations", "num_entries": len(entries)}
 

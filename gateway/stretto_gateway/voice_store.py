@@ -57,7 +57,7 @@ class VoiceStore:
         self._folder, self._max_voices, self._adding = folder, max_voices, threading.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.glob(f"*/*{UNFINISHED}"):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # another process has removed it, or the folder is read-only
                 if time.time() - left.stat().st_mtime > ABANDONED_S:
                     left.unlink()
 
@@ -73,7 +73,7 @@ class VoiceStore:
 
         Raises:
             TooManyVoices: The owner has the maximum number of voices.
-            OSError: The disk is full.
+            OSError: The disk is full or read-only, or the folder is forbidden.
         """
         voice = StoredVoice(f"voice_{secrets.token_hex(16)}", name, text, consent, int(time.time()))
         with self._adding:

@@ -105,8 +105,6 @@ async def create_voice(form: Annotated[VoiceForm, WITH_FILE], request: Request, 
     except TooManyVoices:
         message = f"there are {gateway.limits.max_voices} voices of this key, which is the limit; delete one"
         raise ApiError(400, message, code="too_many_voices") from None
-    except OSError:
-        raise ApiError(507, "not enough disk space for another voice", code="no_room") from None
 
 
 @router.delete("/v1/audio/voices/{voice_id}")

@@ -19,6 +19,7 @@ from stretto.launcher.front_ends import GatewayProcess
 from stretto.launcher.launch_log import LaunchLog
 from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
+from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.speech_request import HEADER
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Until
@@ -523,3 +524,52 @@ def test_stored_voice_with_invalid_fields_is_skipped(tmp_path: Path, change: dic
     (tmp_path / "everybody" / f"{odd.id}.recording").write_text(json.dumps(record) + "\n")
     assert store.all("everybody") == [kept]
     assert store.find("everybody", odd.id) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "code"),
+    [
+        (errno.EACCES, 500, "storage_failed"),
+        (errno.EROFS, 500, "storage_failed"),
+        (errno.EIO, 500, "storage_failed"),
+        (errno.EDQUOT, 507, "no_room"),
+    ],
+)
+async def test_folder_that_cannot_be_used_is_reported_and_logged_with_the_reason(
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    status: int,
+    code: str,
+) -> None:
+    running = await start(SPOKEN, CLONES, voices=tmp_path / "voices")
+    voice = await added_voice(running)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(tmp_path / "secret"))
+
+    with monkeypatch.context() as patch:
+        for name in ("add", "all", "head", "remove"):
+            patch.setattr(VoiceStore, name, fail)
+        for name in ("find", "replace", "remove"):
+            patch.setattr(PronunciationStore, name, fail)
+        async with running.http() as http:
+            answers = [
+                await Caller(running).bring(),
+                await Caller(running).forget(voice),
+                await Caller(running).speak(voice),
+                await http.get("/v1/audio/voices"),
+                await http.get("/v1/audio/pronunciations"),
+                await http.put("/v1/audio/pronunciations", json={"SQL": "sequel"}),
+                await http.delete("/v1/audio/pronunciations"),
+                await Caller(running).speak("alloy"),
+            ]
+    for answer in answers:
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (status, code)
+        assert error["message"].endswith(os.strerror(number))
+        assert "secret" not in error["message"]
+    assert caplog.text.count(f"secret: {os.strerror(number)}") == len(answers)
+    assert (await Caller(running).speak(voice)).status_code == 200

@@ -1,5 +1,6 @@
 """Folder of the installed models: only a folder with a valid manifest and complete files is used."""
 
+import errno
 import json
 import os
 import threading
@@ -234,3 +235,16 @@ def test_manifest_of_the_users_own_checkpoint(tmp_path: Path) -> None:
     InstalledModels(tmp_path / "models").remove(model)
     assert own.is_dir()
     assert replace(model.manifest, files={}).num_bytes == 0
+
+
+def test_file_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = install(tmp_path)
+    stat = Path.stat
+
+    def forbidden(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "model.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    assert model.damage() == "model.safetensors cannot be read: Permission denied"

@@ -139,8 +139,10 @@ class InstalledModel:
         for name, facts in self.manifest.files.items():
             try:
                 size = (self.checkpoint / name).stat().st_size
-            except (OSError, ValueError):  # ValueError: no file has such a name
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file has such a name
                 return f"{name} is missing"
+            except OSError as error:
+                return f"{name} cannot be read: {error.strerror}"
             if size != facts["bytes"]:
                 return f"{name} has {size} bytes, not {facts['bytes']}"
         return ""
