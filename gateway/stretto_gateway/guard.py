@@ -20,7 +20,7 @@ from starlette.websockets import WebSocketDisconnect
 from stretto.limits import host_of
 from stretto_gateway import page
 from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead
-from stretto_gateway.answers import ApiError
+from stretto_gateway.answers import ApiError, shown
 from stretto_gateway.config import GatewayConfig
 from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
 from stretto_gateway.voice_store import EVERYBODY
@@ -57,6 +57,7 @@ PLACE = re.compile(r"(?:\[(?P<bracketed>[^\[\]/?#@]+)\]|(?P<plain>[^:/?#@\[\]]+)
 ANY_ORIGIN = "*"  # allows pages of any origin
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 VALUES = b"[{,"  # bytes before every JSON value except the first
+CHARSETS = re.compile(r' *= *"?(utf-?8|us-ascii|iso-8859-1)"? *(;|$)', re.IGNORECASE)  # of a form
 VALUE_BYTES, SMALL_VALUES = 64, 1024  # minimum memory per parsed value; number of values that is always admitted
 LISTS = b"[{"  # the values that parse most slowly; 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
@@ -246,6 +247,9 @@ class Guard:
         path = scope["path"]
         if name := twice_given(scope):
             return ApiError(400, f"{name}: expected at most one such header, got several", code="invalid_value")
+        if charset := foreign_charset(headers):
+            message = f"Content-Type: expected a form with the charset utf-8, got {shown(charset)}"
+            return ApiError(400, message, code="invalid_value")
         is_ephemeral = is_realtime(scope) and key_in(authorization).startswith(PREFIX)
         if is_ephemeral and secret is None and not self._keys:
             return ApiError(401, "the client secret is unknown or expired", code="invalid_api_key")
@@ -315,6 +319,18 @@ def client_secret(scope: Scope, key: str) -> ClientSecret | None:
 def is_form(headers: Mapping[bytes, str]) -> bool:
     """Return True if the body is a multipart form, which may contain files."""
     return headers.get(b"content-type", "").lower().startswith("multipart/")
+
+
+def foreign_charset(headers: Mapping[bytes, str]) -> str:
+    """Return the charset of a form if it is not one of CHARSETS, otherwise an empty text.
+
+    The reader of forms would look it up among Python's codecs, which keep each name that they do not know for ever.
+    """
+    kind = headers.get(b"content-type", "")
+    _, *named = re.split("charset", kind, flags=re.IGNORECASE)
+    if not is_form(headers) or not named or (len(named) == 1 and CHARSETS.match(named[0])):
+        return ""
+    return named[0].lstrip(' ="').partition(";")[0].rstrip(' "') or "none"
 
 
 def too_large(max_bytes: int, which: str = "") -> ApiError:

@@ -1,5 +1,7 @@
 """Checks before a request is handled: browser pages at DNS names, repeated headers, keys, slashes after a path."""
 
+import encodings
+
 import pytest
 
 from stretto_gateway.config import Limits
@@ -204,3 +206,45 @@ async def test_reference_page_with_a_slash_redirects_by_a_relative_path(start: S
             assert (answer.status_code, answer.headers["location"]) == (307, "../docs")
         assert (await http.get("/docs/", follow_redirects=True)).text.startswith("<!doctype html>")
         assert (await http.get("//")).status_code == 200
+
+
+def form(name: bytes = b"model") -> bytes:
+    head = b'--B\r\nContent-Disposition: form-data; name="%s"\r\n\r\n' % name
+    return head + b"xn--\xc3\xa4\xff" * 100 + b"\r\n--B--\r\n"
+
+
+@pytest.mark.parametrize(
+    ("charset", "got"),
+    [
+        ("x" * 20_000, "'xxxx"),
+        ("nonsense", "'nonsense'"),
+        ('"undefined"', "'undefined'"),
+        ("idna", "'idna'"),
+        ("utf-7", "'utf-7'"),
+        ("utf-8; charset=punycode", "'utf-8'"),
+        ("utf-8x", "'utf-8x'"),
+        ("", "'none'"),
+    ],
+)
+async def test_other_charsets_of_forms_are_refused_and_not_kept(start: Start, charset: str, got: str) -> None:
+    running = await start()
+    known = set(encodings._cache)  # type: ignore[attr-defined]
+    async with running.http() as http:
+        for kind in (
+            f"multipart/form-data; boundary=B; charset={charset}",
+            f"Multipart/x; CHARSET ={charset}; boundary=B",
+        ):
+            answer = await http.post("/v1/audio/transcriptions", content=form(), headers={"content-type": kind})
+            assert answer.status_code == 400
+            assert f"expected a form with the charset utf-8, got {got}" in answer.json()["error"]["message"]
+    assert set(encodings._cache) == known  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("charset", ["utf-8", "UTF8", '"us-ascii"', "ISO-8859-1"])
+async def test_usual_charsets_of_forms_are_read(start: Start, charset: str) -> None:
+    running = await start()
+    async with running.http() as http:
+        kind = f"multipart/form-data; charset={charset}; boundary=B"
+        answer = await http.post("/v1/audio/transcriptions", content=form(), headers={"content-type": kind})
+    assert "charset" not in answer.text
+    assert answer.status_code in (400, 404)

@@ -349,7 +349,7 @@ VALUES = ("", "-1", " ", "9" * 30, "٣", "x y z", "\0", ":", "/")
 
 
 def damaged(lines: list[str]) -> Iterator[str]:
-    """Yield offers with each line cut after each character, and with other values in the place of what was cut."""
+    """Yield offers with each line cut after each character, and with other values instead of the rest."""
     for number, line in enumerate(lines):
         for end in range(len(line)):
             values = VALUES if line[:end].endswith((":", " ", "/", "=")) else VALUES[:1]

@@ -38,7 +38,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     XetDownloadError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.file_download import build_hf_headers, hf_raise_for_status
 from tqdm.auto import tqdm
 
 from stretto.errors import CheckpointError, shown
