@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import READABLE, check_pcm, read_file, resample
+from stretto.preprocessing.decoders import read_tag
 from stretto.preprocessing.file_size import MAX_FILE_BYTES
 
 MAX_S = 9.6
@@ -100,6 +101,19 @@ def test_audio_reads_identically_from_any_container_and_rate(container: str, rat
     assert np.std(at_16k[middle]) == pytest.approx(np.std(expected[middle]), rel=0.05)
     delay = 3 * 1024 * 16_000 / rate if container == "AAC" else 0.0  # which ADTS has no field for
     assert abs(len(at_16k) - len(expected)) <= 0.1 * len(expected) + delay
+
+
+@pytest.mark.parametrize("container", ["WEBM", "M4A", "MP4"])
+def test_tags_that_are_not_utf_8_are_no_damage(container: str) -> None:
+    muxer, codec, is_pipe = FFMPEG[container]
+    data = written(tone(16_000)[:, None], 16_000, muxer, codec, pipe=is_pipe)
+    pcm, rate = read_file(data, MAX_S)
+    tagged = data.replace(b"Lavf", "é©üf".encode("latin-1"))  # the name of the program
+    assert tagged != data
+    found, found_rate = read_file(tagged, MAX_S)
+    assert (found_rate, found.tolist()) == (rate, pcm.tolist())
+    tags = ("encoder", "encoder-app", "muxing_app")
+    assert any((read_tag(tagged, tag) or "").startswith("\N{REPLACEMENT CHARACTER}") for tag in tags)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ audio process (`audio_worker.py`), whose time and memory are limited. PyAV is im
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -204,7 +205,8 @@ class _FFmpeg:
 
         options = FFMPEG_OPTIONS | {"format_whitelist": self.demuxer or DEMUXERS}
         try:
-            with av.open(BytesIO(self.data), "r", format=self.demuxer, options=options) as container:
+            reader = partial(av.open, BytesIO(self.data), "r", metadata_errors="replace")  # tags may be in any encoding
+            with reader(format=self.demuxer, options=options) as container:
                 return self._decode(container, add)
         except (av.FFmpegError, ValueError, MemoryError) as error:
             if isinstance(error, InvalidRequest):
@@ -285,7 +287,8 @@ def read_tag(data: bytes, name: str) -> str | None:
     import av
 
     try:
-        with av.open(BytesIO(data), "r", options=FFMPEG_OPTIONS | {"format_whitelist": DEMUXERS}) as container:
+        options = FFMPEG_OPTIONS | {"format_whitelist": DEMUXERS}
+        with av.open(BytesIO(data), "r", options=options, metadata_errors="replace") as container:
             parts = [container.metadata, *(each.metadata for each in container.streams)]
     except (av.FFmpegError, ValueError, MemoryError):
         return None
