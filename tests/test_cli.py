@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -190,6 +191,19 @@ def test_help_needs_neither_a_wide_terminal_nor_unicode(words: str) -> None:
     done = shell(f"stretto {words}", **HOSTILE)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: stretto" if " " not in words else "usage:")
+
+
+def test_warnings_are_no_errors_in_any_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, kept in (("error", ""), ("error::DeprecationWarning,ignore", "ignore"), ("e,always", "always")):
+        monkeypatch.setenv("PYTHONWARNINGS", given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert main(["--version"]) == 0
+            warnings.warn("old", DeprecationWarning, stacklevel=1)
+        assert os.environ["PYTHONWARNINGS"] == kept
+    monkeypatch.setenv("PYTHONWARNINGS", "always")
+    assert main(["--version"]) == 0
+    assert os.environ["PYTHONWARNINGS"] == "always"
 
 
 class Parsed(Exception):

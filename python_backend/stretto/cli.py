@@ -5,6 +5,7 @@ Little is imported before the current folder is excluded, because Python may sea
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -53,6 +54,7 @@ def main(words: list[str] | None = None) -> int:
         except FileNotFoundError:
             print("stretto: the current folder was removed: change to another one", file=sys.stderr)
             return 1
+    drop_error_filters()
     if not words:
         print(USAGE, end="", file=sys.stderr)
         return 2
@@ -94,6 +96,21 @@ def exclude_current_folder(current: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(named)
     if "" in entries and current not in named and current in sys.path:
         sys.path.remove(current)
+
+
+def drop_error_filters() -> None:
+    """Make warnings no errors, here and in child processes, because libraries that we import warn."""
+    wanted = os.environ.get("PYTHONWARNINGS", "").split(",")
+    kept = [each for each in wanted if not is_error_filter(each)]
+    if kept != wanted:
+        os.environ["PYTHONWARNINGS"] = ",".join(kept)
+        warnings.filters[:] = [each for each in warnings.filters if each[0] != "error"]  # type: ignore[index]
+
+
+def is_error_filter(text: str) -> bool:
+    """Return True if a filter of PYTHONWARNINGS, whose action may be abbreviated, makes warnings errors."""
+    action = text.partition(":")[0].strip()
+    return bool(action) and "error".startswith(action)
 
 
 def run(name: str, words: list[str]) -> int:

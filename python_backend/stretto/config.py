@@ -114,7 +114,7 @@ class EngineConfig:
         Raises:
             ValueError: A value is out of range.
         """
-        return cls._from_record(json.loads(engine_json.read_text()), checkpoint)
+        return cls._from_record(json.loads(engine_json.read_text(encoding="utf-8")), checkpoint)
 
     @classmethod
     def _from_record(cls, record: dict[str, Any], checkpoint: Path) -> "EngineConfig":

@@ -69,7 +69,9 @@ def _query(limit_s: float, *arguments: str) -> list[str]:
         return []
     command = [program, *arguments, "--format=csv,noheader,nounits"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit_s).stdout.splitlines()
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=limit_s
+        ).stdout.splitlines()
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return []
 

@@ -151,7 +151,7 @@ class WorkerProcess:
             stdout=subprocess.PIPE,
             pass_fds=[self.memory],
             env=os.environ | ONE_THREAD,
-            text=True,
+            encoding="utf-8",
         )
 
     def _end(self) -> None:

@@ -116,6 +116,21 @@ def test_missing_or_unwritable_shared_memory_is_reported_in_one_line(
     assert not pid_file.exists()
 
 
+@pytest.mark.parametrize(("place", "reason"), [("none", "No such file or directory"), ("file", "Not a directory")])
+def test_unwritable_folder_of_tritons_backend_is_named_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str, reason: str
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(serve, "ENVIRONMENTS", tmp_path / place, raising=False)
+    monkeypatch.setattr(serve, "begin_launch", partial(launch.begin_launch, tmp_path / "none"))  # ends a start
+    pid_file = tmp_path / "pid"
+    assert serve.main(["--pid-file", str(pid_file), "--log-file", str(tmp_path / "log"), "--cache", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"[serve] cannot write {tmp_path / place} ({reason}), which Triton's Python backend needs")
+    assert said.count("\n") == 1
+    assert not pid_file.exists()
+
+
 def test_full_shared_memory_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(path: Path) -> None:
         path.touch()

@@ -3,6 +3,8 @@
 import concurrent.futures
 import os
 import platform
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -95,6 +97,19 @@ def test_container_installation_needs_no_extra_arguments(container: Path, tmp_pa
     found = find_installation(tmp_path / "cache")
     assert (found.executable, found.arguments, found.library_path) == (container, (), ())
     assert known_flags(found) == {"--help", "--backend-config"}
+
+
+def test_help_of_a_server_is_read_in_any_locale(container: Path, tmp_path: Path) -> None:
+    """Bytes that are no text in the locale's encoding, which is ASCII here, or none at all."""
+    write_server(container, HELP + r"\n  --t\303\274r <string>\377\n  --log-file <string>\n")
+    program = (
+        "from pathlib import Path; from stretto.launcher import server_search as module;"
+        f"module.CONTAINER_SERVER = Path({str(container)!r});"
+        f"print(*sorted(module.known_flags(module.find_installation(Path({str(tmp_path)!r})))))"
+    )
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert (done.stdout.split(), done.stderr) == ([b"--backend-config", b"--help", b"--log-file", b"--t"], b"")
 
 
 def test_client_shared_memory_flag_is_passed_if_supported(container: Path, tmp_path: Path) -> None:

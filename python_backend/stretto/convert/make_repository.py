@@ -539,11 +539,11 @@ def parameter(name: str) -> str:
 
 def change(config: Path, changes: dict[str, str]) -> None:
     """Apply the substitutions in `changes` to a config file; each pattern must match exactly once."""
-    text = config.read_text()
+    text = config.read_text(encoding="utf-8")
     for pattern, new in changes.items():
         text, num_changed = re.subn(pattern, new, text)
         assert num_changed == 1, f"{config}: {pattern!r} matches {num_changed} times instead of once"
-    config.write_text(text)
+    config.write_text(text, encoding="utf-8")
 
 
 def main(words: list[str] | None = None) -> int:

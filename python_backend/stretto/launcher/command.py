@@ -9,6 +9,7 @@ It uses the server of a Triton container, or else the one inside the nvidia-pytr
 
 import json
 import os
+import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from stretto.launcher.launch import SHARED_MEMORY, Launch, begin_launch, sweep
 from stretto.launcher.launch_log import log_line
 from stretto.launcher.server_search import find_installation
 from stretto.launcher.supervisor import Supervisor, Waits
+
+ENVIRONMENTS = Path("/tmp")  # the Python backend makes python_env_… there, whatever TMPDIR is
 
 
 def main(arguments: list[str]) -> int:
@@ -54,6 +57,7 @@ def serve(config: LaunchConfig) -> int:
         raise LaunchError(f"--model-repository: there is no folder {config.model_repository}")
     if not any(config.model_repository.glob("*/config.pbtxt")):
         raise LaunchError(f"--model-repository: no folder in {config.model_repository} contains a config.pbtxt")
+    check_environments_folder(ENVIRONMENTS)
     try:
         claim_files(config)
     except OSError as error:
@@ -76,6 +80,15 @@ def serve(config: LaunchConfig) -> int:
     finally:
         background.remove(config.pid_file)
         launch.close()
+
+
+def check_environments_folder(folder: Path) -> None:
+    """Raise LaunchError if Triton's Python backend cannot create its folder, because every start would fail."""
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=folder))
+    except OSError as error:
+        reason = f"cannot write {folder} ({error.strerror}), which Triton's Python backend needs whatever TMPDIR is"
+        raise LaunchError(f"{reason}: mount a tmpfs there, in a container with --tmpfs {folder}") from None
 
 
 def with_plain_paths(config: LaunchConfig, launch: Launch) -> tuple[LaunchConfig, Installation]:

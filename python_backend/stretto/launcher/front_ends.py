@@ -101,7 +101,7 @@ class ProxyProcess:
             pass_fds=[self._pulse.writing],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
         self._pulse.begin(self._process.pid)
         self._has_sent_ports = False

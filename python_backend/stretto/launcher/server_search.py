@@ -6,6 +6,7 @@ import subprocess
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stretto.launcher.installation import CONTAINER_SERVER, Installation, LaunchError
 
@@ -13,6 +14,7 @@ from stretto.launcher.installation import CONTAINER_SERVER, Installation, Launch
 # default. The proxy decides which clients may use it.
 OPTIONAL_FLAGS = ("--allow-client-shm=true",)
 HELP_S = 60.0
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}  # whatever the locale is
 FLAG = re.compile(r"^\s*(--[a-z][a-z0-9-]*)", re.MULTILINE)
 VERSION = re.compile(r"(\d+)\.(\d+)\.")
 VERSION_FILE = "TRITON_VERSION"  # in the folder of an installed server
@@ -56,7 +58,7 @@ def known_flags(installation: Installation) -> frozenset[str]:
     environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
     command = [str(installation.executable), "--help"]
     try:
-        completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HELP_S)
+        completed = subprocess.run(command, env=environment, capture_output=True, timeout=HELP_S, **TEXT)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"{installation.executable} --help: {error}") from error
     known = frozenset(FLAG.findall(completed.stdout + completed.stderr))

@@ -231,7 +231,7 @@ def check_endpoint() -> None:
 def read_token(path: Path) -> str:
     """Return the token in a file; raise BadArgument if there is none."""
     try:
-        token = path.read_text().strip()
+        token = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise BadArgument(f"--token-file: {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -346,7 +346,7 @@ def _opened(path: Path) -> TextIO:
     """Open a lock file; raise ReleaseError if the folder of the models cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+")
+        return path.open("a+", encoding="utf-8")
     except OSError as error:
         raise ReleaseError(f"{error.filename}: {error.strerror}; {FOLDER_VARIABLE} names another folder") from error
 

@@ -124,5 +124,5 @@ def _remove_stale(folder: Path) -> None:
 
 def _start_time(pid: int) -> str:
     """Return the start time of a process, in clock ticks after boot."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return fields[19]  # field 22; pid and name, which may contain anything, are cut off
