@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
@@ -324,6 +325,9 @@ BAD_OFFERS = {
     "empty id": (lambda sdp: sdp.replace("a=mid:0", "a=mid"), 400, "a line a=mid:ID of its own in each part"),
     "same id": (lambda sdp: sdp.replace("a=mid:1", "a=mid:0"), 400, "a line a=mid:ID of its own in each part"),
     "group of one": (lambda sdp: sdp[: sdp.index("m=application")], 400, "a=group:BUNDLE 0"),
+    "source": (lambda sdp: re.sub("a=ssrc:.*? ", "a=ssrc:4294967296 ", sdp), 400, "from 0 to 4294967295 in a=ssrc"),
+    "extension": (lambda sdp: sdp.replace("a=extmap:1 ", "a=extmap:256 "), 400, "from 1 to 255 in a=extmap"),
+    "large port": (lambda sdp: sdp.replace("a=sctp-port:5", "a=sctp-port:-5"), 400, "from 1 to 65535 in a=sctp-port"),
     "direction": (lambda sdp: sdp.replace("a=sendrecv", "a=inactive"), 400, "a=sendonly), got a=inactive"),
     "no direction": (lambda sdp: sdp.replace("a=sendrecv", "a=x"), 400, "got a line without a direction"),
     "password": (lambda sdp: sdp.replace("a=ice-pwd", "a=x-pwd"), 400, "a=ice-pwd"),

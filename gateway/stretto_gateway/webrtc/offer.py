@@ -71,6 +71,7 @@ def check_lines(description: SessionDescription) -> None:
         raise mismatch("sdp", "the codec opus/48000 in the audio line", named or "none")
     for media in description.media:
         check_security(media)
+        check_numbers(media)
 
 
 def check_security(media: MediaDescription) -> None:
@@ -90,3 +91,16 @@ def check_security(media: MediaDescription) -> None:
         raise mismatch("sdp", expected, f"a={media.direction}" if media.direction else "a line without a direction")
     if media.kind == "application" and media.sctp_port is None:
         raise mismatch("sdp", "a=sctp-port in the line of the data channel", "a line without it")
+
+
+def check_numbers(media: MediaDescription) -> None:
+    """Raise ApiError if a number of a line does not fit into the packets that carry it."""
+    ids = [extension.id for extension in media.rtp.headerExtensions]
+    named: list[tuple[str, int, int, list[int]]] = [
+        ("a=ssrc", 0, 0xFFFFFFFF, [source.ssrc for source in media.ssrc]),
+        ("a=extmap", 1, 0xFF, ids),
+        ("a=sctp-port", 1, 0xFFFF, [] if media.sctp_port is None else [media.sctp_port]),
+    ]
+    for attribute, least, largest, numbers in named:
+        if not all(least <= number <= largest for number in numbers):
+            raise mismatch("sdp", f"a number from {least} to {largest} in {attribute}", "another one")
