@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.base import TextTrack
 from stretto.families.mechanism import NO_MECHANISM
+from stretto.families.plugin import read_family
 from stretto.families.tiny.family import FIRST_CODE, TINY
-from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.preprocessing.request import Preprocessor, RawRequest, within_rate
 from stretto.records.chunk import Alignment
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
@@ -49,6 +50,35 @@ def test_text_becomes_a_prompt_with_tts_defaults(preprocessor: Preprocessor) -> 
     assert prompt.sampling.audio == TINY.task("tts").sampling.audio
     assert prompt.sampling.seed is not None
     assert Prompt.from_bytes("prompt", prompt.to_bytes(), prompt.rows) == prompt
+
+
+@pytest.mark.parametrize(
+    ("seconds", "options", "rows"),
+    [
+        (0.3, None, (0, 24 + 12)),
+        (2.0, None, (0, 24 + 80)),
+        (2.0, '{"text": {"max_rows": 50}}', (0, 50)),
+        (2.0, '{"text": {"min_rows": 200, "max_rows": 300}}', (24 + 80, 24 + 80)),
+        (17.99, None, (0, 24 + 720)),
+    ],
+)
+def test_text_of_a_recording_is_limited_by_its_length(
+    preprocessor: Preprocessor, seconds: float, options: str | None, rows: tuple[int, int]
+) -> None:
+    pcm = speech(round(seconds * 16_000), 16_000)
+    prompt = preprocessor.prepare(RawRequest(pcm_in=pcm, sample_rate=16_000, options=options))
+    assert (prompt.sampling.text.min_rows, prompt.sampling.text.max_rows) == rows
+
+
+@pytest.mark.parametrize("name", ["opuslm", "opuslm_dialogue", "tiny", "vita_audio"])
+def test_transcripts_of_every_family_are_limited_and_answers_are_not(name: str) -> None:
+    family = read_family({"speech_family": name})
+    assert [task.name for task in family.tasks if task.writes_down] == ["asr"]
+    task = family.task("asr")
+    of_a_word, of_a_minute = (within_rate(task.sampling, task, seconds).text for seconds in (0.3, 60.0))
+    assert 20 <= of_a_word.max_rows <= 40
+    assert of_a_word.min_rows == task.sampling.text.min_rows
+    assert of_a_minute.max_rows == min(task.sampling.text.max_rows, task.text_rate.max_rows(60.0))
 
 
 SPOKEN = "The Leo’s cat, at 5."
@@ -127,7 +157,8 @@ def test_seeds_are_random_unless_requested(preprocessor: Preprocessor) -> None:
 def test_audio_input_becomes_25_frames_per_second(preprocessor: Preprocessor, raw: RawRequest) -> None:
     prompt = preprocessor.prepare(raw)
     assert (prompt.task, prompt.words, prompt.input_audio_s) == ("asr", (), 1.0)
-    assert len(prompt.rows) == 3 + 25 + TINY.layout.max_delay
+    num_silent = 15  # 0.3 s at both ends
+    assert len(prompt.rows) == 3 + 25 + num_silent + TINY.layout.max_delay
     assert prompt.rows[2 + 3 : 2 + 3 + 25, 1].tolist() == [FIRST_CODE + frame for frame in range(25)]
 
 

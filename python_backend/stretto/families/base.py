@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from math import ceil
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_type_hints
 
 from stretto.errors import InvalidRequest, shown
@@ -180,6 +181,26 @@ class CodeTrack:
 
 
 READ_ALOUD = ("tts", "speak")  # tasks whose replies speak a given text; others answer it
+WRITTEN_DOWN = ("asr", "translate")  # tasks whose replies are the text of a recording
+
+
+@dataclass(frozen=True)
+class TextRate:
+    """Longest text for a recording, so that a model cannot go on inventing words.
+
+    The defaults are for subwords: about four times as many as in usual speech.
+
+    Attributes:
+        first_rows: Rows for any recording.
+        rows_per_s: Further rows for each second of it.
+    """
+
+    first_rows: int = 16
+    rows_per_s: float = 25.0
+
+    def max_rows(self, seconds: float) -> int:
+        """Return the largest number of rows of text for a recording."""
+        return self.first_rows + ceil(self.rows_per_s * seconds)
 
 
 @dataclass(frozen=True)
@@ -197,6 +218,7 @@ class Task:
         has_history: True if user and assistant turns may precede the last turn.
         system: Content that a leading system turn may have; empty if none is allowed.
         voice_roles: Roles of the turns whose recordings are of voices to clone. Silence in them is refused.
+        text_rate: Longest text for the last turn's recording, in tasks that write it down.
     """
 
     name: str
@@ -209,6 +231,7 @@ class Task:
     has_history: bool = False
     system: tuple[str, ...] = ()
     voice_roles: tuple[Role, ...] = ("system",)
+    text_rate: TextRate = TextRate()
 
     def __post_init__(self) -> None:
         self.sampling.check()
@@ -227,6 +250,11 @@ class Task:
     def reads_aloud(self) -> bool:
         """True if the reply speaks the text of the last turn."""
         return self.name in READ_ALOUD and self.needs == ("text",)
+
+    @property
+    def writes_down(self) -> bool:
+        """True if the reply is the text of the last turn's recording."""
+        return self.name in WRITTEN_DOWN and not self.speaks
 
     @property
     def has_audio_segment(self) -> bool:

@@ -42,6 +42,7 @@ from stretto.preprocessing.options import MAX_OPTIONS_BYTES, read_delivery, read
 from stretto.records.chunk import ALIGNED_RATE, MAX_ALIGNED_S, Alignment
 from stretto.records.json_record import read_json, string
 from stretto.records.prompt import MAX_PART_CHARS, Prompt, SourceWord, TextPart, read_session
+from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 from stretto_client.pronunciation import Dictionary, Pronouncer, Replacement
 from stretto_client.schema import ChunkingOptions
@@ -218,7 +219,7 @@ class Preprocessor:
         return Prompt(
             task.name,
             written.rows,
-            written.limited(sampling),
+            self._within_rate(written.limited(sampling), task, pieces),
             written.words,
             options.delivery,
             written.audios,
@@ -239,6 +240,16 @@ class Preprocessor:
             has_empty_reply=written.has_empty_reply,
             images=written.images,
         )
+
+    def _within_rate(self, sampling: SamplingConfig, task: Task, pieces: tuple[Piece, ...]) -> SamplingConfig:
+        """Limit the text of the last recording; a reply in step with its recording has the recording's length."""
+        if not task.writes_down or self.family.code_track is not None:
+            return sampling
+        recording = pieces[-1]
+        if recording.codes is not None:
+            return within_rate(sampling, task, recording.codes.shape[1] / self.codec.spec.frame_rate)
+        assert recording.pcm is not None
+        return within_rate(sampling, task, len(recording.pcm) / self._encoder_rate)
 
     def _pronounced(
         self, turns: tuple[Turn, ...], spellings: Mapping[str, str]
@@ -323,6 +334,13 @@ class Preprocessor:
         if len(pcm) < rate * shortest:
             raise InvalidRequest(recording.field, f"at least {shortest:g} s", f"{len(pcm) / rate:.4f} s")
         return pcm
+
+
+def within_rate(sampling: SamplingConfig, task: Task, seconds: float) -> SamplingConfig:
+    """Return `sampling` with the text limited to the longest one for a recording of this length."""
+    most = min(sampling.text.max_rows, task.text_rate.max_rows(seconds))
+    least = min(sampling.text.min_rows, most)
+    return replace(sampling, text=replace(sampling.text, min_rows=least, max_rows=most))
 
 
 def _is_live(raw: RawRequest) -> bool:

@@ -20,7 +20,7 @@ from stretto.families.tiny.family import (
     VOICES,
 )
 from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate
-from stretto.families.tiny.recording import extract_speech, trim_silence
+from stretto.families.tiny.recording import extract_speech, speech_bounds
 from tests.fakes import FrameCounter
 from tests.recordings import sentence
 
@@ -123,11 +123,23 @@ def test_text_and_audio_pieces_become_tts_and_asr_prompts() -> None:
 
 @pytest.mark.parametrize("before", [0, 16_000])
 @pytest.mark.parametrize("after", [0, 8_000, 16_000])
-def test_silence_around_speech_is_trimmed_to_0_3_s(before: int, after: int) -> None:
+def test_speech_is_found_in_silence(before: int, after: int) -> None:
     speech = np.full(6_400, 0.5, np.float32)
     padded = np.concatenate([np.zeros(before, np.float32), speech, np.full(after, 1e-4, np.float32)])
-    kept = np.pad(speech, [(4_800 if before else 0, 4_800 if after else 0)])
-    assert np.allclose(trim_silence(padded, RATE), kept, atol=1e-3)
+    assert speech_bounds(padded, RATE) == (before, before + 6_400)
+
+
+@pytest.mark.parametrize("before", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("after", [0.0, 0.1, 0.5])
+def test_speech_has_0_3_s_of_silence_at_both_ends(before: float, after: float) -> None:
+    first, last = speech_bounds(SPEECH, RATE)
+    silence = [np.zeros(round(seconds * RATE), np.float32) for seconds in (before, after)]
+    found = extract_speech(np.concatenate([silence[0], SPEECH[first:last], silence[1]]), RATE)
+    margin = round(0.3 * RATE)
+    assert found is not None
+    assert len(found) == last - first + 2 * margin
+    for end in (found[:margin], found[-margin:]):
+        assert np.abs(end).max() < 1e-3 * np.abs(found).max()
 
 
 @pytest.mark.parametrize("decibels", [-60, -30, -15, -6, 6])
@@ -195,15 +207,14 @@ def test_noise_and_clicks_around_speech_are_trimmed(noise: float, click: bool) -
     pcm = np.concatenate([np.zeros(16_000), speech, np.zeros(48_000)]) + noise * rng.standard_normal(72_000)
     if click:
         pcm[[4_000, 64_000]] = 1.0
-    kept = trim_silence(pcm.astype(np.float32), RATE)
-    assert np.array_equal(kept, pcm.astype(np.float32)[16_000 - 4_800 : 24_000 + 4_800])
+    assert speech_bounds(pcm.astype(np.float32), RATE) == (16_000, 24_000)
 
 
 @pytest.mark.parametrize("num", [0, 1, 319, 960, 16_000])
 def test_recordings_without_speech_are_not_trimmed(num: int) -> None:
     rng = np.random.default_rng(0)
     for pcm in (np.zeros(num), rng.standard_normal(num) * 0.1):
-        assert len(trim_silence(pcm.astype(np.float32), RATE)) == num
+        assert speech_bounds(pcm.astype(np.float32), RATE) == (0, num)
 
 
 def test_tiny_asr_refuses_codes() -> None:

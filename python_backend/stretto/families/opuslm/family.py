@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import Family, Task, TextRate, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import SAMPLED_TAIL, SampledTail, Segment, StreamLayout
 
@@ -113,6 +113,7 @@ SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0, min_rows=1, max_rows=MOST_ROWS),
     audio=SegmentSampling(temperature=0.8, top_k=30, min_rows=3, max_rows=MOST_ROWS),
 )
+TEXT_RATE = TextRate(first_rows=16, rows_per_s=25.0)
 
 
 def _family(name: str, vocabulary: OpusVocabulary, tasks: tuple[Task, ...]) -> Family:
@@ -156,7 +157,7 @@ def opuslm(vocabulary: OpusVocabulary) -> Family:
         vocabulary,
         (
             Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, system=("audio",)),
-            Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING),
+            Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING, text_rate=TEXT_RATE),
             Task("text_lm", (Segment.TEXT,), text, ("text",), SAMPLING),
             Task("audio_lm", (Segment.AUDIO,), (), ("audio",), SAMPLING),
         ),
@@ -174,7 +175,7 @@ def opuslm_dialogue(vocabulary: OpusVocabulary) -> Family:
             Task("dialogue", (Segment.TEXT, Segment.AUDIO), text, (), SAMPLING, also=("text", "audio"), **turns),
             Task("text_dialogue", (Segment.TEXT,), text, ("text",), SAMPLING, **turns),
             Task("speak", (Segment.AUDIO,), (), ("text",), SAMPLING, answers="assistant", **turns),
-            Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING, **turns),
+            Task("asr", (Segment.TEXT,), text, ("audio",), SAMPLING, text_rate=TEXT_RATE, **turns),
         ),
     )
 

