@@ -71,17 +71,17 @@ class Tally:
     def summary(self) -> str:
         """Return a line with audio duration, time to first audio, real-time factor, seed and guidance."""
         drawn = f"seed {self.report['seed']}"
+        ended = [] if self.report["finish_reason"] == "stop" else [f"ended by {self.report['finish_reason']}"]
         if self.rtf is None:
-            return f"no audio, complete after {self.total_s:.2f} s, {drawn}"
+            return ", ".join([f"no audio, complete after {self.total_s:.2f} s", drawn, *ended])
         parts = [
             f"{self.audio_s:.2f} s of audio",
             f"first audio after {self.first_audio_s:.2f} s",
             f"real-time factor {self.rtf:.2f}",
             drawn,
             f"guidance {self.report['guidance_scale']:g}",
+            *ended,
         ]
-        if self.report["finish_reason"] != "stop":
-            parts.append(f"ended by {self.report['finish_reason']}")
         if left_out := self.report.get("left_out"):
             parts.append(f"left out: {', '.join(left_out)}")
         if untimed := self.report.get("untimed_words"):

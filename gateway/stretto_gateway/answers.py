@@ -258,13 +258,18 @@ class DeletedVoice(TypedDict):
 
 
 class SpokenItem(TypedDict):
-    """Audio for one text in a batch. `audio_data` is the file in base64; `untimed_words` may be missing from it."""
+    """Audio for one text in a batch.
+
+    `audio_data` is the file in base64; `untimed_words` may be missing from it. `finish_reason` is present if a limit
+    ended the audio.
+    """
 
     index: int
     status: Literal["success"]
     audio_data: str
     media_type: str
     untimed_words: NotRequired[list[str]]
+    finish_reason: NotRequired[Literal["length"]]
 
 
 class FailedItem(TypedDict):
@@ -289,12 +294,13 @@ class SpeechOutcome(TypedDict):
     """Outcome of a speech response.
 
     Attributes:
+        status: `incomplete` if a limit ended the audio.
         bytes: Size of the audio or events that were sent.
         error: Message if it failed.
     """
 
     id: str
-    status: Literal["in_progress", "completed", "failed", "cancelled"]
+    status: Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
     bytes: int
     error: str | None
 
@@ -347,10 +353,14 @@ class TokenUsage(TypedDict):
 
 
 class PlainText(TypedDict):
-    """Transcript of a recording."""
+    """Transcript of a recording.
+
+    `finish_reason` is present if a limit ended the text.
+    """
 
     text: str
     usage: NotRequired[TokenUsage]
+    finish_reason: NotRequired[Literal["length"]]
 
 
 class TextSegment(TypedDict):
@@ -383,7 +393,7 @@ class TranscribedWord(TypedDict):
 class TimedText(TypedDict):
     """Transcript in the `verbose_json` format.
 
-    `words` is present if it was requested and the server has an aligner.
+    `words` is present if it was requested and the server has an aligner, and `finish_reason` if a limit ended the text.
     """
 
     task: Literal["transcribe", "translate"]
@@ -392,6 +402,7 @@ class TimedText(TypedDict):
     text: str
     segments: list[TextSegment]
     words: NotRequired[list[TranscribedWord]]
+    finish_reason: NotRequired[Literal["length"]]
 
 
 class SpokenReply(TypedDict):

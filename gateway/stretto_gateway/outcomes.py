@@ -1,8 +1,9 @@
 """Outcomes of recent speech responses, so that the client of a raw stream can learn whether it is complete."""
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Any
 
 from stretto_gateway.answers import ApiError, SpeechOutcome
 
@@ -26,7 +27,7 @@ class Outcomes:
         return found
 
     async def followed(
-        self, owner: str, request_id: str, parts: AsyncGenerator[bytes, None]
+        self, owner: str, request_id: str, parts: AsyncGenerator[bytes, None], report: Mapping[str, Any]
     ) -> AsyncGenerator[bytes, None]:
         """Yield the parts of a response, and record how it ends.
 
@@ -34,6 +35,7 @@ class Outcomes:
             owner: Owner of the caller's key.
             request_id: Id of the request.
             parts: Parts of the response.
+            report: The server's report, once the parts are complete.
         """
         outcome: SpeechOutcome = {"id": request_id, "status": "in_progress", "bytes": 0, "error": None}
         self._add(owner, outcome)
@@ -48,7 +50,7 @@ class Outcomes:
         except BaseException:  # the client has disconnected, or the gateway fails
             outcome["status"] = "cancelled"
             raise
-        outcome["status"] = "completed"
+        outcome["status"] = "incomplete" if report.get("finish_reason") == "length" else "completed"
 
     def _add(self, owner: str, outcome: SpeechOutcome) -> None:
         if sum(map(len, self._outcomes.values())) >= self._max_outcomes:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
@@ -64,6 +64,7 @@ from stretto_gateway.voices import choose_voice
 
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
+LENGTH: Literal["length"] = "length"  # finish reason of replies that a limit ends
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 OF_THE_VOICE = ("messages[0].text", "messages[0].audio", "audio", "messages")  # the server's fields of a recorded voice
 # Request fields, keyed by the server's field names.
@@ -100,7 +101,7 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     def first_headers() -> dict[str, str]:
         return marker_header(made) | ignored.headers
 
-    answer = Streamed(follow(parts), media_type, gateway.limits.stall_s, last_words, first_headers)
+    answer = Streamed(follow(parts, made), media_type, gateway.limits.stall_s, last_words, first_headers)
     if body.stream_format != "sse" and body.response_format in RAW:
         answer.headers["x-sample-rate"] = str(body.rate)
     return answer
@@ -228,12 +229,17 @@ async def sse_parts(
             report.update(event.report or {})
     if rest := encoder.close():
         yield sse(delta(rest))
-    yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed_words(report))
+    yield sse({"type": "speech.audio.done", "usage": usage(report)} | untimed_words(report) | limit_reason(report))
 
 
 def untimed_words(report: dict[str, Any]) -> dict[str, list[str]]:
     """Return the words of the text without a time as `untimed_words`; empty if there are none."""
     return {"untimed_words": words} if (words := report.get("untimed_words")) else {}
+
+
+def limit_reason(report: Mapping[str, Any]) -> dict[str, str]:
+    """Return `finish_reason` if a limit ended the text or the audio; empty if the model ended it."""
+    return {"finish_reason": LENGTH} if report.get("finish_reason") == LENGTH else {}
 
 
 def wants_alignment(profile: ModelProfile) -> bool:
@@ -493,4 +499,6 @@ async def result(
     }
     if words := report.get("untimed_words"):
         made["untimed_words"] = words
+    if limit_reason(report):
+        made["finish_reason"] = LENGTH
     return made

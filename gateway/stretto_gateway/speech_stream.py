@@ -17,7 +17,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, read_json, session_tasks
 from stretto_gateway.realtime.settings import IGNORED, validated
-from stretto_gateway.speech import audio_parts, untimed_words, voice_options
+from stretto_gateway.speech import audio_parts, limit_reason, untimed_words, voice_options
 from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, held_bytes
 
 
@@ -332,5 +332,5 @@ class StreamSession:
             await self._channel.send("audio.done", **place, total_bytes=num_bytes, error=has_failed)
         await text.ended()
         tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
-        names = untimed_words(report) | ({IGNORED: tags} if tags else {})
+        names = untimed_words(report) | limit_reason(report) | ({IGNORED: tags} if tags else {})
         await self._channel.send("session.done", utterance_index=index, total_sentences=1, **names)

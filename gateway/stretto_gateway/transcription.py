@@ -19,7 +19,7 @@ from stretto_gateway.catalogue import find_task, transcribes
 from stretto_gateway.events import Streamed, text_events
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
-from stretto_gateway.speech import sse, sse_error, timed_word, usage
+from stretto_gateway.speech import LENGTH, limit_reason, sse, sse_error, timed_word, usage
 from stretto_gateway.speech_request import (
     AUTO,
     MAX_SHOWN_CHARS,
@@ -45,6 +45,7 @@ RAW_TYPES: dict[str, g711.Law] = {
     "audio/alaw": "alaw",
     "audio/x-alaw": "alaw",
 }
+FINISH_REASON = "stretto-finish-reason"  # header of a transcript that a limit ended
 CONTAINERS = (b"RIFF", b".snd")  # first bytes of WAV and Sun files, which programs also call `audio/basic`
 
 
@@ -148,7 +149,8 @@ async def create_transcription(form: Annotated[TranscriptionForm, WITH_FILE], re
             request.receive, transcribed(gateway, content, TRANSCRIBE, options)
         )
         if form.response_format == "json":
-            answer = JSONResponse({"text": text, "usage": {"type": "tokens"} | usage(report)})
+            record = {"text": text, "usage": {"type": "tokens"} | usage(report)} | limit_reason(report)
+            answer = JSONResponse(record, headers=limit_header(report))
         else:
             head: dict[str, Any] = {"task": "transcribe", "language": form.spoken_language(profile)} | (
                 {"words": words} if times_words or report.get("aligned") else {}
@@ -255,7 +257,11 @@ async def sse_parts(
     counts = {"type": "tokens"} | usage(report)
     if is_vllms:
         counts |= {"prompt_tokens": counts["input_tokens"], "completion_tokens": counts["output_tokens"]}
-    yield sse({"type": "transcript.text.done", "text": text.strip(), "usage": counts})
+    end: dict[str, Any] = {"type": "transcript.text.done", "text": text.strip(), "usage": counts}
+    if is_vllms:
+        reason = report.get("finish_reason", "stop")
+        end["choices"] = [{"index": 0, "delta": {"content": ""}, "finish_reason": reason}]
+    yield sse(end | limit_reason(report))
 
 
 @asynccontextmanager
@@ -284,20 +290,29 @@ def transcript_response(
         head: Additional fields for `verbose_json`.
         temperature: Temperature of the request; None for the model's own.
     """
+    reason = limit_reason(report)
+    headers = limit_header(report)
     match response_format:
         case "json":
-            return JSONResponse({"text": text})
+            return JSONResponse({"text": text} | reason, headers=headers)
         case "text":
-            return PlainTextResponse(text + "\n")
+            return PlainTextResponse(text + "\n", headers=headers)
     end_s = report.get("input_audio_s", 0.0)
     match response_format:
         case "srt":
-            return PlainTextResponse(f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n" if text else "")
+            cue = f"1\n{stamp(0, ',')} --> {stamp(end_s, ',')}\n{text}\n\n" if text else ""
+            return PlainTextResponse(cue, headers=headers)
         case "vtt":
             cue = f"{stamp(0, '.')} --> {stamp(end_s, '.')}\n{text}\n\n" if text else ""
-            return PlainTextResponse(f"WEBVTT\n\n{cue}", media_type="text/vtt")
+            note = f"NOTE finish_reason: {reason['finish_reason']}\n\n" if reason else ""
+            return PlainTextResponse(f"WEBVTT\n\n{cue}{note}", headers=headers, media_type="text/vtt")
     segments = [text_segment(text, end_s, temperature)] if text else []
-    return JSONResponse(head | {"duration": end_s, "text": text, "segments": segments})
+    return JSONResponse(head | {"duration": end_s, "text": text, "segments": segments} | reason, headers=headers)
+
+
+def limit_header(report: dict[str, Any]) -> dict[str, str]:
+    """Return the header of a transcript that a limit ended; empty if the model ended it."""
+    return {FINISH_REASON: LENGTH} if limit_reason(report) else {}
 
 
 def text_segment(text: str, end_s: float, temperature: float | None) -> TextSegment:

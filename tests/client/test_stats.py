@@ -34,9 +34,10 @@ def test_first_audio_time_is_of_the_first_event_with_samples(monkeypatch: pytest
     assert tally.summary() == ("2.00 s of audio, first audio after 0.40 s, real-time factor 0.50, seed 7, guidance 1.5")
 
 
-def test_summary_mentions_a_length_finish_reason() -> None:
+@pytest.mark.parametrize("num_samples", [160, None])
+def test_summary_mentions_a_length_finish_reason(num_samples: int | None) -> None:
     tally = Tally(stream=io.StringIO())
-    tally.add(event(160, report=REPORT | {"finish_reason": "length"}))
+    tally.add(event(num_samples, report=REPORT | {"finish_reason": "length"}))
     assert tally.summary().endswith(", ended by length")
 
 

@@ -52,7 +52,7 @@ async def test_oldest_outcome_of_the_largest_caller_is_forgotten() -> None:
 
     outcomes = Outcomes(max_outcomes=3)
     for owner, request_id in (("b", "1"), ("a", "2"), ("a", "3"), ("a", "4"), ("a", "5")):
-        _ = [part async for part in outcomes.followed(owner, request_id, nothing())]
+        _ = [part async for part in outcomes.followed(owner, request_id, nothing(), {})]
     assert outcomes.find("b", "1")["status"] == "completed"
     assert outcomes.find("a", "5")["bytes"] == 0
     for gone in ("2", "3"):

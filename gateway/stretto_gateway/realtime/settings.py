@@ -18,6 +18,7 @@ MAX_ERRORS = 16  # maximum number of errors reported for one update
 MAX_IGNORED = 32  # maximum number of fields named in one event
 IGNORED = "stretto_ignored"  # added to OpenAI's events, whose types allow further fields
 ASR = ("asr",)
+FINISH_REASON = "stretto_finish_reason"  # added to OpenAI's events about transcripts that a limit has ended
 TURN_END = "stretto_turn_end"  # added to OpenAI's events about sessions with `semantic_vad`
 # OpenAI's transcription models without turn detection, whose clients commit each turn themselves.
 WITHOUT_VAD = ("gpt-realtime-whisper", "gpt-live-transcribe")

@@ -25,9 +25,9 @@ from stretto_gateway.realtime.audio_input import milliseconds, samples
 from stretto_gateway.realtime.conversation import Conversation, Item, ItemPart
 from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import Reply, make_order
-from stretto_gateway.realtime.settings import Format, RealtimeSettings, ignoring
+from stretto_gateway.realtime.settings import FINISH_REASON, Format, RealtimeSettings, ignoring
 from stretto_gateway.realtime.wire_audio import written_recording
-from stretto_gateway.speech import usage
+from stretto_gateway.speech import LENGTH, limit_reason, usage
 
 MAX_WAITING = 16  # recordings per session
 NAME = "conversation.item.input_audio_transcription"
@@ -187,7 +187,9 @@ class Transcriber:
                     if event.text:
                         await self._send_event(item, "delta", delta=event.text)
         item.parts[0].text = text.strip()
-        await self._send_event(item, "completed", transcript=text.strip(), usage={"type": "tokens"} | usage(report))
+        counts = {"type": "tokens"} | usage(report)
+        reason = {FINISH_REASON: LENGTH} if limit_reason(report) else {}
+        await self._send_event(item, "completed", transcript=text.strip(), usage=counts, **reason)
 
     def _transcription(self, pcm: bytes, live: LiveTurn | None) -> Begin:
         """Return the function that sends the audio of a turn to the server."""

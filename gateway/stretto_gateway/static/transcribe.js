@@ -40,8 +40,9 @@ class TranscribePanel {
     element("copy-button").hidden = true;
     this.#say(`Listening to ${file.name}…`);
     try {
-      await this.#receive(await this.#send(file, request.signal), text);
-      this.#say(text.textContent === "" ? "No speech was found." : "Transcript:");
+      const isCut = await this.#receive(await this.#send(file, request.signal), text);
+      const found = text.textContent === "" ? "No speech was found." : "Transcript:";
+      this.#say(isCut ? "Transcript, ended by a limit:" : found);
       element("copy-button").hidden = text.textContent === "" || navigator.clipboard === undefined;
     } catch (error) {
       if (error.name !== "AbortError") this.#fail(error);
@@ -58,12 +59,15 @@ class TranscribePanel {
 
   async #receive(answer, text) {
     let isWhole = false;
+    let isCut = false;
     for await (const event of events(answer)) {
       if (event.type === "transcript.text.delta") text.textContent += event.delta;
       if (event.type === "transcript.text.done") [text.textContent, isWhole] = [event.text, true];
+      if (event.finish_reason === "length") isCut = true;
       text.hidden = text.textContent === "";
     }
     if (!isWhole) throw new Error("The response was interrupted.");
+    return isCut;
   }
 
   #fail(error) {

@@ -12,7 +12,7 @@ from stretto_gateway.realtime.conversation import Conversation
 from stretto_gateway.realtime.events import DONE, Channel, SessionEnd
 from stretto_gateway.realtime.reply import Order, Reply, response_record
 from stretto_gateway.realtime.session import RealtimeSession
-from stretto_gateway.realtime.settings import PHONE, Settings
+from stretto_gateway.realtime.settings import FINISH_REASON, PHONE, Settings
 from stretto_gateway.realtime.talk import NAME, Talk
 from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
 from stretto_gateway.speech_request import Ignored, SpeechFields
@@ -210,8 +210,9 @@ class WebhookSession(RealtimeSession):
 
     async def _notice(self, kind: str, fields: dict[str, Any]) -> None:
         if kind == TRANSCRIBED and fields["transcript"]:
+            reason = {"finish_reason": fields[FINISH_REASON]} if FINISH_REASON in fields else {}
             try:
-                self.answers.report("turn", text=fields["transcript"])
+                self.answers.report("turn", text=fields["transcript"], **reason)
             except ApiError as error:
                 await self._channel.send_error(error)
 

@@ -24,7 +24,7 @@ from starlette.websockets import WebSocket, WebSocketState
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.endpoints import run
 from stretto_gateway.realtime.events import Channel
-from stretto_gateway.realtime.settings import IGNORED, TURN_END, RealtimeSettings, joined
+from stretto_gateway.realtime.settings import FINISH_REASON, IGNORED, TURN_END, RealtimeSettings, joined
 from stretto_gateway.voice_store import EVERYBODY
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import Running
@@ -57,7 +57,7 @@ def unknown_fields(value: Any) -> list[str]:
 def check(text: str | bytes) -> Any:
     """Parse the event in a message with OpenAI's types; check that no field is missing or unknown."""
     event = EVENT.validate_json(text)
-    unknown = set(unknown_fields(event)) - {IGNORED, TURN_END}
+    unknown = set(unknown_fields(event)) - {FINISH_REASON, IGNORED, TURN_END}
     if event.type in ("session.created", "session.updated"):
         session = json.loads(text)["session"]
         described = SESSIONS[session["type"]].model_validate(session)  # the one type that has an id
