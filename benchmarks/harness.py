@@ -27,7 +27,7 @@ import numpy as np
 
 from stretto.launcher import background
 from stretto.launcher.processes import GONE, ProcessSnapshot, descendants
-from stretto.worker_process import HOST_NAME, SPARE_NAME
+from stretto.worker_process import GATEWAY_SPARE_NAME, HOST_NAME, SPARE_NAME
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = Path("model_repository/language_model/1/checkpoint")  # the bundled model's, relative to the root
@@ -342,8 +342,10 @@ def name_of(process: ProcessSnapshot) -> str:
         return next((Path(word).parents[1].name for word in words if word.endswith("/model.py")), "stub")
     if process.command.startswith("VLLM::"):
         return "engine"
-    if process.name == SPARE_NAME or process.name.startswith(HOST_NAME):
-        return "engine_spare" if process.name == SPARE_NAME else "engine_host"
+    if process.name in (SPARE_NAME, GATEWAY_SPARE_NAME):
+        return process.name
+    if process.name.startswith(HOST_NAME):
+        return "engine_host"
     if process.is_tracker:
         return "resource tracker"
     if "-m" in words[:-1]:

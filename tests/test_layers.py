@@ -33,6 +33,7 @@ NAME, CLIENT, GATEWAY = "stretto", "stretto_client", "stretto_gateway"
 ALLOWED = {
     "errors": set(),
     "worker_process": set(),
+    "spare_process": {"worker_process"},
     "cuda_graphs": set(),
     "limits": set(),
     "kv_blocks": set(),
@@ -64,7 +65,7 @@ ALLOWED = {
     "engine/kernels": {"engine/columns", "engine/rules", "sampling", "errors"},
     "engine": {
         "cpu_backend", "engine/rules", "engine/kernels", "families", "records", "streams", "config", "limits",
-        "kv_blocks", "worker_process", "errors", "untrusted_files",
+        "kv_blocks", "worker_process", "spare_process", "errors", "untrusted_files",
     },
     "engine/scheduling": {
         "engine", "engine/rules", "families", "records", "streams", "kv_blocks", "worker_process", "errors",
@@ -77,8 +78,8 @@ ALLOWED = {
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "heartbeat", "listening", "disconnects", "errors"},
     "launcher": {
-        "triton_io", "proxy", "heartbeat", "listening", "disconnects", "entry_points", "worker_process", "errors",
-        "untrusted_files",
+        "triton_io", "proxy", "heartbeat", "listening", "disconnects", "entry_points", "worker_process",
+        "spare_process", "errors", "untrusted_files",
     },
     "convert": {
         "launcher", "preprocessing", "decoder", "families", "codecs", "aligning", "weights", "config",

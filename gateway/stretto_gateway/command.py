@@ -21,7 +21,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from stretto.heartbeat import beat
+from stretto.heartbeat import beat, keep_listener, kept_listener
 from stretto.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path
@@ -91,10 +91,11 @@ def main(words: list[str] | None = None) -> int:
         parser.error(str(error))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     try:
-        listener = listen(config.address, config.port, backlog=1024)
+        listener = kept_listener() or listen(config.address, config.port, backlog=1024)
     except OSError as error:
         print(f"stretto gateway: {error.strerror}", file=sys.stderr)
         return 1
+    keep_listener(listener)
     config = with_fewer_connections(config)
     server = make_server(config, listener, args.certificate, args.private_key)
     try:

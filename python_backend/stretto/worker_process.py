@@ -12,9 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# Process names and an environment variable by which the launcher finds processes that start engines (`engine/host.py`).
-SPARE_NAME, HOST_NAME = "engine_spare", "host_of_"  # at most 15 characters; the stub's pid is appended to HOST_NAME
-ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # Unix socket on which the spare process listens
+# Process names of at most 15 characters, by which the launcher finds spare processes (`spare_process.py`) and the hosts
+# of engines (`engine/host.py`).
+SPARE_NAME = "engine_spare"
+GATEWAY_SPARE_NAME = "gateway_spare"
+HOST_NAME = "host_of_"  # the stub's pid is appended
+ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # environment variable: Unix socket of the spare process for engines
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 LIBC = ctypes.CDLL(None)

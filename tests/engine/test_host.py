@@ -25,6 +25,7 @@ from stretto.engine.llm import SpeechLLM
 from stretto.errors import CheckpointError, StrettoError
 from stretto.families.tiny.family import TINY
 from stretto.launcher.processes import birth, descendants, read_process
+from stretto.spare_process import listen
 from stretto.testing.checkpoints import make_prompt
 from stretto.worker_process import ENGINE_SPARE, SPARE_NAME
 from tests.engine.harness import DEFAULTS
@@ -39,8 +40,10 @@ pytestmark = pytest.mark.engine
 def spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Start the spare process that all engines of this module use, and yield its pid."""
     path = tmp_path_factory.mktemp("spare") / "socket"
-    process = subprocess.Popen([sys.executable, "-P", "-m", "stretto.engine.host", str(path)])
-    until(path.is_socket)
+    with listen(path) as listener:
+        descriptor = listener.fileno()
+        command = [sys.executable, "-P", "-m", "stretto.engine.host", "spare", str(descriptor)]
+        process = subprocess.Popen(command, pass_fds=[descriptor])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(ENGINE_SPARE, str(path))
         yield process.pid

@@ -17,7 +17,7 @@ from stretto.launcher import command, faults, front_ends, processes, server, sup
 from stretto.launcher.background import STARTER
 from stretto.launcher.installation import Installation
 from stretto.launcher.launch import LAUNCH_ID
-from stretto.launcher.processes import ProcessSnapshot, all_processes, environment_of
+from stretto.launcher.processes import ProcessSnapshot, all_processes, descendants, environment_of
 from stretto.launcher.triton_24_10 import start
 from stretto.triton_io.flow import FlowTable
 from tests.patience import PATIENCE_S
@@ -128,12 +128,10 @@ if (here / "gives up").exists() or (here / "serves").exists():
 path = next(a.split("unix:")[1] for a in sys.argv if a.startswith("--http-address="))
 Socket(path, Ready).serve_forever()
 """
-# In place of the process that has imported vLLM; its last argument is its socket.
+# In place of the process that has imported vLLM.
 SPARE = """
-import ctypes, socket, sys, time
+import ctypes, time
 ctypes.CDLL(None).prctl(15, b"engine_spare")
-bound = socket.socket(socket.AF_UNIX)
-bound.bind(sys.argv[-1])
 time.sleep(600)
 """
 
@@ -156,7 +154,7 @@ def serve(folder: Path, arguments: list[str], environment: dict[str, str]) -> No
     wait, true_time, back = supervisor.Waits.wait, time.time, folder / "set back by"
     factor = float(os.environ.get(WAITS, 0.05))
     supervisor.Waits.wait = lambda self, seconds: wait(self, seconds * factor)  # type: ignore[method-assign]
-    front_ends.SpareProcess.command = (sys.executable, "-c", SPARE)
+    front_ends.ENGINE_SPARE_COMMAND = (sys.executable, "-c", SPARE)
     front_ends.RESTART_S = 0.1
     supervisor.POLL_S = supervisor.CHECK_INTERVAL_S = processes.CHECK_INTERVAL_S = 0.05
     start.STUCK_S = 0.5
@@ -303,8 +301,8 @@ class Launched:
         return [each for each in all_processes() if environment_of(each.pid, LAUNCH_ID) == self.launch_id]
 
     def children(self, program: str) -> list[int]:
-        """Return the pids of the launcher's children with `program` in their command line."""
-        return [each.pid for each in all_processes() if each.parent == self.process.pid and program in each.command]
+        """Return the pids of the processes that run the module `program` for the launcher."""
+        return [each.pid for each in descendants(self.process.pid) if f"-m {program} " in each.command]
 
     def proxies(self) -> list[int]:
         """Return the pids of the launcher's proxies."""

@@ -19,11 +19,11 @@ from stretto.launcher.front_ends import ProxyProcess
 from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch import LAUNCH_ID, begin_launch
 from stretto.launcher.launch_log import LaunchLog
-from stretto.launcher.processes import all_processes, environment_of
+from stretto.launcher.processes import all_processes, descendants, environment_of, read_process
 from stretto.proxy.access import Ports
-from stretto.worker_process import SPARE_NAME
-from tests.launcher.launched import Launch, answers
-from tests.patience import PATIENCE_S
+from stretto.worker_process import GATEWAY_SPARE_NAME, SPARE_NAME
+from tests.launcher.launched import Launch, Launched, answers
+from tests.patience import PATIENCE_S, until
 from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
@@ -179,6 +179,44 @@ def test_stopped_gateway_makes_the_server_unready_until_replaced(launch: Launch)
     server.until(lambda: server.state == "ready" and answers(port))
     assert f"[serve] the gateway (pid {first}) is stopped\n" in server.said
     assert server.num_ready == 1, "the server has not been restarted"
+
+
+def named(name: str, server: Launched) -> list[int]:
+    return [each.pid for each in descendants(server.process.pid) if each.name == name]
+
+
+@pytest.mark.usefixtures("served")
+def test_connections_wait_while_a_killed_gateway_is_replaced_from_the_spare(launch: Launch) -> None:
+    (port,) = free_ports(1)
+    server = launch(0, "--gateway", "--gateway-port", str(port))
+    server.until(lambda: server.state == "ready" and answers(port))
+    (first,) = server.children("stretto_gateway")
+    (spare,) = named(GATEWAY_SPARE_NAME, server)
+    for _ in range(2):
+        os.kill(server.process.pid, signal.SIGSTOP)  # so that nothing replaces the gateway yet
+        (killed,) = server.children("stretto_gateway")
+        assert parent_of(killed) == spare
+        os.kill(killed, signal.SIGKILL)
+        until(lambda pid=killed: read_process(pid) is None)
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as waiting:
+            waiting.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            os.kill(server.process.pid, signal.SIGCONT)
+            assert waiting.recv(64).startswith(b"HTTP/1.1 200")
+        server.until(lambda: server.state == "ready")
+    assert named(GATEWAY_SPARE_NAME, server) == [spare]
+    assert server.children("stretto_gateway") not in ([], [first])
+    assert server.num_ready == 1, "the server has not been restarted"
+    os.kill(spare, signal.SIGKILL)
+    server.until(lambda: named(GATEWAY_SPARE_NAME, server) not in ([], [spare]))
+    server.until(lambda: server.state == "ready" and answers(port))
+    server.process.kill()
+    server.process.wait()
+    server.until(lambda: not answers(port))
+
+
+def parent_of(pid: int) -> int | None:
+    process = read_process(pid)
+    return None if process is None else process.parent
 
 
 def test_gateway_that_is_never_ready_is_reported(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stretto.heartbeat import BEATS
+from stretto.heartbeat import BEATS, KEPT_LISTENER, keep_listener
 from stretto.launcher import faults
 from stretto.launcher import pulse as pulse_module
 from stretto.launcher.processes import is_stopped
@@ -29,7 +30,7 @@ class Child:
     def start(self) -> None:
         environment = os.environ | self.pulse.prepare()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=environment, pass_fds=[self.pulse.writing], stdin=subprocess.PIPE
+            [sys.executable, "-c", PROGRAM], env=environment, pass_fds=self.pulse.inherited, stdin=subprocess.PIPE
         )
         self.pulse.begin(self.process.pid)
 
@@ -96,3 +97,25 @@ def test_restarted_process_is_a_fault_until_its_first_heartbeat(child: Child) ->
     child.start()
     assert child.pulse.fault() == "the gateway is being restarted"
     until_beaten(child)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_listener_of_a_process_that_worked_is_kept_for_the_next_one(works: bool) -> None:
+    pulse = Pulse("gateway")
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.MonkeyPatch.context() as patch:
+        environment = pulse.prepare()
+        assert KEPT_LISTENER not in environment
+        patch.setenv(BEATS, environment[BEATS])
+        keep_listener(listener)
+        if works:
+            os.write(int(environment[BEATS]), b".")
+        pulse.begin(os.getpid())
+        name = listener.getsockname()
+    environment = pulse.prepare()
+    assert (KEPT_LISTENER in environment) == works
+    if works:
+        with socket.create_connection(name), socket.socket(fileno=os.dup(int(environment[KEPT_LISTENER]))) as kept:
+            assert kept.accept()[0].getsockname() == name
+    pulse.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(name)

@@ -1,24 +1,24 @@
 """Host process that runs vLLM's engines, and the spare process, which imports vLLM in advance and forks hosts.
 
-    python -m stretto.engine.host DESCRIPTOR    # one host, for the client at the other end of a connection
-    python -m stretto.engine.host PATH          # the spare, for clients that connect to this Unix socket
+    python -m stretto.engine.host DESCRIPTOR          # one host, for the client at the other end of a connection
+    python -m stretto.engine.host spare DESCRIPTOR    # the spare, for clients of a listening Unix socket
 
 A host builds vLLM's configuration, lets vLLM start its engine processes, and stops them when its client exits. The
 spare forks a host in milliseconds, whereas importing vLLM takes seconds. The spare never initialises a device, because
 a process that has initialised one cannot be forked.
 """
 
-import gc
 import importlib
 import os
-import signal
+import socket
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Client, Connection, Listener, Pipe, wait
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from stretto import spare_process
 from stretto.config import EngineConfig
 from stretto.engine.environment import (
     HELD_MB,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 END_S = 5.0
+MODULE, SPARE = "stretto.engine.host", "spare"
 SPARE_S = 120.0  # time for the spare's imports on a busy machine
 # Imported before a host is forked, because engines need them.
 WARM = (
@@ -311,62 +312,19 @@ def _has_message(connection: Connection) -> bool:
     return True
 
 
-def run_forked(connection: Connection, greets: bool = False) -> NoReturn:
-    """Run a host in this forked process, then exit.
-
-    Args:
-        connection: Connection to the client.
-        greets: True to send None first, which confirms the fork.
-    """
-    try:
-        if greets:
-            connection.send(None)
-        run(connection)
-    finally:
-        connection.close()
-        os._exit(0)
-
-
-def serve(path: str, modules: Iterable[str] = WARM) -> NoReturn:
-    """Import modules, then fork a host for each client that connects to the Unix socket `path`.
+def serve(listener: socket.socket) -> NoReturn:
+    """Import what engines need, then fork a host for each client.
 
     Raises:
         RuntimeError: If the imports have initialised a GPU.
     """
-    LIBC.prctl(PR_SET_NAME, SPARE_NAME.encode())
-    listener = Listener(path, "AF_UNIX", backlog=16)  # clients may connect during the imports
-    gc.disable()  # the imports free no objects, and are 10 % faster without collections
     prepare_environment()
-    for module in modules:
-        importlib.import_module(module)
+    spare_process.preload(SPARE_NAME, WARM)
     import torch
 
     if torch.cuda.is_initialized():
         raise RuntimeError("a GPU was initialised by imports, so this process cannot be forked")
-    gc.freeze()  # so that collections in hosts do not copy shared pages
-    gc.enable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # this process does not wait for hosts
-    while True:
-        connection = listener.accept()
-        is_host = False
-        with suppress(OSError):  # if there is no host, the client starts one itself
-            is_host = os.fork() == 0
-        if is_host:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            listener._listener._socket.close()  # type: ignore[attr-defined]
-            run_forked(connection, greets=True)
-        connection.close()
-
-
-def _connect_spare(path: str) -> Connection | None:
-    """Connect to a new host forked by the spare process at `path`; return None if this fails."""
-    with suppress(OSError, EOFError):
-        connection = Client(path, "AF_UNIX")
-        if connection.poll(SPARE_S):
-            connection.recv()
-            return connection
-        connection.close()
-    return None
+    spare_process.serve(listener)
 
 
 def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
@@ -376,34 +334,46 @@ def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
     host if vLLM is configured to fork, or else starts a new Python process. The spare is not used for batch-invariant
     engines, because vLLM reads that setting while it is imported.
     """
-    spare = os.environ.get(ENGINE_SPARE)
-    if spare and not is_batch_invariant(config) and (host := _connect_spare(spare)) is not None:
-        return host, None
     ours, theirs = Pipe()
+    number = theirs.fileno()
+    spare = os.environ.get(ENGINE_SPARE)
+    if spare and not is_batch_invariant(config):
+        forked = spare_process.fork(Path(spare), MODULE, [str(number)], descriptors={number: number})
+        has_started = forked is not None and forked.has_started(SPARE_S)
+        if forked is not None:
+            forked.close()
+        if has_started:
+            theirs.close()
+            return ours, None
     if os.environ.get(PROCESS_METHOD) == "fork":
         pid = os.fork()
         if pid == 0:
             ours.close()
             run_forked(theirs)
     else:
-        os.set_inheritable(theirs.fileno(), True)
-        command = [sys.executable, "-P", "-m", "stretto.engine.host", str(theirs.fileno())]
-        pid = os.posix_spawn(sys.executable, command, os.environ)
+        os.set_inheritable(number, True)
+        pid = os.posix_spawn(sys.executable, [sys.executable, "-P", "-m", MODULE, str(number)], os.environ)
     theirs.close()
     return ours, pid
 
 
-def main(argument: str) -> None:
-    """Run a host or the spare; the module docstring describes the argument."""
-    with suppress(ImportError):  # without it, vLLM sets no process titles
-        import setproctitle
+def run_forked(connection: Connection) -> NoReturn:
+    """Run a host in this forked process, then exit."""
+    try:
+        run(connection)
+    finally:
+        connection.close()
+        os._exit(0)
 
-        setproctitle.getproctitle()  # locates the title in memory; must run before the environment changes
-    if argument.isdigit():
-        run(Connection(int(argument)))
+
+def main(words: list[str]) -> None:
+    """Run a host or the spare; the module docstring describes the arguments."""
+    spare_process.locate_title()
+    if words[0] == SPARE:
+        serve(socket.socket(fileno=int(words[1])))
     else:
-        serve(argument)
+        run(Connection(int(words[0])))
 
 
 if __name__ == "__main__":  # pickled records must not belong to the module `__main__`
-    importlib.import_module("stretto.engine.host").main(sys.argv[1])
+    importlib.import_module("stretto.engine.host").main(sys.argv[1:])

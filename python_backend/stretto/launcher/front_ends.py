@@ -1,4 +1,4 @@
-"""Processes that outlive restarts of the server: the proxy, the gateway, and the spare process that starts engines."""
+"""Processes that outlive restarts of the server: the proxy, the gateway, and the spare processes."""
 
 import importlib.util
 import ipaddress
@@ -8,19 +8,28 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stretto.launcher.config import LaunchConfig
-from stretto.launcher.installation import KEEP_LARGE, MALLOC, LaunchError, state_folder
+from stretto.launcher.installation import (
+    KEEP_LARGE,
+    MALLOC,
+    Installation,
+    LaunchError,
+    server_environment,
+    state_folder,
+)
 from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.pulse import Pulse
 from stretto.launcher.timeouts import slowness
 from stretto.proxy.access import ENDING_ALL, ENDING_UNANSWERED, HTTP, READY, STOPPING, UNREADY, Ports, ProxyConfig
-from stretto.worker_process import die_with_parent
+from stretto.spare_process import ForkedProcess, fork, listen
+from stretto.worker_process import GATEWAY_SPARE_NAME, die_with_parent
 
 START_S = 60.0  # timeout of the first start, which takes a second on an idle machine
 STOP_S = 5.0
@@ -98,7 +107,7 @@ class ProxyProcess:
         self._process, _ = self._log.start(
             [sys.executable, "-P", "-m", "stretto.proxy"],
             env=environment,
-            pass_fds=[self._pulse.writing],
+            pass_fds=self._pulse.inherited,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             encoding="utf-8",
@@ -191,34 +200,63 @@ def write_key(launch: Launch, grpc_port: int, key: str) -> None:
 
 
 class SpareProcess:
-    """Process that has imported vLLM and forks engine hosts, so that a restarted model need not import vLLM.
+    """Spare process (`stretto.spare_process`), so that a restarted process need not import its modules again.
 
-    It is restarted if it exits. While it is not running, models start engine hosts themselves.
+    It is restarted if it exits. While it is not running, its clients start their processes themselves.
     """
 
-    command = (sys.executable, "-P", "-m", "stretto.engine.host")
-
-    def __init__(self, environment: Mapping[str, str], socket: Path, log: LaunchLog) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], path: Path, log: LaunchLog, num_words: int = 0
+    ) -> None:
         """Start the process.
 
         Args:
-            environment: Environment variables of the server.
-            socket: Unix socket on which the process listens.
-            log: Log for the output of this process and of engines.
+            command: Command line.
+            environment: Environment variables.
+            path: Path of the Unix socket on which the process listens.
+            log: Log for the output of this process and of those that it forks.
+            num_words: Number of words at the end of the command line that follow the descriptor of the socket.
         """
-        self._environment = {**environment, **KEEP_LARGE}
-        self._socket, self._log = socket, log
+        self._command = list(command)
+        self._num_words = num_words
+        self._environment = dict(environment)
+        self._path = path
+        self._log = log
+        self._forked: ForkedProcess | None = None
         self._start()
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        self._socket.unlink(missing_ok=True)
-        self._process, _ = self._log.start(
-            [*self.command, str(self._socket)],
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=die_with_parent,
-        )
+        self._path.unlink(missing_ok=True)
+        end = len(self._command) - self._num_words
+        with listen(self._path) as listener:
+            descriptor = listener.fileno()
+            self._process, _ = self._log.start(
+                [*self._command[:end], str(descriptor), *self._command[end:]],
+                env=self._environment,
+                pass_fds=[descriptor],
+                stdin=subprocess.DEVNULL,
+                preexec_fn=die_with_parent,
+            )
+
+    def start(self, command: Sequence[str], **options: Any) -> "ForkedProcess | subprocess.Popen[Any]":
+        """Fork a process that ends with the spare, or start one without the spare if that is impossible.
+
+        The spare is also not used if the last process has ended before it was forked.
+
+        Args:
+            command: Command line of a Python module: interpreter, `-P`, `-m`, module and arguments.
+            options: Keyword arguments of Popen: `stdout`, `stderr`, `env` and `pass_fds`; others have no effect on a
+                forked process.
+        """
+        is_broken = self._forked is not None and not self._forked.pid
+        self._forked = None
+        if not is_broken:
+            streams = {1: options["stdout"], 2: options["stderr"]}
+            descriptors = streams | {number: number for number in options["pass_fds"]}
+            _, _, _, module, *arguments = command
+            self._forked = fork(self._path, module, arguments, options["env"], descriptors, dies_with_spare=True)
+        return self._forked or subprocess.Popen(command, **options)
 
     def keep_alive(self) -> None:
         """Start the process again if it has ended."""
@@ -227,12 +265,29 @@ class SpareProcess:
                 self._start()
 
     def stop(self) -> None:
-        """Kill the process. Engine hosts end with their models."""
+        """Kill the process. Engine hosts end with their models, and the gateway with its spare."""
         self._process.kill()
         self._process.wait()
 
 
+def engine_spare(installation: Installation, launch: Launch, log: LaunchLog) -> SpareProcess:
+    """Start the spare process that has imported vLLM and forks engine hosts."""
+    environment = server_environment(installation, launch) | KEEP_LARGE
+    return SpareProcess(ENGINE_SPARE_COMMAND, environment, launch.spare_socket, log)
+
+
+def gateway_spare(launch: Launch, log: LaunchLog) -> SpareProcess:
+    """Start the spare process that forks gateways."""
+    modules = GATEWAY_MODULES
+    command = [sys.executable, "-P", "-m", "stretto.spare_process", GATEWAY_SPARE_NAME, *modules]
+    # Without SPT_NOENV, a process title may overwrite the environment in /proc.
+    environment = {**os.environ, "SPT_NOENV": "1"}
+    return SpareProcess(command, environment, launch.gateway_spare_socket, log, num_words=len(modules))
+
+
+ENGINE_SPARE_COMMAND = (sys.executable, "-P", "-m", "stretto.engine.host", "spare")
 MODULE = "stretto_gateway"  # a separate program: run, not imported
+GATEWAY_MODULES = (f"{MODULE}.command", "uvloop")  # imported before a gateway is forked
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
 # Environment variables of the gateway: folder of voices, and file of the end-of-turn model.
 VOICES, TURN_MODEL = "STRETTO_VOICES", "STRETTO_TURN_MODEL"
@@ -247,7 +302,7 @@ class GatewayProcess:
         LaunchError: If the gateway is not installed.
     """
 
-    def __init__(self, config: LaunchConfig, port: int, log: LaunchLog) -> None:
+    def __init__(self, config: LaunchConfig, port: int, launch: Launch, log: LaunchLog) -> None:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             raise LaunchError(f"--gateway: no module {missing[0]!r}; install the extra 'gateway' of this package")
@@ -255,6 +310,7 @@ class GatewayProcess:
         self._pulse, self._has_worked = Pulse("gateway"), False
         named = {name: os.environ[name] for name in (VOICES, TURN_MODEL) if os.environ.get(name)}
         self._paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in named.items()}
+        self._spare = gateway_spare(launch, log)
         self._start()
 
     def command_line(self) -> list[str]:
@@ -289,8 +345,9 @@ class GatewayProcess:
         environment = os.environ | self._paths | self._pulse.prepare()
         self._process, self._output = self._log.start(
             self.command_line(),
+            starter=self._spare.start,
             env=environment,
-            pass_fds=[self._pulse.writing],
+            pass_fds=self._pulse.inherited,
             stdin=subprocess.DEVNULL,
             preexec_fn=die_with_parent,
         )
@@ -302,6 +359,8 @@ class GatewayProcess:
         Raises:
             LaunchError: If the gateway has rejected its arguments and never worked.
         """
+        self._spare.keep_alive()
+        self._pulse.pid = self._process.pid
         self._has_worked = self._has_worked or self._pulse.has_beaten
         if self._process.poll() == BAD_USAGE and not self._has_worked:
             raise LaunchError(self._output.tail().strip().rpartition("\n")[2])
@@ -323,6 +382,7 @@ class GatewayProcess:
 
     def drain(self, polls: Iterable[None]) -> None:
         """Ask the gateway to complete its responses and exit; wait until it exits or `polls` ends."""
+        self._pulse.forget_listener()
         self._process.terminate()
         for _ in polls:
             if self._process.poll() is not None:
@@ -330,10 +390,12 @@ class GatewayProcess:
 
     def stop(self) -> None:
         """Terminate the gateway; kill it after STOP_S."""
+        self._pulse.forget_listener()
         self._process.terminate()
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._spare.stop()
         self._pulse.close()

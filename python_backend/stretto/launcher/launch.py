@@ -90,8 +90,13 @@ class Launch:
 
     @property
     def spare_socket(self) -> Path:
-        """Unix socket of the spare process, which starts engines."""
+        """Unix socket of the spare process that forks engine hosts."""
         return self.folder / "spare"
+
+    @property
+    def gateway_spare_socket(self) -> Path:
+        """Unix socket of the spare process that forks the gateway."""
+        return self.folder / "gateway_spare"
 
     @property
     def pid_file_link(self) -> Path:
@@ -131,7 +136,7 @@ class Launch:
                 continue
             if path.is_dir():  # created by an engine's client
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.is_socket() and path != self.spare_socket:
+            elif path.is_socket() and path not in (self.spare_socket, self.gateway_spare_socket):
                 path.unlink()
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -191,11 +191,14 @@ class LaunchLog:
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
-    def start(self, command: Sequence[str], **options: Any) -> tuple["subprocess.Popen[Any]", ChildOutput]:
+    def start(
+        self, command: Sequence[str], starter: Callable[..., Any] = subprocess.Popen, **options: Any
+    ) -> tuple[Any, ChildOutput]:
         """Start a process in its own session, with standard output and standard error redirected to the log.
 
         Args:
             command: Command line.
+            starter: Function with Popen's arguments that starts the process.
             options: Keyword arguments of Popen, which override the redirections and the current folder.
 
         Returns:
@@ -210,7 +213,7 @@ class LaunchLog:
         defaults: dict[str, Any] = {"cwd": self._folder, "start_new_session": True}
         defaults |= {"stdout": output.writing, "stderr": output.writing}
         try:
-            return subprocess.Popen(command, **defaults | options), output
+            return starter(command, **defaults | options), output
         except BaseException:
             output.close()
             raise

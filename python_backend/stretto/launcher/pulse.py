@@ -1,10 +1,11 @@
 """Heartbeats of front-end processes."""
 
 import os
+import socket
 import time
 from contextlib import suppress
 
-from stretto.heartbeat import BEATS, READY_BEAT
+from stretto.heartbeat import BEATS, KEPT_LISTENER, LISTENER, READY_BEAT
 from stretto.launcher.faults import PendingFault
 from stretto.launcher.processes import is_stopped
 from stretto.launcher.timeouts import slowness
@@ -18,31 +19,49 @@ class Pulse:
     """Health of a front-end process, judged by the heartbeats of its event loop and by /proc.
 
     Missed heartbeats are counted in polls, not in elapsed time. A launcher that was itself stopped therefore finds no
-    fault, because the heartbeats sent in the meantime are still in the pipe.
+    fault, because the heartbeats sent in the meantime are still in the socket.
 
     Attributes:
-        writing: Write end of the heartbeat pipe; -1 once a process has inherited it.
+        pid: Pid of the process; 0 until it is known.
         has_beaten: True once the process has sent a heartbeat.
         is_ready: True if one of the last MAX_UNREADY heartbeats has reported readiness.
     """
 
     def __init__(self, name: str) -> None:
         """Create the health record of the process that is called `name` in messages."""
-        self._name, self._pid = name, 0
+        self._name = name
+        self.pid = 0
         self._num_starts = 0
-        self._reading, self.writing = -1, -1
+        self.has_beaten = False
+        self._channel: tuple[socket.socket, ...] = ()  # this process's end and, until it has been inherited, the other
+        self._listener: int | None = None
         self._pending = PendingFault()
 
     def prepare(self) -> dict[str, str]:
-        """Create the pipe for the next process; return the environment variable for its write end."""
-        self.close()
-        self._reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        return {BEATS: str(self.writing)}
+        """Create the socket of the next process; return the environment variables for its descriptors.
+
+        A listening socket that the last process left is passed on, unless that process never worked: its clients are
+        then refused, and need not wait.
+        """
+        self._poll()
+        self._close_channel()
+        if self._num_starts and not self.has_beaten:
+            self.forget_listener()
+        self._channel = socket.socketpair()
+        for end in self._channel:
+            end.setblocking(False)
+        kept = {} if self._listener is None else {KEPT_LISTENER: str(self._listener)}
+        return {BEATS: str(self._channel[1].fileno())} | kept
+
+    @property
+    def inherited(self) -> list[int]:
+        """Descriptors that the next process inherits."""
+        return [self._channel[1].fileno(), *([] if self._listener is None else [self._listener])]
 
     def begin(self, pid: int) -> None:
-        """Watch the process `pid`, which has inherited the pipe."""
-        os.close(self.writing)
-        self._pid, self.writing = pid, -1
+        """Watch the process `pid`, which has inherited the socket."""
+        self._channel[1].close()
+        self.pid = pid
         self._num_starts += 1
         self._polled_s, self._num_missed, self.has_beaten = time.monotonic(), 0, False
         self._beats = b""
@@ -51,10 +70,10 @@ class Pulse:
     def fault(self) -> str:
         """Poll the process and return a description of its fault; empty if there is none."""
         self._poll()
-        if is_stopped(self._pid):
-            return f"the {self._name} (pid {self._pid}) is stopped"
+        if is_stopped(self.pid):
+            return f"the {self._name} (pid {self.pid}) is stopped"
         if self._num_missed >= (MAX_MISSED if self.has_beaten else MAX_MISSED_AT_START) * slowness():
-            return f"the {self._name} (pid {self._pid}) does not answer"
+            return f"the {self._name} (pid {self.pid}) does not answer"
         return f"the {self._name} is being restarted" if self._num_starts > 1 and not self.has_beaten else ""
 
     @property
@@ -67,18 +86,40 @@ class Pulse:
         self._pending.update(fault if fault.endswith("is stopped") else "")
         return self._pending.is_proven or fault.endswith("does not answer")
 
+    def forget_listener(self) -> None:
+        """Close the listening socket that the process has left, if any."""
+        if self._listener is not None:
+            os.close(self._listener)
+            self._listener = None
+
     def close(self) -> None:
-        """Close the pipe."""
-        for descriptor in (self._reading, self.writing):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._reading = self.writing = -1
+        """Close all sockets."""
+        self._close_channel()
+        self.forget_listener()
+
+    def _close_channel(self) -> None:
+        for end in self._channel:
+            end.close()
+        self._channel = ()
 
     def _poll(self) -> None:
+        if not self._channel:
+            return
         if time.monotonic() - self._polled_s >= POLL_S:
             self._polled_s = time.monotonic()
             self._num_missed += 1
-        with suppress(BlockingIOError):
-            if self._reading >= 0 and (came := os.read(self._reading, 4096)):
-                self._num_missed, self.has_beaten = 0, True
-                self._beats = (self._beats + came)[-MAX_UNREADY:]
+        with suppress(OSError):  # no more has come, or the process has ended
+            while self._read(self._channel[0]):
+                pass
+
+    def _read(self, channel: socket.socket) -> bool:
+        """Read heartbeats, or a listening socket; return False at the end of the process's output."""
+        received, listeners, _, _ = socket.recv_fds(channel, 4096, 1)
+        for listener in listeners:
+            self.forget_listener()
+            self._listener = listener
+        if beats := received.replace(LISTENER, b""):
+            self._num_missed = 0
+            self.has_beaten = True
+            self._beats = (self._beats + beats)[-MAX_UNREADY:]
+        return bool(received)

@@ -11,8 +11,8 @@ from types import FrameType
 from stretto.launcher import background, mps
 from stretto.launcher.config import LaunchConfig
 from stretto.launcher.faults import Fault, PendingFault, named
-from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, SpareProcess
-from stretto.launcher.installation import Installation, LaunchError, page_address, server_environment, wait_for_ports
+from stretto.launcher.front_ends import GatewayProcess, ProxyProcess, engine_spare
+from stretto.launcher.installation import Installation, LaunchError, page_address, wait_for_ports
 from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import AbortedStart, TritonServer, identity
@@ -134,7 +134,7 @@ class StatePublisher:
 
 
 class FrontEndProcesses:
-    """The proxy, the optional gateway and the spare engine host; they outlive restarts of Triton.
+    """The proxy, the optional gateway and the spare processes; they outlive restarts of Triton.
 
     Attributes:
         proxy: The proxy.
@@ -142,14 +142,18 @@ class FrontEndProcesses:
     """
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, log: LaunchLog) -> None:
-        self.proxy = ProxyProcess(config, launch, log)
-        self._spare = SpareProcess(server_environment(installation, launch), launch.spare_socket, log)
+        self._spare = engine_spare(installation, launch, log)  # first, because it takes longest
+        try:
+            self.proxy = ProxyProcess(config, launch, log)
+        except BaseException:
+            self._spare.stop()
+            raise
         self.config = config = config.listening_at(self.proxy.ports)
         self._gateway: GatewayProcess | None = None
         self._is_draining = False
         if config.gateway_port is not None:
             try:
-                self._gateway = GatewayProcess(config, config.gateway_port, log)
+                self._gateway = GatewayProcess(config, config.gateway_port, launch, log)
             except BaseException:
                 self._spare.stop()
                 self.proxy.stop()
