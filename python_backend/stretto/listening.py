@@ -44,7 +44,7 @@ def place(address: str, port: int) -> str:
 
 
 def described(address: str) -> str:
-    """Return an address with what it stands for, for the ports of a server with gRPC."""
+    """Return an address and its meaning, for the ports of a server with gRPC."""
     if address not in ALL_OF:
         return address
     also = "; gRPC: also IPv6" if address == ALL_IPV4 else ""  # gRPC makes no difference between the two

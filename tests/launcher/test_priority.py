@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stretto.launcher import processes
-from stretto.launcher.processes import LoadPriority, threads_of
+from stretto.launcher.processes import GENTLE_RAISE, RAISE, LoadPriority, threads_of
 
 PROGRAM = "import threading; threading.Thread(target=input).start(); print('begun', flush=True)"
 
@@ -38,8 +38,8 @@ def nice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Nice:
 
 
 @pytest.fixture
-def hurry(nice: Nice) -> LoadPriority:
-    return LoadPriority(os.getpid())
+def hurry(nice: Nice, request: pytest.FixtureRequest) -> LoadPriority:
+    return LoadPriority(os.getpid(), raise_by=getattr(request, "param", RAISE))
 
 
 @pytest.fixture
@@ -54,17 +54,18 @@ def stub(hurry: LoadPriority, tmp_path: Path) -> Iterator[int]:
         process.kill()
 
 
+@pytest.mark.parametrize(("hurry", "raised"), [(RAISE, -15), (GENTLE_RAISE, -5)], indirect=["hurry"])
 def test_stub_priority_is_raised_once_and_lowered_at_the_end(
-    hurry: LoadPriority, stub: int, nice: Nice, tmp_path: Path
+    hurry: LoadPriority, raised: int, stub: int, nice: Nice, tmp_path: Path
 ) -> None:
     hurry.poll()
     hurry.poll()
-    assert nice.of == {stub: -15}
-    assert (tmp_path / "autogroup").read_text() == "-15"
+    assert nice.of == {stub: raised}
+    assert (tmp_path / "autogroup").read_text() == str(raised)
     threads = threads_of({stub})
     assert len(threads) == 2
     early = max(threads)
-    nice.of = dict.fromkeys(threads - {early}, -15)  # as threads inherit it that are begun after the raise
+    nice.of = dict.fromkeys(threads - {early}, raised)  # as threads inherit it that are begun after the raise
     hurry.end()
     assert nice.of == dict.fromkeys(threads - {early}, 0)
     assert (tmp_path / "autogroup").read_text() == "0"

@@ -244,6 +244,7 @@ class Watch:
 
 
 RAISE = 15  # nice levels: 28 times the CPU share of a default process
+GENTLE_RAISE = 5  # three times the share
 HIGHEST = -20  # the kernel's smallest nice level
 CHECK_INTERVAL_S = 0.5
 AUTOGROUP = re.compile(r" nice (-?\d+)$")
@@ -257,19 +258,20 @@ class LoadPriority:
     permissive nice limit.
     """
 
-    def __init__(self, server_pid: int, is_new_server: bool = False) -> None:
+    def __init__(self, server_pid: int, is_new_server: bool = False, raise_by: int = RAISE) -> None:
         """Find the stubs that are already running; their priority stays unchanged.
 
         Args:
             server_pid: Pid of the server.
             is_new_server: True if the server has just been started. Its own priority is then also raised, and its stubs
                 inherit it.
+            raise_by: Number of nice levels.
         """
         self._server, self._is_new_server = server_pid, is_new_server
         self._others = {process.pid for process in descendants(server_pid)}
         self._raised = set[int]()
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
-        self._raise_by = min(RAISE, self._normal - HIGHEST)  # the kernel would clamp a larger raise
+        self._raise_by = min(raise_by, self._normal - HIGHEST)  # the kernel would clamp a larger raise
         self._session_nice = dict[int, int]()  # by session id, which is the pid of its first process
         self._next_s = time.monotonic()
         self._may = True
@@ -307,7 +309,7 @@ class LoadPriority:
             with suppress(OSError):  # the kernel has no autogroups
                 nice = self._session_file(session).read_text().strip()
                 self._session_nice[session] = int(found[1]) if (found := AUTOGROUP.search(nice)) else 0
-                self._session_file(session).write_text(str(max(HIGHEST, self._session_nice[session] - RAISE)))
+                self._session_file(session).write_text(str(max(HIGHEST, self._session_nice[session] - self._raise_by)))
 
     @staticmethod
     def _session_file(session: int) -> Path:

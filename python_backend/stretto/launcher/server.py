@@ -30,6 +30,8 @@ from stretto.launcher.installation import (
 from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.processes import (
+    GENTLE_RAISE,
+    RAISE,
     LoadPriority,
     ProcessSnapshot,
     Watch,
@@ -387,8 +389,9 @@ class TritonServer:
         self._output.forget()
         self._started = time.monotonic()
         self._restart = ModelRestart(sorted(models), self._connection)
-        # Loading must not slow down streams that continue.
-        self._priority = None if self._restart.spares_answered else LoadPriority(self.pid)
+        # Streams that continue must keep most of the processor.
+        raise_by = GENTLE_RAISE if self._restart.spares_answered else RAISE
+        self._priority = LoadPriority(self.pid, raise_by=raise_by)
         return self._restart
 
     def terminate(self) -> None:
