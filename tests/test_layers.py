@@ -103,7 +103,10 @@ ALLOWED = {
 # one another alone.
 SHARED_WITH_SERVER = {
     f"{CLIENT}.{name}"
-    for name in ("schema", "cuda_memory", "phonemes", "normal_forms", "pronunciation", "lexicon_files")
+    for name in (
+        *("schema", "cuda_memory", "phonemes", "normal_forms", "pronunciation", "lexicon_files", "scripts"),
+        "sentence_ends",
+    )
 }
 SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat", f"{NAME}.listening"}
 PLUGIN = "families/*"

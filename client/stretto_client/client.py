@@ -29,6 +29,7 @@ from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
 from stretto_client.pronunciation import Entries
 from stretto_client.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
+from stretto_client.scripts import foreign_words
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
     Audio,
@@ -95,6 +96,20 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def is_plain(text: str, markup: Markup) -> bool:
+    """Return True if a text is spoken unchanged, in one request."""
+    return is_short(text) and not has_marks(text, markup) and not foreign_words(text)
+
+
+def for_text(options: SpeakOptions, pronunciations: Entries | None, transliterates: bool) -> SpeakOptions:
+    """Return the options of one text of a request."""
+    if transliterates:
+        options = {**options, "transliterate": True}
+    if pronunciations:
+        options = {**options, "pronunciations": {**options.get("pronunciations", {}), **pronunciations}}
+    return options
 
 
 # Keep gRPC's windows from growing to megabytes (minutes of unread speech). Other options are tritonclient's defaults.
@@ -201,7 +216,7 @@ class SpeechClient:
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
             return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup, rates=rates))
-        if task != "tts" or (is_short(text) and not has_marks(text, markup)) or "piece" in options:
+        if task != "tts" or is_plain(text, markup) or "piece" in options:
             return self.speak_once(task, request_options, text)
         speak = partial(self.speak_once, task, with_seed(request_options))
         check = None if options.get("transliterate") else speak
@@ -215,17 +230,17 @@ class SpeechClient:
         timeouts: Timeouts | None = None,
         piece: int = 0,
         pronunciations: Entries | None = None,
+        transliterates: bool = False,
     ) -> SpeechStream:
         """Send a single speech request and return its events.
 
         Args:
-            options: Server options, and the voice.
             timeouts: None for the client's timeouts.
             piece: Number of the piece to speak, if the model is known to speak a text in several.
             pronunciations: Entries of this text, beside those of the options.
+            transliterates: True to transliterate this text, whatever the options say.
         """
-        if pronunciations:
-            options = {**options, "pronunciations": {**options.get("pronunciations", {}), **pronunciations}}
+        options = for_text(options, pronunciations, transliterates)
         if task == "tts" and self._profile is not None and "piece" in self._profile.options:
             options = {"piece": piece, **options}
         sharing = self._share()

@@ -29,6 +29,7 @@ from stretto_client.long_speech import (
     first_sentences,
     put_end,
     split,
+    transliterated,
     with_left_out,
     with_phonemes,
 )
@@ -36,6 +37,7 @@ from stretto_client.markup import Markup, MarkupReader, open_reader, read_pieces
 from stretto_client.model_profile import ModelProfile
 from stretto_client.part_stream import PartStream
 from stretto_client.places import Places
+from stretto_client.scripts import Transliteration
 from stretto_client.sentence_ends import PAUSE, is_spoken
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
 from stretto_client.tries import Tries
@@ -199,8 +201,11 @@ async def speak_written(
         options = with_seed(options)
         reader = open_reader(markup, tags, profile.phonemes, rates)
         pieces = read_pieces(followed(pieces, places.add), reader)
-        speak = partial(client.speak_once, task, options)
-        await speak_clauses(speak, client.tries, pieces, profile.max_text_chars, items, places, reader)
+        transliteration = Transliteration() if "transliterate" in profile.options else None
+        speak = partial(transliterated, partial(client.speak_once, task, options), transliteration)
+        await speak_clauses(
+            speak, client.tries, pieces, profile.max_text_chars, items, places, Joint(reader, transliteration), reader
+        )
     else:
         text = "".join([piece async for piece in pieces])
         async with client.speak_once(task, options, text) as stream:
@@ -296,6 +301,7 @@ async def speak_clauses(
     max_chars: int,
     items: Items,
     places: Places,
+    joint: Joint,
     reader: MarkupReader,
 ) -> None:
     """Put the events of one utterance into `items`, clause by clause, as clauses become complete.
@@ -309,9 +315,10 @@ async def speak_clauses(
         max_chars: Maximum length of a clause in characters.
         items: Queue for the events.
         places: Places in the source text.
+        joint: Joint of the clauses' events.
         reader: Reader of the text.
     """
-    joint, last = Joint(reader), None
+    last = None
     speak = partial(with_phonemes, speak, reader)
     async with UnreadText(pieces) as unread:
         async for clause in clauses_of(unread, max_chars):

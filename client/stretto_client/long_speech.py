@@ -6,7 +6,6 @@ several languages, and the models that choose the language themselves do not rep
 
 import asyncio
 import re
-import unicodedata
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
@@ -21,8 +20,8 @@ from sentencex import segment
 from stretto_client.errors import RequestCancelled, RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
-from stretto_client.normal_forms import normalized
 from stretto_client.places import Places
+from stretto_client.scripts import Transliteration, other_script
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 from stretto_client.ssml import MARKS, RateChange
 from stretto_client.tries import Tries, events_in_turn, once, patiently
@@ -136,14 +135,16 @@ class Joint:
 
     Args:
         reader: Reader of the text; None if its events are only joined.
+        transliteration: Words of other scripts; None if the model reads other scripts, too.
 
     Attributes:
         report: Combined report of the utterances that have ended.
         rate: Speaking rate of the next utterances.
     """
 
-    def __init__(self, reader: MarkupReader | None = None) -> None:
+    def __init__(self, reader: MarkupReader | None = None, transliteration: Transliteration | None = None) -> None:
         self._reader = reader
+        self._transliteration = transliteration
         self._num_events = 0
         self._utterance = ""
         self._before_s = 0.0  # duration of the earlier utterances
@@ -238,6 +239,8 @@ class Joint:
         if event.report is not None:
             added = event.report if self.report is None else add_reports(self.report, event.report)
             self.report = with_left_out(added, self._reader)
+            if self._transliteration is not None and self._transliteration.words:
+                self.report = self.report | {"transliterated": self._transliteration.words}
         self._before_s += self._audio_s
         self._audio_s = 0.0
         self._begins = self._wants_space = True
@@ -348,7 +351,6 @@ async def _run(produce: Callable[[Items], Awaitable[None]], items: Items) -> Non
 MAX_WHOLE_BYTES = 48  # every family speaks a text of this length in one request if it has no digits
 # The server's errors for a text that is too long after normalisation, with or without a recorded voice.
 TOO_LONG = re.compile(r"(messages\[1\]\.)?text: expected at most ")
-LONE_GREEK = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a symbol, as in "π" or "Δt"
 
 Speak = Callable[..., SpeechStream]
 """Function that speaks a text. Its keyword `piece` is the number of the piece to speak, if the text has several."""
@@ -377,9 +379,9 @@ async def cut(
         text: Text of any length.
         profile: Function that returns the model profile.
         markup: Markup of the text.
-        check: Function that speaks a piece. If the model reads only Latin letters, it is called with the first piece
-            that has other letters, so that the server rejects the text before any of it is spoken. Its events are not
-            used.
+        check: Function that speaks a piece. If the model reads only Latin letters and most of the text is in another
+            script, it is called with the first such piece, so that the server rejects the text before any of it is
+            spoken. Its events are not used.
         rates: True to return changes of the speaking rate.
 
     Raises:
@@ -400,16 +402,17 @@ async def cut(
             pieces += split(part, max_chars) or [part]
         else:  # in the thread for long texts, because 100,000 characters may take 0.3 s
             pieces += await READING.run(split, part, max_chars) or [part]
-    if check is not None and reads_latin_only:
+    transliteration = await READING.run(Transliteration, text) if reads_latin_only else None
+    if check is not None and transliteration is not None and transliteration.is_foreign:
         later = [piece for piece in pieces[1:] if isinstance(piece, str)]
-        if (piece := await READING.run(first_with_other_letters, later)) is not None:
+        if (piece := await READING.run(first_in_other_script, later)) is not None:
             try:
                 async with check(piece) as stream:
                     await anext(stream, None)
             except RequestRefused as refusal:  # a piece that is only too long will be halved
                 if not is_too_long(piece, refusal):
                     raise
-    return Clauses(pieces, Places(text), reader)
+    return Clauses(pieces, Places(text), reader, transliteration)
 
 
 class Clauses(NamedTuple):
@@ -419,24 +422,25 @@ class Clauses(NamedTuple):
         pieces: The pieces, pauses and changes.
         places: Places in the text.
         reader: Reader of the text's markup.
+        transliteration: Words of other scripts; None if the model reads other scripts, too.
     """
 
     pieces: Parts
     places: Places
     reader: MarkupReader
+    transliteration: Transliteration | None = None
 
 
-def first_with_other_letters(pieces: Iterable[str]) -> str | None:
-    """Return the first piece with non-Latin letters; None if there is none."""
-    return next(filter(has_other_letters, pieces), None)
+def first_in_other_script(pieces: Iterable[str]) -> str | None:
+    """Return the first piece that is mostly in another script than Latin; None if there is none."""
+    return next(filter(other_script, pieces), None)
 
 
-def has_other_letters(text: str) -> bool:
-    """Return True if `text` has non-Latin letters, not counting single Greek letters, which are symbols."""
-    if text.isascii():
-        return False
-    letters = filter(str.isalpha, LONE_GREEK.sub("", normalized("NFKC", text)))
-    return any(unicodedata.name(letter, "").partition(" ")[0] not in ("LATIN", "MODIFIER") for letter in letters)
+def transliterated(speak: Speak, transliteration: Transliteration | None, text: str, **options: Any) -> SpeechStream:
+    """Speak a clause whose letters of other scripts are transliterated if the whole text is mostly Latin."""
+    if transliteration is not None and transliteration.is_needed(text):
+        return speak(text, **options, transliterates=True)
+    return speak(text, **options)
 
 
 def with_phonemes(speak: Speak, reader: MarkupReader, text: str, **options: Any) -> SpeechStream:
@@ -465,9 +469,9 @@ Speech = SpeechStream | ProducedSpeech
 
 async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries, items: Items) -> None:
     """Put the events of all texts, and of the silence between them, into `items`."""
-    pieces, places, reader = await texts()
-    joint, last = Joint(reader), None
-    speak = partial(with_phonemes, speak, reader)
+    pieces, places, reader, transliteration = await texts()
+    joint, last = Joint(reader, transliteration), None
+    speak = partial(with_phonemes, partial(transliterated, speak, transliteration), reader)
     left = deque[tuple[str, int] | float | RateChange]((text, 0) if isinstance(text, str) else text for text in pieces)
     while left:
         item = left.popleft()

@@ -2,24 +2,28 @@
 
 import re
 from collections import Counter, deque
+from collections.abc import Collection
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
-from stretto_client.sentence_ends import (
+from stretto_client.decoration import (
+    DECORATION,
     EMOJI,
     EMOJIS,
-    MAX_LINE_CHARS,
-    WIDE,
-    full_stop,
-    is_complete,
-    last_sign,
+    MAX_DIRECTION_CHARS,
+    FaceFilter,
+    begins_direction,
+    direction,
     without_emoji,
 )
+from stretto_client.latex import LatexFilter
+from stretto_client.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, joins, last_sign
 from stretto_client.ssml import RateChange
-from stretto_client.tags import FORMATTING, TagFilter
+from stretto_client.tags import FORMATTING, MAX_NAMES, TagFilter
 
+MAX_RECENT_CHARS = 40
 MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in longer ones, marks are text
 MAX_MARKS = 60  # maximum number of marks in such an unclosed run, to limit parsing time
 INLINE = MarkdownIt("commonmark", {"html": True, "maxNesting": 20}).enable("strikethrough")
@@ -105,17 +109,26 @@ class MarkdownReader:
 
     Most words are therefore ready immediately. Blocks are recognised by the marks at the beginning of a line;
     markdown-it parses inline marks. In text without marks only line ends change: paragraphs, headings, list items,
-    quotes, table rows and complete lines (`is_complete`) get a full stop unless they end with punctuation, so that the
-    model pauses after them. The last line of the text gets none. If emphasis is not closed on its line, double marks
-    are dropped and single ones are kept.
+    quotes, table rows and complete lines (`LineEnds`) get a full stop unless they end with punctuation, so that the
+    model pauses after them. The last line of the text gets none. A word that a hyphen cuts at the end of a line is
+    joined. If emphasis is not closed on its line, double marks are dropped and single ones are kept. Formulas become
+    words; faces and stage directions are left out, as emoji are.
 
     Args:
         tags: Filter for the tags of language models; None if the text has been filtered.
+        rendered: Tags that the model renders; None if unknown.
     """
 
-    def __init__(self, tags: TagFilter | None = None) -> None:
+    def __init__(self, tags: TagFilter | None = None, rendered: Collection[str] | None = None) -> None:
         self.pauses = deque[float | RateChange]()
         self._tags = tags
+        self._rendered = rendered
+        self._formulas = LatexFilter()
+        self._faces = FaceFilter()
+        self._line_ends = LineEnds()
+        self._directions: list[str] = []  # stage directions that were left out, without duplicates
+        self._hyphen = ""  # hyphen after the last word, which may cut it at the end of a line
+        self._recent = ""  # last characters returned
         self._line = ""  # unread part of the line
         self._run = ""  # words held back until an emphasis, a link or a tag ends
         self._num_marks = 0  # marks in the run
@@ -132,20 +145,23 @@ class MarkdownReader:
 
     @property
     def left_out(self) -> list[str]:
-        """Names of the tags that were left out."""
-        return [] if self._tags is None else self._tags.left_out
+        """Names of the tags, and stage directions, that were left out."""
+        return ([] if self._tags is None else self._tags.left_out) + self._directions
 
     def add(self, piece: str) -> str:
         """Add a piece of text; return the text that is ready to be spoken."""
-        self._take_lines(piece if self._tags is None else self._tags.add(piece))
+        text = piece if self._tags is None else self._tags.add(piece)
+        self._take_lines(self._faces.add(self._formulas.add(text)))
         return self._returned()
 
     def end(self) -> str:
         """End the text; return the rest of the text to speak."""
-        if self._tags is not None:
-            self._take_lines(self._tags.end())
+        text = "" if self._tags is None else self._tags.end()
+        text = self._formulas.add(text) + self._formulas.end()
+        self._take_lines(self._faces.add(text) + self._faces.end())
         self._take("", is_whole=True)
         self._close()
+        self._ready.append(self._hyphen)
         self._gap = self._gap.removesuffix("\n")  # added by `_take`
         self._ready.append(self._gap)
         return self._returned()
@@ -277,7 +293,7 @@ class MarkdownReader:
     def _atom(self, atom: str) -> None:
         if self._run:
             self._run += atom
-        elif MARK.search(atom):
+        elif MARK.search(atom) or begins_direction(atom):
             self._run = atom
         elif atom.isspace():
             if not self._is_gap_read:
@@ -287,8 +303,13 @@ class MarkdownReader:
             self._put(atom)
             return
         self._num_marks += len(COUNTED_MARKS.findall(atom))
-        if len(self._run) > MAX_HELD_CHARS or self._num_marks > MAX_MARKS or not is_open(self._run):
+        if len(self._run) > MAX_HELD_CHARS or self._num_marks > MAX_MARKS or not self._is_open():
             self._flush()
+
+    def _is_open(self) -> bool:
+        if self._run[0] == "(" and ")" not in self._run and len(self._run) <= MAX_DIRECTION_CHARS:
+            return True
+        return is_open(self._run)
 
     def _widen(self, space: str) -> None:
         self._gap = (self._gap + space)[:MAX_HELD_CHARS]
@@ -297,6 +318,11 @@ class MarkdownReader:
         run, self._run, self._num_marks = self._run, "", 0
         if not run:
             return
+        punctuation = direction(run, self._recent, self._rendered)
+        if punctuation is not None:
+            if run not in self._directions and len(self._directions) < MAX_NAMES:
+                self._directions.append(run)
+            run = DECORATION + punctuation
         self._is_unclosed = is_open(run)
         text = read_inline(run)
         # the space before the emoji does not belong to the next word
@@ -310,13 +336,30 @@ class MarkdownReader:
         if not text.strip():
             self._gap = self._gap or text
             return
-        if self._ended is not None and (not self._ended or is_complete(self._ended, text)):
+        if self._hyphen:
+            self._put_hyphen(text)
+        if self._ended is not None and (not self._ended or self._line_ends.is_complete(self._ended, text)):
             self._stop()
             self._block = "" if self._ended else self._block  # a complete line also ends its item
+        self._last = last_sign(text) or self._last
+        if text[-1] == "-" and text[-2:-1].isalpha():
+            self._hyphen = "-"
+            text = text[:-1]
         self._ready.append(self._gap + text)
         self._read = (self._read + self._gap.lstrip("\n") + text)[:MAX_LINE_CHARS]
-        self._ended, self._gap, self._is_gap_read = None, "", False
-        self._last = last_sign(text) or self._last
+        self._recent = (self._recent + self._gap + text)[-MAX_RECENT_CHARS:]
+        self._ended = None
+        self._gap = ""
+        self._is_gap_read = False
+
+    def _put_hyphen(self, following: str) -> None:
+        """Append the hyphen after the last word, or join the word with the next line if it is cut there."""
+        joined = joins(self._recent, following) if self._gap.strip(" \t") == "\n" and self._ended != "" else None
+        self._ready.append(self._hyphen if joined is None else joined)
+        if joined is not None:
+            self._ended = None
+            self._gap = ""
+        self._hyphen = ""
 
     def _close(self) -> None:
         """End the current block, with a full stop if it is an item or a quote."""

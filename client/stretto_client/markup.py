@@ -6,11 +6,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Collection
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol, get_args
 
+from stretto_client.decoration import EMOJI, FIRST_WORDS
 from stretto_client.errors import RequestRefused
 from stretto_client.markdown import MAX_HELD_CHARS as MAX_HELD_CHARS
 from stretto_client.markdown import MarkdownReader
 from stretto_client.plain import PlainReader
-from stretto_client.sentence_ends import EMOJI, PAUSE, full_stop, is_spoken, last_sign
+from stretto_client.sentence_ends import PAUSE, full_stop, is_spoken, last_sign
 from stretto_client.ssml import RateChange, SsmlReader
 from stretto_client.tags import INVISIBLE, MAY_BEGIN, TagFilter
 from stretto_client.turns import Turns
@@ -21,9 +22,13 @@ SHORT_CHARS, SLICE_CHARS = 100, 1000  # maximum on the event loop (6 ms), and pe
 READING = Turns(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
 
 # The last part is a line without final punctuation before another one.
+DIRECTIONS = rf"\((?i:[a-z]{{2,12}}ly|{'|'.join(sorted(FIRST_WORDS))})\b"
+FORMULA = r"\$(?=[^\s$][^$\n]{0,200}\$)"
 TAGS = rf"{MAY_BEGIN.pattern}|[{''.join(map(chr, INVISIBLE))}]|[^\s.,;:!?…][ \t\r]*\n\s*\S"
 HAS_TAGS = re.compile(TAGS)
-HAS_MARKS = re.compile(rf"[*_`~&\\#|{EMOJI}]|^[ \t]*(?:[-+>=]|\d{{1,3}}[.)]\s)|{TAGS}", re.MULTILINE)
+HAS_MARKS = re.compile(
+    rf"[*_`~&\\#|{EMOJI}]|^[ \t]*(?:[-+>=]|\d{{1,3}}[.)]\s)|{DIRECTIONS}|{FORMULA}|{TAGS}", re.MULTILINE
+)
 
 
 class MarkupReader(Protocol):
@@ -58,7 +63,7 @@ def open_reader(
     if markup == "none":
         return PlainReader(TagFilter(tags))
     if markup == "markdown":
-        return MarkdownReader(TagFilter(tags))
+        return MarkdownReader(TagFilter(tags), tags)
     return AutoReader(tags, alphabets, has_rates)
 
 
@@ -183,6 +188,7 @@ class AutoReader:
         self, tags: Collection[str] | None = None, alphabets: Collection[str] = (), has_rates: bool = False
     ) -> None:
         self._filter = TagFilter(tags, may_be_ssml=True)
+        self._tags = tags
         self._alphabets, self._has_rates = alphabets, has_rates
         self._head = ""  # spaces at the beginning
         self._reader: MarkupReader | None = None
@@ -215,6 +221,6 @@ class AutoReader:
                 return ""
             text = text.lstrip() if self._filter.is_ssml else text
             is_ssml = self._filter.is_ssml
-            self._reader = SsmlReader(self._alphabets, self._has_rates) if is_ssml else MarkdownReader(None)
+            self._reader = SsmlReader(self._alphabets, self._has_rates) if is_ssml else MarkdownReader(None, self._tags)
             self.pauses = self._reader.pauses
         return self._reader.add(text)

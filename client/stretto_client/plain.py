@@ -3,7 +3,7 @@
 import re
 from collections import deque
 
-from stretto_client.sentence_ends import MAX_LINE_CHARS, WIDE, full_stop, is_complete, last_sign
+from stretto_client.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, last_sign
 from stretto_client.ssml import RateChange
 from stretto_client.tags import TagFilter
 
@@ -24,6 +24,7 @@ class PlainReader:
     def __init__(self, tags: TagFilter) -> None:
         self.pauses = deque[float | RateChange]()
         self._tags = tags
+        self._line_ends = LineEnds()
         self._line = ""  # beginning of the current line
         self._last = ""  # last character returned, as in `last_sign`
         self._held = ""  # line ends after a line without final punctuation, and the beginning of the next word
@@ -68,4 +69,4 @@ class PlainReader:
         word = found.group() if found else text[at:] if is_last else ""
         if not word:
             return "" if is_last else None
-        return added if ends.count("\n") > 1 or is_complete(self._line, word) else ""
+        return added if ends.count("\n") > 1 or self._line_ends.is_complete(self._line, word) else ""

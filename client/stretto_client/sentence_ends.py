@@ -1,20 +1,38 @@
-"""Signs in a text to speak: emoji, pauses, and the punctuation at the end of a sentence or a line."""
+"""Signs in a text to speak: pauses, and the punctuation at the end of a sentence or a line."""
 
 import re
 
 PAUSE = "\x1c"  # represents a pause in a reader's output; its duration is the next value in the reader's `pauses`
-EMOJI = (
-    "\U0001f000-\U0001faff\u2600-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\u231a\u231b\u23e9-\u23fa"
-    "\ufe0f\u20e3\U000e0020-\U000e007f"
-)
-EMOJIS = re.compile(rf" ?[{EMOJI}](?:\u200d?[{EMOJI}])*\u200d?")
 CLOSING = ")\"'”’»"  # characters that may follow the punctuation at the end of a sentence
 WIDE = "\u0e00-\u0eff\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"  # scripts without spaces between words
-# A line that has room for the next word within this number of characters is not wrapped: most texts wrap lines after
-# 65 to 80 characters.
-WRAPPED_CHARS = 64
+# A line that has room for the next word within this number of characters is not wrapped: few texts have narrower lines,
+# and most wrap lines after 65 to 80 characters.
+NARROW_CHARS, WRAPPED_CHARS = 22, 64
 MAX_LINE_CHARS = 256  # of a line, this number of characters is examined
-ENTRY_WORDS = 2  # a line of at most this number of words is complete even if the next line begins in lower case
+ENTRY_WORDS = 2  # a short line of at most this number of words is complete even if the next line begins in lower case
+# Words after which a sentence goes on.
+LINKING = set(
+    "a an the of to in on at by for with from into onto about over under between among through during without within "
+    "against near like and or but nor as than that which who whom whose if when while where because since until after "
+    "before my your his her its our their this these those some any no every each is are was were be been being am has "
+    "have had do does did will would can could should may might must not very more most called named said says mr mrs "
+    "ms dr prof st mount lake president king queen prince princess captain professor doctor uncle aunt saint sir lord "
+    "lady mayor senator judge general colonel minister chancellor dear".split()
+)
+SUBJECTS = set("i we he she they you it".split())  # a line with one of these, before a name, is prose
+STARTING = set(  # words that begin a sentence more often than a name
+    "the a an he she it we they you i this that these there here his her its our their my your but and or so then when "
+    "while after before if as at in on for from with to by not no yes what who where why how is are do does did can "
+    "let please now".split()
+)
+# Words that a hyphen joins to others; after other beginnings, a hyphen at the end of a line only cuts a word.
+COMPOUND = set(
+    "well self non ex half high low long short all cross semi multi one two three four five six seven eight nine ten "
+    "twenty thirty forty fifty sixty seventy eighty ninety first second third full part post pre mid quasi vice north "
+    "south east west left right hard soft open old new real free fast slow e co anti so much ill far near wide deep "
+    "good best single double triple hand home world state mother father sister brother son daughter step great".split()
+)
+CUT = re.compile(r"[^\W\d_]\Z")
 
 
 def is_spoken(text: str) -> bool:
@@ -34,24 +52,64 @@ def full_stop(last: str) -> str:
     return "。" if "\u3040" <= last <= "\u9fff" else "."
 
 
-def is_complete(line: str, following: str) -> bool:
-    """Return True if a line without final punctuation is complete, and False if its sentence goes on in the next line.
+class LineEnds:
+    """Judge of the line ends in a text, which learns the width at which its lines are wrapped.
 
-    Lines of a list, of a poem or of an address are complete, while those of a wrapped paragraph go on. A short line
-    goes on if the next one begins in lower case. A line that may be wrapped goes on unless the next one begins with a
-    capital letter, as no word within the line does.
+    Lines of a list, of a poem or of an address are complete, while those of a wrapped paragraph go on. A line goes on
+    if the next one begins in lower case, unless both are short, and if its last word needs another one. Before a
+    capital letter or a digit, a line goes on if it is as long as earlier ones that went on: it has no room for the next
+    word, and they had none either.
+    """
+
+    def __init__(self) -> None:
+        self._longest = 0  # length of the longest line that went on
+        self._overflow = 0  # least length that one of them would have had with the next word; 0 if there is none
+
+    def is_complete(self, line: str, following: str) -> bool:
+        """Return True if a line without final punctuation is complete, False if its sentence goes on.
+
+        Args:
+            line: The line, or its first MAX_LINE_CHARS characters.
+            following: Beginning of the next line, with its first word.
+        """
+        word = following.split(maxsplit=1)[0]
+        words = line.split()
+        first = next(filter(str.isalnum, word), "")
+        length = len(line) + 1 + len(word)
+        if length <= NARROW_CHARS:
+            return not first.islower() or len(words) <= ENTRY_WORDS
+        is_linked = bool(words) and words[-1].lower() in LINKING and first.isalnum()
+        if first.islower() or is_linked:
+            self._learn(len(line), length)
+            return False
+        if self._overflow and max(self._longest, len(line)) < min(self._overflow, length):
+            return False
+        is_prose = any(each.lower() in SUBJECTS for each in words[1:])
+        if not self._overflow and is_prose and first.isupper() and word.lower() not in STARTING:
+            return False
+        if length > WRAPPED_CHARS and not self._overflow:
+            return first.isupper() and word != "I" and not any(each[0].isupper() for each in words[1:])
+        return True
+
+    def _learn(self, length: int, with_next: int) -> None:
+        """Note a line that went on; lines that contradict earlier ones replace them."""
+        overflow = min(self._overflow or with_next, with_next)
+        longest = max(self._longest, length)
+        is_consistent = longest < overflow
+        self._longest = longest if is_consistent else length
+        self._overflow = overflow if is_consistent else with_next
+
+
+def joins(before: str, following: str) -> str | None:
+    """Return the hyphen that joins two parts of a word cut at the end of a line, or nothing if it only cuts the word.
+
+    Return None if they are no such parts.
 
     Args:
-        line: The line, or its first MAX_LINE_CHARS characters.
-        following: Beginning of the next line, with its first word.
+        before: End of the first line, without its hyphen.
+        following: Beginning of the next line.
     """
-    word = following.split(maxsplit=1)[0]
-    first = next(filter(str.isalnum, word), "")
-    if len(line) + 1 + len(word) > WRAPPED_CHARS:
-        return first.isupper() and word != "I" and not any(each[0].isupper() for each in line.split()[1:])
-    return not first.islower() or len(line.split()) <= ENTRY_WORDS
-
-
-def without_emoji(text: str) -> str:
-    """Return `text` without emoji and without the space before each emoji."""
-    return EMOJIS.sub("", text)
+    if CUT.search(before) is None or not following[:1].islower():
+        return None
+    word = before.split()[-1].lower()
+    return "-" if "-" in word or re.sub(r"\W", "", word) in COMPOUND else ""

@@ -6,10 +6,11 @@ from collections.abc import Collection
 from typing import NamedTuple, NoReturn
 from xml.parsers import expat
 
+from stretto_client.decoration import without_emoji
 from stretto_client.errors import RequestRefused
 from stretto_client.pronunciation import ALPHABETS, InvalidEntry, PhonemesRecord, read_entry
-from stretto_client.sentence_ends import PAUSE, full_stop, last_sign, without_emoji
-from stretto_client.tags import INVISIBLE, Tag, is_reasoning
+from stretto_client.sentence_ends import PAUSE, full_stop, last_sign
+from stretto_client.tags import INVISIBLE, Tag, is_reasoning, needs_space
 
 MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one break, and on all breaks in a text
 MAX_DEPTH = 32  # maximum nesting of elements
@@ -17,6 +18,7 @@ STRENGTHS_S = {"none": 0.0, "x-weak": 0.25, "weak": 0.5, "medium": 0.75, "strong
 TIME = re.compile(r"\+?(\d{1,7}(?:\.\d{0,6})?|\.\d{1,6})(ms|s)")
 SILENT = {"metadata", "meta", "lexicon", "desc"}  # names of elements whose text is not spoken
 SENTENCES = {"p", "s"}
+WITHIN_WORDS = {"emphasis", "phoneme", "sub", "say-as"}  # elements that may begin or end inside a word
 NEUTRAL = {"speak", "metadata", "meta", "desc", "sub", "break", "say-as", "token", "w", *SENTENCES}
 LEAST_RATE, GREATEST_RATE = 0.25, 4.0
 RATES = {"x-slow": 0.5, "slow": 0.64, "medium": 1.0, "default": 1.0, "fast": 1.55, "x-fast": 2.0}  # as in Azure
@@ -67,6 +69,8 @@ class SsmlReader:
         self._run = ""  # text not returned yet
         self._collected = ""  # text of the open say-as or phoneme
         self._last = ""  # sign that was returned
+        self._tail = ""  # last character that was returned
+        self._cut = ""  # name of an element that has begun or ended after the last text
         self._pauses_s = 0.0  # total
         self._ready: list[str] = []
         self.left_out: list[str] = []  # names of the blocks of reasoning
@@ -114,6 +118,7 @@ class SsmlReader:
         if self._silent:
             return
         self._note(name, attributes)
+        self._cut = "" if name == "break" else name
         if name in SILENT:
             self._silent = self._depth
         elif is_reasoning(Tag("", name, False).block):
@@ -150,6 +155,8 @@ class SsmlReader:
             self._change_rate(self._rates.pop()[1])
         elif not self._silent and name.rpartition(":")[2] in SENTENCES:
             self._boundary()
+        if not self._silent and name.rpartition(":")[2] != "break":
+            self._cut = name.rpartition(":")[2]
         self._depth -= 1
 
     def _add(self, text: str) -> None:
@@ -157,8 +164,15 @@ class SsmlReader:
             return
         if self._is_collecting:
             self._collected += text
-        else:
-            self._run += text
+            return
+        before = self._run[-1:] or self._tail
+        if self._cut and text:
+            joint = before + text[0]
+            is_inside = self._cut in WITHIN_WORDS and (not before.isalnum() or (joint.isalpha() and joint.islower()))
+            if not is_inside and needs_space(before, text[0]):
+                text = f" {text}"
+            self._cut = ""
+        self._run += text
 
     @property
     def _is_collecting(self) -> bool:
@@ -217,6 +231,7 @@ class SsmlReader:
             self._rate = rate
             self._flush(len(self._run))
             self._ready.append(PAUSE)
+            self._tail = PAUSE
             self.pauses.append(RateChange(rate))
 
     def _boundary(self) -> None:
@@ -224,6 +239,7 @@ class SsmlReader:
         stop = full_stop(self._last)
         if self._last:
             self._ready.append(f"{stop}\n")
+            self._tail = "\n"
             self._last = stop or self._last
 
     def _pause(self, attributes: dict[str, str]) -> None:
@@ -243,6 +259,7 @@ class SsmlReader:
         if seconds:
             self._flush(len(self._run))
             self._ready.append(PAUSE)
+            self._tail = PAUSE
             self.pauses.append(seconds)
 
     def _flush(self, num_chars: int) -> None:
@@ -250,6 +267,7 @@ class SsmlReader:
         text, self._run = without_emoji(self._run[:num_chars]), self._run[num_chars:]
         if text:
             self._ready.append(text)
+            self._tail = text[-1]
             self._last = last_sign(text) or self._last
 
 

@@ -17,6 +17,8 @@ MAX_NAMES, MAX_NAME_CHARS = 16, 64  # of tags that are left out
 INVISIBLE = dict.fromkeys(
     (0xAD, 0x61C, 0x180E, 0x200B, 0x200E, 0x200F, 0xFEFF, *range(0x202A, 0x202F), *range(0x2060, 0x206A))
 )
+CUT_WORD = re.compile(r"\xad[ \t\r]{0,4}\n[ \t]{0,16}")  # a soft hyphen at the end of a line
+BEGUN_CUT = re.compile(r"\xad[ \t\r]{0,4}(?:\n[ \t]{0,16})?\Z")
 FORMATTING = re.compile(  # HTML used in Markdown, which the Markdown reader removes
     r"<!--.*|</?(?:a|abbr|b|big|br|center|cite|code|del|details|div|em|font|h[1-6]|hr|i|img|ins|kbd|li|mark|ol|p|pre|q|s|samp"
     r"|small|span|strike|strong|sub|summary|sup|table|tbody|td|th|thead|tr|tt|u|ul|var)"
@@ -126,15 +128,22 @@ class TagFilter:
         self._is_cut = False  # True after a tag that was left out, until text follows
         self._num_ticks, self._code = 0, 0  # length of a run of backticks so far; of the run that began code
         self._is_escaped = False  # True after a backslash
+        self._cut = ""  # soft hyphen that may stand at the end of a line
         self._ready: list[str] = []
 
     def add(self, piece: str) -> str:
         """Add a piece of text; return the text that is ready."""
-        return self._read(piece.translate(INVISIBLE), is_last=False)
+        text = self._cut + piece
+        begun = BEGUN_CUT.search(text)
+        self._cut = "" if begun is None else begun.group()
+        text = text.removesuffix(self._cut) if self._cut else text
+        return self._read(CUT_WORD.sub("", text).translate(INVISIBLE), is_last=False)
 
     def end(self) -> str:
         """End the text; return the rest of it."""
-        return self._read("", is_last=True)
+        cut = self._cut
+        self._cut = ""
+        return self._read(cut.translate(INVISIBLE), is_last=True)
 
     def _read(self, piece: str, is_last: bool) -> str:
         text, at = self._held + piece, 0

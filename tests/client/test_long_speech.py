@@ -231,7 +231,7 @@ def reads_latin_only(request: Request) -> list[Step]:
 @pytest.mark.parametrize("markup", ["none", "markdown"])
 async def test_unreadable_letters_are_refused_before_any_audio(serve: Serve, markup: Markup) -> None:
     server, client = await serve(reads_latin_only)
-    stream = client.speak(f"{LONG} *Then* he said 你好 to her.", markup=markup)
+    stream = client.speak(f"{LONG} *Then* he said 你好 to her. {'这是另一种语言。' * 40}", markup=markup)
     with pytest.raises(RequestRefused, match="got Chinese characters in '你好'"):
         await anext(stream)
     (asked,) = texts(server)

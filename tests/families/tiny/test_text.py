@@ -52,8 +52,8 @@ KNOWN = {
     "-5°C, 1 km/h, 1 ft, 60 mph": "minus five degrees celsius, one kilometer per hour, one foot, sixty miles per hour",
     # abbreviations, acronyms, addresses
     "Dr. Smith, 12 Main St. in St. Louis": "doctor smith, twelve main street in saint louis",
-    "Mr Jones, e.g. Anna, i.e. her, etc.": "mister jones, for example anna, that is her, et cetera",
-    "BBC, NASA and the U.S.A.": "bee bee see, nasa and the you ess ay",
+    "Mr Jones, e.g. Anna, i.e. her, etc.": "mister jones, for example anna, that is her, et cetera.",
+    "BBC, NASA and the U.S.A.": "bee bee see, nasa and the you ess ay.",
     "IT IS TEN": "it is ten",
     "No. 5 and #7": "number five and number seven",
     "anna@example.com": "anna at example dot com",
@@ -97,7 +97,7 @@ KNOWN = {
     "10^6, 99¢, 50/50, a 12 oz. can": "ten to the power of six, ninety nine cents, fifty fifty, a twelve ounces can",
     # ranges
     "Mon-Fri, 9:00-10:30 and 3pm-5pm": "monday to friday, nine o'clock to ten thirty and three pee em to five pee em",
-    "Open Mon.-Fri., 9 a.m.-5 p.m.": "open monday to friday, nine ay em to five pee em",
+    "Open Mon.-Fri., 9 a.m.-5 p.m.": "open monday to friday, nine ay em to five pee em.",
     "8-9pm, $5-$10": "eight to nine pee em, five dollars to ten dollars",
     "on Tue, Mar 3rd, Sat 5 Jul": "on tuesday, march third, saturday fifth of july",
     "The Sun rose. Wed in May, he Sat down": "the sun rose. wed in may, he sat down",

@@ -8,6 +8,7 @@ from itertools import pairwise
 from num2words import num2words
 
 from stretto.families.tiny.letters import spell
+from stretto.families.tiny.units import CASED_UNITS, CODES, CURRENCIES, PER, PER_NOUNS, SIGNS, SINGULAR, UNITS
 
 NUMBER = r"(?:\d{1,3}(?:,\d{3}){1,8}(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?)"
 MAX_COUNT_DIGITS = 15  # a longer number is read digit by digit
@@ -17,17 +18,11 @@ MONTH = "|".join(
     name if name in ("May", "March") else f"[{name[0]}{name[0].lower()}]{name[1:]}" for name in MONTH_NAMES
 )
 YEAR_CUES = "circa|in|since|from|until|till|by|before|after|during|year|spring|summer|autumn|fall|winter"
-CURRENCIES = {  # unit, plural, hundredth, plural; empty if the currency has none in use
-    "$": ("dollar", "dollars", "cent", "cents"), "€": ("euro", "euros", "cent", "cents"),
-    "£": ("pound", "pounds", "pence", "pence"), "¥": ("yen", "yen", "", ""),
-    "₹": ("rupee", "rupees", "paisa", "paise"), "₩": ("won", "won", "", ""),
-    "₽": ("ruble", "rubles", "kopeck", "kopecks"), "₺": ("lira", "lira", "kurush", "kurush"),
-    "₪": ("shekel", "shekels", "agora", "agorot"), "₫": ("dong", "dong", "", ""),
-    "₦": ("naira", "naira", "kobo", "kobo"), "₴": ("hryvnia", "hryvnias", "kopeck", "kopecks"),
-    "₱": ("peso", "pesos", "centavo", "centavos"), "฿": ("baht", "baht", "satang", "satang"),
-    "₿": ("bitcoin", "bitcoins", "", ""),
-}  # fmt: skip
-SIGNS = "".join(CURRENCIES)
+MONEY = CURRENCIES | CODES
+ANY_CODE = "|".join(sorted(map(re.escape, CODES), key=len, reverse=True))
+DIRECTIONS = {"N": "north", "S": "south", "E": "east", "W": "west"}
+POWERS = {"2": "squared", "3": "cubed"}
+RELEASES = {"rc": "release candidate", "alpha": "alpha", "beta": "beta", "dev": "dev", "pre": "pre", "post": "post"}
 SCALES = {"k": "thousand", "m": "million", "b": "billion", "bn": "billion", "tn": "trillion"}  # in amounts: $3M
 WITH_SLASHES = {"24/7": "twenty four seven", "9/11": "nine eleven", "50/50": "fifty fifty"}
 # Nouns after which "3m" is a number and not a length, and "4B" not the number of a room.
@@ -36,50 +31,8 @@ COUNTED = (
     "dollars|euros|pounds|parameters|models?|units|shares|streams|likes|tokens|players|members|fans|visitors|"
     "tourists|children|women|men|workers|students|doses|cases|deaths|hits|records|years"
 )
+DECADES = "music|pop|rock|hip|movies?|films?|fashion|style|nostalgia|kids?|hits?|songs?|bands?|era|party|shows?"
 MAX_DENOMINATOR = 16  # 3/16 is "three sixteenths", 3/17 is "three over seventeen"
-UNITS = {  # in any case, except for those in CASED_UNITS
-    "km": "kilometers", "cm": "centimeters", "mm": "millimeters", "nm": "nanometers", "microm": "micrometers",
-    "mi": "miles", "ft": "feet", "yd": "yards", "in.": "inches", "ha": "hectares", "sq ft": "square feet",
-    "kg": "kilograms", "mg": "milligrams", "microg": "micrograms", "lb": "pounds", "lbs": "pounds", "oz": "ounces",
-    "ml": "milliliters", "cl": "centiliters", "dl": "deciliters", "gal": "gallons", "tsp": "teaspoons",
-    "tbsp": "tablespoons", "hr": "hours", "hrs": "hours", "min": "minutes", "mins": "minutes", "sec": "seconds",
-    "secs": "seconds", "ms": "milliseconds", "micros": "microseconds", "ns": "nanoseconds", "yrs": "years",
-    "wks": "weeks", "mph": "miles per hour", "kph": "kilometers per hour", "kmh": "kilometers per hour", "hz": "hertz",
-    "khz": "kilohertz", "mhz": "megahertz", "ghz": "gigahertz", "kb": "kilobytes", "mb": "megabytes",
-    "gb": "gigabytes", "tb": "terabytes", "kw": "kilowatts", "kwh": "kilowatt hours", "mwh": "megawatt hours",
-    "gwh": "gigawatt hours", "kv": "kilovolts", "rpm": "revolutions per minute", "bpm": "beats per minute",
-    "ppm": "parts per million", "mpg": "miles per gallon", "fps": "frames per second", "kbps": "kilobits per second",
-    "mbps": "megabits per second", "gbps": "gigabits per second", "kbit": "kilobits", "mbit": "megabits",
-    "gbit": "gigabits", "hp": "horsepower", "psi": "pounds per square inch", "kpa": "kilopascals",
-    "hpa": "hectopascals", "mah": "milliamp hours", "db": "decibels", "px": "pixels", "cal": "calories",
-    "kcal": "kilocalories", "kms": "kilometers",
-    "sq km": "square kilometers", "sq m": "square meters", "sq mi": "square miles",
-    "°c": "degrees celsius", "°f": "degrees fahrenheit", "°": "degrees",
-}  # fmt: skip
-CASED_UNITS = {
-    "m": "meters", "g": "grams", "l": "liters", "L": "liters", "h": "hours", "s": "seconds", "W": "watts",
-    "w": "watts", "V": "volts", "v": "volts", "MW": "megawatts", "GW": "gigawatts", "mW": "milliwatts",
-    "Mb": "megabits", "Gb": "gigabits",
-}  # fmt: skip
-PER = {  # nouns after a slash: "10 litres/day"
-    "s": "second", "sec": "second", "min": "minute", "h": "hour", "hr": "hour", "d": "day", "wk": "week",
-    "mo": "month", "yr": "year", "km": "kilometer", "m": "meter", "mi": "mile", "kg": "kilogram", "g": "gram",
-    "lb": "pound", "l": "liter", "L": "liter", "ml": "milliliter", "gal": "gallon", "sq ft": "square foot",
-}  # fmt: skip
-PER_NOUNS = (
-    "second minute hour day night week month quarter year person head kilogram gram pound meter kilometer mile "
-    "liter litre gallon unit item piece page line user student share seat room game dose dozen bottle box bag cup "
-    "serving frame"
-)
-SINGULAR = {
-    "feet": "foot",
-    "inches": "inch",
-    "celsius": "celsius",
-    "horsepower": "horsepower",
-    "hertz": "hertz",
-    "kilohertz": "kilohertz",
-    "megahertz": "megahertz",
-}
 
 
 def cardinal(count: int) -> str:
@@ -113,7 +66,7 @@ def number(text: str) -> str:
 def clock(hours: int, minutes: int, suffix: str) -> str:
     """Return a time as words, e.g. 9, 20 → "nine twenty"; 9, 5 → "nine oh five"; 9, 0 → "nine o'clock"."""
     if minutes == 0 and not suffix:
-        return f"{cardinal(hours)} o'clock" if hours <= 12 else f"{cardinal(hours)} hundred"
+        return f"{cardinal(hours)} o'clock" if 0 < hours <= 12 else f"{cardinal(hours)} hundred"
     spoken = f"{'oh ' if minutes < 10 else ''}{cardinal(minutes)}" if minutes else ""
     return f"{cardinal(hours)} {spoken} {suffix}"
 
@@ -147,7 +100,7 @@ def quantity(count: str, unit: str) -> str:
 
 def _money(match: re.Match[str]) -> str:
     symbol, amount, scale = match.group("symbol"), match.group("amount"), match.group("scale") or match.group("letter")
-    unit, units, part, parts = CURRENCIES[symbol]
+    unit, units, part, parts = MONEY[symbol]
     if scale:
         return f"{number(amount)} {SCALES.get(scale.lower(), scale)} {units}"
     whole, _, cents = amount.partition(".")
@@ -184,6 +137,84 @@ def _dotted_date(match: re.Match[str]) -> str:
     return _date(day, MONTH_NAMES[int(month) - 1], year_text, "{month} {day}")
 
 
+def _year_month(match: re.Match[str]) -> str:
+    """Read "2026-05" as a month, but "2010-11", whose second year follows the first, as a range."""
+    year_text, month = match.groups()
+    if int(month) == (int(year_text) + 1) % 100:
+        return f"{year(int(year_text))} to {cardinal(int(month))}"
+    return f"{MONTH_NAMES[int(month) - 1]} {year(int(year_text))}"
+
+
+def _short_date(match: re.Match[str]) -> str:
+    before, month, day = match.groups()
+    is_fraction = int(month) < int(day) <= MAX_DENOMINATOR and month[0] != "0"
+    return match.group() if is_fraction else f"{before}{MONTH_NAMES[int(month) - 1]} {ordinal(int(day))}"
+
+
+def _shift(match: re.Match[str]) -> str:
+    """Read a time zone's difference from UTC, e.g. "-08:00" → "minus eight"."""
+    sign, hours, minutes = match.groups()[-3:]
+    name = match.group(1) if len(match.groups()) > 3 else ""
+    rest = f" {cardinal(int(minutes))}" if int(minutes or 0) else ""
+    return f"{name} {'plus' if sign == '+' else 'minus'} {cardinal(int(hours))}{rest}"
+
+
+def _bearing(match: re.Match[str]) -> str:
+    """Read a coordinate, e.g. 40°26'46"N → "forty degrees twenty six minutes forty six seconds north"."""
+    degrees, minutes, seconds, direction = match.groups()
+    words = [quantity(degrees, "degrees")]
+    if minutes:
+        words.append(quantity(minutes, "minutes"))
+    if seconds:
+        words.append(quantity(seconds, "seconds"))
+    return " ".join([*words, DIRECTIONS.get(direction, "")])
+
+
+def _power(match: re.Match[str]) -> str:
+    exponent = (match.group(1) or match.group(2)).strip()
+    sign = "minus " if exponent[0] == "-" else ""
+    return POWERS.get(exponent) or f"to the power of {sign}{exponent.lstrip('-')}"
+
+
+def _raised_units(match: re.Match[str]) -> str:
+    """Read units with exponents, e.g. "9.8 m/s^2" → "nine point eight meters per second squared"."""
+    count, symbol, exponent, per, per_exponent = match.groups()
+    unit = _raised(CASED_UNITS.get(symbol) or UNITS[symbol.lower()], exponent)
+    return quantity(count, unit + (f" per {_raised(PER.get(per, per), per_exponent)}" if per else ""))
+
+
+def _raised(unit: str, exponent: str | None) -> str:
+    if not exponent:
+        return unit
+    if unit.startswith("second"):
+        return f"{unit} {POWERS[exponent]}"
+    return f"{'square' if exponent == '2' else 'cubic'} {unit}"
+
+
+def _short_range(match: re.Match[str]) -> str:
+    """Read "1914-18" as two years."""
+    first, last = match.groups()
+    words = year(int(first)) if int(last) > int(first[2:]) else number(first)
+    return f"{words} to {cardinal(int(last))}"
+
+
+def _area(match: re.Match[str]) -> str:
+    per, symbol, exponent = match.groups()
+    unit = _raised(CASED_UNITS.get(symbol) or UNITS.get(symbol, "inches"), exponent)
+    return f"per {quantity('1', unit).removeprefix('one ')}" if per else unit
+
+
+def _rate(match: re.Match[str]) -> str:
+    """Read a unit without a number, e.g. "kg/m^3" → "kilograms per cubic meter"."""
+    symbol, per, exponent = match.groups()
+    unit = CASED_UNITS.get(symbol) or UNITS.get(symbol.lower(), symbol)
+    return f"{unit} per {_raised(PER.get(per, per), exponent)}"
+
+
+def _rounded(match: re.Match[str]) -> str:
+    return _plural(number(match.group(1))).removeprefix("one ")
+
+
 def _fraction(match: re.Match[str]) -> str:
     over, under = int(match.group(1)), int(match.group(2))
     if match.group() in WITH_SLASHES:
@@ -197,7 +228,7 @@ def _fraction(match: re.Match[str]) -> str:
 
 
 def _decade(match: re.Match[str]) -> str:
-    text = match.group(1) or match.group(2)
+    text = match.group(1) or match.group(2) or match.group(3)
     words = year(int(text)) if len(text) == 4 else cardinal(int(text))
     return _plural(words)
 
@@ -241,7 +272,7 @@ def _groups(match: re.Match[str]) -> str:
         return ", ".join(groups)
     if is_years or (max(map(len, groups)) > 4 and groups[0][0] != "0"):
         return match.group()
-    if not (groups[0][0] == "0" or size >= 9 or [*map(len, groups)] == [3, 4]):
+    if not (groups[0][0] == "0" or size >= 9 or [*map(len, groups)] in ([3, 4], [3, 3])):
         return match.group()
     return ", ".join(map(digits, groups))
 
@@ -261,6 +292,13 @@ CITED = (
     "|Ezekiel|Hosea|Acts|Romans|Corinthians|Galatians|Ephesians|Philippians|Colossians|Thessalonians|Hebrews|Revelation"
     "|Quran|Surah|[Cc]hapter"
 )
+# A number that is most often a year; before a plural noun it is a count.
+DATED_YEAR = re.compile(
+    rf"(?<![\w.,:/{SIGNS}-])(?:1[1-9]\d\d|20\d\d)(?![\w:/%°-]|[.,]\d)(?!\s(?:{COUNTED})\b)"
+    r"(?:(?<=\bthe \d{4})|(?!\s(?:(?!(?:in|on|at|of|to|for|by|the|was|is|and|or|as|a|this|his|its|has|had|with|from)\b)"
+    r"[a-z]+\s)?(?!(?:was|is|has|its|as|this|us|does|his|perhaps|always|across|besides|towards)\b)[a-z]+s\b))"
+)
+POWER = r"(?<=[\w)\]])\s?(?:\^|\*\*)\s?"
 Rule = tuple[re.Pattern[str], Callable[[re.Match[str]], str]]
 DAY = r"(0?[1-9]|[12]\d|3[01])"
 HALF_DAY = r"\s?[AaPp](?:\.\s?[Mm]\.|[Mm]\b)"
@@ -275,7 +313,36 @@ QUANTITY = rf"[{SIGNS}]?{NUMBER}(?::\d\d)?(?:{HALF_DAY}|\s?(?:%|[kKMB]\b|(?:{ANY
 AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
 LENGTH = r"[cmk]?m|in\.|ft|px"
 RULES: tuple[Rule, ...] = (
-    (re.compile(r"(?<=\d)\^(-?)(?=\d)"), lambda match: f" to the power of {'minus ' * bool(match.group(1))}"),
+    (re.compile(rf"(?<![\w.])({NUMBER})\s?({ANY_UNIT})(?:\^([23])(?:/({ANY_PER})(?:\^([23]))?)?)(?![\w'/^])"),
+     _raised_units),
+    (re.compile(rf"(?<![\w.])({NUMBER})\s?({ANY_UNIT})()/({ANY_PER})\^([23])(?![\w'/^])"), _raised_units),
+    (re.compile(rf"(?<![\w/])(?<!\d\s)([kcm]?m|mi|[kmgµ]?[gG]|MB|GB|kB|mL|L|N|J|W)/({ANY_PER})(?:\^([23]))?(?![\w'/^])"),
+     _rate),
+    (re.compile(rf"(?<=\w)/({ANY_PER})\^([23])(?!\w)"),
+     lambda match: f"per {_raised(PER.get(match.group(1), match.group(1)), match.group(2))}"),
+    (re.compile(r"(?<!\w)(per )?([kcm]?m|ft|in|mi|yd)\^([23])(?!\w)"), _area),
+    (re.compile(rf"{POWER}(?:\{{([^{{}}]{{1,24}})\}}|\(([^()]{{1,24}})\))"), _power),
+    (re.compile(rf"{POWER}([23])(?![\d.]\d|\d)()"), _power),
+    (re.compile(rf"{POWER}(-?)(?=\d|[A-Za-z](?![A-Za-z]))"),
+     lambda match: f"to the power of{' minus' * bool(match.group(1))}"),
+    (re.compile(r"\b(UTC|GMT)\s?([+-])\s?(\d{1,2})(?::?(\d\d))?\b"), _shift),
+    (re.compile(r"(?:(?<=\d\d:\d\d:\d\d)|(?<=T\d\d:\d\d))([+-])(\d\d):?(\d\d)\b"), _shift),
+    (re.compile(r"(?<![\w-])(A{1,3}|B{1,3}|C{1,3}|D|F|AB|O)([+-])(?=[\s.,;:!?)\]\"']|$)"),
+     lambda match: f"{spell(match.group(1))} {'plus' if match.group(2) == '+' else 'minus'}"),
+    (re.compile(r"(?<![\w.'-])([b-hj-z])-(?=\d)"), lambda match: f"{match.group(1)} minus"),
+    (re.compile(r"(?<![\w.'-])(?:([b-hj-z])\s-\s(?=\d|[b-hj-z](?![\w'-]))|(\d+)\s-\s(?=[b-hj-z](?![\w'-])))"),
+     lambda match: f"{match.group(1) or match.group(2)} minus"),
+    (re.compile(r"(?<![\w.)%°-])-(?=[b-hj-z](?![\w-]))"), lambda match: "minus"),
+    (re.compile(rf"(?<![\d.])({NUMBER})\s?°\s?(?:(\d{{1,2}})'\s?(?:(\d{{1,2}}(?:\.\d+)?)(?:\"|'')\s?)?)?([NSEW])\b"),
+     _bearing),
+    (re.compile(r"(?<![\d.])(\d{1,3})°\s?(\d{1,2})'\s?(?:(\d{1,2}(?:\.\d+)?)(?:\"|''))?()"), _bearing),
+    (re.compile(r"\b(\d[\d,]*0)s\b(?=\s+of\b)"), _rounded),
+    (re.compile(r"\b([01]?\d|2[0-3])h([0-5]\d)\b(?!\s?m)"), lambda match: f"{match.group(1)}:{match.group(2)}"),
+    (re.compile(r"\bv(?=\d)"), lambda match: "version"),
+    (re.compile(rf"(?<=\d)[-.]?({'|'.join(RELEASES)})[-.]?(?=\d{{0,3}}\b)"), lambda match: RELEASES[match.group(1)]),
+    (re.compile(r"\b0b([01]+)\b"), lambda match: f"zero {spell('b')} {digits(match.group(1))}"),
+    (re.compile(r"(\b\d+(?:st|nd|rd|th)|\b\d*0s)\s?-\s?(?='?\d+(?:st|nd|rd|th|s)\b)"),
+     lambda match: f"{match.group(1)} to"),
     (re.compile(r"(?<![\d.])(\d{1,2})\.(\d\d)\s?([AaPp])\.?[Mm]\b"),
      lambda match: f"{match.group(1)}:{match.group(2)} {match.group(3)}m"),
     (re.compile(r"(?<=\d)\s?h\s?(\d{1,2})\s?m(?![\w'/])"), lambda match: f"h {match.group(1)} min"),
@@ -285,6 +352,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\d:\d\d)\.(\d+)\b"), lambda match: f"point {digits(match.group(1))}"),  # a lap time
     (re.compile(r"(?<=, [A-Z]{2} )\d{5}(?:-\d{4})?\b(?![.,]\d)"), lambda match: digits(match.group())),  # a postal code
     (re.compile(r"\b(\d{4})([-/.])(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?![\d/-])"), _iso_date),
+    (re.compile(r"\b((?:19|20)\d\d)-(0[1-9]|1[0-2])\b(?![-/.:]\d)"), _year_month),
+    (re.compile(rf"\b((?:on|by|until|due|since|dated)\s)(0?[1-9]|1[0-2])/{DAY}(?![\d/]|\sof\b)"), _short_date),
     (re.compile(rf"((?<![\w/])[{SIGNS}]?{NUMBER}[kKMB]?\s?[A-Za-z°%]*)/({ANY_PER})(?![\w'/])"),
      lambda match: f"{match.group(1)} per {PER.get(match.group(2), match.group(2))}"),
     (re.compile(rf"(?<![\d/.]){DAY}/{DAY}/(\d{{4}}|\d\d)(?![\d/])"), _slashed_date),
@@ -332,8 +401,11 @@ RULES: tuple[Rule, ...] = (
      lambda match: f"{match.group(1)} to"),
     (re.compile(r"\b(1[1-9]\d\d|20\d\d)\s?-\s?(1[1-9]\d\d|20\d\d)(?![\d-])"),
      lambda match: f"{year(int(match.group(1)))} to {year(int(match.group(2)))}"),
+    (re.compile(r"\b(1[1-9]\d\d|20\d\d)\s?-\s?(\d\d)(?![\d/%-]|[.:]\d)"), _short_range),
     (re.compile(r"(?<![\w.-])(\d+)-(?=(?:1/[2-9]|2/3|3/[458]|[57]/8)(?![\d/]))"), lambda match: match.group(1)),
     # Ranges and signs, while their numbers still have digits.
+    (re.compile(rf"(?<![\w.)%°-])-({NUMBER})\s?-\s?(-?)(?={NUMBER}(?![\w{SIGNS}]))(?<! - )"),
+     lambda match: f"minus {match.group(1)} to{' minus' * bool(match.group(2))}"),
     (re.compile(rf"(?<![\w.-])([{SIGNS}])({NUMBER})\s?-\s?(?={NUMBER}[kKMB]?(?![\d{SIGNS}%]))"),
      lambda match: f"{match.group(2)} to {match.group(1)}"),
     (re.compile(rf"(?<![\w.-])({QUANTITY})\s?-\s?(?=[{SIGNS}]?\.?\d)"), lambda match: f"{match.group(1)} to"),
@@ -347,6 +419,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\w.])\.(\d+)"), lambda match: f"zero point {digits(match.group(1))}"),
     (re.compile(r"\b(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s?([AaPp])(?:\.\s?[Mm]\.?|[Mm]\b))?(?![\d:])"), _time),
     (re.compile(r"\b(\d{1,2})()()\s?([AaPp])(?:\.\s?[Mm]\.?|[Mm]\b)"), _time),
+    (re.compile(rf"(?<![A-Za-z])(?P<symbol>{ANY_CODE})\s?{AMOUNT}(?![\d])"), _money),
+    (re.compile(rf"(?<![\d.]){AMOUNT}\s?(?P<symbol>{ANY_CODE})(?![A-Za-z$])"), _money),
     (re.compile(rf"(?P<symbol>[{SIGNS}])\s?{AMOUNT}(?!\d)"), _money),
     (re.compile(rf"(?<![\d.]){AMOUNT}\s?(?P<symbol>[{SIGNS[1:]}])"), _money),
     (re.compile(rf"(?<![\d.])({NUMBER})\s?¢"), lambda match: quantity(match.group(1), "cents")),
@@ -354,14 +428,16 @@ RULES: tuple[Rule, ...] = (
      lambda match: _date(match.group(2), match.group(1), match.group(3), "{month} {day}")),
     (re.compile(rf"\b{DAY}(?:st|nd|rd|th)?\s+(?:of\s+)?({MONTH})\b(?:,?\s+(\d{{4}})\b)?"),
      lambda match: _date(match.group(1), match.group(2), match.group(3), "{day} of {month}")),
-    (re.compile(r"\b(\d{1,15})(?:st|nd|rd|th)\b"), lambda match: ordinal(int(match.group(1)))),
+    (re.compile(r"\b(\d{1,3}(?:,\d{3}){1,4}|\d{1,15})(?:st|nd|rd|th)\b"),
+     lambda match: ordinal(int(match.group(1).replace(",", "")))),
     (re.compile(r"'?\b(\d{3}0)'?s\b|(?:(?<=\bthe )|(?<=\bhis )|(?<=\bher )|(?<=\btheir )|(?<=\bmy )|(?<=\bearly )"
-                r"|(?<=\bmid[ -])|(?<=\blate )|')([2-9]0)'?s\b"), _decade),
+                rf"|(?<=\bmid[ -])|(?<=\blate )|')([2-9]0)'?s\b|\b([2-9]0)s(?=\s(?:{DECADES})\b)"), _decade),
     (re.compile(r"\b(\d{1,2})'s\b"), lambda match: _plural(cardinal(int(match.group(1))))),
     (re.compile(rf"\b({YEAR_CUES}|Q[1-4]|{MONTH})(,?\s+)(1[1-9]\d\d|20\d\d)(?![\d,:/]\d|\d|\.\d|\s?[%°])",
                 re.IGNORECASE),
      lambda match: f"{match.group(1)}{match.group(2)}{year(int(match.group(3)))}"),
-    (re.compile(r"(?<=\d)\s+(?=(?:1/[234]|2/3|3/4|[1357]/8)(?![\d/]))"), lambda match: " and "),
+    (re.compile(r"(?<=\d)\s+(?=(?:1/[2-9]|2/[3579]|3/[4578]|4/[579]|5/[6-9]|6/7|7/[89]|8/9|\d{1,2}/(?:16|32|64))(?![\d/]))"),
+     lambda match: " and "),
     (re.compile(r"(?<![\d./])(\d{1,3})/(\d{1,3})(?![\d/])"), _fraction),
     (re.compile(r"(?<![\d:])(\d{1,4}):(\d{1,4})(?![\d:])"),
      lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
@@ -372,9 +448,13 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
     (re.compile(r"(?<=\d)x\b(?!\s*\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
-    (re.compile(r"(?<=\d)\s*/\s*(?=\d)"), lambda match: " over "),
+    (re.compile(r"(?<=\d)\s*/\s*(?=\d)|(?<=\b[b-hj-z])/(?=\d)|(?<=\d)/(?=[b-hj-z]\b)|(?<=\bpi )\s?/(?=\d)"),
+     lambda match: " over "),
     (re.compile(rf"(?<!\d)({NUMBER})\s?%"), lambda match: f"{number(match.group(1))} percent"),
     (re.compile(rf"(?<!\d)({NUMBER})\s{{0,2}}({ANY_UNIT})(?![\w']|/(?!\d))(?:\.(?=\s+[a-z]))?"), _unit),
+    (re.compile(r"(?<![\w.,])\d{10,}(?<!000)(?![\w,]|\.\d)"), lambda match: digits(match.group())),
+    (re.compile(r"(?<=[A-Za-z])\d{5,}|\d{5,}(?=[A-Za-z])"), lambda match: digits(match.group())),
+    (DATED_YEAR, lambda match: year(int(match.group()))),
     (re.compile(r"\d+(?:\.\d+){2,}|" + NUMBER), _plain),
 )  # fmt: skip
 

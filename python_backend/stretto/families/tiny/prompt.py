@@ -31,7 +31,8 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.matching import matched
 from stretto.families.tiny.recording import extract_speech
-from stretto.families.tiny.text import in_ascii, normalise, other_script, words_of
+from stretto.families.tiny.text import in_ascii, normalise, words_of
+from stretto_client.scripts import other_script
 
 if TYPE_CHECKING:
     from stretto.codecs.base import Codec

@@ -5,27 +5,24 @@ import unicodedata
 
 from anyascii import anyascii
 
-from stretto.families.tiny.letters import SHORT_WORDS, is_spelled, name_letters, spell, spell_acronyms
-from stretto.families.tiny.numbers import (
-    CURRENCIES,
-    MONTH,
-    MONTH_NAMES,
-    SIGNS,
-    cardinal,
-    digits,
-    name_units,
-    number,
-    ordinal,
-    write_out,
-    year,
-)
+from stretto.families.tiny.identifiers import spell_identifiers
+from stretto.families.tiny.letters import name_letters, spell, spell_acronyms
+from stretto.families.tiny.notation import plain_notation
+from stretto.families.tiny.numbers import DIRECTIONS, MONTH, MONTH_NAMES, name_units, write_out
+from stretto.families.tiny.numerals import read_numerals
+from stretto.families.tiny.units import CURRENCIES, SIGNS
+from stretto_client.scripts import GREEK_SYMBOL, without_faces
+from stretto_client.sentence_ends import joins
 
 # Characters whose meaning would be lost in ASCII.
 SYMBOLS = {
     "×": " times ", "÷": " divided by ", "±": " plus or minus ", "…": ". ", "—": ", ", "–": "-", "−": "-",
-    "²": " squared ", "³": " cubed ", "½": " 1/2 ", "⅓": " 1/3 ", "⅔": " 2/3 ", "¼": " 1/4 ", "¾": " 3/4 ",
     "℃": "°C", "℉": "°F", "µ": "micro", "μ": "micro", "№": " number ", "≈": "~", "≤": "<=", "≥": ">=", "≠": "!=",
     "→": " to ", "√": " square root of ", "∞": " infinity ", "‰": " per mille ", "∶": ":", "＜": "<", "＞": ">",
+    "∑": " sum ", "∏": " product ", "∫": " integral ", "∂": " partial ", "∇": " del ", "∈": " in ", "∉": " not in ",
+    "∪": " union ", "∩": " intersection ", "⊂": " is a subset of ",
+    "⇒": " implies ", "⇔": " if and only if ", "∧": " and ", "∨": " or ", "¬": " not ", "∝": " is proportional to ",
+    "≡": " is equivalent to ", "·": " ", "§": " section ", "←": " from ",
     "\u200b": " ",  # a possible line break between words of scripts without spaces
     **dict.fromkeys("`´ʹˈꞌ‛‘’ʼ′＇", "'"),  # keyboards differ in their apostrophes
 }  # fmt: skip
@@ -54,36 +51,18 @@ MONTHS = {
     "jan": "January", "feb": "February", "mar": "March", "apr": "April", "jun": "June", "jul": "July",
     "aug": "August", "sep": "September", "sept": "September", "oct": "October", "nov": "November", "dec": "December",
 }  # fmt: skip
-ROMAN_NUMERALS = {
-    f"{tens}{units}": 10 * ten + unit
-    for ten, tens in enumerate(("", "X", "XX", "XXX", "XL", "L"))
-    for unit, units in enumerate(("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"))
-    if tens or units
-}
-REIGNED = set(  # a numeral after one of these names is an ordinal: "Henry the eighth"
-    "Henry Louis Charles George Edward William James Richard Elizabeth Mary John Paul Pius Benedict Francis Philip "
-    "Philippe Frederick Friedrich Wilhelm Nicholas Alexander Catherine Ivan Peter Napoleon Leo Gregory Urban Innocent "
-    "Clement Ramses Ramesses Margrethe Carl Karl Gustav Haakon Harald Olav Christian Albert Leopold Ferdinand Alfonso "
-    "Felipe Juan Pedro Ptolemy Darius Xerxes Cyrus Robert Stephen Edmund Sixtus Boniface Constantine Otto "
-    "Joseph Rudolf Maximilian Victor Umberto Abdullah Hussein Hassan Mohammed Selim Murad Mehmed Rama Willem".split()
-)
-NUMBERED = set(  # a numeral after one of these words is a count: "Chapter four"
-    "Chapter Part Volume Book Act Scene Section Article Appendix Figure Table Title Type Phase Stage Level Class Grade "
-    "Mark War Bowl Apollo Rocky Fantasy Division Group Category Factor Olympiad Canto Verse Unit Lesson".split()
-)
-SCRIPTS = {  # keyed by the first word of a letter's Unicode name; for other scripts, messages contain that word
-    "CJK": "Chinese characters", "IDEOGRAPHIC": "Chinese characters", "HIRAGANA": "Japanese letters",
-    "KATAKANA": "Japanese letters", "KATAKANA-HIRAGANA": "Japanese letters", "HANGUL": "Korean letters",
-    "DEVANAGARI": "Devanagari letters (Hindi and others)", "CYRILLIC": "Cyrillic letters (Russian and others)",
-}  # fmt: skip
-LATIN = {"LATIN", "MODIFIER"}  # the latter: ʻokina and the like
 MICRO = re.compile(r"(?<=[\d\s])μ(?=[gmls]\b)")  # the Greek letter before a unit
-GREEK_SYMBOL = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a single letter is a symbol, as in "π" or "Δt"
+CUT_WORD = re.compile(
+    r"(?<![\w-])([\w-]{0,60}[^\W\d_])[-\xad\u2010][ \t\r]{0,4}\n\s*(\w)"
+)  # a word cut at the end of a line
+LONE_DEGREES = re.compile(r"(?<!\d)(?<!\d )°(?!\s?[CF]\b)")  # decoration
 
 # After a number, "ms." is a unit, and "col." or "gen." no title.
 ABBREVIATION = re.compile(rf"(?<!\d)(?<!\d\s)\b({'|'.join(ABBREVIATIONS)})\.", re.IGNORECASE)
 TITLE = re.compile(r"\b(Mr|Mrs|Ms|Dr|Prof)(?=\s+[A-Z])")
-MONTH_ABBREVIATION = re.compile(rf"\b({'|'.join(MONTHS)})\.?(?=\s+\d)|(?<=\d )({'|'.join(MONTHS)})\b\.?", re.IGNORECASE)
+MONTH_ABBREVIATION = re.compile(
+    rf"\b({'|'.join(MONTHS)})\.?(?=\s+'?\d)|(?<=\d )({'|'.join(MONTHS)})\b\.?", re.IGNORECASE
+)
 DOTTED = re.compile(r"\b(?:[A-Za-z]\.){2,}(?:[A-Za-z]\b)?|\b(?:[A-Z]\.)(?=\s+[A-Z])")
 AFTER_DIGIT = re.compile(r"\d\s?\Z")
 NUMBERED_ABBREVIATION = re.compile(rf"\b({'|'.join(BEFORE_NUMBERS)})\.\s?(?=\d)", re.IGNORECASE)
@@ -93,25 +72,28 @@ DATED = rf",?\s+(?:{'|'.join(month.title() for month in MONTHS)}|{MONTH})\b|,?\s
 WEEKDAY = re.compile(
     rf"\b(?:(Mon|Wed)\.|(Tues?|Thu(?:rs?)?|Fri)\b\.?|(Sat|Sun)\.(?={DATED})|(Mon|Wed|Sat|Sun)\b(?={DATED}))"
 )
+# Words that begin a sentence more often than a name: before one of these, an abbreviation may end a sentence.
+STARTERS = (
+    "The|An?|He|She|It|We|They|You|I|This|That|These|Those|There|Here|His|Her|Its|Our|Their|My|Your|But|And|Or|So|Then"
+    "|When|While|After|Before|If|As|At|In|On|For|From|With|Without|To|By|Of|Not|No|Yes|What|Who|Where|Why|How|Is|Are"
+    "|Was|Were|Do|Does|Did|Can|Could|Will|Would|Should|Let|Please|Now|Today|Tomorrow|Yesterday|Some|Many|Most|All"
+    "|Every|Each|Both|Another|Other|However|Meanwhile|Later|Next|Finally|Also|Instead|Although|Because|Since|Until"
+    "|Once|Even|Just|Only|Never|Always|Maybe|Perhaps|Everyone|Everything|Nobody|Nothing|Someone|Something|Two|Three"
+)
+FINAL = "inc|ltd|corp|co|jr|sr|esq|bros|univ|assn|govt|ave|blvd|rd|st|min|max|avg"  # may be the last word of a sentence
+NAMED_DAY = rf"(?:{DAYS}|{MONTH})"
+SENTENCE_END = re.compile(
+    rf"\b(?:(?i:etc)\.(?=[\"')\]]*\s+[\"'(]?[A-Z])|[AaPp]\.\s?[Mm]\.(?=[\"')\]]*\s+[\"'(]?(?!{NAMED_DAY})(?:[A-Z][a-z']|[IA]\s))"
+    rf"|(?!(?i:e\.g|i\.e|a\.k))(?:(?:[A-Za-z]\.){{2,}}|[A-HJ-Z]\.|(?i:{FINAL})\.)(?=[\"')\]]*\s+[\"'(]?(?:{STARTERS})\b)"
+    rf"|(?:(?:[A-Za-z]\.){{2,}}|(?i:etc|{FINAL})\.)(?=[\"')\]]*\s*$))"
+)
 WEEKDAY_RANGE = re.compile(rf"\b({DAYS})\.?\s?-\s?({DAYS})\b\.?")
 ANY_MONTH = "|".join([*MONTH_NAMES, *(f"{month.title()}\\b" for month in MONTHS)])
 HYPHENED_DATE = re.compile(rf"\b(\d{{1,2}})-({ANY_MONTH})-(?=\d{{4}}\b)")
 MONTH_RANGE = re.compile(rf"\b({ANY_MONTH})\.?\s?-\s?({ANY_MONTH})\.?(?![\w])")
 STREETS = {"St": "street", "Ave": "avenue", "Rd": "road", "Blvd": "boulevard", "Ln": "lane", "Hwy": "highway"}
 STREET = re.compile(rf"(?<=[a-z] )({'|'.join(STREETS)})(?=,|;|\.?$|\s[NS][EW]?\b)")
-DIRECTIONS = {"N": "north", "E": "east", "S": "south", "W": "west"}
 DIRECTION = re.compile(rf"\b([NESW])\.?(?=\s(?:[A-Z][a-z]+|\d+(?:st|nd|rd|th))\s(?:{'|'.join(STREETS)})\b)")
-NUMERAL = re.compile(r"\b([A-Z][a-z]+)((?:\s+[A-Z][a-z]+)?)\s+([XLVI]+)\b(?!['’]\w{2}|\.[A-Z])")
-NO_PRONOUN = re.compile(r"$|[.,;:!?)]|\s+of\b|'s\b")  # after "Elizabeth I"
-WORLD_WAR = re.compile(r"\bWW(I{1,3})\b")
-
-# Addresses. They may not end with the punctuation of the surrounding sentence.
-EMAIL = re.compile(r"(?<![\w.+-])[A-Za-z0-9][\w.+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,63}")
-URL = re.compile(r"\b(?:(?:https?|ftp)://|www\.)[^\s<>\"]+|(?<![\w.-])(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}/[^\s<>\"]*")
-IN_ADDRESSES = {
-    ".": "dot", "/": "slash", "-": "dash", "_": "underscore", ":": "colon", "?": "question mark", "=": "equals",
-    "&": "and", "#": "hash", "~": "tilde", "%": "percent", "+": "plus", "@": "at",
-}  # fmt: skip
 DOT = re.compile(r"(?<=\w)\.(?:([a-z]{2})(?![\w.])|(?=[A-Za-z]))")  # within a name such as "bbc.co.uk"
 SPOKEN_DOMAINS = set("co me to so it be in no at is".split())  # two-letter domains read as words
 
@@ -122,14 +104,17 @@ def normalise(text: str, characters: str) -> str:
     The result is empty if nothing can be spoken.
     """
     is_shouted = not any(map(str.islower, text))
-    text = write_out(_expand(_number_names(_compare(_spell_addresses(in_ascii(text))))))
+    text = spell_identifiers(in_ascii(text))
+    text = write_out(_expand(read_numerals(_compare(text))))
     text = name_letters(spell_acronyms(name_units(DOT.sub(_dot, text)), is_shouted))
     return _reduce(_name_symbols(text).lower(), characters)
 
 
 def in_ascii(text: str) -> str:
     """Convert `text` to ASCII and the characters in KEPT; the result may be several times as long."""
-    text = MICRO.sub("µ", text)
+    text = CUT_WORD.sub(_joined, text)
+    text = plain_notation(without_faces(MICRO.sub("µ", text)))
+    text = LONE_DEGREES.sub(" ", text)
     return _ascii(GREEK_SYMBOL.sub(_greek_name, unicodedata.normalize("NFC", text)))
 
 
@@ -138,18 +123,9 @@ def words_of(normalised: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[a-z](?:[a-z']*[a-z])?", normalised))
 
 
-def other_script(text: str) -> tuple[str, str] | None:
-    """Return the first script in `text` that an English voice cannot read, and the first word in it.
-
-    Return None if there is no such script.
-    Latin letters with any accents are readable, and so is a single Greek letter used as a symbol.
-    """
-    for word in text.split():
-        for character in filter(str.isalpha, GREEK_SYMBOL.sub("", unicodedata.normalize("NFKC", word))):
-            script = unicodedata.name(character, "UNKNOWN").partition(" ")[0]
-            if script not in LATIN:
-                return SCRIPTS.get(script, f"{script.capitalize()} letters"), word
-    return None
+def _joined(match: re.Match[str]) -> str:
+    joined = joins(match.group(1), match.group(2))
+    return match.group() if joined is None else f"{match.group(1)}{joined}{match.group(2)}"
 
 
 def _dot(match: re.Match[str]) -> str:
@@ -177,52 +153,8 @@ def _ascii(text: str) -> str:
     return "".join(map(ascii_of, unicodedata.normalize("NFC", text)))
 
 
-def _spell_addresses(text: str) -> str:
-    """Replace e-mail addresses and URLs with words, e.g. "x.org/a_b" → "x dot org slash a underscore b"."""
-    return URL.sub(_address, EMAIL.sub(_address, text.replace("mailto:", "")))
-
-
-def _address(match: re.Match[str]) -> str:
-    address = match.group().rstrip(".,;:!?'\")]}")
-    rest = match.group()[len(address) :]
-    plain = re.sub(r"^(?:https?|ftp)://(?:www\.)?", "", address).rstrip("/")
-    words = re.findall(r"[A-Za-z]+|\d+|[^A-Za-z\d]", plain)
-    return f" {' '.join(map(_address_word, words, [*words[-1:], *words]))}{rest} "
-
-
-def _address_word(word: str, previous: str) -> str:
-    if word.isdigit():
-        is_year = len(word) == 4 and word[:2] in ("19", "20")
-        return year(int(word)) if is_year else number(word) if len(word) <= 2 else digits(word)
-    if not word.isalpha():
-        return IN_ADDRESSES.get(word, " ")
-    is_country = previous == "." and len(word) == 2 and word.lower() not in SPOKEN_DOMAINS
-    return spell(word) if is_country or len(word) == 1 or is_spelled(word) else word
-
-
-def _number_names(text: str) -> str:
-    """Replace Roman numerals after names and titles, e.g. "Henry VIII" → "Henry the eighth", "Part II" → "Part two"."""
-
-    def spoken(match: re.Match[str]) -> str:
-        first, second, numeral = match.group(1), match.group(2).strip(), match.group(3)
-        name, count = second or first, ROMAN_NUMERALS.get(numeral)
-        if count is None or (name.lower() in SHORT_WORDS and name not in NUMBERED):
-            return match.group()
-        before = match.group()[: -len(numeral)]
-        if name in NUMBERED:
-            return f"{before}{cardinal(count)}"
-        # "Elizabeth I was told" may refer to two people.
-        is_pronoun = numeral == "I" and not NO_PRONOUN.match(match.string, match.end())
-        if name in REIGNED and not is_pronoun:
-            return f"{before}the {ordinal(count)}"
-        if len(numeral) == 1 or numeral in ("XL", "XX", "LI", "LV", "LX", "XI"):  # initials, sizes, other names
-            return match.group()
-        return f"{before}the {ordinal(count)}" if second and count <= 3 else f"{before}{cardinal(count)}"
-
-    return NUMERAL.sub(spoken, WORLD_WAR.sub(lambda match: f"World War {cardinal(len(match.group(1)))}", text))
-
-
 def _expand(text: str) -> str:
+    text = SENTENCE_END.sub(r"\g<0>.", text)  # the first full stop belongs to the abbreviation
     text = re.sub(r"(?<![^\s(])\.(?=[A-Za-z])", " dot ", text)
     text = re.sub(r"(?<![A-Za-z])A-?(?=\d)", lambda match: spell("A"), text)
     text = re.sub(r"\bPh(?:\.\s?)?D(s?)\b\.?", lambda match: spell("PHD", match.group(1)), text)

@@ -1,0 +1,164 @@
+"""Numbers in the notations of other places and of mathematics, rewritten as in plain English text.
+
+`1.234,5` becomes `1,234.5`, `10⁻³` becomes `10^-3`, and `2½` becomes `2 1/2`. A number whose notation is unknown is
+replaced with its digits in words, so that it is not read as another number.
+"""
+
+import re
+import unicodedata
+from functools import lru_cache
+from itertools import groupby
+
+from stretto.families.tiny.numbers import digits
+
+SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # which no list of numbers has; a plain space may be one's
+# A number with every character that may separate its groups. A plain space separates groups of three digits only.
+TOKEN = re.compile(rf"(?<![\w.,])(?<!\d['’])\d(?:\d|[.,_٫٬](?=\d)|['’](?=\d{{3}}(?!\d))|[{SPACES} ](?=\d{{3}}(?!\d)))*")
+JOINER = re.compile(rf"[{SPACES}'’_]")  # separates the groups of one number, never numbers of a list
+COUNT = r"\d{1,3}(?:,\d{3})*"
+WESTERN = re.compile(rf"(?!0\d|0,){COUNT}(?:\.\d+)?|\d+(?:\.\d+)*")
+GROUPED = re.compile(r"(?!0)(\d{1,3}(?: \d{3})+)(?:[.,](\d+))?")  # with spaces in place of the separators
+INDIAN = re.compile(r"(?!0)(\d{1,2}(?:,\d\d)+,\d{3})(?:\.(\d+))?")
+CONTINENTAL = re.compile(r"(?!0)(\d{1,3}(?:\.\d{3})+)(?:,(\d+))?")
+DECIMAL_COMMA = re.compile(r"(\d+),(\d+)")
+SMALL_LIST = re.compile(r"\d{1,2}(?:,\d{1,2})+")
+LONG_DECIMALS = re.compile(r"\d+\.\d{3}(?: \d{1,3})+")  # 3.141 592
+LISTED = "rows?|pages?|rooms?|columns|items|chapters|figures|tables|verses|sections|lines|steps|numbers|points|levels"
+BEFORE_LIST = re.compile(rf"[(\[{{]\Z|\b(?:{LISTED})\s\Z", re.IGNORECASE)
+BEFORE_VERSION = re.compile(
+    r"\b(?:version|release|build|firmware|kernel|network|subnet|host|address|ip|section)\s\Z", re.IGNORECASE
+)
+MONTH_DAY = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s\Z", re.IGNORECASE)
+MONEY = r"€|EUR|kr\b|zł|Kč|R\$|CHF|Fr\."
+AFTER_MONEY = re.compile(rf"(?:{MONEY})\s?\Z")
+BEFORE_MONEY = re.compile(rf"\s?(?:{MONEY})(?!\s?/)")
+QUANTIFIED = re.compile(
+    rf"\s?(?:[%‰°$€£¥₹]|{MONEY}|(?:[kcm]?m|[km]?g|[km]W|MB|GB|people|users|years|dollars|euros|pounds)\b)"
+)
+
+DEGREES = re.compile(r"(?<=\d)º(?=\s?[CFNSEW]\b)|(?<=\d\d\d)º")
+INCHES = re.compile(r"(?<![\d.′])(\d+(?:\.\d+)?)″(?!\s?[NSEW])")
+ORDINAL_SIGN = re.compile(r"(\d+)[ºª]")
+MINUS = re.compile(r"(?<![\d\s])−(?=\s|[.,;:!?)\]]|$)|(?<=[\w)])−(?=[\w(])(?!(?<=\b\d{4}−)\d{4}\b)")
+
+
+def plain_notation(text: str) -> str:
+    """Rewrite the numbers and signs in `text` in plain English notation."""
+    text = DEGREES.sub("°", unicodedata.normalize("NFC", text))
+    text = INCHES.sub(r"\1 in.", text)
+    text = ORDINAL_SIGN.sub(lambda match: with_suffix(match.group(1)), text)
+    text = MINUS.sub(" minus ", text)
+    runs = list[str]()
+    for form, run in groupby(text, _form):
+        runs.append(_rewritten(form, "".join(run), runs[-1] if runs else ""))
+    return TOKEN.sub(_canonical, "".join(runs))
+
+
+def with_suffix(digits_text: str) -> str:
+    """Return a number with the suffix of its ordinal, e.g. "22" → "22nd"."""
+    ends = {"1": "st", "2": "nd", "3": "rd"}
+    is_teen = digits_text[-2:-1] == "1"
+    return digits_text + ("th" if is_teen else ends.get(digits_text[-1], "th"))
+
+
+@lru_cache(maxsize=4096)
+def _form(character: str) -> str:
+    """Return the form of a character as in its Unicode decomposition, e.g. "super"; empty if it is written as usual."""
+    if character.isascii() or character in "™℠":
+        return ""
+    form = unicodedata.decomposition(character).partition(" ")[0]
+    if form in ("<super>", "<sub>", "<fraction>"):
+        return form.strip("<>")
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return "digit"
+    if category == "No" or form == "<circle>":
+        return "enclosed"
+    return ""
+
+
+def _rewritten(form: str, run: str, before: str) -> str:
+    plain = unicodedata.normalize("NFKC", run).replace("−", "-")
+    if form == "super":
+        return _raised(plain, before)
+    if form == "sub":
+        return f" base {plain}" if before[-1:].isdigit() else plain
+    if form == "fraction":
+        space = " " if before[-1:].isdigit() else ""
+        return space + " ".join(unicodedata.normalize("NFKC", each).replace("⁄", "/") for each in run)
+    if form == "enclosed":
+        return "".join(map(_enclosed, run))
+    return "".join(str(unicodedata.decimal(each)) for each in run) if form == "digit" else run
+
+
+def _enclosed(character: str) -> str:
+    """Return an enclosed number or letter, such as ② or Ⓑ, between spaces."""
+    number = unicodedata.numeric(character, -1.0)
+    if number >= 0 and number.is_integer():
+        return f" {int(number)}, "
+    return f" {unicodedata.normalize('NFKC', character)} "
+
+
+def _raised(plain: str, before: str) -> str:
+    """Return superscripts as a power, an ordinal suffix or a sign; empty for the number of a footnote."""
+    last = before[-1:]
+    if last.isdigit() and plain in ("st", "nd", "rd", "th"):
+        return plain
+    if plain.rstrip("+-").isdigit() and plain[-1] in "+-":  # the charge of an ion
+        return f" {plain[:-1]} {'plus' if plain[-1] == '+' else 'minus'}"
+    if plain in ("+", "-"):
+        return " plus" if plain == "+" else " minus"
+    word = re.search(r"[^\W\d_]*\Z", before)
+    num_letters = len(word.group()) if word else 0
+    if plain.isalpha() and len(plain) > 1:
+        return plain
+    if last.isdigit() or last in tuple(")]}") or 0 < num_letters <= 3:
+        return f"^{plain}"
+    if plain.isdigit() and (num_letters or last in tuple(".,;:!?”\"'’")):
+        return ""
+    return plain
+
+
+def _canonical(match: re.Match[str]) -> str:
+    """Return a number with commas between groups of three digits and a decimal point, or its digits in words."""
+    token = match.group().replace("٫", ".").replace("٬", ",")
+    before = match.string[max(match.start() - 24, 0) : match.start()]
+    after = match.string[match.end() : match.end() + 12]
+    if token.isdigit():
+        return token
+    if found := CONTINENTAL.fullmatch(token):
+        num_groups = token.count(".")
+        is_money = AFTER_MONEY.search(before) or BEFORE_MONEY.match(after)
+        if found[2] or is_money or (num_groups > 1 and not BEFORE_VERSION.search(before)):
+            return _western(found[1], found[2])
+    if WESTERN.fullmatch(token):
+        return token
+    is_joined = JOINER.search(token) is not None
+    spaced = JOINER.sub(" ", token)
+    if (found := GROUPED.fullmatch(spaced)) and (is_joined or _is_count(token, before, after)):
+        return _western(found[1], found[2])
+    if LONG_DECIMALS.fullmatch(spaced):
+        return spaced.replace(" ", "")
+    if found := INDIAN.fullmatch(token):
+        return _western(found[1], found[2])
+    if found := DECIMAL_COMMA.fullmatch(token):
+        is_list = BEFORE_LIST.search(before) or MONTH_DAY.search(before)
+        return token.replace(",", ", ") if is_list else f"{found[1]}.{found[2]}"
+    if SMALL_LIST.fullmatch(token):
+        return token.replace(",", ", ")
+    if " " in token:  # a list, or a telephone number
+        return " ".join(TOKEN.sub(_canonical, part) for part in token.split(" "))
+    return f" {', '.join(map(digits, re.findall(r'[0-9]+', token)))} "
+
+
+def _is_count(token: str, before: str, after: str) -> bool:
+    """Return True if groups with plain spaces are one number, and not a list or a telephone number."""
+    groups = re.split("[ .,]", token)
+    if len(groups[0]) < 3 or set(groups[1:]) == {"000"} or "," in token or "." in token:
+        return True
+    return QUANTIFIED.match(after) is not None or AFTER_MONEY.search(before) is not None
+
+
+def _western(whole: str, decimals: str | None) -> str:
+    digits_text = re.sub(r"\D", "", whole)
+    return f"{int(digits_text):,}" + (f".{decimals}" if decimals else "")
