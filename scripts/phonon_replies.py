@@ -25,6 +25,7 @@ from benchmarks.checkpoints.random_phonon import (
     KINDS,
     NUM_SPEAKER_ROWS,
     SPEAKER_WIDTH,
+    SPOKEN_KINDS,
     config,
     inputs,
     voice_latents,
@@ -46,6 +47,9 @@ TEXTS = (
     "it is open at 3",
     "The door is open. " * 7,
     "a word without any mark " * 7,
+    "the door is open, and it rains " * 16,
+    "a word without any mark " * 45,
+    "it is (open.) and here “too!” so " * 4 + "one more " * 30 + "x" * 700,
 )
 NUDGE, NUM_NUDGES = 1e-6, 3
 NO_END = 1e9  # an end threshold that no logit exceeds
@@ -108,17 +112,18 @@ def load(kind: str, folder: Path) -> Any:
 
 @torch.no_grad()
 def generate(
-    model: Any, ids: list[int], seed: int, steps: int, nudge: torch.Tensor | float = 0.0
+    model: Any, kind: str, ids: list[int], seed: int, nudge: torch.Tensor | float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return latents [T, D] before the codec's scaling, and end logits [T].
 
     Args:
         model: The class in transformers.
+        kind: Kind of the release.
         ids: Token ids of the text.
         seed: Seed of the noise.
-        steps: Number of solver steps.
         nudge: Value added to the first latent.
     """
+    record = config(kind)
     latents, sample = list[torch.Tensor](), model.sample_latent
 
     def sampled(*call: Any) -> torch.Tensor:
@@ -137,8 +142,8 @@ def generate(
                 audio_prompt_latents=voice,
                 audio_prompt_latents_mask=torch.ones(voice.shape[:2], dtype=torch.long),
                 do_sample=True,
-                temperature=config()["temp"],
-                num_flow_steps=steps,
+                temperature=record["temp"],
+                num_flow_steps=record["lsd_decode_steps"],
                 eos_threshold=NO_END,
                 frames_after_eos=0,
                 max_new_tokens=NUM_FRAMES,
@@ -152,12 +157,11 @@ def generate(
 
 def reply(model: Any, kind: str, ids: list[int], seed: int) -> dict[str, Any]:
     """Return the latents, the end logits, and the largest effect of small changes of the first latent, by frame."""
-    steps = config(kind)["lsd_decode_steps"]
-    latents, logits = generate(model, ids, seed, steps)
+    latents, logits = generate(model, kind, ids, seed)
     nudged = np.zeros(NUM_FRAMES)
     for number in range(NUM_NUDGES):
         nudge = torch.from_numpy(NUDGE * np.random.default_rng(number).standard_normal(latents.shape[1]))
-        nudged = np.maximum(nudged, np.abs(generate(model, ids, seed, steps, nudge)[0] - latents).max(1))
+        nudged = np.maximum(nudged, np.abs(generate(model, kind, ids, seed, nudge)[0] - latents).max(1))
     return {
         "latents": latents.astype(np.float32),
         "end_logits": logits.astype(np.float32),
@@ -189,7 +193,7 @@ def replies() -> dict[str, Any]:
     torch.set_num_threads(1)
     values: dict[str, Any] = {"inputs": digest(inputs())}
     with tempfile.TemporaryDirectory() as root:
-        for kind in ("small", "steps"):
+        for kind in SPOKEN_KINDS:
             values |= {f"{kind}.{name}": found for name, found in spoken(Path(root, "spoken", kind), kind).items()}
         models = {kind: load(kind, Path(root, kind)) for kind in KINDS}
         ids = Tokenizer.from_file(str(Path(root, KINDS[0], "tokenizer.json"))).encode(PREPARED).ids

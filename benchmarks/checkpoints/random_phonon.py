@@ -3,7 +3,8 @@
     python -m benchmarks.checkpoints.random_phonon FOLDER [KIND]
 
 The kind `published` has the default dimensions of the class in transformers; the others are small: `small` (LSD head,
-the default), `steps` (LSD head with four steps, other dimensions) and `drifting` (drifting head, without conditions).
+the default), `steps` (LSD head with four steps, other dimensions), `drifting` (drifting head, without conditions) and
+`odd` (a codec of odd dimensions, with the exact form of GELU).
 The codec is of the same kind as Pocket TTS's.
 """
 
@@ -88,19 +89,31 @@ PUBLISHED_CODEC = SMALL_CODEC | {
     "transformer_num_heads": 8,
     "transformer_dim_feedforward": 2048,
 }
+ODD_CODEC = SMALL_CODEC | {
+    "dimension": 20,
+    "quantizer_output_dimension": 20,
+    "n_filters": 5,
+    "ratios": [5, 4, 3, 2],
+    "kernel_size": 5,
+    "transformer_d_model": 20,
+    "transformer_num_heads": 2,
+    "transformer_max_period": 3000.0,
+}
 
 
-MODELS = {"small": SMALL, "steps": STEPS, "drifting": SMALL, "published": PUBLISHED}
+MODELS = {"small": SMALL, "steps": STEPS, "drifting": SMALL, "odd": SMALL, "published": PUBLISHED}
+CODECS = {"odd": ODD_CODEC, "published": PUBLISHED_CODEC}
 KINDS = ("small", "steps", "drifting")
+SPOKEN_KINDS = ("small", "steps", "odd")  # by the authors' runtime
 # End thresholds that the end logit of some frame in a reply exceeds, as with a trained model.
-THRESHOLDS = {"small": -0.3, "steps": 0.43, "drifting": 0.5, "published": -4.0}
+THRESHOLDS = {"small": -0.3, "steps": 0.43, "drifting": 0.5, "odd": -0.3, "published": -4.0}
 
 
 def config(kind: str = "small") -> dict[str, Any]:
     """Return the release's config.json."""
     made: dict[str, Any] = {
         "flow_lm": MODELS[kind],
-        "mimi": PUBLISHED_CODEC if kind == "published" else SMALL_CODEC,
+        "mimi": CODECS.get(kind, SMALL_CODEC),
         "temp": 0.3,
         "lsd_decode_steps": 4 if kind == "steps" else 1,
         "eos_threshold": THRESHOLDS[kind],
@@ -127,7 +140,7 @@ def config(kind: str = "small") -> dict[str, Any]:
                 "continuous": {"dim": DURATION_WIDTH, "scale_factor": 1000.0, "max_period": 10000.0},
             },
         ],
-        "model_id": None,
+        "model_id": {"sig": "0", "epoch": 1} if kind == "odd" else None,
         "languages": ["en"],
     }
     if kind == "drifting":
@@ -201,7 +214,7 @@ def voice_latents(name: str, width: int = SPEAKER_CODEC_WIDTH) -> Tensor:
 def inputs() -> dict[str, np.ndarray | Tensor]:
     """Return all random numbers of the small releases and their voices by name."""
     found: dict[str, np.ndarray | Tensor] = {f"voice {name}": voice_latents(name) for name in VOICES}
-    for kind in KINDS:
+    for kind in dict.fromkeys((*KINDS, *SPOKEN_KINDS)):
         found |= {f"{kind}.{name}": values for name, values in tensors(kind).items()}
     return found
 

@@ -60,7 +60,9 @@ OWN_DECODER = {
 # End thresholds that the end logit of some frame in a reply exceeds, as with a trained model.
 THRESHOLDS = {"english": 0.95, "english_2m": 1.34, "english_18m": 1.84}
 # Factors that make latents about as large as trained ones and keep samples within [-1, 1].
-SMALLER = {"flow_lm.flow_net.final_layer.linear.weight": 0.15, "mimi.decoder.model.11.conv.weight": 0.2}
+# The last convolution of the codec is number 11 after three ratios, and number 14 after four.
+SMALLER = {"flow_lm.flow_net.final_layer.linear.weight": 0.15}
+SMALLER |= {f"mimi.decoder.model.{number}.conv.weight": 0.2 for number in (11, 14)}
 TOKENIZERS = {
     False: {"tokenizer": "sentencepiece", "tokenizer_path": "tokenizer.model"},
     True: {"tokenizer": "tokenizers", "tokenizer_path": "tokenizer.json"},

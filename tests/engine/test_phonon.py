@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_phonon import KINDS, THRESHOLDS
+from benchmarks.checkpoints.random_phonon import KINDS, THRESHOLDS, config
 from scripts.phonon_replies import FRAME, NUM_SPOKEN_FRAMES, PREPARED, SEEDS, STRIDE, TEXTS, VOICE
 from stretto.codecs.base import Window
 from stretto.codecs.pocket import load
@@ -31,7 +31,9 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.engine
 TIGHT = {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 5, "max_model_len": 128}
 TAIL_ROWS = 2
-PCM_TOLERANCE = 1e-4  # the runtime and this engine compute in float32; one differs by up to 5e-6 from the other
+# The runtime and this engine compute in float32, and differ by up to 5e-6 (5e-7 in `odd`). The two forms of GELU in the
+# codec of `odd` differ by 2e-5.
+PCM_TOLERANCES = {"small": 1e-4, "steps": 1e-4, "odd": 1e-5}
 
 
 def prompt_of(checkpoint: Path, text: str, seed: int, **audio: Any) -> Prompt:
@@ -80,15 +82,17 @@ def test_latents_and_reply_ends_match_transformers(tmp_path: Path, kind: str, is
         )
 
 
-@pytest.mark.parametrize("kind", ["small", *by_night("steps")])
+@pytest.mark.parametrize("kind", ["odd", *by_night("small", "steps")])
 def test_samples_without_noise_match_the_authors_runtime(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """From the text to the samples, for texts that the runtime changes.
 
-    The fade-in is this codec's own, and the runtime has GELU's tanh form, which transformers does not have.
+    The fade-in is this codec's own. In a release without an id, as in Pocket TTS's, the runtime has GELU's tanh form,
+    which transformers does not have.
     """
-    monkeypatch.setattr(StrettoPhononForCausalLM, "activate", staticmethod(gelu_tanh))
+    if config(kind)["model_id"] is None:
+        monkeypatch.setattr(StrettoPhononForCausalLM, "activate", staticmethod(gelu_tanh))
     checkpoint = convert_release(tmp_path, kind)
     length = {"temperature": 0.0, "min_rows": NUM_SPOKEN_FRAMES, "max_rows": NUM_SPOKEN_FRAMES}
     prompts = {str(at): prompt_of(checkpoint, text, 0, **length) for at, text in enumerate(TEXTS)}
@@ -101,7 +105,7 @@ def test_samples_without_noise_match_the_authors_runtime(
     )
     pcm = codec.decode(window)[0].numpy()[:, ::STRIDE]
     faded = FRAME // STRIDE
-    np.testing.assert_allclose(pcm[:, faded:], stored()[f"{kind}.pcm"][:, faded:], rtol=0, atol=PCM_TOLERANCE)
+    np.testing.assert_allclose(pcm[:, faded:], stored()[f"{kind}.pcm"][:, faded:], rtol=0, atol=PCM_TOLERANCES[kind])
 
 
 @pytest.mark.nightly

@@ -33,6 +33,7 @@ MODEL_TYPE = "pocket"
 CONVTR = "convtr"  # published name of transposed convolutions
 NORM_EPS = 1e-5
 FADES_PER_S = 200  # 1 / duration of the fade-in in seconds
+GELU_FORMS = {"tanh": "tanh", "erf": "none"}  # and torch's names of the approximations
 UNSERVED = {"channels": 1, "pad_mode": "constant", "n_residual_layers": 1}
 
 
@@ -59,6 +60,7 @@ class TransformerConfig:
     dim_feedforward: int
     context: int
     max_period: float
+    gelu: str = "tanh"  # form of GELU: `tanh` or `erf`
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +103,10 @@ class PocketConfig:
 def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, TransformerConfig]:
     """Return the config from the sections with `prefix`, or from those without it if they are missing."""
     seanet = mimi.get(f"{prefix}seanet") or mimi["seanet"]
-    stack = {"max_period": 10000.0} | (mimi.get(f"{prefix}transformer") or mimi["transformer"])
+    stack = {"max_period": 10000.0, "gelu": "tanh"} | (mimi.get(f"{prefix}transformer") or mimi["transformer"])
     odd = {name: seanet[name] for name, value in UNSERVED.items() if seanet.get(name, value) != value}
+    if stack["gelu"] not in GELU_FORMS:
+        raise ValueError(f"gelu: expected one of {sorted(GELU_FORMS)}, got {stack['gelu']!r}")
     widths = {stack["input_dimension"], *stack["output_dimensions"]}
     if odd or widths != {seanet["dimension"]} or len(stack["output_dimensions"]) != 1:
         raise ValueError(f"expected {UNSERVED} and one width for all layers, got {odd} and widths {widths}")
@@ -177,11 +181,12 @@ class Layer(nn.Module):
         self.linear1 = nn.Linear(width, config.dim_feedforward, bias=False)
         self.linear2 = nn.Linear(config.dim_feedforward, width, bias=False)
         self.layer_scale_1, self.layer_scale_2 = Scale(width), Scale(width)
+        self.approximation = GELU_FORMS[config.gelu]
 
     def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
         """Return the output [B, n, C]."""
         x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
-        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)), approximate="tanh")))
+        return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)), approximate=self.approximation)))
 
 
 class Stack(nn.Module):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_phonon import CONDITIONERS, VOICES, tensors, voice_latents, write_release
+from benchmarks.checkpoints.random_phonon import CONDITIONERS, VOICES, config, tensors, voice_latents, write_release
+from stretto.codecs.pocket import GELU_FORMS, load
 from stretto.convert.command import main as convert
 from stretto.families.phonon.family import PhononVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
@@ -72,6 +73,8 @@ def test_error_names_the_tensor(tmp_path: Path, refuses: Refuses, edit: Edit, me
         ({"voices": [{"name": "a"}]}, "voices: expected [], got"),
         ({"conditioners": [{"name": "mood", "type": "lut"}]}, "conditioners: expected num_speakers (lut) and"),
         ({"eos_threshold": None}, "config.json: eos_threshold: expected a number, got None"),
+        ({"flow_lm": config()["flow_lm"] | {"gelu": "tanh"}}, "flow_lm.gelu: expected 'erf', got 'tanh'"),
+        ({"mimi": config()["mimi"] | {"gelu": "relu"}}, "gelu: expected one of ['erf', 'tanh'], got 'relu'"),
     ],
 )
 def test_error_names_the_config_value(
@@ -81,6 +84,19 @@ def test_error_names_the_config_value(
     path = release / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     refuses(words(release), message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "form"), [("small", None, "tanh"), ("odd", None, "erf"), ("odd", "tanh", "tanh")]
+)
+def test_codec_has_the_form_of_gelu_of_the_authors_runtime(
+    tmp_path: Path, kind: str, named: str | None, form: str
+) -> None:
+    release = write_release(tmp_path / "release", kind)
+    with edited(release / "config.json") as record:
+        record["mimi"]["gelu"] = named
+    assert convert(words(release)) == 0
+    assert load(tmp_path / "out").decoder_transformer.transformer.layers[0].approximation == GELU_FORMS[form]
 
 
 @pytest.mark.parametrize(

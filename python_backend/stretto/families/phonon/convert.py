@@ -119,6 +119,7 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
     for name, got, expected in (
         ("flow_lm.lut_dim", entry(lm, "lut_dim"), width),
         ("flow_lm.time_rms_norm", lm.get("time_rms_norm", "rms_var"), "rms"),
+        ("flow_lm.gelu", lm.get("gelu") or "erf", "erf"),
         ("mimi.channels", mimi.get("channels", 1), 1),
         ("voices", config.get("voices") or [], []),
         ("prefix_sinks", config.get("prefix_sinks") or {}, {}),
@@ -128,6 +129,8 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
     for name, number in (("eos_threshold", threshold), ("temp", temperature)):
         if not isinstance(number, int | float):
             raise CheckpointError(f"config.json: {name}: expected a number, got {shown(number)}")
+    # The authors' runtime computes GELU's exact form unless the release has no id, like Pocket TTS's.
+    gelu = mimi.get("gelu") or ("tanh" if config.get("model_id") is None else "erf")
     has_times = any(name.startswith("flow_lm.flow_net.time_embed.") for name in tensors)
     dimension = mimi.get("decoder_dimension") or entry(mimi, "dimension")
     return {
@@ -152,6 +155,7 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
                 **{name: entry(mimi, f"transformer_{name}") for name in STACK},
                 "input_dimension": dimension,
                 "output_dimensions": [dimension],
+                "gelu": gelu,
             },
             "quantizer": {
                 "dimension": entry(mimi, "quantizer_dimension"),

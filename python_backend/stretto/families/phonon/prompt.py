@@ -2,20 +2,61 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError
 from stretto.families.base import Family
 from stretto.families.phonon.family import FEW_WORDS, SHORT_TAIL_ROWS, TAIL_ROWS, PhononVocabulary
 from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.pocket_tts.prompt import PocketTemplate
+from stretto.families.pocket_tts.prompt import CLOSERS, PocketTemplate, TextPieces
 from stretto.families.prompting import Template
 from stretto.families.text import plain_tokenizer
+
+MAX_PIECE_TOKENS = 200
+MIN_HALF_TOKENS = 50  # on each side of a mark at which a piece is halved
+SENTENCE_MARKS, CLAUSE_MARKS = (".", "!", "?"), (",", ";", ":")
+
+
+class PhononPieces(TextPieces):
+    """Division of a text as in the authors' runtime: whole sentences, halved while they have too many tokens."""
+
+    def cut(self, text: str) -> list[str]:
+        """Return the pieces of a text, of at most MAX_PIECE_TOKENS tokens each."""
+        return [half for piece in super().cut(text) for half in self._fitted(piece)]
+
+    def parts(self, ids: list[int]) -> list[tuple[int, str]]:
+        """Return the sentences of a text, with their numbers of tokens."""
+        return [(len(sentence), self.tokenizer.decode(sentence)) for sentence in self.sentences(ids)]
+
+    def _fitted(self, piece: str) -> list[str]:
+        """Return a piece, or its halves if it has too many tokens; a word is halved between characters."""
+        words = piece.split()
+        middle = len(piece) // 2
+        if not middle or len(self.tokenizer.encode(self.prepare(piece))) <= MAX_PIECE_TOKENS:
+            return [piece]
+        halves = (piece[:middle], piece[middle:])
+        if len(words) > 1:
+            first = self._first_half(words)
+            halves = (" ".join(words[:first]), " ".join(words[first:]))
+        return [part for half in halves for part in self._fitted(half)]
+
+    def _first_half(self, words: list[str]) -> int:
+        """Return how many of several words precede the sentence end, clause end or other space nearest the middle."""
+        ends = np.cumsum([len(self.tokenizer.encode(word)) for word in words])
+        before = ends[:-1]
+        after = ends[-1] - before
+        is_balanced = np.minimum(before, after) >= MIN_HALF_TOKENS
+        cores = [word.rstrip(CLOSERS) for word in words[:-1]]
+        marked = [is_balanced & [core.endswith(marks) for core in cores] for marks in (SENTENCE_MARKS, CLAUSE_MARKS)]
+        is_place = next((each for each in marked if each.any()), np.ones(len(cores), bool))
+        return int(np.where(is_place, np.abs(before - after), np.inf).argmin()) + 1
 
 
 class PhononTemplate(PocketTemplate):
     """Phonon prompt template."""
 
-    max_sentence_tokens = 200  # the authors' runtime keeps longer sentences whole, too, than Pocket TTS's
+    pieces = PhononPieces
 
     def rewritten(self, text: str) -> str:
         """Return `text` with single spaces in place of white space."""

@@ -83,25 +83,20 @@ class TextPieces:
     Args:
         tokenizer: Tokenizer of the release.
         prepare: Function that changes a text as in training.
-        max_sentence_tokens: Number of tokens from which a sentence is cut into clauses.
     """
 
-    def __init__(
-        self,
-        tokenizer: PlainTokenizer,
-        prepare: Callable[[str], str],
-        max_sentence_tokens: int = MAX_PIECE_TOKENS,
-    ):
-        self._tokenizer, self._prepare, self._max_sentence_tokens = tokenizer, prepare, max_sentence_tokens
+    def __init__(self, tokenizer: PlainTokenizer, prepare: Callable[[str], str]):
+        self.tokenizer = tokenizer
+        self.prepare = prepare
         self._sentence_ends, self._clause_ends = (
             {*tokenizer.encode(ends)[1:]} for ends in (SENTENCE_ENDS, CLAUSE_ENDS)
         )
 
     def cut(self, text: str) -> list[str]:
         """Return the pieces of a text with a letter or a digit: as many sentences as have MAX_PIECE_TOKENS tokens."""
-        ids = self._tokenizer.encode(self._prepare(text).strip())
+        ids = self.tokenizer.encode(self.prepare(text).strip())
         pieces, held, num_held = list[str](), "", 0
-        for num_tokens, part in self._parts(ids):
+        for num_tokens, part in self.parts(ids):
             if held and num_held + num_tokens <= MAX_PIECE_TOKENS:
                 held, num_held = f"{held} {part}", num_held + num_tokens
                 continue
@@ -110,17 +105,21 @@ class TextPieces:
         pieces.append(held.strip())
         return [piece for piece in pieces if piece]
 
-    def _parts(self, ids: list[int]) -> list[tuple[int, str]]:
+    def parts(self, ids: list[int]) -> list[tuple[int, str]]:
         """Return the sentences and clauses of a text, with their numbers of tokens."""
         parts = list[tuple[int, str]]()
-        for sentence in self._split(ids, self._sentence_ends, keeps_decimals=True):
-            text = self._tokenizer.decode(sentence)
+        for sentence in self.sentences(ids):
             clauses = [sentence]
-            if len(sentence) > self._max_sentence_tokens:
-                found = self._split(self._tokenizer.encode(text.strip()), self._clause_ends)
+            if len(sentence) > MAX_PIECE_TOKENS:
+                text = self.tokenizer.decode(sentence)
+                found = self._split(self.tokenizer.encode(text.strip()), self._clause_ends)
                 clauses = found if len(found) > 1 else clauses
-            parts += [(len(clause), self._tokenizer.decode(clause)) for clause in clauses]
+            parts += [(len(clause), self.tokenizer.decode(clause)) for clause in clauses]
         return parts
+
+    def sentences(self, ids: list[int]) -> list[list[int]]:
+        """Return the token ids of each sentence."""
+        return self._split(ids, self._sentence_ends, keeps_decimals=True)
 
     def _split(self, ids: list[int], ends: Collection[int], keeps_decimals: bool = False) -> list[list[int]]:
         """Split token ids after each run of `ends`; with `keeps_decimals`, not within a decimal number."""
@@ -131,8 +130,8 @@ class TextPieces:
 
     def _is_decimal(self, ids: Sequence[int], at: int) -> bool:
         """Return True if the token at `at` follows the point of a decimal number."""
-        before = self._tokenizer.decode(ids[max(0, at - NEAR) : at])[-2:]
-        after = self._tokenizer.decode(ids[at : at + NEAR])[:1]
+        before = self.tokenizer.decode(ids[max(0, at - NEAR) : at])[-2:]
+        after = self.tokenizer.decode(ids[at : at + NEAR])[:1]
         return len(before) == 2 and before[0].isdigit() and before[1] == "." and after.isdigit()
 
 
@@ -158,11 +157,11 @@ def ended_on_pause(pcm: np.ndarray, sample_rate: int) -> np.ndarray:
 class PocketTemplate:
     """Pocket TTS prompt template."""
 
-    max_sentence_tokens = MAX_PIECE_TOKENS
+    pieces: type[TextPieces] = TextPieces
 
     def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer, codec: Codec):
         self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
-        self._pieces = TextPieces(tokenizer, lambda text: self.finished(self.rewritten(text)), self.max_sentence_tokens)
+        self._pieces = self.pieces(tokenizer, lambda text: self.finished(self.rewritten(text)))
         self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
 
     def rewritten(self, text: str) -> str:
