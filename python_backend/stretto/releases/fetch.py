@@ -171,8 +171,8 @@ def _refuse_compression(request: httpx2.Request) -> None:
 def _check_answers() -> None:
     """Let the client library check and bound each answer, with its own settings otherwise."""
     usual = get_session()
-    requests = [*usual.event_hooks["request"], _refuse_compression]
-    hooks = {"request": requests, "response": [_check_answer, _bound_answer]}
+    requests: list[Callable[..., Any]] = [*usual.event_hooks["request"], _refuse_compression]
+    hooks: dict[str, list[Callable[..., Any]]] = {"request": requests, "response": [_check_answer, _bound_answer]}
     set_client_factory(
         lambda: httpx2.Client(event_hooks=hooks, follow_redirects=usual.follow_redirects, timeout=usual.timeout)
     )
