@@ -120,6 +120,7 @@ class WorkerProcess:
 
     def _wait_for_answer(self, until_s: float, is_cancelled: Callable[[], bool]) -> bool:
         """Return True once there is an answer or the process has ended; False if it is too late or cancelled."""
+        assert self._process.stdout is not None
         while (left_s := until_s - time.monotonic()) > 0:
             if select.select([self._process.stdout], [], [], min(left_s, POLL_S))[0]:
                 return True
