@@ -37,6 +37,7 @@ from stretto_gateway.answers import (
     shown,
 )
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.forms import accept_extended_names
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
 from stretto_gateway.kyutai import endpoints as kyutai
@@ -68,6 +69,7 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
         config: Settings.
         make_client: Function that creates a client for several servers at startup; None to use the configured server.
     """
+    accept_extended_names()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -233,3 +233,21 @@ def test_strict_comparison_finds_missing_and_mistyped_fields() -> None:
     assert "usage" in mismatch(Transcription, b'{"text": "a", "usage": {"type": "tokens", "input_tokens": "5"}}')
     assert mismatch(Transcription, b'{"text": "a"}') == ""
     assert "item_id" in mismatch(SERVER_EVENTS["conversation.item.deleted"], b'{"type": "conversation.item.deleted"}')
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["filename*=UTF-8''%C3%A4.wav", "filename*=utf-8''a.wav; filename=a.wav", 'filename="a.wav"', 'filename=""'],
+)
+async def test_file_is_uploaded_under_every_form_of_its_name(start: Start, name: str) -> None:
+    head = f'--B\r\nContent-Disposition: form-data; name="file"; {name}\r\nContent-Type: audio/wav\r\n\r\n'
+    model = '\r\n--B\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--B--\r\n'
+    running = await start(WRITTEN)
+    async with running.http() as http:
+        answer = await http.post(
+            "/v1/audio/transcriptions",
+            content=head.encode() + FILE[1] + model.encode(),
+            headers={"content-type": "multipart/form-data; boundary=B"},
+        )
+    assert answer.json()["text"] == "a cat"
+    assert running.behind.requests[0]["audio"] == FILE[1]
