@@ -120,7 +120,20 @@ DECORATION = {
     "║ box ╠══╣ ★ ▓▓ end": "box end",
     "α+β, Δt, π/2": "alpha plus beta, delta tee, pi over two",
 }
-KINDS = POWERS | SIGNS | PLACES | YEARS | IDENTIFIERS | UNITS | SENTENCES | DECORATION
+OTHERS = {
+    "2^32-1, 3x+2y=7": "two to the power of thirty two minus one, three ex plus two why equals seven",
+    "0800-123456, 030/901820": "zero eight zero zero one two three four five six, "
+    "zero three zero nine zero one eight two "
+    "zero",
+    "Ratio of 1:2.5, 1:32.608": "ratio of one to two point five, one thirty two point six zero eight",
+    "$.50, ₹50 lakh, 1.2 kgs": "fifty cents, fifty lakh rupees, one point two kilograms",
+    "1960s–70s, AD 79, 1..5, nº 5": "nineteen sixties to seventies, ay dee seventy nine, one to five, number five",
+    "12' x 10', 1800 hours, H.264": "twelve feet by ten feet, eighteen hundred hours, "
+    "aitch dot two hundred and sixty four",
+    "Пётр met Ελένη and 王 in Kraków": "petr met eleni and wang in krakow",
+    "2 500,00 € or 12.500 kr": "two thousand five hundred euros or twelve thousand five hundred kroner",
+}
+KINDS = OTHERS | POWERS | SIGNS | PLACES | YEARS | IDENTIFIERS | UNITS | SENTENCES | DECORATION
 
 
 @pytest.mark.parametrize("text", KINDS, ids=repr)

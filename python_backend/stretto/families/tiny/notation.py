@@ -38,6 +38,7 @@ QUANTIFIED = re.compile(
 
 DEGREES = re.compile(r"(?<=\d)º(?=\s?[CFNSEW]\b)|(?<=\d\d\d)º")
 INCHES = re.compile(r"(?<![\d.′])(\d+(?:\.\d+)?)″(?!\s?[NSEW])")
+NUMBER_SIGN = re.compile(r"\b[nN][º°]\s?(?=\d)")
 ORDINAL_SIGN = re.compile(r"(\d+)[ºª]")
 MINUS = re.compile(r"(?<![\d\s])−(?=\s|[.,;:!?)\]]|$)|(?<=[\w)])−(?=[\w(])(?!(?<=\b\d{4}−)\d{4}\b)")
 
@@ -45,6 +46,7 @@ MINUS = re.compile(r"(?<![\d\s])−(?=\s|[.,;:!?)\]]|$)|(?<=[\w)])−(?=[\w(])(?
 def plain_notation(text: str) -> str:
     """Rewrite the numbers and signs in `text` in plain English notation."""
     text = DEGREES.sub("°", unicodedata.normalize("NFC", text))
+    text = NUMBER_SIGN.sub("number ", text)
     text = INCHES.sub(r"\1 in.", text)
     text = ORDINAL_SIGN.sub(lambda match: with_suffix(match.group(1)), text)
     text = MINUS.sub(" minus ", text)

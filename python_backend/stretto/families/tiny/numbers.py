@@ -233,6 +233,12 @@ def _decade(match: re.Match[str]) -> str:
     return _plural(words)
 
 
+def _decades(match: re.Match[str]) -> str:
+    century, first, last = match.groups()
+    words = year(int(century + first)) if century else cardinal(int(first))
+    return f"{_plural(words)} to {_plural(cardinal(int(last)))}"
+
+
 def _plural(words: str) -> str:
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}es" if words.endswith("x") else f"{words}s"
 
@@ -310,9 +316,21 @@ ANY_UNIT = "|".join(
 )
 ANY_PER = "|".join(sorted([*map(re.escape, PER), *PER_NOUNS.split()], key=len, reverse=True))
 QUANTITY = rf"[{SIGNS}]?{NUMBER}(?::\d\d)?(?:{HALF_DAY}|\s?(?:%|[kKMB]\b|(?:{ANY_UNIT})(?![\w'])))"
-AMOUNT = rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
+AMOUNT = (
+    rf"(?P<amount>{NUMBER})(?:\s?(?P<scale>thousand|million|billion|trillion|lakh|crore)|(?P<letter>[kKmMbB]|bn|tn)\b)?"
+)
 LENGTH = r"[cmk]?m|in\.|ft|px"
 RULES: tuple[Rule, ...] = (
+    (re.compile(r"((?:\^|\*\*)\d+)\s?-\s?(?=\d)"), lambda match: f"{match.group(1)} minus"),
+    (re.compile(r"(?<![\w.])0\d{1,5}[-/]\d{3,8}(?![\w/-]|\.\d)"), lambda match: digits(match.group())),
+    (re.compile(r"(?<=\d)\.\.+(?=\d)"), lambda match: "to"),
+    (re.compile(r"(?<![\d:.])(\d+(?:\.\d+)?):(\d+\.\d+)(?![\d:])(?<!:\d\d\.\d)(?<!:\d\d\.\d\d)(?<!:\d\d\.\d{3})"),
+     lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
+    (re.compile(r"(\d+)'\s?[xX]\s?(\d+)'(?!\d)"),
+     lambda match: f"{quantity(match.group(1), 'feet')} by {quantity(match.group(2), 'feet')}"),
+    (re.compile(r"(?:'|\b(\d\d))(\d0)s\s?-\s?'?(\d0)s\b"), _decades),
+    (re.compile(r"\b([01]\d|2[0-3])([0-5]\d)\s(?=(?:hours|hrs)\b)"), lambda match: code(match.group().strip())),
+    (re.compile(r"(?<![A-Za-z.])([A-Z])\.(?=\d)"), lambda match: f"{spell(match.group(1))} dot"),
     (re.compile(rf"(?<![\w.])({NUMBER})\s?({ANY_UNIT})(?:\^([23])(?:/({ANY_PER})(?:\^([23]))?)?)(?![\w'/^])"),
      _raised_units),
     (re.compile(rf"(?<![\w.])({NUMBER})\s?({ANY_UNIT})()/({ANY_PER})\^([23])(?![\w'/^])"), _raised_units),
@@ -446,7 +464,7 @@ RULES: tuple[Rule, ...] = (
     (re.compile(rf"(?<![\w.])((?i:{BEFORE_AMOUNTS})\s+{NUMBER}|\d+\.\d+)([KMB])\b"), _scaled),
     (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: spell(match.group(1))),
     (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
-    (re.compile(r"(?<=\d)x\b(?!\s*\d)"), lambda match: " times "),
+    (re.compile(r"(?<=\d)x\b(?!\s*[\d+=*/^)-])"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*/\s*(?=\d)|(?<=\b[b-hj-z])/(?=\d)|(?<=\d)/(?=[b-hj-z]\b)|(?<=\bpi )\s?/(?=\d)"),
      lambda match: " over "),

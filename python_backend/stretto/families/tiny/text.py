@@ -158,6 +158,8 @@ def _expand(text: str) -> str:
     text = re.sub(r"(?<![^\s(])\.(?=[A-Za-z])", " dot ", text)
     text = re.sub(r"(?<![A-Za-z])A-?(?=\d)", lambda match: spell("A"), text)
     text = re.sub(r"\bPh(?:\.\s?)?D(s?)\b\.?", lambda match: spell("PHD", match.group(1)), text)
+    text = re.sub(r"\bAD(?=\s\d)|(?<=\d )AD\b", spell("AD"), text)
+    text = re.sub(rf"([{SIGNS}])\.(?=\d)", r"\g<1>0.", text)
     text = re.sub(r"\bpH\b", spell("PH"), text)
     text = re.sub(r"\ba\.\s?k\.\s?a\.", "also known as", text, flags=re.IGNORECASE)
     text = re.sub(r"((?<![A-Za-z])ft\.?\s+\d{1,2})\s?in\b\.?", r"\1 in.", text)
