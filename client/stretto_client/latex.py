@@ -141,6 +141,9 @@ class _Formula:
             return self._root(depth)
         if name in BOUNDED:
             return self._bounded(name, depth)
+        if name == "log" and self._next() == "_":
+            self._at += 1
+            return ["log base", *self._argument(depth), "of"]
         if name in SILENT or not (name.isalpha() or name in NAMES):
             return []
         return [NAMES.get(name, name)]

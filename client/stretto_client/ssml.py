@@ -18,7 +18,7 @@ STRENGTHS_S = {"none": 0.0, "x-weak": 0.25, "weak": 0.5, "medium": 0.75, "strong
 TIME = re.compile(r"\+?(\d{1,7}(?:\.\d{0,6})?|\.\d{1,6})(ms|s)")
 SILENT = {"metadata", "meta", "lexicon", "desc"}  # names of elements whose text is not spoken
 SENTENCES = {"p", "s"}
-WITHIN_WORDS = {"emphasis", "phoneme", "sub", "say-as"}  # elements that may begin or end inside a word
+WITHIN_WORDS = {"phoneme", "sub", "say-as"}  # elements that may begin or end inside a word
 NEUTRAL = {"speak", "metadata", "meta", "desc", "sub", "break", "say-as", "token", "w", *SENTENCES}
 LEAST_RATE, GREATEST_RATE = 0.25, 4.0
 RATES = {"x-slow": 0.5, "slow": 0.64, "medium": 1.0, "default": 1.0, "fast": 1.55, "x-fast": 2.0}  # as in Azure
@@ -168,8 +168,9 @@ class SsmlReader:
         before = self._run[-1:] or self._tail
         if self._cut and text:
             joint = before + text[0]
-            is_inside = self._cut in WITHIN_WORDS and (not before.isalnum() or (joint.isalpha() and joint.islower()))
-            if not is_inside and needs_space(before, text[0]):
+            is_inside = self._cut in WITHIN_WORDS and joint.isalpha() and joint.islower()
+            is_sign = self._cut == "phoneme" and not before.isalnum()
+            if not (is_inside or is_sign) and needs_space(before, text[0]):
                 text = f" {text}"
             self._cut = ""
         self._run += text

@@ -27,6 +27,7 @@ FORMULAS = {
     r"$90^\circ$, $\sqrt[3]{8}$ and $\lim_{x \to 0} \sin x$": "90 degrees, cube root of 8 and limit as x to 0 of sin x",
     r"$\text{speed} = \frac{d}{t}$, $f(x)$, $a_i$": "speed equals d over t, f of x, a sub i",
     r"$\mathbb{R}^n$, $10\%$, $p < 0.05$": "R to the power of n, 10 percent, p less than 0.05",
+    r"$\log_2 8 = 3$": "log base 2 of 8 equals 3",
     r"$A^{-1}$, $\binom{n}{k}$, $n!$": "A to the power of minus 1, n choose k, n factorial",
 }
 LITERAL = (
@@ -68,7 +69,8 @@ CUT = {
 }
 SSML = {
     "Good morning<mark name='x'/>How are<voice name='a'>you</voice>now": "Good morning How are you now",
-    "un<emphasis>believ</emphasis>able room<say-as interpret-as='digits'>12</say-as>": "unbelievable room 1 2",
+    "One<emphasis>Four</emphasis>five!<sub alias='doctor'>Dr.</sub>Smith": "One Four five! doctor Smith",
+    "<sub alias='un'>u</sub>able room<say-as interpret-as='digits'>12</say-as>": "unable room 1 2",
     "<p>Good morning</p>How <w>are</w><w>you</w><lang xml:lang='en'>Fine</lang>.": "Good morning. How are you Fine.",
     "<emphasis>morning</emphasis>How, <prosody pitch='low'>Yes</prosody>no": "morning How, Yes no",
 }
