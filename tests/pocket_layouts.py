@@ -105,7 +105,7 @@ def write_codec(folder: Path, mimi: Mapping[str, Any], tensors: Mapping[str, Ten
         "head_dim": stack["d_model"] // stack["num_heads"],
         "hidden_act": "gelu_pytorch_tanh",
         "norm_eps": 1e-5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "rope_parameters": {"rope_type": "default", "rope_theta": stack.get("max_period", 10000.0)},
         "sliding_window": stack["context"],
         "attention_bias": False,
         "latent_stride": 16,
