@@ -9,13 +9,13 @@ EXTENDED_NAME = re.compile(rb";\s*filename\*\s*=", re.IGNORECASE)
 NAME = b"filename"
 
 
-def parse_disposition(header: bytes | str | None) -> tuple[bytes, dict[bytes, bytes]]:
+def parse_disposition(value: str | bytes | None) -> tuple[bytes, dict[bytes, bytes]]:
     """Return a header's value and parameters; a part that has only `filename*` gets an empty file name."""
-    value, parameters = parse_options_header(header)
-    text = header.encode() if isinstance(header, str) else header or b""
+    disposition, parameters = parse_options_header(value)
+    text = value.encode() if isinstance(value, str) else value or b""
     if NAME not in parameters and EXTENDED_NAME.search(text):
         parameters[NAME] = b""
-    return value, parameters
+    return disposition, parameters
 
 
 def accept_extended_names() -> None:
