@@ -147,7 +147,7 @@ class Processor:
         seen = [piece.pixels for piece in pieces if piece.pixels is not None]
         made = dict(self._made(text=text, audio=heard or None, images=seen or None, return_tensors="pt"))
         for index, pcm in enumerate(heard if extracts_alone else ()):
-            own = self._made(text="", audio=[pcm], return_tensors="pt")["input_features"][0]
+            own = self._made(text=NAMED["audio_token"], audio=[pcm], return_tensors="pt")["input_features"][0]
             made["input_features"][index, :, : own.shape[1]] = own
         return made
 
