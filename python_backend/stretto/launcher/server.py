@@ -208,7 +208,7 @@ def listening(config: LaunchConfig, launch: Launch) -> list[str]:
     ]
 
 
-def import_directory(installation: Installation) -> dict[str, Path]:
+def import_directory(installation: Installation) -> dict[str, Any]:
     """Return an argument of Popen: the current folder in which stubs find our package, unless any folder works.
 
     WORKAROUND(triton): the stubs decode module paths as ASCII and ignore PYTHONPATH.
