@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from stretto.limits import FairLimit
+from stretto.limits import FairLimit, Rotation
 from stretto_client.turns import CALLER as CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
@@ -82,7 +82,7 @@ class SlotWaiter:
 
 
 class Admission:
-    """Slots for `max_active` concurrent utterances, and a FIFO queue of `max_waiting` requests.
+    """Slots for `max_active` concurrent utterances, and a queue of `max_waiting` requests, whose callers have turns.
 
     Callers share both limits fairly (`FairLimit`).
 
@@ -94,7 +94,7 @@ class Admission:
 
     def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
         self._active, self._queued, self._waited = FairLimit(max_active), FairLimit(max_waiting), waited
-        self._waiting: list[SlotWaiter] = []
+        self._waiting = Rotation[SlotWaiter]()
 
     @property
     def num_active(self) -> int:
@@ -126,27 +126,23 @@ class Admission:
             message = f"{len(self._waiting)} requests are waiting already, {own} of them yours; try again"
             raise ApiError(429, message, code="rate_limit_exceeded")
         waiter = SlotWaiter(caller, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiter)
+        self._waiting.put(caller, waiter)
         self._queued.acquire(caller)
         try:
             await waiter.is_given  # set by `_leave`
         except asyncio.CancelledError:
-            if waiter in self._waiting:
-                self._end_wait(waiter)
+            if self._waiting.remove(caller, waiter):
+                self._queued.release(caller)
             else:
                 self._leave(caller)
             raise
 
-    def _end_wait(self, waiter: SlotWaiter) -> None:
-        self._waiting.remove(waiter)
-        self._queued.release(waiter.caller)
-
     def _leave(self, caller: str) -> None:
         self._active.release(caller)
-        for waiter in list(self._waiting):
-            if not waiter.is_given.done() and self._active.has_free(waiter.caller):
-                self._active.acquire(waiter.caller)
-                self._end_wait(waiter)
+        while (waiter := self._waiting.pop(self._active.has_free)) is not None:
+            self._queued.release(waiter.caller)
+            self._active.acquire(waiter.caller)
+            if not waiter.is_given.done():  # otherwise its cancelled task runs next, and leaves
                 waiter.is_given.set_result(None)
 
 

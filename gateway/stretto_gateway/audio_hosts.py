@@ -1,12 +1,13 @@
 """Hosts from which the gateway fetches recordings that a request names by URL."""
 
 import re
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from stretto_client.turns import Turns
 from stretto_gateway.admission import Admission
 from stretto_gateway.answers import mismatch, refused
 from stretto_gateway.config import Limits
@@ -30,7 +31,7 @@ class AudioHosts:
     def __init__(self, names: Sequence[str], limits: Limits):
         self._is_any, self._limits = ANY in names, limits
         self._fetching = Admission(limits.max_fetching, limits.max_waiting, lambda _: None)
-        self._threads = ThreadPoolExecutor(limits.max_fetching, "resolver")
+        self._threads = Turns(limits.max_fetching, "resolver", time.monotonic)
         self._places = {place_of(name) for name in names if name != ANY}
 
     def is_fetched(self, text: str) -> bool:

@@ -1,10 +1,8 @@
 """HTTP requests that the gateway sends: to a webhook, and to hosts of recordings."""
 
-import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -26,6 +24,8 @@ from aiohttp import (
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from stretto_client.turns import Turns
+
 SCHEMES = ("http", "https")
 MAX_URL_CHARS = 2048
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
@@ -45,12 +45,12 @@ class PublicResolver(AbstractResolver):
         threads: Threads for look-ups, each of which may take long.
     """
 
-    def __init__(self, threads: ThreadPoolExecutor):
+    def __init__(self, threads: Turns):
         self._threads = threads
 
     async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
         look_up = partial(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-        found = await asyncio.get_running_loop().run_in_executor(self._threads, look_up)
+        found = await self._threads.run(look_up)
         places = [(str(place[0]), int(place[1]), kind, proto) for kind, _, proto, _, place in found]
         if not all(is_public(ipaddress.ip_address(address.partition("%")[0])) for address, *_ in places):
             raise OutgoingError("the host's address is not public")

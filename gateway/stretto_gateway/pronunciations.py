@@ -72,7 +72,7 @@ async def put_pronunciations(request: Request, response: Response) -> StoredDict
     gateway: Gateway = await request.app.state.gateway.for_model("", speaks)
     store = expect_store(gateway)
     try:
-        entries = await FILES.run(read_lexicon, await request.body())
+        entries = await READING.run(read_lexicon, await request.body())
         ignored = Ignored(Body(), gateway.strict)
         readable_entries(entries, await gateway.catalogue.profile(), ignored)
         await FILES.run(store.replace, request.state.owner, entries)

@@ -5,10 +5,10 @@ The server, its proxy and the gateway use these rules; docs/limits.md lists the 
 
 import heapq
 import ipaddress
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 IN_FLIGHT = "sequences are already in flight"  # part of a refusal by the models, by which the proxy recognises it
@@ -61,6 +61,45 @@ class FairLimit:
         finally:
             if is_left:
                 self.release(host)
+
+
+class Rotation(Generic[T]):
+    """Waiting items of hosts. The hosts have turns, so that one of them cannot delay all others."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, deque[T]] = {}  # in the order in which hosts are served
+
+    def __len__(self) -> int:
+        return sum(map(len, self._items.values()))
+
+    def put(self, host: str, item: T) -> None:
+        """Append an item to those of `host`."""
+        self._items.setdefault(host, deque()).append(item)
+
+    def pop(self, is_eligible: Callable[[str], bool] = lambda host: True) -> T | None:
+        """Remove and return the next item; None if no host with items is eligible.
+
+        Args:
+            is_eligible: Returns True for a host that may be served.
+        """
+        host = next(filter(is_eligible, self._items), None)
+        if host is None:
+            return None
+        items = self._items.pop(host)
+        item = items.popleft()
+        if items:
+            self._items[host] = items
+        return item
+
+    def remove(self, host: str, item: T) -> bool:
+        """Remove an item of `host`; return False if it is not waiting."""
+        items = self._items.get(host, ())
+        if item not in items:
+            return False
+        items.remove(item)
+        if not items:
+            del self._items[host]
+        return True
 
 
 def host_of(address: str) -> str:

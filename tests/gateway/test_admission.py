@@ -1,4 +1,4 @@
-"""Slots are given in order of arrival, and one is reserved for the next caller."""
+"""Slots are given to callers in turn, and one is reserved for the next caller."""
 
 import asyncio
 from collections.abc import Iterator
@@ -107,10 +107,10 @@ async def test_one_caller_cannot_fill_the_queue() -> None:
     (other,) = await come(admission, "b")
     await guests[0].leave()
     await guests[1].give_up()
-    await guests[2].leave()
     await settled()
     assert other.is_in
     await other.leave()
+    await guests[2].leave()
     assert (admission.num_active, admission.num_waiting) == (0, 0)
 
 
@@ -126,3 +126,22 @@ async def test_slot_granted_to_a_cancelled_waiter_passes_to_the_next() -> None:
     await settled()
     assert (third.is_in, admission.num_active) == (True, 1)
     await third.leave()
+
+
+async def test_callers_who_wait_have_turns() -> None:
+    """A caller with many requests in the queue delays another one by a single request."""
+    admission = Admission(1, 32, WAITS.append)
+    guests = await come(admission, "aaaaaab")
+    *first, other = guests
+    assert [guest.is_in for guest in guests] == [True, *[False] * 6]
+    await first[0].leave()
+    await settled()
+    assert first[1].is_in
+    await first[1].leave()
+    await settled()
+    assert other.is_in
+    await other.leave()
+    for guest in first[2:]:
+        await settled()
+        await guest.leave()
+    assert (admission.num_active, admission.num_waiting) == (0, 0)

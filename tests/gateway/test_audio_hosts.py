@@ -3,14 +3,14 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 
 import pytest
 from aiohttp import web
 
+from stretto_client.turns import Turns
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.audio_hosts import AudioHosts
@@ -175,7 +175,7 @@ async def test_name_with_an_address_that_is_not_public_is_refused(
 async def test_connection_is_opened_to_the_checked_address(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: answers.pop())
-    with ThreadPoolExecutor(1) as threads:
+    with closing(Turns(1, "test")) as threads:
         (found,) = await PublicResolver(threads).resolve("a.example", 80)
     assert (found["host"], found["port"], found["hostname"]) == ("93.184.216.34", 80, "a.example")
     assert found["flags"] == socket.AI_NUMERICHOST | socket.AI_NUMERICSERV

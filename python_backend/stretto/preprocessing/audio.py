@@ -9,7 +9,6 @@ client hosts.
 
 import threading
 import traceback
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ import numpy as np
 import soxr
 
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.limits import FairLimit
+from stretto.limits import FairLimit, Rotation
 from stretto.preprocessing.decoders import MAX_RATE_HZ, MIN_RATE_HZ, READABLE, decode
 from stretto.preprocessing.file_size import check_file_size
 from stretto.preprocessing.images import read_image
@@ -204,14 +203,14 @@ class FairQueue(Generic[Item]):
     """Thread-safe queue that serves client hosts in turn, so that one host cannot delay all others."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, deque[Item]] = {}  # in the order in which hosts are served
+        self._waiting = Rotation[Item]()
         self._changed = threading.Condition()
         self._is_closed = False
 
     def put(self, host: str, item: Item) -> None:
         """Append an item to the queue of the client host `host`."""
         with self._changed:
-            self._waiting.setdefault(host, deque()).append(item)
+            self._waiting.put(host, item)
             self._changed.notify()
 
     def get(self) -> Item | None:
@@ -222,14 +221,7 @@ class FairQueue(Generic[Item]):
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
-            if not self._waiting:
-                return None
-            host = next(iter(self._waiting))
-            items = self._waiting.pop(host)
-            item = items.popleft()
-            if items:
-                self._waiting[host] = items
-            return item
+            return self._waiting.pop()
 
     def close(self) -> None:
         """Close the queue to new items."""

@@ -214,7 +214,7 @@ async def test_slow_model_delays_only_its_own_session(start: Start, monkeypatch:
     (ended,) = await first
     assert ended < 200 + DELAY_MS
     assert await outcomes(running) == {"busy": 1, "complete": 1}
-    await until_async(lambda: not model._num_waiting)
+    await until_async(lambda: not model._waiting.held)
 
 
 async def test_late_answer_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,9 +223,8 @@ async def test_late_answer_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     model = EndOfTurn(graph(), lambda outcome, _: found.append(outcome))
     model._run = lambda _: float(goes_on.wait(PATIENCE_S))
     assert await model.is_complete(bytes(9600), RATE, 0.5) is None
-    assert (found, model._num_waiting) == (["late"], 1)
+    assert (found, model._waiting.held) == (["late"], 0)
     goes_on.set()
-    await until_async(lambda: not model._num_waiting)
     model.close()
 
 
