@@ -21,6 +21,7 @@ from stretto_client import (
 )
 from stretto_client.long_speech import split
 from stretto_client.markup import Markup
+from stretto_client.scripts import Transliteration, other_script
 from stretto_client.tries import patiently
 from tests.client.fake_server import PROFILE, REPORT, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 from tests.patience import PATIENCE_S
@@ -236,6 +237,21 @@ async def test_unreadable_letters_are_refused_before_any_audio(serve: Serve, mar
         await anext(stream)
     (asked,) = texts(server)
     assert "你好" in asked
+
+
+async def test_words_of_other_scripts_in_a_latin_text_are_transliterated_and_listed(serve: Serve) -> None:
+    def reads_mostly_latin(request: Request) -> list[Step]:
+        is_foreign = other_script(request["text"].decode()) is not None
+        transliterates = json.loads(request["options"]).get("transliterate", False)
+        return [ErrorText(UNREADABLE)] if is_foreign and not transliterates else SPOKEN
+
+    server, client = await serve(reads_mostly_latin)
+    events = [event async for event in client.speak(f"{'A plain word or two. ' * 40}\n{'你好。' * 100}")]
+    assert events[-1].is_final
+    assert any(json.loads(request["options"]).get("transliterate") for request in server.requests)
+    words = Transliteration("Ask Ελένη and 王.")
+    assert not words.is_needed("Ask Ελένη and 王.")
+    assert words.words == ["Ελένη", "王"]
 
 
 async def test_only_possibly_unsupported_letters_are_probed_first(serve: Serve) -> None:
