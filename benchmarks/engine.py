@@ -16,6 +16,11 @@ plays recorded steps to `SpeechLLM`. The benchmark writes one line of JSON for e
 This form measures only Stretto, with a published model's streams and vocabulary and random weights. Every reply is
 audio from its first row. The whole run is timed: prompts, frames, and the last rows of the delay pattern. `ms_per_step`
 is the time of the run's steps, by part.
+
+    python -m benchmarks.engine --layout bagpiper-long --prompt-rows 50 500 2000
+
+This form measures the step that reads a prompt, in processor time: with prompts divided as `cpu_backend/attention.py`
+does, and in turns with undivided ones, as vLLM reads them.
 """
 
 import argparse
@@ -175,6 +180,34 @@ def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
+def measure_prompts(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """For each length of a prompt, yield the median milliseconds of the step that reads it, divided and undivided."""
+    with tempfile.TemporaryDirectory() as folder:
+        family, engine = layout_engine(Path(folder), arguments.layout, 1)
+        groups = [group for cache_groups in engine.runner.attn_groups for group in cache_groups]
+        builders = [builder for group in groups for builder in group.metadata_builders]
+        limits = {"divided": builders[0].max_rows, "undivided": family.max_model_len}
+
+        def step_ms(num_rows: int, max_rows: int) -> float:
+            for builder in builders:
+                builder.max_rows = max_rows
+            assert engine.scheduler.reset_prefix_cache()
+            engine.add_prompts([forced_prompt(family, family.tasks[0], 0, 2, scale=1.0, num_rows=num_rows)])
+            start = time.process_time()
+            engine.step()
+            elapsed = time.process_time() - start
+            engine.finish()
+            return 1e3 * elapsed
+
+        for num_rows in arguments.prompt_rows:
+            turns = [
+                {name: step_ms(num_rows, max_rows) for name, max_rows in limits.items()}
+                for _ in range(arguments.rounds + 1)
+            ]
+            medians = {name: round(statistics.median(turn[name] for turn in turns[1:]), 3) for name in limits}
+            yield {"layout": arguments.layout, "prompt_rows": num_rows, "prompt_step_cpu_ms": medians}
+
+
 class NoConnection:
     """Connection to an engine that sends nothing.
 
@@ -234,7 +267,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure each number of requests and write a line for each."""
     out = arguments.out or Path(f"benchmarks/results/{'engine' if arguments.layout is None else 'layout'}.jsonl")
     if arguments.layout is not None:
-        for figures in measure_layout(arguments):
+        for figures in measure_prompts(arguments) if arguments.prompt_rows else measure_layout(arguments):
             append_result(out, "layout", figures)
         return
     config = EngineConfig.from_file(ENGINE_ARGS, arguments.checkpoint)
@@ -260,8 +293,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--layout", choices=LAYOUTS, help="model whose streams and vocabulary to use, with random weights"
     )
+    parser.add_argument("--prompt-rows", type=int, nargs="+", help="with --layout: lengths of prompts to measure")
     parser.set_defaults(out=None)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.prompt_rows and arguments.layout is None:
+        parser.error("--prompt-rows needs --layout")
+    return arguments
 
 
 if __name__ == "__main__":

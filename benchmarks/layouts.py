@@ -73,4 +73,4 @@ def by_step(family: Family, name: str) -> Family:
 BY_STEP = by_step(CSM, "csm_by_step")
 
 # Layouts by command-line name: the family's name in config.json, and the family.
-LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL)}
+LAYOUTS = {BAGPIPER_SMALL.name: ("benchmark_bagpiper", BAGPIPER_SMALL), LONG.name: ("benchmark_long", LONG)}

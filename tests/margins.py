@@ -11,8 +11,8 @@ LEAST_MARGIN is thin. Movement is measured for each number of the arrays given t
 `allclose`. Of `assert error < tolerance` only the error is known, usually the largest of many. It hardly moves,
 although every number does: if it moves by more than MOVING of itself, all of it counts as movement.
 
-A processor with AMX aborts tests in bfloat16 and float8, because vLLM's kernels use it, but torch does not enable it
-with these settings. Leave such tests out.
+vLLM chooses its library by the processor, not by these settings. With them, tests use its library for AVX2. Its
+kernels for AMX abort tests in bfloat16 and float8, because torch does not enable AMX; leave such tests out.
 
 The command fails if a test is thin, or fails itself with one of the settings. For exact comparisons and ones of one
 process with itself, there is nothing to do: they either pass with each setting or not.
@@ -224,8 +224,18 @@ def main(arguments: list[str]) -> int:
     return 1 if lines or failed else 0
 
 
+def use_library_for_avx2() -> None:
+    """Make vLLM load its library for AVX2 in this process."""
+    import torch
+
+    for name in ("_is_avx512_supported", "_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        setattr(torch.cpu, name, lambda: False)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Record the ratios of a run of `main`, in helpers of tests, too."""
+    if SETTINGS["AVX2"].keys() & os.environ.keys():
+        use_library_for_avx2()
     pytest.register_assert_rewrite("tests")
     config.pluginmanager.register(Recorder(Path(os.environ[FILE])))
 

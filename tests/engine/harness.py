@@ -12,6 +12,7 @@ from stretto.engine.reply_rules import TextUpdate, updates_to_extra_args
 from stretto.testing.conformance import DEFAULTS, Answer
 from stretto.testing.conformance import Engine as SteppedEngine
 from tests import heap
+from tests.engine.attention_cache import SMALL, set_cache_size
 
 __all__ = ["DEFAULTS", "Answer", "Engine", "close_all", "update_request"]
 
@@ -23,12 +24,20 @@ def update_request(*updates: TextUpdate) -> Request:
 
 
 class Engine(SteppedEngine):
-    """An engine core with its scheduler and worker, as a context manager that shuts it down."""
+    """An engine core with its scheduler and worker, as a context manager that shuts it down.
+
+    Args:
+        *arguments: As of `stretto.testing`'s engine.
+        cache_size: Bytes of the second-level cache that attention assumes; None for the processor's.
+        **engine_args: As of `stretto.testing`'s engine.
+    """
 
     opened: ClassVar[WeakSet["Engine"]] = WeakSet()
 
-    def __init__(self, *arguments: Any, **engine_args: Any) -> None:
+    def __init__(self, *arguments: Any, cache_size: int | None = SMALL, **engine_args: Any) -> None:
         heap.set_aside()
+        if cache_size is not None:
+            set_cache_size(cache_size)
         super().__init__(*arguments, **engine_args)
         self.opened.add(self)
 

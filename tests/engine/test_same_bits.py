@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from stretto.cpu_backend import products
@@ -18,6 +19,8 @@ from stretto.engine.worker.sampler import SpeechSampler
 from stretto.families.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_condition, make_prompt
+from stretto.testing.conformance import num_preemptions
+from tests.engine.attention_cache import SMALL
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import CONDITIONED, CSM
@@ -142,4 +145,45 @@ def test_cpu_layers_are_bit_identical_to_vllm_layers(tmp_path: Path, name: str, 
                     del module.forward
             engine.run(prompts)
     assert len(seen) > 30
+    assert not [key for key, states in seen.items() if len(states) > 1]
+
+
+BLOCK = 32
+# Rows of a prompt, and the cache that attention assumes; by night the processor's: 2 MiB give tiles of 1,928 keys. The
+# prompt ends a few rows before its last block, so that the reply needs another block, and some reply is preempted.
+LONG = [pytest.param(125, SMALL, id="small cache"), *by_night((2108, None), ids=["own cache"])]
+
+
+@pytest.mark.parametrize(("num_rows", "cache_size"), LONG)
+def test_long_prompts_are_bit_identical_in_chunks_after_prefix_hits_and_preemption(
+    tmp_path: Path, num_rows: int, cache_size: int | None, seen: Bits
+) -> None:
+    folder = write_checkpoint(tmp_path, EIGHT_STREAMS, "eight_streams")
+    random = np.random.default_rng(0)
+    template = make_prompts(EIGHT_STREAMS)["r0"]
+    pool = np.concatenate([make_prompt(EIGHT_STREAMS, number, EIGHT_STREAMS.tasks[0].name).rows for number in range(9)])
+    rows = pool[random.integers(0, len(pool), num_rows)]
+    prompts = {f"r{index}": replace(template, rows=rows[index:]) for index in range(3)}
+    options: dict[str, Any] = {"max_model_len": num_rows + 60, "cache_size": cache_size}
+    blocks = -(-num_rows // BLOCK) + 1
+    hits = set[int]()
+
+    def watch(output: SchedulerOutput) -> None:
+        hits.update(new.num_computed_tokens for new in output.scheduled_new_reqs if new.req_id == "r0")
+
+    with Engine(folder, **options, max_num_batched_tokens=num_rows) as engine:
+        alone = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}
+    with Engine(folder, **options, max_num_batched_tokens=37) as engine:
+        engine.after_schedule = watch
+        for shared in (0, BLOCK, num_rows - 40, num_rows - 5):
+            other = replace(template, rows=np.concatenate([rows[:shared], pool[:9]]))
+            engine.core.reset_prefix_cache()
+            engine.run({f"shares {shared} rows": other})
+            answers = engine.run(prompts, {"r1": 1, "r2": 3})
+            assert {name: answer.rows for name, answer in answers.items()} == alone
+    assert hits == {rows // BLOCK * BLOCK for rows in (0, BLOCK, num_rows - 40, num_rows - 5)}
+    with Engine(folder, **options, max_num_batched_tokens=16, num_gpu_blocks_override=2 * blocks) as engine:
+        answers = engine.run(prompts, {"r1": 2, "r2": 5})
+        assert {name: answer.rows for name, answer in answers.items()} == alone
+        assert num_preemptions(answers) > 0
     assert not [key for key, states in seen.items() if len(states) > 1]

@@ -12,6 +12,7 @@ from functools import cache
 
 from stretto.cpu_backend import model_runner
 
+ATTENTION = "stretto.cpu_backend.attention.InvariantAttentionBackend"
 RUNNER = "vllm.v1.worker.gpu"
 KERNELS: dict[str, Callable[..., None]] = {
     f"{RUNNER}.buffer_utils._apply_write_kernel": model_runner.apply_write,
@@ -35,7 +36,7 @@ KERNELS: dict[str, Callable[..., None]] = {
 
 @cache
 def install() -> None:
-    """Make vLLM launch the CPU versions in this process.
+    """Make vLLM launch the CPU versions in this process, and use our attention backend.
 
     This has no effect on a GPU, or when called again.
     """
@@ -46,9 +47,11 @@ def install() -> None:
     # This module patches torch for vLLM's runner, so it is imported before the runner's modules.
     import vllm.v1.worker.cpu.shm  # noqa: F401
     from vllm.triton_utils.dispatcher import register_kernels
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     from stretto.cpu_backend import products  # noqa: F401  (registers its norms on import)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the registry's search accesses deprecated torch names
         register_kernels(KERNELS)
+    register_backend(AttentionBackendEnum.CPU_ATTN, ATTENTION)

@@ -19,6 +19,8 @@ REQUIRED = {
 REQUIRED_ON_CPU = {
     # Triton compiles only for GPUs, so kernels are imported for its interpreter and replaced by `cpu_backend`.
     "TRITON_INTERPRET": "1",
+    # vLLM would divide the keys of a row among threads by the load of the step, and the sum's bits depend on it.
+    "VLLM_CPU_ATTN_SPLIT_KV": "0",
 }
 HELD_MB = "STRETTO_HELD_MB"  # memory of the GPU, in MiB, that other servers or programs hold when the server starts
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
