@@ -332,5 +332,5 @@ class StreamSession:
             await self._channel.send("audio.done", **place, total_bytes=num_bytes, error=has_failed)
         await text.ended()
         tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
-        names = untimed_words(report) | limit_reason(report) | ({IGNORED: tags} if tags else {})
-        await self._channel.send("session.done", utterance_index=index, total_sentences=1, **names)
+        notes: dict[str, Any] = untimed_words(report) | limit_reason(report) | ({IGNORED: tags} if tags else {})
+        await self._channel.send("session.done", utterance_index=index, total_sentences=1, **notes)
