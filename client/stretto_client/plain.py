@@ -66,7 +66,8 @@ class PlainReader:
         if not added:
             return ""
         found = FIRST_WORD.match(text, at)
-        word = found.group() if found else text[at:] if is_last else ""
+        rest_of_text = text[at:] if is_last else ""
+        word = found.group() if found else rest_of_text
         if not word:
             return "" if is_last else None
         return added if ends.count("\n") > 1 or self._line_ends.is_complete(self._line, word) else ""

@@ -176,7 +176,9 @@ class AudioFile:
 
     def __init__(self, path: Path):
         inherited = INHERITED.fullmatch(str(path))
-        self._inherited = 1 if str(path) in STANDARD_OUTPUT else int(inherited[1]) if inherited else None
+        self._inherited = int(inherited[1]) if inherited else None
+        if str(path) in STANDARD_OUTPUT:
+            self._inherited = 1
         if self._inherited == 1 and (sys.__stdout__ is None or os.isatty(1)):
             state = "closed" if sys.__stdout__ is None else "a terminal"
             raise ValueError(f"--out {path}: standard output is {state}; redirect it to a file or a pipe")

@@ -144,11 +144,13 @@ class SsmlReader:
         if self._silent == self._depth:
             self._silent = 0
         elif self._say_as is not None and self._say_as[0] == self._depth:
-            (_, kind, _), text = self._say_as, self._collected
+            _, kind, _ = self._say_as
+            text = self._collected
             self._say_as, self._collected = None, ""
             self._add(say_as(text, kind))
         elif self._phoneme is not None and self._phoneme[0] == self._depth:
-            (_, alphabet, phonemes), text = self._phoneme, self._collected
+            _, alphabet, phonemes = self._phoneme
+            text = self._collected
             self._phoneme, self._collected = None, ""
             self._add(self._marked(text, alphabet, phonemes))
         elif self._rates and self._rates[-1][0] == self._depth:

@@ -87,7 +87,9 @@ def _operation(method: str, path: str, operation: dict[str, Any], schemas: dict[
 
 def _field(name: str, schema: dict[str, Any], fields: dict[str, Any], schemas: dict[str, Any]) -> tuple[str, ...]:
     is_needed = name in fields.get("required", ())
-    default = "required" if is_needed else repr(schema["default"]) if schema.get("default") is not None else ""
+    default = "" if schema.get("default") is None else repr(schema["default"])
+    if is_needed:
+        default = "required"
     return name, _type(schema, schemas), default, schema.get("description", "")
 
 

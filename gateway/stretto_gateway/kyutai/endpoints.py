@@ -267,7 +267,8 @@ class SpeakSession(KyutaiSession):
         self._is_packed = query.format.endswith("MessagePack")
         self._is_aligned = wants_alignment(profile)
         self._has_times = profile.times_words or self._is_aligned
-        self._written, self._words = list[str](), deque[Word]()  # `_words`: words that have not been sent
+        self._written = list[str]()
+        self._words = deque[Word]()  # that have not been sent
         await self._send("Ready")
 
     @property

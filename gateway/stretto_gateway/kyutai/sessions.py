@@ -103,7 +103,9 @@ class ReceivedAudio:
 
 def _num_bytes(item: bytes | NDArray[np.float32] | int) -> int:
     """Return the accounted memory of an item in bytes."""
-    return ITEM_BYTES + (0 if isinstance(item, int) else len(item) if isinstance(item, bytes) else item.nbytes)
+    if isinstance(item, int):
+        return ITEM_BYTES
+    return ITEM_BYTES + (len(item) if isinstance(item, bytes) else item.nbytes)
 
 
 class BinaryChannel(Channel):

@@ -152,7 +152,7 @@ class Conversation:
         if any(item.item_id == each.item_id for each in self.items):
             message = f"item.id: expected an id that no other item of the conversation has, got {item.item_id!r}"
             raise ApiError(400, message, "item.id", "item_create_duplicate_item_id")
-        place = len(self.items) if behind is None else 0 if behind == ROOT else self._index(behind) + 1
+        position = len(self.items) if behind is None else self._position_after(behind)
         num_bytes = ITEM_BYTES + sum(
             PART_BYTES + len(part.pcm) + len(part.image) + MAX_CHAR_BYTES * len((part.text or "") + part.url_head)
             for part in item.parts
@@ -161,8 +161,8 @@ class Conversation:
             self._expect_room(num_bytes)
         self._held.add(num_bytes)
         item.num_bytes = num_bytes
-        self.items.insert(place, item)
-        return self.items[place - 1].item_id if place else None
+        self.items.insert(position, item)
+        return self.items[position - 1].item_id if position else None
 
     def grow(self, item: Item, num_bytes: int) -> bool:
         """Add `num_bytes` to an item's accounted memory; return False if the item was removed.
@@ -228,6 +228,10 @@ class Conversation:
 
     def _parts(self, role: str) -> Sequence[ItemPart]:
         return [part for item in self.items if item.role == role for part in item.parts]
+
+    def _position_after(self, item_id: str) -> int:
+        """Return the position after an item, or the first one for ROOT."""
+        return 0 if item_id == ROOT else self._index(item_id) + 1
 
     def _index(self, item_id: str) -> int:
         for index, item in enumerate(self.items):

@@ -258,7 +258,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode tokens [first, last); return the samples [B, n] and the next state, float64 [B, 2]."""
-        device, (numbers, before) = self.noise.device, window.state.T
+        device = self.noise.device
+        numbers, before = window.state.T
         codes, phases = window.codes[:, 0].to(device, non_blocking=True), before.to(device, non_blocking=True)
         spoken, after = list[Tensor](), list[Tensor]()
         for row, first, number, phase in zip(codes, window.first.tolist(), numbers.tolist(), phases, strict=True):

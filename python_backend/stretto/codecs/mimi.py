@@ -304,5 +304,5 @@ def _index(convolution: MimiConv1d) -> int:
 
 
 def _left(convolution: nn.Conv1d) -> int:
-    (kernel,), (stride,), (dilation,) = convolution.kernel_size, convolution.stride, convolution.dilation
-    return (kernel - 1) * dilation + 1 - stride
+    reach = (convolution.kernel_size[0] - 1) * convolution.dilation[0] + 1
+    return reach - convolution.stride[0]

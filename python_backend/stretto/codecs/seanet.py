@@ -197,7 +197,9 @@ class Convolution(nn.Conv1d):
     """Convolution that maps n samples to ceil(n / stride)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
+        kernel = self.kernel_size[0]
+        stride = self.stride[0]
+        dilation = self.dilation[0]
         total = (kernel - 1) * dilation + 1 - stride
         right = total // 2
         return super().forward(reflect(x, total - right, right + -x.shape[-1] % stride))

@@ -158,7 +158,8 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
     Returns:
         Outputs starting at the first of the last n inputs, [B, O, n · rate].
     """
-    (kernel,), (rate,) = conv.kernel_size, conv.stride
+    kernel = conv.kernel_size[0]
+    rate = conv.stride[0]
     before = kernel // rate - 1
     batch, steps = x.shape[0], x.shape[2] - before
     if not is_time_major(x) or conv.groups > 1:

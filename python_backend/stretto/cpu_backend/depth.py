@@ -295,7 +295,9 @@ class _HeadNorms:
     """Normalises query heads and key heads, which have different weights, in one operation."""
 
     def __init__(self, layer: Any):
-        spec, (query, key) = layer.spec, (layer.q_norm.weight.data, layer.k_norm.weight.data)
+        spec = layer.spec
+        query = layer.q_norm.weight.data
+        key = layer.k_norm.weight.data
         self._weights = torch.stack([query] * spec.num_heads + [key] * spec.num_kv_heads)
         self._plain = torch.ones_like(query), spec.eps
 

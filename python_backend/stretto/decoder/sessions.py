@@ -199,7 +199,9 @@ class DecoderSession:
         if self.filling is not None:
             return self.filling.joined(pcm)
         num_unplayed = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
-        return pcm if num_unplayed == 0 else pcm[num_unplayed:] if num_unplayed < len(pcm) else None
+        if num_unplayed == 0:
+            return pcm
+        return pcm[num_unplayed:] if num_unplayed < len(pcm) else None
 
     def render(self, pcm: np.ndarray | None, is_final: bool, is_cut: bool = False) -> np.ndarray | None:
         """Return newly decoded samples in the client's format, or None if there are none yet.

@@ -110,7 +110,8 @@ def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
         if match is None or match[2] not in sizes or int(match[1]) >= num_layers:
             expected = f"tensors of model.layers.0 to {num_layers - 1}, {', '.join(sizes)}"
             raise CheckpointError(f"adapters.{name}: expected {expected}; got {tensor}")
-        is_first, (size_in, size_out) = match[3] == "A", sizes[match[2]]
+        is_first = match[3] == "A"
+        size_in, size_out = sizes[match[2]]
         rank = shape[not is_first] if len(shape) == 2 else 0
         if shape != ((rank, size_in) if is_first else (size_out, rank)):
             expected = f"[r, {size_in}]" if is_first else f"[{size_out}, r]"

@@ -91,7 +91,9 @@ class Turn:
     @property
     def coded_as(self) -> str | None:
         """`codes` or `latents` if the turn's audio is given in that form, otherwise None."""
-        return "codes" if self.codes is not None else "latents" if self.latents is not None else None
+        if self.codes is not None:
+            return "codes"
+        return "latents" if self.latents is not None else None
 
     def where(self, kind: str) -> str:
         """Return the name of the turn's text or audio (`kind`) for error messages."""

@@ -79,7 +79,9 @@ class RawRequest:
     @property
     def files(self) -> tuple[bytes | memoryview, ...]:
         """Contents of the files in `audio`."""
-        return self.audio if isinstance(self.audio, tuple) else () if self.audio is None else (self.audio,)
+        if isinstance(self.audio, tuple):
+            return self.audio
+        return () if self.audio is None else (self.audio,)
 
     def num_audio_bytes(self) -> int:
         """Return the size of all audio and images; raise InvalidRequest if a file, or the total, is too large."""
@@ -90,7 +92,8 @@ class RawRequest:
             check_file_size(len(data), self.image_field(index), READABLE_IMAGES)
         total = sum(map(len, (*self.files, *images))) + (0 if self.pcm_in is None else self.pcm_in.nbytes)
         if total > MAX_REQUEST_BYTES:
-            name = "audio" if self.files else "image" if images else self.field_names.get("pcm_in", "pcm_in")
+            name = "image" if images else self.field_names.get("pcm_in", "pcm_in")
+            name = "audio" if self.files else name
             expected = f"at most {MAX_REQUEST_BYTES} bytes of audio and images in a request"
             raise InvalidRequest(name, expected, f"{total} bytes")
         return total
@@ -382,7 +385,9 @@ def read_turns(raw: RawRequest, is_live: bool = False) -> tuple[Turn, ...]:
     if raw.audio is not None and raw.pcm_in is not None:
         raise InvalidRequest("pcm_in", "either audio or pcm_in, because there are no messages", "both")
     _check_files("audio", raw.files, int(raw.audio is not None))
-    audio_input = "audio" if raw.audio is not None else "pcm_in" if raw.pcm_in is not None else None
+    audio_input = None if raw.pcm_in is None else "pcm_in"
+    if raw.audio is not None:
+        audio_input = "audio"
     return (Turn(text=string("text", raw.text), audio_input=audio_input),)
 
 

@@ -236,7 +236,8 @@ def pieces(reply: ModelInferResponse) -> Iterator[bytes]:
     Args:
         reply: Response with one tensor, float32 [1, n].
     """
-    (output,), (content,) = reply.outputs, reply.raw_output_contents
+    (output,) = reply.outputs
+    (content,) = reply.raw_output_contents
     head = {"id": reply.id} if reply.id else {}
     head |= {"model_name": reply.model_name, "model_version": reply.model_version}
     described = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}

@@ -50,9 +50,11 @@ class DepthReference:
         self.model = model_class(config).float().eval()
         named = {"embed_tokens.weight": torch.zeros(1, spec.hidden), "norm.weight": mine.pop("norm.weight")}
         for name, tensor in mine.items():
-            kind = name.split(".")[2]
-            part = "self_attn." if kind[:2] in ("q_", "k_", "v_", "o_") else "mlp." if "proj" in kind else ""
-            named[name.replace(kind, part + kind)] = tensor
+            layer_name = name.split(".")[2]
+            module = "mlp." if "proj" in layer_name else ""
+            if layer_name[:2] in ("q_", "k_", "v_", "o_"):
+                module = "self_attn."
+            named[name.replace(layer_name, module + layer_name)] = tensor
         self.model.load_state_dict(named)
 
     @torch.no_grad()
@@ -96,7 +98,8 @@ class SteppedReference:
         return torch.stack([self.mine[name] @ row for name, row in zip(names, x, strict=True)])
 
     def attend(self, x: torch.Tensor, layer: int) -> torch.Tensor:
-        spec, (query, key, value) = self.spec, (self.product(x, layer, f"{part}_proj") for part in "qkv")
+        spec = self.spec
+        query, key, value = (self.product(x, layer, f"{name}_proj") for name in "qkv")
         query = query.view(len(x), spec.num_heads, -1)
         key, value = (
             each.view(len(x), spec.num_kv_heads, -1).repeat_interleave(spec.num_heads // spec.num_kv_heads, 1)

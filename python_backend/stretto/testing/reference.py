@@ -380,9 +380,8 @@ class _Reply:
             return logits
         first = 0 if drawing.penalized == "all" else len(self.prompt.rows)
         counted, penalty = {row[0] for row in self.rows[first:]}, self.sampling.repetition_penalty
-        factors = [
-            1.0 if token not in counted else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
-        ]
+        factors = [penalty if logit < 0 else 1 / penalty for logit in logits]
+        factors = [factor if token in counted else 1.0 for token, factor in enumerate(factors)]
         return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
 
     def ended(self, row: Row, frame: int) -> Row:

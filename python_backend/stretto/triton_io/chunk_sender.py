@@ -245,7 +245,9 @@ class ChunkSender:
 
     async def _wait_for_decoder(self, condition: Callable[[], bool]) -> None:
         """Wait until `condition` is true; raise DecoderStalled if the decoder shows no progress for `stall_s`."""
-        num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
+        num_answered = self._num_chunks_answered()
+        progress = self._slot.progress
+        since = time.monotonic()
 
         def poll() -> bool:
             nonlocal num_answered, progress, since
@@ -253,7 +255,9 @@ class ChunkSender:
                 return True
             self._check_client()
             if self._num_chunks_answered() > num_answered or self._slot.progress != progress:
-                num_answered, progress, since = self._num_chunks_answered(), self._slot.progress, time.monotonic()
+                num_answered = self._num_chunks_answered()
+                progress = self._slot.progress
+                since = time.monotonic()
             if time.monotonic() - since > self._limits.stall_s:
                 raise DecoderStalled(f"the decoder has acknowledged no chunk for {self._limits.stall_s:g} s")
             return False

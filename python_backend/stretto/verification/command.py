@@ -65,7 +65,9 @@ def verdict(found: list[dict[str, Any]]) -> str:
     scores = [window["score"] for window in found if window["score"] is not None]
     if not scores:
         return "nothing to judge"
-    return "mark found" if max(scores) >= MARKED else "no mark found" if max(scores) <= UNMARKED else "uncertain"
+    if max(scores) >= MARKED:
+        return "mark found"
+    return "no mark found" if max(scores) <= UNMARKED else "uncertain"
 
 
 def marked_s(found: list[dict[str, Any]]) -> float:

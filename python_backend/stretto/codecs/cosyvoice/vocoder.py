@@ -190,6 +190,22 @@ class Fourier(nn.Module):
         return (samples / cover)[:, 0, half:-half]
 
 
+def source_down(bins: int, width: int, step: int, is_causal: bool) -> nn.Module:
+    """Return the layer that brings the spectrum of the excitation to the rate of a stage.
+
+    Args:
+        bins: Channels of the spectrum.
+        width: Channels of the stage.
+        step: Number of frames of the spectrum in a frame of the stage.
+        is_causal: True if no frame depends on later ones.
+    """
+    if step == 1:
+        return nn.Conv1d(bins, width, 1)
+    if is_causal:
+        return StridedConv(bins, width, 2 * step, step)
+    return nn.Conv1d(bins, width, 2 * step, step, padding=step // 2)
+
+
 class Vocoder(nn.Module):
     """HiFT: mel [B, M, T] to excitation and samples [B, n], with n = T * samples_per_mel.
 
@@ -216,12 +232,7 @@ class Vocoder(nn.Module):
         )
         steps = [math.prod(shape.rates[place + 1 :]) for place in range(len(shape.rates))]
         self.source_downs = nn.ModuleList(
-            nn.Conv1d(bins, width, 1)
-            if step == 1
-            else StridedConv(bins, width, 2 * step, step)
-            if is_causal
-            else nn.Conv1d(bins, width, 2 * step, step, padding=step // 2)
-            for step, width in zip(steps, widths[1:], strict=True)
+            source_down(bins, width, step, is_causal) for step, width in zip(steps, widths[1:], strict=True)
         )
         self.source_resblocks = nn.ModuleList(
             ResidualBlock(width, *residual, is_causal)

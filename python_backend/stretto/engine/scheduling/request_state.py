@@ -269,6 +269,7 @@ def unconditional_rows(rows: np.ndarray, context: UnconditionalContext, pad_id: 
 
 def unconditional_audio(rows: np.ndarray, rules: SegmentRules) -> np.ndarray:
     """Return audio rows [n, S] as the unconditional request sees them, with hidden streams masked."""
-    (delays, hidden, initial, _), frames = rules.other_streams, np.arange(len(rows))[:, None]
+    delays, hidden, initial, _ = rules.other_streams
+    frames = np.arange(len(rows))[:, None]
     others = ON_ARRAYS.hide_other(rows[:, 1:], hidden != 0, frames, delays, initial, rules.constants)
     return np.column_stack([ON_ARRAYS.hide_first(rows[:, 0], rules.constants), others]).astype(rows.dtype)

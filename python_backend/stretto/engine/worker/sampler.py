@@ -482,7 +482,8 @@ class SpeechSampler:
             return tokens, every_row, every_cut
         drawing = step.sampling[:num_drawing]
         every_token[step.sampling], every_row[step.sampling, :num_codes] = tokens, all_codes
-        every_row[drawing, num_codes:], every_cut[drawing] = self._arrays.int32(sent), self._arrays.int32(rows.is_cut)
+        every_row[drawing, num_codes:] = self._arrays.int32(sent)
+        every_cut[drawing] = self._arrays.int32(rows.is_cut)
         return every_token, every_row, every_cut
 
     def _keep(self, slots: Array, position: Array, tokens: Array, codes: Array) -> None:

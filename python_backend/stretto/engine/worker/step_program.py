@@ -380,7 +380,7 @@ class StepProgram:
             self.tables.state.stride(0), history.stride(0), history.stride(1), self._seen.shape[1], num_columns,
             first, block, streams.num_ends, self._num_places, self.frames is not None and self.frames.reads_drawn,
             self.frames is None, self.rule_constants, *(self.other_functions if first else self.sampling_functions),
-            num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16, **EXACT,
+            num_warps=num_warps(block), **EXACT,
         )  # fmt: skip
 
     def _advance(self, num_rows: int) -> None:
@@ -395,6 +395,13 @@ class StepProgram:
         if self._tokens is not None:
             strides = self._tokens.stride(0), self.num_rows
             keep_kernel[num_rows,](self._tokens, self.results, self.columns.table, self.lengths, *strides, num_warps=1)
+
+
+def num_warps(block: int) -> int:
+    """Return the number of warps for a program that samples from `block` columns."""
+    if block <= 1024:
+        return 4
+    return 8 if block <= 4096 else 16
 
 
 LOGGER = logging.getLogger(__name__)

@@ -118,7 +118,8 @@ def convert_turbo(release: Release, contents: Contents) -> Converted:
     tensors, files = contents.tensors, read_voices(release.model.parent)
     stored = turbo_shapes(tensors)
     check(unchanged(stored), tensors, TURBO_DROPPED)
-    size, (num_positions, width) = contents.tokenizer.size, stored[POSITIONS]
+    size = contents.tokenizer.size
+    num_positions, width = stored[POSITIONS]
     if size > stored[EMBEDDINGS][0]:
         expected = f"a tokenizer of at most {stored[EMBEDDINGS][0]} tokens"
         raise CheckpointError(f"{contents.tokenizer.folder}: expected {expected}, got {size} tokens")

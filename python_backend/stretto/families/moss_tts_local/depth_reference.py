@@ -61,7 +61,8 @@ class Gpt2Reference:
         return torch.cat(parts, -1)
 
     def attend(self, x: torch.Tensor, layer: str) -> torch.Tensor:
-        spec, (query, key, value) = self.spec, (self.product(x, f"{layer}.{part}_proj") for part in "qkv")
+        spec = self.spec
+        query, key, value = (self.product(x, f"{layer}.{name}_proj") for name in "qkv")
         query = self.rotated(query.view(len(x), spec.num_heads, -1))
         shared = spec.num_heads // spec.num_kv_heads
         key = self.rotated(key.view(len(x), spec.num_kv_heads, -1)).repeat_interleave(shared, 1)

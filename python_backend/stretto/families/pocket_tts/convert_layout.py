@@ -159,7 +159,8 @@ class AuthorsTensors(Mapping[str, Tensor]):
 
     def _fused(self, query: str) -> Tensor:
         """Return queries, keys and values as one tensor, [n, H], with adjacent pairs of a head to be rotated."""
-        head_dim, (key, value) = self._head_dims[query.partition(".")[0]], keys_and_values(query)
+        head_dim = self._head_dims[query.partition(".")[0]]
+        key, value = keys_and_values(query)
         rotated = [in_pairs(self._stored[name], head_dim) for name in (query, key)]
         return torch.cat([*rotated, self._stored[value]])
 
@@ -310,7 +311,8 @@ class TransformersRelease:
         for name, part in plan.items():
             source, stored = self.tensors.source(name), part.stored
             if source.endswith(QUERIES):
-                (rows, width), held = stored, self._kv_widths[source.partition(".")[0]]
+                rows, width = stored
+                held = self._kv_widths[source.partition(".")[0]]
                 merged |= dict.fromkeys(keys_and_values(source), (held, width))
                 stored = (rows - 2 * held, width)
             elif source == TABLE:

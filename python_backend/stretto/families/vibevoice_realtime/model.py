@@ -119,7 +119,8 @@ class TextLayer(nn.Module):
 
 def rotate(x: torch.Tensor, turns: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Return x [n, heads, D] with its halves rotated by the cosine and sine [n, 1, D / 2]."""
-    (first, second), (cos, sin) = x.float().chunk(2, -1), turns
+    first, second = x.float().chunk(2, -1)
+    cos, sin = turns
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
 
 

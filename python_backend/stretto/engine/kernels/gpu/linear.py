@@ -29,7 +29,8 @@ def linear_on_device(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
         weight: Weight [N, K], whose transpose is contiguous.
         bias: Bias [N], or None.
     """
-    (num_rows, num_inner), num_columns = x.shape, len(weight)
+    num_rows, num_inner = x.shape
+    num_columns = len(weight)
     assert x.dtype == weight.dtype == torch.float32, (x.dtype, weight.dtype)
     assert x.stride(1) == 1, x.stride()
     assert weight.stride() == (1, num_columns), weight.stride()

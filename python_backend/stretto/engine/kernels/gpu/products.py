@@ -67,7 +67,8 @@ def embed_on_device(
 ) -> torch.Tensor:
     """Compute `embed_rows` in one launch, one program per row and block of columns."""
     assert table.stride(1) == 1, table.stride()
-    (num_rows, num_streams), width = ids.shape, table.shape[1]
+    num_rows, num_streams = ids.shape
+    width = table.shape[1]
     embedded = table.new_empty(num_rows, width) if out is None else out
     assert embedded.is_contiguous(), embedded.stride()
     block = min(triton.next_power_of_2(width), 1024)

@@ -18,9 +18,8 @@ class RecentIds(ReferenceRule):
         """Return the logits of a stream with the penalty; see `ReferenceRule.penalized`."""
         counted = {row[stream] for row in self._rows[-self.mechanism.num_recent_rows :]}
         penalty = self.prompt.sampling.repetition_penalty
-        factors = [
-            1.0 if token not in counted else penalty if logit < 0 else 1 / penalty for token, logit in enumerate(logits)
-        ]
+        factors = [penalty if logit < 0 else 1 / penalty for logit in logits]
+        factors = [factor if token in counted else 1.0 for token, factor in enumerate(factors)]
         return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
 
     def replace_streams(self, row: list[int], position: int, family: Family) -> None:

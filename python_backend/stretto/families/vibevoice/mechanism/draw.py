@@ -132,7 +132,8 @@ class StretchProgram(LatentStepProgram):
         self._flags = torch.zeros(2, self.num_rows, dtype=torch.bool, device=state.device)
 
     def draw_first(self, logits: torch.Tensor) -> None:
-        (num_rows, num_columns), tokens = logits.shape, self.first.history
+        num_rows, num_columns = logits.shape
+        tokens = self.first.history
         mask_after_end_kernel[num_rows,](
             logits, self._denied_after_end, self.columns.table, self.lengths, tokens, logits.stride(0),
             tokens.stride(0), self.num_rows, num_columns, self._stretches.end, triton.next_power_of_2(num_columns),

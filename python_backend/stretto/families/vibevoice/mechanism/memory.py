@@ -89,7 +89,9 @@ class FeedbackMemory:
         # Position of the last latent in each memory; -1 for none.
         self._rows = torch.full((num_slots + 1,), -1, dtype=torch.int64, device=device)
         self._is_on_host = device.type == "cpu"
-        self._group = 1 if self._is_on_host else GROUP if envs.VLLM_BATCH_INVARIANT else 0
+        self._group = GROUP if envs.VLLM_BATCH_INVARIANT else 0
+        if self._is_on_host:
+            self._group = 1
         self._aside = OrderedDict[str, Aside]()
         self._max_aside = max(1, MAX_ASIDE_BYTES // (4 * network.num_kept))
         self.num_restored = self.num_rebuilt = 0
