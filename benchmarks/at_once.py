@@ -103,18 +103,24 @@ class NecessarySteps:
 
     def run(self, prompts: Sequence[Prompt]) -> Spent:
         """Return the time of the steps until every reply has the frames of its smallest permitted first chunk."""
-        family, scheduler, wall_s, cpu_s = self._rules.family, self._engine.scheduler, 0.0, 0.0
+        family = self._rules.family
+        scheduler = self._engine.scheduler
+        wall_s = 0.0
+        cpu_s = 0.0
         pending = {}
         for request_id, prompt in zip(self._engine.add_prompts(prompts), prompts, strict=True):
             begun = ReplyState.begin(self._rules, family.task(prompt.task), len(prompt.rows))
             pacer = Pacer(replace(prompt.delivery.chunking, deterministic=True))
             pending[request_id] = Utterance(begun, prompt.words, self._text, pacer)
         while pending:
-            wall, cpu = time.perf_counter(), time.thread_time()
+            wall = time.perf_counter()
+            cpu = time.thread_time()
             outputs = list(self._engine.outputs())
-            wall_s, cpu_s = wall_s + time.perf_counter() - wall, cpu_s + time.thread_time() - cpu
+            wall_s = wall_s + time.perf_counter() - wall
+            cpu_s = cpu_s + time.thread_time() - cpu
             for output in outputs:
-                has_ended, ids = output.finish_reason is not None, output.new_token_ids
+                has_ended = output.finish_reason is not None
+                ids = output.new_token_ids
                 rows = read_rows(split_trailer(ids)[0] if has_ended else ids, self._rules.num_row_words)
                 reply = pending.get(output.request_id)
                 if has_ended or (reply is not None and any(each.codes is not None for each in reply.push(rows))):
@@ -133,13 +139,15 @@ class FirstWindows:
     """
 
     def __init__(self, codec: Codec, policy: ChunkPolicy):
-        self._worker, self._turn = DecoderWorker(codec, DecoderConfig()), 0
+        self._worker = DecoderWorker(codec, DecoderConfig())
+        self._turn = 0
         self._codes = random_codes(codec, 1, policy.first_frames + policy.held_frames)[0].numpy()
 
     def run(self, number: int) -> Spent:
         """Return the time to decode the first windows of `number` utterances."""
         self._turn += 1
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         self._push(number, 0)
         spent = Spent(time.perf_counter() - wall, time.process_time() - cpu)
         self._push(number, 1)
@@ -294,7 +302,8 @@ def options_of(family: str | None) -> dict[str, Any]:
 
 def prompt_writer(family: str | None, preprocessor: Preprocessor) -> Write:
     """Return the function that makes the prompt of a text and a seed, as the server's preprocessor does."""
-    task, fixed = "tts" if family is None else SMALL_MODELS[family].speak, options_of(family)
+    task = "tts" if family is None else SMALL_MODELS[family].speak
+    fixed = options_of(family)
 
     def write(text: str, seed: int) -> Prompt:
         return preprocessor.prepare(RawRequest(text=text, task=task, options=json.dumps({**fixed, "seed": seed})))
@@ -304,14 +313,17 @@ def prompt_writer(family: str | None, preprocessor: Preprocessor) -> Write:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Start a server, measure each number of requests, and write the lines."""
-    family, lines, seeds = arguments.family, texts(), itertools.count()
+    family = arguments.family
+    lines = texts()
+    seeds = itertools.count()
     with (
         tempfile.TemporaryDirectory() as folder,
         released(family, Path(folder), arguments.model_repository) as (repository, checkpoint, config),
         serving(repository) as address,
     ):
         cpu_kernels.install()
-        steps, preprocessor = NecessarySteps(config), Preprocessor(checkpoint)
+        steps = NecessarySteps(config)
+        preprocessor = Preprocessor(checkpoint)
         write = prompt_writer(family, preprocessor)
         windows = FirstWindows(preprocessor.codec, write(next(lines), 0).delivery.chunking)
         async with SpeechClient(address) as client:

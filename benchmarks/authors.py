@@ -96,10 +96,15 @@ def speak_with_package(
     """
     load = load or contender.load
     assert load is not None
-    speak, cpu, first = load(release), 0.0, 0.0
+    speak = load(release)
+    cpu = 0.0
+    first = 0.0
     for number in (WARM_UP, frames):
         pids = {"this": os.getpid(), **served_processes()}
-        sent, begun, first, samples = time.perf_counter(), cpu_s(pids), 0.0, 0
+        sent = time.perf_counter()
+        begun = cpu_s(pids)
+        first = 0.0
+        samples = 0
         for size in speak(number):
             first = first or time.perf_counter() - sent
             samples += size
@@ -123,7 +128,10 @@ def package_figures(arguments: argparse.Namespace, release: Path, port: str = ""
 
 async def listen(client: SpeechClient, contender: Contender, seed: int, frames: int) -> float:
     """Transcribe a recording of `frames` frames; return the seconds until its first text."""
-    sent, first, heard_s, seconds = time.perf_counter(), 0.0, 0.0, frames * contender.samples / SAMPLE_RATE
+    sent = time.perf_counter()
+    first = 0.0
+    heard_s = 0.0
+    seconds = frames * contender.samples / SAMPLE_RATE
     async for event in client.transcribe((noise(seconds, seed), NOISE_RATE)):
         if event.text:
             first = first or time.perf_counter() - sent
@@ -139,7 +147,9 @@ async def speak(client: SpeechClient, contender: Contender, seed: int, frames: i
     """Generate one reply of `frames` frames; return the seconds until its first samples."""
     if not contender.voice:
         return await listen(client, contender, seed, frames)
-    sent, first, samples = time.perf_counter(), 0.0, 0
+    sent = time.perf_counter()
+    first = 0.0
+    samples = 0
     rows = contender.rows_before + contender.rows * (frames - contender.silent)
     options: SpeechOptions = {"seed": seed, "audio": {"min_rows": rows, "max_rows": rows}}
     async for event in client.speak(contender.text, voice=contender.voice, **options):
@@ -173,7 +183,9 @@ class Server:
 
     async def turn(self, contender: Contender, number: int, streams: int, frames: int) -> None:
         """Speak replies at the same time."""
-        before, seeds, begun = cpu_s(self.pids), range(1000 * number, 1000 * number + streams), time.perf_counter()
+        before = cpu_s(self.pids)
+        seeds = range(1000 * number, 1000 * number + streams)
+        begun = time.perf_counter()
         self.first[streams] += await asyncio.gather(*(speak(self.client, contender, seed, frames) for seed in seeds))
         self.wall_s[streams].append(time.perf_counter() - begun)
         used = {name: seconds - before[name] for name, seconds in cpu_s(self.pids).items()}
@@ -190,9 +202,12 @@ async def measure(
 
     `served` has the address and processes of each weight format's server.
     """
-    frames, contender = arguments.frames, KNOWN[arguments.family]
-    sides, audio_s = ("", *arguments.ports) if arguments.has_package else (), frames * contender.samples / SAMPLE_RATE
-    theirs, servers = defaultdict[str, list[dict[str, Any]]](list), dict[str, Server]()
+    frames = arguments.frames
+    contender = KNOWN[arguments.family]
+    sides = ("", *arguments.ports) if arguments.has_package else ()
+    audio_s = frames * contender.samples / SAMPLE_RATE
+    theirs = defaultdict[str, list[dict[str, Any]]](list)
+    servers = dict[str, Server]()
     async with AsyncExitStack() as stack:
         for name, (address, pids) in served.items():
             client = await stack.enter_async_context(SpeechClient(address, Timeouts(3600, 3600, 3600)))
@@ -262,11 +277,13 @@ def main(arguments: argparse.Namespace) -> None:
     """Write and serve a release, measure, and append the result lines."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        contender, engine = KNOWN[arguments.family], folder / "engine.json"
+        contender = KNOWN[arguments.family]
+        engine = folder / "engine.json"
         words = contender.write(folder / "release")
         assert convert([*words, "--out", str(folder / "checkpoint")]) == 0
         engine.write_text(json.dumps(contender.engine))
-        served, known = dict[str, tuple[str, Mapping[str, int]]](), set[int]()
+        served = dict[str, tuple[str, Mapping[str, int]]]()
+        known = set[int]()
         for quantize in arguments.quantize:
             words = ["--checkpoint", str(folder / "checkpoint"), "--engine-args", str(engine)]
             words += ["--quantize", quantize] if quantize != STORED else []
@@ -297,9 +314,11 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.family not in KNOWN:
         parser.error(f"--family: expected one of {', '.join(KNOWN)}, got {arguments.family}")
-    contender, is_own = KNOWN[arguments.family], arguments.python == sys.executable
+    contender = KNOWN[arguments.family]
+    is_own = arguments.python == sys.executable
     arguments.has_package = contender.load is not None and not (arguments.package is None and is_own)
-    arguments.ports, known = [each for each in arguments.ports if each], contender.ports
+    arguments.ports = [each for each in arguments.ports if each]
+    known = contender.ports
     if unknown := set(arguments.ports) - known.keys():
         parser.error(f"--ports: expected some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
     if arguments.ports and not arguments.has_package:

@@ -36,7 +36,10 @@ from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.webrtc.playout import FRAME, RTP_FRAME, RTP_RATE, FramePacer, OpusEncoder
 
 WAYS = ("websocket", "twilio", "webrtc")
-TONE_HZ, TONE_FRAMES, PERIOD = 500, 5, 50  # frames of 20 ms: a tone of 0.1 s in each second
+# frames of 20 ms: a tone of 0.1 s in each second
+TONE_HZ = 500
+TONE_FRAMES = 5
+PERIOD = 50
 LOUD = 2000  # samples above this are the tone
 QUIET_S = 0.3  # silence before an onset of the tone
 LENGTH_BYTES = 4  # before the text of a tensor
@@ -155,7 +158,8 @@ class Ear:
 
     def next_frame(self) -> Any:
         """Return the next frame to send, int16 [480]."""
-        place, self._number = self._number % PERIOD, self._number + 1
+        place = self._number % PERIOD
+        self._number = self._number + 1
         if place == PERIOD // 2:
             self._sent_s = time.monotonic()
         place -= PERIOD // 2
@@ -228,12 +232,15 @@ class Microphone(MediaStreamTrack):
 
     def __init__(self, ear: Ear):
         super().__init__()
-        self._ear, self._pacer, self._encoder = ear, FramePacer(), OpusEncoder()
+        self._ear = ear
+        self._pacer = FramePacer()
+        self._encoder = OpusEncoder()
 
     async def recv(self) -> Any:
         number = await self._pacer.turn()
         packet: Any = av.Packet(self._encoder.encode(self._ear.next_frame()))
-        packet.pts, packet.time_base = number * RTP_FRAME, Fraction(1, RTP_RATE)
+        packet.pts = number * RTP_FRAME
+        packet.time_base = Fraction(1, RTP_RATE)
         return packet
 
 
@@ -252,7 +259,8 @@ async def over_webrtc(url: str, ear: Ear, is_over: asyncio.Event) -> None:
             assert answer.status == 201, await answer.text()
             sdp = await answer.text()
         decoder: Any = av.CodecContext.create("libopus", "r")
-        decoder.layout, decoder.sample_rate = "mono", RTP_RATE
+        decoder.layout = "mono"
+        decoder.sample_rate = RTP_RATE
 
         async def receive(packet: Any, arrival_time_ms: int) -> None:
             for frame in decoder.decode(av.Packet(packet.payload)):
@@ -280,7 +288,8 @@ async def measure(url: str, process: Any, way: str, num_calls: int, seconds: flo
         num_calls: Number of calls at once.
         seconds: Duration of the measurement.
     """
-    ears, is_over = [Ear() for _ in range(num_calls)], asyncio.Event()
+    ears = [Ear() for _ in range(num_calls)]
+    is_over = asyncio.Event()
     calls = []
     for ear in ears:
         calls.append(asyncio.ensure_future(CALLERS[way](url, ear, is_over)))

@@ -26,7 +26,8 @@ from stretto.codecs.s3gen import S3GenCodec
 from stretto.decoder.memory import META, Peak, tensors_to_meta
 from stretto.decoder.streaming import FrameWindow, Windower
 
-REPLY_S, VOICE_TOKENS = 4, 75
+REPLY_S = 4
+VOICE_TOKENS = 75
 MEANFLOW = "s3gen_meanflow"
 
 
@@ -41,7 +42,8 @@ def gflop_per_s(name: str) -> float:
         estimator = replace(codec.config.estimator, is_meanflow=name == MEANFLOW)
         codec = S3GenCodec(replace(codec.config, estimator=estimator, voices=(VOICE_TOKENS,))).eval()
     list(tensors_to_meta(codec))
-    spec, state = codec.spec, codec.initial_state(1)
+    spec = codec.spec
+    state = codec.initial_state(1)
     if isinstance(codec, CosyVoice3Codec):
         codec._recorded.voices[1] = FlowVoice(VOICE_TOKENS, codec.config.mels, codec.config.speaker).to(META)
         state[:, 0] = 1
@@ -57,12 +59,15 @@ def gflop_per_s(name: str) -> float:
 
 def _windows(name: str, spec: CodecSpec) -> Iterator[FrameWindow]:
     """Yield the windows of a reply."""
-    windower, done, num_frames = Windower(spec), 0, round(REPLY_S * spec.frame_rate)
+    windower = Windower(spec)
+    done = 0
+    num_frames = round(REPLY_S * spec.frame_rate)
     size, steady = (1, 1) if spec.blocks else CHUNKS[name.removesuffix("_meanflow")]
     while done < num_frames:
         size = min(size, num_frames - done)
         found = windower.push(np.zeros((spec.num_codebooks, size), np.int64), done + size == num_frames)
-        done, size = done + size, steady
+        done = done + size
+        size = steady
         if found is not None:
             yield found
 

@@ -105,7 +105,8 @@ def ms_of(codec: Codec, frames: int) -> float:
 
 def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor) -> Streaming:
     """Measure the accuracy and the speed of a codec that streams codes [B, K, T]."""
-    spec, total = codec.spec, codes.shape[2]
+    spec = codec.spec
+    total = codes.shape[2]
     difference = stream(codec, codes, chunks_of(CHUNK, total)) - stream(codec, codes, [total])
     return Streaming(
         codec=name,
@@ -123,7 +124,8 @@ def measure_streaming(name: str, weights: str, codec: Codec, codes: torch.Tensor
 
 def measure_dial(name: str, codec: Codec, codes: torch.Tensor) -> Iterator[Dial]:
     """For each right context from the smallest to the exact one, yield the error in windows of CHUNK frames."""
-    exact, total = codec.spec, codes.shape[2]
+    exact = codec.spec
+    total = codes.shape[2]
     whole = stream(codec, codes, [total])
     for right in range(exact.min_right_frames, exact.right_frames + 1):
         codec.spec = exact.with_right_frames(right)
@@ -189,7 +191,9 @@ def codecs(names: list[str], checkpoint: Path | None, is_wide: bool) -> Iterator
 
 BlockCodec = Glm4VoiceCodec | S3GenCodec
 S3GEN = ("s3gen", "s3gen_meanflow")
-S3GEN_BLOCKS, VOICE_TOKENS = (28, 50, 100), 150  # a voice of 6 s
+# a voice of 6 s
+S3GEN_BLOCKS = (28, 50, 100)
+VOICE_TOKENS = 150
 
 
 def blocks_in(codec: BlockCodec) -> Blocks:
@@ -220,10 +224,8 @@ def random_s3gen_codec(is_meanflow: bool, is_wide: bool) -> S3GenCodec:
     drawn = multiply_weight_norm_out(random_s3gen.tensors(shape))
     plain = {name: each for name, each in drawn.items() if not name.startswith(("tokenizer.", "speaker_encoder."))}
     config = S3GenConfig.from_shapes({name: tuple(each.shape) for name, each in plain.items()})
-    codec, heard = (
-        S3GenCodec(replace(config, voices=(VOICE_TOKENS,)), S3GEN_BLOCKS),
-        random_s3gen.conditions(1, VOICE_TOKENS),
-    )
+    codec = S3GenCodec(replace(config, voices=(VOICE_TOKENS,)), S3GEN_BLOCKS)
+    heard = random_s3gen.conditions(1, VOICE_TOKENS)
     parts = {"tokens": heard["prompt_token"][0], "mel": heard["prompt_feat"][0].T, "speaker": heard["embedding"][0]}
     codec.load_state_dict(plain | {f"voices.0.{name}": each for name, each in parts.items()})
     return codec.eval().requires_grad_(False)
@@ -240,7 +242,8 @@ def spans_of(codec: BlockCodec, number: int) -> list[tuple[int, int]]:
 def blocks_of(codec: BlockCodec, number: int) -> list[FrameWindow]:
     """Return the windows of the first `number` blocks of an utterance with random codes."""
     spans = spans_of(codec, number)
-    codes, windower = random_codes(codec, 1, spans[-1][1])[0].numpy(), Windower(codec.spec)
+    codes = random_codes(codec, 1, spans[-1][1])[0].numpy()
+    windower = Windower(codec.spec)
     pushed = [windower.push(codes[:, begin:end], False) for begin, end in spans]
     return [window for window in pushed if window is not None]
 
@@ -252,17 +255,20 @@ def cost(codec: BlockCodec, window: FrameWindow) -> tuple[int, int, float, float
         Input tokens, new tokens, processor seconds, and per second of audio: processor seconds and GFLOP.
     """
     size = blocks_in(codec).size_after(window.left + blocks_in(codec).right if window.left else 0)
-    codes, first = torch.from_numpy(window.codes)[None], torch.tensor([window.first])
+    codes = torch.from_numpy(window.codes)[None]
+    first = torch.tensor([window.first])
     batch = Window(codes, window.left, window.right, first, codec.initial_state(1))
     with FlopCounterMode(display=False) as counted:
         codec.decode(batch)
-    spent, duration = seconds_of(lambda: codec.decode(batch), repeats=1), size / codec.spec.frame_rate
+    spent = seconds_of(lambda: codec.decode(batch), repeats=1)
+    duration = size / codec.spec.frame_rate
     return window.codes.shape[1], size, spent, spent / duration, counted.get_total_flops() / 1e9 / duration
 
 
 def one_decode(codec: BlockCodec, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Return mel [1, M, n] and samples [1, m] of codes [1, 1, T] decoded as a single block."""
-    sizes, history = (codes.shape[2] + 1,), codes.shape[2] + 64
+    sizes = (codes.shape[2] + 1,)
+    history = codes.shape[2] + 64
     whole = S3GenCodec(codec.config) if isinstance(codec, S3GenCodec) else Glm4VoiceCodec(codec.config, sizes, history)
     whole.load_state_dict(codec.state_dict())
     return decode(whole.eval().requires_grad_(False), codes)

@@ -158,12 +158,14 @@ def load_cosyvoice3(release: Path) -> Speak:
     from cosyvoice.tokenizer.tokenizer import CosyVoice3Tokenizer
 
     tokenizer = CosyVoice3Tokenizer(str(release / random_cosyvoice3.BACKBONE))
-    known, backbone = random_cosyvoice3.PUBLISHED, random_cosyvoice3.QWEN2
+    known = random_cosyvoice3.PUBLISHED
+    backbone = random_cosyvoice3.QWEN2
     sampling = import_module("cosyvoice.utils.common").ras_sampling
     llm = cosyvoice3_replies.language_model_of(backbone, known, sampling)
     model = CosyVoice3Model(llm, *authors.networks(random_cosyvoice3.WIDE))
     model.load(*(release / f"{name}.pt" for name in ("llm", "flow", "hift")))
-    voice, infer = torch.load(release / "spk2info.pt")[COSYVOICE_VOICE], llm.inference
+    voice = torch.load(release / "spk2info.pt")[COSYVOICE_VOICE]
+    infer = llm.inference
     text = torch.tensor([tokenizer.encode(TEXT)])
 
     def speak(frames: int) -> Iterator[int]:
@@ -179,7 +181,8 @@ def load_cosyvoice3(release: Path) -> Speak:
 
 # ----- Orpheus
 
-ORPHEUS_LAYERS, ROWS_PER_FRAME = 7, 7
+ORPHEUS_LAYERS = 7
+ROWS_PER_FRAME = 7
 
 
 def write_orpheus(folder: Path) -> list[str]:
@@ -218,7 +221,8 @@ def load_orpheus(release: Path) -> Speak:
 # ----- Kyutai TTS
 
 KYUTAI_TEXT = " ".join(random_kyutai_stt.TEXT * 4)  # the text is longer than the replies, which a limit ends
-KYUTAI_VOICE, KYUTAI_VOICE_S = "anna", 3.0
+KYUTAI_VOICE = "anna"
+KYUTAI_VOICE_S = 3.0
 
 
 def write_kyutai_tts(folder: Path, size: str) -> list[str]:

@@ -54,7 +54,9 @@ def row_of(name: str) -> Row:
     codec = every_codec(name, name in NARROW)
     window = first_window(codec, CHUNKS[name][1])
     with as_on_a_gpu(), torch.inference_mode():
-        exact, largest, decibels = decoded(codec, window, "float32"), dict[str, float](), dict[str, float]()
+        exact = decoded(codec, window, "float32")
+        largest = dict[str, float]()
+        decibels = dict[str, float]()
         for precision in PRECISIONS:
             difference = decoded(codec, window, precision) - exact
             largest[precision] = difference.abs().max().item()

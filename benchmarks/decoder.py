@@ -114,7 +114,8 @@ class ProcessorTime:
         while self._free_at < at and len(self._queue) + self._loop.num_jobs:
             self._turn_s = self._stopwatch()
             self._loop.turn()
-            self._free_at, self._turn_s = self.now(), None
+            self._free_at = self.now()
+            self._turn_s = None
         self._now = at
 
     def close(self) -> None:
@@ -150,7 +151,8 @@ class _Reply:
     wanted_s: float = 0.0
 
     def send(self, pcm: np.ndarray | None, event: Event) -> None:
-        now, trace = self.stream.stage.now(), self.stream.trace
+        now = self.stream.stage.now()
+        trace = self.stream.trace
         if pcm is not None:
             trace.add(now, pcm, event["sample_rate"])
             self.stream.slot.note_latency(now - max(self.sent_s, self.wanted_s))
@@ -167,10 +169,12 @@ class _Stream:
     """One utterance, which sends frames as the engine's `Utterance` does and records its client's trace."""
 
     def __init__(self, name: str, codes: np.ndarray, slot: FlowSlot, policy: ChunkPolicy, stage: Stage) -> None:
-        self.slot, self.stage = slot, stage
+        self.slot = slot
+        self.stage = stage
         self.sizes: list[int] = []
         self.trace = Trace(stage.now())
-        self._name, self._codes = name, codes
+        self._name = name
+        self._codes = codes
         self._pacer = Pacer(policy, lambda: slot.load, stage.now)
         self._num_ready = self._num_sent = 0
 
@@ -199,13 +203,18 @@ class LiveStreams:
     """Player of loads on a stage, which records their traces."""
 
     def __init__(self, stage: Stage, spec: CodecSpec, codes: np.ndarray, table: FlowTable) -> None:
-        self._stage, self._spec, self._codes, self._table = stage, spec, codes, table
+        self._stage = stage
+        self._spec = spec
+        self._codes = codes
+        self._table = table
         self._num_runs = 0
 
     def run(self, load: LiveLoad, policy: ChunkPolicy) -> tuple[list[Trace], list[int], float]:
         """Play a load; return its traces, all chunk sizes and its duration in seconds."""
         self._num_runs += 1
-        stage, begun, tick = self._stage, self._stage.now(), 0
+        stage = self._stage
+        begun = self._stage.now()
+        tick = 0
         starts = [begun + load.stagger_s * index / load.streams for index in range(load.streams)]
         streams: list[_Stream] = []
         active: list[_Stream] = []
@@ -244,7 +253,9 @@ def stream(codec: Codec, codes: Tensor, sizes: Iterable[int]) -> Tensor:
     """
     batch, _, total = codes.shape
     windowers = [Windower(codec.spec) for _ in range(batch)]
-    state, parts, start = codec.initial_state(batch), [], 0
+    state = codec.initial_state(batch)
+    parts = []
+    start = 0
     for size in sizes:
         stop = min(start + size, total)
         pushed = [w.push(row[:, start:stop].numpy(), stop == total) for w, row in zip(windowers, codes, strict=True)]
@@ -346,7 +357,8 @@ class Arm:
         codes = random_codes(self._codec, 1, start + 3 * frames)[0].numpy()
         parts = np.split(codes, [start, start + frames, start + 2 * frames], axis=1)
         for index, part in enumerate(parts):
-            wall_s, cpu_s = time.perf_counter(), time.process_time()
+            wall_s = time.perf_counter()
+            cpu_s = time.process_time()
             reply = CountingReply(streams)
             for stream in range(streams):
                 chunk = Chunk(index, Segment.AUDIO, is_final=index == len(parts) - 1)
@@ -378,7 +390,8 @@ def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: 
                 arm.cpu_s.clear()
     for arm in (alone, together):
         arm.stop()
-    wall_s, cpu_s = statistics.median(together.wall_s), statistics.median(together.cpu_s)
+    wall_s = statistics.median(together.wall_s)
+    cpu_s = statistics.median(together.cpu_s)
     return {
         "streams": streams,
         "frames": frames,

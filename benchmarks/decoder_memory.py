@@ -40,7 +40,9 @@ CHUNKS = {
     "vibevoice": (1, 8),
     "xcodec": (8, 25),
 }
-MAX_BATCH, MAX_UTTERANCES = 64, 320  # written by `make-repository --gpu`
+# written by `make-repository --gpu`
+MAX_BATCH = 64
+MAX_UTTERANCES = 320
 FEWER_UTTERANCES = {"moss": 40}  # of codecs whose states limit the number of batch slots (`decoder_sizes.STATES_BYTES`)
 
 

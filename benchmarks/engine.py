@@ -54,7 +54,8 @@ from stretto.engine.llm import SpeechLLM  # noqa: E402
 from stretto.engine.protocol import SharedStats  # noqa: E402
 from stretto.preprocessing.request import Preprocessor, RawRequest  # noqa: E402
 
-PROMPT_ROWS, TEXT_ROWS = 40, 8
+PROMPT_ROWS = 40
+TEXT_ROWS = 8
 
 
 def forced(prompt: Prompt, frames: int, scale: float) -> Prompt:
@@ -69,7 +70,8 @@ class SpeechArm:
     """Replies from Stretto's engine."""
 
     def __init__(self, engine_args: EngineConfig):
-        self._config, self.engine = engine_args, SteppedEngine(vllm_config(engine_args))
+        self._config = engine_args
+        self.engine = SteppedEngine(vllm_config(engine_args))
         self._preprocessor = Preprocessor(engine_args.checkpoint)
 
     def _prompts(self, number: int, frames: int, scale: float) -> list[Prompt]:
@@ -149,16 +151,19 @@ def measure_layout(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """For each number of requests, yield the median run by frames per second of processor time."""
     with tempfile.TemporaryDirectory() as folder:
         family, engine = layout_engine(Path(folder), arguments.layout, max(arguments.requests))
-        task, scale = family.tasks[0], arguments.guidance
+        task = family.tasks[0]
+        scale = arguments.guidance
 
         def run(parts: Watch, number: int, frames: int) -> dict[str, Any]:
             prompts = [forced_prompt(family, task, seed, frames, scale=scale) for seed in range(number)]
             assert engine.scheduler.reset_prefix_cache()
             engine.add_prompts(prompts)
             parts.restart()
-            cpu, wall = time.process_time(), time.perf_counter()
+            cpu = time.process_time()
+            wall = time.perf_counter()
             steps = engine.finish()
-            cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+            cpu = time.process_time() - cpu
+            wall = time.perf_counter() - wall
             return {
                 "frames_per_cpu_s": round(number * frames / cpu, 1),
                 "frames_per_s": round(number * frames / wall, 1),
@@ -216,7 +221,8 @@ class NoConnection:
     """
 
     def __init__(self, ready: EngineReady) -> None:
-        self.readies, self.started = {b"": ready}, StartedEngines([])
+        self.readies = {b"": ready}
+        self.started = StartedEngines([])
 
     def listen(self, on_message: Callable[[bytes], None]) -> None:
         """Do nothing."""
@@ -274,7 +280,8 @@ def main(arguments: argparse.Namespace) -> None:
     num_slots = max(config.engine_args["max_num_seqs"], 2 * max(arguments.requests))
     config = replace(config, engine_args={**config.engine_args, "max_num_seqs": num_slots})
     cpu_kernels.install()
-    ours, stock = SpeechArm(config), StockArm(config)
+    ours = SpeechArm(config)
+    stock = StockArm(config)
     for number in arguments.requests:
         append_result(out, "engine", measure(number, arguments, ours, stock))
 

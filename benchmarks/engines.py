@@ -35,7 +35,9 @@ from stretto.engine.worker import sampler as drawing  # noqa: E402
 from stretto.engine.worker.step_program import StepSampler  # noqa: E402
 from stretto.testing.conformance import sampling_params  # noqa: E402
 
-HIDDEN, LAYERS = 256, 4  # of random backbones
+# of random backbones
+HIDDEN = 256
+LAYERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +112,15 @@ class SteppedEngine:
     def time_steps(self, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int) -> StepTime:
         """Run the prompts until all replies end; return the median time of steps that decode `num_rows` rows."""
         self.add(prompts, params)
-        wall_ms, cpu_ms = [], []
+        wall_ms = []
+        cpu_ms = []
         while self.scheduler.has_requests():
-            rows_before, wall, cpu = self.num_decoding(), time.perf_counter(), time.thread_time()
+            rows_before = self.num_decoding()
+            wall = time.perf_counter()
+            cpu = time.thread_time()
             self.step()
-            wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+            wall = time.perf_counter() - wall
+            cpu = time.thread_time() - cpu
             if rows_before == self.num_decoding() == num_rows:
                 wall_ms.append(1e3 * wall)
                 cpu_ms.append(1e3 * cpu)
@@ -179,7 +185,8 @@ def forced_prompt(
         ids: Ids from which the prompt's text is drawn; default: TEXT.
         stream: Input stream that carries the text.
     """
-    ids, sampling = ids or TEXT, task.sampling
+    ids = ids or TEXT
+    sampling = task.sampling
     rows = np.full((num_rows, family.layout.num_input_streams), family.layout.pad_id, np.int32)
     rows[:, stream] = np.random.default_rng(seed).integers(ids.start, ids.stop, num_rows)
     sampling = replace(sampling, audio=replace(sampling.audio, min_rows=audio, max_rows=audio), seed=seed)
@@ -264,8 +271,11 @@ class Watch(MethodWatch):
 
 def watch(engine: SteppedEngine) -> Watch:
     """Return a watch over the parts of a decode step in Stretto's engine."""
-    parts, runner, scheduler = Watch(), engine.runner, engine.scheduler
-    state, sampler = runner.model_state, runner.sampler
+    parts = Watch()
+    runner = engine.runner
+    scheduler = engine.scheduler
+    state = runner.model_state
+    sampler = runner.sampler
     watched: list[tuple[Any, str, str]] = [
         (scheduler, "schedule", "schedule"),
         (scheduler, "update_from_output", "update"),

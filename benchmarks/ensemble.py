@@ -74,9 +74,13 @@ from stretto_client.speech_stream import audio_inputs, options_json, strings
 
 MAX_ROWS = 64  # per engine step
 TEXT_ROWS = 8  # before the audio
-INPUT_S, INPUT_RATE, FRAME_RATE = 5, 16_000, 50
+INPUT_S = 5
+INPUT_RATE = 16_000
+FRAME_RATE = 50
 LEAST_REQUESTS = 16  # least number of requests in an open loop
-ENGINE, CLIENT = "engine", "client"  # names of two processes
+# names of two processes
+ENGINE = "engine"
+CLIENT = "client"
 RIM = ("proxy", "tritonserver", "language_model", CLIENT)
 ANSWER = {"text": {"min_rows": 32, "max_rows": 32}}
 QUESTION = "what do you hear?"
@@ -133,7 +137,8 @@ async def measure(
         for name, (load, speak) in arms.items():
             before = count()
             traces, wall_s = await run(load, speak, lines)
-            after, audio_s = count(), sum(trace.audio_s for trace in traces)
+            after = count()
+            audio_s = sum(trace.audio_s for trace in traces)
             check(traces)
             throughput[name].append(audio_s / wall_s)
             used[name].append({process: 1e3 * (after[process] - before[process]) / audio_s for process in after})
@@ -182,9 +187,11 @@ def listener(client: SpeechClient, model: SmallModel) -> Listen:
         turn: dict[str, Any] = {"role": "user"}
         if task == "understand":
             pcm = 0.1 * random.standard_normal(INPUT_S * INPUT_RATE).astype(np.float32)
-            inputs, turn = audio_inputs((pcm, INPUT_RATE)), turn | {"audio": "pcm_in", "text": QUESTION}
+            inputs = audio_inputs((pcm, INPUT_RATE))
+            turn = turn | {"audio": "pcm_in", "text": QUESTION}
         else:
-            inputs, turn = [], turn | {"codes": input_codes(random)}
+            inputs = []
+            turn = turn | {"codes": input_codes(random)}
         begun = time.perf_counter()
         options = options_json(ANSWER | {"seed": seed})
         inputs += strings(messages=json.dumps([turn]), task=task, options=options)
@@ -213,7 +220,8 @@ async def beside(
     Raises:
         ClientError: A request with audio input was refused or failed.
     """
-    is_over, answers = asyncio.Event(), list[float]()
+    is_over = asyncio.Event()
+    answers = list[float]()
 
     async def loop() -> None:
         while not is_over.is_set():
@@ -245,8 +253,13 @@ class FamilyLoad:
     def __init__(
         self, model: SmallModel, speak: Speak, listen: Listen | None, arguments: argparse.Namespace, count: Count = dict
     ):
-        self._model, self._speak, self._listen, self._count = model, speak, listen, count
-        self._arguments, self._lines, self._seeds = arguments, texts(), iter(range(1, 1 << 30))
+        self._model = model
+        self._speak = speak
+        self._listen = listen
+        self._count = count
+        self._arguments = arguments
+        self._lines = texts()
+        self._seeds = iter(range(1, 1 << 30))
         self._scale = arguments.guidance or model.guidance_scale if model.guidance_scale is not None else None
 
     async def measure(self, concurrency: int) -> dict[str, Any]:

@@ -34,8 +34,11 @@ from stretto_gateway.encoding import DEFAULT_RATE
 
 WAYS = ("hosts", "keys", "grpc")
 KEYS = "a-key-for-the-benchmark", "another-key-for-the-benchmark"  # of the short requests, and of the flood
-SHORT, LONG_CHARS = "Hi.", 4096
-RETRY_S, PAUSE_S = 1.0, 0.2  # after a refusal, and between short requests
+SHORT = "Hi."
+LONG_CHARS = 4096
+# after a refusal, and between short requests
+RETRY_S = 1.0
+PAUSE_S = 0.2
 PATIENCE = Timeouts(first_s=120.0, between_s=120.0, total_s=3600.0)
 
 Speak = Callable[[str], AsyncIterator[float]]
@@ -69,7 +72,8 @@ class Way:
             return
         local = ("127.0.0.2", 0) if is_flood and self.name == "hosts" else None
         headers = {"authorization": f"Bearer {KEYS[is_flood]}"} if self.name == "keys" else {}
-        connector, timeout = aiohttp.TCPConnector(limit=1, local_addr=local), aiohttp.ClientTimeout(total=None)
+        connector = aiohttp.TCPConnector(limit=1, local_addr=local)
+        timeout = aiohttp.ClientTimeout(total=None)
         url = f"http://127.0.0.1:{self.port}"
         async with aiohttp.ClientSession(url, connector=connector, headers=headers, timeout=timeout) as session:
             yield lambda text: over_http(session, text)
@@ -181,7 +185,8 @@ class Answers:
 
 async def ask(way: Way, seconds: float) -> Answers:
     """Send short requests, one after another, for a time in seconds."""
-    answers, begun = Answers(), time.perf_counter()
+    answers = Answers()
+    begun = time.perf_counter()
     async with way.connection(is_flood=False) as speak:
         while time.perf_counter() - begun < seconds:
             sent = time.perf_counter()
@@ -202,9 +207,11 @@ async def measure(way: Way, number: int, arguments: argparse.Namespace) -> dict[
     rates: list[float] = []
 
     async def counted(counts: Counts, work: Any) -> dict[str, float]:
-        before, begun = counts.read(), time.perf_counter()
+        before = counts.read()
+        begun = time.perf_counter()
         await work
-        after, took_s = counts.read(), time.perf_counter() - begun
+        after = counts.read()
+        took_s = time.perf_counter() - begun
         rates.append((after["audio_s"] - before["audio_s"]) / took_s)
         return {name: after[name] - before[name] for name in after}
 

@@ -47,7 +47,9 @@ from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
-HIDDEN, LAYERS, PROMPT_ROWS = 256, 16, 40
+HIDDEN = 256
+LAYERS = 16
+PROMPT_ROWS = 40
 
 
 class Arm:
@@ -60,7 +62,8 @@ class Arm:
 
     def time_steps(self, number: int, frames: int) -> StepTime:
         """Return the median step time while `number` replies of `frames` frames decode."""
-        task, ids = self._family.tasks[0], range(5, NUM_TEXT_IDS)
+        task = self._family.tasks[0]
+        ids = range(5, NUM_TEXT_IDS)
         prompts = [
             forced_prompt(self._family, task, seed, frames, num_rows=PROMPT_ROWS, ids=ids) for seed in range(number)
         ]
@@ -121,8 +124,11 @@ from stretto.codecs.base import load_codec  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
 from stretto.families.plugin import family_at, plugin_at  # noqa: E402
 
-MAX_MODEL_LEN, DECODED = 1024, 2  # DECODED: timed windows of each stream, after a warm-up window
-USER_WORDS, THINKER_WORDS = 24, 16
+# DECODED: timed windows of each stream, after a warm-up window
+MAX_MODEL_LEN = 1024
+DECODED = 2
+USER_WORDS = 24
+THINKER_WORDS = 16
 Write = Callable[[Load, int], Prompt]  # returns the prompt at an index of a load
 
 
@@ -130,7 +136,8 @@ class NamedPredictor:
     """Predictor whose call is a named method, so that a `Watch` can wrap it."""
 
     def __init__(self, predictor: FramePredictor):
-        self._predictor, self.reads_drawn = predictor, predictor.reads_drawn
+        self._predictor = predictor
+        self.reads_drawn = predictor.reads_drawn
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:
         return self.predict(hidden, token, draw)
@@ -146,7 +153,8 @@ def writer(checkpoint: Path, model: SmallModel) -> Write:
     It calls the preprocessor. The Qwen3-Omni talker is not served, so it gets prompts of random thinker ids.
     """
     if plugin_at(checkpoint).open_template is None:
-        talker, random = TalkerPrompts.at(checkpoint), np.random.default_rng(0)
+        talker = TalkerPrompts.at(checkpoint)
+        random = np.random.default_rng(0)
 
         def write_talker(load: Load, index: int) -> Prompt:
             words = random.integers(0, PLAIN_IDS, USER_WORDS + THINKER_WORDS).tolist()
@@ -155,7 +163,8 @@ def writer(checkpoint: Path, model: SmallModel) -> Write:
             return replace(prompt, sampling=replace(prompt.sampling, audio=audio, seed=index))
 
         return write_talker
-    preprocessor, lines = Preprocessor(checkpoint), texts()
+    preprocessor = Preprocessor(checkpoint)
+    lines = texts()
 
     def write(load: Load, index: int) -> Prompt:
         options = json.dumps({**model.options, **load.options(seed=index)})
@@ -170,7 +179,8 @@ class PartsArm:
     def __init__(self, checkpoint: Path, model: SmallModel, max_requests: int):
         self._engine = SteppedEngine.from_args(checkpoint, engine_args(MAX_MODEL_LEN, max_requests))
         self._write = writer(checkpoint, model)
-        self._watch, runner = Watch(), self._engine.runner
+        self._watch = Watch()
+        runner = self._engine.runner
         drawing = runner.sampler._draw
         drawing.frames = predictor = NamedPredictor(drawing.frames)
         self._watch.wrap(runner.model, "forward", "talker")

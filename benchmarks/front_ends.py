@@ -87,7 +87,8 @@ def through_http(session: aiohttp.ClientSession, response_format: str) -> Speak:
                 trace.error = await answer.text()
             left = HEADER if response_format == "wav" else 0
             async for part in answer.content.iter_any():
-                samples, left = part[left:], max(0, left - len(part))
+                samples = part[left:]
+                left = max(0, left - len(part))
                 pcm = np.frombuffer(samples[: len(samples) // 2 * 2], "<i2")
                 if len(pcm):
                     trace.add(time.perf_counter(), pcm, DEFAULT_RATE)
@@ -99,7 +100,8 @@ def through_http(session: aiohttp.ClientSession, response_format: str) -> Speak:
 
 async def speak_with_retries(speak: Speak, text: str, options: dict[str, Any]) -> tuple[Trace, int]:
     """Send a request until it is admitted; return its trace from the first attempt, and the number of retries."""
-    begun_s, num_retries = time.perf_counter(), 0
+    begun_s = time.perf_counter()
+    num_retries = 0
     while (trace := await speak(text, options)).error is not None and '"rate_limit_error"' in trace.error:
         num_retries += 1
         await asyncio.sleep(1)  # the value of Retry-After
@@ -109,7 +111,8 @@ async def speak_with_retries(speak: Speak, text: str, options: dict[str, Any]) -
 
 async def crowd(server: str, num_connections: int, frames: int) -> dict[str, Any]:
     """Open many connections at once; return the record of retries, first audio and gateway memory."""
-    lines, options = texts(), {"audio": {"min_rows": frames, "max_rows": frames}}
+    lines = texts()
+    options = {"audio": {"min_rows": frames, "max_rows": frames}}
     with gateway(server) as (url, process):
         connector = aiohttp.TCPConnector(limit=num_connections, force_close=True)
         async with aiohttp.ClientSession(url, connector=connector) as session:
@@ -213,7 +216,8 @@ async def cancel_one(client: SpeechClient, table: FlowTable, num_streams: int) -
 
 async def measure_cancelling(server: str, num_streams: int, count: int) -> dict[str, Any]:
     """Cancel one of `num_streams` streams, `count` times, and return the record."""
-    table, took_s = flow_table(), list[float]()
+    table = flow_table()
+    took_s = list[float]()
     async with SpeechClient(server) as client:
         for number in range(-1, count):  # the first round warms up
             seconds = await cancel_one(client, table, num_streams)
@@ -231,7 +235,8 @@ def percentiles_ms(name: str, took_s: list[float]) -> dict[str, float]:
 async def measure_proxy(launch: Launch, concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run a load through the proxy and directly to Triton's socket at one concurrency; return the record."""
     (socket,) = Path("/dev/shm").glob(f"stretto_launch_*.run/grpc:{launch.grpc}")
-    proxy, load = psutil.Process(served_processes()["proxy"]), load_of(concurrency, arguments)
+    proxy = psutil.Process(served_processes()["proxy"])
+    load = load_of(concurrency, arguments)
     async with SpeechClient(launch.address) as through, SpeechClient(f"unix:{socket}") as past:
         return await compare("proxy", load, arguments.rounds, proxy, through_triton(through), through_triton(past))
 

@@ -65,7 +65,8 @@ def post(path: bytes, headers: bytes, num_bytes: int | None = None) -> bytes:
 def floods() -> dict[str, Flood]:
     """Return the kinds of input by name."""
     stream = upgrade(b"/v1/audio/speech/stream")
-    speech, files = b"/v1/audio/speech", b"/v1/audio/transcriptions"
+    speech = b"/v1/audio/speech"
+    files = b"/v1/audio/transcriptions"
     part = b'--b\r\ncontent-disposition: form-data; name="a"\r\n\r\n\r\n'
     return {
         "ws_empty_pings": Flood(stream, frame(0x89)),
@@ -105,7 +106,8 @@ def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
     Returns:
         The number of bytes sent, and True if the gateway closed the connection.
     """
-    num_bytes, piece = 0, flood.again * max(1, 65_536 // len(flood.again))
+    num_bytes = 0
+    piece = flood.again * max(1, 65_536 // len(flood.again))
     data = memoryview(piece)[: flood.piece]
     with socket.create_connection(("127.0.0.1", port)) as made:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -128,7 +130,8 @@ def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
                 return num_bytes, True
             try:
                 sent = made.send(left)
-                num_bytes, left = num_bytes + sent, left[sent:] or data
+                num_bytes = num_bytes + sent
+                left = left[sent:] or data
             except BlockingIOError:
                 time.sleep(0.001)
             except OSError:
@@ -138,7 +141,9 @@ def send(port: int, flood: Flood, until_s: float) -> tuple[int, bool]:
 
 def flood_for(port: int, flood: Flood, seconds: float) -> tuple[int, int]:
     """Send for `seconds`, over one connection at a time; return the bytes sent and the number of connections."""
-    until_s, num_bytes, num_connections = time.monotonic() + seconds, 0, 0
+    until_s = time.monotonic() + seconds
+    num_bytes = 0
+    num_connections = 0
     while time.monotonic() < until_s:
         num_connections += 1
         with contextlib.suppress(OSError):
@@ -162,10 +167,14 @@ def ask_live(port: int, until: "asyncio.Future[Any]") -> list[float]:
 
 async def measure(port: int, pid: int, flood: Flood, seconds: float) -> dict[str, Any]:
     """Measure one kind of input; return the record, with the cost of the /health/live requests subtracted."""
-    before_s, before = processor_s(pid), bytes_read(pid)
+    before_s = processor_s(pid)
+    before = bytes_read(pid)
     await asyncio.to_thread(ask_live, port, asyncio.ensure_future(asyncio.sleep(seconds)))
-    idle, num_idle = (processor_s(pid) - before_s) / seconds, (bytes_read(pid) - before) / seconds
-    before_s, begun_s, before = processor_s(pid), time.monotonic(), bytes_read(pid)
+    idle = (processor_s(pid) - before_s) / seconds
+    num_idle = (bytes_read(pid) - before) / seconds
+    before_s = processor_s(pid)
+    begun_s = time.monotonic()
+    before = bytes_read(pid)
     flooding = asyncio.ensure_future(asyncio.to_thread(flood_for, port, flood, seconds))
     live_s = await asyncio.to_thread(ask_live, port, flooding)
     num_bytes, num_connections = await flooding

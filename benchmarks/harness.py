@@ -157,7 +157,8 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 # ----- a temporary server
 
-START_S, STOP_S = 1500.0, 60.0
+START_S = 1500.0
+STOP_S = 60.0
 PORTS = range(10_000, 23_000)  # below Linux's ip_local_port_range, which begins at 32768
 TAIL = 3000  # characters of the server's log in the error after a failed start
 
@@ -213,7 +214,8 @@ class Launch:
 
     def __post_init__(self) -> None:
         self.http, self.grpc, self.metrics = self.ports
-        self.record, self.log = self.folder / "serve.json", self.folder / "log"
+        self.record = self.folder / "serve.json"
+        self.log = self.folder / "log"
 
     @property
     def address(self) -> str:
@@ -290,7 +292,8 @@ def stop_on_sigterm() -> None:
 
 # ----- memory, processor time, threads and descriptors of processes, from /proc
 
-PROC, SHARED = Path("/proc"), "/dev/shm/"
+PROC = Path("/proc")
+SHARED = "/dev/shm/"
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 

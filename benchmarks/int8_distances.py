@@ -88,7 +88,9 @@ PARTS: dict[str, Callable[[str], bool]] = {
 }
 
 
-WIDTH, INNER, LAYERS = 512, 1024, 4
+WIDTH = 512
+INNER = 1024
+LAYERS = 4
 HUGGING_FACE = {"hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
 HUGGING_FACE |= {"num_attention_heads": 16, "num_key_value_heads": 8}  # of 32 numbers
 KYUTAI = {"dim": WIDTH, "num_heads": 8, "num_layers": LAYERS}
@@ -259,7 +261,8 @@ class Outputs:
 
 def generate(checkpoint: Path, outputs: Outputs, part: str = "") -> None:
     """Generate the replies to four test prompts, with `part` of the model in int8, and record the outputs."""
-    family, use = family_at(checkpoint), multi_stream.use_int8
+    family = family_at(checkpoint)
+    use = multi_stream.use_int8
 
     def use_partly(model: torch.nn.Module) -> None:
         chosen = [module for name, module in model.named_modules() if PARTS[part](name)]
@@ -297,7 +300,8 @@ def recording(begin: Any, outputs: Outputs) -> Any:
 
 def distances(exact: Outputs, other: Outputs) -> dict[str, dict[str, float]]:
     """Return the figures of each kind of output."""
-    found, changed = defaultdict[str, list[float]](list), defaultdict[str, list[bool]](list)
+    found = defaultdict[str, list[float]](list)
+    changed = defaultdict[str, list[bool]](list)
     for (kind, wanted), (_, made) in zip(exact.logits, other.logits, strict=True):
         for a, b in zip(wanted, made, strict=True):
             a, b = a[a.isfinite()].double(), b[a.isfinite()].double()

@@ -56,11 +56,13 @@ async def replies(llm: SpeechLLM, prompts: list[Prompt]) -> list[tuple[np.ndarra
 
 async def measure(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Return the word errors in percent for each seed, by the weights of voice and ears."""
-    preprocessor, errors = Preprocessor(CHECKPOINT), dict[str, list[float]]()
+    preprocessor = Preprocessor(CHECKPOINT)
+    errors = dict[str, list[float]]()
     stored, int8 = (SpeechLLM.launch(EngineConfig(CHECKPOINT, ARGUMENTS, int8=each)) for each in (False, True))
     try:
         for seed in range(1, arguments.seeds + 1):
-            rng, options = random.Random(seed), json.dumps({"seed": seed})
+            rng = random.Random(seed)
+            options = json.dumps({"seed": seed})
             fitting = (each for each in iter(partial(domain_sentence, rng), None) if len(each) <= 160)
             texts = list(islice(fitting, arguments.sentences))
             asked = [preprocessor.prepare(RawRequest(text=each, task="tts", options=options)) for each in texts]

@@ -142,7 +142,8 @@ class Neighbour:
 
     def __init__(self, run: Callable[..., None], server: str, kind: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self._going, self._resting = context.Event(), context.Event()
+        self._going = context.Event()
+        self._resting = context.Event()
         self.answered = context.Value("i", 0)
         arguments = (server, kind, self._going, self._resting, self.answered)
         self._process = context.Process(target=run, args=arguments, daemon=True)
@@ -189,7 +190,8 @@ class Arm:
 
     def run(self, server: str, requests: int) -> None:
         """Run one turn."""
-        before, begun = processor_time(), time.monotonic()
+        before = processor_time()
+        begun = time.monotonic()
         self.turns.append(asyncio.run(measure(server, requests)))
         self.wall_s += time.monotonic() - begun
         after = processor_time()
@@ -201,7 +203,8 @@ def processor_time() -> dict[str, float]:
     """Return the processor seconds used so far by each kind of process."""
     seen = dict.fromkeys(PROCESSES, 0.0)
     for name, pid in served_processes().items():
-        usage, kind = read_usage(pid), name.partition(" ")[0]
+        usage = read_usage(pid)
+        kind = name.partition(" ")[0]
         if usage is not None and kind in seen:
             seen[kind] += usage.cpu_s
     return seen
@@ -209,7 +212,8 @@ def processor_time() -> dict[str, float]:
 
 async def first_audio_s(client: SpeechClient) -> float:
     """Return the seconds from a request to its first samples."""
-    sent, first = time.monotonic(), None
+    sent = time.monotonic()
+    first = None
     async for event in client.speak(TEXT, seed=1, max_audio_s=0.8):
         if event.pcm is not None and first is None:
             first = time.monotonic()

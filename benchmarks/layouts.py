@@ -10,9 +10,14 @@ from stretto.families.csm.family import DEPTH, CsmVocabulary, csm
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
-PAD, END_OF_REPLY, END_OF_AUDIO, AUDIO = 0, 2, 3, 8
+PAD = 0
+END_OF_REPLY = 2
+END_OF_AUDIO = 3
+AUDIO = 8
 TEXT = range(256, 152_192)
-NUM_STREAMS, INTERVAL = 8, 1025  # ids per stream: a pad, then 1024 codes
+# ids per stream: a pad, then 1024 codes
+NUM_STREAMS = 8
+INTERVAL = 1025
 PROMPT_ROWS = 53
 
 _SAMPLING = SamplingConfig(

@@ -58,7 +58,8 @@ class Messages:
 
     def __init__(self) -> None:
         sizes = EngineReady(max_model_len=1, num_gpu_blocks=1, block_size=1, max_num_seqs=1)
-        self.readies, self.started = {ENGINE: sizes}, SimpleNamespace(pids=[])
+        self.readies = {ENGINE: sizes}
+        self.started = SimpleNamespace(pids=[])
         self.sent: list[bytes] = []
 
     def listen(self, on_message: Callable[[bytes], None]) -> None:
@@ -96,14 +97,17 @@ class Arms:
 
     def __init__(self, checkpoint: Path, most: int, num_frames: int):
         args = engine_args(4 * num_frames, most, max_num_seqs=most)
-        self.engine, self._frames = SteppedEngine.from_args(checkpoint, args), num_frames
+        self.engine = SteppedEngine.from_args(checkpoint, args)
+        self._frames = num_frames
         task = family_at(checkpoint).tasks[0]
         written, to_ids, known = inputs(checkpoint)
-        random, shape = np.random.default_rng(0), (most, known.num_codebooks, num_frames)
+        random = np.random.default_rng(0)
+        shape = (most, known.num_codebooks, num_frames)
         self._ids = [to_ids().push(codes) for codes in random.integers(0, known.codebook_size, shape)]
         sampling = replace(task.sampling, seed=0)
         self._prompt = Prompt(task.name, written.rows, sampling, delayed_tail=written.delayed_tail)
-        self._decoder, self.num_messages = MsgpackDecoder(EngineCoreRequest), 0
+        self._decoder = MsgpackDecoder(EngineCoreRequest)
+        self.num_messages = 0
 
     def recordings(self, number: int) -> Times:
         """Run recordings that are complete."""
@@ -114,7 +118,8 @@ class Arms:
     async def live(self, number: int, speaking: int, is_apart: bool = False) -> Times:
         """Run sessions, some of which receive a frame before each step."""
         sessions = self.engine.add_prompts([replace(self._prompt, is_open=True)] * number)
-        connection, self.num_messages = Messages(), 0
+        connection = Messages()
+        self.num_messages = 0
         client = EngineClient(cast(Any, connection))
         client._ids = {name: name for name in sessions}
         client._requests = {name: cast(Any, SimpleNamespace(id=name, engine=ENGINE)) for name in sessions}
@@ -163,7 +168,8 @@ class Arms:
 
 async def measure(arms: Arms, number: int, rounds: int) -> dict[str, Any]:
     """Run all arms in turns, and return the ratios between their medians."""
-    taken, planning = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    taken = defaultdict[str, list[float]](list)
+    planning = defaultdict[str, list[float]](list)
     for turn in range(1 + rounds):
         found = {
             "recordings": arms.recordings(number),
@@ -216,7 +222,8 @@ def inputs(checkpoint: Path) -> tuple[PromptRows, Callable[[], FrameIds], Kyutai
 def make_checkpoint(folder: Path, family: str = "kyutai-stt", **size: int) -> Path:
     """Write a release to `folder` and convert it."""
     write = random_moshi.write_release if family == MOSHI else random_kyutai_stt.write_release
-    release, checkpoint = write(folder / "release", **size), folder / "checkpoint"
+    release = write(folder / "release", **size)
+    checkpoint = folder / "checkpoint"
     names = ["--model", str(release), "--config", str(release / "config.json"), "--out", str(checkpoint)]
     assert convert([family, *names]) == 0
     return checkpoint
@@ -225,7 +232,9 @@ def make_checkpoint(folder: Path, family: str = "kyutai-stt", **size: int) -> Pa
 def main(arguments: argparse.Namespace) -> None:
     """Print the figures of each number of sessions, and of the window."""
     with tempfile.TemporaryDirectory() as name:
-        folder, family, window = Path(name), arguments.family, arguments.window
+        folder = Path(name)
+        family = arguments.family
+        window = arguments.window
         arms = Arms(make_checkpoint(folder / "rows", family, **SIZE), max(arguments.sessions), arguments.frames)
         for number in arguments.sessions:
             figures = asyncio.run(measure(arms, number, arguments.rounds))

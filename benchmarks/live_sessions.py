@@ -46,7 +46,10 @@ from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto_client import SpeechClient, Timeouts
 
-NAME, RATE, FRAME, SEED = "live_sessions", 24_000, 1920, 5
+NAME = "live_sessions"
+RATE = 24_000
+FRAME = 1920
+SEED = 5
 FRAME_S = FRAME / RATE
 METRICS_S = 1.0  # interval between two readings of the metrics, which are published every 0.5 s
 
@@ -61,7 +64,8 @@ def audio(number: int, num_frames: int) -> np.ndarray:
 @contextmanager
 def served(folder: Path, sessions: int, rows: int) -> Iterator[tuple[Launch, Path]]:
     """Serve a small random Moshi to this number of sessions; yield the server and its checkpoint."""
-    release, checkpoint = write_release(folder / "release"), folder / "checkpoint"
+    release = write_release(folder / "release")
+    checkpoint = folder / "checkpoint"
     assert convert(["moshi", "--model", str(release), "--out", str(checkpoint)]) == 0
     make(checkpoint, folder / "repository", {"max_num_seqs": 2 * sessions, "max_model_len": rows + 64})
     launch = Launch(folder / "repository", folder)
@@ -135,17 +139,22 @@ async def measure(launch: Launch, number: int, seconds: float, slowdown: float =
         seconds: Duration of the audio of each.
         slowdown: Time between frames, relative to the pace of speech.
     """
-    num_frames, random, interval_s = round(seconds / FRAME_S), np.random.default_rng(number), FRAME_S * slowdown
+    num_frames = round(seconds / FRAME_S)
+    random = np.random.default_rng(number)
+    interval_s = FRAME_S * slowdown
     sessions = [Session(audio(at, num_frames), random.uniform(0, interval_s), interval_s) for at in range(number)]
     pids = served_processes()
     async with SpeechClient(launch.address, patient()) as client:
         await Session(audio(0, 5)).talk(client)
         await asyncio.sleep(METRICS_S)
-        before, ticks, late = cpu_s(pids), metric(launch, "live_ticks_total"), metric(launch, "live_late_frames_total")
+        before = cpu_s(pids)
+        ticks = metric(launch, "live_ticks_total")
+        late = metric(launch, "live_late_frames_total")
         await asyncio.gather(*(session.talk(client) for session in sessions))
         live = {name: each - before[name] for name, each in cpu_s(pids).items()}
         await asyncio.sleep(METRICS_S)
-        ticks, late = metric(launch, "live_ticks_total") - ticks, metric(launch, "live_late_frames_total") - late
+        ticks = metric(launch, "live_ticks_total") - ticks
+        late = metric(launch, "live_late_frames_total") - late
         before = cpu_s(pids)
         options: Any = {"seed": SEED, "output": {"codes": True}}
 
@@ -156,7 +165,8 @@ async def measure(launch: Launch, number: int, seconds: float, slowdown: float =
 
         await asyncio.gather(*map(read, sessions))
         recorded = {name: each - before[name] for name, each in cpu_s(pids).items()}
-    spent, rows = np.concatenate([session.ticks_s() for session in sessions]), number * num_frames
+    spent = np.concatenate([session.ticks_s() for session in sessions])
+    rows = number * num_frames
     return {
         "sessions": number,
         "seconds": seconds,
@@ -193,8 +203,10 @@ def expected(checkpoint: Path, pcm: np.ndarray) -> np.ndarray:
 
 async def measure_long(launch: Launch, checkpoint: Path, num_rows: int) -> dict[str, Any]:
     """Return the figures of one long session."""
-    session, pids = Session(audio(0, num_rows)), served_processes()
-    rss_mb, shares = list[dict[str, float]](), list[float]()
+    session = Session(audio(0, num_rows))
+    pids = served_processes()
+    rss_mb = list[dict[str, float]]()
+    shares = list[float]()
 
     async def watch() -> None:
         while True:
@@ -205,7 +217,8 @@ async def measure_long(launch: Launch, checkpoint: Path, num_rows: int) -> dict[
 
     async with SpeechClient(launch.address, patient()) as client:
         await Session(audio(1, 500)).talk(client)
-        watching, begun_s = asyncio.create_task(watch()), time.monotonic()
+        watching = asyncio.create_task(watch())
+        begun_s = time.monotonic()
         await session.talk(client)
         wall_s = time.monotonic() - begun_s
         watching.cancel()

@@ -48,7 +48,8 @@ def speaker(client: SpeechClient, arm: str, words_per_s: float) -> Speak:
     known = SMALL_MODELS[FAMILY].options
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
-        trace, given = Trace(sent=time.perf_counter()), {**known, **options}
+        trace = Trace(sent=time.perf_counter())
+        given = {**known, **options}
         if arm == "at_once":
             return await follow(trace, client.speak(text, text_mode="streaming", **given))
         pause_s = 0.0 if arm == "by_words" else 1 / words_per_s

@@ -206,7 +206,8 @@ async def follow(trace: Trace, stream: "Speech") -> Trace:
             if event.report is not None and event.report["guidance_scale"] != 1.0:
                 trace.unguided_frames = event.report["num_frames"] - event.report["guided_frames"]
     except ClientError as error:
-        trace.error, trace.is_refused = str(error), isinstance(error, ServerFull)
+        trace.error = str(error)
+        trace.is_refused = isinstance(error, ServerFull)
     trace.finished = time.perf_counter()
     return trace
 
@@ -248,7 +249,8 @@ async def compare(
         through: Sends a request through the process.
         past: Sends a request directly to the server.
     """
-    lines, ways = texts(), {"through": through, "past": past}
+    lines = texts()
+    ways = {"through": through, "past": past}
     throughput: dict[str, list[float]] = {way: [] for way in ways}
     first_s: dict[str, list[float]] = {way: [] for way in ways}
     used_s = audio_s = 0.0

@@ -77,7 +77,8 @@ class LongReplies:
         self._guidance_scale = guidance_scale
         self._read_behind = list[torch.Tensor]()
         model = self._engine.runner.model
-        self._forward, model.forward = model.forward, self._forward_and_read
+        self._forward = model.forward
+        model.forward = self._forward_and_read
         self._watch = Watch()
         self._watch.wrap(model, "forward", "forward")
         self.num_frames = 0
@@ -141,7 +142,8 @@ def ms_per_step(span: list[Mark]) -> dict[str, float]:
 
 def compare(marks: list[Mark], control: list[Mark]) -> dict[str, Any]:
     """Return the figures for the first and last `SPAN` rows and for the control, and the growth of memory."""
-    first, last = marks[WARM_UP : WARM_UP + SPAN + 1], marks[-SPAN - 1 :]
+    first = marks[WARM_UP : WARM_UP + SPAN + 1]
+    last = marks[-SPAN - 1 :]
     return {
         "ms_per_step_first": ms_per_step(first),
         "ms_per_step_last": ms_per_step(last),

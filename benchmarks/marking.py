@@ -53,7 +53,8 @@ class TimedMarker:
     """
 
     def __init__(self) -> None:
-        self.took_s, self.num_samples = 0.0, 0
+        self.took_s = 0.0
+        self.num_samples = 0
 
     def stream(self, sample_rate: int, samples_per_frame: int) -> PerthStream:
         """Begin an utterance."""
@@ -78,7 +79,8 @@ def measure_cost(codec: Codec, streams: int, seconds: float) -> dict[str, Any]:
         streams: Number of streams.
         seconds: Duration of each stream.
     """
-    spec, marker = codec.spec, TimedMarker()
+    spec = codec.spec
+    marker = TimedMarker()
     policy = ChunkPolicy(4, 25, frame_rate=spec.frame_rate, held_frames=spec.right_frames)
     stage = ProcessorTime(codec, DecoderConfig(max_utterances=4096), marker=marker)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +88,8 @@ def measure_cost(codec: Codec, streams: int, seconds: float) -> dict[str, Any]:
         table.clock = stage.now
         live = LiveStreams(stage, spec, random_codes(codec, 1, 1000)[0].numpy(), table)
         live.run(LiveLoad(2, 2.0, 2 * spec.frame_rate), policy)  # warms up
-        marker.took_s, marker.num_samples = 0.0, 0
+        marker.took_s = 0.0
+        marker.num_samples = 0
         begun = time.thread_time()
         traces, sizes, _ = live.run(LiveLoad(streams, seconds, spec.frame_rate), policy)
         total_s = time.thread_time() - begun
@@ -110,7 +113,8 @@ def mark(pcm: np.ndarray, codec: Codec) -> np.ndarray:
 
 async def spoken(llm: SpeechLLM, preprocessor: Preprocessor, sentences: int, seed: int) -> dict[str, np.ndarray]:
     """Return samples [n] of random sentences of the model's domain, keyed by the sentence."""
-    rng, options = random.Random(seed), json.dumps({"seed": seed})
+    rng = random.Random(seed)
+    options = json.dumps({"seed": seed})
     fitting = (each for each in iter(partial(domain_sentence, rng), None) if len(each) <= 160)
     texts = list(islice(fitting, sentences))
     asked = [preprocessor.prepare(RawRequest(text=each, task="tts", options=options)) for each in texts]
@@ -158,8 +162,10 @@ def again(pcm: np.ndarray, codec: Codec) -> np.ndarray:
 
 async def measure_codec(sentences: int) -> dict[str, Any]:
     """Return the detector's scores of speech, marked speech, and both after the codec."""
-    preprocessor, detector = Preprocessor(CHECKPOINT), open_detector()
-    codec, scores = preprocessor.codec, dict[str, list[float]]()
+    preprocessor = Preprocessor(CHECKPOINT)
+    detector = open_detector()
+    codec = preprocessor.codec
+    scores = dict[str, list[float]]()
     llm = SpeechLLM.launch(EngineConfig(CHECKPOINT, ARGUMENTS))
     try:
         voices = await spoken(llm, preprocessor, sentences, seed=1)

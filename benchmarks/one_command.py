@@ -27,7 +27,8 @@ from benchmarks.checkpoints import random_pocket, random_qwen3_codec, random_qwe
 from benchmarks.harness import ROOT, Launch, append_result, command_line, stop_on_sigterm
 
 PORT = "first of four ports for the server of stretto run"
-REPOSITORY, TEXT = "acme/voice", "It is ten."
+REPOSITORY = "acme/voice"
+TEXT = "It is ten."
 SHORT = ("--options", '{"max_audio_s": 1}')  # random models do not end by themselves
 BIN = Path(sys.executable).parent
 WAV_HEADER_BYTES = 44
@@ -204,9 +205,11 @@ def measure_run(user: User) -> dict[str, Any]:
     """Return seconds, bytes and requests of `stretto run`, and of `stretto speak` with the same server."""
     requests, num_bytes = user.hub.counts()
     try:
-        cold, disk_bytes = user.run(), user.disk_bytes()
+        cold = user.run()
+        disk_bytes = user.disk_bytes()
         cold_requests, cold_bytes = user.hub.counts()
-        running, speak = user.run(), user.speak(f"localhost:{user.port + 1}")
+        running = user.run()
+        speak = user.speak(f"localhost:{user.port + 1}")
         user.command("stretto", "serve", "--stop")
         start = user.run()
     finally:
@@ -241,7 +244,8 @@ def measure_by_hand(user: User, convert: tuple[str, ...]) -> dict[str, Any]:
     out = user.folder / "checkpoint"
     steps["convert"] = user.command("stretto", "convert", *convert, "--out", out, folder="release")
     steps["repository"] = user.command("stretto", "make-repository", "--checkpoint", out, "--out", "repository")
-    disk_bytes, seconds = user.disk_bytes(), sum(steps.values())
+    disk_bytes = user.disk_bytes()
+    seconds = sum(steps.values())
     first_s, spoken_s = user.serve_and_speak()
     installed_first_s, installed_s = user.serve_and_speak()
     return {

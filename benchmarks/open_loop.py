@@ -41,7 +41,9 @@ class Mix:
     """Random mix of requests; equal seeds give equal requests."""
 
     def __init__(self, client: SpeechClient, seed: int):
-        self._client, self._random, self._lines = client, random.Random(seed), texts()
+        self._client = client
+        self._random = random.Random(seed)
+        self._lines = texts()
 
     def draw(self) -> Callable[[], Awaitable[Trace | None]]:
         """Return a function that sends the next request; it returns the trace, or None for a transcription."""
@@ -65,7 +67,8 @@ class Mix:
 
 async def closed(mix: Mix, concurrency: int, seconds: float) -> float:
     """Run `concurrency` closed loops and return how many requests per second they complete."""
-    ended, begun = 0, time.perf_counter()
+    ended = 0
+    begun = time.perf_counter()
 
     async def loop() -> None:
         nonlocal ended

@@ -100,7 +100,9 @@ class Tab:
     """A page, with the addresses that it has requested and the errors that it has logged."""
 
     def __init__(self, browser: Browser, session: str, context: str):
-        self._browser, self._session, self._context = browser, session, context
+        self._browser = browser
+        self._session = session
+        self._context = context
         self.urls: list[str] = []
         self.complaints: list[str] = []
         self._answering: list[asyncio.Future[Record]] = []
@@ -270,7 +272,8 @@ async def measure(server: str, rounds: int) -> dict[str, Any]:
             await tab.write("#text", TEXT)
             by_command_line(server, 1, Path(folder))  # warms up the server but not the page
             first_click_s = await by_page(tab, 1)
-            page_s, line_s = [], []
+            page_s = []
+            line_s = []
             for seed in range(2, 2 + rounds):
                 page_s.append(await by_page(tab, seed))
                 line_s.append(await asyncio.to_thread(by_command_line, server, seed, Path(folder)))

@@ -29,7 +29,8 @@ from stretto.families.chatterbox.prompt import open_chatterbox
 from stretto.families.prompting import Piece
 from stretto.records.prompt import Prompt
 
-BLOCK_SIZE, SCALE = 32, 1.5
+BLOCK_SIZE = 32
+SCALE = 1.5
 Rows = list[list[int]]
 
 
@@ -47,7 +48,8 @@ class PairArm:
     """An engine whose KV cache fits only a share of its replies."""
 
     def __init__(self, checkpoint: Path, number: int, arguments: argparse.Namespace):
-        template, task = open_chatterbox(checkpoint), chatterbox(KNOWN).tasks[0]
+        template = open_chatterbox(checkpoint)
+        task = chatterbox(KNOWN).tasks[0]
         audio = replace(task.sampling.audio, min_rows=arguments.frames, max_rows=arguments.frames)
         texts = [f"The train to Oslo leaves on track {chr(97 + index)}" for index in range(number)]
         written = [template.write(task, (Piece("user", "text", text=text),), "default") for text in texts]
@@ -73,7 +75,8 @@ class PairArm:
         assert self._engine.scheduler.reset_prefix_cache()
         chosen = self._prompts if only is None else self._prompts[only : only + 1]
         prompts = [replace(each, sampling=replace(each.sampling, guidance_scale=scale)) for each in chosen]
-        wall, cpu = time.perf_counter(), time.process_time()
+        wall = time.perf_counter()
+        cpu = time.process_time()
         replies: dict[str, list[int]] = {request_id: [] for request_id in self._engine.add_prompts(prompts)}
         while self._engine.scheduler.has_requests():
             for output in self._engine.outputs():

@@ -22,8 +22,12 @@ from benchmarks.report import Record, read_results
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- python -m benchmarks.readme -->\n", "<!-- end of python -m benchmarks.readme -->\n"
-BUNDLED, FAMILY, POCKET = (1, 8, 32), (1, 4, 16), (1, 4, 16)  # concurrent requests
+BEGIN = "<!-- python -m benchmarks.readme -->\n"
+END = "<!-- end of python -m benchmarks.readme -->\n"
+# concurrent requests
+BUNDLED = (1, 8, 32)
+FAMILY = (1, 4, 16)
+POCKET = (1, 4, 16)
 SMALL_FAMILY = "qwen3-tts-small"
 AUTHORS = "pocket_tts"  # family measured at rest against its authors' code
 
@@ -60,7 +64,8 @@ def latest(records: Iterable[Record], place: str, places: Sequence[int], **wante
 
 def machine(record: Record) -> str:
     """Return a text that describes where and when a record was measured."""
-    host, day = record["hardware"], record["time"][:10]
+    host = record["hardware"]
+    day = record["time"][:10]
     vectors = "AVX-512" if host.get("avx512") else "AVX2 only"
     return f"{host['cores']} cores of an {host['cpu']} with {vectors}, {day}, revision `{record['revision']}`"
 
@@ -84,7 +89,8 @@ def text(records: Sequence[Record]) -> str:
         f"| {each['audio_rtf_p50']:.2f} | {each['audio_throughput']:.1f} | {each['cfg_retention']:.2f} |"
         for each in bundled
     ]
-    others, measured = list[str](), list[Record]()
+    others = list[str]()
+    measured = list[Record]()
     if family := latest(records, "concurrency", FAMILY, benchmark="families", family=SMALL_FAMILY):
         others.append(f"a small Qwen3-TTS {_speeds(family)}")
         measured.append(family[-1])

@@ -64,7 +64,8 @@ def passages(number: int, num_frames: int, num_rows: int) -> list[Passage]:
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
     """Run `work` and return its wall time and processor time in seconds."""
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    wall_s = time.perf_counter()
+    cpu_s = time.process_time()
     work()
     return time.perf_counter() - wall_s, time.process_time() - cpu_s
 
@@ -73,9 +74,12 @@ def measure(refinement: ValleRefinement, number: int, arguments: argparse.Namesp
     """Fill `number` utterances one at a time and in a batch; return the figures."""
     given = passages(number, arguments.frames, arguments.rows)
     refinement.fill(given[:1])  # warms up
-    alone, batch, differ = list[tuple[float, float]](), list[tuple[float, float]](), 0
+    alone = list[tuple[float, float]]()
+    batch = list[tuple[float, float]]()
+    differ = 0
     for _ in range(arguments.rounds):
-        one, all_of_them = list[np.ndarray](), list[np.ndarray]()
+        one = list[np.ndarray]()
+        all_of_them = list[np.ndarray]()
         alone.append(timed(lambda: one.extend(refinement.fill([each])[0] for each in given)))  # noqa: B023
         batch.append(timed(lambda: all_of_them.extend(refinement.fill(given))))  # noqa: B023
         differ += sum((a != b).any() for a, b in zip(one, all_of_them, strict=True))

@@ -88,7 +88,8 @@ def groups(records: Iterable[Record], plot: Plot) -> dict[str, dict[Any, Record]
     if plot.by is None:
         found = {"": points(records, plot)}
     else:
-        name, kept = plot.by, list(records)
+        name = plot.by
+        kept = list(records)
         values = sorted({value(record, name) for record in kept if record["benchmark"] == plot.benchmark})
         found = {
             f"{each}: ": points([record for record in kept if value(record, name) == each], plot) for each in values

@@ -42,7 +42,9 @@ from vllm.v1.request import RequestStatus  # noqa: E402
 
 Call = Callable[[], Any]
 
-ROUNDS, STEPS = 15, 12  # timed rounds, the first of which warms up; counted steps
+# timed rounds, the first of which warms up; counted steps
+ROUNDS = 15
+STEPS = 12
 
 
 def count_instructions(call: Call, is_one: Callable[[CodeType], bool] = lambda code: False) -> int:
@@ -52,7 +54,8 @@ def count_instructions(call: Call, is_one: Callable[[CodeType], bool] = lambda c
         call: Function to run.
         is_one: Returns True for a function that counts as one instruction, including everything that it calls.
     """
-    number, inside = 0, None
+    number = 0
+    inside = None
 
     def leave(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal inside
@@ -66,9 +69,11 @@ def count_instructions(call: Call, is_one: Callable[[CodeType], bool] = lambda c
             if inside is not None:
                 return None
             if is_one(frame.f_code):
-                inside, frame.f_trace_lines = frame, False
+                inside = frame
+                frame.f_trace_lines = False
                 return leave
-            frame.f_trace_lines, frame.f_trace_opcodes = False, True
+            frame.f_trace_lines = False
+            frame.f_trace_opcodes = True
         number += event == "opcode"
         return follow
 
@@ -87,12 +92,15 @@ class ReplayedSteps:
     def __init__(
         self, engine: SteppedEngine, prompts: Iterable[list[int]], params: Iterable[SamplingParams], num_rows: int
     ):
-        self._engine, self._scheduler, self._num_rows = engine, engine.scheduler, num_rows
+        self._engine = engine
+        self._scheduler = engine.scheduler
+        self._num_rows = num_rows
         engine.add(prompts, params)
         take = self._scheduler.update_from_output
 
         def keep(scheduled: Any, output: Any) -> Any:
-            self._output, self._logprobs = output, output.logprobs
+            self._output = output
+            self._logprobs = output.logprobs
             return take(scheduled, output)
 
         self._scheduler.update_from_output = keep
@@ -126,7 +134,8 @@ class ReplayedSteps:
         of_schedule = gauge(schedule)
         assert scheduled.total_num_scheduled_tokens == self._num_rows, "a request has ended or was preempted"
         output = self._output
-        output.logprobs, output.sampled_token_ids = self._logprobs, [list(ids) for ids in output.sampled_token_ids]
+        output.logprobs = self._logprobs
+        output.sampled_token_ids = [list(ids) for ids in output.sampled_token_ids]
         of_update = gauge(lambda: self._scheduler.update_from_output(scheduled, output))
         return {"schedule": of_schedule, "update": of_update, "all": of_schedule + of_update}
 
@@ -200,7 +209,8 @@ class SchedulerWatch(MethodWatch):
 
 def measure(pairs: int, arguments: argparse.Namespace, ours: SpeechArm, stock: StockArm) -> dict[str, Any]:
     """Alternate both arms; return the medians over the rounds of their times and of the ratio within a round."""
-    num_rows, frames = 2 * pairs, arguments.frames
+    num_rows = 2 * pairs
+    frames = arguments.frames
     watches = {name: SchedulerWatch(arm.engine.scheduler, num_rows) for name, arm in (("ours", ours), ("stock", stock))}
     rounds = []
     for _ in range(arguments.rounds + 1):
@@ -228,7 +238,8 @@ def measure(pairs: int, arguments: argparse.Namespace, ours: SpeechArm, stock: S
 # ----- a complete step
 
 FRAMES = 200
-WARM_UP, COUNTED_STEPS = 20, 8
+WARM_UP = 20
+COUNTED_STEPS = 8
 TWINS = str(Path(cpu_kernels.__file__).parent)
 MODELS = "multi_stream.py", "backbones.py"
 
@@ -250,8 +261,10 @@ def settle(engine: SteppedEngine, num_rows: int) -> None:
 
 def sample_as_a_gpu(engine: SteppedEngine) -> SpeechSampler:
     """Replace the CPU sampler with the GPU sampler, which repeats the last output; return the CPU sampler."""
-    runner, outputs = engine.runner, list[Any]()
-    state, plain = runner.model_state, runner.sampler
+    runner = engine.runner
+    outputs = list[Any]()
+    state = runner.model_state
+    plain = runner.sampler
     inner = SpeechSampler.__call__
 
     def keep(self: SpeechSampler, *step: Any) -> Any:

@@ -87,10 +87,13 @@ def allowed(mode: Sequence[int], config: Mapping[str, Any] = MAIN) -> float:
         mode: Schedule as pairs: the number of ids from the main model, then from modules.
         config: Configuration of the main model; it counts only the main layers.
     """
-    width, inner = config["hidden_size"], config["intermediate_size"]
+    width = config["hidden_size"]
+    inner = config["intermediate_size"]
     keys = 2 * width // config["num_attention_heads"] * config["num_key_value_heads"]
-    layer, head = width * (2 * width + keys + 3 * inner), width * config["vocab_size"]
-    main, module = config["num_hidden_layers"] * layer + head, layer + 2 * width * width + head
+    layer = width * (2 * width + keys + 3 * inner)
+    head = width * config["vocab_size"]
+    main = config["num_hidden_layers"] * layer + head
+    module = layer + 2 * width * width + head
     of_main, of_modules = mode[-2:]
     return main * (of_main + of_modules) / (of_main * main + of_modules * module)
 
@@ -109,18 +112,21 @@ def is_code(ratio: Sequence[int]) -> Iterator[bool]:
 
 def passes(schedule: str, num_codes: int) -> int:
     """Return how many forward passes of the main model it takes until a reply has `num_codes` codes."""
-    burst, kinds = BurstSchedule(schedule, SCHEDULES[schedule]), is_code(TRAINED.get(schedule, SCHEDULES["boost"]))
+    burst = BurstSchedule(schedule, SCHEDULES[schedule])
+    kinds = is_code(TRAINED.get(schedule, SCHEDULES["boost"]))
     index = steps = 0
     while num_codes > 0:
         size = 1 + burst.num_extra(index)
         num_codes -= sum(next(kinds) for _ in range(size))
-        index, steps = index + size, steps + 1
+        index = index + size
+        steps = steps + 1
     return steps
 
 
 def ids_after(schedule: str, num_passes: int) -> int:
     """Return how many ids a reply has after `num_passes` forward passes of the main model."""
-    burst, index = BurstSchedule(schedule, SCHEDULES[schedule]), 0
+    burst = BurstSchedule(schedule, SCHEDULES[schedule])
+    index = 0
     for _ in range(num_passes):
         index += 1 + burst.num_extra(index)
     return index

@@ -108,7 +108,8 @@ def tables() -> str:
     """Return the tables for docs/gpu.md in Markdown."""
     lines = ["| model | weights | KV cache a row | a stream of 30 s |", "|---|---|---|---|"]
     for each in BACKBONES:
-        weights_gb, stream_gb = BYTES * each.weights / 1e9, each.stream_bytes / 1e9
+        weights_gb = BYTES * each.weights / 1e9
+        stream_gb = each.stream_bytes / 1e9
         lines.append(f"| {each.name} | {weights_gb:.1f} GB | {each.kv_bytes / 1024:.0f} KiB | {stream_gb:.2f} GB |")
     lines += ["", "| model | " + " | ".join(gpu.name for gpu in GPUS) + " |", "|---|" + "---|" * len(GPUS)]
     for each in BACKBONES:
@@ -166,7 +167,8 @@ def codec_of(backbone: Backbone) -> CodecCost | None:
 
 def share_of_time(backbone: Backbone, gpu: Gpu, streams: int) -> float:
     """Return the share of the frame period that a step and the codec take on one GPU."""
-    codec, share = codec_of(backbone), step_ms(backbone, gpu, streams) * backbone.frame_rate / 1e3
+    codec = codec_of(backbone)
+    share = step_ms(backbone, gpu, streams) * backbone.frame_rate / 1e3
     if codec is not None:
         share += streams / max(1, streams_of_codec(codec, gpu, codec.steady_frames))
     return share

@@ -54,7 +54,7 @@ from stretto.families.chatterbox.family import (
 )
 from stretto.families.chatterbox.languages import CANGJIE_FILE
 from stretto.families.chatterbox.turbo import gpt2_tokenizer
-from stretto.sampling import gumbel, seed_key, stream_keys
+from stretto.noise import gumbel, seed_key, stream_keys
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
 PACKAGES = ("", ".models", ".models.t3", ".models.t3.modules", ".models.t3.inference", ".models.tokenizers")
@@ -94,8 +94,11 @@ class Draws:
     """
 
     def __init__(self, num_rows: int, case: dict[str, Any], ids: np.ndarray):
-        self._position, self._seed, self._is_random = num_rows, case["seed"], case["temperature"] > 0
-        self._ids, self.lead = ids, float("inf")
+        self._position = num_rows
+        self._seed = case["seed"]
+        self._is_random = case["temperature"] > 0
+        self._ids = ids
+        self.lead = float("inf")
 
     def __call__(self, probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:
         scores = probabilities.log()[0].numpy().astype(np.float64)
@@ -189,7 +192,8 @@ def guided_codes(
     known: ChatterboxVocabulary, t3: Any, condition: Any, ids: list[int], case: dict[str, Any], number: int
 ) -> tuple[list[int], Draws]:
     """Return at most `number` codes from `T3.inference`."""
-    first, order = known.speech.start, np.empty(known.num_speech_ids, np.int64)
+    first = known.speech.start
+    order = np.empty(known.num_speech_ids, np.int64)
     order[[*range(END_OF_SPEECH), *range(END_OF_SPEECH + 1, known.num_speech_ids), END_OF_SPEECH]] = np.arange(
         first, first + known.num_speech_ids
     )
@@ -228,8 +232,10 @@ def load_gpt2(sizes: Gpt2Sizes, published: str) -> Any:
     from chatterbox.models.t3.t3 import T3
 
     config = T3Config(NUM_TURBO_IDS)
-    config.llama_config_name, config.input_pos_emb = "small", None
-    config.speech_tokens_dict_size, config.speech_cond_prompt_len = END_OF_SPEECH + 1, 375
+    config.llama_config_name = "small"
+    config.input_pos_emb = None
+    config.speech_tokens_dict_size = END_OF_SPEECH + 1
+    config.speech_cond_prompt_len = 375
     config.use_perceiver_resampler = config.emotion_adv = False
     t3 = T3(config)
     t3.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in turbo_tensors(sizes).items()})
@@ -330,7 +336,8 @@ def replies() -> dict[str, Replies]:
 
     made: dict[str, Replies] = {}
     for release, reference in REFERENCES.items():
-        t3, made[release] = reference.load(), []
+        t3 = reference.load()
+        made[release] = []
         for seed, values in enumerate(reference.cases):
             case = {**values, "seed": seed}
             with TemporaryDirectory() as folder:

@@ -22,10 +22,15 @@ from benchmarks.checkpoints.random_tensors import drawn_by_name
 from scripts.reply_fixture import run_arrays
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
-WIDTH, NUM_HEADS, NUM_LAYERS = 128, 2, 2  # sizes of the tokenizer; published: 1280, 20, 6
+# sizes of the tokenizer; published: 1280, 20, 6
+WIDTH = 128
+NUM_HEADS = 2
+NUM_LAYERS = 2
 WITH_MEL = ("odd", "short")  # recordings whose mel spectrogram is stored
-CODES_S, SOUND_S = 6, 10
-TURBO_CODES_S, TURBO_MIN_S = 15, 5.0
+CODES_S = 6
+SOUND_S = 10
+TURBO_CODES_S = 15
+TURBO_MIN_S = 5.0
 Arrays = dict[str, np.ndarray]
 
 
@@ -61,7 +66,9 @@ def networks() -> SimpleNamespace:
     from s3tokenizer import model_v2
 
     config = model_v2.S3TokenizerV2.__init__.__defaults__[0]
-    config.n_audio_state, config.n_audio_head, config.n_audio_layer = WIDTH, NUM_HEADS, NUM_LAYERS
+    config.n_audio_state = WIDTH
+    config.n_audio_head = NUM_HEADS
+    config.n_audio_layer = NUM_LAYERS
     from chatterbox.models.s3gen.xvector import CAMPPlus
     from chatterbox.models.s3tokenizer import S3Tokenizer
     from chatterbox.models.voice_encoder import VoiceEncoder
@@ -100,10 +107,8 @@ def encodings() -> Arrays:
     condition = lambda **values: SimpleNamespace(**values, to=lambda device: SimpleNamespace(**values))  # noqa: E731
     scope: dict[str, Any] = {"librosa": librosa, "torch": torch, "S3GEN_SR": 24_000, "S3_SR": 16_000}
     scope |= {"T3Cond": condition, "Conditionals": lambda t3, gen: SimpleNamespace(t3=t3, gen=gen)}
-    prepare, hyperparameters = (
-        method("tts.py", "prepare_conditionals", scope),
-        SimpleNamespace(speech_cond_prompt_len=150),
-    )
+    prepare = method("tts.py", "prepare_conditionals", scope)
+    hyperparameters = SimpleNamespace(speech_cond_prompt_len=150)
     lengths = {"ENC_COND_LEN": CODES_S * 16_000, "DEC_COND_LEN": SOUND_S * 24_000}
     owner = SimpleNamespace(s3gen=s3gen, ve=parts.ve, device="cpu", t3=SimpleNamespace(hp=hyperparameters), **lengths)
     turbo_scope = {**scope, "ln": pyloudnorm, "math": math}
@@ -121,7 +126,8 @@ def encodings() -> Arrays:
             if len(pcm) > TURBO_MIN_S * rate:
                 prepare_turbo(turbo, file.name)
                 found |= turbo_arrays(name, turbo.conds)
-        t3, gen = owner.conds.t3, owner.conds.gen
+        t3 = owner.conds.t3
+        gen = owner.conds.gen
         tokens = {"t3_tokens": t3.cond_prompt_speech_tokens, "prompt_token": gen["prompt_token"]}
         found |= {f"{name}.{key}": each[0].numpy().astype(np.int16) for key, each in tokens.items()}
         vectors = {"speaker_emb": t3.speaker_emb, "embedding": gen["embedding"]}

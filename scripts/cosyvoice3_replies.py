@@ -36,7 +36,7 @@ import torch
 from benchmarks.checkpoints.random_cosyvoice3 import BACKBONE, KNOWN, SEEDS, SMALL, language_model, write_release
 from scripts.reply_fixture import Replies, equal_in, run
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
-from stretto.sampling import gumbel, redraw_keys, seed_key, stream_keys
+from stretto.noise import gumbel, redraw_keys, seed_key, stream_keys
 
 sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))
 MISSING = {
@@ -97,12 +97,17 @@ class Draws:
     """
 
     def __init__(self, num_rows: int, seed: int):
-        self._position, self._seed, self._order, self.lead = num_rows, seed, torch.zeros(0), float("inf")
-        self._is_again, self.num_again = False, 0
+        self._position = num_rows
+        self._seed = seed
+        self._order = torch.zeros(0)
+        self.lead = float("inf")
+        self._is_again = False
+        self.num_again = 0
 
     def begin(self, scores: torch.Tensor) -> None:
         """Begin a row whose log probabilities are `scores`."""
-        self._order, self._is_again = scores.softmax(0).sort(descending=True, stable=True)[1], False
+        self._order = scores.softmax(0).sort(descending=True, stable=True)[1]
+        self._is_again = False
 
     def __call__(self, probabilities: torch.Tensor, num_samples: int, replacement: bool) -> torch.Tensor:
         size = len(probabilities)
@@ -178,7 +183,8 @@ def spoken(model: Any, tokenizer: Any, case: dict[str, Any]) -> Iterator[tuple[s
     has_codes = bool(case["words"]) and not case["instruct"]
     before = f"{instruction}<|endofprompt|>{case['words'] if has_codes else ''}"
     prompt, text = (torch.tensor([tokenizer.encode(each)]) for each in (before, case["text"]))
-    ids, prompt = prompt[0].tolist(), prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
+    ids = prompt[0].tolist()
+    prompt = prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
     codes = torch.tensor([recorded_codes(case["num_codes"])]) if has_codes else torch.zeros(1, 0, dtype=torch.int64)
     num_rows = 1 + prompt.shape[1] + text.shape[1] + 1 + codes.shape[1]
     draws = Draws(num_rows, case["seed"])
@@ -217,7 +223,11 @@ class Steps:
     """Replacement for `Qwen2Encoder.forward_one_step` that counts the rows read and wraps the cache."""
 
     def __init__(self, encoder: Any, draws: Draws, limit: int):
-        self._encoder, self._draws, self._limit, self._cache, self.num_rows = encoder, draws, limit, None, 0
+        self._encoder = encoder
+        self._draws = draws
+        self._limit = limit
+        self._cache = None
+        self.num_rows = 0
 
     def __call__(self, rows: torch.Tensor, masks: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
         """Return the hidden states for rows [1, n, H], and a cache; the authors' loop reads only its length."""
@@ -237,11 +247,16 @@ def live(model: Any, tokenizer: Any, case: dict[str, Any], is_mended: bool = Tru
     has_codes = bool(case["words"]) and not case["instruct"]
     before = f"{instruction}<|endofprompt|>{case['words'] if has_codes else ''}"
     prompt, text = (torch.tensor([tokenizer.encode(each)]) for each in (before, case["text"]))
-    ids, prompt = prompt[0].tolist(), prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
+    ids = prompt[0].tolist()
+    prompt = prompt.where(prompt != KNOWN.end_of_prompt, ASSERTED)
     codes = torch.tensor([recorded_codes(case["num_codes"])]) if has_codes else torch.zeros(1, 0, dtype=torch.int64)
-    draws, made, borders = Draws(0, case["seed"]), list[int](), list[int]()
+    draws = Draws(0, case["seed"])
+    made = list[int]()
+    borders = list[int]()
     model.llm.forward_one_step = Steps(model.llm, draws, case["limit"])
-    first, fill, end = KNOWN.num_codes, model.fill_token, model.eos_token
+    first = KNOWN.num_codes
+    fill = model.fill_token
+    end = model.eos_token
 
     def sampling_ids(scores: torch.Tensor, before: list[int], sampling: int, ignore_eos: bool) -> int:
         if ignore_eos:

@@ -17,7 +17,8 @@ import numpy as np
 
 from stretto_client.cuda_memory import CudaMemory, device_of
 
-ADDRESS, NUM_BYTES = 1 << 21, 1 << 20
+ADDRESS = 1 << 21
+NUM_BYTES = 1 << 20
 BUS_ID = b"0000:3B:00.0"
 EXPECTED = {
     "cudaSetDevice", "cudaMemcpy", "cudaStreamSynchronize", "cudaDeviceGetPCIBusId", "cudaDeviceGetByPCIBusId",
@@ -30,7 +31,9 @@ class WithoutGpu:
     """Wrapper around a bindings module that replaces failures with successful results."""
 
     def __init__(self, bindings: Any, success: Any, made_up: dict[str, tuple[Any, ...]]):
-        self._bindings, self._success, self._made_up = bindings, success, made_up
+        self._bindings = bindings
+        self._success = success
+        self._made_up = made_up
         self.calls = Counter[str]()
 
     def __getattr__(self, name: str) -> Any:

@@ -64,10 +64,8 @@ def converted_links(markdown: str, source: str) -> str:
     folder = posixpath.dirname(paths[source])
 
     def convert(match: re.Match[str]) -> str:
-        label, target = (
-            LINK.sub(convert, match["label"]),
-            posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"])),
-        )
+        label = LINK.sub(convert, match["label"])
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"]))
         if target in paths:
             return f"{label}({posixpath.relpath(paths[target], folder or '.')}{match['anchor'] or ''})"
         is_kept = label.startswith("!") or not (ROOT / target).exists()

@@ -62,7 +62,8 @@ def export(
 
 def export_codec(codec: Codec, file: Path) -> None:
     """Write a codec's decoder; raise ValueError if only torch can run the codec."""
-    codes, axes = random_codes(codec, 2, 13), {"codes": {0: "batch", 2: "frames"}}
+    codes = random_codes(codec, 2, 13)
+    axes = {"codes": {0: "batch", 2: "frames"}}
     if isinstance(codec, WindowedCodec):
         model = export(codec, {"codes": codes}, ["pcm"], axes)
     elif isinstance(codec, TinyCodec):
@@ -159,7 +160,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
-        checkpoint, weights = arguments.checkpoint, "published"
+        checkpoint = arguments.checkpoint
+        weights = "published"
         if arguments.name in ("mel", "tiny"):
             checkpoint = checkpoint or CHECKPOINT
         elif checkpoint is None:

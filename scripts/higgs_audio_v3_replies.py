@@ -19,12 +19,14 @@ import numpy as np
 
 from benchmarks.checkpoints.random_higgs_audio_v3 import KINDS, NUM_TEXT_IDS, config, language_model, write_release
 from scripts.reply_fixture import digest, run_arrays
-from stretto.sampling import gumbel, seed_key, stream_keys
+from stretto.noise import gumbel, seed_key, stream_keys
 
 SEEDS = (7, 8)
 TEXTS = {7: "the garden door is open", 8: "<|emotion:elation|>it rains, <|prosody:pause|> a well."}
 WORDS = "how are you?"
-NUM_ROWS, NUM_FRAMES = 48, 5  # limit of a reply, and length of a recording
+# limit of a reply, and length of a recording
+NUM_ROWS = 48
+NUM_FRAMES = 5
 SAMPLED = {"temperature": 0.8, "top_k": 9, "top_p": 0.95}
 CASES = {
     "greedy": ({"temperature": 0.0}, False),
@@ -50,8 +52,11 @@ def noise_of(seed: int, first: int, kind: str, leads: list[float]) -> Iterator[N
     import mlx.core as mx
     from mlx_audio.tts.models.higgs_audio_v3 import generation
 
-    categorical, independent, position = mx.random.categorical, generation.sample_independent, [first]
-    width, number = KINDS[kind]["num_codes"] + 2, KINDS[kind]["num_codebooks"]
+    categorical = mx.random.categorical
+    independent = generation.sample_independent
+    position = [first]
+    width = KINDS[kind]["num_codes"] + 2
+    number = KINDS[kind]["num_codebooks"]
     ids = NUM_TEXT_IDS + width * np.arange(number)[:, None] + np.arange(width)
 
     def drawn(logits: Any, axis: int) -> Any:
@@ -73,11 +78,13 @@ def noise_of(seed: int, first: int, kind: str, leads: list[float]) -> Iterator[N
         begun = position[0] - first + 1  # other codebooks get their begin id
         leads.extend((best[:, 1] - best[:, 0])[:begun].tolist())
 
-    mx.random.categorical, generation.sample_independent = drawn, sampled
+    mx.random.categorical = drawn
+    generation.sample_independent = sampled
     try:
         yield
     finally:
-        mx.random.categorical, generation.sample_independent = categorical, independent
+        mx.random.categorical = categorical
+        generation.sample_independent = independent
 
 
 def load(kind: str, folder: Path) -> Any:
@@ -124,7 +131,9 @@ def generate(model: Any, kind: str, seed: int, name: str) -> dict[str, Any]:
     import mlx.core as mx
 
     options, is_cloned = CASES[name]
-    prompt, rows, leads = prompted(model, kind, TEXTS[seed], is_cloned), list[Any](), list[float]()
+    prompt = prompted(model, kind, TEXTS[seed], is_cloned)
+    rows = list[Any]()
+    leads = list[float]()
 
     def kept(delayed_rows: list[Any]) -> Any:
         rows.extend(np.array(row) for row in delayed_rows)
@@ -134,7 +143,8 @@ def generate(model: Any, kind: str, seed: int, name: str) -> dict[str, Any]:
     references = [{"codes": delayed(kind), "text": WORDS}] if is_cloned else None
     with noise_of(seed, len(prompt), kind, leads):
         list(model.generate(TEXTS[seed], references=references, max_tokens=NUM_ROWS, **options))
-    reply, end = np.array(rows, np.int32), KINDS[kind]["num_codes"] + 1
+    reply = np.array(rows, np.int32)
+    end = KINDS[kind]["num_codes"] + 1
     num_codebooks = KINDS[kind]["num_codebooks"]
     message = f"{kind}, seed {seed}, {name}: choose another seed of the weights"
     assert not (reply[:num_codebooks, 0] == end).any(), f"{message}: the end id is in the first rows"

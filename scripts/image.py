@@ -66,7 +66,8 @@ class Images:
     """
 
     def __init__(self, folder: Path, links: Path | None) -> None:
-        self.folder, self._links = folder, links
+        self.folder = folder
+        self._links = links
 
     def buildah(self, *command: str | Path) -> str:
         """Run a command of buildah and return its output."""

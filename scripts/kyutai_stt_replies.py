@@ -18,7 +18,10 @@ import torch
 from benchmarks.checkpoints.random_kyutai_stt import CONFIG, MIMI_RECORD, write_release
 from scripts.reply_fixture import run_arrays
 
-NUM_FRAMES, NUM_MIMI_FRAMES, NUM_MIMI_CODEBOOKS, FRAME = 90, 42, 8, 1920
+NUM_FRAMES = 90
+NUM_MIMI_FRAMES = 42
+NUM_MIMI_CODEBOOKS = 8
+FRAME = 1920
 NOT_FOR_THE_MODEL = {
     "moshi_name",
     "mimi_name",
@@ -80,7 +83,8 @@ def make() -> dict[str, np.ndarray]:
         }
         mimi = loaders.get_mimi(folder / CONFIG["mimi_name"], mimi_numbers, num_codebooks=NUM_MIMI_CODEBOOKS)
     codes = np.random.default_rng(13).integers(0, CONFIG["card"], (CONFIG["n_q"], NUM_FRAMES))
-    text, pauses = [], []
+    text = []
+    pauses = []
     generator = LMGen(lm, temp=0, temp_text=0.0, check=True)
     with generator.streaming(1):
         for frame in [0, *range(NUM_FRAMES)]:  # the first call reads initial ids and ignores its input

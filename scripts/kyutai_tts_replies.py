@@ -83,7 +83,9 @@ def gumbel_sampling(seed: int, first_codes: Sequence[int], num_codes: int) -> Sa
         first_codes: First id of each codebook.
         num_codes: Number of codes of a codebook, which must differ from the number of text ids.
     """
-    calls, row, stream = 0, 0, 0
+    calls = 0
+    row = 0
+    stream = 0
 
     def sample(logits: torch.Tensor, use_sampling: bool, temperature: float, top_k: int) -> torch.Tensor:
         """Return ids of the shape of `logits` without the last dimension."""
@@ -147,14 +149,16 @@ def reply(folder: Path, wanted: Wanted, codes: np.ndarray | None) -> tuple[np.nd
     """
     config = CONFIGS[wanted.release]
     model = load(folder, 1.0 if codes is None else wanted.scale)
-    attributes, prefixes = [], None
+    attributes = []
+    prefixes = None
     if codes is None:
         model_id = config["model_id"]
         paths = [folder / f"voices/{name}.{model_id['sig']}@{model_id['epoch']}.safetensors" for name in VOICES]
         attributes.append(model.make_condition_attributes(paths[: wanted.size], cfg_coef=wanted.scale))
     else:
         prefixes = [torch.cat([torch.full((1, codes.shape[1]), -1), torch.from_numpy(codes)])]
-    seen, forward = [], model.lm.forward_text
+    seen = []
+    forward = model.lm.forward_text
 
     def noted(sequence: torch.Tensor, *rest: Any) -> Any:
         seen.append(sequence[0, :, 0].tolist())
@@ -178,7 +182,8 @@ def make() -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as root:
         folders = {name: write_release(Path(root) / name, base=base) for name, base in CONFIGS.items()}
         for index, wanted in enumerate(REPLIES):
-            config, codes = CONFIGS[wanted.release], None
+            config = CONFIGS[wanted.release]
+            codes = None
             if not config["conditioners"]:
                 codes = random.integers(0, config["card"], (config["n_q"], wanted.size))
                 made[f"codes{index}"] = codes.astype(np.int16)

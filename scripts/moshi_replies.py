@@ -25,11 +25,13 @@ from scripts.reply_fixture import run_arrays
 from stretto.families.moshi.convert import vocabulary
 from stretto.testing.reference import uniform
 
-NUM_FRAMES, NUM_LONG_FRAMES = 80, 3100
+NUM_FRAMES = 80
+NUM_LONG_FRAMES = 3100
 SEEDS = (0, 1001, 1002)  # of the replies; the first is greedy
 NOT_FOR_THE_MODEL = {"moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "model_type"}
 LONG: dict[str, Any] = {"context": 3000, "num_layers": 1, "depformer_num_layers": 1}
-FIRST_CODES, STEPS = vocabulary(CONFIG).first_codes, CONFIG["dep_q"]
+FIRST_CODES = vocabulary(CONFIG).first_codes
+STEPS = CONFIG["dep_q"]
 
 Sample = Callable[..., torch.Tensor]
 
@@ -55,7 +57,8 @@ def gumbel_sampling(
     def sample(logits: torch.Tensor, use_sampling: bool, temperature: float, top_k: int) -> torch.Tensor:
         """Return ids of the shape of `logits` without the last dimension."""
         nonlocal calls
-        stream, calls = calls % num_calls, calls + 1
+        stream = calls % num_calls
+        calls = calls + 1
         if stream > num_codebooks:
             return logits.argmax(-1)
         first = 0 if stream == 0 else first_codes[stream - 1]
@@ -100,7 +103,8 @@ def reply(lm: Any, user: np.ndarray, seed: int) -> np.ndarray:
     """Return the frames of a reply to the user's codes [8, T], int64 [T, 9]: the text and the codes of each."""
     from moshi.models import LMGen
 
-    rows, frames = [0], []
+    rows = [0]
+    frames = []
     sample = gumbel_sampling([seed], rows, 1 + STEPS, STEPS) if seed else None
     generator = LMGen(lm, use_sampling=seed > 0, check=True)
     with sampling_by(sample), generator.streaming(1):
@@ -116,8 +120,10 @@ def batch(lm: Any, users: np.ndarray, seeds: list[int], starts: list[int]) -> li
     """Return the frames of replies in one batch, each of which begins at its own step."""
     from moshi.models import LMGen
 
-    num_frames, count = users.shape[2], len(users)
-    rows, frames = [0] * count, [list[list[int]]() for _ in range(count)]
+    num_frames = users.shape[2]
+    count = len(users)
+    rows = [0] * count
+    frames = [list[list[int]]() for _ in range(count)]
     generator = LMGen(lm, use_sampling=True, support_out_of_sync=True)
     with sampling_by(gumbel_sampling(seeds, rows, 1 + STEPS, STEPS)), generator.streaming(count):
         for tick in range(num_frames + 1 + max(starts)):

@@ -27,10 +27,13 @@ from scripts.moss_tts_replies import draw
 from scripts.reply_fixture import digest, run_arrays
 from stretto.testing.reference import uniform
 
-REPLIES, MAX_ROWS = ((7, "greedy"), (7, "sampled"), (8, "sampled")), 60  # seeds and modes
+# seeds and modes
+REPLIES = ((7, "greedy"), (7, "sampled"), (8, "sampled"))
+MAX_ROWS = 60
 NUM_HEARD = 9  # frames of a recording in a prompt
 TEXTS = ("The garden door is open.", "Two lines\nand a  third one: 你好!")
-INSTRUCTION, LANGUAGE = "slowly", "French"
+INSTRUCTION = "slowly"
+LANGUAGE = "French"
 TEXT_OPTIONS = 1.0, 50, 1.0  # temperature, top-k and top-p of the choice between a slot and the end
 CODE_OPTIONS = 1.7, 25, 0.8
 TOLERANCE = 0.0
@@ -65,13 +68,13 @@ class Noise:
 
     def __init__(self, kind: str, seed: int, mode: str, num_prompt_rows: int):
         record = config(kind)
-        self._num_codebooks, self._size = record["n_vq"], record["audio_vocab_size"]
-        self._num_text_ids, self._seed, self._is_greedy = (
-            record["language_config"]["vocab_size"],
-            seed,
-            mode == "greedy",
-        )
-        self._position, self._stream = num_prompt_rows, 0
+        self._num_codebooks = record["n_vq"]
+        self._size = record["audio_vocab_size"]
+        self._num_text_ids = record["language_config"]["vocab_size"]
+        self._seed = seed
+        self._is_greedy = mode == "greedy"
+        self._position = num_prompt_rows
+        self._stream = 0
         self.lead = math.inf
 
     def __call__(self, logits: torch.Tensor, **_: Any) -> torch.Tensor:

@@ -27,9 +27,16 @@ from scripts.moss_tts_replies import draw
 from scripts.reply_fixture import digest, run_arrays
 from stretto.testing.reference import uniform
 
-REPLIES, MAX_FRAMES = ((7, "greedy"), (7, "sampled"), (8, "sampled")), 70  # seeds and modes
+# seeds and modes
+REPLIES = ((7, "greedy"), (7, "sampled"), (8, "sampled"))
+MAX_FRAMES = 70
 NUM_HEARD = 9  # frames of a recording in a prompt
-TEMPERATURE, TOP_K, TOP_P, PENALTY, WINDOW = 0.8, 30, 0.6, 1.1, 50  # of the authors' card
+# of the authors' card
+TEMPERATURE = 0.8
+TOP_K = 30
+TOP_P = 0.6
+PENALTY = 1.1
+WINDOW = 50
 TEMPERATURE_HERE = 2.0  # instead, for replies to random weights, whose most probable codes are far more so than others
 NUM_FIRST = 12
 # Texts shorter and longer than the ids before the first frame.
@@ -57,15 +64,20 @@ class Noise:
 
     def __init__(self, kind: str, seed: int, mode: str, position: int):
         record = config(kind)
-        self._num_codebooks, self._size = record["rvq"], record["audio_pad_token"]
-        self._first, self._num_ids = record["language_config"]["vocab_size"], record["audio_vocab_size"]
-        self._seed, self._temperature = seed, 0.0 if mode == "greedy" else TEMPERATURE_HERE
-        self._position, self._stream = position, 0
+        self._num_codebooks = record["rvq"]
+        self._size = record["audio_pad_token"]
+        self._first = record["language_config"]["vocab_size"]
+        self._num_ids = record["audio_vocab_size"]
+        self._seed = seed
+        self._temperature = 0.0 if mode == "greedy" else TEMPERATURE_HERE
+        self._position = position
+        self._stream = 0
         self.lead = math.inf
 
     def __call__(self, logits: torch.Tensor, **_: Any) -> torch.Tensor:
         """Return the sampled id of a codebook, [1], for logits [1, 1, V] or [1, V] with the penalty."""
-        values, stream = logits.reshape(-1).double() / (self._temperature or 1.0), self._stream
+        values = logits.reshape(-1).double() / (self._temperature or 1.0)
+        stream = self._stream
         last = self._num_ids - 1 if stream == 0 else self._num_ids  # the end is an id of codebook 0
         values[self._size : last] = -torch.inf
         start = self._first + stream * self._num_ids
@@ -125,7 +137,8 @@ def reply(
     model: Any, kind: str, prompt: np.ndarray, words: list[int], seed: int, mode: str
 ) -> tuple[np.ndarray, float]:
     """Return the codes of a reply with the end, [T, K], and the smallest margin of a decision."""
-    record, module = config(kind), import_module("mossttsrealtime.streaming_mossttsrealtime")
+    record = config(kind)
+    module = import_module("mossttsrealtime.streaming_mossttsrealtime")
     size = record["audio_pad_token"]
     tokenizer: Any = type("Tokenizer", (), {"pad_token_id": IDS["<|endoftext|>"]})
     made = module.MossTTSRealtimeInference(

@@ -40,10 +40,16 @@ from benchmarks.checkpoints.random_moss import (
 from scripts.reply_fixture import digest, run_arrays
 from stretto.testing.reference import uniform
 
-REPLIES, MAX_ROWS = ((7, "greedy"), (7, "sampled"), (8, "sampled")), 60  # seeds and modes
-NUM_HEARD, NUM_SAMPLES, STRIDE = 9, 3 * 24_000 + 777, 16
+# seeds and modes
+REPLIES = ((7, "greedy"), (7, "sampled"), (8, "sampled"))
+MAX_ROWS = 60
+NUM_HEARD = 9
+NUM_SAMPLES = 3 * 24_000 + 777
+STRIDE = 16
 NUM_DECODED = 40  # frames, more than the codec attends to
-TEXT, INSTRUCTION, LANGUAGE = "The garden door is open.", "slowly", "French"
+TEXT = "The garden door is open."
+INSTRUCTION = "slowly"
+LANGUAGE = "French"
 # Texts with layout, repeated marks, several scripts, names and brackets.
 TEXTS = (
     "Plain words, with a stop.",
@@ -60,14 +66,16 @@ TEXTS = (
 )
 CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 CHAT += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-PUBLISHED_DELAY, DELAY = "151662", IDS["audio_assistant_delay_slot_token_id"]
+PUBLISHED_DELAY = "151662"
+DELAY = IDS["audio_assistant_delay_slot_token_id"]
 MARGIN = 1e-5  # of probability
 TOLERANCE = 1e-5  # permitted difference between processors, for `--check`
 
 
 def recording() -> np.ndarray:
     """Return samples of a recording, float32 [NUM_SAMPLES]."""
-    random, at = np.random.default_rng(1), np.arange(NUM_SAMPLES) / 24_000
+    random = np.random.default_rng(1)
+    at = np.arange(NUM_SAMPLES) / 24_000
     return (0.2 * np.sin(2 * np.pi * 220 * at) + 0.05 * random.standard_normal(NUM_SAMPLES)).astype(np.float32)
 
 
@@ -129,8 +137,11 @@ class Noise:
 
     def __init__(self, kind: str, seed: int, num_prompt_rows: int):
         record = config(kind)
-        self._record, self._seed, self._position = record, seed, num_prompt_rows - 1
-        self._num_codebooks, self._size = record["n_vq"], record["audio_vocab_size"]
+        self._record = record
+        self._seed = seed
+        self._position = num_prompt_rows - 1
+        self._num_codebooks = record["n_vq"]
+        self._size = record["audio_vocab_size"]
         self._text: list[int] = []
         self.lead = math.inf
 
@@ -199,7 +210,8 @@ def processor(folder: Path, kind: str, codec: Any = None) -> Any:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_file(str(folder / "tokenizer.json")))
     tokenizer.chat_template = CHAT
     made = object.__new__(module.MossTTSDelayProcessor)
-    made.tokenizer, made.audio_tokenizer = tokenizer, codec
+    made.tokenizer = tokenizer
+    made.audio_tokenizer = codec
     made.model_config = module.MossTTSDelayConfig(**config(kind))
     for key in (
         "audio_start",
@@ -224,8 +236,10 @@ def prompts(made: Any, kind: str) -> list[np.ndarray]:
 
 def reply(model: Any, kind: str, prompt: np.ndarray, seed: int, mode: str) -> tuple[np.ndarray, float]:
     """Return the rows of a reply from its first frame on, [T, 1 + K], and the smallest margin of a decision."""
-    module, noise = authors(), Noise(kind, seed, len(prompt))
-    own, module.sample_token = module.sample_token, noise
+    module = authors()
+    noise = Noise(kind, seed, len(prompt))
+    own = module.sample_token
+    module.sample_token = noise
     greedy: dict[str, Any] = {"text_temperature": 0.0, "audio_temperature": 0.0} if mode == "greedy" else {}
     try:
         ids = torch.from_numpy(prompt)[None]

@@ -26,7 +26,8 @@ from scripts.reply_fixture import run_arrays
 from stretto.families.moshi.convert import vocabulary
 from stretto.families.text import sentencepiece_at
 
-NUM_FRAMES, NUM_LONG_FRAMES = 80, 3050
+NUM_FRAMES = 80
+NUM_LONG_FRAMES = 3050
 ROLE = "who said that the garden door is open"
 # Seed, voice and role of each reply. Seed 0 is greedy.
 REPLIES = ((0, "NATF0", ROLE), (1001, "VARM4", ROLE), (1002, "NATM1", ""))
@@ -76,7 +77,9 @@ def reply(lm: Any, voice: np.ndarray | Path, role: list[int], user: np.ndarray, 
     """
     from moshi.models.lm import LMGen
 
-    num_silent, rows, frames = int(0.5 * 12.5), [0], []
+    num_silent = int(0.5 * 12.5)
+    rows = [0]
+    frames = []
     settings = {"sample_rate": 24_000, "frame_rate": 12.5, "audio_silence_frame_cnt": num_silent}
     generator = LMGen(lm, device="cpu", use_sampling=seed > 0, text_prompt_tokens=role, check=True, **settings)
     if isinstance(voice, Path):
@@ -103,7 +106,8 @@ def by_file_and_by_codes(
     folder: Path, name: str, roles: Sequence[int], user: np.ndarray, seed: int, **changed: Any
 ) -> np.ndarray:
     """Return the frames of a reply in a voice, after its published file and after the codes of its recording."""
-    config, codes = {**CONFIG, **changed}, voice_codes(name)
+    config = {**CONFIG, **changed}
+    codes = voice_codes(name)
     stored = voice_file(codes, load_file(folder / "model.safetensors"), config)
     torch.save(stored, folder / f"{name}.pt")
     by_codes, by_file = (

@@ -32,10 +32,15 @@ from benchmarks.checkpoints.random_phonon import (
     write_release,
 )
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.sampling import gaussian, seed_key, stream_keys
+from stretto.noise import gaussian, seed_key, stream_keys
 
-SEEDS, VOICE, NUM_FRAMES = (7, 8), "Toby", 24
-NUM_SPOKEN_FRAMES, FRAME, STRIDE = 8, 1920, 8  # of the samples without noise, every eighth is stored
+SEEDS = (7, 8)
+VOICE = "Toby"
+NUM_FRAMES = 24
+# of the samples without noise, every eighth is stored
+NUM_SPOKEN_FRAMES = 8
+FRAME = 1920
+STRIDE = 8
 PREPARED = "The garden door is open."
 # Texts for the runtime: white space, capitals, ends, few words, characters without a token, and several pieces.
 TEXTS = (
@@ -51,7 +56,8 @@ TEXTS = (
     "a word without any mark " * 45,
     "it is (open.) and here “too!” so " * 4 + "one more " * 30 + "x" * 700,
 )
-NUDGE, NUM_NUDGES = 1e-6, 3
+NUDGE = 1e-6
+NUM_NUDGES = 3
 NO_END = 1e9  # an end threshold that no logit exceeds
 PLACEHOLDERS = {"audio_prompt_token_id": 197, "audio_latent_token_id": 198, "audio_bos_token_id": 199}
 TOLERANCE = 1e-5  # permitted difference between processors, for `--check`
@@ -60,7 +66,8 @@ TOLERANCE = 1e-5  # permitted difference between processors, for `--check`
 @contextmanager
 def noise_of(seed: int, first: int) -> Iterator[None]:
     """Replace torch's normal noise with the engine's, for the rows from position `first` on."""
-    randn, position = torch.randn, [first]
+    randn = torch.randn
+    position = [first]
 
     def own(batch: int, width: int, **options: Any) -> torch.Tensor:
         keys = stream_keys(np.array([seed_key(seed)], np.int32), np.array(position, np.int32), 1 + width)[:, 1:]
@@ -124,7 +131,8 @@ def generate(
         nudge: Value added to the first latent.
     """
     record = config(kind)
-    latents, sample = list[torch.Tensor](), model.sample_latent
+    latents = list[torch.Tensor]()
+    sample = model.sample_latent
 
     def sampled(*call: Any) -> torch.Tensor:
         latent = sample(*call)
@@ -177,7 +185,8 @@ def spoken(folder: Path, kind: str) -> dict[str, Any]:
     import ptts
 
     record = config(kind)
-    release, found = write_release(folder, kind), dict[str, Any]()
+    release = write_release(folder, kind)
+    found = dict[str, Any]()
     for name, threshold in (("all", -NO_END), ("first", NO_END)):
         (release / "config.json").write_text(json.dumps(record | {"eos_threshold": threshold}))
         model = ptts.TTS(str(release), lang="none", temperature=0.0, voice=VOICE)

@@ -24,9 +24,12 @@ import yaml
 
 from benchmarks.checkpoints.random_pocket import config, inputs, recording, write_release
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.sampling import gaussian, seed_key, stream_keys
+from stretto.noise import gaussian, seed_key, stream_keys
 
-SEED, VOICE, MAX_FRAMES, FRAME = 7, "alba", 40, 1920
+SEED = 7
+VOICE = "alba"
+MAX_FRAMES = 40
+FRAME = 1920
 TEXTS = {
     "english": "the garden door is open",
     "english_2m": "Hi — it’s me",
@@ -43,9 +46,12 @@ CUT_TEXTS = (
     "\n two lines\nof text\r\n",
     "words without any punctuation mark " * 6,
 )
-NUDGE, NUM_NUDGES = 1e-6, 3
+NUDGE = 1e-6
+NUM_NUDGES = 3
 NO_END = 1e9  # an end threshold that no logit exceeds
-NUM_PCM_FRAMES, NUM_LAST_SAMPLES, NUM_CLONED_FRAMES = 5, 480, 16
+NUM_PCM_FRAMES = 5
+NUM_LAST_SAMPLES = 480
+NUM_CLONED_FRAMES = 16
 TOLERANCE = 1e-5  # permitted difference between processors, for `--check`: results are rounded to float32
 
 
@@ -55,7 +61,8 @@ def noise_at(position: list[int]) -> Iterator[None]:
     normal = torch.nn.init.normal_
 
     def own(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, generator: object = None) -> torch.Tensor:
-        seeds, positions = np.array([seed_key(SEED)], np.int32), np.array(position, np.int32)
+        seeds = np.array([seed_key(SEED)], np.int32)
+        positions = np.array(position, np.int32)
         keys = stream_keys(seeds, positions, 1 + tensor.shape[-1])[:, 1:]
         return tensor.copy_(torch.from_numpy(gaussian(keys)).double() * std)
 
@@ -80,7 +87,10 @@ def generate(
         tail: Number of frames to generate from the end frame on.
         nudge: Value added to the first latent.
     """
-    state, logits, latents, ended = copy.deepcopy(state), list[float](), list[torch.Tensor](), None
+    state = copy.deepcopy(state)
+    logits = list[float]()
+    latents = list[torch.Tensor]()
+    ended = None
     start = model._flow_lm_current_end(state) + tokens.shape[1]
     model._expand_kv_cache(state, start + MAX_FRAMES + 1)
     model.eos_threshold = threshold
@@ -161,10 +171,13 @@ def reply(loaded: Loaded, text: str) -> dict[str, Any]:
     from pocket_tts.data.audio_utils import end_on_pause
     from pocket_tts.models.text_chunking import prepare_text_prompt, split_into_best_sentences
 
-    record, model, state = loaded.record, loaded.model, loaded.voice
+    record = loaded.record
+    model = loaded.model
+    state = loaded.voice
     rules = {name: getattr(model, name) for name in ("pad_with_spaces_for_short_inputs", "remove_semicolons")}
     prepared, guess = prepare_text_prompt(text, *rules.values(), replace_characters=model.replace_characters)
-    tokens, tail = model.flow_lm.conditioner.prepare(prepared), guess + 2
+    tokens = model.flow_lm.conditioner.prepare(prepared)
+    tail = guess + 2
     pieces = list[list[tuple[list[int], int]]]()
     for each in CUT_TEXTS:
         cut = split_into_best_sentences(

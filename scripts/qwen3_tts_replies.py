@@ -21,14 +21,16 @@ import torch
 from benchmarks.checkpoints.random_qwen3_tts import SPECIAL, plain_ids, small_config, tensors
 from scripts.reply_fixture import run_arrays
 
-TEXT, INSTRUCTION, REFERENCE = "Go on, 7x.", "low pitch", "mind"
+TEXT = "Go on, 7x."
+INSTRUCTION = "low pitch"
+REFERENCE = "mind"
 NUM_TOKENS = 24  # tokens of stream 0; the last one has no frame
 WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}
-START, END = SPECIAL["<|im_start|>"], SPECIAL["<|im_end|>"]
-ROLE, USER = (
-    [START, 263, 198],
-    [START, 266, 198],
-)  # assistant and user in the ids of `random_qwen3_tts.write_tokenizer`
+START = SPECIAL["<|im_start|>"]
+END = SPECIAL["<|im_end|>"]
+# assistant and user in the ids of `random_qwen3_tts.write_tokenizer`
+ROLE = [START, 263, 198]
+USER = [START, 266, 198]
 GREEDY = dict.fromkeys(("top_k", "top_p", "temperature")) | {"do_sample": False}
 
 
@@ -96,8 +98,10 @@ class Recorder:
     """Runner of `generate` that records the talker's input embeddings and logits."""
 
     def __init__(self, model: Any):
-        self.model, self.steps = model, list[torch.Tensor]()
-        self._stock, model.talker.generate = model.talker.generate, self._generate
+        self.model = model
+        self.steps = list[torch.Tensor]()
+        self._stock = model.talker.generate
+        model.talker.generate = self._generate
         for head in model.talker.code_predictor.lm_head:
             head.register_forward_hook(lambda module, given, out: self.steps.append(out[0, -1]))
 

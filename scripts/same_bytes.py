@@ -37,9 +37,11 @@ def _contents(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _plain(member: tarfile.TarInfo, epoch: int) -> tarfile.TarInfo:
     """Return a member without its owner and with the date `epoch`."""
     plain = tarfile.TarInfo(member.name)
-    plain.type, plain.linkname = member.type, member.linkname
+    plain.type = member.type
+    plain.linkname = member.linkname
     plain.size = member.size if member.isreg() else 0
-    plain.mtime, plain.mode = epoch, 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    plain.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+    plain.mtime = epoch
     return plain
 
 

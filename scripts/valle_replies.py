@@ -56,7 +56,8 @@ class Leads:
     """
 
     def __init__(self, choose: Callable[..., Any], num_prefix: int):
-        self._choose, self._first = choose, num_prefix
+        self._choose = choose
+        self._first = num_prefix
         self.found = dict[int, float]()
 
     def __call__(self, logits: torch.Tensor, opts: Any, allow_eos: bool, nq_level: int) -> Any:
@@ -101,7 +102,8 @@ def replies() -> Replies:
     torch.set_num_threads(1)  # steps are too small to parallelise
     numbers = {name: value for name, value in NUMBERS.items() if name != "qk_norm"}
     stored = {name.removeprefix("corelm."): tensor for name, tensor in tensors().items()}
-    choose, drawn = valle.logits_to_tokens, list[dict[str, Any]]()
+    choose = valle.logits_to_tokens
+    drawn = list[dict[str, Any]]()
     for text, num_frames, seed in CASES:
         model = valle.ValleLM(KNOWN.vocab_size, KNOWN.num_codebooks, **numbers).eval()
         model.load_state_dict(stored)

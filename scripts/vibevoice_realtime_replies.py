@@ -25,7 +25,7 @@ from benchmarks.checkpoints.random_vibevoice_realtime import (
 )
 from benchmarks.checkpoints.random_vibevoice_realtime import tensors as weights
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.sampling import gaussian, seed_key, stream_keys
+from stretto.noise import gaussian, seed_key, stream_keys
 
 # Seed, voice, number of text tokens, guidance scale and solver steps of each reply.
 REPLIES = (
@@ -33,9 +33,13 @@ REPLIES = (
     (8, "en-Bob_man", 10, 2.0, 10),
     (9, "en-Ann_woman", 3, 1.0, 5),
 )
-NUM_WORDS, NUM_FRAMES = 5, 6
-MAX_FRAMES, STRIDE = 40, 16  # every 16th sample is stored
-NUDGE, NUM_NUDGES = 1e-6, 3
+NUM_WORDS = 5
+NUM_FRAMES = 6
+# every 16th sample is stored
+MAX_FRAMES = 40
+STRIDE = 16
+NUDGE = 1e-6
+NUM_NUDGES = 3
 TOLERANCE = 1e-5  # permitted difference between processors, for `--check`
 TOKENIZER = SimpleNamespace(
     bos_token_id=0,
@@ -71,9 +75,11 @@ def prefilled(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     from transformers.cache_utils import DynamicCache
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
-    found, made = {name: values.double() for name, values in tensors.items()}, {}
+    found = {name: values.double() for name, values in tensors.items()}
+    made = {}
     for part in ("lm", "tts_lm", "neg_lm", "neg_tts_lm"):
-        cache, index = DynamicCache(), 0
+        cache = DynamicCache()
+        index = 0
         while f"{part}_key_{index}" in found:
             cache.update(found[f"{part}_key_{index}"].clone(), found[f"{part}_value_{index}"].clone(), index)
             index += 1
@@ -83,9 +89,11 @@ def prefilled(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def positions(first: int, num_words: int) -> list[int]:
     """Return the positions of the frames of a reply whose first row is `first`."""
-    found, index = list[int](), first
+    found = list[int]()
+    index = first
     while len(found) < MAX_FRAMES:
-        index, num_words = index + min(NUM_WORDS, num_words), max(0, num_words - NUM_WORDS)
+        index = index + min(NUM_WORDS, num_words)
+        num_words = max(0, num_words - NUM_WORDS)
         found += range(index, index + NUM_FRAMES)
         index += NUM_FRAMES
     return found
@@ -99,9 +107,12 @@ def generate(
 
     `nudge` is added to the first latent.
     """
-    prompt, latents = prefilled(tensors), list[torch.Tensor]()
+    prompt = prefilled(tensors)
+    latents = list[torch.Tensor]()
     num_text, num_rows = (prompt[part]["last_hidden_state"].shape[1] for part in ("lm", "tts_lm"))
-    places, randn, sample = positions(num_rows, len(ids)), torch.randn, model.sample_speech_tokens
+    places = positions(num_rows, len(ids))
+    randn = torch.randn
+    sample = model.sample_speech_tokens
 
     def noise(*shape: int, **options: Any) -> torch.Tensor:
         position = np.array([places[len(latents)]], np.int32)

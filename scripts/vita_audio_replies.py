@@ -30,7 +30,8 @@ SCHEDULES = {
     "more than modules": [1, 13],
     "one prefix": [2, 3, 1, 5],
 }
-SEED, NUM_TOKENS = 1, 64
+SEED = 1
+NUM_TOKENS = 64
 PROMPTS = ([5, 7, 11, 3, 9, 21, 40], [280, 300, 7], [*range(20, 60)])
 PENALTIES = (1.0, 1.05, 1.3)
 
@@ -40,8 +41,10 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Apply causal attention, aligned to the lower right corner, from [B, heads, n, D] to [B, kv heads, t, D]."""
     groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    new, known = query.shape[2], key.shape[2]
+    key = key.repeat_interleave(groups, 1)
+    value = value.repeat_interleave(groups, 1)
+    new = query.shape[2]
+    known = key.shape[2]
     scores = query @ key.transpose(2, 3) * scaling + torch.full((new, known), -math.inf).triu(known - new + 1)
     return (scores.softmax(-1) @ value).transpose(1, 2), None
 
@@ -91,7 +94,8 @@ def replies() -> Replies:
     """Generate the replies of the fixture."""
     torch.set_num_threads(1)  # steps are too small to parallelise
     torch.set_default_dtype(torch.float64)
-    model, made = authors_model(), []
+    model = authors_model()
+    made = []
     for name, schedule in SCHEDULES.items():
         for prompt in PROMPTS:
             for penalty in PENALTIES:

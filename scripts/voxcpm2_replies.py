@@ -22,18 +22,23 @@ from safetensors import safe_open
 
 from benchmarks.checkpoints.random_voxcpm2 import RECORDINGS, inputs, recording, tensors, write_release
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.sampling import gaussian, seed_key, stream_keys
+from stretto.noise import gaussian, seed_key, stream_keys
 
 KINDS = ("plain", "scaled")
-SEED, GUIDANCE, STEPS, MAX_PATCHES = 7, 2.0, 10, 20
-TEXT, PROMPT_TEXT = "hello, 你好 you.", "ab "
+SEED = 7
+GUIDANCE = 2.0
+STEPS = 10
+MAX_PATCHES = 20
+TEXT = "hello, 你好 you."
+PROMPT_TEXT = "ab "
 MODES: dict[str, dict[str, str]] = {
     "zero": {},
     "reference": {"reference_wav_path": "reference"},
     "continuation": {"prompt_wav_path": "prompt", "prompt_text": PROMPT_TEXT},
     "both": {"reference_wav_path": "reference", "prompt_wav_path": "prompt", "prompt_text": PROMPT_TEXT},
 }
-NUDGE, NUM_NUDGES = 1e-6, 3
+NUDGE = 1e-6
+NUM_NUDGES = 3
 NUM_SAMPLES = 1500  # number of samples stored from the start and from the end
 TOLERANCE = 1e-5  # permitted difference between processors: results of up to 25 are rounded to float32
 LEAST_MARGIN = 2e-5  # least distance of bottleneck values from rounding points, and between the two stop logits
@@ -63,16 +68,20 @@ class Recorder:
     """Recorder of a model's inputs and outputs during a reply, with its noise replaced and one patch nudged."""
 
     def __init__(self, model: Any, nudge: torch.Tensor | float, stops: bool):
-        self.patches, self.leads = list[torch.Tensor](), list[torch.Tensor]()
+        self.patches = list[torch.Tensor]()
+        self.leads = list[torch.Tensor]()
         self.rows: Any = ()
-        self._model, self._nudge, self._stops = model, nudge, stops
+        self._model = model
+        self._nudge = nudge
+        self._stops = stops
         self._position = 0
         self.margin = 1.0
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Replace the model's functions during the `with` block."""
-        model, cfm = self._model, sys.modules["voxcpm.modules.locdit.unified_cfm"]
+        model = self._model
+        cfm = sys.modules["voxcpm.modules.locdit.unified_cfm"]
         saved = model._inference, model.feat_decoder.forward, model.stop_head.forward, torch.randn
         generate, decode, stop, _ = saved
 
@@ -94,7 +103,8 @@ class Recorder:
 
         def randn(shape: tuple[int, ...], **more: Any) -> torch.Tensor:
             _, channels, length = shape
-            seeds, positions = np.array([seed_key(SEED)], np.int32), np.array([self._position], np.int32)
+            seeds = np.array([seed_key(SEED)], np.int32)
+            positions = np.array([self._position], np.int32)
             keys = stream_keys(seeds, positions, 1 + channels * length)[:, 1:]
             self._position += 1
             return torch.from_numpy(gaussian(keys)).double().view(1, length, channels).transpose(1, 2).contiguous()
@@ -104,7 +114,9 @@ class Recorder:
             self.margin = min(self.margin, float((scaled - scaled.floor() - 0.5).abs().min()))
 
         hook = model.fsq_layer.in_proj.register_forward_hook(half)
-        model._inference, model.feat_decoder.forward, model.stop_head.forward = inference, feat_decoder, stop_head
+        model._inference = inference
+        model.feat_decoder.forward = feat_decoder
+        model.stop_head.forward = stop_head
         cfm.torch.randn = randn
         try:
             yield
@@ -165,7 +177,8 @@ def replies() -> dict[str, Any]:
                 weights
             )  # safetensors cannot read after torch is changed
             model = authors.VoxCPM2Model.from_local(str(release), optimize=False, device="cpu")
-            own, stored = set(model.state_dict()), {*torch.load(release / "audiovae.pth")["state_dict"]}
+            own = set(model.state_dict())
+            stored = {*torch.load(release / "audiovae.pth")["state_dict"]}
             with safe_open(release / "model.safetensors", "pt") as file:
                 assert own == {*file.keys()} | {f"audio_vae.{name}" for name in stored}, "names differ"
             for mode in MODES:

@@ -47,7 +47,8 @@ ALLOWED = {
     "streams": set(),
     "marking": {"entry_points"},
     "records": {"streams", "errors"},
-    "sampling": {"errors"},
+    "noise": set(),
+    "sampling": {"noise", "errors"},
     "weights": {"untrusted_files", "errors"},
     "codecs": {"weights", "entry_points", "untrusted_files", "errors"},
     "encoders": {"codecs", "weights", "untrusted_files", "errors"},
@@ -62,7 +63,7 @@ ALLOWED = {
     "cpu_backend": set(),
     "engine/columns": set(),
     "engine/rules": {"engine/columns"},
-    "engine/kernels": {"engine/columns", "engine/rules", "sampling", "errors"},
+    "engine/kernels": {"engine/columns", "engine/rules", "noise", "sampling", "errors"},
     "engine": {
         "cpu_backend", "engine/rules", "engine/kernels", "families", "records", "streams", "config", "limits",
         "kv_blocks", "worker_process", "spare_process", "errors", "untrusted_files",
@@ -71,8 +72,8 @@ ALLOWED = {
         "engine", "engine/rules", "families", "records", "streams", "kv_blocks", "worker_process", "errors",
     },
     "engine/worker": {
-        "engine", "cpu_backend", "engine/columns", "engine/rules", "engine/kernels", "families", "sampling", "records",
-        "streams", "cuda_graphs", "errors",
+        "engine", "cpu_backend", "engine/columns", "engine/rules", "engine/kernels", "families", "noise", "sampling",
+        "records", "streams", "cuda_graphs", "errors",
     },
     "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "families", "errors"},
     "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
@@ -95,8 +96,8 @@ ALLOWED = {
     "__main__": {"cli"},
     "families/*": {
         "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families",
-        "encoders", "codecs", "weights", "sampling", "records", "streams", "config", "untrusted_files", "errors",
-        "testing",
+        "encoders", "codecs", "weights", "noise", "sampling", "records", "streams", "config", "untrusted_files",
+        "errors", "testing",
     },
 }  # fmt: skip
 # The only modules that client, server and gateway share; each imports the standard library, schema types, CUDA or
@@ -114,8 +115,8 @@ PLUGIN = "families/*"
 ROLES = {
     "mechanism/*reference.py": {"testing", "families", "records"},
     "mechanism*.py": {
-        "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families", "sampling",
-        "records", "streams", "config", "errors",
+        "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families", "noise",
+        "sampling", "records", "streams", "config", "errors",
     },
     "__init__.py": {"families"},
     "family.py": {"families", "records", "streams", "errors"},
@@ -135,12 +136,16 @@ LIBRARIES = {
         "weights", "codecs", "encoders", "aligning", "families", "families/*", "engine", "convert", "testing",
     },
     "torch": {
-        "cuda_graphs", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine", "cpu_backend",
-        "decoder", "triton_io", "convert", "testing", "aligning", "verification",
+        "cuda_graphs", "noise", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine",
+        "cpu_backend", "decoder", "triton_io", "convert", "testing", "aligning", "verification",
     },
 }  # fmt: skip
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_CLASS_LINES, MAX_CONSTRUCTOR_ARGUMENTS, MAX_ADAPTER_LINES = 600, 80, 300, 8, 80
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 80
+MAX_CLASS_LINES = 310  # with base classes
+MAX_CONSTRUCTOR_ARGUMENTS = 8
+MAX_ADAPTER_LINES = 80
 BANNED_NAMES = {"cfg", "utils", "helpers", "common", "misc", "shadow", "n_q", "card"}
 ORDINARY = {"tiny"}  # names of families and codecs that are words, too: found between quotes only
 SPELLED = {"valle": "vall_e", "xcodec": "x_codec"}  # as words

@@ -46,14 +46,17 @@ JUMPS = (3600.0, -3600.0)
 FRONT_ENDS = ("proxy", "stretto_gateway")
 UNPROBED = ("malformed", "upload")  # kinds of request that need less of the server
 KINDS = ("kill", "stop", "front-end", "shared-memory", "disk", "disk-kill", "clock")
-SETTLE_S, AFTERWARDS_S = 2.0, 5.0  # seconds of load before a fault, and after the server has recovered
+# seconds of load before a fault, and after the server has recovered
+SETTLE_S = 2.0
+AFTERWARDS_S = 5.0
 
 
 class Soak:
     """A soak test of one launcher."""
 
     def __init__(self, launch: Launch, arguments: argparse.Namespace):
-        self._launch, self._arguments = launch, arguments
+        self._launch = launch
+        self._arguments = arguments
         kinds = live if arguments.load == "live" else load
         self._asks: list[Ask] = kinds.make_asks(arguments.seed)
         self._kinds = kinds.KINDS
@@ -72,8 +75,10 @@ class Soak:
         warmed.start(arguments.streams)  # starts every thread of every pool, and grows every buffer
         await warmed.stop()
         await asyncio.sleep(IDLE_S)
-        before, follower = checks.look(self._launch.metrics), Follower(os.getpid())
-        first, streams = follower.look(), self._streams(seed=0)
+        before = checks.look(self._launch.metrics)
+        follower = Follower(os.getpid())
+        first = follower.look()
+        streams = self._streams(seed=0)
         streams.start(arguments.streams)
         until_s = time.monotonic() + 60 * arguments.minutes
         while time.monotonic() < until_s:
@@ -81,7 +86,8 @@ class Soak:
             follower.look()
         await streams.stop()
         await asyncio.sleep(IDLE_S)
-        last, after = follower.look(), checks.look(self._launch.metrics)
+        last = follower.look()
+        after = checks.look(self._launch.metrics)
         processes = describe(follower, arguments.warm_up_minutes, first, last)
         wrong = checks.of_calm(streams.outcomes) + checks.left_over(before, after)
         wrong += checks.of_memory(processes, arguments.minutes - arguments.warm_up_minutes)
@@ -110,7 +116,8 @@ class Soak:
         streams = self._streams(seed)
         streams.start(0 if self._arguments.idle else self._arguments.streams)
         await asyncio.sleep(SETTLE_S)
-        skipped, begun = None, time.monotonic()
+        skipped = None
+        begun = time.monotonic()
         try:
             await fault.strike(self._launch)
         except Skipped as reason:
@@ -211,7 +218,8 @@ def jump(folder: Path, arguments: argparse.Namespace, wrong: list[str]) -> list[
     (folder / "clocked").mkdir()
     environment = clock_environment(folder / "clocked")
     launch = Launch(arguments.model_repository, folder / "clocked", environment=environment, gateway=free_ports(1)[0])
-    soak, faults = Soak(launch, arguments), [Jump(seconds) for seconds in JUMPS]
+    soak = Soak(launch, arguments)
+    faults = [Jump(seconds) for seconds in JUMPS]
     launch.start()
     try:
         asyncio.run(soak.take_references())

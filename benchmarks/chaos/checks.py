@@ -71,7 +71,8 @@ IDLE_GAUGES = (
     "decoder_waiting_chunks",
 )
 NEVER = ("unguided_total",)  # counts events that only a bug can cause
-SERVER, REGION = "tritonserver", "stretto_launch_"
+SERVER = "tritonserver"
+REGION = "stretto_launch_"
 ABANDONED_THREADS = 35  # per model instance in Triton's Python backend: a pool of 32, and three more
 # Permitted extra resources per process: the threads of an event loop's default pool, which start when calls overlap and
 # never end, and descriptors of connections that are being closed.
@@ -192,7 +193,8 @@ def write_report(path: Path, result: Result) -> None:
 def lines(result: Result) -> Iterator[str]:
     """Yield the lines of the report."""
     record = result.figures
-    calm, hardware = record["calm"], result.hardware
+    calm = record["calm"]
+    hardware = result.hardware
     live = " of live sessions" * (record["load"] == "live")
     idle = " at idle" * record["idle"]
     yield f"# {record['streams']} streams{live} for {calm['minutes']:g} minutes, then faults{idle}"

@@ -18,7 +18,9 @@ from stretto.launcher.processes import birth, read_process
 
 LAUNCHER = "launcher"
 SHARED_MEMORY = Path("/dev/shm")
-STOPPED_S, FULL_S, JUMPED_S = 20.0, 10.0, 20.0
+STOPPED_S = 20.0
+FULL_S = 10.0
+JUMPED_S = 20.0
 REPLACED_S = 200.0  # for a busy machine; a replacement takes seconds on an idle one
 MAX_FILLED = 4 << 30  # largest file system to fill, in bytes; a larger one may be shared with others
 CLOCK = Path(__file__).with_name("clock.c")
@@ -150,7 +152,8 @@ class Fill(Fault):
 
     async def strike(self, launch: Launch) -> None:
         """Keep the file system full, then free it; raise Ended if a process of the server ended meanwhile."""
-        before, found = served_processes(), os.statvfs(self.folder)
+        before = served_processes()
+        found = os.statvfs(self.folder)
         size = found.f_blocks * found.f_frsize
         if size > MAX_FILLED:
             raise Skipped(f"{self.folder} has {size >> 20} MiB and may be shared: use scripts/soak.sh")
@@ -202,7 +205,8 @@ def fill(file: int, folder: Path) -> None:
 
 def clock_environment(folder: Path) -> Mapping[str, str]:
     """Return the environment of a server whose clock can be set by `set_clock`; empty if there is no C compiler."""
-    compiler, library = shutil.which("cc"), folder / "clock.so"
+    compiler = shutil.which("cc")
+    library = folder / "clock.so"
     if compiler is None:
         return {}
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, CLOCK, "-ldl"], check=True)

@@ -27,7 +27,8 @@ KINDS = {"talk": 8.0, "resumed talk": 4.0, "recording": 3.0, "malformed": 1.0}  
 
 def write_repository(folder: Path) -> Path:
     """Write a model repository with a small random Moshi into an empty folder and return its path."""
-    release, checkpoint = write_release(folder / "release"), folder / "checkpoint"
+    release = write_release(folder / "release")
+    checkpoint = folder / "checkpoint"
     if convert(["moshi", "--model", str(release), "--out", str(checkpoint)]):
         raise RuntimeError(f"{release}: not converted")
     make(checkpoint, folder / "repository", {"max_num_seqs": 64, "max_model_len": 256})
@@ -46,8 +47,10 @@ def make_asks(seed: int, sessions: int = 12, recordings: int = 4) -> list[Ask]:
 
 
 def _talking(name: str, kind: str, number: int, draw: random.Random, options: dict[str, Any]) -> Ask:
-    num_frames, seed = draw.randrange(5, MAX_FRAMES), draw.randrange(1 << 30)
-    size, pause_s = draw.choice((333, FRAME, 5000)), draw.choice((0.0, 0.02, 0.08))
+    num_frames = draw.randrange(5, MAX_FRAMES)
+    seed = draw.randrange(1 << 30)
+    size = draw.choice((333, FRAME, 5000))
+    pause_s = draw.choice((0.0, 0.02, 0.08))
 
     def send(client: SpeechClient) -> Speech:
         return client.talk(pieces(number, num_frames, size, pause_s), RATE, seed=seed, **options)
@@ -56,7 +59,8 @@ def _talking(name: str, kind: str, number: int, draw: random.Random, options: di
 
 
 def _recording(number: int, draw: random.Random) -> Ask:
-    pcm, seed = audio(number, draw.randrange(5, MAX_FRAMES)), draw.randrange(1 << 30)
+    pcm = audio(number, draw.randrange(5, MAX_FRAMES))
+    seed = draw.randrange(1 << 30)
     options: dict[str, Any] = {"task": "duplex", "seed": seed}
     return GrpcAsk(f"recording {number}", "recording", lambda client: client.transcribe((pcm, RATE), **options))
 

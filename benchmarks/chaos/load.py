@@ -136,7 +136,8 @@ UPLOADS = ("prepared", "long", "corrupt")
 
 def make_asks(seed: int, speak: int = 24, transcribe: int = 8, through_gateway: int = 4) -> list[Ask]:
     """Return requests for each task, large uploads and malformed requests; equal seeds give equal requests."""
-    draw, lines = random.Random(seed), texts()
+    draw = random.Random(seed)
+    lines = texts()
     asks: list[Ask] = [_speaking(number, next(lines), draw) for number in range(speak)]
     asks += [_transcribing(number, draw) for number in range(transcribe)]
     asks += [_asking_the_gateway(number, next(lines), draw) for number in range(through_gateway)]
@@ -145,7 +146,8 @@ def make_asks(seed: int, speak: int = 24, transcribe: int = 8, through_gateway: 
 
 
 def _speaking(number: int, line: str, draw: random.Random) -> Ask:
-    text, options = _beginning(line, draw), _options(draw)
+    text = _beginning(line, draw)
+    options = _options(draw)
     if draw.random() < 0.3:
         options["encoding"] = "pcm_s16le"
     if draw.random() < 0.2:
@@ -268,7 +270,8 @@ def judge(reference: Answer, answer: Answer) -> Verdict:
 
 def begins(reference: Answer, answer: Answer) -> bool:
     """Return True if the answer so far equals the beginning of the reference."""
-    expected, got = reference.samples(), answer.samples()
+    expected = reference.samples()
+    got = answer.samples()
     if not reference.text.startswith(answer.text) or len(got) > len(expected):
         return False
     if not len(got):
@@ -390,9 +393,11 @@ async def read(ask: Ask, server: str, reader: Reader, draw: random.Random, limit
         async with asyncio.timeout(3 * limit_s):
             await reader(ask, server, draw, answer, Timeouts(limit_s, limit_s, 2 * limit_s))
     except (TimedOut, TimeoutError) as error:
-        answer.is_overdue, answer.message = True, str(error)
+        answer.is_overdue = True
+        answer.message = str(error)
     except ClientError as error:
-        answer.error, answer.message = type(error).__name__, str(error)
+        answer.error = type(error).__name__
+        answer.message = str(error)
     return answer
 
 
@@ -444,10 +449,13 @@ class Streams:
         kinds: Mapping[str, float] = KINDS,
     ):
         self.outcomes = Outcomes()
-        self._servers, self._references, self._limit_s = servers, references, limit_s
+        self._servers = servers
+        self._references = references
+        self._limit_s = limit_s
         self._by_kind = {kind: [ask for ask in asks if ask.kind == kind] for kind in kinds}
         self._kinds = kinds
-        self._seed, self._is_over = seed, False
+        self._seed = seed
+        self._is_over = False
         self._loops: list[asyncio.Task[None]] = []
 
     def start(self, number: int) -> None:

@@ -67,7 +67,8 @@ MULTILINGUAL = replace(
     languages=tuple(LANGUAGES),
     has_cangjie=True,
 )
-T3_FILE, MULTILINGUAL_T3_FILE = "t3_cfg.safetensors", "t3_mtl23ls_v3.safetensors"
+T3_FILE = "t3_cfg.safetensors"
+MULTILINGUAL_T3_FILE = "t3_mtl23ls_v3.safetensors"
 VOICES = {"default": 3, "anna": 4}  # seeds
 PUBLISHED_HEARING = (1280, 6)  # width and layers of the tokenizer
 ENDING = 3.0  # factor on the end token's logit, so that some replies end by themselves
@@ -301,7 +302,8 @@ TURBO_VOICES = {"default": 5, "anna": 6}  # seeds
 
 def turbo_shapes(sizes: Gpt2Sizes = TURBO) -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape for the T3 model of Turbo or Nano."""
-    width, num_speech_ids = sizes.width, END_OF_SPEECH + 1
+    width = sizes.width
+    num_speech_ids = END_OF_SPEECH + 1
     layers = {
         f"tfmr.h.{layer}.{name}": tuple(width * times for times in shape)
         for layer in range(sizes.num_layers)
@@ -325,7 +327,8 @@ def turbo_shapes(sizes: Gpt2Sizes = TURBO) -> dict[str, tuple[int, ...]]:
 
 def turbo_tensors(sizes: Gpt2Sizes = TURBO) -> dict[str, np.ndarray]:
     """Return a dict from published tensor name to random tensor for the T3 model of Turbo or Nano."""
-    random, made = np.random.Generator(np.random.PCG64(sizes.seed)), dict[str, np.ndarray]()
+    random = np.random.Generator(np.random.PCG64(sizes.seed))
+    made = dict[str, np.ndarray]()
     for name, shape in turbo_shapes(sizes).items():
         noise = random.standard_normal(shape)
         if len(shape) == 1:

@@ -42,7 +42,9 @@ from stretto.families.cosyvoice3.tokens import ADDED
 from stretto.families.cosyvoice3.voices import SPEAKER as SPEAKER_FILE
 from stretto.families.cosyvoice3.voices import TOKENIZER
 
-NUM_CODES, MELS, SPEAKER = 6561, 80, 192
+NUM_CODES = 6561
+MELS = 80
+SPEAKER = 192
 SEEDS = (0, 1)  # seeds of the releases that the authors' code decoded
 NARROW = CosyVoice3Config(
     codebook_size=NUM_CODES,
@@ -64,8 +66,10 @@ WIDE = replace(
 
 def tensors(config: CosyVoice3Config = NARROW, seed: int = 0) -> dict[str, dict[str, Tensor]]:
     """Return the random tensors of `flow` and of `hift`, each a dict by published name."""
-    codec, rng = CosyVoice3Codec(config), np.random.default_rng(seed)
-    flow, hift = random_weights(codec.flow, rng), random_vocoder(codec.hift, rng)
+    codec = CosyVoice3Codec(config)
+    rng = np.random.default_rng(seed)
+    flow = random_weights(codec.flow, rng)
+    hift = random_vocoder(codec.hift, rng)
     return {"flow": flow | _rotation(codec), "hift": as_published(hift, MAGNITUDE, DIRECTION)}
 
 
@@ -85,7 +89,8 @@ def write_codec(folder: Path, config: CosyVoice3Config = NARROW, seed: int = 0) 
 
 def random_codec(config: CosyVoice3Config = NARROW, seed: int = 0) -> CosyVoice3Codec:
     """Return the codec with random weights."""
-    codec, rng = CosyVoice3Codec(config), np.random.default_rng(seed)
+    codec = CosyVoice3Codec(config)
+    rng = np.random.default_rng(seed)
     codec.flow.load_state_dict(random_weights(codec.flow, rng) | _rotation(codec))
     codec.hift.load_state_dict(random_vocoder(codec.hift, rng))
     return prepared(codec)

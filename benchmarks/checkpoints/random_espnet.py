@@ -149,7 +149,8 @@ def _tensors(model_class: type, config: Any, generator: torch.Generator) -> dict
 
 def backbone_config(backbone: str, vocab_size: int, size: Size = SMALL) -> Any:
     """Return the config of the backbone's own repository. Only Qwen3 shares keys between heads."""
-    is_qwen, hidden = backbone == "qwen3", size.hidden
+    is_qwen = backbone == "qwen3"
+    hidden = size.hidden
     record = {
         "vocab_size": vocab_size,
         "hidden_size": hidden,
@@ -177,7 +178,8 @@ def write_bagpiper(
     generator = torch.Generator().manual_seed(seed)
     config = backbone_config("qwen3", vocabulary.vocab_size, size)
     module = _tensors(Qwen3ForCausalLM, config, generator)
-    hidden, streams = config.hidden_size, bagpiper.NUM_STREAMS
+    hidden = config.hidden_size
+    streams = bagpiper.NUM_STREAMS
     module["stream_emb.weight"] = 0.5 * torch.randn(streams, hidden, generator=generator)
     module["adaptor.continuous_audio.weight"] = 0.2 * torch.randn(
         hidden, AUDIO_TOWER["output_dim"], generator=generator
@@ -308,7 +310,12 @@ def tokenizer_words(tokenizer: Path, first: int, stop: int) -> list[str]:
     return found + [f"<unused_text_bpe_{token_id}>" for token_id in range(first + len(found), stop)]
 
 
-RATIOS, BLOCKS, BASE, LATENT, CODEBOOKS, SIZE = (8, 5, 4, 2), 3, 2, 16, 3, 32
+RATIOS = (8, 5, 4, 2)
+BLOCKS = 3
+BASE = 2
+LATENT = 16
+CODEBOOKS = 3
+SIZE = 32
 CONFIG: dict[str, Any] = {
     "codec": "dac",
     "codec_conf": {
@@ -353,7 +360,8 @@ def published_tensors(seed: int = 0, codebooks: int = CODEBOOKS, size: int = SIZ
                 tensors[f"codec.generator.{name}.lstm.weight_{part}_l{layer}"] = weight
                 tensors[f"codec.generator.{name}.lstm.bias_{part}_l{layer}"] = 0.1 * torch.randn(4 * width)
 
-    width, number = BASE << len(RATIOS), 2
+    width = BASE << len(RATIOS)
+    number = 2
     convolution("decoder.model.0", "conv", (width, LATENT, 7))
     lstm("decoder.model.1", width)
     for ratio in RATIOS:
@@ -391,7 +399,8 @@ def publish(directory: Path, tensors: dict[str, Tensor], config: dict[str, Any] 
 
 def write_codec(directory: Path, codebook_size: int, seed: int = 0) -> Path:
     """Write OpusLM's codec: eight codebooks at 16 kHz and 50 Hz."""
-    codebooks, conf = 8, CONFIG["codec_conf"]
+    codebooks = 8
+    conf = CONFIG["codec_conf"]
     bandwidth = math.log2(codebook_size) * 50 * codebooks / 1000 + 0.01
     numbers = {"quantizer_n_q": codebooks, "quantizer_bins": codebook_size, "quantizer_target_bandwidth": [bandwidth]}
     config = {"codec": "dac", "codec_conf": {**conf, "generator_params": conf["generator_params"] | numbers}}

@@ -68,8 +68,11 @@ def config(kind: str = "small", max_rows: int = 4096) -> dict[str, Any]:
 
 
 def _layer_shapes(prefix: str, section: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    width, inner, head = section["dim"], section["intermediate_size"], section["head_dim"]
-    queries, keys = section["n_head"] * head, section["n_local_heads"] * head
+    width = section["dim"]
+    inner = section["intermediate_size"]
+    head = section["head_dim"]
+    queries = section["n_head"] * head
+    keys = section["n_local_heads"] * head
     own: dict[str, tuple[int, ...]] = {
         "attention.wqkv": (queries + 2 * keys, width),
         "attention.wo": (width, queries),
@@ -88,8 +91,10 @@ def _layer_shapes(prefix: str, section: dict[str, Any]) -> dict[str, tuple[int, 
 
 def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor of the language model."""
-    text, fast = record["text_config"], record["audio_decoder_config"]
-    size, number = fast["vocab_size"], fast["num_codebooks"]
+    text = record["text_config"]
+    fast = record["audio_decoder_config"]
+    size = fast["vocab_size"]
+    number = fast["num_codebooks"]
     return {
         "text_model.model.embeddings.weight": (text["vocab_size"], text["dim"]),
         **_layer_shapes("text_model.model.", text),

@@ -128,8 +128,10 @@ def shapes_of(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         found |= units(block, 0, channels) | snake(f"{block}.3", channels)
         found |= normed(f"{block}.4", (2 * channels, channels, 2 * rate))
         channels *= 2
-    width, last = channels, len(record["encoder_rates"])
-    inner, num_layers = record["encoder_intermediate_size"], record["encoder_n_layer"]
+    width = channels
+    last = len(record["encoder_rates"])
+    inner = record["encoder_intermediate_size"]
+    num_layers = record["encoder_n_layer"]
     found |= transformer(f"encoder.block.{last}.block.5", width, inner, num_layers)
     found |= snake(f"encoder.block.{last + 1}", width) | normed(f"encoder.block.{last + 2}", (width, width, 3))
     for part in ("pre_module", "post_module"):
@@ -145,7 +147,8 @@ def shapes_of(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     channels = record["decoder_dim"]
     found |= normed("decoder.model.0", (channels, width, 7))
     for number, rate in enumerate(record["decoder_rates"], 1):
-        block, half = f"decoder.model.{number}.block", channels // 2
+        block = f"decoder.model.{number}.block"
+        half = channels // 2
         found |= snake(f"{block}.0", channels) | normed(f"{block}.1", (channels, half, 2 * rate), half)
         found |= units(block, 2, half)
         channels = half

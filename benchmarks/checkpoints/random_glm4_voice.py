@@ -236,7 +236,8 @@ def tokenizer_weights(config: WhisperVqConfig) -> dict[str, Tensor]:
 
     They include the tensors that only training uses.
     """
-    rng, drawn = np.random.default_rng(0), dict[str, Tensor]()
+    rng = np.random.default_rng(0)
+    drawn = dict[str, Tensor]()
     for name, tensor in sorted(WhisperVq(config).state_dict().items()):
         values = torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32))
         if tensor.dim() == 1:

@@ -12,9 +12,12 @@ from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.convert.command import main
 from stretto.families.higgs_audio.family import NEEDED, SCENE_END, SCENE_START
 
-NUM_TEXT_IDS, HEAD = 330, 32
+NUM_TEXT_IDS = 330
+HEAD = 32
 MARKERS = {name: 316 + index for index, name in enumerate((*NEEDED, SCENE_START, SCENE_END))}
-AUDIO_OUT, DELAY, PAD = 324, 325, 326
+AUDIO_OUT = 324
+DELAY = 325
+PAD = 326
 SPELLED = MARKERS | {"<|AUDIO_OUT|>": AUDIO_OUT, "<|reserved_special_token_6|>": DELAY, "<|end_of_text|>": PAD}
 # As published, but with limits short enough for tests to exceed.
 ROPE = {"rope_type": "llama3", "factor": 32.0, "rope_theta": 500000.0}

@@ -25,7 +25,9 @@ from stretto.codecs.higgs import HiggsModel
 from stretto.families.higgs_audio_v3.convert import CODEC, CODES, KIND, RATIOS, TEXTS
 from stretto.families.higgs_audio_v3.family import MARKERS, NUM_MARKS
 
-NUM_TEXT_IDS, NUM_WORDS = 360, 310  # the tokenizer leaves the last four words unused
+# the tokenizer leaves the last four words unused
+NUM_TEXT_IDS = 360
+NUM_WORDS = 310
 TAGS = ("<|emotion:elation|>", "<|style:whispering|>", "<|sfx:cough|>", "<|prosody:pause|>")
 # In the order of the published ids, between tokens that occur in no prompt; `<|endoftext|>` is among the words' ids.
 ADDED = ("<|tts|>", "<|streaming_tts|>", "<|audio|>", "<|text|>", "<|ref_audio|>", "<|ref_text|>", *TAGS, "<|chatml|>")
@@ -107,7 +109,8 @@ def codec_config(kind: str = "small") -> HiggsAudioV2TokenizerConfig:
 def language_model(kind: str = "small") -> dict[str, np.ndarray]:
     """Return the tensors of the language model by published name, without the copies of its tables."""
     sizes = KINDS[kind]
-    width, size = sizes["hidden_size"], sizes["num_codes"] + NUM_MARKS
+    width = sizes["hidden_size"]
+    size = sizes["num_codes"] + NUM_MARKS
     layers = layer_shapes("body.", {name: sizes[name] for name in (*NUMBERS, "head_dim")})
     tensors = random_tensors(
         {**layers, TEXTS: (NUM_TEXT_IDS, width), CODES: (size * sizes["num_codebooks"], width)}, sizes["seed"]

@@ -169,7 +169,8 @@ def mimi_shapes(config: MimiConfig) -> dict[str, tuple[int, ...]]:
 
 def random_words(number: int) -> list[str]:
     """Return random words of 4 to 9 letters: a corpus for tokenizers of the published sizes."""
-    random, letters = np.random.default_rng(3), np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    random = np.random.default_rng(3)
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     return ["".join(random.choice(letters, size)) for size in random.integers(4, 10, number)]
 
 
@@ -206,7 +207,8 @@ def write_parts(folder: Path, config: dict[str, Any], seed: int) -> None:
         (folder / config["mimi_config_name"]).write_text(json.dumps({**MIMI_RECORD, "quantizer": quantizer}))
     tensors = {name: values(name, shape, seed + 1) for name, shape in mimi_shapes(mimi).items()}
     save_file(tensors, folder / config["mimi_name"])
-    corpus, prefix = folder / "text.txt", folder / Path(config["tokenizer_name"]).stem
+    corpus = folder / "text.txt"
+    prefix = folder / Path(config["tokenizer_name"]).stem
     others = random_words(3 * config["text_card"]) if config["text_card"] > MOST_IDS_OF_TEXT else []
     corpus.write_text("\n".join([*TEXT * 4, *others]))
     sentencepiece.SentencePieceTrainer.train(

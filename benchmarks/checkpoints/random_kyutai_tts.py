@@ -109,13 +109,15 @@ SIZES: dict[str, dict[str, Any]] = {
         },
     },
 }
-VOICES, NUM_VECTORS = ("expresso/ex03.wav", "vctk/P226.wav"), 6
+VOICES = ("expresso/ex03.wav", "vctk/P226.wav")
+NUM_VECTORS = 6
 
 
 def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the language model's tensors by published name."""
     shapes = random_moshi.lm_shapes({**config, "dep_q": config["n_q"]})
-    width, depth_width = config["dim"], config["depformer_dim"]
+    width = config["dim"]
+    depth_width = config["depformer_dim"]
     shapes["text_linear.weight"] = config.get("text_card_out") or config["text_card"], width
     if config.get("demux_second_stream"):
         rank = config.get("depformer_low_rank_embeddings") or depth_width
@@ -123,7 +125,8 @@ def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             shapes[f"text_emb.out{number}.weight"] = width, width
             shapes[f"depformer_text_emb.out{number}.weight"] = depth_width, rank
     for name, record in config["conditioners"].items():
-        prefix, kind = f"condition_provider.conditioners.{name}", record[record["type"]]
+        prefix = f"condition_provider.conditioners.{name}"
+        kind = record[record["type"]]
         shapes[f"{prefix}.output_proj.weight"] = width, kind["dim"]
         shapes[f"{prefix}.learnt_padding"] = 1, 1, width
         if record["type"] == "lut":
@@ -170,7 +173,8 @@ def write_recording(path: Path, seconds: float) -> None:
 
 def write_voices(folder: Path, config: dict[str, Any]) -> None:
     """Write the files of two voices, in folders of their own."""
-    random, model = np.random.default_rng(14), config["model_id"]
+    random = np.random.default_rng(14)
+    model = config["model_id"]
     for name in VOICES:
         path = folder / f"{name}.{model['sig']}@{model['epoch']}.safetensors"
         path.parent.mkdir(parents=True)

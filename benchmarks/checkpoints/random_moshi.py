@@ -48,9 +48,13 @@ CONFIG: dict[str, Any] = {
 def lm_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the language model's tensors by published name."""
     shapes = random_kyutai_stt.lm_shapes({**config, "extra_heads_num_heads": 0})
-    width, size, num_codes, steps = config["dim"], config["depformer_dim"], config["card"], config["dep_q"]
+    width = config["dim"]
+    size = config["depformer_dim"]
+    num_codes = config["card"]
+    steps = config["dep_q"]
     schedule = config.get("depformer_weights_per_step_schedule") or range(steps)
-    num_sets, inner = 1 + max(schedule), 2 * config["depformer_dim_feedforward"] // 3
+    num_sets = 1 + max(schedule)
+    inner = 2 * config["depformer_dim_feedforward"] // 3
     rank = config.get("depformer_low_rank_embeddings")
     depth_tables = ["depformer_text_emb", *(f"depformer_emb.{k}" for k in range(steps - 1))]
     for name in depth_tables:

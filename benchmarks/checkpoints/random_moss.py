@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 from benchmarks.checkpoints.random_tensors import random_tensors
 
 FAVOUR = 0.15  # of the slot id
-NUM_TOKENS, NUM_TEXT_IDS = 303, 320  # tokens of the BPE, and ids with an embedding
+# tokens of the BPE, and ids with an embedding
+NUM_TOKENS = 303
+NUM_TEXT_IDS = 320
 # Tokens after those of the BPE, by the keys of their ids in config.json; one is not used.
 TOKENS = {
     "pad_token_id": "<|endoftext|>",
@@ -70,8 +72,11 @@ def config(kind: str = "small", max_rows: int = 4096) -> dict[str, Any]:
 
 def qwen3_shapes(prefix: str, section: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the layers and the last norm of a Qwen3 model with this part of a config.json."""
-    width, inner, head = section["hidden_size"], section["intermediate_size"], section["head_dim"]
-    queries, keys = section["num_attention_heads"] * head, section["num_key_value_heads"] * head
+    width = section["hidden_size"]
+    inner = section["intermediate_size"]
+    head = section["head_dim"]
+    queries = section["num_attention_heads"] * head
+    keys = section["num_key_value_heads"] * head
     own: dict[str, tuple[int, ...]] = {
         "input_layernorm": (width,),
         "self_attn.q_proj": (queries, width),
@@ -92,7 +97,8 @@ def qwen3_shapes(prefix: str, section: dict[str, Any]) -> dict[str, tuple[int, .
 
 def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor of the language model."""
-    lm, width = record["language_config"], record["language_config"]["hidden_size"]
+    lm = record["language_config"]
+    width = record["language_config"]["hidden_size"]
     table = record["audio_vocab_size"] + 1, width
     shapes: dict[str, tuple[int, ...]] = {"language_model.embed_tokens.weight": (lm["vocab_size"], width)}
     shapes |= qwen3_shapes("language_model.", lm)
@@ -108,8 +114,10 @@ def model_tensors(kind: str = "small") -> dict[str, np.ndarray]:
         if name.startswith("emb_ext."):
             found[name] *= 0.5
     # The slot id is likely after the start and after itself, so that replies have some frames.
-    start, slot = IDS["audio_start_token_id"], IDS["audio_assistant_gen_slot_token_id"]
-    table, head = found["language_model.embed_tokens.weight"], found["lm_heads.0.weight"]
+    start = IDS["audio_start_token_id"]
+    slot = IDS["audio_assistant_gen_slot_token_id"]
+    table = found["language_model.embed_tokens.weight"]
+    head = found["lm_heads.0.weight"]
     table[[start, slot]] *= 3
     head[slot] += FAVOUR * (table[start] + table[slot])
     return found
@@ -194,7 +202,8 @@ def codec_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             if part["module_type"] == "Transformer":
                 shapes |= dict(_stage_shapes(f"{half}.{number}", part))
     numbers = record["quantizer_kwargs"]
-    width, narrow = numbers["rvq_dim"], numbers["codebook_dim"]
+    width = numbers["rvq_dim"]
+    narrow = numbers["codebook_dim"]
     projections = {"quantizer.input_proj": (width, numbers["input_dim"])}
     projections["quantizer.output_proj"] = (numbers["output_dim"], width)
     for number in range(numbers["num_quantizers"]):
@@ -209,7 +218,8 @@ def codec_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def _stage_shapes(name: str, part: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    width, inner = part["d_model"], part["dim_feedforward"]
+    width = part["d_model"]
+    inner = part["dim_feedforward"]
     if part["input_dimension"] != width:
         yield f"{name}.input_proj.weight", (width, part["input_dimension"])
     if part["output_dimension"] != width:
@@ -230,7 +240,8 @@ def _stage_shapes(name: str, part: dict[str, Any]) -> Iterator[tuple[str, tuple[
 def codec_tensors(kind: str = "small", num_channels: int = 1) -> dict[str, np.ndarray]:
     """Return the published tensors of a codec, identical on every machine, whose output is about as loud as speech."""
     record = codec_config(kind, num_channels)
-    random, found = np.random.Generator(np.random.PCG64(5)), dict[str, np.ndarray]()
+    random = np.random.Generator(np.random.PCG64(5))
+    found = dict[str, np.ndarray]()
     for name, shape in codec_shapes(record).items():
         noise = random.standard_normal(shape)
         if name.endswith(("scale", "original0")):

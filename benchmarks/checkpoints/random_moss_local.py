@@ -76,7 +76,9 @@ def config(kind: str = "small", max_rows: int = 4096) -> dict[str, Any]:
 
 def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor of the language model."""
-    lm, local, width = record["language_config"], record["gpt2_config"], record["language_config"]["hidden_size"]
+    lm = record["language_config"]
+    local = record["gpt2_config"]
+    width = record["language_config"]["hidden_size"]
     shapes: dict[str, tuple[int, ...]] = {"transformer.embed_tokens.weight": (lm["vocab_size"], width)}
     shapes |= qwen3_shapes("transformer.", lm)
     linear = {"attn.c_attn": (3 * width, width), "attn.c_proj": (width, width)}

@@ -70,8 +70,11 @@ def config(kind: str = "small", max_rows: int = 4096) -> dict[str, Any]:
 
 def model_shapes(record: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor of the language model."""
-    lm, local, size = record["language_config"], record["local_config"], record["audio_vocab_size"]
-    text, numbers = (lm["vocab_size"], lm["hidden_size"]), range(record["rvq"])
+    lm = record["language_config"]
+    local = record["local_config"]
+    size = record["audio_vocab_size"]
+    text = (lm["vocab_size"], lm["hidden_size"])
+    numbers = range(record["rvq"])
     shapes: dict[str, tuple[int, ...]] = {"embed_tokens.0.weight": text}
     shapes |= {f"embed_tokens.{number + 1}.weight": (size, lm["hidden_size"]) for number in numbers}
     shapes |= {"language_model.embed_tokens.weight": text, **qwen3_shapes("language_model.", lm)}

@@ -40,7 +40,9 @@ SNAC: dict[str, Any] = {
 }
 PUBLISHED_SNAC = SNAC | {"encoder_dim": 48, "decoder_dim": 1024, "codebook_size": 4096}
 NUM_TEXT_IDS = 128256
-SPEECH_BEFORE_CODES, END_BEFORE_CODES = -9, -8  # begin and end of speech, relative to the first code
+# begin and end of speech, relative to the first code
+SPEECH_BEFORE_CODES = -9
+END_BEFORE_CODES = -8
 
 
 def snac_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -162,7 +164,9 @@ def ordered_tensors(config: LlamaConfig, first_code: int, num_codes: int = 4096)
     """
     with torch.device("meta"):
         shapes = {name: tuple(each.shape) for name, each in LlamaForCausalLM(config).state_dict().items()}
-    generator, dtype, tensors = torch.Generator().manual_seed(0), torch.bfloat16, dict[str, Tensor]()
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16
+    tensors = dict[str, Tensor]()
     for name, shape in shapes.items():
         if name != "lm_head.weight":
             tensors[name] = random_tensor(name, shape, generator).to(dtype).contiguous()

@@ -40,7 +40,8 @@ def voice_file(codes: np.ndarray, tensors: Mapping[str, Tensor], config: Mapping
         tensors: Tensors of the release by published name.
         config: Hyperparameters of the release.
     """
-    delays, num_frames = config["delays"], codes.shape[1]
+    delays = config["delays"]
+    num_frames = codes.shape[1]
     initial = [config["text_card"], *[config["card"]] * 16]
     tables = [tensors["text_emb.weight"], *(tensors[f"emb.{k}.weight"] for k in range(16))]
     cache = torch.full((1, 17, max(delays) + 3), -2)

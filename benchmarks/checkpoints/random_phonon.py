@@ -22,7 +22,11 @@ from torch import Tensor
 from benchmarks.checkpoints import random_pocket
 from benchmarks.checkpoints.random_pocket import flow_shapes, layer_shapes, linear
 
-NUM_TOKENS, NUM_FREQUENCIES, NUM_SPEAKER_ROWS, SPEAKER_WIDTH, DURATION_WIDTH = 200, 128, 31, 16, 128
+NUM_TOKENS = 200
+NUM_FREQUENCIES = 128
+NUM_SPEAKER_ROWS = 31
+SPEAKER_WIDTH = 16
+DURATION_WIDTH = 128
 # Number of frames of each voice, and whether its file has latents of the speaker codec or embedded rows.
 VOICES = {"Toby": (13, True), "mia": (9, False)}
 CONDITIONERS = "flow_lm.condition_provider.conditioners."
@@ -159,8 +163,11 @@ def shapes(kind: str) -> dict[str, tuple[int, ...]]:
 
 def shapes_with_times(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a release with an LSD head and all conditions."""
-    lm, mimi = record["flow_lm"], record["mimi"]
-    width, words, c = lm["d_model"], lm["ldim"], lm["flow_dim"]
+    lm = record["flow_lm"]
+    mimi = record["mimi"]
+    width = lm["d_model"]
+    words = lm["ldim"]
+    c = lm["flow_dim"]
     found: dict[str, tuple[int, ...]] = {
         f"{CONDITIONERS}transcript_in_segment.embed.weight": (lm["n_bins"] + 1, lm["lut_dim"]),
         f"{CONDITIONERS}transcript_in_segment.learnt_padding": (1, 1, width),
@@ -189,7 +196,8 @@ def shapes_with_times(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def codec_shapes(mimi: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the codec's decoder."""
-    width, inner = mimi["transformer_d_model"], mimi["transformer_dim_feedforward"]
+    width = mimi["transformer_d_model"]
+    inner = mimi["transformer_dim_feedforward"]
     found: dict[str, tuple[int, ...]] = {
         "quantizer.output_proj.weight": (mimi["quantizer_output_dimension"], mimi["quantizer_dimension"], 1),
         "upsample.convtr.convtr.weight": (mimi["quantizer_output_dimension"], 1, 32),
@@ -221,7 +229,8 @@ def inputs() -> dict[str, np.ndarray | Tensor]:
 
 def write_release(folder: Path, kind: str = "small") -> Path:
     """Write a release and return its folder."""
-    record, weights = config(kind), tensors(kind)
+    record = config(kind)
+    weights = tensors(kind)
     (folder / "voices").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(record, indent=1))
     table = {"n_bins": record["flow_lm"]["n_bins"], "tokenizer": "tokenizers"}

@@ -25,7 +25,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-NUM_TOKENS, NUM_WORDS, NUM_FREQUENCIES = 200, 8, 128
+NUM_TOKENS = 200
+NUM_WORDS = 8
+NUM_FREQUENCIES = 128
 VOICES = {"alba": 21, "jean": 9}
 RECORDING_S = 1.3
 SEANET: dict[str, Any] = {
@@ -103,7 +105,8 @@ PUBLISHED_LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
 def published(kind: str = "published") -> dict[str, Any]:
     """Return a release's YAML record with the dimensions of Kyutai's `english`, or of a small English model."""
     record = config("english" if kind == "published" else "english_2m")
-    lm, mimi = record["flow_lm"], record["mimi"]
+    lm = record["flow_lm"]
+    mimi = record["mimi"]
     mimi |= {"inner_dim": 32, "seanet": PUBLISHED_SEANET, "transformer": PUBLISHED_STACK}
     if kind == "published":
         lm["flow"] |= {"depth": 6, "dim": 512}
@@ -181,11 +184,16 @@ def shapes(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def lm_shapes(lm: Mapping[str, Any], num_words: int) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the language model."""
-    stack, flow, table = lm["transformer"], lm["flow"], lm["lookup_table"]
-    width, state, rank = stack["d_model"], lm["z_dim"] or stack["d_model"], table.get("rank")
+    stack = lm["transformer"]
+    flow = lm["flow"]
+    table = lm["lookup_table"]
+    width = stack["d_model"]
+    state = lm["z_dim"] or stack["d_model"]
+    rank = table.get("rank")
     queried = stack.get("attn_dim") or width
     held = queried // stack["num_heads"] * (stack.get("num_kv_heads") or stack["num_heads"])
-    inner, c = stack.get("dim_feedforward") or width * stack["hidden_scale"], flow["dim"]
+    inner = stack.get("dim_feedforward") or width * stack["hidden_scale"]
+    c = flow["dim"]
     found: dict[str, tuple[int, ...]] = {
         "emb_mean": (num_words,),
         "emb_std": (num_words,),
@@ -252,7 +260,8 @@ def layer_shapes(name: str, width: int, inner: int, queried: int, held: int) -> 
 
 def mimi_shapes(mimi: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the codec, encoder included."""
-    own, outer = mimi.get("decoder_seanet") or mimi["seanet"], mimi["quantizer"]["output_dimension"]
+    own = mimi.get("decoder_seanet") or mimi["seanet"]
+    outer = mimi["quantizer"]["output_dimension"]
     found: dict[str, tuple[int, ...]] = {
         "quantizer.output_proj.weight": (outer, mimi["quantizer"]["dimension"], 1),
         "upsample.convtr.convtr.weight": (outer, 1, 32),
@@ -261,7 +270,8 @@ def mimi_shapes(mimi: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     stacks = {"encoder": mimi["transformer"], "decoder": mimi.get("decoder_transformer") or mimi["transformer"]}
     for side, stack in stacks.items():
         for index in range(stack["num_layers"]):
-            name, width = f"{side}_transformer.transformer.layers.{index}.", stack["d_model"]
+            name = f"{side}_transformer.transformer.layers.{index}."
+            width = stack["d_model"]
             found |= layer_shapes(name, width, stack["dim_feedforward"], width, width)
             found |= {f"{name}layer_scale_{k}.scale": (width,) for k in (1, 2)}
     return found | decoder_shapes(own) | encoder_shapes(mimi["seanet"])
@@ -274,7 +284,8 @@ def convolution(name: str, *shape: int, bias: int | None = None) -> dict[str, tu
 
 def decoder_shapes(seanet: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the convolutions from latents to samples."""
-    channels, kernel = seanet["n_filters"] << len(seanet["ratios"]), seanet["kernel_size"]
+    channels = seanet["n_filters"] << len(seanet["ratios"])
+    kernel = seanet["kernel_size"]
     found = convolution("decoder.model.0.conv", channels, seanet["dimension"], kernel)
     for number, ratio in enumerate(seanet["ratios"]):
         at = 2 + 3 * number
@@ -422,7 +433,8 @@ def keys_and_values(backbone: Any, rows: Tensor) -> dict[str, Tensor]:
         normed = backbone.norm(layer, "norm1", rows)
         _, key, value = backbone.projected(layer, normed)
         cache = torch.full((2, 1, len(rows) + 3, *key.shape[1:]), torch.nan)
-        cache[0, 0, : len(rows)], cache[1, 0, : len(rows)] = key, value
+        cache[0, 0, : len(rows)] = key
+        cache[1, 0, : len(rows)] = value
         name = f"transformer.layers.{layer}.self_attn"
         found |= {f"{name}/cache": cache, f"{name}/offset": torch.tensor([len(rows)])}
         rows = backbone.fed_forward(layer, rows + backbone.attended(layer, normed))

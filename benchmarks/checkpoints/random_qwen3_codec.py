@@ -21,7 +21,8 @@ from stretto.codecs.qwen3_12hz.decoder import Qwen3CodecConfig
 from stretto.codecs.streaming import prepare
 from stretto.encoders.x_vector import SpeakerConfig, SpeakerEncoder
 
-CODEBOOKS, INPUT_CODEBOOKS = 16, 32
+CODEBOOKS = 16
+INPUT_CODEBOOKS = 32
 LEVEL = 0.15  # factor on the last layer's weights, so that samples are about as loud as speech
 
 
@@ -96,7 +97,8 @@ def random_weights(config: Qwen3CodecConfig, seed: int = 0) -> dict[str, Tensor]
 
     Layers roughly preserve the magnitude of their input.
     """
-    rng, drawn = np.random.default_rng(seed), dict[str, Tensor]()
+    rng = np.random.default_rng(seed)
+    drawn = dict[str, Tensor]()
     width = config.decoder.codebook_dim
     shapes = {name: tuple(tensor.shape) for name, tensor in Qwen3Codec(config).state_dict().items()}
     shapes |= dict.fromkeys(NOT_SERVED, (width // 2, width, 1))
@@ -200,7 +202,8 @@ def write_speaker_encoder(folder: Path, record: Mapping[str, Any]) -> Path:
 
 def speaker_tensors(record: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return random speaker-encoder tensors by name."""
-    network, rng = SpeakerEncoder(SpeakerConfig.from_record(record)).network, np.random.default_rng(5)
+    network = SpeakerEncoder(SpeakerConfig.from_record(record)).network
+    rng = np.random.default_rng(5)
     return {
         name: _scaled(name, torch.from_numpy(rng.standard_normal(tuple(tensor.shape), dtype=np.float32)))
         for name, tensor in sorted(network.state_dict().items())

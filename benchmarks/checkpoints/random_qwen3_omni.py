@@ -20,7 +20,10 @@ from benchmarks.checkpoints.random_qwen3_tts import (
 from benchmarks.checkpoints.random_tensors import random_tensors
 
 NAMES = ("pad_id", "bos_id", "eos_token_id", "nothink_id", "think_bos_id", "think_eos_id")
-AUDIO, IMAGE, VIDEO = 316, 317, 318  # placeholders for the thinker's audio, image and video input
+# placeholders for the thinker's audio, image and video input
+AUDIO = 316
+IMAGE = 317
+VIDEO = 318
 PLACEHOLDERS = {
     "<|audio_pad|>": AUDIO,
     "<|image_pad|>": IMAGE,
@@ -32,7 +35,9 @@ PLACEHOLDERS = {
     "<|vision_end|>": 323,
 }
 ROLES = {"system": 321, "user": 266, "assistant": 263}
-PLAIN_IDS, NEWLINE = 200, 198  # ids below PLAIN_IDS are words; one is a line break
+# ids below PLAIN_IDS are words; one is a line break
+PLAIN_IDS = 200
+NEWLINE = 198
 
 
 def small_config() -> dict[str, Any]:
@@ -225,8 +230,11 @@ def thinker_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 def talker_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape for the talker and the thinker's embedding table."""
     talker = config["talker_config"]
-    text, depth = talker["text_config"], talker["code_predictor_config"]
-    hidden, inner, thinker = text["hidden_size"], text["intermediate_size"], talker["thinker_hidden_size"]
+    text = talker["text_config"]
+    depth = talker["code_predictor_config"]
+    hidden = text["hidden_size"]
+    inner = text["intermediate_size"]
+    thinker = talker["thinker_hidden_size"]
     found = _moe_layers("talker.model.", text) | layer_shapes("talker.code_predictor.model.", depth)
     found |= {
         "thinker.model.embed_tokens.weight": (config["thinker_config"]["text_config"]["vocab_size"], thinker),

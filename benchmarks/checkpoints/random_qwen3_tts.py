@@ -106,7 +106,8 @@ def proportioned_config() -> dict[str, Any]:
     for part in (talker, talker["code_predictor_config"]):
         part |= {"intermediate_size": 768, "head_dim": 128, "max_position_embeddings": 2048}
     talker["rope_scaling"]["mrope_section"] = [24, 20, 20]
-    talker["text_hidden_size"], talker["text_vocab_size"] = 512, ROOM + TEXT_IDS
+    talker["text_hidden_size"] = 512
+    talker["text_vocab_size"] = ROOM + TEXT_IDS
     return config | {f"{name}_token_id": ROOM + SPECIAL[token] for name, token in NAMED.items()}
 
 
@@ -118,7 +119,8 @@ def published_config() -> dict[str, Any]:
         part |= {"intermediate_size": 3072, "head_dim": 128, "num_attention_heads": 16, "num_key_value_heads": 8}
     talker["max_position_embeddings"] = 32_768
     talker["rope_scaling"]["mrope_section"] = [24, 20, 20]
-    talker["text_hidden_size"], talker["text_vocab_size"] = 2048, 151_936
+    talker["text_hidden_size"] = 2048
+    talker["text_vocab_size"] = 151_936
     return config
 
 
@@ -141,10 +143,12 @@ def backbone(hidden: int, layers: int, head_dim: int) -> dict[str, Any]:
 
 def layer_shapes(prefix: str, numbers: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     hidden, inner, width = (numbers[name] for name in ("hidden_size", "intermediate_size", "head_dim"))
-    queries, keys = numbers["num_attention_heads"] * width, numbers["num_key_value_heads"] * width
+    queries = numbers["num_attention_heads"] * width
+    keys = numbers["num_key_value_heads"] * width
     found: dict[str, tuple[int, ...]] = {}
     for layer in range(numbers["num_hidden_layers"]):
-        attention, mlp = f"{prefix}layers.{layer}.self_attn.", f"{prefix}layers.{layer}.mlp."
+        attention = f"{prefix}layers.{layer}.self_attn."
+        mlp = f"{prefix}layers.{layer}.mlp."
         found |= {
             f"{attention}{name}_proj.weight": (rows, hidden)
             for name, rows in zip("qkv", (queries, keys, keys), strict=True)
@@ -162,7 +166,9 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape for a config.json, excluding the speaker encoder."""
     talker = config["talker_config"]
     depth = talker["code_predictor_config"]
-    hidden, text, inner = talker["hidden_size"], talker["text_hidden_size"], depth["hidden_size"]
+    hidden = talker["hidden_size"]
+    text = talker["text_hidden_size"]
+    inner = depth["hidden_size"]
     others = talker["num_code_groups"] - 1
     found = layer_shapes("talker.model.", talker) | layer_shapes("talker.code_predictor.model.", depth)
     found |= {

@@ -16,7 +16,10 @@ from benchmarks.checkpoints.random_glm4_voice import as_published, random_vocode
 from stretto.codecs.cosyvoice.flow import EncoderShape, EstimatorShape
 from stretto.codecs.s3gen import EPSILON, FRAMES_PER_TOKEN, HEAD_WIDTH, S3GenCodec, S3GenConfig, vocoder_shape
 
-NUM_CODES, MELS, SPEAKER, UP_LAYERS = 6561, 80, 192, 4
+NUM_CODES = 6561
+MELS = 80
+SPEAKER = 192
+UP_LAYERS = 4
 MAGNITUDE, DIRECTION = (f"parametrizations.weight.original{part}" for part in (0, 1))
 NARROW = S3GenConfig(
     codebook_size=NUM_CODES,
@@ -45,7 +48,8 @@ def tensors(config: S3GenConfig = NARROW, seed: int = 0) -> dict[str, Tensor]:
 
 @lru_cache(1)
 def _tensors(config: S3GenConfig, seed: int) -> dict[str, Tensor]:
-    codec, rng = S3GenCodec(config), np.random.default_rng(seed)
+    codec = S3GenCodec(config)
+    rng = np.random.default_rng(seed)
     flow = random_weights(codec.flow, rng)
     vocoder = as_published(random_vocoder(codec.mel2wav, rng), MAGNITUDE, DIRECTION)
     drawn = {f"flow.{name}": tensor for name, tensor in flow.items()}

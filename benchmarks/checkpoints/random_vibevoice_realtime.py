@@ -23,8 +23,10 @@ from torch import Tensor
 from stretto.codecs.vibevoice import TokenizerConfig, codec_shapes, published_name
 from stretto.families.vibevoice.convert import authors_name, network_from_authors
 
-NUM_IDS, NUM_NUMBERS = 264, 8
-SCALE, OFFSET = 0.1962, -0.0493
+NUM_IDS = 264
+NUM_NUMBERS = 8
+SCALE = 0.1962
+OFFSET = -0.0493
 VOICES = {"en-Ann_woman": (7, 15), "en-Bob_man": (4, 21)}  # rows of the text and of the speech model
 PICKLED = "en-Ann_woman"
 KINDS = ("small", "deep")
@@ -112,8 +114,12 @@ def config(kind: str = "small") -> dict[str, Any]:
 def shapes(kind: str = "small") -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape."""
     record = config(kind)
-    text, head, numbers = record["decoder_config"], record["diffusion_head_config"], record["acoustic_vae_dim"]
-    width, inner, num_speech = text["hidden_size"], text["intermediate_size"], record["tts_backbone_num_hidden_layers"]
+    text = record["decoder_config"]
+    head = record["diffusion_head_config"]
+    numbers = record["acoustic_vae_dim"]
+    width = text["hidden_size"]
+    inner = text["intermediate_size"]
+    num_speech = record["tts_backbone_num_hidden_layers"]
     kv_width = width // text["num_attention_heads"] * text["num_key_value_heads"]
     wide = int(head["head_ffn_ratio"] * width)
     found: dict[str, tuple[int, ...]] = {
@@ -178,7 +184,8 @@ def tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 def tensors(kind: str = "small") -> dict[str, Tensor]:
     """Return the weights of a release."""
     found = {name: tensor(name, shape) for name, shape in shapes(kind).items()}
-    found["model.speech_scaling_factor"], found["model.speech_bias_factor"] = torch.tensor(SCALE), torch.tensor(OFFSET)
+    found["model.speech_scaling_factor"] = torch.tensor(SCALE)
+    found["model.speech_bias_factor"] = torch.tensor(OFFSET)
     found["tts_eos_classifier.fc2.weight"] *= 3
     found["tts_eos_classifier.fc2.bias"] = torch.tensor([END_BIAS[kind]])
     return found
@@ -186,8 +193,10 @@ def tensors(kind: str = "small") -> dict[str, Tensor]:
 
 def voice(name: str, kind: str = "small") -> dict[str, Tensor]:
     """Return the tensors of a voice, with the names that they have in a safetensors file."""
-    text, num_speech = config(kind)["decoder_config"], config(kind)["tts_backbone_num_hidden_layers"]
-    heads, size = text["num_key_value_heads"], text["hidden_size"] // text["num_attention_heads"]
+    text = config(kind)["decoder_config"]
+    num_speech = config(kind)["tts_backbone_num_hidden_layers"]
+    heads = text["num_key_value_heads"]
+    size = text["hidden_size"] // text["num_attention_heads"]
     num_text, (num_text_rows, num_rows) = text["num_hidden_layers"] - num_speech, VOICES[name]
     found: dict[str, Tensor] = {}
     parts = (
@@ -228,7 +237,9 @@ class Cache:
     """Pickled as transformers' `DynamicCache` of version 4.51."""
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]):
-        self._seen_tokens, self.key_cache, self.value_cache = keys[0].shape[2], keys, values
+        self._seen_tokens = keys[0].shape[2]
+        self.key_cache = keys
+        self.value_cache = values
 
 
 NAMES = {

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.checkpoints.random_tensors import random_tensors
 
-MAIN_LAYERS, MODULES = 2, 10
+MAIN_LAYERS = 2
+MODULES = 10
 
 # config.json of a small release: as many modules as published, but only two of 28 main layers.
 SMALL: dict[str, Any] = {
@@ -54,12 +55,15 @@ GENERATION = {
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return a dict from published tensor name to shape for a config.json."""
-    hidden, inner, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    hidden = config["hidden_size"]
+    inner = config["intermediate_size"]
+    vocab = config["vocab_size"]
     width = hidden // config["num_attention_heads"]
     keys = config["num_key_value_heads"] * width
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
     for layer in range(config["num_hidden_layers"]):
-        attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+        attention = f"model.layers.{layer}.self_attn."
+        mlp = f"model.layers.{layer}.mlp."
         for name, rows in (("q", hidden), ("k", keys), ("v", keys)):
             found |= {f"{attention}{name}_proj.weight": (rows, hidden), f"{attention}{name}_proj.bias": (rows,)}
         found[f"{attention}o_proj.weight"] = (hidden, hidden)
@@ -87,7 +91,8 @@ def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int 
     from benchmarks.checkpoints.random_espnet import write_tokenizer
 
     config = config or SMALL
-    stored, special = tensors(config, seed), list(SPECIAL)
+    stored = tensors(config, seed)
+    special = list(SPECIAL)
     write_tokenizer(folder, 284)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     if config["model_type"] == PLUS["model_type"]:
@@ -103,9 +108,15 @@ def write_release(folder: Path, config: dict[str, Any] | None = None, seed: int 
     return folder
 
 
-WIDTH, SIZE, INNER, TAPS = 560, 32, 48, 5
-NUM_BLOCKS, NUM_LAST_BLOCKS, NUM_IDS = 3, 2, 20
-TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."
+WIDTH = 560
+SIZE = 32
+INNER = 48
+TAPS = 5
+NUM_BLOCKS = 3
+NUM_LAST_BLOCKS = 2
+NUM_IDS = 20
+TOWER = "model.audio_model.model."
+ADAPTOR = "model.audio_projection."
 CONFIG = f"""\
 encoder: SenseVoiceEncoderSmall
 encoder_conf:
@@ -161,7 +172,8 @@ def encoder_shapes(hidden: int) -> dict[str, tuple[int, ...]]:
 
 def encoder_tensors(hidden: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Return random float32 tensors of the audio encoder by published name, identical on every machine."""
-    random, found = np.random.default_rng(seed), dict[str, np.ndarray]()
+    random = np.random.default_rng(seed)
+    found = dict[str, np.ndarray]()
     for name, shape in sorted(encoder_shapes(hidden).items()):
         noise = random.standard_normal(shape, np.float32)
         if len(shape) == 1:

@@ -42,7 +42,8 @@ LAST_GAIN = 0.01
 
 def config(kind: str = "plain") -> dict[str, Any]:
     """Return the contents of the release's config.json."""
-    is_scaled, is_wide = kind == "scaled", kind == "wide"
+    is_scaled = kind == "scaled"
+    is_wide = kind == "wide"
     steps = range(HEAD_DIM // 2)
     lm = {
         "bos_token_id": 1,
@@ -100,7 +101,8 @@ def linear(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
 
 def stack(name: str, lm: Mapping[str, Any], width: int, inner: int, heads: int, layers: int) -> dict[str, Any]:
     """Return the shapes of a transformer with the key heads and head width of the language model `lm`."""
-    queried, held = heads * lm["kv_channels"], lm["num_key_value_heads"] * lm["kv_channels"]
+    queried = heads * lm["kv_channels"]
+    held = lm["num_key_value_heads"] * lm["kv_channels"]
     found: dict[str, tuple[int, ...]] = {f"{name}.norm.weight": (width,)}
     for index in range(layers):
         layer = f"{name}.layers.{index}."
@@ -115,8 +117,11 @@ def stack(name: str, lm: Mapping[str, Any], width: int, inner: int, heads: int, 
 
 def lm_shapes(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of `model.safetensors`."""
-    lm, words = record["lm_config"], record["feat_dim"]
-    width, inner, heads = lm["hidden_size"], lm["intermediate_size"], lm["num_attention_heads"]
+    lm = record["lm_config"]
+    words = record["feat_dim"]
+    width = lm["hidden_size"]
+    inner = lm["intermediate_size"]
+    heads = lm["num_attention_heads"]
     locals_ = [(side, record[key]) for side, key in (("encoder", "encoder_config"), ("decoder", "dit_config"))]
     (_, encoder), (_, dit) = locals_
     found = stack("base_lm", lm, width, inner, heads, lm["num_hidden_layers"])
@@ -126,7 +131,8 @@ def lm_shapes(record: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         found |= stack(name, lm, each["hidden_dim"], each["ffn_dim"], each["num_heads"], each["num_layers"])
     found["feat_encoder.special_token"] = (1, 1, 1, encoder["hidden_dim"])
     found |= linear("feat_encoder.in_proj", encoder["hidden_dim"], words)
-    head, wide = "feat_decoder.estimator", dit["hidden_dim"]
+    head = "feat_decoder.estimator"
+    wide = dit["hidden_dim"]
     found |= linear(f"{head}.in_proj", wide, words) | linear(f"{head}.cond_proj", wide, words)
     found |= linear(f"{head}.out_proj", words, wide)
     for time in ("time_mlp", "delta_time_mlp"):
@@ -157,7 +163,8 @@ def unit_shapes(name: str, channels: int) -> dict[str, tuple[int, ...]]:
 
 def vae_shapes(vae: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of `audiovae.pth`."""
-    channels, words = vae["encoder_dim"], vae["latent_dim"]
+    channels = vae["encoder_dim"]
+    words = vae["latent_dim"]
     found = convolution("encoder.block.0", channels, 1, 7)
     for number, rate in enumerate(vae["encoder_rates"], 1):
         name = f"encoder.block.{number}.block"
@@ -167,7 +174,8 @@ def vae_shapes(vae: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         found |= convolution(f"{name}.4", 2 * channels, channels, 2 * rate)
         channels *= 2
     found |= convolution("encoder.fc_mu", words, channels, 3) | convolution("encoder.fc_logvar", words, channels, 3)
-    channels, num_bins = vae["decoder_dim"], len(vae["sr_bin_boundaries"]) + 1
+    channels = vae["decoder_dim"]
+    num_bins = len(vae["sr_bin_boundaries"]) + 1
     found |= convolution("decoder.model.0", words, 1, 7) | convolution("decoder.model.1", channels, words, 1)
     for number, rate in enumerate(vae["decoder_rates"], 2):
         for table in ("scale_embed", "bias_embed"):

@@ -39,7 +39,9 @@ from stretto.records.chunk import Chunk, Event
 from stretto.streams.layout import Segment
 
 CHUNKS = (2, 5, 25)
-EXACT, ALIKE = 1e-5, 1e-3  # tolerances: streamed against one-shot decode on the device; device against CPU
+# tolerances: streamed against one-shot decode on the device; device against CPU
+EXACT = 1e-5
+ALIKE = 1e-3
 BATCHES = (1, 16, 64)
 FRAMES = 25  # frames per window
 PATIENCE_S = 120.0
@@ -93,7 +95,8 @@ class CaptureErrors(logging.Handler):
 @contextmanager
 def capture_errors() -> Iterator[list[str]]:
     """Yield the capture errors of decoders that run during the `with` block."""
-    handler, logger = CaptureErrors(), logging.getLogger("stretto.decoder.graphs")
+    handler = CaptureErrors()
+    logger = logging.getLogger("stretto.decoder.graphs")
     logger.addHandler(handler)
     try:
         yield handler.errors
@@ -115,7 +118,8 @@ def streamed(codec: Codec, config: DecoderConfig, codes: np.ndarray, *sizes: int
 
 def _stream(worker: DecoderWorker, codes: np.ndarray, size: int) -> np.ndarray:
     """Decode codes [B, K, T] in chunks of `size`, all utterances together; return the samples [B, n]."""
-    listeners, starts = [Listener() for _ in codes], range(0, codes.shape[2], size)
+    listeners = [Listener() for _ in codes]
+    starts = range(0, codes.shape[2], size)
     for index, start in enumerate(starts):
         chunk = Chunk(index, Segment.AUDIO, is_final=index == len(starts) - 1)
         for row, listener in enumerate(listeners):
@@ -214,7 +218,9 @@ def _convolutions(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
         yield {"convolutions": convolutions, "relative_error": error, "ok": bool(np.isfinite(near).all())}
 
 
-BLOCK_BATCHES, NUM_BLOCKS, ROUNDS = (1, 8), 4, 3
+BLOCK_BATCHES = (1, 8)
+NUM_BLOCKS = 4
+ROUNDS = 3
 
 
 def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
@@ -231,7 +237,8 @@ def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
                 warm_up = 0 if setup.is_small else WORTH_CAPTURING if graphs else 1
                 times = [speak(worker, codec, batch, sizes) for _ in range(warm_up + rounds)][warm_up:]
                 for index, size in enumerate(sizes):
-                    wall_s, audio_s = statistics.median(each[index] for each in times), size / codec.spec.frame_rate
+                    wall_s = statistics.median(each[index] for each in times)
+                    audio_s = size / codec.spec.frame_rate
                     about = {"graphs": graphs, "batch": batch, "block": index, "tokens": size}
                     yield {**about, "ms": round(1e3 * wall_s, 3), "rtf": round(wall_s / audio_s, 5)}
             worker.stop()
@@ -244,10 +251,12 @@ def speak(worker: DecoderWorker, codec: Glm4VoiceCodec, batch: int, sizes: list[
 
     At the end, the utterances are finished, so that retained tokens are decoded.
     """
-    random, times = np.random.default_rng(0), list[float]()
+    random = np.random.default_rng(0)
+    times = list[float]()
     for index, size in enumerate(sizes):
         codes = random.integers(0, codec.spec.codebook_size, (batch, 1, size))
-        begun, reply = time.perf_counter(), CountingReply(batch)
+        begun = time.perf_counter()
+        reply = CountingReply(batch)
         for utterance in range(batch):
             worker.push(str(utterance), Chunk(index, Segment.AUDIO, is_final=False), codes[utterance], reply)
         reply.wait()

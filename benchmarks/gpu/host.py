@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks.gpu.jobs import Setup, failure
 
-SHARED, WORD = 1 << 20, b"shared"
+SHARED = 1 << 20
+WORD = b"shared"
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
@@ -49,7 +50,8 @@ def _software(setup: Setup) -> dict[str, Any]:
         "tests": has_tests,
     }
     if setup.device == "cuda":
-        facts["gpu"], facts["capability"] = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        facts["gpu"] = torch.cuda.get_device_name()
+        facts["capability"] = torch.cuda.get_device_capability()
         facts["free_gib"] = round(torch.cuda.mem_get_info()[0] / 2**30, 1)
         facts["driver"] = _first_line("nvidia-smi", "--query-gpu=driver_version,compute_mode", "--format=csv,noheader")
         facts["bindings"] = version("cuda-bindings")
@@ -86,7 +88,8 @@ def _share_memory(setup: Setup) -> dict[str, Any]:
     client.start()  # before this process has used CUDA
     from stretto.triton_io.cuda_ring import CudaRings
 
-    rings, word = CudaRings("cuda:0"), np.frombuffer(WORD, np.uint8)
+    rings = CudaRings("cuda:0")
+    word = np.frombuffer(WORD, np.uint8)
     slots = rings.allocate(Path("/dev/shm") / str(_answer(here)), SHARED, "")
     slots.write(SHARED - len(WORD), word, None)
     size = rings.num_bytes
@@ -123,7 +126,8 @@ def _rms_norm(setup: Setup) -> dict[str, Any]:
     from vllm import _custom_ops
 
     x = torch.randn(5, 64, device=setup.device)
-    weight, out = torch.rand(64, device=setup.device), torch.empty_like(x)
+    weight = torch.rand(64, device=setup.device)
+    out = torch.empty_like(x)
     _custom_ops.rms_norm(out, x, weight, 1e-6)
     expected = torch.nn.functional.rms_norm(x, (64,), weight, 1e-6)
     difference = float((out - expected).abs().max())

@@ -82,7 +82,9 @@ class Job:
 # Seconds of a decoder's job besides its passes over the batches, of the start of a pass, and the number of passes:
 # without graphs, and with them for each kind of convolutions. On an H200, Qwen3-TTS's codec took 23 s before the
 # passes, then 35 s a pass in float32, of which 28 s were decoding.
-DECODER_S, PASS_S, NUM_PASSES = 30.0, 10.0, 1 + len(DecoderConfig.CONVOLUTIONS)
+DECODER_S = 30.0
+PASS_S = 10.0
+NUM_PASSES = 1 + len(DecoderConfig.CONVOLUTIONS)
 
 
 def _decoder(codec: str, decoding_s: float) -> Job:
@@ -126,7 +128,9 @@ def _served(convolutions: str, mps: bool = False) -> Job:
     return Job("benchmarks.gpu.served:run_shape", 170, {"convolutions": convolutions, "mps": mps})
 
 
-CHECK_S, LONG_CHECK_S = 110.0, 210.0  # ten checks at once took 75 s on 16 cores, most of it the slow reference
+# ten checks at once took 75 s on 16 cores, most of it the slow reference
+CHECK_S = 110.0
+LONG_CHECK_S = 210.0
 
 
 # The most informative jobs come first: whether results are right, whether a step is fast, whether decoder and engine
@@ -213,7 +217,9 @@ def append(setup: Setup, figures: Mapping[str, Any]) -> None:
 ILLEGAL_ACCESS = (b"illegal memory access", b"CUDA_ERROR_ILLEGAL_ADDRESS")
 BLOCKING = {"CUDA_LAUNCH_BLOCKING": "1"}
 FAILED = 1
-STACKS, PRINTING_S = signal.SIGUSR1, 0.5  # signal for printing the stacks of all threads, and the time for it
+# signal for printing the stacks of all threads, and the time for it
+STACKS = signal.SIGUSR1
+PRINTING_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -259,7 +265,8 @@ class Children:
     def run_all(self, jobs: Mapping[str, Job], limit_s: float) -> list[Outcome]:
         """Run all jobs within `limit_s` seconds; a job may use time that earlier jobs did not need."""
         begun = time.monotonic()
-        planned, outcomes = begun, list[Outcome]()
+        planned = begun
+        outcomes = list[Outcome]()
         for group in groups(jobs) if not self.setup.is_small else ({name: job} for name, job in jobs.items()):
             own_s = seconds_of(group)
             planned += own_s
@@ -282,7 +289,8 @@ class Children:
             self._report(attempt.outcome)
             if attempt.outcome.status == "passed" or not attempt.has_faulted:
                 continue
-            name, job = attempt.outcome.job, group[attempt.outcome.job]
+            name = attempt.outcome.job
+            job = group[attempt.outcome.job]
             again = replace(job, environment={**job.environment, **BLOCKING})
             (second,) = self._attempt({f"{name} (blocking)": again}, limit_s)
             outcomes.append(second.outcome)
@@ -291,7 +299,8 @@ class Children:
 
     def _attempt(self, group: Mapping[str, Job], limit_s: float) -> list[Attempt]:
         """Run jobs in a process each and wait for them; append their output to the log, job by job."""
-        begun, attempts = time.monotonic(), list[Attempt]()
+        begun = time.monotonic()
+        attempts = list[Attempt]()
         with tempfile.TemporaryDirectory() as folder:
             children = dict[str, tuple[ForkProcess, Path]]()
             for name, job in group.items():

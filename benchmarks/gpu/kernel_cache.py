@@ -36,7 +36,8 @@ class CompilingDriver:
     def __init__(self, capability: int) -> None:
         from triton.backends.nvidia.driver import CudaLauncher, CudaUtils
 
-        self._target, self._make_launcher = GPUTarget("cuda", capability, 32), CudaLauncher
+        self._target = GPUTarget("cuda", capability, 32)
+        self._make_launcher = CudaLauncher
         CudaUtils()
         vars(self)["utils"] = self  # Triton's name for the object that loads kernels
 
@@ -75,7 +76,8 @@ class LaunchingRecorder:
 def compile_kernels() -> None:
     """Launch each kernel of the job `kernels` with the arguments that it has there, except for their values."""
     for num_streams, num_columns in DRAWS.values():
-        logits, keys = torch.zeros(1, num_streams, num_columns), torch.zeros(1, num_streams, dtype=torch.int32)
+        logits = torch.zeros(1, num_streams, num_columns)
+        keys = torch.zeros(1, num_streams, dtype=torch.int32)
         ids = torch.zeros(num_streams, num_columns, dtype=torch.int64)
         arrays = np.zeros(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.float32)
         draw_on_device(logits, ids, keys, draw_params(map(torch.from_numpy, arrays)))

@@ -14,18 +14,21 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.jobs import Setup, failure
+from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.products import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.step_program import CudaRecorder
 from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
-from stretto.sampling import DrawParams, DrawPlan, gaussian, guide, stream_keys
+from stretto.noise import gaussian, stream_keys
+from stretto.sampling import DrawParams, DrawPlan, guide
 
 # (streams, columns) of the published 8B model: codes of its streams, stream 0 in audio, and text.
 DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}
 SAMPLINGS = {"greedy": (0.0, 0, 1.0), "top_k": (0.8, 20, 1.0), "top_p": (0.8, 0, 0.95)}
-WIDTH, VOCABULARY, PAD = 4096, 160_392, 0
+WIDTH = 4096
+VOCABULARY = 160_392
+PAD = 0
 SCALE = 3.0
 # Small families with parallel heads, with a depth transformer, with separate heads, with functions of their own in the
 # kernels, and with latents.
@@ -101,7 +104,8 @@ def _draw(setup: Setup, kind: str, sampling: str, num_rows: int) -> dict[str, An
     there = logits.to(setup.device), ids.to(setup.device), keys.to(setup.device)
     params_there = draw_params(each.to(setup.device) for each in (params.temperature, params.top_k, params.top_p))
     drawn = draw(*there, params_there, plan).cpu()
-    different, number = int((drawn != expected).sum()), expected.numel()
+    different = int((drawn != expected).sum())
+    number = expected.numel()
     # Logarithms on device and host differ in the last bit, which rarely changes a sampled id.
     is_right = different <= number / 100 if sampling != "greedy" else different == 0
     return {
@@ -119,7 +123,8 @@ def _embed(setup: Setup, num_rows: int) -> dict[str, Any]:
     ids = torch.randint(0, vocabulary, (num_rows, 8), generator=random)
     ids[:, -1] = PAD
     expected = embed_rows(table, ids, PAD, True)
-    table_there, ids_there = table.to(setup.device), ids.to(setup.device)
+    table_there = table.to(setup.device)
+    ids_there = ids.to(setup.device)
     found = embed_rows(table_there, ids_there, PAD, True).cpu()
     difference = float((found.float() - expected.float()).abs().max())
     ms = _ms(setup, lambda: embed_rows(table_there, ids_there, PAD, True))
@@ -149,7 +154,9 @@ def _sampler(setup: Setup, name: str) -> dict[str, Any]:
     """Compare the GPU sampler, with graphs, with the CPU sampler, row by row over complete replies."""
     walks = import_module("tests.engine.worker.walks")
     family = family_of(name)
-    rules, num_slots, steps = SegmentRules(family, walks.LENGTH), 5, 2 if setup.is_small else 48
+    rules = SegmentRules(family, walks.LENGTH)
+    num_slots = 5
+    steps = 2 if setup.is_small else 48
     recorder = None if setup.is_small else CudaRecorder()
     ours = walks.captured(rules, num_slots, recorder, torch.device(setup.device))
     walk = walks.Walk(family, [ours, walks.reference(rules, num_slots)], seed=1)

@@ -167,11 +167,13 @@ class PromptMaker:
     """Maker of random prompts that all differ, so that none finds the cached blocks of another."""
 
     def __init__(self, family: Family):
-        self._family, self._seeds = family, itertools.count()
+        self._family = family
+        self._seeds = itertools.count()
 
     def make(self, number: int, task: str, scale: float, frames: int, text_rows: int) -> list[Prompt]:
         """Return `number` prompts whose replies have a forced length."""
-        family, track = self._family, self._family.text_track
+        family = self._family
+        track = self._family.text_track
         place: dict[str, Any] = {"ids": family.subwords, "stream": 0 if track is None else track.stream}
         return [
             forced_prompt(family, family.task(task), next(self._seeds), frames, text_rows, scale, **place)

@@ -82,7 +82,9 @@ def answer(
     """Answer `prompts` with a slow reference and return the case."""
     module, reference_class = reference.split(":")
     made = getattr(importlib.import_module(module), reference_class)
-    computed, width, replies = made(folder, family, MAX_MODEL_LEN), family.layout.num_output_streams, {}
+    computed = made(folder, family, MAX_MODEL_LEN)
+    width = family.layout.num_output_streams
+    replies = {}
     for request_id, prompt in prompts.items():
         rows, lead = computed.reply(prompt)
         replies[request_id] = ([row[:width] for row in rows], lead)
@@ -100,7 +102,8 @@ def cases(setup: Setup, folder: Path) -> Iterator[Case]:
 
 def modules(setup: Setup, folder: Path) -> Case:
     """Return a random checkpoint with multi-token-prediction modules, which give several rows per step."""
-    name, family = "modules", importlib.import_module("tests.speech_families").MODULES
+    name = "modules"
+    family = importlib.import_module("tests.speech_families").MODULES
     checkpoint = importlib.import_module("tests.random_checkpoints").write_modules(folder, family, name)
     return answer(
         family.name, checkpoint, family, prompts_of(setup, family), "tests.reference.module_lm:ModuleReference"
@@ -148,7 +151,8 @@ def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
 def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
     """For each family whose depth transformer runs inside the graph of a step, yield a result line."""
     be_exact()
-    small, mode = importlib.import_module("tests.small_vocabularies"), "FULL_DECODE_ONLY, async"
+    small = importlib.import_module("tests.small_vocabularies")
+    mode = "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
         for attribute, backbone in FRAMES[: 1 if setup.is_small else None]:
             family = getattr(small, attribute)
@@ -165,7 +169,8 @@ def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
     random_models = importlib.import_module("benchmarks.checkpoints.random_higgs_audio")
     published = importlib.import_module("tests.published_higgs_audio")
     replies = importlib.import_module("tests.engine.test_higgs_audio")
-    mode, scales = "FULL_DECODE_ONLY, async", (1.0, 2.0, 1.0, 1.5)
+    mode = "FULL_DECODE_ONLY, async"
+    scales = (1.0, 2.0, 1.0, 1.5)
     with tempfile.TemporaryDirectory() as folder:
         model = random_models.make_model(num_codebooks=4, num_codes=16, seed=7)
         checkpoint, family, reference = published.convert(Path(folder), model)
@@ -230,7 +235,8 @@ def _bound(latents: np.ndarray, nudged: np.ndarray) -> np.ndarray:
 
 def _pocket_tts(folder: Path) -> LatentCase:
     release, test = (importlib.import_module(f"tests.{name}") for name in ("pocket_release", "engine.test_pocket_tts"))
-    checkpoint, own = release.convert_release(folder, "english"), release.reply("english")
+    checkpoint = release.convert_release(folder, "english")
+    own = release.reply("english")
     texts = {"own": (own.text, own.seed), "r0": ("one more", 0), "r1": ("and a third", 1)}
     prompts = {name: test.prompt_of(checkpoint, *text) for name, text in texts.items()}
     return LatentCase(checkpoint, prompts, {"own": (own.latents, _bound(own.latents, own.nudged))})
@@ -250,14 +256,17 @@ def _vibevoice(folder: Path) -> LatentCase:
     release, test = (
         importlib.import_module(f"tests.{name}") for name in ("vibevoice_release", "engine.test_vibevoice")
     )
-    checkpoint, model, expected = release.convert_release(folder, "long"), release.model_of("long"), {}
+    checkpoint = release.convert_release(folder, "long")
+    model = release.model_of("long")
+    expected = {}
     family = importlib.import_module("stretto.families.plugin").family_at(checkpoint)
     prompts = {f"r{index}": test.make_prompt(family, index) for index in range(3)}
     for name in ("r0", "r1"):
         nudges = [
             1e-6 * torch.randn(release.NUM_NUMBERS, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
         ]
-        rows, own = prompts[name].rows, prompts[name].sampling
+        rows = prompts[name].rows
+        own = prompts[name].sampling
         given = rows, own.seed, own.guidance_scale, own.latents.steps, own.audio.max_rows
         (_, latents, *_), *nudged = (release.Reference(model, nudge).reply(*given) for nudge in (None, *nudges))
         spread = np.max([test.spread_of(each[1], latents) for each in nudged], 0)
@@ -327,7 +336,8 @@ def _first_difference(one: list[list[int]], other: list[list[int]]) -> int | Non
     return next((index for index, (a, b) in pairs if a != b), shorter)
 
 
-OURS, MODE = "stretto.", "FULL_DECODE_ONLY, async"
+OURS = "stretto."
+MODE = "FULL_DECODE_ONLY, async"
 
 
 @contextmanager

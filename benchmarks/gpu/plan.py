@@ -21,7 +21,9 @@ from benchmarks.gpu.jobs import IF_TIME_IS_LEFT, JOBS, SERVED, Job, Setup, group
 CALL_S = 600.0
 SETUP_S = 70.0  # unpacking, imports, and a margin
 LIMIT_S = CALL_S - SETUP_S
-HERE, THERE = ".bundle", "/tmp/stretto"  # folder for bundles (git ignores it); folder on the host
+# folder for bundles (git ignores it); folder on the host
+HERE = ".bundle"
+THERE = "/tmp/stretto"
 
 
 @dataclass(frozen=True)

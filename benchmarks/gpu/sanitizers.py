@@ -99,7 +99,8 @@ def watch(setup: Setup, tool: str, limit_s: float, *options: str) -> dict[str, A
 
 def read(output: str) -> dict[str, Any]:
     """Return the number of errors in the output of compute-sanitizer, or the reason why there is no number."""
-    found, lines = SUMMARY.search(output), output.strip().splitlines() or ["no output"]
+    found = SUMMARY.search(output)
+    lines = output.strip().splitlines() or ["no output"]
     if "not supported" in output and DONE not in lines:
         refusal = next(line for line in lines if "not supported" in line)
         return {"left_out": f"{TOOL} refuses this GPU: {refusal.strip('= ')}"}
@@ -111,7 +112,8 @@ def read(output: str) -> dict[str, Any]:
 
 def walk(device: torch.device) -> None:
     """Launch all our kernels: in two steps of each family, in a depth transformer's frame, and on their own."""
-    walks, small = import_module("tests.engine.worker.walks"), import_module("tests.small_vocabularies")
+    walks = import_module("tests.engine.worker.walks")
+    small = import_module("tests.small_vocabularies")
     rules_of = import_module("stretto.engine.reply_rules").SegmentRules
     tiny = import_module("stretto.families.tiny.family").TINY
     for name in FAMILIES:
@@ -128,7 +130,11 @@ def walk(device: torch.device) -> None:
 def attend(device: torch.device) -> None:
     """Launch the attention kernel of a depth transformer for the first two positions and the last."""
     kernel = import_module("stretto.engine.kernels.gpu.products").depth_attention_kernel
-    rows, heads, kv_heads, size, positions = 3, 4, 2, 32, 16
+    rows = 3
+    heads = 4
+    kv_heads = 2
+    size = 32
+    positions = 16
     cos_sin = torch.randn(positions, size, device=device)
     weights = torch.rand(2, size, device=device)
     keys, values = torch.zeros(2, rows, kv_heads, positions, size, device=device)

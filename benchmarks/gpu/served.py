@@ -40,11 +40,16 @@ from stretto.weights.backbones import config_of
 from stretto_client import SpeechClient
 from stretto_client.schema import Memory
 
-TEXT, SEED, GUIDANCE = "The train to Oslo leaves in ten minutes.", 1, 1.5
+TEXT = "The train to Oslo leaves in ten minutes."
+SEED = 1
+GUIDANCE = 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder share one GPU
 SHAPE = "qwen3-tts-small"  # model whose prompts and tokenizer the model of published shape has
-STREAMS, RATES, FRAMES = (1, 16, 64), (1.0, 20.0), 100  # closed loops, requests per second of open loops, 8 s of audio
+# closed loops, requests per second of open loops, 8 s of audio
+STREAMS = (1, 16, 64)
+RATES = (1.0, 20.0)
+FRAMES = 100
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
@@ -87,7 +92,8 @@ def run_shape(setup: Setup, convolutions: str, mps: bool) -> Iterator[dict[str, 
         mps: True to let the processes share the GPU by NVIDIA's MPS.
     """
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint, repository = Path(folder) / "checkpoint", Path(folder) / "repository"
+        checkpoint = Path(folder) / "checkpoint"
+        repository = Path(folder) / "repository"
         write_checkpoint(SMALL_MODELS[SHAPE].family, checkpoint)
         if setup.is_small:
             make(checkpoint, repository, {})
@@ -121,7 +127,10 @@ async def _load(setup: Setup, address: str) -> AsyncIterator[dict[str, Any]]:
     asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2, frames=FRAMES)
     asked.open_s = 15.0
     if setup.is_small:
-        asked.rounds, asked.requests, asked.frames, asked.open_s = 1, 1, 8, 1.0
+        asked.rounds = 1
+        asked.requests = 1
+        asked.frames = 8
+        asked.open_s = 1.0
     async with SpeechClient(address) as client:
         load = FamilyLoad(model, speaker(client, model), None, asked)
         for streams in (1, 2) if setup.is_small else STREAMS:

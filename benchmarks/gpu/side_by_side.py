@@ -43,8 +43,11 @@ from stretto.triton_io import stub
 # The job's process forks all others. It computes nothing with torch, whose threads and CUDA do not survive a fork.
 
 MODEL = "qwen3_tts"
-STREAMS, STREAMS_ON_CPU = 32, 2
-START_S, STEPS_S = 150.0, 60.0  # patience with a process: the time limit of the job ends it earlier
+STREAMS = 32
+STREAMS_ON_CPU = 2
+# patience with a process: the time limit of the job ends it earlier
+START_S = 150.0
+STEPS_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ def write_server(folder: Path, setup: Setup) -> Server:
     from stretto.families.plugin import config_at
 
     model = MODELS[MODEL]
-    family, checkpoint = model.read_family(setup), write_config(folder, model, setup)
+    family = model.read_family(setup)
+    checkpoint = write_config(folder, model, setup)
     write_qwen3_codec(folder / "codec", "small" if setup.is_small else "wide")
     if setup.is_small:
         arguments = engine_args(setup, model, (1, STREAMS_ON_CPU))
@@ -101,7 +105,8 @@ class Decoder:
         from stretto.convert.make_repository import decoder_config
         from stretto.decoder.worker import open_codec
 
-        setup, family = server.setup, MODELS[MODEL].read_family(server.setup)
+        setup = server.setup
+        family = MODELS[MODEL].read_family(server.setup)
         config = decoder_config(family, json.loads(server.engine.read_text()))
         limit = 0 if setup.is_small else server.needs.tensors >> 20
         config = replace(config, device=setup.device, graphs=not setup.is_small, memory_mb=limit)
@@ -111,10 +116,14 @@ class Decoder:
             self._arm = Arm(codec, config)
             self._arm.wait_until_warm()
         after = free_mib(setup)
-        self._server, self._frames, self._rate = server, family.steady_chunk_frames, codec.spec.frame_rate
-        self._is_idle, self._error = threading.Event(), list[Exception]()
+        self._server = server
+        self._frames = family.steady_chunk_frames
+        self._rate = codec.spec.frame_rate
+        self._is_idle = threading.Event()
+        self._error = list[Exception]()
         self._thread = threading.Thread(target=self._decode)
-        used, budget = before - after, server.needs.decoder >> 20
+        used = before - after
+        budget = server.needs.decoder >> 20
         figures = {"free_before_mib": before, "free_after_mib": after, "used_mib": used, "budget_mib": budget}
         is_right = not errors and used <= budget
         self.figures = {**figures, "started": messages, "capture_errors": errors, "ok": is_right}
@@ -154,7 +163,8 @@ class Engine:
 
         config = EngineConfig.from_file(server.engine, server.checkpoint)
         self._engine = SteppedEngine(vllm_config(config))
-        self._server, self._model = server, MODELS[MODEL]
+        self._server = server
+        self._model = MODELS[MODEL]
         self._prompts = PromptMaker(self._model.read_family(server.setup))
         cache = self._engine.core.vllm_config.cache_config
         self.figures = {
@@ -169,7 +179,8 @@ class Engine:
         """Run replies of all streams; return the median and the mean step in milliseconds."""
         from benchmarks.gpu.speed import load, time_run
 
-        size, number = load(self._server.setup), self._server.streams
+        size = load(self._server.setup)
+        number = self._server.streams
         prompts = self._prompts.make(number, self._model.task, self._model.scale, size.frames, size.text_rows)
         self._engine.add_prompts(prompts)
         run = time_run(self._engine, number)
@@ -191,7 +202,8 @@ class Messages(logging.Handler):
 @contextmanager
 def starts() -> Iterator[list[str]]:
     """Yield the messages about graphs and batches of decoders that start during the `with` block."""
-    handler, logger = Messages(), logging.getLogger("stretto.decoder.loop")
+    handler = Messages()
+    logger = logging.getLogger("stretto.decoder.loop")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

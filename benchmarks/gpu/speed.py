@@ -78,7 +78,8 @@ class Arm:
     """Engine for replies of forced length that start together."""
 
     def __init__(self, name: str, setup: Setup, requests: tuple[int, ...], is_compiled: bool):
-        self.model, self.load = MODELS[name], load(setup)
+        self.model = MODELS[name]
+        self.load = load(setup)
         self.family = self.model.read_family(setup)
         self._prompts = PromptMaker(self.family)
         with tempfile.TemporaryDirectory() as folder:
@@ -100,10 +101,14 @@ class Arm:
 
 def time_run(engine: SteppedEngine, num_rows: int) -> Run:
     """Step `engine` until no request is queued or in flight."""
-    core, scheduler = engine.core, engine.scheduler
-    step_ms, steps, start = [], 0, time.perf_counter()
+    core = engine.core
+    scheduler = engine.scheduler
+    step_ms = []
+    steps = 0
+    start = time.perf_counter()
     while scheduler.has_requests() or core.batch_queue:
-        before, since = engine.num_decoding(), time.perf_counter()
+        before = engine.num_decoding()
+        since = time.perf_counter()
         engine.step()
         steps += 1
         if before == engine.num_decoding() == num_rows:
@@ -117,7 +122,8 @@ def run_ours(setup: Setup, model: str, requests: tuple[int, ...], is_compiled: b
 
     If `is_compiled`, further lines have the cost of guidance and the first audio at each number of requests.
     """
-    requests, begun = requests[: 2 if setup.is_small else None], time.perf_counter()
+    requests = requests[: 2 if setup.is_small else None]
+    begun = time.perf_counter()
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
     about = {"model": model, "is_compiled": is_compiled}
     arm = Arm(model, setup, requests, is_compiled)
@@ -158,7 +164,8 @@ def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
 
 def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
     """Alternate guided and unguided replies with equal frame counts; return the ratio of their wall times."""
-    scale, frames = arm.model.scale, arm.load.frames
+    scale = arm.model.scale
+    frames = arm.load.frames
     arm.run(number, scale, task)
     rounds = [{each: arm.run(number, each, task) for each in (1.0, scale)} for _ in range(arm.load.rounds)]
 
@@ -191,14 +198,17 @@ def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[d
 
     The line has the ratio to Stretto's step time if an earlier job measured it.
     """
-    chosen, forced = MODELS[model], load(setup)
+    chosen = MODELS[model]
+    forced = load(setup)
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
-    seeds, ours = itertools.count(1000), our_steps(setup, model)
+    seeds = itertools.count(1000)
+    ours = our_steps(setup, model)
     with tempfile.TemporaryDirectory() as folder:
         engine = stock_engine(Path(folder), setup, model, requests)
         params = SamplingParams(temperature=0.0, max_tokens=forced.frames, ignore_eos=True, detokenize=False)
         for number in requests:
-            num_rows, steps = number * chosen.rows_per_request, []
+            num_rows = number * chosen.rows_per_request
+            steps = []
             for _ in range(forced.rounds + 1):
                 engine.add([[next(seeds)] * PROMPT_ROWS for _ in range(num_rows)], [params] * num_rows)
                 steps.append(time_run(engine, num_rows).step_ms)
@@ -214,7 +224,8 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
     checkpoint = write_config(folder, MODELS[model], setup)
     config = engine_config(checkpoint, setup, MODELS[model], requests)
     share = {} if setup.is_small else memory_share(config, current_platform.get_device_total_memory)
-    args, wants_async = config.engine_args | share, config.engine_args["async_scheduling"]
+    args = config.engine_args | share
+    wants_async = config.engine_args["async_scheduling"]
     built = stock_config(checkpoint, args)
     built.scheduler_config.async_scheduling = wants_async and not setup.is_small
     return SteppedEngine(built)
@@ -285,11 +296,16 @@ def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, fir
 
     Full steps decode `num_rows` rows. The first chunk of a reply needs `first` rows.
     """
-    core, scheduler = engine.core, engine.scheduler
-    rows, reached = dict.fromkeys(request_ids, 0.0), dict[str, float]()
-    prefill_s, step_s, begun = 0.0, [], time.perf_counter()
+    core = engine.core
+    scheduler = engine.scheduler
+    rows = dict.fromkeys(request_ids, 0.0)
+    reached = dict[str, float]()
+    prefill_s = 0.0
+    step_s = []
+    begun = time.perf_counter()
     while scheduler.has_requests() or core.batch_queue:
-        before, since = engine.num_decoding(), time.perf_counter()
+        before = engine.num_decoding()
+        since = time.perf_counter()
         outputs = engine.step() or {}
         now = time.perf_counter()
         if before == engine.num_decoding() == num_rows:
@@ -379,7 +395,8 @@ def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     names = (VANILLA, "turbo") if setup.is_small else tuple(SCHEDULES)
     arm = Arm("vita", setup, requests, is_compiled=True)
     yield {"part": "start", "start_s": round(time.perf_counter() - begun, 1)}
-    prompts, config = PromptMaker(arm.family), arm.engine.core.vllm_config.model_config.hf_config.to_dict()
+    prompts = PromptMaker(arm.family)
+    config = arm.engine.core.vllm_config.model_config.hf_config.to_dict()
     for number in requests:
         turns = [
             {
@@ -407,7 +424,9 @@ def one(engine: SteppedEngine, prompts: PromptMaker, number: int, name: str, num
     """Run `number` replies of `num_ids` ids with one schedule and return their times."""
     made = prompts.make(number, MODELS["vita"].task, 1.0, num_ids, num_ids)
     made = [replace(prompt, sampling=replace(prompt.sampling, schedule=name)) for prompt in made]
-    begun, needed, first_block_s = time.perf_counter(), ids_after(name, passes(name, num_codes)), math.inf
+    begun = time.perf_counter()
+    needed = ids_after(name, passes(name, num_codes))
+    first_block_s = math.inf
     engine.add_prompts(made)
     while engine.scheduler.has_requests() or engine.core.batch_queue:
         engine.step()

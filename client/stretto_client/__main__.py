@@ -106,7 +106,8 @@ async def spoken_input() -> bytes | AsyncIterator[NDArray[Any]]:
 
 async def bytes_from(descriptor: int) -> AsyncIterator[bytes]:
     """Yield bytes as they arrive at a file descriptor, which a daemon thread reads."""
-    loop, came = asyncio.get_running_loop(), asyncio.Queue[bytes | OSError]()
+    loop = asyncio.get_running_loop()
+    came = asyncio.Queue[bytes | OSError]()
     wanted = threading.Semaphore(1)
 
     def read() -> None:
@@ -185,7 +186,9 @@ def _terminal_lines() -> Iterator[str]:
 
 
 def _file_lines() -> Iterator[str]:
-    decoder, left, data = TextDecoder("standard input"), "", b"\n"
+    decoder = TextDecoder("standard input")
+    left = ""
+    data = b"\n"
     while data:
         data = os.read(sys.stdin.fileno(), MAX_READ_BYTES)
         *lines, left = (left + decoder.decode(data, is_last=not data)).split("\n")
@@ -207,7 +210,8 @@ class PrintedConversation:
     """Conversation with the server, printed as it proceeds."""
 
     def __init__(self, client: SpeechClient, args: argparse.Namespace):
-        self.client, self._args = client, args
+        self.client = client
+        self._args = args
         self._conversation = Conversation(args.system, args.clone)
         flags = {"task": args.task, "seed": args.seed}
         # The codes of a reply are sent back with later turns, so that the model's voice stays the same.
@@ -260,7 +264,8 @@ class PlayedReply:
     """Reply in progress, with its text and codes. Its audio is written to `sinks`."""
 
     def __init__(self, sinks: list[Sink], is_quiet: bool):
-        self._sinks, self._is_quiet = sinks, is_quiet
+        self._sinks = sinks
+        self._is_quiet = is_quiet
         self._codes: list[NDArray[np.int32]] = []
         self.tally = Tally(shows_progress=False)
 
@@ -299,7 +304,8 @@ class PlayedReply:
         return (f"{self.file}: " if self.file else "") + self.tally.summary()
 
 
-DEFAULT_OUT, DEFAULT_SERVER = Path("speech.wav"), "localhost:8001"
+DEFAULT_OUT = Path("speech.wav")
+DEFAULT_SERVER = "localhost:8001"
 
 
 def open_sinks(args: argparse.Namespace) -> list[Sink]:

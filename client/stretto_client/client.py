@@ -22,7 +22,7 @@ from tritonclient.grpc import InferenceServerException, InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 
 from stretto_client.errors import Timeouts
-from stretto_client.live_speech import LiveSession, UnreadAudio, speak_written
+from stretto_client.live_speech import LiveSession, speak_written
 from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech, cut, is_short
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
@@ -45,10 +45,12 @@ from stretto_client.speech_stream import (
     with_seed,
 )
 from stretto_client.tries import Tries, patiently
+from stretto_client.unread import UnreadAudio
 
 END = Timeouts(first_s=2.0, between_s=2.0, total_s=2.0)  # for the request that ends a session
 DIRECTORY = Path("/dev/shm")  # in the shared-memory folder, so that every client that can share memory finds the key
-HEADER, CALLER_HEADER = "triton-grpc-protocol-stretto-key", "stretto-caller"
+HEADER = "triton-grpc-protocol-stretto-key"
+CALLER_HEADER = "stretto-caller"
 
 
 def key_headers(server: str, directory: Path = DIRECTORY) -> dict[str, str]:
@@ -86,7 +88,8 @@ def caller_headers(server: str, caller: Callable[[], str] | None) -> dict[str, s
 
 def ours(path: Path) -> bool:
     """Return True if this user owns the file and no other user can have written it."""
-    state, folder = path.lstat(), path.parent.lstat()
+    state = path.lstat()
+    folder = path.parent.lstat()
     return state.st_uid == folder.st_uid == os.getuid() and not (state.st_mode | folder.st_mode) & 0o077
 
 
@@ -113,6 +116,16 @@ def for_text(options: SpeakOptions, pronunciations: Entries | None, transliterat
 
 
 # Keep gRPC's windows from growing to megabytes (minutes of unread speech). Other options are tritonclient's defaults.
+def output_of(output: OutputOptions, encoding: Encoding | None, sample_rate: int | None) -> OutputOptions:
+    """Return the output options with an encoding and a sample rate, unless they are None."""
+    output = {**output}
+    if encoding is not None:
+        output["encoding"] = encoding
+    if sample_rate is not None:
+        output["sample_rate"] = sample_rate
+    return output
+
+
 CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -157,9 +170,12 @@ class SpeechClient:
     ):
         if shared_memory not in (None, "system", "cuda"):
             raise ValueError(f"shared_memory: expected 'system' or 'cuda', got {shared_memory!r}")
-        self.server, self.timeouts = server, timeouts or Timeouts()
-        self.model, self._caller = model, caller
-        self._memory, self._ring_size = shared_memory, ring or RingSize()
+        self.server = server
+        self.timeouts = timeouts or Timeouts()
+        self.model = model
+        self._caller = caller
+        self._memory = shared_memory
+        self._ring_size = ring or RingSize()
         self._shared: set[Sharing] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._client = InferenceServerClient(server, channel_args=CHANNEL)
@@ -208,11 +224,7 @@ class SpeechClient:
         """
         if markup not in MARKUPS:
             raise ValueError(f"markup: expected one of {', '.join(MARKUPS)}, got {markup!r}")
-        output: OutputOptions = {**options.get("output", {})}
-        if encoding is not None:
-            output["encoding"] = encoding
-        if sample_rate is not None:
-            output["sample_rate"] = sample_rate
+        output = output_of(options.get("output", {}), encoding, sample_rate)
         request_options: SpeakOptions = {**options, "voice": voice, "output": output}
         if not isinstance(text, str):
             return ProducedSpeech(partial(speak_written, self, task, request_options, text, markup=markup, rates=rates))
@@ -362,7 +374,8 @@ class SpeechClient:
             images: Paths or contents of files for the turns with `"image": "image"`, in order.
             task: Name of the model's task; None for the first task that accepts these turns.
         """
-        sharing, texts = self._share(), strings(messages=json.dumps(messages), task=task, options=options_json(options))
+        sharing = self._share()
+        texts = strings(messages=json.dumps(messages), task=task, options=options_json(options))
         inputs = [*audio_inputs(*recordings, sharing=sharing), *image_inputs(images, sharing), *texts]
         return self.send(inputs, sharing)
 

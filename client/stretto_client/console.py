@@ -82,8 +82,10 @@ class TextDecoder:
     def __init__(self, source: str):
         self._source = source
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._encoding, self._head = "", b""
-        self._num_bytes, self._line = 0, 1
+        self._encoding = ""
+        self._head = b""
+        self._num_bytes = 0
+        self._line = 1
 
     def decode(self, data: bytes, is_last: bool = False) -> str:
         """Return the characters that are complete.
@@ -96,7 +98,8 @@ class TextDecoder:
             ValueError: The bytes are not text; the message contains the position.
         """
         if self._decoder is None:
-            data, self._head = self._head + data, b""
+            data = self._head + data
+            self._head = b""
             if data in (b"", b"\xff", b"\xfe") and not is_last:  # perhaps half of UTF-16's byte order mark
                 self._head = data
                 return ""
@@ -114,7 +117,8 @@ class TextDecoder:
     def _message(self, error: UnicodeDecodeError, num_bytes: int) -> str:
         position = num_bytes - len(error.object) + error.start
         line = self._line + error.object[: error.start].count(b"\n")
-        byte, source = error.object[error.start], f"{self._source}: " if self._source else ""
+        byte = error.object[error.start]
+        source = f"{self._source}: " if self._source else ""
         return f"{source}can't decode byte 0x{byte:02x} at position {position} (line {line}) as {self._encoding}"
 
 

@@ -177,7 +177,8 @@ class _Formula:
             if sign not in ("_", "^"):
                 break
             self._at += 1
-            prefix = ("as" if name == "lim" else "from") if sign == "_" else "to"
+            lower = "as" if name == "lim" else "from"
+            prefix = lower if sign == "_" else "to"
             words += [prefix, *self._argument(depth)]
         return [*words, "of"] if len(words) > 1 or name in ("sum", "prod", "int") else words
 

@@ -29,11 +29,15 @@ class _PlsReader:
         self._path: list[str] = []
         self._text = ""
         self._alphabet = self._own_alphabet = ""
-        self._words, self._aliases, self._phonemes = list[str](), list[str](), list[dict[str, str]]()
+        self._words = list[str]()
+        self._aliases = list[str]()
+        self._phonemes = list[dict[str, str]]()
         self._parser = parser = expat.ParserCreate()
         parser.buffer_text = True
-        parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
-        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._add, self._doctype
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._add
+        parser.StartDoctypeDeclHandler = self._doctype
         parser.XmlDeclHandler = self._declaration
 
     def read(self, data: bytes) -> dict[str, object]:
@@ -63,16 +67,20 @@ class _PlsReader:
         if name == "lexicon":
             self._alphabet = attributes.get("alphabet", "ipa")
         elif name == "lexeme":
-            self._words, self._aliases, self._phonemes = [], [], []
+            self._words = []
+            self._aliases = []
+            self._phonemes = []
         elif name in READ:
-            self._text, self._own_alphabet = "", attributes.get("alphabet", self._alphabet)
+            self._text = ""
+            self._own_alphabet = attributes.get("alphabet", self._alphabet)
 
     def _add(self, text: str) -> None:
         if self._path and self._path[-1] in READ:
             self._text += text
 
     def _end(self, name: str) -> None:
-        name, text = self._path.pop(), " ".join(self._text.split())
+        name = self._path.pop()
+        text = " ".join(self._text.split())
         if name == "grapheme":
             self._words.append(text)
         elif name == "alias":

@@ -4,12 +4,11 @@ Text is spoken part by part or sentence by sentence.
 """
 
 import asyncio
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,99 +40,7 @@ from stretto_client.scripts import Transliteration
 from stretto_client.sentence_ends import PAUSE, is_spoken
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
 from stretto_client.tries import Tries
-
-Piece = TypeVar("Piece")
-MAX_WAITING_CHARS = 65_536  # maximum buffered text; `pieces` is not read while the buffer is full
-
-
-class Unread(ABC, Generic[Piece]):
-    """Buffer that a background task fills from `pieces`. `async with` starts and stops the task."""
-
-    def __init__(self, pieces: AsyncIterable[Piece]):
-        self._pieces = pieces
-        self._is_complete = False
-        self._failure: Exception | None = None
-        self._changed = asyncio.Condition()
-        self._task: asyncio.Task[None] | None = None
-
-    @abstractmethod
-    def _add(self, piece: Piece) -> None:
-        """Append a piece to the buffer."""
-
-    @property
-    @abstractmethod
-    def _is_full(self) -> bool:
-        """True if `pieces` must not be read until the buffer has room again."""
-
-    async def _read(self) -> None:
-        try:
-            async for piece in self._pieces:
-                async with self._changed:
-                    self._add(piece)
-                    self._changed.notify_all()
-                    await self._changed.wait_for(lambda: not self._is_full)
-        except Exception as error:
-            self._failure = error
-        async with self._changed:
-            self._is_complete = True
-            self._changed.notify_all()
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._read())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        if close := getattr(self._pieces, "aclose", None):
-            await close()
-
-
-class UnreadText(Unread[str]):
-    """Buffer of streamed text."""
-
-    def __init__(self, pieces: AsyncIterable[str]):
-        super().__init__(pieces)
-        self._text = ""
-
-    def _add(self, piece: str) -> None:
-        self._text += piece
-
-    @property
-    def _is_full(self) -> bool:
-        return len(self._text) >= MAX_WAITING_CHARS
-
-    @property
-    def is_complete(self) -> bool:
-        """True if all of the text has been returned."""
-        return self._is_complete and not self._text and self._failure is None
-
-    async def pop(self, max_chars: int, patience_s: float | None = None) -> str:
-        """Remove and return buffered text.
-
-        Args:
-            max_chars: Maximum number of characters.
-            patience_s: Maximum time to wait for text, in seconds; None for no limit.
-
-        Returns:
-            Text; empty at the end, or if no text arrives in time.
-
-        Raises:
-            Exception: The exception raised by `pieces`, once the preceding text has been returned.
-        """
-        try:
-            async with asyncio.timeout(patience_s), self._changed:
-                await self._changed.wait_for(lambda: bool(self._text) or self._is_complete)
-        except TimeoutError:
-            return ""
-        async with self._changed:
-            text, self._text = self._text[:max_chars], self._text[max_chars:]
-            self._changed.notify_all()
-        if not text and self._failure is not None:
-            raise self._failure
-        return text
-
+from stretto_client.unread import UnreadAudio, UnreadText
 
 MAX_PART_CHARS = 4096  # the server's limit
 STILL_THERE_S = 10.0  # interval in seconds between empty parts, without which the server would end an idle text
@@ -186,7 +93,9 @@ async def speak_written(
             sentence if it reads word by word. There, phonemes and rates of SSML have no effect.
         rates: True if the caller applies changes of the speaking rate.
     """
-    profile, limits, places = await profile_of(client), client.timeouts, Places()
+    profile = await profile_of(client)
+    limits = client.timeouts
+    places = Places()
     tags = None if profile is None else profile.tags
     reader = open_reader(markup, tags)
     if profile is not None and profile.reads_live_text and task == "tts" and options.get("text_mode", "open") == "open":
@@ -250,7 +159,9 @@ class WholeText:
     """
 
     def __init__(self, items: Items, places: Places, reader: MarkupReader):
-        self._items, self._places, self._reader = items, places, reader
+        self._items = items
+        self._places = places
+        self._reader = reader
         self._spoken = ""
 
     def add(self, piece: str) -> None:
@@ -341,7 +252,8 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
 
     A piece is yielded once the next one has begun.
     """
-    held, has_paused = "", False
+    held = ""
+    has_paused = False
     while not unread.is_complete:
         held += await unread.pop(max_chars)
         *ended, held = held.split(PAUSE)
@@ -360,75 +272,17 @@ async def clauses_of(unread: UnreadText, max_chars: int) -> AsyncIterator[str]:
             yield clause
 
 
-SAMPLE_BYTES = 4  # float32
-PART_S, MAX_PART_S = 0.08, 10.0  # minimum and maximum audio per part, in seconds; more waits while a part is in transit
 NOT_OPEN = "session.id: expected the id of an open session"  # beginning of the error for a part after the end
 # Beginning of the error for a session whose decoder was restarted: a failure of the server, not of the request.
 WITHOUT_SPEECH = "session.resume: expected a session whose speech is still in the decoder"
 
 
-class UnreadAudio(Unread[NDArray[Any]]):
-    """Buffer of live audio.
-
-    Args:
-        pieces: Parts of the samples, floating-point [n] or int16 [n].
-        sample_rate: Sample rate of the samples in Hz.
-        fill_after_s: Time without samples, in seconds, after which silence replaces them; None for no silence.
-    """
-
-    def __init__(self, pieces: AsyncIterable[NDArray[Any]], sample_rate: int, fill_after_s: float | None = None):
-        super().__init__(pieces)
-        self.sample_rate, self._fill_after_s, self._is_filling = sample_rate, fill_after_s, False
-        self._waiting = bytearray()  # float32
-
-    def _add(self, piece: NDArray[Any]) -> None:
-        pcm = piece / 32768 if piece.dtype == np.int16 else piece
-        self._waiting += np.ascontiguousarray(pcm, np.float32).data.cast("B") if len(pcm) else b""
-
-    @property
-    def _is_full(self) -> bool:
-        return self._num_samples >= 2 * MAX_PART_S * self.sample_rate
-
-    @property
-    def _num_samples(self) -> int:
-        return len(self._waiting) // SAMPLE_BYTES
-
-    async def pop(self) -> tuple[NDArray[np.float32], bool]:
-        """Wait for PART_S of samples or the end; return samples [n], and True if they end the audio.
-
-        Raises:
-            Exception: The exception raised by `pieces`.
-        """
-        await self._wait()
-        async with self._changed:
-            if self._failure is not None:
-                raise self._failure
-            num_bytes = int(MAX_PART_S * self.sample_rate) * SAMPLE_BYTES
-            pcm = np.frombuffer(bytes(self._waiting[:num_bytes]), np.float32)
-            del self._waiting[:num_bytes]
-            self._changed.notify_all()
-            return pcm, self._is_complete and not self._waiting
-
-    async def _wait(self) -> None:
-        """Wait for a part or the end; if none arrives in time, add silence, and again every PART_S."""
-        patience_s = PART_S if self._is_filling else self._fill_after_s
-        try:
-            async with asyncio.timeout(patience_s), self._changed:
-                await self._changed.wait_for(self._has_part)
-            self._is_filling = False
-        except TimeoutError:
-            self._is_filling = True
-            missing = max(0, round(PART_S * self.sample_rate) - self._num_samples)
-            self._waiting += bytes(missing * SAMPLE_BYTES)
-
-    def _has_part(self) -> bool:
-        return self._num_samples >= PART_S * self.sample_rate or self._is_complete
-
-
 RETRY_S = 0.2  # delay between attempts to resume a session
 # WORKAROUND(triton server 2.51, fixed in 2.56): Triton keeps all responses of a request, 8 kB for a frame of speech.
 # A session that can be resumed therefore continues with another request after MAX_BYTES.
-MAX_BYTES, EVENT_BYTES = 8 << 20, 1 << 10  # limit per request; size of an event without its samples
+# limit per request; size of an event without its samples
+MAX_BYTES = 8 << 20
+EVENT_BYTES = 1 << 10
 # beginnings of the server's errors for a part that it had accepted before the connection was lost
 ACCEPTED = "session.part: expected {}, the number of the next part", "session: expected no further part"
 
@@ -457,12 +311,20 @@ class LiveSession:
         unread: UnreadAudio,
         items: Items,
     ):
-        self._begin, self._resume, self._parts, self._unread, self._items = begin, resume, parts, unread, items
-        self._name, self._num_events = "", 0  # number of events received after the one that contains the name
+        self._begin = begin
+        self._resume = resume
+        self._parts = parts
+        self._unread = unread
+        self._items = items
+        # number of events received after the one that contains the name
+        self._name = ""
+        self._num_events = 0
         self._num_bytes = 0  # bytes of the events of the current connection
         self._max_bytes = float("inf")
         self._is_gone = False  # the server no longer has the session
-        self._number, self._is_complete = 0, False  # number of the next part; True once the last one is acknowledged
+        # number of the next part; True once the last one is acknowledged
+        self._number = 0
+        self._is_complete = False
         self._pending: tuple[NDArray[np.float32], bool] | None = None  # part that has not been acknowledged
 
     async def follow(self, resume_s: float = 0.0) -> None:
@@ -484,7 +346,8 @@ class LiveSession:
 
     async def _follow_connections(self, resume_s: float) -> None:
         """Put the events of all connections, one after the other, into the queue."""
-        lost_s, cause = float("inf"), None
+        lost_s = float("inf")
+        cause = None
         while True:
             self._num_bytes = 0
             try:
@@ -496,7 +359,8 @@ class LiveSession:
             except (ServerUnavailable, RequestCancelled, RequestRefused) as error:
                 now_s = asyncio.get_running_loop().time()
                 if cause is None or self._num_bytes:
-                    lost_s, cause = now_s, error
+                    lost_s = now_s
+                    cause = error
                 self._is_gone = str(error).startswith(NOT_OPEN)
                 if str(error).startswith(WITHOUT_SPEECH):
                     raise ServerUnavailable(str(error) if cause is error else f"{cause}; {error}") from None
@@ -540,7 +404,9 @@ class LiveSession:
                 accepted = tuple(each.format(self._number + 1) for each in ACCEPTED)
                 if not (is_again and str(error).startswith(accepted)):
                     raise
-            self._pending, is_again, self._is_complete = None, False, is_last
+            self._pending = None
+            is_again = False
+            self._is_complete = is_last
             self._number += 1
 
 

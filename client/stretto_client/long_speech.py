@@ -387,11 +387,16 @@ async def cut(
     Raises:
         RequestRefused: The markup is invalid (see `read_text`), or the server rejects the piece passed to `check`.
     """
-    max_chars, reads_latin_only, tags, alphabets = 0, False, None, tuple[str, ...]()
+    max_chars = 0
+    reads_latin_only = False
+    tags = None
+    alphabets = tuple[str, ...]()
     with suppress(ValueError):
         known = await profile()
-        max_chars, reads_latin_only = known.max_text_chars, "transliterate" in known.options
-        tags, alphabets = known.tags, known.phonemes
+        max_chars = known.max_text_chars
+        reads_latin_only = "transliterate" in known.options
+        tags = known.tags
+        alphabets = known.phonemes
     reader = open_reader(markup, tags, alphabets, rates)
     parts = await read_parts(text, reader) if has_marks(text, markup) else [text]
     pieces: Parts = []
@@ -470,7 +475,8 @@ Speech = SpeechStream | ProducedSpeech
 async def _speak_all(speak: Speak, texts: Callable[[], Awaitable[Clauses]], tries: Tries, items: Items) -> None:
     """Put the events of all texts, and of the silence between them, into `items`."""
     pieces, places, reader, transliteration = await texts()
-    joint, last = Joint(reader, transliteration), None
+    joint = Joint(reader, transliteration)
+    last = None
     speak = partial(with_phonemes, partial(transliterated, speak, transliteration), reader)
     left = deque[tuple[str, int] | float | RateChange]((text, 0) if isinstance(text, str) else text for text in pieces)
     while left:
@@ -522,7 +528,8 @@ async def placed_events(
 
     `tries` is passed to `events_in_turn`.
     """
-    found, has_begun = None, False
+    found = None
+    has_begun = False
     begin = partial(speak, text, piece=piece) if piece else partial(speak, text)
     async with aclosing(events_in_turn(begin, tries)) as events:
         async for event in events:
@@ -539,7 +546,8 @@ async def events_of(
 
     `tries` is passed to `events_in_turn`, except for the first piece of an utterance that has not begun.
     """
-    piece, more = 0, True
+    piece = 0
+    more = True
     try:
         while more:
             more = False

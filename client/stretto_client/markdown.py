@@ -192,7 +192,8 @@ class MarkdownReader:
         """End the current line: whether it is complete depends on the next one, unless it is in a block."""
         if self._read and not self._is_unclosed and self._ended is None:
             self._ended = self._read
-        self._read, self._is_unclosed = "", False
+        self._read = ""
+        self._is_unclosed = False
         self._widen("\n")
         self._in_text = False
 
@@ -235,7 +236,8 @@ class MarkdownReader:
 
     def _prefixes(self, line: str) -> tuple[set[str], int]:
         """Return the kinds of quote and item marks at the beginning of a line, and their end."""
-        kinds, start = set[str](), 0
+        kinds = set[str]()
+        start = 0
         while not RULE.fullmatch(line, start) and (found := PREFIX.match(line, start)):
             kinds.add(str(found.lastgroup))
             start = found.end()
@@ -267,7 +269,8 @@ class MarkdownReader:
             self._fence = ""
         else:
             self._put(line)
-        self._line, self._ended = "", ""
+        self._line = ""
+        self._ended = ""
         self._in_text = True
         return True
 
@@ -315,7 +318,9 @@ class MarkdownReader:
         self._gap = (self._gap + space)[:MAX_HELD_CHARS]
 
     def _flush(self) -> None:
-        run, self._run, self._num_marks = self._run, "", 0
+        run = self._run
+        self._run = ""
+        self._num_marks = 0
         if not run:
             return
         punctuation = direction(run, self._recent, self._rendered)

@@ -18,7 +18,9 @@ from stretto_client.turns import Turns
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)
-SHORT_CHARS, SLICE_CHARS = 100, 1000  # maximum on the event loop (6 ms), and per slice in the thread (60 ms)
+# maximum on the event loop (6 ms), and per slice in the thread (60 ms)
+SHORT_CHARS = 100
+SLICE_CHARS = 1000
 READING = Turns(1, "markup")  # for longer texts, one slice at a time: 100,000 characters may take 3 s
 
 # The last part is a line without final punctuation before another one.
@@ -189,7 +191,8 @@ class AutoReader:
     ) -> None:
         self._filter = TagFilter(tags, may_be_ssml=True)
         self._tags = tags
-        self._alphabets, self._has_rates = alphabets, has_rates
+        self._alphabets = alphabets
+        self._has_rates = has_rates
         self._head = ""  # spaces at the beginning
         self._reader: MarkupReader | None = None
         self.pauses = deque[float | RateChange]()
@@ -215,7 +218,8 @@ class AutoReader:
 
     def _read(self, text: str, is_last: bool) -> str:
         if self._reader is None:
-            text, self._head = self._head + text, ""
+            text = self._head + text
+            self._head = ""
             if not (text.strip() or is_last):
                 self._head = text
                 return ""

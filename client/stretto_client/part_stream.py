@@ -33,7 +33,10 @@ class PartStream:
         timeout_s: float,
         headers: dict[str, str] | None = None,
     ):
-        self._client, self._model, self._server, self._timeout_s = client, model, server, timeout_s
+        self._client = client
+        self._model = model
+        self._server = server
+        self._timeout_s = timeout_s
         self._headers = headers
         self._requests: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()  # None ends the stream
         self._responses: Any = None

@@ -27,7 +27,8 @@ class Places:
     """
 
     def __init__(self, source: str = ""):
-        self._source, self._at = source, 0
+        self._source = source
+        self._at = 0
 
     def add(self, piece: str) -> None:
         """Append a piece of the source text."""
@@ -40,7 +41,9 @@ class Places:
 
     def _next(self, run: str) -> int | None:
         """Return the place of a run of letters and digits, and continue after it; None if it is not in the source."""
-        source, at, stop = self._source, self._at, self._at + MAX_SKIPPED_CHARS
+        source = self._source
+        at = self._at
+        stop = self._at + MAX_SKIPPED_CHARS
         for _ in range(MAX_SKIPPED + 1):
             found = TOKEN.search(source, at, stop)
             if found is None:
@@ -66,7 +69,9 @@ class ClausePlaces:
     """
 
     def __init__(self, clause: str, source: str, runs: dict[int, int | None]):
-        self._clause, self._source, self._runs = clause, source, runs
+        self._clause = clause
+        self._source = source
+        self._runs = runs
 
     def moved(self, event: SpeechEvent) -> SpeechEvent:
         """Return an event with the places of its words in the source instead of in the clause."""
@@ -80,7 +85,9 @@ class ClausePlaces:
         first, last = (self._runs.get(run.start()) for run in (runs[0], runs[-1])) if runs else (None, None)
         if first is None or last is None:
             return replace(word, text_start=None, text_end=None)
-        start, end = first - (runs[0].start() - word.text_start), last + word.text_end - runs[-1].start()
+        start = first - (runs[0].start() - word.text_start)
+        end = last + word.text_end - runs[-1].start()
         if self._source[start:end] != self._clause[word.text_start : word.text_end]:  # there is markup in it
-            start, end = first, last + len(runs[-1].group())
+            start = first
+            end = last + len(runs[-1].group())
         return replace(word, text_start=start, text_end=end)

@@ -43,7 +43,9 @@ class PlainReader:
         return self._read(self._tags.end(), is_last=True)
 
     def _read(self, text: str, is_last: bool) -> str:
-        text, self._held, ready = self._held + text, "", list[str]()
+        text = self._held + text
+        ready = list[str]()
+        self._held = ""
         at = 0
         while at < len(text):
             found = BREAK.search(text, at)

@@ -17,7 +17,8 @@ from typing_extensions import TypedDict
 from stretto_client.normal_forms import normalized
 from stretto_client.phonemes import SYMBOLS
 
-MAX_WORD_CHARS, MAX_SPELLING_CHARS = 100, 400
+MAX_WORD_CHARS = 100
+MAX_SPELLING_CHARS = 400
 MAX_ENTRIES = 10_000  # of a server's dictionary; fewer fit into a request, whose JSON is limited
 MAX_GAP = 3  # white space between two words of an entry, in characters of the text
 # Scripts without spaces between words. There, an entry may begin and end at any character.
@@ -70,7 +71,9 @@ class InvalidEntry(ValueError):
 
     def __init__(self, path: str, expected: str, got: str):
         super().__init__(f"{path}: expected {expected}, got {got}" if path else f"expected {expected}, got {got}")
-        self.path, self.expected, self.got = path, expected, got
+        self.path = path
+        self.expected = expected
+        self.got = got
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +226,14 @@ class Dictionary:
         Returns:
             The end, which is `start` if there is no such word; None if more of the text is needed.
         """
-        words, at, best = self._words, start, (start, "")
+        words = self._words
+        at = start
+        best = (start, "")
         read = written = ""
         index = 0  # of the first word that begins with `read`
         while at < len(text):
-            length, character = 1, folded_text[at]
+            length = 1
+            character = folded_text[at]
             if text[at].isspace():
                 length = next((n for n in range(1, MAX_GAP + 1) if not text[at + n : at + n + 1].isspace()), 0)
                 character = " "
@@ -353,11 +359,16 @@ class Pronouncer:
         """
         if not self.dictionaries:
             return text, [], self
-        text, at, before = self._held + text, 0, self._before
+        text = self._held + text
+        at = 0
+        before = self._before
         folded_text = _folded(text)
-        parts, changes, num_written = list[str](), list[Replacement](), self._num_written
+        parts = list[str]()
+        changes = list[Replacement]()
+        num_written = self._num_written
         while at < len(text):
-            end, spelling = at, ""
+            end = at
+            spelling = ""
             begins = not before or not (is_inside(before, text[at]) or _is_glued(before, text[at]))
             if text[at] in OPENERS and (begins or not text[at].isalpha()):
                 found = tag_end(text, at, is_last)
@@ -376,7 +387,8 @@ class Pronouncer:
             end = max(end, at + 1)
             parts.append(spelling or text[at:end])
             num_written += len(parts[-1])
-            before, at = text[end - 1], end
+            before = text[end - 1]
+            at = end
         rest = Pronouncer(self.dictionaries, text[at:], before, self._num_read + at, num_written)
         return "".join(parts), changes, rest
 

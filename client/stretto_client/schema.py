@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from typing_extensions import Doc, TypedDict
 
-LOWEST_RATE, HIGHEST_RATE = 4_000, 192_000  # sample rates in Hz
+# sample rates in Hz
+LOWEST_RATE = 4_000
+HIGHEST_RATE = 192_000
 MAX_PLAYOUT_S = 10
 RING_NAME = "stretto_ring_[0-9a-f]{16}"  # the only names of shared memory that clients may use
 SOCKET_SUFFIX = "_socket"  # after a ring's name: the socket that receives the descriptor of GPU memory
@@ -19,7 +21,8 @@ GuidancePolicy = Literal["always", "until_s", "adaptive"]
 POLICIES: tuple[GuidancePolicy, ...] = get_args(GuidancePolicy)
 
 
-NUMBER, INTEGER = "a number", "an integer"
+NUMBER = "a number"
+INTEGER = "an integer"
 
 
 @dataclass(frozen=True, slots=True)

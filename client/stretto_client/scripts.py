@@ -20,7 +20,9 @@ LETTERS_OF_DENSE_WORD = 2
 WITH_SHORT_WORDS = {"CJK", "HANGUL", "CYRILLIC", "GREEK", "HEBREW", "ARABIC"}  # a single letter may be a word
 GREEK_SYMBOL = re.compile(r"(?<![Ͱ-Ͽἀ-῿])[Α-ω](?![Ͱ-Ͽἀ-῿])")  # a single letter is a symbol, as in "π" or "Δt"
 LATIN_WORD = re.compile(r"[A-Za-z]{2}")
-MAX_WORDS, MAX_WORD_CHARS = 16, 64  # of other scripts that are listed
+# of other scripts that are listed
+MAX_WORDS = 16
+MAX_WORD_CHARS = 64
 FORMULA = re.compile(r"[\sΑ-ωϑ-ϖ()\[\]|'^_/*+=<>,.;:!-·×÷±−≤≥≠≈→∞√∂∇∑∫∏∈]*")
 EDGES = "()[]{}<>.,;:!?\"'“”‘’«»„-–—…*_"
 EMOTICON = re.compile(

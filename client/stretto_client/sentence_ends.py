@@ -7,7 +7,8 @@ CLOSING = ")\"'”’»"  # characters that may follow the punctuation at the en
 WIDE = "\u0e00-\u0eff\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef"  # scripts without spaces between words
 # A line that has room for the next word within this number of characters is not wrapped: few texts have narrower lines,
 # and most wrap lines after 65 to 80 characters.
-NARROW_CHARS, WRAPPED_CHARS = 22, 64
+NARROW_CHARS = 22
+WRAPPED_CHARS = 64
 MAX_LINE_CHARS = 256  # of a line, this number of characters is examined
 ENTRY_WORDS = 2  # a short line of at most this number of words is complete even if the next line begins in lower case
 # Words after which a sentence goes on.

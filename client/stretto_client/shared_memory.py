@@ -35,7 +35,8 @@ class SystemRegion:
         except OSError as error:
             self.close()
             raise ServerUnavailable(f"not enough shared memory for {byte_size} bytes: {error.strerror}") from None
-        self.name, self._byte_size = self._memory.name, byte_size
+        self.name = self._memory.name
+        self._byte_size = byte_size
         assert self._memory.buf is not None
         self._buffer: memoryview = self._memory.buf
 
@@ -82,7 +83,9 @@ MAGIC = int.from_bytes(b"STRRING1", "little")
 HEADER = 4096  # bytes, one page
 PREFIX = "stretto_ring"
 MAX_BUS_ID_BYTES = 32  # of a message; a PCI bus id has 12 or 16
-_SLOTS, _SLOT_BYTES, _RELEASED = 1, 2, 3
+_SLOTS = 1
+_SLOT_BYTES = 2
+_RELEASED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,8 @@ class ServerMemory:
 
     def close(self) -> None:
         """Unmap the memory and remove the socket."""
-        memory, self._memory = self._memory, None
+        memory = self._memory
+        self._memory = None
         try:
             if memory is not None:
                 memory.close()
@@ -172,7 +176,8 @@ class Ring:
     """
 
     def __init__(self, memory: Memory, size: RingSize):
-        self._size, self._released = size, 0
+        self._size = size
+        self._released = 0
         payload = size.slots * size.slot_bytes
         self._header = SystemRegion(PREFIX, HEADER + (payload if memory == "system" else 0))
         try:
@@ -181,7 +186,9 @@ class Ring:
             self._header.close()
             raise
         self._words = self._header.words
-        self._words[_SLOTS], self._words[_SLOT_BYTES], self._words[_RELEASED] = size.slots, size.slot_bytes, 0
+        self._words[_SLOTS] = size.slots
+        self._words[_SLOT_BYTES] = size.slot_bytes
+        self._words[_RELEASED] = 0
         self._words[0] = MAGIC
 
     def option(self) -> RingOptions:
@@ -197,7 +204,8 @@ class Ring:
         """
         if record["slot"] != self._released:
             raise ValueError(f"the event names slot {record['slot']}, but {self._released} is next")
-        size, dtype = self._size, np.dtype(record["dtype"])
+        size = self._size
+        dtype = np.dtype(record["dtype"])
         left = record["samples"] * dtype.itemsize
         parts = [np.empty(0, np.uint8)]
         for slot in range(record["slot"], record["slot"] + record["slots"]):
@@ -235,7 +243,9 @@ class Sharing:
     """
 
     def __init__(self, memory: Memory, ring_size: RingSize, headers: dict[str, str]):
-        self._memory, self._ring_size, self._headers = memory, ring_size, headers
+        self._memory = memory
+        self._ring_size = ring_size
+        self._headers = headers
         self.ring: Ring | None = None
         self._regions: list[SystemRegion] = []
         self._registered: list[SystemRegion] = []
@@ -259,13 +269,15 @@ class Sharing:
 
     async def close(self, server: InferenceServerClient) -> None:
         """Unregister and free all memory, even if the server no longer responds."""
-        registered, self._registered = self._registered, []
+        registered = self._registered
+        self._registered = []
         try:
             for region in registered:
                 await region.unregister(server, self._headers)
         finally:
             while self._regions:
                 self._regions.pop().close()
-            ring, self.ring = self.ring, None
+            ring = self.ring
+            self.ring = None
             if ring is not None:
                 ring.close()

@@ -182,7 +182,8 @@ class AudioFile:
         if self._inherited == 1 and (sys.__stdout__ is None or os.isatty(1)):
             state = "closed" if sys.__stdout__ is None else "a terminal"
             raise ValueError(f"--out {path}: standard output is {state}; redirect it to a file or a pipe")
-        self.path, self.name = path, "standard output" if self._inherited == 1 else str(path)
+        self.path = path
+        self.name = "standard output" if self._inherited == 1 else str(path)
         try:
             found = _status(path if self._inherited is None else self._inherited)
         except OSError as error:
@@ -211,7 +212,8 @@ class AudioFile:
             raise self._named(error) from None
 
     def close(self) -> None:
-        writer, self._writer = self._writer, None
+        writer = self._writer
+        self._writer = None
         try:
             if writer is not None:
                 writer.close()
@@ -266,7 +268,8 @@ def wav_header(sample_rate: int, num_bytes: int | None = None) -> bytes:
         num_bytes: Size of the samples in bytes; None if unknown.
     """
     data = UNKNOWN_SIZE if num_bytes is None else num_bytes
-    riff, data = min(data + 36, UNKNOWN_SIZE), min(data, UNKNOWN_SIZE)
+    riff = min(data + 36, UNKNOWN_SIZE)
+    data = min(data, UNKNOWN_SIZE)
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
     return struct.pack("<4sI4s", b"RIFF", riff, b"WAVE") + form + struct.pack("<4sI", b"data", data)
 
@@ -278,7 +281,9 @@ class WavWriter:
     """
 
     def __init__(self, descriptor: int, sample_rate: int):
-        self._descriptor, self._rate, self._num_bytes = descriptor, sample_rate, 0
+        self._descriptor = descriptor
+        self._rate = sample_rate
+        self._num_bytes = 0
         is_appended = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND  # where `pwrite` appends, too
         has_size = stat.S_ISREG(os.fstat(descriptor).st_mode) and not is_appended
         self._start = os.lseek(descriptor, 0, os.SEEK_CUR) if has_size else None
@@ -301,7 +306,8 @@ class SoundFileWriter:
     def __init__(self, descriptor: int, sample_rate: int, suffix: str):
         import soundfile  # not needed for wav files
 
-        self._bytes, self._error = EncodedBytes(descriptor), soundfile.LibsndfileError
+        self._bytes = EncodedBytes(descriptor)
+        self._error = soundfile.LibsndfileError
         name = suffix.removeprefix(".").upper()
         try:
             self._file = soundfile.SoundFile(self._bytes, "w", sample_rate, channels=1, format=name)

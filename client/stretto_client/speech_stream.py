@@ -263,8 +263,10 @@ class SpeechStream:
 
     def __init__(self, responses: Any, client: Owner, sharing: Sharing | None = None, timeouts: Timeouts | None = None):
         self._responses = responses
-        self._client, self._sharing = client, sharing
-        self._timeouts, self._server = timeouts or client.timeouts, client.server
+        self._client = client
+        self._sharing = sharing
+        self._timeouts = timeouts or client.timeouts
+        self._server = client.server
         self._started_s = time.monotonic()
         self._is_first = True
         self._is_complete = False  # the last event has been read

@@ -12,7 +12,9 @@ from stretto_client.pronunciation import ALPHABETS, InvalidEntry, PhonemesRecord
 from stretto_client.sentence_ends import PAUSE, full_stop, last_sign
 from stretto_client.tags import INVISIBLE, Tag, is_reasoning, needs_space
 
-MAX_PAUSE_S, MAX_PAUSES_S = 10.0, 60.0  # limits on one break, and on all breaks in a text
+# limits on one break, and on all breaks in a text
+MAX_PAUSE_S = 10.0
+MAX_PAUSES_S = 60.0
 MAX_DEPTH = 32  # maximum nesting of elements
 STRENGTHS_S = {"none": 0.0, "x-weak": 0.25, "weak": 0.5, "medium": 0.75, "strong": 1.0, "x-strong": 1.25}
 TIME = re.compile(r"\+?(\d{1,7}(?:\.\d{0,6})?|\.\d{1,6})(ms|s)")
@@ -20,14 +22,18 @@ SILENT = {"metadata", "meta", "lexicon", "desc"}  # names of elements whose text
 SENTENCES = {"p", "s"}
 WITHIN_WORDS = {"phoneme", "sub", "say-as"}  # elements that may begin or end inside a word
 NEUTRAL = {"speak", "metadata", "meta", "desc", "sub", "break", "say-as", "token", "w", *SENTENCES}
-LEAST_RATE, GREATEST_RATE = 0.25, 4.0
+LEAST_RATE = 0.25
+GREATEST_RATE = 4.0
 RATES = {"x-slow": 0.5, "slow": 0.64, "medium": 1.0, "default": 1.0, "fast": 1.55, "x-fast": 2.0}  # as in Azure
 RATE = re.compile(r"([+-]?)(\d{1,4}(?:\.\d{0,4})?)(%?)")
 # A character of Unicode's private use precedes a word with phonemes, and makes it an entry of its own: the same word
 # may have other phonemes elsewhere in the text.
-FIRST_MARK, LAST_MARK = 0xE000, 0xF8FF
+FIRST_MARK = 0xE000
+LAST_MARK = 0xF8FF
 MARKS = dict.fromkeys(range(FIRST_MARK, LAST_MARK + 1))
-MAX_NAMES, MAX_NAME_CHARS = 16, 64  # of elements without effect
+# of elements without effect
+MAX_NAMES = 16
+MAX_NAME_CHARS = 64
 
 
 class RateChange(NamedTuple):
@@ -57,13 +63,18 @@ class SsmlReader:
         self.pauses = deque[float | RateChange]()
         self.without_effect: list[str] = []
         self.pronunciations: dict[str, PhonemesRecord] = {}
-        self._alphabets, self._has_rates = alphabets, has_rates
+        self._alphabets = alphabets
+        self._has_rates = has_rates
         self._marks: dict[tuple[str, ...], str] = {}  # by word, alphabet and phonemes
         self._phoneme: tuple[int, str, str] | None = None  # depth, alphabet and phonemes of the open phoneme
-        self._rate, self._rates = 1.0, list[tuple[int, float]]()  # current one; depth of prosody, and the rate before
+        # current one; depth of prosody, and the rate before
+        self._rate = 1.0
+        self._rates = list[tuple[int, float]]()
         self._parser = parser = expat.ParserCreate()
-        parser.StartElementHandler, parser.EndElementHandler = self._start, self._end
-        parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = self._add, self._doctype
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._add
+        parser.StartDoctypeDeclHandler = self._doctype
         self._depth = self._silent = 0  # depth of elements; depth of the outermost element that is not spoken
         self._say_as: tuple[int, str, str] | None = None  # depth, interpret-as and format of the open say-as
         self._run = ""  # text not returned yet
@@ -146,12 +157,14 @@ class SsmlReader:
         elif self._say_as is not None and self._say_as[0] == self._depth:
             _, kind, _ = self._say_as
             text = self._collected
-            self._say_as, self._collected = None, ""
+            self._say_as = None
+            self._collected = ""
             self._add(say_as(text, kind))
         elif self._phoneme is not None and self._phoneme[0] == self._depth:
             _, alphabet, phonemes = self._phoneme
             text = self._collected
-            self._phoneme, self._collected = None, ""
+            self._phoneme = None
+            self._collected = ""
             self._add(self._marked(text, alphabet, phonemes))
         elif self._rates and self._rates[-1][0] == self._depth:
             self._change_rate(self._rates.pop()[1])
@@ -220,7 +233,8 @@ class SsmlReader:
         return text[: len(text) - len(text.lstrip())] + mark + word + text[len(text.rstrip()) :]
 
     def _parse_rate(self, text: str) -> float:
-        found, rate = RATE.fullmatch(text.strip()), RATES.get(text.strip())
+        found = RATE.fullmatch(text.strip())
+        rate = RATES.get(text.strip())
         if found is not None:
             rate = float(found[2]) / (100 if found[3] else 1)
             rate = 1 + float(f"{found[1]}1") * rate if found[1] else rate
@@ -267,7 +281,8 @@ class SsmlReader:
 
     def _flush(self, num_chars: int) -> None:
         """Return the first `num_chars` characters of the pending text as output."""
-        text, self._run = without_emoji(self._run[:num_chars]), self._run[num_chars:]
+        text = without_emoji(self._run[:num_chars])
+        self._run = self._run[num_chars:]
         if text:
             self._ready.append(text)
             self._tail = text[-1]

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 MAX_TAG_CHARS = 500  # maximum length of a tag; in a longer one, `<` is text
 MAX_HEADER_CHARS = 64
-MAX_NAMES, MAX_NAME_CHARS = 16, 64  # of tags that are left out
+# of tags that are left out
+MAX_NAMES = 16
+MAX_NAME_CHARS = 64
 # Soft hyphens, zero-width spaces, word joiners and marks of direction. Joiners (U+200C, U+200D) have a meaning in emoji
 # and in some scripts.
 INVISIBLE = dict.fromkeys(
@@ -30,7 +32,9 @@ SOUNDS = "breath chuckle clucking cough gasp giggle groan hissing laugh laughter
 KNOWN_TAGS = tuple(f"<{name}>" for name in SOUNDS.split())
 
 NAME = r"[^\W\d_][\w.-]*(?::[^\W\d][\w.-]*)?"
-GAP, EQUALS = r"\s{1,9}", r"\s{0,9}=\s{0,9}"  # limited, so that the time for parsing is linear
+# limited, so that the time for parsing is linear
+GAP = r"\s{1,9}"
+EQUALS = r"\s{0,9}=\s{0,9}"
 VALUE = r"(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'=<>`/]+)"
 FIELDS = rf"(?:=[^\s<>]*)?(?:{GAP}[\w:.-]+{EQUALS}{VALUE})*"
 TAG = re.compile(rf"<(?P<slash>/?)(?P<name>{NAME}){FIELDS}\s{{0,9}}/?>")
@@ -52,7 +56,8 @@ REASONING = re.compile(
 MESSAGE_ENDS = ("end", "return", "call", "start", "channel")  # tokens after which no part of a message follows
 # Tokens that are followed by a header. A header after one of the first two ends with a token, and after one of the
 # others with the line; it is then the name of a role.
-HEADED, LINE_HEADED = ("start", "start_header_id", "channel"), ("im_start", "start_of_turn")
+HEADED = ("start", "start_header_id", "channel")
+LINE_HEADED = ("im_start", "start_of_turn")
 HEADER = re.compile(r"[\w .=:-]*")
 ROLES = ("system", "user", "assistant", "model", "tool", "developer")
 
@@ -126,7 +131,9 @@ class TagFilter:
         self._is_blank = True  # True until a character other than a space is returned
         self._last = ""  # last character returned
         self._is_cut = False  # True after a tag that was left out, until text follows
-        self._num_ticks, self._code = 0, 0  # length of a run of backticks so far; of the run that began code
+        # length of a run of backticks so far; of the run that began code
+        self._num_ticks = 0
+        self._code = 0
         self._is_escaped = False  # True after a backslash
         self._cut = ""  # soft hyphen that may stand at the end of a line
         self._ready: list[str] = []
@@ -146,7 +153,8 @@ class TagFilter:
         return self._read(cut.translate(INVISIBLE), is_last=True)
 
     def _read(self, piece: str, is_last: bool) -> str:
-        text, at = self._held + piece, 0
+        text = self._held + piece
+        at = 0
         while at < len(text) and not self.is_ssml:
             if self._header:
                 after = self._after_header(text, at, is_last)
@@ -208,7 +216,8 @@ class TagFilter:
         elif kind == "message" and self._channel not in ("", "final"):
             self._block = kind
         elif kind in HEADED + LINE_HEADED:
-            self._header, self._channel = kind, ""
+            self._header = kind
+            self._channel = ""
 
     def _end_block(self, tag: Tag) -> None:
         """End the block of reasoning if `tag` is its end."""
@@ -223,11 +232,13 @@ class TagFilter:
         """Read the header that may begin at `at`; return its end, or None if more of it is needed."""
         found = HEADER.match(text, at)
         assert found is not None
-        end, header = found.end(), found.group().strip()
+        end = found.end()
+        header = found.group().strip()
         is_long = end - at > MAX_HEADER_CHARS
         if not is_long and not is_last and (end == len(text) or text[end:] == "<"):
             return None
-        kind, self._header = self._header, ""
+        kind = self._header
+        self._header = ""
         if kind in LINE_HEADED:
             is_header = header.lower() in ROLES and text[end : end + 1] in ("", "\n", "<")
             end += text.startswith("\n", end)
@@ -271,7 +282,8 @@ class TagFilter:
 
     def _end_ticks(self) -> None:
         """Begin or end code after a run of backticks."""
-        num, self._num_ticks = self._num_ticks, 0
+        num = self._num_ticks
+        self._num_ticks = 0
         if num and not self._code:
             self._code = num
         elif num and (num == self._code or num > self._code >= 3):

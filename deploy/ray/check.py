@@ -38,7 +38,9 @@ from stretto_ray.leasing import leasing
 from stretto_ray.local_nodes import add_node, has, launchers, processes_on
 from stretto_ray.seeded_callers import SENTENCE, TEXT, Callers, Tally
 
-APP, PORT, CPUS = "stretto", 18_103, 2
+APP = "stretto"
+PORT = 18_103
+CPUS = 2
 NEW = 2
 STATES = {"status", "message", "status_trigger", "replica_states"}
 
@@ -99,7 +101,8 @@ async def until_three(callers: Callers) -> None:
 
 async def loaded(callers: Callers, streams: int, claim: Callable[[], bool]) -> dict[str, Any]:
     """Keep `streams` requests in flight until `claim` is true, then make one more round of requests."""
-    tally, after = Tally(), Tally()
+    tally = Tally()
+    after = Tally()
     async with asking(callers, streams, tally):
         took_s = await until(claim)
     await asyncio.gather(*(callers.say(seed, after) for seed in range(streams)))
@@ -111,7 +114,8 @@ async def struck(callers: Callers, strike: Callable[[], None]) -> dict[str, Any]
 
     The fault is injected once all streams but one have received audio.
     """
-    during, after = Tally(), Tally()
+    during = Tally()
+    after = Tally()
     streams = [asyncio.create_task(callers.say(seed, during)) for seed in range(callers.streams)]
     while len(during.first_audio_s) < callers.streams - 1 and not all(stream.done() for stream in streams):
         await asyncio.sleep(0.05)
@@ -171,7 +175,8 @@ async def update(callers: Callers, cluster: Any) -> dict[str, Any]:
     def is_over() -> bool:
         return status()["status"] == "RUNNING" and not any(each.is_running() for each in before)
 
-    tally, after = Tally(), Tally()
+    tally = Tally()
+    after = Tally()
     async with asking(callers, callers.streams, tally):
         await asyncio.to_thread(serve.run_many, [target], **begin)
         took_s = await until(is_over)
@@ -208,7 +213,8 @@ async def run(words: argparse.Namespace, cluster: Any) -> bool:
     """Run all phases in order; return True if all met their requirements."""
     fine = True
     async with aiohttp.ClientSession(f"http://127.0.0.1:{PORT}") as session:
-        callers, first = Callers(session, words.streams), Tally()
+        callers = Callers(session, words.streams)
+        first = Tally()
         for name in ["references", *words.phases]:
             try:
                 async with asyncio.timeout(words.limit):

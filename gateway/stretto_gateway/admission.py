@@ -93,7 +93,9 @@ class Admission:
     """
 
     def __init__(self, max_active: int, max_waiting: int, waited: Callable[[float], None]):
-        self._active, self._queued, self._waited = FairLimit(max_active), FairLimit(max_waiting), waited
+        self._active = FairLimit(max_active)
+        self._queued = FairLimit(max_waiting)
+        self._waited = waited
         self._waiting = Rotation[SlotWaiter]()
 
     @property
@@ -109,7 +111,8 @@ class Admission:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Hold a slot for the caller (`CALLER`) during the `with` block; raise ApiError 429 if the queue is full."""
-        caller, begun_s = CALLER.get(), time.monotonic()
+        caller = CALLER.get()
+        begun_s = time.monotonic()
         await self._enter(caller)
         self._waited(time.monotonic() - begun_s)
         try:
@@ -191,7 +194,8 @@ class OpenSessions:
     """
 
     def __init__(self, limits: Limits):
-        self._open, self.held = FairLimit(limits.max_sessions), Held(limits)
+        self._open = FairLimit(limits.max_sessions)
+        self.held = Held(limits)
         self.draining = asyncio.Event()
 
     @property

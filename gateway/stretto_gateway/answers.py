@@ -18,7 +18,8 @@ SERVER: ContextVar[str] = ContextVar("SERVER", default="")
 FIELD = re.compile(r"^([a-z_0-9.\[\]]+): ")
 RETRY_AFTER_S = 1
 OPTIONS = "options"  # field of server requests that contains most other fields
-REFUSED, FAILED = "invalid_request_error", "server_error"
+REFUSED = "invalid_request_error"
+FAILED = "server_error"
 
 
 class ApiError(HTTPException):
@@ -36,7 +37,10 @@ class ApiError(HTTPException):
         retry_after_s: int = RETRY_AFTER_S,
     ):
         super().__init__(status, message)
-        self.status, self.message, self.param, self.code = status, message, param, code
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
         self.retry_after_s = retry_after_s
 
     def record(self) -> dict[str, Any]:
@@ -90,7 +94,8 @@ def error_path(path: str) -> Iterator[None]:
     except ApiError as error:
         if error.param is None:
             raise
-        param, message = f"{path}.{error.param}", error.message.removeprefix(f"{error.param}: ")
+        param = f"{path}.{error.param}"
+        message = error.message.removeprefix(f"{error.param}: ")
         raise ApiError(error.status, f"{param}: {message}", param, error.code) from None
 
 

@@ -95,7 +95,8 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     app.add_middleware(Guard, config=config)
     if config.cors_origins:
         # Outside the guard, because a browser's preflight request has no key.
-        methods, origins = ("GET", "POST", "PUT", "DELETE"), config.cors_origins
+        methods = ("GET", "POST", "PUT", "DELETE")
+        origins = config.cors_origins
         cors_options: dict[str, Any] = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
         app.add_middleware(CORSMiddleware, allow_origins=origins, **cors_options)
     return app
@@ -132,10 +133,8 @@ def add_health(every: APIRouter) -> None:
     not_ready: Described = {
         503: {"description": "The server cannot generate speech now", "content": {"text/plain": TEXT}}
     }
-    is_live, is_ready = (
-        described("The gateway is running", "text/plain"),
-        described("The server can generate speech", "text/plain"),
-    )
+    is_live = described("The gateway is running", "text/plain")
+    is_ready = described("The server can generate speech", "text/plain")
     every.add_api_route("/health/live", live, responses=is_live, openapi_extra=OPEN, **plain)
     every.add_api_route("/health/ready", ready, responses=is_ready | not_ready, openapi_extra=OPEN, **plain)
     every.add_api_route("/api/build_info", ready, include_in_schema=False, **plain)  # read by Unmute

@@ -29,7 +29,8 @@ class AudioHosts:
     """
 
     def __init__(self, names: Sequence[str], limits: Limits):
-        self._is_any, self._limits = ANY in names, limits
+        self._is_any = ANY in names
+        self._limits = limits
         self._fetching = Admission(limits.max_fetching, limits.max_waiting, lambda _: None)
         self._threads = Turns(limits.max_fetching, "resolver", time.monotonic)
         self._places = {place_of(name) for name in names if name != ANY}
@@ -53,7 +54,9 @@ class AudioHosts:
             url = web_url(text)
         except ValueError as error:
             raise refused(param, str(error).removeprefix("expected "), text) from None
-        resolver, limits, data = self._resolver(param, url), self._limits, bytearray()
+        resolver = self._resolver(param, url)
+        limits = self._limits
+        data = bytearray()
         try:
             async with (
                 self._fetching.slot(),
@@ -72,7 +75,8 @@ class AudioHosts:
 
     def _resolver(self, param: str, url: URL) -> AbstractResolver | None:
         """Return the resolver for a URL's host, None for the system's; raise ApiError if the host is not allowed."""
-        host, is_standard = (url.raw_host or "").lower(), url.is_default_port()
+        host = (url.raw_host or "").lower()
+        is_standard = url.is_default_port()
         if (host, url.port) in self._places or (is_standard and (host, None) in self._places):
             return None
         if self._is_any and is_standard and NAME.fullmatch(host):

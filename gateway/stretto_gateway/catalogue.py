@@ -54,9 +54,12 @@ class Catalogue:
     """
 
     def __init__(self, client: SpeechClient | RoutedClient, aliases: Mapping[str, str], name: str = ""):
-        self._client, self._aliases, self._name = client, aliases, name
+        self._client = client
+        self._aliases = aliases
+        self._name = name
         self._profile: ModelProfile | None = None
-        self._asked_s, self._num_failed = 0.0, 0
+        self._asked_s = 0.0
+        self._num_failed = 0
         self._asking: asyncio.Task[None] | None = None
         self._since = int(time.time())
 
@@ -112,7 +115,8 @@ class Catalogue:
             raise from_client_error(error, {}) from None
         except ValueError as error:
             raise ApiError(503, str(error), code="unavailable") from None
-        self._asked_s, self._num_failed = time.monotonic(), 0
+        self._asked_s = time.monotonic()
+        self._num_failed = 0
         return profile
 
     async def model(self, name: str) -> ModelProfile:
@@ -256,7 +260,8 @@ class CallersVoices:
     """
 
     def __init__(self, store: VoiceStore | None, owner: str):
-        self._store, self._owner = store, owner
+        self._store = store
+        self._owner = owner
 
     async def check(self, profile: ModelProfile, name: str | None) -> None:
         """Raise ApiError if no conversation with the model can have the voice `name`."""

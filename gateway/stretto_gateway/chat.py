@@ -26,7 +26,9 @@ from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text, Voiced
 
-MAX_TURNS, MAX_PARTS = 64, 64  # maximum number of turns in a conversation, and of parts in a turn
+# maximum number of turns in a conversation, and of parts in a turn
+MAX_TURNS = 64
+MAX_PARTS = 64
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
@@ -135,7 +137,8 @@ class Texts:
     """Character budget for all texts in a conversation."""
 
     def __init__(self, max_chars: int):
-        self._max_chars, self._num_chars = max_chars, 0
+        self._max_chars = max_chars
+        self._num_chars = 0
 
     def add(self, text: str, path: str) -> str:
         """Return `text` unchanged; raise ApiError for the field `path` if the budget is exceeded."""
@@ -147,9 +150,11 @@ class Texts:
 
 def read_conversation(messages: list[Message], max_chars: int) -> ServerTurns:
     """Convert the messages of a request; raise ApiError if a part is unreadable or the texts are too long."""
-    conversation, texts = ServerTurns(), Texts(max_chars)
+    conversation = ServerTurns()
+    texts = Texts(max_chars)
     for index, message in enumerate(messages):
-        parts, where = message.content, f"messages.{index}.content"
+        parts = message.content
+        where = f"messages.{index}.content"
         if isinstance(parts, str):
             conversation.turns.append({"role": ROLES[message.role], "text": texts.add(parts, where)})
             continue
@@ -247,7 +252,8 @@ async def reply(
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
     async with gateway.slot():
-        turns, images = conversation.turns, conversation.images
+        turns = conversation.turns
+        images = conversation.images
         begin = partial(gateway.client.converse, turns, *conversation.files, images=images, **options)
         async with aclosing(reply_events(begin, {}, trace, gateway.queue)) as events:
             async for event in events:
@@ -258,8 +264,10 @@ async def completion(
     events: AsyncGenerator[SpeechEvent, None], body: ChatRequest, tags: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return the complete reply; `tags` are those of the audio file."""
-    encoder, audio = body.audio.encoder(tags), bytearray()
-    text, report = "", dict[str, Any]()
+    encoder = body.audio.encoder(tags)
+    audio = bytearray()
+    text = ""
+    report = dict[str, Any]()
     async with aclosing(events):
         async for event in events:
             text += event.text
@@ -285,7 +293,8 @@ async def stream_parts(
         encoder: Encoder of a spoken reply; None for a reply of text.
     """
     head = head | {"object": "chat.completion.chunk"}
-    sound_id, report = audio_head()["id"], dict[str, Any]()
+    sound_id = audio_head()["id"]
+    report = dict[str, Any]()
     delta: dict[str, Any] = {"role": "assistant"}
     async with aclosing(events):
         async for event in events:

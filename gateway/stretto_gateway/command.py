@@ -38,12 +38,16 @@ from stretto_gateway.realtime.end_of_turn import read_model
 from stretto_gateway.usage import Ceiling
 from stretto_gateway.webrtc.network import CallNetwork
 
-KEYS, VOICES, STRICT = "STRETTO_API_KEYS", "STRETTO_VOICES", "STRETTO_STRICT"
+KEYS = "STRETTO_API_KEYS"
+VOICES = "STRETTO_VOICES"
+STRICT = "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
 HOSTS = "STRETTO_AUDIO_HOSTS"
 TURN_MODEL = "STRETTO_TURN_MODEL"
-ADDRESSES, PORTS = "STRETTO_WEBRTC_ADDRESSES", "STRETTO_WEBRTC_PORTS"
-WEBHOOK, TWILIO_TOKEN = "STRETTO_CALL_WEBHOOK", "STRETTO_TWILIO_TOKEN"
+ADDRESSES = "STRETTO_WEBRTC_ADDRESSES"
+PORTS = "STRETTO_WEBRTC_PORTS"
+WEBHOOK = "STRETTO_CALL_WEBHOOK"
+TWILIO_TOKEN = "STRETTO_TWILIO_TOKEN"
 MIN_KEY_CHARS = 16
 # Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
 FILES_PER_CONNECTION = 2
@@ -58,7 +62,8 @@ class GatewayServer(uvicorn.Server):
 
     def __init__(self, app: FastAPI, config: uvicorn.Config, message: str):
         super().__init__(config)
-        self._app, self.message = app, message
+        self._app = app
+        self.message = message
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -314,7 +319,8 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     spans_are_wanted()  # raises ValueError if the traces' dependencies are missing
     if args.voices is not None:
         args.voices.mkdir(mode=0o700, parents=True, exist_ok=True)
-    keys, aliases = read_keys(args.keys), dict(args.model_alias)
+    keys = read_keys(args.keys)
+    aliases = dict(args.model_alias)
     origins = tuple(map(origin_of, args.cors_origin or filter(None, os.environ.get(ORIGINS, "").split(","))))
     tags = SYNTHETIC if args.audio_tag is None else dict(filter(None, args.audio_tag))
     where = (server, args.address, port)

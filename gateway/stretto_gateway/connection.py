@@ -19,18 +19,25 @@ HEAD_S = 60.0  # maximum time for a request's head to arrive after its first byt
 STALL_S = Limits().stall_s  # time within which the client must read part of a response
 # number of polls within that time, because a delayed event loop runs timers before pending reads
 NUM_CHECKS = 10
-MAX_HEAD_BYTES, MAX_HEADERS = 65_536, 100  # limits on a request's head, including trailers
+# limits on a request's head, including trailers
+MAX_HEAD_BYTES = 65_536
+MAX_HEADERS = 100
 MAX_UPGRADE_LINE = 8000  # size of a header or the URL; if a line is longer, the websockets library sends no response
 MAX_PIPELINED = 8  # number of requests that a connection may queue
 # Limit on small reads plus requests per second, and on small WebSocket messages per second, because parsing them costs
 # more than their size suggests. Excess data waits in the kernel until the next second; the kernel merges small writes.
-SMALL_BYTES, MAX_SMALL = 1024, 500
+SMALL_BYTES = 1024
+MAX_SMALL = 500
 # Each part of a body costs time, however small it is. After FREE_PARTS parts, the average size must be at least this.
-FREE_PARTS, MIN_PART_BYTES = 4096, 16
+FREE_PARTS = 4096
+MIN_PART_BYTES = 16
 # If NUM_TINY reads average less than TINY_BYTES and arrive faster than TINY_PER_S, each further read is delayed, so
 # that the kernel merges data that a client writes byte by byte. The delays end once NUM_TINY reads average at least
 # SMALL_BYTES.
-TINY_BYTES, NUM_TINY, TINY_PER_S, TINY_DELAY_S = 32, 64, 200, 0.05
+TINY_BYTES = 32
+NUM_TINY = 64
+TINY_PER_S = 200
+TINY_DELAY_S = 0.05
 UNSENT_BYTES = 16_384  # limit on unsent bytes in the kernel and here, so that the client's reading progress is visible
 TOO_LONG = f"The head of a request must have at most {MAX_HEAD_BYTES} bytes."
 
@@ -39,8 +46,11 @@ class EventRate:
     """Event counter that restarts every second of an event loop's clock."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, limit: int):
-        self._loop, self._limit = loop, limit
-        self._count, self.ends_at = 0, 0.0  # ends_at: end of the current second on the loop's clock
+        self._loop = loop
+        self._limit = limit
+        # ends_at: end of the current second on the loop's clock
+        self._count = 0
+        self.ends_at = 0.0
 
     @property
     def is_over(self) -> bool:
@@ -51,7 +61,8 @@ class EventRate:
         """Count `num` more events."""
         now = self._loop.time()
         if now >= self.ends_at:
-            self._count, self.ends_at = 0, now + 1.0
+            self._count = 0
+            self.ends_at = now + 1.0
         self._count += num
 
 
@@ -63,8 +74,11 @@ class Reads:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
-        self._loop, self._begun = loop, loop.time()
-        self._num, self._num_bytes, self.are_tiny = 0, 0, False
+        self._loop = loop
+        self._begun = loop.time()
+        self._num = 0
+        self._num_bytes = 0
+        self.are_tiny = False
 
     def add(self, num_bytes: int) -> None:
         """Count a read of `num_bytes` bytes."""
@@ -77,7 +91,9 @@ class Reads:
                 self.are_tiny = self._num_bytes < NUM_TINY * SMALL_BYTES
             else:
                 self.are_tiny = is_fast and self._num_bytes < NUM_TINY * TINY_BYTES
-            self._begun, self._num, self._num_bytes = now, 0, 0
+            self._begun = now
+            self._num = 0
+            self._num_bytes = 0
 
 
 class PacedFlow(FlowControl):
@@ -141,7 +157,8 @@ class Connection(HttpToolsProtocol):
         self._num_head_bytes = self._num_headers = 0  # in the request being received
         self._num_parts = self._num_body_bytes = 0  # in its body
         self._refusal = ""  # reason for stopping the parser
-        self._small, self._reads = EventRate(self.loop, MAX_SMALL), Reads(self.loop)
+        self._small = EventRate(self.loop, MAX_SMALL)
+        self._reads = Reads(self.loop)
         self._timer: asyncio.TimerHandle | None = None  # runs while the connection is idle or the client does not read
         self._waits_since = 0.0  # on the loop's clock
         self._is_receiving = False  # a part of a request has arrived, and not its end
@@ -211,7 +228,8 @@ class Connection(HttpToolsProtocol):
         not match the 400 to its request.
         """
         msg = self._refusal or msg
-        answered, came = self._answered, self.cycle
+        answered = self._answered
+        came = self.cycle
         if self.is_idle or (came is answered and came.more_body and not came.response_started):
             super().send_400_response(msg)
             return
@@ -358,7 +376,8 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         super().__init__(*args, **options)
         self._unparsed = bytearray()  # at most one read of the transport
         self._next: asyncio.Handle | None = None  # the call that parses the next part
-        self._control, self._small = EventRate(self.loop, MAX_CONTROL), EventRate(self.loop, MAX_SMALL)
+        self._control = EventRate(self.loop, MAX_CONTROL)
+        self._small = EventRate(self.loop, MAX_SMALL)
         self._reads = Reads(self.loop)
         self._num_frames = self._num_received = 0
         self._is_refused = False  # further data is ignored
@@ -427,7 +446,8 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        pongs, self._last_pong = self._last_pong, ()
+        pongs = self._last_pong
+        self._last_pong = ()
         if pongs and not (self.close_sent or self.transport.is_closing()):
             self.transport.write(b"".join(pongs))
 
@@ -472,7 +492,8 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
 
     def _ignore(self) -> None:
         """Discard all further data, and close the connection soon."""
-        self._is_refused, self.frames = True, []
+        self._is_refused = True
+        self.frames = []
         self._unparsed.clear()
         self.transport.resume_reading()
         if self.close_timer is not None:

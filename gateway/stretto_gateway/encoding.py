@@ -77,7 +77,8 @@ class WavEncoder(PcmEncoder):
         self._header = wav_header(sample_rate)
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
-        header, self._header = self._header, b""
+        header = self._header
+        self._header = b""
         return header + super().encode(pcm)
 
 
@@ -117,7 +118,8 @@ class FfmpegEncoder:
 
     def __init__(self, name: str, sample_rate: int, tags: Mapping[str, str]):
         container, codec, bit_rate, options = CODECS[name]
-        self._rate, self._num_samples = sample_rate, 0
+        self._rate = sample_rate
+        self._num_samples = 0
         self._pipe = Pipe()
         self._container = av.open(self._pipe, "w", format=container, options=options | {"flush_packets": "1"})
         rate = {} if bit_rate is None else {"b": str(bit_rate)}
@@ -132,7 +134,9 @@ class FfmpegEncoder:
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
         frame = av.AudioFrame.from_ndarray(pcm.astype(np.int16, copy=False)[None], format="s16", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._num_samples, Fraction(1, self._rate)
+        frame.sample_rate = self._rate
+        frame.pts = self._num_samples
+        frame.time_base = Fraction(1, self._rate)
         self._num_samples += len(pcm)
         self._container.mux(self._stream.encode(frame))
         return self._pipe.pop()
@@ -165,7 +169,8 @@ def default_rate(name: str) -> int:
     return g711.RATE if name in g711.LAWS else DEFAULT_RATE
 
 
-LEAST_SPEED, GREATEST_SPEED = 0.25, 4.0
+LEAST_SPEED = 0.25
+GREATEST_SPEED = 4.0
 STAGES = 2  # atempo requires a tempo of at least 0.5, and above 2 it skips samples instead of blending them
 BLOCKS_PER_S = 50  # fixed block size, because the filter's output depends on it
 PADDING_S = 0.5  # silence at the end, to flush the filter's last windows
@@ -185,7 +190,8 @@ class TimeStretch:
             speed: From LEAST_SPEED to GREATEST_SPEED; 2 halves the duration.
             sample_rate: Sample rate in Hz.
         """
-        self._speed, self._rate = speed, sample_rate
+        self._speed = speed
+        self._rate = sample_rate
         self._num_in = self._num_out = self._num_pushed = 0
         self._kept = np.zeros(0, np.int16)
         self._graph = av.filter.Graph()
@@ -214,7 +220,9 @@ class TimeStretch:
         parts = [np.zeros(0, np.int16)]
         for block in self._kept[:num_whole].reshape(-1, size):
             frame = av.AudioFrame.from_ndarray(block[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = self._rate, self._num_pushed, Fraction(1, self._rate)
+            frame.sample_rate = self._rate
+            frame.pts = self._num_pushed
+            frame.time_base = Fraction(1, self._rate)
             self._num_pushed += size
             self._graph.push(frame)
             parts += self._ready()
@@ -233,7 +241,8 @@ class StretchedEncoder:
     """Encoder that time-stretches samples before it encodes them."""
 
     def __init__(self, stretch: TimeStretch, encoder: Encoder):
-        self._stretch, self._encoder = stretch, encoder
+        self._stretch = stretch
+        self._encoder = encoder
 
     def encode(self, pcm: NDArray[Any]) -> bytes:
         """Return the bytes that are ready after the samples `pcm`, int16 [n]."""

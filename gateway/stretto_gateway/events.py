@@ -45,7 +45,9 @@ class Streamed(Response):
     ):
         super().__init__(media_type=media_type, headers={"cache-control": "no-store", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._parts, self._stall_s, self._last_words = parts, stall_s, last_words
+        self._parts = parts
+        self._stall_s = stall_s
+        self._last_words = last_words
         self._first_headers = first_headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -15,7 +15,8 @@ RATE = 8_000  # Hz
 LAWS: tuple[Law, ...] = ("mulaw", "alaw")
 MEDIA_TYPES = {"mulaw": "audio/basic", "alaw": "audio/PCMA"}  # RFC 2046, section 4.3, and RFC 4856
 # Bits that are inverted in each byte, and the number of the format in a WAV file (RFC 2361).
-INVERTED, WAV_FORMATS = {"mulaw": 0xFF, "alaw": 0xD5}, {"mulaw": 7, "alaw": 6}
+INVERTED = {"mulaw": 0xFF, "alaw": 0xD5}
+WAV_FORMATS = {"mulaw": 7, "alaw": 6}
 NUM_LEVELS = 128  # per sign: 8 segments of 16 steps
 
 

@@ -37,8 +37,11 @@ class Gateway:
     """
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
-        self.limits, self.strict, self.audio_tags = config.limits, config.strict, config.audio_tags
-        self.call_webhook, self.twilio_token = config.call_webhook, config.twilio_token
+        self.limits = config.limits
+        self.strict = config.strict
+        self.audio_tags = config.audio_tags
+        self.call_webhook = config.call_webhook
+        self.twilio_token = config.twilio_token
         ceilings = [Ceiling.from_text(text) for text in config.ceilings]
         self.metrics = Metrics(lambda: self.catalogue.label, open_spans(), Keys(config.keys).owners, ceilings)
         served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
@@ -67,8 +70,11 @@ class Gateway:
         self._by_name |= {server.name: self._with(server) for server in found[1:]}  # in place, for the copies
 
     def _use(self, server: ModelServer) -> None:
-        self.client, self.queue, self.catalogue = server.client, server.queue, server.catalogue
-        self.admission, self._server = server.admission, server
+        self.client = server.client
+        self.queue = server.queue
+        self.catalogue = server.catalogue
+        self.admission = server.admission
+        self._server = server
 
     def _with(self, server: ModelServer) -> Self:
         """Return the same state for another server."""

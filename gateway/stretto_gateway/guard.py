@@ -35,7 +35,8 @@ REALTIME = "/v1/realtime"  # accepts client secrets, as a WebSocket
 CALLS = "/v1/realtime/calls"  # it and the paths below accept client secrets, too
 TWILIO = "/v1/twilio"  # its endpoint authenticates calls itself
 KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send the key in a header or in the query
-KYUTAI_HEADER, KYUTAI_FIELD = b"kyutai-api-key", "auth_id"
+KYUTAI_HEADER = b"kyutai-api-key"
+KYUTAI_FIELD = "auth_id"
 SINGLE = (b"authorization", KYUTAI_HEADER, b"host", b"origin")  # headers that decide about access
 # Host names that the public DNS does not have, so that no page of an attacker comes from them.
 PRIVATE = re.compile(
@@ -58,7 +59,9 @@ ANY_ORIGIN = "*"  # allows pages of any origin
 WITH_AUDIO = (*RECORDINGS, CONVERSATIONS)
 VALUES = b"[{,"  # bytes before every JSON value except the first
 CHARSETS = re.compile(r' *= *"?(utf-?8|us-ascii|iso-8859-1)"? *(;|$)', re.IGNORECASE)  # of a form
-VALUE_BYTES, SMALL_VALUES = 64, 1024  # minimum memory per parsed value; number of values that is always admitted
+# minimum memory per parsed value; number of values that is always admitted
+VALUE_BYTES = 64
+SMALL_VALUES = 1024
 LISTS = b"[{"  # the values that parse most slowly; 1 MiB of empty ones blocks the event loop for 0.2 s
 MAX_LISTS = 65_536
 BASE64 = (string.ascii_letters + string.digits + "+/-_=").encode()
@@ -150,7 +153,8 @@ def may_be_page_of_a_name(method: str, headers: Mapping[bytes, str]) -> bool:
     it. Some do: those in JavaScript together with `Sec-Fetch-Mode`, others with a `User-Agent` that is not a browser's.
     Browsers send `Sec-Fetch-Mode` only to `localhost` and to hosts that have a certificate for their name.
     """
-    place, agent = headers.get(b"host", ""), headers.get(b"user-agent", "")
+    place = headers.get(b"host", "")
+    agent = headers.get(b"user-agent", "")
     if method not in ("GET", "HEAD") or b"accept-language" not in headers or b"sec-fetch-mode" in headers:
         return False
     is_private = PRIVATE.fullmatch(host_in(place)) is not None
@@ -192,7 +196,9 @@ class Guard:
     """ASGI middleware that authenticates requests and limits their bodies."""
 
     def __init__(self, app: ASGIApp, config: GatewayConfig):
-        self._app, self._limits, self._keys = app, config.limits, Keys(config.keys)
+        self._app = app
+        self._limits = config.limits
+        self._keys = Keys(config.keys)
         self._origins = config.cors_origins
         self._held = Held(config.limits)
 
@@ -210,7 +216,8 @@ class Guard:
         has_key = self._keys.admit(authorization)
         error = self._refusal(scope, headers, authorization, secret, has_key)
         scope["state"]["secret"] = secret
-        scope["state"]["keys"], scope["state"]["has_key"] = self._keys, has_key
+        scope["state"]["keys"] = self._keys
+        scope["state"]["has_key"] = has_key
         scope["state"]["owner"] = self._keys.owner(authorization, secret)
         if error is not None:
             await error.response()(scope, receive, exchange.send)
@@ -218,7 +225,8 @@ class Guard:
         elif scope["type"] == "websocket":
             await exchange.converse(self._app, receive)
         else:
-            max_bytes, max_other = self._max_bytes(scope["path"], headers), self._max_other(scope["path"])
+            max_bytes = self._max_bytes(scope["path"], headers)
+            max_other = self._max_other(scope["path"])
             body = LimitedBody(receive, max_bytes, max_other, self._held, not is_form(headers))
             scope["state"]["keep"] = body.keep
             try:
@@ -352,9 +360,13 @@ class LimitedBody:
     """
 
     def __init__(self, receive: Receive, max_bytes: int, max_other: int | None, held: Held, is_json: bool):
-        self._receive, self._max_bytes, self._max_other, self._held = receive, max_bytes, max_other, held
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._max_other = max_other
+        self._held = held
         self._num_bytes = self._num_other = self._num_values = self._num_lists = self._num_held = 0
-        self._is_json, self._is_complete = is_json, False
+        self._is_json = is_json
+        self._is_complete = False
         self._begun_s = time.monotonic()
 
     async def receive(self) -> Message:
@@ -406,7 +418,8 @@ class Exchange:
     def __init__(self, scope: Scope, send: Send):
         self.request_id = f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = self.request_id
-        self._scope, self._send = scope, send
+        self._scope = scope
+        self._send = send
         self._begun_s = time.monotonic()
         self._status = GONE  # until a response is started
 

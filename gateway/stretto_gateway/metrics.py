@@ -88,7 +88,8 @@ class SpanExporter:
     """
 
     def __init__(self, provider: "TracerProvider"):
-        self._provider, self._tracer = provider, provider.get_tracer("stretto_gateway")
+        self._provider = provider
+        self._tracer = provider.get_tracer("stretto_gateway")
 
     def add(self, request: RequestHead, labels: tuple[str, str], times: Times, is_complete: bool) -> None:
         """Add the spans of a finished response, as children of the request's `traceparent` if it has one.
@@ -188,7 +189,9 @@ class Metrics:
         owners: Sequence[str] = (),
         ceilings: Sequence[Ceiling] = (),
     ):
-        self.registry, self.family, self.spans = CollectorRegistry(), family, spans
+        self.registry = CollectorRegistry()
+        self.family = family
+        self.spans = spans
         self.usage = Usage(owners, ceilings, self.registry)
         self.first_audio = Histogram(
             "audio_ttfp_seconds", "Seconds to the first audible sample", LABELS, buckets=SECONDS, registry=self.registry
@@ -279,7 +282,9 @@ class Trace:
     """Metrics of a text response."""
 
     def __init__(self, metrics: Metrics, task: str):
-        self._metrics, self._labels, self._request = metrics, (metrics.family(), task), REQUEST.get()
+        self._metrics = metrics
+        self._labels = (metrics.family(), task)
+        self._request = REQUEST.get()
         self._use = metrics.usage.current
         for counter in self._counters:
             # create the counter at zero, so that Prometheus rates include the first increment
@@ -305,7 +310,8 @@ class Trace:
         self._end(event)
 
     def _end(self, event: SpeechEvent) -> None:
-        self._is_complete, self._report = event.is_final, event.report or {}
+        self._is_complete = event.is_final
+        self._report = event.report or {}
 
     def close(self) -> None:
         """Record the end of the response."""
@@ -363,7 +369,8 @@ class SpeechTrace(Trace):
         self._end(event)
 
     def close(self) -> None:
-        metrics, labels = self._metrics, self._labels
+        metrics = self._metrics
+        labels = self._labels
         if self._first_s is not None:
             metrics.first_audio.labels(*labels).observe(self._first_s - self._begun_s, self._request.exemplar)
         self._count_end()
@@ -372,7 +379,8 @@ class SpeechTrace(Trace):
         self._tell_times()
 
     def _count_sound(self) -> None:
-        metrics, labels = self._metrics, self._labels
+        metrics = self._metrics
+        labels = self._labels
         if not self._is_audible:
             metrics.silent.labels(*labels).inc()
         if not self.has_sound:

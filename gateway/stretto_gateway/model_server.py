@@ -12,7 +12,9 @@ from stretto_gateway.config import GatewayConfig
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.server_queue import ServerQueue
 
-CHECK_S, ANSWER_S = 5.0, 5.0  # time between two checks of a server, and maximum duration of each
+# time between two checks of a server, and maximum duration of each
+CHECK_S = 5.0
+ANSWER_S = 5.0
 FAILED_CHECKS = 3  # consecutive failed checks after which a server is down; one that is only busy answers earlier
 
 Can = Callable[[ModelProfile], bool]
@@ -38,7 +40,9 @@ class ModelServer:
         config: GatewayConfig,
         waited: Callable[[float], None],
     ):
-        self.name, self.client, self.is_up = name, client, not name
+        self.name = name
+        self.client = client
+        self.is_up = not name
         self.queue = ServerQueue(config.limits)
         self.client.tries = self.queue.later_tries
         self.catalogue = Catalogue(client, config.model_aliases, name)
@@ -88,7 +92,8 @@ class Servers:
     """
 
     def __init__(self, servers: Sequence[ModelServer], aliases: dict[str, str]):
-        self.all, self._aliases = tuple(servers), aliases
+        self.all = tuple(servers)
+        self._aliases = aliases
         self.are_named = bool(self.all[0].name)
         if self.are_named:
             for server in self.all:

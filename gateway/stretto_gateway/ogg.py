@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from stretto_gateway.encoding import DEFAULT_RATE
 
 PATTERN = b"OggS"
-HEAD_BYTES, CHECKSUM = 27, slice(22, 26)
+HEAD_BYTES = 27
+CHECKSUM = slice(22, 26)
 MAX_PACKET_BYTES = 65_536  # above the longest Opus packet; also limits the comments
 MAX_SILENT_PAGES = 512  # consecutive pages on which no packet of audio ends; a packet of 65,536 bytes has up to 257
-CONTINUES, BEGINS = 1, 2  # flags of a page
+# flags of a page
+CONTINUES = 1
+BEGINS = 2
 OPUS_RATE = 48_000
 MIN_HEADER_BYTES = 19
 # Ogg's checksum is zlib's CRC-32 with the bits of each byte reversed, and without the inversions.
@@ -32,7 +35,9 @@ def checksum(page: bytes) -> int:
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
-CANCELLED, SILENT = 0.5, 1e-3  # energies: of a sum, relative to unrelated channels; of a channel, to the other one
+# energies: of a sum, relative to unrelated channels; of a channel, to the other one
+CANCELLED = 0.5
+SILENT = 1e-3
 
 
 class MonoMixer:
@@ -47,7 +52,8 @@ class MonoMixer:
 
     def mix(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mono samples, float32 [n], of a block [C, n]."""
-        signs, gain = np.ones((len(block), 1), np.float32), np.float32(1)
+        signs = np.ones((len(block), 1), np.float32)
+        gain = np.float32(1)
         if len(block) == 2:
             wide = block.astype(np.float64)
             self._products += wide @ wide.T
@@ -104,9 +110,12 @@ class OggOpusDecoder:
 
     def _packets(self, page: bytes) -> Iterator[bytes]:
         """Yield the packets that end on a page."""
-        serial, flags = page[14:18], page[5]
+        serial = page[14:18]
+        flags = page[5]
         if flags & BEGINS:
-            self._serial, self._num_packets, self._decoder = serial, 0, None
+            self._serial = serial
+            self._num_packets = 0
+            self._decoder = None
         elif serial != self._serial:
             raise OggError("expected a page of the stream that has begun, got one of another stream")
         if not flags & CONTINUES:
@@ -123,7 +132,8 @@ class OggOpusDecoder:
                 yield packet
 
     def _decode(self, packet: bytes) -> Iterator[NDArray[np.float32]]:
-        number, self._num_packets = self._num_packets, self._num_packets + 1
+        number = self._num_packets
+        self._num_packets = self._num_packets + 1
         if number == 0:
             self._open(packet)
         elif number == 1:
@@ -144,7 +154,9 @@ class OggOpusDecoder:
         """Open the decoder for an identification header, which gives the number of samples to skip."""
         if not header.startswith(b"OpusHead") or len(header) < MIN_HEADER_BYTES:
             raise OggError(f"expected a stream that begins with OpusHead, got {header[:8]!r}")
-        version, num_channels, family = header[8], header[9], header[18]
+        version = header[8]
+        num_channels = header[9]
+        family = header[18]
         if version > 15 or num_channels not in (1, 2) or family:
             got = f"version {version}, {num_channels} channels, mapping {family}"
             raise OggError(f"expected Opus with one or two channels, got {got}")

@@ -45,7 +45,8 @@ class Outcomes:
                     outcome["bytes"] += len(part)
                     yield part
         except ApiError as error:
-            outcome["status"], outcome["error"] = "failed", error.message
+            outcome["status"] = "failed"
+            outcome["error"] = error.message
             raise
         except BaseException:  # the client has disconnected, or the gateway fails
             outcome["status"] = "cancelled"

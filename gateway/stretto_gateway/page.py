@@ -101,7 +101,8 @@ def _answer(response: dict[str, Any], schemas: dict[str, Any]) -> str:
 def _type(schema: dict[str, Any], schemas: dict[str, Any]) -> str:
     """Return a short description of a type; for an object, its field names."""
     if "$ref" in schema:
-        name, fields = schema["$ref"].rpartition("/")[2], _resolved(schema, schemas)
+        name = schema["$ref"].rpartition("/")[2]
+        fields = _resolved(schema, schemas)
         return f"{name} {{{', '.join(fields.get('properties', ()))}}}"
     for kind in ("anyOf", "oneOf"):
         if kind in schema:
@@ -128,7 +129,8 @@ def _table(title: str, names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) 
 
 FOLDER = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-REFERENCE, WITH_SLASH = "/docs", "/docs/"
+REFERENCE = "/docs"
+WITH_SLASH = "/docs/"
 FILES = {
     "/" if path.name == "index.html" else f"/page/{path.name}": path
     for path in sorted(FOLDER.iterdir())

@@ -41,9 +41,11 @@ def main(words: list[str] | None = None, default_folder: Path | None = None) -> 
     Returns:
         0 for success, 1 if there is no dictionary to delete, or for a full disk, 2 for an invalid dictionary.
     """
-    args, limits = arguments(words, default_folder), Limits()
+    args = arguments(words, default_folder)
+    limits = Limits()
     try:
-        folder, owner = owned_folder(args.voices), read_owner(args.key_file)
+        folder = owned_folder(args.voices)
+        owner = read_owner(args.key_file)
         store = PronunciationStore(folder, limits.max_pronunciations, limits.max_dictionary_bytes)
         if args.command == "import":
             entries = read_lexicon(read_file(args.dictionary, "FILE", MAX_FILE_BYTES))

@@ -32,7 +32,9 @@ class PronunciationStore:
     """
 
     def __init__(self, folder: Path, max_entries: int, max_bytes: int):
-        self._folder, self._max_entries, self._max_bytes = folder, max_entries, max_bytes
+        self._folder = folder
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._cached = OrderedDict[str, tuple[tuple[int, ...], tuple[DictionaryEntry, ...]]]()
 
     def find(self, owner: str) -> tuple[DictionaryEntry, ...]:

@@ -96,7 +96,8 @@ class ServerQueue:
     @contextmanager
     def _queued(self, waiter: QueuedRequest, was_refused: bool) -> Iterator[None]:
         if not waiter.is_later and not self._shares.has_free(waiter.caller):
-            own, limit = self._shares.held_by(waiter.caller), self._shares.limit
+            own = self._shares.held_by(waiter.caller)
+            limit = self._shares.limit
             detail = f"{self.num_waiting} requests are waiting for the speech server, {own} of them"
             message = f"{detail} yours (at most {limit} in all, half for one caller); try again"
             raise ApiError(429, message, code="server_full")

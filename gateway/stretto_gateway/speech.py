@@ -93,10 +93,12 @@ async def create_speech(body: SpeechRequest, request: Request) -> Response:
     made: dict[str, Any] = {}
     if body.stream_format == "sse":
         parts = sse_parts(gateway, body, options, ignored, made)
-        media_type, last_words = "text/event-stream", sse_error
+        media_type = "text/event-stream"
+        last_words = sse_error
     else:
         parts = audio_parts(gateway, body, body.input, options, ignored, made)
-        media_type, last_words = MEDIA_TYPES[body.response_format], None
+        media_type = MEDIA_TYPES[body.response_format]
+        last_words = None
 
     def first_headers() -> dict[str, str]:
         return marker_header(made) | ignored.headers
@@ -270,7 +272,8 @@ class PacedEncoder:
     """
 
     def __init__(self, item: SpeechFields, tags: Mapping[str, str]):
-        self._item_speed, self._rate = item.speed or 1.0, item.rate
+        self._item_speed = item.speed or 1.0
+        self._rate = item.rate
         self._plain = make_encoder(item.response_format, item.rate, tags)
         self._encoder: Encoder = self._plain
         self._speed = 1.0
@@ -335,7 +338,8 @@ def delta(part: bytes) -> dict[str, str]:
 
 def usage(report: dict[str, Any]) -> dict[str, int]:
     """Return the number of prompt rows, and the total number of generated text tokens and audio frames."""
-    read, made = report.get("num_prompt_rows", 0), report.get("num_text_tokens", 0) + report.get("num_frames", 0)
+    read = report.get("num_prompt_rows", 0)
+    made = report.get("num_text_tokens", 0) + report.get("num_frames", 0)
     return {"input_tokens": read, "output_tokens": made, "total_tokens": read + made}
 
 
@@ -480,7 +484,8 @@ async def result(
     try:
         gateway = await gateway.for_model(item.model, speaks)
         options = await speech_options(gateway, item, asked, ignored)
-        audio, report = bytearray(), dict[str, Any]()
+        audio = bytearray()
+        report = dict[str, Any]()
         async with aclosing(audio_parts(gateway, item, item.input, options, ignored, report)) as parts:
             async for part in parts:
                 room.reserve(len(part))

@@ -57,7 +57,9 @@ def error_message(error: Mapping[str, Any]) -> str:
 
 
 HEADER = "stretto-ignored"
-MAX_NAMES, MAX_SHOWN_CHARS = 16, 64  # limits for the response header, because the caller chooses the names
+# limits for the response header, because the caller chooses the names
+MAX_NAMES = 16
+MAX_SHOWN_CHARS = 64
 UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")  # other characters could end the header or an entry of its list
 UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with `--strict`
 
@@ -116,7 +118,8 @@ class Body(BaseModel):
         """Return `record` without the fields that count as missing, and with the names of its choices."""
         if not isinstance(record, Mapping):
             return record
-        rules, known = field_rules(cls), dict[Any, Any]()
+        rules = field_rules(cls)
+        known = dict[Any, Any]()
         for name, given in record.items():
             rule = rules.get(name)
             value = given if rule is None else cls.value_of(rule, given)
@@ -235,7 +238,8 @@ class Ignored:
 
 
 # The server's limits (`records/json_record.py`), checked here to limit memory.
-MAX_BYTES, MAX_DEPTH = 16 * 1024, 8
+MAX_BYTES = 16 * 1024
+MAX_DEPTH = 8
 OBJECT_BYTES = 48  # maximum memory per byte of JSON after parsing, because two bytes can be a list
 SMALL_BYTES = 1024  # JSON that is always admitted
 
@@ -256,9 +260,12 @@ def most_bytes(value: Any) -> int:
 
 def check_json(value: Any, param: str) -> None:
     """Raise ApiError for the field `param` if `value` exceeds the server's JSON limits."""
-    depth, num_values, level = 0, 1, [value]
+    depth = 0
+    num_values = 1
+    level = [value]
     while level := [each for each in level if isinstance(each, (list, dict))]:
-        depth, num_values = depth + 1, num_values + sum(map(len, level))
+        depth = depth + 1
+        num_values = num_values + sum(map(len, level))
         if depth > MAX_DEPTH:
             raise mismatch(param, f"at most {MAX_DEPTH} levels of JSON", "more")
         if num_values > MAX_BYTES:  # checked before serialising
@@ -459,7 +466,8 @@ class SpeechFields(WithOptions):
     def use_other_names(self) -> Self:
         """Set the fields of this API that are missing from those of other APIs."""
         if self.ref_audio is None and self.references:
-            self.ref_audio, self.ref_text = self.references[0].audio_path, self.references[0].text
+            self.ref_audio = self.references[0].audio_path
+            self.ref_text = self.references[0].text
         if self.x_vector_only_mode:
             self.ref_text = None
         if self.voice_name is None and not is_blank(self.speaker):

@@ -29,11 +29,14 @@ class IncomingText:
     """
 
     def __init__(self, limits: Limits, held: Held):
-        self._limits, self._held = limits, held
+        self._limits = limits
+        self._held = held
         self._num_chars = self._num_held = 0
-        self._unread, self._is_closed = "", False
+        self._unread = ""
+        self._is_closed = False
         self._failure: ApiError | None = None
-        self._changed, self._ended = asyncio.Event(), asyncio.Event()
+        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
         self._timer = asyncio.get_running_loop().call_later(limits.writing_s, self._expire)
 
     @property
@@ -85,7 +88,8 @@ class IncomingText:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            piece, self._unread = self._unread, ""
+            piece = self._unread
+            self._unread = ""
             self._release(len(piece.encode()))
             if piece:
                 yield piece
@@ -97,7 +101,8 @@ class IncomingText:
     def close(self) -> None:
         """Discard unread text, and ignore later pieces."""
         self._timer.cancel()
-        self._unread, self._is_closed = "", True
+        self._unread = ""
+        self._is_closed = True
         self._release(self._num_held)
 
     def _release(self, num_bytes: int) -> None:
@@ -186,7 +191,10 @@ class StreamSession:
     """Session of one connection, which speaks one utterance at a time."""
 
     def __init__(self, gateway: Gateway, channel: Channel, owner: str, tasks: asyncio.TaskGroup):
-        self._gateway, self._channel, self._owner, self._tasks = gateway, channel, owner, tasks
+        self._gateway = gateway
+        self._channel = channel
+        self._owner = owner
+        self._tasks = tasks
         self._config: SessionConfig | None = None
         self._num_utterances = 0
         self._text: IncomingText | None = None
@@ -281,7 +289,8 @@ class StreamSession:
             return
         self._expect_silence("input.done")
         self._configured()
-        index, self._num_utterances = self._num_utterances, self._num_utterances + 1
+        index = self._num_utterances
+        self._num_utterances = self._num_utterances + 1
         await self._channel.send("session.done", utterance_index=index, total_sentences=0)
 
     def _end(self) -> None:
@@ -308,7 +317,10 @@ class StreamSession:
     async def _speak(self, config: SessionConfig, text: IncomingText, index: int) -> None:
         """Generate one utterance and send its events; if it fails, ignore the rest of its text."""
         place = {"utterance_index": index, "sentence_index": 0}
-        num_bytes, has_failed, ignored, report = 0, False, None, dict[str, Any]()
+        num_bytes = 0
+        has_failed = False
+        ignored = None
+        report = dict[str, Any]()
         try:
             with self._asking() as state:
                 ignored = self._ignored(config)

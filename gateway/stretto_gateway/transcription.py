@@ -34,7 +34,9 @@ from stretto_gateway.speech_request import (
 router = APIRouter()
 FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}
 TEXTS = ("text/plain", "text/vtt")
-TRANSCRIBE, TRANSLATE = "asr", "translate"  # names of the families' tasks
+# names of the families' tasks
+TRANSCRIBE = "asr"
+TRANSLATE = "translate"
 # Media types of files that consist of bytes of G.711 without a header.
 RAW_TYPES: dict[str, g711.Law] = {
     "audio/basic": "mulaw",
@@ -246,7 +248,8 @@ async def sse_parts(
         options: Options for the server.
         is_vllms: True to add vLLM's fields for text and usage to each event.
     """
-    text, report = "", dict[str, Any]()
+    text = ""
+    report = dict[str, Any]()
     async with writing(gateway, content, TRANSCRIBE, options) as events:
         async for event in events:
             if event.text:

@@ -65,7 +65,9 @@ class Use:
         refusals: Counter,
         clock: Callable[[], float],
     ):
-        self.name, self._clock, self._since = name, clock, clock()
+        self.name = name
+        self._clock = clock
+        self._since = clock()
         self._totals = dict.fromkeys(MEASURES, 0.0)
         self._refused = 0
         self._counters = {measure: counter.labels(name) for measure, counter in counters.items()}

@@ -133,7 +133,8 @@ def read_file(path: Path, flag: str, max_bytes: int) -> bytes:
     """
     descriptor = os.dup(0) if str(path) == "-" else os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
-        found, head = os.fstat(descriptor), b""
+        found = os.fstat(descriptor)
+        head = b""
         is_readable = stat.S_ISREG(found.st_mode)
         if stat.S_ISFIFO(found.st_mode):
             try:

@@ -22,8 +22,10 @@ from pathlib import Path
 
 LOG = logging.getLogger("stretto_gateway")
 EVERYBODY = "everybody"  # owner of all voices if there are no keys
-ID, OWNER = re.compile(r"voice_[0-9a-f]{32}"), re.compile(rf"{EVERYBODY}|[0-9a-f]{{64}}")
-SUFFIX, UNFINISHED = ".recording", ".unfinished"
+ID = re.compile(r"voice_[0-9a-f]{32}")
+OWNER = re.compile(rf"{EVERYBODY}|[0-9a-f]{{64}}")
+SUFFIX = ".recording"
+UNFINISHED = ".unfinished"
 ABANDONED_S = 3600.0  # age of stale files; another gateway that uses the folder finishes its writes within seconds
 
 
@@ -54,7 +56,9 @@ class VoiceStore:
     """Voices stored in a folder, at most `max_voices` per owner. Methods block during file access."""
 
     def __init__(self, folder: Path, max_voices: int):
-        self._folder, self._max_voices, self._adding = folder, max_voices, threading.Lock()
+        self._folder = folder
+        self._max_voices = max_voices
+        self._adding = threading.Lock()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.glob(f"*/*{UNFINISHED}"):
             with suppress(OSError):  # another process has removed it, or the folder is read-only

@@ -38,7 +38,8 @@ router = APIRouter()
 # Request fields, keyed by the server's field names.
 FIELDS = {"audio": "audio_sample", "messages[0].audio": "audio_sample", "messages[0].text": "ref_text"}
 SAMPLE = "One, two."  # text that is spoken to test a new voice
-MAX_NAME_CHARS, MAX_CONSENT_CHARS = 100, 200
+MAX_NAME_CHARS = 100
+MAX_CONSENT_CHARS = 200
 
 
 class VoiceForm(TextFields):
@@ -147,7 +148,8 @@ async def _reference(
     gateway: Gateway, profile: ModelProfile, task: TaskProfile, item: SpeechFields, asked: State, ignored: Ignored
 ) -> VoiceFile | None:
     """Return the voice in `ref_audio`; None if there is none or the model does not clone voices."""
-    audio, text = item.ref_audio, item.ref_text or ""
+    audio = item.ref_audio
+    text = item.ref_text or ""
     if text and ("text" not in task.system or audio is None):
         ignored.add("ref_text", "no value without ref_audio, or if the model does not use it", text)
         text = ""

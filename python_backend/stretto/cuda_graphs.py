@@ -28,7 +28,8 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
     Raises:
         Exception: Any error raised by `work` or the capture.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
     try:
         # Thread-local capture mode, because other threads may call CUDA in the meantime.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):

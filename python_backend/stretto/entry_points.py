@@ -12,7 +12,10 @@ from typing import Any
 
 from stretto.errors import CheckpointError, CommandParser
 
-FAMILIES, CODECS, MARKERS = "stretto.families", "stretto.codecs", "stretto.markers"  # entry point groups
+# entry point groups
+FAMILIES = "stretto.families"
+CODECS = "stretto.codecs"
+MARKERS = "stretto.markers"
 OWN = "stretto"  # package of the built-in entry points, which other packages cannot replace
 
 

@@ -18,7 +18,9 @@ from typing import NoReturn
 
 INCIDENT = "internal error "
 # Kinds of errors, which begin the messages of models and proxy, followed by ": ".
-INVALID, FULL, UNAVAILABLE = "invalid request", "full", "unavailable"
+INVALID = "invalid request"
+FULL = "full"
+UNAVAILABLE = "unavailable"
 
 
 class StrettoError(Exception):
@@ -36,7 +38,9 @@ class InvalidRequest(StrettoError, ValueError):
 
     def __init__(self, field: str, expected: str, got: object):
         super().__init__(f"{field}: expected {expected}, got {got}")
-        self.field, self.expected, self.got = field, expected, got
+        self.field = field
+        self.expected = expected
+        self.got = got
 
 
 class Overloaded(StrettoError):

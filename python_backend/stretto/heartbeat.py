@@ -13,7 +13,8 @@ from contextlib import suppress
 BEATS = "STRETTO_BEATS"  # environment variable: descriptor of the launcher's socket; not set without a launcher
 KEPT_LISTENER = "STRETTO_LISTENER"  # environment variable: descriptor of the listening socket that the launcher kept
 BEAT_S = 1.0
-READY_BEAT, BEAT = b"r", b"."
+READY_BEAT = b"r"
+BEAT = b"."
 LISTENER = b"l"  # sent with a listening socket
 
 

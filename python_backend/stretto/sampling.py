@@ -1,138 +1,17 @@
-"""Sampling noise that is a function of seed, position, stream and token id, and the sampler that uses it.
-
-Because there is no generator state, a request yields the same codes on its own, in any batch, after preemption and on
-any device. The mixer is lowbias32 from C. Wellons' hash prospector (https://nullprogram.com/blog/2018/07/31/, public
-domain).
-
-The module also samples one token id per row and stream, with logits processors, guidance, temperature, top-k, top-p and
-Gumbel noise.
-"""
+"""Sampling of one token id per row and stream: logits processors, guidance, temperature, top-k, top-p and noise."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-Words = TypeVar("Words", torch.Tensor, np.ndarray)
-
-POSITION_STEP, STREAM_STEP, TOKEN_STEP = -0x61C8864F, -0x7A143595, -0x3D4D51CB  # odd, as signed 32-bit
-REDRAW_STEP = 0x27D4EB2F
-
-
-# Steps of the hash as NumPy scalars, which take a quarter of the time of Python numbers in short operations.
-_HALF, _NEARLY_HALF, _FRACTION = np.uint32(16), np.uint32(15), np.uint32(9)
-_FIRST, _SECOND = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
-_TOKEN_STEP = np.int32(TOKEN_STEP)
-_ONE, _ALMOST_ONE = np.uint32(0x3F800000), np.float32(1 - 2.0**-24)  # float32 1.0 as bits; the largest below 1
-
-
-def _mix(x: Words) -> Words:
-    """Apply the hash lowbias32 to int32 `x`, in place.
-
-    On torch's signed integers, `>>` shifts in copies of the sign bit; the masks remove them.
-    """
-    if isinstance(x, np.ndarray):
-        bits = x.view(np.uint32)
-        bits ^= bits >> _HALF
-        bits *= _FIRST
-        bits ^= bits >> _NEARLY_HALF
-        bits *= _SECOND
-        bits ^= bits >> _HALF
-        return x
-    x ^= (x >> 16) & 0xFFFF
-    x *= 0x7FEB352D
-    x ^= (x >> 15) & 0x1FFFF
-    x *= -0x7B935975
-    x ^= (x >> 16) & 0xFFFF
-    return x
-
-
-def seed_key(seed: int) -> int:
-    """Fold a seed of up to 63 bits into a signed 32-bit key."""
-    low = (seed & 0xFFFFFFFF) - (1 << 32 if seed & 0x80000000 else 0)
-    return int(_mix(_mix(np.array([seed >> 32], np.int32)) + np.int32(low))[0])
-
-
-def stream_keys(seed_keys: Words, positions: Words, num_streams: int) -> Words:
-    """Return one noise key per row and stream, as a NumPy array or torch tensor like the arguments.
-
-    Args:
-        seed_keys: Keys of the requests' seeds from `seed_key`, int32 [B].
-        positions: Position of each row in its request, int32 [B].
-        num_streams: Number of streams, S.
-
-    Returns:
-        int32 [B, S].
-    """
-    rows = _mix(seed_keys + positions * POSITION_STEP)
-    streams: Any = np.arange(num_streams, dtype=np.int32)
-    if isinstance(rows, torch.Tensor):
-        streams = torch.arange(num_streams, dtype=torch.int32, device=rows.device)
-    return _mix(rows[:, None] + streams * STREAM_STEP)
-
-
-def redraw_keys(keys: torch.Tensor) -> torch.Tensor:
-    """Return the int32 keys for sampling a second time at the same position."""
-    return _mix(keys + REDRAW_STEP)
-
-
-def uniform(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return uniform noise in (0, 1) with a resolution of 23 bits.
-
-    Args:
-        keys: Noise keys from `stream_keys`, int32, broadcast against `token_ids`.
-        token_ids: Token ids, int32.
-
-    Returns:
-        float32 of the broadcast shape.
-    """
-    bits = _mix(keys + token_ids.astype(np.int32) * _TOKEN_STEP).view(np.uint32)
-    bits >>= _FRACTION
-    bits |= _ONE  # the fraction of a float32 in [1, 2)
-    noise = bits.view(np.float32)
-    noise -= _ALMOST_ONE  # exact
-    return noise
-
-
-def gaussian(keys: Words, step: int = 0) -> Words:
-    """Return standard Gaussian noise, float32, for int32 `keys` of any shape.
-
-    The Box-Muller transform of two uniforms is computed in float64 and rounded once. Results therefore rarely differ
-    in the last bit between NumPy and torch, or between devices.
-
-    Args:
-        keys: Noise keys.
-        step: Index of the draw, for several draws from the same keys.
-    """
-    if isinstance(keys, torch.Tensor):
-        one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
-        return (torch.sqrt(-2 * torch.log(one)) * torch.cos(2 * math.pi * other)).float()
-    one, other = (_uniform64(keys, 2 * step + each) for each in (0, 1))
-    return (np.sqrt(-2 * np.log(one)) * np.cos(2 * math.pi * other)).astype(np.float32)
-
-
-def _uniform64(keys: Words, counter: int) -> Words:
-    """Return the same noise as `uniform` for the token id `counter`, but as float64."""
-    offset = (counter * TOKEN_STEP + (1 << 31)) % (1 << 32) - (1 << 31)
-    bits = (_mix(keys + offset) >> 9) & 0x7FFFFF
-    return ((bits.double() if isinstance(bits, torch.Tensor) else bits.astype(np.float64)) + 0.5) * 2.0**-23
-
-
-def gumbel(keys: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
-    """Return standard Gumbel noise; the argmax of logits plus this noise is a draw from their softmax.
-
-    The arguments, and the shape and dtype of the result, are the same as for `uniform`.
-    """
-    noise = uniform(keys, token_ids)
-    for _ in range(2):  # on an AMD processor with AVX-512, NumPy's logarithm takes 0.3 ns per element, torch's 0.9
-        np.negative(np.log(noise, out=noise), out=noise)
-    return noise
-
+from stretto.noise import gumbel
 
 LOWEST = np.finfo(np.float32).min
-GROUPS, GROUP_WIDTH = 64, 128  # minimum number of groups per row, and maximum group width
+# minimum number of groups per row, and maximum group width
+GROUPS = 64
+GROUP_WIDTH = 128
 
 
 def _group_width(num_columns: int, reach: int) -> int:
@@ -192,7 +71,8 @@ def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: torch.T
         unconditional: Logits of the unconditional requests, [B, ..., C].
         scale: Guidance scales, [B].
     """
-    conditional, unconditional = conditional.float(), unconditional.float()
+    conditional = conditional.float()
+    unconditional = unconditional.float()
     scale = scale.view(-1, *[1] * (conditional.dim() - 1))
     return unconditional + scale * (conditional - unconditional)
 
@@ -268,7 +148,9 @@ class _Rows:
         def by_row(values: torch.Tensor) -> np.ndarray:
             return np.repeat(values.numpy(), num_streams)[:, None]
 
-        temperature, top_k, top_p = by_row(params.temperature), by_row(params.top_k), by_row(params.top_p)
+        temperature = by_row(params.temperature)
+        top_k = by_row(params.top_k)
+        top_p = by_row(params.top_p)
         is_random = temperature > 0
         top_k = np.where(is_random, np.where(top_k > 0, np.minimum(top_k, num_columns), num_columns), 1)
         top_p = np.where(is_random, top_p, np.float32(1))
@@ -350,7 +232,8 @@ def draw(
     num_rows, num_streams, num_columns = logits.shape
     if not num_streams:
         return token_ids.new_zeros(num_rows, 0)
-    values, ids = logits.numpy().reshape(-1, num_columns), token_ids.numpy()
+    values = logits.numpy().reshape(-1, num_columns)
+    ids = token_ids.numpy()
     if plan.is_random:
         ids = _drawn(values, ids.reshape(-1), keys.numpy().reshape(-1, 1), params.rows(num_streams, num_columns))
     else:
@@ -406,7 +289,8 @@ def _draw_single(
     maxima = logits[: width * groups].reshape(width, groups).max(axis=0)
     maxima.sort()
     (columns,) = (logits >= max(maxima[groups - top_k], LOWEST)).nonzero()
-    values, places = logits[columns], ids[columns]
+    values = logits[columns]
+    places = ids[columns]
     if not len(values):
         return None
     scores = values / rows.temperature[0]
@@ -428,7 +312,8 @@ def _all(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None
 
 def _kept(logits: np.ndarray, rows: _Rows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """Return the candidates of rows with top-k or top-p, in the form that `_all` returns."""
-    num_columns, reach = logits.shape[1], rows.reach
+    num_columns = logits.shape[1]
+    reach = rows.reach
     total = None
     of_all = rows.of_all and rows.has_top_p
     if rows.is_open is not None or of_all:  # top-p without top-k may keep any number of tokens

@@ -15,23 +15,32 @@ from stretto.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_wind
 
 BYTES = 2  # bfloat16
 # Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.
-SHARE_OF_BANDWIDTH, SHARE_OF_COMPUTE = 0.7, 0.5  # share of the data sheet's values that kernels reach
+# share of the data sheet's values that kernels reach
+SHARE_OF_BANDWIDTH = 0.7
+SHARE_OF_COMPUTE = 0.5
 LIBRARY_BYTES = 1 << 30  # CUDA context of a process, and workspaces and kernels of cuBLAS and cuDNN
 # The same for a decoder: 4.4 GiB were measured with one codec and its graphs, 2 of them local memory of kernels.
 DECODER_LIBRARY_BYTES = 9 << 29
 WORKSPACE_BYTES = 3 << 29  # of cuDNN: about 0.6 GiB were measured for graphs, and as much without
 SHARE_OF_CODEC = 0.26  # share of a GPU's operations that a codec reaches
 SHARE_OF_TIME = 0.8  # share of the time between two frames that a step may take
-HOST_MS, HOST_MS_A_ROW = 2.3, 0.039  # Python time around a step: 4.8 ms at 64 rows
+# Python time around a step: 4.8 ms at 64 rows
+HOST_MS = 2.3
+HOST_MS_A_ROW = 0.039
 BACKBONE_LAYER_MS = 0.077  # least time of a layer of the backbone
 # Least time of a depth transformer's layer, and of the rest of a pass. They run eight and five small kernels one after
 # another (counted in tests/engine/kernels/gpu/test_depth.py), 15 passes of five layers in 3.0 ms.
-LAYER_MS, DRAW_MS = 0.036, 0.022
-SECONDS, PROMPT_ROWS = 30.0, 200  # longest reply; on average, streams are halfway through it
+LAYER_MS = 0.036
+DRAW_MS = 0.022
+# longest reply; on average, streams are halfway through it
+SECONDS = 30.0
+PROMPT_ROWS = 200
 MOST_STREAMS = 1024
 MAX_SLOTS = {True: 256, False: 32}  # batch slots of a server on a GPU, and on a CPU
 TABLE_BYTES = 6 << 30  # limit for keys and values of speaker vectors: a quarter of a GPU with 24 GiB
-GPU_BATCHED_ROWS, CPU_BATCHED_ROWS = 8192, 2048  # rows per step
+# rows per step
+GPU_BATCHED_ROWS = 8192
+CPU_BATCHED_ROWS = 2048
 CPU_BLOCK_SIZE = 32  # rows; the block size on the CPU must be a multiple of it
 MAX_CPU_ROWS = 1024  # rows per batch slot
 # KV cache on a CPU, unless one request needs more. A processor gains little from a batch of many rows of a large model.
@@ -197,10 +206,12 @@ class Convolved:
     def seconds(self, gpu: "Gpu", convolutions: str) -> float:
         """Return the time of these convolutions in `tf32x3` or half precision, with the conversions around them."""
         if convolutions == "tf32x3":  # one number is read and three are written, then three are read
-            gflop, tflops = 3 * self.gflop, gpu.tf32_tflops
+            gflop = 3 * self.gflop
+            tflops = gpu.tf32_tflops
             num_bytes = 4 * ((1 + 3 + 3) * self.million_read + self.million_written)
         else:  # 4 bytes are read and 2 written, then 2 are read, and the same with the result
-            gflop, tflops = self.gflop, gpu.tflops
+            gflop = self.gflop
+            tflops = gpu.tflops
             num_bytes = (4 + 2 + 2) * (self.million_read + self.million_written)
         computing_s = gflop / 1e3 / (SHARE_OF_CODEC * tflops)
         return computing_s + num_bytes / 1e6 / (SHARE_OF_BANDWIDTH * gpu.tb_per_s)

@@ -39,7 +39,8 @@ LEADS_ELSEWHERE = (
 )
 MAX_LINK_FOLDERS = 3  # levels from a file in a Hugging Face snapshot up to the folder `snapshots`
 MAX_LINKS = 8  # links that lead to a file, one after the other
-SHARED_BLOB, SHARED_MARKER = re.compile("[0-9a-f]{64}"), ".huggingface-shared-blobs"
+SHARED_BLOB = re.compile("[0-9a-f]{64}")
+SHARED_MARKER = ".huggingface-shared-blobs"
 SAFE_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C, if there is one
 # Errors that parsers raise for malformed content, such as million-digit numbers or nonexistent dates.
 UNPARSABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError)
@@ -175,7 +176,8 @@ def _is_in_cache(root: Path, places: list[Path]) -> bool:
     for folder in (above, *above.parents)[: MAX_LINK_FOLDERS + 1]:
         if folder.parent.name == "snapshots":
             repository = folder.parent.parent
-            blob, shared = places[0], places[1:]
+            blob = places[0]
+            shared = places[1:]
             store = repository.parent / "blobs"
             is_shared = not shared or (
                 SHARED_BLOB.fullmatch(shared[0].name) is not None
@@ -356,7 +358,8 @@ def _check_events(events: Iterable[yaml.Event]) -> None:
             if len(open_nodes) > MAX_DEPTH:
                 raise ValueError(f"it has more than {MAX_DEPTH} levels")
             continue
-        anchor, size = None, 0
+        anchor = None
+        size = 0
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_nodes.pop()
         elif isinstance(event, yaml.AliasEvent):
@@ -364,7 +367,8 @@ def _check_events(events: Iterable[yaml.Event]) -> None:
                 raise ValueError(f"the alias *{event.anchor} refers to a value that contains it, or is missing")
             size = sizes[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
+            anchor = event.anchor
+            size = 1
             may_be_number = event.implicit[0] or event.tag is not None  # plain, or tagged
             if may_be_number and len(event.value) > MAX_DIGITS * 5 and NUMBER.fullmatch(event.value):
                 raise ValueError(f"a number has {len(event.value)} characters, more than {MAX_DIGITS * 5}")
@@ -377,7 +381,8 @@ def _check_events(events: Iterable[yaml.Event]) -> None:
 
 def _check_depth(record: Any, path: Path | str) -> None:
     """Raise CheckpointError for JSON nested deeper than `MAX_DEPTH`."""
-    level, depth = [record], 0
+    level = [record]
+    depth = 0
     while level:
         if depth > MAX_DEPTH:
             raise CheckpointError(f"{path}: expected at most {MAX_DEPTH} levels of JSON, got more")

@@ -21,7 +21,8 @@ ENGINE_SPARE = "STRETTO_ENGINE_SPARE"  # environment variable: Unix socket of th
 
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
 POLL_S = 0.5  # between questions whether a job is cancelled; during a shorter job, the process is not replaced
 START_S = 300.0  # for imports and loading models, on a machine that is busy starting the server
 

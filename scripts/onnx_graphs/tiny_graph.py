@@ -29,7 +29,10 @@ from stretto.codecs.tiny.codec import (
 )
 
 SPANS = FFT_SIZE // HOP  # hops in a transform
-ERF_STEP, ERF_TERMS, ERF_END = math.pi / 12.5, 25, 6.0  # beyond ERF_END, erf is 1 in float64
+# beyond ERF_END, erf is 1 in float64
+ERF_STEP = math.pi / 12.5
+ERF_TERMS = 25
+ERF_END = 6.0
 
 
 def erf(x: Tensor) -> Tensor:
@@ -43,7 +46,8 @@ def erf(x: Tensor) -> Tensor:
     x = x.clamp(-ERF_END, ERF_END)
     angle = 2 * ERF_STEP * x
     twice = 2 * angle.cos()
-    this, previous = torch.zeros_like(x), torch.zeros_like(x)
+    this = torch.zeros_like(x)
+    previous = torch.zeros_like(x)
     for n in range(ERF_TERMS, 0, -1):
         this, previous = math.exp(-((n * ERF_STEP) ** 2)) / n + twice * this - previous, this
     return 2 / math.pi * (ERF_STEP * x + this * angle.sin())
@@ -56,7 +60,8 @@ def gelu(x: Tensor) -> Tensor:
 
 def block(layer: Block, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output and the last inputs of a block, as the block itself does."""
-    whole, hops = torch.cat([before, hidden], 1), hidden.shape[1]
+    whole = torch.cat([before, hidden], 1)
+    hops = hidden.shape[1]
     taps = layer.mix.weight[:, 0].unbind(1)
     mixed = torch.stack([whole[:, i : i + hops] * tap for i, tap in enumerate(taps)]).sum(0)
     if layer.mix.bias is not None:

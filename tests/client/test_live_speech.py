@@ -21,8 +21,9 @@ from stretto_client import (
     Timeouts,
     live_speech,
 )
-from stretto_client.live_speech import MAX_WAITING_CHARS, UnreadText, clauses_of
+from stretto_client.live_speech import clauses_of
 from stretto_client.long_speech import first_sentences
+from stretto_client.unread import MAX_WAITING_CHARS, UnreadText
 from tests.client.fake_server import (
     PROFILE,
     Abort,

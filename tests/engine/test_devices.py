@@ -28,7 +28,8 @@ from stretto.engine.kernels.gpu import advance, draw, products
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
-from stretto.engine.worker.step_program import StepSampler, padded_sizes
+from stretto.engine.worker.step_graphs import padded_sizes
+from stretto.engine.worker.step_program import StepSampler
 from stretto.families.base import Family
 from stretto.families.higgs_audio.mechanism import arrays as stairs
 from stretto.families.kyutai_tts.mechanism import arrays as word_states

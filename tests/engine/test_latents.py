@@ -20,9 +20,9 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.pocket_tts.model import gelu_tanh
+from stretto.noise import gaussian, seed_key, stream_keys
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
-from stretto.sampling import gaussian, seed_key, stream_keys
 from stretto.streams.layout import latents_of, words_of
 from stretto.testing.conformance import Answer
 from tests.engine.forking import forked_processes

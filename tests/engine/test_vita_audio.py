@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from stretto.engine.worker.step_program import StepSampler, padded_sizes
+from stretto.engine.worker.step_graphs import padded_sizes
+from stretto.engine.worker.step_program import StepSampler
 from stretto.families.plugin import family_at
 from stretto.families.vita_audio.mechanism import module_rows
 from stretto.families.vita_audio.mechanism.module_rows import ModuleAttention

@@ -10,8 +10,8 @@ import msgpack
 import numpy as np
 import pytest
 
-from stretto_client.live_speech import UnreadAudio
 from stretto_client.model_profile import ModelProfile
+from stretto_client.unread import UnreadAudio
 from stretto_gateway import connection
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError

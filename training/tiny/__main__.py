@@ -88,7 +88,8 @@ def without_speech(plan: Plan, count: int) -> tuple[dict[str, np.ndarray], np.nd
     """Return packed sequences with an empty transcript, and their codes."""
     codec = load_codec(plan.folder / "codec.pt", plan.device)
     generator = torch.Generator(plan.device).manual_seed(0)
-    rows, codes = [], []
+    rows = []
+    codes = []
     for frames in np.random.default_rng(0).integers(8, 160, -(-count // 50)):
         pcm = unspoken(int(frames), 50, generator)
         with torch.inference_mode():
@@ -110,7 +111,8 @@ def corpora(plan: Plan) -> dict[str, Corpus]:
     def gathered(task: str) -> torch.Tensor:
         return torch.from_numpy(np.concatenate([codes[task] for _, codes in shards]))
 
-    speak, listen = gathered("speak"), torch.cat([gathered("listen"), torch.from_numpy(silent_codes)])
+    speak = gathered("speak")
+    listen = torch.cat([gathered("listen"), torch.from_numpy(silent_codes)])
     read = [load_packed(path) for path in sorted(plan.folder.glob("read_????.npz"))]
     found = {
         "tts": Corpus([packed["speak"] for packed, _ in shards], speak.to(plan.device), True, plan.device),

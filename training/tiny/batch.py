@@ -51,7 +51,8 @@ def _text_losses(logits: Tensor, target: Tensor, sums: dict[str, tuple[Tensor, i
     """Return the loss of stream 0: the mean over text segments, the sum over audio rows, and their number."""
     each = F.cross_entropy(logits, target, reduction="none")
     in_audio = (target >= tiny.FIRST_FRAME_TOKEN) | (target == tiny.END_OF_AUDIO)
-    frames, words = each[in_audio], each[~in_audio]
+    frames = each[in_audio]
+    words = each[~in_audio]
     sums["frame"] = frames.detach().sum(), frames.numel()
     sums["text"] = words.detach().sum(), words.numel()
     return words.sum() / max(1, words.numel()), frames.sum(), float(frames.numel())

@@ -78,7 +78,8 @@ class Corpus:
         frames = flat["frames"]
         self.lengths = lengths
         self._usable = np.flatnonzero(lengths <= max_rows)
-        self._speaks, self._codes = speaks, codes
+        self._speaks = speaks
+        self._codes = codes
         self._tables = {name: torch.from_numpy(flat[name]).to(device) for name in ARRAYS}
         columns = {"first": first, "length": lengths, "audio": flat["audio"], "frames": frames}
         columns["code"] = np.cumsum([0, *frames])[:-1]
@@ -148,9 +149,11 @@ class Corpus:
 
 def cut(order: np.ndarray, lengths: np.ndarray, rows: int) -> list[np.ndarray]:
     """Cut indices that are sorted by length into batches of at most `rows` padded rows; a longer item is on its own."""
-    batches, start = [], 0
+    batches = []
+    start = 0
     while start < len(order):
-        stop, longest = start, 0
+        stop = start
+        longest = 0
         while stop < len(order):
             longest = max(longest, -(-int(lengths[order[stop]]) // ROUNDING) * ROUNDING)
             if stop > start and longest * (stop + 1 - start) > rows:
@@ -186,7 +189,8 @@ class WordStrings:
         """Return `count` uniformly random words; frequency does not matter for learning to spell."""
         text = " ".join(self._rng.choices(self._words, k=count))
         pause = tiny.PHONEMES.index("pau")
-        phonemes, owners = [pause], [-1]
+        phonemes = [pause]
+        owners = [-1]
         for index, word in enumerate(text.split()):
             sound = self._pronunciations[word]
             phonemes += sound

@@ -41,11 +41,15 @@ ALTERATIONS: dict[str, Alteration] = {
 
 def recordings(folder: Path, codec: TinyCodec) -> tuple[list[str], list[np.ndarray]]:
     """Return the domain sentences, and the teacher's samples of each."""
-    reader, teacher, head = Reader(), Teacher(folder), Head(folder, "cpu")
-    texts, found = [], []
+    reader = Reader()
+    teacher = Teacher(folder)
+    head = Head(folder, "cpu")
+    texts = []
+    found = []
     for script in (reader.script([cased(text)]) for text in domain_sentences()):
         spoken = teacher.speak(script)
-        hidden, pitch_hz = torch.from_numpy(spoken.hidden)[None], torch.from_numpy(spoken.pitch_hz)[None]
+        hidden = torch.from_numpy(spoken.hidden)[None]
+        pitch_hz = torch.from_numpy(spoken.pitch_hz)[None]
         texts.append(script.text)
         found.append(speech(head, codec.decoder, hidden, pitch_hz)[0].numpy())
     return texts, found
@@ -68,7 +72,8 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="exported checkpoint, with its codec")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    codec, network = load_tiny(arguments.checkpoint), load_exported(arguments.checkpoint)
+    codec = load_tiny(arguments.checkpoint)
+    network = load_exported(arguments.checkpoint)
     texts, clean = recordings(arguments.folder, codec)
     words = [spelled_words(text) for text in texts]
     for name, alter in ALTERATIONS.items():

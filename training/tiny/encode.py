@@ -83,7 +83,8 @@ def levelled(pcm: Tensor) -> Tensor:
 
 def worn(pcm: Tensor) -> Tensor:
     """Return clean samples [B, n] as recordings at one level: with noise, clipped, with a limited band, or mu-law."""
-    count, device = len(pcm), pcm.device
+    count = len(pcm)
+    device = pcm.device
     pcm = _band_limited(pcm)
     level = 10 ** (_uniform(count, NOISE_DBFS, device) / 20)
     white = torch.randn_like(pcm)
@@ -119,7 +120,9 @@ class ShardEncoder:
     """Encoder of shards with a trained codec."""
 
     def __init__(self, codec: TinyCodec, head: Head, device: str):
-        self._codec, self._head, self._device = codec, head, device
+        self._codec = codec
+        self._head = head
+        self._device = device
 
     def audio(self, shard: Shard, chosen: np.ndarray, other_pitch: bool) -> Tensor:
         """Return the samples of utterances, padded with silence, [B, n]; two of three with another pitch if asked."""

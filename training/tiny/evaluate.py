@@ -90,11 +90,13 @@ class Evaluation:
     @cached_property
     def recordings(self) -> list[np.ndarray]:
         """Samples of the teacher's speech."""
-        teacher, head = Teacher(self._folder), Head(self._folder, "cpu")
+        teacher = Teacher(self._folder)
+        head = Head(self._folder, "cpu")
         found = []
         for script in self.scripts:
             spoken = teacher.speak(script)
-            hidden, pitch_hz = torch.from_numpy(spoken.hidden)[None], torch.from_numpy(spoken.pitch_hz)[None]
+            hidden = torch.from_numpy(spoken.hidden)[None]
+            pitch_hz = torch.from_numpy(spoken.pitch_hz)[None]
             found.append(speech(head, self._codec.decoder, hidden, pitch_hz)[0].numpy())
         return found
 
@@ -130,7 +132,8 @@ class Evaluation:
 
     def spoken(self, speaking: Speaking) -> tuple[list[np.ndarray], int]:
         """Return speech generated from characters, and the number of utterances that ended."""
-        recordings, ended = [], 0
+        recordings = []
+        ended = 0
         for index, texts in enumerate(self._batches(self.texts)):
             codes, ends = speak(self._network, texts, VOICE, replace(speaking, seed=1000 * speaking.seed + index))
             recordings += [resynthesise(self._codec, each) for each in codes]

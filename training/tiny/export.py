@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save
 from stretto.families.tiny import family as tiny
 from training.tiny.network import Network, NetworkConfig
 
-WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE = "model.safetensors", "config.json", "generation_config.json"
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 
 
 def checkpoint_config(config: NetworkConfig) -> dict[str, Any]:

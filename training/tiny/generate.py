@@ -18,7 +18,8 @@ from training.tiny.network import NUM_TEXT_IDS, Network
 from training.tiny.sequences import INDEX, MAX_DELAY, SPACE, characters
 from training.tiny.session import Session
 
-FIRST_CODEC, LAST_CODEC = 1, 1 + tiny.NUM_CODEBOOKS
+FIRST_CODEC = 1
+LAST_CODEC = 1 + tiny.NUM_CODEBOOKS
 PHONEME_TEXT = (range(SPACE, SPACE + 1), tiny.SPOKEN)
 ANY_TEXT = (tiny.WRITTEN, tiny.SPOKEN, range(tiny.SEPARATOR, tiny.SEPARATOR + 1))
 
@@ -62,7 +63,8 @@ def write_text(
     permitted[[stop, *(token_id for ids in allowed for token_id in ids)]] = True
     session = Session(network, prompts)
     texts: list[list[int]] = [[] for _ in prompts]
-    ordinals, open_ = [0] * len(prompts), [True] * len(prompts)
+    ordinals = [0] * len(prompts)
+    open_ = [True] * len(prompts)
     for _ in range(max_rows):
         logits = network.text_logits(session.hidden).masked_fill(~permitted, -torch.inf)
         rows = np.full((len(prompts), tiny.LAYOUT.num_input_streams), tiny.PAD, dtype=np.int64)
@@ -120,7 +122,8 @@ def with_text(prompt: np.ndarray, text: Sequence[int]) -> np.ndarray:
 def without_text(context: np.ndarray) -> np.ndarray:
     """Return the unconditional variant of rows from `with_text`."""
     rows = blank([tiny.NULL] * len(context))
-    rows[:KEPT_FIRST], rows[-1] = context[:KEPT_FIRST], context[-1]
+    rows[:KEPT_FIRST] = context[:KEPT_FIRST]
+    rows[-1] = context[-1]
     return rows
 
 
@@ -187,14 +190,16 @@ def speak(
     prompts = [text_prompt(text, voice) for text in texts]
     contexts = [with_text(*pair) for pair in zip(prompts, scripts or phonemise(network, prompts), strict=True)]
     pointer = Scripts([[i for i in context[:, 0].tolist() if i in tiny.SPOKEN] for context in contexts])
-    guided, count = speaking.guidance_scale != 1, len(texts)
+    guided = speaking.guidance_scale != 1
+    count = len(texts)
     session = Session(network, contexts + ([without_text(context) for context in contexts] if guided else []))
     generator = torch.Generator().manual_seed(speaking.seed)
     delays = torch.tensor(tiny.LAYOUT.delays[1:])
     firsts = tiny.FIRST_CODE + tiny.CODEBOOK_SIZE * torch.arange(tiny.NUM_CODEBOOKS)
     rows: list[Tensor] = []
     while len(rows) < speaking.max_rows and not bool((pointer.end + MAX_DELAY <= len(rows)).all()):
-        row, logits = len(rows), network.code_logits(session.hidden)
+        row = len(rows)
+        logits = network.code_logits(session.hidden)
         stream_0 = pointer.advance(
             network.text_logits(session.hidden[:count]), row, speaking.script_temperature, generator
         )

@@ -32,7 +32,8 @@ def word_errors(reference: list[str], heard: list[str]) -> int:
     """Return the minimal number of substitutions, insertions and deletions between two lists."""
     row = list(range(len(heard) + 1))
     for i, word in enumerate(reference, start=1):
-        above, row = row, [i]
+        above = row
+        row = [i]
         for j, other in enumerate(heard, start=1):
             row.append(min(above[j] + 1, row[-1] + 1, above[j - 1] + (word != other)))
     return row[-1]
@@ -96,7 +97,8 @@ class Judge:
         if kind == "everyday":
             return {"lm": str(dictionary_path().parent / "en-us.lm.bin"), "dict": str(dictionary_path())}
         words = {"domain": domain_vocabulary, "open": open_vocabulary}[kind]()
-        grammar, dictionary = folder / f"{kind}.arpa", folder / f"{kind}.dict"
+        grammar = folder / f"{kind}.arpa"
+        dictionary = folder / f"{kind}.dict"
         _write(dictionary, _dictionary(set(words)))
         if kind == "domain":
             rng = random.Random(7)

@@ -59,8 +59,10 @@ class KeyValues:
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.keys is not None and self.values is not None:
-            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
-        self.keys, self.values = keys, values
+            keys = torch.cat([self.keys, keys], 2)
+            values = torch.cat([self.values, values], 2)
+        self.keys = keys
+        self.values = values
         return keys, values
 
 
@@ -86,8 +88,10 @@ class Attention(nn.Module):
 
     def __init__(self, config: NetworkConfig, layer: int):
         super().__init__()
-        self.config, self.layer = config, layer
-        size, dim = config.hidden_size, config.head_dim
+        self.config = config
+        self.layer = layer
+        size = config.hidden_size
+        dim = config.head_dim
         self.q_proj = nn.Linear(size, config.num_attention_heads * dim, bias=False)
         self.k_proj = nn.Linear(size, config.num_key_value_heads * dim, bias=False)
         self.v_proj = nn.Linear(size, config.num_key_value_heads * dim, bias=False)

@@ -151,7 +151,8 @@ def numbers(rng: random.Random) -> str:
         big = rng.choice(("million", "billion", "thousand", "hundred"))
         return f"about {number_words(rng.randint(1, 99))} {big} {rng.choice(('people', 'dollars', 'years', 'times'))}."
     if kind == 6:
-        first, second = number_words(rng.randint(1, 59)), number_words(rng.randint(1, 20))
+        first = number_words(rng.randint(1, 59))
+        second = number_words(rng.randint(1, 20))
         return f"{first} divided by {second} times minus {rng.choice(ONES)}"
     if kind == 7:
         start = rng.randint(0, 90)

@@ -27,7 +27,8 @@ UNGUIDED = "birch_canoe"
 
 def write_samples(checkpoint: Path, out: Path) -> None:
     """Write each sentence in the voice, and one sentence also without guidance."""
-    network, codec = load_exported(checkpoint), load_codec("tiny", checkpoint)
+    network = load_exported(checkpoint)
+    codec = load_codec("tiny", checkpoint)
     out.mkdir(parents=True, exist_ok=True)
 
     def write(names: list[str], speaking: Speaking, suffix: str = "") -> None:

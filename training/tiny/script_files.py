@@ -7,7 +7,9 @@ from typing import Any
 
 from training.tiny.teacher import Script
 
-SCRIPTS, READING, PRONUNCIATIONS = "scripts.json.gz", "reading.json.gz", "pronunciations.json.gz"
+SCRIPTS = "scripts.json.gz"
+READING = "reading.json.gz"
+PRONUNCIATIONS = "pronunciations.json.gz"
 PROSE = "everyday.json.gz"
 MAX_PHONEMES = 400
 

@@ -47,7 +47,8 @@ def scripts_of(reader: Reader, texts: Iterable[list[str]], avoid: set[str]) -> l
 
 def pronunciations(reader: Reader) -> dict[str, tuple[int, ...]]:
     """Return the phonemes of every taught word by itself, except words that sound different in a sentence."""
-    words, found = load_words(), {}
+    words = load_words()
+    found = {}
     for word in (*words.spoken[CONTEXTUAL:], *words.read):
         try:
             found[word] = reader.pronounce(cased(word))

@@ -70,7 +70,8 @@ def blank(stream_0: Sequence[int]) -> Rows:
 
 def letter_spans(text: str) -> list[tuple[int, int]]:
     """Return the span [first, last) of each word's letters in the text, excluding punctuation."""
-    spans, start = [], 0
+    spans = []
+    start = 0
     for piece in text.split(" "):
         stripped = piece.strip(",.?!")
         if stripped:
@@ -119,7 +120,8 @@ def letters_of_phonemes(transcript: Transcript, source: Sequence[int]) -> list[t
     """
     letters = letter_spans(transcript.text)
     spans = _phoneme_spans(transcript.words)
-    found, word = [], -1
+    found = []
+    word = -1
     for index in source:
         if index < 0:
             first = letters[word + 1][0]

@@ -24,7 +24,8 @@ class Session:
 
     def _read(self, ids: Tensor) -> Tensor:
         """Read new rows [B, T, 9] and return the hidden state [B, H] of the last one."""
-        start, self._length = self._length, self._length + ids.shape[1]
+        start = self._length
+        self._length = self._length + ids.shape[1]
         row = torch.arange(start, self._length)
         column = torch.arange(self._length)
         position = (row - self._padding[:, None]).clamp(min=0)

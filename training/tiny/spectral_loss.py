@@ -23,7 +23,8 @@ def magnitudes(pcm: Tensor, size: int, hop: int) -> Tensor:
 
 def resolution_loss(heard: Tensor, wanted: Tensor, size: int) -> Tensor:
     """Return the mean log-magnitude distance plus half the relative error, at one window size."""
-    a, b = magnitudes(heard, size, size // 4), magnitudes(wanted, size, size // 4)
+    a = magnitudes(heard, size, size // 4)
+    b = magnitudes(wanted, size, size // 4)
     logs = ((a + QUIET).log() - (b + QUIET).log()).abs().mean()
     return logs + 0.5 * (a - b).norm() / b.norm().clamp(min=1e-3)
 

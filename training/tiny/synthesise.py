@@ -24,7 +24,9 @@ from training.tiny.teacher import Script, Teacher
 SHARD_SIZE = 125
 TAIL_HOPS = 16  # maximum number of hops of the last silence
 MAX_HEARD_FRAMES = 480
-BEFORE_HOPS, AFTER_HOPS = (-3, 28), (0, 28)  # silence that is added to a recording
+# silence that is added to a recording
+BEFORE_HOPS = (-3, 28)
+AFTER_HOPS = (0, 28)
 SPEEDS = (0.85, 1.2)
 HEARD_SHARE = 0.7  # of the utterances
 READ_SIZE = 6_000  # sequences per file without audio
@@ -72,7 +74,11 @@ def spoken(script: Script, ends: np.ndarray, frames: int) -> Spoken | None:
 
 def make_shard(teacher: Teacher, scripts: list[Script], rng: random.Random) -> Shard:
     """Synthesise scripts."""
-    hidden, pitch, speak, listen, heard = [], [], [], [], []
+    hidden = []
+    pitch = []
+    speak = []
+    listen = []
+    heard = []
     for script in scripts:
         speech = teacher.speak(script)
         hops = min(len(speech.hidden), int(speech.ends[-2]) + TAIL_HOPS)
@@ -85,7 +91,8 @@ def make_shard(teacher: Teacher, scripts: list[Script], rng: random.Random) -> S
         if rng.random() > HEARD_SHARE:
             continue
         speed = rng.uniform(*SPEEDS) if rng.random() < 0.5 else 1.0
-        before, after = rng.randint(*BEFORE_HOPS), rng.randint(*AFTER_HOPS)
+        before = rng.randint(*BEFORE_HOPS)
+        after = rng.randint(*AFTER_HOPS)
         frames = -(-int(before + hops / speed + after) // HOPS)
         ends = np.maximum(before + np.minimum(speech.ends, hops) / speed, 0) / HOPS
         recording = spoken(script, ends, frames) if frames <= MAX_HEARD_FRAMES else None
@@ -137,7 +144,8 @@ def work(
     The first shards come first, because the codec learns from them, then the files without audio.
     """
     rng = random.Random(worker)
-    scripts, network = read_scripts(scripts_folder / SCRIPTS)[:limit], Teacher(teacher)
+    scripts = read_scripts(scripts_folder / SCRIPTS)[:limit]
+    network = Teacher(teacher)
     strings = WordStrings(read_pronunciations(scripts_folder / PRONUNCIATIONS), rng)
 
     def shard(number: int) -> None:

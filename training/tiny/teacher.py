@@ -18,8 +18,11 @@ HOPS_PER_UNIT = 2  # hops in a unit of the teacher's durations
 PHONEME_ID = {name: index for index, name in enumerate(PHONEMES)}
 PAUSE = PHONEME_ID["pau"]
 NO_WORD = -1
-GRAPH_FILE, HEAD_FILE = "teacher.onnx", "head.npz"
-HIDDEN, PITCH, DURATIONS = "/dec_norm/LayerNormalization_output_0", "f0", "/Clip_output_0"
+GRAPH_FILE = "teacher.onnx"
+HEAD_FILE = "head.npz"
+HIDDEN = "/dec_norm/LayerNormalization_output_0"
+PITCH = "f0"
+DURATIONS = "/Clip_output_0"
 
 CONSONANTS = {
     "b": "b", "d": "d", "f": "f", "h": "hh", "j": "y", "k": "k", "l": "l", "m": "m", "n": "n", "p": "p", "s": "s",
@@ -173,7 +176,8 @@ def cut_teacher(out: Path) -> None:
     weight = tables[f"{name}_quantized"].astype(np.float32) - tables[f"{name}_zero_point"].astype(np.float32)
     np.savez(out / HEAD_FILE, weight=(weight * tables[f"{name}_scale"]).T, bias=tables["m.head.bias"])
     outputs = [HIDDEN, PITCH, DURATIONS]
-    needed, nodes = set(outputs), []
+    needed = set(outputs)
+    nodes = []
     for node in reversed(model.graph.node):  # in topological order
         if needed & set(node.output):
             nodes.append(node)
@@ -222,7 +226,8 @@ class Teacher:
 
     def speak(self, script: Script, speed: float = 1.0) -> Speech:
         """Return the speech of a script; most of the silence before each sentence is left out."""
-        hidden, pitch_hz = [], []
+        hidden = []
+        pitch_hz = []
         units = np.zeros(len(script.phonemes), dtype=np.int64)
         for index, (ids, owners) in enumerate(zip(script.sentences, script.owners, strict=True)):
             feed = {"ids": np.asarray([ids], np.int64), "speed": np.asarray([speed], np.float32)}

@@ -23,7 +23,8 @@ def domain_sentences() -> list[str]:
 
 def open_sentences() -> list[str]:
     """Return strings of four to eight words, six in ten of them held out."""
-    words, rng = load_words(), random.Random(99)
+    words = load_words()
+    rng = random.Random(99)
     familiar = words.spoken[:FAMILIAR]
     return [
         " ".join(rng.choice(words.held_out if rng.random() < 0.6 else familiar) for _ in range(rng.randint(4, 8)))

@@ -69,7 +69,8 @@ class Mixer:
     """Source of the batches of each step, by task."""
 
     def __init__(self, corpora: Mapping[str, Corpus], config: TrainingConfig, seed: int):
-        self._corpora, self._null_share = corpora, config.null_share
+        self._corpora = corpora
+        self._null_share = config.null_share
         self._rng = np.random.default_rng(seed)
         self._choices: dict[str, Iterator[np.ndarray]] = {
             task: corpus.choices(config.rows[task], self._rng) for task, corpus in corpora.items()
@@ -106,7 +107,8 @@ class Trainer:
         saved = torch.load(self.config.checkpoint, map_location=self.config.device)
         self.network.load_state_dict(saved["network"])
         self.optimiser.load_state_dict(saved["optimiser"])
-        self.step, self.spent_s = saved["step"], saved["spent_s"]
+        self.step = saved["step"]
+        self.spent_s = saved["spent_s"]
 
     def save(self) -> None:
         """Write the checkpoint atomically."""

@@ -62,7 +62,8 @@ class Speech:
     """Vectors and pitch of the shards in a folder, in a row on the device."""
 
     def __init__(self, folder: Path, device: str):
-        self._folder, self._device = folder, device
+        self._folder = folder
+        self._device = device
         self._seen: set[str] = set()
         self.hidden = torch.zeros(0, 256, dtype=torch.float16, device=device)
         self.pitch_hz = torch.zeros(0, device=device)
@@ -112,18 +113,22 @@ class Codebooks:
     @torch.no_grad()
     def quantise(self, vectors: Tensor, learn: bool = True) -> Tensor:
         """Return the sums of the nearest entries after each codebook, [K, N, D], for vectors [N, D]."""
-        residual, total, sums = vectors.float(), torch.zeros_like(vectors.float()), []
+        residual = vectors.float()
+        total = torch.zeros_like(vectors.float())
+        sums = []
         for k, book in enumerate(self._books):
             owner = nearest(residual, book)
             if learn:
                 self._learn(k, residual, owner)
             chosen = book[owner]
-            total, residual = total + chosen, residual - chosen
+            total = total + chosen
+            residual = residual - chosen
             sums.append(total)
         return torch.stack(sums)
 
     def _learn(self, k: int, residual: Tensor, owner: Tensor) -> None:
-        keep, size = 0.98, len(self._books[k])
+        keep = 0.98
+        size = len(self._books[k])
         counts = torch.zeros(size, device=residual.device).index_add_(0, owner, torch.ones_like(residual[:, 0]))
         self.counts[k].mul_(keep).add_(counts, alpha=1 - keep)
         self.sums[k].mul_(keep).index_add_(0, owner, residual, alpha=1 - keep)
@@ -163,7 +168,8 @@ def spectrum_losses(values: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     turned = math.pi * (torch.tanh(turn) - torch.tanh(turn_t))
     steady = torch.sigmoid(noisy)
     missed = 1 - 2 * steady * (phase - phase_t).cos() + steady * steady
-    heard, free_heard = weight(voiced_t), weight(free_t)
+    heard = weight(voiced_t)
+    free_heard = weight(free_t)
     return {
         "voiced": magnitude(voiced, voiced_t),
         "free": magnitude(free, free_t),
@@ -182,18 +188,22 @@ class Training:
 
     def __init__(self, config: CodecTraining, head: Head, out: Path, device: str):
         torch.manual_seed(0)
-        self.config, self.device, self.out = config, device, out
+        self.config = config
+        self.device = device
+        self.out = out
         self.codec = TinyCodec(config.codec).to(device)
         self.head = head
         with torch.no_grad():  # the last layer starts as the teacher's head
             leave = self.codec.decoder.trunk.leave
             for place, source in enumerate((0, 1, 3, 4)):
                 rows = slice(place * BINS, (place + 1) * BINS), slice(source * BINS, (source + 1) * BINS)
-                leave.weight[rows[0]], leave.bias[rows[0]] = head.weight[rows[1]], head.bias[rows[1]]
+                leave.weight[rows[0]] = head.weight[rows[1]]
+                leave.bias[rows[0]] = head.bias[rows[1]]
             leave.weight[4 * BINS :] = 0
             leave.bias[4 * BINS :] = 1.0
         self.books = Codebooks(self.codec)
-        self.step, self.spent_s = 0, 0.0
+        self.step = 0
+        self.spent_s = 0.0
         self._recent: list[Tensor] = []  # vectors of the last steps
         self.mean = {name: weight.detach().clone() for name, weight in self.codec.named_parameters()}
         self.optimiser = torch.optim.AdamW(
@@ -242,7 +252,8 @@ class Training:
     def _compare(
         self, values: Tensor, curve: Tensor, wanted: Tensor, hz: Tensor, voiced: Tensor, found: Sources, target: Tensor
     ) -> dict[str, Tensor]:
-        ahead, hops = SPECTRUM_AHEAD, values.shape[1]
+        ahead = SPECTRUM_AHEAD
+        hops = values.shape[1]
         inner = slice(EDGE, hops - LATE_EDGE)
         shifted = values[:, : hops - ahead]  # values of hop n are those of the spectrum centred two hops later
         unbound = shifted.unflatten(-1, (5, BINS))
@@ -252,8 +263,10 @@ class Training:
         target = target[:, ahead * (target.shape[1] // hops) :]
         samples = slice(EDGE * (target.shape[1] // (hops - ahead)), -LATE_EDGE * (target.shape[1] // (hops - ahead)))
         terms["audio"] = spectral_loss(heard[:, samples], target[:, samples])
-        log_hz, logit = curve[:, 0, :-PITCH_AHEAD][:, inner], curve[:, 1, :-PITCH_AHEAD][:, inner]
-        hz, voiced = hz[:, PITCH_AHEAD:][:, inner], voiced[:, PITCH_AHEAD:][:, inner]
+        log_hz = curve[:, 0, :-PITCH_AHEAD][:, inner]
+        logit = curve[:, 1, :-PITCH_AHEAD][:, inner]
+        hz = hz[:, PITCH_AHEAD:][:, inner]
+        voiced = voiced[:, PITCH_AHEAD:][:, inner]
         terms["pitch"] = ((log_hz - hz.log()).abs() * (0.1 + voiced)).mean()
         terms["voicing"] = F.binary_cross_entropy_with_logits(3 * logit, voiced)
         return terms
@@ -300,7 +313,8 @@ class Training:
         self.books.counts.copy_(state["counts"])
         self.books.sums.copy_(state["sums"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.spent_s = state["step"], state["spent_s"]
+        self.step = state["step"]
+        self.spent_s = state["spent_s"]
 
 
 def train_codec(

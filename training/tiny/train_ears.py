@@ -29,13 +29,17 @@ from training.tiny.teacher import Head
 
 SEGMENT_HOPS = 168
 EDGE = 5  # frames at both ends of a segment without a loss, where the encoder lacks context
-TIMES, KEPT = 5, 60  # uses of a batch, and batches that are kept for it
+# uses of a batch, and batches that are kept for it
+TIMES = 5
+KEPT = 60
 TOGETHER = 4  # utterances that are rendered together
 RATES_HZ = (7000, 22_000)  # sample rates of recordings
 MP3_BIT_RATES = (16_000, 24_000, 32_000, 48_000, 64_000)
 OPUS_BIT_RATES = (12_000, 16_000, 24_000, 32_000)
 BASS_HZ = (200.0, 350.0)  # lowest frequencies of telephones
-PEAK_RATE, LAST_RATE, WARM_UP = 6e-4, 2e-5, 50
+PEAK_RATE = 6e-4
+LAST_RATE = 2e-5
+WARM_UP = 50
 
 
 def alterations(rng: np.random.Generator) -> list[Alteration]:

@@ -54,10 +54,16 @@ QUIETEST = -5.5  # log magnitude below which a spectrum counts as silent
 FLOOR = 4e-3  # the same for the magnitude of a band
 HEARD_FLOOR = 1e-3  # the same for a band of the audio
 MEL_SHARE = 0.8  # of the weights of the bins; the rest is equal for all
-SHORT, SHORT_HOP = 614, 240  # samples of the window of the audio's bands, and between windows
+# samples of the window of the audio's bands, and between windows
+SHORT = 614
+SHORT_HOP = 240
 SMALLEST = 320  # window of the audio's distance
-PEAK_RATE, WARM_UP = 2.5e-4, 40  # the rate holds for SEGMENTS, and grows with the root of their number
-FIRST, MORE = 40, 3  # utterances that are encoded before the first step, and at each step
+# the rate holds for SEGMENTS, and grows with the root of their number
+PEAK_RATE = 2.5e-4
+WARM_UP = 40
+# utterances that are encoded before the first step, and at each step
+FIRST = 40
+MORE = 3
 WAIT_S = 0.5  # between looks for shards before the first step
 KEPT = 0.98  # of the running mean of the weights
 WEIGHTS = {"voiced": 1.0, "free": 1.5, "turn": 0.7, "phase": 0.5, "bands": 1.0, "mel": 2.0, "audio": 1.0}
@@ -90,7 +96,8 @@ def trunk_values(trunk: Trunk, frames: Tensor) -> Tensor:
     hops = hidden.shape[1]
     blocks: Iterable[Any] = trunk.blocks
     for block in blocks:
-        weight, mixed = block.mix.weight[:, 0], block.mix.bias
+        weight = block.mix.weight[:, 0]
+        mixed = block.mix.bias
         around = F.pad(hidden, (0, 0, trunk.kernel - 1, 0))
         for place in range(trunk.kernel):
             mixed = mixed + around[:, place : place + hops] * weight[:, place]
@@ -102,8 +109,12 @@ class Examples:
     """Utterances with their codes, which grow in number, and segments of them in a row."""
 
     def __init__(self, folder: Path, codec: TinyCodec, encoders: list[Encoder], head: Head, seed: int):
-        self._folder, self._codec, self._encoders, self._head = folder, codec, encoders, head
-        self._rng, self._read = np.random.default_rng(seed), set[Path]()
+        self._folder = folder
+        self._codec = codec
+        self._encoders = encoders
+        self._head = head
+        self._rng = np.random.default_rng(seed)
+        self._read = set[Path]()
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._known: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # vectors, pitch in Hz, codes
 
@@ -123,7 +134,8 @@ class Examples:
             if self._waiting:
                 hidden, pitch_hz = self._waiting.pop()
                 frames = len(hidden) // HOPS
-                hidden, pitch_hz = hidden[: frames * HOPS].copy(), pitch_hz[: frames * HOPS].astype(np.float32)
+                hidden = hidden[: frames * HOPS].copy()
+                pitch_hz = pitch_hz[: frames * HOPS].astype(np.float32)
                 self._known.append((hidden, pitch_hz, self._codes(hidden, pitch_hz, frames)))
 
     @torch.inference_mode()
@@ -163,7 +175,8 @@ def heard_bands(pcm: Tensor) -> Tensor:
 
 def spectrum_bands(spectrum: Tensor) -> Tensor:
     """Return the log magnitudes of wide and narrow mel bands of spectra [B, T, BINS], [B, T, bands]."""
-    wide, narrow = (80, 60.0, 11_500.0), (40, 130.0, 6800.0)
+    wide = (80, 60.0, 11_500.0)
+    narrow = (40, 130.0, 6800.0)
     filters = torch.cat([bands(*each, BINS, spectrum.device) for each in (wide, narrow)])
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
     return (magnitude @ filters.T + FLOOR).log()
@@ -183,9 +196,11 @@ def distances(
         begins: Whether a segment begins with its utterance, [B]; the others have no loss in their first EDGE hops.
     """
     with torch.no_grad():
-        wanted, pitch = head(hidden)[:, SPECTRUM_AHEAD:], bridge(pitch_hz)
+        wanted = head(hidden)[:, SPECTRUM_AHEAD:]
+        pitch = bridge(pitch_hz)
         found = sources(decoder, pitch, torch.randint(1 << 16, (len(hidden),), device=hidden.device))
-        pulses, noise = found.pulses[:, SPECTRUM_AHEAD:], found.noise[:, SPECTRUM_AHEAD:]
+        pulses = found.pulses[:, SPECTRUM_AHEAD:]
+        noise = found.noise[:, SPECTRUM_AHEAD:]
         target = teacher_spectra(wanted, pulses)
     with torch.autocast(hidden.device.type, torch.bfloat16):
         values = trunk_values(decoder.trunk, vectors)
@@ -194,7 +209,8 @@ def distances(
     heard[~begins, :EDGE] = 0
     near = FFT_SIZE // HOP // 2  # hops on either side that a spectrum reaches
     voicing = F.max_pool1d(pitch.voiced[:, None], 2 * near + 1, 1, near)[:, 0, SPECTRUM_AHEAD:]
-    all_hops, voiced_hops = heard[..., None], (heard * voicing)[..., None]
+    all_hops = heard[..., None]
+    voiced_hops = (heard * voicing)[..., None]
     voiced, turn, free, phase, noisy = values.unflatten(-1, (5, BINS)).unbind(-2)
     voiced_t, turn_t, free_t, phase_t = wanted.unbind(-2)
 
@@ -225,12 +241,16 @@ class VoiceTraining:
     """State of a training run, which is saved and resumed together."""
 
     def __init__(self, codec: TinyCodec, head: Head, out: Path, seconds: float, segments: int = SEGMENTS):
-        self.codec, self._head, self._seconds, self._segments = codec, head, seconds, segments
+        self.codec = codec
+        self._head = head
+        self._seconds = seconds
+        self._segments = segments
         self._path = out / "voice.pt"
         self._weights: list[Tensor] = list(codec.decoder.trunk.requires_grad_(True).parameters())
         self._optimiser = torch.optim.AdamW(self._weights, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.0)
         self._mean = [weight.detach().clone() for weight in self._weights]
-        self.step, self.spent_s = 0, 0.0
+        self.step = 0
+        self.spent_s = 0.0
         if self._path.exists():
             self._resume()
 
@@ -277,7 +297,8 @@ class VoiceTraining:
             for weight, saved in zip(weights, state[kind], strict=True):
                 weight.copy_(saved)
         self._optimiser.load_state_dict(state["optimiser"])
-        self.step, self.spent_s = state["step"], state["spent_s"]
+        self.step = state["step"]
+        self.spent_s = state["spent_s"]
 
     def run(self, examples: Examples) -> None:
         """Train until the time is used up; log and save every 100 steps."""
@@ -318,7 +339,8 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    codec, reader = load_tiny(arguments.checkpoint, device), load_tiny(arguments.checkpoint, device)
+    codec = load_tiny(arguments.checkpoint, device)
+    reader = load_tiny(arguments.checkpoint, device)
     codec.decoder.pitch_trunk.float()
     encoders = [load_tiny(each, device).encoder for each in (arguments.checkpoint, *arguments.encoders)]
     head = Head(arguments.teacher, device)

@@ -14,7 +14,8 @@ import wordfreq
 
 from training.tiny.text import domain_vocabulary
 
-MOST_FREQUENT, SPOKEN = 60_000, 12_000
+MOST_FREQUENT = 60_000
+SPOKEN = 12_000
 HELD_OUT = 400
 HELD_OUT_RANKS = range(150, 8000)
 SHORT_WORDS = frozenset("a i an as at be by do go he if in is it me my no of oh on or so to up us we am".split())

@@ -117,7 +117,8 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
     there = (have | UNUSED) - pinned  # a pinned version is brought even if the host has another
     wheels = house.closure([root for root in roots if name_of(root) not in there], there)
     with tempfile.TemporaryDirectory() as scratch:
-        tree, names = Path(scratch, "tree"), []
+        tree = Path(scratch, "tree")
+        names = []
         wanted = partial(is_wanted, flash_attention=arguments.flash_attention, python=arguments.python)
         for wheel in [*wheels, package or build_package(Path(scratch))]:
             architecture = arguments.architecture if is_vllm(wheel) else None

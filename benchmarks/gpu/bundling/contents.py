@@ -124,11 +124,17 @@ BUNDLES = {
 
 
 SECTION = b".nv_fatbin"
-MAGIC, ALIGNMENT = 0xBA55ED50, 8
-CONTAINER, CONTAINER_SIZE = "<IHHQ", 16  # magic, version, bytes of this header, bytes of all entries
-ENTRY, ENTRY_SIZE = "<HHIQ", 64  # kind, version, bytes of this header, bytes of the payload; the shortest header
+MAGIC = 0xBA55ED50
+ALIGNMENT = 8
+# magic, version, bytes of this header, bytes of all entries
+CONTAINER = "<IHHQ"
+CONTAINER_SIZE = 16
+# kind, version, bytes of this header, bytes of the payload; the shortest header
+ENTRY = "<HHIQ"
+ENTRY_SIZE = 64
 ARCHITECTURE_AT = 28  # uint32, in an entry's header
-PTX, CUBIN = 1, 2
+PTX = 1
+CUBIN = 2
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,11 @@ def unpack(paths: Iterable[Path], into: Path) -> None:
     unfinished.rename(into)
 
 
-SITE, SOURCE, LIBRARIES, KERNELS, PARTS = "site", "source", "lib", "kernels", "parts"
+SITE = "site"
+SOURCE = "source"
+LIBRARIES = "lib"
+KERNELS = "kernels"
+PARTS = "parts"
 
 
 class DamagedPart(ValueError):

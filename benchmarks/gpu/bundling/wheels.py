@@ -26,7 +26,10 @@ class Wheelhouse:
     """
 
     def __init__(self, folder: Path, python: str, lock: Path | None = None, is_offline: bool = False):
-        self.folder, self._python, self._lock, self._is_offline = folder, python, lock, is_offline
+        self.folder = folder
+        self._python = python
+        self._lock = lock
+        self._is_offline = is_offline
         folder.mkdir(parents=True, exist_ok=True)
 
     def closure(self, roots: Iterable[str], left_out: frozenset[str]) -> list[Path]:

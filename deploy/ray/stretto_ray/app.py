@@ -20,7 +20,8 @@ from stretto_ray.replica import SpeechServer
 from stretto_ray.router import AffinityRouter
 from stretto_ray.scaling import policy
 
-SERVER, INGRESS = "SpeechServer", "SpeechGateway"
+SERVER = "SpeechServer"
+INGRESS = "SpeechGateway"
 FAILURES = (RayError, RayServeException)
 
 

@@ -33,7 +33,8 @@ def leasing(handle_of: Callable[[], Any], failures: Failures) -> Choose:
 
     @asynccontextmanager
     async def choose(key: str, refused: tuple[str, ...]) -> AsyncIterator[Lease]:
-        handle, unready = handle_of().options(stream=True), list(refused)
+        handle = handle_of().options(stream=True)
+        unready = list(refused)
 
         def ask() -> Any:
             return Context().run(handle.lease.remote, key, list(unready))

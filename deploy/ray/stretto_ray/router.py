@@ -37,7 +37,8 @@ class AffinityRouter(RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Return all replicas in the order of `ranked`, each in its own rank."""
-        key, refused = ("", ())
+        key = ""
+        refused = ()
         if pending_request is not None:
             key, refused = pending_request.args
             pending_request.routing_context.should_backoff = True  # otherwise Ray retries immediately and forever

@@ -69,7 +69,10 @@ class Callers:
             tally: Results to add to.
             text: Text to be spoken.
         """
-        begun, digest, error, is_heard = time.monotonic(), hashlib.sha256(), "", False
+        begun = time.monotonic()
+        digest = hashlib.sha256()
+        error = ""
+        is_heard = False
         try:
             async with asyncio.timeout(PATIENCE_S):
                 async for part in self._parts(seed, text):

@@ -14,7 +14,8 @@ from urllib.request import ProxyHandler, build_opener
 
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)  # loaded before the fork
-POLL_S, PAGE_S = 0.3, 2.0
+POLL_S = 0.3
+PAGE_S = 2.0
 OPENER = build_opener(ProxyHandler({}))  # the variable http_proxy must not apply to this host's own server
 WAITING = re.compile(r"^stretto_waiting_requests(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
@@ -35,7 +36,8 @@ class ServerProcess:
             drain_s: Seconds that utterances have to finish when the server stops.
             more: Further flags.
         """
-        self._host, self._drain_s = host, drain_s
+        self._host = host
+        self._drain_s = drain_s
         self._folder = Path(tempfile.mkdtemp(prefix="stretto-ray-"))
         self.log = self._folder / "server.log"
         ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0)

@@ -17,8 +17,11 @@ from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary
 from stretto_orpheus.snac import published_shape
 
 GENERATION = AUDIO
-EMBEDDINGS, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-FIRST, CODE_0 = "<custom_token_0>", "<custom_token_10>"  # tokens of the first id after text and of the first code
+EMBEDDINGS = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+# tokens of the first id after text and of the first code
+FIRST = "<custom_token_0>"
+CODE_0 = "<custom_token_10>"
 # Tokens of the markers in the tokenizer.
 SPELLED = {
     "begin_of_text": "<|begin_of_text|>",

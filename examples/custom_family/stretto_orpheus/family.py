@@ -70,7 +70,8 @@ class OrpheusVocabulary(Vocabulary):
     @property
     def layout(self) -> StreamLayout:
         """Layout with a single stream and seven rows per frame."""
-        size, first = self.codebook_size, self.first_code
+        size = self.codebook_size
+        first = self.first_code
         places = tuple(range(start, start + size) for start in range(first, first + ROWS_PER_FRAME * size, size))
         return StreamLayout(
             vocab_size=self.vocab_size,

@@ -14,18 +14,21 @@ from stretto.families.base import Family, Task
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import Subwords, TextTokenizer
 
-BEFORE, BEHIND = ("human", "begin_of_text"), ("end_of_turn", "end_of_human", "ai", "speech")
+BEFORE = ("human", "begin_of_text")
+BEHIND = ("end_of_turn", "end_of_human", "ai", "speech")
 
 
 class OrpheusTemplate:
     """Prompt template for Orpheus."""
 
     def __init__(self, family: Family, subwords: Subwords):
-        self._family, self._subwords = family, subwords
+        self._family = family
+        self._subwords = subwords
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt rows for the text to speak in the voice called `voice`."""
-        text, markers = pieces[-1].text, self._family.markers
+        text = pieces[-1].text
+        markers = self._family.markers
         assert text is not None, "the task takes text alone"
         if not text.strip():
             raise InvalidRequest(pieces[-1].path, "text of at least one character other than a space", repr(text))

@@ -35,7 +35,8 @@ LATENTS = 4  # latents per frame
 NOISE_FRAMES = 512  # period of the noise: 43 s
 NOISE_SEED = 45
 ENCODER = ("encoder.", *(f"quantizer.quantizers.{level}.in_proj." for level in range(len(STRIDES))))
-DIRECTION, LENGTH = ".parametrizations.weight.original1", ".parametrizations.weight.original0"
+DIRECTION = ".parametrizations.weight.original1"
+LENGTH = ".parametrizations.weight.original0"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
-        padding, half = ceil(stride / 2), channels // 2
+        padding = ceil(stride / 2)
+        half = channels // 2
         upsample = nn.ConvTranspose1d(channels, half, 2 * stride, stride, padding, output_padding=stride % 2)
         residual = [Residual(half, dilation) for dilation in (1, 3, 9)]
         self.block = nn.ModuleList([Snake(channels), upsample, Noise(half), *residual])
@@ -147,7 +149,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: SnacConfig) -> None:
         super().__init__()
-        latent, width = config.latent_dim, config.decoder_dim
+        latent = config.latent_dim
+        width = config.decoder_dim
         layers: list[nn.Module] = [nn.Conv1d(latent, latent, 7, padding=3, groups=latent), nn.Conv1d(latent, width, 1)]
         for stride in config.decoder_rates:
             layers.append(Block(width, stride))
@@ -207,7 +210,8 @@ class SnacCodec(WindowedCodec):
             streaming=Windowed(left, right),
         )
         super().__init__(spec, can_encode=False)
-        self.quantizer, self.decoder = Levels(config), Decoder(config)
+        self.quantizer = Levels(config)
+        self.decoder = Decoder(config)
         self.steps = [LATENTS * prod(config.decoder_rates[: depth + 1]) for depth in range(len(config.decoder_rates))]
         table = np.random.default_rng(NOISE_SEED).standard_normal(NOISE_FRAMES * sum(self.steps), dtype=np.float32)
         self.register_buffer("noise", torch.from_numpy(table), persistent=False)
@@ -225,7 +229,8 @@ class SnacCodec(WindowedCodec):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode a window's frames to a waveform [B, n] in [-1, 1]; the state is empty."""
-        codes, step = window.codes.to(self.device), self.spec.samples_per_frame
+        codes = window.codes.to(self.device)
+        step = self.spec.samples_per_frame
         noise = self.noise_at(window.first - window.left, codes.shape[2])
         pcm = self.decoder(self.quantizer(codes), noise)
         return pcm[:, window.left * step : pcm.shape[1] - window.right * step], window.state

@@ -20,7 +20,8 @@ class RepeatedCodes:
 
     def __init__(self, mechanism: EveryThird, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
         self._rules = with_where(arrays.xp.where, own_rules.__name__)
-        self._last_code, self._codes = arrays.wrap(tables.state)[:, len(STATE)], rules.family.layout.audio[0]
+        self._last_code = arrays.wrap(tables.state)[:, len(STATE)]
+        self._codes = rules.family.layout.audio[0]
 
     def __call__(self, token: Array, rows: Rows) -> Array:
         """Return stream 0 of each row, [B], for the sampled ids `token` [B]."""

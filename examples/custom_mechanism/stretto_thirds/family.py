@@ -15,8 +15,15 @@ from stretto.families.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
-END_OF_REPLY, END_OF_TEXT, END_OF_AUDIO, NULL, TRACK_PAD, TRACK_END = 1, 2, 4, 5, 6, 7
-NUM_TEXT_IDS, NUM_CODES, NUM_CODEBOOKS = 64, 32, 3
+END_OF_REPLY = 1
+END_OF_TEXT = 2
+END_OF_AUDIO = 4
+NULL = 5
+TRACK_PAD = 6
+TRACK_END = 7
+NUM_TEXT_IDS = 64
+NUM_CODES = 32
+NUM_CODEBOOKS = 3
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,11 @@ from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_gateway.voice_store import StoredVoice
 
 router = APIRouter()
-HANDSHAKE, AUDIO, TEXT, ERROR = b"\x00", b"\x01", b"\x02", b"\x05"  # first byte of a message on /api/chat
+# first byte of a message on /api/chat
+HANDSHAKE = b"\x00"
+AUDIO = b"\x01"
+TEXT = b"\x02"
+ERROR = b"\x05"
 FRAME = 1920  # samples
 
 
@@ -97,7 +101,8 @@ class ChatSession(ListeningSession):
             self._gateway.sessions.held.add(len(own.audio))
             self._num_voice_bytes = len(own.audio)
         options = query.arguments(profile, own)
-        self._encoder, limits = make_encoder("opus", DEFAULT_RATE, self._gateway.audio_tags), self._gateway.limits
+        self._encoder = make_encoder("opus", DEFAULT_RATE, self._gateway.audio_tags)
+        limits = self._gateway.limits
         options |= {"total_s": limits.session_s, "resume_s": limits.resume_s}
         start = partial(self._gateway.client.talk, self._audio.pieces(), DEFAULT_RATE, **options)
         self._task = self._tasks.create_task(self._follow(SpeechTrace(self._gateway.metrics, DUPLEX), start))
@@ -145,7 +150,8 @@ class TranscriptSession(ListeningSession):
         options: TaskOptions = {"progress": True}
         if profile.pauses_s:
             options["pauses"] = True
-        audio, total_s = self._audio.pieces(), self._gateway.limits.session_s
+        audio = self._audio.pieces()
+        total_s = self._gateway.limits.session_s
         start = partial(self._gateway.client.transcribe_live, audio, DEFAULT_RATE, total_s=total_s, **options)
         self._task = self._tasks.create_task(self._follow(Trace(self._gateway.metrics, "asr"), start))
 
@@ -180,7 +186,8 @@ class TranscriptSession(ListeningSession):
             num_unread = max(0, self._audio.num_samples - FRAME * self._num_steps)
             await self._send("Step", step_idx=self._num_steps, prs=list(probabilities), buffered_pcm=num_unread)
         await self._send_words(deque(event.begun), event.words)
-        markers, num_transcribed = self._audio.markers, round((event.transcribed_s or 0.0) * DEFAULT_RATE)
+        markers = self._audio.markers
+        num_transcribed = round((event.transcribed_s or 0.0) * DEFAULT_RATE)
         while markers and markers[0][0] <= num_transcribed:
             await self._send("Marker", id=markers.popleft()[1])
 
@@ -262,7 +269,8 @@ class SpeakSession(KyutaiSession):
         find_task(profile, ("tts",), "text to speech")
         own = await self._voices.own(profile, query.voice)
         self._fields = query.fields(profile, self._gateway.strict, own)
-        is_opus, tags = query.format.startswith("Ogg"), self._gateway.audio_tags
+        is_opus = query.format.startswith("Ogg")
+        tags = self._gateway.audio_tags
         self._encoder = make_encoder("opus", DEFAULT_RATE, tags) if is_opus else None
         self._is_packed = query.format.endswith("MessagePack")
         self._is_aligned = wants_alignment(profile)
@@ -333,7 +341,8 @@ class SpeakSession(KyutaiSession):
         If a word has no end of its own, it ends where the next word begins, or at `until_s`, the end of the audio.
         """
         while self._words:
-            word, following = self._words[0], self._words[1].start_s if len(self._words) > 1 else until_s
+            word = self._words[0]
+            following = self._words[1].start_s if len(self._words) > 1 else until_s
             stop_s = word.end_s if word.end_s is not None else following
             if stop_s is None:
                 return

@@ -43,7 +43,8 @@ class ReceivedAudio:
     def __init__(self, held: Held):
         self._held = held
         self._waiting = deque[bytes | NDArray[np.float32] | int]()
-        self._changed, self._is_complete = asyncio.Event(), False
+        self._changed = asyncio.Event()
+        self._is_complete = False
         self._decoder = OggOpusDecoder()
         self.num_samples = self._num_markers = 0  # `_num_markers`: markers in `_waiting`
         self.markers = deque[tuple[int, int]]()
@@ -137,7 +138,10 @@ class KyutaiSession(ABC):
     """
 
     def __init__(self, gateway: Gateway, channel: Channel, socket: WebSocket, tasks: asyncio.TaskGroup):
-        self._gateway, self._channel, self._socket, self._tasks = gateway, channel, socket, tasks
+        self._gateway = gateway
+        self._channel = channel
+        self._socket = socket
+        self._tasks = tasks
         self._voices = CallersVoices(gateway.voices, getattr(socket.state, "owner", EVERYBODY))
         self._task: asyncio.Task[None] | None = None  # generates the output
 

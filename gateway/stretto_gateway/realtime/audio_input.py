@@ -67,7 +67,8 @@ class VoiceActivity:
 
     def process_window(self) -> float:
         """Return the probability of speech in the next window."""
-        window, self._left = self._left[:WINDOW], self._left[WINDOW:]
+        window = self._left[:WINDOW]
+        self._left = self._left[WINDOW:]
         if not self.has_window:
             self._left = self._left.copy()  # a view would keep the whole array alive
         return float(self._detector.process_array(window))
@@ -104,7 +105,8 @@ class Pause:
 # Silence after which an end-of-turn model is asked, and factor from each question in a pause to the next. Smart Turn is
 # trained with 200 ms. After more silence it considers most turns complete, so a second answer shortens the wait after a
 # wrong first one; it comes late, because people pause for about a second to think.
-FIRST_QUESTION_MS, NEXT_QUESTION = 200, 8
+FIRST_QUESTION_MS = 200
+NEXT_QUESTION = 8
 
 
 class TurnDetector:
@@ -126,7 +128,9 @@ class TurnDetector:
         detector: SpeechDetector | None = None,
         longest_ms: int | None = None,
     ):
-        self._vad, self._begin, self._max_samples = vad, begin, max_samples
+        self._vad = vad
+        self._begin = begin
+        self._max_samples = max_samples
         self._longest_ms = longest_ms
         self._speech = detector or VoiceActivity()
         self._expect_pause()
@@ -170,7 +174,8 @@ class TurnDetector:
         self._num_loud = self._num_loud + 1 if probability >= self._vad.threshold else 0
         if self._num_loud < START_WINDOWS:
             return None
-        self._started, self._num_quiet = self._padded(self._num_loud), 0
+        self._started = self._padded(self._num_loud)
+        self._num_quiet = 0
         return Edge(True, self._started, self.processed)
 
     def _padded(self, num_windows: int) -> int:
@@ -188,7 +193,8 @@ class TurnDetector:
         return self._end() if is_complete else None
 
     def _expect_pause(self) -> None:
-        self._question_ms, self._silence_ms = FIRST_QUESTION_MS, self._longest_ms or self._vad.silence_duration_ms
+        self._question_ms = FIRST_QUESTION_MS
+        self._silence_ms = self._longest_ms or self._vad.silence_duration_ms
 
     def _stop(self, probability: float, started: int) -> Edge | Pause | None:
         if probability >= self._vad.threshold:
@@ -206,9 +212,12 @@ class TurnDetector:
         return None
 
     def _end(self) -> Edge:
-        self._begin, self._num_windows = self.processed, 0  # audio of this turn is not padding of the next one
+        # audio of this turn is not padding of the next one
+        self._begin = self.processed
+        self._num_windows = 0
         self._expect_pause()
-        self._started, self._num_loud = None, 0
+        self._started = None
+        self._num_loud = 0
         return Edge(False, self._begin, self._begin)
 
 
@@ -277,7 +286,8 @@ class InputBuffer:
 
     def __init__(self, max_samples: int, held: Held, model: EndOfTurn | None = None):
         self._model = model
-        self.max_samples, self._held = max_samples, held
+        self.max_samples = max_samples
+        self._held = held
         self._pcm = bytearray()
         self._start = 0  # number of received samples before the first buffered one
         self.vad: ServerVad | None = None
@@ -311,7 +321,9 @@ class InputBuffer:
         """
         if (vad, max_samples, rules) == (self.vad, self.max_samples, self._rules):
             return False
-        self.vad, self.max_samples, self._rules = vad, max_samples, rules
+        self.vad = vad
+        self.max_samples = max_samples
+        self._rules = rules
         self._begin()
         return True
 

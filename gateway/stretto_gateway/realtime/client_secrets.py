@@ -17,7 +17,9 @@ from stretto_gateway.speech_request import Body
 
 PREFIX = "ek_"  # OpenAI's prefix for ephemeral keys
 NUM_BYTES = 32  # random bytes in a secret
-SECRET_BYTES, CHAR_BYTES = 2048, 4  # memory of a secret, and of each character of its settings
+# memory of a secret, and of each character of its settings
+SECRET_BYTES = 2048
+CHAR_BYTES = 4
 MAX_BYTES = 16 << 20  # limit on all secrets together
 Lifetime = Annotated[int, Field(ge=10, le=7200)]  # seconds, as at OpenAI
 
@@ -88,7 +90,8 @@ class ClientSecrets:
             message = f"{len(self._secrets)} client secrets have not expired yet; try again"
             raise ApiError(429, message, code="rate_limit_exceeded")
         value = PREFIX + secrets.token_urlsafe(NUM_BYTES)
-        digest, expires_s = hashlib.sha256(value.encode()).digest(), time.monotonic() + lifetime_s
+        digest = hashlib.sha256(value.encode()).digest()
+        expires_s = time.monotonic() + lifetime_s
         self._secrets[digest] = ClientSecret(owner, settings, expires_s, num_bytes)
         heapq.heappush(self._expiries, (expires_s, digest))
         self._bytes.acquire(owner, num_bytes)

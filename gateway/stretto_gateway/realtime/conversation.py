@@ -16,7 +16,9 @@ from stretto_gateway.encoding import DEFAULT_RATE, wav_header
 
 Kind = Literal["input_text", "input_audio", "input_image", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
-ITEM_BYTES, PART_BYTES = 1024, 256  # memory of an item and of a part, not counting its content
+# memory of an item and of a part, not counting its content
+ITEM_BYTES = 1024
+PART_BYTES = 256
 ROOT = "root"  # OpenAI's name for the position before all items
 
 
@@ -140,7 +142,9 @@ class Conversation:
 
     def __init__(self, max_items: int, max_bytes: int, held: Held):
         self.items: list[Item] = []
-        self._max_items, self._max_bytes, self._held = max_items, max_bytes, held
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._held = held
 
     @property
     def num_bytes(self) -> int:
@@ -187,13 +191,15 @@ class Conversation:
 
     def surplus(self) -> list[Item]:
         """Return the oldest items that exceed the limits, except system items; the caller must remove them."""
-        num_over, bytes_over = len(self.items) - self._max_items, self.num_bytes - self._max_bytes
+        num_over = len(self.items) - self._max_items
+        bytes_over = self.num_bytes - self._max_bytes
         found: list[Item] = []
         for item in (each for each in self.items[:-1] if each.role != "system"):
             if num_over <= 0 and bytes_over <= 0:
                 break
             found.append(item)
-            num_over, bytes_over = num_over - 1, bytes_over - item.num_bytes
+            num_over = num_over - 1
+            bytes_over = bytes_over - item.num_bytes
         return found
 
     def clear(self) -> None:
@@ -206,7 +212,8 @@ class Conversation:
 
         All system texts form one turn at the beginning.
         """
-        files, images = list[bytes](), list[bytes]()
+        files = list[bytes]()
+        images = list[bytes]()
         instruction_texts = [instructions or "", *(part.text or "" for part in self._parts("system"))]
         system = "\n".join(text for text in instruction_texts if text)
         turns = [{"role": "system", "text": system}] if system else []

@@ -58,7 +58,9 @@ class Persona:
         Raises:
             ApiError: The voice is unknown, or the role is rejected.
         """
-        role, name, ignored = settings.instructions or "", settings.audio.output.voice_name, list[ApiError]()
+        role = settings.instructions or ""
+        name = settings.audio.output.voice_name
+        ignored = list[ApiError]()
         task = find_task(profile, (DUPLEX,), "full-duplex sessions")
         if role and "text" not in task.system:
             expected = f"no value (task {DUPLEX!r} of {profile.family!r} does not accept instructions)"
@@ -95,11 +97,13 @@ class DuplexReply(Reply):
         options: Any = {"task": DUPLEX, "output": output}
         order = Order([], files, options, record, persona.ignored, is_kept=False, speed=1.0, form=persona.form)
         super().__init__(gateway, channel, conversation, order)
-        self._audio, self._persona = audio, persona
+        self._audio = audio
+        self._persona = persona
         self._queue = None  # the user's audio is read only once
 
     def _open_stream(self) -> Speech:
-        options, persona = self._order.options, self._persona
+        options = self._order.options
+        persona = self._persona
         named: Any = {"system": persona.role, "voice": persona.voice, "output": options["output"]}
         limits = self._gateway.limits
         named |= {"total_s": limits.session_s, "resume_s": limits.resume_s}

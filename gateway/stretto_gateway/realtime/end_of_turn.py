@@ -29,7 +29,10 @@ LOG = logging.getLogger("stretto_gateway")
 RATE = 16_000
 SECONDS = 8  # of a turn, which the model reads
 NUM_SAMPLES = SECONDS * RATE
-FOURIER, HOP, NUM_MELS, NUM_FRAMES = 400, 160, 80, 800
+FOURIER = 400
+HOP = 160
+NUM_MELS = 80
+NUM_FRAMES = 800
 INPUT = ["input_features", "tensor(float)", [NUM_MELS, NUM_FRAMES]]
 MAX_FILE_BYTES = 128 << 20  # the largest published file has 32 MB
 THREADS = 2  # a decision takes about 50 ms of one core
@@ -37,7 +40,9 @@ MAX_WAITING = 32  # decisions that are running or waiting for a thread, each wit
 WAIT_S = 1.0  # maximum time for a decision; its session waits for it, and no other one
 FULL_SCALE = 32768.0  # of int16; the process that checks a file would load more with `encoding`
 # Limits on the process that checks the file, because a graph may ask for any amount of memory and time.
-CHECK_BYTES, CHECK_CPU_S, NOT_A_MODEL = 4 << 30, 60, 2
+CHECK_BYTES = 4 << 30
+CHECK_CPU_S = 60
+NOT_A_MODEL = 2
 
 Run = Callable[[NDArray[np.float32]], float]
 
@@ -174,7 +179,8 @@ class EndOfTurn:
     """
 
     def __init__(self, model: bytes, note: Callable[[str, float], None]):
-        self._run, self._note = load(model), note
+        self._run = load(model)
+        self._note = note
         self._turns = Turns(THREADS, "end-of-turn")
         self._waiting = FairLimit(MAX_WAITING)
 
@@ -186,7 +192,9 @@ class EndOfTurn:
             rate: Sample rate in Hz.
             threshold: Probability from which a turn is complete.
         """
-        begun_s, outcome, is_complete = time.monotonic(), "failed", None
+        begun_s = time.monotonic()
+        outcome = "failed"
+        is_complete = None
         with self._waiting.reserving(CALLER.get()) as is_left:
             if not is_left:
                 outcome = "busy"

@@ -32,7 +32,11 @@ from stretto_gateway.realtime.wire_audio import read_recording
 from stretto_gateway.speech_request import Body, Text, check_json
 
 LOG = logging.getLogger("stretto_gateway")
-DONE, FAILED, RESTART, TRY_AGAIN = 1000, 1011, 1012, 1013  # RFC 6455, section 7.4.1, and its registry
+# RFC 6455, section 7.4.1, and its registry
+DONE = 1000
+FAILED = 1011
+RESTART = 1012
+TRY_AGAIN = 1013
 Error = TypeVar("Error", bound=BaseException)
 # per second; if there are more, the session ends, because errors cost the gateway more than the client
 MAX_ERRORS = 100
@@ -49,7 +53,9 @@ class SessionEnd(Exception):
 
     def __init__(self, code: int | None = None, reason: str = "", error: ApiError | None = None):
         super().__init__(code, reason)
-        self.code, self.reason, self.error = code, reason, error
+        self.code = code
+        self.reason = reason
+        self.error = error
 
 
 class Socket(Protocol):
@@ -79,7 +85,8 @@ class Channel:
     """
 
     def __init__(self, socket: Socket, stall_s: float):
-        self._socket, self._stall_s = socket, stall_s
+        self._socket = socket
+        self._stall_s = stall_s
         self._errors = EventRate(asyncio.get_running_loop(), MAX_ERRORS)
 
     @property

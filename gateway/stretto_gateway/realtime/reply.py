@@ -104,7 +104,8 @@ async def make_order(
     Raises:
         ApiError: The family cannot answer such a conversation, or a field is invalid.
     """
-    fields, ignored = event.response, list(event.ignored)
+    fields = event.response
+    ignored = list(event.ignored)
     modalities = fields.output_modalities or settings.output_modalities
     of_session = fields.instructions is None
     instructions = settings.instructions if of_session else fields.instructions
@@ -185,7 +186,10 @@ class Reply:
     _fields = FIELDS
 
     def __init__(self, gateway: Gateway, channel: Channel, conversation: Conversation, order: Order):
-        self._gateway, self._channel, self._conversation, self._order = gateway, channel, conversation, order
+        self._gateway = gateway
+        self._channel = channel
+        self._conversation = conversation
+        self._order = order
         self.response_id = new_id("resp")
         kind: Kind = "output_audio" if order.speaks else "output_text"
         self.item = Item("assistant", [ItemPart(kind)], status="in_progress")
@@ -214,7 +218,8 @@ class Reply:
         Raises:
             ApiError: The memory limit is exceeded.
         """
-        held, num_bytes = self._gateway.sessions.held, self._order.num_bytes
+        held = self._gateway.sessions.held
+        num_bytes = self._order.num_bytes
         held.add(num_bytes)
         try:
             record = self._record("in_progress", {})
@@ -245,7 +250,8 @@ class Reply:
         await self._end(status, details)
 
     async def _say(self) -> Finish:
-        order, gateway = self._order, self._gateway
+        order = self._order
+        gateway = self._gateway
         try:
             trace = (SpeechTrace if order.speaks else Trace)(gateway.metrics, order.options["task"])
             async with gateway.slot():

@@ -36,7 +36,10 @@ class RealtimeSession:
     """
 
     def __init__(self, gateway: Gateway, channel: Channel, model: str, tasks: asyncio.TaskGroup, voices: CallersVoices):
-        self._gateway, self._channel, self._model, self._tasks = gateway, channel, model, tasks
+        self._gateway = gateway
+        self._channel = channel
+        self._model = model
+        self._tasks = tasks
         self._voices = voices
         self._session_id = new_id("sess")
         self._expires_at = int(time.time() + gateway.limits.session_s)
@@ -50,7 +53,9 @@ class RealtimeSession:
         self._refused_formats: dict[str, ApiError | None] = {}
         self._next_id = new_id("item")  # id of the user's next item
         self._last_id: str | None = None  # id of the item that precedes the next item
-        self._is_live, self._num_transcribed = False, 0  # turns are transcribed live; samples sent to be transcribed
+        # turns are transcribed live; samples sent to be transcribed
+        self._is_live = False
+        self._num_transcribed = 0
         self._handlers: dict[str, Callable[[Any], Awaitable[None]]] = {
             "session.update": self._update,
             "input_audio_buffer.append": self._append,
@@ -162,7 +167,8 @@ class RealtimeSession:
         in the buffer, so that a transcription that begins later has the whole turn.
         """
         if self._is_live and until > self._num_transcribed and self._transcriber.can_transcribe:
-            pcm, self._num_transcribed = self._input.since(self._num_transcribed, until), until
+            pcm = self._input.since(self._num_transcribed, until)
+            self._num_transcribed = until
             try:
                 self._transcriber.transcribe_samples(self._next_id, pcm, self._tasks)
             except ApiError as error:
@@ -194,8 +200,10 @@ class RealtimeSession:
         await self._commit(self._input.pop_turn())
 
     async def _commit(self, pcm: bytes) -> None:
-        item, self._next_id = Item("user", [ItemPart("input_audio", None, pcm)], self._next_id), new_id("item")
-        before, self._last_id = self._last_id, item.item_id
+        item = Item("user", [ItemPart("input_audio", None, pcm)], self._next_id)
+        self._next_id = new_id("item")
+        before = self._last_id
+        self._last_id = item.item_id
         if isinstance(self._settings, RealtimeSettings):
             try:
                 before = self._talk.add(item)
@@ -228,7 +236,8 @@ class RealtimeSession:
         await self._talk.retrieve(event, self._settings.audio.input.format)
 
     async def _respond(self, event: client.ResponseCreate) -> None:
-        settings, reply = self._conversing(event), event.response
+        settings = self._conversing(event)
+        reply = event.response
         for index, item in enumerate(reply.input or ()):
             self._expect_readable(item, f"response.input.{index}")
         has_own_format = "format" in reply.audio.output.model_fields_set

@@ -385,7 +385,8 @@ def current_shape(update: dict[str, Any]) -> dict[str, Any]:
 
 def check_formats(update: dict[str, Any]) -> dict[str, ApiError | None]:
     """Return an error or None for the formats of `input` and `output`, as far as a session update names them."""
-    audio, found = current_shape(update).get("audio"), dict[str, ApiError | None]()
+    audio = current_shape(update).get("audio")
+    found = dict[str, ApiError | None]()
     for direction in ("input", "output"):
         settings = audio.get(direction) if isinstance(audio, dict) else None
         record = settings.get("format") if isinstance(settings, dict) else None
@@ -433,9 +434,11 @@ def merged(
         path: Path of the object; empty for a whole event.
         ignored: Receives, for each field without effect, the error that a strict gateway raises.
     """
-    both, rules = dict(old), field_rules(model)
+    both = dict(old)
+    rules = field_rules(model)
     for name, value in new.items():
-        field, where = model.model_fields.get(name), f"{path}.{name}" if path else name
+        field = model.model_fields.get(name)
+        where = f"{path}.{name}" if path else name
         only = next((each for each in field.metadata if isinstance(each, Only)), None) if field else None
         if field is None or (only is not None and value not in only.values):
             if value is not None:
@@ -527,7 +530,8 @@ def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bo
         record[name] = inner = dict(inner)
         old = before.get(name)
         # fields of another type are no previous values
-        record, before = inner, old if isinstance(old, dict) and old.get("type") == inner.get("type") else {}
+        record = inner
+        before = old if isinstance(old, dict) and old.get("type") == inner.get("type") else {}
     if not names or names[-1] not in record or (names[-1] in before and record[names[-1]] == before[names[-1]]):
         return False
     if names[-1] in before:

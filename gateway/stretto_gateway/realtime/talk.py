@@ -42,7 +42,9 @@ class LiveTurn:
     """
 
     def __init__(self, item: Item, held: Held):
-        self.item, self._held, self._num_bytes = item, held, 0
+        self.item = item
+        self._held = held
+        self._num_bytes = 0
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue()
         self.task: asyncio.Task[None] | None = None  # None if there is no memory for the first samples
 
@@ -84,7 +86,9 @@ class Transcriber:
     """
 
     def __init__(self, gateway: Gateway, channel: Channel):
-        self._gateway, self._channel, self.catalogue = gateway, channel, gateway.catalogue
+        self._gateway = gateway
+        self._channel = channel
+        self.catalogue = gateway.catalogue
         self._turn = asyncio.Lock()
         self._running: set[asyncio.Task[None]] = set()
         self._live: LiveTurn | None = None
@@ -135,14 +139,16 @@ class Transcriber:
 
     def drop(self) -> bool:
         """Cancel the transcription of the turn in progress; return True if there was one."""
-        live, self._live = self._live, None
+        live = self._live
+        self._live = None
         if live is not None and live.task is not None:
             live.task.cancel()
         return live is not None
 
     async def begin(self, item: Item, tasks: asyncio.TaskGroup) -> None:
         """Transcribe an item in the background; raise ApiError if the memory limit is exceeded."""
-        live, self._live = self._live, None
+        live = self._live
+        self._live = None
         if live is not None:
             live.item.parts = item.parts  # the transcript is written to these parts
             live.add(b"")
@@ -155,7 +161,8 @@ class Transcriber:
             )
             await self._fail(item, error)
             return
-        held, num_bytes = self._gateway.sessions.held, len(item.parts[0].pcm)
+        held = self._gateway.sessions.held
+        num_bytes = len(item.parts[0].pcm)
         held.add(num_bytes)  # counted separately from the conversation, from which the item may be deleted
         task = tasks.create_task(self._run(item))
         self._running.add(task)
@@ -176,10 +183,13 @@ class Transcriber:
 
     async def _write(self, item: Item, live: LiveTurn | None) -> None:
         task = find_task(await self._gateway.catalogue.profile(), ("asr",), "transcription")
-        pcm, text, report = item.parts[0].pcm, "", dict[str, Any]()
+        pcm = item.parts[0].pcm
+        text = ""
+        report = dict[str, Any]()
         trace = Trace(self._gateway.metrics, task.name)
         async with self._gateway.slot():
-            begin, queue = self._transcription(pcm, live), None if live else self._gateway.queue
+            begin = self._transcription(pcm, live)
+            queue = None if live else self._gateway.queue
             async with aclosing(text_events(begin, {}, trace, queue)) as events:
                 async for event in events:
                     report = event.report or report
@@ -216,7 +226,10 @@ class Talk:
     """A session's conversation. It sends an event for each change and generates replies in `tasks`."""
 
     def __init__(self, gateway: Gateway, channel: Channel, tasks: asyncio.TaskGroup, voices: CallersVoices):
-        self._gateway, self._channel, self._tasks, self._voices = gateway, channel, tasks, voices
+        self._gateway = gateway
+        self._channel = channel
+        self._tasks = tasks
+        self._voices = voices
         limits = gateway.limits
         self._conversation = Conversation(limits.max_items, limits.max_body_bytes, gateway.sessions.held)
         self._reply: Reply | None = None
@@ -318,7 +331,8 @@ class Talk:
         if fields.input is None:
             yield self._conversation
             return
-        limits, path = self._gateway.limits, "response.input"
+        limits = self._gateway.limits
+        path = "response.input"
         given = Conversation(limits.max_items, limits.max_body_bytes, self._gateway.sessions.held)
         try:
             for index, each in enumerate(fields.input):
@@ -378,7 +392,8 @@ def read_item(fields: client.ItemFields, name: str, form: Format) -> Item:
             parts.append(ItemPart("input_audio", part.transcript, pcm))
         elif part.type == "input_image":
             url = given(part.image_url, f"{path}.image_url")
-            image, head = read_base64(f"{path}.image_url", url, DATA_URL), url[: url.find(",") + 1]
+            image = read_base64(f"{path}.image_url", url, DATA_URL)
+            head = url[: url.find(",") + 1]
             parts.append(ItemPart("input_image", image=image, url_head=head))
         elif fields.role == "assistant":
             text = given(part.transcript if part.type == "output_audio" else part.text, f"{path}.text")

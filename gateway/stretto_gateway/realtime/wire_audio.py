@@ -24,7 +24,8 @@ class Resampler:
     """
 
     def __init__(self, rate: int, to_rate: int):
-        self._rate, self._resampler = rate, av.AudioResampler("s16", "mono", to_rate)
+        self._rate = rate
+        self._resampler = av.AudioResampler("s16", "mono", to_rate)
 
     def resample(self, pcm: NDArray[np.int16]) -> NDArray[np.int16]:
         """Add samples, int16 [n], and return the samples that are ready, int16 [m]."""
@@ -55,7 +56,8 @@ class WireReader:
     """
 
     def __init__(self, form: Format):
-        self.form, self._half_sample = form, b""
+        self.form = form
+        self._half_sample = b""
         self._resampler: Resampler | None = None  # created with the first piece of G.711
 
     def read(self, data: bytes) -> bytes:
@@ -72,7 +74,8 @@ class WireReader:
     def end(self) -> bytes:
         """Return the remaining samples, pcm16 at 24 kHz, without an incomplete one. The next piece begins anew."""
         rest = b"" if self._resampler is None else little_endian(self._resampler.close())
-        self._half_sample, self._resampler = b"", None
+        self._half_sample = b""
+        self._resampler = None
         return rest
 
 

@@ -30,7 +30,9 @@ class CallChannel(Channel):
 
     def __init__(self, socket: WebSocket, stall_s: float):
         super().__init__(socket, stall_s)
-        self.stream_sid, self.listener = "", None  # type: str, Listener | None
+        # type: str, Listener | None
+        self.stream_sid = ""
+        self.listener = None
         self._rest = b""  # less than a frame
         self._num_logged = 0
         self._last_mark = ""  # name of the mark behind all audio that Twilio may not have played yet; empty for none
@@ -86,7 +88,8 @@ class CallChannel(Channel):
     async def _mark(self) -> None:
         """Send the rest of a reply, and a mark behind it."""
         if self._rest:
-            data, self._rest = self._rest, b""
+            data = self._rest
+            self._rest = b""
             await self._send_media(data)
         self._last_mark = new_id("mark")
         await self._send_message("mark", mark={"name": self._last_mark})

@@ -109,7 +109,8 @@ def is_signed(token: str, socket: WebSocket) -> bool:
     Twilio signs the URL in the TwiML, so that of the proxy that ends TLS. It may leave out the port.
     """
     given = socket.headers.get("x-twilio-signature", "")
-    host, path = socket.headers.get("host", ""), socket.url.path
+    host = socket.headers.get("host", "")
+    path = socket.url.path
     query = f"?{socket.url.query}" if socket.url.query else ""
     hosts = {host, host.rpartition(":")[0] or host}
     urls = [f"{scheme}://{each}{path}{query}" for scheme in ("wss", "ws") for each in sorted(hosts)]
@@ -142,7 +143,8 @@ async def read_start(socket: WebSocket) -> Start:
     """Return the start message; raise ApiError if another message, or none, comes first."""
     try:
         async with asyncio.timeout(START_S):
-            kind, content = "connected", cast(Any, None)
+            kind = "connected"
+            content = cast(Any, None)
             while kind == "connected":
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
@@ -188,7 +190,8 @@ async def make_session(
         ApiError: A parameter is invalid, or neither the model nor a webhook can hold the call.
     """
     own = {name: value for name, value in start.custom_parameters.items() if name in OWN and value.strip()}
-    mode, name = own.get("mode", MODES[0]), own.get("model", "")
+    mode = own.get("mode", MODES[0])
+    name = own.get("model", "")
     if mode not in MODES:
         raise refused("mode", f"one of {', '.join(MODES)}", mode)
     wanted = name or (access.settings.model if isinstance(access.settings, RealtimeSettings) else "")

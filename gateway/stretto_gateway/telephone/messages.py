@@ -12,7 +12,9 @@ from stretto_gateway.realtime.settings import validated
 from stretto_gateway.speech_request import Body, Text
 
 MAX_MEDIA_BYTES = g711.RATE  # of one message: a second, fifty times what Twilio sends
-MAX_PARAMETERS, MAX_NAME_CHARS, MAX_VALUE_CHARS = 32, 100, 10_000
+MAX_PARAMETERS = 32
+MAX_NAME_CHARS = 100
+MAX_VALUE_CHARS = 10_000
 Id = Annotated[Text, Field(min_length=1, max_length=100)]
 Number = Annotated[int, Field(ge=0, le=10**12)]  # Twilio sends numbers as text
 Digit = Annotated[str, Field(pattern=r"^[0-9A-D*#]$")]

@@ -51,7 +51,8 @@ class GivenReply(Reply):
         record = response_record(["audio"], None, PHONE, None)
         order = Order([], [], {"task": "tts", "output": {}}, record, [], is_kept=True, speed=speed, form=PHONE)
         super().__init__(gateway, channel, conversation, order)
-        self._text, self._options = text, options
+        self._text = text
+        self._options = options
         self._queue = None  # the text is read only once
 
     def _open_stream(self) -> Speech:
@@ -87,8 +88,12 @@ class WebhookAnswers:
         webhook: Webhook,
         fields: SpeechFields | None,
     ):
-        self._gateway, self._channel, self._tasks, self._talk = gateway, channel, tasks, talk
-        self._webhook, self._fields = webhook, fields
+        self._gateway = gateway
+        self._channel = channel
+        self._tasks = tasks
+        self._talk = talk
+        self._webhook = webhook
+        self._fields = fields
         self._answering = set[asyncio.Task[None]]()
         self._in_turn = asyncio.Lock()
         self._held = ExitStack()
@@ -185,7 +190,8 @@ class WebhookSession(RealtimeSession):
         owner: str,
     ):
         super().__init__(gateway, channel, "", tasks, CallersVoices(gateway.voices, owner))
-        self._owner, self.answers = owner, WebhookAnswers(speaker, channel, tasks, self._talk, webhook, fields)
+        self._owner = owner
+        self.answers = WebhookAnswers(speaker, channel, tasks, self._talk, webhook, fields)
         channel.listener = self._notice
 
     async def begin(self, settings: Settings) -> None:
@@ -227,7 +233,9 @@ class TelephoneCall:
     """
 
     def __init__(self, session: RealtimeSession, channel: CallChannel, stall_s: float):
-        self._session, self._channel, self._stall_s = session, channel, stall_s
+        self._session = session
+        self._channel = channel
+        self._stall_s = stall_s
         self._last_chunk = 0
 
     async def handle(self, message: str | bytes | None) -> None:

@@ -22,7 +22,9 @@ class Webhook:
     """
 
     def __init__(self, url: str, limits: Limits, call: dict[str, Any]):
-        self._url, self._limits, self._call = web_url(url), limits, call
+        self._url = web_url(url)
+        self._limits = limits
+        self._call = call
 
     async def ask(self, event: str, **fields: Any) -> AsyncGenerator[str, None]:
         """Send an event, and yield the text of the answer as it arrives.
@@ -35,7 +37,8 @@ class Webhook:
             ApiError: The webhook fails, or its answer is too long or no text.
         """
         body = json.dumps({"event": event} | self._call | fields).encode()
-        decoder, num_chars = codecs.getincrementaldecoder("utf-8")(), 0
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        num_chars = 0
         try:
             async with sent(self._url, body, {"accept": "text/plain"}, self._limits.stall_s) as answer:
                 if not 200 <= answer.status < 300:

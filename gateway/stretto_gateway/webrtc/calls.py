@@ -47,8 +47,10 @@ class WebRtcCall:
     """
 
     def __init__(self, gateway: Gateway, opening: Opening):
-        self.call_id, self.owner = new_id("rtc"), opening.owner
-        self._gateway, self._opening = gateway, opening
+        self.call_id = new_id("rtc")
+        self.owner = opening.owner
+        self._gateway = gateway
+        self._opening = opening
         self._answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._peer: Peer | None = None
         # The task keeps the context of the request, so that limits count for its caller.
@@ -68,7 +70,8 @@ class WebRtcCall:
             self._peer.hang_up()
 
     async def _hold(self) -> None:
-        gateway, opening = self._gateway, self._opening
+        gateway = self._gateway
+        opening = self._opening
         with gateway.sessions.slot():
             peer = self._peer = Peer(gateway.network, gateway.limits.max_event_bytes)
             try:
@@ -84,7 +87,8 @@ class WebRtcCall:
                 await asyncio.shield(peer.stop())
 
     async def _attend(self, peer: Peer) -> None:
-        gateway, opening = self._gateway, self._opening
+        gateway = self._gateway
+        opening = self._opening
         async with asyncio.timeout(gateway.limits.stall_s):
             await peer.wait_until_open()
         channel = TrackChannel(peer, gateway.limits.stall_s)

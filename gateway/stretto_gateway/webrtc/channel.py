@@ -85,7 +85,8 @@ class TrackSession:
     """
 
     def __init__(self, session: RealtimeSession, channel: TrackChannel):
-        self._session, self._channel = session, channel
+        self._session = session
+        self._channel = channel
         self._refusal = ""  # message of the error that the last samples caused
 
     async def handle(self, message: str | bytes | None) -> None:

@@ -32,7 +32,8 @@ class UdpAddress:
         """
         announced, _, bound = text.partition("=")
         try:
-            one, other = ip_address(announced), ip_address(bound or announced)
+            one = ip_address(announced)
+            other = ip_address(bound or announced)
         except ValueError:
             raise ValueError(f"{ADDRESS}: expected an IP address, or ANNOUNCED=BOUND, got {text!r}") from None
         if one.is_unspecified or one.is_multicast or one.version != other.version:

@@ -7,7 +7,9 @@ from stretto_gateway.answers import ApiError, mismatch
 
 MAX_SDP_BYTES = 65_536  # ten times the offers of browsers
 MAX_SDP_LINES = 500  # without candidates; aiortc's parser is quadratic in some lines
-OPUS, OPUS_RATE = "audio/opus", 48_000  # RFC 7587: the clock rate of Opus, whatever the audio's sample rate
+# RFC 7587: the clock rate of Opus, whatever the audio's sample rate
+OPUS = "audio/opus"
+OPUS_RATE = 48_000
 DIRECTIONS = ("sendrecv", "recvonly", "sendonly")
 CANDIDATES = ("a=candidate:", "a=end-of-candidates", "a=remote-candidates:")
 

@@ -35,7 +35,8 @@ MAX_DATAGRAMS = 256  # that wait to be read, of at most MAX_DATAGRAM_BYTES
 MAX_DATAGRAM_BYTES = 2048  # above the largest that networks carry whole
 MAX_STUN_BYTES = 1280  # of connectivity checks, which must not be fragmented (RFC 8489, section 6.1)
 MAX_STUN_ATTRIBUTES = 32  # browsers send ten
-STUN_HEADER_BYTES, STUN_COOKIE = 20, b"\x21\x12\xa4\x42"
+STUN_HEADER_BYTES = 20
+STUN_COOKIE = b"\x21\x12\xa4\x42"
 STUN_REQUEST = b"\x00\x01"  # a binding request
 STUN_FINGERPRINT = 0x8028
 ATTRIBUTE_HEAD = struct.Struct("!HH")
@@ -66,7 +67,8 @@ class Peer:
 
     def __init__(self, network: CallNetwork, max_event_bytes: int):
         self.playout = Playout()
-        self._network, self._max_event_bytes = network, max_event_bytes
+        self._network = network
+        self._max_event_bytes = max_event_bytes
         config = RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE)
         self._connection = RTCPeerConnection(config)
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
@@ -74,7 +76,8 @@ class Peer:
         self._channel: Any = None  # data channel of the events
         self._has_room = asyncio.Event()
         self._opened = asyncio.Event()  # connected, with the data channel if there is one
-        self._is_over, self._offers_channel = False, False
+        self._is_over = False
+        self._offers_channel = False
         self._listening: asyncio.Task[None] | None = None
         self._parts: list[Any] = []  # of aiortc's connection, in the order of their end
         self._sockets: list[asyncio.DatagramTransport] = []
@@ -99,7 +102,8 @@ class Peer:
         connection.on("track", self._listen)
         receiver: Any = transceiver.receiver
         transport = receiver.transport
-        self._receiver, ice = receiver, transport.transport._connection
+        self._receiver = receiver
+        ice = transport.transport._connection
         self._parts = [receiver, transceiver.sender, transport, transport.transport]
         bound_ice(ice, self._has_frames_to_spare)
         ice.gather_candidates = lambda: gather(ice, self._network, self._sockets)
@@ -250,7 +254,9 @@ class Peer:
 
     def _bound_media(self, transport: Any, sender: Any) -> None:
         """End the call if the caller sends from too many sources, or packets that RTP and RTCP do not allow."""
-        rtp, rtcp, report = transport._handle_rtp_data, transport._handle_rtcp_data, self._receiver._run_rtcp
+        rtp = transport._handle_rtp_data
+        rtcp = transport._handle_rtcp_data
+        report = self._receiver._run_rtcp
 
         async def handle_rtp(data: bytes, **options: int) -> None:
             if self._is_of_few(data[8:12]):
@@ -269,8 +275,10 @@ class Peer:
         async def ignore(_: Any) -> None:
             """Ignore a report: it can ask for thousands of packets again, and nothing here uses the rest."""
 
-        transport._handle_rtp_data, transport._handle_rtcp_data = handle_rtp, handle_rtcp
-        self._receiver._run_rtcp, sender._handle_rtcp_packet = report_and_exit, ignore
+        transport._handle_rtp_data = handle_rtp
+        transport._handle_rtcp_data = handle_rtcp
+        self._receiver._run_rtcp = report_and_exit
+        sender._handle_rtcp_packet = ignore
 
     def _is_of_few(self, source: bytes) -> bool:
         """Return True if a packet may be handled; end the call if it is from one source too many."""
@@ -292,7 +300,8 @@ class Peer:
 
     def _bound_sctp(self, sctp: Any) -> None:
         """End the call if the caller leaves messages incomplete without end, or sends what SCTP does not allow."""
-        handle, handle_sack = sctp._handle_data, sctp._receive_sack_chunk
+        handle = sctp._handle_data
+        handle_sack = sctp._receive_sack_chunk
 
         async def handle_bounded(data: bytes) -> None:
             if self._is_over:
@@ -311,7 +320,8 @@ class Peer:
                 raise ValueError
             await handle_sack(chunk)
 
-        sctp._handle_data, sctp._receive_sack_chunk = handle_bounded, handle_sack_bounded
+        sctp._handle_data = handle_bounded
+        sctp._receive_sack_chunk = handle_sack_bounded
 
     def _break(self, reason: str) -> None:
         """End a call whose caller does not keep to a limit."""
@@ -343,11 +353,15 @@ def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
         ice: The `Connection` of aioice.
         has_room: Function that returns True if more received audio may be decoded.
     """
-    receive, check, refuse = ice.data_received, ice.request_received, ice.respond_error
+    receive = ice.data_received
+    check = ice.request_received
+    refuse = ice.respond_error
 
     def data_received(data: bytes, component: int) -> None:
         kind = data[0] if data else 0
-        is_tls, is_media = 20 <= kind < 64, 128 <= kind < 192  # RFC 7983
+        # RFC 7983
+        is_tls = 20 <= kind < 64
+        is_media = 128 <= kind < 192
         fits = len(data) <= MAX_DATAGRAM_BYTES and ice._queue.qsize() < MAX_DATAGRAMS
         if fits and (is_tls or (is_media and has_room())):
             receive(data, component)

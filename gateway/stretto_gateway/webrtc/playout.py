@@ -16,11 +16,15 @@ from stretto_gateway.encoding import DEFAULT_RATE
 
 FRAME = DEFAULT_RATE // 50  # samples of 20 ms
 FRAME_S = 0.02
-RTP_RATE, RTP_FRAME = 48_000, 960  # RFC 7587: the clock of Opus, and its ticks per frame
+# RFC 7587: the clock of Opus, and its ticks per frame
+RTP_RATE = 48_000
+RTP_FRAME = 960
 MAX_BEHIND_S = 0.2  # beyond, frames are left out instead of sent at once
 MAX_QUEUED_S = 10.0  # speech that waits to be played; a reply that has more waits with it
 FULL = round(MAX_QUEUED_S * DEFAULT_RATE)
-LIVE_SAMPLES, QUIET = 2 * FRAME, 200  # samples that may wait in a live call; -44 dB of full scale
+# samples that may wait in a live call; -44 dB of full scale
+LIVE_SAMPLES = 2 * FRAME
+QUIET = 200
 BIT_RATE = 32_000  # of mono speech at 24 kHz: transparent, as in the gateway's Opus files
 SILENT_PACKET = b"\xf8\xff\xfe"  # RFC 6716: a frame of CELT, mono, 20 ms, without energy; encoding zeros costs 0.4 ms
 
@@ -70,7 +74,8 @@ class Playout:
         self._pcm.clear()
         self._ends.clear()
         self._has_room.set()
-        cleared, self.playing = self.playing, ""
+        cleared = self.playing
+        self.playing = ""
         return cleared
 
     def next_frame(self) -> NDArray[np.int16] | None:
@@ -106,10 +111,14 @@ class OpusEncoder:
 
     def __init__(self) -> None:
         codec: Any = av.CodecContext.create("libopus", "w")
-        codec.bit_rate, codec.format, codec.layout, codec.sample_rate = BIT_RATE, "s16", "mono", DEFAULT_RATE
+        codec.bit_rate = BIT_RATE
+        codec.format = "s16"
+        codec.layout = "mono"
+        codec.sample_rate = DEFAULT_RATE
         codec.time_base = Fraction(1, DEFAULT_RATE)
         codec.options = {"application": "voip", "frame_duration": "20"}
-        self._codec, self._num_samples = codec, 0
+        self._codec = codec
+        self._num_samples = 0
         self._is_clean = True  # True if the encoder's look-ahead of 6.5 ms has no speech
 
     def encode(self, pcm: NDArray[np.int16] | None) -> bytes:
@@ -119,7 +128,9 @@ class OpusEncoder:
         self._is_clean = pcm is None
         samples = np.zeros(FRAME, np.int16) if pcm is None else pcm
         frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = DEFAULT_RATE, self._num_samples, Fraction(1, DEFAULT_RATE)
+        frame.sample_rate = DEFAULT_RATE
+        frame.pts = self._num_samples
+        frame.time_base = Fraction(1, DEFAULT_RATE)
         self._num_samples += FRAME
         packets = [bytes(packet) for packet in self._codec.encode(frame)]
         assert len(packets) == 1, "the frames have the size of the codec's"
@@ -137,7 +148,8 @@ class FramePacer:
     def __init__(
         self, clock_s: Callable[[], float] | None = None, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     ):
-        self._clock_s, self._sleep = clock_s or asyncio.get_running_loop().time, sleep
+        self._clock_s = clock_s or asyncio.get_running_loop().time
+        self._sleep = sleep
         self._begun_s: float | None = None
         self._next = 0
 
@@ -151,7 +163,8 @@ class FramePacer:
             await self._sleep(early_s)
         elif -early_s > MAX_BEHIND_S:
             self._next = int((now_s - self._begun_s) / FRAME_S)
-        number, self._next = self._next, self._next + 1
+        number = self._next
+        self._next = self._next + 1
         return number
 
 
@@ -162,7 +175,9 @@ class SpeechTrack(MediaStreamTrack):
 
     def __init__(self, playout: Playout):
         super().__init__()
-        self._playout, self._pacer, self._encoder = playout, FramePacer(), OpusEncoder()
+        self._playout = playout
+        self._pacer = FramePacer()
+        self._encoder = OpusEncoder()
 
     async def recv(self) -> "av.Packet[Any]":
         """Return the next packet once it is due; raise MediaStreamError after the end of the call."""
@@ -170,5 +185,6 @@ class SpeechTrack(MediaStreamTrack):
         if self.readyState != "live":
             raise MediaStreamError
         packet = av.Packet(self._encoder.encode(self._playout.next_frame()))
-        packet.pts, packet.time_base = number * RTP_FRAME, Fraction(1, RTP_RATE)
+        packet.pts = number * RTP_FRAME
+        packet.time_base = Fraction(1, RTP_RATE)
         return packet

@@ -64,7 +64,8 @@ class TritonPythonModel:
         gate = DrainGate.from_environment()
         found = parameters.path("checkpoint"), parameters.device
         self.hearing = open_hearing(self.preprocessor.family, *found)
-        prepare, seal = self.preprocessor.prepare, self.key.seal
+        prepare = self.preprocessor.prepare
+        seal = self.key.seal
         slots = HeldSlots(stub.server_pid())
         self.service = PreparingService(prepare, read_part, self.lanes, seal, gate, self.hearing, slots)
 

@@ -73,7 +73,8 @@ def align(log_p: NDArray[np.float32], targets: Sequence[int], blank: int = 0) ->
     best = np.full(len(labels), -np.inf, np.float32)
     best[:2] = log_p[0, labels[:2]]
     moves = np.zeros((num_frames, len(labels)), np.int8)  # number of states advanced to reach each state
-    one, two = np.full_like(best, -np.inf), np.full_like(best, -np.inf)
+    one = np.full_like(best, -np.inf)
+    two = np.full_like(best, -np.inf)
     for frame in range(1, num_frames):
         one[1:] = best[:-1]
         two[2:] = np.where(may_skip[2:], best[:-2], -np.inf)
@@ -188,7 +189,9 @@ def times(log_p: NDArray[np.float32], words: Sequence[str], alphabet: Alphabet, 
         targets += spelled
         sizes.append(len(spelled))
     found = spans(align(log_p, targets, alphabet.blank), log_p, alphabet.blank)
-    second, at, timed = duration_s / len(log_p), 0, list[TimedWord]()
+    second = duration_s / len(log_p)
+    at = 0
+    timed = list[TimedWord]()
     for index, (word, size) in enumerate(zip(words, sizes, strict=True)):
         at += bool(index and alphabet.separator is not None)
         own = found[at : at + size]

@@ -15,10 +15,15 @@ from stretto.untrusted_files import json_object, released_file
 from stretto.weights.pretrained import load_config, load_model
 
 RATE = 16_000  # sample rate in Hz
-WEIGHTS, CONFIG, VOCABULARY, PREPROCESSOR = "model.safetensors", "config.json", "vocab.json", "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+VOCABULARY = "vocab.json"
+PREPROCESSOR = "preprocessor_config.json"
 FILES = (CONFIG, VOCABULARY, PREPROCESSOR, WEIGHTS)
 BLANK = "<blank>"
-MAX_LAYERS, MAX_WIDTH = 100, 1 << 15  # far above published models: 48 layers, width 1280, feed-forward width 5120
+# far above published models: 48 layers, width 1280, feed-forward width 5120
+MAX_LAYERS = 100
+MAX_WIDTH = 1 << 15
 VARIANCE = 1e-7  # added when normalising, as in the training of these models
 
 
@@ -28,8 +33,10 @@ def read_alphabet(folder: Path) -> Alphabet:
     Raises:
         CheckpointError: If vocab.json or config.json is missing or does not have the wav2vec2 layout.
     """
-    path, config = folder / VOCABULARY, json_object(folder / CONFIG)
-    labels, size = json_object(path), config.get("vocab_size")
+    path = folder / VOCABULARY
+    config = json_object(folder / CONFIG)
+    labels = json_object(path)
+    size = config.get("vocab_size")
     if any(isinstance(each, dict) for each in labels.values()):
         raise CheckpointError(f"{path}: expected the labels of one alphabet, got alphabets by language")
     ids = list(labels.values())
@@ -55,7 +62,8 @@ def check_config(folder: Path) -> bool:
     """
     for name in FILES:
         released_file(folder, name)
-    path, record = folder / CONFIG, json_object(folder / CONFIG)
+    path = folder / CONFIG
+    record = json_object(folder / CONFIG)
     if record.get("adapter_attn_dim") is not None:
         got = shown(record["adapter_attn_dim"])
         raise CheckpointError(f"{path}: adapter_attn_dim: expected none (adapters are not supported), got {got}")

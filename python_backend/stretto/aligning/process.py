@@ -130,7 +130,9 @@ class AlignmentJob:
     def answer(self, words: list[TimedWord] | None) -> None:
         """Pass the answer to the caller unless the job has already been answered; free the samples in any case."""
         with self._lock:
-            answer, self._answer, self.pcm = self._answer, None, []
+            answer = self._answer
+            self._answer = None
+            self.pcm = []
         if answer is not None:
             try:
                 answer(words)
@@ -172,7 +174,9 @@ class AlignmentQueue:
         limit_s: float,
         timers: Callable[[float, Callable[[], None]], Timer] = make_timer,
     ) -> None:
-        self._process, self._limit_s, self._timers = process, limit_s, timers
+        self._process = process
+        self._limit_s = limit_s
+        self._timers = timers
         self._changed = threading.Condition()
         self._waiting: deque[AlignmentJob] = deque()
         self._running: AlignmentJob | None = None

@@ -24,7 +24,10 @@ FULL_SCALE = 32_768
 
 def main() -> None:
     """Process jobs until standard input is closed."""
-    folder, device, memory, niceness = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    folder = Path(sys.argv[1])
+    device = sys.argv[2]
+    memory = int(sys.argv[3])
+    niceness = int(sys.argv[4])
     # Absolute, because the parent's priority may be raised temporarily while models load (launcher/processes.py).
     os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     torch.set_num_threads(1)

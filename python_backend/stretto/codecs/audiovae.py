@@ -100,7 +100,8 @@ class AudioVaeConfig:
                 sample_rate=vae["out_sample_rate"],
                 boundaries=tuple(vae["sr_bin_boundaries"]),
             )
-            channels, factor = found.decoder_channels, 1 << len(found.decoder_rates)
+            channels = found.decoder_channels
+            factor = 1 << len(found.decoder_rates)
             if channels % factor or min(found.encoder_rates + found.decoder_rates) < 2:
                 raise ValueError(f"expected rates >= 2 and channels in multiples of {factor}, got {channels} channels")
             if found.input_rate * found.samples_per_patch != found.sample_rate * found.input_samples_per_patch:
@@ -154,7 +155,8 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.act1, self.act2 = Snake(channels), Snake(channels)
+        self.act1 = Snake(channels)
+        self.act2 = Snake(channels)
         self.conv1 = Convolution(channels, channels, KERNEL, dilation, groups=channels)
         self.conv2 = Convolution(channels, channels, 1)
 
@@ -168,7 +170,8 @@ class EncoderBlock(nn.Module):
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__()
         self.units = nn.ModuleList(ResidualUnit(channels, dilation) for dilation in DILATIONS)
-        self.act, self.rate = Snake(channels), rate
+        self.act = Snake(channels)
+        self.rate = rate
         self.down = nn.Conv1d(channels, 2 * channels, 2 * rate, rate)
 
     def forward(self, x: Tensor, past: WholeSignal) -> Tensor:
@@ -202,7 +205,8 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, channels: int, rate: int) -> None:
         super().__init__()
-        self.scale, self.offset = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.offset = nn.Parameter(torch.zeros(channels))
         self.act = Snake(channels)
         self.up = Upsampling(channels, channels // 2, 2 * rate, rate)
         self.units = nn.ModuleList(ResidualUnit(channels // 2, dilation) for dilation in DILATIONS)
@@ -219,12 +223,14 @@ class Decoder(nn.Module):
 
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
-        words, rates = config.num_numbers, config.decoder_rates
+        words = config.num_numbers
+        rates = config.decoder_rates
         channels = [config.decoder_channels >> index for index in range(1 + len(rates))]
         self.enter = Convolution(words, words, KERNEL, groups=words)
         self.widen = Convolution(words, channels[0], 1)
         self.blocks = nn.ModuleList(DecoderBlock(*pair) for pair in zip(channels[:-1], rates, strict=True))
-        self.act, self.leave = Snake(channels[-1]), Convolution(channels[-1], 1, KERNEL)
+        self.act = Snake(channels[-1])
+        self.leave = Convolution(channels[-1], 1, KERNEL)
 
     def forward(self, latents: Tensor, memory: Memory) -> Tensor:
         """Decode latents [B, D, n] to samples [B, n * rates]."""
@@ -240,7 +246,8 @@ class AudioVae(nn.Module):
     def __init__(self, config: AudioVaeConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
         self.spec = CodecSpec(
             name=MODEL_TYPE,
             sample_rate=config.sample_rate,
@@ -284,17 +291,20 @@ def published_names(config: AudioVaeConfig) -> dict[str, str]:
 
     def add_units(own: str, published: str, first: int) -> None:
         for index in range(len(DILATIONS)):
-            ours, theirs = f"{own}.units.{index}", f"{published}.{first + index}.block"
+            ours = f"{own}.units.{index}"
+            theirs = f"{published}.{first + index}.block"
             layers: Sequence[str] = ("act1", "conv1.conv", "act2", "conv2.conv")
             found.update({f"{ours}.{layer}": f"{theirs}.{at}" for at, layer in enumerate(layers)})
 
     for index in range(len(config.encoder_rates)):
-        own, published = f"encoder.blocks.{index}", f"encoder.block.{index + 1}.block"
+        own = f"encoder.blocks.{index}"
+        published = f"encoder.block.{index + 1}.block"
         add_units(own, published, 0)
         found |= {f"{own}.act": f"{published}.3", f"{own}.down": f"{published}.4"}
     found |= {"decoder.enter.conv": "decoder.model.0", "decoder.widen.conv": "decoder.model.1"}
     for index in range(len(config.decoder_rates)):
-        own, published = f"decoder.blocks.{index}", f"decoder.model.{index + 2}.block"
+        own = f"decoder.blocks.{index}"
+        published = f"decoder.model.{index + 2}.block"
         found |= {f"{own}.act": f"{published}.0", f"{own}.up.conv": f"{published}.1"}
         found |= {f"{own}": f"decoder.sr_cond_model.{index + 2}"}
         add_units(own, published, 2)
@@ -312,7 +322,8 @@ def load(directory: Path, device: str = "cpu") -> AudioVae:
     """Load the codec from a checkpoint; raise CheckpointError if a file is missing or does not fit the codec."""
     directory = codec_directory(directory)
     record = json_object(directory / CONFIG_FILE)
-    vae, size = record.get("audio_vae_config"), record.get("patch_size")
+    vae = record.get("audio_vae_config")
+    size = record.get("patch_size")
     if record.get("model_type") != MODEL_TYPE or not isinstance(vae, Mapping) or not isinstance(size, int):
         expected = f"model_type {MODEL_TYPE} with audio_vae_config and patch_size"
         raise CheckpointError(f"{directory / CONFIG_FILE}: expected {expected}")

@@ -247,7 +247,8 @@ class CodecSpec:
         Raises:
             ValueError: If `right` is out of range.
         """
-        least, exact = self.min_right_frames, self.right_frames
+        least = self.min_right_frames
+        exact = self.right_frames
         if not least <= right <= exact:
             raise ValueError(f"right_frames must be in [{least}, {exact}] for {self.name}, got {right}")
         return replace(self, streaming=replace(self.streaming, right=right))

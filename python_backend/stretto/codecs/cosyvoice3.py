@@ -190,7 +190,9 @@ def receptive_frames(shape: VocoderShape) -> int:
         kernel, dilations = residual
         return sum((kernel - 1) * (dilation + 1) for dilation in dilations)
 
-    frames, source, rate = 0.0, 0.0, 1
+    frames = 0.0
+    source = 0.0
+    rate = 1
     for factor, kernel, residual in zip(shape.rates, shape.kernels, shape.source_residuals, strict=True):
         rate *= factor
         frames += (kernel + max(map(reach, shape.residuals))) / rate
@@ -226,8 +228,10 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         super().__init__()
         if is_whole:
             config = replace(config, estimator=replace(config.estimator, chunk=NOISE_FRAMES))
-        self.config, shape = config, config.vocoder
-        self.flow, self.hift = Flow(config), Vocoder(config.mels, shape)
+        self.config = config
+        shape = config.vocoder
+        self.flow = Flow(config)
+        self.hift = Vocoder(config.mels, shape)
         self.receptive_frames = receptive_frames(shape)
         self._prefixes = OrderedDict[int, Prefix]()  # by number of the voice; the least recently used one is the first
         self._recorded = VoiceTable(1, config.codebook_size, config.mels, config.speaker, MAX_VOICE_TOKENS, CHUNK)
@@ -260,10 +264,14 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         """Decode tokens [first, last); return the samples [B, n] and the next state, float64 [B, 2]."""
         device = self.noise.device
         numbers, before = window.state.T
-        codes, phases = window.codes[:, 0].to(device, non_blocking=True), before.to(device, non_blocking=True)
-        spoken, after = list[Tensor](), list[Tensor]()
+        codes = window.codes[:, 0].to(device, non_blocking=True)
+        phases = before.to(device, non_blocking=True)
+        spoken = list[Tensor]()
+        after = list[Tensor]()
         for row, first, number, phase in zip(codes, window.first.tolist(), numbers.tolist(), phases, strict=True):
-            voice, parts, begin = self._voice(int(number)), [], first - window.left
+            voice = self._voice(int(number))
+            parts = []
+            begin = first - window.left
             prefix = self._prefix(int(number), voice)
             for start, end, stop in self._passes(first, window.left, len(row), window.right):
                 mel = self.mel(row[start - begin : end - begin], voice, start, AHEAD if stop < end else 0, prefix)
@@ -289,7 +297,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
 
     def _prefix(self, number: int, voice: FlowVoice) -> Prefix | None:
         """Return frames of a voice that do not depend on the reply; None on a GPU, whose memory is for batches."""
-        shape, size = self.config.estimator, self.noise.element_size()
+        shape = self.config.estimator
+        size = self.noise.element_size()
         frame_bytes = 2 * STEPS * shape.layers * 2 * shape.heads * shape.head_width * size  # guided: of two estimates
         most = min(voice.mel.shape[1] - shape.chunk, VOICES_BYTES[NAME] // frame_bytes)
         num_frames = most // shape.chunk * shape.chunk
@@ -314,10 +323,12 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         [start, end) are read, and the samples up to token `last` are returned. Blocks whose input starts at the
         same token are merged into one item.
         """
-        blocks, end = self.spec.streaming, first - left + length
+        blocks = self.spec.streaming
+        end = first - left + length
         if not isinstance(blocks, Blocks):
             return [(first, end, end)]
-        done, found = first + RIGHT if left else 0, list[tuple[int, int, int]]()
+        done = first + RIGHT if left else 0
+        found = list[tuple[int, int, int]]()
         while done + blocks.size_after(done) <= end and (right or done + blocks.size_after(done) < end):
             border = done + blocks.size_after(done)
             found.append((blocks.first_needed(done), border, border - RIGHT))
@@ -342,7 +353,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             ahead: Number of tokens at the end that serve only as look-ahead; 0 at the end of the utterance.
             prefix: First frames of the voice; None to evaluate all of them.
         """
-        prompt_frames, frames = voice.mel.shape[1], FRAMES_PER_TOKEN * (len(codes) - ahead)
+        prompt_frames = voice.mel.shape[1]
+        frames = FRAMES_PER_TOKEN * (len(codes) - ahead)
         begin = prompt_frames + FRAMES_PER_TOKEN * start
         places = torch.arange(begin, begin + frames, device=self.noise.device) % NOISE_FRAMES
         noise = torch.cat([self.noise[:, :prompt_frames], self.noise[:, places]], 1).to(voice.mel.dtype)
@@ -362,7 +374,8 @@ class CosyVoice3Codec(RecordedVoiceCodec):
             last: Index after the last frame to decode.
             phase: Phase in cycles before frame max(`first` - `receptive_frames`, `start`).
         """
-        begin, hop = max(start, first - self.receptive_frames), self.config.vocoder.samples_per_mel
+        begin = max(start, first - self.receptive_frames)
+        hop = self.config.vocoder.samples_per_mel
         known = max(start, begin - PITCH_CONTEXT)
         pitch = self.hift.f0_predictor(mel[..., known - start :].double())[:, begin - known :]
         cycles = self.hift.m_source.cycles(pitch, pitch.new_zeros(1) + phase, hop)

@@ -37,7 +37,8 @@ class DacCodec(WindowedCodec):
     """Descript Audio Codec. With odd strides, the last frame of an utterance has fewer samples than the others."""
 
     def __init__(self, model: DacModel) -> None:
-        config, layers = model.config, decoder_layers(model.config, output_padding=False)
+        config = model.config
+        layers = decoder_layers(model.config, output_padding=False)
         super().__init__(
             CodecSpec(
                 name="dac",

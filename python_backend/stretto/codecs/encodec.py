@@ -27,7 +27,8 @@ class EncodecCodec(nn.Module):
         multiply_weight_norm_out(model)
         self.model = model
         head, recurrence, *tail = model.decoder.layers
-        shape, lstm = shape_of(config), recurrence.lstm
+        shape = shape_of(config)
+        lstm = recurrence.lstm
         assert isinstance(lstm, nn.LSTM)
         self.stream = SeanetStream(shape, head, lstm, nn.Sequential(*tail))
         self.spec = CodecSpec(

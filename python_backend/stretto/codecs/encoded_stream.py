@@ -75,17 +75,20 @@ class EncodedStream:
     def pop_samples(self, num_frames: int) -> np.ndarray:
         """Remove and return the samples of the next frames, float32 [num_frames * samples_per_frame]."""
         size = num_frames * self.encoder.samples_per_frame
-        samples, self._waiting = self._waiting[:size], self._waiting[size:]
+        samples = self._waiting[:size]
+        self._waiting = self._waiting[size:]
         return samples
 
     def keep(self, codes: np.ndarray, state: Tensor) -> None:
         """Append codes, int64 [K, n], and store the state [1, D] that follows them."""
         self._codes.append(codes)
-        self.state, self.num_frames = state, self.num_frames + codes.shape[1]
+        self.state = state
+        self.num_frames = self.num_frames + codes.shape[1]
 
     def pop_codes(self) -> np.ndarray:
         """Remove and return the codes of all frames encoded since the last call, int64 [K, n]."""
-        codes, self._codes = self._codes, []
+        codes = self._codes
+        self._codes = []
         return np.concatenate([np.zeros((self.encoder.num_codebooks, 0), np.int64), *codes], 1)
 
 

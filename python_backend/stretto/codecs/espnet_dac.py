@@ -63,7 +63,9 @@ SIZES = {
     "quantizer_n_q": 256,
     "quantizer_bins": 1 << 20,
 }
-MAX_RATIOS, MAX_RATIO, MAX_RATE = 8, 64, 1 << 20
+MAX_RATIOS = 8
+MAX_RATIO = 64
+MAX_RATE = 1 << 20
 NOT_SERVED = ("inited", "cluster_size", "embed_avg")  # training state of a codebook
 
 
@@ -96,7 +98,8 @@ class EspnetDacConfig:
             raise ValueError(
                 f"expected codebook_dim equal to hidden_dim, and {REQUIRED}; got {values['codebook_dim']} and {odd}"
             )
-        rate, ratios = entry(record, "codec_conf.sampling_rate", CONFIG_FILE), values["encdec_ratios"]
+        rate = entry(record, "codec_conf.sampling_rate", CONFIG_FILE)
+        ratios = values["encdec_ratios"]
         for name, most in SIZES.items():
             check_size(name, values[name], most)
         check_size("sampling_rate", rate, MAX_RATE)
@@ -193,7 +196,8 @@ def multiply_weight_norm_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for magnitude, direction in (("weight_g", "weight_v"), (_newer(0), _newer(1))):
         for name in [name for name in tensors if name.endswith(f".{magnitude}")]:
             stem = name.removesuffix(magnitude)
-            g, v = tensors[name], tensors.get(stem + direction)
+            g = tensors[name]
+            v = tensors.get(stem + direction)
             if v is None or not _are_lengths(g.shape, v.shape):
                 continue
             del plain[name], plain[stem + direction]
@@ -225,7 +229,8 @@ class EuclideanCodebooks(nn.Module):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Encode latents [D, T] to codes [K, T]: the index of the nearest vector in each codebook."""
-        residual, codes = latents.T, []
+        residual = latents.T
+        codes = []
         for table in self.embed:
             distance = table.square().sum(1) - 2 * residual @ table.T
             codes.append(distance.argmin(1))

@@ -49,7 +49,9 @@ HEAD_DIM = 64  # of all transformers, like the next two
 ROPE_THETA = 10_000.0
 NORM_EPS = 1e-5
 LAST_KERNEL = 3  # of the encoder's last convolution
-MAX_SIZE, MAX_STAGES = 1 << 16, 8  # of a number in config.json, and of a list
+# of a number in config.json, and of a list
+MAX_SIZE = 1 << 16
+MAX_STAGES = 8
 MAX_WINDOW = 1 << 12  # steps; no weight depends on it
 
 
@@ -98,7 +100,8 @@ class FishS2Config:
         """Return the sizes in a config.json; raise CheckpointError if one is missing or not supported."""
         values: dict[str, Any] = {}
         for field in fields(cls):
-            value, is_list = record.get(field.name), field.type is not int
+            value = record.get(field.name)
+            is_list = field.type is not int
             numbers: Any = value if is_list else [value]
             most = MAX_WINDOW if field.name.endswith("window_size") else MAX_SIZE
             is_valid = isinstance(numbers, list | tuple) and 1 <= len(numbers) <= MAX_STAGES
@@ -180,7 +183,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: FishS2Config) -> None:
         super().__init__()
-        width, channels = config.width, config.encoder_dim
+        width = config.width
+        channels = config.encoder_dim
         blocks = [EncoderBlock(channels << index, rate) for index, rate in enumerate(config.encoder_rates)]
         last = [Snake(width), Convolution(width, width, LAST_KERNEL)]
         self.block = nn.ModuleList([Convolution(1, channels, KERNEL), *blocks, *last])
@@ -211,7 +215,8 @@ class FishS2Codec(nn.Module):
 
     def __init__(self, config: FishS2Config) -> None:
         super().__init__()
-        width, channels = config.width, config.decoder_dim
+        width = config.width
+        channels = config.decoder_dim
         self.encoder = Encoder(config)
         self.semantic = Quantizer(config.quantizer(1, config.semantic_codebook_size))
         self.residual = Quantizer(config.quantizer(config.n_codebooks, config.codebook_size))
@@ -238,9 +243,11 @@ class FishS2Codec(nn.Module):
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Encode mono samples, float32 [n], to codes, int64 [K, T]; the last frame is padded with zeros."""
-        hop, like = self.spec.samples_per_frame, next(self.parameters())
+        hop = self.spec.samples_per_frame
+        like = next(self.parameters())
         samples = F.pad(torch.from_numpy(np.ascontiguousarray(pcm)), (0, -len(pcm) % hop)).to(like)
-        state, parts = like.new_zeros(1, num_kept(self.encoder)), [np.zeros((self.spec.num_codebooks, 0), np.int64)]
+        state = like.new_zeros(1, num_kept(self.encoder))
+        parts = [np.zeros((self.spec.num_codebooks, 0), np.int64)]
         for part, first, memory in encoded_parts(samples, hop, state):
             codes = self.codes_of(self.encoder(part[None, None], first, memory))
             parts.append(codes[0].cpu().numpy())
@@ -248,7 +255,8 @@ class FishS2Codec(nn.Module):
 
     def codes_of(self, latents: Tensor) -> Tensor:
         """Return the codes [B, K, n] of latents [B, n, C]."""
-        codes, num_residual = self.semantic.encode(latents, 1), self.spec.num_codebooks - 1
+        codes = self.semantic.encode(latents, 1)
+        num_residual = self.spec.num_codebooks - 1
         if not num_residual:
             return codes
         rest = latents - self.semantic.decode(codes)

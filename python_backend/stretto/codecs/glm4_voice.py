@@ -103,8 +103,10 @@ class Glm4VoiceConfig:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Glm4VoiceConfig":
         """Return the sizes in `config.yaml`; raise KeyError or ValueError if a value is missing or unsupported."""
-        flow, hift = record["flow"], record["hift"]
-        matching, regulator = flow["decoder"], flow["length_regulator"]
+        flow = record["flow"]
+        hift = record["hift"]
+        matching = flow["decoder"]
+        regulator = flow["length_regulator"]
         solver = matching["cfm_params"]["content"]
         _require(flow, output_size=80, output_type="mel")
         _require(solver, solver="euler", t_scheduler="cosine")
@@ -156,7 +158,8 @@ def _estimator(given: dict[str, Any], mels: int) -> EstimatorShape:
 
 
 def _vocoder(given: dict[str, Any]) -> VocoderShape:
-    predictor, fourier = given["f0_predictor"], given["istft_params"]
+    predictor = given["f0_predictor"]
+    fourier = given["istft_params"]
     _require(predictor, num_class=1, in_channels=given["in_channels"])
     source = SourceShape(
         given["nb_harmonics"],
@@ -181,7 +184,8 @@ def _vocoder(given: dict[str, Any]) -> VocoderShape:
 
 
 def _residuals(given: dict[str, Any], name: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    kernels, dilations = given[f"{name}_kernel_sizes"], given[f"{name}_dilation_sizes"]
+    kernels = given[f"{name}_kernel_sizes"]
+    dilations = given[f"{name}_dilation_sizes"]
     return tuple((kernel, tuple(each)) for kernel, each in zip(kernels, dilations, strict=True))
 
 
@@ -385,8 +389,10 @@ class Glm4VoiceCodec(nn.Module):
     def __init__(self, config: Glm4VoiceConfig, sizes: tuple[int, ...] = BLOCKS, history: int = HISTORY) -> None:
         super().__init__()
         self.config = config
-        self.flow, self.hift = Flow(config), Vocoder(config.mels, config.vocoder)
-        hop, self.rate = config.vocoder.samples_per_mel, config.mels_per_token
+        self.flow = Flow(config)
+        self.hift = Vocoder(config.mels, config.vocoder)
+        hop = config.vocoder.samples_per_mel
+        self.rate = config.mels_per_token
         self.overlap = self.mels(OVERLAP)
         held = ceil((self.overlap + 2) / self.rate)
         self.blocks = Blocks(sizes, held, history, self.rate.denominator)
@@ -436,7 +442,8 @@ class Glm4VoiceCodec(nn.Module):
 
         At the end of an utterance, less than one mel frame of silence is appended.
         """
-        codes, memory = window.codes[:, 0].to(window.state.device), self.room.read(window.state)
+        codes = window.codes[:, 0].to(window.state.device)
+        memory = self.room.read(window.state)
         done = window.left + self.blocks.right if window.left else 0
         memory = replace(memory, pending=memory.pending[:, self.room.pending[0] - self._num_pending(done) :])
         while done + self.blocks.size_after(done) <= codes.shape[1]:
@@ -459,7 +466,8 @@ class Glm4VoiceCodec(nn.Module):
     def _new_mel(self, codes: Tensor, memory: BlockMemory, done: int) -> Tensor:
         """Return the mel of codes [B, T] from token `done` to the last, with the overlap faded in."""
         start = self.blocks.first_needed(done)
-        tokens, known = codes[:, start:], max(0, self.mels(done - start) - self.overlap)
+        tokens = codes[:, start:]
+        known = max(0, self.mels(done - start) - self.overlap)
         noise = self.noise[:, : self.mels(tokens.shape[1])].to(memory.mel.dtype)
         prompt = memory.mel[..., memory.mel.shape[2] - known :]
         mel = self.flow(tokens, noise, prompt)[..., known:]
@@ -477,7 +485,8 @@ class Glm4VoiceCodec(nn.Module):
             mel: Mel frames of the block.
             goes_on: True unless this is the first block.
         """
-        spoken, overlap = mel[..., : -self.overlap], mel[..., -self.overlap :]
+        spoken = mel[..., : -self.overlap]
+        overlap = mel[..., -self.overlap :]
         pcm, source = self._voice(memory, spoken, goes_on)
         hop = self.config.vocoder.samples_per_mel
         return BlockMemory(

@@ -47,7 +47,8 @@ def sinc_kernels(source_hz: int, target_hz: int) -> tuple[Tensor, int]:
 def resample(pcm: Tensor, source_hz: int, target_hz: int) -> Tensor:
     """Resample pcm [B, n] to [B, ceil(n * target_hz / source_hz)], assuming silence before and after it."""
     divisor = math.gcd(source_hz, target_hz)
-    source_hz, target_hz = source_hz // divisor, target_hz // divisor
+    source_hz = source_hz // divisor
+    target_hz = target_hz // divisor
     if source_hz == target_hz:
         return pcm
     kernels, back = sinc_kernels(source_hz, target_hz)

@@ -25,8 +25,10 @@ class Memory:
     """
 
     def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
-        self._before, self.is_start = state, first == 0
-        self._frames, self._right = frames, right
+        self._before = state
+        self.is_start = first == 0
+        self._frames = frames
+        self._right = right
         self.after = torch.empty_like(state)
         self._at = 0
 
@@ -60,8 +62,11 @@ class Memory:
         """Yield batch rows, `size` at a time, with their memory. Each part must be read by the same layers."""
         begun = self._at
         for first in range(0, batch, size):
-            rows, part = slice(first, first + size), copy(self)
-            part._before, part.after, part.is_start = self._before[rows], self.after[rows], self.is_start[rows]
+            rows = slice(first, first + size)
+            part = copy(self)
+            part._before = self._before[rows]
+            part.after = self.after[rows]
+            part.is_start = self.is_start[rows]
             part._at = begun
             yield rows, part
             self._at = part._at

@@ -96,7 +96,8 @@ class RingTransformer:
 
     def _advance_block(self, hidden: Tensor, positions: Tensor, rings: Tensor) -> Tensor:
         rotation = self._transformer.rotary_emb(hidden, positions)
-        ring, mask = KeyValueRing(rings, positions % self.size), self.visible(positions)
+        ring = KeyValueRing(rings, positions % self.size)
+        mask = self.visible(positions)
         for layer in self._transformer.layers:
             hidden = layer(hidden, attention_mask=mask, past_key_values=ring, position_embeddings=rotation)[0]
         return hidden
@@ -155,10 +156,8 @@ class MimiCodec(nn.Module):
         """Decode frames [first, last); return the waveform [B, n] in [-1, 1] and the next state."""
         state = window.state.clone()
         rings, outputs = state.split([prod(self.transformer.shape), state.shape[1] - prod(self.transformer.shape)], 1)
-        rings, outputs = (
-            rings.unflatten(1, self.transformer.shape),
-            outputs.unflatten(1, (self.left_frames * STEPS, -1)),
-        )
+        rings = rings.unflatten(1, self.transformer.shape)
+        outputs = outputs.unflatten(1, (self.left_frames * STEPS, -1))
         steps = self._steps(window.codes.to(state.device), window.left)
         new = self.transformer.advance(steps, window.first.to(state.device) * STEPS, rings)
         with_context = torch.cat([outputs, new], 1)
@@ -252,8 +251,10 @@ class MimiEncoder:
 
     def __init__(self, codec: MimiCodec) -> None:
         model = codec.model
-        self._model, self._device = model, next(codec.parameters()).device
-        self.samples_per_frame, self.num_codebooks = codec.spec.samples_per_frame, codec.spec.num_codebooks
+        self._model = model
+        self._device = next(codec.parameters()).device
+        self.samples_per_frame = codec.spec.samples_per_frame
+        self.num_codebooks = codec.spec.num_codebooks
         self._transformer = RingTransformer(model.encoder_transformer)
         assert model.downsample is not None, "there are two steps a frame"
         found = [each for each in model.encoder.modules() if isinstance(each, MimiConv1d)]

@@ -108,7 +108,8 @@ class MossConfig:
                 raise ValueError(f"model_type: expected {' or '.join(MODEL_TYPES)}, got {shown(record['model_type'])}")
             numbers = record["quantizer_kwargs"]
             kind = numbers.get("quantizer_type", record.get("quantizer_type", "rvq"))
-            num_channels, alternate = record.get("number_channels", 1), record.get("enable_channel_interleave", True)
+            num_channels = record.get("number_channels", 1)
+            alternate = record.get("enable_channel_interleave", True)
             if kind not in RLFQ or type(num_channels) is not int or num_channels not in (1, 2) or alternate is not True:
                 got = f"{shown(num_channels)}, {shown(alternate)} and {shown(kind)}"
                 expected = "number_channels 1 or 2, enable_channel_interleave true and quantizer_type rlfq"
@@ -173,12 +174,15 @@ def _halves(
     parts = record[name]
     if not parts or len(parts) % 2 or [part["module_type"] for part in parts] != [*kinds] * (len(parts) // 2):
         raise ValueError(f"{name}: expected {kinds[0]} and {kinds[1]} alternately")
-    first, second = parts[::2], parts[1::2]
+    first = parts[::2]
+    second = parts[1::2]
     patches, stages = (first, second) if is_encoder else (second, first)
     sizes = tuple(patch["patch_size"] for patch in patches)
-    hop, seconds = prod(sizes), record["causal_transformer_context_duration"]
+    hop = prod(sizes)
+    seconds = record["causal_transformer_context_duration"]
     rate = record["sampling_rate"] * record.get("number_channels", 1)
-    built, left = [], hop
+    built = []
+    left = hop
     for size, stage in zip(sizes, stages, strict=True):
         left = left // size if is_encoder else left
         odd = {key: stage.get(key, usual) for key, (value, usual) in NEEDED.items() if stage.get(key, usual) != value}
@@ -230,8 +234,10 @@ class Stage(nn.Module):
 
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
-        transformer, width = config.transformer, config.transformer.d_model
-        self.rate, self._before = config.rate, transformer.context - 1
+        transformer = config.transformer
+        width = config.transformer.d_model
+        self.rate = config.rate
+        self._before = transformer.context - 1
         self.input_proj = _projection(config.inputs, width)
         self.layers = nn.ModuleList(Layer(transformer, config.has_scales) for _ in range(transformer.num_layers))
         self.output_proj = _projection(width, config.outputs)
@@ -275,14 +281,17 @@ class Quantizer(nn.Module):
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
-        wide, narrow, out = config.input_dim, config.rvq_dim, config.output_dim
+        wide = config.input_dim
+        narrow = config.rvq_dim
+        out = config.output_dim
         self.input_proj = nn.Identity() if wide == narrow else nn.Linear(wide, narrow)
         self.output_proj = nn.Identity() if out == narrow else nn.Linear(narrow, out)
         self.quantizers: Any = nn.ModuleList(Codebook(config) for _ in range(config.num_quantizers))
 
     def encode(self, x: Tensor, num_codebooks: int) -> Tensor:
         """Encode x [B, T, D] to codes [B, K, T]."""
-        rest, codes = self.input_proj(x), []
+        rest = self.input_proj(x)
+        codes = []
         for codebook in self.quantizers[:num_codebooks]:
             codes.append(codebook.encode(rest))
             rest = rest - codebook.decode(codes[-1])
@@ -316,10 +325,13 @@ class MossCodec(nn.Module):
     @torch.inference_mode()
     def encode(self, pcm: np.ndarray) -> np.ndarray:
         """Encode mono samples, float32 [n], to codes, int64 [K, T], T = n // samples_per_frame."""
-        hop, channels = self.spec.samples_per_frame, self.config.num_channels
+        hop = self.spec.samples_per_frame
+        channels = self.config.num_channels
         samples = torch.from_numpy(pcm[: len(pcm) // hop * hop]).to(next(self.parameters()))
-        samples, hop = samples.repeat_interleave(channels), hop * channels
-        state, parts = self._zeros(self.encoder, 1), [np.zeros((self.spec.num_codebooks, 0), np.int64)]
+        samples = samples.repeat_interleave(channels)
+        hop = hop * channels
+        state = self._zeros(self.encoder, 1)
+        parts = [np.zeros((self.spec.num_codebooks, 0), np.int64)]
         for part, first, memory in encoded_parts(samples, hop, state):
             x = part[None, :, None]
             for patch, stage in zip(self.config.patches, self.encoder, strict=True):

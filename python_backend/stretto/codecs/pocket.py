@@ -80,7 +80,8 @@ class PocketConfig:
         """Return the config from section `mimi` of a release's YAML file; raise CheckpointError for another codec."""
         try:
             seanet, transformer = _half(mimi, "decoder_")
-            hop, frames = prod(seanet.ratios), mimi["sample_rate"] / mimi["frame_rate"]
+            hop = prod(seanet.ratios)
+            frames = mimi["sample_rate"] / mimi["frame_rate"]
             encoder = _half(mimi, "") if has_encoder else None
             if frames % hop or not frames.is_integer() or (encoder and prod(encoder[0].ratios) != hop):
                 expected = (
@@ -125,7 +126,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, self.before = config.num_heads, config.context - 1
+        self.heads = config.num_heads
+        self.before = config.context - 1
         self.in_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         self.kept = 2 * self.before * config.d_model
@@ -180,7 +182,8 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = (nn.LayerNorm(width, NORM_EPS) for _ in range(2))
         self.linear1 = nn.Linear(width, config.dim_feedforward, bias=False)
         self.linear2 = nn.Linear(config.dim_feedforward, width, bias=False)
-        self.layer_scale_1, self.layer_scale_2 = Scale(width), Scale(width)
+        self.layer_scale_1 = Scale(width)
+        self.layer_scale_2 = Scale(width)
         self.approximation = GELU_FORMS[config.gelu]
 
     def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
@@ -204,7 +207,8 @@ class Transformer(nn.Module):
 
     def __init__(self, config: TransformerConfig, dimension: int) -> None:
         super().__init__()
-        width, self.before = config.d_model, config.context - 1
+        width = config.d_model
+        self.before = config.context - 1
         self.transformer = Stack(config)
         is_projected = width != dimension
         self.input_proj = nn.Linear(dimension, width, bias=False) if is_projected else nn.Identity()
@@ -237,7 +241,9 @@ class Downsampling(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(channels, out_channels, 2 * rate, rate, bias=bias)
-        self.rate, self.kept, self.repeats_first = rate, channels * rate, repeats_first
+        self.rate = rate
+        self.kept = channels * rate
+        self.repeats_first = repeats_first
 
     def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
         """Return the output [B, C, n / rate] for x [B, C, n], or for its activation."""
@@ -340,7 +346,8 @@ class PocketCodec(nn.Module):
         self.upsample = Upsample(config.channels, seanet.dimension, config.stride)
         self.decoder_transformer = Transformer(config.transformer, seanet.dimension)
         self.decoder = Seanet(seanet)
-        self._stride, self._num_faded = config.stride, config.sample_rate // FADES_PER_S
+        self._stride = config.stride
+        self._num_faded = config.sample_rate // FADES_PER_S
         self.spec = CodecSpec(
             name="pocket",
             sample_rate=config.sample_rate,
@@ -372,7 +379,8 @@ class PocketCodec(nn.Module):
             raise InvalidRequest("audio", "no audio (this checkpoint cannot clone voices)", "audio")
         frame = self.spec.samples_per_frame
         whole = torch.from_numpy(np.pad(pcm, (0, -len(pcm) % frame))).to(self.emb_mean)
-        state, parts = self.emb_mean.new_zeros(1, num_kept(self.encoder, self.encoder_transformer, self.downsample)), []
+        state = self.emb_mean.new_zeros(1, num_kept(self.encoder, self.encoder_transformer, self.downsample))
+        parts = []
         for samples, first, memory in encoded_parts(whole, frame, state):
             x = run(self.encoder.model, samples[None, None], memory)
             x = self.encoder_transformer(x, first * self._stride, memory)

@@ -61,7 +61,8 @@ class VoiceTable:
         Raises:
             InvalidRequest: If an array has a size or values that the codec does not accept.
         """
-        size, within = len(tokens), range(self.step, self.most + 1, self.step)
+        size = len(tokens)
+        within = range(self.step, self.most + 1, self.step)
         if size not in within:
             sizes = f"1 to {self.most}" if self.step == 1 else f"{self.step}, {2 * self.step}, … {within[-1]}"
             raise InvalidRequest("chunk.sound.tokens", f"{sizes} codes", f"{size} codes")

@@ -65,13 +65,24 @@ GUIDANCE = 0.7
 MIXER = "time_embed_mixer.weight"  # tensor that exists only in the estimator of a mean flow
 HEAD_WIDTH = 64  # head width of the estimator's attention
 EPSILON = 1e-12  # epsilon of the conformer norms
-HARMONICS, AMPLITUDE, SIGMA, THRESHOLD_HZ = 8, 0.1, 0.003, 10
-RATES, KERNELS = (8, 5, 3), (16, 11, 7)
-RESIDUAL_KERNELS, SOURCE_KERNELS, DILATIONS = (3, 7, 11), (7, 7, 11), (1, 3, 5)
-FOURIER, HOP, SLOPE, LIMIT = 16, 4, 0.1, 0.99
+HARMONICS = 8
+AMPLITUDE = 0.1
+SIGMA = 0.003
+THRESHOLD_HZ = 10
+RATES = (8, 5, 3)
+KERNELS = (16, 11, 7)
+RESIDUAL_KERNELS = (3, 7, 11)
+SOURCE_KERNELS = (7, 7, 11)
+DILATIONS = (1, 3, 5)
+FOURIER = 16
+HOP = 4
+SLOPE = 0.1
+LIMIT = 0.99
 
 Shapes = Mapping[str, tuple[int, ...]]
-MAX_WIDTH, MAX_MELS = 1 << 15, 512  # far above the published sizes of 6561 codes and 80 mels
+# far above the published sizes of 6561 codes and 80 mels
+MAX_WIDTH = 1 << 15
+MAX_MELS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +226,8 @@ class UpsampleConformer(nn.Module):
 
     def __init__(self, config: S3GenConfig) -> None:
         super().__init__()
-        shape, width = config.encoder, config.encoder.width
+        shape = config.encoder
+        width = config.encoder.width
         self.embed = TokenInput(width, width)
         self.pre_lookahead_layer = LookAhead(width, width)
         self.encoders = nn.ModuleList(EncoderLayer(shape) for _ in range(shape.layers))
@@ -271,7 +283,9 @@ LONGEST = 1000  # tokens, 40 s, the limit of the authors' `generate`
 HISTORY = 250  # previous tokens that a block depends on, 10 s
 MAX_BLOCKS = 16  # maximum number of block sizes in config.json
 LEAVES_OUT_LAST = "leaves_out_last"  # key of the codec's config.json
-SILENCE, NUM_SILENT = 4299, 3  # silence token, and how many of them Turbo and Nano append to an utterance
+# silence token, and how many of them Turbo and Nano append to an utterance
+SILENCE = 4299
+NUM_SILENT = 3
 MAX_PROMPT_TOKENS = 250  # tokens of a recorded voice, 10 s
 SILENT_S = 0.02  # time that is muted at an utterance's start, followed by a fade-in of the same length
 
@@ -287,7 +301,9 @@ def frames_around(shape: VocoderShape) -> int:
         return sum((kernel - 1) // 2 * (dilation + 1) for dilation in dilations)
 
     rates = list(itertools.accumulate(shape.rates, operator.mul))
-    rest, furthest = 0.5, 0.0  # the last convolution and the windows of the Fourier transform
+    # the last convolution and the windows of the Fourier transform
+    rest = 0.5
+    furthest = 0.0
     for rate, kernel, residual in reversed(list(zip(rates, shape.kernels, shape.source_residuals, strict=True))):
         rest += max(map(reach, shape.residuals)) / rate
         furthest = max(furthest, PITCH_REACH + reach(residual) / rate + rest)  # through the source
@@ -330,11 +346,13 @@ class S3GenCodec(RecordedVoiceCodec):
             ValueError: If blocks are too short, or longer than the history.
         """
         super().__init__()
-        self.config, shape = config, config.vocoder
+        self.config = config
+        shape = config.vocoder
         self.num_silent = NUM_SILENT if config.estimator.is_meanflow else 0
         if not config.codebook_size > SILENCE and self.num_silent:
             raise CheckpointError(f"flow.input_embedding.weight: expected more than {SILENCE} codes")
-        self.flow, self.mel2wav = Flow(config), Vocoder(config.mels, shape)
+        self.flow = Flow(config)
+        self.mel2wav = Vocoder(config.mels, shape)
         self.voices = nn.ModuleList(FlowVoice(size, config.mels, config.speaker) for size in config.voices)
         self._recorded = VoiceTable(
             len(config.voices), config.codebook_size, config.mels, config.speaker, most=MAX_PROMPT_TOKENS
@@ -381,9 +399,11 @@ class S3GenCodec(RecordedVoiceCodec):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode tokens [first, last); return the samples [B, n] and the next state."""
-        device, numbers = self.noise.device, window.state[:, 0].tolist()
+        device = self.noise.device
+        numbers = window.state[:, 0].tolist()
         codes, states = (each.to(device, non_blocking=True) for each in (window.codes[:, 0], window.state[:, 1:]))
-        spoken, after = list[Tensor](), list[Tensor]()
+        spoken = list[Tensor]()
+        after = list[Tensor]()
         for row, first, number, state in zip(codes, window.first.tolist(), numbers, states, strict=True):
             pcm, state = self._spoken(row, first - window.left, window, self._voice(int(number)), state)
             spoken.append(pcm[: self.spec.num_samples(len(row) - window.left - window.right, window.right)])
@@ -405,7 +425,9 @@ class S3GenCodec(RecordedVoiceCodec):
         blocks = self.spec.streaming
         if not isinstance(blocks, Blocks):
             return self.speak(codes, voice), state
-        done, phase, parts = window.left + blocks.right if window.left else 0, state[0], list[Tensor]()
+        done = window.left + blocks.right if window.left else 0
+        phase = state[0]
+        parts = list[Tensor]()
         mel = state[1:].to(voice.mel).view(1, self.config.mels, -1)
         mel = mel[..., max(0, self.num_kept - FRAMES_PER_TOKEN * max(0, begin + done - AHEAD)) :]
         while done + blocks.size_after(done) <= len(codes):
@@ -414,7 +436,8 @@ class S3GenCodec(RecordedVoiceCodec):
             end = FRAMES_PER_TOKEN * (begin + border - AHEAD)
             pcm, phase = self._vocode(mel, end, self._num_spoken(begin + done), end - self.around, phase)
             parts.append(pcm)
-            done, mel = border, mel[..., -self.num_kept :]
+            done = border
+            mel = mel[..., -self.num_kept :]
         if window.right == 0:
             codes = torch.cat([codes, codes.new_full((self.num_silent,), SILENCE)])
             mel = self._with_new_frames(mel, codes, voice, done, begin, 0)
@@ -465,7 +488,8 @@ class S3GenCodec(RecordedVoiceCodec):
             start: Index of the first token.
             ahead: Number of tokens at the end that serve only as look-ahead.
         """
-        tokens, prompt_frames = torch.cat([voice.tokens, codes]), voice.mel.shape[1]
+        tokens = torch.cat([voice.tokens, codes])
+        prompt_frames = voice.mel.shape[1]
         begin = prompt_frames + FRAMES_PER_TOKEN * start
         places = torch.arange(begin, begin + FRAMES_PER_TOKEN * (len(codes) - ahead), device=self.noise.device)
         noise = torch.cat([self.noise[:, :prompt_frames], self.noise[:, places % self.noise.shape[1]]], 1).to(
@@ -484,7 +508,8 @@ class S3GenCodec(RecordedVoiceCodec):
             last: Index after the last frame to decode.
             phase: Phase of the fundamental in cycles before frame max(0, `first` - `around`), float64 [].
         """
-        hop, start = self.config.vocoder.samples_per_mel, end - mel.shape[2]
+        hop = self.config.vocoder.samples_per_mel
+        start = end - mel.shape[2]
         begin = max(0, first - self.around)
         known = max(0, begin - PITCH_REACH)
         pitch = self.mel2wav.f0_predictor(mel[..., known - start :])[:, begin - known :]
@@ -503,7 +528,8 @@ class S3GenCodec(RecordedVoiceCodec):
             begin: Index of the first frame in the utterance.
             phase: Phase of the fundamental before that frame, in cycles.
         """
-        hop, sines = self.config.vocoder.samples_per_mel, self.mel2wav.m_source
+        hop = self.config.vocoder.samples_per_mel
+        sines = self.mel2wav.m_source
         places = torch.arange(begin * hop, (begin + pitch.shape[1]) * hop, device=self.noise.device)
         noise = self.source_noise[:, places % self.source_noise.shape[1]].to(pitch.dtype)
         phases = self.phases + 2 * math.pi * (phase * sines.multiples.double() % 1)
@@ -534,7 +560,8 @@ def read_options(path: Path) -> tuple[tuple[int, ...], int, bool]:
         CheckpointError: If a value is invalid; the message contains its name.
     """
     record = json_object(path) if path.exists() else {}
-    sizes, history = record.get("blocks", []), record.get("history", HISTORY)
+    sizes = record.get("blocks", [])
+    history = record.get("history", HISTORY)
     leaves_out_last = record.get(LEAVES_OUT_LAST, False)
     if not isinstance(leaves_out_last, bool):
         raise CheckpointError(f"{path}: {LEAVES_OUT_LAST}: expected true or false, got {shown(leaves_out_last)}")

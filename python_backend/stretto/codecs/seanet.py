@@ -66,7 +66,8 @@ class SeanetShape:
             for layer in reversed(range(self.num_residual_layers)):
                 first, last = self._before(self.residual_kernel, self.dilation_base**layer, first, last)
             trim = 0 if self.is_causal else ratio - ratio // 2
-            first, last = -((2 * ratio - 1 - first - trim) // ratio), (last + trim) // ratio
+            first = -((2 * ratio - 1 - first - trim) // ratio)
+            last = (last + trim) // ratio
         return Context(left=-first, right=last)
 
     def _of_convolution(self, kernel: int, dilation: int) -> Context:
@@ -133,7 +134,8 @@ class SeanetStream:
     @property
     def streaming(self) -> Stateful:
         """Streaming mode with the combined context of head and tail."""
-        head, tail = self.shape.head, self.shape.tail
+        head = self.shape.head
+        tail = self.shape.tail
         return Stateful(left=head.left + tail.left, right=head.right + tail.right, start=self.shape.start)
 
     def initial_state(self, batch: int) -> Tensor:

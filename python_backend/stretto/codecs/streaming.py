@@ -144,7 +144,8 @@ def convolve(x: Tensor, conv: nn.Conv1d) -> Tensor:
         return conv(x)
     if conv.kernel_size == (1,):
         return linear(x.transpose(1, 2), conv.weight[..., 0], conv.bias).transpose(1, 2)
-    weight, dilation = conv.weight.unsqueeze(2), (1, *conv.dilation)
+    weight = conv.weight.unsqueeze(2)
+    dilation = (1, *conv.dilation)
     return F.conv2d(x.unsqueeze(2), weight, conv.bias, dilation=dilation, groups=conv.groups).squeeze(2)
 
 
@@ -161,7 +162,8 @@ def upsample(x: Tensor, conv: nn.ConvTranspose1d) -> Tensor:
     kernel = conv.kernel_size[0]
     rate = conv.stride[0]
     before = kernel // rate - 1
-    batch, steps = x.shape[0], x.shape[2] - before
+    batch = x.shape[0]
+    steps = x.shape[2] - before
     if not is_time_major(x) or conv.groups > 1:
         return conv(x)[..., before * rate : (before + steps) * rate]
     rows = x.transpose(1, 2)

@@ -32,7 +32,9 @@ from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly,
 MODEL_TYPE = "vibevoice"
 ONE = int(np.float32(1).view(np.int32))  # word of the number 1
 SAMPLE_RATE = 24000
-LOUDNESS_DB, SILENCE = -25.0, 1e-6  # root mean square of a recording after normalisation, relative to full scale
+# root mean square of a recording after normalisation, relative to full scale
+LOUDNESS_DB = -25.0
+SILENCE = 1e-6
 PARTS = "audio_config"  # key of the tokenizer's hyperparameters in config.json, as in a release
 SERVED = {"channels": 1, "hidden_act": "gelu"}
 # Defaults of the published classes for values that a release may omit.
@@ -46,7 +48,10 @@ DEFAULTS: dict[str, Any] = SERVED | {
     "ffn_expansion": 4,
     "vae_std": 0.625,
 }
-MAX_SIZE, MAX_LEVELS, MAX_BLOCKS = 1 << 16, 8, 64  # far above those of any release
+# far above those of any release
+MAX_SIZE = 1 << 16
+MAX_LEVELS = 8
+MAX_BLOCKS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,8 @@ class TokenizerConfig:
             if record[key] != value:
                 raise CheckpointError(f"{name}.{key}: expected {value!r}, got {shown(record[key])}")
         sizes = [record[key] for key in ("hidden_size", "kernel_size", "num_filters", "ffn_expansion")]
-        ratios, depths = record["downsampling_ratios"], record["depths"]
+        ratios = record["downsampling_ratios"]
+        depths = record["depths"]
         if not isinstance(ratios, list | tuple) or not isinstance(depths, list | tuple):
             raise CheckpointError(
                 f"{name}: downsampling_ratios and depths must be lists, got {shown(ratios)} and {shown(depths)}"
@@ -135,7 +141,8 @@ class Norm(nn.Module):
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(channels)), eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x if x.dtype == torch.float64 else x.float()
@@ -147,7 +154,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
-        self.linear1, self.linear2 = nn.Linear(channels, inner), nn.Linear(inner, channels)
+        self.linear1 = nn.Linear(channels, inner)
+        self.linear2 = nn.Linear(inner, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear2(F.gelu(self.linear1(x)))
@@ -158,7 +166,8 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, config: TokenizerConfig) -> None:
         super().__init__()
-        self.norm, self.ffn_norm = Norm(channels, config.eps), Norm(channels, config.eps)
+        self.norm = Norm(channels, config.eps)
+        self.ffn_norm = Norm(channels, config.eps)
         self.mixer = Convolution(channels, channels, config.kernel, groups=channels)
         self.ffn = FeedForward(channels, config.expansion * channels)
         self.gamma, self.ffn_gamma = (nn.Parameter(torch.ones(channels)) for _ in range(2))
@@ -175,7 +184,8 @@ class Downsampling(nn.Module):
     def __init__(self, channels: int, out_channels: int, ratio: int) -> None:
         super().__init__()
         self.conv = nn.Conv1d(channels, out_channels, 2 * ratio, ratio)
-        self.before, self.kept = ratio, channels * ratio
+        self.before = ratio
+        self.kept = channels * ratio
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         return self.conv(memory.recall(x, self.before))
@@ -201,7 +211,9 @@ class TokenizerNetwork(nn.Module):
 
     def __init__(self, stages: list[Stage], head: Convolution) -> None:
         super().__init__()
-        self.stem, self.conv_layers, self.head = stages[0], nn.ModuleList(stages[1:]), head
+        self.stem = stages[0]
+        self.conv_layers = nn.ModuleList(stages[1:])
+        self.head = head
         self.num_kept = num_kept(self)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
@@ -275,7 +287,8 @@ class VibeVoiceCodec(nn.Module):
 
     def __init__(self, config: TokenizerConfig, scale: LatentScale, has_encoder: bool = True) -> None:
         super().__init__()
-        self.config, self.scale = config, scale
+        self.config = config
+        self.scale = scale
         self.encoder = Encoder(config) if has_encoder else None
         self.decoder = Decoder(config)
         self.spec = CodecSpec(
@@ -319,11 +332,13 @@ class VibeVoiceCodec(nn.Module):
     @torch.inference_mode()
     def decode(self, window: Window) -> tuple[Tensor, Tensor]:
         """Decode the window's latents; return the waveform [B, n] in [-1, 1] and the next state."""
-        words, state = window.codes[:, :, window.left :], window.state
+        words = window.codes[:, :, window.left :]
+        state = window.state
         starts = sorted({0, *(words[:, -1] == ONE).any(0).nonzero().flatten().tolist()})
         words = words.to(state.device, non_blocking=True)
         numbers = words.to(torch.int32).contiguous().view(torch.float32).to(state.dtype)
-        latents, begins = numbers[:, :-1] / self.scale.factor - self.scale.bias, words[:, -1] == ONE
+        latents = numbers[:, :-1] / self.scale.factor - self.scale.bias
+        begins = words[:, -1] == ONE
         parts = []
         for start, stop in zip(starts, [*starts[1:], words.shape[2]], strict=True):
             state = state.masked_fill(begins[:, start, None], 0)

@@ -22,7 +22,8 @@ class SemanticCodec(WindowedCodec):
     """X-codec. Decoding needs only the quantiser, `fc2` and the acoustic decoder; encoding needs all modules."""
 
     def __init__(self, name: str, model: XcodecModel, can_encode: bool) -> None:
-        config, layers = model.config, decoder_layers(model.config.acoustic_model_config, output_padding=True)
+        config = model.config
+        layers = decoder_layers(model.config.acoustic_model_config, output_padding=True)
         super().__init__(
             CodecSpec(
                 name=name,

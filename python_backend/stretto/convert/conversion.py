@@ -328,7 +328,8 @@ def _plan(release: Release) -> Conversion:
     dropped_shapes = {name: list(tensors[name].shape) for name in unused} | (
         audio_tokenizer.dropped if audio_tokenizer else {}
     )
-    entries, notes = _entries(made.plan, tensors, contents.dtype), [*notes_on(contents, release), *defaults]
+    entries = _entries(made.plan, tensors, contents.dtype)
+    notes = [*notes_on(contents, release), *defaults]
     tokenizer = made.tokenizer or contents.tokenizer
     return Conversion(
         record, entries, dropped_shapes, tokenizer, files, copy, audio_tokenizer, notes, networks, made.copies, nested
@@ -337,7 +338,8 @@ def _plan(release: Release) -> Conversion:
 
 def _nested(release: Release, contents: Contents, given: Nested) -> Conversion:
     """Return the parts of a further language model; raise CheckpointError if a network or a default is invalid."""
-    made, tensors = given.made, contents.tensors
+    made = given.made
+    tensors = contents.tensors
     sampling, notes = read_defaults(release, read_family(made.record), given.generation)
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     read_family(record)

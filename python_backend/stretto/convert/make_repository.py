@@ -122,8 +122,11 @@ def _options(family: Family) -> list[str]:
 
 
 BUNDLED = bundled_repository()
-CHECKPOINT, ENGINE = "language_model/1/checkpoint", "language_model/1/engine.json"
-DECODER, PREPROCESSOR, ENSEMBLE = "acoustic_decoder", "preprocessor", "speech"
+CHECKPOINT = "language_model/1/checkpoint"
+ENGINE = "language_model/1/engine.json"
+DECODER = "acoustic_decoder"
+PREPROCESSOR = "preprocessor"
+ENSEMBLE = "speech"
 ALIGNER = f"{DECODER}/1/aligner"
 NUM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GIVEN = "--engine-args"
@@ -240,7 +243,8 @@ def engine_arguments(
     """
     longest = min(family.max_model_len, count(record, "max_position_embeddings"))
     chosen = {"dtype": precision(record, is_on_gpu), "max_model_len": longest, **given}
-    dtype, longest = chosen["dtype"], count(chosen, "max_model_len", GIVEN)
+    dtype = chosen["dtype"]
+    longest = count(chosen, "max_model_len", GIVEN)
     if dtype not in tuple(NUM_BYTES):
         raise CheckpointError(f"{GIVEN}: dtype: expected {', '.join(NUM_BYTES)}, got {shown(dtype)}")
     shape = longest, window(record), bytes_per_row(record, dtype)
@@ -280,7 +284,8 @@ def speaker_arguments(
     Raises:
         CheckpointError: If a size in config.json is missing or invalid.
     """
-    record, family = config_at(folder), family_at(folder)
+    record = config_at(folder)
+    family = family_at(folder)
     chosen = engine_arguments(record, family, is_on_gpu, serving, given)
     chosen |= quantization(record, quantize, chosen["dtype"])
     if is_on_gpu and not chosen.keys() & {*MEMORY, "memory_mb"}:
@@ -306,8 +311,10 @@ def gpu_needs(
     Raises:
         CheckpointError: If the codec cannot be measured.
     """
-    record, dtype = config_at(checkpoint), arguments["dtype"]
-    num_seqs, num_rows = arguments["max_num_seqs"], arguments["max_model_len"]
+    record = config_at(checkpoint)
+    dtype = arguments["dtype"]
+    num_seqs = arguments["max_num_seqs"]
+    num_rows = arguments["max_model_len"]
     tables = latent_bytes(family, num_seqs, num_rows)
     tables += num_seqs * condition_bytes(record, family, dtype)
     weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
@@ -464,7 +471,8 @@ def make(
         check_config(aligner)
         read_alphabet(aligner)
     record = config_at(checkpoint)
-    own, speaker_args = family_at(checkpoint), engine_args.get("speaker", {})
+    own = family_at(checkpoint)
+    speaker_args = engine_args.get("speaker", {})
     EngineConfig(checkpoint, speaker=speaker_args)  # checks it
     chosen = engine_arguments(record, own, placement is not None, PROFILES[serving], engine_args)
     chosen |= quantization(record, quantize, chosen["dtype"])

@@ -38,7 +38,9 @@ from stretto.weights.loading import open_tensors
 logger = logging.getLogger(__name__)
 
 FILES = ("vocab.json", "merges.txt")
-ID, SURROGATE = re.compile("[0-9]{1,9}"), re.compile("[\ud800-\udfff]")  # of an added token, as a key
+# of an added token, as a key
+ID = re.compile("[0-9]{1,9}")
+SURROGATE = re.compile("[\ud800-\udfff]")
 # https://huggingface.co/Qwen/Qwen2-7B/blob/main/tokenizer.json, `pre_tokenizer`.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -62,7 +64,8 @@ def read_tokenizer(folder: Path, spells_bytes: bool = True) -> Tokenizer:
         tokens = (TextTokenizer.at(folder) if spells_bytes else plain_tokenizer(folder)).tokens
     else:
         tokenizer = read_byte_level_bpe(folder)
-        tokens, made = TextTokenizer(tokenizer).tokens, json.loads(tokenizer.to_str())
+        tokens = TextTokenizer(tokenizer).tokens
+        made = json.loads(tokenizer.to_str())
     if not tokens:
         raise CheckpointError(f"{folder}: expected a tokenizer with at least one token, got none")
     found = sorted(path.name for path in folder.iterdir() if path.name.startswith(TOKENIZER) and not path.is_dir())
@@ -173,7 +176,8 @@ QUANTIZED = {"qweight", "weight_packed", "weight_scale", "weight_scale_inv"}
 
 def check_format(release: Release) -> None:
     """Raise CheckpointError for a release in transformers format if the family's converter reads only the authors'."""
-    expected, classes = published(release).AUTHORS_FORMAT, classes_of(release)
+    expected = published(release).AUTHORS_FORMAT
+    classes = classes_of(release)
     if expected and classes is not None:
         got = f"transformers format (architectures {shown(classes)})"
         raise CheckpointError(f"{release.config}: expected {expected}, got {got}")
@@ -181,7 +185,8 @@ def check_format(release: Release) -> None:
 
 def read_contents(release: Release) -> Contents:
     """Read everything except the tensor values; raise CheckpointError if a file is invalid."""
-    config, tensors = _config(release), open_tensors(release.model)
+    config = _config(release)
+    tensors = open_tensors(release.model)
     _refuse_quantized(release, config, tensors)
     family = published(release)
     tokenizer = family.own_tokenizer(release, tensors)

@@ -32,7 +32,9 @@ class CpuDepth:
 
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads
-        self._depth, self._embed, self._norm = depth, depth.embed.data, norm_of(depth.norm)
+        self._depth = depth
+        self._embed = depth.embed.data
+        self._norm = norm_of(depth.norm)
         layers = enumerate(depth.layers)
         self._layers = [_DepthLayer(layer, index, depth.rotary, is_first=index == 0) for index, layer in layers]
         self._rows = _DepthRows(depth, self._embed)
@@ -96,7 +98,8 @@ class CpuSteppedDepth:
 
     def __init__(self, depth: Any):
         self.heads: torch.Tensor = depth.heads
-        self._depth, self._embed = depth, depth.embed.data
+        self._depth = depth
+        self._embed = depth.embed.data
         self._layers = [
             [_DepthLayer(each, index, None, is_first=index == 0, norms=layer) for each in layer.sets]
             for index, layer in enumerate(depth.layers)
@@ -150,10 +153,13 @@ class _DepthRows:
     """
 
     def __init__(self, depth: Any, like: torch.Tensor):
-        self._spec, self._num_positions, self._like = depth.spec, depth.num_positions, like
+        self._spec = depth.spec
+        self._num_positions = depth.num_positions
+        self._like = like
         widths = self._spec.hidden, self._spec.intermediate, self._spec.num_heads * self._spec.head_dim
         self._is_wide = max(widths) > narrow_width()
-        self._num_rows, self._buffers = 0, dict[int, _Buffers]()
+        self._num_rows = 0
+        self._buffers = dict[int, _Buffers]()
 
     def prepare(self, max_rows: int) -> None:
         """Allocate the buffer for keys and values, [layers, max rows, 2, heads, positions, D]."""
@@ -201,9 +207,13 @@ class _Buffers:
     """
 
     def __init__(self, spec: Any, kv: torch.Tensor, num_rows: int, count: int):
-        size, num_heads, num_kv_heads = kv.shape[1], spec.num_heads, spec.num_kv_heads
-        num, both = size * count, num_heads + num_kv_heads
-        self.x, self.residual = kv.new_zeros(num, spec.hidden), kv.new_zeros(num, spec.hidden)
+        size = kv.shape[1]
+        num_heads = spec.num_heads
+        num_kv_heads = spec.num_kv_heads
+        num = size * count
+        both = num_heads + num_kv_heads
+        self.x = kv.new_zeros(num, spec.hidden)
+        self.residual = kv.new_zeros(num, spec.hidden)
         self.inputs = self.residual.view(size, count, -1)[:num_rows].unbind(1)
         self.outputs = self.x.view(size, count, -1)[:num_rows, -1]
         self.qkv = kv.new_zeros(num, (both + num_kv_heads) * spec.head_dim)
@@ -215,8 +225,11 @@ class _Buffers:
         self._new = by_head[:, :, num_heads:].unflatten(2, (2, num_kv_heads)).permute(0, 2, 3, 1, 4)
         self.opened = kv.new_zeros(num, 2 * spec.intermediate)
         self.gated = kv.new_zeros(num, spec.intermediate)
-        self.is_causal, self._kv, self._count = count > 1, kv, count
-        self._positions, self._views = dict[int, torch.Tensor](), dict[tuple[int, int], KeysAndValues]()
+        self.is_causal = count > 1
+        self._kv = kv
+        self._count = count
+        self._positions = dict[int, torch.Tensor]()
+        self._views = dict[tuple[int, int], KeysAndValues]()
 
     def store(self, layer: int, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Store the new keys and values of a layer; return all keys and values up to then, [M, KV heads, n, D].
@@ -227,7 +240,8 @@ class _Buffers:
         """
         views = self._views.get((layer, first))
         if views is None:
-            stop, kv = first + self._count, self._kv[layer]
+            stop = first + self._count
+            kv = self._kv[layer]
             keys, values = kv[:, :, :, :stop].unbind(1)
             views = self._views[layer, first] = kv[:, :, :, first:stop], keys, values
         new, keys, values = views
@@ -254,11 +268,16 @@ class _DepthLayer:
     """
 
     def __init__(self, layer: Any, index: int, rotary: Any, *, is_first: bool, norms: Any = None):
-        self._index, self._is_first, spec = index, is_first, layer.spec
-        self._qkv, self._o = _writer(layer.qkv_proj), _writer(layer.o_proj)
-        self._gate_up, self._down = _writer(layer.gate_up_proj), _writer(layer.down_proj)
+        self._index = index
+        self._is_first = is_first
+        spec = layer.spec
+        self._qkv = _writer(layer.qkv_proj)
+        self._o = _writer(layer.o_proj)
+        self._gate_up = _writer(layer.gate_up_proj)
+        self._down = _writer(layer.down_proj)
         norms = norms or layer
-        self._before, self._behind = norm_of(norms.input_layernorm), norm_of(norms.post_attention_layernorm)
+        self._before = norm_of(norms.input_layernorm)
+        self._behind = norm_of(norms.post_attention_layernorm)
         self._head_norms = _HeadNorms(layer) if spec.has_head_norms else None
         self._rotary: Sequence[Any] | None = None
         if rotary is not None:
@@ -272,7 +291,8 @@ class _DepthLayer:
 
         Each row attends to the frame up to its own position.
         """
-        x, residual = buffers.x, buffers.residual
+        x = buffers.x
+        residual = buffers.residual
         if self._is_first:
             write_norm(x, residual, *self._before)
         else:
@@ -303,14 +323,16 @@ class _HeadNorms:
 
     def __call__(self, buffers: _Buffers) -> None:
         """Normalise the heads in `buffers.head_rows` in place."""
-        rows, normed = buffers.head_rows, buffers.normed
+        rows = buffers.head_rows
+        normed = buffers.normed
         write_norm(normed, rows.reshape(normed.shape), *self._plain)
         torch.mul(normed.view(rows.shape), self._weights, out=rows)
 
 
 def _writer(layer: Any) -> WriteProduct:
     """Return the function that writes a linear layer's product to a buffer, without padding the rows."""
-    product, bias = vars(layer).get("prepared_product", vars(layer).get("cpu_linear")), layer.bias
+    product = vars(layer).get("prepared_product", vars(layer).get("cpu_linear"))
+    bias = layer.bias
     if isinstance(product, PreparedProduct | Int8Product):
         write = product.write
         return write if bias is None else lambda x, out: write(x, out, bias)

@@ -56,7 +56,8 @@ class Int8Product:
 
     def write(self, x: torch.Tensor, out: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         """Write the product of x [M, H], which is contiguous, to `out` [M, N]. M is used as it is, without padding."""
-        rows, scales = torch.empty_like(x, dtype=torch.int8), x.new_empty(x.shape[0], 1, dtype=torch.float32)
+        rows = torch.empty_like(x, dtype=torch.int8)
+        scales = x.new_empty(x.shape[0], 1, dtype=torch.float32)
         self._quantize(rows, x, scales, None)
         self._multiply(out, rows, scales, None, None, bias, self._handler.handler_tensor)
 

@@ -29,7 +29,9 @@ def apply_write(
     **launch: object,
 ) -> None:
     """Apply staged writes: write i puts its part of `contents` at (indices[i], starts[i])."""
-    rows, columns, values = indices.numpy(), starts.numpy(), contents.numpy()
+    rows = indices.numpy()
+    columns = starts.numpy()
+    values = contents.numpy()
     if not MULTI_GROUP and output.ndim == 1:
         assert len(values) == len(rows), "a write to a flat tensor is one element"
         output.numpy()[rows + columns] = values
@@ -90,7 +92,8 @@ def compute_slot_mappings(
     num_tokens = int(query_start_loc[len(slots)])
     if num_tokens != len(slots):  # a request has several tokens; each has at least one
         slots = np.repeat(slots, np.diff(query_start_loc.numpy()[: len(slots) + 1]))
-    positions, num_rows = pos.numpy()[:num_tokens], int(slots.max(initial=0)) + 1
+    positions = pos.numpy()[:num_tokens]
+    num_rows = int(slots.max(initial=0)) + 1
     groups = zip(table_addresses.tolist(), strides.tolist(), block_sizes.tolist(), enabled.tolist(), strict=True)
     for out, (address, stride, block_size, is_enabled) in zip(slot_mappings.numpy(), groups, strict=True):
         out[num_tokens:max_num_tokens] = PAD_ID
@@ -116,11 +119,17 @@ def prepare_prefill_inputs(
     **launch: object,
 ) -> None:
     """Copy the next tokens of prefilling requests to the batch, and store the tokens after them."""
-    ids, following, tokens = input_ids.numpy(), next_prefill_tokens.numpy(), all_token_ids.numpy()
-    slots, starts = idx_mapping.numpy(), query_start_loc.numpy()
+    ids = input_ids.numpy()
+    following = next_prefill_tokens.numpy()
+    tokens = all_token_ids.numpy()
+    slots = idx_mapping.numpy()
+    starts = query_start_loc.numpy()
     for row in np.flatnonzero(num_computed_tokens.numpy()[slots] < prefill_lens.numpy()[slots]):
-        slot, start, stop = slots[row], starts[row], starts[row + 1]
-        done, prefill_len = int(num_computed_tokens[slot]), int(prefill_lens[slot])
+        slot = slots[row]
+        start = starts[row]
+        stop = starts[row + 1]
+        done = int(num_computed_tokens[slot])
+        prefill_len = int(prefill_lens[slot])
         end = done + stop - start
         ids[start:stop] = tokens[slot, done:end]
         ahead = tokens[slot, end : min(end + num_lookahead, prefill_len)]
@@ -188,7 +197,8 @@ def get_num_sampled_and_rejected(
     """Compute each request's number of rejected tokens; set both counts to 0 for requests that are still prefilling."""
     slots = idx_mapping.numpy()
     prefilling = seq_lens.numpy()[: len(slots)] < prefill_len.numpy()[slots]
-    sampled, rejected = num_sampled.numpy(), num_rejected.numpy()
+    sampled = num_sampled.numpy()
+    rejected = num_rejected.numpy()
     sampled[prefilling] = 0
     np.subtract(np.diff(cu_num_logits.numpy()), sampled, out=rejected)
     rejected[prefilling] = 0
@@ -211,8 +221,11 @@ def post_update(
     **launch: object,
 ) -> None:
     """Append up to W sampled tokens of each request to its slot; update the number of computed tokens."""
-    slots, tokens, counts = idx_mapping.numpy(), sampled_tokens.numpy(), num_sampled.numpy()
-    delta, lengths = -num_rejected.numpy(), total_len.numpy()
+    slots = idx_mapping.numpy()
+    tokens = sampled_tokens.numpy()
+    counts = num_sampled.numpy()
+    delta = -num_rejected.numpy()
+    lengths = total_len.numpy()
     if query_start_loc is not None:
         starts = query_start_loc.numpy()[: len(slots) + 1]
         delta += starts[1:] - starts[:-1]
@@ -223,11 +236,15 @@ def post_update(
     if not counts.all():
         is_kept = counts > 0
         slots, tokens, counts = (each[is_kept] for each in (slots, tokens, counts))
-    of_row, new, places = slots, tokens[:, 0], lengths[slots]
+    of_row = slots
+    new = tokens[:, 0]
+    places = lengths[slots]
     last = new
     if tokens.shape[1] > 1:
         row, column = np.nonzero(np.arange(tokens.shape[1]) < counts[:, None])
-        of_row, new, places = slots[row], tokens[row, column], places[row] + column
+        of_row = slots[row]
+        new = tokens[row, column]
+        places = places[row] + column
         last = tokens[np.arange(len(tokens)), counts - 1]
     last_sampled_tokens.numpy()[slots, 0] = last
     all_token_ids.numpy()[of_row, places] = new
@@ -244,7 +261,9 @@ def post_update_num_computed_tokens(
     num_computed_tokens.numpy()[slots] += np.diff(query_start_loc.numpy()[: len(slots) + 1])
 
 
-LOW_16, SHIFT_13, SHIFT_16 = np.uint32(0xFFFF), np.uint32(13), np.uint32(16)
+LOW_16 = np.uint32(0xFFFF)
+SHIFT_13 = np.uint32(13)
+SHIFT_16 = np.uint32(16)
 
 
 def _rotate_left(value: np.ndarray, bits: int) -> np.ndarray:
@@ -276,7 +295,8 @@ def uniform(seeds: np.ndarray, positions: np.ndarray, vocab_size: int) -> np.nda
     state ^= state >> SHIFT_13
     state *= np.uint32(0xC2B2AE35)
     state ^= state >> SHIFT_16
-    high, low = (state >> SHIFT_16).astype(np.float32), (state & LOW_16).astype(np.float32)
+    high = (state >> SHIFT_16).astype(np.float32)
+    low = (state & LOW_16).astype(np.float32)
     return high * np.float32(2**-16) + (low + np.float32(0.5)) * np.float32(2**-32)
 
 
@@ -368,7 +388,8 @@ def gumbel_sample(
     assert logits_cache is None, "speculative decoding is not supported without a GPU"
     assert not IS_DRAFTING, "speculative decoding is not supported without a GPU"
     assert not USE_FP64, "fp64 sampling noise is not supported without a GPU"
-    slots, scores = expanded_idx_mapping.numpy(), logits.float().numpy()
+    slots = expanded_idx_mapping.numpy()
+    scores = logits.float().numpy()
     temperatures = np.where(slots >= 0, temperature.numpy()[slots], np.float32(0))
     drawn = np.flatnonzero(temperatures)
     if len(drawn):

@@ -68,7 +68,8 @@ def fused_add_rms_norm(
 MAX_PREPARED = 128  # number of batch sizes for which prepared products are cached; vLLM's default
 SIZES_PER_OCTAVE = 8  # 1 ... 16, 18, 20 ... 32, 36 ...: 72 up to 2048, with 4 % more rows on average
 # Largest width at which oneDNN sums a single row as in a batch, with AVX2 or later; minimum number of rows otherwise.
-NARROW, MIN_WIDE_ROWS = 1024, 2
+NARROW = 1024
+MIN_WIDE_ROWS = 2
 NUM_PROBED = 8  # rows
 
 
@@ -154,7 +155,8 @@ class PreparedProduct:
     """
 
     def __init__(self, handler: Any):
-        self._handler, self._num_columns = handler, handler.n
+        self._handler = handler
+        self._num_columns = handler.n
 
     def __call__(self, x: torch.Tensor, weight: object = None, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Return the product [..., N] of x [..., H]; `weight` is unused."""
@@ -194,7 +196,8 @@ def _multiply_unless_traced(
 
 Norm = tuple[torch.Tensor, float]  # weight and epsilon
 # Selected once, because torch would otherwise choose among an operator's overloads in each call.
-write_norm, add_norm = torch.ops._C.rms_norm.default, torch.ops._C.fused_add_rms_norm.default
+write_norm = torch.ops._C.rms_norm.default
+add_norm = torch.ops._C.fused_add_rms_norm.default
 
 
 class CpuAttention:
@@ -216,10 +219,13 @@ class CpuAttention:
         out = query.new_empty(query.shape[0], layer.num_heads * layer.head_size)
         if context.attn_metadata is None:  # vLLM's profile run
             return out
-        name, attend, (keys, values) = layer.layer_name, layer.impl, self._halves(layer.kv_cache)
-        metadata, slots = context.attn_metadata[name], context.slot_mapping[name]
+        attend = layer.impl
+        keys, values = self._halves(layer.kv_cache)
+        metadata = context.attn_metadata[layer.layer_name]
+        slots = context.slot_mapping[layer.layer_name]
         cache_format = layer._k_scale_float, layer._v_scale_float, attend.kv_cache_dtype
-        by_head, by_query = (-1, layer.num_kv_heads, layer.head_size), (-1, layer.num_heads, layer.head_size)
+        by_head = (-1, layer.num_kv_heads, layer.head_size)
+        by_query = (-1, layer.num_heads, layer.head_size)
         self._write(key.view(by_head), value.view(by_head), keys, values, slots, layer.isa, *cache_format)
         self._read(
             query.view(by_query)[: metadata.num_actual_tokens],
@@ -261,10 +267,14 @@ class CpuLayer:
 
     def __init__(self, layer: Any):
         attention = layer.self_attn
-        self._qkv, self._o = product_of(attention.qkv_proj), product_of(attention.o_proj)
-        self._gate_up, self._down = product_of(layer.mlp.gate_up_proj), product_of(layer.mlp.down_proj)
-        self._before, self._behind = norm_of(layer.input_layernorm), norm_of(layer.post_attention_layernorm)
-        self._attend, self._rotate = CpuAttention(attention.attn), attention.rotary_emb.forward
+        self._qkv = product_of(attention.qkv_proj)
+        self._o = product_of(attention.o_proj)
+        self._gate_up = product_of(layer.mlp.gate_up_proj)
+        self._down = product_of(layer.mlp.down_proj)
+        self._before = norm_of(layer.input_layernorm)
+        self._behind = norm_of(layer.post_attention_layernorm)
+        self._attend = CpuAttention(attention.attn)
+        self._rotate = attention.rotary_emb.forward
         self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self._head_norms = [norm_of(each) for each in norms if each is not None]
@@ -320,7 +330,8 @@ def use_cpu_layers(model: nn.Module, config: VllmConfig) -> None:
         is_stock = type(layer) in (LlamaDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
         if not is_stock and not hasattr(layer, "cross_attn"):
             continue
-        attention, mlp = layer.self_attn, layer.mlp
+        attention = layer.self_attn
+        mlp = layer.mlp
         products = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
         if _is_cached(attention.attn, CPUAttentionBackendImpl) and all("cpu_linear" in vars(each) for each in products):
             layer.forward = CpuLayer(layer)
@@ -348,7 +359,9 @@ def product_of(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the function with which vLLM computes a linear layer, or the layer itself if vLLM has quantized it."""
     if "cpu_linear" not in vars(layer):
         return layer
-    multiply, weight, bias = vars(layer)["cpu_linear"], layer.weight, layer.bias
+    multiply = vars(layer)["cpu_linear"]
+    weight = layer.weight
+    bias = layer.bias
     return lambda x: multiply(x, weight, bias)
 
 

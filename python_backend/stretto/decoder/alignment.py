@@ -33,7 +33,9 @@ class StoredBytes:
     """Thread-safe count of the bytes stored for all utterances, with a limit."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self._held, self._lock = limit, 0, threading.Lock()
+        self._limit = limit
+        self._held = 0
+        self._lock = threading.Lock()
 
     @property
     def held(self) -> int:
@@ -88,7 +90,8 @@ class Collected:
         found = cls(stored, rate, request.text, is_of_client, _collects_text=not request.text)
         if request.recording:
             found._store(np.frombuffer(request.recording[: len(request.recording) // 2 * 2], np.int16))
-            found.rate, found._collects_pcm = ALIGNED_RATE, False
+            found.rate = ALIGNED_RATE
+            found._collects_pcm = False
         return found
 
     def add(self, chunk: Chunk, pcm: NDArray[np.float32] | None) -> None:
@@ -112,7 +115,8 @@ class Collected:
     def drop(self) -> None:
         """Free the samples."""
         self.stored.release(self._num_bytes)
-        self.pcm, self._num_bytes = [], 0
+        self.pcm = []
+        self._num_bytes = 0
 
     def align(self, queue: Aligning | None, answer: Answer) -> None:
         """Request the word times; when they arrive, free the samples and call `answer` once.

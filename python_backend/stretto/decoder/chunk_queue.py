@@ -70,7 +70,8 @@ class Stopwatch:
     """
 
     def __init__(self, num_context_frames: int, longest_s: float = math.inf) -> None:
-        self._num_context_frames, self._longest_s = num_context_frames, longest_s
+        self._num_context_frames = num_context_frames
+        self._longest_s = longest_s
         self._sums = np.zeros(5)  # of weights, x, y, x * x and x * y, where x = 1 / frames and y = seconds / frames
         self.measured = DecodingTime()
 
@@ -81,7 +82,8 @@ class Stopwatch:
             num_frames: Number of frames of all its windows, with their context.
             spent_s: Decoding time in seconds.
         """
-        x, y = 1 / num_frames, spent_s / num_frames
+        x = 1 / num_frames
+        y = spent_s / num_frames
         self._sums += np.array([1, x, y, x * x, x * y]) - self._sums / BATCH_MEMORY
         weight, x, y, xx, xy = self._sums.tolist()
         spread = weight * xx - x * x
@@ -187,7 +189,8 @@ class ChunkQueue:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._abandoned or self._is_closed, timeout_s)
-            abandoned, self._abandoned = self._abandoned, []
+            abandoned = self._abandoned
+            self._abandoned = []
             free = [utterance for utterance in self._waiting if utterance not in busy]
             return [self._next_of(utterance) for utterance in free], abandoned
 
@@ -205,7 +208,8 @@ class ChunkQueue:
     def clear(self) -> list[PendingChunk]:
         """Remove and return all queued chunks."""
         with self._changed:
-            waiting, self._waiting = self._waiting, {}
+            waiting = self._waiting
+            self._waiting = {}
             return [pending for queue in waiting.values() for pending in queue]
 
     @property
@@ -241,7 +245,8 @@ class Unanswered:
     """Chunks that have been removed from the queue but not answered yet. Not thread-safe."""
 
     def __init__(self, counts: Counts, queue: ChunkQueue) -> None:
-        self._counts, self._queue = counts, queue
+        self._counts = counts
+        self._queue = queue
         self._pending: dict[int, PendingChunk] = {}
 
     def __iter__(self) -> Iterator[PendingChunk]:

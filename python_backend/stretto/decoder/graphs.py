@@ -112,7 +112,8 @@ class GraphCache:
     ) -> None:
         self._decode = decode
         self._backend = backend
-        self._spec, self._max_rows = spec, 1 << (max_batch - 1).bit_length()
+        self._spec = spec
+        self._max_rows = 1 << (max_batch - 1).bit_length()
         self._max_graphs = max_graphs
         self._uses: Counter[Key] = Counter()
         self._graphs: dict[Key, Captured] = {}
@@ -149,7 +150,8 @@ class GraphCache:
         return self._decode(window)
 
     def _decode_or_replay(self, window: Window) -> tuple[Tensor, Tensor]:
-        batch, key = len(window.codes), _key(window)
+        batch = len(window.codes)
+        key = _key(window)
         captured = self._graphs.get(key) or self._consider(key, window)
         if captured is None:
             return self._decode(window)

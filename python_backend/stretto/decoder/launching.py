@@ -230,7 +230,8 @@ def warm_up(
         seconds: Time after which no further batch is started.
         clock: Monotonic clock in seconds.
     """
-    until, num_batches = clock() + seconds, 0
+    until = clock() + seconds
+    num_batches = 0
     for window, state in _batches(launcher, codec, policy, max_batch) if seconds else ():
         if clock() >= until:
             break
@@ -252,8 +253,10 @@ def _batches(
 
 def _windows(launcher: Launcher, codec: Codec, policy: ChunkPolicy) -> list[tuple[FrameWindow, torch.Tensor]]:
     """Return the windows of `windows_of`, each with the codec state [1, D] before it."""
-    spec, beginning = codec.spec, codec.initial_state(1)
-    windows, state = windows_of(spec, policy), beginning
+    spec = codec.spec
+    beginning = codec.initial_state(1)
+    windows = windows_of(spec, policy)
+    state = beginning
     if windows and not spec.blocks:
         num_frames = max(1, spec.start_frames, spec.left_frames + spec.right_frames)
         state = _state_after(launcher, codec, np.zeros((spec.num_codebooks, num_frames), np.int64))

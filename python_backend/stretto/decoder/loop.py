@@ -231,7 +231,8 @@ def make_event(pending: PendingChunk, session: DecoderSession, num_samples: int,
         end: Position in the utterance, in samples, at which these samples end.
         spec: Codec constants.
     """
-    chunk, sample_rate = pending.chunk, session.renderer.sample_rate
+    chunk = pending.chunk
+    sample_rate = session.renderer.sample_rate
     event: Event = {
         "utterance": pending.utterance,
         "index": chunk.index,
@@ -275,7 +276,8 @@ def timed_word(mark: WordMark, frame_rate: float) -> WordTime:
 
 
 def _report(pending: PendingChunk, session: DecoderSession) -> ReportEvent:
-    sound, sample_rate = session.first_sound, session.renderer.sample_rate
+    sound = session.first_sound
+    sample_rate = session.renderer.sample_rate
     report = pending.chunk.report
     fields: dict[str, Any] = {}
     if report is not None:
@@ -316,7 +318,8 @@ class DecodingLoop:
         sessions: Sessions,
         aligner: Aligning | None = None,
     ):
-        self._codec, self._aligner = codec, aligner
+        self._codec = codec
+        self._aligner = aligner
         self._config = config
         self._queue = queue
         self._counts = counts
@@ -413,7 +416,8 @@ class DecodingLoop:
 
     def _session_of(self, pending: PendingChunk) -> DecoderSession:
         """Return the session of a chunk; raise InvalidRequest if the chunk does not continue it."""
-        kept, form = pending.chunk.kept, pending.form
+        kept = pending.chunk.kept
+        form = pending.form
         if kept is None:
             return self._sessions.advance(pending.utterance, pending.chunk.index, form)
         assert pending.is_kept is not None, pending.utterance
@@ -428,7 +432,8 @@ class DecodingLoop:
         Raises:
             InvalidRequest: The samples are no longer stored, or chunks before this one are missing.
         """
-        chunk, answers = pending.chunk, session.answers
+        chunk = pending.chunk
+        answers = session.answers
         if answers is None or chunk.kept is None or chunk.kept.number is None:
             return False
         found = answers.find(chunk.kept.number)
@@ -460,7 +465,8 @@ class DecodingLoop:
     def _launch(self, group: list[ChunkJob]) -> None:
         """Launch a batch; if that fails, launch each job separately, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
-        group, begun = still_connected(group, self._fail), self.stopwatch()
+        group = still_connected(group, self._fail)
+        begun = self.stopwatch()
         for job in group:  # an urgent chunk that came after the last launch would be in this batch
             job.pending.reply.wanted_s = min(job.session.dry_s or 0.0, self._launched_s)
         try:
@@ -524,7 +530,8 @@ class DecodingLoop:
             pcm: Decoded samples that are to be played, float32 [n], or None.
             at: GPU address of these samples, or None.
         """
-        chunk, collected = pending.chunk, session.collected
+        chunk = pending.chunk
+        collected = session.collected
         if collected is not None:
             collected.add(chunk, pcm)
         if chunk.is_final:

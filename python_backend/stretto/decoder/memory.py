@@ -106,9 +106,11 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
         raise CheckpointError(f"codec {codec.spec.name}: expected a torch module, whose memory can be measured")
     config = config.limited(codec.spec.max_batch)
     weights = sum(each.nbytes for each in tensors_to_meta(codec))
-    state, peaks = codec.initial_state(1), list[int]()
+    state = codec.initial_state(1)
+    peaks = list[int]()
     is_on_device = state.device == META
-    windows, convolutions = list(largest_batches(codec, config)), convolutions_in(config.convolutions)
+    windows = list(largest_batches(codec, config))
+    convolutions = convolutions_in(config.convolutions)
     converting = windows[:1] if isinstance(convolutions, Convolutions) else []  # converts the weights
     try:
         for window in converting + windows:
@@ -145,7 +147,8 @@ def tensors_to_meta(codec: nn.Module) -> Iterator[Tensor]:
 
 def largest_batches(codec: Codec, config: DecoderConfig) -> Iterator[Window]:
     """Yield the batches that may need the most memory: the largest of each usual shape, and the longest window."""
-    spec, policy = codec.spec, ChunkPolicy(config.first_frames, config.steady_frames)
+    spec = codec.spec
+    policy = ChunkPolicy(config.first_frames, config.steady_frames)
     shapes = [(window.left, window.codes.shape[1], window.right) for window in windows_of(spec, policy)]
     if spec.blocks:
         shapes = [shapes[0], longest_block(spec)]
@@ -162,7 +165,9 @@ def largest_batches(codec: Codec, config: DecoderConfig) -> Iterator[Window]:
 
 def longest_block(spec: CodecSpec) -> tuple[int, int, int]:
     """Return left context, number of frames and right context of the longest window of a codec with blocks."""
-    windower, size, found = Windower(spec), spec.blocks[-1], list[FrameWindow]()
+    windower = Windower(spec)
+    size = spec.blocks[-1]
+    found = list[FrameWindow]()
     for each in (*spec.blocks, *[size] * -(-2 * spec.left_frames // size)):
         window = windower.push(np.zeros((spec.num_codebooks, each), np.int64), is_final=False)
         found += [] if window is None else [window]

@@ -48,7 +48,8 @@ class Renderer:
     """
 
     def __init__(self, form: OutputForm, spec: CodecSpec) -> None:
-        self.form, self.codec_rate = form, spec.sample_rate
+        self.form = form
+        self.codec_rate = spec.sample_rate
         self.sample_rate = form.sample_rate or spec.sample_rate
         self._stream: soxr.ResampleStream | None = None
         if self.sample_rate != spec.sample_rate:
@@ -91,7 +92,8 @@ class ResumableAnswers:
     """
 
     def __init__(self, is_kept: Callable[[], bool], max_bytes: int) -> None:
-        self.is_kept, self._max_bytes = is_kept, max_bytes
+        self.is_kept = is_kept
+        self._max_bytes = max_bytes
         self._answers: deque[tuple[np.ndarray | None, int]] = deque()
         self.oldest = self.num_bytes = 0
 
@@ -254,7 +256,8 @@ class Sessions:
         max_aligned_bytes: int = 0,
         marker: Marker | None = None,
     ) -> None:
-        self._codec, self._marker = codec, marker
+        self._codec = codec
+        self._marker = marker
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
         self.now = clock
@@ -345,7 +348,8 @@ class Sessions:
         session.filling = collect_prompt(session.filling, refinement_of(self._codec), chunk, codes)
         if chunk.num_reference_frames == 0:
             return
-        is_alone, is_first = session.renderer.form.deterministic, session.windower.is_empty
+        is_alone = session.renderer.form.deterministic
+        is_first = session.windower.is_empty
         reference = read_reference(chunk, codes, self._codec.spec, is_alone, is_first)
         session.reference = reference
         found = None if reference.key is None else self._references.find(reference.key)

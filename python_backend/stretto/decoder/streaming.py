@@ -94,7 +94,8 @@ class Windower:
         if codes is not None:
             check_codes(codes, self._spec)
             self._kept = np.concatenate([self._kept, codes.astype(np.int64)], axis=1)
-        received, most = self._kept_from + self._kept.shape[1], self._spec.max_frames
+        received = self._kept_from + self._kept.shape[1]
+        most = self._spec.max_frames
         if most is not None and received > most:
             raise InvalidRequest("codes", f"at most {most} frames in an utterance", f"{received} frames")
         end = received if is_final else self._spec.complete(received)
@@ -190,7 +191,8 @@ def read_reference(
     Raises:
         InvalidRequest: If a later chunk has a reference, or the reference is longer than the chunk.
     """
-    length, there = chunk.num_reference_frames, 0 if codes is None else codes.shape[-1]
+    length = chunk.num_reference_frames
+    there = 0 if codes is None else codes.shape[-1]
     if not is_first or length > there:
         expected = f"at most {there}, the frames of its chunk" if is_first else "0 after the first frame"
         raise InvalidRequest("chunk.num_reference_frames", expected, length)
@@ -219,7 +221,8 @@ class SoundTable:
     """
 
     def __init__(self, codec: Codec, max_bytes: int) -> None:
-        self._codec, self._max_bytes = codec, max_bytes
+        self._codec = codec
+        self._max_bytes = max_bytes
         self._latest: OrderedDict[bytes, _Recorded] = OrderedDict()
         self.num_bytes = 0
 

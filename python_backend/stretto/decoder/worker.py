@@ -37,7 +37,8 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
     """
     if config.runtime == "onnx":
         codec = load_exported(config.codec, checkpoint, config.device, config.threads)
-        there, wanted = codec.spec.num_codebooks, config.num_codebooks or codec.spec.num_codebooks
+        there = codec.spec.num_codebooks
+        wanted = config.num_codebooks or codec.spec.num_codebooks
         if there != wanted:
             raise CheckpointError(f"{checkpoint}: expected {config.codec} exported for {wanted} codebooks, got {there}")
     else:
@@ -82,7 +83,8 @@ class DecoderWorker:
         aligner: Aligning | None = None,
     ) -> None:
         config = config.limited(codec.spec.max_batch)
-        self._config, self._aligner = config, aligner
+        self._config = config
+        self._aligner = aligner
         self._queue = ChunkQueue()
         self._counts = Counts()
         limits = (config.max_utterances, config.idle_timeout_s)

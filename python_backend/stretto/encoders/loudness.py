@@ -7,18 +7,25 @@ from functools import cache
 import numpy as np
 
 # BS.1770 K-weighting as two filters by Robert Bristow-Johnson: gain in dB (shelf only), Q, frequency in Hz.
-SHELF, HIGH_PASS = (4.0, math.sqrt(0.5), 1500.0), (0.5, 38.0)
-BLOCK_S, OVERLAP = 0.4, 0.75
-ABSOLUTE_GATE, RELATIVE_GATE, OFFSET = -70.0, -10.0, -0.691
+SHELF = (4.0, math.sqrt(0.5), 1500.0)
+HIGH_PASS = (0.5, 38.0)
+BLOCK_S = 0.4
+OVERLAP = 0.75
+ABSOLUTE_GATE = -70.0
+RELATIVE_GATE = -10.0
+OFFSET = -0.691
 NUM_TAPS = 8192  # within this many samples at 24 kHz, the high-pass filter's response falls by a factor of 1e-35
 
 
 def _shelf(rate: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the numerator and denominator of the filter that boosts high frequencies."""
     gain, q, frequency = SHELF
-    level, w = 10 ** (gain / 40), 2 * math.pi * frequency / rate
-    cos, more = math.cos(w), 2 * math.sqrt(level) * math.sin(w) / (2 * q)
-    up, down = level + 1, level - 1
+    level = 10 ** (gain / 40)
+    w = 2 * math.pi * frequency / rate
+    cos = math.cos(w)
+    more = 2 * math.sqrt(level) * math.sin(w) / (2 * q)
+    up = level + 1
+    down = level - 1
     above = level * np.array([up + down * cos + more, -2 * (down + up * cos), up + down * cos - more])
     return above, np.array([up - down * cos + more, 2 * (down - up * cos), up - down * cos - more])
 
@@ -27,7 +34,8 @@ def _high_pass(rate: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the numerator and denominator of the filter that removes low frequencies."""
     q, frequency = HIGH_PASS
     w = 2 * math.pi * frequency / rate
-    cos, alpha = math.cos(w), math.sin(w) / (2 * q)
+    cos = math.cos(w)
+    alpha = math.sin(w) / (2 * q)
     return np.array([(1 + cos) / 2, -(1 + cos), (1 + cos) / 2]), np.array([1 + alpha, -2 * cos, 1 - alpha])
 
 
@@ -35,7 +43,9 @@ def _high_pass(rate: int) -> tuple[np.ndarray, np.ndarray]:
 def _response(make: Callable[[int], tuple[np.ndarray, np.ndarray]], rate: int) -> np.ndarray:
     """Return the impulse response of a filter, float64 [NUM_TAPS]."""
     above, below = make(rate)
-    above, below, response = above / below[0], below / below[0], np.zeros(NUM_TAPS + 2)
+    above = above / below[0]
+    below = below / below[0]
+    response = np.zeros(NUM_TAPS + 2)
     for at in range(NUM_TAPS):
         new = above[at] if at < len(above) else 0.0
         response[at + 2] = new - below[1] * response[at + 1] - below[2] * response[at]

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-MEL_RATE, TOKEN_RATE_HZ = 24_000, 16_000  # sample rates of the mel spectrogram and of both networks
+# sample rates of the mel spectrogram and of both networks
+MEL_RATE = 24_000
+TOKEN_RATE_HZ = 16_000
 NUM_TOKENS = 3**8
 
 
@@ -36,7 +38,9 @@ def power_spectrum(pcm: Tensor, fourier: int, hop: int) -> Tensor:
     return torch.stft(pcm, fourier, hop, window=window, return_complex=True).abs().square()
 
 
-SINC_ZEROS, ROLL_OFF = 6, 0.99  # zeros of a filter on each side; its cutoff, as a share of the lower rate's
+# zeros of a filter on each side; its cutoff, as a share of the lower rate's
+SINC_ZEROS = 6
+ROLL_OFF = 0.99
 
 
 @cache
@@ -63,14 +67,16 @@ def resample_by_sinc(pcm: Tensor, sample_rate: int, target_rate: int) -> Tensor:
         Samples, float32 [ceil(n * target_rate / sample_rate)].
     """
     shared = math.gcd(sample_rate, target_rate)
-    source, target = sample_rate // shared, target_rate // shared
+    source = sample_rate // shared
+    target = target_rate // shared
     kernel, before = _sinc_kernel(source, target)
     padded = F.pad(pcm, (before, before + source))
     made = F.conv1d(padded[None, None], kernel.to(pcm.device), stride=source)[0]
     return made.T.reshape(-1)[: -(-len(pcm) * target // source)]
 
 
-MEL_FOURIER, MEL_HOP = 1920, 480
+MEL_FOURIER = 1920
+MEL_HOP = 480
 
 
 def mel_spectrogram(pcm: Tensor, num_mels: int = 80, highest_hz: float = 8000.0) -> Tensor:
@@ -83,7 +89,10 @@ def mel_spectrogram(pcm: Tensor, num_mels: int = 80, highest_hz: float = 8000.0)
     return (mel_filters(MEL_RATE, MEL_FOURIER, num_mels, highest_hz).to(pcm.device) @ magnitude).clamp(min=1e-5).log().T
 
 
-FBANK_FRAME, FBANK_HOP, FBANK_FOURIER, FBANK_LOWEST_HZ = 400, 160, 512, 20.0
+FBANK_FRAME = 400
+FBANK_HOP = 160
+FBANK_FOURIER = 512
+FBANK_LOWEST_HZ = 20.0
 PREEMPHASIS = 0.97
 
 
@@ -94,7 +103,8 @@ def _fbank_filters(num_bands: int) -> Tensor:
     edges = np.linspace(mel(FBANK_LOWEST_HZ), mel(TOKEN_RATE_HZ / 2), num_bands + 2)
     bins = mel(np.arange(FBANK_FOURIER // 2 + 1) * TOKEN_RATE_HZ / FBANK_FOURIER)
     step = edges[1] - edges[0]
-    rising, falling = (bins - edges[:-2, None]) / step, (edges[2:, None] - bins) / step
+    rising = (bins - edges[:-2, None]) / step
+    falling = (edges[2:, None] - bins) / step
     return torch.from_numpy(np.maximum(0.0, np.minimum(rising, falling)).astype(np.float32))
 
 
@@ -112,8 +122,13 @@ def fbank(pcm: Tensor, num_bands: int = 80) -> Tensor:
     return filtered.clamp(min=torch.finfo(torch.float32).eps).log()
 
 
-HEAD_WIDTH, MEMORY, THETA = 64, 31, 10_000.0  # attention head width, FSMN kernel size, rotary base
-TOKEN_FOURIER, TOKEN_HOP, TOKEN_MELS = 400, 160, 128
+# attention head width, FSMN kernel size, rotary base
+HEAD_WIDTH = 64
+MEMORY = 31
+THETA = 10_000.0
+TOKEN_FOURIER = 400
+TOKEN_HOP = 160
+TOKEN_MELS = 128
 FRAMES_PER_TOKEN = 4  # log-mel frames
 FSQ_SCALE = 0.9990000128746033
 
@@ -146,7 +161,8 @@ class _MemoryAttention(nn.Module):
 
         value = self.value(x)
         memory = value + self.fsmn_block(value.transpose(1, 2)).transpose(1, 2)
-        query, key = rotated(heads(self.query(x))), rotated(heads(self.key(x)))
+        query = rotated(heads(self.query(x)))
+        key = rotated(heads(self.key(x)))
         attended = F.scaled_dot_product_attention(query, key, heads(value))
         return self.out(attended.transpose(1, 2).flatten(2)) + memory
 
@@ -156,7 +172,8 @@ class _TokenizerLayer(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.attn_ln, self.mlp_ln = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn_ln = nn.LayerNorm(width)
+        self.mlp_ln = nn.LayerNorm(width)
         self.attn = _MemoryAttention(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
@@ -199,7 +216,8 @@ class S3Tokenizer(nn.Module):
         x = F.gelu(self.encoder["conv2"](F.gelu(self.encoder["conv1"](x)))).transpose(1, 2)
         rates = THETA ** -(torch.arange(0, HEAD_WIDTH, 2, device=pcm.device) / HEAD_WIDTH)
         angles = torch.outer(torch.arange(x.shape[1], device=pcm.device).float(), rates).repeat(1, 2)
-        cos, sin = angles.cos(), angles.sin()
+        cos = angles.cos()
+        sin = angles.sin()
         for layer in self.encoder["blocks"].children():
             x = layer(x, cos, sin)
         low = self.quantizer.get_submodule("_codebook.project_down")(x[0])
@@ -247,7 +265,8 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, (stride, 1), 1, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn1, self.bn2 = _Norm(channels), _Norm(channels)
+        self.bn1 = _Norm(channels)
+        self.bn2 = _Norm(channels)
         self.shortcut = nn.Sequential()
         if stride > 1:
             self.shortcut.extend([nn.Conv2d(channels, channels, 1, (stride, 1), bias=False), _Norm(channels)])
@@ -265,7 +284,8 @@ class _BandReduction(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, channels, 3, 1, 1, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, 3, (2, 1), 1, bias=False)
-        self.bn1, self.bn2 = _Norm(channels), _Norm(channels)
+        self.bn1 = _Norm(channels)
+        self.bn2 = _Norm(channels)
         for name in ("layer1", "layer2"):
             self.add_module(name, nn.Sequential(_ResidualBlock(channels, 2), _ResidualBlock(channels, 1)))
 
@@ -285,7 +305,8 @@ class _MaskedConv(nn.Module):
     def __init__(self, width: int, growth: int, dilation: int):
         super().__init__()
         self.linear_local = nn.Conv1d(width, growth, 3, padding=dilation, dilation=dilation, bias=False)
-        self.linear1, self.linear2 = nn.Conv1d(width, width // 2, 1), nn.Conv1d(width // 2, growth, 1)
+        self.linear1 = nn.Conv1d(width, width // 2, 1)
+        self.linear2 = nn.Conv1d(width // 2, growth, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, growth, T] for x [B, width, T]."""
@@ -299,7 +320,8 @@ class _DenseLayer(nn.Module):
 
     def __init__(self, channels: int, width: int, growth: int, dilation: int):
         super().__init__()
-        self.nonlinear1, self.nonlinear2 = _norm(channels), _norm(width)
+        self.nonlinear1 = _norm(channels)
+        self.nonlinear2 = _norm(width)
         self.linear1 = nn.Conv1d(channels, width, 1, bias=False)
         self.cam_layer = _MaskedConv(width, growth, dilation)
 
@@ -314,10 +336,15 @@ class _NormedConv(nn.Module):
 
     def __init__(self, convolution: nn.Conv1d, norm: nn.Module):
         super().__init__()
-        self.linear, self.nonlinear = convolution, norm
+        self.linear = convolution
+        self.nonlinear = norm
 
 
-BANDS, BAND_CHANNELS, CHANNELS, GROWTH, DENSE_WIDTH = 80, 32, 128, 32, 128
+BANDS = 80
+BAND_CHANNELS = 32
+CHANNELS = 128
+GROWTH = 32
+DENSE_WIDTH = 128
 BLOCKS = ((12, 1), (24, 2), (16, 2))  # layers and dilation of the dense blocks
 
 

@@ -124,12 +124,14 @@ class WhisperVq(nn.Module):
 
     def forward(self, features: Tensor, is_sound: Tensor) -> Tensor:
         """Return tokens [B, T / (2 pool)] for log-mel features [B, mels, T]; is_sound [B, T] is False for padding."""
-        steps, is_sound = self._steps(features), is_sound[:, ::HALVED]
+        steps = self._steps(features)
+        is_sound = is_sound[:, ::HALVED]
         mask = block_mask(is_sound, self.config.block)
         for number, layer in enumerate(self.layers, 1):
             steps = layer(steps, mask)
             if number == self.config.pooled_after:
-                steps, is_sound = self._pooled(steps), is_sound[:, :: self.config.pool]
+                steps = self._pooled(steps)
+                is_sound = is_sound[:, :: self.config.pool]
                 block = None if self.config.block is None else self.config.block // self.config.pool
                 mask = block_mask(is_sound, block)
         vectors = self.codebook.weight
@@ -159,7 +161,9 @@ def block_mask(is_sound: Tensor, block: int | None) -> Tensor:
     return (place[:, None] >= place) & is_sound[:, None, None]
 
 
-FOLDER, CONFIG, FEATURES = "ssl_tokenizer", "config.json", "preprocessor_config.json"
+FOLDER = "ssl_tokenizer"
+CONFIG = "config.json"
+FEATURES = "preprocessor_config.json"
 SEGMENT = 30 * HEARD_RATE  # samples
 NUMBERS = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value")
 PREFIXES = ("model.encoder.", "encoder.", "")
@@ -172,7 +176,8 @@ class SpeechTokenizer(nn.Module):
 
     def __init__(self, config: WhisperVqConfig, features: WhisperFeatureExtractor) -> None:
         super().__init__()
-        self.encoder, self.features = WhisperVq(config), features
+        self.encoder = WhisperVq(config)
+        self.features = features
         self.frames_per_token = HALVED * config.pool
 
     @torch.inference_mode()

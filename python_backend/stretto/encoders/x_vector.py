@@ -24,11 +24,15 @@ from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
-FOLDER, CONFIG, WEIGHTS = "speaker_encoder", "config.json", "model.safetensors"
+FOLDER = "speaker_encoder"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 PREFIX = "speaker_encoder."
 SAMPLE_RATE = 24_000
-FOURIER, HOP = 1024, 256
-POWER_FLOOR, MEL_FLOOR = 1e-9, 1e-5
+FOURIER = 1024
+HOP = 256
+POWER_FLOOR = 1e-9
+MEL_FLOOR = 1e-5
 
 
 @dataclass(frozen=True, slots=True)

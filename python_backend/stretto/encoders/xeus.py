@@ -186,7 +186,8 @@ class Positions(nn.Module):
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
-        kernel, width = config.position_kernel, config.hidden
+        kernel = config.position_kernel
+        width = config.hidden
         conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=config.position_groups)
         self.convs = nn.ModuleList([conv])
 
@@ -199,13 +200,18 @@ class Block(nn.Module):
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
-        width, kernel = config.hidden, config.merge_kernel
-        self.feed_forward_macaron, self.feed_forward = FeedForward(config), FeedForward(config)
-        self.attn, self.cgmlp = SelfAttention(config), GatedBranch(config)
+        width = config.hidden
+        kernel = config.merge_kernel
+        self.feed_forward_macaron = FeedForward(config)
+        self.feed_forward = FeedForward(config)
+        self.attn = SelfAttention(config)
+        self.cgmlp = GatedBranch(config)
         self.depthwise_conv_fusion = nn.Conv1d(2 * width, 2 * width, kernel, padding=kernel // 2, groups=2 * width)
         self.merge_proj = nn.Linear(2 * width, width)
-        self.norm_ff_macaron, self.norm_ff = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
-        self.norm_mha, self.norm_mlp = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
+        self.norm_ff_macaron = nn.LayerNorm(width, EPS)
+        self.norm_ff = nn.LayerNorm(width, EPS)
+        self.norm_mha = nn.LayerNorm(width, EPS)
+        self.norm_mlp = nn.LayerNorm(width, EPS)
         self.norm_final = nn.LayerNorm(width, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -265,7 +271,8 @@ class Gate(nn.Module):
 
     def __init__(self, config: XeusConfig) -> None:
         super().__init__()
-        width, kernel = config.gate // 2, config.gate_kernel
+        width = config.gate // 2
+        kernel = config.gate_kernel
         self.norm = nn.LayerNorm(width, EPS)
         self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
 
@@ -279,7 +286,8 @@ def along_time(convolution: nn.Module, x: Tensor) -> Tensor:
     return convolution(x.transpose(1, 2)).transpose(1, 2)
 
 
-WRAPPER, CENTRES = "joblib.numpy_pickle.NumpyArrayWrapper", "cluster_centers_"
+WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"
+CENTRES = "cluster_centers_"
 NUMBERS = frozenset({"f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"})  # numpy dtype names
 
 
@@ -320,7 +328,8 @@ class RecordReader(pickle._Unpickler):
 
 
 def _read_array(file: BinaryIO, state: dict[str, Any]) -> np.ndarray:
-    dtype, shape = _dtype(state["dtype"]), tuple(state["shape"])
+    dtype = _dtype(state["dtype"])
+    shape = tuple(state["shape"])
     if state.get("numpy_array_alignment_bytes") is not None:
         file.read(file.read(1)[0])
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -330,7 +339,8 @@ def _read_array(file: BinaryIO, state: dict[str, Any]) -> np.ndarray:
 
 def _dtype(record: Record) -> np.dtype:
     """Return the dtype of a pickled numpy.dtype; index 1 of its state is the byte order."""
-    name, order = record.args[0], record.state[1]
+    name = record.args[0]
+    order = record.state[1]
     if record.name != "numpy.dtype" or name not in NUMBERS:
         raise ValueError(f"expected arrays of numbers, got {record.name} {name!r}")
     return np.dtype(name).newbyteorder(order)
@@ -358,7 +368,9 @@ def read_centres(path: Path) -> np.ndarray:
     return np.array(centres, np.float32, order="C")
 
 
-FOLDER, CONFIG, WEIGHTS = "ssl_tokenizer", "config.json", "model.safetensors"
+FOLDER = "ssl_tokenizer"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 
 
 class XeusTokenizer(nn.Module):
@@ -368,7 +380,8 @@ class XeusTokenizer(nn.Module):
 
     def __init__(self, config: XeusConfig, num_codes: int) -> None:
         super().__init__()
-        self.config, self.xeus = config, Xeus(config)
+        self.config = config
+        self.xeus = Xeus(config)
         self.register_buffer("centres", torch.zeros(num_codes, config.hidden))
 
     @torch.inference_mode()

@@ -16,7 +16,8 @@ from stretto.untrusted_files import UNPARSABLE, json_object, regular_file
 
 KEY = "adapters"  # key in vLLM's `additional_config`
 RANKS = 1, 8, 16, 32, 64, 128, 256, 320, 512  # ranks that vLLM supports (`MaxLoRARanks`)
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 # Linear layers of a decoder layer, as fused by vLLM. They are the same in all backbones.
 FUSED = "self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"
 PLAIN_PATTERN = re.compile(r"\^?[\w.]+")  # PEFT keys are regular expressions, which can take exponential time
@@ -99,7 +100,9 @@ def _check_tensors(name: str, folder: Path, config: VllmConfig) -> None:
     vLLM does not check this. It would apply too small a tensor to only a part of the layer, and it would compute a
     tensor's scale from the configured rank even if the tensor has another rank.
     """
-    path, num_layers, sizes = folder / WEIGHTS, config.model_config.hf_config.num_hidden_layers, _sizes(config)
+    path = folder / WEIGHTS
+    num_layers = config.model_config.hf_config.num_hidden_layers
+    sizes = _sizes(config)
     ranks = dict[str, dict[str, int]]()
     try:
         shapes = _shapes(regular_file(path))
@@ -136,8 +139,11 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def _sizes(config: VllmConfig) -> dict[str, tuple[int, int]]:
     """Map the name of each linear layer in a decoder layer to (input width, output width)."""
     model = config.model_config
-    hidden, inner, head = model.get_hidden_size(), model.hf_config.intermediate_size, model.get_head_size()
-    queried, held = model.hf_config.num_attention_heads * head, model.get_total_num_kv_heads() * head
+    hidden = model.get_hidden_size()
+    inner = model.hf_config.intermediate_size
+    head = model.get_head_size()
+    queried = model.hf_config.num_attention_heads * head
+    held = model.get_total_num_kv_heads() * head
     return {
         "self_attn.q_proj": (hidden, queried),
         "self_attn.k_proj": (hidden, held),
@@ -153,7 +159,8 @@ def check_config(config: VllmConfig) -> None:
     """Raise ValueError if `config` has options that the plugin does not support; the message lists them."""
     if not config.use_v2_model_runner:
         raise ValueError("the speech plugin needs vLLM's Model Runner V2: set VLLM_USE_V2_MODEL_RUNNER=1")
-    parallel, scheduling = config.parallel_config, config.scheduler_config
+    parallel = config.parallel_config
+    scheduling = config.scheduler_config
     if scheduling.policy != "fcfs":
         raise ValueError(f"scheduling_policy: expected fcfs, got {scheduling.policy}")
     refused = {

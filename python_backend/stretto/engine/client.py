@@ -25,7 +25,9 @@ from stretto.engine.host import StartedEngines, StartRequest, connect_host
 from stretto.engine.reply_rules import TextUpdate, updates_to_extra_args
 from stretto.errors import StrettoError
 
-ADD, ABORT = b"\x00", b"\x01"  # vLLM's EngineCoreRequestType
+# vLLM's EngineCoreRequestType
+ADD = b"\x00"
+ABORT = b"\x01"
 DEAD = b"ENGINE_CORE_DEAD"
 FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")  # vLLM's FinishReason
 READY_S = 60.0  # maximum time from the end of an engine's start to its first message
@@ -97,7 +99,8 @@ class _Request:
     """Unread output of a request in flight."""
 
     def __init__(self, request_id: str, engine: bytes) -> None:
-        self.id, self.engine = request_id, engine
+        self.id = request_id
+        self.engine = engine
         self._ids: list[int] = []
         self.finish_reason: str | None = None
         self._states: np.ndarray | None = None
@@ -123,8 +126,10 @@ class _Request:
             await self._waiter
         if self._error is not None:
             raise self._error
-        ids, self._ids = self._ids, []
-        states, self._states = self._states, None
+        ids = self._ids
+        self._ids = []
+        states = self._states
+        self._states = None
         return Output(ids, self.finish_reason, states)
 
     def _wake(self) -> None:
@@ -150,7 +155,8 @@ class EngineConnection:
         self._folder = Path(tempfile.mkdtemp(prefix="engine_", dir=os.environ.get("VLLM_RPC_BASE_PATH")))
         self._context = zmq.Context()
         self._context.linger = 0  # otherwise it would wait for engines that have exited
-        self._inputs, self._outputs = self._context.socket(zmq.ROUTER), self._context.socket(zmq.PULL)
+        self._inputs = self._context.socket(zmq.ROUTER)
+        self._outputs = self._context.socket(zmq.PULL)
         inputs, outputs = (f"ipc://{self._folder / name}" for name in ("inputs", "outputs"))
         try:
             for socket, address in ((self._inputs, inputs), (self._outputs, outputs)):
@@ -206,7 +212,8 @@ class EngineConnection:
 
         If the host process exits, `on_message` is called with DEAD.
         """
-        self._loop, self._on_message = asyncio.get_running_loop(), on_message
+        self._loop = asyncio.get_running_loop()
+        self._on_message = on_message
         self._loop.add_reader(self._outputs.FD, self._read)
         self._loop.add_reader(self._host.fileno(), self._end)
         self._read()  # the descriptor signals only changes
@@ -248,17 +255,21 @@ class EngineClient:
     """
 
     def __init__(self, connection: EngineConnection) -> None:
-        self._connection, self.started = connection, connection.started
-        self.ready, self.num_engines = next(iter(connection.readies.values())), len(connection.readies)
+        self._connection = connection
+        self.started = connection.started
+        self.ready = next(iter(connection.readies.values()))
+        self.num_engines = len(connection.readies)
         self._load = dict.fromkeys(connection.readies, 0)  # requests in flight
         self._requests: dict[str, _Request] = {}
         self._ids: dict[str, str] = {}  # internal ids by caller's id
-        self._numbers, self._is_listening = count(), False
+        self._numbers = count()
+        self._is_listening = False
         self._appended: dict[str, bytearray] = {}  # ids that have not been sent, by internal id
         self._completed: set[str] = set()
         self._flushing: asyncio.Handle | None = None
         self._flushed_s = float("-inf")
-        self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(EngineOutputs)
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(EngineOutputs)
 
     @property
     def num_requests(self) -> int:
@@ -289,7 +300,8 @@ class EngineClient:
         engine = min(self._load, key=lambda each: self._load[each])
         # a number, because outputs of an aborted request with the same id may still arrive
         request = _Request(f"{request_id}-{next(self._numbers)}", engine)
-        self._requests[request.id], self._ids[request_id] = request, request.id
+        self._requests[request.id] = request
+        self._ids[request_id] = request.id
         self._load[engine] += 1
         try:
             self._send(request, ids, fields, adapter)
@@ -325,8 +337,11 @@ class EngineClient:
             self._flushing = loop.call_later(left_s, self._flush) if left_s > 0 else loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        appended, completed, self._flushing = self._appended, self._completed, None
-        self._appended, self._completed = {}, set()
+        appended = self._appended
+        completed = self._completed
+        self._flushing = None
+        self._appended = {}
+        self._completed = set()
         self._flushed_s = asyncio.get_running_loop().time()
         updates: dict[bytes, list[TextUpdate]] = {}
         for name, ids in appended.items():
@@ -363,7 +378,8 @@ class EngineClient:
             reason = None if output.finish_reason is None else FINISH_REASONS[output.finish_reason]
             if reason is not None:
                 self._forget(found)
-            record, states = output.pooling_output, None
+            record = output.pooling_output
+            states = None
             if record is not None:
                 states = read_tensor(record, (message, *tensors))
             found.push(output.new_token_ids, reason, states)

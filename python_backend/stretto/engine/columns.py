@@ -79,4 +79,6 @@ def _index(table: type) -> dict[str, int]:
     return {column.name: index for index, column in enumerate(fields(table))}
 
 
-STATE, LIMITS, SCALES = _index(SlotState), _index(SlotLimits), _index(SlotScales)
+STATE = _index(SlotState)
+LIMITS = _index(SlotLimits)
+SCALES = _index(SlotScales)

@@ -47,8 +47,13 @@ class TextFeed:
         patience_s: float = PATIENCE_S,
         longest_s: float = LONGEST_S,
     ):
-        self._engine, self._request_id, self.track, self._room = engine, request_id, track, room
-        self._patience_s, self._begun_s, self.longest_s = patience_s, time.monotonic(), longest_s
+        self._engine = engine
+        self._request_id = request_id
+        self.track = track
+        self._room = room
+        self._patience_s = patience_s
+        self._begun_s = time.monotonic()
+        self.longest_s = longest_s
         self._waiting = np.zeros(0, np.int32)
         self._is_complete = self._is_last_sent = self._has_begun = self._has_ended = False
         self._failure: StrettoError | None = None
@@ -121,9 +126,11 @@ class TextFeed:
 
     def _give_up(self) -> None:
         if self._left_s <= 0:
-            expected, got = f"the complete {self.what} within {self.longest_s:g} s of its start", "only a part"
+            expected = f"the complete {self.what} within {self.longest_s:g} s of its start"
+            got = "only a part"
         else:
-            expected, got = f"more {self.what}, or its end, within {self._patience_s:g} s", "none"
+            expected = f"more {self.what}, or its end, within {self._patience_s:g} s"
+            got = "none"
         self.abort(InvalidRequest(self.field, expected, got))
 
     def abort(self, failure: StrettoError) -> None:
@@ -132,7 +139,8 @@ class TextFeed:
         self._engine.abort(self._request_id)
 
     def _send(self) -> None:
-        ids, self._waiting = self._waiting, np.zeros(0, np.int32)
+        ids = self._waiting
+        self._waiting = np.zeros(0, np.int32)
         if not self._engine.has(self._request_id) or self._is_last_sent or not (len(ids) or self._is_complete):
             return
         self._is_last_sent = self._is_complete
@@ -163,7 +171,8 @@ class FrameFeed(TextFeed):
         seconds: Duration of the input in seconds.
     """
 
-    field, what = "pcm_in", "audio"
+    field = "pcm_in"
+    what = "audio"
 
     def __init__(
         self,
@@ -176,7 +185,10 @@ class FrameFeed(TextFeed):
         clock: Callable[[], float] = time.monotonic,
     ):
         super().__init__(engine, request_id, None, room * width, IDLE_S, room * frame_s + IDLE_S)
-        self._width, self._frame_s, self._note_tick, self._clock = width, frame_s, note_tick, clock
+        self._width = width
+        self._frame_s = frame_s
+        self._note_tick = note_tick
+        self._clock = clock
         self._due: deque[float] = deque()  # due times of the frames that the reply has not read
         self._last_due_s = 0.0
         self.num_frames = 0
@@ -195,11 +207,13 @@ class FrameFeed(TextFeed):
         """
         self.check()
         is_input = len(frames) > 0 or is_last
-        frames, now = frames[: self._room // self._width], self._clock()
+        frames = frames[: self._room // self._width]
+        now = self._clock()
         for _ in range(len(frames)):
             self._last_due_s = max(now, self._last_due_s + self._frame_s)
             self._due.append(self._last_due_s)
-        self.num_frames, self.seconds = self.num_frames + len(frames), seconds
+        self.num_frames = self.num_frames + len(frames)
+        self.seconds = seconds
         if self._due and now - self._due[0] > MAX_LAG_S:
             behind_s = now - self._due[0]
             self.abort(

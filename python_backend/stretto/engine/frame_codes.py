@@ -23,9 +23,12 @@ class FrameCodes:
 
     def __init__(self, family: Family, streams: Sequence[int]):
         layout = family.layout
-        self._streams, self._leaves_out = np.asarray(streams), family.leaves_out_extra
-        self._rows_per_frame, places = family.rows_per_frame, layout.frame_codec.places
-        self._are_latents, self._frame = layout.latents is not None, layout.audio[0].start
+        self._streams = np.asarray(streams)
+        self._leaves_out = family.leaves_out_extra
+        self._rows_per_frame = family.rows_per_frame
+        places = layout.frame_codec.places
+        self._are_latents = layout.latents is not None
+        self._frame = layout.audio[0].start
         lines = [] if self._are_latents else places or [layout.audio[s] for s in streams]
         self._first_ids = np.asarray([ids.start for ids in lines])
         self._num_ids = np.asarray([len(ids) for ids in lines])

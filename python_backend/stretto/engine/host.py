@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 END_S = 5.0
-MODULE, SPARE = "stretto.engine.host", "spare"
+MODULE = "stretto.engine.host"
+SPARE = "spare"
 SPARE_S = 120.0  # time for the spare's imports on a busy machine
 # Imported before a host is forked, because engines need them.
 WARM = (
@@ -172,7 +173,8 @@ def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None
     memory = config.cache_config.kv_cache_memory_bytes
     if memory is None:
         return
-    num_slots, length = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
+    num_slots = config.scheduler_config.max_num_seqs
+    length = config.model_config.max_model_len
     if latents.cache_bytes(num_slots, length) > memory:
         longest = latents.max_rows(num_slots, memory)
         raise ValueError(
@@ -214,7 +216,8 @@ def captured_rows(config: EngineConfig) -> dict[str, Any]:
     vLLM's default is two rows per request. A predictor of further rows processes a window of rows per request, so it
     needs more. A value set by the operator is kept.
     """
-    arguments, family = config.engine_args, family_at(config.checkpoint)
+    arguments = config.engine_args
+    family = family_at(config.checkpoint)
     steps = family.mechanism.steps
     compilation = arguments.get("compilation_config")
     given = {**arguments, **(compilation if isinstance(compilation, dict) else {})}

@@ -49,12 +49,15 @@ class SpeechLLM:
 
     def __init__(self, engine: EngineClient, config: EngineConfig, shared: SharedStats):
         record = config_at(config.checkpoint)
-        self._engine, self._shared = engine, shared
+        self._engine = engine
+        self._shared = shared
         self.family: Family = read_family(record)
         self._text = load_text_codec(self.family, config.checkpoint)
-        self._audio_format, self._image_format = AudioFormat.from_config(record), ImageFormat.from_config(record)
+        self._audio_format = AudioFormat.from_config(record)
+        self._image_format = ImageFormat.from_config(record)
         self._rules = SegmentRules(self.family, engine.ready.max_model_len)
-        self._capacity, self._adapters = Capacity.from_engine(engine), Adapters.from_paths(config.adapter_folders)
+        self._capacity = Capacity.from_engine(engine)
+        self._adapters = Adapters.from_paths(config.adapter_folders)
         self._stats = Stats()
         self.active: set[str] = set()
         self._texts: dict[str, TextFeed] = {}
@@ -155,7 +158,8 @@ class SpeechLLM:
         feed = self._sessions.get(request_id)
         if feed is None:
             raise InvalidRequest("session.id", "the id of an open session", request_id)
-        size, track = self.family.layout.vocab_size, self.family.code_track
+        size = self.family.layout.vocab_size
+        track = self.family.code_track
         assert track is not None, "only such families have sessions"
         if frames.shape[1:] != (len(track.streams),) or (frames.size and not 0 <= frames.min() <= frames.max() < size):
             raise InvalidRequest("frames", f"ids [n, {len(track.streams)}] in [0, {size})", f"{list(frames.shape)}")
@@ -172,7 +176,8 @@ class SpeechLLM:
         with self._places.reserving(host) as is_left:
             if not is_left:
                 self._stats.live_refused_total += 1
-                total, own = self._places.held, self._places.held_by(host)
+                total = self._places.held
+                own = self._places.held_by(host)
                 raise NoCapacity(f"{total} sessions are open, {own} of them from this host, try again")
             yield
 
@@ -198,7 +203,8 @@ class SpeechLLM:
             InvalidRequest: If the request can never run. It is not queued.
             NoCapacity: If too many requests are in flight. This request is not queued.
         """
-        request_id, prompt = free_id(request_id, self.active), self.prepare(prompt)
+        request_id = free_id(request_id, self.active)
+        prompt = self.prepare(prompt)
         with self.place(prompt, request_id, host) as permit:
             async with aclosing(self.reply_chunks(prompt, permit, pacer)) as chunks:
                 async for chunk in chunks:
@@ -257,7 +263,8 @@ class SpeechLLM:
         if len(self._sessions) >= self._places.limit:
             self._stats.live_refused_total += 1
             raise NoCapacity(f"{len(self._sessions)} sessions are open, try again")
-        room, frame_s = max_frames(prompt, self._rules), 1 / self.family.frame_rate
+        room = max_frames(prompt, self._rules)
+        frame_s = 1 / self.family.frame_rate
         session = FrameFeed(self._engine, request_id, len(track.streams), room, frame_s, self._stats.note_tick)
         self._texts[request_id] = self._sessions[request_id] = session
         self._stats.live_sessions += 1
@@ -274,7 +281,8 @@ class SpeechLLM:
             listener: Function that is called with the hidden states of the prompt when they arrive, and with the ids of
                 stream 0 in each group of new rows, before their chunks are yielded.
         """
-        clock, request_id = _Clock(permit), permit.request_id
+        clock = _Clock(permit)
+        request_id = permit.request_id
         if prompt.is_open and request_id not in self._texts:
             self._open_feed(prompt, request_id)
         reply = ReplyState.begin(self._rules, self.family.task(prompt.task), len(prompt.rows))
@@ -286,15 +294,19 @@ class SpeechLLM:
         if self.family.mechanism.times_words:  # of a feed, to which streamed text is appended
             feed = self._texts.get(request_id)
             utterance.track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
-        utterance.voice, frame_stats = prompt.voice, FrameStats(self._stats, prompt.sampling)
-        fields, adapter = sampling_fields(prompt, self._rules, permit.host), self._adapters.named(prompt.adapter)
-        width, text = self._rules.num_row_words, self._texts.get(request_id, NO_TEXT)
+        utterance.voice = prompt.voice
+        frame_stats = FrameStats(self._stats, prompt.sampling)
+        fields = sampling_fields(prompt, self._rules, permit.host)
+        adapter = self._adapters.named(prompt.adapter)
+        width = self._rules.num_row_words
+        text = self._texts.get(request_id, NO_TEXT)
         session = self._sessions.get(request_id)
         if (first := first_chunk(prompt, self.family)) is not None:
             yield replace(first, chunk=replace(first.chunk, alignment=prompt.alignment, sound=prompt.sound))
             utterance.num_chunks = 1
         else:
-            utterance.alignment, utterance.sound = prompt.alignment, prompt.sound
+            utterance.alignment = prompt.alignment
+            utterance.sound = prompt.sound
         begin = _end_at_once if prompt.has_empty_reply else self._engine.generate
         begun = begin(prompt.rows[:, 0].tolist(), fields, request_id, adapter)
         # Audio, images and hidden states, of up to 100 MB, are needed only until they have been sent.
@@ -364,7 +376,8 @@ def _report(
     prompt: Prompt, utterance: Utterance, trailer: Trailer | None, clock: "_Clock", session: FrameFeed | None
 ) -> Report:
     assert trailer is not None, "the engine ended a reply without its trailer"
-    reply, sampling = utterance.reply, prompt.sampling
+    reply = utterance.reply
+    sampling = prompt.sampling
     assert sampling.seed is not None
     return Report(
         finish_reason="length" if trailer.was_cut else "stop",
@@ -418,7 +431,8 @@ class _Clock:
     """Stopwatch of one reply, started with the request."""
 
     def __init__(self, permit: Permit) -> None:
-        self._permit, self._start = permit, time.perf_counter()
+        self._permit = permit
+        self._start = time.perf_counter()
         self.first_frame_s: float | None = None
 
     @property

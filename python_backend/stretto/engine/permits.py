@@ -55,7 +55,9 @@ class FlightLimit:
 
     def __init__(self, target_s: float, most: float):
         self._most = min(most, UNBOUNDED)
-        self.target_s, self.value, self._round = target_s, self._most, 0
+        self.target_s = target_s
+        self.value = self._most
+        self._round = 0
 
     def enter(self, num_sequences: int, in_flight: int) -> AdmissionRecord:
         """Return the admission record of a reply; `in_flight` includes its own sequences."""
@@ -123,10 +125,12 @@ class Permits:
         num_blocked: Callable[[], int],
         target_s: float | None = None,
     ):
-        self._max_running, self._max_waiting = max_running, max_waiting
+        self._max_running = max_running
+        self._max_waiting = max_waiting
         most = math.inf if max_waiting is None else max_running + max_waiting
         self._limit = FlightLimit(target_s, most) if target_s else None
-        self._is_in_engine, self._num_blocked = is_in_engine, num_blocked
+        self._is_in_engine = is_in_engine
+        self._num_blocked = num_blocked
         self._permits: set[Permit] = set()
 
     @classmethod
@@ -184,7 +188,8 @@ class Permits:
 
     def _check_limits(self, taken: int, num_sequences: int, host: str) -> None:
         by_host = self._taken()
-        own, num_hosts = by_host[host], len(by_host.keys() | {host})
+        own = by_host[host]
+        num_hosts = len(by_host.keys() | {host})
         # compared with the limit, and if it is exceeded, with the limit divided by the number of hosts
         wanted = min(taken + num_sequences, num_hosts * (own + num_sequences))
         in_flight = f"{taken} {IN_FLIGHT}"

@@ -40,7 +40,8 @@ class Capacity:
     @classmethod
     def from_engine(cls, engine: EngineClient) -> "Capacity":
         """Return the capacity of each engine."""
-        ready, limits = engine.ready, engine.started
+        ready = engine.ready
+        limits = engine.started
         return cls(
             ready.num_gpu_blocks,
             ready.block_size,
@@ -56,7 +57,8 @@ class Capacity:
         Each session keeps a run slot and its KV blocks (see `KvBlocks.sessions`). Where possible, capacity for one
         other reply is left free.
         """
-        rows, usable = rules.max_model_len, self.num_blocks - 1
+        rows = rules.max_model_len
+        usable = self.num_blocks - 1
         each = SessionBlocks.from_rows(rows, self.block_size, self.window, MAX_STEPS_IN_FLIGHT).room
         other = blocks_in_window(rows, self.block_size, self.window, self.num_in_flight)
         return self.num_engines * max(1, min(self.max_num_seqs - 1, (usable - other) // each))
@@ -111,15 +113,18 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
         if 0 < stream < layout.num_output_streams:
             extra = layout.extra[stream] if layout.extra else ()
             silent = (layout.pad_id, *extra, *layout.initial[stream : stream + 1])
-            allowed, ids = layout.audio[stream], ids[~np.isin(ids, silent)]
+            allowed = layout.audio[stream]
+            ids = ids[~np.isin(ids, silent)]
         if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
             expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
 
 
 def _check_latents(rows: np.ndarray, latents: LatentSpec, rules: SegmentRules) -> None:
-    frames, words = rules.family.layout.audio[0], rows[:, 1:]
-    ids, voices = rows[:, 0], latents.voice_ids
+    frames = rules.family.layout.audio[0]
+    words = rows[:, 1:]
+    ids = rows[:, 0]
+    voices = latents.voice_ids
     has_latent = (ids >= frames.start) & (ids < frames.stop) | (ids >= voices.start) & (ids < voices.stop)
     if words[~has_latent].any():
         raise InvalidRequest("rows", "0 in streams 1 and up of rows without a latent", "non-zero values")
@@ -158,7 +163,8 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     last = rules.max_model_len - len(prompt.rows)
     if prompt.is_open or takes_rows:
         last = max_words(prompt, rules) + (not prompt.is_open)
-    size, num_ids = rules.family.layout.vocab_size, num_text_ids(prompt, rules)
+    size = rules.family.layout.vocab_size
+    num_ids = num_text_ids(prompt, rules)
     if num_ids > last:
         raise InvalidRequest("text", f"at most {last} tokens after the prompt", f"{num_ids} tokens")
     longest = rules.max_model_len - len(prompt.rows) - 2  # the end id, and a frame
@@ -170,7 +176,8 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
 
 def _check_code_track(prompt: Prompt, rules: SegmentRules, width: int) -> None:
     """Check the recorded codes that a reply reads, `width` codes per row."""
-    size, last = rules.family.layout.vocab_size, max_frames(prompt, rules)
+    size = rules.family.layout.vocab_size
+    last = max_frames(prompt, rules)
     if prompt.is_open and not prompt.track:
         return
     if not prompt.track or len(prompt.track) % width:
@@ -193,7 +200,8 @@ def _check_window(prompt: Prompt, rules: SegmentRules) -> None:
     Prompt codes and reply codes are separated by `max_delay` + 2 rows with BOS or EOS ids, so the results are equal for
     windows of at most that length.
     """
-    codes, longest = rules.family.layout.audio[0], rules.family.layout.max_delay + 2
+    codes = rules.family.layout.audio[0]
+    longest = rules.family.layout.max_delay + 2
     has_codes = ((prompt.rows[:, 0] >= codes.start) & (prompt.rows[:, 0] < codes.stop)).any()
     if prompt.sampling.ras_window > longest and has_codes:
         expected = f"an integer in [0, {longest}], because the prompt contains audio"
@@ -226,14 +234,16 @@ def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
 
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:
-    layout, length = rules.family.layout, prompt.num_reference_rows
+    layout = rules.family.layout
+    length = prompt.num_reference_rows
     num_delayed = 0 if prompt.delayed_tail is None else len(prompt.delayed_tail)
     if not task.speaks or layout.max_delay != num_delayed or rules.family.rows_per_frame > 1:
         raise InvalidRequest("num_reference_rows", f"0 for task {task.name} of {rules.family.name}", length)
     if not 0 < length <= len(prompt.rows):
         raise InvalidRequest("num_reference_rows", f"at most {len(prompt.rows)}, the number of prompt rows", length)
     for stream in (0,) if layout.latents else layout.codebook_streams:
-        ids, codes = prompt.reference_ids(stream, layout.delays[stream]), layout.audio[stream]
+        ids = prompt.reference_ids(stream, layout.delays[stream])
+        codes = layout.audio[stream]
         if not codes.start <= ids.min() <= ids.max() < codes.stop:
             expected = f"codes of stream {stream} in [{codes.start}, {codes.stop}) in the rows of a reference"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")

@@ -152,7 +152,9 @@ class Adapters(dict[str, Adapter]):
         raise InvalidRequest("options.adapter", expected, shown(name))
 
 
-NO_CHANGE, GUIDANCE_OFF, GUIDANCE_ON = 0, 1, 2
+NO_CHANGE = 0
+GUIDANCE_OFF = 1
+GUIDANCE_ON = 2
 
 
 class Trailer(NamedTuple):
@@ -234,7 +236,8 @@ class SharedStats:
     """
 
     def __init__(self, path: Path, num_lines: int, descriptor: int | None = None):
-        self.path, self._descriptor = path, descriptor
+        self.path = path
+        self._descriptor = descriptor
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), num_lines * len(NAMES) * 8)
         self._lines = np.frombuffer(self._map, np.float64).reshape(num_lines, len(NAMES))

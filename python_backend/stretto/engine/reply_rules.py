@@ -147,7 +147,8 @@ class SegmentRules:
 
     def closings(self, task: Task) -> dict[int, int]:
         """Map each id that ends the text to the number of rows from the end of the text to the audio."""
-        end, num_rows = self.end_of_text(task), 1 + len(self.family.transition)
+        end = self.end_of_text(task)
+        num_rows = 1 + len(self.family.transition)
         if end is not None:
             return {end: num_rows}
         return dict.fromkeys(self.family.drawn_ends, num_rows) | {self.cut_of_text(task): num_rows - 1}
@@ -220,7 +221,9 @@ class SegmentRules:
             ids: Ids in the request, row by row.
             is_open: True if more text or audio follows.
         """
-        text, streams, own = self.family.text_track, self.family.track_streams, self.family.mechanism.open_track
+        text = self.family.text_track
+        streams = self.family.track_streams
+        own = self.family.mechanism.open_track
         if not streams:
             return None
         if own is not None:
@@ -275,7 +278,8 @@ class SegmentRules:
         They are the delay, 1 for a stream that is hidden from unconditional requests, the initial id or a pad, and the
         last row of the tail in which the stream keeps its sampled id.
         """
-        layout, hidden = self.family.layout, self.family.unconditional.hidden_streams
+        layout = self.family.layout
+        hidden = self.family.unconditional.hidden_streams
         streams = range(1, layout.num_input_streams)
         delays = [*layout.delays[1:], *[0] * layout.num_input_only]
         initial = [*layout.initial[1:], *[layout.pad_id] * (len(streams) - len(layout.initial[1:]))]
@@ -311,7 +315,8 @@ class SegmentRules:
         """
         if self.num_text_ids:
             return range(self.num_text_ids)
-        codes, others = self.family.layout.audio[0], {token for ids in self.family.layout.extra[:1] for token in ids}
+        codes = self.family.layout.audio[0]
+        others = {token for ids in self.family.layout.extra[:1] for token in ids}
         return range(codes.start, next(token for token in count(codes.stop) if token not in others))
 
     @cached_property
@@ -377,11 +382,13 @@ class ReplyState:
     @classmethod
     def begin(cls, rules: SegmentRules, task: Task, position: int, track: Track | None = None) -> Self:
         """Return the state before a reply whose first row is `position`."""
-        mechanism, given = rules.family.mechanism, {} if track is None else track.initial_state()
+        mechanism = rules.family.mechanism
+        given = {} if track is None else track.initial_state()
         own = dict(zip(mechanism.columns, mechanism.initial_state(), strict=True)) | given
         state = cls(rules, task, position, own=tuple(own.values()))
         if not task.writes:
-            state.audio_start, state.segment = position, AUDIO
+            state.audio_start = position
+            state.segment = AUDIO
         return state
 
     def move(self, position: int, values: Sequence[int]) -> None:

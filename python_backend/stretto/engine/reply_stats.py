@@ -67,7 +67,8 @@ class FrameStats:
 
     def __init__(self, stats: Stats, sampling: SamplingConfig):
         self._stats = stats
-        self._is_guided, self._policy = sampling.has_pair, sampling.policy
+        self._is_guided = sampling.has_pair
+        self._policy = sampling.policy
         self._num_frames = self._num_unguided = 0
 
     def record(self, num_frames: int, changes: Sequence[GuidanceChange]) -> None:

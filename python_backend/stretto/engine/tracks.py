@@ -43,7 +43,8 @@ class Track:
 
     def append(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> None:
         """Append the ids of further rows, row by row; a subclass may have another `extend`."""
-        rows, num_known = rows_of(ids, self.ids.shape[1]), len(self.ids)
+        rows = rows_of(ids, self.ids.shape[1])
+        num_known = len(self.ids)
         end = num_known + len(rows)
         if self._room is None or end > len(self._room):  # doubled, so that an hour of frames is not copied per frame
             self._room = np.empty((max(64, 2 * end), self.ids.shape[1]), np.int32)

@@ -20,7 +20,9 @@ from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment, StreamLayout, latents_of
 
 # Cached because they are used per row, and enum member access is slow.
-TEXT, TRANSITION, INTERLEAVED = Segment.TEXT, Segment.TRANSITION, Segment.INTERLEAVED
+TEXT = Segment.TEXT
+TRANSITION = Segment.TRANSITION
+INTERLEAVED = Segment.INTERLEAVED
 
 
 def reference_chunk(prompt: Prompt, layout: StreamLayout) -> LMChunk:
@@ -85,10 +87,14 @@ class Utterance:
         with_progress: bool = False,
         sources: tuple[SourceWord, ...] = (),
     ):
-        family, self.reply = reply.rules.family, reply
-        self._family, self._codec = family, codec
+        family = reply.rules.family
+        self.reply = reply
+        self._family = family
+        self._codec = codec
         self.words = WordTimes(words, sources, codec, reply.task.name)
-        self._pacer, self._with_codes, self._with_pauses = pacer, with_codes, with_pauses
+        self._pacer = pacer
+        self._with_codes = with_codes
+        self._with_pauses = with_pauses
         self._with_progress = with_progress
         self._pauses: tuple[tuple[float, ...], ...] = ()  # for frames that have not been sent
         self._has_rows = False
@@ -134,9 +140,12 @@ class Utterance:
         if reply.segment is INTERLEAVED:
             yield from self._push_interleaved(rows)
             return
-        text, num_audio_rows, segment = "", 0, TEXT
+        text = ""
+        num_audio_rows = 0
+        segment = TEXT
         for (mark, token_id), state in zip(rows[:, :2].tolist(), self._states_in(rows), strict=True):
-            segment, own = reply.segment, reply.own
+            segment = reply.segment
+            own = reply.own
             reply.move(reply.position + 1, state)
             if mark:
                 frame = (reply.position - 1 - reply.audio_start) // self._family.rows_per_frame
@@ -175,13 +184,15 @@ class Utterance:
 
     def _pauses_in(self, rows: np.ndarray) -> tuple[tuple[float, ...], ...]:
         """Return the pause probabilities in the next rows; the reply's first and last row have none."""
-        skipped, self._has_rows = 0 if self._has_rows else 1, True
+        skipped = 0 if self._has_rows else 1
+        self._has_rows = True
         rows = rows[skipped:][rows[skipped:, 1] != self._family.end_of_reply]
         of_frames = latents_of(rows[:, 1 + self._family.layout.num_output_streams : 1 + self._family.num_row_words])
         return tuple(tuple(row) for row in of_frames.astype(float).round(4).tolist())
 
     def _push_interleaved(self, rows: np.ndarray) -> Iterator[LMChunk]:
-        text, audio = "", self._family.layout.audio[0]
+        text = ""
+        audio = self._family.layout.audio[0]
         is_code = (rows[:, 1] >= audio.start) & (rows[:, 1] < audio.stop)
         for state in self._states_in(rows[-1:]):
             self.reply.move(self.reply.position + len(rows), state)
@@ -231,7 +242,8 @@ class Utterance:
         before = 0 if codes is None else self.num_sent_frames
         marks = (*self._timed_words(), *self.words.pop(before))
         changes = self._changes_before(self.num_sent_frames)
-        pauses, self._pauses = self._pauses, ()
+        pauses = self._pauses
+        self._pauses = ()
         chunk = Chunk(self.num_chunks, segment, text, marks, guidance_changes=changes, voice=self.voice, pauses=pauses)
         chunk = self._with_head(chunk)
         self.num_chunks += 1
@@ -239,7 +251,8 @@ class Utterance:
 
     def _timed_words(self) -> list[WordMark]:
         """Return the words of a transcript whose times have become known since the last chunk."""
-        times, self._times = self._times, []
+        times = self._times
+        self._times = []
         return times + (self._reader.pop_marks() if isinstance(self._reader, TimedReader) else [])
 
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
@@ -258,14 +271,16 @@ class Utterance:
         if self._family.has_text_beside_codes:
             text = self._pop_text(self._num_ready) + self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
-        changes, marks = self._changes_before(sys.maxsize), (*self._timed_words(), *self.words.pop())
+        changes = self._changes_before(sys.maxsize)
+        marks = (*self._timed_words(), *self.words.pop())
         is_cut = report.finish_reason == "length" and self.reply.num_frames >= self.reply.max_frames
         last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice, is_cut=is_cut)
         return self._sent(self._with_head(last), codes)
 
     def _with_head(self, chunk: Chunk) -> Chunk:
         """Return `chunk` with the requested progress and, if it is the reply's first, `alignment` and `sound`."""
-        chunk, reader = replace(chunk, alignment=self.alignment, sound=self.sound), self._reader
+        chunk = replace(chunk, alignment=self.alignment, sound=self.sound)
+        reader = self._reader
         if self._with_progress and isinstance(reader, TimedReader):
             chunk = replace(chunk, begun=tuple(reader.pop_begun()), num_transcribed=reader.num_transcribed)
         self.alignment = self.sound = None

@@ -19,7 +19,10 @@ class WordTimes:
     """
 
     def __init__(self, words: tuple[str, ...], sources: tuple[SourceWord, ...], codec: TextCodec, task: str):
-        self._words, self._sources, self._codec, self._task = words, sources, codec, task
+        self._words = words
+        self._sources = sources
+        self._codec = codec
+        self._task = task
         self._marks: list[WordMark] = []
         self._timed = list[int | SourceWord]()  # words with a time; indices of `words` if their sources are unknown
         self._num_taken = 0  # number of words that the model has asked for
@@ -66,7 +69,8 @@ class WordTimes:
     def pop(self, before: int = sys.maxsize) -> list[WordMark]:
         """Remove and return the words that begin before a frame."""
         num_words = sum(mark.frame < before for mark in self._marks)
-        popped, self._marks = self._marks[:num_words], self._marks[num_words:]
+        popped = self._marks[:num_words]
+        self._marks = self._marks[num_words:]
         return popped
 
     @property

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 logger = logging.getLogger(__name__)
-SUFFIX, UNFINISHED = ".encoding", ".unfinished"
+SUFFIX = ".encoding"
+UNFINISHED = ".unfinished"
 CACHE_BYTES = 256 << 20  # maximum total size of all files
 UNUSED_S = 30 * 86_400.0  # time without use after which a file is removed
 NONCE_BYTES = 12
@@ -120,7 +121,8 @@ class EncodedFiles:
                 with suppress(FileNotFoundError):
                     stat = path.stat()
                     found.append((stat.st_mtime, stat.st_size, path))
-        left, oldest = self.max_bytes, self.clock() - UNUSED_S
+        left = self.max_bytes
+        oldest = self.clock() - UNUSED_S
         for used, size, path in sorted(found, reverse=True):
             left -= size
             if left < 0 or used < oldest:
@@ -176,7 +178,8 @@ class CachedEncoder:
     """
 
     def __init__(self, encode: Callable[[np.ndarray], np.ndarray], max_bytes: int = MAX_BYTES):
-        self._encode, self._max_bytes = encode, max_bytes
+        self._encode = encode
+        self._max_bytes = max_bytes
         self._latest: OrderedDict[bytes, np.ndarray] = OrderedDict()
         self._num_bytes = 0
         self._files = files_of_encoder()

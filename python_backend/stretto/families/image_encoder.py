@@ -38,8 +38,10 @@ class ImageEncoder(nn.Module):
         vllm_config: Any,
     ):
         super().__init__()
-        config, max_rows = vllm_config.model_config, vllm_config.scheduler_config.max_num_batched_tokens
-        self.tower, self._embed = tower, embed
+        config = vllm_config.model_config
+        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        self.tower = tower
+        self._embed = embed
         size = image_format.num_levels, max_rows, config.get_hidden_size()
         self.levels = nn.Buffer(torch.zeros(size, dtype=config.dtype), persistent=False)
         for layer, level in zip(backbone.layers, self.levels, strict=False):
@@ -137,7 +139,8 @@ class RowRotation:
         slots = batch.idx_mapping_np.tolist() if self._images else ()
         for index, slot in enumerate(slots):
             if slot in self._images:
-                first, begins = int(batch.num_computed_tokens_np[index]), int(batch.query_start_loc_np[index])
+                first = int(batch.num_computed_tokens_np[index])
+                begins = int(batch.query_start_loc_np[index])
                 number = int(batch.num_scheduled_tokens[index])
                 own = positions_of(self._images[slot], first, first + number)
                 positions[:, begins : begins + number] = upload(np.ascontiguousarray(own))

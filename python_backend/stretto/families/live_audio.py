@@ -21,12 +21,14 @@ class FrameIds:
     """
 
     def __init__(self, first_ids: Sequence[int], delays: Sequence[int] = (), initial: Sequence[int] = ()):
-        self._first_ids, self._delays = np.array(first_ids), tuple(delays) or (0,) * len(first_ids)
+        self._first_ids = np.array(first_ids)
+        self._delays = tuple(delays) or (0,) * len(first_ids)
         self._before = np.repeat(np.array([initial or first_ids]), max(self._delays), 0)  # frames that rows still need
 
     def push(self, codes: np.ndarray) -> np.ndarray:
         """Add frames of codes [K, n], and return the rows that they complete, int32 [n, K]."""
-        num_before, num_frames = len(self._before), codes.shape[1]
+        num_before = len(self._before)
+        num_frames = codes.shape[1]
         frames = np.concatenate([self._before, codes.T + self._first_ids])
         self._before = frames[num_frames:]
         starts = [num_before - delay for delay in self._delays]

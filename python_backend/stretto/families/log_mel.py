@@ -12,7 +12,8 @@ from stretto.families.audio_format import AudioFormat
 from stretto.records.prompt import InputAudio
 
 SAMPLE_RATE = 16_000
-HOP, WINDOW = 160, 400
+HOP = 160
+WINDOW = 400
 SHORTEST = WINDOW // 2 + 1  # samples; the waveform is reflected by half a window at both ends
 
 

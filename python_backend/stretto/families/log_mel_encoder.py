@@ -62,7 +62,8 @@ def _places(config: Qwen3OmniMoeAudioEncoderConfig, num_frames: int, device: tor
     audio_format = MelFormat(config.num_mel_bins, config.n_window)
     chunk = 2 * config.n_window
     counts = [audio_format.num_rows(min(chunk, num_frames - first)) for first in range(0, num_frames, chunk)]
-    longest, total = max(counts), sum(counts)
+    longest = max(counts)
+    total = sum(counts)
     valid = [index * longest + row for index, count in enumerate(counts) for row in range(count)]
     window = longest * (config.n_window_infer // chunk)
     ends = [*range(0, total, window), total]
@@ -75,7 +76,8 @@ def check_windows(record: Mapping[str, Any]) -> None:
 
     `record` is an `audio_config`.
     """
-    half, window = record["n_window"], record["n_window_infer"]
+    half = record["n_window"]
+    window = record["n_window_infer"]
     if half < 1 or window < 1 or window % (2 * half):
         raise CheckpointError(
             f"audio tower: n_window_infer must be a multiple of 2 * n_window, got {window} and {half}"

@@ -41,7 +41,8 @@ def check_sampling(sampling: SamplingConfig, family: Family, task: Task) -> None
 
 def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -> None:
     """Check the number of solver steps; reject options for sampled codes."""
-    audio, latents = sampling.audio, sampling.latents
+    audio = sampling.audio
+    latents = sampling.latents
     if latents is None:
         raise InvalidRequest("options.latents", "an object", "none")
     if latents.steps not in spec.steps:

@@ -115,7 +115,8 @@ class FamilyPlugin:
 
 
 SAMPLING = "speech_sampling"
-SEGMENTS, DRAWN = ("text", "audio"), ("temperature", "top_k", "top_p")
+SEGMENTS = ("text", "audio")
+DRAWN = ("temperature", "top_k", "top_p")
 OTHERS = ("repetition_penalty", "min_p", "ras_window", "ras_max_repeats")
 
 
@@ -149,7 +150,8 @@ def with_defaults(family: Family, record: object) -> Family:
 def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig:
     """Return the defaults of a task, overridden by `record`."""
     text, audio = (_segment(getattr(defaults, name), record.get(name, {})) for name in SEGMENTS)
-    given, depth = record.get("depth"), defaults.depth
+    given = record.get("depth")
+    depth = defaults.depth
     if given is not None:
         depth = replace(depth or CodeSampling(audio.temperature, audio.top_k, audio.top_p), **given)
     others = {name: record[name] for name in OTHERS if name in record}
@@ -209,7 +211,8 @@ def read_family(config: Mapping[str, Any]) -> Family:
         CheckpointError: If no such family is registered, `speech_vocabulary` does not fit the family, or
             `speech_sampling` has an invalid value.
     """
-    found, vocabulary = read_plugin(config), config.get(VOCABULARY)
+    found = read_plugin(config)
+    vocabulary = config.get(VOCABULARY)
     if (number := _largest(vocabulary)) > MAX_ID:
         expected = f"numbers of at most {MAX_ID}"
         raise CheckpointError(f"config.json: {VOCABULARY}: expected {expected}, got {shown(number)}")

@@ -164,14 +164,16 @@ def given_codes(turn: Turn, family: Family) -> np.ndarray:
     Raises:
         InvalidRequest: If the latents are invalid, or the turn has codes and the family needs latents or vice versa.
     """
-    path, spec = turn.where("audio"), family.layout.latents
+    path = turn.where("audio")
+    spec = family.layout.latents
     kind = "codes" if spec is None else "latents"
     if turn.coded_as != kind:
         raise InvalidRequest(path, f"audio or {kind} (frames of this model are {kind})", turn.coded_as)
     if spec is None or turn.latents is None:
         assert turn.codes is not None
         return turn.codes
-    elements, width = turn.latents, family.latent_size
+    elements = turn.latents
+    width = family.latent_size
     if len(elements) % width:
         raise InvalidRequest(path, f"base64 of float32 [{width}, T]", f"{len(elements)} elements")
     if not (np.abs(elements) <= MAX_LATENT).all():
@@ -475,7 +477,8 @@ def check_codes(codes: np.ndarray, family: Family, path: str) -> None:
     Raises:
         InvalidRequest: If the number of streams, the duration or a code is outside the family's limits.
     """
-    layout, max_frames = family.layout, int(family.max_audio_s * family.frame_rate)
+    layout = family.layout
+    max_frames = int(family.max_audio_s * family.frame_rate)
     if len(codes) != layout.num_output_streams:
         raise InvalidRequest(path, f"{layout.num_output_streams} streams", f"{len(codes)} streams")
     if codes.shape[1] > max_frames:

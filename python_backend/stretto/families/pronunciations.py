@@ -119,7 +119,10 @@ class SourceWords:
         while self._changes and self._changes[0].end <= word.start:
             change = self._changes.popleft()
             self._shift = change.source_end - change.end
-        text, at, start, end = "", word.start, word.start + self._shift, word.end + self._shift
+        text = ""
+        at = word.start
+        start = word.start + self._shift
+        end = word.end + self._shift
         for change in takewhile(lambda each: each.start < word.end, self._changes):
             text += word.word[at - word.start : max(0, change.start - word.start)] + change.word
             at = min(change.end, word.end)

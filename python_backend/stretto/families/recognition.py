@@ -17,7 +17,8 @@ MAX_TEXT_BYTES = 1 << 20  # default limit of a file that is read to recognise a 
 MAX_INDEX_BYTES = 10 << 20  # the largest published index of shards
 MAX_TOKENIZER_BYTES = 35 << 20  # the largest published tokenizer.json
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # neither an option nor a path out of a folder
-CONFIG, SINGLE = "config.json", "model.safetensors"
+CONFIG = "config.json"
+SINGLE = "model.safetensors"
 QWEN_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 TOKENIZER = (*QWEN_TOKENIZER, "added_tokens.json", "special_tokens_map.json")
 
@@ -38,7 +39,8 @@ class Listing:
     """
 
     def __init__(self, names: frozenset[str], sizes: Mapping[str, int]):
-        self.names, self.sizes = names, sizes
+        self.names = names
+        self.sizes = sizes
         self._records: dict[str, dict[str, Any]] = {}
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:

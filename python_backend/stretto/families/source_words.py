@@ -34,7 +34,8 @@ def source_words(text: str, spoken: Sequence[str], speak: Callable[[str], Sequen
     flat = [word for words in alone for word in words]
     if not units or (flat != list(spoken) and len(flat) * len(spoken) > MAX_PAIRS):
         return ()
-    ends, owners = list(accumulate(map(len, alone))), list[int]()
+    ends = list(accumulate(map(len, alone)))
+    owners = list[int]()
     for place in _aligned(flat, spoken):
         owners.append(min(bisect_right(ends, place), len(units) - 1))
     spans = _spans(units, [bool(words) for words in alone], set(owners))
@@ -57,7 +58,8 @@ def _spans(units: list[re.Match[str]], is_word: list[bool], owners: set[int]) ->
 
     The first span also contains such words before it.
     """
-    spans, order = dict[int, tuple[int, int]](), sorted(owners)
+    spans = dict[int, tuple[int, int]]()
+    order = sorted(owners)
     for index, (owner, following) in enumerate(pairwise([*order, len(units)])):
         start = units[owner].start()
         if not index:

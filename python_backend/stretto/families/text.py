@@ -19,7 +19,8 @@ from stretto.families.plugin import plugin
 from stretto.records.chunk import WordMark
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 
-TOKENIZER_FILE, SENTENCEPIECE_FILE = "tokenizer.json", "tokenizer.model"
+TOKENIZER_FILE = "tokenizer.json"
+SENTENCEPIECE_FILE = "tokenizer.model"
 
 
 class TextTokenizer:
@@ -255,7 +256,8 @@ class Subwords:
     def __init__(self, tokenizer: TextTokenizer, family: Family):
         assert family.subwords is not None, family.name
         self._tokenizer = tokenizer
-        self._ids, self._max_chars = family.subwords, family.max_text_chars
+        self._ids = family.subwords
+        self._max_chars = family.max_text_chars
 
     def ids(self, text: str, path: str) -> list[int]:
         """Return the token ids of a text in the family's vocabulary.
@@ -312,7 +314,8 @@ class TextStream:
     def close(self) -> list[int]:
         """Return the remaining tokens; raise UnicodeDecodeError if the text ends within a character."""
         self._pending += self._decoder.decode(b"", final=True)
-        ids, self._pending = self._tokenizer.encode(self._pending), ""
+        ids = self._tokenizer.encode(self._pending)
+        self._pending = ""
         return ids
 
     def _split(self) -> tuple[list[int], list[bytes], list[int]]:
@@ -323,7 +326,8 @@ class TextStream:
         ids, words = self._tokenizer.encode_words(self._pending)
         spelled = [self._tokenizer.bytes_of(token_id) for token_id in ids]
         self._pending = b"".join(spelled).decode()
-        starts, at = [], 0
+        starts = []
+        at = 0
         for _, tokens in itertools.groupby(zip(words, spelled, strict=True), key=lambda each: each[0]):
             word = b"".join(text for _, text in tokens)
             if word.decode().strip():
@@ -349,7 +353,8 @@ class SubwordStream:
     """
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
-        self._stream, self._subwords = TextStream(tokenizer), subwords
+        self._stream = TextStream(tokenizer)
+        self._subwords = subwords
         self._blank: str | None = ""  # leading space; None once a non-space character has been read
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "SubwordStream"]:
@@ -457,7 +462,8 @@ class _SubwordReader:
     """Reader that returns a character once its last byte has been generated."""
 
     def __init__(self, tokenizer: TextTokenizer, subwords: range):
-        self._tokenizer, self._subwords = tokenizer, subwords
+        self._tokenizer = tokenizer
+        self._subwords = subwords
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:

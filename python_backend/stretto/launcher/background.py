@@ -86,7 +86,8 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_record(found: dict[str, Any]) -> bool:
-    numbers, ports = [found.get("pid"), found.get("stop_seconds", STOP_SECONDS)], found.get("ports")
+    numbers = [found.get("pid"), found.get("stop_seconds", STOP_SECONDS)]
+    ports = found.get("ports")
     return (
         all(type(each) in (int, float) for each in numbers)
         and found.get("state") in STATES

@@ -120,7 +120,8 @@ def default_pid_file(http_port: int, folder: Path) -> Path:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the launcher's flags; raise LaunchError if STRETTO_PORT is not a valid port."""
     flags = CommandParser(prog="stretto serve", description=DESCRIPTION, allow_abbrev=False)
-    port, state = default_port(), described_state_folder()
+    port = default_port()
+    state = described_state_folder()
     flags.add_argument(
         "--model-repository", type=argument_path, default=bundled_repository(), help="default: %(default)s"
     )

@@ -39,7 +39,8 @@ class PendingFault:
         """Set the current fault, '' for none; return True if it differs from the previous one."""
         if reason == self.reason:
             return False
-        self.reason, self._since = reason, time.monotonic()
+        self.reason = reason
+        self._since = time.monotonic()
         return True
 
     @property

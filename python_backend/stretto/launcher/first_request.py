@@ -27,7 +27,9 @@ MAX_AUDIO_S = 2.0  # "Hello." is shorter, but a model that does not end its repl
 MAX_TEXT_ROWS = 16
 # Of a reply that speaks: text before the audio, or text and audio in the same rows. "Hello." is shorter, too.
 MAX_SPOKEN_ROWS = 128
-RATE, RECORDING_S, PITCH_HZ = 16_000, 2.0, 140.0
+RATE = 16_000
+RECORDING_S = 2.0
+PITCH_HZ = 140.0
 RECEIVE_BYTES = 1 << 20
 # Fields of a task that a repository of an earlier version may lack.
 DEFAULTS: dict[str, Any] = {"needs": [], "also": [], "system": [], "speaks": False}
@@ -115,10 +117,13 @@ class FirstRequest:
     """
 
     def __init__(self, requests: list[dict[str, Any]], connect: Connect) -> None:
-        self._requests, self._connect = deque(requests), connect
+        self._requests = deque(requests)
+        self._connect = connect
         self._call: http.client.HTTPConnection | None = None
-        self._received, self._started = b"", time.monotonic()
-        self._refusal, self._num_samples = "", 0
+        self._received = b""
+        self._started = time.monotonic()
+        self._refusal = ""
+        self._num_samples = 0
 
     def is_done(self) -> bool:
         """Advance as far as possible without waiting; return True once the server works or has refused all requests.
@@ -144,7 +149,8 @@ class FirstRequest:
         return False
 
     def _send(self, request: dict[str, Any]) -> None:
-        self._received, self._call = b"", self._connect()
+        self._call = self._connect()
+        self._received = b""
         self._call.request("POST", GENERATE, json.dumps(request), {"Connection": "close"})
 
     def _is_answered(self) -> bool:

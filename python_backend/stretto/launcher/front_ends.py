@@ -54,7 +54,8 @@ class ProxyProcess:
     """
 
     def __init__(self, config: LaunchConfig, launch: Launch, log: LaunchLog) -> None:
-        self._log, self._pulse = log, Pulse("proxy")
+        self._log = log
+        self._pulse = Pulse("proxy")
         self._config = ProxyConfig(
             address=config.address,
             grpc_port=config.grpc_port,
@@ -123,13 +124,16 @@ class ProxyProcess:
         if not self._has_written(limit_s):
             self._kill()
             raise LaunchError(f"the proxy did not listen within {limit_s:.0f} s; see the log")
-        output, self._has_sent_ports = "".join(self._lines()), True
+        output = "".join(self._lines())
+        self._has_sent_ports = True
         try:
             self.ports = Ports.from_json(output)
         except ValueError:
             self.stop()
             raise LaunchError(output or "the proxy exited at start-up; see the log") from None
-        grpc, metrics, http = self.ports.grpc, self.ports.metrics, self.ports.http
+        grpc = self.ports.grpc
+        metrics = self.ports.metrics
+        http = self.ports.http
         self._config = replace(self._config, grpc_port=grpc, metrics_port=metrics, http_port=http)
 
     def unhealthy_model(self) -> str | None:
@@ -290,7 +294,8 @@ MODULE = "stretto_gateway"  # a separate program: run, not imported
 GATEWAY_MODULES = (f"{MODULE}.command", "uvloop")  # imported before a gateway is forked
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
 # Environment variables of the gateway: folder of voices, and file of the end-of-turn model.
-VOICES, TURN_MODEL = "STRETTO_VOICES", "STRETTO_TURN_MODEL"
+VOICES = "STRETTO_VOICES"
+TURN_MODEL = "STRETTO_TURN_MODEL"
 RESTART_S = 5.0  # minimum time between starts
 BAD_USAGE = 2  # the gateway's exit status for invalid arguments, or for an invalid file named by one
 
@@ -306,8 +311,11 @@ class GatewayProcess:
         missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
         if missing:
             raise LaunchError(f"--gateway: no module {missing[0]!r}; install the extra 'gateway' of this package")
-        self._config, self._port, self._log = config, port, log
-        self._pulse, self._has_worked = Pulse("gateway"), False
+        self._config = config
+        self._port = port
+        self._log = log
+        self._pulse = Pulse("gateway")
+        self._has_worked = False
         named = {name: os.environ[name] for name in (VOICES, TURN_MODEL) if os.environ.get(name)}
         self._paths = {name: os.path.abspath(os.path.expanduser(path)) for name, path in named.items()}
         self._spare = gateway_spare(launch, log)

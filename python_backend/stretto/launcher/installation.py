@@ -78,7 +78,8 @@ def _user_folder(variable: str, default: str) -> Path:
         variable: Environment variable that may name the folder.
         default: The folder relative to the user's home.
     """
-    named, home = os.environ.get(variable, ""), home_folder()
+    named = os.environ.get(variable, "")
+    home = home_folder()
     if os.path.isabs(named):
         return Path(named) / "stretto"
     if home is None:

@@ -12,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-LOG_BYTES, OLD_LOGS = 16 << 20, 4  # at most 80 MiB in total: the log and LOG.1 to LOG.4
+# at most 80 MiB in total: the log and LOG.1 to LOG.4
+LOG_BYTES = 16 << 20
+OLD_LOGS = 4
 PIPE_BYTES = 1 << 20  # output that processes can write while the launcher is stopped
 TAIL_BYTES = 1 << 16
 MAX_LINE_BYTES = 1 << 16
@@ -41,7 +43,8 @@ class LogFile:
         self.lock = threading.Lock()  # held by every writer
         self._path = path
         self._file: int | None = None if path is not None else STANDARD_OUTPUT
-        self._num_dropped, self._ends_in_line = 0, True
+        self._num_dropped = 0
+        self._ends_in_line = True
         self._link_flag = 0
 
     def write(self, lines: bytes) -> None:
@@ -159,7 +162,8 @@ class ChildOutput:
         self._line += data
         end = self._line.rfind(b"\n") + 1
         if not data and self._line and end < len(self._line):
-            self._line, end = self._line + b"\n", len(self._line) + 1
+            end = len(self._line) + 1
+            self._line = self._line + b"\n"
         if len(self._line) - end > MAX_LINE_BYTES:
             end = len(self._line)
         if end:
@@ -186,7 +190,8 @@ class LaunchLog:
         self._log = LogFile(path)
         self._folder = folder
         self._outputs: dict[int, ChildOutput] = {}  # by descriptor; closed descriptors are reused
-        self._poll, self._wake = select.epoll(), os.eventfd(0, os.EFD_CLOEXEC)
+        self._poll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()

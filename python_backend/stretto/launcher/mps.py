@@ -12,9 +12,11 @@ from stretto.launcher.launch_log import log_line
 from stretto.launcher.options import OPTIONS_FILE, SHARES_BY_MPS, read_options
 
 PROGRAM = "nvidia-cuda-mps-control"
-PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+PIPES = "CUDA_MPS_PIPE_DIRECTORY"
+LOGS = "CUDA_MPS_LOG_DIRECTORY"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-START_S, QUIT_S = 60.0, 10.0
+START_S = 60.0
+QUIT_S = 10.0
 
 
 def start(repository: Path, launch: Launch) -> None:

@@ -13,7 +13,11 @@ from stretto.launcher.installation import LaunchError
 from stretto.untrusted_files import json_object
 
 OPTIONS_FILE = "launcher.json"
-SHARES_BY_MPS, MODEL, NAME, KEY, REVISION = "shares_by_mps", "model", "name", "key", "revision"
+SHARES_BY_MPS = "shares_by_mps"
+MODEL = "model"
+NAME = "name"
+KEY = "key"
+REVISION = "revision"
 
 # Configuration files of a model repository and of a checkpoint in it.
 CONFIGS = ("*.json", "*/config.pbtxt", "*/1/*.json", "*/1/*.py", "*/1/*/*.json", "*/1/*/*/*.json")
@@ -71,7 +75,8 @@ def read_options(repository: Path) -> RepositoryOptions:
         raise LaunchError(str(error)) from None
     if options.keys() - {SHARES_BY_MPS, MODEL}:
         raise LaunchError(f"{path}: expected an object with {SHARES_BY_MPS} and {MODEL}, got {options!r:.80}")
-    shares_by_mps, model = options.get(SHARES_BY_MPS, False), options.get(MODEL)
+    shares_by_mps = options.get(SHARES_BY_MPS, False)
+    model = options.get(MODEL)
     if not isinstance(shares_by_mps, bool):
         raise LaunchError(f"{path}: {SHARES_BY_MPS}: expected true or false, got {shares_by_mps!r:.80}")
     if model is None:

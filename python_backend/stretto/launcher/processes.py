@@ -107,7 +107,8 @@ def descendants(pid: int) -> list[ProcessSnapshot]:
     children: dict[int, list[ProcessSnapshot]] = {}
     for process in all_processes():
         children.setdefault(process.parent, []).append(process)
-    found, queue = [], [pid]
+    found = []
+    queue = [pid]
     while queue:
         for child in children.get(queue.pop(), []):
             found.append(child)
@@ -124,7 +125,8 @@ def waits_for_a_child(pid: int) -> bool:
 
 def blocks_by_thread(pid: int, signals: Collection[int]) -> dict[int, bool]:
     """Map each thread id of the process to True if that thread blocks any of these signals."""
-    mask, found = sum(1 << number - 1 for number in signals), dict[int, bool]()
+    mask = sum(1 << number - 1 for number in signals)
+    found = dict[int, bool]()
     with suppress(*GONE):
         for task in (PROC / str(pid) / "task").iterdir():
             with suppress(*GONE):
@@ -267,7 +269,8 @@ class LoadPriority:
                 inherit it.
             raise_by: Number of nice levels.
         """
-        self._server, self._is_new_server = server_pid, is_new_server
+        self._server = server_pid
+        self._is_new_server = is_new_server
         self._others = {process.pid for process in descendants(server_pid)}
         self._raised = set[int]()
         self._normal = os.getpriority(os.PRIO_PROCESS, 0)
@@ -321,7 +324,8 @@ class LoadPriority:
             with suppress(OSError):
                 self._session_file(session).write_text(str(nice))
         pids = self._raised | {child.pid for pid in self._raised for child in descendants(pid)}
-        seen, found = set[int](), threads_of(pids)
+        seen = set[int]()
+        found = threads_of(pids)
         while new := found - seen:
             for thread in new:
                 with suppress(OSError):

@@ -11,7 +11,9 @@ from stretto.launcher.processes import is_stopped
 from stretto.launcher.timeouts import slowness
 
 POLL_S = 1.0
-MAX_MISSED, MAX_MISSED_AT_START = 30, 120  # polls without a heartbeat
+# polls without a heartbeat
+MAX_MISSED = 30
+MAX_MISSED_AT_START = 120
 MAX_UNREADY = 5  # heartbeats without readiness, for example because the server was busy
 
 
@@ -63,7 +65,9 @@ class Pulse:
         self._channel[1].close()
         self.pid = pid
         self._num_starts += 1
-        self._polled_s, self._num_missed, self.has_beaten = time.monotonic(), 0, False
+        self._polled_s = time.monotonic()
+        self._num_missed = 0
+        self.has_beaten = False
         self._beats = b""
         self._pending = PendingFault()
 

@@ -167,7 +167,8 @@ def command_line(config: LaunchConfig, installation: Installation, launch: Launc
 
 def identity(config: LaunchConfig) -> str:
     """Return the server's name in its metadata, as JSON: model, revision of the release, and configuration's digest."""
-    model, repository = config.model, config.model_repository
+    model = config.model
+    repository = config.model_repository
     name = model.name if model.key else model_profile(repository).get("family", repository.name)
     record = {"model": name, "revision": model.revision, "configuration": model.configuration}
     return json.dumps({name: value for name, value in record.items() if value})
@@ -240,8 +241,10 @@ class TritonServer:
             was_ready_before: True if this launcher has already had a ready server. Models are then loaded with raised
                 priority.
         """
-        self._config, self._launch = config, launch
-        self._started, self._workarounds = time.monotonic(), Workarounds(installation.version)
+        self._config = config
+        self._launch = launch
+        self._started = time.monotonic()
+        self._workarounds = Workarounds(installation.version)
         self._watch: Watch | None = None
         self._restart: ModelRestart | None = None
         self._first: FirstRequest | None = None
@@ -384,7 +387,8 @@ class TritonServer:
         self._watch.end_models(models)
         self._workarounds.free_locks(self._launch.regions())
         self._watch.close()
-        self._watch, self._long_lost = None, lost_children(self.pid)
+        self._long_lost = lost_children(self.pid)
+        self._watch = None
         self._start_watch = self._workarounds.start_watch(self.pid)
         self._output.forget()
         self._started = time.monotonic()

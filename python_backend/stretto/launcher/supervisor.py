@@ -79,7 +79,8 @@ class StatePublisher:
     """
 
     def __init__(self, config: LaunchConfig, proxy: ProxyProcess) -> None:
-        self._config, self._proxy = config, proxy
+        self._config = config
+        self._proxy = proxy
         self.is_announced = True
         self.log = str(config.log_file or "standard output")
 
@@ -129,7 +130,8 @@ class StatePublisher:
     def _write(self, state: str, reason: str, serves: bool = False) -> None:
         with suppress(OSError):  # a full disk must not end the server
             config = self._config
-            seconds, model = config.stop_seconds, config.model
+            seconds = config.stop_seconds
+            model = config.model
             background.write(config.pid_file, state, config.ports, self.log, reason, seconds, serves, model)
 
 
@@ -226,7 +228,9 @@ class Supervisor:
     """Supervisor of a server: restarts it after faults until a signal requests a stop."""
 
     def __init__(self, config: LaunchConfig, installation: Installation, launch: Launch, waits: Waits) -> None:
-        self._config, self._installation, self._launch = config, installation, launch
+        self._config = config
+        self._installation = installation
+        self._launch = launch
         self._waits = waits
         self._was_ready = False
         self._back_off = BackOff()

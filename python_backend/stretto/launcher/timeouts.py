@@ -3,7 +3,8 @@
 import os
 import time
 
-FIRST_DELAY_S, MAX_DELAY_S = 0.5, 30.0
+FIRST_DELAY_S = 0.5
+MAX_DELAY_S = 30.0
 HEALTHY_S = 60.0  # a server that was ready for this long resets the delay
 
 

@@ -34,7 +34,8 @@ def taps(sample_rate: int) -> np.ndarray:
     the first millisecond.
     """
     size = 1 << int(np.ceil(np.log2(sample_rate)))
-    frequencies, bands = np.fft.rfftfreq(size, 1 / sample_rate), BAND_HZ * np.arange(len(GAINS_DB) + 1)
+    frequencies = np.fft.rfftfreq(size, 1 / sample_rate)
+    bands = BAND_HZ * np.arange(len(GAINS_DB) + 1)
     gains_db = np.interp(frequencies, bands, np.append(GAINS_DB, 0.0), right=0.0)
     cepstrum = np.fft.irfft(gains_db * np.log(10) / 20)
     cepstrum[1 : size // 2] *= 2  # the causal part twice, instead of both sides: minimum phase
@@ -60,7 +61,8 @@ class PerthStream:
     name = "perth"
 
     def __init__(self, sample_rate: int, samples_per_frame: int) -> None:
-        self._rate, self._frame = sample_rate, samples_per_frame
+        self._rate = sample_rate
+        self._frame = samples_per_frame
         self._num_past = len(taps(sample_rate)) - 1
         self._size = 1 << (self._num_past + samples_per_frame - 1).bit_length()
         self._past = np.zeros(self._num_past)  # samples before the frame that is being filled
@@ -83,7 +85,8 @@ class PerthStream:
         windows = np.lib.stride_tricks.sliding_window_view(padded, self._num_past + self._frame)[:: self._frame]
         spectra = np.fft.rfft(windows[:num_frames], self._size) * _spectrum(self._rate, self._size)
         filtered = np.fft.irfft(spectra, self._size)[:, self._num_past : self._num_past + self._frame].ravel()
-        self._past, self._begun = padded[num_whole : num_whole + self._num_past].copy(), samples[num_whole:].copy()
+        self._past = padded[num_whole : num_whole + self._num_past].copy()
+        self._begun = samples[num_whole:].copy()
         return filtered[num_before : len(samples)].astype(np.float32)
 
 

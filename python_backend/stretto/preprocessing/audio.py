@@ -165,7 +165,9 @@ def _check_samples(field: str, pcm: np.ndarray) -> None:
         raise InvalidRequest(field, "samples in [-1, 1]", f"a peak of {peak:g}")
 
 
-FRAME_S, NUM_LOUDEST = 0.02, 5  # a click has fewer loud frames
+# a click has fewer loud frames
+FRAME_S = 0.02
+NUM_LOUDEST = 5
 VOICE_DB = -75.0  # speech 50 dB below its usual level is louder; the noise of 16-bit samples is quieter
 
 
@@ -288,9 +290,12 @@ class AudioLanes:
             num_long: Number of lanes for long recordings.
             limit: Maximum total bytes of audio and number of requests in all lanes, whether waiting or running.
         """
-        self._bytes, self._requests = FairLimit(limit.num_bytes), FairLimit(limit.num_requests)
-        self._mutex, self.is_closed = threading.Lock(), False
-        self._short, self._long = FairQueue[AudioJob](), FairQueue[AudioJob]()
+        self._bytes = FairLimit(limit.num_bytes)
+        self._requests = FairLimit(limit.num_requests)
+        self._mutex = threading.Lock()
+        self.is_closed = False
+        self._short = FairQueue[AudioJob]()
+        self._long = FairQueue[AudioJob]()
         self._images: FairQueue[AudioJob] | None = None  # until the first request with images
         self._open_process = open_process
         self._threads = [self._lane(self._short, 0, open_process(0))]
@@ -369,7 +374,8 @@ class AudioLanes:
 
     def _work(self, queue: FairQueue[AudioJob], niceness: int, process: ReaderProcess | None) -> None:
         while (job := queue.get()) is not None:
-            host, num_bytes = job.host, job.num_bytes
+            host = job.host
+            num_bytes = job.num_bytes
             try:
                 if self.is_closed:
                     job.refuse(Closing("server is stopping"))

@@ -43,7 +43,8 @@ MAX_MEMORY_BYTES = 2 << 30  # address space; a 70 KB MP4 file can declare tables
 
 def main() -> None:
     """Process jobs until standard input is closed."""
-    memory, niceness = int(sys.argv[1]), int(sys.argv[2])
+    memory = int(sys.argv[1])
+    niceness = int(sys.argv[2])
     # Absolute, because the parent's priority may be raised temporarily while models load (launcher/processes.py).
     os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
     limit_memory()
@@ -125,7 +126,8 @@ def contents(memory: int) -> bytes:
 
 def read(memory: int, job: dict[str, Any]) -> np.ndarray:
     """Decode a job's recording, and return its samples, float32 [n]."""
-    max_s, rate = job["max_s"], job["rate"]
+    max_s = job["max_s"]
+    rate = job["rate"]
     if job["is_file"]:
         pcm, sample_rate = read_file(contents(memory), max_s, job["field"])
         return resample(pcm, sample_rate, rate)

@@ -65,7 +65,8 @@ class CloningRequest:
         task = family.cloning_task
         if task is None:
             raise InvalidRequest("reference_wav", "no value (this model does not clone voices)", "a value")
-        words, text = string("reference_text", self.reference_text), string("target_text", self.target_text)
+        words = string("reference_text", self.reference_text)
+        text = string("target_text", self.target_text)
         if text is None:
             raise InvalidRequest("target_text", "the text to speak", "none")
         if self.reference_wav is None:
@@ -81,7 +82,8 @@ class CloningRequest:
         return RawRequest(None, None, pcm, REFERENCE_RATE, turns, task.name, OPTIONS, field_names=FIELDS)
 
     def _num_samples(self, wav: np.ndarray) -> int:
-        length, most = self.reference_wav_len, wav.shape[1]
+        length = self.reference_wav_len
+        most = wav.shape[1]
         if length is None:
             return most
         if not 1 <= length <= most:

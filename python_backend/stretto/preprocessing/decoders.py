@@ -17,7 +17,8 @@ import soundfile
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.mixing import Mixer
 
-MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 384_000
+MIN_RATE_HZ = 1_000
+MAX_RATE_HZ = 384_000
 MAX_CHANNELS = 8
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "FLAC", "OGG", "MP3", "MPEG", "AIFF", "CAF"})
 READABLE = "wav, flac, ogg, mp3, aiff, caf, webm, m4a, mp4 or aac"
@@ -68,7 +69,8 @@ def decode(data: bytes, max_s: float, field: str) -> tuple[np.ndarray, int]:
         raise InvalidRequest(field, "one recording", f"two WAV files, the second one at byte {end}")
     if data.startswith(b"RF64") and not any(data[28:36]):  # as written to a pipe; as WAV it is read to its end
         data = b"RIFF" + data[4:]
-    demuxer, failures = _demuxer(data), list[str]()
+    demuxer = _demuxer(data)
+    failures = list[str]()
     decoders: list[_Decoder] = [_Libsndfile(data, max_s, field), _FFmpeg(data, demuxer, max_s, field)]
     for decoder in decoders if demuxer is None else reversed(decoders):
         try:
@@ -110,7 +112,8 @@ def _first_byte(data: bytes) -> int:
             high, mid, low, last = (byte & 0x7F for byte in data[at + 6 : at + 10])  # 7 bits in each byte
             has_footer = bool(data[at + 5] & 0x10)
             at += 10 + (high << 21 | mid << 14 | low << 7 | last) + 10 * has_footer
-        first, zeros = at, ZEROS.match(data, at)
+        first = at
+        zeros = ZEROS.match(data, at)
         at = at if zeros is None else zeros.end()
         for start in range(max(first, at - 3), at + 1):  # the first bytes of a box's size may be zeros
             if data[start + 4 : start + 8] in BOXES:
@@ -227,11 +230,16 @@ class _FFmpeg:
             expected = "a file with an audio stream that can be decoded"
             raise InvalidRequest(self.field, expected, ", ".join(found.values()) or "none")
         stream.codec_context.thread_count = 1
-        form, rate, num_samples, to_float = None, 0, 0, AudioResampler(format="fltp")
+        form = None
+        rate = 0
+        num_samples = 0
+        to_float = AudioResampler(format="fltp")
         for frame in self._frames(container, stream):
-            changed, form = form, (frame.format.name, frame.layout.name, frame.sample_rate)
+            changed = form
+            form = (frame.format.name, frame.layout.name, frame.sample_rate)
             if not rate:
-                rate, layout = frame.sample_rate, frame.layout
+                rate = frame.sample_rate
+                layout = frame.layout
                 _check_form(self.field, rate, layout.nb_channels)
             elif changed != form:  # after joining files
                 to_float = AudioResampler(format="fltp", layout=layout, rate=rate)
@@ -250,7 +258,8 @@ class _FFmpeg:
         """
         import av
 
-        num_good, bad = 0, list[av.FFmpegError]()
+        num_good = 0
+        bad = list[av.FFmpegError]()
         packets = container.demux(stream)
         while True:
             try:

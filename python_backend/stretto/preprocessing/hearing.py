@@ -27,7 +27,8 @@ from stretto_client.schema import OptionsRecord
 
 logger = logging.getLogger(__name__)
 MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced
-MIN_RATE_HZ, MAX_RATE_HZ = 8_000, 192_000
+MIN_RATE_HZ = 8_000
+MAX_RATE_HZ = 192_000
 MAX_PART_S = 30.0
 MAX_PEAK = 2.0  # as for recordings
 MAX_WAITING = 8  # parts of one session
@@ -105,10 +106,12 @@ class Hearing:
     """
 
     def __init__(self, process: EncoderProcess, num_codebooks: int):
-        self._process, self._width = process, num_codebooks
+        self._process = process
+        self._width = num_codebooks
         self._streams: dict[str, _Stream] = {}
         self._closed: list[str] = []
-        self._places, self._bytes = FairLimit(MAX_STREAMS), FairLimit(MAX_BYTES)
+        self._places = FairLimit(MAX_STREAMS)
+        self._bytes = FairLimit(MAX_BYTES)
         self._changed = threading.Condition()
         self._has_ready = self._is_closed = False  # `_has_ready`: a stream has frames left in the process
         self.num_jobs = self.num_encoded = 0
@@ -165,7 +168,8 @@ class Hearing:
                 self._places.acquire(host)
             self._bytes.acquire(stream.host, pcm.nbytes)
             stream.waiting.append(_Waiting(number, pcm, is_last, answer))
-            stream.next_part, stream.is_complete = number + 1, is_last
+            stream.next_part = number + 1
+            stream.is_complete = is_last
             self._changed.notify()
 
     def _check_order(self, stream: _Stream, number: int) -> None:
@@ -195,7 +199,8 @@ class Hearing:
                 if self._is_closed:
                     return
                 dropped = self._drop_ended()
-                closed, self._closed = self._closed, []
+                closed = self._closed
+                self._closed = []
                 begun = [(name, each.waiting[0]) for name, each in self._streams.items() if each.waiting]
                 begun = [(name, part) for name, part in begun if not self._streams[name].is_begun]
                 for name, _ in begun:
@@ -234,13 +239,15 @@ class Hearing:
         """Run one job with the parts in `begun`, and answer the parts that are done."""
         rates = {name: self._streams[name].rate for name, _ in begun}
         job = {"parts": [[name, len(part.pcm), rates[name], part.is_last] for name, part in begun], "closed": closed}
-        memory, at = self._process.memory, 0
+        memory = self._process.memory
+        at = 0
         try:
             for _, part in begun:
                 data = part.pcm.data.cast("B")
                 while data:  # the kernel may write fewer bytes than requested
                     num_written = os.pwrite(memory, data, at)
-                    data, at = data[num_written:], at + num_written
+                    data = data[num_written:]
+                    at = at + num_written
             found = self._process.ask(job, MAX_WAIT_S)
             if found is None:
                 logger.warning("the hearing process ended; its sessions end")
@@ -268,7 +275,8 @@ class Hearing:
             stream.waiting[0].frames.append(ids)
             if not is_done:
                 return
-            part, stream.is_begun = stream.waiting.popleft(), False
+            part = stream.waiting.popleft()
+            stream.is_begun = False
             self._bytes.release(stream.host, part.pcm.nbytes)
             stream.num_samples += len(part.pcm)
             seconds = stream.num_samples / stream.rate
@@ -286,7 +294,8 @@ class Hearing:
     def _lose_all(self) -> None:
         with self._changed:
             lost = [(name, part) for name in list(self._streams) for part in self._remove(name)]
-            self._has_ready, self._closed = False, []
+            self._has_ready = False
+            self._closed = []
         self._lose(lost)
 
     def _lose(self, parts: list[tuple[str, _Waiting]]) -> None:

@@ -35,7 +35,8 @@ class Resampler:
     """
 
     def __init__(self, rate: int, target_rate: int):
-        self._rate, self._target_rate = rate, target_rate
+        self._rate = rate
+        self._target_rate = target_rate
         self._num_in = self._num_out = 0
         self._stream = None if rate == target_rate else soxr.ResampleStream(rate, target_rate, 1, dtype="float32")
 
@@ -125,17 +126,22 @@ def answer(streams: Streams, memory: int, job: dict[str, Any]) -> dict[str, Any]
 
 def write(memory: int, arrays: Sequence[np.ndarray]) -> None:
     """Write arrays to the start of the file descriptor `memory`, one after the other."""
-    at, data = 0, b"".join(array.tobytes() for array in arrays)
+    at = 0
+    data = b"".join(array.tobytes() for array in arrays)
     while at < len(data):  # the kernel may write fewer bytes than requested
         at += os.pwrite(memory, data[at:], at)
 
 
 def main() -> None:
     """Process jobs until standard input is closed."""
-    checkpoint, device, memory, niceness = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    checkpoint = Path(sys.argv[1])
+    device = sys.argv[2]
+    memory = int(sys.argv[3])
+    niceness = int(sys.argv[4])
     # Absolute, because the parent's priority may be raised temporarily while models load (launcher/processes.py).
     os.setpriority(os.PRIO_PROCESS, 0, max(niceness, os.getpriority(os.PRIO_PROCESS, 0)))
-    family, open_live_input = family_at(checkpoint), plugin_at(checkpoint).open_live_input
+    family = family_at(checkpoint)
+    open_live_input = plugin_at(checkpoint).open_live_input
     assert open_live_input is not None, f"{family.name} reads no live audio"
     codec = load_codec(family.codec, checkpoint, device, family.num_codebooks)
     streams = Streams(open_live_input(checkpoint, codec))

@@ -22,9 +22,11 @@ class Mixer:
     """
 
     def __init__(self, signs: np.ndarray | None = None) -> None:
-        self._signs, self._blocks = signs, list[np.ndarray]()
+        self._signs = signs
+        self._blocks = list[np.ndarray]()
         self._products = self._sums = np.zeros(0)
-        self._num_samples, self._peak = 0, 0.0
+        self._num_samples = 0
+        self._peak = 0.0
 
     def add(self, block: np.ndarray) -> None:
         """Append samples, float32 [n, C]."""
@@ -34,7 +36,8 @@ class Mixer:
         if block.shape[1] > 1 and len(block):
             wide = block.astype(np.float64)
             with np.errstate(invalid="ignore"):  # infinite samples are refused later
-                products, sums = wide.T @ wide, wide.sum(0)
+                products = wide.T @ wide
+                sums = wide.sum(0)
                 self._products = self._products + products if self._num_samples else products
                 self._sums = self._sums + sums if self._num_samples else sums
             self._num_samples += len(block)
@@ -71,7 +74,8 @@ class Mixer:
         The result never exceeds 1 or the peak of the channels.
         """
         covariance = self._covariance()
-        loudest, energy = covariance.diagonal().max(), covariance.sum() / len(covariance) ** 2
+        loudest = covariance.diagonal().max()
+        energy = covariance.sum() / len(covariance) ** 2
         if not 0 < energy < QUIET_MEAN * loudest:
             return 1.0
         most = max(1.0, self._peak) / max(float(np.abs(mono).max()), 1e-30)

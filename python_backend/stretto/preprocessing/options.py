@@ -57,10 +57,12 @@ def read_delivery(
     Raises:
         InvalidRequest: An option is outside its limits.
     """
-    first, steady = family.first_chunk_frames, family.steady_chunk_frames
+    first = family.first_chunk_frames
+    steady = family.steady_chunk_frames
     own = ChunkPolicy(first, steady, frame_rate=frame_rate, held_frames=held_frames, blocks=blocks)
     default = _policy(chunking or {}, own)
-    output, policy = options.get("output", {}), _policy(options.get("chunking", {}), default)
+    output = options.get("output", {})
+    policy = _policy(options.get("chunking", {}), default)
     default_first = 0 if chunking is None else default.first_frames
     if output.get("codes") and family.layout.latents:
         raise InvalidRequest("options.output.codes", "false (frames of this model have no codes)", "true")
@@ -130,7 +132,8 @@ def read_options(
     Raises:
         InvalidRequest: An option is unknown, unsupported or outside its limits.
     """
-    options, defaults = _read("options", text, task), task.sampling
+    options = _read("options", text, task)
+    defaults = task.sampling
     speaks = Segment.AUDIO in task.segments  # with or without a preceding text segment
     shorthands = {key: value for key, value in options.items() if key in SHORTHANDS}
     in_text, in_audio = ({}, shorthands) if speaks else (shorthands, {})
@@ -163,7 +166,8 @@ def read_options(
     if not task.speaks:
         return Options(sampling, None, delivery, adapter=adapter, aligns_words="words" in options)
     manner = replace(read_manner(options, family), guidance_scale=scale)
-    aligns_words, names_voice = "words" in options, "voice" in options
+    aligns_words = "words" in options
+    names_voice = "voice" in options
     spellings = read_spellings(options["pronunciations"], family) if "pronunciations" in options else {}
     return Options(
         sampling, read_voice(options, family), delivery, manner, adapter, aligns_words, names_voice, spellings
@@ -245,7 +249,8 @@ def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, f
     seconds = options["max_audio_s"]
     num_closing_rows = family.tail.num_closing_rows(family.layout.max_delay)
     longest = (audio.max_rows - num_closing_rows) // family.rows_per_frame
-    low, high = 1 / frame_rate, longest / frame_rate
+    low = 1 / frame_rate
+    high = longest / frame_rate
     if not low <= seconds <= high:
         raise InvalidRequest("options.max_audio_s", f"a number of seconds in [{low:g}, {high:g}]", seconds)
     # The small term makes 0.28 s at 25 Hz exactly 7 frames; floating point yields 7.000000000000001.
@@ -293,7 +298,8 @@ def _guidance(options: OptionsRecord) -> dict[str, Any]:
         return {"guidance_scale": options["guidance_scale"]} if "guidance_scale" in options else {}
     if "guidance_scale" in options:
         raise InvalidRequest("options.guidance", "either guidance or guidance_scale", "both")
-    guidance, fields = options["guidance"], dict[str, Any]()
+    guidance = options["guidance"]
+    fields = dict[str, Any]()
     if "scale" in guidance:
         fields["guidance_scale"] = guidance["scale"]
     if "policy" in guidance:

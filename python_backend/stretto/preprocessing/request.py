@@ -145,7 +145,8 @@ class Preprocessor:
             CheckpointError: The family is missing, unknown, or not served, or the dictionary is invalid.
             InvalidRequest: A chunk size is outside its limits.
         """
-        self.family, self._has_aligner = served_family(checkpoint), has_aligner
+        self.family = served_family(checkpoint)
+        self._has_aligner = has_aligner
         open_template = template_opener(self.family)
         use_whole_float32()
         folder = speaking_folder(checkpoint)
@@ -184,7 +185,8 @@ class Preprocessor:
         spec = self.codec.spec
         codec = (spec.frame_rate, spec.right_frames, spec.blocks)
         options = read_options(text, self.family, task, *codec, self._chunking)
-        as_written, changes = turns[-1].text or "", list[Replacement]()
+        as_written = turns[-1].text or ""
+        changes = list[Replacement]()
         if task.reads_aloud and not options.manner.is_open:
             turns, changes = self._pronounced(turns, options.spellings)
         if options.names_voice and turns[0].role == "system" and "audio" in turns[0].kinds:
@@ -195,14 +197,16 @@ class Preprocessor:
             longest = spec.max_frames * self.family.rows_per_frame
             expected = f"at most {longest} rows, the most that {spec.name} decodes in one piece"
             raise InvalidRequest("options.audio.max_rows", expected, f"{sampling.audio.max_rows} rows")
-        files, images = enumerate(raw.files), enumerate(raw.image or ())
+        files = enumerate(raw.files)
+        images = enumerate(raw.image or ())
         spoken = turns[:-1] if is_live else turns
         read_in_turn = (self._piece(turn, kind, raw, files, images, read) for turn in spoken for kind in turn.kinds)
         pieces = tuple(within_pixels(read_in_turn))
         check_voices({each.path: each.pcm for each in pieces if each.role in task.voice_roles}, self._encoder_rate)
         is_heard = any(piece.pcm is not None or piece.pixels is not None for piece in pieces)
         with self._tokenising if is_heard else nullcontext():
-            given, template = (task, pieces, options.voice), self.template
+            given = (task, pieces, options.voice)
+            template = self.template
             written = begin_session(template, *given) if is_live else template.write(*given, options.manner)
         alignment = None
         if options.aligns_words:
@@ -279,7 +283,8 @@ class Preprocessor:
         Raises:
             InvalidRequest: There is no aligner, or nothing to align.
         """
-        field, got = "options.words", "'aligned'"
+        field = "options.words"
+        got = "'aligned'"
         if self.family.times_words(task):
             return None
         if not self._has_aligner:
@@ -332,7 +337,8 @@ class Preprocessor:
 
     def _samples(self, recording: Recording, read: AudioReader) -> np.ndarray:
         """Return a recording's mono samples at the audio encoder's sample rate, float32 [n]."""
-        rate, shortest = self._encoder_rate, 1 / self.codec.spec.frame_rate
+        rate = self._encoder_rate
+        shortest = 1 / self.codec.spec.frame_rate
         pcm = read(recording, self.family.max_audio_s, rate)
         if len(pcm) < rate * shortest:
             raise InvalidRequest(recording.field, f"at least {shortest:g} s", f"{len(pcm) / rate:.4f} s")
@@ -419,4 +425,6 @@ def read_part(raw: RawRequest) -> TextPart:
     return TextPart(session["id"], session["part"], text, session["is_last"])
 
 
-TRANSCRIBE, FULL_SCALE = "asr", 32_767  # name of the task that transcribes a recording; largest int16
+# name of the task that transcribes a recording; largest int16
+TRANSCRIBE = "asr"
+FULL_SCALE = 32_767

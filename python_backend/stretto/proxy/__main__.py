@@ -75,7 +75,9 @@ class LauncherConnection:
             self._apply(line.decode())
 
     def _apply(self, line: str) -> None:
-        self._is_ready, self._has_reported, self._is_stopping = line == READY, False, line == STOPPING
+        self._is_ready = line == READY
+        self._has_reported = False
+        self._is_stopping = line == STOPPING
         if line in (ENDING_ALL, ENDING_UNANSWERED):
             self.gate.close(spares_answered=line == ENDING_UNANSWERED)
         else:
@@ -179,7 +181,8 @@ def main() -> int:
     limits = ConnectionLimits.from_system()
     if warning := limits.warning():
         print(warning, file=sys.stderr, flush=True)
-    config, launcher = ProxyConfig.from_json(first_line()), LauncherConnection()
+    config = ProxyConfig.from_json(first_line())
+    launcher = LauncherConnection()
     try:
         asyncio.run(run(config, launcher, limits))
     except OSError as error:

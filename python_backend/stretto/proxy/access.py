@@ -26,7 +26,10 @@ from stretto.proxy.infer_request import SHOWN, BadRequest
 
 # State messages after the config. While a model restarts, new requests are refused and requests in flight are ended:
 # either all of them, or only those that have no response yet or share a stream with other requests.
-READY, UNREADY, ENDING_ALL, ENDING_UNANSWERED = "ready", "unready", "ending all", "ending unanswered"
+READY = "ready"
+UNREADY = "unready"
+ENDING_ALL = "ending all"
+ENDING_UNANSWERED = "ending unanswered"
 STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
 
 Message = TypeVar("Message")
@@ -100,13 +103,15 @@ class ProxyConfig:
 
 def _parse(kind: type[Message], text: str) -> Message:
     """Parse a message. Errors name the invalid field but not its value, which may be the key."""
-    record, kinds = json.loads(text), get_type_hints(kind)
+    record = json.loads(text)
+    kinds = get_type_hints(kind)
     if not isinstance(record, dict) or record.keys() != kinds.keys():
         got = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise ValueError(f"{kind.__name__}: expected an object of {', '.join(kinds)}, got {got}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
     for name, value in values.items():
-        of, is_list = kinds[name], isinstance(value, tuple)
+        of = kinds[name]
+        is_list = isinstance(value, tuple)
         found = {type(each) for each in (value if is_list else [value])}
         allowed = {str} if get_origin(of) is tuple else set(get_args(of) or [of])
         if is_list != (get_origin(of) is tuple) or not found <= allowed:
@@ -116,10 +121,14 @@ def _parse(kind: type[Message], text: str) -> Message:
 
 CALLER_HEADER = "stretto-caller"  # set by a holder of the key: the caller on whose behalf the call is made
 KEY_HEADER = "triton-grpc-protocol-stretto-key"  # Triton's header name for a key called `stretto-key`
-OPEN, REPOSITORY = "open", "model-repository"
-MODELS, HTTP = "models", "http"  # direct calls to the ensemble's steps; Triton's HTTP service instead of ours
+OPEN = "open"
+REPOSITORY = "model-repository"
+# direct calls to the ensemble's steps; Triton's HTTP service instead of ours
+MODELS = "models"
+HTTP = "http"
 SERVICE = "/inference.GRPCInferenceService/"
-MODEL_INFER, MODEL_STREAM_INFER = f"{SERVICE}ModelInfer", f"{SERVICE}ModelStreamInfer"
+MODEL_INFER = f"{SERVICE}ModelInfer"
+MODEL_STREAM_INFER = f"{SERVICE}ModelStreamInfer"
 MODEL_READY = f"{SERVICE}ModelReady"
 HEALTH_CHECK = "/grpc.health.v1.Health/Check"
 CLOSED_APIS = {
@@ -169,7 +178,8 @@ class Access:
             peer: Peer of the call, as reported by gRPC.
             metadata: Metadata of the call.
         """
-        host, caller = host_of_call(peer), next((value for name, value in metadata if name == CALLER_HEADER), "")
+        host = host_of_call(peer)
+        caller = next((value for name, value in metadata if name == CALLER_HEADER), "")
         if not isinstance(caller, str) or not re.fullmatch(r"[0-9a-z]{1,64}", caller, re.ASCII):
             return host
         return f"{host}/{caller}" if self.is_key_holder(metadata) else host
@@ -223,7 +233,9 @@ class ServedModels:
             ours: Names of our models.
             ask: Sends a serialised ModelReadyRequest to Triton, and returns the serialised response.
         """
-        self._access, self._ours, self._ask = allowed, ours, ask
+        self._access = allowed
+        self._ours = ours
+        self._ask = ask
 
     async def check(self, head: ModelInferRequest, metadata: Metadata) -> None:
         """Raise BadRequest if the client may not use the request's model, or if the server does not have it.
@@ -232,7 +244,8 @@ class ServedModels:
             head: The request, without tensor contents.
             metadata: Metadata of the call.
         """
-        name, version = head.model_name, head.model_version
+        name = head.model_name
+        version = head.model_version
         if name in INNER_MODELS and not self._access.admits(MODELS, metadata):
             raise BadRequest(f"model_name: {refusal(MODELS)}", head.id)
         if name not in self._ours:

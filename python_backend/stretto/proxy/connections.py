@@ -82,7 +82,9 @@ class Connections:
     """
 
     def __init__(self, limits: ConnectionLimits, host: str = "127.0.0.1") -> None:
-        self._most, self._num_files, self._host = limits.grpc * 3 // 4, limits.num_files, host
+        self._most = limits.grpc * 3 // 4
+        self._num_files = limits.num_files
+        self._host = host
         self._num_calls = Counter[Address]()
         self._busy = FairLimit(limits.grpc)
         self._idle_since: dict[Address, int] = {}  # number of the check that has found the connection first

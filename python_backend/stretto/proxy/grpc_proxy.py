@@ -91,7 +91,8 @@ class UnaryCalls:
 
     def __init__(self, triton: grpc.aio.Channel, background: BackgroundTasks, gate: CallGate) -> None:
         self._calls = {method: triton.unary_unary(method) for method in APIS if method != MODEL_STREAM_INFER}
-        self._background, self._gate = background, gate
+        self._background = background
+        self._gate = gate
 
     async def call(
         self, method: str, request: bytes, metadata: Metadata, place: ExitStack | None = None, is_ours: bool = True
@@ -218,10 +219,15 @@ class GrpcProxy(grpc.GenericRpcHandler):
             connections: Connections of the server.
             ours: Names of our models.
         """
-        self._access, self._ours = allowed, ours
-        self._is_ready, self._gate = launcher.is_ready, launcher.gate
-        self._pace, self._uploads, self._disconnects = Pace(), uploads, disconnects
-        self._shares, self._connections = FairLimit(MAX_CALLS), connections
+        self._access = allowed
+        self._ours = ours
+        self._is_ready = launcher.is_ready
+        self._gate = launcher.gate
+        self._pace = Pace()
+        self._uploads = uploads
+        self._disconnects = disconnects
+        self._shares = FairLimit(MAX_CALLS)
+        self._connections = connections
         self._refused = RefusedHosts(ours.ensembles)
         self._one_shots = FairLimit(MAX_HELD_BYTES)
         self._infer = triton.stream_stream(MODEL_STREAM_INFER)
@@ -321,7 +327,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
             raise BadRequest(CROWDED.removeprefix(f"{FULL}: "), kind=FULL)
         read = await self._check_infer(request, ())
         if read.head.model_name not in self._ours.cloning:
-            expected, got = ", ".join(sorted(self._ours.cloning)), repr(read.head.model_name[:SHOWN])
+            expected = ", ".join(sorted(self._ours.cloning))
+            got = repr(read.head.model_name[:SHOWN])
             raise BadRequest(f"model_name: expected one of {expected}, got {got}", read.head.id)
         return await self._one_shot(request, read.head, host, (), place)
 
@@ -333,7 +340,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
         if self._gate.is_closed:
             raise Restarting
         self._refused.check(head, host)
-        call, number = self._infer(metadata=passed_on(metadata)), self._disconnects.next_number()
+        call = self._infer(metadata=passed_on(metadata))
+        number = self._disconnects.next_number()
         stream = TritonStream(call, number, lambda response: self._refused.note(host, response))
         stream.record_model(head)
         reply = OneShotReply(head, self._one_shots, host, place)
@@ -357,7 +365,8 @@ class GrpcProxy(grpc.GenericRpcHandler):
     async def _stream(self, requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
         metadata = context.invocation_metadata() or ()
         host = self._access.client(context.peer(), metadata)
-        call, number = self._infer(metadata=passed_on(metadata)), self._disconnects.next_number()
+        call = self._infer(metadata=passed_on(metadata))
+        number = self._disconnects.next_number()
 
         def note(response: bytes) -> None:
             if stream.model is not None and stream.model[0] in self._ours.ensembles:

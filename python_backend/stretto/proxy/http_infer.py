@@ -80,7 +80,9 @@ class HttpInfer:
     """
 
     def __init__(self, infer: Infer, uploads: Uploads, report_dead_stub: Callable[[str], None]) -> None:
-        self._infer, self._uploads, self._report_dead_stub = infer, uploads, report_dead_stub
+        self._infer = infer
+        self._uploads = uploads
+        self._report_dead_stub = report_dead_stub
         self._posts = FairLimit(MAX_POSTS)
         # bodies are parsed on the thread that forwards all calls: at this rate, in at most a tenth of its time
         self._pace = Pace(BYTES_PER_CORE_S, small_bytes=SMALL_BYTES)
@@ -139,7 +141,8 @@ async def _while_connected(
     answering: Awaitable[ModelInferResponse], reader: asyncio.StreamReader
 ) -> ModelInferResponse:
     """Return the reply; cancel it and raise ConnectionResetError if the client disconnects before."""
-    reply, watching = asyncio.ensure_future(answering), asyncio.ensure_future(reader.read(1))
+    reply = asyncio.ensure_future(answering)
+    watching = asyncio.ensure_future(reader.read(1))
     try:
         await asyncio.wait((reply, watching), return_when=asyncio.FIRST_COMPLETED)
         if not reply.done() and not watching.result():

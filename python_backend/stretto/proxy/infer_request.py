@@ -19,14 +19,17 @@ from stretto.errors import INVALID
 MAX_HEAD_BYTES = 1 << 20
 MAX_FIELDS = 256  # including fields of tensors; a request with all inputs of all our models has fewer than half as many
 MAX_ID = 1024  # characters of an id or a name; each response repeats both, and Triton buffers unread responses
-MAX_PARAMETERS, MAX_PARAMETER_BYTES = 32, 4096  # each model of the ensemble parses them, the decoder for each chunk
+# each model of the ensemble parses them, the decoder for each chunk
+MAX_PARAMETERS = 32
+MAX_PARAMETER_BYTES = 4096
 MAX_RANK = 8
 MAX_ELEMENTS = 1 << 31
 MAX_STRINGS = 4096  # each becomes a Python object
 SHOWN = 64  # characters of a name shown in an error
 
 # Permitted wire types of each field number (grpc_service.proto; protobuf, encoding).
-VARINT, LENGTH_DELIMITED = 0, 2
+VARINT = 0
+LENGTH_DELIMITED = 2
 RAW_CONTENTS = 7
 Kinds = Mapping[int, tuple[int, ...]]
 REQUEST: Kinds = dict.fromkeys(range(1, 8), (LENGTH_DELIMITED,))
@@ -39,7 +42,8 @@ Field = tuple[int, int, int, int]  # number; offsets of its tag, its content and
 # Bytes per element; a string is preceded by its length.
 SIZES = {"BOOL": 1, "UINT8": 1, "INT8": 1, "UINT16": 2, "INT16": 2, "FP16": 2, "BF16": 2}
 SIZES |= {"UINT32": 4, "INT32": 4, "FP32": 4, "UINT64": 8, "INT64": 8, "FP64": 8}
-STRING, STRING_HEAD = "BYTES", 4
+STRING = "BYTES"
+STRING_HEAD = 4
 
 
 class BadRequest(Exception):
@@ -54,7 +58,8 @@ class BadRequest(Exception):
 
     def __init__(self, message: str, request_id: str = "", kind: str = INVALID) -> None:
         super().__init__(message)
-        self.request_id, self.kind = request_id, kind
+        self.request_id = request_id
+        self.kind = kind
 
     @property
     def client_message(self) -> str:
@@ -84,7 +89,8 @@ def read_infer_request(data: bytes) -> InferRequest:
     Raises:
         BadRequest: If `data` is malformed or exceeds a limit, or if a tensor's size does not match its shape.
     """
-    head, raw_sizes = bytearray(), []
+    head = bytearray()
+    raw_sizes = []
     for number, start, content, end in _few_fields(data):
         if number == RAW_CONTENTS:
             raw_sizes.append(end - content)
@@ -144,7 +150,8 @@ def _few_fields(data: bytes) -> Iterator[Field]:
 def _fields(data: bytes, at: int, end: int, known: Kinds) -> Iterator[Field]:
     """Yield the fields of the message between offsets `at` and `end`; raise BadRequest for unknown ones."""
     while at < end:
-        number, kind = data[at] >> 3, data[at] & 7
+        number = data[at] >> 3
+        kind = data[at] & 7
         if kind not in known.get(number, ()):
             raise BadRequest(f"request: expected a ModelInferRequest, got field {number} of type {kind}")
         value, content = _varint(data, at + 1)

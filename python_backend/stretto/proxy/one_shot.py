@@ -35,8 +35,13 @@ class OneShotReply:
     """
 
     def __init__(self, request: ModelInferRequest, held: FairLimit, host: str, place: ExitStack) -> None:
-        self._request, self._held, self._host, self._place = request, held, host, place
-        self._parts, self._num_bytes, self._output = list[bytes](), 0, ""
+        self._request = request
+        self._held = held
+        self._host = host
+        self._place = place
+        self._parts = list[bytes]()
+        self._num_bytes = 0
+        self._output = ""
 
     def add(self, response: bytes) -> None:
         """Add the samples of a response.

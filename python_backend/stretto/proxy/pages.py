@@ -18,7 +18,9 @@ from stretto.proxy.connections import MAX_PAGE_CONNECTIONS
 
 MAX_HEAD_BYTES = 8192
 MAX_PAGE_BYTES = 1 << 24
-REQUEST_S, ANSWER_S, LINGER_S = 5.0, 5.0, 0.5
+REQUEST_S = 5.0
+ANSWER_S = 5.0
+LINGER_S = 0.5
 CLOSED = "Triton's HTTP service is closed: use gRPC, or start the server with --allow http"
 ALIVE = "/health/live"  # liveness of the proxy, independent of Triton
 MODEL_READY = re.compile(r"/v2/models/([^/?]{1,128})(?:/versions/(\d{1,18}))?/ready")
@@ -152,7 +154,9 @@ class PageServer:
     """
 
     def __init__(self, pages: Pages, limit: int = MAX_PAGE_CONNECTIONS, posts: Posts | None = None) -> None:
-        self._pages, self._limit, self._posts = pages, limit, posts
+        self._pages = pages
+        self._limit = limit
+        self._posts = posts
         self._open: set[_Connection] = set()
         self._number = count()
 
@@ -192,7 +196,8 @@ class PageServer:
             await writer.drain()
             await asyncio.sleep(0)  # `drain` does not let other calls run if the client reads fast
         writer.write_eof()
-        connection.is_idle, connection.number = True, next(self._number)
+        connection.is_idle = True
+        connection.number = next(self._number)
         # wait before closing: if the client is still sending, a reset would discard the response
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):

@@ -54,7 +54,8 @@ class RefusedHosts:
     """
 
     def __init__(self, ensembles: Set[str], now: Callable[[], float] = time.monotonic) -> None:
-        self._ensembles, self._now = ensembles, now
+        self._ensembles = ensembles
+        self._now = now
         self._refusals: dict[str, Refusal] = {}  # of each host
 
     def check(self, head: ModelInferRequest, host: str) -> None:
@@ -64,7 +65,8 @@ class RefusedHosts:
             head: The request, without tensor contents.
             host: Host of the client.
         """
-        refusal, now = self._refusals.get(host), self._now()
+        refusal = self._refusals.get(host)
+        now = self._now()
         if refusal is None or not self._begins_reply(head):
             return
         if now - refusal.since_s >= FORGET_S:
@@ -86,7 +88,8 @@ class RefusedHosts:
         if IN_FLIGHT.encode() in response:
             error = ModelStreamInferResponse.FromString(response).error_message
             if found := REFUSAL.fullmatch(error):
-                last, now = self._refusals.pop(host, None), self._now()
+                last = self._refusals.pop(host, None)
+                now = self._now()
                 if len(self._refusals) == MAX_HOSTS:
                     self._refusals.clear()
                 tried_s, num_tries = (last.tried_s, last.num_tries) if last else (now, 0)

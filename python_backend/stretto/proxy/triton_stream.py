@@ -83,7 +83,8 @@ class CallGate:
         Args:
             spares_answered: True to exempt calls that Triton has begun to answer.
         """
-        self.is_closed, self._spares_answered = True, spares_answered
+        self.is_closed = True
+        self._spares_answered = spares_answered
         for task, is_answered in self._calls.items():
             if not (spares_answered and is_answered()):
                 self._ended.add(task)
@@ -131,7 +132,8 @@ def client_status(error: grpc.aio.AioRpcError, report_dead_stub: Report) -> tupl
         error: Error of the call to Triton.
         report_dead_stub: Reports to the launcher a model whose stub Triton considers dead.
     """
-    code, details = error.code(), _reworded_message(error.details() or "", report_dead_stub)
+    code = error.code()
+    details = _reworded_message(error.details() or "", report_dead_stub)
     is_gone = code is grpc.StatusCode.UNAVAILABLE and any(words in details for words in GONE)
     if is_gone or details == BROKEN_OFF:
         return grpc.StatusCode.UNAVAILABLE, f"{UNAVAILABLE}: the server is starting"
@@ -170,9 +172,12 @@ class TritonStream:
     """
 
     def __init__(self, call: Any, number: int, note: Callable[[bytes], object] = lambda _: None) -> None:
-        self.number, self._note = number, note
+        self.number = number
+        self._note = note
         self.model: tuple[str, str] | None = None
-        self._call, self._num_asked, self._has_answered = call, 0, False
+        self._call = call
+        self._num_asked = 0
+        self._has_answered = False
         self._reading: asyncio.Future[Any] | None = None
         self._writing: asyncio.Future[Any] | None = None
 
@@ -257,7 +262,9 @@ class ClientStream:
     """
 
     def __init__(self, stream: TritonStream, context: Context, report_dead_stub: Report) -> None:
-        self.stream, self._context, self._report_dead_stub = stream, context, report_dead_stub
+        self.stream = stream
+        self._context = context
+        self._report_dead_stub = report_dead_stub
         self._writing = asyncio.Lock()
 
     async def feed(self, check: Check, host: str) -> None:
@@ -327,7 +334,8 @@ class Pace:
         self._bytes_per_s = bytes_per_s or BYTES_PER_CORE_S * len(os.sched_getaffinity(0))
         self._max_waiting_bytes = max_waiting_bytes
         self._num_waiting_bytes = 0
-        self._turn, self._next_s = asyncio.Lock(), 0.0
+        self._turn = asyncio.Lock()
+        self._next_s = 0.0
 
     async def wait(self, num_bytes: int) -> None:
         """Wait until a message of this size may be forwarded; small messages never wait.
@@ -359,7 +367,9 @@ class Pace:
 MAX_CALLS = 2048  # calls whose client may still send: half of one host's limit of calls
 MAX_RESIDENT_BYTES = 1 << 30
 KEPT_BYTES = 64 << 20  # free memory that malloc may keep
-CHECK_INTERVAL_S, NUM_CHECKS = 0.25, 12  # minimum number of polls between returns of free memory
+# minimum number of polls between returns of free memory
+CHECK_INTERVAL_S = 0.25
+NUM_CHECKS = 12
 ENDED = f"{FULL}: too many bytes are being sent at once, and this call was incomplete"
 
 
@@ -417,7 +427,9 @@ class Uploads:
         max_resident_bytes: int = MAX_RESIDENT_BYTES,
         resident: Callable[[], int] = resident_bytes,
     ) -> None:
-        self._max_calls, self._max_resident_bytes, self._resident = max_calls, max_resident_bytes, resident
+        self._max_calls = max_calls
+        self._max_resident_bytes = max_resident_bytes
+        self._resident = resident
         self._open: set[Upload] = set()
         self._seen = self._at_start = resident()
         self._checks = 0
@@ -448,13 +460,15 @@ class Uploads:
         If this process still uses too much memory after returning free memory, a quarter of the calls without a
         complete message are ended. If there are no such calls, a quarter of all calls are ended.
         """
-        before, self._seen = self._seen, self._resident()
+        before = self._seen
+        self._seen = self._resident()
         self._checks += 1
         is_much = self._seen > self._max_resident_bytes
         is_left = before == self._seen > self._at_start + KEPT_BYTES and self._checks >= NUM_CHECKS
         if is_much or is_left:
             give_back()
-            self._seen, self._checks = self._resident(), 0
+            self._seen = self._resident()
+            self._checks = 0
             if self._seen > self._max_resident_bytes:
                 suspects = {upload for upload in self._open if not upload.num_sent} or self._open
                 self._end(suspects, 1 + len(suspects) // 4)

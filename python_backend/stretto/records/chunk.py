@@ -86,7 +86,9 @@ class Report:
     untimed_words: tuple[str, ...] = ()
 
 
-MAX_ALIGNED_CHARS, MAX_ALIGNED_S, ALIGNED_RATE = 1 << 20, 60, 16_000
+MAX_ALIGNED_CHARS = 1 << 20
+MAX_ALIGNED_S = 60
+ALIGNED_RATE = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,10 @@ class Alignment:
     is_piece: bool = False
 
 
-MAX_SOUND_TOKENS, MAX_SOUND_BYTES, MAX_MELS, MAX_X_VECTOR = 1024, 1 << 20, 512, 1024
+MAX_SOUND_TOKENS = 1024
+MAX_SOUND_BYTES = 1 << 20
+MAX_MELS = 512
+MAX_X_VECTOR = 1024
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,11 @@ class JsonRecord(Generic[T]):
             return raised
         if isinstance(raised, ValueError):  # likewise
             return InvalidRequest(field, "a valid value", f"an error: {raised}")
-        path, kind = field, self._kind
+        path = field
+        kind = self._kind
         for part in first["loc"]:
-            known, element = _parts(kind), _element(kind)
+            known = _parts(kind)
+            element = _element(kind)
             if first["type"] in UNKNOWN and element is None and part not in known:
                 named = f"{path}.{shown(part)[1:-1]}"
                 return InvalidRequest(named, f"one of {_listed(known, str(part))}", "an unknown key")

@@ -168,7 +168,8 @@ class Prompt:
 
     def reference_ids(self, stream: int, delay: int) -> NDArray[np.int32]:
         """Return the ids that stream `stream`, delayed by `delay` rows, has in the reference frames, int32 [n]."""
-        first, ids = len(self.rows) - self.num_reference_rows + delay, self.rows[:, stream]
+        first = len(self.rows) - self.num_reference_rows + delay
+        ids = self.rows[:, stream]
         if self.delayed_tail is not None and stream:
             ids = np.concatenate([ids, self.delayed_tail[:, stream - 1]])
         return ids[first : first + self.num_reference_rows]
@@ -243,7 +244,8 @@ class ImageSpan:
     num_frames: Annotated[int, Meta(ge=1)]
 
 
-MAX_CONDITION_BYTES, MAX_CONDITION_WIDTH = 1 << 24, 1 << 16
+MAX_CONDITION_BYTES = 1 << 24
+MAX_CONDITION_WIDTH = 1 << 16
 MAX_MAGNITUDE = 10_000.0  # of speaker vectors, so that keys and values stay finite in KV blocks that others reuse
 
 
@@ -293,7 +295,8 @@ def _parts(
     field: str, spans: tuple[AudioSpan, ...] | tuple[ImageSpan, ...], features: NDArray[np.float32] | None
 ) -> list[tuple[Any, NDArray[np.float32]]]:
     """Return each span with its part of the features."""
-    num_frames, there = sum(span.num_frames for span in spans), 0 if features is None else len(features)
+    num_frames = sum(span.num_frames for span in spans)
+    there = 0 if features is None else len(features)
     if num_frames != there:
         raise InvalidRequest(field, f"spans of {there} frames in all, as in the features", f"{num_frames} frames")
     if features is None:

@@ -27,7 +27,10 @@ NEEDS = ("recording", "instruct")
 FACTS = ("revision", "licence", "gated", "sizes", "files", "shape")  # facts that `unproved` and `evidence` refer to
 MAX_LICENCE_FACTS = 3
 UNTESTED = "random weights only; never with these weights"
-REPO, VIEW, COMPANION = "repo", "view", "companion"  # placeholders of `convert`
+# placeholders of `convert`
+REPO = "repo"
+VIEW = "view"
+COMPANION = "companion"
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 

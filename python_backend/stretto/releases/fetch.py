@@ -52,7 +52,9 @@ TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 NUM_DOWNLOADS = 4  # files at once
 PIECE = 1 << 20
 MAX_ANSWER_BYTES = 32 << 20  # 10,000 files of a repository have 5 MB
-MIN_BYTES_PER_S, PATIENCE_S = 1000, 60.0  # of an answer that takes longer
+# of an answer that takes longer
+MIN_BYTES_PER_S = 1000
+PATIENCE_S = 60.0
 WORK_S = 120  # of the processor, for a question to the hub
 QUESTION_S = 1800  # for a question to the hub, with all attempts
 LENGTH_BYTES = 8  # of the length of a safetensors header
@@ -63,7 +65,10 @@ MAX_DIMENSIONS = 8  # of a tensor; published ones have at most 5
 WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "C64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 WIDTHS |= dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 1)
 MAX_LICENCE_CHARS = 100
-BYTES, SHA256, PLACE = "bytes", "sha256", "place"  # keys of a downloaded file
+# keys of a downloaded file
+BYTES = "bytes"
+SHA256 = "sha256"
+PLACE = "place"
 PART = ".incomplete"
 HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a commit, a git object or an LFS file
 T = TypeVar("T")
@@ -246,7 +251,9 @@ def _beginning(url: str, num_bytes: int) -> bytes:
 
 def _tensor(name: str, facts: Any) -> dict[str, Any]:
     """Return the description of a tensor, whose offsets have the distance of its shape; raise ValueError otherwise."""
-    dtype, shape, offsets = facts["dtype"], facts["shape"], facts["data_offsets"]
+    dtype = facts["dtype"]
+    shape = facts["shape"]
+    offsets = facts["data_offsets"]
     where = shown(name)
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ValueError(f"{where}: shape: expected a list of at most {MAX_DIMENSIONS} numbers, got {shown(shape)}")
@@ -334,7 +341,8 @@ class _Silent(tqdm):
 def hashes(path: Path) -> tuple[str, str, int]:
     """Return the SHA-256 of a file, its id as a git object, and its size in bytes."""
     size = path.stat().st_size
-    sha256, git = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
+    sha256 = hashlib.sha256()
+    git = hashlib.sha1(b"blob %d\0" % size)
     with path.open("rb") as file:
         while piece := file.read(PIECE):
             sha256.update(piece)
@@ -461,7 +469,8 @@ def remove(report: Report, repository: str, commit: str, names: list[str]) -> in
     cache = Path(constants.HF_HUB_CACHE)
     if not cache.is_dir():
         return 0
-    found, freed = scan_cache_dir(cache), 0
+    found = scan_cache_dir(cache)
+    freed = 0
     for repo in found.repos:
         if (repo.repo_type, repo.repo_id) != ("model", repository):
             continue

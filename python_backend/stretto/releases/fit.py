@@ -38,7 +38,9 @@ IDLE_BYTES = GB  # the driver holds less of an idle GPU
 # Files with at least this many bytes for each weight of the language model are in float32, which takes 4. Files in 16
 # bits take 2, or up to 3.3 with the codec.
 FLOAT32_BYTES = 3.8
-SPEAKER, CODEC = "speaker", "codec"  # keys of `ReleaseEntry.shape`
+# keys of `ReleaseEntry.shape`
+SPEAKER = "speaker"
+CODEC = "codec"
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
         num_weight_bytes: Size of all files with weights, as published.
         is_on_gpu: True for a server on a GPU.
     """
-    shape, speaker = backbone(entry), speaker_of(entry)
+    shape = backbone(entry)
+    speaker = speaker_of(entry)
     if is_on_gpu:
         weights = num_weight_bytes if shape is None else _served_bytes(entry, BYTES) * shape.weights
         cache, tables = (0, 0) if shape is None else _stream_bytes(entry, shape)
@@ -96,7 +99,8 @@ def need(entry: ReleaseEntry, num_weight_bytes: int, is_on_gpu: bool) -> Need:
         needs = Needs(
             _decoder_bytes(entry), None, weights, tables, cache, speaker=engine_bytes(*spoken) if speaker else 0
         )
-        weights, cache = weights + spoken[0], tables + cache + spoken[1]
+        weights = weights + spoken[0]
+        cache = tables + cache + spoken[1]
         return Need(weights, cache, needs.decoder, needs.total - weights - cache - needs.decoder)
     if shape is None:
         return Need(num_weight_bytes, 0, 0, PROCESS_BYTES)
@@ -162,16 +166,19 @@ def _stream_bytes(entry: ReleaseEntry, shape: Backbone) -> tuple[int, int]:
 
 def _speaker_bytes(speaker: ReleaseEntry) -> tuple[int, int]:
     """Return the sizes of a speaker's weights on a GPU, and of its KV cache and tables."""
-    shape, stored = backbone(speaker), _served_bytes(speaker, BYTES)
+    shape = backbone(speaker)
+    stored = _served_bytes(speaker, BYTES)
     assert shape is not None
     return stored * shape.weights, _batch_cache_bytes(speaker, stored, is_on_gpu=True)
 
 
 def _batch_cache_bytes(entry: ReleaseEntry, number_bytes: int, is_on_gpu: bool) -> int:
     """Return the size of the KV cache that `make-repository` chooses for a CPU or a speaker, and of all tables."""
-    shape, family = backbone(entry), _family(entry)
+    shape = backbone(entry)
+    family = _family(entry)
     assert shape is not None
-    longest, row_bytes = family.max_model_len, shape.kv_bytes * number_bytes // BYTES
+    longest = family.max_model_len
+    row_bytes = shape.kv_bytes * number_bytes // BYTES
     slots = num_slots(shape.table_bytes * number_bytes // BYTES + state_bytes(family.codec), is_on_gpu)
     if not is_on_gpu:
         slots = cpu_slots(family, longest, shape.kv_window, row_bytes, slots)
@@ -282,7 +289,8 @@ def check(entry: ReleaseEntry, num_weight_bytes: int, device: Device) -> None:
 
 def _check_cpu(entry: ReleaseEntry, num_weight_bytes: int) -> None:
     needed = need(entry, num_weight_bytes, is_on_gpu=False).total
-    total, free = machine.total_memory(), machine.available_memory()
+    total = machine.total_memory()
+    free = machine.available_memory()
     if needed > min(total, free):
         held = _held(None) if needed <= total else ""
         raise DoesNotFit(
@@ -319,7 +327,8 @@ def _smaller(entry: ReleaseEntry, is_on_gpu: bool) -> str:
     if found is None:
         return ""
     # The table has the sizes of some files only.
-    shape, num_bytes = backbone(found), sum(found.source.sizes.values())
+    shape = backbone(found)
+    num_bytes = sum(found.source.sizes.values())
     num_bytes = num_bytes if shape is None else max(num_bytes, BYTES * shape.weights)
     if not num_bytes:
         return f"; {found.name} is smaller (--or-smaller)"
@@ -332,13 +341,15 @@ def check_disk(needs: Mapping[Path, int]) -> None:
     Args:
         needs: Bytes to be written, by folder. A folder that is missing is created in its nearest existing parent.
     """
-    written, folders = defaultdict[int, int](int), defaultdict[int, list[Path]](list)
+    written = defaultdict[int, int](int)
+    folders = defaultdict[int, list[Path]](list)
     for folder, num_bytes in needs.items():
         disk = machine.existing(folder).stat().st_dev
         written[disk] += num_bytes
         folders[disk].append(folder)
     for disk, num_bytes in written.items():
-        needed, free = num_bytes + SPARE_DISK_BYTES, machine.free_disk(folders[disk][0])
+        needed = num_bytes + SPARE_DISK_BYTES
+        free = machine.free_disk(folders[disk][0])
         if num_bytes and needed > free:
             places = " and ".join(map(_home_relative, folders[disk]))
             raise DoesNotFit(
@@ -370,7 +381,8 @@ def speed_line(entry: ReleaseEntry, num_weight_bytes: int, bandwidth: float, rat
     if shape is None:
         return None
     scale = _served_bytes(entry, _stored_bytes(shape, num_weight_bytes)) // BYTES
-    seconds, codec = {"language model": shape.frame_rate * scale * shape.frame_bytes / bandwidth}, _codec(entry)
+    seconds = {"language model": shape.frame_rate * scale * shape.frame_bytes / bandwidth}
+    codec = _codec(entry)
     if codec in GFLOP_PER_S:
         seconds["codec"] = 1e9 * GFLOP_PER_S[codec] / rate
     ratio = sum(seconds.values()) if codec in WHOLE else max(seconds.values())

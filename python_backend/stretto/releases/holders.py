@@ -49,5 +49,6 @@ def _in_memory() -> Iterator[tuple[int, str, int]]:
     """Yield pid, name and memory of the processes whose memory this user may read."""
     for path in PROC.glob("[0-9]*/comm"):
         with suppress(*GONE):
-            name, pid = path.read_text().strip(), int(path.parent.name)
+            name = path.read_text().strip()
+            pid = int(path.parent.name)
             yield pid, name, memory_bytes([pid])

@@ -151,7 +151,8 @@ class RemoteListing(Listing):
 
     def __init__(self, hub: Hub, snapshot: Snapshot) -> None:
         super().__init__(frozenset(snapshot.files), {name: facts["size"] for name, facts in snapshot.files.items()})
-        self._hub, self._snapshot = hub, snapshot
+        self._hub = hub
+        self._snapshot = snapshot
 
     def text(self, name: str, max_bytes: int = MAX_TEXT_BYTES) -> str | None:
         """Return the text of a file; None if there is no such file, or it is not UTF-8 text of at most `max_bytes`."""
@@ -182,7 +183,9 @@ def check_names(repository: str, names: set[str]) -> None:
 
 def _check_facts(repository: str, name: str, facts: Mapping[str, Any]) -> None:
     """Raise Unavailable if the hub does not state a file's size and hash."""
-    size, sha256, oid = facts["size"], facts["sha256"], facts["oid"]
+    size = facts["size"]
+    sha256 = facts["sha256"]
+    oid = facts["oid"]
     if type(size) is not int or size < 0:
         raise Unavailable(f"{repository}: {name}: expected a size in bytes, got {shown(size)}")
     if not (REVISION.fullmatch(str(oid)) if sha256 is None else SHA256.fullmatch(str(sha256))):
@@ -213,7 +216,8 @@ def check_endpoint() -> None:
     """
     try:
         place = urlsplit(endpoint())
-        host, port = place.hostname, place.port
+        host = place.hostname
+        port = place.port
     except ValueError:
         host = port = None
     if not host or port == 0 or place.scheme not in ("http", "https"):

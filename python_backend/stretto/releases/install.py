@@ -102,7 +102,10 @@ class Installer:
     """
 
     def __init__(self, models: InstalledModels, hub: Hub, builder: "Builder", choices: Choices) -> None:
-        self._models, self._hub, self._builder, self._choices = models, hub, builder, choices
+        self._models = models
+        self._hub = hub
+        self._builder = builder
+        self._choices = choices
         self._progress: Callable[[], None] = lambda: None
 
     def request(self, target: Target) -> Request:
@@ -125,7 +128,8 @@ class Installer:
 
         None also if the user wants the newest commit, which only the hub knows, or a new installation.
         """
-        revision, asks_hub = self._revision(target), target.repository is not None and not self._choices.is_offline
+        revision = self._revision(target)
+        asks_hub = target.repository is not None and not self._choices.is_offline
         wants_newest = self._choices.updates and asks_hub and not REVISION.fullmatch(revision)
         return None if self._choices.is_forced or wants_newest else self._models.find(request, revision)
 
@@ -194,7 +198,8 @@ class Installer:
             }
             for part in parts
         )
-        key, revision = key_of(request, sources), self._revision(target)
+        key = key_of(request, sources)
+        revision = self._revision(target)
         with self._models.lock(f"{entry.name}--{key}") as self._progress:
             found = None if self._choices.is_forced else self._models.with_key(entry.name, key)
             if found is not None:
@@ -211,7 +216,8 @@ class Installer:
 
     def _resolve(self, target: Target) -> tuple[ReleaseEntry, list[ReleaseFiles]]:
         """Return the entry of a target, and its files and those of its companions."""
-        choices, entry = self._choices, target.entry
+        choices = self._choices
+        entry = target.entry
         if (listing := target.listing) is not None:
             entry = detect(listing, str(listing.path), target.part, choices.family)
             sizes = {name: {"size": size, "sha256": None} for name, size in listing.sizes.items()}

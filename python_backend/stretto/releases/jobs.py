@@ -20,7 +20,11 @@ from stretto.releases.errors import ReleaseError
 from stretto.worker_process import die_with_parent
 
 Report = Callable[[int], None]  # called with a number of processed bytes
-JOB, RESULT, ERROR, STATUS, DONE = "job", "result", "error", "status", "done"
+JOB = "job"
+RESULT = "result"
+ERROR = "error"
+STATUS = "status"
+DONE = "done"
 TAIL_CHARS = 500
 # Signals of the limits that a job sets for itself.
 ENDINGS: Mapping[int, str] = {

@@ -23,10 +23,12 @@ __all__ = [
     "total_memory",
 ]
 
-PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+CGROUPS = Path("/sys/fs/cgroup")
 KIB = 1 << 10
 COPIED_BYTES = 256_000_000
-PRODUCT_WIDTH, NUM_PRODUCTS = 1_024, 5
+PRODUCT_WIDTH = 1_024
+NUM_PRODUCTS = 5
 
 
 def available_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
@@ -64,9 +66,11 @@ def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
     for line in (proc / "self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
-            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+            root = cgroups / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         elif not controllers:
-            root, names = cgroups, ("memory.max", "memory.current", "")
+            root = cgroups
+            names = ("memory.max", "memory.current", "")
         else:
             continue
         # In a container, the path may be the host's, and the root is the container's own group.
@@ -79,7 +83,8 @@ def _cgroups(proc: Path, cgroups: Path) -> Iterator[tuple[int, int]]:
 def _limit_and_use(folder: Path, limit: str, used: str, prefix: str) -> tuple[int, int] | None:
     """Return limit and use of one cgroup; None if it has no limit, or if the folder is not a cgroup's."""
     try:
-        given, size = (folder / limit).read_text().strip(), int((folder / used).read_text())
+        given = (folder / limit).read_text().strip()
+        size = int((folder / used).read_text())
         counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return None
@@ -97,7 +102,8 @@ def has_cuda_vllm() -> bool:
 
 def copy_bandwidth() -> float:
     """Return how many bytes one core reads and writes per second of its time, measured with a copy in about 0.2 s."""
-    source, copy = bytearray(b"\1") * COPIED_BYTES, bytearray(b"\1") * COPIED_BYTES
+    source = bytearray(b"\1") * COPIED_BYTES
+    copy = bytearray(b"\1") * COPIED_BYTES
     began = time.process_time()
     memoryview(copy)[:] = source
     return 2 * COPIED_BYTES / (time.process_time() - began)

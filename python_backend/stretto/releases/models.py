@@ -31,7 +31,11 @@ from stretto.releases.printing import line
 from stretto.untrusted_files import json_object
 
 FOLDER_VARIABLE = "STRETTO_MODELS"
-MANIFEST, CHECKPOINT, LOCKS, STAGING, SEPARATOR = "manifest.json", "checkpoint", ".locks", ".staging-", "--"
+MANIFEST = "manifest.json"
+CHECKPOINT = "checkpoint"
+LOCKS = ".locks"
+STAGING = ".staging-"
+SEPARATOR = "--"
 NEW = ".new"  # end of the name of a manifest that is not complete yet
 MAIN = "main"  # the branch that a release without a revision is taken from
 STAGING_LOCK = "lock"  # in a staging folder, held by the process that uses it

@@ -23,7 +23,8 @@ from stretto.releases.names import read_entries, resource
 MARKER = (
     "<!-- The sections below are made by python -m stretto.releases.page: edit the releases.md of the families. -->\n"
 )
-NAMES, COMMANDS = "<!-- names -->", re.compile(r"<!-- commands (\S+) -->")
+NAMES = "<!-- names -->"
+COMMANDS = re.compile(r"<!-- commands (\S+) -->")
 UNCONFIRMED = "not confirmed"
 ACCESS = {"no": "open", "auto": "after consent", "manual": "on request", "unknown": UNCONFIRMED}
 COMMERCIAL = {"yes": "", "no": ", not for commercial use", "conditions": ", with conditions", "unknown": ""}
@@ -63,7 +64,8 @@ def names(entries: Sequence[ReleaseEntry]) -> str:
     rows = ["| name | repository | licence | access |", "|---|---|---|---|"]
     for each in entries:
         alias = "".join(f", `{name}`" for name in each.aliases)
-        licence, repository = each.source.licence, each.source.repository
+        licence = each.source.licence
+        repository = each.source.repository
         cells = [f"`{each.name}`{alias}", f"`{repository}`"]
         cells += [f"[{title(licence)}]({licence.url}){COMMERCIAL[licence.commercial]}", ACCESS[each.source.gated]]
         rows.append(f"| {' | '.join(cells)} |")
@@ -83,7 +85,8 @@ def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list
         folder: Folder that has the release's files already; None to download them.
     """
     repo = folder or f"{entry.name}-release"
-    folders, commands = [], [] if folder else [download(entry.source, repo)]
+    folders = []
+    commands = [] if folder else [download(entry.source, repo)]
     for each in entry.companions:
         if each.option is None:
             place = each.source.repository.partition("/")[2] if each.to is None else str(Path(repo) / each.to)

@@ -44,8 +44,13 @@ class InstallationStage:
     """
 
     def __init__(self, label: str, text: str, total: int = 0, progress: Callable[[], None] = lambda: None) -> None:
-        self._label, self._text, self._total, self._progress = label, text, total, progress
-        self._done, self._shown, self._reported = 0, 0.0, 0.0
+        self._label = label
+        self._text = text
+        self._total = total
+        self._progress = progress
+        self._done = 0
+        self._shown = 0.0
+        self._reported = 0.0
         progress()
         self._begun = self._first = time.monotonic()
         self._lock = threading.Lock()

@@ -42,7 +42,9 @@ STANDARD_INPUT = "-"
 MAX_PORT = 65_532  # the next three ports are used, too
 MAX_NAMED = 8  # voices in the output
 CANNOT_SERVE = 3
-GPU_FORMATS, CPU_FORMATS = ("fp8",), ("int8",)  # of weights; as in `make_repository`, which imports torch
+# of weights; as in `make_repository`, which imports torch
+GPU_FORMATS = ("fp8",)
+CPU_FORMATS = ("int8",)
 ACTIONS = {"speak": "speaks", "transcribe": "transcribes", "talk": "answers speech"}
 
 
@@ -70,10 +72,12 @@ def main(words: list[str], speech: Speech) -> int:
         words: Command-line arguments after `stretto run`.
         speech: The command-line client.
     """
-    own, passed = words, []
+    own = words
+    passed = []
     if "--" in words:
         at = words.index("--")
-        own, passed = words[:at], words[at + 1 :]
+        own = words[:at]
+        passed = words[at + 1 :]
     try:
         flags = parser_of(speech)
         args = flags.parse_intermixed_args(own)  # otherwise options must not stand between name and text
@@ -186,7 +190,8 @@ def serve_model(words: list[str]) -> int:
     """
     args, others = model_arguments(words)
     try:
-        models, choices = InstalledModels(), Choices(is_offline=True)
+        models = InstalledModels()
+        choices = Choices(is_offline=True)
         with interrupted_by_sigterm(), Hub() as hub, Builder() as builder:
             model = Installer(models, hub, builder, choices).install_named(args.model)
             devices = Devices(device_of(model, None, False), serving=args.profile)

@@ -19,7 +19,8 @@ from stretto.releases.printing import InstallationStage
 from stretto.untrusted_files import json_object
 
 RECORD = "served.json"  # in the model repository; written last
-STAMP, PROFILE = "stamp", "profile"
+STAMP = "stamp"
+PROFILE = "profile"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ class View:
     """
 
     def __init__(self, folder: Path, entry: ReleaseEntry, repositories: Sequence[str]) -> None:
-        self._folder, self._entry, self._repositories = folder, entry, repositories
+        self._folder = folder
+        self._entry = entry
+        self._repositories = repositories
         places = [each.to for each in entry.companions if each.option is None]
         root = folder / "0"
         self.folders = [root, *(folder / str(n) if to is None else root / to for n, to in enumerate(places, 1))]

@@ -146,7 +146,8 @@ class Pacer:
         clock: Callable[[], float] = time.monotonic,
         wait_for_turn: Callable[[], Awaitable[None]] = at_once,
     ) -> None:
-        self.policy, self.wait_for_turn = policy, wait_for_turn
+        self.policy = policy
+        self.wait_for_turn = wait_for_turn
         self._load = load
         self._clock = clock
         # time at which the player will have played all audio sent so far; None before the first chunk
@@ -168,7 +169,8 @@ class Pacer:
             return self._block(num_ready)
         if self.policy.deterministic:
             return self._fixed(num_ready)
-        now, load = self._clock(), self._load()
+        now = self._clock()
+        load = self._load()
         if self.is_stalled:
             return self._rest(num_ready, now, load)
         self._watch(num_ready, now)
@@ -189,7 +191,8 @@ class Pacer:
 
     def _fixed(self, num_ready: int) -> int:
         """Return a chunk size that depends only on the number of frames, not on timing."""
-        policy, held = self.policy, 0 if self._num_last else self.policy.held_frames
+        policy = self.policy
+        held = 0 if self._num_last else self.policy.held_frames
         size = held + (policy.round_down(2 * self._num_last) if self._num_last else policy.first_frames)
         if num_ready < size:
             return 0
@@ -202,7 +205,8 @@ class Pacer:
         The wait that follows is excluded from the inter-arrival estimate.
         """
         held = self.policy.held_frames if self._dry_s is None else 0
-        self._grown_s, self._num_left = None, 0
+        self._grown_s = None
+        self._num_left = 0
         if num_ready <= held:
             return 0
         size = held + self.policy.round_down(num_ready - held)
@@ -224,7 +228,9 @@ class Pacer:
 
         Its audio must last until the smallest chunk of every utterance has been generated and decoded.
         """
-        policy, smallest, wait_s = self.policy, self._smallest(load), self._wait_s(load)
+        policy = self.policy
+        smallest = self._smallest(load)
+        wait_s = self._wait_s(load)
         more_s = max(load.round_s(smallest), 0 if smallest == 1 else smallest * wait_s)
         needed = max(smallest, math.ceil((load.latency_s + wait_s + more_s) * policy.frame_rate))
         size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
@@ -240,7 +246,8 @@ class Pacer:
 
     def _smallest(self, load: DecoderLoad) -> int:
         """Return the size of the smallest chunk that lasts at least as long as a round of its size."""
-        size, policy = 1, self.policy
+        size = 1
+        policy = self.policy
         while size < policy.steady_frames and load.round_s(size) * policy.frame_rate > size - SPARE_FRAMES:
             size *= 2
         return min(size, policy.steady_frames)
@@ -248,7 +255,8 @@ class Pacer:
     def _next(self, num_ready: int, now: float, load: DecoderLoad) -> int:
         """Return the size of a later chunk, or 0 to wait."""
         assert self._dry_s is not None
-        policy, smallest = self.policy, self._smallest(load)
+        policy = self.policy
+        smallest = self._smallest(load)
         largest = min(max(smallest, 2 * self._num_last), policy.steady_frames)
         answer_s = load.latency_s + max((LATENCIES - 1) * load.latency_s, load.round_s(largest))
         is_urgent = self._dry_s - now <= answer_s + self._gap_s
@@ -262,10 +270,13 @@ class Pacer:
 
     def _play(self, size: int, now: float, load: DecoderLoad) -> None:
         """Record that a chunk is sent: when the decoder will be done with it, and when it will have been played."""
-        self._busy_s, played_s = max(now, self._busy_s) + load.round_s(size), now + load.latency_s
+        self._busy_s = max(now, self._busy_s) + load.round_s(size)
+        played_s = now + load.latency_s
         if self._dry_s is None:
             self._spread_s = load.round_s(size)
-            begins_s, self._num_last = played_s + self.policy.playout_s, size - self.policy.held_frames
+            begins_s = played_s + self.policy.playout_s
+            self._num_last = size - self.policy.held_frames
         else:
-            begins_s, self._num_last = max(self._dry_s, played_s), size
+            begins_s = max(self._dry_s, played_s)
+            self._num_last = size
         self._dry_s = begins_s + self._num_last / self.policy.frame_rate

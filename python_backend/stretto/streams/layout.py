@@ -58,7 +58,8 @@ class Undelayer:
     """
 
     def __init__(self, delays: tuple[int, ...]):
-        self._delays, self._longest = delays, max(delays, default=0)
+        self._delays = delays
+        self._longest = max(delays, default=0)
         self._rows = np.zeros((0, len(delays)), np.int64)
 
     @property
@@ -73,7 +74,8 @@ class Undelayer:
     def pop_frames(self, num_frames: int) -> np.ndarray:
         """Remove and return the next `num_frames` complete frames, [K, num_frames]."""
         assert 0 < num_frames <= self.num_ready, (num_frames, self.num_ready)
-        rows, self._rows = self._rows[: num_frames + self._longest], self._rows[num_frames:]
+        rows = self._rows[: num_frames + self._longest]
+        self._rows = self._rows[num_frames:]
         return undelay_codes(rows, self._delays)
 
 
@@ -352,5 +354,8 @@ class NoTail(Tail):
         return max_delay
 
 
-PADDED_WARM_UP, SAMPLED_WARM_UP = WarmUp(is_sampled=False), WarmUp(is_sampled=True)
-FORCED_TAIL, SAMPLED_TAIL, NO_TAIL = ForcedTail(), SampledTail(), NoTail()
+PADDED_WARM_UP = WarmUp(is_sampled=False)
+SAMPLED_WARM_UP = WarmUp(is_sampled=True)
+FORCED_TAIL = ForcedTail()
+SAMPLED_TAIL = SampledTail()
+NO_TAIL = NoTail()

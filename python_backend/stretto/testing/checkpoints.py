@@ -100,11 +100,9 @@ def _depth_weights(
     spec: DepthSpec, layout: StreamLayout, hidden: int, num_ends: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of a depth transformer, named as `stretto convert` writes them."""
-    wide, keys, others = (
-        spec.num_heads * spec.head_dim,
-        spec.num_kv_heads * spec.head_dim,
-        layout.num_output_streams - 1,
-    )
+    wide = spec.num_heads * spec.head_dim
+    keys = spec.num_kv_heads * spec.head_dim
+    others = layout.num_output_streams - 1
 
     def random(*shape: int, scale: float) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * scale
@@ -153,8 +151,11 @@ def _audio_weights(audio_config: dict[str, Any], hidden: int, generator: torch.G
 
 
 def _weights(config: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    hidden, inner, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    hidden = config["hidden_size"]
+    inner = config["intermediate_size"]
+    head_dim = config["head_dim"]
+    queries = config["num_attention_heads"] * head_dim
+    keys = config["num_key_value_heads"] * head_dim
 
     def random(rows: int, columns: int, scale: float) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator) * scale
@@ -188,8 +189,10 @@ def _norms(config: dict) -> dict[str, torch.Tensor]:
 
     The OLMo norms vary along the width, because tensor parallelism splits them.
     """
-    hidden, head_dim = config["hidden_size"], config["head_dim"]
-    queries, keys = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    hidden = config["hidden_size"]
+    head_dim = config["head_dim"]
+    queries = config["num_attention_heads"] * head_dim
+    keys = config["num_key_value_heads"] * head_dim
     before = {"input_layernorm": torch.ones(hidden), "post_attention_layernorm": torch.ones(hidden)}
     match config["model_type"]:
         case "qwen3":
@@ -229,11 +232,13 @@ def make_prompt(family: Family, index: int, task: str | None = None, **changes: 
     schedules = (None, *(() if steps is None else steps.names))
     sampling = family.task(task).sampling
     is_guidable = family.guided_streams and family.task(task).has_audio_segment
-    max_text_rows, max_rows = 12 + index % 7, 20 + index % 9
+    max_text_rows = 12 + index % 7
+    max_rows = 20 + index % 9
     if not family.reads_text_by_row:  # given rows and pads count as well
         max_rows += 50
     if family.code_track is not None and index % 4:  # most replies end with their recording
-        max_text_rows, max_rows = sampling.text.max_rows, sampling.audio.max_rows
+        max_text_rows = sampling.text.max_rows
+        max_rows = sampling.audio.max_rows
     sampling = replace(
         sampling,
         text=replace(sampling.text, min_rows=5, max_rows=max_text_rows, temperature=temperature),
@@ -262,7 +267,8 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
     If `index` is odd, the prompt ends with frames or, in a family whose prompts end with an id of their own
     (`Mechanism.prompt_end`), with latents of a recording and this id.
     """
-    size, last = family.latent_size, family.mechanism.prompt_end
+    size = family.latent_size
+    last = family.mechanism.prompt_end
     random = np.random.default_rng(index)
     rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
     rows[:, 0] = random.integers(16, 47, len(rows))
@@ -272,8 +278,10 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
         rows[at, 1 : 1 + size] = words_of(random.standard_normal((4, size)))
     if last is not None:
         rows[-1, 0] = last
-    defaults, steps = family.task(task).sampling, latents.steps
-    temperature, scale = (0.0, 0.9)[index // 2 % 2], (2.0, 1.0, 3.0)[index % 3]
+    defaults = family.task(task).sampling
+    steps = latents.steps
+    temperature = (0.0, 0.9)[index // 2 % 2]
+    scale = (2.0, 1.0, 3.0)[index % 3]
     if latents.has_unit_noise:
         temperature = 1.0
     given = LatentSampling(
@@ -301,7 +309,9 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
     The text is often shorter than the reply, and sometimes longer. For a family with neither streamed text nor codes,
     the result is empty.
     """
-    track, random, codes = family.text_track, np.random.default_rng(index), family.code_track
+    track = family.text_track
+    random = np.random.default_rng(index)
+    codes = family.code_track
     if codes is not None:
         shape = 20 + 7 * (index % 5), len(codes.streams)
         return tuple(random.integers(16, family.layout.vocab_size, shape).reshape(-1).tolist())

@@ -92,7 +92,8 @@ class Engine:
         **engine_args: object,
     ):
         arguments = {**DEFAULTS, **engine_args}
-        shares, folders = dict(kv_share or {}), adapters or {}
+        shares = dict(kv_share or {})
+        folders = adapters or {}
         config = vllm_config(
             EngineConfig(folder, arguments, shares, adapters=folders, live_reserve=live_reserve, int8=int8)
         )
@@ -103,7 +104,8 @@ class Engine:
         self.num_steps = 0
         self.moved = False
         self.after_schedule: Callable[[SchedulerOutput], None] | None = None
-        self._schedule, self.scheduler.schedule = self.scheduler.schedule, self._watch
+        self._schedule = self.scheduler.schedule
+        self.scheduler.schedule = self._watch
 
     def free_blocks(self) -> int:
         """Return the number of free KV blocks."""
@@ -139,9 +141,11 @@ class Engine:
             aborts: Map from request id to the step before which the request is aborted.
             after_step: Function that is called after each step.
         """
-        arrivals, aborts = dict(arrivals or {}), dict(aborts or {})
+        arrivals = dict(arrivals or {})
+        aborts = dict(aborts or {})
         answers = {request_id: Answer() for request_id in prompts}
-        step, pending = 0, dict(prompts)
+        step = 0
+        pending = dict(prompts)
         while pending or self.is_busy():
             for request_id in [i for i in pending if arrivals.get(i, 0) <= step]:
                 self.add(request_id, pending.pop(request_id))
@@ -172,10 +176,12 @@ class Engine:
         return outputs or {}
 
     def _step(self, answers: dict[str, Answer]) -> None:
-        width, number = self.rules.num_row_words, self.rules.family.num_row_words
+        width = self.rules.num_row_words
+        number = self.rules.family.num_row_words
         for core_outputs in self.step().values():
             for output in core_outputs.outputs:
-                answer, ids = answers[output.request_id], output.new_token_ids
+                answer = answers[output.request_id]
+                ids = output.new_token_ids
                 if output.finish_reason is not None:
                     answer.finish_reason = str(output.finish_reason)
                     answer.trailer = Trailer(*ids[-len(Trailer._fields) :])
@@ -188,7 +194,8 @@ class Engine:
 
     def is_clean(self) -> bool:
         """Return True if the scheduler and the worker hold no state of finished requests."""
-        scheduler, slots = self.scheduler, self.model_state.slots
+        scheduler = self.scheduler
+        slots = self.model_state.slots
         self.core.step_fn() if scheduler.has_requests() else None
         return (
             self.free_blocks() == self.num_free_blocks

@@ -27,11 +27,15 @@ class DepthReference:
     """Slow depth transformer, created from the `depth.…` tensors, which are removed from `weights`."""
 
     def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
-        spec, config_class, model_class = cast(DepthSpec, family.depth), cast(Any, LlamaConfig), cast(Any, LlamaModel)
+        spec = cast(DepthSpec, family.depth)
+        config_class = cast(Any, LlamaConfig)
+        model_class = cast(Any, LlamaModel)
         if spec.has_head_norms:
-            config_class, model_class = Qwen3Config, Qwen3Model
+            config_class = Qwen3Config
+            model_class = Qwen3Model
         mine = {name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")}
-        self.layout, self.num_first = family.layout, spec.num_first
+        self.layout = family.layout
+        self.num_first = spec.num_first
         config = config_class(
             vocab_size=1,
             hidden_size=spec.hidden,
@@ -83,7 +87,9 @@ class SteppedReference:
     """
 
     def __init__(self, family: Family, weights: dict[str, torch.Tensor]):
-        self.spec, self.layout, self.second_ids = cast(DepthSpec, family.depth), family.layout, family.second_ids
+        self.spec = cast(DepthSpec, family.depth)
+        self.layout = family.layout
+        self.second_ids = family.second_ids
         self.mine = {
             name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")
         }

@@ -63,25 +63,34 @@ class CachedRows:
         heard: dict[int, torch.Tensor] | None = None,
         conditions: ReferenceConditions | None = None,
     ):
-        self.model, self.family, self.heard, self.conditions = model, family, heard or {}, conditions
-        self.cache, self.num_read = DynamicCache(), 0
-        self.guess, self.guessed_hidden = list[Row](), torch.zeros(0)
+        self.model = model
+        self.family = family
+        self.heard = heard or {}
+        self.conditions = conditions
+        self.cache = DynamicCache()
+        self.num_read = 0
+        self.guess = list[Row]()
+        self.guessed_hidden = torch.zeros(0)
         self.newest_hidden: Any = None  # hidden state of the newest row
 
     def read_ahead(self, guess: list[Row]) -> None:
         """Compute the hidden states of all rows in one forward pass, for use as long as the rows are as guessed."""
         hidden = self.hidden(guess)
-        self.guess, self.guessed_hidden = guess, hidden
-        self.cache, self.num_read = DynamicCache(), 0
+        self.guess = guess
+        self.guessed_hidden = hidden
+        self.cache = DynamicCache()
+        self.num_read = 0
 
     @torch.no_grad()
     def hidden(self, rows: list[Row]) -> torch.Tensor:
         """Return the hidden states of the new rows in `rows`, which end the tensor [n, H]; earlier ones are cached."""
-        first, self.num_read = self.num_read, len(rows)
+        first = self.num_read
+        self.num_read = len(rows)
         if self.guess:
             if rows[first:] == self.guess[first : len(rows)]:
                 return self.guessed_hidden[first : len(rows)]
-            first, self.guess = 0, []
+            first = 0
+            self.guess = []
         embedded = self.embed(rows[first:])
         for position in self.heard.keys() & range(first, len(rows)):
             embedded[position - first] = self.heard[position]
@@ -128,7 +137,8 @@ class ReferenceModel:
 
     def __init__(self, folder: Path, family: Family, max_model_len: int):
         config = json.loads((folder / "config.json").read_text())
-        self.family, self.max_model_len = family, max_model_len
+        self.family = family
+        self.max_model_len = max_model_len
         self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).float().eval()
         weights = load_file(folder / "model.safetensors")
         self.bias = weights.pop("stream_bias.weight") if family.has_stream_bias else None
@@ -209,7 +219,8 @@ class ReferenceModel:
 
 def merged(conditional: list[float], unconditional: list[float], scale: float) -> list[float]:
     """Return guided logits; ids that both requests forbid stay forbidden."""
-    a, b = np.array(conditional), np.array(unconditional)
+    a = np.array(conditional)
+    b = np.array(unconditional)
     with np.errstate(invalid="ignore"):  # difference of two forbidden ids, -inf - -inf
         return np.where(a == b, a, b + scale * (a - b)).tolist()
 
@@ -239,9 +250,13 @@ class _Reply:
     def __init__(
         self, reference: ReferenceModel, prompt: Prompt, changes: Sequence[tuple[int, bool]], context: CachedRows
     ):
-        self.changes, self.context = changes, context
-        self.reference, self.family, self.prompt = reference, reference.family, prompt
-        self.task, self.sampling = self.family.task(prompt.task), prompt.sampling
+        self.changes = changes
+        self.context = context
+        self.reference = reference
+        self.family = reference.family
+        self.prompt = prompt
+        self.task = self.family.task(prompt.task)
+        self.sampling = prompt.sampling
         self.rows: list[Row] = prompt.rows.tolist()
         self.other: Any = None  # Context of the unconditional request
         self.seed: Any = self.sampling.seed
@@ -252,8 +267,10 @@ class _Reply:
         self.was_cut = self.audio_met_limit = self.is_merging = False
         # Number of rows after the row that ends the audio, and number of audio rows in excess of frames.
         slowest = max(self.family.layout.delays)
-        self.tail, self.extra = self.family.tail.num_rows(slowest), self.family.tail.num_closing_rows(slowest)
-        self.max_audio_rows, self.recorded = self.sampling.audio.max_rows, list[list[int]]()
+        self.tail = self.family.tail.num_rows(slowest)
+        self.extra = self.family.tail.num_closing_rows(slowest)
+        self.max_audio_rows = self.sampling.audio.max_rows
+        self.recorded = list[list[int]]()
         if self.family.code_track is not None:  # the reply ends one row after the recording's codes
             width = len(self.family.code_track.streams)
             self.recorded = [list(prompt.track[at : at + width]) for at in range(0, len(prompt.track), width)]
@@ -320,7 +337,9 @@ class _Reply:
 
     def hidden(self, position: int) -> Row:
         """Return the row at `position` in the unconditional request."""
-        layout, context, row = self.family.layout, self.family.unconditional, list(self.rows[position])
+        layout = self.family.layout
+        context = self.family.unconditional
+        row = list(self.rows[position])
         if position < self.audio_start:
             if context.keep_first <= position < self.audio_start - context.keep_last:
                 return [context.null_id] + [layout.pad_id] * (len(row) - 1)
@@ -332,7 +351,8 @@ class _Reply:
         return row
 
     def next_row(self, logits: list[list[float]]) -> Row:
-        family, position = self.family, len(self.rows)
+        family = self.family
+        position = len(self.rows)
         row = [family.layout.pad_id] * family.layout.num_input_streams
         if family.text_track is not None and family.reads_text_by_row:
             track = dict(enumerate(self.prompt.track, len(self.prompt.rows)))
@@ -375,11 +395,13 @@ class _Reply:
 
     def penalized(self, logits: list[float]) -> list[float]:
         """Return the logits of stream 0 with the penalty, which applies to audio only if there is no text."""
-        drawing, writes = self.family.drawing, any(task.text for task in self.family.tasks)
+        drawing = self.family.drawing
+        writes = any(task.text for task in self.family.tasks)
         if not drawing.counts_ids or writes != (self.audio_start is None):
             return logits
         first = 0 if drawing.penalized == "all" else len(self.prompt.rows)
-        counted, penalty = {row[0] for row in self.rows[first:]}, self.sampling.repetition_penalty
+        counted = {row[0] for row in self.rows[first:]}
+        penalty = self.sampling.repetition_penalty
         factors = [penalty if logit < 0 else 1 / penalty for logit in logits]
         factors = [factor if token in counted else 1.0 for token, factor in enumerate(factors)]
         return [logit * factor for logit, factor in zip(logits, factors, strict=True)]
@@ -418,7 +440,9 @@ class _Reply:
         return self.rule.permitted(codes, ends)
 
     def text_token(self, logits: list[float]) -> int:
-        family, limits, position = self.family, self.sampling.text, len(self.rows)
+        family = self.family
+        limits = self.sampling.text
+        position = len(self.rows)
         speaks = Segment.AUDIO in self.task.segments
         written = family.end_of_text if speaks else family.end_of_reply
         ends: Any = list(family.drawn_ends) or [written]
@@ -505,7 +529,8 @@ class _Reply:
 
     def repeats(self, token: int, stream: int, limits: CodeSampling) -> bool:
         """Return True if `token` is a code that occurred too often in the stream's last audio rows."""
-        layout, window = self.family.layout, self.sampling.ras_window
+        layout = self.family.layout
+        window = self.sampling.ras_window
         if window == 0 or limits is self.sampling.text or stream not in layout.codebook_streams:
             return False
         if not self.rule.is_guarded(token, stream, token in layout.audio[stream]):
@@ -531,7 +556,8 @@ def read_ahead(reply: _Reply, guess: Sequence[Row]) -> None:
     layout = reply.family.layout
     trial = _Reply(reply.reference, reply.prompt, reply.changes, reply.context)
     for ids in guess:  # the ids of the input streams follow from those of the output streams
-        trial.sampled, first = ids, [0.0] * layout.vocab_size
+        trial.sampled = ids
+        first = [0.0] * layout.vocab_size
         first[ids[0]] = LIKELY
         trial.rows.append(trial.next_row([first, *[[0.0]] * (layout.num_output_streams - 1)]))
         if trial.rows[-1][0] == reply.family.end_of_reply:

@@ -26,7 +26,8 @@ class ReferenceRule:
     """
 
     def __init__(self, mechanism: Any, prompt: Prompt):
-        self.mechanism, self.prompt = mechanism, prompt
+        self.mechanism = mechanism
+        self.prompt = prompt
 
     def text_is_full(self) -> bool:
         """Return True if the text must end with the next row, besides texts at a limit."""
@@ -135,5 +136,7 @@ def kept_ids(logits: Sequence[float], ranked: Sequence[int], limits: CodeSamplin
         return {token: logits[token] for token in ranked}
     ranked = ranked[: limits.top_k or None]
     weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
-    total, before = math.fsum(weights), accumulate(weights, initial=0.0)  # mass of all more probable ids
+    # mass of all more probable ids
+    total = math.fsum(weights)
+    before = accumulate(weights, initial=0.0)
     return {t: logits[t] for t, mass in zip(ranked, before, strict=False) if mass < limits.top_p * total}

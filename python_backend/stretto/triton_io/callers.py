@@ -86,7 +86,8 @@ class Caller:
         parameters = dict(FROM_PROXY.findall(request.parameters()))
         self.sender = request.get_response_sender()
         self.host = parameters.get(HOST, "")
-        self._disconnects, self._stream = disconnects, _number(parameters.get(STREAM))
+        self._disconnects = disconnects
+        self._stream = _number(parameters.get(STREAM))
 
     @property
     def is_flagged(self) -> bool:

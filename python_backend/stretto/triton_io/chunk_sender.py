@@ -60,7 +60,8 @@ class Responses:
     """
 
     def __init__(self, caller: Caller, thread: ResponseThread, seal: Seal) -> None:
-        self._caller, self._sender = caller, caller.sender
+        self._caller = caller
+        self._sender = caller.sender
         self._thread = thread
         self._seal = seal
         self.failure: Exception | None = None
@@ -160,8 +161,11 @@ class ChunkSender:
     def __init__(
         self, responses: Responses, slot: FlowSlot, utterance: str, limits: SenderLimits, delivery: Delivery = DEFAULT
     ) -> None:
-        self._responses, self._slot, self._utterance = responses, slot, utterance
-        self._limits, self.flow = limits, slot.address
+        self._responses = responses
+        self._slot = slot
+        self._utterance = utterance
+        self._limits = limits
+        self.flow = slot.address
         self._form: OutputForm | None = delivery.form  # None once it has been sent
         self._frame_rate = delivery.chunking.frame_rate
         self.pacer = Pacer(delivery.chunking, self._load, wait_for_turn=self._wait_for_turn)

@@ -32,7 +32,8 @@ class CudaRings:
     def __init__(self, device: str) -> None:
         kind, _, index = device.partition(":")
         self._device = int(index or 0) if kind == "cuda" else None
-        self._bytes, self._lock = FairLimit(MAX_TOTAL_BYTES), threading.Lock()
+        self._bytes = FairLimit(MAX_TOTAL_BYTES)
+        self._lock = threading.Lock()
         if self._device is not None:
             with suppress(ImportError):  # refused in `allocate`
                 import_module("cuda.bindings.driver")  # takes long, so not with the first ring
@@ -104,8 +105,10 @@ class CudaPayload:
     is_on_device = True
 
     def __init__(self, memory: CudaMemory, rings: CudaRings, host: str, num_bytes: int):
-        self._memory, self._rings = memory, rings
-        self._host, self._num_bytes = host, num_bytes
+        self._memory = memory
+        self._rings = rings
+        self._host = host
+        self._num_bytes = num_bytes
 
     def write(self, offset: int, data: np.ndarray, address: int | None) -> None:
         """Copy `data`, uint8 [n], to byte offset `offset`, from GPU address `address` if given."""
@@ -132,7 +135,8 @@ def send_descriptor(memory: CudaMemory, path: Path) -> None:
         InvalidRequest: There is no such socket, it belongs to another user, or its process has ended.
         Overloaded: This process has too many open descriptors.
     """
-    field, expected = "options.output.ring.name", "a ring with a datagram socket of the server's user"
+    field = "options.output.ring.name"
+    expected = "a ring with a datagram socket of the server's user"
     descriptor: int | None = None
     try:
         found = os.open(path, os.O_PATH | os.O_NOFOLLOW)

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,12 +47,14 @@ class ChunkReply:
     """
 
     def __init__(self, caller: Caller, slot: FlowSlot) -> None:
-        self._caller, self.host = caller, caller.host
+        self._caller = caller
+        self.host = caller.host
         self.slot = slot
         self.writer: RingWriter | None = None
         self._address: int | None = None
         # Locked because Triton frees an answered request's state, and both the worker and the ring thread query it.
-        self._is_answered, self._asking = False, threading.Lock()
+        self._is_answered = False
+        self._asking = threading.Lock()
         self._came_s = time.monotonic()
         self.wanted_s = 0.0
 
@@ -247,7 +250,8 @@ class DecodingService:
         return Envelope.from_bytes(CHUNK.name, record), codes
 
     def _take(self, envelope: Envelope, codes: np.ndarray | None, reply: ChunkReply) -> None:
-        slot, form = reply.slot, envelope.form or PLAIN
+        slot = reply.slot
+        form = envelope.form or PLAIN
         if envelope.chunk is None or not slot.is_held:
             reply.close()
             if slot.outcome is not Outcome.OPEN or not slot.is_held:
@@ -260,10 +264,13 @@ class DecodingService:
             self._writers.open(envelope.utterance, form.ring, slot, reply.host)
         reply.writer = self._writers.get(envelope.utterance)
         on_device = reply.set_address if reply.writer is not None and reply.writer.is_on_device else None
-        utterance, is_kept, kept = envelope.utterance, None, envelope.chunk.kept
+        utterance = envelope.utterance
+        is_kept = None
+        kept = envelope.chunk.kept
         if kept is not None:  # `abandon` gets only the connection's id, so a lost connection does not end the session
             session = self._tables.slot_at(kept.slot)
-            utterance, is_kept = kept.utterance, lambda: session.is_held
+            utterance = kept.utterance
+            is_kept = partial(session.table.holds, session.address)
         self._worker.push(utterance, envelope.chunk, codes, reply, form, on_device, slot.note_progress, is_kept)
 
     def _report(self) -> None:

@@ -21,7 +21,9 @@ from stretto.streams.chunking import DecoderLoad, DecodingTime
 DIRECTORY = Path("/dev/shm")
 PREFIX = "stretto_flow_"
 MAGIC = b"STRETTO6"
-WORDS, HEAD_WORDS = 64, 5  # words of a slot, and of its head
+# words of a slot, and of its head
+WORDS = 64
+HEAD_WORDS = 5
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
 LATENCY_HALF_LIFE_S = 1.0
 
@@ -381,7 +383,8 @@ class HeldSlots:
     """
 
     def __init__(self, server_pid: int, directory: Path = DIRECTORY) -> None:
-        self._pattern, self._directory = f"{PREFIX}{server_pid}_*", directory
+        self._pattern = f"{PREFIX}{server_pid}_*"
+        self._directory = directory
         self._table: FlowTable | None = None
 
     def has(self, slot: int, generation: int) -> bool:

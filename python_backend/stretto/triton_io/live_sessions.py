@@ -24,9 +24,12 @@ from stretto.triton_io.tensors import session_name, unknown_session
 
 MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.
-MAX_UNREAD_BYTES, MAX_HELD_BYTES = 1 << 19, MAX_KEPT_BYTES
+MAX_UNREAD_BYTES = 1 << 19
+MAX_HELD_BYTES = MAX_KEPT_BYTES
 MAX_ENDED = 16  # sessions without a connection that are kept after their reply has ended; shared fairly among hosts
-CHUNK_BYTES, ITEM_BYTES = 1024, 64  # memory of a chunk without content, and of a word or the codes of a frame
+# memory of a chunk without content, and of a word or the codes of a frame
+CHUNK_BYTES = 1024
+ITEM_BYTES = 64
 PART_S = 10.0  # maximum wait for earlier parts if parts are reordered between the models
 
 
@@ -63,7 +66,8 @@ class LiveModel(Protocol):
 
 def num_bytes(chunk: LMChunk) -> int:
     """Return the approximate memory of a chunk in bytes."""
-    record, codes = chunk.chunk, chunk.codes
+    record = chunk.chunk
+    codes = chunk.codes
     num_items = len(record.marks) + len(record.pauses) + sum(map(len, record.output_codes))
     return CHUNK_BYTES + 4 * len(record.text) + ITEM_BYTES * num_items + (0 if codes is None else codes.nbytes)
 
@@ -90,22 +94,29 @@ class LiveSession:
     def __init__(
         self, request_id: str, segment: Segment, resume_s: float, speaks: bool = False, host: str = ""
     ) -> None:
-        self.request_id, self._segment, self.resume_s, self.host = request_id, segment, resume_s, host
+        self.request_id = request_id
+        self._segment = segment
+        self.resume_s = resume_s
+        self.host = host
         self._is_kept = speaks and resume_s > 0
         # Not the id of a connection: the decoder drops the utterance of that id when the connection is lost.
-        self.name, self.utterance = "", uuid.uuid4().hex if self._is_kept else request_id
+        self.name = ""
+        self.utterance = uuid.uuid4().hex if self._is_kept else request_id
         self.slot: FlowAddress | None = None
         self.flow: FlowAddress | None = None
         self.is_connected = False
         self.task: asyncio.Task[None] | None = None
-        self._next_part, self._is_complete = 0, False
+        self._next_part = 0
+        self._is_complete = False
         self._moved = asyncio.Condition()
         self._chunks: deque[LMChunk] = deque()  # chunks that a connection has not read, or may read again
         self._num_chunks = self._reader = self._next_read = 0
         self._num_bytes = self._num_unread_bytes = 0
         self._has_ended = self._has_failed = False  # the reply has ended; its error has been raised
         self._failure: Exception | None = None
-        self._changed, self._moved_on = asyncio.Event(), asyncio.Event()  # a chunk was added; one was read
+        # a chunk was added; one was read
+        self._changed = asyncio.Event()
+        self._moved_on = asyncio.Event()
         self._expiry: asyncio.TimerHandle | None = None
 
     @property
@@ -142,7 +153,8 @@ class LiveSession:
             failure: Error for the reader; None for a complete reply.
         """
         if not self._has_ended:
-            self._has_ended, self._failure = True, failure
+            self._has_ended = True
+            self._failure = failure
             self._changed.set()
             self._moved_on.set()
 
@@ -169,11 +181,14 @@ class LiveSession:
             Closing: Another connection has continued the session.
             Exception: The error that ended the reply.
         """
-        self._reader, self._next_read = self._reader + 1, first or 0
+        self._reader = self._reader + 1
+        self._next_read = first or 0
         self._num_unread_bytes = sum(
             num_bytes(each) for each in islice(self._chunks, self._next_read - self._oldest, None)
         )
-        reader, self.flow, self.is_connected = self._reader, flow, True
+        reader = self._reader
+        self.flow = flow
+        self.is_connected = True
         if not self._is_kept:
             self.utterance = utterance
         self._changed.set()
@@ -186,7 +201,8 @@ class LiveSession:
                 yield LMChunk(named, None)
             while self._reader == reader:
                 if self._next_read < self._num_chunks:
-                    number, index = self._next_read, index + 1
+                    number = self._next_read
+                    index = index + 1
                     each = self._read_next()
                     yield replace(each, chunk=replace(each.chunk, index=index, kept=self._kept_at(number)))
                 elif self._has_ended:
@@ -252,7 +268,8 @@ class LiveSession:
                 pass
             if part.part != self._next_part:
                 raise InvalidRequest("session.part", f"{self._next_part}, the number of the next part", part.part)
-            self._next_part, self._is_complete = part.part + 1, part.is_last
+            self._next_part = part.part + 1
+            self._is_complete = part.is_last
             self._moved.notify_all()
 
 
@@ -266,7 +283,9 @@ class LiveSessions:
     """
 
     def __init__(self, model: LiveModel, seal: Seal, table: FlowTable) -> None:
-        self._model, self._seal, self._table = model, seal, table
+        self._model = model
+        self._seal = seal
+        self._table = table
         self._open: dict[str, LiveSession] = {}
         self._ended: deque[LiveSession] = deque()
 
@@ -277,7 +296,8 @@ class LiveSessions:
             InvalidRequest: The session does not exist, or rejects the part.
             Closing: The session has lost its audio, or is too far behind.
         """
-        session, track = self._open.get(part.session), self._model.family.code_track
+        session = self._open.get(part.session)
+        track = self._model.family.code_track
         if session is None or track is None:
             raise unknown_session(part.session)
         if part.lost:
@@ -314,7 +334,8 @@ class LiveSessions:
             NoCapacity: If too many sessions are open, in total or from `host`.
         """
         family = self._model.family
-        segment, speaks = family.task(prompt.task).segments[0], bool(family.layout.codebook_streams)
+        segment = family.task(prompt.task).segments[0]
+        speaks = bool(family.layout.codebook_streams)
         session = LiveSession(utterance, segment, prompt.delivery.resume_s, speaks, host)
         session.task = asyncio.ensure_future(self._generate(session, prompt, pacer, host))
         try:

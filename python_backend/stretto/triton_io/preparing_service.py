@@ -120,8 +120,13 @@ class PreparingService:
         hearing: Hearing | None = None,
         slots: HeldSlots | None = None,
     ) -> None:
-        self._hearing, self._slots = hearing, slots
-        self._prepare, self._read_part, self._lanes, self._seal, self._gate = prepare, read_part, lanes, seal, gate
+        self._hearing = hearing
+        self._slots = slots
+        self._prepare = prepare
+        self._read_part = read_part
+        self._lanes = lanes
+        self._seal = seal
+        self._gate = gate
         self._disconnects = Disconnects.from_environment()
 
     def answer(self, request: Any, read: Callable[[Any], Any]) -> Any | None:
@@ -170,7 +175,8 @@ class PreparingService:
         def answer(part: AudioPart) -> None:
             send(caller.sender, pb_utils.InferenceResponse(write_part(part, self._seal)))
 
-        number, is_last = session["part"], session["is_last"]
+        number = session["part"]
+        is_last = session["is_last"]
         hearing.submit(session["id"], number, pcm, raw.sample_rate, is_last, caller.host, answer, is_open)
         return None
 

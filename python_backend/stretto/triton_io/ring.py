@@ -28,7 +28,9 @@ HEADER = 4096
 MAX_BYTES = 1 << 28
 MAX_CUDA_BYTES = 1 << 24
 NUM_WORDS = 8
-_SLOTS, _SLOT_BYTES, _RELEASED = 1, 2, 3
+_SLOTS = 1
+_SLOT_BYTES = 2
+_RELEASED = 3
 
 
 class Payload(Protocol):
@@ -65,7 +67,8 @@ class PcmRing:
     """
 
     def __init__(self, header: int, shape: tuple[int, int], payload: Payload):
-        self._header, self._payload = header, payload
+        self._header = header
+        self._payload = payload
         self._slots, self._slot_bytes = shape
         self._filled = 0
 
@@ -113,7 +116,8 @@ class PcmRing:
             The `ring` record of the event, or None if too few slots are free.
         """
         data = np.ascontiguousarray(samples).view(np.uint8)
-        needed, first = -(-len(data) // self._slot_bytes), self._filled
+        needed = -(-len(data) // self._slot_bytes)
+        first = self._filled
         if first + needed > _words(self._header)[_RELEASED] + self._slots:
             return None
         place = first % self._slots * self._slot_bytes
@@ -177,7 +181,8 @@ def _words(header: int) -> tuple[int, ...]:
 
 def _read_shape(header: int, address: RingAddress) -> tuple[int, int]:
     words = _words(header)
-    slots, slot_bytes = words[_SLOTS], words[_SLOT_BYTES]
+    slots = words[_SLOTS]
+    slot_bytes = words[_SLOT_BYTES]
     limit, place = (MAX_BYTES, "at most") if address.memory == "system" else (MAX_CUDA_BYTES, "at most on a GPU")
     is_shaped = 0 < slots <= limit and 0 < slot_bytes <= limit // slots and slot_bytes % 8 == 0
     size = HEADER + (slots * slot_bytes if address.memory == "system" else 0)
@@ -233,7 +238,8 @@ class RingWriter:
     """
 
     def __init__(self, ring: PcmRing, slot: FlowSlot) -> None:
-        self._ring, self.slot = ring, slot
+        self._ring = ring
+        self.slot = slot
         self._held: deque[Held] = deque()
         self._lock = threading.Lock()
         self._moved_s = time.monotonic()
@@ -320,12 +326,14 @@ class RingWriter:
                 record = self._ring.put(pcm, address)
                 if record is None:
                     break
-                pcm, event = None, {**event, "ring": record}
+                pcm = None
+                event = {**event, "ring": record}
             if event["is_final"]:
                 self._close_ring()  # before the last event, after which a client may request another ring
             self._held.popleft()
             reply.deliver(pcm, event)
-            moved, self._moved_s = True, time.monotonic()
+            moved = True
+            self._moved_s = time.monotonic()
         return moved
 
 

@@ -18,7 +18,8 @@ from stretto.errors import InvalidRequest
 FOLDER = Path(f"/dev/shm/stretto_keys_{os.geteuid()}")
 
 
-KEY, TAG = 32, 16
+KEY = 32
+TAG = 16
 
 
 class Seal:
@@ -48,7 +49,8 @@ class Seal:
         Raises:
             InvalidRequest: If the MAC does not match.
         """
-        tag, record = sealed[:TAG], sealed[TAG:]
+        tag = sealed[:TAG]
+        record = sealed[TAG:]
         if not hmac.compare_digest(tag, self._tag(name, record, arrays)):
             raise InvalidRequest(name, "a record authenticated by this server", "another record")
         return record

@@ -109,9 +109,13 @@ class TextSession:
         first_word_s: float = FIRST_WORD_S,
         dictionary: Dictionary = NO_WORDS,
     ) -> None:
-        self.id, self.utterance, self.flow = secrets.token_urlsafe(ID_BYTES), utterance, flow
-        self._model, self._first_word_s = model, first_word_s
-        self._words, self._first = model.text_stream(), asyncio.Event()
+        self.id = secrets.token_urlsafe(ID_BYTES)
+        self.utterance = utterance
+        self.flow = flow
+        self._model = model
+        self._first_word_s = first_word_s
+        self._words = model.text_stream()
+        self._first = asyncio.Event()
         self._pronouncer = Pronouncer(tuple(filter(None, (Dictionary(prompt.spellings), dictionary))))
         self._source_words = SourceWords()
         self._waiting: list[int] = []  # ids with which the reply begins
@@ -120,7 +124,8 @@ class TextSession:
         self._next_part = 0
         self._has_begun = self.is_complete = False
         self._writing = asyncio.Lock()
-        self.text, self._keeps_text = "", prompt.alignment is not None
+        self.text = ""
+        self._keeps_text = prompt.alignment is not None
         self.sources: tuple[SourceWord, ...] = ()
         self._num_timed = 0  # number of words with times so far
         self._keep(prompt.opening, self._after(prompt.opening, is_last=False))
@@ -137,7 +142,8 @@ class TextSession:
                 raise InvalidRequest("text", "at least one character in all", "none")
             if self._has_begun:
                 await self._model.write(self.utterance, read.ids, part.is_last)
-            self._next_part, self.is_complete = part.part + 1, part.is_last
+            self._next_part = part.part + 1
+            self.is_complete = part.is_last
             self._keep(part.text, read)
 
     def _after(self, text: str, is_last: bool) -> ReadPart:
@@ -149,7 +155,9 @@ class TextSession:
         return ReadPart(ids, words, pronouncer, changes)
 
     def _keep(self, text: str, read: ReadPart) -> None:
-        ids, self._words, self._pronouncer = read.ids, read.words, read.pronouncer
+        ids = read.ids
+        self._words = read.words
+        self._pronouncer = read.pronouncer
         words: Sequence[SourceWord] = getattr(read.words, "sources", ())  # of families with word times of their own
         # A word's source may grow with this part, as "(SQL" does with ")s". A time that was reported keeps its word.
         self.sources = self._source_words.read(words, read.changes)
@@ -165,7 +173,8 @@ class TextSession:
         """Return the reply's next chunk with the places of its words in the text."""
         if not self.sources:
             return chunk
-        first, self._num_timed = self._num_timed, self._num_timed + len(chunk.marks)
+        first = self._num_timed
+        self._num_timed = self._num_timed + len(chunk.marks)
         # A word that is spoken as several words has several equal sources. Its time is that of the first.
         marks = tuple(
             replace(mark, word=source.word, place=(source.start, source.end))
@@ -210,7 +219,9 @@ class TextSessions:
     """
 
     def __init__(self, model: SpeechModel, limit: int = MAX_SESSIONS, dictionary: Dictionary = NO_WORDS) -> None:
-        self._model, self._shares, self._dictionary = model, FairLimit(limit), dictionary
+        self._model = model
+        self._shares = FairLimit(limit)
+        self._dictionary = dictionary
         self._open: dict[str, TextSession] = {}
 
     def __len__(self) -> int:
@@ -221,7 +232,8 @@ class TextSessions:
         """Reserve a session for `host` during the `with` block; raise Overloaded if none is free."""
         with self._shares.reserving(host) as is_left:
             if not is_left:
-                total, own = self._shares.held, self._shares.held_by(host)
+                total = self._shares.held
+                own = self._shares.held_by(host)
                 raise Overloaded(f"{total} streamed texts are open already, {own} of them from this host; try again")
             yield
 
@@ -283,13 +295,15 @@ class TextSessions:
             begun = replace(prompt, track=(*prompt.track, *words), opening="")
             return replace(begun, track=(*begun.track, track.end_id), is_open=False) if is_complete else begun
         num_first = self._model.family.mechanism.num_prompt_ids
-        num_rows, first = len(prompt.rows) - num_first, words[:num_first]
+        num_rows = len(prompt.rows) - num_first
+        first = words[:num_first]
         rows = np.concatenate([prompt.rows[:num_rows], prompt.rows[len(prompt.rows) - len(first) :]])
         rows[num_rows:, track.stream] = first
         begun = replace(prompt, rows=rows, track=tuple(words[len(first) :]), opening="")
         if not is_complete:
             return begun
-        ids, audio = (*begun.track, track.end_id), prompt.sampling.audio
+        ids = (*begun.track, track.end_id)
+        audio = prompt.sampling.audio
         audio = replace(audio, min_rows=max(audio.min_rows, len(ids)))
         return replace(begun, track=ids, sampling=replace(prompt.sampling, audio=audio), is_open=False)
 
@@ -375,7 +389,8 @@ class SpeechService:
         dictionary = NO_WORDS if pronunciations is None else server_dictionary(pronunciations, model.family)
         self._texts = TextSessions(model, dictionary=dictionary)
         self._live = LiveSessions(model, seal, table)
-        self._gauges, self._info = Gauges("language_model", METRICS), BuildInfo()
+        self._gauges = Gauges("language_model", METRICS)
+        self._info = BuildInfo()
         loop.start(self._report())
 
     def accept(self, request: Any) -> None:
@@ -468,7 +483,8 @@ class SpeechService:
     def _chunks(
         self, chunk_sender: ChunkSender, asked: Prompt | Resumption, utterance: str, host: str
     ) -> AsyncGenerator[LMChunk, None]:
-        flow, pacer = chunk_sender.flow, chunk_sender.pacer
+        flow = chunk_sender.flow
+        pacer = chunk_sender.pacer
         if isinstance(asked, Resumption):
             return self._live.resume(asked, utterance, flow)
         if asked.is_open and self._model.family.code_track is not None:

@@ -76,7 +76,8 @@ class DrainGate:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._num_passing, self._mutex = 0, threading.Lock()
+        self._num_passing = 0
+        self._mutex = threading.Lock()
         self._lock = None if path is None else os.open(_lock_file(path), os.O_RDWR | os.O_CREAT, 0o600)
 
     @classmethod
@@ -134,8 +135,11 @@ def _lock_file(path: Path) -> Path:
 
 logger = logging.getLogger(__name__)
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-LARGE, LARGEST = 4 << 20, 32 << 20
+# from malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGE = 4 << 20
+LARGEST = 32 << 20
 
 
 def use_utf8() -> None:
@@ -235,7 +239,10 @@ class HangWatch:
     def __init__(
         self, has_work: Callable[[], bool], threads: Sequence[Thread], others: Sequence[int] = (), proc: Path = PROC
     ) -> None:
-        self._has_work, self._threads, self._others, self._proc = has_work, tuple(threads), tuple(others), proc
+        self._has_work = has_work
+        self._threads = tuple(threads)
+        self._others = tuple(others)
+        self._proc = proc
         self._used: list[int] | None = None
         # for each poll since the threads last used CPU time: True if any thread was awake
         self._checks: deque[bool] = deque(maxlen=NUM_CHECKS)

@@ -280,7 +280,8 @@ class ModelParameters:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self._folder = Path(args["model_repository"])
-        self._kind, self._device_id = args["model_instance_kind"], args["model_instance_device_id"]
+        self._kind = args["model_instance_kind"]
+        self._device_id = args["model_instance_device_id"]
         self.strings: dict[str, str] = {
             name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
         }
@@ -320,12 +321,17 @@ class ModelParameters:
 
 
 # Names for the MAC, other than the prompt tensor.
-PART, AUDIO_PART, RESUMPTION, SESSION_NAME = "part", "audio part", "resumption", "session"
+PART = "part"
+AUDIO_PART = "audio part"
+RESUMPTION = "resumption"
+SESSION_NAME = "session"
 
 
 def write_prompt(prompt: Prompt, seal: Seal) -> list[Any]:
     """Return the authenticated tensors of `prompt`."""
-    features, patches, record = prompt.features, prompt.patches, prompt.to_bytes()
+    features = prompt.features
+    patches = prompt.patches
+    record = prompt.to_bytes()
     sealed = seal.close(PROMPT.name, record, prompt.rows, features, patches)
     tensors = [array_tensor(ROWS, prompt.rows), bytes_tensor(PROMPT, sealed)]
     more = [(FEATURES, features), (PATCHES, patches)]

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 PACKAGE = "perth"  # of the detector's weights
 RATE = 32_000  # of the detector, in Hz
 TAG = "digitalsourcetype"
-WINDOW_S, HOP_S = 3, 1
-MARKED, UNMARKED = 0.7, 0.3  # scores; of 800 unmarked recordings of people, none scored 0.7
+WINDOW_S = 3
+HOP_S = 1
+# scores; of 800 unmarked recordings of people, none scored 0.7
+MARKED = 0.7
+UNMARKED = 0.3
 MAX_S = 600.0
 
 
@@ -103,7 +106,8 @@ def verify(data: bytes, audio: AudioProcess, detector: "Detector | None") -> dic
 
 def described(record: dict[str, Any]) -> str:
     """Return the findings about a file as text."""
-    source, mark = record["metadata"]["digital_source_type"], record["mark"]
+    source = record["metadata"]["digital_source_type"]
+    mark = record["mark"]
     tag = "no tag" if source is None else f"tag {source.rpartition('/')[2]}"
     after = f" ({mark['marked_s']:g} s)" if mark.get("marked_s") else ""
     return f"{tag}; {'mark ' if mark['verdict'] == 'not checked' else ''}{mark['verdict']}{after}"

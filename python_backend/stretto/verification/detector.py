@@ -16,12 +16,18 @@ from stretto.errors import CheckpointError
 from stretto.weights.loading import read_pickled
 
 WEIGHTS = "perth_net/pretrained/implicit/perth_net_250000.pth.tar"  # in the package's folder
-SIZE, HOP = 2048, 320  # of the spectrum, in samples
+# of the spectrum, in samples
+SIZE = 2048
+HOP = 320
 BANDS = 128
-FLOOR, FLOOR_DB, RANGE_DB = 1e-9, 180.0, 195.0
+FLOOR = 1e-9
+FLOOR_DB = 180.0
+RANGE_DB = 195.0
 QUIET = 0.05  # frames below this share of the loudest one are left out
 STRETCHES = {"slow": 1.25, "normal": 1.0, "fast": 0.75}  # a network for each speed of the audio
-LAYERS, WIDTH, BRANCH_OUTPUTS = 7, 256, 2
+LAYERS = 7
+WIDTH = 256
+BRANCH_OUTPUTS = 2
 STEADY_DB = 1.0  # median change from one frame to the next; speech changes by two or three decibels
 AUDIBLE_DB = 60.0  # below the loudest level
 
@@ -92,7 +98,8 @@ def shapes() -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for name in STRETCHES:
         for layer in range(LAYERS):
-            width_in, size = (BANDS if layer == 0 else WIDTH), (1 if layer in (0, LAYERS - 1) else 7)
+            width_in = BANDS if layer == 0 else WIDTH
+            size = 1 if layer in (0, LAYERS - 1) else 7
             width = BRANCH_OUTPUTS if layer == LAYERS - 1 else WIDTH
             prefix = f"decoder.{name}_layers.{layer}.conv"
             found |= {f"{prefix}.weight": (width, width_in, size), f"{prefix}.bias": (width,)}

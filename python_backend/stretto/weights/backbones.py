@@ -76,7 +76,9 @@ def check_heads(config: Any) -> None:
 
     Qwen3's heads have a size of their own. Other layers divide the hidden size, and Qwen2's have no other size.
     """
-    width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    width = config.hidden_size
+    heads = config.num_attention_heads
+    kv_heads = config.num_key_value_heads
     pairs = [("num_attention_heads", heads, "num_key_value_heads", kv_heads)]
     if config.model_type != "qwen3":
         pairs.insert(0, ("hidden_size", width, "num_attention_heads", heads))

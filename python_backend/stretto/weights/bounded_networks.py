@@ -25,7 +25,9 @@ def bounded_networks() -> Iterator[None]:
         CheckpointError: If modules have too many parts or elements. It is raised while they are built, which would
             otherwise exhaust the memory or take hours.
     """
-    owner, num_parts, num_elements = threading.get_ident(), 0, 0
+    owner = threading.get_ident()
+    num_parts = 0
+    num_elements = 0
 
     def count(module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
         nonlocal num_parts, num_elements

@@ -306,7 +306,8 @@ def _check_archive(path: Path) -> None:
             return
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-    size, unpacked = path.stat().st_size, sum(record.file_size for record in records)
+    size = path.stat().st_size
+    unpacked = sum(record.file_size for record in records)
     if unpacked > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
         expected = "an uncompressed archive of torch.save"
         raise CheckpointError(f"{path}: expected {expected}, got {unpacked} bytes of records in a file of {size} bytes")
@@ -377,7 +378,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
     wanted = module.state_dict()
     wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
     if wrong or wanted.keys() != tensors.keys():
-        missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+        missing = sorted(wanted.keys() - tensors.keys())
+        unknown = sorted(tensors.keys() - wanted.keys())
         raise CheckpointError(
             f"{place}: missing {first(missing)}, unknown {first(unknown)}, wrong shape {first(wrong)}"
         )
@@ -420,8 +422,11 @@ def codec_directory(checkpoint: Path) -> Path:
     return directory
 
 
-INDEX, SUFFIX = ".safetensors.index.json", ".safetensors"
-WHOLE, SHARDS = "model.safetensors", f"model{INDEX}"  # names used by transformers, in order of preference
+INDEX = ".safetensors.index.json"
+SUFFIX = ".safetensors"
+# names used by transformers, in order of preference
+WHOLE = "model.safetensors"
+SHARDS = f"model{INDEX}"
 
 
 class StoredTensors(Mapping[str, Tensor]):

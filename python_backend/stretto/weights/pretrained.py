@@ -71,7 +71,8 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     """
     config_class: Any = model_class.config_class
     loaded: Any
-    verbosity, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
+    has_bar = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # the report from transformers has one line per name
     logging.disable_progress_bar()
     try:
@@ -91,10 +92,12 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
         if has_bar:
             logging.enable_progress_bar()
     model, info = loaded
-    tensors, absent = model.state_dict(), set(info["missing_keys"])
+    tensors = model.state_dict()
+    absent = set(info["missing_keys"])
     left_out = {name for name in tensors if name.split(".")[0] in set(optional)}
     missing = [] if absent == left_out else sorted(absent)
-    unexpected, wrong = sorted(info["unexpected_keys"]), sorted(name for name, *_ in info["mismatched_keys"])
+    unexpected = sorted(info["unexpected_keys"])
+    wrong = sorted(name for name, *_ in info["mismatched_keys"])
     found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
     if missing or unexpected or wrong:
         raise CheckpointError(f"{directory}: {', '.join(f'{kind} {first(names)}' for kind, names in found.items())}")

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.reply_rules import SegmentRules
-from stretto.engine.worker.step_program import CudaRecorder, StepGraphs, Variant, padded_sizes
+from stretto.engine.worker.step_graphs import StepGraphs, padded_sizes
+from stretto.engine.worker.step_program import Variant
 from stretto.families.base import Family
 from tests.engine.worker.walks import LENGTH, Walk, captured
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED

@@ -18,7 +18,8 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.sampler import RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on
-from stretto.engine.worker.step_program import Recorder, StepGraphs, StepProgram, StepSampler
+from stretto.engine.worker.step_graphs import Recorder, StepGraphs
+from stretto.engine.worker.step_program import StepProgram, StepSampler
 from stretto.families.base import Family
 from stretto.families.vibevoice.family import Stretches
 from stretto.families.vibevoice.mechanism.draw import StretchReadout

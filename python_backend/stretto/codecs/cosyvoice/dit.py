@@ -19,7 +19,11 @@ from torch import Tensor, nn
 
 from stretto.codecs.cosyvoice.flow import CausalConv
 
-NUM_WAVES, KERNEL, GROUPS, THETA, EPSILON = 256, 31, 16, 10_000.0, 1e-6
+NUM_WAVES = 256
+KERNEL = 31
+GROUPS = 16
+THETA = 10_000.0
+EPSILON = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +74,10 @@ class Context:
     """
 
     def __init__(self, num_frames: int = 0, rows: Sequence[Tensor] = (), is_kept: bool = False) -> None:
-        self.num_frames, self.kept = num_frames, list[Tensor]()
-        self._rows, self._is_kept = iter(rows), is_kept
+        self.num_frames = num_frames
+        self.kept = list[Tensor]()
+        self._rows = iter(rows)
+        self._is_kept = is_kept
 
     def extend(self, x: Tensor, most: int | None = None) -> Tensor:
         """Return the rows x [B, T, H] of a layer after those of the earlier frames, [B, n + T, H].
@@ -134,8 +140,10 @@ class _Rotation(nn.Module):
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
     """Return x [B, T, H] with its first head rotated by angles [T, head_width / 2]."""
     size = 2 * angles.shape[1]
-    even, odd = x[..., 0:size:2], x[..., 1:size:2]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    even = x[..., 0:size:2]
+    odd = x[..., 1:size:2]
+    cos = angles.cos().to(x.dtype)
+    sin = angles.sin().to(x.dtype)
     turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(2)
     return torch.cat([turned, x[..., size:]], 2)
 
@@ -145,12 +153,14 @@ class _Attention(nn.Module):
 
     def __init__(self, shape: DitShape) -> None:
         super().__init__()
-        self.heads, inner = shape.heads, shape.heads * shape.head_width
+        self.heads = shape.heads
+        inner = shape.heads * shape.head_width
         self.to_q, self.to_k, self.to_v = (nn.Linear(shape.width, inner) for _ in range(3))
         self.to_out = nn.Sequential(nn.Linear(inner, shape.width), nn.Identity())
 
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor, context: Context) -> Tensor:
-        keys, values = context.extend(_rotated(self.to_k(x), angles)), context.extend(self.to_v(x))
+        keys = context.extend(_rotated(self.to_k(x), angles))
+        values = context.extend(self.to_v(x))
         rows = _rotated(self.to_q(x), angles), keys, values
         query, key, value = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in rows)
         return self.to_out(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
@@ -221,9 +231,11 @@ class Dit(nn.Module):
             context: Earlier frames; None if there are none.
         """
         context = context or Context()
-        first, time = context.num_frames, self.time_embed(waves)
+        first = context.num_frames
+        time = self.time_embed(waves)
         frames = first + x.shape[2]
-        angles, mask = self.rotary_embed.angles(frames)[first:], chunk_mask(frames, self.chunk, x.device)[first:]
+        angles = self.rotary_embed.angles(frames)[first:]
+        mask = chunk_mask(frames, self.chunk, x.device)[first:]
         x = self.input_embed(x, context)
         for layer in self.transformer_blocks:
             x = layer(x, time, angles, mask, context)

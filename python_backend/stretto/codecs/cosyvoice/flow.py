@@ -202,7 +202,8 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int, shape: EstimatorShape) -> None:
         super().__init__()
-        self.heads, inner = shape.heads, shape.heads * shape.head_width
+        self.heads = shape.heads
+        inner = shape.heads * shape.head_width
         self.to_q = nn.Linear(channels, inner, bias=False)
         self.to_k = nn.Linear(channels, inner, bias=False)
         self.to_v = nn.Linear(channels, inner, bias=False)
@@ -292,7 +293,8 @@ class Estimator(nn.Module):
 
     def __init__(self, mels: int, shape: EstimatorShape) -> None:
         super().__init__()
-        widths, channels = shape.channels, 4 * mels
+        widths = shape.channels
+        channels = 4 * mels
         self.time_mlp = TimeInput(channels, 4 * widths[0])
         self.time_embed_mixer = nn.Linear(8 * widths[0], 4 * widths[0], bias=False) if shape.is_meanflow else None
         down: list[nn.Module] = []
@@ -315,7 +317,8 @@ class Estimator(nn.Module):
             waves: Row of `waves_of_time`, [4 M].
             until: Row of `waves_of_time` for the time at which a mean-flow step ends; None for other flows.
         """
-        time, skipped = self.time_mlp(waves)[None], list[Tensor]()
+        time = self.time_mlp(waves)[None]
+        skipped = list[Tensor]()
         if self.time_embed_mixer is not None:
             assert until is not None
             time = self.time_embed_mixer(torch.cat([time, self.time_mlp(until)[None]], 1))
@@ -339,7 +342,8 @@ def _stages(blocks: nn.ModuleList) -> Iterator[Stage]:
 
 def _rising(shape: EstimatorShape) -> list[nn.Module]:
     """Return the up-sampling stages; the input of each includes the output of its down-sampling counterpart."""
-    widths, stages = [*reversed(shape.channels), shape.channels[0]], list[nn.Module]()
+    widths = [*reversed(shape.channels), shape.channels[0]]
+    stages = list[nn.Module]()
     for place, (width, next_width) in enumerate(itertools.pairwise(widths)):
         is_last = place == len(widths) - 2
         grow = (
@@ -381,7 +385,8 @@ class Matching(nn.Module):
         """
         super().__init__()
         self.estimator = estimator
-        self.guidance, self.is_meanflow = guidance, is_meanflow
+        self.guidance = guidance
+        self.is_meanflow = is_meanflow
         # on the CPU, so that it also works if the model is created on the meta device
         num_steps = MEANFLOW_STEPS if is_meanflow else STEPS
         even = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64, device="cpu")
@@ -404,7 +409,8 @@ class Matching(nn.Module):
             contexts: Earlier frames, which the estimator of a guided flow reads in each step; empty if there are none.
         """
         conditions = torch.cat([goal, speaker, prompt], 1)
-        state, rows = noise, self.waves.to(noise.dtype)
+        state = noise
+        rows = self.waves.to(noise.dtype)
         if self.is_meanflow:
             for waves, until, stride in zip(rows[:-1], rows[1:], self.strides, strict=True):
                 state = state + stride * self.estimator(torch.cat([state, conditions], 1), waves, until)
@@ -412,7 +418,8 @@ class Matching(nn.Module):
             return state
         conditions = torch.cat([conditions, torch.zeros_like(conditions)])
         for step, (waves, stride) in enumerate(zip(rows[:-1], self.strides, strict=True)):
-            stacked, context = torch.cat([state.repeat(2, 1, 1), conditions], 1), contexts[step : step + 1]
+            stacked = torch.cat([state.repeat(2, 1, 1), conditions], 1)
+            context = contexts[step : step + 1]
             flow, free = self.estimator(stacked, waves, *context).chunk(2)
             state = state + stride * ((1 + self.guidance) * flow - self.guidance * free)
             self._report()
@@ -442,7 +449,9 @@ class RelativeAttention(nn.Module):
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
-        width, self.heads, self.block = shape.width, shape.heads, shape.block
+        width = shape.width
+        self.heads = shape.heads
+        self.block = shape.block
         self.linear_q = nn.Linear(width, width)
         self.linear_k = nn.Linear(width, width)
         self.linear_v = nn.Linear(width, width)

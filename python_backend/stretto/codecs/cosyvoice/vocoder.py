@@ -13,9 +13,14 @@ from stretto.codecs import streaming
 from stretto.codecs.cosyvoice.flow import CausalConv, SourceShape, VocoderShape
 
 LOUDEST = 100.0  # largest magnitude of a frequency bin
-PITCH_LAYERS, PITCH_KERNEL = 5, 3
-MEL_KERNEL, POST_KERNEL = 7, 7  # kernels of the first and last convolution
-PITCH_AHEAD, MEL_AHEAD = 3, 4  # number of later frames that the first convolutions of the causal vocoder read
+PITCH_LAYERS = 5
+PITCH_KERNEL = 3
+# kernels of the first and last convolution
+MEL_KERNEL = 7
+POST_KERNEL = 7
+# number of later frames that the first convolutions of the causal vocoder read
+PITCH_AHEAD = 3
+MEL_AHEAD = 4
 
 
 class Snake(streaming.Snake):
@@ -105,7 +110,8 @@ class Source(nn.Module):
 
     def __init__(self, shape: SourceShape, sample_rate: int) -> None:
         super().__init__()
-        self.shape, self.sample_rate = shape, sample_rate
+        self.shape = shape
+        self.sample_rate = sample_rate
         self.l_linear = nn.Linear(shape.harmonics + 1, 1)
         self.register_buffer("multiples", torch.arange(1.0, shape.harmonics + 2)[:, None], persistent=False)
 
@@ -165,7 +171,8 @@ class Fourier(nn.Module):
 
     def __init__(self, size: int, hop: int) -> None:
         super().__init__()
-        self.size, self.hop = size, hop
+        self.size = size
+        self.hop = hop
         window = torch.hann_window(size, dtype=torch.float64).float().double()
         bins, places = (torch.arange(number, dtype=torch.float64) for number in (size // 2 + 1, size))
         angle = 2 * math.pi * bins[:, None] * places / size
@@ -183,8 +190,10 @@ class Fourier(nn.Module):
 
     def invert(self, real: Tensor, imaginary: Tensor) -> Tensor:
         """Invert spectra with real and imaginary parts [B, size / 2 + 1, t] to samples [B, (t - 1) * hop]."""
-        spectra, half = torch.cat([real, imaginary], 1), self.size // 2
-        back, cover = self.back.to(real.dtype), self.cover.to(real.dtype)
+        spectra = torch.cat([real, imaginary], 1)
+        half = self.size // 2
+        back = self.back.to(real.dtype)
+        cover = self.cover.to(real.dtype)
         samples = F.conv_transpose1d(spectra, back, stride=self.hop)
         cover = F.conv_transpose1d(torch.ones_like(real[:1, :1]), cover, stride=self.hop)
         return (samples / cover)[:, 0, half:-half]
@@ -214,7 +223,9 @@ class Vocoder(nn.Module):
 
     def __init__(self, mels: int, shape: VocoderShape) -> None:
         super().__init__()
-        self.shape, bins, is_causal = shape, shape.fourier + 2, shape.is_causal
+        self.shape = shape
+        bins = shape.fourier + 2
+        is_causal = shape.is_causal
         self.f0_predictor = PitchPredictor(mels, shape.source.pitch_channels, is_causal)
         self.m_source = Source(shape.source, shape.sample_rate)
         self.fourier = Fourier(shape.fourier, shape.hop)
@@ -250,7 +261,8 @@ class Vocoder(nn.Module):
 
     def forward(self, mel: Tensor, source: Tensor) -> Tensor:
         """Return the samples [B, n] for mel [B, M, T] and the excitation [B, 1, n]."""
-        spectrum, x = self.fourier.transform(source), self.conv_pre(mel)
+        spectrum = self.fourier.transform(source)
+        x = self.conv_pre(mel)
         for place, (up, down, shape_source) in enumerate(
             zip(self.ups, self.source_downs, self.source_resblocks, strict=True)
         ):
@@ -263,6 +275,7 @@ class Vocoder(nn.Module):
             x = torch.stack(residuals).sum(0) / number
         x = self.conv_post(F.leaky_relu(x))
         magnitude, phase = x.split(self.shape.fourier // 2 + 1, 1)
-        magnitude, phase = magnitude.exp().clamp(max=LOUDEST), phase.sin()
+        magnitude = magnitude.exp().clamp(max=LOUDEST)
+        phase = phase.sin()
         samples = self.fourier.invert(magnitude * phase.cos(), magnitude * phase.sin())
         return samples.clamp(-self.shape.limit, self.shape.limit)

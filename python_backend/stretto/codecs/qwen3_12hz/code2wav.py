@@ -47,7 +47,9 @@ class Code2Wav(nn.Module):
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
-        width, channels, late = shape.hidden_size, shape.decoder_dim, 0
+        width = shape.hidden_size
+        channels = shape.decoder_dim
+        late = 0
         self.code_embedding = nn.Embedding(shape.num_quantizers * shape.codebook_size, width)
         self.pre_transformer = Transformer(shape)
         self.upsample = nn.ModuleList(
@@ -57,7 +59,8 @@ class Code2Wav(nn.Module):
         layers: list[nn.Module] = [Convolution(width, channels, KERNEL)]
         for rate in shape.upsample_rates:
             layers.append(Block(channels, rate, (late, (late + 1) * rate)))
-            channels, late = channels // 2, (late + 1) * rate
+            channels = channels // 2
+            late = (late + 1) * rate
         last = Convolution(channels, 1, KERNEL)
         last.late = late
         self.decoder = nn.ModuleList([*layers, SnakeBeta(channels), last])
@@ -87,7 +90,8 @@ class Code2Wav(nn.Module):
         codes, first = (each.to(window.state.device) for each in (window.codes[:, :, window.left :], window.first))
         frames = codes.shape[2]
         memory = Memory(window.state, first, frames, window.right)
-        pcm, begin = self(codes, first, memory), self.spec.tail_samples
+        pcm = self(codes, first, memory)
+        begin = self.spec.tail_samples
         assert memory.is_complete, "every layer has stored its state"
         stop = begin + self.spec.num_samples(frames - window.right, window.right)
         return pcm[:, begin:stop].clamp(-1, 1), memory.after
@@ -146,7 +150,8 @@ def read_config(directory: Path) -> DecoderShape:
 
 def read_shape(record: Mapping[str, Any]) -> DecoderShape:
     """Return the sizes in `code2wav_config`; raise ValueError if a value is missing or unsupported."""
-    width, heads = record.get("hidden_size"), record.get("num_attention_heads")
+    width = record.get("hidden_size")
+    heads = record.get("num_attention_heads")
     head_dim = width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
     # Latents are as wide as the transformer, and codebook entries are not halved.
     derived = {"head_dim": record.get("head_dim", head_dim), "latent_dim": width, "codebook_dim": 2}

@@ -23,7 +23,9 @@ from stretto.codecs.seanet import keep_lengths_on_host
 from stretto.codecs.streaming import prepare
 from stretto.weights.loading import codec_directory, load_strictly, read_tensors
 
-KERNEL, STRIDE = 4, 2  # downsampling from transformer steps to frames
+# downsampling from transformer steps to frames
+KERNEL = 4
+STRIDE = 2
 
 
 class Encoder(nn.Module):
@@ -53,7 +55,8 @@ class Qwen3Codec(nn.Module):
 
     def __init__(self, config: Qwen3CodecConfig) -> None:
         super().__init__()
-        self.decoder, self.encoder = Decoder(config.decoder), Encoder(config.encoder)
+        self.decoder = Decoder(config.decoder)
+        self.encoder = Encoder(config.encoder)
         self.spec = CodecSpec(
             name="qwen3_12hz",
             sample_rate=config.sample_rate,

@@ -217,7 +217,8 @@ class Upsampling(nn.Module):
         name: str = "conv",
     ) -> None:
         super().__init__()
-        self.late, self._name = late, name
+        self.late = late
+        self._name = name
         self.add_module(name, nn.ConvTranspose1d(channels, out_channels, kernel, rate, groups=groups, bias=bias))
         self.before = kernel // rate - 1
         self.kept = channels * self.before
@@ -237,7 +238,8 @@ class SnakeBeta(Snake):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.alpha, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
+        self.alpha = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return a and 1 / b."""
@@ -249,7 +251,8 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, channels: int, dilation: int, late: int = 0, snake: Callable[[int], Snake] = SnakeBeta) -> None:
         super().__init__()
-        self.act1, self.act2 = snake(channels), snake(channels)
+        self.act1 = snake(channels)
+        self.act2 = snake(channels)
         self.conv1 = Convolution(channels, channels, KERNEL, dilation)
         self.conv1.late = late
         self.conv2 = Convolution(channels, channels, 1)
@@ -289,7 +292,8 @@ class ConvNext(nn.Module):
         super().__init__()
         self.dwconv = Convolution(channels, channels, KERNEL, groups=channels)
         self.norm = nn.LayerNorm(channels, NEXT_EPS)
-        self.pwconv1, self.pwconv2 = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.pwconv1 = nn.Linear(channels, 4 * channels)
+        self.pwconv2 = nn.Linear(4 * channels, channels)
         self.gamma = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
@@ -349,9 +353,12 @@ class Attention(nn.Module):
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
-        self.heads, self.width, self.before = shape.num_attention_heads, shape.head_dim, shape.sliding_window - 1
+        self.heads = shape.num_attention_heads
+        self.width = shape.head_dim
+        self.before = shape.sliding_window - 1
         self.is_grouped = shape.num_key_value_heads != self.heads
-        queried, held = self.heads * self.width, shape.num_key_value_heads * self.width
+        queried = self.heads * self.width
+        held = shape.num_key_value_heads * self.width
         self.q_proj = nn.Linear(shape.hidden_size, queried, bias=False)
         self.k_proj = nn.Linear(shape.hidden_size, held, bias=False)
         self.v_proj = nn.Linear(shape.hidden_size, held, bias=False)
@@ -396,11 +403,13 @@ class Layer(nn.Module):
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
-        self.self_attn, self.mlp = Attention(shape), FeedForward(shape)
+        self.self_attn = Attention(shape)
+        self.mlp = FeedForward(shape)
         self.input_layernorm, self.post_attention_layernorm = (
             nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps) for _ in range(2)
         )
-        self.self_attn_layer_scale, self.mlp_layer_scale = Scale(shape.hidden_size), Scale(shape.hidden_size)
+        self.self_attn_layer_scale = Scale(shape.hidden_size)
+        self.mlp_layer_scale = Scale(shape.hidden_size)
 
     def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
         x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rotation, is_seen, memory))
@@ -431,7 +440,8 @@ class Transformer(nn.Module):
     def forward(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
         # the residual stream has the dtype of the weights, in half precision as well
         x = self.input_proj(latents).to(self.norm.weight.dtype)
-        rotation, is_seen = self._rotation(first, x), self.visible(first, x.shape[1])
+        rotation = self._rotation(first, x)
+        is_seen = self.visible(first, x.shape[1])
         for layer in self.layers:
             x = layer(x, rotation, is_seen, memory)
         return self.output_proj(self.norm(x))
@@ -440,7 +450,8 @@ class Transformer(nn.Module):
         """Return the attention mask for steps from positions `first` [B]: bool [B, 1, steps, before + steps]."""
         key = torch.arange(self.before + steps, device=first.device)
         ahead = key - torch.arange(steps, device=first.device)[:, None]  # relative to the first visible step
-        is_near, is_there = (ahead >= 0) & (ahead <= self.before), key >= self.before - first[:, None]
+        is_near = (ahead >= 0) & (ahead <= self.before)
+        is_there = key >= self.before - first[:, None]
         return is_near & is_there[:, None, None]
 
     def _rotation(self, first: Tensor, x: Tensor) -> Rotation:

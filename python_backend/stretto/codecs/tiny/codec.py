@@ -29,7 +29,8 @@ FFT_SIZE = 1200  # also the length of the Hann window of all transforms
 BINS = FFT_SIZE // 2 + 1
 NUM_MELS = 80
 FLOOR = 1e-4  # lower bound of mel magnitudes
-MEL_LOWEST_HZ, MEL_HIGHEST_HZ = 40.0, 11_800.0
+MEL_LOWEST_HZ = 40.0
+MEL_HIGHEST_HZ = 11_800.0
 
 
 def _mel_of(hz: float) -> float:
@@ -43,12 +44,14 @@ def _hz_of(mel: float) -> float:
 @cache
 def mel_filters() -> Tensor:
     """Return triangular mel filters [NUM_MELS, BINS]; each sums to 1."""
-    low, high = _mel_of(MEL_LOWEST_HZ), _mel_of(MEL_HIGHEST_HZ)
+    low = _mel_of(MEL_LOWEST_HZ)
+    high = _mel_of(MEL_HIGHEST_HZ)
     edges = [_hz_of(low + (high - low) * i / (NUM_MELS + 1)) for i in range(NUM_MELS + 2)]
     bins_hz = torch.linspace(0, SAMPLE_RATE / 2, BINS)
     filters = torch.zeros(NUM_MELS, len(bins_hz))
     for band, (left, centre, right) in enumerate(zip(edges, edges[1:], edges[2:], strict=False)):
-        rising, falling = (bins_hz - left) / (centre - left), (right - bins_hz) / (right - centre)
+        rising = (bins_hz - left) / (centre - left)
+        falling = (right - bins_hz) / (right - centre)
         filters[band] = torch.minimum(rising, falling).clamp(min=0)
         if filters[band].sum() == 0:  # a band narrower than an FFT bin uses the nearest bin
             filters[band, (bins_hz - centre).abs().argmin()] = 1
@@ -68,7 +71,8 @@ def log_mel(pcm: Tensor) -> Tensor:
 
 
 HIGHEST_HARMONIC_HZ = 11_000.0
-LOWEST_HZ, HIGHEST_HZ = 50.0, 500.0
+LOWEST_HZ = 50.0
+HIGHEST_HZ = 500.0
 PHASE_STEP = 2.0**-48  # cycles
 NOISE_PERIOD = 1 << 17  # samples: 5 s, too long for an audible repetition
 
@@ -274,7 +278,8 @@ class ResidualVQ(nn.Module):
 
     def encode(self, vectors: Tensor) -> Tensor:
         """Encode vectors [..., D] to codes, int64 [..., K]: the nearest vector of each codebook in turn."""
-        residual, codes = vectors, []
+        residual = vectors
+        codes = []
         for codebook in self.codebooks:
             distance = codebook.square().sum(1) - 2 * residual @ codebook.T
             nearest = distance.argmin(-1)
@@ -368,7 +373,8 @@ class Decoder(nn.Module):
         return samples, torch.cat([each.double() for each in after], 1)
 
 
-CONFIG_FILE, WEIGHTS_FILE = "codec.json", "codec.safetensors"
+CONFIG_FILE = "codec.json"
+WEIGHTS_FILE = "codec.safetensors"
 MARGIN = 4 * HOPS * HOP  # samples of silence that the encoder reads at both ends of a recording
 
 

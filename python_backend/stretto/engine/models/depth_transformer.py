@@ -75,7 +75,8 @@ class DepthWeights(nn.Module):
         Checkpoints have separate query, key and value (and gate and up) projections, which are fused here. A quantized
         layer has several tensors, for example `qweight`, `qzeros` and `scales`.
         """
-        parameters, loaded = dict(self.named_parameters()), set[str]()
+        parameters = dict(self.named_parameters())
+        loaded = set[str]()
         for name, tensor in weights:
             layer, _, kind = name.rpartition(".")
             path, _, part = layer.rpartition(".")

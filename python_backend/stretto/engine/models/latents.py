@@ -140,7 +140,8 @@ class LatentMixin(MultiStreamMixin):
 
     def readout_of(self, predictor: LatentPredictor | GuidedLatentPredictor, rules: SegmentRules) -> LatentReadout:
         """Return the readout with a predictor; the head of stream 0 has a frame, and one in which speech ends."""
-        weight, bias = self.end_weight(), self.end_of_speech.bias
+        weight = self.end_weight()
+        bias = self.end_of_speech.bias
         stop = StopHead(weight, weight.new_zeros(1) if bias is None else bias.data, rules)
         return LatentReadout(stop, predictor, len(weight))
 

@@ -104,7 +104,9 @@ def load_strictly(model: "MultiStreamMixin", load: Callable[[Weights], set[str]]
     if model.is_int8:
         use_int8(model)
     seen: dict[str, list[int]] = {}
-    expected, parts = set(stored_parameters(model)), list(fused_parts(model))  # loading may replace parameters
+    # loading may replace parameters
+    expected = set(stored_parameters(model))
+    parts = list(fused_parts(model))
 
     def watched() -> Iterator[tuple[str, Tensor]]:
         for name, tensor in weights:
@@ -203,7 +205,8 @@ class MultiStreamMixin(Decoder):
         if self.family.mechanism.conditions is not None and not self.has_conditions:
             expected = f"a Llama backbone, because {self.family.name} has conditions"
             raise CheckpointError(f"config.json: architectures: expected {expected}, got {type(self).__name__}")
-        layout, width = self.family.layout, vllm_config.model_config.get_hidden_size()
+        layout = self.family.layout
+        width = vllm_config.model_config.get_hidden_size()
         rules = SegmentRules(self.family, vllm_config.model_config.max_model_len)
         num_ends = len(rules.drawn_ends_of_audio)
         if self.family.has_stream_bias:
@@ -217,7 +220,8 @@ class MultiStreamMixin(Decoder):
             self.audio_head = AudioHead(num_ids + num_ends, width, self.family.audio_head == "biased")
         for name, size in self.family.mechanism.heads.items():
             setattr(self, name, AudioHead(size, width))
-        speaker, steps = self.family.mechanism.speaker, self.family.mechanism.steps
+        speaker = self.family.mechanism.speaker
+        steps = self.family.mechanism.steps
         if speaker is not None:
             speaker.extend(self, vllm_config)
         if steps is not None and steps.extend is not None:
@@ -286,7 +290,8 @@ class MultiStreamMixin(Decoder):
             out: Output buffer, [N, H].
             latent_rows: See `LatentMixin.embed_rows`; unused in models without latents.
         """
-        table, layout = self.model.embed_tokens, self.family.layout
+        table = self.model.embed_tokens
+        layout = self.family.layout
         if table.tp_size > 1:
             return out.copy_(tensor_model_parallel_all_reduce(self._embed_own(rows)))
         return embed_rows(table.get_parameter("weight"), rows, layout.pad_id, layout.pad_is_silent, out)
@@ -300,8 +305,10 @@ class MultiStreamMixin(Decoder):
 
         An all-reduce over the ranks completes the sum.
         """
-        table, layout = self.model.embed_tokens, self.family.layout
-        start, stop = table.shard_indices.org_vocab_start_index, table.shard_indices.org_vocab_end_index
+        table = self.model.embed_tokens
+        layout = self.family.layout
+        start = table.shard_indices.org_vocab_start_index
+        stop = table.shard_indices.org_vocab_end_index
         is_own = (rows >= start) & (rows < stop)
         if layout.pad_is_silent:
             is_own[:, 1:] &= rows[:, 1:] != layout.pad_id

@@ -40,7 +40,9 @@ class ClientTurns:
     """
 
     def __init__(self, table: RequestTable, planner: PairPlanner, quantum: int):
-        self._table, self._planner, self._quantum = table, planner, quantum
+        self._table = table
+        self._planner = planner
+        self._quantum = quantum
         planner.of_largest_host = self._of_largest_host
         self._num_replies = Counter[str]()
         self._hosts: dict[str, str] = {}  # by id of the conditional request
@@ -108,7 +110,8 @@ class ClientTurns:
         """Sort the waiting queue, so that hosts take turns after the requests whose CFG partner is running."""
         if not self.are_needed or len({self._host(each) for each in queue}) < 2:
             return
-        waiting, joined = list(queue), {self._reply(each) for each in running}
+        waiting = list(queue)
+        joined = {self._reply(each) for each in running}
         ordered = [each for each in waiting if self._reply(each) in joined]
         lines: dict[str, dict[str, list[Request]]] = {}
         for each in waiting:
@@ -160,7 +163,9 @@ class ClientTurns:
         if not self.are_needed:
             self._balances.clear()
             return grants
-        rows, joined, replies = Counter[str](), Counter[str](), dict[str, dict[str, list[str]]]()
+        rows = Counter[str]()
+        joined = Counter[str]()
+        replies = dict[str, dict[str, list[str]]]()
         for request in running:
             if num_rows := grants[request.request_id]:
                 host = self._host(request)
@@ -204,7 +209,8 @@ class ClientTurns:
         Their host has no rows left, or the output of a preempted request before them is still in flight. vLLM skips
         that request, and would admit the later ones.
         """
-        hosts, found = {host for host, balance in self._balances.items() if balance <= 0}, list[Request]()
+        hosts = {host for host, balance in self._balances.items() if balance <= 0}
+        found = list[Request]()
         for request in waiting:
             if request.num_stale_output_tokens and not request.drop_stale_output:
                 hosts.add(self._host(request))

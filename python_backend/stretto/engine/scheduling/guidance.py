@@ -74,7 +74,8 @@ class StepLoad:
 
     def start_over(self) -> None:
         """Discard the average, because steps before a change do not predict the steps after it."""
-        self._num_steps, self.step_s = 0, 0.0
+        self._num_steps = 0
+        self.step_s = 0.0
 
 
 class GuidanceChanges(NamedTuple):
@@ -110,7 +111,9 @@ class AdaptiveGuidance:
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, load: StepLoad, lag: int):
-        self._table, self._blocks, self._lag = table, blocks, lag
+        self._table = table
+        self._blocks = blocks
+        self._lag = lag
         self.load = load
         self.limited: dict[str, RequestState] = {}
         self.adaptive: set[str] = set()
@@ -183,7 +186,8 @@ class AdaptiveGuidance:
         It can be created once all sampled rows of the conditional request are known. A request that is guided again, or
         can no longer be guided, is removed from `returning`.
         """
-        request, pair = state.request, state.pair
+        request = state.request
+        pair = state.pair
         assert pair is not None
         if pair.unconditional is not None:
             if state.next_output > pair.first_output or request.status != RequestStatus.RUNNING:

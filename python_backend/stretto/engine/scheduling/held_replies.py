@@ -50,7 +50,8 @@ def _without(queue: RequestQueue, requests: Sequence[Request]) -> Iterator[None]
     before = list(queue)
     queue.remove_requests(requests)
     yield
-    left, old = list(queue), set(before)
+    left = list(queue)
+    old = set(before)
     stay = {*left, *requests}
     queue.remove_requests(left)
     for request in [each for each in left if each not in old] + [each for each in before if each in stay]:
@@ -76,7 +77,10 @@ class HeldReplies:
         clock: Callable[[], float] = time.monotonic,
         keeps_sessions: bool = True,
     ):
-        self._table, self._planner, self._blocks, self._clock = table, planner, blocks, clock
+        self._table = table
+        self._planner = planner
+        self._blocks = blocks
+        self._clock = clock
         self.keeps_sessions = keeps_sessions
         self._open: dict[str, RequestState] = {}
         self._new_text: dict[str, NewText] = {}
@@ -110,9 +114,11 @@ class HeldReplies:
         return updates is not None
 
     def _extend(self, state: RequestState, update: TextUpdate) -> None:
-        track, request = state.track, state.request
+        track = state.track
+        request = state.request
         assert track is not None
-        entries, before = track.extend(update.ids, update.is_last), self._new_text.get(request.request_id)
+        entries = track.extend(update.ids, update.is_last)
+        before = self._new_text.get(request.request_id)
         if before is not None:
             entries = np.concatenate([before.entries, entries])
         limits = track.limits(state.prompt.sampling) if update.is_last else {}
@@ -142,7 +148,8 @@ class HeldReplies:
         """Add the text that has arrived since the last step, and `audio_starts`, to vLLM's record of the requests."""
         if not self._new_text and not audio_starts:
             return requests
-        new_text, self._new_text = self._new_text, {}
+        new_text = self._new_text
+        self._new_text = {}
         return SpeechCachedRequests.extending(requests, new_text, audio_starts)
 
     def is_held(self, request: Request) -> bool:

@@ -22,7 +22,8 @@ class OutgoingRows:
     """
 
     def __init__(self, reply: ReplyState, clock: Callable[[], float] = time.monotonic) -> None:
-        self._reply, self._clock = reply, clock
+        self._reply = reply
+        self._clock = clock
         self._frame_rate = reply.rules.family.frame_rate
         self._speaks = Segment.AUDIO in reply.task.segments
         self._ids: list[int] = []
@@ -39,7 +40,9 @@ class OutgoingRows:
         now = self._clock()
         is_audio = self._reply.audio_start >= 0 or self._reply.num_codes > 0
         if is_audio is not self._is_audio:
-            self._is_audio, self._began_s, self._due_s = is_audio, now, now
+            self._is_audio = is_audio
+            self._began_s = now
+            self._due_s = now
         self._ids += rows
         if now < self._due_s and not is_last:
             return []
@@ -48,7 +51,8 @@ class OutgoingRows:
 
     def pop_rows(self) -> list[int]:
         """Remove and return all waiting rows."""
-        ids, self._ids = self._ids, []
+        ids = self._ids
+        self._ids = []
         return ids
 
     def _wait_s(self, elapsed_s: float) -> float:

@@ -90,11 +90,14 @@ class KvBlocks:
         max_held: int | None = None,
         session: SessionBlocks = NO_SESSION,
     ):
-        self._manager, self._block_size, self._num_open = manager, block_size, num_open
+        self._manager = manager
+        self._block_size = block_size
+        self._num_open = num_open
         if num_open:
             manager.coordinator.num_reprefillable_tokens = num_open
         self.sessions: set[str] = set()
-        self._max_held, self._session = max_held, session
+        self._max_held = max_held
+        self._session = session
 
     def num_free(self) -> int:
         """Return the number of free blocks, excluding blocks that running live sessions may still need."""
@@ -146,13 +149,18 @@ class KvBlocks:
         (cache,) = manager.coordinator.single_type_managers
         if type(cache) is not FullAttentionManager or manager.block_pool.hash_block_size != cache.block_size:
             return
-        allocate, nothing, size = manager.allocate_slots, manager.empty_kv_cache_blocks, cache.block_size
-        held, num_cached, num_open = cache.req_to_blocks, cache.num_cached_block, self._num_open
+        allocate = manager.allocate_slots
+        nothing = manager.empty_kv_cache_blocks
+        size = cache.block_size
+        held = cache.req_to_blocks
+        num_cached = cache.num_cached_block
+        num_open = self._num_open
 
         def allocate_slots(
             request: Request, num_new_tokens: int, *rest: Any, num_lookahead_tokens: int = 0, **more: Any
         ) -> KVCacheBlocks | None:
-            request_id, stop = request.request_id, request.num_computed_tokens + num_new_tokens
+            request_id = request.request_id
+            stop = request.num_computed_tokens + num_new_tokens
             if (
                 not (rest or more or num_lookahead_tokens)
                 and request_id in num_cached
@@ -171,7 +179,8 @@ class KvBlocks:
 
 
 KEY = "kv_share"
-UNDERSTANDING, GENERATION = "understanding", "generation"
+UNDERSTANDING = "understanding"
+GENERATION = "generation"
 
 
 class KvShares:
@@ -183,7 +192,8 @@ class KvShares:
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, config: VllmConfig, kv_cache: KVCacheConfig):
-        self._table, self._blocks = table, blocks
+        self._table = table
+        self._blocks = blocks
         options = config.additional_config
         shares = (options.get(KEY) if isinstance(options, dict) else None) or {}
         num_blocks = kv_cache.num_blocks - 1  # vLLM reserves one block
@@ -268,7 +278,8 @@ class PairPlanner:
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks):
-        self._table, self._blocks = table, blocks
+        self._table = table
+        self._blocks = blocks
         self.of_largest_host: Callable[[list[Request]], list[Request]] = lambda running: running
         self._has_bursts = table.rules.max_rows_per_step > 1
         # Running request ids, and slots reserved for their partners; updated lazily by `_count`.
@@ -290,11 +301,13 @@ class PairPlanner:
         if self._is_steady(running) and (not self._has_bursts or self._grant_again(running, budget)):
             return StepPlan(running, self._grants)
         running = self._in_order(running)
-        self._running_ids, self._owed = set(), 0
+        self._running_ids = set()
+        self._owed = 0
         rows = [self._row(request) for request in running]
         grants = self._grants = plan_grants(rows, budget)
         self._num_granted = sum(grants.values())
-        awaited, tail = self.awaited(running), self.tail(running)
+        awaited = self.awaited(running)
+        tail = self.tail(running)
         fits = tail == running or self._fits(running, tail, awaited)
         self._steady = running.copy() if fits and all(map(self._decodes, rows)) else None
         self._revision = self._table.revision
@@ -321,7 +334,8 @@ class PairPlanner:
         num_granted = sum(grants.values())
         if num_granted > budget or sum(map(self._blocks.needed, grants.values())) > self._blocks.num_free():
             return False
-        self._grants, self._num_granted = grants, num_granted
+        self._grants = grants
+        self._num_granted = num_granted
         return True
 
     def _decodes(self, row: RunningRow) -> bool:
@@ -331,7 +345,8 @@ class PairPlanner:
         """
         if not row.is_decoding or self._grants[row.request_id] != row.remaining:
             return False
-        pair, track = self._table[row.request_id].pair, self._table[row.request_id].track
+        pair = self._table[row.request_id].pair
+        track = self._table[row.request_id].track
         may_wait = track is not None and track.is_open  # the next step may have to wait for text
         may_wait |= pair is not None and pair.may_wait
         return not may_wait and (row.partner is not None or pair is None or pair.unconditional is None)
@@ -355,7 +370,8 @@ class PairPlanner:
 
     def _row(self, request: Request) -> RunningRow:
         """Return the properties of a running request that determine its grant."""
-        remaining, decodes = _num_unread(request), not request.is_prefill_chunk
+        remaining = _num_unread(request)
+        decodes = not request.is_prefill_chunk
         state = self._table[request.request_id]
         awaits = self._awaits_text(state)
         if self._table.guidance_has_begun(state):
@@ -384,7 +400,9 @@ class PairPlanner:
             tail: Running members of the youngest pair.
             awaited: Queued requests whose CFG partner is running.
         """
-        free, blocks, youngest = self._blocks.num_free(), self._blocks, self.with_partner(tail)
+        free = self._blocks.num_free()
+        blocks = self._blocks
+        youngest = self.with_partner(tail)
         needed = sum(blocks.needed(half.num_tokens) for half in awaited if half not in youngest)
         if needed + sum(map(blocks.needed, self._grants.values())) <= free:
             return True

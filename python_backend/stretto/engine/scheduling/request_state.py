@@ -92,12 +92,14 @@ class GuidancePair:
 
     def attach(self, first_output: int) -> None:
         """Record that the unconditional request has been created, and the index of the first guided row."""
-        self.first_output, self.unconditional = first_output, partner_of(self.conditional)
+        self.unconditional = partner_of(self.conditional)
+        self.first_output = first_output
         self.awaits_unconditional = False
 
     def detach(self) -> None:
         """Record that the unconditional request has been removed."""
-        self.first_output, self.unconditional = NOT_YET, None
+        self.first_output = NOT_YET
+        self.unconditional = None
 
     def other(self, request_id: str) -> str | None:
         """Return the id of the other request in the pair, or None if there is none at present."""
@@ -238,8 +240,11 @@ def unconditional_context(state: RequestState) -> np.ndarray:
     The prompt covers all rows of the conditional request so far and, if the audio segment has not begun, the forced
     rows before it.
     """
-    family, request, audio_start = state.reply.rules.family, state.request, state.reply.audio_start
-    layout, known = family.layout, request.num_tokens
+    family = state.reply.rules.family
+    request = state.request
+    audio_start = state.reply.audio_start
+    layout = family.layout
+    known = request.num_tokens
     num_rows = max(known, audio_start)
     rows = np.full((num_rows, layout.num_input_streams), layout.pad_id, np.int32)
     rows[:known, 0] = request.all_token_ids[:known]

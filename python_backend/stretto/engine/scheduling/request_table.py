@@ -69,7 +69,9 @@ class RequestTable(dict[str, RequestState]):
         request = state.request
         self[request.request_id] = state
         if is_caching:  # vLLM hashes only the ids of stream 0
-            rows_of, prompt, is_read = state.history.rows, state.prompt, state.is_read_by_modules
+            rows_of = state.history.rows
+            prompt = state.prompt
+            is_read = state.is_read_by_modules
             more = prompt.inputs, is_read, state.track, prompt.condition
             request._block_hasher = row_block_hasher(self._hash_block_size, rows_of, *more)
             request.block_hashes.clear()
@@ -124,7 +126,8 @@ class RequestTable(dict[str, RequestState]):
         if self.rules.max_rows_per_step == 1:
             return
         for state in map(self.__getitem__, request_ids):
-            request, pair = state.request, state.pair
+            request = state.request
+            pair = state.pair
             if not request.is_prefill_chunk:
                 num_prompt_rows = (request if pair is None else self[pair.conditional].request).num_prompt_tokens
                 num_extra = self.rules.num_extra(state.schedule, num_prompt_rows, request.num_computed_tokens)
@@ -163,7 +166,9 @@ class RequestTable(dict[str, RequestState]):
 
         Its prompt covers all rows so far, and at least all rows before the audio.
         """
-        pair, conditional, prompt = state.pair, state.request, state.prompt
+        pair = state.pair
+        conditional = state.request
+        prompt = state.prompt
         assert pair is not None
         context = pair.context(state)
         pair.attach(max(conditional.num_tokens, state.reply.audio_start) - conditional.num_prompt_tokens)

@@ -19,7 +19,8 @@ class RowHistory:
     __slots__ = ("_newest", "_num_laid", "_rows", "_track", "num_prompt_rows", "num_rows")
 
     def __init__(self, prompt_codes: np.ndarray, track: Track | None = None):
-        self._rows, self._track = prompt_codes.copy(), track
+        self._rows = prompt_codes.copy()
+        self._track = track
         self._newest: list[Sequence[int]] = []
         self._num_laid = len(prompt_codes)
         self.num_prompt_rows = self.num_rows = len(prompt_codes)
@@ -46,7 +47,8 @@ class RowHistory:
             self._rows = grown
         if self._newest:
             self._rows[self._num_laid : num_rows] = self._newest
-        self._newest, self._num_laid = [], num_rows
+        self._newest = []
+        self._num_laid = num_rows
 
     def truncate(self, num_rows: int) -> None:
         """Remove all rows except the first `num_rows`."""

@@ -19,8 +19,10 @@ class SampledRows:
     """
 
     def __init__(self, rules: SegmentRules) -> None:
-        layout, self._num_pauses = rules.family.layout, len(rules.family.pauses_s)
-        self._num_sent, self._num_others = layout.num_output_streams - 1, layout.num_input_streams - 1
+        layout = rules.family.layout
+        self._num_pauses = len(rules.family.pauses_s)
+        self._num_sent = layout.num_output_streams - 1
+        self._num_others = layout.num_input_streams - 1
         self._shape = rules.max_rows_per_step, self._num_others + len(rules.sent_state)
         self._pauses: dict[str, list[int]] = {}  # pause probabilities, as words, by request id
         self.codes: dict[str, list[list[int]]] = {}
@@ -35,11 +37,15 @@ class SampledRows:
         They are sent in the log-probability fields, which vLLM must not process. Hidden states of prompts are sent in
         the field for scores of prompt rows.
         """
-        self.codes, self.state, self._cut = {}, {}, {}
-        self.prompt_states, output.prompt_token_id_logprobs_dict = output.prompt_token_id_logprobs_dict, {}
+        self.codes = {}
+        self.state = {}
+        self._cut = {}
+        self.prompt_states = output.prompt_token_id_logprobs_dict
+        output.prompt_token_id_logprobs_dict = {}
         if output.logprobs is None:
             return
-        logprobs, output.logprobs = output.logprobs, None
+        logprobs = output.logprobs
+        output.logprobs = None
         cuts = logprobs.sampled_token_ranks.tolist()
         if any(cuts):
             self._cut = {request_id: cut for request_id, cut in zip(output.req_ids, cuts, strict=True) if cut}
@@ -48,7 +54,8 @@ class SampledRows:
             words, pauses = np.split(words, [-self._num_pauses], 1)
             self._pauses = dict(zip(output.req_ids, pauses.tolist(), strict=True))
         rows = words.reshape(len(output.req_ids), *self._shape)
-        codes, state = rows[..., : self._num_others].tolist(), rows[..., self._num_others :].tolist()
+        codes = rows[..., : self._num_others].tolist()
+        state = rows[..., self._num_others :].tolist()
         if self._shape[0] > 1:
             codes = [of_one[: len(ids)] for of_one, ids in zip(codes, output.sampled_token_ids, strict=True)]
         self.codes = dict(zip(output.req_ids, codes, strict=True))
@@ -63,7 +70,8 @@ class SampledRows:
             token_ids: Id on stream 0 of each sampled row.
             is_last: True to send all buffered rows, because no row will follow soon.
         """
-        request_id, number = state.request.request_id, self._num_sent
+        request_id = state.request.request_id
+        number = self._num_sent
         if request_id in self._cut:
             is_cut = self._cut[request_id] & ((1 << len(token_ids)) - 1) > 0
             state.was_cut |= is_cut and not state.has_followed_track
@@ -77,7 +85,8 @@ class SampledRows:
 
     def send_prompt_states(self, outputs: dict[int, EngineCoreOutputs], state: RequestState) -> None:
         """Record hidden states of a prompt; once all are known, add them to the outputs of a step, before its rows."""
-        request_id, known = state.request.request_id, state.prompt_states
+        request_id = state.request.request_id
+        known = state.prompt_states
         if known is None:
             return  # already sent: the prompt was computed again
         known.put(self.prompt_states[request_id].numpy())
@@ -92,7 +101,8 @@ class SampledRows:
 
     def send_preempted(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Add the unsent rows of preempted requests to the outputs of a step."""
-        preempted, self._preempted = self._preempted, []
+        preempted = self._preempted
+        self._preempted = []
         for state in preempted:
             if ids := state.outgoing.pop_rows():
                 of_client = outputs.setdefault(state.request.client_index, EngineCoreOutputs())

@@ -40,7 +40,9 @@ def reserves_live(config: VllmConfig) -> bool:
 
 # Cached because they are used per row, and enum member access is slow in Python 3.11.
 ABORTED = RequestStatus.FINISHED_ABORTED
-TEXT, TRANSITION, AUDIO = Segment.TEXT, Segment.TRANSITION, Segment.AUDIO
+TEXT = Segment.TEXT
+TRANSITION = Segment.TRANSITION
+AUDIO = Segment.AUDIO
 
 if TYPE_CHECKING:  # mix-in for either of vLLM's schedulers; type-checked against the synchronous one
     Base = Scheduler
@@ -62,7 +64,8 @@ class PairedScheduling(Base):
         rules = SegmentRules(family_of(config.model_config.hf_config), self.max_model_len)
         check_supported(config, self.kv_cache_config, rules)
         (cache,) = self.kv_cache_manager.coordinator.single_type_managers
-        window, most = getattr(cache, "sliding_window", None), cache.max_admission_blocks_per_request
+        window = getattr(cache, "sliding_window", None)
+        most = cache.max_admission_blocks_per_request
         steps = config.max_concurrent_batches
         session = SessionBlocks.from_rows(self.max_model_len, cache.block_size, window, steps)
         blocks = KvBlocks(self.kv_cache_manager, cache.block_size, rules.num_reopened_rows, most, session)
@@ -96,11 +99,13 @@ class PairedScheduling(Base):
         self.stats.begin_step()
         self._change_guidance()
         self._plan()
-        full, held = self.shares.full(self.waiting, self.running), self.texts.held(self.waiting)
+        full = self.shares.full(self.waiting, self.running)
+        held = self.texts.held(self.waiting)
         with skipping(self.waiting, full, held, self.turns.resting(self.waiting)):
             output = super().schedule(throttle_prefills)
         output.scheduled_new_reqs = [self.table[data.req_id].for_worker(data) for data in output.scheduled_new_reqs]
-        audio_starts, self._audio_starts = self._audio_starts, {}
+        audio_starts = self._audio_starts
+        self._audio_starts = {}
         output.scheduled_cached_reqs = self.texts.attach_news(output.scheduled_cached_reqs, audio_starts)
         if self._num_in_advance:
             self.table.count_bursts(output.num_scheduled_tokens)
@@ -116,7 +121,8 @@ class PairedScheduling(Base):
     def _change_guidance(self) -> None:
         """Remove and re-create unconditional requests according to the guidance policies."""
         self._drop_unconditional(self.guidance.ended())
-        ended, self._ended = self._ended, []
+        ended = self._ended
+        self._ended = []
         states = [self.table[request_id] for request_id in ended if request_id in self.table]
         self._drop_unconditional([each for each in states if each.pair is not None and each.pair.unconditional])
         dropped, restored = self.guidance.change(self.running, self.current_step)
@@ -132,7 +138,8 @@ class PairedScheduling(Base):
         self._admits = True
         while True:
             plan = self.planner.plan(self.running, self.max_num_scheduled_tokens)
-            self.running, self._grants = plan.running, plan.grants
+            self.running = plan.running
+            self._grants = plan.grants
             put_first(self.waiting, *plan.awaited)
             if plan.to_preempt:
                 self._preempt(plan.to_preempt)
@@ -278,7 +285,8 @@ class PairedScheduling(Base):
 
         Codes are recorded before vLLM appends the tokens, because the block hashes computed at that point cover both.
         """
-        state, codes = self.table.get(request.request_id), self._sampled.codes.get(request.request_id)
+        state = self.table.get(request.request_id)
+        codes = self._sampled.codes.get(request.request_id)
         if state is None or codes is None:
             return super()._update_request_with_output(request, new_token_ids, is_stale)
         first = request.num_tokens
@@ -325,7 +333,8 @@ class PairedScheduling(Base):
         if request_id.endswith(UNCONDITIONAL_SUFFIX):
             self.table.remove(request_id)
             return False
-        state, ids = self.table.get(request_id), self.table.with_partners([request_id])
+        state = self.table.get(request_id)
+        ids = self.table.with_partners([request_id])
         if state is not None:
             output.new_token_ids = [*output.new_token_ids, *state.trailer()]
         super().finish_requests(ids - {request_id}, ABORTED)

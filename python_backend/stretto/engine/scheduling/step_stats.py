@@ -31,7 +31,11 @@ class StepStats:
         blocks: KvBlocks,
         share: Share | None,
     ):
-        self._table, self._guidance, self._texts, self._blocks, self._share = table, guidance, texts, blocks, share
+        self._table = table
+        self._guidance = guidance
+        self._texts = texts
+        self._blocks = blocks
+        self._share = share
         self.values = EngineStats()
         self._begun: deque[float] = deque()  # scheduling time of each step in flight
         self._ended = self._written = 0.0
@@ -46,7 +50,9 @@ class StepStats:
 
     def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
         """Record that the oldest step in flight has ended, and publish the metrics if they are due."""
-        begun, now, values = self._begun.popleft(), time.perf_counter(), self.values
+        begun = self._begun.popleft()
+        now = time.perf_counter()
+        values = self.values
         if num_rows > 0:
             values.step_seconds = now - begun
             # Steps in flight overlap, so the duration is the time since the end of the previous step.
@@ -87,7 +93,8 @@ class StepStats:
 
 def share_of(config: VllmConfig) -> Share | None:
     """Return the function that publishes this scheduler's statistics, or None if nothing reads them."""
-    parallel, options = config.parallel_config, config.additional_config
+    parallel = config.parallel_config
+    options = config.additional_config
     path = options.get(STATS_KEY) if isinstance(options, dict) else None
     if path is None:
         return None

@@ -55,7 +55,8 @@ def check_track(family: Family) -> None:
 
 def check_steps(config: VllmConfig, rules: SegmentRules, steps: RowSteps) -> None:
     """Raise ValueError if the configuration is incompatible with the family's multi-token steps."""
-    name, budget = rules.family.name, config.scheduler_config.max_num_batched_tokens
+    name = rules.family.name
+    budget = config.scheduler_config.max_num_batched_tokens
     if rules.family.guided_streams and rules.min_rows_to_audio < rules.max_model_len:
         raise ValueError(f"{name}: guidance is not supported with multi-token steps from text to audio")
     if budget < 2 * rules.max_rows_per_step:

@@ -25,7 +25,9 @@ class UnconditionalOutput:
     """
 
     def __init__(self, table: RequestTable, blocks: KvBlocks, num_in_advance: int):
-        self._table, self._blocks, self._num_in_advance = table, blocks, num_in_advance
+        self._table = table
+        self._blocks = blocks
+        self._num_in_advance = num_in_advance
 
     def extract(
         self, output: ModelRunnerOutput, codes: Mapping[str, list[list[int]]], scheduled: dict[str, int]

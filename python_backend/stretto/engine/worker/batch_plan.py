@@ -227,7 +227,8 @@ class BatchPlanner:
     """Planner that reuses the plan and its uploaded arrays while the batch stays the same."""
 
     def __init__(self, tables: SlotTables, arrays: Arrays):
-        self._tables, self._arrays = tables, arrays
+        self._tables = tables
+        self._arrays = arrays
         self._fingerprint = b""
 
     def forget(self) -> None:

@@ -22,8 +22,11 @@ class BurstSampler:
     """Samples a multi-token step, with as many rows per request as its schedule specifies."""
 
     def __init__(self, slots: RunSlots, predictor: RowPredictor):
-        self._slots, self._predictor, self._width = slots, predictor, slots.rules.max_rows_per_step
-        device, num_slots = slots.tables.state.device, slots.num_slots
+        self._slots = slots
+        self._predictor = predictor
+        self._width = slots.rules.max_rows_per_step
+        device = slots.tables.state.device
+        num_slots = slots.num_slots
         self._nothing = torch.zeros(num_slots, 1, device=device)
         self._none = torch.zeros(num_slots, dtype=torch.int32, device=device)
 
@@ -35,7 +38,9 @@ class BurstSampler:
             batch: vLLM's batch.
             draw_row: Function that samples one row for each request.
         """
-        slots, arrays, num_rows = self._slots, self._slots.arrays, batch.num_reqs
+        slots = self._slots
+        arrays = self._slots.arrays
+        num_rows = batch.num_reqs
         rows = slots.rows(batch)
         num_read = batch.num_computed_tokens_np.astype(np.int64) + batch.num_scheduled_tokens
         step = BurstBatch(batch, num_read, slots.num_extra(rows, num_read), slots.is_read_by_modules[rows.slots])

@@ -11,7 +11,8 @@ class GuidedHeads:
     """Logits of a batch's audio rows, guided by those of their CFG partners."""
 
     def __init__(self, heads: StreamHeads, family: Family):
-        self._heads, streams = heads, range(1, family.layout.num_output_streams)
+        self._heads = heads
+        streams = range(1, family.layout.num_output_streams)
         self._guides_first = 0 in family.guided_streams
         self._guided = tuple(stream in family.guided_streams for stream in streams)
 

@@ -24,7 +24,8 @@ class InputEmbeddings:
     """
 
     def __init__(self, model: Any, arrays: Arrays, embeds: torch.Tensor):
-        self._model, self._arrays = model, arrays
+        self._model = model
+        self._arrays = arrays
         self._embeds = torch.zeros_like(embeds)
         self._levels: torch.Tensor = embeds[None, :0] if model.image_encoder is None else model.image_encoder.levels
         self._is_encoded = torch.zeros(len(embeds), 1, dtype=torch.bool, device=embeds.device)
@@ -70,16 +71,20 @@ class InputEmbeddings:
 
     def _fill_encoded(self, batch: InputBatch) -> None:
         """Write rows of audio and images of `batch`."""
-        computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
+        computed = batch.num_computed_tokens_np
+        scheduled = batch.num_scheduled_tokens
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
-            first, begins = int(computed[index]), int(batch.query_start_loc_np[index])
+            first = int(computed[index])
+            begins = int(batch.query_start_loc_np[index])
             last = first + int(scheduled[index])
             for first_row, embeds in self._of_slot.pop(slot, ()):
-                start, stop = max(first, first_row), min(last, first_row + embeds.shape[1])
+                start = max(first, first_row)
+                stop = min(last, first_row + embeds.shape[1])
                 if start < stop:
                     at = slice(begins + start - first, begins + stop - first)
                     rows, *levels = embeds[:, start - first_row : stop - first_row]
-                    self._embeds[at], self._is_encoded[at] = rows, True
+                    self._embeds[at] = rows
+                    self._is_encoded[at] = True
                     for level, added in zip(self._levels, levels, strict=False):
                         level[at] = added
                 if last < first_row + embeds.shape[1]:

@@ -17,7 +17,7 @@ from stretto.engine.worker.sampler import RowDraw, pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import SlotTables
 from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
-from stretto.sampling import gaussian
+from stretto.noise import gaussian
 
 
 class LatentDraw(RowDraw):
@@ -103,7 +103,8 @@ class LatentStepProgram(StepProgram):
 
     def draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
         """Generate the latents of all rows, and write them as 32-bit words for `advance_kernel`."""
-        number, size = len(hidden), self.noise.shape[1]
+        number = len(hidden)
+        size = self.noise.shape[1]
         block = triton.next_power_of_2(max(size, 2))
         latent_inputs_kernel[number,](
             self.noise, self.guidance, self._num_steps, self.columns.table, self.lengths, self.num_rows, size,

@@ -20,7 +20,8 @@ class LatentRows:
 
     def __init__(self, layout: StreamLayout, arrays: Arrays):
         assert layout.latents is not None
-        self._kinds, self._arrays = (layout.audio[0], layout.latents.voice_ids or range(0)), arrays
+        self._kinds = (layout.audio[0], layout.latents.voice_ids or range(0))
+        self._arrays = arrays
         self._of_slot: dict[int, np.ndarray] = {}
 
     def fill_slot(self, slot: int, data: NewRequestData) -> None:
@@ -35,9 +36,11 @@ class LatentRows:
         run, whose slots have no request.
         """
         found = []
-        computed, scheduled = batch.num_computed_tokens_np, batch.num_scheduled_tokens
+        computed = batch.num_computed_tokens_np
+        scheduled = batch.num_scheduled_tokens
         for index, slot in enumerate(batch.idx_mapping_np.tolist()):
-            first, number = int(computed[index]), int(scheduled[index])
+            first = int(computed[index])
+            number = int(scheduled[index])
             of_prompt = self._of_slot.get(slot, NO_PROMPT)[first : first + number]
             may_be = np.concatenate([of_prompt, np.ones(number - len(of_prompt), bool)])
             found.append(int(batch.query_start_loc_np[index]) + np.flatnonzero(may_be))

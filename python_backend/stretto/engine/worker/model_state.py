@@ -53,7 +53,8 @@ from stretto.engine.worker.run_slots import NO_SLOT, RunSlots, warmup_request
 from stretto.engine.worker.sampler import RowDraw, SpeechSampler
 from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import SlotTables, arrays_on
-from stretto.engine.worker.step_program import StepGraphs, StepProgram, StepSampler, recorder_of
+from stretto.engine.worker.step_graphs import StepGraphs, recorder_of
+from stretto.engine.worker.step_program import StepProgram, StepSampler
 from stretto.engine.worker.window_blocks import clear_freed_blocks
 from stretto.families.audio_format import AudioFormat
 from stretto.families.base import Family
@@ -150,12 +151,14 @@ class SpeechModelState(DefaultModelState):
         Prefill rows and decode rows are treated alike.
         """
         inputs = super().prepare_inputs(input_batch, req_states)
-        wrap, num_rows = self.arrays.wrap, input_batch.num_tokens
+        wrap = self.arrays.wrap
+        num_rows = input_batch.num_tokens
         slots = wrap(input_batch.idx_mapping)
         if num_rows != input_batch.num_reqs:
             slots = self.arrays.upload(np.repeat(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens))
         rows = self._batch_rows[: input_batch.num_tokens_after_padding]
-        ids, positions = wrap(input_batch.input_ids)[:num_rows], wrap(input_batch.positions)[:num_rows]
+        ids = wrap(input_batch.input_ids)[:num_rows]
+        positions = wrap(input_batch.positions)[:num_rows]
         if self.rules.max_rows_per_step > 1:  # vLLM keeps only the last row of a step in `input_ids`
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         tables = self.slots.tables
@@ -178,12 +181,14 @@ class SpeechModelState(DefaultModelState):
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, None]:
         """Return our sampler, which replaces `sampler`, and no speculative decoder (vLLM's hook)."""
-        made, around = self._row_sampler(sampler), self.rules.family.mechanism.sampler
+        made = self._row_sampler(sampler)
+        around = self.rules.family.mechanism.sampler
         return made if around is None else around(made, self.model), None
 
     def _row_sampler(self, sampler: Sampler) -> SpeechSampler | StepSampler:
         options = self.vllm_config.additional_config
-        own, in_torch = self.rules.family.mechanism, isinstance(options, dict) and not options.get("step_kernels", True)
+        own = self.rules.family.mechanism
+        in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
         in_torch = in_torch or (own.on_arrays is not None and own.on_device is None)
         in_torch = in_torch or (own.streams_on_arrays is not None and own.streams_on_device is None)
         in_torch = in_torch or (own.row_draw is not None and own.step_program is None)
@@ -258,10 +263,12 @@ class SpeechModelState(DefaultModelState):
         return StepSampler(sampler, self.slots, program, graphs, self._bursts(tokens))
 
     def _array_sampler(self, sampler: Sampler) -> SpeechSampler:
-        segments, tables = SegmentState(self.rules, self.arrays), self.slots.tables
+        segments = SegmentState(self.rules, self.arrays)
+        tables = self.slots.tables
         tokens = sampler.req_states.all_token_ids.gpu
         model: Any = self.model
-        has_latents, own = self.rules.family.layout.latents is not None, self.rules.family.mechanism.row_draw
+        has_latents = self.rules.family.layout.latents is not None
+        own = self.rules.family.mechanism.row_draw
         readout = model.latent_readout(self.rules) if has_latents else self._readout()
         kind: Any = LatentDraw if has_latents else RowDraw
         draw: RowDraw = (own or kind)(readout, segments, tables, self.arrays, tokens)

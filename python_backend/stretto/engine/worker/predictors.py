@@ -48,7 +48,8 @@ class StreamHeads:
 
     def __init__(self, lm_head: nn.Module, rules: SegmentRules, stream_bias: torch.Tensor | None = None):
         assert isinstance(lm_head, ParallelLMHead)
-        family, weight = rules.family, WeightRows(lm_head)
+        family = rules.family
+        weight = WeightRows(lm_head)
         first, *others = (rules.audio_ids(stream) for stream in range(family.layout.num_output_streams))
         if len({len(ids) for ids in others}) > 1:
             raise ValueError(f"{family.name}: auxiliary streams must have equally many ids")
@@ -59,9 +60,11 @@ class StreamHeads:
         self.codes = torch.tensor(others, dtype=torch.int64, device=device).view(len(others), size)
         self.is_text_cut = weight.is_cut and rules.num_text_ids > weight.size
         text_rows = weight.own if self.is_text_cut else weight.span(range(rules.num_text_ids))
-        first_rows, code_rows = weight.gather(self.first_ids), weight.rows([token for ids in others for token in ids])
+        first_rows = weight.gather(self.first_ids)
+        code_rows = weight.rows([token for ids in others for token in ids])
         self._text: Product = (on_host.Product if device.type == "cpu" else on_device.Float32Product)(text_rows)
-        self._first, self._codes = exact_product(first_rows), exact_product(code_rows)
+        self._first = exact_product(first_rows)
+        self._codes = exact_product(code_rows)
         self.text_offset = self.first_offset = self.code_offset = None
         if stream_bias is not None:
             by_stream = code_rows.view(*self.codes.shape, -1)
@@ -103,7 +106,8 @@ class StreamHeads:
             logits: Result of `raw_codes` for these streams, [N, k * C].
             streams: Slice of streams 1 to S - 1.
         """
-        num_streams, num_codes = len(range(len(self.codes))[streams]), self.codes.shape[1]
+        num_streams = len(range(len(self.codes))[streams])
+        num_codes = self.codes.shape[1]
         offset = self.code_offset
         if offset is not None and streams != EVERY:
             offset = offset.view(self.codes.shape)[streams].reshape(-1)
@@ -202,10 +206,12 @@ class WeightRows:
     """
 
     def __init__(self, lm_head: VocabParallelEmbedding):
-        self.own, self.is_cut = lm_head.get_parameter("weight").data, lm_head.tp_size > 1
+        self.own = lm_head.get_parameter("weight").data
+        self.is_cut = lm_head.tp_size > 1
         self.size = len(self.own)
         shard = lm_head.shard_indices
-        self._start, self._stop = shard.org_vocab_start_index, shard.org_vocab_end_index
+        self._start = shard.org_vocab_start_index
+        self._stop = shard.org_vocab_end_index
 
     def gather(self, ids: torch.Tensor) -> torch.Tensor:
         """Return a copy of the weight rows of `ids` [n]; it is the same on every rank."""
@@ -298,7 +304,9 @@ class DepthFrames:
     reads_drawn = True
 
     def __init__(self, depth: DepthNetwork, layout: StreamLayout, max_rows: int, second: range = NO_IDS):
-        self._depth, self._num_first, self._second = depth, len(layout.audio[0]), second
+        self._depth = depth
+        self._num_first = len(layout.audio[0])
+        self._second = second
         # Difference between an id and its row in the depth transformer's table, which lists one stream after another.
         first_rows = [*accumulate(map(len, layout.audio[:-1]), initial=0)]
         self._shifts = [ids.start - row for ids, row in zip(layout.audio, first_rows, strict=True)]
@@ -487,8 +495,11 @@ class GeneratedRows:
     """
 
     def __init__(self, model: Any, tokens: torch.Tensor, codes: torch.Tensor, arrays: Arrays, pad_id: int):
-        self.arrays, self._model, self._pad_id = arrays, model, pad_id
-        self._tokens, self._codes = arrays.wrap(tokens), codes
+        self.arrays = arrays
+        self._model = model
+        self._pad_id = pad_id
+        self._tokens = arrays.wrap(tokens)
+        self._codes = codes
         self._table = model.get_submodule("model.embed_tokens").get_parameter("weight")
 
     def embed(self, slots: Array, positions: Array) -> torch.Tensor:

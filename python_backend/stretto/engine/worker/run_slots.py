@@ -36,7 +36,8 @@ class KeysAhead:
     def __init__(self, make: Callable[[np.ndarray, np.ndarray], np.ndarray]):
         self._make = make
         self._plan: BatchPlan | None = None
-        self._positions, self._keys = np.zeros((0, 0), np.int32), np.zeros((0, 0, 0), np.int32)
+        self._positions = np.zeros((0, 0), np.int32)
+        self._keys = np.zeros((0, 0, 0), np.int32)
         self._step = 0
 
     def keys(self, plan: BatchPlan, seed_keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -54,7 +55,10 @@ class KeysAhead:
             num_steps = STEPS_AHEAD if is_next else 1
             ahead = (positions + np.arange(num_steps, dtype=np.int32)[:, None]).reshape(-1)
             self._keys = self._make(np.tile(seed_keys, num_steps), ahead).reshape(num_steps, len(positions), -1)
-            self._plan, self._positions, self._step, keys = plan, positions, 0, self._keys[0]
+            self._plan = plan
+            self._positions = positions
+            self._step = 0
+            keys = self._keys[0]
         self._step += 1
         return keys
 
@@ -103,8 +107,11 @@ class RunSlots:
     """
 
     def __init__(self, tables: SlotTables, rules: SegmentRules, arrays: Arrays):
-        self.tables, self.rules, self.arrays = tables, rules, arrays
-        self.num_slots, self.is_exact = len(tables.state), arrays.xp is np
+        self.tables = tables
+        self.rules = rules
+        self.arrays = arrays
+        self.num_slots = len(tables.state)
+        self.is_exact = arrays.xp is np
         column = STATE["audio_start"]
         # A family without text has no text head, which vLLM's profiling run must not read for its unused slots either.
         unused = UNKNOWN if rules.num_text_ids else 0
@@ -123,7 +130,9 @@ class RunSlots:
 
     def fill(self, slot: int, data: SpeechRequestData) -> None:
         """Assign a request to `slot`; a preempted request continues from its last state."""
-        prompt, codes, token_ids = data.prompt, data.codes, data.prefill_token_ids
+        prompt = data.prompt
+        codes = data.codes
+        token_ids = data.prefill_token_ids
         assert prompt is not None
         assert codes is not None
         assert token_ids is not None
@@ -206,7 +215,8 @@ class RunSlots:
         slots = np.where(self.is_unconditional[rows.slots], self.partner[rows.slots], rows.slots)
         extra = np.zeros(len(slots), np.int64)
         for row in np.flatnonzero(rows.samples):
-            schedule, num_prompt_rows = self._schedules[slots[row]], int(self._num_prompt_rows[slots[row]])
+            schedule = self._schedules[slots[row]]
+            num_prompt_rows = int(self._num_prompt_rows[slots[row]])
             extra[row] = self.rules.num_extra(schedule, num_prompt_rows, int(num_read[row]))
         return extra
 

@@ -27,16 +27,8 @@ from stretto.engine.worker.run_slots import KeysAhead, RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Arrays, SlotTables, counted_columns
 from stretto.families.base import Family
-from stretto.sampling import (
-    DrawParams,
-    DrawPlan,
-    RepetitionRule,
-    is_repeated,
-    keep_near,
-    penalize,
-    redraw_keys,
-    stream_keys,
-)
+from stretto.noise import redraw_keys, stream_keys
+from stretto.sampling import DrawParams, DrawPlan, RepetitionRule, is_repeated, keep_near, penalize
 
 NOT_COUNTED = -1
 EVERYTHING = DrawPlan(is_random=True, has_top_p=False)
@@ -73,7 +65,9 @@ class RepetitionGuard:
     """
 
     def __init__(self, tokens: torch.Tensor, tables: SlotTables, family: Family, arrays: Arrays):
-        self.tokens, self._codes, self._arrays = tokens, tables.codes, arrays
+        self.tokens = tokens
+        self._codes = tables.codes
+        self._arrays = arrays
         layout = family.layout
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
         self._codebooks = torch.tensor([[ids.start, ids.stop] for ids in codebooks], device=tokens.device)
@@ -90,7 +84,8 @@ class RepetitionGuard:
         def column(values: Array) -> torch.Tensor:
             return self._arrays.tensor(values if index is None else values[index])
 
-        position, start = column(rows.position), column(rows.state.audio_start)
+        position = column(rows.position)
+        start = column(rows.state.audio_start)
         positions = position[:, None] - torch.arange(1, window + 1, device=position.device)
         return RecentRows(
             slots=column(rows.slots)[:, None],
@@ -171,8 +166,11 @@ class RowDraw:
         self.heads = readout.heads
         if isinstance(readout, Readout):
             self.frames = readout.frames
-        self.segments, self.tables, self.arrays = segments, tables, arrays
-        self.tokens, self.codes = arrays.wrap(tokens), arrays.wrap(tables.codes)
+        self.segments = segments
+        self.tables = tables
+        self.arrays = arrays
+        self.tokens = arrays.wrap(tokens)
+        self.codes = arrays.wrap(tables.codes)
         self.guard = RepetitionGuard(tokens, tables, segments.family, arrays)
         self._seen = arrays.wrap(tables.seen) if segments.family.drawing.counts_ids else None
         self._is_seen = arrays.upload(np.ones((), bool))  # a Python `True` would be copied to the GPU in each step
@@ -259,7 +257,8 @@ class RowDraw:
     ) -> tuple[Array, Array]:
         """Sample rows that may be in an audio segment; return stream 0 [M] and the other streams [M, K]."""
         audio_hidden = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        num_rows, num_shared = len(keys), len(step.guidance) if self.frames.reads_drawn else 0
+        num_rows = len(keys)
+        num_shared = len(step.guidance) if self.frames.reads_drawn else 0
         recent = self.guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
         first = self._guided.first(audio_hidden, num_rows, step.guidance)
         token = self.draw_first(first, keys[:, :1], plan, step, rows, recent)
@@ -270,7 +269,8 @@ class RowDraw:
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
             guided = self._guided.codes(logits, streams, num_rows, step.guidance)
             guided = self.penalized_others(guided, rows, step.speaking, streams)
-            ids, own_keys = self.heads.codes[streams], code_keys[:, streams]
+            ids = self.heads.codes[streams]
+            own_keys = code_keys[:, streams]
             if self._masks_others:
                 guided = self.segments.mask_other_ends(guided, rows, step.speaking)
             drawn_from = guided, ids, own_keys
@@ -293,7 +293,8 @@ class RowDraw:
     def _with_penalty(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return `logits` of the rows `index` (None for all) with the repetition penalty."""
         assert self._seen is not None
-        slots, penalty = pick(rows.slots, index), pick(rows.scales.repetition_penalty, index)
+        slots = pick(rows.slots, index)
+        penalty = pick(rows.scales.repetition_penalty, index)
         return penalize(logits, self.arrays.tensor(self._seen[slots, :-1]), self.arrays.tensor(penalty))
 
     def draw_first(
@@ -320,7 +321,8 @@ class RowDraw:
         near = masked = self.segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
         if plan.has_min_p:
             near = keep_near(masked, self.arrays.tensor(pick(rows.scales.audio_span, index)))
-        ids, own_keys = self.heads.first_ids[None], self.upload(keys)
+        ids = self.heads.first_ids[None]
+        own_keys = self.upload(keys)
         token = self.chosen(near, own_keys, plan, step, rows)
         if recent:
             token = self.guard.first(token, (self.redrawn_from(masked, token)[:, None], ids, own_keys), recent)
@@ -394,15 +396,22 @@ class SpeechSampler:
     def __init__(
         self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, bursts: BurstSampler | None = None
     ):
-        self._bursts, self._tokens = bursts, slots.arrays.wrap(stock.req_states.all_token_ids.gpu) if bursts else None
+        self._bursts = bursts
+        self._tokens = slots.arrays.wrap(stock.req_states.all_token_ids.gpu) if bursts else None
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
-        self._slots, self._arrays = slots, slots.arrays
-        self._draw, self._segments, num_streams = draw, segments, segments.family.layout.num_output_streams
+        self._slots = slots
+        self._arrays = slots.arrays
+        self._draw = draw
+        self._segments = segments
+        num_streams = segments.family.layout.num_output_streams
         self._noise = KeysAhead(lambda keys, positions: stream_keys(keys, positions, num_streams))
-        tables, arrays = slots.tables, slots.arrays
-        self._all_state, self._codes = arrays.wrap(tables.state), arrays.wrap(tables.codes)
-        self._table, self._sent = self._all_state[:, : len(STATE)], arrays.upload(np.array(tables.sent_columns))
+        tables = slots.tables
+        arrays = slots.arrays
+        self._all_state = arrays.wrap(tables.state)
+        self._codes = arrays.wrap(tables.codes)
+        self._table = self._all_state[:, : len(STATE)]
+        self._sent = arrays.upload(np.array(tables.sent_columns))
         self._width = self._codes.shape[2] + len(tables.sent_columns)
         delays, hidden, initial, _ = segments.rules.other_streams
         self._hidden, self._delays, self._initial = map(arrays.upload, (hidden != 0, delays, initial))
@@ -451,7 +460,8 @@ class SpeechSampler:
         return *self._sample(hidden, batch, plan, step, row_index), step
 
     def _blank(self, num_rows: int) -> tuple[Array, Array, Array]:
-        codes, cuts = self._arrays.zeros(num_rows, self._width), self._arrays.zeros(num_rows)
+        codes = self._arrays.zeros(num_rows, self._width)
+        cuts = self._arrays.zeros(num_rows)
         return self._arrays.zeros(num_rows), self._arrays.int32(codes), self._arrays.int32(cuts)
 
     def _sample(
@@ -474,14 +484,17 @@ class SpeechSampler:
         self._write_state(token, slots, rows, plan)
         tokens, all_codes = self._share(token, self._arrays.int32(codes), rows.frame[: plan.num_paired])
         self._keep(step.slots, position, tokens, all_codes)
-        sent, num_codes = self._all_state[slots][:, self._sent], all_codes.shape[1]
+        sent = self._all_state[slots][:, self._sent]
+        num_codes = all_codes.shape[1]
         every_token, every_row, every_cut = self._blank(batch.num_reqs)
         if step.sampling is None:
-            every_row[:, :num_codes], every_row[:num_drawing, num_codes:] = all_codes, sent
+            every_row[:, :num_codes] = all_codes
+            every_row[:num_drawing, num_codes:] = sent
             every_cut[:num_drawing] = rows.is_cut
             return tokens, every_row, every_cut
         drawing = step.sampling[:num_drawing]
-        every_token[step.sampling], every_row[step.sampling, :num_codes] = tokens, all_codes
+        every_token[step.sampling] = tokens
+        every_row[step.sampling, :num_codes] = all_codes
         every_row[drawing, num_codes:] = self._arrays.int32(sent)
         every_cut[drawing] = self._arrays.int32(rows.is_cut)
         return every_token, every_row, every_cut
@@ -512,7 +525,9 @@ class SpeechSampler:
         num_paired = len(frames)
         if num_paired == 0:
             return token, codes
-        xp, rules, constants = self._arrays.xp, self._arrays.rules, self._segments.rules.constants
+        xp = self._arrays.xp
+        rules = self._arrays.rules
+        constants = self._segments.rules.constants
         seen = rules.hide_first(token[:num_paired], constants)
         columns = self._hidden, frames[:, None], self._delays, self._initial
         seen_codes = rules.hide_other(codes[:num_paired], *columns, constants)

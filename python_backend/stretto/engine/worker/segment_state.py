@@ -22,7 +22,8 @@ def end_tables(rules: SegmentRules) -> np.ndarray:
     number of rows from the row with an id to the audio, or 0 if the text continues.
     """
     tasks = rules.family.tasks
-    drawn, closings = [rules.drawn_ends_of_text(task) for task in tasks], [rules.closings(task) for task in tasks]
+    drawn = [rules.drawn_ends_of_text(task) for task in tasks]
+    closings = [rules.closings(task) for task in tasks]
     num_ids = 1 + max((token for ids in (*drawn, *closings) for token in ids), default=0)
     tables = np.zeros((2, len(tasks), num_ids + 1), np.int64)
     tables[0] = NO_END
@@ -68,8 +69,12 @@ class SegmentState:
 
     def __init__(self, rules: SegmentRules, arrays: Arrays):
         family = rules.family
-        self.rules, self.family = rules, family
-        self._arrays, self._xp, self._rules, self._constants = arrays, arrays.xp, arrays.rules, rules.constants
+        self.rules = rules
+        self.family = family
+        self._arrays = arrays
+        self._xp = arrays.xp
+        self._rules = arrays.rules
+        self._constants = rules.constants
         self._ends = arrays.upload(end_tables(rules))
         self._cut = arrays.upload(np.array([rules.cut_of_text(task) for task in family.tasks]))
         self._text_limit = arrays.upload(np.array([rules.text_limit(task) for task in family.tasks]))
@@ -122,7 +127,9 @@ class SegmentState:
         If a limit is reached, the result is the id from `SegmentRules.cut_of_text`. `is_full` is True for texts that a
         mechanism ends.
         """
-        state, limits, task = rows.state, rows.limits, rows.limits.task
+        state = rows.state
+        limits = rows.limits
+        task = rows.limits.task
         token, is_cut = self._rules.end_text(
             token, self._ends[0, task, self._column(token)], self._cut[task], state.num_text_tokens, limits.text_max,
             rows.position, self._text_limit[task], is_full,
@@ -150,7 +157,8 @@ class SegmentState:
     def end_frame(self, token: Array, codes: Array, rows: Rows) -> Array:
         """Return `token`, with `end_of_audio` where stream 0 and `codes` [B, K] are the end frame."""
         first, *others = self.family.end_frame
-        is_end_frame, may_end = token == first, rows.frame >= rows.limits.audio_min
+        is_end_frame = token == first
+        may_end = rows.frame >= rows.limits.audio_min
         for stream, code in enumerate(others):
             is_end_frame = is_end_frame & (codes[:, stream] == code)
         return self._rules.end_at_frame(token, is_end_frame, rows.in_audio, may_end, self._constants)
@@ -174,7 +182,8 @@ class SegmentState:
         if audio is None:
             assert text is not None
             return text
-        state, family = rows.state, self.family
+        state = rows.state
+        family = self.family
         step = self._xp.clip(rows.frame + len(family.transition), 0, len(family.transition))
         token = self._rules.first_stream(
             audio, rows.position, state.audio_start, state.audio_end, self._since_end(rows), self._transition[step],
@@ -183,7 +192,9 @@ class SegmentState:
         return token if text is None else self._xp.where(rows.in_text, text, token)
 
     def _since_end(self, rows: Rows) -> Array:
-        position, state, limits = rows.position, rows.state, rows.limits
+        position = rows.position
+        state = rows.state
+        limits = rows.limits
         columns = state.audio_start, state.audio_end, limits.audio_max
         return self._rules.rows_after_audio(position, *columns, self._constants)
 
@@ -203,7 +214,9 @@ class SegmentState:
         return codes
 
     def _lay(self, drawn: Array, token: Array, rows: Rows, forced: Array | None) -> Array:
-        state, family, where = rows.state, self.family, self._xp.where
+        state = rows.state
+        family = self.family
+        where = self._xp.where
         has_begun = rows.frame[:, None] >= self._delays
         ends_audio = rows.in_audio & (token == family.end_of_audio)
         since_end = self._rules.rows_after_last(self._since_end(rows), state.audio_end, ends_audio)
@@ -223,7 +236,9 @@ class SegmentState:
             rows: State of the rows, updated.
             may_write: True if any row may be in a text segment.
         """
-        state, task, where = rows.state, rows.limits.task, self._xp.where
+        state = rows.state
+        task = rows.limits.task
+        where = self._xp.where
         ends_audio = rows.in_audio & (token == self.family.end_of_audio)
         state.audio_end = where(ends_audio, rows.position, state.audio_end)
         if not may_write:

@@ -11,9 +11,10 @@ from stretto.engine import rules
 from stretto.engine.columns import LIMITS, SCALES, Array
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.tracks import Track
+from stretto.noise import seed_key
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
-from stretto.sampling import min_p_span, seed_key
+from stretto.sampling import min_p_span
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from stretto.engine.step_records import NewText
@@ -76,7 +77,8 @@ class DeviceArrays:
     rules: ModuleType = rules.with_where(torch.where)
 
     def __init__(self, device: torch.device):
-        self._device, self._is_pinning = device, device.type == "cuda"
+        self._device = device
+        self._is_pinning = device.type == "cuda"
 
     def wrap(self, tensor: torch.Tensor) -> Array:
         return tensor
@@ -108,8 +110,11 @@ def arrays_on(device: torch.device) -> Arrays:
 
 def limits_row(prompt: Prompt, rules: SegmentRules) -> list[int]:
     """Return the values of SlotLimits for a request."""
-    sampling, tail = prompt.sampling, prompt.delayed_tail
-    text, audio, latents = sampling.text, sampling.audio, sampling.latents
+    sampling = prompt.sampling
+    tail = prompt.delayed_tail
+    text = sampling.text
+    audio = sampling.audio
+    latents = sampling.latents
     assert sampling.seed is not None
     row = {
         "task": rules.task_index[prompt.task],
@@ -246,7 +251,8 @@ class SlotTables:
         if any(sizes):
             entries = np.concatenate([each.entries for each in new_text.values()])
             rows = np.empty((len(entries), 1 + entries.shape[1]), np.int32)
-            rows[:, 0], rows[:, 1:] = np.repeat(list(new_text), sizes), entries
+            rows[:, 0] = np.repeat(list(new_text), sizes)
+            rows[:, 1:] = entries
             packed = arrays.tensor(arrays.upload(rows))
             self._write(packed[:, 0].long(), packed[:, 1:], lanes)
 
@@ -269,7 +275,8 @@ class SlotTables:
             )
             self.state[slot] = state
             self.texts[slot, : len(entries)] = entries
-            track, width = self._tracks.pop(slot, None), self.codes.shape[2]
+            track = self._tracks.pop(slot, None)
+            width = self.codes.shape[2]
             if track is not None and not self.texts.shape[1]:
                 self.codes[slot, :, track.lanes] = track.pad_id
             if width:

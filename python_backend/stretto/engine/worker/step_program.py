@@ -1,20 +1,16 @@
 """Sampling on a GPU, from hidden states to rows, in a few kernel launches that CUDA graphs replay."""
 
-import logging
-from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import triton
-from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.columns import LIMITS, SCALES
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, RowFunctions, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.step_draw import (
@@ -34,13 +30,8 @@ from stretto.engine.worker.predictors import AnyReadout, Readout, RequestMemory
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.segment_state import denied_text, end_tables, out_of_place
 from stretto.engine.worker.slots import SlotTables
+from stretto.engine.worker.step_graphs import StepGraphs
 from stretto.streams.layout import Segment
-
-
-def recorder_of(device: torch.device, config: VllmConfig) -> CudaRecorder | None:
-    """Return a recorder for `device`; None if CUDA graphs are unavailable or disabled in vLLM."""
-    wanted = config.compilation_config.cudagraph_mode is not CUDAGraphMode.NONE
-    return CudaRecorder() if wanted and device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -63,8 +54,10 @@ class StepConstants:
     @classmethod
     def from_rules(cls, rules: SegmentRules, tables: SlotTables, num_rows: int) -> "StepConstants":
         """Build and upload the constants."""
-        family, layout = rules.family, rules.family.layout
-        ends, cut = end_tables(rules), [rules.cut_of_text(task) for task in family.tasks]
+        family = rules.family
+        layout = rules.family.layout
+        ends = end_tables(rules)
+        cut = [rules.cut_of_text(task) for task in family.tasks]
         limits = [rules.text_limit(task) for task in family.tasks]
         speaks = [Segment.AUDIO in task.segments for task in family.tasks]
         codebooks = [layout.audio[s] if s in layout.codebook_streams else range(0) for s in range(len(layout.audio))]
@@ -97,7 +90,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
         num_rows: Maximum number of rows in a step.
         num_ids: Number of columns of the tables from `end_tables`.
     """
-    family, layout = rules.family, rules.family.layout
+    family = rules.family
+    layout = rules.family.layout
     known = family.track_streams
     return StepRules(
         family=rules.constants,
@@ -121,7 +115,8 @@ def step_rules_of(rules: SegmentRules, tables: SlotTables, num_rows: int, num_id
 
 
 AT = {name: index for index, name in enumerate(COLUMNS)}
-FIRST_LIMIT, FIRST_SCALE = AT["task"], AT["text_temperature"]
+FIRST_LIMIT = AT["task"]
+FIRST_SCALE = AT["text_temperature"]
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,8 @@ def columns_of(
         tables: Slot tables with the request parameters.
         num_rows: Maximum number of rows, N.
     """
-    slots, batch = rows.slots, np.arange(len(rows.slots))
+    slots = rows.slots
+    batch = np.arange(len(rows.slots))
     columns = np.zeros((len(COLUMNS), num_rows), np.int32)
     mine = columns[:, : len(slots)]
     row_of = np.full(len(partner) + 1, NO_ROW)  # the last entry is for slots without a partner
@@ -177,7 +173,8 @@ class StepTable:
         device = tables.state.device
         self.table = torch.zeros(len(COLUMNS), num_rows, dtype=torch.int32, device=device)
         self.num_uploads = 0
-        self._tables, self._is_pinning = tables, device.type == "cuda"
+        self._tables = tables
+        self._is_pinning = device.type == "cuda"
         self._fingerprint: tuple[int, bytes, bytes] | None = None
         self._draws = np.zeros(0, np.bool_)
         self._solver = NO_LATENTS
@@ -275,14 +272,18 @@ class StepProgram:
     def __init__(
         self, readout: AnyReadout, rules: SegmentRules, tables: SlotTables, tokens: torch.Tensor, hidden: torch.Tensor
     ):
-        num_rows, device = len(hidden), hidden.device
+        num_rows = len(hidden)
+        device = hidden.device
         heads = readout.heads
         self.frames: Any = readout.frames if isinstance(readout, Readout) else None
-        self.hidden, self.columns = hidden, StepTable(tables, num_rows)
+        self.hidden = hidden
+        self.columns = StepTable(tables, num_rows)
         self.constants = StepConstants.from_rules(rules, tables, num_rows)
-        self.heads, self.tables = heads, tables
+        self.heads = heads
+        self.tables = tables
         self._tokens = tokens if rules.max_rows_per_step > 1 else None
-        self.num_rows, self.width = num_rows, self.constants.rules.num_others + self.constants.rules.num_sent
+        self.num_rows = num_rows
+        self.width = self.constants.rules.num_others + self.constants.rules.num_sent
         speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
         writes = self._num_groups > 0
@@ -291,8 +292,10 @@ class StepProgram:
         def int32(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
-        self.lengths, self.results = int32(num_rows), int32(num_rows * (self.width + 3))
-        self._text, first = int32(num_rows), int32(num_rows, 1)
+        self.lengths = int32(num_rows)
+        self.results = int32(num_rows * (self.width + 3))
+        self._text = int32(num_rows)
+        first = int32(num_rows, 1)
         codes = int32(num_rows, len(heads.codes))
         codes += heads.codes[:, :1].sum(1)  # each stream's first code, read for rows that are not sampled
         num_ends, num_other_ends = rules.num_end_columns
@@ -302,7 +305,8 @@ class StepProgram:
         self._lists = int32(num_rows, self._num_groups)
         self._seen = tables.seen.view(torch.uint8)
         seen = self._seen if self._seen.shape[1] else None
-        self._seen_in_text, self._seen_in_audio = seen if writes else None, None if writes else seen
+        self._seen_in_text = seen if writes else None
+        self._seen_in_audio = None if writes else seen
         self._num_places = rules.family.rows_per_frame
         own = rules.family.mechanism.on_device
         self._follow = None if own is None else own(rules, tables, num_rows)
@@ -369,9 +373,12 @@ class StepProgram:
             logits: Logits of these streams, [N, k * C].
             lanes: Slice of the k streams in the set.
         """
-        drawn, history, first = streams.drawn, streams.history, streams.first_stream
+        drawn = streams.drawn
+        history = streams.history
+        first = streams.first_stream
         num_columns = streams.token_ids.shape[1]
-        constants, block = self.constants, max(triton.next_power_of_2(num_columns), 128)
+        constants = self.constants
+        block = max(triton.next_power_of_2(num_columns), 128)
         draw_streams_kernel[len(logits), lanes.stop - lanes.start](
             drawn, logits, streams.offset, streams.token_ids, constants.codebooks[:, first:],
             constants.is_guided[first:], self.columns.table, self.lengths, self.tables.state, history,
@@ -384,7 +391,8 @@ class StepProgram:
         )  # fmt: skip
 
     def _advance(self, num_rows: int) -> None:
-        constants, tables = self.constants, self.tables
+        constants = self.constants
+        tables = self.tables
         # One warp, because lanes of a program read what it overwrites.
         advance_kernel[num_rows,](
             self.results, tables.state, tables.texts, tables.codes, self._seen, self.columns.table, self.lengths,
@@ -402,106 +410,6 @@ def num_warps(block: int) -> int:
     if block <= 1024:
         return 4
     return 8 if block <= 4096 else 16
-
-
-LOGGER = logging.getLogger(__name__)
-Work = Callable[[], None]
-Kind = TypeVar("Kind", bound=Hashable)
-
-
-class Graph(Protocol):
-    """Recorded launches that can be repeated, such as a CUDA graph."""
-
-    def replay(self) -> None:
-        """Repeat the recorded launches."""
-
-
-class Recorder(Protocol):
-    """Records kernel launches for later replay."""
-
-    def is_busy(self) -> bool:
-        """Return True if launches on this stream are already being recorded."""
-
-    def record(self, work: Work) -> Graph:
-        """Record the launches of `work` without running them.
-
-        If `work` raises an error, it is raised again, and the stream remains usable.
-        """
-
-
-def padded_sizes(max_rows: int) -> list[int]:
-    """Return the captured sizes: 1, 2, 4, multiples of 8 below 256, then multiples of 16, and `max_rows`."""
-    sizes = [1, 2, 4, *range(8, 256, 8), *range(256, max_rows, 16)]
-    return [size for size in sizes if size < max_rows] + [max_rows]
-
-
-class StepGraphs(Generic[Kind]):
-    """Runs steps: replays a graph if there is one, else launches the step directly.
-
-    Args:
-        launch: Function that launches a step, given its variant and number of rows.
-        max_rows: Maximum number of rows.
-        recorder: Recorder, or None.
-        can_capture: Function that returns True if a variant at a size may be recorded.
-    """
-
-    def __init__(
-        self,
-        launch: Callable[[Kind, int], None],
-        max_rows: int,
-        recorder: Recorder | None,
-        can_capture: Callable[[Kind, int], bool],
-    ):
-        self._launch, self._recorder, self._can_capture = launch, recorder, can_capture
-        self._sizes = padded_sizes(max_rows)
-        self._size_of = [min(size for size in self._sizes if size >= num_rows) for num_rows in range(max_rows + 1)]
-        self._graphs: dict[tuple[Kind, int], Graph] = {}
-
-    @property
-    def num_graphs(self) -> int:
-        return len(self._graphs)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Padded numbers of rows, the largest first."""
-        return self._sizes[::-1]
-
-    def padded(self, num_rows: int) -> int:
-        """Return the padded size at which a step of `num_rows` rows is launched."""
-        return self._size_of[num_rows]
-
-    def run(self, variant: Kind, num_rows: int) -> None:
-        """Run a step of `num_rows` rows at its padded size; padding rows must be inactive."""
-        size = self.padded(num_rows)
-        graph = self._graphs.get((variant, size))
-        if graph is not None:
-            graph.replay()
-            return
-        self._launch(variant, size)
-        self._capture(variant, size)  # for later steps; recording does not run the step
-
-    def capture(self, variants: Iterable[Kind], sizes: Iterable[int] | None = None) -> None:
-        """Capture `variants` at `sizes` (default: all sizes, largest first).
-
-        Smaller graphs reuse the memory of larger ones. Each step is launched once before it is captured, because
-        loading and allocation on first use cannot be recorded. All rows must be inactive.
-        """
-        for variant in variants:
-            for size in self.sizes if sizes is None else sizes:
-                if self._recorder is not None and (variant, size) not in self._graphs:
-                    self._launch(variant, size)
-                    self._capture(variant, size)
-
-    def _capture(self, variant: Kind, size: int) -> None:
-        recorder = self._recorder
-        if recorder is None or not self._can_capture(variant, size) or recorder.is_busy():
-            return
-        try:
-            self._graphs[variant, size] = recorder.record(lambda: self._launch(variant, size))
-        except RuntimeError as error:  # any failed capture, such as out of memory
-            self._recorder = None
-            self._graphs.clear()
-            LOGGER.warning("steps of %d rows run without a CUDA graph, because capturing failed: %s", size, error)
 
 
 class StepSampler:
@@ -526,7 +434,9 @@ class StepSampler:
         self._bursts = bursts
         self.penalties_state = stock.penalties_state
         self.compute_nans = False
-        self._slots, self._program, self._graphs = slots, program, graphs
+        self._slots = slots
+        self._program = program
+        self._graphs = graphs
         device = program.results.device
         self._nothing = torch.zeros(program.num_rows, 1, device=device)
         self._none = torch.zeros(program.num_rows, dtype=torch.int32, device=device)
@@ -564,7 +474,9 @@ class StepSampler:
             lengths: Position of each row, [B].
             rows: Properties of the rows that the host knows.
         """
-        slots, program, num_rows = self._slots, self._program, len(rows.slots)
+        slots = self._slots
+        program = self._program
+        num_rows = len(rows.slots)
         variant = program.columns.update(rows, slots.partner, slots.is_unconditional, slots.version)
         program.hidden[:num_rows].copy_(hidden)
         program.lengths[:num_rows].copy_(lengths)
@@ -572,7 +484,8 @@ class StepSampler:
 
     def _results(self, results: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, ...]:
         """Split `results` into stream 0 [B], other streams and state [B, S - 1 + C], cut flags [B] and sampled [B]."""
-        size, width = self._program.num_rows, self._program.width
+        size = self._program.num_rows
+        width = self._program.width
         codes = results[size : size + num_rows * width].view(num_rows, width)
         cuts, sampled = (results[size * (width + at) :][:num_rows] for at in (1, 2))
         return results[:num_rows], codes, cuts, sampled

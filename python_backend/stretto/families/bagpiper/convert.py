@@ -102,7 +102,8 @@ def vocabulary(
             f"{tokenizer.folder}: expected a tokenizer of at most {text_span} tokens ({vocab_size} ids without "
             f"{NUM_SPECIAL} special ids and {NUM_STREAMS} x {size + 1} codes), got {tokenizer.size}"
         )
-    start, starts = NUM_SPECIAL, {}
+    start = NUM_SPECIAL
+    starts = {}
     for name in entry(config, "multimodal_io"):
         if name in ("text", "discrete_audio"):
             starts[name] = start

@@ -43,7 +43,9 @@ class BagpiperTemplate:
 
     def __init__(self, family: Family, subwords: Subwords, audio_format: MelFormat | None):
         assert family.subwords is not None
-        self._family, self._subwords, self._audio_format = family, subwords, audio_format
+        self._family = family
+        self._subwords = subwords
+        self._audio_format = audio_format
         self._unseen = family.subwords.start  # ESPnet's preprocessor treats the tokenizer's id 0 as a pad
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:

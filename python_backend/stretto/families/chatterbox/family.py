@@ -34,8 +34,10 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 FRAME_RATE = 25.0
 MAX_VOICE_S = 30.0  # maximum duration of a voice recording in seconds
 # Published ids that mark the beginning and end of the text, and the beginning and end of the codes.
-START_OF_TEXT, END_OF_TEXT = 255, 0
-START_OF_SPEECH, END_OF_SPEECH = 6561, 6562
+START_OF_TEXT = 255
+END_OF_TEXT = 0
+START_OF_SPEECH = 6561
+END_OF_SPEECH = 6562
 SPACE = "[SPACE]"  # token between words
 
 

@@ -36,8 +36,10 @@ LANGUAGES = dict(
 CODES = {name: code for code, name in LANGUAGES.items()} | {code: code for code in LANGUAGES}
 FOLDER = "languages"  # folder in a checkpoint that contains the Cangjie table
 CANGJIE_FILE = "Cangjie5_TC.json"  # published name of the Cangjie table
-CHINESE_PACKAGE, CHINESE_MODEL = "spacy_pkuseg", "spacy_ontonotes"
-JAPANESE_PACKAGE, RUSSIAN_PACKAGE = "pykakasi", "russian_text_stresser"
+CHINESE_PACKAGE = "spacy_pkuseg"
+CHINESE_MODEL = "spacy_ontonotes"
+JAPANESE_PACKAGE = "pykakasi"
+RUSSIAN_PACKAGE = "russian_text_stresser"
 MAX_CHARACTERS = 200_000  # maximum number of table entries; the published table has about 90,000
 MAX_CODE = 8  # maximum number of letters in a Cangjie code; real codes have at most 5
 KANJI = range(0x4E00, 0xA000)
@@ -90,7 +92,9 @@ def read_cangjie(path: Path) -> dict[str, str]:
     if not isinstance(entries, list) or not 0 < len(entries) <= MAX_CHARACTERS:
         got = len(entries) if isinstance(entries, list) else type(entries).__name__
         raise CheckpointError(f"{path}: expected a list of 1 to {MAX_CHARACTERS} texts, got {got}")
-    codes, places, numbers = dict[str, str](), dict[tuple[str, str], int](), dict[str, int]()
+    codes = dict[str, str]()
+    places = dict[tuple[str, str], int]()
+    numbers = dict[str, int]()
     for entry in entries:
         columns = entry.split("\t") if isinstance(entry, str) else []
         if len(columns) < 2 or not 0 < len(columns[1]) <= MAX_CODE:
@@ -110,7 +114,8 @@ def as_read(words: Sequence[Mapping[str, str]]) -> str:
     """
     found = []
     for word in words:
-        text, reading = word["orig"], word["hira"]
+        text = word["orig"]
+        reading = word["hira"]
         if any(ord(each) in KANJI for each in text):
             text = f" {reading}" if reading.startswith(LED_BY_SPACE) else reading
         found.append(text)
@@ -140,7 +145,8 @@ class RequiredLanguages(base.Languages):
         """
         if not codes:
             return base.Languages()
-        missing, known = missing_packages(has_cangjie), {name: code for name, code in CODES.items() if code in codes}
+        missing = missing_packages(has_cangjie)
+        known = {name: code for name, code in CODES.items() if code in codes}
         return cls(
             tuple(name for name, code in known.items() if code not in missing),
             {name: missing[code] for name, code in known.items() if code in missing},
@@ -180,8 +186,11 @@ class LanguageTokenizers:
         read: Callable[[str], Sequence[Mapping[str, str]]] | None = None,
         stress: Callable[[str], str] | None = None,
     ):
-        self._tokens, self._cangjie = tokens, cangjie
-        self._segment, self._read, self._stress = segment, read, stress
+        self._tokens = tokens
+        self._cangjie = cangjie
+        self._segment = segment
+        self._read = read
+        self._stress = stress
 
     def pieces(self, text: str, language: str, max_chars: int) -> list[str | int]:
         """Convert a text to plain parts and the ids of tokens that only the language's rules add.

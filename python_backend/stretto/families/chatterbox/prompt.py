@@ -86,7 +86,8 @@ class Recordings:
     """
 
     def __init__(self, recording_encoder: RecordingEncoder):
-        self.recording_encoder, self._voices = recording_encoder, CachedEncoder(recording_encoder.encode)
+        self.recording_encoder = recording_encoder
+        self._voices = CachedEncoder(recording_encoder.encode)
 
     def voice(self, piece: Piece) -> EncodedVoice:
         """Return the voice of a recording; raise InvalidRequest if it is unsuitable."""
@@ -124,7 +125,10 @@ class ChatterboxTemplate:
             recording_encoder: Networks that encode recordings; None if the checkpoint has none.
             languages: Language-specific text rules; None for the English release.
         """
-        self._family, self._known, self._tokenizer, self._languages = family, vocabulary, tokenizer, languages
+        self._family = family
+        self._known = vocabulary
+        self._tokenizer = tokenizer
+        self._languages = languages
         self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
         spaces = [token_id for token_id, spelling in tokenizer.tokens.items() if spelling == SPACE]
         if not spaces:
@@ -139,9 +143,11 @@ class ChatterboxTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
-        known, layout = self._known, self._family.layout
+        known = self._known
+        layout = self._family.layout
         words = [START_OF_TEXT, *self._words(piece.text, piece.path, manner.language), END_OF_TEXT]
-        text, start = stream0_rows(layout, words), stream0_rows(layout, [known.start] * 2)
+        text = stream0_rows(layout, words)
+        start = stream0_rows(layout, [known.start] * 2)
         text[:, 1] = known.text_positions[: len(words)]
         start[:, 1] = known.speech_positions.start
         rows = np.concatenate([stream0_rows(layout, list(known.voice(voice))), text, start])
@@ -203,7 +209,9 @@ class TurboTemplate:
         tokenizer: TextTokenizer,
         recording_encoder: RecordingEncoder | None = None,
     ):
-        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._family = family
+        self._known = vocabulary
+        self._tokenizer = tokenizer
         self._recordings = None if recording_encoder is None else Recordings(recording_encoder)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -214,8 +222,10 @@ class TurboTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         assert voice is not None, task.name
-        known, text = self._known, self._ids(piece.text, piece.path)
-        recorded, codes = None, np.array(known.voices[voice])
+        known = self._known
+        text = self._ids(piece.text, piece.path)
+        recorded = None
+        codes = np.array(known.voices[voice])
         if recordings:
             assert self._recordings is not None, "checked by the family"
             recorded = self._recordings.voice(recordings[0])
@@ -257,7 +267,8 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
         if known.clones
         else None
     )
-    tokenizer, languages = TextTokenizer.at(checkpoint, spells_bytes=False), None
+    tokenizer = TextTokenizer.at(checkpoint, spells_bytes=False)
+    languages = None
     tokenizer.check_size(known.num_text_ids, checkpoint)
     if known.languages:
         tokens = {name: token_id for token_id, name in tokenizer.tokens.items()}
@@ -270,7 +281,8 @@ def open_chatterbox(checkpoint: Path, device: str = "cpu") -> ChatterboxTemplate
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template for a checkpoint; raise CheckpointError if the codec's voices differ."""
-    folder, number = checkpoint / "codec", codec.spec.num_voices
+    folder = checkpoint / "codec"
+    number = codec.spec.num_voices
     names = config_at(folder).get("voices")
     if number != len(family.voices) or names != list(family.voices):
         expected = f"the voices of the model, {', '.join(family.voices)}"

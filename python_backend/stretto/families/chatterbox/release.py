@@ -24,8 +24,12 @@ from stretto.families.conversion import BOUNDED, Network, is_bounded, unchanged
 from stretto.untrusted_files import released_file, released_folder
 from stretto.weights.loading import Part, check, first, is_plain, open_tensors, read_pickled
 
-FILE, TURBO_FILE, VOICE_ENCODER_FILE = "s3gen.safetensors", "s3gen_meanflow.safetensors", "ve.safetensors"
-MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER = "s3gen.pt", "ve.pt"  # state dictionaries
+FILE = "s3gen.safetensors"
+TURBO_FILE = "s3gen_meanflow.safetensors"
+VOICE_ENCODER_FILE = "ve.safetensors"
+# state dictionaries
+MULTILINGUAL_FILE = "s3gen.pt"
+MULTILINGUAL_VOICE_ENCODER = "ve.pt"
 HEARING = (TOKENIZER, SPEAKER)
 VOICE_TENSORS = ("prompt_token", "prompt_feat", "embedding")
 # Weights stored as magnitude and direction.
@@ -186,11 +190,14 @@ def voice_tensors(name: str, voice: Mapping[str, Any], num_codes: int) -> dict[s
     return {"tokens": tokens[0].long(), "mel": mel[0, :frames].float().T, "speaker": speaker.float().flatten()}
 
 
-EMBEDDINGS, HEAD, HEAD_BIAS = "text_emb.weight", "speech_head.weight", "speech_head.bias"
+EMBEDDINGS = "text_emb.weight"
+HEAD = "speech_head.weight"
+HEAD_BIAS = "speech_head.bias"
 LAYERS = "tfmr."  # prefix of the backbone's tensors
 MAX_ROWS = 4096  # rows of prompt and reply; at most the number of speech positions, which limits a reply
 X_VECTOR = 256  # width of the voice encoder's x-vector
-DEFAULT, VOICES = "conds.pt", "voices"
+DEFAULT = "conds.pt"
+VOICES = "voices"
 TOLD = ("speaker_emb", "cond_prompt_speech_tokens", "emotion_adv")
 
 

@@ -51,9 +51,13 @@ from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan, check
 
 POSITIONS = "tfmr.wpe.weight"  # tensor that only Turbo and Nano have
-GPT2_HEAD, MAX_WIDTH = 64, 1 << 14  # GPT-2 head width, and maximum width
+# GPT-2 head width, and maximum width
+GPT2_HEAD = 64
+MAX_WIDTH = 1 << 14
 GPT2_FILES = ("vocab.json", "merges.txt")
-MAX_TAGS, TAG = 1024, r"[ !#-&(-\[\]-~]{1,64}"  # limits, because the profile lists all tags; 19 are published
+# limits, because the profile lists all tags; 19 are published
+MAX_TAGS = 1024
+TAG = r"[ !#-&(-\[\]-~]{1,64}"
 
 
 def turbo_tokenizer(folder: Path) -> Tokenizer:
@@ -115,7 +119,8 @@ def gpt2_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
 def convert_turbo(release: Release, contents: Contents) -> Converted:
     """Return the Turbo or Nano checkpoint to be written."""
-    tensors, files = contents.tensors, read_voices(release.model.parent)
+    tensors = contents.tensors
+    files = read_voices(release.model.parent)
     stored = turbo_shapes(tensors)
     check(unchanged(stored), tensors, TURBO_DROPPED)
     size = contents.tokenizer.size
@@ -193,7 +198,8 @@ def turbo_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     for name in (POSITIONS, EMBEDDINGS, SPEECH):
         if len(found.get(name, ())) != 2:
             raise CheckpointError(f"{name}: expected a tensor of 2 dimensions, got {found.get(name, 'none')}")
-    width, num_speech_ids = found[POSITIONS][1], END_OF_SPEECH + 1
+    width = found[POSITIONS][1]
+    num_speech_ids = END_OF_SPEECH + 1
     if width % GPT2_HEAD or not 0 < width <= MAX_WIDTH or not _num_layers(tensors) or not len(tensors[POSITIONS]):
         expected = f"layers of a width that is a multiple of {GPT2_HEAD}, at most {MAX_WIDTH}, and positions"
         raise CheckpointError(f"{POSITIONS}: expected {expected}, got shape {list(found[POSITIONS])}")

@@ -39,23 +39,43 @@ from stretto.records.chunk import Sound
 from stretto.weights.loading import load_strictly, read_tensors
 
 FOLDER = "hearing"  # folder in a checkpoint
-SPEECH, SPEECH_POSITIONS = "speech_emb.weight", "speech_pos_emb.emb.weight"
-CONDITIONS, PERCEIVER = "cond_enc.", "cond_enc.perceiver."
-TOKENIZER, SPEAKER, VOICE_ENCODER = "tokenizer.", "speaker_encoder.", "ve."  # prefixes in the file
+SPEECH = "speech_emb.weight"
+SPEECH_POSITIONS = "speech_pos_emb.emb.weight"
+CONDITIONS = "cond_enc."
+PERCEIVER = "cond_enc.perceiver."
+# prefixes in the file
+TOKENIZER = "tokenizer."
+SPEAKER = "speaker_encoder."
+VOICE_ENCODER = "ve."
 # Published tensors that can be computed or are used only in training.
 UNUSED = ("tokenizer._mel_filters", "tokenizer.window", "ve.similarity_weight", "ve.similarity_bias")
 COUNTERS = ".num_batches_tracked"
 NUM_HEADS = 4  # attention heads of the perceiver
 MAX_CODES = 150  # maximum number of T3 tokens
-CODES_S, SOUND_S, MIN_S = 6, 10, 0.5  # seconds encoded for T3 and for S3Gen, and minimum duration
-MAX_TURBO_CODES, TURBO_CODES_S, TURBO_MIN_S = 375, 15, 5.0  # the same for Turbo and Nano
+# seconds encoded for T3 and for S3Gen, and minimum duration
+CODES_S = 6
+SOUND_S = 10
+MIN_S = 0.5
+# the same for Turbo and Nano
+MAX_TURBO_CODES = 375
+TURBO_CODES_S = 15
+TURBO_MIN_S = 5.0
 LOUDNESS = -27.0  # LUFS; target loudness of recordings for Turbo and Nano
 MAX_WIDTH = 1 << 14  # maximum width of the networks
 FRAMES_PER_TOKEN = 2  # mel frames
 
-TRIM_FRAME, TRIM_HOP, TRIM_DB = 2048, 512, 20.0
-FOURIER, HOP, BANDS, WIDTH, NUM_LAYERS = 400, 160, 40, 256, 3
-WINDOW, STEP, LEAST_REST = 160, 77, 45  # frames per window, frames between windows, minimum rest for one more window
+TRIM_FRAME = 2048
+TRIM_HOP = 512
+TRIM_DB = 20.0
+FOURIER = 400
+HOP = 160
+BANDS = 40
+WIDTH = 256
+NUM_LAYERS = 3
+# frames per window, frames between windows, minimum rest for one more window
+WINDOW = 160
+STEP = 77
+LEAST_REST = 45
 
 
 def trimmed(pcm: np.ndarray) -> np.ndarray:
@@ -172,9 +192,11 @@ class EncodedVoice:
         codes = np.zeros(0, np.int32)
         if has_codes:
             number = int(array[0])
-            codes, array = array[1 : 1 + number].astype(np.int32), array[1 + number :]
+            codes = array[1 : 1 + number].astype(np.int32)
+            array = array[1 + number :]
         num_rows, width = rows_shape
-        begin, end = num_rows * width, len(array) - speaker
+        begin = num_rows * width
+        end = len(array) - speaker
         num_tokens = (end - begin) // (1 + FRAMES_PER_TOKEN * num_mels)
         tokens, mel = np.split(array[begin:end], [num_tokens])
         sound = Sound.from_arrays(tokens, mel.reshape(-1, num_mels), array[end:])
@@ -197,13 +219,18 @@ class RecordingEncoder(nn.Module):
     """
 
     condition_names: tuple[str, ...] = (CONDITIONS, SPEECH, SPEECH_POSITIONS)
-    min_s, excludes_min = MIN_S, False
-    codes_s, max_codes = CODES_S, MAX_CODES
+    min_s = MIN_S
+    excludes_min = False
+    codes_s = CODES_S
+    max_codes = MAX_CODES
 
     def __init__(self, width: int, num_layers: int, speaker: int, num_mels: int):
         super().__init__()
-        self.tokenizer, self.speaker_encoder = S3Tokenizer(width, num_layers), CamPlusPlus(speaker)
-        self.ve, self.num_mels, self.speaker = VoiceEncoder(), num_mels, speaker
+        self.tokenizer = S3Tokenizer(width, num_layers)
+        self.speaker_encoder = CamPlusPlus(speaker)
+        self.ve = VoiceEncoder()
+        self.num_mels = num_mels
+        self.speaker = speaker
         self.condition: dict[str, Tensor] = {}
 
     @torch.inference_mode()
@@ -268,7 +295,8 @@ class RecordingEncoder(nn.Module):
         Each token has two mel frames. In the authors' code, some recordings have one extra frame; it is dropped here.
         """
         at24 = self._tensor(pcm[: SOUND_S * MEL_RATE])
-        mel, at16 = mel_spectrogram(at24, self.num_mels), resample_by_sinc(at24, MEL_RATE, TOKEN_RATE_HZ)
+        mel = mel_spectrogram(at24, self.num_mels)
+        at16 = resample_by_sinc(at24, MEL_RATE, TOKEN_RATE_HZ)
         tokens = self.tokenizer.encode(at16)[: len(mel) // FRAMES_PER_TOKEN]
         x_vector = self.speaker_encoder.encode(at16)
         mel = mel[: FRAMES_PER_TOKEN * len(tokens)]
@@ -291,8 +319,10 @@ class TurboRecordingEncoder(RecordingEncoder):
     """Networks that encode recordings for Turbo and Nano, as codes and one row for the speaker."""
 
     condition_names = (CONDITIONS,)
-    min_s, excludes_min = TURBO_MIN_S, True
-    codes_s, max_codes = TURBO_CODES_S, MAX_TURBO_CODES
+    min_s = TURBO_MIN_S
+    excludes_min = True
+    codes_s = TURBO_CODES_S
+    max_codes = MAX_TURBO_CODES
 
     def levelled(self, pcm: np.ndarray) -> np.ndarray:
         """Normalise a recording, float32 [n] at 24 kHz, to -27 LUFS."""

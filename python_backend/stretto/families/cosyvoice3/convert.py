@@ -50,12 +50,17 @@ from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled
 
 IS_BARE = True  # the config is read here, because it describes Python objects
-CONFIG, OTHER_CONFIGS, BACKBONE = "cosyvoice3.yaml", ("cosyvoice2.yaml", "cosyvoice.yaml"), "CosyVoice-BlankEN"
+CONFIG = "cosyvoice3.yaml"
+OTHER_CONFIGS = ("cosyvoice2.yaml", "cosyvoice.yaml")
+BACKBONE = "CosyVoice-BlankEN"
 MODEL = "llm.pt"
 LAYERS = "llm.model.model."
-EMBEDDINGS, SPEECH, HEAD = f"{LAYERS}embed_tokens.weight", "speech_embedding.weight", "llm_decoder.weight"
+EMBEDDINGS = f"{LAYERS}embed_tokens.weight"
+SPEECH = "speech_embedding.weight"
+HEAD = "llm_decoder.weight"
 DROPPED = ("llm.model.lm_head.weight",)  # Qwen's own head
-NUM_CODES, NUM_SPEECH_IDS = CosyVoice3Vocabulary.num_codes, CosyVoice3Vocabulary.num_speech_ids
+NUM_CODES = CosyVoice3Vocabulary.num_codes
+NUM_SPEECH_IDS = CosyVoice3Vocabulary.num_speech_ids
 VOICES = "spk2info.pt"
 # Numbers in cosyvoice3.yaml that this implementation assumes.
 ASSUMED: dict[str, Any] = {
@@ -100,7 +105,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     check_config(folder)
     backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {})
     tokenizer = extended(release.tokenizer, contents.tokenizer)
-    known, voices = vocabulary(contents.tensors, tokenizer), named_voices(folder)
+    known = vocabulary(contents.tensors, tokenizer)
+    voices = named_voices(folder)
     for name, parts in voices.items():
         check_ids(folder / VOICES, name, parts, known.num_codes, tokenizer.size, known.end_of_prompt)
     known = replace(known, voices=tuple(voices))
@@ -156,7 +162,8 @@ def check_config(folder: Path) -> None:
     if not (folder / CONFIG).exists():
         others = [name for name in OTHER_CONFIGS if (folder / name).exists()]
         raise CheckpointError(f"{folder}: expected CosyVoice 3 with {CONFIG}, got {others[0] if others else 'none'}")
-    record, file = read_hyperpyyaml(released_file(folder, CONFIG)), str(folder / CONFIG)
+    record = read_hyperpyyaml(released_file(folder, CONFIG))
+    file = str(folder / CONFIG)
     for name, wanted in ASSUMED.items():
         check_value(name, entry(record, name, file), wanted, file=file)
 
@@ -185,7 +192,8 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice
     missing = [name for name in (EMBEDDINGS, SPEECH, HEAD) if name not in tensors]
     if missing:
         raise CheckpointError(f"tensors do not match: missing: {', '.join(missing)}")
-    num_text_ids, num_speech_ids = len(tensors[EMBEDDINGS]), len(tensors[SPEECH])
+    num_text_ids = len(tensors[EMBEDDINGS])
+    num_speech_ids = len(tensors[SPEECH])
     if num_speech_ids != NUM_SPEECH_IDS:
         expected = f"CosyVoice 3 with {NUM_SPEECH_IDS} speech ids"
         raise CheckpointError(f"{SPEECH}: expected {expected}, got {num_speech_ids}")

@@ -20,14 +20,24 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 FRAME_RATE = 25.0
-MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0  # duration of a recording in seconds
-MIN_ROWS_PER_TOKEN, MAX_ROWS_PER_TOKEN = 2, 20  # codes per text token
+# duration of a recording in seconds
+MIN_VOICE_S = 1.0
+MAX_VOICE_S = 30.0
+# codes per text token
+MIN_ROWS_PER_TOKEN = 2
+MAX_ROWS_PER_TOKEN = 20
 # Codes of silence and breath, and the number of successive ones that are decoded.
 QUIET = (1, 2, 28, 29, 55, 248, 494, 2241, 2242, 2322, 2323)
 MAX_QUIET = 5
 # Speech ids after the codes. In streamed text, rows that carry words have FILL or the last spare id.
-SOS, EOS, TASK, FILL, NUM_MARKERS = 0, 1, 2, 3, 5
-NUM_WORDS, NUM_GROUP_CODES = 5, 15  # text ids and codes in a group of streamed text
+SOS = 0
+EOS = 1
+TASK = 2
+FILL = 3
+NUM_MARKERS = 5
+# text ids and codes in a group of streamed text
+NUM_WORDS = 5
+NUM_GROUP_CODES = 15
 
 
 class TextGroups(NamedTuple):

@@ -54,7 +54,10 @@ class CosyVoice3Template:
         recording_encoder: RecordingEncoder,
         named: Mapping[str, NamedVoice] | None = None,
     ):
-        self._family, self._known, self._subwords, self._named = family, vocabulary, subwords, named or {}
+        self._family = family
+        self._known = vocabulary
+        self._subwords = subwords
+        self._named = named or {}
         self._voices = CachedEncoder(recording_encoder.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -69,7 +72,8 @@ class CosyVoice3Template:
         spoken = without_leading_line_ends(piece.text) if manner.is_streaming else piece.text
         text = [] if manner.is_open else self._ids(spoken, piece.path)
         recorded = self._recorded(before, voice)
-        sound, words = recorded.sound, recorded.words
+        sound = recorded.sound
+        words = recorded.words
         instruction = f"{HELPFUL} {manner.instruct}" if manner.instruct else HELPFUL
         style = [*self._ids(instruction, "options.instruct"), self._known.end_of_prompt]
         if recorded.style and not manner.instruct:
@@ -101,7 +105,8 @@ class CosyVoice3Template:
             text: Ids of the text, including the end id if it is complete.
             sound: Recording for the decoder.
         """
-        rows, num_groups = list(head), min(len(words) // NUM_WORDS, len(codes) // NUM_GROUP_CODES)
+        rows = list(head)
+        num_groups = min(len(words) // NUM_WORDS, len(codes) // NUM_GROUP_CODES)
         for group in range(num_groups):
             rows += words[group * NUM_WORDS :][:NUM_WORDS] + codes[group * NUM_GROUP_CODES :][:NUM_GROUP_CODES]
         left = codes[num_groups * NUM_GROUP_CODES :], words[num_groups * NUM_WORDS :], text

@@ -2,7 +2,9 @@
 
 from stretto.families.recognition import Listing, Match
 
-CONFIG, MODEL, OLDER = "cosyvoice3.yaml", "llm.pt", ("cosyvoice2.yaml", "cosyvoice.yaml")
+CONFIG = "cosyvoice3.yaml"
+MODEL = "llm.pt"
+OLDER = ("cosyvoice2.yaml", "cosyvoice.yaml")
 NETWORKS = ("flow.pt", "hift.pt", "campplus.onnx", "speech_tokenizer_v3.onnx")
 BACKBONE = "CosyVoice-BlankEN"
 VOICES = "spk2info.pt"

@@ -32,8 +32,11 @@ from stretto.untrusted_files import regular_file
 from stretto.weights.loading import read_tensors
 
 FOLDER = "hearing"  # folder in a checkpoint
-TOKENIZER, SPEAKER = "speech_tokenizer_v3.onnx", "campplus.onnx"
-HIGHEST_HZ, NUM_MELS, X_VECTOR = 12_000.0, 80, 192
+TOKENIZER = "speech_tokenizer_v3.onnx"
+SPEAKER = "campplus.onnx"
+HIGHEST_HZ = 12_000.0
+NUM_MELS = 80
+X_VECTOR = 192
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # domains of operators built into onnxruntime
 NAMED = "voices"  # folder in a checkpoint that contains the release's voices
 # Parts of a named voice: key in spk2info.pt, and number of columns (0 for ids).
@@ -43,7 +46,9 @@ VOICE_PARTS = {
     "mel": ("prompt_speech_feat", NUM_MELS),
     "x_vector": ("flow_embedding", X_VECTOR),
 }
-MAX_NAME, MAX_NAMED = 64, 256  # characters, voices
+# characters, voices
+MAX_NAME = 64
+MAX_NAMED = 256
 MAX_BYTES = 2 << 30  # the published tokenizer is about 1 GB
 
 
@@ -97,7 +102,8 @@ def check_voice(path: Path, name: Any, voice: Any) -> dict[str, Tensor]:
             expected = f"{width} columns of {BOUNDED}"
             raise CheckpointError(f"{path}: {name}: {key}: expected {expected}, got shape {list(values.shape)}")
         parts[part] = values[0].float().contiguous() if width else values[0].to(torch.int32)
-    size, frames = len(parts["tokens"]), len(parts["mel"])
+    size = len(parts["tokens"])
+    frames = len(parts["mel"])
     if not CHUNK <= size <= MAX_VOICE_TOKENS or frames != FRAMES_PER_TOKEN * size:
         expected = f"{CHUNK} to {MAX_VOICE_TOKENS} codes and {FRAMES_PER_TOKEN} mel frames for each"
         raise CheckpointError(f"{path}: {name}: expected {expected}, got {size} codes and {frames} frames")
@@ -140,7 +146,8 @@ def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[
     """
     if not names:
         return {}
-    path, found = checkpoint / NAMED / "model.safetensors", dict[str, NamedVoice]()
+    path = checkpoint / NAMED / "model.safetensors"
+    found = dict[str, NamedVoice]()
     stored = read_tensors(path)
     for index, name in enumerate(names):
         values = {part: stored.get(f"{index}.{part}") for part in VOICE_PARTS}
@@ -167,7 +174,8 @@ class RecordingEncoder:
     """
 
     def __init__(self, folder: Path, num_codes: int):
-        self._num_codes, self._tokenizer = num_codes, self._open(folder / TOKENIZER, 2)
+        self._num_codes = num_codes
+        self._tokenizer = self._open(folder / TOKENIZER, 2)
         self._speaker = self._open(folder / SPEAKER, 1)
 
     @staticmethod
@@ -195,7 +203,9 @@ class RecordingEncoder:
         """
         at24 = torch.from_numpy(np.ascontiguousarray(pcm, np.float32))
         at16 = resample_by_sinc(at24, MEL_RATE, TOKEN_RATE_HZ)
-        mel, heard, bands = mel_spectrogram(at24, NUM_MELS, HIGHEST_HZ), token_mel(at16)[None], fbank(at16)
+        mel = mel_spectrogram(at24, NUM_MELS, HIGHEST_HZ)
+        heard = token_mel(at16)[None]
+        bands = fbank(at16)
         length = np.array([heard.shape[2]], np.int32)
         tokens = np.asarray(self._run(self._tokenizer, heard.numpy(), length)).reshape(-1)
         x_vector = np.asarray(self._run(self._speaker, (bands - bands.mean(0))[None].numpy())).reshape(-1)

@@ -35,8 +35,10 @@ EMBEDDINGS = "embed_text_tokens.weight"
 CODES = "depth_decoder.model.embed_tokens.weight"
 CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # tied to CODES; files may contain either
 PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
-DEPTH, BACKBONE = "depth_decoder.model.", "backbone_model."
-BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
+DEPTH = "depth_decoder.model."
+BACKBONE = "backbone_model."
+BEGIN = "<|begin_of_text|>"
+END = "<|end_of_text|>"
 MARKS = {EMBEDDINGS: "CSM's language model"}
 SESAMES = "codebook0_head.weight"  # https://github.com/SesameAILabs/csm, models.py
 
@@ -120,7 +122,9 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
     if read in tensors and tuple(tensors[read].shape) != shapes[read]:
         found = f"{read} {list(tensors[read].shape)} instead of {list(shapes[read])}"
         raise CheckpointError(f"tensors do not match: wrong shape: {found}")
-    width, size, num_streams = config.hidden_size, known.codebook_size, known.num_codebooks
+    width = config.hidden_size
+    size = known.codebook_size
+    num_streams = known.num_codebooks
     other = merged_reader(tensors, shapes)
 
     def table(stored: Tensor) -> Tensor:

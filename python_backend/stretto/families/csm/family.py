@@ -77,7 +77,8 @@ class CsmVocabulary(Vocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        size, stop = self.codebook_size, self.num_text_ids + self.num_codebooks * self.codebook_size
+        size = self.codebook_size
+        stop = self.num_text_ids + self.num_codebooks * self.codebook_size
         return StreamLayout(
             vocab_size=stop,
             audio=tuple(range(start, start + size) for start in range(self.num_text_ids, stop, size)),

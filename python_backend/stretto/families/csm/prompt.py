@@ -24,7 +24,9 @@ class CsmTemplate:
     """CSM prompt template."""
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec):
-        self._family, self._subwords, self._codec = family, subwords, codec
+        self._family = family
+        self._subwords = subwords
+        self._codec = codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows for the earlier turns and the text to speak; `voice` is the number of the speaker."""

@@ -10,9 +10,11 @@ def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     if listing.json(CONFIG).get("model_type") != "csm":
         return []
-    weights, model = listing.weights(INDEX), f"{{repo}}/{INDEX}"
+    weights = listing.weights(INDEX)
+    model = f"{{repo}}/{INDEX}"
     if not weights and SESAMES not in listing.names:  # written by `save_pretrained`; the converter checks the names
-        weights, model = listing.weights(), "{repo}"
+        weights = listing.weights()
+        model = "{repo}"
     if not weights:
         expected = f"{INDEX}, or model.safetensors in transformers format"
         return [Match("csm", refusal=f"CSM: expected {expected}; files beside {SESAMES} have Sesame's names")]

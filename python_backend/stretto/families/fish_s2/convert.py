@@ -33,12 +33,17 @@ from stretto.families.fish_s2.recognise import MODEL_TYPE
 from stretto.untrusted_files import check_value, entry
 from stretto.weights.loading import Part, Plan, check
 
-TEXT, FAST = "text_model.model.", "audio_decoder."
+TEXT = "text_model.model."
+FAST = "audio_decoder."
 EMBEDDINGS = f"{TEXT}embeddings.weight"
 CODES = f"{FAST}codebook_embeddings.weight"
 MARKS = {CODES: "Fish Audio S2"}
-MAX_LAYERS, MAX_SIZE, MAX_IDS, MAX_CODEBOOKS = 1 << 8, 1 << 16, 1 << 20, 32
-MAX_THETA, MAX_EPS = 1e9, 1.0
+MAX_LAYERS = 1 << 8
+MAX_SIZE = 1 << 16
+MAX_IDS = 1 << 20
+MAX_CODEBOOKS = 32
+MAX_THETA = 1e9
+MAX_EPS = 1.0
 # Values of each section of config.json, and names of the depth transformer's parameters.
 NUMBERS = {
     "dim": "hidden",
@@ -82,7 +87,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     }
     codec = codec_network(release.folder)
     expected = f"{known.num_codebooks} codebooks, the first of {known.codebook_size} codes"
-    number, size = 1 + codec.record["n_codebooks"], codec.record["semantic_codebook_size"]
+    number = 1 + codec.record["n_codebooks"]
+    size = codec.record["semantic_codebook_size"]
     if (number, size) != (known.num_codebooks, known.codebook_size):
         got = f"{number} and {size}"
         raise CheckpointError(f"{release.folder / FILE}: expected {expected}, as in config.json, got {got}")
@@ -101,7 +107,8 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
     """
     check_value("model_type", record.get("model_type"), MODEL_TYPE)
     text, audio = (section(record, name) for name in ("text_config", "audio_decoder_config"))
-    layers, depth = layer_spec(text, "text_config."), layer_spec(audio, "audio_decoder_config.")
+    layers = layer_spec(text, "text_config.")
+    depth = layer_spec(audio, "audio_decoder_config.")
     num_ids = integer(text, "vocab_size", MAX_IDS, place="text_config.")
     num_codebooks = integer(audio, "num_codebooks", MAX_CODEBOOKS, place="audio_decoder_config.")
     size = integer(audio, "vocab_size", MAX_SIZE, place="audio_decoder_config.")
@@ -153,7 +160,8 @@ def layer_spec(numbers: Mapping[str, Any], place: str) -> DepthSpec:
         own: integer(numbers, name, MAX_LAYERS if name == "n_layer" else MAX_SIZE, place=place)
         for name, own in NUMBERS.items()
     }
-    theta, eps = entry(numbers, "rope_base"), entry(numbers, "norm_eps")
+    theta = entry(numbers, "rope_base")
+    eps = entry(numbers, "norm_eps")
     for name, value, most in (("rope_base", theta, MAX_THETA), ("norm_eps", eps, MAX_EPS)):
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
             raise CheckpointError(f"config.json: {place}{name}: expected a number in (0, {most:g}], got {shown(value)}")
@@ -180,7 +188,8 @@ def layer_spec(numbers: Mapping[str, Any], place: str) -> DepthSpec:
 
 def published_shapes(layers: DepthSpec, known: FishVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor by name."""
-    width, table = layers.hidden, (known.codebook_size, known.depth.hidden)
+    width = layers.hidden
+    table = (known.codebook_size, known.depth.hidden)
     return {
         EMBEDDINGS: (known.num_text_ids, width),
         CODES: (known.num_codebooks * known.codebook_size, width),
@@ -200,11 +209,14 @@ def layer_parts(prefix: str, spec: DepthSpec, own: str, attention: str = "", mlp
         own: Prefix of the names in the checkpoint.
         attention, mlp: Prefixes of the names of a layer's parts in the checkpoint.
     """
-    width, inner = spec.hidden, spec.intermediate
-    queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    width = spec.hidden
+    inner = spec.intermediate
+    queries = spec.num_heads * spec.head_dim
+    keys = spec.num_kv_heads * spec.head_dim
     parts: Plan = {f"{prefix}norm.weight": Part(f"{own}norm.weight", (width,))}
     for number in range(spec.num_layers):
-        name, layer = f"{prefix}layers.{number}.", f"{own}layers.{number}."
+        name = f"{prefix}layers.{number}."
+        layer = f"{own}layers.{number}."
         plain = {
             "attention.wo": (f"{attention}o_proj", (width, queries)),
             "feed_forward.w1": (f"{mlp}gate_proj", (inner, width)),
@@ -215,7 +227,8 @@ def layer_parts(prefix: str, spec: DepthSpec, own: str, attention: str = "", mlp
         }
         for published, (ours, shape) in plain.items():
             parts[f"{name}{published}.weight"] = Part(f"{layer}{ours}.weight", shape)
-        fused, at = (queries + 2 * keys, width), f"{layer}{attention}"
+        fused = (queries + 2 * keys, width)
+        at = f"{layer}{attention}"
         parts[f"{name}attention.wqkv.weight"] = Part(
             f"{at}q_proj.weight",
             fused,
@@ -240,8 +253,11 @@ def plan(layers: DepthSpec, known: FishVocabulary, tensors: Mapping[str, Tensor]
         known: Vocabulary.
         tensors: Published tensors by name.
     """
-    shapes, size, num_others = published_shapes(layers, known), known.codebook_size, known.num_codebooks - 1
-    scale, semantic = 1 / math.sqrt(known.num_codebooks + 1), known.layout.audio[0]
+    shapes = published_shapes(layers, known)
+    size = known.codebook_size
+    num_others = known.num_codebooks - 1
+    scale = 1 / math.sqrt(known.num_codebooks + 1)
+    semantic = known.layout.audio[0]
     read = merged_reader(tensors, shapes)
 
     def rows_of_all_ids(text: Tensor) -> Tensor:
@@ -255,7 +271,8 @@ def plan(layers: DepthSpec, known: FishVocabulary, tensors: Mapping[str, Tensor]
 
     text = shapes[EMBEDDINGS]
     head = Part("depth.first_head", text, first_head)
-    table, output = f"{FAST}embeddings.weight", f"{FAST}output.weight"
+    table = f"{FAST}embeddings.weight"
+    output = f"{FAST}output.weight"
     return {
         EMBEDDINGS: Part("model.embed_tokens.weight", text, rows_of_all_ids, also=(head,)),
         table: Part("depth.embed", shapes[table], lambda stored: stored.repeat(num_others, 1)),

@@ -63,7 +63,8 @@ class FishVocabulary(Vocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        size, first = self.codebook_size, self.num_text_ids
+        size = self.codebook_size
+        first = self.num_text_ids
         starts = self.first_semantic, *range(first, first + (self.num_codebooks - 1) * size, size)
         return StreamLayout(
             vocab_size=first + (self.num_codebooks - 1) * size,
@@ -104,7 +105,8 @@ SAMPLING = SamplingConfig(
 
 def fish_s2(vocabulary: FishVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    layout, end = vocabulary.layout, vocabulary.turn_end
+    layout = vocabulary.layout
+    end = vocabulary.turn_end
     return Family(
         name=NAME,
         layout=layout,

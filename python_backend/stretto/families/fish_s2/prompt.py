@@ -38,7 +38,8 @@ from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Templat
 from stretto.families.text import TextTokenizer, check_no_markers, check_text
 
 SYSTEM = "convert the provided text to speech"
-VOICE, SPEECH = f"{SYSTEM} reference to the following:\n\nText:\n", "\n\nSpeech:\n"
+VOICE = f"{SYSTEM} reference to the following:\n\nText:\n"
+SPEECH = "\n\nSpeech:\n"
 TAG = re.compile(r"<\|speaker:\d+\|>")
 ALMOST_TAG = re.compile(r"<\|?\s*speaker\b[^<>]*>", re.IGNORECASE)  # anything that a client may have meant as a tag
 CONTROL = re.compile(r"<\|[^<>|]+\|>")
@@ -69,7 +70,9 @@ class FishTemplate:
     """Fish Audio S2 prompt template."""
 
     def __init__(self, family: Family, known: FishVocabulary, tokenizer: TextTokenizer, codec: Codec):
-        self._family, self._known, self._tokenizer = family, known, tokenizer
+        self._family = family
+        self._known = known
+        self._tokenizer = tokenizer
         self._encoder = CachedEncoder(codec.encode)
         # A text may have none of these; those that the tokenizer marks as special are plain characters in it.
         tokens = {token_id: name for token_id, name in tokenizer.tokens.items() if CONTROL.fullmatch(name)}
@@ -121,7 +124,8 @@ class FishTemplate:
         Raises:
             InvalidRequest: It is blank, too long or not valid Unicode, or has a token of the model that is no text.
         """
-        text, path = piece.text or "", piece.path
+        text = piece.text or ""
+        path = piece.path
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text with at least one non-space character", shown(text))
@@ -152,6 +156,7 @@ class FishTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known, tokenizer = FishVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), TextTokenizer.at(checkpoint)
+    known = FishVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_text_ids, checkpoint)
     return FishTemplate(family, known, tokenizer, codec)

@@ -11,7 +11,8 @@ def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
     if listing.json(CONFIG).get("model_type") != MODEL_TYPE:
         return []
-    weights, tokenizer = listing.weights(), listing.present(*TOKENIZER)
+    weights = listing.weights()
+    tokenizer = listing.present(*TOKENIZER)
     if not weights or CODEC not in listing.names or "tokenizer.json" not in tokenizer:
         expected = f"model.safetensors or the files of its index, {CODEC} and tokenizer.json"
         return [Match("fish_s2", refusal=f"Fish Audio S2: expected {expected}")]

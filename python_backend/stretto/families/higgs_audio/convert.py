@@ -38,11 +38,13 @@ from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_la
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, shapes_of
 from stretto.weights.pretrained import load_config
 
-WEIGHTS, OTHERS = "model.pth", "model.safetensors"
+WEIGHTS = "model.pth"
+OTHERS = "model.safetensors"
 OURS = "acoustic_decoder.conv1.weight"  # exists in the codec in transformers format, and in no language model
 RESIDUAL = ("snake1", "conv1", "snake2", "conv2")  # layers of a residual unit; each block has three units
 # Modules of a block outside its residual units, by index, and the index of the first unit.
-ENCODER_BLOCK, DECODER_BLOCK = ({3: "snake1", 4: "conv1"}, 0), ({0: "snake1", 1: "conv_t1"}, 2)
+ENCODER_BLOCK = ({3: "snake1", 4: "conv1"}, 0)
+DECODER_BLOCK = ({0: "snake1", 1: "conv_t1"}, 2)
 PROJECTIONS = {"fc_prior": "fc", "fc_post1": "fc1", "fc_post2": "fc2"}
 UNUSED = "fc1."  # unused layer in Boson's class; not `fc1` in transformers
 SEMANTIC_SAMPLE_RATE = 16_000
@@ -88,7 +90,8 @@ def read_codec_config(folder: Path) -> Any:
     if "model_type" in record:
         return load_config(HiggsAudioV2TokenizerConfig, folder)
     try:
-        ratios, rate = [int(ratio) for ratio in record["ratios"]], int(record["sample_rate"])
+        ratios = [int(ratio) for ratio in record["ratios"]]
+        rate = int(record["sample_rate"])
         num_bits = ceil(log2(record["bins"]))
         bandwidth = record["n_q"] * ceil(rate / prod(ratios)) * num_bits / 1000  # determines the number of codebooks
         acoustic = {"hidden_size": record["D"], "downsampling_ratios": ratios, "upsampling_ratios": ratios}
@@ -111,7 +114,8 @@ def read_codec_config(folder: Path) -> Any:
 def renamed(stored: Mapping[str, Tensor], num_blocks: int) -> dict[str, Tensor]:
     """Rename Boson's tensors as in transformers; weight norms that transformers does not use are multiplied out."""
     stems = _stems(num_blocks)
-    normed, plain = dict[str, Tensor](), dict[str, Tensor]()
+    normed = dict[str, Tensor]()
+    plain = dict[str, Tensor]()
     for name, tensor in stored.items():
         if name.startswith("semantic_model."):
             for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
@@ -135,7 +139,8 @@ def _stems(num_blocks: int) -> dict[str, str]:
         for index, name in ((0, "conv1"), (num_blocks + 1, "snake1"), (num_blocks + 2, "conv2")):
             found[f"{old}.{index}"] = f"{new}.{name}"
         for block in range(num_blocks):
-            inside, outside = f"{old}.{block + 1}.block", f"{new}.block.{block}"
+            inside = f"{old}.{block + 1}.block"
+            outside = f"{new}.block.{block}"
             found |= {f"{inside}.{index}": f"{outside}.{name}" for index, name in alone.items()}
             for unit in range(3):
                 for index, name in enumerate(RESIDUAL):

@@ -22,14 +22,14 @@ from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayo
 
 FRAME_RATE = 25.0
 NUM_MARKS = 2  # ids after the codes of each codebook: begin id and end id
-BEGIN, START_HEADER, END_HEADER, END_OF_TURN = (
-    "<|begin_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-)
-BEGIN_OF_AUDIO, END_OF_AUDIO = "<|audio_out_bos|>", "<|audio_eos|>"
-SCENE_START, SCENE_END = "<|scene_desc_start|>", "<|scene_desc_end|>"
+BEGIN = "<|begin_of_text|>"
+START_HEADER = "<|start_header_id|>"
+END_HEADER = "<|end_header_id|>"
+END_OF_TURN = "<|eot_id|>"
+BEGIN_OF_AUDIO = "<|audio_out_bos|>"
+END_OF_AUDIO = "<|audio_eos|>"
+SCENE_START = "<|scene_desc_start|>"
+SCENE_END = "<|scene_desc_end|>"
 NEEDED = (BEGIN, START_HEADER, END_HEADER, END_OF_TURN, BEGIN_OF_AUDIO, END_OF_AUDIO)
 # As in the Llama 3 tokenizer, with reserved tokens renamed by the release.
 MARKERS = dict(zip(NEEDED, (128000, 128006, 128007, 128009, 128013, 128012), strict=True))

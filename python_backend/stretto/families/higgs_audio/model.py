@@ -25,7 +25,8 @@ class HiggsAudioDecoderLayer(LlamaDecoderLayer):
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config, prefix)
         config: Any = vllm_config.model_config.hf_config
-        size, eps = config.hidden_size, config.rms_norm_eps
+        size = config.hidden_size
+        eps = config.rms_norm_eps
         self.audio_mlp = LlamaMLP(
             hidden_size=size,
             intermediate_size=config.intermediate_size,

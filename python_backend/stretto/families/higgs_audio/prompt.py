@@ -56,7 +56,8 @@ class HiggsAudioTemplate:
     """Higgs Audio prompt template."""
 
     def __init__(self, family: Family, tokenizer: TextTokenizer, codec: Codec):
-        self._family, self._tokenizer = family, tokenizer
+        self._family = family
+        self._tokenizer = tokenizer
         self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -64,11 +65,13 @@ class HiggsAudioTemplate:
         turns = [list(turn) for _, turn in groupby(pieces, lambda piece: piece.path.rpartition(".")[0] or piece.path)]
         system = turns.pop(0) if turns[0][0].role == "system" else []
         has_voice = any(piece.text is None for piece in system)
-        scene, path = manner.instruct, "options.instruct"
+        scene = manner.instruct
+        path = "options.instruct"
         if system and not has_voice:
             if scene:
                 raise InvalidRequest(path, "no value, because a system turn describes the scene", "both")
-            scene, path = system[0].text or "", system[0].path
+            scene = system[0].text or ""
+            path = system[0].path
         parts = [self._opening(scene, path)]
         parts += self._voice(system) if has_voice else []
         parts += [self._turn(turn) for turn in turns]
@@ -93,7 +96,8 @@ class HiggsAudioTemplate:
         """Return the rows of a turn, which is text from the user or audio from the assistant."""
         for piece in turn:
             if (piece.role == "user") != (piece.text is not None):
-                user, assistant = "only text in user turns", "only audio in assistant turns"
+                user = "only text in user turns"
+                assistant = "only audio in assistant turns"
                 raise InvalidRequest(piece.path, f"{user} and {assistant}", "audio" if piece.text is None else "text")
         return self._words(turn[0]) if turn[0].text is not None else self._audio(turn[0])
 

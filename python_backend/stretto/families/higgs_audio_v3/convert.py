@@ -30,7 +30,9 @@ from stretto.weights.loading import Part, Plan, shapes_of
 
 KIND = "higgs_multimodal_qwen3"
 ROPE_THETA = 1_000_000  # Qwen3's; some files have null
-MAX_CODEBOOKS, MAX_IDS = 64, 1 << 16  # and ids of a codebook: tables of their sizes are made
+# and ids of a codebook: tables of their sizes are made
+MAX_CODEBOOKS = 64
+MAX_IDS = 1 << 16
 TEXTS = "tied.embedding.text_embedding.weight"
 CODES = "tied.embedding.modality_embeddings.0.embedding.weight"
 CODEC = "tied.embedding.modality_embeddings.0.model."
@@ -60,7 +62,8 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: the code embeddings appended to the text table, and as their head."""
-    config, size = read_config(contents.config), contents.config["audio_encoder_config"]
+    config = read_config(contents.config)
+    size = contents.config["audio_encoder_config"]
     known = vocabulary(config, size["num_codebooks"], size["vocab_size"], contents.tokenizer)
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
@@ -80,7 +83,8 @@ def read_config(record: Mapping[str, Any]) -> Any:
         CheckpointError: If the config belongs to another model, or the model is not supported.
     """
     check_value("model_type", record.get("model_type"), KIND)
-    audio, text = entry(record, "audio_encoder_config"), dict(entry(record, "text_config"))
+    audio = entry(record, "audio_encoder_config")
+    text = dict(entry(record, "text_config"))
     rope = text.get("rope_parameters") or {}
     if text.get("rope_theta") is None and rope.get("rope_theta") is None:
         text["rope_theta"] = ROPE_THETA

@@ -28,7 +28,11 @@ NAME = "higgs_audio_v3"
 FRAME_RATE = 25.0
 NUM_MARKS = 2  # ids after the codes of each codebook: begin id and end id
 MAX_ROWS = 8192  # length of the sequences in training
-TTS, TEXT, AUDIO, REF_AUDIO, REF_TEXT = "<|tts|>", "<|text|>", "<|audio|>", "<|ref_audio|>", "<|ref_text|>"
+TTS = "<|tts|>"
+TEXT = "<|text|>"
+AUDIO = "<|audio|>"
+REF_AUDIO = "<|ref_audio|>"
+REF_TEXT = "<|ref_text|>"
 END_OF_TEXT = "<|endoftext|>"
 NEEDED = (TTS, TEXT, AUDIO, REF_AUDIO, REF_TEXT, END_OF_TEXT)
 MARKERS = dict(zip(NEEDED, (151667, 151672, 151670, 151679, 151680, 151643), strict=True))
@@ -79,7 +83,8 @@ class HiggsAudioV3Vocabulary(Vocabulary):
 
 def higgs_audio_v3(vocabulary: HiggsAudioV3Vocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    layout, end = vocabulary.layout, vocabulary.markers[END_OF_TEXT]
+    layout = vocabulary.layout
+    end = vocabulary.markers[END_OF_TEXT]
     # The authors' recommendation in AGENTS.md of the release. Codebook 0 may end from the row on in which all codebooks
     # have begun.
     sampling = SamplingConfig(

@@ -51,7 +51,8 @@ class HiggsAudioV3Template:
     """Higgs Audio v3 prompt template."""
 
     def __init__(self, family: Family, tokenizer: TextTokenizer, codec: Codec):
-        self._family, self._tokenizer = family, tokenizer
+        self._family = family
+        self._tokenizer = tokenizer
         self._tags = frozenset(family.tags)
         # A text may have none of these; those that the tokenizer marks as special are plain characters in it.
         others = {token_id: name for token_id, name in tokenizer.tokens.items() if CONTROL.fullmatch(name)}
@@ -95,7 +96,9 @@ class HiggsAudioV3Template:
             InvalidRequest: If the text is blank or too long, has a tag that the model does not know, or is read as
                 another marker.
         """
-        text, path, found = piece.text or "", piece.path, list[int]()
+        text = piece.text or ""
+        path = piece.path
+        found = list[int]()
         check_text(text, path, self._family.max_text_chars)
         if not text.strip():
             raise InvalidRequest(path, "text with at least one non-space character", shown(text))

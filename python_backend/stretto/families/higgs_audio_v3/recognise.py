@@ -14,7 +14,8 @@ def recognise(listing: Listing) -> list[Match]:
     kind = audio.get("encoder_type", "discrete") if isinstance(audio, dict) else None
     if kind != "discrete":
         return [Match("higgs_audio_v3", refusal=f"Higgs Audio v3 for speech has discrete audio codes, got {kind!r}")]
-    weights, tokenizer = listing.weights(), listing.present(*QWEN_TOKENIZER)
+    weights = listing.weights()
+    tokenizer = listing.present(*QWEN_TOKENIZER)
     if not weights or "tokenizer.json" not in tokenizer:
         return [Match("higgs_audio_v3", refusal="Higgs Audio v3: no model.safetensors or no tokenizer.json")]
     return [Match("higgs_audio_v3", (CONFIG, *weights, *tokenizer), CONVERT)]

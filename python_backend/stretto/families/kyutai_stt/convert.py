@@ -35,7 +35,9 @@ from stretto.weights.loading import WHOLE, Part, Plan, check, open_tensors, shap
 IS_BARE = True  # the tokenizer is a SentencePiece model
 TRANSFORMERS = "stretto.families.kyutai_stt.convert_transformers"
 # Keys in config.json for names of files; the tokenizer is a SentencePiece model.
-MODEL_KEY, MIMI_KEY, TOKENIZER_KEY = "moshi_name", "mimi_name", "tokenizer_name"
+MODEL_KEY = "moshi_name"
+MIMI_KEY = "mimi_name"
+TOKENIZER_KEY = "tokenizer_name"
 FIRST_MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"  # name of Mimi's file if config.json has none
 EMBEDDINGS = "text_emb.weight"
 MARKS = {"emb.31.weight": "Kyutai's speech-to-text model"}
@@ -60,7 +62,11 @@ EXPECTED = {"model_type": ("stt", None), "dep_q": (0,), **SHARED_EXPECTED}
 DELAY_ROWS = {0.5: 6, 2.5: 32}
 PAUSES = "extra_heads.{}.weight"
 EPS = 1e-8
-MAX_CODEBOOKS, MAX_WIDTH, MAX_RATIOS, MAX_RATIO = 257, 1 << 15, 8, 64  # of Mimi
+# of Mimi
+MAX_CODEBOOKS = 257
+MAX_WIDTH = 1 << 15
+MAX_RATIOS = 8
+MAX_RATIO = 64
 
 
 def located(release: Release) -> Release:
@@ -100,7 +106,8 @@ def convert(release: Release, contents: Contents) -> Converted:
         **common_record(NAME, known, known.vocab_size, contents, has_head=True),
     }
     width = record["hidden_size"]
-    codes, heads = (f"emb.{k}.weight" for k in range(known.num_codebooks)), range(1, known.num_pauses)
+    codes = (f"emb.{k}.weight" for k in range(known.num_codebooks))
+    heads = range(1, known.num_pauses)
     folded = dict.fromkeys(codes, (known.codebook_size + 1, width))
     folded |= dict.fromkeys(map(PAUSES.format, heads), (known.num_pause_classes, width))
     check_folded(contents.tensors, folded)
@@ -119,11 +126,13 @@ def check_tokenizer(tokenizer: Tokenizer, num_text_ids: int) -> None:
 
 def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the backbone fields for the checkpoint's config.json, given the release's config."""
-    width, heads = integer(config, "dim"), integer(config, "num_heads")
+    width = integer(config, "dim")
+    heads = integer(config, "num_heads")
     check_width("dim", width, heads)
     num_layers = integer(config, "num_layers")
     numbers = {"hidden_size": width, "intermediate_size": inner_width(config), "num_hidden_layers": num_layers}
-    theta, window = float(entry(config, "max_period")), integer(config, "context")
+    theta = float(entry(config, "max_period"))
+    window = integer(config, "context")
     return llama_record({**numbers, "num_attention_heads": heads}, EPS, theta, window)
 
 
@@ -212,7 +221,8 @@ def vocabulary(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SttV
 
 def inner_width(config: Mapping[str, Any]) -> int:
     """Return the width of the feed-forward layers."""
-    width, scale = integer(config, "dim"), entry(config, "hidden_scale")
+    width = integer(config, "dim")
+    scale = entry(config, "hidden_scale")
     if not isinstance(scale, int | float) or not 1 <= scale <= 64:
         raise CheckpointError(f"config.json: hidden_scale: expected a number in [1, 64], got {shown(scale)}")
     return gated_width(width, int(scale * width))
@@ -265,7 +275,9 @@ def flat(alpha: Tensor) -> Tensor:
 
 def backbone_plan(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Plan:
     """Return the tensors of the backbone's layers and final norm, by published name."""
-    width, heads, inner = integer(config, "dim"), integer(config, "num_heads"), inner_width(config)
+    width = integer(config, "dim")
+    heads = integer(config, "num_heads")
+    inner = inner_width(config)
 
     def fused(weight: Tensor) -> Tensor:
         queries, keys, values = weight.chunk(3)
@@ -319,7 +331,8 @@ class MimiTensors(Mapping[str, Tensor]):
     """Tensors in Kyutai's Mimi file, keyed by the names that transformers uses; read on access."""
 
     def __init__(self, stored: Mapping[str, Tensor], heads: int):
-        self._stored, self._heads = stored, heads
+        self._stored = stored
+        self._heads = heads
         self._sources: dict[str, tuple[str, int | None]] = {}
         for published in stored:
             name = published
@@ -378,7 +391,9 @@ def mimi_config(config: Mapping[str, Any], folder: Path) -> MimiConfig:
     if not is_list or not all(type(ratio) is int and 1 <= ratio <= MAX_RATIO for ratio in ratios):
         expected = f"1 to {MAX_RATIOS} integers from 1 to {MAX_RATIO}"
         raise CheckpointError(f"{path.name}: seanet.ratios: expected {expected}, got {shown(ratios)}")
-    heads, width, inner = size("transformer.num_heads"), size("seanet.dimension"), size("quantizer.dimension")
+    heads = size("transformer.num_heads")
+    width = size("seanet.dimension")
+    inner = size("quantizer.dimension")
     return MimiConfig(
         hidden_size=width,
         num_filters=size("seanet.n_filters"),

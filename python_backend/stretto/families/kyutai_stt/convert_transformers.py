@@ -41,7 +41,8 @@ EXPECTED = {"model_type": ("kyutai_speech_to_text",), **LAYERS_EXPECTED}
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
-    config, tensors = contents.config, contents.tensors
+    config = contents.config
+    tensors = contents.tensors
     check_config(config, EXPECTED)
     known = vocabulary(config, delays_of(release))
     check_tokenizer(contents.tokenizer, known.num_text_ids)
@@ -82,7 +83,8 @@ def vocabulary(config: Mapping[str, Any], delays: Mapping[str, Any]) -> SttVocab
 
 def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the backbone fields for the checkpoint's config.json, given the release's config."""
-    width, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    width = integer(config, "hidden_size")
+    heads = integer(config, "num_attention_heads")
     check_width("hidden_size", width, heads)
     supported = {"num_key_value_heads": (heads, None), "head_dim": (width // heads, None)}
     check_config(config, supported)
@@ -92,7 +94,8 @@ def backbone_record(config: Mapping[str, Any]) -> dict[str, Any]:
         "num_hidden_layers": integer(config, "num_hidden_layers"),
         "num_attention_heads": heads,
     }
-    eps, window = positive(config, "rms_norm_eps"), integer(config, "sliding_window")
+    eps = positive(config, "rms_norm_eps")
+    window = integer(config, "sliding_window")
     return llama_record(numbers, eps, rope_theta(config), window)
 
 
@@ -133,11 +136,13 @@ def backbone_plan(
         prefix: Prefix of the backbone's tensors, with a dot at the end.
         tensors: Published tensors by name.
     """
-    width, inner = integer(config, "hidden_size"), inner_width(config)
+    width = integer(config, "hidden_size")
+    inner = inner_width(config)
     parts: Plan = {f"{prefix}norm.weight": Part("model.norm.weight", (width,))}
     folded: dict[str, tuple[int, ...]] = {}
     for layer in range(integer(config, "num_hidden_layers")):
-        stored, own = f"{prefix}layers.{layer}", f"model.layers.{layer}"
+        stored = f"{prefix}layers.{layer}"
+        own = f"model.layers.{layer}"
         queries, keys, values = (f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv")
         folded |= dict.fromkeys((keys, values), (width, width))
         parts[queries] = Part(
@@ -173,7 +178,9 @@ def followed_by(tensors: Mapping[str, Tensor], names: tuple[str, ...], num_rows:
 
 def plan(config: Mapping[str, Any], known: SttVocabulary) -> Plan:
     """Return the plan of the embeddings and the head."""
-    width, num_text, num_ids = integer(config, "hidden_size"), known.num_text_ids, known.vocab_size
+    width = integer(config, "hidden_size")
+    num_text = known.num_text_ids
+    num_ids = known.vocab_size
     num_rows = num_ids - 1  # without our own two ids, but with a row of zeros at the end
 
     def table(stored: Tensor) -> Tensor:

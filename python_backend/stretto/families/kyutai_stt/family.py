@@ -19,7 +19,9 @@ from stretto.streams.layout import Segment, StreamLayout
 
 NAME = "kyutai_stt"
 FRAME_RATE = 12.5
-END_PAD, PAD = 0, 3  # text ids: the next token begins a word; no text
+# text ids: the next token begins a word; no text
+END_PAD = 0
+PAD = 3
 FLUSH_S = 1.0  # silence after the recording, in addition to the delay
 MAX_AUDIO_S = 300.0
 PAUSES_S = (0.5, 1.0, 2.0, 3.0)  # predicted by the heads
@@ -146,7 +148,8 @@ class SttVocabulary(KyutaiVocabulary):
 
 def kyutai_stt(vocabulary: SttVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    text, streams = range(vocabulary.num_text_ids), range(1, 1 + vocabulary.num_codebooks)
+    text = range(vocabulary.num_text_ids)
+    streams = range(1, 1 + vocabulary.num_codebooks)
     sampling = SamplingConfig(
         text=SegmentSampling(temperature=0.0, max_rows=vocabulary.max_model_len),
         audio=SegmentSampling(temperature=0.0),

@@ -21,7 +21,8 @@ class PauseSampler:
     """
 
     def __init__(self, pauses: Pauses, sampler: Any, model: nn.Module):
-        self._sampler, self._num_classes = sampler, pauses.num_classes
+        self._sampler = sampler
+        self._num_classes = pauses.num_classes
         self._product = exact_product(model.get_parameter("pause_heads.weight").data)
 
     def __getattr__(self, name: str) -> Any:

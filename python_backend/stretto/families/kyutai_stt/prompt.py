@@ -22,7 +22,9 @@ class SttTemplate:
     """Kyutai STT prompt template."""
 
     def __init__(self, known: SttVocabulary, codec: MimiCodec):
-        self._known, self._rate, self._encoder = known, codec.spec.sample_rate, MimiEncoder(codec)
+        self._known = known
+        self._rate = codec.spec.sample_rate
+        self._encoder = MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the row of initial ids, with the codes of the only piece as the track."""

@@ -20,7 +20,8 @@ class WordReader:
     """Reader that returns the text word by word, and the times of words once they are known."""
 
     def __init__(self, tokenizer: PlainTokenizer, known: SttVocabulary):
-        self._tokenizer, self._known = tokenizer, known
+        self._tokenizer = tokenizer
+        self._known = known
         self._pieces: list[int] = []
         self._open: list[tuple[str, int]] = []  # words whose end is unknown, with their first frame
         self._marks: list[WordMark] = []
@@ -40,19 +41,22 @@ class WordReader:
         return text
 
     def end(self) -> str:
-        text, known = self._complete(), self._known
+        text = self._complete()
+        known = self._known
         num_silent = int((known.prefix_s + known.flush_s) * FRAME_RATE)
         self._close(self._row - 1 - num_silent)
         return text
 
     def pop_marks(self) -> list[WordMark]:
         """Remove and return the words whose end has become known since the last call."""
-        marks, self._marks = self._marks, []
+        marks = self._marks
+        self._marks = []
         return marks
 
     def pop_begun(self) -> list[WordMark]:
         """Remove and return the words completed since the last call, whose ends are still unknown."""
-        begun, self._begun = self._begun, []
+        begun = self._begun
+        self._begun = []
         return begun
 
     @property
@@ -62,7 +66,8 @@ class WordReader:
 
     def _complete(self) -> str:
         """Complete the word formed by the pending pieces, and return its text."""
-        word, self._pieces = self._tokenizer.decode(self._pieces).strip() if self._pieces else "", []
+        word = self._tokenizer.decode(self._pieces).strip() if self._pieces else ""
+        self._pieces = []
         if not word:
             return ""
         self._open.append((word, self._border))
@@ -79,7 +84,8 @@ class WordReader:
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Return the text codec that uses the checkpoint's tokenizer, which is of either kind."""
-    known, tokenizer = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), plain_tokenizer(checkpoint)
+    known = SttVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = plain_tokenizer(checkpoint)
     if len(tokenizer.tokens) != known.num_text_ids:
         raise CheckpointError(f"{checkpoint}: expected {known.num_text_ids} tokens, got {len(tokenizer.tokens)}")
 

@@ -6,8 +6,13 @@ from typing import Any
 from stretto.families.recognition import CONFIG, SINGLE, Listing, Match
 
 TRANSFORMERS_TOKENIZER = "tokenizer.json"
-FEATURES, PROCESSOR = "preprocessor_config.json", "processor_config.json"  # written by transformers 4, and 5
-MODEL, MIMI, MIMI_CONFIG, TOKENIZER = "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name"
+# written by transformers 4, and 5
+FEATURES = "preprocessor_config.json"
+PROCESSOR = "processor_config.json"
+MODEL = "moshi_name"
+MIMI = "mimi_name"
+MIMI_CONFIG = "mimi_config_name"
+TOKENIZER = "tokenizer_name"
 
 
 def recognise(listing: Listing) -> list[Match]:

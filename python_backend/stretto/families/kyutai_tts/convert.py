@@ -26,13 +26,21 @@ from stretto.families.moshi import convert as moshi
 from stretto.untrusted_files import check_value, entry, released_file, released_folder
 from stretto.weights.loading import Part
 
-IS_BARE, TOKENIZER_KEY, EMBEDDINGS, MARKS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS, moshi.MARKS
+IS_BARE = moshi.IS_BARE
+TOKENIZER_KEY = moshi.TOKENIZER_KEY
+EMBEDDINGS = moshi.EMBEDDINGS
+MARKS = moshi.MARKS
 AUTHORS_FORMAT = "Kyutai's format, such as kyutai/tts-1.6b-en_fr"
-MAX_VOICES, MAX_CONDITIONS, MAX_WIDTH, MAX_SCALE = 1024, 64, 1 << 14, 100
+MAX_VOICES = 1024
+MAX_CONDITIONS = 64
+MAX_WIDTH = 1 << 14
+MAX_SCALE = 100
 VOICE = re.compile(r"(?! )[A-Za-z0-9_.+()/ -]{1,128}(?<! )")
 # Default voices of the authors' server and of their script.
 DEFAULTS = ("unmute-prod-website/default_voice.wav", "expresso/ex03-ex01_happy_001_channel1_334s.wav")
-SCALE, CONTROL = "cfg", "control"  # conditioners, in addition to SPEAKERS
+# conditioners, in addition to SPEAKERS
+SCALE = "cfg"
+CONTROL = "control"
 ALWAYS = "ok"  # value of CONTROL that every reply has
 ADDED = (SCALE, CONTROL)  # conditioners whose vectors are added to all rows
 NUMBER = re.compile(r"[0-9]{1,3}\.[0-9]")
@@ -158,7 +166,8 @@ def guidance_scales(config: Mapping[str, Any]) -> tuple[float, ...]:
 def values_of(config: Mapping[str, Any], conditioner: str) -> list[str]:
     """Return the values for which a conditioner's table has vectors; raise CheckpointError if they are not usable."""
     field = f"conditioners.{conditioner}.lut"
-    found, most = entry(config, f"{field}.possible_values"), entry(config, f"{field}.n_bins")
+    found = entry(config, f"{field}.possible_values")
+    most = entry(config, f"{field}.n_bins")
     if type(most) is not int or not 1 <= most <= MAX_CONDITIONS:
         raise CheckpointError(f"config.json: {field}.n_bins: expected 1 to {MAX_CONDITIONS}, got {shown(most)}")
     is_list = isinstance(found, list) and all(isinstance(each, str) for each in found)
@@ -188,7 +197,9 @@ def with_conditions(
         known: Vocabulary of the checkpoint.
         tensors: Tensors of the release.
     """
-    width, voices, scales = integer(config, "dim"), f"{CONDITIONER}.{SPEAKERS}", f"{CONDITIONER}.{SCALE}"
+    width = integer(config, "dim")
+    voices = f"{CONDITIONER}.{SPEAKERS}"
+    scales = f"{CONDITIONER}.{SCALE}"
     sizes = {name: (entry(config, f"conditioners.{name}.lut.n_bins") + 1, width_of(config, name)) for name in ADDED}
     folded = {f"{CONDITIONER}.{name}.output_proj.weight": (width, sizes[name][1]) for name in ADDED}
     folded[f"{CONDITIONER}.{CONTROL}.embed.weight"] = sizes[CONTROL]
@@ -212,8 +223,10 @@ def with_conditions(
         f"{voices}.learnt_padding": Part("conditions.absent", (1, 1, width), flat, torch.float32),
     }
     for layer in range(integer(config, "num_layers")):
-        stored, own = f"transformer.layers.{layer}", f"model.layers.{layer}"
-        fused, output = f"{stored}.cross_attention.in_proj_weight", f"{stored}.cross_attention.out_proj.weight"
+        stored = f"transformer.layers.{layer}"
+        own = f"model.layers.{layer}"
+        fused = f"{stored}.cross_attention.in_proj_weight"
+        output = f"{stored}.cross_attention.out_proj.weight"
         newer = f"{stored}.cross_attention.in_projs.0.weight", f"{stored}.cross_attention.out_projs.0.weight"
         fused, output = (new if new in tensors else old for new, old in zip(newer, (fused, output), strict=True))
         rest = Part(f"{own}.cross_attn.kv_proj.weight", (3 * width, width), lambda weight: weight[width:])
@@ -234,7 +247,9 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
 
     A release may have tables for `n_q` codebooks, of which only the first `dep_q` are to be generated.
     """
-    num_codebooks, num_tables, delays = integer(config, "dep_q"), integer(config, "n_q"), config.get("delays")
+    num_codebooks = integer(config, "dep_q")
+    num_tables = integer(config, "n_q")
+    delays = config.get("delays")
     if num_codebooks > num_tables:
         raise CheckpointError(f"config.json: dep_q: expected at most {num_tables}, as n_q, got {num_codebooks}")
     own = delays[1:] if isinstance(delays, list) and delays[:1] == [0] else []
@@ -250,7 +265,8 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
     if isinstance(delay_s, bool) or not isinstance(delay_s, int | float) or not 0 <= delay_s * FRAME_RATE <= MAX_DELAY:
         expected = f"seconds in [0, {MAX_DELAY / FRAME_RATE:g}]"
         raise CheckpointError(f"config.json: tts_config.audio_delay: expected {expected}, got {shown(delay_s)}")
-    num_text_ids, num_sampled = integer(config, "text_card"), config.get("text_card_out")
+    num_text_ids = integer(config, "text_card")
+    num_sampled = config.get("text_card_out")
     if num_sampled is not None and not PAD < integer(config, "text_card_out") <= num_text_ids:
         expected = f"an integer in [{PAD + 1}, {num_text_ids}]"
         raise CheckpointError(f"config.json: text_card_out: expected {expected}, got {num_sampled}")
@@ -269,7 +285,8 @@ def vocabulary(config: Mapping[str, Any], voices: tuple[str, ...] = ()) -> TtsVo
 
 def words_ahead(config: Mapping[str, Any]) -> int:
     """Return the number of words by which the second text stream is ahead; 0 if a release has no such stream."""
-    is_second, found = config.get("demux_second_stream"), entry(config, "tts_config").get("second_stream_ahead")
+    is_second = config.get("demux_second_stream")
+    found = entry(config, "tts_config").get("second_stream_ahead")
     if is_second not in (True, False, None):
         raise CheckpointError(f"config.json: demux_second_stream: expected True or False, got {shown(is_second)}")
     lowest, highest = (1, MAX_AHEAD) if is_second else (0, 0)

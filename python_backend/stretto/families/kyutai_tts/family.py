@@ -38,11 +38,19 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 NAME = "kyutai_tts"
 NEW_WORD = 0  # text id with which the model asks for a word
-MAX_PADDING, INITIAL_PADDING, FINAL_PADDING = 8, 2, 4  # rows, as in the authors' `TTSModel`
-MAX_TEXT_CHARS, MAX_VOICE_S, MAX_DELAY = 5000, 30.0, 64
-MAX_AHEAD, MAX_VOICES = 8, 5  # words; voices of a reply
+# rows, as in the authors' `TTSModel`
+MAX_PADDING = 8
+INITIAL_PADDING = 2
+FINAL_PADDING = 4
+MAX_TEXT_CHARS = 5000
+MAX_VOICE_S = 30.0
+MAX_DELAY = 64
+# words; voices of a reply
+MAX_AHEAD = 8
+MAX_VOICES = 5
 # Vectors of a voice, and numbers in them. A prompt has the vectors of up to MAX_VOICES voices.
-MAX_VECTORS, MAX_NUMBERS = 1024, MAX_CONDITION_BYTES // (4 * MAX_VOICES)
+MAX_VECTORS = 1024
+MAX_NUMBERS = MAX_CONDITION_BYTES // (4 * MAX_VOICES)
 GUIDANCE_SCALE = 2.0
 END_OF_WORDS = 0  # after packed words, which begin with 1 or more
 DEPTH = DepthSpec(

@@ -51,8 +51,12 @@ class TtsTemplate:
     """Prompt template of Kyutai TTS."""
 
     def __init__(self, family: Family, known: TtsVocabulary, tokenizer: PlainTokenizer, codec: MimiCodec, folder: Path):
-        self._family, self._known, self._tokenizer = family, known, tokenizer
-        self._encoder, self._folder, self._rate = MimiEncoder(codec), folder, codec.spec.sample_rate
+        self._family = family
+        self._known = known
+        self._tokenizer = tokenizer
+        self._encoder = MimiEncoder(codec)
+        self._folder = folder
+        self._rate = codec.spec.sample_rate
         self._vectors = lru_cache(NUM_CACHED)(self._read_vectors)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -63,7 +67,8 @@ class TtsTemplate:
         *recordings, piece = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
-        condition, codes = None, np.zeros((self._known.num_codebooks, 0), np.int64)
+        condition = None
+        codes = np.zeros((self._known.num_codebooks, 0), np.int64)
         if self._known.conditions is not None:
             condition = self._condition(voice, manner.guidance_scale)
         else:
@@ -76,7 +81,8 @@ class TtsTemplate:
             ids, words = words.after(piece.text, is_last=True)
             if not any(tokens for tokens, _ in unpack_words(ids)):
                 raise InvalidRequest(piece.path, "text with a word that can be spoken", shown(piece.text))
-            track, sources = (*ids, END_OF_WORDS), tuple(words.sources)
+            track = (*ids, END_OF_WORDS)
+            sources = tuple(words.sources)
         return PromptRows(
             rows,
             tuple(each.word for each in sources),
@@ -150,7 +156,8 @@ def voice_rows(known: TtsVocabulary, codes: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         Rows, int32 [1 + n, S], and streams 1 to S - 1 of the first rows of the reply, int32 [D', S - 1].
     """
-    num_frames, slowest = codes.shape[1], max(known.row_delays)
+    num_frames = codes.shape[1]
+    slowest = max(known.row_delays)
     rows = np.full((1 + num_frames + slowest, 2 + known.num_codebooks), known.nothing, np.int32)
     rows[0, 0] = known.initial_text
     for k, (first, delay, behind) in enumerate(zip(known.first_codes, known.delays, known.row_delays, strict=True)):
@@ -188,7 +195,8 @@ def vectors_at(path: Path, width: int) -> np.ndarray:
     try:
         with safe_open(regular_file(path, MAX_VECTOR_BYTES), "pt") as file:
             stored = file.get_slice(SPEAKERS)
-            shape, dtype = stored.get_shape(), stored.get_dtype()
+            shape = stored.get_shape()
+            dtype = stored.get_dtype()
             if dtype not in FLOATS or shape[:2] != [1, width] or len(shape) != 3 or not 1 <= shape[2] <= MAX_VECTORS:
                 expected = f"{SPEAKERS} [1, {width}, 1 to {MAX_VECTORS}] of {' or '.join(FLOATS)}"
                 raise CheckpointError(f"{path}: expected {expected}, got {shape} of {dtype}")

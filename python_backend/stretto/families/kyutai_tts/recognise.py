@@ -6,7 +6,8 @@ from dataclasses import replace
 from stretto.families.kyutai_stt.recognise import MIMI, TOKENIZER, match_of_named_files
 from stretto.families.recognition import CONFIG, Listing, Match, Needed
 
-VOICES, REPOSITORY = "voices", "kyutai/tts-voices"
+VOICES = "voices"
+REPOSITORY = "kyutai/tts-voices"
 FREE_VOICES = "voice-donations"  # folder of the repository whose voices are in the public domain
 RECORDINGS = f"{VOICES}/*.wav"
 

@@ -26,9 +26,12 @@ SPEAKER = re.compile(r"[^\S\n]*speaker[^\S\n]+([0-9]{1,3})[^\S\n]*:", re.IGNOREC
 OPEN_SPEAKER = re.compile(
     r"[^\S\n]*(?:s(?:p(?:e(?:a(?:k(?:e(?:r(?:[^\S\n]+(?:[0-9]{1,3}[^\S\n]*)?)?)?)?)?)?)?)?)?", re.IGNORECASE
 )
-MAIN, OTHER = 1, 2  # text ids of the speakers, each of which precedes the first word of a turn
+# text ids of the speakers, each of which precedes the first word of a turn
+MAIN = 1
+OTHER = 2
 MAX_BREAK_S = 60.0
-MAX_WORD_TOKENS, MAX_WORD_CHARS = 64, 1024
+MAX_WORD_TOKENS = 64
+MAX_WORD_CHARS = 1024
 
 
 class WordStream:
@@ -47,10 +50,15 @@ class WordStream:
     """
 
     def __init__(self, tokenizer: PlainTokenizer, path: str = "text", has_turns: bool = False):
-        self._tokenizer, self._path, self._rest = tokenizer, path, ""
-        self._has_turns, self._begins_line = has_turns, True
+        self._tokenizer = tokenizer
+        self._path = path
+        self._rest = ""
+        self._has_turns = has_turns
+        self._begins_line = True
         self._line = ""  # beginning of a line that may name its speaker
-        self._speaker, self._spoken = MAIN, 0  # speaker of the current turn, and of the last word
+        # speaker of the current turn, and of the last word
+        self._speaker = MAIN
+        self._spoken = 0
         self._num_chars = self._first = 0  # number of characters so far; place of `_rest` in the text
         self.sources: list[SourceWord] = []
 
@@ -67,7 +75,8 @@ class WordStream:
         Raises:
             InvalidRequest: A word or a break is too long.
         """
-        extended, ids = copy(self), list[int]()
+        extended = copy(self)
+        ids = list[int]()
         extended.sources = []
         for speaker, start, part in extended._turns(text, is_last):
             if speaker:
@@ -84,12 +93,16 @@ class WordStream:
         self._num_chars += len(text)
         if not self._has_turns:
             return [(0, start, text)]
-        parts, text, self._line = list[tuple[int, int, str]](), self._line + text, ""
+        parts = list[tuple[int, int, str]]()
+        text = self._line + text
+        self._line = ""
         while text:
             speaker = 0
             if self._begins_line:
                 if (found := SPEAKER.match(text)) is not None:
-                    speaker, text, start = self._numbered(found[1]), text[found.end() :], start + found.end()
+                    speaker = self._numbered(found[1])
+                    text = text[found.end() :]
+                    start = start + found.end()
                 elif not is_last and OPEN_SPEAKER.fullmatch(text):
                     self._line = text
                     break
@@ -108,7 +121,8 @@ class WordStream:
     def _words(self, text: str, start: int, is_last: bool) -> list[int]:
         """Append text of a turn, which begins at `start`, and return the packed words that have become known."""
         self._first = self._first if self._rest else start
-        ids, rest = list[int](), self._rest + text
+        ids = list[int]()
+        rest = self._rest + text
         open_break = None if is_last else OPEN_BREAK.search(rest)
         stop = open_break.start() if open_break else len(rest)
         while (border := BORDER.search(rest, 0, stop)) is not None:
@@ -116,11 +130,13 @@ class WordStream:
             self._first += border.end()
             if border[1] is not None:
                 ids += self._pause(border[1])
-            rest, stop = rest[border.end() :], stop - border.end()
+            rest = rest[border.end() :]
+            stop = stop - border.end()
         if len(rest) > MAX_WORD_CHARS:
             raise InvalidRequest(self._path, f"words of at most {MAX_WORD_CHARS} characters", f"{len(rest)} characters")
         if is_last:
-            ids, rest = ids + self._packed(rest), ""
+            ids = ids + self._packed(rest)
+            rest = ""
         self._rest = rest
         return ids
 
@@ -148,7 +164,8 @@ class WordStream:
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Return the text codec with a checkpoint's SentencePiece model."""
     path = checkpoint / SENTENCEPIECE_FILE
-    known, tokenizer = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), sentencepiece_at(path)
+    known = TtsVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = sentencepiece_at(path)
     tokens = tokenizer.tokens
     if len(tokens) != known.num_text_ids:
         raise CheckpointError(f"{path}: expected {known.num_text_ids} tokens, got {len(tokens)}")

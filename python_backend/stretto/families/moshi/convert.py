@@ -37,9 +37,11 @@ from stretto.weights.loading import WHOLE, Part, Plan
 
 IS_BARE = True  # the tokenizer is a SentencePiece model, and a release may lack config.json
 TRANSFORMERS = "stretto.families.moshi.convert_transformers"
-TEXT, DEPTH_TEXT = "text_emb", "depformer_text_emb"
+TEXT = "text_emb"
+DEPTH_TEXT = "depformer_text_emb"
 EMBEDDINGS = f"{TEXT}.weight"
-RANK, CODE_FACTOR = "depformer_low_rank_embeddings", "depformer_emb.{}.low_rank.weight"
+RANK = "depformer_low_rank_embeddings"
+CODE_FACTOR = "depformer_emb.{}.low_rank.weight"
 MARKS = {"depformer_in.0.weight": "a model of Moshi's kind"}
 # Contents of config.json for the first releases, which lack this file.
 FIRST: dict[str, Any] = {
@@ -140,7 +142,9 @@ def converted(
         "max_position_embeddings": known.max_model_len,
         **common_record(family, known, known.vocab_size, contents),
     }
-    code_table, steps, stored = known.codebook_size + 1, known.num_codebooks, num_steps or integer(config, "dep_q")
+    code_table = known.codebook_size + 1
+    steps = known.num_codebooks
+    stored = num_steps or integer(config, "dep_q")
     folded = {f"emb.{k}.weight": (code_table, width) for k in range(integer(config, "n_q"))}
     folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}
     folded |= {f"linears.{k}.weight": (known.codebook_size, known.depth.hidden) for k in range(1, steps)}
@@ -152,7 +156,8 @@ def converted(
         folded |= {CODE_FACTOR.format(k): (known.depth.hidden, rank) for k in range(steps - 1)}
     check_folded(contents.tensors, folded)
     layers = [f"depformer.layers.{layer}.gating" for layer in range(known.depth.num_layers)]
-    unused, num_sets = range(steps, stored), 1 + max(schedule(config, stored))
+    unused = range(steps, stored)
+    num_sets = 1 + max(schedule(config, stored))
     dropped = [f"{name}.{w}." for w in range(known.depth.num_sets, num_sets) for name in ("depformer_in", *layers)]
     dropped += [f"{name}." for step in unused for name in (f"linears.{step}", f"depformer_emb.{step - 1}")]
     codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
@@ -162,7 +167,8 @@ def converted(
 
 def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
     """Return the vocabulary of a release."""
-    num_codebooks, delays = integer(config, "dep_q"), config.get("delays")
+    num_codebooks = integer(config, "dep_q")
+    delays = config.get("delays")
     if integer(config, "n_q") != 2 * num_codebooks:
         expected = f"{2 * num_codebooks}, those of the model and as many of the user"
         raise CheckpointError(f"config.json: n_q: expected {expected}, got {config['n_q']}")
@@ -200,7 +206,8 @@ def schedule(config: Mapping[str, Any], num_steps: int) -> list[int]:
 
 def depth_spec(config: Mapping[str, Any], steps: Sequence[int]) -> DepthSpec:
     """Return the hyperparameters of the depth transformer, given the index of the weight set for each step."""
-    width, heads = integer(config, "depformer_dim"), integer(config, "depformer_num_heads")
+    width = integer(config, "depformer_dim")
+    heads = integer(config, "depformer_num_heads")
     if width % heads or (width // heads) % 2:
         expected = "heads of an even width"
         raise CheckpointError(f"config.json: depformer_dim: expected {expected}, got {width} for {heads} heads")
@@ -239,7 +246,10 @@ def plan(
     repeated: Sequence[int] = (),
 ) -> Plan:
     """Return the tensors to write, by published name; for `rows` and `repeated`, see `converted`."""
-    width, text, size, depth = integer(config, "dim"), known.num_text_ids, known.codebook_size, known.depth
+    width = integer(config, "dim")
+    text = known.num_text_ids
+    size = known.codebook_size
+    depth = known.depth
 
     def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
         """Return the first `num_rows` rows of the tensors `prefix.k`, in the dtype of `like`."""
@@ -318,14 +328,17 @@ def depth_plan(depth: DepthSpec, num_stored: int) -> Plan:
         num_stored: Number of sets of weights in the release, of which those of unused steps are left out.
     """
     parts: Plan = {}
-    sets, hidden, inner = depth.num_sets, depth.hidden, depth.intermediate
+    sets = depth.num_sets
+    hidden = depth.hidden
+    inner = depth.intermediate
 
     def of_sets(stored: Tensor) -> Tensor:
         """Return the weights of the sets in use, which come first."""
         return stored[: len(stored) // num_stored * sets]
 
     for layer in range(depth.num_layers):
-        stored, own = f"depformer.layers.{layer}", f"depth.layers.{layer}"
+        stored = f"depformer.layers.{layer}"
+        own = f"depth.layers.{layer}"
         parts[f"{stored}.self_attn.in_proj_weight"] = Part(
             f"{own}.qkv_proj.weight", (3 * num_stored * hidden, hidden), of_sets
         )
@@ -335,7 +348,8 @@ def depth_plan(depth: DepthSpec, num_stored: int) -> Plan:
         parts[f"{stored}.norm1.alpha"] = Part(f"{own}.input_layernorm.weight", (1, 1, hidden), flat)
         parts[f"{stored}.norm2.alpha"] = Part(f"{own}.post_attention_layernorm.weight", (1, 1, hidden), flat)
         for w in range(sets):
-            gating, mine = f"{stored}.gating.{w}", f"{own}.sets.{w}"
+            gating = f"{stored}.gating.{w}"
+            mine = f"{own}.sets.{w}"
             parts[f"{gating}.linear_in.weight"] = Part(f"{mine}.gate_up_proj.weight", (2 * inner, hidden))
             parts[f"{gating}.linear_out.weight"] = Part(f"{mine}.down_proj.weight", (hidden, inner))
     return parts

@@ -33,7 +33,8 @@ from stretto.untrusted_files import entry
 from stretto.weights.loading import Part, Plan
 
 IS_BARE = True  # the tokenizer need not be byte-level
-BACKBONE, DEPTH = "decoder.model.", "depth_decoder."
+BACKBONE = "decoder.model."
+DEPTH = "depth_decoder."
 EMBEDDINGS = f"{BACKBONE}embed_tokens.weight"
 DEPTH_CONFIG = "depth_decoder_config"
 EXPECTED = {"model_type": ("moshi",), **LAYERS_EXPECTED}
@@ -41,7 +42,8 @@ EXPECTED = {"model_type": ("moshi",), **LAYERS_EXPECTED}
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, including Mimi."""
-    config, tensors = contents.config, contents.tensors
+    config = contents.config
+    tensors = contents.tensors
     check_config(config, EXPECTED)
     known = vocabulary(config)
     check_tokenizer(contents.tokenizer, known.num_text_ids)
@@ -78,7 +80,9 @@ def depth_spec(config: Mapping[str, Any], num_steps: int) -> DepthSpec:
     def size(name: str) -> int:
         return integer(config, f"{DEPTH_CONFIG}.{name}")
 
-    width, heads, section = size("hidden_size"), size("num_attention_heads"), entry(config, DEPTH_CONFIG)
+    width = size("hidden_size")
+    heads = size("num_attention_heads")
+    section = entry(config, DEPTH_CONFIG)
     check_width(f"{DEPTH_CONFIG}.hidden_size", width, heads)
     supported = {
         "hidden_act": ("silu",),
@@ -109,7 +113,9 @@ def table_plan(
     width: int, known: MoshiVocabulary, tensors: Mapping[str, Tensor]
 ) -> tuple[Plan, dict[str, tuple[int, ...]]]:
     """Return the plan of the embeddings and heads, and the shapes of the tensors that are merged into them."""
-    text, size, depth = known.num_text_ids, known.codebook_size, known.depth
+    text = known.num_text_ids
+    size = known.codebook_size
+    depth = known.depth
     codes = tuple(f"embed_tokens.{k}.weight" for k in range(known.num_tables))
     depth_codes = tuple(f"{DEPTH}embed_tokens.{k}.weight" for k in range(known.num_codebooks - 1))
     folded: dict[str, tuple[int, ...]] = dict.fromkeys(codes, (size + 1, width))
@@ -147,10 +153,13 @@ def depth_plan(depth: DepthSpec, tensors: Mapping[str, Tensor]) -> tuple[Plan, d
     """Return the plan of the depth transformer's layers, and the shapes of the tensors merged into others."""
     parts: Plan = {}
     folded: dict[str, tuple[int, ...]] = {}
-    steps, hidden, inner = depth.num_sets, depth.hidden, depth.intermediate
+    steps = depth.num_sets
+    hidden = depth.hidden
+    inner = depth.intermediate
     square = (steps, hidden, hidden)
     for layer in range(depth.num_layers):
-        stored, own = f"{DEPTH}layers.{layer}", f"depth.layers.{layer}"
+        stored = f"{DEPTH}layers.{layer}"
+        own = f"depth.layers.{layer}"
         queries, keys, values = (f"{stored}.self_attn.{letter}_proj.linear.weight" for letter in "qkv")
         folded |= dict.fromkeys((keys, values), square)
 

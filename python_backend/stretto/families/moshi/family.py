@@ -23,7 +23,8 @@ from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
 NAME = "moshi"
 FRAME_RATE = 12.5
-MAX_AUDIO_S, MAX_DELAY = 300.0, 16
+MAX_AUDIO_S = 300.0
+MAX_DELAY = 16
 DEPTH = DepthSpec(
     hidden=1024,
     intermediate=2816,

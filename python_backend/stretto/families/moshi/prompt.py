@@ -28,7 +28,8 @@ class MoshiTemplate:
     """
 
     def __init__(self, known: MoshiVocabulary, codec: MimiCodec):
-        self.known, self.encoder = known, MimiEncoder(codec)
+        self.known = known
+        self.encoder = MimiEncoder(codec)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows before the reply, with the codes of the last piece as the track."""
@@ -49,7 +50,8 @@ class MoshiTemplate:
 
 def codes_in(piece: Piece, known: FrameVocabulary) -> np.ndarray:
     """Return a piece's codes [K, n]; raise InvalidRequest if they do not fit the model."""
-    codes, size = piece.codes, (known.num_codebooks, known.codebook_size)
+    codes = piece.codes
+    size = (known.num_codebooks, known.codebook_size)
     assert codes is not None, "a recording has samples or codes"
     if codes.shape[0] != size[0] or codes.size == 0 or not 0 <= codes.min() <= codes.max() < size[1]:
         raise InvalidRequest(piece.path, f"codes [{size[0]}, n] in [0, {size[1]})", list(codes.shape))

@@ -47,7 +47,8 @@ class PieceReader:
 
 def open_text_codec(family: Family, checkpoint: Path) -> TextCodec:
     """Return the text codec that uses the checkpoint's tokenizer, which is of either kind."""
-    text, tokens = family.layout.audio[0], plain_tokenizer(checkpoint).tokens
+    text = family.layout.audio[0]
+    tokens = plain_tokenizer(checkpoint).tokens
     if len(tokens) != len(text):
         raise CheckpointError(f"{checkpoint}: expected {len(text)} tokens, got {len(tokens)}")
 

@@ -16,7 +16,8 @@ VOICES = "voices.tgz"  # only in releases of a family that extends this one
 
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
-    config, kind = listing.json(CONFIG), listing.json(CONFIG).get("model_type")
+    config = listing.json(CONFIG)
+    kind = listing.json(CONFIG).get("model_type")
     if VOICES in listing.names:
         return []
     if kind == "moshi" and "dim" not in config:
@@ -26,7 +27,8 @@ def recognise(listing: Listing) -> list[Match]:
         return [Match("moshi", refusal=f"expected unquantized weights, got {quantized[0]}")]
     if CONFIG not in listing.names:
         return [match_of_named_files("moshi", listing, FIRST)] if {*FIRST.values()} <= listing.names else []
-    num_codes, num_steps = config.get("n_q"), config.get("dep_q")
+    num_codes = config.get("n_q")
+    num_steps = config.get("dep_q")
     is_duplex = isinstance(num_steps, int) and num_steps > 0 and num_codes == 2 * num_steps
     if not is_duplex or kind not in ("moshi", None) or "dim" not in config:
         return []

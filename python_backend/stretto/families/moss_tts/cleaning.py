@@ -7,7 +7,8 @@ signs are no punctuation. Everything in brackets `[]` and braces `{}` stays, as 
 import re
 import unicodedata
 
-STOP, COMMA = "。", "，"
+STOP = "。"
+COMMA = "，"
 INVISIBLE = re.compile("[\u200b\u200c\u200d\ufeff]")
 LINK = re.compile(r"\[([^\[\]]+?)\]\((https?://[^)\s]+)\)")
 # At the start of a line: heading, quotation, item, numbered item. Each may occur once, in this order.
@@ -16,7 +17,8 @@ LINE_MARKS = tuple(map(re.compile, (r"#{1,6}\s+", r">\s+", r"[-*+]\s+", r"\d+[.)
 WORD = "A-Za-z0-9"
 SIGN = "._/+:-"  # signs within names of files and versions
 # A private-use character stands for each name that is set aside: `_visible` removes those of the text itself.
-FIRST_PLACE, LAST_PLACE = "\U000f0000", "\U0010ffff"
+FIRST_PLACE = "\U000f0000"
+LAST_PLACE = "\U0010ffff"
 PLACES = f"{FIRST_PLACE}-{LAST_PLACE}"
 LETTER = f"[A-Za-z{PLACES}]"
 LONGEST_START = 64  # characters of a name before the one that makes it one: a letter, or the `@` of an address
@@ -61,7 +63,8 @@ BEGIN = r"(^|[。！？!?；;]\s*)"  # start of a sentence
 BRACKETED = re.compile(rf"{BEGIN}[【〖『「]([^】〗』」]+)[】〗』」]\s*")
 TITLE_END = rf"》(?=\s*(?:[{PLACES}]|[—–―-]{{2,}}|$|[。！？!?；;，,]))"
 TITLE = re.compile(rf"{BEGIN}《([^》]+){TITLE_END}")
-BRACKET_ENDS, TITLE_ENDS = re.compile("[】〗』」]"), re.compile(TITLE_END)
+BRACKET_ENDS = re.compile("[】〗』」]")
+TITLE_ENDS = re.compile(TITLE_END)
 # Characters that stand for brackets that nothing closes. `_visible` removes them from the text itself.
 HIDDEN = {ord(opening): chr(0xE000 + at) for at, opening in enumerate("【〖『「《")}
 SHOWN = {ord(hidden): chr(opening) for opening, hidden in HIDDEN.items()}
@@ -106,7 +109,8 @@ def cleaned(text: str) -> str:
 
 def _without_open_ones(text: str, ends: re.Pattern[str]) -> str:
     """Return `text` with brackets hidden if none of `ends` closes them, as a search from each would take long."""
-    parts, start = list[str](), 0
+    parts = list[str]()
+    start = 0
     for found in ends.finditer(text):
         other = text.rfind(found.group(), start, found.start()) + 1  # another closing bracket that is no end
         other = max(other, start)

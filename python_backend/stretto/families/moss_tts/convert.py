@@ -31,7 +31,8 @@ from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read
 from stretto.weights.loading import Part, Plan, shapes_of
 
 BACKBONE = "language_model."
-EMBEDDINGS, TEXT_HEAD = f"{BACKBONE}embed_tokens.weight", "lm_heads.0.weight"
+EMBEDDINGS = f"{BACKBONE}embed_tokens.weight"
+TEXT_HEAD = "lm_heads.0.weight"
 MARKS = {TEXT_HEAD: "MOSS-TTS"}
 # Ids of the vocabulary by their keys in config.json, and the values of a release that does not state them.
 IDS = {
@@ -44,8 +45,11 @@ IDS = {
     "slot": ("audio_assistant_gen_slot_token_id", 151656),
     "delay": ("audio_assistant_delay_slot_token_id", 151662),
 }
-MAX_CODEBOOKS, MAX_CODES = 64, 1 << 16
-MAX_THETA, MAX_EPS = 1e9, 1.0  # the published ones are 1e6 and 1e-6
+MAX_CODEBOOKS = 64
+MAX_CODES = 1 << 16
+# the published ones are 1e6 and 1e-6
+MAX_THETA = 1e9
+MAX_EPS = 1.0
 
 
 def trained_dtype(config: Mapping[str, Any]) -> str | None:
@@ -106,7 +110,8 @@ def qwen3_backbone(numbers: Mapping[str, Any]) -> Any:
     if backbone.attention_bias or backbone.hidden_act != "silu" or backbone.use_sliding_window:
         raise CheckpointError("config.json: language_config: expected layers of Qwen3 without biases and windows")
     rope = backbone.rope_parameters or {}
-    theta, kind = rope.get("rope_theta"), rope.get("rope_type", "default")
+    theta = rope.get("rope_theta")
+    kind = rope.get("rope_type", "default")
     is_number = isinstance(theta, int | float) and not isinstance(theta, bool) and 0 < theta <= MAX_THETA
     if kind != "default" or not is_number:
         expected = f"rope_type default and rope_theta in (0, {MAX_THETA:g}]"
@@ -116,7 +121,8 @@ def qwen3_backbone(numbers: Mapping[str, Any]) -> Any:
 
 def folded_shapes(width: int, known: MossVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the tables of all codebooks and of all heads."""
-    table, numbers = (known.codebook_size + 1, width), range(known.num_codebooks)
+    table = (known.codebook_size + 1, width)
+    numbers = range(known.num_codebooks)
     shapes: dict[str, tuple[int, ...]] = {TEXT_HEAD: (known.num_text_ids, width)}
     shapes |= {f"emb_ext.{number}.weight": table for number in numbers}
     return shapes | {f"lm_heads.{number + 1}.weight": table for number in numbers}

@@ -126,7 +126,8 @@ SAMPLING = SamplingConfig(
 
 def moss_tts(vocabulary: MossVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    layout, end = vocabulary.layout, vocabulary.audio_end
+    layout = vocabulary.layout
+    end = vocabulary.audio_end
     return Family(
         name="moss_tts",
         layout=layout,

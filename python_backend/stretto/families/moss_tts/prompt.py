@@ -33,7 +33,9 @@ from stretto.families.text import TextTokenizer, check_no_markers, check_text
 from stretto.streams.layout import delay_codes
 
 FIELDS = ("Reference(s)", "Instruction", "Tokens", "Quality", "Sound Event", "Ambient Sound", "Language", "Text")
-LEVEL_DB, MAX_GAIN_DB = -20.0, 3.0  # of a recording, in dB relative to full scale
+# of a recording, in dB relative to full scale
+LEVEL_DB = -20.0
+MAX_GAIN_DB = 3.0
 EPS = 1e-9
 # Fields of the vocabulary with ids that a client's text may not have.
 MARKERS = ("pad", "turn_start", "turn_end", "audio_start", "audio_end", "recorded", "slot", "delay")
@@ -63,7 +65,9 @@ def recorded_codes(piece: Piece, family: Family, encoder: CachedEncoder) -> np.n
         if codes.shape[1] == 0:
             raise InvalidRequest(piece.path, "audio of at least one frame (0.08 s)", f"{len(piece.pcm)} samples")
         return codes
-    codes, size, num_codebooks = piece.codes, family.layout.codebook_size, family.num_codebooks
+    codes = piece.codes
+    size = family.layout.codebook_size
+    num_codebooks = family.num_codebooks
     max_frames = int(family.max_audio_s * family.frame_rate)
     if len(codes) != num_codebooks or codes.shape[1] > max_frames or codes.max() >= size:
         expected = f"{num_codebooks} lists of at most {max_frames} codes in [0, {size})"
@@ -75,7 +79,9 @@ class MossTemplate:
     """MOSS-TTS prompt template."""
 
     def __init__(self, family: Family, known: MossVocabulary, tokenizer: TextTokenizer, codec: Codec):
-        self._family, self._known, self._tokenizer = family, known, tokenizer
+        self._family = family
+        self._known = known
+        self._tokenizer = tokenizer
         self._encoder = CachedEncoder(lambda pcm: codec.encode(levelled(pcm)))
         markers = {getattr(known, name) for name in MARKERS}
         self._markers = {token_id: name for token_id, name in tokenizer.tokens.items() if token_id in markers}
@@ -84,18 +90,21 @@ class MossTemplate:
         """Return the rows of the user turn, and those of the assistant turn up to its first frame."""
         *voices, text = pieces
         check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
-        known, values = self._known, dict.fromkeys(FIELDS, "None")
+        known = self._known
+        values = dict.fromkeys(FIELDS, "None")
         values |= {"Instruction": manner.instruct.strip() or "None", "Text": self._text(text)}
         for path, name in (("options.instruct", "Instruction"), (text.path, "Text")):
             check_no_markers(self._tokenizer.encode(values[name]), self._markers, path)
         values["Language"] = "None" if manner.language is None else LANGUAGES[manner.language]
         values["Reference(s)"] = "[S1]:\n" if voices else "None"
         written = "".join(f"- {name}:\n{value}\n" for name, value in values.items())
-        before, after = f"user\n<user_inst>\n{written}</user_inst>", ""
+        before = f"user\n<user_inst>\n{written}</user_inst>"
+        after = ""
         recorded = np.zeros((0, 1 + known.num_codebooks), np.int32)
         if voices:
             before, _, after = before.partition("[S1]:\n")
-            before, recorded = f"{before}[S1]:\n", self._recorded(voices[0])
+            before = f"{before}[S1]:\n"
+            recorded = self._recorded(voices[0])
         parts = [
             self._rows(known.turn_start, *self._tokenizer.encode(before)),
             recorded,
@@ -135,7 +144,8 @@ class MossTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known, tokenizer = MossVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), TextTokenizer.at(checkpoint)
+    known = MossVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = TextTokenizer.at(checkpoint)
     if len(tokenizer.tokens) > known.num_text_ids:
         raise CheckpointError(
             f"{checkpoint}: expected at most {known.num_text_ids} tokens, got {len(tokenizer.tokens)}"

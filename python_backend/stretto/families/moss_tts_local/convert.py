@@ -27,12 +27,11 @@ from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
-BACKBONE, LOCAL = "transformer.", "local_transformer."
-EMBEDDINGS, TEXT_HEAD, BINARY_HEAD = (
-    f"{BACKBONE}embed_tokens.weight",
-    "text_lm_head.weight",
-    "local_text_lm_head.weight",
-)
+BACKBONE = "transformer."
+LOCAL = "local_transformer."
+EMBEDDINGS = f"{BACKBONE}embed_tokens.weight"
+TEXT_HEAD = "text_lm_head.weight"
+BINARY_HEAD = "local_text_lm_head.weight"
 MARKS = {f"{LOCAL}h.0.attn.c_attn.weight": "MOSS-TTS-Local"}
 # Ids of the vocabulary by their keys in config.json, and the values of a release that does not state them.
 IDS = {
@@ -44,7 +43,9 @@ IDS = {
     "recorded": ("audio_user_slot_token_id", 151654),
     "slot": ("audio_assistant_slot_token_id", 151656),
 }
-BINARY, WHOLE = "binary", "full_vocab"  # values of `local_text_head_mode`
+# values of `local_text_head_mode`
+BINARY = "binary"
+WHOLE = "full_vocab"
 ACTIVATIONS = ("silu", "gelu")
 
 
@@ -63,7 +64,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     backbone, known = read_config(contents.config)
     contents.tokenizer.ids_of((), known.num_text_ids)
-    is_binary, found = has_binary_head(contents.config), contents.tensors
+    is_binary = has_binary_head(contents.config)
+    found = contents.tensors
     shapes = published_shapes(backbone, known, is_binary)
     copies = {name: shape for name, shape in copied_shapes(backbone, known).items() if name in found}
     check(unchanged(shapes | copies), found, ())
@@ -141,10 +143,12 @@ def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) 
     def size(name: str, usual: int, most: int = MAX_SIZE) -> int:
         return integer(local, name, most, usual=usual, place=place)
 
-    hidden, heads = size("n_embd", 768), size("n_head", 12)
+    hidden = size("n_embd", 768)
+    heads = size("n_head", 12)
     inner = 4 * hidden if local.get("n_inner") is None else size("n_inner", 4 * hidden)
     num_layers = integer(record, "local_transformer_layers", MAX_LAYERS, usual=size("n_layer", 12, MAX_LAYERS))
-    theta, eps = local.get("rope_base", 1e4), local.get("layer_norm_epsilon", 1e-5)
+    theta = local.get("rope_base", 1e4)
+    eps = local.get("layer_norm_epsilon", 1e-5)
     for name, value, most in (("rope_base", theta, MAX_THETA), ("layer_norm_epsilon", eps, MAX_EPS)):
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
             raise CheckpointError(f"config.json: {place}{name}: expected a number in (0, {most:g}], got {shown(value)}")
@@ -177,7 +181,8 @@ def depth_spec(record: Mapping[str, Any], local: Mapping[str, Any], width: int) 
 
 def published_shapes(backbone: Any, known: LocalVocabulary, is_binary: bool) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor that a release must have, by name."""
-    width, depth = backbone.hidden_size, known.depth
+    width = backbone.hidden_size
+    depth = known.depth
     shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: (known.num_text_ids, width)}
     shapes |= {
         f"{BACKBONE}{name.removeprefix('model.')}": shape
@@ -199,7 +204,8 @@ def published_shapes(backbone: Any, known: LocalVocabulary, is_binary: bool) -> 
 
 def copied_shapes(backbone: Any, known: LocalVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the heads that are copies of tables, and that a release may leave out."""
-    table, numbers = (known.codebook_size, backbone.hidden_size), range(known.num_codebooks)
+    table = (known.codebook_size, backbone.hidden_size)
+    numbers = range(known.num_codebooks)
     shapes = {f"audio_lm_heads.{number}.weight": table for number in numbers}
     return shapes | {TEXT_HEAD: (known.num_text_ids, backbone.hidden_size)}
 
@@ -225,7 +231,8 @@ def plan(known: LocalVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors:
         shapes: Shapes of the required tensors by name.
         tensors: Published tensors by name.
     """
-    depth, read = known.depth, merged_reader(tensors, shapes)
+    depth = known.depth
+    read = merged_reader(tensors, shapes)
     tables = [f"audio_embeddings.{number}.weight" for number in range(known.num_codebooks)]
 
     def rows_of_all_ids(text: Tensor) -> Tensor:
@@ -268,7 +275,9 @@ def depth_part(name: str, shape: tuple[int, ...], num_heads: int) -> Part:
     words = name.removeprefix(LOCAL).split(".")
     if words[0] == "ln_f":
         return Part(f"depth.norm.{words[1]}", shape)
-    layer, part, kind = f"depth.layers.{words[1]}", words[-2], words[-1]
+    layer = f"depth.layers.{words[1]}"
+    part = words[-2]
+    kind = words[-1]
     if part != "c_attn":
         return Part(f"{layer}.{'o_proj' if part == 'c_proj' else part}.{kind}", shape)
 

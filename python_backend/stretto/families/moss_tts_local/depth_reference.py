@@ -12,7 +12,9 @@ from stretto.families.moss_tts_local.family import Gpt2Spec
 
 def random_weights(spec: Gpt2Spec, random: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the norms and layers of a depth transformer with GPT-2's layers and without a projection."""
-    wide, keys, inner = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.intermediate
+    wide = spec.num_heads * spec.head_dim
+    keys = spec.num_kv_heads * spec.head_dim
+    inner = spec.intermediate
     shapes = {"q_proj": (wide, spec.hidden), "k_proj": (keys, spec.hidden), "v_proj": (keys, spec.hidden)}
     shapes |= {"o_proj": (spec.hidden, wide), "fc_in": (inner, spec.hidden), "fc_out": (spec.hidden, inner)}
     weights = {
@@ -36,7 +38,8 @@ class Gpt2Reference:
     """
 
     def __init__(self, spec: Gpt2Spec, family: Family, weights: dict[str, torch.Tensor]):
-        self.spec, self.layout = spec, family.layout
+        self.spec = spec
+        self.layout = family.layout
         self.ends = [family.end_of_audio]
         self.mine = {
             name.removeprefix("depth."): weights.pop(name) for name in list(weights) if name.startswith("depth.")
@@ -56,7 +59,8 @@ class Gpt2Reference:
         half = self.spec.head_dim // 2
         speeds = self.spec.rope["rope_theta"] ** (-torch.arange(half) / half)
         angles = torch.arange(len(x))[:, None, None] * speeds
-        first, second = x[..., :half], x[..., half:]
+        first = x[..., :half]
+        second = x[..., half:]
         parts = first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()
         return torch.cat(parts, -1)
 
@@ -84,7 +88,8 @@ class Gpt2Reference:
             x = x + self.attend(self.norm(x, f"{layer}.ln_1"), layer)
             opened = self.product(self.norm(x, f"{layer}.ln_2"), f"{layer}.fc_in")
             x = x + self.product(activate(opened), f"{layer}.fc_out")
-        state, own = self.norm(x, "norm")[-1], [*self.layout.audio[len(ids)]]
+        state = self.norm(x, "norm")[-1]
+        own = [*self.layout.audio[len(ids)]]
         head = self.mine["heads"][len(ids) - 1] if ids else self.mine["first_head"]
         spread = torch.full((self.layout.vocab_size,), -math.inf)
         spread[own if ids else [*own, *self.ends]] = head @ state

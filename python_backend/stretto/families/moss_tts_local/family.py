@@ -82,7 +82,8 @@ class LocalVocabulary(Vocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        first, size = self.num_text_ids, self.codebook_size
+        first = self.num_text_ids
+        size = self.codebook_size
         starts = range(first, first + self.num_codebooks * size, size)
         return StreamLayout(
             vocab_size=first + self.num_codebooks * size,
@@ -103,7 +104,8 @@ SAMPLING = SamplingConfig(
 
 def moss_tts_local(vocabulary: LocalVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    layout, end = vocabulary.layout, vocabulary.audio_end
+    layout = vocabulary.layout
+    end = vocabulary.audio_end
     return Family(
         name="moss_tts_local",
         layout=layout,

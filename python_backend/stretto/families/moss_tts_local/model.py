@@ -43,7 +43,8 @@ class Gpt2Depth(DepthWeights):
 
     def prepare(self, max_rows: int) -> None:
         """Allocate the buffer for keys and values of batches of up to `max_rows` rows."""
-        spec, like = self.spec, self.embed
+        spec = self.spec
+        like = self.embed
         self._kv = like.new_zeros(spec.num_layers, 2, max_rows, spec.num_kv_heads, self.num_positions, spec.head_dim)
         self._positions = torch.arange(self.num_positions, device=like.device)[:, None].repeat(1, max_rows)
         self._started = like.new_zeros(0)
@@ -86,7 +87,8 @@ class Gpt2Depth(DepthWeights):
 class _Layer(nn.Module):
     def __init__(self, spec: Gpt2Spec, quant_config: QuantizationConfig | None, prefix: str):
         super().__init__()
-        self.spec, self._activate = spec, ACTIVATIONS[spec.gpt2_activation]
+        self.spec = spec
+        self._activate = ACTIVATIONS[spec.gpt2_activation]
         self._widths = [spec.num_heads * spec.head_dim, *[spec.num_kv_heads * spec.head_dim] * 2]
         heads = spec.head_dim, spec.num_heads, spec.num_kv_heads
         shared: dict[str, Any] = {"bias": True, "quant_config": quant_config, "return_bias": False}
@@ -104,7 +106,8 @@ class _Layer(nn.Module):
         query, key = rotary(positions, query.contiguous(), key.contiguous())
         query, key, value = (each.reshape(len(x), -1, self.spec.head_dim) for each in (query, key, value))
         keys, values = kv[:, : len(x)]
-        keys[:, :, place], values[:, :, place] = key, value
+        keys[:, :, place] = key
+        values[:, :, place] = value
         seen = keys[:, :, : place + 1], values[:, :, : place + 1]
         out = F.scaled_dot_product_attention(query[:, :, None], *seen, enable_gqa=True)
         x = x + self.o_proj(out.reshape(len(x), -1))

@@ -39,7 +39,9 @@ class LocalTemplate:
     """MOSS-TTS-Local prompt template."""
 
     def __init__(self, family: Family, known: LocalVocabulary, tokenizer: TextTokenizer, codec: Codec):
-        self._family, self._known, self._tokenizer = family, known, tokenizer
+        self._family = family
+        self._known = known
+        self._tokenizer = tokenizer
         self._encoder = CachedEncoder(lambda pcm: codec.encode(levelled(pcm)))
         markers = {getattr(known, name) for name in MARKERS}
         self._markers = {token_id: name for token_id, name in tokenizer.tokens.items() if token_id in markers}
@@ -48,7 +50,8 @@ class LocalTemplate:
         """Return the rows of the user turn, and those of the assistant turn up to its first frame."""
         *voices, piece = pieces
         assert piece.text is not None, piece.path
-        known, encode = self._known, self._tokenizer.encode
+        known = self._known
+        encode = self._tokenizer.encode
         check_text(manner.instruct, "options.instruct", self._family.max_text_chars)
         check_text(piece.text, piece.path, self._family.max_text_chars)
         words = encode(piece.text)
@@ -71,7 +74,8 @@ class LocalTemplate:
 
     def _recorded(self, piece: Piece) -> np.ndarray:
         """Return the rows of a recording, from the start of audio to its end."""
-        known, codes = self._known, recorded_codes(piece, self._family, self._encoder)
+        known = self._known
+        codes = recorded_codes(piece, self._family, self._encoder)
         rows = self._rows(known.audio_start, *[known.recorded] * codes.shape[1], known.audio_end)
         rows[1:-1, 1:] = codes.T + np.array([ids.start for ids in self._family.layout.audio[1:]])
         return rows
@@ -85,6 +89,7 @@ class LocalTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known, tokenizer = LocalVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), TextTokenizer.at(checkpoint)
+    known = LocalVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_text_ids, checkpoint)
     return LocalTemplate(family, known, tokenizer, codec)

@@ -35,10 +35,12 @@ from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS
 from stretto.weights.loading import Part, Plan, check, shapes_of
 
-BACKBONE, LOCAL = "language_model.", "local_transformer."
+BACKBONE = "language_model."
+LOCAL = "local_transformer."
 EMBEDDINGS = "embed_tokens.0.weight"
 UNUSED = f"{BACKBONE}embed_tokens.weight"
-CODES, HEAD = f"{LOCAL}model.embed_tokens.0.weight", f"{LOCAL}local_lm_heads.0.weight"
+CODES = f"{LOCAL}model.embed_tokens.0.weight"
+HEAD = f"{LOCAL}local_lm_heads.0.weight"
 MARKS = {HEAD: "MOSS-TTS-Realtime"}
 # Values of the depth transformer that the authors' class has if config.json does not state them.
 LOCAL_NUMBERS = {
@@ -49,7 +51,8 @@ LOCAL_NUMBERS = {
     "num_key_value_heads": 8,
     "head_dim": 128,
 }
-MAX_SIZE, MAX_LAYERS = 1 << 16, 1 << 8
+MAX_SIZE = 1 << 16
+MAX_LAYERS = 1 << 8
 # Names of tokens, and the keys of config.json that have their ids, if there are any.
 TOKENS = {
     "turn_start": ("<|im_start|>", None, 0),
@@ -90,7 +93,8 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[Any, M
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
     check_value("model_type", record.get("model_type"), MODEL_TYPE)
-    language, local = section(record, "language_config"), section(record, "local_config")
+    language = section(record, "language_config")
+    local = section(record, "local_config")
     backbone = qwen3_backbone(language)
     num_codebooks = integer(record, "rvq", MAX_CODEBOOKS, usual=16)
     size = integer(record, "audio_pad_token", MAX_CODES, usual=1024)
@@ -134,7 +138,8 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
     rope = local.get("rope_parameters") or {}
     if not isinstance(rope, Mapping):
         raise CheckpointError(f"config.json: {place}rope_parameters: expected an object, got {shown(rope)}")
-    theta, eps = rope.get("rope_theta", local.get("rope_theta", 1e6)), local.get("rms_norm_eps", 1e-6)
+    theta = rope.get("rope_theta", local.get("rope_theta", 1e6))
+    eps = local.get("rms_norm_eps", 1e-6)
     for name, value, most in (("rope_theta", theta, MAX_THETA), ("rms_norm_eps", eps, MAX_EPS)):
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
             raise CheckpointError(f"config.json: {place}{name}: expected a number in (0, {most:g}], got {shown(value)}")
@@ -170,7 +175,9 @@ def depth_spec(local: Mapping[str, Any], width: int) -> DepthSpec:
 
 def published_shapes(backbone: Any, known: MossRealtimeVocabulary) -> dict[str, tuple[int, ...]]:
     """Return the shape of each published tensor that is needed, by name."""
-    width, depth, numbers = backbone.hidden_size, known.depth, range(known.num_codebooks)
+    width = backbone.hidden_size
+    depth = known.depth
+    numbers = range(known.num_codebooks)
     shapes: dict[str, tuple[int, ...]] = {EMBEDDINGS: (known.num_text_ids, width)}
     shapes |= {f"embed_tokens.{number + 1}.weight": (known.num_code_ids, width) for number in numbers}
     own = shapes_of(Qwen3ForCausalLM, backbone)
@@ -206,7 +213,9 @@ def plan(known: MossRealtimeVocabulary, shapes: Mapping[str, tuple[int, ...]], t
         shapes: Shapes of the published tensors by name.
         tensors: Published tensors by name.
     """
-    size, others, read = known.codebook_size, range(1, known.num_codebooks), merged_reader(tensors, shapes)
+    size = known.codebook_size
+    others = range(1, known.num_codebooks)
+    read = merged_reader(tensors, shapes)
     second = f"{LOCAL}local_lm_heads.1.weight"
 
     def rows_of_all_ids(text: Tensor) -> Tensor:

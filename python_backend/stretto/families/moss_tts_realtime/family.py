@@ -117,7 +117,8 @@ SAMPLING = SamplingConfig(
 
 def moss_tts_realtime(vocabulary: MossRealtimeVocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
-    layout, end = vocabulary.layout, vocabulary.pads[0] + 2
+    layout = vocabulary.layout
+    end = vocabulary.pads[0] + 2
     return Family(
         name="moss_tts_realtime",
         layout=layout,

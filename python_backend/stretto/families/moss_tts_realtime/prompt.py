@@ -37,8 +37,11 @@ class MossRealtimeTemplate:
     """MOSS-TTS-Realtime prompt template."""
 
     def __init__(self, family: Family, known: MossRealtimeVocabulary, tokenizer: TextTokenizer, codec: Codec):
-        self._family, self._known, self._tokenizer = family, known, tokenizer
-        self._subwords, self._encoder = Subwords(tokenizer, family), CachedEncoder(codec.encode)
+        self._family = family
+        self._known = known
+        self._tokenizer = tokenizer
+        self._subwords = Subwords(tokenizer, family)
+        self._encoder = CachedEncoder(codec.encode)
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for the text of the last piece, in the voice of an earlier one.
@@ -62,7 +65,8 @@ class MossRealtimeTemplate:
 
     def _voice(self, piece: Piece) -> np.ndarray:
         """Return the turn with a recording of the voice."""
-        known, codes = self._known, recorded_codes(piece, self._family, self._encoder)
+        known = self._known
+        codes = recorded_codes(piece, self._family, self._encoder)
         recorded = self._rows(*[known.recorded] * codes.shape[1])
         recorded[:, : known.num_codebooks] = codes.T + np.array([ids.start for ids in self._family.layout.audio])
         return np.concatenate([self._opened(f"context\n{VOICE}"), recorded, self._end()])
@@ -85,9 +89,7 @@ class MossRealtimeTemplate:
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known, tokenizer = (
-        MossRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY]),
-        TextTokenizer.at(checkpoint),
-    )
+    known = MossRealtimeVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_text_ids, checkpoint)
     return MossRealtimeTemplate(family, known, tokenizer, codec)

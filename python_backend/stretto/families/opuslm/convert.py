@@ -37,9 +37,11 @@ from stretto.weights.loading import (
     write_json,
 )
 
-CHECKPOINTS, CLUSTERS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth"), "km_opus_lm.mdl"
+CHECKPOINTS = ("xeus_checkpoint_new.pth", "xeus_checkpoint_old.pth")
+CLUSTERS = "km_opus_lm.mdl"
 SSL_DROPPED = ("losses.", "util_modules.", "masker.", "global_step")  # tensors that are needed only for training
-OLD_POSITIONS, POSITIONS = "encoder.embed.0.conv.", "encoder.embed.0.convs.0."
+OLD_POSITIONS = "encoder.embed.0.conv."
+POSITIONS = "encoder.embed.0.convs.0."
 CONVOLUTIONS = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 # Values that this package's XEUS supports, by ESPnet argument: (ESPnet's default, allowed values).
 FRONT_END: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -65,7 +67,8 @@ ENCODER: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def read_config(path: Path) -> XeusConfig:
     """Read the XEUS hyperparameters from `config.yaml`; raise CheckpointError if they belong to another model."""
     record = yaml_mapping(path)
-    front_end, encoder = _part(record, "frontend_conf"), _part(record, "encoder_conf")
+    front_end = _part(record, "frontend_conf")
+    encoder = _part(record, "encoder_conf")
     expected = {"frontend": "wav2vec_cnn", "preencoder": "linear", "encoder": "e_branchformer", "normalize": None}
     for name, value in expected.items():
         if record.get(name) != value:
@@ -203,7 +206,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written for the base or the dialogue model."""
     if release.keeps_codec:
         raise CheckpointError("--codec: required, because OpusLM's file contains no copy of its codec")
-    config, name = contents.config, release.family_name
+    config = contents.config
+    name = release.family_name
     known = vocabulary(config, contents.tokenizer, is_dialogue=name == "opuslm_dialogue")
     record = config_of(contents.backbone, known.vocab_size, contents.dtype)
     # Length of the training sequences, which differs from the original backbone's.
@@ -226,7 +230,8 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
     The base and dialogue models differ only in their training: the dialogue model is trained on preferences.
     """
     kind = "zero" if not embeddings[0].any() else "not zero, and a row of text contains it eight times"
-    notes, model = [f"the pad's embedding is {kind}"], config.get("model")
+    notes = [f"the pad's embedding is {kind}"]
+    model = config.get("model")
     if (model == "dpo") != (family == "opuslm-dialogue"):
         notes.append(f"config.yaml has `model: {model}`, unlike the release of {family}; is this another family?")
     return notes
@@ -290,7 +295,8 @@ def check_tokens(names: Sequence[str], tokenizer: Tokenizer, expected: Any) -> N
     shared = {token_id: token for token_id, token in tokenizer.tokens.items() if token in known}
     odd = [token_id for token_id, token in shared.items() if names[token_id] != token]
     if len(odd) > len(shared) / 100:
-        here, there = tokenizer.tokens[odd[0]], names[odd[0]]
+        here = tokenizer.tokens[odd[0]]
+        there = names[odd[0]]
         raise CheckpointError(
             f"{tokenizer.folder}: expected the tokenizer {expected}; {len(odd)} of {len(shared)} tokens have other ids "
             f"in token_list, which has {there!r} where the tokenizer has {here!r}"

@@ -22,8 +22,11 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import SAMPLED_TAIL, SampledTail, Segment, StreamLayout
 
 NUM_STREAMS = 9
-PAD, SOS_EOS = 0, 5
-SYSTEM_PROMPT, USER_INPUT, ASSISTANT_OUTPUT = 8, 9, 10
+PAD = 0
+SOS_EOS = 5
+SYSTEM_PROMPT = 8
+USER_INPUT = 9
+ASSISTANT_OUTPUT = 10
 NEVER_READ = 255  # unused special token that marks the end of a reply for the engine
 MODALITIES = {"codec": 32, "ssl": 33, "codec_ssl": 34, "text_bpe": 35, "g2p": 36, "spk": 37}
 TASKS = {

@@ -31,8 +31,10 @@ class ShardedNorm(nn.Module):
 
     def __init__(self, size: int, eps: float):
         super().__init__()
-        self._size, self._eps = size, eps
-        self._ranks, self._rank = get_tensor_model_parallel_world_size(), get_tensor_model_parallel_rank()
+        self._size = size
+        self._eps = eps
+        self._ranks = get_tensor_model_parallel_world_size()
+        self._rank = get_tensor_model_parallel_rank()
         self.weight = nn.Parameter(torch.ones(size // self._ranks))
         self.weight.weight_loader = self._load  # type: ignore[attr-defined]
 
@@ -136,7 +138,8 @@ class Olmo2ForCausalLM(Qwen3ForCausalLM):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         nn.Module.__init__(self)
         self.config = config = vllm_config.model_config.hf_config
-        self.vllm_config, self.quant_config = vllm_config, vllm_config.quant_config
+        self.vllm_config = vllm_config
+        self.quant_config = vllm_config.quant_config
         self.register_module("model", Olmo2Model(vllm_config=vllm_config, prefix=f"{prefix}model"))
         self.lm_head = ParallelLMHead(
             config.vocab_size, config.hidden_size, quant_config=self.quant_config, prefix=f"{prefix}lm_head"

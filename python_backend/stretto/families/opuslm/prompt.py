@@ -36,7 +36,8 @@ class InputCodes(CachedEncoder):
 
     def __init__(self, codec: Codec, ssl: XeusTokenizer):
         def both(pcm: np.ndarray) -> np.ndarray:
-            semantic, acoustic = ssl.encode(pcm), codec.encode(pcm)
+            semantic = ssl.encode(pcm)
+            acoustic = codec.encode(pcm)
             num_frames = min(len(semantic), acoustic.shape[1])
             return np.concatenate([semantic[None, :num_frames], acoustic[:, :num_frames]])
 
@@ -47,7 +48,8 @@ class SegmentWriter:
     """Writer of prompt segments for one checkpoint."""
 
     def __init__(self, family: Family, subwords: Subwords, codec: Codec, ssl: XeusTokenizer | None):
-        self.family, self._subwords = family, subwords
+        self.family = family
+        self._subwords = subwords
         self._encoder = None if ssl is None else InputCodes(codec, ssl)
 
     def ids(self, *ids: int) -> np.ndarray:
@@ -143,7 +145,8 @@ TASK_TOKENS = {
     "text_lm": ("textlm",),
     "audio_lm": ("codec_ssl_audiolm", "audiolm"),
 }
-PLAIN_TTS, VOICE_TTS = ("codec_ssl_plain_tts", "plain_tts"), ("codec_ssl_tts", "tts")
+PLAIN_TTS = ("codec_ssl_plain_tts", "plain_tts")
+VOICE_TTS = ("codec_ssl_tts", "tts")
 
 
 class OpusTemplate:
@@ -154,7 +157,8 @@ class OpusTemplate:
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for a task; for `tts`, audio in a system turn defines the voice."""
-        segments, last = self._segments, pieces[-1]
+        segments = self._segments
+        last = pieces[-1]
         names: tuple[str, ...]
         if task.name == "tts":
             voices = [segments.voice(piece) for piece in pieces[:-1]]

@@ -3,7 +3,8 @@
 from stretto.families.recognition import QWEN_TOKENIZER, REPOSITORY, Listing, Match, Needed
 from stretto.untrusted_files import MAX_YAML_BYTES, optional_entry
 
-KEYS, WEIGHTS = {"token_list", "token_bias", "subword_model"}, (".pth",)
+KEYS = {"token_list", "token_bias", "subword_model"}
+WEIGHTS = (".pth",)
 CODEC = Needed("ftshijt/espnet_codec_dac_large_v1.4_360epoch", ("*config.yaml", "*.pth"))
 INPUT = Needed("espnet/xeus", ("*config.yaml", "*.pth", "*.mdl"))
 
@@ -17,17 +18,20 @@ def recognise(listing: Listing) -> list[Match]:
         if not is_ours or record.get("corelm") == "valle":
             continue
         family = "opuslm_dialogue" if record.get("model") == "dpo" else "opuslm"
-        part, tokenizer = folder.rstrip("/"), record["subword_model"]
+        part = folder.rstrip("/")
+        tokenizer = record["subword_model"]
         if len(weights) > 1:
             refusal = f"OpusLM: expected one file *.pth beside {name}, got {', '.join(weights)}"
             found.append(Match(family, part=part, refusal=refusal))
             continue
         words = ["--model", f"{{repo}}/{weights[0]}", "--config", f"{{repo}}/{name}"]
         words += ["--codec", "{companion1}", "--ssl-tokenizer", "{companion2}"]
-        companions, requires = [CODEC, INPUT], ["tokenizer"]
+        companions = [CODEC, INPUT]
+        requires = ["tokenizer"]
         if isinstance(tokenizer, str) and REPOSITORY.fullmatch(tokenizer):
             words += ["--tokenizer", "{companion3}"]
-            companions, requires = [CODEC, INPUT, Needed(tokenizer, QWEN_TOKENIZER)], []
+            companions = [CODEC, INPUT, Needed(tokenizer, QWEN_TOKENIZER)]
+            requires = []
         files = (weights[0], name)
         found.append(Match(family, files, tuple(words), part, tuple(companions), requires=tuple(requires)))
     return found

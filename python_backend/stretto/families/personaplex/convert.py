@@ -20,7 +20,9 @@ from stretto.families.personaplex.family import NAME, PersonaPlexVocabulary
 from stretto.families.personaplex.voices import VOICES, read_voices
 from stretto.untrusted_files import read_json, released_file
 
-IS_BARE, TOKENIZER_KEY, EMBEDDINGS = moshi.IS_BARE, moshi.TOKENIZER_KEY, moshi.EMBEDDINGS
+IS_BARE = moshi.IS_BARE
+TOKENIZER_KEY = moshi.TOKENIZER_KEY
+EMBEDDINGS = moshi.EMBEDDINGS
 AUTHORS_FORMAT = "NVIDIA's format, such as nvidia/personaplex-7b-v1"
 MARKS = {"linears.15.weight": "PersonaPlex"}
 PUBLISHED: dict[str, Any] = {**moshi.FIRST, "dep_q": 16}
@@ -31,7 +33,8 @@ EXPECTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-located, trained_dtype = moshi.located, moshi.trained_dtype
+located = moshi.located
+trained_dtype = moshi.trained_dtype
 
 
 def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:

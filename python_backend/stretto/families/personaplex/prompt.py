@@ -32,7 +32,8 @@ from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.prompting import Piece, PromptRows, Template
 from stretto.families.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, check_text, sentencepiece_at
 
-MIN_VOICE_S, MAX_VOICE_S = 1.0, 30.0
+MIN_VOICE_S = 1.0
+MAX_VOICE_S = 30.0
 LOUDNESS = -24.0  # LUFS; target loudness of voice recordings
 TAG = "<system>"
 
@@ -42,7 +43,9 @@ class PersonaPlexTemplate(MoshiTemplate):
 
     def __init__(self, known: PersonaPlexVocabulary, tokenizer: SentencePieceTokenizer, codec: MimiCodec):
         super().__init__(known, codec)
-        self._voices, self._tokenizer, self._rate = known, tokenizer, codec.spec.sample_rate
+        self._voices = known
+        self._tokenizer = tokenizer
+        self._rate = codec.spec.sample_rate
         self._firsts = np.array([0, *known.first_codes])
         self._recordings = CachedEncoder(self._encode_voice)
 
@@ -56,9 +59,11 @@ class PersonaPlexTemplate(MoshiTemplate):
         """
         recording = next((piece for piece in pieces if piece.text is None), None)
         if recording is not None:
-            vectors, frames = range(0), self._recorded(recording)
+            vectors = range(0)
+            frames = self._recorded(recording)
         elif voice is not None:
-            vectors, frames = self._voices.vectors(voice), self._named(voice)
+            vectors = self._voices.vectors(voice)
+            frames = self._named(voice)
         else:
             expected = "a system turn with audio (this checkpoint has no named voices)"
             raise InvalidRequest("messages", expected, "none")
@@ -122,7 +127,8 @@ class PersonaPlexTemplate(MoshiTemplate):
         Returns:
             Rows, int32 [n, S], and the ids that delayed streams carry in the following rows, [D, S - 1].
         """
-        delays, most = (0, *self.known.delays, *self.known.delays), max(self.known.delays)
+        delays = (0, *self.known.delays, *self.known.delays)
+        most = max(self.known.delays)
         extended = np.concatenate([frames, frames[len(frames) - most :]])  # undelayed streams do not use these rows
         columns = [extended[most - delay : len(extended) - delay, k] for k, delay in enumerate(delays)]
         rows = np.stack(columns, 1).astype(np.int32)

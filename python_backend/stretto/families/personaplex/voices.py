@@ -27,8 +27,12 @@ from stretto.weights.loading import is_plain, read_pickled
 VOICES = "voices.tgz"
 SUFFIX = ".pt"
 NAME = re.compile("[A-Za-z0-9_]{1,64}")
-MAX_VOICES, MAX_MEMBERS, MAX_FRAMES = 64, 1024, 1024
-MAX_FILE_BYTES, MAX_BYTES = 64 << 20, 256 << 20  # unpacked; published files have about 1 MB each
+MAX_VOICES = 64
+MAX_MEMBERS = 1024
+MAX_FRAMES = 1024
+# unpacked; published files have about 1 MB each
+MAX_FILE_BYTES = 64 << 20
+MAX_BYTES = 256 << 20
 RING = 3  # number of rows by which a cache exceeds the largest delay
 UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError, RecursionError)
 
@@ -69,7 +73,8 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, packed: gzip.GzipFile):
         super().__init__()
-        self._packed, self._num_left = packed, MAX_BYTES
+        self._packed = packed
+        self._num_left = MAX_BYTES
 
     def read(self, size: int = -1) -> bytes:
         """Return up to `size` bytes; raise ValueError after MAX_BYTES."""
@@ -116,9 +121,11 @@ def _voice(name: str, content: bytes, place: str, known: MoshiVocabulary, width:
     ):
         expected = "embeddings of floating-point numbers and a cache of int64"
         raise CheckpointError(f"{place}: expected {expected}, got {shown(stored, 200)}")
-    vectors, cache = stored["embeddings"], stored["cache"]
+    vectors = stored["embeddings"]
+    cache = stored["cache"]
     delays = (0, *known.delays, *known.delays)
-    size, num_vectors = (1, len(delays), max(delays) + RING), len(vectors) if vectors.ndim else 0
+    size = (1, len(delays), max(delays) + RING)
+    num_vectors = len(vectors) if vectors.ndim else 0
     if vectors.shape != (num_vectors, 1, 1, width) or not 1 <= num_vectors < MAX_FRAMES:
         expected = f"embeddings [n, 1, 1, {width}] with n in [1, {MAX_FRAMES})"
         raise CheckpointError(f"{place}: expected {expected}, got {list(vectors.shape)}")

@@ -37,9 +37,11 @@ IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
 TRANSFORMERS = "stretto.families.phonon.convert_transformers"
 CONDITIONERS = "flow_lm.condition_provider.conditioners."
-TEXT, SPEAKER = f"{CONDITIONERS}transcript_in_segment.", f"{CONDITIONERS}speaker_wavs.output_proj.weight"
+TEXT = f"{CONDITIONERS}transcript_in_segment."
+SPEAKER = f"{CONDITIONERS}speaker_wavs.output_proj.weight"
 EMBEDDINGS = f"{TEXT}embed.weight"
-NUM_SPEAKERS, DURATION = f"{CONDITIONERS}num_speakers.", f"{CONDITIONERS}duration_delta."
+NUM_SPEAKERS = f"{CONDITIONERS}num_speakers."
+DURATION = f"{CONDITIONERS}duration_delta."
 MARKS = {SPEAKER: "Phonon"}
 # Tensors for training, for guidance, and of encoders.
 DROPPED = (
@@ -53,7 +55,8 @@ DROPPED = (
     "mimi.quantizer.logvar_proj.",
     "speaker_mimi.",
 )
-VOICES, DEFAULT_VOICE = ("voices", "embeddings"), "default-voice.safetensors"
+VOICES = ("voices", "embeddings")
+DEFAULT_VOICE = "default-voice.safetensors"
 TEMPERATURE = 0.3  # of a release that does not state it
 MAX_VOICE_ROWS = 400  # 32 s; with a text and a reply of the maximum length they fit into MAX_MODEL_LEN
 SEANET = (
@@ -114,7 +117,8 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
     """
     if not isinstance(config.get("flow_lm"), Mapping) or not isinstance(config.get("mimi"), Mapping):
         raise CheckpointError("config.json: expected the sections flow_lm and mimi (Gradium's format), got none")
-    lm, mimi = config["flow_lm"], config["mimi"]
+    lm = config["flow_lm"]
+    mimi = config["mimi"]
     width = entry(lm, "d_model")
     for name, got, expected in (
         ("flow_lm.lut_dim", entry(lm, "lut_dim"), width),
@@ -125,7 +129,8 @@ def pocket_config(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> d
         ("prefix_sinks", config.get("prefix_sinks") or {}, {}),
     ):
         check_value(name, got, expected)
-    threshold, temperature = entry(config, "eos_threshold"), config.get("temp", TEMPERATURE)
+    threshold = entry(config, "eos_threshold")
+    temperature = config.get("temp", TEMPERATURE)
     for name, number in (("eos_threshold", threshold), ("temp", temperature)):
         if not isinstance(number, int | float):
             raise CheckpointError(f"config.json: {name}: expected a number, got {shown(number)}")

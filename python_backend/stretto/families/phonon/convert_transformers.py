@@ -28,7 +28,8 @@ __all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert", "trai
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
-EMBEDDINGS, GENERATION = TABLE, convert_layout.GENERATION
+EMBEDDINGS = TABLE
+GENERATION = convert_layout.GENERATION
 NAMES = (
     (f"{TEXT}embed.", "model.embed_tokens."),
     (f"{CONDITIONERS}speaker_wavs.output_proj.", "model.audio_prompt_proj."),
@@ -51,8 +52,11 @@ def convert(release: Release, contents: Contents) -> Converted:
 
 def authors_config(layout: TransformersRelease) -> dict[str, Any]:
     """Return the contents of the config.json that the same release in Gradium's layout has."""
-    config, mimi, flow = layout.config, layout.mimi(), layout.config["flow_head_config"]
-    width, heads = integer(config, "hidden_size"), integer(config, "num_attention_heads")
+    config = layout.config
+    mimi = layout.mimi()
+    flow = layout.config["flow_head_config"]
+    width = integer(config, "hidden_size")
+    heads = integer(config, "num_attention_heads")
     same = {"num_key_value_heads": heads, "head_dim": width // heads, "num_speakers": 1, "duration_delta": 0.0}
     check_values(config, same, "config.json")
     layout.flow_type()

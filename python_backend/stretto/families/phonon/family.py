@@ -16,7 +16,9 @@ from stretto.records.sampling import LatentSampling, SamplingConfig
 
 NAME = "phonon"
 # Frames from the detected end, for texts of at most four words and for longer ones.
-SHORT_TAIL_ROWS, TAIL_ROWS, FEW_WORDS = 4, 2, 4
+SHORT_TAIL_ROWS = 4
+TAIL_ROWS = 2
+FEW_WORDS = 4
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from stretto.families.pocket_tts.model import StrettoPocketForCausalLM
 class StrettoPhononForCausalLM(StrettoPocketForCausalLM):
     """Phonon for vLLM; selected by `architectures` in config.json."""
 
-    has_connector_bias, is_centred = True, False
+    has_connector_bias = True
+    is_centred = False
 
     @staticmethod
     def activate(x: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,8 @@ from stretto.families.text import plain_tokenizer
 
 MAX_PIECE_TOKENS = 200
 MIN_HALF_TOKENS = 50  # on each side of a mark at which a piece is halved
-SENTENCE_MARKS, CLAUSE_MARKS = (".", "!", "?"), (",", ";", ":")
+SENTENCE_MARKS = (".", "!", "?")
+CLAUSE_MARKS = (",", ";", ":")
 
 
 class PhononPieces(TextPieces):
@@ -74,7 +75,8 @@ class PhononTemplate(PocketTemplate):
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's tokenizer and codec."""
-    known, tokenizer = PhononVocabulary.from_record(config_at(checkpoint)[VOCABULARY]), plain_tokenizer(checkpoint)
+    known = PhononVocabulary.from_record(config_at(checkpoint)[VOCABULARY])
+    tokenizer = plain_tokenizer(checkpoint)
     if len(tokenizer.tokens) > known.num_text_ids:
         raise CheckpointError(
             f"{checkpoint}: expected at most {known.num_text_ids} tokens, got {len(tokenizer.tokens)}"

@@ -124,16 +124,25 @@ class Shape:
     """Language-model hyperparameters, read from a release's YAML file; a missing value raises CheckpointError."""
 
     def __init__(self, config: Mapping[str, Any]):
-        lm, mimi = entry(config, "flow_lm"), entry(config, "mimi")
-        stack, flow, table = entry(lm, "transformer"), entry(lm, "flow"), entry(lm, "lookup_table")
-        self.width, heads = entry(stack, "d_model"), entry(stack, "num_heads")
+        lm = entry(config, "flow_lm")
+        mimi = entry(config, "mimi")
+        stack = entry(lm, "transformer")
+        flow = entry(lm, "flow")
+        table = entry(lm, "lookup_table")
+        self.width = entry(stack, "d_model")
+        heads = entry(stack, "num_heads")
         self.kv_heads = stack.get("num_kv_heads") or heads
         self.attention_width = stack.get("attn_dim") or self.width
         self.head_dim = self.attention_width // heads
         self.inner = stack.get("dim_feedforward") or self.width * entry(stack, "hidden_scale")
-        self.num_layers, self.theta = entry(stack, "num_layers"), float(entry(stack, "max_period"))
-        self.flow, self.flow_width, self.num_blocks = flow.get("type", "lsd"), entry(flow, "dim"), entry(flow, "depth")
-        self.num_tokens, self.rank, self.state = entry(table, "n_bins"), table.get("rank"), lm.get("z_dim")
+        self.num_layers = entry(stack, "num_layers")
+        self.theta = float(entry(stack, "max_period"))
+        self.flow = flow.get("type", "lsd")
+        self.flow_width = entry(flow, "dim")
+        self.num_blocks = entry(flow, "depth")
+        self.num_tokens = entry(table, "n_bins")
+        self.rank = table.get("rank")
+        self.state = lm.get("z_dim")
         self.num_words = entry(entry(mimi, "quantizer"), "dimension")
         self.num_voice_words = mimi.get("inner_dim") or entry(entry(mimi, "seanet"), "dimension")
         self.has_bos_before_voice = bool(lm.get("insert_bos_before_voice", False))
@@ -187,7 +196,9 @@ def text_rules(config: Mapping[str, Any]) -> TextRules:
 
 def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tensor], clones: bool) -> Plan:
     """Return the tensors to write, by published name."""
-    width, flow, words = shape.width, shape.flow_width, shape.num_words
+    width = shape.width
+    flow = shape.flow_width
+    words = shape.num_words
     state = shape.state or width
     parts: Plan = {}
 
@@ -238,14 +249,16 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
         rows = {"modulation": 2 * flow, "leave": words}.get(own, flow)
         add_linear(flow_net + name, f"flow.{own}", rows, {"condition": state, "enter": words}.get(own, flow))
     for index in range(shape.num_blocks):
-        block, ours = f"{flow_net}res_blocks.{index}.", f"flow.blocks.{index}."
+        block = f"{flow_net}res_blocks.{index}."
+        ours = f"flow.blocks.{index}."
         add(f"{block}in_ln.weight", f"{ours}norm.weight", flow)
         add(f"{block}in_ln.bias", f"{ours}norm.bias", flow)
         add_linear(f"{block}adaLN_modulation.1", f"{ours}modulation", 3 * flow, flow)
         add_linear(f"{block}mlp.0", f"{ours}enter", flow, flow)
         add_linear(f"{block}mlp.2", f"{ours}leave", flow, flow)
     for index in range(NUM_TIMES[shape.flow]):
-        time, ours = f"{flow_net}time_embed.{index}.", f"flow.times.{index}."
+        time = f"{flow_net}time_embed.{index}."
+        ours = f"flow.times.{index}."
         add(f"{time}freqs", f"{ours}frequencies", NUM_FREQUENCIES)
         add(f"{time}mlp.3.alpha", f"{ours}alpha", flow)
         add_linear(f"{time}mlp.0", f"{ours}enter", flow, 2 * NUM_FREQUENCIES)
@@ -255,7 +268,10 @@ def plan(shape: Shape, tensors: Mapping[str, Tensor], voices: Mapping[str, Tenso
 
 def add_layer(shape: Shape, index: int, add: Callable[..., None]) -> None:
     """Add the tensors of a transformer layer."""
-    width, inner, name, own = shape.width, shape.inner, f"transformer.layers.{index}.", f"model.layers.{index}."
+    width = shape.width
+    inner = shape.inner
+    name = f"transformer.layers.{index}."
+    own = f"model.layers.{index}."
     add(f"{name}self_attn.in_proj.weight", f"{own}in_proj.weight", shape.attention_width + 2 * shape.kv_width, width)
     add(f"{name}self_attn.out_proj.weight", f"{own}o_proj.weight", width, shape.attention_width)
     add(f"{name}linear1.weight", f"{own}up_proj.weight", inner, width)

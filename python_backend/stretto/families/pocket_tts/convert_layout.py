@@ -134,7 +134,10 @@ class AuthorsTensors(Mapping[str, Tensor]):
         head_dims: Mapping[str, int],
         parts: Parts,
     ):
-        self._stored, self._names, self._head_dims, self._parts = stored, names, head_dims, parts
+        self._stored = stored
+        self._names = names
+        self._head_dims = head_dims
+        self._parts = parts
         back = tuple((other, one) for one, other in names)
         others = {other for name in stored if name.endswith(QUERIES) for other in keys_and_values(name)}
         self._sources = {renamed(name, back): name for name in stored if name not in others}
@@ -201,9 +204,11 @@ class TransformersRelease:
         if release.codec is None:
             expected = f"the folder of a {CODEC_TYPE}, which transformers' layout has in another repository"
             raise CheckpointError(f"--codec: expected {expected}, got none")
-        self.config, self._folder = contents.config, release.codec
+        self.config = contents.config
+        self._folder = release.codec
         check_values(self.config, EXPECTED | {"hidden_act": activation}, CONFIG_FILE)
-        self.head_dim, self.theta = integer(self.config, "head_dim"), rope_theta(self.config)
+        self.head_dim = integer(self.config, "head_dim")
+        self.theta = rope_theta(self.config)
         self._codec_config = read_codec_config(release.codec, integer(self.config, "latent_dim"))
         generation = release.folder / GENERATION_FILE
         found = json_object(released_file(release.folder, GENERATION_FILE)) if generation.exists() else {}
@@ -233,7 +238,8 @@ class TransformersRelease:
     def mimi(self) -> dict[str, Any]:
         """Return section `mimi` of the YAML file that a Pocket TTS release with the same codec has."""
         codec = self._codec_config
-        width, num_words = codec["hidden_size"], codec["latent_dim"]
+        width = codec["hidden_size"]
+        num_words = codec["latent_dim"]
         frame = prod(codec["upsampling_ratios"]) * codec["latent_stride"]
         return {
             "sample_rate": codec["sampling_rate"],
@@ -309,7 +315,8 @@ class TransformersRelease:
         found: Plan = {}
         merged: dict[str, tuple[int, ...]] = {}
         for name, part in plan.items():
-            source, stored = self.tensors.source(name), part.stored
+            source = self.tensors.source(name)
+            stored = part.stored
             if source.endswith(QUERIES):
                 rows, width = stored
                 held = self._kv_widths[source.partition(".")[0]]

@@ -27,7 +27,8 @@ __all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert", "trai
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True  # no other dtype is accepted
-EMBEDDINGS, GENERATION = TABLE, convert_layout.GENERATION
+EMBEDDINGS = TABLE
+GENERATION = convert_layout.GENERATION
 NAMES = ((AUTHORS_EMBEDDINGS, TABLE), (SPEAKER, "model.audio_prompt_proj.weight"))
 PLACEHOLDERS = ("audio_prompt", "audio_latent", "audio_prompt_bos", "audio_bos")  # prefixes of `_token_id`
 
@@ -81,7 +82,8 @@ def text_tokenizer(tokenizer: Tokenizer, num_tokens: int) -> Tokenizer:
 
 def authors_config(layout: TransformersRelease, num_tokens: int) -> dict[str, Any]:
     """Return the contents of the YAML file that the same release in the authors' layout has."""
-    config, flow = layout.config, layout.config["flow_head_config"]
+    config = layout.config
+    flow = layout.config["flow_head_config"]
     heads = integer(config, "num_attention_heads")
     return {
         "default_eos_threshold": layout.end_threshold,

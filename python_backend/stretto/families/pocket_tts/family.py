@@ -19,14 +19,17 @@ from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 NAME = "pocket_tts"
 FRAME_RATE = 12.5
 # The authors' `_MIN_FRAMES_BEFORE_EOS`, and `_estimate_max_gen_len` for a piece of 300 tokens.
-MIN_FRAMES, MAX_FRAMES = 6, 1275
+MIN_FRAMES = 6
+MAX_FRAMES = 1275
 MAX_TEXT_CHARS = 4000  # in all pieces of a text
 MAX_VOICE_S = 30.0
 MAX_STEPS = 32
 ONE_STEP = ("drifting", "pointwise")  # kinds of flow head without a time input
 DEFAULT_STEPS = {"lsd": 1, "flow_matching": 16, "drifting": 1, "pointwise": 1}
 # Frames from the detected end, for texts of at most four words and for longer ones.
-SHORT_TAIL_ROWS, TAIL_ROWS, FEW_WORDS = 5, 3, 4
+SHORT_TAIL_ROWS = 5
+TAIL_ROWS = 3
+FEW_WORDS = 4
 
 
 @dataclass(frozen=True)

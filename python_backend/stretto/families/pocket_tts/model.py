@@ -21,7 +21,9 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, activate_rows, silu
 
-NORM_EPS, FLOW_EPS, TIME_EPS = 1e-5, 1e-6, 1e-5
+NORM_EPS = 1e-5
+FLOW_EPS = 1e-6
+TIME_EPS = 1e-5
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -43,8 +45,10 @@ class PocketLayer(nn.Module):
         super().__init__()
         self.activate = activate
         config = vllm_config.model_config.hf_config
-        width, head_dim = config.hidden_size, config.head_dim
-        num_heads, num_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        width = config.hidden_size
+        head_dim = config.head_dim
+        num_heads = config.num_attention_heads
+        num_kv_heads = config.num_key_value_heads
         self.in_proj = QKVParallelLinear(width, head_dim, num_heads, num_kv_heads, bias=False, return_bias=False)
         self.sizes = [self.in_proj.num_heads * head_dim, *[self.in_proj.num_kv_heads * head_dim] * 2]
         self.o_proj = RowParallelLinear(num_heads * head_dim, width, bias=False, return_bias=False)
@@ -149,8 +153,10 @@ class FlowHead(nn.Module):
 
     def __init__(self, config: Any, num_words: int, is_centred: bool):
         super().__init__()
-        flow, width = config.flow, config.flow["width"]
-        self.kind, state_width = flow["kind"], flow["state_width"] or config.hidden_size
+        flow = config.flow
+        width = config.flow["width"]
+        self.kind = flow["kind"]
+        state_width = flow["state_width"] or config.hidden_size
         if flow["state_width"]:
             self.state = ReplicatedLinear(config.hidden_size, state_width, bias=False, return_bias=False)
         self.condition = ReplicatedLinear(state_width, width, return_bias=False)
@@ -215,7 +221,8 @@ class PocketForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load tensors by name; `in_proj` contains the projections to queries, keys and values."""
-        own, loaded = dict(self.named_parameters()), set[str]()
+        own = dict(self.named_parameters())
+        loaded = set[str]()
         for name, tensor in weights:
             if name not in own:
                 raise ValueError(f"There is no module or parameter named {name!r}")
@@ -233,7 +240,8 @@ class StrettoPocketForCausalLM(LatentMixin, PocketForCausalLM):
         is_centred: See `FlowTime`.
     """
 
-    has_connector_bias, is_centred = False, True
+    has_connector_bias = False
+    is_centred = True
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)

@@ -29,19 +29,27 @@ from stretto.families.pocket_tts.family import (
 from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.text import PlainTokenizer, check_text, plain_tokenizer
 
-END_MARKS, WEAK_MARKS, CLOSERS = ".!?…", ",;:-–—", "\"'”’)]»"
+END_MARKS = ".!?…"
+WEAK_MARKS = ",;:-–—"
+CLOSERS = "\"'”’)]»"
 STRAY_MARK = re.compile(r"([.!?…])\s*[,;:]")
-SHORT_WORDS, SHORT_PADDING = 5, " " * 8
+SHORT_WORDS = 5
+SHORT_PADDING = " " * 8
 # A text is cut after a run of the tokens of SENTENCE_ENDS except the first, or within a sentence of more than
 # MAX_PIECE_TOKENS tokens, after one of CLAUSE_ENDS.
-SENTENCE_ENDS, CLAUSE_ENDS = ".!...?", ",;:"
+SENTENCE_ENDS = ".!...?"
+CLAUSE_ENDS = ",;:"
 MAX_PIECE_TOKENS = 50
 MAX_TOKENS = 300  # in a piece without punctuation marks: prompt and reply fit the model's length in every voice
 NEAR = 8  # number of tokens whose text has at least two characters
 # Maximum speech duration: a third of a second per token, plus two seconds.
-TOKENS_PER_S, SPARE_S = 3, 2
+TOKENS_PER_S = 3
+SPARE_S = 2
 # Voice recordings: minimum duration, fade-out, pause at the end, and level below the loudest frame that is silence.
-MIN_VOICE_S, FADE_S, PAUSE_S, SILENCE_DB = 0.4, 0.02, 0.08, 35
+MIN_VOICE_S = 0.4
+FADE_S = 0.02
+PAUSE_S = 0.08
+SILENCE_DB = 35
 
 
 def rewritten(text: str, rules: TextRules) -> str:
@@ -95,13 +103,17 @@ class TextPieces:
     def cut(self, text: str) -> list[str]:
         """Return the pieces of a text with a letter or a digit: as many sentences as have MAX_PIECE_TOKENS tokens."""
         ids = self.tokenizer.encode(self.prepare(text).strip())
-        pieces, held, num_held = list[str](), "", 0
+        pieces = list[str]()
+        held = ""
+        num_held = 0
         for num_tokens, part in self.parts(ids):
             if held and num_held + num_tokens <= MAX_PIECE_TOKENS:
-                held, num_held = f"{held} {part}", num_held + num_tokens
+                held = f"{held} {part}"
+                num_held = num_held + num_tokens
                 continue
             pieces.append(held.strip())
-            held, num_held = part, num_tokens
+            held = part
+            num_held = num_tokens
         pieces.append(held.strip())
         return [piece for piece in pieces if piece]
 
@@ -160,9 +172,12 @@ class PocketTemplate:
     pieces: type[TextPieces] = TextPieces
 
     def __init__(self, family: Family, vocabulary: PocketVocabulary, tokenizer: PlainTokenizer, codec: Codec):
-        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._family = family
+        self._known = vocabulary
+        self._tokenizer = tokenizer
         self._pieces = self.pieces(tokenizer, lambda text: self.finished(self.rewritten(text)))
-        self._encoder, self._sample_rate = CachedEncoder(codec.encode), codec.spec.sample_rate
+        self._encoder = CachedEncoder(codec.encode)
+        self._sample_rate = codec.spec.sample_rate
 
     def rewritten(self, text: str) -> str:
         """Return `text` on a single line, with the character replacements of the release."""
@@ -202,7 +217,8 @@ class PocketTemplate:
         longest = max(map(len, encoded))
         if longest > MAX_TOKENS:  # checked for all pieces, so that no piece is refused after others have been spoken
             raise InvalidRequest(piece.path, f"at most {MAX_TOKENS} tokens without a comma or full stop", longest)
-        text, ids = texts[number], encoded[number]
+        text = texts[number]
+        ids = encoded[number]
         layout = self._family.layout
         head = self._recorded(recordings[0]) if recordings else stream0_rows(layout, self._named(voice))
         seconds = len(ids) / TOKENS_PER_S + SPARE_S

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from stretto.families.recognition import CONFIG, REPOSITORY, Listing, Match, Needed
 
-WEIGHTS, VOICES = "model.safetensors", "embeddings"
+WEIGHTS = "model.safetensors"
+VOICES = "embeddings"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 SECTIONS = {"flow_lm", "mimi"}
-PROCESSOR, CODEC_WEIGHTS = "processor_config.json", ("*.safetensors", "*.safetensors.index.json")
+PROCESSOR = "processor_config.json"
+CODEC_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 CONFIGS = Path(__file__).parent / "config"  # YAML files of the authors' package, pocket-tts 4.0.1
 
 

@@ -128,7 +128,8 @@ def image_record(vision: Numbers, text: Numbers) -> dict[str, Any]:
     vision.same("in_channels", 3, default=3)
     vision.same("out_hidden_size", text.number("hidden_size"))
     record: dict[str, Any] = {name: vision.number(name) for name in NUMBERS_OF_IMAGES}
-    levels, depth = vision.entry(LEVELS, list), record["depth"]
+    levels = vision.entry(LEVELS, list)
+    depth = record["depth"]
     if len({*levels}) != len(levels) or not all(type(each) is int and 0 <= each < depth for each in levels):
         raise CheckpointError(f"config.json: {LEVELS}: expected different layers in [0, {depth}), got {shown(levels)}")
     if len(levels) > text.number("num_hidden_layers"):
@@ -152,7 +153,8 @@ def image_plan(record: Mapping[str, Any]) -> Plan:
 
 def plan(known: ThinkerVocabulary, text: Numbers) -> Plan:
     """Return the plan of the backbone's tensors, which lose the prefix `thinker.`."""
-    model, width = f"{THINKER}model.", text.number("hidden_size")
+    model = f"{THINKER}model."
+    width = text.number("hidden_size")
     shapes: dict[str, tuple[int, ...]] = {
         EMBEDDINGS: (known.num_ids, width),
         f"{THINKER}lm_head.weight": (known.num_ids, width),

@@ -10,9 +10,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from stretto.errors import InvalidRequest
 from stretto.records.prompt import InputImage
 
-MIN_PIXELS, MAX_PIXELS = 56 * 56, 1 << 20  # an image is scaled to this size; the published limit is 12.8 million
+# an image is scaled to this size; the published limit is 12.8 million
+MIN_PIXELS = 56 * 56
+MAX_PIXELS = 1 << 20
 MAX_RATIO = 200  # of an image's sides, as in transformers
-CENTRE, SPAN = 0.5, 0.5  # of each colour, as in the published preprocessor_config.json
+# of each colour, as in the published preprocessor_config.json
+CENTRE = 0.5
+SPAN = 0.5
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,11 @@ class ThinkerTemplate:
         audio_format: MelFormat | None,
         patches: Patches | None,
     ):
-        self._family, self._known, self._tokenizer = family, known, tokenizer
-        self._audio_format, self._patches = audio_format, patches
+        self._family = family
+        self._known = known
+        self._tokenizer = tokenizer
+        self._audio_format = audio_format
+        self._patches = patches
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the conversation's rows and the first rows of the reply; there is no default system turn.
@@ -55,13 +58,17 @@ class ThinkerTemplate:
         """
         known = self._known
         _check_total(pieces)
-        ids, audios, images = list[int](), list[InputAudio](), list[InputImage]()
+        ids = list[int]()
+        audios = list[InputAudio]()
+        images = list[InputImage]()
         for role, turn in groupby(pieces, lambda piece: piece.role):
             ids.append(known.im_start)
-            text, path = f"{role}\n", ""
+            text = f"{role}\n"
+            path = ""
             for piece in _without_codes(list(turn)):
                 if piece.pcm is None and piece.pixels is None:
-                    text, path = text + self._checked(piece), piece.path
+                    text = text + self._checked(piece)
+                    path = piece.path
                     continue
                 if task.speaks and role != "user":  # the talker reads hidden states in user turns only
                     kind = "audio" if piece.pcm is not None else "an image"
@@ -132,7 +139,8 @@ def _without_codes(turn: list[Piece]) -> list[Piece]:
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template for a checkpoint."""
     config = config_at(checkpoint)
-    known, tokenizer = ThinkerVocabulary.from_record(config[VOCABULARY]), TextTokenizer.at(checkpoint)
+    known = ThinkerVocabulary.from_record(config[VOCABULARY])
+    tokenizer = TextTokenizer.at(checkpoint)
     tokenizer.check_size(known.num_ids, checkpoint)
     record = config.get(KEY)
     audio_format = None if record is None else MelFormat.from_record(record)

@@ -5,7 +5,8 @@ from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match
 
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
-    config, weights = listing.json(CONFIG), listing.weights()
+    config = listing.json(CONFIG)
+    weights = listing.weights()
     if config.get("model_type") != "qwen3_omni_moe" or "thinker_config" not in config or not weights:
         return []
     words = ("--model", f"{{repo}}/{weights[0]}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}")

@@ -86,7 +86,8 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
         shape = read_shape(record)
     except ValueError as error:
         raise CheckpointError(f"config.json: code2wav_config: {error}") from error
-    found, expected = (shape.num_quantizers, shape.codebook_size), (known.num_codebooks, known.codebook_size)
+    found = (shape.num_quantizers, shape.codebook_size)
+    expected = (known.num_codebooks, known.codebook_size)
     if found != expected:
         expectation = f"{expected[0]} codebooks of {expected[1]} codes, the talker's"
         raise CheckpointError(f"config.json: code2wav_config: expected {expectation}, got {found}")
@@ -97,17 +98,17 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
 def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
     """Return the vocabulary and voices; raise CheckpointError if the model is not supported."""
     numbers.same("model_type", "qwen3_omni_moe")
-    talker, thinker = numbers.part("talker_config"), numbers.part("thinker_config")
-    text, depth = talker.part("text_config"), talker.part("code_predictor_config")
+    talker = numbers.part("talker_config")
+    thinker = numbers.part("thinker_config")
+    text = talker.part("text_config")
+    depth = talker.part("code_predictor_config")
     for part in (text, depth):
         part.same("hidden_act", "silu")
         part.same("attention_bias", False)
     depth.same("hidden_size", text.number("hidden_size"))  # codes are not projected
-    num_ids, num_codes, num_codebooks = (
-        text.number("vocab_size"),
-        depth.number("vocab_size"),
-        talker.number("num_code_groups"),
-    )
+    num_ids = text.number("vocab_size")
+    num_codes = depth.number("vocab_size")
+    num_codebooks = talker.number("num_code_groups")
     if num_ids - NUM_SUPPRESSED != num_codes:
         expected = f"talker_config.text_config.vocab_size of {num_codes} codes and {NUM_SUPPRESSED} markers"
         raise CheckpointError(f"config.json: expected {expected}, got {num_ids}")
@@ -136,8 +137,10 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
 def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
     """Map the names of all tensors in use to their shapes."""
     talker = numbers.part("talker_config")
-    text, thinker_width = talker.part("text_config"), talker.number("thinker_hidden_size")
-    inner, width = text.number("intermediate_size"), text.number("hidden_size")
+    text = talker.part("text_config")
+    thinker_width = talker.number("thinker_hidden_size")
+    inner = text.number("intermediate_size")
+    width = text.number("hidden_size")
     shapes = {
         EMBEDDINGS: (known.num_text_ids, thinker_width),
         **qwen3_tts.code_shapes(known, width),
@@ -149,7 +152,8 @@ def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tup
     shapes |= {name: shape for name, shape in layers if ".mlp." not in name}
     for layer in range(text.number("num_hidden_layers")):
         prefix = f"{qwen3_tts.TALKER}layers.{layer}.mlp."
-        width, size = text.number("hidden_size"), text.number("shared_expert_intermediate_size")
+        width = text.number("hidden_size")
+        size = text.number("shared_expert_intermediate_size")
         shapes |= expert_shapes(prefix, text) | projection_shapes(f"{prefix}shared_expert.", width, size)
         shapes[f"{prefix}shared_expert_gate.weight"] = (1, width)
     return shapes

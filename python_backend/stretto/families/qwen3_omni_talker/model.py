@@ -16,7 +16,8 @@ class Projection(nn.Module):
 
     def __init__(self, width: int, inner: int, hidden_size: int):
         super().__init__()
-        self.linear_fc1, self.linear_fc2 = nn.Linear(width, inner), nn.Linear(inner, hidden_size)
+        self.linear_fc1 = nn.Linear(width, inner)
+        self.linear_fc2 = nn.Linear(inner, hidden_size)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Return rows [N, H] in the model's dtype for states [N, W]."""

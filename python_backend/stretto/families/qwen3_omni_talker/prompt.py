@@ -29,7 +29,8 @@ class TalkerPrompts:
     """Prompt writer for one talker checkpoint."""
 
     def __init__(self, vocabulary: TalkerVocabulary):
-        self._known, self.family = vocabulary, qwen3_omni_talker(vocabulary)
+        self._known = vocabulary
+        self.family = qwen3_omni_talker(vocabulary)
         self._writer = RowWriter(self.family, vocabulary)
 
     @classmethod
@@ -52,7 +53,8 @@ class TalkerPrompts:
             raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {self._known.num_text_ids}")
         missing = [voice for voice in voices if voice not in self._known.speakers]
         if missing:
-            expected, got = f"the thinker's voice {missing[0]!r} in speakers", ", ".join(self._known.speakers)
+            expected = f"the thinker's voice {missing[0]!r} in speakers"
+            got = ", ".join(self._known.speakers)
             raise CheckpointError(f"talker: {VOCABULARY}: expected {expected}, got {got}")
 
     def write(
@@ -139,7 +141,8 @@ class TalkerPrompts:
         self, users: np.ndarray, states: np.ndarray | None, grids: Sequence[tuple[int, int]]
     ) -> tuple[tuple[InputAudio, ...], tuple[InputImage, ...]]:
         """Assign the hidden states to the rows of audio and images in the user turns."""
-        heard, image = self._known.heard, self._known.seen[0]
+        heard = self._known.heard
+        image = self._known.seen[0]
         rows = np.flatnonzero((users == heard) | (users == image))
         given = np.zeros((0, 1), np.float32) if states is None else states
         if given.ndim != 2 or len(given) != len(rows) or given.dtype != np.float32:

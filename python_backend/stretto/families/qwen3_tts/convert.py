@@ -50,7 +50,8 @@ class Numbers:
     """Part of config.json with typed access; a missing entry, or one of the wrong type, raises CheckpointError."""
 
     def __init__(self, record: Mapping[str, Any], path: str = ""):
-        self._record, self._path = with_older_keys(record), path
+        self._record = with_older_keys(record)
+        self._path = path
 
     def entry(self, name: str, kind: type | tuple[type, ...]) -> Any:
         """Return the value called `name`, which must have one of these types."""
@@ -112,7 +113,8 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     """Return the vocabulary and voices; raise CheckpointError if the model is not supported."""
     numbers.same("model_type", "qwen3_tts")
     numbers.same("tokenizer_type", "qwen3_tts_tokenizer_12hz")
-    kind, size = numbers.entry("tts_model_type", str), numbers.entry("tts_model_size", str)
+    kind = numbers.entry("tts_model_type", str)
+    size = numbers.entry("tts_model_size", str)
     if kind not in KINDS:
         raise CheckpointError(f"config.json: expected tts_model_type of {', '.join(KINDS)}, got {kind!r}")
     talker = numbers.part("talker_config")
@@ -120,7 +122,8 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     for part in (talker, depth):
         part.same("hidden_act", "silu", default="silu")
         part.same("attention_bias", False, default=False)
-    num_ids, num_codes = talker.number("vocab_size"), depth.number("vocab_size")
+    num_ids = talker.number("vocab_size")
+    num_codes = depth.number("vocab_size")
     if num_ids - NUM_SUPPRESSED != num_codes:
         expected = f"{num_codes} codes and {NUM_SUPPRESSED} markers"
         raise CheckpointError(f"config.json: expected talker_config.vocab_size of {expected}, got {num_ids}")
@@ -222,9 +225,11 @@ def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
 
 # Keys used by the authors' package, which calls the depth transformer "subtalker".
 GENERATION = AUDIO | prefixed("subtalker_", "depth") | {"subtalker_dosample": ("depth.temperature",)}
-TALKER, DEPTH = "talker.model.", "talker.code_predictor."
+TALKER = "talker.model."
+DEPTH = "talker.code_predictor."
 EMBEDDINGS = f"{TALKER}text_embedding.weight"
-CODES, HEAD = f"{TALKER}codec_embedding.weight", "talker.codec_head.weight"
+CODES = f"{TALKER}codec_embedding.weight"
+HEAD = "talker.codec_head.weight"
 MARKS = {CODES: "Qwen3-TTS's language model"}
 PROJECTION = f"{DEPTH}small_to_mtp_projection."
 TEXT_PROJECTION = "talker.text_projection.linear_fc"
@@ -246,7 +251,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     known = vocabulary(numbers, contents.tokenizer)
     talker = numbers.part("talker_config")
     shapes = published_shapes(numbers, known)
-    width, clones = talker.number("hidden_size"), known.kind == "base"
+    width = talker.number("hidden_size")
+    clones = known.kind == "base"
     networks = (speaker_encoder(numbers, width),) if clones else ()
     expected = unchanged(shapes)
     for each in networks:
@@ -272,7 +278,9 @@ def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, t
     """Map the names of all talker tensors to their shapes."""
     talker = numbers.part("talker_config")
     depth = talker.part("code_predictor_config")
-    width, text, inner = talker.number("hidden_size"), talker.number("text_hidden_size"), known.depth.hidden
+    width = talker.number("hidden_size")
+    text = talker.number("text_hidden_size")
+    inner = known.depth.hidden
     shapes = {
         EMBEDDINGS: (known.num_text_ids, text),
         f"{TEXT_PROJECTION}1.weight": (text, text),
@@ -333,7 +341,9 @@ def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tenso
         shapes: Shapes of the published tensors by name.
         tensors: Published tensors by name.
     """
-    size, num_others, codec = known.codebook_size, known.num_codebooks - 1, known.codec
+    size = known.codebook_size
+    num_others = known.num_codebooks - 1
+    codec = known.codec
     other = merged_reader(tensors, shapes)
 
     def rows_of_all_ids(stored: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ class Qwen3TtsVocabulary(Vocabulary):
 
     @property
     def layout(self) -> StreamLayout:
-        size, start = self.codebook_size, self.num_text_ids + self.num_codec_ids
+        size = self.codebook_size
+        start = self.num_text_ids + self.num_codec_ids
         stop = start + (self.num_codebooks - 1) * size
         first = range(self.num_text_ids, self.num_text_ids + size)
         return StreamLayout(

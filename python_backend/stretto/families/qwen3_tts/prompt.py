@@ -114,7 +114,9 @@ class Qwen3TtsTemplate:
         subwords: Subwords,
         voices: ClonedVoices | None = None,
     ):
-        self._writer, self._subwords, self._voices = RowWriter(family, vocabulary), subwords, voices
+        self._writer = RowWriter(family, vocabulary)
+        self._subwords = subwords
+        self._voices = voices
         self._takes_instructions = vocabulary.takes_instructions
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
@@ -160,14 +162,16 @@ class RowWriter:
     """Writer of rows with text ids and codec-vocabulary ids."""
 
     def __init__(self, family: Family, vocabulary: Qwen3TtsVocabulary):
-        self._layout, self._known = family.layout, vocabulary
+        self._layout = family.layout
+        self._known = vocabulary
 
     def head(self, instruction: Sequence[int], voice: ClonedVoice | str | None, language: str | None) -> np.ndarray:
         """Return the rows before the words, [n, S]: instruction, role, language and voice.
 
         For a cloned voice, the second-to-last row is a placeholder for the x-vector.
         """
-        text, codec = self._known.text, self._known.codec
+        text = self._known.text
+        codec = self._known.codec
         turn = [text.im_start, text.user, text.newline, *instruction, text.im_end, text.newline] if instruction else []
         role = [text.im_start, text.assistant, text.newline]
         marks = self._language(voice, language)
@@ -192,7 +196,8 @@ class RowWriter:
             is_streaming: True if words are read with the frames; False if all of them precede the first frame.
             voice: Cloned voice, as in `head`.
         """
-        text, codec = self._known.text, self._known.codec
+        text = self._known.text
+        codec = self._known.codec
         text_ids = [*(voice.words if voice else ()), *words, text.eos]
         frames = self._frames(voice)
         track: tuple[int, ...] = ()
@@ -232,7 +237,8 @@ class RowWriter:
 
         Speakers with a dialect use it if the requested language is Chinese or not set.
         """
-        codec, known = self._known.codec, self._known
+        codec = self._known.codec
+        known = self._known
         dialect = known.dialects.get(voice) if isinstance(voice, str) else None
         if dialect is not None and language in (None, CHINESE):
             language = dialect

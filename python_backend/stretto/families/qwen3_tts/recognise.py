@@ -2,7 +2,8 @@
 
 from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
 
-CODEC, CODEC_TYPE = "speech_tokenizer", "qwen3_tts_tokenizer_12hz"
+CODEC = "speech_tokenizer"
+CODEC_TYPE = "qwen3_tts_tokenizer_12hz"
 CODEC_REPOSITORY = Needed("Qwen/Qwen3-TTS-Tokenizer-12Hz", ("*.json", "model.safetensors"))
 NEEDS = {"custom_voice": (), "voice_design": ("instruct",), "base": ("recording",)}  # by `tts_model_type`
 
@@ -12,7 +13,8 @@ def recognise(listing: Listing) -> list[Match]:
     config = listing.json(CONFIG)
     if config.get("model_type") != "qwen3_tts":
         return []
-    kind, codec = config.get("tts_model_type"), config.get("tokenizer_type")
+    kind = config.get("tts_model_type")
+    codec = config.get("tokenizer_type")
     weights = listing.weights()
     for refused, refusal in (
         (codec != CODEC_TYPE, f"config.json: tokenizer_type: expected {CODEC_TYPE}, got {codec!r}"),

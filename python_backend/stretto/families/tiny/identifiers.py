@@ -86,7 +86,9 @@ def _address(match: re.Match[str]) -> str:
 def _address_word(word: str, previous: str) -> str:
     if word.isdigit():
         is_year = len(word) == 4 and word[:2] in ("19", "20")
-        return year(int(word)) if is_year else number(word) if len(word) <= 2 else digits(word)
+        if is_year:
+            return year(int(word))
+        return number(word) if len(word) <= 2 else digits(word)
     if not word.isalpha():
         return IN_ADDRESSES.get(word, " ")
     is_country = previous == "." and len(word) == 2 and word.lower() not in SPOKEN_DOMAINS

@@ -40,7 +40,8 @@ AMBIGUOUS = {"us", "am"}
 AFTER_ARTICLE = re.compile(r"\b(?i:the|an|our|your|their|my|his|her)\s+\Z")
 ACRONYM = re.compile(r"(?<![A-Za-z])(?<![A-Za-z]')([A-Z]{2,6})('[sS]|s'?)?(?!'?[A-Za-z])-?")
 SOUND = re.compile(r"(.)\1\Z|(.)\2\2")  # `SHHH`, `GRRR`
-SHOUTED_BEFORE, SHOUTED_AFTER = re.compile(r"(?:[A-Z]{2,}|\bI)[\s,]+\Z"), re.compile(r"[\s,]+[A-Z]{2,}(?![a-z])")
+SHOUTED_BEFORE = re.compile(r"(?:[A-Z]{2,}|\bI)[\s,]+\Z")
+SHOUTED_AFTER = re.compile(r"[\s,]+[A-Z]{2,}(?![a-z])")
 # Other words without vowels are abbreviations (`bldg`) or sounds (`hmm`).
 SPELLED_IN_LOWER_CASE = re.compile(
     r"(?<![A-Za-z'.])(bbc|brb|btw|cd|css|dvd|ftp|gps|html|https?|mc|mp|pc|pdf|php|sms|sql|ssh|tv|xml)(s?)(?![A-Za-z'])"
@@ -97,7 +98,8 @@ def spell_acronyms(text: str, is_shouted: bool) -> str:
     """
 
     def spelled(match: re.Match[str]) -> str:
-        word, plural = match.group(1), (match.group(2) or "").lower().rstrip("'")
+        word = match.group(1)
+        plural = (match.group(2) or "").lower().rstrip("'")
         return spell(word, plural) if _is_acronym(word, text, match.start(), match.end(), is_shouted) else match.group()
 
     text = ACRONYM.sub(spelled, text)

@@ -27,7 +27,9 @@ LETTERS = {
 }  # fmt: skip
 VOWELS = "aeiouy"
 DIGRAPH = re.compile("|".join(DIGRAPHS))
-CONSONANT, VOWEL = 2, 1  # weights
+# weights
+CONSONANT = 2
+VOWEL = 1
 LEAST = 0.3  # least similarity of a spoken word and the word of the text that it is matched with
 MAX_DIFFERENCE = 8  # maximum difference between the numbers of words, which limits the time
 
@@ -40,8 +42,10 @@ def similarity(phonemes: Sequence[str], word: str) -> float:
     letters = DIGRAPH.sub(lambda found: DIGRAPHS[found.group()], word.replace("'", ""))
     best = [0] * (len(letters) + 1)
     for phoneme in phonemes:
-        before, spelled = best, LETTERS.get(phoneme, VOWELS)
-        weight, best = _weight(phoneme), [0]
+        before = best
+        spelled = LETTERS.get(phoneme, VOWELS)
+        weight = _weight(phoneme)
+        best = [0]
         for index, letter in enumerate(letters):
             best.append(max(before[index + 1], best[index], before[index] + weight * (letter in spelled)))
     total = sum(map(_weight, phonemes)) + sum(VOWEL if letter in VOWELS else CONSONANT for letter in letters)
@@ -69,9 +73,13 @@ def matched(spoken: Sequence[Sequence[str]], words: Sequence[str]) -> list[int |
         return [None] * len(spoken)
     reach = abs(difference) + 1  # spoken word i is one of the words i - reach to i + reach
     width = len(words) + 1
-    best, choices = [0.0] * width, list[list[int]]()  # for each word: 0 skips the spoken word, 1 the word, 2 matches
+    # for each word: 0 skips the spoken word, 1 the word, 2 matches
+    best = [0.0] * width
+    choices = list[list[int]]()
     for index, phonemes in enumerate(spoken):
-        before, best, row = best, [0.0], [0]
+        before = best
+        best = [0.0]
+        row = [0]
         for place, word in enumerate(words):
             near = abs(place - index) <= reach
             gain = similarity(phonemes, word) - LEAST if near else -1.0
@@ -79,7 +87,8 @@ def matched(spoken: Sequence[Sequence[str]], words: Sequence[str]) -> list[int |
             row.append(max(range(3), key=options.__getitem__))
             best.append(options[row[-1]])
         choices.append(row)
-    found, place = list[int | None](), len(words)
+    found = list[int | None]()
+    place = len(words)
     for row in reversed(choices):
         while place and row[place] == 1:
             place -= 1

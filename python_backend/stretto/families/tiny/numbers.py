@@ -75,7 +75,8 @@ def code(text: str) -> str:
     """Read digits as in a flight or house number, e.g. "2490" → "twenty four ninety"; "105" → "one oh five"."""
     if not 3 <= len(text) <= 4 or text[0] == "0":
         return digits(text)
-    head, tail = text[:-2], text[-2:]
+    head = text[:-2]
+    tail = text[-2:]
     if tail == "00":
         return cardinal(int(text)) if int(head) % 10 == 0 else f"{cardinal(int(head))} hundred"
     return f"{cardinal(int(head))} {'oh ' if tail[0] == '0' else ''}{cardinal(int(tail))}"
@@ -99,12 +100,15 @@ def quantity(count: str, unit: str) -> str:
 
 
 def _money(match: re.Match[str]) -> str:
-    symbol, amount, scale = match.group("symbol"), match.group("amount"), match.group("scale") or match.group("letter")
+    symbol = match.group("symbol")
+    amount = match.group("amount")
+    scale = match.group("scale") or match.group("letter")
     unit, units, part, parts = MONEY[symbol]
     if scale:
         return f"{number(amount)} {SCALES.get(scale.lower(), scale)} {units}"
     whole, _, cents = amount.partition(".")
-    is_one, is_round = whole == "1", not cents.strip("0")
+    is_one = whole == "1"
+    is_round = not cents.strip("0")
     if not part or len(cents) != 2 or is_round:
         return f"{number(whole if is_round else amount)} {unit if is_one and is_round else units}"
     small = f"{cardinal(int(cents))} {part if cents == '01' else parts}"
@@ -216,7 +220,8 @@ def _rounded(match: re.Match[str]) -> str:
 
 
 def _fraction(match: re.Match[str]) -> str:
-    over, under = int(match.group(1)), int(match.group(2))
+    over = int(match.group(1))
+    under = int(match.group(2))
     if match.group() in WITH_SLASHES:
         return WITH_SLASHES[match.group()]
     if under in (10, 100):
@@ -240,7 +245,9 @@ def _decades(match: re.Match[str]) -> str:
 
 
 def _plural(words: str) -> str:
-    return f"{words[:-1]}ies" if words.endswith("y") else f"{words}es" if words.endswith("x") else f"{words}s"
+    if words.endswith("y"):
+        return f"{words[:-1]}ies"
+    return f"{words}es" if words.endswith("x") else f"{words}s"
 
 
 def _plain(match: re.Match[str]) -> str:
@@ -506,7 +513,9 @@ def name_units(text: str) -> str:
     """Replace units after a word such as "per" or "ten", e.g. "per km" → "per kilometer"."""
 
     def named(match: re.Match[str]) -> str:
-        before, unit, per = match.group(1) or " per", UNITS[match.group(2).lower()], match.group(3)
+        before = match.group(1) or " per"
+        unit = UNITS[match.group(2).lower()]
+        per = match.group(3)
         if re.fullmatch(f"per|an?|each|every|one|{FRACTION}", before.strip().lower()):
             unit = quantity("1", unit).removeprefix("one ")
         return f"{before} {unit}{f' per {PER.get(per, per)}' if per else ''}"

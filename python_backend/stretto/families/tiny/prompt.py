@@ -92,7 +92,8 @@ class TinyTemplate:
         audio = code_rows(LAYOUT, codes)
         assert len(audio) <= MAX_FRAME_ROWS, codes.shape
         audio[:, INDEX_STREAM] = FRAME_INDEX_BASE + 1 + np.arange(len(audio))
-        head, tail = stream0_rows(LAYOUT, [ASR, BEGIN_AUDIO]), stream0_rows(LAYOUT, [BEGIN_TEXT])
+        head = stream0_rows(LAYOUT, [ASR, BEGIN_AUDIO])
+        tail = stream0_rows(LAYOUT, [BEGIN_TEXT])
         return np.concatenate([head, audio, tail])
 
 
@@ -144,7 +145,8 @@ class _WordReader:
     """Reader that joins tokens to words and returns the text word by word, separated by spaces."""
 
     def __init__(self, joiner: str, first: int | None = None):
-        self._joiner, self._waits_for = joiner, first
+        self._joiner = joiner
+        self._waits_for = first
         self._word: list[str] = []
         self._has_text = False
 
@@ -166,7 +168,8 @@ class _WordReader:
         if not self._word:
             return ""
         text = " " * self._has_text + self._joiner.join(self._word)
-        self._word, self._has_text = [], True
+        self._word = []
+        self._has_text = True
         return text
 
 
@@ -187,10 +190,12 @@ def _tiny_reader(task: str) -> TextReader:
 
 def _tiny_words(token_ids: Sequence[int]) -> list[int | None]:
     words: list[int | None] = []
-    count, is_inside = 0, False
+    count = 0
+    is_inside = False
     for token_id in token_ids:
         if token_id not in tiny.SPOKEN or token_id == PAUSE:
-            count, is_inside = count + is_inside, False
+            count = count + is_inside
+            is_inside = False
             if token_id == PAUSE:
                 words.append(None)
         else:

@@ -15,15 +15,20 @@ if TYPE_CHECKING:
 MARGIN_S = 0.3
 FRAME_S = 0.02  # frame length used to detect silence
 ABOVE_NOISE_DB = 10.0  # level of speech above the quietest tenth of a recording
-QUIETEST_DB, LOUDEST_DB = -40.0, -20.0  # limits for that level, relative to the loudest frames
+# limits for that level, relative to the loudest frames
+QUIETEST_DB = -40.0
+LOUDEST_DB = -20.0
 NUM_LOUDEST = 5  # the fifth-loudest frame determines the peak level, so that a click of 0.08 s does not
 NUM_SPEECH = 3  # minimum number of loud frames among NUM_LOUDEST in speech; a click has fewer
 
-NETWORK_RATE, WINDOW = 16_000, 512  # of Silero's voice activity detector, in Hz and samples
+# of Silero's voice activity detector, in Hz and samples
+NETWORK_RATE = 16_000
+WINDOW = 512
 # Of 16 kinds of noise, hum, tones, clicks, breath and chords, none has two windows of this probability. Words of 0.15 s
 # have at least two, in each of two voices and at each of seven levels and paddings. Pieces cut from speech may have
 # fewer: of 34 pieces padded with 0.5 s of silence, 7 of 0.15 s are dropped, and one of 0.4 s.
-PROBABILITY, NUM_WINDOWS = 0.4, 2
+PROBABILITY = 0.4
+NUM_WINDOWS = 2
 PEAK = 0.5  # amplitude that 1 sample in 1000 of speech exceeds
 PEAK_QUANTILE = 0.999  # so that a click does not determine the peak
 SILENT_PEAK = 1e-6  # quieter recordings are silent: half a step of 16-bit samples is 1.5e-5
@@ -98,7 +103,8 @@ def speech_bounds(pcm: np.ndarray, sample_rate: int) -> tuple[int, int]:
         return 0, len(pcm)
     levels = 10 * np.log10(np.maximum(power, 1e-20))
     ranked = np.sort(levels)
-    peak, noise = ranked[-min(NUM_LOUDEST, len(ranked))], ranked[len(ranked) // 10]
+    peak = ranked[-min(NUM_LOUDEST, len(ranked))]
+    noise = ranked[len(ranked) // 10]
     threshold = min(max(noise + ABOVE_NOISE_DB, peak + QUIETEST_DB), peak + LOUDEST_DB)
     is_loud = levels > threshold
     counts = np.convolve(is_loud, np.ones(NUM_LOUDEST))[NUM_LOUDEST // 2 :][: len(levels)]

@@ -147,7 +147,9 @@ def _ascii(text: str) -> str:
         if character.isspace():
             return " "
         category = unicodedata.category(character)
-        return "" if category == INVISIBLE else " " if category in DROPPED else anyascii(character)
+        if category == INVISIBLE:
+            return ""
+        return " " if category in DROPPED else anyascii(character)
 
     # NFC comes first, so that a letter and its combining accent are a single character for anyascii.
     return "".join(map(ascii_of, unicodedata.normalize("NFC", text)))

@@ -31,8 +31,10 @@ from stretto.untrusted_files import entry, optional_entry
 from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan
 
-EMBEDDINGS, HEAD = "corelm.emb.weight", "corelm.lm_head.weight"
-FIRST, SECOND = "corelm.ar_decoder.", "corelm.nar_decoder."
+EMBEDDINGS = "corelm.emb.weight"
+HEAD = "corelm.lm_head.weight"
+FIRST = "corelm.ar_decoder."
+SECOND = "corelm.nar_decoder."
 DROPPED = ("criterion.",)
 DEFAULTS: dict[str, Any] = {"att_unit": 256, "head": 2, "ar_layer": 4, "nar_layer": 4, "n_ctx": 3000, "qk_norm": False}
 VOICE_FRAMES = 150  # default of `speaker_prompt_length`
@@ -45,7 +47,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written: the autoregressive model, and the refinement in a folder for the decoder."""
     if release.keeps_codec:
         raise CheckpointError("--codec: required, because VALL-E's file contains no copy of its codec")
-    numbers, known = network_numbers(contents.config), vocabulary(contents.config, contents.tokenizer)
+    numbers = network_numbers(contents.config)
+    known = vocabulary(contents.config, contents.tokenizer)
     record = {
         "architectures": ["StrettoValleForCausalLM"],
         "model_type": "gpt2",
@@ -99,8 +102,10 @@ def vocabulary(config: Mapping[str, Any], tokenizer: Tokenizer) -> ValleVocabula
     Raises:
         CheckpointError: If `token_list` or `token_bias` contradicts the family's assumptions.
     """
-    names, num_codebooks = entry(config, "token_list"), entry(config, "codec_token_in_use")
-    codec, text = opuslm.span(config, "codec"), opuslm.span(config, "text_bpe")
+    names = entry(config, "token_list")
+    num_codebooks = entry(config, "codec_token_in_use")
+    codec = opuslm.span(config, "codec")
+    text = opuslm.span(config, "text_bpe")
     if type(num_codebooks) is not int or num_codebooks < 2 or len(codec) % num_codebooks:
         expected = f"a number of codebooks >= 2 that divides {len(codec)} codes"
         raise CheckpointError(f"config.yaml: codec_token_in_use: expected {expected}, got {num_codebooks!r}")
@@ -143,7 +148,8 @@ def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tens
         known: Vocabulary.
         tensors: Published tensors by name.
     """
-    width, other = numbers["att_unit"], merged_reader(tensors, folded_shapes(numbers))
+    width = numbers["att_unit"]
+    other = merged_reader(tensors, folded_shapes(numbers))
 
     def as_one(attention: str) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
         def weights(query: Tensor) -> Tensor:
@@ -162,7 +168,8 @@ def autoregressive_plan(numbers: Mapping[str, Any], known: ValleVocabulary, tens
     }
     sizes = {"attn.out": (width, width), "mlp.0": (4 * width, width), "mlp.2": (width, 4 * width)}
     for layer in range(numbers["ar_layer"]):
-        old, new = f"{FIRST}blocks.{layer}.", f"transformer.h.{layer}."
+        old = f"{FIRST}blocks.{layer}."
+        new = f"transformer.h.{layer}."
         weights, biases = as_one(f"{old}attn.")
         parts[f"{old}attn.query.weight"] = Part(f"{new}attn.c_attn.weight", (width, width), weights)
         parts[f"{old}attn.query.bias"] = Part(f"{new}attn.c_attn.bias", (width,), biases)
@@ -218,9 +225,11 @@ def refinement_shape(numbers: Mapping[str, Any], known: ValleVocabulary) -> Vall
 
 def refinement_plan(shape: ValleShape, known: ValleVocabulary) -> Plan:
     """Return the plan for the non-autoregressive model's tensors and the shared tables; names are unchanged."""
-    width, first = shape.width, known.codec + known.codebook_size
+    width = shape.width
+    first = known.codec + known.codebook_size
     last = known.codec + known.num_codebooks * known.codebook_size
-    square, inner = (width, width), (4 * width, width)
+    square = (width, width)
+    inner = (4 * width, width)
     sizes: dict[str, tuple[int, ...]] = {
         "pos_emb.weight": (shape.max_rows, width),
         "level_emb.weight": (shape.num_codebooks - 1, width),

@@ -19,7 +19,8 @@ from stretto.families.mechanism import Mechanism
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
-PAD, SOS_EOS = 0, 5
+PAD = 0
+SOS_EOS = 5
 FRAME_RATE = 50.0
 
 

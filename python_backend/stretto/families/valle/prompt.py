@@ -20,7 +20,10 @@ class ValleTemplate:
     """VALL-E prompt template."""
 
     def __init__(self, family: Family, known: ValleVocabulary, subwords: Subwords, codec: Codec):
-        self._family, self._known, self._subwords, self._codec = family, known, subwords, codec
+        self._family = family
+        self._known = known
+        self._subwords = subwords
+        self._codec = codec
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the rows for the text of the last piece, to be spoken in the voice of the piece before it."""
@@ -28,7 +31,8 @@ class ValleTemplate:
         assert text.text is not None, task.name
         if not voices:
             raise InvalidRequest("messages", "a system turn with a recording of the voice", "none")
-        known, words = self._known, self._subwords.ids(text.text, text.path)
+        known = self._known
+        words = self._subwords.ids(text.text, text.path)
         head = self._rows(SOS_EOS, known.task, known.text_marker, *words, known.voice_marker)
         start = stream0_rows(self._family.layout, [known.codec_marker])
         return PromptRows(np.concatenate([head, self._voice(voices[0]), start]))
@@ -41,7 +45,8 @@ class ValleTemplate:
 
     def _voice(self, piece: Piece) -> np.ndarray:
         """Return the rows of a voice, [voice_frames, K]."""
-        known, codes = self._known, self._codes(piece)[:, : self._known.voice_frames]
+        known = self._known
+        codes = self._codes(piece)[:, : self._known.voice_frames]
         rows = np.full((known.voice_frames, known.num_codebooks), PAD, np.int32)
         rows[: codes.shape[1]] = codes.T + known.codec + np.arange(known.num_codebooks) * known.codebook_size
         return rows
@@ -51,7 +56,8 @@ class ValleTemplate:
         if piece.codes is None:
             assert piece.pcm is not None, piece.path
             return self._codec.encode(piece.pcm)
-        known, codes = self._known, piece.codes
+        known = self._known
+        codes = piece.codes
         most = int(self._family.max_audio_s * self._family.frame_rate)
         if len(codes) != known.num_codebooks:
             raise InvalidRequest(piece.path, f"{known.num_codebooks} streams", f"{len(codes)} streams")

@@ -26,7 +26,8 @@ from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import load_strictly, read_tensors
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
 EPS = 1e-5  # epsilon of the norms
 
 
@@ -95,7 +96,9 @@ class Block(nn.Module):
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
         width = shape.width
-        self.attn, self.attn_ln, self.mlp_ln = Attention(shape), LevelNorm(width), LevelNorm(width)
+        self.attn = Attention(shape)
+        self.attn_ln = LevelNorm(width)
+        self.mlp_ln = LevelNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, level: Tensor, mask: Tensor) -> Tensor:
@@ -113,8 +116,12 @@ class ValleRefinement(nn.Module):
 
     def __init__(self, shape: ValleShape) -> None:
         super().__init__()
-        self.shape, self.num_streams = shape, shape.num_codebooks  # a prompt has one stream per codebook
-        self.num_ids, self.codebook_size, self.max_rows = shape.num_ids, shape.codebook_size, shape.max_rows
+        # a prompt has one stream per codebook
+        self.shape = shape
+        self.num_streams = shape.num_codebooks
+        self.num_ids = shape.num_ids
+        self.codebook_size = shape.codebook_size
+        self.max_rows = shape.max_rows
         num_levels = shape.num_codebooks - 1
         self.emb, self.pos_emb, self.level_emb = (
             nn.Embedding(size, shape.width) for size in (shape.num_ids, shape.max_rows, num_levels)

@@ -57,14 +57,16 @@ def trained_dtype(config: Mapping[str, Any]) -> str | None:
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written, with the acoustic tokenizer in a separate folder."""
     check_kind(contents.config)
-    is_authors, config = AUTHORS in contents.config, contents.config
+    is_authors = AUTHORS in contents.config
+    config = contents.config
     name_of: Callable[[str], str] = authors_name if is_authors else str
     if is_authors:
         config = from_authors(config, contents.tokenizer)
     shape = Shape(config)
     contents.check_latent_model(shape.num_tokens)
     scales = {name: scale(contents.tensors, name_of(f"model.{name}")) for name in SCALES}
-    known, sections = shape.vocabulary, {name: dict(entry(config, name)) for name in (PARTS, SEMANTIC)}
+    known = shape.vocabulary
+    sections = {name: dict(entry(config, name)) for name in (PARTS, SEMANTIC)}
     record = {
         "architectures": ["StrettoVibeVoiceForCausalLM"],
         "model_type": "qwen2",
@@ -177,9 +179,11 @@ def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, A
     missing = sorted(token for token in IDS.values() if token not in ids)
     if missing:
         raise CheckpointError(f"{tokenizer.folder}: expected the tokenizer of Qwen2.5, got none of {missing}")
-    text, head = dict(entry(config, "decoder_config")), dict(entry(config, "diffusion_head_config"))
+    text = dict(entry(config, "decoder_config"))
+    head = dict(entry(config, "diffusion_head_config"))
     require(head, "diffusion_head_config", AUTHORS_HEAD)
-    width, ratio = head.get("hidden_size"), head.get("head_ffn_ratio")
+    width = head.get("hidden_size")
+    ratio = head.get("head_ffn_ratio")
     if type(width) is not int or not isinstance(ratio, int | float):
         raise CheckpointError(
             f"diffusion_head_config: expected hidden_size and head_ffn_ratio, got {shown([width, ratio])}"
@@ -208,7 +212,8 @@ def network_from_authors(config: Mapping[str, Any], section: str) -> dict[str, A
     given = dict(entry(config, section))
     mirrored = {f"decoder_{name}": given.get(f"encoder_{name}") for name in ("ratios", "n_filters")}
     require(given, section, AUTHORS_NETWORK | mirrored)
-    ratios, depths = entry(given, "encoder_ratios"), entry(given, "encoder_depths")
+    ratios = entry(given, "encoder_ratios")
+    depths = entry(given, "encoder_depths")
     if isinstance(depths, str) and re.fullmatch(r"\d{1,3}(-\d{1,3})*", depths):
         depths = [int(depth) for depth in depths.split("-")]
     made = {own: given[name] for name, own in NETWORK_KEYS.items() if name in given}
@@ -248,7 +253,8 @@ class Shape:
         check_heads(backbone)
         if backbone.use_sliding_window or backbone.hidden_act != "silu":
             raise CheckpointError("text_config: expected full attention and silu")
-        self.backbone, self.num_tokens = backbone, backbone.vocab_size
+        self.backbone = backbone
+        self.num_tokens = backbone.vocab_size
         self.is_tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
         self.acoustic = TokenizerConfig.from_record(entry(config, PARTS), PARTS)
         self.semantic = TokenizerConfig.from_record(entry(config, SEMANTIC), SEMANTIC)
@@ -284,7 +290,9 @@ class Shape:
 def plan(shape: Shape) -> Plan:
     """Return the language-model tensors to write, keyed by published name."""
     parts: Plan = {}
-    config, width, ids = shape.backbone, shape.backbone.hidden_size, shape.vocabulary.ids
+    config = shape.backbone
+    width = shape.backbone.hidden_size
+    ids = shape.vocabulary.ids
 
     def add(name: str, own: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
         parts[name] = Part(own, stored, edit)
@@ -300,11 +308,13 @@ def plan(shape: Shape) -> Plan:
     add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, width, edit=embeddings)
     if not shape.is_tied:
         add("lm_head.weight", "audio_head.weight", shape.num_tokens, width, edit=lambda stored: stored[list(ids)])
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    heads = config.num_attention_heads
+    kv_heads = config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or width // heads
     inner = config.intermediate_size
     for number in range(config.num_hidden_layers):
-        name, own = f"model.language_model.layers.{number}.", f"model.layers.{number}."
+        name = f"model.language_model.layers.{number}."
+        own = f"model.layers.{number}."
         for part, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
             layer(f"{name}self_attn.{part}_proj", f"{own}self_attn.{part}_proj", rows * head_dim, width, bias=True)
         layer(f"{name}self_attn.o_proj", f"{own}self_attn.o_proj", width, heads * head_dim)

@@ -20,11 +20,16 @@ from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
 NAME = "vibevoice"
 FRAME_RATE = 7.5
-DEFAULT_STEPS, DEFAULT_GUIDANCE = 10, 1.3  # as in the authors' demo
+# as in the authors' demo
+DEFAULT_STEPS = 10
+DEFAULT_GUIDANCE = 1.3
 STEPS = range(2, 51)
 MAX_FRAMES = 8192  # 18 minutes; prompt and reply together have at most `max_model_len` rows
-MAX_IDS, MAX_NUMBERS = 1 << 20, 4096  # far above those of any release
-MAX_TEXT_CHARS, MAX_AUDIO_S = 10_000, 30.0
+# far above those of any release
+MAX_IDS = 1 << 20
+MAX_NUMBERS = 4096
+MAX_TEXT_CHARS = 10_000
+MAX_AUDIO_S = 30.0
 
 
 @dataclass(frozen=True)

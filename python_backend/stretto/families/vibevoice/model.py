@@ -25,8 +25,11 @@ from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, 
 from stretto.families.vibevoice.mechanism.draw import StretchReadout, readout_of
 
 NUM_TIMES = 1000  # in the training schedule
-OFFSET, MAX_BETA = 0.008, 0.999
-NUM_WAVES, LONGEST_WAVE = 256, 10000.0  # for the time embedding
+OFFSET = 0.008
+MAX_BETA = 0.999
+# for the time embedding
+NUM_WAVES = 256
+LONGEST_WAVE = 10000.0
 CONNECTOR_EPS = 1e-6
 
 
@@ -40,7 +43,8 @@ class Connector(nn.Module):
 
     def __init__(self, columns: int, width: int):
         super().__init__()
-        self.linear_1, self.linear_2 = linear(columns, width, bias=True), linear(width, width, bias=True)
+        self.linear_1 = linear(columns, width, bias=True)
+        self.linear_2 = linear(width, width, bias=True)
         self.act = RMSNorm(width, eps=CONNECTOR_EPS)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +57,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int):
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = linear(width, inner), linear(width, inner), linear(inner, width)
+        self.gate_proj = linear(width, inner)
+        self.up_proj = linear(width, inner)
+        self.down_proj = linear(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output [N, H] for x [N, H]."""
@@ -65,7 +71,9 @@ class HeadLayer(nn.Module):
 
     def __init__(self, width: int, inner: int, eps: float):
         super().__init__()
-        self.norm, self.linear, self.ffn = RMSNorm(width, eps=eps), linear(width, 3 * width), FeedForward(width, inner)
+        self.norm = RMSNorm(width, eps=eps)
+        self.linear = linear(width, 3 * width)
+        self.ffn = FeedForward(width, inner)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return the output [N, H] for x [N, H] and silu of the condition [N, H]."""
@@ -78,7 +86,9 @@ class LastLayer(nn.Module):
 
     def __init__(self, width: int, num_numbers: int, eps: float):
         super().__init__()
-        self.linear_1, self.linear_2, self.eps = linear(width, 2 * width), linear(width, num_numbers), eps
+        self.linear_1 = linear(width, 2 * width)
+        self.linear_2 = linear(width, num_numbers)
+        self.eps = eps
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return v [N, D] for x [N, H] and silu of the condition [N, H]."""
@@ -98,7 +108,8 @@ class TimeProjection(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.fc1, self.fc2 = linear(NUM_WAVES, width), linear(width, width)
+        self.fc1 = linear(NUM_WAVES, width)
+        self.fc2 = linear(width, width)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
         """Return the embeddings [n, H] of times [n]."""
@@ -129,9 +140,12 @@ def solver_factors(number: int) -> torch.Tensor:
     _, alpha, sigma = cosine_schedule(number)
     log_ratio = np.log(alpha[:-1] / sigma[:-1])
     factors = np.zeros((number, 5))
-    factors[:, 0], factors[:, 1], factors[-1, 3] = alpha[:-1], sigma[:-1], -1
+    factors[:, 0] = alpha[:-1]
+    factors[:, 1] = sigma[:-1]
+    factors[-1, 3] = -1
     width = np.diff(log_ratio)
-    factors[:-1, 2], factors[:-1, 3] = sigma[1:-1] / sigma[:-2], alpha[1:-1] * np.expm1(-width)
+    factors[:-1, 2] = sigma[1:-1] / sigma[:-2]
+    factors[:-1, 3] = alpha[1:-1] * np.expm1(-width)
     factors[1:-1, 4] = 0.5 * width[1:] / width[:-1]
     return torch.from_numpy(factors).float()
 
@@ -141,8 +155,10 @@ class DiffusionHead(nn.Module):
 
     def __init__(self, config: Mapping[str, Any], width: int, num_numbers: int):
         super().__init__()
-        inner, eps = config["intermediate_size"], config["rms_norm_eps"]
-        self.noisy_images_proj, self.cond_proj = linear(num_numbers, width), linear(width, width)
+        inner = config["intermediate_size"]
+        eps = config["rms_norm_eps"]
+        self.noisy_images_proj = linear(num_numbers, width)
+        self.cond_proj = linear(width, width)
         self.timestep_proj = TimeProjection(width)
         self.layers = nn.ModuleList(HeadLayer(width, inner, eps) for _ in range(config["num_hidden_layers"]))
         self.final_layer = LastLayer(width, num_numbers, eps)
@@ -168,14 +184,16 @@ class DiffusionHead(nn.Module):
         guidance: torch.Tensor,
     ) -> torch.Tensor:
         """Return the latents, float32 [N, D], guided by the hidden states `other`; see `GuidedLatentPredictor`."""
-        number, scale = len(noise), guidance[:, None]
+        number = len(noise)
+        scale = guidance[:, None]
         states = self.cond_proj(torch.cat([hidden, other]) if plan.is_guided else hidden)
         x = before = noise
         for step in range(plan.num_steps):
             times = self._times.at(step, steps)
             if plan.is_guided:
                 v = self._velocity(torch.cat([x, x]), states + torch.cat([times, times]))
-                v, free = v[:number], v[number:]
+                free = v[number:]
+                v = v[:number]
                 v = torch.where(scale == 1, v, free + scale * (v - free))
             else:
                 v = self._velocity(x, states + times)
@@ -187,7 +205,8 @@ class DiffusionHead(nn.Module):
 
     def _velocity(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Return v [N, D] for latents x [N, D] and conditions [N, H]."""
-        x, condition = self.noisy_images_proj(x), silu(condition)
+        x = self.noisy_images_proj(x)
+        condition = silu(condition)
         for layer in self.layers:
             x = layer(x, condition)
         return self.final_layer(x, condition)
@@ -198,8 +217,11 @@ class Feedback(nn.Module):
 
     def __init__(self, acoustic: TokenizerConfig, semantic: TokenizerConfig, scale: LatentScale):
         super().__init__()
-        self.decoder, self.encoder, self._scale = Decoder(acoustic), Encoder(semantic), scale
-        self.num_kept, self.reach = self.decoder.num_kept + self.encoder.num_kept, acoustic.reach + semantic.reach
+        self.decoder = Decoder(acoustic)
+        self.encoder = Encoder(semantic)
+        self._scale = scale
+        self.num_kept = self.decoder.num_kept + self.encoder.num_kept
+        self.reach = acoustic.reach + semantic.reach
 
     @torch.inference_mode()
     def forward(self, latents: torch.Tensor, memory: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,7 +239,8 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        config, width = vllm_config.model_config.hf_config, vllm_config.model_config.get_hidden_size()
+        config = vllm_config.model_config.hf_config
+        width = vllm_config.model_config.get_hidden_size()
         tokenizers: dict[str, Any] = config.tokenizers
         acoustic, semantic = (TokenizerConfig.from_record(tokenizers[each], each) for each in ("acoustic", "semantic"))
         self.num_numbers = acoustic.size
@@ -251,10 +274,12 @@ class StrettoVibeVoiceForCausalLM(LatentMixin, Qwen2ForCausalLM):
         Attention over a single row returns the row's own values, so it is not computed.
         """
         weight = self.model.embed_tokens.get_parameter("weight")
-        x, residual = self.embed_input_ids(torch.tensor([token_id], device=weight.device)), None
+        x = self.embed_input_ids(torch.tensor([token_id], device=weight.device))
+        residual = None
         for layer in self.model.layers:
             if residual is None:
-                residual, x = x, layer.input_layernorm(x)
+                residual = x
+                x = layer.input_layernorm(x)
             else:
                 x, residual = layer.input_layernorm(x, residual)
             attention = layer.self_attn

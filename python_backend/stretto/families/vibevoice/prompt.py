@@ -25,7 +25,9 @@ INSTRUCTION = (
     " Transform the text provided by various speakers into speech output, "
     "utilizing the distinct voice of each respective speaker.\n"
 )
-VOICES, SCRIPT, SPEECH = " Voice input:\n", " Text input:\n", " Speech output:\n"
+VOICES = " Voice input:\n"
+SCRIPT = " Text input:\n"
+SPEECH = " Speech output:\n"
 LINE = re.compile(r"^Speaker\s+(\d{1,3})\s*:\s*(.*)$", re.IGNORECASE)
 MAX_SPEAKERS = 4
 MIN_AUDIO_S = 0.4
@@ -36,7 +38,9 @@ class VibeVoiceTemplate:
     """VibeVoice prompt template."""
 
     def __init__(self, family: Family, vocabulary: VibeVoiceVocabulary, tokenizer: TextTokenizer, codec: Codec):
-        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
+        self._family = family
+        self._known = vocabulary
+        self._tokenizer = tokenizer
         self._rate = codec.spec.input_rate or codec.spec.sample_rate
         self._encoder = CachedEncoder(codec.encode)
 

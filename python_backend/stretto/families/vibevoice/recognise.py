@@ -8,7 +8,8 @@ AUTHORS_TOKENIZER = Needed("Qwen/Qwen2.5-1.5B", QWEN_TOKENIZER)
 
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
-    config, weights = listing.json(CONFIG), listing.weights()
+    config = listing.json(CONFIG)
+    weights = listing.weights()
     kind = config.get("model_type")
     if kind != "vibevoice":
         return []

@@ -47,7 +47,8 @@ from stretto.weights.loading import Part, Plan
 
 IS_FLOAT32 = True
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
-KIND, NUM_SPEECH_LAYERS = "vibevoice_streaming", "tts_backbone_num_hidden_layers"
+KIND = "vibevoice_streaming"
+NUM_SPEECH_LAYERS = "tts_backbone_num_hidden_layers"
 MARKS = {"tts_eos_classifier.fc1.weight": "VibeVoice Realtime", "model.tts_input_types.weight": "VibeVoice Realtime"}
 # The speech model reads no ids, the text model ends without a norm, and voices are published encoded.
 DROPPED = (
@@ -108,7 +109,8 @@ class Shape:
 
     def __init__(self, config: Mapping[str, Any]):
         check_value("model_type", config.get("model_type"), KIND)
-        text, head = dict(entry(config, "decoder_config")), dict(entry(config, "diffusion_head_config"))
+        text = dict(entry(config, "decoder_config"))
+        head = dict(entry(config, "diffusion_head_config"))
         backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
         check_heads(backbone)
         if backbone.use_sliding_window or backbone.hidden_act != "silu":
@@ -117,7 +119,9 @@ class Shape:
         if type(number) is not int or not 1 <= number < backbone.num_hidden_layers:
             expected = f"an integer in [1, {backbone.num_hidden_layers - 1}]"
             raise CheckpointError(f"{NUM_SPEECH_LAYERS}: expected {expected}, got {shown(number)}")
-        self.backbone, self.num_tokens, width = backbone, backbone.vocab_size, backbone.hidden_size
+        self.backbone = backbone
+        self.num_tokens = backbone.vocab_size
+        width = backbone.hidden_size
         size = width // backbone.num_attention_heads
         layers = backbone.num_hidden_layers
         self.sizes = Sizes(layers - number, number, backbone.num_key_value_heads, size, width)
@@ -144,7 +148,9 @@ def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceSta
     The voices have no published tensors of their own, so they are written beside the embeddings.
     """
     parts: Plan = {}
-    config, width, sizes = shape.backbone, shape.sizes.width, shape.sizes
+    config = shape.backbone
+    width = shape.sizes.width
+    sizes = shape.sizes
 
     def add(name: str, own: str, *stored: int) -> None:
         parts[name] = Part(own, stored)
@@ -163,14 +169,16 @@ def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceSta
         for name, values in voice_tensors(voices).items()
     )
     parts[EMBEDDINGS] = Part("model.embed_tokens.weight", (shape.num_tokens, width), embeddings, also=also)
-    inner, kv_width = config.intermediate_size, sizes.num_kv_heads * sizes.size
+    inner = config.intermediate_size
+    kv_width = sizes.num_kv_heads * sizes.size
     stacks = (
         ("model.language_model.layers", "text.layers", sizes.num_text_layers, ""),
         ("model.tts_language_model.layers", "model.layers", sizes.num_layers, "self_attn."),
     )
     for published, stack, number, attention in stacks:
         for index in range(number):
-            name, own = f"{published}.{index}.", f"{stack}.{index}."
+            name = f"{published}.{index}."
+            own = f"{stack}.{index}."
             for part, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
                 layer(f"{name}self_attn.{part}_proj", f"{own}{attention}{part}_proj", rows, width, bias=True)
             layer(f"{name}self_attn.o_proj", f"{own}{attention}o_proj", width, width)

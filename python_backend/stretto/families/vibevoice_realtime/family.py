@@ -23,11 +23,18 @@ from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 
 NAME = "vibevoice_realtime"
 FRAME_RATE = 7.5
-NUM_WORDS, NUM_FRAMES = 5, 6  # text tokens of a window, and frames after it
-DEFAULT_STEPS, DEFAULT_GUIDANCE = 5, 1.5  # as in the authors' demo
+# text tokens of a window, and frames after it
+NUM_WORDS = 5
+NUM_FRAMES = 6
+# as in the authors' demo
+DEFAULT_STEPS = 5
+DEFAULT_GUIDANCE = 1.5
 STEPS = range(2, 51)
 MAX_ROWS = 8192
-MAX_IDS, MAX_NUMBERS, MAX_VOICES, MAX_VOICE_ROWS = 1 << 20, 4096, 64, 2048
+MAX_IDS = 1 << 20
+MAX_NUMBERS = 4096
+MAX_VOICES = 64
+MAX_VOICE_ROWS = 2048
 MAX_TEXT_CHARS = 10_000
 END_OF_TEXT = 0  # ends the ids of a text; not a row
 

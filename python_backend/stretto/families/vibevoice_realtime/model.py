@@ -29,7 +29,9 @@ from stretto.families.vibevoice.model import Connector, DiffusionHead, FeedForwa
 from stretto.families.vibevoice_realtime.family import TextWindows, VibeVoiceRealtimeVocabulary
 from stretto.families.vibevoice_realtime.mechanism.draw import EndHead, WindowReadout
 
-SPEECH, TEXT = 0, 1  # types of a row
+# types of a row
+SPEECH = 0
+TEXT = 1
 
 
 class EndClassifier(nn.Module):
@@ -37,7 +39,8 @@ class EndClassifier(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.fc1, self.fc2 = linear(width, width, bias=True), linear(width, 1, bias=True)
+        self.fc1 = linear(width, width, bias=True)
+        self.fc2 = linear(width, 1, bias=True)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return the logits [N, 1] for hidden states [N, H]."""
@@ -52,7 +55,9 @@ class TextLayer(nn.Module):
 
     def __init__(self, vllm_config: VllmConfig, config: Any, prefix: str):
         super().__init__()
-        width, heads, self.num_kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+        width = config.hidden_size
+        heads = config.num_attention_heads
+        self.num_kv_heads = config.num_key_value_heads
         self.size = width // heads
         self.input_layernorm = RMSNorm(width, eps=config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(width, eps=config.rms_norm_eps)
@@ -71,7 +76,8 @@ class TextLayer(nn.Module):
 
     def store(self) -> torch.Tensor:
         """Return the room for keys and values, [slots, 2, K, D], in a layout of our own."""
-        cache, shape = self.attn.kv_cache, (2, self.num_kv_heads, self.size)
+        cache = self.attn.kv_cache
+        shape = (2, self.num_kv_heads, self.size)
         row = torch.Size(shape).numel()
         last = sum((size - 1) * stride for size, stride in zip(cache.shape, cache.stride(), strict=True))
         assert last + 1 == cache.numel(), "the KV blocks of a layer are one piece of memory"
@@ -147,9 +153,11 @@ class TextModel(nn.Module):
     def __init__(self, vllm_config: VllmConfig, known: VibeVoiceRealtimeVocabulary, windows: TextWindows):
         super().__init__()
         config: Any = vllm_config.model_config.hf_config
-        self._windows, self._theta = windows, float(config.rope_parameters["rope_theta"])
+        self._windows = windows
+        self._theta = float(config.rope_parameters["rope_theta"])
         self._voices = torch.tensor([(each.num_text_rows, each.num_rows) for each in known.voices] or [(1, 1)])
-        self.num_voices, self.size = len(self._voices), config.hidden_size // config.num_attention_heads
+        self.num_voices = len(self._voices)
+        self.size = config.hidden_size // config.num_attention_heads
         # vLLM sorts KV caches by the numbers in the names of their layers.
         self.layers = nn.ModuleList(
             TextLayer(vllm_config, config, f"text.layers.{config.num_hidden_layers + number}")
@@ -170,13 +178,16 @@ class TextModel(nn.Module):
         metadata = attention_metadata(first.attn.layer_name)
         if metadata is None:  # vLLM's profiling run
             return x
-        starts, lengths = metadata.query_start_loc.long(), metadata.seq_lens.long()
+        starts = metadata.query_start_loc.long()
+        lengths = metadata.seq_lens.long()
         request = torch.searchsorted(starts[1:], at, right=True)
         position = at - starts[request + 1] + lengths[request]
         voices = self._voices.to(at.device)
         begins = torch.cumsum(voices[:, 0], 0) - voices[:, 0]
         number = self._windows.within_window((position - voices[voice, 1]).clamp(min=0))[1]
-        size, slots, spans = first.block_size, list[torch.Tensor](), list[slice]()
+        size = first.block_size
+        slots = list[torch.Tensor]()
+        spans = list[slice]()
         for last, one, owner in zip(number.tolist(), voice.tolist(), request.tolist(), strict=True):
             rows = self._windows.index_of(torch.arange(last + 1, device=at.device)) + voices[one, 1]
             slots.append(metadata.block_table[owner, rows // size].long() * size + rows % size)
@@ -205,7 +216,8 @@ def write_keys_and_values(layers: list[Any], rows: torch.Tensor, at: torch.Tenso
     metadata = attention_metadata(layers[0].layer_name)
     if metadata is None:
         return
-    slots, also = metadata.slot_mapping, get_forward_context().slot_mapping
+    slots = metadata.slot_mapping
+    also = get_forward_context().slot_mapping
     own = slots[at].clone()
     for layer, values in zip(layers, rows, strict=True):
         halves = values.unflatten(2, (-1, layer.head_size)).to(layer.kv_cache.dtype).unbind(1)
@@ -224,17 +236,20 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
         config: Any = vllm_config.model_config.hf_config
         if get_tensor_model_parallel_world_size() > 1:
             raise ValueError("tensor_parallel_size: expected 1, because voices are keys and values of all heads")
-        width, windows = config.hidden_size, self.family.mechanism
+        width = config.hidden_size
+        windows = self.family.mechanism
         assert isinstance(windows, TextWindows)
         known = VibeVoiceRealtimeVocabulary.from_record(getattr(config, VOCABULARY))
-        self._windows, self._lane = windows, known.text_stream
+        self._windows = windows
+        self._lane = known.text_stream
         self._first_voice_row = known.end + 1
         self.text = TextModel(vllm_config, known, windows)
         self.acoustic_connector = Connector(known.num_numbers, width)
         self.types = empty(2, width)
         self.end_classifier = EndClassifier(width)
         self.head = DiffusionHead(config.diffusion_head, width, known.num_numbers)
-        size, num_layers = width // config.num_attention_heads, len(self.model.layers)
+        size = width // config.num_attention_heads
+        num_layers = len(self.model.layers)
         num_rows = max(1, known.vocab_size - self._first_voice_row)
         self.voice_rows = empty(num_layers, num_rows, 2, config.num_key_value_heads * size)
         self.first_states = empty(self.text.num_voices, width)
@@ -257,7 +272,8 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
             write_keys_and_values(layers, self.voice_rows[:, rows[at, 0].long() - self._first_voice_row], at)
         (at,) = (rows[:, 0] == self._windows.word).nonzero(as_tuple=True)
         if len(at):
-            table, voice = self.model.embed_tokens.get_parameter("weight"), rows[at, 1].long()
+            table = self.model.embed_tokens.get_parameter("weight")
+            voice = rows[at, 1].long()
             voice = voice.clamp(0, self.text.num_voices - 1)  # vLLM's warm-up has any ids
             x = self.text(table[rows[at, self._lane].long()], at, voice)
             out[at] = (x + self.types[TEXT]).to(out.dtype)

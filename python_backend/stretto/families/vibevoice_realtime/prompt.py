@@ -31,7 +31,8 @@ class IncrementalTokens:
     """Incremental tokenizer of one text; see `StreamedText`."""
 
     def __init__(self, tokenizer: TextTokenizer):
-        self._stream, self._blank = TextStream(tokenizer), ""
+        self._stream = TextStream(tokenizer)
+        self._blank = ""
         self._has_begun = False
 
     def after(self, text: str, is_last: bool) -> tuple[list[int], "IncrementalTokens"]:
@@ -69,7 +70,9 @@ class VibeVoiceRealtimeTemplate:
     """Prompt template of VibeVoice Realtime."""
 
     def __init__(self, family: Family, known: VibeVoiceRealtimeVocabulary, tokenizer: TextTokenizer):
-        self._family, self._known, self._tokenizer = family, known, tokenizer
+        self._family = family
+        self._known = known
+        self._tokenizer = tokenizer
         self._rows = {
             voice.name: stream0_rows(family.layout, [*range(first, first + voice.num_rows)])
             for voice, first in zip(known.voices, known.first_rows, strict=False)
@@ -80,7 +83,8 @@ class VibeVoiceRealtimeTemplate:
         (piece,) = pieces
         assert piece.text is not None, task.name
         check_text(piece.text, piece.path, self._family.max_text_chars)
-        rows, track = self._rows[voice or self._known.voices[0].name], tuple[int, ...]()
+        rows = self._rows[voice or self._known.voices[0].name]
+        track = tuple[int, ...]()
         if not manner.is_open:
             if not piece.text.strip():
                 raise InvalidRequest(piece.path, "text of at least one character", shown(piece.text))

@@ -14,7 +14,9 @@ def recognise(listing: Listing) -> list[Match]:
     config = listing.json(CONFIG)
     if config.get("model_type") != KIND:
         return []
-    weights, voices, tokenizer = listing.weights(), listing.present(*VOICES), listing.present(*TOKENIZER)
+    weights = listing.weights()
+    voices = listing.present(*VOICES)
+    tokenizer = listing.present(*TOKENIZER)
     if not weights:
         expected = "expected model.safetensors, or the files of model.safetensors.index.json"
         return [Match("vibevoice_realtime", refusal=f"VibeVoice Realtime: {expected}")]

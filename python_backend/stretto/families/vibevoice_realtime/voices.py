@@ -25,11 +25,14 @@ from stretto.families.vibevoice_realtime.family import MAX_VOICE_ROWS, MAX_VOICE
 from stretto.untrusted_files import regular_file, released_file, released_folder
 from stretto.weights.loading import is_plain, open_tensors, read_pickled
 
-FOLDER, SUFFIXES = "voices", (".pt", ".safetensors")
+FOLDER = "voices"
+SUFFIXES = (".pt", ".safetensors")
 DEFAULT = "en-carter_man"  # the authors' default, if it is there
 NAME = re.compile("[A-Za-z0-9_-]{1,64}")
 MAX_FILE_BYTES = 256 << 20  # published files have 2 to 5 MB
-TEXT, SPEECH, FREE = "lm", "tts_lm", "neg_tts_lm"
+TEXT = "lm"
+SPEECH = "tts_lm"
+FREE = "neg_tts_lm"
 STATE = "last_hidden_state"
 
 

@@ -9,7 +9,9 @@ from stretto.errors import InvalidRequest, shown
 from stretto.families.mechanism import Mechanism, RowSteps
 from stretto.families.plugin import lazy
 
-MAX_NUMBERS, MAX_NUMBER = 32, 8192  # limits of a schedule, which a request may define
+# limits of a schedule, which a request may define
+MAX_NUMBERS = 32
+MAX_NUMBER = 8192
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class BurstSchedule:
             num_modules: Number of modules of the model.
         """
         extra = self.num_extra(0)
-        index, widest, behind = 1 + extra, num_modules, max(0, num_modules - 1 - extra)
+        index = 1 + extra
+        widest = num_modules
+        behind = max(0, num_modules - 1 - extra)
         for _ in range(sum(self.mode[::2]) + 2 * self.mode[-2] if self.max_extra else 0):
             behind += 1 + extra
             widest = max(widest, behind)

@@ -50,7 +50,8 @@ class PublishedTokenizer:
         return [loading.copy_file(path, folder / path.name, f"{FOLDER}/{path.name}") for path in self.files]
 
 
-TOWER, ADAPTOR = "model.audio_model.model.", "model.audio_projection."
+TOWER = "model.audio_model.model."
+ADAPTOR = "model.audio_projection."
 UNUSED = f"{TOWER}ctc."  # transcription head
 ENCODER_NUMBERS = (
     "output_size",
@@ -216,7 +217,8 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int, markers: Sequence[str] = t
         CheckpointError: If a marker is missing, or the codes are not contiguous.
     """
     ids = tokenizer.ids_of([f"<|{name}|>" for name in (*markers, "audio_0")], vocab_size)
-    first, size = ids["<|audio_0|>"], sum(bool(re.fullmatch(r"<\|audio_\d+\|>", token)) for token in ids)
+    first = ids["<|audio_0|>"]
+    size = sum(bool(re.fullmatch(r"<\|audio_\d+\|>", token)) for token in ids)
     for code in range(size):
         if (got := ids.get(f"<|audio_{code}|>")) != first + code:
             raise CheckpointError(
@@ -233,7 +235,8 @@ def plan(record: dict[str, Any], num_modules: int, prefix: str) -> Plan:
         num_modules: Number of MCTP modules.
         prefix: Prefix of the modules' published names.
     """
-    num_layers, width = record["num_hidden_layers"] + num_modules, record["hidden_size"]
+    num_layers = record["num_hidden_layers"] + num_modules
+    width = record["hidden_size"]
     parts = unchanged(shapes({**record, "num_hidden_layers": num_layers}))
     beside = {"projs": (width, 2 * width), "embed_norms": (width,), "hidden_norms": (width,)}
     for module in range(num_modules):

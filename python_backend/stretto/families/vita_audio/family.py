@@ -31,7 +31,8 @@ HEARD = "context_of_audio"
 BOOST_RATIO = (1, 10, 4, 10)
 # Numbers of tokens that backbone and modules generate in turn; the last pair is repeated (`tools/inference_sts.py` in
 # the same repository).
-VANILLA, BALANCE = "vanilla", "balance"
+VANILLA = "vanilla"
+BALANCE = "balance"
 SCHEDULES = {VANILLA: (8192, 0), BALANCE: (1, 4, 3, 8, 4, 10), "boost": BOOST_RATIO, "turbo": (1, 10)}
 
 
@@ -102,9 +103,11 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
 
     Tasks allow every id, so the model itself decides how text and codes alternate.
     """
-    end, also_end = vocabulary.markers["im_end"], vocabulary.markers["endoftext"]
+    end = vocabulary.markers["im_end"]
+    also_end = vocabulary.markers["endoftext"]
     everything = (range(vocabulary.vocab_size),)
-    both, text = (Segment.INTERLEAVED,), (Segment.TEXT,)
+    both = (Segment.INTERLEAVED,)
+    text = (Segment.TEXT,)
     return Family(
         name="vita_audio",
         layout=vocabulary.layout,

@@ -28,7 +28,8 @@ class Attention(nn.Module):
 
     def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
         super().__init__()
-        taps, shift = config["kernel_size"], config["sanm_shfit"]
+        taps = config["kernel_size"]
+        shift = config["sanm_shfit"]
         self._num_heads = config["attention_heads"]
         self._left = (taps - 1) // 2 + max(shift, 0)
         self._right = taps - 1 - self._left
@@ -48,7 +49,8 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, size: int, inner: int):
         super().__init__()
-        self.w_1, self.w_2 = nn.Linear(size, inner), nn.Linear(inner, size)
+        self.w_1 = nn.Linear(size, inner)
+        self.w_2 = nn.Linear(inner, size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [1, T, size] to the same shape."""
@@ -61,7 +63,8 @@ class Block(nn.Module):
     def __init__(self, in_size: int, size: int, config: Mapping[str, Any]):
         super().__init__()
         self._is_residual = in_size == size
-        self.norm1, self.norm2 = nn.LayerNorm(in_size), nn.LayerNorm(size)
+        self.norm1 = nn.LayerNorm(in_size)
+        self.norm2 = nn.LayerNorm(size)
         self.self_attn = Attention(in_size, size, config)
         self.feed_forward = FeedForward(size, config["linear_units"])
 
@@ -75,12 +78,14 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     def __init__(self, config: Mapping[str, Any]):
         super().__init__()
-        in_size, size = config["num_mel_bins"], config["output_size"]
+        in_size = config["num_mel_bins"]
+        size = config["output_size"]
         self._gain = size**0.5
         self.encoders0 = nn.ModuleList([Block(in_size, size, config)])
         self.encoders = nn.ModuleList(Block(size, size, config) for _ in range(config["num_blocks"] - 1))
         self.tp_encoders = nn.ModuleList(Block(size, size, config) for _ in range(config["tp_blocks"]))
-        self.after_norm, self.tp_norm = nn.LayerNorm(size), nn.LayerNorm(size)
+        self.after_norm = nn.LayerNorm(size)
+        self.tp_norm = nn.LayerNorm(size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map frames [1, T, M] to [1, T, size]."""

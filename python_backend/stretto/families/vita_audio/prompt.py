@@ -38,9 +38,15 @@ from stretto.families.vita_audio.family import HEARD, NUM_QUERIES, VitaVocabular
 from stretto.records.prompt import InputAudio
 
 SAMPLE_RATE = 16_000
-HOP, WINDOW, SPECTRUM = 160, 400, 512  # samples
-NUM_BINS, LOWEST_HZ = 80, 20.0
-STACKED, STEP = 7, 6  # mel frames per stacked frame, and between the starts of stacked frames
+# samples
+HOP = 160
+WINDOW = 400
+SPECTRUM = 512
+NUM_BINS = 80
+LOWEST_HZ = 20.0
+# mel frames per stacked frame, and between the starts of stacked frames
+STACKED = 7
+STEP = 6
 PREEMPHASIS = 0.97
 LEAST = np.finfo(np.float32).eps
 FULL_SCALE = 1 << 15
@@ -117,7 +123,10 @@ class VitaTemplate:
         tokenizer: SpeechTokenizer | None = None,
         audio: Mapping[str, Any] | None = None,
     ):
-        self._family, self._subwords, self._ratio, self._audio_config = family, subwords, ratio, audio
+        self._family = family
+        self._subwords = subwords
+        self._ratio = ratio
+        self._audio_config = audio
         self._encoder = None if tokenizer is None else CachedEncoder(tokenizer.encode)
         self._begin, self._end = (family.markers[name] for name in ("begin_of_audio", "end_of_audio"))
 
@@ -126,7 +135,8 @@ class VitaTemplate:
 
         If a dialogue has no system turn, the authors' system turn is added.
         """
-        ids, features = list[int](), list[np.ndarray]()
+        ids = list[int]()
+        features = list[np.ndarray]()
         if task.name == "dialogue" and pieces[0].role != "system":
             ids += self._turn("system", self._text(SYSTEM_TEXT, ""))
         for role, turn in groupby(pieces, lambda piece: piece.role):
@@ -216,20 +226,28 @@ def interleave(text: list[int], codes: list[int], ratio: Sequence[int], markers:
         return text
     if not text:
         return [markers[0], *codes, markers[1]]
-    ids, word, code, turn = list[int](), 0, 0, 0
+    ids = list[int]()
+    word = 0
+    code = 0
+    turn = 0
     while word < len(text) and code < len(codes):
         num_words, num_codes = (sizes[min(turn, len(sizes) - 1)] for sizes in (ratio[::2], ratio[1::2]))
-        next_word, next_code = word + num_words, code + num_codes - 2
+        next_word = word + num_words
+        next_code = code + num_codes - 2
         if next_word >= len(text) or next_code >= len(codes):  # the last turn
-            next_word, next_code = len(text), len(codes)
+            next_word = len(text)
+            next_code = len(codes)
         ids += [*text[word:next_word], markers[0], *codes[code:next_code], markers[1]]
-        word, code, turn = next_word, next_code, turn + 1
+        word = next_word
+        code = next_code
+        turn = turn + 1
     return ids
 
 
 def open_template(family: Family, checkpoint: Path, codec: Codec, device: str) -> Template:
     """Return the template that uses the checkpoint's text tokenizer and its audio tokenizer or encoder config."""
-    config, subwords = config_at(checkpoint), Subwords(TextTokenizer.at(checkpoint), family)
+    config = config_at(checkpoint)
+    subwords = Subwords(TextTokenizer.at(checkpoint), family)
     ratio = VitaVocabulary.from_record(config[VOCABULARY]).ratio
     tokenizer = load_tokenizer(checkpoint, len(family.layout.audio[0]), device)
     return VitaTemplate(family, subwords, ratio, tokenizer, config.get(KEY))

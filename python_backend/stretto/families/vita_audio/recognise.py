@@ -2,7 +2,10 @@
 
 from stretto.families.recognition import CONFIG, MAX_TOKENIZER_BYTES, TOKENIZER, Listing, Match, Needed
 
-PLAIN, MODULES, PLUS = "qwen2", "qwen2_mtp", "qwen2_mtp_sensevoice"  # values of `model_type`
+# values of `model_type`
+PLAIN = "qwen2"
+MODULES = "qwen2_mtp"
+PLUS = "qwen2_mtp_sensevoice"
 FIRST_CODE = "<|audio_0|>"
 CODEC = Needed("THUDM/glm-4-voice-decoder", ("config.yaml", "flow.pt", "hift.pt"))
 INPUT = Needed("THUDM/glm-4-voice-tokenizer", ("config.json", "preprocessor_config.json", "model*.safetensors"))
@@ -12,18 +15,21 @@ ENCODER = Needed("FunAudioLLM/SenseVoiceSmall", ENCODER_FILES, to=".")
 
 def recognise(listing: Listing) -> list[Match]:
     """Return the release in a listing, if there is one."""
-    kind, weights = listing.json(CONFIG).get("model_type"), listing.weights()
+    kind = listing.json(CONFIG).get("model_type")
+    weights = listing.weights()
     if kind not in (PLAIN, MODULES, PLUS) or (kind == PLAIN and not has_codes(listing)):
         return []
     if not weights:
         refusal = "expected model.safetensors, or the files of model.safetensors.index.json"
         return [Match("vita_audio", refusal=refusal)]
     has_encoder = {*ENCODER_FILES} <= listing.names
-    place, companions = "{repo}", [CODEC]
+    place = "{repo}"
+    companions = [CODEC]
     if kind != PLUS:
         companions.append(INPUT)
     elif not has_encoder:
-        place, companions = "{view}", [CODEC, ENCODER]
+        place = "{view}"
+        companions = [CODEC, ENCODER]
     words = ("--model", place, "--config", f"{place}/{CONFIG}", "--tokenizer", place, "--codec", "{companion1}")
     optional = ("generation_config.json", *TOKENIZER, *(ENCODER_FILES if kind == PLUS else ()))
     return [

@@ -87,12 +87,16 @@ class Shape:
             raise CheckpointError(
                 "expected rotary embeddings in the base model only: no_rope false, residual_lm_no_rope true"
             )
-        self.width, self.inner = size(lm, "hidden_size"), size(lm, "intermediate_size")
-        self.heads, self.kv_heads = size(lm, "num_attention_heads"), size(lm, "num_key_value_heads")
+        self.width = size(lm, "hidden_size")
+        self.inner = size(lm, "intermediate_size")
+        self.heads = size(lm, "num_attention_heads")
+        self.kv_heads = size(lm, "num_key_value_heads")
         self.head_dim = lm.get("kv_channels") or self.width // self.heads
-        self.num_layers, self.num_residual = size(lm, "num_hidden_layers"), size(config, "residual_lm_num_layers")
+        self.num_layers = size(lm, "num_hidden_layers")
+        self.num_residual = size(config, "residual_lm_num_layers")
         self.num_tokens = size(lm, "vocab_size")
-        self.num_latents, self.num_numbers = size(config, "patch_size"), size(config, "feat_dim")
+        self.num_latents = size(config, "patch_size")
+        self.num_numbers = size(config, "feat_dim")
         self.narrow = size(config, "scalar_quantization_latent_dim")
         self.max_model_len = min(size(config, "max_length"), MAX_MODEL_LEN)
         is_scaled = lm.get("use_mup", True)
@@ -133,7 +137,8 @@ def size(record: Mapping[str, Any], name: str) -> int:
 
 def long_rope(lm: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
     """Return the base, frequency divisors and scale of the rotary embedding that the authors' LongRoPE chooses."""
-    scaling, longest = entry(lm, "rope_scaling"), size(lm, "max_position_embeddings")
+    scaling = entry(lm, "rope_scaling")
+    longest = size(lm, "max_position_embeddings")
     original = size(scaling, "original_max_position_embeddings")
     name = "long_factor" if longest > original else "short_factor"
     factors = [float(each) for each in entry(scaling, name)]
@@ -161,7 +166,9 @@ def plan(shape: Shape, known: VoxCpmVocabulary) -> Plan:
         return torch.cat([table, table.new_zeros(known.vocab_size - known.num_text_ids, shape.width)])
 
     add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, shape.width, edit=embeddings)
-    width, numbers, narrow = shape.width, shape.num_numbers, shape.narrow
+    width = shape.width
+    numbers = shape.num_numbers
+    narrow = shape.narrow
     inside, outside = (size(each, "hidden_dim") for each in (shape.encoder, shape.head))
     shapes = {
         "model.bottleneck.enter": (narrow, width),
@@ -207,17 +214,21 @@ class LayerNames:
     """Layer names in a stack: the published prefix, our prefix, and our layer numbers."""
 
     def __init__(self, published: str, own: str, numbers: range):
-        self.published, self.own, self.numbers = published, own, numbers
+        self.published = published
+        self.own = own
+        self.numbers = numbers
 
 
 def add_layers(shape: Shape, names: LayerNames, numbers: tuple[int, int, int], add: Callable[..., None]) -> None:
     """Add the tensors of a stack of layers; `numbers` contains its width, inner width and number of heads."""
     width, inner, heads = numbers
-    queried, held = heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    queried = heads * shape.head_dim
+    held = shape.kv_heads * shape.head_dim
     scale = shape.branch_scale(len(names.numbers))
     edit = None if scale == 1.0 else (lambda stored: stored.float() * scale)
     for index, number in enumerate(names.numbers):
-        name, own = f"{names.published}.{index}.", f"{names.own}.{number}."
+        name = f"{names.published}.{index}."
+        own = f"{names.own}.{number}."
         for part, rows in (("q", queried), ("k", held), ("v", held)):
             add(f"{name}self_attn.{part}_proj.weight", f"{own}self_attn.{part}_proj.weight", rows, width)
         add(f"{name}self_attn.o_proj.weight", f"{own}self_attn.o_proj.weight", width, queried, edit=edit)
@@ -264,7 +275,8 @@ def read_codec(folder: Path) -> dict[str, Tensor]:
 
 def codec_plan(config: AudioVaeConfig, tensors: Mapping[str, Tensor]) -> tuple[Plan, Plan]:
     """Return the codec tensors to write, and those merged into them, both by published name."""
-    names, num_classes = published_names(config), len(config.boundaries) + 1
+    names = published_names(config)
+    num_classes = len(config.boundaries) + 1
     rate_class = bisect_left(config.boundaries, config.sample_rate)
     parts: Plan = {}
     folded: Plan = {}

@@ -20,12 +20,18 @@ from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 NAME = "voxcpm2"
 FRAME_RATE = 6.25
 # The authors' defaults: `min_len` + 1, `max_len`, `inference_timesteps`, `cfg_value`.
-MIN_PATCHES, MAX_PATCHES, DEFAULT_STEPS, DEFAULT_GUIDANCE = 3, 2000, 10, 2.0
+MIN_PATCHES = 3
+MAX_PATCHES = 2000
+DEFAULT_STEPS = 10
+DEFAULT_GUIDANCE = 2.0
 STEPS = range(2, 51)
 MAX_WORDS = 4096  # limit for validation; patches in every release have fewer float32 numbers
-MAX_TEXT_CHARS, MAX_AUDIO_S = 1000, 30.0
+MAX_TEXT_CHARS = 1000
+MAX_AUDIO_S = 30.0
 # Ids in the tokenizer: beginning of the reply's audio, beginning and end of a reference.
-AUDIO_START, REFERENCE_START, REFERENCE_END = 101, 103, 104
+AUDIO_START = 101
+REFERENCE_START = 103
+REFERENCE_END = 104
 
 
 @dataclass(frozen=True)

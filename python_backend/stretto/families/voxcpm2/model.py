@@ -30,7 +30,9 @@ STACKED = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-TIME_SCALE, LONGEST_WAVE = 1000.0, 10000.0  # for the time embedding
+# for the time embedding
+TIME_SCALE = 1000.0
+LONGEST_WAVE = 10000.0
 UNCHANGED_PART = 0.04  # share of steps in which the solver leaves the noise unchanged
 EPS = 1e-8  # for the projection onto the unconditional velocity
 
@@ -42,7 +44,9 @@ def linear(columns: int, rows: int) -> ReplicatedLinear:
 
 def rotary(config: Any) -> RotaryEmbedding:
     """Return the rotary embedding for queries and keys, with LongRoPE frequencies and scale."""
-    rope, size, longest = config.long_rope, config.head_dim, config.max_position_embeddings
+    rope = config.long_rope
+    size = config.head_dim
+    longest = config.max_position_embeddings
     made = RotaryEmbedding(size, size, longest, rope["theta"], True, torch.float32)
     frequencies = 1.0 / (rope["theta"] ** (torch.arange(0, size, 2).float() / size))
     angles = torch.outer(torch.arange(longest).float(), 1.0 / torch.tensor(rope["factors"])) * frequencies
@@ -66,8 +70,11 @@ class LocalLayer(nn.Module):
 
     def __init__(self, config: Any, size: dict[str, int], rotation: nn.Module):
         super().__init__()
-        width, heads, eps = size["width"], size["num_heads"], config.rms_norm_eps
-        kv_heads, self.head_dim = config.num_key_value_heads, config.head_dim
+        width = size["width"]
+        heads = size["num_heads"]
+        eps = config.rms_norm_eps
+        kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
         self.self_attn: Any = nn.Module()
         self.self_attn.qkv_proj = QKVParallelLinear(
             width, self.head_dim, heads, kv_heads, bias=False, return_bias=False, disable_tp=True
@@ -85,7 +92,8 @@ class LocalLayer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return output and residual [N * length, C]; tokens [N * length, C] are grouped by row."""
         if residual is None:
-            x, residual = self.input_layernorm(x), x
+            residual = x
+            x = self.input_layernorm(x)
         else:
             x, residual = self.input_layernorm(x, residual)
         x, residual = self.post_attention_layernorm(self._attended(positions, x, length), residual)
@@ -109,7 +117,8 @@ class LocalTransformer(nn.Module):
         """Return outputs [N, n, C] for tokens [N, n, C], which attend to tokens of their own row."""
         num_rows, length, width = tokens.shape
         positions = torch.arange(length, device=tokens.device).repeat(num_rows)
-        x, residual = tokens.reshape(-1, width), None
+        x = tokens.reshape(-1, width)
+        residual = None
         for layer in self.layers:
             x, residual = layer(positions, x, residual, length)
         x, _ = self.norm(x, residual)
@@ -124,7 +133,8 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, config: Any, num_numbers: int, rotation: nn.Module):
         super().__init__()
-        width, self.num_numbers = config.encoder["width"], num_numbers
+        width = config.encoder["width"]
+        self.num_numbers = num_numbers
         self.special_token = nn.Parameter(torch.empty(width), requires_grad=False)
         self.enter = linear(num_numbers, width)
         self.transformer = LocalTransformer(config, config.encoder, rotation)
@@ -143,7 +153,8 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.enter, self.leave = linear(width, width), linear(width, width)
+        self.enter = linear(width, width)
+        self.leave = linear(width, width)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
         """Return the embedding [n, C] of times [n]."""
@@ -161,7 +172,8 @@ def solver_steps(number: int) -> torch.Tensor:
     """
     ends = torch.linspace(1, 0, number + 1)
     ends = ends + (torch.cos(torch.pi / 2 * ends) - 1 + ends)
-    time, width = ends[0], ends[0] - ends[1]
+    time = ends[0]
+    width = ends[0] - ends[1]
     steps = list[torch.Tensor]()
     for step in range(1, number + 1):
         steps.append(torch.stack([time, width]))
@@ -182,12 +194,16 @@ class DiffusionHead(nn.Module):
 
     def __init__(self, config: Any, num_words: int, num_numbers: int, rotation: nn.Module):
         super().__init__()
-        width, self.num_numbers = config.head["width"], num_numbers
-        self.num_latents, self.width = num_words // num_numbers, width
-        self.enter, self.condition = linear(num_numbers, width), linear(num_numbers, width)
+        width = config.head["width"]
+        self.num_numbers = num_numbers
+        self.num_latents = num_words // num_numbers
+        self.width = width
+        self.enter = linear(num_numbers, width)
+        self.condition = linear(num_numbers, width)
         self.transformer = LocalTransformer(config, config.head, rotation)
         self.leave = linear(width, num_numbers)
-        self.time, self.time_step = TimeEmbedding(width), TimeEmbedding(width)
+        self.time = TimeEmbedding(width)
+        self.time_step = TimeEmbedding(width)
 
     def prepare(self, steps: range) -> "DiffusionHead":
         """Precompute the steps of all permitted solvers, and return this head."""
@@ -208,7 +224,8 @@ class DiffusionHead(nn.Module):
         """Return the patches [N, D] that follow the patches `other` [N, D] (see `GuidedLatentPredictor`)."""
         states = hidden[:, : 2 * self.width].unflatten(1, (2, self.width))
         context = self._tokens(self.condition, other)
-        scale, x = guidance[:, None], noise
+        scale = guidance[:, None]
+        x = noise
         for step in range(1, plan.num_steps):  # the first step of every solver leaves the noise unchanged
             width = torch.where(step < steps[:, None], self._widths.at(step, steps), 0.0)
             times = self._times.at(step, steps)[:, None]
@@ -245,8 +262,10 @@ class Bottleneck(nn.Module):
 
     def __init__(self, config: Any):
         super().__init__()
-        narrow, self.scale = config.bottleneck["width"], config.bottleneck["scale"]
-        self.enter, self.leave = linear(config.hidden_size, narrow), linear(narrow, config.hidden_size)
+        narrow = config.bottleneck["width"]
+        self.scale = config.bottleneck["scale"]
+        self.enter = linear(config.hidden_size, narrow)
+        self.leave = linear(narrow, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Pass hidden states [N, H] through the bottleneck."""
@@ -262,7 +281,8 @@ class VoxCpmTransformer(nn.Module):
     def __init__(self, vllm_config: VllmConfig, prefix: str, rotation: nn.Module):
         super().__init__()
         config = vllm_config.model_config.hf_config
-        width, eps = config.hidden_size, config.rms_norm_eps
+        width = config.hidden_size
+        eps = config.rms_norm_eps
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, width)
         names = (f"{prefix}.layers.{index}" for index in range(config.num_hidden_layers))
         layers: list[Any] = [LlamaDecoderLayer(vllm_config, name) for name in names]
@@ -270,7 +290,8 @@ class VoxCpmTransformer(nn.Module):
         for index, layer in enumerate(layers):
             layer.self_attn.rotary_emb = rotation if index < self.num_base else NoRotation()
         self.layers = nn.ModuleList(layers)
-        self.norm, self.residual_norm = RMSNorm(width, eps=eps), RMSNorm(width, eps=eps)
+        self.norm = RMSNorm(width, eps=eps)
+        self.residual_norm = RMSNorm(width, eps=eps)
         self.bottleneck = Bottleneck(config)
         self.fusion = linear(2 * width, width)
         self.to_head, self.residual_to_head = (linear(width, config.head["width"]) for _ in range(2))
@@ -304,7 +325,9 @@ class VoxCpmTransformer(nn.Module):
         return torch.cat([self.to_head(hidden), self.residual_to_head(residual), silu(self.stop(hidden))], -1)
 
     def _through(self, layers: Any, norm: nn.Module, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        x, residual = rows.clone(), None  # the first norm keeps its input as the residual, and adds to it in place
+        # the first norm keeps its input as the residual, and adds to it in place
+        x = rows.clone()
+        residual = None
         for layer in layers:
             x, residual = layer(positions, x, residual)
         return norm(x, residual)[0]
@@ -325,7 +348,8 @@ class VoxCpmForCausalLM(nn.Module):
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load tensors by name; the query, key and value layers are stacked, as are the first two layers of an MLP."""
-        own, loaded = dict(self.named_parameters()), set[str]()
+        own = dict(self.named_parameters())
+        loaded = set[str]()
         for name, tensor in weights:
             parent, _, kind = name.rpartition(".")
             module, _, part = parent.rpartition(".")

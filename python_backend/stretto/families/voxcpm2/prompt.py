@@ -29,11 +29,13 @@ from stretto.families.voxcpm2.family import (
 )
 
 # Maximum length of a reply: the authors' `retry_badcase_ratio_threshold` patches per text token, plus a few.
-PATCHES_PER_TOKEN, SPARE_PATCHES = 6, 10
+PATCHES_PER_TOKEN = 6
+SPARE_PATCHES = 10
 NUM_CONTEXT_PATCHES = 3  # number of patches of the continued audio from which the decoder starts
 MIN_AUDIO_S = 0.4
 CHINESE = range(0x4E00, 0xA000)
-WORD_START, UNKNOWN = "▁", "<unk>"
+WORD_START = "▁"
+UNKNOWN = "<unk>"
 
 
 class VoxCpmTokenizer:
@@ -69,8 +71,11 @@ class VoxCpmTemplate:
     """VoxCPM2 prompt template."""
 
     def __init__(self, family: Family, vocabulary: VoxCpmVocabulary, tokenizer: VoxCpmTokenizer, codec: Codec):
-        self._family, self._known, self._tokenizer = family, vocabulary, tokenizer
-        self._rate, spec = codec.spec.input_rate or codec.spec.sample_rate, codec.spec
+        self._family = family
+        self._known = vocabulary
+        self._tokenizer = tokenizer
+        self._rate = codec.spec.input_rate or codec.spec.sample_rate
+        spec = codec.spec
         self._unit = round(self._rate * spec.samples_per_frame / spec.sample_rate)
         self._encoder = CachedEncoder(codec.encode)
 

@@ -2,7 +2,8 @@
 
 from stretto.families.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match
 
-SECTIONS, ARCHITECTURE = {"lm_config", "encoder_config", "dit_config"}, "voxcpm2"
+SECTIONS = {"lm_config", "encoder_config", "dit_config"}
+ARCHITECTURE = "voxcpm2"
 CODECS = ("audiovae.safetensors", "audiovae.pth")
 
 

@@ -18,7 +18,8 @@ class ClockWatch:
 
     def fault(self) -> Fault | None:
         """Poll; return a fault if the clock was set back by more than MAX_BACK_S since the last poll, else None."""
-        before_s, self._ahead_s = self._ahead_s, _ahead_s()
+        before_s = self._ahead_s
+        self._ahead_s = _ahead_s()
         back_s = before_s - self._ahead_s
         return Fault([], f"the clock was set back by {back_s:.0f} s") if back_s > MAX_BACK_S else None
 

@@ -18,15 +18,18 @@ class CrashWatch:
     """
 
     def __init__(self, pid: int) -> None:
-        self._pid, self._checked_s = pid, time.monotonic()
-        self._were_free, self._seen = set[int](), set[int]()
+        self._pid = pid
+        self._checked_s = time.monotonic()
+        self._were_free = set[int]()
+        self._seen = set[int]()
 
     def fault(self) -> Fault | None:
         """Poll; return a fault if a thread was in the handler at two successive polls, else None."""
         now_s = time.monotonic()
         if now_s - self._checked_s < CHECK_INTERVAL_S:
             return None
-        threads, before = blocks_by_thread(self._pid, FATAL), self._seen
+        threads = blocks_by_thread(self._pid, FATAL)
+        before = self._seen
         self._were_free = {each for each, blocks in threads.items() if not blocks or each in self._were_free}
         self._seen = {each for each in self._were_free if threads[each]}
         self._checked_s = now_s

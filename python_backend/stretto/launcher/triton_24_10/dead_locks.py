@@ -14,7 +14,9 @@ HEAD = struct.Struct("<IIIII")
 ROBUST_AND_SHARED = 0x90  # normal type, robust (0x10), process-shared (0x80)
 KIND = re.compile(re.escape(struct.pack("<I", ROBUST_AND_SHARED)))
 FREE = HEAD.pack(0, 0, 0, 0, ROBUST_AND_SHARED)
-OWNER_DIED, TID = 0x40000000, 0x3FFFFFFF  # bits of the lock word (linux/futex.h)
+# bits of the lock word (linux/futex.h)
+OWNER_DIED = 0x40000000
+TID = 0x3FFFFFFF
 PIECE = 1 << 22
 
 

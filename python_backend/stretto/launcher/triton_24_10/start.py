@@ -18,7 +18,9 @@ class StartWatch:
     """
 
     def __init__(self, pid: int, may_wait: bool = True, may_miss: bool = True) -> None:
-        self._pid, self._may_wait, self._may_miss = pid, may_wait, may_miss
+        self._pid = pid
+        self._may_wait = may_wait
+        self._may_miss = may_miss
         self._long_lost = lost_children(pid)  # of earlier models, which Triton reaps late, if at all
         self._stuck_since: float | None = None
 

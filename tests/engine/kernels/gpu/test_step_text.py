@@ -7,7 +7,8 @@ import triton
 
 from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
-from stretto.sampling import DrawParams, DrawPlan, draw, penalize, seed_key, stream_keys
+from stretto.noise import seed_key, stream_keys
+from stretto.sampling import DrawParams, DrawPlan, draw, penalize
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow

@@ -90,7 +90,8 @@ def gather_rows(
 
     Arguments of shape [N] are numpy arrays if the tables are in host memory, otherwise tensors.
     """
-    num_rows, num_streams = len(ids), rows.shape[1]
+    num_rows = len(ids)
+    num_streams = rows.shape[1]
     if isinstance(slots, np.ndarray):
         host = rows.numpy()
         host[:num_rows, 0] = ids
@@ -122,7 +123,8 @@ def _gather_kernel(
     num_streams: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    row, streams = tl.program_id(0), tl.arange(0, block)
+    row = tl.program_id(0)
+    streams = tl.arange(0, block)
     inside = streams < num_streams
     values = tl.full((block,), pad_id, tl.int32)
     if row < num_rows:
@@ -189,7 +191,8 @@ def _share(
     other = tl.load(mine + OTHER * rules.num_rows)
     position = tl.load(lengths + other).to(tl.int64)
     slot = tl.load(mine + OTHER_SLOT * rules.num_rows).to(tl.int64)
-    token, inside = RULES.hide_first(token, family), lanes < rules.num_others
+    token = RULES.hide_first(token, family)
+    inside = lanes < rules.num_others
     delay = tl.load(streams + lanes, mask=inside, other=0)
     is_hidden = tl.load(streams + rules.num_others + lanes, mask=inside, other=0) != 0
     initial = tl.load(streams + 2 * rules.num_others + lanes, mask=inside, other=0)
@@ -257,7 +260,8 @@ def _write_state(
     family: tl.constexpr = rules.family
     audio_start = tl.load(at + AUDIO_START)
     _, rows_to_audio = _closing(token, ends, task, rules)
-    has_audio, in_text = tl.load(tasks + 2 * rules.num_tasks + task) != 0, audio_start < 0
+    has_audio = tl.load(tasks + 2 * rules.num_tasks + task) != 0
+    in_text = audio_start < 0
     audio_start, num_text_tokens = RULES.follow_text(
         in_text, rows_to_audio, has_audio, position, audio_start, tl.load(at + NUM_TEXT_TOKENS)
     )
@@ -295,7 +299,8 @@ def advance_kernel(
     block: tl.constexpr,  # at least S - 1 + C
 ) -> None:
     row = tl.program_id(0)
-    mine, lanes = plan + row, tl.arange(0, block)
+    mine = plan + row
+    lanes = tl.arange(0, block)
     role = tl.load(mine + ROLE * rules.num_rows)
     if role == RECEIVES:
         return
@@ -318,7 +323,8 @@ def advance_kernel(
     after = tl.load(state + slot * rules.state_stride + column, mask=is_sent, other=0)
     _write(results, row, token, tl.where(is_sent, after.to(tl.int32), laid), is_cut, row * 0 + 1, lanes, rules)
     if rules.num_seen_columns > 0:
-        column, num_counted = token - rules.first_seen_id, rules.num_seen_columns - 1
+        column = token - rules.first_seen_id
+        num_counted = rules.num_seen_columns - 1
         column = tl.where((column >= 0) & (column < num_counted), column, num_counted)
         tl.store(seen + slot * rules.num_seen_columns + column, 1)
     if tl.load(mine + OTHER * rules.num_rows) != row:
@@ -335,9 +341,11 @@ def _row(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Return a row's ids on stream 0 and the other streams, and True if a limit ends a segment; update the state."""
     family: tl.constexpr = rules.family
-    task, own = tl.load(mine + TASK * rules.num_rows), drawn + row * rules.num_drawn
+    task = tl.load(mine + TASK * rules.num_rows)
+    own = drawn + row * rules.num_drawn
     at = state + slot * rules.state_stride
-    audio_start, audio_end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
+    audio_start = tl.load(at + AUDIO_START)
+    audio_end = tl.load(at + AUDIO_END)
     in_text, is_spoken, in_audio = RULES.segment_flags(position, audio_start, audio_end)
     frame = position - audio_start
     text_token = tl.load(text + row).to(tl.int64)

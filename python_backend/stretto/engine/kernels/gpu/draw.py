@@ -136,7 +136,8 @@ def value_of(prefix: tl.tensor) -> tl.tensor:
 @triton.jit
 def _kth_largest(line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, block: tl.constexpr) -> tl.tensor:
     """Return the k-th largest logit, found by a radix select over four digits."""
-    prefix, rank = tl.full((), 0, tl.uint32), top_k.to(tl.int32)
+    prefix = tl.full((), 0, tl.uint32)
+    rank = top_k.to(tl.int32)
     for step in range(4):
         counts = tl.zeros((256,), tl.int32)
         for start in range(0, num_columns, block):
@@ -148,7 +149,8 @@ def _kth_largest(line: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, bloc
     return value_of(prefix)
 
 
-LOWEST, HIGHEST = tl.constexpr(-(2**31)), tl.constexpr(2**31 - 1)
+LOWEST = tl.constexpr(-(2**31))
+HIGHEST = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -166,11 +168,13 @@ def _split(
     `ordered_of` returns.
     """
     mass = tl.full((), 0.0, tl.float32)
-    below, above = tl.full((), LOWEST, tl.int32), tl.full((), HIGHEST, tl.int32)
+    below = tl.full((), LOWEST, tl.int32)
+    above = tl.full((), HIGHEST, tl.int32)
     for start in range(0, num_columns, block):
         columns = start + tl.arange(0, block)
         values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))
-        weights, orders = tl.exp((values - largest) / temperature), ordered_of(values)
+        weights = tl.exp((values - largest) / temperature)
+        orders = ordered_of(values)
         is_above = orders > ordered
         mass += tl.sum(tl.where(is_above, weights, 0.0), 0)
         below = tl.maximum(below, tl.max(tl.where(is_above, LOWEST, orders), 0))
@@ -219,15 +223,19 @@ def _draw_kernel(
     block: tl.constexpr,
     top_p_of_all: tl.constexpr,
 ) -> None:
-    row, stream, num_streams = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    row = tl.program_id(0)
+    stream = tl.program_id(1)
+    num_streams = tl.num_programs(1)
     index = row.to(tl.int64) * num_streams + stream
-    line, ids = logits + index * num_columns, token_ids + stream * num_columns
+    line = logits + index * num_columns
+    ids = token_ids + stream * num_columns
     temperature = tl.load(temperatures + row)
     largest = _largest(line, num_columns, block)
     floor = largest
     if temperature > 0:
         floor = tl.full((), float("-inf"), tl.float32)
-        top_k, top_p = tl.load(top_ks + row), tl.load(top_ps + row)
+        top_k = tl.load(top_ks + row)
+        top_p = tl.load(top_ps + row)
         if (top_k > 0) & (top_k < num_columns):
             floor = _kth_largest(line, num_columns, top_k, block)
         if top_p < 1:
@@ -236,7 +244,8 @@ def _draw_kernel(
                 least = tl.full((), float("-inf"), tl.float32)
             floor = tl.maximum(floor, _nucleus(line, num_columns, least, largest, temperature, top_p, block))
     key = tl.load(keys + index).to(tl.uint32, bitcast=True)
-    best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
+    best = tl.full((), float("-inf"), tl.float32)
+    column = tl.full((), 0, tl.int32)
     for start in range(0, num_columns, block):
         columns = start + tl.arange(0, block)
         values = tl.load(line + columns, mask=columns < num_columns, other=float("-inf"))

@@ -16,8 +16,12 @@ from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMetho
 LIBRARY = torch.library.Library("stretto", "FRAGMENT")  # opaque to torch.compile, because a kernel is chosen by rows
 LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
 NUM_PARTS: tl.constexpr = tl.constexpr(8)  # `few_rows_kernel` is written for eight
-FEW_INNER, MANY_INNER = 32, 16  # columns of `x` in a tile; a part is a multiple of the larger number
-MAX_FEW_ROWS, FEW_ROWS, MANY_ROWS = 128, 16, 64
+# columns of `x` in a tile; a part is a multiple of the larger number
+FEW_INNER = 32
+MANY_INNER = 16
+MAX_FEW_ROWS = 128
+FEW_ROWS = 16
+MANY_ROWS = 64
 MIN_WIDE_TILES = 128  # tiles of 32 columns, so that there is one for almost every multiprocessor
 
 
@@ -122,8 +126,10 @@ def few_rows_kernel(
 ) -> None:
     rows = tl.program_id(1) * block_rows + tl.arange(0, block_rows)
     columns = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
-    is_row, is_column = (rows < num_rows)[None, :, None], (columns < num_columns)[None, None, :]
-    of_rows, of_columns = x + rows[None, :, None] * x_stride, weight + columns[None, None, :]
+    is_row = (rows < num_rows)[None, :, None]
+    is_column = (columns < num_columns)[None, None, :]
+    of_rows = x + rows[None, :, None] * x_stride
+    of_columns = weight + columns[None, None, :]
     inner = (tl.arange(0, NUM_PARTS) * chunk)[:, None] + tl.arange(0, block_inner)[None, :]
     parts = tl.zeros((NUM_PARTS, block_rows, block_columns), tl.float32)
     for first in range(0, chunk, block_inner):
@@ -163,8 +169,10 @@ def many_rows_kernel(
 ) -> None:
     rows = tl.program_id(1) * block_rows + tl.arange(0, block_rows)
     columns = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
-    of_rows, of_columns = x + rows[:, None] * x_stride, weight + columns[None, :]
-    is_row, is_column = (rows < num_rows)[:, None], (columns < num_columns)[None, :]
+    of_rows = x + rows[:, None] * x_stride
+    of_columns = weight + columns[None, :]
+    is_row = (rows < num_rows)[:, None]
+    is_column = (columns < num_columns)[None, :]
     total = tl.zeros((block_rows, block_columns), tl.float32)
     for part in range(NUM_PARTS):
         summed = tl.zeros((block_rows, block_columns), tl.float32)

@@ -106,7 +106,8 @@ def _embed_kernel(
     tl.store(embedded + row * width + columns, total.to(embedded.dtype.element_ty), mask=inside)
 
 
-ALIGNED, MAX_COPIED = 8, 1 << 16
+ALIGNED = 8
+MAX_COPIED = 1 << 16
 
 
 class Float32Product:
@@ -214,13 +215,17 @@ def _read_head(
 ) -> tl.tensor:
     """Load a head of D features, normalise it if `weight` is given, rotate it, and return it as float32 [block]."""
     half: tl.constexpr = head_dim // 2
-    inside, is_first = dims < head_dim, dims < half
-    others, angle = tl.where(is_first, dims + half, dims - half), tl.where(is_first, dims, dims - half)
-    own, other = tl.load(head + dims, mask=inside, other=0.0), tl.load(head + others, mask=inside, other=0.0)
+    inside = dims < head_dim
+    is_first = dims < half
+    others = tl.where(is_first, dims + half, dims - half)
+    angle = tl.where(is_first, dims, dims - half)
+    own = tl.load(head + dims, mask=inside, other=0.0)
+    other = tl.load(head + others, mask=inside, other=0.0)
     if weight is not None:
         wide = own.to(tl.float32)
         scale = tl.rsqrt(tl.sum(wide * wide, 0) / head_dim + eps)
-        own, other = (wide * scale).to(own.dtype), (other.to(tl.float32) * scale).to(own.dtype)
+        other = (other.to(tl.float32) * scale).to(own.dtype)
+        own = (wide * scale).to(own.dtype)
         own = (own.to(tl.float32) * tl.load(weight + dims, mask=inside, other=0.0).to(tl.float32)).to(own.dtype)
         other = (other.to(tl.float32) * tl.load(weight + others, mask=inside, other=0.0).to(tl.float32)).to(own.dtype)
     cos = tl.load(cos_sin + angle, mask=inside, other=0.0).to(tl.float32)
@@ -248,11 +253,13 @@ def depth_attention_kernel(
     block_positions: tl.constexpr,
     block_dims: tl.constexpr,
 ) -> None:
-    row, head = tl.program_id(0), tl.program_id(1)
+    row = tl.program_id(0)
+    head = tl.program_id(1)
     shared: tl.constexpr = num_heads // num_kv_heads
     width: tl.constexpr = (num_heads + 2 * num_kv_heads) * head_dim
     group = head // shared
-    dims, places = tl.arange(0, block_dims), tl.arange(0, block_positions)
+    dims = tl.arange(0, block_dims)
+    places = tl.arange(0, block_positions)
     inside = dims < head_dim
     cache = (row.to(tl.int64) * num_kv_heads + group) * num_positions * head_dim
     block = cache + places[:, None] * head_dim + dims[None, :]
@@ -288,7 +295,8 @@ class DeviceDepth:
     """Depth transformer on a GPU, with the weights of `DepthTransformer`."""
 
     def __init__(self, depth: Any):
-        rotary, spec = depth.rotary, depth.spec
+        rotary = depth.rotary
+        spec = depth.spec
         if depth.num_positions > MAX_POSITIONS:
             raise ValueError(f"depth transformer: at most {MAX_POSITIONS} positions, got {depth.num_positions}")
         if rotary.rotary_dim != spec.head_dim or not rotary.is_neox_style:
@@ -297,7 +305,8 @@ class DeviceDepth:
             )
         fuse_quantization(depth)
         self.heads: torch.Tensor = depth.heads
-        self._depth, self._embed = depth, depth.embed.data
+        self._depth = depth
+        self._embed = depth.embed.data
         self._cos_sin = rotary.cos_sin_cache.to(self._embed.dtype)
         num_first = 1 if spec.num_first else 2
         self._layers = [
@@ -352,7 +361,8 @@ class DeviceDepth:
             x: Inputs at T consecutive positions of each row, [N * T, H], grouped by row.
             first: First position.
         """
-        depth, residual = self._depth, x
+        depth = self._depth
+        residual = x
         x = rms_norm(depth.layers[0].input_layernorm, x)
         for layer, following in zip(self._layers, (*depth.layers[1:], None), strict=True):
             x = layer(x, residual, first)
@@ -364,12 +374,14 @@ class DeviceSteppedDepth:
     """Depth transformer on a GPU with the per-position weights of `SteppedDepth`."""
 
     def __init__(self, depth: Any):
-        spec, num_positions = depth.spec, depth.num_positions
+        spec = depth.spec
+        num_positions = depth.num_positions
         if num_positions > MAX_POSITIONS:
             raise ValueError(f"depth transformer: at most {MAX_POSITIONS} positions, got {num_positions}")
         fuse_quantization(depth)
         self.heads: torch.Tensor = depth.heads
-        self._depth, self._embed = depth, depth.embed.data
+        self._depth = depth
+        self._embed = depth.embed.data
         no_rotation = self._embed.new_zeros(num_positions, spec.head_dim)  # cosines 1, sines 0
         no_rotation[:, : spec.head_dim // 2] = 1.0
         self._layers = [
@@ -383,7 +395,8 @@ class DeviceSteppedDepth:
             shape = 2, max_rows, spec.num_kv_heads, self._depth.num_positions, spec.head_dim
             keys, values = self._embed.new_zeros(shape)
             for layer in sets:
-                layer.keys, layer.values = keys, values
+                layer.keys = keys
+                layer.values = values
 
     def begin(self, hidden: torch.Tensor, code: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
         """Process position 0 of a frame; return the states [N, H] that predict stream 1's codes.
@@ -412,7 +425,8 @@ class DeviceSteppedDepth:
 
     def _read(self, embeds: torch.Tensor, place: int) -> torch.Tensor:
         """Return the output of all layers at `place` in the frame, [N, H], for embedded ids [N, H]."""
-        index, layers = self._depth.spec.schedule[place], self._depth.layers
+        index = self._depth.spec.schedule[place]
+        layers = self._depth.layers
         residual = self._projected[index] + embeds
         x = rms_norm(layers[0].input_layernorm, residual)
         for sets, following in zip(self._layers, (*layers[1:], None), strict=True):
@@ -430,8 +444,11 @@ class _Layer:
 
     def __init__(self, layer: Any, num_positions: int, cos_sin: torch.Tensor, norms: Any = None, num_first: int = 2):
         spec = layer.spec
-        self._norm, self._num_first = (norms or layer).post_attention_layernorm, num_first
-        self._layer, self._cos_sin, self._width = layer, cos_sin, spec.num_heads * spec.head_dim
+        self._norm = (norms or layer).post_attention_layernorm
+        self._num_first = num_first
+        self._layer = layer
+        self._cos_sin = cos_sin
+        self._width = spec.num_heads * spec.head_dim
         self._num_heads = spec.num_heads
         norms = (layer.q_norm, layer.k_norm) if spec.has_head_norms else ()
         self._weights = [norm.weight.data for norm in norms] or [None, None]

@@ -31,7 +31,9 @@ from stretto.engine.rules import STATE, ReplyConstants
 
 COLUMNS = ("role", "slot", "other", "other_slot", "samples", *LIMITS, *SCALES)
 # Roles of a row: inactive, sampled, or a copy of another row's sample.
-IDLE, DRAWS, RECEIVES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+IDLE = tl.constexpr(0)
+DRAWS = tl.constexpr(1)
+RECEIVES = tl.constexpr(2)
 
 
 def _at(name: str) -> tl.constexpr:
@@ -103,7 +105,8 @@ def real_of(words: tl.tensor) -> tl.tensor:
 def kth_largest_of(values: tl.tensor, top_k: tl.tensor) -> tl.tensor:
     """Return the k-th largest of `values`, found by a radix select over four digits."""
     ordered = ordered_of(values)
-    prefix, rank = tl.full((), 0, tl.uint32), top_k + tl.full((), 0, tl.int32)
+    prefix = tl.full((), 0, tl.uint32)
+    rank = top_k + tl.full((), 0, tl.int32)
     for step in range(4):
         digit, rank = select_digit(count_digits(ordered, prefix, 24 - 8 * step), rank)
         prefix = (prefix << 8) | digit
@@ -116,7 +119,8 @@ def nucleus_of(values: tl.tensor, floor: tl.tensor, temperature: tl.tensor, top_
 
     Only values of at least `floor` contribute to the mass.
     """
-    ordered, largest = ordered_of(values), tl.max(values, 0)
+    ordered = ordered_of(values)
+    largest = tl.max(values, 0)
     weights = tl.exp((values - largest) / temperature)
     low = ordered_of(floor) - 1
     high = ordered_of(largest)
@@ -252,7 +256,8 @@ def repeated(
         plan_stride: Length of a line of the step table.
         constants: Constants of the mechanism (`StepProgram.rule_constants`).
     """
-    count, window = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride)
+    count = tl.full((), 0, tl.int32)
+    window = tl.load(mine + RAS_WINDOW * plan_stride)
     if (window > 0) & is_code:
         lanes = tl.arange(0, HISTORY)
         # In blocks, because stream 0's history is in host memory.
@@ -325,11 +330,13 @@ def _rules(
     """Return temperature, top-k, top-p and min-p (distance from the largest logit) for a stream."""
     if first_stream == 0:
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
-        top_k, top_p = tl.load(mine + AUDIO_TOP_K * plan_stride), real_of(mine + AUDIO_TOP_P * plan_stride)
+        top_k = tl.load(mine + AUDIO_TOP_K * plan_stride)
+        top_p = real_of(mine + AUDIO_TOP_P * plan_stride)
         span = real_of(mine + AUDIO_SPAN * plan_stride)
     else:
         temperature = real_of(mine + DEPTH_TEMPERATURE * plan_stride)
-        top_k, top_p = tl.load(mine + DEPTH_TOP_K * plan_stride), real_of(mine + DEPTH_TOP_P * plan_stride)
+        top_k = tl.load(mine + DEPTH_TOP_K * plan_stride)
+        top_p = real_of(mine + DEPTH_TOP_P * plan_stride)
         span = tl.full((), float("inf"), tl.float32)
     if is_greedy:
         temperature *= 0
@@ -373,7 +380,8 @@ def draw_streams_kernel(
     penalized: tl.constexpr, chosen: tl.constexpr, redrawn_from: tl.constexpr, hidden_ends: tl.constexpr,
     repeated: tl.constexpr, counted: tl.constexpr,
 ) -> None:  # fmt: skip
-    row, stream = tl.program_id(0), tl.program_id(1) + first_lane
+    row = tl.program_id(0)
+    stream = tl.program_id(1) + first_lane
     logits -= first_lane * num_columns
     mine = plan + row
     if tl.load(mine + ROLE * plan_stride) != DRAWS:
@@ -383,9 +391,11 @@ def draw_streams_kernel(
         return
     columns = tl.arange(0, block)
     inside = columns < num_columns
-    own, is_guiding = stream * num_columns + columns, tl.load(is_guided + stream) != 0
+    own = stream * num_columns + columns
+    is_guiding = tl.load(is_guided + stream) != 0
     values = _guided(logits, offset, is_guiding, row, mine, own, inside, logits_stride, plan_stride)
-    is_seen, penalty = columns < 0, tl.full((), 1.0, tl.float32)
+    is_seen = columns < 0
+    penalty = tl.full((), 1.0, tl.float32)
     if seen is not None:
         mine_seen = seen + slot * num_seen_columns + columns
         is_seen = tl.load(mine_seen, mask=columns < num_seen_columns - 1, other=0) != 0

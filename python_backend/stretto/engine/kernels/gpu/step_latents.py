@@ -38,8 +38,10 @@ def latent_inputs_kernel(
     size: tl.constexpr,  # D
     block: tl.constexpr,  # at least D
 ) -> None:
-    row, lanes = tl.program_id(0), tl.arange(0, block)
-    mine, position = plan + row, tl.load(lengths + row).to(tl.int64)
+    row = tl.program_id(0)
+    lanes = tl.arange(0, block)
+    mine = plan + row
+    position = tl.load(lengths + row).to(tl.int64)
     keys = stream_key_of(tl.load(mine + SEED_KEY * num_rows), position, lanes + 1)
     deviation = tl.sqrt_rn(real_of(mine + AUDIO_TEMPERATURE * num_rows))
     tl.store(noise + row * size + lanes, gaussian_of(keys) * deviation, mask=lanes < size)

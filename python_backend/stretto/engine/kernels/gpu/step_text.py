@@ -60,7 +60,8 @@ def text_maxima_kernel(
     num_columns: tl.constexpr,
     num_groups: tl.constexpr,
 ) -> None:
-    row, first_group = tl.program_id(0), tl.program_id(1) * TILE
+    row = tl.program_id(0)
+    first_group = tl.program_id(1) * TILE
     mine = plan + row
     if tl.load(mine + ROLE * plan_stride) != DRAWS:
         return
@@ -119,7 +120,8 @@ def _kth_largest(
     line: tl.tensor, listed: tl.tensor, num_listed: tl.tensor, top_k: tl.tensor, num_columns: tl.constexpr
 ) -> tl.tensor:
     """Return the k-th largest logit of the listed groups, found by a radix select over four digits."""
-    prefix, rank = tl.full((), 0, tl.uint32), top_k + tl.full((), 0, tl.int32)
+    prefix = tl.full((), 0, tl.uint32)
+    rank = top_k + tl.full((), 0, tl.int32)
     for step in range(4):
         counts = tl.zeros((256,), tl.int32)
         for start in range(0, num_listed, TILE):
@@ -141,10 +143,12 @@ def _split(
     `ordered_of` returns.
     """
     mass = tl.full((), 0.0, tl.float32)
-    below, above = tl.full((), LOWEST, tl.int32), tl.full((), HIGHEST, tl.int32)
+    below = tl.full((), LOWEST, tl.int32)
+    above = tl.full((), HIGHEST, tl.int32)
     for start in range(0, num_listed, TILE):
         _, values = _tile(line, listed, start, num_listed, num_columns)
-        weights, orders = tl.exp((values - largest) / temperature), ordered_of(values)
+        weights = tl.exp((values - largest) / temperature)
+        orders = ordered_of(values)
         is_above = orders > ordered
         mass += tl.sum(tl.where(is_above, weights, 0.0), 0)
         below = tl.maximum(below, tl.max(tl.where(is_above, LOWEST, orders), 0))
@@ -182,7 +186,8 @@ def _noisiest(
 
     Only logits of at least `floor` are considered.
     """
-    best, column = tl.full((), float("-inf"), tl.float32), tl.full((), 0, tl.int32)
+    best = tl.full((), float("-inf"), tl.float32)
+    column = tl.full((), 0, tl.int32)
     for start in range(0, num_listed, TILE):
         columns, values = _tile(line, listed, start, num_listed, num_columns)
         scores = values
@@ -205,8 +210,10 @@ def _bound(
 
     For top-p without top-k, the bound is a guess: the caller must check that the logits above it have enough mass.
     """
-    lowest, largest = tl.full((), float("-inf"), tl.float32), tl.max(best, 0)
-    bound, wanted = lowest, tl.full((), 0.0, tl.float32)
+    lowest = tl.full((), float("-inf"), tl.float32)
+    largest = tl.max(best, 0)
+    bound = lowest
+    wanted = tl.full((), 0.0, tl.float32)
     if limited:
         if top_k <= num_groups:
             bound = kth_largest_of(best, top_k)
@@ -244,15 +251,19 @@ def draw_text_kernel(
         return
     if tl.load(state + tl.load(mine + SLOT * plan_stride).to(tl.int64) * state_stride + AUDIO_START) >= 0:
         return
-    line, listed = logits + row.to(tl.int64) * logits_stride, lists + row * num_groups
+    line = logits + row.to(tl.int64) * logits_stride
+    listed = lists + row * num_groups
     groups = tl.arange(0, block)
     best = tl.load(maxima + row * num_groups + groups, mask=groups < num_groups, other=float("-inf"))
     largest = tl.max(best, 0)
     temperature = real_of(mine + TEXT_TEMPERATURE * plan_stride)
-    top_k, top_p = tl.load(mine + TEXT_TOP_K * plan_stride), real_of(mine + TEXT_TOP_P * plan_stride)
+    top_k = tl.load(mine + TEXT_TOP_K * plan_stride)
+    top_p = real_of(mine + TEXT_TOP_P * plan_stride)
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), tl.load(lengths + row), row * 0)
     limited = (top_k > 0) & (top_k < num_columns)
-    floor, bound, wanted = largest, largest, tl.full((), 0.0, tl.float32)
+    floor = largest
+    bound = largest
+    wanted = tl.full((), 0.0, tl.float32)
     if temperature > 0:
         bound, wanted = _bound(line, listed, best, limited, temperature, top_k, top_p, num_columns, num_groups, block)
     num_listed = _list(listed, best, bound, num_groups, block)

@@ -24,7 +24,8 @@ from stretto.sampling import DrawParams, truncate
 
 def truncate_on_device(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
     """Set to -inf the logits that top-k or top-p exclude, as `sampling.truncate` does on the CPU; float32 [B, C]."""
-    num_columns, top_p = logits.shape[1], params.top_p[:, None]
+    num_columns = logits.shape[1]
+    top_p = params.top_p[:, None]
     is_random = (params.temperature > 0)[:, None]
     ranked = logits.sort(descending=True).values
     last = torch.where(params.top_k > 0, params.top_k, num_columns).clamp(max=num_columns)[:, None] - 1
@@ -48,7 +49,8 @@ class LateDraw(RowDraw):
         self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> torch.Tensor:
         """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
-        is_random, params = plan.audio.is_random, step.audio
+        is_random = plan.audio.is_random
+        params = step.audio
         if not is_random:
             kept = logits.clone()
         else:

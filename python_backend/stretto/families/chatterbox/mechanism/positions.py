@@ -22,7 +22,8 @@ def begin_track(
         ids: Unused, because the positions do not depend on the request.
         is_open: Unused.
     """
-    known, streams = positions.ids[: rules.max_model_len - first_row], positions.streams
+    known = positions.ids[: rules.max_model_len - first_row]
+    streams = positions.streams
     lanes = slice(streams.start - 1, streams.stop - 1)
     return Track(lanes, first_row, rows_of(known, 1), rules.family.layout.pad_id)
 
@@ -41,6 +42,7 @@ class PositionPair(GuidancePair):
 
     def context(self, state: RequestState) -> np.ndarray:
         """Return the prompt of the unconditional request with all positions, int32 [n, S]."""
-        rows, known = super().context(state), state.request.num_tokens
+        rows = super().context(state)
+        known = state.request.num_tokens
         rows[:known, self._stream] = state.history.rows(0, known)[:, self._stream - 1]
         return rows

@@ -22,10 +22,15 @@ class GroupStates:
     """
 
     def __init__(self, mechanism: CodeRules, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
-        self._groups, self._arrays, self._where = mechanism.groups, arrays, arrays.xp.where
-        self._rules, self._common = with_where(arrays.xp.where, group_rules.__name__), arrays.rules
-        self._constants, self._pad_id = rules.constants, rules.family.layout.pad_id
-        self._state, self._codes = arrays.wrap(tables.state)[:, len(STATE) :], arrays.wrap(tables.codes)
+        self._groups = mechanism.groups
+        self._arrays = arrays
+        self._where = arrays.xp.where
+        self._rules = with_where(arrays.xp.where, group_rules.__name__)
+        self._common = arrays.rules
+        self._constants = rules.constants
+        self._pad_id = rules.family.layout.pad_id
+        self._state = arrays.wrap(tables.state)[:, len(STATE) :]
+        self._codes = arrays.wrap(tables.codes)
         self._lane = rules.family.track_streams.start - 1
 
     def __call__(self, token: Array, rows: Rows) -> Array:
@@ -35,7 +40,9 @@ class GroupStates:
             token: Ids that the model sampled, [B].
             rows: State of the rows.
         """
-        limits, slots, position = rows.limits, rows.slots, rows.position
+        limits = rows.limits
+        slots = rows.slots
+        position = rows.position
         is_over = self._common.meets_limit(rows.frame, limits.audio_max, position, self._constants)
         num_given, num_in_group, num_first = self._state[slots].T
         token, is_given, after, num_in_group = self._rules.lay_row(

@@ -59,7 +59,8 @@ def groups_kernel(
     mine = plan + row
     if tl.load(mine + ROLE * rules.num_rows) != DRAWS:
         return
-    slot, position = tl.load(mine + SLOT * rules.num_rows).to(tl.int64), tl.load(lengths + row).to(tl.int64)
+    slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
+    position = tl.load(lengths + row).to(tl.int64)
     at = state + slot * rules.state_stride
     audio_start = tl.load(at + AUDIO_START)
     _, _, in_audio = RULES.segment_flags(position, audio_start, tl.load(at + AUDIO_END))
@@ -96,10 +97,13 @@ def repeated(
 
     Only the first row of a run of given rows counts.
     """
-    count, window = tl.full((), 0, tl.int32), tl.load(mine + RAS_WINDOW * plan_stride)
+    count = tl.full((), 0, tl.int32)
+    window = tl.load(mine + RAS_WINDOW * plan_stride)
     is_guarded = (window > 0) & (is_code | (token == constants.fill_id))
     if is_guarded:
-        left, stop, lanes = window, position, tl.arange(0, HISTORY)
+        left = window
+        stop = position
+        lanes = tl.arange(0, HISTORY)
         while (left > 0) & (stop > audio_start):
             rows = stop - 1 - lanes  # latest first
             tokens = tl.load(history + rows * row_stride, mask=rows >= audio_start, other=constants.given_id)

@@ -13,7 +13,8 @@ class PauseFilter:
     """
 
     def __init__(self, pauses: CodeRules):
-        self._quiet, self._max_quiet = set(pauses.quiet), pauses.max_quiet
+        self._quiet = set(pauses.quiet)
+        self._max_quiet = pauses.max_quiet
         self._num_quiet = 0  # successive quiet frames so far
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:

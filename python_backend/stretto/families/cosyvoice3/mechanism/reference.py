@@ -16,7 +16,9 @@ TEXT_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
 
 def random_text(mechanism: CodeRules, index: int) -> tuple[int, ...]:
     """Return codes of a recording, then ids of a text, for test prompt `index`."""
-    random, codes, num_codes = np.random.default_rng(index), mechanism.codes, (0, 20, 15, 7)[index % 4]
+    random = np.random.default_rng(index)
+    codes = mechanism.codes
+    num_codes = (0, 20, 15, 7)[index % 4]
     recorded = random.integers(codes.start, codes.stop, num_codes).tolist()
     return (*recorded, *random.integers(16, 47, TEXT_LENGTHS[index % len(TEXT_LENGTHS)]).tolist())
 
@@ -26,11 +28,13 @@ def given_runs(mechanism: CodeRules, track: list[int]) -> list[list[int]]:
     groups = mechanism.groups
     codes = [token for token in track if token in mechanism.codes]
     *words, end = track[len(codes) :]
-    runs, run = list[list[int]](), list[int]()
+    runs = list[list[int]]()
+    run = list[int]()
     while len(words) >= groups.num_words:
         run += words[: groups.num_words] + codes[: groups.num_frames]
         is_full = len(codes) >= groups.num_frames
-        words, codes = words[groups.num_words :], codes[groups.num_frames :]
+        words = words[groups.num_words :]
+        codes = codes[groups.num_frames :]
         if not is_full:
             runs.append(run)
             run = []
@@ -48,7 +52,8 @@ class Codes(ReferenceRule):
     def __init__(self, mechanism: CodeRules, prompt: Prompt):
         super().__init__(mechanism, prompt)
         track = list(prompt.track)
-        self.groups, self.runs = mechanism.groups, given_runs(mechanism, track)
+        self.groups = mechanism.groups
+        self.runs = given_runs(mechanism, track)
         self.left = self.runs.pop(0)  # ids of the current run
         recorded = [token for token in track if token in mechanism.codes]
         self.num_sampled = len(recorded) % self.groups.num_frames
@@ -61,7 +66,8 @@ class Codes(ReferenceRule):
         if is_last or (self.num_sampled < self.groups.num_frames and sample() != self.groups.fill_id):
             self.num_sampled += 1
             return None
-        self.left, self.num_sampled = self.runs.pop(0), 0
+        self.left = self.runs.pop(0)
+        self.num_sampled = 0
         return self.groups.fill_id, self.left.pop(0)
 
     def permitted(self, codes: list[int], ends: list[int]) -> list[int]:

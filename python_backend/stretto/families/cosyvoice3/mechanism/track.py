@@ -45,9 +45,13 @@ class GroupTrack(Track):
             ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
             is_open: True if more text follows.
         """
-        groups, streams, num_codes = mechanism.groups, rules.family.track_streams, mechanism.num_recorded(ids)
-        num_groups, num_before = 1 + num_codes // groups.num_frames, num_codes % groups.num_frames
-        lanes, pad_id = slice(streams.start - 1, streams.stop - 1), rules.family.layout.pad_id
+        groups = mechanism.groups
+        streams = rules.family.track_streams
+        num_codes = mechanism.num_recorded(ids)
+        num_groups = 1 + num_codes // groups.num_frames
+        num_before = num_codes % groups.num_frames
+        lanes = slice(streams.start - 1, streams.stop - 1)
+        pad_id = rules.family.layout.pad_id
         track = cls(
             lanes, first_row, rows_of((), 1), pad_id, is_live=is_open, is_open=True,
             groups=groups, codes=tuple(ids[:num_codes]), num_before=num_before,
@@ -59,7 +63,9 @@ class GroupTrack(Track):
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
         """Append text ids; return the entries of all rows that become known, including recorded codes."""
         assert self.groups is not None
-        laid, num_words, num_frames = list[int](), self.groups.num_words, self.groups.num_frames
+        laid = list[int]()
+        num_words = self.groups.num_words
+        num_frames = self.groups.num_frames
         for token_id in ids[:-1] if is_last else ids:
             laid.append(token_id)
             self.num_words += 1

@@ -30,7 +30,8 @@ def kept(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torc
     num_ranked = logits.shape[-1]
     if logits.device.type == "cpu" and bool((top_k > 0).all()):  # on a GPU, this would wait for the device
         num_ranked = min(num_ranked, int(top_k.max()))
-    top_k, top_p = top_k[:, None, None], top_p.masked_fill(top_p >= 1, math.inf)[:, None, None]
+    top_k = top_k[:, None, None]
+    top_p = top_p.masked_fill(top_p >= 1, math.inf)[:, None, None]
     ranked = logits.topk(num_ranked, dim=-1)
     mass = logits.softmax(-1).gather(-1, ranked.indices).cumsum(-1)
     ranks = torch.arange(num_ranked, device=logits.device)

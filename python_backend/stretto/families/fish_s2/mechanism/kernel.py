@@ -24,10 +24,12 @@ def _floor(values: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor, top_p: t
     """Return the smallest of `values` that top-k and top-p keep at temperature 1, as `kept` in `draw.py` does."""
     floor = top_k_floor(values, num_columns, top_k, float("inf"))
     if top_p < 1:
-        ordered, largest = ordered_of(values), tl.max(values, 0)
+        ordered = ordered_of(values)
+        largest = tl.max(values, 0)
         weights = tl.exp(values - largest)
         wanted = top_p * tl.sum(weights, 0)
-        low, high = ordered_of(floor) - 1, ordered_of(largest)
+        low = ordered_of(floor) - 1
+        high = ordered_of(largest)
         while low + 1 < high:  # move both ends to the next value; the mass is constant in between
             middle = middle_of(low, high)
             is_above = ordered > middle

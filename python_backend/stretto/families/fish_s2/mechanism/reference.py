@@ -23,7 +23,8 @@ class LateTemperatureRule(ReferenceRule):
     ) -> dict[int, float]:
         """Return the ids that top-k and top-p keep at temperature 1; see `ReferenceRule.kept`."""
         weights = [math.exp(logits[token] - logits[ranked[0]]) for token in ranked]
-        total, top_k = math.fsum(weights), limits.top_k or len(ranked)
+        total = math.fsum(weights)
+        top_k = limits.top_k or len(ranked)
 
         def within(top_p: float) -> list[int]:
             sums = [*accumulate(weights)]

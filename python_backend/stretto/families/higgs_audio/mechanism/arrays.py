@@ -24,8 +24,10 @@ class Stairs:
     """
 
     def __init__(self, staircase: Staircase, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
-        self._rules, self._concatenate = with_where(arrays.xp.where, stair_rules.__name__), arrays.xp.concatenate
-        self._begins, self._ends = arrays.upload(np.array(staircase.begin)), arrays.upload(np.array(staircase.end))
+        self._rules = with_where(arrays.xp.where, stair_rules.__name__)
+        self._concatenate = arrays.xp.concatenate
+        self._begins = arrays.upload(np.array(staircase.begin))
+        self._ends = arrays.upload(np.array(staircase.end))
         self._delays = arrays.upload(np.array(rules.family.layout.delays))
         self._streams = arrays.upload(np.arange(len(staircase.end)))
         self._first_end = arrays.wrap(tables.state)[:, len(STATE)]
@@ -61,7 +63,8 @@ class StairLaunch:
 
     def __init__(self, staircase: Staircase, rules: SegmentRules, tables: SlotTables, num_rows: int):
         ids = np.array([staircase.begin, staircase.end, rules.family.layout.delays], np.int64)
-        self._state, self._ids = tables.state, torch.from_numpy(ids).to(tables.state.device)
+        self._state = tables.state
+        self._ids = torch.from_numpy(ids).to(tables.state.device)
         self._rules = StairRules(num_rows, len(staircase.end) - 1, tables.state.stride(0))
 
     def __call__(

@@ -39,11 +39,14 @@ def stairs_kernel(
     rules: tl.constexpr,
     block: tl.constexpr,  # at least K
 ) -> None:
-    row, lanes = tl.program_id(0), tl.arange(0, block)
-    mine, inside = plan + row, lanes < rules.num_others
+    row = tl.program_id(0)
+    lanes = tl.arange(0, block)
+    mine = plan + row
+    inside = lanes < rules.num_others
     if tl.load(mine + ROLE * rules.num_rows) != DRAWS:
         return
-    slot, position = tl.load(mine + SLOT * rules.num_rows).to(tl.int64), tl.load(lengths + row).to(tl.int64)
+    slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
+    position = tl.load(lengths + row).to(tl.int64)
     at = state + slot * rules.state_stride
     audio_start = tl.load(at + AUDIO_START)
     _, _, in_audio = RULES.segment_flags(position, audio_start, tl.load(at + AUDIO_END))
@@ -51,7 +54,8 @@ def stairs_kernel(
     begins = tl.load(ids + 1 + lanes, mask=inside, other=0)
     ends = tl.load(ids + num_ids + 1 + lanes, mask=inside, other=0)
     delays = tl.load(ids + 2 * num_ids + 1 + lanes, mask=inside, other=0)
-    first_end, first_eos = tl.load(at + FIRST_EOS), tl.load(ids + num_ids)
+    first_end = tl.load(at + FIRST_EOS)
+    first_eos = tl.load(ids + num_ids)
     num_ended = OWN.num_ended(position, first_end)
     own = drawn + row * rules.num_others + lanes
     codes = tl.load(own, mask=inside, other=0).to(tl.int64)

@@ -22,11 +22,17 @@ class WordStates:
     """
 
     def __init__(self, script: WordScript, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
-        self._script, self._xp, self._arrays, self._common = script, arrays.xp, arrays, arrays.rules
+        self._script = script
+        self._xp = arrays.xp
+        self._arrays = arrays
+        self._common = arrays.rules
         self._rules = with_where(arrays.xp.where, word_rules.__name__)
-        self._end_of_audio, self._nothing = rules.family.end_of_audio, rules.family.layout.pad_id
-        self._capacity, self._lane = rules.max_model_len, rules.family.track_streams.start - 1
-        self._words, self._state = arrays.wrap(tables.texts), arrays.wrap(tables.state)[:, len(STATE) :]
+        self._end_of_audio = rules.family.end_of_audio
+        self._nothing = rules.family.layout.pad_id
+        self._capacity = rules.max_model_len
+        self._lane = rules.family.track_streams.start - 1
+        self._words = arrays.wrap(tables.texts)
+        self._state = arrays.wrap(tables.state)[:, len(STATE) :]
         self._codes = arrays.wrap(tables.codes)
 
     def __call__(self, token: Array, rows: Rows) -> Array:
@@ -36,7 +42,9 @@ class WordStates:
             token: Ids that the model sampled, [B].
             rows: State of the rows.
         """
-        script, slots, position = self._script, rows.slots, rows.position
+        script = self._script
+        slots = rows.slots
+        position = rows.position
         remaining, forced, main_at, main_end, second_at, second_end, taken, end = self._state[slots].T
         asks, takes = self._rules.ask_for_word(
             token, rows.in_audio, remaining, forced, main_at, main_end, taken, rows.limits.track_total, script

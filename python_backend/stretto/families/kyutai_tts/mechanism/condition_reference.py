@@ -38,7 +38,8 @@ class ConditionReference(ReferenceConditions):
         spec = self.spec
         if index % 5 == 4:
             return None
-        random, num_vectors = np.random.default_rng(index), (spec.vector_rows, spec.vector_rows // 3, 0)[index % 3]
+        random = np.random.default_rng(index)
+        num_vectors = (spec.vector_rows, spec.vector_rows // 3, 0)[index % 3]
         ids = random.integers(0, spec.num_ids, index % 4)
         vectors = random.standard_normal((num_vectors, spec.vector_width)).astype(np.float32)
         return Condition(tuple(ids.tolist()), vectors)
@@ -68,7 +69,8 @@ class ConditionReference(ReferenceConditions):
         self.added = torch.zeros(len(self.mine["conditions.absent"]))
         for token in given.ids:
             self.added = self.added + self.mine["conditions.sum.weight"][token]
-        rows, half = [], len(self.added) // 2
+        rows = []
+        half = len(self.added) // 2
         for place in range(self.spec.vector_rows):
             row = self.mine["conditions.absent"]
             if place < len(given.vectors):
@@ -80,7 +82,8 @@ class ConditionReference(ReferenceConditions):
     @torch.no_grad()
     def attend(self, x: torch.Tensor, layer: int) -> torch.Tensor:
         """Return the output of a layer's cross-attention for x [1, n, H]."""
-        norm, weights = f"{layer}.cross_norm.", f"{layer}.cross_attn."
+        norm = f"{layer}.cross_norm."
+        weights = f"{layer}.cross_attn."
         centred = x - x.mean(-1, keepdim=True)
         normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         normed = normed * self.mine[norm + "weight"] + self.mine[norm + "bias"]

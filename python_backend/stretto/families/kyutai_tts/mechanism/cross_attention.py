@@ -36,7 +36,8 @@ def attend_on_host(
 ) -> torch.Tensor:
     """Compute `cross_attend` in torch. Each row is a batch item of its own, so that it does not affect other rows."""
     heads = query.view(len(query), keys.shape[1], 1, keys.shape[3])
-    attended, first = torch.empty_like(heads), 0
+    attended = torch.empty_like(heads)
+    first = 0
     for slot, same in itertools.groupby(slots[: len(query)].tolist()):
         rows = slice(first, first + len(list(same)))
         shape = rows.stop - rows.start, -1, -1, -1
@@ -90,24 +91,29 @@ def cross_attention_kernel(
     block_vectors: tl.constexpr,
     block_dims: tl.constexpr,
 ) -> None:
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
     slot = tl.load(slots + row).to(tl.int64)
     present = tl.load(num_present + slot)
     dims = tl.arange(0, block_dims)
     inside = dims < head_dim
     own = tl.load(query + row * query_stride + head * head_dim + dims, mask=inside, other=0.0)
     own = own.to(tl.float32) * (head_dim**-0.5)
-    largest, total = tl.full((), float("-inf"), tl.float32), tl.full((), 0.0, tl.float32)
+    largest = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
     summed = tl.zeros((block_dims,), tl.float32)
     for first in range(0, num_vectors, block_vectors):
         places = first + tl.arange(0, block_vectors)
         entry = tl.where(places < present, slot, absent)
         at = ((entry * num_heads + head) * num_vectors + places) * head_dim
-        block, is_read = at[:, None] + dims[None, :], (places < num_vectors)[:, None] & inside[None, :]
+        block = at[:, None] + dims[None, :]
+        is_read = (places < num_vectors)[:, None] & inside[None, :]
         key = tl.load(keys + block, mask=is_read, other=0.0).to(tl.float32)
         scores = tl.where(places < num_vectors, tl.sum(key * own[None, :], 1), float("-inf"))
-        before, largest = largest, tl.maximum(largest, tl.max(scores, 0))
-        weights, kept = tl.exp(scores - largest), tl.exp(before - largest)
+        before = largest
+        largest = tl.maximum(largest, tl.max(scores, 0))
+        weights = tl.exp(scores - largest)
+        kept = tl.exp(before - largest)
         value = tl.load(values + block, mask=is_read, other=0.0).to(tl.float32)
         total = total * kept + tl.sum(weights, 0)
         summed = summed * kept + tl.sum(value * weights[:, None], 0)

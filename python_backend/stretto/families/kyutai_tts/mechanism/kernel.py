@@ -59,29 +59,38 @@ def words_kernel(
     mine = plan + row
     if tl.load(mine + ROLE * rules.num_rows) != DRAWS:
         return
-    slot, position = tl.load(mine + SLOT * rules.num_rows).to(tl.int64), tl.load(lengths + row).to(tl.int64)
-    own, table = state + slot * rules.state_stride, words + slot * rules.words_stride
+    slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
+    position = tl.load(lengths + row).to(tl.int64)
+    own = state + slot * rules.state_stride
+    table = words + slot * rules.words_stride
     at = own + FIRST_COLUMN
     _, _, in_audio = RULES.segment_flags(position, tl.load(own + AUDIO_START), tl.load(own + AUDIO_END))
     if in_audio == 0:
         return
-    remaining, forced = tl.load(at + REMAINING), tl.load(at + FORCED)
-    main_at, main_end = tl.load(at + MAIN_AT), tl.load(at + MAIN_END)
-    second_at, second_end = tl.load(at + SECOND_AT), tl.load(at + SECOND_END)
-    taken, end = tl.load(at + TAKEN), tl.load(at + END)
+    remaining = tl.load(at + REMAINING)
+    forced = tl.load(at + FORCED)
+    main_at = tl.load(at + MAIN_AT)
+    main_end = tl.load(at + MAIN_END)
+    second_at = tl.load(at + SECOND_AT)
+    second_end = tl.load(at + SECOND_END)
+    taken = tl.load(at + TAKEN)
+    end = tl.load(at + END)
     asks, takes = OWN.ask_for_word(
         tl.load(drawn + row), in_audio, remaining, forced, main_at, main_end, taken,
         tl.load(mine + TRACK_TOTAL * rules.num_rows), script,
     )  # fmt: skip
     word = table + rules.capacity + NUM_FIELDS * taken
-    word_end, padding = tl.load(word, mask=takes, other=0), tl.load(word + 1, mask=takes, other=0)
-    ahead_start, ahead_end = tl.load(word + 2, mask=takes, other=0), tl.load(word + 3, mask=takes, other=0)
+    word_end = tl.load(word, mask=takes, other=0)
+    padding = tl.load(word + 1, mask=takes, other=0)
+    ahead_start = tl.load(word + 2, mask=takes, other=0)
+    ahead_end = tl.load(word + 3, mask=takes, other=0)
     remaining, forced, main_end, second_at, second_end, taken, end, marks = OWN.take_word(
         asks, takes, word_end, padding, ahead_start, ahead_end, position, remaining, forced, main_end, second_at,
         second_end, taken, end, script,
     )  # fmt: skip
     main_token = tl.load(table + main_at, mask=main_at < main_end, other=0)
-    next_token, second_token = main_token, main_token
+    next_token = main_token
+    second_token = main_token
     if script.ahead > 0:
         next_token = tl.load(table + main_at + 1, mask=main_at + 1 < main_end, other=0)
         second_token = tl.load(table + second_at, mask=second_at < second_end, other=0)

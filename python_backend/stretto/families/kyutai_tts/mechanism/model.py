@@ -32,7 +32,8 @@ def sine_positions(num_rows: int, width: int) -> torch.Tensor:
     They are computed as in the authors' `create_sin_embedding`.
     """
     half = width // 2
-    places, frequencies = torch.arange(num_rows).float()[:, None], torch.arange(half).float()
+    places = torch.arange(num_rows).float()[:, None]
+    frequencies = torch.arange(half).float()
     phase = places / torch.full((), MAX_PERIOD) ** (frequencies / (half - 1))
     return torch.cat([phase.cos(), phase.sin()], 1)
 
@@ -57,7 +58,8 @@ class Conditions(nn.Module):
         super().__init__()
         self._spec = spec
         self._none = Condition((), np.zeros((0, spec.vector_width), np.float32))
-        self.sum, self.project = _Table(spec.num_ids, width), _Table(width, spec.vector_width)
+        self.sum = _Table(spec.num_ids, width)
+        self.project = _Table(width, spec.vector_width)
         self.absent = nn.Parameter(torch.empty(width, dtype=torch.float32), requires_grad=False)
 
     @torch.no_grad()
@@ -70,8 +72,11 @@ class Conditions(nn.Module):
             max_rows: Maximum number of rows in a step.
             dtype: Data type of the backbone.
         """
-        device, num_rows, width = self.absent.device, self._spec.vector_rows, len(self.absent)
-        self._attentions, self._dtype = [layer.cross_attn for layer in layers], dtype
+        device = self.absent.device
+        num_rows = self._spec.vector_rows
+        width = len(self.absent)
+        self._attentions = [layer.cross_attn for layer in layers]
+        self._dtype = dtype
         self._positions = sine_positions(num_rows, width).to(device)
         self.sums = torch.zeros(num_slots, width, dtype=dtype, device=device)
         self.slots = torch.zeros(max_rows, dtype=torch.int32, device=device)
@@ -168,7 +173,8 @@ class CrossAttention(nn.Module):
     def __init__(self, vllm_config: VllmConfig, prefix: str):
         super().__init__()
         config: Any = vllm_config.model_config.hf_config
-        width, self.num_heads = config.hidden_size, config.num_attention_heads
+        width = config.hidden_size
+        self.num_heads = config.num_attention_heads
         shared: dict[str, Any] = {"bias": False, "quant_config": vllm_config.quant_config, "return_bias": False}
         self.query_proj = ReplicatedLinear(width, width, prefix=f"{prefix}.query_proj", **shared)
         self.kv_proj = ReplicatedLinear(width, 2 * width, prefix=f"{prefix}.kv_proj", **shared)

@@ -14,7 +14,8 @@ WORD_COUNTS = (4, 7, 1, 0, 12)
 
 def random_words(script: WordScript, index: int) -> list[int]:
     """Return packed words for test prompt `index`, including breaks."""
-    random, ids = np.random.default_rng(index), list[int]()
+    random = np.random.default_rng(index)
+    ids = list[int]()
     for _ in range(WORD_COUNTS[index % len(WORD_COUNTS)]):
         ids += pack_word(random.integers(16, 47, random.integers(0, 4)).tolist(), int(random.integers(0, 5)))
     return ids
@@ -25,14 +26,17 @@ class Words(ReferenceRule):
 
     def __init__(self, script: WordScript, prompt: Prompt):
         super().__init__(script, prompt)
-        self.script, self.words = script, deque(unpack_words(prompt.track[:-1]))
-        self.main, self.second = deque[int](), deque[int]()
+        self.script = script
+        self.words = deque(unpack_words(prompt.track[:-1]))
+        self.main = deque[int]()
+        self.second = deque[int]()
         self.num_left = self.num_forced = script.initial_padding
         self.end: int | None = None
 
     def next_ids(self, sampled: int, position: int) -> tuple[int, int | None]:
         """Return a row's id on stream 0, and its token on the second stream if any; `sampled` is the sampled id."""
-        script, asks = self.script, sampled == self.script.new_id or self.num_left == 0
+        script = self.script
+        asks = sampled == self.script.new_id or self.num_left == 0
         if self.main or self.num_forced > 0:
             asks = False
         if asks and self.words:
@@ -50,7 +54,8 @@ class Words(ReferenceRule):
             self.end = position
             if script.ahead:
                 return script.wish_id, script.new_id
-        self.num_left, self.num_forced = max(0, self.num_left - 1), max(0, self.num_forced - 1)
+        self.num_left = max(0, self.num_left - 1)
+        self.num_forced = max(0, self.num_forced - 1)
         if not self.main:
             token = script.wish_id if asks else script.pad_id
         elif (token := self.main.popleft()) == script.new_id and script.ahead:

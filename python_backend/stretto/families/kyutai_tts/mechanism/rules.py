@@ -31,10 +31,12 @@ def take_word(
     marks = begins
     if script.ahead > 0:
         marks = begins | ends
-    forced, remaining = where(takes, padding, forced), where(begins, script.max_padding, remaining)
+    forced = where(takes, padding, forced)
+    remaining = where(begins, script.max_padding, remaining)
     forced = where((marks == 0) & (forced > 0), forced - 1, forced)
     remaining = where((marks == 0) & (remaining > 0), remaining - 1, remaining)
-    main_end, end = where(begins, word_end, main_end), where(ends, position, end)
+    main_end = where(begins, word_end, main_end)
+    end = where(ends, position, end)
     return remaining, forced, main_end, second_at, second_end, taken + takes, end, marks
 
 
@@ -49,14 +51,16 @@ def word_ids(
     if script.ahead == 0:
         has_main = has_main & (marks == 0)  # the first token follows in the next row
     main = where(has_main, main_token, where(asks, script.wish_id, script.pad_id))
-    main_at, second = main_at + has_main, main * 0 + no_second
+    main_at = main_at + has_main
+    second = main * 0 + no_second
     if script.ahead == 0:
         main = where(marks, script.new_id, main)
     else:  # within a word, `new_id` is an unknown character: the next token or a pad replaces it on stream 0
         skips = has_main & (marks == 0) & (main == script.new_id)
         has_next = skips & (main_at < main_end)
         main = where(skips, where(has_next, next_token, script.pad_id), main)
-        main_at, marks = main_at + has_next, marks | skips
+        main_at = main_at + has_next
+        marks = marks | skips
         has_second = (marks == 0) & (second_at < second_end)
         second = where(marks | has_second, script.second_base + where(marks, script.new_id, second_token), second)
         second_at = second_at + has_second

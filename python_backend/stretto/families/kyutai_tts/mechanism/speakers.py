@@ -37,7 +37,8 @@ class SpeakerConditions(RequestConditions):
 
     def check(self, condition: Condition) -> None:
         """Raise InvalidRequest if a request's condition does not fit, or has too large numbers."""
-        ids, vectors = condition.ids, condition.vectors
+        ids = condition.ids
+        vectors = condition.vectors
         if len(ids) > self.num_ids or not all(0 <= each < self.num_ids for each in ids):
             expected = f"at most {self.num_ids} ids in [0, {self.num_ids})"
             raise InvalidRequest("condition.ids", expected, shown(list(ids)))

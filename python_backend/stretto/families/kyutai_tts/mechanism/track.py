@@ -65,7 +65,8 @@ class WordTrack(Track):
             ids: Packed words, with the end id if the text is complete.
             is_open: True if more text follows.
         """
-        second, pad_id = rules.family.track_streams, rules.family.layout.pad_id
+        second = rules.family.track_streams
+        pad_id = rules.family.layout.pad_id
         track = cls(
             slice(second.start - 1, second.stop - 1), first_row, rows_of((), 1), pad_id, is_live=is_open, is_open=True,
             script=script, capacity=rules.max_model_len,
@@ -75,7 +76,8 @@ class WordTrack(Track):
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
         """Append words; return the entries that they add to the tables of a slot, int32 [n, 2]."""
-        first_token, first_word = len(self.tokens), len(self.words)
+        first_token = len(self.tokens)
+        first_word = len(self.words)
         for tokens, padding in unpack_words(ids[:-1] if is_last else ids):
             self.tokens += tokens
             self.waiting.append((len(self.tokens), padding))
@@ -118,7 +120,8 @@ class WordTrack(Track):
 
     def _ahead(self, index: int) -> tuple[int, int] | None:
         """Return the places of the word `script.ahead` words after a waiting word; None while it is not known."""
-        begin, left = self.waiting[index][0], self.script.ahead
+        begin = self.waiting[index][0]
+        left = self.script.ahead
         for end, _ in self.waiting[index + 1 :]:
             left -= end > begin  # breaks do not count
             if left == 0:

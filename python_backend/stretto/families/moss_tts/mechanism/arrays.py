@@ -24,7 +24,8 @@ class Slots:
     """
 
     def __init__(self, slots: DelaySlots, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
-        self._slots, self._rules = slots, with_where(arrays.xp.where, slot_rules.__name__)
+        self._slots = slots
+        self._rules = with_where(arrays.xp.where, slot_rules.__name__)
         self._pads = arrays.upload(np.array(slots.pads))
         self._codebooks = arrays.upload(np.arange(len(slots.pads)))
         self._delay_start = arrays.wrap(tables.state)[:, len(STATE)]
@@ -37,7 +38,8 @@ class Slots:
             codes: Sampled codes, [B, K].
             rows: State of the rows.
         """
-        slots, start = self._slots, self._delay_start[rows.slots]
+        slots = self._slots
+        start = self._delay_start[rows.slots]
         since = self._rules.rows_since(rows.position, start)
         token = self._rules.slot_token(
             token, rows.frame, rows.limits.audio_min, since, len(slots.pads), slots.slot, slots.delay, slots.end
@@ -59,7 +61,8 @@ class SlotLaunch:
     """
 
     def __init__(self, slots: DelaySlots, rules: SegmentRules, tables: SlotTables, num_rows: int):
-        self._state, self._pads = tables.state, torch.tensor(slots.pads, device=tables.state.device)
+        self._state = tables.state
+        self._pads = torch.tensor(slots.pads, device=tables.state.device)
         ids = slots.slot, slots.delay, slots.end
         self._rules = SlotRules(num_rows, len(slots.pads), tables.state.stride(0), *ids)
 

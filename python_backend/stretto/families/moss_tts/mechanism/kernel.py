@@ -43,15 +43,19 @@ def slots_kernel(
     rules: tl.constexpr,
     block: tl.constexpr,  # at least K
 ) -> None:
-    row, lanes = tl.program_id(0), tl.arange(0, block)
-    mine, inside = plan + row, lanes < rules.num_codebooks
+    row = tl.program_id(0)
+    lanes = tl.arange(0, block)
+    mine = plan + row
+    inside = lanes < rules.num_codebooks
     if tl.load(mine + ROLE * rules.num_rows) != DRAWS:
         return
-    slot, position = tl.load(mine + SLOT * rules.num_rows).to(tl.int64), tl.load(lengths + row).to(tl.int64)
+    slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
+    position = tl.load(lengths + row).to(tl.int64)
     at = state + slot * rules.state_stride
     audio_start = tl.load(at + AUDIO_START)
     _, _, in_audio = RULES.segment_flags(position, audio_start, tl.load(at + AUDIO_END))
-    frame, delay_start = position - audio_start, tl.load(at + DELAY_START)
+    frame = position - audio_start
+    delay_start = tl.load(at + DELAY_START)
     since = OWN.rows_since(position, delay_start)
     token = OWN.slot_token(
         tl.load(first + row).to(tl.int64), frame, tl.load(mine + AUDIO_MIN * rules.num_rows), since,

@@ -11,12 +11,15 @@ class SlotReference(ReferenceRule):
 
     def __init__(self, slots: DelaySlots, prompt: Prompt):
         super().__init__(slots, prompt)
-        self.slots, self.first, self.shortest = slots, len(prompt.rows), prompt.sampling.audio.min_rows
+        self.slots = slots
+        self.first = len(prompt.rows)
+        self.shortest = prompt.sampling.audio.min_rows
         self.delays = 0  # number of delay ids so far
 
     def replace_streams(self, row: list[int], position: int, family: Family) -> None:
         """Write the text id and the pads of a sampled row."""
-        slots, frame = self.slots, position - self.first
+        slots = self.slots
+        frame = position - self.first
         if self.delays == len(slots.pads):
             row[0] = slots.end
         elif self.delays:

@@ -36,7 +36,8 @@ class RecentDraw(RowDraw):
 
     def __init__(self, mechanism: RealtimeRules, *given: Any):
         super().__init__(*given)
-        codebooks, device = self.segments.family.layout.audio, self.tables.state.device
+        codebooks = self.segments.family.layout.audio
+        device = self.tables.state.device
         self._num_rows = mechanism.num_recent_rows
         self._starts = torch.tensor([ids.start for ids in codebooks], device=device)
         self._sizes = torch.tensor([len(ids) for ids in codebooks], device=device)

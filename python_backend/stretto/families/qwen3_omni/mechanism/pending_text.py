@@ -18,7 +18,9 @@ class PendingText:
     """
 
     def __init__(self, spoken: Callable[[Sequence[int]], list[int]], end_of_reply: int, end_id: int):
-        self._spoken, self._end_of_reply, self._end_id = spoken, end_of_reply, end_id
+        self._spoken = spoken
+        self._end_of_reply = end_of_reply
+        self._end_id = end_id
         self._states: np.ndarray | None = None
         self._words: list[int] = []
         self._is_complete = False
@@ -52,8 +54,10 @@ class PendingText:
         The list is empty if the reply has no words.
         """
         await self._has_begun.wait()
-        first, self._words = self._words[:1], self._words[1:]
-        states, self._states = self._states, None
+        first = self._words[:1]
+        self._words = self._words[1:]
+        states = self._states
+        self._states = None
         return first, states
 
     def feed(self, feed: TextFeed) -> None:
@@ -68,7 +72,8 @@ class PendingText:
         feed = self._feed
         if feed is None or feed.is_complete:
             return
-        words, self._words = self._words[: feed.room], []
+        words = self._words[: feed.room]
+        self._words = []
         is_last = self._is_complete or feed.room == len(words)
         if words or is_last:
             feed.write([*words, *([self._end_id] if is_last else [])], is_last)

@@ -32,8 +32,10 @@ def keep_states(talker: Talker, model: Any, vllm_config: VllmConfig) -> None:
     Raises:
         CheckpointError: If there is no such layer, or the backbone cannot return its input.
     """
-    config, max_rows = vllm_config.model_config, vllm_config.scheduler_config.max_num_batched_tokens
-    layer, number = talker.state_layer, config.get_total_num_hidden_layers()
+    config = vllm_config.model_config
+    max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+    layer = talker.state_layer
+    number = config.get_total_num_hidden_layers()
     if not 0 <= layer < number:
         raise CheckpointError(f"config.json: state_layer: expected a layer in [0, {number}), got {layer}")
     if not isinstance(model.model, EagleModelMixin):
@@ -106,13 +108,17 @@ class PromptStates(PromptLogprobsWorker):
         found: dict[str, torch.Tensor] = {}
         if not self._inputs:
             return found
-        computed, scheduled = input_batch.num_computed_tokens_np, input_batch.num_scheduled_tokens
+        computed = input_batch.num_computed_tokens_np
+        scheduled = input_batch.num_scheduled_tokens
         for index, req_id in enumerate(input_batch.req_ids):
-            first, parts = int(computed[index]), list[torch.Tensor]()
-            end, begins = first + int(scheduled[index]), int(input_batch.query_start_loc_np[index])
+            first = int(computed[index])
+            parts = list[torch.Tensor]()
+            end = first + int(scheduled[index])
+            begins = int(input_batch.query_start_loc_np[index])
             inputs = self._inputs.get(req_id, ())
             for each in inputs:
-                start, stop = max(first, each.first_row), min(end, each.first_row + each.num_rows)
+                start = max(first, each.first_row)
+                stop = min(end, each.first_row + each.num_rows)
                 if start < stop:
                     states = self._states[begins + start - first : begins + stop - first].float()
                     positions = torch.arange(start, stop, dtype=torch.float32, device=states.device)

@@ -50,7 +50,8 @@ class SpokenLLM:
     def __init__(self, writer: SpeechLLM, speaker: SpeechLLM, prompts: TalkerPrompts, width: int):
         self.parts = self.writer, self.speaker = writer, speaker
         self.family: Family = writer.family
-        self.prompts, self._width = prompts, width
+        self.prompts = prompts
+        self._width = width
         track = speaker.family.text_track
         assert track is not None, "speakers have a text track"
         self._end_of_text = track.end_id
@@ -67,7 +68,8 @@ class SpokenLLM:
             config: Configuration of the writer's engine, which contains that of the speaker's.
         """
         folder = config.checkpoint / talker.folder
-        prompts, width = TalkerPrompts.at(folder), states_width(config.checkpoint, folder)
+        prompts = TalkerPrompts.at(folder)
+        width = states_width(config.checkpoint, folder)
         family = family_at(config.checkpoint)
         prompts.check_writer(family.layout.vocab_size, family.voices)
         with ExitStack() as failed:
@@ -118,7 +120,8 @@ class SpokenLLM:
 
     def _writer_prompt(self, prompt: Prompt) -> Prompt:
         """Return the writer's part of a request: without options for audio."""
-        defaults, sampling = self.family.task(prompt.task).sampling, prompt.sampling
+        defaults = self.family.task(prompt.task).sampling
+        sampling = prompt.sampling
         own = replace(defaults, text=sampling.text, seed=sampling.seed)
         return replace(prompt, sampling=own, alignment=None, voice=0)
 
@@ -138,7 +141,8 @@ class SpokenLLM:
         if prompt.voice not in range(len(voices)):
             raise InvalidRequest("voice", f"a number in [0, {len(voices) - 1}]", prompt.voice)
         sampling = replace(prompt.sampling, text=self.speaker.family.tasks[0].sampling.text)
-        given, grids = prompt.rows[:, 0], [(image.height, image.width) for image in prompt.images]
+        given = prompt.rows[:, 0]
+        grids = [(image.height, image.width) for image in prompt.images]
         made = self.prompts.write(given, words, voices[prompt.voice], states, sampling, is_open=True, grids=grids)
         return replace(made, delivery=prompt.delivery)
 
@@ -165,7 +169,8 @@ class SpokenLLM:
         model with the larger value. `active` and `finished_total` are the writer's, because a spoken reply is a request
         to each model.
         """
-        own, other = self.writer.stats(), self.speaker.stats()
+        own = self.writer.stats()
+        other = self.speaker.stats()
         both = {name: own[name] + other[name] for name in own}
         both |= {name: max(own[name], other[name]) for name in ("step_seconds", "kv_usage")}
         return both | {name: own[name] for name in ("active", "finished_total")}
@@ -229,7 +234,8 @@ def states_width(writer: Path, speaker: Path) -> int:
     Raises:
         CheckpointError: If the speaker does not read states, or the writer is not as wide.
     """
-    audio_format, width = AudioFormat.from_config(config_at(speaker)), config_at(writer).get("hidden_size")
+    audio_format = AudioFormat.from_config(config_at(speaker))
+    width = config_at(writer).get("hidden_size")
     found = None if audio_format is None else audio_format.feature_size
     if found is None or found != width:
         raise CheckpointError(f"{speaker}: expected a speaker of hidden states of width {width}, got {found}")

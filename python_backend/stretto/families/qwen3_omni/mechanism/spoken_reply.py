@@ -44,11 +44,18 @@ class SpokenReply:
         text: PendingText,
         pacer: Pacer | None,
     ):
-        self._writer, self._speaker, self._text = writer, speaker, text
-        self._prompt, self._writing, self._speaking, self._pacer = prompt, writing, speaking, pacer
-        self._written_chunks, self._changed = deque[LMChunk](), asyncio.Event()
+        self._writer = writer
+        self._speaker = speaker
+        self._text = text
+        self._prompt = prompt
+        self._writing = writing
+        self._speaking = speaking
+        self._pacer = pacer
+        self._written_chunks = deque[LMChunk]()
+        self._changed = asyncio.Event()
         self._last_written: LMChunk | None = None  # last chunk of the writer
-        self._num_chunks, self._begun_s = 0, time.perf_counter()
+        self._num_chunks = 0
+        self._begun_s = time.perf_counter()
         self._first_frame_s: float | None = None
 
     async def chunks(self, permit: Permit, speaking: Permit) -> AsyncGenerator[LMChunk, None]:
@@ -58,7 +65,8 @@ class SpokenReply:
             permit: The writer's permit.
             speaking: The speaker's permit.
         """
-        writer, frames = asyncio.create_task(self._write(permit)), self._speak(speaking)
+        writer = asyncio.create_task(self._write(permit))
+        frames = self._speak(speaking)
         newest: asyncio.Task[LMChunk | None] | None = self._next(frames)
         writer.add_done_callback(lambda _: self._changed.set())
         spoken: LMChunk | None = None  # last chunk of the speaker
@@ -138,7 +146,8 @@ class SpokenReply:
     def _numbered(self, item: LMChunk) -> LMChunk:
         """Return the next chunk of the reply."""
         alignment = None if self._num_chunks else self._prompt.alignment
-        index, self._num_chunks = self._num_chunks, self._num_chunks + 1
+        index = self._num_chunks
+        self._num_chunks = self._num_chunks + 1
         return replace(item, chunk=replace(item.chunk, index=index, voice=0, alignment=alignment))
 
     def _last(self, spoken: LMChunk | None) -> LMChunk:

@@ -38,7 +38,8 @@ class StateRows:
         if self._states is None:
             self._states = np.zeros((len(self._positions), rows.shape[1] - 1), np.float32)
         places = np.searchsorted(self._positions, rows[:, 0].astype(np.int64))
-        self._states[places], self._is_known[places] = rows[:, 1:], True
+        self._states[places] = rows[:, 1:]
+        self._is_known[places] = True
 
     @property
     def first_unknown(self) -> int | None:

@@ -18,7 +18,8 @@ from stretto.engine.worker.step_program import EXACT, StepProgram
 from stretto.families.tiny.family import AlignmentPointer
 from stretto.families.tiny.mechanism import rules as script_rules
 from stretto.families.tiny.mechanism.kernel import draw_script_kernel, finish_row, text_is_full
-from stretto.sampling import advances, uniform
+from stretto.noise import uniform
+from stretto.sampling import advances
 
 
 class ScriptDraw(RowDraw):
@@ -32,8 +33,10 @@ class ScriptDraw(RowDraw):
     def __init__(self, script: AlignmentPointer, *given: Any):
         super().__init__(*given)
         self._ids = script.ids(self.segments.rules)
-        self._rules, wrap = with_where(self.arrays.xp.where, script_rules.__name__), self.arrays.wrap
-        self._state, self._entries = wrap(self.tables.state)[:, len(STATE) :], wrap(self.tables.texts)
+        self._rules = with_where(self.arrays.xp.where, script_rules.__name__)
+        wrap = self.arrays.wrap
+        self._state = wrap(self.tables.state)[:, len(STATE) :]
+        self._entries = wrap(self.tables.texts)
 
     def text_is_full(self, rows: Rows) -> Array:
         """Return True for texts with the maximum number of entries, [B]."""
@@ -49,7 +52,8 @@ class ScriptDraw(RowDraw):
         recent: RecentRows | None,
     ) -> Array:
         """Move the pointers, and return stream 0 of audio rows, [M]; ids of other rows have no meaning."""
-        index, slots = step.speaking, rows.slots
+        index = step.speaking
+        slots = rows.slots
         num_entries, pointer = self._state[slots].T
         stay = self._rules.stay_column(self._entries[slots, pointer], pointer, self._ids)
         temperature = self.arrays.tensor(pick(rows.scales.script_temperature, index))
@@ -67,7 +71,8 @@ class ScriptDraw(RowDraw):
 
     def finish_row(self, token: Array, laid: Array, plan: BatchPlan, rows: Rows) -> Array:
         """Return the other streams with the index stream, and add entries; see `RowDraw.finish_row`."""
-        slots, arrays = rows.slots, self.arrays
+        slots = rows.slots
+        arrays = self.arrays
         num_entries, pointer = self._state[slots].T
         laid[:, self._ids.index_stream - 1] = self._rules.pointer_index(
             token, rows.in_text, rows.in_audio, num_entries, pointer, self._ids
@@ -99,7 +104,8 @@ class ScriptProgram(StepProgram):
         self.rule_constants = script.ids(rules)
 
     def draw_first(self, logits: torch.Tensor) -> None:
-        num_columns, tables = logits.shape[1], self.tables
+        num_columns = logits.shape[1]
+        tables = self.tables
         draw_script_kernel[len(logits),](
             self.first.drawn, logits, self.first.offset, self.columns.table, self.lengths, tables.state,
             tables.texts, logits.stride(0), self.num_rows, tables.state.stride(0), tables.texts.stride(0),

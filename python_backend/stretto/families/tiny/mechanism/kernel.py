@@ -22,7 +22,8 @@ from stretto.engine.rules import STATE
 from stretto.families.tiny.mechanism import rules as script_rules
 
 OWN = device_rules(script_rules.__name__)
-NUM_ENTRIES, POINTER = tl.constexpr(len(STATE)), tl.constexpr(len(STATE) + 1)
+NUM_ENTRIES = tl.constexpr(len(STATE))
+POINTER = tl.constexpr(len(STATE) + 1)
 
 
 @triton.jit
@@ -50,11 +51,13 @@ def draw_script_kernel(
     slot, position, audio_start = place_of(mine, lengths + row, state, plan_stride, state_stride)
     if (audio_start < 0) | (position < audio_start):
         return
-    at, entry = state + slot * state_stride, entries + slot * entries_stride
+    at = state + slot * state_stride
+    entry = entries + slot * entries_stride
     pointer = tl.load(at + POINTER)
     stay = OWN.stay_column(tl.load(entry + pointer), pointer, script)
     columns = tl.arange(0, block)
-    line, inside = logits + row.to(tl.int64) * logits_stride, columns < num_columns
+    line = logits + row.to(tl.int64) * logits_stride
+    inside = columns < num_columns
     values = line_of(line, offset, columns, inside, float("-inf"))
     largest = tl.max(values, 0)
     own = tl.max(tl.where(columns == stay, values, float("-inf")), 0)
@@ -64,7 +67,8 @@ def draw_script_kernel(
     key = stream_key_of(tl.load(mine + SEED_KEY * plan_stride), position, row * 0)
     threshold = tl.where(temperature > 0, uniform_of(key, row * 0), 0.5)
     probability = 1 / (1 + tl.exp(-log_odds / tl.where(temperature > 0, temperature, 1.0)))
-    frame, audio_max = position - audio_start, tl.load(mine + AUDIO_MAX * plan_stride)
+    frame = position - audio_start
+    audio_max = tl.load(mine + AUDIO_MAX * plan_stride)
     is_over = RULES.meets_limit(frame, audio_max, position, family)
     may_end = frame >= tl.load(mine + AUDIO_MIN * plan_stride)
     in_audio = (tl.load(at + AUDIO_END) < 0) & (is_over == 0)

@@ -19,8 +19,10 @@ class Pointer(ReferenceRule):
 
     def __init__(self, script: AlignmentPointer, prompt: Prompt):
         super().__init__(script, prompt)
-        self.script, self.sampling = script, prompt.sampling
-        self.text, self.pointer = list[int](), 0
+        self.script = script
+        self.sampling = prompt.sampling
+        self.text = list[int]()
+        self.pointer = 0
 
     def text_is_full(self) -> bool:
         """Return True if the text has its maximum number of entries."""
@@ -34,7 +36,8 @@ class Pointer(ReferenceRule):
 
     def sampled(self, logits: Sequence[float], frame: int, noise: float, family: Family) -> tuple[int, float]:
         """Return stream 0 of an audio row, and the margin of the decision to stay or to advance."""
-        advance, margin = self.pointer == 0, math.inf
+        advance = self.pointer == 0
+        margin = math.inf
         if self.pointer:
             stay = self._frame_id(is_first=False)
             ids = [*family.layout.audio[0], family.end_of_audio]

@@ -17,7 +17,7 @@ from stretto.engine.worker.slots import Array
 from stretto.families.vibevoice.family import Stretches
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.vibevoice.mechanism.memory import FeedbackMemory, LatentFeedback
-from stretto.sampling import gaussian
+from stretto.noise import gaussian
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class StretchDraw(RowDraw):
         super().__init__(readout, *given)
         self._predict: Any = readout.latents
         self._first_unconditional = readout.first_unconditional
-        self._size, self._stretches = self.segments.family.latent_size, stretches
+        self._size = self.segments.family.latent_size
+        self._stretches = stretches
         self._denied_after_end = denied_after_end(stretches, readout)
         state = self.tables.state
         self.memory = FeedbackMemory(readout.feedback, stretches, self._size, len(state), state.device)
@@ -78,10 +79,13 @@ class StretchDraw(RowDraw):
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the latents as words [M, D]; only rows that may be audio are set."""
-        index, number = step.speaking, len(keys)
+        index = step.speaking
+        number = len(keys)
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        own, others = both[:number], both[number:]
-        slots, position = pick(rows.slots, index), pick(rows.position, index)
+        own = both[:number]
+        others = both[number:]
+        slots = pick(rows.slots, index)
+        position = pick(rows.position, index)
         before = self.arrays.tensor(self.tokens[slots, position - 1])
         begins = before == self._stretches.begin
         logits = self.segments.mask_audio(self.heads.first(own), rows, index)
@@ -123,8 +127,10 @@ class StretchProgram(LatentStepProgram):
 
     def __init__(self, stretches: Stretches, readout: StretchReadout, rules: SegmentRules, *given: Any):
         super().__init__(readout, rules, *given)
-        state, size = self.tables.state, rules.family.latent_size
-        self._stretches, self._denied_after_end = stretches, denied_after_end(stretches, readout)
+        state = self.tables.state
+        size = rules.family.latent_size
+        self._stretches = stretches
+        self._denied_after_end = denied_after_end(stretches, readout)
         self._first_unconditional = readout.first_unconditional
         self.memory = FeedbackMemory(readout.feedback, stretches, size, len(state), state.device)
         # Numbers: row of the unconditional request, slot, position. Flags: first frame of a stretch, frame.
@@ -142,7 +148,8 @@ class StretchProgram(LatentStepProgram):
         super().draw_first(logits)
 
     def words(self, hidden: torch.Tensor, noise: torch.Tensor, steps: torch.Tensor, solver: SolverPlan) -> torch.Tensor:
-        number, tokens = len(hidden), self.first.history
+        number = len(hidden)
+        tokens = self.first.history
         stretch_inputs_kernel[number,](
             self.guidance, self._numbers, self._flags, self.columns.table, self.lengths, self.tables.state, tokens,
             self.first.drawn, self.constants.rules, tokens.stride(0), self._stretches.begin, num_warps=1,

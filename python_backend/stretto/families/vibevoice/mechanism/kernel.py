@@ -39,7 +39,8 @@ def mask_after_end_kernel(
     end: tl.constexpr,
     block: tl.constexpr,
 ) -> None:
-    row, columns = tl.program_id(0), tl.arange(0, block)
+    row = tl.program_id(0)
+    columns = tl.arange(0, block)
     if _previous(tokens, plan + row, tl.load(lengths + row), tokens_stride, num_rows) == end:
         is_denied = tl.load(denied + columns, mask=columns < num_columns, other=0) != 0
         tl.store(logits + row.to(tl.int64) * logits_stride + columns, float("-inf"), mask=is_denied)
@@ -60,16 +61,19 @@ def stretch_inputs_kernel(
     begin: tl.constexpr,  # id of the mark that begins a stretch
 ) -> None:
     row = tl.program_id(0)
-    mine, position = plan + row, tl.load(lengths + row).to(tl.int64)
+    mine = plan + row
+    position = tl.load(lengths + row).to(tl.int64)
     slot = tl.load(mine + SLOT * rules.num_rows).to(tl.int64)
-    other, scale = tl.load(mine + OTHER * rules.num_rows), real_of(mine + GUIDANCE * rules.num_rows)
+    other = tl.load(mine + OTHER * rules.num_rows)
+    scale = real_of(mine + GUIDANCE * rules.num_rows)
     begins = _previous(tokens, mine, position, tokens_stride, rules.num_rows) == begin
     tl.store(guidance + row, tl.where(begins | (other != row), scale, 1.0))
     tl.store(numbers + row, other.to(tl.int64))
     tl.store(numbers + rules.num_rows + row, slot)
     tl.store(numbers + 2 * rules.num_rows + row, position)
     at = state + slot * rules.state_stride
-    start, end = tl.load(at + AUDIO_START), tl.load(at + AUDIO_END)
+    start = tl.load(at + AUDIO_START)
+    end = tl.load(at + AUDIO_END)
     in_audio = (start >= 0) & (position >= start) & (end < 0)
     is_over = (position - start >= tl.load(mine + AUDIO_MAX * rules.num_rows)) | (position >= rules.family.audio_limit)
     is_frame = (tl.load(mine + ROLE * rules.num_rows) == DRAWS) & in_audio & (is_over == 0)

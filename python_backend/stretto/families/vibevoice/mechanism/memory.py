@@ -82,7 +82,9 @@ class FeedbackMemory:
     """
 
     def __init__(self, network: LatentFeedback, stretches: Stretches, size: int, num_slots: int, device: torch.device):
-        self._network, self._stretches, self._size = network, stretches, size
+        self._network = network
+        self._stretches = stretches
+        self._size = size
         # The last memory is for rows without a frame, so that the kernel launches do not depend on the rows.
         self._spare = num_slots
         self._memories = torch.zeros(num_slots + 1, network.num_kept, device=device)
@@ -146,7 +148,8 @@ class FeedbackMemory:
 
     def fill_slot(self, slot: int, data: SpeechRequestData) -> None:
         """Restore the memory of a request that continues in `slot`. A new request needs no memory."""
-        row, aside = self._last_latent(data), self._aside.pop(data.req_id, None)
+        row = self._last_latent(data)
+        aside = self._aside.pop(data.req_id, None)
         self._rows[slot] = row
         if row < 0:
             return
@@ -177,11 +180,14 @@ class FeedbackMemory:
 
         The batch is decoded in groups of a fixed size, so that a row's result does not depend on the other rows.
         """
-        number, group = len(latents), self._group or len(latents)
+        number = len(latents)
+        group = self._group or len(latents)
         missing = -number % group
         if missing:
-            latents, places = F.pad(latents, (0, 0, 0, missing)), F.pad(places, (0, missing), value=self._spare)
-            positions, begins = F.pad(positions, (0, missing)), F.pad(begins, (0, missing), value=True)
+            latents = F.pad(latents, (0, 0, 0, missing))
+            places = F.pad(places, (0, missing), value=self._spare)
+            positions = F.pad(positions, (0, missing))
+            begins = F.pad(begins, (0, missing), value=True)
         features = []
         for first in range(0, len(latents), group):
             part = slice(first, first + group)

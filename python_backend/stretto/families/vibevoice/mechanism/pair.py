@@ -42,7 +42,8 @@ class StretchPair(GuidancePair):
     def context(self, state: RequestState) -> np.ndarray:
         """Return the rows of the stretch so far, int32 [n, S]."""
         rows = slice(self._start, state.request.num_tokens)
-        ids, codes = state.request.all_token_ids[rows], state.history.rows(rows.start, rows.stop)
+        ids = state.request.all_token_ids[rows]
+        codes = state.history.rows(rows.start, rows.stop)
         return np.column_stack([ids, codes]).astype(np.int32)
 
     def begin(self, state: RequestState) -> bool:
@@ -56,7 +57,8 @@ class StretchPair(GuidancePair):
         if token_id in (self._stretches.begin, self._stretches.end):
             if self.unconditional is not None:
                 scheduler.end_unconditional(state)
-            self._start, self._held_at = UNKNOWN, NOT_YET
+            self._start = UNKNOWN
+            self._held_at = NOT_YET
             if token_id == self._stretches.begin:
                 self._begin_stretch(state, position - 1)
             return NO_CHANGE
@@ -73,4 +75,5 @@ class StretchPair(GuidancePair):
         self._held_at = NOT_YET
 
     def _begin_stretch(self, state: RequestState, start: int) -> None:
-        self._start, self._held_at = start, state.request.num_output_tokens + 1
+        self._start = start
+        self._held_at = state.request.num_output_tokens + 1

@@ -14,7 +14,7 @@ from stretto.engine.worker.sampler import RowDraw, pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.families.vibevoice_realtime.family import TextWindows
-from stretto.sampling import gaussian
+from stretto.noise import gaussian
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,11 @@ class WindowDraw(RowDraw):
     def __init__(self, windows: TextWindows, readout: WindowReadout, *given: Any):
         super().__init__(readout, *given)
         self._predict: Any = readout.latents
-        family, self._texts = self.segments.family, self.arrays.wrap(self.tables.texts)
-        self._windows, self._first_states, self._size = windows, readout.first_states, family.latent_size
+        family = self.segments.family
+        self._texts = self.arrays.wrap(self.tables.texts)
+        self._windows = windows
+        self._first_states = readout.first_states
+        self._size = family.latent_size
         self._voice_ends = self.arrays.upload(np.array(windows.first_rows[1:], np.int64))
         self._lane = family.track_streams.start - 1
 
@@ -93,9 +96,13 @@ class WindowDraw(RowDraw):
         self, hidden: torch.Tensor, keys: np.ndarray, plan: BatchPlan, step: PlanArrays, rows: Rows
     ) -> tuple[Array, Array]:
         """Return the ids of stream 0 [M] and the words [M, D]; the tokens are written to the slot tables."""
-        index, number, xp, windows = step.speaking, len(keys), self.arrays.xp, self._windows
+        index = step.speaking
+        number = len(keys)
+        xp = self.arrays.xp
+        windows = self._windows
         both = hidden if step.audio_rows is None else hidden[step.audio_rows]
-        own, others = both[:number], both[number:]
+        own = both[:number]
+        others = both[number:]
         slots, position, row = (pick(each, index) for each in (rows.slots, rows.position, rows.frame))
         total = pick(rows.limits.track_total, index)
         is_word = windows.is_word(row, total)
@@ -106,7 +113,8 @@ class WindowDraw(RowDraw):
         token = xp.where(is_word & (drawn == windows.frame), windows.word, drawn)
         token = self.segments.end_audio(self.spread(self.arrays.tensor(token), index, rows), rows)
         drawn = pick(token, index)
-        is_word, is_frame = drawn == windows.word, drawn == windows.frame
+        is_word = drawn == windows.word
+        is_frame = drawn == windows.frame
         # The tokens are on the text stream, which `RowDraw` copies from the tables.
         _, number = windows.within_window(row)
         texts = self._texts[slots, xp.clip(number, 0, self._texts.shape[1] - 1)]

@@ -25,7 +25,8 @@ class WindowPair(GuidancePair):
     follows_rows: ClassVar[bool] = True
 
     def __init__(self, windows: TextWindows, conditional: str):
-        self._windows, self._state = windows, None
+        self._windows = windows
+        self._state = None
         super().__init__(conditional)
 
     _state: RequestState | None

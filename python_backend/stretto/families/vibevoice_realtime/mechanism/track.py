@@ -32,7 +32,8 @@ class WindowTrack(Track):
             ids: Tokens, with the end id if the text is complete.
             is_open: True if more text follows.
         """
-        streams, pad_id = rules.family.track_streams, rules.family.layout.pad_id
+        streams = rules.family.track_streams
+        pad_id = rules.family.layout.pad_id
         lanes = slice(streams.start - 1, streams.stop - 1)
         track = cls(lanes, first_row, rows_of((), 1), pad_id, is_live=is_open, is_open=True, windows=windows)
         track.extend(ids, not is_open)

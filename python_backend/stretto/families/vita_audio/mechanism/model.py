@@ -30,7 +30,10 @@ def add_modules(bursts: ModuleSchedules, model: Any, vllm_config: VllmConfig) ->
     The model then keeps the last hidden states of the step's rows in its attribute `rows_hidden`, [max rows, H].
     """
     config: Any = vllm_config.model_config.hf_config
-    number, first, size, eps = bursts.num_modules, config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
+    number = bursts.num_modules
+    first = config.num_hidden_layers
+    size = config.hidden_size
+    eps = config.rms_norm_eps
     for k in range(number):
         name = f"model.layers.{first + k}"
         model.model.layers.append(
@@ -45,7 +48,8 @@ def add_modules(bursts: ModuleSchedules, model: Any, vllm_config: VllmConfig) ->
     if current_platform.is_cuda():  # modules run outside torch.compile
         for module in (*model.model.layers[first:], model.mtp_projs, model.mtp_embed_norms, model.mtp_hidden_norms):
             use_fused_operators(module)
-    max_rows, dtype = vllm_config.scheduler_config.max_num_batched_tokens, vllm_config.model_config.dtype
+    max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+    dtype = vllm_config.model_config.dtype
     assert isinstance(dtype, torch.dtype)
     kept = model.rows_hidden = torch.zeros(max_rows, size, dtype=dtype)
 
@@ -67,7 +71,8 @@ class ModuleNetwork:
     """
 
     def __init__(self, model: Any, num_modules: int):
-        self._model, self.num_modules = model, num_modules
+        self._model = model
+        self.num_modules = num_modules
         self.rows_hidden: torch.Tensor = model.rows_hidden
         self._first = model.model.config.num_hidden_layers
         self._last_norm: Callable[..., Any] = model.model.norm.forward

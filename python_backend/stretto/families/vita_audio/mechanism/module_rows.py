@@ -14,7 +14,7 @@ from vllm.v1.worker.gpu.attn_utils import build_attn_metadata, build_slot_mappin
 from vllm.v1.worker.gpu.block_table import BlockTables
 
 from stretto.engine.worker.predictors import BurstBatch, GeneratedRows, SampleRow
-from stretto.engine.worker.step_program import Recorder, StepGraphs, recorder_of
+from stretto.engine.worker.step_graphs import Recorder, StepGraphs, recorder_of
 from stretto.families.vita_audio.bursts import ModuleSchedules
 
 
@@ -57,8 +57,11 @@ class ModuleAttention:
     ):
         device = block_tables.slot_mappings.device
         groups, support, _ = init_attn_backend(kv_cache_config, vllm_config, device, active_layer_names=layers)
-        self._groups, self._kv_cache_config, self._tables = groups, kv_cache_config, block_tables
-        self._vllm_config, self.max_length = vllm_config, vllm_config.model_config.max_model_len
+        self._groups = groups
+        self._kv_cache_config = kv_cache_config
+        self._tables = block_tables
+        self._vllm_config = vllm_config
+        self.max_length = vllm_config.model_config.max_model_len
         self._slot_mappings = block_tables.slot_mappings.new_zeros(len(block_tables.slot_mappings), max_rows)
         # Largest number of rows in a graph, given by the size of the builders' buffers.
         compilation = vllm_config.compilation_config
@@ -75,7 +78,9 @@ class ModuleAttention:
 
     def map(self, spans: RowSpans) -> torch.Tensor:
         """Compute and return the KV-cache slot of each row, [KV-cache groups, N]."""
-        slots, begin, num_rows = spans.slots, spans.begin, len(spans.positions)
+        slots = spans.slots
+        begin = spans.begin
+        num_rows = len(spans.positions)
         return self._tables.compute_slot_mappings(slots, begin, spans.positions, num_rows, out=self._slot_mappings)
 
     def metadata(self, spans: RowSpans, begin: np.ndarray, lengths: np.ndarray, max_length: int) -> dict[str, Any]:
@@ -87,7 +92,8 @@ class ModuleAttention:
             lengths: Host copy of `spans.lengths`, int32.
             max_length: Largest value in `lengths` that the launches must support.
         """
-        num_rows, num_reqs = len(spans.positions), len(spans.slots)
+        num_rows = len(spans.positions)
+        num_reqs = len(spans.slots)
         return build_attn_metadata(
             attn_groups=self._groups,
             num_reqs=num_reqs,
@@ -141,17 +147,23 @@ class ModuleProgram:
         attention: ModuleAttention,
         recorder: Recorder | None,
     ):
-        self._model, self._generated, self._ring, self._attention = model, generated, ring, attention
+        self._model = model
+        self._generated = generated
+        self._ring = ring
+        self._attention = attention
         self._num_modules = model.num_modules
         num_reqs, self._window, width = ring.shape
-        num_rows, device = num_reqs * self._window, ring.device
+        num_rows = num_reqs * self._window
+        device = ring.device
         self._rows = torch.zeros(5, num_rows, dtype=torch.int64, device=device)
         self._requests = torch.zeros(2, num_reqs, dtype=torch.int64, device=device)
         self._lengths = torch.zeros(num_reqs, dtype=torch.int32, device=device)
         self._begin = np.arange(num_reqs + 1, dtype=np.int32) * self._window
         self._begin_there = torch.from_numpy(self._begin).to(device)
-        self._states, self.hidden = ring.new_zeros(num_rows, width), ring.new_zeros(num_reqs, width)
-        self._size, self._metadata = 0, dict[str, Any]()
+        self._states = ring.new_zeros(num_rows, width)
+        self.hidden = ring.new_zeros(num_reqs, width)
+        self._size = 0
+        self._metadata = dict[str, Any]()
         max_captured = min(num_reqs, attention.max_captured_rows // self._window)
         self._graphs = StepGraphs(self._launch, num_reqs, recorder, lambda module, num_reqs: num_reqs <= max_captured)
 
@@ -169,7 +181,9 @@ class ModuleProgram:
             step: Batch of the step.
             first: Index of the first row to process, per request, int [B].
         """
-        batch, window, num_reqs = step.batch, self._window, step.batch.num_reqs
+        batch = step.batch
+        window = self._window
+        num_reqs = step.batch.num_reqs
         size = self._graphs.padded(num_reqs)
         begin = np.maximum(step.num_read - window, 0)
         positions = begin[:, None] + np.arange(window)
@@ -177,7 +191,8 @@ class ModuleProgram:
         now = batch.query_start_loc_np[:num_reqs, None] + offsets
         rows = np.zeros((len(self._rows), size, window), np.int64)
         mine = rows[:, :num_reqs]
-        mine[SLOT], mine[POSITION] = batch.idx_mapping_np[:, None], positions
+        mine[SLOT] = batch.idx_mapping_np[:, None]
+        mine[POSITION] = positions
         mine[NOW] = np.clip(now, 0, batch.num_tokens - 1)
         mine[IS_KEPT] = offsets < 0
         mine[IS_READ] = (positions >= first[:, None]) & (positions < step.num_read[:, None])
@@ -187,7 +202,8 @@ class ModuleProgram:
         requests[1, :num_reqs] += step.num_read - 1 - begin
         lengths = np.full(size, window, np.int32)
         lengths[:num_reqs] += begin.astype(np.int32)
-        upload, tensor = self._generated.arrays.upload, self._generated.arrays.tensor
+        upload = self._generated.arrays.upload
+        tensor = self._generated.arrays.tensor
         self._rows[:, : size * window] = tensor(upload(rows.reshape(len(rows), -1)))
         self._requests[:, :size] = tensor(upload(requests))
         self._attention.gather(self._requests[0, :size])
@@ -206,10 +222,8 @@ class ModuleProgram:
         arrays = self._generated.arrays
         self._lengths[:size] = arrays.tensor(arrays.upload(lengths))
         begin = self._begin[: size + 1]
-        self._size, self._metadata = (
-            size,
-            self._attention.metadata(self._spans(size), begin, lengths, self._attention.max_length),
-        )
+        self._metadata = self._attention.metadata(self._spans(size), begin, lengths, self._attention.max_length)
+        self._size = size
 
     def _spans(self, size: int) -> RowSpans:
         positions = self._rows[POSITION, : size * self._window]
@@ -218,7 +232,8 @@ class ModuleProgram:
     def _launch(self, module: int, size: int) -> None:
         assert size == self._size, f"{self._size} requests were prepared, not {size}"
         num_rows = size * self._window
-        rows, states = self._rows[:, :num_rows], self._states[:num_rows]
+        rows = self._rows[:, :num_rows]
+        states = self._states[:num_rows]
         if module == 0:
             mapping = self._attention.map(self._spans(size))
             mapping.masked_fill_(rows[IS_READ] == 0, NOWHERE)
@@ -262,7 +277,10 @@ class ModuleRows:
     """
 
     def __init__(self, model: Any, generated: GeneratedRows, bursts: ModuleSchedules, vllm_config: VllmConfig):
-        self._model, self._generated, self._bursts, self._vllm_config = model, generated, bursts, vllm_config
+        self._model = model
+        self._generated = generated
+        self._bursts = bursts
+        self._vllm_config = vllm_config
         self._num_slots = vllm_config.scheduler_config.max_num_seqs
         hidden = model.rows_hidden
         self._ring = hidden.new_zeros(self._num_slots, bursts.window, hidden.shape[1])
@@ -271,7 +289,8 @@ class ModuleRows:
 
     def bind(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """Use the allocated KV cache; on a GPU, also set up kernel launches that CUDA graphs can capture."""
-        config, layers = self._vllm_config, self._model.attention_layers()
+        config = self._vllm_config
+        layers = self._model.attention_layers()
         num_rows = block_tables.slot_mappings.shape[1] + self._num_slots * self._bursts.window
         self._attention = ModuleAttention(config, kv_cache_config, block_tables, layers, num_rows)
         if self._generated.arrays.xp is np:
@@ -306,11 +325,13 @@ class ModuleRows:
         These are the rows of prompt chunks, of requests that generate additional rows, and of requests whose
         unprocessed rows would otherwise fall out of the window of kept hidden states.
         """
-        batch, stop = step.batch, step.num_read
+        batch = step.batch
+        stop = step.num_read
         unread = self._unread[batch.idx_mapping_np]
         is_late = stop - unread >= self._bursts.window
         index = np.flatnonzero(step.is_read & (batch.is_prefilling_np | (step.num_extra > 0) | is_late))
-        slots, stop = batch.idx_mapping_np[index], stop[index]
+        slots = batch.idx_mapping_np[index]
+        stop = stop[index]
         prefill_len = batch.prefill_len_np[index].astype(np.int64)
         # The last module processes a row once the num_modules ids after it are known.
         num_known = np.where(stop < prefill_len, prefill_len, stop + 1 + step.num_extra[index])
@@ -326,9 +347,12 @@ class ModuleRows:
         which = np.repeat(np.arange(len(runs.index)), runs.counts)
         starts = np.concatenate([[0], np.cumsum(runs.counts)])
         positions = runs.first[which] + np.arange(starts[-1]) - starts[which]
-        slots, at = upload(runs.slots[which]), upload(positions)
-        states, position = self._hidden(step, runs, which, positions), self._tensor(positions)
-        last, index = self._tensor(starts[1:] - 1), self._tensor(runs.index)
+        slots = upload(runs.slots[which])
+        at = upload(positions)
+        states = self._hidden(step, runs, which, positions)
+        position = self._tensor(positions)
+        last = self._tensor(starts[1:] - 1)
+        index = self._tensor(runs.index)
         with self._read_by_attention(runs, starts.astype(np.int32), position):
             for k in range(self._bursts.num_modules):
                 states = self._model.run_module(k, self._generated.embed(slots, at + (k + 1)), states, position)
@@ -358,7 +382,8 @@ class ModuleRows:
             which: Index into `runs` for each row, [N].
             positions: Position of each row, [N].
         """
-        batch, of_run = step.batch, runs.index[which]
+        batch = step.batch
+        of_run = runs.index[which]
         offsets = positions - batch.num_computed_tokens_np[of_run]
         now = self._tensor(np.maximum(batch.query_start_loc_np[of_run] + offsets, 0))
         kept = self._ring[self._tensor(runs.slots[which]), self._tensor(positions % self._bursts.window)]
@@ -366,7 +391,8 @@ class ModuleRows:
 
     def _keep(self, step: BurstBatch) -> None:
         """Store the backbone's hidden states of each request's last rows for later steps."""
-        batch, window = step.batch, self._bursts.window
+        batch = step.batch
+        window = self._bursts.window
         counts = np.minimum(batch.num_scheduled_tokens, window).astype(np.int64)
         which = np.repeat(np.arange(batch.num_reqs), counts)
         offsets = np.arange(len(which)) - np.cumsum(counts)[which]  # relative to the end: the last row is -1

@@ -52,7 +52,8 @@ def local_attention_on_device(
     assert query.is_contiguous(), query.stride()
     assert key.is_contiguous(), key.stride()
     assert value.stride(1) == 1, value.stride()
-    out, num_heads = torch.empty_like(query), query.shape[1] // head_dim
+    out = torch.empty_like(query)
+    num_heads = query.shape[1] // head_dim
     local_attention_kernel[len(query) // length, num_heads](
         out,
         query,
@@ -96,10 +97,12 @@ def local_attention_kernel(
     """Compute the attention of one row in one head."""
     head = tl.program_id(1)
     kv_head = head // (num_heads // num_kv_heads)
-    tokens, dims = tl.arange(0, block_tokens), tl.arange(0, block_dims)
+    tokens = tl.arange(0, block_tokens)
+    dims = tl.arange(0, block_dims)
     places = (tl.program_id(0) * length + tokens).to(tl.int64)[:, None]
     is_inside = (tokens < length)[:, None] & (dims < head_dim)[None, :]
-    columns, kv_columns = (head * head_dim + dims)[None, :], (kv_head * head_dim + dims)[None, :]
+    columns = (head * head_dim + dims)[None, :]
+    kv_columns = (kv_head * head_dim + dims)[None, :]
     queries = tl.load(query + places * num_heads * head_dim + columns, is_inside, 0.0)
     keys = tl.load(key + places * num_kv_heads * head_dim + kv_columns, is_inside, 0.0)
     values = tl.load(value + places * value_stride + kv_columns, is_inside, 0.0)

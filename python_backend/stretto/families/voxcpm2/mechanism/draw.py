@@ -78,7 +78,8 @@ def previous_latents_kernel(
     size: tl.constexpr,  # D
     block: tl.constexpr,
 ) -> None:
-    row, lanes = tl.program_id(0), tl.arange(0, block)
+    row = tl.program_id(0)
+    lanes = tl.arange(0, block)
     slot = tl.load(plan + SLOT * rules.num_rows + row).to(tl.int64)
     previous = tl.maximum(tl.load(lengths + row).to(tl.int64) - 1, 0)
     place = codes + slot * rules.codes_stride + previous * rules.num_others + lanes

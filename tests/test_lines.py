@@ -1,0 +1,110 @@
+"""A line says one thing: no packed assignments, no conditional inside another, no more names that say nothing."""
+
+import ast
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.sources import parsed
+
+pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("python_backend", "gateway", "client", "model_repository", "deploy", "scripts")
+VAGUE = frozenset("each found given here kind known made more own part place rest".split())
+# Numbers of assignments to names in VAGUE, and of functions with a tuple for that purpose alone. They may only fall.
+MOST_VAGUE = 2206
+MOST_SPLATTED = 68
+
+
+@cache
+def sources() -> list[Path]:
+    return [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def lines_with(is_fault: Callable[[ast.AST], bool]) -> list[str]:
+    """Return file and line of each node for which `is_fault` returns True."""
+    return [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources()
+        for node in ast.walk(parsed(path))
+        if is_fault(node)
+    ]
+
+
+def is_packed(node: ast.AST) -> bool:
+    """Return True if the node assigns a tuple to a tuple, and no value reads a target, as in a swap."""
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Tuple):
+        return False
+    target = node.targets[0]
+    if not isinstance(target, ast.Tuple) or any(isinstance(value, ast.Starred) for value in node.value.elts):
+        return False
+    read = {ast.unparse(child) for child in ast.walk(node.value) if isinstance(child, ast.expr)}
+    return not read & {ast.unparse(element) for element in target.elts}
+
+
+def is_nested_conditional(node: ast.AST) -> bool:
+    return isinstance(node, ast.IfExp) and any(
+        isinstance(branch, ast.IfExp) for branch in (node.test, node.body, node.orelse)
+    )
+
+
+def is_splatted_tuple(node: ast.AST) -> bool:
+    """Return True for a function that stores a tuple under a name only to pass its elements to calls."""
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    inner = list(ast.walk(node))
+    stored = {
+        child.targets[0].id
+        for child in inner
+        if isinstance(child, ast.Assign)
+        and isinstance(child.targets[0], ast.Name)
+        and isinstance(child.value, ast.Tuple)
+        and len(child.value.elts) > 1
+    }
+    splatted = {
+        child.value.id for child in inner if isinstance(child, ast.Starred) and isinstance(child.value, ast.Name)
+    }
+    return bool(stored & splatted)
+
+
+def is_vague(node: ast.AST) -> bool:
+    """Return True if the node assigns to a vague name, with or without a leading underscore."""
+    if isinstance(node, ast.arg):
+        return node.arg in VAGUE
+    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    return name.lstrip("_") in VAGUE and isinstance(node.ctx, ast.Store)
+
+
+@pytest.mark.parametrize(
+    ("source", "is_fault", "expected"),
+    [
+        ("a, b = 1, 2", is_packed, True),
+        ("self.a, self.b = x, y", is_packed, True),
+        ("a, b = b, a", is_packed, False),
+        ("self.a, b = b, self.a", is_packed, False),
+        ("a, b = f()", is_packed, False),
+        ("(a, b), c = x, y", is_packed, True),
+        ("a = 1 if x else 2 if y else 3", is_nested_conditional, True),
+        ("a = 1 if x else f(2 if y else 3)", is_nested_conditional, False),
+        ("def f(): a = (1, 2); g(*a)", is_splatted_tuple, True),
+        ("def f(): a = h(); g(*a)", is_splatted_tuple, False),
+        ("found = 1", is_vague, True),
+        ("self._place = 1", is_vague, True),
+        ("def f(kind): pass", is_vague, True),
+        ("print(found)", is_vague, False),
+    ],
+)
+def test_rules_find_their_faults(source: str, is_fault: Callable[[ast.AST], bool], expected: bool) -> None:
+    assert any(map(is_fault, ast.walk(ast.parse(source)))) == expected
+
+
+@pytest.mark.parametrize("is_fault", [is_packed, is_nested_conditional])
+def test_lines_say_one_thing(is_fault: Callable[[ast.AST], bool]) -> None:
+    assert not (faults := lines_with(is_fault)), "\n".join(faults)
+
+
+@pytest.mark.parametrize(("is_fault", "most"), [(is_vague, MOST_VAGUE), (is_splatted_tuple, MOST_SPLATTED)])
+def test_other_faults_do_not_become_more(is_fault: Callable[[ast.AST], bool], most: int) -> None:
+    assert len(lines_with(is_fault)) <= most
