@@ -12,7 +12,7 @@ and values are the state, which is therefore large (170 MB an utterance in float
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -149,10 +149,10 @@ class MossConfig:
 def _check_numbers(*parts: QuantizerConfig | TransformerConfig) -> None:
     """Raise ValueError if a size is no integer from 1 to MAX_SIZE, or heads do not divide the width into even parts."""
     for part in parts:
-        for name in part.__slots__:
-            value = getattr(part, name)
-            if name != "max_period" and not (isinstance(value, int) and 1 <= value <= MAX_SIZE):
-                raise ValueError(f"{name}: expected an integer in [1, {MAX_SIZE}], got {shown(value)}")
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if field.type is int and not (isinstance(value, int) and 1 <= value <= MAX_SIZE):
+                raise ValueError(f"{field.name}: expected an integer in [1, {MAX_SIZE}], got {shown(value)}")
         if isinstance(part, TransformerConfig) and part.d_model % (2 * part.num_heads):
             raise ValueError(f"d_model: expected a multiple of 2 * {part.num_heads}, got {part.d_model}")
 
