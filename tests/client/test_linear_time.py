@@ -5,11 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from stretto_client.long_speech import has_other_letters, split
+from stretto_client.long_speech import split
 from stretto_client.markup import has_marks
 from stretto_client.normal_forms import normalized
 from stretto_client.places import Places
 from stretto_client.pronunciation import Dictionary, Pronouncer, folded, occurring
+from stretto_client.scripts import foreign_words, latin_surplus
 from stretto_client.tags import TagFilter
 
 NUM_CHARS = 200_000
@@ -35,7 +36,8 @@ WORK: dict[str, Callable[[str], object]] = {
     "folded": folded,
     "normalized": lambda text: [normalized(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")],
     "occurring": lambda text: occurring(["a", "New York"] * 500, text),
-    "has_other_letters": has_other_letters,
+    "latin_surplus": latin_surplus,
+    "foreign_words": foreign_words,
     "has_marks": has_marks,
     "split": lambda text: split(text, 300),
     "TagFilter": lambda text: TagFilter(()).add(text),
