@@ -40,7 +40,12 @@ SILENT = set(
 TEXTUAL = {"text", "mathrm", "operatorname", "textbf", "textit", "textrm", "mbox"}  # with words, not variables
 FUNCTIONS_OF = set("fghpuFGHPOQET")  # "f(x)" is read as "f of x"
 NUMERALS = {"2": "squared", "3": "cubed"}
-TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\d+(?:[.,]\d+)*|\s+|.", re.DOTALL)
+TOKEN = re.compile(r"\\[A-Za-z]+|\\.|\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)*|\s+|.", re.DOTALL)
+GROUP_COMMA = re.compile(r"(?<=\d)(?:\{,\}|\\,)(?=\d{3}(?!\d))")  # between groups of digits
+DECIMAL_COMMA = re.compile(r"(?<=\d)\{,\}(?=\d)")
+PAUSE = r"(?:(?<!\d),|,(?!\d))"  # a comma that is not between digits
+# The sign of conditional probabilities.
+GIVEN = re.compile(r"(\b(?:P|Pr|E|p)\s?[(\[][^|()\[\]]{1,40})\|(?=[^|()\[\]]{1,40}[)\]])")
 ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[A-Za-z*]{1,20}\}(?:\{[lcr|]{0,20}\})?")
 # Words that show that a text between dollar signs, or between escaped brackets, is no formula.
 PROSE = re.compile(
@@ -58,6 +63,13 @@ BARE = {*GREEK.split(), *FUNCTIONS.split(), *filter(str.isalpha, NAMES)}  # comm
 MAY_OPEN = re.compile(r"[$\\]")
 BEGUN = re.compile(r"\$|\\(?:[A-Za-z]{0,20}|begin\s?)")
 COMMAND = re.compile(r"\\([A-Za-z]+)")
+# Commands around words of prose, which are read, and those with keys, which are not.
+PROSE_NAMES = "text(?:bf|it|tt|sc)|emph|(?:sub){0,2}section\\*?|chapter\\*?|paragraph|title|caption"
+KEY_NAMES = "cite[pt]?|label|ref|eqref|pageref"
+PROSE_COMMAND = re.compile(
+    rf"\\(?:(?:{PROSE_NAMES})\{{(?P<words>[^{{}}]{{0,400}})\}}|(?:{KEY_NAMES})\{{[^{{}}]{{0,200}}\}})"
+)
+BEGUN_PROSE_COMMAND = re.compile(rf"\\(?:{PROSE_NAMES}|{KEY_NAMES})\{{[^{{}}]{{0,400}}")
 ENVIRONMENT_OPENING = re.compile(r"\\begin\s?\{([A-Za-z*]{1,20})\}")
 DISPLAYED = {"$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 INLINE_END = re.compile(r"(?<=[^\s\\$])\$(?!\d)")
@@ -65,9 +77,10 @@ INLINE_END = re.compile(r"(?<=[^\s\\$])\$(?!\d)")
 
 def spoken(math: str) -> str:
     """Return a formula in English words."""
-    tokens = TOKEN.findall(ENVIRONMENT.sub(" ", math.replace("\\\\", " , ")))
+    plain = DECIMAL_COMMA.sub(".", GROUP_COMMA.sub(",", ENVIRONMENT.sub(" ", math.replace("\\\\", " , "))))
+    tokens = TOKEN.findall(GIVEN.sub(r"\1\\mid ", plain))
     words = " ".join(_Formula(tokens).words(0))
-    return re.sub(r"\s+([,.;:])", r"\1", re.sub(r"[,\s]*,[,\s]*", ", ", re.sub(r"\s+", " ", words))).strip(" ,")
+    return re.sub(r"\s+([,.;:])", r"\1", re.sub(rf"[,\s]*{PAUSE}[,\s]*", ", ", re.sub(r"\s+", " ", words))).strip(" ,")
 
 
 def is_prose(math: str) -> bool:
@@ -265,6 +278,10 @@ def formula_at(text: str, at: int, before: str, is_last: bool) -> Formula | None
     if environment := ENVIRONMENT_OPENING.match(rest):
         return _delimited(rest, at, environment.group(), f"\\end{{{environment[1]}}}", may_grow)
     if may_grow and rest.startswith("\\begin") and "}" not in rest:
+        return None
+    if prose := PROSE_COMMAND.match(rest):
+        return at + prose.end(), prose["words"] or ""
+    if may_grow and BEGUN_PROSE_COMMAND.fullmatch(rest):
         return None
     command = COMMAND.match(rest)
     if command is None or command[1] not in BARE or before.isalnum() or before in tuple(":\\/."):

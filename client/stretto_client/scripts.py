@@ -106,7 +106,7 @@ class Transliteration:
 
 def is_face(word: str) -> bool:
     """Return True if the letters of other scripts in a word are decoration: no two of one script are neighbours."""
-    if word.isascii() or LATIN_WORD.search(word) or has_neighbours(word):
+    if word.isascii() or LATIN_WORD.search(word) or any(map(str.isdecimal, word)) or has_neighbours(word):
         return False
     core = word.strip(EDGES)
     scripts = {script for script in _scripts(normalized("NFKC", word)) if script and script not in LATIN}

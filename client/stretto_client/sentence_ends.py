@@ -77,9 +77,9 @@ class LineEnds:
         words = line.split()
         first = next(filter(str.isalnum, word), "")
         length = len(line) + 1 + len(word)
-        if length <= NARROW_CHARS:
-            return not first.islower() or len(words) <= ENTRY_WORDS
         is_linked = bool(words) and words[-1].lower() in LINKING and first.isalnum()
+        if length <= NARROW_CHARS:
+            return not (first.islower() or is_linked) or len(words) <= ENTRY_WORDS
         if first.islower() or is_linked:
             self._learn(len(line), length)
             return False

@@ -28,6 +28,11 @@ FORMULAS = {
     r"$\text{speed} = \frac{d}{t}$, $f(x)$, $a_i$": "speed equals d over t, f of x, a sub i",
     r"$\mathbb{R}^n$, $10\%$, $p < 0.05$": "R to the power of n, 10 percent, p less than 0.05",
     r"$\log_2 8 = 3$": "log base 2 of 8 equals 3",
+    r"$1{,}000$, $0{,}5$, $1\,000.5$, $\{1,2\}$": "1,000, 0.5, 1,000.5, 1, 2",
+    r"$P(A|B)$, \textbf{a bold} and \emph{word}s in \section{Intro}\cite{x}.": (
+        "P of A given B, a bold and words in Intro."
+    ),
+    r"10**-3 and 2**-1": r"10**-3 and 2**-1",
     r"$A^{-1}$, $\binom{n}{k}$, $n!$": "A to the power of minus 1, n choose k, n factorial",
 }
 LITERAL = (
@@ -41,6 +46,8 @@ LEFT_OUT = {
     "Well ¯\\_(ツ)_/¯. Fine": "Well. Fine",
     "ಠ_ಠ hm (づ｡◕‿‿◕｡)づ ok": "hm ok",
     "ʕ•ᴥ•ʔ end": "end",
+    "¥1万 now ~~~ wave ~~~": "¥1万 now ~~~ wave ~~~",
+    "~~~ wave ~~~": "~~~ wave ~~~",
     "Ask 李明 (東京) or Σωκράτης.": "Ask 李明 (東京) or Σωκράτης.",
     "*sighs* I can't. She *laughs* at it.": "I can't. She laughs at it.",
     "Oh *clears throat* well": "Oh well",
@@ -54,6 +61,8 @@ WRAPPED = (
     "The meeting was held in\nParis with the friends\nof Anna and some other\nPeople from London and\nRome.",
     "The quick brown fox jumped over the\nlazy dog that was sleeping near the\n"
     "Thames in London during a hot\nsummer day",
+    "We sat by the\nfire until the\nmoon was up over\nNew Hampshire and\nMaine.",
+    "The temperature is\n-5 degrees outside",
     "When we had reached the river, Mr\nSmith told us about the boats that\nhad left.",
 )
 COMPLETE = {

@@ -28,6 +28,10 @@ POWERS = {
     "⅞ cup, 1⅝ in, 2½-hour": "seven eighths cup, one and five eighths in, two and one half hour",
     "2ⁿᵈ and 3º": "second and third",
     "E=mc²": "ee equals em see squared",
+    "10**-3, 3^2^2": "ten to the power of minus three, three to the power of two squared",
+    "3·10⁸ m/s, 1.2x10^3, e^(−t/τ)": "three times ten to the power of eight meters per second, "
+    "one point two times ten cubed, ee to the power of minus tee over tau",
+    "m³/s and W/m²": "cubic meters per second and watts per square meter",
 }
 SIGNS = {
     "UTC-8, GMT+2, UTC+5:30": "you tee see minus eight, gee em tee plus two, you tee see plus five thirty",
@@ -37,6 +41,9 @@ SIGNS = {
     "n-1, x-1, x - 1 = 2": "en minus one, ex minus one, ex minus one equals two",
     "3 − 5 = −2, x−y, −x": "three minus five equals minus two, ex minus why, minus ex",
     "-10 to -5, -5--1, −5–10": "minus ten to minus five, minus five to minus one, minus five to ten",
+    "y = -2x - 5, 2x^2 - 3x + 1": "why equals, two ex minus five, two ex squared minus three ex plus one",
+    "-5…-10, -549 941": "minus five to minus ten, minus five hundred and forty nine thousand nine hundred "
+    "and forty one",
     "T-shirt, F-16, COVID-19, 5-10": "tee shirt, eff sixteen, covid nineteen, five to ten",
     "2026-11-28T06:18:27+01:00": "november the twenty eighth, twenty twenty six, six eighteen and twenty seven seconds "
     "plus one",
@@ -59,6 +66,21 @@ PLACES = {
     "a timeout of 30s": "a timeout of thirty seconds",
     "1,000th and 112th": "one thousandth and one hundred and twelfth",
     "100 200 300 or 555 123": "one hundred, two hundred, three hundred or five five five, one two three",
+    "192.168.100 and 1.200.150": "one nine two point one six eight point one zero zero and "
+    "one point two zero zero point one five zero",
+    "1.2345.6, 120.0.6099.109": "one point two three four five point six, "
+    "one two zero point zero point six zero nine nine point one zero nine",
+    "83.166.711, 1.000.000, 1.200.150 €": "eighty three million one hundred and sixty six thousand seven hundred and "
+    "eleven, one million, one million two hundred thousand one hundred and fifty euros",
+    "1.000 people, 12.345 km": "one thousand people, twelve point three four five kilometers",
+    "1.000–2.000 €, €1.000-2.000": "one thousand to two thousand euros, one thousand to two thousand euros",
+    "₹1,00,000–2,00,000": "one hundred thousand to two hundred thousand rupees",
+    "$525 922, £12·50, 3·4": "five hundred and twenty five thousand nine hundred and twenty two dollars, "
+    "twelve pounds and fifty pence, three times four",
+    "The price is ¥1万, 3.5万 or 3億5000万円.": "the price is ten thousand yen, thirty five thousand or "
+    "three hundred and fifty million yen.",
+    "€1,5 Mio., 2 Mrd.": "one point five million euros, two billion",
+    "1:50,000, ¼-½, 5…10": "one to fifty thousand, one quarter to one half, five to ten",
     "9780306406157": "nine seven eight zero three zero six four zero six one five seven",
 }
 YEARS = {
@@ -70,6 +92,8 @@ YEARS = {
     "the XXI century, Super Bowl LVIII": "the twenty first century, super bowl fifty eight",
     "Act III, Scene ii, Pope John XXIII": "act three, scene two, pope john the twenty third",
     "MIX it, an IV drip, XL, I am": "mix it, an eye vee drip, ex el, i am",
+    "the 2024/25 season, 80s and 90s": "the twenty twenty four to twenty five season, eighties and nineties",
+    "II. Methods. III. Results": "two. methods. three. results",
     "on 11/28, Nov '26": "on november twenty eighth, november twenty six",
 }
 IDENTIFIERS = {
@@ -86,6 +110,10 @@ IDENTIFIERS = {
     r"C:\Users\Ann": "see colon backslash users backslash ann",
     "/usr/local/bin, ~/.bashrc": "slash usr slash local slash bin, tilde slash dot bashrc",
     "PIN 4821, order #48213": "pin four eight two one, order four eight two one three",
+    "+1 (555) 010-9999, 0171 2345678": "plus one five five five zero one zero nine nine nine nine, "
+    "zero one seven one, two three four five six seven eight",
+    "DE89 3704 0044 0532 0130 00": "dee ee eight nine, three seven zero four, zero zero four four, "
+    "zero five three two, zero one three zero, zero zero",
     "#FF5733, AB12345": "hash eff eff five seven three three, ay bee one two three four five",
 }
 UNITS = {
@@ -100,6 +128,10 @@ UNITS = {
     "15.6″, 6′2″": "fifteen point six inches, six feet two",
     "14h30, 00:00": "fourteen thirty, zero hundred",
     "km/h, kg/m³": "kilometers per hour, kilograms per cubic meter",
+    "10 ㎏, 5 ㎞ and 3㎡": "ten kilograms, five kilometers and three square meters",
+    "20 L/100 km, 5 N·m, 2 qt": "twenty liters per one hundred kilometers, five newton meters, two quarts",
+    "∆x, ∀x, ∅, ∛27, a ≢ b": "delta ex, for all ex, empty set, cube root twenty seven, a is not identical to bee",
+    "(a+b)/(c+d), max. 5, min. 3": "a plus bee, over, see plus dee, maximum five, minimum three",
     "√2, π≈3.14, ∑": "square root of two, pi about three point one four, sum",
 }
 SENTENCES = {
@@ -107,6 +139,7 @@ SENTENCES = {
     "At 5 p.m. The rain came. At 5 p.m. Monday.": "at five pee em. the rain came. at five pee em monday.",
     "In the U.S. The end. The U.S. Army.": "in the you ess. the end. the you ess army.",
     "Plan B. It works. I saw Dr. Smith.": "plan bee. it works. i saw doctor smith.",
+    "12 Main St. Springfield, on Elm St. The end": "twelve main street springfield, on elm street. the end",
     "Apple Inc. They pay. Bring milk, etc.": "apple incorporated. they pay. bring milk, et cetera.",
     "an exam-\nple, well-\nknown": "an example, well known",
 }
@@ -115,6 +148,7 @@ DECORATION = {
     "flip (╯°□°)╯︵ ┻━┻ now": "flip, now",
     "ಠ_ಠ what (づ｡◕‿‿◕｡)づ": "what",
     "bear ʕ•ᴥ•ʔ hi (´・ω・`)": "bear hi",
+    "a † b ‡ c ↓ d ¤": "a bee see dee",
     "nice :-) :D <3 xD ^_^ T_T": "nice",
     "Ask Σωκράτης about 李明": "ask sokratis about liming",
     "║ box ╠══╣ ★ ▓▓ end": "box end",

@@ -36,6 +36,7 @@ IPV6 = re.compile(
     r"|(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){0,6})?::(?:[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{1,4}){0,6})?)(?:/\d{1,3})?(?![\w:])"
 )
 IPV4 = re.compile(r"(?<![\w.-])(\d{1,3}(?:\.\d{1,3}){3})(?:([/:])(\d{1,5}))?(?![\w-]|\.\d)")
+IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?\b")
 TOLL_FREE = "8(?:00|33|44|55|66|77|88)|900"
 VANITY = re.compile(
     rf"(?<![\w-])(?:(1)[ -])?(\(?(?:{TOLL_FREE})\)?)[ -]([A-Z\d]*(?:-?[A-Z\d]+){{0,3}})(?![\w-])(?<=[A-Z]|\d)"
@@ -150,6 +151,7 @@ RULES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (IPV4, _ip),
     (COLOUR, lambda match: f" hash {spelled(match.group())}"),
     (HEX, lambda match: spelled(match.group())),
+    (IBAN, lambda match: f" {', '.join(spelled(group).strip() for group in match.group().split())} "),
     (LONG_TOKEN, lambda match: spelled(match.group())),
     (VANITY, _vanity),
     (CUED, lambda match: f"{match.group(1)} {digits(match.group(2))} "),

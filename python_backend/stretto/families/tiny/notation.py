@@ -6,10 +6,12 @@ replaced with its digits in words, so that it is not read as another number.
 
 import re
 import unicodedata
+from decimal import Decimal
 from functools import lru_cache
 from itertools import groupby
 
 from stretto.families.tiny.numbers import digits
+from stretto.families.tiny.units import SIGNS
 
 SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # which no list of numbers has; a plain space may be one's
 # A number with every character that may separate its groups. A plain space separates groups of three digits only.
@@ -25,17 +27,36 @@ SMALL_LIST = re.compile(r"\d{1,2}(?:,\d{1,2})+")
 LONG_DECIMALS = re.compile(r"\d+\.\d{3}(?: \d{1,3})+")  # 3.141 592
 LISTED = "rows?|pages?|rooms?|columns|items|chapters|figures|tables|verses|sections|lines|steps|numbers|points|levels"
 BEFORE_LIST = re.compile(rf"[(\[{{]\Z|\b(?:{LISTED})\s\Z", re.IGNORECASE)
+OCTET = re.compile(r"0|1\d{0,2}|2(?:[0-4]\d?|5[0-5]?|[6-9])?|[3-9]\d?")  # a part of an address, or of a version
 BEFORE_VERSION = re.compile(
     r"\b(?:version|release|build|firmware|kernel|network|subnet|host|address|ip|section)\s\Z", re.IGNORECASE
 )
 MONTH_DAY = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s\Z", re.IGNORECASE)
 MONEY = r"€|EUR|kr\b|zł|Kč|R\$|CHF|Fr\."
-AFTER_MONEY = re.compile(rf"(?:{MONEY})\s?\Z")
-BEFORE_MONEY = re.compile(rf"\s?(?:{MONEY})(?!\s?/)")
+UP_TO = r"\s?[-\u2013\u2014]\s?"
+AMOUNT = r"\d[\d.]*(?:,\d+)?"
+AFTER_MONEY = re.compile(rf"(?:{MONEY})\s?(?:{AMOUNT}{UP_TO})?\Z")
+BEFORE_MONEY = re.compile(rf"(?:{UP_TO}{AMOUNT})?\s?(?:{MONEY})(?!\s?/)")
+AFTER_SIGN = re.compile(rf"(?:[{SIGNS}]\s?|(?<!\S)[-\u2212])\Z")
+INDIVISIBLE = re.compile(
+    r"\s(?:people|persons|inhabitants|residents|citizens|users|viewers|followers|subscribers|customers|employees|votes|voters"
+    r"|members|fans|visitors|tourists|children|women|men|workers|students|soldiers|deaths|refugees)\b"
+)
 QUANTIFIED = re.compile(
     rf"\s?(?:[%‰°$€£¥₹]|{MONEY}|(?:[kcm]?m|[km]?g|[km]W|MB|GB|people|users|years|dollars|euros|pounds)\b)"
 )
 
+# Numbers before signs for powers of ten, such as 3.5万, in a text in Latin letters.
+EAST_ASIAN = re.compile(r"(?:\d[\d,]*(?:\.\d+)?[百千万萬亿億兆]){1,4}(?:\d{1,4}(?![\d.,]))?")
+EAST_ASIAN_PART = re.compile(r"([\d.]+)(\D?)")
+MONEY_WORDS = {"円": "yen", "元": "yuan", "원": "won"}
+EAST_ASIAN_MONEY = re.compile(rf"(?<=\d)\s?([{''.join(MONEY_WORDS)}])")
+SCALES = {"Mio": "million", "Mill": "million", "mln": "million", "Mrd": "billion", "mld": "billion", "mrd": "billion"}
+SCALE = re.compile(rf"(?<=\d)\s?({'|'.join(SCALES)})\b\.?(?!\w)")
+PRICE_DOT = re.compile(r"(?<=[£$€])(\d+)·(?=\d\d\b)")
+TIMES_DOT = re.compile(r"(?<=\d)\s?[·⋅∙]\s?(?=\d)")
+UNIT_DOT = re.compile(r"(?<![A-Za-z])(N|[kMG]?W)[·⋅](m|h)(?![A-Za-z])")
+SUSPENDED = re.compile(r"(?<=\d)…(?=[-\u2212]?\d)")  # 5…10
 DEGREES = re.compile(r"(?<=\d)º(?=\s?[CFNSEW]\b)|(?<=\d\d\d)º")
 INCHES = re.compile(r"(?<![\d.′])(\d+(?:\.\d+)?)″(?!\s?[NSEW])")
 NUMBER_SIGN = re.compile(r"\b[nN][º°]\s?(?=\d)")
@@ -45,7 +66,12 @@ MINUS = re.compile(r"(?<![\d\s])−(?=\s|[.,;:!?)\]]|$)|(?<=[\w)])−(?=[\w(])(?
 
 def plain_notation(text: str) -> str:
     """Rewrite the numbers and signs in `text` in plain English notation."""
-    text = DEGREES.sub("°", unicodedata.normalize("NFC", text))
+    text = "".join(map(_unsquared, unicodedata.normalize("NFC", text)))
+    text = EAST_ASIAN_MONEY.sub(lambda match: f" {MONEY_WORDS[match.group(1)]}", EAST_ASIAN.sub(_in_digits, text))
+    text = TIMES_DOT.sub(" times ", PRICE_DOT.sub(r"\1.", text))
+    text = SCALE.sub(lambda match: f" {SCALES[match.group(1)]}", text)
+    text = SUSPENDED.sub("..", UNIT_DOT.sub(r"\1\2", text))
+    text = DEGREES.sub("°", text)
     text = NUMBER_SIGN.sub("number ", text)
     text = INCHES.sub(r"\1 in.", text)
     text = ORDINAL_SIGN.sub(lambda match: with_suffix(match.group(1)), text)
@@ -61,6 +87,19 @@ def with_suffix(digits_text: str) -> str:
     ends = {"1": "st", "2": "nd", "3": "rd"}
     is_teen = digits_text[-2:-1] == "1"
     return digits_text + ("th" if is_teen else ends.get(digits_text[-1], "th"))
+
+
+@lru_cache(maxsize=4096)
+def _unsquared(character: str) -> str:
+    """Return the letters of a unit that is written as one character, e.g. "㎞" → "km"."""
+    form, *codes = unicodedata.decomposition(character).split() or [""]
+    return "".join(chr(int(code, 16)) for code in codes) if form == "<square>" else character
+
+
+def _in_digits(match: re.Match[str]) -> str:
+    parts = EAST_ASIAN_PART.findall(match.group().replace(",", ""))
+    total = sum(Decimal(count) * int(unicodedata.numeric(sign or "一")) for count, sign in parts)
+    return f"{total.normalize():,f}"
 
 
 @lru_cache(maxsize=4096)
@@ -130,8 +169,9 @@ def _canonical(match: re.Match[str]) -> str:
         return token
     if found := CONTINENTAL.fullmatch(token):
         num_groups = token.count(".")
-        is_money = AFTER_MONEY.search(before) or BEFORE_MONEY.match(after)
-        if found[2] or is_money or (num_groups > 1 and not BEFORE_VERSION.search(before)):
+        is_count = AFTER_MONEY.search(before) or BEFORE_MONEY.match(after) or INDIVISIBLE.match(after)
+        is_version = BEFORE_VERSION.search(before) or all(map(OCTET.fullmatch, token.split(".")))
+        if found[2] or is_count or (num_groups > 1 and not is_version):
             return _western(found[1], found[2])
     if WESTERN.fullmatch(token):
         return token
@@ -158,7 +198,8 @@ def _is_count(token: str, before: str, after: str) -> bool:
     groups = re.split("[ .,]", token)
     if len(groups[0]) < 3 or set(groups[1:]) == {"000"} or "," in token or "." in token:
         return True
-    return QUANTIFIED.match(after) is not None or AFTER_MONEY.search(before) is not None
+    is_signed = AFTER_SIGN.search(before) is not None or AFTER_MONEY.search(before) is not None
+    return is_signed or QUANTIFIED.match(after) is not None
 
 
 def _western(whole: str, decimals: str | None) -> str:

@@ -177,7 +177,7 @@ def _bearing(match: re.Match[str]) -> str:
 def _power(match: re.Match[str]) -> str:
     exponent = (match.group(1) or match.group(2)).strip()
     sign = "minus " if exponent[0] == "-" else ""
-    return POWERS.get(exponent) or f"to the power of {sign}{exponent.lstrip('-')}"
+    return POWERS.get(exponent) or f"to the power of {sign}{exponent.lstrip('-').replace('/', ' over ')}"
 
 
 def _raised_units(match: re.Match[str]) -> str:
@@ -203,8 +203,9 @@ def _short_range(match: re.Match[str]) -> str:
 
 
 def _area(match: re.Match[str]) -> str:
-    per, symbol, exponent = match.groups()
+    per, symbol, exponent, time = match.groups()
     unit = _raised(CASED_UNITS.get(symbol) or UNITS.get(symbol, "inches"), exponent)
+    unit += f" per {PER.get(time, time)}" if time else ""
     return f"per {quantity('1', unit).removeprefix('one ')}" if per else unit
 
 
@@ -252,7 +253,25 @@ def _plural(words: str) -> str:
 
 def _plain(match: re.Match[str]) -> str:
     text = match.group()
-    return number(text) if text.count(".") < 2 else " point ".join(map(number, text.split(".")))
+    return number(text) if text.count(".") < 2 else " point ".join(map(_part, text.split(".")))
+
+
+def _part(text: str) -> str:
+    """Read a part of a version or an address."""
+    return number(text) if len(text) < 3 else digits(text)
+
+
+def _season(match: re.Match[str]) -> str:
+    """Read "2024/25" as two years."""
+    first, last = map(int, match.groups())
+    return f"{year(first)} to {cardinal(last)}" if last == (first + 1) % 100 else match.group()
+
+
+def _neighbouring_decades(match: re.Match[str]) -> str:
+    first, link, last = match.groups()
+    if int(last) - int(first) != 10:
+        return match.group()
+    return f"{_plural(cardinal(int(first)))} {link} {_plural(cardinal(int(last)))}"
 
 
 def _exponent(match: re.Match[str]) -> str:
@@ -328,9 +347,19 @@ AMOUNT = (
 )
 LENGTH = r"[cmk]?m|in\.|ft|px"
 RULES: tuple[Rule, ...] = (
+    (re.compile(r"\+\d[\d ()-]{6,}\d"), lambda match: f"plus {digits(match.group())}"),
+    (re.compile(r"(?<![\w/.-])(\d{1,2}/\d{1,2})\s?-\s?(?=\d{1,2}/\d{1,2}(?![\d/]))"),
+     lambda match: f"{match.group(1)} to"),
+    (re.compile(r"(?<=\d)\s?x\s?(?=10(?:\^|\*\*))"), lambda match: "times"),
+    (re.compile(r"\b(20\d\d|19\d\d)/(\d\d)\b(?!/)"), _season),
+    (re.compile(r"(?<![\d:.,])(\d+):(\d{1,3}(?:,\d{3})+)(?![\d:])"),
+     lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
+    (re.compile(r"(?<![\w.,'])([5-8]0)s (and) ([6-9]0)s\b"), _neighbouring_decades),
+    (re.compile(rf"(?<=[A-Za-z])/(?=1000?\s?(?:{ANY_UNIT})(?![\w']))"), lambda match: "per"),
+    (re.compile(r"(?<=\))\s?/\s?(?=[\d(]|[A-Za-z](?!\w))|(?<=[\d)])\s?/\s?(?=\()"), lambda match: "over"),
     (re.compile(r"((?:\^|\*\*)\d+)\s?-\s?(?=\d)"), lambda match: f"{match.group(1)} minus"),
-    (re.compile(r"(?<![\w.])0\d{1,5}[-/]\d{3,8}(?![\w/-]|\.\d)"), lambda match: digits(match.group())),
-    (re.compile(r"(?<=\d)\.\.+(?=\d)"), lambda match: "to"),
+    (re.compile(r"(?<![\w.,])0\d{1,5}[-/]\d{3,8}(?![\w/-]|\.\d)"), lambda match: digits(match.group())),
+    (re.compile(r"(?<=\d)\.\.+(?=-?\d)"), lambda match: "to"),
     (re.compile(r"(?<![\d:.])(\d+(?:\.\d+)?):(\d+\.\d+)(?![\d:])(?<!:\d\d\.\d)(?<!:\d\d\.\d\d)(?<!:\d\d\.\d{3})"),
      lambda match: f"{number(match.group(1))} to {number(match.group(2))}"),
     (re.compile(r"(\d+)'\s?[xX]\s?(\d+)'(?!\d)"),
@@ -345,9 +374,9 @@ RULES: tuple[Rule, ...] = (
      _rate),
     (re.compile(rf"(?<=\w)/({ANY_PER})\^([23])(?!\w)"),
      lambda match: f"per {_raised(PER.get(match.group(1), match.group(1)), match.group(2))}"),
-    (re.compile(r"(?<!\w)(per )?([kcm]?m|ft|in|mi|yd)\^([23])(?!\w)"), _area),
+    (re.compile(rf"(?<!\w)(per )?([kcm]?m|ft|in|mi|yd)\^([23])(?:/({ANY_PER}))?(?!\w)"), _area),
     (re.compile(rf"{POWER}(?:\{{([^{{}}]{{1,24}})\}}|\(([^()]{{1,24}})\))"), _power),
-    (re.compile(rf"{POWER}([23])(?![\d.]\d|\d)()"), _power),
+    (re.compile(rf"{POWER}([23])(?![\d.]\d|\d|\s?(?:\^|\*\*))()"), _power),
     (re.compile(rf"{POWER}(-?)(?=\d|[A-Za-z](?![A-Za-z]))"),
      lambda match: f"to the power of{' minus' * bool(match.group(1))}"),
     (re.compile(r"\b(UTC|GMT)\s?([+-])\s?(\d{1,2})(?::?(\d\d))?\b"), _shift),
@@ -357,6 +386,7 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"(?<![\w.'-])([b-hj-z])-(?=\d)"), lambda match: f"{match.group(1)} minus"),
     (re.compile(r"(?<![\w.'-])(?:([b-hj-z])\s-\s(?=\d|[b-hj-z](?![\w'-]))|(\d+)\s-\s(?=[b-hj-z](?![\w'-])))"),
      lambda match: f"{match.group(1) or match.group(2)} minus"),
+    (re.compile(r"(?<![\w.'])(\d+[abn-z])\s-\s(?=\d|[b-hj-z](?![\w'-]))"), lambda match: f"{match.group(1)} minus"),
     (re.compile(r"(?<![\w.)%°-])-(?=[b-hj-z](?![\w-]))"), lambda match: "minus"),
     (re.compile(rf"(?<![\d.])({NUMBER})\s?°\s?(?:(\d{{1,2}})'\s?(?:(\d{{1,2}}(?:\.\d+)?)(?:\"|'')\s?)?)?([NSEW])\b"),
      _bearing),
@@ -413,10 +443,9 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"\(\d{3}\)\s?\d{3}[ .-]\d{4}(?!\d)"), lambda match: digits(match.group())),
     (re.compile(r"(?<![\d.,])\+?(?:\d{1,3}[ -])?\d{3}[ .-]\d{3,4}[ .-]\d{4}(?!\d)|(?<![\d.,-])\d{3}-\d{4}(?![\d-])"),
      lambda match: digits(match.group())),
-    (re.compile(r"\+\d[\d ()-]{6,}\d"), lambda match: f"plus {digits(match.group())}"),
     (re.compile(r"(?<![\w.-])\d+(?:-\d+){2,}(?![\w-])"),
      lambda match: ", ".join(map(digits, match.group().split("-")))),
-    (re.compile(rf"(?<![\w.,:/{SIGNS}-])(?<!\d )\d{{1,5}}(?: \d{{2,6}}){{1,6}}(?![\w%/:]| ?\d|[.,]\d)"), _groups),
+    (re.compile(rf"(?<![\w.,:/{SIGNS}-])(?<!\d )\d{{1,5}}(?: \d{{2,8}}){{1,6}}(?![\w%/:]| ?\d|[.,]\d)"), _groups),
     (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:e|E(?=[+-]))([+-]?)(\d{1,3})\b"), _exponent),
     (re.compile(rf"\b({MONTH})\s+{DAY}(?:st|nd|rd|th)?\s?-\s?{DAY}(?:st|nd|rd|th)?(?![\d:.,]\d|\d)"),
      lambda match: f"{match.group(1)} {ordinal(int(match.group(2)))} to {ordinal(int(match.group(3)))}"),
@@ -471,7 +500,8 @@ RULES: tuple[Rule, ...] = (
     (re.compile(rf"(?<![\w.])((?i:{BEFORE_AMOUNTS})\s+{NUMBER}|\d+\.\d+)([KMB])\b"), _scaled),
     (re.compile(r"(?<=\d)([A-Z])\b(?<![WVL])"), lambda match: spell(match.group(1))),
     (re.compile(r"(?<=\d)x(?=\d)"), lambda match: " by "),
-    (re.compile(r"(?<=\d)x\b(?!\s*[\d+=*/^)-])"), lambda match: " times "),
+    (re.compile(r"(?<=\d)x\b(?!\s*(?:[\d+=*/^)-]|squared|cubed|to the power|plus|minus|over))"),
+     lambda match: " times "),
     (re.compile(r"(?<=\d)\s*[*×]\s*(?=\d)|(?<=\d)\s+x\s+(?=\d)"), lambda match: " times "),
     (re.compile(r"(?<=\d)\s*/\s*(?=\d)|(?<=\b[b-hj-z])/(?=\d)|(?<=\d)/(?=[b-hj-z]\b)|(?<=\bpi )\s?/(?=\d)"),
      lambda match: " over "),

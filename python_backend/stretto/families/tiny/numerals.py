@@ -25,6 +25,7 @@ NO_PRONOUN = re.compile(r"$|[.,;:!?)]|\s+of\b|'s\b")  # after "Elizabeth I"
 WORLD_WAR = re.compile(r"\bWW(I{1,3})\b")
 LOWER = re.compile(rf"\b((?i:{LOWER_CUES})\s?)([ivxlc]{{1,8}})(?:(-)([ivxlc]{{1,8}}))?\b(?!')")
 LISTED = re.compile(r"\(([ivx]{2,6}|i)\)|(?:^|(?<=[\n.,;:] ))([ivx]{2,6}|i)[.)](?=\s)")
+HEADED = re.compile(r"(?:^|(?<=[.!?:] ))([IVX]{2,6})\.(?=\s[A-Z])")  # the number of a heading; I. is an initial
 CENTURY = re.compile(
     r"\b(the\s+)?([IVX]{1,6})(?:th|st|nd|rd)?(?:\s?-\s?([IVX]{1,6})(?:th|st|nd|rd)?)?"
     r"(?=\s(?:[Cc]entur(?:y|ies)|[Dd]ynasty|[Ll]egion|[Cc]orps|Olympi\w+|Congress|Army)\b)"
@@ -46,6 +47,7 @@ def read_numerals(text: str) -> str:
     text = CENTURY.sub(_century, text)
     text = NUMERAL.sub(_named, text)
     text = LOWER.sub(_paged, text)
+    text = HEADED.sub(lambda match: _counted(match.group(1), match.group(), "."), text)
     text = LISTED.sub(lambda match: _counted(match.group(1) or match.group(2), f"{match.group()} ", ", "), text)
     return ALONE.sub(lambda match: _counted(match.group(), match.group()), text)
 

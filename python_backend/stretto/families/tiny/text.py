@@ -20,7 +20,14 @@ SYMBOLS = {
     "℃": "°C", "℉": "°F", "µ": "micro", "μ": "micro", "№": " number ", "≈": "~", "≤": "<=", "≥": ">=", "≠": "!=",
     "→": " to ", "√": " square root of ", "∞": " infinity ", "‰": " per mille ", "∶": ":", "＜": "<", "＞": ">",
     "∑": " sum ", "∏": " product ", "∫": " integral ", "∂": " partial ", "∇": " del ", "∈": " in ", "∉": " not in ",
-    "∪": " union ", "∩": " intersection ", "⊂": " is a subset of ",
+    "∪": " union ", "∩": " intersection ", "⊂": " is a subset of ", "⊆": " is a subset of ", "⊃": " is a superset of ",
+    "⊥": " is perpendicular to ", "∆": " delta ", "∓": " minus or plus ", "≅": " is congruent to ", "≃": "~", "∼": "~",
+    "≪": " is much less than ", "≫": " is much greater than ", "≢": " is not identical to ", "⊕": " plus ",
+    "⊗": " times ",
+    "≦": "<=", "≧": ">=", "⩽": "<=", "⩾": ">=", "∕": "/", "⁄": "/", "∗": "*", "‱": " per ten thousand ",
+    "¶": " paragraph ", "¤": " ", "‽": "?!", "⁇": "??", "⁈": "?!", "⁉": "!?", "‼": "!!", "﹣": "-", "⁃": "-",
+    # with the names that Unicode gives them
+    **{sign: f" {unicodedata.name(sign).lower().replace('-', ' ')} " for sign in "∀∃∄∅∛∜∠∥∦∴∵≁≄≇≉≮≯≰≱⊄⊅⊈⊉"},
     "⇒": " implies ", "⇔": " if and only if ", "∧": " and ", "∨": " or ", "¬": " not ", "∝": " is proportional to ",
     "≡": " is equivalent to ", "·": " ", "§": " section ", "←": " from ",
     "\u200b": " ",  # a possible line break between words of scripts without spaces
@@ -29,6 +36,8 @@ SYMBOLS = {
 KEPT = f"{SIGNS}¢°^"  # read by RULES
 INVISIBLE = "Cf"  # category of soft hyphens, joiners and marks of direction, which do not end a word
 DROPPED = {"So", "Sk", "Cs", "Co", "Cn", "Cc"}  # emoji, lone accents, surrogates, controls
+SIGN_CATEGORIES = {"Sm", "Sc", "Po"}
+PUNCTUATION = re.compile(r"[\s.,:;!?'\"()/-]*")
 ABBREVIATIONS = {
     "mr": "mister", "mrs": "missus", "ms": "miss", "dr": "doctor", "prof": "professor", "jr": "junior",
     "sr": "senior", "vs": "versus", "etc": "et cetera", "approx": "approximately", "dept": "department",
@@ -93,6 +102,9 @@ HYPHENED_DATE = re.compile(rf"\b(\d{{1,2}})-({ANY_MONTH})-(?=\d{{4}}\b)")
 MONTH_RANGE = re.compile(rf"\b({ANY_MONTH})\.?\s?-\s?({ANY_MONTH})\.?(?![\w])")
 STREETS = {"St": "street", "Ave": "avenue", "Rd": "road", "Blvd": "boulevard", "Ln": "lane", "Hwy": "highway"}
 STREET = re.compile(rf"(?<=[a-z] )({'|'.join(STREETS)})(?=,|;|\.?$|\s[NS][EW]?\b)")
+# After the number and the name of a street, or before a word that begins a sentence, "St." is no saint.
+ADDRESS_STREET = re.compile(r"(?<=\d )((?:[NSEW]\.? )?(?:[A-Z][a-z]+|\d+(?:st|nd|rd|th)) )St\.")
+STREET_END = re.compile(rf"(?<=[a-z] )St\.(?=\s+(?:{STARTERS})\b)")
 DIRECTION = re.compile(rf"\b([NESW])\.?(?=\s(?:[A-Z][a-z]+|\d+(?:st|nd|rd|th))\s(?:{'|'.join(STREETS)})\b)")
 DOT = re.compile(r"(?<=\w)\.(?:([a-z]{2})(?![\w.])|(?=[A-Za-z]))")  # within a name such as "bbc.co.uk"
 SPOKEN_DOMAINS = set("co me to so it be in no at is".split())  # two-letter domains read as words
@@ -149,7 +161,16 @@ def _ascii(text: str) -> str:
         category = unicodedata.category(character)
         if category == INVISIBLE:
             return ""
-        return " " if category in DROPPED else anyascii(character)
+        if category in DROPPED:
+            return " "
+        plain: str = anyascii(character)
+        # Other signs become letters and signs that only look like them: † is no plus, and ↓ no vee.
+        is_lookalike = category in SIGN_CATEGORIES and PUNCTUATION.fullmatch(plain) is None
+        if not is_lookalike or character.isascii():
+            return plain
+        if category == "Sc":
+            return f" {unicodedata.name(character).lower().removesuffix(' sign')} "
+        return plain if unicodedata.normalize("NFKC", character) == plain else " "
 
     # NFC comes first, so that a letter and its combining accent are a single character for anyascii.
     return "".join(map(ascii_of, unicodedata.normalize("NFC", text)))
@@ -166,7 +187,7 @@ def _expand(text: str) -> str:
     text = re.sub(r"\ba\.\s?k\.\s?a\.", "also known as", text, flags=re.IGNORECASE)
     text = re.sub(r"((?<![A-Za-z])ft\.?\s+\d{1,2})\s?in\b\.?", r"\1 in.", text)
     text = re.sub(r"\bw/o\b", "without", text)
-    text = re.sub(r"\b[wW]/(?=\s|[a-z])", "with ", text)
+    text = re.sub(r"\b[wW]/(?=\s)|\bw/(?=[a-z])", "with ", text)
     text = re.sub(r"\b([A-G])#", r"\1 sharp", text)
     text = re.sub(r"#(?=[A-Za-z])", " hashtag ", text)
     text = HYPHENED_DATE.sub(lambda match: f"{match.group(1)} {_month(match.group(2))} ", text)
@@ -180,7 +201,9 @@ def _expand(text: str) -> str:
     text = NUMBERED_ABBREVIATION.sub(lambda match: f"{BEFORE_NUMBERS[match.group(1).lower()]} ", text)
     text = re.sub(r"\be\.\s?g\.", "for example", text, flags=re.IGNORECASE)
     text = re.sub(r"\bi\.\s?e\.", "that is", text, flags=re.IGNORECASE)
+    text = STREET_END.sub("street.", ADDRESS_STREET.sub(r"\1street", text))
     text = re.sub(r"\bSt\.(?=\s+[A-Z])", "Saint", text)
+    text = re.sub(r"(?<!\d)(?<!\d\s)\b[Mm]in\.(?=\s?\d)", "minimum", text)
     text = re.sub(r"\b[Ss]t\.(?=\s+[a-z])", "street", text)
     text = re.sub(r"\bst(?:\.(?=,)|(?=\.))", "street", text, flags=re.IGNORECASE)
     text = re.sub(r"(?:\bno\.\s?|#\s?)(?=\d)", " number ", text, flags=re.IGNORECASE)

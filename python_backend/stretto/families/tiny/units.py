@@ -60,7 +60,7 @@ UNITS = {  # in any case, except for those in CASED_UNITS
     "cal": "calories", "kcal": "kilocalories", "kms": "kilometers",
     "kgs": "kilograms", "mbar": "millibars", "bar": "bars",
     "mmhg": "millimeters of mercury", "btu": "british thermal units", "mmol": "millimoles", "mol": "moles",
-    "mp": "megapixels", "fl oz": "fluid ounces",
+    "mp": "megapixels", "fl oz": "fluid ounces", "fl. oz": "fluid ounces",
     "sq km": "square kilometers", "sq m": "square meters", "sq mi": "square miles", "sq in": "square inches",
     "°c": "degrees celsius", "°f": "degrees fahrenheit", "°k": "degrees kelvin", "°": "degrees",
 }  # fmt: skip
@@ -95,6 +95,10 @@ CASED_UNITS |= {
 }
 CASED_UNITS |= {
     "KB": "kilobytes",
+    "Nm": "newton meters",
+    "qt": "quarts",
+    "pt": "pints",
+    "atm": "atmospheres",
     " omega": "ohms",
     "Pa": "pascals",
     "eV": "electronvolts",
