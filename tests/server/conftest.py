@@ -34,6 +34,16 @@ REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", bundled_repository(
 START_S = 1500.0  # for ten starts: the launcher gives up before
 
 
+def launch_environment() -> dict[str, str]:
+    """Return the environment for a launcher: that of this process as it was before it imported libraries.
+
+    Imported into this process, cv2 appends an empty folder to the search path of libraries, with which the dynamic loader
+    would find the hostile libraries of the current folder before the launcher runs.
+    """
+    folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    return os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
+
+
 class Server:
     """A launcher and its server; `start` does nothing while one runs.
 
@@ -58,7 +68,7 @@ class Server:
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
             command = [self.python, "-P", "-m", "stretto", "serve", *arguments, *self.flags]
-            self.launcher = subprocess.Popen(command, stderr=said, cwd=self.hostile)
+            self.launcher = subprocess.Popen(command, stderr=said, cwd=self.hostile, env=launch_environment())
         self.until_ready()
 
     def until_ready(self, timeout_s: float = START_S) -> None:
