@@ -37,8 +37,8 @@ START_S = 1500.0  # for ten starts: the launcher gives up before
 def launch_environment() -> dict[str, str]:
     """Return the environment for a launcher: that of this process as it was before it imported libraries.
 
-    Imported into this process, cv2 appends an empty folder to the search path of libraries, with which the dynamic loader
-    would find the hostile libraries of the current folder before the launcher runs.
+    If cv2 is imported, it appends an empty folder to the search path of libraries, so the dynamic loader would find the
+    hostile libraries of the current folder before the launcher runs.
     """
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
     return os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
