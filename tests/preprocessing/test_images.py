@@ -129,6 +129,10 @@ BAD: dict[str, tuple[bytes, str]] = {
         png(8, 8, bytes(200), *[chunk(b"tEXt", b"a\0b")] * 20_001),
         "expected an image file of at most 20000 segments, got more",
     ),
+    "compressed chunks": (
+        png(8, 8, bytes(200), *[chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(1 << 20)))] * 301),
+        "expected an image file of at most 300 compressed texts and profiles, got more",
+    ),
     "chunks of WebP": (
         b"RIFF\0\0\0\0WEBP" + b"EXIF\0\0\0\0" * 20_001,
         "expected an image file of at most 20000 segments, got more",
