@@ -1,5 +1,7 @@
 """vLLM's start arguments, and configurations that are refused before the engine starts."""
 
+import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from stretto.config import EngineConfig
 from stretto.engine import host
 from stretto.engine.host import captured_rows, vllm_config
 from stretto.engine.worker.model_state import captured_steps
+from stretto.errors import CheckpointError
 from stretto.families.tiny.family import TINY
 from tests.engine.harness import DEFAULTS
 from tests.random_checkpoints import write_checkpoint, write_modules
@@ -35,6 +38,16 @@ def test_unsupported_engine_arguments_are_refused_before_startup(folder: Path, n
 def test_supported_engine_arguments_are_accepted(folder: Path, name: str, value: object) -> None:
     built = vllm_config(EngineConfig(folder, {**DEFAULTS, name: value}))
     assert getattr(built.parallel_config, name) == value
+
+
+def test_heads_that_the_cpu_kernel_does_not_read_are_refused_before_startup(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "checkpoint"))
+    path = copy / "config.json"
+    record = json.loads(path.read_text())
+    record["head_dim"] = 42
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"config\.json: head_dim: expected one of 32, .*, 512 on a CPU, got 42"):
+        vllm_config(EngineConfig(copy, dict(DEFAULTS)))
 
 
 def test_model_class_is_inspected_without_another_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.config import get_layers_from_vllm_config
+from vllm import _custom_ops as ops
+from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
     CPUAttentionMetadata,
     CPUAttentionMetadataBuilder,
+    _get_attn_isa,
 )
 
 HEADS_OF_A_PASS = {"vec": 8, "vec16": 16, "amx": 32}  # query heads, by the kernel's name; others: one row a pass
 NO_WINDOW = -1
+HEAD_SIZE_STEP, MAX_HEAD_SIZE = 16, 512  # of the sizes that the kernel may support
 
 
 def rows_of_a_pass(kernel: str, num_heads: int, num_kv_heads: int) -> int:
@@ -57,6 +60,33 @@ def divide_requests(batch: CommonAttentionMetadata, max_rows: int) -> CommonAtte
         seq_lens=torch.from_numpy(lengths.astype(np.int32)),
         block_table_tensor=batch.block_table_tensor[torch.from_numpy(owners)],
     )
+
+
+def supported_head_sizes(config: VllmConfig) -> list[int]:
+    """Return the sizes of heads for which vLLM's kernel has code; it would fail in a request with others."""
+    return [size for size in range(HEAD_SIZE_STEP, MAX_HEAD_SIZE + 1, HEAD_SIZE_STEP) if _is_supported(size, config)]
+
+
+def _is_supported(head_size: int, config: VllmConfig) -> bool:
+    dtype = config.model_config.dtype
+    kernel = _get_attn_isa(dtype, config.cache_config.block_size, head_size, config.cache_config.cache_dtype)
+    try:
+        ops.cpu_attn_get_scheduler_metadata(
+            num_reqs=1,
+            num_heads=1,
+            num_kv_heads=1,
+            head_dim=head_size,
+            seq_lens=torch.ones(1, dtype=torch.int32),
+            dtype=dtype,
+            query_start_loc=torch.arange(2, dtype=torch.int32),
+            causal=True,
+            sliding_window_size=NO_WINDOW,
+            isa=kernel,
+            enable_kv_split=False,
+        )
+    except RuntimeError:
+        return False
+    return True
 
 
 class InvariantMetadataBuilder(CPUAttentionMetadataBuilder):

@@ -112,6 +112,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
     check_int8(config, built)
+    check_head_size(built)
     check_latent_table(built, latents)
     adapters.restrict_to_backbone(built, folders)
     # vLLM disables async scheduling on the CPU, where it gains little; tests need it.
@@ -150,6 +151,21 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
         raise ValueError(f"int8: expected false with quantization {built.model_config.quantization!r}, got true")
     if built.load_config.load_format == "dummy":
         raise ValueError("int8: expected false with load_format 'dummy', got true")
+
+
+def check_head_size(built: "VllmConfig") -> None:
+    """Raise CheckpointError for a size of heads that vLLM's attention does not support; on a GPU, vLLM does so."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    from stretto.cpu_backend.attention import supported_head_sizes
+
+    size = built.model_config.get_head_size()
+    sizes = supported_head_sizes(built)
+    if size not in sizes:
+        expected = ", ".join(map(str, sizes))
+        raise CheckpointError(f"config.json: head_dim: expected one of {expected} on a CPU, got {size}")
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
