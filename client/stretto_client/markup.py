@@ -6,11 +6,12 @@ from collections.abc import AsyncIterable, AsyncIterator, Collection
 from contextlib import suppress
 from typing import Literal, NamedTuple, Protocol, get_args
 
-from stretto_client.decoration import EMOJI, FIRST_WORDS
+from stretto_client.decoration import ADVERB, EMOJI, FIRST_WORDS
 from stretto_client.errors import RequestRefused
 from stretto_client.markdown import MAX_HELD_CHARS as MAX_HELD_CHARS
 from stretto_client.markdown import MarkdownReader
 from stretto_client.plain import PlainReader
+from stretto_client.scripts import FURTHER_LETTERS, transliterated_words
 from stretto_client.sentence_ends import PAUSE, full_stop, is_spoken, last_sign
 from stretto_client.ssml import RateChange, SsmlReader
 from stretto_client.tags import INVISIBLE, MAY_BEGIN, TagFilter
@@ -25,6 +26,7 @@ READING = Turns(1, "markup")  # for longer texts, one slice at a time: 100,000 c
 
 # The last part is a line without final punctuation before another one.
 DIRECTIONS = rf"\((?i:[a-z]{{2,12}}ly|{'|'.join(sorted(FIRST_WORDS))})\b"
+HAS_ACTS = re.compile(rf"[*_(\[]\s?(?i:{'|'.join(sorted(FIRST_WORDS))}|{ADVERB.pattern})\b")
 FORMULA = r"\$(?=[^\s$][^$\n]{0,200}\$)"
 TAGS = rf"{MAY_BEGIN.pattern}|[{''.join(map(chr, INVISIBLE))}]|[^\s.,;:!?…][ \t\r]*\n\s*\S"
 HAS_TAGS = re.compile(TAGS)
@@ -84,7 +86,7 @@ class Unspoken(NamedTuple):
     """Parts of a text that are not spoken, or that have no effect.
 
     Attributes:
-        tags: Names of tags, blocks and special tokens (`MarkupReader.left_out`).
+        tags: Names of tags, blocks and special tokens, and stage directions (`MarkupReader.left_out`).
         elements: Names of elements and attributes of SSML (`SsmlReader.without_effect`).
     """
 
@@ -99,14 +101,15 @@ async def find_unspoken(
 
     If SSML is invalid, they are those so far; the error is reported when the text is spoken.
     """
-    if not MAY_BEGIN.search(text):
+    has_acts = markup in ("auto", "markdown") and HAS_ACTS.search(text) is not None
+    if not (has_acts or MAY_BEGIN.search(text)):
         return Unspoken([], [])
     tag_filter = TagFilter(tags, may_be_ssml=markup == "auto")
     if markup != "ssml":
         async for _ in read_slices(text, tag_filter):
             pass
         tag_filter.end()
-    if markup != "ssml" and not tag_filter.is_ssml:
+    if markup != "ssml" and not (tag_filter.is_ssml or has_acts):
         return Unspoken(tag_filter.left_out, [])
     reader = open_reader(markup, tags, alphabets, has_rates)
     with suppress(RequestRefused):
@@ -115,6 +118,19 @@ async def find_unspoken(
         reader.end()
     ssml = ssml_reader(reader)
     return Unspoken(reader.left_out, [] if ssml is None else ssml.without_effect)
+
+
+async def find_transliterated(text: str, markup: Markup, tags: Collection[str]) -> list[str]:
+    """Return the words of other scripts in the spoken part of a complete text; empty if its markup is invalid."""
+    if FURTHER_LETTERS.search(text) is None:
+        return []
+    parts: Parts = [text]
+    if has_marks(text, markup):
+        try:
+            parts = await read_text(text, markup, tags)
+        except RequestRefused:
+            return []
+    return await READING.run(transliterated_words, " ".join(part for part in parts if isinstance(part, str)))
 
 
 Parts = list[str | float | RateChange]

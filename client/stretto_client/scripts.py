@@ -23,6 +23,7 @@ LATIN_WORD = re.compile(r"[A-Za-z]{2}")
 # of other scripts that are listed
 MAX_WORDS = 16
 MAX_WORD_CHARS = 64
+FURTHER_LETTERS = re.compile(r"(?![\u0000-\u024f\u1e00-\u1eff])[^\W\d_]")  # those of other scripts, and a few more
 FORMULA = re.compile(r"[\sΑ-ωϑ-ϖ()\[\]|'^_/*+=<>,.;:!-·×÷±−≤≥≠≈→∞√∂∇∑∫∏∈]*")
 EDGES = "()[]{}<>.,;:!?\"'“”‘’«»„-–—…*_"
 EMOTICON = re.compile(
@@ -73,6 +74,13 @@ def foreign_words(text: str) -> list[str]:
         return []
     words = without_faces(text).split()
     return [word for word in words if any(script not in READABLE for script in _word_scripts(word))]
+
+
+def transliterated_words(text: str) -> list[str]:
+    """Return the words of other scripts that `Transliteration` lists for a whole text."""
+    transliteration = Transliteration()
+    transliteration.is_needed(text)
+    return transliteration.words
 
 
 class Transliteration:

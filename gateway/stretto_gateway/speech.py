@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callab
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import APIRouter
@@ -18,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from stretto_client import ModelProfile, SpeakArguments, SpeechEvent, Word
-from stretto_client.markup import find_unspoken
+from stretto_client.markup import find_transliterated, find_unspoken
 from stretto_gateway.admission import Result, unless_disconnected
 from stretto_gateway.answers import (
     FILE,
@@ -65,6 +66,9 @@ from stretto_gateway.voices import choose_voice
 router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
 LENGTH: Literal["length"] = "length"  # finish reason of replies that a limit ends
+TRANSLITERATED = "input.transliterated"
+MAX_NOTED_CHARS = 12  # of a transliterated word, each of which may have three codes
+MARKS = "*_[]().,:;!?…"  # around a stage direction
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 OF_THE_VOICE = ("messages[0].text", "messages[0].audio", "audio", "messages")  # the server's fields of a recorded voice
 # Request fields, keyed by the server's field names.
@@ -150,14 +154,22 @@ async def prepare_text(gateway: Gateway, text: str, options: SpeakArguments, ign
     profile = await gateway.catalogue.profile()
     unspoken = await find_unspoken(text, markup, profile.tags, profile.phonemes, has_rates=True)
     note_left_out(ignored, unspoken.tags)
+    if "transliterate" in profile.options:
+        note_transliterated(ignored, await find_transliterated(text, markup, profile.tags))
     for name in unspoken.elements:
         ignored.add(f"input.{name}", f"SSML without it ({profile.family!r} does not render it)", name)
 
 
 def note_left_out(ignored: Ignored, names: Iterable[str]) -> None:
-    """Record the tags in a text that are not spoken; see `MarkupReader.left_out`."""
+    """Record the tags and stage directions in a text that are not spoken; see `MarkupReader.left_out`."""
     for name in names:
-        ignored.record(f"input.{name}")
+        ignored.record(f"input.{name.strip(MARKS)}")
+
+
+def note_transliterated(ignored: Ignored, words: Iterable[str]) -> None:
+    """Record the words that are read in Latin letters, percent-encoded; see `Transliteration.words`."""
+    for word in words:
+        ignored.record(f"{TRANSLITERATED}.{quote(word[:MAX_NOTED_CHARS])}")
 
 
 async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, ignored: Ignored) -> SpeakArguments:
@@ -207,6 +219,7 @@ async def audio_parts(
                 yield part
             report.update(event.report or {})
     note_left_out(ignored, report.get("left_out", ()))
+    note_transliterated(ignored, report.get("transliterated", ()))
     if rest := encoder.close():
         yield rest
 

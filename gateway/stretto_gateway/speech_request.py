@@ -60,7 +60,9 @@ HEADER = "stretto-ignored"
 # limits for the response header, because the caller chooses the names
 MAX_NAMES = 16
 MAX_SHOWN_CHARS = 64
-UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")  # other characters could end the header or an entry of its list
+SHOWN = re.compile(r"%[0-9A-F]{2}|.", re.DOTALL)  # what counts as a character of a name
+# Other characters could end the header or an entry of its list.
+UNSAFE = re.compile(r"[^A-Za-z0-9_.%\[\]-]|%(?![0-9A-F]{2})")
 UNKNOWN = "Extra inputs are not permitted"  # pydantic's message, also used with `--strict`
 
 
@@ -228,7 +230,7 @@ class Ignored:
     @property
     def names(self) -> list[str]:
         """Recorded names, limited in number, length and characters; `...` replaces any others."""
-        shown = [UNSAFE.sub("?", name[:MAX_SHOWN_CHARS]) for name in self._names[:MAX_NAMES]]
+        shown = [UNSAFE.sub("?", "".join(SHOWN.findall(name)[:MAX_SHOWN_CHARS])) for name in self._names[:MAX_NAMES]]
         return shown + ["..."] * (len(self._names) > MAX_NAMES)
 
     @property

@@ -330,6 +330,25 @@ async def test_elements_of_ssml_without_effect_are_listed_or_refused(start: Star
         assert answer.headers[HEADER] == "input.phoneme, input.prosody.pitch"
 
 
+NOTED = {
+    "*Sighs* Hello (clears throat), [laughs] there. **Bold**": "input.Sighs, input.clears?throat",
+    "Ask 李明 and Ελένη.": "input.transliterated.%E6%9D%8E%E6%98%8E, "
+    "input.transliterated.%CE%95%CE%BB%CE%AD%CE%BD%CE%B7",
+    "<speak>Hello 王.</speak>": "input.transliterated.%E7%8E%8B",
+    "<think>王</think> Hello *Ελένη*": "input.think, input.transliterated.%CE%95%CE%BB%CE%AD%CE%BD%CE%B7",
+    "¯\\_(ツ)_/¯ Caf\u00e9 “Noir”, *very* short (see page 5).": None,
+}
+
+
+@pytest.mark.parametrize("text", NOTED)
+@pytest.mark.parametrize("stream_format", ["audio", "sse"])
+async def test_directions_and_transliterated_words_are_listed(start: Start, text: str, stream_format: str) -> None:
+    running = await start(SPOKEN, profile=PROFILE | {"options": ["transliterate"], "tags": ["[laughs]"]})
+    async with running.http() as http:
+        answer = await http.post("/v1/audio/speech", json={"input": text, "stream_format": stream_format})
+    assert answer.headers.get(HEADER) == NOTED[text]
+
+
 async def test_speech_at_another_speed_is_streamed(start: Start) -> None:
     heard = asyncio.Event()
     running = await start([SPOKEN[0], SPOKEN[1], Until(heard), *SPOKEN[2:]])
@@ -351,10 +370,10 @@ async def test_gateway_splits_long_text_into_clauses(start: Start) -> None:
 
 
 @pytest.mark.parametrize("change", [{}, {"stream_format": "sse"}])
-async def test_unsupported_script_at_the_end_of_a_long_text_is_a_400(start: Start, change: dict[str, Any]) -> None:
+async def test_long_text_that_is_mostly_in_an_unsupported_script_is_a_400(start: Start, change: dict[str, Any]) -> None:
     refusal = "invalid request: text: expected English in Latin script, got Chinese characters in '你好'"
     running = await start(lambda request: [ErrorText(refusal)] if "你好".encode() in request["text"] else SPOKEN)
-    text = " ".join(["This sentence has exactly fifty characters, I say."] * 4) + " 你好"
+    text = " ".join(["This sentence has exactly fifty characters, I say."] * 4) + " 你好" * 40
     async with running.http() as http:
         answer = await http.post("/v1/audio/speech", json={"input": text} | change)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")

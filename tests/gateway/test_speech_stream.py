@@ -147,6 +147,14 @@ async def test_streamed_reasoning_is_not_spoken_and_is_reported(start: Start) ->
     assert [each["text"].decode() for each in running.behind.requests] == ["It is nine."] * 3 + ["It is ten."]
 
 
+async def test_directions_and_transliterated_words_of_a_stream_are_reported(start: Start) -> None:
+    running = await start(profile=PROFILE | {"options": ["transliterate"]})
+    async with open_socket(running, PATH) as opened:
+        writer = await begin(opened)
+        events, _ = await writer.utterance("*sighs* It is 李.")
+        assert events[-1]["stretto_ignored"] == ["input.sighs", "input.transliterated.%E6%9D%8E"]
+
+
 async def test_first_sentence_is_spoken_while_the_next_is_written(start: Start) -> None:
     running = await start()
     async with open_socket(running, PATH) as opened:

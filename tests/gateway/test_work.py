@@ -81,6 +81,7 @@ class Place:
 OWN_VOICE = SPEECH | {"voice": "voice_" + "0" * 32}
 PLACES = {
     "stretto_client.markup.read_slices": Place(SPEAKS, SPEECH | {"input": LONG}),
+    "stretto_client.markup.find_transliterated": Place(SPEAKS, SPEECH | {"input": "A cat sat by 王."}),
     "stretto_client.long_speech.cut": Place(SPEAKS, SPEECH | {"input": LONG}),
     "stretto_gateway.speech.encoded": Place(SPEAKS, SPEECH | {"response_format": "mp3"}),
     "stretto_gateway.speech.parts": Place(SPEAKS, SPEECH | {"input": FASTER, "speed": 1.5}),
