@@ -29,6 +29,17 @@ def test_defaults_are_triton_ports_and_bundled_repository() -> None:
     assert config.pid_file == state_folder() / "server-8000.pid"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "address"),
+    [((), "127.0.0.1"), (("--gateway-arg=--address=::",), "::"), (("--gateway-arg=--address=[::1]",), "::1")],
+)
+def test_announced_address_of_the_gateway_is_that_of_its_own_arguments(
+    arguments: tuple[str, ...], address: str
+) -> None:
+    config, _ = parse("--gateway", "--gateway-arg=--strict", *arguments)
+    assert config.gateway_address == address
+
+
 def test_dictionary_is_checked_before_the_start(tmp_path: Path) -> None:
     lexicon = tmp_path / "lexicon.json"
     lexicon.write_text('{"SQL": "sequel"}')

@@ -85,6 +85,14 @@ class LaunchConfig:
         return ports if self.gateway_port is None else ports | {"gateway": self.gateway_port}
 
     @property
+    def gateway_address(self) -> str:
+        """Address at which the gateway listens: the launcher's, or that of its own arguments."""
+        parser = argparse.ArgumentParser(add_help=False)
+        parser.add_argument("--address", type=listening_address, default=self.address)
+        address: str = parser.parse_known_args(self.gateway_args)[0].address
+        return address
+
+    @property
     def stop_seconds(self) -> float:
         """Maximum duration of a stop in seconds, including draining and process exits."""
         return (1 if self.gateway_port is None else 2) * self.drain_seconds + 30

@@ -112,10 +112,16 @@ class StatePublisher:
             log_line("all processes are running again")
             return
         self.is_announced = True
-        ports = ", ".join(f"{name} {port}" for name, port in self._config.ports.items())
-        log_line(f"ready after {age_s:.1f} s: {ports} at {described(self._config.address)}; pid {pid}")
+        address = self._config.address
+        gateway_address = self._config.gateway_address
+        ports = dict(self._config.ports)
+        apart = ""
+        if self._config.gateway_port is not None and gateway_address != address:
+            apart = f", gateway {ports.pop('gateway')} at {described(gateway_address)}"
+        names = ", ".join(f"{name} {port}" for name, port in ports.items())
+        log_line(f"ready after {age_s:.1f} s: {names} at {described(address)}{apart}; pid {pid}")
         if self._config.gateway_port is not None:
-            log_line(f"web page: {page_address(self._config.address, self._config.gateway_port)}")
+            log_line(f"web page: {page_address(gateway_address, self._config.gateway_port)}")
 
     def note_restart(self, reason: str, spares_answered: bool) -> None:
         """Announce that models are being restarted; the proxy refuses new requests and ends those in flight.
