@@ -130,7 +130,8 @@ async def find_transliterated(text: str, markup: Markup, tags: Collection[str]) 
             parts = await read_text(text, markup, tags)
         except RequestRefused:
             return []
-    return await READING.run(transliterated_words, " ".join(part for part in parts if isinstance(part, str)))
+    spoken = " ".join(piece for piece in parts if isinstance(piece, str))
+    return await READING.run(transliterated_words, spoken)
 
 
 Parts = list[str | float | RateChange]

@@ -67,7 +67,7 @@ router = APIRouter()
 MARKER = "stretto-marker"  # header of marked audio
 LENGTH: Literal["length"] = "length"  # finish reason of replies that a limit ends
 TRANSLITERATED = "input.transliterated"
-MAX_NOTED_CHARS = 12  # of a transliterated word, each of which may have three codes
+LISTED_LETTERS = 12  # of a transliterated word, each of which may have three codes
 MARKS = "*_[]().,:;!?…"  # around a stage direction
 FIRST_SAMPLES = 2400  # samples that are encoded first; mp3 needs 1800 and aac 2160 before their first bytes
 OF_THE_VOICE = ("messages[0].text", "messages[0].audio", "audio", "messages")  # the server's fields of a recorded voice
@@ -169,7 +169,7 @@ def note_left_out(ignored: Ignored, names: Iterable[str]) -> None:
 def note_transliterated(ignored: Ignored, words: Iterable[str]) -> None:
     """Record the words that are read in Latin letters, percent-encoded; see `Transliteration.words`."""
     for word in words:
-        ignored.record(f"{TRANSLITERATED}.{quote(word[:MAX_NOTED_CHARS])}")
+        ignored.record(f"{TRANSLITERATED}.{quote(word[:LISTED_LETTERS])}")
 
 
 async def voice_options(gateway: Gateway, item: SpeechFields, asked: State, ignored: Ignored) -> SpeakArguments:

@@ -33,9 +33,7 @@ def test_defaults_are_triton_ports_and_bundled_repository() -> None:
     ("arguments", "address"),
     [((), "127.0.0.1"), (("--gateway-arg=--address=::",), "::"), (("--gateway-arg=--address=[::1]",), "::1")],
 )
-def test_announced_address_of_the_gateway_is_that_of_its_own_arguments(
-    arguments: tuple[str, ...], address: str
-) -> None:
+def test_announced_address_of_the_gateway_is_its_own(arguments: tuple[str, ...], address: str) -> None:
     config, _ = parse("--gateway", "--gateway-arg=--strict", *arguments)
     assert config.gateway_address == address
 
