@@ -37,7 +37,6 @@ from stretto.codecs.base import Codec, CodecSpec, Window, load_codec
 from stretto.config import DecoderConfig
 from stretto.convert.make_repository import WARM_UP_S
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
-from stretto.decoder.graphs import WORTH_CAPTURING
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import Windower
@@ -175,7 +174,7 @@ class _Stream:
         self.trace = Trace(stage.now())
         self._name = name
         self._codes = codes
-        self._pacer = Pacer(policy, lambda: slot.load, stage.now)
+        self._pacer = Pacer(policy, lambda: slot.load, stage.now, note_gap=slot.note_gap)
         self._num_ready = self._num_sent = 0
 
     def step(self) -> bool:
@@ -192,7 +191,7 @@ class _Stream:
     def _send(self, size: int, is_final: bool) -> None:
         codes = self._codes[:, self._num_sent : self._num_sent + size]
         chunk = Chunk(len(self.sizes), Segment.AUDIO, is_final=is_final)
-        self.slot.set_time(self.stage.time())
+        self.slot.set_time(self.stage.time(), has_graphs=False)
         self.stage.push(self._name, chunk, codes, _Reply(self, self.stage.now()))
         self.sizes.append(size)
         self._num_sent += size
@@ -381,11 +380,10 @@ def measure_batching(codec: Codec, config: DecoderConfig, streams: int, frames: 
     """Return figures on how much faster windows are decoded in batches than one at a time."""
     alone = Arm(codec, DecoderConfig(**asdict(config) | {"max_batch": 1}))
     together = Arm(codec, config)
-    warm_up = 1 if torch.device(config.device).type == "cpu" else WORTH_CAPTURING  # captures all graphs
-    for turn in range(rounds + warm_up):
+    for turn in range(rounds + 1):
         for arm in (alone, together):
             arm.run(streams, frames)
-            if turn < warm_up:
+            if not turn:
                 arm.wall_s.clear()
                 arm.cpu_s.clear()
     for arm in (alone, together):

@@ -32,7 +32,6 @@ from benchmarks.gpu.jobs import Setup, failure
 from stretto.codecs.base import Codec
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
-from stretto.decoder.graphs import WORTH_CAPTURING
 from stretto.decoder.memory import measure
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk, Event
@@ -194,7 +193,7 @@ def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
         with capture_errors() as errors:
             arm = Arm(codec, replace(config, graphs=graphs, convolutions=convolutions))
             for batch in batches:
-                for _ in range(rounds if setup.is_small else WORTH_CAPTURING + rounds):
+                for _ in range(rounds if setup.is_small else 1 + rounds):
                     arm.run(batch, FRAMES)
                 wall_s = statistics.median(arm.wall_s[-rounds:])
                 streams = round(batch * FRAMES / codec.spec.frame_rate / wall_s, 1)
@@ -234,7 +233,7 @@ def run_blocks(setup: Setup) -> Iterator[dict[str, Any]]:
         with capture_errors() as errors:
             worker = DecoderWorker(codec, config)
             for batch in batches:
-                warm_up = 0 if setup.is_small else WORTH_CAPTURING if graphs else 1
+                warm_up = 0 if setup.is_small else 1
                 times = [speak(worker, codec, batch, sizes) for _ in range(warm_up + rounds)][warm_up:]
                 for index, size in enumerate(sizes):
                     wall_s = statistics.median(each[index] for each in times)

@@ -150,8 +150,8 @@ class DecoderConfig:
         right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
             inexact. None for the codec's right context.
         convolutions: How convolutions are computed: `float32`, as three TF32 products of operands in two parts
-            (`tf32x3`), or in the inexact `bfloat16` or `float16`. Only GPUs are faster with the others.
-        graphs: True to capture CUDA graphs, at start-up and for frequent shapes.
+            (`tf32x3`), or in the inexact `tf32`, `bfloat16` or `float16`. Only GPUs are faster with the others.
+        graphs: True to capture CUDA graphs of the usual shapes at start-up.
         max_batch: Maximum number of windows decoded at once. About 16 suits a CPU, because of its caches, and 64 a GPU.
         first_frames: Usual number of audible frames in an utterance's first chunk; by default the family's.
         steady_frames: Usual maximum number of frames in a chunk; by default the family's. Windows of the usual sizes
@@ -193,7 +193,7 @@ class DecoderConfig:
     marker: str = ""
 
     RUNTIMES = ("torch", "onnx")
-    CONVOLUTIONS = ("float32", "tf32x3", "bfloat16", "float16")
+    CONVOLUTIONS = ("float32", "tf32x3", "tf32", "bfloat16", "float16")
 
     def __post_init__(self) -> None:
         if self.runtime not in self.RUNTIMES:

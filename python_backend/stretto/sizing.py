@@ -204,7 +204,9 @@ class Convolved:
     million_written: float
 
     def seconds(self, gpu: "Gpu", convolutions: str) -> float:
-        """Return the time of these convolutions in `tf32x3` or half precision, with the conversions around them."""
+        """Return the time of these convolutions in another precision, with the conversions around them."""
+        if convolutions == "tf32":  # without conversions
+            return self.gflop / 1e3 / (SHARE_OF_CODEC * gpu.tf32_tflops)
         if convolutions == "tf32x3":  # one number is read and three are written, then three are read
             gflop = 3 * self.gflop
             tflops = gpu.tf32_tflops
@@ -356,7 +358,7 @@ def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
     """Return how many streams the codec serves on its own GPU in steady chunks, with other convolutions.
 
     Args:
-        convolutions: `tf32x3`, `bfloat16` or `float16`.
+        convolutions: One of `DecoderConfig.CONVOLUTIONS`, but `float32`.
         codec: Cost of the codec.
         gpu: The GPU.
     """

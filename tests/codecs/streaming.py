@@ -4,10 +4,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Codec, Window
 from stretto.streams.layout import words_of
+
+NUM_PADDED = 3  # frames
 
 __all__ = ["chunks_of", "random_codes", "stream"]
 
@@ -42,11 +45,19 @@ def heard(decode: Callable[[torch.Tensor], torch.Tensor], codes: torch.Tensor, f
 
 
 def check_chunks(codec: Codec, codes: torch.Tensor, whole: torch.Tensor, tolerance: float, *sizes: int) -> None:
-    """Check that chunks of each of `sizes` frames give the samples [B, n] of a one-shot decode."""
+    """Check that chunks of each of `sizes` frames give the samples [B, n] of a one-shot decode.
+
+    If a codec may pad an utterance's last window (`CodecSpec.can_pad`), frames that follow change no sample either.
+    """
     for size in sizes or (1, 2, 5, 25):
         streamed = stream(codec, codes, chunks_of(size, codes.shape[2]))
         assert streamed.shape == whole.shape
         assert largest(streamed - whole) <= tolerance, f"chunks of {size}"
+    if codec.spec.can_pad:
+        first = torch.zeros(len(codes), dtype=torch.int64)
+        window = Window(F.pad(codes, (0, NUM_PADDED)), 0, 0, first, codec.initial_state(len(codes)))
+        samples = codec.decode(window)[0][:, : whole.shape[1]]
+        assert largest(samples - whole) <= tolerance, "padded"
 
 
 def check_places(

@@ -429,11 +429,19 @@ def test_given_engine_arguments_take_precedence_over_the_profile(checkpoint: Pat
     assert (arguments["max_num_seqs"], arguments["max_num_batched_tokens"]) == (5, 512)
 
 
+def shares_in(folder: Path) -> str:
+    """Return the percentage of a GPU that the codec of a model repository may use."""
+    text = (folder / "acoustic_decoder/config.pbtxt").read_text()
+    return re.findall(r'"mps_share" value \{ string_value: "(\d+)"', text)[0]
+
+
 def test_mps_is_enabled_only_on_request(checkpoint: Path, tmp_path: Path) -> None:
-    made(checkpoint, tmp_path / "out", "--gpu", "0", "--mps")
+    made(checkpoint, tmp_path / "out", "--gpu", "0", "--mps", "--mps-share", "33")
     assert read_options(tmp_path / "out").shares_by_mps
+    assert shares_in(tmp_path / "out") == "33"
     made(checkpoint, tmp_path / "other", "--gpu", "0")
     assert not read_options(tmp_path / "other").shares_by_mps
+    assert shares_in(tmp_path / "other") == "100"
 
 
 def of_dtype(checkpoint: Path, folder: Path, **changes: Any) -> Path:
@@ -498,6 +506,11 @@ def test_a_checkpoint_that_cannot_be_quantized_is_refused(
         (["--quantize", "int8", "--gpu", "0"], "--quantize int8: expected no --gpu"),
         (["--codec-device", "0"], "--codec-device: requires --gpu"),
         (["--mps"], "--mps: requires --gpu"),
+        (["--mps-share", "25", "--gpu", "0"], "--mps-share: requires --mps"),
+        *(
+            (["--mps-share", percent, "--mps", "--gpu", "0"], f"expected an integer from 1 to 100, got {percent!r}")
+            for percent in ("0", "101", "-1", "33.3", "some", "٣")
+        ),
         (["--convolutions", "tf32x3"], "--convolutions: requires --gpu"),
     ],
 )

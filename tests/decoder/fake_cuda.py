@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+LOOK_S = 5e-4
+
 
 class FakeStream:
     """Fake stream that runs work in order. `free_s` is the time when the device has finished it."""
@@ -32,6 +34,12 @@ class FakeEvent:
 
     def synchronize(self) -> None:
         self._cuda.now_s = max(self._cuda.now_s, self.at_s)
+
+    def query(self) -> bool:
+        """Return True if the event has happened; each look takes simulated time."""
+        has_happened = self._cuda.now_s >= self.at_s
+        self._cuda.now_s += LOOK_S
+        return has_happened
 
     def elapsed_time(self, end: "FakeEvent") -> float:
         assert self._cuda.now_s >= end.at_s, "an event that has not happened yet has no time"

@@ -52,6 +52,14 @@ def test_batches_have_equal_shapes_and_earliest_deadline_first() -> None:
     assert groups == [["c", "a"], ["b", "f"], ["d"], ["e"]]
 
 
+def test_clients_without_audio_come_before_those_that_have_underrun() -> None:
+    codec = FakeCodec()
+    jobs = [make_job(name, [4], codec, due_s) for name, due_s in (("plays", 1.0), ("waits", 2.0), ("dry", 0.5))]
+    for job in (jobs[0], jobs[2]):
+        job.session.dry_s = job.due_s
+    assert names(next_group(jobs, lambda window: 3, HostTurns())) == ["waits", "dry", "plays"]
+
+
 def test_job_group_takes_the_first_jobs_up_to_the_limit() -> None:
     jobs = [make_job(name, [4], FakeCodec()) for name in "abcde"]
     assert names(next_group(jobs, lambda window: 3, HostTurns())) == ["a", "b", "c"]

@@ -27,7 +27,7 @@ SHAPES = {  # keyword arguments of torch's functions
 }
 CASES = [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes]
 # Errors relative to the sum of the products' magnitudes: ten times the largest that is possible, or half the usual one.
-MOST = {"tf32x3": 10 * 2.0**-21, "bfloat16": 2.0**-6, "float16": 2.0**-9}
+MOST = {"tf32x3": 10 * 2.0**-21, "tf32": 2.0**-10, "bfloat16": 2.0**-6, "float16": 2.0**-9}
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -119,7 +119,7 @@ def test_kernel_splits_as_the_host_does() -> None:
     assert torch.equal(out, thirds(x))
 
 
-@pytest.mark.parametrize("precision", ["tf32x3", *by_night("bfloat16", "float16")])
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32", *by_night("bfloat16", "float16")])
 def test_chunks_join(precision: str) -> None:
     """Operands are rounded one by one, so a sample depends on chunk and batch only through the order of sums.
 
@@ -132,7 +132,7 @@ def test_chunks_join(precision: str) -> None:
         parts = [stream(codec, codes, chunks_of(size, 30)) for size in (1, 5)]
         alone = torch.cat([stream(codec, codes[row : row + 1], [30]) for row in range(2)])
     error = max((each - whole).abs().max().item() for each in (*parts, alone))
-    assert error <= {"tf32x3": 1e-5, "bfloat16": 2.0**-5, "float16": 2.0**-8}[precision]
+    assert error <= {"tf32x3": 1e-5, "tf32": 1e-5, "bfloat16": 2.0**-5, "float16": 2.0**-8}[precision]
 
 
 @pytest.mark.slow

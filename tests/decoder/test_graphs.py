@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.base import Window
-from stretto.decoder.graphs import MAX_BATCH_S, WORTH_CAPTURING, CudaGraphs, GraphCache, batch_limit
+from stretto.decoder.graphs import MAX_BATCH_S, CudaGraphs, GraphCache, batch_limit
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec
 
@@ -45,8 +45,8 @@ class Recorder:
 REFUSED = RuntimeError("operation not permitted when stream is capturing")
 
 
-def make_cache(backend: Recorder, max_graphs: int = 96) -> GraphCache:
-    return GraphCache(FakeCodec().decode, backend, FakeCodec.spec, 8, max_graphs)
+def make_cache(backend: Recorder) -> GraphCache:
+    return GraphCache(FakeCodec().decode, backend, FakeCodec.spec, 8)
 
 
 def window(batch: int, frames: int = 4, seed: int = 0) -> Window:
@@ -62,21 +62,36 @@ def check(cache: GraphCache, each: Window) -> None:
     assert torch.equal(states, expected_states)
 
 
-def test_frequent_shape_is_captured_and_decodes_identically() -> None:
+def test_captured_shape_is_replayed_and_decodes_identically() -> None:
     backend = Recorder()
     cache = make_cache(backend)
-    for seed in range(WORTH_CAPTURING + 3):
+    assert cache.capture(window(3))
+    for seed in range(4):
         check(cache, window(3, seed=seed))
     assert (backend.num_captured, backend.num_replayed, cache.num_graphs) == (1, 4, 1)
+
+
+def test_nothing_is_captured_while_windows_are_decoded() -> None:
+    """A capture stops all streams for 0.1 s."""
+    backend = Recorder()
+    cache = make_cache(backend)
+    for seed in range(30):
+        check(cache, window(3, seed=seed))
+    assert (backend.num_captured, backend.num_replayed) == (0, 0)
 
 
 def test_batches_share_a_graph_up_to_the_next_power_of_two() -> None:
     backend = Recorder()
     cache = make_cache(backend)
+    for batch in (8, 5, 7):
+        assert cache.capture(window(batch))
+    for batch in (2, 1):
+        assert cache.capture(window(batch, frames=2))
+    assert backend.num_captured == 3  # graphs of 8 rows, of 1 and of 2
     for seed in range(30):
         check(cache, window((5, 8, 6, 7)[seed % 4], seed=seed))
         check(cache, window(1 + seed % 2, frames=2, seed=seed))
-    assert backend.num_captured == 3  # graphs of 8 rows, of 1 and of 2
+    assert backend.num_replayed == 60
 
 
 def test_graphs_share_memory_for_states_and_samples() -> None:
@@ -137,8 +152,8 @@ def test_uncapturable_codec_runs_eagerly_and_is_logged_once(
     cache = make_cache(backend)
     with caplog.at_level(logging.WARNING):
         for frames in (4, 5):
-            for seed in range(WORTH_CAPTURING + 5):
-                check(cache, window(3, frames, seed=seed))
+            assert not cache.capture(window(3, frames))
+            check(cache, window(3, frames))
     assert (backend.num_captured, cache.num_graphs) == (1, 0)
     assert len(caplog.records) == 1
 
@@ -147,13 +162,11 @@ def test_failed_capture_discards_earlier_graphs() -> None:
     """They share memory with the failed one."""
     backend = Recorder()
     cache = make_cache(backend)
-    for seed in range(WORTH_CAPTURING + 2):
-        check(cache, window(3, seed=seed))
-    backend.error, num_replayed = REFUSED, backend.num_replayed
-    for seed in range(WORTH_CAPTURING):
-        check(cache, window(3, frames=5, seed=seed))
+    assert cache.capture(window(3))
+    backend.error = REFUSED
+    assert not cache.capture(window(3, frames=5))
     check(cache, window(3))
-    assert (cache.num_graphs, backend.num_replayed) == (0, num_replayed)
+    assert (cache.num_graphs, backend.num_replayed) == (0, 0)
 
 
 @pytest.mark.parametrize("fails", ["while it is captured", "when the capture ends"])
@@ -179,30 +192,21 @@ def test_a_failed_capture_restores_the_stream(fails: str, monkeypatch: pytest.Mo
     assert not cuda.pools_in_use
 
 
-def test_number_of_captured_graphs_is_limited() -> None:
-    backend = Recorder()
-    cache = make_cache(backend, max_graphs=2)
-    for frames in (3, 4, 5, 6):
-        for _ in range(WORTH_CAPTURING + 1):
-            check(cache, window(2, frames=frames))
-    assert backend.num_captured == 2
-
-
-def test_graphs_are_dropped_if_they_leave_no_memory_for_a_window() -> None:
+@pytest.mark.parametrize(("num_refused", "num_graphs"), [(1, 1), (2, 0)])
+def test_graphs_are_dropped_only_if_unused_memory_is_not_enough(num_refused: int, num_graphs: int) -> None:
     codec, backend = FakeCodec(), Recorder()
 
     def decode(each: Window) -> tuple[Tensor, Tensor]:
-        if each.codes.shape[2] > 6 and not backend.num_released:
+        if each.codes.shape[2] > 6 and backend.num_released < num_refused:
             raise torch.OutOfMemoryError
         return codec.decode(each)
 
     cache = GraphCache(decode, backend, FakeCodec.spec, 8)
     assert cache.capture(window(2))
     check(cache, window(2, frames=9))
-    assert (cache.num_graphs, backend.num_released) == (0, 1)
-    for _ in range(WORTH_CAPTURING + 1):
-        check(cache, window(2))
-    assert cache.num_graphs == 0
+    assert (cache.num_graphs, backend.num_released) == (num_graphs, num_refused)
+    check(cache, window(2))
+    assert cache.capture(window(2)) == bool(num_graphs)
 
 
 def test_window_without_memory_fails_if_there_are_no_graphs() -> None:

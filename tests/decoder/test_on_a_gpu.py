@@ -2,25 +2,26 @@
 
 from collections.abc import Callable
 from ctypes import string_at
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from torch import Tensor
 
-from stretto.codecs.base import Window
+from stretto.codecs.base import Stateful, Window
 from stretto.config import DecoderConfig
 from stretto.decoder import loop as loop_module
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk
-from stretto.decoder.graphs import MAX_GRAPHS
-from stretto.decoder.launching import CudaLauncher
+from stretto.decoder.launching import CudaLauncher, Flight
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, Closing
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
+from stretto.streams.chunking import DecodingTime
 from stretto.streams.layout import Segment
 from tests.decoder import fake_cuda
-from tests.decoder.fake_cuda import FakeCuda
+from tests.decoder.fake_cuda import LOOK_S, FakeCuda
 from tests.fakes import FakeCodec, RecordedReply
 
 BATCH_S = 1.0
@@ -47,15 +48,28 @@ class Decoder:
     """Decoder loop that the test runs turn by turn, with all its parts."""
 
     def __init__(
-        self, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, graphs: bool = False, sizes: tuple[int, int] = (4, 25)
+        self,
+        cuda: FakeCuda,
+        monkeypatch: pytest.MonkeyPatch,
+        graphs: bool = False,
+        sizes: tuple[int, int] = (4, 25),
+        codec: FakeCodec | None = None,
+        right_frames: int | None = None,
     ) -> None:
-        codec = Slow(cuda)
-        config = DecoderConfig(device="cpu", graphs=graphs, max_batch=64, first_frames=sizes[0], steady_frames=sizes[1])
+        codec = Slow(cuda) if codec is None else codec
+        config = DecoderConfig(
+            device="cpu",
+            graphs=graphs,
+            max_batch=64,
+            first_frames=sizes[0],
+            steady_frames=sizes[1],
+            right_frames=right_frames,
+        )
         self.launcher = CudaLauncher(codec, config)
         monkeypatch.setattr(loop_module, "make_launcher", lambda codec, config: self.launcher)
         self.queue, self.counts = ChunkQueue(), Counts()
-        sessions = Sessions(codec, 256, 60.0, lambda: 0.0)
-        self.loop = DecodingLoop(codec, config, self.queue, self.counts, sessions)
+        self.sessions = Sessions(codec, 256, 60.0, lambda: 0.0)
+        self.loop = DecodingLoop(codec, config, self.queue, self.counts, self.sessions)
         self.loop.stopwatch = lambda: cuda.now_s
 
     def put(
@@ -65,21 +79,28 @@ class Decoder:
         form: OutputForm | None = None,
         on_device: Callable[[int], None] | None = None,
         num_reference_frames: int = 0,
+        index: int = 0,
+        is_final: bool = False,
     ) -> RecordedReply:
-        """Push an utterance's first chunk and return the reply."""
+        """Push an utterance's chunk, by default its first, and return the reply."""
         reply, codes = RecordedReply(), np.ones((2, num_reference_frames + num_frames), np.int64)
-        chunk = Chunk(0, Segment.AUDIO, num_reference_frames=num_reference_frames)
+        chunk = Chunk(index, Segment.AUDIO, num_reference_frames=num_reference_frames, is_final=is_final)
         self.queue.put(PendingChunk(utterance, chunk, codes, reply, form or OutputForm(), on_device))
         return reply
+
+    def answer_all(self) -> None:
+        """Run the loop until every chunk has its answer."""
+        self.loop.turn()
+        while self.loop.unanswered:
+            self.loop.turn()
 
 
 def test_a_batch_duration_excludes_the_previous_batch(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(cuda, monkeypatch)
     replies = [decoder.put(str(size), size) for size in (3, 5, 7)]  # three shapes: three batches
-    for _ in range(3):
-        decoder.loop.turn()
+    decoder.answer_all()
     assert all(reply.wait().error is None for reply in replies)
-    assert cuda.now_s == 3 * BATCH_S
+    assert cuda.now_s == pytest.approx(3 * BATCH_S, abs=3 * LOOK_S)
     assert decoder.counts.to_dict()["decode_s"] == pytest.approx(3 * BATCH_S)
     assert decoder.loop.times.measured.batch_s == pytest.approx(BATCH_S)
 
@@ -92,7 +113,7 @@ def test_failing_all_utterances_ends_batches_in_flight(cuda: FakeCuda, monkeypat
     decoder.loop.fail_all(RuntimeError("the device has failed"))
     assert all(isinstance(reply.wait().error, RuntimeError) for reply in replies)
     later = decoder.put("later", 3)
-    decoder.loop.turn()
+    decoder.answer_all()
     assert later.wait().error is None
 
 
@@ -107,7 +128,7 @@ def test_ended_utterances_are_not_decoded(cuda: FakeCuda, monkeypatch: pytest.Mo
         decoder.queue.abandon("5")
     else:
         decoder.loop.fails_pending = True
-    decoder.loop.turn()
+    decoder.answer_all()
     assert in_flight.wait().pcm is not None
     assert isinstance(job.wait().error, Cancelled if ends == "abandoned" else Closing)
     assert decoder.counts.to_dict()["batches"] == 1
@@ -127,11 +148,114 @@ def test_graphs_are_captured_before_the_first_chunk(
 ) -> None:
     decoder = Decoder(cuda, monkeypatch, graphs=True, sizes=sizes)
     decoder.loop.enter()
-    assert cuda.num_captured == num_graphs < MAX_GRAPHS
+    assert cuda.num_captured == num_graphs
     assert cuda.num_replayed == 0
     decoder.put("u", sizes[0] + 1)  # an utterance's first chunk: the frames and the one that follows
     decoder.loop.turn()
     assert (cuda.num_captured, cuda.num_replayed) == (num_graphs, 1)
+
+
+class Causal(FakeCodec):
+    """Codec without context, whose samples are the sums of code 0 up to their frame."""
+
+    spec = replace(FakeCodec.spec, streaming=Stateful())
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        code = window.codes[:, 0].double()
+        total = window.state + code.cumsum(1)
+        return total.repeat_interleave(self.spec.samples_per_frame, dim=1).float(), total[:, -1:]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("num_last", range(1, 13))
+def test_last_window_has_a_captured_shape_and_its_own_samples(
+    num_last: int, graphs: bool, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = Causal()
+    decoder = Decoder(cuda, monkeypatch, graphs=graphs, sizes=(2, 12), codec=codec)
+    shapes: list[int] = []
+    launch = decoder.launcher.launch
+
+    def watched(window: Window) -> Flight:
+        shapes.append(window.codes.shape[2])
+        return launch(window)
+
+    monkeypatch.setattr(decoder.launcher, "launch", watched)
+    first = decoder.put("u", 2)
+    decoder.answer_all()
+    last = decoder.put("u", num_last, index=1, is_final=True)
+    decoder.answer_all()
+    assert shapes == [2, next(size for size in (1, 2, 4, 8, 12) if size >= num_last) if graphs else num_last]
+    samples = [reply.wait().pcm for reply in (first, last)]
+    assert [len(each) for each in samples] == [2 * 4, num_last * 4]
+    assert np.concatenate(samples).tolist() == [float(frame) for frame in range(1, 3 + num_last) for _ in range(4)]
+
+
+def test_reduced_right_context_is_not_padded(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codec itself needs later frames, which padding would replace."""
+    decoder = Decoder(cuda, monkeypatch, graphs=True, codec=Causal(), right_frames=0)
+    reply = decoder.put("u", 3, is_final=True)
+    decoder.answer_all()
+    assert reply.wait().pcm is not None
+    assert not decoder.sessions.last_sizes
+
+
+def test_a_chunk_is_launched_while_the_only_other_batch_is_computed(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(cuda, monkeypatch)
+    decoder.put("early", 3)
+    decoder.loop.turn()
+    assert decoder.counts.to_dict()["batches"] == 0, "in flight"
+    decoder.put("late", 5)
+    decoder.loop.turn()
+    assert decoder.loop.num_jobs == 0
+    assert decoder.counts.to_dict()["batches"] == 0, "both are in flight, and the first one is not awaited"
+    decoder.answer_all()
+    assert decoder.counts.to_dict()["batches"] == 2
+
+
+@pytest.mark.parametrize(("window_s", "expected"), [(0.1, [8, 2, 1]), (0.01, [11])])
+def test_batches_are_split_if_padding_takes_longer_than_another_batch(
+    window_s: float, expected: list[int], cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(cuda, monkeypatch, graphs=True, codec=Causal())
+    sizes: list[int] = []
+    launch = decoder.launcher.launch
+
+    def watched(window: Window) -> Flight:
+        sizes.append(len(window.codes))
+        return launch(window)
+
+    monkeypatch.setattr(decoder.launcher, "launch", watched)
+    monkeypatch.setattr(decoder.launcher, "batch_s", 10.0)
+    decoder.loop.times.measured = DecodingTime(0.05, 0.0, window_s / 4)
+    for index in range(11):
+        decoder.put(str(index), 4)
+    decoder.loop.times.record = lambda num_frames, spent_s: None
+    decoder.answer_all()
+    assert sizes == expected
+
+
+@pytest.mark.parametrize(
+    ("spare_s", "num_windows"),
+    [
+        (0.0, 12),  # a client has no audio yet: 12 ms
+        (0.010, 12),
+        (0.040, 20),  # half of the time until the first one underruns
+        (9.0, 64),
+    ],
+)
+def test_a_batch_is_no_longer_than_the_most_urgent_client_can_wait(
+    spare_s: float, num_windows: int, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(cuda, monkeypatch, codec=Causal())
+    monkeypatch.setattr(decoder.sessions, "spare_s", lambda: spare_s)
+    decoder.loop.times.measured = DecodingTime(0.0, 0.0, 0.001)
+    for index in range(64):
+        decoder.put(str(index), 1)
+    decoder.loop.turn()
+    assert 64 - decoder.loop.num_jobs == num_windows
 
 
 @pytest.mark.parametrize(
@@ -149,9 +273,7 @@ def test_unconverted_samples_can_be_read_on_the_device(
         read.append(string_at(address, 64))
 
     replies = [decoder.put(name, 5, form, see, num_reference) for name in "ab"]
-    decoder.loop.turn()
-    while decoder.loop.unanswered:
-        decoder.loop.turn()
+    decoder.answer_all()
     sent = [reply.wait().pcm for reply in replies]
     assert [len(pcm) for pcm in sent if pcm is not None] == [16, 16]
     assert read == ([pcm.tobytes() for pcm in sent if pcm is not None] if lies_there else [])

@@ -97,8 +97,7 @@ def test_served_shapes_are_captured_and_warmed_up(family: Family) -> None:
     if not spec.can_capture:
         assert not captured.captured
     elif spec.blocks:  # later blocks have other shapes
-        assert captured.captured
-        assert captured.captured <= first
+        assert first <= captured.captured <= served
     else:
         assert served <= captured.captured
         assert served <= warmed.decoded

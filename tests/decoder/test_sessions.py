@@ -29,6 +29,22 @@ def test_chunks_of_an_utterance_share_one_session() -> None:
     assert len(sessions) == 2
 
 
+def test_spare_time_is_that_of_the_client_that_underruns_first() -> None:
+    sessions, clock = make_sessions()
+    assert sessions.spare_s() == 0.0, "nobody plays"
+    for utterance, num_samples in (("a", 200), ("b", 100)):
+        sessions.note_sent(sessions.advance(utterance, 0, FORM), num_samples)
+    assert sessions.spare_s() == 1.0
+    clock.now = 0.75
+    assert sessions.spare_s() == 0.25
+    clock.now = 1.5
+    assert sessions.spare_s() == 0.0
+    sessions.close("b")
+    assert sessions.spare_s() == 0.5
+    sessions.advance("c", 0, FORM)
+    assert sessions.spare_s() == 0.0, "a client waits for its first audio"
+
+
 @pytest.mark.parametrize(("indices", "wanted"), [([0, 2], 1), ([0, 0], 1), ([0, 1, 1], 2)])
 def test_chunk_index_gap_or_repeat_is_refused(indices: list[int], wanted: int) -> None:
     sessions, _ = make_sessions()

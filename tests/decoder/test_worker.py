@@ -420,12 +420,16 @@ def test_undeliverable_reply_ends_only_its_own_utterance(worker: DecoderWorker) 
     assert worker.stats()["open_utterances"] == 1
 
 
+NUM_LOOKS = 2  # before a batch is done
+
+
 class Delaying:
     """Fake launcher that, like a GPU, keeps one batch in flight and computes its samples on request."""
 
     depth = 1
     has_graphs = False
     batch_s = math.inf
+    longest_batch_s = math.inf
 
     def __init__(self, codec: FakeCodec) -> None:
         self._codec = codec
@@ -442,7 +446,8 @@ class Delaying:
                 raise RuntimeError("an illegal memory access was encountered")
             return pcm.numpy()
 
-        return Flight(states, collect)
+        looks = itertools.count()
+        return Flight(states, collect, is_done=lambda: next(looks) >= NUM_LOOKS)
 
 
 @pytest.fixture

@@ -77,6 +77,35 @@ def test_chunks_grow_only_with_a_playback_lead(speed: float, largest: int) -> No
         assert all(size == 25 for size in line.sizes[8:])
 
 
+@pytest.mark.parametrize("latency_s", [0.08, 0.25, 0.4])
+def test_first_chunk_has_a_captured_size_if_the_decoder_has_graphs(latency_s: float) -> None:
+    """Without graphs it has 3, 5 and 7 frames here."""
+    policy = ChunkPolicy(1, 12, frame_rate=25)
+    sizes = dict[bool, int]()
+    for has_graphs in (False, True):
+        load = DecoderLoad(latency_s, has_graphs=has_graphs, frame_gap_s=0.01)
+        pacer = Pacer(policy, lambda load=load: load)
+        sizes[has_graphs] = next(size for num_ready in range(1, 13) if (size := pacer.num_to_send(num_ready)))
+    assert sizes[True] == next(size for size in policy.sizes if size >= sizes[False])
+
+
+@pytest.mark.parametrize(("frame_gap_s", "size"), [(0.0, 0), (0.006, 1), (0.07, 0)])
+def test_first_chunk_is_a_single_frame_if_frames_have_followed_quickly(frame_gap_s: float, size: int) -> None:
+    """The first frame's own gap is not known yet."""
+    load = DecoderLoad(0.01, DecodingTime(0.004, 0.0, 0.0003), frame_gap_s=frame_gap_s)
+    pacer = Pacer(ChunkPolicy(1, 12, frame_rate=12.5), lambda: load)
+    assert pacer.num_to_send(1) == size
+
+
+def test_pacer_reports_the_time_between_frames() -> None:
+    gaps, now = list[float](), [0.0]
+    pacer = Pacer(ChunkPolicy(12, 12), clock=lambda: now[0], note_gap=gaps.append)
+    for time_s, num_ready in ((0.0, 1), (0.5, 2), (0.6, 2), (0.75, 3)):
+        now[0] = time_s
+        pacer.num_to_send(num_ready)
+    assert gaps == [0.5, 0.25]
+
+
 def test_a_slow_decoder_makes_the_first_chunk_larger() -> None:
     sizes = [Line(ChunkPolicy(2, 25), latency_s).run(evenly(60, 2.0)).sizes[0] for latency_s in (0.0, 0.2, 9.0)]
     assert sizes == [2, 6, 25]

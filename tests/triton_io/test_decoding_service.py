@@ -30,6 +30,7 @@ FORM = OutputForm("pcm_s16le", 8_000)
 
 class Worker:
     time = DecodingTime(0.25, 0.5, 0.75)
+    has_graphs = False
     has_died = False
 
     def __init__(self) -> None:

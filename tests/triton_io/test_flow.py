@@ -213,11 +213,29 @@ def test_longest_latency_decays_over_time(tmp_path: Path) -> None:
     assert slot.load.latency_s < 0.001
 
 
+def test_bound_on_gaps_between_frames_decays_to_the_latest_gap(tmp_path: Path) -> None:
+    table, now = FlowTable.create(1, 4, tmp_path), [100.0]
+    table.clock = lambda: now[0]
+    slot = table.claim()
+    assert slot.load.frame_gap_s == 0.0, "unknown"
+    for seconds in (0.01, 0.5, 0.02):
+        slot.note_gap(seconds)
+    assert slot.load.frame_gap_s == pytest.approx(0.5)
+    assert table.claim().load.frame_gap_s == slot.load.frame_gap_s, "of all utterances"
+    now[0] += 1.0
+    assert slot.load.frame_gap_s == pytest.approx(0.02 + 0.48 / 2)
+    now[0] += 20.0
+    assert slot.load.frame_gap_s == pytest.approx(0.02, abs=1e-4)
+
+
 def test_decoding_time_is_the_last_one_set(tmp_path: Path) -> None:
     slot = FlowTable.create(1, 4, tmp_path).claim()
     for time in (DecodingTime(1.0, 2.0, 3.0), DecodingTime(0.5, 0.25, 0.125)):
-        slot.set_time(time)
+        slot.set_time(time, has_graphs=True)
     assert slot.load.time == time
+    assert slot.load.has_graphs
+    slot.set_time(time, has_graphs=False)
+    assert not slot.load.has_graphs
 
 
 def test_unused_flow_tables_of_dead_owners_are_closed(tmp_path: Path) -> None:

@@ -12,7 +12,14 @@ import pytest
 from stretto.launcher.installation import MALLOC
 from stretto.triton_io.decoding_service import DecodingService
 from stretto.triton_io.ring import RingWriters
-from stretto.triton_io.stub import MPS_PRIORITY, let_others_first
+from stretto.triton_io.stub import (
+    MPS_PRIORITY,
+    MPS_SHARE,
+    SWITCH_INTERVAL_S,
+    let_others_first,
+    limit_gpu_share,
+    switch_threads_often,
+)
 from tests.patience import PATIENCE_S, until
 from tests.triton_io.sealing import SEAL
 
@@ -141,3 +148,28 @@ def test_priority_under_mps_is_low_unless_given(
     monkeypatch.setattr(os, "environ", dict(given))
     let_others_first()
     assert os.environ[MPS_PRIORITY] == used
+
+
+@pytest.mark.parametrize(("given", "used"), [({}, "25"), ({MPS_SHARE: "50"}, "50")])
+def test_share_under_mps_is_set_unless_given(given: dict[str, str], used: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    limit_gpu_share(25)
+    assert os.environ[MPS_SHARE] == used
+
+
+def test_waiting_threads_get_the_interpreter_soon() -> None:
+    before = sys.getswitchinterval()
+    try:
+        switch_threads_often()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL_S)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_loaded_objects_are_not_collected_again() -> None:
+    script = (
+        "import gc, stretto.triton_io.stub as stub; loaded = [[]]; stub.keep_loaded_objects(); "
+        "print(gc.get_freeze_count() > 1000, any(tracked is loaded for tracked in gc.get_objects()))"
+    )
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert printed.split() == ["True", "False"]

@@ -18,6 +18,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         stub.close_inherited_sockets()
+        stub.switch_threads_often()
         stub.use_utf8()
         stub.keep_large_memory()
         stub.let_others_first()  # a batch takes longer than a step of the language model, which would wait for it
@@ -31,6 +32,7 @@ class TritonPythonModel:
         from stretto.triton_io.tensors import ModelParameters
 
         parameters = ModelParameters(args)
+        stub.limit_gpu_share(parameters.number("mps_share", 100))
         checkpoint = parameters.speaking_checkpoint()
         family = family_at(checkpoint)
         found = {
@@ -53,6 +55,7 @@ class TritonPythonModel:
         self.service = DecodingService(self.worker, self.key.seal, config.device)
         self.watch = HangWatch(self.worker.has_work, [(os.getpid(), self.worker.thread_id)], [stub.server_pid()])
         self.watch.start("the decoder")
+        stub.keep_loaded_objects()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

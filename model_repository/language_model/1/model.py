@@ -20,6 +20,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         stub.close_inherited_sockets()
+        stub.switch_threads_often()
         stub.use_utf8()
         stub.keep_large_memory()
         from stretto.config import EngineConfig
@@ -48,6 +49,7 @@ class TritonPythonModel:
         self.watches = [HangWatch(part.has_work, [(pid, pid) for pid in part.engine_pids]) for part in self.model.parts]
         for part, watch in zip(self.model.parts, self.watches, strict=True):
             watch.start(f"the engine of {part.family.name}")
+        stub.keep_loaded_objects()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

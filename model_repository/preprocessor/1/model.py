@@ -28,6 +28,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, Any]) -> None:
         stub.close_inherited_sockets()
+        stub.switch_threads_often()
         stub.give_back_large_memory()
         from stretto.preprocessing.audio import AudioLanes, Load
         from stretto.preprocessing.audio_worker import AudioProcess
@@ -68,6 +69,7 @@ class TritonPythonModel:
         seal = self.key.seal
         slots = HeldSlots(stub.server_pid())
         self.service = PreparingService(prepare, read_part, self.lanes, seal, gate, self.hearing, slots)
+        stub.keep_loaded_objects()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self.service.answer(request, self.read) for request in requests]

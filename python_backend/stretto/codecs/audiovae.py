@@ -330,4 +330,4 @@ def load(directory: Path, device: str = "cpu") -> AudioVae:
     codec = AudioVae(AudioVaeConfig.from_record(vae, size))
     path = directory / "model.safetensors"
     load_strictly(codec, read_tensors(path), path)
-    return codec.eval().requires_grad_(False).to(device)
+    return streaming.join_constants(codec.eval().requires_grad_(False).to(device))

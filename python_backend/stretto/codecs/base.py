@@ -197,6 +197,12 @@ class CodecSpec:
         return self.streaming.frames if isinstance(self.streaming, Whole) else None
 
     @property
+    def can_pad(self) -> bool:
+        """True if frames that follow an utterance change none of its samples, so that its last window may be padded."""
+        is_streaming = isinstance(self.streaming, Windowed | Stateful)
+        return is_streaming and not self.right_frames and not self.start_frames and not self.tail_samples
+
+    @property
     def can_capture(self) -> bool:
         """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length."""
         return not self.reads_on_host and self.max_frames is None

@@ -7,7 +7,15 @@ from torch import Tensor
 from transformers import DacConfig, DacModel
 
 from stretto.codecs.base import CodecSpec, Windowed
-from stretto.codecs.streaming import Layer, WindowedCodec, context, dac_layers, share_snake, tail_samples
+from stretto.codecs.streaming import (
+    Layer,
+    WindowedCodec,
+    context,
+    dac_layers,
+    join_constants,
+    share_snake,
+    tail_samples,
+)
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory
 from stretto.weights.pretrained import load_model
@@ -69,4 +77,4 @@ def load(directory: Path, device: str = "cpu") -> DacCodec:
         CheckpointError: If a file or tensor is missing, or does not fit the codec's architecture.
     """
     model, _ = load_model(DacModel, codec_directory(directory))
-    return DacCodec(model).to(device)
+    return join_constants(DacCodec(model).to(device))

@@ -68,10 +68,18 @@ class Linear(nn.Linear):
 
 
 def prepare_products(model: Model) -> Model:
-    """Make the linear layers of a model use `linear`, and return the model."""
+    """Make the linear layers of a model use `linear`, join its constants, and return the model."""
     for layer in model.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = Linear
+    return join_constants(model)
+
+
+def join_constants(model: Model) -> Model:
+    """Compute the constants of the modules `WithConstants` in a loaded model, and return the model."""
+    for layer in model.modules():
+        if isinstance(layer, WithConstants):
+            layer.join()
     return model
 
 
@@ -101,8 +109,7 @@ def prepare(model: nn.Module) -> None:
     """Prepare products; on a CPU, also prepare convolutions for `convolve` and `upsample`.
 
     Their weights are stored in the order that these functions need. Small transposed convolutions become `Upsampling`,
-    which keeps a copy of the weights; `Snake` activations keep repeated factors. Call this after loading, and again if
-    weights change; a change is not noticed.
+    which keeps a copy of the weights. Call this after loading, and again if weights change; a change is not noticed.
     """
     prepare_products(model)
     for layer in model.modules():
@@ -114,8 +121,6 @@ def prepare(model: nn.Module) -> None:
                 layer.__class__ = Upsampling
             if isinstance(layer, Upsampling):
                 layer.join()
-        elif isinstance(layer, Snake):
-            layer.join()
 
 
 def joined(before: Tensor, x: Tensor, activation: "Snake | Elu | None" = None) -> Tensor:
@@ -197,7 +202,29 @@ class Elu(nn.ELU):
         return torch.maximum(x, out.sub_(1), out=out)
 
 
-class Snake(nn.Module):
+class WithConstants(nn.Module):
+    """Module with constants that are computed from its weights once, instead of in each call.
+
+    Subclasses define `join`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_joined = False
+
+    def join(self) -> None:
+        """Compute the constants; the weights must not change afterwards."""
+        self._is_joined = True
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        """Convert the weights, as torch does for `to` and `double`, and compute the constants of the new ones."""
+        super()._apply(fn, recurse)
+        if self._is_joined:
+            self.join()
+        return self
+
+
+class Snake(WithConstants):
     """Snake activation x + height · sin²(rate · x) with per-channel factors (Ziyin et al., arXiv 2006.08195).
 
     Subclasses define `factors`.
@@ -213,16 +240,10 @@ class Snake(nn.Module):
         self.register_buffer("joined_factors", None, persistent=False)
 
     def join(self) -> None:
-        """Repeat the factors for rows of several steps; the weights must not change afterwards."""
+        """Repeat the factors for rows of several steps."""
+        super().join()
         factors = torch.stack(self.factors()).detach()
         self.register_buffer("joined_factors", factors.repeat(1, _max_joint(factors.shape[1])), persistent=False)
-
-    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
-        """Convert the weights, as torch does for `to` and `double`, and join the factors of the new ones."""
-        super()._apply(fn, recurse)
-        if self.joined_factors is not None:
-            self.join()
-        return self
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return rate and height, [C] each."""
@@ -231,7 +252,7 @@ class Snake(nn.Module):
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the activations of x [B, C, n], stored in `out` if it is given and x is time-major."""
         if not is_time_major(x):
-            rate, height = self.factors()
+            rate, height = self._repeat(1, x.shape[1])
             return _snake(x, rate[:, None], height[:, None])
         joint = min(x.shape[2] & -x.shape[2], _max_joint(x.shape[1]))  # number of steps per row
         rate, height = self._repeat(joint, x.shape[1])
@@ -245,7 +266,7 @@ class Snake(nn.Module):
         joined_factors = self.joined_factors
         if joined_factors is None or torch.is_grad_enabled():  # joined factors have no gradients
             rate, height = self.factors()
-            return rate.repeat(times), height.repeat(times)
+            return (rate, height) if times == 1 else (rate.repeat(times), height.repeat(times))
         rate, height = joined_factors[:, : times * channels]
         return rate, height
 

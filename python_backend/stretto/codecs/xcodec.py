@@ -7,7 +7,7 @@ from transformers import XcodecConfig, XcodecModel
 
 from stretto.codecs.base import CodecSpec, Windowed
 from stretto.codecs.dac import decoder_layers
-from stretto.codecs.streaming import WindowedCodec, context, samples_per_frame, share_snake
+from stretto.codecs.streaming import WindowedCodec, context, join_constants, samples_per_frame, share_snake
 from stretto.errors import CheckpointError
 from stretto.weights.loading import codec_directory
 from stretto.weights.pretrained import load_config, load_model
@@ -68,7 +68,7 @@ def load_semantic(
     directory = codec_directory(directory)
     model, is_complete = load_model(model_class, directory, ENCODING + TRAINING)
     try:
-        return codec_class(name, model, can_encode=is_complete)
+        return join_constants(codec_class(name, model, can_encode=is_complete))
     except CheckpointError as error:
         raise CheckpointError(f"{directory}: {error}") from error
 

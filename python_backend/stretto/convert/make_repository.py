@@ -158,7 +158,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="serve on GPUs; codec and audio tokenizer on GPU N (default: on the CPU)",
     )
     add("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
-    about = "convolutions of the codec on tensor cores: as three TF32 products, or inexactly in half precision"
+    about = "convolutions of the codec on tensor cores: as three TF32 products, or inexactly in TF32 or half precision"
     add("--convolutions", choices=DecoderConfig.CONVOLUTIONS, help=f"{about}; default: float32")
     about = (
         "format of the language model's linear layers: int8 on CPUs, fp8 on GPUs of compute capability 8.9 and higher"
@@ -171,6 +171,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--gpu-memory", type=gibibytes, metavar="GIB", help="memory of GPU 0; default: as reported by nvidia-smi")
     about = "let language model and codec use a GPU concurrently: the launcher runs NVIDIA's MPS daemon"
     add("--mps", action="store_true", help=about)
+    about = "multiprocessors of the GPU that the codec may use, in percent; default: all"
+    add("--mps-share", type=percentage, metavar="PERCENT", help=about)
     args = parser.parse_args(words)
     given = {"--codec-device": args.codec_device is not None, "--mps": args.mps}
     given |= {f"--quantize {args.quantize}": args.quantize in GPU_FORMATS}
@@ -178,9 +180,18 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     for name, is_given in given.items():
         if is_given and args.gpu is None:
             parser.error(f"{name}: requires --gpu")
+    if args.mps_share is not None and not args.mps:
+        parser.error("--mps-share: requires --mps")
     if args.quantize and args.quantize not in GPU_FORMATS and args.gpu is not None:
         parser.error(f"--quantize {args.quantize}: expected no --gpu")
     return args
+
+
+def percentage(text: str) -> int:
+    """Parse a share in percent."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"expected an integer from 1 to 100, got {text!r}")
+    return int(text)
 
 
 def gibibytes(text: str) -> float:
@@ -204,6 +215,7 @@ class Placement:
         convolutions: How the codec computes convolutions, one of `DecoderConfig.CONVOLUTIONS`.
         shares_by_mps: True if the launcher runs NVIDIA's MPS, so that processes share a GPU.
         gpu_gib: Memory of the language model's GPU, in GiB; None if it is unknown.
+        mps_share: Multiprocessors that the codec may use, in percent.
     """
 
     gpu: int
@@ -211,6 +223,7 @@ class Placement:
     convolutions: str = "float32"
     shares_by_mps: bool = False
     gpu_gib: float | None = None
+    mps_share: int = 100
 
     @property
     def decoder_gpu(self) -> int:
@@ -531,6 +544,7 @@ def _place(folder: Path, placement: Placement, arguments: dict[str, Any], tensor
         parameter("max_batch"): rf'\1: "{GPU_BATCH}"',
         parameter("max_utterances"): rf'\1: "{num_utterances(arguments)}"',
         parameter("convolutions"): rf'\1: "{placement.convolutions}"',
+        parameter("mps_share"): rf'\1: "{placement.mps_share}"',
         parameter("memory_mb"): rf'\1: "{-(-tensors // MIB)}"',
     }
     change(folder / DECODER / "config.pbtxt", on_gpu(placement.decoder_gpu) | limits)
@@ -563,7 +577,8 @@ def main(words: list[str] | None = None) -> int:
         if args.gpu is not None:
             found = bytes_of_gpu(ENGINE_GPU) if args.gpu_memory is None else None
             gib = args.gpu_memory if found is None else found / GIB
-            placement = Placement(args.gpu, args.codec_device, args.convolutions or "float32", args.mps, gib)
+            share = 100 if args.mps_share is None else args.mps_share
+            placement = Placement(args.gpu, args.codec_device, args.convolutions or "float32", args.mps, gib, share)
         make(args.checkpoint, args.out, given, placement, args.aligner, args.quantize, args.profile)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"stretto make-repository: {error}", file=sys.stderr)

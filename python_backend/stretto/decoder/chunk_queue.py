@@ -184,15 +184,19 @@ class ChunkQueue:
         Chunks are ordered by how long their utterances have waited for a turn.
 
         Args:
-            timeout_s: Maximum wait in seconds while the queue is empty and open.
+            timeout_s: Maximum wait in seconds while the queue is open and has no such chunk.
             busy: Utterances with a chunk in progress.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._abandoned or self._is_closed, timeout_s)
+            self._changed.wait_for(lambda: self._free(busy) or self._abandoned or self._is_closed, timeout_s)
             abandoned = self._abandoned
             self._abandoned = []
-            free = [utterance for utterance in self._waiting if utterance not in busy]
+            free = self._free(busy)
             return [self._next_of(utterance) for utterance in free], abandoned
+
+    def _free(self, busy: Collection[str]) -> list[str]:
+        """Return the utterances with a queued chunk that are not in `busy`, in serving order."""
+        return [utterance for utterance in self._waiting if utterance not in busy]
 
     def waiting(self) -> list[PendingChunk]:
         """Return the queued chunks without removing them."""

@@ -1,4 +1,4 @@
-"""Convolutions of a codec on a GPU's tensor cores: in half precision, or as three TF32 products.
+"""Convolutions of a codec on a GPU's tensor cores: in half precision, in TF32, or as three TF32 products.
 
 TF32 has the range of float32 and 11 significant bits. A float32 number is almost the sum of two such numbers: `high` is
 the number rounded to TF32, and `low` the rest, rounded to TF32. Of the four products in (high + low) · (high' + low'),
@@ -73,12 +73,13 @@ class Convolutions(TorchFunctionMode):
     Convolutions in groups stay unchanged, because they have little arithmetic.
 
     Args:
-        precision: `tf32x3`, or a key of HALF.
+        precision: `tf32`, `tf32x3`, or a key of HALF.
     """
 
     def __init__(self, precision: str) -> None:
         super().__init__()
         self._half = HALF.get(precision)
+        self._is_tf32 = precision == "tf32"
         # Converted weights by weight. A CUDA graph uses those from the decodes before its capture.
         self._weights = WeakTensorKeyDictionary()
 
@@ -129,19 +130,25 @@ class Convolutions(TorchFunctionMode):
     def _replace(self, call: ConvolutionCall, bias: Tensor | None, groups: int) -> Tensor | None:
         if call.x.dtype != torch.float32 or not is_replaced(call.weight, groups):
             return None
+        out = self._run(call)
+        return out if bias is None else out.add_(bias[:, None])
+
+    def _run(self, call: ConvolutionCall) -> Tensor:
+        if self._is_tf32 and call.x.device.type != "cpu":  # tensor cores round the operands themselves
+            return call.run(call.x, call.weight)
         weight = self._weights.get(call.weight)
         if weight is None:
             weight = self._weights[call.weight] = self._converted_weight(call)
-        if self._half is None:
-            out = call.run(thirds(call.x), weight)
-        else:  # `to` changes nothing on a GPU; on a CPU, the result is rounded as there
-            out = call.run(self._rounded(call.x), weight).to(self._half).float()
-        return out if bias is None else out.add_(bias[:, None])
+        if self._half is not None:  # `to` changes nothing on a GPU; on a CPU, the result is rounded as there
+            return call.run(self._rounded(call.x), weight).to(self._half).float()
+        return call.run(to_tf32(call.x) if self._is_tf32 else thirds(call.x), weight)
 
     def _converted_weight(self, call: ConvolutionCall) -> Tensor:
         if self._half is not None:
             return self._rounded(call.weight)
         high, low = split(call.weight)
+        if self._is_tf32:
+            return high
         return torch.cat([high, high, low], 0 if call.is_transposed else 1)
 
     def _rounded(self, x: Tensor) -> Tensor:

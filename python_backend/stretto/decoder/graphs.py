@@ -1,10 +1,9 @@
-"""Window decoder that replays CUDA graphs for frequently used shapes.
+"""Window decoder that replays CUDA graphs for usual shapes, all of which are captured before the first request.
 
 All graphs read the codec states from one buffer and write their results to others, because only one runs at a time.
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,11 +17,14 @@ from stretto.cuda_graphs import record
 logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
 Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
-WORTH_CAPTURING = 8  # number of uses after which a shape is captured
-MAX_GRAPHS = 192  # about half of them are captured at start-up, the rest on demand
 # Audio per batch in seconds, including context. A longer batch would not be faster on any GPU, but needs more memory
 # and delays first chunks: 16 s take about 1 TFLOP.
 MAX_BATCH_S = 16.0
+
+
+def padded_batch(num_windows: int) -> int:
+    """Return the number of windows that a graph computes for a batch: the next power of two."""
+    return 1 << (num_windows - 1).bit_length()
 
 
 def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int) -> int:
@@ -54,7 +56,7 @@ class GraphBackend(Protocol):
         ...
 
     def release(self) -> None:
-        """Free the memory of graphs that no longer exist, after all work on the device has ended."""
+        """Free memory that no graph and no tensor uses, after all work on the device has ended."""
         ...
 
 
@@ -78,7 +80,7 @@ class CudaGraphs:
         return record(step, self._pool).replay
 
     def release(self) -> None:
-        """Free the memory of graphs that no longer exist, after all work on the device has ended."""
+        """Free memory that no graph and no tensor uses, after all work on the device has ended."""
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
@@ -94,28 +96,24 @@ class Captured:
 
 
 class GraphCache:
-    """Window decoder that replays CUDA graphs for frequently used shapes.
+    """Window decoder that replays CUDA graphs for the shapes that have been captured.
 
     Graphs are keyed by the window's shape and the batch size, rounded up to a power of two. Batches beyond
-    `batch_limit` are not captured.
+    `batch_limit` are not captured. Other shapes are decoded without a graph; none is captured while requests are
+    served, because a capture stops all of them for 0.1 s.
 
     Args:
         decode: Function that decodes a window without a graph.
         backend: Backend that records graphs.
         spec: Codec constants.
         max_batch: Maximum batch size.
-        max_graphs: Maximum number of graphs.
     """
 
-    def __init__(
-        self, decode: Decode, backend: GraphBackend, spec: CodecSpec, max_batch: int, max_graphs: int = MAX_GRAPHS
-    ) -> None:
+    def __init__(self, decode: Decode, backend: GraphBackend, spec: CodecSpec, max_batch: int) -> None:
         self._decode = decode
         self._backend = backend
         self._spec = spec
-        self._max_rows = 1 << (max_batch - 1).bit_length()
-        self._max_graphs = max_graphs
-        self._uses: Counter[Key] = Counter()
+        self._max_rows = padded_batch(max_batch)
         self._graphs: dict[Key, Captured] = {}
         self._states: tuple[Tensor, Tensor] | None = None  # before and after a window, [max_rows, D] each
         self._pcm: Tensor | None = None  # samples of any batch
@@ -135,34 +133,33 @@ class GraphCache:
         """Decode a window as `Codec.decode` does.
 
         The samples are in newly allocated memory. The states are valid until the next call. If there is no memory for
-        the window, all graphs are dropped, because they keep as much as cuDNN's workspaces may have when they are
-        captured.
+        the window, unused memory of earlier windows is freed. If that is not enough, all graphs are dropped, because
+        they keep as much as cuDNN's workspaces may have when they are captured.
         """
-        try:
-            return self._decode_or_replay(window)
-        except torch.OutOfMemoryError:
-            if not self._graphs:
-                raise
-            logger.warning("no memory beside %d CUDA graphs: decoding without them", self.num_graphs)
+        for free in (self._backend.release, self._drop_graphs):
+            try:
+                return self._decode_or_replay(window)
+            except torch.OutOfMemoryError:
+                if not self._graphs:
+                    raise
+            free()
+        return self._decode(window)
+
+    def _drop_graphs(self) -> None:
+        """Free the memory of all graphs, for good."""
+        logger.warning("no memory beside %d CUDA graphs: decoding without them", self.num_graphs)
         self._is_closed = True
         self._graphs.clear()
         self._backend.release()
-        return self._decode(window)
 
     def _decode_or_replay(self, window: Window) -> tuple[Tensor, Tensor]:
         batch = len(window.codes)
-        key = _key(window)
-        captured = self._graphs.get(key) or self._consider(key, window)
+        captured = self._graphs.get(_key(window))
         if captured is None:
             return self._decode(window)
         _fill(captured.window, window)
         captured.replay()
         return captured.pcm[:batch].clone(), captured.states[:batch]
-
-    def _consider(self, key: Key, window: Window) -> Captured | None:
-        """Count a use of a shape, and capture it once it has been used WORTH_CAPTURING times."""
-        self._uses[key] += 1
-        return self._capture(key, window) if self._uses[key] >= WORTH_CAPTURING else None
 
     def _capture(self, key: Key, window: Window) -> Captured | None:
         """Capture a graph, or return None.
@@ -172,7 +169,7 @@ class GraphCache:
         """
         _, num_frames, _, batch = key
         limit = batch_limit(self._spec, num_frames, self._max_rows)
-        if self._is_closed or batch > limit or len(self._graphs) >= self._max_graphs:
+        if self._is_closed or batch > limit:
             return None
         try:
             still = self._still(window, batch)
@@ -219,7 +216,7 @@ class GraphCache:
 
 def _key(window: Window) -> Key:
     batch, _, length = window.codes.shape
-    return window.left, length, window.right, 1 << (batch - 1).bit_length()
+    return window.left, length, window.right, padded_batch(batch)
 
 
 def _fill(still: Window, window: Window) -> None:

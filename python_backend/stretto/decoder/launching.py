@@ -34,12 +34,14 @@ class Flight:
         on_device: The samples on the GPU; None on the host.
         device_s: Function that returns the device time in seconds, callable once the samples are available; None on the
             host.
+        is_done: Function that returns True once `pcm` need not wait.
     """
 
     states: Tensor
     pcm: Callable[[], np.ndarray]
     on_device: Tensor | None = None
     device_s: Callable[[], float] | None = None
+    is_done: Callable[[], bool] = lambda: True
 
 
 class Launcher(Protocol):
@@ -49,11 +51,13 @@ class Launcher(Protocol):
         depth: Maximum number of batches in flight while another is being prepared.
         has_graphs: True if graphs can be captured.
         batch_s: Time in seconds after which a batch gets no further window.
+        longest_batch_s: The same while every client has audio to play, half of which the batch may last.
     """
 
     depth: int
     has_graphs: bool
     batch_s: float
+    longest_batch_s: float
 
     def enter(self) -> None:
         """Prepare the calling thread, which will launch all batches. Call once, before any codec state is created."""
@@ -83,6 +87,7 @@ class HostLauncher:
     depth = 0
     has_graphs = False
     batch_s = 0.1
+    longest_batch_s = 0.1
 
     def __init__(self, codec: Codec, convolutions: str) -> None:
         self._codec = codec
@@ -114,7 +119,8 @@ class CudaLauncher:
     """
 
     depth = 1
-    batch_s = math.inf
+    batch_s = 0.012  # about twice the time of a single window, for which a first chunk waits
+    longest_batch_s = math.inf
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._device = torch.device(config.device)
@@ -164,7 +170,7 @@ class CudaLauncher:
             done.synchronize()
             return samples.numpy().copy()  # the pinned memory returns to its pool
 
-        return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3)
+        return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3, done.query)
 
     def _sent(self, window: Window) -> Window:
         """Start copying codes and frame indices to the device; return the window with the copies.
@@ -202,8 +208,6 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     if not launcher.has_graphs:
         return 0
     windows = _windows(launcher, codec, policy)[::-1]
-    if codec.spec.blocks:  # later blocks are long
-        windows = windows[-1:]
     batches = (1 << power for power in range((max_batch - 1).bit_length(), -1, -1))
     shapes = [(batch, window, state) for batch in batches for window, state in windows]
     shapes.sort(key=lambda shape: shape[0] * shape[1].codes.shape[1], reverse=True)

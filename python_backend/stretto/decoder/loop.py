@@ -26,7 +26,7 @@ from stretto.codecs.refinement import Passage, Refinement, refinement_of
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk, Stopwatch, Unanswered, check_connected
-from stretto.decoder.graphs import batch_limit
+from stretto.decoder.graphs import batch_limit, padded_batch
 from stretto.decoder.launching import Launcher, capture_shapes, make_launcher, warm_up
 from stretto.decoder.sessions import RESUME, DecoderSession, Sessions
 from stretto.decoder.streaming import FrameWindow, Work
@@ -89,6 +89,11 @@ class LaunchedBatch:
         return samples
 
     @property
+    def is_done(self) -> bool:
+        """True once `pcm` need not wait."""
+        return self._flight.is_done()
+
+    @property
     def device_s(self) -> Callable[[], float] | None:
         """Function that returns the device time in seconds, callable once the samples are available.
 
@@ -107,6 +112,7 @@ class FilledBatch:
 
     num_frames = 0
     device_s = None
+    is_done = True
 
     def __init__(
         self, jobs: Sequence[ChunkJob], refinement: Refinement, on_progress: Callable[[], None] | None = None
@@ -170,9 +176,9 @@ class HostTurns:
 
 
 def next_group(jobs: Sequence[ChunkJob], limit: Callable[[Work], int], turns: HostTurns) -> list[ChunkJob]:
-    """Return the jobs of the next batch, earliest deadline first.
+    """Return the jobs of the next batch: those of clients that have no audio yet first, then by deadline.
 
-    These are the earliest job of the next host and others of the same shape. If that job may not share a batch, it is
+    These are the first job of the next host and others of the same shape. If that job may not share a batch, it is
     returned on its own.
 
     Args:
@@ -180,7 +186,7 @@ def next_group(jobs: Sequence[ChunkJob], limit: Callable[[Work], int], turns: Ho
         limit: Function that returns the maximum number of jobs per batch, given the window of one of them.
         turns: Turns of the hosts.
     """
-    ordered = sorted(jobs, key=lambda job: job.due_s)
+    ordered = sorted(jobs, key=lambda job: (job.session.dry_s is not None, job.due_s))
     host = turns.next(dict.fromkeys(job.pending.reply.host for job in ordered))
     first = next(job for job in ordered if job.pending.reply.host == host)
     if first.is_alone:
@@ -296,6 +302,7 @@ def _report(pending: PendingChunk, session: DecoderSession) -> ReportEvent:
 
 
 logger = logging.getLogger(__name__)
+LOOK_S = 0.0005  # time between two looks at a batch on the device
 PROGRESS_S = 1.0  # well below one minute without progress, after which the language model ends an utterance
 
 
@@ -329,6 +336,8 @@ class DecodingLoop:
         self._jobs: list[ChunkJob] = []  # admitted, at most one per utterance
         self._turns = HostTurns()
         self._batches = deque[tuple[LaunchedBatch | FilledBatch, float]]()  # in flight, each with its launch time
+        if self._launcher.has_graphs and config.right_frames is None:  # a reduced right context does not hide padding
+            sessions.last_sizes = ChunkPolicy(config.first_frames, config.steady_frames).sizes
         self.times = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
         self._launched_s = 0.0  # time of the last launch, on the sessions' clock
         self.stopwatch = time.perf_counter  # clock for decoding times on the host
@@ -336,6 +345,11 @@ class DecodingLoop:
         self._signalled_s = time.monotonic()
         if isinstance(codec, ProgressSource):
             codec.report_progress(self._note_progress)
+
+    @property
+    def has_graphs(self) -> bool:
+        """True if windows of usual shapes are decoded by CUDA graphs."""
+        return self._launcher.has_graphs
 
     @property
     def num_jobs(self) -> int:
@@ -372,26 +386,47 @@ class DecodingLoop:
                 self._fail(job.pending, Closing("the decoder is stopping"))
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
-        if self._jobs:
-            self._launch(next_group(self._jobs, self._limit, self._turns))
-        while len(self._batches) > (self._launcher.depth if self._jobs else 0):
+        if self._jobs and not self._is_device_full:
+            self._launch(self._whole_graph(next_group(self._jobs, self._limit, self._turns)))
+        while self._batches and self._batches[0][0].is_done:
             self._complete(*self._batches.popleft())
+
+    @property
+    def _is_device_full(self) -> bool:
+        return len(self._batches) > self._launcher.depth
+
+    def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
+        """Return the jobs of a batch that needs no padding, if the others are faster in a batch of their own."""
+        num_windows = len(group)
+        num_added = padded_batch(num_windows) - num_windows
+        if not num_added or not self._launcher.has_graphs or not isinstance(group[0].window, FrameWindow):
+            return group
+        time = self.times.measured
+        added_s = num_added * time.frame_s * group[0].window.codes.shape[1]
+        return group[: padded_batch(num_windows) // 2] if added_s > time.batch_s else group
 
     def _limit(self, window: Work) -> int:
         """Return the maximum number of jobs in a batch with this window.
 
-        On the host, larger batches are hardly faster, but chunks that arrive meanwhile would wait for them.
+        Chunks that arrive meanwhile wait for a batch, so it is short while a client waits for its first audio. On the
+        host, larger batches are hardly faster, so all of them are short.
         """
         if isinstance(window, Passage):
             return min(self._config.max_batch, max(1, MAX_PASSAGE_ROWS // window.max_rows))
         num_frames = window.codes.shape[1]
         most = batch_limit(self._codec.spec, num_frames, self._config.max_batch)
         window_s = num_frames * self.times.measured.frame_s
-        return most if most * window_s <= self._launcher.batch_s else math.ceil(self._launcher.batch_s / window_s)
+        longest_s = max(self._launcher.batch_s, min(self._launcher.longest_batch_s, self._sessions.spare_s() / 2))
+        return most if most * window_s <= longest_s else math.ceil(longest_s / window_s)
 
     def _accept_chunks(self) -> None:
-        """Turn queued chunks into jobs; wait for a chunk only if nothing is in progress."""
+        """Turn queued chunks into jobs.
+
+        Wait for a chunk only if nothing is in progress or, until the next look at it, if nothing can be launched.
+        """
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
+        if self._batches and (self._is_device_full or not self._jobs):
+            timeout_s = LOOK_S
         taken, abandoned = self._queue.next_chunks(timeout_s, {pending.utterance for pending in self.unanswered})
         for pending in taken:
             self.unanswered.add(pending)
@@ -501,7 +536,8 @@ class DecodingLoop:
             return
         self._counts.add_batch(len(batch.jobs), batch.num_frames, spent_s)
         if batch.num_frames:
-            self.times.record(len(batch.jobs) * batch.jobs[0].frames.codes.shape[1], spent_s)
+            num_windows = padded_batch(len(batch.jobs)) if self._launcher.has_graphs else len(batch.jobs)
+            self.times.record(num_windows * batch.jobs[0].frames.codes.shape[1], spent_s)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
             try:
@@ -513,6 +549,7 @@ class DecodingLoop:
     def _finish(self, job: ChunkJob, pcm: np.ndarray | None, address: int | None) -> None:
         """Answer the chunk of a decoded job with its audible samples, or continue with the chunk's next window."""
         if job.is_last and pcm is not None:
+            pcm = job.frames.without_padding(pcm, self._codec.spec.samples_per_frame)
             audible = job.session.audible_part(job.frames, pcm, self._codec.spec)
             self._answer(job.pending, job.session, audible, address if audible is pcm else None)
         else:

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -244,6 +244,7 @@ class Sessions:
 
     Attributes:
         now: Monotonic clock in seconds.
+        last_sizes: Sizes to which the last window of an utterance is padded (`Windower`).
     """
 
     def __init__(
@@ -258,6 +259,7 @@ class Sessions:
     ) -> None:
         self._codec = codec
         self._marker = marker
+        self.last_sizes: Sequence[int] = ()
         self._limit = limit
         self._idle_timeout_s = idle_timeout_s
         self.now = clock
@@ -421,6 +423,11 @@ class Sessions:
         """Return the time at which the client will have played everything sent, or now if nothing has been sent yet."""
         return self.now() if session.dry_s is None else session.dry_s
 
+    def spare_s(self) -> float:
+        """Return the time in seconds until the first client underruns; 0 if one still waits for its first audio."""
+        now = self.now()
+        return min((max(0.0, (session.dry_s or now) - now) for session in self._open.values()), default=0.0)
+
     def note_sent(self, session: DecoderSession, num_samples: int) -> None:
         """Record that `num_samples` samples are now being sent to the client."""
         begins_s = max(self.now(), session.dry_s or 0.0)
@@ -479,7 +486,8 @@ class Sessions:
         if len(self._open) >= self._limit:
             raise Overloaded(f"{self._limit} utterances are being decoded already")
         spec = self._codec.spec
-        session = DecoderSession(Windower(spec), self._codec.initial_state(1), Renderer(form, spec), self.now())
+        windower = Windower(spec, self.last_sizes)
+        session = DecoderSession(windower, self._codec.initial_state(1), Renderer(form, spec), self.now())
         if self._marker is not None:
             session.marking = self._marker.stream(spec.sample_rate, spec.samples_per_frame)
         return session

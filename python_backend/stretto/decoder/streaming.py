@@ -1,6 +1,7 @@
 """Windows of an utterance's codes, voice references, and codes collected for a refinement model."""
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -24,16 +25,23 @@ class FrameWindow:
         first: Index of the first frame to decode.
         left: Number of left-context frames.
         right: Number of right-context frames.
+        num_padding: Number of frames after the utterance's last one, which give the window a usual shape. Their
+            samples are not played.
     """
 
     codes: np.ndarray
     first: int
     left: int
     right: int
+    num_padding: int = 0
 
     @property
     def num_frames(self) -> int:
         return self.codes.shape[1] - self.left - self.right
+
+    def without_padding(self, pcm: np.ndarray, samples_per_frame: int) -> np.ndarray:
+        """Return the samples [n] of the window without those of its padding; `pcm` itself if it has none."""
+        return pcm[: -self.num_padding * samples_per_frame] if self.num_padding else pcm
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,12 +65,19 @@ def check_codes(codes: np.ndarray, spec: CodecSpec) -> None:
 class Windower:
     """Divides the frames of one utterance into windows.
 
+    Args:
+        spec: Codec constants.
+        last_sizes: Sizes to which the last window is padded, in ascending order; it is not padded beyond the largest
+            one, and not at all if there are none. In a codec that may pad its last window (`CodecSpec.can_pad`), later
+            frames do not change the samples of earlier ones.
+
     Attributes:
         next_frame: First frame that has not been decoded yet.
     """
 
-    def __init__(self, spec: CodecSpec) -> None:
+    def __init__(self, spec: CodecSpec, last_sizes: Sequence[int] = ()) -> None:
         self._spec = spec
+        self._last_sizes = last_sizes if spec.can_pad else ()
         self._kept = np.zeros((spec.num_codebooks, 0), dtype=np.int64)
         self._kept_from = 0  # frame number of the first stored column
         self.next_frame = 0  # first frame not decoded yet
@@ -104,10 +119,18 @@ class Windower:
         if last <= self.next_frame or too_early:
             return None
         left = self.next_frame - self._kept_from
-        window = FrameWindow(self._kept[:, : end - self._kept_from], self.next_frame, left, end - last)
+        codes = self._kept[:, : end - self._kept_from]
+        num_padding = self._num_padding(last - self.next_frame) if is_final else 0
+        if num_padding:
+            codes = np.pad(codes, ((0, 0), (0, num_padding)))
+        window = FrameWindow(codes, self.next_frame, left, end - last, num_padding)
         self._forget_before(self._spec.first_needed(last))
         self.next_frame = last
         return window
+
+    def _num_padding(self, num_frames: int) -> int:
+        """Return the number of frames that pad a last window of `num_frames` frames to a usual size."""
+        return next((size - num_frames for size in self._last_sizes if size >= num_frames), 0)
 
     def _forget_before(self, frame: int) -> None:
         surplus = max(0, frame - self._kept_from)

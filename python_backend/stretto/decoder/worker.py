@@ -154,6 +154,11 @@ class DecoderWorker:
         return self._loop.times.measured
 
     @property
+    def has_graphs(self) -> bool:
+        """True if windows of usual shapes are decoded by CUDA graphs."""
+        return self._loop.has_graphs
+
+    @property
     def thread_id(self) -> int:
         """Kernel thread id of the decoder thread."""
         assert self._thread.native_id is not None, "a running thread has an id"

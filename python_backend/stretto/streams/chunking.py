@@ -99,16 +99,24 @@ class DecoderLoad:
         latency_s: Recent upper bound on the time from sending an urgent chunk to its audio, in seconds.
         time: Time for batches, windows and frames.
         num_speaking: Number of utterances that send chunks.
+        has_graphs: True if chunks of permitted sizes (`ChunkPolicy.sizes`) are decoded faster than others.
+        frame_gap_s: Recent upper bound on the time between two frames of an utterance, in seconds; 0 if it is unknown.
     """
 
     latency_s: float = 0.0
     time: DecodingTime = DecodingTime()
     num_speaking: int = 1
+    has_graphs: bool = False
+    frame_gap_s: float = 0.0
 
     def round_s(self, num_frames: int) -> float:
         """Return the time in seconds for a round: a chunk of `num_frames` frames of every utterance that speaks."""
         window_s = self.time.window_s + num_frames * self.time.frame_s
         return self.time.batch_s + self.num_speaking * window_s
+
+
+def ignore_gap(gap_s: float) -> None:
+    """Do nothing with the time between two frames."""
 
 
 async def at_once() -> None:
@@ -134,6 +142,7 @@ class Pacer:
         load: Function that returns the current speed of the decoder.
         clock: Function that returns the time in seconds.
         wait_for_turn: Function that waits until playback and the decoder permit the next chunk.
+        note_gap: Function that is called with each time between two frames, in seconds.
 
     Attributes:
         is_stalled: True while no frame can follow without external input; all ready frames are then sent.
@@ -145,9 +154,11 @@ class Pacer:
         load: Callable[[], DecoderLoad] = lambda: IDLE,
         clock: Callable[[], float] = time.monotonic,
         wait_for_turn: Callable[[], Awaitable[None]] = at_once,
+        note_gap: Callable[[float], None] = ignore_gap,
     ) -> None:
         self.policy = policy
         self.wait_for_turn = wait_for_turn
+        self._note_gap = note_gap
         self._load = load
         self._clock = clock
         # time at which the player will have played all audio sent so far; None before the first chunk
@@ -221,6 +232,7 @@ class Pacer:
             gap_s = now - self._grown_s
             self._gap_s = max(gap_s, self._gap_s + (gap_s - self._gap_s) / 16)
             self._longest_gap_s = max(gap_s, self._longest_gap_s)
+            self._note_gap(gap_s)
         self._grown_s = now
 
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
@@ -233,16 +245,21 @@ class Pacer:
         wait_s = self._wait_s(load)
         more_s = max(load.round_s(smallest), 0 if smallest == 1 else smallest * wait_s)
         needed = max(smallest, math.ceil((load.latency_s + wait_s + more_s) * policy.frame_rate))
-        size = policy.held_frames + min(max(policy.first_frames, needed), policy.steady_frames)
+        audible = min(max(policy.first_frames, needed), policy.steady_frames)
+        if load.has_graphs:
+            audible = next(size for size in policy.sizes if size >= audible)
+        size = policy.held_frames + audible
         return size if num_ready >= size else 0
 
     def _wait_s(self, load: DecoderLoad) -> float:
         """Return the estimated wait for a frame after the first chunk.
 
         The usual estimate is limited to the longest wait so far plus the decoder's latency. While the decoder is idle,
-        this limit is low, because requests that would delay frames would also delay the decoder.
+        this limit is low, because requests that would delay frames would also delay the decoder. Before the second
+        frame, the longest wait is that of other utterances.
         """
-        return min(self._gap_s, self._longest_gap_s + load.latency_s) if self._longest_gap_s else self._gap_s
+        longest_gap_s = self._longest_gap_s or load.frame_gap_s
+        return min(self._gap_s, longest_gap_s + load.latency_s) if longest_gap_s else self._gap_s
 
     def _smallest(self, load: DecoderLoad) -> int:
         """Return the size of the smallest chunk that lasts at least as long as a round of its size."""

@@ -127,7 +127,7 @@ class SenderLimits:
 
     max_chunks: int = 16
     max_frames: int = 250
-    probe_s: float = 0.17
+    probe_s: float = 1.0
     poll_s: float = 0.02
     stall_s: float = 60.0
     check_s: float = 1.0
@@ -168,7 +168,7 @@ class ChunkSender:
         self.flow = slot.address
         self._form: OutputForm | None = delivery.form  # None once it has been sent
         self._frame_rate = delivery.chunking.frame_rate
-        self.pacer = Pacer(delivery.chunking, self._load, wait_for_turn=self._wait_for_turn)
+        self.pacer = Pacer(delivery.chunking, self._load, wait_for_turn=self._wait_for_turn, note_gap=slot.note_gap)
         self._frames_on_the_way: deque[int] = deque()  # frames of each unanswered chunk or probe
         self._num_sent = self._num_probes = self._num_frames_sent = 0
         self._first_sent_s: float | None = None

@@ -259,7 +259,7 @@ class DecodingService:
             else:
                 self._worker.keep_alive(envelope.utterance)
             return
-        slot.set_time(self._worker.time)
+        slot.set_time(self._worker.time, self._worker.has_graphs)
         if form.ring is not None:
             self._writers.open(envelope.utterance, form.ring, slot, reply.host)
         reply.writer = self._writers.get(envelope.utterance)

@@ -26,6 +26,8 @@ WORDS = 64
 HEAD_WORDS = 5
 MAX_REASON_BYTES = (WORDS - HEAD_WORDS) * 8
 LATENCY_HALF_LIFE_S = 1.0
+GAP_HALF_LIFE_S = 1.0
+HAS_GRAPHS = 6  # word of the table's head
 
 
 class DecoderFailed(StrettoError):
@@ -51,6 +53,31 @@ class Outcome(IntEnum):
     CLOSING = 5
 
 
+class DecayingBound:
+    """Upper bound on recent measurements, which decays to the latest one.
+
+    Args:
+        half_life_s: Time in seconds in which it comes half as close.
+    """
+
+    def __init__(self, half_life_s: float) -> None:
+        self._half_life_s = half_life_s
+        self._largest = 0.0
+        self._latest = 0.0
+        self._noted_s = 0.0
+
+    def note(self, value: float, now_s: float) -> None:
+        """Record a measurement made at `now_s`."""
+        self._largest = max(value, self.value_at(now_s))
+        self._latest = value
+        self._noted_s = now_s
+
+    def value_at(self, now_s: float) -> float:
+        """Return the bound at `now_s`; 0 before the first measurement."""
+        weight = 0.5 ** ((now_s - self._noted_s) / self._half_life_s)
+        return self._latest + (self._largest - self._latest) * weight
+
+
 class FlowTable:
     """Table of flow-control slots in a shared-memory file, one slot per utterance.
 
@@ -73,6 +100,7 @@ class FlowTable:
         self._num_slots = len(self._words) // WORDS - 1  # the first entry is the header
         self._free = deque(range(1, 1 + self._num_slots))
         self._speaking = set[int]()  # slots of utterances with audio
+        self._frame_gap = DecayingBound(GAP_HALF_LIFE_S)  # of the language model alone, so it is not in the file
         self.clock = time.monotonic  # the same in all processes of a host
 
     @classmethod
@@ -175,7 +203,12 @@ class FlowTable:
         """Recent load of the decoder; its times are zeros before the first samples."""
         latency_s = self._latency_us(int(1e6 * self.clock())) / 1e6
         time = DecodingTime(*(nanoseconds / 1e9 for nanoseconds in self._words[3:6]))
-        return DecoderLoad(latency_s, time, len(self._speaking))
+        frame_gap_s = self._frame_gap.value_at(self.clock())
+        return DecoderLoad(latency_s, time, len(self._speaking), bool(self._words[HAS_GRAPHS]), frame_gap_s)
+
+    def note_gap(self, seconds: float) -> None:
+        """Record the time between two frames of an utterance, in seconds."""
+        self._frame_gap.note(seconds, self.clock())
 
     def note_latency(self, seconds: float) -> None:
         """Record the latency of a chunk with samples, in seconds; the load uses a decaying maximum."""
@@ -187,8 +220,9 @@ class FlowTable:
         """Return the decaying maximum of the latency as of `at_us`, in microseconds."""
         return int(self._words[1] * 0.5 ** ((at_us - self._words[2]) / 1e6 / LATENCY_HALF_LIFE_S))
 
-    def set_time(self, time: DecodingTime) -> None:
-        """Set the decoding time."""
+    def set_time(self, time: DecodingTime, has_graphs: bool) -> None:
+        """Set the decoding time; `has_graphs` as in `DecoderLoad`."""
+        self._words[HAS_GRAPHS] = has_graphs
         for word, seconds in enumerate((time.batch_s, time.window_s, time.frame_s), 3):
             self._words[word] = int(1e9 * seconds)
 
@@ -275,9 +309,13 @@ class FlowSlot:
         """Record the latency of a chunk with samples, in seconds."""
         self.table.note_latency(seconds)
 
-    def set_time(self, time: DecodingTime) -> None:
-        """Set the decoding time of the chunks of all utterances."""
-        self.table.set_time(time)
+    def note_gap(self, seconds: float) -> None:
+        """Record the time between two frames of the utterance, in seconds."""
+        self.table.note_gap(seconds)
+
+    def set_time(self, time: DecodingTime, has_graphs: bool) -> None:
+        """Set the decoding time of the chunks of all utterances; `has_graphs` as in `DecoderLoad`."""
+        self.table.set_time(time, has_graphs)
 
     def begin_speech(self) -> None:
         """Count the utterance among those that speak, until its slot is released."""

@@ -3,11 +3,13 @@
 import asyncio
 import ctypes
 import fcntl
+import gc
 import locale
 import logging
 import os
 import signal
 import stat
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
@@ -180,6 +182,26 @@ def start_thread(name: str, run: Callable[[], None]) -> None:
     threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
+SWITCH_INTERVAL_S = 5e-4
+
+
+def switch_threads_often() -> None:
+    """Let a thread that waits for the interpreter get it after 0.5 ms, because a chunk passes several threads.
+
+    A busy thread would otherwise keep it for 5 ms.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+
+def keep_loaded_objects() -> None:
+    """Exclude the objects that exist now from garbage collection, once everything is loaded.
+
+    A full collection of those of torch and transformers stops all threads for 0.3 s.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def server_pid() -> int:
     """Return the pid of the server that started this stub."""
     return os.getppid()
@@ -203,6 +225,7 @@ def keep_large_memory() -> None:
 
 
 MPS_PRIORITY = "CUDA_MPS_CLIENT_PRIORITY"
+MPS_SHARE = "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"
 
 
 def let_others_first() -> None:
@@ -211,6 +234,18 @@ def let_others_first() -> None:
     CUDA reads the variable when it is initialised. Without MPS it has no effect.
     """
     os.environ.setdefault(MPS_PRIORITY, "1")
+
+
+def limit_gpu_share(percent: int) -> None:
+    """Limit this process's kernels to a share of the multiprocessors of a GPU that processes share by NVIDIA's MPS.
+
+    A priority alone orders only blocks that have not begun, so a kernel of another process waits until those of a long
+    one end. CUDA reads the variable when it is initialised. Without MPS it has no effect.
+
+    Args:
+        percent: Share in percent, from 1 to 100.
+    """
+    os.environ.setdefault(MPS_SHARE, str(percent))
 
 
 PROC = Path("/proc")

@@ -286,11 +286,13 @@ class ModelParameters:
             name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()
         }
 
-    def number(self, name: str) -> int:
-        """Return the parameter as an integer of at least 1."""
+    def number(self, name: str, most: int | None = None) -> int:
+        """Return the parameter as an integer of at least 1 and, unless it is None, at most `most`."""
         value: int = parse_parameter(name, int, self._text(name))
         if value < 1:
             raise ValueError(f"{name} must be >= 1, got {value}")
+        if most is not None and value > most:
+            raise ValueError(f"{name} must be <= {most}, got {value}")
         return value
 
     def seconds(self, name: str) -> float:

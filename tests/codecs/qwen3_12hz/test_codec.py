@@ -106,6 +106,7 @@ def test_fewer_codebooks_use_the_first_ones() -> None:
     assert np.array_equal(codec.encode(pcm), full.encode(pcm)[:2])
     for book in full.decoder.quantizer.rvq_rest._books[1:]:
         book.embedding_sum.zero_()
+        book.join()
     codes = random_codes(codec, 1, 6)
     filled = torch.cat([codes, codes.new_zeros(1, 14, 6)], 1)
     assert largest(stream(codec, codes, chunks_of(2, 6)) - stream(full, filled, [6])) <= 2e-5

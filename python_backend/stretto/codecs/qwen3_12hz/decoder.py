@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import MimiConfig
 
 from stretto.codecs.memory import Memory
-from stretto.codecs.streaming import Elu, Snake, convolve, upsample
+from stretto.codecs.streaming import Elu, Snake, WithConstants, convolve, upsample
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE
@@ -478,18 +478,32 @@ FIRST_KERNEL = 3
 LEAST_USAGE = 1e-5  # minimum usage count of a codebook entry
 
 
-class Codebook(nn.Module):
-    """Codebook in its training form: sums of vectors and usage counts; an entry is their quotient."""
+class Codebook(WithConstants):
+    """Codebook in its training form: sums of vectors and usage counts; an entry is their quotient.
+
+    Attributes:
+        entries: The quotients, [size, C]; None before `prepare`.
+    """
+
+    entries: Tensor | None
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
+        self.register_buffer("entries", None, persistent=False)
         self.cluster_usage = nn.Parameter(torch.ones(size))
         self.embedding_sum = nn.Parameter(torch.zeros(size, width))
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the entries [B, n, C] of codes [B, n]."""
-        usage = self.cluster_usage[codes].clamp(min=LEAST_USAGE)
-        return F.embedding(codes, self.embedding_sum) / usage[..., None]
+        return F.embedding(codes, self._quotients() if self.entries is None else self.entries)
+
+    def join(self) -> None:
+        """Compute all entries."""
+        super().join()
+        self.register_buffer("entries", self._quotients().detach(), persistent=False)
+
+    def _quotients(self) -> Tensor:
+        return self.embedding_sum / self.cluster_usage.clamp(min=LEAST_USAGE)[:, None]
 
 
 class Codebooks(nn.Module):
