@@ -123,7 +123,7 @@ def test_kernel_splits_as_the_host_does() -> None:
 def test_chunks_join(precision: str) -> None:
     """Operands are rounded one by one, so a sample depends on chunk and batch only through the order of sums.
 
-    In half precision the sum is rounded, too: two orders may give neighbouring numbers.
+    In TF32 and half precision, a sum is rounded for the next layer: two orders may give neighbouring numbers.
     """
     codec = make_codec("qwen3_12hz_small", "cpu", is_narrow=True)
     codes = random_codes(codec, 2, 30)
@@ -132,7 +132,7 @@ def test_chunks_join(precision: str) -> None:
         parts = [stream(codec, codes, chunks_of(size, 30)) for size in (1, 5)]
         alone = torch.cat([stream(codec, codes[row : row + 1], [30]) for row in range(2)])
     error = max((each - whole).abs().max().item() for each in (*parts, alone))
-    assert error <= {"tf32x3": 1e-5, "tf32": 1e-5, "bfloat16": 2.0**-5, "float16": 2.0**-8}[precision]
+    assert error <= {"tf32x3": 1e-5, "tf32": 2.0**-8, "bfloat16": 2.0**-5, "float16": 2.0**-8}[precision]
 
 
 @pytest.mark.slow

@@ -63,8 +63,7 @@ class TritonPythonModel:
 
         self.read = read
         gate = DrainGate.from_environment()
-        found = parameters.path("checkpoint"), parameters.device
-        self.hearing = open_hearing(self.preprocessor.family, *found)
+        self.hearing = open_hearing(self.preprocessor.family, parameters.path("checkpoint"), parameters.device)
         prepare = self.preprocessor.prepare
         seal = self.key.seal
         slots = HeldSlots(stub.server_pid())

@@ -16,7 +16,7 @@ DECODERS_GB = {  # GB
     "mimi": 13.08,
     "moss": 26.15,
     "pocket": 8.33,
-    "qwen3_12hz": 11.27,
+    "qwen3_12hz": 11.31,
     "qwen3_omni": 11.90,
     "s3gen": 8.55,
     "tiny": 6.93,
