@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from stretto_client import ModelProfile, SpeechEvent, TaskOptions, TaskProfile
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, Completion, described, mismatch
-from stretto_gateway.base64_data import DATA_URL, read_base64
+from stretto_gateway.base64_data import DATA_URL, EncodedFile
 from stretto_gateway.catalogue import CallersVoices, VoiceFile, answers_turns, converses
 from stretto_gateway.encoding import Encoder, default_rate, make_encoder
 from stretto_gateway.events import Streamed, reply_events
@@ -25,6 +25,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
 from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text, Voiced
+from stretto_gateway.turns import AUDIO
 
 # maximum number of turns in a conversation, and of parts in a turn
 MAX_TURNS = 64
@@ -117,15 +118,15 @@ class ServerTurns:
     """Turns in the server's format, and the files to which they refer, in order."""
 
     turns: list[dict[str, Any]] = field(default_factory=list)
-    files: list[bytes] = field(default_factory=list)
-    images: list[bytes] = field(default_factory=list)
+    files: list[bytes | EncodedFile] = field(default_factory=list)
+    images: list[EncodedFile] = field(default_factory=list)
 
     def kinds(self) -> set[str]:
         """Return the kinds of content in the last turn: `text`, `audio`, `image`."""
         return set(self.turns[-1]) - {"role"}
 
 
-def set_voice(recording: bytes, turns: list[dict[str, Any]], files: list[bytes]) -> None:
+def set_voice(recording: bytes, turns: list[dict[str, Any]], files: list[bytes] | list[bytes | EncodedFile]) -> None:
     """Let the replies have a recorded voice: make its file the audio of the system turn."""
     if not turns or turns[0]["role"] != "system":
         turns.insert(0, {"role": "system"})
@@ -149,7 +150,7 @@ class Texts:
 
 
 def read_conversation(messages: list[Message], max_chars: int) -> ServerTurns:
-    """Convert the messages of a request; raise ApiError if a part is unreadable or the texts are too long."""
+    """Convert the messages of a request; raise ApiError if a part is missing or the texts are too long."""
     conversation = ServerTurns()
     texts = Texts(max_chars)
     for index, message in enumerate(messages):
@@ -167,11 +168,11 @@ def read_conversation(messages: list[Message], max_chars: int) -> ServerTurns:
                 turn["text"] = texts.add(given(part.text, f"{path}.text"), f"{path}.text")
             elif part.type == "image_url":
                 image = given(part.image_url, f"{path}.image_url")
-                conversation.images.append(read_base64(f"{path}.image_url.url", image.url, DATA_URL))
+                conversation.images.append(EncodedFile(f"{path}.image_url.url", image.url, DATA_URL))
                 turn["image"] = "image"
             else:
                 audio = given(part.input_audio, f"{path}.input_audio")
-                conversation.files.append(read_base64(f"{path}.input_audio.data", audio.data))
+                conversation.files.append(EncodedFile(f"{path}.input_audio.data", audio.data))
                 turn["audio"] = "audio"
             conversation.turns.append(turn)
     return conversation
@@ -252,12 +253,17 @@ async def reply(
     """Yield the events of the reply; raise ApiError if it fails."""
     trace = (SpeechTrace if speaks else Trace)(gateway.metrics, options["task"])
     async with gateway.slot():
-        turns = conversation.turns
-        images = conversation.images
-        begin = partial(gateway.client.converse, turns, *conversation.files, images=images, **options)
+        files = [await decoded(file) for file in conversation.files]
+        images = [await decoded(image) for image in conversation.images]
+        begin = partial(gateway.client.converse, conversation.turns, *files, images=images, **options)
         async with aclosing(reply_events(begin, {}, trace, gateway.queue)) as events:
             async for event in events:
                 yield event
+
+
+async def decoded(file: bytes | EncodedFile) -> bytes:
+    """Return a file's bytes; raise ApiError if it is not base64."""
+    return file if isinstance(file, bytes) else await AUDIO.run(file.decode)
 
 
 async def completion(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from stretto_gateway.answers import ApiError
-from stretto_gateway.base64_data import read_base64
+from stretto_gateway.base64_data import PART_BYTES, read_base64
 from stretto_gateway.config import Limits
 from tests.gateway.conftest import SPOKEN, Start
 from tests.gateway.realtime.caller import TALKS, call
@@ -106,3 +106,16 @@ async def test_bytes_of_wrapped_base64_count_as_audio(start: Start) -> None:
             answer = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": [part]}]})
         assert answer.status_code == 200, answer.text
         assert running.behind.requests[-1]["audio"] == audio
+
+
+@pytest.mark.parametrize("extra", range(-2, 3))
+def test_files_of_several_parts_are_decoded_as_a_whole(extra: int) -> None:
+    data = (AUDIO * 80)[: PART_BYTES // 4 * 3 + extra]
+    for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode().rstrip("="), wrapped(data)):
+        assert read_base64("audio", text) == data
+
+
+@pytest.mark.parametrize("text", ["QUJD" * (PART_BYTES // 4 - 1) + "QUI=" + "QUJD", "QQ==QUJD", "A===", "A"])
+def test_padding_is_only_accepted_at_the_end(text: str) -> None:
+    with pytest.raises(ApiError, match="audio: expected base64"):
+        read_base64("audio", text)

@@ -183,7 +183,12 @@ async def test_chat_audio_and_transcript_are_streamed(start: Start, name: str) -
         ({"messages": [{"role": "user", "content": ["hello"]}]}, "messages.0.content.0"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "?"}}]}]},
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "?"}}]},
+                    {"role": "user", "content": "Hm?"},
+                ]
+            },
             "messages.0.content.0.input_audio.data",
         ),
         ({"audio": {"voice": "alloy", "format": "opus9"}}, "audio.format"),

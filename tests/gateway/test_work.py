@@ -78,6 +78,11 @@ class Place:
     has_slot: bool = True
 
 
+QUESTION = [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "UklGRg=="}}]}]
+HEARS = {
+    "name": "hear", "needs": ["audio"], "also": ["text"], "speaks": False, "answers": "user", "has_history": True,
+    "system": ["text"],
+}  # fmt: skip
 OWN_VOICE = SPEECH | {"voice": "voice_" + "0" * 32}
 PLACES = {
     "stretto_client.markup.read_slices": Place(SPEAKS, SPEECH | {"input": LONG}),
@@ -85,6 +90,7 @@ PLACES = {
     "stretto_client.long_speech.cut": Place(SPEAKS, SPEECH | {"input": LONG}),
     "stretto_gateway.speech.encoded": Place(SPEAKS, SPEECH | {"response_format": "mp3"}),
     "stretto_gateway.speech.parts": Place(SPEAKS, SPEECH | {"input": FASTER, "speed": 1.5}),
+    "stretto_gateway.chat.decoded": Place("/v1/chat/completions", {"model": "tiny", "messages": QUESTION}),
     "stretto_gateway.realtime.reply._play": Place(),
     "stretto_gateway.realtime.end_of_turn.is_complete": Place(has_slot=False),
     "stretto_gateway.outgoing.resolve": Place(has_slot=False),
@@ -191,7 +197,7 @@ async def ask(running: Running, place: Place, key: int = 0) -> httpx.Response:
 
 
 async def begin(start: Start, folder: Path, script: Any = SPOKEN, **limits: int) -> Running:
-    profile = READS_LATIN | {"tasks": CLONES}
+    profile = READS_LATIN | {"tasks": [*CLONES, HEARS]}
     return await start(script, profile, Limits(drain_s=1, **limits), keys=KEYS, voices=folder)
 
 

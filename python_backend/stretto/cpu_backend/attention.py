@@ -69,6 +69,7 @@ def supported_head_sizes(config: VllmConfig) -> list[int]:
 
 def _is_supported(head_size: int, config: VllmConfig) -> bool:
     dtype = config.model_config.dtype
+    assert isinstance(dtype, torch.dtype), dtype
     kernel = _get_attn_isa(dtype, config.cache_config.block_size, head_size, config.cache_config.cache_dtype)
     try:
         ops.cpu_attn_get_scheduler_metadata(
