@@ -74,6 +74,10 @@ PLACES = {
     "eleven, one million, one million two hundred thousand one hundred and fifty euros",
     "1.000 people, 12.345 km": "one thousand people, twelve point three four five kilometers",
     "1.000–2.000 €, €1.000-2.000": "one thousand to two thousand euros, one thousand to two thousand euros",
+    "Rs.1,00,00,000/- or kr.1.500": "ten million rupees or kr. one thousand five hundred",
+    "123.456.789-09, (11) 98765-4321": "one two three, four five six, seven eight nine, zero nine, "
+    "one one nine eight seven six five four three two one",
+    "1e-3 mol/L, −∞, 5′ 11″": "one times ten to the minus three moles per liter, minus infinity, five feet eleven",
     "₹1,00,000–2,00,000": "one hundred thousand to two hundred thousand rupees",
     "$525 922, £12·50, 3·4": "five hundred and twenty five thousand nine hundred and twenty two dollars, "
     "twelve pounds and fifty pence, three times four",

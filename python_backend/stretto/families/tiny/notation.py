@@ -15,7 +15,9 @@ from stretto.families.tiny.units import SIGNS
 
 SPACES = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"  # which no list of numbers has; a plain space may be one's
 # A number with every character that may separate its groups. A plain space separates groups of three digits only.
-TOKEN = re.compile(rf"(?<![\w.,])(?<!\d['’])\d(?:\d|[.,_٫٬](?=\d)|['’](?=\d{{3}}(?!\d))|[{SPACES} ](?=\d{{3}}(?!\d)))*")
+TOKEN = re.compile(
+    rf"(?<![\w,])(?<![\d.]\.)(?<!\d['’])\d(?:\d|[.,_٫٬](?=\d)|['’](?=\d{{3}}(?!\d))|[{SPACES} ](?=\d{{3}}(?!\d)))*"
+)
 JOINER = re.compile(rf"[{SPACES}'’_]")  # separates the groups of one number, never numbers of a list
 COUNT = r"\d{1,3}(?:,\d{3})*"
 WESTERN = re.compile(rf"(?!0\d|0,){COUNT}(?:\.\d+)?|\d+(?:\.\d+)*")
@@ -35,7 +37,11 @@ MONTH_DAY = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a
 MONEY = r"€|EUR|kr\b|zł|Kč|R\$|CHF|Fr\."
 UP_TO = r"\s?[-\u2013\u2014]\s?"
 AMOUNT = r"\d[\d.]*(?:,\d+)?"
-AFTER_MONEY = re.compile(rf"(?:{MONEY})\s?(?:{AMOUNT}{UP_TO})?\Z")
+# The number of a person or a company, with check digits.
+IDENTIFIER = re.compile(
+    rf"(?<![\w.,])\d{{1,3}}(?:\.\d{{3}}){{2}}(?:-\d{{1,2}}|/\d{{4}}-\d\d)(?!\w|[.,]\d|\s?(?:{MONEY}))"
+)
+AFTER_MONEY = re.compile(rf"(?:{MONEY})\.?\s?(?:{AMOUNT}{UP_TO})?\Z")
 BEFORE_MONEY = re.compile(rf"(?:{UP_TO}{AMOUNT})?\s?(?:{MONEY})(?!\s?/)")
 AFTER_SIGN = re.compile(rf"(?:[{SIGNS}]\s?|(?<!\S)[-\u2212])\Z")
 INDIVISIBLE = re.compile(
@@ -58,7 +64,9 @@ TIMES_DOT = re.compile(r"(?<=\d)\s?[·⋅∙]\s?(?=\d)")
 UNIT_DOT = re.compile(r"(?<![A-Za-z])(N|[kMG]?W)[·⋅](m|h)(?![A-Za-z])")
 SUSPENDED = re.compile(r"(?<=\d)…(?=[-\u2212]?\d)")  # 5…10
 DEGREES = re.compile(r"(?<=\d)º(?=\s?[CFNSEW]\b)|(?<=\d\d\d)º")
-INCHES = re.compile(r"(?<![\d.′])(\d+(?:\.\d+)?)″(?!\s?[NSEW])")
+INFINITE = re.compile(r"(?<![\w)])[-\u2212](?=∞)")
+RUPEES_ONLY = re.compile(r"(?<=\d)/-(?!\w)")  # Rs. 500/-
+INCHES = re.compile(r"(?<![\d.′])(?<!′ )(\d+(?:\.\d+)?)″(?!\s?[NSEW])")
 NUMBER_SIGN = re.compile(r"\b[nN][º°]\s?(?=\d)")
 ORDINAL_SIGN = re.compile(r"(\d+)[ºª]")
 MINUS = re.compile(r"(?<![\d\s])−(?=\s|[.,;:!?)\]]|$)|(?<=[\w)])−(?=[\w(])(?!(?<=\b\d{4}−)\d{4}\b)")
@@ -71,7 +79,7 @@ def plain_notation(text: str) -> str:
     text = TIMES_DOT.sub(" times ", PRICE_DOT.sub(r"\1.", text))
     text = SCALE.sub(lambda match: f" {SCALES[match.group(1)]}", text)
     text = SUSPENDED.sub("..", UNIT_DOT.sub(r"\1\2", text))
-    text = DEGREES.sub("°", text)
+    text = INFINITE.sub("minus ", RUPEES_ONLY.sub("", DEGREES.sub("°", text)))
     text = NUMBER_SIGN.sub("number ", text)
     text = INCHES.sub(r"\1 in.", text)
     text = ORDINAL_SIGN.sub(lambda match: with_suffix(match.group(1)), text)
@@ -79,7 +87,11 @@ def plain_notation(text: str) -> str:
     runs = list[str]()
     for form, run in groupby(text, _form):
         runs.append(_rewritten(form, "".join(run), runs[-1] if runs else ""))
-    return TOKEN.sub(_canonical, "".join(runs))
+    return TOKEN.sub(_canonical, IDENTIFIER.sub(_by_groups, "".join(runs)))
+
+
+def _by_groups(match: re.Match[str]) -> str:
+    return f" {', '.join(map(digits, re.findall(r'[0-9]+', match.group())))} "
 
 
 def with_suffix(digits_text: str) -> str:
@@ -190,7 +202,7 @@ def _canonical(match: re.Match[str]) -> str:
         return token.replace(",", ", ")
     if " " in token:  # a list, or a telephone number
         return " ".join(TOKEN.sub(_canonical, part) for part in token.split(" "))
-    return f" {', '.join(map(digits, re.findall(r'[0-9]+', token)))} "
+    return _by_groups(match)
 
 
 def _is_count(token: str, before: str, after: str) -> bool:

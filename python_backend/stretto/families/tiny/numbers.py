@@ -276,7 +276,10 @@ def _neighbouring_decades(match: re.Match[str]) -> str:
 
 def _exponent(match: re.Match[str]) -> str:
     sign = "minus " if match.group(2) == "-" else ""
-    return f"{number(match.group(1))} times ten to the {sign}{cardinal(int(match.group(3)))}"
+    symbol = match.group(4)
+    unit = f" {CASED_UNITS.get(symbol) or UNITS[symbol.lower()]}" if symbol else ""
+    per = f" per {PER.get(match.group(5), match.group(5))}" if match.group(5) else ""
+    return f"{number(match.group(1))} times ten to the {sign}{cardinal(int(match.group(3)))}{unit}{per}"
 
 
 def _scaled(match: re.Match[str]) -> str:
@@ -347,6 +350,8 @@ AMOUNT = (
 )
 LENGTH = r"[cmk]?m|in\.|ft|px"
 RULES: tuple[Rule, ...] = (
+    (re.compile(rf"(?<![\w.])(\d+(?:\.\d+)?)(?:e|E(?=[+-]))([+-]?)(\d{{1,3}})\b(?:\s?({ANY_UNIT})(?:/({ANY_PER}))?(?![\w'/^]))?"),
+     _exponent),
     (re.compile(r"\+\d[\d ()-]{6,}\d"), lambda match: f"plus {digits(match.group())}"),
     (re.compile(r"(?<![\w/.-])(\d{1,2}/\d{1,2})\s?-\s?(?=\d{1,2}/\d{1,2}(?![\d/]))"),
      lambda match: f"{match.group(1)} to"),
@@ -440,13 +445,12 @@ RULES: tuple[Rule, ...] = (
     (re.compile(r"\b([A-Za-z]+-?)(\d{3,4})\b(?![.,:]\d)"), lambda match: f"{match.group(1)} {code(match.group(2))}"),
     (re.compile(rf"(?<![\d.,{SIGNS}])(\d{{3,4}})(?:([AC-JN-UX-Z])\b|([A-Z])(?=\s[A-Z][a-z]))"),
      lambda match: f"{code(match.group(1))} {spell(match.group(2) or match.group(3))}"),
-    (re.compile(r"\(\d{3}\)\s?\d{3}[ .-]\d{4}(?!\d)"), lambda match: digits(match.group())),
+    (re.compile(r"\((?:\d{3}\)\s?\d{3}[ .-]|\d\d\)\s?\d{4,5}-)\d{4}(?!\d)"), lambda match: digits(match.group())),
     (re.compile(r"(?<![\d.,])\+?(?:\d{1,3}[ -])?\d{3}[ .-]\d{3,4}[ .-]\d{4}(?!\d)|(?<![\d.,-])\d{3}-\d{4}(?![\d-])"),
      lambda match: digits(match.group())),
     (re.compile(r"(?<![\w.-])\d+(?:-\d+){2,}(?![\w-])"),
      lambda match: ", ".join(map(digits, match.group().split("-")))),
     (re.compile(rf"(?<![\w.,:/{SIGNS}-])(?<!\d )\d{{1,5}}(?: \d{{2,8}}){{1,6}}(?![\w%/:]| ?\d|[.,]\d)"), _groups),
-    (re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:e|E(?=[+-]))([+-]?)(\d{1,3})\b"), _exponent),
     (re.compile(rf"\b({MONTH})\s+{DAY}(?:st|nd|rd|th)?\s?-\s?{DAY}(?:st|nd|rd|th)?(?![\d:.,]\d|\d)"),
      lambda match: f"{match.group(1)} {ordinal(int(match.group(2)))} to {ordinal(int(match.group(3)))}"),
     (re.compile(rf"\b{DAY}(?:st|nd|rd|th)?\s?-\s?{DAY}(?:st|nd|rd|th)?\s+(?:of\s+)?({MONTH})\b"),
