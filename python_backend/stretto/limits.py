@@ -93,8 +93,8 @@ class Rotation(Generic[T]):
 
     def remove(self, host: str, item: T) -> bool:
         """Remove an item of `host`; return False if it is not waiting."""
-        items = self._items.get(host, ())
-        if item not in items:
+        items = self._items.get(host)
+        if items is None or item not in items:
             return False
         items.remove(item)
         if not items:

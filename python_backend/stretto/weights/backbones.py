@@ -88,7 +88,7 @@ def check_heads(config: Any) -> None:
     head_dim = getattr(config, "head_dim", None)
     if config.model_type == "qwen2" and head_dim not in (None, width // heads):
         raise CheckpointError(f"config.json: head_dim: expected {width // heads}, got {shown(head_dim)}")
-    if config.model_type == "qwen3" and head_dim < 1:
+    if config.model_type == "qwen3" and config.head_dim < 1:
         raise CheckpointError(f"config.json: head_dim: expected a positive number, got {shown(head_dim)}")
 
 
