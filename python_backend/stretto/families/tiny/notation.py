@@ -110,7 +110,8 @@ def _unsquared(character: str) -> str:
 
 def _in_digits(match: re.Match[str]) -> str:
     parts = EAST_ASIAN_PART.findall(match.group().replace(",", ""))
-    total = sum(Decimal(count) * int(unicodedata.numeric(sign or "一")) for count, sign in parts)
+    values = (Decimal(count) * int(unicodedata.numeric(sign or "一")) for count, sign in parts)
+    total = sum(values, Decimal())
     return f"{total.normalize():,f}"
 
 
