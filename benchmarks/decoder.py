@@ -90,7 +90,7 @@ class ProcessorTime:
         self._queue = ChunkQueue()
         sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now, marker=marker)
         self._loop = DecodingLoop(codec, config, self._queue, Counts(), sessions)
-        self._loop.stopwatch = stopwatch
+        self._loop.clock = stopwatch
         self._loop.enter()
         self._now = self._free_at = 0.0
         self._turn_s: float | None = None  # stopwatch reading at the start of the current turn
@@ -99,7 +99,7 @@ class ProcessorTime:
         return self._now if self._turn_s is None else self._free_at + self._stopwatch() - self._turn_s
 
     def time(self) -> DecodingTime:
-        return self._loop.times.measured
+        return self._loop.stopwatch.measured
 
     def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
         self._queue.put(PendingChunk(utterance, chunk, codes, reply))

@@ -37,19 +37,19 @@ def read_base64(param: str, text: str, expected: str = "base64") -> bytes:
         raise refused(param, FETCHES_NOTHING, text)
     try:
         plain = unquote_to_bytes(data) if "%" in data else data.encode("ascii")
-        plain = _by_parts(lambda part: part.translate(None, BLANKS), plain)
+        plain = _by_pieces(lambda piece: piece.translate(None, BLANKS), plain)
         if b"+" not in plain and b"/" not in plain:
-            plain = _by_parts(lambda part: part.translate(STANDARD), plain)
+            plain = _by_pieces(lambda piece: piece.translate(STANDARD), plain)
             if not plain.endswith(b"="):  # RFC 4648 lets the URL-safe alphabet have no padding
                 plain += b"=" * (-len(plain) % 4)
         if plain.find(b"=", 0, -2) >= 0:
             raise ValueError("text after the padding")
-        return _by_parts(lambda part: base64.b64decode(part, validate=True), plain)
+        return _by_pieces(lambda piece: base64.b64decode(piece, validate=True), plain)
     except (binascii.Error, ValueError):
         raise refused(param, expected, text) from None
 
 
-def _by_parts(change: Callable[[bytes], bytes], data: bytes) -> bytes:
+def _by_pieces(change: Callable[[bytes], bytes], data: bytes) -> bytes:
     return b"".join(change(data[at : at + PART_BYTES]) for at in range(0, len(data), PART_BYTES))
 
 

@@ -142,7 +142,7 @@ class DecoderConfig:
     """Configuration of the acoustic decoder.
 
     Attributes:
-        codec: Name of the codec in `codecs.registry`; by default the codec of the checkpoint's family.
+        codec: Name of an installed codec (`stretto.codecs.base`); by default the codec of the checkpoint's family.
         num_codebooks: Number of codebooks to decode, counted from the first; None for all.
         device: Device on which the codec runs (`cpu`, `cuda`, `cuda:1`, …).
         threads: Number of torch threads on the CPU.

@@ -70,7 +70,7 @@ class Decoder:
         self.queue, self.counts = ChunkQueue(), Counts()
         self.sessions = Sessions(codec, 256, 60.0, lambda: 0.0)
         self.loop = DecodingLoop(codec, config, self.queue, self.counts, self.sessions)
-        self.loop.stopwatch = lambda: cuda.now_s
+        self.loop.clock = lambda: cuda.now_s
 
     def put(
         self,
@@ -102,7 +102,7 @@ def test_a_batch_duration_excludes_the_previous_batch(cuda: FakeCuda, monkeypatc
     assert all(reply.wait().error is None for reply in replies)
     assert cuda.now_s == pytest.approx(3 * BATCH_S, abs=3 * LOOK_S)
     assert decoder.counts.to_dict()["decode_s"] == pytest.approx(3 * BATCH_S)
-    assert decoder.loop.times.measured.batch_s == pytest.approx(BATCH_S)
+    assert decoder.loop.stopwatch.measured.batch_s == pytest.approx(BATCH_S)
 
 
 def test_failing_all_utterances_ends_batches_in_flight(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,10 +229,10 @@ def test_batches_are_split_if_padding_takes_longer_than_another_batch(
 
     monkeypatch.setattr(decoder.launcher, "launch", watched)
     monkeypatch.setattr(decoder.launcher, "batch_s", 10.0)
-    decoder.loop.times.measured = DecodingTime(0.05, 0.0, window_s / 4)
+    decoder.loop.stopwatch.measured = DecodingTime(0.05, 0.0, window_s / 4)
     for index in range(11):
         decoder.put(str(index), 4)
-    decoder.loop.times.record = lambda num_frames, spent_s: None
+    decoder.loop.stopwatch.record = lambda num_frames, spent_s: None
     decoder.answer_all()
     assert sizes == expected
 
@@ -251,7 +251,7 @@ def test_a_batch_is_no_longer_than_the_most_urgent_client_can_wait(
 ) -> None:
     decoder = Decoder(cuda, monkeypatch, codec=Causal())
     monkeypatch.setattr(decoder.sessions, "spare_s", lambda: spare_s)
-    decoder.loop.times.measured = DecodingTime(0.0, 0.0, 0.001)
+    decoder.loop.stopwatch.measured = DecodingTime(0.0, 0.0, 0.001)
     for index in range(64):
         decoder.put(str(index), 1)
     decoder.loop.turn()

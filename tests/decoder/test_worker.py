@@ -391,7 +391,7 @@ def test_exception_fails_only_the_current_jobs(codec: FakeCodec, monkeypatch: py
 def test_all_jobs_are_answered_despite_an_exception_after_decoding(worker: DecoderWorker, codec: FakeCodec) -> None:
     plug = pile_up(worker, codec)
     waiting = [push(worker, name, 0, frames(1, 2, 3)) for name in "ab"]
-    worker._loop.stopwatch = failing(1, time.perf_counter)
+    worker._loop.clock = failing(1, time.perf_counter)
     codec.gate.set()
     assert str(plug.wait().error) == "a broken invariant"
     assert all(reply.wait().error is None for reply in waiting)
@@ -512,7 +512,7 @@ def test_session_memory_is_constant_over_ten_minutes(worker: DecoderWorker) -> N
 
 def test_decoding_time_counts_frames_and_their_context(codec: FakeCodec) -> None:
     worker, num_context = DecoderWorker(codec, DecoderConfig()), codec.spec.left_frames + codec.spec.right_frames
-    worker._loop.stopwatch = itertools.count().__next__  # a batch takes a second
+    worker._loop.clock = itertools.count().__next__  # a batch takes a second
     push(worker, "text", 0, None).wait()
     push(worker, "a", 0, frames(1, 2, 3)).wait()
     assert worker.time == DecodingTime(0.0, num_context / 3, 1 / 3)
@@ -522,7 +522,7 @@ def test_decoding_time_counts_frames_and_their_context(codec: FakeCodec) -> None
 def test_first_chunks_come_before_those_of_clients_with_audio(codec: FakeCodec) -> None:
     """A frame takes 6 ms, and a batch about 100 ms: 4 windows of 5 frames, with their context, or 3 of 6."""
     worker, log = DecoderWorker(codec, DecoderConfig(), clock=lambda: 0.0), list[RecordedReply]()
-    worker._loop.stopwatch = lambda: 0.006 * sum(size * sum(window) for size, *window in codec.batches)
+    worker._loop.clock = lambda: 0.006 * sum(size * sum(window) for size, *window in codec.batches)
     for index in range(16):
         push(worker, f"old {index}", 0, frames(1, 2, 3, 4, 5)).wait()
     pile_up(worker, codec)

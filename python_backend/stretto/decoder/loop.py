@@ -311,8 +311,8 @@ class DecodingLoop:
 
     Attributes:
         unanswered: Chunks in progress.
-        times: Measured decoding times.
-        stopwatch: Clock for decoding times on the host, in seconds.
+        stopwatch: Measured decoding times.
+        clock: Clock for decoding times on the host, in seconds.
         fails_pending: Set to True to fail everything that has not been decoded yet.
     """
 
@@ -338,9 +338,9 @@ class DecodingLoop:
         self._batches = deque[tuple[LaunchedBatch | FilledBatch, float]]()  # in flight, each with its launch time
         if self._launcher.has_graphs and config.right_frames is None:  # a reduced right context does not hide padding
             sessions.last_sizes = ChunkPolicy(config.first_frames, config.steady_frames).sizes
-        self.times = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
+        self.stopwatch = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
         self._launched_s = 0.0  # time of the last launch, on the sessions' clock
-        self.stopwatch = time.perf_counter  # clock for decoding times on the host
+        self.clock = time.perf_counter  # clock for decoding times on the host
         self.fails_pending = False  # set to fail everything that is not decoded yet
         self._signalled_s = time.monotonic()
         if isinstance(codec, ProgressSource):
@@ -401,7 +401,7 @@ class DecodingLoop:
         num_added = padded_batch(num_windows) - num_windows
         if not num_added or not self._launcher.has_graphs or not isinstance(group[0].window, FrameWindow):
             return group
-        time = self.times.measured
+        time = self.stopwatch.measured
         added_s = num_added * time.frame_s * group[0].window.codes.shape[1]
         return group[: padded_batch(num_windows) // 2] if added_s > time.batch_s else group
 
@@ -415,7 +415,7 @@ class DecodingLoop:
             return min(self._config.max_batch, max(1, MAX_PASSAGE_ROWS // window.max_rows))
         num_frames = window.codes.shape[1]
         most = batch_limit(self._codec.spec, num_frames, self._config.max_batch)
-        window_s = num_frames * self.times.measured.frame_s
+        window_s = num_frames * self.stopwatch.measured.frame_s
         longest_s = max(self._launcher.batch_s, min(self._launcher.longest_batch_s, self._sessions.spare_s() / 2))
         return most if most * window_s <= longest_s else math.ceil(longest_s / window_s)
 
@@ -501,7 +501,7 @@ class DecodingLoop:
         """Launch a batch; if that fails, launch each job separately, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
         group = still_connected(group, self._fail)
-        begun = self.stopwatch()
+        begun = self.clock()
         for job in group:  # an urgent chunk that came after the last launch would be in this batch
             job.pending.reply.wanted_s = min(job.session.dry_s or 0.0, self._launched_s)
         try:
@@ -529,7 +529,7 @@ class DecodingLoop:
         try:
             pcm = batch.pcm()
             self._note_progress()
-            spent_s = self.stopwatch() - begun if batch.device_s is None else batch.device_s()
+            spent_s = self.clock() - begun if batch.device_s is None else batch.device_s()
         except Exception as error:  # a device error, after which the states are lost as well
             for job in batch.jobs:
                 self._fail(job.pending, error)
@@ -537,7 +537,7 @@ class DecodingLoop:
         self._counts.add_batch(len(batch.jobs), batch.num_frames, spent_s)
         if batch.num_frames:
             num_windows = padded_batch(len(batch.jobs)) if self._launcher.has_graphs else len(batch.jobs)
-            self.times.record(num_windows * batch.jobs[0].frames.codes.shape[1], spent_s)
+            self.stopwatch.record(num_windows * batch.jobs[0].frames.codes.shape[1], spent_s)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
             try:

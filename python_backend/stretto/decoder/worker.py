@@ -151,7 +151,7 @@ class DecoderWorker:
     @property
     def time(self) -> DecodingTime:
         """Decoding time, as measured recently."""
-        return self._loop.times.measured
+        return self._loop.stopwatch.measured
 
     @property
     def has_graphs(self) -> bool:

@@ -152,6 +152,11 @@ PLAIN = OutputForm()  # the format of an open session is not changed by later ch
 class DecodingWorker(Protocol):
     """Interface of the decoder worker (`decoder.worker.DecoderWorker`)."""
 
+    @property
+    def has_graphs(self) -> bool:
+        """True if windows of usual shapes are decoded by CUDA graphs."""
+        ...
+
     def push(
         self,
         utterance: str,
