@@ -30,9 +30,8 @@ class CallChannel(Channel):
 
     def __init__(self, socket: WebSocket, stall_s: float):
         super().__init__(socket, stall_s)
-        # type: str, Listener | None
         self.stream_sid = ""
-        self.listener = None
+        self.listener: Listener | None = None
         self._rest = b""  # less than a frame
         self._num_logged = 0
         self._last_mark = ""  # name of the mark behind all audio that Twilio may not have played yet; empty for none
