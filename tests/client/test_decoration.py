@@ -1,7 +1,6 @@
 """Formulas become words; faces and stage directions are left out; words around elements and at line ends stay right."""
 
 import itertools
-import sys
 from collections.abc import Sequence
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from stretto_client.latex import LatexFilter
 from stretto_client.markup import Markup, open_reader
+from tests.interpreter_steps import count_steps
 
 FORMULAS = {
     r"Let $x^2$ and $\frac{1}{2}$ be.": "Let x squared and 1/2 be.",
@@ -198,21 +198,8 @@ HOSTILE = (
 
 @pytest.mark.parametrize("unit", HOSTILE, ids=repr)
 def test_reading_time_is_linear_in_the_length(unit: str) -> None:
-    """The test counts interpreter steps, which other load does not affect."""
-
     def steps(num_chars: int) -> int:
-        count = 0
-
-        def step(*_: object) -> None:
-            nonlocal count
-            count += 1
-
-        sys.setprofile(step)
-        try:
-            read((unit * num_chars)[:num_chars])
-        finally:
-            sys.setprofile(None)
-        return count
+        return count_steps(lambda: read((unit * num_chars)[:num_chars]))
 
     assert steps(16_000) < 3 * steps(8_000) + 1000
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import sys
 import threading
 from collections.abc import AsyncIterator
 
@@ -25,6 +24,7 @@ from stretto_client.markup import (
 )
 from stretto_client.ssml import RateChange
 from tests.client.fake_server import Chunk, FakeServer
+from tests.interpreter_steps import count_steps
 
 MARKDOWN = {
     # blocks
@@ -355,21 +355,8 @@ HOSTILE = (
 
 @pytest.mark.parametrize("unit", HOSTILE, ids=repr)
 def test_markup_reading_time_is_linear_in_the_length(unit: str) -> None:
-    """The test counts interpreter steps, which other load does not affect."""
-
     def steps(num_chars: int) -> int:
-        count = 0
-
-        def step(*_: object) -> None:
-            nonlocal count
-            count += 1
-
-        sys.setprofile(step)
-        try:
-            read((unit * num_chars)[:num_chars])
-        finally:
-            sys.setprofile(None)
-        return count
+        return count_steps(lambda: read((unit * num_chars)[:num_chars]))
 
     assert steps(16_000) < 3 * steps(8_000) + 1000
 

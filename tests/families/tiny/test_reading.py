@@ -12,6 +12,7 @@ from stretto.families.tiny.family import CHARACTERS
 from stretto.families.tiny.numbers import cardinal, digits
 from stretto.families.tiny.prompt import read_aloud
 from stretto.families.tiny.text import normalise, words_of
+from tests.interpreter_steps import count_steps
 
 POWERS = {
     "10⁶ and 10⁻³": "ten to the power of six and ten to the power of minus three",
@@ -247,17 +248,4 @@ def test_faces_are_silent(signs: str, letter: str, mouth: str) -> None:
     "unit", ["1 ", "1,", "-1", "^2", "a1", "0x", "(1", "1.", "¯_(ツ)", "I", "1:", "a-", "@a.", "/a"]
 )
 def test_reading_time_is_bounded(unit: str) -> None:
-    """The test counts interpreter steps, which other load does not affect."""
-    count = 0
-
-    def step(*_: object) -> None:
-        nonlocal count
-        count += 1
-
-    text = (unit * 300)[:300]
-    sys.setprofile(step)
-    try:
-        normalise(text, CHARACTERS)
-    finally:
-        sys.setprofile(None)
-    assert count < 60_000
+    assert count_steps(lambda: normalise((unit * 300)[:300], CHARACTERS)) < 60_000
