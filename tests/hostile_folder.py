@@ -1,6 +1,8 @@
 """Folder of modules with the names of all others, each of which leaves its name in a file when it is executed."""
 
+import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -45,3 +47,13 @@ def executed(folder: Path) -> str:
     """Return the modules of the folder that were executed, with their processes."""
     ran = folder / RAN
     return ran.read_text() if ran.exists() else ""
+
+
+def without_current_folder(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which the dynamic loader searches no current folder.
+
+    If cv2 is imported, it appends an empty folder to the search path of libraries, so the loader would find the hostile
+    libraries of the current folder before any code of ours runs.
+    """
+    folders = environment.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    return {**environment, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}

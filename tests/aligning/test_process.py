@@ -1,7 +1,6 @@
 """The alignment queue answers every job once and in time, even if its process ends at any moment."""
 
 import os
-import select
 import signal
 import sys
 import threading
@@ -18,7 +17,7 @@ from stretto.aligning.align import TimedWord
 from stretto.aligning.model import Aligner
 from stretto.aligning.process import MAX_WAIT_S, AlignerProcess, AlignmentQueue, ProcessFailed
 from stretto.aligning.worker import answer
-from stretto.worker_process import START_S
+from stretto.worker_process import START_S, WorkerProcess
 from tests.aligning.ctc_release import write_release
 from tests.patience import PATIENCE_S
 
@@ -200,11 +199,14 @@ def test_killed_aligner_process_is_replaced(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("stretto.worker_process.sys", SimpleNamespace(executable=str(program)))
     waits = list[float]()
 
-    def waited(*arguments: Any) -> Any:
-        waits.append(arguments[3])
-        return select.select(*arguments)
+    wait_for_answer = WorkerProcess._wait_for_answer
 
-    monkeypatch.setattr("stretto.worker_process.select", SimpleNamespace(select=waited))
+    def waited(process: WorkerProcess, until_s: float, is_cancelled: Callable[[], bool]) -> bool:
+        waits.append(until_s)
+        return wait_for_answer(process, until_s, is_cancelled)
+
+    monkeypatch.setattr(WorkerProcess, "_wait_for_answer", waited)
+    monkeypatch.setattr("stretto.worker_process.time", SimpleNamespace(monotonic=lambda: 0.0))
     process, parts = AlignerProcess(tmp_path), [np.array([1, 2], np.int16), np.array([3], np.int16)]
     try:
         first = process.pid

@@ -96,7 +96,8 @@ async def test_running_gateway_sees_voices_added_and_removed_by_command(
     uploaded = await added_voice(running)
     found = [json.loads(line) for line in run(capsys, "list", "--json").splitlines()]
     assert {each["id"] for each in found} == {voice, uploaded}
-    assert listed | {"object": None} == next(each for each in found if each["id"] == voice) | {"object": None}
+    stored = next(each for each in found if each["id"] == voice)
+    assert {**listed, "object": None} == {**stored, "object": None, "type": "audio_sample"}
     run(capsys, "remove", voice, uploaded)
     assert (await Caller(running).list())["data"] == []
     assert (await Caller(running).speak(voice)).json()["error"]["code"] == "voice_not_found"

@@ -130,11 +130,13 @@ async def test_stored_voices_survive_a_gateway_restart(
 ) -> None:
     monkeypatch.delenv(VOICES, raising=False)
     monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    monkeypatch.setattr(front_ends, "gateway_spare", lambda launch, log: None)
     monkeypatch.setattr(front_ends, "state_folder", lambda: tmp_path)
     ids = []
     for _ in range(2):
-        launch = launch_config(*parser().parse_known_args(["--gateway", "--log-file", str(tmp_path / "log")]))
-        line = GatewayProcess(launch, 8003, LaunchLog(None)).command_line()
+        launch: Any = None  # of a gateway that is never started
+        config = launch_config(*parser().parse_known_args(["--gateway", "--log-file", str(tmp_path / "log")]))
+        line = GatewayProcess(config, 8003, launch, LaunchLog(None)).command_line()
         running = await start(
             SPOKEN, CLONES, voices=read_config(arguments().parse_args(line[line.index("--server") :])).voices
         )

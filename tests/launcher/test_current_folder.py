@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.checkpoints.random_pocket import write_release
 from stretto import cli
-from tests.hostile_folder import executed, write_hostile_folder, write_module
+from tests.hostile_folder import executed, without_current_folder, write_hostile_folder, write_module
 from tests.hub import Hub
 from tests.patience import PATIENCE_S, until
 from tests.ports import free_ports
@@ -47,7 +47,7 @@ def environment(tmp_path: Path, **others: str) -> dict[str, str]:
     """Return the environment of a user with folders of their own, in which Python has no settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("STRETTO_", "PYTHON", "HF_"))}
     own = {"STRETTO_MODELS": str(tmp_path / "models"), "STRETTO_PORT": str(free_ports(1)[0])}
-    return kept | own | others
+    return without_current_folder(kept | own | others)
 
 
 def run(command: list[str], folder: Path, variables: dict[str, str]) -> "subprocess.CompletedProcess[str]":

@@ -12,12 +12,28 @@ from stretto.launcher import front_ends
 from stretto.launcher.config import LaunchConfig, launch_config, parser
 from stretto.launcher.front_ends import GatewayProcess
 from stretto.launcher.installation import LaunchError
+from stretto.launcher.launch import Launch, begin_launch
 from stretto.launcher.launch_log import LaunchLog
 from stretto_gateway.command import arguments, read_config
 from tests.patience import PATIENCE_S, until, written
 from tests.ports import free_ports
 
-NO_LOG: Any = None  # of a process that is never started
+# of a process that is never started
+NO_LOG: Any = None
+NO_LAUNCH: Any = None
+
+
+def never_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start neither gateways nor the spare process that forks them."""
+    monkeypatch.setattr(front_ends, "gateway_spare", lambda launch, log: None)
+    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    launch = begin_launch()
+    yield launch
+    launch.close()
 
 
 def config(tmp_path: Path, *arguments: str) -> LaunchConfig:
@@ -43,9 +59,9 @@ def until_well(process: GatewayProcess) -> None:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> Iterator[tuple[GatewayProcess, int]]:
+def begun(tmp_path: Path, launch: Launch) -> Iterator[tuple[GatewayProcess, int]]:
     (port,), log = free_ports(1), LaunchLog(tmp_path / "log")
-    process = GatewayProcess(config(tmp_path), port, log)
+    process = GatewayProcess(config(tmp_path), port, launch, log)
     yield process, port
     process.stop()
     log.close()
@@ -70,9 +86,9 @@ def test_gateway_process_listens_drains_and_is_restarted(
 
 
 @pytest.mark.slow
-def test_invalid_gateway_arguments_end_the_launcher(tmp_path: Path) -> None:
+def test_invalid_gateway_arguments_end_the_launcher(tmp_path: Path, launch: Launch) -> None:
     (port,), log = free_ports(1), LaunchLog(tmp_path / "log")
-    process = GatewayProcess(config(tmp_path, "--gateway-arg=--cors-origin=null"), port, log)
+    process = GatewayProcess(config(tmp_path, "--gateway-arg=--cors-origin=null"), port, launch, log)
 
     def keep_alive_until_well() -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -100,16 +116,16 @@ def test_invalid_gateway_arguments_end_the_launcher(tmp_path: Path) -> None:
 def test_gateway_connects_to_the_server_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str, server: str
 ) -> None:
-    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
-    line = GatewayProcess(config(tmp_path, "--address", address), 8003, NO_LOG).command_line()
+    never_start(monkeypatch)
+    line = GatewayProcess(config(tmp_path, "--address", address), 8003, NO_LAUNCH, NO_LOG).command_line()
     assert line[line.index("--server") + 1] == server
     assert line[line.index("--address") + 1] == address
 
 
 def test_gateway_args_are_passed_to_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    never_start(monkeypatch)
     words = ("--gateway-arg=--strict", "--gateway-arg=--model-alias", "--gateway-arg=my/voice=tiny")
-    line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
+    line = GatewayProcess(config(tmp_path, *words), 8003, NO_LAUNCH, NO_LOG).command_line()
     known = read_config(arguments().parse_args(line[line.index("--server") :]))
     assert (known.strict, known.model_aliases) == (True, {"my/voice": "tiny"})
     flags, passed = parser().parse_known_args(["--gateway-arg=--strict"])
@@ -120,11 +136,11 @@ def test_gateway_args_are_passed_to_the_gateway(tmp_path: Path, monkeypatch: pyt
 def test_voices_are_stored_in_the_state_folder_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    never_start(monkeypatch)
     monkeypatch.setattr(front_ends, "state_folder", lambda: tmp_path / "state")
 
     def folder(*words: str) -> Path | None:
-        line = GatewayProcess(config(tmp_path, *words), 8003, NO_LOG).command_line()
+        line = GatewayProcess(config(tmp_path, *words), 8003, NO_LAUNCH, NO_LOG).command_line()
         return read_config(arguments().parse_args(line[line.index("--server") :])).voices
 
     assert folder() == tmp_path / "state" / "voices"
@@ -138,15 +154,15 @@ def test_voices_are_stored_in_the_state_folder_by_default(
 
 
 def test_gateway_drain_time_is_set_by_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
-    line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003, NO_LOG).command_line()
+    never_start(monkeypatch)
+    line = GatewayProcess(config(tmp_path, "--drain-seconds", "75"), 8003, NO_LAUNCH, NO_LOG).command_line()
     assert read_config(arguments().parse_args(line[line.index("--server") :])).limits.drain_s == 75
 
 
 def test_cors_origins_are_passed_to_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GatewayProcess, "_start", lambda _: None)
+    never_start(monkeypatch)
     origins = ("--gateway-arg=--cors-origin=https://a.example", "--gateway-arg=--cors-origin=*")
-    line = GatewayProcess(config(tmp_path, *origins), 8003, NO_LOG).command_line()
+    line = GatewayProcess(config(tmp_path, *origins), 8003, NO_LAUNCH, NO_LOG).command_line()
     assert read_config(arguments().parse_args(line[line.index("--server") :])).cors_origins == (
         "https://a.example",
         "*",
@@ -156,4 +172,4 @@ def test_cors_origins_are_passed_to_the_gateway(tmp_path: Path, monkeypatch: pyt
 def test_error_names_missing_gateway_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_ends, "NEEDED", ("no_such_module",))
     with pytest.raises(LaunchError, match="'no_such_module'; install the extra 'gateway'"):
-        GatewayProcess(config(tmp_path), 8003, NO_LOG)
+        GatewayProcess(config(tmp_path), 8003, NO_LAUNCH, NO_LOG)

@@ -70,7 +70,9 @@ def test_cleaning_removes_only_its_own_processes_and_files(short_path: Path) -> 
     assert ours.wait(PATIENCE_S) == -signal.SIGKILL
     assert theirs.poll() is None
     kept = sorted(path.name for path in launch.folder.iterdir())
-    assert kept == ["disconnects", "draining", "key-8001"], "what this launcher alone can make stays, the sockets go"
+    assert kept == ["disconnects", "draining", "key-8001", "work"], (
+        "what this launcher alone can make stays, the sockets go"
+    )
     assert launch.folder.stat().st_mode & 0o777 == 0o700
     assert {path.name for path in short_path.iterdir()} - {launch.folder.name, other.folder.name} == {
         f"stretto_launch_{launch.id}.lock",

@@ -21,7 +21,7 @@ import pytest
 from stretto.convert.make_repository import make
 from stretto.launcher.installation import bundled_repository
 from stretto.triton_io.flow import FlowTable
-from tests.hostile_folder import executed, write_hostile_folder
+from tests.hostile_folder import executed, without_current_folder, write_hostile_folder
 from tests.patience import PATIENCE_S
 from tests.ports import free_ports
 from tests.published_checkpoints import convert, write_release
@@ -32,16 +32,6 @@ from tests.server.published import PublishedModel
 # Another repository than the bundled one, for the same tests on another checkpoint.
 REPOSITORY = Path(os.environ.get("STRETTO_MODEL_REPOSITORY", bundled_repository()))
 START_S = 1500.0  # for ten starts: the launcher gives up before
-
-
-def launch_environment() -> dict[str, str]:
-    """Return the environment for a launcher: that of this process as it was before it imported libraries.
-
-    If cv2 is imported, it appends an empty folder to the search path of libraries, so the dynamic loader would find the
-    hostile libraries of the current folder before the launcher runs.
-    """
-    folders = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    return os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, folders))}
 
 
 class Server:
@@ -68,7 +58,9 @@ class Server:
         arguments = [str(part) for pair in (flags | ports).items() for part in pair]
         with (self.folder / "launcher").open("ab") as said:
             command = [self.python, "-P", "-m", "stretto", "serve", *arguments, *self.flags]
-            self.launcher = subprocess.Popen(command, stderr=said, cwd=self.hostile, env=launch_environment())
+            self.launcher = subprocess.Popen(
+                command, stderr=said, cwd=self.hostile, env=without_current_folder(os.environ)
+            )
         self.until_ready()
 
     def until_ready(self, timeout_s: float = START_S) -> None:

@@ -121,11 +121,11 @@ def test_decoder_streams_blocks_of_concurrent_utterances(codec: Glm4VoiceCodec, 
         worker.stop()
 
 
-def test_glm4_voice_warms_up_all_block_sizes_and_captures_the_first(codec: Glm4VoiceCodec) -> None:
+def test_glm4_voice_warms_up_and_captures_all_block_sizes(codec: Glm4VoiceCodec) -> None:
     assert warm_up(HostLauncher(codec, "float32"), codec, ChunkPolicy(), max_batch=1, seconds=60.0) == len(SIZES)
     launcher = Capturing(codec)
-    assert capture_shapes(launcher, codec, ChunkPolicy(), max_batch=2) == 2
-    assert launcher.captured == [(batch, 0, SIZES[0], 6) for batch in (2, 1)]
+    assert capture_shapes(launcher, codec, ChunkPolicy(), max_batch=2) == 2 * len(SIZES)
+    assert {(batch, 0, SIZES[0], 6) for batch in (2, 1)} <= set(launcher.captured)
 
 
 def test_encode_and_reduced_right_context_are_refused(codec: Glm4VoiceCodec) -> None:
