@@ -1,21 +1,27 @@
 """Hooks for the documentation site (`mkdocs.yml`), and the generator of the option table in `docs/options.md`.
 
 `python -m scripts.docs_site` writes the table. The site includes pages from outside `docs/`. Links between files of the
-repository are converted, so that the same pages work on GitHub and on the site.
+repository are converted, so that the same pages work on GitHub and on the site. The page of published models gets a
+section on each family, which is not stored.
 """
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from typing_extensions import Doc, is_typeddict
 
+from stretto.families.plugin import plugins
 from stretto.records.json_record import described
+from stretto.releases.page import sections
 from stretto_client.schema import OptionsRecord
 
 ROOT = Path(__file__).parents[1]
 OPTIONS_PAGE = ROOT / "docs" / "options.md"
+RELEASES_PAGE = "docs/published_models.md"
+EXAMPLE = ROOT / "examples" / "custom_family"
 TABLE = re.compile(r"(?<=<!-- table: python -m scripts\.docs_site -->\n\n).*?(?=<!-- end -->)", re.DOTALL)
 # Pages of the repository outside docs/, and their paths on the site.
 OUTSIDE = {"README.md": "index.md"} | {
@@ -85,9 +91,21 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def release_sections() -> str:
+    """Return the sections on the releases of all families, and of the example package."""
+    if str(EXAMPLE) not in sys.path:
+        sys.path.append(str(EXAMPLE))
+    from stretto_orpheus import PLUGIN
+
+    return sections([*plugins(), PLUGIN])
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Convert the links of a page (mkdocs hook)."""
-    return converted_links(markdown, str(Path(page.file.abs_src_path).relative_to(ROOT)))
+    """Convert the links of a page, and add the sections that are generated (mkdocs hook)."""
+    path = str(Path(page.file.abs_src_path).relative_to(ROOT))
+    if path == RELEASES_PAGE:
+        markdown = f"{markdown}\n{release_sections()}"
+    return converted_links(markdown, path)
 
 
 def option_rows(record: type, prefix: str = "") -> list[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""docs/published_models.md: its sections are generated, and its commands download what the converter needs."""
+"""The sections of docs/published_models.md, whose commands download what the converter needs."""
 
 import json
 import shlex
@@ -7,17 +7,18 @@ import sys
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from scripts import docs_site
 from stretto.errors import CheckpointError
-from stretto.releases import page
 from stretto.releases.entry import ReleaseEntry, RepositoryFiles
 from stretto.releases.page import manual_commands, section, wrapped
 from tests.hub import Hub
-from tests.releases.test_table import ENTRIES, all_plugins
+from tests.releases.test_table import ENTRIES
 
-PAGE = Path(__file__).parents[2] / "docs" / "published_models.md"
+SECTIONS = docs_site.release_sections()
 UNNEEDED = "unneeded/weights.onnx"
 # Runs each command line of a JSON list as the program `hf` does, and prints a list of exit statuses.
 DRIVER = """
@@ -35,30 +36,16 @@ print(json.dumps(statuses))
 """
 
 
-def test_page_is_generated() -> None:
-    text = PAGE.read_text()
-    assert text == page.page(text, all_plugins()), (
-        "run PYTHONPATH=examples/custom_family python -m stretto.releases.page docs/published_models.md "
-        "--plugin stretto_orpheus:PLUGIN"
-    )
-
-
-def test_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "page.md"
-    path.write_text(f"head\n{page.MARKER}outdated")
-    assert page.main([str(path)]) == 0
-    text = path.read_text()
-    assert text.startswith(f"head\n{page.MARKER}\n## ")
-    assert "outdated" not in text
-    path.write_text("no marker")
-    assert page.main([str(path)]) == 1
-    assert "expected a page with the line" in capsys.readouterr().err
-    assert path.read_text() == "no marker"
+def test_site_adds_the_sections_to_the_page() -> None:
+    source = docs_site.ROOT / docs_site.RELEASES_PAGE
+    page = SimpleNamespace(file=SimpleNamespace(abs_src_path=str(source)))
+    text = docs_site.on_page_markdown(source.read_text(), page)
+    assert text.startswith("# Serve published weights\n")
+    assert text.endswith(docs_site.converted_links(SECTIONS, docs_site.RELEASES_PAGE))
 
 
 def test_every_release_is_on_the_page() -> None:
-    text = PAGE.read_text()
-    assert not [name for name in ENTRIES if f"| `{name}`" not in text]
+    assert not [name for name in ENTRIES if f"| `{name}`" not in SECTIONS]
 
 
 def test_prose_may_name_only_known_releases() -> None:
@@ -67,8 +54,8 @@ def test_prose_may_name_only_known_releases() -> None:
 
 
 def commands_of_page() -> list[list[str]]:
-    """Return the commands of the page as words, with continued lines joined."""
-    lines = PAGE.read_text().replace("\\\n", " ").splitlines()
+    """Return the commands of the sections as words, with continued lines joined."""
+    lines = SECTIONS.replace("\\\n", " ").splitlines()
     return [shlex.split(line) for line in lines if line.startswith(("    hf download", "    stretto convert"))]
 
 

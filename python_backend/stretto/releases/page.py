@@ -1,28 +1,20 @@
-"""Generate the section of docs/published_models.md on each family, from its table of releases and its prose.
+"""Sections on the families in the site's docs/published_models.md, from their tables of releases and their prose.
 
-    python -m stretto.releases.page docs/published_models.md --plugin MODULE:NAME
-
-The text up to the marker is kept. `--plugin` adds a family of a package that is not installed. A family's `releases.md`
-is prose in which `<!-- names -->` stands for the table of its releases, and `<!-- commands NAME -->` for the commands
-that download and convert a release by hand.
+A family's `releases.md` is prose in which `<!-- names -->` stands for the table of its releases, and
+`<!-- commands NAME -->` for the commands that download and convert a release by hand. `scripts/docs_site.py` adds the
+sections to the page.
 """
 
-import argparse
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from pathlib import Path
 
-from stretto.errors import CheckpointError, CommandParser, argument_path
-from stretto.families.plugin import FamilyPlugin, plugins
+from stretto.errors import CheckpointError
+from stretto.families.plugin import FamilyPlugin
 from stretto.releases.entry import Licence, ReleaseEntry, RepositoryFiles
 from stretto.releases.names import read_entries, resource
 
-MARKER = (
-    "<!-- The sections below are made by python -m stretto.releases.page: edit the releases.md of the families. -->\n"
-)
 NAMES = "<!-- names -->"
 COMMANDS = re.compile(r"<!-- commands (\S+) -->")
 UNCONFIRMED = "not confirmed"
@@ -126,46 +118,3 @@ def wrapped(words: Sequence[str]) -> list[str]:
         else:
             lines[-1] += f" {word}"
     return lines
-
-
-def page(text: str, found: Iterable[FamilyPlugin]) -> str:
-    """Return the page with its sections made anew; raise CheckpointError if it has no marker."""
-    head, marker, _ = text.partition(MARKER)
-    if not marker:
-        raise CheckpointError(f"expected a page with the line {MARKER.strip()}")
-    return f"{head}{MARKER}\n{sections(found)}"
-
-
-def load(reference: str) -> FamilyPlugin:
-    """Import a plug-in given as `module:name`."""
-    module, _, name = reference.partition(":")
-    found = getattr(import_module(module), name)
-    assert isinstance(found, FamilyPlugin)
-    return found
-
-
-def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = CommandParser(
-        prog="python -m stretto.releases.page",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("page", type=argument_path, help="the page, which is written in place")
-    parser.add_argument("--plugin", action="append", default=[], metavar="MODULE:NAME", help="plug-in to add")
-    return parser.parse_args(words)
-
-
-def main(words: list[str] | None = None) -> int:
-    """Write the page; return 1 if it cannot be made."""
-    args = arguments(words)
-    try:
-        args.page.write_text(page(args.page.read_text(), [*plugins(), *map(load, args.plugin)]))
-    except (CheckpointError, OSError) as error:
-        print(f"{args.page}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
