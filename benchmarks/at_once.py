@@ -64,7 +64,7 @@ from stretto.engine.host import vllm_config
 from stretto.engine.protocol import read_rows
 from stretto.engine.reply_rules import ReplyState
 from stretto.engine.utterance import Utterance
-from stretto.families.text import load_text_codec
+from stretto.family.text import load_text_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import Chunk
 from stretto.records.prompt import Prompt

@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.layouts import LAYOUTS, PROMPT_ROWS, TEXT
 from stretto.config import EngineConfig
 from stretto.engine.environment import prepare_environment
-from stretto.families.base import Family, Task
+from stretto.family.base import Family, Task
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 

@@ -67,7 +67,7 @@ from stretto.config import EngineConfig
 from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
-from stretto.families.plugin import family_at, plugin_at
+from stretto.family.plugin import family_at, plugin_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
 from stretto_client.speech_stream import audio_inputs, options_json, strings

@@ -41,8 +41,8 @@ from benchmarks.layouts import BY_STEP, CSM, NUM_TEXT_IDS, PARALLEL
 from stretto import cpu_backend as cpu_kernels
 from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
-from stretto.families.base import Family
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from stretto.family.base import Family
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
@@ -122,7 +122,7 @@ from benchmarks.engines import Watch  # noqa: E402
 from benchmarks.loads import Load, texts  # noqa: E402
 from stretto.codecs.base import load_codec  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
-from stretto.families.plugin import family_at, plugin_at  # noqa: E402
+from stretto.family.plugin import family_at, plugin_at  # noqa: E402
 
 # DECODED: timed windows of each stream, after a warm-up window
 MAX_MODEL_LEN = 1024

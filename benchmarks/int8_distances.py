@@ -66,8 +66,8 @@ from stretto.engine.worker import sampler
 from stretto.engine.worker.latent_draw import LatentDraw
 from stretto.families.cosyvoice3.mechanism import draw as cosyvoice3_draw
 from stretto.families.fish_s2.mechanism import draw as fish_s2_draw
-from stretto.families.plugin import family_at
 from stretto.families.vibevoice_realtime.mechanism.draw import WindowDraw
+from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts
 

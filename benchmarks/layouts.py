@@ -5,8 +5,8 @@ Entry points in `checkpoints/registered` register them with the engine. Only val
 
 from dataclasses import replace
 
-from stretto.families.base import Family, Task, UnconditionalContext
 from stretto.families.csm.family import DEPTH, CsmVocabulary, csm
+from stretto.family.base import Family, Task, UnconditionalContext
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 

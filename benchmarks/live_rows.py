@@ -34,13 +34,13 @@ from stretto.convert.command import main as convert
 from stretto.engine.client import EngineClient, EngineReady
 from stretto.families.kyutai_stt.family import KyutaiVocabulary, SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row
-from stretto.families.live_audio import FrameIds
 from stretto.families.moshi.family import NAME as MOSHI
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.moshi.prompt import first_row, user_ids
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.prompting import PromptRows
+from stretto.family.live_audio import FrameIds
+from stretto.family.plugin import NAME as FAMILY
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.prompting import PromptRows
 from stretto.records.prompt import Prompt
 
 from vllm.v1.engine import EngineCoreRequest  # isort: skip

@@ -42,7 +42,7 @@ from stretto.convert.command import main as convert
 from stretto.convert.make_repository import make
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.moshi.prompt import first_row, user_ids
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto_client import SpeechClient, Timeouts
 

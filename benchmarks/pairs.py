@@ -26,7 +26,7 @@ from stretto import cpu_backend as cpu_kernels
 from stretto.engine.protocol import Trailer, read_rows
 from stretto.families.chatterbox.family import chatterbox
 from stretto.families.chatterbox.prompt import open_chatterbox
-from stretto.families.prompting import Piece
+from stretto.family.prompting import Piece
 from stretto.records.prompt import Prompt
 
 BLOCK_SIZE = 32

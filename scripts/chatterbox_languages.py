@@ -24,8 +24,8 @@ from stretto.families.chatterbox.convert import MULTILINGUAL_TOKENIZER
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, chatterbox
 from stretto.families.chatterbox.languages import LANGUAGES, chinese_model, open_languages
 from stretto.families.chatterbox.prompt import ChatterboxTemplate
-from stretto.families.prompting import Manner, Piece
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer
+from stretto.family.prompting import Manner, Piece
+from stretto.family.text import TOKENIZER_FILE, TextTokenizer
 
 CHINESE = (
     "你好|，|今天|天气|真|不错",

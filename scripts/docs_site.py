@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 from typing_extensions import Doc, is_typeddict
 
-from stretto.families.plugin import plugins
+from stretto.family.plugin import plugins
 from stretto.records.json_record import described
 from stretto.releases.page import sections
 from stretto_client.schema import OptionsRecord

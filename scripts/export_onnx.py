@@ -30,7 +30,7 @@ from stretto.codecs.base import Codec, load_codec
 from stretto.codecs.streaming import WindowedCodec
 from stretto.codecs.tiny.codec import HOP, SAMPLE_RATE, TinyCodec, log_mel
 from stretto.errors import CheckpointError
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 
 TOLERANCE = 1e-4
 SHAPES = ((1, 1), (2, 13), (3, 40))  # numbers of utterances and frames in each comparison

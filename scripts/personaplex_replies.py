@@ -24,7 +24,7 @@ from benchmarks.checkpoints.random_personaplex import CONFIG, voice_codes, voice
 from scripts.moshi_replies import gumbel_sampling, sampling_by
 from scripts.reply_fixture import run_arrays
 from stretto.families.moshi.convert import vocabulary
-from stretto.families.text import sentencepiece_at
+from stretto.family.text import sentencepiece_at
 
 NUM_FRAMES = 80
 NUM_LONG_FRAMES = 3050

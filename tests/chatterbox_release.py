@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints.random_chatterbox import NANO, convert, convert_turbo
-from stretto.families.base import Family
 from stretto.families.chatterbox.family import END_OF_SPEECH, TURBO, ChatterboxVocabulary, TurboVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, TurboTemplate, open_chatterbox, open_turbo
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.prompting import Manner, Piece
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.prompting import Manner, Piece
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 

@@ -10,9 +10,9 @@ from benchmarks.checkpoints.random_cosyvoice3 import KNOWN
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN
 from stretto.families.cosyvoice3.prompt import CosyVoice3Template
 from stretto.families.cosyvoice3.voices import NUM_MELS, X_VECTOR
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.prompting import Manner, Piece, PromptRows
-from stretto.families.text import Subwords, TextTokenizer
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.prompting import Manner, Piece, PromptRows
+from stretto.family.text import Subwords, TextTokenizer
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 

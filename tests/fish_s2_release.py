@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.checkpoints.random_fish_s2 import IDS, KINDS, command, config, model_tensors, write_release
 from stretto.convert.command import main as convert
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
 from stretto.testing.reference import uniform
 

@@ -10,7 +10,7 @@ from benchmarks.checkpoints.random_higgs_audio_v3 import KINDS, write_release
 from scripts.higgs_audio_v3_replies import inputs
 from scripts.reply_fixture import digest
 from stretto.convert.command import main as convert
-from stretto.families.base import Family
+from stretto.family.base import Family
 
 DATA = Path(__file__).parent / "data" / "higgs_audio_v3_replies.npz"
 

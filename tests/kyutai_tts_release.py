@@ -15,8 +15,8 @@ from stretto.families.kyutai_stt.family import PAD
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
 from stretto.families.kyutai_tts.prompt import vectors_at, voice_rows
 from stretto.families.kyutai_tts.words import WordStream
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.text import SENTENCEPIECE_FILE, sentencepiece_at
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.text import SENTENCEPIECE_FILE, sentencepiece_at
 from stretto.records.prompt import Condition, Prompt
 
 DATA = Path(__file__).parent / "data"

@@ -14,7 +14,7 @@ from vllm.model_executor.models.registry import ModelRegistry
 
 from stretto.engine.models.latents import LatentMixin, silu
 from stretto.engine.worker.batch_plan import SolverPlan
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.testing.checkpoints import write_checkpoint
 from tests.speech_families import LATENTS
 

@@ -10,7 +10,7 @@ from benchmarks.checkpoints.random_moshi import write_release
 from stretto.convert.command import main
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.moshi.prompt import first_row, user_ids
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 
 if TYPE_CHECKING:  # imports vLLM

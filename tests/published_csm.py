@@ -11,8 +11,8 @@ from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main
-from stretto.families.base import Family
-from stretto.families.plugin import family_at
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
 from tests.codecs.test_mimi import SMALL as MIMI
 

@@ -11,8 +11,8 @@ import torch
 from transformers import HiggsAudioV2ForConditionalGeneration
 
 from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, write_release
-from stretto.families.base import Family
-from stretto.families.plugin import family_at
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing.reference import uniform
 from tests.reference.draw import draw

@@ -17,9 +17,9 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 from benchmarks.checkpoints.random_qwen3_omni import AUDIO, ROLES, small_config, tensors, write_release
 from benchmarks.checkpoints.random_qwen3_tts import SPECIAL
 from stretto.convert.command import main
-from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.qwen3_omni_talker.family import TalkerVocabulary
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from stretto.family.plugin import VOCABULARY, config_at
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.testing.depth_reference import DepthReference

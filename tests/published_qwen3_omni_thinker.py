@@ -18,11 +18,11 @@ from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3Om
 from benchmarks.checkpoints.random_qwen3_omni import small_config, tensors, write_release
 from benchmarks.checkpoints.random_qwen3_tts import SPECIAL
 from stretto.convert.command import main
-from stretto.families.base import Family
-from stretto.families.plugin import family_at
-from stretto.families.prompting import Piece, PromptRows
 from stretto.families.qwen3_omni.image import MAX_PIXELS, MIN_PIXELS
 from stretto.families.qwen3_omni.prompt import open_template
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
+from stretto.family.prompting import Piece, PromptRows
 from stretto.records.prompt import Prompt
 from stretto.testing.reference import ReferenceModel
 from tests.published_qwen3_omni import command

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from stretto.convert.command import main
-from stretto.families.base import Family
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.prompting import PromptRows
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.qwen3_tts.prompt import ClonedVoice, RowWriter
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.prompting import PromptRows
 from stretto.records.prompt import Prompt
 
 WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}  # of `scripts/qwen3_tts_replies.py`

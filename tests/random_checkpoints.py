@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from benchmarks.checkpoints.random_vita import tensors
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.testing.checkpoints import write_checkpoint
 
 __all__ = ["write_checkpoint", "write_modules"]

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from benchmarks.layouts import by_step
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
-from stretto.families.base import DepthSpec, TextTrack
 from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.fish_s2.family import FishVocabulary, fish_s2
@@ -18,8 +17,9 @@ from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary, mo
 from stretto.families.moss_tts_realtime.family import MossRealtimeVocabulary, moss_tts_realtime
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.personaplex.family import PersonaPlexVocabulary, PublishedVoice
-from stretto.families.plugin import FamilyPlugin
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
+from stretto.family.base import DepthSpec, TextTrack
+from stretto.family.plugin import FamilyPlugin
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
 SMALL_BAGPIPER = BagpiperVocabulary(

@@ -3,15 +3,15 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from stretto.families.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
 from stretto.families.cosyvoice3.family import CodeRules, TextGroups
-from stretto.families.plugin import lazy
 from stretto.families.qwen3_omni.family import SpokenText, Talker
-from stretto.families.served import SpokenTask
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
 from stretto.families.voxcpm2.family import GuidedRows
+from stretto.family.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
+from stretto.family.plugin import lazy
+from stretto.family.served import SpokenTask
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
 

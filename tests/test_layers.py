@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from stretto.entry_points import FAMILIES, installed
-from stretto.families.plugin import FamilyPlugin
+from stretto.family.plugin import FamilyPlugin
 from stretto.streams import layout
 from tests.sources import parsed, statements
 
@@ -53,49 +53,50 @@ ALLOWED = {
     "codecs": {"weights", "entry_points", "untrusted_files", "errors"},
     "encoders": {"codecs", "weights", "untrusted_files", "errors"},
     "aligning": {"weights", "untrusted_files", "worker_process", "errors"},
-    "families": {"codecs", "weights", "records", "streams", "entry_points", "untrusted_files", "errors"},
-    "sizing": {"families", "kv_blocks"},
-    "preprocessing": {"families", "codecs", "records", "streams", "limits", "worker_process", "errors"},
+    "families": set(),
+    "family": {"codecs", "weights", "records", "streams", "entry_points", "untrusted_files", "errors"},
+    "sizing": {"family", "kv_blocks"},
+    "preprocessing": {"family", "codecs", "records", "streams", "limits", "worker_process", "errors"},
     "verification": {"preprocessing", "weights", "errors"},
     "decoder": {
-        "aligning", "families", "codecs", "records", "streams", "config", "cuda_graphs", "marking", "sizing", "errors",
+        "aligning", "family", "codecs", "records", "streams", "config", "cuda_graphs", "marking", "sizing", "errors",
     },
     "cpu_backend": set(),
     "engine/columns": set(),
     "engine/rules": {"engine/columns"},
     "engine/kernels": {"engine/columns", "engine/rules", "noise", "sampling", "errors"},
     "engine": {
-        "cpu_backend", "engine/rules", "engine/kernels", "families", "records", "streams", "config", "limits",
+        "cpu_backend", "engine/rules", "engine/kernels", "family", "records", "streams", "config", "limits",
         "kv_blocks", "worker_process", "spare_process", "errors", "untrusted_files",
     },
     "engine/scheduling": {
-        "engine", "engine/rules", "families", "records", "streams", "kv_blocks", "worker_process", "errors",
+        "engine", "engine/rules", "family", "records", "streams", "kv_blocks", "worker_process", "errors",
     },
     "engine/worker": {
-        "engine", "cpu_backend", "engine/columns", "engine/rules", "engine/kernels", "families", "noise", "sampling",
+        "engine", "cpu_backend", "engine/columns", "engine/rules", "engine/kernels", "family", "noise", "sampling",
         "records", "streams", "cuda_graphs", "errors",
     },
-    "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "families", "errors"},
-    "triton_io": {"families", "records", "streams", "config", "limits", "disconnects", "errors"},
+    "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "family", "errors"},
+    "triton_io": {"family", "records", "streams", "config", "limits", "disconnects", "errors"},
     "proxy": {"limits", "heartbeat", "listening", "disconnects", "errors"},
     "launcher": {
         "triton_io", "proxy", "heartbeat", "listening", "disconnects", "entry_points", "worker_process",
         "spare_process", "errors", "untrusted_files",
     },
     "convert": {
-        "launcher", "preprocessing", "decoder", "families", "codecs", "aligning", "weights", "config",
+        "launcher", "preprocessing", "decoder", "family", "codecs", "aligning", "weights", "config",
         "sizing", "gpus", "untrusted_files", "errors",
     },
     "releases": {
-        "convert", "engine", "launcher", "families", "codecs", "config", "entry_points", "sizing", "gpus", "weights",
+        "convert", "engine", "launcher", "family", "codecs", "config", "entry_points", "sizing", "gpus", "weights",
         "listening", "worker_process", "untrusted_files", "errors",
     },
-    "testing": {"engine", "families", "records", "streams", "config", "entry_points", "errors"},
+    "testing": {"engine", "family", "records", "streams", "config", "entry_points", "errors"},
     "__init__": {"engine"},
     "cli": {"convert", "launcher", "entry_points", "releases", "verification"},
     "__main__": {"cli"},
     "families/*": {
-        "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families",
+        "engine/models", "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "family",
         "encoders", "codecs", "weights", "noise", "sampling", "records", "streams", "config", "untrusted_files",
         "errors", "testing",
     },
@@ -113,17 +114,17 @@ SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat", f"{NAME}.listening
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {
-    "mechanism/*reference.py": {"testing", "families", "records"},
+    "mechanism/*reference.py": {"testing", "family", "records"},
     "mechanism*.py": {
-        "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "families", "noise",
+        "engine/worker", "engine/scheduling", "engine/kernels", "engine/rules", "engine", "family", "noise",
         "sampling", "records", "streams", "config", "errors",
     },
-    "__init__.py": {"families"},
-    "family.py": {"families", "records", "streams", "errors"},
-    "model.py": {"families", "engine/models", "codecs"},  # networks that model and codec share
-    "recognise.py": {"families", "untrusted_files"},
-    "convert*.py": {"families", "encoders", "codecs", "weights", "untrusted_files", "errors"},
-    "*.py": {"families", "encoders", "codecs", "weights", "records", "streams", "untrusted_files", "errors"},
+    "__init__.py": {"family"},
+    "family.py": {"family", "records", "streams", "errors"},
+    "model.py": {"family", "engine/models", "codecs"},  # networks that model and codec share
+    "recognise.py": {"family", "untrusted_files"},
+    "convert*.py": {"family", "encoders", "codecs", "weights", "untrusted_files", "errors"},
+    "*.py": {"family", "encoders", "codecs", "weights", "records", "streams", "untrusted_files", "errors"},
 }  # fmt: skip
 # Libraries that only some packages may import; "families/*/model.py" is that file of a plug-in.
 LIBRARIES = {
@@ -133,10 +134,10 @@ LIBRARIES = {
     },
     "triton_python_backend_utils": {"triton_io"},
     "transformers": {
-        "weights", "codecs", "encoders", "aligning", "families", "families/*", "engine", "convert", "testing",
+        "weights", "codecs", "encoders", "aligning", "family", "families/*", "engine", "convert", "testing",
     },
     "torch": {
-        "cuda_graphs", "noise", "sampling", "weights", "codecs", "encoders", "families", "families/*", "engine",
+        "cuda_graphs", "noise", "sampling", "weights", "codecs", "encoders", "family", "families/*", "engine",
         "cpu_backend", "decoder", "triton_io", "convert", "testing", "aligning", "verification",
     },
 }  # fmt: skip
@@ -311,7 +312,7 @@ def test_clients_and_adapters_respect_import_boundaries() -> None:
         violations += [f"{identity(path)} imports {module}" for module in used if path.name != "cli.py"]
     for path in ADAPTERS:
         driven = {package.split("/")[0] for package in imported_packages(path)}
-        driven -= {"triton_io", "config", "errors", "records", "families", "codecs"}
+        driven -= {"triton_io", "config", "errors", "records", "family", "codecs"}
         if len(driven) > 1:
             violations.append(f"{identity(path)} drives more than one package: {sorted(driven)}")
     assert not violations, "\n".join(violations)
@@ -363,7 +364,7 @@ def fields_of_family_data() -> dict[str, list[str]]:
             for each in node.body
             if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
         ]
-        for path in (PACKAGE / "families" / "base.py", PACKAGE / "streams" / "layout.py")
+        for path in (PACKAGE / "family" / "base.py", PACKAGE / "streams" / "layout.py")
         for node in parsed(path).body
         if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(each) for each in node.decorator_list)
     }
@@ -426,7 +427,7 @@ def users_of_engine_names() -> dict[str, set[str]]:
 def test_core_has_nothing_for_a_single_family() -> None:
     """No field of a family's data, and no name in `engine/`, is used by one built-in family only.
 
-    Such a part belongs in that family's folder, as a mechanism (`stretto.families.mechanism`), a module or a prompt.
+    Such a part belongs in that family's folder, as a mechanism (`stretto.family.mechanism`), a module or a prompt.
     """
     data = users_of_family_data()
     users = {name: folders for name, folders in data.items() if len(data.get(name.split(".")[0], "")) != 1}

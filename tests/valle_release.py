@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.random_espnet import KNOWN
-from stretto.families.base import Family
-from stretto.families.prompting import Piece
-from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.valle.prompt import ValleTemplate
+from stretto.family.base import Family
+from stretto.family.prompting import Piece
+from stretto.family.text import Subwords, TextTokenizer
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from tests.fakes import FrameCounter

@@ -11,9 +11,9 @@ from benchmarks.checkpoints.random_vibevoice_realtime import inputs, write_relea
 from scripts.reply_fixture import digest
 from scripts.vibevoice_realtime_replies import REPLIES, text_of
 from stretto.convert.command import main as convert
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.prompting import stream0_rows
 from stretto.families.vibevoice_realtime.family import END_OF_TEXT, VibeVoiceRealtimeVocabulary
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.prompting import stream0_rows
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
 

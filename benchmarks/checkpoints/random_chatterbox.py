@@ -47,7 +47,7 @@ from stretto.families.chatterbox.release import (
 )
 from stretto.families.chatterbox.turbo import GPT2_LAYER
 from stretto.families.chatterbox.voices import RecordingEncoder
-from stretto.families.text import BYTE_OF
+from stretto.family.text import BYTE_OF
 
 SMALL: dict[str, Any] = {
     **LLAMA_520M,

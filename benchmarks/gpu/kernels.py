@@ -18,8 +18,8 @@ from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.products import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.noise import gaussian, stream_keys
 from stretto.sampling import DrawParams, DrawPlan, guide
 

@@ -25,8 +25,8 @@ import torch
 
 from benchmarks.gpu.jobs import Setup
 from benchmarks.harness import CHECKPOINT
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
@@ -259,7 +259,7 @@ def _vibevoice(folder: Path) -> LatentCase:
     checkpoint = release.convert_release(folder, "long")
     model = release.model_of("long")
     expected = {}
-    family = importlib.import_module("stretto.families.plugin").family_at(checkpoint)
+    family = importlib.import_module("stretto.family.plugin").family_at(checkpoint)
     prompts = {f"r{index}": test.make_prompt(family, index) for index in range(3)}
     for name in ("r0", "r1"):
         nudges = [

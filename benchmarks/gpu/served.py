@@ -33,8 +33,8 @@ from benchmarks.harness import CHECKPOINT, serving
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
-from stretto.families.plugin import VOCABULARY
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
+from stretto.family.plugin import VOCABULARY
 from stretto.preprocessing.request import Preprocessor
 from stretto.weights.backbones import config_of
 from stretto_client import SpeechClient

@@ -76,7 +76,7 @@ def write_server(folder: Path, setup: Setup) -> Server:
     from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
     from benchmarks.gpu.models import COMPILED, MODELS, engine_args, needs_of, write_config
     from stretto.convert.make_repository import engine_arguments
-    from stretto.families.plugin import config_at
+    from stretto.family.plugin import config_at
 
     model = MODELS[MODEL]
     family = model.read_family(setup)

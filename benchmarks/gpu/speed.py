@@ -39,8 +39,8 @@ from benchmarks.layouts import PROMPT_ROWS
 from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
 from stretto.codecs.base import Codec, Window, load_codec
 from stretto.engine.environment import prepare_environment
-from stretto.families.base import Family
 from stretto.families.vita_audio.family import SCHEDULES, VANILLA
+from stretto.family.base import Family
 
 prepare_environment()
 

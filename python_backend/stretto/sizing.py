@@ -10,7 +10,7 @@ module. The memory that a GPU has for the KV cache is computed by `stretto.conve
 from dataclasses import dataclass
 from itertools import takewhile
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
 
 BYTES = 2  # bfloat16

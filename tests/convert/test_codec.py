@@ -12,8 +12,8 @@ from stretto.convert.conversion import check_codec
 from stretto.convert.release import marks
 from stretto.encoders.whisper_vq import FOLDER, load_tokenizer
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
 from stretto.families.vita_audio.convert import PublishedTokenizer
+from stretto.family.base import Family
 
 
 def speaking(num_codebooks: int, codebook_size: int, codec: str = "glm4_voice") -> Family:
@@ -58,7 +58,7 @@ def test_unimportable_converter_is_logged_and_others_are_listed(
     (tmp_path / "brook-1.dist-info" / "entry_points.txt").write_text(
         "[stretto.families]\nbrook = brook_speech:PLUGIN\n"
     )
-    code = "from stretto.families.plugin import FamilyPlugin\n"
+    code = "from stretto.family.plugin import FamilyPlugin\n"
     code += 'PLUGIN = FamilyPlugin("brook", build=None, convert="brook_speech.not_there")\n'
     (tmp_path / "brook_speech.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

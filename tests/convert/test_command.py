@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from benchmarks.checkpoints.random_espnet import Published
 from stretto.codecs.base import load_codec
 from stretto.convert.command import config_in, main
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from tests.published_checkpoints import FAMILIES, command, convert, write_bagpiper, write_opuslm, write_release
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 

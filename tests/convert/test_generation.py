@@ -10,8 +10,8 @@ import pytest
 from benchmarks.checkpoints import random_higgs_audio, random_qwen3_omni, random_qwen3_tts, random_vita
 from stretto.convert.command import main
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
-from stretto.families.plugin import family_at, read_family
+from stretto.family.base import Family
+from stretto.family.plugin import family_at, read_family
 from stretto.preprocessing.options import read_options
 from stretto.records.sampling import CodeSampling, SamplingConfig
 from tests import published_csm, published_qwen3_omni, published_qwen3_tts, vita_release

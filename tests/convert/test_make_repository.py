@@ -25,12 +25,12 @@ from stretto.convert.make_repository import (
 )
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
-from stretto.families.base import CodeTrack, Family
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
-from stretto.families.plugin import config_at, family_at, plugins
 from stretto.families.tiny.family import TINY
+from stretto.family.base import CodeTrack, Family
+from stretto.family.plugin import config_at, family_at, plugins
 from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
 from stretto.preprocessing.request import Preprocessor

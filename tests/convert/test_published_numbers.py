@@ -12,10 +12,10 @@ from stretto.convert.release import read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper import convert as bagpiper
 from stretto.families.bagpiper.family import BagpiperVocabulary
-from stretto.families.conversion import Tokenizer
 from stretto.families.opuslm import convert as opuslm
 from stretto.families.opuslm.family import OpusVocabulary
-from stretto.families.plugin import read_family
+from stretto.family.conversion import Tokenizer
+from stretto.family.plugin import read_family
 from stretto.weights.backbones import PUBLISHED, config_of, read_backbone, shapes
 from stretto.weights.loading import shapes_of
 

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_vita import ADAPTOR, TOWER
 from stretto.convert.command import main
-from stretto.families.plugin import family_at
 from stretto.families.vita_audio.convert import schedule
 from stretto.families.vita_audio.family import SCHEDULES
+from stretto.family.plugin import family_at
 from tests.vita_release import command
 
 TYPES = "'qwen2_mtp' or 'qwen2' or 'qwen2_mtp_sensevoice'"

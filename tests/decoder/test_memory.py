@@ -16,7 +16,7 @@ from stretto.decoder.graphs import MAX_BATCH_S
 from stretto.decoder.memory import META, Peak, measure
 from stretto.entry_points import CODECS, names
 from stretto.errors import CheckpointError
-from stretto.families.plugin import plugins
+from stretto.family.plugin import plugins
 from stretto.streams.layout import Segment
 from tests.test_docs import ROOT
 from tests.tiers import by_night

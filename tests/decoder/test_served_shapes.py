@@ -12,8 +12,8 @@ from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
 from stretto.decoder.streaming import Windower
 from stretto.entry_points import CODECS, find
-from stretto.families.base import Family
-from stretto.families.plugin import plugins
+from stretto.family.base import Family
+from stretto.family.plugin import plugins
 from stretto.streams.chunking import ChunkPolicy, Pacer
 
 BUILT = [each.build(None) for each in plugins()]

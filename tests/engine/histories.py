@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from hypothesis import strategies as st
 
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import words_of
 from stretto.testing.checkpoints import make_prompt

@@ -12,7 +12,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 
 from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.reference import ReferenceModel
 from tests import latent_model

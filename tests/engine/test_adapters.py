@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from stretto.config import EngineConfig
 from stretto.engine.host import vllm_config
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import ReferenceModel

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.log_mel import MelFormat
-from stretto.families.log_mel_encoder import audio_tower, embed_audio
+from stretto.family.log_mel import MelFormat
+from stretto.family.log_mel_encoder import audio_tower, embed_audio
 
 SIZES = {"encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8, "d_model": 8, "output_dim": 8}
 LENGTHS = (1, 7, 99, 100, 101, 250, 1000, 1777)

@@ -6,8 +6,8 @@ import pytest
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.testing.checkpoints import make_prompt, make_prompts, write_checkpoint
 from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine

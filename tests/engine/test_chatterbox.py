@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stretto.families.chatterbox.family import END_OF_SPEECH, ChatterboxVocabulary, TurboVocabulary
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.weights.loading import open_tensors
 from tests.chatterbox_release import RECORD, RELEASES, REPLIES, known_at, open_release, prompt_of, rows_of, write

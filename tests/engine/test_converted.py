@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_espnet import Published
-from stretto.families.audio_format import AudioFormat
-from stretto.families.base import Family
+from stretto.family.audio_format import AudioFormat
+from stretto.family.base import Family
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt, make_prompts
 from tests.engine.harness import Engine

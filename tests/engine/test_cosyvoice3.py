@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, SEEDS, convert
 from stretto.engine.frame_codes import FrameCodes
-from stretto.families.base import Family
 from stretto.families.cosyvoice3 import PLUGIN
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary, build
 from stretto.families.cosyvoice3.mechanism.reference import Codes
+from stretto.family.base import Family
 from stretto.records.sampling import CodeSampling
 from stretto.testing import assert_family_conforms
 from stretto.testing.checkpoints import make_prompt, write_checkpoint

@@ -12,7 +12,7 @@ import torch
 
 from stretto.cpu_backend import depth as cpu_depth
 from stretto.cpu_backend.depth import CpuDepth
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.engine.plain_depth import PlainDepth

@@ -30,7 +30,6 @@ from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.step_graphs import padded_sizes
 from stretto.engine.worker.step_program import StepSampler
-from stretto.families.base import Family
 from stretto.families.higgs_audio.mechanism import arrays as stairs
 from stretto.families.kyutai_tts.mechanism import arrays as word_states
 from stretto.families.moss_tts.mechanism import arrays as slots
@@ -39,6 +38,7 @@ from stretto.families.tiny.mechanism import draw as tiny_draw
 from stretto.families.vibevoice.mechanism import draw as stretches
 from stretto.families.vita_audio.mechanism.module_rows import ModuleProgram, RowSpans
 from stretto.families.voxcpm2.mechanism import draw as guided
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests import pocket_release, vibevoice_release, voxcpm2_release

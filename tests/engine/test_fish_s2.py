@@ -10,7 +10,7 @@ import torch
 from stretto.cpu_backend import int8
 from stretto.cpu_backend.int8 import has_int8
 from stretto.families.fish_s2 import PLUGIN
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Engine

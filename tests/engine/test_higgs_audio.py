@@ -10,8 +10,8 @@ import pytest
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
 from benchmarks.checkpoints.random_higgs_audio import MARKERS, make_model
-from stretto.families.base import Family
 from stretto.families.higgs_audio.prompt import audio_rows
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.published_higgs_audio import HiggsAudioReference, convert

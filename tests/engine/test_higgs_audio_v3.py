@@ -9,7 +9,7 @@ import pytest
 from scripts.higgs_audio_v3_replies import CASES, NUM_ROWS, SEEDS, TEXTS, WORDS, recording
 from stretto.families.higgs_audio_v3 import PLUGIN
 from stretto.families.higgs_audio_v3.family import NEEDED, HiggsAudioV3Vocabulary
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms

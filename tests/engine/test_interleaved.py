@@ -11,9 +11,9 @@ from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.errors import InvalidRequest
-from stretto.families.option_checks import check_sampling
-from stretto.families.text import TextCodec
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
+from stretto.family.option_checks import check_sampling
+from stretto.family.text import TextCodec
 from stretto.preprocessing.options import read_options
 from stretto.records.chunk import LMChunk, Report
 from stretto.records.prompt import Prompt

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_kyutai_stt import CONFIG
-from stretto.families.base import Family
 from stretto.families.kyutai_stt import PLUGIN
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row, track_of
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms

@@ -13,7 +13,7 @@ from stretto.engine.reply_rules import ReplyState, TextUpdate
 from stretto.families.kyutai_tts import PLUGIN
 from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words
 from stretto.families.kyutai_tts.mechanism.track import TAKEN, WordTrack
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Answer, Engine, update_request

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stretto.engine.reply_rules import ReplyState
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.reference import ReferenceModel

@@ -11,7 +11,7 @@ import pytest
 from stretto.engine.reply_rules import TextUpdate
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row, track_of
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Answer, Engine, update_request
 from tests.engine.live_play import MOST, Speaker, play

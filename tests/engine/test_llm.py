@@ -19,8 +19,8 @@ from stretto.engine.llm import SpeechLLM, _is_timed
 from stretto.engine.permits import Permits
 from stretto.engine.protocol import EngineStats, Trailer
 from stretto.errors import InvalidRequest, NoCapacity
-from stretto.families.text import SILENT
 from stretto.families.tiny.family import TINY
+from stretto.family.text import SILENT
 from stretto.records.chunk import GuidanceChange, LMChunk
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import Delivery

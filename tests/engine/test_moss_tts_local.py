@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.checkpoints.random_moss_local import IDS
 from scripts.moss_tts_local_replies import MAX_ROWS, REPLIES
-from stretto.families.base import Family
 from stretto.families.moss_tts_local import PLUGIN
-from stretto.families.plugin import family_at
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.testing import assert_family_conforms

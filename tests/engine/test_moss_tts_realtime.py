@@ -10,10 +10,10 @@ import pytest
 
 from scripts.moss_tts_realtime_replies import MAX_FRAMES, REPLIES, TEMPERATURE_HERE, TEXTS
 from stretto.engine.reply_rules import TextUpdate
-from stretto.families.base import Family
 from stretto.families.moss_tts_realtime import PLUGIN
 from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, MossRealtimeVocabulary
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Answer, Engine, update_request

@@ -9,7 +9,7 @@ import pytest
 
 from stretto.engine.prompt_checks import num_text_ids
 from stretto.engine.reply_rules import TextUpdate
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.engine.harness import Answer, Engine, update_request

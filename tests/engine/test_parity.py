@@ -16,8 +16,8 @@ from stretto.engine.kernels.gpu.draw import draw_on_device
 from stretto.engine.kernels.gpu.products import embed_on_device
 from stretto.engine.models import multi_stream
 from stretto.engine.worker import sampler
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment

@@ -14,11 +14,11 @@ from benchmarks.checkpoints.random_phonon import KINDS, THRESHOLDS, config
 from scripts.phonon_replies import FRAME, NUM_SPOKEN_FRAMES, PREPARED, SEEDS, STRIDE, TEXTS, VOICE
 from stretto.codecs.base import Window
 from stretto.codecs.pocket import load
-from stretto.families.base import Family
 from stretto.families.phonon import PLUGIN
 from stretto.families.phonon.model import StrettoPhononForCausalLM
-from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.pocket_tts.model import gelu_tanh
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of

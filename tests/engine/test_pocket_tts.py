@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.families.base import Family
-from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.pocket_tts import PLUGIN
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from stretto.errors import CheckpointError
-from stretto.families.log_mel import MelFormat
 from stretto.families.qwen3_omni.family import SpokenText, Talker
+from stretto.family.log_mel import MelFormat
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import num_preemptions

@@ -14,8 +14,8 @@ from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.engine.worker.predictors import StreamHeads
-from stretto.families.base import Family
-from stretto.families.text import SILENT
+from stretto.family.base import Family
+from stretto.family.text import SILENT
 from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import ChunkPolicy, Pacer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.checkpoints.random_qwen3_omni import small_config
-from stretto.families.image_encoder import positions_of
+from stretto.family.image_encoder import positions_of
 from tests.engine.harness import Engine
 from tests.engine.thinker_case import WIDER, Case
 from tests.published_qwen3_omni_thinker import (

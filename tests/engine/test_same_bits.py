@@ -16,7 +16,7 @@ from stretto.cpu_backend import products
 from stretto.cpu_backend.products import NARROW, CpuAttention, CpuLayer
 from stretto.engine.worker.batch_plan import StepRows
 from stretto.engine.worker.sampler import SpeechSampler
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_condition, make_prompt
 from stretto.testing.conformance import num_preemptions

@@ -15,9 +15,9 @@ from benchmarks.checkpoints.random_qwen3_omni import small_config, thinker_confi
 from stretto.config import EngineConfig
 from stretto.engine.llm import launch
 from stretto.errors import InvalidRequest
-from stretto.families.image_encoder import positions_of
 from stretto.families.qwen3_omni.mechanism.spoken_llm import SpokenLLM
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from stretto.family.image_encoder import positions_of
 from stretto.records.prompt import Prompt
 from stretto.testing.conformance import num_preemptions
 from tests.engine.forking import forked_processes

@@ -17,12 +17,12 @@ from stretto.engine.client import _Request
 from stretto.engine.llm import SpeechLLM, launch
 from stretto.engine.permits import Permits
 from stretto.errors import CheckpointError, InvalidRequest, NoCapacity, StrettoError
-from stretto.families.plugin import family_at
 from stretto.families.qwen3_omni.mechanism import spoken_llm as module
 from stretto.families.qwen3_omni.mechanism.pending_text import PendingText
 from stretto.families.qwen3_omni.mechanism.spoken_llm import SpokenLLM
 from stretto.families.qwen3_omni.mechanism.spoken_reply import SpokenReply
-from stretto.families.served import served_family
+from stretto.family.plugin import family_at
+from stretto.family.served import served_family
 from stretto.records.chunk import Alignment, LMChunk, Report
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling, SamplingConfig

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt, make_prompts
 from tests.engine.forking import forked_processes

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.testing.checkpoints import make_prompts
 from stretto.testing.reference import ReferenceModel
 from tests.engine.harness import Engine

@@ -12,11 +12,9 @@ from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.errors import StrettoError
-from stretto.families.base import Family
 from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
 from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto.families.kyutai_tts.mechanism.script import pack_word
-from stretto.families.text import SILENT, TextTokenizer, load_text_codec
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
     END_OF_AUDIO,
@@ -30,6 +28,8 @@ from stretto.families.tiny.family import (
     TINY,
 )
 from stretto.families.tiny.prompt import TEXT_CODEC
+from stretto.family.base import Family
+from stretto.family.text import SILENT, TextTokenizer, load_text_codec
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, WordMark, last_chunks
 from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2Model
 
 from benchmarks.checkpoints.random_espnet import KNOWN, convert
-from stretto.families.base import Family
-from stretto.families.plugin import config_at, family_at
 from stretto.families.valle.family import SOS_EOS
+from stretto.family.base import Family
+from stretto.family.plugin import config_at, family_at
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine
 from tests.tiers import ASYNC_BY_DAY

@@ -15,10 +15,10 @@ from stretto.engine.frame_codes import FrameCodes
 from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
-from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.vibevoice import PLUGIN
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import latents_of, words_of

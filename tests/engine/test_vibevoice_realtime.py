@@ -16,10 +16,10 @@ from stretto.codecs.base import Window
 from stretto.codecs.vibevoice import load
 from stretto.engine.reply_rules import TextUpdate
 from stretto.engine.tracks import ENDLESS
-from stretto.families.base import Family
-from stretto.families.plugin import VOCABULARY, config_at, family_at
 from stretto.families.vibevoice_realtime import PLUGIN
 from stretto.families.vibevoice_realtime.family import TextWindows
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms

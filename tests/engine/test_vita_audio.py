@@ -9,9 +9,9 @@ import pytest
 
 from stretto.engine.worker.step_graphs import padded_sizes
 from stretto.engine.worker.step_program import StepSampler
-from stretto.families.plugin import family_at
 from stretto.families.vita_audio.mechanism import module_rows
 from stretto.families.vita_audio.mechanism.module_rows import ModuleAttention
+from stretto.family.plugin import family_at
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Answer, Engine
 from tests.engine.test_no_sync import as_on_a_gpu

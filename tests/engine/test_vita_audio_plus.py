@@ -8,8 +8,8 @@ import pytest
 from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from stretto.convert.command import main
-from stretto.families.plugin import family_at
 from stretto.families.vita_audio.family import SCHEDULES
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.encoders.recordings import speech

@@ -18,9 +18,9 @@ from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays, SlotTables
-from stretto.families.base import Family, Task
 from stretto.families.opuslm.family import PADDED_TAIL
-from stretto.families.text import SILENT
+from stretto.family.base import Family, Task
+from stretto.family.text import SILENT
 from stretto.records.chunk import Report
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling

@@ -22,7 +22,7 @@ from stretto.codecs.base import Codec, Window, load_codec
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import profile
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.testing import assert_family_conforms
 from stretto.testing.reference import ReferenceModel

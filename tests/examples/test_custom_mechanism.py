@@ -11,7 +11,7 @@ import pytest
 from vllm.v1.core.sched.output import SchedulerOutput
 
 from stretto.engine.reply_rules import TextUpdate
-from stretto.families.plugin import FamilyPlugin
+from stretto.family.plugin import FamilyPlugin
 from stretto.testing import assert_family_conforms
 from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from tests.engine.harness import Answer, Engine, update_request

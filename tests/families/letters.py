@@ -1,6 +1,6 @@
 """Tokenizer that is small enough to check by eye."""
 
-from stretto.families.text import TextTokenizer
+from stretto.family.text import TextTokenizer
 
 
 class Letters(TextTokenizer):

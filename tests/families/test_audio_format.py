@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.audio_format import AudioFormat, check_audios
-from stretto.families.log_mel import MelFormat
 from stretto.families.tiny.family import TINY
+from stretto.family.audio_format import AudioFormat, check_audios
+from stretto.family.log_mel import MelFormat
 from stretto.records.prompt import InputAudio, Prompt
 
 FORMAT = MelFormat(8)

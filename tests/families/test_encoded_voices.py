@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stretto.codecs.pocket import PocketCodec
-from stretto.families.encoded_voices import (
+from stretto.family.encoded_voices import (
     NONCE_BYTES,
     SUFFIX,
     UNUSED_S,
@@ -98,7 +98,7 @@ def test_cached_encodings_are_specific_to_the_encoder(
     assert calls("cuda:0") == [1, 1]
     (checkpoint / "codec" / "model.safetensors").write_bytes(b"others!!")
     assert calls() == [1, 1]
-    monkeypatch.setattr("stretto.families.encoded_voices.version", lambda name: "99")
+    monkeypatch.setattr("stretto.family.encoded_voices.version", lambda name: "99")
     assert calls() == [1, 1]
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.errors import InvalidRequest
-from stretto.families.text import TextTokenizer
+from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.published_checkpoints import FAMILIES, convert, write_release
 

@@ -11,9 +11,9 @@ from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.csm.family import CsmVocabulary
 from stretto.families.opuslm.family import TAILS
-from stretto.families.plugin import FamilyPlugin, family_at, plugin, plugins, read_family
-from stretto.families.pronunciations import spelling
 from stretto.families.tiny.family import TINY
+from stretto.family.plugin import FamilyPlugin, family_at, plugin, plugins, read_family
+from stretto.family.pronunciations import spelling
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
 from stretto_client.pronunciation import DictionaryEntry
@@ -119,7 +119,7 @@ def register(folder: Path, value: str) -> None:
 
 def test_an_installed_package_registers_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(tmp_path, "brook_speech:PLUGIN")
-    code = "from stretto.families.plugin import FamilyPlugin, lazy\n"
+    code = "from stretto.family.plugin import FamilyPlugin, lazy\n"
     code += 'PLUGIN = FamilyPlugin("brook", lazy("stretto.families.tiny.family:build", "tiny"))\n'
     (tmp_path / "brook_speech.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

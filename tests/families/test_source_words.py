@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stretto.families.pronunciations import SourceWords
-from stretto.families.source_words import MAX_PAIRS, source_words
+from stretto.family.pronunciations import SourceWords
+from stretto.family.source_words import MAX_PAIRS, source_words
 from stretto.records.prompt import SourceWord
 from stretto_client.pronunciation import Dictionary, Pronouncer
 

@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from stretto.families.bagpiper.family import bagpiper
-from stretto.families.text import TextTokenizer, load_text_codec, subword_codec
 from stretto.families.tiny import family as tiny
 from stretto.families.tiny.family import CHARACTERS, FIRST_CHARACTER, FIRST_PHONEME, PHONEMES, SEPARATOR, SPACE
 from stretto.families.tiny.prompt import TEXT_CODEC as TINY
+from stretto.family.text import TextTokenizer, load_text_codec, subword_codec
 from tests.small_vocabularies import SMALL_BAGPIPER
 from tests.speech_families import EIGHT_STREAMS
 

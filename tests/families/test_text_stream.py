@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from stretto.errors import InvalidRequest
-from stretto.families.text import MAX_PENDING_CHARS, SubwordStream, TextStream, TextTokenizer, without_leading_line_ends
+from stretto.family.text import MAX_PENDING_CHARS, SubwordStream, TextStream, TextTokenizer, without_leading_line_ends
 
 # How Qwen 2 cuts text, and GPT 2, which does not look at case, digits or line ends alike.
 QWEN = (

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from benchmarks.checkpoints.random_espnet import write_tokenizer
 from benchmarks.checkpoints.random_pocket import sentencepiece_model
 from stretto.errors import CheckpointError
-from stretto.families.text import BYTE_OF, TOKENIZER_FILE, TextTokenizer, plain_tokenizer
+from stretto.family.text import BYTE_OF, TOKENIZER_FILE, TextTokenizer, plain_tokenizer
 
 
 @pytest.fixture(scope="module")

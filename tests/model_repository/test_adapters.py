@@ -249,7 +249,7 @@ def test_decoder_model_runs_one_worker(monkeypatch: pytest.MonkeyPatch, tmp_path
         steady_chunk_frames=12,
         mechanism=SimpleNamespace(speaker=None),
     )
-    monkeypatch.setattr("stretto.families.plugin.family_at", lambda checkpoint: family)
+    monkeypatch.setattr("stretto.family.plugin.family_at", lambda checkpoint: family)
     model = module.TritonPythonModel()
     model.initialize(arguments("acoustic_decoder"))
     ((codec, config),) = made
@@ -276,8 +276,8 @@ sys.path[:0] = [{str(ROOT.parent)!r}]
 from tests.fakes_triton import install
 install()
 import stretto.engine.llm, stretto.triton_io.speech_service, stretto.triton_io.tensors
-from stretto.families.plugin import family_at
-from stretto.families.text import load_text_codec
+from stretto.family.plugin import family_at
+from stretto.family.text import load_text_codec
 from pathlib import Path
 folder = Path({str(ROOT / "language_model" / "1" / "checkpoint")!r})
 load_text_codec(family_at(folder), folder)

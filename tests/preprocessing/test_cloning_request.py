@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.preprocessing.cloning_request import CloningRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest, read_turns
 from tests.fakes import FrameCounter

@@ -3,10 +3,10 @@
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
-from stretto.families.plugin import read_family
-from stretto.families.prompting import Turn, choose_task, read_messages
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
+from stretto.family.plugin import read_family
+from stretto.family.prompting import Turn, choose_task, read_messages
 
 BAGPIPER, OPUSLM, DIALOGUE = (
     read_family({"speech_family": name}) for name in ("bagpiper", "opuslm", "opuslm_dialogue")

@@ -14,9 +14,9 @@ import pytest
 from stretto.codecs.mimi import MimiCodec, load
 from stretto.errors import Closing, InvalidRequest, Overloaded
 from stretto.families.kyutai_stt.prompt import open_live_input, open_template
-from stretto.families.live_audio import LiveInput
-from stretto.families.plugin import family_at
-from stretto.families.prompting import Piece
+from stretto.family.live_audio import LiveInput
+from stretto.family.plugin import family_at
+from stretto.family.prompting import Piece
 from stretto.preprocessing import hearing as hearing_module
 from stretto.preprocessing.audio import resample
 from stretto.preprocessing.hearing import LOST, MAX_WAITING, Hearing, open_hearing

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from stretto.errors import InvalidRequest
-from stretto.families.prompting import Piece
+from stretto.family.prompting import Piece
 from stretto.preprocessing.audio import Recording, read_recording
 from stretto.preprocessing.audio_worker import AudioProcess
 from stretto.preprocessing.file_size import MAX_FILE_BYTES

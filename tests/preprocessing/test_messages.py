@@ -5,7 +5,7 @@ import json
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.prompting import MAX_BYTES, MAX_STREAMS, MAX_TURNS, Turn, read_messages
+from stretto.family.prompting import MAX_BYTES, MAX_STREAMS, MAX_TURNS, Turn, read_messages
 
 
 def test_a_turn_is_text_or_names_the_audio_input() -> None:

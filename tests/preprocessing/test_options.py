@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.prompting import PLAIN, Manner
-from stretto.families.served import SpokenTask
 from stretto.families.tiny.family import TINY
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
+from stretto.family.prompting import PLAIN, Manner
+from stretto.family.served import SpokenTask
 from stretto.preprocessing.options import Options, read_options
 from stretto.records.sampling import CodeSampling, LatentSampling
 from tests.small_vocabularies import BAGPIPER, CSM

@@ -6,8 +6,8 @@ import pytest
 
 from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError
-from stretto.families.plugin import plugin, read_family
-from stretto.families.prompting import template_opener
+from stretto.family.plugin import plugin, read_family
+from stretto.family.prompting import template_opener
 from tests.fakes import FrameCounter
 
 

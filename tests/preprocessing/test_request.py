@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import TextTrack
-from stretto.families.mechanism import NO_MECHANISM
-from stretto.families.plugin import read_family
 from stretto.families.tiny.family import FIRST_CODE, TINY
+from stretto.family.base import TextTrack
+from stretto.family.mechanism import NO_MECHANISM
+from stretto.family.plugin import read_family
 from stretto.preprocessing.request import Preprocessor, RawRequest, within_rate
 from stretto.records.chunk import Alignment
 from stretto.records.prompt import Prompt

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stretto.families.prompting import code_rows, frame_rows, stream0_rows
+from stretto.family.prompting import code_rows, frame_rows, stream0_rows
 from stretto.streams.layout import StreamLayout
 
 LAYOUT = StreamLayout(

@@ -6,7 +6,7 @@ import pytest
 
 from stretto.errors import InvalidRequest
 from stretto.families.bagpiper.family import bagpiper
-from stretto.families.text import Subwords
+from stretto.family.text import Subwords
 from tests.families.letters import Letters
 from tests.small_vocabularies import SMALL_BAGPIPER
 

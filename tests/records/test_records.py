@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
-from stretto.families.prompting import read_messages
+from stretto.family.prompting import read_messages
 from stretto.records.chunk import EVENT, MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
 from stretto.records.prompt import Condition, InputAudio, Prompt, TextPart
 from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling

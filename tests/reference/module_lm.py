@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.testing.reference import CachedRows, ReferenceModel, Row
 from tests.reference.vita_audio import VitaReference
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.checkpoints.random_espnet import Published
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.testing.reference import ReferenceModel
 
 # Hugging Face's names for ESPnet's, if they differ.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.published_checkpoints import write_bagpiper, write_opuslm

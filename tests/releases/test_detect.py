@@ -33,8 +33,8 @@ from benchmarks.checkpoints import (
     random_voxcpm2,
 )
 from stretto.convert.release import convertible
-from stretto.families.plugin import FamilyPlugin, plugins
-from stretto.families.recognition import Listing
+from stretto.family.plugin import FamilyPlugin, plugins
+from stretto.family.recognition import Listing
 from stretto.releases import detect as detection
 from stretto.releases.detect import detect
 from stretto.releases.errors import BadArgument, Unavailable

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from stretto.entry_points import FAMILIES, OWN, installed
-from stretto.families.plugin import FamilyPlugin, plugins
+from stretto.family.plugin import FamilyPlugin, plugins
 from stretto.releases import names
 from stretto.releases.entry import ReleaseEntry
 from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stretto.convert import command
-from stretto.families.plugin import FamilyPlugin, plugins
+from stretto.family.plugin import FamilyPlugin, plugins
 from stretto.releases.entry import FACTS, ReleaseEntry, placeholders
 from stretto.releases.names import read_entries
 

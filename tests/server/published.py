@@ -14,9 +14,9 @@ from benchmarks.checkpoints.random_espnet import Published
 from benchmarks.decoder import stream
 from stretto.codecs.base import Codec, load_codec
 from stretto.decoder.sessions import faded_out
-from stretto.families.base import Family
-from stretto.families.plugin import family_at
-from stretto.families.text import TextTokenizer
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
+from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.reference.published import PublishedReference

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stretto.codecs.base import load_codec
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
 from stretto.testing.reference import ReferenceModel
 from tests.fish_s2_release import convert_release

@@ -10,8 +10,8 @@ import soundfile
 
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.reader import WordReader
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.text import sentencepiece_at
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.engine.harness import Engine

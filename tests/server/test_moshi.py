@@ -11,7 +11,7 @@ import pytest
 
 from stretto.codecs.base import load_codec
 from stretto.families.moshi.reader import PieceReader
-from stretto.families.text import sentencepiece_at
+from stretto.family.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient, SpeechEvent, live_speech
 from stretto_client.errors import RequestRefused, ServerUnavailable

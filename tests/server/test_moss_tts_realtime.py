@@ -13,7 +13,7 @@ import pytest
 from benchmarks.checkpoints.random_moss_realtime import KINDS
 from scripts.moss_tts_realtime_replies import TEXTS, heard_codes
 from stretto.codecs.base import load_codec
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
 from stretto.testing.reference import ReferenceModel
 from tests.moss_realtime_release import convert_release

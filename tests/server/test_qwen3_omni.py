@@ -13,8 +13,8 @@ import soundfile
 from PIL import Image
 
 from benchmarks.checkpoints.random_qwen3_omni import text_only_config
-from stretto.families.plugin import family_at
-from stretto.families.prompting import Piece
+from stretto.family.plugin import family_at
+from stretto.family.prompting import Piece
 from tests.published_qwen3_omni_thinker import (
     END,
     Processor,

@@ -14,8 +14,8 @@ import torch
 
 from benchmarks.decoder import stream
 from stretto.codecs.base import load_codec
-from stretto.families.prompting import Piece
-from stretto.families.served import speaking_folder
+from stretto.family.prompting import Piece
+from stretto.family.served import speaking_folder
 from stretto.launcher.processes import descendants, read_process
 from stretto_gateway.encoding import wav_header
 from tests.gateway.realtime.caller import RATE, call_by

@@ -24,7 +24,7 @@ from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from stretto.codecs.base import load_codec
 from stretto.convert.command import main
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor
 from stretto.testing.reference import ReferenceModel
 from stretto_client import RecordedVoice, SpeechClient

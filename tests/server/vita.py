@@ -17,9 +17,9 @@ from torch import Tensor
 from benchmarks.checkpoints import random_vita
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer, write_glm4_voice
 from stretto.convert.command import main
-from stretto.families.plugin import family_at
-from stretto.families.text import TextTokenizer, subword_codec
 from stretto.families.vita_audio.family import SCHEDULES
+from stretto.family.plugin import family_at
+from stretto.family.text import TextTokenizer, subword_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.reference.module_lm import ModuleReference

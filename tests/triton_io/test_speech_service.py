@@ -12,7 +12,7 @@ import pytest
 
 from stretto.disconnects import DISCONNECTS_FILE, HOST, STREAM, Disconnects
 from stretto.errors import InvalidRequest, NoCapacity
-from stretto.families.text import SubwordStream
+from stretto.family.text import SubwordStream
 from stretto.records.chunk import Chunk, LMChunk
 from stretto.records.prompt import Prompt, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling

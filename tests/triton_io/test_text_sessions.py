@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest, Overloaded
-from stretto.families.mechanism import Mechanism
-from stretto.families.text import MAX_PENDING_CHARS, SubwordStream
+from stretto.family.mechanism import Mechanism
+from stretto.family.text import MAX_PENDING_CHARS, SubwordStream
 from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import Prompt, SourceWord, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling

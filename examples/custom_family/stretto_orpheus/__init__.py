@@ -1,6 +1,6 @@
 """Orpheus 3B (Canopy Labs) as a Stretto plug-in, registered by the entry point `orpheus` in `stretto.families`."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="orpheus",

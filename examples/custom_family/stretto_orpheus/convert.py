@@ -9,8 +9,8 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from stretto.errors import CheckpointError
-from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer
-from stretto.families.plugin import NAME, VOCABULARY
+from stretto.family.conversion import AUDIO, Contents, Converted, Release, Tokenizer
+from stretto.family.plugin import NAME, VOCABULARY
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, shapes_of
 from stretto_orpheus.family import MARKERS, ROWS_PER_FRAME, OrpheusVocabulary

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family, Task
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer
+from stretto.family.base import Family, Task
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer
 
 BEFORE = ("human", "begin_of_text")
 BEHIND = ("end_of_turn", "end_of_human", "ai", "speech")

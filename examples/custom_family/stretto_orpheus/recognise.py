@@ -1,6 +1,6 @@
 """Recognises Orpheus releases, which are Llama models with tokens for SNAC's codes."""
 
-from stretto.families.recognition import CONFIG, MAX_TOKENIZER_BYTES, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, MAX_TOKENIZER_BYTES, TOKENIZER, Listing, Match, Needed
 
 CODEC = Needed("hubertsiuzdak/snac_24khz", ("config.json", "pytorch_model.bin"))
 CODE = "<custom_token_10>"

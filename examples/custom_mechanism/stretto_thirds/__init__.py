@@ -1,6 +1,6 @@
 """Two families with mechanisms of their own, registered by entry points in `stretto.families`."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(name="thirds", build=lazy("stretto_thirds.family:build"))
 FAST = FamilyPlugin(name="fast_thirds", build=lazy("stretto_thirds.steps:build"))

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.families.base import Family, Task, TextTrack, UnconditionalContext
-from stretto.families.mechanism import Mechanism
-from stretto.families.plugin import lazy
+from stretto.family.base import Family, Task, TextTrack, UnconditionalContext
+from stretto.family.mechanism import Mechanism
+from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 

@@ -1,6 +1,6 @@
 """The rule once more, row by row, for the slow reference of `stretto.testing`."""
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing import ReferenceRule
 from stretto_thirds.family import EveryThird

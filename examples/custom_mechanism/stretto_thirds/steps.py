@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
-from stretto.families.mechanism import RowSteps
-from stretto.families.plugin import lazy
+from stretto.family.base import Family
+from stretto.family.mechanism import RowSteps
+from stretto.family.plugin import lazy
 from stretto_thirds.family import EveryThird
 from stretto_thirds.family import build as build_thirds
 

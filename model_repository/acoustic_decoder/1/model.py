@@ -24,7 +24,7 @@ class TritonPythonModel:
         stub.let_others_first()  # a batch takes longer than a step of the language model, which would wait for it
         from stretto.config import DecoderConfig
         from stretto.decoder.worker import DecoderWorker, open_aligner, open_codec
-        from stretto.families.plugin import family_at
+        from stretto.family.plugin import family_at
         from stretto.triton_io.decoding_service import DecodingService
         from stretto.triton_io.flow import Outcome, conclude_all
         from stretto.triton_io.seal import SealKey

@@ -7,7 +7,7 @@ names of the tensors: the preprocessor reads the inputs (`stretto.preprocessing.
 
 from pathlib import Path
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 
 # Names of models that the published clients request (github.com/FunAudioLLM/CosyVoice, runtime/triton_trtllm), besides
 # the family's own. Not `spark_tts`: of that model, the clients expect chunks that overlap by 0.1 s, at 16 kHz.

@@ -19,9 +19,9 @@ from stretto.convert import aligner
 from stretto.convert.conversion import Conversion, plan, write
 from stretto.convert.release import DTYPES, audio_tokenizer_of, convertible
 from stretto.errors import CheckpointError, CommandParser, argument_path
-from stretto.families.audio_format import KEY
-from stretto.families.conversion import Release
-from stretto.families.plugin import NAME
+from stretto.family.audio_format import KEY
+from stretto.family.conversion import Release
+from stretto.family.plugin import NAME
 from stretto.untrusted_files import released_file
 
 MAX_SHARD_GB = 4.0

@@ -28,8 +28,8 @@ from stretto.convert.release import (
     read_defaults,
 )
 from stretto.errors import CheckpointError, is_panic, shown
-from stretto.families.base import Family
-from stretto.families.conversion import (
+from stretto.family.base import Family
+from stretto.family.conversion import (
     AUDIO_TOKENIZER,
     AudioTokenizer,
     Contents,
@@ -38,8 +38,8 @@ from stretto.families.conversion import (
     Release,
     Tokenizer,
 )
-from stretto.families.plugin import SAMPLING, read_family
-from stretto.families.text import SENTENCEPIECE_FILE
+from stretto.family.plugin import SAMPLING, read_family
+from stretto.family.text import SENTENCEPIECE_FILE
 from stretto.untrusted_files import UNPARSABLE, MissingEntry, released_file, without_keys
 from stretto.weights.bounded_networks import bounded_networks
 from stretto.weights.loading import (

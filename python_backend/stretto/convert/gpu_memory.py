@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stretto.codecs.decoder_sizes import DECODERS_GB, STATES_BYTES
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.gpus import MIB, gpus
 from stretto.sizing import LIBRARY_BYTES
 

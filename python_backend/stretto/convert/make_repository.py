@@ -22,11 +22,11 @@ from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, engine_bytes, f
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, argument_path, shown
-from stretto.families.base import Family, Task
-from stretto.families.conversion import AUDIO_TOKENIZER
-from stretto.families.plugin import all_layers_slide, config_at, family_at, plugin
-from stretto.families.pronunciations import alphabets
-from stretto.families.served import speaking_folder
+from stretto.family.base import Family, Task
+from stretto.family.conversion import AUDIO_TOKENIZER
+from stretto.family.plugin import all_layers_slide, config_at, family_at, plugin
+from stretto.family.pronunciations import alphabets
+from stretto.family.served import speaking_folder
 from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions

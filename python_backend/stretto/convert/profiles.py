@@ -8,7 +8,7 @@ import argparse
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.sizing import CPU_BATCHED_ROWS, CPU_BLOCK_SIZE, GPU_BATCHED_ROWS
 
 

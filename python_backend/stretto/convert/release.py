@@ -17,10 +17,10 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.base import Family
-from stretto.families.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer, published_by
-from stretto.families.plugin import plugin, plugins, with_defaults
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_ids, plain_tokenizer, sentencepiece_at
+from stretto.family.base import Family
+from stretto.family.conversion import AudioTokenizer, Contents, Published, Release, Tokenizer, published_by
+from stretto.family.plugin import plugin, plugins, with_defaults
+from stretto.family.text import TOKENIZER_FILE, TextTokenizer, check_ids, plain_tokenizer, sentencepiece_at
 from stretto.untrusted_files import (
     MAX_TEXT_BYTES,
     check_layers,

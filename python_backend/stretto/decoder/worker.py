@@ -19,7 +19,7 @@ from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, Pending
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, CheckpointError, Closing
-from stretto.families.plugin import plugin_at
+from stretto.family.plugin import plugin_at
 from stretto.marking.marker import open_marker
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm

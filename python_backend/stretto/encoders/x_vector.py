@@ -4,7 +4,7 @@
     x_vector = speaker.encode(pcm)                       # float32 [H] of mono float32 [n] at 24 kHz
 
 `preprocessing.audio` resamples recordings with soxr, as the authors' wrapper does. Results are deterministic;
-`families.encoded_voices.CachedEncoder` caches the most recent ones.
+`family.encoded_voices.CachedEncoder` caches the most recent ones.
 """
 
 from collections.abc import Mapping

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stretto.errors import StrettoError
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.streams.layout import Undelayer, latents_of
 
 

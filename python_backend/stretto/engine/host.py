@@ -29,7 +29,7 @@ from stretto.engine.environment import (
 )
 from stretto.engine.protocol import STATS_KEY
 from stretto.errors import CheckpointError
-from stretto.families.plugin import all_layers_slide, config_at, family_at
+from stretto.family.plugin import all_layers_slide, config_at, family_at
 from stretto.streams.layout import LatentSpec
 from stretto.worker_process import ENGINE_SPARE, HOST_NAME, LIBC, PR_SET_NAME, SPARE_NAME, die_with_parent
 

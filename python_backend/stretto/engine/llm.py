@@ -26,11 +26,11 @@ from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.reply_stats import FrameStats, Stats
 from stretto.engine.utterance import Utterance, first_chunk
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
-from stretto.families.audio_format import AudioFormat, check_audios
-from stretto.families.base import Family
-from stretto.families.image_format import ImageFormat, check_images
-from stretto.families.plugin import config_at, family_at, read_family
-from stretto.families.text import StreamedText, load_text_codec
+from stretto.family.audio_format import AudioFormat, check_audios
+from stretto.family.base import Family
+from stretto.family.image_format import ImageFormat, check_images
+from stretto.family.plugin import config_at, family_at, read_family
+from stretto.family.text import StreamedText, load_text_codec
 from stretto.limits import FairLimit
 from stretto.records.chunk import LMChunk, Report, last_chunks
 from stretto.records.prompt import Prompt

@@ -19,7 +19,7 @@ def register() -> None:
     from vllm.model_executor.models import registry
     from vllm.platforms import current_platform
 
-    from stretto.families.plugin import plugins
+    from stretto.family.plugin import plugins
 
     # vLLM collects garbage eight times during start-up, each time over every imported module.
     gc.freeze()

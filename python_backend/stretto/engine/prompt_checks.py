@@ -8,8 +8,8 @@ import numpy as np
 from stretto.engine.client import EngineClient
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Task
-from stretto.families.option_checks import check_sampling
+from stretto.family.base import Task
+from stretto.family.option_checks import check_sampling
 from stretto.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig

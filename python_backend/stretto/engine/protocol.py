@@ -11,8 +11,8 @@ import numpy as np
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family
-from stretto.families.plugin import read_family
+from stretto.family.base import Family
+from stretto.family.plugin import read_family
 from stretto.records.prompt import Prompt
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 
 from stretto.engine.rules import STATE, ReplyConstants
 from stretto.engine.tracks import ENDLESS, CodesTrack, Track, rows_of
-from stretto.families.base import Family, Task
-from stretto.families.mechanism import RowSchedule
+from stretto.family.base import Family, Task
+from stretto.family.mechanism import RowSchedule
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
 
 ENDLESS = 1 << 30

@@ -12,8 +12,8 @@ from stretto.engine.protocol import GUIDANCE_ON
 from stretto.engine.reply_rules import ReplyState
 from stretto.engine.tracks import Track
 from stretto.engine.word_times import WordTimes
-from stretto.families.base import Family
-from stretto.families.text import TextCodec, TimedReader
+from stretto.family.base import Family
+from stretto.family.text import TextCodec, TimedReader
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
 from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import Pacer

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from stretto.families.text import TextCodec
+from stretto.family.text import TextCodec
 from stretto.records.chunk import WordMark
 from stretto.records.prompt import SourceWord
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.preprocessing.request import RawRequest
 from stretto.records.json_record import string
 

@@ -16,10 +16,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.families.base import Family, Task
-from stretto.families.live_audio import LiveTemplate
-from stretto.families.plugin import plugin
-from stretto.families.prompting import Piece, PromptRows, Template
+from stretto.family.base import Family, Task
+from stretto.family.live_audio import LiveTemplate
+from stretto.family.plugin import plugin
+from stretto.family.prompting import Piece, PromptRows, Template
 from stretto.limits import FairLimit
 from stretto.records.prompt import AudioPart
 from stretto.worker_process import WorkerProcess

@@ -20,8 +20,8 @@ import soxr
 
 from stretto.codecs.base import load_codec
 from stretto.codecs.encoded_stream import EncodedStream, encode_round
-from stretto.families.live_audio import FrameIds, LiveInput
-from stretto.families.plugin import family_at, plugin_at
+from stretto.family.live_audio import FrameIds, LiveInput
+from stretto.family.plugin import family_at, plugin_at
 
 FRAMES_AT_ONCE = 4
 

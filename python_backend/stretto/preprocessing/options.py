@@ -5,17 +5,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.option_checks import check_sampling
-from stretto.families.prompting import (
+from stretto.family.base import Family, Task
+from stretto.family.option_checks import check_sampling
+from stretto.family.prompting import (
     PLAIN,
     Manner,
     read_guidance_scale,
     read_manner,
     read_voice,
 )
-from stretto.families.pronunciations import read_spellings
-from stretto.families.text import check_text
+from stretto.family.pronunciations import read_spellings
+from stretto.family.text import check_text
 from stretto.preprocessing.hearing import read_session_options
 from stretto.records.json_record import MAX_BYTES, read_json
 from stretto.records.sampling import (

@@ -10,10 +10,10 @@ import numpy as np
 
 from stretto.codecs.base import Codec, load_codec, use_whole_float32
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Task
-from stretto.families.encoded_voices import EncodedFiles, stored_in
-from stretto.families.plugin import family_at
-from stretto.families.prompting import (
+from stretto.family.base import Task
+from stretto.family.encoded_voices import EncodedFiles, stored_in
+from stretto.family.plugin import family_at
+from stretto.family.prompting import (
     Piece,
     Turn,
     choose_task,
@@ -21,9 +21,9 @@ from stretto.families.prompting import (
     read_messages,
     template_opener,
 )
-from stretto.families.pronunciations import SourceWords, server_dictionary
-from stretto.families.served import served_family, speaking_folder
-from stretto.families.text import check_text
+from stretto.family.pronunciations import SourceWords, server_dictionary
+from stretto.family.served import served_family, speaking_folder
+from stretto.family.text import check_text
 from stretto.preprocessing.audio import (
     MAX_FILES,
     MAX_REQUEST_BYTES,

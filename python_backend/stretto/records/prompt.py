@@ -61,7 +61,7 @@ class InputImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Condition:
-    """Vectors that condition all rows of a request (`families.mechanism.RequestConditions`).
+    """Vectors that condition all rows of a request (`family.mechanism.RequestConditions`).
 
     Speaker vectors may be personal data, so the `repr` omits them, because it may be logged.
 

@@ -8,9 +8,9 @@ from importlib import import_module
 
 from stretto.entry_points import FAMILIES, names
 from stretto.errors import shown
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import plugins
-from stretto.families.recognition import CONFIG, Listing, Match, Needed
+from stretto.family.plugin import NAME as FAMILY
+from stretto.family.plugin import plugins
+from stretto.family.recognition import CONFIG, Listing, Match, Needed
 from stretto.releases.entry import Companion, ReleaseEntry, RepositoryFiles
 from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.names import entries, nearest

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.recognition import REPOSITORY
+from stretto.family.recognition import REPOSITORY
 
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,40}")
 MAX_REPOSITORY_CHARS = 96

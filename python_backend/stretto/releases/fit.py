@@ -10,8 +10,8 @@ from pathlib import Path
 
 from stretto.codecs.decoder_sizes import GFLOP_PER_S, VOICES_BYTES, WHOLE
 from stretto.convert.gpu_memory import Needs, decoder_bytes, engine_bytes, latent_bytes, state_bytes
-from stretto.families.base import Family
-from stretto.families.plugin import plugin
+from stretto.family.base import Family
+from stretto.family.plugin import plugin
 from stretto.gpus import MIB
 from stretto.releases import machine
 from stretto.releases.entry import ReleaseEntry

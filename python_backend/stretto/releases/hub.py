@@ -12,7 +12,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from stretto.errors import shown
-from stretto.families.recognition import MAX_TEXT_BYTES, Listing
+from stretto.family.recognition import MAX_TEXT_BYTES, Listing
 from stretto.releases.entry import REVISION, SHA256, RepositoryFiles
 from stretto.releases.errors import BadArgument, ReleaseError, Unavailable
 from stretto.releases.jobs import JobProcess, Report

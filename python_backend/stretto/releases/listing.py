@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from stretto.errors import CheckpointError
-from stretto.families.recognition import MAX_TEXT_BYTES, Listing
+from stretto.family.recognition import MAX_TEXT_BYTES, Listing
 from stretto.releases.errors import BadArgument
 from stretto.untrusted_files import read_text, released_file
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.errors import CheckpointError, shown
-from stretto.families.plugin import FamilyPlugin, plugin
+from stretto.family.plugin import FamilyPlugin, plugin
 from stretto.releases.entry import NAME, ReleaseEntry, read
 from stretto.releases.errors import BadArgument, Unavailable
 

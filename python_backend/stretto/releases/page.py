@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from stretto.errors import CheckpointError
-from stretto.families.plugin import FamilyPlugin
+from stretto.family.plugin import FamilyPlugin
 from stretto.releases.entry import Licence, ReleaseEntry, RepositoryFiles
 from stretto.releases.names import read_entries, resource
 

@@ -5,8 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.recognition import CONFIG, REPOSITORY
+from stretto.family.plugin import NAME as FAMILY
+from stretto.family.recognition import CONFIG, REPOSITORY
 from stretto.releases.entry import MAX_REPOSITORY_CHARS, ReleaseEntry
 from stretto.releases.errors import BadArgument
 from stretto.releases.listing import Folder

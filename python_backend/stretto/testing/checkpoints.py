@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.base import DepthSpec, Family
+from stretto.family.base import DepthSpec, Family
 from stretto.records.prompt import Condition, Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import LatentSpec, Segment, StreamLayout, words_of

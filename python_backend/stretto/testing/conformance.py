@@ -15,9 +15,9 @@ from stretto.engine.environment import prepare_environment
 from stretto.engine.host import vllm_config
 from stretto.engine.reply_rules import SegmentRules
 from stretto.entry_points import CODECS, find
-from stretto.families.base import Family
-from stretto.families.plugin import FamilyPlugin
-from stretto.families.plugin import plugin as registered
+from stretto.family.base import Family
+from stretto.family.plugin import FamilyPlugin
+from stretto.family.plugin import plugin as registered
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts, write_checkpoint
 from stretto.testing.reference import ReferenceModel, Row

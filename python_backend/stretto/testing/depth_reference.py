@@ -6,7 +6,7 @@ from typing import Any, Protocol, cast
 import torch
 from transformers import LlamaConfig, LlamaModel, Qwen3Config, Qwen3Model
 
-from stretto.families.base import DepthSpec, Family
+from stretto.family.base import DepthSpec, Family
 
 
 class SlowDepth(Protocol):

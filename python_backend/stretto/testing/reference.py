@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeAudioEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.streams.layout import PADDED_WARM_UP, Segment

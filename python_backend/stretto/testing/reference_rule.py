@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 

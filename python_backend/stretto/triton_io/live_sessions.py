@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from stretto.errors import Closing, InvalidRequest, StrettoError
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.limits import eviction_order
 from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Envelope, FlowAddress, Kept, LMChunk
 from stretto.records.prompt import AudioPart, Prompt, Resumption

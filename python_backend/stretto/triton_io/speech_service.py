@@ -13,9 +13,9 @@ import numpy as np
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overloaded, shown
-from stretto.families.base import Family
-from stretto.families.pronunciations import SourceWords, server_dictionary
-from stretto.families.text import StreamedText
+from stretto.family.base import Family
+from stretto.family.pronunciations import SourceWords, server_dictionary
+from stretto.family.text import StreamedText
 from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, SourceWord, TextPart

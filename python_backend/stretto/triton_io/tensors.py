@@ -18,7 +18,7 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.config import parse_parameter
 from stretto.errors import InvalidRequest, shown
-from stretto.families.served import speaking_folder
+from stretto.family.served import speaking_folder
 from stretto.records.chunk import FlowAddress
 from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart
 from stretto.triton_io.seal import Seal

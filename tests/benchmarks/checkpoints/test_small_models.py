@@ -9,8 +9,8 @@ from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from stretto.codecs.base import load_codec
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary
-from stretto.families.plugin import family_at
 from stretto.families.qwen3_tts.family import DEPTH
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 

@@ -12,7 +12,7 @@ from stretto.config import EngineConfig
 from stretto.cpu_backend import int8
 from stretto.cpu_backend.int8 import LARGEST, Int8Linear, Int8Product, has_int8
 from stretto.engine.host import vllm_config
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompts
 from stretto.testing.conformance import num_preemptions

@@ -32,9 +32,9 @@ from vllm.platforms import PlatformEnum
 from stretto.convert.make_repository import QUANTIZATIONS
 from stretto.engine.worker.predictors import Readout
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
 from stretto.families.qwen3_tts.family import qwen3_tts
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from tests.engine.harness import Engine

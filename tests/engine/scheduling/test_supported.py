@@ -8,8 +8,8 @@ import pytest
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.supported import check_supported
-from stretto.families.base import Family
-from stretto.families.mechanism import Mechanism
+from stretto.family.base import Family
+from stretto.family.mechanism import Mechanism
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, TRACKED
 
 GUIDED_CHAT = replace(FORCED_CHAT, name="guided_chat", guided_streams=(0,))

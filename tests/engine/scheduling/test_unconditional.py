@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stretto.engine.scheduling.request_state import unconditional_rows
-from stretto.families.base import UnconditionalContext
+from stretto.family.base import UnconditionalContext
 
 
 def test_unconditional_rows_hide_the_middle_of_the_context() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stretto.families.audio_format import AudioFormat
+from stretto.family.audio_format import AudioFormat
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt, write_checkpoint
 from stretto.testing.reference import ReferenceModel

@@ -13,9 +13,9 @@ from stretto.engine.columns import STATE, Array, SlotLimits, SlotScales, SlotSta
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays, SlotTables
-from stretto.families.base import Family
 from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.tiny.family import TINY
+from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP
 from stretto.testing.checkpoints import make_prompt

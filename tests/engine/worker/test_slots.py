@@ -13,8 +13,8 @@ from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.tracks import ENDLESS, rows_of
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import Arrays, DeviceArrays, HostArrays, SlotTables
-from stretto.families.base import DrawRules, Family
 from stretto.families.tiny.family import END_OF_TEXT, POINTER, TINY
+from stretto.family.base import DrawRules, Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
 from tests.reply_rows import states_of

@@ -9,7 +9,7 @@ from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_graphs import StepGraphs, padded_sizes
 from stretto.engine.worker.step_program import Variant
-from stretto.families.base import Family
+from stretto.family.base import Family
 from tests.engine.worker.walks import LENGTH, Walk, captured
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED
 from tests.tiers import by_night

@@ -15,9 +15,9 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker import step_program
 from stretto.engine.worker.slots import HostArrays
 from stretto.engine.worker.step_program import Variant
-from stretto.families.base import Family
 from stretto.families.tiny.family import TINY
 from stretto.families.tiny.mechanism import draw
+from stretto.family.base import Family
 from tests.engine.worker.walks import LENGTH, Walk, captured, request
 from tests.small_vocabularies import BAGPIPER, OPUSLM
 

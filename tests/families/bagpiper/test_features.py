@@ -11,8 +11,8 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import (
     _get_feat_extract_output_lengths,
 )
 
-from stretto.families.log_mel import SHORTEST, MelFormat, log_mel
-from stretto.families.log_mel_encoder import audio_tower, embed_audio
+from stretto.family.log_mel import SHORTEST, MelFormat, log_mel
+from stretto.family.log_mel_encoder import audio_tower, embed_audio
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import check_audios
 from stretto.families.bagpiper.family import bagpiper
 from stretto.families.bagpiper.prompt import SYSTEM_TEXT, BagpiperTemplate
-from stretto.families.log_mel import MelFormat, log_mel
-from stretto.families.prompting import Piece, PromptRows
-from stretto.families.text import Subwords, TextTokenizer
+from stretto.family.audio_format import check_audios
+from stretto.family.log_mel import MelFormat, log_mel
+from stretto.family.prompting import Piece, PromptRows
+from stretto.family.text import Subwords, TextTokenizer
 from stretto.records.prompt import Prompt
 from tests.small_vocabularies import SMALL_BAGPIPER
 

@@ -18,7 +18,6 @@ from benchmarks.checkpoints.random_chatterbox import MULTILINGUAL, command, conv
 from stretto.convert.command import main
 from stretto.convert.make_repository import profile
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import Family
 from stretto.families.chatterbox import languages
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary, chatterbox
 from stretto.families.chatterbox.languages import (
@@ -31,8 +30,9 @@ from stretto.families.chatterbox.languages import (
     open_languages,
 )
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, open_chatterbox
-from stretto.families.plugin import family_at
-from stretto.families.text import TextTokenizer
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
+from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.chatterbox_release import opened as opened_release
 from tests.chatterbox_release import write

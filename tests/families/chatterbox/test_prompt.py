@@ -13,8 +13,8 @@ from stretto.codecs.base import Whole
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.text import TextTokenizer
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.weights.loading import open_tensors

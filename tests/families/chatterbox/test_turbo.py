@@ -30,8 +30,8 @@ from stretto.families.chatterbox.convert import convert as convert_release
 from stretto.families.chatterbox.family import TurboVocabulary
 from stretto.families.chatterbox.turbo import turbo_tokenizer
 from stretto.families.chatterbox.voices import TurboRecordingEncoder
-from stretto.families.conversion import Contents, Release
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.conversion import Contents, Release
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.weights.loading import open_tensors
 from tests.chatterbox_release import RELEASES, REPLIES, opened, write

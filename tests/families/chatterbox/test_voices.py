@@ -16,7 +16,7 @@ from stretto.convert.command import main
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import ChatterboxVocabulary
 from stretto.families.chatterbox.voices import CODES_S, MAX_CODES, RecordingEncoder, load_recording_encoder, trimmed
-from stretto.families.plugin import VOCABULARY, config_at
+from stretto.family.plugin import VOCABULARY, config_at
 from stretto.preprocessing.audio import resample
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt

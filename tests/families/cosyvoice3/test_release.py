@@ -22,7 +22,7 @@ from stretto.convert.command import main
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.cosyvoice3.family import FILL, SOS, TASK
 from stretto.families.cosyvoice3.voices import FOLDER, NAMED, SPEAKER, TOKENIZER, read_named_voices
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.cosyvoice3_release import REPLIES, written
 from tests.refused_conversion import refused

@@ -22,10 +22,10 @@ from benchmarks.checkpoints.random_fish_s2 import (
 from benchmarks.checkpoints.random_fish_s2_codec import write_codec
 from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main as convert
-from stretto.families.conversion import Tokenizer, unchanged
 from stretto.families.fish_s2.convert import CODES, plan, published_shapes, read_config
 from stretto.families.fish_s2.family import FishVocabulary, fish_s2
-from stretto.families.plugin import config_at, family_at
+from stretto.family.conversion import Tokenizer, unchanged
+from stretto.family.plugin import config_at, family_at
 from stretto.weights.loading import check
 from tests.fish_s2_release import convert_release
 

@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 from benchmarks.checkpoints.random_fish_s2 import IDS, KINDS
 from stretto.codecs.base import Codec, load_codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
 from stretto.families.fish_s2.prompt import open_template
-from stretto.families.plugin import family_at
-from stretto.families.prompting import Piece, Template
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
+from stretto.family.prompting import Piece, Template
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.families.moss_tts.test_prompt import heard

@@ -12,7 +12,6 @@ from transformers import HiggsAudioV2TokenizerConfig
 from benchmarks.checkpoints.random_higgs_audio_v3 import TAGS, language_model, tensors, write_release
 from stretto.codecs.base import load_codec
 from stretto.codecs.higgs import HiggsModel
-from stretto.families.conversion import Tokenizer
 from stretto.families.higgs_audio_v3.convert import (
     CODEC,
     CODEC_CONFIG,
@@ -24,7 +23,8 @@ from stretto.families.higgs_audio_v3.convert import (
     vocabulary,
 )
 from stretto.families.higgs_audio_v3.family import MARKERS, HiggsAudioV3Vocabulary
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.conversion import Tokenizer
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.weights.loading import open_tensors
 from tests.higgs_audio_v3_release import command, convert_release
 from tests.refused_conversion import Edit, Refuses, check_tensor_errors, edited

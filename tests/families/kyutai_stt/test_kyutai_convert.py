@@ -13,8 +13,8 @@ from stretto.convert.command import main
 from stretto.families.kyutai_stt.family import END_PAD, PAD, SttVocabulary
 from stretto.families.kyutai_stt.reader import open_text_codec
 from stretto.families.kyutai_stt.recognise import FEATURES, PROCESSOR
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.text import plain_tokenizer
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.text import plain_tokenizer
 from stretto.weights.loading import WHOLE, open_tensors
 from tests.kyutai_release import words
 from tests.refused_conversion import Refuses, check_tensor_errors, edited

@@ -11,8 +11,8 @@ from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.kyutai_stt.family import END_PAD, PAD, SttVocabulary, kyutai_stt
 from stretto.families.kyutai_stt.prompt import initial_row
 from stretto.families.kyutai_stt.reader import WordReader, open_text_codec
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.text import sentencepiece_at
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.chunk import WordMark
 from tests.kyutai_release import make_checkpoint

@@ -19,7 +19,6 @@ from stretto.convert.command import main
 from stretto.convert.make_repository import profile
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.conversion import Converted
 from stretto.families.kyutai_tts.convert import DEFAULTS, guidance_scales, with_conditions
 from stretto.families.kyutai_tts.convert import vocabulary as vocabulary_of
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary
@@ -29,8 +28,9 @@ from stretto.families.kyutai_tts.mechanism.track import WordTrack
 from stretto.families.kyutai_tts.prompt import vectors_at
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
 from stretto.families.moshi import convert as moshi
-from stretto.families.plugin import config_at, family_at
-from stretto.families.text import sentencepiece_at
+from stretto.family.conversion import Converted
+from stretto.family.plugin import config_at, family_at
+from stretto.family.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt, SourceWord
 from stretto_client.model_profile import ModelProfile

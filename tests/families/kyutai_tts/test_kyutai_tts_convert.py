@@ -14,7 +14,7 @@ from scripts.kyutai_tts_replies import REDUCED
 from stretto.convert.command import main
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.kyutai_tts.mechanism.script import WordScript
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from tests.refused_conversion import Refuses, check_tensor_errors, edited
 
 SMALL = {"num_layers": 1, "depformer_num_layers": 1}

@@ -10,8 +10,8 @@ from stretto.errors import InvalidRequest
 from stretto.families.kyutai_tts.family import END_OF_WORDS
 from stretto.families.kyutai_tts.mechanism.script import unpack_words
 from stretto.families.kyutai_tts.words import WordStream, open_text_codec
-from stretto.families.plugin import family_at
-from stretto.families.text import sentencepiece_at
+from stretto.family.plugin import family_at
+from stretto.family.text import sentencepiece_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt, SourceWord
 from tests.families.kyutai_tts.test_kyutai_tts_convert import write_wav

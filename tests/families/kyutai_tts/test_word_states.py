@@ -9,9 +9,9 @@ import torch
 
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.worker.slots import DeviceArrays
-from stretto.families.base import Family
 from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word
 from stretto.families.kyutai_tts.mechanism.track import WordTrack
+from stretto.family.base import Family
 from tests.families.kyutai_tts.word_replies import WordReplies
 from tests.small_vocabularies import KYUTAI_TTS, SMALL_TTS
 from tests.tiers import by_night

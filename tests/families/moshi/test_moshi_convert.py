@@ -14,8 +14,8 @@ from stretto.families.kyutai_stt.family import PAD
 from stretto.families.moshi.convert import FIRST, vocabulary
 from stretto.families.moshi.family import DEPTH, MoshiVocabulary
 from stretto.families.moshi.reader import open_text_codec
-from stretto.families.plugin import VOCABULARY, config_at, family_at
-from stretto.families.text import plain_tokenizer
+from stretto.family.plugin import VOCABULARY, config_at, family_at
+from stretto.family.text import plain_tokenizer
 from tests.moshi_release import replies
 from tests.refused_conversion import Refuses, check_tensor_errors, edited
 from tests.transformers_releases import assert_equal_checkpoints, moshi_model, write_moshi

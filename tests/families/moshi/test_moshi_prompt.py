@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.live_audio import FrameIds
 from stretto.families.moshi.family import MoshiVocabulary, moshi
 from stretto.families.moshi.reader import PieceReader, open_text_codec
-from stretto.families.plugin import VOCABULARY, family_at
+from stretto.family.live_audio import FrameIds
+from stretto.family.plugin import VOCABULARY, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.moshi_release import make_checkpoint, vocabulary
 

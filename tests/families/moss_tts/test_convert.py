@@ -16,7 +16,7 @@ from benchmarks.checkpoints.random_moss import IDS, command, config, model_shape
 from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.moss_tts.convert import plan, read_config
-from stretto.families.plugin import config_at, family_at
+from stretto.family.plugin import config_at, family_at
 from stretto.weights.loading import check
 from stretto.weights.pretrained import load_config
 from tests.moss_release import convert_release

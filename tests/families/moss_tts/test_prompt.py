@@ -12,12 +12,12 @@ from benchmarks.checkpoints.random_moss import IDS
 from scripts.moss_tts_replies import INSTRUCTION, LANGUAGE, TEXT, TEXTS, heard_codes, recording
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
 from stretto.families.moss_tts.cleaning import cleaned
 from stretto.families.moss_tts.family import LANGUAGES
 from stretto.families.moss_tts.prompt import levelled, open_template
-from stretto.families.plugin import family_at
-from stretto.families.prompting import PLAIN, Manner, Piece, Template
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
+from stretto.family.prompting import PLAIN, Manner, Piece, Template
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.moss_release import convert_release, stored
 from tests.refused_conversion import edited

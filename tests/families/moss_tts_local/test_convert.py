@@ -13,7 +13,7 @@ from benchmarks.checkpoints.random_moss_local import IDS, command, config, model
 from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.moss_tts_local.convert import copied_shapes, plan, published_shapes, read_config
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.weights.loading import check
 from tests.moss_local_release import convert_release
 

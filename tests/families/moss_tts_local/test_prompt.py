@@ -10,11 +10,11 @@ from benchmarks.checkpoints.random_moss_local import IDS
 from scripts.moss_tts_local_replies import INSTRUCTION, LANGUAGE, TEXTS, heard_codes
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
 from stretto.families.moss_tts.prompt import levelled
 from stretto.families.moss_tts_local.prompt import open_template
-from stretto.families.plugin import family_at
-from stretto.families.prompting import PLAIN, Manner, Piece, Template
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
+from stretto.family.prompting import PLAIN, Manner, Piece, Template
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.engine.test_moss_tts_local import absolute
 from tests.moss_local_release import convert_release, stored

@@ -21,9 +21,9 @@ from benchmarks.checkpoints.random_moss_realtime import (
 )
 from benchmarks.checkpoints.random_tensors import split_weights
 from stretto.convert.command import main as convert
-from stretto.families.conversion import Tokenizer, unchanged
 from stretto.families.moss_tts_realtime.convert import UNUSED, plan, published_shapes, read_config
-from stretto.families.plugin import config_at, family_at
+from stretto.family.conversion import Tokenizer, unchanged
+from stretto.family.plugin import config_at, family_at
 from stretto.weights.loading import check
 from stretto.weights.pretrained import load_config
 from tests.moss_realtime_release import convert_release

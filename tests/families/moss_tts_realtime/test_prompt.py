@@ -10,11 +10,11 @@ from benchmarks.checkpoints.random_moss_realtime import IDS
 from scripts.moss_tts_realtime_replies import TEXTS, heard_codes
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
 from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS
 from stretto.families.moss_tts_realtime.prompt import open_template
-from stretto.families.plugin import family_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
+from stretto.family.base import Family
+from stretto.family.plugin import family_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.engine.test_moss_tts_realtime import absolute
 from tests.families.moss_tts.test_prompt import heard

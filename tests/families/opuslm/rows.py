@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from stretto.families.base import Family
 from stretto.families.opuslm.prompt import SegmentWriter
-from stretto.families.text import Subwords
+from stretto.family.base import Family
+from stretto.family.text import Subwords
 from tests.fakes import FrameCounter
 from tests.families.letters import Letters
 

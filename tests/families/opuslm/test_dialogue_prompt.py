@@ -7,8 +7,8 @@ from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance
 from stretto.families.opuslm.family import opuslm_dialogue
 from stretto.families.opuslm.prompt import DialogueTemplate
-from stretto.families.prompting import Piece
-from stretto.families.text import SILENT
+from stretto.family.prompting import Piece
+from stretto.family.text import SILENT
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from tests.families.opuslm.rows import CODES, FRAMES, GAP, VOICE, segments, text
 from tests.reply_rows import chunks_in

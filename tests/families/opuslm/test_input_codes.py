@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from stretto.families.encoded_voices import ENTRY_BYTES, CachedEncoder
 from stretto.families.opuslm.prompt import InputCodes
+from stretto.family.encoded_voices import ENTRY_BYTES, CachedEncoder
 from tests.fakes import FrameCounter
 
 

@@ -7,7 +7,7 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.opuslm.family import opuslm
 from stretto.families.opuslm.prompt import OpusTemplate
-from stretto.families.prompting import Piece
+from stretto.family.prompting import Piece
 from tests.families.opuslm.rows import CODES, FRAMES, GAP, VOICE, segments, text
 from tests.small_vocabularies import SMALL_OPUSLM
 

@@ -6,8 +6,8 @@ import pytest
 from stretto.errors import InvalidRequest
 from stretto.families.opuslm.family import opuslm
 from stretto.families.opuslm.prompt import SegmentWriter
-from stretto.families.prompting import Piece
-from stretto.families.text import Subwords
+from stretto.family.prompting import Piece
+from stretto.family.text import Subwords
 from tests.fakes import FrameCounter
 from tests.families.letters import Letters
 from tests.families.opuslm.rows import segments

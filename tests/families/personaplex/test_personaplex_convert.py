@@ -22,7 +22,7 @@ from stretto.families.personaplex import voices
 from stretto.families.personaplex.convert import PUBLISHED
 from stretto.families.personaplex.family import PersonaPlexVocabulary
 from stretto.families.personaplex.voices import read_voices
-from stretto.families.plugin import VOCABULARY, config_at, family_at
+from stretto.family.plugin import VOCABULARY, config_at, family_at
 from tests.refused_conversion import Refuses, edited
 
 WIDTH = CONFIG["dim"]

@@ -12,7 +12,7 @@ from benchmarks.checkpoints.random_phonon import CONDITIONERS, VOICES, config, t
 from stretto.codecs.pocket import GELU_FORMS, load
 from stretto.convert.command import main as convert
 from stretto.families.phonon.family import PhononVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
+from stretto.family.plugin import VOCABULARY, config_at
 from tests.phonon_release import convert_release
 from tests.pocket_layouts import differing_files, write_phonon
 from tests.refused_conversion import Edit, Refuses, edited

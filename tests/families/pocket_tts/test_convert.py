@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from benchmarks.checkpoints.random_pocket import VOICES, config, voice_rows, write_release
 from stretto.convert.command import main as convert
 from stretto.errors import InvalidRequest
-from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.convert import CLONING
 from stretto.families.pocket_tts.family import PocketVocabulary
+from stretto.family.plugin import VOCABULARY, config_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.pocket_layouts import differing_files, write_pocket
 from tests.pocket_release import KINDS, cloning

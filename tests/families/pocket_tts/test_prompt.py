@@ -9,9 +9,9 @@ import pytest
 
 from scripts.pocket_tts_replies import CUT_TEXTS
 from stretto.errors import InvalidRequest
-from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.family import PocketVocabulary, TextRules
 from stretto.families.pocket_tts.prompt import ended_on_pause, finished, rewritten
+from stretto.family.plugin import VOCABULARY, config_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.streams.layout import latents_of
 from tests.pocket_release import KINDS, cloning, convert_release, reply

@@ -11,9 +11,9 @@ from benchmarks.checkpoints.random_qwen3_omni import small_config, text_only_con
 from stretto.codecs.base import Window, load_codec
 from stretto.convert.command import main
 from stretto.convert.make_repository import main as make_repository
-from stretto.families.plugin import config_at, family_at
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
-from stretto.families.served import speaking_folder
+from stretto.family.plugin import config_at, family_at
+from stretto.family.served import speaking_folder
 from tests.published_qwen3_omni import command
 from tests.published_qwen3_omni_thinker import convert
 from tests.refused_conversion import Edit, Refuses, edited

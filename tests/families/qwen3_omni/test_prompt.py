@@ -11,14 +11,14 @@ from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_fe
 
 from benchmarks.checkpoints.random_qwen3_omni import AUDIO, text_only_config
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import AudioFormat, check_audios
-from stretto.families.base import Task
-from stretto.families.log_mel import SHORTEST, MelFormat
-from stretto.families.log_mel_encoder import embed_audio
-from stretto.families.plugin import config_at
-from stretto.families.prompting import Piece, PromptRows, Turn, choose_task
 from stretto.families.qwen3_omni.model import audio_adaptor
 from stretto.families.qwen3_omni.prompt import open_template
+from stretto.family.audio_format import AudioFormat, check_audios
+from stretto.family.base import Task
+from stretto.family.log_mel import SHORTEST, MelFormat
+from stretto.family.log_mel_encoder import embed_audio
+from stretto.family.plugin import config_at
+from stretto.family.prompting import Piece, PromptRows, Turn, choose_task
 from tests.published_qwen3_omni_thinker import END, Processor, Theirs, Written, conversations, convert, picture, speech
 
 ASK = Piece("user", "text", text="hello")

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.checkpoints.random_qwen3_omni import write_release
 from stretto.codecs.base import load_codec
 from stretto.convert.command import main
-from stretto.families.plugin import config_at
+from stretto.family.plugin import config_at
 from tests.published_qwen3_omni import command
 from tests.refused_conversion import Edit, Refuses, edited
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from benchmarks.checkpoints.random_qwen3_omni import AUDIO, IMAGE, VIDEO
 from stretto.convert.make_repository import main as make_repository
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.audio_format import AudioFormat, check_audios
-from stretto.families.plugin import config_at
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
+from stretto.family.audio_format import AudioFormat, check_audios
+from stretto.family.plugin import config_at
 from stretto.records.prompt import Prompt
 from tests.published_qwen3_omni import Case, Theirs, cases, convert, turn
 

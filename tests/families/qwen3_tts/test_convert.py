@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
 from stretto.convert.command import main
 from stretto.encoders.x_vector import load_speaker_encoder
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from tests.published_qwen3_tts import command
 from tests.refused_conversion import Edit, Refuses, edited
 

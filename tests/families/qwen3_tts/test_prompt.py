@@ -12,7 +12,7 @@ from transformers import Qwen2Tokenizer
 from stretto.encoders.x_vector import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.qwen3_tts.prompt import ClonedVoice, RowWriter
-from stretto.families.text import TextTokenizer
+from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from tests.codecs.qwen3_12hz.reference import speech

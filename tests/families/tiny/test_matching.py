@@ -2,10 +2,10 @@
 
 import pytest
 
-from stretto.families.prompting import Piece
 from stretto.families.tiny.family import END_OF_TEXT, FIRST_CHARACTER, FIRST_PHONEME, PHONEMES, TINY, VOICES
 from stretto.families.tiny.matching import MAX_DIFFERENCE, matched, similarity
 from stretto.families.tiny.prompt import TEXT_CODEC, TinyTemplate
+from stretto.family.prompting import Piece
 from stretto.records.prompt import SourceWord
 from tests.fakes import FakeCodec
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from stretto.errors import InvalidRequest
-from stretto.families.prompting import Manner, Piece
 from stretto.families.tiny.family import (
     ASR,
     BEGIN_AUDIO,
@@ -21,6 +20,7 @@ from stretto.families.tiny.family import (
 )
 from stretto.families.tiny.prompt import MAX_FRAME_ROWS, TinyTemplate
 from stretto.families.tiny.recording import extract_speech, speech_bounds
+from stretto.family.prompting import Manner, Piece
 from tests.fakes import FrameCounter
 from tests.recordings import sentence
 

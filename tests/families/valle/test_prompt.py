@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.checkpoints.random_espnet import KNOWN, convert
 from stretto.errors import InvalidRequest
-from stretto.families.plugin import family_at
+from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.valle_release import REPLIES, open_valle, rows_of
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from stretto.codecs.vibevoice import Decoder, TokenizerConfig, published_name
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY, config_at, read_family
 from stretto.families.vibevoice.convert import authors_name
 from stretto.families.vibevoice.family import VibeVoiceVocabulary
+from stretto.family.plugin import NAME as FAMILY
+from stretto.family.plugin import VOCABULARY, config_at, read_family
 from tests.refused_conversion import Edit, Refuses, edited
 from tests.vibevoice_release import (
     BEGIN,

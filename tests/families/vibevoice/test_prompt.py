@@ -12,7 +12,7 @@ import soundfile
 
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
-from stretto.families.text import TextTokenizer
+from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.vibevoice_release import BEGIN, END, HOP, NUM_IDS, NUM_NUMBERS, convert_release
 

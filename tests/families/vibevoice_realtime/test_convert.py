@@ -18,8 +18,8 @@ from benchmarks.checkpoints.random_vibevoice_realtime import (
     voice,
     write_release,
 )
-from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.vibevoice_realtime.family import VibeVoiceRealtimeVocabulary
+from stretto.family.plugin import VOCABULARY, config_at
 from tests.refused_conversion import Edit, Refuses, edited
 from tests.vibevoice_realtime_release import convert_release
 

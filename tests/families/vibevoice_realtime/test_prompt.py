@@ -13,9 +13,9 @@ from stretto.engine.feeds import TextFeed
 from stretto.engine.prompt_checks import max_words
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
-from stretto.families.plugin import family_at
-from stretto.families.text import load_text_codec
 from stretto.families.vibevoice_realtime.family import END_OF_TEXT, NUM_FRAMES, NUM_WORDS
+from stretto.family.plugin import family_at
+from stretto.family.text import load_text_codec
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.vibevoice_realtime_release import convert_release
 

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.checkpoints import random_vita as random
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import AudioFormat
 from stretto.families.vita_audio import convert
 from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio, positions
 from stretto.families.vita_audio.prompt import HOP, WINDOW, stacked_log_mel
+from stretto.family.audio_format import AudioFormat
 from tests.encoders.recordings import speech
 from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 from tests.half_precision import assert_near_in_half_precision

@@ -11,11 +11,11 @@ import pytest
 from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer
 from stretto.convert.command import main
 from stretto.errors import InvalidRequest
-from stretto.families.plugin import family_at
-from stretto.families.prompting import Piece
-from stretto.families.text import TextTokenizer
 from stretto.families.vita_audio.family import VitaVocabulary
 from stretto.families.vita_audio.prompt import SYSTEM_TEXT, VitaTemplate, interleave, open_template
+from stretto.family.plugin import family_at
+from stretto.family.prompting import Piece
+from stretto.family.text import TextTokenizer
 from tests.encoders.recordings import HEARD, speech
 from tests.vita_release import command, random_vita
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from benchmarks.checkpoints.random_voxcpm2 import NUM_TOKENS, config, write_release
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
-from stretto.families.plugin import NAME as FAMILY
-from stretto.families.plugin import VOCABULARY, config_at, read_family
 from stretto.families.voxcpm2.family import VoxCpmVocabulary
+from stretto.family.plugin import NAME as FAMILY
+from stretto.family.plugin import VOCABULARY, config_at, read_family
 from tests.refused_conversion import Edit, Refuses, edited
 
 MODEL, CODEC = "model.safetensors", "audiovae.pth"

@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks.checkpoints.random_voxcpm2 import NUM_TOKENS, RECORDINGS
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.text import TextTokenizer
 from stretto.families.voxcpm2.family import AUDIO_START, REFERENCE_END, REFERENCE_START
 from stretto.families.voxcpm2.prompt import VoxCpmTokenizer
+from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.streams.layout import latents_of
 from tests.voxcpm2_release import (

@@ -16,7 +16,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from stretto.families.base import DepthSpec
+from stretto.family.base import DepthSpec
 
 # Checkpoint parts of fused layers: (fused layer, part).
 FUSED: dict[str, tuple[str, str | int]] = {

@@ -26,9 +26,9 @@ from stretto.engine.models.depth_transformer import DepthTransformer, DepthWeigh
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import encoder_of
-from stretto.families.base import DepthSpec
-from stretto.families.image_format import ImageFormat
+from stretto.family.audio_format import encoder_of
+from stretto.family.base import DepthSpec
+from stretto.family.image_format import ImageFormat
 
 UNQUANTIZED = UnquantizedEmbeddingMethod, UnquantizedLinearMethod
 

@@ -23,8 +23,8 @@ from stretto.engine.scheduling.outgoing_rows import OutgoingRows
 from stretto.engine.scheduling.row_history import RowHistory
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.tracks import Track
-from stretto.families.base import UnconditionalContext
-from stretto.families.mechanism import CollectedStates, RowSchedule
+from stretto.family.base import UnconditionalContext
+from stretto.family.mechanism import CollectedStates, RowSchedule
 from stretto.records.prompt import Prompt
 
 NOT_YET = 1 << 60

@@ -6,8 +6,8 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from stretto.engine.adapters import check_config
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE
-from stretto.families.base import Family
-from stretto.families.mechanism import RowSteps
+from stretto.family.base import Family
+from stretto.family.mechanism import RowSteps
 from stretto.streams.layout import Segment
 
 

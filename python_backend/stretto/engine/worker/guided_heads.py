@@ -3,7 +3,7 @@
 import torch
 
 from stretto.engine.worker.predictors import StreamHeads
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.sampling import guide
 
 

@@ -56,8 +56,8 @@ from stretto.engine.worker.slots import SlotTables, arrays_on
 from stretto.engine.worker.step_graphs import StepGraphs, recorder_of
 from stretto.engine.worker.step_program import StepProgram, StepSampler
 from stretto.engine.worker.window_blocks import clear_freed_blocks
-from stretto.families.audio_format import AudioFormat
-from stretto.families.base import Family
+from stretto.family.audio_format import AudioFormat
+from stretto.family.base import Family
 
 
 def captured_steps(family: Family, config: VllmConfig) -> list[int]:

@@ -17,7 +17,7 @@ from stretto.engine.reply_rules import UNKNOWN, ReplyState, SegmentRules
 from stretto.engine.step_records import NewText, SpeechRequestData
 from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows
 from stretto.engine.worker.slots import Arrays, SlotTables
-from stretto.families.mechanism import RowSchedule
+from stretto.family.mechanism import RowSchedule
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
 

@@ -26,7 +26,7 @@ from stretto.engine.worker.predictors import (
 from stretto.engine.worker.run_slots import KeysAhead, RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Arrays, SlotTables, counted_columns
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.noise import redraw_keys, stream_keys
 from stretto.sampling import DrawParams, DrawPlan, RepetitionRule, is_repeated, keep_near, penalize
 

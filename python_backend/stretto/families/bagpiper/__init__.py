@@ -1,8 +1,8 @@
 """Bagpiper: Qwen3-8B with the Qwen3-Omni audio encoder for input and X-codec for output."""
 
-from stretto.families.plugin import UNNAMED, AudioEncoder, FamilyPlugin, lazy
+from stretto.family.plugin import UNNAMED, AudioEncoder, FamilyPlugin, lazy
 
-ENCODER = AudioEncoder(lazy("stretto.families.log_mel:MelFormat.from_record"), "stretto.families.bagpiper.model")
+ENCODER = AudioEncoder(lazy("stretto.family.log_mel:MelFormat.from_record"), "stretto.families.bagpiper.model")
 PLUGIN = FamilyPlugin(
     name="bagpiper",
     build=lazy("stretto.families.bagpiper.family:build", "bagpiper"),

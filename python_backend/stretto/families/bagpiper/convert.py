@@ -14,9 +14,9 @@ from torch import Tensor
 
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper.family import NUM_STREAMS, SPECIAL_TOKENS, BagpiperVocabulary
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer, unchanged
-from stretto.families.log_mel_encoder import check_windows, tower_plan
-from stretto.families.plugin import NAME, VOCABULARY
+from stretto.family.conversion import Contents, Converted, Release, Tokenizer, unchanged
+from stretto.family.log_mel_encoder import check_windows, tower_plan
+from stretto.family.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import entry, optional_entry, read_json, released_file, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.loading import Part, Plan

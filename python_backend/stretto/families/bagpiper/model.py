@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from stretto.families.log_mel_encoder import audio_tower, embed_audio
+from stretto.family.log_mel_encoder import audio_tower, embed_audio
 
 __all__ = ["audio_adaptor", "audio_tower", "embed_audio"]
 

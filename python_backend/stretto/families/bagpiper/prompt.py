@@ -14,7 +14,6 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import KEY
 from stretto.families.bagpiper.family import (
     ASSISTANT,
     AUDIO,
@@ -26,11 +25,12 @@ from stretto.families.bagpiper.family import (
     TEXT,
     USER,
 )
-from stretto.families.base import Family, Task
-from stretto.families.log_mel import MelFormat, input_audio
-from stretto.families.plugin import config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer
+from stretto.family.audio_format import KEY
+from stretto.family.base import Family, Task
+from stretto.family.log_mel import MelFormat, input_audio
+from stretto.family.plugin import config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer
 from stretto.records.prompt import InputAudio
 from stretto.streams.layout import Segment
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from stretto.families.recognition import QWEN_TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import QWEN_TOKENIZER, Listing, Match, Needed
 from stretto.untrusted_files import MAX_YAML_BYTES, optional_entry
 
 TOKENIZER = Needed("Qwen/Qwen3-8B-Base", QWEN_TOKENIZER)

@@ -1,6 +1,6 @@
 """Chatterbox T3, a language model over text followed by codes. Turbo and Nano use GPT-2 without guidance."""
 
-from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="chatterbox",
@@ -13,7 +13,7 @@ PLUGIN = FamilyPlugin(
     architectures={"StrettoChatterboxTurboForCausalLM": "stretto.engine.models.backbones:StrettoGpt2ForCausalLM"},
     audio_encoders={
         "chatterbox_voice": AudioEncoder(
-            lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.chatterbox.model"
+            lazy("stretto.family.audio_format:VectorFormat.from_record"), "stretto.families.chatterbox.model"
         )
     },
 )

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import KEY
 from stretto.families.chatterbox.family import (
     END_OF_SPEECH,
     SPACE,
@@ -66,7 +65,8 @@ from stretto.families.chatterbox.voices import (
     emotion_row,
     voice_rows,
 )
-from stretto.families.conversion import (
+from stretto.family.audio_format import KEY
+from stretto.family.conversion import (
     Contents,
     Converted,
     Network,
@@ -76,8 +76,8 @@ from stretto.families.conversion import (
     merged_reader,
     unchanged,
 )
-from stretto.families.plugin import MAX_ID
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer
+from stretto.family.plugin import MAX_ID
+from stretto.family.text import TOKENIZER_FILE, TextTokenizer
 from stretto.untrusted_files import json_object, released_file
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families import base
+from stretto.family import base
 from stretto.untrusted_files import read_text
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.encoders.s3gen import MEL_RATE
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import Family, Task
 from stretto.families.chatterbox.family import (
     END_OF_TEXT,
     SPACE,
@@ -32,10 +31,11 @@ from stretto.families.chatterbox.voices import (
     TurboRecordingEncoder,
     load_recording_encoder,
 )
-from stretto.families.encoded_voices import CachedEncoder
-from stretto.families.plugin import VOCABULARY, config_at, read_family
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_text
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at, read_family
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import TOKENIZER_FILE, TextTokenizer, check_text
 from stretto.records.prompt import InputAudio
 
 # Punctuation that is rare in training, with its replacement, applied in this order.

@@ -2,7 +2,7 @@
 
 import re
 
-from stretto.families.recognition import QWEN_TOKENIZER, Listing, Match
+from stretto.family.recognition import QWEN_TOKENIZER, Listing, Match
 
 VOICE = "conds.pt"
 TURBO_TOKENIZER = (*QWEN_TOKENIZER, "added_tokens.json", "special_tokens_map.json")

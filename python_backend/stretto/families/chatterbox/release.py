@@ -20,7 +20,7 @@ from stretto.families.chatterbox.voices import (
     RecordingEncoder,
     recording_encoder_of,
 )
-from stretto.families.conversion import BOUNDED, Network, is_bounded, unchanged
+from stretto.family.conversion import BOUNDED, Network, is_bounded, unchanged
 from stretto.untrusted_files import released_file, released_folder
 from stretto.weights.loading import Part, check, first, is_plain, open_tensors, read_pickled
 

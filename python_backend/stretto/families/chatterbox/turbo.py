@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.audio_format import KEY
 from stretto.families.chatterbox.family import (
     END_OF_SPEECH,
     START_OF_SPEECH,
@@ -43,9 +42,10 @@ from stretto.families.chatterbox.voices import (
     TurboRecordingEncoder,
     speaker_row,
 )
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, unchanged
-from stretto.families.plugin import NAME, VOCABULARY
-from stretto.families.text import TOKENIZER_FILE, TextTokenizer, check_ids
+from stretto.family.audio_format import KEY
+from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, unchanged
+from stretto.family.plugin import NAME, VOCABULARY
+from stretto.family.text import TOKENIZER_FILE, TextTokenizer, check_ids
 from stretto.untrusted_files import MAX_TEXT_BYTES, json_object, regular_file, released_file
 from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan, check

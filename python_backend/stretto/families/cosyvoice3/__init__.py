@@ -1,6 +1,6 @@
 """CosyVoice 3: Qwen2 over text followed by codes, with voices from recordings."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="cosyvoice3",

@@ -20,17 +20,6 @@ from stretto.codecs.cosyvoice3 import CHUNK, CosyVoice3Codec, CosyVoice3Config
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.glm4_voice import read_hyperpyyaml
 from stretto.errors import CheckpointError
-from stretto.families.conversion import (
-    Contents,
-    Converted,
-    Network,
-    Release,
-    Tokenizer,
-    common_record,
-    in_lower_case,
-    merged_reader,
-    unchanged,
-)
 from stretto.families.cosyvoice3.family import FILL, CosyVoice3Vocabulary
 from stretto.families.cosyvoice3.tokens import ADDED, END_OF_PROMPT, with_added_tokens
 from stretto.families.cosyvoice3.voices import (
@@ -43,8 +32,19 @@ from stretto.families.cosyvoice3.voices import (
     check_network,
     check_voice,
 )
-from stretto.families.text import TOKENIZER_FILE
-from stretto.families.text import check_ids as check_token_ids
+from stretto.family.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    common_record,
+    in_lower_case,
+    merged_reader,
+    unchanged,
+)
+from stretto.family.text import TOKENIZER_FILE
+from stretto.family.text import check_ids as check_token_ids
 from stretto.untrusted_files import check_value, entry, read_text, released_file, released_folder
 from stretto.weights.backbones import read_backbone, shapes
 from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import Mechanism
-from stretto.families.plugin import lazy
+from stretto.family.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import Mechanism
+from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 

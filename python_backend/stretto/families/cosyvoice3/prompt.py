@@ -13,7 +13,6 @@ from pathlib import Path
 from stretto.codecs.base import Codec
 from stretto.encoders.s3gen import MEL_RATE
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import Family, Task
 from stretto.families.cosyvoice3.family import (
     MAX_ROWS_PER_TOKEN,
     MIN_ROWS_PER_TOKEN,
@@ -32,10 +31,11 @@ from stretto.families.cosyvoice3.voices import (
     read_named_voices,
     sound_of,
 )
-from stretto.families.encoded_voices import CachedEncoder
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
 from stretto.records.chunk import Sound
 from stretto.records.prompt import MAX_PART_CHARS
 

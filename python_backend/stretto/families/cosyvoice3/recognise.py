@@ -1,6 +1,6 @@
 """Recognises CosyVoice 3 releases, and refuses earlier versions."""
 
-from stretto.families.recognition import Listing, Match
+from stretto.family.recognition import Listing, Match
 
 CONFIG = "cosyvoice3.yaml"
 MODEL = "llm.pt"

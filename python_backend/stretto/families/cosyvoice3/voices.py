@@ -26,7 +26,7 @@ from stretto.codecs.onnx_runtime import open_session
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN
 from stretto.encoders.s3gen import MEL_RATE, TOKEN_RATE_HZ, fbank, mel_spectrogram, resample_by_sinc, token_mel
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.conversion import BOUNDED, is_bounded
+from stretto.family.conversion import BOUNDED, is_bounded
 from stretto.records.chunk import Sound
 from stretto.untrusted_files import regular_file
 from stretto.weights.loading import read_tensors

@@ -1,6 +1,6 @@
 """CSM: Llama over Mimi frames, with a depth transformer that completes each frame."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="csm",

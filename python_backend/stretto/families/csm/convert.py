@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import CsmConfig, CsmForConditionalGeneration
 
 from stretto.errors import CheckpointError
-from stretto.families.base import DepthSpec
-from stretto.families.conversion import (
+from stretto.families.csm.family import CsmVocabulary
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import (
     AUDIO,
     Contents,
     Converted,
@@ -24,7 +25,6 @@ from stretto.families.conversion import (
     merged_reader,
     prefixed,
 )
-from stretto.families.csm.family import CsmVocabulary
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of

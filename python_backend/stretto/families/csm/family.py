@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import ROLES, DepthSpec, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import ROLES, DepthSpec, Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 

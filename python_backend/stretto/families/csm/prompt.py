@@ -14,10 +14,10 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family, Task
 from stretto.families.csm.family import END_CODE, VOICES
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, code_rows, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer
+from stretto.family.base import Family, Task
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, code_rows, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer
 
 
 class CsmTemplate:

@@ -1,6 +1,6 @@
 """Recognises CSM releases in transformers format."""
 
-from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match
+from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match
 
 INDEX = "transformers.safetensors.index.json"  # in Sesame's repository, whose model.safetensors has their own names
 SESAMES = "ckpt.pt"

@@ -1,6 +1,6 @@
 """Fish Audio S2 Pro: Qwen3 over text and frames of ten codes, and a depth transformer for nine of them."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="fish_s2",

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.base import DepthSpec
-from stretto.families.conversion import (
+from stretto.families.fish_s2.convert_codec import FILE, codec_network
+from stretto.families.fish_s2.family import MAX_MODEL_LEN, NAME, FishVocabulary
+from stretto.families.fish_s2.recognise import MODEL_TYPE
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import (
     Contents,
     Converted,
     Release,
@@ -27,9 +30,6 @@ from stretto.families.conversion import (
     section,
     unchanged,
 )
-from stretto.families.fish_s2.convert_codec import FILE, codec_network
-from stretto.families.fish_s2.family import MAX_MODEL_LEN, NAME, FishVocabulary
-from stretto.families.fish_s2.recognise import MODEL_TYPE
 from stretto.untrusted_files import check_value, entry
 from stretto.weights.loading import Part, Plan, check
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stretto.codecs.fish_s2 import HEAD_DIM, FishS2Config, codec_shapes
 from stretto.errors import CheckpointError
-from stretto.families.conversion import Network, in_halves, weight_normed
+from stretto.family.conversion import Network, in_halves, weight_normed
 from stretto.untrusted_files import released_file
 from stretto.weights.loading import Part, Plan, check, in_float32, open_tensors
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from stretto.families.base import DepthSpec, Family, Task, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import Mechanism
-from stretto.families.plugin import lazy
+from stretto.family.base import DepthSpec, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import Mechanism
+from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 

@@ -30,12 +30,12 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.fish_s2.family import FishVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, code_rows, stream0_rows
-from stretto.families.text import TextTokenizer, check_no_markers, check_text
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, code_rows, stream0_rows
+from stretto.family.text import TextTokenizer, check_no_markers, check_text
 
 SYSTEM = "convert the provided text to speech"
 VOICE = f"{SYSTEM} reference to the following:\n\nText:\n"

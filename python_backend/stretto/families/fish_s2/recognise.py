@@ -1,6 +1,6 @@
 """Recognises Fish Audio S2 releases: a repository is one release."""
 
-from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match
+from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match
 
 MODEL_TYPE = "fish_qwen3_omni"
 CODEC = "codec.pth"

@@ -1,6 +1,6 @@
 """Higgs Audio v2: Llama with separate feed-forward layers for text rows and for rows of eight codes."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="higgs_audio_v2",

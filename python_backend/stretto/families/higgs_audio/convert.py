@@ -21,7 +21,8 @@ from transformers import HiggsAudioV2Config, HiggsAudioV2ForConditionalGeneratio
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError
-from stretto.families.conversion import (
+from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
+from stretto.family.conversion import (
     AUDIO,
     Contents,
     Converted,
@@ -32,7 +33,6 @@ from stretto.families.conversion import (
     merged_reader,
     unchanged,
 )
-from stretto.families.higgs_audio.family import NEEDED, NUM_MARKS, SCENE_END, SCENE_START, HiggsAudioVocabulary
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, shapes_of

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from stretto.families.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import Mechanism
-from stretto.families.plugin import lazy
+from stretto.family.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import Mechanism
+from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
 

@@ -22,8 +22,6 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.higgs_audio.family import (
     BEGIN,
     BEGIN_OF_AUDIO,
@@ -34,8 +32,10 @@ from stretto.families.higgs_audio.family import (
     SCENE_START,
     START_HEADER,
 )
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
-from stretto.families.text import TextTokenizer, check_text
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
+from stretto.family.text import TextTokenizer, check_text
 from stretto.streams.layout import StreamLayout
 
 SYSTEM = "Generate audio following instruction."

@@ -1,6 +1,6 @@
 """Recognises Higgs Audio v2 releases in transformers format."""
 
-from stretto.families.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match, Needed
 
 CODEC = Needed("bosonai/higgs-audio-v2-tokenizer", ("*.json", "model.pth"))
 CONVERT = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}", "--codec", "{companion1}")

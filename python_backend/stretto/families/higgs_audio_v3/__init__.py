@@ -1,6 +1,6 @@
 """Higgs Audio v3 (Higgs TTS 3): Qwen3 4B over rows of text or of eight delayed codes."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="higgs_audio_v3",

@@ -15,7 +15,6 @@ from transformers import HiggsAudioV2TokenizerConfig, Qwen3Config, Qwen3Model
 
 from stretto.codecs.higgs import HiggsModel
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, merged_reader
 from stretto.families.higgs_audio_v3.family import (
     MAX_ROWS,
     NAME,
@@ -24,6 +23,7 @@ from stretto.families.higgs_audio_v3.family import (
     TAG,
     HiggsAudioV3Vocabulary,
 )
+from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, merged_reader
 from stretto.untrusted_files import UNPARSABLE, check_value, entry, without_keys
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import SAMPLED_TAIL, Segment, StreamLayout
 

@@ -20,11 +20,11 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.higgs_audio_v3.family import AUDIO, NUM_MARKS, REF_AUDIO, REF_TEXT, TAG, TEXT, TTS
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
-from stretto.families.text import TextTokenizer, check_no_markers, check_text
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
+from stretto.family.text import TextTokenizer, check_no_markers, check_text
 from stretto.streams.layout import StreamLayout
 
 CONTROL = re.compile(r"<\|[^<>|]+\|>")

@@ -1,6 +1,6 @@
 """Recognises Higgs Audio v3 releases: a repository is one release."""
 
-from stretto.families.recognition import CONFIG, QWEN_TOKENIZER, Listing, Match
+from stretto.family.recognition import CONFIG, QWEN_TOKENIZER, Listing, Match
 
 CONVERT = ("--model", "{repo}", "--config", f"{{repo}}/{CONFIG}", "--tokenizer", "{repo}")
 

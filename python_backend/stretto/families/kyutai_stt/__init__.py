@@ -1,6 +1,6 @@
 """Kyutai STT: transcribes a recording while reading it, with one text token per Mimi frame."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="kyutai_stt",

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import (
+from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
+from stretto.family.conversion import (
     Contents,
     Converted,
     Network,
@@ -28,7 +29,6 @@ from stretto.families.conversion import (
     integer,
     unchanged,
 )
-from stretto.families.kyutai_stt.family import FRAME_RATE, NAME, PAUSES_S, SttVocabulary
 from stretto.untrusted_files import check_value, entry, json_object, named_file, read_json
 from stretto.weights.loading import WHOLE, Part, Plan, check, open_tensors, shapes_of
 

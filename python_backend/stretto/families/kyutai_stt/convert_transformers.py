@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, check_folded, common_record, integer
 from stretto.families.kyutai_stt.convert import (
     check_config,
     check_tokenizer,
@@ -27,6 +26,7 @@ from stretto.families.kyutai_stt.convert import (
 )
 from stretto.families.kyutai_stt.family import NAME, SttVocabulary
 from stretto.families.kyutai_stt.recognise import FEATURES, PROCESSOR
+from stretto.family.conversion import Contents, Converted, Network, Release, check_folded, common_record, integer
 from stretto.untrusted_files import UNPARSABLE, entry, json_object, released_file, without_keys
 from stretto.weights.loading import Part, Plan, shapes_of
 

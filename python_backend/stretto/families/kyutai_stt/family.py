@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.families.base import CodeTrack, Family, Task, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import NO_MECHANISM, Mechanism
-from stretto.families.plugin import lazy
+from stretto.family.base import CodeTrack, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import NO_MECHANISM, Mechanism
+from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 

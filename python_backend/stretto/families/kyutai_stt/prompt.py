@@ -11,11 +11,11 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family, Task
 from stretto.families.kyutai_stt.family import NAME, SttVocabulary
-from stretto.families.live_audio import FrameIds, LiveInput
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
+from stretto.family.base import Family, Task
+from stretto.family.live_audio import FrameIds, LiveInput
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template
 
 
 class SttTemplate:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import END_PAD, FRAME_RATE, PAD, SttVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.text import PlainTokenizer, TextCodec, plain_tokenizer
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.text import PlainTokenizer, TextCodec, plain_tokenizer
 from stretto.records.chunk import WordMark
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stretto.families.recognition import CONFIG, SINGLE, Listing, Match
+from stretto.family.recognition import CONFIG, SINGLE, Listing, Match
 
 TRANSFORMERS_TOKENIZER = "tokenizer.json"
 # written by transformers 4, and 5

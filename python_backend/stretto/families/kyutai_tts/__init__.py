@@ -1,6 +1,6 @@
 """Kyutai TTS: the model asks for the words of a text one by one, and its speech follows them by a fixed delay."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="kyutai_tts",

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, check_folded, in_lower_case, integer
 from stretto.families.kyutai_stt.convert import SHARED_EXPECTED, check_config, flat
 from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.kyutai_stt.convert import trained_dtype as trained_dtype
@@ -23,6 +22,7 @@ from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
 from stretto.families.kyutai_tts.family import MAX_AHEAD, MAX_DELAY, NAME, TtsVocabulary
 from stretto.families.kyutai_tts.prompt import SAMPLE_RATE, SPEAKERS, VOICES, samples_at, vectors_at
 from stretto.families.moshi import convert as moshi
+from stretto.family.conversion import Contents, Converted, Release, check_folded, in_lower_case, integer
 from stretto.untrusted_files import check_value, entry, released_file, released_folder
 from stretto.weights.loading import Part
 

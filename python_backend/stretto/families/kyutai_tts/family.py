@@ -21,17 +21,17 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from stretto.families.base import (
+from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
+from stretto.families.kyutai_tts.mechanism.script import WordScript
+from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
+from stretto.families.moshi.family import FrameVocabulary
+from stretto.family.base import (
     DepthSpec,
     Family,
     Task,
     TextTrack,
     UnconditionalContext,
 )
-from stretto.families.kyutai_stt.family import FRAME_RATE, PAD
-from stretto.families.kyutai_tts.mechanism.script import WordScript
-from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
-from stretto.families.moshi.family import FrameVocabulary
 from stretto.records.prompt import MAX_CONDITION_BYTES
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout

@@ -17,8 +17,6 @@ from safetensors import SafetensorError, safe_open
 from stretto.codecs.base import Codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder, require_mimi
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.conversion import BOUNDED, is_bounded
 from stretto.families.kyutai_tts.family import (
     END_OF_WORDS,
     GUIDANCE_SCALE,
@@ -31,9 +29,11 @@ from stretto.families.kyutai_tts.family import (
 from stretto.families.kyutai_tts.mechanism.script import unpack_words
 from stretto.families.kyutai_tts.words import WordStream
 from stretto.families.moshi.prompt import codes_in
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
-from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
+from stretto.family.base import Family, Task
+from stretto.family.conversion import BOUNDED, is_bounded
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template
+from stretto.family.text import SENTENCEPIECE_FILE, PlainTokenizer, check_text, sentencepiece_at
 from stretto.records.prompt import Condition, SourceWord
 from stretto.untrusted_files import regular_file
 

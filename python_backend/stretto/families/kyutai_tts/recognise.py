@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from stretto.families.kyutai_stt.recognise import MIMI, TOKENIZER, match_of_named_files
-from stretto.families.recognition import CONFIG, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, Listing, Match, Needed
 
 VOICES = "voices"
 REPOSITORY = "kyutai/tts-voices"

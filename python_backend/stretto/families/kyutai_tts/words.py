@@ -6,13 +6,13 @@ from copy import copy
 from pathlib import Path
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import FRAME_RATE
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.kyutai_tts.mechanism.script import pack_word
 from stretto.families.moshi.reader import PieceReader
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.text import SENTENCEPIECE_FILE, PlainTokenizer, TextCodec, sentencepiece_at
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.text import SENTENCEPIECE_FILE, PlainTokenizer, TextCodec, sentencepiece_at
 from stretto.records.prompt import SourceWord
 
 REPLACED = str.maketrans({"’": "'", "(": None, ")": None})

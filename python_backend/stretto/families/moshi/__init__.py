@@ -1,6 +1,6 @@
 """Moshi: full-duplex speech; each row has a text token, and a frame of input and of output."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="moshi",

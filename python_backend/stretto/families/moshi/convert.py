@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.base import DepthSpec
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer, check_folded, common_record, integer
 from stretto.families.kyutai_stt.convert import (
     EPS,
     FIRST_MIMI,
@@ -31,7 +29,9 @@ from stretto.families.kyutai_stt.convert import (
 )
 from stretto.families.kyutai_stt.convert import located as located
 from stretto.families.moshi.family import MAX_DELAY, NAME, FrameVocabulary, MoshiVocabulary
-from stretto.families.text import sentencepiece_at
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import Contents, Converted, Release, Tokenizer, check_folded, common_record, integer
+from stretto.family.text import sentencepiece_at
 from stretto.untrusted_files import released_file
 from stretto.weights.loading import WHOLE, Part, Plan
 

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.base import DepthSpec
-from stretto.families.conversion import Contents, Converted, Release, check_folded, common_record, integer
 from stretto.families.kyutai_stt.convert import (
     check_config,
     check_tokenizer,
@@ -29,6 +27,8 @@ from stretto.families.kyutai_stt.convert_transformers import (
     positive,
 )
 from stretto.families.moshi.family import NAME, MoshiVocabulary
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import Contents, Converted, Release, check_folded, common_record, integer
 from stretto.untrusted_files import entry
 from stretto.weights.loading import Part, Plan
 

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.base import CodeTrack, DepthSpec, Family, Task, UnconditionalContext
 from stretto.families.kyutai_stt.family import KyutaiVocabulary
+from stretto.family.base import CodeTrack, DepthSpec, Family, Task, UnconditionalContext
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 

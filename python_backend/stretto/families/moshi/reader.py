@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
 from stretto.families.kyutai_stt.family import PAD
-from stretto.families.text import TextCodec, plain_tokenizer
+from stretto.family.base import Family
+from stretto.family.text import TextCodec, plain_tokenizer
 
 SPACE = "▁"  # represents a space in SentencePiece pieces
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that represents one byte of a character

@@ -7,7 +7,7 @@ from stretto.families.kyutai_stt.recognise import (
     match_of_named_files,
     match_of_transformers,
 )
-from stretto.families.recognition import CONFIG, SINGLE, Listing, Match
+from stretto.family.recognition import CONFIG, SINGLE, Listing, Match
 
 # Names of files in the first releases, which lack config.json.
 FIRST = {MODEL: SINGLE, MIMI: "tokenizer-e351c8d8-checkpoint125.safetensors", TOKENIZER: "tokenizer_spm_32k_3.model"}

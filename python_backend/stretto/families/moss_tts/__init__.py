@@ -1,6 +1,6 @@
 """MOSS-TTS: Qwen3 with a text stream and 32 codebooks in the delay pattern."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="moss_tts",

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import (
+from stretto.families.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
+from stretto.families.moss_tts.recognise import MODEL_TYPE, refusal_of
+from stretto.family.conversion import (
     Contents,
     Converted,
     Release,
@@ -24,8 +26,6 @@ from stretto.families.conversion import (
     merged_reader,
     section,
 )
-from stretto.families.moss_tts.family import MAX_MODEL_LEN, MossVocabulary
-from stretto.families.moss_tts.recognise import MODEL_TYPE, refusal_of
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, dtype_of, read_numbers
 from stretto.weights.loading import Part, Plan, shapes_of

@@ -23,13 +23,13 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.moss_tts.cleaning import cleaned
 from stretto.families.moss_tts.family import LANGUAGES, MossVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
-from stretto.families.text import TextTokenizer, check_no_markers, check_text
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template
+from stretto.family.text import TextTokenizer, check_no_markers, check_text
 from stretto.streams.layout import delay_codes
 
 FIELDS = ("Reference(s)", "Instruction", "Tokens", "Quality", "Sound Event", "Ambient Sound", "Language", "Text")

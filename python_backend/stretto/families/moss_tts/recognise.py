@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
 
 MODEL_TYPE = "moss_tts_delay"
 CODEC = Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer", ("config.json", "*.safetensors", "*.safetensors.index.json"))

@@ -1,6 +1,6 @@
 """MOSS-TTS-Local v1.5: Qwen3 with a slot stream and 12 codebooks, and a depth transformer with a GPT-2 layer."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="moss_tts_local",

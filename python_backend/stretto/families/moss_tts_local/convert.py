@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, common_record, integer, merged_reader, unchanged
 from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
 from stretto.families.moss_tts.family import MAX_MODEL_LEN
 from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary
 from stretto.families.moss_tts_local.recognise import MODEL_TYPE
 from stretto.families.moss_tts_realtime.convert import MAX_LAYERS, MAX_SIZE
+from stretto.family.conversion import Contents, Converted, Release, common_record, integer, merged_reader, unchanged
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, dtype_of
 from stretto.weights.loading import Part, Plan, check, shapes_of

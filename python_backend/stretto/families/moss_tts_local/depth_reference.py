@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from stretto.families.base import Family
 from stretto.families.moss_tts_local.family import Gpt2Spec
+from stretto.family.base import Family
 
 
 def random_weights(spec: Gpt2Spec, random: Callable[..., torch.Tensor]) -> dict[str, torch.Tensor]:

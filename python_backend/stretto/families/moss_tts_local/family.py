@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from stretto.families.base import DepthSpec, Family, Languages, Task, UnconditionalContext, Vocabulary
 from stretto.families.moss_tts.family import FRAME_RATE, LANGUAGES, MAX_MODEL_LEN
-from stretto.families.plugin import lazy
+from stretto.family.base import DepthSpec, Family, Languages, Task, UnconditionalContext, Vocabulary
+from stretto.family.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 

@@ -21,14 +21,14 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.moss_tts.family import LANGUAGES
 from stretto.families.moss_tts.prompt import FIELDS, levelled, recorded_codes
 from stretto.families.moss_tts_local.family import LocalVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
-from stretto.families.text import TextTokenizer, check_no_markers, check_text
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template
+from stretto.family.text import TextTokenizer, check_no_markers, check_text
 
 NO_VALUE = "None"
 # Fields of the vocabulary with ids that a client's text may not have.

@@ -1,7 +1,7 @@
 """Recognises MOSS-TTS-Local-Transformer v1.5 releases."""
 
 from stretto.families.moss_tts.recognise import matches
-from stretto.families.recognition import CONFIG, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, Listing, Match, Needed
 
 MODEL_TYPE = "moss_tts_local"
 CODEC = Needed("OpenMOSS-Team/MOSS-Audio-Tokenizer-v2", ("config.json", "*.safetensors", "*.safetensors.index.json"))

@@ -1,6 +1,6 @@
 """MOSS-TTS-Realtime: Qwen3 with a text stream beside 16 codebooks, and a depth transformer for all of them."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="moss_tts_realtime",

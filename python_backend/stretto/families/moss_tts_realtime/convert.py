@@ -14,8 +14,13 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.base import DepthSpec
-from stretto.families.conversion import (
+from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
+from stretto.families.moss_tts.convert import trained_dtype as trained_dtype
+from stretto.families.moss_tts.family import MAX_MODEL_LEN
+from stretto.families.moss_tts_realtime.family import NUM_MARKERS, MossRealtimeVocabulary
+from stretto.families.moss_tts_realtime.recognise import MODEL_TYPE
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import (
     Contents,
     Converted,
     Release,
@@ -26,11 +31,6 @@ from stretto.families.conversion import (
     section,
     unchanged,
 )
-from stretto.families.moss_tts.convert import MAX_CODEBOOKS, MAX_CODES, MAX_EPS, MAX_THETA, qwen3_backbone
-from stretto.families.moss_tts.convert import trained_dtype as trained_dtype
-from stretto.families.moss_tts.family import MAX_MODEL_LEN
-from stretto.families.moss_tts_realtime.family import NUM_MARKERS, MossRealtimeVocabulary
-from stretto.families.moss_tts_realtime.recognise import MODEL_TYPE
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS
 from stretto.weights.loading import Part, Plan, check, shapes_of

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from stretto.codecs.base import Codec
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.moss_tts.prompt import recorded_codes
 from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, MossRealtimeVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template
-from stretto.families.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template
+from stretto.family.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
 from stretto.records.prompt import MAX_PART_CHARS
 
 SYSTEM = (

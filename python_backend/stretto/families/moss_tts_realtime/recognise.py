@@ -1,7 +1,7 @@
 """Recognises MOSS-TTS-Realtime releases."""
 
 from stretto.families.moss_tts.recognise import matches
-from stretto.families.recognition import CONFIG, Listing, Match
+from stretto.family.recognition import CONFIG, Listing, Match
 
 MODEL_TYPE = "moss_tts_realtime"
 

@@ -1,6 +1,6 @@
 """OpusLM and its dialogue model."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 OPUSLM = FamilyPlugin(
     name="opuslm",

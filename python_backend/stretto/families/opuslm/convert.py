@@ -19,10 +19,10 @@ from torch import Tensor
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.encoders.xeus import CONFIG, FOLDER, WEIGHTS, Xeus, XeusConfig, read_centres
 from stretto.errors import CheckpointError
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer
 from stretto.families.opuslm import family as opuslm
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
-from stretto.families.plugin import NAME, VOCABULARY
+from stretto.family.conversion import Contents, Converted, Release, Tokenizer
+from stretto.family.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import UNPARSABLE, entry, optional_entry, released_file, released_folder, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
 from stretto.weights.loading import (

@@ -10,8 +10,6 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.encoders.xeus import XeusTokenizer, load_ssl_tokenizer
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.opuslm.family import (
     ASSISTANT_OUTPUT,
     NUM_STREAMS,
@@ -21,8 +19,10 @@ from stretto.families.opuslm.family import (
     USER_INPUT,
     VOICE_FRAMES,
 )
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, frame_rows, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer
 from stretto.streams.layout import Segment
 
 GAP = NUM_STREAMS - 1

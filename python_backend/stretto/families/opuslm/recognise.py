@@ -1,6 +1,6 @@
 """Recognises OpusLM releases and those of its dialogue model."""
 
-from stretto.families.recognition import QWEN_TOKENIZER, REPOSITORY, Listing, Match, Needed
+from stretto.family.recognition import QWEN_TOKENIZER, REPOSITORY, Listing, Match, Needed
 from stretto.untrusted_files import MAX_YAML_BYTES, optional_entry
 
 KEYS = {"token_list", "token_bias", "subword_model"}

@@ -1,6 +1,6 @@
 """PersonaPlex: Moshi with a prompt that sets the voice and the role."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="personaplex",

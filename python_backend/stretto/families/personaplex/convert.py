@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer, integer
 from stretto.families.kyutai_stt.convert import check_config
 from stretto.families.moshi import convert as moshi
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.personaplex.family import NAME, PersonaPlexVocabulary
 from stretto.families.personaplex.voices import VOICES, read_voices
+from stretto.family.conversion import Contents, Converted, Release, Tokenizer, integer
 from stretto.untrusted_files import read_json, released_file
 
 IS_BARE = moshi.IS_BARE

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stretto.families.base import Family
 from stretto.families.moshi.family import MoshiVocabulary, moshi
+from stretto.family.base import Family
 
 NAME = "personaplex"
 NUM_CODEBOOKS = 8

@@ -14,10 +14,7 @@ from stretto.codecs.base import Codec
 from stretto.codecs.mimi import MimiCodec, require_mimi
 from stretto.encoders.loudness import normalised
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family
-from stretto.families.encoded_voices import CachedEncoder
 from stretto.families.kyutai_stt.family import PAD
-from stretto.families.live_audio import LiveInput
 from stretto.families.moshi.prompt import MoshiTemplate, codes_in, live_input
 from stretto.families.personaplex.family import (
     MAX_PROMPT_ROWS,
@@ -28,9 +25,12 @@ from stretto.families.personaplex.family import (
     SINE,
     PersonaPlexVocabulary,
 )
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import Piece, PromptRows, Template
-from stretto.families.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, check_text, sentencepiece_at
+from stretto.family.base import Family
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.live_audio import LiveInput
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import Piece, PromptRows, Template
+from stretto.family.text import SENTENCEPIECE_FILE, SentencePieceTokenizer, check_text, sentencepiece_at
 
 MIN_VOICE_S = 1.0
 MAX_VOICE_S = 30.0

@@ -2,7 +2,7 @@
 
 from stretto.families.kyutai_stt.recognise import match_of_named_files
 from stretto.families.moshi.recognise import FIRST, VOICES
-from stretto.families.recognition import CONFIG, Listing, Match
+from stretto.family.recognition import CONFIG, Listing, Match
 
 
 def recognise(listing: Listing) -> list[Match]:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import BOUNDED, is_bounded
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.personaplex.family import PublishedVoice
+from stretto.family.conversion import BOUNDED, is_bounded
 from stretto.weights.loading import is_plain, read_pickled
 
 VOICES = "voices.tgz"

@@ -1,6 +1,6 @@
 """Phonon: Pocket TTS's design with a speaker codec's latents as voices and conditions that are added to every frame."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="phonon",

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import (
+from stretto.families.phonon.family import NAME, PhononVocabulary
+from stretto.families.pocket_tts.convert import MAX_MODEL_LEN, Shape, codec_network
+from stretto.families.pocket_tts.convert import plan as pocket_plan
+from stretto.families.pocket_tts.family import MAX_STEPS
+from stretto.family.conversion import (
     BOUNDED,
     Contents,
     Converted,
@@ -26,10 +30,6 @@ from stretto.families.conversion import (
     in_lower_case,
     is_bounded,
 )
-from stretto.families.phonon.family import NAME, PhononVocabulary
-from stretto.families.pocket_tts.convert import MAX_MODEL_LEN, Shape, codec_network
-from stretto.families.pocket_tts.convert import plan as pocket_plan
-from stretto.families.pocket_tts.family import MAX_STEPS
 from stretto.untrusted_files import check_value, entry, released_file, released_folder
 from stretto.weights.loading import Part, Plan, open_tensors
 

@@ -8,7 +8,6 @@ Voices are files as in Gradium's layout.
 from dataclasses import replace
 from typing import Any
 
-from stretto.families.conversion import Contents, Converted, Release, integer
 from stretto.families.phonon.convert import (
     CONDITIONERS,
     DROPPED,
@@ -23,6 +22,7 @@ from stretto.families.phonon.convert import (
 from stretto.families.phonon.convert import convert as convert_authors
 from stretto.families.pocket_tts import convert_layout
 from stretto.families.pocket_tts.convert_layout import TABLE, TransformersRelease, check_values
+from stretto.family.conversion import Contents, Converted, Release, integer
 
 __all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert", "trained_dtype"]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stretto.families.base import Family
 from stretto.families.pocket_tts.family import PocketVocabulary, pocket_tts
+from stretto.family.base import Family
 from stretto.records.sampling import LatentSampling, SamplingConfig
 
 NAME = "phonon"

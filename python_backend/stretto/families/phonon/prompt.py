@@ -6,12 +6,12 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
 from stretto.families.phonon.family import FEW_WORDS, SHORT_TAIL_ROWS, TAIL_ROWS, PhononVocabulary
-from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.prompt import CLOSERS, PocketTemplate, TextPieces
-from stretto.families.prompting import Template
-from stretto.families.text import plain_tokenizer
+from stretto.family.base import Family
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import Template
+from stretto.family.text import plain_tokenizer
 
 MAX_PIECE_TOKENS = 200
 MIN_HALF_TOKENS = 50  # on each side of a mark at which a piece is halved

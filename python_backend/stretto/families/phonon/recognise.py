@@ -1,7 +1,7 @@
 """Recognises Phonon releases: a repository is one release, in Gradium's layout or in that of transformers."""
 
 from stretto.families.pocket_tts.recognise import transformers_match
-from stretto.families.recognition import CONFIG, Listing, Match
+from stretto.family.recognition import CONFIG, Listing, Match
 
 FILES = (CONFIG, "model.safetensors", "tokenizer.json")
 VOICES = ("voices/*.safetensors", "embeddings/*.safetensors", "default-voice.safetensors")

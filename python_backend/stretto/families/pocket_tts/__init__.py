@@ -1,6 +1,6 @@
 """Pocket TTS: a small language model that generates latents with a flow head."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="pocket_tts",

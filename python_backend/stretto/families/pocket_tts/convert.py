@@ -20,10 +20,10 @@ from torch import Tensor
 
 from stretto.codecs.pocket import PocketConfig, codec_shapes
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, check_folded, common_record
 from stretto.families.pocket_tts.family import NAME, PocketVocabulary, TextRules
 from stretto.families.pocket_tts.recognise import packaged_config
 from stretto.families.pocket_tts.voices import VoiceBackbone, recover_rows
+from stretto.family.conversion import Contents, Converted, Network, Release, check_folded, common_record
 from stretto.untrusted_files import entry, released_file, released_folder
 from stretto.weights.loading import Part, Plan, open_tensors
 

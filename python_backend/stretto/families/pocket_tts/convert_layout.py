@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, check_folded, integer
 from stretto.families.pocket_tts.convert import EMBEDDINGS, NUM_FREQUENCIES, Shape
 from stretto.families.pocket_tts.convert import plan as pocket_plan
+from stretto.family.conversion import Contents, Converted, Release, check_folded, integer
 from stretto.untrusted_files import check_value, entry, json_object, released_file
 from stretto.weights.loading import CONFIG_FILE, Part, Plan, TensorMismatch, check, open_tensors
 

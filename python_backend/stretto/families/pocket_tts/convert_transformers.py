@@ -15,12 +15,12 @@ from typing import Any
 import tokenizers
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Release, Tokenizer, integer
 from stretto.families.pocket_tts import convert_layout
 from stretto.families.pocket_tts.convert import EMBEDDINGS as AUTHORS_EMBEDDINGS
 from stretto.families.pocket_tts.convert import SPEAKER, trained_dtype
 from stretto.families.pocket_tts.convert import convert as convert_authors
 from stretto.families.pocket_tts.convert_layout import TABLE, TransformersRelease
+from stretto.family.conversion import Contents, Converted, Release, Tokenizer, integer
 from stretto.untrusted_files import json_object
 
 __all__ = ["EMBEDDINGS", "GENERATION", "IS_BARE", "IS_FLOAT32", "convert", "trained_dtype"]

@@ -14,9 +14,6 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
-from stretto.families.plugin import VOCABULARY, config_at
 from stretto.families.pocket_tts.family import (
     FEW_WORDS,
     FRAME_RATE,
@@ -26,8 +23,11 @@ from stretto.families.pocket_tts.family import (
     PocketVocabulary,
     TextRules,
 )
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import PlainTokenizer, check_text, plain_tokenizer
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import PlainTokenizer, check_text, plain_tokenizer
 
 END_MARKS = ".!?…"
 WEAK_MARKS = ",;:-–—"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from stretto.families.recognition import CONFIG, REPOSITORY, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, REPOSITORY, Listing, Match, Needed
 
 WEIGHTS = "model.safetensors"
 VOICES = "embeddings"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stretto.errors import CheckpointError
-from stretto.families.conversion import BOUNDED, is_bounded
+from stretto.family.conversion import BOUNDED, is_bounded
 
 NORM_EPS = 1e-5
 MAX_ROWS = 512

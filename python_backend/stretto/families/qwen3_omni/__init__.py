@@ -1,6 +1,6 @@
 """Qwen3-Omni: a thinker that reads text, audio and images and generates text, and a talker that speaks it."""
 
-from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="qwen3_omni",
@@ -13,7 +13,7 @@ PLUGIN = FamilyPlugin(
     image_encoders={"qwen3_omni_thinker_vision": "stretto.families.qwen3_omni.model"},
     audio_encoders={
         "qwen3_omni_thinker_audio": AudioEncoder(
-            lazy("stretto.families.log_mel:MelFormat.from_record"), "stretto.families.qwen3_omni.model"
+            lazy("stretto.family.log_mel:MelFormat.from_record"), "stretto.families.qwen3_omni.model"
         )
     },
 )

@@ -12,8 +12,13 @@ from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3Omni
 
 from stretto.codecs.qwen3_12hz.code2wav import NO_DECODER
 from stretto.errors import CheckpointError, shown
-from stretto.families.audio_format import KEY
-from stretto.families.conversion import (
+from stretto.families.qwen3_omni.family import NAME, ThinkerVocabulary
+from stretto.families.qwen3_omni.model import LEVELS, tower_config
+from stretto.families.qwen3_omni.model import NUMBERS as NUMBERS_OF_IMAGES
+from stretto.families.qwen3_omni_talker import convert as talker
+from stretto.families.qwen3_tts.convert import Numbers, layer_shapes, sections
+from stretto.family.audio_format import KEY
+from stretto.family.conversion import (
     Contents,
     Converted,
     Nested,
@@ -22,14 +27,9 @@ from stretto.families.conversion import (
     Tokenizer,
     common_record,
 )
-from stretto.families.image_format import KEY as IMAGE_KEY
-from stretto.families.log_mel_encoder import NUMBERS, check_windows, tower_plan
-from stretto.families.plugin import VOCABULARY
-from stretto.families.qwen3_omni.family import NAME, ThinkerVocabulary
-from stretto.families.qwen3_omni.model import LEVELS, tower_config
-from stretto.families.qwen3_omni.model import NUMBERS as NUMBERS_OF_IMAGES
-from stretto.families.qwen3_omni_talker import convert as talker
-from stretto.families.qwen3_tts.convert import Numbers, layer_shapes, sections
+from stretto.family.image_format import KEY as IMAGE_KEY
+from stretto.family.log_mel_encoder import NUMBERS, check_windows, tower_plan
+from stretto.family.plugin import VOCABULARY
 from stretto.weights.loading import Part, Plan, shapes_of
 
 THINKER = "thinker."

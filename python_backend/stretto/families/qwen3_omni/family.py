@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.families.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import NO_MECHANISM, Mechanism, Speaker
-from stretto.families.plugin import lazy
-from stretto.families.served import SpokenTask
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import NO_MECHANISM, Mechanism, Speaker
+from stretto.family.plugin import lazy
+from stretto.family.served import SpokenTask
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 

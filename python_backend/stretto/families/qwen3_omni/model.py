@@ -8,9 +8,9 @@ from torch import nn
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeVisionEncoderConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
-from stretto.families.image_encoder import ImageEncoder
-from stretto.families.image_format import KEY, ImageFormat
-from stretto.families.log_mel_encoder import audio_tower, embed_audio
+from stretto.family.image_encoder import ImageEncoder
+from stretto.family.image_format import KEY, ImageFormat
+from stretto.family.log_mel_encoder import audio_tower, embed_audio
 
 __all__ = ["audio_adaptor", "audio_tower", "embed_audio", "embed_image", "image_encoder"]
 # Hyperparameters in a published `vision_config`.

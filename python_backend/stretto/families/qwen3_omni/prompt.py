@@ -18,15 +18,15 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
-from stretto.families.audio_format import KEY
-from stretto.families.base import Family, Task
-from stretto.families.image_format import KEY as IMAGE_KEY
-from stretto.families.log_mel import SAMPLE_RATE, MelFormat, input_audio
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
 from stretto.families.qwen3_omni.family import ThinkerVocabulary
 from stretto.families.qwen3_omni.image import Patches
-from stretto.families.text import TextTokenizer, check_no_markers, check_text
+from stretto.family.audio_format import KEY
+from stretto.family.base import Family, Task
+from stretto.family.image_format import KEY as IMAGE_KEY
+from stretto.family.log_mel import SAMPLE_RATE, MelFormat, input_audio
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import TextTokenizer, check_no_markers, check_text
 from stretto.records.prompt import InputAudio, InputImage
 
 THOUGHTS_END = "</think>"

@@ -1,6 +1,6 @@
 """Recognises Qwen3-Omni releases, with or without a talker."""
 
-from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match
+from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match
 
 
 def recognise(listing: Listing) -> list[Match]:

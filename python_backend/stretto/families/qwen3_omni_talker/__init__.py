@@ -3,14 +3,14 @@
 It speaks the output of a separate thinker.
 """
 
-from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="qwen3_omni_talker",
     build=lazy("stretto.families.qwen3_omni_talker.family:build"),
     audio_encoders={
         "thinker_states": AudioEncoder(
-            lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_omni_talker.model"
+            lazy("stretto.family.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_omni_talker.model"
         )
     },
     image_encoders={"thinker_image_states": "stretto.families.qwen3_omni_talker.model"},

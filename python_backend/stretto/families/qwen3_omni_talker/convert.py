@@ -15,13 +15,13 @@ from torch import Tensor
 
 from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import KEY
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, prefixed
-from stretto.families.image_format import KEY as IMAGE_KEY
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary
 from stretto.families.qwen3_tts import convert as qwen3_tts
 from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, depth_spec, sections, text_ids
 from stretto.families.qwen3_tts.family import CodecIds
+from stretto.family.audio_format import KEY
+from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, prefixed
+from stretto.family.image_format import KEY as IMAGE_KEY
 from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, shapes_of
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stretto.families.base import DepthSpec, Family, Task
 from stretto.families.qwen3_tts.family import DEPTH, Qwen3TtsVocabulary, qwen3_tts
+from stretto.family.base import DepthSpec, Family, Task
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment
 

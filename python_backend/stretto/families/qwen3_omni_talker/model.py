@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stretto.families.image_encoder import ImageEncoder
-from stretto.families.image_format import ImageFormat
+from stretto.family.image_encoder import ImageEncoder
+from stretto.family.image_format import ImageFormat
 
 
 class Projection(nn.Module):

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import stream0_rows
 from stretto.families.qwen3_omni_talker.family import NAME, TalkerVocabulary, qwen3_omni_talker
 from stretto.families.qwen3_tts.prompt import RowWriter
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import stream0_rows
 from stretto.records.prompt import InputAudio, InputImage, Prompt
 from stretto.records.sampling import SamplingConfig
 

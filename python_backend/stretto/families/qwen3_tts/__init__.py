@@ -1,6 +1,6 @@
 """Qwen3-TTS at 12.5 frames per second: Qwen3 over rows of text and codes, with a depth transformer."""
 
-from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="qwen3_tts",
@@ -12,7 +12,7 @@ PLUGIN = FamilyPlugin(
     notes="stretto.families.qwen3_tts:releases.md",
     audio_encoders={
         "x_vector": AudioEncoder(
-            lazy("stretto.families.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_tts.model"
+            lazy("stretto.family.audio_format:VectorFormat.from_record"), "stretto.families.qwen3_tts.model"
         )
     },
 )

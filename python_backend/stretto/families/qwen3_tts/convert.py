@@ -19,9 +19,10 @@ from torch import Tensor
 
 from stretto.encoders.x_vector import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import KEY
-from stretto.families.base import DepthSpec
-from stretto.families.conversion import (
+from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
+from stretto.family.audio_format import KEY
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import (
     AUDIO,
     Contents,
     Converted,
@@ -34,7 +35,6 @@ from stretto.families.conversion import (
     prefixed,
     unchanged,
 )
-from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import with_older_keys
 from stretto.weights.loading import Part, Plan, check, shapes_of

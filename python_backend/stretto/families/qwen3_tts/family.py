@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stretto.families.base import (
+from stretto.family.base import (
     DepthSpec,
     DrawRules,
     Family,

@@ -32,12 +32,12 @@ import numpy as np
 from stretto.codecs.base import Codec
 from stretto.encoders.x_vector import FOLDER, SAMPLE_RATE, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
-from stretto.families.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer, check_text, without_leading_line_ends
 from stretto.records.prompt import MAX_PART_CHARS, InputAudio
 
 

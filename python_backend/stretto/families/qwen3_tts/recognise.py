@@ -1,6 +1,6 @@
 """Recognises Qwen3-TTS releases at 12.5 frames per second."""
 
-from stretto.families.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, TOKENIZER, Listing, Match, Needed
 
 CODEC = "speech_tokenizer"
 CODEC_TYPE = "qwen3_tts_tokenizer_12hz"

@@ -1,6 +1,6 @@
 """The bundled model, `tiny`."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="tiny",

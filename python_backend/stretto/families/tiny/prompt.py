@@ -11,10 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
-from stretto.families.source_words import source_words
-from stretto.families.text import TextCodec, TextReader
 from stretto.families.tiny import family as tiny
 from stretto.families.tiny.family import (
     ASR,
@@ -32,6 +28,10 @@ from stretto.families.tiny.family import (
 from stretto.families.tiny.matching import matched
 from stretto.families.tiny.recording import extract_speech
 from stretto.families.tiny.text import in_ascii, normalise, words_of
+from stretto.family.base import Family, Task
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
+from stretto.family.source_words import source_words
+from stretto.family.text import TextCodec, TextReader
 from stretto_client.scripts import other_script
 
 if TYPE_CHECKING:

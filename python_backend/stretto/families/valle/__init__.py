@@ -1,6 +1,6 @@
 """VALL-E as trained by ESPnet."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="valle",

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from stretto.codecs.refinement import FOLDER
 from stretto.errors import CheckpointError
-from stretto.families.conversion import (
+from stretto.families.opuslm import convert as opuslm
+from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
+from stretto.families.valle.refinement import EPS, ValleShape
+from stretto.family.conversion import (
     Contents,
     Converted,
     Network,
@@ -24,9 +27,6 @@ from stretto.families.conversion import (
     common_record,
     merged_reader,
 )
-from stretto.families.opuslm import convert as opuslm
-from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
-from stretto.families.valle.refinement import EPS, ValleShape
 from stretto.untrusted_files import entry, optional_entry
 from stretto.weights.backbones import TOKENS
 from stretto.weights.loading import Part, Plan

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stretto.families.base import Family, Task, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import Mechanism
+from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import Mechanism
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
-from stretto.families.base import Family, Task
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.valle.family import PAD, SOS_EOS, ValleVocabulary
+from stretto.family.base import Family, Task
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer
 
 
 class ValleTemplate:

@@ -1,7 +1,7 @@
 """Recognises the output of ESPnet's recipes for VALL-E."""
 
 from stretto.families.opuslm.recognise import WEIGHTS
-from stretto.families.recognition import Listing, Match
+from stretto.family.recognition import Listing, Match
 from stretto.untrusted_files import MAX_YAML_BYTES
 
 

@@ -1,6 +1,6 @@
 """VibeVoice: Qwen2.5 with a diffusion head for acoustic latents. It also reads features of its own speech."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="vibevoice",

@@ -28,8 +28,8 @@ from stretto.codecs.vibevoice import (
     published_name,
 )
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
 from stretto.families.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
+from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
 from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, Plan

@@ -14,12 +14,12 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import TextTokenizer, check_text
 from stretto.families.vibevoice.family import MAX_FRAMES, VibeVoiceVocabulary
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import TextTokenizer, check_text
 
 INSTRUCTION = (
     " Transform the text provided by various speakers into speech output, "

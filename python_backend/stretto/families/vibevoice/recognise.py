@@ -1,6 +1,6 @@
 """Recognises VibeVoice 1.5B and 7B releases."""
 
-from stretto.families.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
 
 AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format, whose folder has no tokenizer
 AUTHORS_TOKENIZER = Needed("Qwen/Qwen2.5-1.5B", QWEN_TOKENIZER)

@@ -1,6 +1,6 @@
 """VibeVoice Realtime: a text model below a speech model, text streamed in windows, and latents of acoustic frames."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="vibevoice_realtime",

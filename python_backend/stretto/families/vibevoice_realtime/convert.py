@@ -21,7 +21,6 @@ from stretto.codecs.vibevoice import (
     published_name,
 )
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, common_record
 from stretto.families.vibevoice.convert import (
     AUTHORS,
     AUTHORS_HEAD,
@@ -41,6 +40,7 @@ from stretto.families.vibevoice_realtime.family import (
     VoiceRows,
 )
 from stretto.families.vibevoice_realtime.voices import Sizes, VoiceStates, read_voices
+from stretto.family.conversion import Contents, Converted, Network, Release, common_record
 from stretto.untrusted_files import check_value, entry
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
 from stretto.weights.loading import Part, Plan

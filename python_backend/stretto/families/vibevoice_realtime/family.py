@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from stretto.families.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import Mechanism
-from stretto.families.plugin import lazy
+from stretto.family.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import Mechanism
+from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
 

@@ -24,10 +24,10 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
 
 from stretto.engine.models.latents import LatentMixin
-from stretto.families.plugin import VOCABULARY
 from stretto.families.vibevoice.model import Connector, DiffusionHead, FeedForward, linear
 from stretto.families.vibevoice_realtime.family import TextWindows, VibeVoiceRealtimeVocabulary
 from stretto.families.vibevoice_realtime.mechanism.draw import EndHead, WindowReadout
+from stretto.family.plugin import VOCABULARY
 
 # types of a row
 SPEECH = 0

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import (
+from stretto.families.vibevoice_realtime.family import END_OF_TEXT, TextWindows, VibeVoiceRealtimeVocabulary
+from stretto.family.base import Family, Task
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import (
     MAX_PENDING_CHARS,
     SILENT,
     TOKENIZER_FILE,
@@ -21,7 +22,6 @@ from stretto.families.text import (
     TextTokenizer,
     check_text,
 )
-from stretto.families.vibevoice_realtime.family import END_OF_TEXT, TextWindows, VibeVoiceRealtimeVocabulary
 
 QUOTES = str.maketrans({"\u2019": "'", "\u201c": '"', "\u201d": '"'})
 LINE_END = "\n"

@@ -1,6 +1,6 @@
 """Recognises VibeVoice Realtime releases."""
 
-from stretto.families.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, QWEN_TOKENIZER, TOKENIZER, Listing, Match, Needed
 
 KIND = "vibevoice_streaming"
 VOICES = ("voices/*.pt", "voices/*.safetensors")

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import BOUNDED, is_bounded
 from stretto.families.vibevoice_realtime.family import MAX_VOICE_ROWS, MAX_VOICES
+from stretto.family.conversion import BOUNDED, is_bounded
 from stretto.untrusted_files import regular_file, released_file, released_folder
 from stretto.weights.loading import is_plain, open_tensors, read_pickled
 

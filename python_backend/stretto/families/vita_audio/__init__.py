@@ -1,6 +1,6 @@
 """VITA-Audio: interleaved text and speech in one stream, with several ids per forward pass."""
 
-from stretto.families.plugin import AudioEncoder, FamilyPlugin, lazy
+from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="vita_audio",

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import ClassVar
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.mechanism import Mechanism, RowSteps
-from stretto.families.plugin import lazy
+from stretto.family.mechanism import Mechanism, RowSteps
+from stretto.family.plugin import lazy
 
 # limits of a schedule, which a request may define
 MAX_NUMBERS = 32

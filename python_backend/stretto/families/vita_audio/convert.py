@@ -14,12 +14,12 @@ from typing import Any
 
 from stretto.encoders.whisper_vq import CONFIG, FEATURES, FOLDER, read_tokenizer
 from stretto.errors import CheckpointError
-from stretto.families.audio_format import KEY
-from stretto.families.conversion import AUDIO, Contents, Converted, Release, Tokenizer, unchanged
-from stretto.families.plugin import DRAWN, NAME, VOCABULARY
 from stretto.families.vita_audio.family import BALANCE, HEARD, MARKERS, SCHEDULES, SENSE_VOICE, VANILLA, VitaVocabulary
 from stretto.families.vita_audio.model import SenseVoice
 from stretto.families.vita_audio.prompt import DITHER, NUM_BINS, SAMPLE_RATE, STACKED, STEP
+from stretto.family.audio_format import KEY
+from stretto.family.conversion import AUDIO, Contents, Converted, Release, Tokenizer, unchanged
+from stretto.family.plugin import DRAWN, NAME, VOCABULARY
 from stretto.untrusted_files import check_value, read_json, read_text, released_file, yaml_mapping
 from stretto.weights import loading
 from stretto.weights.backbones import config_of, shapes

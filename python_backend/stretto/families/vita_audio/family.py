@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.audio_format import AudioFormat
-from stretto.families.base import DrawRules, Family, Task, TextRate, UnconditionalContext, Vocabulary
-from stretto.families.mechanism import NO_MECHANISM, Mechanism
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
+from stretto.family.audio_format import AudioFormat
+from stretto.family.base import DrawRules, Family, Task, TextRate, UnconditionalContext, Vocabulary
+from stretto.family.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 

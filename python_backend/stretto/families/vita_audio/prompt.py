@@ -28,13 +28,13 @@ from transformers.audio_utils import mel_filter_bank
 from stretto.codecs.base import Codec
 from stretto.encoders.whisper_vq import SpeechTokenizer, load_tokenizer
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import KEY
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
-from stretto.families.text import Subwords, TextTokenizer
 from stretto.families.vita_audio.family import HEARD, NUM_QUERIES, VitaVocabulary
+from stretto.family.audio_format import KEY
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, check_codes, stream0_rows
+from stretto.family.text import Subwords, TextTokenizer
 from stretto.records.prompt import InputAudio
 
 SAMPLE_RATE = 16_000

@@ -1,6 +1,6 @@
 """Recognises VITA-Audio releases."""
 
-from stretto.families.recognition import CONFIG, MAX_TOKENIZER_BYTES, TOKENIZER, Listing, Match, Needed
+from stretto.family.recognition import CONFIG, MAX_TOKENIZER_BYTES, TOKENIZER, Listing, Match, Needed
 
 # values of `model_type`
 PLAIN = "qwen2"

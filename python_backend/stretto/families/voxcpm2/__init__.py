@@ -1,6 +1,6 @@
 """VoxCPM2: two stacked language models that generate patches of latents with a guided diffusion head."""
 
-from stretto.families.plugin import FamilyPlugin, lazy
+from stretto.family.plugin import FamilyPlugin, lazy
 
 PLUGIN = FamilyPlugin(
     name="voxcpm2",

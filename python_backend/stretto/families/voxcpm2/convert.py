@@ -16,8 +16,8 @@ from torch import Tensor
 
 from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
 from stretto.errors import CheckpointError, shown
-from stretto.families.conversion import Contents, Converted, Network, Release, common_record, weight_normed
 from stretto.families.voxcpm2.family import NAME, VoxCpmVocabulary
+from stretto.family.conversion import Contents, Converted, Network, Release, common_record, weight_normed
 from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import Part, Plan, check, in_float32, open_tensors
 

@@ -15,11 +15,6 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family, Task
-from stretto.families.encoded_voices import CachedEncoder
-from stretto.families.plugin import VOCABULARY, config_at
-from stretto.families.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.families.text import TextTokenizer, check_text
 from stretto.families.voxcpm2.family import (
     AUDIO_START,
     MAX_PATCHES,
@@ -27,6 +22,11 @@ from stretto.families.voxcpm2.family import (
     REFERENCE_START,
     VoxCpmVocabulary,
 )
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import TextTokenizer, check_text
 
 # Maximum length of a reply: the authors' `retry_badcase_ratio_threshold` patches per text token, plus a few.
 PATCHES_PER_TOKEN = 6

@@ -1,6 +1,6 @@
 """Recognises VoxCPM2 releases."""
 
-from stretto.families.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match
+from stretto.family.recognition import CONFIG, SINGLE, TOKENIZER, Listing, Match
 
 SECTIONS = {"lm_config", "encoder_config", "dit_config"}
 ARCHITECTURE = "voxcpm2"

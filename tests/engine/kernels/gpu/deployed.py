@@ -46,7 +46,7 @@ from stretto.engine.kernels.gpu import products as kernel
 from stretto.engine.kernels.gpu.products import DeviceDepth, fp8_product, use_fused_operators
 from stretto.engine.models.depth_transformer import DepthTransformer
 from stretto.engine.models.multi_stream import check_quantization
-from stretto.families.plugin import config_at
+from stretto.family.plugin import config_at
 from tests.engine.kernels.gpu.operators import Count, Launches
 from tests.engine.plain_depth import PlainDepth
 

@@ -18,8 +18,8 @@ from stretto.cpu_backend.depth import CpuSteppedDepth
 from stretto.engine.kernels.gpu import products as kernel
 from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.models.depth_transformer import DepthTransformer, SteppedDepth
-from stretto.families.base import DepthSpec
 from stretto.families.qwen3_tts.family import DEPTH as QWEN3_TTS
+from stretto.family.base import DepthSpec
 from tests.engine.kernels.gpu.operators import Count, Launches
 from tests.engine.plain_depth import PlainDepth
 from tests.tiers import by_night

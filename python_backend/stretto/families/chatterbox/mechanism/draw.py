@@ -18,7 +18,7 @@ from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.engine.worker.step_program import StepProgram
-from stretto.families.mechanism import Mechanism
+from stretto.family.mechanism import Mechanism
 from stretto.sampling import DrawParams, truncate
 
 

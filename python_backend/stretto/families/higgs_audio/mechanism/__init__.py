@@ -1,1 +1,1 @@
-"""Begin and end ids of each stream: this family's mechanism (`stretto.families.mechanism`)."""
+"""Begin and end ids of each stream: this family's mechanism (`stretto.family.mechanism`)."""

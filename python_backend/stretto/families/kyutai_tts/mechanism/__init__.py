@@ -1,1 +1,1 @@
-"""Words that the model asks for one by one: this family's mechanism (`stretto.families.mechanism`)."""
+"""Words that the model asks for one by one: this family's mechanism (`stretto.family.mechanism`)."""

@@ -4,8 +4,8 @@ from collections import deque
 
 import numpy as np
 
-from stretto.families.base import Family
 from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing import ReferenceRule
 

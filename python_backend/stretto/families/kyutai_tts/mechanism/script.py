@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from stretto.errors import InvalidRequest, shown
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
-from stretto.families.mechanism import Mechanism
-from stretto.families.plugin import lazy
+from stretto.family.mechanism import Mechanism
+from stretto.family.plugin import lazy
 
 HERE = __package__
 NUM_FIELDS = 4  # numbers of a word in a slot's table (`track.TokenizedWord`)

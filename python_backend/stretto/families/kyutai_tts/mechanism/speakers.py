@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.mechanism import RequestConditions
-from stretto.families.plugin import lazy
+from stretto.family.mechanism import RequestConditions
+from stretto.family.plugin import lazy
 from stretto.records.prompt import MAX_MAGNITUDE, Condition
 
 HERE = __package__

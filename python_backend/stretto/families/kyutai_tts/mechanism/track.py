@@ -8,8 +8,8 @@ import numpy as np
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.tracks import ENDLESS, Track, placed, rows_of
-from stretto.families.base import Family
 from stretto.families.kyutai_tts.mechanism.script import WordScript, unpack_words
+from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
 
 TAKEN = WordScript.columns.index("taken")

@@ -1,1 +1,1 @@
-"""End of a reply by delay ids, and pads of the codebooks: this family's mechanism (`stretto.families.mechanism`)."""
+"""End of a reply by delay ids, and pads of the codebooks: this family's mechanism (`stretto.family.mechanism`)."""

@@ -1,7 +1,7 @@
 """Slow reference of the delay slots, for `stretto.testing`."""
 
-from stretto.families.base import Family
 from stretto.families.moss_tts.family import DelaySlots
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing import ReferenceRule
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stretto.families.base import Family
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing import ReferenceRule
 

@@ -1,1 +1,1 @@
-"""Speech of a talker: this family's mechanism (`stretto.families.mechanism`)."""
+"""Speech of a talker: this family's mechanism (`stretto.family.mechanism`)."""

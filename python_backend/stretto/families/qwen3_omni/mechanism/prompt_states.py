@@ -12,9 +12,9 @@ from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
 from stretto.engine.step_records import SpeechRequestData
 from stretto.errors import CheckpointError
-from stretto.families.base import Family
 from stretto.families.qwen3_omni.family import Talker
 from stretto.families.qwen3_omni.mechanism.state_rows import spoken_inputs
+from stretto.family.base import Family
 from stretto.records.prompt import InputAudio, InputImage
 
 

@@ -20,14 +20,14 @@ from stretto.config import EngineConfig
 from stretto.engine.environment import is_cpu_build
 from stretto.engine.llm import SpeechLLM, StartingLLM, free_id
 from stretto.errors import CheckpointError, InvalidRequest, StrettoError
-from stretto.families.audio_format import AudioFormat
-from stretto.families.base import Family
-from stretto.families.plugin import config_at, family_at
 from stretto.families.qwen3_omni.family import Talker
 from stretto.families.qwen3_omni.mechanism.pending_text import PendingText
 from stretto.families.qwen3_omni.mechanism.spoken_reply import SpokenReply
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
-from stretto.families.text import StreamedText
+from stretto.family.audio_format import AudioFormat
+from stretto.family.base import Family
+from stretto.family.plugin import config_at, family_at
+from stretto.family.text import StreamedText
 from stretto.records.chunk import LMChunk
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stretto.families.base import Family
 from stretto.families.qwen3_omni.family import Talker
+from stretto.family.base import Family
 from stretto.records.prompt import InputAudio, InputImage, Prompt
 
 

@@ -1,1 +1,1 @@
-"""Alignment pointer into the phonemes of the text: this family's mechanism (`stretto.families.mechanism`)."""
+"""Alignment pointer into the phonemes of the text: this family's mechanism (`stretto.family.mechanism`)."""

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from stretto.families.base import Family
 from stretto.families.tiny.family import AlignmentPointer
+from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing import ReferenceRule
 

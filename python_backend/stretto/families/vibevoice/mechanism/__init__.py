@@ -1,1 +1,1 @@
-"""Stretches of audio with marks around them: this family's mechanism (`stretto.families.mechanism`)."""
+"""Stretches of audio with marks around them: this family's mechanism (`stretto.family.mechanism`)."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.tracks import ENDLESS, Track, placed, rows_of
-from stretto.families.base import Family
 from stretto.families.vibevoice_realtime.family import TextWindows
+from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
 
 

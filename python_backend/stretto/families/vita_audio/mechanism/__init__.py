@@ -1,1 +1,1 @@
-"""Multi-token prediction with MCTP modules: this family's mechanism (`stretto.families.mechanism`)."""
+"""Multi-token prediction with MCTP modules: this family's mechanism (`stretto.family.mechanism`)."""

@@ -1,1 +1,1 @@
-"""Guidance within a row: this family's mechanism (`stretto.families.mechanism`)."""
+"""Guidance within a row: this family's mechanism (`stretto.family.mechanism`)."""

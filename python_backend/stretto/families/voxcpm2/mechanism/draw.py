@@ -12,7 +12,7 @@ from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.sampler import pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
-from stretto.families.mechanism import Mechanism
+from stretto.family.mechanism import Mechanism
 
 
 class GuidedDraw(LatentDraw):

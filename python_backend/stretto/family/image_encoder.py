@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from stretto.families.image_format import ImageFormat
+from stretto.family.image_format import ImageFormat
 from stretto.records.prompt import InputImage
 
 

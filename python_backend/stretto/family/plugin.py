@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from stretto.entry_points import FAMILIES, Installed, find, installed, names
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import VOCABULARY, Family
+from stretto.family.base import VOCABULARY, Family
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
 
@@ -81,7 +81,7 @@ class FamilyPlugin:
         audio_encoders: Encoders inside the model, keyed by `model_type` of `audio_config` in config.json, or `UNNAMED`.
         image_encoders: Names of modules with image encoders inside the model, keyed by `model_type` of `image_config`
             in config.json. `image_encoder(image_format, backbone, vllm_config)` returns a
-            `stretto.families.image_encoder.ImageEncoder`, or an object with the same attributes and methods.
+            `stretto.family.image_encoder.ImageEncoder`, or an object with the same attributes and methods.
         load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
             `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
@@ -89,7 +89,7 @@ class FamilyPlugin:
         releases: Package data with the family's published releases, as "package:releases.json"; see
             `stretto.releases.entry`. Families may share a file.
         recognise: Function that recognises releases by names and configs, as "module:function"; see
-            `stretto.families.recognition`. Its module does not import torch. Families may share a function.
+            `stretto.family.recognition`. Its module does not import torch. Families may share a function.
         notes: Package data with the family's section of docs/published_models.md, as "package:releases.md"; None for a
             family without a section of its own.
         phonemes: Function that writes phonemes as the model reads them in a text, keyed by the phonetic alphabet (a

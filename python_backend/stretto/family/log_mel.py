@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import InvalidRequest
-from stretto.families.audio_format import AudioFormat
+from stretto.family.audio_format import AudioFormat
 from stretto.records.prompt import InputAudio
 
 SAMPLE_RATE = 16_000

@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_type_hints
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.mechanism import NO_MECHANISM, Mechanism
+from stretto.family.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import FORCED_TAIL, PADDED_WARM_UP, Segment, StreamLayout, Tail, WarmUp

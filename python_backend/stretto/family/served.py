@@ -4,8 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stretto.families.base import Family, Task
-from stretto.families.plugin import family_at
+from stretto.family.base import Family, Task
+from stretto.family.plugin import family_at
 
 # Fields of a family that describe its frames and how they are sampled.
 FRAME_FIELDS = (

@@ -14,8 +14,8 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import ROLES, Family, Role, Task
-from stretto.families.plugin import plugin
+from stretto.family.base import ROLES, Family, Role, Task
+from stretto.family.plugin import plugin
 from stretto.records.chunk import Sound
 from stretto.records.json_record import JsonRecord, read_json
 from stretto.records.prompt import Condition, InputAudio, InputImage, SourceWord

@@ -9,7 +9,7 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeAudioEncoder
 
 from stretto.errors import CheckpointError
-from stretto.families.log_mel import MelFormat
+from stretto.family.log_mel import MelFormat
 from stretto.weights.loading import Part, Plan, shapes_of
 
 # Hyperparameters in a published `audio_config`.

@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from stretto.codecs.encoded_stream import FrameEncoder
-from stretto.families.base import Task
-from stretto.families.prompting import Piece, PromptRows
+from stretto.family.base import Task
+from stretto.family.prompting import Piece, PromptRows
 
 
 class FrameIds:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.base import Family
-from stretto.families.plugin import plugin
+from stretto.family.base import Family
+from stretto.family.plugin import plugin
 from stretto.records.prompt import SourceWord
 from stretto_client.lexicon_files import read_lexicon_file
 from stretto_client.pronunciation import Dictionary, DictionaryEntry, InvalidEntry, Replacement, read_entries

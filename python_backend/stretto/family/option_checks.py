@@ -1,7 +1,7 @@
 """Limits of options that only a family knows; the schema has the range of each number."""
 
 from stretto.errors import InvalidRequest, shown
-from stretto.families.base import Family, Task
+from stretto.family.base import Family, Task
 from stretto.records.sampling import LatentSampling, SamplingConfig
 from stretto.streams.layout import LatentSpec
 

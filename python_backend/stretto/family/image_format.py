@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.plugin import plugins
+from stretto.family.plugin import plugins
 from stretto.records.prompt import Prompt
 
 KEY = "image_config"  # key of the encoder's configuration in a checkpoint's config.json

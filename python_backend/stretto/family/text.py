@@ -14,8 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 from tokenizers import Tokenizer, decoders
 
 from stretto.errors import CheckpointError, InvalidRequest, is_panic, shown
-from stretto.families.base import Family
-from stretto.families.plugin import plugin
+from stretto.family.base import Family
+from stretto.family.plugin import plugin
 from stretto.records.chunk import WordMark
 from stretto.untrusted_files import MAX_TEXT_BYTES, regular_file
 

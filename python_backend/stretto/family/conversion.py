@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stretto.errors import CheckpointError, shown
-from stretto.families.base import VOCABULARY, Vocabulary
-from stretto.families.plugin import DRAWN, NAME
+from stretto.family.base import VOCABULARY, Vocabulary
+from stretto.family.plugin import DRAWN, NAME
 from stretto.records.prompt import MAX_MAGNITUDE
 from stretto.untrusted_files import entry
 from stretto.weights.backbones import dtype_of
