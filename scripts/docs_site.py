@@ -35,7 +35,6 @@ OUTSIDE = {"README.md": "index.md"} | {
         "benchmarks/results/families.md",
         "benchmarks/results/robustness.md",
         "benchmarks/results/chaos.md",
-        "benchmarks/results/chaos_front_ends.md",
         "benchmarks/results/ray.md",
     )
 }
