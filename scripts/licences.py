@@ -1,4 +1,4 @@
-"""Generate docs/licences.md, a table of the licences of all packages in an SBOM.
+"""Generate docs/licences.md, a table of licences and the packages in an SBOM that have them.
 
     python -m scripts.licences dist/sbom.cdx.json docs/licences.md
 
@@ -8,6 +8,7 @@ package states no licence and `KNOWN` does not list it.
 
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ MAX_CHARS = 200  # longer texts are a licence's full text, not its name
 INTRO = """\
 # Components of the server
 
-Packages of the environment that serves the bundled model (`requirements/embedded.txt`), and the licences that they
-state. Made by `scripts/release.sh`, from the SBOM that goes with a release; not edited by hand.
+Licences that the packages of the server's environment (`requirements/embedded.txt`) state. Made by `scripts/release.sh`
+from the SBOM that goes with a release; not edited by hand.
 
 The wheel of `av` contains FFmpeg, which reports "LGPL version 3 or later", and further libraries, x264 and x265 (GPL)
 among them. Anyone who redistributes an environment or an image with it redistributes these, too.
@@ -59,14 +60,21 @@ def rows(record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield component["name"], component.get("version", ""), licences_of(component)
 
 
+def table(record: Mapping[str, Any]) -> str:
+    """Return the Markdown table of licences, each with its packages and their versions."""
+    packages = defaultdict(list)
+    for name, version, licences in rows(record):
+        packages[licences or "not stated"].append(f"{name} {version}")
+    lines = [f"| {licences} | {', '.join(packages[licences])} |" for licences in sorted(packages, key=str.lower)]
+    return "\n".join(["| licence | packages |", "|---|---|", *lines])
+
+
 def main(words: list[str]) -> int:
     """Write the table and return the exit status."""
     source, target = map(Path, words)
-    table = list(rows(json.loads(source.read_text())))
-    lines = [INTRO, "| package | version | licence |", "|---|---|---|"]
-    lines += [f"| {name} | {version} | {licences or 'not stated'} |" for name, version, licences in table]
-    target.write_text("\n".join(lines) + "\n")
-    untold = [name for name, _, licences in table if not licences]
+    record = json.loads(source.read_text())
+    target.write_text(f"{INTRO}\n{table(record)}\n")
+    untold = [name for name, _, licences in rows(record) if not licences]
     if untold:
         print(f"licences: no licence is stated by {', '.join(untold)}", file=sys.stderr)
     return 1 if untold else 0

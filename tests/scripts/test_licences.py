@@ -31,19 +31,20 @@ def written(tmp_path: Path, components: list[dict[str, Any]]) -> tuple[int, str]
 
 
 def test_licence_table_is_written(tmp_path: Path) -> None:
-    status, text = written(tmp_path, COMPONENTS[:3])
+    scipy = {"name": "Scipy", "version": "1.15", "licenses": [{"expression": "BSD-3-Clause AND MIT"}]}
+    status, text = written(tmp_path, [scipy, *COMPONENTS[:3]])
     assert status == 0
     assert text.splitlines()[-3:] == [
-        "| grpcio | 1.80 | Apache License, Apache Software License |",
-        "| numpy | 1.26.4 | BSD-3-Clause AND MIT |",
-        "| Zope | 2 | ZPL-2.1 |",
+        "| Apache License, Apache Software License | grpcio 1.80 |",
+        "| BSD-3-Clause AND MIT | numpy 1.26.4, Scipy 1.15 |",
+        "| ZPL-2.1 | Zope 2 |",
     ]
 
 
 def test_error_names_components_without_a_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, text = written(tmp_path, [*COMPONENTS, {"name": "silent", "version": "3"}])
     assert status == 1
-    assert "| silent | 3 | not stated |" in text
+    assert "| not stated | long 1, silent 3 |" in text
     assert "no licence is stated by long, silent" in capsys.readouterr().err
 
 
