@@ -10,16 +10,17 @@ lines instead of measuring.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import ROOT, stop_on_sigterm
-from benchmarks.report import Record, read_results
 
+Record = Mapping[str, Any]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- python -m benchmarks.readme -->\n"
@@ -30,6 +31,12 @@ FAMILY = (1, 4, 16)
 POCKET = (1, 4, 16)
 SMALL_FAMILY = "qwen3-tts-small"
 AUTHORS = "pocket_tts"  # family measured at rest against its authors' code
+
+
+def read_results(folder: Path) -> list[Record]:
+    """Return all lines of all result files, oldest first."""
+    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    return sorted((json.loads(line) for line in lines if line), key=lambda record: record["time"])
 
 
 def measure(results: Path, rounds: int, package: Path | None) -> None:

@@ -46,13 +46,8 @@ FENCE = re.compile(r"^(```.*?^```|    [^\n]*)$", re.MULTILINE | re.DOTALL)
 
 def site_paths() -> dict[str, str]:
     """Return a dict from repository path to site path for every file that the site includes."""
-    pictures = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "benchmarks" / "plots").glob("*.png"))]
     docs = [path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file()]
-    return (
-        OUTSIDE
-        | {path: f"repository/{path}" for path in pictures}
-        | {str(path.relative_to(ROOT)): str(path.relative_to(ROOT / "docs")) for path in docs}
-    )
+    return OUTSIDE | {str(path.relative_to(ROOT)): str(path.relative_to(ROOT / "docs")) for path in docs}
 
 
 def converted_links(markdown: str, source: str) -> str:
@@ -81,7 +76,7 @@ def converted_links(markdown: str, source: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages and pictures that lie outside `docs/` (mkdocs hook)."""
+    """Add the pages that lie outside `docs/` (mkdocs hook)."""
     from mkdocs.structure.files import File
 
     for path, uri in site_paths().items():

@@ -25,7 +25,7 @@ import httpx
 import numpy as np
 import soundfile
 
-from benchmarks.large_audio import FILES
+from benchmarks.chaos.files import FILES
 from benchmarks.loads import NOISE_RATE, noise, texts
 from stretto_client import ClientError, RequestRefused, ServerFull, ServerUnavailable, SpeechClient, SpeechEvent
 from stretto_client.errors import ServerFailed, TimedOut, Timeouts

@@ -18,7 +18,6 @@ from benchmarks.decoder import (
     parse,
     random_codes,
 )
-from benchmarks.marking import measure_cost
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy
 from stretto.triton_io.flow import FlowTable
@@ -88,11 +87,3 @@ def test_last_output_line_is_the_result(
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed.keys() >= keys
     assert json.loads((tmp_path / "decoder.jsonl").read_text()) == printed
-
-
-def test_all_samples_of_the_marking_benchmark_are_marked() -> None:
-    codec = make_codec("tiny", "cpu", False)
-    figures = measure_cost(codec, streams=2, seconds=0.5)
-    assert figures["audio_s"] == pytest.approx(1.0, abs=2 / codec.spec.frame_rate)
-    assert figures["marking_ms_per_audio_s"] > 0
-    assert figures["marking_over_decoder"] > 0

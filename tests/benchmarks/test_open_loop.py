@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks.loads import Trace
 from benchmarks.open_loop import Mix, closed, figures, is_good, knee, measure, opened, parse, with_target
-from benchmarks.report import PLOTS, knee_of
 from stretto.config import EngineConfig
 from stretto_client import SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
@@ -62,14 +61,6 @@ def test_knee_is_the_last_rate_before_lateness_or_refusals() -> None:
     assert knee([record(1), record(2, refused=0.01, p95=1.0)]) == 2
     assert knee([record(1, p95=2.0), record(2)]) is None
     assert knee([{"rate": 1, "refused": 1.0, "target_s": 1.0}]) is None, "nobody was heard"
-
-
-def test_plot_marks_the_latest_knee() -> None:
-    (plot,) = [plot for plot in PLOTS if plot.name == "open_loop"]
-    assert knee_of({1: {"time": "2", "knee": 4.0}, 2: {"time": "1", "knee": 8.0}}, plot) == [4.0]
-    assert knee_of({1: {"time": "2", "knee": None}}, plot) == []
-    (other,) = [plot for plot in PLOTS if plot.name == "frame_parts"]
-    assert knee_of({1: {"time": "2", "knee": 4.0}}, other) == []
 
 
 def run(script: Callable[[Request], list[Step]], ask: Callable[[SpeechClient], Any]) -> Any:

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks import readme
-from benchmarks.readme import BEGIN, BUNDLED, END, README, RESULTS, replaced, text
-from benchmarks.report import read_results
+from benchmarks.readme import BEGIN, BUNDLED, END, README, RESULTS, read_results, replaced, text
 
 
 def line(concurrency: int, **other: Any) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import grpc
 import numpy as np
 import pytest
 
-from benchmarks.page import EXECUTABLE, Browser, Tab, chromium, driving
 from stretto_gateway.config import Limits
+from tests.browser import EXECUTABLE, Browser, Tab, chromium, driving
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import Start
 from tests.gateway.realtime.caller import RATE, spoken

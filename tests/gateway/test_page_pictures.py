@@ -19,9 +19,9 @@ import soundfile
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks.page import EXECUTABLE, Tab, chromium, driving
 from stretto.launcher.first_request import model_profile
 from stretto.launcher.installation import bundled_repository
+from tests.browser import EXECUTABLE, Tab, chromium, driving
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Start
 

@@ -1,12 +1,4 @@
-"""Compare the time to the first sound on the web page with that of the command line, for equal texts and seeds.
-
-    python -m benchmarks.page --rounds 15
-
-The benchmark starts its own server, gateway and Chromium on this host, and alternates between page and command line.
-The page measures its own time, from the click to the first sample at the loudspeaker. This includes the delay of the
-audio device, as reported by the browser. The command line prints its time in its summary, from the request to the first
-audio received.
-"""
+"""A Chromium that tests drive over its DevTools protocol."""
 
 import asyncio
 import base64
@@ -16,10 +8,7 @@ import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -27,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-
-from benchmarks.front_ends import gateway
-from benchmarks.harness import append_result, command_line, serving, stop_on_sigterm
 
 EXECUTABLE = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
@@ -238,60 +224,3 @@ async def driving(address: str) -> AsyncIterator[Browser]:
             yield browser
         finally:
             await browser.leave()
-
-
-# ----- the benchmark
-
-TEXT = "It is twenty past nine and the garden door is open."
-IS_OPEN = "document.querySelector('#speak').checkVisibility()"
-
-
-async def by_page(tab: Tab, seed: int) -> float:
-    """Speak on the page and return the seconds to the first sound."""
-    await tab.write("#seed", str(seed))
-    await tab.click("#speak-button")
-    await tab.wait(f"document.querySelector('#used-seed').textContent === '{seed}'")
-    await tab.reads("#speak-status", "Finished")
-    return float((await tab.text("#first-sound")).removesuffix(" s"))
-
-
-def by_command_line(server: str, seed: int, folder: Path) -> float:
-    """Speak on the command line; return the seconds from its request to its first audio, excluding start-up."""
-    command = [sys.executable, "-m", "stretto_client", "speak", TEXT, "--json", "--play", "off"]
-    flags = ["--server", server, "--seed", str(seed), "--out", str(folder / "speech.wav")]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["ttfa_s"])
-
-
-async def measure(server: str, rounds: int) -> dict[str, Any]:
-    """Return the medians for page and command line, the median paired difference, and the first click's time."""
-    with tempfile.TemporaryDirectory() as folder, gateway(server) as (url, _), chromium(Path(folder)) as address:
-        async with driving(address) as browser:
-            tab = await browser.tab()
-            await tab.open(url, IS_OPEN)
-            await tab.write("#text", TEXT)
-            by_command_line(server, 1, Path(folder))  # warms up the server but not the page
-            first_click_s = await by_page(tab, 1)
-            page_s = []
-            line_s = []
-            for seed in range(2, 2 + rounds):
-                page_s.append(await by_page(tab, seed))
-                line_s.append(await asyncio.to_thread(by_command_line, server, seed, Path(folder)))
-    more_ms = [1000 * (page - line) for page, line in zip(page_s, line_s, strict=True)]
-    return {
-        "page_first_sound_ms": round(1000 * statistics.median(page_s)),
-        "command_first_audio_ms": round(1000 * statistics.median(line_s)),
-        "page_more_ms": round(statistics.median(more_ms)),
-        "page_more_ms_max": round(max(more_ms)),
-        "first_click_ms": round(1000 * first_click_s),
-        "rounds": rounds,
-    }
-
-
-if __name__ == "__main__":
-    given = command_line(
-        __doc__, "page", serves=True, rounds=(15, "number of pairs of page and command line")
-    ).parse_args()
-    stop_on_sigterm()
-    with serving(given.model_repository) as address:
-        append_result(given.out, "page", asyncio.run(measure(address, given.rounds)))
