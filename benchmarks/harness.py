@@ -27,7 +27,7 @@ import numpy as np
 
 from stretto.launcher import background
 from stretto.launcher.processes import GONE, ProcessSnapshot, descendants
-from stretto.worker_process import GATEWAY_SPARE_NAME, HOST_NAME, SPARE_NAME
+from stretto.machine.worker_process import GATEWAY_SPARE_NAME, HOST_NAME, SPARE_NAME
 
 ROOT = Path(__file__).parents[1]
 CHECKPOINT = Path("model_repository/language_model/1/checkpoint")  # the bundled model's, relative to the root

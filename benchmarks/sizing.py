@@ -3,7 +3,7 @@
     python -m benchmarks.sizing                     # the tables of docs/gpu.md, then those of docs/scale.md
     python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
 
-`stretto.sizing` has the arithmetic of time and its assumptions. Memory is computed in the same way as by
+`stretto.machine.sizing` has the arithmetic of time and its assumptions. Memory is computed in the same way as by
 `make-repository --gpu`. The codec shares the language model's GPU. The cost of gateways per second of audio is
 measured. All other assumptions are constants in this module.
 """
@@ -15,7 +15,7 @@ from itertools import takewhile
 
 from benchmarks.decoder_memory import row_of
 from stretto.convert.gpu_memory import Needs
-from stretto.sizing import (
+from stretto.machine.sizing import (
     BYTES,
     MOST_STREAMS,
     SHARE_OF_TIME,

@@ -44,6 +44,7 @@ from benchmarks.checkpoints.random_chatterbox import (
     write_turbo_tokenizer,
 )
 from scripts.reply_fixture import Replies, equal_in, run
+from stretto.engine.sampling.noise import gumbel, seed_key, stream_keys
 from stretto.families.chatterbox.convert import MULTILINGUAL_TOKENIZER
 from stretto.families.chatterbox.family import (
     END_OF_SPEECH,
@@ -54,7 +55,6 @@ from stretto.families.chatterbox.family import (
 )
 from stretto.families.chatterbox.languages import CANGJIE_FILE
 from stretto.families.chatterbox.turbo import gpt2_tokenizer
-from stretto.noise import gumbel, seed_key, stream_keys
 
 SOURCE = Path(os.environ.get("CHATTERBOX_SRC", "chatterbox"))
 PACKAGES = ("", ".models", ".models.t3", ".models.t3.modules", ".models.t3.inference", ".models.tokenizers")

@@ -35,8 +35,8 @@ import torch
 
 from benchmarks.checkpoints.random_cosyvoice3 import BACKBONE, KNOWN, SEEDS, SMALL, language_model, write_release
 from scripts.reply_fixture import Replies, equal_in, run
+from stretto.engine.sampling.noise import gumbel, redraw_keys, seed_key, stream_keys
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
-from stretto.noise import gumbel, redraw_keys, seed_key, stream_keys
 
 sys.path.insert(0, os.environ.get("COSYVOICE_ROOT", "CosyVoice"))
 MISSING = {

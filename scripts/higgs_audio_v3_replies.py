@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.checkpoints.random_higgs_audio_v3 import KINDS, NUM_TEXT_IDS, config, language_model, write_release
 from scripts.reply_fixture import digest, run_arrays
-from stretto.noise import gumbel, seed_key, stream_keys
+from stretto.engine.sampling.noise import gumbel, seed_key, stream_keys
 
 SEEDS = (7, 8)
 TEXTS = {7: "the garden door is open", 8: "<|emotion:elation|>it rains, <|prosody:pause|> a well."}

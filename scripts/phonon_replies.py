@@ -32,7 +32,7 @@ from benchmarks.checkpoints.random_phonon import (
     write_release,
 )
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.noise import gaussian, seed_key, stream_keys
+from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
 
 SEEDS = (7, 8)
 VOICE = "Toby"

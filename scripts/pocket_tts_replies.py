@@ -24,7 +24,7 @@ import yaml
 
 from benchmarks.checkpoints.random_pocket import config, inputs, recording, write_release
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.noise import gaussian, seed_key, stream_keys
+from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
 
 SEED = 7
 VOICE = "alba"

@@ -25,7 +25,7 @@ from benchmarks.checkpoints.random_vibevoice_realtime import (
 )
 from benchmarks.checkpoints.random_vibevoice_realtime import tensors as weights
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.noise import gaussian, seed_key, stream_keys
+from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
 
 # Seed, voice, number of text tokens, guidance scale and solver steps of each reply.
 REPLIES = (

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from benchmarks.checkpoints.random_voxcpm2 import RECORDINGS, inputs, recording, tensors, write_release
 from scripts.reply_fixture import compute_in_float64, digest, run_arrays
-from stretto.noise import gaussian, seed_key, stream_keys
+from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
 
 KINDS = ("plain", "scaled")
 SEED = 7

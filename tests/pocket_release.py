@@ -1,6 +1,6 @@
 """Replies of the authors' code (pocket-tts 4.0.1), computed in float64, with the random releases of `benchmarks`.
 
-There, too, noise is a function of seed, position and word (`sampling.py`), not drawn by torch's generator.
+There, too, noise is a function of seed, position and word (`engine/sampling/noise.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
 samples are those of the first five frames, and the last 480. `pieces` has the tokens and the tail of each piece of
 `CUT_TEXTS`, as JSON. `voice` has the latents of `recording()`, and `cloned`

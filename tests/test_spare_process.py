@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stretto.launcher.processes import read_process
-from stretto.spare_process import ForkedProcess, fork, listen
+from stretto.machine.spare_process import ForkedProcess, fork, listen
 from tests.patience import PATIENCE_S, until
 
 PRELOADED = """
@@ -40,7 +40,7 @@ class Spare:
         with listen(self.path) as listener:
             number = listener.fileno()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "stretto.spare_process", "a_spare", str(number), "preloaded"],
+                [sys.executable, "-P", "-m", "stretto.machine.spare_process", "a_spare", str(number), "preloaded"],
                 pass_fds=[number],
                 env=os.environ | {"PYTHONPATH": str(folder)},
             )

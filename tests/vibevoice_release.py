@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import VibeVoiceConfig, VibeVoiceForConditionalGeneration
 
 from stretto.convert.command import main as convert
-from stretto.noise import gaussian, seed_key, stream_keys
+from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
 
 END_OF_REPLY, BEGIN, END, FRAME, NUM_IDS = 256, 257, 258, 259, 264
 SPECIAL = ("<|endoftext|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")

@@ -1,6 +1,6 @@
 """Replies of the authors' code (voxcpm 2.0.3), computed in float64, with the random releases of `benchmarks`.
 
-There, too, noise is a function of seed, position and word (`sampling.py`), not drawn by torch's generator.
+There, too, noise is a function of seed, position and word (`engine/sampling/noise.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a patch, by patch, that three changes of 1e-6 in the first patch come to. The
 samples are those of the first and of the last 1500.
 """

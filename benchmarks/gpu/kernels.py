@@ -14,14 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.jobs import Setup, failure
-from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.products import Float32Product, embed_rows
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.sampling.guidance import guide
+from stretto.engine.sampling.noise import gaussian, stream_keys
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from stretto.families.tiny.family import TINY
 from stretto.family.base import Family
-from stretto.noise import gaussian, stream_keys
-from stretto.sampling import DrawParams, DrawPlan, guide
+from stretto.machine.cuda_graphs import CudaRecorder
 
 # (streams, columns) of the published 8B model: codes of its streams, stream 0 in audio, and text.
 DRAWS = {"codes": (8, 1025), "first": (1, 1026), "text": (1, 152_192)}

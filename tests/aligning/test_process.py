@@ -17,7 +17,7 @@ from stretto.aligning.align import TimedWord
 from stretto.aligning.model import Aligner
 from stretto.aligning.process import MAX_WAIT_S, AlignerProcess, AlignmentQueue, ProcessFailed
 from stretto.aligning.worker import answer
-from stretto.worker_process import START_S, WorkerProcess
+from stretto.machine.worker_process import START_S, WorkerProcess
 from tests.aligning.ctc_release import write_release
 from tests.patience import PATIENCE_S
 
@@ -196,7 +196,7 @@ def test_killed_aligner_process_is_replaced(tmp_path: Path, monkeypatch: pytest.
     program = tmp_path / "python"
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
-    monkeypatch.setattr("stretto.worker_process.sys", SimpleNamespace(executable=str(program)))
+    monkeypatch.setattr("stretto.machine.worker_process.sys", SimpleNamespace(executable=str(program)))
     waits = list[float]()
 
     wait_for_answer = WorkerProcess._wait_for_answer
@@ -206,7 +206,7 @@ def test_killed_aligner_process_is_replaced(tmp_path: Path, monkeypatch: pytest.
         return wait_for_answer(process, until_s, is_cancelled)
 
     monkeypatch.setattr(WorkerProcess, "_wait_for_answer", waited)
-    monkeypatch.setattr("stretto.worker_process.time", SimpleNamespace(monotonic=lambda: 0.0))
+    monkeypatch.setattr("stretto.machine.worker_process.time", SimpleNamespace(monotonic=lambda: 0.0))
     process, parts = AlignerProcess(tmp_path), [np.array([1, 2], np.int16), np.array([3], np.int16)]
     try:
         first = process.pid

@@ -23,7 +23,7 @@ from benchmarks.sizing import (
     streams_in_memory,
     streams_of,
 )
-from stretto.sizing import MOST_STREAMS, Backbone, streams_in_time, streams_of_codec
+from stretto.machine.sizing import MOST_STREAMS, Backbone, streams_in_time, streams_of_codec
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS as FORMATS
 from tests.tiers import by_night

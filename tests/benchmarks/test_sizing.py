@@ -37,7 +37,7 @@ from stretto.families.kyutai_tts.family import DEPTH as KYUTAI_TTS_DEPTH
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
-from stretto.sizing import Backbone, Shape, step_ms, streams_in_time
+from stretto.machine.sizing import Backbone, Shape, step_ms, streams_in_time
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.xdist_group("sizing")  # with test_fleet.py, for the cache of `needs_of`

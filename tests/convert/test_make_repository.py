@@ -33,8 +33,8 @@ from stretto.family.base import CodeTrack, Family
 from stretto.family.plugin import config_at, family_at, plugins
 from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
+from stretto.machine.sizing import DECODER_LIBRARY_BYTES
 from stretto.preprocessing.request import Preprocessor
-from stretto.sizing import DECODER_LIBRARY_BYTES
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
 from tests.published_qwen3_omni_thinker import convert as convert_omni

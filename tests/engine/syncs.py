@@ -16,7 +16,7 @@ import stretto
 PACKAGE = Path(stretto.__file__).parent
 VLLM = f"{Path('site-packages') / 'vllm'}"
 # Code that runs on the CPU only: twins of kernels, the CPU's draw, and interpreted kernels.
-TWINS = tuple(str(PACKAGE / part) for part in ("cpu_backend/", "sampling.py", "engine/kernels/gpu/"))
+TWINS = tuple(str(PACKAGE / part) for part in ("cpu_backend/", "engine/sampling/", "engine/kernels/gpu/"))
 METHODS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__array__")
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "unique_consecutive"}
 

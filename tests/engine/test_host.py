@@ -25,9 +25,9 @@ from stretto.engine.llm import SpeechLLM
 from stretto.errors import CheckpointError, StrettoError
 from stretto.families.tiny.family import TINY
 from stretto.launcher.processes import birth, descendants, read_process
-from stretto.spare_process import listen
+from stretto.machine.spare_process import listen
+from stretto.machine.worker_process import ENGINE_SPARE, SPARE_NAME
 from stretto.testing.checkpoints import make_prompt
-from stretto.worker_process import ENGINE_SPARE, SPARE_NAME
 from tests.engine.harness import DEFAULTS
 from tests.patience import until
 from tests.random_checkpoints import write_checkpoint

@@ -17,10 +17,10 @@ from stretto.engine.llm import SpeechLLM
 from stretto.engine.models.latents import silu
 from stretto.engine.prompt_checks import Capacity, check_prompt
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
 from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.errors import InvalidRequest, StrettoError
 from stretto.families.pocket_tts.model import gelu_tanh
-from stretto.noise import gaussian, seed_key, stream_keys
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import LatentSampling
 from stretto.streams.layout import latents_of, words_of

@@ -24,7 +24,7 @@ from stretto.engine.protocol import (
     to_extra_args,
 )
 from stretto.errors import InvalidRequest
-from stretto.kv_blocks import blocks_in_window
+from stretto.machine.kv_blocks import blocks_in_window
 from stretto.records.chunk import Alignment
 from stretto.records.prompt import Condition, InputAudio, Prompt
 from stretto.records.sampling import SamplingConfig, SegmentSampling

@@ -15,15 +15,15 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
 from stretto.families.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 from stretto.families.tiny.family import TINY
-from stretto.gpus import MIB
-from stretto.kv_blocks import blocks_in_window
+from stretto.machine.gpus import MIB
+from stretto.machine.kv_blocks import blocks_in_window
+from stretto.machine.sizing import Backbone, cpu_cache_bytes
 from stretto.releases import fit, machine
 from stretto.releases.entry import ReleaseEntry, RepositoryFiles
 from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
 from stretto.releases.machine import Gpu
 from stretto.releases.names import entries, find
-from stretto.sizing import Backbone, cpu_cache_bytes
 
 GB = 1_000_000_000
 SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))

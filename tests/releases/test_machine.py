@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from stretto.engine import environment
-from stretto.gpus import GpuProcess, processes
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
+from stretto.machine.gpus import GpuProcess, processes
 from stretto.releases import holders as holders_module
 from stretto.releases import machine
 from stretto.releases.holders import holders

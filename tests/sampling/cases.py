@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from stretto.noise import seed_key, stream_keys
-from stretto.sampling import DrawParams, DrawPlan
+from stretto.engine.sampling.noise import seed_key, stream_keys
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from stretto.testing.reference import uniform
 from tests.reference import draw as reference
 

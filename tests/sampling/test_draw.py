@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from stretto.sampling import DrawParams, DrawPlan, draw
+from stretto.engine.sampling.draw import draw
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from tests.sampling.cases import Case, cases, random_case
 
 

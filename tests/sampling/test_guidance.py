@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling import guide
+from stretto.engine.sampling.guidance import guide
 
 
 def test_each_row_is_guided_by_its_own_scale() -> None:

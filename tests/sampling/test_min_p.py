@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from stretto.sampling import keep_near, min_p_span
+from stretto.engine.sampling.truncation import keep_near, min_p_span
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.8, 2.0])

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
-from stretto import noise as on_host
-from stretto.noise import gaussian, gumbel, redraw_keys, seed_key, stream_keys
+from stretto.engine.sampling import noise as on_host
+from stretto.engine.sampling.noise import gaussian, gumbel, redraw_keys, seed_key, stream_keys
 from stretto.testing import reference
 
 # Seed 7, rows at positions 0, 1 and 4095, the first three words.

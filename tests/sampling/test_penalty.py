@@ -1,7 +1,7 @@
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from stretto.sampling import penalize
+from stretto.engine.sampling.repetition import penalize
 
 
 def test_repetition_penalty_is_bit_identical_to_hugging_face() -> None:

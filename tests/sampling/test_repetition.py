@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling import RepetitionRule, is_repeated
+from stretto.engine.sampling.repetition import RepetitionRule, is_repeated
 
 ROWS, STREAMS, LONGEST = 40, 3, 9
 

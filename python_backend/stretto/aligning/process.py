@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto.aligning.align import TimedWord
-from stretto.worker_process import WorkerProcess
+from stretto.machine.worker_process import WorkerProcess
 
 logger = logging.getLogger(__name__)
 MAX_WAIT_S = 60.0  # maximum wait for the answer to one job, after which the process is replaced

@@ -13,8 +13,8 @@ from pathlib import Path
 from stretto.codecs.decoder_sizes import DECODERS_GB, STATES_BYTES
 from stretto.errors import CheckpointError
 from stretto.family.base import Family
-from stretto.gpus import MIB, gpus
-from stretto.sizing import LIBRARY_BYTES
+from stretto.machine.gpus import MIB, gpus
+from stretto.machine.sizing import LIBRARY_BYTES
 
 GIB = 1 << 30
 SERVER_BYTES = 1 << 30  # context of the server process, clients' rings, and memory lost to fragmentation

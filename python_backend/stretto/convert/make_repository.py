@@ -27,11 +27,11 @@ from stretto.family.conversion import AUDIO_TOKENIZER
 from stretto.family.plugin import all_layers_slide, config_at, family_at, plugin
 from stretto.family.pronunciations import alphabets
 from stretto.family.served import speaking_folder
-from stretto.gpus import MIB, gpu_number
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
+from stretto.machine.gpus import MIB, gpu_number
+from stretto.machine.sizing import CPU_BLOCK_SIZE, cpu_cache_bytes, cpu_slots, kv_numbers, longest_rows, num_slots
 from stretto.preprocessing.request import Preprocessor
-from stretto.sizing import CPU_BLOCK_SIZE, cpu_cache_bytes, cpu_slots, kv_numbers, longest_rows, num_slots
 from stretto.untrusted_files import json_object
 
 PARAMETER = "profile"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.base import CodecSpec, Window
-from stretto.cuda_graphs import record
+from stretto.machine.cuda_graphs import record
 
 logger = logging.getLogger(__name__)
 Decode = Callable[[Window], tuple[Tensor, Tensor]]
@@ -186,7 +186,7 @@ class GraphCache:
             return None
         try:
             replay = self._backend.capture(step)
-        except RuntimeError:  # any error, as in `stretto.cuda_graphs`
+        except RuntimeError:  # any error, as in `stretto.machine.cuda_graphs`
             logger.warning("decoding without CUDA graphs: cannot capture %s", key, exc_info=True)
             self._is_closed = True
             self._graphs.clear()

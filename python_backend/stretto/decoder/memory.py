@@ -22,7 +22,7 @@ from stretto.decoder.graphs import batch_limit
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import CheckpointError
-from stretto.sizing import DECODER_LIBRARY_BYTES, WORKSPACE_BYTES
+from stretto.machine.sizing import DECODER_LIBRARY_BYTES, WORKSPACE_BYTES
 from stretto.streams.chunking import ChunkPolicy
 
 META = torch.device("meta")

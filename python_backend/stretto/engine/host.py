@@ -18,7 +18,6 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from stretto import spare_process
 from stretto.config import EngineConfig
 from stretto.engine.environment import (
     HELD_MB,
@@ -30,8 +29,9 @@ from stretto.engine.environment import (
 from stretto.engine.protocol import STATS_KEY
 from stretto.errors import CheckpointError
 from stretto.family.plugin import all_layers_slide, config_at, family_at
+from stretto.machine import spare_process
+from stretto.machine.worker_process import ENGINE_SPARE, HOST_NAME, LIBC, PR_SET_NAME, SPARE_NAME, die_with_parent
 from stretto.streams.layout import LatentSpec
-from stretto.worker_process import ENGINE_SPARE, HOST_NAME, LIBC, PR_SET_NAME, SPARE_NAME, die_with_parent
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -10,7 +10,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import Task
 from stretto.family.option_checks import check_sampling
-from stretto.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
+from stretto.machine.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import LatentSpec, Segment, latents_of

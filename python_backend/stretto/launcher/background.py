@@ -24,8 +24,8 @@ from stretto.launcher.config import default_pid_file, default_port
 from stretto.launcher.installation import CONTAINER_SERVER, LaunchError, state_folder
 from stretto.launcher.options import ServedModel, served_model
 from stretto.launcher.processes import birth, read_process
+from stretto.machine.worker_process import end_after_parent, outlive_parent
 from stretto.untrusted_files import json_object
-from stretto.worker_process import end_after_parent, outlive_parent
 
 STOP_SECONDS = 60.0  # default for records without a value
 STATES = ("starting", "ready", "unready", "waiting", "draining")

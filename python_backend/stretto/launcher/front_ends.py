@@ -27,9 +27,9 @@ from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.pulse import Pulse
 from stretto.launcher.timeouts import slowness
+from stretto.machine.spare_process import ForkedProcess, fork, listen
+from stretto.machine.worker_process import GATEWAY_SPARE_NAME, die_with_parent
 from stretto.proxy.access import ENDING_ALL, ENDING_UNANSWERED, HTTP, READY, STOPPING, UNREADY, Ports, ProxyConfig
-from stretto.spare_process import ForkedProcess, fork, listen
-from stretto.worker_process import GATEWAY_SPARE_NAME, die_with_parent
 
 START_S = 60.0  # timeout of the first start, which takes a second on an idle machine
 STOP_S = 5.0
@@ -204,7 +204,7 @@ def write_key(launch: Launch, grpc_port: int, key: str) -> None:
 
 
 class SpareProcess:
-    """Spare process (`stretto.spare_process`), so that a restarted process need not import its modules again.
+    """Spare process (`stretto.machine.spare_process`), so that a restarted process need not import its modules again.
 
     It is restarted if it exits. While it is not running, its clients start their processes themselves.
     """
@@ -283,7 +283,7 @@ def engine_spare(installation: Installation, launch: Launch, log: LaunchLog) -> 
 def gateway_spare(launch: Launch, log: LaunchLog) -> SpareProcess:
     """Start the spare process that forks gateways."""
     modules = GATEWAY_MODULES
-    command = [sys.executable, "-P", "-m", "stretto.spare_process", GATEWAY_SPARE_NAME, *modules]
+    command = [sys.executable, "-P", "-m", "stretto.machine.spare_process", GATEWAY_SPARE_NAME, *modules]
     # Without SPT_NOENV, a process title may overwrite the environment in /proc.
     environment = {**os.environ, "SPT_NOENV": "1"}
     return SpareProcess(command, environment, launch.gateway_spare_socket, log, num_words=len(modules))

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from stretto.disconnects import DISCONNECTS_FILE
 from stretto.launcher.launch import LAUNCH_ID, Launch
+from stretto.machine.worker_process import ENGINE_SPARE
 from stretto.triton_io.stub import DRAIN_FILE, LARGE, LARGEST
-from stretto.worker_process import ENGINE_SPARE
 
 PLAIN = re.compile(r"[A-Za-z0-9_./+@%=:,-]+")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from stretto.disconnects import Disconnects
 from stretto.launcher import processes
 from stretto.launcher.processes import ProcessSnapshot
+from stretto.machine.worker_process import SPARE_NAME
 from stretto.triton_io.flow import remove_stale_tables
-from stretto.worker_process import SPARE_NAME
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from stretto.worker_process import HOST_NAME
+from stretto.machine.worker_process import HOST_NAME
 
 PROC = Path("/proc")
 END_S = 3.0  # a process that survives SIGKILL for this long is blocked in the kernel

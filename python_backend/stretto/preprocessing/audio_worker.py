@@ -27,12 +27,12 @@ from typing import Any
 import numpy as np
 
 from stretto.errors import Cancelled, InvalidRequest
+from stretto.machine.worker_process import WorkerProcess
 from stretto.preprocessing.audio import Recording, read_file, read_samples, resample
 from stretto.preprocessing.decoders import READABLE, read_tag
 from stretto.preprocessing.file_size import check_file_size
 from stretto.preprocessing.images import READABLE as READABLE_IMAGES
 from stretto.preprocessing.images import read_image
-from stretto.worker_process import WorkerProcess
 
 # CPU time of a job in seconds, so that an endless loop in a decoder ends only this process. A recording has also this
 # share of its longest duration. The largest image takes 0.5 s, an hour of AAC 10 s.

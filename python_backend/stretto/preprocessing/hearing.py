@@ -21,8 +21,8 @@ from stretto.family.live_audio import LiveTemplate
 from stretto.family.plugin import plugin
 from stretto.family.prompting import Piece, PromptRows, Template
 from stretto.limits import FairLimit
+from stretto.machine.worker_process import WorkerProcess
 from stretto.records.prompt import AudioPart
-from stretto.worker_process import WorkerProcess
 from stretto_client.schema import OptionsRecord
 
 logger = logging.getLogger(__name__)

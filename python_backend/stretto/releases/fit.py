@@ -1,6 +1,6 @@
 """Estimate of the memory, disk and time that a release needs, and the choice of its device.
 
-All numbers are estimates: `stretto.sizing` has the arithmetic. In messages, a GB has 1e9 bytes.
+All numbers are estimates: `stretto.machine.sizing` has the arithmetic. In messages, a GB has 1e9 bytes.
 """
 
 from collections import defaultdict
@@ -12,14 +12,8 @@ from stretto.codecs.decoder_sizes import GFLOP_PER_S, VOICES_BYTES, WHOLE
 from stretto.convert.gpu_memory import Needs, decoder_bytes, engine_bytes, latent_bytes, state_bytes
 from stretto.family.base import Family
 from stretto.family.plugin import plugin
-from stretto.gpus import MIB
-from stretto.releases import machine
-from stretto.releases.entry import ReleaseEntry
-from stretto.releases.errors import BadArgument, DoesNotFit
-from stretto.releases.holders import holders
-from stretto.releases.names import find
-from stretto.releases.printing import line
-from stretto.sizing import (
+from stretto.machine.gpus import MIB
+from stretto.machine.sizing import (
     BYTES,
     DECODER_LIBRARY_BYTES,
     WORKSPACE_BYTES,
@@ -30,6 +24,12 @@ from stretto.sizing import (
     longest_rows,
     num_slots,
 )
+from stretto.releases import machine
+from stretto.releases.entry import ReleaseEntry
+from stretto.releases.errors import BadArgument, DoesNotFit
+from stretto.releases.holders import holders
+from stretto.releases.names import find
+from stretto.releases.printing import line
 
 GB = 1_000_000_000
 PROCESS_BYTES = 1_600_000_000  # all processes on a CPU (measured: proportional set size with a model of 45 MB)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from stretto import gpus
 from stretto.launcher.processes import GONE, PROC
 from stretto.launcher.running import RunningServer, memory_bytes, running_servers
+from stretto.machine import gpus
 from stretto.releases.printing import gigabytes
 
 HELD_BYTES = 500_000_000  # processes with less are not named

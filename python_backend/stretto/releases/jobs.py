@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import Any, Self
 
 from stretto.errors import CheckpointError
+from stretto.machine.worker_process import die_with_parent
 from stretto.releases.errors import ReleaseError
-from stretto.worker_process import die_with_parent
 
 Report = Callable[[int], None]  # called with a number of processed bytes
 JOB = "job"

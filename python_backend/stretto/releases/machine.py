@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 from stretto.engine.environment import is_cpu_build
-from stretto.gpus import Gpu, gpus
+from stretto.machine.gpus import Gpu, gpus
 
 __all__ = [
     "Gpu",

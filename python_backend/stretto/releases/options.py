@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from stretto.errors import CommandParser, argument_path
-from stretto.gpus import gpu_number
+from stretto.machine.gpus import gpu_number
 from stretto.releases.hub import is_offline, read_token
 from stretto.releases.install import Choices
 

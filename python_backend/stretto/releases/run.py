@@ -22,12 +22,12 @@ from stretto.config import DecoderConfig
 from stretto.convert.profiles import add_profile
 from stretto.engine.environment import HELD_MB
 from stretto.errors import CommandParser
-from stretto.gpus import gpu_number
 from stretto.launcher import command as launcher
 from stretto.launcher.background import BackgroundServer, CannotServe, require_installation
 from stretto.launcher.config import default_port, whole_number
 from stretto.launcher.installation import LaunchError, state_folder
 from stretto.listening import LOOPBACK, listening_address
+from stretto.machine.gpus import gpu_number
 from stretto.releases.errors import BadArgument, ReleaseError
 from stretto.releases.fit import held_mb
 from stretto.releases.hub import Hub

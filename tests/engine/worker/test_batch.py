@@ -8,10 +8,10 @@ import torch
 
 from stretto.engine.columns import LIMITS, SCALES
 from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.sampling.noise import stream_keys
 from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
 from stretto.engine.worker.run_slots import STEPS_AHEAD, KeysAhead
 from stretto.engine.worker.slots import DeviceArrays, HostArrays, SlotTables
-from stretto.noise import stream_keys
 from stretto.testing.checkpoints import make_prompt
 from tests.speech_families import EIGHT_STREAMS
 

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from stretto.cuda_graphs import CudaRecorder
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.worker.step_graphs import StepGraphs, padded_sizes
 from stretto.engine.worker.step_program import Variant
 from stretto.family.base import Family
+from stretto.machine.cuda_graphs import CudaRecorder
 from tests.engine.worker.walks import LENGTH, Walk, captured
 from tests.speech_families import EIGHT_STREAMS, INTERLEAVED
 from tests.tiers import by_night

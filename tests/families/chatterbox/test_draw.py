@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from stretto.families.chatterbox.mechanism.draw import truncate_on_device
-from stretto.sampling import truncate
+from stretto.families.chatterbox.mechanism.draw import truncate, truncate_on_device
 from tests.sampling.cases import random_case
 
 

@@ -3,8 +3,8 @@
 import torch
 
 from stretto.engine.kernels.gpu.draw import draw_on_device
-from stretto.sampling import DrawParams, DrawPlan
-from stretto.sampling import draw as draw_on_host
+from stretto.engine.sampling.draw import draw as draw_on_host
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 
 
 def draw(

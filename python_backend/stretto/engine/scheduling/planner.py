@@ -14,7 +14,7 @@ from vllm.v1.request import Request
 
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
-from stretto.kv_blocks import NO_SESSION, SessionBlocks
+from stretto.machine.kv_blocks import NO_SESSION, SessionBlocks
 
 
 class RunningRow(NamedTuple):

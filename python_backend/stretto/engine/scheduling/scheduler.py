@@ -25,9 +25,9 @@ from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.engine.scheduling.step_stats import StepStats, share_of
 from stretto.engine.scheduling.supported import check_supported
 from stretto.engine.scheduling.unconditional_output import RUNNING, UnconditionalOutput
-from stretto.kv_blocks import SessionBlocks
+from stretto.machine.kv_blocks import SessionBlocks
+from stretto.machine.worker_process import die_with_parent
 from stretto.streams.layout import Segment
-from stretto.worker_process import die_with_parent
 
 LIVE_RESERVE_KEY = "live_reserve"  # in vLLM's `additional_config`
 

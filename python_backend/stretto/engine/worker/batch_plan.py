@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from stretto.engine.columns import LIMITS, SCALES, Array, SlotLimits, SlotScales
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from stretto.engine.worker.slots import Arrays, SlotTables
-from stretto.sampling import DrawParams, DrawPlan
 
 NO_ROW = -1
 

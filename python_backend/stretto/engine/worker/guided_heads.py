@@ -2,9 +2,9 @@
 
 import torch
 
+from stretto.engine.sampling.guidance import guide
 from stretto.engine.worker.predictors import StreamHeads
 from stretto.family.base import Family
-from stretto.sampling import guide
 
 
 class GuidedHeads:

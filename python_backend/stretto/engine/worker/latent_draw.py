@@ -11,13 +11,13 @@ import triton
 from stretto.engine.columns import Array
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.sampling.noise import gaussian
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.predictors import LatentReadout
 from stretto.engine.worker.sampler import RowDraw, pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import SlotTables
 from stretto.engine.worker.step_program import EXACT, StepProgram, Variant
-from stretto.noise import gaussian
 
 
 class LatentDraw(RowDraw):

@@ -1,6 +1,6 @@
 """Assignment of requests and CFG pairs to run slots, and the requests' segments as known on the host.
 
-The number of slots is `max_num_seqs` (`stretto.sizing`).
+The number of slots is `max_num_seqs` (`stretto.machine.sizing`).
 """
 
 import itertools

@@ -14,6 +14,10 @@ from vllm.v1.worker.gpu.sample.sampler import Sampler
 
 from stretto.engine.columns import LIMITS, STATE, Array, SlotState
 from stretto.engine.kernels.draw import draw
+from stretto.engine.sampling.noise import redraw_keys, stream_keys
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
+from stretto.engine.sampling.repetition import RepetitionRule, is_repeated, penalize
+from stretto.engine.sampling.truncation import keep_near
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, StepRows, pick
 from stretto.engine.worker.bursts import BurstSampler
 from stretto.engine.worker.guided_heads import GuidedHeads
@@ -27,8 +31,6 @@ from stretto.engine.worker.run_slots import KeysAhead, RunSlots
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Arrays, SlotTables, counted_columns
 from stretto.family.base import Family
-from stretto.noise import redraw_keys, stream_keys
-from stretto.sampling import DrawParams, DrawPlan, RepetitionRule, is_repeated, keep_near, penalize
 
 NOT_COUNTED = -1
 EVERYTHING = DrawPlan(is_random=True, has_top_p=False)

@@ -10,11 +10,11 @@ import torch
 from stretto.engine import rules
 from stretto.engine.columns import LIMITS, SCALES, Array
 from stretto.engine.reply_rules import ReplyState, SegmentRules
+from stretto.engine.sampling.noise import seed_key
+from stretto.engine.sampling.truncation import min_p_span
 from stretto.engine.tracks import Track
-from stretto.noise import seed_key
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SamplingConfig
-from stretto.sampling import min_p_span
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from stretto.engine.step_records import NewText

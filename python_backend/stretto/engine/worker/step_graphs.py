@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from vllm.config import CUDAGraphMode, VllmConfig
 
-from stretto.cuda_graphs import CudaRecorder
+from stretto.machine.cuda_graphs import CudaRecorder
 
 LOGGER = logging.getLogger(__name__)
 Work = Callable[[], None]

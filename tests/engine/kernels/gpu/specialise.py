@@ -8,7 +8,7 @@ from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from stretto.engine.kernels.gpu import draw as kernel
-from stretto.sampling import DrawParams
+from stretto.engine.sampling.parameters import DrawParams
 
 COLUMNS, STREAMS = 1025, 8
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from stretto.engine.kernels.gpu.step_latents import gaussian_of
-from stretto.noise import gaussian
+from stretto.engine.sampling.noise import gaussian
 
 NUM_KEYS, BLOCK = 1 << 20, 1 << 10
 

@@ -7,8 +7,10 @@ import triton
 
 from stretto.engine.kernels.gpu.step_draw import COLUMNS, DRAWS
 from stretto.engine.kernels.gpu.step_text import TILE, WIDTH, draw_text_kernel, text_maxima_kernel
-from stretto.noise import seed_key, stream_keys
-from stretto.sampling import DrawParams, DrawPlan, draw, penalize
+from stretto.engine.sampling.draw import draw
+from stretto.engine.sampling.noise import seed_key, stream_keys
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
+from stretto.engine.sampling.repetition import penalize
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from stretto.sampling import DrawParams
+from stretto.engine.sampling.parameters import DrawParams
 
 
 @triton.jit

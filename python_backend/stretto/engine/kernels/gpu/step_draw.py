@@ -2,7 +2,7 @@
 
 Each program applies guidance and masks, computes its noise key and samples. The parameters of each row are in tables on
 the device, so a captured graph can be replayed for any batch. A row of logits is read once and kept in registers. The
-reference is `sampling.py`.
+reference is `engine/sampling/draw.py`.
 
 The module also defines the columns of the step table (one 32-bit word per row each) and the compile-time constants of
 the step kernels.
@@ -176,7 +176,7 @@ def floor_of(
 
 @triton.jit
 def with_penalty(values: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor) -> tl.tensor:
-    """Return logits with the repetition penalty applied where `is_seen`, as `penalize` in `sampling.py` does."""
+    """Return logits with the repetition penalty applied where `is_seen`, as `penalize` of the host does."""
     return tl.where(is_seen, tl.where(values < 0, values * penalty, tl.div_rn(values, penalty)), values)
 
 

@@ -42,7 +42,7 @@ from stretto.engine.kernels.gpu.step_draw import (
 WIDTH = tl.constexpr(128)  # columns per group
 TILE = tl.constexpr(32)  # groups processed at once
 FIRST_REACH = tl.constexpr(128)  # groups examined first for a nucleus without top-k
-NOISE_SPAN = tl.constexpr(20.0)  # as in `sampling.py`
+NOISE_SPAN = tl.constexpr(20.0)  # as in `engine/sampling/draw.py`
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def text_maxima_kernel(
     values = tl.load(line + columns, mask=inside, other=float("-inf"))
     if offset is not None:
         values += tl.load(offset + columns, mask=inside, other=0.0)
-    if seen is not None:  # the reference is `penalize` of `sampling.py`
+    if seen is not None:  # the reference is `penalize` of `engine/sampling/repetition.py`
         is_seen = tl.load(seen + slot * (num_columns + 1) + columns, mask=inside, other=0) != 0
         penalty = real_of(mine + REPETITION_PENALTY * plan_stride)
         less = tl.where(values < 0, values * penalty, tl.div_rn(values, penalty))

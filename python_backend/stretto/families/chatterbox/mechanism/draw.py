@@ -7,23 +7,50 @@ largest penalized logit is taken.
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, floor_of, noisiest_of, with_penalty
+from stretto.engine.sampling.parameters import DrawParams
+from stretto.engine.sampling.truncation import kept
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.engine.worker.step_program import StepProgram
 from stretto.family.mechanism import Mechanism
-from stretto.sampling import DrawParams, truncate
+
+
+def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
+    """Set to -inf the logits that top-k or top-p exclude in `draw`.
+
+    Rows at temperature 0 are unchanged.
+
+    Args:
+        logits: float32 [B, C] on the CPU.
+        params: Sampling parameters of the rows.
+
+    Returns:
+        float32 [B, C], a copy.
+    """
+    values = logits.numpy().copy()
+    for rows in params.rows(1, logits.shape[1]):
+        if rows.keeps_all:
+            continue
+        index = np.arange(len(values)) if rows.index is None else rows.index
+        floor = kept(values[index], rows)[2]
+        is_dropped = values[index] < floor
+        if rows.is_greedy is not None:
+            is_dropped &= ~rows.is_greedy
+        values[index] = np.where(is_dropped, np.float32(-np.inf), values[index])
+    return torch.from_numpy(values)
 
 
 def truncate_on_device(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
-    """Set to -inf the logits that top-k or top-p exclude, as `sampling.truncate` does on the CPU; float32 [B, C]."""
+    """Set to -inf the logits that top-k or top-p exclude, as `truncate` does on the CPU; float32 [B, C]."""
     num_columns = logits.shape[1]
     top_p = params.top_p[:, None]
     is_random = (params.temperature > 0)[:, None]
@@ -52,13 +79,13 @@ class LateDraw(RowDraw):
         is_random = plan.audio.is_random
         params = step.audio
         if not is_random:
-            kept = logits.clone()
+            truncated = logits.clone()
         else:
-            kept = (truncate if logits.device.type == "cpu" else truncate_on_device)(logits, params)
-        kept = super().penalized(kept, rows, step.speaking)
+            truncated = (truncate if logits.device.type == "cpu" else truncate_on_device)(logits, params)
+        truncated = super().penalized(truncated, rows, step.speaking)
         params = replace(params, top_k=torch.zeros_like(params.top_k), top_p=torch.ones_like(params.top_p))
         draw_plan = replace(plan.audio, has_top_p=False)
-        return draw(kept[:, None], self.heads.first_ids[None], keys, params, draw_plan)
+        return draw(truncated[:, None], self.heads.first_ids[None], keys, params, draw_plan)
 
 
 @triton.jit

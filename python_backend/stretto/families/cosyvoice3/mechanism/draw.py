@@ -16,6 +16,7 @@ from stretto.engine.kernels.draw import draw
 from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, noisiest_of, nucleus_of, top_k_floor
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
+from stretto.engine.sampling.parameters import DrawParams
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.predictors import Readout
 from stretto.engine.worker.sampler import RecentRows, RepetitionGuard, RowDraw
@@ -25,7 +26,6 @@ from stretto.engine.worker.step_program import StepProgram
 from stretto.families.cosyvoice3.family import CodeRules, TextGroups
 from stretto.families.cosyvoice3.mechanism import rules as group_rules
 from stretto.families.cosyvoice3.mechanism.kernel import hidden_ends, repeated
-from stretto.sampling import DrawParams
 
 
 class GroupGuard(RepetitionGuard):

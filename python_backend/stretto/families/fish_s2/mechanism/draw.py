@@ -10,13 +10,13 @@ from dataclasses import replace
 import torch
 
 from stretto.engine.kernels.draw import draw
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.predictors import Readout
 from stretto.engine.worker.sampler import Logits, RecentRows, RepetitionGuard, RowDraw
 from stretto.engine.worker.segment_state import Rows, SegmentState
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.families.fish_s2.family import LateTemperature
-from stretto.sampling import DrawParams, DrawPlan
 
 
 def kept(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

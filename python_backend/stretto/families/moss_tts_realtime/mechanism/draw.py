@@ -13,6 +13,7 @@ import triton.language as tl
 
 from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.sampling.repetition import penalize
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.predictors import Readout
 from stretto.engine.worker.sampler import RecentRows, RowDraw, pick
@@ -20,7 +21,6 @@ from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.engine.worker.step_program import StepProgram
 from stretto.families.moss_tts_realtime.family import RealtimeRules
-from stretto.sampling import penalize
 
 
 class RecentDraw(RowDraw):

@@ -9,6 +9,7 @@ import triton
 from stretto.engine.kernels.gpu.advance import RowFunctions
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
+from stretto.engine.sampling.noise import uniform
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
 from stretto.engine.worker.predictors import Readout
 from stretto.engine.worker.sampler import RecentRows, RowDraw, pick
@@ -18,8 +19,26 @@ from stretto.engine.worker.step_program import EXACT, StepProgram
 from stretto.families.tiny.family import AlignmentPointer
 from stretto.families.tiny.mechanism import rules as script_rules
 from stretto.families.tiny.mechanism.kernel import draw_script_kernel, finish_row, text_is_full
-from stretto.noise import uniform
-from stretto.sampling import advances
+
+
+def advances(
+    logits: torch.Tensor, stay: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
+    """Return True for each row in which the alignment pointer advances, bool [B].
+
+    The probability of advancing is 1 - P(stay).
+
+    Args:
+        logits: Logits of all ids of stream 0 in an audio row, float32 [B, C].
+        stay: Column of the id that means "stay", [B].
+        temperature: Divisor of the log odds, [B]; at 0 the pointer advances if P(advance) > 1/2.
+        uniform: Noise in (0, 1), [B].
+    """
+    log_stay = logits.log_softmax(-1).gather(-1, stay[:, None]).squeeze(-1)
+    log_odds = torch.log(-torch.expm1(log_stay)) - log_stay
+    is_random = temperature > 0
+    probability = torch.sigmoid(log_odds / torch.where(is_random, temperature, 1.0))
+    return probability > torch.where(is_random, uniform, 0.5)
 
 
 class ScriptDraw(RowDraw):

@@ -8,6 +8,7 @@ import torch
 import triton
 
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.sampling.noise import gaussian
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.latent_draw import LatentStepProgram
 from stretto.engine.worker.predictors import FirstHead, LatentReadout, WeightRows
@@ -17,7 +18,6 @@ from stretto.engine.worker.slots import Array
 from stretto.families.vibevoice.family import Stretches
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.families.vibevoice.mechanism.memory import FeedbackMemory, LatentFeedback
-from stretto.noise import gaussian
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.sampling.noise import gaussian
 from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays, SolverPlan
 from stretto.engine.worker.predictors import FirstHead, LatentReadout
 from stretto.engine.worker.sampler import RowDraw, pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.families.vibevoice_realtime.family import TextWindows
-from stretto.noise import gaussian
 
 
 @dataclass(frozen=True)

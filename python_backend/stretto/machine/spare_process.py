@@ -1,6 +1,6 @@
 """Spare process: it has imported modules in advance, and forks processes that run a program as `python -m` does.
 
-    python -P -m stretto.spare_process NAME DESCRIPTOR MODULE…
+    python -P -m stretto.machine.spare_process NAME DESCRIPTOR MODULE…
 
 A process is forked in milliseconds, whereas the imports take seconds. Forked processes share the memory of the imports.
 The spare itself runs no program, so a forked process inherits nothing of a caller.
@@ -27,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from stretto.worker_process import LIBC, PR_SET_NAME, die_with_parent
+from stretto.machine.worker_process import LIBC, PR_SET_NAME, die_with_parent
 
 MAX_DESCRIPTORS = 32
 BACKLOG = 16

@@ -2,7 +2,7 @@
 
 import torch
 
-from stretto.sampling import advances
+from stretto.families.tiny.mechanism.draw import advances
 
 
 def test_zero_temperature_takes_the_likelier_option() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from stretto.family.base import Family
-from stretto.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
+from stretto.machine.kv_blocks import MAX_STEPS_IN_FLIGHT, SessionBlocks, blocks_in_window
 
 BYTES = 2  # bfloat16
 # Times were measured on an H100 (benchmarks/results/gpu_check.jsonl) and are assumed for other GPUs.

@@ -2,7 +2,9 @@
 
 import torch
 
-from stretto.sampling import DrawParams, DrawPlan, draw, truncate
+from stretto.engine.sampling.draw import draw
+from stretto.engine.sampling.parameters import DrawParams, DrawPlan
+from stretto.families.chatterbox.mechanism.draw import truncate
 from tests.sampling.cases import random_case
 
 

@@ -1,0 +1,48 @@
+"""Repetition: sampling again, and the penalty of ids that occurred before."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class RepetitionRule:
+    """Parameters of repetition-aware sampling for B rows.
+
+    A sampled token that occurs at least `max_repeats` times in the last `window` rows is sampled again.
+
+    Attributes:
+        window: Number of rows, int [B]; 0 is off.
+        max_repeats: Number of occurrences, int [B].
+    """
+
+    window: torch.Tensor
+    max_repeats: torch.Tensor
+
+
+def is_repeated(drawn: torch.Tensor, history: torch.Tensor, rule: RepetitionRule) -> torch.Tensor:
+    """Return True where a sampled id must be sampled again, bool [B, S].
+
+    Args:
+        drawn: Sampled ids, [B, S].
+        history: Ids of the previous rows, latest first, with -1 for ids that do not count, [B, W, S].
+        rule: Window and number of repetitions per row.
+    """
+    ages = torch.arange(history.shape[1], device=history.device)
+    is_seen = (ages < rule.window[:, None])[..., None] & (history == drawn[:, None])
+    return (is_seen.sum(1) >= rule.max_repeats[:, None]) & (rule.window > 0)[:, None]
+
+
+def penalize(logits: torch.Tensor, is_seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Apply the repetition penalty: divide positive logits of repeated ids by it, and multiply negative ones.
+
+    Args:
+        logits: Logits, [B, V].
+        is_seen: True for ids that occurred before, bool [B, V].
+        penalty: Penalty of each row, [B].
+
+    Returns:
+        Logits, [B, V].
+    """
+    factor = penalty[:, None]
+    return torch.where(is_seen, torch.where(logits < 0, logits * factor, logits / factor), logits)

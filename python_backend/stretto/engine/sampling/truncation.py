@@ -1,0 +1,86 @@
+"""Top-k, top-p and min-p: which logits of a row may be sampled."""
+
+import math
+
+import numpy as np
+import torch
+
+from stretto.engine.sampling.candidates import LOWEST, candidates, lower_bound
+from stretto.engine.sampling.parameters import PairRows
+
+
+def kept(logits: np.ndarray, rows: PairRows) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return the candidates of rows with top-k or top-p, in the form that `_all` returns."""
+    num_columns = logits.shape[1]
+    reach = rows.reach
+    total = None
+    of_all = rows.of_all and rows.has_top_p
+    if rows.is_open is not None or of_all:  # top-p without top-k may keep any number of tokens
+        largest = np.maximum(logits.max(axis=1, keepdims=True), LOWEST)
+        weights = np.exp((logits - largest) / rows.temperature)
+        total = np.where(of_all | (rows.is_open is not None and rows.is_open), weights.sum(axis=1, keepdims=True), 0)
+    while True:
+        values, columns = candidates(logits, lower_bound(logits, reach))
+        floor, falls_short = _floor(values, rows, total)
+        if falls_short is None:
+            return values, columns, floor
+        falls_short &= reach < num_columns
+        if not falls_short.any():
+            return values, columns, floor
+        reach = np.where(falls_short, np.minimum(8 * reach, num_columns), reach)
+
+
+def _floor(values: np.ndarray, rows: PairRows, total: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the smallest logit that top-k and top-p keep, and the rows for which `values` has too few logits.
+
+    Args:
+        values: Largest logits of each row, [N, M].
+        rows: Sampling parameters.
+        total: Sum of `exp((logit - largest) / temperature)` over all logits for rows where top-p applies to all, 0 for
+            others, [N, 1]; None if there is no such row.
+
+    Returns:
+        Smallest kept logit, float [N, 1], and True for rows that may keep logits not in `values`, bool [N, 1]. The
+        latter is None if there cannot be such a row.
+    """
+    ranked = np.sort(values, axis=1)[:, ::-1]
+    last = np.minimum(rows.top_k, ranked.shape[1]) - 1
+    lines = np.arange(len(ranked))[:, None]
+    floor = ranked[lines, last]
+    if not rows.has_top_p:
+        return floor, None
+    weights = np.exp((ranked - np.maximum(ranked[:, :1], LOWEST)) / rows.temperature)
+    weights[ranked < floor] = 0
+    mass = np.cumsum(weights, axis=1, dtype=np.float64)  # sequential, so that later values do not change earlier sums
+    all_mass = mass[:, -1:] if total is None else np.where(total > 0, total, mass[:, -1:])
+    wanted = rows.top_p * all_mass
+    num_kept = 1 + (mass[:, :-1] < wanted).sum(axis=1, keepdims=True)
+    falls_short = None if rows.is_open is None else rows.is_open & (mass[:, -1:] < wanted)
+    nucleus = ranked[lines, np.minimum(num_kept - 1, last)]
+    return np.where(rows.top_p < 1, np.maximum(floor, nucleus), floor), falls_short
+
+
+def min_p_span(min_p: float, temperature: float) -> float:
+    """Return how far below the maximum a logit may be for min-p to keep it.
+
+    The distance is infinite if `min_p` is 0 or sampling is greedy.
+
+    Args:
+        min_p: Minimum probability relative to the probability of the most likely token.
+        temperature: Sampling temperature; 0 is greedy.
+    """
+    return -temperature * math.log(min_p) if min_p > 0 and temperature > 0 else math.inf
+
+
+def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
+    """Set to -inf the logits that are too far below their row's maximum.
+
+    Args:
+        logits: Logits, [B, C].
+        span: Largest permitted distance from the maximum, [B] (see `min_p_span`).
+
+    Returns:
+        Logits, [B, C].
+    """
+    lowest = logits.amax(1, keepdim=True) - span[:, None]
+    return logits.masked_fill(logits < lowest, -torch.inf)
