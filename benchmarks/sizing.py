@@ -180,7 +180,7 @@ def streams_of(backbone: Backbone, gpu: Gpu) -> int:
     return sum(1 for _ in takewhile(lambda n: share_of_time(backbone, gpu, n) <= SHARE_OF_TIME, range(1, most + 1)))
 
 
-BUSY = 0.75  # share of a server's streams in use: deploy/kubernetes/scaling.yaml, deploy/ray
+BUSY = 0.75  # share of a server's streams in use: deploy/helm, deploy/ray
 GATEWAY_MS = 12.7  # processor time per second of mp3, the most expensive format (measured: docs/scale.md)
 GATEWAY_BUSY = 0.6  # target share of a gateway's processor, for its autoscaler
 GATEWAY_STREAMS = 256  # `--max-active` of a gateway

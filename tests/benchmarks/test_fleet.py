@@ -74,9 +74,8 @@ def test_fleet_limits_and_bit_rates_match_the_gateway() -> None:
 
 @pytest.mark.nightly
 def test_kubernetes_scaling_threshold_matches_the_calculation() -> None:
-    triggers = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
-    (streams,) = [trigger for trigger in triggers if trigger["name"] == "streams"]
-    assert int(streams["metadata"]["threshold"]) == math.floor(BUSY * streams_of(COUNTED[0], H100))
+    values = yaml.safe_load((ROOT / "deploy/helm/stretto/values.yaml").read_text())
+    assert values["autoscaling"]["streams"] == math.floor(BUSY * streams_of(COUNTED[0], H100))
 
 
 @pytest.mark.nightly

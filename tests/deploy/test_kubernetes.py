@@ -1,4 +1,7 @@
-"""deploy/kubernetes/: manifests are valid, and flags, ports, paths, names and limits match the product."""
+"""The objects of deploy/helm: they are valid, and flags, ports, paths, names and limits match the product.
+
+`tests/data/chart_objects.jsonl` has the objects that Helm creates for the default values; `test_helm.py` compares them.
+"""
 
 import functools
 import json
@@ -12,7 +15,6 @@ import grpc
 import jsonschema
 import kubernetes_validate
 import pytest
-import yaml
 
 from stretto.launcher.config import launch_config, parser
 from stretto.launcher.supervisor import EXIT_S
@@ -22,11 +24,8 @@ from stretto_gateway.command import KEYS, arguments
 from stretto_gateway.config import GatewayConfig
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "deploy/kubernetes"
-KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
-OBJECTS: list[dict[str, Any]] = [
-    record for name in KUSTOMIZATION["resources"] for record in yaml.safe_load_all((FOLDER / name).read_text())
-]
+STORED = (ROOT / "tests/data/chart_objects.jsonl").read_text()
+OBJECTS: list[dict[str, Any]] = [json.loads(line) for line in STORED.splitlines()]
 OURS = {"monitoring.coreos.com/v1", "keda.sh/v1alpha1"}  # of operators, unknown to the library
 OLDEST = "1.30"  # which knows the `sleep` of preStop
 NAMES = {"server": "stretto-server", "gateway": "stretto-gateway"}
@@ -99,10 +98,6 @@ SPECS = {
 }
 
 
-def test_kustomization_lists_every_file() -> None:
-    assert {path.name for path in FOLDER.glob("*.yaml")} == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
-
-
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
 def test_kubernetes_objects_are_valid(version: str) -> None:
     kubernetes = [each for each in OBJECTS if each["apiVersion"] not in OURS]
@@ -158,7 +153,7 @@ def test_gateway_connects_to_the_server_service() -> None:
     )
 
 
-def test_keys_come_from_a_secret_outside_the_manifests() -> None:
+def test_keys_come_from_a_secret_outside_the_chart() -> None:
     (variable,) = container("gateway")["env"]
     assert variable["name"] == KEYS
     (volume,) = [each["secret"] for each in pod("gateway")["volumes"] if "secret" in each]
@@ -170,10 +165,10 @@ def test_keys_come_from_a_secret_outside_the_manifests() -> None:
     (endpoint,) = find("PodMonitor", NAMES["gateway"])["spec"]["podMetricsEndpoints"]
     assert tuple(endpoint["authorization"]["credentials"].values()) in asked
     assert "Secret" not in {each["kind"] for each in OBJECTS}
-    made = (FOLDER / "kustomization.yaml").read_text()
+    page = (ROOT / "docs/scale.md").read_text()
     for name, key in asked:
-        assert f"generic {name} " in made
-        assert re.search(rf"--from-(?:file|literal)={key}=", made)
+        assert f"generic {name} " in page
+        assert re.search(rf"--from-(?:file|literal)={key}=", page)
 
 
 async def test_server_probes_use_existing_endpoints() -> None:
@@ -202,8 +197,7 @@ def test_gateway_probes_use_existing_endpoints() -> None:
 def test_kubernetes_images_and_mounts_match_the_dockerfile() -> None:
     dockerfile = (ROOT / "Dockerfile").read_text()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert [(each["name"], each["newTag"]) for each in KUSTOMIZATION["images"]] == [("stretto", version)]
-    assert {container(part)["image"] for part in NAMES} == {"stretto"}
+    assert {container(part)["image"] for part in NAMES} == {f"stretto:{version}"}
     mounts = {each["name"]: each["mountPath"] for each in container("server")["volumeMounts"]}
     assert f"XDG_CACHE_HOME={mounts['cache']}" in dockerfile
     assert mounts["shared-memory"] == "/dev/shm"
@@ -230,11 +224,6 @@ def test_pods_run_without_privileges(part: str) -> None:
         assert {"/home/stretto/.local/state", "/home/stretto/.cache", "/dev/shm"} < set(mounts)
 
 
-def test_namespace_admits_only_restricted_pods() -> None:
-    labels = find("Namespace", "stretto")["metadata"]["labels"]
-    assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
-
-
 def test_network_policies_restrict_egress_to_servers_and_dns() -> None:
     for name in NAMES.values():
         policy = find("NetworkPolicy", name)["spec"]
@@ -256,7 +245,6 @@ def test_kubernetes_references_exist() -> None:
         if target:
             assert find(target["kind"], target["name"])["apiVersion"] == target["apiVersion"]
     assert find("StatefulSet", NAMES["server"])["spec"]["serviceName"] in names
-    texts = "".join((FOLDER / name).read_text() for name in KUSTOMIZATION["resources"])
-    assert set(re.findall(r"app\.kubernetes\.io/name: (\S+)", texts)) == {*NAMES.values(), "prometheus"}
+    assert set(re.findall(r'"app\.kubernetes\.io/name": "([^"]+)"', STORED)) == {*NAMES.values(), "prometheus"}
     rules = find("NetworkPolicy", NAMES["server"])["spec"]["ingress"]
     assert {port["port"] for rule in rules for port in rule["ports"]} == {"grpc", "metrics"} <= set(ports("server"))

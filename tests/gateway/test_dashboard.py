@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.test_kubernetes import OBJECTS
 from tests.gateway.conftest import Start
 from tests.gateway.test_transcription import FILE
 
@@ -24,7 +25,7 @@ RULES, RECORDED = (
     for name in ("alerts.yaml", "vllm_omni.yaml")
 )
 PANELS: list[dict[str, Any]] = [panel for panel in BOARD["panels"] if panel["type"] != "row"]
-SCALING = yaml.safe_load((ROOT / "deploy/kubernetes/scaling.yaml").read_text())["spec"]["triggers"]
+(SCALING,) = [each["spec"]["triggers"] for each in OBJECTS if each["kind"] == "ScaledObject"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 EXPRESSIONS += [rule["expr"] for rule in (*RULES, *RECORDED)]
 EXPRESSIONS += [trigger["metadata"]["query"] for trigger in SCALING]
