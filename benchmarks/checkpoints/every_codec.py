@@ -27,7 +27,7 @@ from stretto.codecs.qwen3_12hz.code2wav import Code2Wav, read_shape
 from stretto.codecs.s3gen import S3GenCodec
 from stretto.codecs.vibevoice import LatentScale, TokenizerConfig, VibeVoiceCodec
 
-VARIANTS = {"dac": "dac_24khz", "encodec": "encodec_24khz"}  # the one to build of several published models
+VARIANTS = {"dac": "dac_24khz"}  # the one to build of several published models
 VIBEVOICE: dict[str, Any] = {"hidden_size": 8, "num_filters": 2, "depths": [1] * 7}
 CODE2WAV = {
     "codebook_size": 2048,

@@ -15,8 +15,6 @@ from torch import nn
 from transformers import (
     DacConfig,
     DacModel,
-    EncodecConfig,
-    EncodecModel,
     HiggsAudioV2TokenizerConfig,
     HubertConfig,
     MimiConfig,
@@ -28,7 +26,6 @@ from transformers import (
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec
-from stretto.codecs.encodec import EncodecCodec
 from stretto.codecs.espnet_dac import EspnetDac, EspnetDacConfig
 from stretto.codecs.higgs import HiggsModel
 from stretto.codecs.mimi import MimiCodec
@@ -155,26 +152,6 @@ def write_checkpoint(name: str, directory: Path, is_narrow: bool = True) -> Path
 
 
 Module = TypeVar("Module", bound=nn.Module)
-MUSICGEN = {
-    "sampling_rate": 32_000,
-    "upsampling_ratios": [8, 5, 4, 4],
-    "use_causal_conv": False,
-    "use_conv_shortcut": False,
-    "codebook_size": 2048,
-    "target_bandwidths": [2.2],
-}
-
-
-def encodec_24khz(is_narrow: bool) -> Codec:
-    """Return facebook/encodec_24khz."""
-    config = EncodecConfig(num_filters=4 if is_narrow else 32)
-    return EncodecCodec(loud(EncodecModel(config)))
-
-
-def encodec_32khz(is_narrow: bool) -> Codec:
-    """Return facebook/encodec_32khz, the MusicGen codec."""
-    config = EncodecConfig.from_dict(MUSICGEN | {"num_filters": 4 if is_narrow else 64})
-    return EncodecCodec(loud(EncodecModel(config)))
 
 
 def mimi(is_narrow: bool) -> Codec:
@@ -205,8 +182,6 @@ def qwen3_12hz_small(is_narrow: bool) -> Codec:
 
 
 STATEFUL: dict[str, Callable[[bool], Codec]] = {
-    "encodec_24khz": encodec_24khz,
-    "encodec_32khz": encodec_32khz,
     "espnet_dac": espnet_dac,
     "mimi": mimi,
     "qwen3_12hz": qwen3_12hz,

@@ -76,12 +76,12 @@ def test_long_decode_drift_is_separated_from_streaming_drift(monkeypatch: pytest
 def test_codec_benchmark_prints_a_table_for_long_utterances(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["measure_codecs", "encodec_32khz", "--long", "0.5"])
+    monkeypatch.setattr(sys, "argv", ["measure_codecs", "espnet_dac", "--long", "0.5"])
     measure_codecs.main()
     lines = capsys.readouterr().out.splitlines()
     [row] = json.loads(lines[-1])["long"]
     assert set(row) == set(Long.__slots__)
-    assert lines[2].split(" | ")[:2] == ["| encodec_32khz", "0.5"]
+    assert lines[2].split(" | ")[:2] == ["| espnet_dac", "0.5"]
 
 
 def test_last_output_line_contains_all_tables(

@@ -16,8 +16,6 @@ from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformer
 from stretto.entry_points import CODECS, OWN, installed
 from stretto.errors import CheckpointError
 from tests.codecs.conftest import make_codec
-from tests.codecs.test_encodec import KHZ_24
-from tests.codecs.test_encodec import make_model as make_encodec
 from tests.codecs.test_mimi import make_model as make_mimi
 from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.codecs.tiny.test_codec import save_checkpoint
@@ -77,8 +75,8 @@ def write(name: str, folder: Path) -> Path:
         write_cosyvoice3(folder)
     elif name == "s3gen":
         return random_chatterbox.convert(folder)
-    elif name in ("encodec", "mimi"):
-        (make_encodec(KHZ_24) if name == "encodec" else make_mimi()).save_pretrained(folder)
+    elif name == "mimi":
+        make_mimi().save_pretrained(folder)
     else:
         write_checkpoint(next(model for model in MODELS if codec_of(model) == name), folder)
     return folder

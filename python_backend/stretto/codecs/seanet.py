@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from transformers import EncodecConfig, MimiConfig
+from transformers import MimiConfig
 
 from stretto.codecs.base import Stateful
 from stretto.codecs.streaming import sine_
@@ -83,7 +82,7 @@ class SeanetShape:
 LENGTHS = ("stride", "kernel_size", "padding_total")
 
 
-def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
+def shape_of(config: MimiConfig) -> SeanetShape:
     """Return the decoder's sizes; raise CheckpointError if the codec is not mono or its `trim_right_ratio` is not 1."""
     if config.audio_channels != 1 or config.trim_right_ratio != 1.0:
         raise CheckpointError(
@@ -98,13 +97,6 @@ def shape_of(config: EncodecConfig | MimiConfig) -> SeanetShape:
         dilation_base=config.dilation_growth_rate,
         is_causal=config.use_causal_conv,
     )
-
-
-def multiply_weight_norm_out(model: nn.Module) -> None:
-    """Replace each weight-norm pair (magnitude, direction) of the model with the plain weight."""
-    for module in model.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
 
 
 def keep_lengths_on_host(model: nn.Module) -> None:

@@ -4,7 +4,7 @@ from benchmarks.checkpoints.random_codecs import STATEFUL, make_stateful
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Stateful
 
-LOOKAHEAD = {"encodec_24khz": 0, "encodec_32khz": 4, "espnet_dac": 7, "mimi": 0, "qwen3_12hz": 0, "qwen3_12hz_small": 0}
+LOOKAHEAD = {"espnet_dac": 7, "mimi": 0, "qwen3_12hz": 0, "qwen3_12hz_small": 0}
 
 
 @pytest.mark.parametrize("name", STATEFUL)
