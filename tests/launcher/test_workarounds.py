@@ -109,3 +109,36 @@ def test_container_imports_nothing_for_the_wheel(
     found = find_installation(tmp_path / "cache")
     assert (found.executable, found.version) == (executable, NEWEST)
     assert seen() == set()
+
+
+def test_start_watch_reads_the_processes_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher asks ten times a second, and a walk through /proc takes milliseconds."""
+    from stretto.launcher.triton_24_10 import start
+
+    walks: list[int] = []
+    now_s = 100.0
+    monkeypatch.setattr(start, "waits_for_a_child", lambda pid: False)
+    monkeypatch.setattr(start, "lost_children", lambda pid: set(walks.append(pid) or ()))
+    monkeypatch.setattr(start.time, "monotonic", lambda: now_s)
+    watch = start.StartWatch(1)
+    walks.clear()
+    for poll in range(30):
+        now_s = 100.0 + poll / 10
+        assert watch.hang() == ""
+    assert len(walks) == 3
+
+
+def test_start_watch_reports_a_stub_that_stays_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stretto.launcher.triton_24_10 import start
+
+    now_s = 100.0
+    lost: set[int] = set()
+    monkeypatch.setattr(start, "waits_for_a_child", lambda pid: False)
+    monkeypatch.setattr(start, "lost_children", lambda pid: lost)
+    monkeypatch.setattr(start, "slowness", lambda: 1.0)
+    monkeypatch.setattr(start.time, "monotonic", lambda: now_s)
+    watch = start.StartWatch(1)
+    lost = {7}
+    assert watch.hang() == ""
+    now_s += start.STUCK_S + start.POLL_S
+    assert watch.hang() == "not noticed the end of a stub for 20 s"

@@ -6,6 +6,7 @@ from stretto.launcher.processes import lost_children, waits_for_a_child
 from stretto.launcher.timeouts import slowness
 
 STUCK_S = 20.0  # twice the time that a stub may take to exit on request
+POLL_S = 1.0  # a poll reads files of every process of the machine, which takes milliseconds
 
 
 class StartWatch:
@@ -23,10 +24,17 @@ class StartWatch:
         self._may_miss = may_miss
         self._long_lost = lost_children(pid)  # of earlier models, which Triton reaps late, if at all
         self._stuck_since: float | None = None
+        self._next_s = time.monotonic()
 
     def hang(self) -> str:
-        """Poll; return how the start hangs, as a predicate for the server, once it has hung for STUCK_S; else ''."""
+        """Return how the start hangs, as a predicate for the server, once it has hung for STUCK_S; else ''.
+
+        A call within POLL_S seconds of the last poll does not poll, and returns ''.
+        """
         now_s = time.monotonic()
+        if now_s < self._next_s:
+            return ""
+        self._next_s = now_s + POLL_S
         if self._may_wait and waits_for_a_child(self._pid):
             hang = "waited for a stub to end"
         elif self._may_miss and lost_children(self._pid) - self._long_lost:
