@@ -34,7 +34,6 @@ OUTSIDE = {"README.md": "index.md"} | {
         "benchmarks/results/ensemble.md",
         "benchmarks/results/families.md",
         "benchmarks/results/robustness.md",
-        "benchmarks/results/chaos.md",
         "benchmarks/results/ray.md",
     )
 }
