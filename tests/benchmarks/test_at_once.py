@@ -1,7 +1,5 @@
 """The bound of the first audio of simultaneous requests, and the necessary work that it is computed from."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ from stretto.engine.environment import prepare_environment
 
 prepare_environment()
 
-from benchmarks.at_once import NecessarySteps, Spent, WatchedTrace, first_audio, measure, prompt_writer  # noqa: E402
+from benchmarks.at_once import NecessarySteps, Spent, measure, prompt_writer  # noqa: E402
 from benchmarks.harness import CHECKPOINT, ENGINE_ARGS  # noqa: E402
 from stretto import cpu_backend as cpu_kernels  # noqa: E402
 from stretto.config import EngineConfig  # noqa: E402
@@ -31,23 +29,6 @@ def answer(first_s: float) -> object:
     return send
 
 
-async def test_engine_cpu_time_is_sampled_at_last_first_audio() -> None:
-    readings = itertools.count()
-    first, used_s = await first_audio(3, answer(0.25), lambda: float(next(readings)))
-    assert first == pytest.approx([0.25] * 3)
-    assert used_s == 1.0
-    assert next(readings) == 2, "it is read twice: before the requests, and at the third first audio"
-
-
-async def test_failed_request_raises_in_first_audio_measurement() -> None:
-    async def fail(trace: Trace) -> Trace:
-        trace.error = "full"
-        return trace
-
-    with pytest.raises(RuntimeError, match="full"):
-        await first_audio(2, fail, lambda: 0.0)
-
-
 async def test_bound_adds_marginal_batch_time_to_single_first_audio() -> None:
     engine = {1: Spent(0.1, 0.08), 4: Spent(0.25, 0.2)}
     decoder = {1: Spent(0.01, 0.01), 4: Spent(0.03, 0.02)}
@@ -58,14 +39,6 @@ async def test_bound_adds_marginal_batch_time_to_single_first_audio() -> None:
     assert record["engine_cpu_s"] == {"one": 0.08, "all": 0.2}
     assert record["decoder_wall_s"] == {"one": 0.01, "all": 0.03}
     assert record["first_audio_p95"] == record["alone_p50"] == pytest.approx(0.2)
-
-
-def test_only_the_first_chunk_of_a_trace_is_reported() -> None:
-    calls = list[int]()
-    trace = WatchedTrace(0.0, on_first=lambda: calls.append(1))
-    for at in (1.0, 2.0):
-        trace.add(at, LOUD, 16_000)
-    assert (len(calls), trace.first_s) == (1, 1.0)
 
 
 @pytest.mark.nightly

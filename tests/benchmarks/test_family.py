@@ -2,17 +2,13 @@
 
 import argparse
 import asyncio
-import itertools
-from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS
-from benchmarks.ensemble import Count, FamilyLoad, beside, input_codes
-from benchmarks.loads import Load, Trace, arrivals, follow, run_open
-from stretto_client import RequestRefused, SpeechEvent
+from benchmarks.ensemble import Count, FamilyLoad
+from benchmarks.loads import Load, Trace, arrivals, run_open
 from tests.patience import PATIENCE_S
 
 FRAME_S = 0.02
@@ -64,21 +60,6 @@ def test_guidance_cost_is_measured_for_families_that_support_it(monkeypatch: pyt
     assert len(server.asked) == 3 * 3 * 3 * 2, "three arms, two rounds and one to warm up, three streams, two each"
 
 
-def test_guidance_cost_is_left_out_for_unguided_families() -> None:
-    server = FakeServer()
-    record = asyncio.run(load("opuslm-small", server).measure(1))
-    assert "cfg_retention" not in record
-    assert "opuslm" in record["left_out"]["cfg_retention"]
-    assert not any("guidance_scale" in options or "text" in options for options in server.asked)
-
-
-def test_row_limits_include_the_rows_after_the_last_frame() -> None:
-    server = FakeServer()
-    record = asyncio.run(load("higgs-audio-small", server).measure(1))
-    assert record["frames"] == 50
-    assert {tuple(options["audio"].values()) for options in server.asked} == {(57, 57)}
-
-
 def test_mixed_load_is_compared_with_speech_only_load() -> None:
     record = asyncio.run(load("dialogue-small", FakeServer(), listeners=1).measure(1))
     mixed = record["mixed"]
@@ -87,64 +68,6 @@ def test_mixed_load_is_compared_with_speech_only_load() -> None:
     assert mixed["audio_rtf_p50"] >= record["audio_rtf_p50"]
     assert mixed["rtf_ratio"] == mixed["ttfp_ratio"] >= 1.0
     assert asyncio.run(load("dialogue-small", FakeServer(), listeners=0).measure(1))["mixed"]["answers"] == 0
-
-
-def test_unguided_frames_are_counted() -> None:
-    class Events:
-        async def __aiter__(self) -> AsyncIterator[SpeechEvent]:
-            for scale in (3.0, None):
-                report = None if scale is None else {"guidance_scale": scale, "num_frames": 50, "guided_frames": 47}
-                yield SpeechEvent(None, "u", 0, "audio", report=report)
-
-    stream: Any = Events()
-    trace = asyncio.run(follow(Trace(sent=0.0), stream))
-    assert trace.unguided_frames == 3
-    assert trace.finished is not None
-
-
-def test_background_transcription_ends_with_the_measured_streams() -> None:
-    async def speaking() -> tuple[list[Trace], float]:
-        await asyncio.sleep(0.05)
-        return [], 1.0
-
-    async def listened() -> list[float]:
-        _, answers = await asyncio.wait_for(beside(FakeServer().listen, 2, itertools.count(1), speaking()), PATIENCE_S)
-        return answers
-
-    answers = asyncio.run(listened())
-    assert len(set(answers)) == len(answers) >= 2, "no request is asked twice"
-
-
-def test_refused_transcription_fails_the_benchmark_run() -> None:
-    async def refuse(seed: int) -> float:
-        raise RequestRefused("no ears")
-
-    async def speaking() -> tuple[list[Trace], float]:
-        await asyncio.sleep(0.01)
-        return [], 1.0
-
-    with pytest.raises(RequestRefused, match="no ears"):
-        asyncio.run(beside(refuse, 1, itertools.count(1), speaking()))
-
-
-def test_opuslm_audio_input_has_nine_code_streams() -> None:
-    codes = input_codes(np.random.default_rng(0))
-    assert [len(stream) for stream in codes] == [250] * 9
-    assert max(map(max, codes[1:])) < 1024
-
-
-def test_cpu_time_counts_only_the_measured_streams() -> None:
-    server, rounds = FakeServer(), itertools.count()
-
-    def count() -> dict[str, float]:
-        return {"engine": 0.5 * len(server.asked), "client": 0.3 * len(server.asked) + next(rounds) // 2}
-
-    record = asyncio.run(load("qwen3-tts-small", server, count).measure(3))
-    assert record["left_out"].keys() == {"cfg_retention", "mixed"}
-    assert record["frames_per_engine_cpu_s"] == pytest.approx(50 / 0.5)
-    assert record["frames_per_cpu_s"] == pytest.approx(50 / 0.8)
-    assert record["cpu_ms_per_frame"] == pytest.approx({"engine": 10.0, "client": 6.0})
-    assert "frames_per_cpu_s" not in asyncio.run(load("opuslm-small", FakeServer()).measure(1))
 
 
 def test_open_loop_sends_without_waiting_for_responses() -> None:
@@ -167,14 +90,6 @@ def test_open_loop_sends_without_waiting_for_responses() -> None:
     assert len(traces) == 12
     assert wall_s >= arrivals(400.0, 12)[-1]
     assert len({options["seed"] for options in seen}) == 12
-
-
-def test_arrivals_are_poisson_at_the_requested_rate() -> None:
-    times = arrivals(5.0, 4001)
-    gaps = np.diff(times)
-    assert times[0] == 0
-    assert gaps.mean() == pytest.approx(1 / 5.0, rel=0.05)
-    assert gaps.std() == pytest.approx(1 / 5.0, rel=0.1)  # equal samples of an exponential distribution
 
 
 def test_open_loop_rate_is_a_share_of_the_measured_rate() -> None:

@@ -115,19 +115,6 @@ def test_perf_analyzer_streaming_export_is_parsed(server: str, tmp_path: Path) -
         assert experiment["inter_response_s"]["p50"] > 0
 
 
-def test_perf_analyzer_sends_at_rates_and_custom_intervals(server: str, tmp_path: Path) -> None:
-    (tmp_path / "every_tenth.txt").write_text("100000\n")  # microseconds
-    experiments, _ = profiled(tmp_path, "-u", server, "-n", "6", "-r", "5 10", "-i", "every_tenth.txt", "-o", "exports")
-    assert [experiment.get("request_rate") for experiment in experiments] == [5, 10, None]
-    assert experiments[2]["intervals"] == "every_tenth"
-    assert all(experiment["requests"] == experiment["answered"] >= 6 for experiment in experiments)
-    assert {path.stem for path in (tmp_path / "exports").iterdir()} >= {
-        "rate-5.1",
-        "rate-10.1",
-        "intervals-every_tenth.1",
-    }
-
-
 def test_perf_analyzer_reports_the_load_refused_as_full(server: str, tmp_path: Path) -> None:
     number, inputs = behind_the_others(tmp_path, "once")
     experiments, said = profiled(
@@ -145,13 +132,6 @@ def test_truncated_exports_are_merged(server: str, tmp_path: Path) -> None:
     assert f"of {number} requests: it was truncated" in said
     assert experiment["requests"] == experiment["answered"] > 0
     assert (tmp_path / "exports" / "concurrency-1.2.json").exists()
-
-
-def test_perf_analyzer_without_a_server_fails() -> None:
-    done = subprocess.run(
-        [ROOT / "benchmarks" / "perf_analyzer.sh", "-u", "localhost:9", "-n", "1"], capture_output=True, check=False
-    )
-    assert done.returncode in (1, BINARY_NOT_TO_BE_HAD)
 
 
 async def test_client_streams_from_a_real_server(server: str) -> None:

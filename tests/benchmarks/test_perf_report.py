@@ -54,12 +54,6 @@ def test_report_distinguishes_text_audio_and_empty_final_responses(tmp_path: Pat
     }
 
 
-def test_p99_requires_100_values(tmp_path: Path) -> None:
-    summary = summary_of(export(tmp_path, *[[response(at, 0.1)] for at in range(1, 101)]))
-    assert summary["first_audio_s"] == pytest.approx({"p50": 0.0505, "p95": 0.09505, "p99": 0.09901})
-    assert "inter_response_s" not in summary
-
-
 def test_perf_report_matches_the_recorded_export(capsys: pytest.CaptureFixture[str]) -> None:
     requests = json.loads(RECORDED.read_text())["experiments"][0]["requests"]
     firsts, gaps = [], []
@@ -81,11 +75,6 @@ def test_perf_report_matches_the_recorded_export(capsys: pytest.CaptureFixture[s
     assert f"{1000 * summary['first_response_s']['p50']:.1f}" in lines[2]
 
 
-def test_unanswered_requests_fail_the_report(tmp_path: Path) -> None:
-    assert summarise(("concurrency", 1), [])["requests"] == 0
-    assert main([str(export(tmp_path, [response(1, 0.1)], [response(1, None)]))]) == 1
-
-
 def test_truncated_export_counts_its_complete_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = [[response(10, 0.0), response(30, 0.5)], [response(20, 0.0)], [response(5, 1.0), response(6, None)]]
     path = export(tmp_path, *requests)
@@ -102,13 +91,3 @@ def test_truncated_export_counts_its_complete_requests(tmp_path: Path, capsys: p
     assert summary["requests"] == 5
     broken.write_text(text[: text.index(',{"timestamp"')])
     assert main(["--count", str(broken)]) == 1, "not one is whole"
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"experiments": [{}]}', '{"experiments": 3}'])
-def test_perf_report_refuses_a_file_that_is_not_an_export(
-    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.json").write_text(text)
-    assert main([str(tmp_path / "a.json")]) == 1
-    assert "not a profile export of perf_analyzer" in capsys.readouterr().err
-    assert main([str(tmp_path / "none.json")]) == 1

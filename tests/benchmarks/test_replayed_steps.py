@@ -52,20 +52,6 @@ class Engine:
         self.scheduler.update_from_output(self.scheduler.schedule(), output)
 
 
-def test_replayed_steps_reuse_the_last_output_and_end_requests() -> None:
-    engine: Any = Engine()
-    with ReplayedSteps(engine, [[1], [2]], PARAMS, num_rows=2) as steps:
-        assert engine.num_steps == 4
-        for _ in range(2):
-            taken = steps.step(lambda call: call() or 1.0)
-            assert taken == {"schedule": 1.0, "update": 1.0, "all": 2.0}
-            assert engine.scheduler.taken == ["of step 4", [[1], [2]]]
-        assert engine.num_steps == 4
-        assert not engine.scheduler.has_ended
-    assert engine.scheduler.has_ended
-    assert engine.num_steps == 5
-
-
 def test_scheduler_compared_with_itself_has_a_ratio_of_one() -> None:
     arms: list[Any] = [Engine(), Engine()]
     ours, stock = (ReplayedSteps(arm, [[1], [2]], PARAMS, num_rows=2) for arm in arms)
