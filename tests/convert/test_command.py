@@ -41,7 +41,7 @@ def converted_tensors(out: Path) -> dict[str, Tensor]:
 
 
 def expected_name(published: str) -> str:
-    """Return the name of a served tensor by the rules of docs/families.md."""
+    """Return the name of a served tensor by the rules of docs/families/sources.md."""
     renamed = {
         "corelm.emb.weight": "model.embed_tokens.weight",
         "corelm.lm_head.weight": "lm_head.weight",
