@@ -39,6 +39,7 @@ RUN uv venv --python /usr/bin/python3 "$VIRTUAL_ENV" \
 
 COPY pyproject.toml setup.py README.md LICENSE ./
 COPY python_backend python_backend
+COPY contract contract
 COPY client client
 COPY gateway gateway
 COPY model_repository model_repository

@@ -8,9 +8,16 @@ from setuptools import find_packages, setup
 DATA = "stretto.model_repository"
 
 setup(
-    packages=[*find_packages("python_backend"), *find_packages("client"), *find_packages("gateway"), DATA],
+    packages=[
+        *find_packages("python_backend"),
+        *find_packages("contract"),
+        *find_packages("client"),
+        *find_packages("gateway"),
+        DATA,
+    ],
     package_dir={
         "stretto": "python_backend/stretto",
+        "stretto_contract": "contract/stretto_contract",
         "stretto_client": "client/stretto_client",
         "stretto_gateway": "gateway/stretto_gateway",
         DATA: "model_repository",
@@ -18,6 +25,7 @@ setup(
     package_data={
         "stretto": ["py.typed"],
         "stretto.families": ["*/releases.json", "*/releases.md", "*/config/*"],
+        "stretto_contract": ["py.typed"],
         "stretto_client": ["py.typed"],
         "stretto_gateway": ["py.typed", "static/*"],
         DATA: [

@@ -59,7 +59,7 @@ def gateway(server: str, source: Path | None = None, keys: Sequence[str] = ()) -
         RuntimeError: The gateway does not start.
     """
     (port,) = free_ports(1)
-    paths = [] if source is None else [str(source / "gateway"), str(source / "client")]
+    paths = [] if source is None else [str(source / "gateway"), str(source / "client"), str(source / "contract")]
     code = f"import sys; sys.path[:0] = {paths}; from stretto_gateway.command import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--server", server, "--port", str(port)]
     environment = dict(os.environ) | ({"STRETTO_API_KEYS": ",".join(keys)} if keys else {})

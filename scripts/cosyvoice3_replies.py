@@ -1,7 +1,7 @@
 """Generate a test fixture with replies from CosyVoice 3's authors' code, with small random weights.
 
     pip install torch transformers tokenizers
-    COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:client \\
+    COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:contract:client \\
         python -m scripts.cosyvoice3_replies tests/data/cosyvoice3_replies.json [--check]
 
 COSYVOICE_ROOT is the repository https://github.com/FunAudioLLM/CosyVoice at ace7c47. The authors' `CosyVoice3Tokenizer`

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stretto_client.cuda_memory import CudaMemory, device_of
+from stretto_contract.cuda_memory import CudaMemory, device_of
 
 ADDRESS = 1 << 21
 NUM_BYTES = 1 << 20

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from scripts import docs_site
-from stretto_client.schema import OptionsRecord
+from stretto_contract.schema import OptionsRecord
 
 ROOT = Path(__file__).parents[1]
 

@@ -32,9 +32,6 @@ NAME, CLIENT, GATEWAY = "stretto", "stretto_client", "stretto_gateway"
 # packages come first, so that no import runs up. Each folder in `families` is a plug-in, found by name: see PLUGIN.
 ALLOWED = {
     "errors": set(),
-    "limits": set(),
-    "heartbeat": set(),
-    "listening": set(),
     "disconnects": set(),
     "config": {"errors"},
     "untrusted_files": {"errors"},
@@ -49,7 +46,7 @@ ALLOWED = {
     "family": {"codecs", "weights", "records", "streams", "entry_points", "untrusted_files", "errors"},
     "machine": {"family"},
     "aligning": {"weights", "untrusted_files", "machine", "errors"},
-    "preprocessing": {"family", "codecs", "records", "streams", "limits", "machine", "errors"},
+    "preprocessing": {"family", "codecs", "records", "streams", "machine", "errors"},
     "verification": {"preprocessing", "weights", "errors"},
     "decoder": {
         "aligning", "family", "codecs", "records", "streams", "config", "machine", "marking", "errors",
@@ -60,7 +57,7 @@ ALLOWED = {
     "engine/sampling": set(),
     "engine/kernels": {"engine/columns", "engine/rules", "engine/sampling", "errors"},
     "engine": {
-        "cpu_backend", "engine/rules", "engine/kernels", "family", "records", "streams", "config", "limits",
+        "cpu_backend", "engine/rules", "engine/kernels", "family", "records", "streams", "config",
         "machine", "errors", "untrusted_files",
     },
     "engine/scheduling": {
@@ -71,10 +68,10 @@ ALLOWED = {
         "records", "streams", "machine", "errors",
     },
     "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "family", "errors"},
-    "triton_io": {"family", "records", "streams", "config", "limits", "disconnects", "errors"},
-    "proxy": {"limits", "heartbeat", "listening", "disconnects", "errors"},
+    "triton_io": {"family", "records", "streams", "config", "disconnects", "errors"},
+    "proxy": {"disconnects", "errors"},
     "launcher": {
-        "triton_io", "proxy", "heartbeat", "listening", "disconnects", "entry_points", "machine", "errors",
+        "triton_io", "proxy", "disconnects", "entry_points", "machine", "errors",
         "untrusted_files",
     },
     "convert": {
@@ -83,7 +80,7 @@ ALLOWED = {
     },
     "releases": {
         "convert", "engine", "launcher", "family", "codecs", "config", "entry_points", "machine", "weights",
-        "listening", "untrusted_files", "errors",
+        "untrusted_files", "errors",
     },
     "testing": {"engine", "family", "records", "streams", "config", "entry_points", "errors"},
     "__init__": {"engine"},
@@ -95,16 +92,6 @@ ALLOWED = {
         "errors", "testing",
     },
 }  # fmt: skip
-# The only modules that client, server and gateway share; each imports the standard library, schema types, CUDA or
-# one another alone.
-SHARED_WITH_SERVER = {
-    f"{CLIENT}.{name}"
-    for name in (
-        *("schema", "cuda_memory", "phonemes", "normal_forms", "pronunciation", "lexicon_files", "scripts"),
-        "sentence_ends",
-    )
-}
-SHARED_WITH_GATEWAY = {f"{NAME}.limits", f"{NAME}.heartbeat", f"{NAME}.listening"}
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {
@@ -148,7 +135,7 @@ BANNED_WORD = re.compile(rf"\b(?:{'|'.join(BANNED_NAMES)})\b")
 
 SOURCES = sorted(
     path
-    for folder in "python_backend client gateway scripts benchmarks training deploy model_repository".split()
+    for folder in "python_backend contract client gateway scripts benchmarks training deploy model_repository".split()
     for path in (ROOT / folder).rglob("*.py")
 )
 OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE)]
@@ -202,7 +189,7 @@ def identity(path: Path) -> str:
 
 def module_name(path: Path) -> str:
     """Return the name under which `path` is imported."""
-    folders = ("python_backend", "client", "gateway", "deploy/ray", "")
+    folders = ("python_backend", "contract", "client", "gateway", "deploy/ray", "")
     root = next(ROOT / folder for folder in folders if path.is_relative_to(ROOT / folder))
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
@@ -284,26 +271,24 @@ def test_import_cycle_is_found() -> None:
 def forbidden_roots(path: Path) -> set[str]:
     """Return the top-level packages that a file may not import, depending on the program that it belongs to."""
     forbidden = {"tests"}
-    if path.is_relative_to(ROOT / "client"):
+    if path.is_relative_to(ROOT / "contract"):
+        forbidden |= {NAME, CLIENT, GATEWAY, "scripts", "benchmarks", "training"}
+    elif path.is_relative_to(ROOT / "client"):
         forbidden |= {NAME, GATEWAY, "scripts", "benchmarks", "training"}
     elif path.is_relative_to(ROOT / "gateway"):
         forbidden |= {NAME, "scripts", "benchmarks", "training"}  # the gateway reaches the server through the client
     elif path.is_relative_to(ROOT / "deploy"):
         forbidden |= {NAME}
     elif path in OURS:
-        forbidden |= {"scripts", "benchmarks", "training"} | ({GATEWAY} if path.name != "cli.py" else set())
+        forbidden |= {"scripts", "benchmarks", "training"} | ({CLIENT, GATEWAY} if path.name != "cli.py" else set())
     return forbidden
 
 
 def test_clients_and_adapters_respect_import_boundaries() -> None:
     violations = []
     for path in SOURCES:
-        shared = SHARED_WITH_GATEWAY if path.is_relative_to(ROOT / "gateway") else set()
-        used = {module.split(".")[0] for module in imports(path) - shared} & forbidden_roots(path)
+        used = {module.split(".")[0] for module in imports(path)} & forbidden_roots(path)
         violations += [f"{identity(path)} imports {root}" for root in sorted(used)]
-    for path in OURS:
-        used = {module for module in imports(path) - SHARED_WITH_SERVER if module.split(".")[0] == CLIENT}
-        violations += [f"{identity(path)} imports {module}" for module in used if path.name != "cli.py"]
     for path in ADAPTERS:
         driven = {package.split("/")[0] for package in imported_packages(path)}
         driven -= {"triton_io", "config", "errors", "records", "family", "codecs"}
@@ -605,9 +590,9 @@ def test_importing_the_package_is_cheap() -> None:
     names = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout.split()
     assert "stretto" in names
     assert not {"numpy", "pydantic", "torch", "vllm"} & set(names)
-    schema = loaded.replace("import stretto,", "import stretto_client.schema,")
+    schema = loaded.replace("import stretto,", "import stretto_contract.schema,")
     names = subprocess.run([sys.executable, "-c", schema], capture_output=True, text=True, check=True).stdout.split()
-    assert "stretto_client" in names
+    assert "stretto_contract" in names
     assert not {"numpy", "pydantic", "grpc", "tritonclient"} & set(names), "the server's processes import it, too"
     with pytest.raises(AttributeError, match="no attribute 'Speech'"):
         __import__("stretto").Speech  # noqa: B018

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from stretto.limits import FairLimit, eviction_order, host_of
+from stretto_contract.limits import FairLimit, eviction_order, host_of
 
 
 def test_fair_limit_gives_a_host_at_most_the_remaining_units() -> None:

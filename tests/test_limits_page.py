@@ -15,13 +15,15 @@ fakes_triton.install()  # before modules of `triton_io` are imported
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "limits.md"
-SERVER, GATEWAY, CLIENT = ROOT / "python_backend", ROOT / "gateway", ROOT / "client"
+SERVER = ROOT / "python_backend"
+GATEWAY = ROOT / "gateway"
+CONTRACT = ROOT / "contract"
 # Code that refuses what clients send. Limits of families are on their pages; limits of files are in docs/security.md.
 CLIENT_FACING = [
     *(SERVER / "stretto" / name for name in ("proxy", "preprocessing", "records", "triton_io", "verification")),
     *(SERVER / "stretto" / "engine" / name for name in ("utterance.py", "permits.py")),
     GATEWAY / "stretto_gateway",
-    *(CLIENT / "stretto_client" / f"{name}.py" for name in ("schema", "pronunciation", "lexicon_files")),
+    *(CONTRACT / "stretto_contract" / f"{name}.py" for name in ("schema", "pronunciation", "lexicon_files")),
 ]
 KINDS = ("MAX_", "MIN_", "LONGEST_", "LOWEST_", "HIGHEST_", "LEAST_", "GREATEST_")
 ASSIGNED = re.compile(r"^([A-Z][A-Z0-9_]+(?:, [A-Z][A-Z0-9_]+)*) = ", re.MULTILINE)
@@ -44,7 +46,7 @@ NOT_MET = {
         "stretto.records.json_record.MAX_MESSAGE",
         "stretto.triton_io.flow.MAX_REASON_BYTES",
         "stretto.preprocessing.decoders.MAX_TAG_CHARS",
-        "stretto_client.schema.MAX_LISTED",
+        "stretto_contract.schema.MAX_LISTED",
         "stretto_gateway.speech_request.MAX_NAME_CHARS",
         "stretto_gateway.speech_request.MAX_CHOSEN",
         "stretto_gateway.speech_request.MAX_NAMES",
@@ -110,7 +112,7 @@ def spellings(value: float) -> set[str]:
 def defined_limits() -> set[str]:
     """Return the dotted names of all limits that client-facing code defines."""
     found = {f"stretto_gateway.config.Limits.{field.name}" for field in fields(Limits)}
-    for root in (SERVER, GATEWAY, CLIENT):
+    for root in (SERVER, GATEWAY, CONTRACT):
         for path in [each for top in CLIENT_FACING for each in ([top] if top.is_file() else top.rglob("*.py"))]:
             if path.is_relative_to(root):
                 module = ".".join(path.relative_to(root).with_suffix("").parts)
@@ -121,7 +123,7 @@ def defined_limits() -> set[str]:
 
 @cache
 def code() -> str:
-    folders = (SERVER, GATEWAY, CLIENT)
+    folders = (SERVER, GATEWAY, CONTRACT)
     text = "\n".join(path.read_text() for folder in folders for path in sorted(folder.rglob("*.py")))
     return text.replace("{FULL}", FULL)
 

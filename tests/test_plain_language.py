@@ -21,6 +21,7 @@ MOST = {
     "python_backend/stretto/triton_io": 0.0,
     "python_backend": 0.002,
     "gateway": 0.004,
+    "contract": 0.0,
     "client": 0.0,
     "scripts": 0.0,
     "deploy": 0.0,

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 # Paths in the wheel by path in the tree.
 PLACES = {
     "python_backend/stretto": "stretto",
+    "contract/stretto_contract": "stretto_contract",
     "client/stretto_client": "stretto_client",
     "gateway/stretto_gateway": "stretto_gateway",
     "model_repository": "stretto/model_repository",
@@ -45,7 +46,7 @@ def build(kind: str, tree: Path, out: Path) -> Path:
 def build_both(folder: Path) -> tuple[Path, Path]:
     """Build an sdist from a copy of this tree with typical clutter, and a wheel from that sdist."""
     tree = folder / "tree"
-    for name in ("python_backend", "client", "gateway", "model_repository"):
+    for name in ("python_backend", "contract", "client", "gateway", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, tree / name)

@@ -38,7 +38,7 @@ from stretto.family.plugin import VOCABULARY
 from stretto.preprocessing.request import Preprocessor
 from stretto.weights.backbones import config_of
 from stretto_client import SpeechClient
-from stretto_client.schema import Memory
+from stretto_contract.schema import Memory
 
 TEXT = "The train to Oslo leaves in ten minutes."
 SEED = 1

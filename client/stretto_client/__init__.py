@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     )
     from stretto_client.long_speech import LongSpeech, Speech
     from stretto_client.model_profile import FAMILY_OPTIONS, ModelProfile, TaskProfile
-    from stretto_client.schema import OptionsRecord, SpeechOptions
     from stretto_client.shared_memory import RingSize
     from stretto_client.speech_stream import (
         GuidanceChange,
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
         TaskOptions,
         Word,
     )
+    from stretto_contract.schema import OptionsRecord, SpeechOptions
 
 __all__ = [
     "FAMILY_OPTIONS",
@@ -65,20 +65,21 @@ __all__ = [
     "Word",
 ]
 MODULES = {
-    "client": "SpeechClient",
-    "errors": "ClientError RequestCancelled RequestRefused ServerFailed ServerFull ServerUnavailable TimedOut Timeouts",
-    "long_speech": "LongSpeech Speech",
-    "model_profile": "FAMILY_OPTIONS ModelProfile TaskProfile",
-    "schema": "OptionsRecord SpeechOptions",
-    "shared_memory": "RingSize",
-    "speech_stream": "GuidanceChange RecordedVoice SpeakArguments SpeakOptions SpeechEvent SpeechStream TaskOptions"
-    " Word",
+    "stretto_client.client": "SpeechClient",
+    "stretto_client.errors": "ClientError RequestCancelled RequestRefused ServerFailed ServerFull ServerUnavailable"
+    " TimedOut Timeouts",
+    "stretto_client.long_speech": "LongSpeech Speech",
+    "stretto_client.model_profile": "FAMILY_OPTIONS ModelProfile TaskProfile",
+    "stretto_contract.schema": "OptionsRecord SpeechOptions",
+    "stretto_client.shared_memory": "RingSize",
+    "stretto_client.speech_stream": "GuidanceChange RecordedVoice SpeakArguments SpeakOptions SpeechEvent SpeechStream"
+    " TaskOptions Word",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use, because the server uses only `schema` and must not load gRPC."""
+    """Import a public name on first use, because commands that only read their arguments must not load gRPC."""
     for module, names in MODULES.items():
         if name in names.split():
-            return getattr(import_module(f"stretto_client.{module}"), name)
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'stretto_client' has no attribute {name!r}")

@@ -27,9 +27,6 @@ from stretto_client.long_speech import Items, LongSpeech, ProducedSpeech, Speech
 from stretto_client.markup import MARKUPS, Markup, has_marks
 from stretto_client.model_profile import ModelProfile, fetch_name, fetch_profile
 from stretto_client.part_stream import PartStream
-from stretto_client.pronunciation import Entries
-from stretto_client.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
-from stretto_client.scripts import foreign_words
 from stretto_client.shared_memory import RingSize, Sharing
 from stretto_client.speech_stream import (
     Audio,
@@ -46,6 +43,9 @@ from stretto_client.speech_stream import (
 )
 from stretto_client.tries import Tries, patiently
 from stretto_client.unread import UnreadAudio
+from stretto_contract.pronunciation import Entries
+from stretto_contract.schema import Encoding, Memory, OptionsRecord, OutputOptions, SpeechOptions
+from stretto_contract.scripts import foreign_words
 
 END = Timeouts(first_s=2.0, between_s=2.0, total_s=2.0)  # for the request that ends a session
 DIRECTORY = Path("/dev/shm")  # in the shared-memory folder, so that every client that can share memory finds the key

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-from stretto_client.scripts import has_neighbours, is_face
+from stretto_contract.scripts import has_neighbours, is_face
 
 EMOJI = (
     "\U0001f000-\U0001faff\u2500-\u25ff\u2600-\u2775\u2794-\u27bf\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55\u231a\u231b"

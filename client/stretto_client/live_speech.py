@@ -36,11 +36,11 @@ from stretto_client.markup import Markup, MarkupReader, open_reader, read_pieces
 from stretto_client.model_profile import ModelProfile
 from stretto_client.part_stream import PartStream
 from stretto_client.places import Places
-from stretto_client.scripts import Transliteration
-from stretto_client.sentence_ends import PAUSE, is_spoken
 from stretto_client.speech_stream import SpeakOptions, SpeechEvent, SpeechStream, with_seed
 from stretto_client.tries import Tries
 from stretto_client.unread import UnreadAudio, UnreadText
+from stretto_contract.scripts import Transliteration
+from stretto_contract.sentence_ends import PAUSE, is_spoken
 
 MAX_PART_CHARS = 4096  # the server's limit
 STILL_THERE_S = 10.0  # interval in seconds between empty parts, without which the server would end an idle text

@@ -21,10 +21,10 @@ from stretto_client.errors import RequestCancelled, RequestRefused
 from stretto_client.markup import READING, Markup, MarkupReader, Parts, has_marks, open_reader, read_parts, ssml_reader
 from stretto_client.model_profile import ModelProfile
 from stretto_client.places import Places
-from stretto_client.scripts import Transliteration, other_script
 from stretto_client.speech_stream import GuidanceChange, SpeechEvent, SpeechStream
 from stretto_client.ssml import MARKS, RateChange
 from stretto_client.tries import Tries, events_in_turn, once, patiently
+from stretto_contract.scripts import Transliteration, other_script
 
 RULES = "en"  # language of the rules for the ends of sentences
 # Where to cut an overlong sentence, from best to worst: after clause-ending punctuation and a space, after a comma or

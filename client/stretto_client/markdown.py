@@ -19,9 +19,9 @@ from stretto_client.decoration import (
     without_emoji,
 )
 from stretto_client.latex import LatexFilter
-from stretto_client.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, joins, last_sign
 from stretto_client.ssml import RateChange
 from stretto_client.tags import FORMATTING, MAX_NAMES, TagFilter
+from stretto_contract.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, joins, last_sign
 
 MAX_RECENT_CHARS = 40
 MAX_HELD_CHARS = 1000  # maximum length of an unclosed emphasis, link or table row; in longer ones, marks are text

@@ -11,11 +11,11 @@ from stretto_client.errors import RequestRefused
 from stretto_client.markdown import MAX_HELD_CHARS as MAX_HELD_CHARS
 from stretto_client.markdown import MarkdownReader
 from stretto_client.plain import PlainReader
-from stretto_client.scripts import FURTHER_LETTERS, transliterated_words
-from stretto_client.sentence_ends import PAUSE, full_stop, is_spoken, last_sign
 from stretto_client.ssml import RateChange, SsmlReader
 from stretto_client.tags import INVISIBLE, MAY_BEGIN, TagFilter
 from stretto_client.turns import Turns
+from stretto_contract.scripts import FURTHER_LETTERS, transliterated_words
+from stretto_contract.sentence_ends import PAUSE, full_stop, is_spoken, last_sign
 
 Markup = Literal["auto", "none", "markdown", "ssml"]
 MARKUPS: tuple[str, ...] = get_args(Markup)

@@ -3,9 +3,9 @@
 import re
 from collections import deque
 
-from stretto_client.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, last_sign
 from stretto_client.ssml import RateChange
 from stretto_client.tags import TagFilter
+from stretto_contract.sentence_ends import MAX_LINE_CHARS, WIDE, LineEnds, full_stop, last_sign
 
 BREAK = re.compile(r"\r?\n")
 LINE_ENDS = re.compile(r"\r?\n\s*")

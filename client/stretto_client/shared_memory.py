@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc.aio import InferenceServerClient
 
-from stretto_client.cuda_memory import CudaError, CudaMemory, device_of
 from stretto_client.errors import ServerUnavailable
-from stretto_client.schema import SOCKET_SUFFIX, Memory, RingOptions
+from stretto_contract.cuda_memory import CudaError, CudaMemory, device_of
+from stretto_contract.schema import SOCKET_SUFFIX, Memory, RingOptions
 
 
 class SystemRegion:

@@ -20,8 +20,8 @@ from tritonclient.grpc import InferInput, InferResult
 
 from stretto_client.errors import ClientError, RequestCancelled, ServerFailed, TimedOut, Timeouts, from_rpc, from_text
 from stretto_client.markup import Markup
-from stretto_client.schema import Encoding, OptionsRecord, SpeechOptions
 from stretto_client.shared_memory import Ring, Sharing
+from stretto_contract.schema import Encoding, OptionsRecord, SpeechOptions
 
 STRING_HEAD = 4  # size of a string's length prefix, in bytes
 SAMPLES = {"pcm": np.float32, "pcm16": np.int16}

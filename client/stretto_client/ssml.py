@@ -8,9 +8,9 @@ from xml.parsers import expat
 
 from stretto_client.decoration import without_emoji
 from stretto_client.errors import RequestRefused
-from stretto_client.pronunciation import ALPHABETS, InvalidEntry, PhonemesRecord, read_entry
-from stretto_client.sentence_ends import PAUSE, full_stop, last_sign
 from stretto_client.tags import INVISIBLE, Tag, is_reasoning, needs_space
+from stretto_contract.pronunciation import ALPHABETS, InvalidEntry, PhonemesRecord, read_entry
+from stretto_contract.sentence_ends import PAUSE, full_stop, last_sign
 
 # limits on one break, and on all breaks in a text
 MAX_PAUSE_S = 10.0

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from stretto.limits import FairLimit, Rotation
 from stretto_client.turns import CALLER as CALLER
+from stretto_contract.limits import FairLimit, Rotation
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
 

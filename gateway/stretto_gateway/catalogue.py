@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stretto_client import ClientError, ModelProfile, RecordedVoice, SpeechClient, TaskProfile
-from stretto_client.normal_forms import normalized
-from stretto_client.schema import expected_voices
+from stretto_contract.normal_forms import normalized
+from stretto_contract.schema import expected_voices
 from stretto_gateway.answers import SERVER, ApiError, Model, Talks, from_client_error, refused
 from stretto_gateway.routed import RoutedClient
 from stretto_gateway.turns import FILES

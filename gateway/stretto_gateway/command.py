@@ -21,10 +21,10 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from stretto.heartbeat import beat, keep_listener, kept_listener
-from stretto.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path
+from stretto_contract.heartbeat import beat, keep_listener, kept_listener
+from stretto_contract.listening import ALL_OF, LOOPBACK, listen, listening_address, place
 from stretto_gateway.app import is_ready, make_app
 from stretto_gateway.audio_hosts import AudioHosts
 from stretto_gateway.config import GatewayConfig, Limits

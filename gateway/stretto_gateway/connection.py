@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame, Opcode
 
-from stretto.limits import eviction_order, host_of
+from stretto_contract.limits import eviction_order, host_of
 from stretto_gateway.config import Limits
 
 LOG = logging.getLogger("stretto_gateway")

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from stretto.limits import host_of
+from stretto_contract.limits import host_of
 from stretto_gateway import page
 from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead
 from stretto_gateway.answers import ApiError, shown

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stretto_client.arguments import Parser
 from stretto_client.console import argument_path
-from stretto_client.lexicon_files import MAX_FILE_BYTES, read_lexicon, write_json, write_pls
+from stretto_contract.lexicon_files import MAX_FILE_BYTES, read_lexicon, write_json, write_pls
 from stretto_gateway.config import Limits
 from stretto_gateway.pronunciation_store import PronunciationStore
 from stretto_gateway.voice_command import owned_folder, read_file, read_owner, store_options

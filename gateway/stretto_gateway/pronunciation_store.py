@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from stretto_client.lexicon_files import read_lexicon_file
-from stretto_client.pronunciation import DictionaryEntry, InvalidEntry, entries_record
+from stretto_contract.lexicon_files import read_lexicon_file
+from stretto_contract.pronunciation import DictionaryEntry, InvalidEntry, entries_record
 from stretto_gateway.voice_store import OWNER, UNFINISHED, keep_names, make_owner_folder, write_whole
 
 LOG = logging.getLogger("stretto_gateway")

@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response
 from typing_extensions import TypedDict
 
 from stretto_client import ModelProfile, SpeakArguments
-from stretto_client.lexicon_files import read_lexicon, write_pls
 from stretto_client.markup import READING, Markup, has_marks
-from stretto_client.pronunciation import ALPHABETS, DictionaryEntry, InvalidEntry, entries_record, folded, occurring
+from stretto_contract.lexicon_files import read_lexicon, write_pls
+from stretto_contract.pronunciation import ALPHABETS, DictionaryEntry, InvalidEntry, entries_record, folded, occurring
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import speaks
 from stretto_gateway.gateway import Gateway

@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from stretto.limits import FairLimit
 from stretto_client.tries import ROOM_S
+from stretto_contract.limits import FairLimit
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits

@@ -22,8 +22,9 @@ from pydantic import (
 )
 from typing_extensions import Doc
 
-from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments, schema
+from stretto_client import FAMILY_OPTIONS, ModelProfile, RecordedVoice, SpeakArguments
 from stretto_client.markup import Markup
+from stretto_contract import schema
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import find_task
 from stretto_gateway.encoding import GREATEST_SPEED, LEAST_SPEED, RATES, default_rate

@@ -38,7 +38,7 @@ async def chat(tmp_path: Path) -> AsyncIterator[Chat]:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "stretto_client", "chat", *arguments, "--server", address),
             cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT / "client"), "PATH": "/nowhere"},
+            env={"PYTHONPATH": f"{ROOT / 'contract'}:{ROOT / 'client'}", "PATH": "/nowhere"},
             stdin=pipe,
             stdout=pipe,
             stderr=pipe,

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from stretto_client.long_speech import split
 from stretto_client.markup import has_marks
-from stretto_client.normal_forms import normalized
 from stretto_client.places import Places
-from stretto_client.pronunciation import Dictionary, Pronouncer, folded, occurring
-from stretto_client.scripts import foreign_words, latin_surplus
 from stretto_client.tags import TagFilter
+from stretto_contract.normal_forms import normalized
+from stretto_contract.pronunciation import Dictionary, Pronouncer, folded, occurring
+from stretto_contract.scripts import foreign_words, latin_surplus
 
 NUM_CHARS = 200_000
 CPU_S = 300  # half a second is needed; in quadratic time, each of several kinds of work would take an hour

@@ -21,8 +21,8 @@ from stretto_client import (
 )
 from stretto_client.long_speech import split
 from stretto_client.markup import Markup
-from stretto_client.scripts import Transliteration, other_script
 from stretto_client.tries import patiently
+from stretto_contract.scripts import Transliteration, other_script
 from tests.client.fake_server import PROFILE, REPORT, Abort, Chunk, ErrorText, FakeServer, Request, Step, Until
 from tests.patience import PATIENCE_S
 

@@ -38,7 +38,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "stretto_client", *arguments, "--server", address),
             cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT / "client"), "PATH": "/nowhere"},
+            env={"PYTHONPATH": f"{ROOT / 'contract'}:{ROOT / 'client'}", "PATH": "/nowhere"},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from stretto_client.normal_forms import LAST_MARK, MAX_MARKS, Form, normalized
+from stretto_contract.normal_forms import LAST_MARK, MAX_MARKS, Form, normalized
 
 MARKS = "\u0323\u0300"  # sorted into another order
 FORMS: tuple[Form, ...] = get_args(Form)

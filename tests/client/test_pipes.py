@@ -52,7 +52,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", f"{client}; {line}"),
             cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT / "client"), "PATH": os.defpath} | environment,
+            env={"PYTHONPATH": f"{ROOT / 'contract'}:{ROOT / 'client'}", "PATH": os.defpath} | environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -6,8 +6,8 @@ import unicodedata
 
 import pytest
 
-from stretto_client.lexicon_files import read_lexicon, write_json, write_pls
-from stretto_client.pronunciation import (
+from stretto_contract.lexicon_files import read_lexicon, write_json, write_pls
+from stretto_contract.pronunciation import (
     Dictionary,
     DictionaryEntry,
     InvalidEntry,

@@ -10,7 +10,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 import stretto_client
-from stretto_client.schema import BY_FAMILY, Expected, OptionsRecord
+from stretto_contract.schema import BY_FAMILY, Expected, OptionsRecord
 
 ROOT = Path(__file__).parents[2]
 MISTAKES = """

@@ -14,8 +14,8 @@ from stretto.triton_io.cuda_ring import CudaRings
 from stretto.triton_io.ring import PcmRing
 from stretto_client import ServerUnavailable, SpeechClient
 from stretto_client import shared_memory as ring_module
-from stretto_client.schema import Memory
 from stretto_client.shared_memory import RingSize
+from stretto_contract.schema import Memory
 from tests.client.fake_server import Chunk, FakeServer, Pause, Step
 from tests.cuda_runtime import FakeCuda, install_for
 from tests.patience import until_async

@@ -19,7 +19,7 @@ async def start(address: str, folder: Path, stdin: int) -> asyncio.subprocess.Pr
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "stretto_client", "speak", "-", "--out", "out.wav", "--server", address),
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT / "client"), "PATH": "/nowhere"},
+        env={"PYTHONPATH": f"{ROOT / 'contract'}:{ROOT / 'client'}", "PATH": "/nowhere"},
         stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

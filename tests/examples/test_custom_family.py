@@ -64,7 +64,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
     source = shutil.copytree(PACKAGE, folder / "source", ignore=shutil.ignore_patterns("build", "*.egg-info"))
     environment = Environment(folder / "env")
     venv.create(environment.folder, symlinks=True)
-    borrowed = [sysconfig.get_path("purelib"), *(str(ROOT / each) for each in ("python_backend", "client", "gateway"))]
+    borrowed = [
+        sysconfig.get_path("purelib"),
+        *(str(ROOT / each) for each in ("python_backend", "contract", "client", "gateway")),
+    ]
     (environment.packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--quiet", "--no-index"]
     install += ["--no-deps", "--no-build-isolation", str(source)]
@@ -252,7 +255,9 @@ def test_conformance_kit_refuses_an_uninstalled_family(environment: Environment,
 
 def test_core_does_not_mention_the_example_plugin_or_csm() -> None:
     own = ROOT / "python_backend" / "stretto" / "families" / "csm"
-    sources = [path for folder in ("python_backend", "client", "gateway") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path for folder in ("python_backend", "contract", "client", "gateway") for path in (ROOT / folder).rglob("*.py")
+    ]
     assert len(sources) > 100
     for path in sources:
         names = "orpheus|snac" if path.is_relative_to(own) else "orpheus|snac|csm"

@@ -16,7 +16,7 @@ from stretto.family.plugin import FamilyPlugin, family_at, plugin, plugins, read
 from stretto.family.pronunciations import spelling
 from stretto.records.sampling import SegmentSampling
 from stretto.streams.layout import Segment
-from stretto_client.pronunciation import DictionaryEntry
+from stretto_contract.pronunciation import DictionaryEntry
 from tests.small_vocabularies import SMALL_BAGPIPER, SMALL_OPUSLM
 
 SMALL = {"bagpiper": SMALL_BAGPIPER, "opuslm": SMALL_OPUSLM}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from stretto.family.pronunciations import SourceWords
 from stretto.family.source_words import MAX_PAIRS, source_words
 from stretto.records.prompt import SourceWord
-from stretto_client.pronunciation import Dictionary, Pronouncer
+from stretto_contract.pronunciation import Dictionary, Pronouncer
 
 SPELLED = {
     "$3.50": ("three", "dollars", "and", "fifty", "cents"),

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from stretto.launcher.config import parser as launcher_parser
-from stretto.listening import listen, place
+from stretto_contract.listening import listen, place
 from stretto_gateway.command import (
     KEYS,
     ORIGINS,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
 from stretto.records import json_record
-from stretto_client import schema
+from stretto_contract import schema
 from stretto_gateway.answers import ApiError
 from stretto_gateway.realtime.events import MAX_VALUES, num_values, read_json
 from stretto_gateway.speech_request import (

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from stretto_client.lexicon_files import ENCODING, read_lexicon
-from stretto_client.pronunciation import DictionaryEntry, InvalidEntry
+from stretto_contract.lexicon_files import ENCODING, read_lexicon
+from stretto_contract.pronunciation import DictionaryEntry, InvalidEntry
 from stretto_gateway.config import Limits
 from stretto_gateway.pronunciation_command import main
 from stretto_gateway.pronunciation_store import PronunciationStore

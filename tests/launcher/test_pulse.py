@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from stretto.heartbeat import BEATS, KEPT_LISTENER, keep_listener
 from stretto.launcher import faults
 from stretto.launcher import pulse as pulse_module
 from stretto.launcher.processes import is_stopped
 from stretto.launcher.pulse import MAX_MISSED, MAX_MISSED_AT_START, Pulse
+from stretto_contract.heartbeat import BEATS, KEPT_LISTENER, keep_listener
 from tests.patience import until
 
 PROGRAM = f"import os, sys\nfor line in sys.stdin: os.write(int(os.environ['{BEATS}']), b'.')"

@@ -10,7 +10,7 @@ from stretto.families.tiny.family import TINY
 from stretto.preprocessing.options import read_delivery, read_options
 from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import ChunkPolicy
-from stretto_client.schema import ChunkingOptions
+from stretto_contract.schema import ChunkingOptions
 from tests.speech_families import LATENTS
 
 RING = {"name": "stretto_ring_0011223344556677"}

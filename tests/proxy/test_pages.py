@@ -10,11 +10,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from stretto.listening import described
 from stretto.proxy import pages
 from stretto.proxy.__main__ import grpc_listener, page_listener
 from stretto.proxy.connections import ConnectionLimits
 from stretto.proxy.pages import MetricsPage, PageServer, Readiness
+from stretto_contract.listening import described
 from tests.client.fake_server import FakeServer
 from tests.patience import PATIENCE_S, until_async
 from tests.ports import free_ports

@@ -20,8 +20,8 @@ from stretto.triton_io import cuda_ring
 from stretto.triton_io.cuda_ring import CudaRings
 from stretto.triton_io.ring import PcmRing, check_ring
 from stretto_client import ServerUnavailable
-from stretto_client.schema import Memory
 from stretto_client.shared_memory import HEADER, Ring, RingSize, SystemRegion
+from stretto_contract.schema import Memory
 from tests.cuda_runtime import GRANULARITY, NOT_SUPPORTED, OUT_OF_MEMORY, FakeCuda, Status, install_for
 from tests.patience import until
 

@@ -22,7 +22,7 @@ from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment
 from stretto.triton_io.speech_service import TextSession, TextSessions
-from stretto_client.pronunciation import Dictionary
+from stretto_contract.pronunciation import Dictionary
 from tests.families.test_text_stream import QWEN, TEXTS, tokenizer
 from tests.small_vocabularies import TRACKED_CSM
 from tests.speech_families import GROUPED

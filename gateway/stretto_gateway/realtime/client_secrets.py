@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stretto.limits import FairLimit
+from stretto_contract.limits import FairLimit
 from stretto_gateway.answers import ApiError
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.speech_request import Body

@@ -22,8 +22,8 @@ import onnxruntime
 import soxr
 from numpy.typing import NDArray
 
-from stretto.limits import FairLimit
 from stretto_client.turns import CALLER, Turns
+from stretto_contract.limits import FairLimit
 
 LOG = logging.getLogger("stretto_gateway")
 RATE = 16_000

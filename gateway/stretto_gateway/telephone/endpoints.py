@@ -11,8 +11,8 @@ from typing import Any, cast
 from fastapi import APIRouter
 from starlette.websockets import WebSocket
 
-from stretto.limits import host_of
 from stretto_client import ModelProfile
+from stretto_contract.limits import host_of
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import CallersVoices, converses, speaks, transcribes

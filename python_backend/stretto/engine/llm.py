@@ -31,10 +31,10 @@ from stretto.family.base import Family
 from stretto.family.image_format import ImageFormat, check_images
 from stretto.family.plugin import config_at, family_at, read_family
 from stretto.family.text import StreamedText, load_text_codec
-from stretto.limits import FairLimit
 from stretto.records.chunk import LMChunk, Report, last_chunks
 from stretto.records.prompt import Prompt
 from stretto.streams.chunking import Pacer
+from stretto_contract.limits import FairLimit
 
 # Receives hidden states of a prompt [n, H] or None, and new ids of stream 0.
 Listener = Callable[[np.ndarray | None, list[int]], None]

@@ -15,7 +15,7 @@ from stretto.config import EngineConfig
 from stretto.engine.client import EngineClient
 from stretto.engine.protocol import SharedStats
 from stretto.errors import NoCapacity
-from stretto.limits import IN_FLIGHT
+from stretto_contract.limits import IN_FLIGHT
 
 MIN_FACTOR = 0.5  # minimum factor of one decrease
 UNUSED_FACTOR = 0.97  # factor if less than half of the limit was in use

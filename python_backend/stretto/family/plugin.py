@@ -93,7 +93,7 @@ class FamilyPlugin:
         notes: Package data with the family's section of docs/published_models.md, as "package:releases.md"; None for a
             family without a section of its own.
         phonemes: Function that writes phonemes as the model reads them in a text, keyed by the phonetic alphabet (a
-            value of `stretto_client.pronunciation.ALPHABETS`). Its argument has symbols of the alphabet, separated by
+            value of `stretto_contract.pronunciation.ALPHABETS`). Its argument has symbols of the alphabet, separated by
             single spaces. It raises ValueError for those that the model cannot read. Empty for a model that reads
             letters only.
     """

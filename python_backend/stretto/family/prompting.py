@@ -21,7 +21,7 @@ from stretto.records.json_record import JsonRecord, read_json
 from stretto.records.prompt import Condition, InputAudio, InputImage, SourceWord
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import StreamLayout, delay_codes, words_of
-from stretto_client.schema import OptionsRecord, expected_voices
+from stretto_contract.schema import OptionsRecord, expected_voices
 
 if TYPE_CHECKING:
     from stretto.codecs.base import Codec

@@ -10,8 +10,8 @@ from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import Family
 from stretto.family.plugin import plugin
 from stretto.records.prompt import SourceWord
-from stretto_client.lexicon_files import read_lexicon_file
-from stretto_client.pronunciation import Dictionary, DictionaryEntry, InvalidEntry, Replacement, read_entries
+from stretto_contract.lexicon_files import read_lexicon_file
+from stretto_contract.pronunciation import Dictionary, DictionaryEntry, InvalidEntry, Replacement, read_entries
 
 OPTION = "options.pronunciations"
 

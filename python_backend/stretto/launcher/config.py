@@ -12,11 +12,11 @@ from stretto import entry_points
 from stretto.errors import CommandParser, argument_path
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, configuration_digest, served_model
-from stretto.listening import LOOPBACK, listening_address
 from stretto.proxy.access import CLOSED, HTTP, Ports
 from stretto.triton_io.stub import PRONUNCIATIONS
-from stretto_client.lexicon_files import read_lexicon_file, write_json
-from stretto_client.pronunciation import InvalidEntry
+from stretto_contract.lexicon_files import read_lexicon_file, write_json
+from stretto_contract.listening import LOOPBACK, listening_address
+from stretto_contract.pronunciation import InvalidEntry
 
 DESCRIPTION = (
     "Start the Triton server, keep it alive, and drain it on SIGTERM. --model NAME serves an installed model. "

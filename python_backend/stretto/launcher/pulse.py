@@ -5,10 +5,10 @@ import socket
 import time
 from contextlib import suppress
 
-from stretto.heartbeat import BEATS, KEPT_LISTENER, LISTENER, READY_BEAT
 from stretto.launcher.faults import PendingFault
 from stretto.launcher.processes import is_stopped
 from stretto.launcher.timeouts import slowness
+from stretto_contract.heartbeat import BEATS, KEPT_LISTENER, LISTENER, READY_BEAT
 
 POLL_S = 1.0
 # polls without a heartbeat

@@ -17,9 +17,9 @@ from stretto.launcher.launch import Launch
 from stretto.launcher.launch_log import LaunchLog, log_line
 from stretto.launcher.server import AbortedStart, TritonServer, identity
 from stretto.launcher.timeouts import BackOff, slowness
-from stretto.listening import described
 from stretto.triton_io.flow import DIRECTORY, tables_of
 from stretto.triton_io.stub import is_passing
+from stretto_contract.listening import described
 
 POLL_S = 0.1
 

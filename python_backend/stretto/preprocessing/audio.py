@@ -18,10 +18,10 @@ import numpy as np
 import soxr
 
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.limits import FairLimit, Rotation
 from stretto.preprocessing.decoders import MAX_RATE_HZ, MIN_RATE_HZ, READABLE, decode
 from stretto.preprocessing.file_size import check_file_size
 from stretto.preprocessing.images import read_image
+from stretto_contract.limits import FairLimit, Rotation
 
 MAX_FILES = 16
 MAX_REQUEST_BYTES = 64_000_000  # audio and images in all inputs of a request together

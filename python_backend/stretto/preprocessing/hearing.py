@@ -20,10 +20,10 @@ from stretto.family.base import Family, Task
 from stretto.family.live_audio import LiveTemplate
 from stretto.family.plugin import plugin
 from stretto.family.prompting import Piece, PromptRows, Template
-from stretto.limits import FairLimit
 from stretto.machine.worker_process import WorkerProcess
 from stretto.records.prompt import AudioPart
-from stretto_client.schema import OptionsRecord
+from stretto_contract.limits import FairLimit
+from stretto_contract.schema import OptionsRecord
 
 logger = logging.getLogger(__name__)
 MAX_WAIT_S = 60.0  # for the answer to one job, after which the process is replaced

@@ -30,7 +30,7 @@ from stretto.records.sampling import (
 )
 from stretto.streams.chunking import ChunkPolicy
 from stretto.streams.layout import Segment
-from stretto_client.schema import ChunkingOptions, OptionsRecord, SegmentOptions
+from stretto_contract.schema import ChunkingOptions, OptionsRecord, SegmentOptions
 
 MAX_CHUNK_S = 10.0
 MAX_OPTIONS_BYTES = 64 * 1024  # four times that of other JSON, for dictionaries of pronunciations

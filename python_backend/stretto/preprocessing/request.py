@@ -44,8 +44,8 @@ from stretto.records.json_record import read_json, string
 from stretto.records.prompt import MAX_PART_CHARS, Prompt, SourceWord, TextPart, read_session
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
-from stretto_client.pronunciation import Dictionary, Pronouncer, Replacement
-from stretto_client.schema import ChunkingOptions
+from stretto_contract.pronunciation import Dictionary, Pronouncer, Replacement
+from stretto_contract.schema import ChunkingOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,6 @@ from pathlib import Path
 import grpc
 
 from stretto.disconnects import Disconnects
-from stretto.heartbeat import beat
-from stretto.listening import listen, place
 from stretto.proxy.access import (
     ENDING_ALL,
     ENDING_UNANSWERED,
@@ -31,6 +29,8 @@ from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, 
 from stretto.proxy.http_infer import HttpInfer
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Posts, Readiness
 from stretto.proxy.triton_stream import CallGate, Uploads
+from stretto_contract.heartbeat import beat
+from stretto_contract.listening import listen, place
 
 STOP_S = 2.0  # time for complete responses to reach their clients
 

@@ -21,8 +21,8 @@ from tritonclient.grpc.service_pb2 import (
 )
 
 from stretto.errors import UNAVAILABLE
-from stretto.limits import host_of
 from stretto.proxy.infer_request import SHOWN, BadRequest
+from stretto_contract.limits import host_of
 
 # State messages after the config. While a model restarts, new requests are refused and requests in flight are ended:
 # either all of them, or only those that have no response yet or share a stream with other requests.

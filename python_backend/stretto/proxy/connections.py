@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 from urllib.parse import unquote
 
-from stretto.limits import FairLimit, eviction_order, host_of
+from stretto_contract.limits import FairLimit, eviction_order, host_of
 
 MAX_CONNECTIONS = 8192
 MAX_PAGE_CONNECTIONS = 256  # of each HTTP port

@@ -14,7 +14,6 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from stretto.disconnects import Disconnects
 from stretto.errors import FULL, INVALID, UNAVAILABLE
-from stretto.limits import FairLimit
 from stretto.proxy import access
 from stretto.proxy.access import (
     APIS,
@@ -48,6 +47,7 @@ from stretto.proxy.triton_stream import (
     client_status,
     reworded,
 )
+from stretto_contract.limits import FairLimit
 
 MAX_SMALL_BYTES = 1 << 16  # enough for names; only key holders may load models, whose files are in the message
 _TRITON = service_pb2.DESCRIPTOR.services_by_name[SERVICE.strip("/").rpartition(".")[2]].methods

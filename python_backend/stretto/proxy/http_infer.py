@@ -21,7 +21,6 @@ from pydantic_core import from_json
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from stretto.errors import FULL, INVALID, UNAVAILABLE
-from stretto.limits import FairLimit
 from stretto.proxy.infer_request import SHOWN, BadRequest
 from stretto.proxy.pages import Page, error_page
 from stretto.proxy.triton_stream import (
@@ -33,6 +32,7 @@ from stretto.proxy.triton_stream import (
     Uploads,
     client_status,
 )
+from stretto_contract.limits import FairLimit
 
 MAX_BODY_BYTES = 16 << 20  # JSON of 30 s at 16 kHz, with up to 20 characters a sample, has 10 MB
 MAX_ELEMENTS = 1 << 20  # as commas of the JSON; 65 s at 16 kHz. A million take at most a tenth of a second to parse

@@ -10,8 +10,8 @@ import numpy as np
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 
 from stretto.errors import FULL, INVALID, UNAVAILABLE
-from stretto.limits import FairLimit
 from stretto.proxy.infer_request import MAX_ID, BadRequest
+from stretto_contract.limits import FairLimit
 
 MAX_HELD_BYTES = 256 << 20  # samples of all unfinished replies
 MAX_REPLY_BYTES = 16 << 20  # 175 s at 24 kHz; as JSON five times as much

@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from stretto.limits import eviction_order, host_of
 from stretto.proxy.connections import MAX_PAGE_CONNECTIONS
+from stretto_contract.limits import eviction_order, host_of
 
 MAX_HEAD_BYTES = 8192
 MAX_PAGE_BYTES = 1 << 24

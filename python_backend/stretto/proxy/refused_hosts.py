@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
 from stretto.errors import FULL
-from stretto.limits import IN_FLIGHT
 from stretto.proxy.infer_request import MAX_ID, BadRequest
+from stretto_contract.limits import IN_FLIGHT
 
 MAX_HOSTS = 1024
 # The proxy does not see when a client reads slowly or a reply waits for text, and so leaves its place before its end.

@@ -20,8 +20,8 @@ import grpc
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
 from stretto.errors import FULL, UNAVAILABLE
-from stretto.limits import eviction_order
 from stretto.proxy.infer_request import SHOWN, BadRequest, with_origin
+from stretto_contract.limits import eviction_order
 
 T = TypeVar("T")
 AGAIN = "a process of the server has ended and is being restarted; try again"

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import get_type_hints, is_typeddict
 
 from stretto.errors import InvalidRequest, shown
-from stretto_client.schema import Expected
+from stretto_contract.schema import Expected
 
 T = TypeVar("T")
 MAX_LISTED = 12  # maximum number of keys in a message

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from stretto.errors import InvalidRequest
 from stretto.records.json_record import JsonRecord, limits_of
 from stretto.streams.chunking import ChunkPolicy
-from stretto_client.schema import (
+from stretto_contract.schema import (
     OBJECT,
     POLICIES,
     Encoding,

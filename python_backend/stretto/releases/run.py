@@ -26,7 +26,6 @@ from stretto.launcher import command as launcher
 from stretto.launcher.background import BackgroundServer, CannotServe, require_installation
 from stretto.launcher.config import default_port, whole_number
 from stretto.launcher.installation import LaunchError, state_folder
-from stretto.listening import LOOPBACK, listening_address
 from stretto.machine.gpus import gpu_number
 from stretto.releases.errors import BadArgument, ReleaseError
 from stretto.releases.fit import held_mb
@@ -37,6 +36,7 @@ from stretto.releases.models import InstalledModels
 from stretto.releases.options import choices_of, install_options, interrupted_by_sigterm, token_of
 from stretto.releases.printing import line, plain
 from stretto.releases.served import Devices, Served, served
+from stretto_contract.listening import LOOPBACK, listening_address
 
 STANDARD_INPUT = "-"
 MAX_PORT = 65_532  # the next three ports are used, too

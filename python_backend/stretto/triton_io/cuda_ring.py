@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from stretto.errors import InvalidRequest, Overloaded
-from stretto.limits import FairLimit
-from stretto_client.cuda_memory import CudaError, CudaMemory
-from stretto_client.schema import SOCKET_SUFFIX
+from stretto_contract.cuda_memory import CudaError, CudaMemory
+from stretto_contract.limits import FairLimit
+from stretto_contract.schema import SOCKET_SUFFIX
 
 BLOCK = 1 << 21  # bytes; memory is counted in blocks of this size, which CUDA allocates
 MAX_TOTAL_BYTES = 1 << 28

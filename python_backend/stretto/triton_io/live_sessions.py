@@ -13,7 +13,6 @@ import numpy as np
 
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.family.base import Family
-from stretto.limits import eviction_order
 from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Envelope, FlowAddress, Kept, LMChunk
 from stretto.records.prompt import AudioPart, Prompt, Resumption
 from stretto.streams.chunking import Pacer
@@ -21,6 +20,7 @@ from stretto.streams.layout import Segment
 from stretto.triton_io.flow import FlowTable
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.tensors import session_name, unknown_session
+from stretto_contract.limits import eviction_order
 
 MAX_AHEAD_S = 2.0  # unread audio in seconds beyond which receipts are delayed
 # Bytes of a reply that its client has not read: beyond the first limit, receipts wait; beyond the second, it fails.

@@ -16,7 +16,6 @@ from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overl
 from stretto.family.base import Family
 from stretto.family.pronunciations import SourceWords, server_dictionary
 from stretto.family.text import StreamedText
-from stretto.limits import FairLimit
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, SourceWord, TextPart
 from stretto.records.sampling import Delivery
@@ -30,7 +29,8 @@ from stretto.triton_io.metrics import BuildInfo, Gauges
 from stretto.triton_io.seal import Seal
 from stretto.triton_io.stub import EventLoop
 from stretto.triton_io.tensors import read_prompt
-from stretto_client.pronunciation import Dictionary, Pronouncer, Replacement
+from stretto_contract.limits import FairLimit
+from stretto_contract.pronunciation import Dictionary, Pronouncer, Replacement
 
 MAX_SESSIONS = 256  # a quarter of the slots, so that idle sessions leave room for other requests
 FIRST_WORD_S = 30.0

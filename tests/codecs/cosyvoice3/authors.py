@@ -1,7 +1,8 @@
 """Write `reference.npz` for the tests: results of the authors' code with random weights.
 
     pip install torch scipy x-transformers==2.11.24
-    COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:client python -m tests.codecs.cosyvoice3.authors [--check]
+    export COSYVOICE_ROOT=CosyVoice PYTHONPATH=.:python_backend:contract:client
+    python -m tests.codecs.cosyvoice3.authors [--check]
 
 COSYVOICE_ROOT is their repository, https://github.com/FunAudioLLM/CosyVoice, at ace7c47. All in float64, because the
 phases of a source add up. Noise comes from tables: the codec's for HiFT, which they draw anew at each start, and one

@@ -32,7 +32,7 @@ from stretto.family.base import Family, Task
 from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, code_rows, stream0_rows
 from stretto.family.source_words import source_words
 from stretto.family.text import TextCodec, TextReader
-from stretto_client.scripts import other_script
+from stretto_contract.scripts import other_script
 
 if TYPE_CHECKING:
     from stretto.codecs.base import Codec

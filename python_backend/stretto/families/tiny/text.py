@@ -11,8 +11,8 @@ from stretto.families.tiny.notation import plain_notation
 from stretto.families.tiny.numbers import DIRECTIONS, MONTH, MONTH_NAMES, name_units, write_out
 from stretto.families.tiny.numerals import read_numerals
 from stretto.families.tiny.units import CURRENCIES, SIGNS
-from stretto_client.scripts import GREEK_SYMBOL, without_faces
-from stretto_client.sentence_ends import joins
+from stretto_contract.scripts import GREEK_SYMBOL, without_faces
+from stretto_contract.sentence_ends import joins
 
 # Characters whose meaning would be lost in ASCII.
 SYMBOLS = {

@@ -23,6 +23,7 @@ PACKAGES = {
     "tests": ROOT / "tests",
     "scripts": ROOT / "scripts",
     "stretto": ROOT / "python_backend/stretto",
+    "stretto_contract": ROOT / "contract/stretto_contract",
     "stretto_client": ROOT / "client/stretto_client",
 }
 # Imported only where they are installed, or on the CPU.

@@ -5,7 +5,7 @@ import unicodedata
 from functools import lru_cache
 from itertools import pairwise
 
-from stretto_client.normal_forms import normalized
+from stretto_contract.normal_forms import normalized
 
 SCRIPTS = {  # keyed by the first word of a letter's Unicode name; for other scripts, messages contain that word
     "CJK": "Chinese characters", "IDEOGRAPHIC": "Chinese characters", "HIRAGANA": "Japanese letters",

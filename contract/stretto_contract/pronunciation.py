@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
-from stretto_client.normal_forms import normalized
-from stretto_client.phonemes import SYMBOLS
+from stretto_contract.normal_forms import normalized
+from stretto_contract.phonemes import SYMBOLS
 
 MAX_WORD_CHARS = 100
 MAX_SPELLING_CHARS = 400

@@ -11,7 +11,14 @@ from typing import NoReturn
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
-from stretto_client.pronunciation import MAX_ENTRIES, DictionaryEntry, InvalidEntry, entries_record, read_entries, shown
+from stretto_contract.pronunciation import (
+    MAX_ENTRIES,
+    DictionaryEntry,
+    InvalidEntry,
+    entries_record,
+    read_entries,
+    shown,
+)
 
 MAX_FILE_BYTES = 4 << 20
 NAMESPACE = "http://www.w3.org/2005/01/pronunciation-lexicon"
