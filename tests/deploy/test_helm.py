@@ -143,7 +143,7 @@ def objects(**options: Any) -> dict[tuple[str, str], Object]:
 
 @pytest.mark.nightly
 def test_helm_creates_the_stored_objects() -> None:
-    """After a change of the chart, store what `helm template` prints as JSON, an object in each line."""
+    """After a change of the chart, store what `helm template stretto` prints as JSON, an object in each line."""
     expected = {(each["kind"], each["metadata"]["name"]): each for each in OBJECTS}
     found = objects()
     assert found.keys() == expected.keys()
