@@ -105,7 +105,7 @@ def test_commands_download_what_the_converter_needs(tmp_path: Path) -> None:
     assert not missing
     assert not list(tmp_path.glob(f"*/{UNNEEDED}"))
     for words in commands:
-        if words[0] == "stretto" and words[2] != "valle":
+        if words[0] == "stretto":
             inputs = [tmp_path / word for option, word in pairwise(words) if is_path(option, word)]
             assert inputs
             assert not [str(path) for path in inputs if not path.exists()]

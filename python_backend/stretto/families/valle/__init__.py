@@ -8,7 +8,6 @@ PLUGIN = FamilyPlugin(
     open_template=lazy("stretto.families.valle.prompt:open_template"),
     convert="stretto.families.valle.convert",
     recognise="stretto.families.valle.recognise:recognise",
-    notes="stretto.families.valle:releases.md",
     load_refinement=lazy("stretto.families.valle.refinement:load"),
     architectures={"StrettoValleForCausalLM": "stretto.engine.models.backbones:StrettoGpt2ForCausalLM"},
 )
