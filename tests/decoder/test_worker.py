@@ -17,6 +17,7 @@ from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import Flight
 from stretto.decoder.loop import next_group
+from stretto.decoder.sessions import Sessions
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
@@ -170,6 +171,18 @@ def test_batch_size_never_exceeds_the_limit(codec: FakeCodec) -> None:
         reply.wait()
     assert [batch[0] for batch in codec.batches[1:]] == [4, 4, 2]
     worker.stop()
+
+
+def test_batches_on_the_host_do_not_depend_on_what_clients_play(
+    worker: DecoderWorker, codec: FakeCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody looks at every open utterance, because a batch is short anyway."""
+    monkeypatch.delattr(Sessions, "spare_s")
+    pile_up(worker, codec)
+    reply = push(worker, "u", 0, frames(1, 2, 3, 4))
+    codec.gate.set()
+    reply.wait()
+    assert reply.error is None
 
 
 def test_whole_utterance_codecs_reply_one_at_a_time(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +442,7 @@ class Delaying:
     depth = 1
     has_graphs = False
     batch_s = math.inf
-    longest_batch_s = math.inf
+    fills_spare_time = True
 
     def __init__(self, codec: FakeCodec) -> None:
         self._codec = codec

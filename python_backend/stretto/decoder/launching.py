@@ -3,7 +3,6 @@
 The decoder warms up before the first chunk, because the first window of each shape takes several times as long.
 """
 
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -51,13 +50,13 @@ class Launcher(Protocol):
         depth: Maximum number of batches in flight while another is being prepared.
         has_graphs: True if graphs can be captured.
         batch_s: Time in seconds after which a batch gets no further window.
-        longest_batch_s: The same while every client has audio to play, half of which the batch may last.
+        fills_spare_time: True if a batch may last longer while every client has audio to play: half of that audio.
     """
 
     depth: int
     has_graphs: bool
     batch_s: float
-    longest_batch_s: float
+    fills_spare_time: bool
 
     def enter(self) -> None:
         """Prepare the calling thread, which will launch all batches. Call once, before any codec state is created."""
@@ -87,7 +86,7 @@ class HostLauncher:
     depth = 0
     has_graphs = False
     batch_s = 0.1
-    longest_batch_s = 0.1
+    fills_spare_time = False
 
     def __init__(self, codec: Codec, convolutions: str) -> None:
         self._codec = codec
@@ -120,7 +119,7 @@ class CudaLauncher:
 
     depth = 1
     batch_s = 0.012  # about twice the time of a single window, for which a first chunk waits
-    longest_batch_s = math.inf
+    fills_spare_time = True
 
     def __init__(self, codec: Codec, config: DecoderConfig) -> None:
         self._device = torch.device(config.device)

@@ -416,7 +416,9 @@ class DecodingLoop:
         num_frames = window.codes.shape[1]
         most = batch_limit(self._codec.spec, num_frames, self._config.max_batch)
         window_s = num_frames * self.stopwatch.measured.frame_s
-        longest_s = max(self._launcher.batch_s, min(self._launcher.longest_batch_s, self._sessions.spare_s() / 2))
+        longest_s = self._launcher.batch_s
+        if self._launcher.fills_spare_time:
+            longest_s = max(longest_s, self._sessions.spare_s() / 2)
         return most if most * window_s <= longest_s else math.ceil(longest_s / window_s)
 
     def _accept_chunks(self) -> None:
