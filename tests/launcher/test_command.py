@@ -19,6 +19,7 @@ from stretto.launcher.installation import LaunchError
 from stretto.launcher.launch import LAUNCH_ID
 from tests.launcher.launched import Launch, Launched, busy_table, hang
 from tests.patience import PATIENCE_S
+from tests.read_only import run_read_only
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.slow
@@ -129,6 +130,16 @@ def test_unwritable_folder_of_tritons_backend_is_named_before_the_start(
     assert said.startswith(f"[serve] cannot write {tmp_path / place} ({reason}), which Triton's Python backend needs")
     assert said.count("\n") == 1
     assert not pid_file.exists()
+
+
+def test_read_only_tmp_is_named_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above replaces this one on systems that permit no mounts."""
+    monkeypatch.setenv("TMPDIR", "/dev/shm")
+    code = "import sys; from stretto.launcher.command import main; sys.exit(main([]))"
+    done = run_read_only(Path("/tmp"), code)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("[serve] cannot write /tmp (Read-only file system), which Triton's Python backend")
+    assert done.stderr.count("\n") == 1
 
 
 def test_full_shared_memory_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

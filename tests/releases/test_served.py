@@ -19,6 +19,7 @@ from stretto.releases.served import Devices, served
 from stretto.releases.target import parse
 from tests.installed_models import install, profile
 from tests.patience import PATIENCE_S
+from tests.read_only import run_read_only
 
 
 class FakeBuilder:
@@ -95,6 +96,34 @@ def test_model_in_a_read_only_folder_is_served_from_the_cache(
     assert served(another, Devices(), InstalledModels(tmp_path / "others"), builder).folder != first.folder
     models.remove(model)
     assert not first.folder.exists()
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from stretto.releases.models import InstalledModels
+from stretto.releases.served import Devices, served
+from tests.releases.test_served import FakeBuilder
+models, builder = InstalledModels(Path(sys.argv[1])), FakeBuilder()
+(model,) = models.all()
+folders = [served(model, Devices(), models, builder).folder for _ in range(2)]
+assert folders[0] == folders[1] and len(builder.made) == 1
+print(folders[0])
+"""
+
+
+def test_model_on_a_read_only_file_system_is_served_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above, which replaces the answer of the system, is for systems that permit no mounts."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "models"
+    install(folder)
+    before = files(folder)
+    done = run_read_only(folder, SERVE, str(folder))
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "cache")
+    assert files(folder) == before
 
 
 def test_repository_is_made_again_for_another_version(
