@@ -1,4 +1,4 @@
-"""CPU versions of products with constant weights (oneDNN), RMS norms, and the backbone's layers."""
+"""CPU versions of products with constant weights (oneDNN), RMS norms, activations, and the backbone's layers."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +16,7 @@ from vllm import (
 from vllm import _custom_ops as ops
 from vllm.config import CompilationMode, VllmConfig
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
@@ -194,6 +195,38 @@ def _multiply_unless_traced(
     return _multiply_padded(multiply, x, *weight_and_bias)
 
 
+UNROLLED = 64  # a multiple of the number of elements per iteration of torch's vectorised loops
+# Largest number of elements that torch never divides among threads: GELU's kernel divides more than that, others divide
+# 2 ** 15 or more.
+GRAIN = 1 << 14
+
+
+def activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """Apply an elementwise torch function to x [N, H]; the result for a row is bit-identical in every batch.
+
+    On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
+    In a contiguous batch, no row contains such elements if the width is a multiple of `UNROLLED` and one thread
+    computes the batch. If rows are apart, as the columns of a projection are, each row ends in such elements. If there
+    are several threads, the batch is split into parts that are too small for more than one thread. If the width of a
+    contiguous batch is not such a multiple, each part is a single row. vLLM's kernels compute each row independently,
+    but take up to ten times as long.
+    """
+    if x.device.type != "cpu" or x.shape[0] == 1:
+        return activate(x)
+    has_equal_rows = x.shape[1] % UNROLLED == 0 or not x.is_contiguous()
+    if has_equal_rows and (x.numel() <= GRAIN or torch.get_num_threads() == 1):
+        return activate(x)
+    return torch.cat([activate(part) for part in x.split(max(1, GRAIN // x.shape[1]) if has_equal_rows else 1)])
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """Return silu(a) * b, [N, H], for the halves a and b of `x` [N, 2 H], as vLLM's `SiluAndMul` does."""
+    gate, up = x.chunk(2, -1)
+    if torch.compiler.is_compiling():  # such a graph must accept any number of rows
+        return F.silu(gate) * up
+    return activate_rows(F.silu, gate).mul_(up)
+
+
 Norm = tuple[torch.Tensor, float]  # weight and epsilon
 # Selected once, because torch would otherwise choose among an operator's overloads in each call.
 write_norm = torch.ops._C.rms_norm.default
@@ -306,18 +339,20 @@ class CpuLayer:
             norm, attend = self._cross
             hidden_states = attend(norm(residual.add_(hidden_states)))
         add_norm(hidden_states, residual, *self._behind)
-        gate, up = self._gate_up(hidden_states).chunk(2, -1)
-        return self._down(F.silu(gate).mul_(up)), residual
+        return self._down(silu_and_mul(self._gate_up(hidden_states))), residual
 
 
 def use_cpu_layers(model: nn.Module, config: VllmConfig) -> None:
-    """Replace the `forward` methods of attention, and of the decoder layers that `CpuLayer` supports.
+    """Replace the `forward` methods of activations, attention, and the decoder layers that `CpuLayer` supports.
 
-    Models with adapters, tensor parallelism or KV transfer keep vLLM's methods, and so do compiled ones. Layers with
-    weights quantized by vLLM keep their own method.
+    Attention and layers of models with adapters, tensor parallelism or KV transfer keep vLLM's methods, and so do those
+    of compiled models. Layers with weights quantized by vLLM keep their own method.
     """
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
+    for module in model.modules():
+        if isinstance(module, SiluAndMul):
+            module._forward_method = silu_and_mul
     is_eager = config.compilation_config.mode == CompilationMode.NONE
     is_plain = is_eager and config.parallel_config.tensor_parallel_size == 1
     if not is_plain or config.lora_config is not None or config.kv_transfer_config is not None:

@@ -28,3 +28,18 @@ def test_certain_alignment_advances_ignore_the_noise() -> None:
     stay = torch.tensor([0, 0])
     for noise in (1e-7, 1 - 1e-7):
         assert advances(logits, stay, torch.ones(2), torch.full((2,), noise)).tolist() == [False, True]
+
+
+def test_advances_do_not_depend_on_the_batch() -> None:
+    """The noise is as near to each probability as float32 has numbers."""
+    num_rows = 500
+    logits = 3 * torch.randn(num_rows, 5, generator=torch.Generator().manual_seed(0))
+    stay = torch.zeros(num_rows, dtype=torch.int64)
+    temperature = torch.ones(num_rows)
+    probability = 1 - logits.double().softmax(-1)[:, 0].float()
+    for distance in range(-4, 5):
+        noise = probability + distance * torch.finfo(torch.float32).eps / 2
+        alone = [
+            advances(*row) for row in zip(*(each.split(1) for each in (logits, stay, temperature, noise)), strict=True)
+        ]
+        assert advances(logits, stay, temperature, noise).equal(torch.cat(alone))

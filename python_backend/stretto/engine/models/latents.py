@@ -8,6 +8,7 @@ from torch import nn
 from vllm import envs
 from vllm.config import VllmConfig
 
+from stretto.cpu_backend.products import activate_rows as activate_rows
 from stretto.engine.kernels.gpu.linear import use_row_invariant_products
 from stretto.engine.kernels.gpu.products import use_fused_operators
 from stretto.engine.models.multi_stream import MultiStreamMixin
@@ -22,30 +23,11 @@ from stretto.engine.worker.predictors import (
 from stretto.errors import CheckpointError
 
 LARGEST = 1e9  # magnitude of latents; their squares are finite in float32
-UNROLLED = 64  # a multiple of the number of elements per iteration of torch's vectorised loops
-GRAIN = (1 << 15) - 1  # largest number of elements for which torch uses one thread
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:
     """Return x * sigmoid(x) for x [N, H]; the result for a row is bit-identical in every batch."""
     return activate_rows(F.silu, x)
-
-
-def activate_rows(activate: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Apply an elementwise torch function to x [N, H]; the result for a row is bit-identical in every batch.
-
-    On a CPU, torch's kernels use a different code path for the last elements of a batch, or of a thread's part of it.
-    No row contains such elements if the width is a multiple of `UNROLLED` and one thread computes the batch. If there
-    are several threads, the batch is therefore split into parts that are too small for more than one thread. If the
-    width is not such a multiple, each part is a single row. vLLM's kernels compute each row independently, but take up
-    to ten times as long.
-    """
-    if x.device.type != "cpu" or x.shape[0] == 1:
-        return activate(x)
-    has_whole_rows = x.shape[1] % UNROLLED == 0
-    if has_whole_rows and torch.get_num_threads() == 1:
-        return activate(x)
-    return torch.cat([activate(part) for part in x.split(max(1, GRAIN // x.shape[1]) if has_whole_rows else 1)])
 
 
 class SolverTable:

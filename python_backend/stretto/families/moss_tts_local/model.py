@@ -14,6 +14,7 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
 from stretto.engine.models.depth_transformer import DepthWeights
+from stretto.engine.models.latents import activate_rows
 from stretto.families.moss_tts_local.family import Gpt2Spec
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu, "gelu": F.gelu}
@@ -111,4 +112,4 @@ class _Layer(nn.Module):
         seen = keys[:, :, : place + 1], values[:, :, : place + 1]
         out = F.scaled_dot_product_attention(query[:, :, None], *seen, enable_gqa=True)
         x = x + self.o_proj(out.reshape(len(x), -1))
-        return x + self.fc_out(self._activate(self.fc_in(self.ln_2(x))))
+        return x + self.fc_out(activate_rows(self._activate, self.fc_in(self.ln_2(x))))

@@ -37,7 +37,8 @@ def advances(
     log_stay = logits.log_softmax(-1).gather(-1, stay[:, None]).squeeze(-1)
     log_odds = torch.log(-torch.expm1(log_stay)) - log_stay
     is_random = temperature > 0
-    probability = torch.sigmoid(log_odds / torch.where(is_random, temperature, 1.0))
+    # torch.sigmoid rounds the last elements of a batch otherwise; its exponential rounds all equally.
+    probability = 1 / (1 + torch.exp(-log_odds / torch.where(is_random, temperature, 1.0)))
     return probability > torch.where(is_random, uniform, 0.5)
 
 
