@@ -19,7 +19,7 @@ import pytest
 from stretto.releases.detect import detect
 from stretto.releases.entry import RepositoryFiles
 from stretto.releases.errors import ReleaseError
-from stretto.releases.fetch import PATIENCE_S, WORK_S, _BoundedStream
+from stretto.releases.fetch import PATIENCE_S, WORK_S, _BoundedStream, _check_destination
 from stretto.releases.hub import Hub, RemoteListing, Snapshot
 from stretto.releases.hub import address as hub_address
 from stretto.untrusted_files import SHARED_MARKER
@@ -442,6 +442,51 @@ def test_redirect_that_cannot_be_followed_is_reported(
     assert status in (1, 5)
     assert "Traceback" not in message
     assert not parts(home, repository)
+
+
+ADDRESSES = {
+    "hub.example": "93.184.215.14",
+    "files.example": "93.184.215.15",
+    "inside.example": "10.0.0.7",
+    "mirror.internal": "10.0.0.8",
+}
+INSIDE = ["https://169.254.169.254/x", "https://127.0.0.1/x", "https://[::1]/x", "https://[fd00::1]/x"]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "address", "message"),
+    [
+        *(("https://hub.example", address, "on the internet") for address in [*INSIDE, "https://inside.example/x"]),
+        ("https://hub.example", "http://files.example/x", "begins with https://"),
+        ("https://hub.example", "https://files.example/x", None),
+        ("https://hub.example", "https://unknown.example/x", None),  # a proxy may know it
+        ("http://mirror.internal", "http://127.0.0.1/x", None),  # a user's own hub may be anywhere
+    ],
+)
+def test_redirect_into_a_private_network_is_refused(
+    endpoint: str, address: str, message: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = list[str]()
+
+    def resolved(host: str, port: object) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+        if "unknown" in host:
+            raise socket.gaierror
+        return [(0, 0, 0, "", (ADDRESSES.get(host, host), 0))]
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        sent.append(str(request.url))
+        return httpx2.Response(302, headers={"Location": address}) if len(sent) == 1 else httpx2.Response(200)
+
+    monkeypatch.setattr("stretto.releases.fetch.socket.getaddrinfo", resolved)
+    monkeypatch.setattr("stretto.releases.fetch.constants.ENDPOINT", endpoint)
+    hooks: dict[str, list[Callable[..., Any]]] = {"request": [_check_destination]}
+    client = httpx2.Client(transport=httpx2.MockTransport(answer), event_hooks=hooks, follow_redirects=True)
+    if message is None:
+        assert client.get(f"{endpoint}/model").status_code == 200
+        return
+    with pytest.raises(ReleaseError, match=message):
+        client.get(f"{endpoint}/model")
+    assert sent == [f"{endpoint}/model"]
 
 
 def test_long_licence_is_cut(client: Hub, repository: Repository) -> None:

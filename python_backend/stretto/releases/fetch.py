@@ -5,10 +5,12 @@ A file is stored in the hub's own cache, which other programs share, and is comp
 
 import fcntl
 import hashlib
+import ipaddress
 import math
 import re
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -173,10 +175,37 @@ def _refuse_compression(request: httpx2.Request) -> None:
     request.headers["Accept-Encoding"] = "identity"
 
 
+def _is_public(host: str) -> bool:
+    """Return True if no address of a host belongs to this machine or to a private network."""
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return True  # a proxy may know the name
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
+
+
+def _check_destination(request: httpx2.Request) -> None:
+    """Raise Unavailable if a hub on the internet redirects to a private network, or to an address without encryption.
+
+    Otherwise the hub could make this machine send requests to services that only its own network can reach.
+    """
+    hub = urlsplit(constants.ENDPOINT)
+    host = request.url.host
+    if hub.hostname is None or host == hub.hostname or not _is_public(hub.hostname):
+        return
+    if hub.scheme == "https" and request.url.scheme != "https":
+        raise Unavailable(f"redirect: expected an address that begins with https://, got {shown(str(request.url))}")
+    if not _is_public(host):
+        raise Unavailable(f"redirect: expected an address on the internet, got {shown(str(request.url))}")
+
+
 def _check_answers() -> None:
-    """Let the client library check and bound each answer, with its own settings otherwise."""
+    """Let the client library check where each request goes, and check and bound each answer.
+
+    Its own settings are kept otherwise.
+    """
     usual = get_session()
-    requests: list[Callable[..., Any]] = [*usual.event_hooks["request"], _refuse_compression]
+    requests: list[Callable[..., Any]] = [*usual.event_hooks["request"], _check_destination, _refuse_compression]
     hooks: dict[str, list[Callable[..., Any]]] = {"request": requests, "response": [_check_answer, _bound_answer]}
     set_client_factory(
         lambda: httpx2.Client(event_hooks=hooks, follow_redirects=usual.follow_redirects, timeout=usual.timeout)
