@@ -304,3 +304,10 @@ def test_server_environment_excludes_ray_worker_variables(monkeypatch: pytest.Mo
     told = environment()
     assert told["CUDA_VISIBLE_DEVICES"] == "1"
     assert not {"RAY_JOB_ID", "OMP_NUM_THREADS", "PYTHONPATH"} & set(told)
+
+
+def test_documented_commands_start_ray_with_a_token() -> None:
+    """Whoever can reach a node's ports can start processes there, and Ray listens on all addresses."""
+    page = (ROOT / "docs/scale.md").read_text()
+    commands = page[page.index("uv venv ray") : page.index("stretto_ray.app:build")]
+    assert commands.index("export RAY_AUTH_MODE=token") < commands.index("get-auth-token") < commands.index("ray start")
