@@ -61,22 +61,24 @@ class Row:
 
 
 class Launches(TorchDispatchMode):
-    """Counter of operators that compute on META; a library may launch several kernels for one.
+    """Recorder of operators that compute on META; a library may launch several kernels for one.
 
     Attributes:
-        number: Number of operators.
+        names: Names of the operators.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.number = 0
+        self.names = list[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         aliases = [each.alias_info for each in func._schema.returns]
         is_view = all(alias is not None and not alias.is_write for alias in aliases)
         on_device = any(isinstance(each, torch.Tensor) and each.device == META for each in tree_leaves(result))
-        self.number += on_device and not is_view and "empty" not in func._overloadpacket.__name__
+        name = func._overloadpacket.__name__
+        if on_device and not is_view and "empty" not in name:
+            self.names.append(name)
         return result
 
 
@@ -85,7 +87,7 @@ def launches(codec: Codec, config: DecoderConfig) -> int:
     *_, window = largest_batches(codec, replace(config, max_batch=1))
     with Peak(), Launches() as counter, torch.inference_mode():
         codec.decode(window)
-    return counter.number
+    return len(counter.names)
 
 
 @cache

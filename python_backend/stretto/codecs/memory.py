@@ -6,6 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.streaming import Elu, Snake, joined
 
 
@@ -48,14 +49,20 @@ class Memory:
             time: Dimension of the steps in `x`.
             activation: Activation of `x`, for inputs with time 2.
         """
-        shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
-        stop = self._at + x[0].numel() // x.shape[time] * steps
-        before = self._before[:, self._at : stop].view(shape)
-        both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
-        again = x.shape[time] * self._right // self._frames
-        kept = both.narrow(time, both.shape[time] - again - steps, steps)
-        self.after[:, self._at : stop].view(shape).copy_(kept)
+        begin = self._at
+        stop = begin + x[0].numel() // x.shape[time] * steps
         self._at = stop
+        again = x.shape[time] * self._right // self._frames
+        if runs_kernels(x):
+            x = activation(x) if isinstance(activation, Elu) else x
+            factors = activation.repeated(1, x.shape[1]) if isinstance(activation, Snake) else (None, None)
+            window: Tensor = torch.ops.stretto.join(x, self._before, self.after, begin, steps, again, time, *factors)
+            return window
+        shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
+        before = self._before[:, begin:stop].view(shape)
+        both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
+        kept = both.narrow(time, both.shape[time] - again - steps, steps)
+        self.after[:, begin:stop].view(shape).copy_(kept)
         return both
 
     def split(self, batch: int, size: int) -> Iterator[tuple[slice, "Memory"]]:

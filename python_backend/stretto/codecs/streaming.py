@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.models.dac.modeling_dac import Snake1d
 
 from stretto.codecs.base import CodecSpec, Window
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.errors import InvalidRequest
 
 MIN_ROW = 256  # elements; for shorter rows, loop overhead exceeds the arithmetic
@@ -252,16 +253,19 @@ class Snake(WithConstants):
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the activations of x [B, C, n], stored in `out` if it is given and x is time-major."""
         if not is_time_major(x):
-            rate, height = self._repeat(1, x.shape[1])
+            rate, height = self.repeated(1, x.shape[1])
+            if runs_kernels(x):
+                activated: Tensor = torch.ops.stretto.join(x, None, None, 0, 0, 0, 2, rate, height)
+                return activated
             return _snake(x, rate[:, None], height[:, None])
         joint = min(x.shape[2] & -x.shape[2], _max_joint(x.shape[1]))  # number of steps per row
-        rate, height = self._repeat(joint, x.shape[1])
+        rate, height = self.repeated(joint, x.shape[1])
         out = torch.empty_like(x) if out is None else out
         rows, places = (each.transpose(1, 2).unflatten(1, (-1, joint)).flatten(2) for each in (x, out))
         _snake(rows, rate, height, places)
         return out
 
-    def _repeat(self, times: int, channels: int) -> tuple[Tensor, Tensor]:
+    def repeated(self, times: int, channels: int) -> tuple[Tensor, Tensor]:
         """Return the factors of the channels, repeated `times` times."""
         joined_factors = self.joined_factors
         if joined_factors is None or torch.is_grad_enabled():  # joined factors have no gradients

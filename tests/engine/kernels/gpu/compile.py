@@ -18,6 +18,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from stretto.codecs.kernels.join import join_kernel
 from stretto.decoder.tf32_kernel import split_kernel
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
@@ -96,6 +97,12 @@ VOXCPM2 = {"length": 11, "num_heads": 16, "num_kv_heads": 2, "head_dim": 128, "b
 LINEAR = {**dict.fromkeys(("out", "x", "weight", "bias"), "*fp32"), "num_rows": "i32"}
 LINEAR_SIZES = ("x_stride", "num_columns", "num_inner", "chunk")  # multiples of 16 in all published models
 LINEAR |= dict.fromkeys(LINEAR_SIZES, "i32")
+JOIN = dict.fromkeys(("out", "after", "x", "before", "rate", "height"), "*fp32")
+JOIN_SIZES = "x_batch x_channel x_step before_batch after_batch at num_rows num_channels num_new steps again"
+JOIN |= dict.fromkeys([*JOIN_SIZES.split(), "inner"], "i32")
+JOINED = {"block_rows": 16, "block_columns": 128}
+ALONE = dict.fromkeys(("after", "before"))
+UNCHANGED = dict.fromkeys(("rate", "height"))
 FEW = {"block_rows": 16, "block_inner": FEW_INNER}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "tasks", "ends", "ends_of_audio", "end_frame")
@@ -215,6 +222,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (stretch_inputs_kernel, {}, STRETCHES, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
+    *((join_kernel, JOIN, JOINED | absent, 8) for absent in ({}, ALONE, UNCHANGED)),
     (split_kernel, {"out": "*fp32", "x": "*fp32", "size": "i32"}, {"block": 1024}, 4),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES}, 1),

@@ -37,6 +37,7 @@ KERNELS = (
     "slots_kernel",
     "stretch_inputs_kernel",
     "local_attention_kernel",
+    "join_kernel",
     "split_kernel",
 )
 

@@ -1,0 +1,78 @@
+"""Runs the kernels of codecs in Triton's interpreter, on signals in host memory, in the layout of a GPU."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.convolutions import as_on_a_gpu
+from stretto.codecs.kernels import operators
+from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.qwen3_12hz.decoder import Decoder, DecoderShape
+from stretto.codecs.streaming import prepare_products
+
+# A decoder with every layer of Qwen3-TTS's, and as little arithmetic as possible: 12 samples a frame.
+SHAPE = DecoderShape(
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=4,
+    intermediate_size=8,
+    sliding_window=3,
+    rope_theta=1e4,
+    rms_norm_eps=1e-5,
+    codebook_size=16,
+    codebook_dim=8,
+    num_quantizers=3,
+    latent_dim=8,
+    decoder_dim=32,
+    upsampling_ratios=(2,),
+    upsample_rates=(3, 2),
+)
+
+
+@contextmanager
+def kernels_on_host() -> Iterator[None]:
+    """Let codecs use their kernels in the `with` block."""
+    library = torch.library.Library("stretto", "FRAGMENT")
+    for name, kernel in operators.KERNELS.items():
+        library.impl(name, kernel, "CPU")
+    try:
+        with as_on_a_gpu(), patch.object(operators, "DEVICES", {"cpu"}), torch.inference_mode():
+            yield
+    finally:
+        library._destroy()
+
+
+def small_decoder() -> Decoder:
+    """Return a decoder of SHAPE with random weights, whose activations differ between channels."""
+    torch.manual_seed(0)
+    decoder = Decoder(SHAPE).eval().requires_grad_(False)
+    for name, weight in decoder.named_parameters():
+        if name.endswith(("alpha", "beta", "embedding_sum")):
+            nn.init.normal_(weight, std=0.3)
+    return prepare_products(decoder)
+
+
+def random_codes(batch: int, frames: int) -> Tensor:
+    """Return codes [B, K, T] of SHAPE."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(SHAPE.codebook_size, (batch, SHAPE.num_quantizers, frames), generator=generator)
+
+
+@torch.inference_mode()
+def decoded(decoder: Decoder, codes: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Decode codes in chunks of `sizes` frames; return the samples [B, n] and the last state [B, D]."""
+    state = torch.zeros(len(codes), num_kept(decoder))
+    first = 0
+    parts = list[Tensor]()
+    for size in sizes:
+        memory = Memory(state, torch.full((len(codes),), first), size)
+        parts.append(decoder(codes[:, :, first : first + size], torch.full((len(codes),), first), memory))
+        assert memory.is_complete
+        state = memory.after
+        first += size
+    return torch.cat(parts, 1), state
