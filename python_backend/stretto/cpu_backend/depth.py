@@ -15,6 +15,7 @@ from stretto.cpu_backend.products import (
     norm_of,
     padded_size,
     product_of,
+    silu_and_mul,
     write_norm,
 )
 
@@ -285,6 +286,8 @@ class _DepthLayer:
             self._rotary = None, spec.head_dim, cache, rotary.is_neox_style
         self._rotate: Any = torch.ops._C.rotary_embedding.default
         self._activate: Any = torch.ops._C.silu_and_mul.default
+        if spec.intermediate % VECTOR:
+            self._activate = _activate_any_width
 
     def __call__(self, buffers: _Buffers, first: int) -> None:
         """Replace `buffers.x` by the MLP's output at the positions from `first`, and add to `buffers.residual`.
@@ -309,6 +312,14 @@ class _DepthLayer:
         self._gate_up(x, buffers.opened)
         self._activate(buffers.gated, buffers.opened)
         self._down(buffers.gated, x)
+
+
+VECTOR = 16  # a multiple of the number of elements of which vLLM's activation reads whole vectors
+
+
+def _activate_any_width(gated: torch.Tensor, opened: torch.Tensor) -> None:
+    """Do the same as vLLM's `silu_and_mul`, which refuses widths that are no multiple of a vector."""
+    gated.copy_(silu_and_mul(opened))
 
 
 class _HeadNorms:

@@ -100,7 +100,7 @@ def test_depth_states_match_the_torch_layers(
 ) -> None:
     rope = {"rope_type": "default", "rope_theta": 500000.0}
     normed = DepthSpec(32, 48, 2, num_heads, num_kv_heads, 8, EPSILON, rope, has_head_norms=True)
-    for spec in (normed, replace(normed, has_head_norms=False)):
+    for spec in (normed, replace(normed, has_head_norms=False), replace(normed, intermediate=42)):
         with single_rank(monkeypatch):
             modules = build(spec, 4, seed=1)
         plain = PlainDepth(modules)
