@@ -170,13 +170,10 @@ def layer_spec(numbers: Mapping[str, Any], place: str) -> DepthSpec:
             raise CheckpointError(f"config.json: {place}{name}: expected false, got {shown(found)}")
     if sizes["head_dim"] % 2:
         raise CheckpointError(f"config.json: {place}head_dim: expected an even number, got {sizes['head_dim']}")
-    for name, count, of in (
-        ("n_head", sizes["num_heads"], sizes["num_kv_heads"]),
-        ("dim", sizes["hidden"], sizes["num_heads"]),
-    ):
-        if count % of:
-            of_name = "n_local_heads" if name == "n_head" else "n_head"
-            raise CheckpointError(f"config.json: {place}{name}: expected a multiple of {of} ({of_name}), got {count}")
+    heads = sizes["num_heads"]
+    if heads % sizes["num_kv_heads"]:
+        expected = f"a multiple of {sizes['num_kv_heads']} (n_local_heads)"
+        raise CheckpointError(f"config.json: {place}n_head: expected {expected}, got {heads}")
     return DepthSpec(
         **sizes,
         eps=float(eps),
