@@ -37,6 +37,7 @@ from stretto.codecs.base import Codec, CodecSpec, Window, load_codec
 from stretto.config import DecoderConfig
 from stretto.convert.make_repository import WARM_UP_S
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
+from stretto.decoder.launching import make_launcher
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import Windower
@@ -89,7 +90,7 @@ class ProcessorTime:
         self._stopwatch = stopwatch
         self._queue = ChunkQueue()
         sessions = Sessions(codec, config.max_utterances, config.idle_timeout_s, self.now, marker=marker)
-        self._loop = DecodingLoop(codec, config, self._queue, Counts(), sessions)
+        self._loop = DecodingLoop(codec, config, self._queue, Counts(), sessions, make_launcher(codec, config))
         self._loop.clock = stopwatch
         self._loop.enter()
         self._now = self._free_at = 0.0

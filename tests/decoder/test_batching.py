@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.decoder import loop
+from stretto.decoder import batching
+from stretto.decoder.batching import ChunkJob, HostTurns, LaunchedBatch, next_group, stack
 from stretto.decoder.chunk_queue import PendingChunk
 from stretto.decoder.launching import HostLauncher
-from stretto.decoder.loop import ChunkJob, HostTurns, LaunchedBatch, next_group, stack
 from stretto.decoder.sessions import DecoderSession, Renderer
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk
@@ -80,7 +80,7 @@ def test_hosts_take_turns_in_the_first_job_of_a_batch() -> None:
 
 
 def test_new_host_is_next_and_the_oldest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "MAX_HOSTS", 2)
+    monkeypatch.setattr(batching, "MAX_HOSTS", 2)
     turns = HostTurns()
     assert [turns.next(hosts) for hosts in (["a"], ["a", "b"], ["a", "b"], ["a", "b", "c"])] == ["a", "b", "a", "c"]
     assert turns.next(["a", "b"]) == "b"

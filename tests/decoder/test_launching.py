@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
-from stretto.decoder import loop
+from stretto.decoder import worker as worker_module
 from stretto.decoder.convolutions import convolutions_in
 from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher
 from stretto.decoder.worker import DecoderWorker
@@ -95,7 +95,7 @@ def test_launch_thread_enters_first_and_creates_all_states() -> None:
 
     codec = Watched()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_launcher", lambda codec, config: Watching(codec, config.convolutions))
+        patch.setattr(worker_module, "make_launcher", lambda codec, config: Watching(codec, config.convolutions))
         worker = DecoderWorker(codec, DecoderConfig())
     reply = RecordedReply(None, ("a", 0))
     worker.push("a", Chunk(0, Segment.AUDIO, is_final=True), np.array([[1, 2], [1, 2]], np.int32), reply)

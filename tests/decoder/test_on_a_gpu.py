@@ -10,7 +10,6 @@ from torch import Tensor
 
 from stretto.codecs.base import Stateful, Window
 from stretto.config import DecoderConfig
-from stretto.decoder import loop as loop_module
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk
 from stretto.decoder.launching import CudaLauncher, Flight
 from stretto.decoder.loop import DecodingLoop
@@ -66,10 +65,9 @@ class Decoder:
             right_frames=right_frames,
         )
         self.launcher = CudaLauncher(codec, config)
-        monkeypatch.setattr(loop_module, "make_launcher", lambda codec, config: self.launcher)
         self.queue, self.counts = ChunkQueue(), Counts()
         self.sessions = Sessions(codec, 256, 60.0, lambda: 0.0)
-        self.loop = DecodingLoop(codec, config, self.queue, self.counts, self.sessions)
+        self.loop = DecodingLoop(codec, config, self.queue, self.counts, self.sessions, self.launcher)
         self.loop.clock = lambda: cuda.now_s
 
     def put(

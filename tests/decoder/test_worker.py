@@ -15,9 +15,13 @@ import torch
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
+from stretto.decoder.batching import next_group
 from stretto.decoder.launching import Flight
+<<<<<<< HEAD
 from stretto.decoder.loop import next_group
 from stretto.decoder.sessions import Sessions
+=======
+>>>>>>> 99acc069 (decoder: move jobs, batches and events out of the loop's file)
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
@@ -466,7 +470,7 @@ class Delaying:
 @pytest.fixture
 def delaying(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> Delaying:
     launcher = Delaying(codec)
-    monkeypatch.setattr("stretto.decoder.loop.make_launcher", lambda codec, config: launcher)
+    monkeypatch.setattr("stretto.decoder.worker.make_launcher", lambda codec, config: launcher)
     return launcher
 
 

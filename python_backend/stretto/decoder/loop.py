@@ -3,306 +3,40 @@
     queue ─► jobs: one window per utterance ─► batch: windows of equal shape ─► in flight ─► replies
 
 Waiting chunks are decoded immediately, at most one per utterance and batch; the loop never waits for a larger batch.
-The job with the earliest deadline comes first: its client will underrun next, or is still waiting for its first audio.
-Client hosts take turns in having the first job of a batch.
-
-A batch combines windows of different utterances, for the codec or for a refinement model.
 """
 
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import Any, cast
 
 import numpy as np
-import torch
 
-from stretto.codecs.base import Codec, CodecSpec, ProgressSource, Window
-from stretto.codecs.refinement import Passage, Refinement, refinement_of
+from stretto.codecs.base import Codec, ProgressSource
+from stretto.codecs.refinement import Passage
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
+from stretto.decoder.batching import (
+    ChunkJob,
+    FilledBatch,
+    HostTurns,
+    LaunchedBatch,
+    launch,
+    next_group,
+    still_connected,
+)
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk, Stopwatch, Unanswered, check_connected
+from stretto.decoder.events import make_event
 from stretto.decoder.graphs import batch_limit, padded_batch
-from stretto.decoder.launching import Launcher, capture_shapes, make_launcher, warm_up
+from stretto.decoder.launching import Launcher, capture_shapes, warm_up
 from stretto.decoder.sessions import RESUME, DecoderSession, Sessions
 from stretto.decoder.streaming import FrameWindow, Work
 from stretto.errors import Cancelled, Closing, InvalidRequest
-from stretto.records.chunk import Event, ReportEvent, WordMark, WordTime
 from stretto.streams.chunking import ChunkPolicy
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ChunkJob:
-    """Work for one chunk: a window to decode, or codes whose missing codebooks a refinement model fills in.
-
-    Attributes:
-        pending: The chunk.
-        session: Decoder state of its utterance.
-        window: Window, or passage to fill in.
-        due_s: Time at which the client will have played everything sent so far; if nothing has been sent yet, the time
-            at which the job was created.
-        is_last: True for the chunk's last window; False for earlier windows and for windows of a voice reference.
-    """
-
-    pending: PendingChunk
-    session: DecoderSession
-    window: Work
-    due_s: float
-    is_last: bool = True
-
-    @property
-    def frames(self) -> FrameWindow:
-        """The window of frames in a decoding job; refinement jobs have none."""
-        assert isinstance(self.window, FrameWindow), self.pending.utterance
-        return self.window
-
-    @property
-    def is_alone(self) -> bool:
-        """True if the job may not share a batch, so that its samples do not depend on other utterances."""
-        return self.session.renderer.form.deterministic
-
-
-class LaunchedBatch:
-    """Batch of windows of equal shape that has been launched.
-
-    The sessions get their next codec states immediately, although the device may still be computing them.
-    """
-
-    def __init__(self, jobs: Sequence[ChunkJob], launcher: Launcher, spec: CodecSpec) -> None:
-        self.jobs = jobs
-        window = jobs[0].frames
-        self.num_frames = window.num_frames
-        self._flight = launcher.launch(stack(jobs))
-        self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
-        self._codec = spec.name
-        for job, state in zip(jobs, self._flight.states.split(1), strict=True):
-            job.session.state = state.clone()  # a view would keep the states of the whole batch alive
-
-    def pcm(self) -> np.ndarray:
-        """Wait for the samples and return them, float32 [B, n]."""
-        samples = self._flight.pcm()
-        assert samples.shape == self._expected, f"{self._codec} returned pcm {samples.shape}, expected {self._expected}"
-        return samples
-
-    @property
-    def is_done(self) -> bool:
-        """True once `pcm` need not wait."""
-        return self._flight.is_done()
-
-    @property
-    def device_s(self) -> Callable[[], float] | None:
-        """Function that returns the device time in seconds, callable once the samples are available.
-
-        None on the host.
-        """
-        return self._flight.device_s
-
-    def addresses(self) -> list[int | None]:
-        """Return the GPU address of each job's samples, valid as long as this object exists; None on the host."""
-        samples = self._flight.on_device
-        return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
-
-
-class FilledBatch:
-    """Completed batch of refinement jobs, whose sessions contain the completed codes. It has no samples."""
-
-    num_frames = 0
-    device_s = None
-    is_done = True
-
-    def __init__(
-        self, jobs: Sequence[ChunkJob], refinement: Refinement, on_progress: Callable[[], None] | None = None
-    ) -> None:
-        self.jobs = jobs
-        passages = [job.window for job in jobs if isinstance(job.window, Passage)]
-        for job, codes in zip(jobs, refinement.fill(passages, on_progress), strict=True):
-            assert job.session.filling is not None, job.pending.utterance
-            job.session.filling.fill(codes)
-
-    def pcm(self) -> list[None]:
-        """Return None for each job."""
-        return [None] * len(self.jobs)
-
-    def addresses(self) -> list[None]:
-        """Return None for each job."""
-        return [None] * len(self.jobs)
-
-
-def launch(
-    jobs: Sequence[ChunkJob], launcher: Launcher, codec: Codec, on_progress: Callable[[], None] | None = None
-) -> LaunchedBatch | FilledBatch:
-    """Launch a batch of windows, or fill in the codebooks of a batch of passages.
-
-    Args:
-        jobs: Jobs of equal shape.
-        launcher: Launcher for the codec's device.
-        codec: The codec.
-        on_progress: Called after each codebook that is filled in, to report progress.
-    """
-    if isinstance(jobs[0].window, FrameWindow):
-        return LaunchedBatch(jobs, launcher, codec.spec)
-    refinement = refinement_of(codec)
-    assert refinement is not None, codec.spec.name
-    return FilledBatch(jobs, refinement, on_progress)
-
-
-MAX_HOSTS = 1024
-MAX_PASSAGE_ROWS = 1 << 14  # in a batch of a refinement model, so that its activations fit into a GPU's memory
-
-
-class HostTurns:
-    """Turns of client hosts in having the first job of a batch.
-
-    A host whose clients have all underrun would otherwise come before every client that is still waiting for its audio.
-    """
-
-    def __init__(self) -> None:
-        self._hosts: dict[str, None] = {}  # the one whose turn was last comes last
-
-    def next(self, hosts: Collection[str]) -> str:
-        """Return the one of `hosts` whose last turn was longest ago."""
-        waiting = [host for host in self._hosts if host in hosts]
-        host = next((each for each in hosts if each not in self._hosts), None)
-        host = waiting[0] if host is None else host
-        self._hosts.pop(host, None)
-        self._hosts[host] = None
-        if len(self._hosts) > MAX_HOSTS:
-            del self._hosts[next(iter(self._hosts))]
-        return host
-
-
-def next_group(jobs: Sequence[ChunkJob], limit: Callable[[Work], int], turns: HostTurns) -> list[ChunkJob]:
-    """Return the jobs of the next batch: those of clients that have no audio yet first, then by deadline.
-
-    These are the first job of the next host and others of the same shape. If that job may not share a batch, it is
-    returned on its own.
-
-    Args:
-        jobs: All jobs.
-        limit: Function that returns the maximum number of jobs per batch, given the window of one of them.
-        turns: Turns of the hosts.
-    """
-    ordered = sorted(jobs, key=lambda job: (job.session.dry_s is not None, job.due_s))
-    host = turns.next(dict.fromkeys(job.pending.reply.host for job in ordered))
-    first = next(job for job in ordered if job.pending.reply.host == host)
-    if first.is_alone:
-        return [first]
-    others = (job for job in ordered if job.window.shape == first.window.shape and not job.is_alone)
-    return [first, *islice((job for job in others if job is not first), limit(first.window) - 1)]
-
-
-def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exception], None]) -> list[ChunkJob]:
-    """Return the jobs whose clients are still connected, and those of sessions that can be resumed.
-
-    Args:
-        jobs: Jobs to check.
-        fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.
-    """
-    found = list[ChunkJob]()
-    for job in jobs:
-        try:
-            if job.session.answers is None:
-                check_connected(job.pending)
-            found.append(job)
-        except Cancelled as error:
-            fail(job.pending, error)
-    return found
-
-
-def stack(jobs: Sequence[ChunkJob]) -> Window:
-    """Stack the windows of equally shaped jobs into one batch for the codec."""
-    windows = [job.frames for job in jobs]
-    return Window(
-        codes=torch.from_numpy(np.stack([window.codes for window in windows])),
-        left=windows[0].left,
-        right=windows[0].right,
-        first=torch.tensor([window.first for window in windows]),
-        state=torch.cat([job.session.state for job in jobs]),
-    )
-
-
-def make_event(pending: PendingChunk, session: DecoderSession, num_samples: int, end: int, spec: CodecSpec) -> Event:
-    """Return the event of a chunk.
-
-    Times in the event are in seconds from the start of the utterance. `codes` is present if the client requested it.
-
-    Args:
-        pending: The chunk.
-        session: Decoder state of its utterance, with the chunk's samples already counted.
-        num_samples: Number of samples sent with the event.
-        end: Position in the utterance, in samples, at which these samples end.
-        spec: Codec constants.
-    """
-    chunk = pending.chunk
-    sample_rate = session.renderer.sample_rate
-    event: Event = {
-        "utterance": pending.utterance,
-        "index": chunk.index,
-        "segment": chunk.segment.name.lower(),
-        "text": chunk.text,
-        "words": [timed_word(mark, spec.frame_rate) for mark in chunk.marks if mark.word is not None],
-        "guidance_changes": [
-            {"start_s": round(change.frame / spec.frame_rate, 4), "is_guided": change.is_guided}
-            for change in chunk.guidance_changes
-        ],
-        "start_s": (end - num_samples) / sample_rate,
-        "duration_s": num_samples / sample_rate,
-        "sample_rate": sample_rate,
-        "is_final": chunk.is_final,
-    }
-    if chunk.output_codes:
-        event["codes"] = chunk.output_codes
-    if chunk.session:
-        event["session"] = chunk.session
-    if chunk.pauses:
-        event["pauses"] = chunk.pauses
-    if chunk.num_transcribed is not None:
-        event["begun"] = [timed_word(mark, spec.frame_rate) for mark in chunk.begun]
-        event["transcribed_s"] = round(chunk.num_transcribed / spec.frame_rate, 4)
-    if session.marking is not None and num_samples:
-        event["marker"] = session.marking.name
-    if chunk.is_final:
-        event["report"] = _report(pending, session)
-    return event
-
-
-def timed_word(mark: WordMark, frame_rate: float) -> WordTime:
-    """Return a word with its times in seconds."""
-    assert mark.word is not None
-    word: WordTime = {"word": mark.word, "start_s": round(mark.frame / frame_rate, 4)}
-    if mark.end is not None:
-        word["end_s"] = round(mark.end / frame_rate, 4)
-    if mark.place is not None:
-        word["text_start"], word["text_end"] = mark.place
-    return word
-
-
-def _report(pending: PendingChunk, session: DecoderSession) -> ReportEvent:
-    sound = session.first_sound
-    sample_rate = session.renderer.sample_rate
-    report = pending.chunk.report
-    fields: dict[str, Any] = {}
-    if report is not None:
-        fields = asdict(report) | {
-            "guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes],
-            "untimed_words": [*report.untimed_words],
-        }
-    fields |= {
-        "audio_s": session.num_samples / sample_rate,
-        "decode_s": session.decode_s,
-        "first_sound_s": None if sound is None else sound / sample_rate,
-    }
-    if session.marking is not None:
-        fields["marker"] = session.marking.name
-    return cast(ReportEvent, fields)
-
 
 logger = logging.getLogger(__name__)
 LOOK_S = 0.0005  # time between two looks at a batch on the device
+MAX_PASSAGE_ROWS = 1 << 14  # in a batch of a refinement model, so that its activations fit into a GPU's memory
 PROGRESS_S = 1.0  # well below one minute without progress, after which the language model ends an utterance
 
 
@@ -323,6 +57,7 @@ class DecodingLoop:
         queue: ChunkQueue,
         counts: Counts,
         sessions: Sessions,
+        launcher: Launcher,
         aligner: Aligning | None = None,
     ):
         self._codec = codec
@@ -331,7 +66,7 @@ class DecodingLoop:
         self._queue = queue
         self._counts = counts
         self._sessions = sessions
-        self._launcher = make_launcher(codec, config)
+        self._launcher = launcher
         self.unanswered = Unanswered(counts, queue)  # chunks in progress
         self._jobs: list[ChunkJob] = []  # admitted, at most one per utterance
         self._turns = HostTurns()

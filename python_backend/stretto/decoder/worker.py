@@ -16,6 +16,7 @@ from stretto.codecs.refinement import FOLDER, RefinedCodec
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
+from stretto.decoder.launching import make_launcher
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, CheckpointError, Closing
@@ -90,7 +91,8 @@ class DecoderWorker:
         limits = (config.max_utterances, config.idle_timeout_s)
         sizes = (config.reference_mb << 20, config.align_mb << 20)
         self._sessions = Sessions(codec, *limits, clock, *sizes, open_marker(config.marker))
-        self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions, aligner)
+        launcher = make_launcher(codec, config)
+        self._loop = DecodingLoop(codec, config, self._queue, self._counts, self._sessions, launcher, aligner)
         self._warm = Future[None]()
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._is_stopping = False

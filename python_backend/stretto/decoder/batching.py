@@ -1,0 +1,212 @@
+"""Jobs for chunks, their batches, and the order in which batches are formed.
+
+The job with the earliest deadline comes first: its client will underrun next, or is still waiting for its first audio.
+Client hosts take turns in having the first job of a batch.
+
+A batch combines windows of different utterances, for the codec or for a refinement model.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+
+from stretto.codecs.base import Codec, CodecSpec, Window
+from stretto.codecs.refinement import Passage, Refinement, refinement_of
+from stretto.decoder.chunk_queue import PendingChunk, check_connected
+from stretto.decoder.launching import Launcher
+from stretto.decoder.sessions import DecoderSession
+from stretto.decoder.streaming import FrameWindow, Work
+from stretto.errors import Cancelled
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChunkJob:
+    """Work for one chunk: a window to decode, or codes whose missing codebooks a refinement model fills in.
+
+    Attributes:
+        pending: The chunk.
+        session: Decoder state of its utterance.
+        window: Window, or passage to fill in.
+        due_s: Time at which the client will have played everything sent so far; if nothing has been sent yet, the time
+            at which the job was created.
+        is_last: True for the chunk's last window; False for earlier windows and for windows of a voice reference.
+    """
+
+    pending: PendingChunk
+    session: DecoderSession
+    window: Work
+    due_s: float
+    is_last: bool = True
+
+    @property
+    def frames(self) -> FrameWindow:
+        """The window of frames in a decoding job; refinement jobs have none."""
+        assert isinstance(self.window, FrameWindow), self.pending.utterance
+        return self.window
+
+    @property
+    def is_alone(self) -> bool:
+        """True if the job may not share a batch, so that its samples do not depend on other utterances."""
+        return self.session.renderer.form.deterministic
+
+
+class LaunchedBatch:
+    """Batch of windows of equal shape that has been launched.
+
+    The sessions get their next codec states immediately, although the device may still be computing them.
+    """
+
+    def __init__(self, jobs: Sequence[ChunkJob], launcher: Launcher, spec: CodecSpec) -> None:
+        self.jobs = jobs
+        window = jobs[0].frames
+        self.num_frames = window.num_frames
+        self._flight = launcher.launch(stack(jobs))
+        self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
+        self._codec = spec.name
+        for job, state in zip(jobs, self._flight.states.split(1), strict=True):
+            job.session.state = state.clone()  # a view would keep the states of the whole batch alive
+
+    def pcm(self) -> np.ndarray:
+        """Wait for the samples and return them, float32 [B, n]."""
+        samples = self._flight.pcm()
+        assert samples.shape == self._expected, f"{self._codec} returned pcm {samples.shape}, expected {self._expected}"
+        return samples
+
+    @property
+    def is_done(self) -> bool:
+        """True once `pcm` need not wait."""
+        return self._flight.is_done()
+
+    @property
+    def device_s(self) -> Callable[[], float] | None:
+        """Function that returns the device time in seconds, callable once the samples are available.
+
+        None on the host.
+        """
+        return self._flight.device_s
+
+    def addresses(self) -> list[int | None]:
+        """Return the GPU address of each job's samples, valid as long as this object exists; None on the host."""
+        samples = self._flight.on_device
+        return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
+
+
+class FilledBatch:
+    """Completed batch of refinement jobs, whose sessions contain the completed codes. It has no samples."""
+
+    num_frames = 0
+    device_s = None
+    is_done = True
+
+    def __init__(
+        self, jobs: Sequence[ChunkJob], refinement: Refinement, on_progress: Callable[[], None] | None = None
+    ) -> None:
+        self.jobs = jobs
+        passages = [job.window for job in jobs if isinstance(job.window, Passage)]
+        for job, codes in zip(jobs, refinement.fill(passages, on_progress), strict=True):
+            assert job.session.filling is not None, job.pending.utterance
+            job.session.filling.fill(codes)
+
+    def pcm(self) -> list[None]:
+        """Return None for each job."""
+        return [None] * len(self.jobs)
+
+    def addresses(self) -> list[None]:
+        """Return None for each job."""
+        return [None] * len(self.jobs)
+
+
+def launch(
+    jobs: Sequence[ChunkJob], launcher: Launcher, codec: Codec, on_progress: Callable[[], None] | None = None
+) -> LaunchedBatch | FilledBatch:
+    """Launch a batch of windows, or fill in the codebooks of a batch of passages.
+
+    Args:
+        jobs: Jobs of equal shape.
+        launcher: Launcher for the codec's device.
+        codec: The codec.
+        on_progress: Called after each codebook that is filled in, to report progress.
+    """
+    if isinstance(jobs[0].window, FrameWindow):
+        return LaunchedBatch(jobs, launcher, codec.spec)
+    refinement = refinement_of(codec)
+    assert refinement is not None, codec.spec.name
+    return FilledBatch(jobs, refinement, on_progress)
+
+
+MAX_HOSTS = 1024
+MAX_HOSTS = 1024
+
+
+class HostTurns:
+    """Turns of client hosts in having the first job of a batch.
+
+    A host whose clients have all underrun would otherwise come before every client that is still waiting for its audio.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, None] = {}  # the one whose turn was last comes last
+
+    def next(self, hosts: Collection[str]) -> str:
+        """Return the one of `hosts` whose last turn was longest ago."""
+        waiting = [host for host in self._hosts if host in hosts]
+        host = next((each for each in hosts if each not in self._hosts), None)
+        host = waiting[0] if host is None else host
+        self._hosts.pop(host, None)
+        self._hosts[host] = None
+        if len(self._hosts) > MAX_HOSTS:
+            del self._hosts[next(iter(self._hosts))]
+        return host
+
+
+def next_group(jobs: Sequence[ChunkJob], limit: Callable[[Work], int], turns: HostTurns) -> list[ChunkJob]:
+    """Return the jobs of the next batch: those of clients that have no audio yet first, then by deadline.
+
+    These are the first job of the next host and others of the same shape. If that job may not share a batch, it is
+    returned on its own.
+
+    Args:
+        jobs: All jobs.
+        limit: Function that returns the maximum number of jobs per batch, given the window of one of them.
+        turns: Turns of the hosts.
+    """
+    ordered = sorted(jobs, key=lambda job: (job.session.dry_s is not None, job.due_s))
+    host = turns.next(dict.fromkeys(job.pending.reply.host for job in ordered))
+    first = next(job for job in ordered if job.pending.reply.host == host)
+    if first.is_alone:
+        return [first]
+    others = (job for job in ordered if job.window.shape == first.window.shape and not job.is_alone)
+    return [first, *islice((job for job in others if job is not first), limit(first.window) - 1)]
+
+
+def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exception], None]) -> list[ChunkJob]:
+    """Return the jobs whose clients are still connected, and those of sessions that can be resumed.
+
+    Args:
+        jobs: Jobs to check.
+        fail: Called with the chunk and the error for each job whose client has disconnected or cancelled.
+    """
+    found = list[ChunkJob]()
+    for job in jobs:
+        try:
+            if job.session.answers is None:
+                check_connected(job.pending)
+            found.append(job)
+        except Cancelled as error:
+            fail(job.pending, error)
+    return found
+
+
+def stack(jobs: Sequence[ChunkJob]) -> Window:
+    """Stack the windows of equally shaped jobs into one batch for the codec."""
+    windows = [job.frames for job in jobs]
+    return Window(
+        codes=torch.from_numpy(np.stack([window.codes for window in windows])),
+        left=windows[0].left,
+        right=windows[0].right,
+        first=torch.tensor([window.first for window in windows]),
+        state=torch.cat([job.session.state for job in jobs]),
+    )
