@@ -33,6 +33,7 @@ NAME, CLIENT, GATEWAY = "stretto", "stretto_client", "stretto_gateway"
 ALLOWED = {
     "errors": set(),
     "disconnects": set(),
+    "hops": set(),
     "config": {"errors"},
     "untrusted_files": {"errors"},
     "entry_points": {"errors"},
@@ -49,7 +50,7 @@ ALLOWED = {
     "preprocessing": {"family", "codecs", "records", "streams", "machine", "errors"},
     "verification": {"preprocessing", "weights", "errors"},
     "decoder": {
-        "aligning", "family", "codecs", "records", "streams", "config", "machine", "marking", "errors",
+        "aligning", "family", "codecs", "records", "streams", "config", "machine", "marking", "errors", "hops",
     },
     "cpu_backend": set(),
     "engine/columns": set(),
@@ -58,18 +59,18 @@ ALLOWED = {
     "engine/kernels": {"engine/columns", "engine/rules", "engine/sampling", "errors"},
     "engine": {
         "cpu_backend", "engine/rules", "engine/kernels", "family", "records", "streams", "config",
-        "machine", "errors", "untrusted_files",
+        "machine", "errors", "untrusted_files", "hops",
     },
     "engine/scheduling": {
-        "engine", "engine/rules", "family", "records", "streams", "machine", "errors",
+        "engine", "engine/rules", "family", "records", "streams", "machine", "errors", "hops",
     },
     "engine/worker": {
         "engine", "cpu_backend", "engine/columns", "engine/rules", "engine/kernels", "family", "engine/sampling",
         "records", "streams", "machine", "errors",
     },
     "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "family", "errors"},
-    "triton_io": {"family", "records", "streams", "config", "disconnects", "errors"},
-    "proxy": {"disconnects", "errors"},
+    "triton_io": {"family", "records", "streams", "config", "disconnects", "errors", "hops"},
+    "proxy": {"disconnects", "errors", "hops"},
     "launcher": {
         "triton_io", "proxy", "disconnects", "entry_points", "machine", "errors",
         "untrusted_files",

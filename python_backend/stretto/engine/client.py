@@ -24,6 +24,7 @@ from stretto.config import EngineConfig
 from stretto.engine.host import StartedEngines, StartRequest, connect_host
 from stretto.engine.reply_rules import TextUpdate, updates_to_extra_args
 from stretto.errors import StrettoError
+from stretto.hops import Hop, stamp
 
 # vLLM's EngineCoreRequestType
 ADD = b"\x00"
@@ -371,6 +372,7 @@ class EngineClient:
                 self._forget(request)
                 request.fail(StrettoError("the engine has ended"))
             return
+        stamp(Hop.ROW_ARRIVES)
         for output in self._decoder.decode(message).outputs:
             found = self._requests.get(output.request_id)
             if found is None:
@@ -391,6 +393,7 @@ class EngineClient:
     def _send(
         self, request: _Request, ids: Sequence[int], fields: dict[str, Any], adapter: Sequence[str | int] | None = None
     ) -> None:
+        stamp(Hop.ENGINE_IS_ASKED)
         # leading fields of vLLM's EngineCoreRequest
         record = [request.id, ids, None, fields, None, time.time(), adapter, None, None]
         self._connection.send(request.engine, ADD, self._encoder.encode(record))

@@ -20,6 +20,7 @@ import grpc
 from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelStreamInferResponse
 
 from stretto.errors import FULL, UNAVAILABLE
+from stretto.hops import Hop, stamp
 from stretto.proxy.infer_request import SHOWN, BadRequest, with_origin
 from stretto_contract.limits import eviction_order
 
@@ -283,6 +284,7 @@ class ClientStream:
             request = await self._context.read()
             if request is grpc.aio.EOF:
                 break
+            stamp(Hop.PROXY_READS)
             refusal = await self._pass_on(request, check, host)
             del request
             if refusal is not None:
@@ -297,12 +299,14 @@ class ClientStream:
             response = ModelStreamInferResponse(error_message=error.client_message)
             response.infer_response.id = error.request_id
             return response.SerializeToString()
+        stamp(Hop.PROXY_FORWARDS)
         await self.stream.write(with_origin(request, host, self.stream.number))
         return None
 
     async def answer(self) -> None:
         """Forward Triton's responses until the stream ends; raise AioRpcError if it ends with an error."""
         while (response := await self.stream.read()) is not None:
+            stamp(Hop.PROXY_READS_ANSWER)
             await self._write(reworded(response, self._report_dead_stub))
 
     async def _write(self, response: bytes) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from stretto.errors import Cancelled, Closing, Overloaded
+from stretto.hops import Hop, stamp
 from stretto.records.chunk import Envelope, LMChunk
 from stretto.records.sampling import Delivery, OutputForm
 from stretto.streams.chunking import DecoderLoad, Pacer
@@ -80,6 +81,7 @@ class Responses:
         self._thread.submit(self._send, pb_utils.InferenceResponse(tensors))
 
     def _send(self, response: Any) -> None:
+        stamp(Hop.CHUNK_IS_SENT)
         try:
             self._sender.send(response)
         except Exception as error:
@@ -323,6 +325,7 @@ class ChunkSender:
         return self._on_the_way() < self._limits.max_chunks and sum(self._frames_on_the_way) < self._limits.max_frames
 
     def _send(self, envelope: Envelope, item: LMChunk | None) -> None:
+        stamp(Hop.CHUNK_IS_CUT)
         codes = None if item is None else item.codes
         num_frames = 0 if codes is None else codes.shape[1]
         self._num_sent += 1

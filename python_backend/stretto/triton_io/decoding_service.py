@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled, Closing, InvalidRequest, Overloaded
+from stretto.hops import Hop, stamp
 from stretto.records import chunk as chunk_record
 from stretto.records.chunk import Chunk, Envelope, Event
 from stretto.records.sampling import OutputForm
@@ -102,6 +103,7 @@ class ChunkReply:
 
     def _answer(self, *response: Any) -> None:
         # The stub's `send` returns once the server has accepted the response, so answers that are counted are complete.
+        stamp(Hop.DECODER_ANSWERS)
         with self._asking:
             self._caller.sender.send(*response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             self._is_answered = True
@@ -227,6 +229,7 @@ class DecodingService:
 
     def accept(self, request: Any) -> None:
         """Accept a request and return immediately; it is answered exactly once, possibly later."""
+        stamp(Hop.DECODER_ACCEPTS)
         reply: ChunkReply | None = None
         try:
             envelope, codes = self._read(request)

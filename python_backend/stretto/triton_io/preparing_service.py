@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from stretto.disconnects import Disconnects
 from stretto.errors import Cancelled
+from stretto.hops import Hop, stamp
 from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart, read_session
 from stretto.triton_io.callers import Caller, failed_response, log_failure
 from stretto.triton_io.flow import HeldSlots
@@ -136,6 +137,7 @@ class PreparingService:
             request: Triton's request.
             read: Returns the inputs of a request.
         """
+        stamp(Hop.PREPROCESSOR_BEGINS)
         try:
             raw = read(request)
             if raw.session is not None and self._hearing is not None:
@@ -204,6 +206,7 @@ class PreparingService:
         except Exception as error:
             return failure(error)
         finally:
+            stamp(Hop.PREPROCESSOR_ANSWERS)
             self._gate.release()
 
 

@@ -16,6 +16,7 @@ from stretto.errors import Cancelled, Closing, InvalidRequest, NoCapacity, Overl
 from stretto.family.base import Family
 from stretto.family.pronunciations import SourceWords, server_dictionary
 from stretto.family.text import StreamedText
+from stretto.hops import Hop, stamp
 from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
 from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, SourceWord, TextPart
 from stretto.records.sampling import Delivery
@@ -398,6 +399,7 @@ class SpeechService:
 
         Each utterance gets a random id, because clients' request ids may be empty or duplicated.
         """
+        stamp(Hop.MODEL_ACCEPTS)
         utterance = uuid.uuid4().hex
         caller = Caller(request, self._disconnects)
         try:

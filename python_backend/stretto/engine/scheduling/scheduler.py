@@ -25,6 +25,7 @@ from stretto.engine.scheduling.sampled_rows import SampledRows
 from stretto.engine.scheduling.step_stats import StepStats, share_of
 from stretto.engine.scheduling.supported import check_supported
 from stretto.engine.scheduling.unconditional_output import RUNNING, UnconditionalOutput
+from stretto.hops import Hop, stamp
 from stretto.machine.kv_blocks import SessionBlocks
 from stretto.machine.worker_process import die_with_parent
 from stretto.streams.layout import Segment
@@ -217,6 +218,7 @@ class PairedScheduling(Base):
 
     def add_request(self, request: Request) -> None:
         """Queue a request, followed by its unconditional request if the reply begins with guided audio."""
+        stamp(Hop.ENGINE_ACCEPTS)
         if self.texts.absorb_updates(request):
             return  # more text or audio for requests in progress is also sent as a request
         state = self.table.add(request)
@@ -263,6 +265,7 @@ class PairedScheduling(Base):
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Process the output of a step: record the sampled rows and return the outputs for the front ends."""
+        stamp(Hop.STEP_ENDS)
         self._scheduled = scheduler_output.num_scheduled_tokens
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)
