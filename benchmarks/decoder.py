@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -61,6 +61,11 @@ class RealTime:
         """Return the decoding time, as the decoder has measured it."""
         return self._worker.time
 
+    @property
+    def has_graphs(self) -> bool:
+        """True if chunks of usual sizes are decoded by CUDA graphs."""
+        return self._worker.has_graphs
+
     def until(self, at: float) -> None:
         """Wait until `at`."""
         time.sleep(max(0.0, at - time.monotonic()))
@@ -78,7 +83,12 @@ class ProcessorTime:
         config: Configuration of the decoder.
         stopwatch: Returns the processor time in seconds.
         marker: Marker of the samples, or None.
+
+    Attributes:
+        has_graphs: False, because it decodes on the host.
     """
+
+    has_graphs = False
 
     def __init__(
         self,
@@ -122,7 +132,29 @@ class ProcessorTime:
         """Do nothing: there is no thread."""
 
 
-Stage = RealTime | ProcessorTime
+class Stage(Protocol):
+    """A decoder with a clock."""
+
+    @property
+    def has_graphs(self) -> bool:
+        """True if chunks of usual sizes are decoded by CUDA graphs."""
+        ...
+
+    def now(self) -> float:
+        """Return the time in seconds."""
+        ...
+
+    def until(self, at: float) -> None:
+        """Decode until the time `at`."""
+        ...
+
+    def time(self) -> DecodingTime:
+        """Return the decoding time, as the decoder has measured it."""
+        ...
+
+    def push(self, utterance: str, chunk: Chunk, codes: np.ndarray, reply: ChunkAnswer) -> None:
+        """Queue a chunk."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -139,12 +171,16 @@ class LiveLoad:
     frames_per_s: float
     stagger_s: float = 1.0
 
+    def starts(self) -> list[float]:
+        """Return the times at which the streams start, in seconds, in ascending order."""
+        return [self.stagger_s * index / self.streams for index in range(self.streams)]
+
 
 @dataclass
 class _Reply:
     """Reply that records when the samples of each chunk arrive."""
 
-    stream: "_Stream"
+    stream: "Stream"
     sent_s: float
     cancelled: bool = field(default=False)
     host: str = ""
@@ -156,16 +192,24 @@ class _Reply:
         if pcm is not None:
             trace.add(now, pcm, event["sample_rate"])
             self.stream.slot.note_latency(now - max(self.sent_s, self.wanted_s))
-        trace.finished = now if event["is_final"] else None
+        if event["is_final"]:
+            self._end()
 
     def fail(self, error: Exception) -> None:
-        self.stream.trace.error, self.stream.trace.finished = repr(error), self.stream.stage.now()
+        self.stream.trace.error = repr(error)
+        self._end()
+
+    def _end(self) -> None:
+        """Release the slot, as the language model does once all chunks are answered."""
+        if self.stream.trace.finished is None:
+            self.stream.trace.finished = self.stream.stage.now()
+            self.stream.slot.release()
 
     def is_cancelled(self) -> bool:
         return self.cancelled
 
 
-class _Stream:
+class Stream:
     """One utterance, which sends frames as the engine's `Utterance` does and records its client's trace."""
 
     def __init__(self, name: str, codes: np.ndarray, slot: FlowSlot, policy: ChunkPolicy, stage: Stage) -> None:
@@ -192,7 +236,7 @@ class _Stream:
     def _send(self, size: int, is_final: bool) -> None:
         codes = self._codes[:, self._num_sent : self._num_sent + size]
         chunk = Chunk(len(self.sizes), Segment.AUDIO, is_final=is_final)
-        self.slot.set_time(self.stage.time(), has_graphs=False)
+        self.slot.set_time(self.stage.time(), self.stage.has_graphs)
         self.stage.push(self._name, chunk, codes, _Reply(self, self.stage.now()))
         self.sizes.append(size)
         self._num_sent += size
@@ -215,9 +259,9 @@ class LiveStreams:
         stage = self._stage
         begun = self._stage.now()
         tick = 0
-        starts = [begun + load.stagger_s * index / load.streams for index in range(load.streams)]
-        streams: list[_Stream] = []
-        active: list[_Stream] = []
+        starts = [begun + start for start in load.starts()]
+        streams: list[Stream] = []
+        active: list[Stream] = []
         while len(streams) < load.streams or active:
             tick += 1
             stage.until(begun + tick / load.frames_per_s)
@@ -228,16 +272,14 @@ class LiveStreams:
         limit = stage.now() + 60
         while any(stream.trace.finished is None for stream in streams) and stage.now() < limit:
             stage.until(stage.now() + 0.02)
-        for stream in streams:
-            self._table.release(stream.slot.address)
         sizes = [size for stream in streams for size in stream.sizes]
         return [stream.trace for stream in streams], sizes, stage.now() - begun
 
-    def _start(self, load: LiveLoad, index: int, policy: ChunkPolicy) -> _Stream:
+    def _start(self, load: LiveLoad, index: int, policy: ChunkPolicy) -> Stream:
         num_frames = max(2, round(load.seconds * self._spec.frame_rate))
         codes = np.roll(self._codes, index, axis=1)
         codes = np.tile(codes, -(-num_frames // codes.shape[1]))[:, :num_frames]
-        return _Stream(f"{self._num_runs}.{index}", codes, self._table.claim(), policy, self._stage)
+        return Stream(f"{self._num_runs}.{index}", codes, self._table.claim(), policy, self._stage)
 
 
 def random_codes(codec: Codec, batch: int, frames: int, seed: int = 0) -> Tensor:

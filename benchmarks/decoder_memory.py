@@ -104,7 +104,8 @@ def row_of(name: str) -> Row:
     codec = every_codec(name, is_narrow=False)
     memory = measure(codec, config)
     num_shapes = 1 if codec.spec.blocks else 6 + bool(codec.spec.left_frames)
-    unshared = memory.static // MAX_BATCH * num_shapes * (2 * MAX_BATCH - 1)
+    num_rows = config.limited(codec.spec.max_batch).max_batch
+    unshared = 2 * memory.utterance * num_shapes * (2 * num_rows - 1) if codec.spec.can_capture else 0
     return Row(memory, unshared, launches(codec, config))
 
 
@@ -114,7 +115,7 @@ def table(found: dict[str, Row]) -> str:
     lines = ["| codec | " + " | ".join(head) + " | launches |", "|---|" + "---|" * (len(head) + 1)]
     for name, row in found.items():
         memory = row.memory
-        sizes = memory.weights, row.unshared, memory.static, 2 * memory.peak
+        sizes = memory.weights, row.unshared, memory.static, memory.activations
         cells = (f"{size / 1e9:.2f}" for size in (*sizes, memory.utterance, memory.utterances, memory.total))
         lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {row.launches:,} |")
     return "\n".join(lines)

@@ -16,8 +16,10 @@ LOOK_S = 5e-4
 class FakeStream:
     """Fake stream that runs work in order. `free_s` is the time when the device has finished it."""
 
-    def __init__(self, name: str = "side") -> None:
-        self.name, self.free_s = name, 0.0
+    def __init__(self, name: str = "side", priority: int = 0) -> None:
+        self.name = name
+        self.priority = priority
+        self.free_s = 0.0
 
 
 class FakeEvent:
@@ -89,12 +91,14 @@ class FakeCuda:
         self.current = before
 
     @contextmanager
-    def graph(self, graph: FakeGraph, pool: tuple[int, ...], **options: Any) -> Iterator[None]:
+    def graph(
+        self, graph: FakeGraph, pool: tuple[int, ...], stream: FakeStream | None = None, **options: Any
+    ) -> Iterator[None]:
         """Capture a graph as torch does.
 
         If the capture cannot be ended, its stream stays the current one and the allocator keeps allocating for it.
         """
-        before, self.current = self.current, FakeStream("capture")
+        before, self.current = self.current, stream or FakeStream("capture")
         self.pools_in_use.add(pool)
         yield
         if self.refuses is not None:
@@ -114,7 +118,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """Install this fake as `torch.cuda`, and replace pinned memory with normal memory."""
     cuda = FakeCuda()
     replaced: dict[str, Callable[..., Any]] = {
-        "Stream": lambda device=None: FakeStream(),
+        "Stream": lambda device=None, priority=0: FakeStream(priority=priority),
         "Event": cuda.event,
         "CUDAGraph": lambda: FakeGraph(cuda),
         "graph": cuda.graph,

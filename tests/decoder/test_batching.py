@@ -3,9 +3,9 @@ import pytest
 import torch
 
 from stretto.decoder import batching
-from stretto.decoder.batching import ChunkJob, HostTurns, LaunchedBatch, next_group, stack
+from stretto.decoder.batching import ChunkJob, HostTurns, LaunchedBatch, next_group
 from stretto.decoder.chunk_queue import PendingChunk
-from stretto.decoder.launching import HostLauncher
+from stretto.decoder.launching import HostLauncher, stack
 from stretto.decoder.sessions import DecoderSession, Renderer
 from stretto.decoder.streaming import Windower
 from stretto.records.chunk import Chunk
@@ -107,7 +107,7 @@ def test_batched_sessions_keep_separate_states() -> None:
 
 def test_each_row_of_a_batch_has_its_own_position() -> None:
     jobs = [make_job(name, [4] * num_chunks, FakeCodec()) for name, num_chunks in (("a", 2), ("b", 5), ("c", 3))]
-    assert stack(jobs).first.tolist() == [3, 15, 7]
+    assert stack([job.frames for job in jobs], [job.session.state for job in jobs]).first.tolist() == [3, 15, 7]
 
 
 def test_session_state_does_not_share_batch_memory() -> None:

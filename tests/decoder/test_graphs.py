@@ -182,7 +182,7 @@ def test_a_failed_capture_restores_the_stream(fails: str, monkeypatch: pytest.Mo
         if cuda.current is not before and fails == "while it is captured":
             raise error
 
-    backend = CudaGraphs()
+    backend = CudaGraphs(fake_cuda.FakeStream("capture"))
     backend.prepare(step)
     with pytest.raises(RuntimeError, match="not permitted"):
         backend.capture(step)

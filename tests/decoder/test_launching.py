@@ -1,18 +1,21 @@
 """Launchers that decode immediately, in another precision, or with a batch in flight."""
 
 import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import worker as worker_module
 from stretto.decoder.convolutions import convolutions_in
-from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher
+from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher, stack
+from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import DecoderWorker
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
@@ -21,20 +24,20 @@ from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec, RecordedReply
 
 
-def window(frames: int = 12) -> Window:
-    codec = make_codec()
-    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 16, (2, 3, frames)))
-    return Window(codes, 0, 0, torch.zeros(2, dtype=torch.int64), codec.initial_state(2))
+def windows(frames: int = 12) -> list[FrameWindow]:
+    codes = np.random.default_rng(0).integers(0, 16, (2, 3, frames))
+    return [FrameWindow(each, 0, 0, 0) for each in codes]
 
 
 def test_host_launcher_matches_the_codec() -> None:
     codec = make_codec()
     launcher = make_launcher(codec, DecoderConfig())
     assert isinstance(launcher, HostLauncher)
-    flight = launcher.launch(window())
-    pcm, states = codec.decode(window())
+    before = codec.initial_state(2).split(1)
+    flight = launcher.launch(windows(), before)
+    pcm, states = codec.decode(stack(windows(), before))
     assert np.array_equal(flight.pcm(), pcm.numpy())
-    assert torch.equal(flight.states, states)
+    assert torch.equal(torch.cat(list(flight.states)), states)
 
 
 @pytest.mark.parametrize("device", ["cpu", "fake GPU"])
@@ -49,8 +52,7 @@ def test_decoding_uses_the_configured_convolutions(
             return F.conv1d(x, weight)[:, 0], window.state
 
     codec, config = Convolving(), DecoderConfig(convolutions=convolutions, graphs=False)
-    codes = torch.ones(1, 2, 3, dtype=torch.int64)
-    one = Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1))
+    one = FrameWindow(np.ones((2, 3), np.int64), 0, 0, 0)
     if device == "cpu":
         launcher = make_launcher(codec, config)
     else:
@@ -58,7 +60,7 @@ def test_decoding_uses_the_configured_convolutions(
         launcher = CudaLauncher(codec, config)
     with convolutions_in(convolutions):
         expected = F.conv1d(x, weight)[:, 0].numpy()
-    assert np.array_equal(launcher.launch(one).pcm(), expected)
+    assert np.array_equal(launcher.launch([one], [codec.initial_state(1)]).pcm(), expected)
     assert (convolutions == "float32") == np.array_equal(expected, F.conv1d(x, weight)[:, 0].numpy())
 
 
@@ -89,9 +91,9 @@ def test_launch_thread_enters_first_and_creates_all_states() -> None:
         def enter(self) -> None:
             seen.append(("enter", threading.get_ident()))
 
-        def launch(self, window: Window) -> Flight:
+        def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
             seen.append(("launch", threading.get_ident()))
-            return super().launch(window)
+            return super().launch(windows, states, is_first)
 
     codec = Watched()
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +110,7 @@ def test_launch_thread_enters_first_and_creates_all_states() -> None:
 def test_gpu_launcher_sets_its_stream_after_weights_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     current: list[object] = []
     stream = object()
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: stream)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: current.append("weights have arrived"))
     monkeypatch.setattr(torch.cuda, "set_stream", current.append)
     launcher = make_launcher(make_codec(), DecoderConfig(device="cuda:0", graphs=False))
@@ -123,7 +125,7 @@ def test_memory_on_a_gpu_is_limited_before_anything_is_decoded(
     memory_mb: int, fraction: float | None, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[tuple[float, int | None]] = []  # torch refuses a device without a number, but not None
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: object())
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 << 30))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *limit: limits.append(limit))
     make_launcher(make_codec(), DecoderConfig(device=device, graphs=False, memory_mb=memory_mb))
@@ -140,8 +142,8 @@ def test_launcher_waits_for_the_stream_that_copied_the_samples(monkeypatch: pyte
             return super().decode(window)
 
     launcher = CudaLauncher(Straying(), DecoderConfig(device="cpu", graphs=False))
-    codes = torch.ones(1, 2, 3, dtype=torch.int64)
-    launcher.launch(Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.float64)))
+    window = FrameWindow(np.ones((2, 3), np.int64), 0, 0, 0)
+    launcher.launch([window], [torch.zeros(1, 1, dtype=torch.float64)])
     *_, done = cuda.events
     assert done.stream is not None
     assert done.stream.name == "astray"

@@ -1,8 +1,9 @@
 """The decoder's thread on a fake GPU: batch durations, captured graphs, and memory of samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import string_at
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from stretto.codecs.base import Stateful, Window
 from stretto.config import DecoderConfig
+from stretto.decoder import launching
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk
 from stretto.decoder.launching import CudaLauncher, Flight
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
+from stretto.decoder.streaming import FrameWindow
 from stretto.errors import Cancelled, Closing
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
@@ -136,9 +139,11 @@ def test_ended_utterances_are_not_decoded(cuda: FakeCuda, monkeypatch: pytest.Mo
     ("sizes", "num_graphs"),
     [
         # Windows of 3, 4, 6 and (the first) 6 frames for 1 … 64 rows; 10, 18 and 27 frames up to 32, 16 and 8 rows.
-        ((4, 25), 4 * 7 + 6 + 5 + 4),
+        # In the lane of first chunks, those of 6 frames up to 8 rows.
+        ((4, 25), 4 * 7 + 6 + 5 + 4 + 4),
         # Windows of 3, 4, 6 and (the first) 2 and 3 frames for 1 … 64 rows; 10 and 14 frames up to 32 and 16 rows.
-        ((2, 12), 5 * 7 + 6 + 5),
+        # In the lane of first chunks, those of 2 and 3 frames up to 16 rows.
+        ((2, 12), 5 * 7 + 6 + 5 + 5 + 5),
     ],
 )
 def test_graphs_are_captured_before_the_first_chunk(
@@ -174,9 +179,9 @@ def test_last_window_has_a_captured_shape_and_its_own_samples(
     shapes: list[int] = []
     launch = decoder.launcher.launch
 
-    def watched(window: Window) -> Flight:
-        shapes.append(window.codes.shape[2])
-        return launch(window)
+    def watched(windows: Sequence[FrameWindow], *others: Any) -> Flight:
+        shapes.append(windows[0].codes.shape[1])
+        return launch(windows, *others)
 
     monkeypatch.setattr(decoder.launcher, "launch", watched)
     first = decoder.put("u", 2)
@@ -213,6 +218,65 @@ def test_a_chunk_is_launched_while_the_only_other_batch_is_computed(
     assert decoder.counts.to_dict()["batches"] == 2
 
 
+class Busy(Causal):
+    """Codec that keeps the device busy for a second per frame, and knows the stream on which it decodes."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        super().__init__()
+        self._cuda = cuda
+        self.streams: list[fake_cuda.FakeStream] = []
+
+    def decode(self, window: Window) -> tuple[Tensor, Tensor]:
+        self.streams.append(self._cuda.current)
+        self._cuda.work(float(window.codes.shape[2]))
+        return super().decode(window)
+
+
+def test_first_chunks_are_decoded_beside_a_long_batch(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = Busy(cuda)
+    decoder = Decoder(cuda, monkeypatch, graphs=True, codec=codec)
+    decoder.put("early", 1)
+    decoder.answer_all()
+    long = decoder.put("early", 24, index=1)
+    decoder.loop.turn()
+    begun = cuda.now_s
+    late = decoder.put("late", 1)
+    while late.pcm is None:
+        decoder.loop.turn()
+    assert cuda.now_s - begun < 1.1, "it does not wait for 24 s"
+    assert long.pcm is None
+    more = decoder.put("late", 2, index=1)
+    decoder.answer_all()
+    assert np.concatenate([each.wait().pcm for each in (late, more)]).tolist() == [1] * 4 + [2] * 4 + [3] * 4
+    first, steady = codec.streams[0], codec.streams[1]
+    assert first.priority < steady.priority
+    assert codec.streams == [first, steady, first, steady]
+
+
+def test_at_most_one_batch_of_first_chunks_is_in_flight(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(cuda, monkeypatch, graphs=True, codec=Busy(cuda))
+    for num_frames in (1, 2, 4):
+        decoder.put(str(num_frames), num_frames)
+        decoder.loop.turn()
+    assert decoder.loop.num_jobs == 2
+    decoder.answer_all()
+    assert decoder.counts.to_dict()["batches"] == 3
+
+
+def test_states_are_copied_before_a_batch_is_done(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next window may be decoded on another stream, which does not wait for copies on this one."""
+    order: list[str] = []
+    decoder = Decoder(cuda, monkeypatch, graphs=True, codec=Causal())
+    record = fake_cuda.FakeEvent.record
+    monkeypatch.setattr(
+        fake_cuda.FakeEvent, "record", lambda event, stream=None: (order.append("event"), record(event, stream))
+    )
+    monkeypatch.setattr(launching, "own_states", lambda states: order.append("copies") or [states])
+    decoder.put("u", 1)
+    decoder.answer_all()
+    assert order == ["event", "copies", "event"]
+
+
 @pytest.mark.parametrize(("window_s", "expected"), [(0.1, [8, 2, 1]), (0.01, [11])])
 def test_batches_are_split_if_padding_takes_longer_than_another_batch(
     window_s: float, expected: list[int], cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
@@ -221,15 +285,15 @@ def test_batches_are_split_if_padding_takes_longer_than_another_batch(
     sizes: list[int] = []
     launch = decoder.launcher.launch
 
-    def watched(window: Window) -> Flight:
-        sizes.append(len(window.codes))
-        return launch(window)
+    def watched(windows: Sequence[FrameWindow], *others: Any) -> Flight:
+        sizes.append(len(windows))
+        return launch(windows, *others)
 
     monkeypatch.setattr(decoder.launcher, "launch", watched)
     monkeypatch.setattr(decoder.launcher, "batch_s", 10.0)
-    decoder.loop.stopwatch.measured = DecodingTime(0.05, 0.0, window_s / 4)
+    decoder.loop.stopwatch.measured = DecodingTime(0.05, 0.0, window_s / 2)
     for index in range(11):
-        decoder.put(str(index), 4)
+        decoder.put(str(index), 2)
     decoder.loop.stopwatch.record = lambda num_frames, spent_s: None
     decoder.answer_all()
     assert sizes == expected

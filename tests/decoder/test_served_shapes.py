@@ -2,15 +2,16 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from benchmarks.checkpoints.every_codec import every_codec
 from stretto.codecs.base import Codec, CodecSpec, Window
-from stretto.decoder.launching import HostLauncher, capture_shapes, warm_up
-from stretto.decoder.streaming import Windower
+from stretto.decoder.launching import Flight, HostLauncher, capture_shapes, stack, warm_up
+from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.entry_points import CODECS, find
 from stretto.family.base import Family
 from stretto.family.plugin import plugins
@@ -37,13 +38,13 @@ class Recording(HostLauncher):
         super().__init__(codec, "float32")
         self.captured, self.decoded = set[Shape](), set[Shape]()
 
-    def capture(self, window: Window) -> bool:
+    def capture(self, window: Window, is_first: bool = False) -> bool:
         self.captured.add(shape_of(window))
         return True
 
-    def launch(self, window: Window):  # type: ignore[no-untyped-def]
-        self.decoded.add(shape_of(window))
-        return super().launch(window)
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+        self.decoded.add(shape_of(stack(windows, states)))
+        return super().launch(windows, states, is_first)
 
 
 def shape_of(window: Window) -> Shape:

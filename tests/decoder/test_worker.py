@@ -3,7 +3,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.decoder import chunks_of, random_codes, stream
 from stretto.codecs.base import Whole, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.batching import next_group
-from stretto.decoder.launching import Flight
-<<<<<<< HEAD
-from stretto.decoder.loop import next_group
+from stretto.decoder.launching import Flight, own_states, stack
 from stretto.decoder.sessions import Sessions
-=======
->>>>>>> 99acc069 (decoder: move jobs, batches and events out of the loop's file)
+from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import MAX_FAILED_TURNS, DecoderWorker
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.records.chunk import Chunk
@@ -444,6 +442,7 @@ class Delaying:
     """Fake launcher that, like a GPU, keeps one batch in flight and computes its samples on request."""
 
     depth = 1
+    has_first_lane = False
     has_graphs = False
     batch_s = math.inf
     fills_spare_time = True
@@ -455,8 +454,8 @@ class Delaying:
     def enter(self) -> None:
         """Do nothing, because there is nothing to prepare."""
 
-    def launch(self, window: Window) -> Flight:
-        pcm, states = self._codec.decode(window)
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+        pcm, after = self._codec.decode(stack(windows, states))
 
         def collect() -> np.ndarray:
             if self.fails:
@@ -464,7 +463,7 @@ class Delaying:
             return pcm.numpy()
 
         looks = itertools.count()
-        return Flight(states, collect, is_done=lambda: next(looks) >= NUM_LOOKS)
+        return Flight(own_states(after), collect, is_done=lambda: next(looks) >= NUM_LOOKS)
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_need_without_a_shape_is_that_of_the_files() -> None:
-    assert need(BARE, 4 * GB, is_on_gpu=True) == Need(4 * GB, 0, 6_930_000_000, SERVER_BYTES + ENGINE_BYTES)
+    assert need(BARE, 4 * GB, is_on_gpu=True) == Need(4 * GB, 0, 6_950_000_000, SERVER_BYTES + ENGINE_BYTES)
     on_cpu = need(BARE, 4 * GB, is_on_gpu=False)
     assert on_cpu == Need(4 * GB, 0, 0, 1_600_000_000)
     assert on_cpu.total == 5_600_000_000

@@ -89,6 +89,15 @@ def test_first_chunk_has_a_captured_size_if_the_decoder_has_graphs(latency_s: fl
     assert sizes[True] == next(size for size in policy.sizes if size >= sizes[False])
 
 
+@pytest.mark.parametrize(("has_graphs", "size"), [(True, 2), (False, 1)])
+def test_first_chunk_has_both_frames_if_two_are_ready(has_graphs: bool, size: int) -> None:
+    """The first frame waits until the time between two is known, which is when the second one arrives."""
+    clock = iter((0.0, 0.005))
+    load = DecoderLoad(0.01, DecodingTime(0.004, 0.0, 0.0003), has_graphs=has_graphs)
+    pacer = Pacer(ChunkPolicy(1, 12, frame_rate=12.5), lambda: load, lambda: next(clock))
+    assert [pacer.num_to_send(num_ready) for num_ready in (1, 2)] == [0, size]
+
+
 @pytest.mark.parametrize(("frame_gap_s", "size"), [(0.0, 0), (0.006, 1), (0.07, 0)])
 def test_first_chunk_is_a_single_frame_if_frames_have_followed_quickly(frame_gap_s: float, size: int) -> None:
     """The first frame's own gap is not known yet."""

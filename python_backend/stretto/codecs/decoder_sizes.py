@@ -5,22 +5,22 @@ module imports no torch.
 """
 
 DECODERS_GB = {  # GB
-    "audiovae": 8.34,
+    "audiovae": 8.48,
     "cosyvoice3": 8.30,
-    "dac": 8.43,
-    "espnet_dac": 7.04,
-    "fish_s2": 15.41,
-    "glm4_voice": 8.50,
-    "higgs": 7.25,
-    "mimi": 13.08,
-    "moss": 26.15,
-    "pocket": 8.33,
-    "qwen3_12hz": 11.31,
-    "qwen3_omni": 11.90,
+    "dac": 8.61,
+    "espnet_dac": 7.07,
+    "fish_s2": 16.09,
+    "glm4_voice": 8.63,
+    "higgs": 7.30,
+    "mimi": 13.60,
+    "moss": 27.19,
+    "pocket": 8.47,
+    "qwen3_12hz": 11.67,
+    "qwen3_omni": 12.31,
     "s3gen": 8.55,
-    "tiny": 6.93,
+    "tiny": 6.95,
     "vibevoice": 10.46,
-    "xcodec": 7.50,
+    "xcodec": 7.58,
 }
 STATES_BYTES = {"moss": 169_435_136}  # of an utterance, for codecs whose states limit the number of batch slots
 # Maximum size of what a codec keeps of voices on a CPU. CosyVoice 3 keeps 180 MB for a second, except for the last one.

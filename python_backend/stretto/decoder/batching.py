@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
 
-from stretto.codecs.base import Codec, CodecSpec, Window
+from stretto.codecs.base import Codec, CodecSpec
 from stretto.codecs.refinement import Passage, Refinement, refinement_of
 from stretto.decoder.chunk_queue import PendingChunk, check_connected
 from stretto.decoder.launching import Launcher
@@ -57,17 +56,24 @@ class LaunchedBatch:
     """Batch of windows of equal shape that has been launched.
 
     The sessions get their next codec states immediately, although the device may still be computing them.
+
+    Attributes:
+        is_first: True for a batch of first chunks with a lane of its own.
+        has_company: True if the device may have computed a batch of the other lane meanwhile, so that it took longer.
     """
 
-    def __init__(self, jobs: Sequence[ChunkJob], launcher: Launcher, spec: CodecSpec) -> None:
+    def __init__(self, jobs: Sequence[ChunkJob], launcher: Launcher, spec: CodecSpec, is_first: bool = False) -> None:
         self.jobs = jobs
+        self.is_first = is_first
+        self.has_company = False
         window = jobs[0].frames
         self.num_frames = window.num_frames
-        self._flight = launcher.launch(stack(jobs))
+        self._before = [job.session.state for job in jobs]  # kept until the device has read them
+        self._flight = launcher.launch([job.frames for job in jobs], self._before, is_first)
         self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
         self._codec = spec.name
-        for job, state in zip(jobs, self._flight.states.split(1), strict=True):
-            job.session.state = state.clone()  # a view would keep the states of the whole batch alive
+        for job, state in zip(jobs, self._flight.states, strict=True):
+            job.session.state = state
 
     def pcm(self) -> np.ndarray:
         """Wait for the samples and return them, float32 [B, n]."""
@@ -100,6 +106,8 @@ class FilledBatch:
     num_frames = 0
     device_s = None
     is_done = True
+    is_first = False
+    has_company = False
 
     def __init__(
         self, jobs: Sequence[ChunkJob], refinement: Refinement, on_progress: Callable[[], None] | None = None
@@ -119,8 +127,59 @@ class FilledBatch:
         return [None] * len(self.jobs)
 
 
+class BatchesInFlight:
+    """Batches that have been launched and not completed, each with its launch time.
+
+    First chunks with a lane of their own have at most one; all others have one more than `depth`.
+
+    Args:
+        depth: As in `Launcher`.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._batches: list[tuple[LaunchedBatch | FilledBatch, float]] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def add(self, batch: LaunchedBatch | FilledBatch, begun: float) -> None:
+        """Add a batch; those of the other lane may now take longer, and so may this one."""
+        for other in (other for other, _ in self._batches if other.is_first != batch.is_first):
+            other.has_company = True
+            batch.has_company = True
+        self._batches.append((batch, begun))
+
+    def is_full(self, is_first: bool) -> bool:
+        """Return True if no batch may be added to a lane."""
+        num_batches = sum(batch.is_first == is_first for batch, _ in self._batches)
+        return num_batches > (0 if is_first else self._depth)
+
+    def take_done(self) -> list[tuple[LaunchedBatch | FilledBatch, float]]:
+        """Remove and return the batches that are done; a lane is looked at up to the first that is not."""
+        done = list[tuple[LaunchedBatch | FilledBatch, float]]()
+        left = list[tuple[LaunchedBatch | FilledBatch, float]]()
+        busy = set[bool]()
+        for batch, begun in self._batches:
+            if batch.is_first not in busy and batch.is_done:
+                done.append((batch, begun))
+            else:
+                busy.add(batch.is_first)
+                left.append((batch, begun))
+        self._batches = left
+        return done
+
+    def clear(self) -> None:
+        """Remove all batches."""
+        self._batches = []
+
+
 def launch(
-    jobs: Sequence[ChunkJob], launcher: Launcher, codec: Codec, on_progress: Callable[[], None] | None = None
+    jobs: Sequence[ChunkJob],
+    launcher: Launcher,
+    codec: Codec,
+    is_first: bool,
+    on_progress: Callable[[], None] | None = None,
 ) -> LaunchedBatch | FilledBatch:
     """Launch a batch of windows, or fill in the codebooks of a batch of passages.
 
@@ -128,10 +187,11 @@ def launch(
         jobs: Jobs of equal shape.
         launcher: Launcher for the codec's device.
         codec: The codec.
+        is_first: True for a batch of first chunks with a lane of its own.
         on_progress: Called after each codebook that is filled in, to report progress.
     """
     if isinstance(jobs[0].window, FrameWindow):
-        return LaunchedBatch(jobs, launcher, codec.spec)
+        return LaunchedBatch(jobs, launcher, codec.spec, is_first)
     refinement = refinement_of(codec)
     assert refinement is not None, codec.spec.name
     return FilledBatch(jobs, refinement, on_progress)
@@ -198,15 +258,3 @@ def still_connected(jobs: Sequence[ChunkJob], fail: Callable[[PendingChunk, Exce
         except Cancelled as error:
             fail(job.pending, error)
     return found
-
-
-def stack(jobs: Sequence[ChunkJob]) -> Window:
-    """Stack the windows of equally shaped jobs into one batch for the codec."""
-    windows = [job.frames for job in jobs]
-    return Window(
-        codes=torch.from_numpy(np.stack([window.codes for window in windows])),
-        left=windows[0].left,
-        right=windows[0].right,
-        first=torch.tensor([window.first for window in windows]),
-        state=torch.cat([job.session.state for job in jobs]),
-    )

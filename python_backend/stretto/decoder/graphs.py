@@ -20,6 +20,8 @@ Key = tuple[int, int, int, int]  # left, total number of frames, right, batch
 # Audio per batch in seconds, including context. A longer batch would not be faster on any GPU, but needs more memory
 # and delays first chunks: 16 s take about 1 TFLOP.
 MAX_BATCH_S = 16.0
+FIRST_BATCH_S = 2.0  # the same for a batch of first chunks, which should be short
+FIRST_SHARE = 4  # a batch of first chunks has at most one window for so many of another batch: its buffers are small
 
 
 def padded_batch(num_windows: int) -> int:
@@ -27,20 +29,31 @@ def padded_batch(num_windows: int) -> int:
     return 1 << (num_windows - 1).bit_length()
 
 
-def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int) -> int:
+def limits_of(max_batch: int, is_first: bool) -> tuple[int, float]:
+    """Return the maximum number of windows, and of seconds of audio, in a batch.
+
+    Args:
+        max_batch: Configured maximum number of windows.
+        is_first: True for a batch of first chunks that has a lane of its own.
+    """
+    return (max(1, max_batch // FIRST_SHARE), FIRST_BATCH_S) if is_first else (max_batch, MAX_BATCH_S)
+
+
+def batch_limit(spec: CodecSpec, num_frames: int, max_batch: int, longest_s: float = MAX_BATCH_S) -> int:
     """Return the maximum number of windows per batch.
 
     A codec that decodes whole utterances gets one at a time, because short ones would wait for longer ones. Otherwise
-    a batch has at most `max_batch` windows and MAX_BATCH_S of audio.
+    a batch has at most `max_batch` windows and `longest_s` of audio, but at least one window.
 
     Args:
         spec: Codec constants.
         num_frames: Number of frames in each window, including context.
         max_batch: Maximum batch size.
+        longest_s: Maximum audio in a batch, in seconds.
     """
     if spec.max_frames is not None:
         return 1
-    num_windows = max(1, int(MAX_BATCH_S * spec.frame_rate / num_frames))
+    num_windows = max(1, int(longest_s * spec.frame_rate / num_frames))
     return min(max_batch, 1 << num_windows.bit_length() - 1)  # graphs are captured for powers of two
 
 
@@ -61,10 +74,15 @@ class GraphBackend(Protocol):
 
 
 class CudaGraphs:
-    """CUDA graphs on the current device; they share memory, so only one may run at a time."""
+    """CUDA graphs of one stream; they share memory, so only one may run at a time.
 
-    def __init__(self) -> None:
+    Args:
+        stream: Stream on which graphs are captured, whose priority their kernels keep.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = stream
 
     def prepare(self, step: Callable[[], None]) -> None:
         """Run `step` three times, because libraries choose algorithms and allocate workspaces at first use."""
@@ -77,7 +95,7 @@ class CudaGraphs:
 
         If this raises, the current stream is restored and no capture is active.
         """
-        return record(step, self._pool).replay
+        return record(step, self._pool, self._stream).replay
 
     def release(self) -> None:
         """Free memory that no graph and no tensor uses, after all work on the device has ended."""
@@ -107,12 +125,21 @@ class GraphCache:
         backend: Backend that records graphs.
         spec: Codec constants.
         max_batch: Maximum batch size.
+        longest_s: Maximum audio in a batch, in seconds.
     """
 
-    def __init__(self, decode: Decode, backend: GraphBackend, spec: CodecSpec, max_batch: int) -> None:
+    def __init__(
+        self,
+        decode: Decode,
+        backend: GraphBackend,
+        spec: CodecSpec,
+        max_batch: int,
+        longest_s: float = MAX_BATCH_S,
+    ) -> None:
         self._decode = decode
         self._backend = backend
         self._spec = spec
+        self._longest_s = longest_s
         self._max_rows = padded_batch(max_batch)
         self._graphs: dict[Key, Captured] = {}
         self._states: tuple[Tensor, Tensor] | None = None  # before and after a window, [max_rows, D] each
@@ -168,7 +195,7 @@ class GraphCache:
         all of them unusable.
         """
         _, num_frames, _, batch = key
-        limit = batch_limit(self._spec, num_frames, self._max_rows)
+        limit = batch_limit(self._spec, num_frames, self._max_rows, self._longest_s)
         if self._is_closed or batch > limit:
             return None
         try:
@@ -207,7 +234,7 @@ class GraphCache:
         """Copy the results of a graph to the memory for results, and return them there."""
         assert self._states is not None
         if self._pcm is None:
-            self._pcm = pcm.new_empty(int(MAX_BATCH_S * self._spec.sample_rate))
+            self._pcm = pcm.new_empty(int(self._longest_s * self._spec.sample_rate))
         return (
             self._pcm[: pcm.numel()].view(pcm.shape).copy_(pcm),
             self._states[1][: len(states)].copy_(states),

@@ -5,7 +5,7 @@ The decoder warms up before the first chunk, because the first window of each sh
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
 from stretto.decoder.convolutions import convolutions_in
-from stretto.decoder.graphs import CudaGraphs, GraphCache, batch_limit
+from stretto.decoder.graphs import CudaGraphs, Decode, GraphCache, batch_limit, limits_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.streams.chunking import ChunkPolicy
 
@@ -28,7 +28,7 @@ class Flight:
     """Batch that has been launched.
 
     Attributes:
-        states: Codec states after the batch, [B, D]; valid until the next launch.
+        states: Codec state [1, D] of each utterance after the batch, each in memory of its own.
         pcm: Function that waits for the samples and returns them, float32 [B, n].
         on_device: The samples on the GPU; None on the host.
         device_s: Function that returns the device time in seconds, callable once the samples are available; None on the
@@ -36,7 +36,7 @@ class Flight:
         is_done: Function that returns True once `pcm` need not wait.
     """
 
-    states: Tensor
+    states: Sequence[Tensor]
     pcm: Callable[[], np.ndarray]
     on_device: Tensor | None = None
     device_s: Callable[[], float] | None = None
@@ -44,16 +44,18 @@ class Flight:
 
 
 class Launcher(Protocol):
-    """Executor that decodes batches in launch order.
+    """Executor that decodes batches in launch order; those of first chunks may have an order of their own.
 
     Attributes:
         depth: Maximum number of batches in flight while another is being prepared.
+        has_first_lane: True if batches of first chunks do not wait for others. At most one of them is in flight.
         has_graphs: True if graphs can be captured.
         batch_s: Time in seconds after which a batch gets no further window.
         fills_spare_time: True if a batch may last longer while every client has audio to play: half of that audio.
     """
 
     depth: int
+    has_first_lane: bool
     has_graphs: bool
     batch_s: float
     fills_spare_time: bool
@@ -62,17 +64,41 @@ class Launcher(Protocol):
         """Prepare the calling thread, which will launch all batches. Call once, before any codec state is created."""
         ...
 
-    def capture(self, window: Window) -> bool:
-        """Capture a graph for the shape of `window`; return True if one exists afterwards."""
+    def capture(self, window: Window, is_first: bool = False) -> bool:
+        """Capture a graph for the shape of `window`; return True if one exists afterwards.
+
+        Args:
+            window: Batch of windows.
+            is_first: True for a batch of first chunks.
+        """
         ...
 
-    def launch(self, window: Window) -> Flight:
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
         """Start decoding a batch.
 
         Args:
-            window: Batch of windows; codes and frame indices are on the host, states on the codec's device.
+            windows: Windows of equal shape.
+            states: Codec state [1, D] before each window, on the codec's device. The caller keeps them until the batch
+                is done, because they may have been written on another stream.
+            is_first: True for a batch of first chunks.
         """
         ...
+
+
+def stack(windows: Sequence[FrameWindow], states: Sequence[Tensor]) -> Window:
+    """Stack windows of equal shape and the states before them into one batch for the codec."""
+    return Window(
+        codes=torch.from_numpy(np.stack([window.codes for window in windows])),
+        left=windows[0].left,
+        right=windows[0].right,
+        first=torch.tensor([window.first for window in windows]),
+        state=torch.cat(list(states)),
+    )
+
+
+def own_states(states: Tensor) -> list[Tensor]:
+    """Return copies [1, D] of the rows of `states` [B, D]; views would keep the states of the whole batch alive."""
+    return [state.clone() for state in states.split(1)]
 
 
 class HostLauncher:
@@ -84,6 +110,7 @@ class HostLauncher:
     """
 
     depth = 0
+    has_first_lane = False
     has_graphs = False
     batch_s = 0.1
     fills_spare_time = False
@@ -100,24 +127,52 @@ class HostLauncher:
         """
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(PRIMITIVES))
 
-    def capture(self, window: Window) -> bool:
+    def capture(self, window: Window, is_first: bool = False) -> bool:
         """Return False, because the host has no graphs."""
         return False
 
-    def launch(self, window: Window) -> Flight:
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
         with self._convolutions:
-            pcm, states = self._codec.decode(window)
+            pcm, after = self._codec.decode(stack(windows, states))
         samples = pcm.float().cpu().numpy()
-        return Flight(states, lambda: samples)
+        return Flight(own_states(after), lambda: samples)
+
+
+class Lane:
+    """CUDA stream of the decoder, and the graphs that are replayed on it, with buffers of their own.
+
+    Args:
+        decode: Function that decodes a window without a graph.
+        codec: The codec.
+        config: Decoder configuration.
+        is_first: True if the lane is for first chunks, whose kernels come first.
+
+    Attributes:
+        stream: The stream.
+        decode: Function that decodes a window, with a graph if its shape has one.
+        graphs: The graphs; None if the codec or the configuration has none.
+    """
+
+    def __init__(self, decode: Decode, codec: Codec, config: DecoderConfig, is_first: bool = False) -> None:
+        self.stream = torch.cuda.Stream(torch.device(config.device), priority=-1 if is_first else 0)
+        self.decode = decode
+        self.graphs: GraphCache | None = None
+        if config.graphs and codec.spec.can_capture:
+            limits = limits_of(config.max_batch, is_first)
+            self.graphs = GraphCache(decode, CudaGraphs(self.stream), codec.spec, *limits)
+            self.decode = self.graphs.decode
 
 
 class CudaLauncher:
-    """Launcher with its own CUDA stream, which runs concurrently with the host and other GPU work.
+    """Launcher with CUDA streams of its own, which run concurrently with the host and other GPU work.
+
+    A codec with graphs has two: first chunks are decoded on a stream of higher priority. An utterance's next window is
+    launched only after the host has seen the end of its last one, so streams never wait for each other.
 
     All transfers use pinned memory. The host waits for one copy per batch and never synchronises the whole device.
     """
 
-    depth = 1
+    depth = 1  # the host answers a batch while the next one is computed
     batch_s = 0.012  # about twice the time of a single window, for which a first chunk waits
     fills_spare_time = True
 
@@ -127,49 +182,49 @@ class CudaLauncher:
         if config.memory_mb:  # otherwise cuDNN may choose an algorithm with a workspace of 20 GB, as on an H100
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, (config.memory_mb << 20) / total), self._device.index)
-        self._stream = torch.cuda.Stream(self._device)
         convolutions = convolutions_in(config.convolutions)
 
         def decode(window: Window) -> tuple[Tensor, Tensor]:
             with convolutions:
                 return codec.decode(window)
 
-        self.has_graphs = config.graphs and codec.spec.can_capture
         self._reads_on_host = codec.spec.reads_on_host
-        self._graphs = GraphCache(decode, CudaGraphs(), codec.spec, config.max_batch) if self.has_graphs else None
-        self._decode = decode if self._graphs is None else self._graphs.decode
+        self._lane = Lane(decode, codec, config)
+        self.has_graphs = self.has_first_lane = self._lane.graphs is not None
+        self._first_lane = self._lane
+        if self.has_first_lane:
+            self._first_lane = Lane(decode, codec, config, is_first=True)
 
     def enter(self) -> None:
-        """Make the launcher's stream the thread's current stream.
-
-        Operations on states between launches are then ordered with the decoding, and freed memory is not reused too
-        early.
-        """
+        """Make the first chunks' stream the thread's current one, so that it also creates the states before them."""
         torch.cuda.synchronize(self._device)  # the weights were loaded on another stream
-        torch.cuda.set_stream(self._stream)
+        torch.cuda.set_stream(self._first_lane.stream)
 
-    def capture(self, window: Window) -> bool:
-        """Capture a graph for the shape of `window`; return True if one exists afterwards."""
-        with torch.cuda.stream(self._stream), torch.inference_mode():
-            return self._graphs is not None and self._graphs.capture(self._sent(_pinned(window)))
+    def capture(self, window: Window, is_first: bool = False) -> bool:
+        """Capture a graph for the shape of `window`, as `Launcher` describes."""
+        lane = self._first_lane if is_first else self._lane
+        with torch.cuda.stream(lane.stream), torch.inference_mode():
+            return lane.graphs is not None and lane.graphs.capture(self._sent(_pinned(window)))
 
-    def launch(self, window: Window) -> Flight:
-        window = _pinned(window)
-        with torch.cuda.stream(self._stream), torch.inference_mode():
+    def launch(self, windows: Sequence[FrameWindow], states: Sequence[Tensor], is_first: bool = False) -> Flight:
+        lane = self._first_lane if is_first else self._lane
+        with torch.cuda.stream(lane.stream), torch.inference_mode():
+            window = _pinned(stack(windows, states))
             # `blocking`: the host sleeps until the samples are available, instead of occupying a core
             begun, done = (torch.cuda.Event(enable_timing=True, blocking=True) for _ in range(2))
             begun.record()  # recorded once the device has finished the previous batch
-            pcm, states = self._decode(self._sent(window))
+            pcm, after = lane.decode(self._sent(window))
             pcm = pcm.float().contiguous()
             samples = torch.empty(pcm.shape, dtype=torch.float32, pin_memory=True)
             samples.copy_(pcm, non_blocking=True)
+            copies = own_states(after)  # before `done`, after which another stream may read them
             done.record()
 
         def collect() -> np.ndarray:
             done.synchronize()
             return samples.numpy().copy()  # the pinned memory returns to its pool
 
-        return Flight(states, collect, pcm, lambda: begun.elapsed_time(done) / 1e3, done.query)
+        return Flight(copies, collect, pcm, lambda: begun.elapsed_time(done) / 1e3, done.query)
 
     def _sent(self, window: Window) -> Window:
         """Start copying codes and frame indices to the device; return the window with the copies.
@@ -210,7 +265,12 @@ def capture_shapes(launcher: Launcher, codec: Codec, policy: ChunkPolicy, max_ba
     batches = (1 << power for power in range((max_batch - 1).bit_length(), -1, -1))
     shapes = [(batch, window, state) for batch in batches for window, state in windows]
     shapes.sort(key=lambda shape: shape[0] * shape[1].codes.shape[1], reverse=True)
-    return sum(launcher.capture(_repeated(window, state.expand(batch, -1))) for batch, window, state in shapes)
+    num_graphs = 0
+    for is_first in (False, True) if launcher.has_first_lane else (False,):
+        for batch, window, state in shapes:
+            if not is_first or window.left == 0:
+                num_graphs += launcher.capture(stack([window] * batch, [state] * batch), is_first)
+    return num_graphs
 
 
 def warm_up(
@@ -238,7 +298,7 @@ def warm_up(
     for window, state in _batches(launcher, codec, policy, max_batch) if seconds else ():
         if clock() >= until:
             break
-        launcher.launch(_repeated(window, state)).pcm()
+        launcher.launch([window] * len(state), state.split(1)).pcm()
         num_batches += 1
     return num_batches
 
@@ -324,17 +384,6 @@ def _state_after(launcher: Launcher, codec: Codec, codes: np.ndarray) -> torch.T
     window = Windower(codec.spec).push(codes, is_final=False)
     if window is None:
         return state
-    flight = launcher.launch(_repeated(window, state))
+    flight = launcher.launch([window], [state])
     flight.pcm()
-    return flight.states.clone()
-
-
-def _repeated(window: FrameWindow, state: torch.Tensor) -> Window:
-    batch = len(state)
-    return Window(
-        codes=torch.from_numpy(np.repeat(window.codes[None], batch, axis=0)),
-        left=window.left,
-        right=window.right,
-        first=torch.full((batch,), window.first),
-        state=state,
-    )
+    return flight.states[0]

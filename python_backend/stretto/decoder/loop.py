@@ -8,7 +8,7 @@ Waiting chunks are decoded immediately, at most one per utterance and batch; the
 import logging
 import math
 import time
-from collections import deque
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from stretto.codecs.refinement import Passage
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
 from stretto.decoder.batching import (
+    BatchesInFlight,
     ChunkJob,
     FilledBatch,
     HostTurns,
@@ -27,11 +28,12 @@ from stretto.decoder.batching import (
 )
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk, Stopwatch, Unanswered, check_connected
 from stretto.decoder.events import make_event
-from stretto.decoder.graphs import batch_limit, padded_batch
+from stretto.decoder.graphs import batch_limit, limits_of, padded_batch
 from stretto.decoder.launching import Launcher, capture_shapes, warm_up
 from stretto.decoder.sessions import RESUME, DecoderSession, Sessions
 from stretto.decoder.streaming import FrameWindow, Work
 from stretto.errors import Cancelled, Closing, InvalidRequest
+from stretto.hops import Hop, stamp
 from stretto.streams.chunking import ChunkPolicy
 
 logger = logging.getLogger(__name__)
@@ -70,11 +72,11 @@ class DecodingLoop:
         self.unanswered = Unanswered(counts, queue)  # chunks in progress
         self._jobs: list[ChunkJob] = []  # admitted, at most one per utterance
         self._turns = HostTurns()
-        self._batches = deque[tuple[LaunchedBatch | FilledBatch, float]]()  # in flight, each with its launch time
+        self._batches = BatchesInFlight(launcher.depth)
         if self._launcher.has_graphs and config.right_frames is None:  # a reduced right context does not hide padding
             sessions.last_sizes = ChunkPolicy(config.first_frames, config.steady_frames).sizes
         self.stopwatch = Stopwatch(codec.spec.left_frames + codec.spec.right_frames, self._launcher.batch_s)
-        self._launched_s = 0.0  # time of the last launch, on the sessions' clock
+        self._launched_s = {False: 0.0, True: 0.0}  # time of each lane's last launch, on the sessions' clock
         self.clock = time.perf_counter  # clock for decoding times on the host
         self.fails_pending = False  # set to fail everything that is not decoded yet
         self._signalled_s = time.monotonic()
@@ -121,14 +123,16 @@ class DecodingLoop:
                 self._fail(job.pending, Closing("the decoder is stopping"))
             self._jobs = []
         self._jobs = [job for job in self._jobs if self._is_wanted(job)]
-        if self._jobs and not self._is_device_full:
-            self._launch(self._whole_graph(next_group(self._jobs, self._limit, self._turns)))
-        while self._batches and self._batches[0][0].is_done:
-            self._complete(*self._batches.popleft())
+        for is_first in (True, False):
+            jobs = [job for job in self._jobs if self._is_first(job) == is_first]
+            if jobs and not self._batches.is_full(is_first):
+                self._launch(self._whole_graph(next_group(jobs, partial(self._limit, is_first), self._turns)))
+        for batch, begun in self._batches.take_done():
+            self._complete(batch, begun)
 
-    @property
-    def _is_device_full(self) -> bool:
-        return len(self._batches) > self._launcher.depth
+    def _is_first(self, job: ChunkJob) -> bool:
+        """Return True if the job belongs to the launcher's lane for clients without audio."""
+        return self._launcher.has_first_lane and job.session.dry_s is None and isinstance(job.window, FrameWindow)
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
         """Return the jobs of a batch that needs no padding, if the others are faster in a batch of their own."""
@@ -140,8 +144,8 @@ class DecodingLoop:
         added_s = num_added * time.frame_s * group[0].window.codes.shape[1]
         return group[: padded_batch(num_windows) // 2] if added_s > time.batch_s else group
 
-    def _limit(self, window: Work) -> int:
-        """Return the maximum number of jobs in a batch with this window.
+    def _limit(self, is_first: bool, window: Work) -> int:
+        """Return the maximum number of jobs in a batch with this window; `is_first` if it is of first chunks.
 
         Chunks that arrive meanwhile wait for a batch, so it is short while a client waits for its first audio. On the
         host, larger batches are hardly faster, so all of them are short.
@@ -149,7 +153,7 @@ class DecodingLoop:
         if isinstance(window, Passage):
             return min(self._config.max_batch, max(1, MAX_PASSAGE_ROWS // window.max_rows))
         num_frames = window.codes.shape[1]
-        most = batch_limit(self._codec.spec, num_frames, self._config.max_batch)
+        most = batch_limit(self._codec.spec, num_frames, *limits_of(self._config.max_batch, is_first))
         window_s = num_frames * self.stopwatch.measured.frame_s
         longest_s = self._launcher.batch_s
         if self._launcher.fills_spare_time:
@@ -162,7 +166,7 @@ class DecodingLoop:
         Wait for a chunk only if nothing is in progress or, until the next look at it, if nothing can be launched.
         """
         timeout_s = 0.0 if self.unanswered else self._config.idle_timeout_s / 4
-        if self._batches and (self._is_device_full or not self._jobs):
+        if self._batches and all(self._batches.is_full(self._is_first(job)) for job in self._jobs):
             timeout_s = LOOK_S
         taken, abandoned = self._queue.next_chunks(timeout_s, {pending.utterance for pending in self.unanswered})
         for pending in taken:
@@ -238,15 +242,17 @@ class DecodingLoop:
         """Launch a batch; if that fails, launch each job separately, so that only the faulty utterance fails."""
         self._jobs = [job for job in self._jobs if job not in group]
         group = still_connected(group, self._fail)
+        if not group:
+            return
         begun = self.clock()
+        is_first = self._is_first(group[0])
         for job in group:  # an urgent chunk that came after the last launch would be in this batch
-            job.pending.reply.wanted_s = min(job.session.dry_s or 0.0, self._launched_s)
+            job.pending.reply.wanted_s = min(job.session.dry_s or 0.0, self._launched_s[is_first])
         try:
-            if group:
-                self._launched_s = self._sessions.now()
-                self._batches.append(
-                    (launch(group, self._launcher, self._codec, self.unanswered.signal_progress), begun)
-                )
+            stamp(Hop.BATCH_IS_LAUNCHED)
+            self._launched_s[is_first] = self._sessions.now()
+            batch = launch(group, self._launcher, self._codec, is_first, self.unanswered.signal_progress)
+            self._batches.add(batch, begun)
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0].pending, error)
@@ -265,6 +271,7 @@ class DecodingLoop:
         """Wait for a batch's samples, and answer its chunks or continue with their next windows."""
         try:
             pcm = batch.pcm()
+            stamp(Hop.SAMPLES_ARRIVE)
             self._note_progress()
             spent_s = self.clock() - begun if batch.device_s is None else batch.device_s()
         except Exception as error:  # a device error, after which the states are lost as well
@@ -272,7 +279,7 @@ class DecodingLoop:
                 self._fail(job.pending, error)
             return
         self._counts.add_batch(len(batch.jobs), batch.num_frames, spent_s)
-        if batch.num_frames:
+        if batch.num_frames and not batch.has_company:
             num_windows = padded_batch(len(batch.jobs)) if self._launcher.has_graphs else len(batch.jobs)
             self.stopwatch.record(num_windows * batch.jobs[0].frames.codes.shape[1], spent_s)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):

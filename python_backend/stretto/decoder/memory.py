@@ -18,7 +18,7 @@ from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.seanet import LENGTHS
 from stretto.config import DecoderConfig
 from stretto.decoder.convolutions import Convolutions, convolutions_in
-from stretto.decoder.graphs import batch_limit
+from stretto.decoder.graphs import FIRST_BATCH_S, MAX_BATCH_S, batch_limit, limits_of, padded_batch
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.errors import CheckpointError
@@ -35,8 +35,9 @@ class DecoderMemory:
 
     Attributes:
         weights: Weights of the codec, its encoder included, and those converted for other convolutions.
-        static: Input and output states of all CUDA graphs.
+        static: Input and output states of all CUDA graphs, in both lanes (`CudaLauncher`).
         peak: Largest activations of a batch.
+        first_peak: The same for a batch of first chunks, which have a lane of their own if there are graphs.
         utterance: Codec state of an utterance.
         utterances: Codec states of `max_utterances` utterances.
         references: Limit of the cache of states after voice references.
@@ -45,14 +46,20 @@ class DecoderMemory:
     weights: int
     static: int
     peak: int
+    first_peak: int
     utterance: int
     utterances: int
     references: int
 
     @property
+    def activations(self) -> int:
+        """Activations of all lanes; graphs and batches without a graph have activations and workspaces of their own."""
+        return 2 * (self.peak + self.first_peak)
+
+    @property
     def tensors(self) -> int:
-        """Memory of all tensors. Graphs and batches without a graph have activations and workspaces of their own."""
-        return self.weights + self.static + 2 * self.peak + self.utterances + self.references + WORKSPACE_BYTES
+        """Memory of all tensors."""
+        return self.weights + self.static + self.activations + self.utterances + self.references + WORKSPACE_BYTES
 
     @property
     def total(self) -> int:
@@ -122,11 +129,14 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     if isinstance(convolutions, Convolutions):
         weights += convolutions.num_bytes
     utterance = state.nbytes if is_on_device else 0
-    rows = 1 << (config.max_batch - 1).bit_length()
+    rows = sum(padded_batch(limits_of(config.max_batch, is_first)[0]) for is_first in (False, True))
+    peak = max(peaks[len(converting) :], default=0)
+    has_graphs = codec.spec.can_capture and config.graphs
     return DecoderMemory(
         weights=weights,
-        static=2 * rows * utterance if codec.spec.can_capture and config.graphs else 0,
-        peak=max(peaks[len(converting) :], default=0),
+        static=2 * rows * utterance if has_graphs else 0,
+        peak=peak,
+        first_peak=int(peak * FIRST_BATCH_S / MAX_BATCH_S) if has_graphs else 0,
         utterance=utterance,
         utterances=config.max_utterances * utterance,
         references=config.reference_mb * MIB if is_on_device else 0,

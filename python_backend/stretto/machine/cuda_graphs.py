@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
+def record(work: Callable[[], object], pool: Any, stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
     """Capture the kernel launches of `work` as a CUDA graph, without executing them.
 
     A failed capture would leave its stream current, its launches pending and the allocator in capture mode. All three
@@ -21,6 +21,7 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
     Args:
         work: Function to capture.
         pool: Memory pool of the graph, from `torch.cuda.graph_pool_handle`.
+        stream: Stream on which the graph is captured; None for torch's own.
 
     Returns:
         The graph.
@@ -29,13 +30,13 @@ def record(work: Callable[[], object], pool: Any) -> torch.cuda.CUDAGraph:
         Exception: Any error raised by `work` or the capture.
     """
     graph = torch.cuda.CUDAGraph()
-    stream = torch.cuda.current_stream()
+    current = torch.cuda.current_stream()
     try:
         # Thread-local capture mode, because other threads may call CUDA in the meantime.
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             work()
     except BaseException:
-        torch.cuda.set_stream(stream)
+        torch.cuda.set_stream(current)
         torch.cuda.synchronize()
         _stop_allocating(pool)
         raise

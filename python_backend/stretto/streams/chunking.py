@@ -238,7 +238,8 @@ class Pacer:
     def _first(self, num_ready: int, load: DecoderLoad) -> int:
         """Return the size of the first chunk, or 0 to wait.
 
-        Its audio must last until the smallest chunk of every utterance has been generated and decoded.
+        Its audio must last until the smallest chunk of every utterance has been generated and decoded. With graphs, a
+        frame that is ready too takes less time in this chunk than in one of its own.
         """
         policy = self.policy
         smallest = self._smallest(load)
@@ -248,6 +249,7 @@ class Pacer:
         audible = min(max(policy.first_frames, needed), policy.steady_frames)
         if load.has_graphs:
             audible = next(size for size in policy.sizes if size >= audible)
+            audible = max(audible, policy.round_down(max(1, num_ready - policy.held_frames)))
         size = policy.held_frames + audible
         return size if num_ready >= size else 0
 
