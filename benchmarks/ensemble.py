@@ -163,13 +163,22 @@ def costs(rounds: list[dict[str, float]]) -> dict[str, float]:
     return {name: round(statistics.median(each[name] for each in parts), 2) for name in parts[0]}
 
 
+def speech_inputs(model: SmallModel) -> Callable[[str, dict[str, Any]], list[Any]]:
+    """Return a function that makes the inputs of a request for speech from a user's turn and options."""
+
+    def inputs(text: str, options: dict[str, Any]) -> list[Any]:
+        messages = json.dumps([{"role": "user", "text": text}])
+        return strings(messages=messages, task=model.speak, options=options_json({**model.options, **options}))
+
+    return inputs
+
+
 def speaker(client: SpeechClient, model: SmallModel) -> Speak:
     """Return a function that sends one user turn and receives speech."""
+    inputs = speech_inputs(model)
 
     async def speak(text: str, options: dict[str, Any]) -> Trace:
-        messages = json.dumps([{"role": "user", "text": text}])
-        inputs = strings(messages=messages, task=model.speak, options=options_json({**model.options, **options}))
-        return await follow(Trace(sent=time.perf_counter()), client.send(inputs))
+        return await follow(Trace(sent=time.perf_counter()), client.send(inputs(text, options)))
 
     return speak
 

@@ -7,6 +7,7 @@ completes a block to the samples of the last client, divided by the block's dura
 Utterances run together, with their blocks in the same batch.
 """
 
+import itertools
 import logging
 import statistics
 import tempfile
@@ -29,6 +30,7 @@ from benchmarks.decoder_memory import CHUNKS as CHUNKS_OF
 from benchmarks.decoder_memory import MAX_BATCH, MAX_UTTERANCES
 from benchmarks.gpu.device_memory import free_mib, torch_mib
 from benchmarks.gpu.jobs import Setup, failure
+from benchmarks.gpu.launches import launcher_of, time_batch
 from stretto.codecs.base import Codec
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
@@ -41,8 +43,9 @@ CHUNKS = (2, 5, 25)
 # tolerances: streamed against one-shot decode on the device; device against CPU
 EXACT = 1e-5
 ALIKE = 1e-3
-BATCHES = (1, 16, 64)
-FRAMES = 25  # frames per window
+# windows at once, and frames per window: first chunks have 1 or 2, others of Qwen3-TTS and Mimi up to 12
+BATCHES = (1, 4, 16)
+FRAMES = (1, 2, 12)
 PATIENCE_S = 120.0
 
 
@@ -180,29 +183,37 @@ def _exactness(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
         yield figures | {"ok": seams <= EXACT and from_cpu <= ALIKE and not errors}
 
 
-def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
-    """Measure how many real-time streams a decoder of published width serves at each batch size.
+def run_speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+    """Yield a line for each kind of convolutions, batch and window: the times of a batch, and its error.
 
-    The first pass has no graphs. The others have them, with each way to compute convolutions.
+    The error is the rms of the differences from samples in float32, relative to the rms of these.
     """
-    batches, rounds = ((2,), 1) if setup.is_small else (BATCHES, 5)
     codec = make_codec(name, setup.device, setup.is_small)
-    config = DecoderConfig(device=setup.device, max_batch=batches[-1], max_utterances=1024)
-    for graphs, convolutions in [(False, "float32"), *((True, each) for each in DecoderConfig.CONVOLUTIONS)]:
-        about = {"graphs": graphs, "convolutions": convolutions}
-        with capture_errors() as errors:
-            arm = Arm(codec, replace(config, graphs=graphs, convolutions=convolutions))
-            for batch in batches:
-                for _ in range(rounds if setup.is_small else 1 + rounds):
-                    arm.run(batch, FRAMES)
-                wall_s = statistics.median(arm.wall_s[-rounds:])
-                streams = round(batch * FRAMES / codec.spec.frame_rate / wall_s, 1)
-                yield {**about, "batch": batch, "ms": round(1e3 * wall_s, 3), "streams_real_time": streams}
-            arm.stop()
-        if not setup.is_small:
-            yield {**about, "reserved_mib": torch.cuda.max_memory_reserved() >> 20}
+    exact = dict[tuple[int, int], np.ndarray]()
+    for convolutions in DecoderConfig.CONVOLUTIONS:
+        config = DecoderConfig(device=setup.device, max_batch=BATCHES[-1], convolutions=convolutions)
+        with capture_errors() as errors, launcher_of(codec, config) as launcher:
+            for batch, frames in itertools.product(BATCHES[::-1], FRAMES[::-1]):
+                timing = time_batch(launcher, codec, batch, frames, rounds=1 if setup.is_small else 9)
+                reference = exact.setdefault((batch, frames), timing.pcm)
+                error = np.sqrt(np.mean((timing.pcm - reference) ** 2) / np.mean(reference**2))
+                yield {
+                    "codec": name,
+                    "what": "speed",
+                    "convolutions": convolutions,
+                    "batch": batch,
+                    "frames": frames,
+                    "ms": round(1e3 * timing.wall_s, 3),
+                    "device_ms": round(1e3 * timing.device_s, 3),
+                    "streams_real_time": round(batch * frames / codec.spec.frame_rate / timing.wall_s, 1),
+                    "relative_error": float(error),
+                }
         if errors:
-            yield {**about, "capture_errors": errors, "ok": False}
+            yield {"codec": name, "what": "speed", "convolutions": convolutions, "capture_errors": errors, "ok": False}
+
+
+def _speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
+    yield from run_speed(setup, name)
 
 
 def _convolutions(setup: Setup, name: str) -> Iterator[dict[str, Any]]:

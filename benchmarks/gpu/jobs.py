@@ -124,8 +124,8 @@ def _sanitizer(tool: str) -> Job:
     return _check("sanitizers:run_tool", CHECK_S, arguments={"tool": tool, "limit_s": CHECK_S - 5})
 
 
-def _served(convolutions: str, mps: bool = False) -> Job:
-    return Job("benchmarks.gpu.served:run_shape", 170, {"convolutions": convolutions, "mps": mps})
+def _served(convolutions: str, limit_s: float = 260, **options: Any) -> Job:
+    return Job("benchmarks.gpu.served:run_shape", limit_s, {"convolutions": convolutions, **options})
 
 
 # ten checks at once took 75 s on 16 cores, most of it the slow reference
@@ -153,6 +153,7 @@ JOBS = {
         "sanitizers:run_decoder", CHECK_S, arguments={"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
     ),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
+    "whole_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16), mode="whole"),
     "side_by_side": Job("benchmarks.gpu.side_by_side:run", 260),
     "kernels": Job("benchmarks.gpu.kernels:run", 65),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 28),
@@ -173,7 +174,7 @@ JOBS = {
     "decoder_higgs": _decoder("higgs", 6),
     "blocks_glm4_voice": Job("benchmarks.gpu.decoder:run_blocks", 12),
     "ours_7b": _ours("7b", 120, requests=(1, 16)),
-    "plain_8b": _ours("8b", 60, requests=(1, 32), is_compiled=False),
+    "plain_8b": _ours("8b", 60, requests=(1, 32), mode="plain"),
 }
 IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("decoder_qwen3_12hz") :]
 
@@ -183,7 +184,20 @@ SERVED = {
     "served_qwen3_tts": _served("float32"),
     "served_tf32x3": _served("tf32x3"),
     "served_bfloat16": _served("bfloat16"),
-    "served_mps": _served("tf32x3", mps=True),
+    "served_mps": _served("tf32x3", mps_share=25),
+}
+
+# The most valuable figures of fifteen minutes on an H100, in a call that runs after one that only installs a bundle:
+# where a first chunk's time goes, and whether the server answers 20 requests a second early.
+QUARTER = {
+    "host": Job("benchmarks.gpu.host:run", 15),
+    "codec": Job("benchmarks.gpu.decoder:run_speed", 70, {"name": "qwen3_12hz"}),
+    "engine": _ours("qwen3_tts", 60, requests=(1, 16, 64), mode="whole"),
+    "server": _served("float32", 115, mode="whole", shorter=True),
+    "server_tf32_mps": _served("tf32", 80, mode="whole", mps_share=25, shorter=True),
+    "server_tf32": _served("tf32", 80, mode="whole", shorter=True),
+    "engine_pieces": _ours("qwen3_tts", 45, requests=(1, 16)),
+    "stock": Job("benchmarks.gpu.speed:run_stock", 50, {"model": "qwen3_tts", "requests": (1, 16)}),
 }
 
 

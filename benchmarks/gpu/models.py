@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints.every_codec import every_codec
-from benchmarks.engines import forced_prompt
+from benchmarks.engines import PROMPT_ROWS, forced_prompt
 from benchmarks.gpu.jobs import Setup
 from stretto.config import EngineConfig
 from stretto.convert.gpu_memory import Needs
@@ -61,8 +61,21 @@ QWEN3_TTS_1B7 = {
 }
 DRY_DEPTH = replace(DEPTH, hidden=64, intermediate=128, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=32)
 COMPILED = {"mode": 3, "cudagraph_mode": "FULL_AND_PIECEWISE"}
-PROMPT_SIZES = (256, 512)  # steps with prompts; vLLM captures such sizes up to 512 for the 256 batch slots of a server
-WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
+PROMPTS = (10, 30, 200)  # rows of prompts: streamed text, a short and a long text
+# Steps with prompts: the sizes to which a server pads these (steps of 8 up to 256, then of 16), and some for bursts.
+PROMPT_SIZES = (16, 32, 200, 256, 512)
+# Engine arguments by name of the graphs, for `--engine-args` of `stretto make-repository`.
+PIECES = "pieces"  # vLLM's default: steps with prompts consist of several graphs and attention without one
+WHOLE = "whole"  # a graph for every step, for families without encoded inputs; one split, so that bits do not change
+PLAIN = "plain"  # without a compiler, and graphs only for steps without prompts
+GRAPHS: dict[str, dict[str, Any]] = {
+    PIECES: {"compilation_config": COMPILED},
+    WHOLE: {
+        "compilation_config": {**COMPILED, "cudagraph_mode": "FULL"},
+        "attention_config": {"flash_attn_max_num_splits_for_cuda_graph": 1},
+    },
+    PLAIN: {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
+}
 
 
 @dataclass(frozen=True)
@@ -128,21 +141,26 @@ def needs_of(checkpoint: Path, family: Family, arguments: dict[str, Any]) -> Nee
 
 
 def engine_config(
-    checkpoint: Path, setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = True
+    checkpoint: Path,
+    setup: Setup,
+    model: Model,
+    requests: tuple[int, ...],
+    graphs: Mapping[str, Any] = GRAPHS[PIECES],
 ) -> EngineConfig:
     """Return the configuration of an engine with the arguments of `engine_args`.
 
     On a GPU, the engine gets the memory that the other processes of a server would leave.
     """
-    args = engine_args(setup, model, requests, is_compiled)
+    args = engine_args(setup, model, requests, graphs)
     needs = None if setup.is_small else needs_of(checkpoint, model.read_family(setup), args)
     return EngineConfig(checkpoint, args, reserved_mb=None if needs is None else needs.reserved_mb)
 
 
-def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compiled: bool = True) -> dict[str, Any]:
+def engine_args(
+    setup: Setup, model: Model, requests: tuple[int, ...], graphs: Mapping[str, Any] = GRAPHS[PIECES]
+) -> dict[str, Any]:
     """Return vLLM arguments with room for all replies, guided or not, and graphs for all row counts and for prompts.
 
-    If `is_compiled`, the compilation mode is the one that vLLM chooses for a repository of `make-repository --gpu`.
     A model with multi-token-prediction modules reads several rows per reply, so it gets an additional graph.
     """
     rows = sorted({factor * number for number in requests for factor in (1, model.rows_per_request)})
@@ -159,8 +177,8 @@ def engine_args(setup: Setup, model: Model, requests: tuple[int, ...], is_compil
         return {**args, "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
     bursts = model.read_family(setup).mechanism.steps
     sizes = {*rows, *PROMPT_SIZES} | (set() if bursts is None else {rows[-1] * bursts.window})
-    compilation = {**(COMPILED if is_compiled else WITHOUT_COMPILER), "cudagraph_capture_sizes": sorted(sizes)}
-    return {**args, "compilation_config": compilation}
+    compilation = {**graphs["compilation_config"], "cudagraph_capture_sizes": sorted(sizes)}
+    return {**args, **graphs, "compilation_config": compilation}
 
 
 class PromptMaker:
@@ -170,11 +188,17 @@ class PromptMaker:
         self._family = family
         self._seeds = itertools.count()
 
-    def make(self, number: int, task: str, scale: float, frames: int, text_rows: int) -> list[Prompt]:
-        """Return `number` prompts whose replies have a forced length."""
+    def make(
+        self, number: int, task: str, scale: float, frames: int, text_rows: int, num_rows: int = PROMPT_ROWS
+    ) -> list[Prompt]:
+        """Return `number` prompts of `num_rows` rows, whose replies have a forced length."""
         family = self._family
-        track = self._family.text_track
-        place: dict[str, Any] = {"ids": family.subwords, "stream": 0 if track is None else track.stream}
+        track = family.text_track
+        place: dict[str, Any] = {
+            "num_rows": num_rows,
+            "ids": family.subwords,
+            "stream": 0 if track is None else track.stream,
+        }
         return [
             forced_prompt(family, family.task(task), next(self._seeds), frames, text_rows, scale, **place)
             for _ in range(number)

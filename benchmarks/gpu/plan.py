@@ -38,6 +38,7 @@ class Call:
         is_whole: True if these are all jobs of the module, so that the command need not list them.
         tree_bytes: Size of the working tree.
         part: Number of the bundle part that is sent, counted from 1.
+        limit_s: Time limit of all jobs together, in seconds.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Call:
     is_whole: bool
     tree_bytes: int
     part: int = 1
+    limit_s: float = LIMIT_S
 
     @property
     def folder(self) -> str:
@@ -83,7 +85,7 @@ class Call:
         if not self.is_last:
             return install
         install += " --path-file" if "--triton" in BUNDLES[self.bundle].options else ""
-        run = f'python3 -m {self.module} --out "$OUT" --limit-s {LIMIT_S:.0f}'
+        run = f'python3 -m {self.module} --out "$OUT" --limit-s {self.limit_s:.0f}'
         chosen = "" if self.is_whole else f" --jobs {' '.join(self.jobs)}"
         return f'line=$({install}) && eval "$line" && {run}{chosen}'
 
@@ -109,7 +111,7 @@ class Call:
         begin = 0.0
         for group in groups(self.jobs):
             end = begin + seconds_of(group)
-            yield f"#   {begin:5.0f} s  {', '.join(group)}" + ("" if end <= LIMIT_S else "  (if time is left)")
+            yield f"#   {begin:5.0f} s  {', '.join(group)}" + ("" if end <= self.limit_s else "  (if time is left)")
             begin = end
 
 

@@ -7,8 +7,8 @@ The bundled model is served from a model repository for GPU 0 or for the CPU; on
 job checks that the server speaks, and that samples through a ring in GPU or system memory equal samples over gRPC. It
 measures `triton_tax` at 1 and 16 streams, compared with a bare engine in this process. A second job serves a model of
 the shape of Qwen3-TTS 1.7B, with random weights and few text ids, as `make-repository --gpu` writes it, and measures
-replies of eight seconds in closed and open loops. The host needs nvidia-pytriton, numpy below 2, Python's shared
-library and the bundled model's weights. Output files and table are as for `benchmarks.gpu`.
+its hops, and replies of 4.4 and 8 seconds in closed and open loops. The host needs nvidia-pytriton, numpy below 2,
+Python's shared library and the bundled model's weights. Output files and table are as for `benchmarks.gpu`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from benchmarks.gpu.__main__ import main, parse
 from benchmarks.gpu.jobs import SERVED, Setup, failure
-from benchmarks.gpu.models import QWEN3_TTS_1B7
+from benchmarks.gpu.models import GRAPHS, PIECES, QWEN3_TTS_1B7
 from benchmarks.harness import CHECKPOINT, serving
+from benchmarks.hops import trace, tracing
+from benchmarks.loads import percentiles
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
@@ -40,16 +43,18 @@ from stretto.weights.backbones import config_of
 from stretto_client import SpeechClient
 from stretto_contract.schema import Memory
 
+LAG_PERIOD_S = 0.01
 TEXT = "The train to Oslo leaves in ten minutes."
 SEED = 1
 GUIDANCE = 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder share one GPU
 SHAPE = "qwen3-tts-small"  # model whose prompts and tokenizer the model of published shape has
-# closed loops, requests per second of open loops, 8 s of audio
+# Streams of closed loops, and requests per second of open loops; the shorter job has the first ones alone. A reply has
+# 55 frames, as a sentence of speech benchmarks, or 100.
 STREAMS = (1, 16, 64)
-RATES = (1.0, 20.0)
-FRAMES = 100
+RATES = (1.0, 20.0, 10.0)
+FRAMES = (55, 100)
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
@@ -83,15 +88,19 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
         yield {"part": "triton_tax", **figures}
 
 
-def run_shape(setup: Setup, convolutions: str, mps: bool) -> Iterator[dict[str, Any]]:
-    """Serve Qwen3-TTS 1.7B's shape (a dry run: its small version); yield a result line for each load.
+def run_shape(
+    setup: Setup, convolutions: str, mps_share: int | None = None, mode: str = PIECES, shorter: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Serve Qwen3-TTS 1.7B's shape (a dry run: its small version); yield a line for each hop, then for each load.
 
     Args:
         setup: Device and output folder.
         convolutions: How the decoder computes convolutions on a GPU, one of `DecoderConfig.CONVOLUTIONS`.
-        mps: True to let the processes share the GPU by NVIDIA's MPS.
+        mps_share: Multiprocessors that the decoder may use under NVIDIA's MPS, in percent; None without MPS.
+        mode: Graphs of the engine, a key of `GRAPHS`.
+        shorter: True for few loads, all with replies of 55 frames.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tracing() as hops:
         checkpoint = Path(folder) / "checkpoint"
         repository = Path(folder) / "repository"
         write_checkpoint(SMALL_MODELS[SHAPE].family, checkpoint)
@@ -99,12 +108,14 @@ def run_shape(setup: Setup, convolutions: str, mps: bool) -> Iterator[dict[str, 
             make(checkpoint, repository, {})
         else:
             enlarge(checkpoint)
-            make(checkpoint, repository, {"load_format": "dummy"}, Placement(0, None, convolutions, mps))
+            share = 100 if mps_share is None else mps_share
+            placement = Placement(0, None, convolutions, mps_share is not None, None, share)
+            make(checkpoint, repository, {"load_format": "dummy", **GRAPHS[mode]}, placement)
         begun = time.perf_counter()
         with serving(repository) as address, asyncio.Runner() as runner:
-            about = {"convolutions": convolutions, "mps": mps}
+            about = {"convolutions": convolutions, "mps_share": mps_share, "mode": mode}
             yield {**about, "part": "start", "start_s": round(time.perf_counter() - begun, 1)}
-            lines = _load(setup, address)
+            lines = _load(setup, address, hops, shorter)
             while (line := runner.run(anext(lines, None))) is not None:
                 yield about | line
 
@@ -120,23 +131,48 @@ def enlarge(checkpoint: Path) -> None:
     write_qwen3_codec(checkpoint / "codec", "wide")
 
 
-async def _load(setup: Setup, address: str) -> AsyncIterator[dict[str, Any]]:
-    from benchmarks.ensemble import FamilyLoad, speaker
+async def _load(setup: Setup, address: str, hops: Path, shorter: bool) -> AsyncIterator[dict[str, Any]]:
+    from benchmarks.ensemble import FamilyLoad, speaker, speech_inputs
 
     model = SMALL_MODELS[SHAPE]
-    asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2, frames=FRAMES)
-    asked.open_s = 15.0
+    asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2, open_s=15.0)
+    frames = (8,) if setup.is_small else FRAMES[: 1 if shorter else None]
+    streams = (1, 2) if setup.is_small else STREAMS[: 1 if shorter else None]
+    rates = (8.0,) if setup.is_small else RATES[: 2 if shorter else None]
     if setup.is_small:
         asked.rounds = 1
         asked.requests = 1
-        asked.frames = 8
         asked.open_s = 1.0
     async with SpeechClient(address) as client:
-        load = FamilyLoad(model, speaker(client, model), None, asked)
-        for streams in (1, 2) if setup.is_small else STREAMS:
-            yield {"part": "closed", **await load.measure(streams)}
-        for rate in (8.0,) if setup.is_small else RATES:
-            yield {"part": "open", **await load.measure_open(1.0, rate)}
+        inputs = speech_inputs(model)
+        for row in await trace(lambda text: client.send(inputs(text, {})), hops, 2 if setup.is_small else 20):
+            yield {"part": "hop", **row}
+        for asked.frames in frames:
+            load = FamilyLoad(model, speaker(client, model), None, asked)
+            for number in streams:
+                yield {"part": "closed", **await load.measure(number)}
+            for rate in rates:
+                async with lag() as client_lag_s:
+                    figures = await load.measure_open(1.0, rate)
+                yield {"part": "open", **figures, **percentiles("client_lag", client_lag_s)}
+
+
+@asynccontextmanager
+async def lag() -> AsyncIterator[list[float]]:
+    """Yield a list of how late the event loop of this client wakes from short waits, in seconds."""
+    late_s = list[float]()
+
+    async def watch() -> None:
+        while True:
+            due_s = time.perf_counter() + LAG_PERIOD_S
+            await asyncio.sleep(LAG_PERIOD_S)
+            late_s.append(time.perf_counter() - due_s)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield late_s
+    finally:
+        watching.cancel()
 
 
 async def speak(client: SpeechClient) -> np.ndarray:

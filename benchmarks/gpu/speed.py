@@ -21,12 +21,11 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.checkpoints import random_codecs as random_weights
@@ -34,10 +33,21 @@ from benchmarks.checkpoints import random_espnet
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.engines import SteppedEngine
 from benchmarks.gpu.jobs import Setup
-from benchmarks.gpu.models import MODELS, PromptMaker, engine_config, write_config
+from benchmarks.gpu.launches import launcher_of, time_batch
+from benchmarks.gpu.models import (
+    GRAPHS,
+    MODELS,
+    PIECES,
+    PLAIN,
+    PROMPTS,
+    PromptMaker,
+    engine_config,
+    write_config,
+)
 from benchmarks.layouts import PROMPT_ROWS
 from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
-from stretto.codecs.base import Codec, Window, load_codec
+from stretto.codecs.base import Codec, load_codec
+from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
 from stretto.families.vita_audio.family import SCHEDULES, VANILLA
 from stretto.family.base import Family
@@ -77,14 +87,15 @@ def load(setup: Setup) -> Load:
 class Arm:
     """Engine for replies of forced length that start together."""
 
-    def __init__(self, name: str, setup: Setup, requests: tuple[int, ...], is_compiled: bool):
+    def __init__(self, name: str, setup: Setup, requests: tuple[int, ...], graphs: Mapping[str, Any]):
         self.model = MODELS[name]
         self.load = load(setup)
+        self.device = setup.device
         self.family = self.model.read_family(setup)
         self._prompts = PromptMaker(self.family)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = write_config(Path(folder), self.model, setup)
-            config = engine_config(checkpoint, setup, self.model, requests, is_compiled)
+            config = engine_config(checkpoint, setup, self.model, requests, graphs)
             self.engine = SteppedEngine(vllm_config(config))
 
     def run(self, number: int, scale: float, task: str | None = None) -> Run:
@@ -92,10 +103,10 @@ class Arm:
         self.add(number, scale, task)
         return time_run(self.engine, number * (1 if scale == 1.0 else 2))
 
-    def add(self, number: int, scale: float, task: str | None = None) -> list[str]:
-        """Queue `number` replies; return their ids."""
+    def add(self, number: int, scale: float, task: str | None = None, num_rows: int = PROMPT_ROWS) -> list[str]:
+        """Queue `number` replies with prompts of `num_rows` rows; return their ids."""
         forced = self.load.frames, self.load.text_rows
-        prompts = self._prompts.make(number, task or self.model.task, scale, *forced)
+        prompts = self._prompts.make(number, task or self.model.task, scale, *forced, num_rows)
         return self.engine.add_prompts(prompts)
 
 
@@ -117,22 +128,30 @@ def time_run(engine: SteppedEngine, num_rows: int) -> Run:
     return Run(wall_s, steps, statistics.median(step_ms))
 
 
-def run_ours(setup: Setup, model: str, requests: tuple[int, ...], is_compiled: bool = True) -> Iterator[dict[str, Any]]:
-    """Yield result lines for the start-up time and for a step at the first two numbers of requests.
+def run_ours(setup: Setup, model: str, requests: tuple[int, ...], mode: str = PIECES) -> Iterator[dict[str, Any]]:
+    """Yield result lines for the start-up time, for a step at the first two numbers of requests, and for prompts.
 
-    If `is_compiled`, further lines have the cost of guidance and the first audio at each number of requests.
+    Unless `mode` is PLAIN, further lines have the cost of guidance and the first audio at each number of requests.
+
+    Args:
+        setup: Device and output folder.
+        model: Key of MODELS.
+        requests: Numbers of replies at once.
+        mode: Key of GRAPHS.
     """
     requests = requests[: 2 if setup.is_small else None]
     begun = time.perf_counter()
     requests = (1, 2)[: len(requests)] if setup.is_small else requests
-    about = {"model": model, "is_compiled": is_compiled}
-    arm = Arm(model, setup, requests, is_compiled)
+    about = {"model": model, "mode": mode}
+    arm = Arm(model, setup, requests, GRAPHS[mode])
     scale = arm.model.scale
     yield {**about, "part": "start", "start_s": round(time.perf_counter() - begun, 1)}
     for number in requests[:2]:
         yield {**about, "part": "step", "requests": number, "guidance_scale": scale, **parts(arm, number, setup)}
-    if not is_compiled:
+    if mode == PLAIN:
         return
+    for num_rows in PROMPTS:
+        yield {**about, "part": "prompt", "prompt_rows": num_rows, **prompt(arm, num_rows)}
     if scale != 1.0:
         for number in requests:
             yield {**about, "part": "cfg_retention", "requests": number, **retention(arm, number)}
@@ -160,6 +179,15 @@ def parts(arm: Arm, number: int, setup: Setup) -> dict[str, Any]:
         watched = arm.run(number, scale)
         found = {"host_ms": host.ms_per(watched.steps), "device_ms": device.ms_per(watched.steps)}
     return {"step_ms": round(step_ms, 4), "rows": number * arm.model.rows_per_request, **found}
+
+
+def prompt(arm: Arm, num_rows: int) -> dict[str, float]:
+    """Return the time from a prompt of `num_rows` rows to its first row, if nothing else is in progress."""
+    times = list[float]()
+    for _ in range(1 + arm.load.rounds):
+        ids = arm.add(1, 1.0, num_rows=num_rows)
+        times.append(time_burst(arm.engine, ids, 1, 1).prefill_s)
+    return {"prefill_ms": round(1e3 * statistics.median(times[1:]), 4)}
 
 
 def retention(arm: Arm, number: int, task: str | None = None) -> dict[str, Any]:
@@ -190,7 +218,7 @@ def first_audio(arm: Arm, number: int, codec: Codec) -> dict[str, float]:
     for _ in range(arm.load.rounds):
         ids = arm.add(number, arm.model.scale)
         bursts.append(time_burst(arm.engine, ids, number * arm.model.rows_per_request, rows))
-    return figures(bursts, arm.family, codec, number, arm.load.frames)
+    return figures(bursts, arm, codec, number)
 
 
 def run_stock(setup: Setup, model: str, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
@@ -234,7 +262,7 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
 def our_steps(setup: Setup, model: str) -> dict[int, float]:
     """Read Stretto's step time in milliseconds by number of requests from the results of an earlier job."""
     lines = [json.loads(line) for line in setup.results.read_text().splitlines()] if setup.results.exists() else []
-    ours = [line for line in lines if line.get("model") == model and line.get("is_compiled")]
+    ours = [line for line in lines if line.get("model") == model and line.get("mode") == PIECES]
     guided = {line["requests"]: line["step_ms_guided"] for line in ours if line["part"] == "cfg_retention"}
     return guided | {line["requests"]: line["step_ms"] for line in ours if line["part"] == "step"}
 
@@ -322,14 +350,15 @@ def time_burst(engine: SteppedEngine, request_ids: list[str], num_rows: int, fir
     return Burst(prefill_s, statistics.median(reached.values()), statistics.median(step_s), wall_s)
 
 
-def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_rows: int) -> dict[str, float]:
-    """Return the medians over bursts, each of `number` replies with `num_rows` rows."""
+def figures(bursts: list[Burst], arm: Arm, codec: Codec, number: int) -> dict[str, float]:
+    """Return the medians over bursts, each of `number` replies."""
 
     def median(figure: Callable[[Burst], float]) -> float:
         return statistics.median(map(figure, bursts))
 
+    family = arm.family
     rows = first_rows(family, codec)
-    decode_s = time_decode(codec, number, family.first_chunk_frames + codec.spec.right_frames)
+    decode_s = time_decode(codec, arm.device, number, family.first_chunk_frames)
     ttfp_s = median(lambda each: each.ttfp_s) + decode_s
     floor_s = median(lambda each: each.prefill_s + rows * each.step_s) + decode_s
     return {
@@ -340,7 +369,7 @@ def figures(bursts: list[Burst], family: Family, codec: Codec, number: int, num_
         "ttfp_s": round(ttfp_s, 5),
         "ttfp_floor_s": round(floor_s, 5),
         "ttfp_over_floor": round(ttfp_s / floor_s, 4),
-        "audio_s_per_s": round(number * audio_s(family, num_rows) / median(lambda each: each.wall_s), 2),
+        "audio_s_per_s": round(number * audio_s(family, arm.load.frames) / median(lambda each: each.wall_s), 2),
     }
 
 
@@ -361,22 +390,11 @@ def make_codec(family: Family, device: str, is_small: bool) -> Codec:
         return load_codec(family.codec, Path(folder), device, family.layout.num_codebooks)
 
 
-def time_decode(codec: Codec, number: int, num_frames: int) -> float:
-    """Return how many seconds it takes to decode the first chunks of `number` utterances in one batch.
-
-    This is the median of five runs, after two warm-up runs.
-    """
-    spec = codec.spec
-    shape = (number, spec.num_codebooks, num_frames)
-    codes = torch.from_numpy(np.random.default_rng(0).integers(0, spec.codebook_size, shape))
-    times = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        seen = torch.zeros(number, dtype=torch.int64)
-        pcm: Any = codec.decode(Window(codes, 0, 0, seen, codec.initial_state(number)))[0]
-        pcm.cpu()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[2:])
+def time_decode(codec: Codec, device: str, number: int, num_frames: int) -> float:
+    """Return how many seconds a server's decoder takes for the first chunks of `number` utterances in one batch."""
+    config = DecoderConfig(device=device, max_batch=number)
+    with launcher_of(codec, config) as launcher:
+        return time_batch(launcher, codec, number, num_frames).wall_s
 
 
 @dataclass(frozen=True)
@@ -393,7 +411,7 @@ def run(setup: Setup, requests: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     requests = requests[:1] if setup.is_small else requests
     num_ids, rounds = (22, 1) if setup.is_small else (110, 3)
     names = (VANILLA, "turbo") if setup.is_small else tuple(SCHEDULES)
-    arm = Arm("vita", setup, requests, is_compiled=True)
+    arm = Arm("vita", setup, requests, GRAPHS[PIECES])
     yield {"part": "start", "start_s": round(time.perf_counter() - begun, 1)}
     prompts = PromptMaker(arm.family)
     config = arm.engine.core.vllm_config.model_config.hf_config.to_dict()

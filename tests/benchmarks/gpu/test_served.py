@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from stretto.hops import Hop
+
 ROOT = Path(__file__).parents[3]
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 
@@ -26,5 +28,9 @@ def test_served_dry_run_measures_speech_ring_and_triton_tax(tmp_path: Path) -> N
     assert [line["concurrency"] for line in lines[2:]] == [1, 2]
     assert all(line["triton_tax"] < 1 for line in lines[2:])
     parts = [line for line in found if line["job"] == "served_qwen3_tts" and "part" in line]
-    assert [line["part"] for line in parts] == ["start", "closed", "closed", "open"]
-    assert all(line["success"] == 1.0 and line["audio_ttfp_p50"] > 0 for line in parts[1:])
+    hops = [line["hop"] for line in parts if line["part"] == "hop"]
+    assert hops == [str(hop) for hop in Hop]
+    loads = [line for line in parts if line["part"] in ("closed", "open")]
+    assert [line["part"] for line in loads] == ["closed", "closed", "open"]
+    assert all(line["success"] == 1.0 and line["audio_ttfp_p50"] > 0 for line in loads)
+    assert loads[-1]["client_lag_p95"] >= 0
