@@ -40,13 +40,18 @@ def test_supported_engine_arguments_are_accepted(folder: Path, name: str, value:
     assert getattr(built.parallel_config, name) == value
 
 
-def test_heads_that_the_cpu_kernel_does_not_read_are_refused_before_startup(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "expected"), [("head_dim", 42, "one of 32, .*, 512"), ("hidden_size", 44, "a multiple of 8")]
+)
+def test_sizes_that_the_cpu_kernels_do_not_read_are_refused_before_startup(
+    folder: Path, tmp_path: Path, name: str, value: int, expected: str
+) -> None:
     copy = Path(shutil.copytree(folder, tmp_path / "checkpoint"))
     path = copy / "config.json"
     record = json.loads(path.read_text())
-    record["head_dim"] = 42
+    record[name] = value
     path.write_text(json.dumps(record))
-    with pytest.raises(CheckpointError, match=r"config\.json: head_dim: expected one of 32, .*, 512 on a CPU, got 42"):
+    with pytest.raises(CheckpointError, match=rf"config\.json: {name}: expected {expected} on a CPU, got {value}"):
         vllm_config(EngineConfig(copy, dict(DEFAULTS)))
 
 

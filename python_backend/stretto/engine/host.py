@@ -112,7 +112,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
     check_int8(config, built)
-    check_head_size(built)
+    check_sizes(built)
     check_latent_table(built, latents)
     adapters.restrict_to_backbone(built, folders)
     # vLLM disables async scheduling on the CPU, where it gains little; tests need it.
@@ -153,8 +153,11 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
         raise ValueError("int8: expected false with load_format 'dummy', got true")
 
 
-def check_head_size(built: "VllmConfig") -> None:
-    """Raise CheckpointError for a size of heads that vLLM's attention does not support; on a GPU, vLLM does so."""
+NORM_WIDTHS = 8  # vLLM's RMS norm on a CPU reads whole vectors of this number of elements
+
+
+def check_sizes(built: "VllmConfig") -> None:
+    """Raise CheckpointError for sizes that vLLM's attention and RMS norm do not support on a CPU."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
@@ -166,6 +169,10 @@ def check_head_size(built: "VllmConfig") -> None:
     if size not in sizes:
         expected = ", ".join(map(str, sizes))
         raise CheckpointError(f"config.json: head_dim: expected one of {expected} on a CPU, got {size}")
+    width = built.model_config.get_hidden_size()
+    if width % NORM_WIDTHS and hasattr(built.model_config.hf_config, "rms_norm_eps"):
+        expected = f"a multiple of {NORM_WIDTHS}"
+        raise CheckpointError(f"config.json: hidden_size: expected {expected} on a CPU, got {width}")
 
 
 def check_latent_table(config: "VllmConfig", latents: LatentSpec | None) -> None:
