@@ -30,6 +30,7 @@ from stretto.engine.protocol import STATS_KEY
 from stretto.errors import CheckpointError
 from stretto.family.plugin import all_layers_slide, config_at, family_at
 from stretto.machine import spare_process
+from stretto.machine.deferred_imports import deferred
 from stretto.machine.worker_process import ENGINE_SPARE, HOST_NAME, LIBC, PR_SET_NAME, SPARE_NAME, die_with_parent
 from stretto.streams.layout import LatentSpec
 
@@ -51,6 +52,9 @@ WARM = (
     "stretto.engine.worker.model_state",
     "stretto.engine.models.backbones",
 )
+# Used only to parse text in a model's reply and to call tools, which no engine here does. With what they import (the
+# types of OpenAI's API, FastAPI), they are an eighth of the modules of a start.
+DEFERRED = ("vllm.entrypoints.mcp.tool_server", "vllm.parser.engine.adapters")
 
 
 SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechScheduler"
@@ -345,7 +349,8 @@ def serve(listener: socket.socket) -> NoReturn:
         RuntimeError: If the imports have initialised a GPU.
     """
     prepare_environment()
-    spare_process.preload(SPARE_NAME, WARM)
+    with deferred(DEFERRED):
+        spare_process.preload(SPARE_NAME, WARM)
     import torch
 
     if torch.cuda.is_initialized():
