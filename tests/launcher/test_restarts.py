@@ -11,7 +11,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from stretto.proxy.access import MODEL_INFER
-from tests.launcher.launched import MAX_RESTARTS, PROOF, Launch, hang
+from tests.launcher.launched import MAX_RESTARTS, PROOF, Launch, busy_table, hang
 
 pytestmark = pytest.mark.slow
 
@@ -162,6 +162,21 @@ def test_a_clock_that_is_set_back_restarts_the_server(launch: Launch, tmp_path: 
     (tmp_path / "set back by").write_text("3600")
     server.until(lambda: "the clock was set back by 3600 s: restarting the server" in server.said)
     server.until_ready(2)
+
+
+def test_requests_end_before_a_restart_because_of_the_clock(launch: Launch, tmp_path: Path) -> None:
+    server = launch(0, "--drain-seconds=600")
+    server.until_ready()
+    table = busy_table(server.server_pid)
+    (tmp_path / "set back by").write_text("3600")
+    server.until(lambda: "will be restarted when its requests have ended" in server.said)
+    assert server.state == "waiting"
+    (drain_file,) = Path("/dev/shm").glob(f"*{server.launch_id}*/draining")
+    assert "restarting the server" not in server.said
+    table.remove()
+    server.until(lambda: "the clock was set back by 3600 s: restarting the server" in server.said)
+    server.until_ready(2)
+    assert not drain_file.exists()
 
 
 def test_resumed_stub_restores_readiness_without_restart(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:

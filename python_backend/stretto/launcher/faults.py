@@ -15,10 +15,12 @@ class Fault:
     Attributes:
         processes: Faulty processes; empty if the fault concerns the whole server.
         description: Predicate of a sentence about these processes, such as "is stopped".
+        spares_requests: True if requests in flight can end before the restart.
     """
 
     processes: list[ProcessSnapshot]
     description: str
+    spares_requests: bool = False
 
     def __str__(self) -> str:
         return f"{named(self.processes)} {self.description}".lstrip()

@@ -274,6 +274,8 @@ class Supervisor:
                     self._stop(server)
                     break
                 self._publisher.record("waiting", str(fault))
+                if fault.spares_requests:
+                    self._await_requests(server, fault)
             finally:
                 self._end(server)
             self._pause(f"{fault}: restarting the server")
@@ -325,6 +327,7 @@ class Supervisor:
         server.kill()
         mps.stop(self._launch)
         self._launch.clean()
+        self._launch.drain_file.unlink(missing_ok=True)
 
     def _until_ready(self, server: TritonServer) -> bool:
         if not any(server.is_ready() for _ in self._waits.polls(math.inf)):
@@ -393,6 +396,13 @@ class Supervisor:
         log_line(f"{reason}; the next start is in {delay_s:g} s" if delay_s else reason)
         self._publisher.record("waiting", reason)
         self._waits.wait(delay_s)
+
+    def _await_requests(self, server: TritonServer, fault: Fault) -> None:
+        """Refuse new requests, and wait until those in flight have ended, for at most the time of a drain."""
+        self._launch.drain_file.touch()
+        if num_active_utterances(server.pid):
+            log_line(f"{fault}: the server will be restarted when its requests have ended")
+        has_drained(server.pid, self._launch.drain_file, self._waits.polls(self._config.drain_seconds))
 
     def _stop(self, server: TritonServer) -> None:
         """Refuse new requests, let running ones complete, and end the server.

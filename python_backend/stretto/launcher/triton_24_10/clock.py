@@ -10,7 +10,8 @@ MAX_BACK_S = 60.0  # a shorter hang is over sooner than a restart would be
 class ClockWatch:
     """Detects when the wall clock is set back.
 
-    Triton's gRPC timers can then hang until the clock has caught up.
+    Triton's gRPC timers can then hang until the clock has caught up. Requests in flight receive all of their responses,
+    but later ones may not end.
     """
 
     def __init__(self) -> None:
@@ -21,7 +22,9 @@ class ClockWatch:
         before_s = self._ahead_s
         self._ahead_s = _ahead_s()
         back_s = before_s - self._ahead_s
-        return Fault([], f"the clock was set back by {back_s:.0f} s") if back_s > MAX_BACK_S else None
+        if back_s <= MAX_BACK_S:
+            return None
+        return Fault([], f"the clock was set back by {back_s:.0f} s", spares_requests=True)
 
 
 def _ahead_s() -> float:
