@@ -1,6 +1,6 @@
 """Errors of codecs whose convolutions are computed on tensor cores, against float32, without a GPU.
 
-    python -m benchmarks.convolutions             # all codecs: the table in docs/gpu.md
+    python -m benchmarks.convolutions             # all codecs: the table in docs/gpu_sizes.md
     python -m benchmarks.convolutions mimi tiny   # some codecs
 
 The operands are rounded as tensor cores need them, and their products are exact in float32 here, too. Only the order in

@@ -1,6 +1,6 @@
 """Print how much memory the decoder needs on a GPU with each codec of published size, and its launches for a window.
 
-    python -m benchmarks.decoder_memory                 # all codecs: the table in docs/gpu.md
+    python -m benchmarks.decoder_memory                 # all codecs: the table in docs/gpu_sizes.md
     python -m benchmarks.decoder_memory mimi pocket     # some codecs
 
 Sizes are computed from shapes, without a GPU (`stretto.decoder.memory`).

@@ -1,6 +1,6 @@
 """Estimate how many streams of each family a GPU serves, and what 1 to 1000 GPUs need in gateways, network and money.
 
-    python -m benchmarks.sizing                     # the tables of docs/gpu.md, then those of docs/scale.md
+    python -m benchmarks.sizing                     # the tables of docs/gpu_sizes.md, then those of docs/scale.md
     python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
 
 `stretto.machine.sizing` has the arithmetic of time and its assumptions. Memory is computed in the same way as by
@@ -105,7 +105,7 @@ SILENT = "Kyutai STT"  # generates no audio
 
 
 def tables() -> str:
-    """Return the tables for docs/gpu.md in Markdown."""
+    """Return the tables for docs/gpu_sizes.md in Markdown."""
     lines = ["| model | weights | KV cache a row | a stream of 30 s |", "|---|---|---|---|"]
     for each in BACKBONES:
         weights_gb = BYTES * each.weights / 1e9

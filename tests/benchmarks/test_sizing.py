@@ -1,4 +1,4 @@
-"""The arithmetic of docs/gpu.md, against Hugging Face's weight counts, torch's operation counts and the tables."""
+"""The arithmetic of docs/gpu_sizes.md, against Hugging Face's weights, torch's operation counts and the tables."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from stretto.machine.sizing import Backbone, Shape, step_ms, streams_in_time
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.xdist_group("sizing")  # with test_fleet.py, for the cache of `needs_of`
-DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu_sizes.md"
 CLASSES: dict[str, tuple[type, type]] = {
     "Qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "Qwen3": (Qwen3Config, Qwen3ForCausalLM),

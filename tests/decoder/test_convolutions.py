@@ -19,7 +19,7 @@ from tests.codecs.streaming import chunks_of, random_codes, stream
 from tests.test_docs import ROOT
 from tests.tiers import by_night
 
-DOCUMENT = ROOT / "docs" / "gpu.md"
+DOCUMENT = ROOT / "docs" / "gpu_sizes.md"
 KINDS = {"conv1d": F.conv1d, "conv_transpose1d": F.conv_transpose1d}
 SHAPES = {  # keyword arguments of torch's functions
     "conv1d": [{}, {"stride": 2, "padding": 3}, {"dilation": (3,), "padding": (2,)}],

@@ -88,7 +88,7 @@ def test_decoder_fits_beside_a_language_model(name: str) -> None:
         needs.check(needs.total - 1)
     assert needs.reserved == memory.total + SERVER_BYTES
     row = table({name: found}).splitlines()[-1]
-    assert row in (ROOT / "docs/gpu.md").read_text().splitlines(), (
+    assert row in (ROOT / "docs/gpu_sizes.md").read_text().splitlines(), (
         "python -m benchmarks.decoder_memory prints the table"
     )
 
