@@ -108,7 +108,13 @@ def test_session_deadline_follows_sent_audio() -> None:
     clock.now = 3.0
     sessions.note_sent(session, 0)
     assert sessions.due_s(session) == 3.0  # a client without audio yet is waiting
-    for at, sent, due_s in ((3.0, second, 4.0), (3.5, second // 2, 4.5), (6.0, second, 7.0), (6.5, 0, 7.0)):
+    for at, sent, due_s, is_late in (
+        (3.0, second, 4.0, False),
+        (3.5, second // 2, 4.5, False),
+        (6.0, second, 7.0, True),
+        (6.5, second // 2, 7.5, False),
+        (9.5, 0, 7.5, False),
+    ):
         clock.now = at
-        sessions.note_sent(session, sent)
+        assert sessions.note_sent(session, sent) == is_late
         assert sessions.due_s(session) == pytest.approx(due_s)

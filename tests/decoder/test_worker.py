@@ -423,6 +423,17 @@ def test_decoder_thread_exits_after_repeated_failures(codec: FakeCodec, monkeypa
     assert isinstance(push(worker, "v", 0, frames(1)).wait().error, Closing)
 
 
+def test_late_samples_are_counted(codec: FakeCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first chunk starts a player, and the others come one and two hours later."""
+    now = [0.0]
+    worker = DecoderWorker(codec, DecoderConfig(idle_timeout_s=1e9), clock=lambda: now[0])
+    for index in range(3):
+        now[0] = 3600.0 * index
+        assert push(worker, "u", index, frames(1, 2), index == 2).wait().error is None
+    worker.stop()
+    assert worker.stats()["late"] == 2
+
+
 def test_undeliverable_reply_ends_only_its_own_utterance(worker: DecoderWorker) -> None:
     class Broken(RecordedReply):
         def send(self, pcm: np.ndarray | None, event: dict) -> None:

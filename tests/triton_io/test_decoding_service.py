@@ -51,6 +51,7 @@ class Worker:
         return {"batches": 2, "windows": 7, "frames": 50, "decode_s": 0.5} | {
             "session_bytes": 9,
             "waiting_chunks": 1,
+            "late": 4,
             "cancelled": 3,
         }
 

@@ -15,7 +15,7 @@ from stretto.records.chunk import Chunk, Event
 from stretto.records.sampling import OutputForm
 from stretto.streams.chunking import DecodingTime
 
-NAMES = ("chunks", "failed", "cancelled", "expired", "batches", "windows", "frames")
+NAMES = ("chunks", "failed", "cancelled", "expired", "late", "batches", "windows", "frames")
 
 
 class Counts:

@@ -321,7 +321,7 @@ class DecodingLoop:
         if pending.on_device is not None and at is not None and samples is pcm:  # unchanged since decoding
             pending.on_device(at)
         num_samples = 0 if samples is None else len(samples)
-        self._sessions.note_sent(session, num_samples)
+        self._counts.add("late", self._sessions.note_sent(session, num_samples))
         event = make_event(pending, session, num_samples, session.num_samples, self._codec.spec)
         if session.answers is not None and chunk.index:
             session.answers.add(samples, session.num_samples)

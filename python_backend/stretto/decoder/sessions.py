@@ -428,11 +428,18 @@ class Sessions:
         now = self.now()
         return min((max(0.0, (session.dry_s or now) - now) for session in self._open.values()), default=0.0)
 
-    def note_sent(self, session: DecoderSession, num_samples: int) -> None:
-        """Record that `num_samples` samples are now being sent to the client."""
-        begins_s = max(self.now(), session.dry_s or 0.0)
-        if num_samples:
-            session.dry_s = begins_s + num_samples / session.renderer.sample_rate
+    def note_sent(self, session: DecoderSession, num_samples: int) -> bool:
+        """Record that `num_samples` samples are now being sent to the client.
+
+        Returns:
+            True if they are late: a client that began to play with the first samples has run out of audio.
+        """
+        if not num_samples:
+            return False
+        now = self.now()
+        dry_s = now if session.dry_s is None else session.dry_s
+        session.dry_s = max(now, dry_s) + num_samples / session.renderer.sample_rate
+        return now > dry_s
 
     def is_open(self, utterance: str, session: DecoderSession) -> bool:
         """Return True if `session` is still the session of the utterance."""

@@ -143,6 +143,7 @@ METRICS = {
         "Windows decoded; their number divided by that of batches is the mean batch size",
     ),
     "frames": ("decoder_frames_total", "Frames decoded"),
+    "late": ("decoder_underruns_total", "Chunks sent after a player that began with the first one ran out of audio"),
     "decode_s": ("decoder_seconds_total", "Seconds spent decoding"),
     "session_bytes": ("decoder_session_bytes", "Bytes of the frames and states of open utterances and references"),
     "waiting_chunks": ("decoder_waiting_chunks", "Chunks waiting to be decoded"),
