@@ -145,7 +145,8 @@ async def _load(setup: Setup, address: str, hops: Path, shorter: bool) -> AsyncI
         asked.open_s = 1.0
     async with SpeechClient(address) as client:
         inputs = speech_inputs(model)
-        for row in await trace(lambda text: client.send(inputs(text, {})), hops, 2 if setup.is_small else 20):
+        forced = {"audio": {"min_rows": frames[0], "max_rows": frames[0]}, "seed": SEED}
+        for row in await trace(lambda text: client.send(inputs(text, forced)), hops, 2 if setup.is_small else 20):
             yield {"part": "hop", **row}
         for asked.frames in frames:
             load = FamilyLoad(model, speaker(client, model), None, asked)
