@@ -25,7 +25,7 @@ CHUNKS = {
     "audiovae": (1, 6),
     "cosyvoice3": (4, 25),
     "dac": (4, 25),
-    "espnet_dac": (4, 25),
+    "espnet_dac": (8, 25),
     "fish_s2": (2, 21),
     "glm4_voice": (10, 25),
     "higgs": (4, 25),

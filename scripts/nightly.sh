@@ -3,7 +3,6 @@
 # - The wheel, installed with its dependencies into an empty environment, generates speech from an empty folder.
 # - Three releases of NVIDIA's cuda-bindings accept our calls.
 # - The authors' code reproduces the test fixtures of its replies (code that is only on GitHub: if GitHub is reachable).
-#   The VALL-E fixture is checked by hand, because scripts/valle_replies.py needs a source with two manual fixes.
 # - The published detector recognises speech that is marked with `--marker perth`.
 # - The GPU code passes the checks that need no GPU (scripts/cuda_without_gpu.sh, if its wheels can be downloaded).
 # - The image for CPUs builds, serves, speaks and stops; the one for GPUs builds, without Triton's server, and imports

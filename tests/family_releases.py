@@ -12,7 +12,6 @@ from typing import Any
 from benchmarks.checkpoints import (
     random_chatterbox,
     random_cosyvoice3,
-    random_espnet,
     random_fish_s2,
     random_glm4_voice,
     random_higgs_audio,
@@ -109,11 +108,6 @@ def _opuslm(folder: Path) -> list[str | Path]:
     words = _espnet("opuslm")(folder)
     xeus = published_xeus.write_xeus(folder / "xeus")
     return [*words, "--ssl-tokenizer", xeus]
-
-
-def _valle(folder: Path) -> list[str | Path]:
-    release = random_espnet.write_release(folder / "release")
-    return [*random_espnet.command(release, folder)[1:-2]]
 
 
 def _qwen3_tts(kind: str) -> Callable[[Path], list[str | Path]]:
@@ -351,11 +345,6 @@ LAYOUTS = {
         _espnet("opuslm-dialogue"),
         {".": ("2epoch.pth", "config.yaml"), "codec": ESPNET_DAC, "tokenizer": TOKENIZER},
         ("backbone/config.json",),
-    ),
-    "VALL-E as trained by ESPnet's recipe": Layout(
-        "valle",
-        _valle,
-        {"release": ("valle.pth", "config.yaml"), "release/codec": ESPNET_DAC, "release/tokenizer": TOKENIZER},
     ),
     "VITA-MLLM/VITA-Audio-Boost": Layout(
         "vita-audio", _vita_audio(random_vita.SMALL), {"release": VITA, **GLM_4_VOICE}

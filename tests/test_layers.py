@@ -131,7 +131,7 @@ MAX_CONSTRUCTOR_ARGUMENTS = 8
 MAX_ADAPTER_LINES = 80
 BANNED_NAMES = {"cfg", "utils", "helpers", "common", "misc", "shadow", "n_q", "card"}
 ORDINARY = {"tiny"}  # names of families and codecs that are words, too: found between quotes only
-SPELLED = {"valle": "vall_e", "xcodec": "x_codec"}  # as words
+SPELLED = {"xcodec": "x_codec"}  # as words
 BANNED_WORD = re.compile(rf"\b(?:{'|'.join(BANNED_NAMES)})\b")
 
 SOURCES = sorted(
@@ -318,7 +318,7 @@ def test_core_does_not_mention_families_or_codecs() -> None:
     own = [path for path in OURS if not {PLUGIN, "codecs", "encoders"} & {line_of(own_package(path))}]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     names = groups["stretto.families"].keys() | groups["stretto.codecs"].keys()
-    assert {"bagpiper", "opuslm_dialogue", "qwen3_tts", "valle", "tiny", "mimi", "glm4_voice"} <= names
+    assert {"bagpiper", "opuslm_dialogue", "qwen3_tts", "tiny", "mimi", "glm4_voice"} <= names
     pattern = re.compile("|".join(map(name_pattern, sorted(names))), re.IGNORECASE)
     violations = [
         f"{identity(path)}:{number}: {found[0]}"
@@ -329,9 +329,9 @@ def test_core_does_not_mention_families_or_codecs() -> None:
     assert not violations, "\n".join(violations)
 
 
-@pytest.mark.parametrize("line", ["# VALL-E has", "opuslm", "Qwen3-TTS's", "of Higgs Audio v2", 'codec: str = "tiny"'])
+@pytest.mark.parametrize("line", ["# X-codec has", "opuslm", "Qwen3-TTS's", "of Higgs Audio v2", 'codec: str = "tiny"'])
 def test_family_and_codec_names_are_found_in_code_and_prose(line: str) -> None:
-    names = ("valle", "opuslm", "qwen3_tts", "higgs_audio_v2", "tiny")
+    names = ("xcodec", "opuslm", "qwen3_tts", "higgs_audio_v2", "tiny")
     assert re.search("|".join(map(name_pattern, names)), line, re.IGNORECASE)
     assert not re.search(name_pattern("tiny"), "a tiny step")
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.checkpoints import random_espnet
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import VOICE_DB, check_voice
@@ -60,9 +59,8 @@ RELEASES = [
         (opuslm, SYSTEM),
         (voxcpm2_release.convert_release, SYSTEM),
         (voxcpm2_release.convert_release, EARLIER),
-        (random_espnet.convert, SYSTEM),
         (make_checkpoint, SYSTEM),
-        ids=["opuslm", "voxcpm2", "voxcpm2, an earlier turn", "valle", "kyutai_tts"],
+        ids=["opuslm", "voxcpm2", "voxcpm2, an earlier turn", "kyutai_tts"],
     ),
 ]
 # Recordings without a voice, and their levels in dBFS as reported.

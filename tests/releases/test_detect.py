@@ -12,7 +12,6 @@ import pytest
 from benchmarks.checkpoints import (
     random_chatterbox,
     random_cosyvoice3,
-    random_espnet,
     random_fish_s2,
     random_higgs_audio,
     random_higgs_audio_v3,
@@ -85,7 +84,6 @@ RELEASES: list[tuple[str, Callable[[Path], object]]] = [
     ("pocket_tts", random_pocket.write_release),
     ("qwen3_omni", random_qwen3_omni.write_release),
     ("qwen3_tts", random_qwen3_tts.write_release),
-    ("valle", random_espnet.write_release),
     ("vibevoice", vibevoice_release.write_release),
     ("vibevoice_realtime", random_vibevoice_realtime.write_release),
     ("vita_audio", random_vita.write_release),
@@ -177,8 +175,6 @@ def test_companions_and_needs() -> None:
     assert entry.convert[:2] == ("--model", "{view}/lm.safetensors")
     plus = {"config.json": {"model_type": "qwen2_mtp_sensevoice"}, "model.safetensors": ""}
     assert [each.to for each in detect(Texts(plus)).companions] == [None, "."]
-    recipe = {"config.yaml": "corelm: valle\n", "valid.pth": ""}
-    assert detect(Texts(recipe)).requires == ("tokenizer", "codec")
 
 
 QWEN = {"model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz", "tts_model_type": "base"}
@@ -278,10 +274,6 @@ NEAR_MISSES: dict[str, tuple[dict[str, Any], str]] = {
     "VoxCPM2 without codec": ({"config.json": LATENTS, "model.safetensors": ""}, "audiovae.safetensors or audiovae"),
     "Chatterbox without S3Gen": ({"t3_cfg.safetensors": "", "conds.pt": ""}, "s3gen.safetensors is missing"),
     "YAML with a tag": ({"t3.yaml": "a: !!python/object:os.system {}", "model.pth": ""}, "not a release"),
-    "two ESPnet models": (
-        {"config.yaml": "corelm: valle\n", "a.pth": "", "b.pth": ""},
-        "expected one file .*pth beside config.yaml, got a.pth, b.pth",
-    ),
 }
 
 
@@ -342,10 +334,11 @@ def test_family_must_match() -> None:
 
 
 def test_release_of_two_families_is_refused() -> None:
-    texts = {"config.json": QWEN, "model.safetensors": "", "config.yaml": "corelm: valle\n", "m.pth": ""}
-    with pytest.raises(BadArgument, match="acme/x: fits qwen3_tts and valle; choose one with --family"):
+    opuslm = "token_list: []\ntoken_bias: {codec: [0, 1]}\nsubword_model: a/b\n"
+    texts = {"config.json": QWEN, "model.safetensors": "", "config.yaml": opuslm, "m.pth": ""}
+    with pytest.raises(BadArgument, match="acme/x: fits opuslm and qwen3_tts; choose one with --family"):
         detect(Texts(texts), "acme/x")
-    assert detect(Texts(texts), "acme/x", family="valle").family == "valle"
+    assert detect(Texts(texts), "acme/x", family="opuslm").family == "opuslm"
 
 
 def test_checkpoint_is_refused() -> None:

@@ -11,7 +11,7 @@ from stretto.releases.entry import FACTS, ReleaseEntry, placeholders
 from stretto.releases.names import read_entries
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
-WITHOUT_RELEASES = {"tiny", "valle"}  # the bundled model, and a recipe without a published model
+WITHOUT_RELEASES = {"tiny"}  # the bundled model
 
 
 def all_plugins() -> list[FamilyPlugin]:

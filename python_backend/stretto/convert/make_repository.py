@@ -7,13 +7,12 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from stretto.aligning.model import check_config, read_alphabet
-from stretto.codecs import refinement
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.cloning_models import write_cloning_models
@@ -332,8 +331,6 @@ def gpu_needs(
     tables += num_seqs * condition_bytes(record, family, dtype)
     weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
     decoder = measure(codec, decoder_config(family, arguments, placement.convolutions))
-    refined = file_bytes((checkpoint / refinement.FOLDER).glob("*.safetensors"))
-    decoder = replace(decoder, weights=decoder.weights + refined)
     tokenizer = checkpoint / AUDIO_TOKENIZER
     heard = decoder.weights + file_bytes(tokenizer.rglob("*.safetensors")) if tokenizer.is_dir() else None
     return Needs(
@@ -476,10 +473,6 @@ def make(
     family = preprocessor.family
     if not any(checkpoint.glob("*.safetensors")):
         raise CheckpointError(f"{checkpoint}: expected weights in *.safetensors, got none")
-    if family.mechanism.num_filled_codebooks and not (checkpoint / refinement.FOLDER).is_dir():
-        raise CheckpointError(
-            f"{checkpoint}: expected {refinement.FOLDER}/, which fills in codebooks of {family.name}, got none"
-        )
     if aligner is not None:
         check_config(aligner)
         read_alphabet(aligner)

@@ -3,7 +3,7 @@
 The job with the earliest deadline comes first: its client will underrun next, or is still waiting for its first audio.
 Client hosts take turns in having the first job of a batch.
 
-A batch combines windows of different utterances, for the codec or for a refinement model.
+A batch combines windows of different utterances.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -12,23 +12,22 @@ from itertools import islice
 
 import numpy as np
 
-from stretto.codecs.base import Codec, CodecSpec
-from stretto.codecs.refinement import Passage, Refinement, refinement_of
+from stretto.codecs.base import CodecSpec
 from stretto.decoder.chunk_queue import PendingChunk, check_connected
 from stretto.decoder.launching import Launcher
 from stretto.decoder.sessions import DecoderSession
-from stretto.decoder.streaming import FrameWindow, Work
+from stretto.decoder.streaming import FrameWindow
 from stretto.errors import Cancelled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChunkJob:
-    """Work for one chunk: a window to decode, or codes whose missing codebooks a refinement model fills in.
+    """Work for one chunk: a window to decode.
 
     Attributes:
         pending: The chunk.
         session: Decoder state of its utterance.
-        window: Window, or passage to fill in.
+        window: The window.
         due_s: Time at which the client will have played everything sent so far; if nothing has been sent yet, the time
             at which the job was created.
         is_last: True for the chunk's last window; False for earlier windows and for windows of a voice reference.
@@ -36,15 +35,9 @@ class ChunkJob:
 
     pending: PendingChunk
     session: DecoderSession
-    window: Work
+    window: FrameWindow
     due_s: float
     is_last: bool = True
-
-    @property
-    def frames(self) -> FrameWindow:
-        """The window of frames in a decoding job; refinement jobs have none."""
-        assert isinstance(self.window, FrameWindow), self.pending.utterance
-        return self.window
 
     @property
     def is_alone(self) -> bool:
@@ -66,10 +59,10 @@ class LaunchedBatch:
         self.jobs = jobs
         self.is_first = is_first
         self.has_company = False
-        window = jobs[0].frames
+        window = jobs[0].window
         self.num_frames = window.num_frames
         self._before = [job.session.state for job in jobs]  # kept until the device has read them
-        self._flight = launcher.launch([job.frames for job in jobs], self._before, is_first)
+        self._flight = launcher.launch([job.window for job in jobs], self._before, is_first)
         self._expected = (len(jobs), spec.num_samples(window.num_frames, window.right))
         self._codec = spec.name
         for job, state in zip(jobs, self._flight.states, strict=True):
@@ -100,33 +93,6 @@ class LaunchedBatch:
         return [None] * len(self.jobs) if samples is None else [row.data_ptr() for row in samples]
 
 
-class FilledBatch:
-    """Completed batch of refinement jobs, whose sessions contain the completed codes. It has no samples."""
-
-    num_frames = 0
-    device_s = None
-    is_done = True
-    is_first = False
-    has_company = False
-
-    def __init__(
-        self, jobs: Sequence[ChunkJob], refinement: Refinement, on_progress: Callable[[], None] | None = None
-    ) -> None:
-        self.jobs = jobs
-        passages = [job.window for job in jobs if isinstance(job.window, Passage)]
-        for job, codes in zip(jobs, refinement.fill(passages, on_progress), strict=True):
-            assert job.session.filling is not None, job.pending.utterance
-            job.session.filling.fill(codes)
-
-    def pcm(self) -> list[None]:
-        """Return None for each job."""
-        return [None] * len(self.jobs)
-
-    def addresses(self) -> list[None]:
-        """Return None for each job."""
-        return [None] * len(self.jobs)
-
-
 class BatchesInFlight:
     """Batches that have been launched and not completed, each with its launch time.
 
@@ -138,12 +104,12 @@ class BatchesInFlight:
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._batches: list[tuple[LaunchedBatch | FilledBatch, float]] = []
+        self._batches: list[tuple[LaunchedBatch, float]] = []
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def add(self, batch: LaunchedBatch | FilledBatch, begun: float) -> None:
+    def add(self, batch: LaunchedBatch, begun: float) -> None:
         """Add a batch; those of the other lane may now take longer, and so may this one."""
         for other in (other for other, _ in self._batches if other.is_first != batch.is_first):
             other.has_company = True
@@ -155,10 +121,10 @@ class BatchesInFlight:
         num_batches = sum(batch.is_first == is_first for batch, _ in self._batches)
         return num_batches > (0 if is_first else self._depth)
 
-    def take_done(self) -> list[tuple[LaunchedBatch | FilledBatch, float]]:
+    def take_done(self) -> list[tuple[LaunchedBatch, float]]:
         """Remove and return the batches that are done; a lane is looked at up to the first that is not."""
-        done = list[tuple[LaunchedBatch | FilledBatch, float]]()
-        left = list[tuple[LaunchedBatch | FilledBatch, float]]()
+        done = list[tuple[LaunchedBatch, float]]()
+        left = list[tuple[LaunchedBatch, float]]()
         busy = set[bool]()
         for batch, begun in self._batches:
             if batch.is_first not in busy and batch.is_done:
@@ -172,29 +138,6 @@ class BatchesInFlight:
     def clear(self) -> None:
         """Remove all batches."""
         self._batches = []
-
-
-def launch(
-    jobs: Sequence[ChunkJob],
-    launcher: Launcher,
-    codec: Codec,
-    is_first: bool,
-    on_progress: Callable[[], None] | None = None,
-) -> LaunchedBatch | FilledBatch:
-    """Launch a batch of windows, or fill in the codebooks of a batch of passages.
-
-    Args:
-        jobs: Jobs of equal shape.
-        launcher: Launcher for the codec's device.
-        codec: The codec.
-        is_first: True for a batch of first chunks with a lane of its own.
-        on_progress: Called after each codebook that is filled in, to report progress.
-    """
-    if isinstance(jobs[0].window, FrameWindow):
-        return LaunchedBatch(jobs, launcher, codec.spec, is_first)
-    refinement = refinement_of(codec)
-    assert refinement is not None, codec.spec.name
-    return FilledBatch(jobs, refinement, on_progress)
 
 
 MAX_HOSTS = 1024
@@ -222,7 +165,7 @@ class HostTurns:
         return host
 
 
-def next_group(jobs: Sequence[ChunkJob], limit: Callable[[Work], int], turns: HostTurns) -> list[ChunkJob]:
+def next_group(jobs: Sequence[ChunkJob], limit: Callable[[FrameWindow], int], turns: HostTurns) -> list[ChunkJob]:
     """Return the jobs of the next batch: those of clients that have no audio yet first, then by deadline.
 
     These are the first job of the next host and others of the same shape. If that job may not share a batch, it is

@@ -13,16 +13,13 @@ from functools import partial
 import numpy as np
 
 from stretto.codecs.base import Codec, ProgressSource
-from stretto.codecs.refinement import Passage
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning, send_aligned
 from stretto.decoder.batching import (
     BatchesInFlight,
     ChunkJob,
-    FilledBatch,
     HostTurns,
     LaunchedBatch,
-    launch,
     next_group,
     still_connected,
 )
@@ -31,14 +28,13 @@ from stretto.decoder.events import make_event
 from stretto.decoder.graphs import batch_limit, limits_of, padded_batch
 from stretto.decoder.launching import Launcher, capture_shapes, warm_up
 from stretto.decoder.sessions import RESUME, DecoderSession, Sessions
-from stretto.decoder.streaming import FrameWindow, Work
+from stretto.decoder.streaming import FrameWindow
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.hops import Hop, stamp
 from stretto.streams.chunking import ChunkPolicy
 
 logger = logging.getLogger(__name__)
 LOOK_S = 0.0005  # time between two looks at a batch on the device
-MAX_PASSAGE_ROWS = 1 << 14  # in a batch of a refinement model, so that its activations fit into a GPU's memory
 PROGRESS_S = 1.0  # well below one minute without progress, after which the language model ends an utterance
 
 
@@ -132,26 +128,24 @@ class DecodingLoop:
 
     def _is_first(self, job: ChunkJob) -> bool:
         """Return True if the job belongs to the launcher's lane for clients without audio."""
-        return self._launcher.has_first_lane and job.session.dry_s is None and isinstance(job.window, FrameWindow)
+        return self._launcher.has_first_lane and job.session.dry_s is None
 
     def _whole_graph(self, group: list[ChunkJob]) -> list[ChunkJob]:
         """Return the jobs of a batch that needs no padding, if the others are faster in a batch of their own."""
         num_windows = len(group)
         num_added = padded_batch(num_windows) - num_windows
-        if not num_added or not self._launcher.has_graphs or not isinstance(group[0].window, FrameWindow):
+        if not num_added or not self._launcher.has_graphs:
             return group
         time = self.stopwatch.measured
         added_s = num_added * time.frame_s * group[0].window.codes.shape[1]
         return group[: padded_batch(num_windows) // 2] if added_s > time.batch_s else group
 
-    def _limit(self, is_first: bool, window: Work) -> int:
+    def _limit(self, is_first: bool, window: FrameWindow) -> int:
         """Return the maximum number of jobs in a batch with this window; `is_first` if it is of first chunks.
 
         Chunks that arrive meanwhile wait for a batch, so it is short while a client waits for its first audio. On the
         host, larger batches are hardly faster, so all of them are short.
         """
-        if isinstance(window, Passage):
-            return min(self._config.max_batch, max(1, MAX_PASSAGE_ROWS // window.max_rows))
         num_frames = window.codes.shape[1]
         most = batch_limit(self._codec.spec, num_frames, *limits_of(self._config.max_batch, is_first))
         window_s = num_frames * self.stopwatch.measured.frame_s
@@ -251,8 +245,7 @@ class DecodingLoop:
         try:
             stamp(Hop.BATCH_IS_LAUNCHED)
             self._launched_s[is_first] = self._sessions.now()
-            batch = launch(group, self._launcher, self._codec, is_first, self.unanswered.signal_progress)
-            self._batches.add(batch, begun)
+            self._batches.add(LaunchedBatch(group, self._launcher, self._codec.spec, is_first), begun)
         except Exception as error:
             if len(group) == 1:
                 self._fail(group[0].pending, error)
@@ -267,7 +260,7 @@ class DecodingLoop:
             self._signalled_s = now
             self.unanswered.signal_progress()
 
-    def _complete(self, batch: LaunchedBatch | FilledBatch, begun: float) -> None:
+    def _complete(self, batch: LaunchedBatch, begun: float) -> None:
         """Wait for a batch's samples, and answer its chunks or continue with their next windows."""
         try:
             pcm = batch.pcm()
@@ -279,9 +272,9 @@ class DecodingLoop:
                 self._fail(job.pending, error)
             return
         self._counts.add_batch(len(batch.jobs), batch.num_frames, spent_s)
-        if batch.num_frames and not batch.has_company:
+        if not batch.has_company:
             num_windows = padded_batch(len(batch.jobs)) if self._launcher.has_graphs else len(batch.jobs)
-            self.stopwatch.record(num_windows * batch.jobs[0].frames.codes.shape[1], spent_s)
+            self.stopwatch.record(num_windows * batch.jobs[0].window.codes.shape[1], spent_s)
         for job, samples, address in zip(batch.jobs, pcm, batch.addresses(), strict=True):
             job.session.decode_s += spent_s / len(batch.jobs)
             try:
@@ -290,14 +283,13 @@ class DecodingLoop:
             except Exception as error:
                 self._fail(job.pending, error)
 
-    def _finish(self, job: ChunkJob, pcm: np.ndarray | None, address: int | None) -> None:
+    def _finish(self, job: ChunkJob, pcm: np.ndarray, address: int | None) -> None:
         """Answer the chunk of a decoded job with its audible samples, or continue with the chunk's next window."""
-        if job.is_last and pcm is not None:
-            pcm = job.frames.without_padding(pcm, self._codec.spec.samples_per_frame)
-            audible = job.session.audible_part(job.frames, pcm, self._codec.spec)
+        if job.is_last:
+            pcm = job.window.without_padding(pcm, self._codec.spec.samples_per_frame)
+            audible = job.session.audible_part(job.window, pcm, self._codec.spec)
             self._answer(job.pending, job.session, audible, address if audible is pcm else None)
         else:
-            job.session.store(pcm)
             self._continue_chunk(job.pending, job.session)
 
     def _answer(

@@ -10,17 +10,13 @@ import soxr
 from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec
-from stretto.codecs.refinement import refinement_of
 from stretto.decoder.alignment import Collected, StoredBytes
 from stretto.decoder.streaming import (
-    Filling,
     FrameWindow,
     References,
     SoundTable,
     VoiceReference,
     Windower,
-    Work,
-    collect_prompt,
     read_reference,
 )
 from stretto.errors import InvalidRequest, Overloaded
@@ -145,7 +141,6 @@ class DecoderSession:
         renderer: Converter to the client's output format.
         last_used_s: Time of the last chunk, in seconds.
         reference: Frames of a voice reference, which are decoded but not sent.
-        filling: Codes collected for a refinement model; None if the language model generates all codebooks.
         next_index: Index of the next chunk.
         num_samples: Number of samples sent, at `renderer.sample_rate`.
         decode_s: Decoding time, in seconds.
@@ -164,7 +159,6 @@ class DecoderSession:
     renderer: Renderer
     last_used_s: float
     reference: VoiceReference = field(default_factory=VoiceReference)
-    filling: Filling | None = None
     next_index: int = 0
     num_samples: int = 0
     decode_s: float = 0.0
@@ -179,16 +173,8 @@ class DecoderSession:
     @property
     def num_bytes(self) -> int:
         """Memory used by frames, codec state, collected codes, kept answers and the marker, in bytes."""
-        parts = (self.windower, self.filling, self.answers, self.marking)
+        parts = (self.windower, self.answers, self.marking)
         return sum(each.num_bytes for each in parts if each is not None) + self.state.nbytes
-
-    def store(self, pcm: np.ndarray | None) -> None:
-        """Keep samples [n] that will be sent together with the samples of a later window.
-
-        Samples of a voice reference are dropped.
-        """
-        if self.filling is not None and pcm is not None:
-            self.filling.store(pcm)
 
     def audible_part(self, window: FrameWindow, pcm: np.ndarray, spec: CodecSpec) -> np.ndarray | None:
         """Return the samples to send after a chunk's last window, or None if there are none.
@@ -198,8 +184,6 @@ class DecoderSession:
             pcm: Its samples, float32 [n].
             spec: Codec constants.
         """
-        if self.filling is not None:
-            return self.filling.joined(pcm)
         num_unplayed = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
         if num_unplayed == 0:
             return pcm
@@ -336,7 +320,7 @@ class Sessions:
             session.collected = Collected.begin(chunk.alignment, self._codec.spec.sample_rate, self._stored)
 
     def apply_reference(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> None:
-        """Apply a chunk's voice, voice reference and prompt, if it has any, to the session.
+        """Apply a chunk's voice and voice reference, if it has any, to the session.
 
         If the reference is in the cache, its decoder state is reused.
 
@@ -347,7 +331,6 @@ class Sessions:
             self._select_voice(session, chunk)
         elif chunk.sound is not None:
             raise InvalidRequest("chunk.sound", "none after the first chunk", "one")
-        session.filling = collect_prompt(session.filling, refinement_of(self._codec), chunk, codes)
         if chunk.num_reference_frames == 0:
             return
         is_alone = session.renderer.form.deterministic
@@ -374,8 +357,10 @@ class Sessions:
         if chunk.voice:
             session.state[:, 0] = chunk.voice
 
-    def next_window(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> tuple[Work | None, bool]:
-        """Return a chunk's next work item (a window, or a passage to fill in), and True if it is the last.
+    def next_window(
+        self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None
+    ) -> tuple[FrameWindow | None, bool]:
+        """Return a chunk's next window, and True if it is the last.
 
         The result is (None, True) if the chunk's frames can be decoded only together with later ones.
 
@@ -389,14 +374,6 @@ class Sessions:
         """
         if session.has_ended:
             return None, True
-        filling = session.filling
-        if filling is not None:
-            session.last_used_s = self.now()  # filling in may take as long as the idle timeout
-            if filling.is_filled:
-                return filling.next_window(session.windower)
-            filling.append_codes(None if chunk.is_prompt else codes)
-            passage = filling.passage() if chunk.flushes else None
-            return passage, passage is None
         part = self._next_part(session)
         if part is not None:
             return part, False

@@ -1,4 +1,4 @@
-"""Windows of an utterance's codes, voice references, and codes collected for a refinement model."""
+"""Windows of an utterance's codes, and voice references."""
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ import numpy as np
 from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, RecordedVoices
-from stretto.codecs.refinement import Passage, Refinement, check_first_codes, check_prompt
 from stretto.errors import InvalidRequest
 from stretto.records.chunk import Chunk, Sound
 from stretto.streams.layout import latents_of
@@ -280,94 +279,3 @@ class SoundTable:
             removed = self._latest.pop(key)
             codec.remove_voice(removed.number)
             self.num_bytes -= removed.num_bytes
-
-
-Work = FrameWindow | Passage  # unit of work of an utterance
-
-
-class Filling:
-    """Codes of one utterance, to be completed by a refinement model, which fills in the codebooks after the first.
-
-    The model runs once, over the whole utterance. The completed codes are then decoded in parts.
-
-    Args:
-        refinement: The refinement model.
-        prompt: Rows of the prompt, [S, P].
-    """
-
-    def __init__(self, refinement: Refinement, prompt: np.ndarray) -> None:
-        check_prompt(prompt, refinement)
-        self._refinement = refinement
-        self._prompt = np.ascontiguousarray(prompt.T, np.int64)
-        self._given = np.zeros(0, np.int64)
-        self._parts = deque[np.ndarray]()
-        self._spoken = list[np.ndarray]()
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory used by the prompt, codes and samples, in bytes."""
-        held = (self._prompt, self._given, *self._parts, *self._spoken)
-        return sum(each.nbytes for each in held)
-
-    def append_codes(self, codes: np.ndarray | None) -> None:
-        """Append codes of the first codebook, [1, T]; raise InvalidRequest if they are invalid."""
-        if codes is not None:
-            check_first_codes(codes, len(self._prompt) + len(self._given), self._refinement)
-            self._given = np.concatenate([self._given, codes[0].astype(np.int64)])
-
-    def passage(self) -> Passage | None:
-        """Return the whole utterance as input for the refinement model, or None if it has no frames."""
-        return Passage(self._prompt, self._given) if len(self._given) else None
-
-    def fill(self, codes: np.ndarray) -> None:
-        """Store the completed codes of all codebooks, [K, T]."""
-        assert codes.shape[1] == len(self._given), f"filled {codes.shape[1]} frames of {len(self._given)}"
-        self._parts.extend(codes[:, at : at + PART_FRAMES] for at in range(0, codes.shape[1], PART_FRAMES))
-
-    @property
-    def is_filled(self) -> bool:
-        """True if completed codes remain to be decoded."""
-        return bool(self._parts)
-
-    def next_window(self, windower: Windower) -> tuple[FrameWindow, bool]:
-        """Return the next window to decode, and True if it is the last one."""
-        while self._parts:
-            part = self._parts.popleft()
-            window = windower.push(part, is_final=not self._parts)
-            if window is not None:
-                return window, not self._parts
-        raise AssertionError("the last part completes a window")
-
-    def store(self, pcm: np.ndarray) -> None:
-        """Keep the samples [n] of a window that is not the last."""
-        self._spoken.append(pcm)
-
-    def joined(self, pcm: np.ndarray) -> np.ndarray:
-        """Return all samples of the utterance; `pcm` [n] contains the samples of its last window."""
-        return np.concatenate([*self._spoken, pcm])
-
-
-def collect_prompt(
-    filling: Filling | None, refinement: Refinement | None, chunk: Chunk, codes: np.ndarray | None
-) -> Filling | None:
-    """Return an utterance's collected codes after a chunk, or None if the language model generates all codebooks.
-
-    Args:
-        filling: Collected codes before the chunk; None before the first chunk.
-        refinement: Refinement model of the codec, or None. If there is one, the first chunk must be the prompt.
-        chunk: Record of the chunk.
-        codes: Codes of the chunk, or None.
-
-    Raises:
-        InvalidRequest: If the prompt is missing, or was sent to a codec without a refinement model.
-    """
-    if chunk.index:
-        if chunk.is_prompt:
-            raise InvalidRequest("chunk.is_prompt", "false after the first chunk", chunk.is_prompt)
-        return filling
-    if (refinement is not None) != chunk.is_prompt or (chunk.is_prompt and codes is None):
-        expected = (
-            "the prompt's rows" if refinement is not None else "no prompt, because the codec has no refinement model"
-        )
-        raise InvalidRequest("chunk.is_prompt", expected, chunk.is_prompt)
-    return None if refinement is None or codes is None else Filling(refinement, codes)

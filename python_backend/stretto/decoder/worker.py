@@ -12,7 +12,6 @@ import torch
 
 from stretto.aligning.process import AlignerProcess, AlignmentQueue
 from stretto.codecs.base import Codec, load_codec, load_exported
-from stretto.codecs.refinement import FOLDER, RefinedCodec
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
@@ -20,7 +19,6 @@ from stretto.decoder.launching import make_launcher
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.errors import Cancelled, CheckpointError, Closing
-from stretto.family.plugin import plugin_at
 from stretto.marking.marker import open_marker
 from stretto.records.chunk import Chunk
 from stretto.records.sampling import OutputForm
@@ -29,8 +27,6 @@ from stretto.streams.chunking import DecodingTime
 
 def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
     """Return the codec for `config`, with the weights (or the ONNX file) in `checkpoint`.
-
-    If the checkpoint contains a refinement model, which fills in codebooks, the codec is combined with that model.
 
     Raises:
         CheckpointError: If a file is missing, or does not fit the configuration.
@@ -46,13 +42,7 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
         codec = load_codec(config.codec, checkpoint, config.device, config.num_codebooks)
     if config.right_frames is not None:
         codec.spec = codec.spec.with_right_frames(config.right_frames)
-    folder = checkpoint / FOLDER
-    if not folder.is_dir():
-        return codec
-    found = plugin_at(checkpoint)
-    if found.load_refinement is None:
-        raise CheckpointError(f"{folder}: family {found.name} has no model that fills in codebooks")
-    return RefinedCodec(codec, found.load_refinement(folder, config.device))
+    return codec
 
 
 def open_aligner(config: DecoderConfig, folder: Path) -> AlignmentQueue:

@@ -402,7 +402,7 @@ class Family:
         """Number of codebooks that the model generates or reads; 0 if it has no codes of its own."""
         if self.code_track is not None:
             return len(self.code_track.streams)
-        return self.layout.num_codebooks + self.mechanism.num_filled_codebooks
+        return self.layout.num_codebooks
 
     @property
     def samples_codes_apart(self) -> bool:

@@ -334,14 +334,6 @@ class Mechanism:
     frame_filter: ClassVar[Callable[..., Any] | None] = None
     times_words: ClassVar[bool] = False
 
-    @property
-    def num_filled_codebooks(self) -> int:
-        """Number of codebooks beyond the layout.
-
-        They are not sampled, but filled in by the decoder for the whole utterance (`FamilyPlugin.load_refinement`).
-        """
-        return 0
-
     def begun_token(self, before: Sequence[int], after: Sequence[int]) -> int | None:
         """Return the index of the spoken token that begins in a row, by the state before and after it; None if none.
 

@@ -20,17 +20,13 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stretto.entry_points import FAMILIES, Installed, find, installed, names
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import VOCABULARY, Family
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
-
-if TYPE_CHECKING:  # imports torch
-    from stretto.codecs.refinement import Refinement
-
 
 UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
 
@@ -82,8 +78,6 @@ class FamilyPlugin:
         image_encoders: Names of modules with image encoders inside the model, keyed by `model_type` of `image_config`
             in config.json. `image_encoder(image_format, backbone, vllm_config)` returns a
             `stretto.family.image_encoder.ImageEncoder`, or an object with the same attributes and methods.
-        load_refinement: Function that returns, for the folder `refinement/` of a checkpoint and a torch device, the
-            `Refinement` that fills in codebooks after the first; None if the language model generates all of them.
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
             does not accept live audio. If there is one, the `Template` is a `LiveTemplate`.
         releases: Package data with the family's published releases, as "package:releases.json"; see
@@ -106,7 +100,6 @@ class FamilyPlugin:
     architectures: Mapping[str, str] = field(default_factory=dict)
     audio_encoders: Mapping[str, AudioEncoder] = field(default_factory=dict)
     image_encoders: Mapping[str, str] = field(default_factory=dict)
-    load_refinement: "Callable[[Path, str], Refinement] | None" = None
     open_live_input: Callable[..., Any] | None = None
     releases: str | None = None
     recognise: str | None = None

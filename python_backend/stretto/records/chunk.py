@@ -205,8 +205,6 @@ class Chunk:
         output_codes: Codes of all output streams, [S][T], if the client requested them.
         num_reference_frames: In the first chunk with frames, number of leading frames that are the decoder's left
             context, such as those of the reference recording. They are not audible.
-        is_prompt: True if the tensor contains the prompt's rows [S, P], for a model that fills in the codebooks after
-            the first; first chunk only.
         voice: Index of the codec's voice.
         sound: In the first chunk, the voice recording, if one is used instead of `voice`.
         alignment: In the first chunk, the request for word times; None if they were not requested.
@@ -230,7 +228,6 @@ class Chunk:
     guidance_changes: tuple[GuidanceChange, ...] = ()
     output_codes: tuple[tuple[int, ...], ...] = ()
     num_reference_frames: Annotated[int, Meta(ge=0)] = 0
-    is_prompt: bool = False
     session: str = ""
     voice: Annotated[int, Meta(ge=0)] = 0
     sound: Sound | None = None
@@ -250,7 +247,7 @@ class Chunk:
 
     def num_audible(self, length: int) -> int:
         """Return the number of audible frames among `length` columns of codes."""
-        return 0 if self.is_prompt else length - self.num_reference_frames
+        return length - self.num_reference_frames
 
 
 @dataclass(frozen=True, slots=True)
