@@ -289,7 +289,7 @@ def gateway_spare(launch: Launch, log: LaunchLog) -> SpareProcess:
     return SpareProcess(command, environment, launch.gateway_spare_socket, log, num_words=len(modules))
 
 
-ENGINE_SPARE_COMMAND = (sys.executable, "-P", "-m", "stretto.engine.host", "spare")
+ENGINE_SPARE_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "stretto.engine.host", "spare")
 MODULE = "stretto_gateway"  # a separate program: run, not imported
 GATEWAY_MODULES = (f"{MODULE}.command", "uvloop")  # imported before a gateway is forked
 NEEDED = (MODULE, "fastapi", "uvicorn", "av", "multipart", "prometheus_client")
