@@ -108,14 +108,18 @@ def _check_rows(rows: np.ndarray, rules: SegmentRules) -> None:
     for stream in range(layout.num_input_streams):
         ids = rows[:, stream]
         allowed = range(layout.vocab_size)
+        silent: tuple[int, ...] = ()
         if layout.latents and stream:
             break
         if 0 < stream < layout.num_output_streams:
             extra = layout.extra[stream] if layout.extra else ()
             silent = (layout.pad_id, *extra, *layout.initial[stream : stream + 1])
             allowed = layout.audio[stream]
+        is_wrong = (ids < allowed.start) | (ids >= allowed.stop)
+        for silent_id in silent:  # few: a fifth of the time of numpy's `isin`
+            is_wrong &= ids != silent_id
+        if is_wrong.any():
             ids = ids[~np.isin(ids, silent)]
-        if ids.size and not (allowed.start <= ids.min() and ids.max() < allowed.stop):
             expected = f"ids of stream {stream} in [{allowed.start}, {allowed.stop})"
             raise InvalidRequest("rows", expected, f"{ids.min()} ... {ids.max()}")
 
