@@ -25,7 +25,7 @@ from stretto.config import DecoderConfig
 from stretto.decoder.convolutions import convolutions_in
 from stretto.streams.layout import words_of
 
-PRECISIONS = DecoderConfig.CONVOLUTIONS[1:]
+PRECISIONS = [*DecoderConfig.CONVOLUTIONS][1:]
 # The others would take minutes.
 NARROW = ("audiovae", "cosyvoice3", "dac", "fish_s2", "glm4_voice", "moss", "qwen3_omni", "s3gen", "vibevoice")
 WHOLE_FRAMES = 50  # of a codec that decodes whole utterances

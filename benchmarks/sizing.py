@@ -21,7 +21,6 @@ from stretto.machine.sizing import (
     SHARE_OF_TIME,
     Backbone,
     CodecCost,
-    Convolved,
     Depth,
     Gpu,
     step_ms,
@@ -80,14 +79,14 @@ GPUS = (
     Gpu("H200", 141, 4.8, 989, 67, 494),
 )
 CODECS = (
-    CodecCost("xcodec", {25: 44.0, 8: 85.6}, Convolved(43.9, 33.1, 34.9)),
-    CodecCost("espnet_dac", {25: 6.3, 8: 9.6}, Convolved(5.7, 15.0, 15.6)),
-    CodecCost("mimi", {12: 6.9, 2: 13.8}, Convolved(5.5, 7.1, 9.1)),
-    CodecCost("qwen3_12hz", {12: 62.1, 2: 62.3}, Convolved(60.0, 32.4, 34.6)),
-    CodecCost("fish_s2", {21: 145.8, 2: 146.3}, Convolved(138.8, 74.0, 78.1)),
-    CodecCost("higgs", {25: 24.5, 4: 81.8}, Convolved(24.4, 25.8, 27.1)),
+    CodecCost("xcodec", {25: 44.0, 8: 85.6}, 43.9),
+    CodecCost("espnet_dac", {25: 6.3, 8: 9.6}, 5.7),
+    CodecCost("mimi", {12: 6.9, 2: 13.8}, 5.5),
+    CodecCost("qwen3_12hz", {12: 62.1, 2: 62.3}, 60.0),
+    CodecCost("fish_s2", {21: 145.8, 2: 146.3}, 138.8),
+    CodecCost("higgs", {25: 24.5, 4: 81.8}, 24.4),
     # with a voice of 6 s, and half of the longest reply
-    CodecCost("cosyvoice3", {100: 3126.1}, Convolved(40.1, 24.1, 23.4), 150 + 375),
+    CodecCost("cosyvoice3", {100: 3126.1}, 40.1, 150 + 375),
 )
 # Codec of each model, by the first word of its name.
 CODEC_OF = {
@@ -128,8 +127,8 @@ def tables() -> str:
 
 
 def _streams_by_convolutions(codec: CodecCost, gpu: Gpu) -> list[int]:
-    """Return the streams of a codec on its own GPU with float32, tf32x3 and bfloat16."""
-    others = (streams_with(each, codec, gpu) for each in ("tf32x3", "bfloat16"))
+    """Return the streams of a codec on its own GPU with `float32`, `exact` and `bfloat16`."""
+    others = (streams_with(each, codec, gpu) for each in ("exact", "bfloat16"))
     return [streams_of_codec(codec, gpu, codec.steady_frames), *others]
 
 

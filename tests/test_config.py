@@ -26,7 +26,7 @@ def test_right_context_and_runtime_are_parameters() -> None:
         ({"max_batch": "many"}, "max_batch must be int, got 'many'"),
         ({"max_batch": "0"}, "max_batch must be >= 1, got 0"),
         ({"right_frames": "none"}, "right_frames must be int, got 'none'"),
-        ({"runtime": "onnx", "convolutions": "tf32x3"}, "convolutions must be float32 if runtime is onnx, got tf32x3"),
+        ({"runtime": "onnx", "convolutions": "exact"}, "convolutions must be float32 if runtime is onnx, got exact"),
         ({"right_frames": "-1"}, "right_frames must be >= 0, got -1"),
         ({"runtime": "tensorrt"}, r"runtime must be one of \('torch', 'onnx'\), got 'tensorrt'"),
         ({"threads": "-1"}, "threads must be >= 1, got -1"),

@@ -222,7 +222,7 @@ def _convolutions(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     codes = random_codes(codec, 2, 50).numpy()
     config = DecoderConfig(device=setup.device, graphs=False, max_batch=16)
     (exact,) = streamed(codec, config, codes, 25)
-    for convolutions in DecoderConfig.CONVOLUTIONS[1:]:
+    for convolutions in [*DecoderConfig.CONVOLUTIONS][1:]:
         (near,) = streamed(codec, replace(config, convolutions=convolutions), codes, 25)
         error = float(np.sqrt(np.mean((near - exact) ** 2) / np.mean(exact**2)))
         yield {"convolutions": convolutions, "relative_error": error, "ok": bool(np.isfinite(near).all())}

@@ -182,9 +182,9 @@ IF_TIME_IS_LEFT = tuple(JOBS)[list(JOBS).index("decoder_qwen3_12hz") :]
 SERVED = {
     "ensemble": Job("benchmarks.gpu.served:run", 280),
     "served_qwen3_tts": _served("float32"),
-    "served_tf32x3": _served("tf32x3"),
+    "served_exact": _served("exact"),
     "served_bfloat16": _served("bfloat16"),
-    "served_mps": _served("tf32x3", mps_share=25),
+    "served_mps": _served("exact", mps_share=25),
 }
 
 # The most valuable figures of fifteen minutes on an H100, in a call that runs after one that only installs a bundle:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 # vLLM's engine arguments for memory
 MEMORY_ARGUMENTS = frozenset({"gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override"})
@@ -149,8 +149,8 @@ class DecoderConfig:
         runtime: `torch`, or `onnx` for the file written by `scripts/export_onnx.py`.
         right_frames: Right context in frames. Less than the codec's own right context makes audio available earlier but
             inexact. None for the codec's right context.
-        convolutions: How convolutions are computed: `float32`, as three TF32 products of operands in two parts
-            (`tf32x3`), or in the inexact `tf32`, `bfloat16` or `float16`. Only GPUs are faster with the others.
+        convolutions: Mode of convolutions: torch's `float32`, `exact` (three TF32 products of operands in two parts),
+            or the inexact `tf32` or `bfloat16`. Only GPUs are faster with the others.
         graphs: True to capture CUDA graphs of the usual shapes at start-up.
         max_batch: Maximum number of windows decoded at once. About 16 suits a CPU, because of its caches, and 64 a GPU.
         first_frames: Usual number of audible frames in an utterance's first chunk; by default the family's.
@@ -193,13 +193,14 @@ class DecoderConfig:
     marker: str = ""
 
     RUNTIMES = ("torch", "onnx")
-    CONVOLUTIONS = ("float32", "tf32x3", "tf32", "bfloat16", "float16")
+    # Triton's name for the precision of products, by mode; None for torch's convolutions.
+    CONVOLUTIONS: ClassVar = {"float32": None, "exact": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}
 
     def __post_init__(self) -> None:
         if self.runtime not in self.RUNTIMES:
             raise ValueError(f"runtime must be one of {self.RUNTIMES}, got {self.runtime!r}")
         if self.convolutions not in self.CONVOLUTIONS:
-            raise ValueError(f"convolutions must be one of {self.CONVOLUTIONS}, got {self.convolutions!r}")
+            raise ValueError(f"convolutions must be one of {(*self.CONVOLUTIONS,)}, got {self.convolutions!r}")
         if self.runtime == "onnx" and self.convolutions != "float32":
             raise ValueError(f"convolutions must be float32 if runtime is onnx, got {self.convolutions}")
         if self.num_codebooks is not None and self.num_codebooks < 1:

@@ -415,9 +415,9 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(
     model = install(command.folder)
     folder = serve(model)
     monkeypatch.setattr(run, "served", served)
-    words = ["--gpu", "2", "--codec-device", "5", "--quantize", "fp8", "--convolutions", "tf32x3", "--mps"]
+    words = ["--gpu", "2", "--codec-device", "5", "--quantize", "fp8", "--convolutions", "exact", "--mps"]
     assert command("acme/voice", *words) == 0
-    assert asked == [Devices(2, 5, "fp8", "tf32x3", True)]
+    assert asked == [Devices(2, 5, "fp8", "exact", True)]
     assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("2,5", "PCI_BUS_ID")
     assert os.environ[run.HELD_MB] == "1002"
     assert command("acme/voice", "--gpu", "2", "--quantize", "int8") == 2
@@ -428,7 +428,7 @@ def test_named_gpus_are_the_only_ones_that_the_server_sees(
 
 
 @pytest.mark.usefixtures("voice")
-@pytest.mark.parametrize("option", ["--codec-device 1", "--quantize fp8", "--convolutions tf32x3", "--mps"])
+@pytest.mark.parametrize("option", ["--codec-device 1", "--quantize fp8", "--convolutions exact", "--mps"])
 def test_options_of_gpus_are_refused_on_the_cpu(
     command: Command, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:

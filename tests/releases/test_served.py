@@ -213,8 +213,8 @@ def test_two_at_once_make_one_repository(tmp_path: Path, builder: Any, monkeypat
         (Devices(quantize="int8"), "served-cpu-int8", {}, None),
         (Devices(gpu=2), "served-gpu2", {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2"}, (0, None)),
         (
-            Devices(2, 5, "fp8", "tf32x3", mps=True),
-            "served-gpu2-codec5-fp8-tf32x3-mps",
+            Devices(2, 5, "fp8", "exact", mps=True),
+            "served-gpu2-codec5-fp8-exact-mps",
             {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "2,5"},
             (0, 1),
         ),

@@ -157,7 +157,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="serve on GPUs; codec and audio tokenizer on GPU N (default: on the CPU)",
     )
     add("--codec-device", type=gpu_number, metavar="N", help="codec on GPU N; default: the GPU of --gpu")
-    about = "convolutions of the codec on tensor cores: as three TF32 products, or inexactly in TF32 or half precision"
+    about = "convolutions of the codec on tensor cores: as three TF32 products (exact), or inexactly"
     add("--convolutions", choices=DecoderConfig.CONVOLUTIONS, help=f"{about}; default: float32")
     about = (
         "format of the language model's linear layers: int8 on CPUs, fp8 on GPUs of compute capability 8.9 and higher"

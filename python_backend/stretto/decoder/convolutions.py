@@ -1,11 +1,11 @@
-"""Convolutions of a codec on a GPU's tensor cores: in half precision, in TF32, or as three TF32 products.
+"""Convolutions of a codec on a GPU's tensor cores, in the modes of `DecoderConfig.CONVOLUTIONS`.
 
 TF32 has the range of float32 and 11 significant bits. A float32 number is almost the sum of two such numbers: `high` is
 the number rounded to TF32, and `low` the rest, rounded to TF32. Of the four products in (high + low) · (high' + low'),
-low · low' is below the precision of float32. The other three are computed by one convolution with three times as many
-input channels. Each product is exact in float32, in which tensor cores add them.
+low · low' is below the precision of float32; the mode `exact` adds the other three.
 
-Codecs call torch's functions, which a mode of the calling thread replaces. So it applies to all codecs.
+Codecs call torch's functions, which a mode of the calling thread replaces. So it applies to all codecs. A GPU computes
+them with `stretto.codecs.kernels.convolution`. A CPU rounds the operands in the same way, and torch convolves them.
 """
 
 from collections.abc import Sequence
@@ -14,22 +14,42 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+from stretto.codecs.base import Codec
+from stretto.codecs.kernels.operators import runs_kernels
+from stretto.config import DecoderConfig
+from stretto.errors import CheckpointError
+
 MIN_CHANNELS = 8  # tensor cores compute tiles of eight channels
 DROPPED_BITS = 13  # of the 24 significant bits of float32
 
 
-def convolutions_in(precision: str) -> AbstractContextManager[object]:
-    """Return a context that computes float32 convolutions of its thread in a precision. It can be entered repeatedly.
+def convolutions_in(mode: str) -> AbstractContextManager[object]:
+    """Return a context that computes float32 convolutions of its thread in a mode. It can be entered repeatedly.
 
     Args:
-        precision: One of `DecoderConfig.CONVOLUTIONS`.
+        mode: Key of `DecoderConfig.CONVOLUTIONS`.
     """
-    return nullcontext() if precision == "float32" else Convolutions(precision)
+    precision = DecoderConfig.CONVOLUTIONS[mode]
+    return nullcontext() if precision is None else Convolutions(precision)
+
+
+def check_mode(codec: Codec, mode: str) -> None:
+    """Check that a codec has convolutions that a mode changes.
+
+    Raises:
+        CheckpointError: If it is a module of torch without such layers.
+    """
+    if mode == "float32" or not isinstance(codec, nn.Module):
+        return
+    layers = (layer for layer in codec.modules() if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d))
+    if not any(is_replaced(layer.weight, layer.groups) for layer in layers):
+        name = codec.spec.name
+        raise CheckpointError(f"convolutions must be float32 for codec {name}, which has none to change, got {mode}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,49 +64,67 @@ class ConvolutionCall:
     output_padding: Sequence[int]
     dilation: Sequence[int]
 
-    def run(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Convolve other inputs and weights.
+    @property
+    def is_product(self) -> bool:
+        """True if the kernel can compute it: without a stride or, transposed, without dilation."""
+        return tuple(self.dilation if self.is_transposed else self.stride) == (1,)
 
-        TF32 is an argument of this call. The switch of the process, which other threads use, stays off.
-        """
+    def run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve other inputs and weights with torch."""
         sizes = self.stride, self.padding, self.dilation, self.is_transposed, self.output_padding
-        if x.is_meta:  # for which torch's builds for CUDA lack the operator below
-            return torch.convolution(x, weight, None, *sizes, groups=1)
-        cudnn = torch.backends.cudnn
-        found: Tensor = torch._convolution(
-            x,
-            weight,
-            None,
-            *sizes,
-            1,
-            cudnn.benchmark,
-            cudnn.deterministic,
-            cudnn.enabled,
-            allow_tf32=True,
+        return torch.convolution(x, weight, bias, *sizes, groups=1)
+
+    def packed_weight(self) -> Tensor:
+        """Return the weight in the layout of the kernel, [rate · O, k, C]."""
+        weight = self.weight
+        if not self.is_transposed:
+            return weight.permute(0, 2, 1).contiguous()
+        (rate,) = self.stride
+        missing = -weight.shape[2] % rate
+        taps = F.pad(weight, (0, missing)).unflatten(2, (-1, rate)).flip(2)  # the earliest input comes last
+        return taps.permute(3, 1, 2, 0).flatten(0, 1).contiguous()
+
+    def run_on_device(self, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
+        """Convolve the inputs with a packed weight."""
+        (stride,) = self.stride
+        (padding,) = self.padding
+        (dilation,) = self.dilation
+        (output_padding,) = self.output_padding
+        num_taps = weight.shape[1]
+        if self.is_transposed:
+            length = (self.x.shape[2] - 1) * stride - 2 * padding + self.weight.shape[2] + output_padding
+            before = num_taps - 1
+            trim = padding
+        else:
+            length = self.x.shape[2] + 2 * padding - (num_taps - 1) * dilation
+            before = padding
+            trim = 0
+        convolved: Tensor = torch.ops.stretto.convolve(
+            self.x, weight, bias, dilation, before, stride, trim, length, precision
         )
-        return found
+        return convolved
 
 
 class Convolutions(TorchFunctionMode):
     """Mode that replaces one-dimensional float32 convolutions between at least MIN_CHANNELS channels.
 
-    Convolutions in groups stay unchanged, because they have little arithmetic.
+    Convolutions in groups stay unchanged, because they have little arithmetic, and so do those with a stride, which
+    only encoders have.
 
     Args:
-        precision: `tf32`, `tf32x3`, or a key of HALF.
+        precision: Value of `DecoderConfig.CONVOLUTIONS`: `tf32x3`, `tf32` or `bf16`.
     """
 
     def __init__(self, precision: str) -> None:
         super().__init__()
-        self._half = HALF.get(precision)
-        self._is_tf32 = precision == "tf32"
+        self._precision = precision
         # Converted weights by weight. A CUDA graph uses those from the decodes before its capture.
         self._weights = WeakTensorKeyDictionary()
 
     @property
     def num_bytes(self) -> int:
         """Memory of the converted weights in bytes."""
-        return sum(each.nbytes for each in self._weights.values())
+        return sum(weight.nbytes for weight in self._weights.values())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -128,33 +166,29 @@ class Convolutions(TorchFunctionMode):
         return self._replace(ConvolutionCall(input, weight, True, *sizes), bias, groups)
 
     def _replace(self, call: ConvolutionCall, bias: Tensor | None, groups: int) -> Tensor | None:
-        if call.x.dtype != torch.float32 or not is_replaced(call.weight, groups):
+        if call.x.dtype != torch.float32 or not is_replaced(call.weight, groups) or not call.is_product:
             return None
-        out = self._run(call)
-        return out if bias is None else out.add_(bias[:, None])
-
-    def _run(self, call: ConvolutionCall) -> Tensor:
-        if self._is_tf32 and call.x.device.type != "cpu":  # tensor cores round the operands themselves
-            return call.run(call.x, call.weight)
+        is_on_device = runs_kernels(call.x)
         weight = self._weights.get(call.weight)
         if weight is None:
-            weight = self._weights[call.weight] = self._converted_weight(call)
-        if self._half is not None:  # `to` changes nothing on a GPU; on a CPU, the result is rounded as there
-            return call.run(self._rounded(call.x), weight).to(self._half).float()
-        return call.run(to_tf32(call.x) if self._is_tf32 else thirds(call.x), weight)
+            weight = self._converted(call.packed_weight() if is_on_device else call.weight, is_on_device)
+            if self._precision == "tf32x3" and not is_on_device:
+                high, low = split(call.weight)
+                weight = torch.cat([high, high, low], 0 if call.is_transposed else 1)
+            self._weights[call.weight] = weight
+        if is_on_device:
+            return call.run_on_device(weight, bias, self._precision)
+        x = thirds(call.x) if self._precision == "tf32x3" else self._converted(call.x, is_on_device)
+        return call.run(x, weight, bias)
 
-    def _converted_weight(self, call: ConvolutionCall) -> Tensor:
-        if self._half is not None:
-            return self._rounded(call.weight)
-        high, low = split(call.weight)
-        if self._is_tf32:
-            return high
-        return torch.cat([high, high, low], 0 if call.is_transposed else 1)
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        """Return x in half precision; on a CPU, the same numbers in float32, in which a GPU adds their products."""
-        assert self._half is not None
-        return x.to(self._half).float() if x.device.type == "cpu" else x.to(self._half)
+    def _converted(self, numbers: Tensor, is_on_device: bool) -> Tensor:
+        """Return numbers rounded for the product; a CPU multiplies the rounded ones as float32."""
+        if self._precision == "tf32":
+            return to_tf32(numbers)
+        if self._precision == "bf16":
+            half = numbers.bfloat16()
+            return half if is_on_device else half.float()
+        return numbers
 
 
 def is_replaced(weight: Tensor, groups: int) -> bool:
@@ -179,13 +213,6 @@ def split(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def thirds(x: Tensor) -> Tensor:
-    """Return the high, the low and again the high parts of a float32 signal [B, C, n] as one signal [B, 3 · C, n]."""
-    if x.device.type == "cpu":
-        high, low = split(x)
-        return torch.cat([high, low, high], 1)
-    out = x.new_empty(x.shape[0], 3 * x.shape[1], x.shape[2])
-    if x.device.type == "cuda":
-        from stretto.decoder.tf32_kernel import split_on_device  # needs Triton's language
-
-        split_on_device(out, x.contiguous())
-    return out
+    """Return the high, the low and again the high parts of a signal [B, C, n] as one signal [B, 3 · C, n]."""
+    high, low = split(x)
+    return torch.cat([high, low, high], 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import convolutions_in
+from stretto.decoder.convolutions import check_mode, convolutions_in
 from stretto.decoder.graphs import CudaGraphs, Decode, GraphCache, batch_limit, limits_of
 from stretto.decoder.streaming import FrameWindow, Windower
 from stretto.streams.chunking import ChunkPolicy
@@ -242,7 +242,12 @@ def _pinned(window: Window) -> Window:
 
 
 def make_launcher(codec: Codec, config: DecoderConfig) -> Launcher:
-    """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors."""
+    """Return the launcher for the device in `config`; onnxruntime codecs always get host tensors.
+
+    Raises:
+        CheckpointError: If the codec has no convolutions for the configured mode.
+    """
+    check_mode(codec, config.convolutions)
     if torch.device(config.device).type == "cuda" and config.runtime == "torch":
         return CudaLauncher(codec, config)
     return HostLauncher(codec, config.convolutions)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.seanet import LENGTHS
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import Convolutions, convolutions_in
+from stretto.decoder.convolutions import Convolutions, check_mode, convolutions_in
 from stretto.decoder.graphs import FIRST_BATCH_S, MAX_BATCH_S, batch_limit, limits_of, padded_batch
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
@@ -107,10 +107,12 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     The codec's weights are moved to META, so it can no longer decode.
 
     Raises:
-        CheckpointError: If the codec is not a torch module, or does not decode on META.
+        CheckpointError: If the codec is not a torch module, has no convolutions for the configured mode, or does not
+            decode on META.
     """
     if not isinstance(codec, nn.Module):
         raise CheckpointError(f"codec {codec.spec.name}: expected a torch module, whose memory can be measured")
+    check_mode(codec, config.convolutions)
     config = config.limited(codec.spec.max_batch)
     weights = sum(each.nbytes for each in tensors_to_meta(codec))
     state = codec.initial_state(1)

@@ -190,36 +190,6 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Convolved:
-    """Convolutions that can be computed in another precision, per second of audio in steady chunks.
-
-    Attributes:
-        gflop: Operations in float32.
-        million_read: Millions of numbers that they read, apart from weights.
-        million_written: Millions of numbers that they write.
-    """
-
-    gflop: float
-    million_read: float
-    million_written: float
-
-    def seconds(self, gpu: "Gpu", convolutions: str) -> float:
-        """Return the time of these convolutions in another precision, with the conversions around them."""
-        if convolutions == "tf32":  # without conversions
-            return self.gflop / 1e3 / (SHARE_OF_CODEC * gpu.tf32_tflops)
-        if convolutions == "tf32x3":  # one number is read and three are written, then three are read
-            gflop = 3 * self.gflop
-            tflops = gpu.tf32_tflops
-            num_bytes = 4 * ((1 + 3 + 3) * self.million_read + self.million_written)
-        else:  # 4 bytes are read and 2 written, then 2 are read, and the same with the result
-            gflop = self.gflop
-            tflops = gpu.tflops
-            num_bytes = (4 + 2 + 2) * (self.million_read + self.million_written)
-        computing_s = gflop / 1e3 / (SHARE_OF_CODEC * tflops)
-        return computing_s + num_bytes / 1e6 / (SHARE_OF_BANDWIDTH * gpu.tb_per_s)
-
-
-@dataclass(frozen=True)
 class CodecCost:
     """Cost of a codec.
 
@@ -227,13 +197,13 @@ class CodecCost:
         name: Name of the codec.
         gflop: Operations per second of audio by chunk size in frames, with context (counted by `FlopCounterMode`). The
             first size is the steady one.
-        convolved: The part of them that the first size has in convolutions.
+        convolved: The part of those of the first size in convolutions that tensor cores can compute.
         history: Number of earlier frames that each chunk decodes again; None for the codec's left context.
     """
 
     name: str
     gflop: dict[int, float]
-    convolved: Convolved
+    convolved: float
     history: int | None = None
 
     @property
@@ -362,6 +332,6 @@ def streams_with(convolutions: str, codec: CodecCost, gpu: Gpu) -> int:
         codec: Cost of the codec.
         gpu: The GPU.
     """
-    others_gflop = codec.gflop[codec.steady_frames] - codec.convolved.gflop
-    others_s = others_gflop / 1e3 / (SHARE_OF_CODEC * gpu.float32_tflops)
-    return int(1 / (others_s + codec.convolved.seconds(gpu, convolutions)))
+    tflops = {"exact": gpu.tf32_tflops / 3, "tf32": gpu.tf32_tflops, "bfloat16": gpu.tflops}[convolutions]
+    others = (codec.gflop[codec.steady_frames] - codec.convolved) / gpu.float32_tflops
+    return int(1e3 * SHARE_OF_CODEC / (others + codec.convolved / tflops))

@@ -31,7 +31,7 @@ class Devices:
         gpu: GPU of the model; None to serve on the CPU.
         codec_device: Another GPU for the codec; None for `gpu`.
         quantize: Weight format: int8 on the CPU, fp8 on a GPU; None for the stored one.
-        convolutions: How the codec computes convolutions, such as tf32x3.
+        convolutions: How the codec computes convolutions, such as exact.
         mps: True if the launcher runs NVIDIA's MPS.
         serving: Serving profile (`convert.profiles`).
     """

@@ -13,6 +13,10 @@ LIBRARY.define(
     "join(Tensor x, Tensor? before, Tensor(a!)? after, int at, int steps, int again, int time,"
     " Tensor? rate, Tensor? height) -> Tensor"
 )
+LIBRARY.define(
+    "convolve(Tensor x, Tensor weight, Tensor? bias, int dilation, int padding, int rate, int trim, int length,"
+    " str precision) -> Tensor"
+)
 DEVICES = {"cuda", "meta"}  # types of devices whose signals kernels process; `meta` stands for a GPU
 
 
@@ -44,8 +48,41 @@ def _join(x: Tensor, *others: Any) -> Tensor:
     return out
 
 
-KERNELS = {"join": _join}
-SHAPES = {"join": joined_shape}
+def convolved_shape(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    padding: int,
+    rate: int,
+    trim: int,
+    length: int,
+    precision: str,
+) -> Tensor:
+    """Return memory for the result of `stretto::convolve`."""
+    return x.new_empty(len(x), len(weight) // rate, length)
+
+
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dilation: int,
+    padding: int,
+    rate: int,
+    trim: int,
+    length: int,
+    precision: str,
+) -> Tensor:
+    from stretto.codecs.kernels.convolution import convolve_on_device  # needs Triton
+
+    out = convolved_shape(x, weight, bias, dilation, padding, rate, trim, length, precision)
+    convolve_on_device(out, x, weight, bias, dilation, padding, rate, trim, precision)
+    return out
+
+
+KERNELS = {"join": _join, "convolve": _convolve}
+SHAPES = {"join": joined_shape, "convolve": convolved_shape}
 for name in KERNELS:
     LIBRARY.impl(name, SHAPES[name], "Meta")
     LIBRARY.impl(name, KERNELS[name], "CUDA")

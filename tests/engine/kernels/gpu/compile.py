@@ -18,8 +18,8 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from stretto.codecs.kernels.convolution import OF_A_WINDOW, convolve_kernel
 from stretto.codecs.kernels.join import join_kernel
-from stretto.decoder.tf32_kernel import split_kernel
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
@@ -103,6 +103,11 @@ JOIN |= dict.fromkeys([*JOIN_SIZES.split(), "inner"], "i32")
 JOINED = {"block_rows": 16, "block_columns": 128}
 ALONE = dict.fromkeys(("after", "before"))
 UNCHANGED = dict.fromkeys(("rate", "height"))
+CONVOLVE = dict.fromkeys(("out", "x", "weight", "bias"), "*fp32")
+CONVOLVE |= dict.fromkeys((*OF_A_WINDOW, "num_taps", "dilation", "padding", "rate", "trim"), "i32")
+CONVOLVE_SIZES = ("num_channels", "num_columns", "num_outputs")  # multiples of 16 in most layers
+CONVOLVE |= dict.fromkeys(CONVOLVE_SIZES, "i32")
+TILE = {"block_rows": 64, "block_columns": 64}
 FEW = {"block_rows": 16, "block_inner": FEW_INNER}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "tasks", "ends", "ends_of_audio", "end_frame")
@@ -166,7 +171,9 @@ AFTER_END = {"logits_stride": 4, "tokens_stride": 8193, "num_rows": 64, "num_col
 STRETCHES = {"rules": PLAIN_RULES, "tokens_stride": 8193, "begin": 151_652}
 LINEAR_KERNELS = few_rows_kernel, many_rows_kernel
 MAX_SHARED = 99 << 10  # bytes of shared memory that a program can have on an L4 or L40S, the smallest such limit
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}  # instructions by capability
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
+REGISTERS = {(80, "convolve_kernel"): 192}  # a multiprocessor has registers for one program with either number
 # Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these
 # at 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
 # three; with Triton 3.9 it keeps the kernels of linear layers at 80, for three programs. On sm_80 Triton 3.6 keeps the
@@ -223,7 +230,9 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
     *((join_kernel, JOIN, JOINED | absent, 8) for absent in ({}, ALONE, UNCHANGED)),
-    (split_kernel, {"out": "*fp32", "x": "*fp32", "size": "i32"}, {"block": 1024}, 4),
+    *((convolve_kernel, CONVOLVE, {**TILE, "precision": each}, 8) for each in ("tf32x3", "tf32")),
+    (convolve_kernel, CONVOLVE | {"weight": "*bf16"}, {**TILE, "precision": "bf16"}, 8),
+    *((convolve_kernel, CONVOLVE, {**TILE, "precision": "tf32x3", "block_columns": each}, 8) for each in (32, 16)),
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES}, 1),
     (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES, **FOLLOWED}, 1),
@@ -237,7 +246,8 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
     types = {name: signature.get(name) or TYPES.get(name, "*i32") for name in names}
     types |= dict.fromkeys(constants, "constexpr")
     is_linear = kernel in LINEAR_KERNELS
-    aligned = (*LINEAR_SIZES, "out", "x", "weight", "bias") if is_linear else ()
+    sizes = {convolve_kernel: CONVOLVE_SIZES}.get(kernel, LINEAR_SIZES)
+    aligned = (*sizes, "out", "x", "weight", "bias") if is_linear or kernel is convolve_kernel else ()
     attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
@@ -295,8 +305,12 @@ if __name__ == "__main__":
         binary = made.asm["cubin"]
         registers, stack = usage(binary)
         print(capability, case[0].__name__, len(binary), registers, stack, flush=True)
-        if registers > MAX_REGISTERS or stack > STACK.get((capability, case[0].__name__), 0):
+        if registers > REGISTERS.get((capability, case[0].__name__), MAX_REGISTERS) or stack > STACK.get(
+            (capability, case[0].__name__), 0
+        ):
             too_large.append(f"sm_{capability} {case[0].__name__}: {registers} registers, {stack} bytes of stack")
+        if case[0] is convolve_kernel and TENSOR_CORES[capability] not in made.asm["ptx"]:
+            too_large.append(f"sm_{capability} {case[0].__name__}: no {TENSOR_CORES[capability]}")
         if case[0] in LINEAR_KERNELS:
             if capability < 100:  # there, pairs of sums share an instruction
                 check_sums(made.asm["ptx"], case[2]["block_inner"])

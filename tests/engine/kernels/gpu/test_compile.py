@@ -38,7 +38,7 @@ KERNELS = (
     "stretch_inputs_kernel",
     "local_attention_kernel",
     "join_kernel",
-    "split_kernel",
+    "convolve_kernel",
 )
 
 

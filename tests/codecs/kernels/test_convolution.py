@@ -1,0 +1,163 @@
+"""Convolutions on tensor cores, in Triton's interpreter: their values, and one order of sums for chunks and batches.
+
+The interpreter multiplies as `multiply_in_order` does: operands are rounded as by a tensor core and products are added
+one after another. A tensor core adds those of one instruction in an order of its own, which is the same for each row of
+a tile; `tests/engine/kernels/gpu/compile.py` checks that the compiled kernel uses tensor cores.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _ir
+
+from stretto.config import DecoderConfig
+from stretto.decoder.convolutions import convolutions_in, split, to_tf32
+from tests.codecs.kernels.on_host import decoded, kernels_on_host, random_codes, small_decoder
+from tests.codecs.streaming import largest
+from tests.tiers import by_night
+
+MODES = [*DecoderConfig.CONVOLUTIONS][1:]
+
+
+def in_order(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Add the products of the columns of `left` with the rows of `right` to `total`, one after another."""
+    for column, row in zip(left.T, right, strict=True):
+        total = total + column[:, None] * row
+    return total
+
+
+def parts(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the high and the low TF32 part."""
+    high, low = split(torch.from_numpy(np.ascontiguousarray(numbers)))
+    return high.numpy(), low.numpy()
+
+
+def added(total: np.ndarray, left: np.ndarray, right: np.ndarray, is_exact: bool) -> np.ndarray:
+    """Add a product to `total`; in the mode `exact`, add three products to one another first."""
+    if not is_exact:
+        return in_order(total, left, right)
+    (high, low), (right_high, right_low) = parts(left), parts(right)
+    both = in_order(in_order(np.zeros_like(total), low, right_high), high, right_low)
+    return total + in_order(both, high, right_high)
+
+
+def multiply_in_order(
+    self: InterpreterBuilder, left: TensorHandle, right: TensorHandle, total: TensorHandle, precision: Any, *_: Any
+) -> TensorHandle:
+    """Replace the interpreter's product, which ignores the precision."""
+    is_exact = precision == _ir.INPUT_PRECISION.TF32x3
+    numbers = [as_float(each) for each in (left, right)]
+    return TensorHandle(added(total.data, *numbers, is_exact), total.dtype.scalar)
+
+
+def as_float(operand: TensorHandle) -> np.ndarray:
+    """Return numbers as float32; the interpreter keeps the bits of bfloat16 numbers."""
+    if operand.data.dtype == np.float32:
+        return operand.data
+    return (operand.data.astype(np.uint32) << 16).view(np.float32)
+
+
+def round_to_nearest(self: InterpreterBuilder, numbers: TensorHandle, dtype: Any) -> TensorHandle:
+    """Replace the interpreter's conversion to bfloat16, which cuts bits off instead of rounding as a GPU does."""
+    bits = torch.from_numpy(np.ascontiguousarray(numbers.data)).bfloat16().view(torch.int16)
+    return TensorHandle(bits.numpy().view(np.uint16), dtype.scalar)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", multiply_in_order)
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", round_to_nearest)
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def rounded(x: Tensor, mode: str) -> np.ndarray:
+    if mode == "exact":
+        return x.numpy()
+    return (to_tf32(x) if mode == "tf32" else x.bfloat16().float()).numpy()
+
+
+def slow(x: Tensor, weight: Tensor, bias: Tensor, mode: str, padding: int, dilation: int) -> Tensor:
+    """Convolve by the documented order: tap by tap, 32 channels at once, one output after another."""
+    batch, channels, length = x.shape
+    outputs, _, taps = weight.shape
+    padded = rounded(F.pad(x, (padding, padding)), mode)
+    factors = rounded(weight, mode)
+    found = np.empty((batch, outputs, length + 2 * padding - (taps - 1) * dilation), np.float32)
+    for row in range(batch):
+        for step in range(found.shape[2]):
+            total = np.zeros((1, outputs), np.float32)
+            for tap in range(taps):
+                for channel in range(0, channels, 32):
+                    left = padded[row, channel : channel + 32, step + tap * dilation]
+                    total = added(total, left[None], factors[:, channel : channel + 32, tap].T, mode == "exact")
+            found[row, :, step] = total[0] + bias.numpy()
+    return torch.from_numpy(found)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("outputs", "padding", "dilation"), [(9, 2, 1), (40, 0, 3)])
+def test_kernel_matches_a_slow_loop_bit_by_bit(mode: str, outputs: int, padding: int, dilation: int) -> None:
+    """Channels that do not fill a block of 32, and rows of two utterances in one tile."""
+    x, weight, bias = numbers(2, 40, 12), numbers(outputs, 40, 3, seed=1), numbers(outputs, seed=2)
+    with kernels_on_host(), convolutions_in(mode):
+        found = F.conv1d(x, weight, bias, padding=padding, dilation=dilation)
+    assert torch.equal(found, slow(x, weight, bias, mode, padding, dilation))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("kernel", "shape"),
+    [
+        (6, {"stride": 3}),
+        (6, {"stride": 3, "padding": 2, "output_padding": 1}),
+        (5, {"stride": 2, "padding": 1}),
+        (2, {"stride": 2}),
+        (3, {}),
+    ],
+)
+def test_transposed_convolution_is_a_product(kernel: int, shape: dict[str, int], mode: str) -> None:
+    """Kernels of two strides, of an odd multiple, and of one; cut at both ends."""
+    x, weight, bias = numbers(2, 10, 7), numbers(10, 9, kernel, seed=1), numbers(9, seed=2)
+    with convolutions_in(mode):  # torch, with rounded operands
+        expected = F.conv_transpose1d(x, weight, bias, **shape)
+    with kernels_on_host(), convolutions_in(mode):
+        found = F.conv_transpose1d(x, weight, bias, **shape)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_sample_has_the_same_bits_in_any_chunk_and_batch() -> None:
+    """At other places of a tile, in another tile, and in the layout of a transformer's output."""
+    x, weight, bias = numbers(3, 33, 40), numbers(20, 33, 7, seed=1), numbers(20, seed=2)
+    with kernels_on_host(), convolutions_in("exact"):
+        whole = F.conv1d(x, weight, bias)
+        for first, last in ((0, 1), (5, 17), (28, 34)):
+            chunk = x[:, :, first : last + 6]
+            assert torch.equal(F.conv1d(chunk, weight, bias), whole[:, :, first:last])
+            assert torch.equal(F.conv1d(chunk[1:2], weight, bias), whole[1:2, :, first:last])
+        time_major = x.transpose(1, 2).contiguous().transpose(1, 2)
+        assert torch.equal(F.conv1d(time_major, weight, bias), whole)
+
+
+@pytest.mark.parametrize(("mode", "bound"), [("exact", 2e-5), *by_night(("tf32", 2e-2), ("bfloat16", 0.1))])
+def test_decoder_has_the_error_of_its_mode(mode: str, bound: float) -> None:
+    decoder = small_decoder()
+    codes = random_codes(2, 2)
+    expected, _ = decoded(decoder, codes, [2])
+
+    def run(sizes: Sequence[int]) -> Tensor:
+        with kernels_on_host(), convolutions_in(mode):
+            return decoded(decoder, codes, sizes)[0]
+
+    whole = run([2])
+    assert largest(whole - expected) <= bound
+    if mode != "exact":
+        assert largest(whole - expected) > 1e-4, "operands are rounded"
+    assert largest(run([1, 1]) - whole) <= 1e-5 + bound / 10, "torch's other layers depend on the chunk"
