@@ -7,9 +7,9 @@ concurrency and round, three arms take turns, so that other load on the machine 
 requests through Triton, unguided requests through Triton, and guided requests to the bare engine, which involve neither
 Triton nor codec nor client. `cfg_retention` and `triton_tax` compare arms with equal, forced frame counts. The
 latencies come from a fourth arm, whose utterances end by themselves. For the first two arms, the benchmark counts the
-processor time (user and system) of every server process and of this process, which is the client. `rim_ms` is the
-processor time outside the models: the proxy, Triton's own process, the language model's stub and the client. The
-benchmark writes one line of JSON for each concurrency.
+processor time (user and system) of every server process and of this process, which is the client. `rim` is the sum for
+the proxy, Triton's own process, the language model's stub and the client. The benchmark writes one line of JSON for
+each concurrency.
 
     python -m benchmarks.ensemble --family bagpiper-small --concurrency 1 4 8
 

@@ -1,6 +1,6 @@
 """Division of a GPU's memory between the language model and the other processes of a server.
 
-The decoder, the preprocessor and the server need the same memory on every GPU (`reserved_bytes`). The language model
+The decoder, the preprocessor and the server need the same memory on every GPU (`Needs.reserved`). The language model
 gets the rest when it starts (`EngineConfig.reserved_mb`), whatever the order in which the processes start.
 
 The module imports no torch, because `stretto run` estimates in this way whether a release fits before it is installed.
