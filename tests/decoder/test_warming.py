@@ -50,7 +50,7 @@ class Capturing(HostLauncher):
         super().__init__(codec, "float32")
         self.captured: list[tuple[int, int, int, int]] = []
 
-    def capture(self, window: Window) -> bool:
+    def capture(self, window: Window, is_first: bool = False) -> bool:
         assert len(window.state) == len(window.first) == len(window.codes)
         self.captured.append(shape_of(window))
         return True
