@@ -17,13 +17,10 @@ OTHERS = {  # of other projects
     "huggingface.py",
     "flow_inference.py",
     "web_demo.py",
-    "cosyvoice/flow/decoder.py",
     "cosyvoice/hifigan/generator.py",
     "vita_audio/data/dataset_qwen2.py",
     "dataset_qwen2.py",
     "tools/inference_sts.py",
-    "tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py",
-    "core/models/modeling_qwen3_tts.py",
 }
 
 
