@@ -94,3 +94,9 @@ def test_each_step_kernel_compiles_once_for_all_step_sizes(tmp_path: Path) -> No
         "draw_streams_kernel 2",  # one over stream 0, one over the others
         "advance_kernel 1",
     ]
+
+
+@pytest.mark.slow
+def test_kernels_of_a_codec_compile_once_for_all_windows_and_batches(tmp_path: Path) -> None:
+    """So a sample's bits cannot depend on its chunk or batch through another binary."""
+    assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_codec") == ["join_kernel 1", "convolve_kernel 1"]
