@@ -194,8 +194,8 @@ QUARTER = {
     "codec": Job("benchmarks.gpu.decoder:run_speed", 70, {"name": "qwen3_12hz"}),
     "engine": _ours("qwen3_tts", 60, requests=(1, 16, 64), mode="whole"),
     "server": _served("float32", 115, mode="whole", shorter=True),
-    "server_tf32_mps": _served("tf32", 80, mode="whole", mps_share=25, shorter=True),
-    "server_tf32": _served("tf32", 80, mode="whole", shorter=True),
+    "server_exact_mps": _served("exact", 80, mode="whole", mps_share=25, shorter=True),
+    "server_exact": _served("exact", 80, mode="whole", shorter=True),
     "engine_pieces": _ours("qwen3_tts", 45, requests=(1, 16)),
     "stock": Job("benchmarks.gpu.speed:run_stock", 50, {"model": "qwen3_tts", "requests": (1, 16)}),
 }
