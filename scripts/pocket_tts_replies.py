@@ -179,9 +179,13 @@ def reply(loaded: Loaded, text: str) -> dict[str, Any]:
     tokens = model.flow_lm.conditioner.prepare(prepared)
     tail = guess + 2
     pieces = list[list[tuple[list[int], int]]]()
-    for each in CUT_TEXTS:
+    for cut_text in CUT_TEXTS:
         cut = split_into_best_sentences(
-            model.flow_lm.conditioner.tokenizer, each, 50, *rules.values(), replace_characters=model.replace_characters
+            model.flow_lm.conditioner.tokenizer,
+            cut_text,
+            50,
+            *rules.values(),
+            replace_characters=model.replace_characters,
         )
         made = [prepare_text_prompt(one, *rules.values(), replace_characters=model.replace_characters) for one in cut]
         pieces.append([(model.flow_lm.conditioner.prepare(one)[0].tolist(), guess + 2) for one, guess in made])

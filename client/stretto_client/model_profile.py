@@ -156,12 +156,12 @@ def _read(kind: type[Profile], record: Any, path: str, own: dict[str, Callable[[
     if not isinstance(record, dict):
         raise ValueError(f"{path}: expected an object, got {_shown(record)}")
     values: dict[str, Any] = {}
-    for each in fields(kind):
-        where = f"{path}.{each.name}"
-        if each.name in record:
-            read = own.get(each.name) or READERS[each.type]
-            values[each.name] = read(record[each.name], where)
-        elif each.default is MISSING:
+    for field in fields(kind):
+        where = f"{path}.{field.name}"
+        if field.name in record:
+            read = own.get(field.name) or READERS[field.type]
+            values[field.name] = read(record[field.name], where)
+        elif field.default is MISSING:
             raise ValueError(f"{where}: expected a value, got none")
     return kind(**values)
 

@@ -152,8 +152,8 @@ class ServerMemory:
                 )
             return CudaMemory(device_of(bus_id), self._byte_size, descriptors[0])
         finally:
-            for each in descriptors:
-                os.close(each)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Unmap the memory and remove the socket."""

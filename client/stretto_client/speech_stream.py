@@ -215,7 +215,7 @@ def image_inputs(images: Sequence[str | Path | bytes], sharing: Sharing | None =
 
 
 def _files(name: str, files: Sequence[str | Path | bytes], sharing: Sharing | None) -> list[InferInput]:
-    read = [each if isinstance(each, bytes) else Path(each).read_bytes() for each in files]
+    read = [file if isinstance(file, bytes) else Path(file).read_bytes() for file in files]
     return [_tensor(name, np.array(read, np.object_), "BYTES", sharing)] if read else []
 
 

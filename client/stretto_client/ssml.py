@@ -199,7 +199,7 @@ class SsmlReader:
         names = list[str]()
         if name == "prosody":
             others = sorted(attributes.keys() - ({"rate"} if self._has_rates and not self._is_collecting else set()))
-            names = [f"prosody.{each}" for each in others]
+            names = [f"prosody.{other}" for other in others]
         elif name == "phoneme":
             names = [] if self._reads(attributes) and not self._is_collecting else [name]
         elif name not in NEUTRAL and not is_reasoning(Tag("", name, False).block):

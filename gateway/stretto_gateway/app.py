@@ -186,7 +186,7 @@ async def list_models(request: Request) -> Models:
     """List the models of all servers that accept requests. OpenAI's model names select one of them, too."""
     gateway: Gateway = request.app.state.gateway
     catalogues = [server.catalogue for server in await gateway.servers.up()]
-    models = [each.record(await each.profile()) for each in catalogues]
+    models = [catalogue.record(await catalogue.profile()) for catalogue in catalogues]
     return {"object": "list", "data": models, "calls": request.app.state.calls is not None}
 
 
@@ -195,7 +195,7 @@ async def list_speech_models(request: Request) -> SpeechModels:
     """List the models in the format that Open WebUI expects for speech models."""
     gateway: Gateway = request.app.state.gateway
     catalogues = [server.catalogue for server in await gateway.servers.up()]
-    names = [each.name_of(await each.profile()) for each in catalogues]
+    names = [catalogue.name_of(await catalogue.profile()) for catalogue in catalogues]
     return {"object": "list", "models": [{"id": name, "name": name} for name in names]}
 
 

@@ -211,7 +211,7 @@ def find_voice(profile: ModelProfile, name: str | None, others: Sequence[str] = 
     if name is None or name in profile.voices:
         return name
     known = aliases(profile) | {voice.lower(): voice for voice in profile.voices}
-    names = [each.strip() for each in name.lower().split(",")] if profile.max_voices > 1 else [name.lower()]
+    names = [word.strip() for word in name.lower().split(",")] if profile.max_voices > 1 else [name.lower()]
     if len(names) > profile.max_voices or any(each not in known for each in names):
         raise refused("voice", expected_voices(profile.voices, profile.max_voices, *others, *aliases(profile)), name)
     return ",".join(filter(None, map(known.get, names))) or None  # None: the model has no named voices

@@ -347,7 +347,11 @@ class Connection(HttpToolsProtocol):
             self._timer.cancel()
 
     def _make_room(self) -> None:
-        idle = [each for each in self.connections if isinstance(each, Connection) and each.is_idle and each is not self]
+        idle = [
+            connection
+            for connection in self.connections
+            if isinstance(connection, Connection) and connection.is_idle and connection is not self
+        ]
         if idle:
             oldest = next(eviction_order(idle, lambda each: each.host, lambda each: each._waits_since))
             self.connections.discard(oldest)

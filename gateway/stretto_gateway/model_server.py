@@ -170,6 +170,6 @@ class Servers:
 
 
 def _down(servers: Sequence[ModelServer]) -> ApiError:
-    names = ", ".join(repr(each.name) for each in servers)
+    names = ", ".join(repr(server.name) for server in servers)
     many = f"the server {names} accepts" if len(servers) == 1 else f"the servers {names} accept"
     return ApiError(503, f"{many} no requests now; try again", "model", "unavailable")

@@ -115,7 +115,7 @@ class TranscriptionForm(TranslationForm):
 
         Even a strict gateway accepts any language.
         """
-        if self.language and {code_name(each) for each in profile.languages} != {code_name(self.language)}:
+        if self.language and {code_name(language) for language in profile.languages} != {code_name(self.language)}:
             ignored.record("language")
 
     def spoken_language(self, profile: ModelProfile) -> str:
@@ -123,7 +123,7 @@ class TranscriptionForm(TranslationForm):
 
         It is known if the model has only one, or if the request names one that the model may have.
         """
-        known = {code_name(each) for each in profile.languages}
+        known = {code_name(language) for language in profile.languages}
         if len(known) == 1:
             return known.pop()
         named = code_name(self.language) if self.language else AUTO

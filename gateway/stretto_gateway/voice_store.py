@@ -197,7 +197,7 @@ def keep_names(folder: Path) -> None:
 def _read(line: bytes) -> StoredVoice:
     """Return the voice described by the first line of a file; raise ValueError or TypeError if it is damaged."""
     voice = StoredVoice(**json.loads(line))
-    for each in fields(voice):
-        if not isinstance(getattr(voice, each.name), int if each.name == "created_at" else str):
-            raise TypeError(each.name)
+    for field in fields(voice):
+        if not isinstance(getattr(voice, field.name), int if field.name == "created_at" else str):
+            raise TypeError(field.name)
     return voice

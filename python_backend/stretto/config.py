@@ -94,7 +94,9 @@ class EngineConfig:
         if not isinstance(self.speaker, Mapping) or {"speaker", "checkpoint"} & set(self.speaker):
             expected = "an object with the options of an engine, without speaker and checkpoint"
             raise ValueError(f"speaker: expected {expected}, got {self.speaker!r}")
-        if not isinstance(self.latent_steps, list | tuple) or any(type(each) is not int for each in self.latent_steps):
+        if not isinstance(self.latent_steps, list | tuple) or any(
+            type(latent_step) is not int for latent_step in self.latent_steps
+        ):
             raise ValueError(f"latent_steps: expected a list of integers, got {self.latent_steps!r}")
 
     @property

@@ -387,7 +387,11 @@ def _check_depth(record: Any, path: Path | str) -> None:
         if depth > MAX_DEPTH:
             raise CheckpointError(f"{path}: expected at most {MAX_DEPTH} levels of JSON, got more")
         containers = [each for each in level if isinstance(each, Mapping | list)]
-        level = [value for each in containers for value in (each.values() if isinstance(each, Mapping) else each)]
+        level = [
+            value
+            for container in containers
+            for value in (container.values() if isinstance(container, Mapping) else container)
+        ]
         depth += 1
 
 

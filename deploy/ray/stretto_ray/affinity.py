@@ -38,7 +38,7 @@ def ranked(key: str, candidates: Sequence[Candidate], refused: Collection[str], 
         refused: Names of servers that have refused this request.
         free: Number of utterances below which a server keeps its conversations at any load of the others.
     """
-    able = [each for each in candidates if each.is_ready and each.name not in refused]
+    able = [candidate for candidate in candidates if candidate.is_ready and candidate.name not in refused]
     unready = [each for each in candidates if not each.is_ready and each.name not in refused]
     last = [each for each in candidates if each.name in refused]
     return [name for each in (able, unready, last) for name in _best_first(key, each, free)]

@@ -31,7 +31,7 @@ def add_node(cluster: Any, num_cpus: int, **arguments: Any) -> None:
 
 def launchers(cluster: Any) -> set[psutil.Process]:
     """Return the launchers of all servers."""
-    everywhere = [process for each in cluster.list_all_nodes() for process in processes_on(each)]
+    everywhere = [process for node in cluster.list_all_nodes() for process in processes_on(node)]
     children = [child for process in everywhere if has([process], SERVER) for child in process.children()]
     return {child for child in children if LAUNCHERS_FLAG in title(child)}
 

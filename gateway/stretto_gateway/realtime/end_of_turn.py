@@ -55,7 +55,7 @@ def mel_filters() -> NDArray[np.float64]:
     hertz = np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
     bins = np.linspace(0, RATE / 2, FOURIER // 2 + 1)
     corners = [hertz[m : m + 3] for m in range(NUM_MELS)]
-    return np.stack([np.interp(bins, each, (0, 2 / (each[2] - each[0]), 0)) for each in corners], axis=1)
+    return np.stack([np.interp(bins, corner, (0, 2 / (corner[2] - corner[0]), 0)) for corner in corners], axis=1)
 
 
 def log_mel(pcm: NDArray[np.float32]) -> NDArray[np.float32]:

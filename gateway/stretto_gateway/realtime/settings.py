@@ -483,7 +483,7 @@ def models_in(annotation: Any) -> list[type[Body]]:
     """Return all pydantic models in a type annotation, including those in unions and lists."""
     if isinstance(annotation, type) and issubclass(annotation, Body):
         return [annotation]
-    return [model for each in get_args(annotation) for model in models_in(each)]
+    return [model for member in get_args(annotation) for model in models_in(member)]
 
 
 def add_ignored(ignored: list[ApiError], param: str, only: Only | None, value: Any) -> None:

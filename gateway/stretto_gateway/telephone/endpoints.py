@@ -115,7 +115,7 @@ def is_signed(token: str, socket: WebSocket) -> bool:
     hosts = {host, host.rpartition(":")[0] or host}
     urls = [f"{scheme}://{each}{path}{query}" for scheme in ("wss", "ws") for each in sorted(hosts)]
     signatures = [base64.b64encode(hmac.digest(token.encode(), url.encode(), hashlib.sha1)) for url in urls]
-    return any(hmac.compare_digest(given.encode("latin-1"), each) for each in signatures)
+    return any(hmac.compare_digest(given.encode("latin-1"), signature) for signature in signatures)
 
 
 async def run(gateway: Gateway, socket: WebSocket, channel: CallChannel, start: Start, access: CallAccess) -> None:

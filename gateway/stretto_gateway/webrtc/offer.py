@@ -82,14 +82,16 @@ def check_security(media: MediaDescription) -> None:
         raise mismatch("sdp", "a=ice-ufrag and a=ice-pwd", "a line without them")
     if media.ice.iceLite:
         raise mismatch("sdp", "a caller that sends connectivity checks", "a=ice-lite")
-    fingerprints = [each.algorithm.lower() for each in media.dtls.fingerprints] if media.dtls is not None else []
+    fingerprints = (
+        [fingerprint.algorithm.lower() for fingerprint in media.dtls.fingerprints] if media.dtls is not None else []
+    )
     if not set(fingerprints) & set(X509_DIGEST_ALGORITHMS):
         expected = f"a=setup, and a=fingerprint with one of {', '.join(X509_DIGEST_ALGORITHMS)}"
         raise mismatch("sdp", expected, ", ".join(fingerprints[:8]) or "a line without them")
     if media.kind == "audio" and not media.rtcp_mux:
         raise mismatch("sdp", "a=rtcp-mux in the audio line", "a line without it")
     if media.kind == "audio" and media.direction not in DIRECTIONS:
-        expected = f"an audio line that sends or receives ({', '.join(f'a={each}' for each in DIRECTIONS)})"
+        expected = f"an audio line that sends or receives ({', '.join(f'a={direction}' for direction in DIRECTIONS)})"
         raise mismatch("sdp", expected, f"a={media.direction}" if media.direction else "a line without a direction")
     if media.kind == "application" and media.sctp_port is None:
         raise mismatch("sdp", "a=sctp-port in the line of the data channel", "a line without it")

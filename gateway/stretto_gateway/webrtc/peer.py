@@ -381,7 +381,7 @@ def bound_ice(ice: Any, has_room: Callable[[], bool]) -> None:
 
 def is_known(ice: Any, address: tuple[str, int]) -> bool:
     """Return True if a check with the password has come from an address."""
-    return any((each.host, each.port) == address for each in ice._remote_candidates)
+    return any((remote_candidate.host, remote_candidate.port) == address for remote_candidate in ice._remote_candidates)
 
 
 def is_well_formed(message: bytes) -> bool:

@@ -170,7 +170,7 @@ class Flow(nn.Module):
         contexts = [Context(is_kept=True) for _ in self.decoder.strides]
         inputs = self._inputs(tokens, noise, prompt, speaker, 0)
         self.decoder(*(each[..., :num_frames] for each in inputs), contexts)
-        return Prefix(num_frames, [each.kept for each in contexts])
+        return Prefix(num_frames, [context.kept for context in contexts])
 
     def _inputs(
         self, tokens: Tensor, noise: Tensor, prompt: Tensor, speaker: Tensor, ahead: int
@@ -314,7 +314,7 @@ class CosyVoice3Codec(RecordedVoiceCodec):
         return self._prefixes[number]
 
     def _num_kept_bytes(self) -> int:
-        return sum(each.num_bytes for each in self._prefixes.values())
+        return sum(prefix.num_bytes for prefix in self._prefixes.values())
 
     def _passes(self, first: int, left: int, length: int, right: int) -> list[tuple[int, int, int]]:
         """Return the ranges of tokens to decode together in a window of one utterance.

@@ -100,7 +100,7 @@ def encode_ready(encoder: FrameEncoder, streams: Sequence[EncodedStream], max_ba
         streams: Recordings, which may be at different positions.
         max_batch: Maximum number of recordings in a batch.
     """
-    while any(each.num_ready for each in streams):
+    while any(stream.num_ready for stream in streams):
         encode_round(encoder, streams, max_batch)
 
 
@@ -115,7 +115,7 @@ def encode_round(
         max_batch: Maximum number of recordings in a batch.
         max_frames: Maximum number of frames to encode per recording.
     """
-    ready = sorted((each for each in streams if each.num_ready), key=lambda each: each.num_ready)
+    ready = sorted((stream for stream in streams if stream.num_ready), key=lambda each: each.num_ready)
     for begin in range(0, len(ready), max_batch):
         batch = ready[begin : begin + max_batch]
         num_frames = min(batch[0].num_ready, max_frames)

@@ -105,7 +105,7 @@ class FishS2Config:
             numbers: Any = value if is_list else [value]
             most = MAX_WINDOW if field.name.endswith("window_size") else MAX_SIZE
             is_valid = isinstance(numbers, list | tuple) and 1 <= len(numbers) <= MAX_STAGES
-            if not is_valid or not all(type(each) is int and 1 <= each <= most for each in numbers):
+            if not is_valid or not all(type(number) is int and 1 <= number <= most for number in numbers):
                 expected = f"1 to {MAX_STAGES} integers" if is_list else "an integer"
                 raise CheckpointError(f"{field.name}: expected {expected} in [1, {most}], got {shown(value)}")
             values[field.name] = tuple(numbers) if is_list else value

@@ -257,9 +257,9 @@ class MimiEncoder:
         self.num_codebooks = codec.spec.num_codebooks
         self._transformer = RingTransformer(model.encoder_transformer)
         assert model.downsample is not None, "there are two steps a frame"
-        found = [each for each in model.encoder.modules() if isinstance(each, MimiConv1d)]
+        found = [module for module in model.encoder.modules() if isinstance(module, MimiConv1d)]
         convolutions = sorted([*found, model.downsample], key=_index)
-        assert [_index(each) for each in convolutions] == list(range(len(convolutions)))
+        assert [_index(convolution) for convolution in convolutions] == list(range(len(convolutions)))
         self._shapes = [(each.in_channels, _left(each.conv)) for each in convolutions]
         self._sizes = [prod(shape) for shape in self._shapes]
         self._ring_size = prod(self._transformer.shape)

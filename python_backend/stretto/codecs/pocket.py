@@ -118,7 +118,7 @@ def _half(mimi: Mapping[str, Any], prefix: str) -> tuple[SeanetConfig, Transform
 
 
 def _given(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
-    return {each.name: record[each.name] for each in fields(kind)}
+    return {field.name: record[field.name] for field in fields(kind)}
 
 
 class Attention(nn.Module):

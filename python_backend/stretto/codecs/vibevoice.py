@@ -100,7 +100,7 @@ class TokenizerConfig:
             raise CheckpointError(
                 f"{name}: downsampling_ratios and depths must be lists, got {shown(ratios)} and {shown(depths)}"
             )
-        limits = [*((each, MAX_SIZE) for each in (*sizes, *ratios)), *((each, MAX_BLOCKS) for each in depths)]
+        limits = [*((each, MAX_SIZE) for each in (*sizes, *ratios)), *((depth, MAX_BLOCKS) for depth in depths)]
         if not all(type(each) is int and 1 <= each <= most for each, most in limits):
             raise CheckpointError(
                 f"{name}: sizes and ratios must be integers in [1, {MAX_SIZE}], and depths in [1, {MAX_BLOCKS}], got "
@@ -118,7 +118,7 @@ class TokenizerConfig:
                 f"{name}: num_filters: expected at most {MAX_SIZE} channels at every rate, got {widest}"
             )
         reals = [record[key] for key in ("rms_norm_eps", "vae_std")]
-        if not all(isinstance(each, float | int) and isfinite(each) and each >= 0 for each in reals):
+        if not all(isinstance(real, float | int) and isfinite(real) and real >= 0 for real in reals):
             raise CheckpointError(f"{name}: expected rms_norm_eps and vae_std of at least 0, got {shown(reals)}")
         size, kernel, filters, expansion = sizes
         return cls(size, kernel, filters, tuple(ratios), tuple(depths), expansion, *map(float, reals))

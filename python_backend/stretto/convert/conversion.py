@@ -265,7 +265,7 @@ class Conversion:
     @property
     def has_codec(self) -> bool:
         """True if the checkpoint, or one nested in it, will contain a codec."""
-        own = self.codec_files or self.codec_copy or any(each.folder == "codec" for each in self.networks)
+        own = self.codec_files or self.codec_copy or any(network.folder == "codec" for network in self.networks)
         return bool(own) or any(each.has_codec for each in self.nested.values())
 
 
@@ -314,7 +314,7 @@ def _plan(release: Release) -> Conversion:
     family = read_family(record)
     networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
     models = [made, *(each.made for each in made.nested)]
-    elsewhere = {name for each in models for name in each.folded}
+    elsewhere = {name for model in models for name in model.folded}
     elsewhere |= {name for each in models for network in each.networks for name in network.plan}
     wanted = {name: part for each in models for name, part in each.plan.items()}
     unused = [name for name in check(wanted, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
@@ -343,7 +343,7 @@ def _nested(release: Release, contents: Contents, given: Nested) -> Conversion:
     sampling, notes = read_defaults(release, read_family(made.record), given.generation)
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     read_family(record)
-    networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
+    networks = [ConvertedNetwork.from_network(network, tensors) for network in made.networks]
     tokenizer = replace(contents.tokenizer, files=(), made=None)
     entries = _entries(made.plan, tensors, contents.dtype)
     return Conversion(record, entries, {}, tokenizer, [], None, None, notes, networks, made.copies)
@@ -424,8 +424,8 @@ def _write_into(folder: Path, conversion: Conversion, max_bytes: int, progress: 
     if conversion.ssl_tokenizer:
         (folder / AUDIO_TOKENIZER).mkdir()
         files += conversion.ssl_tokenizer.write(folder / AUDIO_TOKENIZER, progress)
-    for each in conversion.networks:
-        files += each.write(folder, progress)
+    for network in conversion.networks:
+        files += network.write(folder, progress)
     for name, path in conversion.copies.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         files.append(copy_file(path, folder / name, name))

@@ -37,7 +37,8 @@ PARAMETER = "profile"
 # Engine arguments for each value of --quantize. Weights have one scale per output, and activations one per row.
 QUANTIZATIONS: dict[str, dict[str, Any]] = {"fp8": {"quantization": "fp8_per_channel"}, "int8": {"int8": True}}
 GPU_FORMATS = ("fp8",)  # the others are for CPUs
-ONLINE = [QUANTIZATIONS[each]["quantization"] for each in GPU_FORMATS]  # halve the weights of a checkpoint in 16 bits
+# They halve the weights of a checkpoint in 16 bits.
+ONLINE = [QUANTIZATIONS[gpu_format]["quantization"] for gpu_format in GPU_FORMATS]
 HALF = ("bfloat16", "float16")
 
 
@@ -329,7 +330,7 @@ def gpu_needs(
     num_rows = arguments["max_model_len"]
     tables = latent_bytes(family, num_seqs, num_rows)
     tables += num_seqs * condition_bytes(record, family, dtype)
-    weights = file_bytes(each for each in checkpoint.glob("*.safetensors") if each.stem != "codec")
+    weights = file_bytes(path for path in checkpoint.glob("*.safetensors") if path.stem != "codec")
     decoder = measure(codec, decoder_config(family, arguments, placement.convolutions))
     tokenizer = checkpoint / AUDIO_TOKENIZER
     heard = decoder.weights + file_bytes(tokenizer.rglob("*.safetensors")) if tokenizer.is_dir() else None

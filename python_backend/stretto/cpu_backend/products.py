@@ -310,7 +310,7 @@ class CpuLayer:
         self._rotate = attention.rotary_emb.forward
         self._sizes = [attention.q_size, attention.kv_size, attention.kv_size]
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
-        self._head_norms = [norm_of(each) for each in norms if each is not None]
+        self._head_norms = [norm_of(norm) for norm in norms if norm is not None]
         self._cross = (layer.cross_norm, layer.cross_attn) if hasattr(layer, "cross_attn") else None
 
     def __call__(
@@ -368,7 +368,9 @@ def use_cpu_layers(model: nn.Module, config: VllmConfig) -> None:
         attention = layer.self_attn
         mlp = layer.mlp
         products = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
-        if _is_cached(attention.attn, CPUAttentionBackendImpl) and all("cpu_linear" in vars(each) for each in products):
+        if _is_cached(attention.attn, CPUAttentionBackendImpl) and all(
+            "cpu_linear" in vars(product) for product in products
+        ):
             layer.forward = CpuLayer(layer)
 
 
@@ -378,7 +380,7 @@ def _is_cached(attention: Any, implementation: type) -> bool:
     if type(attention.impl) is not implementation or attention.head_size_v != attention.head_size:
         return False
     others = attention.query_quant, attention.kv_sharing_target_layer_name, own.sinks
-    return own.attn_type == AttentionType.DECODER and all(each is None for each in others)
+    return own.attn_type == AttentionType.DECODER and all(other is None for other in others)
 
 
 def _normed_heads(heads: torch.Tensor, norm: Norm) -> torch.Tensor:

@@ -72,7 +72,9 @@ def _report(pending: PendingChunk, session: DecoderSession) -> ReportEvent:
     fields: dict[str, Any] = {}
     if report is not None:
         fields = asdict(report) | {
-            "guidance_changes": [(each.frame, each.is_guided) for each in report.guidance_changes],
+            "guidance_changes": [
+                (guidance_change.frame, guidance_change.is_guided) for guidance_change in report.guidance_changes
+            ],
             "untimed_words": [*report.untimed_words],
         }
     fields |= {

@@ -80,7 +80,7 @@ class Peak(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = {storage_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        before = {storage_of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         try:
             result = func(*args, **(kwargs or {}))
         except NotImplementedError:  # a copy to the host, which has no values

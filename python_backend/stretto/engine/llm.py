@@ -85,7 +85,7 @@ class SpeechLLM:
 
     def stats(self) -> dict[str, float]:
         """Return the current metrics of the front end and the schedulers, keyed by name."""
-        self._stats.live_lag_frames = max((each.lag_frames for each in self._sessions.values()), default=0)
+        self._stats.live_lag_frames = max((session.lag_frames for session in self._sessions.values()), default=0)
         return asdict(self._stats) | asdict(self._shared.read())
 
     def has_work(self) -> bool:

@@ -36,7 +36,7 @@ class TextUpdate(NamedTuple):
 
 def updates_to_extra_args(updates: Iterable[TextUpdate]) -> dict[str, Any]:
     """Encode updates for any number of requests as plain data for one `SamplingParams.extra_args`."""
-    return {TEXT_KEY: [(each.request_id, each.ids.tobytes(), each.is_last) for each in updates]}
+    return {TEXT_KEY: [(update.request_id, update.ids.tobytes(), update.is_last) for update in updates]}
 
 
 def updates_in(extra_args: dict[str, Any] | None) -> list[TextUpdate] | None:

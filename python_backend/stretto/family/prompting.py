@@ -376,7 +376,7 @@ def read_guidance_scale(guidance: dict[str, Any], family: Family) -> float | Non
     """
     scale: float | None = guidance.pop("guidance_scale", None)
     if scale is not None and scale not in family.guidance_scales:
-        expected = f"one of {', '.join(f'{each:g}' for each in family.guidance_scales)}"
+        expected = f"one of {', '.join(f'{guidance_scale:g}' for guidance_scale in family.guidance_scales)}"
         raise InvalidRequest("options.guidance_scale", expected, scale)
     return None if scale is None else float(scale)
 

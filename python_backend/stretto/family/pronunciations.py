@@ -70,7 +70,7 @@ def server_dictionary(path: Path | None, family: Family) -> Dictionary:
     spellings = dict[str, str]()
     try:
         entries = () if path is None else read_lexicon_file(path)
-        readable = [each for each in entries if not each.alphabet or each.alphabet in alphabets(family)]
+        readable = [entry for entry in entries if not entry.alphabet or entry.alphabet in alphabets(family)]
         spellings |= {each.word: spelling(each, family) for each in readable}
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error

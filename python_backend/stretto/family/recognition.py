@@ -57,7 +57,7 @@ class Listing:
 
     def present(self, *patterns: str) -> tuple[str, ...]:
         """Return the patterns (fnmatch) that match at least one file."""
-        return tuple(each for each in patterns if any(fnmatchcase(name, each) for name in self.names))
+        return tuple(pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in self.names))
 
     def weights(self, index: str = "model.safetensors.index.json") -> tuple[str, ...]:
         """Return `model.safetensors`, or an index with the files that it lists; empty if there are neither."""

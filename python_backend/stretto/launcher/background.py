@@ -89,10 +89,10 @@ def _is_record(found: dict[str, Any]) -> bool:
     numbers = [found.get("pid"), found.get("stop_seconds", STOP_SECONDS)]
     ports = found.get("ports")
     return (
-        all(type(each) in (int, float) for each in numbers)
+        all(type(number) in (int, float) for number in numbers)
         and found.get("state") in STATES
         and isinstance(ports, dict)
-        and all(type(each) is int for each in ports.values())
+        and all(type(port) is int for port in ports.values())
     )
 
 

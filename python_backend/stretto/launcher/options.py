@@ -116,7 +116,9 @@ def configuration_digest(repository: Path, arguments: tuple[str, ...] = ()) -> s
         LaunchError: If a file cannot be read.
     """
     plugins = (each for group in (FAMILIES, CODECS, MARKERS) for each in installed(group))
-    versions = sorted({f"stretto {version('stretto')}", *(f"{each.distribution} {each.version}" for each in plugins)})
+    versions = sorted(
+        {f"stretto {version('stretto')}", *(f"{plugin.distribution} {plugin.version}" for plugin in plugins)}
+    )
     digest = hashlib.sha256(json.dumps([*versions, *arguments]).encode())
     try:
         for path in sorted({path for pattern in CONFIGS + VOCABULARIES for path in repository.glob(pattern)}):

@@ -295,7 +295,7 @@ class LoadPriority:
 
     def _loading(self) -> set[int]:
         named = ("triton_python_b", HOST_NAME)
-        found = {each.pid for each in descendants(self._server) if each.name.startswith(named)}
+        found = {descendant.pid for descendant in descendants(self._server) if descendant.name.startswith(named)}
         normal = {pid for pid in found if self._is_normal(pid)}  # the others have inherited the raise
         return normal | {self._server} if self._is_new_server else normal - self._others
 

@@ -298,7 +298,7 @@ def read_tag(data: bytes, name: str) -> str | None:
     try:
         options = FFMPEG_OPTIONS | {"format_whitelist": DEMUXERS}
         with av.open(BytesIO(data), "r", options=options, metadata_errors="replace") as container:
-            parts = [container.metadata, *(each.metadata for each in container.streams)]
+            parts = [container.metadata, *(stream.metadata for stream in container.streams)]
     except (av.FFmpegError, ValueError, MemoryError):
         return None
     found = next((value for part in parts for key, value in part.items() if key.lower() == name), None)

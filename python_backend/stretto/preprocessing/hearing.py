@@ -216,7 +216,7 @@ class Hearing:
                 self._replace_process()
 
     def _has_work(self) -> bool:
-        fresh = any(each.waiting and not each.is_begun for each in self._streams.values())
+        fresh = any(stream.waiting and not stream.is_begun for stream in self._streams.values())
         return self._is_closed or self._has_ready or bool(self._closed) or fresh
 
     def _drop_ended(self) -> list[tuple[str, _Waiting]]:
@@ -282,7 +282,7 @@ class Hearing:
             seconds = stream.num_samples / stream.rate
             if part.is_last:
                 self._remove(name)
-        frames = b"".join(each.tobytes() for each in part.frames)
+        frames = b"".join(frame.tobytes() for frame in part.frames)
         self._answer(part, AudioPart(name, part.number, frames, part.is_last, seconds))
 
     def _answer(self, part: _Waiting, made: AudioPart) -> None:

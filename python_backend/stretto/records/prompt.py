@@ -183,7 +183,9 @@ class Prompt:
     def to_bytes(self) -> bytes:
         """Return everything except `rows`, `features` and `patches` as MessagePack."""
         spans = tuple(AudioSpan(audio.first_row, audio.num_rows, len(audio.features)) for audio in self.audios)
-        grids = tuple(ImageSpan(each.first_row, each.height, each.width, len(each.features)) for each in self.images)
+        grids = tuple(
+            ImageSpan(image.first_row, image.height, image.width, len(image.features)) for image in self.images
+        )
         arrays = {
             "audios": spans,
             "images": grids,

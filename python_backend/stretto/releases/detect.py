@@ -47,7 +47,7 @@ def detect(
     if quantized := config.get("quantization_config"):
         method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise Unavailable(f"{where}: quantized weights ({shown(method)}); convert the original release")
-    found = [each for each in matches(listing) if family in (None, each.family, each.family.replace("_", "-"))]
+    found = [match for match in matches(listing) if family in (None, match.family, match.family.replace("_", "-"))]
     if part is not None:
         known = [each.part for each in found if each.part]
         found = [each for each in found if each.part == part]
@@ -66,7 +66,7 @@ def detect(
 def matches(listing: Listing) -> list[Match]:
     """Return the matches of all installed families. A family whose function fails is logged and skipped."""
     found: list[Match] = []
-    for reference in dict.fromkeys(each.recognise for each in plugins()):
+    for reference in dict.fromkeys(plugin.recognise for plugin in plugins()):
         if reference is None:
             continue
         module, _, name = reference.partition(":")
@@ -90,14 +90,14 @@ def entry_of(match: Match, where: str) -> ReleaseEntry:
     source = RepositoryFiles(where, match.files)
     if known is not None:
         source = replace(source, licence=known.licence, gated=known.gated)
-    same = [each for each in entries() if each.source.repository == where and each.family == match.family]
+    same = [entry for entry in entries() if entry.source.repository == where and entry.family == match.family]
     facts = {name: getattr(same[0], name) for name in OF_THE_MODEL} if len(same) == 1 else {}
     return ReleaseEntry(
         plain_name(stem),
         match.family,
         source,
         match.convert,
-        companions=tuple(_companion(each, sources.get(each.repository)) for each in match.companions),
+        companions=tuple(_companion(companion, sources.get(companion.repository)) for companion in match.companions),
         needs=match.needs,
         requires=match.requires,
         serves=match.serves,
@@ -113,7 +113,7 @@ def plain_name(text: str) -> str:
 
 def known_sources() -> dict[str, RepositoryFiles]:
     """Return one source for each repository in the names table."""
-    return {source.repository: source for each in entries() for source in each.repositories}
+    return {source.repository: source for entry in entries() for source in entry.repositories}
 
 
 def _companion(needed: Needed, known: RepositoryFiles | None) -> Companion:

@@ -140,7 +140,7 @@ class ReleaseEntry:
     @property
     def repositories(self) -> tuple[RepositoryFiles, ...]:
         """Sources of the release and of its companions."""
-        return (self.source, *(each.source for each in self.companions))
+        return (self.source, *(companion.source for companion in self.companions))
 
     def arguments(self, repo: Path, companions: Sequence[Path | None] = (), view: Path | None = None) -> list[str]:
         """Return the arguments of `stretto convert`, beginning with the family, without `--out`.

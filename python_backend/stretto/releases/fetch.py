@@ -507,7 +507,7 @@ def remove(report: Report, repository: str, commit: str, names: list[str]) -> in
             if revision.commit_hash != commit:
                 continue
             places = {revision.snapshot_path / name for name in names}
-            files = [each for each in revision.files if each.file_path in places]
+            files = [file for file in revision.files if file.file_path in places]
             # Copies of a repository have the same commits, and the client library looks for a commit in all of them.
             own = replace(found, repos=frozenset([repo]))
             is_whole = len(files) == len(revision.files)

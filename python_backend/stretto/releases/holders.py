@@ -31,7 +31,7 @@ def holders(gpu: int | None) -> str:
 
 def pids_of(server: RunningServer) -> list[int]:
     """Return the process ids of a launcher and of all processes that it has started."""
-    return [server.pid, *(each.pid for each in server.processes())]
+    return [server.pid, *(process.pid for process in server.processes())]
 
 
 def _title(server: RunningServer) -> str:
@@ -41,8 +41,8 @@ def _title(server: RunningServer) -> str:
 
 def _on_gpu(number: int) -> Iterator[tuple[int, str, int]]:
     """Yield pid, name and memory of the processes on a GPU."""
-    for each in gpus.processes(number):
-        yield each.pid, Path(each.name).name, each.num_bytes
+    for process in gpus.processes(number):
+        yield process.pid, Path(process.name).name, process.num_bytes
 
 
 def _in_memory() -> Iterator[tuple[int, str, int]]:

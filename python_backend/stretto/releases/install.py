@@ -88,7 +88,7 @@ class ReleaseFiles:
     @property
     def num_bytes(self) -> int:
         """Size of the files."""
-        return sum(each["size"] for each in self.files.values())
+        return sum(file["size"] for file in self.files.values())
 
 
 class Installer:
@@ -237,10 +237,10 @@ class Installer:
         for option in entry.requires:
             if f"--{option}" not in choices.arguments:
                 raise BadArgument(f"{entry.name}: the release has no {option}: --with {option}=FOLDER")
-        for each in entry.companions:
-            if each.option is None:
-                snapshot = self._hub.snapshot(each.source.repository, each.source.revision)
-                parts.append(ReleaseFiles(each.source, snapshot, snapshot.selected(each.source)))
+        for companion in entry.companions:
+            if companion.option is None:
+                snapshot = self._hub.snapshot(companion.source.repository, companion.source.revision)
+                parts.append(ReleaseFiles(companion.source, snapshot, snapshot.selected(companion.source)))
         return entry, parts
 
     def _check(self, entry: ReleaseEntry, parts: list[ReleaseFiles]) -> None:

@@ -101,7 +101,7 @@ class Manifest:
     @property
     def num_bytes(self) -> int:
         """Size of the checkpoint's files in bytes."""
-        return sum(each["bytes"] for each in self.files.values())
+        return sum(file["bytes"] for file in self.files.values())
 
     def resolved_at(self, revision: str) -> str:
         """Return when a revision was last resolved to this model's commit; empty if it never was."""
@@ -112,10 +112,10 @@ class Manifest:
     def cached(self) -> set[tuple[str, str, str]]:
         """Repository, commit and path of each file in the hub's cache that the model was made from."""
         return {
-            (each["repository"], each["commit"], name)
-            for each in self.sources
-            if each["commit"]
-            for name in each["files"]
+            (source["repository"], source["commit"], name)
+            for source in self.sources
+            if source["commit"]
+            for name in source["files"]
         }
 
 
@@ -328,8 +328,8 @@ def read_manifest(path: Path) -> Manifest | None:
         texts += [name for source in manifest.sources for name in [*source["files"]]]
         texts += [*manifest.resolved.values()]
         texts += [each for each in (manifest.checkpoint, manifest.default_voice) if each is not None]
-        sizes = [each["bytes"] for each in manifest.files.values()]
-        if all(isinstance(each, str) for each in texts) and all(type(each) is int for each in sizes):
+        sizes = [file["bytes"] for file in manifest.files.values()]
+        if all(isinstance(text, str) for text in texts) and all(type(size) is int for size in sizes):
             return manifest
     return None
 

@@ -33,12 +33,12 @@ def entries() -> tuple[ReleaseEntry, ...]:
     others: list[ReleaseEntry] = []
     for is_own, found in _plugins():
         try:
-            (own if is_own else others).extend(each for each in read_entries(found) if each.family == found.name)
+            (own if is_own else others).extend(entry for entry in read_entries(found) if entry.family == found.name)
         except CheckpointError as error:
             logger.warning("%s", error)
     taken = {name for each in own for name in (each.name, *each.aliases)}
     taken |= {each.name.replace("_", "-") for each in installed(FAMILIES) if each.distribution == OWN}
-    uses = Counter(name for each in others for name in (each.name, *each.aliases))
+    uses = Counter(name for other in others for name in (other.name, *other.aliases))
     accepted = []
     for each in others:
         odd = [name for name in (each.name, *each.aliases) if name in taken or uses[name] > 1]
@@ -51,7 +51,7 @@ def entries() -> tuple[ReleaseEntry, ...]:
 
 def find(name: str) -> ReleaseEntry | None:
     """Return the release with this name or alias, or None."""
-    return next((each for each in entries() if name in (each.name, *each.aliases)), None)
+    return next((entry for entry in entries() if name in (entry.name, *entry.aliases)), None)
 
 
 def typed_name(text: str) -> str:

@@ -39,12 +39,12 @@ def sections(found: Iterable[FamilyPlugin]) -> str:
 
 def section(prose: str, entries: Sequence[ReleaseEntry]) -> str:
     """Return a family's section: its prose with the table and the commands."""
-    known = {each.name: each for each in entries}
+    known = {entry.name: entry for entry in entries}
 
     def commands(match: re.Match[str]) -> str:
         if match[1] not in known:
             raise CheckpointError(f"releases.md: expected the name of a release, got {match[1]!r}")
-        return "\n".join(INDENT + line for each in manual_commands(known[match[1]]) for line in wrapped(each))
+        return "\n".join(INDENT + line for command in manual_commands(known[match[1]]) for line in wrapped(command))
 
     if NAMES in prose:
         prose = prose.replace(NAMES, names(entries))
@@ -54,12 +54,12 @@ def section(prose: str, entries: Sequence[ReleaseEntry]) -> str:
 def names(entries: Sequence[ReleaseEntry]) -> str:
     """Return the table of a family's releases."""
     rows = ["| name | repository | licence | access |", "|---|---|---|---|"]
-    for each in entries:
-        alias = "".join(f", `{name}`" for name in each.aliases)
-        licence = each.source.licence
-        repository = each.source.repository
-        cells = [f"`{each.name}`{alias}", f"`{repository}`"]
-        cells += [f"[{title(licence)}]({licence.url}){COMMERCIAL[licence.commercial]}", ACCESS[each.source.gated]]
+    for entry in entries:
+        alias = "".join(f", `{name}`" for name in entry.aliases)
+        licence = entry.source.licence
+        repository = entry.source.repository
+        cells = [f"`{entry.name}`{alias}", f"`{repository}`"]
+        cells += [f"[{title(licence)}]({licence.url}){COMMERCIAL[licence.commercial]}", ACCESS[entry.source.gated]]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -79,11 +79,15 @@ def manual_commands(entry: ReleaseEntry, folder: str | None = None) -> list[list
     repo = folder or f"{entry.name}-release"
     folders = []
     commands = [] if folder else [download(entry.source, repo)]
-    for each in entry.companions:
-        if each.option is None:
-            place = each.source.repository.partition("/")[2] if each.to is None else str(Path(repo) / each.to)
+    for companion in entry.companions:
+        if companion.option is None:
+            place = (
+                companion.source.repository.partition("/")[2]
+                if companion.to is None
+                else str(Path(repo) / companion.to)
+            )
             folders.append(Path(place))
-            commands.append(download(each.source, place))
+            commands.append(download(companion.source, place))
     family, *words = map(shlex.quote, entry.arguments(Path(repo), folders, Path(repo)))
     return [*commands, [f"stretto convert {family}", *options(words), f"--out {entry.name}"]]
 

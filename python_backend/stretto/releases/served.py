@@ -148,11 +148,11 @@ def _is_profile(found: object) -> TypeGuard[dict[str, Any]]:
         return False
     tasks = found.get("tasks")
     return isinstance(tasks, list) and all(
-        isinstance(each, dict)
-        and isinstance(each.get("name"), str)
-        and isinstance(each.get("speaks"), bool)
-        and _are_words(each.get("needs"))
-        for each in tasks
+        isinstance(task, dict)
+        and isinstance(task.get("name"), str)
+        and isinstance(task.get("speaks"), bool)
+        and _are_words(task.get("needs"))
+        for task in tasks
     )
 
 

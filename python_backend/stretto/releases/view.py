@@ -27,7 +27,7 @@ class View:
         self._folder = folder
         self._entry = entry
         self._repositories = repositories
-        places = [each.to for each in entry.companions if each.option is None]
+        places = [companion.to for companion in entry.companions if companion.option is None]
         root = folder / "0"
         self.folders = [root, *(folder / str(n) if to is None else root / to for n, to in enumerate(places, 1))]
 
@@ -52,7 +52,7 @@ class View:
         path = self.folders[number] / name
         path.parent.mkdir(parents=True, exist_ok=True)
         header = json.dumps(tensors).encode()
-        end = max((each["data_offsets"][1] for each in tensors.values()), default=0)
+        end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
         with path.open("wb") as file:
             file.write(len(header).to_bytes(LENGTH_BYTES, "little") + header)
             file.truncate(LENGTH_BYTES + len(header) + end)

@@ -344,8 +344,8 @@ class LiveSessions:
             session.task.cancel()
             raise
         async with aclosing(session.read(utterance, flow)) as chunks:
-            async for each in chunks:
-                yield each
+            async for chunk in chunks:
+                yield chunk
 
     async def resume(self, resumption: Resumption, utterance: str, flow: FlowAddress) -> AsyncGenerator[LMChunk, None]:
         """Yield a chunk with a session's name, then the chunks that the client has not received.
@@ -369,8 +369,8 @@ class LiveSessions:
             return
         session.check_resumption(resumption.num_events)
         async with aclosing(session.read(utterance, flow, resumption.num_events)) as chunks:
-            async for each in chunks:
-                yield each
+            async for chunk in chunks:
+                yield chunk
 
     async def _generate(self, session: LiveSession, prompt: Prompt, pacer: Pacer, host: str) -> None:
         """Generate the reply, pass its end or failure to the session's reader, and hold the session until cancelled.
@@ -382,8 +382,8 @@ class LiveSessions:
                 try:
                     with self._model.session_place(host):
                         async with aclosing(self._model.generate(prompt, session.request_id, pacer, host)) as chunks:
-                            async for each in chunks:
-                                session.add(each)
+                            async for chunk in chunks:
+                                session.add(chunk)
                     session.end(None)
                 except Exception as error:
                     session.end(error)

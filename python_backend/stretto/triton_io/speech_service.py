@@ -275,11 +275,11 @@ class TextSessions:
             begun = self._begun(replace(prompt, sound=None), await session.begin(), session.is_complete)
             # No other coroutine runs from here until the model accepts text, so no text is lost.
             async with aclosing(self._model.generate(begun, utterance, pacer, host)) as chunks:
-                async for each in chunks:
-                    is_aligned = each.chunk.is_final and len(session.text) <= MAX_ALIGNED_CHARS
+                async for chunk in chunks:
+                    is_aligned = chunk.chunk.is_final and len(session.text) <= MAX_ALIGNED_CHARS
                     written = session.text if is_aligned else ""
-                    placed = session.placed(each.chunk)
-                    yield replace(each, chunk=replace(placed, index=placed.index + 1, written=written))
+                    placed = session.placed(chunk.chunk)
+                    yield replace(chunk, chunk=replace(placed, index=placed.index + 1, written=written))
         finally:
             del self._open[session.id]
 

@@ -77,12 +77,12 @@ def split(entries: list[PendingTensor], max_bytes: int) -> list[list[PendingTens
     """Split entries, in order, into shards of at most `max_bytes`; a larger entry gets its own shard."""
     shards: list[list[PendingTensor]] = []
     size = max_bytes
-    for each in entries:
-        if size + each.num_bytes > max_bytes or not shards:
+    for entry in entries:
+        if size + entry.num_bytes > max_bytes or not shards:
             shards.append([])
             size = 0
-        shards[-1].append(each)
-        size += each.num_bytes
+        shards[-1].append(entry)
+        size += entry.num_bytes
     return shards
 
 
@@ -105,7 +105,7 @@ def write_shards(folder: Path, entries: list[PendingTensor], max_bytes: int, pro
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         files.append(write_file(folder / name, shard, progress))
         weight_map |= {each.name: name for each in shard}
-    index = {"metadata": {"total_size": sum(each.num_bytes for each in entries)}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": sum(entry.num_bytes for entry in entries)}, "weight_map": weight_map}
     return [*files, write_json(folder / "model.safetensors.index.json", index)]
 
 
@@ -139,8 +139,8 @@ def _reach_disk(file: BinaryIO) -> int:
 
 def _pieces(header: bytes, entries: list[PendingTensor], progress: Progress) -> Iterator[memoryview]:
     yield memoryview(header)
-    for each in entries:
-        yield from _content(each, progress)
+    for entry in entries:
+        yield from _content(entry, progress)
 
 
 def _content(each: PendingTensor, progress: Progress) -> Iterator[memoryview]:

@@ -162,7 +162,7 @@ class _Attention(nn.Module):
         keys = context.extend(_rotated(self.to_k(x), angles))
         values = context.extend(self.to_v(x))
         rows = _rotated(self.to_q(x), angles), keys, values
-        query, key, value = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in rows)
+        query, key, value = (row.unflatten(2, (self.heads, -1)).transpose(1, 2) for row in rows)
         return self.to_out(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
 

@@ -72,7 +72,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...], is_causal: bool = False) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(same_length(channels, channels, kernel, is_causal, each) for each in dilations)
+        self.convs1 = nn.ModuleList(
+            same_length(channels, channels, kernel, is_causal, dilation) for dilation in dilations
+        )
         self.convs2 = nn.ModuleList(same_length(channels, channels, kernel, is_causal) for _ in dilations)
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)

@@ -162,7 +162,7 @@ def read_config(directory: Path) -> Qwen3CodecConfig:
 def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
     """Return True if `value` is a positive number of one of these types, or a non-empty tuple of such numbers."""
     numbers = value if isinstance(value, tuple) else (value,)
-    return bool(numbers) and all(type(each) in kinds and each > 0 for each in numbers)
+    return bool(numbers) and all(type(number) in kinds and number > 0 for number in numbers)
 
 
 KERNEL = 7

@@ -430,7 +430,7 @@ class PairPlanner:
         others = [each for each in running if each.request_id not in sessions] if sessions else running
         if not others:
             return []
-        blocked = next((each for each in reversed(others) if self._table[each.request_id].waits_for_text), None)
+        blocked = next((other for other in reversed(others) if self._table[other.request_id].waits_for_text), None)
         last = self.of_largest_host(others)[-1] if blocked is None else blocked
         partner = self._table.partner(last.request_id)
         return [request for request in running if request.request_id in (last.request_id, partner)]

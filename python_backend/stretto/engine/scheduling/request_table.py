@@ -177,8 +177,8 @@ class RequestTable(dict[str, RequestState]):
         if num_guided_rows is not None:
             state.limit = pair.first_output + num_guided_rows
         kept = self.rules.family.unconditional.keep_first
-        audios = tuple(each for each in prompt.audios if each.first_row + each.num_rows <= kept)
-        images = tuple(each for each in prompt.images if each.first_row + each.num_rows <= kept)
+        audios = tuple(audio for audio in prompt.audios if audio.first_row + audio.num_rows <= kept)
+        images = tuple(image for image in prompt.images if image.first_row + image.num_rows <= kept)
         prompt = replace(prompt, rows=context, audios=audios, images=images, delayed_tail=None)
         sampling_params = copy.copy(conditional.sampling_params)
         assert sampling_params is not None

@@ -270,13 +270,17 @@ class PairedScheduling(Base):
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)
         scheduler_output.num_scheduled_tokens = others
-        states = [self.table[each] for each in self._sampled.prompt_states if each in self.table]
+        states = [
+            self.table[prompt_state] for prompt_state in self._sampled.prompt_states if prompt_state in self.table
+        ]
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled
         for state in states:
             self._sampled.send_prompt_states(outputs, state)
         for client in outputs.values():
-            client.outputs = [each for each in client.outputs if each.finish_reason is None or self._complete(each)]
+            client.outputs = [
+                output for output in client.outputs if output.finish_reason is None or self._complete(output)
+            ]
         self._sampled.send_preempted(outputs)
         self.stats.end_step(scheduler_output.total_num_scheduled_tokens, self.running, len(self.waiting))
         return outputs

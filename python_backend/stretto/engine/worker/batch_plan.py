@@ -198,7 +198,7 @@ class PlanArrays:
             return None if is_all else arrays.tensor(arrays.upload(index))
 
         def params(index: Array | None, *columns: Array) -> DrawParams:
-            return DrawParams(*(arrays.tensor(pick(each, index)) for each in columns))
+            return DrawParams(*(arrays.tensor(pick(column, index)) for column in columns))
 
         others = plan.sampling[len(plan.drawing) :]
         return cls(

@@ -96,7 +96,7 @@ class LatentStepProgram(StepProgram):
         self.predict: Any = readout.latents
         guided = (False, True) if self.may_guide else (False,)
         plans = [SolverPlan(number, is_guided) for number in captured_steps for is_guided in guided]
-        self.variants = [replace(each, solver=plan) for each in self.variants if each.speaks for plan in plans]
+        self.variants = [replace(variant, solver=plan) for variant in self.variants if variant.speaks for plan in plans]
         self.noise = torch.zeros(num_rows, rules.family.latent_size, device=device)
         self.guidance = torch.ones(num_rows, device=device)
         self._num_steps = torch.zeros(num_rows, dtype=torch.int64, device=device)

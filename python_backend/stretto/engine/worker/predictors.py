@@ -318,7 +318,7 @@ class DepthFrames:
         """Return the ids of streams 1 to S - 1, [N, K]."""
         token, *others = token.unbind(1) if self._second else (token,)
         code = (token - self._shifts[0]).clamp(0, self._num_first - 1)  # for rows without a code, the result is ignored
-        second = [self._rows_of(each) for each in others]
+        second = [self._rows_of(other) for other in others]
         drawn = [draw(self._heads[0](self._depth.begin(hidden, code, *second)), slice(0, 1))]
         for stream, head in enumerate(self._heads[1:], 1):
             code = drawn[-1][:, 0] - self._shifts[stream]

@@ -157,7 +157,7 @@ class RunSlots:
         slots = {self.slot_of[request_id]: each for request_id, each in new_text.items() if request_id in self.slot_of}
         streams = self.rules.family.track_streams
         self.tables.extend(slots, slice(streams.start - 1, streams.stop - 1), self.arrays)
-        if any(each.limits for each in slots.values()):
+        if any(slot.limits for slot in slots.values()):
             self._change()
 
     def note_audio(self, audio_starts: Mapping[str, int]) -> None:

@@ -287,7 +287,7 @@ class StepProgram:
         speaks = any(Segment.AUDIO in task.segments for task in rules.family.tasks)
         self._num_groups = triton.cdiv(rules.num_text_ids, WIDTH.value)
         writes = self._num_groups > 0
-        self.variants = [each for each in VARIANTS if speaks >= each.speaks and writes >= each.writes]
+        self.variants = [variant for variant in VARIANTS if speaks >= variant.speaks and writes >= variant.writes]
 
         def int32(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)

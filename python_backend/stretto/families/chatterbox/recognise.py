@@ -22,7 +22,7 @@ def recognise(listing: Listing) -> list[Match]:
         for kind, (needed, optional) in KINDS.items():
             if suffix == "safetensors" and re.fullmatch(kind, part):
                 files = (name, *needed, VOICE)
-                missing = [each for each in files if each not in listing.names]
+                missing = [file for file in files if file not in listing.names]
                 refusal = f"Chatterbox {part}: {missing[0]} is missing" if missing else ""
                 words = ("--model", f"{{repo}}/{name}", "--tokenizer", "{repo}", "--codec", "{repo}")
                 found.append(Match("chatterbox", (*files, *listing.present(*optional)), words, part, refusal=refusal))

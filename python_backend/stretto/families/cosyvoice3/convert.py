@@ -182,7 +182,7 @@ def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
     if new != list(range(tokenizer.size, tokenizer.size + len(ADDED))):
         expected = f"a tokenizer without {ADDED[0]} and {len(ADDED) - 1} others, which are added"
         raise CheckpointError(f"{folder}: expected {expected}, got one with {len(ADDED) - len(new)} of them")
-    files = tuple(each for each in tokenizer.files if each.name != TOKENIZER_FILE)
+    files = tuple(file for file in tokenizer.files if file.name != TOKENIZER_FILE)
     spelled = {token_id: spelling for spelling, token_id in made.get_vocab().items()}
     return Tokenizer(folder, tokenizer.size + len(ADDED), spelled, json.loads(made.to_str()), files)
 

@@ -151,7 +151,7 @@ def read_named_voices(checkpoint: Path, names: Sequence[str], end: int) -> dict[
     stored = read_tensors(path)
     for index, name in enumerate(names):
         values = {part: stored.get(f"{index}.{part}") for part in VOICE_PARTS}
-        if any(each is None for each in values.values()):
+        if any(value is None for value in values.values()):
             raise CheckpointError(f"{path}: expected the voice {name}, got none")
         text, tokens, mel, x_vector = (np.asarray(each) for each in values.values())
         ids = text.astype(np.int32).tolist()

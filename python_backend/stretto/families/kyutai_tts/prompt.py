@@ -85,7 +85,7 @@ class TtsTemplate:
             sources = tuple(words.sources)
         return PromptRows(
             rows,
-            tuple(each.word for each in sources),
+            tuple(source.word for source in sources),
             delayed_tail=tail,
             track=track,
             num_reference_rows=codes.shape[1],

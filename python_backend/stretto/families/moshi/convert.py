@@ -278,7 +278,7 @@ def plan(
         if not stored.is_meta:
             codes = with_initial_ids_of_others(codes)
         own = [main[text:], main.new_zeros(2, width)]
-        added = [*(each.to(main) for each in rows), *(each[:text] for each in second)]
+        added = [*(row.to(main) for row in rows), *(each[:text] for each in second)]
         return torch.cat([texts(main), *own, *codes, *added])
 
     def with_initial_ids_of_others(codes: list[Tensor]) -> list[Tensor]:

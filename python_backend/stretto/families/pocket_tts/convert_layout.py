@@ -357,7 +357,7 @@ def read_codec_config(folder: Path, num_words: int) -> dict[str, Any]:
     for name in NUMBERS:
         integer(codec, name, file=str(place))
     ratios = codec.get("upsampling_ratios")
-    if not isinstance(ratios, list) or not all(type(each) is int and 0 < each < 1 << 10 for each in ratios):
+    if not isinstance(ratios, list) or not all(type(ratio) is int and 0 < ratio < 1 << 10 for ratio in ratios):
         raise CheckpointError(f"{place}: upsampling_ratios: expected a list of positive integers, got {shown(ratios)}")
     return codec
 

@@ -27,7 +27,7 @@ def recognise(listing: Listing) -> list[Match]:
     found = []
     for name in sorted(each for each in listing.names if each.rpartition("/")[2] == WEIGHTS):
         folder = name.removesuffix(WEIGHTS)
-        tokenizers = [f"{folder}{each}" for each in TOKENIZERS if f"{folder}{each}" in listing.names]
+        tokenizers = [f"{folder}{tokenizer}" for tokenizer in TOKENIZERS if f"{folder}{tokenizer}" in listing.names]
         voices = f"{folder}{VOICES}/*.safetensors"
         if tokenizers and listing.present(voices):
             found.append(_match(listing, folder, (name, *tokenizers, voices)))
@@ -60,7 +60,7 @@ def transformers_match(listing: Listing, family: str, *voices: str) -> Match:
 def _match(listing: Listing, folder: str, files: tuple[str, ...]) -> Match:
     """Return the match for the release in a folder (empty, or ending with `/`)."""
     part = folder.rstrip("/")
-    inside = [each for each in sorted(listing.names) if each.startswith(folder) and each.endswith(".yaml")]
+    inside = [name for name in sorted(listing.names) if name.startswith(folder) and name.endswith(".yaml")]
     own = [each for each in inside if "/" not in each[len(folder) :] and listing.yaml(each).keys() >= SECTIONS]
     words = ("--model", f"{{repo}}/{part}" if part else "{repo}")
     if own:

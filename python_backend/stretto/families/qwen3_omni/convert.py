@@ -130,7 +130,7 @@ def image_record(vision: Numbers, text: Numbers) -> dict[str, Any]:
     record: dict[str, Any] = {name: vision.number(name) for name in NUMBERS_OF_IMAGES}
     levels = vision.entry(LEVELS, list)
     depth = record["depth"]
-    if len({*levels}) != len(levels) or not all(type(each) is int and 0 <= each < depth for each in levels):
+    if len({*levels}) != len(levels) or not all(type(level) is int and 0 <= level < depth for level in levels):
         raise CheckpointError(f"config.json: {LEVELS}: expected different layers in [0, {depth}), got {shown(levels)}")
     if len(levels) > text.number("num_hidden_layers"):
         raise CheckpointError(f"config.json: {LEVELS}: expected at most as many layers as the backbone has")

@@ -255,8 +255,8 @@ def convert(release: Release, contents: Contents) -> Converted:
     clones = known.kind == "base"
     networks = (speaker_encoder(numbers, width),) if clones else ()
     expected = unchanged(shapes)
-    for each in networks:
-        expected |= each.plan
+    for network in networks:
+        expected |= network.plan
     check(expected, contents.tensors, ())
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],

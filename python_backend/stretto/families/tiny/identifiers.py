@@ -70,7 +70,7 @@ def spelled(text: str) -> str:
     """Return the names of the letters, digits and signs in `text`, in order; the beginning if it is long."""
     size = sum(map(str.isalnum, text))
     signs = [each for each in text.lower() if each.isalnum() or each == ":"]
-    words = [NAMES.get(each) or IN_ADDRESSES.get(each) or digits(each) for each in signs]
+    words = [NAMES.get(sign) or IN_ADDRESSES.get(sign) or digits(sign) for sign in signs]
     if size <= MAX_SPELLED:
         return f" {' '.join(words)} "
     return f" {' '.join(words[:NUM_SHOWN])}, and so on, "

@@ -155,7 +155,7 @@ class TextModel(nn.Module):
         config: Any = vllm_config.model_config.hf_config
         self._windows = windows
         self._theta = float(config.rope_parameters["rope_theta"])
-        self._voices = torch.tensor([(each.num_text_rows, each.num_rows) for each in known.voices] or [(1, 1)])
+        self._voices = torch.tensor([(voice.num_text_rows, voice.num_rows) for voice in known.voices] or [(1, 1)])
         self.num_voices = len(self._voices)
         self.size = config.hidden_size // config.num_attention_heads
         # vLLM sorts KV caches by the numbers in the names of their layers.
@@ -221,7 +221,7 @@ def write_keys_and_values(layers: list[Any], rows: torch.Tensor, at: torch.Tenso
     own = slots[at].clone()
     for layer, values in zip(layers, rows, strict=True):
         halves = values.unflatten(2, (-1, layer.head_size)).to(layer.kv_cache.dtype).unbind(1)
-        layer.impl.do_kv_cache_update(layer, *(each.contiguous() for each in halves), layer.kv_cache, own)
+        layer.impl.do_kv_cache_update(layer, *(half.contiguous() for half in halves), layer.kv_cache, own)
     for each in (slots, also.get(layers[0].layer_name, slots) if isinstance(also, dict) else slots):
         each[at] = 0  # in vLLM's null block, which no request reads
 

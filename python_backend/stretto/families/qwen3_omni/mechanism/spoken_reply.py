@@ -103,11 +103,11 @@ class SpokenReply:
         """Generate the text, whether or not its chunks are taken."""
         written = self._writer.reply_chunks(self._writing, permit, None, self._text.listen)
         async with aclosing(written) as chunks:
-            async for each in chunks:
-                if each.chunk.is_final:
-                    self._last_written = each
-                if each.chunk.text or each.chunk.marks:
-                    self._written_chunks.append(replace(each, chunk=replace(each.chunk, is_final=False, report=None)))
+            async for chunk in chunks:
+                if chunk.chunk.is_final:
+                    self._last_written = chunk
+                if chunk.chunk.text or chunk.chunk.marks:
+                    self._written_chunks.append(replace(chunk, chunk=replace(chunk.chunk, is_final=False, report=None)))
                     self._changed.set()
         self._text.end()
 
