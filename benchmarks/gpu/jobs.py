@@ -153,10 +153,10 @@ JOBS = {
         "sanitizers:run_decoder", CHECK_S, arguments={"name": "qwen3_12hz"}, environment={"TORCH_CUDA_SANITIZER": "1"}
     ),
     "ours_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16)),
-    "whole_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16), mode="whole"),
     "side_by_side": Job("benchmarks.gpu.side_by_side:run", 260),
     "kernels": Job("benchmarks.gpu.kernels:run", 65),
     "decoder_qwen3_12hz": _decoder("qwen3_12hz", 28),
+    "whole_qwen3_tts": _ours("qwen3_tts", 70, requests=(1, 16), mode="whole"),
     "ours_8b": _ours("8b", 140, requests=(1, 32, 16, 64)),
     "stock_8b": _stock("8b", 120, requests=(1, 32, 16)),
     "parity_latents": _check("parity:run_latents", LONG_CHECK_S, environment={BATCH_INVARIANT: "1"}),

@@ -107,7 +107,7 @@ def test_batched_sessions_keep_separate_states() -> None:
 
 def test_each_row_of_a_batch_has_its_own_position() -> None:
     jobs = [make_job(name, [4] * num_chunks, FakeCodec()) for name, num_chunks in (("a", 2), ("b", 5), ("c", 3))]
-    assert stack([job.frames for job in jobs], [job.session.state for job in jobs]).first.tolist() == [3, 15, 7]
+    assert stack([job.window for job in jobs], [job.session.state for job in jobs]).first.tolist() == [3, 15, 7]
 
 
 def test_session_state_does_not_share_batch_memory() -> None:

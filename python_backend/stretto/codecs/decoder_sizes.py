@@ -30,7 +30,7 @@ GFLOP_PER_S = {
     "audiovae": 18.1,
     "cosyvoice3": 1167.9,
     "dac": 144.6,
-    "espnet_dac": 6.1,
+    "espnet_dac": 6.2,
     "fish_s2": 145.6,
     "glm4_voice": 308.5,
     "higgs": 21.8,
