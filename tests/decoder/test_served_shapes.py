@@ -69,7 +69,10 @@ def served_shapes(family: Family, spec: CodecSpec) -> Iterator[Shape]:
         times = itertools.count(0.0, 1 / spec.frame_rate / speed)
         pacer = Pacer(policy, clock=lambda times=times: next(times))
         windower, num_ready = Windower(spec), 0
-        for _ in range(8 * max(family.steady_chunk_frames, spec.start_frames)):
+        num_frames = max(
+            8 * family.steady_chunk_frames, 8 * spec.start_frames, sum(spec.blocks) + 2 * spec.start_frames
+        )
+        for _ in range(num_frames):
             num_ready += 1
             size = pacer.num_to_send(num_ready)
             num_ready -= size
