@@ -171,15 +171,20 @@ class Convolutions(TorchFunctionMode):
         is_on_device = runs_kernels(call.x)
         weight = self._weights.get(call.weight)
         if weight is None:
-            weight = self._converted(call.packed_weight() if is_on_device else call.weight, is_on_device)
-            if self._precision == "tf32x3" and not is_on_device:
-                high, low = split(call.weight)
-                weight = torch.cat([high, high, low], 0 if call.is_transposed else 1)
-            self._weights[call.weight] = weight
+            weight = self._weights[call.weight] = self._converted_weight(call, is_on_device)
         if is_on_device:
             return call.run_on_device(weight, bias, self._precision)
         x = thirds(call.x) if self._precision == "tf32x3" else self._converted(call.x, is_on_device)
         return call.run(x, weight, bias)
+
+    def _converted_weight(self, call: ConvolutionCall, is_on_device: bool) -> Tensor:
+        """Return the weight for the kernel or, on a CPU, for torch: for `tf32x3`, the parts that match `thirds`."""
+        if is_on_device:
+            return self._converted(call.packed_weight(), is_on_device)
+        if self._precision != "tf32x3":
+            return self._converted(call.weight, is_on_device)
+        high, low = split(call.weight)
+        return torch.cat([high, high, low], 0 if call.is_transposed else 1)
 
     def _converted(self, numbers: Tensor, is_on_device: bool) -> Tensor:
         """Return numbers rounded for the product; a CPU multiplies the rounded ones as float32."""

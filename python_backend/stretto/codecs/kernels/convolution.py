@@ -39,6 +39,7 @@ def convolve_on_device(
     padding: int,
     rate: int,
     trim: int,
+    length: int,
     precision: str,
 ) -> None:
     """Write the outputs of a convolution or, with a rate above one, of a transposed one.
@@ -52,9 +53,10 @@ def convolve_on_device(
         padding: Number of zeros before the first input.
         rate: Number of outputs for a step of the product.
         trim: Number of outputs cut off at the start.
+        length: Number of outputs of a channel.
         precision: `tf32x3`, `tf32` or `bf16`.
     """
-    num_batch, num_outputs, length = out.shape
+    num_batch, num_outputs, _ = out.shape
     num_columns, num_taps, num_channels = weight.shape
     num_steps = -(-(length + trim) // rate)
     block_columns = columns_of_a_tile(num_columns)

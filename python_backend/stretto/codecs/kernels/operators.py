@@ -63,21 +63,11 @@ def convolved_shape(
     return x.new_empty(len(x), len(weight) // rate, length)
 
 
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    padding: int,
-    rate: int,
-    trim: int,
-    length: int,
-    precision: str,
-) -> Tensor:
+def _convolve(x: Tensor, *others: Any) -> Tensor:
     from stretto.codecs.kernels.convolution import convolve_on_device  # needs Triton
 
-    out = convolved_shape(x, weight, bias, dilation, padding, rate, trim, length, precision)
-    convolve_on_device(out, x, weight, bias, dilation, padding, rate, trim, precision)
+    out = convolved_shape(x, *others)
+    convolve_on_device(out, x, *others)
     return out
 
 
