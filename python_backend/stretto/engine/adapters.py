@@ -27,7 +27,7 @@ TENSOR = re.compile(r"base_model\.model\.model\.layers\.(\d+)\.(\w+\.\w+)\.lora_
 def lora_requests(config: VllmConfig) -> list[LoRARequest]:
     """Return vLLM's records of the adapters configured for an engine."""
     assert isinstance(config.additional_config, dict)
-    return [LoRARequest(*path) for path in Adapters.from_paths(config.additional_config.get(KEY, {})).values()]
+    return [LoRARequest(*adapter) for adapter in Adapters.from_paths(config.additional_config.get(KEY, {})).values()]
 
 
 def lora_arguments(adapters: Mapping[str, Path]) -> dict[str, Any]:

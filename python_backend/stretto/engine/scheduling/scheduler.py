@@ -270,9 +270,7 @@ class PairedScheduling(Base):
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)
         scheduler_output.num_scheduled_tokens = others
-        states = [
-            self.table[prompt_state] for prompt_state in self._sampled.prompt_states if prompt_state in self.table
-        ]
+        states = [self.table[request_id] for request_id in self._sampled.prompt_states if request_id in self.table]
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled
         for state in states:
