@@ -113,9 +113,10 @@ def test_out_of_range_memory_is_refused(name: str, least: int, value: object, tm
 
 
 @pytest.mark.parametrize("value", [0, -1.5, "soon", True, float("inf"), float("nan")])
-def test_out_of_range_first_frame_target_is_refused(value: object, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"first_frame_target_s must be > 0, or null for none, got {value!r}"):
-        EngineConfig(tmp_path, first_frame_target_s=value)  # type: ignore[arg-type]
+@pytest.mark.parametrize("name", ["first_frame_target_s", "submit_early_ms"])
+def test_out_of_range_durations_are_refused(name: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be > 0, or null for none, got {value!r}"):
+        EngineConfig(tmp_path, **{name: value})  # type: ignore[arg-type]
 
 
 def test_adapter_paths_are_absolute_or_relative_to_the_checkpoint(tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ class EngineConfig:
             arguments. Engine arguments that are missing are those of this configuration.
         int8: True to quantize the weights and the inputs of the language model's linear layers to int8, on CPUs with
             VNNI instructions. Embeddings, norms, heads and narrow layers are not quantized.
+        submit_early_ms: Time before the expected end of a step at which a GPU's next step is submitted, in
+            milliseconds, so that requests that arrive meanwhile join it. It must cover the host's work for a step. None
+            to submit each step while the one before runs.
     """
 
     checkpoint: Path
@@ -54,6 +57,7 @@ class EngineConfig:
     memory_mb: int | None = None
     speaker: Mapping[str, Any] = field(default_factory=dict)
     int8: bool = False
+    submit_early_ms: float | None = None
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -77,11 +81,10 @@ class EngineConfig:
         waiting = self.max_waiting
         if waiting is not None and (isinstance(waiting, bool) or not isinstance(waiting, int) or waiting < 0):
             raise ValueError(f"max_waiting must be >= 0, or null for no bound, got {waiting!r}")
-        target = self.first_frame_target_s
-        if target is not None and (
-            isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < float("inf")
-        ):
-            raise ValueError(f"first_frame_target_s must be > 0, or null for none, got {target!r}")
+        for name in ("first_frame_target_s", "submit_early_ms"):
+            duration = getattr(self, name)
+            if duration is not None and (type(duration) not in (int, float) or not 0 < duration < float("inf")):
+                raise ValueError(f"{name} must be > 0, or null for none, got {duration!r}")
         if not isinstance(self.adapters, Mapping):
             raise ValueError(f"adapters: expected an object that maps names to folders, got {self.adapters!r}")
         for name, folder in self.adapters.items():

@@ -120,6 +120,14 @@ def test_latent_steps_must_suit_the_family(tmp_path: Path) -> None:
         vllm_config(EngineConfig(codes, DEFAULTS, latent_steps=[1]))
 
 
+def test_late_submission_requires_asynchronous_scheduling(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, EIGHT_STREAMS, "eight_streams", layers=1)
+    built = vllm_config(EngineConfig(checkpoint, {**DEFAULTS, "async_scheduling": True}, submit_early_ms=3))
+    assert built.additional_config["submit_early_ms"] == 3
+    with pytest.raises(ValueError, match="submit_early_ms: expected null without async_scheduling, got 3"):
+        vllm_config(EngineConfig(checkpoint, DEFAULTS, submit_early_ms=3))
+
+
 def test_latent_buffers_are_limited_to_an_eighth_of_the_kv_cache(tmp_path: Path) -> None:
     """A latent of eight numbers takes 32 bytes for each slot and position; one position is spare."""
     checkpoint = write_checkpoint(tmp_path, LATENTS, "latents", layers=1)

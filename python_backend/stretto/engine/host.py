@@ -86,7 +86,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
     check_latent_steps(config, latents)
-    names = "kv_share", "live_reserve", "latent_steps", "int8"
+    names = "kv_share", "live_reserve", "latent_steps", "int8", "submit_early_ms"
     ours = {name: getattr(config, name) for name in names}
     ours[adapters.KEY] = paths
     ours = {name: value for name, value in ours.items() if value not in (None, {}, ())}
@@ -101,6 +101,8 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         if latents is not None:  # by default, attention would multiply float32 in reduced precision (TF32)
             os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     wants_async = arguments.pop("async_scheduling", not current_platform.is_cpu())
+    if config.submit_early_ms is not None and not wants_async:
+        raise ValueError(f"submit_early_ms: expected null without async_scheduling, got {config.submit_early_ms}")
     arguments.setdefault("use_tqdm_on_load", False)  # no progress bar in the log
     args = AsyncEngineArgs(
         model=str(config.checkpoint),

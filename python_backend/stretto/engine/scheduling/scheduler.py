@@ -18,6 +18,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.client_turns import ClientTurns, step_quantum
 from stretto.engine.scheduling.guidance_policy import AdaptiveGuidance, StepLoad
 from stretto.engine.scheduling.held_replies import HeldReplies, put_first, put_first_after, skipping
+from stretto.engine.scheduling.late_submission import LateSubmission
 from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
@@ -86,6 +87,7 @@ class PairedScheduling(Base):
         if share is not None:
             die_with_parent()  # the parent is the host; in a spawned engine, its fork hook has not run
         self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share)
+        self.submission = LateSubmission.from_config(config)
         # Planned step: rows granted to each running request, and whether new requests may be admitted.
         self._grants: Mapping[str, int] = {}
         self._admits = True
@@ -98,6 +100,7 @@ class PairedScheduling(Base):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs and record statistics."""
         self.stats.begin_step()
+        self.submission.begin_step()
         self._change_guidance()
         self._plan()
         full = self.shares.full(self.waiting, self.running)
@@ -254,6 +257,15 @@ class PairedScheduling(Base):
             self.stats.report(self.running, len(self.waiting))
         return [request for request in finished if not request.request_id.endswith(UNCONDITIONAL_SUFFIX)]
 
+    def has_requests(self) -> bool:
+        """Return True if there are requests; first wait until the next step is due, if a request may still join it.
+
+        vLLM's loop calls this before it reads new requests, so requests that arrive during the wait join that step.
+        """
+        if len(self.running) < self.max_num_active_reqs:
+            self.submission.wait()
+        return super().has_requests()
+
     def has_unfinished_requests(self) -> bool:
         """Return True if a step has work to do.
 
@@ -266,6 +278,7 @@ class PairedScheduling(Base):
     ) -> dict[int, EngineCoreOutputs]:
         """Process the output of a step: record the sampled rows and return the outputs for the front ends."""
         stamp(Hop.STEP_ENDS)
+        self.submission.end_step()
         self._scheduled = scheduler_output.num_scheduled_tokens
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)

@@ -1,0 +1,116 @@
+"""A step that is submitted late includes the requests that arrived while another one ran."""
+
+from collections import deque
+from pathlib import Path
+
+import pytest
+
+from stretto.engine.scheduling.late_submission import KEY, NUM_DURATIONS, LateSubmission
+from stretto.testing.checkpoints import make_prompts
+from tests.engine.harness import Answer, Engine
+from tests.random_checkpoints import write_checkpoint
+from tests.speech_families import FORCED_BURSTS
+
+STEP_S = 0.006
+EARLY_S = 0.002
+HOST_S = 0.001  # from reading the requests to the end of a submission
+
+
+class Loop:
+    """vLLM's loop with two steps in flight, and a GPU, on a virtual clock."""
+
+    def __init__(self, early_s: float | None) -> None:
+        self.now = 0.0
+        self.gpu_is_free = 0.0
+        self.idle_s = 0.0
+        self.begun: list[float] = []  # time of each submission, after which a step contains no further request
+        self.flight: deque[float] = deque()  # time at which each submitted step ends
+        self.late = None if early_s is None else LateSubmission(early_s, lambda: self.now, self.sleep)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def step(self, duration: float = STEP_S) -> None:
+        """Wait if configured, read the requests, submit a step, and receive the result if two are in flight."""
+        if self.late is not None:
+            self.late.wait()
+            self.late.begin_step()
+        self.begun.append(self.now)
+        self.now += HOST_S
+        start = max(self.now, self.gpu_is_free)
+        self.idle_s += start - self.gpu_is_free
+        self.gpu_is_free = start + duration
+        self.flight.append(self.gpu_is_free)
+        if len(self.flight) < 2:
+            return
+        self.now = max(self.now, self.flight.popleft())
+        if self.late is not None:
+            self.late.end_step()
+
+    def mean_wait(self, first: int, last: int) -> float:
+        """Return the mean time from an arrival, at a uniformly random time, to the begin of the step that it joins."""
+        total = 0.0
+        for before, after in zip(self.begun[first:last], self.begun[first + 1 : last + 1], strict=True):
+            step_begins = self.begun.index(after) * STEP_S + HOST_S  # steps follow each other without a pause
+            total += (after - before) * (step_begins - (before + after) / 2)
+        return total / (self.begun[last] - self.begun[first])
+
+
+def test_arrival_does_not_wait_for_a_whole_step() -> None:
+    usual, late = Loop(None), Loop(EARLY_S)
+    for loop in (usual, late):
+        for _ in range(100):
+            loop.step()
+    assert usual.mean_wait(50, 98) == pytest.approx(1.5 * STEP_S)
+    assert late.mean_wait(50, 98) == pytest.approx(0.5 * STEP_S + EARLY_S)
+    assert late.idle_s == usual.idle_s == HOST_S  # before the first step
+
+
+def test_shorter_steps_are_expected_at_once() -> None:
+    loop = Loop(EARLY_S)
+    for _ in range(50):
+        loop.step()
+    before = loop.idle_s
+    for _ in range(50):
+        loop.step(0.004)
+    assert loop.idle_s - before <= STEP_S - 0.004
+
+
+def test_nothing_waits_before_durations_are_known_or_while_two_steps_run() -> None:
+    late = LateSubmission(EARLY_S, lambda: 0.0, pytest.fail)
+    for _ in range(NUM_DURATIONS - 1):
+        late.begin_step()
+        late.end_step()
+    late.begin_step()
+    late.wait()
+    late.begin_step()
+    late.end_step()
+    late.begin_step()
+    late.wait()
+
+
+@pytest.mark.engine
+def test_request_that_arrives_in_the_wait_joins_the_next_step(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, FORCED_BURSTS, "forced_bursts", hidden=128, layers=2)
+    prompts = make_prompts(FORCED_BURSTS, 2)
+    first, second = prompts
+    options = {"async_scheduling": True, "additional_config": {KEY: 0.001}}
+    with Engine(folder, max_model_len=160, max_num_seqs=8, **options) as engine:
+        alone = engine.run(prompts)
+        steps: list[set[str]] = []
+        joined: list[int] = []
+
+        def add_second(seconds: float) -> None:
+            if not joined:
+                joined.append(len(steps))
+                engine.add(second, prompts[second])
+
+        engine.after_schedule = lambda output: steps.append(set(output.num_scheduled_tokens))
+        engine.scheduler.submission._sleep = add_second
+        answers = {name: Answer() for name in prompts}
+        engine.add(first, prompts[first])
+        while engine.is_busy():
+            engine._step(answers)
+    (index,) = joined
+    assert second in steps[index]
+    assert [answers[name].rows for name in prompts] == [alone[name].rows for name in prompts]
