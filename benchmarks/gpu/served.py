@@ -36,7 +36,7 @@ from benchmarks.loads import percentiles
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
-from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
+from stretto.families.qwen3_tts.family import SILENT_FRAMES, Qwen3TtsVocabulary
 from stretto.family.plugin import VOCABULARY
 from stretto.preprocessing.request import Preprocessor
 from stretto.weights.backbones import config_of
@@ -124,7 +124,8 @@ def enlarge(checkpoint: Path) -> None:
     """Give a small Qwen3-TTS checkpoint the published sizes; vLLM creates weights for them (`load_format` "dummy")."""
     path = checkpoint / "config.json"
     record = json.loads(path.read_text())
-    vocabulary = record[VOCABULARY] | {"depth": Qwen3TtsVocabulary().to_record()["depth"]}
+    published = {"depth": Qwen3TtsVocabulary().to_record()["depth"], "silent_frames": SILENT_FRAMES}
+    vocabulary = record[VOCABULARY] | published
     record |= config_of(QWEN3_TTS_1B7, record["vocab_size"], "bfloat16")
     path.write_text(json.dumps(record | {"tie_word_embeddings": True, VOCABULARY: vocabulary}))
     shutil.rmtree(checkpoint / "codec")

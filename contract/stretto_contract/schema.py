@@ -260,6 +260,10 @@ class SpeechOptions(TypedDict, total=False):
         ),
     ]
     max_audio_s: Annotated[Number, Doc("Maximum duration of the reply in seconds.")]
+    leading_silence: Annotated[
+        Boolean,
+        Doc("Keeps the silence with which the replies of some models begin, which is dropped by default."),
+    ]
     words: Annotated[
         Words,
         Doc(

@@ -86,6 +86,36 @@ def test_references_are_decoded_before_replies_but_not_sent(
         assert worker.stats()["open_utterances"] == 0
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=20), st.integers(1, 6), st.sets(st.integers(1, 19), max_size=4))
+def test_silent_frames_are_decoded_but_not_sent(values: list[int], num_silent: int, borders: set[int]) -> None:
+    """Also if the reply has no other frames, or its first chunk has fewer."""
+    codes = np.array([values, values], np.int32)
+    parts = np.split(codes, sorted(border for border in borders if border < len(values)), axis=1)
+    for worker in running(FakeCodec()):
+        replies = [RecordedReply() for _ in parts]
+        for index, (part, reply) in enumerate(zip(parts, replies, strict=True)):
+            is_final = index == len(parts) - 1
+            number = 0 if index else num_silent
+            worker.push("a", Chunk(index, Segment.AUDIO, is_final=is_final, num_silent_frames=number), part, reply)
+        expected = expected_pcm(codes)[4 * num_silent :]
+        pcm = [reply.pcm for reply in replies if reply.wait().pcm is not None]
+        np.testing.assert_allclose(np.concatenate([[], *pcm]), expected, rtol=0, atol=1e-6)
+        event = replies[-1].event
+        assert event is not None
+        assert event["report"]["audio_s"] == pytest.approx(len(expected) / 100)
+        assert event["start_s"] + event["duration_s"] == pytest.approx(len(expected) / 100)
+
+
+def test_silent_frames_after_the_first_frame_are_refused(worker: DecoderWorker) -> None:
+    replies = [RecordedReply(), RecordedReply()]
+    codes = np.full((2, 3), 3, np.int32)
+    worker.push("a", Chunk(0, Segment.AUDIO), codes, replies[0])
+    worker.push("a", Chunk(1, Segment.AUDIO, num_silent_frames=1), codes, replies[1])
+    assert isinstance(replies[1].wait().error, InvalidRequest)
+    assert "chunk.num_silent_frames: expected 0 after the first frame, got 1" in str(replies[1].error)
+
+
 def test_codec_continues_exactly_after_a_reference() -> None:
     codec = make_qwen3_codec("narrow")
     codes = random_codes(codec, 1, 110)

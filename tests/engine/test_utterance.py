@@ -300,6 +300,26 @@ def test_chunk_sizes_follow_the_chunk_policy() -> None:
     assert sizes == [1, *[2] * 11, 1]
 
 
+@pytest.mark.parametrize("together", [1, 7, 100])
+def test_times_do_not_count_silent_frames(together: int) -> None:
+    """All codes are sent, because the decoder's state depends on them; the first chunk with codes names the silence."""
+    rows, codes = reply()
+    text_rows = len(SPOKEN) + 2
+    speaker = utterance(("cat", "sit"), replace(POLICY, silent_frames=4))
+    changes = {text_rows + 2: GUIDANCE_OFF, text_rows + 20: GUIDANCE_ON}
+    chunks = [chunk for part in parted(rows, together, changes) for chunk in chunks_in(speaker, part)]
+    chunks.append(speaker.finish(REPORT))
+    sent = [chunk for chunk in chunks if chunk.codes is not None]
+    assert np.array_equal(np.concatenate([chunk.codes for chunk in sent if chunk.codes is not None], 1), codes)
+    assert [chunk.chunk.num_silent_frames for chunk in sent] == [4] + [0] * (len(sent) - 1)
+    assert not any(chunk.chunk.num_silent_frames for chunk in chunks if chunk.codes is None)
+    marks = [mark for chunk in chunks for mark in chunk.chunk.marks]
+    assert marks == [WordMark(None, 0), WordMark("cat", 0), WordMark("sit", 8), WordMark(None, 17)]
+    told = [change for chunk in chunks for change in chunk.chunk.guidance_changes]
+    assert told == [GuidanceChange(0, False), GuidanceChange(16, True)]
+    assert speaker.guidance_changes == [GuidanceChange(2, False), GuidanceChange(20, True)], "as in the report"
+
+
 @pytest.mark.parametrize("together", [1, 7])
 def test_guidance_changes_are_sent_with_their_frame(together: int) -> None:
     rows, _ = reply()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from stretto.errors import InvalidRequest
+from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary, qwen3_tts
 from stretto.families.tiny.family import TINY
 from stretto.families.vita_audio.family import VitaVocabulary, vita_audio
 from stretto.family.prompting import PLAIN, Manner
@@ -25,7 +26,7 @@ def read(options: dict, task=TTS) -> Options:
 
 
 def test_missing_options_give_the_task_defaults() -> None:
-    assert read_options(None, TINY, TTS, FRAME_RATE) == read({}) == Options(TTS.sampling, "heart")
+    assert read_options(None, TINY, TTS, FRAME_RATE) == read({}) == Options(TTS.sampling, "heart", drops_silence=True)
     assert read({}, ASR) == Options(ASR.sampling, None)
 
 
@@ -284,6 +285,26 @@ def test_transliterate_requires_a_single_script_family() -> None:
     refusal = r"options.transliterate: expected false or no value \(this model supports every script\), got true"
     with pytest.raises(InvalidRequest, match=refusal):
         read_options('{"transliterate": true}', VITA, VITA.task("tts"), 12.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_dropped"),
+    [
+        ({}, True),
+        ({"seed": 3, "max_audio_s": 2.0, "voice": "eric", "chunking": {"first_frames": 1}}, True),
+        ({"audio": {"min_rows": 3}, "depth": {}, "leading_silence": False}, True),
+        ({"leading_silence": True}, False),
+        ({"adapter": "narrator"}, False),
+        ({"audio": {"temperature": 0.5}}, False),
+        ({"top_k": 3}, False),
+        ({"depth": {"top_p": 0.5}}, False),
+        ({"repetition_penalty": 1.2}, False),
+    ],
+)
+def test_silence_is_dropped_from_usual_replies(options: dict, is_dropped: bool) -> None:
+    """Only seeds, lengths, the voice and chunk sizes may differ from the defaults."""
+    family = qwen3_tts(Qwen3TtsVocabulary())
+    assert read_options(json.dumps(options), family, family.task("tts"), 12.5).drops_silence is is_dropped
 
 
 def test_piece_requires_family_support() -> None:

@@ -78,12 +78,15 @@ def cloning(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedQwen3TTS
 
 
 @contextmanager
-def serve(folder: Path, kind: str) -> Iterator[ServedQwen3TTS]:
-    """Write, convert and serve a release of this kind."""
+def serve(folder: Path, kind: str, silent_frames: int = 0) -> Iterator[ServedQwen3TTS]:
+    """Write, convert and serve a release of this kind, in whose checkpoint replies begin with `silent_frames`."""
     release = write_release(folder / "release", small_config(kind, codebooks=CODEBOOKS, codes=CODES))
     codec = write_qwen3_codec(release / "speech_tokenizer")
     checkpoint = folder / "converted"
     assert main([*command(release, checkpoint), "--codec", str(codec)]) == 0
+    record = json.loads((checkpoint / "config.json").read_text())
+    record["speech_vocabulary"]["silent_frames"] = silent_frames
+    (checkpoint / "config.json").write_text(json.dumps(record))
     (checkpoint / "model.safetensors").symlink_to(next(checkpoint.glob("model-*.safetensors")))  # the reference's
     with served_checkpoint(folder, checkpoint) as server:
         yield ServedQwen3TTS(server, checkpoint)
@@ -95,6 +98,23 @@ def test_served_qwen3_tts_streams_the_reference_codes(served: ServedQwen3TTS, ca
     answer = served.server.ask(options, text="hello world")
     assert answer.error is None
     check(served, answer, served.codes(options, text="hello world"), 0)
+
+
+def test_silent_first_frame_is_dropped_unless_it_is_asked_for(tmp_path: Path) -> None:
+    """The codes of all frames, their number and the seed's reply are the same; the samples begin after the silence."""
+    with serve(tmp_path, "custom_voice", silent_frames=1) as served:
+        options: dict[str, Any] = {"max_audio_s": NUM_FRAMES / 12.5, "output": {"codes": True}, "seed": 3}
+        whole = served.server.ask(options | {"leading_silence": True}, text="hello world")
+        dropped = served.server.ask(options, text="hello world")
+        assert whole.error is None
+        assert dropped.error is None
+        np.testing.assert_array_equal(dropped.codes, whole.codes)
+        np.testing.assert_allclose(dropped.pcm, whole.pcm[1920:], rtol=0, atol=1e-5)
+        assert dropped.report["num_frames"] == whole.report["num_frames"]
+        assert dropped.report["audio_s"] == len(dropped.pcm) / 24_000
+        for other in ({"temperature": 0.5}, {"instruct": "low"}):
+            kept = served.server.ask(options | other, text="hello world")
+            assert len(kept.pcm) == kept.codes.shape[1] * 1920
 
 
 def test_served_voice_design_streams_the_reference_codes(tmp_path: Path) -> None:

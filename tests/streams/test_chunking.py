@@ -19,7 +19,7 @@ class Line:
         self.sizes: list[int] = []
         self.heard: list[tuple[float, int]] = []  # time at which a chunk is played, number of its audible frames
         self._known_s = self._latency_s = latency_s
-        self._held, self._ready = policy.held_frames, 0
+        self._unplayed, self._ready = policy.unplayed_frames, 0
         time = DecodingTime(window_s=0.9 * pace_s)
         self._pacer = Pacer(policy, lambda: DecoderLoad(self._known_s, time), lambda: self.now)
 
@@ -34,7 +34,7 @@ class Line:
             while size := self._pacer.num_to_send(ready):
                 ready -= size
                 self.sizes.append(size)
-                sounding = size - (self._held if len(self.sizes) == 1 else 0)
+                sounding = size - (self._unplayed if len(self.sizes) == 1 else 0)
                 self.heard.append((self.now + self._latency_s, sounding))
         self._ready = ready
         return self
@@ -55,10 +55,29 @@ def evenly(count: int, speed: float) -> list[float]:
 
 @pytest.mark.parametrize("latency_s", [0.0, 0.01, 0.1, 0.3])
 @pytest.mark.parametrize("speed", [1.0, 1.2, 2.0, 5.0, 50.0])
-def test_chunking_never_underruns_at_real_time_or_faster(speed: float, latency_s: float) -> None:
-    line = Line(ChunkPolicy(4, 25), latency_s).run(evenly(500, speed))
+@pytest.mark.parametrize("silent_frames", [0, 1, 3])
+def test_chunking_never_underruns_at_real_time_or_faster(silent_frames: int, speed: float, latency_s: float) -> None:
+    line = Line(ChunkPolicy(4, 25, silent_frames=silent_frames), latency_s).run(evenly(500, speed))
     assert line.underrun_s() <= 1e-9
     assert set(line.sizes[1:]) <= LADDER
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("first", "silent", "size"), [(1, 1, 2), (2, 1, 2), (4, 1, 4), (2, 3, 4), (1, 0, 1)])
+def test_silent_frames_count_as_frames_of_the_first_chunk(
+    deterministic: bool, first: int, silent: int, size: int
+) -> None:
+    """At least one more frame goes with them, because a player begins with it."""
+    policy = ChunkPolicy(first, 12, silent_frames=silent, deterministic=deterministic)
+    pacer = Pacer(policy, lambda: DecoderLoad(frame_gap_s=0.001))
+    assert [pacer.num_to_send(num_ready) for num_ready in range(1, size + 1)] == [0] * (size - 1) + [size]
+
+
+def test_first_chunk_with_silent_frames_has_a_captured_size() -> None:
+    """Two audible frames after the silent one are three frames, which no graph decodes."""
+    policy = ChunkPolicy(3, 12, silent_frames=1, frame_rate=12.5)
+    pacer = Pacer(policy, lambda: DecoderLoad(0.001, has_graphs=True, frame_gap_s=0.001))
+    assert [pacer.num_to_send(num_ready) for num_ready in (2, 3, 4)] == [0, 0, 4]
 
 
 def test_regular_frame_bursts_do_not_underrun() -> None:
@@ -240,17 +259,19 @@ def test_invalid_playout_settings_are_refused(wrong: dict[str, float]) -> None:
         ChunkPolicy(4, 25, **wrong)
 
 
-@pytest.mark.parametrize("held_frames", [0, 2])
-def test_ready_frames_are_sent_before_a_reply_blocks(held_frames: int) -> None:
+@pytest.mark.parametrize(("held_frames", "silent_frames"), [(0, 0), (2, 0), (0, 1), (2, 1)])
+def test_ready_frames_are_sent_before_a_reply_blocks(held_frames: int, silent_frames: int) -> None:
     now = 0.0
-    pacer = Pacer(ChunkPolicy(8, 25, held_frames=held_frames), clock=lambda: now)
-    assert pacer.num_to_send(held_frames + 7) == 0
+    unplayed = held_frames + silent_frames
+    pacer = Pacer(ChunkPolicy(9, 25, held_frames=held_frames, silent_frames=silent_frames), clock=lambda: now)
+    assert pacer.num_to_send(unplayed + 7) == 0
     pacer.is_stalled = True
-    left, sizes = held_frames + 7, []
+    assert pacer.num_to_send(unplayed) == 0, "nothing of it would be heard"
+    left, sizes = unplayed + 7, []
     while size := pacer.num_to_send(left):
         sizes.append(size)
         left -= size
-    assert sizes == [held_frames + 4, 2, 1]
+    assert sizes == [unplayed + 4, 2, 1]
     now, pacer.is_stalled = 30.0, False  # how long it stood still is no frame's wait
     assert pacer.num_to_send(1) == 1, "the listener has nothing left"
     now = 30.001

@@ -141,6 +141,7 @@ class DecoderSession:
         renderer: Converter to the client's output format.
         last_used_s: Time of the last chunk, in seconds.
         reference: Frames of a voice reference, which are decoded but not sent.
+        num_silent: Number of silent frames after the reference, which are decoded but not sent.
         next_index: Index of the next chunk.
         num_samples: Number of samples sent, at `renderer.sample_rate`.
         decode_s: Decoding time, in seconds.
@@ -159,6 +160,7 @@ class DecoderSession:
     renderer: Renderer
     last_used_s: float
     reference: VoiceReference = field(default_factory=VoiceReference)
+    num_silent: int = 0
     next_index: int = 0
     num_samples: int = 0
     decode_s: float = 0.0
@@ -184,7 +186,8 @@ class DecoderSession:
             pcm: Its samples, float32 [n].
             spec: Codec constants.
         """
-        num_unplayed = max(0, self.reference.num_frames - window.first) * spec.samples_per_frame
+        num_frames = self.reference.num_frames + self.num_silent
+        num_unplayed = max(0, num_frames - window.first) * spec.samples_per_frame
         if num_unplayed == 0:
             return pcm
         return pcm[num_unplayed:] if num_unplayed < len(pcm) else None
@@ -320,7 +323,7 @@ class Sessions:
             session.collected = Collected.begin(chunk.alignment, self._codec.spec.sample_rate, self._stored)
 
     def apply_reference(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> None:
-        """Apply a chunk's voice and voice reference, if it has any, to the session.
+        """Apply a chunk's voice, voice reference and number of silent frames, if it has any, to the session.
 
         If the reference is in the cache, its decoder state is reused.
 
@@ -331,6 +334,10 @@ class Sessions:
             self._select_voice(session, chunk)
         elif chunk.sound is not None:
             raise InvalidRequest("chunk.sound", "none after the first chunk", "one")
+        if chunk.num_silent_frames:
+            if not session.windower.is_empty:
+                raise InvalidRequest("chunk.num_silent_frames", "0 after the first frame", chunk.num_silent_frames)
+            session.num_silent = chunk.num_silent_frames
         if chunk.num_reference_frames == 0:
             return
         is_alone = session.renderer.form.deterministic

@@ -96,6 +96,7 @@ class Utterance:
         self._with_progress = with_progress
         self._pauses: tuple[tuple[float, ...], ...] = ()  # for frames that have not been sent
         self._has_rows = False
+        self._has_codes = False  # True once codes have been sent
         layout = family.layout
         streams = list(range(layout.num_output_streams) if with_codes else layout.codebook_streams)
         places = range(layout.num_codebooks) if layout.frame_codec.places else None
@@ -103,6 +104,7 @@ class Utterance:
         self._frames = FrameCodes(family, streams)
         self._reader = codec.reader(reply.task.name)
         self._text: list[int] = []
+        self._num_silent = pacer.policy.silent_frames
         self._frame_texts: deque[str] = deque()  # for rows with text beside codes whose frames have not been sent
         self._times: list[WordMark] = []  # words of a transcript that have not been sent
         self.guidance_changes: list[GuidanceChange] = []
@@ -231,14 +233,20 @@ class Utterance:
         return int(is_last and self._num_ready > 0 and not self._pacer.policy.has_rest)
 
     def _sent(self, chunk: Chunk, codes: np.ndarray | None) -> LMChunk:
-        """Return `chunk` with codes [K, T] for the decoder and, if requested, the codes of all streams."""
+        """Return `chunk` with codes [K, T] for the decoder and, if requested, the codes of all streams.
+
+        The reply's first codes begin with its silent frames.
+        """
+        if codes is not None and not self._has_codes:
+            self._has_codes = True
+            chunk = replace(chunk, num_silent_frames=self._num_silent)
         if codes is None or not self._with_codes:
             return LMChunk(chunk, codes)
         return LMChunk(replace(chunk, output_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])
 
     def _chunk(self, segment: Segment, text: str = "", codes: np.ndarray | None = None) -> LMChunk:
         before = 0 if codes is None else self.num_sent_frames
-        marks = (*self._timed_words(), *self.words.pop(before))
+        marks = (*self._timed_words(), *self._spoken_words(before))
         changes = self._changes_before(self.num_sent_frames)
         pauses = self._pauses
         self._pauses = ()
@@ -246,6 +254,15 @@ class Utterance:
         chunk = self._with_head(chunk)
         self.num_chunks += 1
         return self._sent(chunk, codes)
+
+    def _spoken_words(self, before: int = sys.maxsize) -> Iterator[WordMark]:
+        """Yield the spoken words that begin before a frame and have not been sent, at their frames as sent."""
+        for mark in self.words.pop(before):
+            yield replace(mark, frame=self._sent_frame(mark.frame))
+
+    def _sent_frame(self, frame: int) -> int:
+        """Return the number of frames of the reply that are sent before `frame`, which are not silent."""
+        return max(0, frame - self._num_silent)
 
     def _timed_words(self) -> list[WordMark]:
         """Return the words of a transcript whose times have become known since the last chunk."""
@@ -256,11 +273,12 @@ class Utterance:
     def _changes_before(self, frame: int) -> tuple[GuidanceChange, ...]:
         """Return the guidance changes before `frame` that have not been reported yet.
 
-        Their frame indices do not count omitted frames.
+        Their frame indices do not count omitted and silent frames.
         """
         changes = [change for change in self.guidance_changes[self._num_reported :] if change.frame < frame]
         self._num_reported += len(changes)
-        return tuple(replace(change, frame=self._frames.kept_index(change.frame)) for change in changes)
+        kept = self._frames.kept_index
+        return tuple(replace(change, frame=self._sent_frame(kept(change.frame))) for change in changes)
 
     def finish(self, report: Report) -> LMChunk:
         """Return the last chunk, which contains the remaining text and frames, and the report."""
@@ -270,7 +288,7 @@ class Utterance:
             text = self._pop_text(self._num_ready) + self._reader.end()
         codes = self._frames.pop_frames(self._num_ready) if self._num_ready > 0 else None
         changes = self._changes_before(sys.maxsize)
-        marks = (*self._timed_words(), *self.words.pop())
+        marks = (*self._timed_words(), *self._spoken_words())
         is_cut = report.finish_reason == "length" and self.reply.num_frames >= self.reply.max_frames
         last = Chunk(self.num_chunks, segment, text, marks, True, report, changes, voice=self.voice, is_cut=is_cut)
         return self._sent(self._with_head(last), codes)

@@ -512,6 +512,8 @@ class PromptRows:
         num_pieces: Number of pieces of the text, of which this prompt speaks one.
         spoken: Text of this piece; None for the whole text.
         has_empty_reply: See `Prompt`.
+        num_silent_frames: Number of frames at the start of the reply that are always silence, if it uses no adapter and
+            the task's default sampling.
     """
 
     rows: np.ndarray
@@ -531,6 +533,7 @@ class PromptRows:
     sources: tuple[SourceWord, ...] = ()
     has_empty_reply: bool = False
     images: tuple[InputImage, ...] = ()
+    num_silent_frames: int = 0
 
     def limited(self, sampling: SamplingConfig) -> SamplingConfig:
         """Return `sampling` with the limits of this prompt applied."""

@@ -97,6 +97,8 @@ class Options:
         names_voice: True if the request names a voice.
         spellings: Text that the model reads in place of words of the text.
         aligns_words: True if word times are requested from the aligner.
+        drops_silence: True if silent frames at the start of the reply are not sent. A template knows them only for
+            replies without an adapter and with the task's default sampling.
     """
 
     sampling: SamplingConfig
@@ -107,6 +109,7 @@ class Options:
     aligns_words: bool = False
     names_voice: bool = False
     spellings: Mapping[str, str] = field(default_factory=dict)
+    drops_silence: bool = False
 
 
 def read_options(
@@ -169,9 +172,10 @@ def read_options(
     aligns_words = "words" in options
     names_voice = "voice" in options
     spellings = read_spellings(options["pronunciations"], family) if "pronunciations" in options else {}
-    return Options(
-        sampling, read_voice(options, family), delivery, manner, adapter, aligns_words, names_voice, spellings
-    )
+    voice = read_voice(options, family)
+    is_usual = adapter is None and sampling.draws_as(defaults)
+    drops_silence = is_usual and not options.get("leading_silence", False)
+    return Options(sampling, voice, delivery, manner, adapter, aligns_words, names_voice, spellings, drops_silence)
 
 
 def _read(field: str, text: str | None, task: Task) -> OptionsRecord:
@@ -215,6 +219,7 @@ AUDIO_KEYS = {
 SPEECH_KEYS = {
     *AUDIO_KEYS,
     *("voice", "language", "transliterate", "instruct", "exaggeration", "piece", "text_mode", "output", "chunking"),
+    "leading_silence",
 }
 
 

@@ -219,6 +219,8 @@ class Preprocessor:
             alignment = self._alignment(task, text, pieces, options.manner.is_open)
             if alignment is not None and written.spoken is not None:
                 alignment = replace(alignment, is_piece=True)
+        num_silent = written.num_silent_frames if options.drops_silence else 0
+        chunking = replace(options.delivery.chunking, silent_frames=num_silent)
         longest = self.family.max_model_len - 1
         if len(written.rows) > longest:
             path = "messages" if raw.messages is not None else pieces[0].path
@@ -228,7 +230,7 @@ class Preprocessor:
             written.rows,
             self._within_rate(written.limited(sampling), task, pieces),
             written.words,
-            options.delivery,
+            replace(options.delivery, chunking=chunking),
             written.audios,
             written.delayed_tail,
             written.track,

@@ -39,8 +39,8 @@ class GuidanceChange:
     """Frame at which guidance of stream 0 is switched on (`is_guided`) or off.
 
     Guidance is on at the start of a guided reply. A change after the last frame applies to the rows that complete
-    delayed codebooks. If frames without codes are left out, the frame numbers in chunks do not count them, but the
-    frame numbers in the report do.
+    delayed codebooks. If frames without codes are left out, or silent frames are not sent, the frame numbers in chunks
+    do not count them, but the frame numbers in the report do.
     """
 
     frame: int
@@ -205,6 +205,8 @@ class Chunk:
         output_codes: Codes of all output streams, [S][T], if the client requested them.
         num_reference_frames: In the first chunk with frames, number of leading frames that are the decoder's left
             context, such as those of the reference recording. They are not audible.
+        num_silent_frames: In the first chunk with frames of the reply, number of frames at the reply's start whose
+            samples are silence and are not sent. Frame numbers in chunks do not count them.
         voice: Index of the codec's voice.
         sound: In the first chunk, the voice recording, if one is used instead of `voice`.
         alignment: In the first chunk, the request for word times; None if they were not requested.
@@ -228,6 +230,7 @@ class Chunk:
     guidance_changes: tuple[GuidanceChange, ...] = ()
     output_codes: tuple[tuple[int, ...], ...] = ()
     num_reference_frames: Annotated[int, Meta(ge=0)] = 0
+    num_silent_frames: Annotated[int, Meta(ge=0)] = 0
     session: str = ""
     voice: Annotated[int, Meta(ge=0)] = 0
     sound: Sound | None = None
@@ -247,7 +250,7 @@ class Chunk:
 
     def num_audible(self, length: int) -> int:
         """Return the number of audible frames among `length` columns of codes."""
-        return length - self.num_reference_frames
+        return max(0, length - self.num_reference_frames - self.num_silent_frames)
 
 
 @dataclass(frozen=True, slots=True)

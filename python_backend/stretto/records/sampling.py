@@ -197,6 +197,18 @@ class SamplingConfig:
         check_temperature("script_temperature", self.script_temperature)
         self._check_policy()
 
+    def draws_as(self, other: "SamplingConfig") -> bool:
+        """Return True if rows have the same distribution as with `other`; seeds and lengths may differ."""
+        return self._draws == other._draws
+
+    @property
+    def _draws(self) -> "SamplingConfig":
+        """The same parameters with a fixed seed and fixed lengths, and those of all streams."""
+        lengths = {"min_rows": 0, "max_rows": 1}
+        codes = CodeSampling(self.codes.temperature, self.codes.top_k, self.codes.top_p)
+        text = replace(self.text, **lengths)
+        return replace(self, seed=None, text=text, audio=replace(self.audio, **lengths), depth=codes)
+
     @property
     def codes(self) -> CodeSampling:
         """Sampling parameters of streams 1 to S - 1 in audio segments."""

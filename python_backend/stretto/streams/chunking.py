@@ -16,7 +16,8 @@ class ChunkPolicy:
     """Chunk sizes that the client requested, and constants of the codec.
 
     Attributes:
-        first_frames: Minimum number of audible frames in the first chunk; it has more if the decoder is slow.
+        first_frames: Minimum number of frames in the first chunk, of which at least one is played; it has more if the
+            decoder is slow.
         steady_frames: Maximum number of frames in a chunk.
         playout_s: Time in seconds for which the player buffers audio before it starts.
         frame_rate: Frame rate of the codec, in Hz.
@@ -26,6 +27,7 @@ class ChunkPolicy:
             one, up to `steady_frames`.
         blocks: Block sizes of a codec that decodes whole blocks; the last size repeats. Chunks then have exactly these
             sizes. Empty if a chunk may have any size.
+        silent_frames: Number of frames at the start of the reply whose samples are silence and are not sent.
     """
 
     first_frames: int = 4
@@ -35,19 +37,32 @@ class ChunkPolicy:
     held_frames: int = 0
     deterministic: bool = False
     blocks: tuple[int, ...] = ()
+    silent_frames: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.first_frames <= self.steady_frames:
             raise ValueError(
                 f"expected 1 <= first_frames <= steady_frames, got {self.first_frames} and {self.steady_frames}"
             )
-        if self.held_frames < 0 or not self.frame_rate > 0 or not 0 <= self.playout_s < math.inf:
-            raise ValueError(f"expected held_frames >= 0, frame_rate > 0, finite playout_s >= 0, got {self}")
+        if min(self.held_frames, self.silent_frames) < 0:
+            raise ValueError(f"expected held_frames and silent_frames >= 0, got {self}")
+        if not self.frame_rate > 0 or not 0 <= self.playout_s < math.inf:
+            raise ValueError(f"expected frame_rate > 0, finite playout_s >= 0, got {self}")
 
     @property
     def has_rest(self) -> bool:
         """True if the decoder still has samples once all frames have been sent."""
         return self.held_frames > 0 or bool(self.blocks)
+
+    @property
+    def unplayed_frames(self) -> int:
+        """Number of frames of the first chunk that are not played when it arrives: silent ones and right context."""
+        return self.silent_frames + self.held_frames
+
+    @property
+    def least_audible(self) -> int:
+        """Minimum number of audible frames in the first chunk."""
+        return max(1, self.first_frames - self.silent_frames)
 
     @property
     def sizes(self) -> list[int]:
@@ -203,11 +218,11 @@ class Pacer:
     def _fixed(self, num_ready: int) -> int:
         """Return a chunk size that depends only on the number of frames, not on timing."""
         policy = self.policy
-        held = 0 if self._num_last else self.policy.held_frames
-        size = held + (policy.round_down(2 * self._num_last) if self._num_last else policy.first_frames)
+        unplayed = 0 if self._num_last else policy.unplayed_frames
+        size = unplayed + (policy.round_down(2 * self._num_last) if self._num_last else policy.least_audible)
         if num_ready < size:
             return 0
-        self._num_last = size - held
+        self._num_last = size - unplayed
         return size
 
     def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
@@ -215,12 +230,12 @@ class Pacer:
 
         The wait that follows is excluded from the inter-arrival estimate.
         """
-        held = self.policy.held_frames if self._dry_s is None else 0
+        unplayed = self.policy.unplayed_frames if self._dry_s is None else 0
         self._grown_s = None
         self._num_left = 0
-        if num_ready <= held:
+        if num_ready <= unplayed:
             return 0
-        size = held + self.policy.round_down(num_ready - held)
+        size = unplayed + self.policy.round_down(num_ready - unplayed)
         self._play(size, now, load)
         return size
 
@@ -246,11 +261,11 @@ class Pacer:
         wait_s = self._wait_s(load)
         more_s = max(load.round_s(smallest), 0 if smallest == 1 else smallest * wait_s)
         needed = max(smallest, math.ceil((load.latency_s + wait_s + more_s) * policy.frame_rate))
-        audible = min(max(policy.first_frames, needed), policy.steady_frames)
+        decoded = policy.silent_frames + min(max(policy.least_audible, needed), policy.steady_frames)
         if load.has_graphs:
-            audible = next(size for size in policy.sizes if size >= audible)
-            audible = max(audible, policy.round_down(max(1, num_ready - policy.held_frames)))
-        size = policy.held_frames + audible
+            decoded = next((size for size in policy.sizes if size >= decoded), decoded)
+            decoded = max(decoded, policy.round_down(max(1, num_ready - policy.held_frames)))
+        size = policy.held_frames + decoded
         return size if num_ready >= size else 0
 
     def _wait_s(self, load: DecoderLoad) -> float:
@@ -294,7 +309,7 @@ class Pacer:
         if self._dry_s is None:
             self._spread_s = load.round_s(size)
             begins_s = played_s + self.policy.playout_s
-            self._num_last = size - self.policy.held_frames
+            self._num_last = size - self.policy.unplayed_frames
         else:
             begins_s = max(self._dry_s, played_s)
             self._num_last = size

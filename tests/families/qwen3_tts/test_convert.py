@@ -151,3 +151,15 @@ def test_speaker_encoders_are_refused_by_other_model_types(tmp_path: Path, refus
     folder = write_release(tmp_path, config)
     (folder / "config.json").write_text(json.dumps(config | {"tts_model_type": "voice_design"}))
     refuses(command(folder, folder / "out"), "unknown: speaker_encoder.asp.conv.bias")
+
+
+@pytest.mark.parametrize(("speakers", "silent_frames"), [({"Ryan": 3061, "eric": 2875}, 1), ({"ryan": 3060}, 0)])
+def test_replies_of_the_published_speakers_begin_with_silence(
+    tmp_path: Path, speakers: dict[str, int], silent_frames: int
+) -> None:
+    config = small_config(codes=2048)
+    config["talker_config"] |= {"spk_id": speakers, "spk_is_dialect": {}}
+    folder = write_release(tmp_path, config)
+    assert main(command(folder, folder / "out")) == 0
+    record = json.loads((folder / "out" / "config.json").read_text())
+    assert record["speech_vocabulary"]["silent_frames"] == silent_frames

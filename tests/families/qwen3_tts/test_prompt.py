@@ -55,6 +55,31 @@ def words_left(name: str) -> int:
     return max(0, said - 1 - fixture()[REFERENCES[case]].shape[1])
 
 
+@pytest.mark.parametrize("kind", ["custom_voice", "voice_design", "base"])
+def test_silent_frames_are_known_for_speakers_without_instructions(
+    checkpoints: dict[str, Checkpoint], kind: str, tmp_path: Path
+) -> None:
+    """In this checkpoint, replies of speakers begin with a silent frame."""
+    shutil.copytree(checkpoints[kind].folder, tmp_path / "checkpoint")
+    record = json.loads((tmp_path / "checkpoint" / "config.json").read_text())
+    record["speech_vocabulary"]["silent_frames"] = 1
+    (tmp_path / "checkpoint" / "config.json").write_text(json.dumps(record))
+    preprocessor = Preprocessor(tmp_path / "checkpoint", FrameCounter(1920, 4, 32, 24_000))
+
+    def silent_frames(**options: object) -> int:
+        if kind == "base":
+            prompt = clone(checkpoints[kind], speech(1.0), None, preprocessor, **options)
+        else:
+            prompt = preprocessor.prepare(RawRequest(text="hello world", options=json.dumps(options)))
+        return prompt.delivery.chunking.silent_frames
+
+    number = int(kind == "custom_voice")
+    assert [silent_frames(text_mode=mode) for mode in ("whole", "streaming", "open")] == [number] * 3
+    assert silent_frames(leading_silence=True) == silent_frames(top_k=3) == 0
+    if kind != "base":
+        assert silent_frames(instruct="tell") == 0
+
+
 def test_qwen3_tts_prompt_has_voice_language_and_instruction(checkpoints: dict[str, Checkpoint]) -> None:
     checkpoint = checkpoints["custom_voice"]
     plain = prepare(checkpoint)

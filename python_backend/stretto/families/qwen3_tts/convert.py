@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stretto.encoders.x_vector import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
 from stretto.errors import CheckpointError
-from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds
+from stretto.families.qwen3_tts.family import SILENT_FRAMES, SPEAKERS, CodecIds, Qwen3TtsVocabulary, TextIds
 from stretto.family.audio_format import KEY
 from stretto.family.base import DepthSpec
 from stretto.family.conversion import (
@@ -133,6 +133,8 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
     depth.same("num_code_groups", num_codebooks)
     sections(talker)
     languages = talker.tokens("codec_language_id", num_ids)
+    speakers = talker.tokens("spk_id", num_ids)
+    has_published_speakers = bool(speakers) and speakers.items() <= SPEAKERS.items()
     return Qwen3TtsVocabulary(
         kind=kind,
         takes_instructions=kind == "voice_design" or (kind == "custom_voice" and size != SMALLER),
@@ -146,7 +148,8 @@ def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
             eos=talker.token("codec_eos_token_id", num_ids),
         ),
         languages=languages,
-        speakers=talker.tokens("spk_id", num_ids),
+        speakers=speakers,
+        silent_frames=SILENT_FRAMES if has_published_speakers else 0,
         dialects=_dialects(talker, languages),
         max_model_len=talker.number("max_position_embeddings"),
         depth=depth_spec(talker, depth),

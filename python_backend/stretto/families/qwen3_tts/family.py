@@ -55,6 +55,7 @@ SPEAKERS = {
     "eric": 2875,
     "dylan": 2878,
 }
+SILENT_FRAMES = 1  # with which every reply of the published speakers begins
 DIALECTS = ("beijing_dialect", "sichuan_dialect")  # languages of certain speakers that requests may not choose
 DEPTH = DepthSpec(
     hidden=1024,
@@ -108,6 +109,8 @@ class Qwen3TtsVocabulary(Vocabulary):
         languages: Codec-vocabulary ids by language.
         speakers: Codec-vocabulary ids by speaker.
         dialects: Dialect of a speaker, used if the request's language is Chinese or not set.
+        silent_frames: Number of frames at the start of a reply that are silence if one of the speakers speaks without
+            instructions.
     """
 
     kind: Kind = "custom_voice"
@@ -123,6 +126,7 @@ class Qwen3TtsVocabulary(Vocabulary):
     dialects: Mapping[str, str] = field(
         default_factory=lambda: {"eric": "sichuan_dialect", "dylan": "beijing_dialect"}, hash=False
     )
+    silent_frames: int = 0
     max_model_len: int = 32768
     depth: DepthSpec = field(default=DEPTH)
 

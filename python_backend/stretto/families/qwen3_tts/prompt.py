@@ -24,7 +24,7 @@ The layout follows `generate` in https://github.com/QwenLM/Qwen3-TTS, qwen_tts/c
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +118,7 @@ class Qwen3TtsTemplate:
         self._subwords = subwords
         self._voices = voices
         self._takes_instructions = vocabulary.takes_instructions
+        self._silent_frames = vocabulary.silent_frames
 
     def write(self, task: Task, pieces: tuple[Piece, ...], voice: str | None, manner: Manner = PLAIN) -> PromptRows:
         """Return the prompt for the text of the last piece.
@@ -135,8 +136,12 @@ class Qwen3TtsTemplate:
         recorded = None if self._voices is None else self._recorded(before, self._voices)
         head = self._writer.head(instruction if self._takes_instructions else [], recorded or voice, manner.language)
         if manner.is_open:
-            return self._writer.opening(head, recorded)
-        return self._writer.prompt(head, words, manner.is_streaming, recorded)
+            rows = self._writer.opening(head, recorded)
+        else:
+            rows = self._writer.prompt(head, words, manner.is_streaming, recorded)
+        if recorded is None and voice is not None and not instruction:
+            return replace(rows, num_silent_frames=self._silent_frames)
+        return rows
 
     def _recorded(self, pieces: Sequence[Piece], voices: ClonedVoices) -> ClonedVoice:
         """Return the voice in a system turn: its audio and, if the turn has text, the transcript."""
