@@ -194,7 +194,14 @@ class Metrics:
         self.spans = spans
         self.usage = Usage(owners, ceilings, self.registry)
         self.first_audio = Histogram(
-            "audio_ttfp_seconds", "Seconds to the first audible sample", LABELS, buckets=SECONDS, registry=self.registry
+            "audio_ttfp_seconds", "Seconds to the first samples", LABELS, buckets=SECONDS, registry=self.registry
+        )
+        self.first_sound = Histogram(
+            "audio_first_sound_seconds",
+            "Seconds until a player without a buffer plays the first sample above -50 dBFS",
+            LABELS,
+            buckets=SECONDS,
+            registry=self.registry,
         )
         self.real_time = Histogram(
             "audio_rtf", "Seconds of generation per second of audio", LABELS, buckets=RATIOS, registry=self.registry
@@ -344,7 +351,7 @@ class SpeechTrace(Trace):
     def __init__(self, metrics: Metrics, task: str):
         super().__init__(metrics, task)
         self._audio_s = self._underrun_s = 0.0
-        self._is_audible = False
+        self._sound_s: float | None = None  # time at which a player plays the first audible sample
 
     @property
     def _counters(self) -> tuple[Counter, ...]:
@@ -362,10 +369,11 @@ class SpeechTrace(Trace):
                 self._first_s = now_s
             played_s = now_s - self._first_s - self._underrun_s
             self._underrun_s += max(0.0, played_s - self._audio_s)
+            if self._sound_s is None and (sample := first_audible(event.pcm)) is not None:
+                self._sound_s = self._first_s + self._underrun_s + self._audio_s + sample / event.sample_rate
             seconds = len(event.pcm) / event.sample_rate
             self._audio_s += seconds
             self._use.add("output_audio_s", seconds)
-            self._is_audible = self._is_audible or is_audible(event.pcm)
         self._end(event)
 
     def close(self) -> None:
@@ -373,6 +381,8 @@ class SpeechTrace(Trace):
         labels = self._labels
         if self._first_s is not None:
             metrics.first_audio.labels(*labels).observe(self._first_s - self._begun_s, self._request.exemplar)
+        if self._sound_s is not None:
+            metrics.first_sound.labels(*labels).observe(self._sound_s - self._begun_s, self._request.exemplar)
         self._count_end()
         if self._is_complete:
             self._count_sound()
@@ -381,7 +391,7 @@ class SpeechTrace(Trace):
     def _count_sound(self) -> None:
         metrics = self._metrics
         labels = self._labels
-        if not self._is_audible:
+        if self._sound_s is None:
             metrics.silent.labels(*labels).inc()
         if not self.has_sound:
             return
@@ -392,6 +402,8 @@ class SpeechTrace(Trace):
             metrics.continuous.labels(*labels).inc()
 
 
-def is_audible(pcm: NDArray[Any]) -> bool:
-    """Return True if any of the samples `pcm`, int16 [n], is louder than SILENCE."""
-    return max(int(pcm.max()), -int(pcm.min())) > SILENCE
+def first_audible(pcm: NDArray[Any]) -> int | None:
+    """Return the index of the first sample of `pcm`, int16 [n], that is louder than SILENCE, or None."""
+    is_loud = (pcm > SILENCE) | (pcm < -SILENCE)  # the smallest int16 has no absolute value
+    index = int(is_loud.argmax())
+    return index if is_loud[index] else None

@@ -52,6 +52,28 @@ def test_audio_replies_are_counted_by_outcome(
     assert counts == {name: float(name in expected) for name in COUNTERS}
     num_first = metrics.registry.get_sample_value("audio_ttfp_seconds_count", labels)
     assert num_first == (1.0 if any(each.pcm is not None for each in events) else None)
+    num_audible = metrics.registry.get_sample_value("audio_first_sound_seconds_count", labels)
+    is_audible = num_first is not None and "audio_skipped" not in expected
+    assert num_audible == (1.0 if is_audible else None)
+
+
+@pytest.mark.parametrize(("arrivals_s", "heard_s"), [((2.0, 2.1), 2.15), ((2.0, 2.5), 2.55)])
+def test_first_sound_is_timed_as_a_player_plays_it(
+    arrivals_s: tuple[float, float], heard_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A silent chunk of 0.1 s precedes the one with a sound after 0.05 s; the player may have to wait for it."""
+    now_s = iter([0.0, *arrivals_s])
+    monkeypatch.setattr("stretto_gateway.metrics.time.monotonic", lambda: next(now_s, 9.0))
+    metrics = Metrics(lambda: "tiny")
+    trace = SpeechTrace(metrics, "tts")
+    sound = np.zeros(2400, np.int16)
+    sound[1200:] = -32768
+    trace.add(event(SILENCE))
+    trace.add(SpeechEvent(sound, "u", 1, "audio", sample_rate=24_000))
+    trace.close()
+    labels = {"family": "tiny", "task": "tts"}
+    assert metrics.registry.get_sample_value("audio_first_sound_seconds_sum", labels) == pytest.approx(heard_s)
+    assert metrics.registry.get_sample_value("audio_ttfp_seconds_sum", labels) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
