@@ -94,7 +94,10 @@ class Reply:
         """Append the row that results if the model samples `drawn`."""
         wrap, upload = self.arrays.wrap, self.arrays.upload
         state = SlotState(*wrap(self.tables.state)[upload(np.array([0]))].T)
-        limits, scales = SlotLimits(*upload(self.tables.limits.T)), SlotScales(*upload(self.tables.scales.T))
+        limits, scales = (
+            SlotLimits(*upload(self.tables.limits.T)),
+            SlotScales.from_columns(upload(self.tables.scales.T)),
+        )
         rows = Rows(state, limits, scales, upload(np.array([0])), upload(np.array([self.state.position])))
         first, codes = upload(np.array(drawn[:1])), upload(np.array([drawn[1:]]))
         text, audio = self.machine.end_text(first, rows), self.machine.end_audio(first, rows)

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from stretto.engine.sampling.truncation import keep_near, min_p_span
+from stretto.engine.sampling.truncation import keep_near
+from stretto.records.sampling import SamplingConfig, SegmentSampling, logit_span
+
+
+def min_p_span(min_p: float, temperature: float) -> float:
+    segment = SegmentSampling(temperature)
+    return logit_span(SamplingConfig(segment, segment, min_p=min_p))
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.8, 2.0])

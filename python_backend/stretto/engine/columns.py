@@ -3,8 +3,11 @@
 Each class has one attribute per column, with the values of B rows, a numpy array or a torch tensor [B].
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
+
+from stretto.records.sampling import NUMBERS
 
 Array = Any  # np.ndarray or torch.Tensor
 
@@ -42,8 +45,6 @@ class SlotLimits:
     audio_top_k: Array
     depth_top_k: Array
     seed_key: Array
-    ras_window: Array
-    ras_max_repeats: Array
     forced_until: Array
     latent_steps: Array
     tail_rows: Array
@@ -57,9 +58,8 @@ class SlotScales:
     Attributes:
         depth_temperature: Temperature of streams 1 to S - 1 in audio rows, also without a depth transformer.
         depth_top_p: Top-p of these streams.
-        script_temperature: Temperature of the alignment pointer, for families that have one.
         guidance: Guidance scale of a CFG pair, or of guidance within the latent predictor; 1 for none.
-        audio_span: In audio rows, maximum gap between a stream-0 logit and the largest one (min-p); infinite if unused.
+        options: Columns of the options in `NUMBERS` (`Option.to_column`), keyed by the name of the field.
     """
 
     text_temperature: Array
@@ -68,17 +68,29 @@ class SlotScales:
     audio_top_p: Array
     depth_temperature: Array
     depth_top_p: Array
-    script_temperature: Array
     guidance: Array
-    repetition_penalty: Array
-    audio_span: Array
+    options: Mapping[str, Array]
+
+    @classmethod
+    def from_columns(cls, columns: Array) -> Self:
+        """Return the parameters in the columns of a table, in the order of `SCALES`, [C, B]."""
+        named = dict(zip(SCALES, columns, strict=True))
+        options = {name: named.pop(name) for name in NUMBERS}
+        return cls(**named, options=options)
 
 
-def _index(table: type) -> dict[str, int]:
-    """Return the index of each column, keyed by name."""
-    return {column.name: index for index, column in enumerate(fields(table))}
+def _index(table: type, *others: str) -> dict[str, int]:
+    """Return the index of each column, keyed by name; `others` come last."""
+    names = [column.name for column in fields(table) if column.name != "options"]
+    return {name: index for index, name in enumerate([*names, *others])}
 
 
 STATE = _index(SlotState)
 LIMITS = _index(SlotLimits)
-SCALES = _index(SlotScales)
+SCALES = _index(SlotScales, *NUMBERS)
+# Number of each option's column that has no effect; options that always have one are left out.
+COLUMNS_OFF = {
+    name: option.off if option.column_off is None else option.column_off
+    for name, option in NUMBERS.items()
+    if option.off is not None
+}

@@ -13,6 +13,7 @@ from stretto.errors import CheckpointError, shown
 from stretto.family.base import VOCABULARY, Vocabulary
 from stretto.family.plugin import DRAWN, NAME
 from stretto.records.prompt import MAX_MAGNITUDE
+from stretto.records.sampling import NUMBERS
 from stretto.untrusted_files import entry
 from stretto.weights.backbones import dtype_of
 from stretto.weights.loading import Part, PendingTensor, Plan, Progress, Written, check
@@ -435,4 +436,4 @@ def prefixed(prefix: str, segment: str) -> dict[str, tuple[str, ...]]:
 
 
 # Keys used by transformers, for the audio segment.
-AUDIO = prefixed("", "audio") | {"min_p": ("min_p",), "repetition_penalty": ("repetition_penalty",)}
+AUDIO = prefixed("", "audio") | {name: (name,) for name in NUMBERS}

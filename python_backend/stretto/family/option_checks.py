@@ -2,7 +2,7 @@
 
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import Family, Task
-from stretto.records.sampling import LatentSampling, SamplingConfig
+from stretto.records.sampling import NUMBERS, LatentSampling, SamplingConfig
 from stretto.streams.layout import LatentSpec
 
 
@@ -53,12 +53,13 @@ def _check_latents(sampling: SamplingConfig, spec: LatentSpec, family: Family) -
     if spec.has_unit_noise and audio.temperature != 1.0:
         expected = "1.0 (the noise of this model has a fixed variance)"
         raise InvalidRequest("options.audio.temperature", expected, audio.temperature)
-    off = {"top_k": (audio.top_k, 0), "top_p": (audio.top_p, 1.0)}
-    off |= {"min_p": (sampling.min_p, 0.0), "ras_window": (sampling.ras_window, 0)}
+    off: dict[str, tuple[float, float]] = {"audio.top_k": (audio.top_k, 0), "audio.top_p": (audio.top_p, 1.0)}
+    for field, option in NUMBERS.items():
+        if option.off is not None and option.name.startswith("audio."):
+            off[option.name] = getattr(sampling, field), option.off
     for name, (value, neutral) in off.items():
         if value != neutral:
-            expected = f"{neutral} (frames of {family.name} have no ids)"
-            raise InvalidRequest(f"options.audio.{name}", expected, value)
+            raise InvalidRequest(f"options.{name}", f"{neutral} (frames of {family.name} have no ids)", value)
 
 
 def _check_pair(sampling: SamplingConfig, family: Family, task: Task) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from stretto.entry_points import FAMILIES, Installed, find, installed, names
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import VOCABULARY, Family
-from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
+from stretto.records.sampling import NUMBERS, CodeSampling, SamplingConfig, SegmentSampling
 from stretto.untrusted_files import UNPARSABLE, json_object, leading_elsewhere
 
 UNNAMED = ""  # `model_type` of an encoder whose `audio_config` may have none
@@ -110,7 +110,6 @@ class FamilyPlugin:
 SAMPLING = "speech_sampling"
 SEGMENTS = ("text", "audio")
 DRAWN = ("temperature", "top_k", "top_p")
-OTHERS = ("repetition_penalty", "min_p", "ras_window", "ras_max_repeats")
 
 
 def with_defaults(family: Family, record: object) -> Family:
@@ -128,7 +127,7 @@ def with_defaults(family: Family, record: object) -> Family:
     if not isinstance(record, Mapping):
         raise CheckpointError(f"config.json: {SAMPLING}: expected an object, got {shown(record)}")
     for name, value in record.items():
-        if name not in (*SEGMENTS, "depth", *OTHERS):
+        if name not in (*SEGMENTS, "depth", *NUMBERS):
             raise CheckpointError(f"config.json: {SAMPLING}: unknown {shown(name)}")
         if name in (*SEGMENTS, "depth") and not (isinstance(value, Mapping) and {*value} <= {*DRAWN}):
             raise CheckpointError(f"config.json: {SAMPLING}.{name}: expected {', '.join(DRAWN)}, got {shown(value)}")
@@ -147,7 +146,7 @@ def _over(defaults: SamplingConfig, record: Mapping[str, Any]) -> SamplingConfig
     depth = defaults.depth
     if given is not None:
         depth = replace(depth or CodeSampling(audio.temperature, audio.top_k, audio.top_p), **given)
-    others = {name: record[name] for name in OTHERS if name in record}
+    others = {name: record[name] for name in NUMBERS if name in record}
     return replace(defaults, text=text, audio=audio, depth=depth, **others)
 
 

@@ -19,6 +19,7 @@ from stretto.family.text import check_text
 from stretto.preprocessing.hearing import read_session_options
 from stretto.records.json_record import MAX_BYTES, read_json
 from stretto.records.sampling import (
+    NUMBERS,
     OPTIONS,
     CodeSampling,
     Delivery,
@@ -140,8 +141,7 @@ def read_options(
     speaks = Segment.AUDIO in task.segments  # with or without a preceding text segment
     shorthands = {key: value for key, value in options.items() if key in SHORTHANDS}
     in_text, in_audio = ({}, shorthands) if speaks else (shorthands, {})
-    given = options.get("audio", {})
-    audio = _segment("audio", given, in_audio, defaults.audio, family)
+    audio = _segment("audio", options.get("audio", {}), in_audio, defaults.audio, family)
     guidance = _guidance(options)
     scale = read_guidance_scale(guidance, family) if family.guidance_scales else None
     latents = _latents(options, family, defaults, guidance)
@@ -150,16 +150,12 @@ def read_options(
         defaults,
         text=_segment("text", options.get("text", {}), in_text, defaults.text, family),
         audio=_max_audio(options, audio, family, frame_rate),
-        script_temperature=options.get("script_temperature", defaults.script_temperature),
         seed=options.get("seed"),
-        min_p=given.get("min_p", defaults.min_p),
-        ras_window=given.get("ras_window", defaults.ras_window),
-        ras_max_repeats=given.get("ras_max_repeats", defaults.ras_max_repeats),
-        repetition_penalty=options.get("repetition_penalty", defaults.repetition_penalty),
         depth=_depth(options, family, audio) if "depth" in options else defaults.depth,
         schedule=tuple(schedule) if isinstance(schedule, list) else schedule,
         latents=latents,
         **guidance,
+        **_numbers(options),
     )
     check_sampling(sampling, family, task)
     delivery = read_delivery(options, family, frame_rate, held_frames, blocks, chunking)
@@ -246,6 +242,19 @@ def _within_max_rows(sampling: SegmentSampling, given: SegmentOptions) -> Segmen
     if "min_rows" in given:
         return sampling
     return replace(sampling, min_rows=min(sampling.min_rows, sampling.max_rows))
+
+
+def _numbers(options: OptionsRecord) -> dict[str, Any]:
+    """Return the requested options of one number as fields of SamplingConfig."""
+    numbers = {}
+    for field_name, option in NUMBERS.items():
+        *objects, key = option.name.split(".")
+        record: Mapping[str, Any] = options
+        for name in objects:
+            record = record.get(name, {})
+        if key in record:
+            numbers[field_name] = record[key]
+    return numbers
 
 
 def _max_audio(options: OptionsRecord, audio: SegmentSampling, family: Family, frame_rate: float) -> SegmentSampling:

@@ -1,6 +1,8 @@
 """Request options: sampling parameters per segment, guidance, output format, shared-memory ring, chunk sizes."""
 
+import math
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import UnionType
@@ -48,14 +50,42 @@ class RingAddress:
 
 # Smallest temperature above 0. Division by a smaller one could turn several logits into infinity and make them equal.
 MIN_TEMPERATURE = 1e-6
-# Names of options that differ from those of the fields.
-OPTION_NAMES = {
-    "min_p": "audio.min_p",
-    "ras_window": "audio.ras_window",
-    "ras_max_repeats": "audio.ras_max_repeats",
-    "guided_until_s": "guidance.until_s",
-    "latents.guidance_scale": "guidance_scale",
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Option of one number for the sampling of a whole reply, as metadata of its field in `SamplingConfig`.
+
+    The rest follows from it: the preprocessor reads the option, a checkpoint may set its default, families whose frames
+    have no ids refuse it, and the samplers get the number of each row as a column.
+
+    Attributes:
+        name: Name in the options of a request.
+        off: Value that has no effect; None if every value may have one.
+        to_column: Function of the sampling parameters that returns the column's number; None for the option's value.
+        column_off: Number in the column that has no effect; None for `off`.
+    """
+
+    name: str
+    off: float | None = None
+    to_column: "Callable[[SamplingConfig], float] | None" = None
+    column_off: float | None = None
+
+
+def logit_span(sampling: "SamplingConfig") -> float:
+    """Return how far below the maximum a logit of stream 0 may be for min-p to keep it.
+
+    The distance is infinite if min-p is off or sampling is greedy. It is computed here, and not for a batch of rows,
+    because vectorised logarithms may depend on a row's position in the batch.
+    """
+    temperature = sampling.audio.temperature
+    if sampling.min_p == 0 or temperature == 0:
+        return math.inf
+    return -temperature * math.log(sampling.min_p)
+
+
+# Names of other options that differ from those of the fields.
+OPTION_NAMES = {"guided_until_s": "guidance.until_s", "latents.guidance_scale": "guidance_scale"}
 
 
 def check_ranges(record: Any, path: str = "") -> None:
@@ -68,8 +98,7 @@ def check_ranges(record: Any, path: str = "") -> None:
     for name, expected, may_be_none in _ranges(record.__class__):
         value = getattr(record, name)
         if not (may_be_none and value is None) and not expected.admits(value):
-            option = OPTION_NAMES.get(path + name, path + name)
-            raise InvalidRequest(f"options.{option}", expected.description, repr(value))
+            raise InvalidRequest(f"options.{option_name(path + name)}", expected.description, repr(value))
 
 
 @cache
@@ -82,6 +111,11 @@ def _ranges(kind: Any) -> tuple[tuple[str, Expected, bool], ...]:
         ranges = [mark for mark in marks if isinstance(mark, Expected) and mark.kind]
         found += [(name, expected, type(None) in members) for expected in ranges]
     return tuple(found)
+
+
+def option_name(field: str) -> str:
+    """Return the name of an option, given the name of a field of `SamplingConfig` or of one of its parts."""
+    return NUMBERS[field].name if field in NUMBERS else OPTION_NAMES.get(field, field)
 
 
 def check_temperature(name: str, value: float) -> None:
@@ -155,17 +189,25 @@ class SamplingConfig:
     text: SegmentSampling
     audio: SegmentSampling
     guidance_scale: GuidanceScale = 1.0
-    script_temperature: Temperature = 1.0
+    script_temperature: Annotated[Temperature, Option("script_temperature", 1.0)] = 1.0
     seed: Seed | None = None
     policy: GuidancePolicy = "always"
     guided_until_s: GuidedTime | None = None
-    ras_window: RasWindow = 0
-    ras_max_repeats: RasMaxRepeats = 2
-    min_p: MinP = 0.0
+    ras_window: Annotated[RasWindow, Option("audio.ras_window", 0)] = 0
+    ras_max_repeats: Annotated[RasMaxRepeats, Option("audio.ras_max_repeats")] = 2
+    min_p: Annotated[MinP, Option("audio.min_p", 0.0, logit_span, math.inf)] = 0.0
     schedule: str | tuple[int, ...] | None = None
-    repetition_penalty: RepetitionPenalty = 1.0
+    repetition_penalty: Annotated[RepetitionPenalty, Option("repetition_penalty", 1.0)] = 1.0
     depth: CodeSampling | None = None
     latents: LatentSampling | None = None
+
+    @property
+    def columns(self) -> list[float]:
+        """Column numbers of the options in `NUMBERS`, in that order."""
+        return [
+            getattr(self, name) if option.to_column is None else option.to_column(self)
+            for name, option in NUMBERS.items()
+        ]
 
     @property
     def has_pair(self) -> bool:
@@ -223,6 +265,15 @@ class SamplingConfig:
                 raise InvalidRequest("options.guidance.until_s", f"no value under policy {self.policy!r}", until_s)
         elif until_s is None:
             raise InvalidRequest("options.guidance.until_s", "a number of seconds, because policy is 'until_s'", "none")
+
+
+def _numbers(kind: type) -> dict[str, Option]:
+    hints = get_type_hints(kind, include_extras=True)
+    marks = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {name: mark for name, many in marks.items() for mark in many if isinstance(mark, Option)}
+
+
+NUMBERS: Mapping[str, Option] = _numbers(SamplingConfig)  # options of one number each, keyed by the name of the field
 
 
 @dataclass(frozen=True, slots=True)

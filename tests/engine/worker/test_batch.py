@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.engine.columns import LIMITS, SCALES
+from stretto.engine.columns import COLUMNS_OFF, LIMITS, SCALES
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.sampling.noise import stream_keys
 from stretto.engine.worker.batch_plan import BatchPlan, BatchPlanner, PlanArrays, StepRows, plan_batch
@@ -85,14 +85,16 @@ def test_plan_arrays_match_the_rows_of_the_plan(arrays: HostArrays | DeviceArray
 
 def test_row_features_affect_only_the_plan_of_their_batch() -> None:
     tables, nobody = filled(), np.full(NUM_SLOTS, -1)
-    tables.limits[:, [LIMITS["ras_window"], LIMITS["forced_until"]]] = 0
-    tables.scales[:, SCALES["audio_span"]] = np.inf
-    tables.limits[4, LIMITS["ras_window"]], tables.limits[4, LIMITS["forced_until"]] = 7, 9
-    tables.scales[4, SCALES["audio_span"]] = 2.5
-    for slots, expected in (([3, 4, 5], (True, 7, True)), ([3, 5], (False, 0, False))):
+    tables.limits[:, LIMITS["forced_until"]] = 0
+    for name, number in COLUMNS_OFF.items():
+        tables.scales[:, SCALES[name]] = number
+    tables.scales[4, SCALES["ras_window"]] = 7
+    tables.limits[4, LIMITS["forced_until"]] = 9
+    tables.scales[4, SCALES["min_p"]] = 2.5
+    for slots, expected in (([3, 4, 5], ({"ras_window", "min_p"}, 7, True)), ([3, 5], (set(), 0, False))):
         everyone = np.ones(len(slots), np.bool_)
         plan = plan_batch(StepRows(np.array(slots), everyone, ~everyone, everyone), nobody, nobody > 0, tables)
-        assert (plan.has_min_p, plan.ras_window, plan.has_delayed_tail) == expected
+        assert (plan.used, plan.ras_window, plan.has_delayed_tail) == expected
 
 
 def test_batch_plan_is_cached_until_the_batch_changes() -> None:

@@ -55,7 +55,7 @@ class Walk:
         wrap, upload = self.arrays.wrap, self.arrays.upload
         state = SlotState(*wrap(self.tables.state)[self.slots][:, : len(STATE)].T)
         limits = SlotLimits(*upload(self.tables.limits.T))
-        scales = SlotScales(*upload(self.tables.scales.T))
+        scales = SlotScales.from_columns(upload(self.tables.scales.T))
         position = upload(np.array([reply.position for reply in self.replies]))
         rows = Rows(state, limits, scales, self.slots, position)
         token = self.segments.choose(self._text(rows), self._audio(rows), rows)

@@ -1,7 +1,5 @@
 """Top-k, top-p and min-p: which logits of a row may be sampled."""
 
-import math
-
 import numpy as np
 import torch
 
@@ -60,24 +58,12 @@ def _floor(values: np.ndarray, rows: PairRows, total: np.ndarray | None) -> tupl
     return np.where(rows.top_p < 1, np.maximum(floor, nucleus), floor), falls_short
 
 
-def min_p_span(min_p: float, temperature: float) -> float:
-    """Return how far below the maximum a logit may be for min-p to keep it.
-
-    The distance is infinite if `min_p` is 0 or sampling is greedy.
-
-    Args:
-        min_p: Minimum probability relative to the probability of the most likely token.
-        temperature: Sampling temperature; 0 is greedy.
-    """
-    return -temperature * math.log(min_p) if min_p > 0 and temperature > 0 else math.inf
-
-
 def keep_near(logits: torch.Tensor, span: torch.Tensor) -> torch.Tensor:
     """Set to -inf the logits that are too far below their row's maximum.
 
     Args:
         logits: Logits, [B, C].
-        span: Largest permitted distance from the maximum, [B] (see `min_p_span`).
+        span: Largest permitted distance from the maximum, [B] (`records.sampling.logit_span`).
 
     Returns:
         Logits, [B, C].

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from stretto.engine.columns import LIMITS, SCALES, Array, SlotLimits, SlotScales
+from stretto.engine.columns import COLUMNS_OFF, LIMITS, SCALES, Array, SlotLimits, SlotScales
 from stretto.engine.sampling.parameters import DrawParams, DrawPlan
 from stretto.engine.worker.slots import Arrays, SlotTables
 
@@ -48,7 +48,7 @@ class SolverPlan(NamedTuple):
 
     @classmethod
     def of_rows(cls, limits: np.ndarray, scales: np.ndarray) -> "SolverPlan":
-        """Return the plan for rows with the request parameters `limits` [M, 16] and `scales` [M, 10]."""
+        """Return the plan for rows with the request parameters `limits` and `scales`, [M, C] each."""
         num_steps = int(limits[:, LIMITS["latent_steps"]].max(initial=0))
         return cls(num_steps, num_steps > 0 and bool((scales[:, SCALES["guidance"]] != 1).any()))
 
@@ -71,7 +71,7 @@ class BatchPlan:
         audio: Sampling methods needed for stream 0 in audio.
         depth: Sampling methods needed for the other streams.
         ras_window: Maximum window of repetition-aware sampling among the rows.
-        has_min_p: True if any row uses min-p.
+        used: Names of the options in `NUMBERS` that have an effect on any row.
         has_delayed_tail: True if any reply continues audio in its prompt.
         solver: Solver steps and guidance of latents.
     """
@@ -86,7 +86,7 @@ class BatchPlan:
     audio: DrawPlan
     depth: DrawPlan
     ras_window: int
-    has_min_p: bool
+    used: frozenset[str]
     has_delayed_tail: bool
     solver: SolverPlan
 
@@ -141,8 +141,8 @@ def plan_batch(rows: StepRows, partner: np.ndarray, is_unconditional: np.ndarray
         text=text,
         audio=audio,
         depth=depth,
-        ras_window=int(limits[:, LIMITS["ras_window"]].max(initial=0)),
-        has_min_p=bool(np.isfinite(scales[:, SCALES["audio_span"]]).any()),
+        ras_window=int(scales[:, SCALES["ras_window"]].max(initial=0)),
+        used=frozenset(name for name, off in COLUMNS_OFF.items() if (scales[:, SCALES[name]] != off).any()),
         has_delayed_tail=bool(limits[:, LIMITS["forced_until"]].any()),
         solver=SolverPlan.of_rows(limits, scales),
     )
@@ -188,7 +188,7 @@ class PlanArrays:
         slots = rows.slots[plan.sampling]
         drawing = slots[: len(plan.drawing)]
         limits = SlotLimits(*arrays.upload(np.ascontiguousarray(tables.limits[drawing].T)))
-        scales = SlotScales(*arrays.upload(np.ascontiguousarray(tables.scales[drawing].T)))
+        scales = SlotScales.from_columns(arrays.upload(np.ascontiguousarray(tables.scales[drawing].T)))
         writing, speaking = (
             index if index is None else arrays.upload(index) for index in (plan.writing, plan.speaking)
         )

@@ -86,6 +86,7 @@ class RepetitionGuard:
         def column(values: Array) -> torch.Tensor:
             return self._arrays.tensor(values if index is None else values[index])
 
+        options = rows.scales.options
         position = column(rows.position)
         start = column(rows.state.audio_start)
         positions = position[:, None] - torch.arange(1, window + 1, device=position.device)
@@ -93,7 +94,7 @@ class RepetitionGuard:
             slots=column(rows.slots)[:, None],
             positions=positions.clamp(min=0),
             counts=positions >= start.clamp(min=0)[:, None],
-            rule=RepetitionRule(column(rows.limits.ras_window), column(rows.limits.ras_max_repeats)),
+            rule=RepetitionRule(column(options["ras_window"]).long(), column(options["ras_max_repeats"]).long()),
         )
 
     def first(self, drawn: torch.Tensor, logits: Logits, recent: RecentRows) -> torch.Tensor:
@@ -296,7 +297,7 @@ class RowDraw:
         """Return `logits` of the rows `index` (None for all) with the repetition penalty."""
         assert self._seen is not None
         slots = pick(rows.slots, index)
-        penalty = pick(rows.scales.repetition_penalty, index)
+        penalty = pick(rows.scales.options["repetition_penalty"], index)
         return penalize(logits, self.arrays.tensor(self._seen[slots, :-1]), self.arrays.tensor(penalty))
 
     def draw_first(
@@ -321,8 +322,8 @@ class RowDraw:
         index = step.speaking
         penalized = self.penalized(logits, rows, index)
         near = masked = self.segments.mask_audio(penalized, rows, index, self.hidden_ends(rows))
-        if plan.has_min_p:
-            near = keep_near(masked, self.arrays.tensor(pick(rows.scales.audio_span, index)))
+        if "min_p" in plan.used:
+            near = keep_near(masked, self.arrays.tensor(pick(rows.scales.options["min_p"], index)))
         ids = self.heads.first_ids[None]
         own_keys = self.upload(keys)
         token = self.chosen(near, own_keys, plan, step, rows)

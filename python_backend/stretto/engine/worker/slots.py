@@ -11,10 +11,9 @@ from stretto.engine import rules
 from stretto.engine.columns import LIMITS, SCALES, Array
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.sampling.noise import seed_key
-from stretto.engine.sampling.truncation import min_p_span
 from stretto.engine.tracks import Track
 from stretto.records.prompt import Prompt
-from stretto.records.sampling import SamplingConfig
+from stretto.records.sampling import NUMBERS, SamplingConfig
 
 if TYPE_CHECKING:  # it imports vLLM, which takes seconds
     from stretto.engine.step_records import NewText
@@ -126,8 +125,6 @@ def limits_row(prompt: Prompt, rules: SegmentRules) -> list[int]:
         "audio_top_k": audio.top_k,
         "depth_top_k": sampling.codes.top_k,
         "seed_key": seed_key(sampling.seed),
-        "ras_window": sampling.ras_window,
-        "ras_max_repeats": sampling.ras_max_repeats,
         "forced_until": 0 if tail is None or not len(tail) else len(prompt.rows) + len(tail),
         "latent_steps": 0 if latents is None else latents.steps,
         "tail_rows": 0 if latents is None else latents.tail_rows,
@@ -148,10 +145,8 @@ def scales_row(sampling: SamplingConfig) -> list[float]:
         "audio_top_p": sampling.audio.top_p,
         "depth_temperature": sampling.codes.temperature,
         "depth_top_p": sampling.codes.top_p,
-        "script_temperature": sampling.script_temperature,
         "guidance": sampling.guidance_scale if inside is None else inside.guidance_scale,
-        "repetition_penalty": sampling.repetition_penalty,
-        "audio_span": min_p_span(sampling.min_p, sampling.audio.temperature),
+        **dict(zip(NUMBERS, sampling.columns, strict=True)),
     }
     return [row[name] for name in SCALES]
 
@@ -178,8 +173,8 @@ class SlotTables:
             refers to entry i of `texts` (`Mechanism.text_row_ids`).
         texts: Texts whose ids are not read row by row, or that rows write, int32 [R, G], in a format of the mechanism
             (`Mechanism.num_text_entries`); [R, 0] for other families.
-        limits: Values of SlotLimits, numpy int64 [R, 15].
-        scales: Values of SlotScales, numpy float32 [R, 10].
+        limits: Values of SlotLimits, numpy int64 [R, 13].
+        scales: Values of SlotScales, numpy float32 [R, 7 + N], with the N options in `NUMBERS` last.
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
             ids that are not counted. The shape is [R, 0] for families without a penalty.
         sent_columns: Columns of `state` that are sent to the host with each row (`SegmentRules.sent_state`).

@@ -46,13 +46,17 @@ def _state_at(name: str) -> tl.constexpr:
 
 ROLE, SLOT, OTHER, OTHER_SLOT, SAMPLES = map(_at, COLUMNS[:5])
 (
-    TASK, TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K, SEED_KEY, RAS_WINDOW,
-    RAS_MAX_REPEATS, FORCED_UNTIL, LATENT_STEPS, TAIL_ROWS, TRACK_TOTAL,
+    TASK, TEXT_MIN, TEXT_MAX, AUDIO_MIN, AUDIO_MAX, TEXT_TOP_K, AUDIO_TOP_K, DEPTH_TOP_K, SEED_KEY, FORCED_UNTIL,
+    LATENT_STEPS, TAIL_ROWS, TRACK_TOTAL,
 ) = map(_at, LIMITS)  # fmt: skip
-(
-    TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P, SCRIPT_TEMPERATURE,
-    GUIDANCE, REPETITION_PENALTY, AUDIO_SPAN,
-) = map(_at, SCALES)  # fmt: skip
+TEXT_TEMPERATURE, TEXT_TOP_P, AUDIO_TEMPERATURE, AUDIO_TOP_P, DEPTH_TEMPERATURE, DEPTH_TOP_P, GUIDANCE, *_ = map(
+    _at, SCALES
+)
+SCRIPT_TEMPERATURE = _at("script_temperature")
+RAS_WINDOW = _at("ras_window")
+RAS_MAX_REPEATS = _at("ras_max_repeats")
+MIN_P_SPAN = _at("min_p")
+REPETITION_PENALTY = _at("repetition_penalty")
 AUDIO_START, AUDIO_END, NUM_TEXT_TOKENS, NUM_CODES, FIRST_END = map(_state_at, STATE)
 
 
@@ -257,7 +261,7 @@ def repeated(
         constants: Constants of the mechanism (`StepProgram.rule_constants`).
     """
     count = tl.full((), 0, tl.int32)
-    window = tl.load(mine + RAS_WINDOW * plan_stride)
+    window = real_of(mine + RAS_WINDOW * plan_stride).to(tl.int32)
     if (window > 0) & is_code:
         lanes = tl.arange(0, HISTORY)
         # In blocks, because stream 0's history is in host memory.
@@ -265,7 +269,7 @@ def repeated(
             inside = start + lanes < position
             tokens = tl.load(history + (start + lanes) * row_stride, mask=inside, other=0)
             count += tl.sum((inside & (tokens == token)).to(tl.int32), 0)
-    return (window > 0) & is_code & (count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride))
+    return (window > 0) & is_code & (count >= real_of(mine + RAS_MAX_REPEATS * plan_stride))
 
 
 class SamplingFunctions(NamedTuple):
@@ -332,7 +336,7 @@ def _rules(
         temperature = real_of(mine + AUDIO_TEMPERATURE * plan_stride)
         top_k = tl.load(mine + AUDIO_TOP_K * plan_stride)
         top_p = real_of(mine + AUDIO_TOP_P * plan_stride)
-        span = real_of(mine + AUDIO_SPAN * plan_stride)
+        span = real_of(mine + MIN_P_SPAN * plan_stride)
     else:
         temperature = real_of(mine + DEPTH_TEMPERATURE * plan_stride)
         top_k = tl.load(mine + DEPTH_TOP_K * plan_stride)

@@ -17,6 +17,7 @@ from stretto.engine.kernels.gpu.step_draw import (
     ROLE,
     SLOT,
     TRACK_TOTAL,
+    real_of,
 )
 from stretto.engine.rules import STATE
 from stretto.families.cosyvoice3.mechanism import rules as group_rules
@@ -98,7 +99,7 @@ def repeated(
     Only the first row of a run of given rows counts.
     """
     count = tl.full((), 0, tl.int32)
-    window = tl.load(mine + RAS_WINDOW * plan_stride)
+    window = real_of(mine + RAS_WINDOW * plan_stride).to(tl.int32)
     is_guarded = (window > 0) & (is_code | (token == constants.fill_id))
     if is_guarded:
         left = window
@@ -112,4 +113,4 @@ def repeated(
             count += tl.sum((is_near & (tokens == token)).to(tl.int32), 0)
             left -= tl.sum(is_counted, 0)
             stop -= HISTORY
-    return is_guarded & (count >= tl.load(mine + RAS_MAX_REPEATS * plan_stride))
+    return is_guarded & (count >= real_of(mine + RAS_MAX_REPEATS * plan_stride))

@@ -47,7 +47,7 @@ class RecentDraw(RowDraw):
     ) -> tuple[Array, Array]:
         """Sample rows of audio; see `RowDraw.draw_audio`."""
         self._recent = self.guard.recent(rows, step.speaking, self._num_rows)
-        self._penalty = self.arrays.tensor(pick(rows.scales.repetition_penalty, step.speaking))
+        self._penalty = self.arrays.tensor(pick(rows.scales.options["repetition_penalty"], step.speaking))
         return super().draw_audio(hidden, keys, plan, step, rows)
 
     def penalized(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:

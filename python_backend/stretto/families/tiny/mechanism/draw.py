@@ -76,7 +76,7 @@ class ScriptDraw(RowDraw):
         slots = rows.slots
         num_entries, pointer = self._state[slots].T
         stay = self._rules.stay_column(self._entries[slots, pointer], pointer, self._ids)
-        temperature = self.arrays.tensor(pick(rows.scales.script_temperature, index))
+        temperature = self.arrays.tensor(pick(rows.scales.options["script_temperature"], index))
         noise = self.upload(uniform(keys[:, 0], np.zeros(1, np.int64)))
         advance = advances(logits, self.arrays.tensor(pick(stay, index)), temperature, noise)
         is_over = self.arrays.rules.meets_limit(
