@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper
 
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
-from stretto.codecs.onnx_runtime import FILE, SPEC_KEY, load, spec_from_json, spec_to_json
+from stretto.codecs.onnx_runtime import FILE, SPEC_KEY, load, load_file, spec_from_json, spec_to_json
 from stretto.errors import CheckpointError, InvalidRequest
 
 SPEC = CodecSpec("small", 100, 1, num_codebooks=2, codebook_size=8, streaming=Windowed(2, 1))
@@ -56,12 +56,12 @@ def test_codec_spec_is_stored_in_the_onnx_file(streaming: Windowed | Stateful, t
     spec = CodecSpec("small", 100, 1, 2, 8, streaming, tail_samples=1)
     assert spec_from_json(spec_to_json(spec)) == spec
     save(tmp_path, spec)
-    assert load(tmp_path).spec == spec
+    assert load_file(tmp_path / FILE).spec == spec
 
 
 def test_onnx_decode_drops_context_and_clips_samples(tmp_path: Path) -> None:
     save(tmp_path, SPEC)
-    codec = load(tmp_path)
+    codec = load_file(tmp_path / FILE)
     codes = torch.tensor([[[1, 2, 3, 0, 1], [0, 1, 7, 1, 1]]])
     pcm, state = codec.decode(Window(codes, 1, 1, torch.tensor([1]), codec.initial_state(1)))
     assert pcm.tolist() == [[0.75, 1.0, 0.25]]
@@ -71,7 +71,7 @@ def test_onnx_decode_drops_context_and_clips_samples(tmp_path: Path) -> None:
 
 def test_final_window_omits_the_tail_samples(tmp_path: Path) -> None:
     save(tmp_path, CodecSpec("small", 100, 1, 2, 8, Windowed(2, 1), tail_samples=1))
-    pcm, _ = load(tmp_path).decode(
+    pcm, _ = load_file(tmp_path / FILE).decode(
         Window(torch.ones(2, 2, 4, dtype=torch.int64), 1, 0, torch.tensor([1, 1]), torch.zeros(2, 0))
     )
     assert pcm.shape == (2, 2)
@@ -79,7 +79,7 @@ def test_final_window_omits_the_tail_samples(tmp_path: Path) -> None:
 
 def test_onnx_codec_carries_its_state(tmp_path: Path) -> None:
     save(tmp_path / "codec", CodecSpec("small", 100, 1, 2, 8, Stateful(2, 1)))
-    codec = load(tmp_path)
+    codec = load_file(tmp_path / "codec" / FILE)
     state = codec.initial_state(2)
     assert state.dtype == torch.float64
     assert state.tolist() == [[0.0], [0.0]]
@@ -93,22 +93,22 @@ def test_onnx_codec_carries_its_state(tmp_path: Path) -> None:
 def test_onnx_file_without_stretto_metadata_is_refused(tmp_path: Path) -> None:
     save(tmp_path, SPEC, metadata={})
     with pytest.raises(CheckpointError, match=f"it has no {SPEC_KEY}"):
-        load(tmp_path)
+        load_file(tmp_path / FILE)
 
 
 def test_missing_onnx_file_error_names_the_export_script(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"codec\.onnx is missing: scripts/export_onnx\.py writes it"):
-        load(tmp_path)
+        load("tiny", tmp_path)
 
 
 def test_onnx_device_without_a_provider_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, SPEC)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(ValueError, match="no CUDAExecutionProvider here; device must be cpu, got cuda:1"):
-        load(tmp_path, "cuda:1")
+        load_file(tmp_path / FILE, "cuda:1")
 
 
 def test_exported_decoder_refuses_to_encode(tmp_path: Path) -> None:
     save(tmp_path, SPEC)
     with pytest.raises(InvalidRequest, match=r"audio: expected no audio \(an exported small can only decode\)"):
-        load(tmp_path).encode(np.zeros(3, dtype=np.float32))
+        load_file(tmp_path / FILE).encode(np.zeros(3, dtype=np.float32))

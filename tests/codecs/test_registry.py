@@ -12,7 +12,8 @@ from benchmarks.checkpoints.random_moss import write_codec
 from benchmarks.checkpoints.random_pocket import NUM_WORDS
 from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.decoder import chunks_of, random_codes, stream
-from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec, load_exported
+from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec
+from stretto.codecs.onnx_runtime import load as load_exported
 from stretto.entry_points import CODECS, OWN, installed
 from stretto.errors import CheckpointError
 from tests.codecs.conftest import make_codec

@@ -15,7 +15,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -445,25 +444,4 @@ def load_codec(name: str, directory: Path, device: str = "cpu", num_codebooks: i
             codec.spec = codec.spec.with_codebooks(num_codebooks)
         except ValueError as error:
             raise CheckpointError(f"{directory}: {error}") from error
-    return codec
-
-
-def load_exported(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> Codec:
-    """Load the codec called `name` from its exported ONNX file.
-
-    Args:
-        name: Name of the codec.
-        directory: Checkpoint folder. The file is in it or in its subfolder `codec/`.
-        device: `cpu` or `cuda:<n>`.
-        threads: Number of onnxruntime threads on the CPU.
-
-    Raises:
-        KeyError: If the name is unknown; the message lists the installed codecs.
-        CheckpointError: If the file is missing, or contains another codec.
-    """
-    if find(CODECS, name) is None:
-        raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
-    codec: Codec = import_module("stretto.codecs.onnx_runtime").load(directory, device, threads)
-    if codec.spec.name != name:
-        raise CheckpointError(f"{directory}: expected an exported {name}, got an exported {codec.spec.name}")
     return codec

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
+from stretto.entry_points import CODECS, find, names
 from stretto.errors import CheckpointError, InvalidRequest
 
 FILE = "codec.onnx"
@@ -82,12 +83,28 @@ def open_session(file: Path, device: str = "cpu", threads: int = 1) -> onnxrunti
     return onnxruntime.InferenceSession(str(file), options, providers=[(provider, settings)])
 
 
-def load(directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
-    """Return the exported codec in a checkpoint or its subfolder `codec/`; raise CheckpointError if there is none."""
-    places = [place for place in (directory / "codec", directory) if (place / FILE).is_file()]
-    if not places:
+def load(name: str, directory: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:
+    """Return the exported codec called `name`.
+
+    Args:
+        name: Name of the codec.
+        directory: Checkpoint folder. The file is in it or in its subfolder `codec/`.
+        device: `cpu` or `cuda:<n>`.
+        threads: Number of onnxruntime threads on the CPU.
+
+    Raises:
+        KeyError: If the name is unknown; the message lists the installed codecs.
+        CheckpointError: If the file is missing, or contains another codec.
+    """
+    if find(CODECS, name) is None:
+        raise KeyError(f"unknown codec {name!r}; installed: {names(CODECS)}")
+    folders = [folder for folder in (directory / "codec", directory) if (folder / FILE).is_file()]
+    if not folders:
         raise CheckpointError(f"{directory / FILE} is missing: scripts/export_onnx.py writes it")
-    return load_file(places[0] / FILE, device, threads)
+    codec = load_file(folders[0] / FILE, device, threads)
+    if codec.spec.name != name:
+        raise CheckpointError(f"{directory}: expected an exported {name}, got an exported {codec.spec.name}")
+    return codec
 
 
 def load_file(file: Path, device: str = "cpu", threads: int = 1) -> OnnxCodec:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from stretto.aligning.process import AlignerProcess, AlignmentQueue
-from stretto.codecs.base import Codec, load_codec, load_exported
+from stretto.codecs.base import Codec, load_codec
 from stretto.config import DecoderConfig
 from stretto.decoder.alignment import Aligning
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk, refuse
@@ -32,7 +32,10 @@ def open_codec(config: DecoderConfig, checkpoint: Path) -> Codec:
         CheckpointError: If a file is missing, or does not fit the configuration.
         ValueError: If the device or the right context is not supported.
     """
+    codec: Codec
     if config.runtime == "onnx":
+        from stretto.codecs.onnx_runtime import load as load_exported  # onnxruntime is loaded only where it is used
+
         codec = load_exported(config.codec, checkpoint, config.device, config.threads)
         there = codec.spec.num_codebooks
         wanted = config.num_codebooks or codec.spec.num_codebooks
