@@ -20,6 +20,10 @@ of closed loops with audio input run alongside the streams. Processor time is co
 `--open-loop`, requests then arrive at random times, at shares of the rate that the last closed loop reached. For a
 family with a depth transformer, the cost of each part of a frame is measured last, in this process (`frames.py`). A
 family that the server does not include has only this last measurement.
+
+    python -m benchmarks.ensemble --rates 0.2 0.5 --warm-up-s 10 --open-s 60
+
+This form measures nothing but `fair_load.py`, at each rate.
 """
 
 import argparse
@@ -39,6 +43,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.checkpoints.small_models import SMALL_MODELS, SmallModel, write_checkpoint
+from benchmarks.fair_load import FairLoad, measure_fair
 from benchmarks.harness import (
     CHECKPOINT,
     ENGINE_ARGS,
@@ -67,6 +72,7 @@ from stretto.config import EngineConfig
 from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment
 from stretto.families.opuslm.family import NUM_STREAMS, OpusVocabulary
+from stretto.families.tiny.family import TINY
 from stretto.family.plugin import family_at, plugin_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto_client import SpeechClient
@@ -423,7 +429,18 @@ async def main(arguments: argparse.Namespace) -> None:
         return
     own = contextlib.nullcontext(arguments.server) if arguments.server else serving(arguments.model_repository)
     with own as server:
-        await _measure_bundled(server, arguments)
+        if arguments.rates:
+            async for record in _fair_loads(server, arguments):
+                append_result(arguments.out, "speech_fair", record)
+        else:
+            await _measure_bundled(server, arguments)
+
+
+async def _fair_loads(server: str, arguments: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
+    for rate in arguments.rates:
+        number = math.ceil(rate * arguments.open_s)
+        load = FairLoad(rate, number, arguments.warm_up_s, TINY.frame_rate, guidance_scale=arguments.guidance)
+        yield await measure_fair(server, through_triton, load)
 
 
 async def _measure_bundled(server: str, arguments: argparse.Namespace) -> None:
@@ -457,7 +474,8 @@ def parse() -> argparse.Namespace:
         frames=(75, "frames per utterance in arms with forced lengths"),
         guidance=(float, "guidance scale of the guided arms; default: 1.5, or the default of the family"),
         listeners=(int, "concurrent requests with audio input; default: as many as streams"),
-        open_s=(20.0, "seconds per open loop; each has at least 16 requests"),
+        open_s=(20.0, "seconds per open loop; those at shares of a rate have at least 16 requests"),
+        warm_up_s=(30.0, "seconds before each open loop of `--rates`, at its rate"),
     )
     parser.add_argument(
         "--family", choices=SMALL_MODELS, help="small version of a published family to measure on its own server"
@@ -469,6 +487,9 @@ def parse() -> argparse.Namespace:
         default=[],
         metavar="SHARE",
         help="request rates of open loops, as shares of the last closed loop's rate",
+    )
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[], help="measure only open loops with these requests per second"
     )
     parser.set_defaults(out=None)
     arguments = parser.parse_args()

@@ -27,6 +27,7 @@ CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denve
 ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
 NOISE_RATE = 16_000  # Hz
 SILENCE_DBFS = -50.0
+SHORTEST_UNDERRUN_S = 0.001  # shorter waits are within a chunk's own transport
 
 
 @dataclass(slots=True)
@@ -104,6 +105,7 @@ def summarise(traces: Sequence[Trace], wall_s: float) -> dict[str, float]:
         "audio_rtf", [(trace.finished - trace.sent) / trace.audio_s for trace in good if trace.finished is not None]
     )
     summary |= percentiles("audio_underrun", several)
+    summary["underruns"] = sum(seconds > SHORTEST_UNDERRUN_S for seconds in several)
     for limit_ms in (50, 100, 200):
         if several:
             summary[f"C{limit_ms}"] = round(float(np.mean(np.asarray(several) <= limit_ms / 1000)), 4)
@@ -118,6 +120,7 @@ class Load:
         frames: Forced number of frames per utterance; None lets utterances end by themselves.
         guidance_scale: Guidance scale; None for a model that is not guided.
         text_rows: Forced number of text rows before the audio; None if there are none or they are not forced.
+        lengths: Forced numbers of frames, from which the seed of a request draws one; empty for `frames`.
     """
 
     concurrency: int
@@ -125,13 +128,15 @@ class Load:
     frames: int | None
     guidance_scale: float | None
     text_rows: int | None = None
+    lengths: tuple[int, ...] = ()
 
     def options(self, seed: int) -> dict[str, Any]:
         """Return the options of one request."""
         options: dict[str, Any] = {"seed": seed}
         if self.guidance_scale is not None:
             options["guidance_scale"] = self.guidance_scale
-        for segment, rows in (("audio", self.frames), ("text", self.text_rows)):
+        frames = np.random.default_rng(seed).choice(self.lengths).item() if self.lengths else self.frames
+        for segment, rows in (("audio", frames), ("text", self.text_rows)):
             if rows is not None:
                 options[segment] = {"min_rows": rows, "max_rows": rows}
         return options
@@ -179,22 +184,38 @@ def arrivals(rate: float, number: int, seed: int = 0) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(gaps)])
 
 
-async def run_open(load: Load, rate: float, speak: Speak, lines: Iterator[str]) -> tuple[list[Trace], float]:
+CLIENT_SEEDS = 1 << 20  # seeds of the requests of one client
+
+
+async def run_open(
+    load: Load, rate: float, speak: Speak, lines: Iterator[str], warm_up_s: float = 0.0, client: int = 0
+) -> tuple[list[Trace], float]:
     """Run an open loop with the same number of requests as `load`, at `rate` per second.
 
+    Args:
+        load: Requests to measure.
+        rate: Mean number of requests per second.
+        speak: Sends a request.
+        lines: Texts of the requests.
+        warm_up_s: Seconds for which further requests arrive at the same rate before the measured ones.
+        client: Number of the client, from which its arrival times and the seeds of its requests follow.
+
     Returns:
-        Traces and wall time, as `run` returns them.
+        Traces of the measured requests, and the seconds from the first of them to the end.
     """
     traces: list[Trace] = []
+    num_warm_ups = round(rate * warm_up_s)
 
     async def send(index: int, due_s: float) -> None:
         await asyncio.sleep(begun + due_s - time.perf_counter())
-        traces.append(await speak(next(lines), load.options(seed=index)))
+        trace = await speak(next(lines), load.options(seed=CLIENT_SEEDS * client + index))
+        if index >= num_warm_ups:
+            traces.append(trace)
 
     begun = time.perf_counter()
-    times = arrivals(rate, load.concurrency * load.requests)
+    times = arrivals(rate, num_warm_ups + load.concurrency * load.requests, client)
     await asyncio.gather(*(send(index, due_s) for index, due_s in enumerate(times)))
-    return traces, time.perf_counter() - begun
+    return traces, time.perf_counter() - begun - times[num_warm_ups]
 
 
 async def follow(trace: Trace, stream: "Speech") -> Trace:

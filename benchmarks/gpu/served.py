@@ -7,19 +7,22 @@ The bundled model is served from a model repository for GPU 0 or for the CPU; on
 job checks that the server speaks, and that samples through a ring in GPU or system memory equal samples over gRPC. It
 measures `triton_tax` at 1 and 16 streams, compared with a bare engine in this process. A second job serves a model of
 the shape of Qwen3-TTS 1.7B, with random weights and few text ids, as `make-repository --gpu` writes it, and measures
-its hops, and replies of 4.4 and 8 seconds in closed and open loops. The host needs nvidia-pytriton, numpy below 2,
+its hops, replies of 4.4 and 8 seconds in closed loops, and requests with streamed text at random times
+(`benchmarks.fair_load`). The host needs nvidia-pytriton, numpy below 2,
 Python's shared library and the bundled model's weights. Output files and table are as for `benchmarks.gpu`.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,12 @@ import numpy as np
 
 from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
+from benchmarks.fair_load import FairLoad, measure_fair
 from benchmarks.gpu.__main__ import main, parse
 from benchmarks.gpu.jobs import SERVED, Setup, failure
 from benchmarks.gpu.models import GRAPHS, PIECES, QWEN3_TTS_1B7
 from benchmarks.harness import CHECKPOINT, serving
 from benchmarks.hops import trace, tracing
-from benchmarks.loads import percentiles
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
@@ -43,18 +46,21 @@ from stretto.weights.backbones import config_of
 from stretto_client import SpeechClient
 from stretto_contract.schema import Memory
 
-LAG_PERIOD_S = 0.01
 TEXT = "The train to Oslo leaves in ten minutes."
 SEED = 1
 GUIDANCE = 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder share one GPU
 SHAPE = "qwen3-tts-small"  # model whose prompts and tokenizer the model of published shape has
-# Streams of closed loops, and requests per second of open loops; the shorter job has the first ones alone. A reply has
-# 55 frames, as a sentence of speech benchmarks, or 100.
+# Streams of closed loops, and requests per second of open loops; the shorter job has the first ones alone. A reply of a
+# closed loop has 55 frames, as a sentence of speech benchmarks, or 100. Open loops begin with 30 s that are not
+# measured, those of the shorter job with 5 s.
 STREAMS = (1, 16, 64)
 RATES = (1.0, 20.0, 10.0)
 FRAMES = (55, 100)
+OPEN_S = 15.0
+LEAST_REQUESTS = 16
+CLIENT_RATE = 10.0  # requests per second of a client process, whose event loop also receives their audio
 
 
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
@@ -136,14 +142,19 @@ async def _load(setup: Setup, address: str, hops: Path, shorter: bool) -> AsyncI
     from benchmarks.ensemble import FamilyLoad, speaker, speech_inputs
 
     model = SMALL_MODELS[SHAPE]
-    asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2, open_s=15.0)
+    streamed = replace(model, options={**model.options, "text_mode": "streaming"})
+    asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2)
     frames = (8,) if setup.is_small else FRAMES[: 1 if shorter else None]
     streams = (1, 2) if setup.is_small else STREAMS[: 1 if shorter else None]
-    rates = (8.0,) if setup.is_small else RATES[: 2 if shorter else None]
+    rates = RATES[: 2 if shorter else None]
+    open_s = OPEN_S
+    warm_up_s = 5.0 if shorter else 30.0
     if setup.is_small:
         asked.rounds = 1
         asked.requests = 1
-        asked.open_s = 1.0
+        rates = (0.5,)
+        open_s = 4.0
+        warm_up_s = 2.0
     async with SpeechClient(address) as client:
         inputs = speech_inputs(model)
         forced = {"audio": {"min_rows": frames[0], "max_rows": frames[0]}, "seed": SEED}
@@ -153,28 +164,14 @@ async def _load(setup: Setup, address: str, hops: Path, shorter: bool) -> AsyncI
             load = FamilyLoad(model, speaker(client, model), None, asked)
             for number in streams:
                 yield {"part": "closed", **await load.measure(number)}
-            for rate in rates:
-                async with lag() as client_lag_s:
-                    figures = await load.measure_open(1.0, rate)
-                yield {"part": "open", **figures, **percentiles("client_lag", client_lag_s)}
-
-
-@asynccontextmanager
-async def lag() -> AsyncIterator[list[float]]:
-    """Yield a list of how late the event loop of this client wakes from short waits, in seconds."""
-    late_s = list[float]()
-
-    async def watch() -> None:
-        while True:
-            due_s = time.perf_counter() + LAG_PERIOD_S
-            await asyncio.sleep(LAG_PERIOD_S)
-            late_s.append(time.perf_counter() - due_s)
-
-    watching = asyncio.create_task(watch())
-    try:
-        yield late_s
-    finally:
-        watching.cancel()
+    for rate in rates:
+        num_requests = math.ceil(rate * open_s) if setup.is_small else max(LEAST_REQUESTS, math.ceil(rate * open_s))
+        requests = FairLoad(rate, num_requests, warm_up_s, tail_rows=model.tail_rows)
+        num_clients = 2 if setup.is_small else math.ceil(rate / CLIENT_RATE)  # a repetition would take too long
+        yield {
+            "part": "open",
+            **await measure_fair(address, partial(speaker, model=streamed), requests, num_clients, 1),
+        }
 
 
 async def speak(client: SpeechClient) -> np.ndarray:

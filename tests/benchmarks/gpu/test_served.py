@@ -34,3 +34,4 @@ def test_served_dry_run_measures_speech_ring_and_triton_tax(tmp_path: Path) -> N
     assert [line["part"] for line in loads] == ["closed", "closed", "open"]
     assert all(line["success"] == 1.0 and line["audio_ttfp_p50"] > 0 for line in loads)
     assert loads[-1]["client_lag_p95"] >= 0
+    assert (loads[-1]["clients"], loads[-1]["requests"]) == (2, 2)
