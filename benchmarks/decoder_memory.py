@@ -51,12 +51,10 @@ class Row:
 
     Attributes:
         memory: Memory in bytes.
-        unshared: Memory of the states if each graph had its own, captured for chunks of 1 to 25 frames.
         launches: Number of operators that compute on the GPU for the longest usual window of an utterance.
     """
 
     memory: DecoderMemory
-    unshared: int
     launches: int
 
 
@@ -102,21 +100,17 @@ def row_of(name: str) -> Row:
         steady_frames=steady,
     )
     codec = every_codec(name, is_narrow=False)
-    memory = measure(codec, config)
-    num_shapes = 1 if codec.spec.blocks else 6 + bool(codec.spec.left_frames)
-    num_rows = config.limited(codec.spec.max_batch).max_batch
-    unshared = 2 * memory.utterance * num_shapes * (2 * num_rows - 1) if codec.spec.can_capture else 0
-    return Row(memory, unshared, launches(codec, config))
+    return Row(measure(codec, config), launches(codec, config))
 
 
 def table(found: dict[str, Row]) -> str:
     """Return the table in Markdown, memory in GB."""
-    head = "weights", "graphs, unshared", "graphs", "activations", "a stream", f"{MAX_UTTERANCES} streams", "decoder"
+    head = "weights", "graphs", "activations", f"{MAX_UTTERANCES} streams", "decoder"
     lines = ["| codec | " + " | ".join(head) + " | launches |", "|---|" + "---|" * (len(head) + 1)]
     for name, row in found.items():
         memory = row.memory
-        sizes = memory.weights, row.unshared, memory.static, memory.activations
-        cells = (f"{size / 1e9:.2f}" for size in (*sizes, memory.utterance, memory.utterances, memory.total))
+        sizes = (memory.weights, memory.static, memory.activations, memory.utterances, memory.total)
+        cells = (f"{size / 1e9:.2f}" for size in sizes)
         lines.append(f"| `{name}` | " + " | ".join(cells) + f" | {row.launches:,} |")
     return "\n".join(lines)
 

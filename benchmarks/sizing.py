@@ -105,21 +105,16 @@ SILENT = "Kyutai STT"  # generates no audio
 
 def tables() -> str:
     """Return the tables for docs/gpu_sizes.md in Markdown."""
-    lines = ["| model | weights | KV cache a row | a stream of 30 s |", "|---|---|---|---|"]
+    gpus = " | ".join(gpu.name for gpu in GPUS)
+    lines = [
+        f"| model | weights, GB | KV cache a row, KiB | 30 s, GB | {gpus} |",
+        "|---|---|---|---|" + "---|" * len(GPUS),
+    ]
     for each in BACKBONES:
         weights_gb = BYTES * each.weights / 1e9
-        stream_gb = each.stream_bytes / 1e9
-        lines.append(f"| {each.name} | {weights_gb:.1f} GB | {each.kv_bytes / 1024:.0f} KiB | {stream_gb:.2f} GB |")
-    lines += ["", "| model | " + " | ".join(gpu.name for gpu in GPUS) + " |", "|---|" + "---|" * len(GPUS)]
-    for each in BACKBONES:
-        lines.append(f"| {each.name} | " + " | ".join(_cell(each, gpu) for gpu in GPUS) + " |")
-    lines += ["", "| codec | chunks | " + " | ".join(gpu.name for gpu in GPUS) + " |", "|---|---|" + "---|" * len(GPUS)]
-    for codec in CODECS:
-        sizes = " … ".join(map(str, codec.gflop))
-        cells = (" … ".join(str(streams_of_codec(codec, gpu, frames)) for frames in codec.gflop) for gpu in GPUS)
-        lines.append(f"| `{codec.name}` | {sizes} | " + " | ".join(cells) + " |")
-    lines += ["", "| codec, chunks of the steady size | " + " | ".join(gpu.name for gpu in GPUS) + " |"]
-    lines.append("|---|" + "---|" * len(GPUS))
+        sizes = f"{weights_gb:.1f} | {each.kv_bytes / 1024:.0f} | {each.stream_bytes / 1e9:.2f}"
+        lines.append(f"| {each.name} | {sizes} | " + " | ".join(_cell(each, gpu) for gpu in GPUS) + " |")
+    lines += ["", f"| codec | {gpus} |", "|---|" + "---|" * len(GPUS)]
     for codec in CODECS:
         cells = (" / ".join(map(str, _streams_by_convolutions(codec, gpu))) for gpu in GPUS)
         lines.append(f"| `{codec.name}` | " + " | ".join(cells) + " |")
@@ -136,10 +131,8 @@ def _cell(backbone: Backbone, gpu: Gpu) -> str:
     memory = streams_in_memory(backbone, gpu)
     if memory < 1:
         return "–"
-    codec = codec_of(backbone)
-    alone = [str(memory), str(streams_in_time(backbone, gpu))]
-    alone += [] if codec is None else [str(streams_of_codec(codec, gpu, codec.steady_frames))]
-    return f"**{streams_of(backbone, gpu)}** ({' / '.join(alone)}), {step_ms(backbone, gpu, 1):.1f} ms"
+    in_time = streams_in_time(backbone, gpu)
+    return f"**{streams_of(backbone, gpu)}** ({memory}, {in_time}), {step_ms(backbone, gpu, 1):.1f}"
 
 
 @cache
