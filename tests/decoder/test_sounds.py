@@ -14,7 +14,8 @@ from stretto.config import DecoderConfig
 from stretto.decoder.streaming import SoundTable
 from stretto.decoder.worker import DecoderWorker
 from stretto.errors import InvalidRequest
-from stretto.records.chunk import Chunk, Envelope, FlowAddress, Sound
+from stretto.records.chunk import Chunk, Envelope, Sound
+from stretto.records.flow_address import FlowAddress
 from stretto.streams.layout import Segment
 from tests.codecs.conftest import one_thread  # noqa: F401
 from tests.fakes import FakeCodec, RecordedReply

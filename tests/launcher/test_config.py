@@ -11,7 +11,7 @@ from stretto.launcher.config import GATEWAY_PATH_FLAGS, launch_config, parser
 from stretto.launcher.installation import Installation, LaunchError, state_folder
 from stretto.launcher.launch import Launch
 from stretto.launcher.server import command_line
-from stretto.proxy.access import Ports, ProxyConfig
+from stretto.proxy.messages import Ports, ProxyConfig
 from stretto_client.console import argument_path
 from stretto_gateway.command import arguments as gateway_arguments
 

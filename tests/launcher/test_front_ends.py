@@ -21,7 +21,7 @@ from stretto.launcher.launch import LAUNCH_ID, begin_launch
 from stretto.launcher.launch_log import LaunchLog
 from stretto.launcher.processes import all_processes, descendants, environment_of, read_process
 from stretto.machine.worker_process import GATEWAY_SPARE_NAME, SPARE_NAME
-from stretto.proxy.access import Ports
+from stretto.proxy.messages import Ports
 from tests.launcher.launched import Launch, Launched, answers
 from tests.patience import PATIENCE_S, until
 from tests.ports import free_ports

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from stretto.proxy.access import MODEL_INFER
+from stretto.proxy.apis import MODEL_INFER
 from tests.launcher.launched import MAX_RESTARTS, PROOF, Launch, busy_table, hang
 
 pytestmark = pytest.mark.slow

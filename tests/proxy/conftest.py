@@ -10,9 +10,9 @@ import pytest
 
 from stretto.disconnects import Disconnects
 from stretto.proxy.__main__ import grpc_listener, grpc_proxy
-from stretto.proxy.access import ProxyConfig
 from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.grpc_proxy import GrpcProxy
+from stretto.proxy.messages import ProxyConfig
 from stretto.proxy.triton_stream import CallGate, Uploads
 from tests.client.fake_server import Chunk, FakeServer
 from tests.ports import free_ports

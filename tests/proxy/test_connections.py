@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from stretto.proxy.access import STOPPING, Ports
 from stretto.proxy.connections import (
     ConnectionLimits,
     Connections,
@@ -20,6 +19,7 @@ from stretto.proxy.connections import (
     open_files,
     peer_address,
 )
+from stretto.proxy.messages import STOPPING, Ports
 from tests.patience import PATIENCE_S
 from tests.proxy.conftest import proxy_config
 from tests.proxy.test_grpc_proxy import call, service_pb2

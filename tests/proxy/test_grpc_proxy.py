@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from stretto.disconnects import HOST, STREAM
 from stretto.proxy import grpc_proxy
 from stretto.proxy.__main__ import LauncherConnection, grpc_listener
-from stretto.proxy.access import CALLER_HEADER, KEY_HEADER
+from stretto.proxy.apis import CALLER_HEADER, KEY_HEADER
 from stretto.proxy.grpc_proxy import CROWDED
 from stretto_client import RequestRefused, ServerUnavailable, SpeechClient
 from tests.client.fake_server import Abort, Chunk, ErrorText, FakeServer, Until

@@ -3,7 +3,7 @@
 import pytest
 from tritonclient.grpc import service_pb2
 
-from stretto.proxy.access import APIS, HEALTH_CHECK, MODEL_INFER, MODEL_STREAM_INFER, SERVICE
+from stretto.proxy.apis import APIS, HEALTH_CHECK, MODEL_INFER, MODEL_STREAM_INFER, SERVICE
 from stretto.proxy.grpc_proxy import MAX_SMALL_BYTES, check_other_call
 from stretto.proxy.infer_request import BadRequest
 

@@ -8,7 +8,8 @@ from tritonclient.grpc import service_pb2
 from stretto.engine.permits import Permits
 from stretto.errors import NoCapacity
 from stretto.proxy import refused_hosts
-from stretto.proxy.access import CALLER_HEADER, KEY_HEADER, OurModels
+from stretto.proxy.access import OurModels
+from stretto.proxy.apis import CALLER_HEADER, KEY_HEADER
 from stretto.proxy.infer_request import BadRequest
 from stretto.proxy.refused_hosts import FORGET_S, MAX_HOSTS, PROBE_S, RefusedHosts
 from tests.client.fake_server import Chunk, ErrorText, response

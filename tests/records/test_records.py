@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest
 from stretto.family.prompting import read_messages
-from stretto.records.chunk import EVENT, MAX_GENERATION, Chunk, Envelope, FlowAddress, GuidanceChange, Report, WordMark
+from stretto.records.chunk import EVENT, Chunk, Envelope, GuidanceChange, Report, WordMark
+from stretto.records.flow_address import MAX_GENERATION, FlowAddress
 from stretto.records.prompt import Condition, InputAudio, Prompt, TextPart
 from stretto.records.sampling import OPTIONS, Delivery, OutputForm, RingAddress, SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stretto.errors import Overloaded
-from stretto.records.chunk import FlowAddress
+from stretto.records.flow_address import FlowAddress
 from stretto.streams.chunking import DecodingTime
 from stretto.triton_io.flow import FlowTable, FlowTables, Outcome, conclude_all, remove_stale_tables
 from tests.patience import PATIENCE_S

@@ -12,7 +12,8 @@ from tritonclient.grpc import InferResult, service_pb2
 
 from stretto.engine.protocol import read_extra_args, to_extra_args
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.records.chunk import EVENT, Chunk, Envelope, Event, FlowAddress
+from stretto.records.chunk import EVENT, Chunk, Envelope, Event
+from stretto.records.flow_address import FlowAddress
 from stretto.records.prompt import Prompt
 from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller

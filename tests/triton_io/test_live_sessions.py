@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from stretto.errors import Closing, InvalidRequest, NoCapacity, StrettoError
-from stretto.records.chunk import Chunk, FlowAddress, LMChunk
+from stretto.records.chunk import Chunk, LMChunk
+from stretto.records.flow_address import FlowAddress
 from stretto.records.prompt import AudioPart, Prompt, Resumption
 from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy, Pacer

@@ -12,7 +12,8 @@ import pytest_asyncio
 from stretto.config import EngineConfig
 from stretto.engine.llm import SpeechLLM
 from stretto.errors import InvalidRequest
-from stretto.records.chunk import FlowAddress, LMChunk
+from stretto.records.chunk import LMChunk
+from stretto.records.flow_address import FlowAddress
 from stretto.records.prompt import Prompt, TextPart
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.testing.checkpoints import make_prompt

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from stretto.errors import InvalidRequest, Overloaded
 from stretto.family.mechanism import Mechanism
 from stretto.family.text import MAX_PENDING_CHARS, SubwordStream
-from stretto.records.chunk import Alignment, Chunk, FlowAddress, LMChunk, Report, Sound, WordMark
+from stretto.records.chunk import Alignment, Chunk, LMChunk, Report, Sound, WordMark
+from stretto.records.flow_address import FlowAddress
 from stretto.records.prompt import Prompt, SourceWord, TextPart
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.chunking import ChunkPolicy, Pacer

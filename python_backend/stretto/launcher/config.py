@@ -12,7 +12,8 @@ from stretto import entry_points
 from stretto.errors import CommandParser, argument_path
 from stretto.launcher.installation import LaunchError, bundled_repository, cache_folder, state_folder
 from stretto.launcher.options import ServedModel, configuration_digest, served_model
-from stretto.proxy.access import CLOSED, HTTP, Ports
+from stretto.proxy.apis import CLOSED, HTTP
+from stretto.proxy.messages import Ports
 from stretto.triton_io.stub import PRONUNCIATIONS
 from stretto_contract.lexicon_files import read_lexicon_file, write_json
 from stretto_contract.listening import LOOPBACK, listening_address

@@ -18,7 +18,7 @@ from typing import Any
 
 from stretto.errors import FULL, INVALID, UNAVAILABLE, shown
 from stretto.launcher.installation import LaunchError
-from stretto.proxy.access import ENSEMBLE
+from stretto.proxy.apis import ENSEMBLE
 
 PROFILE = re.compile(r"key: \"profile\" value \{ string_value: '([^']*)'")
 GENERATE = f"/v2/models/{ENSEMBLE}/generate_stream"  # answers with server-sent events

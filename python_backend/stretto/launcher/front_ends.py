@@ -29,7 +29,8 @@ from stretto.launcher.pulse import Pulse
 from stretto.launcher.timeouts import slowness
 from stretto.machine.spare_process import ForkedProcess, fork, listen
 from stretto.machine.worker_process import GATEWAY_SPARE_NAME, die_with_parent
-from stretto.proxy.access import ENDING_ALL, ENDING_UNANSWERED, HTTP, READY, STOPPING, UNREADY, Ports, ProxyConfig
+from stretto.proxy.apis import HTTP
+from stretto.proxy.messages import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, UNREADY, Ports, ProxyConfig
 
 START_S = 60.0  # timeout of the first start, which takes a second on an idle machine
 STOP_S = 5.0

@@ -42,7 +42,7 @@ from stretto.launcher.processes import (
 from stretto.launcher.timeouts import slowness
 from stretto.launcher.workarounds import StartHangWatch, Workarounds
 from stretto.machine.worker_process import die_with_parent
-from stretto.proxy.access import CLOSED_APIS, HTTP, REPOSITORY
+from stretto.proxy.apis import CLOSED_APIS, HTTP, REPOSITORY
 from stretto.triton_io.stub import ENCODINGS, MARKER, PRONUNCIATIONS
 
 FIRST_STEPS = {"preprocessor"}  # not needed once a request has received a response

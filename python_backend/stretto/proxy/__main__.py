@@ -14,19 +14,11 @@ from pathlib import Path
 import grpc
 
 from stretto.disconnects import Disconnects
-from stretto.proxy.access import (
-    ENDING_ALL,
-    ENDING_UNANSWERED,
-    READY,
-    STOPPING,
-    Access,
-    OurModels,
-    Ports,
-    ProxyConfig,
-)
+from stretto.proxy.access import Access, OurModels
 from stretto.proxy.connections import ConnectionLimits, Connections
 from stretto.proxy.grpc_proxy import MAX_CALLS, SERVER_OPTIONS, TRITON_OPTIONS, GrpcProxy, LauncherState
 from stretto.proxy.http_infer import HttpInfer
+from stretto.proxy.messages import ENDING_ALL, ENDING_UNANSWERED, READY, STOPPING, Ports, ProxyConfig
 from stretto.proxy.pages import MAX_HEAD_BYTES, MetricsPage, Pages, PageServer, Posts, Readiness
 from stretto.proxy.triton_stream import CallGate, Uploads
 from stretto_contract.heartbeat import beat

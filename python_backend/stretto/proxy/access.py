@@ -1,15 +1,9 @@
-"""Access rules of the proxy, and the launcher's messages to the proxy.
-
-The rules cover calls, models and shared memory. The messages are sent through pipes, because other users could read the
-key from command lines in `ps`.
-"""
+"""Access rules of the proxy, for calls, models and shared memory."""
 
 import hmac
-import json
 import re
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 import grpc
@@ -21,134 +15,9 @@ from tritonclient.grpc.service_pb2 import (
 )
 
 from stretto.errors import UNAVAILABLE
+from stretto.proxy.apis import CALLER_HEADER, ENSEMBLE, INNER_MODELS, KEY_HEADER, MODELS, OPEN
 from stretto.proxy.infer_request import SHOWN, BadRequest
 from stretto_contract.limits import host_of
-
-# State messages after the config. While a model restarts, new requests are refused and requests in flight are ended:
-# either all of them, or only those that have no response yet or share a stream with other requests.
-READY = "ready"
-UNREADY = "unready"
-ENDING_ALL = "ending all"
-ENDING_UNANSWERED = "ending unanswered"
-STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
-
-Message = TypeVar("Message")
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Ports on which the proxy listens. A configured port of 0 is replaced by the chosen free port.
-
-    Attributes:
-        grpc: gRPC port.
-        metrics: Metrics port.
-        http: HTTP port; None if Triton serves HTTP itself.
-    """
-
-    grpc: int
-    metrics: int
-    http: int | None = None
-
-    def to_json(self) -> str:
-        """Return the ports as one line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Ports":
-        """Parse the output of `to_json`; raise ValueError for other text, such as an error message."""
-        return _parse(cls, text)
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyConfig:
-    """Configuration of the proxy. A port of 0 selects a free port.
-
-    Attributes:
-        address: IP address to listen on.
-        grpc_port: gRPC port.
-        metrics_port: Metrics port.
-        http_port: HTTP port; None if Triton serves HTTP itself.
-        triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
-        triton_metrics: Path of Triton's metrics socket.
-        disconnects: Path of the client-disconnect flags.
-        key: Secret whose holders may use all APIs.
-        allowed: APIs in `CLOSED` that the user has opened to all clients.
-        max_request_bytes: Maximum size of a gRPC message, in bytes.
-        cleanup: Command to execute if the launcher has died; empty for none.
-        cloning_models: Names of the ensembles for clients that clone voices.
-    """
-
-    address: str
-    grpc_port: int
-    metrics_port: int
-    http_port: int | None
-    triton_grpc: str
-    triton_metrics: str
-    disconnects: str
-    key: str
-    allowed: tuple[str, ...]
-    max_request_bytes: int
-    cleanup: tuple[str, ...] = ()
-    cloning_models: tuple[str, ...] = ()
-
-    def to_json(self) -> str:
-        """Return the config as one line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "ProxyConfig":
-        """Parse the output of `to_json`; raise ValueError for other text."""
-        return _parse(cls, text)
-
-
-def _parse(kind: type[Message], text: str) -> Message:
-    """Parse a message. Errors name the invalid field but not its value, which may be the key."""
-    record = json.loads(text)
-    kinds = get_type_hints(kind)
-    if not isinstance(record, dict) or record.keys() != kinds.keys():
-        got = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{kind.__name__}: expected an object of {', '.join(kinds)}, got {got}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
-    for name, value in values.items():
-        of = kinds[name]
-        is_list = isinstance(value, tuple)
-        found = {type(each) for each in (value if is_list else [value])}
-        allowed = {str} if get_origin(of) is tuple else set(get_args(of) or [of])
-        if is_list != (get_origin(of) is tuple) or not found <= allowed:
-            raise ValueError(f"{kind.__name__}.{name}: expected {of}, got {type(record[name]).__name__}")
-    return kind(**values)
-
-
-CALLER_HEADER = "stretto-caller"  # set by a holder of the key: the caller on whose behalf the call is made
-KEY_HEADER = "triton-grpc-protocol-stretto-key"  # Triton's header name for a key called `stretto-key`
-OPEN = "open"
-REPOSITORY = "model-repository"
-# direct calls to the ensemble's steps; Triton's HTTP service instead of ours
-MODELS = "models"
-HTTP = "http"
-SERVICE = "/inference.GRPCInferenceService/"
-MODEL_INFER = f"{SERVICE}ModelInfer"
-MODEL_STREAM_INFER = f"{SERVICE}ModelStreamInfer"
-MODEL_READY = f"{SERVICE}ModelReady"
-HEALTH_CHECK = "/grpc.health.v1.Health/Check"
-CLOSED_APIS = {
-    "shared-memory": tuple(
-        f"{kind}SharedMemory{action}" for kind in ("System", "Cuda") for action in ("Status", "Register", "Unregister")
-    ),
-    REPOSITORY: ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
-    "trace": ("TraceSetting",),
-    "logging": ("LogSettings",),
-}
-OPEN_CALLS = ["ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"]
-OPEN_CALLS += ["ModelStatistics", "ModelInfer", "ModelStreamInfer"]
-
-CLOSED = (*CLOSED_APIS, MODELS, HTTP)  # unless --allow opens them
-
-# API of each forwarded method.
-APIS = {SERVICE + call: OPEN for call in OPEN_CALLS} | {HEALTH_CHECK: OPEN}
-APIS |= {SERVICE + call: api for api, calls in CLOSED_APIS.items() for call in calls}
-
-INNER_MODELS = ("preprocessor", "language_model", "acoustic_decoder")
 
 Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -195,7 +64,6 @@ def refusal(api: str) -> str:
     return f"the {api} API is closed: start the server with --allow {api}, or send its key in the header {KEY_HEADER}"
 
 
-ENSEMBLE = "speech"
 VERSIONS = ("", "1")  # of our models
 
 Ask = Callable[[bytes], Awaitable[bytes]]

@@ -14,21 +14,8 @@ from tritonclient.grpc.service_pb2 import ModelInferRequest, ModelInferResponse
 
 from stretto.disconnects import Disconnects
 from stretto.errors import FULL, INVALID, UNAVAILABLE
-from stretto.proxy import access
-from stretto.proxy.access import (
-    APIS,
-    HEALTH_CHECK,
-    MODEL_INFER,
-    MODEL_READY,
-    MODEL_STREAM_INFER,
-    SERVICE,
-    Access,
-    Metadata,
-    OurModels,
-    ServedModels,
-    check_registration,
-    host_of_call,
-)
+from stretto.proxy.access import Access, Metadata, OurModels, ServedModels, check_registration, host_of_call, refusal
+from stretto.proxy.apis import APIS, HEALTH_CHECK, MODEL_INFER, MODEL_READY, MODEL_STREAM_INFER, SERVICE
 from stretto.proxy.connections import MAX_CONNECTIONS, Connections
 from stretto.proxy.infer_request import SHOWN, BadRequest, InferRequest, read_infer_request, with_origin
 from stretto.proxy.one_shot import FAILED, MAX_HELD_BYTES, OneShotReply, check_outputs
@@ -172,7 +159,7 @@ TRITON_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 # Responses while the launcher reports the server as not ready: three messages whose readiness field is false.
-NOT_READY = {access.SERVICE + "ServerReady": b"", MODEL_READY: b"", access.HEALTH_CHECK: b"\x08\x02"}
+NOT_READY = {SERVICE + "ServerReady": b"", MODEL_READY: b"", HEALTH_CHECK: b"\x08\x02"}
 STATUS = {INVALID: grpc.StatusCode.INVALID_ARGUMENT, FULL: grpc.StatusCode.RESOURCE_EXHAUSTED}
 STATUS |= {UNAVAILABLE: grpc.StatusCode.UNAVAILABLE, FAILED: grpc.StatusCode.INTERNAL}
 Context = Any  # grpc.aio.ServicerContext with messages of bytes
@@ -238,7 +225,7 @@ class GrpcProxy(grpc.GenericRpcHandler):
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         """Return the handler of a call; None for an unknown method."""
         method = details.method
-        if method not in access.APIS:
+        if method not in APIS:
             return None
         handler = self._stream if method == MODEL_STREAM_INFER else self._call(method)
         return grpc.stream_stream_rpc_method_handler(self._shared(handler))
@@ -259,12 +246,12 @@ class GrpcProxy(grpc.GenericRpcHandler):
 
         It is registered as stream-stream, so that access is checked before the request body has been received.
         """
-        api = access.APIS[method]
+        api = APIS[method]
 
         async def answer(requests: AsyncIterator[bytes], context: Context, place: ExitStack) -> None:
             metadata = context.invocation_metadata() or ()
             if not self._access.admits(api, metadata):
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, access.refusal(api))
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, refusal(api))
             request = await self._only_message(context)
             try:
                 if method == MODEL_INFER:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from stretto.errors import InvalidRequest
+from stretto.records.flow_address import FlowAddress
 from stretto.records.json_record import JsonRecord, Packed
 from stretto.records.sampling import OutputForm
 from stretto.streams.layout import Segment
@@ -158,22 +159,6 @@ class Sound:
         """Hash of all fields, by which decoders identify a recording."""
         sizes = f"{len(self.tokens)} {len(self.mel)} {self.num_mels} ".encode()
         return blake2b(sizes + self.tokens + self.mel + self.x_vector).digest()
-
-
-TABLE = r"stretto_flow_[0-9]{1,10}_[0-9a-f]{32}"
-MAX_GENERATION = (1 << 63) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class FlowAddress:
-    """Address of an utterance's slot in the acknowledgement table.
-
-    `generation` distinguishes successive users of the slot.
-    """
-
-    table: Annotated[str, Meta(pattern=rf"^{TABLE}\Z")]
-    slot: Annotated[int, Meta(ge=1, lt=1 << 31)]
-    generation: Annotated[int, Meta(ge=1, le=MAX_GENERATION)]
 
 
 MAX_KEPT_BYTES = 1 << 21  # per session: of events in the language model, and of answers in the decoder

@@ -15,7 +15,7 @@ from enum import IntEnum
 from pathlib import Path
 
 from stretto.errors import Overloaded, StrettoError
-from stretto.records.chunk import MAX_GENERATION, TABLE, FlowAddress
+from stretto.records.flow_address import MAX_GENERATION, TABLE, FlowAddress
 from stretto.streams.chunking import DecoderLoad, DecodingTime
 
 DIRECTORY = Path("/dev/shm")

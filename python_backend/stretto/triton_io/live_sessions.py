@@ -13,7 +13,8 @@ import numpy as np
 
 from stretto.errors import Closing, InvalidRequest, StrettoError
 from stretto.family.base import Family
-from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Envelope, FlowAddress, Kept, LMChunk
+from stretto.records.chunk import MAX_KEPT_BYTES, Chunk, Envelope, Kept, LMChunk
+from stretto.records.flow_address import FlowAddress
 from stretto.records.prompt import AudioPart, Prompt, Resumption
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment

@@ -17,7 +17,8 @@ from stretto.family.base import Family
 from stretto.family.pronunciations import SourceWords, server_dictionary
 from stretto.family.text import StreamedText
 from stretto.hops import Hop, stamp
-from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, FlowAddress, LMChunk
+from stretto.records.chunk import MAX_ALIGNED_CHARS, Chunk, Envelope, LMChunk
+from stretto.records.flow_address import FlowAddress
 from stretto.records.prompt import ID_BYTES, AudioPart, Prompt, Resumption, SourceWord, TextPart
 from stretto.records.sampling import Delivery
 from stretto.streams.chunking import ChunkPolicy, Pacer

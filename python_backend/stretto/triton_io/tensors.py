@@ -19,7 +19,7 @@ import triton_python_backend_utils as pb_utils
 from stretto.config import parse_parameter
 from stretto.errors import InvalidRequest, shown
 from stretto.family.served import speaking_folder
-from stretto.records.chunk import FlowAddress
+from stretto.records.flow_address import FlowAddress
 from stretto.records.prompt import AudioPart, Prompt, Resumption, TextPart
 from stretto.triton_io.seal import Seal
 

@@ -18,7 +18,7 @@ from tritonclient.grpc.service_pb2 import (
     ModelStreamInferResponse,
 )
 
-from stretto.proxy import access
+from stretto.proxy.apis import APIS, MODEL_INFER, MODEL_STREAM_INFER
 from stretto.records.chunk import EVENT
 from tests.server.fuzzing.doors import ANSWER_S, Doors, Sent, wrong_words
 from tests.server.fuzzing.mutations import NUMBERS, TEXTS, as_json, flipped, varied
@@ -80,7 +80,7 @@ def make_call(draw: Random) -> Sent:
     if draw.random() < 0.12:
         data, what = flipped(data, draw), [*what, "bytes"]
     is_alone = draw.random() < (0.5 if model == "preprocessor" else 0.1)
-    method = access.MODEL_INFER if is_alone else access.MODEL_STREAM_INFER
+    method = MODEL_INFER if is_alone else MODEL_STREAM_INFER
     has_key = model != "speech" and draw.random() < 0.8
     # A sealed prompt belongs to this server, so that only its own caller can insert it.
     return Sent(" ".join(["gRPC", *what]), lambda doors: _ask(doors, method, _sealed(data, doors), has_key))
@@ -88,7 +88,7 @@ def make_call(draw: Random) -> Sent:
 
 def other_call(draw: Random) -> Sent:
     """Return a call other than inference, with arbitrary bytes or a name as its message."""
-    method = draw.choice(sorted(access.APIS))
+    method = draw.choice(sorted(APIS))
     name = draw.choice((*MODELS, *TEXTS)).encode(errors="surrogatepass")
     data = b"\x0a" + bytes([len(name) & 0x7F]) + name
     if draw.random() < 0.5:
@@ -313,7 +313,7 @@ async def _ask(doors: Doors, method: str, data: bytes, has_key: bool) -> list[st
     metadata = doors.key if has_key else ()
     try:
         async with asyncio.timeout(ANSWER_S):
-            if method == access.MODEL_STREAM_INFER:
+            if method == MODEL_STREAM_INFER:
                 answers = await _answers(doors.channel.stream_stream(method)(iter([data]), metadata=metadata))
                 return _heard(doors, answers)
             await doors.channel.unary_unary(method)(data, metadata=metadata)

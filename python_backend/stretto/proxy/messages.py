@@ -1,0 +1,102 @@
+"""Messages of the launcher to the proxy, and the proxy's answer.
+
+They are sent through pipes, because other users could read the key from command lines in `ps`.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TypeVar, get_args, get_origin, get_type_hints
+
+# State messages after the config. While a model restarts, new requests are refused and requests in flight are ended:
+# either all of them, or only those that have no response yet or share a stream with other requests.
+READY = "ready"
+UNREADY = "unready"
+ENDING_ALL = "ending all"
+ENDING_UNANSWERED = "ending unanswered"
+STOPPING = "stopping"  # last message; a launcher whose pipe closes without it has died
+
+Message = TypeVar("Message")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports on which the proxy listens. A configured port of 0 is replaced by the chosen free port.
+
+    Attributes:
+        grpc: gRPC port.
+        metrics: Metrics port.
+        http: HTTP port; None if Triton serves HTTP itself.
+    """
+
+    grpc: int
+    metrics: int
+    http: int | None = None
+
+    def to_json(self) -> str:
+        """Return the ports as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Ports":
+        """Parse the output of `to_json`; raise ValueError for other text, such as an error message."""
+        return _parse(cls, text)
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyConfig:
+    """Configuration of the proxy. A port of 0 selects a free port.
+
+    Attributes:
+        address: IP address to listen on.
+        grpc_port: gRPC port.
+        metrics_port: Metrics port.
+        http_port: HTTP port; None if Triton serves HTTP itself.
+        triton_grpc: Path of Triton's gRPC socket, without the colon and port that Triton appends.
+        triton_metrics: Path of Triton's metrics socket.
+        disconnects: Path of the client-disconnect flags.
+        key: Secret whose holders may use all APIs.
+        allowed: APIs in `CLOSED` that the user has opened to all clients.
+        max_request_bytes: Maximum size of a gRPC message, in bytes.
+        cleanup: Command to execute if the launcher has died; empty for none.
+        cloning_models: Names of the ensembles for clients that clone voices.
+    """
+
+    address: str
+    grpc_port: int
+    metrics_port: int
+    http_port: int | None
+    triton_grpc: str
+    triton_metrics: str
+    disconnects: str
+    key: str
+    allowed: tuple[str, ...]
+    max_request_bytes: int
+    cleanup: tuple[str, ...] = ()
+    cloning_models: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the config as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "ProxyConfig":
+        """Parse the output of `to_json`; raise ValueError for other text."""
+        return _parse(cls, text)
+
+
+def _parse(kind: type[Message], text: str) -> Message:
+    """Parse a message. Errors name the invalid field but not its value, which may be the key."""
+    record = json.loads(text)
+    kinds = get_type_hints(kind)
+    if not isinstance(record, dict) or record.keys() != kinds.keys():
+        got = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise ValueError(f"{kind.__name__}: expected an object of {', '.join(kinds)}, got {got}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
+    for name, value in values.items():
+        of = kinds[name]
+        is_list = isinstance(value, tuple)
+        found = {type(each) for each in (value if is_list else [value])}
+        allowed = {str} if get_origin(of) is tuple else set(get_args(of) or [of])
+        if is_list != (get_origin(of) is tuple) or not found <= allowed:
+            raise ValueError(f"{kind.__name__}.{name}: expected {of}, got {type(record[name]).__name__}")
+    return kind(**values)
