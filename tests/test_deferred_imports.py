@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
-from stretto.engine.host import DEFERRED
-from stretto.machine.deferred_imports import deferred
+from stretto.machine.deferred_imports import deferred, deferred_decorators, hidden
 
 LARGE = """
 class Tool:
@@ -81,10 +83,52 @@ def test_missing_name_is_reported_when_it_is_used(folder: Path) -> None:
         Saw()
 
 
-@pytest.mark.parametrize("name", DEFERRED)
-def test_deferred_modules_of_the_engine_exist(name: str) -> None:
-    package = find_spec(name.partition(".")[0])
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    path = Path(package.submodule_search_locations[0]).joinpath(*name.split(".")[1:])
-    assert path.with_suffix(".py").is_file()
+def test_deferred_module_itself_becomes_the_real_one(folder: Path) -> None:
+    with deferred(["large_package.large"]):
+        import large_package.large as module
+    assert isinstance(module.Tool, type)
+    assert module.Tool is sys.modules["large_package.large"].Tool
+    with pytest.raises(AttributeError, match="Saw"):
+        _ = module.Saw
+
+
+def test_hidden_module_seems_not_to_be_installed(folder: Path) -> None:
+    with hidden("large_package"), pytest.raises(ImportError, match="large_package"):
+        import_module("large_package.large")
+    assert import_module("large_package.large").Tool.name == "hammer"
+    with pytest.raises(RuntimeError, match="large_package was imported"), hidden("large_package"):
+        pass
+
+
+def test_deferred_decorator_is_applied_at_the_first_call() -> None:
+    applied: list[str] = []
+    owner = ModuleType("owner")
+
+    def mark(function: Any = None, sign: str = "+") -> Any:
+        if function is None:
+            return partial(mark, sign=sign)
+        applied.append(f"{function.__name__}{sign}")
+        return lambda number: -function(number)
+
+    owner.mark = mark
+    with deferred_decorators(owner, ["mark"], lambda: applied.append("prepared")):
+
+        @owner.mark
+        def one(number: int) -> int:
+            return number + 1
+
+        @owner.mark(sign="*")
+        def two(number: int) -> int:
+            return number + 2
+
+    assert owner.mark is mark
+    assert (one.__name__, applied) == ("one", [])
+    assert [one(1), one(2), two(1)] == [-2, -3, -3]
+    assert applied == ["prepared", "one+", "prepared", "two*"]
+
+
+def test_other_objects_are_decorated_at_once() -> None:
+    owner = ModuleType("owner")
+    owner.mark = len
+    with deferred_decorators(owner, ["mark"]):
+        assert owner.mark([1, 2]) == 2

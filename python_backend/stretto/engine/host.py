@@ -26,11 +26,11 @@ from stretto.engine.environment import (
     prepare_environment,
     require_batch_invariance,
 )
+from stretto.engine.preloading import WARM, has_preloaded, lean_imports
 from stretto.engine.protocol import STATS_KEY
 from stretto.errors import CheckpointError
 from stretto.family.plugin import all_layers_slide, config_at, family_at
 from stretto.machine import spare_process
-from stretto.machine.deferred_imports import deferred
 from stretto.machine.worker_process import ENGINE_SPARE, HOST_NAME, LIBC, PR_SET_NAME, SPARE_NAME, die_with_parent
 from stretto.streams.layout import LatentSpec
 
@@ -41,20 +41,6 @@ END_S = 5.0
 MODULE = "stretto.engine.host"
 SPARE = "spare"
 SPARE_S = 120.0  # time for the spare's imports on a busy machine
-# Imported before a host is forked, because engines need them.
-WARM = (
-    "vllm.engine.arg_utils",
-    "vllm.v1.engine.core",
-    "vllm.v1.engine.utils",
-    "vllm.v1.executor.uniproc_executor",
-    "vllm.model_executor.model_loader",
-    "stretto.engine.scheduling.scheduler",
-    "stretto.engine.worker.model_state",
-    "stretto.engine.models.backbones",
-)
-# Used only to parse text in a model's reply and to call tools, which no engine here does. With what they import (the
-# types of OpenAI's API, FastAPI), they are an eighth of the modules of a start.
-DEFERRED = ("vllm.entrypoints.mcp.tool_server", "vllm.parser.engine.adapters")
 
 
 SCHEDULER = "stretto.engine.scheduling.scheduler.SpeechScheduler"
@@ -351,7 +337,7 @@ def serve(listener: socket.socket) -> NoReturn:
         RuntimeError: If the imports have initialised a GPU.
     """
     prepare_environment()
-    with deferred(DEFERRED):
+    with lean_imports():
         spare_process.preload(SPARE_NAME, WARM)
     import torch
 
@@ -370,7 +356,7 @@ def connect_host(config: EngineConfig) -> tuple[Connection, int | None]:
     ours, theirs = Pipe()
     number = theirs.fileno()
     spare = os.environ.get(ENGINE_SPARE)
-    if spare and not is_batch_invariant(config):
+    if spare and has_preloaded(config) and not is_batch_invariant(config):
         forked = spare_process.fork(Path(spare), MODULE, [str(number)], descriptors={number: number})
         has_started = forked is not None and forked.has_started(SPARE_S)
         if forked is not None:

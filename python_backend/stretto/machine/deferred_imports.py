@@ -3,13 +3,16 @@
 A library may import modules at its top whose objects it only names, for example in annotations, or uses in few cases. A
 deferred module has a stand-in for each of its names. It is imported when an object is called, subclassed, compared
 with an instance, or asked for an attribute; the stand-in then does what the object does.
+
+A decorator that imports modules can be deferred, too: it is then applied when the decorated function is first called.
 """
 
+import functools
 import importlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Union
 
 
@@ -51,12 +54,14 @@ class DeferredObject:
 
 
 class _DeferredModule(ModuleType):
-    """Module with a stand-in for every name."""
+    """Module with a stand-in for every name; once it is no longer deferred, its names are those of the real module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return DeferredObject(self.__name__, name)
+        if sys.modules.get(self.__name__) is self:
+            return DeferredObject(self.__name__, name)
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 @contextmanager
@@ -74,3 +79,64 @@ def deferred(names: Iterable[str]) -> Iterator[None]:
         for name, stand_in in stand_ins.items():
             if sys.modules.get(name) is stand_in:
                 del sys.modules[name]
+
+
+@contextmanager
+def hidden(name: str) -> Iterator[None]:
+    """Let imports of a module fail in the `with` block, as if it was not installed; it must not have been imported.
+
+    Args:
+        name: Full name of the module.
+    """
+    if name in sys.modules:
+        raise RuntimeError(f"{name} was imported before it could be hidden")
+    sys.modules[name] = None  # type: ignore[assignment]  # Python's mark of a module that cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+@contextmanager
+def deferred_decorators(
+    owner: ModuleType, names: Iterable[str], prepare: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Defer decorators: a function that is decorated in the `with` block is decorated when it is first called.
+
+    Args:
+        owner: Module of the decorators.
+        names: Their names in it. They may be called with a function, or with options only.
+        prepare: Called before a decorator is applied.
+    """
+    decorators = {name: getattr(owner, name) for name in names}
+    for name, decorate in decorators.items():
+        setattr(owner, name, _deferred_decorator(decorate, prepare))
+    try:
+        yield
+    finally:
+        for name, decorate in decorators.items():
+            setattr(owner, name, decorate)
+
+
+def _deferred_decorator(decorate: Callable[..., Any], prepare: Callable[[], None]) -> Callable[..., Any]:
+    """Return a decorator that applies `decorate` to a function when the function is first called."""
+
+    @functools.wraps(decorate)
+    def defer(function: Any = None, /, *arguments: Any, **options: Any) -> Any:
+        if function is None:
+            return lambda function: defer(function, *arguments, **options)
+        if not isinstance(function, FunctionType):
+            return decorate(function, *arguments, **options)
+
+        @functools.cache
+        def decorated() -> Any:
+            prepare()
+            return decorate(function, *arguments, **options)
+
+        @functools.wraps(function)
+        def call(*values: Any, **named: Any) -> Any:
+            return decorated()(*values, **named)
+
+        return call
+
+    return defer
