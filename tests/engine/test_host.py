@@ -121,16 +121,18 @@ def test_unresponsive_spare_process_is_bypassed(
     os.waitpid(child, 0)
 
 
-def test_batch_invariant_engine_is_not_forked_from_the_spare_process(
-    spare: int, config: EngineConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["eager", "compiled", "batch-invariant"])
+def test_only_an_engine_that_needs_what_the_spare_has_imported_is_forked_from_it(
+    spare: int, config: EngineConfig, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for is_invariant in (False, True):
-        monkeypatch.setattr(host, "is_batch_invariant", lambda _, answer=is_invariant: answer)
-        connection, child = host.connect_host(config)
-        connection.close()  # the host ends without a request
-        assert (child is not None) == is_invariant
-        if child is not None:
-            os.waitpid(child, 0)
+    """The spare has imported vLLM without the compiler, and as logits may depend on the batch."""
+    monkeypatch.setattr(host, "is_batch_invariant", lambda _: kind == "batch-invariant")
+    arguments = config.engine_args | {"enforce_eager": kind != "compiled"}
+    connection, child = host.connect_host(replace(config, engine_args=arguments))
+    connection.close()  # the host ends without a request
+    assert (child is None) == (kind == "eager")
+    if child is not None:
+        os.waitpid(child, 0)
 
 
 async def test_engine_start_errors_reach_the_client(spare: int, config: EngineConfig) -> None:
