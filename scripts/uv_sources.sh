@@ -1,7 +1,8 @@
 # To be sourced. Passes pip's package sources on this machine to uv, which does not read pip's settings.
 # The CPU build of torch comes from pip's find-links folder if one is configured and contains it, otherwise from
 # PyTorch's CPU index.
-pip_setting() { "${PYTHON:-python3}" -m pip config get "global.$1" 2>/dev/null || true; }
+pip_settings=$("${PYTHON:-python3}" -m pip config list 2>/dev/null || true) # one line each: global.NAME='VALUE'
+pip_setting() { sed -n "s/^global\\.$1='\\(.*\\)'\$/\\1/p" <<<"$pip_settings"; }
 
 links=$(pip_setting find-links)
 [ -n "$links" ] && export UV_FIND_LINKS="${UV_FIND_LINKS:-$links}"

@@ -328,7 +328,7 @@ class BackgroundServer:
         named = f"{http} (HTTP), {grpc} (gRPC), {metrics} (metrics)" + f", {gateway} (gateway)" * self.has_gateway
         log_line(f"starting the server on ports {named}; log: {log}")
         command = [*self.launcher, *self.launcher_arguments()]
-        # Without bytecode, every vLLM start takes 10 s longer.
+        # Without bytecode, every start takes 5 s longer.
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         environment[STARTER] = str(os.getpid())
         with self._output_file.open("wb") as output:

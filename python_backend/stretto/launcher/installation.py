@@ -231,7 +231,7 @@ def server_environment(
 def bytecode_folder() -> dict[str, str]:
     """Return the environment variable that makes Python write bytecode to the cache folder.
 
-    The variable is needed only if the installation is read-only and has no bytecode. vLLM starts 10 s faster with
+    The variable is needed only if the installation is read-only and has no bytecode. A start is 5 s faster with
     bytecode.
     """
     if os.access(PACKAGE, os.W_OK) or (PACKAGE / "__pycache__").is_dir():
