@@ -126,8 +126,8 @@ def test_published_codec_sizes() -> None:
         ({"decoder_rates": [8, 8]}, "decoder_rates: expected rates with the product of encoder_rates, [2, 4, 8, 8]"),
         ({"decoder_dim": 24}, "decoder_dim: expected a multiple of 16 channels, got 24"),
         ({"encoder_dim": 5}, "encoder_dim: expected a multiple of 64 channels, got 80"),
-        ({"n_layer": 3}, "missing ['encoder.pre_transformer.layers.2."),
-        ({"codebook_dim": 9}, "wrong shape ['residual.quantizers.0.codebook.weight'"),
+        ({"n_layer": 3}, "missing: encoder.pre_transformer.layers.2."),
+        ({"codebook_dim": 9}, "wrong shape: residual.quantizers.0.codebook.weight"),
     ],
     ids=str,
 )

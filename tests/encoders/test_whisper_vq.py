@@ -64,7 +64,7 @@ def test_encoder_loads_from_a_whole_model(tmp_path: Path, prefix: str, tokenizer
         ({"pooling_position": 3}, "pooling_position"),
         ({"quantize_vocab_size": 32}, "64 codes"),
         ({"num_mel_bins": 80}, "80 mel bands"),
-        ({"encoder_ffn_dim": 40}, r"wrong shape \['layers.0.fc1.bias'"),
+        ({"encoder_ffn_dim": 40}, "wrong shape: layers.0.fc1.bias"),
         ({"quantize_position": 1, "pooling_position": 1, "d_model": 16}, "wrong shape"),
     ],
     ids=str,
@@ -79,7 +79,7 @@ def test_error_names_missing_and_unknown_tensors(tmp_path: Path) -> None:
     tensors = load_file(path)
     tensors["more"] = tensors.pop("codebook.weight")
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=r"missing \['codebook.weight'\], unknown \['more'\]"):
+    with pytest.raises(CheckpointError, match=r"missing: codebook.weight; unknown: more"):
         load_tokenizer(tmp_path, NUM_CODES)
     path.unlink()
     with pytest.raises(CheckpointError, match=r"safetensors has a tensor conv1"):
@@ -90,7 +90,7 @@ def test_deeply_nested_config_and_complex_weights_are_refused(tmp_path: Path) ->
     folder = write_glm4_tokenizer(tmp_path / FOLDER)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"conv1.bias": tensors["conv1.bias"] * 1j}, folder / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"ssl_tokenizer: expected dense tensors .* \['conv1\.bias'\]"):
+    with pytest.raises(CheckpointError, match=r"ssl_tokenizer: expected dense tensors .* conv1\.bias"):
         load_tokenizer(tmp_path, NUM_CODES)
     (folder / "config.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match=r"expected a JSON object, got RecursionError"):

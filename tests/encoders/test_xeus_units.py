@@ -85,9 +85,9 @@ def misshapen(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_a_norm, r"missing \['xeus.encoder.after_norm.weight'\]"),
-        (with_another, r"unknown \['xeus.masker'\]"),
-        (misshapen, r"wrong shape \['centres'\]"),
+        (without_a_norm, r"missing: xeus.encoder.after_norm.weight"),
+        (with_another, r"unknown: xeus.masker"),
+        (misshapen, "wrong shape: centres"),
     ],
 )
 def test_error_names_misfitting_tensors(
@@ -102,7 +102,7 @@ def test_error_names_misfitting_tensors(
 
 
 def test_ssl_tokenizer_with_wrong_code_count_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"wrong shape \['centres'\]"):
+    with pytest.raises(CheckpointError, match="wrong shape: centres"):
         load_ssl_tokenizer(checkpoint, NUM_CODES + 1)
 
 

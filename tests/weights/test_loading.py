@@ -52,24 +52,24 @@ def test_complete_checkpoint_loads_in_float32(directory: Path) -> None:
 def test_optional_parts_may_only_be_omitted_as_a_whole(directory: Path) -> None:
     names = [name for name in load_file(directory / "model.safetensors") if name.startswith("encoder.")]
     rewrite(directory, **{name.replace(".", "__"): None for name in names[1:]})
-    with pytest.raises(CheckpointError, match=r"missing .*encoder"):
+    with pytest.raises(CheckpointError, match=r"missing: .*encoder"):
         load_model(DacModel, directory, OPTIONAL)
     rewrite(directory, **{names[0].replace(".", "__"): None})
     assert load_model(DacModel, directory, OPTIONAL)[1] is False
-    with pytest.raises(CheckpointError, match=r"missing .*encoder"):
+    with pytest.raises(CheckpointError, match=r"missing: .*encoder"):
         load_model(DacModel, directory)
 
 
 def test_error_names_mismatched_tensors(directory: Path) -> None:
     rewrite(directory, decoder__conv1__bias=None, surplus=torch.zeros(1), decoder__conv2__bias=torch.zeros(3))
-    expected = r"missing \['decoder.conv1.bias'\], unexpected \['surplus'\], wrong shape \['decoder.conv2.bias'\]"
+    expected = "missing: decoder.conv1.bias; unknown: surplus; wrong shape: decoder.conv2.bias"
     with pytest.raises(CheckpointError, match=expected):
         load_model(DacModel, directory, OPTIONAL)
 
 
 def test_truncated_and_non_finite_weights_are_refused(directory: Path) -> None:
     rewrite(directory, decoder__conv1__bias=torch.tensor([0.0, math.inf, 0.0, 0.0]))
-    with pytest.raises(CheckpointError, match=r"expected finite numbers, got .* \['decoder\.conv1\.bias'\]"):
+    with pytest.raises(CheckpointError, match=r"expected finite numbers, got .* decoder\.conv1\.bias"):
         load_model(DacModel, directory, OPTIONAL)
     path = directory / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -97,7 +97,7 @@ def test_error_names_tensors_that_are_not_weights(tmp_path: Path, kind: str) -> 
     torch.save({"bias": torch.ones(2), "weight": NO_WEIGHTS[kind]()}, path)
     with pytest.raises(CheckpointError) as error:
         read_tensors(path)
-    assert str(error.value) == f"{path}: expected dense tensors of real numbers, got other values in ['weight']"
+    assert str(error.value) == f"{path}: expected dense tensors of real numbers, got other values in weight"
 
 
 def test_unsupported_tensor_dtype_is_reported(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_missing_file_error_names_the_file(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_error_names_non_finite_tensors(value: float) -> None:
-    with pytest.raises(CheckpointError, match=r"here: expected finite numbers, got NaN or infinity in \['bias'\]"):
+    with pytest.raises(CheckpointError, match=r"here: expected finite numbers, got NaN or infinity in bias"):
         load_strictly(torch.nn.Linear(3, 2), TENSORS | {"bias": torch.tensor([0.0, value])}, Path("here"))
 
 

@@ -245,9 +245,7 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
         for name, part in plan.items()
         if name in published and tuple(published[name].shape) != part.stored
     ]
-    found = {"missing": missing, "unknown": unknown, "wrong shape": wrong}
-    if missing or unknown or wrong:
-        raise TensorMismatch("tensors do not match: " + "; ".join(_named(*each) for each in found.items() if each[1]))
+    raise_mismatch(missing, unknown, wrong)
     return others
 
 
@@ -255,9 +253,42 @@ def _is_under(name: str, prefix: str) -> bool:
     return name.startswith(prefix) if prefix.endswith(".") else name == prefix
 
 
-def _named(kind: str, names: list[str]) -> str:
-    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{kind}: {', '.join(sorted(names)[:NAMED])}{rest}"
+def raise_mismatch(
+    missing: Iterable[str] = (), unknown: Iterable[str] = (), wrong: Iterable[str] = (), source: object = None
+) -> None:
+    """Raise TensorMismatch if there are missing or unknown tensors, or tensors of a wrong shape.
+
+    Args:
+        missing: Names of the missing tensors.
+        unknown: Names of the unknown tensors.
+        wrong: Names of the tensors of a wrong shape, or descriptions that begin with the name.
+        source: File or folder of the tensors, for the error message; None to leave it out.
+    """
+    kinds = {"missing": sorted(missing), "unknown": sorted(unknown), "wrong shape": sorted(wrong)}
+    listed = "; ".join(f"{kind}: {first(names)}" for kind, names in kinds.items() if names)
+    if listed:
+        prefix = "" if source is None else f"{source}: "
+        raise TensorMismatch(f"{prefix}tensors do not match: {listed}")
+
+
+def require(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int | None, ...] | None]) -> None:
+    """Raise TensorMismatch unless tensors are present with their shapes.
+
+    Args:
+        tensors: Tensors by name.
+        shapes: Expected shape of each tensor, with None for any size; None for any shape.
+    """
+    missing = [name for name in shapes if name not in tensors]
+    wrong = []
+    for name, shape in shapes.items():
+        if name in missing or shape is None:
+            continue
+        actual = tuple(tensors[name].shape)
+        fits = len(actual) == len(shape) and all(size in (None, own) for size, own in zip(shape, actual, strict=True))
+        if not fits:
+            expected = ", ".join("n" if size is None else str(size) for size in shape)
+            wrong.append(f"{name} {list(actual)} instead of [{expected}]")
+    raise_mismatch(missing, wrong=wrong)
 
 
 # Exceptions raised for an invalid tensor file; `torch.load` passes on any exception from its unpickler.
@@ -346,7 +377,7 @@ def in_float32(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """
     odd = sorted(name for name, tensor in tensors.items() if not is_plain(tensor))
     if odd:
-        raise CheckpointError(f"{path}: expected dense tensors of real numbers, got other values in {odd[:NAMED]}")
+        raise CheckpointError(f"{path}: expected dense tensors of real numbers, got other values in {first(odd)}")
     try:
         return {name: tensor.float() for name, tensor in tensors.items()}
     except UNREADABLE as error:  # the dtype has no arithmetic
@@ -376,13 +407,8 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], place: Path,
         CheckpointError: If tensors are missing, unknown or not finite, or have the wrong shape.
     """
     wanted = module.state_dict()
-    wrong = sorted(name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape)
-    if wrong or wanted.keys() != tensors.keys():
-        missing = sorted(wanted.keys() - tensors.keys())
-        unknown = sorted(tensors.keys() - wanted.keys())
-        raise CheckpointError(
-            f"{place}: missing {first(missing)}, unknown {first(unknown)}, wrong shape {first(wrong)}"
-        )
+    wrong = [name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape]
+    raise_mismatch(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), wrong, place)
     check_finite(tensors, place)
     module.load_state_dict(tensors, assign=assign)
 
@@ -394,17 +420,17 @@ def first(names: list[str]) -> str:
     names is appended.
     """
     if len(names) <= NAMED:
-        return str(names)
+        return ", ".join(names)
     parts = list({name.partition(".")[0]: name for name in reversed(names)}.values())[::-1][:NAMED]
     chosen = sorted({*parts, *names[: NAMED - len(parts)]})
-    return f"{chosen} and {len(names) - len(chosen)} more"
+    return f"{', '.join(chosen)} and {len(names) - len(chosen)} more"
 
 
 def check_finite(tensors: Mapping[str, Tensor], place: Path) -> None:
     """Raise CheckpointError if a tensor contains NaN or infinity, which would result in noise or silence."""
     odd = sorted(name for name, tensor in tensors.items() if not tensor.isfinite().all())
     if odd:
-        raise CheckpointError(f"{place}: expected finite numbers, got NaN or infinity in {odd[:NAMED]}")
+        raise CheckpointError(f"{place}: expected finite numbers, got NaN or infinity in {first(odd)}")
 
 
 CONFIG_FILE = "config.json"

@@ -19,7 +19,7 @@ from stretto.untrusted_files import (
     released_file,
     without_keys,
 )
-from stretto.weights.loading import CONFIG_FILE, UNREADABLE, check_finite, first
+from stretto.weights.loading import CONFIG_FILE, UNREADABLE, check_finite, raise_mismatch
 
 Config = TypeVar("Config", bound=PretrainedConfig)
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -95,11 +95,8 @@ def load_model(model_class: type[Model], directory: Path, optional: Iterable[str
     tensors = model.state_dict()
     absent = set(info["missing_keys"])
     left_out = {name for name in tensors if name.split(".")[0] in set(optional)}
-    missing = [] if absent == left_out else sorted(absent)
-    unexpected = sorted(info["unexpected_keys"])
-    wrong = sorted(name for name, *_ in info["mismatched_keys"])
-    found = {"missing": missing, "unexpected": unexpected, "wrong shape": wrong}
-    if missing or unexpected or wrong:
-        raise CheckpointError(f"{directory}: {', '.join(f'{kind} {first(names)}' for kind, names in found.items())}")
+    missing = set() if absent == left_out else absent
+    wrong = [name for name, *_ in info["mismatched_keys"]]
+    raise_mismatch(missing, info["unexpected_keys"], wrong, directory)
     check_finite({name: tensor for name, tensor in tensors.items() if name not in absent}, directory)
     return model.eval().requires_grad_(False), not absent

@@ -170,7 +170,7 @@ def test_error_names_mismatched_tensors(tmp_path: Path) -> None:
     torch.save(tensors, path)
     with pytest.raises(CheckpointError) as error:
         load(tmp_path)
-    for text in ("missing ['encoder_proj.bias']", "unknown ['more']", "wrong shape ['input_embedding.weight']"):
+    for text in ("missing: encoder_proj.bias", "unknown: more", "wrong shape: input_embedding.weight"):
         assert text in str(error.value)
 
 

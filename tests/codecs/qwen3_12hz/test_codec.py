@@ -198,9 +198,9 @@ def test_error_names_mismatched_tensors(published: Path, tmp_path: Path) -> None
     save_file(tensors, tmp_path / "codec" / "model.safetensors")
     with pytest.raises(CheckpointError) as refused:
         load_codec("qwen3_12hz", tmp_path)
-    assert "missing ['encoder.downsample.conv.weight']" in str(refused.value)
-    assert "unknown ['decoder.stray']" in str(refused.value)
-    assert "wrong shape ['decoder.pre_conv.conv.bias']" in str(refused.value)
+    assert "missing: encoder.downsample.conv.weight" in str(refused.value)
+    assert "unknown: decoder.stray" in str(refused.value)
+    assert "wrong shape: decoder.pre_conv.conv.bias" in str(refused.value)
 
 
 def test_invalid_safetensors_file_is_refused(published: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def other_text(tensors: Tensors, num_ids: int) -> None:
     [
         (lambda t: t.pop("text_pos_emb.emb.weight"), "missing: text_pos_emb.emb.weight"),
         (lambda t: t.pop("cond_enc.emotion_adv_fc.weight"), "missing: cond_enc.emotion_adv_fc.weight"),
-        (lambda t: t.pop("cond_enc.perceiver.pre_attention_query"), "pre_attention_query of shape [1, n, H]"),
+        (lambda t: t.pop("cond_enc.perceiver.pre_attention_query"), "missing: cond_enc.perceiver.pre_attention_query"),
         (lambda t: t.pop("tfmr.layers.1.mlp.up_proj.weight"), "missing: tfmr.layers.1.mlp.up_proj.weight"),
         (lambda t: t.update(more=torch.ones(1)), "unknown: more"),
         (lambda t: t.update({"speech_head.weight": torch.ones(8194, 32)}), "wrong shape: speech_head.weight"),

@@ -105,7 +105,7 @@ def test_language_model_weights_in_codec_folder_are_reported(
     release: HiggsAudioRelease, tmp_path: Path, refuses: Refuses
 ) -> None:
     (tmp_path / "tokenizer" / "model.pth").unlink()
-    missing = "missing ['acoustic_decoder.block.0.conv_t1.bias'"
+    missing = "missing: acoustic_decoder.block.0.conv_t1.bias"
     refuses(words(release), missing, "model.safetensors seems to contain a language model")
 
 

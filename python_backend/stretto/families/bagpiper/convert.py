@@ -19,7 +19,7 @@ from stretto.family.log_mel_encoder import check_windows, tower_plan
 from stretto.family.plugin import NAME, VOCABULARY
 from stretto.untrusted_files import entry, optional_entry, read_json, released_file, yaml_mapping
 from stretto.weights.backbones import config_of, shapes
-from stretto.weights.loading import Part, Plan
+from stretto.weights.loading import Part, Plan, require
 
 NUM_SPECIAL = 256
 TOWER = "multimodal_io_dict.continuous_audio.model.audio_tower."
@@ -117,12 +117,8 @@ def vocabulary(
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str) -> int:
-    if name not in tensors:
-        raise CheckpointError(f"tensors do not match: missing: {name}")
-    shape = tensors[name].shape
-    if len(shape) != 2:
-        raise CheckpointError(f"tensors do not match: wrong shape: {name} {list(shape)}")
-    return shape[0]
+    require(tensors, {name: (None, None)})
+    return tensors[name].shape[0]
 
 
 def _codebook_size(tensors: Mapping[str, Tensor], codec: Path | None) -> int:

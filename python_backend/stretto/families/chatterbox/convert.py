@@ -80,7 +80,7 @@ from stretto.family.plugin import MAX_ID
 from stretto.family.text import TOKENIZER_FILE, TextTokenizer
 from stretto.untrusted_files import json_object, released_file
 from stretto.weights.backbones import read_backbone, shapes
-from stretto.weights.loading import Part, Plan, check
+from stretto.weights.loading import Part, Plan, check, require
 
 
 def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
@@ -179,9 +179,7 @@ def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[st
 
 def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tuple[str, ...]) -> ChatterboxVocabulary:
     """Return the vocabulary; raise CheckpointError if the release is not supported."""
-    missing = [name for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS) if name not in tensors]
-    if missing:
-        raise CheckpointError(f"tensors do not match: missing: {', '.join(missing)}")
+    require(tensors, dict.fromkeys((EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS)))
     num_text_ids, num_speech_ids, num_text_positions, num_speech_positions = (
         len(tensors[name]) for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS)
     )
@@ -209,10 +207,9 @@ def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tupl
 
 
 def _num_queries(tensors: Mapping[str, Tensor]) -> int:
-    query = tensors.get(f"{PERCEIVER}pre_attention_query")
-    if query is None or query.ndim != 3:
-        raise CheckpointError(f"tensors do not match: expected {PERCEIVER}pre_attention_query of shape [1, n, H]")
-    return query.shape[1]
+    name = f"{PERCEIVER}pre_attention_query"
+    require(tensors, {name: (1, None, None)})
+    return tensors[name].shape[1]
 
 
 def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:

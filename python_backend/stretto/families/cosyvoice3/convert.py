@@ -47,7 +47,7 @@ from stretto.family.text import TOKENIZER_FILE
 from stretto.family.text import check_ids as check_token_ids
 from stretto.untrusted_files import check_value, entry, read_text, released_file, released_folder
 from stretto.weights.backbones import read_backbone, shapes
-from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled
+from stretto.weights.loading import Part, Plan, check, open_tensors, read_pickled, require
 
 IS_BARE = True  # the config is read here, because it describes Python objects
 CONFIG = "cosyvoice3.yaml"
@@ -189,9 +189,7 @@ def extended(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
 
 def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer) -> CosyVoice3Vocabulary:
     """Return the vocabulary; raise CheckpointError if the release is not CosyVoice 3."""
-    missing = [name for name in (EMBEDDINGS, SPEECH, HEAD) if name not in tensors]
-    if missing:
-        raise CheckpointError(f"tensors do not match: missing: {', '.join(missing)}")
+    require(tensors, dict.fromkeys((EMBEDDINGS, SPEECH, HEAD)))
     num_text_ids = len(tensors[EMBEDDINGS])
     num_speech_ids = len(tensors[SPEECH])
     if num_speech_ids != NUM_SPEECH_IDS:

@@ -27,7 +27,7 @@ from stretto.family.conversion import (
 )
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
-from stretto.weights.loading import Part, Plan, shapes_of
+from stretto.weights.loading import Part, Plan, require, shapes_of
 
 CODEC = "codec_model."
 GENERATION = AUDIO | prefixed("depth_decoder_", "depth")
@@ -119,9 +119,7 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
     shapes = shapes_of(CsmForConditionalGeneration, config)
     read = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
     continued = CODES if CODES in tensors else CODES_OF_BACKBONE
-    if read in tensors and tuple(tensors[read].shape) != shapes[read]:
-        found = f"{read} {list(tensors[read].shape)} instead of {list(shapes[read])}"
-        raise CheckpointError(f"tensors do not match: wrong shape: {found}")
+    require(tensors, {read: shapes[read]})
     width = config.hidden_size
     size = known.codebook_size
     num_streams = known.num_codebooks

@@ -35,7 +35,7 @@ from stretto.family.conversion import (
 )
 from stretto.untrusted_files import UNPARSABLE, json_object, released_file
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
-from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, shapes_of
+from stretto.weights.loading import CONFIG_FILE, Part, Plan, check, read_tensors, require, shapes_of
 from stretto.weights.pretrained import load_config
 
 WEIGHTS = "model.pth"
@@ -233,11 +233,7 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> HiggsAudioVocabulary:
 def plan(config: Any, tensors: Mapping[str, Tensor]) -> Plan:
     """Return the plan of tensors to write; layers keep their names."""
     shapes = shapes_of(HiggsAudioV2ForConditionalGeneration, config)
-    if CODES in tensors and tuple(tensors[CODES].shape) != shapes[CODES]:
-        found = f"{CODES} {list(tensors[CODES].shape)} instead of {list(shapes[CODES])}"
-        raise CheckpointError(f"tensors do not match: wrong shape: {found}")
-    if CODES not in tensors:
-        raise CheckpointError(f"tensors do not match: missing: {CODES}")
+    require(tensors, {CODES: shapes[CODES]})
 
     def with_codes(text: Tensor) -> Tensor:
         return torch.cat([text, merged_reader(tensors, shapes)(CODES, text)])
