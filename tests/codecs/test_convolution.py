@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
+from stretto.codecs import causal as decoder
 from stretto.codecs import streaming
 from stretto.codecs.base import Window
-from stretto.codecs.qwen3_12hz import decoder
-from stretto.codecs.qwen3_12hz.decoder import EPS, SnakeBeta
+from stretto.codecs.causal import EPS, SnakeBeta
 from stretto.codecs.streaming import (
     Elu,
     Upsampling,

@@ -133,17 +133,17 @@ def test_a_gpu_stores_one_copy_of_the_weights_and_no_copy_of_the_input(mode: str
         F.conv1d(x, weight)
         launches.names.clear()
         assert F.conv1d(x, weight).shape == (2, 9, 27)
-    assert launches.names == ["convolve"]
-    assert convolutions.num_bytes == weight.nbytes // (2 if mode == "bfloat16" else 1)
+    assert launches.names == ["contiguous", "product"]  # the first layer's input is stored as rows
+    assert convolutions.num_bytes == weight.nbytes
 
 
 def test_copies_of_the_weights_count_as_memory() -> None:
     weights = {}
     for mode in DecoderConfig.CONVOLUTIONS:
-        codec = make_codec("qwen3_12hz_small", "cpu", is_narrow=True)
+        codec = every_codec("espnet_dac", is_narrow=True)
         weights[mode] = measure(codec, DecoderConfig(device="cuda", convolutions=mode)).weights
     copies = {mode: number - weights["float32"] for mode, number in weights.items()}
-    assert copies["exact"] == copies["tf32"] == 2 * copies["bfloat16"] > 0
+    assert copies["exact"] == copies["tf32"] == copies["bfloat16"] > 0
 
 
 def test_mode_of_a_codec_without_convolutions_is_refused() -> None:

@@ -10,7 +10,7 @@ Before each block, a scale and an offset condition the decoder on the output sam
 of its output distribution.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from stretto.codecs import streaming
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.causal import DILATIONS, KERNEL, Convolution, Link, Upsampling, residual_links, run, run_links
+from stretto.codecs.device import StatePart
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, num_kept
-from stretto.codecs.qwen3_12hz.decoder import DILATIONS, KERNEL, Convolution, Upsampling
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -129,6 +131,10 @@ class AudioVaeConfig:
 class WholeSignal:
     """Replacement for `Memory` when a whole signal is processed in one pass; zeros precede the signal."""
 
+    def part(self, size: int, num_new: int, late: int = 0) -> StatePart:
+        """Return no state."""
+        return StatePart(None, None, 0, None)
+
     def masked_start(self, x: Tensor, late: int) -> Tensor:
         """Return x unchanged."""
         return x
@@ -161,7 +167,13 @@ class ResidualUnit(nn.Module):
         self.conv2 = Convolution(channels, channels, 1)
 
     def forward(self, x: Tensor, past: Any) -> Tensor:
+        if runs_kernels(x):
+            return run_links(list(self.links()), x, past)
         return x + self.conv2(self.act2(self.conv1(self.act1(x), past)), past)
+
+    def links(self) -> Iterator[Link]:
+        """Yield the links of the unit."""
+        return residual_links([self.act1, self.conv1, self.act2, self.conv2])
 
 
 class EncoderBlock(nn.Module):
@@ -212,7 +224,10 @@ class DecoderBlock(nn.Module):
         self.units = nn.ModuleList(ResidualUnit(channels // 2, dilation) for dilation in DILATIONS)
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        x = self.up(self.act(x * self.scale[:, None] + self.offset[:, None]), memory)
+        x = self.act(x * self.scale[:, None] + self.offset[:, None])
+        if runs_kernels(x):
+            return run([self.up, *self.units], x, memory)
+        x = self.up(x, memory)
         for unit in self.units:
             x = unit(x, memory)
         return x

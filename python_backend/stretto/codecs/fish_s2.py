@@ -24,21 +24,20 @@ from torch import Tensor, nn
 
 from stretto.codecs.audiovae import Snake
 from stretto.codecs.base import CodecSpec, Stateful, Window
-from stretto.codecs.memory import Memory, encoded_parts, num_kept
-from stretto.codecs.moss import Quantizer, QuantizerConfig
-from stretto.codecs.pocket import Downsampling
-from stretto.codecs.qwen3_12hz.decoder import (
+from stretto.codecs.causal import (
     DILATIONS,
     KERNEL,
     Block,
     ConvNext,
     Convolution,
+    Downsampling,
     ResidualUnit,
-    Transformer,
-    TransformerShape,
     Upsampling,
     samples_of,
 )
+from stretto.codecs.memory import Memory, encoded_parts, num_kept
+from stretto.codecs.moss import Quantizer, QuantizerConfig
+from stretto.codecs.qwen3_12hz.decoder import Transformer, TransformerShape
 from stretto.codecs.streaming import prepare, prepare_products
 from stretto.errors import CheckpointError, shown
 from stretto.untrusted_files import check_value, json_object

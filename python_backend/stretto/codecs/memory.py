@@ -6,7 +6,7 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
-from stretto.codecs.kernels.operators import runs_kernels
+from stretto.codecs.device import StatePart
 from stretto.codecs.streaming import Elu, Snake, joined
 
 
@@ -14,9 +14,6 @@ class Memory:
     """State [B, D] for a window; layers read it from front to back while they write the next state.
 
     Each layer reads and writes its own part. A zero state equals the zero padding of a causal convolution.
-
-    Attributes:
-        is_start: True for utterances that begin with the window, bool [B].
 
     Args:
         state: State before the window, [B, D].
@@ -27,11 +24,16 @@ class Memory:
 
     def __init__(self, state: Tensor, first: Tensor, frames: int, right: int = 0) -> None:
         self._before = state
-        self.is_start = first == 0
+        self._first = first
         self._frames = frames
         self._right = right
         self.after = torch.empty_like(state)
         self._at = 0
+
+    @property
+    def is_start(self) -> Tensor:
+        """True for utterances that begin with the window, bool [B]."""
+        return self._first == 0
 
     @property
     def is_complete(self) -> bool:
@@ -53,17 +55,27 @@ class Memory:
         stop = begin + x[0].numel() // x.shape[time] * steps
         self._at = stop
         again = x.shape[time] * self._right // self._frames
-        if runs_kernels(x):
-            x = activation(x) if isinstance(activation, Elu) else x
-            factors = activation.repeated(1, x.shape[1]) if isinstance(activation, Snake) else (None, None)
-            window: Tensor = torch.ops.stretto.join(x, self._before, self.after, begin, steps, again, time, *factors)
-            return window
         shape = [*x.shape[:time], steps, *x.shape[time + 1 :]]
         before = self._before[:, begin:stop].view(shape)
         both = joined(before, x, activation) if time == 2 else torch.cat([before, x], time)
         kept = both.narrow(time, both.shape[time] - again - steps, steps)
         self.after[:, begin:stop].view(shape).copy_(kept)
         return both
+
+    def part(self, size: int, num_new: int, late: int = 0) -> StatePart:
+        """Return the next `size` elements of the state for a layer on a GPU, which are steps of all channels.
+
+        Args:
+            size: Number of elements; 0 for a layer without earlier inputs.
+            num_new: Number of new inputs.
+            late: Number of inputs at an utterance's start that count as zeros.
+        """
+        begin = self._at
+        self._at = begin + size
+        again = num_new * self._right // self._frames
+        if not size:
+            return StatePart(None, None, again, self._first, late)
+        return StatePart(self._before[:, begin : self._at], self.after[:, begin : self._at], again, self._first, late)
 
     def split(self, batch: int, size: int) -> Iterator[tuple[slice, "Memory"]]:
         """Yield batch rows, `size` at a time, with their memory. Each part must be read by the same layers."""
@@ -73,7 +85,7 @@ class Memory:
             part = copy(self)
             part._before = self._before[rows]
             part.after = self.after[rows]
-            part.is_start = self.is_start[rows]
+            part._first = self._first[rows]
             part._at = begun
             yield rows, part
             self._at = part._at

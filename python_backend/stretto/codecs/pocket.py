@@ -8,10 +8,8 @@ contains the language model. The first 5 ms of an utterance fade in, because its
 which some releases lack, has the same layers in reverse order; its latents are not normalised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
-from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.causal import Convolution, Downsampling, Link, Upsampling, residual_links, run, run_links
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, encoded_parts, num_kept
-from stretto.codecs.qwen3_12hz.decoder import Convolution, Scale, Upsampling, run_in_parts
-from stretto.codecs.streaming import Elu, Snake, prepare, prepare_products
+from stretto.codecs.qwen3_12hz.decoder import Scale
+from stretto.codecs.streaming import Elu, prepare, prepare_products
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE, codec_directory, load_strictly, read_tensors
@@ -226,34 +226,6 @@ class Transformer(nn.Module):
         return self.output_projs[0](x).transpose(1, 2)
 
 
-class Downsampling(nn.Module):
-    """Causal convolution with a stride.
-
-    Args:
-        repeats_first: True to pad the start of an utterance with its first input instead of zeros.
-
-    Attributes:
-        kept: Number of elements in the streaming state that store this layer's earlier inputs.
-    """
-
-    def __init__(
-        self, channels: int, out_channels: int, rate: int, bias: bool = True, repeats_first: bool = False
-    ) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(channels, out_channels, 2 * rate, rate, bias=bias)
-        self.rate = rate
-        self.kept = channels * rate
-        self.repeats_first = repeats_first
-
-    def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
-        """Return the output [B, C, n / rate] for x [B, C, n], or for its activation."""
-        both = memory.recall(x, self.rate, activation=activation)
-        if self.repeats_first:
-            start = torch.where(memory.is_start[:, None, None], x[..., :1], both[..., : self.rate])
-            both = torch.cat([start, x], 2)
-        return self.conv(both)
-
-
 class ResidualBlock(nn.Module):
     """ELU and a convolution, twice, with a residual path."""
 
@@ -265,7 +237,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         """Return the output [B, C, n]."""
-        return run(self.block, x, memory).add_(x)
+        if runs_kernels(x):
+            return run_links(list(self.links()), x, memory)
+        return run(list(self.block), x, memory).add_(x)
+
+    def links(self) -> Iterator[Link]:
+        """Yield the links of the block."""
+        return residual_links(self.block)
 
 
 class SeanetEncoder(nn.Module):
@@ -293,16 +271,6 @@ class Seanet(nn.Module):
             channels //= 2
             layers.append(ResidualBlock(channels, config))
         self.model = nn.ModuleList([*layers, Elu(), Convolution(channels, 1, config.last_kernel_size)])
-
-
-def run(layers: nn.ModuleList, x: Tensor, memory: Memory) -> Tensor:
-    """Apply layers one after another; each activation is applied by the layer that follows it."""
-    steps = [
-        partial(layer, activation=before) if isinstance(before, Elu) else layer
-        for before, layer in pairwise([None, *layers])
-        if not isinstance(layer, Elu)
-    ]
-    return run_in_parts(steps, x, memory)
 
 
 class Quantizer(nn.Module):
@@ -382,7 +350,7 @@ class PocketCodec(nn.Module):
         state = self.emb_mean.new_zeros(1, num_kept(self.encoder, self.encoder_transformer, self.downsample))
         parts = []
         for samples, first, memory in encoded_parts(whole, frame, state):
-            x = run(self.encoder.model, samples[None, None], memory)
+            x = run(list(self.encoder.model), samples[None, None], memory)
             x = self.encoder_transformer(x, first * self._stride, memory)
             parts.append(self.downsample.conv(x, memory))
         return torch.cat(parts, 2)[0].float().cpu().view(torch.int32).numpy()
@@ -399,7 +367,7 @@ class PocketCodec(nn.Module):
         memory = Memory(window.state, first, words.shape[2])
         x = self.quantizer.output_proj(latents * self.emb_std[:, None] + self.emb_mean[:, None])
         x = self.decoder_transformer(self.upsample.convtr(x, memory), first * self._stride, memory)
-        pcm = run(self.decoder.model, x, memory)[:, 0]
+        pcm = run(list(self.decoder.model), x, memory)[:, 0]
         assert memory.is_complete, "every layer has stored its state"
         ramp = torch.linspace(0, 1, self._num_faded, device=pcm.device, dtype=pcm.dtype)
         begins = (first == 0)[:, None]

@@ -20,6 +20,7 @@ from transformers.models.dac.modeling_dac import Snake1d
 
 from stretto.codecs.base import CodecSpec, Window
 from stretto.codecs.kernels.operators import runs_kernels
+from stretto.codecs.kernels.sizes import Sizes
 from stretto.errors import InvalidRequest
 
 MIN_ROW = 256  # elements; for shorter rows, loop overhead exceeds the arithmetic
@@ -255,8 +256,7 @@ class Snake(WithConstants):
         if not is_time_major(x):
             rate, height = self.repeated(1, x.shape[1])
             if runs_kernels(x):
-                activated: Tensor = torch.ops.stretto.join(x, None, None, 0, 0, 0, 2, rate, height)
-                return activated
+                return activated_on_device(x, rate, height)
             return _snake(x, rate[:, None], height[:, None])
         joint = min(x.shape[2] & -x.shape[2], _max_joint(x.shape[1]))  # number of steps per row
         rate, height = self.repeated(joint, x.shape[1])
@@ -273,6 +273,17 @@ class Snake(WithConstants):
             return (rate, height) if times == 1 else (rate.repeat(times), height.repeat(times))
         rate, height = joined_factors[:, : times * channels]
         return rate, height
+
+
+def activated_on_device(x: Tensor, rate: Tensor, height: Tensor) -> Tensor:
+    """Return the activations of a signal [B, C, n] on a GPU, by the kernel that also filters signals."""
+    rows = x.transpose(1, 2).contiguous()
+    sizes = Sizes(length=x.shape[2])
+    activations: Tensor
+    _, activations = torch.ops.stretto.depthwise(
+        rows, None, None, None, None, None, sizes, "snake", rate, height, False
+    )
+    return activations.transpose(1, 2)
 
 
 def _max_joint(channels: int) -> int:

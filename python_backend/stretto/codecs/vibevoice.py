@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.causal import Convolution, Downsampling, Upsampling
 from stretto.codecs.memory import Memory, num_kept
-from stretto.codecs.qwen3_12hz.decoder import Convolution, Upsampling
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.untrusted_files import entry, json_object
@@ -176,19 +176,6 @@ class Block(nn.Module):
         mixed = self.mixer(self.norm(x.transpose(1, 2)).transpose(1, 2), memory)
         x = x + mixed * self.gamma[:, None]
         return x + (self.ffn(self.ffn_norm(x.transpose(1, 2))) * self.ffn_gamma).transpose(1, 2)
-
-
-class Downsampling(nn.Module):
-    """Strided convolution over a step and the previous one."""
-
-    def __init__(self, channels: int, out_channels: int, ratio: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(channels, out_channels, 2 * ratio, ratio)
-        self.before = ratio
-        self.kept = channels * ratio
-
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return self.conv(memory.recall(x, self.before))
 
 
 class Stage(nn.Module):

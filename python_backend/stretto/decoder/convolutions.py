@@ -4,27 +4,28 @@ TF32 has the range of float32 and 11 significant bits. A float32 number is almos
 the number rounded to TF32, and `low` the rest, rounded to TF32. Of the four products in (high + low) · (high' + low'),
 low · low' is below the precision of float32; the mode `exact` adds the other three.
 
-Codecs call torch's functions, which a mode of the calling thread replaces. So it applies to all codecs. A GPU computes
-them with `stretto.codecs.kernels.convolution`. A CPU rounds the operands in the same way, and torch convolves them.
+Causal layers launch their kernel in the precision of the calling thread (`codecs.device`). Other codecs call torch's
+functions, which a mode of the thread replaces, by the same kernel on a GPU. So it applies to all codecs. A CPU rounds
+the operands in the same way, and torch convolves them.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import Token
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from stretto.codecs.base import Codec
-from stretto.codecs.kernels.operators import runs_kernels
+from stretto.codecs.device import MIN_CHANNELS, packed_taps, padded_sizes, product, rows_of, transposed_sizes
+from stretto.codecs.kernels.operators import PRECISION, runs_kernels
 from stretto.config import DecoderConfig
 from stretto.errors import CheckpointError
 
-MIN_CHANNELS = 8  # tensor cores compute tiles of eight channels
 DROPPED_BITS = 13  # of the 24 significant bits of float32
 
 
@@ -75,14 +76,10 @@ class ConvolutionCall:
         return torch.convolution(x, weight, bias, *sizes, groups=1)
 
     def packed_weight(self) -> Tensor:
-        """Return the weight in the layout of the kernel, [rate · O, k, C]."""
-        weight = self.weight
-        if not self.is_transposed:
-            return weight.permute(0, 2, 1).contiguous()
-        (rate,) = self.stride
-        missing = -weight.shape[2] % rate
-        taps = F.pad(weight, (0, missing)).unflatten(2, (-1, rate)).flip(2)  # the earliest input comes last
-        return taps.permute(3, 1, 2, 0).flatten(0, 1).contiguous()
+        """Return the weight in the layout of the kernel, [k, rate · O, C]."""
+        if self.is_transposed:
+            return packed_taps(self.weight.permute(2, 1, 0), self.stride[0]).contiguous()
+        return self.weight.permute(2, 0, 1).contiguous()
 
     def run_on_device(self, weight: Tensor, bias: Tensor | None, precision: str) -> Tensor:
         """Convolve the inputs with a packed weight."""
@@ -90,19 +87,11 @@ class ConvolutionCall:
         (padding,) = self.padding
         (dilation,) = self.dilation
         (output_padding,) = self.output_padding
-        num_taps = weight.shape[1]
         if self.is_transposed:
-            length = (self.x.shape[2] - 1) * stride - 2 * padding + self.weight.shape[2] + output_padding
-            before = num_taps - 1
-            trim = padding
+            sizes = transposed_sizes(self.x.shape[2], self.weight.shape[2], stride, padding, output_padding)
         else:
-            length = self.x.shape[2] + 2 * padding - (num_taps - 1) * dilation
-            before = padding
-            trim = 0
-        convolved: Tensor = torch.ops.stretto.convolve(
-            self.x, weight, bias, dilation, before, stride, trim, length, precision
-        )
-        return convolved
+            sizes = padded_sizes(self.x.shape[2], self.weight.shape[2], padding, dilation)
+        return product(rows_of(self.x), weight, bias, sizes, precision).transpose(1, 2)
 
 
 class Convolutions(TorchFunctionMode):
@@ -120,6 +109,16 @@ class Convolutions(TorchFunctionMode):
         self._precision = precision
         # Converted weights by weight. A CUDA graph uses those from the decodes before its capture.
         self._weights = WeakTensorKeyDictionary()
+        self._entered = list[Token[str]]()
+
+    def __enter__(self) -> Self:
+        self._entered.append(PRECISION.set(self._precision))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        PRECISION.reset(self._entered.pop())
 
     @property
     def num_bytes(self) -> int:
@@ -174,26 +173,21 @@ class Convolutions(TorchFunctionMode):
             weight = self._weights[call.weight] = self._converted_weight(call, is_on_device)
         if is_on_device:
             return call.run_on_device(weight, bias, self._precision)
-        x = thirds(call.x) if self._precision == "tf32x3" else self._converted(call.x, is_on_device)
+        x = thirds(call.x) if self._precision == "tf32x3" else self._converted(call.x)
         return call.run(x, weight, bias)
 
     def _converted_weight(self, call: ConvolutionCall, is_on_device: bool) -> Tensor:
         """Return the weight for the kernel or, on a CPU, for torch: for `tf32x3`, the parts that match `thirds`."""
         if is_on_device:
-            return self._converted(call.packed_weight(), is_on_device)
+            return call.packed_weight()
         if self._precision != "tf32x3":
-            return self._converted(call.weight, is_on_device)
+            return self._converted(call.weight)
         high, low = split(call.weight)
         return torch.cat([high, high, low], 0 if call.is_transposed else 1)
 
-    def _converted(self, numbers: Tensor, is_on_device: bool) -> Tensor:
-        """Return numbers rounded for the product; a CPU multiplies the rounded ones as float32."""
-        if self._precision == "tf32":
-            return to_tf32(numbers)
-        if self._precision == "bf16":
-            half = numbers.bfloat16()
-            return half if is_on_device else half.float()
-        return numbers
+    def _converted(self, numbers: Tensor) -> Tensor:
+        """Return numbers rounded for the product, as float32."""
+        return to_tf32(numbers) if self._precision == "tf32" else numbers.bfloat16().float()
 
 
 def is_replaced(weight: Tensor, groups: int) -> bool:

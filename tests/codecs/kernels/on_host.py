@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.convolutions import as_on_a_gpu
+from stretto.codecs.causal import SnakeBeta
 from stretto.codecs.kernels import operators
 from stretto.codecs.memory import Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import Decoder, DecoderShape
@@ -76,3 +78,41 @@ def decoded(decoder: Decoder, codes: Tensor, sizes: Sequence[int]) -> tuple[Tens
         state = memory.after
         first += size
     return torch.cat(parts, 1), state
+
+
+F32 = np.float32
+# sin(angle) = angle + angle³ · series(angle²) in [-π/2, π/2], highest power first
+SERIES = [F32(power) for power in (2.600054131e-06, -1.98066147e-4, 8.333017118e-3, -1.666665673e-1)]
+PI_PARTS = [F32(piece) for piece in (3.140625, 9.67502593994140625e-4, 1.50995799e-7)]
+
+
+def snake_of(number: np.float32, rate: np.float32, height: np.float32) -> np.float32:
+    """Compute the activation as the kernel documents it, with one rounding for each operation."""
+    angle = rate * number
+    turns = np.floor(angle * F32(0.318309886) + F32(0.5))
+    for piece in PI_PARTS:
+        angle = angle - turns * piece
+    square = angle * angle
+    series = SERIES[0]
+    for coefficient in SERIES[1:]:
+        series = series * square + coefficient
+    sine = angle + angle * square * series
+    return number + height * (sine * sine)
+
+
+def activations_of(x: Tensor, rate: Tensor, height: Tensor) -> Tensor:
+    """Return the activations of a signal [B, C, n], one number after another."""
+    found = torch.empty_like(x)
+    for batch, channel, step in np.ndindex(*x.shape):
+        arguments = x[batch, channel, step], rate[channel], height[channel]
+        found[batch, channel, step] = float(snake_of(*(F32(argument) for argument in arguments)))
+    return found
+
+
+def factors(channels: int) -> SnakeBeta:
+    """Return a Snake with random factors."""
+    snake = SnakeBeta(channels)
+    nn.init.normal_(snake.alpha, generator=torch.Generator().manual_seed(2))
+    nn.init.normal_(snake.beta, generator=torch.Generator().manual_seed(3))
+    snake.join()
+    return snake

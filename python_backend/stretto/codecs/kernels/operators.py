@@ -1,23 +1,28 @@
 """Operators of codecs on a GPU: their schemas, the shapes of their results, and where their kernels are.
 
-The schemas need no Triton, so a host without a GPU can measure a codec's memory on torch's device `meta`.
+The schemas need no Triton, so a host without a GPU can measure a codec's memory on torch's device `meta`. All signals
+are rows of channels, float32 [B, n, C], contiguous.
 """
 
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stretto.codecs.kernels.sizes import GATE, IEEE, Sizes
+
 LIBRARY = torch.library.Library("stretto", "FRAGMENT")
+STATE = "Tensor? before, Tensor(a!)? after, Tensor? first"
+RESULT = "str activation, Tensor? one, Tensor? other, bool keeps_sums"
 LIBRARY.define(
-    "join(Tensor x, Tensor? before, Tensor(a!)? after, int at, int steps, int again, int time,"
-    " Tensor? rate, Tensor? height) -> Tensor"
+    f"product(Tensor x, Tensor weight, Tensor? bias, {STATE}, int[] sizes, Tensor? norm_weight, Tensor? norm_bias,"
+    f" float eps, Tensor? gain, Tensor? residual, {RESULT}, str precision) -> (Tensor, Tensor)"
 )
-LIBRARY.define(
-    "convolve(Tensor x, Tensor weight, Tensor? bias, int dilation, int padding, int rate, int trim, int length,"
-    " str precision) -> Tensor"
-)
+LIBRARY.define(f"depthwise(Tensor x, Tensor? weight, Tensor? bias, {STATE}, int[] sizes, {RESULT}) -> (Tensor, Tensor)")
 DEVICES = {"cuda", "meta"}  # types of devices whose signals kernels process; `meta` stands for a GPU
+# Precision of the convolutions that the calling thread launches: IEEE, or a value of `DecoderConfig.CONVOLUTIONS`.
+PRECISION: ContextVar[str] = ContextVar("PRECISION", default=IEEE)
 
 
 def runs_kernels(x: Tensor) -> bool:
@@ -25,54 +30,72 @@ def runs_kernels(x: Tensor) -> bool:
     return x.device.type in DEVICES and x.dtype == torch.float32 and not torch.is_grad_enabled()
 
 
-def joined_shape(
-    x: Tensor,
-    before: Tensor | None,
-    after: Tensor | None,
-    at: int,
-    steps: int,
-    again: int,
-    time: int,
-    rate: Tensor | None,
-    height: Tensor | None,
-) -> Tensor:
-    """Return memory for the result of `stretto::join`."""
-    return x.new_empty(*x.shape[:time], steps + x.shape[time], *x.shape[time + 1 :])
+def memory_for(x: Tensor, num_outputs: int, sizes: Sizes, activation: str, keeps_sums: bool) -> tuple[Tensor, Tensor]:
+    """Return memory for the sums of a launch, and for their activations; without one of these, [0]."""
+    width = num_outputs // 2 if activation == GATE else num_outputs
+    sums = x.new_empty(len(x), sizes.length, num_outputs) if keeps_sums else x.new_empty(0)
+    return sums, x.new_empty(len(x), sizes.length, width) if activation else x.new_empty(0)
 
 
-def _join(x: Tensor, *others: Any) -> Tensor:
-    from stretto.codecs.kernels.join import join_on_device  # needs Triton
-
-    out = joined_shape(x, *others)
-    join_on_device(out, x, *others)
-    return out
-
-
-def convolved_shape(
+def product_shapes(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    dilation: int,
-    padding: int,
-    rate: int,
-    trim: int,
-    length: int,
+    before: Tensor | None,
+    after: Tensor | None,
+    first: Tensor | None,
+    sizes: list[int],
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    eps: float,
+    gain: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    one: Tensor | None,
+    other: Tensor | None,
+    keeps_sums: bool,
     precision: str,
-) -> Tensor:
-    """Return memory for the result of `stretto::convolve`."""
-    return x.new_empty(len(x), len(weight) // rate, length)
+) -> tuple[Tensor, Tensor]:
+    """Return memory for the results of `stretto::product`."""
+    shape = Sizes._make(sizes)
+    return memory_for(x, weight.shape[1] // shape.rate, shape, activation, keeps_sums)
 
 
-def _convolve(x: Tensor, *others: Any) -> Tensor:
-    from stretto.codecs.kernels.convolution import convolve_on_device  # needs Triton
+def _multiply(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    from stretto.codecs.kernels.product import multiply_on_device  # needs Triton
 
-    out = convolved_shape(x, *others)
-    convolve_on_device(out, x, *others)
-    return out
+    results = product_shapes(x, *others)
+    multiply_on_device(*results, x, *others)
+    return results
 
 
-KERNELS = {"join": _join, "convolve": _convolve}
-SHAPES = {"join": joined_shape, "convolve": convolved_shape}
+def depthwise_shapes(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    before: Tensor | None,
+    after: Tensor | None,
+    first: Tensor | None,
+    sizes: list[int],
+    activation: str,
+    one: Tensor | None,
+    other: Tensor | None,
+    keeps_sums: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return memory for the results of `stretto::depthwise`."""
+    return memory_for(x, x.shape[2], Sizes._make(sizes), activation, keeps_sums)
+
+
+def _filter(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    from stretto.codecs.kernels.depthwise import filter_on_device  # needs Triton
+
+    results = depthwise_shapes(x, *others)
+    filter_on_device(*results, x, *others)
+    return results
+
+
+KERNELS = {"product": _multiply, "depthwise": _filter}
+SHAPES = {"product": product_shapes, "depthwise": depthwise_shapes}
 for name in KERNELS:
     LIBRARY.impl(name, SHAPES[name], "Meta")
     LIBRARY.impl(name, KERNELS[name], "CUDA")

@@ -19,18 +19,9 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
+from stretto.codecs.causal import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
 from stretto.codecs.memory import Memory, num_kept
-from stretto.codecs.qwen3_12hz.decoder import (
-    KERNEL,
-    Block,
-    ConvNext,
-    Convolution,
-    DecoderShape,
-    SnakeBeta,
-    Transformer,
-    Upsampling,
-    samples_of,
-)
+from stretto.codecs.qwen3_12hz.decoder import DecoderShape, Transformer
 from stretto.codecs.streaming import prepare
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.untrusted_files import json_object

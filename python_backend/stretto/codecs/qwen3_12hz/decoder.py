@@ -9,7 +9,7 @@ All layers are causal and store their last inputs in the state, so a window is d
 the decoder needs is required, because the defaults of the published classes differ from the published files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
@@ -21,8 +21,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import MimiConfig
 
+from stretto.codecs.causal import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
 from stretto.codecs.memory import Memory
-from stretto.codecs.streaming import Elu, Snake, WithConstants, convolve, upsample
+from stretto.codecs.streaming import WithConstants
 from stretto.errors import CheckpointError
 from stretto.untrusted_files import UNPARSABLE, json_object
 from stretto.weights.loading import CONFIG_FILE
@@ -163,175 +164,6 @@ def _is_positive(value: Any, kinds: tuple[type, ...]) -> bool:
     """Return True if `value` is a positive number of one of these types, or a non-empty tuple of such numbers."""
     numbers = value if isinstance(value, tuple) else (value,)
     return bool(numbers) and all(type(number) in kinds and number > 0 for number in numbers)
-
-
-KERNEL = 7
-DILATIONS = (1, 3, 9)
-EPS = 1e-9  # of SnakeBeta
-NEXT_EPS = 1e-6  # of the ConvNeXt norm
-CACHE_BYTES = 1_200_000  # size of activations that a CPU decodes in one part; its L2 cache has 1 to 2 MB
-
-
-class Convolution(nn.Module):
-    """Causal convolution that stores its last inputs in the state.
-
-    Attributes:
-        late: Number of steps at an utterance's start to set to zero; set by the owner.
-        kept: Number of elements in the layer's part of the state.
-    """
-
-    late = 0
-
-    def __init__(self, channels: int, out_channels: int, kernel: int, dilation: int = 1, groups: int = 1) -> None:
-        super().__init__()
-        self.conv = nn.Conv1d(channels, out_channels, kernel, dilation=dilation, groups=groups)
-        self.before = (kernel - 1) * dilation
-        self.kept = channels * self.before
-
-    def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
-        """Return the outputs for x [B, C, n]. `activation`, if given, is applied to x first and must map 0 to 0."""
-        if self.before:
-            x = memory.recall(memory.masked_start(x, self.late), self.before, activation=activation)
-        elif activation is not None:
-            x = activation(x)
-        return convolve(x, self.conv)
-
-
-class Upsampling(nn.Module):
-    """Transposed convolution trimmed on the right. If its kernel is longer than the rate, steps overlap.
-
-    Args:
-        late: Number of steps at an utterance's start to set to zero.
-        name: Name of the convolution in the published file.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        kernel: int,
-        rate: int,
-        late: int = 0,
-        groups: int = 1,
-        bias: bool = True,
-        name: str = "conv",
-    ) -> None:
-        super().__init__()
-        self.late = late
-        self._name = name
-        self.add_module(name, nn.ConvTranspose1d(channels, out_channels, kernel, rate, groups=groups, bias=bias))
-        self.before = kernel // rate - 1
-        self.kept = channels * self.before
-
-    def forward(self, x: Tensor, memory: Memory, activation: Snake | Elu | None = None) -> Tensor:
-        """Return the outputs for x [B, C, n]. `activation`, if given, is applied to x first and must map 0 to 0."""
-        x = memory.masked_start(x, self.late)
-        if self.before:
-            x = memory.recall(x, self.before, activation=activation)
-        elif activation is not None:
-            x = activation(x)
-        return upsample(x, getattr(self, self._name))
-
-
-class SnakeBeta(Snake):
-    """SnakeBeta activation x + sin²(a x) / b, with log a and log b per channel (BigVGAN)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.alpha = nn.Parameter(torch.zeros(channels))
-        self.beta = nn.Parameter(torch.zeros(channels))
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """Return a and 1 / b."""
-        return self.alpha.exp(), 1 / (self.beta.exp() + EPS)
-
-
-class ResidualUnit(nn.Module):
-    """Snake, dilated convolution, Snake, pointwise convolution, with a residual connection."""
-
-    def __init__(self, channels: int, dilation: int, late: int = 0, snake: Callable[[int], Snake] = SnakeBeta) -> None:
-        super().__init__()
-        self.act1 = snake(channels)
-        self.act2 = snake(channels)
-        self.conv1 = Convolution(channels, channels, KERNEL, dilation)
-        self.conv1.late = late
-        self.conv2 = Convolution(channels, channels, 1)
-
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        return self.conv2(self.conv1(x, memory, self.act1), memory, self.act2).add_(x)
-
-
-class Block(nn.Module):
-    """Snake, a transposed convolution that halves the channels, and residual units.
-
-    Args:
-        late: Numbers of steps at an utterance's start to set to zero, in the block's input and in its output.
-        snake: Class of the activations.
-    """
-
-    def __init__(
-        self, channels: int, rate: int, late: tuple[int, int] = (0, 0), snake: Callable[[int], Snake] = SnakeBeta
-    ) -> None:
-        super().__init__()
-        half = channels // 2
-        units = [ResidualUnit(half, dilation, late[1], snake) for dilation in DILATIONS]
-        self.block = nn.ModuleList([snake(channels), Upsampling(channels, half, 2 * rate, rate, late[0]), *units])
-
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        snake, upsampling, *units = self.block
-        x = upsampling(x, memory, snake)
-        for unit in units:
-            x = unit(x, memory)
-        return x
-
-
-class ConvNext(nn.Module):
-    """ConvNeXt block (Liu et al., arXiv 2201.03545): depthwise convolution, norm, two layers with GELU, residual."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.dwconv = Convolution(channels, channels, KERNEL, groups=channels)
-        self.norm = nn.LayerNorm(channels, NEXT_EPS)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
-        self.gamma = nn.Parameter(torch.ones(channels))
-
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        steps = self.norm(self.dwconv(x, memory).transpose(1, 2))
-        return x + (self.gamma * self.pwconv2(F.gelu(self.pwconv1(steps)))).transpose(1, 2)
-
-
-def samples_of(x: Tensor, memory: Memory, upsample: nn.ModuleList, decoder: nn.ModuleList) -> Tensor:
-    """Run the convolutional part of the decoder.
-
-    Args:
-        x: Latents, [B, C, n].
-        memory: State before and after the window.
-        upsample: Upsampling stages.
-        decoder: Layers after the upsampling stages.
-
-    Returns:
-        Samples, [B, n · hop].
-    """
-    for stage in upsample:
-        for layer in stage.children():
-            x = layer(x, memory)
-    *layers, snake, last = decoder
-    return run_in_parts([*layers, lambda x, memory: last(x, memory, snake)], x, memory)[:, 0]
-
-
-def run_in_parts(layers: Sequence[Callable[[Tensor, Memory], Tensor]], x: Tensor, memory: Memory) -> Tensor:
-    """Apply layers one after another to x [B, C, n].
-
-    On a CPU, once the activations are too large for the caches, the remaining layers process the batch in parts.
-    """
-    for index, layer in enumerate(layers):
-        size = max(1, CACHE_BYTES * len(x) // (x.numel() * x.element_size()))
-        if size < len(x) and x.device.type == "cpu":
-            parts = memory.split(len(x), size)
-            return torch.cat([run_in_parts(layers[index:], x[rows], part) for rows, part in parts])
-        x = layer(x, memory)
-    return x
 
 
 Rotation = tuple[Tensor, Tensor]

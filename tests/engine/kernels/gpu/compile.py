@@ -18,8 +18,8 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stretto.codecs.kernels.convolution import OF_A_WINDOW, convolve_kernel
-from stretto.codecs.kernels.join import join_kernel
+from stretto.codecs.kernels.product import product_kernel
+from stretto.codecs.kernels.sizes import IEEE
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
@@ -47,6 +47,7 @@ from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, s
 from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
 from stretto.families.voxcpm2.mechanism.draw import previous_latents_kernel
 from stretto.streams.layout import SAMPLED_TAIL
+from tests.engine.kernels.gpu.codec_cases import ALIGNED, CODEC_CASES
 
 DRAW = {
     "drawn": "*i64",
@@ -97,17 +98,6 @@ VOXCPM2 = {"length": 11, "num_heads": 16, "num_kv_heads": 2, "head_dim": 128, "b
 LINEAR = {**dict.fromkeys(("out", "x", "weight", "bias"), "*fp32"), "num_rows": "i32"}
 LINEAR_SIZES = ("x_stride", "num_columns", "num_inner", "chunk")  # multiples of 16 in all published models
 LINEAR |= dict.fromkeys(LINEAR_SIZES, "i32")
-JOIN = dict.fromkeys(("out", "after", "x", "before", "rate", "height"), "*fp32")
-JOIN_SIZES = "x_batch x_channel x_step before_batch after_batch at num_rows num_channels num_new steps again"
-JOIN |= dict.fromkeys([*JOIN_SIZES.split(), "inner"], "i32")
-JOINED = {"block_rows": 16, "block_columns": 128}
-ALONE = dict.fromkeys(("after", "before"))
-UNCHANGED = dict.fromkeys(("rate", "height"))
-CONVOLVE = dict.fromkeys(("out", "x", "weight", "bias"), "*fp32")
-CONVOLVE |= dict.fromkeys((*OF_A_WINDOW, "num_taps", "dilation", "padding", "rate", "trim"), "i32")
-CONVOLVE_SIZES = ("num_channels", "num_columns", "num_outputs")  # multiples of 16 in most layers
-CONVOLVE |= dict.fromkeys(CONVOLVE_SIZES, "i32")
-TILE = {"block_rows": 64, "block_columns": 64}
 FEW = {"block_rows": 16, "block_inner": FEW_INNER}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "tasks", "ends", "ends_of_audio", "end_frame")
@@ -173,7 +163,10 @@ LINEAR_KERNELS = few_rows_kernel, many_rows_kernel
 MAX_SHARED = 99 << 10  # bytes of shared memory that a program can have on an L4 or L40S, the smallest such limit
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}  # instructions by capability
 MAX_REGISTERS = 180  # of the 255 that a thread can have; with more, fewer programs run at once
-REGISTERS = {(80, "convolve_kernel"): 192}  # a multiprocessor has registers for one program with either number
+REGISTERS = {
+    (80, "product_kernel"): 255,
+    (90, "product_kernel"): 200,
+}  # a multiprocessor has registers for one program with either number
 # Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these
 # at 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
 # three; with Triton 3.9 it keeps the kernels of linear layers at 80, for three programs. On sm_80 Triton 3.6 keeps the
@@ -181,7 +174,12 @@ REGISTERS = {(80, "convolve_kernel"): 192}  # a multiprocessor has registers for
 # that it uses for arguments of 2^31 and more (ours are below 2π), and, up to Triton 3.7, the quadrant: 4 bytes, padded
 # to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
-STACK |= {(80, "draw_streams_kernel"): 8, (100, "few_rows_kernel"): 8, (100, "many_rows_kernel"): 8}
+STACK |= {
+    (80, "product_kernel"): 8,
+    (80, "draw_streams_kernel"): 8,
+    (100, "few_rows_kernel"): 8,
+    (100, "many_rows_kernel"): 8,
+}
 STACK |= {(capability, "latent_inputs_kernel"): 48 for capability in (80, 90, 100)}
 WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))._replace(script=WordScript(ahead=3))
 AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(script=WordScript()), "seconds": None}
@@ -229,10 +227,7 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (stretch_inputs_kernel, {}, STRETCHES, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
-    *((join_kernel, JOIN, JOINED | absent, 8) for absent in ({}, ALONE, UNCHANGED)),
-    *((convolve_kernel, CONVOLVE, {**TILE, "precision": each}, 8) for each in ("tf32x3", "tf32")),
-    (convolve_kernel, CONVOLVE | {"weight": "*bf16"}, {**TILE, "precision": "bf16"}, 8),
-    *((convolve_kernel, CONVOLVE, {**TILE, "precision": "tf32x3", "block_columns": each}, 8) for each in (32, 16)),
+    *CODEC_CASES,
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
     (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES}, 1),
     (advance_kernel, {}, {**ADVANCE, "rules": PLAIN_RULES, **FOLLOWED}, 1),
@@ -246,12 +241,17 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
     types = {name: signature.get(name) or TYPES.get(name, "*i32") for name in names}
     types |= dict.fromkeys(constants, "constexpr")
     is_linear = kernel in LINEAR_KERNELS
-    sizes = {convolve_kernel: CONVOLVE_SIZES}.get(kernel, LINEAR_SIZES)
-    aligned = (*sizes, "out", "x", "weight", "bias") if is_linear or kernel is convolve_kernel else ()
-    attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in aligned}
+    aligned = (*LINEAR_SIZES, "out", "x", "weight", "bias") if is_linear else ()
+    aligned = ALIGNED if any(kernel is case[0] for case in CODEC_CASES) else aligned
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if name in aligned and name not in constants
+    }
+    fuses = is_linear or constants.get("precision") == IEEE
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": is_linear})
+    return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": fuses})
 
 
 def check_sums(ptx: str, block_inner: int) -> None:
@@ -309,7 +309,8 @@ if __name__ == "__main__":
             (capability, case[0].__name__), 0
         ):
             too_large.append(f"sm_{capability} {case[0].__name__}: {registers} registers, {stack} bytes of stack")
-        if case[0] is convolve_kernel and TENSOR_CORES[capability] not in made.asm["ptx"]:
+        is_rounded = case[0] is product_kernel and case[2]["precision"] != IEEE
+        if is_rounded and TENSOR_CORES[capability] not in made.asm["ptx"]:
             too_large.append(f"sm_{capability} {case[0].__name__}: no {TENSOR_CORES[capability]}")
         if case[0] in LINEAR_KERNELS:
             if capability < 100:  # there, pairs of sums share an instruction

@@ -37,8 +37,8 @@ KERNELS = (
     "slots_kernel",
     "stretch_inputs_kernel",
     "local_attention_kernel",
-    "join_kernel",
-    "convolve_kernel",
+    "product_kernel",
+    "depthwise_kernel",
 )
 
 
@@ -99,4 +99,4 @@ def test_each_step_kernel_compiles_once_for_all_step_sizes(tmp_path: Path) -> No
 @pytest.mark.slow
 def test_kernels_of_a_codec_compile_once_for_all_windows_and_batches(tmp_path: Path) -> None:
     """So a sample's bits cannot depend on its chunk or batch through another binary."""
-    assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_codec") == ["join_kernel 1", "convolve_kernel 1"]
+    assert compiled(tmp_path, "tests.engine.kernels.gpu.specialise_codec") == ["product_kernel 1", "depthwise_kernel 1"]

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _ir
 
+from stretto.codecs.device import Convolving, Ending, Norm, StatePart, convolve, multiply
 from stretto.config import DecoderConfig
 from stretto.decoder.convolutions import convolutions_in, split, to_tf32
-from tests.codecs.kernels.on_host import decoded, kernels_on_host, random_codes, small_decoder
+from tests.codecs.kernels.on_host import activations_of, decoded, factors, kernels_on_host, random_codes, small_decoder
 from tests.codecs.streaming import largest
 from tests.tiers import by_night
 
@@ -79,8 +80,8 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def rounded(x: Tensor, mode: str) -> np.ndarray:
-    if mode == "exact":
-        return x.numpy()
+    if mode in ("float32", "exact"):
+        return x.detach().numpy()
     return (to_tf32(x) if mode == "tf32" else x.bfloat16().float()).numpy()
 
 
@@ -110,6 +111,84 @@ def test_kernel_matches_a_slow_loop_bit_by_bit(mode: str, outputs: int, padding:
     with kernels_on_host(), convolutions_in(mode):
         found = F.conv1d(x, weight, bias, padding=padding, dilation=dilation)
     assert torch.equal(found, slow(x, weight, bias, mode, padding, dilation))
+
+
+def random_layer(layer: Convolving, seed: int = 5) -> Convolving:
+    """Return a layer of torch with random weights."""
+    with torch.no_grad():
+        for weight in layer.parameters():
+            weight.copy_(0.3 * numbers(*weight.shape, seed=seed))
+    return layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("mode", ["float32", "exact"])
+@pytest.mark.parametrize("late", [0, 2])
+def test_residual_unit_matches_a_slow_loop_bit_by_bit(mode: str, late: int) -> None:
+    """State, late inputs, bias, gain, residual and the activation of the next layer, for two windows in a row."""
+    channels = 12
+    conv = random_layer(nn.Conv1d(channels, channels, 3, dilation=4))
+    snake = factors(channels)
+    gain = numbers(channels, seed=6)
+    x = numbers(2, channels, 9)
+    residual = numbers(2, channels, 9, seed=7)
+    first = torch.tensor([0, 3])
+    state = numbers(2, 8 * channels, seed=8)
+    begun = state.view(2, 8, channels).transpose(1, 2)
+    inputs = torch.cat([begun, x], 2)
+    inputs[0, :, 8 : 8 + late] = 0
+    sums = slow(inputs, conv.weight, conv.bias, mode, 0, 4) * gain[:, None] + residual
+    rate, height = snake.repeated(1, channels)
+    expected = activations_of(sums, rate.detach(), height.detach())
+    results = list[Tensor]()
+    with kernels_on_host(), convolutions_in(mode):
+        for begin, end in ((0, 5), (5, 9)):
+            after = torch.empty_like(state)
+            part = StatePart(state, after, 0, first + begin, late if begin == 0 else 0)
+            ending = Ending(gain, residual[:, :, begin:end], snake)
+            found = convolve(x[:, :, begin:end], conv, part, ending)
+            results.append(torch.stack(found))
+            state = after
+    whole = torch.cat(results, 3)
+    assert torch.equal(whole[0], sums)
+    assert torch.equal(whole[1], expected)
+    assert torch.equal(state.view(2, 8, channels).transpose(1, 2), inputs[:, :, -8:])
+
+
+@pytest.mark.parametrize("mode", ["float32", "exact"])
+def test_upsampling_continues_its_state_bit_by_bit(mode: str) -> None:
+    """Two taps, of which the first reads the state, in any chunk and batch; the last samples come with the next one."""
+    conv = random_layer(nn.ConvTranspose1d(10, 9, 6, 3))
+    x = numbers(3, 10, 8)
+    with kernels_on_host(), convolutions_in(mode):
+        whole = upsampled(x, conv, [8])
+        assert torch.equal(upsampled(x, conv, [1, 5, 2]), whole)
+        assert torch.equal(upsampled(x[1:2], conv, [3, 5]), whole[1:2])
+        expected = F.conv_transpose1d(x, conv.weight, conv.bias, stride=3)[:, :, : whole.shape[2]]
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-5)
+
+
+def upsampled(x: Tensor, conv: Convolving, sizes: Sequence[int]) -> Tensor:
+    """Return the outputs of a transposed convolution for windows of these sizes."""
+    state = torch.zeros(len(x), x.shape[1])
+    parts = list[Tensor]()
+    for window in x.split(list(sizes), 2):
+        after = torch.empty_like(state)
+        parts.append(convolve(window, conv, StatePart(state, after, 0, None))[0])
+        state = after
+    return torch.cat(parts, 2)
+
+
+@pytest.mark.parametrize("bias", [None, numbers(40, seed=3)])
+def test_norm_precedes_a_product(bias: Tensor | None) -> None:
+    """RMSNorm and LayerNorm of channels that do not fill a block; a row has the same bits in any batch."""
+    x = numbers(3, 5, 40)
+    weight = numbers(20, 40, seed=1)
+    scale = numbers(40, seed=2)
+    plain = F.rms_norm(x, (40,), scale, 1e-5) if bias is None else F.layer_norm(x, (40,), scale, bias, 1e-5)
+    with kernels_on_host():
+        whole = multiply(x, weight, norm=Norm(scale, bias, 1e-5))
+        assert torch.equal(multiply(x[1:2, 3:], weight, norm=Norm(scale, bias, 1e-5)), whole[1:2, 3:])
+    torch.testing.assert_close(whole, plain @ weight.T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -158,6 +237,6 @@ def test_decoder_has_the_error_of_its_mode(mode: str, bound: float) -> None:
 
     whole = run([2])
     assert largest(whole - expected) <= bound
-    if mode != "exact":
+    if mode not in ("float32", "exact"):
         assert largest(whole - expected) > 1e-4, "operands are rounded"
     assert largest(run([1, 1]) - whole) <= 1e-5 + bound / 10, "torch's other layers depend on the chunk"

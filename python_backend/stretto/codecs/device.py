@@ -1,0 +1,235 @@
+"""Layers of codecs on a GPU, each of which is one launch together with what follows it.
+
+Signals are [B, C, n], as elsewhere, but stored as rows of channels, [B, n, C].
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from stretto.codecs.kernels.operators import PRECISION
+from stretto.codecs.kernels.sizes import IEEE, Sizes
+from stretto.codecs.streaming import Elu, Snake
+
+Convolving = nn.Conv1d | nn.ConvTranspose1d
+State = tuple[Tensor | None, Tensor | None, Tensor | None]
+NO_STATE: State = (None, None, None)
+NO_NORM: tuple[Tensor | None, Tensor | None, float] = (None, None, 0.0)
+MIN_CHANNELS = 8  # tensor cores compute tiles of eight channels
+
+
+@dataclass(frozen=True, slots=True)
+class StatePart:
+    """Part of a layer in the state before and after a window.
+
+    Attributes:
+        before: Last inputs before the window, [B, D]; None if they are zeros.
+        after: Last inputs of the window, [B, D]; written. None if they are not needed.
+        again: Number of new inputs at the end that the next window contains again.
+        first: Index of the first frame of each utterance, [B].
+        late: Number of inputs at an utterance's start that count as zeros.
+    """
+
+    before: Tensor | None
+    after: Tensor | None
+    again: int
+    first: Tensor | None
+    late: int = 0
+
+    def tensors(self) -> State:
+        """Return the state before, the state after and, if there are late inputs, the first frames."""
+        return self.before, self.after, self.first if self.late else None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Operations of a launch after the sums of a layer.
+
+    Attributes:
+        gain: Factor of each output, [O], or None.
+        residual: Signal that is added afterwards, [B, O, n], or None.
+        activation: Activation of the sums, or its name in `multiply_on_device`.
+        keeps_sums: True if the sums are needed without their activation.
+    """
+
+    gain: Tensor | None = None
+    residual: Tensor | None = None
+    activation: Snake | Elu | str | None = None
+    keeps_sums: bool = True
+
+    def arguments(self, num_outputs: int) -> tuple[str, Tensor | None, Tensor | None, bool]:
+        """Return the activation's name and factors, and `keeps_sums`, for a kernel."""
+        if isinstance(self.activation, Snake):
+            rate, height = self.activation.repeated(1, num_outputs)
+            return "snake", rate, height, self.keeps_sums
+        name = "elu" if isinstance(self.activation, Elu) else self.activation or ""
+        return name, None, None, self.keeps_sums
+
+
+PLAIN = Ending()
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Norm of the inputs of a linear layer: RMSNorm or, with a bias, LayerNorm; [C] each."""
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+
+def norm_of(layer: nn.RMSNorm | nn.LayerNorm) -> Norm:
+    """Return the numbers of a layer of torch."""
+    assert layer.eps is not None
+    return Norm(layer.weight, getattr(layer, "bias", None), layer.eps)
+
+
+def is_supported(conv: Convolving) -> bool:
+    """Return True if `convolve` computes a layer: with all channels in a group, or each in its own."""
+    return conv.groups in {1, conv.in_channels} and (conv.groups == 1 or conv.in_channels == conv.out_channels)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return the rows [B, n, C] of a signal [B, C, n], which it should be stored as."""
+    return x.transpose(1, 2).contiguous()
+
+
+def convolve(
+    x: Tensor, conv: Convolving, state: StatePart | None = None, ending: Ending = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a convolution and their activations, [B, O, n] each; one of them may be empty.
+
+    Args:
+        x: Inputs, [B, C, n].
+        conv: Convolution or, without a dilation, transposed one that `is_supported`.
+        state: Part of a causal layer in the state, which replaces its padding; None for the padding of torch.
+        ending: What is done with the sums.
+    """
+    sizes = sizes_of(x.shape[2], conv) if state is None else causal_sizes(x, conv, state)
+    tensors = NO_STATE if state is None else state.tensors()
+    activation = ending.arguments(conv.out_channels)
+    rows = rows_of(x)
+    if conv.groups > 1:
+        assert ending.gain is ending.residual is None
+        weight = conv.weight[:, 0]
+        results = torch.ops.stretto.depthwise(rows, weight, conv.bias, *tensors, sizes, *activation)
+        return _signals(*results)
+    is_narrow = min(conv.in_channels, conv.out_channels) < MIN_CHANNELS
+    precision = IEEE if is_narrow else PRECISION.get()
+    residual = None if ending.residual is None else rows_of(ending.residual)
+    results = torch.ops.stretto.product(
+        rows, taps_of(conv), conv.bias, *tensors, sizes, *NO_NORM, ending.gain, residual, *activation, precision
+    )
+    return _signals(*results)
+
+
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None, sizes: Sizes, precision: str) -> Tensor:
+    """Return the outputs [B, length, O] for rows [B, n, C] and a weight [k, rate · O, C], and nothing else."""
+    activation = PLAIN.arguments(len(weight))
+    sums: Tensor
+    sums, _ = torch.ops.stretto.product(
+        rows, weight, bias, *NO_STATE, sizes, *NO_NORM, None, None, *activation, precision
+    )
+    return sums
+
+
+def multiply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    norm: Norm | None = None,
+    ending: Ending = PLAIN,
+) -> Tensor:
+    """Return the outputs of a linear layer, or their activations if `ending` has one, [B, n, O].
+
+    In the modes that round the operands of convolutions, the products are `tf32x3`, which does not.
+
+    Args:
+        x: Inputs, [B, n, C].
+        weight: Weight, [O, C].
+        bias: Bias, [O], or None.
+        norm: Norm of the inputs, or None.
+        ending: What is done with the sums; its residual is [B, n, O].
+    """
+    activation = replace(ending, keeps_sums=ending.activation is None).arguments(len(weight))
+    norms = NO_NORM if norm is None else (norm.weight, norm.bias, norm.eps)
+    precision = IEEE if PRECISION.get() == IEEE else "tf32x3"
+    sizes = Sizes(length=x.shape[1])
+    sums, activations = torch.ops.stretto.product(
+        x.contiguous(),
+        weight[None],
+        bias,
+        *NO_STATE,
+        sizes,
+        *norms,
+        ending.gain,
+        ending.residual,
+        *activation,
+        precision,
+    )
+    result: Tensor = sums if ending.activation is None else activations
+    return result
+
+
+def _signals(sums: Tensor, activations: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the signals [B, C, n] of rows [B, n, C], and memory that is not used unchanged."""
+    if sums.dim() == 3:
+        sums = sums.transpose(1, 2)
+    if activations.dim() == 3:
+        activations = activations.transpose(1, 2)
+    return sums, activations
+
+
+def causal_sizes(x: Tensor, conv: Convolving, state: StatePart) -> Sizes:
+    """Return the sizes of a causal layer whose padding is its state."""
+    (kernel,) = conv.kernel_size
+    (rate,) = conv.stride
+    (dilation,) = conv.dilation
+    if isinstance(conv, nn.ConvTranspose1d):
+        return Sizes(x.shape[2] * rate, kernel // rate - 1, state.again, state.late, is_transposed=True, rate=rate)
+    before = (kernel - 1) * dilation + 1 - rate
+    return Sizes(x.shape[2] // rate, before, state.again, state.late, dilation, stride=rate)
+
+
+def sizes_of(num_inputs: int, conv: Convolving) -> Sizes:
+    """Return the sizes of a layer with the padding of torch."""
+    (kernel,) = conv.kernel_size
+    padding = int(conv.padding[0])
+    if isinstance(conv, nn.ConvTranspose1d):
+        return transposed_sizes(num_inputs, kernel, conv.stride[0], padding, conv.output_padding[0])
+    return padded_sizes(num_inputs, kernel, padding, conv.dilation[0])
+
+
+def padded_sizes(num_inputs: int, kernel: int, padding: int, dilation: int) -> Sizes:
+    """Return the sizes of a convolution whose inputs are padded with zeros at both ends."""
+    return Sizes(num_inputs + 2 * padding - (kernel - 1) * dilation, padding, dilation=dilation)
+
+
+def transposed_sizes(num_inputs: int, kernel: int, rate: int, padding: int, output_padding: int) -> Sizes:
+    """Return the sizes of a transposed convolution whose outputs are cut off at both ends."""
+    length = (num_inputs - 1) * rate - 2 * padding + kernel + output_padding
+    return Sizes(length, -(-kernel // rate) - 1, is_transposed=True, rate=rate, trim=padding)
+
+
+def taps_of(conv: Convolving) -> Tensor:
+    """Return the weight of a layer in the order of the kernel, [k, rate · O, C].
+
+    At first use, the layer's weight is stored as `streaming.prepare` stores it, so that it needs no copy.
+    """
+    is_transposed = isinstance(conv, nn.ConvTranspose1d)
+    order = (2, 1, 0) if is_transposed else (0, 2, 1)  # both are their own inverse
+    if not conv.weight.permute(order).is_contiguous():
+        with torch.inference_mode(False), torch.no_grad():
+            conv.weight.data = conv.weight.detach().permute(order).contiguous().permute(order)
+    if is_transposed:
+        return packed_taps(conv.weight.permute(order), conv.stride[0])
+    return conv.weight.permute(2, 0, 1)
+
+
+def packed_taps(taps: Tensor, rate: int) -> Tensor:
+    """Return the columns of all outputs of a step, [k / rate, rate · O, C], for taps [k, O, C] of one."""
+    missing = -len(taps) % rate
+    if missing:  # a copy; no layer of a served codec with a state has such a kernel
+        taps = torch.cat([taps, taps.new_zeros(missing, *taps.shape[1:])])
+    return taps.unflatten(0, (-1, rate)).flatten(1, 2)

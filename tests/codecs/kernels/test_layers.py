@@ -1,0 +1,162 @@
+"""Layers of codecs on a GPU, in Triton's interpreter: filters, activations and states, and whole decoders."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.decoder_memory import Launches
+from stretto.codecs.causal import Convolution, Link, run_links
+from stretto.codecs.device import Convolving, Ending, StatePart, convolve
+from stretto.codecs.memory import Memory, num_kept
+from stretto.codecs.qwen3_12hz.decoder import Decoder
+from stretto.codecs.streaming import Elu, Snake, activated_on_device
+from tests.codecs.kernels.on_host import (
+    SHAPE,
+    activations_of,
+    decoded,
+    factors,
+    kernels_on_host,
+    random_codes,
+    small_decoder,
+)
+from tests.codecs.streaming import largest
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_activation_matches_a_loop_over_numbers() -> None:
+    x = numbers(2, 5, 7)
+    rate, height = (factor.detach() for factor in factors(5).repeated(1, 5))
+    with kernels_on_host():
+        assert torch.equal(activated_on_device(x, rate, height), activations_of(x, rate, height))
+
+
+def test_sine_is_as_exact_as_float32() -> None:
+    for largest_angle in (1.0, 100.0, 1e4):
+        x = torch.linspace(-largest_angle, largest_angle, 2_000)[None, None]
+        one = torch.ones(1)
+        exact = x.double() + x.double().sin().square()
+        with kernels_on_host():
+            found = activated_on_device(x, one, one)
+        assert largest(found.double() - exact) <= 3e-7 + largest_angle * 2.0**-24
+
+
+@pytest.mark.parametrize("num_new", [1, 4, 7])
+@pytest.mark.parametrize(("dilation", "again"), [(1, 0), (3, 0), (2, 1)])
+def test_filters_match_a_loop_over_numbers(num_new: int, dilation: int, again: int) -> None:
+    """Fewer new inputs than kept ones, as many, and more; with inputs that the next window contains again."""
+    conv = nn.Conv1d(5, 5, 3, dilation=dilation, groups=5).requires_grad_(False)
+    x = numbers(2, 5, num_new)
+    kept = 2 * dilation
+    state = numbers(2, 40, seed=1)[:, 4 : 4 + 5 * kept]
+    after = torch.zeros(2, 40)
+    inputs = torch.cat([state.view(2, kept, 5).transpose(1, 2), x], 2).numpy()
+    expected = np.empty((2, 5, num_new), np.float32)
+    for batch, channel, step in np.ndindex(*expected.shape):
+        total = conv.bias[channel].numpy()
+        for tap in range(3):
+            total = total + inputs[batch, channel, step + tap * dilation] * conv.weight[channel, 0, tap].numpy()
+        expected[batch, channel, step] = total
+    with kernels_on_host():
+        part = StatePart(state, after[:, 4 : 4 + 5 * kept], again, None)
+        found, active = convolve(x, conv, part, Ending(activation=Elu()))
+    assert np.array_equal(found.numpy(), expected)
+    torch.testing.assert_close(active, F.elu(found), rtol=0, atol=1e-6)
+    last = inputs[:, :, num_new - again :][:, :, :kept]
+    assert np.array_equal(after[:, 4 : 4 + 5 * kept].view(2, kept, 5).transpose(1, 2).numpy(), last)
+    assert not after[:, :4].any()
+    assert not after[:, 4 + 5 * kept :].any()
+
+
+def test_filters_of_a_transposed_convolution() -> None:
+    """Two taps for each of three samples of a step, in one window and in two."""
+    conv = nn.ConvTranspose1d(5, 5, 6, 3, groups=5).requires_grad_(False)
+    x = numbers(2, 5, 4)
+    expected = F.conv_transpose1d(x, conv.weight, conv.bias, stride=3, groups=5)[:, :, :12]
+    with kernels_on_host():
+        whole = windows(x, conv, [4])
+        assert torch.equal(windows(x, conv, [1, 3]), whole)
+    torch.testing.assert_close(whole, expected, rtol=0, atol=1e-5)
+
+
+def windows(x: Tensor, conv: Convolving, sizes: list[int]) -> Tensor:
+    """Return the outputs of a transposed convolution for windows of these sizes."""
+    state = torch.zeros(len(x), x.shape[1])
+    parts = list[Tensor]()
+    for window in x.split(sizes, 2):
+        after = torch.empty_like(state)
+        parts.append(convolve(window, conv, StatePart(state, after, 0, None))[0])
+        state = after
+    return torch.cat(parts, 2)
+
+
+@pytest.mark.parametrize("activation", [None, Elu(), factors(8)])
+def test_linked_layers_give_the_same_as_on_the_host(activation: Snake | Elu | None) -> None:
+    """Activations after a layer are those before the next one; late inputs are zeros; the window has right context."""
+    layers = [Convolution(8, 8, 3, dilation=2), Convolution(8, 8, 1), Convolution(8, 8, 2)]
+    layers[2].late = 2
+    for layer in layers:
+        layer.requires_grad_(False)
+    links = [
+        Link(layers[0]),
+        Link(layers[1], activation, begins_residual=True),
+        Link(layers[2], activation, ends_residual=True),
+    ]
+    x = numbers(2, 8, 6)
+    first = torch.tensor([0, 4])
+    before = torch.zeros(2, num_kept(*layers))
+    with torch.inference_mode():
+        memory = Memory(before, first, 3, right=1)
+        middle = layers[0](x, memory)
+        expected = layers[2](layers[1](middle, memory, activation), memory, activation) + middle
+    with kernels_on_host():
+        launched = Memory(before, first, 3, right=1)
+        found = run_links(links, x, launched)
+    assert launched.is_complete
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    begin = 0
+    for layer in layers:
+        size = layer.kept
+        of_host = memory.after[:, begin : begin + size].view(2, 8, -1)
+        of_kernel = launched.after[:, begin : begin + size].view(2, -1, 8).transpose(1, 2)
+        torch.testing.assert_close(of_kernel, of_host, rtol=0, atol=1e-5)
+        begin += size
+
+
+def test_decoder_gives_the_same_as_on_the_host() -> None:
+    """Torch rounds differently on a CPU; the kernels round each number in the same way in any chunk."""
+    decoder = small_decoder()
+    codes = random_codes(2, 3)
+    expected, _ = decoded(decoder, codes, [3])
+    with kernels_on_host():
+        samples, state = decoded(decoder, codes, [1, 2])
+        whole, last = decoded(decoder, codes, [3])
+    assert largest(samples - expected) <= 1e-5
+    assert largest(samples - whole) <= 1e-6
+    assert largest(state - last) <= 1e-6
+
+
+def test_launches_on_a_gpu() -> None:
+    """A layer is one launch with the activations, residuals and states around it."""
+    decoder = small_decoder()
+    num_layers = sum(isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) for layer in decoder.modules())
+    num_blocks = len(decoder.upsample)
+    names = launched(decoder.to("meta"), "meta")
+    assert names.count("product") == num_layers - 2 - num_blocks + 2 * num_blocks  # two layers project codebooks
+    assert names.count("depthwise") == num_blocks
+    assert not {"sin_", "conv1d", "conv_transpose1d"} & set(names[names.index("product") :])
+
+
+def launched(decoder: Decoder, device: str) -> list[str]:
+    """Return the operators that compute on a device while two frames are decoded for a second time."""
+    with torch.device(device), torch.inference_mode():
+        codes = torch.zeros(1, SHAPE.num_quantizers, 2, dtype=torch.int64)
+        for _ in range(2):
+            memory = Memory(torch.zeros(1, num_kept(decoder)), torch.zeros(1), 2)
+            with Launches() as launches:
+                decoder(codes, torch.zeros(1), memory)
+    return launches.names
