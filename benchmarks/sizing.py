@@ -1,6 +1,6 @@
 """Estimate how many streams of each family a GPU serves, and what 1 to 1000 GPUs need in gateways, network and money.
 
-    python -m benchmarks.sizing                     # the tables of docs/gpu_sizes.md, then those of docs/scale.md
+    python -m benchmarks.sizing                     # tables, also those of docs/gpu_sizes.md and docs/scale.md
     python -m benchmarks.sizing --gpu-price 3.20    # price of a GPU hour
 
 `stretto.machine.sizing` has the arithmetic of time and its assumptions. Memory is computed in the same way as by
@@ -222,16 +222,21 @@ class Fleet:
         return (self.num_gpus * prices.gpu + self.gateway_cores * prices.core) / self.busy_streams
 
 
-def fleet_tables(prices: Prices) -> str:
-    """Return the tables for docs/scale.md in Markdown."""
+def cost_table(prices: Prices) -> str:
+    """Return a table of each model's streams and cost of an hour of speech in Markdown."""
     head = [gpu.name for gpu in GPUS]
     lines = ["| one GPU: streams, hour of speech | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
     for backbone in COUNTED:
         cells = (_cost_cell(streams_of(backbone, gpu), prices) for gpu in GPUS)
         lines.append(f"| {backbone.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fleet_table() -> str:
+    """Return the table for docs/scale.md in Markdown."""
     one = streams_of(COUNTED[0], _gpu("H100 SXM"))
     outside = " | ".join(f"out, {name}" for name in OUTSIDE_KBIT)
-    lines += ["", f"| GPUs | streams in use | gateway cores | servers to gateways | {outside} |"]
+    lines = [f"| GPUs | streams in use | gateway cores | servers to gateways | {outside} |"]
     lines.append("|---|" + "---|" * (3 + len(OUTSIDE_KBIT)))
     for num_gpus in SIZES:
         fleet = Fleet(num_gpus, one)
@@ -257,7 +262,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--gpu-price", type=float, default=Prices.gpu, help="price per hour; default: %(default)s")
     parser.add_argument("--core-price", type=float, default=Prices.core, help="price per hour; default: %(default)s")
     arguments = parser.parse_args(words)
-    print(tables(), fleet_tables(Prices(arguments.gpu_price, arguments.core_price)), sep="\n\n")
+    print(tables(), cost_table(Prices(arguments.gpu_price, arguments.core_price)), fleet_table(), sep="\n\n")
 
 
 if __name__ == "__main__":
