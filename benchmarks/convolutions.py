@@ -37,14 +37,10 @@ class Row:
 
     Attributes:
         is_narrow: True if the codec has fewer channels than published.
-        level: Standard deviation of the samples.
-        largest: Largest difference of a sample from float32, by precision.
         decibels: Mean power of the difference, relative to that of the samples, in dB, by precision.
     """
 
     is_narrow: bool
-    level: float
-    largest: dict[str, float]
     decibels: dict[str, float]
 
 
@@ -55,14 +51,12 @@ def row_of(name: str) -> Row:
     window = first_window(codec, CHUNKS[name][1])
     with as_on_a_gpu(), torch.inference_mode():
         exact = decoded(codec, window, "float32")
-        largest = dict[str, float]()
         decibels = dict[str, float]()
         for precision in PRECISIONS:
             difference = decoded(codec, window, precision) - exact
-            largest[precision] = difference.abs().max().item()
             ratio = difference.square().mean().sqrt().item() / exact.std().item()
             decibels[precision] = 20 * math.log10(ratio) if ratio else -math.inf
-    return Row(name in NARROW, exact.std().item(), largest, decibels)
+    return Row(name in NARROW, decibels)
 
 
 def decoded(codec: Codec, window: Window, precision: str) -> Tensor:
@@ -96,18 +90,16 @@ def as_on_a_gpu() -> Iterator[None]:
 
 def line_of(name: str, row: Row) -> str:
     """Return a row of the table in Markdown."""
-    cells = [
-        f"{row.largest[each]:.0e}, {row.decibels[each]:.0f} dB" if row.largest[each] else "exact" for each in PRECISIONS
-    ]
+    cells = [f"{row.decibels[each]:.0f}" for each in PRECISIONS]
     sizes = "narrow" if row.is_narrow else "published"
-    return f"| `{name}` | {sizes} | " + " | ".join([f"{row.level:.1g}", *cells]) + " |"
+    return f"| `{name}` | {sizes} | " + " | ".join(cells) + " |"
 
 
 def main(names: list[str]) -> None:
     """Print the table of the named codecs, or of all."""
     print(
-        "| codec | sizes | level | " + " | ".join(PRECISIONS) + " |",
-        "|---|---|---|" + "---|" * len(PRECISIONS),
+        "| codec | sizes | " + " | ".join(PRECISIONS) + " |",
+        "|---|---|" + "---|" * len(PRECISIONS),
         sep="\n",
     )
     for name in names or CHUNKS:
