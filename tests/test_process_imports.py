@@ -50,6 +50,10 @@ PROCESSES = {
         "import stretto.proxy.__main__",
         f"torch vllm transformers {COMPILERS} {DOWNLOADS} {PARSERS} {MEDIA}",
     ),
+    "gateway": Process(
+        "import stretto_gateway.command, uvloop",
+        f"torch vllm transformers huggingface_hub httpx requests openai mcp cv2 scipy numba {COMPILERS}",
+    ),
     "preprocessor": Process(
         STUB
         + """
