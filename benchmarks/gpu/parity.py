@@ -1,9 +1,10 @@
 """Jobs that compare codes from the device with references.
 
-In fp32, a job compares one mode of the engine with a slow reference on the CPU. In bf16, a job compares runs with CUDA
-graphs with runs without them. The jobs use randomly initialised checkpoints of two families, and the bundled model if
-its weights are present. If the reference's two best candidates are nearly equal (`LEAD`), the device may choose the
-other one. Such replies are counted, but are not errors.
+In fp32, a job compares one mode of the engine with a slow reference, whose replies a bundle brings
+(`stored_replies.py`). In bf16, a job compares runs with CUDA graphs with runs without them. Engines have the arguments
+that `make-repository --gpu` writes, except for what a mode is about, and a small cache. The jobs use randomly
+initialised checkpoints of two families, and the bundled model if its weights are present. If the reference's two best
+candidates are nearly equal (`LEAD`), the device may choose the other one. Such replies are counted, but are not errors.
 
 Another job detects waits within a step. vLLM lets torch raise an error at the first call that synchronises with the
 device. The job also lists the kernels that Triton compiles after the engine has started. If one of them is Stretto's,
@@ -13,6 +14,7 @@ this is an error, because its specialisation would depend on the batch.
 import importlib
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,9 +26,12 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.jobs import Setup
+from benchmarks.gpu.stored_replies import FOLDER, Recalled, Replies, recall
 from benchmarks.harness import CHECKPOINT
+from stretto.convert.make_repository import engine_arguments
 from stretto.families.tiny.family import TINY
 from stretto.family.base import Family
+from stretto.family.plugin import config_at
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
 
@@ -45,7 +50,8 @@ def graphs(mode: str, compiler: int = 0) -> dict[str, Any]:
 
 # A small KV cache of fixed size, so that jobs can run side by side.
 MEMORY: dict[str, Any] = {"gpu_memory_utilization": 0.05, "kv_cache_memory_bytes": 1 << 30}
-CUDA: dict[str, Any] = {"attention_backend": "TRITON_ATTN", **MEMORY}
+# In float32, which FlashAttention does not support, to compare with a reference.
+CUDA: dict[str, Any] = {"dtype": "float32", "attention_backend": "TRITON_ATTN", **MEMORY}
 MODES: dict[str, dict[str, Any]] = {
     "eager": {"async_scheduling": False},
     "FULL_DECODE_ONLY, async": graphs("FULL_DECODE_ONLY"),
@@ -53,61 +59,88 @@ MODES: dict[str, dict[str, Any]] = {
     "FULL_AND_PIECEWISE, async": graphs("FULL_AND_PIECEWISE", compiler=3),
 }
 WITHOUT_GRAPHS = {"enforce_eager": True, "compilation_config": {}}  # for all modes, in a dry run
-# As for the 8B model: bfloat16, FlashAttention, and a graph for every number of rows, so that no product is padded.
-# By default, FlashAttention splits the keys up to 32 ways with graphs, but not at all without graphs for such short
-# replies.
-HALF: dict[str, Any] = {"dtype": "bfloat16", "attention_backend": "FLASH_ATTN", **MEMORY}
-HALF["attention_config"] = {"flash_attn_max_num_splits_for_cuda_graph": 1}
-EVERY_SIZE = {**graphs("FULL_DECODE_ONLY"), "async_scheduling": False}
-EVERY_SIZE["compilation_config"] = {**EVERY_SIZE["compilation_config"], "cudagraph_capture_sizes": list(range(1, 17))}
+EVERY_SIZE = list(range(1, 17))  # a graph for every number of rows, so that no product is padded
+
+
+def deployed(checkpoint: Path, family: Family) -> dict[str, Any]:
+    """Return the engine arguments that `make-repository --gpu` writes for a checkpoint."""
+    arguments = engine_arguments(config_at(checkpoint), family, is_on_gpu=True)
+    longest = min(arguments["max_model_len"], MAX_MODEL_LEN)
+    return {name: value for name, value in arguments.items() if name != "max_waiting"} | {"max_model_len": longest}
+
+
+def mode_arguments(setup: Setup, case: "Case", mode: str) -> dict[str, Any]:
+    """Return the arguments of an engine in one of `MODES`: those deployed, except for what the mode is about."""
+    base = deployed(case.folder, case.family)
+    if setup.is_small:
+        return {**base, "dtype": "float32", **MODES[mode], **WITHOUT_GRAPHS}
+    return {**base, **CUDA, **MODES[mode]}
+
+
+def half_arguments(setup: Setup, checkpoint: Path, family: Family, *, has_graphs: bool) -> dict[str, Any]:
+    """Return the arguments of an engine in bfloat16: those deployed, with a small cache, with or without graphs."""
+    arguments = {**deployed(checkpoint, family), "async_scheduling": False}
+    if setup.is_small:
+        return {**arguments, "dtype": "float32", **WITHOUT_GRAPHS}
+    arguments |= {**MEMORY, "dtype": "bfloat16"}
+    if not has_graphs:
+        return {**arguments, "enforce_eager": True}
+    compilation = {**arguments.get("compilation_config", {}), "cudagraph_capture_sizes": EVERY_SIZE}
+    return {**arguments, "compilation_config": compilation}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A checkpoint and its prompts; for each prompt, the reference's rows and the smallest lead of its best logit."""
+    """A checkpoint and its prompts, and the replies of the slow reference."""
 
-    name: str
+    family: Family
     folder: Path
     prompts: dict[str, Prompt]
-    replies: dict[str, tuple[list[list[int]], float]]
+    expected: Recalled
+
+    @property
+    def name(self) -> str:
+        """Name of the family."""
+        return self.family.name
 
 
 def answer(
-    name: str,
     folder: Path,
     family: Family,
     prompts: dict[str, Prompt],
-    reference: str = "stretto.testing.reference:Reference",
+    reference: str = "stretto.testing.reference:ReferenceModel",
 ) -> Case:
-    """Answer `prompts` with a slow reference and return the case."""
-    module, reference_class = reference.split(":")
-    made = getattr(importlib.import_module(module), reference_class)
-    computed = made(folder, family, MAX_MODEL_LEN)
-    width = family.layout.num_output_streams
-    replies = {}
-    for request_id, prompt in prompts.items():
-        rows, lead = computed.reply(prompt)
-        replies[request_id] = ([row[:width] for row in rows], lead)
-    return Case(name, folder, prompts, replies)
+    """Return the case of a checkpoint, whose prompts are answered by a slow reference unless replies are stored."""
+
+    def compute() -> Replies:
+        module, reference_class = reference.split(":")
+        made = getattr(importlib.import_module(module), reference_class)
+        computed = made(folder, family, MAX_MODEL_LEN)
+        width = family.layout.num_output_streams
+        replies: Replies = {}
+        for request_id, prompt in prompts.items():
+            rows, lead = computed.reply(prompt)
+            replies[request_id] = ([row[:width] for row in rows], lead)
+        return replies
+
+    return Case(family, folder, prompts, recall(family.name, folder, prompts, compute))
 
 
 def cases(setup: Setup, folder: Path) -> Iterator[Case]:
     """Yield two randomly initialised checkpoints, then the bundled model."""
     for family, name in families():
         checkpoint = write_checkpoint(folder / family.name, family, name)
-        yield answer(family.name, checkpoint, family, prompts_of(setup, family))
+        yield answer(checkpoint, family, prompts_of(setup, family))
     if (CHECKPOINT / "model.safetensors").exists() and not setup.is_small:
-        yield answer("bundled", CHECKPOINT, TINY, bundled_prompts())
+        yield answer(CHECKPOINT, replace(TINY, name="bundled"), bundled_prompts())
 
 
-def modules(setup: Setup, folder: Path) -> Case:
-    """Return a random checkpoint with multi-token-prediction modules, which give several rows per step."""
+def modules(setup: Setup, folder: Path) -> Iterator[Case]:
+    """Yield a random checkpoint with multi-token-prediction modules, which give several rows per step."""
     name = "modules"
     family = importlib.import_module("tests.speech_families").MODULES
     checkpoint = importlib.import_module("tests.random_checkpoints").write_modules(folder, family, name)
-    return answer(
-        family.name, checkpoint, family, prompts_of(setup, family), "tests.reference.module_lm:ModuleReference"
-    )
+    yield answer(checkpoint, family, prompts_of(setup, family), "tests.reference.module_lm:ModuleReference")
 
 
 def families() -> tuple[tuple[Family, str], ...]:
@@ -144,43 +177,59 @@ def run_modules(setup: Setup) -> Iterator[dict[str, Any]]:
     be_exact()
     mode = "FULL_DECODE_ONLY, async"
     with tempfile.TemporaryDirectory() as folder:
-        case = modules(setup, Path(folder))
-        yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
-
-
-def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
-    """For each family whose depth transformer runs inside the graph of a step, yield a result line."""
-    be_exact()
-    small = importlib.import_module("tests.small_vocabularies")
-    mode = "FULL_DECODE_ONLY, async"
-    with tempfile.TemporaryDirectory() as folder:
-        for attribute, backbone in FRAMES[: 1 if setup.is_small else None]:
-            family = getattr(small, attribute)
-            name = f"small_{attribute.lower()}"
-            checkpoint = write_checkpoint(Path(folder) / attribute, family, name, backbone=backbone)
-            few = dict(itertools.islice(prompts_of(setup, family).items(), 1 if setup.is_small else 6))
-            case = answer(family.name, checkpoint, family, few)  # the reference is slow
+        for case in modules(setup, Path(folder)):
             yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
 
 
-def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
-    """Yield the result line for a randomly initialised Higgs Audio release, whose audio rows have their own layers."""
+def frames(setup: Setup, folder: Path) -> Iterator[Case]:
+    """Yield random checkpoints of families whose depth transformer runs inside the graph of a step."""
+    small = importlib.import_module("tests.small_vocabularies")
+    for attribute, backbone in FRAMES[: 1 if setup.is_small else None]:
+        family = getattr(small, attribute)
+        checkpoint = write_checkpoint(folder / attribute, family, f"small_{attribute.lower()}", backbone=backbone)
+        few = dict(itertools.islice(prompts_of(setup, family).items(), 1 if setup.is_small else 6))
+        yield answer(checkpoint, family, few)  # the reference is slow
+
+
+def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
+    """For each of the checkpoints of `frames`, yield a result line."""
     be_exact()
+    mode = "FULL_DECODE_ONLY, async"
+    with tempfile.TemporaryDirectory() as folder:
+        for case in frames(setup, Path(folder)):
+            yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+
+
+def higgs_audio(setup: Setup, folder: Path) -> Iterator[Case]:
+    """Yield a randomly initialised Higgs Audio release, whose audio rows have their own layers."""
     random_models = importlib.import_module("benchmarks.checkpoints.random_higgs_audio")
     published = importlib.import_module("tests.published_higgs_audio")
     replies = importlib.import_module("tests.engine.test_higgs_audio")
-    mode = "FULL_DECODE_ONLY, async"
     scales = (1.0, 2.0, 1.0, 1.5)
-    with tempfile.TemporaryDirectory() as folder:
-        model = random_models.make_model(num_codebooks=4, num_codes=16, seed=7)
-        checkpoint, family, reference = published.convert(Path(folder), model)
-        prompts = {f"r{index}": replies.make_prompt(family, index, scale) for index, scale in enumerate(scales)}
-        expected = {}
+    model = random_models.make_model(num_codebooks=4, num_codes=16, seed=7)
+    checkpoint, family, reference = published.convert(folder, model)
+    prompts = {f"r{index}": replies.make_prompt(family, index, scale) for index, scale in enumerate(scales)}
+
+    def compute() -> Replies:
+        expected: Replies = {}
         for request_id, prompt in prompts.items():
             rows, lead = reference.naive(prompt)
             expected[request_id] = replies.said(family, rows), lead
-        case = Case(family.name, checkpoint, prompts, expected)
-        yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+        return expected
+
+    yield Case(family, checkpoint, prompts, recall(family.name, checkpoint, prompts, compute))
+
+
+def run_higgs_audio(setup: Setup) -> Iterator[dict[str, Any]]:
+    """Yield the result line for a randomly initialised Higgs Audio release."""
+    be_exact()
+    mode = "FULL_DECODE_ONLY, async"
+    with tempfile.TemporaryDirectory() as folder:
+        for case in higgs_audio(setup, Path(folder)):
+            yield {"checkpoint": case.name, "mode": mode, **compare(setup, case, mode)}
+
+
+CASES: tuple[Callable[[Setup, Path], Iterator[Case]], ...] = (cases, modules, frames, higgs_audio)
 
 
 @dataclass(frozen=True)
@@ -293,18 +342,20 @@ Watch = Callable[[], AbstractContextManager[object]]
 
 def compare(setup: Setup, case: Case, mode: str, watch: Watch = nullcontext) -> dict[str, Any]:
     """Generate replies inside `watch` and return how many equal the reference."""
-    args = {**MODES[mode], **WITHOUT_GRAPHS} if setup.is_small else {**CUDA, **MODES[mode]}
-    answers = replies(case.folder, args, case.prompts, watch)
-    other = [request_id for request_id, (rows, _) in case.replies.items() if answers[request_id].rows != rows]
-    wrong = [request_id for request_id in other if case.replies[request_id][1] >= LEAD]
+    expected = case.expected.replies
+    answers = replies(case.folder, mode_arguments(setup, case, mode), case.prompts, watch)
+    other = [request_id for request_id, (rows, _) in expected.items() if answers[request_id].rows != rows]
+    wrong = [request_id for request_id in other if expected[request_id][1] >= LEAD]
     preempted = sum(each.trailer.num_preemptions for each in answers.values())
     figures = {"replies": len(answers), "equal": len(answers) - len(other), "undecided": len(other) - len(wrong)}
-    return {**figures, "preemptions": preempted, "wrong": wrong, "ok": not wrong}
+    is_stored = case.expected.is_stored
+    return {**figures, "preemptions": preempted, "wrong": wrong, "stored": is_stored, "ok": not wrong}
 
 
 def replies(folder: Path, args: dict[str, Any], prompts: dict[str, Prompt], watch: Watch = nullcontext) -> Any:
     """Return an engine's replies to prompts that arrive one after another."""
-    engine = importlib.import_module("tests.engine.harness").Engine(folder, max_model_len=MAX_MODEL_LEN, **args)
+    args = {"max_model_len": MAX_MODEL_LEN, **args}
+    engine = importlib.import_module("tests.engine.harness").Engine(folder, **args)
     try:
         with watch():
             return engine.run(prompts, {request_id: 3 * index for index, request_id in enumerate(prompts)})
@@ -319,9 +370,10 @@ def run_half(setup: Setup) -> Iterator[dict[str, Any]]:
             hidden = 64 if setup.is_small else 256  # heads of 64, which FlashAttention 3 supports
             checkpoint = write_checkpoint(Path(folder), family, name, hidden=hidden)
             prompts = prompts_of(setup, family)
-            base = {"async_scheduling": False, **({} if setup.is_small else HALF)}
-            eager = replies(checkpoint, base, prompts)
-            captured = replies(checkpoint, base if setup.is_small else {**base, **EVERY_SIZE}, prompts)
+            eager, captured = (
+                replies(checkpoint, half_arguments(setup, checkpoint, family, has_graphs=has_graphs), prompts)
+                for has_graphs in (False, True)
+            )
         first = {
             request_id: _first_difference(eager[request_id].rows, captured[request_id].rows) for request_id in eager
         }
@@ -373,3 +425,22 @@ def run_waits(setup: Setup) -> Iterator[dict[str, Any]]:
         figures = compare(setup, case, MODE, lambda: compiled(names))
     ours = [name for name in names if name.startswith(OURS)]
     yield {"mode": MODE, **figures, "compiled": names, "ok": figures["ok"] and not ours}
+
+
+def store_all(folder: Path, is_small: bool = False) -> Iterator[str]:
+    """Store the replies of the slow references of all jobs in `folder`; yield the names of the cases.
+
+    Args:
+        folder: Folder of the replies.
+        is_small: True for the cases of a dry run.
+    """
+    os.environ[FOLDER] = str(folder)
+    setup = Setup("cpu" if is_small else "cuda", folder)
+    for make in CASES:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield from (case.name for case in make(setup, Path(scratch)))
+
+
+if __name__ == "__main__":
+    for case_name in store_all(Path(sys.argv[1])):
+        print(case_name, flush=True)

@@ -7,7 +7,8 @@
 The host must have torch for CUDA, triton, transformers and numpy, for Python 3.12 or the version in `--python`. `pack`
 resolves with uv, and downloads with pip, the wheels of vLLM and of those dependencies that the host lacks (`--have`).
 It leaves out kernels and distributions that Stretto does not use, and machine code for other GPUs (`contents.py`). It
-adds this package with its benchmarks and tests and, with `--kernels`, Triton's cache of compiled kernels. It splits
+adds this package with its benchmarks and tests and, with `--kernels`, Triton's cache of compiled kernels. With
+`--replies`, it computes the replies of the slow references, with which parity jobs compare, and adds them. It splits
 everything into parts and records their SHA-256 checksums.
 `install` verifies and stores each part. Once all parts have arrived, it unpacks them and prints the shell line that
 sets Python's path. It needs only the standard library.
@@ -26,6 +27,7 @@ from typing import Any
 from benchmarks.gpu.bundling.contents import (
     CALL_BYTES,
     OURS,
+    PEERS,
     REQUIRED_THERE,
     TRITON_SERVER,
     UNUSED,
@@ -35,7 +37,16 @@ from benchmarks.gpu.bundling.contents import (
     trim,
     without_symbols,
 )
-from benchmarks.gpu.bundling.parts import KERNELS, LIBRARIES, SITE, SOURCE, DamagedPart, Installation, write_parts
+from benchmarks.gpu.bundling.parts import (
+    KERNELS,
+    LIBRARIES,
+    REPLIES,
+    SITE,
+    SOURCE,
+    DamagedPart,
+    Installation,
+    write_parts,
+)
 
 ROOT = Path(__file__).parents[3]
 COMMON_HOST = ROOT / "benchmarks/gpu/bundling/pytorch_image.txt"
@@ -113,6 +124,7 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
         raise SystemExit(f"offline_bundle: {arguments.have}: the target needs {lacking}, which are too large to carry")
     house = Wheelhouse(arguments.wheelhouse, arguments.python, arguments.lock, arguments.offline)
     roots = [VLLM, *OURS, *(server_requirements(ROOT / "pyproject.toml") if arguments.triton else ())]
+    roots += PEERS if arguments.peers else ()
     pinned = {name_of(root) for root in (VLLM, *TRITON_SERVER)} & {name_of(root) for root in roots}
     there = (have | UNUSED) - pinned  # a pinned version is brought even if the host has another
     wheels = house.closure([root for root in roots if name_of(root) not in there], there)
@@ -133,6 +145,10 @@ def pack(arguments: argparse.Namespace, package: Path | None = None) -> dict[str
             # The code in other languages, from which a binary is made, is not needed to launch it.
             unused = shutil.ignore_patterns("*.source", "*.ttir", "*.ttgir", "*.llir", "*.ptx")
             shutil.copytree(arguments.kernels, tree / KERNELS, ignore=unused)
+        if arguments.replies:
+            command = [sys.executable, "-m", "benchmarks.gpu.parity", str(arguments.replies)]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            shutil.copytree(arguments.replies, tree / REPLIES)
         if not arguments.no_source:
             copy_sources(tree / SOURCE, arguments.weights)
         contents = {"python": arguments.python, "architecture": arguments.architecture, "wheels": names}
@@ -199,7 +215,10 @@ def parser() -> argparse.ArgumentParser:
         help="FlashAttention version; 3: Hopper (11 MB), 2: older GPUs",
     )
     packing.add_argument("--kernels", type=Path, help="folder of kernels compiled by benchmarks.gpu.kernel_cache")
+    replies_help = "folder for the replies of the slow references; those that it has are not computed again"
+    packing.add_argument("--replies", type=Path, help=replies_help)
     packing.add_argument("--triton", action="store_true", help="include the Triton server's wheel")
+    packing.add_argument("--peers", action="store_true", help="include other programs for Qwen3-TTS")
     packing.add_argument("--weights", action="store_true", help="include the bundled model's weights")
     packing.add_argument(
         "--no-source", action="store_true", help="leave out scripts, tests and models, which the host already has"

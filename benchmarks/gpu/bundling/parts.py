@@ -93,6 +93,7 @@ SITE = "site"
 SOURCE = "source"
 LIBRARIES = "lib"
 KERNELS = "kernels"
+REPLIES = "replies"
 PARTS = "parts"
 
 
@@ -113,10 +114,12 @@ class Installation:
 
     @property
     def environment(self) -> str:
-        """Shell line that lets Python find the bundle, and Triton the compiled kernels in it."""
+        """Shell line that lets Python find the bundle, Triton its compiled kernels, and jobs its replies."""
         site, source, libraries, kernels = (self.bundle / part for part in (SITE, SOURCE, LIBRARIES, KERNELS))
+        replies = self.bundle / REPLIES
         line = f"export PYTHONPATH={site}:{source}${{PYTHONPATH:+:$PYTHONPATH}} PATH={site / 'bin'}:$PATH"
         line += f" TRITON_CACHE_DIR={kernels}" if kernels.exists() else ""
+        line += f" STRETTO_REPLIES={replies}" if replies.exists() else ""
         return line + (f" STRETTO_LIBPYTHON={libraries}" if libraries.exists() else "")
 
     def write_path_file(self, packages: Path) -> None:

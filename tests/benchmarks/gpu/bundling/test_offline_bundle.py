@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,26 @@ def test_triton_finds_bundled_kernels_as_binaries_alone(tmp_path: Path, house: P
     command = f'{done.stdout.strip()}; cd "$TRITON_CACHE_DIR/KEY" && touch written && echo *'
     shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert shell.stdout.split() == ["draw.cubin", "draw.json", "written"]
+
+
+def test_packing_computes_the_replies_that_jobs_find(
+    tmp_path: Path, house: Path, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = subprocess.run
+
+    def write(command: list[str], **options: Any) -> Any:
+        if "benchmarks.gpu.parity" not in command:
+            return run(command, **options)
+        Path(command[-1]).mkdir(parents=True)
+        Path(command[-1], "tiny-0123.json").write_text("{}")
+        return None
+
+    monkeypatch.setattr(subprocess, "run", write)
+    pack(arguments(tmp_path, house, "--replies", str(tmp_path / "replies")), package)
+    monkeypatch.undo()
+    done = run_install(tmp_path, "manifest.json", "part-01")
+    shell = subprocess.run(["bash", "-c", f"{done.stdout.strip()}; ls $STRETTO_REPLIES"], capture_output=True)
+    assert shell.stdout == b"tiny-0123.json\n"
 
 
 def test_bundled_triton_server_has_its_own_numpy(tmp_path: Path, house: Path, package: Path) -> None:
