@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager
 from glob import glob
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -122,6 +123,7 @@ def walk(device: torch.device) -> None:
         for _ in range(2):
             walked.step()
     attend(device)
+    multiply(device)
     embed(device)
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -129,7 +131,7 @@ def walk(device: torch.device) -> None:
 
 def attend(device: torch.device) -> None:
     """Launch the attention kernel of a depth transformer for the first two positions and the last."""
-    kernel = import_module("stretto.engine.kernels.gpu.products").depth_attention_kernel
+    kernel = import_module("stretto.engine.kernels.gpu.depth").depth_attention_kernel
     rows = 3
     heads = 4
     kv_heads = 2
@@ -142,7 +144,18 @@ def attend(device: torch.device) -> None:
         qkv = torch.randn(rows * num_new, (heads + 2 * kv_heads) * size, device=device)
         out = torch.empty(rows * num_new, heads * size, device=device)
         sizes = heads, kv_heads, size, positions, positions, size
-        kernel[rows, heads](out, qkv, keys, values, *weights, cos_sin, first, 1e-6, num_new, *sizes, num_warps=4)
+        kernel[rows, heads](out, qkv, keys, values, *weights, cos_sin, first, 1e-6, num_new, *sizes, False, num_warps=4)
+
+
+def multiply(device: torch.device) -> None:
+    """Launch the product of a depth transformer's layers at sizes that are no multiples of a tile."""
+    products = import_module("stretto.engine.kernels.gpu.row_products")
+    for dtype in (torch.float32, torch.bfloat16):
+        norm = SimpleNamespace(weight=torch.rand(1100, device=device).to(dtype), variance_epsilon=1e-6)
+        weight = torch.randn(36, 1100, device=device, dtype=dtype)
+        x = torch.randn(19, 1100, device=device, dtype=dtype)
+        products.RowProduct(weight)(x, torch.randn(19, 36, device=device, dtype=dtype))
+        products.RowProduct(weight, norm=norm, is_gated=True)(x)
 
 
 def embed(device: torch.device) -> None:

@@ -24,7 +24,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from stretto.engine.kernels.gpu import advance, draw, products
+from stretto.engine.kernels.gpu import advance, depth, draw, products, row_products
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
@@ -101,7 +101,7 @@ class OnTheDevice:
         def launch(*args: Any, **options: Any) -> None:
             assert all(each.device == GPU for each in args if isinstance(each, torch.Tensor)), args
             assert sum(isinstance(each, torch.Tensor) for each in args) >= 3
-            assert not options.keys() - {"num_warps", "enable_fp_fusion"}
+            assert not options.keys() - {"num_warps", "num_stages", "enable_fp_fusion"}
             self.num_launches += 1
 
         return launch
@@ -166,7 +166,8 @@ KERNELS = {
 }
 
 OWNERS = {
-    "depth_attention_kernel": products,
+    "depth_attention_kernel": depth,
+    "row_product_kernel": row_products,
     "words_kernel": word_states,
     "stairs_kernel": stairs,
     "slots_kernel": slots,
@@ -208,7 +209,7 @@ def test_steps_do_not_mix_devices(
     if family is TINY and uses_kernels:
         kernels["draw_script_kernel"] = OnTheDevice()
     if family.depth:
-        kernels["depth_attention_kernel"] = OnTheDevice()
+        kernels |= {name: OnTheDevice() for name in ("depth_attention_kernel", "row_product_kernel")}
     if family.mechanism.on_device is not None and uses_kernels:
         kernels["words_kernel"] = OnTheDevice()
     if family.mechanism.streams_on_device is not None and uses_kernels:

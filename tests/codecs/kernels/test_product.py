@@ -20,6 +20,7 @@ from stretto.config import DecoderConfig
 from stretto.decoder.convolutions import convolutions_in, split, to_tf32
 from tests.codecs.kernels.on_host import activations_of, decoded, factors, kernels_on_host, random_codes, small_decoder
 from tests.codecs.streaming import largest
+from tests.tensor_cores import as_float, round_to_nearest
 from tests.tiers import by_night
 
 MODES = [*DecoderConfig.CONVOLUTIONS][1:]
@@ -54,19 +55,6 @@ def multiply_in_order(
     is_exact = precision == _ir.INPUT_PRECISION.TF32x3
     numbers = [as_float(each) for each in (left, right)]
     return TensorHandle(added(total.data, *numbers, is_exact), total.dtype.scalar)
-
-
-def as_float(operand: TensorHandle) -> np.ndarray:
-    """Return numbers as float32; the interpreter keeps the bits of bfloat16 numbers."""
-    if operand.data.dtype == np.float32:
-        return operand.data
-    return (operand.data.astype(np.uint32) << 16).view(np.float32)
-
-
-def round_to_nearest(self: InterpreterBuilder, numbers: TensorHandle, dtype: Any) -> TensorHandle:
-    """Replace the interpreter's conversion to bfloat16, which cuts bits off instead of rounding as a GPU does."""
-    bits = torch.from_numpy(np.ascontiguousarray(numbers.data)).bfloat16().view(torch.int16)
-    return TensorHandle(bits.numpy().view(np.uint16), dtype.scalar)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Weights of a depth transformer: a few layers over the codebooks of one frame, replicated on every rank.
 
-They are either shared by all codebooks or selected per codebook. `cpu_backend/depth.py` and `kernels/gpu/products.py`
+They are either shared by all codebooks or selected per codebook. `cpu_backend/depth.py` and `kernels/gpu/depth.py`
 run the layers. Their keys and values are in one buffer, which is allocated once and overwritten for every frame. Each
 step therefore launches the same kernels with the same addresses, as CUDA graphs require.
 """

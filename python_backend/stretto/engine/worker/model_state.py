@@ -28,7 +28,7 @@ from stretto.cpu_backend.depth import CpuDepth, CpuSteppedDepth
 from stretto.cpu_backend.products import pad_products, use_cpu_layers
 from stretto.engine.adapters import lora_requests
 from stretto.engine.kernels.gpu.advance import gather_rows
-from stretto.engine.kernels.gpu.products import DeviceDepth, DeviceSteppedDepth
+from stretto.engine.kernels.gpu.depth import DeviceDepth, DeviceSteppedDepth
 from stretto.engine.protocol import family_of
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechCachedRequests, SpeechRequestData

@@ -18,6 +18,7 @@ from stretto.cpu_backend import products as on_host
 from stretto.engine.columns import Array
 from stretto.engine.kernels.gpu import products as on_device
 from stretto.engine.kernels.gpu.advance import gather_rows
+from stretto.engine.kernels.gpu.row_products import BLOCK_INNER, RowProduct
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.batch_plan import SolverPlan
@@ -32,6 +33,13 @@ Product = Callable[[torch.Tensor], torch.Tensor]
 def exact_product(rows: torch.Tensor) -> Product:
     """Return a function that computes `x @ rows.T` in float32 on the device of the constant `rows` [n, H]."""
     return (on_host if rows.device.type == "cpu" else on_device).Float32Product(rows)
+
+
+def depth_product(rows: torch.Tensor) -> Product:
+    """Return the same as `exact_product` for a head of a depth transformer, whose bits depend on no other row."""
+    if rows.device.type == "cpu" or rows.dtype not in BLOCK_INNER:
+        return exact_product(rows)
+    return RowProduct(rows, dtype=torch.float32)
 
 
 class StreamHeads:
@@ -151,6 +159,7 @@ class DepthFirstHead(FirstHead):
 
     def __init__(self, rows: torch.Tensor, rules: SegmentRules, start: Product):
         super().__init__(rows, rules)
+        self._first = depth_product(rows[: len(self.first_ids)])
         self._start = start
 
     def raw_first(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -276,7 +285,7 @@ class ParallelHeads:
 
 
 class DepthNetwork(Protocol):
-    """Interface of a depth transformer; see `kernels/gpu/products.py` for its methods."""
+    """Interface of a depth transformer; see `kernels/gpu/depth.py` for its methods."""
 
     heads: torch.Tensor
 
@@ -311,7 +320,7 @@ class DepthFrames:
         first_rows = [*accumulate(map(len, layout.audio[:-1]), initial=0)]
         self._shifts = [ids.start - row for ids, row in zip(layout.audio, first_rows, strict=True)]
         self._second_shift = second.start - first_rows[-1]
-        self._heads: list[Product] = [exact_product(rows) for rows in depth.heads.data]
+        self._heads: list[Product] = [depth_product(rows) for rows in depth.heads.data]
         depth.prepare(max_rows)
 
     def __call__(self, hidden: torch.Tensor, token: torch.Tensor, draw: Draw) -> torch.Tensor:

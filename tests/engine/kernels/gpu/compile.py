@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 import triton
 import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
@@ -21,9 +22,11 @@ from triton.compiler import ASTSource
 from stretto.codecs.kernels.product import product_kernel
 from stretto.codecs.kernels.sizes import IEEE
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
+from stretto.engine.kernels.gpu.depth import depth_attention_kernel
 from stretto.engine.kernels.gpu.draw import _draw_kernel
 from stretto.engine.kernels.gpu.linear import FEW_INNER, MANY_INNER, few_rows_kernel, many_rows_kernel
-from stretto.engine.kernels.gpu.products import _embed_kernel, depth_attention_kernel
+from stretto.engine.kernels.gpu.products import _embed_kernel
+from stretto.engine.kernels.gpu.row_products import BLOCK_INNER, MAX_TILES, num_stages, row_product_kernel
 from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, StepRules, draw_streams_kernel
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
@@ -86,6 +89,7 @@ QWEN3_TTS = {
     "num_positions": 16,
     "block_positions": 16,
     "block_dims": 128,
+    "is_dependent": False,
 }
 CSM = QWEN3_TTS | {"num_heads": 8, "num_kv_heads": 2, "num_positions": 32, "block_positions": 32}
 CSM |= {"query_weight": None, "key_weight": None}
@@ -99,6 +103,17 @@ LINEAR = {**dict.fromkeys(("out", "x", "weight", "bias"), "*fp32"), "num_rows": 
 LINEAR_SIZES = ("x_stride", "num_columns", "num_inner", "chunk")  # multiples of 16 in all published models
 LINEAR |= dict.fromkeys(LINEAR_SIZES, "i32")
 FEW = {"block_rows": 16, "block_inner": FEW_INNER}
+ROWS = {**dict.fromkeys(("out", "x", "weight", "norm", "bias", "residual"), "*bf16"), "num_rows": "i32"}
+ROW_TILE = {"eps": 1e-6, "gated": False, "block_outputs": 16, "block_rows": 16, "max_tiles": MAX_TILES}
+ROW_TILE["block_inner"] = BLOCK_INNER[torch.bfloat16]
+# Products of depth transformers: queries, keys and values; output; gate and up; down; then the projection and a head.
+OPENED = {**ROW_TILE, "num_outputs": 4096, "num_inner": 1024, "bias": None, "residual": None}
+ADDED = {**ROW_TILE, "num_outputs": 1024, "norm": None, "bias": None}
+GATED = {**OPENED, "num_outputs": 3072, "gated": True}
+FISH = {"num_outputs": 9728, "num_inner": 2560}
+PROJECTED = {**ROW_TILE, "num_outputs": 1024, "num_inner": 2048, "norm": None, "residual": None}
+ROW_PRODUCTS = [OPENED, {**ADDED, "num_inner": 2048}, GATED, {**ADDED, "num_inner": 3072}, PROJECTED, GATED | FISH]
+FLOAT_ROWS = {name: kind.replace("bf16", "fp32") for name, kind in ROWS.items()}
 # Arguments of a step's kernels; those not named are 32-bit integers.
 WIDE = ("token_ids", "codebooks", "is_guided", "state", "tasks", "ends", "ends_of_audio", "end_frame")
 TYPES = {
@@ -167,6 +182,7 @@ REGISTERS = {
     (80, "product_kernel"): 255,
     (90, "product_kernel"): 200,
 }  # a multiprocessor has registers for one program with either number
+REGISTERS |= {(each, "row_product_kernel"): 200 for each in (80, 90, 100)}  # the same, for Fish Audio S2's sizes
 # Bytes of stack by capability and kernel, with Triton 3.6 to 3.9; no other kernel has any. The assembler keeps these
 # at 64 registers, so that four programs of 256 threads fit the 65,536 registers of a multiprocessor, and spills up to
 # three; with Triton 3.9 it keeps the kernels of linear layers at 80, for three programs. On sm_80 Triton 3.6 keeps the
@@ -180,6 +196,7 @@ STACK |= {
     (100, "few_rows_kernel"): 8,
     (100, "many_rows_kernel"): 8,
 }
+STACK[100, "row_product_kernel"] = 8  # in float32, which the assembler keeps at 64 registers
 STACK |= {(capability, "latent_inputs_kernel"): 48 for capability in (80, 90, 100)}
 WORDS = WordRules(**dict.fromkeys(WordRules._fields, 3))._replace(script=WordScript(ahead=3))
 AHEAD, PLAIN_WORDS = {"rules": WORDS}, {"rules": WORDS._replace(script=WordScript()), "seconds": None}
@@ -226,6 +243,11 @@ CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
     (slots_kernel, {}, {"rules": SlotRules(64, 32, 10, 151_656, 151_662, 151_653), "block": 32}, 1),
     (stretch_inputs_kernel, {}, STRETCHES, 1),
     *((few_rows_kernel, LINEAR, {**FEW, "block_columns": width}, width // 4) for width in (16, 32)),
+    *((row_product_kernel, ROWS, each, 8) for each in ROW_PRODUCTS),
+    *(
+        (row_product_kernel, FLOAT_ROWS, each | {"block_inner": BLOCK_INNER[torch.float32]}, 8)
+        for each in ROW_PRODUCTS[:3]
+    ),
     (many_rows_kernel, LINEAR, {"block_rows": 64, "block_columns": 64, "block_inner": MANY_INNER}, 8),
     *CODEC_CASES,
     (keep_kernel, {}, {**SIZES, "tokens_stride": 8193}, 1),
@@ -240,8 +262,11 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
     constants = {name: value for name, value in constants.items() if name in names}
     types = {name: signature.get(name) or TYPES.get(name, "*i32") for name in names}
     types |= dict.fromkeys(constants, "constexpr")
-    is_linear = kernel in LINEAR_KERNELS
-    aligned = (*LINEAR_SIZES, "out", "x", "weight", "bias") if is_linear else ()
+    is_linear = kernel in (*LINEAR_KERNELS, row_product_kernel)
+    is_dependent = capability >= 90 and "is_dependent" in names
+    if "is_dependent" in names:
+        constants["is_dependent"] = is_dependent
+    aligned = (*LINEAR_SIZES, "out", "x", "weight", "norm", "bias", "residual") if is_linear else ()
     aligned = ALIGNED if any(kernel is case[0] for case in CODEC_CASES) else aligned
     attributes = {
         (index,): [["tt.divisibility", 16]]
@@ -250,8 +275,11 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
     }
     fuses = is_linear or constants.get("precision") == IEEE
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
+    options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": fuses, "launch_pdl": is_dependent}
+    if kernel is row_product_kernel:
+        options["num_stages"] = num_stages(constants["block_inner"], constants["gated"])
     target = GPUTarget("cuda", capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": num_warps, "enable_fp_fusion": fuses})
+    return triton.compile(source, target=target, options=options)
 
 
 def check_sums(ptx: str, block_inner: int) -> None:
@@ -287,6 +315,36 @@ def check_sums(ptx: str, block_inner: int) -> None:
         assert steps.pop() > 0
 
 
+def check_row_product(ptx: str, is_gated: bool) -> None:
+    """Check that tensor cores add the products of each sum in one chain, block by block.
+
+    A warp has its part of 16 × 16 sums in two accumulators, and in a block adds 16 of the inner dimension at a time.
+    """
+    chains, sums = list[int](), dict[str, int]()
+    for written, summand in re.findall(r"mma\.sync\.aligned\.m16n8k16\S*\s*\{(.*?)\},.*?,\s*\{([^{}]*)\};", ptx, re.S):
+        index = sums.pop(summand.strip(), len(chains))
+        if index == len(chains):
+            chains.append(0)
+        chains[index] += 1
+        sums[written.strip()] = index
+    blocks = BLOCK_INNER[torch.bfloat16] // 16
+    assert not any(length % blocks for length in chains), chains
+    assert len(chains) in ((4, 8) if is_gated else (2, 4)), chains  # of the first block, and of the loop
+
+
+def check_dependence(ptx: str, capability: int, num_loads: int) -> None:
+    """Check that a kernel lets the next one begin and waits for the previous one, after `num_loads` loads of weights.
+
+    Nothing is written, and nothing but weights is read, before that.
+    """
+    assert re.findall(r"griddepcontrol\.(\w+)", ptx) == ["launch_dependents", "wait"] * (capability >= 90)
+    if capability >= 90:
+        before, after = ptx.split("griddepcontrol.wait")
+        assert "st.global" not in before
+        assert "st.global" in after
+        assert len(re.findall(r"ld\.global", before)) == num_loads, before
+
+
 def usage(binary: bytes) -> list[int]:
     """Return registers per thread and bytes of stack of a kernel, where spilled registers and arrays are."""
     tool = Path(triton.backends.nvidia.__file__).parent / "bin/cuobjdump"
@@ -312,9 +370,15 @@ if __name__ == "__main__":
         is_rounded = case[0] is product_kernel and case[2]["precision"] != IEEE
         if is_rounded and TENSOR_CORES[capability] not in made.asm["ptx"]:
             too_large.append(f"sm_{capability} {case[0].__name__}: no {TENSOR_CORES[capability]}")
-        if case[0] in LINEAR_KERNELS:
-            if capability < 100:  # there, pairs of sums share an instruction
-                check_sums(made.asm["ptx"], case[2]["block_inner"])
-            if made.metadata.shared > MAX_SHARED:
-                too_large.append(f"sm_{capability} {case[0].__name__}: {made.metadata.shared} bytes of shared memory")
+        if case[0] is row_product_kernel:
+            is_half = case[1] is ROWS
+            if is_half:
+                check_row_product(made.asm["ptx"], case[2]["gated"])
+            check_dependence(made.asm["ptx"], capability, (8 if is_half else 2) << case[2]["gated"])
+        if case[0] is depth_attention_kernel:
+            check_dependence(made.asm["ptx"], capability, 0)
+        if case[0] in (*LINEAR_KERNELS, row_product_kernel) and made.metadata.shared > MAX_SHARED:
+            too_large.append(f"sm_{capability} {case[0].__name__}: {made.metadata.shared} bytes of shared memory")
+        if case[0] in LINEAR_KERNELS and capability < 100:  # there, pairs of sums share an instruction
+            check_sums(made.asm["ptx"], case[2]["block_inner"])
     sys.exit("\n".join(too_large) or 0)

@@ -28,6 +28,7 @@ KERNELS = (
     "advance_kernel",
     "few_rows_kernel",
     "many_rows_kernel",
+    "row_product_kernel",
     "keep_kernel",
     "latent_inputs_kernel",
     "mask_after_end_kernel",

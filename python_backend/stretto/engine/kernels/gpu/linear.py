@@ -86,7 +86,7 @@ def use_row_invariant_products(model: nn.Module) -> None:
 
 
 @triton.jit
-def _halves(
+def halves(
     parts: tl.tensor, half: tl.constexpr, block_rows: tl.constexpr, block_columns: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return both halves of twice `half` parts, [half, block_rows, block_columns] each."""
@@ -140,13 +140,13 @@ def few_rows_kernel(
             of_columns + here[:, :, None] * num_columns, mask=is_column & inside[:, :, None], other=0.0
         )  # fmt: skip
         parts = tl.dot(left, right, parts, input_precision="ieee")
-    low, high = _halves(parts, 4, block_rows, block_columns)
-    parts_01, parts_23 = _halves(low, 2, block_rows, block_columns)
-    parts_45, parts_67 = _halves(high, 2, block_rows, block_columns)
-    part_0, part_1 = _halves(parts_01, 1, block_rows, block_columns)
-    part_2, part_3 = _halves(parts_23, 1, block_rows, block_columns)
-    part_4, part_5 = _halves(parts_45, 1, block_rows, block_columns)
-    part_6, part_7 = _halves(parts_67, 1, block_rows, block_columns)
+    low, high = halves(parts, 4, block_rows, block_columns)
+    parts_01, parts_23 = halves(low, 2, block_rows, block_columns)
+    parts_45, parts_67 = halves(high, 2, block_rows, block_columns)
+    part_0, part_1 = halves(parts_01, 1, block_rows, block_columns)
+    part_2, part_3 = halves(parts_23, 1, block_rows, block_columns)
+    part_4, part_5 = halves(parts_45, 1, block_rows, block_columns)
+    part_6, part_7 = halves(parts_67, 1, block_rows, block_columns)
     total = part_0 + part_1 + part_2 + part_3 + part_4 + part_5 + part_6 + part_7
     total = tl.reshape(total, (block_rows, block_columns))
     _store(out, total, bias, rows, columns, num_rows, num_columns)
