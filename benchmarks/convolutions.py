@@ -22,7 +22,7 @@ from benchmarks.decoder_memory import CHUNKS
 from stretto.codecs import streaming
 from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import convolutions_in
+from stretto.decoding.convolutions import convolutions_in
 from stretto.streams.layout import words_of
 
 PRECISIONS = [*DecoderConfig.CONVOLUTIONS][1:]

@@ -160,3 +160,10 @@ def test_out_of_range_max_waiting_is_refused(value: object, tmp_path: Path) -> N
 def test_out_of_range_kv_share_is_refused(share: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         EngineConfig(tmp_path, kv_share=share)
+
+
+@pytest.mark.parametrize("mode", ["exact", "float32", None])
+def test_first_chunk_is_a_mode_of_convolutions(tmp_path: Path, mode: str | None) -> None:
+    assert EngineConfig(tmp_path, first_chunk=mode).first_chunk == mode
+    with pytest.raises(ValueError, match=r"first_chunk must be one of float32, .*, or null for none, got 'int8'"):
+        EngineConfig(tmp_path, first_chunk="int8")

@@ -49,8 +49,10 @@ ALLOWED = {
     "aligning": {"weights", "untrusted_files", "machine", "errors"},
     "preprocessing": {"family", "codecs", "records", "streams", "machine", "errors"},
     "verification": {"preprocessing", "weights", "errors"},
+    "decoding": {"codecs", "config", "machine", "errors"},
     "decoder": {
-        "aligning", "family", "codecs", "records", "streams", "config", "machine", "marking", "errors", "hops",
+        "decoding", "aligning", "family", "codecs", "records", "streams", "config", "machine", "marking", "errors",
+        "hops",
     },
     "cpu_backend": set(),
     "engine/columns": {"records"},
@@ -66,7 +68,7 @@ ALLOWED = {
     },
     "engine/worker": {
         "engine", "cpu_backend", "engine/columns", "engine/rules", "engine/kernels", "family", "engine/sampling",
-        "records", "streams", "machine", "errors",
+        "decoding", "codecs", "records", "streams", "machine", "errors",
     },
     "engine/models": {"engine/worker", "engine", "cpu_backend", "engine/kernels", "family", "errors"},
     "triton_io": {"family", "records", "streams", "config", "disconnects", "errors", "hops"},
@@ -76,7 +78,7 @@ ALLOWED = {
         "untrusted_files",
     },
     "convert": {
-        "launcher", "preprocessing", "decoder", "family", "codecs", "aligning", "weights", "config",
+        "launcher", "preprocessing", "decoder", "decoding", "family", "codecs", "aligning", "weights", "config",
         "machine", "untrusted_files", "errors",
     },
     "releases": {
@@ -120,7 +122,7 @@ LIBRARIES = {
     },
     "torch": {
         "machine", "engine/sampling", "weights", "codecs", "encoders", "family", "families/*", "engine",
-        "cpu_backend", "decoder", "triton_io", "convert", "testing", "aligning", "verification",
+        "cpu_backend", "decoder", "decoding", "triton_io", "convert", "testing", "aligning", "verification",
     },
 }  # fmt: skip
 # Outer bounds against accidents, not a style: what is always read together belongs in one file.

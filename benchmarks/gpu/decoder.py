@@ -34,9 +34,9 @@ from benchmarks.gpu.launches import launcher_of, time_batch
 from stretto.codecs.base import Codec
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import check_mode
 from stretto.decoder.memory import measure
 from stretto.decoder.worker import DecoderWorker
+from stretto.decoding.convolutions import check_mode
 from stretto.errors import CheckpointError
 from stretto.records.chunk import Chunk, Event
 from stretto.streams.layout import Segment
@@ -100,7 +100,7 @@ class CaptureErrors(logging.Handler):
 def capture_errors() -> Iterator[list[str]]:
     """Yield the capture errors of decoders that run during the `with` block."""
     handler = CaptureErrors()
-    logger = logging.getLogger("stretto.decoder.graphs")
+    logger = logging.getLogger("stretto.decoding.graphs")
     logger.addHandler(handler)
     try:
         yield handler.errors

@@ -26,11 +26,11 @@ from benchmarks.loads import Trace, percentiles, underrun_s
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
-from stretto.decoder.graphs import padded_batch
 from stretto.decoder.launching import CudaLauncher, Flight
 from stretto.decoder.loop import DecodingLoop
 from stretto.decoder.sessions import Sessions
 from stretto.decoder.streaming import FrameWindow
+from stretto.decoding.graphs import padded_batch
 from stretto.records.chunk import Chunk
 from stretto.streams.chunking import ChunkPolicy, DecodingTime
 from stretto.triton_io.flow import FlowTable

@@ -42,6 +42,9 @@ class EngineConfig:
         submit_early_ms: Time before the expected end of a step at which a GPU's next step is submitted, in
             milliseconds, so that requests that arrive meanwhile join it. It must cover the host's work for a step. None
             to submit each step while the one before runs.
+        first_chunk: Key of `DecoderConfig.CONVOLUTIONS`: how the engine's process computes the convolutions of the
+            codec, of which it has a copy, to decode the first frames of replies for the decoder. It must be the
+            decoder's. None to decode all frames in the decoder alone.
     """
 
     checkpoint: Path
@@ -58,6 +61,7 @@ class EngineConfig:
     speaker: Mapping[str, Any] = field(default_factory=dict)
     int8: bool = False
     submit_early_ms: float | None = None
+    first_chunk: str | None = None
 
     RESERVED = ("model", "scheduler_cls", "skip_tokenizer_init")
     SHARED_BY = ("understanding", "generation")
@@ -85,6 +89,9 @@ class EngineConfig:
             duration = getattr(self, name)
             if duration is not None and (type(duration) not in (int, float) or not 0 < duration < float("inf")):
                 raise ValueError(f"{name} must be > 0, or null for none, got {duration!r}")
+        if self.first_chunk is not None and self.first_chunk not in DecoderConfig.CONVOLUTIONS:
+            modes = ", ".join(DecoderConfig.CONVOLUTIONS)
+            raise ValueError(f"first_chunk must be one of {modes}, or null for none, got {self.first_chunk!r}")
         if not isinstance(self.adapters, Mapping):
             raise ValueError(f"adapters: expected an object that maps names to folders, got {self.adapters!r}")
         for name, folder in self.adapters.items():

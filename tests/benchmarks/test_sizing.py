@@ -23,8 +23,8 @@ from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.decoder_memory import CHUNKS
 from benchmarks.sizing import BACKBONES, CODEC_OF, CODECS, GPUS, needs_of, streams_in_memory, tables
 from stretto.codecs.base import Codec, Window
-from stretto.decoder.convolutions import convolutions_in
 from stretto.decoder.memory import META, Peak, tensors_to_meta
+from stretto.decoding.convolutions import convolutions_in
 from stretto.errors import CheckpointError
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary

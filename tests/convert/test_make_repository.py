@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from stretto.codecs.base import Codec, CodecSpec
+from stretto.codecs.base import Codec, CodecSpec, Stateful, Windowed
 from stretto.config import DecoderConfig, EngineConfig
-from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, bytes_of_gpu
+from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, Needs, bytes_of_gpu, check_first_chunk
 from stretto.convert.make_repository import (
     BUNDLED,
     CHECKPOINT,
@@ -25,6 +25,7 @@ from stretto.convert.make_repository import (
 )
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
+from stretto.errors import CheckpointError
 from stretto.families.kyutai_tts.mechanism.script import WordScript
 from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
@@ -282,6 +283,37 @@ def test_language_model_gets_the_memory_that_others_leave(checkpoint: Path, tmp_
     given = tmp_path / "given.json"
     given.write_text('{"gpu_memory_utilization": 0.5}')
     assert "reserved_mb" not in made(checkpoint, tmp_path / "other", "--gpu", "0", "--engine-args", str(given))
+
+
+def test_engine_with_a_copy_of_the_codec_needs_its_memory(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The copy must compute as the decoder does."""
+    needed = list[int]()
+    monkeypatch.setattr(Needs, "check", lambda needs, available: needed.append(needs.weights))
+    given = tmp_path / "given.json"
+    with monkeypatch.context() as patch:
+        patch.setattr("stretto.convert.make_repository.check_first_chunk", lambda *_: None)  # this codec has context
+        for first_chunk in (None, "float32"):
+            given.write_text(json.dumps({"first_chunk": first_chunk}))
+            words = "--gpu", "0", "--gpu-memory", "80", "--engine-args", str(given)
+            assert made(checkpoint, tmp_path / f"{first_chunk}", *words)["first_chunk"] == first_chunk
+    given.write_text(json.dumps({"first_chunk": "exact"}))
+    weights = sum(path.stat().st_size for path in (checkpoint / "codec").glob("*.safetensors"))
+    assert needed[1] > needed[0] + weights
+    for device in ((), ("--gpu", "0")):
+        words = "--checkpoint", str(checkpoint), "--out", str(tmp_path / "odd"), "--engine-args", str(given)
+        assert main([*words, *device]) == 1
+        assert "first_chunk: expected float32, the decoder's convolutions, got exact" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("is_plain", "decodes_first"), [(False, True), (True, False)])
+def test_first_frames_need_a_family_and_a_codec_that_permit_them(is_plain: bool, decodes_first: bool) -> None:
+    spec = CodecSpec("any", 16_000, 640, 7, 256, Stateful() if decodes_first else Windowed(1, 1))
+    family = TINY if is_plain else replace(TINY, leaves_out_extra=True)
+    check_first_chunk("float32", "float32", TINY, replace(spec, streaming=Stateful()))
+    with pytest.raises(CheckpointError, match="first_chunk: expected null, because tiny or its codec any needs more"):
+        check_first_chunk("float32", "float32", family, spec)
 
 
 def test_speaker_has_an_engine_and_memory_of_its_own(

@@ -13,10 +13,10 @@ from torch import Tensor
 from stretto.codecs.base import Window
 from stretto.config import DecoderConfig
 from stretto.decoder import worker as worker_module
-from stretto.decoder.convolutions import convolutions_in
 from stretto.decoder.launching import CudaLauncher, Flight, HostLauncher, make_launcher, stack
 from stretto.decoder.streaming import FrameWindow
 from stretto.decoder.worker import DecoderWorker
+from stretto.decoding.convolutions import convolutions_in
 from stretto.records.chunk import Chunk
 from stretto.streams.layout import Segment
 from tests.codecs.conftest import make_codec

@@ -12,8 +12,8 @@ from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.decoder_sizes import DECODERS_GB
 from stretto.config import DecoderConfig
 from stretto.convert.gpu_memory import SERVER_BYTES, Needs
-from stretto.decoder.graphs import MAX_BATCH_S
 from stretto.decoder.memory import META, Peak, measure
+from stretto.decoding.graphs import MAX_BATCH_S
 from stretto.entry_points import CODECS, names
 from stretto.errors import CheckpointError
 from stretto.family.plugin import plugins

@@ -320,6 +320,19 @@ def test_times_do_not_count_silent_frames(together: int) -> None:
     assert speaker.guidance_changes == [GuidanceChange(2, False), GuidanceChange(20, True)], "as in the report"
 
 
+@pytest.mark.parametrize("with_codes", [False, True])
+@pytest.mark.parametrize(("num_frames", "is_used"), [(4, True), (2, False), (8, False)])
+def test_first_chunk_has_the_samples_of_its_codes(with_codes: bool, num_frames: int, is_used: bool) -> None:
+    """Samples of more or fewer frames are dropped. All later chunks are decoded by the decoder alone."""
+    rows, codes = reply()
+    speaker = utterance((), with_codes=with_codes)
+    samples = np.array([0.25, -0.5, 0.125], np.float32)
+    speaker.early = np.concatenate([codes[:, :num_frames].ravel(), samples]).astype(np.float32)
+    chunks = [chunk for part in parted(rows) for chunk in chunks_in(speaker, part)]
+    sent = [chunk.chunk.samples for chunk in chunks if chunk.codes is not None]
+    assert sent == [samples.tobytes() if is_used else b""] + [b""] * (len(sent) - 1)
+
+
 @pytest.mark.parametrize("together", [1, 7])
 def test_guidance_changes_are_sent_with_their_frame(together: int) -> None:
     rows, _ = reply()

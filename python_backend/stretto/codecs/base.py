@@ -202,6 +202,11 @@ class CodecSpec:
         return is_streaming and not self.right_frames and not self.start_frames and not self.tail_samples
 
     @property
+    def decodes_first(self) -> bool:
+        """True if the first codes of an utterance are decoded as soon as they are known, whatever else it contains."""
+        return self.can_pad and self.can_capture and not self.are_latents and not self.num_voices
+
+    @property
     def can_capture(self) -> bool:
         """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length."""
         return not self.reads_on_host and self.max_frames is None

@@ -9,6 +9,7 @@ The module imports no torch, because `stretto run` estimates in this way whether
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stretto.codecs.decoder_sizes import DECODERS_GB, STATES_BYTES
 from stretto.errors import CheckpointError
@@ -16,11 +17,30 @@ from stretto.family.base import Family
 from stretto.machine.gpus import MIB, gpus
 from stretto.machine.sizing import LIBRARY_BYTES
 
+if TYPE_CHECKING:
+    from stretto.codecs.base import CodecSpec
+
 GIB = 1 << 30
 SERVER_BYTES = 1 << 30  # context of the server process, clients' rings, and memory lost to fragmentation
 ENGINE_BYTES = 2 << 30  # context, activations and CUDA graphs of the language model
 UNKNOWN_DECODER_GB = 9.0  # with a codec of another package
 NVIDIA_SMI_S = 30.0
+
+
+def check_first_chunk(mode: str, decoder_mode: str, family: Family, spec: "CodecSpec") -> None:
+    """Raise CheckpointError unless the engine can decode first frames, with the decoder's samples.
+
+    Args:
+        mode: `EngineConfig.first_chunk`.
+        decoder_mode: How the decoder computes convolutions.
+        family: Family of the checkpoint.
+        spec: Constants of its codec.
+    """
+    if mode != decoder_mode:
+        raise CheckpointError(f"first_chunk: expected {decoder_mode}, the decoder's convolutions, got {mode}")
+    if not (family.has_plain_frames and spec.decodes_first):
+        expected = f"null, because {family.name} or its codec {spec.name} needs more than the first codes"
+        raise CheckpointError(f"first_chunk: expected {expected}, got {mode}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,16 @@ from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.cloning_models import write_cloning_models
 from stretto.convert.conversion import fresh_directory
-from stretto.convert.gpu_memory import GIB, Needs, bytes_of_gpu, engine_bytes, file_bytes, latent_bytes, state_bytes
+from stretto.convert.gpu_memory import (
+    GIB,
+    Needs,
+    bytes_of_gpu,
+    check_first_chunk,
+    engine_bytes,
+    file_bytes,
+    latent_bytes,
+    state_bytes,
+)
 from stretto.convert.profiles import BALANCED, PROFILES, ServingProfile, add_profile
 from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError, CommandParser, argument_path, shown
@@ -332,12 +341,14 @@ def gpu_needs(
     tables += num_seqs * condition_bytes(record, family, dtype)
     weights = file_bytes(path for path in checkpoint.glob("*.safetensors") if path.stem != "codec")
     decoder = measure(codec, decoder_config(family, arguments, placement.convolutions))
+    # a codec in the engine's process, and the activations of its graphs and of a batch without one
+    copy = decoder.weights + 2 * decoder.first_peak if arguments.get("first_chunk") else 0
     tokenizer = checkpoint / AUDIO_TOKENIZER
     heard = decoder.weights + file_bytes(tokenizer.rglob("*.safetensors")) if tokenizer.is_dir() else None
     return Needs(
         decoder=decoder.total if placement.decoder_gpu == ENGINE_GPU else 0,
         preprocessor=heard if placement.gpu == ENGINE_GPU else None,
-        weights=weights // 2 if arguments.get("quantization") in ONLINE else weights,
+        weights=(weights // 2 if arguments.get("quantization") in ONLINE else weights) + copy,
         tables=tables,
         cache=longest_rows(family, num_rows, window(record), is_on_gpu=True) * bytes_per_row(record, dtype),
         tensors=decoder.tensors,
@@ -486,6 +497,9 @@ def make(
     if own.mechanism.speaker is not None:
         options = placement is not None, PROFILES[serving], quantize, speaker_args
         chosen["speaker"] = speaker_arguments(speaking_folder(checkpoint), *options)
+    if (first := chosen.get("first_chunk")) is not None:
+        mode = "float32" if placement is None else placement.convolutions
+        check_first_chunk(first, mode, own, preprocessor.codec.spec)
     tensors = 0
     if placement is not None:
         sizes = PROFILES[serving].with_chunks(family)

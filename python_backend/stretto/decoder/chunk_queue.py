@@ -5,7 +5,7 @@ import math
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -132,6 +132,7 @@ class PendingChunk:
             sent.
         on_progress: Called during long operations, so that the language model does not time out.
         is_kept: Function that returns True while the session can be resumed; None for other utterances.
+        is_answered: True if the chunk has been answered with samples that came with it, and is decoded for its state.
     """
 
     utterance: str
@@ -142,6 +143,29 @@ class PendingChunk:
     on_device: Callable[[int], None] | None = None
     on_progress: Callable[[], None] | None = None
     is_kept: Callable[[], bool] | None = None
+    is_answered: bool = False
+
+    def answered(self) -> "PendingChunk":
+        """Return the chunk after its answer: nothing of it is sent any more."""
+        return replace(self, reply=Answered(self.reply.host), on_device=None, is_answered=True)
+
+
+class Answered:
+    """Answer to a chunk that has been answered before, which sends nothing; see `ChunkAnswer`."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.wanted_s = 0.0
+
+    def send(self, pcm: np.ndarray | None, event: Event) -> None:
+        """Send nothing."""
+
+    def fail(self, error: Exception) -> None:
+        """Send nothing; the utterance's next chunk fails (`DecoderSession.failure`)."""
+
+    def is_cancelled(self) -> bool:
+        """Return False, because the client has this answer."""
+        return False
 
 
 def check_connected(pending: PendingChunk) -> None:

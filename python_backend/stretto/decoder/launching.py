@@ -15,9 +15,9 @@ from torch import Tensor
 
 from stretto.codecs.base import Codec, CodecSpec, Window, use_whole_float32
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import check_mode, convolutions_in
-from stretto.decoder.graphs import CudaGraphs, Decode, GraphCache, batch_limit, limits_of
 from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoding.convolutions import check_mode, convolutions_in
+from stretto.decoding.graphs import CudaGraphs, Decode, GraphCache, batch_limit, limits_of
 from stretto.streams.chunking import ChunkPolicy
 
 PRIMITIVES = 1 << 14  # oneDNN primitives to cache, about 100 kB each

@@ -25,10 +25,10 @@ from stretto.decoder.batching import (
 )
 from stretto.decoder.chunk_queue import ChunkQueue, Counts, PendingChunk, Stopwatch, Unanswered, check_connected
 from stretto.decoder.events import make_event
-from stretto.decoder.graphs import batch_limit, limits_of, padded_batch
 from stretto.decoder.launching import Launcher, capture_shapes, warm_up
 from stretto.decoder.sessions import RESUME, DecoderSession, Sessions
 from stretto.decoder.streaming import FrameWindow
+from stretto.decoding.graphs import batch_limit, limits_of, padded_batch
 from stretto.errors import Cancelled, Closing, InvalidRequest
 from stretto.hops import Hop, stamp
 from stretto.streams.chunking import ChunkPolicy
@@ -180,9 +180,20 @@ class DecodingLoop:
                 return
             self._sessions.collect_for_alignment(session, pending.chunk)
             self._sessions.apply_reference(session, pending.chunk, pending.codes)
+            pending = self._answer_early(pending, session)
             self._continue_chunk(pending, session)
         except Exception as error:
             self._fail(pending, error)
+
+    def _answer_early(self, pending: PendingChunk, session: DecoderSession) -> PendingChunk:
+        """Answer a chunk at once if its samples came with it; return the chunk to decode, for its state."""
+        pcm = self._sessions.early_samples(session, pending.chunk, pending.codes)
+        if pcm is None:
+            return pending
+        self._answer(pending, session, pcm if len(pcm) else None)
+        decoded = pending.answered()
+        self.unanswered.add(decoded)
+        return decoded
 
     def _session_of(self, pending: PendingChunk) -> DecoderSession:
         """Return the session of a chunk; raise InvalidRequest if the chunk does not continue it."""
@@ -285,7 +296,9 @@ class DecodingLoop:
 
     def _finish(self, job: ChunkJob, pcm: np.ndarray, address: int | None) -> None:
         """Answer the chunk of a decoded job with its audible samples, or continue with the chunk's next window."""
-        if job.is_last:
+        if job.is_last and job.pending.is_answered:
+            self.unanswered.hand_over(job.pending)
+        elif job.is_last:
             pcm = job.window.without_padding(pcm, self._codec.spec.samples_per_frame)
             audible = job.session.audible_part(job.window, pcm, self._codec.spec)
             self._answer(job.pending, job.session, audible, address if audible is pcm else None)
@@ -326,6 +339,10 @@ class DecodingLoop:
 
     def _fail(self, pending: PendingChunk, error: Exception) -> None:
         """End the utterance of a chunk with an error; the end of its connection does not end a resumable session."""
+        if pending.is_answered:
+            self._sessions.note_failure(pending.utterance, error)
+            self.unanswered.refuse(pending, error)
+            return
         is_of_connection = isinstance(error, Cancelled) or (isinstance(error, InvalidRequest) and error.field == RESUME)
         if pending.chunk.kept is None or not is_of_connection:
             self._sessions.close(pending.utterance)

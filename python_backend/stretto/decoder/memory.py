@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.codecs.seanet import LENGTHS
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import Convolutions, check_mode, convolutions_in
-from stretto.decoder.graphs import FIRST_BATCH_S, MAX_BATCH_S, batch_limit, limits_of, padded_batch
 from stretto.decoder.launching import windows_of
 from stretto.decoder.streaming import FrameWindow, Windower
+from stretto.decoding.convolutions import Convolutions, check_mode, convolutions_in
+from stretto.decoding.graphs import FIRST_BATCH_S, MAX_BATCH_S, batch_limit, limits_of, padded_batch
 from stretto.errors import CheckpointError
 from stretto.machine.sizing import DECODER_LIBRARY_BYTES, WORKSPACE_BYTES
 from stretto.streams.chunking import ChunkPolicy

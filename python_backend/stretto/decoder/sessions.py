@@ -148,6 +148,7 @@ class DecoderSession:
         first_sound: Index of the first sample that is not silence; None until one has been sent.
         collected: Samples and text for word times; None if these were not requested.
         has_ended: True after the last frame.
+        failure: Error in decoding a chunk that had already been answered; None without one.
         sound: Key of the recorded voice in `SoundTable`; None if there is none.
         dry_s: Time at which a client that started to play the first sample when it was sent will have played all
             samples; None until samples are sent.
@@ -168,6 +169,7 @@ class DecoderSession:
     dry_s: float | None = field(default=None)
     collected: Collected | None = field(default=None)
     has_ended: bool = False
+    failure: Exception | None = None
     sound: bytes | None = None
     answers: ResumableAnswers | None = None
     marking: MarkerStream | None = None
@@ -274,6 +276,7 @@ class Sessions:
             form: Output format, used if the session is opened.
 
         Raises:
+            Exception: If an earlier chunk, which had been answered, could not be decoded.
             InvalidRequest: If chunks are not numbered 0, 1, 2, ….
             Overloaded: If too many utterances are open.
         """
@@ -283,6 +286,8 @@ class Sessions:
                 raise InvalidRequest("chunk.index", "0, because the utterance is not open", index)
             session = self._new(form)
             self._open[utterance] = session
+        if session.failure is not None:
+            raise session.failure
         if index != session.next_index:
             raise InvalidRequest("chunk.index", str(session.next_index), index)
         session.next_index += 1
@@ -363,6 +368,34 @@ class Sessions:
             raise InvalidRequest("chunk.voice", f"a number in [0, {most}]", chunk.voice)
         if chunk.voice:
             session.state[:, 0] = chunk.voice
+
+    def early_samples(self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None) -> np.ndarray | None:
+        """Return the samples to send that came with a chunk, float32 [n], or None to decode it first.
+
+        Args:
+            session: Session of the utterance, before the chunk's frames.
+            chunk: The utterance's newest chunk.
+            codes: Codes of the chunk, integers [K, T], or None.
+
+        Raises:
+            InvalidRequest: If they are not the samples of the chunk's frames.
+        """
+        spec = self._codec.spec
+        has_context = not session.windower.is_empty or session.reference.num_frames > 0 or chunk.sound is not None
+        if not chunk.samples or codes is None or has_context or chunk.flushes or not spec.can_pad:
+            return None
+        num_bytes = 4 * codes.shape[1] * spec.samples_per_frame
+        if len(chunk.samples) != num_bytes:
+            expected = f"{num_bytes} bytes for {codes.shape[1]} frames"
+            raise InvalidRequest("chunk.samples", expected, f"{len(chunk.samples)} bytes")
+        pcm = np.frombuffer(chunk.samples, "<f4")
+        return pcm[session.num_silent * spec.samples_per_frame :]
+
+    def note_failure(self, utterance: str, error: Exception) -> None:
+        """Make the next chunk of an utterance fail, because one that has been answered could not be decoded."""
+        session = self._open.get(utterance)
+        if session is not None:
+            session.failure = error
 
     def next_window(
         self, session: DecoderSession, chunk: Chunk, codes: np.ndarray | None

@@ -76,8 +76,8 @@ class Output(NamedTuple):
     Attributes:
         ids: All ids since the last output.
         finish_reason: vLLM's finish reason if the request has ended, else None.
-        states: Hidden states of the prompt that a speaker reads, float32 [n, H], if they have arrived since the last
-            output, else None.
+        states: Hidden states of the prompt that a speaker reads, float32 [n, H], or codes and samples of the reply's
+            first frames, float32 [n], if they have arrived since the last output, else None.
     """
 
     ids: list[int]

@@ -72,7 +72,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
     arguments = config.engine_args | adapters.lora_arguments(folders)
     paths = {name: str(folder) for name, folder in folders.items()}
     check_latent_steps(config, latents)
-    names = "kv_share", "live_reserve", "latent_steps", "int8", "submit_early_ms"
+    names = "kv_share", "live_reserve", "latent_steps", "int8", "submit_early_ms", "first_chunk"
     ours = {name: getattr(config, name) for name in names}
     ours[adapters.KEY] = paths
     ours = {name: value for name, value in ours.items() if value not in (None, {}, ())}
@@ -104,6 +104,7 @@ def vllm_config(config: EngineConfig) -> "VllmConfig":
         os.environ[PROCESS_METHOD] = method  # restore the user's choice, which the CPU platform overwrites
     check_config(built)
     check_int8(config, built)
+    check_first_chunk(config, built)
     check_sizes(built)
     check_latent_table(built, latents)
     adapters.restrict_to_backbone(built, folders)
@@ -143,6 +144,19 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
         raise ValueError(f"int8: expected false with quantization {built.model_config.quantization!r}, got true")
     if built.load_config.load_format == "dummy":
         raise ValueError("int8: expected false with load_format 'dummy', got true")
+
+
+def check_first_chunk(config: EngineConfig, built: "VllmConfig") -> None:
+    """Raise ValueError if first frames are to be decoded in several processes, or by a family without such frames."""
+    if config.first_chunk is None:
+        return
+    if built.parallel_config.world_size > 1:
+        size = built.parallel_config.world_size
+        raise ValueError(f"first_chunk: expected null with {size} processes of the engine, got {config.first_chunk!r}")
+    family = family_at(config.checkpoint)
+    if not family.has_plain_frames:
+        expected = f"null, because {family.name} does not generate one frame of codes with each row"
+        raise ValueError(f"first_chunk: expected {expected}, got {config.first_chunk!r}")
 
 
 NORM_WIDTHS = 8  # vLLM's RMS norm on a CPU reads whole vectors of this number of elements

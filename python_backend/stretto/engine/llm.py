@@ -24,7 +24,7 @@ from stretto.engine.prompt_checks import (
 from stretto.engine.protocol import Adapters, SharedStats, Trailer, read_rows, sampling_fields
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.reply_stats import FrameStats, Stats
-from stretto.engine.utterance import Utterance, first_chunk
+from stretto.engine.utterance import Utterance, first_chunk, num_first_frames
 from stretto.errors import InvalidRequest, NoCapacity, StrettoError
 from stretto.family.audio_format import AudioFormat, check_audios
 from stretto.family.base import Family
@@ -64,6 +64,7 @@ class SpeechLLM:
         self._sessions: dict[str, FrameFeed] = {}
         self._places = FairLimit(self._capacity.max_sessions(self._rules) if self.family.code_track else 0)
         self._permits = Permits.from_config(config, engine, shared)
+        self._decodes_first = config.first_chunk is not None
 
     @classmethod
     async def start(cls, config: EngineConfig) -> "SpeechLLM":
@@ -296,6 +297,8 @@ class SpeechLLM:
             utterance.track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
         utterance.voice = prompt.voice
         frame_stats = FrameStats(self._stats, prompt.sampling)
+        if self._decodes_first:
+            prompt = replace(prompt, num_first_frames=num_first_frames(prompt))
         fields = sampling_fields(prompt, self._rules, permit.host)
         adapter = self._adapters.named(prompt.adapter)
         width = self._rules.num_row_words
@@ -321,6 +324,8 @@ class SpeechLLM:
                 rows = read_rows(new_ids, width)
                 if listener is not None:
                     listener(output.states, rows[:, 1].tolist())
+                elif output.states is not None:
+                    utterance.early = output.states
                 if not new_ids and trailer is None:
                     continue
                 num_rows = reply.position + len(rows) - len(prompt.rows)

@@ -69,6 +69,7 @@ def to_extra_args(prompt: Prompt, host: str = "") -> dict[str, Any]:
         track=prompt.track,
         is_open=prompt.is_open,
         condition=prompt.condition,
+        num_first_frames=prompt.num_first_frames,
     )
     try:
         packed = needed.to_bytes()

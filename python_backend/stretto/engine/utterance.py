@@ -15,7 +15,7 @@ from stretto.engine.word_times import WordTimes
 from stretto.family.base import Family
 from stretto.family.text import TextCodec, TimedReader
 from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Report, Sound, WordMark
-from stretto.records.prompt import Prompt, SourceWord
+from stretto.records.prompt import MAX_FIRST_FRAMES, Prompt, SourceWord
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment, StreamLayout, latents_of
 
@@ -39,6 +39,31 @@ def reference_chunk(prompt: Prompt, layout: StreamLayout) -> LMChunk:
     if not layout.latents:
         codes = codes - np.array([[layout.audio[stream].start] for stream in streams])
     return LMChunk(Chunk(0, Segment.AUDIO, num_reference_frames=codes.shape[1]), codes.astype(np.int32))
+
+
+def num_first_frames(prompt: Prompt) -> int:
+    """Return the number of frames of a reply's first chunk that the engine may decode, too; 0 for none.
+
+    They depend on nothing else, and the chunk is short. Samples that may not depend on other utterances are left to the
+    decoder, which can decode them alone.
+    """
+    policy = prompt.delivery.chunking
+    number = policy.silent_frames + policy.least_audible
+    has_context = prompt.num_reference_rows > 0 or prompt.sound is not None or prompt.voice > 0
+    waits = policy.held_frames > 0 or bool(policy.blocks)
+    return 0 if has_context or waits or policy.deterministic or number > MAX_FIRST_FRAMES else number
+
+
+def samples_of(numbers: np.ndarray, codes: np.ndarray) -> bytes:
+    """Return the samples that the engine has decoded from a chunk's codes [K, T]; empty if from other codes.
+
+    Args:
+        numbers: Codes and samples from the engine, float32 [K * T + n].
+        codes: Codes of the chunk.
+    """
+    size = codes.size
+    is_same = size < len(numbers) and np.array_equal(numbers[:size], codes.ravel())
+    return numbers[size:].astype("<f4", copy=False).tobytes() if is_same else b""
 
 
 def first_chunk(prompt: Prompt, family: Family) -> LMChunk | None:
@@ -72,6 +97,7 @@ class Utterance:
         alignment: Request for word times, sent with the first chunk; None if not requested.
         sound: Recording of the voice, sent with the first chunk; None if the decoder needs none.
         track: Track of the reply, if the family's mechanism reports when words begin.
+        early: Codes and samples of the reply's first frames, if the engine has decoded them.
     """
 
     def __init__(
@@ -113,6 +139,7 @@ class Utterance:
         self.alignment: Alignment | None = None
         self.sound: Sound | None = None
         self.track: Track | None = None
+        self.early: np.ndarray | None = None
 
     @property
     def num_sent_frames(self) -> int:
@@ -239,7 +266,10 @@ class Utterance:
         """
         if codes is not None and not self._has_codes:
             self._has_codes = True
-            chunk = replace(chunk, num_silent_frames=self._num_silent)
+            early = self.early
+            self.early = None
+            samples = b"" if early is None else samples_of(early, codes[self._codebooks] if self._with_codes else codes)
+            chunk = replace(chunk, num_silent_frames=self._num_silent, samples=samples)
         if codes is None or not self._with_codes:
             return LMChunk(chunk, codes)
         return LMChunk(replace(chunk, output_codes=tuple(map(tuple, codes.tolist()))), codes[self._codebooks])

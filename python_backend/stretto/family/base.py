@@ -405,6 +405,14 @@ class Family:
         return self.layout.num_codebooks
 
     @property
+    def has_plain_frames(self) -> bool:
+        """True if each row of audio has one frame of codes, all frames are decoded, and each step samples one row."""
+        own = self.mechanism
+        has_others = own.frame_filter or own.text_row_ids or own.steps or own.sampler or own.speaker
+        has_codes = self.layout.latents is None and bool(self.layout.codebook_streams)
+        return has_codes and self.rows_per_frame == 1 and not (self.leaves_out_extra or has_others)
+
+    @property
     def samples_codes_apart(self) -> bool:
         """True if the streams after stream 0 may have sampling parameters of their own (`SamplingConfig.depth`)."""
         return self.depth is not None or any(task.sampling.depth is not None for task in self.tasks)

@@ -161,6 +161,7 @@ class Sound:
         return blake2b(sizes + self.tokens + self.mel + self.x_vector).digest()
 
 
+MAX_EARLY_BYTES = 1 << 18  # samples of a few frames
 MAX_KEPT_BYTES = 1 << 21  # per session: of events in the language model, and of answers in the decoder
 
 
@@ -192,6 +193,7 @@ class Chunk:
             context, such as those of the reference recording. They are not audible.
         num_silent_frames: In the first chunk with frames of the reply, number of frames at the reply's start whose
             samples are silence and are not sent. Frame numbers in chunks do not count them.
+        samples: In the first chunk with frames, their samples, float32 [n], if the engine has decoded them.
         voice: Index of the codec's voice.
         sound: In the first chunk, the voice recording, if one is used instead of `voice`.
         alignment: In the first chunk, the request for word times; None if they were not requested.
@@ -216,6 +218,7 @@ class Chunk:
     output_codes: tuple[tuple[int, ...], ...] = ()
     num_reference_frames: Annotated[int, Meta(ge=0)] = 0
     num_silent_frames: Annotated[int, Meta(ge=0)] = 0
+    samples: Annotated[bytes, Meta(max_length=MAX_EARLY_BYTES)] = field(default=b"", repr=False)
     session: str = ""
     voice: Annotated[int, Meta(ge=0)] = 0
     sound: Sound | None = None

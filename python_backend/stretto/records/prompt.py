@@ -17,6 +17,7 @@ from stretto.records.json_record import JsonRecord, Packed, PackedRecord, read_j
 from stretto.records.sampling import Delivery, SamplingConfig
 
 Int32 = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+MAX_FIRST_FRAMES = 2  # that the engine decodes
 MAX_AUDIO_S = 1e9  # far above every limit; infinity is not accepted
 
 
@@ -106,6 +107,7 @@ class Prompt:
         delivery: Output format and chunk sizes.
         audios: Audio inputs for the encoder, in prompt order.
         images: Images for the encoder, in prompt order.
+        num_first_frames: Number of frames at the start of the reply that the engine decodes, too; 0 for none.
         delayed_tail: If the reply continues audio in the prompt: ids of streams 1 to S - 1 in the first n reply rows,
             until the first new frame of each stream, int32 [n, S - 1].
         track: Ids of the streamed text for the first reply rows, including the end id if the text is complete.
@@ -150,6 +152,7 @@ class Prompt:
     has_empty_reply: bool = False
     spellings: dict[str, str] = field(default_factory=dict)
     images: tuple[InputImage, ...] = ()
+    num_first_frames: Annotated[int, Meta(ge=0, le=MAX_FIRST_FRAMES)] = 0
 
     @property
     def features(self) -> NDArray[np.float32] | None:

@@ -17,7 +17,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _ir
 
 from stretto.codecs.device import Convolving, Ending, Norm, StatePart, convolve, multiply
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import convolutions_in, split, to_tf32
+from stretto.decoding.convolutions import convolutions_in, split, to_tf32
 from tests.codecs.kernels.on_host import activations_of, decoded, factors, kernels_on_host, random_codes, small_decoder
 from tests.codecs.streaming import largest
 from tests.tensor_cores import as_float, round_to_nearest

@@ -1,5 +1,8 @@
 """Rows that a step has sampled, read from its output."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -16,6 +19,7 @@ class SampledRows:
         codes: Ids of streams 1 to S - 1, [n][S - 1], keyed by request id.
         state: Values of `SegmentRules.sent_state` after each row, [n][C], keyed by id of the conditional request.
         prompt_states: Hidden states of rows of prompts, with their positions, float32 [n, 1 + H], keyed by request id.
+        first_frames: Codes and samples of replies' first frames, float32 [n], keyed by request id.
     """
 
     def __init__(self, rules: SegmentRules) -> None:
@@ -28,6 +32,7 @@ class SampledRows:
         self.codes: dict[str, list[list[int]]] = {}
         self.state: dict[str, list[list[int]]] = {}
         self.prompt_states: dict[str, torch.Tensor] = {}
+        self.first_frames: dict[str, torch.Tensor] = {}
         self._cut: dict[str, int] = {}
         self._preempted: list[RequestState] = []  # preempted since the previous step's output
 
@@ -35,13 +40,16 @@ class SampledRows:
         """Read codes, state and cut flags from a step's output, and remove the fields that carry them.
 
         They are sent in the log-probability fields, which vLLM must not process. Hidden states of prompts are sent in
-        the field for scores of prompt rows.
+        the field for scores of prompt rows, and first samples in the one for their log-probabilities.
         """
         self.codes = {}
         self.state = {}
         self._cut = {}
         self.prompt_states = output.prompt_token_id_logprobs_dict
         output.prompt_token_id_logprobs_dict = {}
+        first_frames: Any = output.prompt_logprobs_dict
+        self.first_frames = first_frames
+        output.prompt_logprobs_dict = {}
         if output.logprobs is None:
             return
         logprobs = output.logprobs
@@ -83,17 +91,26 @@ class SampledRows:
             ids += (mark, token_id, *codes[:number], *pauses, *values)
         return state.outgoing.push(ids, is_last)
 
-    def send_prompt_states(self, outputs: dict[int, EngineCoreOutputs], state: RequestState) -> None:
-        """Record hidden states of a prompt; once all are known, add them to the outputs of a step, before its rows."""
+    def receivers(self, table: Mapping[str, RequestState]) -> list[RequestState]:
+        """Return the states of requests in `table` to which the step's hidden states and first frames are sent."""
+        return [table[request_id] for request_id in (*self.prompt_states, *self.first_frames) if request_id in table]
+
+    def send_tensors(self, outputs: dict[int, EngineCoreOutputs], state: RequestState) -> None:
+        """Add hidden states or first frames to the outputs of a step, before its rows.
+
+        Hidden states of a prompt are recorded, and sent once all are known.
+        """
         request_id = state.request.request_id
+        sent = self.first_frames.get(request_id)
         known = state.prompt_states
-        if known is None:
-            return  # already sent: the prompt was computed again
-        known.put(self.prompt_states[request_id].numpy())
-        if known.first_unknown is None:
-            sent = EngineCoreOutput(request_id, [], pooling_output=torch.from_numpy(known.states))
-            outputs.setdefault(state.request.client_index, EngineCoreOutputs()).outputs.insert(0, sent)
-            state.prompt_states = None
+        if sent is None and known is not None:  # otherwise already sent: the prompt was computed again
+            known.put(self.prompt_states[request_id].numpy())
+            if known.first_unknown is None:
+                sent = torch.from_numpy(known.states)
+                state.prompt_states = None
+        if sent is not None:
+            of_client = outputs.setdefault(state.request.client_index, EngineCoreOutputs())
+            of_client.outputs.insert(0, EngineCoreOutput(request_id, [], pooling_output=sent))
 
     def note_preempted(self, state: RequestState) -> None:
         """Record a preempted request, so that its unsent rows are sent with the next output."""

@@ -283,11 +283,11 @@ class PairedScheduling(Base):
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)
         scheduler_output.num_scheduled_tokens = others
-        states = [self.table[request_id] for request_id in self._sampled.prompt_states if request_id in self.table]
+        receivers = self._sampled.receivers(self.table)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         scheduler_output.num_scheduled_tokens = self._scheduled
-        for state in states:
-            self._sampled.send_prompt_states(outputs, state)
+        for state in receivers:
+            self._sampled.send_tensors(outputs, state)
         for client in outputs.values():
             client.outputs = [
                 output for output in client.outputs if output.finish_reason is None or self._complete(output)

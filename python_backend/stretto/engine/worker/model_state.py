@@ -104,11 +104,26 @@ class SpeechModelState(DefaultModelState):
         self._latent_rows = None if latents is None else LatentRows(self.rules.family.layout, self.arrays)
         speaker = self.rules.family.mechanism.speaker
         self.prompt_states: Any = None if speaker is None else speaker.send_states(model)
+        self._drawing: SpeechSampler | StepSampler | None = None
+        self.first_frames = self._open_first_frames()
         self._conditions: ConditionNetwork | None = None
         if self.rules.family.mechanism.conditions is not None:
             conditioned: Any = model
             self._conditions = network = conditioned.conditions
             network.prepare(conditioned.model.layers, self.max_num_reqs, len(self._batch_embeds), self.dtype)
+
+    def _open_first_frames(self) -> Any:
+        """Return the decoder of first frames (`FirstFrames`); None unless the operator's options ask for it."""
+        options = self.vllm_config.additional_config
+        if not isinstance(options, dict) or "first_chunk" not in options:
+            return None
+        from stretto.engine.worker.first_frames import FirstFrames  # with codecs, which other engines do not import
+
+        def drawn() -> torch.Tensor:
+            assert self._drawing is not None, "a step has sampled"
+            return self._drawing.drawn
+
+        return FirstFrames.open(self.vllm_config, self.slots, self.device, drawn)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """Assign a new request, or a preempted one that resumes, to the slot `req_index`."""
@@ -127,6 +142,8 @@ class SpeechModelState(DefaultModelState):
             self.input_embeddings.fill_slot(req_index, new_req_data.prompt)
         if self.prompt_states is not None:
             self.prompt_states.begin(new_req_data)
+        if self.first_frames is not None:
+            self.first_frames.begin(new_req_data)
         if self._conditions is not None:
             assert new_req_data.prompt is not None
             self._conditions.fill_slot(req_index, new_req_data.prompt.condition, self.arrays)
@@ -181,7 +198,7 @@ class SpeechModelState(DefaultModelState):
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, None]:
         """Return our sampler, which replaces `sampler`, and no speculative decoder (vLLM's hook)."""
-        made = self._row_sampler(sampler)
+        made = self._drawing = self._row_sampler(sampler)
         around = self.rules.family.mechanism.sampler
         return made if around is None else around(made, self.model), None
 
@@ -220,6 +237,8 @@ class SpeechModelState(DefaultModelState):
             self._step_sampler.capture()
         if self._row_predictor is not None:
             self._row_predictor.capture()
+        if self.first_frames is not None:
+            self.first_frames.capture()
 
     def _readout(self) -> Readout:
         family = self.rules.family
@@ -301,15 +320,17 @@ else:
 class SpeechWorker(Base):
     """vLLM's worker for the device (GPU or CPU), extended to load LoRA adapters and apply streamed text.
 
-    For a family with a speaker, it also sends hidden states of prompts.
+    For a family with a speaker, it also sends hidden states of prompts, and samples of first frames if it decodes them.
     """
 
     def load_model(self, **options: Any) -> None:
-        """Load the model as vLLM does; hidden states of prompts replace vLLM's scores of prompt rows."""
+        """Load the model as vLLM does; hidden states of prompts or first samples replace vLLM's scores of prompts."""
         super().load_model(**options)
         runner: Any = self.model_runner
-        if runner.model_state.prompt_states is not None:
-            runner.prompt_logprobs_worker = runner.model_state.prompt_states
+        state = runner.model_state
+        own = state.prompt_states if state.first_frames is None else state.first_frames
+        if own is not None:
+            runner.prompt_logprobs_worker = own
 
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Warm up as vLLM does, then load all adapters, so that no step has to load one."""

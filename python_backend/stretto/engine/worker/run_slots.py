@@ -170,6 +170,10 @@ class RunSlots:
             if request_id in self.slot_of:
                 self._audio_start[self.slot_of[request_id]] = audio_start
 
+    def audio_start(self, slot: int) -> int:
+        """Return the position of the first audio row of a slot's reply; negative while the host does not know it."""
+        return int(self._audio_start[slot])
+
     def _link(self, request_id: str, slot: int) -> None:
         self._change()
         self.slot_of[request_id] = slot

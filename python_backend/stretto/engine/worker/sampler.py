@@ -394,7 +394,12 @@ class SpeechSampler:
         draw: Sampler of one row per request.
         segments: Segment state of the replies.
         bursts: Steps of several rows; None if each step has one row per request.
+
+    Attributes:
+        drawn: Ids of stream 0 that the last step of one row per request has sampled, [B, 1].
     """
+
+    drawn: torch.Tensor
 
     def __init__(
         self, stock: Sampler, slots: RunSlots, draw: RowDraw, segments: SegmentState, bursts: BurstSampler | None = None
@@ -435,8 +440,9 @@ class SpeechSampler:
             )
         tokens, codes, cuts, step = self._row(hidden, batch, self._slots.rows(batch))
         nothing = self._nothing[: batch.num_reqs]
+        self.drawn = self._arrays.tensor(tokens)[:, None]
         return SamplerOutput(
-            sampled_token_ids=self._arrays.tensor(tokens)[:, None],
+            sampled_token_ids=self.drawn,
             # Codes, state and cut flags travel in vLLM's asynchronous copy of log-probabilities.
             logprobs_tensors=LogprobsTensors(self._arrays.tensor(codes), nothing, self._arrays.tensor(cuts)),
             num_nans=None,

@@ -421,7 +421,12 @@ class StepSampler:
         program: Launches that sample one row per request.
         graphs: Graphs of the program.
         bursts: Steps of several rows, for each of which the program runs; None if each step has one row per request.
+
+    Attributes:
+        drawn: Ids of stream 0 that the last step of one row per request has sampled, [B, 1].
     """
+
+    drawn: torch.Tensor
 
     def __init__(
         self,
@@ -493,8 +498,9 @@ class StepSampler:
     def _output(self, num_rows: int) -> SamplerOutput:
         """Return a copy of the results, because the next step overwrites them while vLLM is still transferring them."""
         tokens, codes, cuts, sampled = self._results(self._program.results.clone(), num_rows)
+        self.drawn = tokens[:, None]
         return SamplerOutput(
-            sampled_token_ids=tokens[:, None],
+            sampled_token_ids=self.drawn,
             # Codes, state and cut flags travel in vLLM's asynchronous copy of log-probabilities.
             logprobs_tensors=LogprobsTensors(codes, self._nothing[:num_rows], cuts),
             num_nans=None,

@@ -13,7 +13,8 @@ from benchmarks.convolutions import as_on_a_gpu, row_of
 from benchmarks.decoder import make_codec
 from benchmarks.decoder_memory import CHUNKS, Launches
 from stretto.config import DecoderConfig
-from stretto.decoder.convolutions import (
+from stretto.decoder.memory import measure
+from stretto.decoding.convolutions import (
     MIN_CHANNELS,
     ConvolutionCall,
     Convolutions,
@@ -22,7 +23,6 @@ from stretto.decoder.convolutions import (
     split,
     to_tf32,
 )
-from stretto.decoder.memory import measure
 from stretto.errors import CheckpointError
 from tests.codecs.streaming import chunks_of, random_codes, stream
 from tests.test_docs import ROOT

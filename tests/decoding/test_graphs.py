@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stretto.codecs.base import Window
-from stretto.decoder.graphs import MAX_BATCH_S, CudaGraphs, GraphCache, batch_limit
+from stretto.decoding.graphs import MAX_BATCH_S, CudaGraphs, GraphCache, batch_limit
 from tests.decoder import fake_cuda
 from tests.fakes import FakeCodec
 

@@ -1,0 +1,288 @@
+"""First frames of replies, decoded in the engine's process, so that their samples travel with the rows.
+
+The step that samples the last row of a reply's first frames gathers their codes, and the codec decodes them beside the
+next step. The decoder decodes the same codes again for its state, after it has sent these samples.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
+
+from stretto.codecs.base import Codec, Window, load_codec, use_whole_float32
+from stretto.decoding.convolutions import check_mode, convolutions_in
+from stretto.decoding.graphs import CudaGraphs, GraphCache
+from stretto.engine.protocol import is_unconditional
+from stretto.engine.step_records import SpeechRequestData
+from stretto.engine.worker.run_slots import RunSlots
+from stretto.errors import CheckpointError
+from stretto.records.prompt import MAX_FIRST_FRAMES
+
+KEY = "first_chunk"  # in vLLM's `additional_config`: mode of convolutions
+MAX_BATCH = 8  # replies that are decoded together
+
+
+@dataclass(frozen=True, slots=True)
+class EarlySamples:
+    """Codes and samples of a reply's first frames, in the form that vLLM copies to the host with a step's results.
+
+    Attributes:
+        numbers: Codes, frame by frame within each codebook, then samples, float32 [K * n + samples].
+        done: Event after which they are computed; None on the host.
+    """
+
+    numbers: torch.Tensor
+    done: torch.cuda.Event | None = None
+
+    def to_cpu_nonblocking(self) -> torch.Tensor:
+        """Return the numbers on the host once the current stream, vLLM's for copies, has reached the event."""
+        if self.done is None:
+            return self.numbers
+        stream = torch.cuda.current_stream()
+        stream.wait_event(self.done)
+        self.numbers.record_stream(stream)
+        return self.numbers.to("cpu", non_blocking=True)
+
+
+class Lane(Protocol):
+    """Executor of the codec."""
+
+    def capture(self) -> None:
+        """Capture CUDA graphs, if there are any."""
+
+    def decode(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """Decode codes, int64 [B, K, T] from the start of each reply.
+
+        Returns:
+            Codes and samples (`EarlySamples.numbers`) of each reply, [B, K * T + n], and the event after which they are
+            computed; None on the host.
+        """
+
+
+def window_of(codes: torch.Tensor, codec: Codec) -> Window:
+    """Return the first window of B replies with these codes, int64 [B, K, T]."""
+    state = codec.initial_state(len(codes)).to(codes.device)
+    return Window(codes, left=0, right=0, first=codes.new_zeros(len(codes)), state=state)
+
+
+def packed(codes: torch.Tensor, pcm: torch.Tensor) -> torch.Tensor:
+    """Return codes [B, K, T] and samples [B, n] as one tensor, float32 [B, K * T + n]."""
+    return torch.cat([codes.flatten(1).float(), pcm.float()], 1)
+
+
+class HostLane:
+    """Lane on the host.
+
+    Args:
+        codec: The codec.
+        convolutions: Mode of convolutions.
+    """
+
+    def __init__(self, codec: Codec, convolutions: str) -> None:
+        self._codec = codec
+        self._convolutions = convolutions_in(convolutions)
+
+    def capture(self) -> None:
+        """Do nothing, because the host has no graphs."""
+
+    def decode(self, codes: torch.Tensor) -> tuple[torch.Tensor, None]:
+        with self._convolutions:
+            pcm, _ = self._codec.decode(window_of(codes, self._codec))
+        return packed(codes, pcm), None
+
+
+class CudaLane:
+    """Lane on a CUDA stream of its own, for which the engine's stream never waits.
+
+    Args:
+        codec: The codec.
+        convolutions: Mode of convolutions.
+        device: The engine's GPU.
+    """
+
+    def __init__(self, codec: Codec, convolutions: str, device: torch.device) -> None:
+        use_whole_float32()
+        self._codec = codec
+        self._device = device
+        self._stream = torch.cuda.Stream(device, priority=-1)  # short, and a client waits for it
+        context = convolutions_in(convolutions)
+
+        def decode(window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+            with context:
+                return codec.decode(window)
+
+        longest_s = MAX_FIRST_FRAMES * MAX_BATCH / codec.spec.frame_rate
+        self._graphs = GraphCache(decode, CudaGraphs(self._stream), codec.spec, MAX_BATCH, longest_s)
+
+    def capture(self) -> None:
+        """Capture graphs for each number of frames and of replies, the largest first, whose memory the others use."""
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            for num_frames in range(MAX_FIRST_FRAMES, 0, -1):
+                for power in range(MAX_BATCH.bit_length() - 1, -1, -1):
+                    shape = 1 << power, self._codec.spec.num_codebooks, num_frames
+                    codes = torch.zeros(shape, dtype=torch.int64, device=self._device)
+                    self._graphs.capture(window_of(codes, self._codec))
+
+    def decode(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+        gathered = torch.cuda.Event()
+        gathered.record()
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            self._stream.wait_event(gathered)
+            codes.record_stream(self._stream)
+            pcm, _ = self._graphs.decode(window_of(codes, self._codec))
+            numbers = packed(codes, pcm)
+            done = torch.cuda.Event()
+            done.record()
+        return numbers, done
+
+
+class FirstFrames(PromptLogprobsWorker):
+    """Decoder of the first frames of replies, which replaces vLLM's scores of prompt rows.
+
+    A reply that was preempted before its frames were complete is left to the decoder alone.
+
+    Args:
+        lane: Executor of the codec.
+        slots: Run slots.
+        drawn: Function that returns the ids of stream 0 that the step has sampled, [B, 1].
+    """
+
+    def __init__(self, lane: Lane, slots: RunSlots, drawn: Callable[[], torch.Tensor]) -> None:
+        self._lane = lane
+        self._slots = slots
+        self._drawn = drawn
+        self._waiting = dict[str, int]()  # number of frames to decode, by request id
+        layout = slots.rules.family.layout
+        streams = layout.codebook_streams
+        device = slots.tables.codes.device
+
+        def upload(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, device=device)
+
+        self._most_delay = layout.max_delay
+        self._streams = upload(list(streams))
+        self._delays = upload([layout.delays[stream] for stream in streams])
+        self._first_ids = upload([layout.audio[stream].start for stream in streams])
+        self._last_codes = upload([len(layout.audio[stream]) - 1 for stream in streams])
+
+    @classmethod
+    def open(
+        cls, config: VllmConfig, slots: RunSlots, device: torch.device, drawn: Callable[[], torch.Tensor]
+    ) -> "FirstFrames":
+        """Load the checkpoint's codec.
+
+        Args:
+            config: vLLM's configuration, with the mode of convolutions in `additional_config`.
+            slots: Run slots.
+            device: The engine's device.
+            drawn: Function that returns the ids of stream 0 that the step has sampled, [B, 1].
+
+        Raises:
+            CheckpointError: If the codec cannot decode first frames alone, or has no convolutions for the mode.
+        """
+        assert isinstance(config.additional_config, dict)
+        mode = config.additional_config[KEY]
+        family = slots.rules.family
+        codec = load_codec(family.codec, Path(config.model_config.model), str(device), family.num_codebooks)
+        if not codec.spec.decodes_first:
+            expected = "a codec that decodes codes as they come, without a voice in its state"
+            raise CheckpointError(f"{KEY}: expected {expected}, got {codec.spec.name}")
+        check_mode(codec, mode)
+        lane = HostLane(codec, mode) if device.type == "cpu" else CudaLane(codec, mode, device)
+        return cls(lane, slots, drawn)
+
+    def capture(self) -> None:
+        """Capture CUDA graphs."""
+        self._lane.capture()
+
+    def begin(self, data: SpeechRequestData) -> None:
+        """Prepare for a request that enters the batch."""
+        assert data.prompt is not None
+        assert data.prefill_token_ids is not None
+        self._waiting.pop(data.req_id, None)
+        is_new = len(data.prefill_token_ids) == data.prompt_len
+        if data.prompt.num_first_frames and is_new and not is_unconditional(data.req_id):
+            self._waiting[data.req_id] = data.prompt.num_first_frames
+
+    def add_request(self, req_id: str, req_idx: int, sampling_params: Any) -> None:
+        """Do nothing, because `begin` has prepared for the request (vLLM's hook)."""
+
+    def remove_request(self, req_id: str) -> None:
+        """Forget a request that has ended or was preempted (vLLM's hook)."""
+        self._waiting.pop(req_id, None)
+
+    def compute_prompt_token_id_logprobs(self, *arguments: Any) -> dict[str, torch.Tensor]:
+        """Return nothing, because no request asks for scores of its prompt (vLLM's hook)."""
+        return {}
+
+    def compute_prompt_logprobs(
+        self,
+        logits_fn: Callable[[torch.Tensor], torch.Tensor],
+        hidden_states: torch.Tensor,
+        input_batch: InputBatch,
+        all_token_ids: torch.Tensor,
+        num_computed_tokens: torch.Tensor,
+        prompt_lens: np.ndarray,
+    ) -> dict[str, Any]:
+        """Return the samples of replies whose first frames this step completes, by request id (vLLM's hook).
+
+        Args:
+            logits_fn: Unused.
+            hidden_states: Unused.
+            input_batch: Batch of the step.
+            all_token_ids: Ids of stream 0 by slot and position, without those that this step has sampled.
+            num_computed_tokens: Unused.
+            prompt_lens: Unused.
+        """
+        found = dict[str, Any]()
+        for num_frames, rows in self._due(input_batch).items():
+            for first in range(0, len(rows), MAX_BATCH):
+                part = rows[first : first + MAX_BATCH]
+                numbers, done = self._lane.decode(self._gather(part, input_batch, num_frames, all_token_ids))
+                for row, of_reply in zip(part, numbers, strict=True):
+                    found[input_batch.req_ids[row]] = EarlySamples(of_reply, done)
+        return found
+
+    def _due(self, batch: InputBatch) -> dict[int, list[int]]:
+        """Return the rows of a step that complete first frames, by the number of these frames."""
+        due = defaultdict[int, list[int]](list)
+        if not self._waiting:
+            return due
+        positions = batch.num_computed_tokens_np + batch.num_scheduled_tokens  # of the sampled rows
+        for row, req_id in enumerate(batch.req_ids):
+            num_frames = self._waiting.get(req_id)
+            start = self._slots.audio_start(int(batch.idx_mapping_np[row]))
+            if num_frames is None or start < 0:
+                continue
+            last = start + num_frames - 1 + self._most_delay
+            if positions[row] >= last:
+                del self._waiting[req_id]
+            if positions[row] == last:
+                due[num_frames].append(row)
+        return due
+
+    def _gather(self, rows: list[int], batch: InputBatch, num_frames: int, all_token_ids: torch.Tensor) -> torch.Tensor:
+        """Return the codes of the first frames of some rows' replies, int64 [B, K, num_frames].
+
+        An id that is not a code is replaced by the nearest code, as in the chunks (`FrameCodes`).
+        """
+        arrays = self._slots.arrays
+        index = np.asarray(rows)
+        slots = batch.idx_mapping_np[index].astype(np.int64)
+        starts = np.array([self._slots.audio_start(int(slot)) for slot in slots])
+        here, begin, row = (arrays.tensor(arrays.upload(each))[:, None, None] for each in (slots, starts, index))
+        positions = begin + self._delays[:, None] + torch.arange(num_frames, device=self._delays.device)
+        column = (self._streams - 1).clamp(min=0)[:, None]
+        others = self._slots.tables.codes[here, positions, column]
+        is_newest = positions == begin + num_frames - 1 + self._most_delay
+        firsts = torch.where(is_newest, self._drawn()[row, 0], all_token_ids[here, positions])
+        ids = torch.where(self._streams[:, None] == 0, firsts, others).long()
+        return (ids - self._first_ids[:, None]).clamp(min=0).minimum(self._last_codes[:, None])
