@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.dac.modeling_dac import Snake1d
 
 from stretto.codecs.base import CodecSpec, Window
 from stretto.codecs.kernels.operators import runs_kernels
@@ -414,6 +413,8 @@ class DacSnake(Snake):
 
 def share_snake(decoder: nn.Module) -> None:
     """Replace the Snake activations in transformers' DacDecoder, which allocate a tensor per operation."""
+    from transformers.models.dac.modeling_dac import Snake1d  # the decoder of other codecs never imports it
+
     for owner in decoder.modules():
         for name, layer in owner.named_children():
             if isinstance(layer, Snake1d):
