@@ -66,14 +66,11 @@ PROMPTS = (10, 30, 200)  # rows of prompts: streamed text, a short and a long te
 PROMPT_SIZES = (16, 32, 200, 256, 512)
 # Engine arguments by name of the graphs, for `--engine-args` of `stretto make-repository`.
 PIECES = "pieces"  # vLLM's default: steps with prompts consist of several graphs and attention without one
-WHOLE = "whole"  # a graph for every step, for families without encoded inputs; one split, so that bits do not change
+WHOLE = "whole"  # a graph for every step, for families without encoded inputs
 PLAIN = "plain"  # without a compiler, and graphs only for steps without prompts
 GRAPHS: dict[str, dict[str, Any]] = {
     PIECES: {"compilation_config": COMPILED},
-    WHOLE: {
-        "compilation_config": {**COMPILED, "cudagraph_mode": "FULL"},
-        "attention_config": {"flash_attn_max_num_splits_for_cuda_graph": 1},
-    },
+    WHOLE: {"compilation_config": {**COMPILED, "cudagraph_mode": "FULL"}},
     PLAIN: {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}},
 }
 

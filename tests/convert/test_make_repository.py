@@ -261,6 +261,7 @@ def test_gpu_repository_places_codec_and_vllm_on_the_gpu(checkpoint: Path, tmp_p
         "max_num_seqs",
         "max_waiting",
         "max_num_batched_tokens",
+        "attention_config",
         "reserved_mb",
     }
     assert arguments["max_num_seqs"] == 256
@@ -271,6 +272,7 @@ def test_gpu_repository_places_codec_and_vllm_on_the_gpu(checkpoint: Path, tmp_p
     assert 'key: "max_batch" value { string_value: "64" }' in text
     heard_on_the_cpu = (tmp_path / "out/preprocessor/config.pbtxt").read_text()
     assert heard_on_the_cpu == (BUNDLED / "preprocessor/config.pbtxt").read_text()
+    assert arguments["attention_config"] == {"flash_attn_max_num_splits_for_cuda_graph": 1}
 
 
 def test_language_model_gets_the_memory_that_others_leave(checkpoint: Path, tmp_path: Path) -> None:
