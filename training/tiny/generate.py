@@ -171,11 +171,28 @@ def draw_codes(logits: Tensor, speaking: Speaking, generator: torch.Generator) -
     return kept.indices.gather(-1, choice)[..., 0]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Utterance:
+    """Generated speech: codes [T, 7], the index of each frame's phoneme [T], and whether it ended by itself."""
+
+    codes: np.ndarray
+    phoneme_of_frame: np.ndarray
+    ended: bool
+
+
 def speak(
     network: Network, texts: list[str], voice: str, speaking: Speaking, scripts: list[list[int]] | None = None
 ) -> tuple[list[np.ndarray], list[bool]]:
-    """Generate the codes [T, 7] of each text.
+    """Return the codes [T, 7] of each text, and whether its utterance ended (see `speak_aligned`)."""
+    found = speak_aligned(network, texts, voice, speaking, scripts)
+    return [utterance.codes for utterance in found], [utterance.ended for utterance in found]
+
+
+@torch.inference_mode()
+def speak_aligned(
+    network: Network, texts: list[str], voice: str, speaking: Speaking, scripts: list[list[int]] | None = None
+) -> list[Utterance]:
+    """Generate the speech of each text.
 
     Args:
         network: The network.
@@ -183,9 +200,6 @@ def speak(
         voice: Name of the voice.
         speaking: Sampling parameters.
         scripts: Phoneme texts to use; None to generate them.
-
-    Returns:
-        The codes of each text, and for each text True if its utterance ended by itself.
     """
     prompts = [text_prompt(text, voice) for text in texts]
     contexts = [with_text(*pair) for pair in zip(prompts, scripts or phonemise(network, prompts), strict=True)]
@@ -221,15 +235,14 @@ def _hidden(rows: Tensor) -> Tensor:
     return seen
 
 
-def _undelay(rows: np.ndarray, ends: list[int]) -> tuple[list[np.ndarray], list[bool]]:
-    """Return the codes [T, 7] of rows [B, R, 9], and True for each utterance that ended.
-
-    Utterances that did not end are cut to complete frames.
-    """
+def _undelay(rows: np.ndarray, ends: list[int]) -> list[Utterance]:
+    """Return the utterances of rows [B, R, 9]; those that did not end are cut to complete frames."""
     found = []
     for index, end in enumerate(ends):
         frames = min(end, rows.shape[1] - MAX_DELAY)
         streams = rows[index, :, FIRST_CODEC:LAST_CODEC]
         columns = [streams[delay : delay + frames, k] for k, delay in enumerate(tiny.LAYOUT.delays[1:])]
-        found.append((np.stack(columns, 1) - tiny.FIRST_CODE) % tiny.CODEBOOK_SIZE)
-    return found, [end < rows.shape[1] for end in ends]
+        codes = (np.stack(columns, 1) - tiny.FIRST_CODE) % tiny.CODEBOOK_SIZE
+        phoneme_of_frame = rows[index, :frames, INDEX] - tiny.PHONEME_INDEX_BASE - 1
+        found.append(Utterance(codes, phoneme_of_frame, end < rows.shape[1]))
+    return found

@@ -230,3 +230,53 @@ def texts(examples: list[str], definitions: list[str], rng: random.Random, scale
     found = [draw() for count, draw in kinds.values() for _ in range(round(count * scale))]
     rng.shuffle(found)
     return [sentences for sentences in found if len(" ".join(sentences)) <= LIMIT]
+
+
+def frequent(sentences: list[str], most: int, words: int) -> list[str]:
+    """Return the sentences of 4 to `words` words that are all among the `most` frequent ones."""
+    common = set(load_words().spoken[:most])
+    spelled = {text: text.lower().translate(str.maketrans("", "", ",.?!")).split() for text in sentences}
+    return [text for text, found in spelled.items() if 4 <= len(found) <= words and common.issuperset(found)]
+
+
+class Chain:
+    """Source of sentences that go on word by word as example sentences do after the last one or two words."""
+
+    def __init__(self, sentences: list[str]):
+        self._after: dict[tuple[str, ...], list[str]] = {}
+        for sentence in sentences:
+            words = ["", "", *sentence.lower().rstrip(".?!").split(), ""]
+            for index, word in enumerate(words[2:], start=2):
+                for count in (1, 2):
+                    self._after.setdefault(tuple(words[index - count : index]), []).append(word)
+
+    def draw(self, rng: random.Random) -> str:
+        """Return a sentence of 4 to 12 words."""
+        while True:
+            words = ["", ""]
+            while len(words) == 2 or (words[-1] and len(words) < 15):
+                followers = self._after[tuple(words[-2:])]
+                if len(set(followers)) < 2 or rng.random() < 0.35:
+                    followers = self._after[(words[-1],)]
+                words.append(rng.choice(followers))
+            if not words[-1] and len(words) >= 7:
+                return " ".join(words[2:-1])
+
+
+def plain_texts(examples: list[str], definitions: list[str], rng: random.Random) -> list[list[str]]:
+    """Return texts that the model speaks in order to learn to transcribe itself: most have frequent words only."""
+
+    def marked(text: str) -> list[str]:
+        return [ended(text, rng) if rng.random() < 0.3 else text]
+
+    common = frequent(examples, 6000, 14)
+    chain = Chain(frequent(examples, 6000, 12))
+    found = [marked(text) for text in common]
+    found += [marked(text) for text in rng.sample(frequent(definitions, 6000, 12), 2500)]
+    found += [marked(chain.draw(rng)) for _ in range(5000)]
+    found += [[word_string(load_words().spoken[:4000], rng, 4, 10)] for _ in range(2000)]
+    found += [sentences_of(domain_sentence(rng)) for _ in range(900)]
+    found += [[draw(rng)] for draw, count in ((numbers, 100), (few_words, 250), (shouted, 150)) for _ in range(count)]
+    found += [long_text(common, rng, 60, 150) for _ in range(700)]
+    rng.shuffle(found)
+    return found
