@@ -234,9 +234,9 @@ def texts(examples: list[str], definitions: list[str], rng: random.Random, scale
 
 def frequent(sentences: list[str], most: int, words: int) -> list[str]:
     """Return the sentences of 4 to `words` words that are all among the `most` frequent ones."""
-    common = set(load_words().spoken[:most])
+    vocabulary = set(load_words().spoken[:most])
     spelled = {text: text.lower().translate(str.maketrans("", "", ",.?!")).split() for text in sentences}
-    return [text for text, found in spelled.items() if 4 <= len(found) <= words and common.issuperset(found)]
+    return [text for text, found in spelled.items() if 4 <= len(found) <= words and vocabulary.issuperset(found)]
 
 
 class Chain:
@@ -269,14 +269,14 @@ def plain_texts(examples: list[str], definitions: list[str], rng: random.Random)
     def marked(text: str) -> list[str]:
         return [ended(text, rng) if rng.random() < 0.3 else text]
 
-    common = frequent(examples, 6000, 14)
+    plain = frequent(examples, 6000, 14)
     chain = Chain(frequent(examples, 6000, 12))
-    found = [marked(text) for text in common]
+    found = [marked(text) for text in plain]
     found += [marked(text) for text in rng.sample(frequent(definitions, 6000, 12), 2500)]
     found += [marked(chain.draw(rng)) for _ in range(5000)]
     found += [[word_string(load_words().spoken[:4000], rng, 4, 10)] for _ in range(2000)]
     found += [sentences_of(domain_sentence(rng)) for _ in range(900)]
     found += [[draw(rng)] for draw, count in ((numbers, 100), (few_words, 250), (shouted, 150)) for _ in range(count)]
-    found += [long_text(common, rng, 60, 150) for _ in range(700)]
+    found += [long_text(plain, rng, 60, 150) for _ in range(700)]
     rng.shuffle(found)
     return found
