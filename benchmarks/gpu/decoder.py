@@ -201,16 +201,19 @@ def modes_of(codec: Codec) -> list[str]:
 def run_speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
     """Yield a line for each kind of convolutions, batch and window: the times of a batch, and its error.
 
-    The error is the rms of the differences from samples in float32, relative to the rms of these.
+    The error is the rms of the differences from samples in float32, relative to the rms of these. `is_alike` is True if
+    the first window has the same bits as in the largest batch.
     """
     codec = make_codec(name, setup.device, setup.is_small)
     exact = dict[tuple[int, int], np.ndarray]()
     for convolutions in modes_of(codec):
         config = DecoderConfig(device=setup.device, max_batch=BATCHES[-1], convolutions=convolutions)
+        in_largest = dict[int, np.ndarray]()
         with capture_errors() as errors, launcher_of(codec, config) as launcher:
             for batch, frames in itertools.product(BATCHES[::-1], FRAMES[::-1]):
                 timing = time_batch(launcher, codec, batch, frames, rounds=1 if setup.is_small else 9)
                 reference = exact.setdefault((batch, frames), timing.pcm)
+                alone = in_largest.setdefault(frames, timing.pcm[0])
                 error = np.sqrt(np.mean((timing.pcm - reference) ** 2) / np.mean(reference**2))
                 yield {
                     "codec": name,
@@ -222,6 +225,7 @@ def run_speed(setup: Setup, name: str) -> Iterator[dict[str, Any]]:
                     "device_ms": round(1e3 * timing.device_s, 3),
                     "streams_real_time": round(batch * frames / codec.spec.frame_rate / timing.wall_s, 1),
                     "relative_error": float(error),
+                    "is_alike": np.array_equal(timing.pcm[0], alone),
                 }
         if errors:
             yield {"codec": name, "what": "speed", "convolutions": convolutions, "capture_errors": errors, "ok": False}

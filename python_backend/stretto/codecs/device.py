@@ -3,6 +3,7 @@
 Signals are [B, C, n], as elsewhere, but stored as rows of channels, [B, n, C].
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -43,6 +44,23 @@ class StatePart:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """Rotary embedding of queries and keys.
+
+    Attributes:
+        cosines: Cosines of n steps, [B, n, head_dim / 2].
+        sines: Sines of these steps.
+        num_rotated: Number of columns of queries and keys, before those of the values.
+        is_paired: True if a coordinate is paired with the next one, otherwise with that of the other half.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+    num_rotated: int
+    is_paired: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """Operations of a launch after the sums of a layer.
 
@@ -55,7 +73,7 @@ class Ending:
 
     gain: Tensor | None = None
     residual: Tensor | None = None
-    activation: Snake | Elu | str | None = None
+    activation: Snake | Elu | Rotation | str | None = None
     keeps_sums: bool = True
 
     def arguments(self, num_outputs: int) -> tuple[str, Tensor | None, Tensor | None, bool]:
@@ -63,6 +81,9 @@ class Ending:
         if isinstance(self.activation, Snake):
             rate, height = self.activation.repeated(1, num_outputs)
             return "snake", rate, height, self.keeps_sums
+        if isinstance(self.activation, Rotation):
+            name = "pairs" if self.activation.is_paired else "halves"
+            return name, self.activation.cosines, self.activation.sines, self.keeps_sums
         name = "elu" if isinstance(self.activation, Elu) else self.activation or ""
         return name, None, None, self.keeps_sums
 
@@ -156,6 +177,9 @@ def multiply(
     norms = NO_NORM if norm is None else (norm.weight, norm.bias, norm.eps)
     precision = IEEE if PRECISION.get() == IEEE else "tf32x3"
     sizes = Sizes(length=x.shape[1])
+    if isinstance(ending.activation, Rotation):
+        head_dim = 2 * ending.activation.cosines.shape[2]
+        sizes = sizes._replace(num_rotated=ending.activation.num_rotated, head_dim=head_dim)
     sums, activations = torch.ops.stretto.product(
         x.contiguous(),
         weight[None],
@@ -233,3 +257,102 @@ def packed_taps(taps: Tensor, rate: int) -> Tensor:
     if missing:  # a copy; no layer of a served codec with a state has such a kernel
         taps = torch.cat([taps, taps.new_zeros(missing, *taps.shape[1:])])
     return taps.unflatten(0, (-1, rate)).flatten(1, 2)
+
+
+def joined_weight(layers: Sequence[nn.Linear], is_interleaved: bool = False) -> Tensor:
+    """Return the weights of linear layers with the same inputs as one weight, which at first use becomes their memory.
+
+    Args:
+        layers: The layers.
+        is_interleaved: True if their outputs alternate.
+    """
+    weights = [layer.weight for layer in layers]
+    joint: Tensor | None = getattr(layers[0], "_joint", None)
+    if joint is not None and joint.device == weights[0].device and joint.data_ptr() == weights[0].data_ptr():
+        return joint
+    with torch.inference_mode(False), torch.no_grad():
+        if is_interleaved:
+            joint = torch.stack(weights, 1).flatten(0, 1)
+            parts = joint.unflatten(0, (-1, len(weights))).unbind(1)
+        else:
+            joint = torch.cat(weights)
+            parts = joint.split([len(weight) for weight in weights])
+        for weight, memory in zip(weights, parts, strict=True):
+            weight.data = memory
+    layers[0]._joint = joint
+    return joint
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Steps of a codec's transformer.
+
+    Attributes:
+        first: Position of the first step, [B].
+        cosines: Cosines of the rotary embedding, [B, n, head_dim / 2].
+        sines: Sines of it.
+    """
+
+    first: Tensor
+    cosines: Tensor
+    sines: Tensor
+
+
+def window_of(first: Tensor, num_steps: int, frequencies: Tensor) -> Window:
+    """Return the positions and rotations of steps from `first` [B] on, for frequencies [head_dim / 2]."""
+    cosines, sines = torch.ops.stretto.rotation(first, frequencies, num_steps)
+    return Window(first, cosines, sines)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Sizes of an attention layer.
+
+    Attributes:
+        number: Number of heads of the queries.
+        num_kv: Number of heads of the keys and values.
+        width: Size of a head, a power of two.
+        before: Number of earlier steps that a step attends to.
+        is_paired: As in `Rotation`.
+    """
+
+    number: int
+    num_kv: int
+    width: int
+    before: int
+    is_paired: bool
+
+
+def can_attend(heads: Heads) -> bool:
+    """Return True if the kernels have heads of this size."""
+    return heads.width in (4, 8, 16, 32, 64, 128)
+
+
+def attend(
+    x: Tensor,
+    norm: Norm,
+    weight: Tensor,
+    heads: Heads,
+    window: Window,
+    state: StatePart,
+    last: tuple[nn.Linear, Tensor | None],
+) -> Tensor:
+    """Return the steps [B, n, C] after an attention layer with its norm and residual, in three launches.
+
+    Args:
+        x: Steps, [B, n, C].
+        norm: Norm of the steps.
+        weight: Weight of queries, keys and values, [(number + 2 · num_kv) · width, C].
+        heads: Sizes of the layer.
+        window: Positions of the steps.
+        state: The last keys and values, [B, before · 2 · num_kv · width].
+        last: Layer of the outputs, without a bias, and its gain, [C] or None.
+    """
+    num_rotated = (heads.number + heads.num_kv) * heads.width
+    rotation = Rotation(window.cosines, window.sines, num_rotated, heads.is_paired)
+    rows = multiply(x, weight, None, norm, Ending(activation=rotation))
+    attended: Tensor = torch.ops.stretto.attend(
+        rows, state.before, state.after, window.first, heads.before, heads.number, heads.num_kv
+    )
+    layer, gain = last
+    return multiply(attended, layer.weight, ending=Ending(gain=gain, residual=x))

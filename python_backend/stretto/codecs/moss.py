@@ -22,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stretto.codecs import device
 from stretto.codecs.base import CodecSpec, Stateful, Window
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, encoded_parts, num_kept
-from stretto.codecs.pocket import Attention, TransformerConfig, frequencies_of, rotation_at, visible
+from stretto.codecs.pocket import Attention, TransformerConfig, frequencies_of, launch_layer, rotation_at, visible
 from stretto.codecs.qwen3_12hz.decoder import Scale
 from stretto.codecs.streaming import prepare_products
 from stretto.errors import CheckpointError, shown
@@ -222,6 +224,12 @@ class Layer(nn.Module):
         x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
         return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)))))
 
+    def launch(self, x: Tensor, window: device.Window, memory: Memory) -> Tensor:
+        """Return the output on a GPU, in five launches."""
+        scales = self.layer_scale_1, self.layer_scale_2
+        gains = [scale.scale if isinstance(scale, Scale) else None for scale in scales]
+        return launch_layer(self, x, window, memory, "gelu", (gains[0], gains[1]))
+
 
 class Stage(nn.Module):
     """Transformer with its projections.
@@ -239,7 +247,7 @@ class Stage(nn.Module):
         self.rate = config.rate
         self._before = transformer.context - 1
         self.input_proj = _projection(config.inputs, width)
-        self.layers = nn.ModuleList(Layer(transformer, config.has_scales) for _ in range(transformer.num_layers))
+        self.layers: Any = nn.ModuleList(Layer(transformer, config.has_scales) for _ in range(transformer.num_layers))
         self.output_proj = _projection(width, config.outputs)
         self.register_buffer("frequencies", frequencies_of(transformer), persistent=False)
 
@@ -247,6 +255,11 @@ class Stage(nn.Module):
         """Return the outputs [B, n, C] of n steps; `first` [B] is the index of the first frame."""
         x = self.input_proj(x)
         first = first * self.rate
+        if runs_kernels(x) and device.can_attend(self.layers[0].self_attn.sizes):
+            window = device.window_of(first, x.shape[1], self.frequencies)
+            for layer in self.layers:
+                x = layer.launch(x, window, memory)
+            return self.output_proj(x)
         rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
         is_seen = visible(first, x.shape[1], self._before)
         for layer in self.layers:

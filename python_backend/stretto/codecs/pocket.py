@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stretto.codecs import device
 from stretto.codecs.base import CodecSpec, Stateful, Window
 from stretto.codecs.causal import Convolution, Downsampling, Link, Upsampling, residual_links, run, run_links
 from stretto.codecs.kernels.operators import runs_kernels
@@ -131,6 +132,8 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=False)
         self.kept = 2 * self.before * config.d_model
+        width = config.d_model // config.num_heads
+        self.sizes = device.Heads(self.heads, self.heads, width, self.before, is_paired=True)
 
     def forward(self, x: Tensor, rotation: Tensor, is_seen: Tensor, memory: Memory) -> Tensor:
         """Return the output [B, n, C] for x [B, n, C] and the mask is_seen [B, 1, n, before + n]."""
@@ -191,13 +194,46 @@ class Layer(nn.Module):
         x = x + self.layer_scale_1(self.self_attn(self.norm1(x), rotation, is_seen, memory))
         return x + self.layer_scale_2(self.linear2(F.gelu(self.linear1(self.norm2(x)), approximate=self.approximation)))
 
+    def launch(self, x: Tensor, window: device.Window, memory: Memory) -> Tensor:
+        """Return the output on a GPU, in five launches."""
+        gains = self.layer_scale_1.scale, self.layer_scale_2.scale
+        return launch_layer(self, x, window, memory, "gelu_tanh" if self.approximation == "tanh" else "gelu", gains)
+
+
+def launch_layer(
+    layer: Any,
+    x: Tensor,
+    window: device.Window,
+    memory: Memory,
+    activation: str,
+    gains: tuple[Tensor | None, Tensor | None],
+) -> Tensor:
+    """Return the output [B, n, C] of a layer with an `Attention`, two norms and two linear layers, in five launches.
+
+    Args:
+        layer: The layer.
+        x: Input, [B, n, C].
+        window: Positions of the steps.
+        memory: State before and after the window.
+        activation: `gelu` or `gelu_tanh`.
+        gains: Factors of the outputs of both halves, [C] each, or None.
+    """
+    attention = layer.self_attn
+    state = memory.part(attention.kept, x.shape[1])
+    last = attention.out_proj, gains[0]
+    norm = device.norm_of(layer.norm1)
+    x = device.attend(x, norm, attention.in_proj.weight, attention.sizes, window, state, last)
+    ending = device.Ending(activation=activation)
+    wide = device.multiply(x, layer.linear1.weight, None, device.norm_of(layer.norm2), ending)
+    return device.multiply(wide, layer.linear2.weight, ending=device.Ending(gain=gains[1], residual=x))
+
 
 class Stack(nn.Module):
     """Layers of the transformer."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers: Any = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
 
 
 class Transformer(nn.Module):
@@ -218,11 +254,20 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
         """Return outputs [B, C, n] for x [B, C, n]; `first` [B] is the position of x's first step."""
+        if runs_kernels(x) and device.can_attend(self.transformer.layers[0].self_attn.sizes):
+            return self._launch(x, first, memory)
         x = self.input_proj(x.transpose(1, 2))
         rotation = rotation_at(first, x.shape[1], self.frequencies).to(x.dtype)
         is_seen = visible(first, x.shape[1], self.before)
         for layer in self.transformer.layers:
             x = layer(x, rotation, is_seen, memory)
+        return self.output_projs[0](x).transpose(1, 2)
+
+    def _launch(self, x: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        x = self.input_proj(device.rows_of(x))
+        window = device.window_of(first, x.shape[1], self.frequencies)
+        for layer in self.transformer.layers:
+            x = layer.launch(x, window, memory)
         return self.output_projs[0](x).transpose(1, 2)
 
 

@@ -120,7 +120,7 @@ def measure(codec: Codec, config: DecoderConfig) -> DecoderMemory:
     is_on_device = state.device == META
     windows = list(largest_batches(codec, config))
     convolutions = convolutions_in(config.convolutions)
-    converting = windows[:1] if isinstance(convolutions, Convolutions) else []  # converts the weights
+    converting = windows[:1]  # converts or rearranges the weights
     try:
         for window in converting + windows:
             with convolutions, Peak() as found, torch.inference_mode():

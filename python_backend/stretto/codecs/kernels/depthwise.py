@@ -124,8 +124,9 @@ def depthwise_kernel(
     for tap in range(num_taps):
         at = step // rate + tap * dilation - num_before
         number = input_at(
-            x, before, batch, at, channel, is_inside, before_batch, num_inputs, num_channels, num_before, zeros
-        )
+            x, before, batch, at, channel, is_inside, before_batch, num_inputs, num_channels,
+            num_channels, num_before, zeros,
+        )  # fmt: skip
         if weight is None:
             total += number
         else:
@@ -139,6 +140,6 @@ def depthwise_kernel(
         tl.store(activations + of_output, activated(total, activation, one, other, channel, is_channel), is_inside)
     if after is not None:
         keep_last(
-            x, before, after, first, before_batch, after_batch, num_batch, num_inputs, num_channels, num_before,
-            again, late, BLOCK,
+            x, before, after, first, before_batch, after_batch, num_batch, num_inputs, num_channels,
+            num_channels, num_before, again, late, BLOCK,
         )  # fmt: skip

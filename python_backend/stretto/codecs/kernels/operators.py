@@ -20,6 +20,14 @@ LIBRARY.define(
     f" float eps, Tensor? gain, Tensor? residual, {RESULT}, str precision) -> (Tensor, Tensor)"
 )
 LIBRARY.define(f"depthwise(Tensor x, Tensor? weight, Tensor? bias, {STATE}, int[] sizes, {RESULT}) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "attend(Tensor x, Tensor before, Tensor(a!) after, Tensor first, int num_before, int num_heads, int num_kv_heads)"
+    " -> Tensor"
+)
+LIBRARY.define("rotation(Tensor first, Tensor frequencies, int num_steps) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "sum_entries(Tensor codes, Tensor entries, int num_first, int num_others, int last_code, float scale) -> Tensor"
+)
 DEVICES = {"cuda", "meta"}  # types of devices whose signals kernels process; `meta` stands for a GPU
 # Precision of the convolutions that the calling thread launches: IEEE, or a value of `DecoderConfig.CONVOLUTIONS`.
 PRECISION: ContextVar[str] = ContextVar("PRECISION", default=IEEE)
@@ -94,8 +102,65 @@ def _filter(x: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return results
 
 
-KERNELS = {"product": _multiply, "depthwise": _filter}
-SHAPES = {"product": product_shapes, "depthwise": depthwise_shapes}
+def attention_shape(
+    x: Tensor, before: Tensor, after: Tensor, first: Tensor, num_before: int, num_heads: int, num_kv_heads: int
+) -> Tensor:
+    """Return memory for the result of `stretto::attend`."""
+    head_dim = x.shape[2] // (num_heads + 2 * num_kv_heads)
+    return x.new_empty(*x.shape[:2], num_heads * head_dim)
+
+
+def _attend(x: Tensor, *others: Any) -> Tensor:
+    from stretto.codecs.kernels.attention import attend_on_device  # needs Triton
+
+    out = attention_shape(x, *others)
+    attend_on_device(out, x, *others)
+    return out
+
+
+def rotation_shapes(first: Tensor, frequencies: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    """Return memory for the results of `stretto::rotation`."""
+    shape = len(first), num_steps, len(frequencies)
+    return frequencies.new_empty(shape), frequencies.new_empty(shape)
+
+
+def _rotate(first: Tensor, frequencies: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    from stretto.codecs.kernels.attention import rotate_on_device  # needs Triton
+
+    results = rotation_shapes(first, frequencies, num_steps)
+    rotate_on_device(*results, first, frequencies)
+    return results
+
+
+def sum_shape(codes: Tensor, entries: Tensor, num_first: int, num_others: int, last_code: int, scale: float) -> Tensor:
+    """Return memory for the result of `stretto::sum_entries`."""
+    num_batch, num_books, num_steps = codes.shape
+    num_groups = 1 + (num_books - num_first) // num_others
+    return entries.new_empty(num_batch, num_steps, num_groups * entries.shape[2])
+
+
+def _sum(codes: Tensor, *others: Any) -> Tensor:
+    from stretto.codecs.kernels.codebooks import sum_on_device  # needs Triton
+
+    out = sum_shape(codes, *others)
+    sum_on_device(out, codes, *others)
+    return out
+
+
+KERNELS = {
+    "product": _multiply,
+    "depthwise": _filter,
+    "attend": _attend,
+    "rotation": _rotate,
+    "sum_entries": _sum,
+}
+SHAPES = {
+    "product": product_shapes,
+    "depthwise": depthwise_shapes,
+    "attend": attention_shape,
+    "rotation": rotation_shapes,
+    "sum_entries": sum_shape,
+}
 for name in KERNELS:
     LIBRARY.impl(name, SHAPES[name], "Meta")
     LIBRARY.impl(name, KERNELS[name], "CUDA")

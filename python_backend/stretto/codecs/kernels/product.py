@@ -319,6 +319,7 @@ def product_kernel(
             before_batch,
             num_inputs,
             num_channels,
+            num_channels,
             num_before,
             zeros,
         )
@@ -334,6 +335,6 @@ def product_kernel(
     )  # fmt: skip
     if after is not None:
         keep_last(
-            x, before, after, first, before_batch, after_batch, num_batch, num_inputs, num_channels, num_before,
-            again, late, BLOCK,
+            x, before, after, first, before_batch, after_batch, num_batch, num_inputs, num_channels,
+            num_channels, num_before, again, late, BLOCK,
         )  # fmt: skip

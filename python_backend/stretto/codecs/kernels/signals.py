@@ -30,6 +30,7 @@ def input_at(
     is_inside: tl.tensor,
     before_batch: tl.tensor,
     num_inputs: tl.tensor,  # n
+    width: tl.tensor,  # distance of two steps of x
     num_channels: tl.tensor,  # C
     num_before: tl.tensor,
     late: tl.tensor,  # number of new inputs that count as zeros, or None
@@ -38,7 +39,7 @@ def input_at(
     is_step = step < num_inputs
     if late is not None:
         is_step = is_step & ((step < 0) | (step >= late))
-    of_step = x + batch * num_inputs * num_channels + step * num_channels
+    of_step = x + batch * num_inputs * width + step * width
     if before is None:
         is_step = is_step & (step >= 0)
     else:
@@ -64,6 +65,7 @@ def keep_last(
     after_batch: tl.tensor,
     num_batch: tl.tensor,
     num_inputs: tl.tensor,
+    width: tl.tensor,
     num_channels: tl.tensor,
     num_before: tl.tensor,
     again: tl.tensor,
@@ -83,7 +85,7 @@ def keep_last(
         step = at // num_channels + num_inputs - again - num_before
         zeros = late_inputs(first, batch, late)
         number = input_at(
-            x, before, batch, step, channel, is_inside, before_batch, num_inputs, num_channels, num_before, zeros
+            x, before, batch, step, channel, is_inside, before_batch, num_inputs, width, num_channels, num_before, zeros
         )
         tl.store(after + batch * after_batch + at, number, is_inside)
 

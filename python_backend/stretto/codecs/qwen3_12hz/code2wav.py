@@ -20,6 +20,7 @@ from transformers import PretrainedConfig
 
 from stretto.codecs.base import CodecSpec, Stateful, Window, Windowed
 from stretto.codecs.causal import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
+from stretto.codecs.kernels.operators import runs_kernels
 from stretto.codecs.memory import Memory, num_kept
 from stretto.codecs.qwen3_12hz.decoder import DecoderShape, Transformer
 from stretto.codecs.streaming import prepare
@@ -97,10 +98,21 @@ class Code2Wav(nn.Module):
             first: Index of the first frame of each utterance, [B].
             memory: State before and after the window.
         """
-        starts = torch.arange(codes.shape[1], device=codes.device) * self.spec.codebook_size
-        latents = self.code_embedding(codes + starts[:, None]).mean(1)
+        if runs_kernels(self.code_embedding.weight):
+            latents = self._launched_latents(codes)
+        else:
+            starts = torch.arange(codes.shape[1], device=codes.device) * self.spec.codebook_size
+            latents = self.code_embedding(codes + starts[:, None]).mean(1)
         x = self.pre_transformer(latents, first, memory).transpose(1, 2)
         return samples_of(x, memory, self.upsample, self.decoder)
+
+    def _launched_latents(self, codes: Tensor) -> Tensor:
+        """Return the means of the entries on a GPU, [B, n, C]."""
+        num_books = codes.shape[1]
+        size = self.spec.codebook_size
+        entries = self.code_embedding.weight.unflatten(0, (-1, size))
+        latents: Tensor = torch.ops.stretto.sum_entries(codes, entries, num_books, 1, size - 1, 1 / num_books)
+        return latents
 
 
 class NoDecoder(nn.Module):

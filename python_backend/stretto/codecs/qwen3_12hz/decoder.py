@@ -21,7 +21,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import MimiConfig
 
+from stretto.codecs import device
 from stretto.codecs.causal import KERNEL, Block, ConvNext, Convolution, SnakeBeta, Upsampling, samples_of
+from stretto.codecs.device import Ending
+from stretto.codecs.kernels.operators import runs_kernels
+from stretto.codecs.kernels.sizes import GATE
 from stretto.codecs.memory import Memory
 from stretto.codecs.streaming import WithConstants
 from stretto.errors import CheckpointError
@@ -196,6 +200,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden_size, held, bias=False)
         self.o_proj = nn.Linear(queried, shape.hidden_size, bias=False)
         self.kept = 2 * self.before * held
+        self.sizes = device.Heads(self.heads, shape.num_key_value_heads, self.width, self.before, is_paired=False)
 
     def forward(self, x: Tensor, rotation: Rotation, is_seen: Tensor, memory: Memory) -> Tensor:
         """Return the attention outputs, [B, n, H].
@@ -247,6 +252,23 @@ class Layer(nn.Module):
         x = x + self.self_attn_layer_scale(self.self_attn(self.input_layernorm(x), rotation, is_seen, memory))
         return x + self.mlp_layer_scale(self.mlp(self.post_attention_layernorm(x)))
 
+    def launch(self, x: Tensor, window: device.Window, memory: Memory) -> Tensor:
+        """Return the outputs on a GPU, in five launches."""
+        attention = self.self_attn
+        weight = device.joined_weight([attention.q_proj, attention.k_proj, attention.v_proj])
+        state = memory.part(attention.kept, x.shape[1])
+        last = attention.o_proj, self.self_attn_layer_scale.scale
+        norm = device.norm_of(self.input_layernorm)
+        x = device.attend(x, norm, weight, attention.sizes, window, state, last)
+        gated = device.multiply(
+            x,
+            device.joined_weight([self.mlp.gate_proj, self.mlp.up_proj], is_interleaved=True),
+            norm=device.norm_of(self.post_attention_layernorm),
+            ending=Ending(activation=GATE),
+        )
+        ending = Ending(gain=self.mlp_layer_scale.scale, residual=x)
+        return device.multiply(gated, self.mlp.down_proj.weight, ending=ending)
+
 
 class Transformer(nn.Module):
     """Transformer over latents [B, n, C] at positions `first` to `first + n - 1` of each utterance.
@@ -263,13 +285,15 @@ class Transformer(nn.Module):
         super().__init__()
         self.before = shape.sliding_window - 1
         self.input_proj = nn.Identity() if channels is None else nn.Linear(channels, shape.hidden_size)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
+        self.layers: Any = nn.ModuleList(Layer(shape) for _ in range(shape.num_hidden_layers))
         self.norm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.output_proj = nn.Identity() if channels is None else nn.Linear(shape.hidden_size, channels)
         exponents = torch.arange(0, shape.head_dim, 2, device="cpu").float() / shape.head_dim
         self.register_buffer("frequencies", 1 / shape.rope_theta**exponents, persistent=False)
 
     def forward(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        if runs_kernels(latents) and device.can_attend(self.layers[0].self_attn.sizes):
+            return self._launch(latents, first, memory)
         # the residual stream has the dtype of the weights, in half precision as well
         x = self.input_proj(latents).to(self.norm.weight.dtype)
         rotation = self._rotation(first, x)
@@ -277,6 +301,17 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = layer(x, rotation, is_seen, memory)
         return self.output_proj(self.norm(x))
+
+    def _launch(self, latents: Tensor, first: Tensor, memory: Memory) -> Tensor:
+        x = latents.contiguous()
+        if isinstance(self.input_proj, nn.Linear):
+            x = device.multiply(x, self.input_proj.weight, self.input_proj.bias)
+        window = device.window_of(first, x.shape[1], self.frequencies)
+        for layer in self.layers:
+            x = layer.launch(x, window, memory)
+        if isinstance(self.output_proj, nn.Linear):
+            return device.multiply(x, self.output_proj.weight, self.output_proj.bias, device.norm_of(self.norm))
+        return self.norm(x)
 
     def visible(self, first: Tensor, steps: int) -> Tensor:
         """Return the attention mask for steps from positions `first` [B]: bool [B, 1, steps, before + steps]."""
@@ -327,7 +362,11 @@ class Codebook(WithConstants):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the entries [B, n, C] of codes [B, n]."""
-        return F.embedding(codes, self._quotients() if self.entries is None else self.entries)
+        return F.embedding(codes, self.joined_entries())
+
+    def joined_entries(self) -> Tensor:
+        """Return all entries."""
+        return self._quotients() if self.entries is None else self.entries
 
     def join(self) -> None:
         """Compute all entries."""
@@ -344,14 +383,14 @@ class Codebooks(nn.Module):
     def __init__(self, shape: DecoderShape, number: int) -> None:
         super().__init__()
         width = shape.codebook_dim // 2
-        self._books = [Codebook(shape.codebook_size, width) for _ in range(number)]
-        layers = nn.ModuleList(nn.ModuleDict({"_codebook": book}) for book in self._books)  # matches the tensor names
+        self.books = [Codebook(shape.codebook_size, width) for _ in range(number)]
+        layers = nn.ModuleList(nn.ModuleDict({"_codebook": book}) for book in self.books)  # matches the tensor names
         self.vq = nn.ModuleDict({"layers": layers})
         self.output_proj = nn.Conv1d(width, shape.codebook_dim, 1, bias=False)
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return the latents [B, C, n] for codes [B, K, n], which belong to the first K codebooks."""
-        entries = [book(each) for book, each in zip(self._books, codes.unbind(1), strict=False)]
+        entries = [book(each) for book, each in zip(self.books, codes.unbind(1), strict=False)]
         return self.output_proj(torch.stack(entries).sum(0).transpose(1, 2))
 
 
@@ -362,10 +401,36 @@ class Quantizer(nn.Module):
         super().__init__()
         self.rvq_first = Codebooks(shape, SEMANTIC)
         self.rvq_rest = Codebooks(shape, shape.num_quantizers - SEMANTIC)
+        self._joined: tuple[Tensor, Tensor] | None = None  # of `_joint`
 
     def forward(self, codes: Tensor) -> Tensor:
+        if codes.shape[1] > SEMANTIC and runs_kernels(self.rvq_first.output_proj.weight):
+            return self._launch(codes)
         latents = self.rvq_first(codes[:, :SEMANTIC])
         return latents + self.rvq_rest(codes[:, SEMANTIC:]) if codes.shape[1] > SEMANTIC else latents
+
+    def _launch(self, codes: Tensor) -> Tensor:
+        """Return the latents on a GPU, in two launches: the sums of both parts, and one product of them."""
+        entries, weight = self._joint()
+        sums = torch.ops.stretto.sum_entries(
+            codes, entries, SEMANTIC, codes.shape[1] - SEMANTIC, entries.shape[1] - 1, 1.0
+        )
+        return device.multiply(sums, weight).transpose(1, 2)
+
+    def _joint(self) -> tuple[Tensor, Tensor]:
+        """Return the entries of all codebooks and the projections of both parts, which share memory with them."""
+        projections = [half.output_proj for half in (self.rvq_first, self.rvq_rest)]
+        if self._joined is None or self._joined[1].device != projections[0].weight.device:
+            books = [*self.rvq_first.books, *self.rvq_rest.books]
+            with torch.inference_mode(False), torch.no_grad():
+                entries = torch.stack([book.joined_entries() for book in books])
+                weight = torch.cat([projection.weight[..., 0] for projection in projections], 1)
+                for book, memory in zip(books, entries, strict=True):
+                    book.entries = memory
+                for projection, memory in zip(projections, weight.chunk(2, 1), strict=True):
+                    projection.weight.data = memory[..., None]
+            self._joined = entries, weight
+        return self._joined
 
 
 class Decoder(nn.Module):

@@ -3,11 +3,14 @@
 import inspect
 from typing import Any
 
+from stretto.codecs.kernels.attention import attention_kernel, rotation_kernel
+from stretto.codecs.kernels.codebooks import codebooks_kernel
 from stretto.codecs.kernels.depthwise import depthwise_kernel
 from stretto.codecs.kernels.product import NUM_WARPS, constants, product_kernel
 from stretto.codecs.kernels.sizes import IEEE
 
 POINTERS = ("sums", "activations", "x", "weight", "bias", "before", "after", "one", "other", "gain", "residual")
+TABLES = ("out", "cosines", "sines", "frequencies", "entries")
 NORMS = ("norm_weight", "norm_bias")
 MULTIPLES = ("num_channels", "num_columns", "num_outputs", "weight_tap", "weight_column", "before_batch", "after_batch")
 ALIGNED = (*POINTERS, *NORMS, *MULTIPLES)  # multiples of 16 in most layers
@@ -20,7 +23,8 @@ NO_FACTORS = dict.fromkeys(("one", "other"))
 
 def types_of(kernel: Any) -> dict[str, str]:
     """Return the types of a kernel's arguments; those that are not named are 32-bit integers."""
-    named = {**dict.fromkeys((*POINTERS, *NORMS), "*fp32"), "first": "*i64", "eps": "fp32"}
+    named = {**dict.fromkeys((*POINTERS, *NORMS, *TABLES), "*fp32"), **dict.fromkeys(("first", "codes"), "*i64")}
+    named |= dict.fromkeys(("eps", "scale"), "fp32")
     return {name: named.get(name, "i32") for name in inspect.signature(kernel.fn).parameters}
 
 
@@ -89,4 +93,7 @@ CODEC_CASES: list[tuple[Any, dict[str, str], dict[str, Any], int]] = [
         | {"activation": "snake", "is_transposed": False, "weight": None, "sums": None, "rate": 1},
         4,
     ),
+    (attention_kernel, types_of(attention_kernel), {"head_dim": 64, "queries": 16, "keys": 32}, 4),
+    (rotation_kernel, types_of(rotation_kernel), {"block": 1024}, 4),
+    (codebooks_kernel, types_of(codebooks_kernel), {"block": 128}, 1),
 ]

@@ -19,6 +19,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from stretto.codecs.kernels.attention import attention_kernel
 from stretto.codecs.kernels.product import product_kernel
 from stretto.codecs.kernels.sizes import IEEE
 from stretto.engine.kernels.gpu.advance import ROW_FUNCTIONS, _gather_kernel, advance_kernel, keep_kernel
@@ -191,7 +192,8 @@ REGISTERS |= {(each, "row_product_kernel"): 200 for each in (80, 90, 100)}  # th
 # to 48.
 STACK = {(90, "_draw_kernel"): 16, (100, "_draw_kernel"): 16, (100, "draw_streams_kernel"): 8}
 STACK |= {
-    (80, "product_kernel"): 8,
+    (80, "attention_kernel"): 16,
+    (80, "product_kernel"): 16,
     (80, "draw_streams_kernel"): 8,
     (100, "few_rows_kernel"): 8,
     (100, "many_rows_kernel"): 8,
@@ -273,7 +275,7 @@ def compiled(kernel: Any, signature: dict[str, str], constants: dict[str, Any], 
         for index, name in enumerate(names)
         if name in aligned and name not in constants
     }
-    fuses = is_linear or constants.get("precision") == IEEE
+    fuses = is_linear or kernel is attention_kernel or constants.get("precision") == IEEE
     source = ASTSource(kernel, types, constexprs=constants, attrs=attributes)
     options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": fuses, "launch_pdl": is_dependent}
     if kernel is row_product_kernel:

@@ -40,6 +40,9 @@ KERNELS = (
     "local_attention_kernel",
     "product_kernel",
     "depthwise_kernel",
+    "attention_kernel",
+    "rotation_kernel",
+    "codebooks_kernel",
 )
 
 
