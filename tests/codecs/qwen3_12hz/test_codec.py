@@ -104,7 +104,7 @@ def test_fewer_codebooks_use_the_first_ones() -> None:
     codec.spec = codec.spec.with_codebooks(2)
     pcm = np.random.default_rng(0).normal(0, 0.2, 9000).astype(np.float32)
     assert np.array_equal(codec.encode(pcm), full.encode(pcm)[:2])
-    for book in full.decoder.quantizer.rvq_rest._books[1:]:
+    for book in full.decoder.quantizer.rvq_rest.books[1:]:
         book.embedding_sum.zero_()
         book.join()
     codes = random_codes(codec, 1, 6)
