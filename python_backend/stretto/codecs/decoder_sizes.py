@@ -5,18 +5,18 @@ module imports no torch.
 """
 
 DECODERS_GB = {  # GB
-    "audiovae": 8.48,
+    "audiovae": 8.69,
     "cosyvoice3": 8.30,
     "dac": 8.61,
     "espnet_dac": 7.07,
-    "fish_s2": 16.09,
+    "fish_s2": 15.63,
     "glm4_voice": 8.63,
     "higgs": 7.30,
     "mimi": 13.60,
-    "moss": 27.19,
+    "moss": 27.07,
     "pocket": 8.47,
-    "qwen3_12hz": 11.67,
-    "qwen3_omni": 12.31,
+    "qwen3_12hz": 11.53,
+    "qwen3_omni": 12.1,
     "s3gen": 8.55,
     "tiny": 6.95,
     "vibevoice": 10.46,
