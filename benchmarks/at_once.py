@@ -39,7 +39,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from benchmarks.decoder import CountingReply, random_codes
 from benchmarks.engines import SteppedEngine, split_trailer
 from benchmarks.ensemble import ENGINE, MAX_ROWS
@@ -53,7 +52,9 @@ from benchmarks.harness import (
     serving,
     stop_on_sigterm,
 )
-from benchmarks.loads import Trace, check, follow, percentiles, texts
+from benchmarks.loads import Trace, check, follow, percentiles
+from lab.releases.small_models import SMALL_MODELS, write_checkpoint
+from lab.texts import texts
 from stretto import cpu_backend as cpu_kernels
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig, EngineConfig

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.decoder_memory import CHUNKS
+from lab.releases.every_codec import every_codec
 from stretto.codecs.base import CodecSpec, Window
 from stretto.codecs.cosyvoice3 import CosyVoice3Codec
 from stretto.codecs.decoder_sizes import GFLOP_PER_S

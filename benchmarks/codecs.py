@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.checkpoints import random_s3gen
-from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from benchmarks.decoder import chunks_of, make_codec, random_codes, stream
+from benchmarks.decoder import chunks_of, random_codes, stream
+from lab.releases import random_s3gen
+from lab.releases.every_codec import make_codec
+from lab.releases.random_codecs import MODELS, STATEFUL
+from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.codecs import glm4_voice, s3gen
 from stretto.codecs.base import Blocks, Codec, Window, load_codec
 from stretto.codecs.espnet_dac import multiply_weight_norm_out

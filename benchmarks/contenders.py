@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.checkpoints import (
+from lab.releases import (
     random_chatterbox,
     random_cosyvoice3,
     random_kyutai_stt,
@@ -144,7 +144,7 @@ def write_cosyvoice3(folder: Path) -> list[str]:
 
 def load_cosyvoice3(release: Path) -> Speak:
     """Load the authors' repository, with streaming as in their `inference_zero_shot`."""
-    from scripts import cosyvoice3_replies
+    from lab.authors import cosyvoice3_replies
 
     authors = import_module("tests.codecs.cosyvoice3.authors")
     cosyvoice3_replies.MISSING["cosyvoice.utils.file_utils"] = (
@@ -237,7 +237,7 @@ def load_kyutai_tts(release: Path) -> Speak:
     """Load the package moshi, which decodes each frame as soon as it is there, as the authors' server does."""
     from moshi.models import loaders
 
-    from scripts import kyutai_tts_replies
+    from lab.authors import kyutai_tts_replies
 
     config = json.loads((release / "config.json").read_text())
     has_vectors = bool(config["conditioners"])

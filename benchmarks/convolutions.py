@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.decoder_memory import CHUNKS
+from lab.releases.every_codec import every_codec
 from stretto.codecs import streaming
 from stretto.codecs.base import Codec, Window
 from stretto.config import DecoderConfig

@@ -31,9 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import CHECKPOINT, append_result, command_line, median_ratio
+from benchmarks.harness import append_result, command_line, median_ratio
 from benchmarks.loads import Trace, percentiles, summarise, underrun_s
-from stretto.codecs.base import Codec, CodecSpec, Window, load_codec
+from lab.releases.every_codec import make_codec
+from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.config import DecoderConfig
 from stretto.convert.make_repository import WARM_UP_S
 from stretto.decoder.chunk_queue import ChunkAnswer, ChunkQueue, Counts, PendingChunk
@@ -327,23 +328,6 @@ def chunks_of(size: int, total: int) -> list[int]:
 
 
 # ----- the benchmark
-
-
-def make_codec(name: str, device: str, is_narrow: bool) -> Codec:
-    """Return the bundled codec, or a codec from `random_codecs.py` with random weights."""
-    if name == "tiny":
-        return load_codec(name, CHECKPOINT, device)
-    from benchmarks.checkpoints.random_codecs import (  # needs transformers, unlike the bundled codec
-        STATEFUL,
-        codec_of,
-        make_stateful,
-        write_checkpoint,
-    )
-
-    if name in STATEFUL:
-        return make_stateful(name, is_narrow, device=device)
-    with tempfile.TemporaryDirectory() as folder:
-        return load_codec(codec_of(name), write_checkpoint(name, Path(folder) / "codec", is_narrow).parent, device)
 
 
 class CountingReply:

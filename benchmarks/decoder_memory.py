@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.checkpoints.every_codec import every_codec
+from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Codec
 from stretto.codecs.streaming import join_constants
 from stretto.config import DecoderConfig

@@ -42,7 +42,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.small_models import SMALL_MODELS, SmallModel, write_checkpoint
 from benchmarks.fair_load import FairLoad, measure_fair
 from benchmarks.harness import (
     CHECKPOINT,
@@ -65,9 +64,10 @@ from benchmarks.loads import (
     run,
     run_open,
     summarise,
-    texts,
     through_triton,
 )
+from lab.releases.small_models import SMALL_MODELS, SmallModel, write_checkpoint
+from lab.texts import texts
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import make
 from stretto.engine.environment import prepare_environment

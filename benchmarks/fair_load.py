@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
-from benchmarks.loads import Load, Speak, Trace, check, percentiles, run_open, summarise, texts
+from benchmarks.loads import Load, Speak, Trace, check, percentiles, run_open, summarise
+from lab.texts import texts
 from stretto_client import SpeechClient
 
 # Duration of replies in seconds: 20 quantiles of a log-normal distribution with the mean of 4.4 s and a deviation of

@@ -33,11 +33,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_qwen3_omni import PLAIN_IDS, question
-from benchmarks.checkpoints.small_models import SmallModel
 from benchmarks.engines import SteppedEngine, StepTime, engine_args, forced_prompt
 from benchmarks.harness import append_result, command_line, median_ratio
 from benchmarks.layouts import BY_STEP, CSM, NUM_TEXT_IDS, PARALLEL
+from lab.releases.random_qwen3_omni import PLAIN_IDS, question
+from lab.releases.small_models import SmallModel
+from lab.texts import texts
 from stretto import cpu_backend as cpu_kernels
 from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
@@ -119,7 +120,7 @@ import torch  # noqa: E402
 
 from benchmarks.decoder import Arm as DecoderArm  # noqa: E402
 from benchmarks.engines import Watch  # noqa: E402
-from benchmarks.loads import Load, texts  # noqa: E402
+from benchmarks.loads import Load  # noqa: E402
 from stretto.codecs.base import load_codec  # noqa: E402
 from stretto.engine.worker.predictors import Draw, FramePredictor  # noqa: E402
 from stretto.family.plugin import family_at, plugin_at  # noqa: E402

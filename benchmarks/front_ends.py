@@ -35,7 +35,8 @@ from benchmarks.harness import (
     served_processes,
     stop_on_sigterm,
 )
-from benchmarks.loads import Load, Speak, Trace, check, compare, percentiles, texts, through_triton
+from benchmarks.loads import Load, Speak, Trace, check, compare, percentiles, through_triton
+from lab.texts import texts
 from stretto.triton_io.flow import FlowTable
 from stretto_client import Speech, SpeechClient
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header

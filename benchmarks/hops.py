@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import append_result, command_line, serving, stop_on_sigterm
-from benchmarks.loads import texts
+from lab.texts import texts
 from stretto.hops import FOLDER, Hop, read_stamps
 from stretto_client import Speech, SpeechClient
 

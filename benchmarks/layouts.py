@@ -1,6 +1,6 @@
 """Families that only benchmarks use: stream layouts of published models, for randomly initialised checkpoints.
 
-Entry points in `checkpoints/registered` register them with the engine. Only values that affect speed are as published.
+Entry points in `lab/releases/registered` register them with the engine. Only values that affect speed are as published.
 """
 
 from dataclasses import replace

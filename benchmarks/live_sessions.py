@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_moshi import write_release
 from benchmarks.harness import (
     OPENER,
     Launch,
@@ -36,6 +35,7 @@ from benchmarks.harness import (
     served_processes,
     stop_on_sigterm,
 )
+from lab.releases.random_moshi import write_release
 from stretto.codecs.base import load_codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder
 from stretto.convert.command import main as convert

@@ -5,7 +5,6 @@ random times, whether or not earlier ones have ended. Texts do not repeat. Metri
 """
 
 import asyncio
-import itertools
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.harness import median_ratio
+from lab.texts import texts
 from stretto_client import ClientError, ServerFull
 
 if TYPE_CHECKING:  # a GPU host lacks sentencex, which splits long texts
@@ -23,8 +23,6 @@ if TYPE_CHECKING:  # a GPU host lacks sentencex, which splits long texts
 
     from stretto_client import Speech, SpeechClient
 
-CITIES = ("Oslo", "Rome", "Boston", "Paris", "Tokyo", "Vienna", "Dublin", "Denver")
-ANIMALS = ("dog", "horse", "rabbit", "tiger", "mouse", "monkey", "bird")
 NOISE_RATE = 16_000  # Hz
 SILENCE_DBFS = -50.0
 SHORTEST_UNDERRUN_S = 0.001  # shorter waits are within a chunk's own transport
@@ -143,12 +141,6 @@ class Load:
 
 
 Speak = Callable[[str, dict[str, Any]], Awaitable[Trace]]
-
-
-def texts() -> Iterator[str]:
-    """Yield sentences of similar length; the first 5,040 differ from one another."""
-    for number, city, animal in itertools.product(range(10, 100), CITIES, ANIMALS):
-        yield f"The train to {city} leaves in {number} minutes and the {animal} is late."
 
 
 def noise(seconds: float, seed: int) -> np.ndarray:

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import append_result, command_line, serving, stop_on_sigterm
-from benchmarks.loads import NOISE_RATE, Trace, arrivals, follow, noise, summarise, texts, underrun_s
+from benchmarks.loads import NOISE_RATE, Trace, arrivals, follow, noise, summarise, underrun_s
+from lab.texts import texts
 from stretto_client import ClientError, SpeechClient
 
 SHARES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0)

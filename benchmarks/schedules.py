@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.checkpoints.random_vita import MODULES, SMALL, tensors
 from benchmarks.engines import SteppedEngine, engine_args
 from benchmarks.harness import append_result, command_line, median_ratio
+from lab.releases.random_vita import MODULES, SMALL, tensors
 from stretto.families.vita_audio.bursts import BurstSchedule
 from stretto.families.vita_audio.family import MARKERS, SCHEDULES, VANILLA, VitaVocabulary, vita_audio
 from stretto.records.prompt import Prompt

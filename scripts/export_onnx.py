@@ -19,10 +19,10 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
 from benchmarks.codecs import STEADY, seconds_of, seconds_of_a_window
 from benchmarks.decoder import random_codes, stream
 from benchmarks.harness import CHECKPOINT
+from lab.releases.random_codecs import MODELS, codec_of, write_checkpoint
 from scripts.onnx_graphs.graphs import LogMel
 from scripts.onnx_graphs.tiny_graph import TinyGraph
 from stretto.codecs import onnx_runtime

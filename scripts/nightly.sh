@@ -56,7 +56,7 @@ check_qwen3_tts_replies() (
     uv pip install --quiet --python "$env/bin/python" torch==2.13.0 transformers==4.57.3 accelerate==1.12.0 librosa \
         soundfile einops
     uv pip install --quiet --python "$env/bin/python" --no-deps qwen-tts==0.1.1
-    "$env/bin/python" -m scripts.qwen3_tts_replies --check tests/data/qwen3_tts_replies.npz
+    "$env/bin/python" -m lab.authors.qwen3_tts_replies --check tests/data/qwen3_tts_replies.npz
 )
 
 check_chatterbox_replies() (
@@ -65,10 +65,10 @@ check_chatterbox_replies() (
     trap 'rm -rf "$folder"' EXIT
     clone https://github.com/resemble-ai/chatterbox 5de7a54aa4e5e2baadb0182dde554908b48b85c2 "$folder/source" # imported in this environment
     export CHATTERBOX_SRC="$folder/source/src/chatterbox"
-    python -m scripts.chatterbox_replies --check tests/data/chatterbox_replies.json
+    python -m lab.authors.chatterbox_replies --check tests/data/chatterbox_replies.json
     uv pip install --quiet --target "$folder/packages" --no-deps pykakasi==2.3.0 jaconv deprecated wrapt \
         spacy-pkuseg==1.0.2 srsly catalogue
-    PYTHONPATH="$folder/packages" python -m scripts.chatterbox_languages --check tests/data/chatterbox_languages.json
+    PYTHONPATH="$folder/packages" python -m lab.authors.chatterbox_languages --check tests/data/chatterbox_languages.json
 )
 
 check_cosyvoice3_replies() (
@@ -78,7 +78,7 @@ check_cosyvoice3_replies() (
     clone https://github.com/FunAudioLLM/CosyVoice ace7c47f41bbd303aa6bf1ea80e6f9fbd595cd40 "$folder/source"
     uv pip install --quiet --target "$folder/packages" --no-deps x-transformers==2.11.24 einops einx frozendict loguru scipy
     export COSYVOICE_ROOT="$folder/source" PYTHONPATH="$folder/packages"
-    python -m scripts.cosyvoice3_replies --check tests/data/cosyvoice3_replies.json
+    python -m lab.authors.cosyvoice3_replies --check tests/data/cosyvoice3_replies.json
     python -m tests.codecs.cosyvoice3.authors --check
 )
 
@@ -120,7 +120,7 @@ check_chatterbox_voices() (
         'numpy<2'
     uv pip install --quiet --target "$env/source" --no-deps chatterbox-tts==0.1.7 s3tokenizer==0.3.0
     CHATTERBOX_SRC="$env/source/chatterbox" PYTHONPATH="$env/source" "$env/env/bin/python" -m \
-        scripts.chatterbox_voices --check tests/data/chatterbox_voices.npz
+        lab.authors.chatterbox_voices --check tests/data/chatterbox_voices.npz
 )
 
 # Usage: check_replies FAMILY PACKAGE...
@@ -130,7 +130,7 @@ check_replies() (
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
     uv pip install --quiet --target "$folder" --no-deps "${@:2}"
-    PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$folder python -m "scripts.$1_replies" --check "tests/data/$1_replies.npz"
+    PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$folder python -m "lab.authors.$1_replies" --check "tests/data/$1_replies.npz"
 )
 
 check_pocket_tts_replies() { check_replies pocket_tts pocket-tts==4.0.1 beartype sentencepiece scipy requests; }
@@ -141,9 +141,9 @@ check_moss_tts_replies() (
     trap 'rm -rf "$source"' EXIT
     clone https://github.com/OpenMOSS/MOSS-TTS 58b20a0d5fcc6766658d50967a90a9d890009a46 "$source/moss_tts"
     clone https://github.com/OpenMOSS/MOSS-Audio-Tokenizer 56df9eeb88f7236419dbf6328cd2e51f4dc21eeb "$source/moss_codec"
-    PYTHONPATH="$source" python -m scripts.moss_tts_replies --check tests/data/moss_tts_replies.npz
-    PYTHONPATH="$source" python -m scripts.moss_tts_local_replies --check tests/data/moss_tts_local_replies.npz
-    PYTHONPATH="$source/moss_tts/moss_tts_realtime" python -m scripts.moss_tts_realtime_replies --check tests/data/moss_tts_realtime_replies.npz
+    PYTHONPATH="$source" python -m lab.authors.moss_tts_replies --check tests/data/moss_tts_replies.npz
+    PYTHONPATH="$source" python -m lab.authors.moss_tts_local_replies --check tests/data/moss_tts_local_replies.npz
+    PYTHONPATH="$source/moss_tts/moss_tts_realtime" python -m lab.authors.moss_tts_realtime_replies --check tests/data/moss_tts_realtime_replies.npz
 )
 
 check_kyutai_stt_replies() { check_replies kyutai_stt moshi==0.2.13 einops sphn==0.1.12; }
@@ -173,7 +173,7 @@ check_vita_audio_replies() (
     clone https://github.com/VITA-MLLM/VITA-Audio 0abaf17e333e8239952a183cd0d5e3777b9a9784 "$env/source"
     uv venv --quiet --python .venv/bin/python "$env/env"
     uv pip install --quiet --python "$env/env/bin/python" torch==2.13.0 transformers==4.48.3
-    VITA_SRC="$env/source/vita_audio/models" "$env/env/bin/python" -m scripts.vita_audio_replies --check \
+    VITA_SRC="$env/source/vita_audio/models" "$env/env/bin/python" -m lab.authors.vita_audio_replies --check \
         tests/data/vita_audio_replies.json
 )
 

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints.random_chatterbox import NANO, convert, convert_turbo
+from lab.releases.random_chatterbox import NANO, convert, convert_turbo
 from stretto.families.chatterbox.family import END_OF_SPEECH, TURBO, ChatterboxVocabulary, TurboVocabulary
 from stretto.families.chatterbox.prompt import ChatterboxTemplate, TurboTemplate, open_chatterbox, open_turbo
 from stretto.family.base import Family

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints import random_chatterbox
-from scripts.chatterbox_voices import recordings
+from lab.authors.chatterbox_voices import recordings
+from lab.releases import random_chatterbox
 from stretto.families.chatterbox.voices import COUNTERS, UNUSED, RecordingEncoder, recording_encoder_of
 from stretto.preprocessing.audio import resample
 from stretto.records.chunk import Sound

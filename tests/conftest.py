@@ -60,7 +60,7 @@ TESTS = Path(__file__).parent
 # Tests that are short each, but take minutes together, start many processes, or import vLLM: all of them have the mark
 # `slow`.
 SLOW_PLACES = {
-    *"aligning benchmarks codecs convert decoder encoders engine examples families launcher realtime".split(),
+    *"aligning benchmarks codecs convert decoder encoders engine examples families lab launcher realtime".split(),
     *("releases", "scripts", "training", "test_cli.py", "test_examples.py", "test_depth.py", "test_hearing.py"),
     *("test_pipes.py", "test_wheel.py"),
 }

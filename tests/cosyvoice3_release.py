@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_cosyvoice3 import KNOWN
+from lab.releases.random_cosyvoice3 import KNOWN
 from stretto.codecs.s3gen import FRAMES_PER_TOKEN
 from stretto.families.cosyvoice3.prompt import CosyVoice3Template
 from stretto.families.cosyvoice3.voices import NUM_MELS, X_VECTOR

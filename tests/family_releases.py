@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints import (
+from lab.releases import (
     random_chatterbox,
     random_cosyvoice3,
     random_fish_s2,
@@ -32,7 +32,7 @@ from benchmarks.checkpoints import (
     random_vita,
     random_voxcpm2,
 )
-from benchmarks.checkpoints.random_tensors import INDEX, split_weights
+from lab.releases.random_tensors import INDEX, split_weights
 from tests import published_checkpoints, published_csm, published_xeus, transformers_releases, vibevoice_release
 
 SHALLOW = {"num_layers": 1, "depformer_num_layers": 1}

@@ -1,8 +1,8 @@
-"""Checkpoints of the codec of Fish Audio S2, converted from the random releases of `benchmarks`."""
+"""Checkpoints of the codec of Fish Audio S2, converted from the random releases of `lab`."""
 
 from pathlib import Path
 
-from benchmarks.checkpoints.random_fish_s2_codec import write_codec
+from lab.releases.random_fish_s2_codec import write_codec
 from stretto.convert.conversion import ConvertedNetwork
 from stretto.families.fish_s2.convert_codec import codec_network
 

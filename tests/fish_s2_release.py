@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_fish_s2 import IDS, KINDS, command, config, model_tensors, write_release
+from lab.releases.random_fish_s2 import IDS, KINDS, command, config, model_tensors, write_release
 from stretto.convert.command import main as convert
 from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig

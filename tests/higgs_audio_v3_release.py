@@ -1,4 +1,4 @@
-"""Replies of mlx-audio for the random Higgs Audio v3 releases of `benchmarks`, and converted releases."""
+"""Replies of mlx-audio for the random Higgs Audio v3 releases of `lab`, and converted releases."""
 
 from functools import cache
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_higgs_audio_v3 import KINDS, write_release
-from scripts.higgs_audio_v3_replies import inputs
-from scripts.reply_fixture import digest
+from lab.authors.higgs_audio_v3_replies import inputs
+from lab.authors.reply_fixture import digest
+from lab.releases.random_higgs_audio_v3 import KINDS, write_release
 from stretto.convert.command import main as convert
 from stretto.family.base import Family
 
@@ -19,7 +19,7 @@ DATA = Path(__file__).parent / "data" / "higgs_audio_v3_replies.npz"
 def stored() -> dict[str, Any]:
     """Return the arrays of the fixture, which must be those of the weights of today."""
     found = dict(np.load(DATA))
-    assert found.pop("inputs") == digest(inputs()), f"{DATA}: write it again (scripts/higgs_audio_v3_replies.py)"
+    assert found.pop("inputs") == digest(inputs()), f"{DATA}: write it again (lab/authors/higgs_audio_v3_replies.py)"
     return found
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.checkpoints.random_kyutai_stt import write_release
+from lab.releases.random_kyutai_stt import write_release
 from stretto.convert.command import main
 
 DATA = Path(__file__).parent / "data"

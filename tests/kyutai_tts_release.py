@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_kyutai_tts import VOICES, write_release
-from scripts.kyutai_tts_replies import CONFIGS, REPLIES, Wanted
-from scripts.kyutai_tts_replies import TEXTS as TEXTS
-from scripts.kyutai_tts_replies import TURNS as TURNS
+from lab.authors.kyutai_tts_replies import CONFIGS, REPLIES, Wanted
+from lab.authors.kyutai_tts_replies import TEXTS as TEXTS
+from lab.authors.kyutai_tts_replies import TURNS as TURNS
+from lab.releases.random_kyutai_tts import VOICES, write_release
 from stretto.convert.command import main
 from stretto.families.kyutai_stt.family import PAD
 from stretto.families.kyutai_tts.family import END_OF_WORDS, TtsVocabulary

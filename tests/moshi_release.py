@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_moshi import write_release
+from lab.releases.random_moshi import write_release
 from stretto.convert.command import main
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.moshi.prompt import first_row, user_ids

@@ -1,4 +1,4 @@
-"""Replies of OpenMOSS's own code, with the random releases of `benchmarks` (`scripts/moss_tts_replies.py`)."""
+"""Replies of OpenMOSS's own code, with the random releases of `lab` (`lab/authors/moss_tts_replies.py`)."""
 
 from functools import cache
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_moss import command, inputs, write_release
-from scripts.reply_fixture import digest
+from lab.authors.reply_fixture import digest
+from lab.releases.random_moss import command, inputs, write_release
 from stretto.convert.command import main as convert
 
 DATA = Path(__file__).parent / "data" / "moss_tts_replies.npz"
@@ -17,7 +17,7 @@ DATA = Path(__file__).parent / "data" / "moss_tts_replies.npz"
 def stored() -> dict[str, Any]:
     """Return the arrays of the fixture, which must be those of the weights of today."""
     found = dict(np.load(DATA))
-    assert found.pop("inputs") == digest(inputs()), f"{DATA}: write it again (scripts/moss_tts_replies.py)"
+    assert found.pop("inputs") == digest(inputs()), f"{DATA}: write it again (lab/authors/moss_tts_replies.py)"
     return found
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_personaplex import voice_codes, write_release
-from scripts.personaplex_replies import REPLIES, user_codes
+from lab.authors.personaplex_replies import REPLIES, user_codes
+from lab.releases.random_personaplex import voice_codes, write_release
 from stretto.convert.command import main
 from stretto.preprocessing.request import RawRequest
 

@@ -1,4 +1,4 @@
-"""Replies of transformers' class and of the authors' runtime, with the random releases of `benchmarks`.
+"""Replies of transformers' class and of the authors' runtime, with the random releases of `lab`.
 
 `latents`, `end_logits` and `nudged` are the class's, by kind and seed: `nudged` is the largest difference in a latent,
 by frame, that three changes of 1e-6 in the first frame come to. `pcm` has every eighth sample of the first eight frames
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_phonon import inputs, write_release
-from scripts.reply_fixture import digest
+from lab.authors.reply_fixture import digest
+from lab.releases.random_phonon import inputs, write_release
 from stretto.convert.command import main as convert
 
 DATA = Path(__file__).parent / "data" / "phonon_replies.npz"
@@ -23,7 +23,7 @@ DATA = Path(__file__).parent / "data" / "phonon_replies.npz"
 def stored() -> dict[str, Any]:
     """Return the arrays of the fixture, which must be those of the weights of today."""
     found = dict(np.load(DATA))
-    assert found.pop("inputs") == digest(inputs()), f"{DATA}: write it again (scripts/phonon_replies.py)"
+    assert found.pop("inputs") == digest(inputs()), f"{DATA}: write it again (lab/authors/phonon_replies.py)"
     return found
 
 

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.checkpoints import random_phonon, random_pocket
+from lab.releases import random_phonon, random_pocket
 from stretto.codecs.pocket import PocketConfig
 from stretto.families.phonon.convert_transformers import NAMES as PHONON_NAMES
 from stretto.families.pocket_tts.convert_layout import NAMES, renamed

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_pocket import NUM_WORDS, recording
-from scripts.phonon_replies import noise_of
-from scripts.pocket_tts_replies import NO_END, SEED
-from scripts.reply_fixture import compute_in_float64
+from lab.authors.phonon_replies import noise_of
+from lab.authors.pocket_tts_replies import NO_END, SEED
+from lab.authors.reply_fixture import compute_in_float64
+from lab.releases.random_pocket import NUM_WORDS, recording
 from stretto.codecs.base import Window
 from stretto.codecs.pocket import load
 from stretto.convert.command import main as convert

@@ -1,4 +1,4 @@
-"""Replies of the authors' code (pocket-tts 4.0.1), computed in float64, with the random releases of `benchmarks`.
+"""Replies of the authors' code (pocket-tts 4.0.1), computed in float64, with the random releases of `lab`.
 
 There, too, noise is a function of seed, position and word (`engine/sampling/noise.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a latent, by frame, that three changes of 1e-6 in the first frame come to. The
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_pocket import inputs, recording, write_release
-from scripts.reply_fixture import digest
+from lab.authors.reply_fixture import digest
+from lab.releases.random_pocket import inputs, recording, write_release
 from stretto.convert.command import main as convert
 from stretto.preprocessing.request import RawRequest
 
@@ -49,7 +49,7 @@ class Reply:
 def stored() -> dict[str, Any]:
     """Return the arrays of the fixture, which must be those of the weights and the recording of today."""
     found = dict(np.load(DATA))
-    assert found.pop("inputs") == digest(inputs(KINDS)), f"{DATA}: write it again (scripts/pocket_tts_replies.py)"
+    assert found.pop("inputs") == digest(inputs(KINDS)), f"{DATA}: write it again (lab/authors/pocket_tts_replies.py)"
     return found
 
 

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.checkpoints import random_espnet
-from benchmarks.checkpoints.random_espnet import Published, write_codec
+from lab.releases import random_espnet
+from lab.releases.random_espnet import Published, write_codec
 from stretto.convert.command import main
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import CsmConfig, CsmForConditionalGeneration, DynamicCache
 
-from benchmarks.checkpoints.random_espnet import write_tokenizer
-from benchmarks.checkpoints.random_tensors import split_weights
+from lab.releases.random_espnet import write_tokenizer
+from lab.releases.random_tensors import split_weights
 from stretto.convert.command import main
 from stretto.family.base import Family
 from stretto.family.plugin import family_at

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import HiggsAudioV2ForConditionalGeneration
 
-from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, write_release
+from lab.releases.random_higgs_audio import AUDIO_OUT, write_release
 from stretto.family.base import Family
 from stretto.family.plugin import family_at
 from stretto.records.prompt import Prompt

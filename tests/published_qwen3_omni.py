@@ -14,8 +14,8 @@ from transformers import Qwen3OmniMoeForConditionalGeneration as Whole
 from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen3OmniMoeTalkerConfig
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeTalkerForConditionalGeneration
 
-from benchmarks.checkpoints.random_qwen3_omni import AUDIO, ROLES, small_config, tensors, write_release
-from benchmarks.checkpoints.random_qwen3_tts import SPECIAL
+from lab.releases.random_qwen3_omni import AUDIO, ROLES, small_config, tensors, write_release
+from lab.releases.random_qwen3_tts import SPECIAL
 from stretto.convert.command import main
 from stretto.families.qwen3_omni_talker.family import TalkerVocabulary
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts

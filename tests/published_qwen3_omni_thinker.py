@@ -15,8 +15,8 @@ from transformers.models.qwen3_omni_moe.configuration_qwen3_omni_moe import Qwen
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeThinkerForConditionalGeneration
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import Qwen3OmniMoeProcessor
 
-from benchmarks.checkpoints.random_qwen3_omni import small_config, tensors, write_release
-from benchmarks.checkpoints.random_qwen3_tts import SPECIAL
+from lab.releases.random_qwen3_omni import small_config, tensors, write_release
+from lab.releases.random_qwen3_tts import SPECIAL
 from stretto.convert.command import main
 from stretto.families.qwen3_omni.image import MAX_PIXELS, MIN_PIXELS
 from stretto.families.qwen3_omni.prompt import open_template

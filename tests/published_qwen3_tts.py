@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
+from lab.releases.random_qwen3_tts import small_config, write_release
 from stretto.convert.command import main
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.families.qwen3_tts.prompt import ClonedVoice, RowWriter
@@ -18,7 +18,7 @@ from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.family.prompting import PromptRows
 from stretto.records.prompt import Prompt
 
-WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}  # of `scripts/qwen3_tts_replies.py`
+WIDTHS = {"custom_voice": 64, "voice_design": 96, "base": 96}  # of `lab/authors/qwen3_tts_replies.py`
 NUM_FRAMES = 23  # at most, of a reply of the fixture
 # Each case: True if it is instructed, the voice, the language.
 CASES: dict[str, dict[str, tuple[bool, str | None, str | None]]] = {
@@ -54,7 +54,7 @@ def convert(folder: Path, kind: str, **changes: Any) -> Path:
 
 @cache
 def fixture() -> dict[str, np.ndarray]:
-    """Load the file that `scripts/qwen3_tts_replies.py` has written."""
+    """Load the file that `lab/authors/qwen3_tts_replies.py` has written."""
     return dict(np.load(FIXTURE))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from benchmarks.checkpoints.random_vita import tensors
+from lab.releases.random_vita import tensors
 from stretto.family.base import Family
 from stretto.testing.checkpoints import write_checkpoint
 

@@ -136,9 +136,10 @@ ORDINARY = {"tiny"}  # names of families and codecs that are words, too: found b
 SPELLED = {"xcodec": "x_codec"}  # as words
 BANNED_WORD = re.compile(rf"\b(?:{'|'.join(BANNED_NAMES)})\b")
 
+OWN_FOLDERS = ("scripts", "benchmarks", "lab", "training")  # of this repository; no installed package imports them
 SOURCES = sorted(
     path
-    for folder in "python_backend contract client gateway scripts benchmarks training deploy model_repository".split()
+    for folder in (*OWN_FOLDERS, "python_backend", "contract", "client", "gateway", "deploy", "model_repository")
     for path in (ROOT / folder).rglob("*.py")
 )
 OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE)]
@@ -275,15 +276,15 @@ def forbidden_roots(path: Path) -> set[str]:
     """Return the top-level packages that a file may not import, depending on the program that it belongs to."""
     forbidden = {"tests"}
     if path.is_relative_to(ROOT / "contract"):
-        forbidden |= {NAME, CLIENT, GATEWAY, "scripts", "benchmarks", "training"}
+        forbidden |= {NAME, CLIENT, GATEWAY, *OWN_FOLDERS}
     elif path.is_relative_to(ROOT / "client"):
-        forbidden |= {NAME, GATEWAY, "scripts", "benchmarks", "training"}
+        forbidden |= {NAME, GATEWAY, *OWN_FOLDERS}
     elif path.is_relative_to(ROOT / "gateway"):
-        forbidden |= {NAME, "scripts", "benchmarks", "training"}  # the gateway reaches the server through the client
+        forbidden |= {NAME, *OWN_FOLDERS}  # the gateway reaches the server through the client
     elif path.is_relative_to(ROOT / "deploy"):
         forbidden |= {NAME}
     elif path in OURS:
-        forbidden |= {"scripts", "benchmarks", "training"} | ({CLIENT, GATEWAY} if path.name != "cli.py" else set())
+        forbidden |= {*OWN_FOLDERS} | ({CLIENT, GATEWAY} if path.name != "cli.py" else set())
     return forbidden
 
 

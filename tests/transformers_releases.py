@@ -26,8 +26,8 @@ from transformers import (
 )
 from transformers.utils import sentencepiece_model_pb2_new
 
-from benchmarks.checkpoints import random_kyutai_stt, random_moshi
-from benchmarks.checkpoints.random_kyutai_stt import MIMI, TEXT, random_words
+from lab.releases import random_kyutai_stt, random_moshi
+from lab.releases.random_kyutai_stt import MIMI, TEXT, random_words
 from stretto.families.kyutai_stt.convert import MimiTensors
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import open_tensors, write_json

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_vibevoice_realtime import inputs, write_release
-from scripts.reply_fixture import digest
-from scripts.vibevoice_realtime_replies import REPLIES, text_of
+from lab.authors.reply_fixture import digest
+from lab.authors.vibevoice_realtime_replies import REPLIES, text_of
+from lab.releases.random_vibevoice_realtime import inputs, write_release
 from stretto.convert.command import main as convert
 from stretto.families.vibevoice_realtime.family import END_OF_TEXT, VibeVoiceRealtimeVocabulary
 from stretto.family.plugin import VOCABULARY, config_at, family_at
@@ -24,7 +24,7 @@ DATA = Path(__file__).parent / "data" / "vibevoice_realtime_replies.npz"
 def stored() -> dict[str, Any]:
     """Return the arrays of the fixture, which must be those of the weights of today."""
     found = dict(np.load(DATA))
-    assert found.pop("inputs") == digest(inputs()), f"{DATA}: write it again (scripts/vibevoice_realtime_replies.py)"
+    assert found.pop("inputs") == digest(inputs()), f"{DATA}: written by lab/authors/vibevoice_realtime_replies.py"
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints import random_vita
+from lab.releases import random_vita
 from stretto.convert.command import main
 from stretto.families.vita_audio.family import SCHEDULES
 from stretto.records.prompt import Prompt

@@ -1,4 +1,4 @@
-"""Replies of the authors' code (voxcpm 2.0.3), computed in float64, with the random releases of `benchmarks`.
+"""Replies of the authors' code (voxcpm 2.0.3), computed in float64, with the random releases of `lab`.
 
 There, too, noise is a function of seed, position and word (`engine/sampling/noise.py`), not drawn by torch's generator.
 `nudged` is the largest difference in a patch, by patch, that three changes of 1e-6 in the first patch come to. The
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from benchmarks.checkpoints.random_voxcpm2 import inputs, recording, write_release
-from scripts.reply_fixture import digest
+from lab.authors.reply_fixture import digest
+from lab.releases.random_voxcpm2 import inputs, recording, write_release
 from stretto.convert.command import main as convert
 from stretto.preprocessing.request import RawRequest
 
@@ -51,7 +51,7 @@ class Reply:
 def stored() -> dict[str, Any]:
     """Return the arrays of the fixture, which must be those of the weights and recordings of today."""
     found = dict(np.load(DATA))
-    assert found.pop("inputs") == digest(inputs(KINDS)), f"{DATA}: write it again (scripts/voxcpm2_replies.py)"
+    assert found.pop("inputs") == digest(inputs(KINDS)), f"{DATA}: write it again (lab/authors/voxcpm2_replies.py)"
     return found
 
 

@@ -26,7 +26,8 @@ import numpy as np
 import soundfile
 
 from benchmarks.chaos.files import FILES
-from benchmarks.loads import NOISE_RATE, noise, texts
+from benchmarks.loads import NOISE_RATE, noise
+from lab.texts import texts
 from stretto_client import ClientError, RequestRefused, ServerFull, ServerUnavailable, SpeechClient, SpeechEvent
 from stretto_client.errors import ServerFailed, TimedOut, Timeouts
 from stretto_client.long_speech import Speech

@@ -22,15 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.every_codec import every_codec
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.codecs import spans_of
-from benchmarks.decoder import Arm, CountingReply, make_codec, random_codes, stream
+from benchmarks.decoder import Arm, CountingReply, random_codes, stream
 from benchmarks.decoder_memory import CHUNKS as CHUNKS_OF
 from benchmarks.decoder_memory import MAX_BATCH, MAX_UTTERANCES
 from benchmarks.gpu.device_memory import free_mib, torch_mib
 from benchmarks.gpu.jobs import Setup, failure
 from benchmarks.gpu.launches import launcher_of, time_batch
+from lab.releases.every_codec import every_codec, make_codec
+from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.codecs.base import Codec
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load
 from stretto.config import DecoderConfig

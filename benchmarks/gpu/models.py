@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.engines import PROMPT_ROWS, forced_prompt
 from benchmarks.gpu.jobs import Setup
+from lab.releases.every_codec import every_codec
 from stretto.config import EngineConfig
 from stretto.convert.gpu_memory import Needs
 from stretto.convert.make_repository import ENGINE_GPU, Placement, gpu_needs

@@ -18,9 +18,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.checkpoints import random_qwen3_tts
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.gpu.jobs import Setup
+from lab.releases import random_qwen3_tts
+from lab.releases.random_qwen3_codec import write_qwen3_codec
 
 TEXT = "Go on, 7x."
 VOICE = {"speaker": "Ryan", "language": "English"}

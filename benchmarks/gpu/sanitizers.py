@@ -28,9 +28,10 @@ import triton
 import triton.language as tl
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.decoder import make_codec, random_codes
+from benchmarks.decoder import random_codes
 from benchmarks.gpu.decoder import CHUNKS, streamed
 from benchmarks.gpu.jobs import Setup
+from lab.releases.every_codec import make_codec
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker
 from stretto.engine.environment import prepare_environment

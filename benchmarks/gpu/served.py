@@ -28,14 +28,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
-from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
 from benchmarks.fair_load import FairLoad, measure_fair
 from benchmarks.gpu.__main__ import main, parse
 from benchmarks.gpu.jobs import SERVED, Setup, failure
 from benchmarks.gpu.models import GRAPHS, PIECES, QWEN3_TTS_1B7
 from benchmarks.harness import CHECKPOINT, serving
 from benchmarks.hops import trace, tracing
+from lab.releases.random_qwen3_codec import write_qwen3_codec
+from lab.releases.small_models import SMALL_MODELS, write_checkpoint
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make

@@ -73,8 +73,8 @@ class Server:
 
 def write_server(folder: Path, setup: Setup) -> Server:
     """Write the files of a server: config.json, engine.json and the codec with random weights."""
-    from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
     from benchmarks.gpu.models import COMPILED, MODELS, engine_args, needs_of, write_config
+    from lab.releases.random_qwen3_codec import write_qwen3_codec
     from stretto.convert.make_repository import engine_arguments
     from stretto.family.plugin import config_at
 

@@ -28,9 +28,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.checkpoints import random_codecs as random_weights
-from benchmarks.checkpoints import random_espnet
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.engines import SteppedEngine
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.launches import launcher_of, time_batch
@@ -46,6 +43,9 @@ from benchmarks.gpu.models import (
 )
 from benchmarks.layouts import PROMPT_ROWS
 from benchmarks.schedules import FIRST_BLOCK, allowed, ids_after, passes
+from lab.releases import random_codecs as random_weights
+from lab.releases import random_espnet
+from lab.releases.random_qwen3_codec import write_qwen3_codec
 from stretto.codecs.base import Codec, load_codec
 from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment

@@ -15,12 +15,12 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from benchmarks.authors import speak, speak_with_package
-from benchmarks.checkpoints import random_kyutai_stt, random_orpheus, random_vibevoice_realtime
-from benchmarks.checkpoints.random_chatterbox import PUBLISHED_NANO, PUBLISHED_TURBO, Gpt2Sizes
-from benchmarks.checkpoints.random_kyutai_tts import CONFIG, LARGE, SIZES, lm_shapes
-from benchmarks.checkpoints.random_pocket import config, shapes, write_release
-from benchmarks.checkpoints.random_qwen3_tts import published_config
 from benchmarks.contenders import ALONE, CONTENDERS, pocket_tts_config
+from lab.releases import random_kyutai_stt, random_orpheus, random_vibevoice_realtime
+from lab.releases.random_chatterbox import PUBLISHED_NANO, PUBLISHED_TURBO, Gpt2Sizes
+from lab.releases.random_kyutai_tts import CONFIG, LARGE, SIZES, lm_shapes
+from lab.releases.random_pocket import config, shapes, write_release
+from lab.releases.random_qwen3_tts import published_config
 from stretto.codecs.s3gen import NUM_SILENT
 from stretto.releases.names import named
 from stretto_client import SpeechEvent

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import codecs as measure_codecs
-from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
 from benchmarks.codecs import Long, Streaming, codecs, measure_dial, measure_long, measure_streaming
 from benchmarks.decoder import random_codes
+from lab.releases.random_codecs import MODELS, STATEFUL
 from stretto.codecs.base import Stateful, Windowed
 from stretto.codecs.tiny import codec as tiny
 from tests.fakes import FakeCodec

@@ -12,12 +12,12 @@ from benchmarks.decoder import (
     ProcessorTime,
     RealTime,
     main,
-    make_codec,
     measure_batching,
     measure_live,
     parse,
     random_codes,
 )
+from lab.releases.every_codec import make_codec
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy
 from stretto.triton_io.flow import FlowTable

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.checkpoints.small_models import SMALL_MODELS
 from benchmarks.ensemble import Count, FamilyLoad
 from benchmarks.loads import Load, Trace, arrivals, run_open
+from lab.releases.small_models import SMALL_MODELS
 from tests.patience import PATIENCE_S
 
 FRAME_S = 0.02

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.small_models import SMALL_MODELS, write_checkpoint
+from lab.releases.small_models import SMALL_MODELS, write_checkpoint
 from stretto.engine.environment import prepare_environment
 
 pytestmark = [pytest.mark.engine, pytest.mark.nightly]

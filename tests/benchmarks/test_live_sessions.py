@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.random_moshi import CONFIG
 from benchmarks.harness import Launch
 from benchmarks.live_sessions import measure, measure_long, served
+from lab.releases.random_moshi import CONFIG
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 NUM_ROWS = 15_000  # 20 minutes

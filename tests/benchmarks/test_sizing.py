@@ -19,9 +19,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.decoder_memory import CHUNKS
 from benchmarks.sizing import BACKBONES, CODEC_OF, CODECS, GPUS, needs_of, streams_in_memory, tables
+from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Codec, Window
 from stretto.decoder.memory import META, Peak, tensors_to_meta
 from stretto.decoding.convolutions import convolutions_in

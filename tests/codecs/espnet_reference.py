@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.checkpoints.random_espnet import BLOCKS, CODEBOOKS, RATIOS
+from lab.releases.random_espnet import BLOCKS, CODEBOOKS, RATIOS
 
 
 class Reference:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from scripts.reply_fixture import digest
+from lab.authors.reply_fixture import digest
 
 
 class StoredResults:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_voxcpm2 import VAE, recording
+from lab.releases.random_voxcpm2 import VAE, recording
 from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
 from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError

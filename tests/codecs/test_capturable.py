@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.checkpoints.every_codec import every_codec
-from benchmarks.checkpoints.random_codecs import MODELS, STATEFUL
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.codecs import codecs
+from lab.releases.every_codec import every_codec
+from lab.releases.random_codecs import MODELS, STATEFUL
+from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.codecs.base import Codec, Window, load_codec
 from stretto.entry_points import CODECS, installed
 from tests.codecs.conftest import make_codec

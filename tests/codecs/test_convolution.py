@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
+from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs import causal as decoder
 from stretto.codecs import streaming
 from stretto.codecs.base import Window

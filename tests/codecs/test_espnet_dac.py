@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_espnet import CODEBOOKS, SIZE, publish, published_tensors
+from lab.releases.random_espnet import CODEBOOKS, SIZE, publish, published_tensors
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.espnet_dac import EspnetDac, load
 from tests.codecs.espnet_reference import Reference

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_espnet import CONFIG, publish, published_tensors
+from lab.releases.random_espnet import CONFIG, publish, published_tensors
 from stretto.codecs.espnet_dac import SIZES, EspnetDacConfig, load, multiply_weight_norm_out
 from stretto.codecs.seanet import Context
 from stretto.errors import CheckpointError

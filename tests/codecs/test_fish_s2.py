@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_fish_s2_codec import KINDS, PUBLISHED, SMALL, tensors
+from lab.releases.random_fish_s2_codec import KINDS, PUBLISHED, SMALL, tensors
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
 from stretto.codecs.fish_s2 import FishS2Codec, FishS2Config

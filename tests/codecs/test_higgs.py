@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.checkpoints.random_codecs import make_model
+from lab.releases.random_codecs import make_model
 from stretto.codecs import higgs
 from stretto.errors import CheckpointError
 from tests.codecs.streaming import chunks_of, random_codes, stream

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_moss import codec_config, codec_shapes, codec_tensors, write_codec
-from benchmarks.checkpoints.random_tensors import split_weights
-from scripts.moss_tts_replies import STRIDE, random_codes, recording
+from lab.authors.moss_tts_replies import STRIDE, random_codes, recording
+from lab.releases.random_moss import codec_config, codec_shapes, codec_tensors, write_codec
+from lab.releases.random_tensors import split_weights
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
 from stretto.codecs.moss import MossCodec, MossConfig, plain_names

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_pocket import recording
+from lab.releases.random_pocket import recording
 from stretto.codecs import memory, streaming
 from stretto.codecs.base import load_codec
 from stretto.codecs.pocket import PocketCodec

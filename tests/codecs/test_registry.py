@@ -3,15 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints import random_chatterbox
-from benchmarks.checkpoints.random_codecs import MODELS, codec_of, write_checkpoint
-from benchmarks.checkpoints.random_cosyvoice3 import write_codec as write_cosyvoice3
-from benchmarks.checkpoints.random_espnet import CODEBOOKS, publish, published_tensors
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from benchmarks.checkpoints.random_moss import write_codec
-from benchmarks.checkpoints.random_pocket import NUM_WORDS
-from benchmarks.checkpoints.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from benchmarks.decoder import chunks_of, random_codes, stream
+from lab.releases import random_chatterbox
+from lab.releases.random_codecs import MODELS, codec_of, write_checkpoint
+from lab.releases.random_cosyvoice3 import write_codec as write_cosyvoice3
+from lab.releases.random_espnet import CODEBOOKS, publish, published_tensors
+from lab.releases.random_glm4_voice import write_glm4_voice
+from lab.releases.random_moss import write_codec
+from lab.releases.random_pocket import NUM_WORDS
+from lab.releases.random_qwen3_codec import write_code2wav, write_qwen3_codec
 from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec
 from stretto.codecs.onnx_runtime import load as load_exported
 from stretto.entry_points import CODECS, OWN, installed

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import DacFeatureExtractor, PreTrainedModel
 
-from benchmarks.checkpoints.random_codecs import MODELS, codec_of, make_model
+from lab.releases.random_codecs import MODELS, codec_of, make_model
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.streaming import WindowedCodec
 from tests.codecs.streaming import chunks_of, random_codes, stream

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_codecs import make_model
+from lab.releases.random_codecs import make_model
 from stretto.codecs import xcodec
 from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError, InvalidRequest

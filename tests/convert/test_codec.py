@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks.checkpoints.random_glm4_voice import NUM_CODES, write_glm4_tokenizer, write_glm4_voice
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
+from lab.releases.random_glm4_voice import NUM_CODES, write_glm4_tokenizer, write_glm4_voice
+from lab.releases.random_qwen3_codec import write_qwen3_codec
 from stretto.convert.conversion import check_codec
 from stretto.convert.release import marks
 from stretto.encoders.whisper_vq import FOLDER, load_tokenizer

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from benchmarks.checkpoints.random_espnet import Published
+from lab.releases.random_espnet import Published
 from stretto.codecs.base import load_codec
 from stretto.convert.command import config_in, main
 from stretto.family.plugin import family_at

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.checkpoints import random_higgs_audio, random_qwen3_omni, random_qwen3_tts, random_vita
+from lab.releases import random_higgs_audio, random_qwen3_omni, random_qwen3_tts, random_vita
 from stretto.convert.command import main
 from stretto.errors import CheckpointError
 from stretto.family.base import Family

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints import random_chatterbox, random_qwen3_tts
+from lab.releases import random_chatterbox, random_qwen3_tts
 from stretto.convert import make_repository
 from stretto.convert.command import main
 from tests import published_checkpoints

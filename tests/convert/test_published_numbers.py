@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import XcodecConfig, XcodecModel
 
-from benchmarks.checkpoints.random_espnet import token_list, write_tokenizer
+from lab.releases.random_espnet import token_list, write_tokenizer
 from stretto.convert.release import read_tokenizer
 from stretto.errors import CheckpointError
 from stretto.families.bagpiper import convert as bagpiper

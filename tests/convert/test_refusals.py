@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
-from benchmarks.checkpoints.random_espnet import Published
+from lab.releases.random_espnet import Published
 from stretto.convert.command import main
 from stretto.convert.conversion import check_codec, refusing
 from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read_byte_level_bpe, read_tokenizer

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.checkpoints import random_vita
-from benchmarks.checkpoints.random_vita import ADAPTOR, TOWER
+from lab.releases import random_vita
+from lab.releases.random_vita import ADAPTOR, TOWER
 from stretto.convert.command import main
 from stretto.families.vita_audio.convert import schedule
 from stretto.families.vita_audio.family import SCHEDULES

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from benchmarks.decoder import chunks_of, random_codes, stream
+from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec, CodecSpec, Stateful
 from stretto.config import DecoderConfig
 from stretto.decoder.sessions import FADE_S, faded_out

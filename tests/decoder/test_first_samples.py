@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from benchmarks.decoder import random_codes, stream
+from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec, CodecSpec, Stateful, Window
 from stretto.config import DecoderConfig
 from stretto.decoder.worker import DecoderWorker

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import DacModel
 
-from benchmarks.checkpoints.random_codecs import write_checkpoint
 from benchmarks.decoder import random_codes, stream
+from lab.releases.random_codecs import write_checkpoint
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import Windower
 from stretto.decoder.worker import DecoderWorker, open_codec

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec
 from benchmarks.decoder import random_codes, stream
+from lab.releases.random_qwen3_codec import make_qwen3_codec
 from stretto.codecs.base import Codec
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import PART_FRAMES, References, Windower

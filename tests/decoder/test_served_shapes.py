@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from benchmarks.checkpoints.every_codec import every_codec
+from lab.releases.every_codec import every_codec
 from stretto.codecs.base import Codec, CodecSpec, Window
 from stretto.decoder.launching import Flight, HostLauncher, capture_shapes, stack, warm_up
 from stretto.decoder.streaming import FrameWindow, Windower

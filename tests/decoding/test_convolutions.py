@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.convolutions import as_on_a_gpu, row_of
-from benchmarks.decoder import make_codec
 from benchmarks.decoder_memory import CHUNKS, Launches
+from lab.releases.every_codec import every_codec, make_codec
 from stretto.config import DecoderConfig
 from stretto.decoder.memory import measure
 from stretto.decoding.convolutions import (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_glm4_voice import NUM_CODES, write_glm4_tokenizer
+from lab.releases.random_glm4_voice import NUM_CODES, write_glm4_tokenizer
 from stretto.encoders.whisper_vq import FOLDER, SpeechTokenizer, load_tokenizer
 from stretto.errors import CheckpointError
 from tests.encoders.recordings import HEARD, recordings, speech

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_qwen3_codec import write_speaker_encoder
+from lab.releases.random_qwen3_codec import write_speaker_encoder
 from stretto.encoders.x_vector import FOLDER, SpeakerConfig, SpeakerEncoder, load_speaker_encoder
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.qwen3_tts.prompt import open_voices

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import BatchFeature, WhisperFeatureExtractor
 
-from benchmarks.checkpoints.random_glm4_voice import RECORD, write_glm4_tokenizer
+from lab.releases.random_glm4_voice import RECORD, write_glm4_tokenizer
 from tests.encoders.recordings import HEARD, recordings
 
 

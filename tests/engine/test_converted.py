@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_espnet import Published
+from lab.releases.random_espnet import Published
 from stretto.family.audio_format import AudioFormat
 from stretto.family.base import Family
 from stretto.records.prompt import InputAudio, Prompt

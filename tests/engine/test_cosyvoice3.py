@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, SEEDS, convert
+from lab.releases.random_cosyvoice3 import KNOWN, SEEDS, convert
 from stretto.engine.frame_codes import FrameCodes
 from stretto.families.cosyvoice3 import PLUGIN
 from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary, build

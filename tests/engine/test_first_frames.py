@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
 from benchmarks.decoder import stream
+from lab.releases.random_qwen3_codec import write_qwen3_codec
 from stretto.codecs.base import CodecSpec, Stateful, Windowed, load_codec
 from stretto.config import EngineConfig
 from stretto.engine.llm import SpeechLLM

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2Model
 
-from benchmarks.checkpoints import (
+from lab.releases import (
     random_chatterbox,
     random_cosyvoice3,
     random_espnet,

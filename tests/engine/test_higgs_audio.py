@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from vllm.v1.worker.gpu.cudagraph_utils import has_compiled_submodule
 
-from benchmarks.checkpoints.random_higgs_audio import MARKERS, make_model
+from lab.releases.random_higgs_audio import MARKERS, make_model
 from stretto.families.higgs_audio.prompt import audio_rows
 from stretto.family.base import Family
 from stretto.records.prompt import Prompt

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scripts.higgs_audio_v3_replies import CASES, NUM_ROWS, SEEDS, TEXTS, WORDS, recording
+from lab.authors.higgs_audio_v3_replies import CASES, NUM_ROWS, SEEDS, TEXTS, WORDS, recording
 from stretto.families.higgs_audio_v3 import PLUGIN
 from stretto.families.higgs_audio_v3.family import NEEDED, HiggsAudioV3Vocabulary
 from stretto.family.plugin import family_at

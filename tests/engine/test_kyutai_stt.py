@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_kyutai_stt import CONFIG
+from lab.releases.random_kyutai_stt import CONFIG
 from stretto.families.kyutai_stt import PLUGIN
 from stretto.families.kyutai_stt.family import SttVocabulary
 from stretto.families.kyutai_stt.prompt import initial_row, track_of

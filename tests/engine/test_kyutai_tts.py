@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_kyutai_tts import CONFIG
+from lab.releases.random_kyutai_tts import CONFIG
 from stretto.engine.reply_rules import ReplyState, TextUpdate
 from stretto.families.kyutai_tts import PLUGIN
 from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words

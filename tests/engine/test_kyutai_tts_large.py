@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.checkpoints.random_kyutai_tts import LARGE
+from lab.releases.random_kyutai_tts import LARGE
 from stretto.families.kyutai_tts import PLUGIN
 from stretto.testing import assert_family_conforms
 from tests.engine.harness import Engine

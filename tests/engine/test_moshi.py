@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_moshi import CONFIG
-from scripts.moshi_replies import LONG
+from lab.authors.moshi_replies import LONG
+from lab.releases.random_moshi import CONFIG
 from stretto.families.moshi import PLUGIN
 from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_moss import IDS
-from scripts.moss_tts_replies import REPLIES
+from lab.authors.moss_tts_replies import REPLIES
+from lab.releases.random_moss import IDS
 from stretto.engine.reply_rules import SegmentRules
 from stretto.families.moss_tts import PLUGIN
 from stretto.family.base import Family

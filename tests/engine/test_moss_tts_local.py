@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_moss_local import IDS
-from scripts.moss_tts_local_replies import MAX_ROWS, REPLIES
+from lab.authors.moss_tts_local_replies import MAX_ROWS, REPLIES
+from lab.releases.random_moss_local import IDS
 from stretto.families.moss_tts_local import PLUGIN
 from stretto.family.base import Family
 from stretto.family.plugin import family_at

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.moss_tts_realtime_replies import MAX_FRAMES, REPLIES, TEMPERATURE_HERE, TEXTS
+from lab.authors.moss_tts_realtime_replies import MAX_FRAMES, REPLIES, TEMPERATURE_HERE, TEXTS
 from stretto.engine.reply_rules import TextUpdate
 from stretto.families.moss_tts_realtime import PLUGIN
 from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS, MossRealtimeVocabulary

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_personaplex import CONFIG
-from scripts.personaplex_replies import LONG, LONG_REPLY, REPLIES, user_codes
+from lab.authors.personaplex_replies import LONG, LONG_REPLY, REPLIES, user_codes
+from lab.releases.random_personaplex import CONFIG
 from stretto.families.personaplex import PLUGIN
 from stretto.preprocessing.request import Preprocessor
 from stretto.records.prompt import Prompt

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_phonon import KINDS, THRESHOLDS, config
-from scripts.phonon_replies import FRAME, NUM_SPOKEN_FRAMES, PREPARED, SEEDS, STRIDE, TEXTS, VOICE
+from lab.authors.phonon_replies import FRAME, NUM_SPOKEN_FRAMES, PREPARED, SEEDS, STRIDE, TEXTS, VOICE
+from lab.releases.random_phonon import KINDS, THRESHOLDS, config
 from stretto.codecs.base import Window
 from stretto.codecs.pocket import load
 from stretto.families.phonon import PLUGIN

@@ -10,7 +10,7 @@ import pytest
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.request import RequestStatus
 
-from benchmarks.checkpoints.random_qwen3_omni import small_config
+from lab.releases.random_qwen3_omni import small_config
 from stretto.engine.worker.segment_state import denied_text
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import SegmentSampling

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_qwen3_omni import small_config
+from lab.releases.random_qwen3_omni import small_config
 from stretto.family.image_encoder import positions_of
 from tests.engine.harness import Engine
 from tests.engine.thinker_case import WIDER, Case

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from benchmarks.checkpoints.random_qwen3_omni import small_config, thinker_config
+from lab.releases.random_qwen3_omni import small_config, thinker_config
 from stretto.config import EngineConfig
 from stretto.engine.llm import launch
 from stretto.errors import InvalidRequest

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_vibevoice_realtime import NUM_NUMBERS
-from scripts.vibevoice_realtime_replies import STRIDE
+from lab.authors.vibevoice_realtime_replies import STRIDE
+from lab.releases.random_vibevoice_realtime import NUM_NUMBERS
 from stretto.codecs.base import Window
 from stretto.codecs.vibevoice import load
 from stretto.engine.reply_rules import TextUpdate

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints import random_vita
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
+from lab.releases import random_vita
+from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.convert.command import main
 from stretto.families.vita_audio.family import SCHEDULES
 from stretto.family.plugin import family_at

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks.checkpoints.random_qwen3_omni import text_only_config, thinker_config
+from lab.releases.random_qwen3_omni import text_only_config, thinker_config
 from tests.engine.harness import Engine
 from tests.published_qwen3_omni_thinker import Processor, Theirs, Written
 

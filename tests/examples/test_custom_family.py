@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_orpheus import CODES, SNAC, write_release, write_snac
 from benchmarks.decoder import chunks_of, random_codes, stream
+from lab.releases.random_orpheus import CODES, SNAC, write_release, write_snac
 from stretto.codecs.base import Codec, Window, load_codec
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import profile

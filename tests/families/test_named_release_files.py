@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.checkpoints import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
+from lab.releases import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
 from stretto.convert.command import main
 from tests.refused_conversion import Refuses, edited
 from tests.tiers import by_night

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.checkpoints.random_espnet import write_tokenizer
+from lab.releases.random_espnet import write_tokenizer
 from stretto.errors import InvalidRequest
 from stretto.family.text import TextTokenizer
 from stretto.preprocessing.request import Preprocessor, RawRequest

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.random_espnet import write_tokenizer
+from lab.releases.random_espnet import write_tokenizer
 from stretto.families.bagpiper.family import bagpiper
 from stretto.families.tiny import family as tiny
 from stretto.families.tiny.family import CHARACTERS, FIRST_CHARACTER, FIRST_PHONEME, PHONEMES, SEPARATOR, SPACE

@@ -3,7 +3,7 @@
 import torch
 from transformers import Qwen3Config, Qwen3Model
 
-from benchmarks.checkpoints.random_espnet import Published
+from lab.releases.random_espnet import Published
 
 EOS, EOT, ASSISTANT, AUDIO, OVER = 2, 3, 6, 8, 255  # the last is ours: it marks the end of the reply for the engine
 Row = list[int]

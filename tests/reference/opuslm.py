@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModel
 
-from benchmarks.checkpoints.random_espnet import Published
+from lab.releases.random_espnet import Published
 from tests.reference.bagpiper import Row, best
 
 EOS, CODEC_SSL, TEXT_BPE = 5, 34, 35

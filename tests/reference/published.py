@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.checkpoints.random_espnet import Published
+from lab.releases.random_espnet import Published
 from stretto.family.base import Family
 from stretto.testing.reference import ReferenceModel
 

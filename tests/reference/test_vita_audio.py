@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.checkpoints import random_vita
+from lab.releases import random_vita
 from tests.reference.vita_audio import VitaReference, drawn_by
 from tests.tiers import by_night
 

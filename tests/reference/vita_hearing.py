@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.checkpoints import random_vita
+from lab.releases import random_vita
 from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio
 from stretto.family.plugin import config_at
 from stretto.records.prompt import Prompt

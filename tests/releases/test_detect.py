@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.checkpoints import (
+from lab.releases import (
     random_chatterbox,
     random_cosyvoice3,
     random_fish_s2,

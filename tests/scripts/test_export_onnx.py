@@ -12,8 +12,8 @@ import onnx
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_codecs import codec_of, make_model
 from benchmarks.decoder import chunks_of, random_codes, stream
+from lab.releases.random_codecs import codec_of, make_model
 from scripts import export_onnx
 from scripts.export_onnx import export_codec, export_mel
 from stretto.codecs import onnx_runtime

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.checkpoints.random_espnet import Published
 from benchmarks.decoder import stream
+from lab.releases.random_espnet import Published
 from stretto.codecs.base import Codec, load_codec
 from stretto.decoder.sessions import faded_out
 from stretto.family.base import Family

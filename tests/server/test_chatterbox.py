@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 
-from benchmarks.checkpoints.random_chatterbox import command, convert, convert_turbo, write_release
+from lab.releases.random_chatterbox import command, convert, convert_turbo, write_release
 from stretto.codecs.base import Window, load_codec
 from stretto.convert.command import main
 from stretto.decoder.sessions import faded_out

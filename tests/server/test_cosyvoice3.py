@@ -16,7 +16,7 @@ import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from websockets.asyncio.client import connect
 
-from benchmarks.checkpoints.random_cosyvoice3 import convert, recording
+from lab.releases.random_cosyvoice3 import convert, recording
 from stretto.codecs.cosyvoice3 import load
 from stretto.decoder.sessions import faded_out
 from stretto.families.cosyvoice3.voices import FOLDER, RecordingEncoder, latest_chunks, sound_of

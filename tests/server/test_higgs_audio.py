@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_higgs_audio import make_model
+from lab.releases.random_higgs_audio import make_model
 from stretto.codecs.base import load_codec
 from stretto.preprocessing.request import Preprocessor
 from tests.published_higgs_audio import HiggsAudioReference, convert

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scripts.higgs_audio_v3_replies import CASES, NUM_ROWS, SEEDS, TEXTS, WORDS, recording
+from lab.authors.higgs_audio_v3_replies import CASES, NUM_ROWS, SEEDS, TEXTS, WORDS, recording
 from stretto.codecs.base import load_codec
 from tests.higgs_audio_v3_release import convert_release
 from tests.server.conftest import ServedCheckpoint, serves

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_moss_local import KINDS
-from scripts.moss_tts_local_replies import INSTRUCTION, LANGUAGE, MAX_ROWS, REPLIES, TEXTS, heard_codes
+from lab.authors.moss_tts_local_replies import INSTRUCTION, LANGUAGE, MAX_ROWS, REPLIES, TEXTS, heard_codes
+from lab.releases.random_moss_local import KINDS
 from stretto.codecs.base import load_codec
 from tests.moss_local_release import convert_release, stored
 from tests.server.conftest import ServedCheckpoint, serves

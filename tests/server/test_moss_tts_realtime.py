@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_moss_realtime import KINDS
-from scripts.moss_tts_realtime_replies import TEXTS, heard_codes
+from lab.authors.moss_tts_realtime_replies import TEXTS, heard_codes
+from lab.releases.random_moss_realtime import KINDS
 from stretto.codecs.base import load_codec
 from stretto.family.plugin import family_at
 from stretto.preprocessing.request import Preprocessor

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.pocket_tts_replies import CUT_TEXTS
+from lab.authors.pocket_tts_replies import CUT_TEXTS
 from stretto.codecs.base import Window, load_codec
 from stretto.streams.layout import words_of
 from stretto_client import SpeechClient

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from benchmarks.checkpoints.random_qwen3_omni import text_only_config
+from lab.releases.random_qwen3_omni import text_only_config
 from stretto.family.plugin import family_at
 from stretto.family.prompting import Piece
 from tests.published_qwen3_omni_thinker import (

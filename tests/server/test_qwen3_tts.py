@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec
-from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
+from lab.releases.random_qwen3_codec import write_qwen3_codec
+from lab.releases.random_qwen3_tts import small_config, write_release
 from stretto.codecs.base import load_codec
 from stretto.convert.command import main
 from stretto.family.plugin import family_at

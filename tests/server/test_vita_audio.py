@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints import random_vita
+from lab.releases import random_vita
 from stretto.encoders.whisper_vq import load_tokenizer
 from tests.encoders.recordings import speech
 from tests.server.vita import NUM_IDS, ServedVita, serve

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.checkpoints import random_vita
+from lab.releases import random_vita
 from tests.encoders.recordings import speech
 from tests.reference.vita_hearing import heard_by_plus
 from tests.server.vita import NUM_IDS, ServedVita, serve

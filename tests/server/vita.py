@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from torch import Tensor
 
-from benchmarks.checkpoints import random_vita
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer, write_glm4_voice
+from lab.releases import random_vita
+from lab.releases.random_glm4_voice import write_glm4_tokenizer, write_glm4_voice
 from stretto.convert.command import main
 from stretto.families.vita_audio.family import SCHEDULES
 from stretto.family.plugin import family_at

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checkpoints.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
-from scripts.reply_fixture import compute_in_float64
+from lab.authors.reply_fixture import compute_in_float64
+from lab.releases.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
 from stretto.codecs.cosyvoice3 import AHEAD, CosyVoice3Config
 from tests.codecs.cosyvoice3.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
 from tests.codecs.stored_results import write_or_check

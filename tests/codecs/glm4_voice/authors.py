@@ -20,8 +20,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
-from scripts.reply_fixture import compute_in_float64
+from lab.authors.reply_fixture import compute_in_float64
+from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.codecs import glm4_voice as ours
 from stretto.codecs.glm4_voice import Glm4VoiceCodec
 from tests.codecs.glm4_voice.reference import EVERY, LENGTHS, PART, PROMPT, REFERENCE, SIZES, inputs, mel, tokens

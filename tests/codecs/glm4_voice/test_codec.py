@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_voice
 from benchmarks.decoder import chunks_of, random_codes, stream
+from lab.releases.random_glm4_voice import write_glm4_voice
 from stretto.codecs.base import Blocks
 from stretto.codecs.cosyvoice.flow import gaussian
 from stretto.codecs.glm4_voice import Glm4VoiceCodec, load, load_part, read_config

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec, write_speaker_encoder
+from lab.releases.random_qwen3_codec import write_qwen3_codec, write_speaker_encoder
 from tests.codecs.qwen3_12hz.reference import EVERY, HEARD_S, REFERENCE, SPEAKER, codes, speech
 
 MISSING = ("sox", "onnxruntime", "torchaudio", "torchaudio.compliance", "torchaudio.compliance.kaldi")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import MimiConfig, MimiModel
 
-from benchmarks.checkpoints.random_qwen3_codec import make_qwen3_codec, record_of, write_qwen3_codec
+from lab.releases.random_qwen3_codec import make_qwen3_codec, record_of, write_qwen3_codec
 from stretto.codecs.base import Window, load_codec
 from stretto.codecs.memory import num_kept
 from stretto.codecs.qwen3_12hz.codec import Qwen3Codec, load

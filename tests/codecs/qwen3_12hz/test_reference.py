@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_qwen3_codec import write_qwen3_codec, write_speaker_encoder
+from lab.releases.random_qwen3_codec import write_qwen3_codec, write_speaker_encoder
 from stretto.codecs.base import load_codec
 from stretto.encoders.x_vector import read_speaker_encoder
 from stretto.preprocessing.audio import resample

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.checkpoints import random_s3gen
+from lab.releases import random_s3gen
 from stretto.codecs.s3gen import S3GenCodec
 
 REFERENCE = Path(__file__).with_name("reference.npz")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.checkpoints import random_chatterbox
 from benchmarks.decoder import chunks_of, random_codes, stream
+from lab.releases import random_chatterbox
 from stretto.codecs.s3gen import HISTORY, S3GenCodec, load, read_options
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up

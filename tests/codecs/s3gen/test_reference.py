@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_s3gen import MEANFLOW, NARROW, NUM_CODES, tensors
+from lab.releases.random_s3gen import MEANFLOW, NARROW, NUM_CODES, tensors
 from stretto.codecs.espnet_dac import multiply_weight_norm_out
 from stretto.codecs.s3gen import NUM_SILENT, SILENCE, FlowVoice, S3GenCodec, S3GenConfig
 from stretto.families.chatterbox.release import HEARING, voice_tensors

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_chatterbox import T3_FILE, command, convert, voice, write_release
+from lab.releases.random_chatterbox import T3_FILE, command, convert, voice, write_release
 from stretto.convert.command import main
 from stretto.convert.make_repository import main as make_repository
 from tests.refused_conversion import refused

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_chatterbox import MULTILINGUAL, command, convert, write_release
+from lab.releases.random_chatterbox import MULTILINGUAL, command, convert, write_release
 from stretto.convert.command import main
 from stretto.convert.make_repository import profile
 from stretto.errors import CheckpointError, InvalidRequest

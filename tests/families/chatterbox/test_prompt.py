@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_chatterbox import KNOWN, convert
+from lab.releases.random_chatterbox import KNOWN, convert
 from stretto.codecs.base import Whole
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import END_OF_TEXT, START_OF_TEXT, ChatterboxVocabulary

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_chatterbox import (
+from lab.releases.random_chatterbox import (
     PUBLISHED_NANO,
     PUBLISHED_TURBO,
     TAGS,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_chatterbox import command, write_release
+from lab.releases.random_chatterbox import command, write_release
 from stretto.convert.command import main
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.chatterbox.family import ChatterboxVocabulary

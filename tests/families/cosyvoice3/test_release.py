@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_cosyvoice3 import KNOWN, NARROW, convert, recording, voice, write_release
+from lab.releases.random_cosyvoice3 import KNOWN, NARROW, convert, recording, voice, write_release
 from stretto.codecs.cosyvoice3 import load
 from stretto.convert.command import main
 from stretto.errors import CheckpointError, InvalidRequest

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_fish_s2 import (
+from lab.releases.random_fish_s2 import (
     IDS,
     MARKERS,
     command,
@@ -19,8 +19,8 @@ from benchmarks.checkpoints.random_fish_s2 import (
     model_tensors,
     write_release,
 )
-from benchmarks.checkpoints.random_fish_s2_codec import write_codec
-from benchmarks.checkpoints.random_tensors import split_weights
+from lab.releases.random_fish_s2_codec import write_codec
+from lab.releases.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.fish_s2.convert import CODES, plan, published_shapes, read_config
 from stretto.families.fish_s2.family import FishVocabulary, fish_s2

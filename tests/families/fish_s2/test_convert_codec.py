@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_fish_s2_codec import FILE, KINDS, PUBLISHED, shapes_of, write_codec
+from lab.releases.random_fish_s2_codec import FILE, KINDS, PUBLISHED, shapes_of, write_codec
 from stretto.codecs.fish_s2 import FishS2Config, codec_shapes
 from stretto.convert.conversion import ConvertedNetwork
 from stretto.errors import CheckpointError

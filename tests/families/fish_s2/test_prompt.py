@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks.checkpoints.random_fish_s2 import IDS, KINDS
+from lab.releases.random_fish_s2 import IDS, KINDS
 from stretto.codecs.base import Codec, load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.fish_s2.prompt import open_template

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
+from lab.releases.random_higgs_audio import HiggsAudioRelease, make_model, write_release
 from stretto.weights.loading import open_tensors
 from tests.refused_conversion import Edit, Refuses, edited
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_higgs_audio import HiggsAudioRelease, make_model, write_release
+from lab.releases.random_higgs_audio import HiggsAudioRelease, make_model, write_release
 from stretto.codecs.base import load_codec
 from stretto.families.higgs_audio.convert import read_codec_config
 from tests.refused_conversion import Refuses, edited

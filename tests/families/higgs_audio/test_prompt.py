@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, DacFeatureExtractor, HiggsAudioV2Processor
 
-from benchmarks.checkpoints.random_codecs import make_model as make_codec
-from benchmarks.checkpoints.random_higgs_audio import AUDIO_OUT, SPELLED, make_model
+from lab.releases.random_codecs import make_model as make_codec
+from lab.releases.random_higgs_audio import AUDIO_OUT, SPELLED, make_model
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from tests.codecs.test_higgs import transformers_class

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import HiggsAudioV2TokenizerConfig
 
-from benchmarks.checkpoints.random_higgs_audio_v3 import TAGS, language_model, tensors, write_release
+from lab.releases.random_higgs_audio_v3 import TAGS, language_model, tensors, write_release
 from stretto.codecs.base import load_codec
 from stretto.codecs.higgs import HiggsModel
 from stretto.families.higgs_audio_v3.convert import (

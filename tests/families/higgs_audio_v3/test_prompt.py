@@ -14,7 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.checkpoints.random_higgs_audio_v3 import TAGS, codec_config, tensors
+from lab.releases.random_higgs_audio_v3 import TAGS, codec_config, tensors
 from stretto.errors import InvalidRequest
 from stretto.families.higgs_audio_v3.convert import CODEC
 from stretto.preprocessing.request import Preprocessor, RawRequest

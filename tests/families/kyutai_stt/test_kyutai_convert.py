@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_kyutai_stt import CONFIG, write_release
+from lab.releases.random_kyutai_stt import CONFIG, write_release
 from stretto.convert.command import main
 from stretto.families.kyutai_stt.family import END_PAD, PAD, SttVocabulary
 from stretto.families.kyutai_stt.reader import open_text_codec

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES, lm_shapes, write_release
+from lab.releases.random_kyutai_tts import LARGE, NUM_VECTORS, VOICES, lm_shapes, write_release
 from stretto.convert.command import main
 from stretto.convert.make_repository import profile
 from stretto.engine.reply_rules import SegmentRules

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_kyutai_tts import CONFIG, write_release
-from scripts.kyutai_tts_replies import REDUCED
+from lab.authors.kyutai_tts_replies import REDUCED
+from lab.releases.random_kyutai_tts import CONFIG, write_release
 from stretto.convert.command import main
 from stretto.families.kyutai_tts.family import TtsVocabulary
 from stretto.families.kyutai_tts.mechanism.script import WordScript

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints.random_moshi import CONFIG, lm_shapes, write_release
+from lab.releases.random_moshi import CONFIG, lm_shapes, write_release
 from stretto.convert.command import main
 from stretto.families.kyutai_stt.family import PAD
 from stretto.families.moshi.convert import FIRST, vocabulary

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config
 
-from benchmarks.checkpoints import random_moss, random_moss_local, random_moss_realtime
-from benchmarks.checkpoints.random_moss import IDS, command, config, model_shapes, model_tensors, write_release
-from benchmarks.checkpoints.random_tensors import split_weights
+from lab.releases import random_moss, random_moss_local, random_moss_realtime
+from lab.releases.random_moss import IDS, command, config, model_shapes, model_tensors, write_release
+from lab.releases.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.moss_tts.convert import plan, read_config
 from stretto.family.plugin import config_at, family_at

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_moss import IDS
-from scripts.moss_tts_replies import INSTRUCTION, LANGUAGE, TEXT, TEXTS, heard_codes, recording
+from lab.authors.moss_tts_replies import INSTRUCTION, LANGUAGE, TEXT, TEXTS, heard_codes, recording
+from lab.releases.random_moss import IDS
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.moss_tts.cleaning import cleaned

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_moss_local import IDS, command, config, model_shapes, model_tensors, write_release
-from benchmarks.checkpoints.random_tensors import split_weights
+from lab.releases.random_moss_local import IDS, command, config, model_shapes, model_tensors, write_release
+from lab.releases.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.moss_tts_local.convert import copied_shapes, plan, published_shapes, read_config
 from stretto.family.plugin import family_at

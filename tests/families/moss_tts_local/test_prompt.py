@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_moss_local import IDS
-from scripts.moss_tts_local_replies import INSTRUCTION, LANGUAGE, TEXTS, heard_codes
+from lab.authors.moss_tts_local_replies import INSTRUCTION, LANGUAGE, TEXTS, heard_codes
+from lab.releases.random_moss_local import IDS
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.moss_tts.prompt import levelled

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Qwen3Config
 
-from benchmarks.checkpoints.random_moss_realtime import (
+from lab.releases.random_moss_realtime import (
     IDS,
     TOKENS,
     command,
@@ -19,7 +19,7 @@ from benchmarks.checkpoints.random_moss_realtime import (
     model_tensors,
     write_release,
 )
-from benchmarks.checkpoints.random_tensors import split_weights
+from lab.releases.random_tensors import split_weights
 from stretto.convert.command import main as convert
 from stretto.families.moss_tts_realtime.convert import UNUSED, plan, published_shapes, read_config
 from stretto.family.conversion import Tokenizer, unchanged

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_moss_realtime import IDS
-from scripts.moss_tts_realtime_replies import TEXTS, heard_codes
+from lab.authors.moss_tts_realtime_replies import TEXTS, heard_codes
+from lab.releases.random_moss_realtime import IDS
 from stretto.codecs.base import load_codec
 from stretto.errors import InvalidRequest
 from stretto.families.moss_tts_realtime.family import NUM_PROMPT_IDS

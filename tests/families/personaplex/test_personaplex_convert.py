@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.checkpoints.random_moshi import lm_shapes
-from benchmarks.checkpoints.random_personaplex import CONFIG, VOICES, write_archive, write_release
+from lab.releases.random_moshi import lm_shapes
+from lab.releases.random_personaplex import CONFIG, VOICES, write_archive, write_release
 from stretto.convert.command import main
 from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.personaplex import voices

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_personaplex import VOICES, voice_codes
-from scripts.personaplex_replies import ROLE
+from lab.authors.personaplex_replies import ROLE
+from lab.releases.random_personaplex import VOICES, voice_codes
 from stretto.encoders.loudness import loudness
 from stretto.errors import InvalidRequest
 from stretto.families.personaplex.family import SILENCE, SINE

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_phonon import CONDITIONERS, VOICES, config, tensors, voice_latents, write_release
+from lab.releases.random_phonon import CONDITIONERS, VOICES, config, tensors, voice_latents, write_release
 from stretto.codecs.pocket import GELU_FORMS, load
 from stretto.convert.command import main as convert
 from stretto.families.phonon.family import PhononVocabulary

@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.phonon_replies import FRAME, TEXTS, VOICE
+from lab.authors.phonon_replies import FRAME, TEXTS, VOICE
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_pocket import VOICES, config, voice_rows, write_release
+from lab.releases.random_pocket import VOICES, config, voice_rows, write_release
 from stretto.convert.command import main as convert
 from stretto.errors import InvalidRequest
 from stretto.families.pocket_tts.convert import CLONING

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.pocket_tts_replies import CUT_TEXTS
+from lab.authors.pocket_tts_replies import CUT_TEXTS
 from stretto.errors import InvalidRequest
 from stretto.families.pocket_tts.family import PocketVocabulary, TextRules
 from stretto.families.pocket_tts.prompt import ended_on_pause, finished, rewritten

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_qwen3_omni import small_config, text_only_config, thinker_config, write_release
+from lab.releases.random_qwen3_omni import small_config, text_only_config, thinker_config, write_release
 from stretto.codecs.base import Window, load_codec
 from stretto.convert.command import main
 from stretto.convert.make_repository import main as make_repository

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.qwen3_omni_moe.processing_qwen3_omni_moe import _get_feat_extract_output_lengths
 
-from benchmarks.checkpoints.random_qwen3_omni import AUDIO, text_only_config
+from lab.releases.random_qwen3_omni import AUDIO, text_only_config
 from stretto.errors import InvalidRequest
 from stretto.families.qwen3_omni.model import audio_adaptor
 from stretto.families.qwen3_omni.prompt import open_template

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.checkpoints.random_qwen3_omni import write_release
+from lab.releases.random_qwen3_omni import write_release
 from stretto.codecs.base import load_codec
 from stretto.convert.command import main
 from stretto.family.plugin import config_at

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.checkpoints.random_qwen3_omni import AUDIO, IMAGE, VIDEO
+from lab.releases.random_qwen3_omni import AUDIO, IMAGE, VIDEO
 from stretto.convert.make_repository import main as make_repository
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts

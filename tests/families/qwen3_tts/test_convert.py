@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from benchmarks.checkpoints.random_qwen3_tts import small_config, write_release
+from lab.releases.random_qwen3_tts import small_config, write_release
 from stretto.convert.command import main
 from stretto.encoders.x_vector import load_speaker_encoder
 from stretto.family.plugin import family_at

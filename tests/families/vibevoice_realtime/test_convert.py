@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.checkpoints.random_vibevoice_realtime import (
+from lab.releases.random_vibevoice_realtime import (
     PICKLED,
     VOICES,
     save_voice,

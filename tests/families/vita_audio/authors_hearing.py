@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.checkpoints import random_vita as random
+from lab.releases import random_vita as random
 from tests.encoders.recordings import speech
 from tests.families.vita_audio.hearing import AUTHORS, HIDDEN, LENGTHS, NUM_POSITIONS, thinned
 

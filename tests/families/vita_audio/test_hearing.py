@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.checkpoints import random_vita as random
+from lab.releases import random_vita as random
 from stretto.errors import CheckpointError
 from stretto.families.vita_audio import convert
 from stretto.families.vita_audio.model import audio_adaptor, audio_tower, embed_audio, positions

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer, write_glm4_voice
 from benchmarks.decoder import random_codes
+from lab.releases.random_glm4_voice import write_glm4_tokenizer, write_glm4_voice
 from stretto.config import DecoderConfig
 from stretto.convert.command import main
 from stretto.decoder.worker import DecoderWorker, open_codec

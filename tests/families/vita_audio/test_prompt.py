@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_glm4_voice import write_glm4_tokenizer
+from lab.releases.random_glm4_voice import write_glm4_tokenizer
 from stretto.convert.command import main
 from stretto.errors import InvalidRequest
 from stretto.families.vita_audio.family import VitaVocabulary

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.checkpoints.random_voxcpm2 import NUM_TOKENS, config, write_release
+from lab.releases.random_voxcpm2 import NUM_TOKENS, config, write_release
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
 from stretto.families.voxcpm2.family import VoxCpmVocabulary

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints.random_voxcpm2 import NUM_TOKENS, RECORDINGS
+from lab.releases.random_voxcpm2 import NUM_TOKENS, RECORDINGS
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.voxcpm2.family import AUDIO_START, REFERENCE_END, REFERENCE_START
 from stretto.families.voxcpm2.prompt import VoxCpmTokenizer

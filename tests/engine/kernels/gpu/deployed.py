@@ -34,10 +34,10 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.models.qwen2 import Qwen2DecoderLayer
 from vllm.platforms import current_platform
 
-from benchmarks.checkpoints.every_codec import every_codec
 from benchmarks.gpu.__main__ import preload
 from benchmarks.gpu.jobs import JOBS, Setup
 from benchmarks.gpu.models import MODELS, engine_args, write_config
+from lab.releases.every_codec import every_codec
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.make_repository import engine_arguments, quantization
 from stretto.decoder.memory import measure
