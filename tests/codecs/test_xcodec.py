@@ -44,7 +44,7 @@ def test_xcodec_checkpoint_without_encoder_can_decode(directory: Path, monkeypat
 
 def test_checkpoint_with_an_incomplete_encoder_is_refused(directory: Path) -> None:
     keep(directory, {"acoustic_decoder", "quantizer", "fc2", "fc"})
-    with pytest.raises(CheckpointError, match=r"missing .*semantic_model"):
+    with pytest.raises(CheckpointError, match=r"missing: .*semantic_model"):
         xcodec.load(directory)
 
 
@@ -58,7 +58,7 @@ def set_ratios(directory: Path, ratios: list[int]) -> None:
 def test_reversed_strides_do_not_match_the_weights(directory: Path) -> None:
     """The order changes the decoder's receptive field threefold, so it must not be guessed."""
     set_ratios(directory, [2, 4, 5, 8])
-    with pytest.raises(CheckpointError, match=r"wrong shape .*acoustic_decoder\.block\.0\.conv_t1\.weight"):
+    with pytest.raises(CheckpointError, match=r"wrong shape: .*acoustic_decoder\.block\.0\.conv_t1\.weight"):
         xcodec.load(directory)
 
 

@@ -20,6 +20,7 @@ from benchmarks.gpu.jobs import JOBS, SERVED
 ROOT = Path(__file__).parents[4]
 PACKAGES = {
     "benchmarks": ROOT / "benchmarks",
+    "lab": ROOT / "lab",
     "tests": ROOT / "tests",
     "scripts": ROOT / "scripts",
     "stretto": ROOT / "python_backend/stretto",
