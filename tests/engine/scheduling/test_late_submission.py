@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from stretto.engine.scheduling.late_submission import KEY, NUM_DURATIONS, LateSubmission
+from stretto.engine.scheduling.late_submission import KEY, LateSubmission
+from stretto.engine.scheduling.step_clock import NUM_DURATIONS, StepClock
 from stretto.testing.checkpoints import make_prompts
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint
@@ -25,7 +26,8 @@ class Loop:
         self.idle_s = 0.0
         self.begun: list[float] = []  # time of each submission, after which a step contains no further request
         self.flight: deque[float] = deque()  # time at which each submitted step ends
-        self.late = None if early_s is None else LateSubmission(early_s, lambda: self.now, self.sleep)
+        self.clock = StepClock(lambda: self.now)
+        self.late = None if early_s is None else LateSubmission(early_s, self.clock, self.sleep)
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -34,7 +36,7 @@ class Loop:
         """Wait if configured, read the requests, submit a step, and receive the result if two are in flight."""
         if self.late is not None:
             self.late.wait()
-            self.late.begin_step()
+        self.clock.begin()
         self.begun.append(self.now)
         self.now += HOST_S
         start = max(self.now, self.gpu_is_free)
@@ -44,8 +46,7 @@ class Loop:
         if len(self.flight) < 2:
             return
         self.now = max(self.now, self.flight.popleft())
-        if self.late is not None:
-            self.late.end_step()
+        self.clock.end(True)
 
     def mean_wait(self, first: int, last: int) -> float:
         """Return the mean time from an arrival, at a uniformly random time, to the begin of the step that it joins."""
@@ -77,15 +78,16 @@ def test_shorter_steps_are_expected_at_once() -> None:
 
 
 def test_nothing_waits_before_durations_are_known_or_while_two_steps_run() -> None:
-    late = LateSubmission(EARLY_S, lambda: 0.0, pytest.fail)
+    clock = StepClock(lambda: 0.0)
+    late = LateSubmission(EARLY_S, clock, pytest.fail)
     for _ in range(NUM_DURATIONS - 1):
-        late.begin_step()
-        late.end_step()
-    late.begin_step()
+        clock.begin()
+        clock.end(True)
+    clock.begin()
     late.wait()
-    late.begin_step()
-    late.end_step()
-    late.begin_step()
+    clock.begin()
+    clock.end(True)
+    clock.begin()
     late.wait()
 
 

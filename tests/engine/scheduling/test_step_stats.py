@@ -10,6 +10,7 @@ from stretto.engine.scheduling import step_stats
 from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import PairPlanner
 from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.step_clock import StepClock
 from stretto.engine.scheduling.step_stats import StepStats, share_of
 from tests.engine.scheduling.tables import FakeBlocks, arrive, pair, run, table
 
@@ -18,18 +19,13 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
 
-    def perf_counter(self) -> float:
-        return self.now
-
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(step_stats, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
-def stats(known: RequestTable, shared: list[EngineStats]) -> StepStats:
+def stats(known: RequestTable, shared: list[EngineStats], clock: Clock | None = None) -> StepStats:
     guidance = SimpleNamespace(num_dropped=3, num_restored=1)
     return StepStats(
         known,
@@ -37,11 +33,12 @@ def stats(known: RequestTable, shared: list[EngineStats]) -> StepStats:
         HeldReplies(known, PairPlanner(known, FakeBlocks()), FakeBlocks()),
         FakeBlocks(),
         lambda values: shared.append(replace(values)),
+        StepClock() if clock is None else StepClock(lambda: clock.now),
     )
 
 
 def test_overlapping_steps_count_time_once(clock: Clock) -> None:
-    counts = stats(table(), [])
+    counts = stats(table(), [], clock)
     counts.begin_step()
     clock.now += 2
     counts.begin_step()
@@ -56,7 +53,7 @@ def test_overlapping_steps_count_time_once(clock: Clock) -> None:
 
 
 def test_empty_step_is_not_counted(clock: Clock) -> None:
-    counts = stats(table(), [])
+    counts = stats(table(), [], clock)
     counts.begin_step()
     clock.now += 2
     counts.end_step(0, [], 0)
@@ -91,7 +88,7 @@ def test_shared_stats_report_the_scheduler_state() -> None:
 def test_step_stats_are_shared_periodically_and_when_idle(clock: Clock) -> None:
     known, shared = table(), []
     running = run(arrive(known, "one"))
-    counts = stats(known, shared)
+    counts = stats(known, shared, clock)
     for _ in range(3):
         counts.begin_step()
         clock.now += step_stats.PERIOD_S / 4

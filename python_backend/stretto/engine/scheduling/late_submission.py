@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Self
 
 from vllm.config import VllmConfig
 
+from stretto.engine.scheduling.step_clock import NUM_DURATIONS, StepClock
+
 KEY = "submit_early_ms"  # in vLLM's `additional_config`
-NUM_DURATIONS = 8  # number of steps whose shortest duration is expected of the running step
 
 
 class LateSubmission:
@@ -19,52 +19,34 @@ class LateSubmission:
     and for the whole next one. With the delay, it joins the next step.
     """
 
-    def __init__(
-        self,
-        early_s: float,
-        clock: Callable[[], float] = time.perf_counter,
-        sleep: Callable[[float], None] = time.sleep,
-    ):
+    def __init__(self, early_s: float, clock: StepClock, sleep: Callable[[float], None] = time.sleep):
         """Create the delay.
 
         Args:
             early_s: Time before the expected end of the running step, in seconds. It must cover the host's work for a
                 step; otherwise the GPU waits for the host.
-            clock: Function that returns the time in seconds.
+            clock: Times of the steps.
             sleep: Function that waits for a number of seconds.
         """
         self._early_s = early_s
         self._clock = clock
         self._sleep = sleep
-        self._submitted: deque[float] = deque()  # time of each step in flight
-        self._durations: deque[float] = deque(maxlen=NUM_DURATIONS)
-        self._ended = 0.0  # time at which the last step ended
 
     @classmethod
-    def from_config(cls, config: VllmConfig) -> Self:
+    def from_config(cls, config: VllmConfig, clock: StepClock) -> Self:
         """Return the delay that `submit_early_ms` of the engine's configuration sets; without it, nothing waits."""
         options = config.additional_config
         early_ms = options.get(KEY, math.inf) if isinstance(options, dict) else math.inf
-        return cls(early_ms / 1000)
-
-    def begin_step(self) -> None:
-        """Record that a step is submitted."""
-        self._submitted.append(self._clock())
-
-    def end_step(self) -> None:
-        """Record that the oldest step in flight has ended."""
-        begun = max(self._submitted.popleft(), self._ended)
-        self._ended = self._clock()
-        self._durations.append(self._ended - begun)
+        return cls(early_ms / 1000, clock)
 
     def wait(self) -> None:
         """Wait until the next step is due; return at once unless exactly one step is in flight.
 
         The shortest of the last durations is expected, so a step that follows longer ones is not submitted too late.
         """
-        if len(self._submitted) != 1 or len(self._durations) < NUM_DURATIONS:
+        clock = self._clock
+        if clock.num_in_flight != 1 or len(clock.durations) < NUM_DURATIONS:
             return
-        begun = max(self._submitted[0], self._ended)
-        delay = begun + min(self._durations) - self._early_s - self._clock()
+        delay = clock.running_since + min(clock.durations) - self._early_s - clock.now()
         if delay > 0:
             self._sleep(delay)

@@ -23,6 +23,7 @@ from stretto.engine.scheduling.planner import KvBlocks, KvShares, PairPlanner
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
 from stretto.engine.scheduling.sampled_rows import SampledRows
+from stretto.engine.scheduling.step_clock import StepClock
 from stretto.engine.scheduling.step_stats import StepStats, share_of
 from stretto.engine.scheduling.supported import check_supported
 from stretto.engine.scheduling.unconditional_output import RUNNING, UnconditionalOutput
@@ -86,8 +87,9 @@ class PairedScheduling(Base):
         share = share_of(config)
         if share is not None:
             die_with_parent()  # the parent is the host; in a spawned engine, its fork hook has not run
-        self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share)
-        self.submission = LateSubmission.from_config(config)
+        clock = StepClock()
+        self.stats = StepStats(self.table, self.guidance, self.texts, blocks, share, clock)
+        self.submission = LateSubmission.from_config(config, clock)
         # Planned step: rows granted to each running request, and whether new requests may be admitted.
         self._grants: Mapping[str, int] = {}
         self._admits = True
@@ -100,7 +102,6 @@ class PairedScheduling(Base):
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedule one step: plan it, run vLLM's scheduler, check the CFG pairs and record statistics."""
         self.stats.begin_step()
-        self.submission.begin_step()
         self._change_guidance()
         self._plan()
         full = self.shares.full(self.waiting, self.running)
@@ -278,7 +279,6 @@ class PairedScheduling(Base):
     ) -> dict[int, EngineCoreOutputs]:
         """Process the output of a step: record the sampled rows and return the outputs for the front ends."""
         stamp(Hop.STEP_ENDS)
-        self.submission.end_step()
         self._scheduled = scheduler_output.num_scheduled_tokens
         self._sampled.extract(model_runner_output)
         others = self.unconditional.extract(model_runner_output, self._sampled.codes, self._scheduled)

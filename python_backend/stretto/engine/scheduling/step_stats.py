@@ -1,7 +1,5 @@
 """Metrics of the scheduler."""
 
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from stretto.engine.scheduling.held_replies import HeldReplies
 from stretto.engine.scheduling.planner import KvBlocks
 from stretto.engine.scheduling.request_state import RequestState
 from stretto.engine.scheduling.request_table import RequestTable
+from stretto.engine.scheduling.step_clock import StepClock
 
 Share = Callable[[EngineStats], None]
 PERIOD_S = 0.1  # shorter than the interval of metrics polls, longer than most steps
@@ -30,6 +29,7 @@ class StepStats:
         texts: HeldReplies,
         blocks: KvBlocks,
         share: Share | None,
+        clock: StepClock,
     ):
         self._table = table
         self._guidance = guidance
@@ -37,12 +37,12 @@ class StepStats:
         self._blocks = blocks
         self._share = share
         self.values = EngineStats()
-        self._begun: deque[float] = deque()  # scheduling time of each step in flight
-        self._ended = self._written = 0.0
+        self._clock = clock
+        self._written = 0.0
 
     def begin_step(self) -> None:
         """Record that a step is about to be scheduled."""
-        self._begun.append(time.perf_counter())
+        self._clock.begin()
 
     def end_schedule(self, num_rows: int) -> None:
         """Count the rows of a step that has been scheduled."""
@@ -50,15 +50,13 @@ class StepStats:
 
     def end_step(self, num_rows: int, running: Sequence[Request], num_waiting: int) -> None:
         """Record that the oldest step in flight has ended, and publish the metrics if they are due."""
-        begun = self._begun.popleft()
-        now = time.perf_counter()
+        seconds = self._clock.end(num_rows > 0)
         values = self.values
         if num_rows > 0:
-            values.step_seconds = now - begun
-            # Steps in flight overlap, so the duration is the time since the end of the previous step.
-            values.engine_busy_seconds_total += min(values.step_seconds, now - self._ended)
+            values.step_seconds = seconds
+            values.engine_busy_seconds_total += self._clock.durations[-1]
             values.engine_steps_total += 1
-            self._ended = now
+        now = self._clock.now()
         if now - self._written >= PERIOD_S or not running or self._texts.all_held:
             self._written = now
             self.report(running, num_waiting)

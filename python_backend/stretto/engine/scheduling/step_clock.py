@@ -1,0 +1,53 @@
+"""Times of the engine's steps, of which one is scheduled while another runs."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+NUM_DURATIONS = 8  # number of durations to keep
+
+
+class StepClock:
+    """Times of the steps in flight, and durations of the last steps that computed rows.
+
+    Steps in flight overlap, so the duration of a step is the time since the end of the one before, if that is later
+    than its scheduling.
+
+    Attributes:
+        now: Function that returns the time in seconds.
+        durations: The last durations, at most NUM_DURATIONS, in seconds.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
+        self.durations: deque[float] = deque(maxlen=NUM_DURATIONS)
+        self._begun: deque[float] = deque()  # scheduling time of each step in flight
+        self._ended = 0.0  # time at which the last step with rows ended
+
+    @property
+    def num_in_flight(self) -> int:
+        """Number of steps that have been scheduled and have not ended."""
+        return len(self._begun)
+
+    @property
+    def running_since(self) -> float:
+        """Time at which the oldest step in flight began to run."""
+        return max(self._begun[0], self._ended)
+
+    def begin(self) -> None:
+        """Record that a step is about to be scheduled."""
+        self._begun.append(self.now())
+
+    def end(self, has_rows: bool) -> float:
+        """Record that the oldest step in flight has ended; return the time since its scheduling, in seconds.
+
+        Args:
+            has_rows: True if the step computed rows.
+        """
+        now = self.now()
+        since = self.running_since
+        begun = self._begun.popleft()
+        if has_rows:
+            self.durations.append(now - since)
+            self._ended = now
+        return now - begun
