@@ -1,0 +1,415 @@
+"""Change product code in small ways, and run the tests that execute the changed lines: do they notice?
+
+    python -m scripts.mutants client/stretto_client --tests tests/client --count 300 --out before.json
+    python -m scripts.mutants --replay before.json --tests tests/client --out after.json
+
+A mutant is one change: another constant, another comparison, no `raise`, two arguments swapped or a condition negated;
+as many of each kind as there are. The first command draws them. The second one makes the same changes again, and fails
+if a mutant survives that was killed before. Both work on a copy of this tree, with its uncommitted changes.
+
+Every mutant is a fork of one process that has imported the other packages. Tests that execute product code in another
+process only do not count as tests of its lines.
+"""
+
+import argparse
+import ast
+import copy
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+}
+
+
+@dataclass
+class Mutant:
+    """Whole lines of a file and what replaces them; `line` is the first one's number, `column` the change's."""
+
+    path: str
+    kind: str
+    line: int
+    column: int
+    before: str
+    after: str
+    whole_module: bool
+    """True outside functions: then every test that executes a line of the file may notice."""
+    result: str = ""
+    tests: int = 0
+    """Number of tests that execute the lines."""
+    killer: str = ""
+
+
+def change(node: ast.AST) -> tuple[str, str] | None:
+    """Return the kind of change that is made to a node, and its new source; None if it stays as it is."""
+    new: Any = copy.deepcopy(node)
+    match node:
+        case ast.Constant(value=bool() as value):
+            new.value = not value
+            return "constant", ast.unparse(new)
+        case ast.Constant(value=int() | float() as number):
+            new.value = number + 1
+            return "constant", ast.unparse(new)
+        case ast.Constant(value=str() as text):
+            new.value = f"{text}~"
+            return "constant", ast.unparse(new)
+        case ast.Compare(ops=[operator, *_]) if type(operator) in COMPARISONS:
+            new.ops[0] = COMPARISONS[type(operator)]()
+            return "comparison", f"({ast.unparse(new)})"
+        case ast.Raise():
+            return "raise", "pass"
+        case ast.Call(args=[first, second, *_]) if not isinstance(first, ast.Starred | ast.GeneratorExp):
+            if isinstance(second, ast.Starred) or ast.dump(first) == ast.dump(second):
+                return None
+            new.args[0] = second
+            new.args[1] = first
+            return "arguments", ast.unparse(new)
+    return None
+
+
+def changeable(tree: ast.Module) -> Iterator[tuple[ast.expr | ast.stmt, str, str, bool]]:
+    """Yield each node that can change, with its kind, its new source and whether it is outside of functions."""
+
+    def visit(node: ast.AST, in_function: bool) -> Iterator[tuple[ast.expr | ast.stmt, str, str, bool]]:
+        if isinstance(node, ast.JoinedStr):  # positions inside are wrong in Python 3.11
+            return
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # a docstring
+            return
+        if isinstance(node, ast.expr | ast.stmt):
+            changed = change(node)
+            if changed is not None:
+                yield node, *changed, not in_function
+        if isinstance(node, ast.If | ast.While | ast.IfExp):
+            yield node.test, "condition", f"(not ({ast.unparse(node.test)}))", not in_function
+        for name, value in ast.iter_fields(node):
+            if name in {"annotation", "returns"}:
+                continue
+            inside = in_function or (name == "body" and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+            for child in value if isinstance(value, list) else [value]:
+                if isinstance(child, ast.AST):
+                    yield from visit(child, inside)
+
+    return visit(tree, False)
+
+
+def mutants_of(path: str) -> list[Mutant]:
+    """Return every mutant of a file, or of all files in a folder; the path is relative to the root."""
+    if (ROOT / path).is_dir():
+        files = sorted((ROOT / path).rglob("*.py"))
+        return [mutant for file in files for mutant in mutants_of(str(file.relative_to(ROOT)))]
+    source = (ROOT / path).read_bytes()
+    lines = source.splitlines(keepends=True)
+    mutants = []
+    for node, kind, text, whole_module in changeable(ast.parse(source)):
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        first = lines[node.lineno - 1][: node.col_offset]
+        last = lines[node.end_lineno - 1][node.end_col_offset :]
+        before = b"".join(lines[node.lineno - 1 : node.end_lineno]).decode()
+        after = (first + text.encode() + last).decode()
+        mutants.append(Mutant(path, kind, node.lineno, node.col_offset, before, after, whole_module))
+    return mutants
+
+
+def draw(mutants: list[Mutant], count: int, seed: int) -> list[Mutant]:
+    """Return `count` random mutants: one of each kind in turn, as long as there are some."""
+    shuffled = mutants[:]
+    random.Random(seed).shuffle(shuffled)
+    turns = Counter[str]()
+    order = dict[int, int]()
+    for mutant in shuffled:
+        order[id(mutant)] = turns[mutant.kind]
+        turns[mutant.kind] += 1
+    shuffled.sort(key=lambda mutant: order[id(mutant)])
+    return shuffled[:count]
+
+
+class Recorder:
+    """Plugin of pytest that records the lines of some files that each test executes, and the modules it imports.
+
+    Lines of fixtures count for all tests of their file, because others may use the fixture without executing it.
+    """
+
+    def __init__(self, tree: Path, paths: list[str]) -> None:
+        self.names = {str(tree / path): path for path in paths}
+        self.lines = defaultdict[str, set[tuple[str, int]]](set)
+        self.seconds = defaultdict[str, float](float)
+        self.failed = set[str]()
+        self.key = "import"
+
+    def trace(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        """Record a line, as a function for `sys.settrace`."""
+        name = self.names.get(frame.f_code.co_filename)
+        if name is None:
+            return None
+        self.lines[self.key].add((name, frame.f_lineno))
+        return self.trace
+
+    def pytest_sessionstart(self) -> None:
+        threading.settrace(self.trace)
+        sys.settrace(self.trace)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        self.key = item.nodeid.partition("::")[0]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> None:
+        self.key = item.nodeid
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+    def found(self) -> dict[str, Any]:
+        """Return all as JSON."""
+        sys.settrace(None)
+        installed = [name for name, module in sys.modules.copy().items() if "site-packages" in _file(module)]
+        return {
+            "lines": {key: sorted(lines) for key, lines in self.lines.items()},
+            "seconds": self.seconds,
+            "failed": sorted(self.failed),
+            "installed": installed,
+        }
+
+
+class Chosen:
+    """Plugin of pytest that runs the given tests in their order, and remembers the first one that fails."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self.order = {name: index for index, name in enumerate(tests)}
+        self.killer = ""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted(
+            (item for item in items if item.nodeid in self.order), key=lambda item: self.order[item.nodeid]
+        )
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and not self.killer:
+            self.killer = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and not self.killer:
+            self.killer = report.nodeid or "import"
+
+
+class Tree:
+    """A copy of the tracked and new files of this repository, in which tests run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.result = folder.with_name("result.json")
+        self.log = folder.with_name("tests.log")
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        (folder / ".venv").symlink_to(ROOT / ".venv")
+
+    def run(self, run_tests: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any] | None:
+        """Return what a function returns in a fork whose imports are from this tree; None if it takes too long."""
+        self.result.unlink(missing_ok=True)
+        process = os.fork()
+        if process == 0:
+            try:
+                os.setsid()
+                self._enter()
+                self.result.write_text(json.dumps(run_tests()))
+            finally:
+                os._exit(0)
+        end = time.monotonic() + seconds
+        while os.waitpid(process, os.WNOHANG)[0] == 0:
+            if time.monotonic() > end:
+                os.killpg(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                return None
+            time.sleep(0.02)
+        with suppress(ProcessLookupError):  # servers that tests left behind
+            os.killpg(process, signal.SIGKILL)
+        return dict(json.loads(self.result.read_text())) if self.result.exists() else {"killer": "process ended"}
+
+    def _enter(self) -> None:
+        """Write output to the log, and import product code and tests from this tree from now on."""
+        log = os.open(self.log, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        for stream in range(3):
+            os.dup2(log, stream)
+        os.chdir(self.folder)
+        project = tomllib.loads((self.folder / "pyproject.toml").read_text())
+        roots = [str((self.folder / name).resolve()) for name in project["tool"]["ruff"]["src"]]
+        os.environ["PYTHONPATH"] = os.pathsep.join(roots)
+        other = [path for path in sys.path if path and (".venv" in path or not Path(path).is_relative_to(ROOT))]
+        sys.path[:] = [*roots, *other]
+        for name, module in sys.modules.copy().items():
+            file = _file(module)
+            if file.startswith(f"{ROOT}/") and "site-packages" not in file and name != "__main__":
+                del sys.modules[name]
+
+
+def _file(module: object) -> str:
+    return str(getattr(module, "__file__", None))
+
+
+def pytest_options(paths: list[str], marks: str) -> list[str]:
+    """Return arguments of pytest that run tests in this process and write nothing into the tree."""
+    return ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, *paths]
+
+
+def position(source: str, mutant: Mutant) -> int | None:
+    """Return the offset of a mutant's lines in a file that may have changed: nearest to where they were, or None."""
+    starts = []
+    start = source.find(mutant.before)
+    while start >= 0:
+        if start == 0 or source[start - 1] == "\n":
+            starts.append(start)
+        start = source.find(mutant.before, start + 1)
+    return min(starts, key=lambda start: abs(source.count("\n", 0, start) + 1 - mutant.line), default=None)
+
+
+class Trial:
+    """The tests of a tree with the lines that they execute, for judging mutants."""
+
+    def __init__(self, tree: Tree, paths: list[str], tests: list[str], marks: str, seconds: float) -> None:
+        self.tree = tree
+        self.marks = marks
+        self.seconds = seconds
+
+        def record() -> dict[str, Any]:
+            recorder = Recorder(tree.folder, paths)
+            pytest.main(pytest_options(tests, marks), [recorder])
+            return recorder.found()
+
+        recorded = tree.run(record, 3600)
+        if not recorded or not recorded.get("seconds"):
+            raise SystemExit(f"mutants: no test ran in {' '.join(tests)}: {tree.log.read_text()[-2000:]}")
+        self.durations: dict[str, float] = recorded["seconds"]
+        self.failed = set(recorded["failed"])
+        self.lines = {key: {(path, line) for path, line in lines} for key, lines in recorded["lines"].items()}
+        for name in recorded["installed"]:
+            with suppress(Exception):
+                importlib.import_module(name)
+        for path in paths:  # bytecode is compared by second and size, which a mutant may share with its original
+            for compiled in (tree.folder / path).parent.glob(f"__pycache__/{Path(path).stem}.*.pyc"):
+                compiled.unlink()
+        sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+
+    def tests_of(self, mutant: Mutant, line: int) -> list[str]:
+        """Return the tests that execute a line of the mutant, short files and tests first."""
+        wanted = {(mutant.path, number) for number in range(line, line + mutant.before.count("\n"))}
+        keys = {
+            key
+            for key, lines in self.lines.items()
+            if (any(path == mutant.path for path, _ in lines) if mutant.whole_module else not lines.isdisjoint(wanted))
+        }
+        names = [name for name in self.durations if keys & {name, name.partition("::")[0]}]
+        if mutant.whole_module and not names:
+            names = list(self.durations)
+        of_file = defaultdict[str, float](float)
+        for name in names:
+            of_file[name.partition("::")[0]] += self.durations[name]
+        names.sort(key=lambda name: (of_file[name.partition("::")[0]], name.partition("::")[0], self.durations[name]))
+        return [name for name in names if name not in self.failed]
+
+    def judge(self, mutant: Mutant) -> None:
+        """Set the result of a mutant."""
+        path = self.tree.folder / mutant.path
+        source = path.read_text()
+        start = position(source, mutant)
+        if start is None:
+            mutant.result = "gone"
+            return
+        tests = self.tests_of(mutant, source.count("\n", 0, start) + 1)
+        mutant.tests = len(tests)
+        if not tests:
+            mutant.result = "not executed"
+            return
+        files = list(dict.fromkeys(name.partition("::")[0] for name in tests))
+
+        def run_tests() -> dict[str, Any]:
+            chosen = Chosen(tests)
+            pytest.main(["-x", *pytest_options(files, self.marks)], [chosen])
+            return {"killer": chosen.killer}
+
+        path.write_text(source[:start] + mutant.after + source[start + len(mutant.before) :])
+        outcome = self.tree.run(run_tests, self.seconds)
+        path.write_text(source)
+        mutant.killer = "time limit" if outcome is None else outcome["killer"]
+        mutant.result = "killed" if mutant.killer else "survived"
+
+
+def main(words: list[str]) -> int:
+    """Judge the mutants; return 1 if one survives that was killed before."""
+    parser = argparse.ArgumentParser(prog="mutants", description="Change product code and see whether tests fail.")
+    parser.add_argument("files", nargs="*", help="product files or folders, relative to the root")
+    parser.add_argument("--tests", nargs="+", required=True, help="files or folders of tests")
+    parser.add_argument("--marks", default="not nightly", help="expression of pytest's -m")
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=120, help="time limit of a mutant, which counts as killed")
+    parser.add_argument("--replay", type=Path, help="stored mutants, instead of drawn ones")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of the mutants with their results")
+    options = parser.parse_args(words)
+    if options.replay:
+        mutants = [Mutant(**stored) for stored in json.loads(options.replay.read_text())]
+    else:
+        mutants = draw([mutant for path in options.files for mutant in mutants_of(path)], options.count, options.seed)
+    before = [mutant.result for mutant in mutants]
+    with tempfile.TemporaryDirectory(prefix="mutants") as folder:
+        tree = Tree(Path(folder).resolve() / "tree")
+        paths = sorted({mutant.path for mutant in mutants})
+        trial = Trial(tree, paths, options.tests, options.marks, options.seconds)
+        for name in sorted(trial.failed):
+            print(f"left out, because it fails without a change: {name}")
+        for mutant in mutants:
+            trial.judge(mutant)
+            killer = mutant.killer or mutant.after.strip()
+            print(f"{mutant.result:12s} {mutant.path}:{mutant.line} {mutant.kind:10s} {killer}", flush=True)
+            options.out.write_text(json.dumps([asdict(mutant) for mutant in mutants], indent=1))
+    lost = [m for m, result in zip(mutants, before, strict=True) if result == "killed" and m.result != "killed"]
+    for mutant in lost:
+        print(f"no longer killed: {mutant.path}:{mutant.line} {mutant.kind}: {mutant.after.strip()}")
+    print(*(f"{count} {result}" for result, count in Counter(m.result for m in mutants).items()), sep=", ")
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""Mutants are judged by the tests that execute them, and judged again by other tests."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PRODUCT = """
+LIMIT = 3
+
+def check(number):
+    if number > LIMIT:
+        raise ValueError("too large")
+    return pow(number, 2)
+
+def unused():
+    return 1 == 2
+"""
+TESTS = """
+import pytest
+from product import check
+
+def test_limit():
+    assert check(3) == 9
+    with pytest.raises(ValueError, match="^too large$"):
+        check(4)
+"""
+WEAKER_TESTS = """
+from product import check
+
+def test_square():
+    assert check(3) == 9
+"""
+
+
+def judged(root: Path, out: str, *words: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "scripts.mutants", *words, "--tests", "test_product.py", "--out", out]
+    done = subprocess.run(command, cwd=root, check=False)
+    return done.returncode, {
+        f"{mutant['kind']} {mutant['after'].strip()}": mutant["result"]
+        for mutant in json.loads((root / out).read_text())
+    }
+
+
+def test_mutants_are_killed_by_tests_and_survive_weaker_ones(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts/mutants.py", tmp_path / "scripts")
+    (tmp_path / "pyproject.toml").write_text('[tool.ruff]\nsrc = ["."]\n')
+    (tmp_path / "product.py").write_text(PRODUCT)
+    (tmp_path / "test_product.py").write_text(TESTS)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    code, before = judged(tmp_path, "before.json", "product.py")
+    assert code == 0
+    assert before == {
+        "constant LIMIT = 4": "killed",
+        "comparison if (number >= LIMIT):": "killed",
+        "condition if (not (number > LIMIT)):": "killed",
+        "raise pass": "killed",
+        "constant raise ValueError('too large~')": "killed",
+        "arguments return pow(2, number)": "killed",
+        "constant return pow(number, 3)": "killed",
+        "comparison return (1 != 2)": "not executed",
+        "constant return 2 == 2": "not executed",
+        "constant return 1 == 3": "not executed",
+    }
+    assert (tmp_path / "product.py").read_text() == PRODUCT
+    (tmp_path / "test_product.py").write_text(WEAKER_TESTS)
+    (tmp_path / "product.py").write_text("\n" + PRODUCT)
+    code, after = judged(tmp_path, "after.json", "--replay", "before.json")
+    assert code == 1
+    assert {name for name in before if before[name] == "killed" and after[name] != "killed"} == {
+        "constant LIMIT = 4",
+        "raise pass",
+        "constant raise ValueError('too large~')",
+    }
