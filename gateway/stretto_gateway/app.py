@@ -37,6 +37,7 @@ from stretto_gateway.answers import (
     shown,
 )
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.fields import error_message, field_path
 from stretto_gateway.forms import accept_extended_names
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
@@ -44,7 +45,6 @@ from stretto_gateway.kyutai import endpoints as kyutai
 from stretto_gateway.model_server import ModelServer, Servers
 from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
-from stretto_gateway.speech_request import error_message, field_path
 from stretto_gateway.telephone import endpoints as telephone
 from stretto_gateway.webrtc import endpoints as webrtc
 

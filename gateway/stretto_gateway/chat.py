@@ -21,10 +21,11 @@ from stretto_gateway.base64_data import DATA_URL, EncodedFile
 from stretto_gateway.catalogue import CallersVoices, VoiceFile, answers_turns, converses
 from stretto_gateway.encoding import Encoder, default_rate, make_encoder
 from stretto_gateway.events import Streamed, reply_events
+from stretto_gateway.fields import Body, Ignored, Text
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
 from stretto_gateway.speech import encoded, sse, sse_error, usage
-from stretto_gateway.speech_request import AudioFormat, Body, Ignored, Text, Voiced
+from stretto_gateway.speech_request import AudioFormat, Voiced
 from stretto_gateway.turns import AUDIO
 
 # maximum number of turns in a conversation, and of parts in a turn

@@ -14,9 +14,9 @@ from stretto_contract.lexicon_files import read_lexicon, write_pls
 from stretto_contract.pronunciation import ALPHABETS, DictionaryEntry, InvalidEntry, entries_record, folded, occurring
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import speaks
+from stretto_gateway.fields import Body, Ignored
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.pronunciation_store import PronunciationStore
-from stretto_gateway.speech_request import Body, Ignored
 from stretto_gateway.turns import FILES
 
 router = APIRouter()

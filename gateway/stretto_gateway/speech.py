@@ -48,18 +48,11 @@ from stretto_gateway.encoding import (
     wav_header,
 )
 from stretto_gateway.events import Streamed, speech_events
+from stretto_gateway.fields import Ignored, check_options_size, held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace
 from stretto_gateway.pronunciations import add_dictionary, keep_occurring
-from stretto_gateway.speech_request import (
-    Ignored,
-    SpeechFields,
-    SpeechItem,
-    SpeechRequest,
-    check_options_size,
-    given_options,
-    held_bytes,
-)
+from stretto_gateway.speech_request import SpeechFields, SpeechItem, SpeechRequest, given_options
 from stretto_gateway.turns import AUDIO
 from stretto_gateway.voices import choose_voice
 

@@ -14,11 +14,11 @@ from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import speaks
 from stretto_gateway.config import Limits
+from stretto_gateway.fields import IGNORED, Body, Ignored, Text, held_bytes, validated
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, read_json, session_tasks
-from stretto_gateway.realtime.settings import IGNORED, validated
+from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, read_json, session_tasks
 from stretto_gateway.speech import audio_parts, limit_reason, untimed_words, voice_options
-from stretto_gateway.speech_request import Body, Ignored, SpeechFields, Text, held_bytes
+from stretto_gateway.speech_request import SpeechFields
 
 
 class IncomingText:
@@ -179,7 +179,7 @@ def asking(owner: str, held: Held) -> Iterator[State]:
         held.remove(sum(kept))
 
 
-class StreamChannel(Channel):
+class StreamChannel(SocketChannel):
     """Channel whose error events also have a top-level `message`, as expected by vLLM-Omni clients."""
 
     async def send_error(self, error: ApiError, event_id: str | None = None) -> None:
@@ -190,7 +190,7 @@ class StreamChannel(Channel):
 class StreamSession:
     """Session of one connection, which speaks one utterance at a time."""
 
-    def __init__(self, gateway: Gateway, channel: Channel, owner: str, tasks: asyncio.TaskGroup):
+    def __init__(self, gateway: Gateway, channel: SocketChannel, owner: str, tasks: asyncio.TaskGroup):
         self._gateway = gateway
         self._channel = channel
         self._owner = owner

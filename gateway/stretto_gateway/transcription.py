@@ -17,19 +17,11 @@ from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import PlainText, TextSegment, TimedText, described, mismatch, refused
 from stretto_gateway.catalogue import find_task, transcribes
 from stretto_gateway.events import Streamed, text_events
+from stretto_gateway.fields import MAX_SHOWN_CHARS, Ignored, Text, TextFields
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.speech import LENGTH, limit_reason, sse, sse_error, timed_word, usage
-from stretto_gateway.speech_request import (
-    AUTO,
-    MAX_SHOWN_CHARS,
-    WITH_FILE,
-    File,
-    Ignored,
-    Text,
-    TextFields,
-    code_name,
-)
+from stretto_gateway.speech_request import AUTO, WITH_FILE, File, code_name
 
 router = APIRouter()
 FIELDS = {"audio": "file", "options.words": "timestamp_granularities"}

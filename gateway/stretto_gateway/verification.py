@@ -14,8 +14,9 @@ from typing_extensions import TypedDict
 
 from stretto_gateway.admission import unless_disconnected
 from stretto_gateway.answers import ApiError, described
+from stretto_gateway.fields import Body, Ignored
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import WITH_FILE, Body, File, Ignored
+from stretto_gateway.speech_request import WITH_FILE, File
 
 router = APIRouter()
 COMMAND = ("nice", "-n", "19", sys.executable, "-P", "-m", "stretto", "verify", "--json", "-")

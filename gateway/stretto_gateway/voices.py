@@ -29,8 +29,9 @@ from stretto_gateway.catalogue import (
     unknown_voice,
 )
 from stretto_gateway.events import client_events
+from stretto_gateway.fields import Ignored, Text, TextFields
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, File, Ignored, SpeechFields, Text, TextFields
+from stretto_gateway.speech_request import MAX_REF_CHARS, WITH_FILE, File, SpeechFields
 from stretto_gateway.turns import FILES
 from stretto_gateway.voice_store import StoredVoice, TooManyVoices
 

@@ -24,9 +24,9 @@ from stretto_gateway.answers import ApiError
 from stretto_gateway.catalogue import VOICE_ALIASES
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import wav_header
+from stretto_gateway.fields import MAX_BYTES
 from stretto_gateway.guard import is_address
 from stretto_gateway.speech import together
-from stretto_gateway.speech_request import MAX_BYTES
 from tests.client.fake_server import PROFILE, Abort, ErrorText, Request, Step, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.realtime.test_bounds import status

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from stretto_gateway.app import make_app
 from stretto_gateway.chat import ChatRequest
 from stretto_gateway.config import GatewayConfig
+from stretto_gateway.fields import Body
 from stretto_gateway.speech import BatchRequest
-from stretto_gateway.speech_request import Body, SpeechRequest
+from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE, FakeServer, Request, Step
 from tests.gateway.conftest import SPOKEN
 from tests.tiers import by_night

@@ -11,18 +11,17 @@ from stretto.errors import InvalidRequest
 from stretto.records import json_record
 from stretto_contract import schema
 from stretto_gateway.answers import ApiError
-from stretto_gateway.realtime.events import MAX_VALUES, num_values, read_json
-from stretto_gateway.speech_request import (
+from stretto_gateway.fields import (
     MAX_BYTES,
     MAX_DEPTH,
     OBJECT_BYTES,
-    OPTIONS,
     SMALL_BYTES,
-    SpeechRequest,
     check_options_size,
     held_bytes,
     most_bytes,
 )
+from stretto_gateway.socket_session import MAX_VALUES, num_values, read_json
+from stretto_gateway.speech_request import OPTIONS, SpeechRequest
 
 LONG = st.sampled_from((-0.0, 1e308, "\U0001f600", 10**40))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | LONG

@@ -8,8 +8,9 @@ import httpx
 import pytest
 from pydantic import BaseModel
 
+from stretto_gateway.fields import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored
 from stretto_gateway.speech import BatchRequest
-from stretto_gateway.speech_request import HEADER, MAX_NAMES, MAX_SHOWN_CHARS, Ignored, SpeechRequest
+from stretto_gateway.speech_request import SpeechRequest
 from tests.client.fake_server import PROFILE
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Start
 from tests.gateway.test_chat import QUESTION, REPLY, TALKS

@@ -13,9 +13,9 @@ import pytest
 from stretto_contract.lexicon_files import ENCODING, read_lexicon
 from stretto_contract.pronunciation import DictionaryEntry, InvalidEntry
 from stretto_gateway.config import Limits
+from stretto_gateway.fields import HEADER
 from stretto_gateway.pronunciation_command import main
 from stretto_gateway.pronunciation_store import PronunciationStore
-from stretto_gateway.speech_request import HEADER
 from stretto_gateway.voice_store import EVERYBODY
 from tests.client.fake_server import PROFILE
 from tests.gateway.conftest import SPOKEN, Running, Start
@@ -194,7 +194,7 @@ async def test_gateway_without_a_folder_stores_no_dictionary(start: Start) -> No
 
 def test_largest_dictionary_fits_into_a_request_and_damaged_ones_are_empty(tmp_path: Path) -> None:
     from stretto.preprocessing.options import MAX_OPTIONS_BYTES
-    from stretto_gateway.speech_request import MAX_BYTES
+    from stretto_gateway.fields import MAX_BYTES
 
     limits = Limits()
     assert limits.max_dictionary_bytes + MAX_BYTES < MAX_OPTIONS_BYTES

@@ -21,8 +21,8 @@ from stretto_client import RequestRefused, TimedOut
 from stretto_gateway.answers import from_client_error
 from stretto_gateway.config import Limits
 from stretto_gateway.encoding import CODECS, MEDIA_TYPES, RAW, SYNTHETIC, TAGGED, default_rate, make_encoder, wav_header
+from stretto_gateway.fields import HEADER
 from stretto_gateway.speech import encoded_parts
-from stretto_gateway.speech_request import HEADER
 from tests.client.fake_server import PROFILE, Abort, Chunk, EmptyFinal, ErrorText, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start
 from tests.gateway.realtime.test_bounds import open_socket

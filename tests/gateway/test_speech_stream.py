@@ -18,8 +18,8 @@ from starlette.websockets import WebSocket
 from stretto_gateway import connection
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import MEDIA_TYPES, default_rate
+from stretto_gateway.fields import held_bytes
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.speech_request import held_bytes
 from stretto_gateway.speech_stream import KINDS, run
 from tests.client.fake_server import PROFILE, Abort, Chunk, ErrorText, FakeServer, Request, Step, Taken, Until
 from tests.gateway.conftest import NUM_SAMPLES, SPOKEN, Running, Start

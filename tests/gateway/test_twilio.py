@@ -19,9 +19,9 @@ from starlette.websockets import WebSocket, WebSocketState
 
 from stretto_gateway import g711
 from stretto_gateway.config import Limits
-from stretto_gateway.realtime.events import SessionEnd
 from stretto_gateway.realtime.settings import PHONE
 from stretto_gateway.realtime.wire_audio import WireReader
+from stretto_gateway.socket_session import SessionEnd
 from stretto_gateway.telephone import endpoints
 from stretto_gateway.telephone.channel import MAX_LOGGED, CallChannel
 from stretto_gateway.telephone.session import MAX_EVENTS

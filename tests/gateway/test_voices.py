@@ -19,8 +19,8 @@ from stretto.launcher.front_ends import GatewayProcess
 from stretto.launcher.launch_log import LaunchLog
 from stretto_gateway.command import VOICES, arguments, read_config
 from stretto_gateway.config import Limits
+from stretto_gateway.fields import HEADER
 from stretto_gateway.pronunciation_store import PronunciationStore
-from stretto_gateway.speech_request import HEADER
 from stretto_gateway.voice_store import TooManyVoices, VoiceStore
 from tests.client.fake_server import PROFILE, Chunk, ErrorText, Request, Step, Until
 from tests.gateway.conftest import SPOKEN, Running, Start

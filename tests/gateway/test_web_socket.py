@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from websockets.frames import Frame, Opcode
 
-from stretto_gateway import connection
+from stretto_gateway import connection, socket_session
 from stretto_gateway.connection import MAX_CONTROL, MAX_SMALL, NUM_TINY, PART_BYTES, LimitedWebSocket
-from stretto_gateway.realtime import events
-from stretto_gateway.realtime.events import MAX_ERRORS
+from stretto_gateway.socket_session import MAX_ERRORS
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.test_bounds import closed, open_socket
 from tests.patience import PATIENCE_S
@@ -112,7 +111,7 @@ async def test_other_connections_are_served_during_a_websocket_flood(
 
 
 async def test_excess_small_messages_wait_for_the_next_second(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_ERRORS", 1_000_000)
+    monkeypatch.setattr(socket_session, "MAX_ERRORS", 1_000_000)
     running = await start()
     now = [0.0]
     async with open_socket(running, STREAM) as opened:
@@ -166,7 +165,7 @@ async def test_single_byte_reads_are_coalesced(start: Start, monkeypatch: pytest
 
 
 async def test_unreceived_messages_pause_parsing(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_ERRORS", 1_000_000)
+    monkeypatch.setattr(socket_session, "MAX_ERRORS", 1_000_000)
     running = await start()
     async with open_socket(running, STREAM) as opened:
         made = socket_of(running)

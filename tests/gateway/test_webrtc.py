@@ -28,7 +28,7 @@ from websockets.exceptions import InvalidStatus
 
 from stretto_gateway.answers import ApiError
 from stretto_gateway.config import Limits
-from stretto_gateway.realtime.events import SessionEnd
+from stretto_gateway.socket_session import SessionEnd
 from stretto_gateway.webrtc import peer as peers
 from stretto_gateway.webrtc import playout as playouts
 from stretto_gateway.webrtc.channel import TrackChannel

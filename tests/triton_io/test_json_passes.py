@@ -19,7 +19,8 @@ from stretto.streams.layout import Segment
 from stretto.triton_io.callers import Caller
 from stretto.triton_io.tensors import read_prompt
 from stretto_client.speech_stream import options_json, read_event
-from stretto_gateway.speech_request import SpeechRequest, held_bytes
+from stretto_gateway.fields import held_bytes
+from stretto_gateway.speech_request import SpeechRequest
 from tests.fakes import FrameCounter
 from tests.fakes_triton import Request
 from tests.triton_io.sealing import SEAL, prompt_inputs

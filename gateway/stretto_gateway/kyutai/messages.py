@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto_gateway.answers import ApiError, mismatch, shown
-from stretto_gateway.realtime.events import SessionEnd
+from stretto_gateway.socket_session import SessionEnd
 
 MALFORMED = 1007  # close code for a message that cannot be read (RFC 6455, section 7.4.1)
 MAX_CONTAINERS = 8  # maximum number of lists and objects in a message

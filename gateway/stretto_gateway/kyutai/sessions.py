@@ -20,7 +20,7 @@ from stretto_gateway.kyutai.messages import malformed
 from stretto_gateway.metrics import Trace
 from stretto_gateway.model_server import Can
 from stretto_gateway.ogg import OggError, OggOpusDecoder
-from stretto_gateway.realtime.events import DONE, Channel, SessionEnd, attend, session_tasks
+from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, session_tasks
 from stretto_gateway.voice_store import EVERYBODY
 
 ITEM_BYTES = 192  # memory of a waiting item without its content
@@ -109,7 +109,7 @@ def _num_bytes(item: bytes | NDArray[np.float32] | int) -> int:
     return ITEM_BYTES + (len(item) if isinstance(item, bytes) else item.nbytes)
 
 
-class BinaryChannel(Channel):
+class BinaryChannel(SocketChannel):
     """Channel whose error events are binary messages.
 
     Args:
@@ -137,7 +137,7 @@ class KyutaiSession(ABC):
         tasks: Tasks of the session.
     """
 
-    def __init__(self, gateway: Gateway, channel: Channel, socket: WebSocket, tasks: asyncio.TaskGroup):
+    def __init__(self, gateway: Gateway, channel: SocketChannel, socket: WebSocket, tasks: asyncio.TaskGroup):
         self._gateway = gateway
         self._channel = channel
         self._socket = socket
@@ -176,7 +176,7 @@ class KyutaiSession(ABC):
 class ListeningSession(KyutaiSession):
     """Session with live audio as input."""
 
-    def __init__(self, gateway: Gateway, channel: Channel, socket: WebSocket, tasks: asyncio.TaskGroup):
+    def __init__(self, gateway: Gateway, channel: SocketChannel, socket: WebSocket, tasks: asyncio.TaskGroup):
         super().__init__(gateway, channel, socket, tasks)
         self._listen_anew()
 
@@ -207,7 +207,7 @@ class ListeningSession(KyutaiSession):
         self._audio.close()
 
 
-Make = Callable[[Gateway, Channel, WebSocket, asyncio.TaskGroup], KyutaiSession]
+Make = Callable[[Gateway, SocketChannel, WebSocket, asyncio.TaskGroup], KyutaiSession]
 
 
 async def open_session(socket: WebSocket, make: Make, write_error: Callable[[str], bytes]) -> None:

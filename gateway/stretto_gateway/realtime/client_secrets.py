@@ -12,8 +12,8 @@ from pydantic import Field
 
 from stretto_contract.limits import FairLimit
 from stretto_gateway.answers import ApiError
+from stretto_gateway.fields import Body
 from stretto_gateway.realtime.settings import Settings
-from stretto_gateway.speech_request import Body
 
 PREFIX = "ek_"  # OpenAI's prefix for ephemeral keys
 NUM_BYTES = 32  # random bytes in a secret

@@ -1,7 +1,6 @@
 """Items of a realtime conversation, and their conversion to the server's turns."""
 
 import base64
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from stretto_client import Word
 from stretto_gateway.admission import Held
 from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.encoding import DEFAULT_RATE, wav_header
+from stretto_gateway.socket_session import new_id
 
 Kind = Literal["input_text", "input_audio", "input_image", "output_text", "output_audio"]
 MAX_CHAR_BYTES = 4
@@ -20,11 +20,6 @@ MAX_CHAR_BYTES = 4
 ITEM_BYTES = 1024
 PART_BYTES = 256
 ROOT = "root"  # OpenAI's name for the position before all items
-
-
-def new_id(kind: str) -> str:
-    """Return a new unique id."""
-    return f"{kind}_{secrets.token_hex(10)}"
 
 
 @dataclass

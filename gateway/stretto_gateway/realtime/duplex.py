@@ -11,8 +11,8 @@ from stretto_gateway.catalogue import DUPLEX, CallersVoices, VoiceFile, find_tas
 from stretto_gateway.encoding import DEFAULT_RATE
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
+from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Conversation, Item, ItemPart
-from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import FIELDS, Order, Reply, response_record
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import Format, RealtimeSettings, Settings

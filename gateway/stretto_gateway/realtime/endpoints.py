@@ -11,12 +11,12 @@ from starlette.websockets import WebSocket
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, ClientSecret, mismatch, shown
 from stretto_gateway.catalogue import CallersVoices, answers_turns, is_full_duplex, transcribes
+from stretto_gateway.fields import Ignored
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.model_server import Can
+from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.client_secrets import SecretRequest
-from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
-from stretto_gateway.realtime.events import Channel, Socket, SocketSession, attend, session_tasks
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import (
     RealtimeSettings,
@@ -26,7 +26,7 @@ from stretto_gateway.realtime.settings import (
     restrict_to_model,
     session_record,
 )
-from stretto_gateway.speech_request import Ignored
+from stretto_gateway.socket_session import Socket, SocketSession, attend, new_id, session_tasks
 from stretto_gateway.voice_store import EVERYBODY
 
 router = APIRouter()

@@ -16,23 +16,18 @@ from stretto_gateway.catalogue import CallersVoices, VoiceFile
 from stretto_gateway.chat import conversing_task, set_voice
 from stretto_gateway.encoding import DEFAULT_RATE, TimeStretch
 from stretto_gateway.events import reply_events
+from stretto_gateway.fields import held_bytes
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import SpeechTrace, Trace
-from stretto_gateway.realtime.conversation import (
-    MAX_CHAR_BYTES,
-    Conversation,
-    Item,
-    ItemPart,
-    Kind,
-    asked_kinds,
-    new_id,
-)
-from stretto_gateway.realtime.events import Channel, ReplyFields, ResponseCreate
+from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.realtime.conversation import MAX_CHAR_BYTES, Conversation, Item, ItemPart, Kind, asked_kinds
+from stretto_gateway.realtime.events import ReplyFields, ResponseCreate
 from stretto_gateway.realtime.settings import Format, RealtimeSettings, ignoring
 from stretto_gateway.realtime.wire_audio import written
 from stretto_gateway.server_queue import ServerQueue
+from stretto_gateway.socket_session import new_id
 from stretto_gateway.speech import usage
-from stretto_gateway.speech_request import OPTIONS, held_bytes
+from stretto_gateway.speech_request import OPTIONS
 from stretto_gateway.turns import AUDIO
 
 clock_s: Callable[[], float] = time.monotonic

@@ -12,8 +12,8 @@ from stretto_gateway.catalogue import CallersVoices
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import Edge, InputBuffer, milliseconds, samples
-from stretto_gateway.realtime.conversation import Item, ItemPart, new_id
-from stretto_gateway.realtime.events import Channel
+from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.realtime.conversation import Item, ItemPart
 from stretto_gateway.realtime.settings import (
     RealtimeSettings,
     Settings,
@@ -25,6 +25,7 @@ from stretto_gateway.realtime.settings import (
 )
 from stretto_gateway.realtime.talk import Talk, Transcriber
 from stretto_gateway.realtime.wire_audio import WireReader
+from stretto_gateway.socket_session import new_id, read_json
 
 MIN_COMMIT_MS = 100  # as at OpenAI
 
@@ -81,7 +82,7 @@ class RealtimeSession:
         """Handle an event; send an error event if it is invalid."""
         record: dict[str, Any] = {}
         try:
-            record = client.read_json(text)
+            record = read_json(text)
             event = client.read_event(record, self._gateway.strict)
             await self._handlers[event.type](event)
         except ApiError as error:

@@ -2,21 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from stretto_client import ModelProfile
 from stretto_gateway import g711
-from stretto_gateway.answers import ApiError, error_path, refused, shown
+from stretto_gateway.answers import ApiError, error_path, refused
 from stretto_gateway.catalogue import CallersVoices, Catalogue, find_task, transcribes
 from stretto_gateway.encoding import DEFAULT_RATE, GREATEST_SPEED, LEAST_SPEED
-from stretto_gateway.speech_request import MAX_NAME_CHARS, Body, Text, Voiced, error_message, field_path, field_rules
+from stretto_gateway.fields import IGNORED, MAX_NAME_CHARS, Body, Text, field_rules, validated
+from stretto_gateway.speech_request import Voiced
 
 MAX_INSTRUCTION_CHARS = 100_000  # not counted in the session's memory account
 MAX_ERRORS = 16  # maximum number of errors reported for one update
 MAX_IGNORED = 32  # maximum number of fields named in one event
-IGNORED = "stretto_ignored"  # added to OpenAI's events, whose types allow further fields
 ASR = ("asr",)
 FINISH_REASON = "stretto_finish_reason"  # added to OpenAI's events about transcripts that a limit has ended
 TURN_END = "stretto_turn_end"  # added to OpenAI's events about sessions with `semantic_vad`
@@ -38,7 +38,6 @@ BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "a
 Name = Annotated[Text, Field(max_length=MAX_NAME_CHARS)]
 Modality = Literal["text", "audio"]
 Modalities = Annotated[list[Modality], Field(min_length=1, max_length=1, fail_fast=True)]
-Model = TypeVar("Model", bound=BaseModel)
 
 
 class Only:
@@ -539,15 +538,3 @@ def undo(record: dict[str, Any], before: dict[str, Any], names: list[str]) -> bo
     else:
         del record[names[-1]]
     return True
-
-
-def validated(model: type[Model], record: Any, path: str = "") -> Model:
-    """Return `record` as a `model`; raise ApiError for the first invalid field, with the prefix `path`."""
-    try:
-        return model.model_validate(record)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-    param = ".".join(name for name in (path, field_path(first, record)) if name)
-    if first["type"] == "missing":
-        raise ApiError(400, f"{param}: missing", param, "missing")
-    raise ApiError(400, f"{param}: {error_message(first)}, got {shown(first['input'])}", param, "invalid_value")

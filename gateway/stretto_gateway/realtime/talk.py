@@ -22,8 +22,8 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.metrics import Trace
 from stretto_gateway.realtime import events as client
 from stretto_gateway.realtime.audio_input import milliseconds, samples
+from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Conversation, Item, ItemPart
-from stretto_gateway.realtime.events import Channel
 from stretto_gateway.realtime.reply import Reply, make_order
 from stretto_gateway.realtime.settings import FINISH_REASON, Format, RealtimeSettings, ignoring
 from stretto_gateway.realtime.wire_audio import written_recording

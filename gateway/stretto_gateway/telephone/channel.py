@@ -11,8 +11,8 @@ from starlette.websockets import WebSocket
 from stretto_gateway import g711
 from stretto_gateway.admission import REQUEST
 from stretto_gateway.answers import ApiError
-from stretto_gateway.realtime.conversation import new_id
-from stretto_gateway.realtime.events import Channel
+from stretto_gateway.realtime.channel import Channel
+from stretto_gateway.socket_session import new_id
 
 LOG = logging.getLogger("stretto_gateway")
 FRAME_BYTES = g711.RATE // 50  # 20 ms

@@ -16,11 +16,11 @@ from stretto_contract.limits import host_of
 from stretto_gateway.admission import CALLER
 from stretto_gateway.answers import ApiError, mismatch, refused
 from stretto_gateway.catalogue import CallersVoices, converses, speaks, transcribes
+from stretto_gateway.fields import validated
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Keys
 from stretto_gateway.realtime.client_secrets import PREFIX
 from stretto_gateway.realtime.duplex import DuplexSession, is_duplex
-from stretto_gateway.realtime.events import SessionEnd, attend, session_tasks
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import (
     PHONE,
@@ -29,8 +29,8 @@ from stretto_gateway.realtime.settings import (
     SettingsChange,
     TranscriptionSettings,
     restrict_to_model,
-    validated,
 )
+from stretto_gateway.socket_session import SessionEnd, attend, session_tasks
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.telephone.channel import CallChannel
 from stretto_gateway.telephone.messages import Start, read_message

@@ -7,9 +7,8 @@ from pydantic import Field
 from stretto_gateway import g711
 from stretto_gateway.answers import mismatch, refused
 from stretto_gateway.base64_data import read_base64
-from stretto_gateway.realtime.events import read_json
-from stretto_gateway.realtime.settings import validated
-from stretto_gateway.speech_request import Body, Text
+from stretto_gateway.fields import Body, Text, validated
+from stretto_gateway.socket_session import read_json
 
 MAX_MEDIA_BYTES = g711.RATE  # of one message: a second, fifty times what Twilio sends
 MAX_PARAMETERS = 32

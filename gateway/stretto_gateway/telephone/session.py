@@ -7,15 +7,17 @@ from typing import Any
 from stretto_client import SpeakArguments, Speech
 from stretto_gateway.answers import ApiError, mismatch
 from stretto_gateway.catalogue import CallersVoices
+from stretto_gateway.fields import Ignored
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.conversation import Conversation
-from stretto_gateway.realtime.events import DONE, Channel, SessionEnd
 from stretto_gateway.realtime.reply import Order, Reply, response_record
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import FINISH_REASON, PHONE, Settings
 from stretto_gateway.realtime.talk import NAME, Talk
+from stretto_gateway.socket_session import DONE, SessionEnd
 from stretto_gateway.speech import FIELDS, WRITTEN_FIELDS, voice_options
-from stretto_gateway.speech_request import Ignored, SpeechFields
+from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.speech_stream import IncomingText, asking
 from stretto_gateway.telephone.channel import CallChannel
 from stretto_gateway.telephone.messages import read_message

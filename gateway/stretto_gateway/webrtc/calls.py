@@ -8,11 +8,11 @@ from typing import Any
 from stretto_gateway.admission import REQUEST
 from stretto_gateway.answers import ApiError
 from stretto_gateway.gateway import Gateway
-from stretto_gateway.realtime.conversation import new_id
 from stretto_gateway.realtime.duplex import DuplexSession
 from stretto_gateway.realtime.endpoints import run
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import Settings
+from stretto_gateway.socket_session import new_id
 from stretto_gateway.webrtc.channel import TrackChannel, TrackSession
 from stretto_gateway.webrtc.peer import Peer
 

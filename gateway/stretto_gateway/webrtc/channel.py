@@ -4,9 +4,10 @@ import base64
 from typing import Any
 
 from stretto_gateway.answers import ApiError, refused
-from stretto_gateway.realtime.events import DONE, Channel, SessionEnd
+from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import PCM, Format, RealtimeSettings, Settings
+from stretto_gateway.socket_session import DONE, SessionEnd
 from stretto_gateway.webrtc.peer import Peer
 from stretto_gateway.webrtc.playout import Playout
 

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from stretto_gateway.answers import ApiError, mismatch, shown
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.endpoints import first_settings, settled
-from stretto_gateway.realtime.events import MAX_VALUES, num_values
 from stretto_gateway.realtime.settings import RealtimeSettings, Settings, SettingsChange
+from stretto_gateway.socket_session import MAX_VALUES, num_values
 
 if TYPE_CHECKING:
     from stretto_gateway.webrtc.calls import Calls

@@ -21,10 +21,11 @@ from openai.types.realtime import (
 from pydantic import BaseModel, TypeAdapter
 from starlette.websockets import WebSocket, WebSocketState
 
+from stretto_gateway.fields import IGNORED
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.realtime.channel import Channel
 from stretto_gateway.realtime.endpoints import run
-from stretto_gateway.realtime.events import Channel
-from stretto_gateway.realtime.settings import FINISH_REASON, IGNORED, TURN_END, RealtimeSettings, joined
+from stretto_gateway.realtime.settings import FINISH_REASON, TURN_END, RealtimeSettings, joined
 from stretto_gateway.voice_store import EVERYBODY
 from tests.client.fake_server import PROFILE, Chunk, Request, Step
 from tests.gateway.conftest import Running
