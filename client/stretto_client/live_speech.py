@@ -150,7 +150,7 @@ class EventReceiver(Protocol):
 
 
 class WholeText:
-    """Receiver of events of a streamed text, whose words it gives their places in the source text.
+    """Receiver that sets the place in the source text of each word of a streamed text, and passes its events on.
 
     Args:
         items: Queue for the events.

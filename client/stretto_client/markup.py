@@ -72,7 +72,7 @@ def open_reader(
 
 
 def ssml_reader(reader: MarkupReader | None) -> SsmlReader | None:
-    """Return the reader of SSML that `reader` is or has created; None if its text is not SSML."""
+    """Return `reader`, or the reader inside it, if it reads SSML; otherwise None."""
     found = reader.inner if isinstance(reader, AutoReader) else reader
     return found if isinstance(found, SsmlReader) else None
 

@@ -64,7 +64,7 @@ class FairLimit:
 
 
 class Rotation(Generic[T]):
-    """Waiting items of hosts. The hosts have turns, so that one of them cannot delay all others."""
+    """Queue that takes an item of each host in turn, so that one host cannot delay all others."""
 
     def __init__(self) -> None:
         self._items: dict[str, deque[T]] = {}  # in the order in which hosts are served

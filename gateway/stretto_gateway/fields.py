@@ -158,7 +158,7 @@ class Body(BaseModel):
 
     @classmethod
     def has_no_value(cls, value: Any) -> bool:
-        """Return True if an unknown field with this value needs no mention."""
+        """Return True if an unknown field with this value is not listed as ignored."""
         return value is None
 
 

@@ -153,9 +153,9 @@ def _relative(root: Path, name: str) -> str:
 
 
 def _followed(path: Path) -> Iterator[Path]:
-    """Yield the places that the links at `path` lead to one after the other, beginning with its own.
+    """Yield `path`, the target of its link, the target of that link and so on, with their folders resolved.
 
-    The folder of each place is resolved, so links of folders count as well.
+    Resolved folders make links of folders count as well.
     """
     for _ in range(MAX_LINKS):
         place = path.parent.resolve(strict=True) / path.name

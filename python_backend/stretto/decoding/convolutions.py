@@ -5,8 +5,8 @@ the number rounded to TF32, and `low` the rest, rounded to TF32. Of the four pro
 low · low' is below the precision of float32; the mode `exact` adds the other three.
 
 Causal layers launch their kernel in the precision of the calling thread (`codecs.device`). Other codecs call torch's
-functions, which a mode of the thread replaces, by the same kernel on a GPU. So it applies to all codecs. A CPU rounds
-the operands in the same way, and torch convolves them.
+functions, and a `TorchFunctionMode` of the thread replaces these calls. On a GPU both ways use the same kernel. On a
+CPU the operands are rounded in the same way, and torch convolves them.
 """
 
 from collections.abc import Sequence

@@ -332,7 +332,7 @@ class _DenseLayer(nn.Module):
 
 
 class _NormedConv(nn.Module):
-    """Convolution `linear` and norm `nonlinear`, in the order that the caller needs."""
+    """Convolution `linear` and norm `nonlinear`; the caller decides which one comes first."""
 
     def __init__(self, convolution: nn.Conv1d, norm: nn.Module):
         super().__init__()

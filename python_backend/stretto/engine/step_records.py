@@ -55,7 +55,7 @@ class NewText(NamedTuple):
 
 @dataclass
 class SpeechCachedRequests(CachedRequestData):
-    """vLLM's record of continued requests, with news of replies added.
+    """vLLM's record of continued requests, with the new text and the first audio rows of replies.
 
     Attributes:
         new_text: Streamed text and live audio that have arrived since the last step, keyed by request id.
@@ -69,6 +69,6 @@ class SpeechCachedRequests(CachedRequestData):
     def extending(
         cls, data: CachedRequestData, new_text: Mapping[str, NewText], audio_starts: Mapping[str, int]
     ) -> "SpeechCachedRequests":
-        """Return a copy of vLLM's `data` with the news of replies."""
+        """Return a copy of vLLM's `data` with the new text and the first audio rows of replies."""
         stock = {column.name: getattr(data, column.name) for column in fields(CachedRequestData) if column.init}
         return cls(**stock, new_text=new_text, audio_starts=audio_starts)

@@ -36,7 +36,7 @@ class Track:
     _room: np.ndarray | None = field(default=None, init=False, repr=False)  # memory of `ids`, with space for more
 
     def extend(self, ids: Sequence[int] | np.ndarray, is_last: bool) -> np.ndarray:
-        """Append the ids of further rows, row by row; return the entries of a slot's tables that they add."""
+        """Append the ids of further rows, row by row, and return their entries for the tables of a slot."""
         num_known = len(self.ids)
         self.append(ids, is_last)
         return self.entries(num_known)

@@ -9,7 +9,7 @@ from stretto.records.prompt import SourceWord
 
 
 class WordTimes:
-    """Words of a reply whose beginning is known, until they are sent.
+    """Queue of the words of a reply that have begun and were not sent yet.
 
     Args:
         words: Words to speak.

@@ -263,7 +263,7 @@ def _header_bytes(repository: str, commit: str, name: str) -> bytes:
 
 
 def _beginning(url: str, num_bytes: int) -> bytes:
-    """Return the first bytes of a file, also if the hub sends more than the range that it is asked for."""
+    """Return the first `num_bytes` bytes of a file, even if the hub ignores the range and sends more."""
     headers = build_hf_headers() | {"range": f"bytes=0-{num_bytes - 1}"}
     data = bytearray()
     timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT

@@ -143,7 +143,7 @@ def _read(folder: Path) -> Served | None:
 
 
 def _is_profile(found: object) -> TypeGuard[dict[str, Any]]:
-    """Return True if a JSON value has what `stretto run` reads of a model profile."""
+    """Return True if a JSON value has the fields of a model profile that `stretto run` reads."""
     if not (isinstance(found, dict) and isinstance(found.get("family"), str) and _are_words(found.get("voices"))):
         return False
     tasks = found.get("tasks")

@@ -226,7 +226,7 @@ class Pacer:
         return size
 
     def _rest(self, num_ready: int, now: float, load: DecoderLoad) -> int:
-        """Return the size of the next chunk while no frame can follow, or 0 if no frame is left to send.
+        """Return the size of the next chunk if no frame can follow without external input, or 0 if none is left.
 
         The wait that follows is excluded from the inter-arrival estimate.
         """

@@ -2,9 +2,9 @@
 
 A release has `config.json`, the weights in safetensors files, and the tokenizer. The codec, MOSS-Audio-Tokenizer v2, is
 a repository of its own. The tables of text and of all codebooks become one. The heads of the codebooks are copies of
-their tables, and may be missing. Without a head of its own for a slot or the end, it consists of two rows of the table.
-The depth transformer's rotations pair neighbouring features; its queries and keys are reordered, so that feature i is
-paired with feature i + D / 2.
+their tables, and may be missing. If the head that decides between a frame and the end is missing, it is made of two
+rows of the table of text. The depth transformer's rotations pair neighbouring features; its queries and keys are
+reordered, so that feature i is paired with feature i + D / 2.
 """
 
 from collections.abc import Iterable, Mapping

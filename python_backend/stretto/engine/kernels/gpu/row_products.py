@@ -87,7 +87,7 @@ class RowProduct:
 
 
 class StockProduct:
-    """The same as `RowProduct` in several launches, with a linear layer of vLLM, which may be quantized."""
+    """Product of `RowProduct` by a linear layer of vLLM, which may be quantized, in several launches."""
 
     def __init__(self, layer: Any, norm: RMSNorm | None = None, is_gated: bool = False):
         self._layer = layer

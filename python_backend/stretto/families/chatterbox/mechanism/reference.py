@@ -12,7 +12,7 @@ class LateScores(ReferenceRule):
     """Rule by which the codes of a reply are sampled."""
 
     def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
-        """Return the logits without the penalty, which `kept` applies."""
+        """Return `logits` unchanged, because `kept` applies the penalty."""
         return logits
 
     def kept(
