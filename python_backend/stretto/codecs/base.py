@@ -206,6 +206,12 @@ class CodecSpec:
         """True if the first codes of an utterance are decoded as soon as they are known, whatever else it contains."""
         return self.can_pad and self.can_capture and not self.are_latents and not self.num_voices
 
+    def check_decodes_first(self, first_chunk: str) -> None:
+        """Raise CheckpointError unless the engine can decode first chunks, in the mode `first_chunk`."""
+        if not self.decodes_first:
+            expected = f"null, because the codec {self.name} needs more than the first codes"
+            raise CheckpointError(f"first_chunk: expected {expected}, got {first_chunk}")
+
     @property
     def can_capture(self) -> bool:
         """True if CUDA graphs of `decode` are possible and useful: whole utterances rarely have the same length."""

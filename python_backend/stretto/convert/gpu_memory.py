@@ -38,9 +38,8 @@ def check_first_chunk(mode: str, decoder_mode: str, family: Family, spec: "Codec
     """
     if mode != decoder_mode:
         raise CheckpointError(f"first_chunk: expected {decoder_mode}, the decoder's convolutions, got {mode}")
-    if not (family.has_plain_frames and spec.decodes_first):
-        expected = f"null, because {family.name} or its codec {spec.name} needs more than the first codes"
-        raise CheckpointError(f"first_chunk: expected {expected}, got {mode}")
+    family.check_plain_frames(mode)
+    spec.check_decodes_first(mode)
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,16 +147,18 @@ def check_int8(config: EngineConfig, built: "VllmConfig") -> None:
 
 
 def check_first_chunk(config: EngineConfig, built: "VllmConfig") -> None:
-    """Raise ValueError if first frames are to be decoded in several processes, or by a family without such frames."""
+    """Raise an error if first frames are to be decoded in several processes, or by a family without such frames.
+
+    Raises:
+        ValueError: The engine has several processes.
+        CheckpointError: The family has no plain frames.
+    """
     if config.first_chunk is None:
         return
     if built.parallel_config.world_size > 1:
         size = built.parallel_config.world_size
         raise ValueError(f"first_chunk: expected null with {size} processes of the engine, got {config.first_chunk!r}")
-    family = family_at(config.checkpoint)
-    if not family.has_plain_frames:
-        expected = f"null, because {family.name} does not generate one frame of codes with each row"
-        raise ValueError(f"first_chunk: expected {expected}, got {config.first_chunk!r}")
+    family_at(config.checkpoint).check_plain_frames(config.first_chunk)
 
 
 NORM_WIDTHS = 8  # vLLM's RMS norm on a CPU reads whole vectors of this number of elements

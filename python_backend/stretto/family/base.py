@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import ceil
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_type_hints
 
-from stretto.errors import InvalidRequest, shown
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
@@ -411,6 +411,12 @@ class Family:
         has_others = own.frame_filter or own.text_row_ids or own.steps or own.sampler or own.speaker
         has_codes = self.layout.latents is None and bool(self.layout.codebook_streams)
         return has_codes and self.rows_per_frame == 1 and not (self.leaves_out_extra or has_others)
+
+    def check_plain_frames(self, first_chunk: str) -> None:
+        """Raise CheckpointError unless the engine can decode first chunks, in the mode `first_chunk`."""
+        if not self.has_plain_frames:
+            expected = f"null, because {self.name} does not generate one frame of codes with each row"
+            raise CheckpointError(f"first_chunk: expected {expected}, got {first_chunk}")
 
     @property
     def samples_codes_apart(self) -> bool:

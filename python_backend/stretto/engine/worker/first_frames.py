@@ -22,7 +22,6 @@ from stretto.decoding.graphs import CudaGraphs, GraphCache
 from stretto.engine.protocol import is_unconditional
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker.run_slots import RunSlots
-from stretto.errors import CheckpointError
 from stretto.records.prompt import MAX_FIRST_FRAMES
 
 KEY = "first_chunk"  # in vLLM's `additional_config`: mode of convolutions
@@ -192,9 +191,7 @@ class FirstFrames(PromptLogprobsWorker):
         mode = config.additional_config[KEY]
         family = slots.rules.family
         codec = load_codec(family.codec, Path(config.model_config.model), str(device), family.num_codebooks)
-        if not codec.spec.decodes_first:
-            expected = "a codec that decodes codes as they come, without a voice in its state"
-            raise CheckpointError(f"{KEY}: expected {expected}, got {codec.spec.name}")
+        codec.spec.check_decodes_first(mode)
         check_mode(codec, mode)
         lane = HostLane(codec, mode) if device.type == "cpu" else CudaLane(codec, mode, device)
         return cls(lane, slots, drawn)
