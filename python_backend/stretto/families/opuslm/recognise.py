@@ -14,8 +14,7 @@ def recognise(listing: Listing) -> list[Match]:
     found = []
     for name, folder, weights in listing.beside(WEIGHTS):
         record = listing.yaml(name, MAX_YAML_BYTES) if weights else {}
-        is_ours = record.keys() >= KEYS and optional_entry(record, "token_bias.codec") is not None
-        if not is_ours or record.get("corelm") == "valle":
+        if not record.keys() >= KEYS or optional_entry(record, "token_bias.codec") is None:
             continue
         family = "opuslm_dialogue" if record.get("model") == "dpo" else "opuslm"
         part = folder.rstrip("/")
