@@ -58,7 +58,8 @@ class ServedVita(ServedCheckpoint):
     def _greedy(self, prompt: Prompt) -> list[int]:
         schedule, penalty = SCHEDULES[prompt.sampling.schedule or "balance"], prompt.sampling.repetition_penalty
         heard = NOTHING if self.hearing is None else self.hearing(self.checkpoint, prompt)
-        return self.reference.reply(prompt.rows[:, 0].tolist(), schedule, NUM_IDS, penalty, heard)
+        num_ids = min(NUM_IDS, prompt.sampling.text.max_rows)  # fewer for a transcript of a short recording
+        return self.reference.reply(prompt.rows[:, 0].tolist(), schedule, num_ids, penalty, heard)
 
     def _drawn(self, prompt: Prompt) -> list[int]:
         rows, lead = ModuleReference.over(self.reference, family_at(self.checkpoint), 2048).reply(prompt)
