@@ -5,6 +5,7 @@ import gc
 import json
 import signal
 import sys
+import tempfile
 import threading
 from collections import Counter
 from contextvars import ContextVar
@@ -229,6 +230,13 @@ def test_replicas_scale_with_utterances_and_waiting_rows(
     assert policy(context) == (expected, {})
 
 
+@pytest.fixture(autouse=True)
+def folder_of_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make servers, which keep their logs, write them in the test's own folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+
+
 async def test_ray_server_process_starts_reports_state_and_drains(tmp_path: Path) -> None:
     ended = tmp_path / "ended"
     server = ServerProcess((sys.executable, "-c", LAUNCHER), "127.0.0.1", 5.0, (str(ended),))
@@ -242,6 +250,7 @@ async def test_ray_server_process_starts_reports_state_and_drains(tmp_path: Path
     assert flags.drain_seconds == 5.0
     server.stop()
     assert (server.state(), ended.read_text()) == ("ended", "drained")
+    assert server.log.is_relative_to(tmp_path)
 
 
 async def test_ray_server_start_failure_reports_the_reason() -> None:
