@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from training.tiny.export import load_exported
 from training.tiny.generate import Speaking, speak_aligned
 from training.tiny.network import Network
 from training.tiny.optimiser import Optimiser
-from training.tiny.prose import everyday, plain_texts, wordnet
+from training.tiny.prose import everyday, plain_texts, texts, wordnet
 from training.tiny.script_files import SCRIPTS, read_scripts
 from training.tiny.scripts import scripts_of
 from training.tiny.sequences import NO_TARGET, Rows, phoneme_text
@@ -42,15 +43,17 @@ from training.tiny.teacher import Head, Reader, Script
 from training.tiny.test_sets import domain_sentences, open_sentences
 from training.tiny.train_ears import BASS_HZ, alterations, levelled
 
-ROWS = {"own": 10_400, "teacher": 2_400, "speech": 2_800, "reading": 1_000, "spelling": 600}  # per step
-WEIGHTS = {"own": 1.0, "teacher": 0.3, "spelling": 0.1}
-TEXT_WEIGHTS = {"own": 30.0, "teacher": 5.0, "spelling": 1.0}  # of the text relative to the phonemes of frames
+ROWS = {"own": 10_400, "teacher": 2_400, "speech": 2_800, "reading": 4_800, "long": 6_000, "spelling": 600}  # per step
+WEIGHTS = {"own": 1.0, "teacher": 0.3, "long": 1.0, "spelling": 0.1}
+DIVERGENCE_WEIGHTS = {"speech": 1.0, "reading": 4.0}
+TEXT_WEIGHTS = {"own": 30.0, "teacher": 5.0, "long": 1.0, "spelling": 1.0}  # of text relative to frames
 UNCONDITIONAL = 0.3  # share of the unconditional requests in the batches of speech
 PEAK = 0.25  # largest learning-rate scale
 FLAT = 0.15  # share of the steps after which it falls
 WARM_UP = 30
 TOGETHER = 128  # texts that are spoken together
 MAX_FRAMES = 480
+LONG = 120  # characters of a long text
 TEACHER_FRAMES = (20, 230)
 Recorded = tuple[Spoken, np.ndarray]  # with its codes, uint8 [T, 7]
 
@@ -78,9 +81,9 @@ def own_speech(network: Network, scripts: Sequence[Script]) -> list[Recorded]:
     ordered = sorted(scripts, key=lambda script: len(script.phonemes))
     for start in range(0, len(ordered), TOGETHER):
         transcripts = [Transcript(each.text, each.phonemes, each.words) for each in ordered[start : start + TOGETHER]]
-        texts = [transcript.text for transcript in transcripts]
+        written = [transcript.text for transcript in transcripts]
         phonemes = [phoneme_text(transcript)[0] for transcript in transcripts]
-        spoken = speak_aligned(network, texts, VOICE, Speaking(seed=start, max_rows=500), phonemes)
+        spoken = speak_aligned(network, written, VOICE, Speaking(seed=start, max_rows=500), phonemes)
         for transcript, utterance in zip(transcripts, spoken, strict=True):
             if utterance.ended:
                 found.append((Spoken(transcript, VOICE, utterance.phoneme_of_frame), utterance.codes.astype(np.uint8)))
@@ -107,6 +110,12 @@ def corpus(utterances: Sequence[Recorded], build: Callable[[Spoken], Rows], spea
     """Return the sequences of utterances and their codes."""
     packed = pack([build(spoken) for spoken, _ in utterances])
     return Corpus([packed], torch.from_numpy(np.concatenate([codes for _, codes in utterances])), speaks, "cpu")
+
+
+def texts_alone(scripts: Sequence[Script], build: Callable[[Transcript], Rows]) -> Corpus:
+    """Return the sequences of scripts, without audio."""
+    transcripts = [Transcript(script.text, script.phonemes, script.words) for script in scripts]
+    return Corpus([pack([build(transcript) for transcript in transcripts])], None, False, "cpu")
 
 
 @torch.inference_mode()
@@ -190,7 +199,7 @@ def train(
                 loss = total * (WEIGHTS[task] / TEXT_WEIGHTS[task])
             else:
                 null = rng.random(len(chosen)) < UNCONDITIONAL if task == "speech" else None
-                loss = divergence(network, original, sequences.batch(chosen, null))
+                loss = divergence(network, original, sequences.batch(chosen, null)) * DIVERGENCE_WEIGHTS[task]
             loss.backward()
             found[task] = loss.item()
         falling = max(0.0, (step / steps - FLAT) / (1 - FLAT))
@@ -207,8 +216,8 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, help="folder that `synthesise` wrote")
     parser.add_argument("--checkpoint", type=Path, required=True, help="exported checkpoint, with its codec")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=187)
-    parser.add_argument("--share", type=float, default=0.7, help="how far the weights move towards the trained ones")
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--share", type=float, default=0.75, help="how far the weights move towards the trained ones")
     parser.add_argument("--utterances", type=int, default=2560, help="number of texts that the model speaks")
     arguments = parser.parse_args()
     torch.manual_seed(1)
@@ -219,18 +228,23 @@ def main() -> None:
     scripts = read_scripts(arguments.scripts / SCRIPTS)
     examples, definitions = wordnet(arguments.wordnet)
     held_out = set(everyday(examples))
-    plain = plain_texts([text for text in examples if text not in held_out], definitions, random.Random(3))
+    taught = [text for text in examples if text not in held_out]
+    plain = plain_texts(taught, definitions, random.Random(3))
+    drawn = texts(taught, definitions, random.Random(4), 0.3)
     avoid = {*domain_sentences(), *open_sentences(), *(text.lower() for text in held_out)}
-    own = own_speech(network, scripts_of(Reader(), plain[: arguments.utterances], avoid))
+    reader = Reader()
+    own = own_speech(network, scripts_of(reader, plain[: arguments.utterances], avoid))
     audio = ShardEncoder(codec, Head(arguments.scripts, "cpu"), "cpu")
     shards = sorted(arguments.shards.glob("shard_????.npz"))[:7]
-    texts = [Transcript(each.text, each.phonemes, each.words) for each in scripts[:8000]]
+    long = scripts_of(reader, [sentences for sentences in drawn if len(" ".join(sentences)) >= LONG], avoid)
+    reading = partial(builders.g2p, voice=VOICE)
     corpora = {
         "own": corpus(own_recordings(own, codec, rng), builders.asr, False),
         "teacher": teacher_recordings(shards, audio, codec, rng),
         "speech": corpus(own, builders.tts, True),
-        "reading": Corpus([pack([builders.g2p(text, VOICE) for text in texts])], None, False, "cpu"),
-        "spelling": Corpus([pack([builders.spell(text) for text in texts])], None, False, "cpu"),
+        "reading": texts_alone(scripts, reading),
+        "long": texts_alone(long, reading),
+        "spelling": texts_alone(scripts[:8000], builders.spell),
     }
     for step, found in enumerate(train(network, corpora, ROWS, arguments.steps)):
         print(step, *(f"{task} {loss:.4f}" for task, loss in found.items()), flush=True)
