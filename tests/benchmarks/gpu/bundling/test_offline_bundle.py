@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,17 @@ def test_newest_compatible_wheel_is_selected(tmp_path: Path, house: Path, packag
     make_wheel(house, "num2words", "2.0", {"num2words.py": ""}, ("needed<3",))
     contents = pack(arguments(tmp_path, house), package)
     assert {"needed-1.10-py3-none-any.whl", "deeper-2.0-py3-none-any.whl"} <= set(contents["wheels"])
+
+
+def test_release_without_a_wheel_is_not_selected(tmp_path: Path, house: Path, package: Path) -> None:
+    """Nothing can be built for the host; `sox` 1.5 is such a release."""
+    source = tmp_path / "deeper-2.9"
+    source.mkdir()
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.2\nName: deeper\nVersion: 2.9\nRequires-Dist: needed\n")
+    (source / "pyproject.toml").write_text('[project]\nname = "deeper"\nversion = "2.9"\ndependencies = ["needed"]\n')
+    with tarfile.open(house / "deeper-2.9.tar.gz", "w:gz") as archive:
+        archive.add(source, source.name)
+    assert "deeper-2.0-py3-none-any.whl" in pack(arguments(tmp_path, house), package)["wheels"]
 
 
 def test_packing_refuses_a_host_without_torch(tmp_path: Path, house: Path, package: Path) -> None:
