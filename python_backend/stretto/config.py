@@ -40,8 +40,8 @@ class EngineConfig:
         int8: True to quantize the weights and the inputs of the language model's linear layers to int8, on CPUs with
             VNNI instructions. Embeddings, norms, heads and narrow layers are not quantized.
         submit_early_ms: Time before the expected end of a step at which a GPU's next step is submitted, in
-            milliseconds, so that requests that arrive meanwhile join it. It must cover the host's work for a step. None
-            to submit each step while the one before runs.
+            milliseconds, so that requests that arrive meanwhile join it. It must cover the host's work for a step with
+            one reply; the time for more replies is added. None to submit each step while the one before runs.
         first_chunk: Key of `DecoderConfig.CONVOLUTIONS`: how the engine's process computes the convolutions of the
             codec, of which it has a copy, to decode the first frames of replies for the decoder. It must be the
             decoder's. None to decode all frames in the decoder alone.

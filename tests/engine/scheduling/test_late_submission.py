@@ -7,6 +7,7 @@ import pytest
 
 from stretto.engine.scheduling.late_submission import KEY, LateSubmission
 from stretto.engine.scheduling.step_clock import NUM_DURATIONS, StepClock
+from stretto.machine.sizing import HOST_MS_A_ROW
 from stretto.testing.checkpoints import make_prompts
 from tests.engine.harness import Answer, Engine
 from tests.random_checkpoints import write_checkpoint
@@ -14,13 +15,14 @@ from tests.speech_families import FORCED_BURSTS
 
 STEP_S = 0.006
 EARLY_S = 0.002
-HOST_S = 0.001  # from reading the requests to the end of a submission
+HOST_S = 0.001  # from reading the requests to the end of a submission; each request adds a time
 
 
 class Loop:
     """vLLM's loop with two steps in flight, and a GPU, on a virtual clock."""
 
-    def __init__(self, early_s: float | None) -> None:
+    def __init__(self, early_s: float | None, num_requests: int = 0) -> None:
+        self.num_requests = num_requests
         self.now = 0.0
         self.gpu_is_free = 0.0
         self.idle_s = 0.0
@@ -35,10 +37,10 @@ class Loop:
     def step(self, duration: float = STEP_S) -> None:
         """Wait if configured, read the requests, submit a step, and receive the result if two are in flight."""
         if self.late is not None:
-            self.late.wait()
+            self.late.wait(self.num_requests)
         self.clock.begin()
         self.begun.append(self.now)
-        self.now += HOST_S
+        self.now += HOST_S + self.num_requests * HOST_MS_A_ROW / 1000
         start = max(self.now, self.gpu_is_free)
         self.idle_s += start - self.gpu_is_free
         self.gpu_is_free = start + duration
@@ -67,6 +69,14 @@ def test_arrival_does_not_wait_for_a_whole_step() -> None:
     assert late.idle_s == usual.idle_s == HOST_S  # before the first step
 
 
+def test_steps_of_many_replies_are_submitted_earlier() -> None:
+    """Otherwise the GPU waits for the host, whose work for a step grows with its rows."""
+    loop = Loop(EARLY_S, num_requests=50)
+    for _ in range(100):
+        loop.step()
+    assert loop.idle_s == pytest.approx(HOST_S + 50 * HOST_MS_A_ROW / 1000), "before the first step"
+
+
 def test_shorter_steps_are_expected_at_once() -> None:
     loop = Loop(EARLY_S)
     for _ in range(50):
@@ -84,11 +94,11 @@ def test_nothing_waits_before_durations_are_known_or_while_two_steps_run() -> No
         clock.begin()
         clock.end(True)
     clock.begin()
-    late.wait()
+    late.wait(1)
     clock.begin()
     clock.end(True)
     clock.begin()
-    late.wait()
+    late.wait(1)
 
 
 @pytest.mark.engine

@@ -8,6 +8,7 @@ from typing import Self
 from vllm.config import VllmConfig
 
 from stretto.engine.scheduling.step_clock import NUM_DURATIONS, StepClock
+from stretto.machine.sizing import HOST_MS_A_ROW
 
 KEY = "submit_early_ms"  # in vLLM's `additional_config`
 
@@ -23,8 +24,8 @@ class LateSubmission:
         """Create the delay.
 
         Args:
-            early_s: Time before the expected end of the running step, in seconds. It must cover the host's work for a
-                step; otherwise the GPU waits for the host.
+            early_s: Time before the expected end of the running step, in seconds, to which each request adds
+                HOST_MS_A_ROW. It must cover the host's work for a step; otherwise the GPU waits for the host.
             clock: Times of the steps.
             sleep: Function that waits for a number of seconds.
         """
@@ -39,14 +40,18 @@ class LateSubmission:
         early_ms = options.get(KEY, math.inf) if isinstance(options, dict) else math.inf
         return cls(early_ms / 1000, clock)
 
-    def wait(self) -> None:
+    def wait(self, num_requests: int) -> None:
         """Wait until the next step is due; return at once unless exactly one step is in flight.
 
         The shortest of the last durations is expected, so a step that follows longer ones is not submitted too late.
+
+        Args:
+            num_requests: Number of requests in the batch.
         """
         clock = self._clock
         if clock.num_in_flight != 1 or len(clock.durations) < NUM_DURATIONS:
             return
-        delay = clock.running_since + min(clock.durations) - self._early_s - clock.now()
+        early_s = self._early_s + num_requests * HOST_MS_A_ROW / 1000
+        delay = clock.running_since + min(clock.durations) - early_s - clock.now()
         if delay > 0:
             self._sleep(delay)

@@ -264,7 +264,7 @@ class PairedScheduling(Base):
         vLLM's loop calls this before it reads new requests, so requests that arrive during the wait join that step.
         """
         if len(self.running) < self.max_num_active_reqs:
-            self.submission.wait()
+            self.submission.wait(len(self.running))
         return super().has_requests()
 
     def has_unfinished_requests(self) -> bool:
