@@ -23,6 +23,7 @@ from stretto.convert.make_repository import (
     main,
     profile,
 )
+from stretto.convert.profiles import PROFILES
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
 from stretto.errors import CheckpointError
@@ -295,7 +296,7 @@ def test_engine_with_a_copy_of_the_codec_needs_its_memory(
     monkeypatch.setattr(Needs, "check", lambda needs, available: needed.append(needs.weights))
     given = tmp_path / "given.json"
     with monkeypatch.context() as patch:
-        patch.setattr("stretto.convert.make_repository.check_first_chunk", lambda *_: None)  # this codec has context
+        patch.setattr("stretto.convert.profiles.check_first_chunk", lambda *_: None)  # this codec has context
         for first_chunk in (None, "float32"):
             given.write_text(json.dumps({"first_chunk": first_chunk}))
             words = "--gpu", "0", "--gpu-memory", "80", "--engine-args", str(given)
@@ -454,6 +455,31 @@ def parameters_of(config: Path) -> dict[str, str]:
     """Return the parameters of a model config."""
     pairs = re.findall(r"""key: "(\w+)" value \{ string_value: (?:"([^"]*)"|'([^']*)')""", config.read_text())
     return {key: double or single for key, double, single in pairs}
+
+
+EARLY = {"submit_early_ms": 3.0, "compilation_config": {"cudagraph_mode": "FULL"}, "first_chunk": "exact"}
+
+
+def test_latency_on_a_gpu_uses_all_that_shortens_the_first_audio(checkpoint: Path, tmp_path: Path) -> None:
+    """As far as family and codec permit it; other profiles and CPUs do not, and given arguments take precedence."""
+    spec = CodecSpec("any", 16_000, 640, 7, 256, Stateful())
+    without = {name: value for name, value in EARLY.items() if name != "first_chunk"}
+
+    def chosen(config: dict[str, Any], family: Family, spec: CodecSpec, name: str = "latency") -> dict[str, Any]:
+        return PROFILES[name].with_first_audio({}, config, family, spec, "exact")
+
+    assert chosen({}, TINY, spec) == EARLY
+    assert chosen({}, TINY, replace(spec, streaming=Windowed(1, 1))) == without
+    heard = {"audio_config": {"num_mel_bins": 80, "n_window": 50}}
+    assert chosen(heard, TINY, spec).keys() == {"submit_early_ms", "first_chunk"}
+    assert chosen({}, replace(TINY, leaves_out_extra=True), spec).keys() == {"submit_early_ms"}
+    assert chosen({}, TINY, spec, "balanced") == {}
+    words = "--profile", "latency"
+    assert made(checkpoint, tmp_path / "gpu", "--gpu", "0", *words).items() >= without.items()
+    assert not made(checkpoint, tmp_path / "cpu", *words).keys() & EARLY.keys()
+    (tmp_path / "given.json").write_text('{"submit_early_ms": null}')
+    given = "--engine-args", str(tmp_path / "given.json")
+    assert made(checkpoint, tmp_path / "other", "--gpu", "0", *words, *given)["submit_early_ms"] is None
 
 
 def test_given_engine_arguments_take_precedence_over_the_profile(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import re
 import shutil
 import sys
@@ -21,7 +20,6 @@ from stretto.convert.gpu_memory import (
     GIB,
     Needs,
     bytes_of_gpu,
-    check_first_chunk,
     engine_bytes,
     file_bytes,
     latent_bytes,
@@ -37,7 +35,7 @@ from stretto.family.pronunciations import alphabets
 from stretto.family.served import speaking_folder
 from stretto.launcher.installation import bundled_repository
 from stretto.launcher.options import RepositoryOptions
-from stretto.machine.gpus import MIB, gpu_number
+from stretto.machine.gpus import MIB, gibibytes, gpu_number, percentage
 from stretto.machine.sizing import CPU_BLOCK_SIZE, cpu_cache_bytes, cpu_slots, kv_numbers, longest_rows, num_slots
 from stretto.preprocessing.request import Preprocessor
 from stretto.untrusted_files import json_object
@@ -194,24 +192,6 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     if args.quantize and args.quantize not in GPU_FORMATS and args.gpu is not None:
         parser.error(f"--quantize {args.quantize}: expected no --gpu")
     return args
-
-
-def percentage(text: str) -> int:
-    """Parse a share in percent."""
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"expected an integer from 1 to 100, got {text!r}")
-    return int(text)
-
-
-def gibibytes(text: str) -> float:
-    """Parse the memory of a GPU in GiB."""
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
-    return found
 
 
 @dataclass(frozen=True)
@@ -499,9 +479,8 @@ def make(
     if own.mechanism.speaker is not None:
         options = placement is not None, PROFILES[serving], quantize, speaker_args
         chosen["speaker"] = speaker_arguments(speaking_folder(checkpoint), *options)
-    if (first := chosen.get("first_chunk")) is not None:
-        mode = "float32" if placement is None else placement.convolutions
-        check_first_chunk(first, mode, own, preprocessor.codec.spec)
+    mode = None if placement is None else placement.convolutions
+    chosen = PROFILES[serving].with_first_audio(chosen, record, own, preprocessor.codec.spec, mode)
     tensors = 0
     if placement is not None:
         sizes = PROFILES[serving].with_chunks(family)

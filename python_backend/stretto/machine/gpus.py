@@ -1,9 +1,10 @@
-"""GPUs of this machine, as nvidia-smi reports them, and their numbers on a command line.
+"""GPUs of this machine, as nvidia-smi reports them, and their numbers, memory and shares on a command line.
 
 No other module runs nvidia-smi.
 """
 
 import argparse
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -81,6 +82,24 @@ def gpu_number(text: str) -> int:
     if not text.isdecimal() or len(text) > MAX_DIGITS:
         raise argparse.ArgumentTypeError(f"expected the number of a GPU, from 0, got {text!r}")
     return int(text)
+
+
+def percentage(text: str) -> int:
+    """Parse a share of a GPU in percent, for argparse."""
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"expected an integer from 1 to 100, got {text!r}")
+    return int(text)
+
+
+def gibibytes(text: str) -> float:
+    """Parse the memory of a GPU in GiB, for argparse."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB above 0, got {text!r}")
+    return found
 
 
 def _gpu(line: str) -> Gpu | None:
