@@ -37,6 +37,8 @@ WARM_UPS = 3
 REPEATS = 30
 TEMPERATURE = 0.9
 TOP_K = 50
+WIDTH_OF_BACKBONE = 2048
+DTYPE = torch.bfloat16
 SPREAD = 0.02  # standard deviation of random weights, as in published configurations
 
 
@@ -94,8 +96,8 @@ class Frame:
 def run(setup: Setup) -> Iterator[dict[str, Any]]:
     """Yield a line for each way and number of rows, then one for each draw."""
     family = MODELS["qwen3_tts"].read_family(setup)
-    dtype = torch.float32 if setup.is_small else torch.bfloat16
-    width = 64 if setup.is_small else 2048
+    dtype = torch.float32 if setup.is_small else DTYPE
+    width = 64 if setup.is_small else WIDTH_OF_BACKBONE
     hidden = torch.randn(2 if setup.is_small else max(ROWS), width, generator=torch.Generator().manual_seed(0))
     hidden = hidden.to(setup.device, dtype)
     depth = weights(setup, family, width, dtype)

@@ -1,24 +1,43 @@
-"""Compile the kernels of the job `kernels` into Triton's cache, for a GPU that this machine need not have.
+"""Compile kernels into Triton's cache, for a GPU that this machine need not have.
 
     TRITON_CACHE_DIR=DIR LD_LIBRARY_PATH=STUBS python -m benchmarks.gpu.kernel_cache 90    # compute capability 9.0
 
+These are the kernels of the jobs `kernels`, `codec` and `depth`, whose time would otherwise pass with compiling.
 A bundle carries the cache (`benchmarks.gpu.bundling pack --kernels DIR`). Triton finds a kernel in it if its source,
 the types and alignment of its arguments, and Triton itself are the same, so this must run with the Triton release and
 the Python version of the host. Kernels are launched as the job does, with tensors in host memory; a launch only
 compiles. `STUBS` holds stand-ins for the driver's libraries (scripts/cuda_without_gpu.sh).
 """
 
+# ruff: noqa: E402  (vLLM reads the environment on import)
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from stretto.engine.environment import prepare_environment
+
+prepare_environment()
 
 import numpy as np
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from benchmarks.gpu.decoder import modes_of
+from benchmarks.gpu.depth import DTYPE, WIDTH_OF_BACKBONE, weights
+from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.kernels import DRAWS, PAD, SAMPLERS, WIDTH, draw_params, family_of
+from benchmarks.gpu.models import MODELS
+from lab.releases.every_codec import every_codec
+from stretto.codecs.base import Window
+from stretto.decoding.convolutions import convolutions_in
+from stretto.engine.kernels.gpu import depth as layers
+from stretto.engine.kernels.gpu import row_products
+from stretto.engine.kernels.gpu.depth import DeviceDepth
 from stretto.engine.kernels.gpu.draw import draw_on_device
 from stretto.engine.kernels.gpu.products import embed_on_device
 from stretto.engine.reply_rules import SegmentRules
@@ -89,10 +108,41 @@ def compile_kernels() -> None:
         walks.captured(SegmentRules(family_of(name), walks.LENGTH), 5, LaunchingRecorder()).sampler.capture()
 
 
+def compile_codec() -> None:
+    """Launch the kernels of Qwen3-TTS's codec in each mode; one window is enough for all (`specialise_codec`)."""
+    on_host = import_module("tests.codecs.kernels.on_host")
+    codec = every_codec("qwen3_12hz", is_narrow=False)
+    codes = torch.zeros(1, codec.spec.num_codebooks, 1, dtype=torch.int64)
+    window = Window(codes, 0, 0, torch.zeros(1, dtype=torch.int64), codec.initial_state(1))
+    with on_host.kernels_on_host():
+        for mode in modes_of(codec):
+            with convolutions_in(mode):
+                codec.decode(window)
+
+
+def compile_depth() -> None:
+    """Launch the kernels of a pass through Qwen3-TTS's depth transformer, and of its heads."""
+    family = MODELS["qwen3_tts"].read_family(Setup("cuda", Path()))
+    depth = weights(Setup("cpu", Path()), family, WIDTH_OF_BACKBONE, DTYPE)
+    hidden = torch.zeros(1, WIDTH_OF_BACKBONE, dtype=DTYPE)
+    code = torch.zeros(1, dtype=torch.int64)
+    for begins_early in (False, True):
+        is_early = partial(bool, begins_early)
+        with patch.object(row_products, "launches_early", is_early), patch.object(layers, "launches_early", is_early):
+            on_device = DeviceDepth(depth)
+            on_device.prepare(1)
+            state = on_device.begin(hidden, code)
+            on_device.next(code, 2)
+            row_products.RowProduct(depth.heads[: len(family.layout.audio[1])], dtype=torch.float32)(state)
+
+
 def main(capability: int) -> None:
     """Fill the cache."""
     triton.runtime.driver.set_active(CompilingDriver(capability))
     compile_kernels()
+    with torch.inference_mode():
+        compile_codec()
+        compile_depth()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Measure the most valuable figures of fifteen minutes on a GPU, most valuable first.
 
-    python -m benchmarks.gpu.quarter pack                   # here: packs the bundle, prints sizes and both calls
+    python -m benchmarks.gpu.quarter pack                   # here: packs the bundle, prints sizes and the calls
     python -m benchmarks.gpu.quarter --out DIR              # on the GPU
     python -m benchmarks.gpu.quarter --out DIR --dry-run    # on the CPU, with a tiny model: run all code paths
 
 The host starts bare. The first call installs a part of the bundle, the second one installs the rest and runs the jobs
 (`jobs.QUARTER`), each in a process of its own with a time limit. Lines are written as they come. The working tree
-travels without the bundled model's weights and the tests' data, which no job needs.
+travels without the bundled model's weights and the tests' data, which no job needs. The bundle has the kernels of
+codec and depth transformer, which take longer to compile than to measure.
 """
 
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.gpu import plan
 from benchmarks.gpu.__main__ import main, parse
+from benchmarks.gpu.bundling.contents import KERNELS
 from benchmarks.gpu.jobs import QUARTER
 from benchmarks.harness import ROOT
 
@@ -50,6 +52,8 @@ def pack(words: Sequence[str]) -> int:
     """Pack the bundle unless `words` has --print, and print the calls with their sizes."""
     first, *_ = calls()
     if "--print" not in words:
+        if not (ROOT / KERNELS).is_dir():
+            subprocess.run(["scripts/cuda_without_gpu.sh", str(Path(KERNELS).parent)], cwd=ROOT, check=True)
         subprocess.run(first.preparation.split(), cwd=ROOT, check=True, env=os.environ)
     patterns = " ".join(f"'{pattern}'" for pattern in SPARSE)
     print(f"git sparse-checkout set --no-cone {patterns}    # {first.tree_bytes / 2**20:.1f} MiB")

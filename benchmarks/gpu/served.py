@@ -20,8 +20,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,16 @@ import numpy as np
 from benchmarks.fair_load import FairLoad, measure_fair
 from benchmarks.gpu.__main__ import main, parse
 from benchmarks.gpu.jobs import SERVED, Setup, failure
-from benchmarks.gpu.models import GRAPHS, PIECES, QWEN3_TTS_1B7
-from benchmarks.harness import CHECKPOINT, serving
+from benchmarks.gpu.models import GRAPHS, QWEN3_TTS_1B7
+from benchmarks.harness import CHECKPOINT
+from benchmarks.harness import serving as serving_at
 from benchmarks.hops import trace, tracing
 from lab.releases.random_qwen3_codec import write_qwen3_codec
 from lab.releases.small_models import SMALL_MODELS, write_checkpoint
 from stretto.config import EngineConfig
 from stretto.convert.make_repository import CHECKPOINT as LINK
 from stretto.convert.make_repository import DECODER, ENGINE, Placement, make
+from stretto.convert.profiles import BALANCED
 from stretto.families.qwen3_tts.family import SILENT_FRAMES, Qwen3TtsVocabulary
 from stretto.family.plugin import VOCABULARY
 from stretto.preprocessing.request import Preprocessor
@@ -52,12 +54,12 @@ GUIDANCE = 1.5
 ALIKE = 1e-4  # chunk boundaries depend on timing, and each window is rounded separately
 SHARE = {"gpu_memory_utilization": 0.3}  # two engines and the decoder share one GPU
 SHAPE = "qwen3-tts-small"  # model whose prompts and tokenizer the model of published shape has
-# Streams of closed loops, and requests per second of open loops; the shorter job has the first ones alone. A reply of a
-# closed loop has 55 frames, as a sentence of speech benchmarks, or 100. Open loops begin with 30 s that are not
-# measured, those of the shorter job with 5 s.
+# Usual streams of closed loops, with replies of 55 frames, as a sentence of speech benchmarks, or 100; requests per
+# second of open loops, and the seconds before them that are not measured.
 STREAMS = (1, 16, 64)
-RATES = (1.0, 20.0, 10.0)
 FRAMES = (55, 100)
+RATES = (1.0, 20.0, 10.0)
+WARM_UP_S = 30.0
 OPEN_S = 15.0
 LEAST_REQUESTS = 16
 CLIENT_RATE = 10.0  # requests per second of a client process, whose event loop also receives their audio
@@ -69,7 +71,7 @@ def run(setup: Setup) -> Iterator[dict[str, Any]]:
         repository = Path(folder) / "repository"
         gpu = None if setup.is_small else 0
         make(CHECKPOINT.resolve(), repository, {} if gpu is None else SHARE, None if gpu is None else Placement(gpu))
-        with serving(repository) as address, asyncio.Runner() as runner:
+        with serving_at(repository) as address, asyncio.Runner() as runner:
             lines = _ask(setup, repository, address)
             while (line := runner.run(anext(lines, None))) is not None:
                 yield line
@@ -94,8 +96,30 @@ async def _ask(setup: Setup, repository: Path, address: str) -> AsyncIterator[di
         yield {"part": "triton_tax", **figures}
 
 
+@dataclass(frozen=True)
+class ShapeLoads:
+    """Loads of a server: one line for each.
+
+    Attributes:
+        streams: Numbers of streams in closed loops.
+        frames: Frames of their replies.
+        rates: Requests per second of open loops, whose replies last as long as read sentences.
+        warm_up_s: Seconds before each open loop, at its rate.
+    """
+
+    streams: Sequence[int] = STREAMS
+    frames: Sequence[int] = FRAMES
+    rates: Sequence[float] = RATES
+    warm_up_s: float = WARM_UP_S
+
+
 def run_shape(
-    setup: Setup, convolutions: str, mps_share: int | None = None, mode: str = PIECES, shorter: bool = False
+    setup: Setup,
+    convolutions: str,
+    mps_share: int | None = None,
+    mode: str | None = None,
+    serving: str = BALANCED,
+    **loads: Any,
 ) -> Iterator[dict[str, Any]]:
     """Serve Qwen3-TTS 1.7B's shape (a dry run: its small version); yield a line for each hop, then for each load.
 
@@ -103,25 +127,27 @@ def run_shape(
         setup: Device and output folder.
         convolutions: How the decoder computes convolutions on a GPU, one of `DecoderConfig.CONVOLUTIONS`.
         mps_share: Multiprocessors that the decoder may use under NVIDIA's MPS, in percent; None without MPS.
-        mode: Graphs of the engine, a key of `GRAPHS`.
-        shorter: True for few loads, all with replies of 55 frames.
+        mode: Graphs of the engine, a key of `GRAPHS`; None for those of the profile.
+        serving: Profile of `make-repository`.
+        loads: Fields of `ShapeLoads`.
     """
     with tempfile.TemporaryDirectory() as folder, tracing() as hops:
         checkpoint = Path(folder) / "checkpoint"
         repository = Path(folder) / "repository"
         write_checkpoint(SMALL_MODELS[SHAPE].family, checkpoint)
         if setup.is_small:
-            make(checkpoint, repository, {})
+            make(checkpoint, repository, {}, serving=serving)
         else:
             enlarge(checkpoint)
             share = 100 if mps_share is None else mps_share
             placement = Placement(0, None, convolutions, mps_share is not None, None, share)
-            make(checkpoint, repository, {"load_format": "dummy", **GRAPHS[mode]}, placement)
+            given = {"load_format": "dummy"} | ({} if mode is None else GRAPHS[mode])
+            make(checkpoint, repository, given, placement, serving=serving)
         begun = time.perf_counter()
-        with serving(repository) as address, asyncio.Runner() as runner:
-            about = {"convolutions": convolutions, "mps_share": mps_share, "mode": mode}
+        with serving_at(repository) as address, asyncio.Runner() as runner:
+            about = {"convolutions": convolutions, "mps_share": mps_share, "mode": mode, "profile": serving}
             yield {**about, "part": "start", "start_s": round(time.perf_counter() - begun, 1)}
-            lines = _load(setup, address, hops, shorter)
+            lines = _load(setup, address, hops, ShapeLoads(**loads))
             while (line := runner.run(anext(lines, None))) is not None:
                 yield about | line
 
@@ -138,35 +164,30 @@ def enlarge(checkpoint: Path) -> None:
     write_qwen3_codec(checkpoint / "codec", "wide")
 
 
-async def _load(setup: Setup, address: str, hops: Path, shorter: bool) -> AsyncIterator[dict[str, Any]]:
+async def _load(setup: Setup, address: str, hops: Path, loads: ShapeLoads) -> AsyncIterator[dict[str, Any]]:
     from benchmarks.ensemble import FamilyLoad, speaker, speech_inputs
 
     model = SMALL_MODELS[SHAPE]
     streamed = replace(model, options={**model.options, "text_mode": "streaming"})
     asked = argparse.Namespace(family=SHAPE, guidance=None, listeners=None, rounds=2, requests=2)
-    frames = (8,) if setup.is_small else FRAMES[: 1 if shorter else None]
-    streams = (1, 2) if setup.is_small else STREAMS[: 1 if shorter else None]
-    rates = RATES[: 2 if shorter else None]
     open_s = OPEN_S
-    warm_up_s = 5.0 if shorter else 30.0
     if setup.is_small:
         asked.rounds = 1
         asked.requests = 1
-        rates = (0.5,)
+        loads = ShapeLoads((1, 2)[: len(loads.streams)], (8,), (0.5,), 2.0)
         open_s = 4.0
-        warm_up_s = 2.0
     async with SpeechClient(address) as client:
         inputs = speech_inputs(model)
-        forced = {"audio": {"min_rows": frames[0], "max_rows": frames[0]}, "seed": SEED}
+        forced = {"audio": {"min_rows": loads.frames[0], "max_rows": loads.frames[0]}, "seed": SEED}
         for row in await trace(lambda text: client.send(inputs(text, forced)), hops, 2 if setup.is_small else 20):
             yield {"part": "hop", **row}
-        for asked.frames in frames:
+        for asked.frames in loads.frames:
             load = FamilyLoad(model, speaker(client, model), None, asked)
-            for number in streams:
+            for number in loads.streams:
                 yield {"part": "closed", **await load.measure(number)}
-    for rate in rates:
+    for rate in loads.rates:
         num_requests = math.ceil(rate * open_s) if setup.is_small else max(LEAST_REQUESTS, math.ceil(rate * open_s))
-        requests = FairLoad(rate, num_requests, warm_up_s, tail_rows=model.tail_rows)
+        requests = FairLoad(rate, num_requests, loads.warm_up_s, tail_rows=model.tail_rows)
         num_clients = 2 if setup.is_small else math.ceil(rate / CLIENT_RATE)  # a repetition would take too long
         yield {
             "part": "open",

@@ -37,6 +37,7 @@ from benchmarks.gpu.models import (
     PIECES,
     PLAIN,
     PROMPTS,
+    WHOLE,
     PromptMaker,
     engine_config,
     write_config,
@@ -260,9 +261,12 @@ def stock_engine(folder: Path, setup: Setup, model: str, requests: tuple[int, ..
 
 
 def our_steps(setup: Setup, model: str) -> dict[int, float]:
-    """Read Stretto's step time in milliseconds by number of requests from the results of an earlier job."""
+    """Read Stretto's step time in milliseconds by number of requests from the results of an earlier job.
+
+    Steps without prompts have the same graphs in all modes but `PLAIN`.
+    """
     lines = [json.loads(line) for line in setup.results.read_text().splitlines()] if setup.results.exists() else []
-    ours = [line for line in lines if line.get("model") == model and line.get("mode") == PIECES]
+    ours = [line for line in lines if line.get("model") == model and line.get("mode") in (PIECES, WHOLE)]
     guided = {line["requests"]: line["step_ms_guided"] for line in ours if line["part"] == "cfg_retention"}
     return guided | {line["requests"]: line["step_ms"] for line in ours if line["part"] == "step"}
 

@@ -55,7 +55,8 @@ class Wheelhouse:
             overrides.write_text("\n".join(f"{name} ; sys_platform == 'never'" for name in sorted(left_out)))
             pinned.write_text("" if self._lock is None else self._lock.read_text())  # uv keeps compatible versions
             command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--no-header"]
-            command += ["--no-annotate", "--only-binary", ":all:", "--python-version", self._python, "--python-platform", "x86_64-manylinux_2_35"]
+            command += ["--no-annotate", "--only-binary", ":all:"]
+            command += ["--python-version", self._python, "--python-platform", "x86_64-manylinux_2_35"]
             command += ["--override", str(overrides), "--output-file", str(pinned), str(wanted)]
             if self._is_offline:
                 command += ["--offline", "--no-index", "--find-links", str(self.folder)]

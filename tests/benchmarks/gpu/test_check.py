@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.gpu.__main__ import ENVIRONMENT, main, parse
 from benchmarks.gpu.host import _share_memory
-from benchmarks.gpu.jobs import JOBS, Setup
+from benchmarks.gpu.jobs import JOBS, Setup, append
 from tests.cuda_runtime import GRANULARITY, install_for
 
 ROOT = Path(__file__).parents[3]
@@ -48,6 +48,16 @@ def test_dry_run_of_a_job_without_an_engine_passes(
     line = ["--dry-run", "--out", str(tmp_path), "--limit-s", "3000", "--jobs", "host"]
     assert main(parse(line)) == 0
     assert list(records(tmp_path, capfd.readouterr().out, ("host",))) == ["host"]
+
+
+def test_stock_steps_are_compared_with_those_of_an_engine_with_whole_graphs(tmp_path: Path) -> None:
+    from benchmarks.gpu.speed import our_steps
+
+    setup = Setup("cuda", tmp_path)
+    about = {"model": "qwen3_tts", "part": "step"}
+    for mode, number in (("plain", 1), ("whole", 1), ("pieces", 16)):
+        append(setup, {"job": "engine", **about, "mode": mode, "requests": number, "step_ms": float(len(mode))})
+    assert our_steps(setup, "qwen3_tts") == {1: 5.0, 16: 6.0}
 
 
 def test_host_job_reads_a_gpu_ring_in_a_client_and_kills_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from benchmarks.gpu.__main__ import parse
 from benchmarks.gpu.jobs import (
     IF_TIME_IS_LEFT,
     JOBS,
+    QUARTER,
+    SERVED,
     Attempt,
     Children,
     Job,
@@ -21,6 +23,7 @@ from benchmarks.gpu.jobs import (
     summary,
     table,
 )
+from benchmarks.gpu.served import ShapeLoads
 from tests.patience import until
 from tests.tiers import by_night
 
@@ -170,5 +173,6 @@ def test_jobs_fit_into_a_ten_minute_call() -> None:
 def test_every_gpu_job_function_accepts_its_arguments() -> None:
     import inspect
 
-    for job in JOBS.values():
-        inspect.signature(job.load()).bind(Setup("cpu", Path()), **job.arguments)
+    for job in (*JOBS.values(), *SERVED.values(), *QUARTER.values()):
+        bound = inspect.signature(job.load()).bind(Setup("cpu", Path()), **job.arguments)
+        ShapeLoads(**bound.arguments.get("loads", {}))
