@@ -1,5 +1,6 @@
 """Each adapter, with a fake Triton module and a fake of the object that it drives."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -53,6 +54,17 @@ def test_no_slow_imports_before_a_model_initializes(model: str) -> None:
     ours = {"stretto.errors", "stretto.triton_io", "stretto.triton_io.stub"}
     assert {name for name in modules if name.startswith("stretto.")} == ours
     assert not modules & {"numpy", "torch", "vllm", "pydantic", "multiprocessing"}
+
+
+@pytest.mark.parametrize("model", ["preprocessor", "language_model", "acoustic_decoder"])
+def test_a_model_switches_threads_often_and_keeps_what_it_has_loaded(model: str) -> None:
+    """The first before it imports anything, the last once everything is loaded."""
+    tree = ast.parse((ROOT / model / "1" / "model.py").read_text())
+    (initialize,) = (node for node in ast.walk(tree) if getattr(node, "name", "") == "initialize")
+    assert isinstance(initialize, ast.FunctionDef)
+    lines = [ast.unparse(statement) for statement in initialize.body]
+    assert "stub.switch_threads_often()" in lines[:3]
+    assert lines[-1] == "stub.keep_loaded_objects()"
 
 
 def arguments(model: str, **changed: str) -> dict[str, str]:

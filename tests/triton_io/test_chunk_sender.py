@@ -97,6 +97,12 @@ async def test_chunks_are_sent_in_order_with_their_codes(slot: FlowSlot) -> None
     assert not sender.is_final  # the service sends it
 
 
+def test_probes_are_not_more_than_chunks() -> None:
+    """The probes of all replies pass the thread of responses, Triton and the decoder's thread, as chunks do."""
+    steady_s = 12 / 12.5  # of a steady chunk of Qwen3-TTS
+    assert SenderLimits().probe_s >= steady_s
+
+
 async def test_output_form_is_sent_once(slot: FlowSlot) -> None:
     sender, form = AnsweringSender(slot.table), OutputForm("pcm_s16le", 8_000)
     chunk_sender = ChunkSender(responses_to(sender), slot, "u", QUICK, Delivery(form))
