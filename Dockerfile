@@ -2,7 +2,7 @@
 #     docker build --tag stretto:0.2.0 .                              # for GPUs; the server comes from the base image
 #     docker build --tag stretto:0.2.0-cpu --build-arg TARGET=cpu .   # for CPUs, x86_64; it comes from a wheel
 # 26.07 is the oldest base whose Python backend and gRPC front end work here; 26.11 fixes further bugs that affect
-# streams (docs/gpu.md). Its CUDA is newer than torch's, which has its own CUDA libraries.
+# streams (docs/install.md). Its CUDA is newer than torch's, which has its own CUDA libraries.
 # For a build that cannot change, pass the digest: --build-arg BASE=nvcr.io/nvidia/tritonserver:26.11-py3@sha256:…
 ARG TARGET=gpu
 ARG BASE=nvcr.io/nvidia/tritonserver:26.11-py3

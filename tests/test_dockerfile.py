@@ -70,7 +70,7 @@ def test_base_image_matches_the_package() -> None:
     assert base.startswith("nvcr.io/nvidia/tritonserver:")
     assert base.endswith("-py3")
     release = tuple(map(int, base.rpartition(":")[2].removesuffix("-py3").split(".")))
-    assert release >= (26, 7), "before, a client can end the server or its Python backend (docs/gpu.md)"
+    assert release >= (26, 7), "before, a client can end the server or its Python backend (docs/install.md)"
     assert ("COPY", "requirements/gpu.txt /opt/stretto/requirements/packages.txt") in INSTRUCTIONS
     gpu = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["gpu"]
     (vllm,) = [requirement for requirement in gpu if requirement.startswith("vllm")]

@@ -234,7 +234,7 @@ def test_vllm_for_gpus_without_a_gpu_is_reported(cpu: bool, host: SimpleNamespac
 
 def test_gpu_is_not_used_by_a_vllm_for_cpus(host: SimpleNamespace) -> None:
     host.gpus, host.has_cuda = [SMALL_GPU], False
-    remedy = "the installed vLLM is for CPUs (docs/gpu.md describes the image for GPUs)"
+    remedy = "the installed vLLM is for CPUs (docs/install.md describes the image for GPUs)"
     assert choose(BARE, 4 * GB, None, cpu=False) == Device(
         None,
         f"CPU: needs about 5.6 of 12.0 GB that are free (estimate); NVIDIA L4 is not used, because {remedy}",

@@ -235,7 +235,7 @@ def choose(entry: ReleaseEntry, num_weight_bytes: int, gpu: int | None, cpu: boo
     return Device(best.number, _why(best, on_gpu))
 
 
-REMEDY = "the installed vLLM is for CPUs (docs/gpu.md describes the image for GPUs)"
+REMEDY = "the installed vLLM is for CPUs (docs/install.md describes the image for GPUs)"
 
 
 def _gpu_of(known: list[machine.Gpu], number: int) -> machine.Gpu:
