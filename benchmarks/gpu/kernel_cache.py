@@ -133,7 +133,7 @@ def compile_depth() -> None:
             on_device.prepare(1)
             state = on_device.begin(hidden, code)
             on_device.next(code, 2)
-            row_products.RowProduct(depth.heads[: len(family.layout.audio[1])], dtype=torch.float32)(state)
+            row_products.RowProduct(depth.heads.data[0], dtype=torch.float32)(state)
 
 
 def main(capability: int) -> None:
