@@ -95,6 +95,11 @@ ALLOWED = {
         "errors", "testing",
     },
 }  # fmt: skip
+# Routes of the gateway, each a folder or a file, and the routes that it builds on.
+ROUTES = {
+    "realtime": set(), "speech_stream": set(), "kyutai": {"speech_stream"}, "telephone": {"realtime", "speech_stream"},
+    "webrtc": {"realtime"},
+}  # fmt: skip
 PLUGIN = "families/*"
 # What each file of a plug-in may import. Most processes import a plug-in without the engine, torch or vLLM.
 ROLES = {
@@ -298,6 +303,25 @@ def test_clients_and_adapters_respect_import_boundaries() -> None:
         driven -= {"triton_io", "config", "errors", "records", "family", "codecs"}
         if len(driven) > 1:
             violations.append(f"{identity(path)} drives more than one package: {sorted(driven)}")
+    assert not violations, "\n".join(violations)
+
+
+def room_of(module: str) -> str:
+    """Return the folder or the file of the gateway that has a module."""
+    return module.removeprefix(f"{GATEWAY}.").split(".")[0]
+
+
+def test_gateway_imports_no_route() -> None:
+    """Its routes are found by name, and only a route imports another one, on which it builds."""
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][f"{GATEWAY}.routes"]
+    assert {room_of(point.partition(":")[0]) for point in points.values()} == ROUTES.keys()
+    modules = {module_name(path): path for path in SOURCES if path.is_relative_to(ROOT / "gateway")}
+    violations = [
+        f"{name} imports {imported}"
+        for name, path in modules.items()
+        for imported in imported_modules(path, modules)
+        if (room := room_of(imported)) in ROUTES and room not in {room_of(name), *ROUTES.get(room_of(name), ())}
+    ]
     assert not violations, "\n".join(violations)
 
 

@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from stretto_client import ClientError, SpeechClient
-from stretto_gateway import chat, page, pronunciations, speech, speech_stream, transcription, verification, voices
+from stretto_gateway import chat, page, pronunciations, speech, transcription, verification, voices
 from stretto_gateway.answers import (
     ERRORS,
     TEXT,
@@ -41,20 +41,13 @@ from stretto_gateway.fields import error_message, field_path
 from stretto_gateway.forms import accept_extended_names
 from stretto_gateway.gateway import Gateway
 from stretto_gateway.guard import Guard
-from stretto_gateway.kyutai import endpoints as kyutai
 from stretto_gateway.model_server import ModelServer, Servers
-from stretto_gateway.realtime import endpoints as realtime
 from stretto_gateway.routed import RoutedClient
-from stretto_gateway.telephone import endpoints as telephone
-from stretto_gateway.webrtc import endpoints as webrtc
+from stretto_gateway.routes import GROUP, installed_routes
 
 LOG = logging.getLogger("stretto_gateway")
 READY_S = 5.0
-ABOUT = (
-    "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: /v1/realtime, "
-    "OpenAI's realtime API; /v1/audio/speech/stream, which speaks text while it is being written; /v1/twilio, Twilio's "
-    "media streams; and /api/chat, /api/asr-streaming and /api/tts_streaming, Kyutai's protocols."
-)
+ABOUT = "OpenAI's audio API for a Stretto server. There are also WebSockets, which OpenAPI cannot describe: "
 # response headers that pages of other origins may read
 EXPOSED = ("x-request-id", "stretto-ignored", "stretto-marker", "x-sample-rate", "retry-after", "location")
 IDENTITY = ("model", "revision", "configuration")  # fields of `Health` that the server reports
@@ -74,16 +67,13 @@ def make_app(config: GatewayConfig, make_client: Callable[[], RoutedClient] | No
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.gateway = gateway = Gateway(config, make_client() if make_client else None)
-        app.state.calls = calls = webrtc.make_calls(gateway)
         try:
             yield
         finally:
-            if calls is not None:
-                await calls.close()
             await gateway.close()
 
     # No documentation pages from FastAPI, because they would load scripts from other hosts.
-    about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": ABOUT}
+    about: dict[str, Any] = {"title": "Stretto", "version": version("stretto"), "description": description()}
     # The guard removes slashes at the end of a path, so there are no redirects.
     options: dict[str, Any] = {"docs_url": None, "redoc_url": None, "redirect_slashes": False}
     app = (KeyedApp if config.keys else FastAPI)(**about, **options, lifespan=lifespan, routes=all_routes())
@@ -113,18 +103,39 @@ class KeyedApp(FastAPI):
         return schema
 
 
+def description() -> str:
+    """Return the description of the API, with the WebSockets of all routes."""
+    *others, last = (route.about for route in installed_routes() if route.about)
+    return f"{ABOUT}{'; '.join([*others, f'and {last}'])}."
+
+
 @cache
 def all_routes() -> list[BaseRoute]:
-    """Return the routes of every application; they do not depend on its settings."""
+    """Return the routes of every application; they do not depend on its settings.
+
+    Raises:
+        ValueError: Two endpoints have the same path and method.
+    """
     every = APIRouter()
-    sessions = (realtime, webrtc, kyutai, telephone)
-    stored = (voices, pronunciations)
-    for part in (speech, speech_stream, transcription, verification, chat, *sessions, *stored, page):
-        every.include_router(part.router, responses=ERRORS)
-    every.include_router(router, responses=ERRORS)
+    speaking = (speech.router, transcription.router, verification.router, chat.router)
+    added = [route.router for route in installed_routes()]
+    for one in (*speaking, *added, voices.router, pronunciations.router, page.router, router):
+        every.include_router(one, responses=ERRORS)
     add_health(every)
+    refuse_twice(every.routes)
     answer_head(every)
     return every.routes
+
+
+def refuse_twice(routes: list[BaseRoute]) -> None:
+    """Raise ValueError if a path and method has two endpoints, of which one would never be called."""
+    taken = set[tuple[str, str]]()
+    for route in routes:
+        path = getattr(route, "path", "")
+        for method in getattr(route, "methods", None) or ("WEBSOCKET",):
+            if (path, method) in taken:
+                raise ValueError(f"{GROUP}: expected one endpoint for {method} {path}, got two")
+            taken.add((path, method))
 
 
 def add_health(every: APIRouter) -> None:
@@ -187,7 +198,7 @@ async def list_models(request: Request) -> Models:
     gateway: Gateway = request.app.state.gateway
     catalogues = [server.catalogue for server in await gateway.servers.up()]
     models = [catalogue.record(await catalogue.profile()) for catalogue in catalogues]
-    return {"object": "list", "data": models, "calls": request.app.state.calls is not None}
+    return {"object": "list", "data": models, "calls": gateway.takes_calls}
 
 
 @router.get("/v1/audio/models")

@@ -2,7 +2,6 @@
 
 API keys are read from --keys FILE, one per line, and from STRETTO_API_KEYS, separated by commas. Voices that callers
 add are stored in the folder --voices FOLDER or STRETTO_VOICES. A voice is available only with the key that added it.
-STRETTO_TWILIO_TOKEN is Twilio's auth token, for telephone calls whose requests it signs.
 """
 
 import argparse
@@ -33,21 +32,14 @@ from stretto_gateway.connection import settings as socket_settings
 from stretto_gateway.encoding import SYNTHETIC
 from stretto_gateway.guard import origin_of
 from stretto_gateway.metrics import spans_are_wanted
-from stretto_gateway.outgoing import web_url
-from stretto_gateway.realtime.end_of_turn import read_model
+from stretto_gateway.routes import installed_routes
 from stretto_gateway.usage import Ceiling
-from stretto_gateway.webrtc.network import CallNetwork
 
 KEYS = "STRETTO_API_KEYS"
 VOICES = "STRETTO_VOICES"
 STRICT = "STRETTO_STRICT"
 ORIGINS = "STRETTO_CORS_ORIGINS"
 HOSTS = "STRETTO_AUDIO_HOSTS"
-TURN_MODEL = "STRETTO_TURN_MODEL"
-ADDRESSES = "STRETTO_WEBRTC_ADDRESSES"
-PORTS = "STRETTO_WEBRTC_PORTS"
-WEBHOOK = "STRETTO_CALL_WEBHOOK"
-TWILIO_TOKEN = "STRETTO_TWILIO_TOKEN"
 MIN_KEY_CHARS = 16
 # Open files: a connection and its upload, or a connection that has been accepted before another one is closed.
 FILES_PER_CONNECTION = 2
@@ -86,9 +78,13 @@ def main(words: list[str] | None = None) -> int:
     """Serve until a signal arrives.
 
     Returns:
-        0 after a clean exit, 1 if listening fails, 2 for invalid arguments.
+        0 after a clean exit, 1 if listening or importing a route fails, 2 for invalid arguments.
     """
-    parser = arguments()
+    try:
+        parser = arguments()
+    except ValueError as error:  # of an installed route
+        print(f"stretto gateway: {error}", file=sys.stderr)
+        return 1
     args = parser.parse_args(words)
     try:
         config = read_config(args)
@@ -118,7 +114,7 @@ def main(words: list[str] | None = None) -> int:
 def with_fewer_connections(config: GatewayConfig) -> GatewayConfig:
     """Return the settings with as many connections as the limit on open files permits, and report a lower number."""
     wanted = config.limits.max_connections
-    others = OTHER_FILES + config.limits.max_sessions * len(config.webrtc_addresses)  # a socket of each call
+    others = OTHER_FILES + config.limits.max_sessions * sum(options.files_per_session for options in config.routes)
     needed = FILES_PER_CONNECTION * wanted + others
     num_files = raise_file_limit(needed)
     fits = max(MIN_CONNECTIONS, (num_files - others) // FILES_PER_CONNECTION)
@@ -212,18 +208,8 @@ def arguments() -> Parser:
     add("--cors-origin", action="append", metavar="ORIGIN", help=about)
     about = "tag of generated mp3, Opus and FLAC files; repeatable; default: that a model generated them; none: no tags"
     add("--audio-tag", type=audio_tag, action="append", metavar="NAME=VALUE", help=about)
-    about = f"address that receives the turns of telephone calls and answers with text; default: {WEBHOOK}, or none"
-    add("--call-webhook", type=web_address, metavar="URL", default=os.environ.get(WEBHOOK, ""), help=about)
     about = f"host whose recordings are fetched by URL; repeatable; * for any public one; default: {HOSTS}, or none"
     add("--audio-host", action="append", metavar="HOST", help=about)
-    about = f"end-of-turn model for semantic_vad, such as Smart Turn v3 (ONNX); default: {TURN_MODEL}, or none"
-    add("--turn-model", type=argument_path, metavar="FILE", default=os.environ.get(TURN_MODEL) or None, help=about)
-    about = (
-        f"IP address of WebRTC calls, or ANNOUNCED=BOUND behind a NAT; repeatable; default: {ADDRESSES}, or no calls"
-    )
-    add("--webrtc-address", action="append", metavar="ADDRESS", help=about)
-    about = f"UDP ports of WebRTC calls, one for each call; default: {PORTS}, or any"
-    add("--webrtc-ports", metavar="FIRST-LAST", default=os.environ.get(PORTS, ""), help=about)
     about = "maximum per key and period of requests, characters, input_audio_s or output_audio_s; repeatable"
     add("--ceiling", type=ceiling, action="append", default=[], metavar="MEASURE=AMOUNT/minute|day", help=about)
     add("--certificate", type=argument_path, metavar="FILE", help="TLS with this certificate")
@@ -240,6 +226,8 @@ def arguments() -> Parser:
     add("--drain-seconds", type=float, default=limits.drain_s, help=about)
     about = "time for which an idle connection stays open, longer than a balancer's; default: %(default)s"
     add("--keep-alive-seconds", type=int, default=limits.keep_alive_s, metavar="SECONDS", help=about)
+    for route in installed_routes():
+        route.add_options(parser)
     return parser
 
 
@@ -253,14 +241,6 @@ def port_in_row(offset: int) -> int:
     if not (text.isdecimal() and len(text) <= 5 and 0 < int(text) <= 65_535 - offset):
         raise ValueError(f"STRETTO_PORT: expected a port from 1 to {65_535 - offset}, got {text!r}")
     return int(text) + offset
-
-
-def web_address(text: str) -> str:
-    """Check a URL, for argparse; empty for none."""
-    try:
-        return str(web_url(text)) if text else ""
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
 
 
 def ceiling(text: str) -> str:
@@ -323,28 +303,25 @@ def read_config(args: argparse.Namespace) -> GatewayConfig:
     aliases = dict(args.model_alias)
     origins = tuple(map(origin_of, args.cors_origin or filter(None, os.environ.get(ORIGINS, "").split(","))))
     tags = SYNTHETIC if args.audio_tag is None else dict(filter(None, args.audio_tag))
-    where = (server, args.address, port)
     hosts = tuple(args.audio_host or filter(None, os.environ.get(HOSTS, "").split(",")))
     AudioHosts(hosts, limits)  # raises ValueError for an invalid one
-    addresses = tuple(args.webrtc_address or filter(None, os.environ.get(ADDRESSES, "").split(",")))
-    check_network(addresses, args.webrtc_ports)
-    calls = {"call_webhook": args.call_webhook, "twilio_token": os.environ.get(TWILIO_TOKEN, "").strip()}
-    turn_model = read_model(args.turn_model) if args.turn_model is not None else b""
-    more = {"audio_hosts": hosts, "turn_model": turn_model, "ceilings": tuple(args.ceiling)} | calls
-    more |= {"webrtc_addresses": addresses, "webrtc_ports": args.webrtc_ports, "named_servers": named_servers}
-    return GatewayConfig(*where, keys, limits, args.voices, args.strict, aliases, origins, tags, **more)
-
-
-def check_network(addresses: tuple[str, ...], ports: str) -> None:
-    """Raise ValueError if the settings of WebRTC calls are invalid, or no call can be received at an address."""
-    network = CallNetwork.from_texts(addresses, ports)
-    for address in network.addresses:
-        family = socket.AF_INET6 if ":" in address.bound else socket.AF_INET
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            try:
-                probe.bind((address.bound, 0))
-            except OSError as error:
-                raise ValueError(f"--webrtc-address: cannot bind to {address.bound}: {error.strerror}") from None
+    settings = [route.read_settings(args) for route in installed_routes()]
+    return GatewayConfig(
+        server,
+        args.address,
+        port,
+        keys,
+        limits,
+        args.voices,
+        args.strict,
+        aliases,
+        origins,
+        tags,
+        audio_hosts=hosts,
+        ceilings=tuple(args.ceiling),
+        named_servers=named_servers,
+        routes=tuple(options for options in settings if options is not None),
+    )
 
 
 def read_servers(given: list[str]) -> tuple[str, dict[str, str]]:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from stretto_gateway.encoding import SYNTHETIC
+from stretto_gateway.routes import RouteSettings
 
 MIB = 1 << 20
+OfRoute = TypeVar("OfRoute", bound=RouteSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +96,10 @@ class GatewayConfig:
         model_aliases: Additional model names, each mapped to the family, or the name of the server, to which it refers.
         cors_origins: Origins whose browser pages may use the API (CORS); `*` for any.
         audio_tags: Tags of generated mp3, Opus and FLAC files.
-        call_webhook: Address that receives the events of telephone calls, and answers with text; empty for none.
-        twilio_token: Twilio's auth token, which signs its requests; empty to accept other credentials only.
         audio_hosts: Hosts from which recordings are fetched, as `AudioHosts` takes them.
-        turn_model: Content of an end-of-turn model, which `read_model` has checked; empty for none.
-        webrtc_addresses: Addresses at which WebRTC calls are received, as `UdpAddress.from_text` parses them; none to
-            reject calls.
-        webrtc_ports: UDP ports of the calls, as `FIRST-LAST`; empty for any.
         ceilings: Ceilings on the use of each key, as `Ceiling.from_text` parses them.
         named_servers: gRPC addresses of several servers, by the names of their models; empty for one server.
+        routes: Settings of routes. A route without settings has its defaults.
     """
 
     server: str
@@ -114,16 +112,16 @@ class GatewayConfig:
     model_aliases: Mapping[str, str] = field(default_factory=dict)
     cors_origins: tuple[str, ...] = ()
     audio_tags: Mapping[str, str] = field(default_factory=lambda: SYNTHETIC)
-    call_webhook: str = field(default="", repr=False)
-    twilio_token: str = field(default="", repr=False)
     audio_hosts: tuple[str, ...] = ()
-    turn_model: bytes = field(default=b"", repr=False)
-    webrtc_addresses: tuple[str, ...] = ()
-    webrtc_ports: str = ""
     ceilings: tuple[str, ...] = ()
     named_servers: Mapping[str, str] = field(default_factory=dict)
+    routes: tuple[RouteSettings, ...] = ()
 
     @property
     def addresses(self) -> Mapping[str, str]:
         """Addresses of all servers by name; a single one has the empty name."""
         return self.named_servers or {"": self.server}
+
+    def of_route(self, settings: type[OfRoute]) -> OfRoute:
+        """Return the settings of a route, which are of this class."""
+        return next((of_one for of_one in self.routes if isinstance(of_one, settings)), None) or settings()

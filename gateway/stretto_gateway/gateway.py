@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
-from typing import Self
+from typing import Self, TypeVar
 
 from stretto_client import SpeechClient, Timeouts
 from stretto_gateway.admission import CALLER, Admission, OpenSessions
@@ -16,13 +16,12 @@ from stretto_gateway.metrics import Metrics, open_spans
 from stretto_gateway.model_server import Can, ModelServer, Servers
 from stretto_gateway.outcomes import Outcomes
 from stretto_gateway.pronunciation_store import PronunciationStore
-from stretto_gateway.realtime.audio_input import WindowQueue
-from stretto_gateway.realtime.client_secrets import ClientSecrets
-from stretto_gateway.realtime.end_of_turn import EndOfTurn
 from stretto_gateway.routed import RoutedClient
+from stretto_gateway.routes import RouteState, installed_routes
 from stretto_gateway.usage import Ceiling
 from stretto_gateway.voice_store import VoiceStore
-from stretto_gateway.webrtc.network import CallNetwork
+
+OfRoute = TypeVar("OfRoute", bound=RouteState)
 
 
 class Gateway:
@@ -37,11 +36,10 @@ class Gateway:
     """
 
     def __init__(self, config: GatewayConfig, client: RoutedClient | None = None):
+        self.config = config
         self.limits = config.limits
         self.strict = config.strict
         self.audio_tags = config.audio_tags
-        self.call_webhook = config.call_webhook
-        self.twilio_token = config.twilio_token
         ceilings = [Ceiling.from_text(text) for text in config.ceilings]
         self.metrics = Metrics(lambda: self.catalogue.label, open_spans(), Keys(config.keys).owners, ceilings)
         served: dict[str, SpeechClient | RoutedClient] = {} if client is None else {"": client}
@@ -51,10 +49,6 @@ class Gateway:
         self.servers = Servers(found, dict(config.model_aliases))
         self.verifying = Admission(1, config.limits.max_verifying, lambda _: None)
         self.sessions = OpenSessions(config.limits)
-        self.windows = WindowQueue()
-        model = config.turn_model
-        self.end_of_turn = EndOfTurn(model, self.metrics.note_turn) if model else None
-        self.secrets = ClientSecrets()
         self.outcomes = Outcomes()
         self.metrics.watch(self.servers, self.sessions)
         self.audio_hosts = AudioHosts(config.audio_hosts, config.limits)
@@ -64,10 +58,22 @@ class Gateway:
             self.voices = VoiceStore(config.voices, config.limits.max_voices)
             sizes = config.limits.max_pronunciations, config.limits.max_dictionary_bytes
             self.pronunciations = PronunciationStore(config.voices, *sizes)
-        self.network = CallNetwork.from_texts(config.webrtc_addresses, config.webrtc_ports)
+        states = [route.make_state(self) for route in installed_routes()]
+        self._states = {type(state): state for state in states if state is not None}
         self._use(found[0])
         self._by_name = {found[0].name: self}
         self._by_name |= {server.name: self._with(server) for server in found[1:]}  # in place, for the copies
+
+    def of_route(self, state: type[OfRoute]) -> OfRoute:
+        """Return the state of a route, which is of this class."""
+        only = self._states[state]
+        assert isinstance(only, state)
+        return only
+
+    @property
+    def takes_calls(self) -> bool:
+        """True if browsers can call the model."""
+        return any(state.takes_calls for state in self._states.values())
 
     def _use(self, server: ModelServer) -> None:
         self.client = server.client
@@ -121,9 +127,9 @@ class Gateway:
             yield
 
     async def close(self) -> None:
-        """Close the clients, and export the remaining traces."""
+        """Close the routes and the clients, and export the remaining traces."""
+        for state in self._states.values():
+            await state.close()
         await self.servers.close()
-        if self.end_of_turn is not None:
-            self.end_of_turn.close()
         if self.metrics.spans is not None:
             await asyncio.to_thread(self.metrics.spans.close)

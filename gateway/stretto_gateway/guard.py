@@ -11,8 +11,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from ipaddress import ip_address
-from urllib.parse import parse_qs
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
@@ -22,7 +22,7 @@ from stretto_gateway import page
 from stretto_gateway.admission import CALLER, REQUEST, Held, RequestHead
 from stretto_gateway.answers import ApiError, shown
 from stretto_gateway.config import GatewayConfig
-from stretto_gateway.realtime.client_secrets import PREFIX, ClientSecret
+from stretto_gateway.routes import Secret, installed_routes
 from stretto_gateway.voice_store import EVERYBODY
 
 LOG = logging.getLogger("stretto_gateway")
@@ -31,13 +31,7 @@ OPEN_PATHS = ("/health", "/health/live", "/health/ready", "/api/build_info", *pa
 GONE = 499  # logged status if the client disconnected before the response
 SWITCHED = 101  # logged status of a WebSocket
 FAILED_CODE = 1011  # close code after an internal error (RFC 6455, section 7.4.1)
-REALTIME = "/v1/realtime"  # accepts client secrets, as a WebSocket
-CALLS = "/v1/realtime/calls"  # it and the paths below accept client secrets, too
-TWILIO = "/v1/twilio"  # its endpoint authenticates calls itself
-KYUTAI = "/api/"  # paths of Kyutai's protocols, whose clients send the key in a header or in the query
-KYUTAI_HEADER = b"kyutai-api-key"
-KYUTAI_FIELD = "auth_id"
-SINGLE = (b"authorization", KYUTAI_HEADER, b"host", b"origin")  # headers that decide about access
+SINGLE = (b"authorization", b"host", b"origin")  # headers that decide about access, beside those of routes
 # Host names that the public DNS does not have, so that no page of an attacker comes from them.
 PRIVATE = re.compile(
     r"[\w-]+\.?|[\w.-]+\.(?:local|localhost|internal|lan|home|corp|intranet|localdomain|home\.arpa)\.?"
@@ -90,12 +84,12 @@ class Keys:
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]
         return not matches or any(matches)
 
-    def owner(self, authorization: str, secret: ClientSecret | None = None) -> str:
+    def owner(self, authorization: str, secret: Secret | None = None) -> str:
         """Return the id of an authenticated caller, who owns voices: EVERYBODY if there are no keys.
 
         Args:
             authorization: `Authorization` header, whose digest is the id.
-            secret: Client secret of the caller, which has the owner of its key.
+            secret: Secret of the caller, which has the owner of its key.
         """
         if not self._digests:
             return EVERYBODY
@@ -167,16 +161,22 @@ def twice_given(scope: Scope) -> str:
 
     Whether the first or the last one counts would depend on the programs between the client and this one.
     """
-    counts = Counter(name for name, _ in scope["headers"] if name in SINGLE)
+    single = single_headers()
+    counts = Counter(name for name, _ in scope["headers"] if name in single)
     return next((name.decode() for name, count in counts.items() if count > 1), "")
+
+
+@cache
+def single_headers() -> frozenset[bytes]:
+    """Return the names of all headers that decide about access."""
+    return frozenset(SINGLE).union(*(route.key_headers for route in installed_routes()))
 
 
 def credentials(scope: Scope, headers: Mapping[bytes, str]) -> str:
     """Return the `Authorization` header, or the key that a WebSocket client sent elsewhere."""
     authorization = headers.get(b"authorization")
-    if authorization is None and scope["type"] == "websocket" and scope["path"].startswith(KYUTAI):
-        in_query = parse_qs(scope["query_string"].decode("latin-1")).get(KYUTAI_FIELD, [])
-        authorization = headers.get(KYUTAI_HEADER, only(in_query))
+    if authorization is None:
+        authorization = next(filter(None, (route.find_key(scope, headers) for route in installed_routes())), None)
     return authorization or key_in_protocol(scope)
 
 
@@ -210,11 +210,14 @@ class Guard:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         exchange = Exchange(scope, send)
         authorization = credentials(scope, headers)
-        secret = client_secret(scope, key_in(authorization))
+        key = key_in(authorization)
+        taker = next((route for route in installed_routes() if route.takes_secret(scope, key)), None)
+        secret = None if taker is None else taker.find_secret(scope["app"].state.gateway, key)
         CALLER.set(self._caller(scope, authorization, secret))
         REQUEST.set(RequestHead(exchange.request_id, headers.get(b"traceparent", "")))
         has_key = self._keys.admit(authorization)
-        error = self._refusal(scope, headers, authorization, secret, has_key)
+        is_unknown = taker is not None and secret is None
+        error = self._refusal(scope, headers, authorization, is_unknown, has_key or secret is not None)
         scope["state"]["secret"] = secret
         scope["state"]["keys"] = self._keys
         scope["state"]["has_key"] = has_key
@@ -238,7 +241,7 @@ class Guard:
                 body.forget()
                 exchange.log()
 
-    def _caller(self, scope: Scope, authorization: str, secret: ClientSecret | None) -> str:
+    def _caller(self, scope: Scope, authorization: str, secret: Secret | None) -> str:
         if self._keys:
             return self._keys.owner(authorization, secret)
         client = scope.get("client")
@@ -249,20 +252,25 @@ class Guard:
         scope: Scope,
         headers: dict[bytes, str],
         authorization: str,
-        secret: ClientSecret | None,
+        is_unknown: bool,
         has_key: bool,
     ) -> ApiError | None:
+        """Return the error for a request that is not admitted; None for others.
+
+        Args:
+            is_unknown: True if the key has the form of a secret, and there is no such secret.
+            has_key: True if the key is valid, or none is needed.
+        """
         path = scope["path"]
         if name := twice_given(scope):
             return ApiError(400, f"{name}: expected at most one such header, got several", code="invalid_value")
         if charset := foreign_charset(headers):
             message = f"Content-Type: expected a form with the charset utf-8, got {shown(charset)}"
             return ApiError(400, message, code="invalid_value")
-        is_ephemeral = is_realtime(scope) and key_in(authorization).startswith(PREFIX)
-        if is_ephemeral and secret is None and not self._keys:
+        if is_unknown and not self._keys:
             return ApiError(401, "the client secret is unknown or expired", code="invalid_api_key")
-        has_access = path in OPEN_PATHS or may_authenticate_later(scope, authorization)
-        if not has_access and secret is None and not has_key:
+        may_enter = path in OPEN_PATHS or any(route.authenticates(scope, authorization) for route in installed_routes())
+        if not may_enter and not has_key:
             return ApiError(401, "no valid key: expected the header Authorization: Bearer KEY", code="invalid_api_key")
         origin = headers.get(b"origin")
         is_allowed = origin is not None and (ANY_ORIGIN in self._origins or origin in self._origins)
@@ -298,30 +306,6 @@ def strip_slash(scope: Scope) -> None:
     path = scope["path"].rstrip("/") or "/"
     if scope["type"] == "http" and scope["path"] not in (path, page.WITH_SLASH):
         scope["path"] = path
-
-
-def may_authenticate_later(scope: Scope, authorization: str) -> bool:
-    """Return True for a call from Twilio, whose credentials are a signature or in its first message."""
-    return bool(scope["type"] == "websocket" and scope["path"] == TWILIO and not authorization)
-
-
-def is_realtime(scope: Scope) -> bool:
-    """Return True if the request opens a realtime session, or ends a call."""
-    path = scope["path"]
-    if scope["type"] == "websocket":
-        return bool(path == REALTIME)
-    return bool(path == CALLS or path.startswith(f"{CALLS}/"))
-
-
-def client_secret(scope: Scope, key: str) -> ClientSecret | None:
-    """Return the client secret with value `key`.
-
-    Return None for other keys, and for requests that are not about a realtime session.
-    """
-    if not is_realtime(scope) or not key.startswith(PREFIX):
-        return None
-    found: ClientSecret | None = scope["app"].state.gateway.secrets.find(key)
-    return found
 
 
 def is_form(headers: Mapping[bytes, str]) -> bool:

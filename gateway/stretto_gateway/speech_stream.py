@@ -16,6 +16,7 @@ from stretto_gateway.catalogue import speaks
 from stretto_gateway.config import Limits
 from stretto_gateway.fields import IGNORED, Body, Ignored, Text, held_bytes, validated
 from stretto_gateway.gateway import Gateway
+from stretto_gateway.routes import Route
 from stretto_gateway.socket_session import DONE, SessionEnd, SocketChannel, attend, read_json, session_tasks
 from stretto_gateway.speech import audio_parts, limit_reason, untimed_words, voice_options
 from stretto_gateway.speech_request import SpeechFields
@@ -346,3 +347,14 @@ class StreamSession:
         tags = [name for name in ignored.names if name.startswith("input.")] if ignored is not None else []
         notes: dict[str, Any] = untimed_words(report) | limit_reason(report) | ({IGNORED: tags} if tags else {})
         await self._channel.send("session.done", utterance_index=index, total_sentences=1, **notes)
+
+
+class SpeechStreamRoute(Route):
+    """Speech for text that is still being written, over a WebSocket."""
+
+    position = 20
+    about = "/v1/audio/speech/stream, which speaks text while it is being written"
+    router = router
+
+
+ROUTE = SpeechStreamRoute()

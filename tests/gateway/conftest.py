@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,10 @@ from stretto_gateway import connection
 from stretto_gateway.command import GatewayServer, make_server
 from stretto_gateway.config import GatewayConfig, Limits
 from stretto_gateway.encoding import SYNTHETIC
+from stretto_gateway.realtime.state import RealtimeOptions
+from stretto_gateway.routes import RouteSettings
+from stretto_gateway.telephone.endpoints import TelephoneOptions
+from stretto_gateway.webrtc.state import WebRtcOptions
 from tests.client.fake_server import Chunk, FakeServer, Request, Step
 from tests.gateway.openai_types import CheckedResponses
 from tests.patience import PATIENCE_S, until_async
@@ -75,6 +79,15 @@ class Running:
 Start = Callable[..., Awaitable[Running]]
 
 
+def options_of_routes(settings: dict[str, Any]) -> tuple[RouteSettings, ...]:
+    """Take the options of the gateway's own routes out of `settings`, and return them."""
+    routes: list[RouteSettings] = []
+    for options in (RealtimeOptions, TelephoneOptions, WebRtcOptions):
+        names = {option.name for option in fields(options)} & settings.keys()
+        routes.append(options(**{name: settings.pop(name) for name in names}))
+    return tuple(routes)
+
+
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Start a gateway in front of a scripted server; both end with the test."""
@@ -101,6 +114,7 @@ async def start() -> AsyncIterator[Start]:
         limits = limits or Limits(drain_s=1)
         more: dict[str, Any] = {"strict": strict, "model_aliases": model_aliases or {}}
         more |= {"cors_origins": origins, "audio_tags": audio_tags}
+        more |= {"routes": options_of_routes(settings)}
         config = GatewayConfig(server, keys=keys, limits=limits, voices=voices, **more, **settings)
         gateway = make_server(config, listener)
         gateway.config.app.add_middleware(CheckedResponses, failures=failures)  # type: ignore[union-attr]

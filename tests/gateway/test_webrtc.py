@@ -27,6 +27,7 @@ from aiortc.rtp import RtcpRtpfbPacket, RtpPacket
 from websockets.exceptions import InvalidStatus
 
 from stretto_gateway.answers import ApiError
+from stretto_gateway.command import arguments, read_config
 from stretto_gateway.config import Limits
 from stretto_gateway.socket_session import SessionEnd
 from stretto_gateway.webrtc import peer as peers
@@ -35,6 +36,7 @@ from stretto_gateway.webrtc.channel import TrackChannel
 from stretto_gateway.webrtc.network import CallNetwork
 from stretto_gateway.webrtc.offer import MAX_SDP_BYTES, MAX_SDP_LINES, read_offer
 from stretto_gateway.webrtc.playout import FRAME, SILENT_PACKET, FramePacer, OpusEncoder, Playout
+from stretto_gateway.webrtc.state import WebRtcOptions, WebRtcState
 from tests.client.fake_server import Chunk, Until
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, TALKS, Caller, by_task, silence, spoken
@@ -47,6 +49,13 @@ CALLS = "/v1/realtime/calls"
 LOOPBACK: dict[str, Any] = {"webrtc_addresses": ("127.0.0.1",)}
 TURN = np.concatenate([silence(0.3), spoken()[: 2 * RATE], silence(0.8)])
 TONE_HZ = 1000
+
+
+def calls_of(running: Running) -> dict[str, Any]:
+    """Return the calls in progress, by id."""
+    calls = running.app.state.gateway.of_route(WebRtcState).calls
+    assert calls is not None
+    return calls._calls
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +179,7 @@ async def is_left_clean(running: Running) -> None:
     """Wait until nothing of the calls is left."""
     await running.until(gateway_sessions=0)
     assert not running.app.state.gateway.sessions.held.num_bytes
-    await until_async(lambda: not running.app.state.calls._calls)
+    await until_async(lambda: not calls_of(running))
 
 
 def frequency(pcm: np.ndarray, rate: int) -> float:
@@ -196,7 +205,7 @@ async def test_conversing_model_answers_and_is_interrupted(start: Start) -> None
         connection.microphone.say(TURN)
         kinds = [event.type for event in await caller.until("output_audio_buffer.cleared")]
         assert "input_audio_buffer.speech_started" in kinds
-        assert not next(iter(running.app.state.calls._calls.values()))._peer.playout.num_queued
+        assert not next(iter(calls_of(running).values()))._peer.playout.num_queued
         await asyncio.wait_for(running.behind.cancelled.wait(), PATIENCE_S)
         goes_on.set()
         await caller.until("output_audio_buffer.started")  # of the answer to the third turn
@@ -215,7 +224,7 @@ async def test_full_duplex_model_hears_the_track(start: Start) -> None:
         connection.microphone.say(tone(1))
         await caller.until("output_audio_buffer.started")
         await until_async(lambda: len(partner.heard) > 0.8 * RATE)
-        receiver: Any = next(iter(running.app.state.calls._calls.values()))._peer._receiver
+        receiver: Any = next(iter(calls_of(running).values()))._peer._receiver
         assert receiver._RTCRtpReceiver__jitter_buffer.capacity == peers.REORDERED  # no longer delay than that
         assert abs(frequency(np.asarray(partner.heard)[RATE // 4 :], RATE) - TONE_HZ) < 20
         partner.is_over.set()
@@ -491,7 +500,7 @@ async def test_messages_without_end_end_their_call_alone(start: Start, caplog: p
 
 def gateways_peer(running: Running) -> Any:
     """Return the gateway's side of its only call."""
-    (call,) = running.app.state.calls._calls.values()
+    (call,) = calls_of(running).values()
     return call._peer
 
 
@@ -792,6 +801,14 @@ def test_speech_is_encoded_to_its_end() -> None:
 def test_invalid_networks_are_refused(addresses: tuple[str, ...], ports: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CallNetwork.from_texts(addresses, ports)
+
+
+def test_missing_packages_of_calls_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stretto_gateway.webrtc.network.find_spec", lambda _: None)
+    expected = r"--webrtc-address: calls need packages that are not installed: pip install 'stretto\[webrtc\]'"
+    with pytest.raises(ValueError, match=expected):
+        read_config(arguments().parse_args(["--port", "0", "--webrtc-address", "127.0.0.1"]))
+    assert not read_config(arguments().parse_args(["--port", "0"])).of_route(WebRtcOptions).webrtc_addresses
 
 
 def test_network_behind_a_nat() -> None:

@@ -26,6 +26,7 @@ from stretto_gateway.realtime.settings import (
     restrict_to_model,
     session_record,
 )
+from stretto_gateway.realtime.state import RealtimeState
 from stretto_gateway.socket_session import Socket, SocketSession, attend, new_id, session_tasks
 from stretto_gateway.voice_store import EVERYBODY
 
@@ -64,7 +65,8 @@ async def create_client_secret(body: SecretRequest, request: Request) -> ClientS
     model = "gpt-realtime"
     change = SettingsChange(RealtimeSettings(model=model), body.session, model)
     gateway = await settled(first, change, model, request.state.owner)
-    value, expires_at = gateway.secrets.add(CALLER.get(), change.settings, body.expires_after.seconds)
+    secrets = gateway.of_route(RealtimeState).secrets
+    value, expires_at = secrets.add(CALLER.get(), change.settings, body.expires_after.seconds)
     record = session_record(change.settings, new_id("sess"), expires_at)
     answer: ClientSecret = {"value": value, "expires_at": expires_at, "session": record}
     if names := [*unknown.names, *(error.param or "" for error in change.ignored)]:

@@ -23,6 +23,7 @@ from stretto_gateway.realtime.settings import (
     restrict_to_model,
     session_record,
 )
+from stretto_gateway.realtime.state import RealtimeState
 from stretto_gateway.realtime.talk import Talk, Transcriber
 from stretto_gateway.realtime.wire_audio import WireReader
 from stretto_gateway.socket_session import new_id, read_json
@@ -44,8 +45,9 @@ class RealtimeSession:
         self._voices = voices
         self._session_id = new_id("sess")
         self._expires_at = int(time.time() + gateway.limits.session_s)
+        self._shared = gateway.of_route(RealtimeState)
         max_samples = samples(1000 * gateway.limits.max_turn_s)
-        self._input = InputBuffer(max_samples, gateway.sessions.held, gateway.end_of_turn)
+        self._input = InputBuffer(max_samples, gateway.sessions.held, self._shared.end_of_turn)
         self._talk = Talk(gateway, channel, tasks, voices)
         self._transcriber = Transcriber(gateway.listener, channel)
         self._settings: Settings = RealtimeSettings(model=model)
@@ -151,7 +153,7 @@ class RealtimeSession:
         """Process samples, pcm16 at 24 kHz; errors about their turns repeat the client's `event_id`."""
         self._input.add(pcm)
         while self._input.has_window:
-            await self._gateway.windows.turn()
+            await self._shared.windows.turn()
             edge = await self._input.process_window()
             try:
                 if edge is not None:

@@ -5,7 +5,7 @@ import base64
 import hashlib
 import hmac
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from fastapi import APIRouter
@@ -30,6 +30,8 @@ from stretto_gateway.realtime.settings import (
     TranscriptionSettings,
     restrict_to_model,
 )
+from stretto_gateway.realtime.state import RealtimeState
+from stretto_gateway.routes import RouteSettings
 from stretto_gateway.socket_session import SessionEnd, attend, session_tasks
 from stretto_gateway.speech_request import SpeechFields
 from stretto_gateway.telephone.channel import CallChannel
@@ -51,6 +53,19 @@ OWN = (
 )  # `<Parameter>` elements with a meaning
 MODES = ("conversation", "transcription")
 UNKNOWN_KEY = "no valid key: expected the header Authorization: Bearer KEY, Twilio's signature, or the parameter key"
+
+
+@dataclass(frozen=True)
+class TelephoneOptions(RouteSettings):
+    """Options of telephone calls.
+
+    Attributes:
+        call_webhook: Address that receives the events of calls, and answers with text; empty for none.
+        twilio_token: Twilio's auth token, which signs its requests; empty to accept other credentials only.
+    """
+
+    call_webhook: str = field(default="", repr=False)
+    twilio_token: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +110,10 @@ def has_access(gateway: Gateway, socket: WebSocket) -> bool:
     """
     keys: Keys = socket.state.keys
     has_key = bool(keys) and socket.state.has_key
-    if has_key or not gateway.twilio_token:
+    token = gateway.config.of_route(TelephoneOptions).twilio_token
+    if has_key or not token:
         return has_key or not keys
-    if not is_signed(gateway.twilio_token, socket):
+    if not is_signed(token, socket):
         expected = "the signature of this URL with the gateway's token"
         raise ApiError(403, f"X-Twilio-Signature: expected {expected}, got another one", code="invalid_signature")
     return True
@@ -162,7 +178,7 @@ def authenticated(gateway: Gateway, socket: WebSocket, start: Start, is_known: b
     """Return the access that a call has; raise ApiError if its parameter `key` is missing or invalid."""
     keys: Keys = socket.state.keys
     key = start.custom_parameters.get("key", "")
-    if key.startswith(PREFIX) and (secret := gateway.secrets.find(key)) is not None:
+    if key.startswith(PREFIX) and (secret := gateway.of_route(RealtimeState).secrets.find(key)) is not None:
         return CallAccess(keys.owner(f"Bearer {key}", secret), secret.settings)
     if key and keys and keys.admit(f"Bearer {key}"):
         return CallAccess(keys.owner(f"Bearer {key}"))
@@ -202,7 +218,8 @@ async def make_session(
         settings = await realtime_settings(gateway, own, name, access, voices)
         kind = DuplexSession if is_duplex(profile, settings) else RealtimeSession
         return kind(gateway, channel, name, tasks, voices), settings
-    if not gateway.call_webhook:
+    call_webhook = gateway.config.of_route(TelephoneOptions).call_webhook
+    if not call_webhook:
         what = f"--call-webhook URL at the start of the gateway, because {profile.family!r} needs it for {mode}"
         raise ApiError(400, f"call: expected {what}", "call", "unsupported")
     listener = gateway.listener if mode == MODES[0] else gateway
@@ -215,7 +232,7 @@ async def make_session(
         fields = validated(SpeechFields, {"model": name, "response_format": "mulaw"} | spoken, "start.customParameters")
     others = {each: value for each, value in start.custom_parameters.items() if each not in OWN}
     call = {"call_sid": start.call_sid, "stream_sid": start.stream_sid, "parameters": others}
-    webhook = Webhook(gateway.call_webhook, gateway.limits, call)
+    webhook = Webhook(call_webhook, gateway.limits, call)
     return WebhookSession(listener, gateway, channel, tasks, webhook, fields, access.owner), listens
 
 

@@ -14,6 +14,7 @@ from stretto_gateway.realtime.session import RealtimeSession
 from stretto_gateway.realtime.settings import Settings
 from stretto_gateway.socket_session import new_id
 from stretto_gateway.webrtc.channel import TrackChannel, TrackSession
+from stretto_gateway.webrtc.network import CallNetwork
 from stretto_gateway.webrtc.peer import Peer
 
 LOG = logging.getLogger("stretto_gateway")
@@ -42,14 +43,15 @@ class WebRtcCall:
     """One call.
 
     Args:
-        gateway: The gateway.
+        network: Network of the calls.
         opening: Request for the call.
     """
 
-    def __init__(self, gateway: Gateway, opening: Opening):
+    def __init__(self, network: CallNetwork, opening: Opening):
         self.call_id = new_id("rtc")
         self.owner = opening.owner
-        self._gateway = gateway
+        self._network = network
+        self._gateway = opening.gateway
         self._opening = opening
         self._answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._peer: Peer | None = None
@@ -73,7 +75,7 @@ class WebRtcCall:
         gateway = self._gateway
         opening = self._opening
         with gateway.sessions.slot():
-            peer = self._peer = Peer(gateway.network, gateway.limits.max_event_bytes)
+            peer = self._peer = Peer(self._network, gateway.limits.max_event_bytes)
             try:
                 self._answered.set_result(await peer.answer(opening.offer))
                 await self._attend(peer)
@@ -104,8 +106,9 @@ class WebRtcCall:
 class Calls:
     """Calls of a gateway, by id."""
 
-    def __init__(self, gateway: Gateway):
+    def __init__(self, gateway: Gateway, network: CallNetwork):
         self._gateway = gateway
+        self._network = network
         self._calls: dict[str, WebRtcCall] = {}
 
     async def open(self, opening: Opening) -> tuple[str, str]:
@@ -120,7 +123,7 @@ class Calls:
         Raises:
             ApiError: The caller has too many sessions, no port is free, or the offer is invalid.
         """
-        call = WebRtcCall(opening.gateway, opening)
+        call = WebRtcCall(self._network, opening)
         self._calls[call.call_id] = call
         call.task.add_done_callback(lambda _: self._calls.pop(call.call_id))
         try:

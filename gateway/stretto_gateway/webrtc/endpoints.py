@@ -13,6 +13,7 @@ from stretto_gateway.gateway import Gateway
 from stretto_gateway.realtime.endpoints import first_settings, settled
 from stretto_gateway.realtime.settings import RealtimeSettings, Settings, SettingsChange
 from stretto_gateway.socket_session import MAX_VALUES, num_values
+from stretto_gateway.webrtc.state import WebRtcState
 
 if TYPE_CHECKING:
     from stretto_gateway.webrtc.calls import Calls
@@ -77,18 +78,10 @@ async def hang_up_call(call_id: str, request: Request) -> Response:
     return Response()
 
 
-def make_calls(gateway: Gateway) -> "Calls | None":
-    """Return the calls of a gateway; None if it has no addresses for them."""
-    if not gateway.network.addresses:
-        return None
-    from stretto_gateway.webrtc.calls import Calls  # needs the extra `webrtc`
-
-    return Calls(gateway)
-
-
 def calls_of(request: Request) -> "Calls":
     """Return the calls of the gateway; raise ApiError if it has none."""
-    calls: Calls | None = request.app.state.calls
+    gateway: Gateway = request.app.state.gateway
+    calls = gateway.of_route(WebRtcState).calls
     if calls is None:
         message = "calls: expected a gateway with --webrtc-address ADDRESS, this one has none"
         raise ApiError(404, message, code="unsupported")

@@ -12,6 +12,7 @@ from stretto_gateway.config import Limits
 from stretto_gateway.realtime import client_secrets
 from stretto_gateway.realtime.client_secrets import CHAR_BYTES, SECRET_BYTES, ClientSecrets
 from stretto_gateway.realtime.settings import RealtimeSettings
+from stretto_gateway.realtime.state import RealtimeState
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import TALKS, answer, call_by
 from tests.gateway.realtime.test_bounds import KEY, open_socket, status
@@ -84,7 +85,7 @@ async def test_client_secret_expires(start: Start, monkeypatch: pytest.MonkeyPat
     assert await status(running, additional_headers=bearer) == 101
     now.monotonic = lambda: 700.0
     assert await status(running, additional_headers=bearer) == 401
-    assert len(running.app.state.gateway.secrets) == 0
+    assert len(running.app.state.gateway.of_route(RealtimeState).secrets) == 0
 
 
 def test_client_secrets_are_limited_per_owner_and_in_total(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from stretto_gateway.command import main
 from stretto_gateway.realtime import audio_input, end_of_turn
 from stretto_gateway.realtime.end_of_turn import EndOfTurn, last_samples, load, log_mel, read_model
 from stretto_gateway.realtime.settings import TURN_END
+from stretto_gateway.realtime.state import RealtimeState
 from tests.clients.environments import Environment
 from tests.gateway.conftest import Running, Start
 from tests.gateway.realtime.caller import RATE, SAMPLES, TALKS, answer, call, silence, spoken
@@ -169,7 +170,7 @@ def broken(_: np.ndarray) -> float:
 
 async def test_failed_model_lets_silence_end_the_turn(start: Start) -> None:
     running = await start(answer(), TALKS, turn_model=graph())
-    running.app.state.gateway.end_of_turn._run = broken
+    running.app.state.gateway.of_route(RealtimeState).end_of_turn._run = broken
     (ended,) = await turn_ends_after_ms(running, 1.0)
     assert 250 <= ended < 300 + DELAY_MS
     assert await outcomes(running) == {"failed": 1}
@@ -179,7 +180,7 @@ async def test_model_receives_only_what_it_reads(start: Start, monkeypatch: pyte
     """The rest of a long turn would be copied and held for each question."""
     monkeypatch.setattr(audio_input, "SECONDS", 1)
     running, sizes = await start(answer(), TALKS, turn_model=graph()), list[int]()
-    model = running.app.state.gateway.end_of_turn
+    model = running.app.state.gateway.of_route(RealtimeState).end_of_turn
 
     async def sized(pcm: bytes, *_: Any) -> bool:
         sizes.append(len(pcm))
@@ -193,7 +194,7 @@ async def test_model_receives_only_what_it_reads(start: Start, monkeypatch: pyte
 async def test_slow_model_delays_only_its_own_session(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_of_turn, "MAX_WAITING", 1)
     running, goes_on, has_begun = await start(answer(), TALKS, turn_model=graph()), threading.Event(), asyncio.Event()
-    loop, model = asyncio.get_running_loop(), running.app.state.gateway.end_of_turn
+    loop, model = asyncio.get_running_loop(), running.app.state.gateway.of_route(RealtimeState).end_of_turn
 
     def slow(_: np.ndarray) -> float:
         loop.call_soon_threadsafe(has_begun.set)

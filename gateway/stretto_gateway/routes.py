@@ -1,0 +1,119 @@
+"""Routes: endpoints that installed packages add to the gateway.
+
+A package registers an object of a class derived from `Route` as an entry point in the group `stretto_gateway.routes`.
+The gateway itself imports no route, and its own are registered in the same way.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+from fastapi import APIRouter
+from starlette.types import Scope
+
+if TYPE_CHECKING:
+    from stretto_gateway.gateway import Gateway
+
+GROUP = "stretto_gateway.routes"
+OWN = "stretto"  # package of the gateway's own routes
+
+
+class Secret(Protocol):
+    """Short-lived key, which a route has created."""
+
+    @property
+    def owner(self) -> str:
+        """Id of the caller whose API key has created it, and to whom its sessions belong."""
+        ...
+
+
+@dataclass(frozen=True)
+class RouteSettings:
+    """Settings of a route, from the command line; without arguments, the defaults."""
+
+    @property
+    def files_per_session(self) -> int:
+        """Number of open files of a session, beside its connection."""
+        return 0
+
+
+class RouteState:
+    """State of a route in a running gateway.
+
+    Attributes:
+        takes_calls: True if browsers can call the model, so that web pages offer it.
+    """
+
+    takes_calls = False
+
+    async def close(self) -> None:
+        """Wait for the work in progress, within the gateway's `drain_s`, and release what the state holds."""
+
+
+class Route:
+    """Endpoints, and what they need of the gateway.
+
+    Attributes:
+        position: Position among all routes in the API reference and in --help.
+        about: Paths and purpose of the WebSockets, which OpenAPI cannot describe; empty for none.
+        key_headers: Names of headers in which clients send a key. A request has each of them at most once.
+        router: The endpoints.
+    """
+
+    position = 100
+    about = ""
+    key_headers: tuple[bytes, ...] = ()
+    router: APIRouter
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command-line options of the route."""
+
+    def read_settings(self, args: argparse.Namespace) -> RouteSettings | None:
+        """Return the settings from the command line; raise ValueError or OSError if they are invalid."""
+        return None
+
+    def make_state(self, gateway: "Gateway") -> RouteState | None:
+        """Return the state of the route for a gateway, inside the event loop."""
+        return None
+
+    def find_key(self, scope: Scope, headers: Mapping[bytes, str]) -> str:
+        """Return the key in a request without `Authorization` header; empty if the request is for another route."""
+        return ""
+
+    def authenticates(self, scope: Scope, authorization: str) -> bool:
+        """Return True for a request that the endpoint itself authenticates, so that it needs no key before."""
+        return False
+
+    def takes_secret(self, scope: Scope, key: str) -> bool:
+        """Return True if a key has the form of a secret, and the request is for an endpoint that takes secrets."""
+        return False
+
+    def find_secret(self, gateway: "Gateway", key: str) -> Secret | None:
+        """Return the secret with this value; None if it is unknown or has expired."""
+        return None
+
+
+@cache
+def installed_routes() -> tuple[Route, ...]:
+    """Return the routes of all installed packages, in the order of their positions.
+
+    Raises:
+        ValueError: A route cannot be imported, several packages register the same name, or there is no route.
+    """
+    points = {(point.name, point.value): point for point in entry_points(group=GROUP)}
+    routes: dict[str, Route] = {}
+    for (name, value), point in sorted(points.items()):
+        if name in routes:
+            values = ", ".join(other for registered, other in sorted(points) if registered == name)
+            raise ValueError(f"{GROUP}: {name}: expected one installed route, got {values}")
+        try:
+            routes[name] = point.load()
+        except Exception as error:  # any that an import may raise
+            raise ValueError(f"{GROUP}: {name}: cannot import {value}: {error!r}") from error
+    if not routes:
+        expected = f"those of the package {OWN}"
+        raise ValueError(f"{GROUP}: expected {expected}, got none; it is out of date (run scripts/setup.sh)")
+    return tuple(sorted(routes.values(), key=lambda route: route.position))
