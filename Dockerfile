@@ -42,6 +42,7 @@ COPY python_backend python_backend
 COPY contract contract
 COPY client client
 COPY gateway gateway
+COPY plugins plugins
 COPY model_repository model_repository
 RUN uv pip install --no-cache --no-deps --no-build-isolation . && rm -r build stretto.egg-info
 COPY scripts scripts

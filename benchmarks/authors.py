@@ -116,11 +116,8 @@ def speak_with_package(
 
 def package_figures(arguments: argparse.Namespace, release: Path, port: str = "") -> dict[str, Any]:
     """Return the result of `speak_with_package` in a separate process."""
-    path = [
-        str(each)
-        for each in (arguments.package, ROOT, ROOT / "python_backend", ROOT / "contract", ROOT / "client")
-        if each
-    ]
+    folders = (ROOT, ROOT / "python_backend", ROOT / "contract", ROOT / "client", *ROOT.glob("plugins/*"))
+    path = [str(folder) for folder in (arguments.package, *folders) if folder]
     command = [arguments.python, "-m", "benchmarks.authors", "--family", arguments.family, "--release", str(release)]
     command += ["--frames", str(arguments.frames), *(["--ports", port] if port else [])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}

@@ -1,8 +1,8 @@
 """Hooks for the documentation site (`mkdocs.yml`), and the generator of the option table in `docs/options.md`.
 
-`python -m scripts.docs_site` writes the table. The site includes pages from outside `docs/`. Links between files of the
-repository are converted, so that the same pages work on GitHub and on the site. The page of published models gets a
-section on each family, which is not stored.
+`python -m scripts.docs_site` writes the table. The site includes pages from outside `docs/`, such as those of plug-ins.
+Links between files of the repository are converted, so that the same pages work on GitHub and on the site. The page of
+published models gets a section on each family, which is not stored.
 """
 
 import posixpath
@@ -46,7 +46,8 @@ FENCE = re.compile(r"^(```.*?^```|    [^\n]*)$", re.MULTILINE | re.DOTALL)
 def site_paths() -> dict[str, str]:
     """Return a dict from repository path to site path for every file that the site includes."""
     docs = [path for path in sorted((ROOT / "docs").rglob("*")) if path.is_file()]
-    return OUTSIDE | {str(path.relative_to(ROOT)): str(path.relative_to(ROOT / "docs")) for path in docs}
+    families = {str(path.relative_to(ROOT)): f"families/{path.name}" for path in ROOT.glob("plugins/*/docs/*.md")}
+    return OUTSIDE | families | {str(path.relative_to(ROOT)): str(path.relative_to(ROOT / "docs")) for path in docs}
 
 
 def converted_links(markdown: str, source: str) -> str:

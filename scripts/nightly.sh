@@ -215,7 +215,7 @@ check_cuda_calls() (
 
 test_nightly_tier() { python -m pytest -m nightly; }
 # Comparisons must hold on processors that round differently.
-test_margins() { python -m tests.margins -q -m "not nightly" -k "not bfloat16 and not quantization" tests/codecs tests/encoders tests/aligning tests/families tests/engine; }
+test_margins() { python -m tests.margins -q -m "not nightly" -k "not bfloat16 and not quantization" tests/codecs tests/encoders tests/aligning tests/families tests/engine plugins; }
 test_histories() { python -m pytest tests/engine/test_histories.py "$@"; }
 soak() { scripts/soak.sh --minutes "$2" --out .stretto/chaos.jsonl --report ".stretto/chaos_$1.md" "${@:3}"; }
 inject_faults() { soak bundled 5; }

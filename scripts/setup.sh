@@ -13,7 +13,7 @@ fail() { echo "setup: $*" >&2; exit 1; }
 
 # A set counts as installed if its stamp, or the stamp of a larger set, matches the current lock files.
 key=$(cat requirements/*.txt | sha256sum | cut -c1-16)
-package_stamp=.venv/.stretto-package-$(cat pyproject.toml setup.py | sha256sum | cut -c1-16)
+package_stamp=.venv/.stretto-package-$(cat pyproject.toml setup.py plugins/*/pyproject.toml | sha256sum | cut -c1-16)
 is_installed() {
     have_packages=
     for done_set in "$set_name" dev; do # dev contains all of them

@@ -2,7 +2,8 @@
 # scripts/test.sh                     sets up .venv; runs lint, type checks and the day tier of the tests (tests/README.md)
 # scripts/test.sh --fast              runs lint and short tests: nothing in SLOW_PLACES (tests/conftest.py), no server, engine or long test
 # scripts/test.sh tests/streams -k x  passes its arguments to pytest
-# The day tier starts a real server. scripts/nightly.sh runs the other tests. The last lines list the slowest tests.
+# The day tier leaves out the tests of plug-ins that did not change since these passed (scripts/plugins.py), and if all
+# tests pass, records those that it ran in plugins/tested.json. It starts a real server. scripts/nightly.sh runs the other tests. The last lines list the slowest tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 unset PYTHONDONTWRITEBYTECODE # without bytecode every start of vLLM takes 10 s longer
@@ -14,20 +15,25 @@ case "${1:-}" in
         shift
         ruff check .
         wanted="not server and not engine and not slow and not nightly"
-        exec python -m pytest $(distribute 3) -m "$wanted" "$@"
+        exec python -m pytest $(distribute 3) -m "$wanted" "$@" # plug-ins have only long tests
         ;;
     "")
         ruff check .
         ruff format --check .
+        digests=$(mktemp)
+        python -m scripts.plugins digests >"$digests"
+        read -ra unchanged < <(python -m scripts.plugins) || true
+        [[ ${#unchanged[@]} == 0 ]] || echo "test: plug-ins that did not change, for scripts/nightly.sh: ${unchanged[*]}"
         types=$(mktemp)
         nice -n 19 mypy >"$types" 2>&1 & # in parallel with the tests, which leave part of two cores idle; printed after them
         checking=$!
-        trap 'kill "$checking" 2>/dev/null || true; rm -f "$types"' EXIT
+        trap 'kill "$checking" 2>/dev/null || true; rm -f "$types" "$digests"' EXIT
         failed=0
         # One more worker than the two cores, because many tests wait for processes.
-        python -m pytest $(distribute 3) -m "not nightly" --durations=15 || failed=1
+        python -m pytest $(distribute 3) -m "not nightly" --durations=15 "${unchanged[@]/#/--ignore=plugins/}" || failed=1
         wait "$checking" || failed=1
         cat "$types"
+        [[ $failed == 1 ]] || cat "$digests" >plugins/tested.json
         exit "$failed"
         ;;
 esac

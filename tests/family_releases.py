@@ -30,9 +30,9 @@ from lab.releases import (
     random_qwen3_tts,
     random_vibevoice_realtime,
     random_vita,
-    random_voxcpm2,
 )
 from lab.releases.random_tensors import INDEX, split_weights
+from plugins.voxcpm2.lab import random_voxcpm2
 from tests import published_checkpoints, published_csm, published_xeus, transformers_releases, vibevoice_release
 
 SHALLOW = {"num_layers": 1, "depformer_num_layers": 1}

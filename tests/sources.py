@@ -1,8 +1,17 @@
-"""Syntax trees of Python files, each parsed once in a process."""
+"""Folders of our packages, and syntax trees of Python files, each parsed once in a process."""
 
 import ast
 from functools import cache
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = (ROOT / "python_backend" / "stretto", *sorted(ROOT.glob("plugins/*/stretto_*")))
+
+
+def path_in_package(filename: str) -> str | None:
+    """Return the path of a file inside the server's package or a plug-in's; None for a file outside them."""
+    paths = (Path(filename).relative_to(folder) for folder in PACKAGES if filename.startswith(f"{folder}/"))
+    return next(map(str, paths), None)
 
 
 @cache

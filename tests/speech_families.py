@@ -8,12 +8,12 @@ from stretto.families.qwen3_omni.family import SpokenText, Talker
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
-from stretto.families.voxcpm2.family import GuidedRows
 from stretto.family.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
 from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
+from stretto_voxcpm2.family import GuidedRows
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8
 _SAMPLING = SamplingConfig(

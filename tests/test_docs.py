@@ -48,8 +48,8 @@ def test_repository_links_are_converted_to_site_links() -> None:
 
 
 def test_named_tests_exist() -> None:
-    for page in (ROOT / "docs").rglob("*.md"):
-        for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+    for page in (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("plugins/*/docs/*.md")):
+        for path, name in re.findall(r"`((?:plugins/\w+/)?tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
             text = (ROOT / path).read_text()
             assert f"def {name}(" in text or not name, f"{page.name}: {path}::{name}"
 

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tokenize
-import tomllib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from setup import PLUGINS, entry_points
 from stretto.entry_points import FAMILIES, installed
 from stretto.family.plugin import FamilyPlugin
 from stretto.streams import layout
@@ -26,10 +26,12 @@ from tests.sources import parsed, statements
 pytestmark = pytest.mark.xdist_group("sources")  # one process parses them
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python_backend" / "stretto"
+PLUGIN_PACKAGES = {name: ROOT / folder / name for name, folder in PLUGINS.items()}
 NAME, CLIENT, GATEWAY = "stretto", "stretto_client", "stretto_gateway"
 
 # What each package may import of ours, beside itself: a folder, a folder in the engine, or a module of its own. Lower
-# packages come first, so that no import runs up. Each folder in `families` is a plug-in, found by name: see PLUGIN.
+# packages come first, so that no import runs up. Each folder in `families`, and that of each family in `plugins/`, is a
+# plug-in, found by name: see PLUGIN.
 ALLOWED = {
     "errors": set(),
     "disconnects": set(),
@@ -141,13 +143,22 @@ ORDINARY = {"tiny"}  # names of families and codecs that are words, too: found b
 SPELLED = {"xcodec": "x_codec"}  # as words
 BANNED_WORD = re.compile(rf"\b(?:{'|'.join(BANNED_NAMES)})\b")
 
-OWN_FOLDERS = ("scripts", "benchmarks", "lab", "training")  # of this repository; no installed package imports them
+OWN_FOLDERS = ("scripts", "benchmarks", "lab", "training", "plugins")  # of this repository; no package imports them
+INSTALLED = ("python_backend", "contract", "client", "gateway", "model_repository")
 SOURCES = sorted(
     path
-    for folder in (*OWN_FOLDERS, "python_backend", "contract", "client", "gateway", "deploy", "model_repository")
+    for folder in (*OWN_FOLDERS, *INSTALLED, "deploy")
     for path in (ROOT / folder).rglob("*.py")
+    if not {"tests", "conftest.py"} & {*path.relative_to(ROOT).parts}
 )
-OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE)]
+
+
+def plugin_package(path: Path) -> str | None:
+    """Return the name of the plug-in's package that a file belongs to, or None."""
+    return next((name for name, folder in PLUGIN_PACKAGES.items() if path.is_relative_to(folder)), None)
+
+
+OURS = [path for path in SOURCES if path.is_relative_to(PACKAGE) or plugin_package(path)]
 ADAPTERS = [path for path in SOURCES if path.is_relative_to(ROOT / "model_repository")]
 
 
@@ -172,24 +183,42 @@ def package_of(names: Sequence[str]) -> str:
     return names[0]
 
 
+def package_in(module: str) -> str | None:
+    """Return the package of one of our modules: one in `stretto`, or the folder of a family in a plug-in; else None."""
+    name, *names = module.split(".")
+    if name == NAME:
+        return package_of(names or ["__init__"])
+    if name not in PLUGIN_PACKAGES:
+        return None
+    has_own_folder = names and (PLUGIN_PACKAGES[name] / names[0] / "family.py").is_file()
+    return f"{name}/{names[0]}" if has_own_folder else name
+
+
 def imported_packages(path: Path) -> set[str]:
     """Return our own packages that a file imports."""
-    found: set[str] = set()
+    modules = set[str]()
     for node in statements(path):
         if isinstance(node, ast.Import):
-            found |= {package_of(parts[1:]) for each in node.names if (parts := each.name.split("."))[0] == NAME}
-        elif isinstance(node, ast.ImportFrom) and (parts := (node.module or "").split("."))[0] == NAME:
-            found |= {package_of([*parts[1:], alias.name]) for alias in node.names}
-    return found
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {package for module in modules if (package := package_in(module)) is not None}
 
 
 def own_package(path: Path) -> str:
-    return package_of(path.relative_to(PACKAGE).with_suffix("").parts)
+    package = package_in(module_name(path))
+    assert package is not None, path
+    return package
+
+
+def is_plugin(package: str) -> bool:
+    """Return True for the package of a family, whether built in or in `plugins/`."""
+    return package.split("/")[0] in PLUGIN_PACKAGES or (package not in ALLOWED and package.startswith("families/"))
 
 
 def line_of(package: str) -> str:
     """Return the line of the import table for a package."""
-    return PLUGIN if package not in ALLOWED and package.startswith("families/") else package
+    return PLUGIN if is_plugin(package) else package
 
 
 def identity(path: Path) -> str:
@@ -198,7 +227,7 @@ def identity(path: Path) -> str:
 
 def module_name(path: Path) -> str:
     """Return the name under which `path` is imported."""
-    folders = ("python_backend", "contract", "client", "gateway", "deploy/ray", "")
+    folders = ("python_backend", "contract", "client", "gateway", "deploy/ray", *PLUGINS.values(), "")
     root = next(ROOT / folder for folder in folders if path.is_relative_to(ROOT / folder))
     return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
@@ -224,18 +253,23 @@ def find_circle(graph: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
+def folder_of(package: str) -> Path:
+    """Return the folder of a family's package."""
+    name, _, inner = package.partition("/")
+    return PLUGIN_PACKAGES[name] / inner if name in PLUGIN_PACKAGES else PACKAGE / package
+
+
 def upward_imports(path: Path) -> list[str]:
     """Return one line for each import of `path` that the tables above do not allow."""
     package = own_package(path)
     line, root, used = line_of(package), package.split("/")[0], {module.split(".")[0] for module in imports(path)}
-    is_plugin = line == PLUGIN
-    inside = str(path.relative_to(PACKAGE / package)) if is_plugin else ""
+    inside = path.relative_to(folder_of(package)).as_posix() if is_plugin(package) else ""
     allowed = next((ROLES[role] for role in ROLES if fnmatch(inside, role)), ALLOWED[line])
-    owners = {PLUGIN, f"{PLUGIN}/{path.name}"} if is_plugin else {root}
+    owners = {PLUGIN, f"{PLUGIN}/{path.name}"} if is_plugin(package) else {root}
     return [
         f"{identity(path)} imports {found}"
         for found in sorted(imported_packages(path) - {package})
-        if found not in allowed and not (is_plugin and line_of(found) == PLUGIN)
+        if found not in allowed and not (is_plugin(package) and found.split("/")[0] in {root, "families"})
     ] + [
         f"{identity(path)} imports {library}, which is for {sorted(allowed_for)}"
         for library, allowed_for in LIBRARIES.items()
@@ -257,7 +291,7 @@ def test_layer_table_is_ordered_and_has_only_existing_packages() -> None:
 
 
 def test_packages_have_no_import_cycles() -> None:
-    """Each built-in plug-in is a package. Only other plug-ins import it, and they form no cycle."""
+    """Each plug-in is a package. Only other plug-ins import it, and they form no cycle."""
     graph: dict[str, set[str]] = {}
     for path in OURS:
         graph.setdefault(own_package(path), set()).update(imported_packages(path) - {own_package(path)})
@@ -289,7 +323,11 @@ def forbidden_roots(path: Path) -> set[str]:
     elif path.is_relative_to(ROOT / "deploy"):
         forbidden |= {NAME}
     elif path in OURS:
-        forbidden |= {*OWN_FOLDERS} | ({CLIENT, GATEWAY} if path.name != "cli.py" else set())
+        forbidden |= (
+            {*OWN_FOLDERS}
+            | (PLUGIN_PACKAGES.keys() - {plugin_package(path)})
+            | ({CLIENT, GATEWAY} if path.name != "cli.py" else set())
+        )
     return forbidden
 
 
@@ -343,7 +381,7 @@ def name_pattern(name: str) -> str:
 def test_core_does_not_mention_families_or_codecs() -> None:
     """Families and codecs are plug-ins. Only their own packages and the shared encoders may name them."""
     own = [path for path in OURS if not {PLUGIN, "codecs", "encoders"} & {line_of(own_package(path))}]
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    groups = entry_points()
     names = groups["stretto.families"].keys() | groups["stretto.codecs"].keys()
     assert {"bagpiper", "opuslm_dialogue", "qwen3_tts", "tiny", "mimi", "glm4_voice"} <= names
     pattern = re.compile("|".join(map(name_pattern, sorted(names))), re.IGNORECASE)
@@ -409,7 +447,7 @@ def users_of_family_data() -> dict[str, set[str]]:
 
     for each in installed(FAMILIES):
         if each.distribution == NAME:
-            loaded, folder = each.load(), each.entry_point.module.split(".")[2]
+            loaded, folder = each.load(), str(package_in(each.entry_point.module)).removeprefix("families/")
             add(loaded.build(None) if isinstance(loaded, FamilyPlugin) else loaded, folder)
     return {name: folders for name, folders in users.items() if name.split(".")[0] in fields}
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from setup import PLUGINS
+
 ROOT, VLLM = Path(__file__).parents[1], Path(importlib.util.find_spec("vllm").origin).parent
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 NAMED = re.compile(r"`([\w./-]+\.(?:py|sh|md|pbtxt))`|`(deploy/[\w./-]+)`")
@@ -52,14 +54,17 @@ def test_referenced_files_exist(path: str) -> None:
 
 def test_registry_module_attributes_exist() -> None:
     sources = [
-        path for path in TRACKED if path.startswith(("python_backend/", "gateway/", "client/")) and path.endswith(".py")
+        path
+        for path in TRACKED
+        if path.startswith(("python_backend/", "gateway/", "plugins/")) and path.endswith(".py")
     ]
     names = {
         match for path in sources if (ROOT / path).is_file() for match in MODULES.findall((ROOT / path).read_text())
     }
     missing = []
     for module, attribute in names:
-        file = ROOT / "python_backend" / module.replace(".", "/")
+        folder = PLUGINS.get(module.partition(".")[0], "python_backend")
+        file = ROOT / folder / module.replace(".", "/")
         found = [path for path in (file.with_suffix(".py"), file / "__init__.py") if path.is_file()]
         if not found or not re.search(
             rf"^(class|def) {attribute}\b|^{attribute}\b", found[0].read_text(), re.MULTILINE

@@ -25,7 +25,7 @@ from stretto_gateway import pronunciation_command, voice_command
 from tests.ports import free_row
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((*(ROOT / "docs").rglob("*.md"), *ROOT.glob("plugins/*/docs/*.md")))]
 README = PAGES[0].read_text()
 FIRST_BLOCK = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
 assert FIRST_BLOCK, "the README shows no commands"
@@ -96,7 +96,7 @@ def test_docs_pages_show_every_command() -> None:
 
 def test_readme_is_short_and_links_to_every_page() -> None:
     assert len(README.split()) <= 1200
-    linked = set(re.findall(r"\]\(((?:docs|benchmarks)/[^)#]+|[A-Z]+\.md)", README))
+    linked = set(re.findall(r"\]\(((?:docs|benchmarks|plugins)/[^)#]+|[A-Z]+\.md)", README))
     pages = {str(page.relative_to(ROOT)) for page in PAGES[1:]} - {"docs/families/sources.md"}
     assert pages | {"CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md"} <= linked
     assert not re.search(r"`[\w/.-]+\.md`", README), "a page's name without a link to it"

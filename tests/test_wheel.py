@@ -16,6 +16,7 @@ import pytest
 from vllm import envs
 
 from scripts.same_bytes import EPOCH, normalize
+from setup import PLUGINS, entry_points
 from tests.ports import free_row
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ PLACES = {
     "client/stretto_client": "stretto_client",
     "gateway/stretto_gateway": "stretto_gateway",
     "model_repository": "stretto/model_repository",
-}
+} | {f"{folder}/{name}": name for name, folder in PLUGINS.items()}
 EPOCH_S = 1_700_000_000
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 SHOW_FOLDERS = (
@@ -46,9 +47,9 @@ def build(kind: str, tree: Path, out: Path) -> Path:
 def build_both(folder: Path) -> tuple[Path, Path]:
     """Build an sdist from a copy of this tree with typical clutter, and a wheel from that sdist."""
     tree = folder / "tree"
-    for name in ("python_backend", "contract", "client", "gateway", "model_repository"):
+    for name in ("python_backend", "contract", "client", "gateway", "plugins", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.onnx"))
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, tree / name)
     (tree / "model_repository/preprocessor/1/__pycache__").mkdir()
     (tree / "model_repository/preprocessor/1/__pycache__/model.cpython-311.pyc").touch()
@@ -109,7 +110,7 @@ def test_wheel_has_the_console_script_and_all_entry_points(wheel: Path) -> None:
         points = configparser.ConfigParser()
         points.read_string(archive.read(name).decode())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    expected = {"console_scripts": project["scripts"]} | project["entry-points"]
+    expected = {"console_scripts": project["scripts"]} | entry_points()
     assert {section: dict(points[section]) for section in points.sections()} == expected
     groups = {"vllm.general_plugins", "stretto.families", "stretto.codecs", "stretto.markers", "triton.backends"}
     assert set(expected) == {"console_scripts", *groups}

@@ -292,7 +292,7 @@ def _pocket_tts(folder: Path) -> LatentCase:
 
 
 def _voxcpm2(folder: Path) -> LatentCase:
-    release = importlib.import_module("tests.voxcpm2_release")
+    release = importlib.import_module("plugins.voxcpm2.tests.voxcpm2_release")
     checkpoint = release.convert_release(folder)
     preprocessor = importlib.import_module("stretto.preprocessing.request").Preprocessor(checkpoint)
     prompts = {mode: preprocessor.prepare(release.request(mode)) for mode in release.MODES}

@@ -7,7 +7,6 @@ capture.
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +15,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import stretto
 from stretto.codecs.seanet import LENGTHS
+from tests.sources import path_in_package
 
 DEVICE = torch.device("meta")
 MAKERS: set[Callable[..., Any]] = {torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor.new_tensor}
 ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2"}
-PACKAGE = str(Path(stretto.__file__).parent)
 
 
 class Crossings(TorchDispatchMode):
@@ -59,8 +57,8 @@ class Makers(TorchFunctionMode):
 
 def place() -> str:
     """Return the innermost line of our own code that is running."""
-    ours = [each for each in traceback.extract_stack() if each.filename.startswith(PACKAGE)]
-    return f"{Path(ours[-1].filename).relative_to(PACKAGE)}:{ours[-1].lineno}" if ours else "elsewhere"
+    ours = [each for each in traceback.extract_stack() if path_in_package(each.filename)]
+    return f"{path_in_package(ours[-1].filename)}:{ours[-1].lineno}" if ours else "elsewhere"
 
 
 @contextmanager

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.releases.random_voxcpm2 import VAE, recording
+from plugins.voxcpm2.lab.random_voxcpm2 import VAE, recording
+from plugins.voxcpm2.tests.voxcpm2_release import KINDS, LATENT_TOLERANCE, MODES, convert_release, reply, stored
 from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
 from stretto.codecs.base import load_codec
 from stretto.errors import CheckpointError
 from stretto.streams.layout import latents_of
 from tests.codecs.streaming import decode_latents
-from tests.voxcpm2_release import KINDS, LATENT_TOLERANCE, MODES, convert_release, reply, stored
 
 FRAME, NUM_CONTEXT = 7680, 3
 # The stored latents, of up to 25, are rounded to float32, which moves samples by 2e-4 even if the rest is exact.

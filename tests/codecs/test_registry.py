@@ -12,6 +12,7 @@ from lab.releases.random_glm4_voice import write_glm4_voice
 from lab.releases.random_moss import write_codec
 from lab.releases.random_pocket import NUM_WORDS
 from lab.releases.random_qwen3_codec import write_code2wav, write_qwen3_codec
+from plugins.voxcpm2.tests.voxcpm2_release import convert_release as convert_voxcpm2
 from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec
 from stretto.codecs.onnx_runtime import load as load_exported
 from stretto.entry_points import CODECS, OWN, installed
@@ -24,7 +25,6 @@ from tests.fish_s2_codec_release import convert_codec as convert_fish_s2
 from tests.pocket_release import convert_release
 from tests.vibevoice_release import NUM_NUMBERS
 from tests.vibevoice_release import convert_release as convert_vibevoice
-from tests.voxcpm2_release import convert_release as convert_voxcpm2
 
 LATENTS = ("pocket", "audiovae", "vibevoice")  # codecs without codebooks
 NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stretto
+from tests.sources import path_in_package
 
 PACKAGE = Path(stretto.__file__).parent
 VLLM = f"{Path('site-packages') / 'vllm'}"
@@ -28,8 +29,8 @@ def waiter() -> str | None:
         name = frame.f_code.co_filename
         if name.startswith(TWINS):
             return None
-        if place is None and name.startswith(str(PACKAGE)):
-            place = f"{Path(name).relative_to(PACKAGE)}:{frame.f_lineno}"
+        if place is None and (path := path_in_package(name)):
+            place = f"{path}:{frame.f_lineno}"
         frame = frame.f_back
     return place
 

@@ -24,6 +24,7 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
+from plugins.voxcpm2.tests import voxcpm2_release
 from stretto.engine.kernels.gpu import advance, depth, draw, products, row_products
 from stretto.engine.step_records import SpeechRequestData
 from stretto.engine.worker import latent_draw, step_program
@@ -37,11 +38,11 @@ from stretto.families.tiny.family import TINY
 from stretto.families.tiny.mechanism import draw as tiny_draw
 from stretto.families.vibevoice.mechanism import draw as stretches
 from stretto.families.vita_audio.mechanism.module_rows import ModuleProgram, RowSpans
-from stretto.families.voxcpm2.mechanism import draw as guided
 from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
-from tests import pocket_release, vibevoice_release, voxcpm2_release
+from stretto_voxcpm2.mechanism import draw as guided
+from tests import pocket_release, vibevoice_release
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import (

@@ -32,8 +32,9 @@ from lab.releases import (
     random_qwen3_omni,
     random_qwen3_tts,
     random_vibevoice_realtime,
-    random_voxcpm2,
 )
+from plugins.voxcpm2.lab import random_voxcpm2
+from plugins.voxcpm2.tests import voxcpm2_release
 from stretto.convert.command import main
 from stretto.engine.reply_rules import SegmentRules
 from stretto.family.base import Family
@@ -49,7 +50,6 @@ from tests import (
     published_qwen3_omni,
     published_qwen3_omni_thinker,
     vibevoice_release,
-    voxcpm2_release,
 )
 from tests.engine.harness import Engine
 from tests.small_vocabularies import SMALL_MOSHI, SMALL_PERSONAPLEX, SMALL_STT, SMALL_TTS

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.decoder import chunks_of, random_codes, stream
 from lab.releases.random_orpheus import CODES, SNAC, write_release, write_snac
+from setup import PLUGINS
 from stretto.codecs.base import Codec, Window, load_codec
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import profile
@@ -66,7 +67,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environmen
     venv.create(environment.folder, symlinks=True)
     borrowed = [
         sysconfig.get_path("purelib"),
-        *(str(ROOT / each) for each in ("python_backend", "contract", "client", "gateway")),
+        *(str(ROOT / each) for each in ("python_backend", "contract", "client", "gateway", *PLUGINS.values())),
     ]
     (environment.packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
     install = [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--quiet", "--no-index"]

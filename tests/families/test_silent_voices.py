@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from plugins.voxcpm2.tests import voxcpm2_release
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import VOICE_DB, check_voice
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests import published_csm, published_qwen3_tts, vibevoice_release, voxcpm2_release
+from tests import published_csm, published_qwen3_tts, vibevoice_release
 from tests.encoders.recordings import speech
 from tests.fakes import FrameCounter
 from tests.kyutai_tts_release import make_checkpoint

@@ -29,8 +29,8 @@ from lab.releases import (
     random_qwen3_tts,
     random_vibevoice_realtime,
     random_vita,
-    random_voxcpm2,
 )
+from plugins.voxcpm2.lab import random_voxcpm2
 from stretto.convert.release import convertible
 from stretto.family.plugin import FamilyPlugin, plugins
 from stretto.family.recognition import Listing

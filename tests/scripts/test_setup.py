@@ -23,6 +23,8 @@ def write_clone(clone: Path) -> None:
     (clone / "scripts").mkdir(parents=True)
     (clone / "requirements").mkdir()
     (clone / "requirements" / "embedded.txt").touch()
+    (clone / "plugins" / "voice").mkdir(parents=True)
+    (clone / "plugins" / "voice" / "pyproject.toml").touch()
     for name in ("scripts/setup.sh", "scripts/uv_sources.sh", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, clone / name)
 
@@ -61,18 +63,18 @@ def test_setup_reports_that_no_ascii_folder_is_available(tmp_path: Path) -> None
     assert "is ASCII; set XDG_CACHE_HOME to one that is" in said.stderr
 
 
-def test_changed_entry_points_are_reinstalled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["pyproject.toml", "plugins/voice/pyproject.toml"])
+def test_changed_entry_points_are_reinstalled(tmp_path: Path, changed: str) -> None:
     """This happens after switching branches and back. Entry points left by a wheel build are removed."""
     write_clone(tmp_path)
     uv, calls = tmp_path / ".venv" / "bin" / "uv", tmp_path / "calls"
     uv.parent.mkdir(parents=True)
     uv.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     uv.chmod(0o755)
-    here, there = (tmp_path / "pyproject.toml").read_text(), "[project]\n"
     installed = []
-    for project in (here, here, there, here):
+    for project in ("", "", "[project]\n", ""):
         (tmp_path / "stretto.egg-info").mkdir()
-        (tmp_path / "pyproject.toml").write_text(project)
+        (tmp_path / changed).write_text(project)
         calls.write_text("")
         script = [tmp_path / "scripts" / "setup.sh"]
         done = subprocess.run(script, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

@@ -58,6 +58,8 @@ SOURCES = (
     "benchmarks/*.md",
     "lab/*.py",
     "lab/releases/registered",
+    "plugins/*/lab/*",
+    "plugins/*/tests/*",
     "tests",
     "model_repository",
     "pyproject.toml",
@@ -68,7 +70,7 @@ SOURCES = (
 def build_package(folder: Path) -> Path:
     """Build the wheel of this package from the current tree, excluding weights, which travel with the sources."""
     tree = folder / "package"
-    for name in ("python_backend", "contract", "client", "model_repository"):
+    for name in ("python_backend", "contract", "client", "plugins", "model_repository"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, tree / name)

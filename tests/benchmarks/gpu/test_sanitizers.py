@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-import stretto
 from benchmarks.gpu import sanitizers
 from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.sanitizers import DONE, OURS, TOOL, find, run_decoder, run_planted, run_tool
+from tests.sources import PACKAGES
 
 pytestmark = pytest.mark.slow
 SETUP = Setup("cpu", Path())
@@ -144,7 +144,7 @@ def test_cuda_race_is_reported() -> None:
 
 
 def test_sanitizer_checks_our_kernels_and_not_those_of_torch() -> None:
-    sources = Path(stretto.__file__).parent.rglob("*.py")
+    sources = [path for folder in PACKAGES for path in folder.rglob("*.py")]
     launched = {
         name for path in sources for name in re.findall(r"@triton\.jit.*\ndef (\w+_kernel)\(", path.read_text())
     }

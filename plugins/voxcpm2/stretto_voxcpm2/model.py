@@ -21,7 +21,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaMLP
 
 from stretto.engine.models.latents import LatentMixin, SolverPlan, SolverTable, have_ids, silu
-from stretto.families.voxcpm2.mechanism.attention import local_attention
+from stretto_voxcpm2.mechanism.attention import local_attention
 
 STACKED = {
     "q_proj": ("qkv_proj", "q"),

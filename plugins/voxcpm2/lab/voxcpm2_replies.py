@@ -1,6 +1,6 @@
 """Generate a test fixture with replies from VoxCPM2's authors' code for small random releases, with our noise.
 
-    python -m lab.authors.voxcpm2_replies tests/data/voxcpm2_replies.npz
+    python -m plugins.voxcpm2.lab.voxcpm2_replies plugins/voxcpm2/tests/data/voxcpm2_replies.npz
 
 voxcpm 2.0.3 must be importable, with einops. It uses librosa and torchaudio only to read files, so stubs replace them.
 It draws noise with `torch.randn`. The script replaces this function with the engine's noise for the position of the row
@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 
 from lab.authors.reply_fixture import compute_in_float64, digest, run_arrays
-from lab.releases.random_voxcpm2 import RECORDINGS, inputs, recording, tensors, write_release
+from plugins.voxcpm2.lab.random_voxcpm2 import RECORDINGS, inputs, recording, tensors, write_release
 from stretto.engine.sampling.noise import gaussian, seed_key, stream_keys
 
 KINDS = ("plain", "scaled")
@@ -134,7 +134,7 @@ def reply(model: Any, mode: str, nudge: torch.Tensor | float = 0.0, stops: bool 
 
 
 def values(model: Any, mode: str, name: str) -> dict[str, np.ndarray]:
-    """Generate a reply in a mode; return the values of `tests.voxcpm2_release.Reply`."""
+    """Generate a reply in a mode; return the values of `plugins.voxcpm2.tests.voxcpm2_release.Reply`."""
     found, pcm = reply(model, mode)
     latents = torch.stack(found.patches).flatten(1).numpy()
     text, is_audio, feat = found.rows

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lab.releases.random_voxcpm2 import NUM_TOKENS, config, write_release
+from plugins.voxcpm2.lab.random_voxcpm2 import NUM_TOKENS, config, write_release
 from stretto.convert.command import main as convert
 from stretto.errors import CheckpointError
-from stretto.families.voxcpm2.family import VoxCpmVocabulary
 from stretto.family.plugin import NAME as FAMILY
 from stretto.family.plugin import VOCABULARY, config_at, read_family
+from stretto_voxcpm2.family import VoxCpmVocabulary
 from tests.refused_conversion import Edit, Refuses, edited
 
 MODEL, CODEC = "model.safetensors", "audiovae.pth"

@@ -9,14 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lab.releases.random_voxcpm2 import NUM_TOKENS, RECORDINGS
-from stretto.errors import CheckpointError, InvalidRequest
-from stretto.families.voxcpm2.family import AUDIO_START, REFERENCE_END, REFERENCE_START
-from stretto.families.voxcpm2.prompt import VoxCpmTokenizer
-from stretto.family.text import TextTokenizer
-from stretto.preprocessing.request import Preprocessor, RawRequest
-from stretto.streams.layout import latents_of
-from tests.voxcpm2_release import (
+from plugins.voxcpm2.lab.random_voxcpm2 import NUM_TOKENS, RECORDINGS
+from plugins.voxcpm2.tests.voxcpm2_release import (
     LATENT_TOLERANCE,
     MODES,
     PROMPT_TEXT,
@@ -26,6 +20,12 @@ from tests.voxcpm2_release import (
     request,
     wave_file,
 )
+from stretto.errors import CheckpointError, InvalidRequest
+from stretto.family.text import TextTokenizer
+from stretto.preprocessing.request import Preprocessor, RawRequest
+from stretto.streams.layout import latents_of
+from stretto_voxcpm2.family import AUDIO_START, REFERENCE_END, REFERENCE_START
+from stretto_voxcpm2.prompt import VoxCpmTokenizer
 
 FRAME = NUM_TOKENS
 

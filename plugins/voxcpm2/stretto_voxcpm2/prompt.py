@@ -15,18 +15,18 @@ import numpy as np
 
 from stretto.codecs.base import Codec
 from stretto.errors import CheckpointError, InvalidRequest, shown
-from stretto.families.voxcpm2.family import (
+from stretto.family.base import Family, Task
+from stretto.family.encoded_voices import CachedEncoder
+from stretto.family.plugin import VOCABULARY, config_at
+from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
+from stretto.family.text import TextTokenizer, check_text
+from stretto_voxcpm2.family import (
     AUDIO_START,
     MAX_PATCHES,
     REFERENCE_END,
     REFERENCE_START,
     VoxCpmVocabulary,
 )
-from stretto.family.base import Family, Task
-from stretto.family.encoded_voices import CachedEncoder
-from stretto.family.plugin import VOCABULARY, config_at
-from stretto.family.prompting import PLAIN, Manner, Piece, PromptRows, Template, stream0_rows
-from stretto.family.text import TextTokenizer, check_text
 
 # Maximum length of a reply: the authors' `retry_badcase_ratio_threshold` patches per text token, plus a few.
 PATCHES_PER_TOKEN = 6

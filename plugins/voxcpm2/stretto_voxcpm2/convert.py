@@ -16,10 +16,10 @@ from torch import Tensor
 
 from stretto.codecs.audiovae import DEFAULTS, MODEL_TYPE, AudioVaeConfig, codec_shapes, published_names
 from stretto.errors import CheckpointError, shown
-from stretto.families.voxcpm2.family import NAME, VoxCpmVocabulary
 from stretto.family.conversion import Contents, Converted, Network, Release, common_record, weight_normed
 from stretto.untrusted_files import entry, released_file
 from stretto.weights.loading import Part, Plan, check, in_float32, open_tensors
+from stretto_voxcpm2.family import NAME, VoxCpmVocabulary
 
 IS_BARE = True  # the tokenizer may be of any kind
 IS_FLOAT32 = True

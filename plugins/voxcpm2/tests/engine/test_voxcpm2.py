@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stretto.families.voxcpm2 import PLUGIN
+from plugins.voxcpm2.tests.voxcpm2_release import MODES, convert_release, reply, request
 from stretto.family.base import Family
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.preprocessing.request import Preprocessor, RawRequest
@@ -17,11 +17,11 @@ from stretto.records.prompt import Prompt
 from stretto.streams.layout import latents_of
 from stretto.testing import assert_family_conforms
 from stretto.testing.conformance import Answer
+from stretto_voxcpm2 import PLUGIN
 from tests.engine.forking import forked_processes
 from tests.engine.harness import Engine
 from tests.engine.nudges import assert_latents_near
 from tests.tiers import by_night
-from tests.voxcpm2_release import MODES, convert_release, reply, request
 
 pytestmark = pytest.mark.engine
 # Prompts in chunks, and memory for little more than two replies: others are preempted.

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 
 from lab.authors.reply_fixture import digest
-from lab.releases.random_voxcpm2 import inputs, recording, write_release
+from plugins.voxcpm2.lab.random_voxcpm2 import inputs, recording, write_release
 from stretto.convert.command import main as convert
 from stretto.preprocessing.request import RawRequest
 
@@ -51,7 +51,9 @@ class Reply:
 def stored() -> dict[str, Any]:
     """Return the arrays of the fixture, which must be those of the weights and recordings of today."""
     found = dict(np.load(DATA))
-    assert found.pop("inputs") == digest(inputs(KINDS)), f"{DATA}: write it again (lab/authors/voxcpm2_replies.py)"
+    assert found.pop("inputs") == digest(inputs(KINDS)), (
+        f"{DATA}: write it again (plugins/voxcpm2/lab/voxcpm2_replies.py)"
+    )
     return found
 
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from plugins.voxcpm2.tests.voxcpm2_release import MODES, convert_release, reply, request
 from stretto.decoder.sessions import faded_out
 from tests.server.conftest import ServedCheckpoint, serves
-from tests.voxcpm2_release import MODES, convert_release, reply, request
 
 # By night: tests/engine/test_voxcpm2.py compares the same replies; prompts and codec have tests of their own.
 pytestmark = [pytest.mark.server, pytest.mark.nightly]

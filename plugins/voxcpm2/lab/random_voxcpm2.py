@@ -1,6 +1,6 @@
 """Small randomly initialised VoxCPM2 releases in the published layout, from language models to tokenizer.
 
-    python -m lab.releases.random_voxcpm2 FOLDER [KIND]
+    python -m plugins.voxcpm2.lab.random_voxcpm2 FOLDER [KIND]
 
 A release has the language models, the diffusion head, the AudioVAE and the tokenizer. KIND is `plain` (options as
 published), `scaled` (muP scales and long-range rotation factors) or `wide` (few layers of the published widths).

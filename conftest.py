@@ -1,4 +1,4 @@
-"""Hooks and fixtures for the whole suite."""
+"""Hooks and fixtures for the whole suite: the tests in tests/ and those of the plug-ins."""
 
 import atexit
 import gc
@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -20,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import benchmarks  # noqa: F401 (registers the families of the tests)
+from setup import entry_points
 from stretto.engine.environment import prepare_environment
 from stretto.triton_io import stub
 from tests import heap
@@ -47,16 +47,15 @@ settings.load_profile("same")
 
 
 def pytest_configure() -> None:
-    """Stop if the entry points in pyproject.toml differ from the installed ones, because modules may have moved."""
-    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
-    groups = project["entry-points"]
-    wanted = {(group, name, value) for group, entries in groups.items() for name, value in entries.items()}
+    """Stop if the entry points in a pyproject.toml differ from the installed ones, because modules may have moved."""
+    wanted = {(group, name, value) for group, entries in entry_points().items() for name, value in entries.items()}
     found = {(each.group, each.name, each.value) for each in distribution("stretto").entry_points}
     if not wanted <= found:
-        pytest.exit("pyproject.toml has other entry points than the installed package: run scripts/setup.sh dev", 2)
+        pytest.exit("a pyproject.toml has other entry points than the installed package: run scripts/setup.sh dev", 2)
 
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parent
+TESTS = ROOT / "tests"
 # Tests that are short each, but take minutes together, start many processes, or import vLLM: all of them have the mark
 # `slow`.
 SLOW_PLACES = {
@@ -69,13 +68,15 @@ OF_A_FILE = re.compile(r"^pytestmark = (?:\[\n.*?^\]|[^\n]*)", re.MULTILINE | re
 
 
 def is_slow(path: Path) -> bool:
-    """Return True if a test file is one of the SLOW_PLACES or inside one."""
+    """Return True if a test file is a plug-in's, one of the SLOW_PLACES, or inside one."""
+    if path.is_relative_to(ROOT / "plugins"):
+        return True
     return path.is_relative_to(TESTS) and not SLOW_PLACES.isdisjoint(path.relative_to(TESTS).parts)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Skip the import of a file if all its tests have a deselected mark, and that of a whole folder's conftest.py."""
-    if not collection_path.is_relative_to(TESTS) or not NOT_WANTED.fullmatch(config.option.markexpr):
+    if not collection_path.is_relative_to(ROOT) or not NOT_WANTED.fullmatch(config.option.markexpr):
         return None
     left_out = set(config.option.markexpr.split())
     if is_slow(collection_path) and "slow" in left_out:
