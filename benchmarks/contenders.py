@@ -16,19 +16,14 @@ from typing import Any
 import torch
 import yaml
 
-from lab.releases import (
-    random_chatterbox,
-    random_cosyvoice3,
-    random_kyutai_stt,
-    random_kyutai_tts,
-    random_orpheus,
-    random_pocket,
-    random_qwen3_codec,
-    random_qwen3_tts,
-    random_vibevoice_realtime,
-)
+from lab.releases import random_orpheus, random_qwen3_codec, random_qwen3_tts
+from plugins.chatterbox.lab import random_chatterbox
+from plugins.cosyvoice3.lab import random_cosyvoice3
+from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts
+from plugins.pocket.lab import random_pocket
+from plugins.vibevoice.lab import random_vibevoice_realtime
 from stretto.codecs.s3gen import NUM_SILENT
-from stretto.families.kyutai_tts.family import GUIDANCE_SCALE
+from stretto_kyutai.kyutai_tts.family import GUIDANCE_SCALE
 
 TEXT = "The birch canoe slid on the smooth planks and the garden door is open at last."
 SAMPLE_RATE = 24_000  # of all families here
@@ -144,7 +139,7 @@ def write_cosyvoice3(folder: Path) -> list[str]:
 
 def load_cosyvoice3(release: Path) -> Speak:
     """Load the authors' repository, with streaming as in their `inference_zero_shot`."""
-    from lab.authors import cosyvoice3_replies
+    from plugins.cosyvoice3.lab import cosyvoice3_replies
 
     authors = import_module("tests.codecs.cosyvoice3.authors")
     cosyvoice3_replies.MISSING["cosyvoice.utils.file_utils"] = (
@@ -237,7 +232,7 @@ def load_kyutai_tts(release: Path) -> Speak:
     """Load the package moshi, which decodes each frame as soon as it is there, as the authors' server does."""
     from moshi.models import loaders
 
-    from lab.authors import kyutai_tts_replies
+    from plugins.kyutai.lab import kyutai_tts_replies
 
     config = json.loads((release / "config.json").read_text())
     has_vectors = bool(config["conditioners"])

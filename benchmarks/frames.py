@@ -36,17 +36,17 @@ import numpy as np
 from benchmarks.engines import SteppedEngine, StepTime, engine_args, forced_prompt
 from benchmarks.harness import append_result, command_line, median_ratio
 from benchmarks.layouts import BY_STEP, CSM, NUM_TEXT_IDS, PARALLEL
-from lab.releases.random_qwen3_omni import PLAIN_IDS, question
 from lab.releases.small_models import SmallModel
 from lab.texts import texts
+from plugins.qwen3_omni.lab.random_qwen3_omni import PLAIN_IDS, question
 from stretto import cpu_backend as cpu_kernels
 from stretto.config import DecoderConfig
 from stretto.engine.environment import prepare_environment
-from stretto.families.qwen3_omni_talker.prompt import TalkerPrompts
 from stretto.family.base import Family
 from stretto.preprocessing.request import Preprocessor, RawRequest
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import write_checkpoint
+from stretto_qwen3_omni.qwen3_omni_talker.prompt import TalkerPrompts
 
 HIDDEN = 256
 LAYERS = 16

@@ -35,16 +35,16 @@ from benchmarks.harness import (
     served_processes,
     stop_on_sigterm,
 )
-from lab.releases.random_moshi import write_release
+from plugins.kyutai.lab.random_moshi import write_release
 from stretto.codecs.base import load_codec
 from stretto.codecs.mimi import MimiCodec, MimiEncoder
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import make
-from stretto.families.moshi.family import MoshiVocabulary
-from stretto.families.moshi.prompt import first_row, user_ids
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
 from stretto_client import SpeechClient, Timeouts
+from stretto_kyutai.moshi.family import MoshiVocabulary
+from stretto_kyutai.moshi.prompt import first_row, user_ids
 
 NAME = "live_sessions"
 RATE = 24_000

@@ -268,7 +268,7 @@ def serve(images: Images, image: str, scratch: Path) -> None:
 HUB = """
 import sys, time
 from pathlib import Path
-from lab.releases.random_pocket import write_release
+from plugins.pocket.lab.random_pocket import write_release
 from tests.hub import Hub
 with Hub() as hub:
     hub.add("acme/voice", write_release(Path(sys.argv[1])), card={"license": "mit"})

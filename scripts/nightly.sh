@@ -65,10 +65,10 @@ check_chatterbox_replies() (
     trap 'rm -rf "$folder"' EXIT
     clone https://github.com/resemble-ai/chatterbox 5de7a54aa4e5e2baadb0182dde554908b48b85c2 "$folder/source" # imported in this environment
     export CHATTERBOX_SRC="$folder/source/src/chatterbox"
-    python -m lab.authors.chatterbox_replies --check tests/data/chatterbox_replies.json
+    python -m plugins.chatterbox.lab.chatterbox_replies --check plugins/chatterbox/tests/data/chatterbox_replies.json
     uv pip install --quiet --target "$folder/packages" --no-deps pykakasi==2.3.0 jaconv deprecated wrapt \
         spacy-pkuseg==1.0.2 srsly catalogue
-    PYTHONPATH="$folder/packages" python -m lab.authors.chatterbox_languages --check tests/data/chatterbox_languages.json
+    PYTHONPATH="$folder/packages" python -m plugins.chatterbox.lab.chatterbox_languages --check plugins/chatterbox/tests/data/chatterbox_languages.json
 )
 
 check_cosyvoice3_replies() (
@@ -78,7 +78,7 @@ check_cosyvoice3_replies() (
     clone https://github.com/FunAudioLLM/CosyVoice ace7c47f41bbd303aa6bf1ea80e6f9fbd595cd40 "$folder/source"
     uv pip install --quiet --target "$folder/packages" --no-deps x-transformers==2.11.24 einops einx frozendict loguru scipy
     export COSYVOICE_ROOT="$folder/source" PYTHONPATH="$folder/packages"
-    python -m lab.authors.cosyvoice3_replies --check tests/data/cosyvoice3_replies.json
+    python -m plugins.cosyvoice3.lab.cosyvoice3_replies --check plugins/cosyvoice3/tests/data/cosyvoice3_replies.json
     python -m tests.codecs.cosyvoice3.authors --check
 )
 
@@ -120,42 +120,43 @@ check_chatterbox_voices() (
         'numpy<2'
     uv pip install --quiet --target "$env/source" --no-deps chatterbox-tts==0.1.7 s3tokenizer==0.3.0
     CHATTERBOX_SRC="$env/source/chatterbox" PYTHONPATH="$env/source" "$env/env/bin/python" -m \
-        lab.authors.chatterbox_voices --check tests/data/chatterbox_voices.npz
+        plugins.chatterbox.lab.chatterbox_voices --check plugins/chatterbox/tests/data/chatterbox_voices.npz
 )
 
-# Usage: check_replies FAMILY PACKAGE...
+# Usage: check_replies PLUGIN FAMILY PACKAGE...
 # It imports the packages from a temporary folder, and leaves this environment unchanged.
 check_replies() (
     . scripts/uv_sources.sh
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
-    uv pip install --quiet --target "$folder" --no-deps "${@:2}"
-    PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$folder python -m "lab.authors.$1_replies" --check "tests/data/$1_replies.npz"
+    uv pip install --quiet --target "$folder" --no-deps "${@:3}"
+    PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$folder python -m "plugins.$1.lab.$2_replies" --check \
+        "plugins/$1/tests/data/$2_replies.npz"
 )
 
-check_pocket_tts_replies() { check_replies pocket_tts pocket-tts==4.0.1 beartype sentencepiece scipy requests; }
-check_phonon_replies() { check_replies phonon transformers==5.23.0 huggingface-hub==2.4.0 ptts==0.4.2; }
-check_higgs_audio_v3_replies() { check_replies higgs_audio_v3 mlx-audio==0.6.2 mlx==0.32.4 mlx-cpu==0.32.4; }
+check_pocket_tts_replies() { check_replies pocket pocket_tts pocket-tts==4.0.1 beartype sentencepiece scipy requests; }
+check_phonon_replies() { check_replies pocket phonon transformers==5.23.0 huggingface-hub==2.4.0 ptts==0.4.2; }
+check_higgs_audio_v3_replies() { check_replies higgs_audio higgs_audio_v3 mlx-audio==0.6.2 mlx==0.32.4 mlx-cpu==0.32.4; }
 check_moss_tts_replies() (
     source=$(mktemp -d)
     trap 'rm -rf "$source"' EXIT
     clone https://github.com/OpenMOSS/MOSS-TTS 58b20a0d5fcc6766658d50967a90a9d890009a46 "$source/moss_tts"
     clone https://github.com/OpenMOSS/MOSS-Audio-Tokenizer 56df9eeb88f7236419dbf6328cd2e51f4dc21eeb "$source/moss_codec"
-    PYTHONPATH="$source" python -m lab.authors.moss_tts_replies --check tests/data/moss_tts_replies.npz
-    PYTHONPATH="$source" python -m lab.authors.moss_tts_local_replies --check tests/data/moss_tts_local_replies.npz
-    PYTHONPATH="$source/moss_tts/moss_tts_realtime" python -m lab.authors.moss_tts_realtime_replies --check tests/data/moss_tts_realtime_replies.npz
+    PYTHONPATH="$source" python -m plugins.moss.lab.moss_tts_replies --check plugins/moss/tests/data/moss_tts_replies.npz
+    PYTHONPATH="$source" python -m plugins.moss.lab.moss_tts_local_replies --check plugins/moss/tests/data/moss_tts_local_replies.npz
+    PYTHONPATH="$source/moss_tts/moss_tts_realtime" python -m plugins.moss.lab.moss_tts_realtime_replies --check plugins/moss/tests/data/moss_tts_realtime_replies.npz
 )
 
-check_kyutai_stt_replies() { check_replies kyutai_stt moshi==0.2.13 einops sphn==0.1.12; }
-check_kyutai_tts_replies() { check_replies kyutai_tts moshi==0.2.13 einops sphn==0.1.12; }
-check_moshi_replies() { check_replies moshi moshi==0.2.13 einops sphn==0.1.12; }
-check_voxcpm2_replies() { check_replies voxcpm2 voxcpm==2.0.3 einops; }
+check_kyutai_stt_replies() { check_replies kyutai kyutai_stt moshi==0.2.13 einops sphn==0.1.12; }
+check_kyutai_tts_replies() { check_replies kyutai kyutai_tts moshi==0.2.13 einops sphn==0.1.12; }
+check_moshi_replies() { check_replies kyutai moshi moshi==0.2.13 einops sphn==0.1.12; }
+check_voxcpm2_replies() { check_replies voxcpm2 voxcpm2 voxcpm==2.0.3 einops; }
 
 check_vibevoice_realtime_replies() (
     source=$(mktemp -d)
     trap 'rm -rf "$source"' EXIT
     clone https://github.com/microsoft/VibeVoice e73d1e17c3754f046352014856a922f8208fb5d3 "$source/vibevoice" vibevoice
-    PYTHONPATH="$source/vibevoice" check_replies vibevoice_realtime transformers==4.51.3 tokenizers==0.21.4 \
+    PYTHONPATH="$source/vibevoice" check_replies vibevoice vibevoice_realtime transformers==4.51.3 tokenizers==0.21.4 \
         huggingface-hub==0.36.0 diffusers==0.35.2
 )
 
@@ -163,7 +164,7 @@ check_personaplex_replies() (
     source=$(mktemp -d)
     trap 'rm -rf "$source"' EXIT
     clone https://github.com/NVIDIA/personaplex 3428dfd95309a7f3c84fd93259ded0f810d1ff91 "$source/personaplex"
-    PYTHONPATH="$source/personaplex/moshi" check_replies personaplex einops sphn==0.1.12
+    PYTHONPATH="$source/personaplex/moshi" check_replies kyutai personaplex einops sphn==0.1.12
 )
 
 check_vita_audio_replies() (

@@ -9,31 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.releases import (
-    random_chatterbox,
-    random_cosyvoice3,
-    random_fish_s2,
-    random_glm4_voice,
-    random_higgs_audio,
-    random_higgs_audio_v3,
-    random_kyutai_stt,
-    random_kyutai_tts,
-    random_moshi,
-    random_moss,
-    random_moss_local,
-    random_moss_realtime,
-    random_personaplex,
-    random_phonon,
-    random_pocket,
-    random_qwen3_codec,
-    random_qwen3_omni,
-    random_qwen3_tts,
-    random_vibevoice_realtime,
-    random_vita,
-)
+from lab.releases import random_glm4_voice, random_qwen3_codec, random_qwen3_tts, random_vita
 from lab.releases.random_tensors import INDEX, split_weights
+from plugins.chatterbox.lab import random_chatterbox
+from plugins.cosyvoice3.lab import random_cosyvoice3
+from plugins.fish_s2.lab import random_fish_s2
+from plugins.higgs_audio.lab import random_higgs_audio, random_higgs_audio_v3
+from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
+from plugins.moss.lab import random_moss, random_moss_local, random_moss_realtime
+from plugins.pocket.lab import random_phonon, random_pocket
+from plugins.qwen3_omni.lab import random_qwen3_omni
+from plugins.vibevoice.lab import random_vibevoice_realtime
+from plugins.vibevoice.tests import vibevoice_release
 from plugins.voxcpm2.lab import random_voxcpm2
-from tests import published_checkpoints, published_csm, published_xeus, transformers_releases, vibevoice_release
+from tests import published_checkpoints, published_csm, published_xeus, transformers_releases
 
 SHALLOW = {"num_layers": 1, "depformer_num_layers": 1}
 SHARD = "model-0000?-of-0000?.safetensors"

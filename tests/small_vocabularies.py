@@ -4,22 +4,22 @@ from dataclasses import replace
 
 from benchmarks.layouts import by_step
 from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
-from stretto.families.chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
-from stretto.families.fish_s2.family import FishVocabulary, fish_s2
-from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
-from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
-from stretto.families.kyutai_tts.family import TtsVocabulary, kyutai_tts
-from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
-from stretto.families.moshi.family import MoshiVocabulary, moshi
-from stretto.families.moss_tts.family import MossVocabulary, moss_tts
-from stretto.families.moss_tts_local.family import Gpt2Spec, LocalVocabulary, moss_tts_local
-from stretto.families.moss_tts_realtime.family import MossRealtimeVocabulary, moss_tts_realtime
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
-from stretto.families.personaplex.family import PersonaPlexVocabulary, PublishedVoice
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 from stretto.family.base import DepthSpec, TextTrack
 from stretto.family.plugin import FamilyPlugin
+from stretto_chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
+from stretto_fish_s2.family import FishVocabulary, fish_s2
+from stretto_higgs_audio.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
+from stretto_kyutai.kyutai_stt.family import SttVocabulary, kyutai_stt
+from stretto_kyutai.kyutai_tts.family import TtsVocabulary, kyutai_tts
+from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
+from stretto_kyutai.moshi.family import MoshiVocabulary, moshi
+from stretto_kyutai.personaplex.family import PersonaPlexVocabulary, PublishedVoice
+from stretto_moss.moss_tts.family import MossVocabulary, moss_tts
+from stretto_moss.moss_tts_local.family import Gpt2Spec, LocalVocabulary, moss_tts_local
+from stretto_moss.moss_tts_realtime.family import MossRealtimeVocabulary, moss_tts_realtime
 
 # 256 special tokens, 300 of text, eight streams of a pad and 16 codes each.
 SMALL_BAGPIPER = BagpiperVocabulary(

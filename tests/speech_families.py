@@ -3,16 +3,16 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from stretto.families.cosyvoice3.family import CodeRules, TextGroups
-from stretto.families.qwen3_omni.family import SpokenText, Talker
 from stretto.families.tiny.family import SPACE, TINY
-from stretto.families.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
 from stretto.family.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
 from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
+from stretto_cosyvoice3.family import CodeRules, TextGroups
+from stretto_qwen3_omni.qwen3_omni.family import SpokenText, Talker
+from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto_voxcpm2.family import GuidedRows
 
 NUM_TEXT_IDS, CODEBOOK_SIZE, NUM_STREAMS = 160, 48, 8

@@ -26,11 +26,11 @@ from transformers import (
 )
 from transformers.utils import sentencepiece_model_pb2_new
 
-from lab.releases import random_kyutai_stt, random_moshi
-from lab.releases.random_kyutai_stt import MIMI, TEXT, random_words
-from stretto.families.kyutai_stt.convert import MimiTensors
+from plugins.kyutai.lab import random_kyutai_stt, random_moshi
+from plugins.kyutai.lab.random_kyutai_stt import MIMI, TEXT, random_words
 from stretto.untrusted_files import json_object
 from stretto.weights.loading import open_tensors, write_json
+from stretto_kyutai.kyutai_stt.convert import MimiTensors
 
 NORMS = {"norm1.alpha": "input_layernorm.weight", "norm2.alpha": "post_attention_layernorm.weight"}
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.chaos.load import Ask, GrpcAsk
 from benchmarks.live_sessions import FRAME, RATE, audio
-from lab.releases.random_moshi import write_release
+from plugins.kyutai.lab.random_moshi import write_release
 from stretto.convert.command import main as convert
 from stretto.convert.make_repository import make
 from stretto_client import SpeechClient

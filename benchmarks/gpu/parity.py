@@ -202,9 +202,9 @@ def run_frames(setup: Setup) -> Iterator[dict[str, Any]]:
 
 def higgs_audio(setup: Setup, folder: Path) -> Iterator[Case]:
     """Yield a randomly initialised Higgs Audio release, whose audio rows have their own layers."""
-    random_models = importlib.import_module("lab.releases.random_higgs_audio")
-    published = importlib.import_module("tests.published_higgs_audio")
-    replies = importlib.import_module("tests.engine.test_higgs_audio")
+    random_models = importlib.import_module("plugins.higgs_audio.lab.random_higgs_audio")
+    published = importlib.import_module("plugins.higgs_audio.tests.published_higgs_audio")
+    replies = importlib.import_module("plugins.higgs_audio.tests.engine.test_higgs_audio")
     scales = (1.0, 2.0, 1.0, 1.5)
     model = random_models.make_model(num_codebooks=4, num_codes=16, seed=7)
     checkpoint, family, reference = published.convert(folder, model)

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lab.releases import random_cosyvoice3, random_fish_s2_codec, random_pocket, random_s3gen
+from lab.releases import random_s3gen
 from lab.releases.random_codecs import STATEFUL, codec_of, make_stateful, write_checkpoint
 from lab.releases.random_glm4_voice import CONFIG, NARROW, WIDE
-from lab.releases.random_moss import codec_config
 from lab.releases.random_qwen3_codec import code2wav_record
+from plugins.cosyvoice3.lab import random_cosyvoice3
+from plugins.fish_s2.lab import random_fish_s2_codec
+from plugins.moss.lab.random_moss import codec_config
+from plugins.pocket.lab import random_pocket
 from plugins.voxcpm2.lab import random_voxcpm2
 from stretto.codecs.audiovae import AudioVae, AudioVaeConfig
 from stretto.codecs.base import Codec, load_codec

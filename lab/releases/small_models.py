@@ -18,15 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.releases import (
-    random_espnet,
-    random_higgs_audio,
-    random_qwen3_codec,
-    random_qwen3_omni,
-    random_qwen3_tts,
-)
+from lab.releases import random_espnet, random_qwen3_codec, random_qwen3_tts
 from lab.releases.random_espnet import Published, Size, write_codec
 from lab.texts import ANIMALS, CITIES, texts
+from plugins.higgs_audio.lab import random_higgs_audio
+from plugins.qwen3_omni.lab import random_qwen3_omni
 from stretto.convert import command as convert_checkpoint
 from stretto.families.bagpiper.family import BagpiperVocabulary
 from stretto.families.opuslm.family import OpusVocabulary

@@ -16,11 +16,13 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.authors import speak, speak_with_package
 from benchmarks.contenders import ALONE, CONTENDERS, pocket_tts_config
-from lab.releases import random_kyutai_stt, random_orpheus, random_vibevoice_realtime
-from lab.releases.random_chatterbox import PUBLISHED_NANO, PUBLISHED_TURBO, Gpt2Sizes
-from lab.releases.random_kyutai_tts import CONFIG, LARGE, SIZES, lm_shapes
-from lab.releases.random_pocket import config, shapes, write_release
+from lab.releases import random_orpheus
 from lab.releases.random_qwen3_tts import published_config
+from plugins.chatterbox.lab.random_chatterbox import PUBLISHED_NANO, PUBLISHED_TURBO, Gpt2Sizes
+from plugins.kyutai.lab import random_kyutai_stt
+from plugins.kyutai.lab.random_kyutai_tts import CONFIG, LARGE, SIZES, lm_shapes
+from plugins.pocket.lab.random_pocket import config, shapes, write_release
+from plugins.vibevoice.lab import random_vibevoice_realtime
 from stretto.codecs.s3gen import NUM_SILENT
 from stretto.releases.names import named
 from stretto_client import SpeechEvent

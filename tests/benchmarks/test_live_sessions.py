@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.harness import Launch
 from benchmarks.live_sessions import measure, measure_long, served
-from lab.releases.random_moshi import CONFIG
+from plugins.kyutai.lab.random_moshi import CONFIG
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 NUM_ROWS = 15_000  # 20 minutes

@@ -26,17 +26,17 @@ from stretto.codecs.base import Codec, Window
 from stretto.decoder.memory import META, Peak, tensors_to_meta
 from stretto.decoding.convolutions import convolutions_in
 from stretto.errors import CheckpointError
-from stretto.families.cosyvoice3.family import CosyVoice3Vocabulary
 from stretto.families.csm.family import CsmVocabulary
-from stretto.families.fish_s2.family import FishVocabulary
-from stretto.families.higgs_audio.family import HiggsAudioVocabulary
-from stretto.families.higgs_audio_v3.family import HiggsAudioV3Vocabulary
-from stretto.families.kyutai_stt.family import SttVocabulary
-from stretto.families.kyutai_tts.family import DEPTH as KYUTAI_TTS_DEPTH
-from stretto.families.kyutai_tts.family import TtsVocabulary
-from stretto.families.moshi.family import MoshiVocabulary
 from stretto.families.qwen3_tts.family import Qwen3TtsVocabulary
 from stretto.machine.sizing import Backbone, Shape, step_ms, streams_in_time
+from stretto_cosyvoice3.family import CosyVoice3Vocabulary
+from stretto_fish_s2.family import FishVocabulary
+from stretto_higgs_audio.higgs_audio.family import HiggsAudioVocabulary
+from stretto_higgs_audio.higgs_audio_v3.family import HiggsAudioV3Vocabulary
+from stretto_kyutai.kyutai_stt.family import SttVocabulary
+from stretto_kyutai.kyutai_tts.family import DEPTH as KYUTAI_TTS_DEPTH
+from stretto_kyutai.kyutai_tts.family import TtsVocabulary
+from stretto_kyutai.moshi.family import MoshiVocabulary
 from tests.tiers import by_night
 
 pytestmark = pytest.mark.xdist_group("sizing")  # with test_fleet.py, for the cache of `needs_of`

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
 from stretto.codecs.encoded_stream import EncodedStream, encode_ready
 from stretto.codecs.mimi import MimiCodec, MimiEncoder, load
-from tests.kyutai_release import make_checkpoint, replies
 
 FRAME = 1920
 

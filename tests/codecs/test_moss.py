@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lab.authors.moss_tts_replies import STRIDE, random_codes, recording
-from lab.releases.random_moss import codec_config, codec_shapes, codec_tensors, write_codec
 from lab.releases.random_tensors import split_weights
+from plugins.moss.lab.moss_tts_replies import STRIDE, random_codes, recording
+from plugins.moss.lab.random_moss import codec_config, codec_shapes, codec_tensors, write_codec
+from plugins.moss.tests.moss_release import stored
 from stretto.codecs import memory
 from stretto.codecs.base import load_codec
 from stretto.codecs.moss import MossCodec, MossConfig, plain_names
@@ -19,7 +20,6 @@ from stretto.convert.gpu_memory import state_bytes
 from stretto.errors import CheckpointError
 from tests.codecs.streaming import check_chunks, check_places, stream
 from tests.codecs.streaming import random_codes as codes_of
-from tests.moss_release import stored
 
 CODES = torch.from_numpy(random_codes())
 

@@ -4,14 +4,18 @@ from pathlib import Path
 import pytest
 
 from benchmarks.decoder import chunks_of, random_codes, stream
-from lab.releases import random_chatterbox
 from lab.releases.random_codecs import MODELS, codec_of, write_checkpoint
-from lab.releases.random_cosyvoice3 import write_codec as write_cosyvoice3
 from lab.releases.random_espnet import CODEBOOKS, publish, published_tensors
 from lab.releases.random_glm4_voice import write_glm4_voice
-from lab.releases.random_moss import write_codec
-from lab.releases.random_pocket import NUM_WORDS
 from lab.releases.random_qwen3_codec import write_code2wav, write_qwen3_codec
+from plugins.chatterbox.lab import random_chatterbox
+from plugins.cosyvoice3.lab.random_cosyvoice3 import write_codec as write_cosyvoice3
+from plugins.fish_s2.tests.fish_s2_codec_release import convert_codec as convert_fish_s2
+from plugins.moss.lab.random_moss import write_codec
+from plugins.pocket.lab.random_pocket import NUM_WORDS
+from plugins.pocket.tests.pocket_release import convert_release
+from plugins.vibevoice.tests.vibevoice_release import NUM_NUMBERS
+from plugins.vibevoice.tests.vibevoice_release import convert_release as convert_vibevoice
 from plugins.voxcpm2.tests.voxcpm2_release import convert_release as convert_voxcpm2
 from stretto.codecs.base import codec_marks, codec_module, codecs_in_transformers, load_codec
 from stretto.codecs.onnx_runtime import load as load_exported
@@ -21,10 +25,6 @@ from tests.codecs.conftest import make_codec
 from tests.codecs.test_mimi import make_model as make_mimi
 from tests.codecs.test_onnx_runtime import SPEC, save
 from tests.codecs.tiny.test_codec import save_checkpoint
-from tests.fish_s2_codec_release import convert_codec as convert_fish_s2
-from tests.pocket_release import convert_release
-from tests.vibevoice_release import NUM_NUMBERS
-from tests.vibevoice_release import convert_release as convert_vibevoice
 
 LATENTS = ("pocket", "audiovae", "vibevoice")  # codecs without codebooks
 NAMES = [each.name for each in installed(CODECS) if each.distribution == OWN]

@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 
-from lab.releases import random_higgs_audio, random_qwen3_omni, random_qwen3_tts, random_vita
+from lab.releases import random_qwen3_tts, random_vita
+from plugins.higgs_audio.lab import random_higgs_audio
+from plugins.qwen3_omni.lab import random_qwen3_omni
+from plugins.qwen3_omni.tests import published_qwen3_omni
 from stretto.convert.command import main
 from stretto.errors import CheckpointError
 from stretto.family.base import Family
 from stretto.family.plugin import family_at, read_family
 from stretto.preprocessing.options import read_options
 from stretto.records.sampling import CodeSampling, SamplingConfig
-from tests import published_csm, published_qwen3_omni, published_qwen3_tts, vita_release
+from tests import published_csm, published_qwen3_tts, vita_release
 from tests.refused_conversion import refused
 
 FILE = "generation_config.json"

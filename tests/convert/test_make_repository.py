@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from plugins.qwen3_omni.tests.published_qwen3_omni_thinker import convert as convert_omni
 from stretto.codecs.base import Codec, CodecSpec, Stateful, Windowed
 from stretto.config import DecoderConfig, EngineConfig
 from stretto.convert.gpu_memory import ENGINE_BYTES, SERVER_BYTES, Needs, bytes_of_gpu, check_first_chunk
@@ -27,8 +28,6 @@ from stretto.convert.profiles import PROFILES
 from stretto.decoder.memory import DecoderMemory, measure
 from stretto.encoders.xeus import FOLDER
 from stretto.errors import CheckpointError
-from stretto.families.kyutai_tts.mechanism.script import WordScript
-from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.tiny.family import TINY
 from stretto.family.base import CodeTrack, Family
@@ -37,9 +36,10 @@ from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
 from stretto.machine.sizing import DECODER_LIBRARY_BYTES
 from stretto.preprocessing.request import Preprocessor
+from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
+from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
-from tests.published_qwen3_omni_thinker import convert as convert_omni
 from tests.published_xeus import write_xeus
 
 

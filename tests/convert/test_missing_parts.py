@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.releases import random_chatterbox, random_qwen3_tts
+from lab.releases import random_qwen3_tts
+from plugins.chatterbox.lab import random_chatterbox
 from stretto.convert import make_repository
 from stretto.convert.command import main
 from tests import published_checkpoints

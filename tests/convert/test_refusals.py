@@ -20,8 +20,8 @@ from stretto.convert.command import main
 from stretto.convert.conversion import check_codec, refusing
 from stretto.convert.release import FILES, audio_tokenizer_of, convertible, read_byte_level_bpe, read_tokenizer
 from stretto.errors import CheckpointError
-from stretto.families.chatterbox.turbo import gpt2_tokenizer
 from stretto.families.tiny.family import TINY
+from stretto_chatterbox.turbo import gpt2_tokenizer
 from tests.published_checkpoints import FAMILIES, command, convert, write_release
 from tests.refused_conversion import refused
 

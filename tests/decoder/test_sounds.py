@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.decoder import random_codes
-from lab.releases import random_chatterbox
+from plugins.chatterbox.lab import random_chatterbox
 from stretto.codecs.s3gen import MAX_PROMPT_TOKENS, S3GenCodec, load
 from stretto.config import DecoderConfig
 from stretto.decoder.streaming import SoundTable

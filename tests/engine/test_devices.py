@@ -24,6 +24,8 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
+from plugins.pocket.tests import pocket_release
+from plugins.vibevoice.tests import vibevoice_release
 from plugins.voxcpm2.tests import voxcpm2_release
 from stretto.engine.kernels.gpu import advance, depth, draw, products, row_products
 from stretto.engine.step_records import SpeechRequestData
@@ -31,18 +33,17 @@ from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.step_graphs import padded_sizes
 from stretto.engine.worker.step_program import StepSampler
-from stretto.families.higgs_audio.mechanism import arrays as stairs
-from stretto.families.kyutai_tts.mechanism import arrays as word_states
-from stretto.families.moss_tts.mechanism import arrays as slots
 from stretto.families.tiny.family import TINY
 from stretto.families.tiny.mechanism import draw as tiny_draw
-from stretto.families.vibevoice.mechanism import draw as stretches
 from stretto.families.vita_audio.mechanism.module_rows import ModuleProgram, RowSpans
 from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
+from stretto_higgs_audio.higgs_audio.mechanism import arrays as stairs
+from stretto_kyutai.kyutai_tts.mechanism import arrays as word_states
+from stretto_moss.moss_tts.mechanism import arrays as slots
+from stretto_vibevoice.vibevoice.mechanism import draw as stretches
 from stretto_voxcpm2.mechanism import draw as guided
-from tests import pocket_release, vibevoice_release
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint, write_modules
 from tests.small_vocabularies import (

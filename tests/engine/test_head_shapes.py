@@ -20,19 +20,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2Model
 
-from lab.releases import (
-    random_chatterbox,
-    random_cosyvoice3,
-    random_espnet,
-    random_fish_s2,
-    random_higgs_audio_v3,
-    random_moss,
-    random_moss_local,
-    random_moss_realtime,
-    random_qwen3_omni,
-    random_qwen3_tts,
-    random_vibevoice_realtime,
-)
+from lab.releases import random_espnet, random_qwen3_tts
+from plugins.chatterbox.lab import random_chatterbox
+from plugins.cosyvoice3.lab import random_cosyvoice3
+from plugins.fish_s2.lab import random_fish_s2
+from plugins.higgs_audio.lab import random_higgs_audio_v3
+from plugins.moss.lab import random_moss, random_moss_local, random_moss_realtime
+from plugins.qwen3_omni.lab import random_qwen3_omni
+from plugins.qwen3_omni.tests import published_qwen3_omni, published_qwen3_omni_thinker
+from plugins.vibevoice.lab import random_vibevoice_realtime
+from plugins.vibevoice.tests import vibevoice_release
 from plugins.voxcpm2.lab import random_voxcpm2
 from plugins.voxcpm2.tests import voxcpm2_release
 from stretto.convert.command import main
@@ -44,13 +41,7 @@ from stretto.streams.layout import latents_of
 from stretto.testing.checkpoints import make_prompts, write_checkpoint
 from stretto.testing.reference import ReferenceModel
 from stretto.weights.loading import write_json
-from tests import (
-    published_checkpoints,
-    published_csm,
-    published_qwen3_omni,
-    published_qwen3_omni_thinker,
-    vibevoice_release,
-)
+from tests import published_checkpoints, published_csm
 from tests.engine.harness import Engine
 from tests.small_vocabularies import SMALL_MOSHI, SMALL_PERSONAPLEX, SMALL_STT, SMALL_TTS
 from tests.tiers import by_night

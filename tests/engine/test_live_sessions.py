@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
 from stretto.engine.reply_rules import TextUpdate
-from stretto.families.kyutai_stt.family import SttVocabulary
-from stretto.families.kyutai_stt.prompt import initial_row, track_of
 from stretto.family.plugin import VOCABULARY, config_at, family_at
 from stretto.records.prompt import Prompt
+from stretto_kyutai.kyutai_stt.family import SttVocabulary
+from stretto_kyutai.kyutai_stt.prompt import initial_row, track_of
 from tests.engine.harness import Answer, Engine, update_request
 from tests.engine.live_play import MOST, Speaker, play
-from tests.kyutai_release import make_checkpoint, replies
 from tests.tiers import ASYNC_BY_DAY, by_night
 
 pytestmark = pytest.mark.engine

@@ -12,13 +12,13 @@ from stretto.engine.host import StartedEngines
 from stretto.engine.prompt_checks import Capacity, check_prompt, known_ids, max_rows
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
-from stretto.families.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
-from stretto.families.higgs_audio.prompt import audio_rows
-from stretto.families.kyutai_tts.mechanism.script import WordScript, pack_word
-from stretto.families.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto.families.tiny.family import FIRST_CODE, TINY
 from stretto.records.prompt import Condition, Prompt
 from stretto.testing.checkpoints import make_prompt
+from stretto_higgs_audio.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
+from stretto_higgs_audio.higgs_audio.prompt import audio_rows
+from stretto_kyutai.kyutai_tts.mechanism.script import WordScript, pack_word
+from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_STT, KYUTAI_TTS, OPUSLM, SMALL_TTS
 from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED
 

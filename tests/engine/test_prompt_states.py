@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from stretto.errors import CheckpointError
-from stretto.families.qwen3_omni.family import SpokenText, Talker
 from stretto.family.log_mel import MelFormat
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import num_preemptions
 from stretto.testing.reference import ReferenceModel
+from stretto_qwen3_omni.qwen3_omni.family import SpokenText, Talker
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import SPOKEN

@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from plugins.qwen3_omni.tests.published_qwen3_omni_thinker import Processor, Written, conversations, convert, sights
+from plugins.qwen3_omni.tests.published_qwen3_omni_whole import Whole
 from stretto.config import EngineConfig
 from stretto.engine.client import _Request
 from stretto.engine.llm import SpeechLLM, launch
 from stretto.engine.permits import Permits
 from stretto.errors import CheckpointError, InvalidRequest, NoCapacity, StrettoError
-from stretto.families.qwen3_omni.mechanism import spoken_llm as module
-from stretto.families.qwen3_omni.mechanism.pending_text import PendingText
-from stretto.families.qwen3_omni.mechanism.spoken_llm import SpokenLLM
-from stretto.families.qwen3_omni.mechanism.spoken_reply import SpokenReply
 from stretto.family.plugin import family_at
 from stretto.family.served import served_family
 from stretto.records.chunk import Alignment, LMChunk, Report
@@ -28,11 +26,13 @@ from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling, SamplingConfig
 from stretto.streams.chunking import Pacer
 from stretto.streams.layout import Segment
+from stretto_qwen3_omni.qwen3_omni.mechanism import spoken_llm as module
+from stretto_qwen3_omni.qwen3_omni.mechanism.pending_text import PendingText
+from stretto_qwen3_omni.qwen3_omni.mechanism.spoken_llm import SpokenLLM
+from stretto_qwen3_omni.qwen3_omni.mechanism.spoken_reply import SpokenReply
 from tests.engine.forking import forked_processes, stopped
 from tests.engine.harness import DEFAULTS
 from tests.patience import until_async
-from tests.published_qwen3_omni_thinker import Processor, Written, conversations, convert, sights
-from tests.published_qwen3_omni_whole import Whole
 
 pytestmark = [pytest.mark.engine, pytest.mark.asyncio(loop_scope="module")]
 LENGTH, NUM_WORDS, NUM_FRAMES = 160, 20, 28

@@ -12,9 +12,6 @@ from stretto.engine.protocol import GUIDANCE_OFF, GUIDANCE_ON, NO_CHANGE
 from stretto.engine.reply_rules import ReplyState, SegmentRules
 from stretto.engine.utterance import Utterance, reference_chunk
 from stretto.errors import StrettoError
-from stretto.families.chatterbox.family import ChatterboxVocabulary, chatterbox
-from stretto.families.kyutai_stt.family import SttVocabulary, kyutai_stt
-from stretto.families.kyutai_tts.mechanism.script import pack_word
 from stretto.families.tiny.family import (
     BEGIN_AUDIO,
     END_OF_AUDIO,
@@ -34,6 +31,9 @@ from stretto.records.chunk import Alignment, Chunk, GuidanceChange, LMChunk, Rep
 from stretto.records.prompt import Prompt, SourceWord
 from stretto.streams.chunking import ChunkPolicy, Pacer
 from stretto.streams.layout import Segment, StreamLayout, delay_codes, words_of
+from stretto_chatterbox.family import ChatterboxVocabulary, chatterbox
+from stretto_kyutai.kyutai_stt.family import SttVocabulary, kyutai_stt
+from stretto_kyutai.kyutai_tts.mechanism.script import pack_word
 from tests.reply_rows import chunks_in
 from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_TTS
 from tests.speech_families import EIGHT_STREAMS, LATENTS, THREE_ROWS

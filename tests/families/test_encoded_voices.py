@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from plugins.pocket.tests.pocket_release import cloning, convert_release
 from stretto.codecs.pocket import PocketCodec
 from stretto.family.encoded_voices import (
     NONCE_BYTES,
@@ -24,7 +25,6 @@ from stretto.launcher.config import launch_config, parser
 from stretto.launcher.server import encodings_environment
 from stretto.preprocessing.request import Preprocessor
 from stretto.triton_io.stub import ENCODINGS
-from tests.pocket_release import cloning, convert_release
 
 PCM = np.sin(np.arange(2_400, dtype=np.float32))
 OTHER = PCM * np.float32(0.5)

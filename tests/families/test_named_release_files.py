@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab.releases import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
+from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
 from stretto.convert.command import main
 from tests.refused_conversion import Refuses, edited
 from tests.tiers import by_night
@@ -67,7 +67,7 @@ def test_size_of_mimi_is_bounded_before_it_is_built(
 def test_moshi_release_without_config_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files have the names of the first releases."""
     release = random_moshi.write_release(tmp_path / "release", **SMALL)
-    monkeypatch.setattr("stretto.families.moshi.convert.FIRST", {**random_moshi.CONFIG, **SMALL})
+    monkeypatch.setattr("stretto_kyutai.moshi.convert.FIRST", {**random_moshi.CONFIG, **SMALL})
     (release / "config.json").unlink()
     assert main(words("moshi", release, tmp_path / "out")) == 0
 

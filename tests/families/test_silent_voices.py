@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 
+from plugins.kyutai.tests.kyutai_tts_release import make_checkpoint
+from plugins.vibevoice.tests import vibevoice_release
 from plugins.voxcpm2.tests import voxcpm2_release
 from stretto.codecs.base import Codec
 from stretto.errors import InvalidRequest
 from stretto.preprocessing.audio import VOICE_DB, check_voice
 from stretto.preprocessing.request import Preprocessor, RawRequest
-from tests import published_csm, published_qwen3_tts, vibevoice_release
+from tests import published_csm, published_qwen3_tts
 from tests.encoders.recordings import speech
 from tests.fakes import FrameCounter
-from tests.kyutai_tts_release import make_checkpoint
 from tests.published_checkpoints import convert, write_release
 from tests.tiers import by_night
 

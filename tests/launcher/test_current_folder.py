@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.releases.random_pocket import write_release
+from plugins.pocket.lab.random_pocket import write_release
 from stretto import cli
 from tests.hostile_folder import executed, without_current_folder, write_hostile_folder, write_module
 from tests.hub import Hub

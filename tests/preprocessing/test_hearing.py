@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from plugins.kyutai.tests.kyutai_release import make_checkpoint, replies
 from stretto.codecs.mimi import MimiCodec, load
 from stretto.errors import Closing, InvalidRequest, Overloaded
-from stretto.families.kyutai_stt.prompt import open_live_input, open_template
 from stretto.family.live_audio import LiveInput
 from stretto.family.plugin import family_at
 from stretto.family.prompting import Piece
@@ -22,7 +22,7 @@ from stretto.preprocessing.audio import resample
 from stretto.preprocessing.hearing import LOST, MAX_WAITING, Hearing, open_hearing
 from stretto.preprocessing.hearing_worker import Resampler, Streams, answer
 from stretto.records.prompt import AudioPart
-from tests.kyutai_release import make_checkpoint, replies
+from stretto_kyutai.kyutai_stt.prompt import open_live_input, open_template
 from tests.patience import PATIENCE_S, until
 from tests.small_vocabularies import CHATTERBOX
 from tests.tiers import by_night

@@ -9,27 +9,17 @@ from typing import Any
 
 import pytest
 
-from lab.releases import (
-    random_chatterbox,
-    random_cosyvoice3,
-    random_fish_s2,
-    random_higgs_audio,
-    random_higgs_audio_v3,
-    random_kyutai_stt,
-    random_kyutai_tts,
-    random_moshi,
-    random_moss,
-    random_moss_local,
-    random_moss_realtime,
-    random_orpheus,
-    random_personaplex,
-    random_phonon,
-    random_pocket,
-    random_qwen3_omni,
-    random_qwen3_tts,
-    random_vibevoice_realtime,
-    random_vita,
-)
+from lab.releases import random_orpheus, random_qwen3_tts, random_vita
+from plugins.chatterbox.lab import random_chatterbox
+from plugins.cosyvoice3.lab import random_cosyvoice3
+from plugins.fish_s2.lab import random_fish_s2
+from plugins.higgs_audio.lab import random_higgs_audio, random_higgs_audio_v3
+from plugins.kyutai.lab import random_kyutai_stt, random_kyutai_tts, random_moshi, random_personaplex
+from plugins.moss.lab import random_moss, random_moss_local, random_moss_realtime
+from plugins.pocket.lab import random_phonon, random_pocket
+from plugins.qwen3_omni.lab import random_qwen3_omni
+from plugins.vibevoice.lab import random_vibevoice_realtime
+from plugins.vibevoice.tests import vibevoice_release
 from plugins.voxcpm2.lab import random_voxcpm2
 from stretto.convert.release import convertible
 from stretto.family.plugin import FamilyPlugin, plugins
@@ -39,7 +29,7 @@ from stretto.releases.detect import detect
 from stretto.releases.errors import BadArgument, Unavailable
 from stretto.releases.listing import Folder
 from stretto.releases.names import find
-from tests import published_checkpoints, published_csm, transformers_releases, vibevoice_release
+from tests import published_checkpoints, published_csm, transformers_releases
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".onnx", ".tgz", ".model", ".mdl")

@@ -13,7 +13,6 @@ from stretto.convert.make_repository import engine_arguments
 from stretto.engine.prompt_checks import Capacity
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import CheckpointError
-from stretto.families.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 from stretto.families.tiny.family import TINY
 from stretto.machine.gpus import MIB
 from stretto.machine.kv_blocks import blocks_in_window
@@ -24,6 +23,7 @@ from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
 from stretto.releases.machine import Gpu
 from stretto.releases.names import entries, find
+from stretto_qwen3_omni.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 
 GB = 1_000_000_000
 SMALL_GPU = Gpu(0, "NVIDIA L4", 24 * GB, 22 * GB, (8, 9))

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lab.releases.random_pocket import write_release
+from plugins.pocket.lab.random_pocket import write_release
 from stretto.cli import main
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub

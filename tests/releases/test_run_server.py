@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import soundfile
 
-from lab.releases.random_pocket import write_release
+from plugins.pocket.lab.random_pocket import write_release
 from tests.hub import Hub
 from tests.installed_models import contents
 from tests.ports import free_row

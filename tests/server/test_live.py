@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plugins.kyutai.tests.kyutai_release import make_checkpoint
 from stretto_client import ServerUnavailable, SpeechClient, SpeechEvent
 from stretto_client.errors import RequestRefused
 from stretto_client.live_speech import PartStream
-from tests.kyutai_release import make_checkpoint
 from tests.server.conftest import ServedCheckpoint, Server, served_checkpoint
 from tests.server.listening import Relay
 

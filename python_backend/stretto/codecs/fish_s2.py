@@ -8,7 +8,7 @@ pcm ─► conv ─► 4 × (↓ 2, 4, 8, 8) ─► transformer ─► conv ─�
 
 All layers are causal and store their last inputs in the state. The first codebook (4096 entries) is semantic; the
 others (1024 entries) encode the rest. The layers are those of Qwen3-TTS's decoder, the codebooks those of MOSS's codec,
-and the activations those of DAC. Tensors have the names of these layers (`families/fish_s2/convert_codec.py`).
+and the activations those of DAC. Tensors have the names of these layers (`stretto_fish_s2/convert_codec.py`).
 """
 
 from collections.abc import Mapping

@@ -62,9 +62,11 @@ def test_every_parity_job_with_a_reference_finds_its_replies_stored(
         ("tests.reference.module_lm", "ModuleReference"),
     ):
         monkeypatch.setattr(f"{module}.{name}", Quick)
-    published = "tests.published_higgs_audio.convert"
+    published = "plugins.higgs_audio.tests.published_higgs_audio.convert"
     monkeypatch.setattr(published, lambda folder, model: (checkpoint_in(folder / "higgs"), TINY, SimpleNamespace()))
-    monkeypatch.setattr("tests.engine.test_higgs_audio.make_prompt", lambda *arguments: make_prompts(TINY, 1)["r0"])
+    monkeypatch.setattr(
+        "plugins.higgs_audio.tests.engine.test_higgs_audio.make_prompt", lambda *arguments: make_prompts(TINY, 1)["r0"]
+    )
     monkeypatch.setattr("benchmarks.gpu.parity.recall", lambda *arguments: seen.append(arguments[0]))
     monkeypatch.setenv(FOLDER, "")  # `store_all` sets it
     seen = list[str]()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lab.authors.reply_fixture import compute_in_float64
-from lab.releases.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
+from plugins.cosyvoice3.lab.random_cosyvoice3 import NARROW, SEEDS, random_codec, tensors
 from stretto.codecs.cosyvoice3 import AHEAD, CosyVoice3Config
 from tests.codecs.cosyvoice3.reference import EVERY, LENGTH, REFERENCE, STEPS, VOICES, inputs, mel, noise, tokens
 from tests.codecs.stored_results import write_or_check

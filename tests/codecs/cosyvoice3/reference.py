@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lab.releases import random_cosyvoice3
+from plugins.cosyvoice3.lab import random_cosyvoice3
 from stretto.codecs.cosyvoice3 import NOISE_FRAMES
 
 REFERENCE = Path(__file__).with_name("reference.npz")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.decoder import chunks_of, random_codes, stream
-from lab.releases.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
+from plugins.cosyvoice3.lab.random_cosyvoice3 import SEEDS, random_codec, tensors, voice, write_codec
 from stretto.codecs.base import Window
 from stretto.codecs.cosyvoice3 import AHEAD, CHUNK, HISTORY, CosyVoice3Codec, CosyVoice3Config, Prefix, load, prepared
 from stretto.codecs.decoder_sizes import VOICES_BYTES

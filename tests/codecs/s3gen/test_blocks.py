@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.decoder import chunks_of, random_codes, stream
-from lab.releases import random_chatterbox
+from plugins.chatterbox.lab import random_chatterbox
 from stretto.codecs.s3gen import HISTORY, S3GenCodec, load, read_options
 from stretto.config import DecoderConfig
 from stretto.decoder.launching import HostLauncher, warm_up

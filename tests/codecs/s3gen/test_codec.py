@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.decoder import chunks_of, random_codes, stream
-from lab.releases import random_chatterbox
+from plugins.chatterbox.lab import random_chatterbox
 from stretto.codecs.base import Window
 from stretto.codecs.s3gen import LONGEST, S3GenCodec, load
 from stretto.config import DecoderConfig

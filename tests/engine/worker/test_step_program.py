@@ -13,10 +13,10 @@ from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import DeviceArrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
-from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
 from stretto.families.tiny.family import POINTER, TINY
 from stretto.family.base import Family
 from stretto.family.mechanism import Mechanism
+from stretto_cosyvoice3.mechanism.draw import CodeProgram
 from tests.engine.worker.walks import CPU, LENGTH, WIDTH, Walk, captured, make_readout, reference
 from tests.small_vocabularies import (
     BAGPIPER,

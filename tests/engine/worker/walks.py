@@ -20,12 +20,12 @@ from stretto.engine.worker.segment_state import SegmentState
 from stretto.engine.worker.slots import Arrays, HostArrays, SlotTables, arrays_on
 from stretto.engine.worker.step_graphs import Recorder, StepGraphs
 from stretto.engine.worker.step_program import StepProgram, StepSampler
-from stretto.families.vibevoice.family import Stretches
-from stretto.families.vibevoice.mechanism.draw import StretchReadout
-from stretto.families.vibevoice.mechanism.memory import FeedbackMemory
 from stretto.family.base import Family
 from stretto.records.sampling import CodeSampling
 from stretto.testing.checkpoints import make_prompt
+from stretto_vibevoice.vibevoice.family import Stretches
+from stretto_vibevoice.vibevoice.mechanism.draw import StretchReadout
+from stretto_vibevoice.vibevoice.mechanism.memory import FeedbackMemory
 from tests.speech_families import NUM_FEATURES
 
 if not torch.cuda.is_available():

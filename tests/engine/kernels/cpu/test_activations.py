@@ -9,8 +9,8 @@ from vllm.model_executor.layers.activation import SiluAndMul
 
 from stretto.cpu_backend.products import silu_and_mul, use_cpu_layers
 from stretto.engine.models.latents import silu
-from stretto.families.phonon.model import StrettoPhononForCausalLM
-from stretto.families.pocket_tts.model import gelu_tanh
+from stretto_pocket.phonon.model import StrettoPhononForCausalLM
+from stretto_pocket.pocket_tts.model import gelu_tanh
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 NUM_ROWS = 100

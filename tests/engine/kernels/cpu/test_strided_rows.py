@@ -16,8 +16,8 @@ from vllm.platforms import current_platform
 from stretto.cpu_backend import products
 from stretto.cpu_backend.depth import CpuDepth
 from stretto.cpu_backend.int8 import Int8Product, has_int8
-from stretto.families.vibevoice.model import LastLayer
 from stretto.family.base import DepthSpec
+from stretto_vibevoice.vibevoice.model import LastLayer
 from tests.engine.kernels.gpu.test_depth import NUM_CODES, WIDTH, build, single_rank
 from tests.engine.plain_depth import PlainDepth
 

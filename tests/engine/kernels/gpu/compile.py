@@ -32,23 +32,23 @@ from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, StepRules, 
 from stretto.engine.kernels.gpu.step_latents import latent_inputs_kernel
 from stretto.engine.kernels.gpu.step_text import draw_text_kernel, text_maxima_kernel
 from stretto.engine.rules import ReplyConstants
-from stretto.families.chatterbox.mechanism.draw import LateProgram
-from stretto.families.cosyvoice3.family import build as cosyvoice3
-from stretto.families.cosyvoice3.mechanism.draw import CodeProgram
-from stretto.families.cosyvoice3.mechanism.kernel import GroupRules, groups_kernel
-from stretto.families.fish_s2.mechanism.kernel import LateTemperatureProgram, Redraw
-from stretto.families.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
-from stretto.families.kyutai_tts.mechanism.cross_attention import cross_attention_kernel
-from stretto.families.kyutai_tts.mechanism.kernel import WordRules, words_kernel
-from stretto.families.kyutai_tts.mechanism.script import WordScript
-from stretto.families.moss_tts.mechanism.kernel import SlotRules, slots_kernel
-from stretto.families.moss_tts_realtime.mechanism.draw import KernelConstants, RecentProgram
 from stretto.families.opuslm.family import PADDED_TAIL
 from stretto.families.tiny.family import POINTER, TINY
 from stretto.families.tiny.mechanism.draw import ScriptProgram
 from stretto.families.tiny.mechanism.kernel import draw_script_kernel
-from stretto.families.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto.streams.layout import SAMPLED_TAIL
+from stretto_chatterbox.mechanism.draw import LateProgram
+from stretto_cosyvoice3.family import build as cosyvoice3
+from stretto_cosyvoice3.mechanism.draw import CodeProgram
+from stretto_cosyvoice3.mechanism.kernel import GroupRules, groups_kernel
+from stretto_fish_s2.mechanism.kernel import LateTemperatureProgram, Redraw
+from stretto_higgs_audio.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
+from stretto_kyutai.kyutai_tts.mechanism.cross_attention import cross_attention_kernel
+from stretto_kyutai.kyutai_tts.mechanism.kernel import WordRules, words_kernel
+from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
+from stretto_moss.moss_tts.mechanism.kernel import SlotRules, slots_kernel
+from stretto_moss.moss_tts_realtime.mechanism.draw import KernelConstants, RecentProgram
+from stretto_vibevoice.vibevoice.mechanism.kernel import mask_after_end_kernel, stretch_inputs_kernel
 from stretto_voxcpm2.mechanism.attention import local_attention_kernel
 from stretto_voxcpm2.mechanism.draw import previous_latents_kernel
 from tests.engine.kernels.gpu.codec_cases import ALIGNED, CODEC_CASES

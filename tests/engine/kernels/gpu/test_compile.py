@@ -10,8 +10,8 @@ from typing import get_type_hints
 import pytest
 
 from stretto.engine.kernels.gpu.step_draw import StepRules
-from stretto.families.cosyvoice3.mechanism.kernel import GroupRules
-from stretto.families.kyutai_tts.mechanism.kernel import WordRules
+from stretto_cosyvoice3.mechanism.kernel import GroupRules
+from stretto_kyutai.kyutai_tts.mechanism.kernel import WordRules
 from tests.sources import PACKAGES
 
 KERNELS = (

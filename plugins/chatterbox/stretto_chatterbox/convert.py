@@ -1,0 +1,345 @@
+"""Conversion of the Chatterbox release: the T3 tensors as published by Resemble AI, and the voices next to them.
+
+https://huggingface.co/ResembleAI/chatterbox: `t3_cfg.safetensors`, `tokenizer.json`, `s3gen.safetensors`,
+`ve.safetensors`, and `conds.pt`, the default voice. There is no config.json, so hyperparameters come from the authors'
+code (`T3Config`). `voices/<name>.pt` may contain more voices, as written by its `Conditionals.save`. Only tensors are
+read from voice files.
+
+A voice's part of a prompt depends only on its file: the projected x-vector of the speaker, 32 rows that a perceiver
+computes from codes, and one row for the emotion. These rows are computed here and stored in the embedding table. The
+networks that encode recordings are written to `hearing/`, together with the tensors that compute such rows.
+
+Multilingual: `t3_mtl23ls_v2.safetensors` or `_v3`, with the same tensors and a larger text table, `s3gen.pt` and
+`ve.pt`, which are read as tensors only, `grapheme_mtl_merged_expanded_v1.json` and `Cangjie5_TC.json`.
+
+Chatterbox Turbo and Nano: `t3_turbo_v1.safetensors` or `t3_nano_v1.safetensors`, `s3gen_meanflow.safetensors` and the
+files of GPT-2's tokenizer with tags as added tokens. Releases are distinguished by their tensors.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from stretto.errors import CheckpointError
+from stretto.family.audio_format import KEY
+from stretto.family.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Release,
+    Tokenizer,
+    common_record,
+    merged_reader,
+    unchanged,
+)
+from stretto.family.plugin import MAX_ID
+from stretto.family.text import TOKENIZER_FILE, TextTokenizer
+from stretto.untrusted_files import json_object, released_file
+from stretto.weights.backbones import read_backbone, shapes
+from stretto.weights.loading import Part, Plan, check, require
+from stretto_chatterbox.family import (
+    END_OF_SPEECH,
+    SPACE,
+    START_OF_SPEECH,
+    ChatterboxVocabulary,
+)
+from stretto_chatterbox.languages import CANGJIE_FILE, LANGUAGES, read_cangjie
+from stretto_chatterbox.languages import FOLDER as LANGUAGE_FOLDER
+from stretto_chatterbox.release import (
+    EMBEDDINGS,
+    FILE,
+    HEAD,
+    LAYERS,
+    MAX_ROWS,
+    MULTILINGUAL_FILE,
+    MULTILINGUAL_VOICE_ENCODER,
+    TOLD,
+    TURBO_FILE,
+    VOICE_ENCODER_FILE,
+    X_VECTOR,
+    described,
+    read_voice_part,
+    read_voices,
+    recording_encoder_network,
+    s3gen,
+)
+from stretto_chatterbox.turbo import POSITIONS, convert_turbo, turbo_tokenizer
+from stretto_chatterbox.voices import (
+    CONDITIONS,
+    MAX_CODES,
+    PERCEIVER,
+    SPEECH,
+    SPEECH_POSITIONS,
+    RecordingEncoder,
+    emotion_row,
+    voice_rows,
+)
+
+
+def recording_encoder(folder: Path, known: ChatterboxVocabulary, t3: Mapping[str, Tensor]) -> Network:
+    """Return the networks that encode voice recordings, including the tensors that convert their results to rows.
+
+    Args:
+        folder: Folder of the release.
+        known: Vocabulary.
+        t3: Tensors of the language model by published name.
+
+    Raises:
+        CheckpointError: If a file is missing, or tensors are missing or have unexpected shapes; the message lists them.
+    """
+    if known.num_speech_positions < MAX_CODES:
+        expected = f"at least {MAX_CODES} rows"
+        raise CheckpointError(f"{SPEECH_POSITIONS}: expected {expected}, got {known.num_speech_positions}")
+    rows = {SPEECH: known.num_codes, SPEECH_POSITIONS: MAX_CODES}
+    condition = {name: t3[name] for name in t3 if name.startswith(CONDITIONS)}
+    condition |= {name: t3[name][:size].clone() for name, size in rows.items()}
+    names = (MULTILINGUAL_FILE, MULTILINGUAL_VOICE_ENCODER) if known.languages else (FILE, VOICE_ENCODER_FILE)
+    return recording_encoder_network(folder, names[0], condition, RecordingEncoder, names[1])
+
+
+IS_BARE = True  # releases have no config
+BACKBONE = "Llama_520M"  # the authors' name for the backbone's config
+# Backbone (`LLAMA_520M_CONFIG_DICT`, chatterbox/models/t3/llama_configs.py).
+LLAMA_520M = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+TEXT_POSITIONS = "text_pos_emb.emb.weight"
+DROPPED = ("text_head.weight", "tfmr.embed_tokens.weight")  # a head used only in training, and an unused table
+NUM_MULTILINGUAL_IDS = 2454  # number of text ids in the multilingual release, by which it is recognised
+MULTILINGUAL_TOKENIZER = "grapheme_mtl_merged_expanded_v1.json"
+T3_FILES = "t3_*.safetensors"  # language models; some release folders contain several
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint to be written: all embeddings in one table, and a head over the speech ids."""
+    if POSITIONS in contents.tensors:
+        return convert_turbo(release, contents)
+    backbone = read_backbone(BACKBONE, release.backbone, release.tokenizer, {BACKBONE: LLAMA_520M})
+    files = read_voices(release.model.parent)
+    voices = {name: read_voice_part(name, file, "t3", TOLD) for name, file in files.items()}
+    known = vocabulary(contents.tensors, contents.tokenizer, tuple(voices))
+    known = replace(known, clones=release.codec is not None and release.keeps_recording_encoder)
+    stored = published_shapes(backbone, known)
+    check(unchanged(stored), contents.tensors, ())
+    for name, voice in voices.items():
+        check_voice(name, voice, known)
+    record = {
+        "architectures": ["StrettoLlamaForCausalLM"],
+        **backbone,
+        **common_record("chatterbox", known, known.layout.vocab_size, contents),
+    }
+    parts = plan(known, stored, contents.tensors, list(voices.values()))
+    folded = tuple(name for name in stored if name not in parts and name not in DROPPED)
+    is_multilingual = bool(known.languages)
+    networks: tuple[Network, ...] = ()
+    if release.codec is not None:
+        file = MULTILINGUAL_FILE if is_multilingual else FILE
+        networks = (s3gen(release.codec, files, known.num_codes, file, leaves_out_last=is_multilingual),)
+    if known.clones:
+        assert release.codec is not None
+        networks = (*networks, recording_encoder(release.codec, known, contents.tensors))
+        record[KEY] = {"model_type": "chatterbox_voice", "hidden_size": backbone["hidden_size"]}
+    copies = {}
+    if known.has_cangjie:
+        copies[f"{LANGUAGE_FOLDER}/{CANGJIE_FILE}"] = released_file(release.tokenizer, CANGJIE_FILE)
+        read_cangjie(released_file(release.tokenizer, CANGJIE_FILE))
+    return Converted(record, parts, DROPPED, folded, networks, copies=copies)
+
+
+def notes(config: Mapping[str, Any], embeddings: Tensor, family: str) -> list[str]:
+    """Return a note that, unlike in the authors' code, generated audio has no watermark."""
+    return ["samples will have no watermark: its authors add theirs (Perth) after the model"]
+
+
+def vocabulary(tensors: Mapping[str, Tensor], tokenizer: Tokenizer, voices: tuple[str, ...]) -> ChatterboxVocabulary:
+    """Return the vocabulary; raise CheckpointError if the release is not supported."""
+    require(tensors, dict.fromkeys((EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS)))
+    num_text_ids, num_speech_ids, num_text_positions, num_speech_positions = (
+        len(tensors[name]) for name in (EMBEDDINGS, SPEECH, TEXT_POSITIONS, SPEECH_POSITIONS)
+    )
+    if not END_OF_SPEECH + 1 < num_speech_ids <= MAX_ID:
+        expected = f"more than {END_OF_SPEECH + 1} ids, and at most {MAX_ID}"
+        raise CheckpointError(f"{SPEECH}: expected {expected}, got {num_speech_ids}")
+    ids = tokenizer.ids_of((SPACE,), num_text_ids)
+    languages: tuple[str, ...] = ()
+    if num_text_ids == NUM_MULTILINGUAL_IDS:
+        languages = tuple(code for code in LANGUAGES if f"[{code}]" in ids)
+        if not languages:
+            raise CheckpointError(f"{tokenizer.folder}: expected a tokenizer with language tokens, such as [fr]")
+    return ChatterboxVocabulary(
+        num_text_ids=num_text_ids,
+        num_codes=START_OF_SPEECH,
+        num_speech_ids=num_speech_ids,
+        num_text_positions=num_text_positions,
+        num_speech_positions=num_speech_positions,
+        num_voice_rows=2 + _num_queries(tensors),
+        voices=voices,
+        max_model_len=min(MAX_ROWS, num_speech_positions),
+        languages=languages,
+        has_cangjie=bool(languages) and os.path.lexists(tokenizer.folder / CANGJIE_FILE),
+    )
+
+
+def _num_queries(tensors: Mapping[str, Tensor]) -> int:
+    name = f"{PERCEIVER}pre_attention_query"
+    require(tensors, {name: (1, None, None)})
+    return tensors[name].shape[1]
+
+
+def published_shapes(backbone: dict[str, Any], known: ChatterboxVocabulary) -> dict[str, tuple[int, ...]]:
+    """Map the names of all T3 tensors to their shapes."""
+    width = backbone["hidden_size"]
+    found: dict[str, tuple[int, ...]] = {
+        EMBEDDINGS: (known.num_text_ids, width),
+        SPEECH: (known.num_speech_ids, width),
+        TEXT_POSITIONS: (known.num_text_positions, width),
+        SPEECH_POSITIONS: (known.num_speech_positions, width),
+        "text_head.weight": (known.num_text_ids, width),
+        HEAD: (known.num_speech_ids, width),
+        "tfmr.embed_tokens.weight": (8, width),
+        f"{CONDITIONS}spkr_enc.weight": (width, X_VECTOR),
+        f"{CONDITIONS}spkr_enc.bias": (width,),
+        f"{CONDITIONS}emotion_adv_fc.weight": (width, 1),
+        f"{PERCEIVER}pre_attention_query": (1, known.num_voice_rows - 2, width),
+    }
+    for name in ("norm", "to_q", "to_k", "to_v", "proj_out"):
+        found[f"{PERCEIVER}attn.{name}.weight"] = (width,) if name == "norm" else (width, width)
+        found[f"{PERCEIVER}attn.{name}.bias"] = (width,)
+    layers = shapes({**backbone, "vocab_size": 8, "tie_word_embeddings": True})
+    names = (name for name in layers if name.startswith(("model.layers.", "model.norm.")))
+    return found | {f"{LAYERS}{name.removeprefix('model.')}": layers[name] for name in names}
+
+
+def plan(
+    known: ChatterboxVocabulary,
+    stored: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    voices: list[Mapping[str, Tensor]],
+) -> Plan:
+    """Return the plan of tensors to write. Layers keep their names except for the prefix.
+
+    Args:
+        known: Vocabulary.
+        stored: Shapes of the published tensors by name.
+        tensors: Published tensors by name.
+        voices: T3 tensors of each voice.
+    """
+
+    other = merged_reader(tensors, stored)
+
+    def rows_of_all_ids(text: Tensor) -> Tensor:
+        tables = [text, text.new_zeros(1, text.shape[1]), _end_last(other(SPEECH, text))]
+        tables += [other(TEXT_POSITIONS, text), other(SPEECH_POSITIONS, text)]
+        if text.is_meta:
+            return torch.cat([*tables, text.new_empty(len(voices) * known.num_voice_rows, text.shape[1])])
+        read = {name: tensors[name].float() for name in stored if name.startswith(CONDITIONS)}
+        read |= {name: tensors[name].float() for name in (SPEECH, SPEECH_POSITIONS)}
+        return torch.cat([*tables, *(_voice_rows(read, voice).to(text.dtype) for voice in voices)])
+
+    edits: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+        EMBEDDINGS: ("model.embed_tokens.weight", rows_of_all_ids),
+        HEAD: ("audio_head.weight", _end_last),
+    }
+    parts = {name: Part(new, stored[name], edit) for name, (new, edit) in edits.items()}
+    for name, shape in stored.items():
+        if name.startswith((f"{LAYERS}layers.", f"{LAYERS}norm.")):
+            parts[name] = Part(f"model.{name.removeprefix(LAYERS)}", shape)
+    return parts
+
+
+def _end_last(table: Tensor) -> Tensor:
+    """Move the end id's row to the end of a table over the published speech ids."""
+    return torch.cat([table[:END_OF_SPEECH], table[END_OF_SPEECH + 1 :], table[END_OF_SPEECH : END_OF_SPEECH + 1]])
+
+
+def _voice_rows(tensors: Mapping[str, Tensor], voice: Mapping[str, Tensor]) -> Tensor:
+    """Compute all embedding rows of a voice file, float32 [n, H]."""
+    speaker, codes, emotion = (voice[name] for name in TOLD)
+    rows = voice_rows(tensors, speaker.float().flatten(), codes.long().flatten())
+    return torch.cat([rows, emotion_row(tensors, emotion.float().flatten())])
+
+
+def check_voice(name: str, voice: Mapping[str, Tensor], known: ChatterboxVocabulary) -> None:
+    """Raise CheckpointError if a voice's tensors do not fit the model."""
+    speaker, codes, emotion = voice.values()
+    if speaker.numel() != X_VECTOR or emotion.numel() != 1:
+        got = f"{list(speaker.shape)} and {list(emotion.shape)}"
+        raise CheckpointError(
+            f"voice {name}: expected {X_VECTOR} speaker numbers and one emotion value, got shapes {got}"
+        )
+    is_code = codes.ndim == 2 and not codes.is_floating_point() and 0 < codes.numel() <= known.num_speech_positions
+    if not is_code or len(codes) != 1 or not 0 <= int(codes.min()) <= int(codes.max()) < known.num_speech_ids:
+        expected = f"ids of shape [1, n], n <= {known.num_speech_positions}, in [0, {known.num_speech_ids})"
+        raise CheckpointError(f"voice {name}: cond_prompt_speech_tokens: expected {expected}, got {described(codes)}")
+
+
+def located(release: Release) -> Release:
+    """Return the release with the path of its language model. By default, the codec is in the same folder.
+
+    No config is read: releases have none, except for a YAML file of Turbo that nothing needs.
+
+    Raises:
+        CheckpointError: If the folder contains no such file, or several.
+    """
+    release = replace(release, config=None)
+    if not release.model.is_dir():
+        return release
+    found = sorted(path.name for path in release.model.glob(T3_FILES))
+    if len(found) != 1:
+        expected = f"one file {T3_FILES}; name it by --model"
+        raise CheckpointError(f"{release.model}: expected {expected}, got {', '.join(found) or 'none'}")
+    has_codec = any((release.model / name).exists() for name in (FILE, TURBO_FILE, MULTILINGUAL_FILE))
+    codec = release.model if release.codec is None and has_codec else release.codec
+    return replace(release, model=released_file(release.model, found[0]), codec=codec)
+
+
+def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer:
+    """Return the tokenizer of a release, changed so that no text can spell a marker.
+
+    Args:
+        release: The release.
+        tensors: Tensors of the language model by published name.
+
+    Raises:
+        CheckpointError: If a file is missing or invalid.
+    """
+    if POSITIONS in tensors:
+        return turbo_tokenizer(release.tokenizer)
+    is_multilingual = EMBEDDINGS in tensors and len(tensors[EMBEDDINGS]) == NUM_MULTILINGUAL_IDS
+    path = released_file(release.tokenizer, MULTILINGUAL_TOKENIZER if is_multilingual else TOKENIZER_FILE)
+    record = json_object(path)
+    try:
+        for token in record["added_tokens"]:
+            token["special"] = True
+        tokens = TextTokenizer(tokenizers.Tokenizer.from_str(json.dumps(record)), spells_bytes=False).tokens
+    except Exception as error:  # the library raises no narrower class
+        raise CheckpointError(f"{path}: cannot be loaded as a tokenizer: {error!r}") from error
+    if not tokens:
+        raise CheckpointError(f"{path}: expected a tokenizer with at least one token, got none")
+    return Tokenizer(release.tokenizer, 1 + max(tokens), tokens, record)

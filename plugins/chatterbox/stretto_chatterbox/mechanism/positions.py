@@ -1,0 +1,48 @@
+"""Learned positions of the rows: track of a reply's, and CFG pairs that share the prompt's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.scheduling.request_state import GuidancePair, RequestState
+from stretto.engine.tracks import Track, rows_of
+from stretto_chatterbox.family import PositionStream
+
+
+def begin_track(
+    positions: PositionStream, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool
+) -> Track:
+    """Return the positions of all rows that a reply may have.
+
+    Args:
+        positions: The stream and its ids.
+        rules: Rules of the family's replies.
+        first_row: First row of the reply.
+        ids: Unused, because the positions do not depend on the request.
+        is_open: Unused.
+    """
+    known = positions.ids[: rules.max_model_len - first_row]
+    streams = positions.streams
+    lanes = slice(streams.start - 1, streams.stop - 1)
+    return Track(lanes, first_row, rows_of(known, 1), rules.family.layout.pad_id)
+
+
+class PositionPair(GuidancePair):
+    """CFG pair whose unconditional request has the positions of the conditional one.
+
+    Args:
+        positions: The stream.
+        conditional: Id of the conditional request.
+    """
+
+    def __init__(self, positions: PositionStream, conditional: str):
+        super().__init__(conditional)
+        self._stream = positions.stream
+
+    def context(self, state: RequestState) -> np.ndarray:
+        """Return the prompt of the unconditional request with all positions, int32 [n, S]."""
+        rows = super().context(state)
+        known = state.request.num_tokens
+        rows[:known, self._stream] = state.history.rows(0, known)[:, self._stream - 1]
+        return rows

@@ -1,0 +1,135 @@
+"""Sampling of codes between rows of text (`TextGroups`).
+
+Top-p applies to the probabilities of all ids, and a repeated code is sampled again without it. In other families, top-p
+applies to the probabilities of the ids that top-k keeps, and a code may be repeated.
+"""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+from stretto.engine.kernels.draw import draw
+from stretto.engine.kernels.gpu.step_draw import SAMPLING_FUNCTIONS, noisiest_of, nucleus_of, top_k_floor
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.rules import STATE, with_where
+from stretto.engine.sampling.parameters import DrawParams
+from stretto.engine.worker.batch_plan import BatchPlan, PlanArrays
+from stretto.engine.worker.predictors import Readout
+from stretto.engine.worker.sampler import RecentRows, RepetitionGuard, RowDraw
+from stretto.engine.worker.segment_state import Rows, SegmentState
+from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.step_program import StepProgram
+from stretto_cosyvoice3.family import CodeRules, TextGroups
+from stretto_cosyvoice3.mechanism import rules as group_rules
+from stretto_cosyvoice3.mechanism.kernel import hidden_ends, repeated
+
+
+class GroupGuard(RepetitionGuard):
+    """Repetition-aware sampling in which only the first row of a run of given rows counts.
+
+    The id that ends a group is sampled again like a code.
+    """
+
+    def __init__(self, groups: TextGroups, *given: Any):
+        super().__init__(*given)
+        self._groups = groups
+
+    def recent(self, rows: Rows, index: Array | None, window: int) -> RecentRows:
+        """Return the last `window` rows that count; see `RepetitionGuard.recent`."""
+        recent = super().recent(rows, index, window * self._groups.num_words)
+        counts = recent.counts & (self.tokens[recent.slots, recent.positions] != self._groups.given_id)
+        latest = counts.int().sort(dim=1, descending=True, stable=True).indices[:, :window]
+        return replace(recent, positions=recent.positions.gather(1, latest), counts=counts.gather(1, latest))
+
+    def is_guarded(self, drawn: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+        """Return True for codes and the id that ends a group; see `RepetitionGuard.is_guarded`."""
+        return super().is_guarded(drawn, codebooks) | (drawn == self._groups.fill_id)
+
+
+class CodeDraw(RowDraw):
+    """Sampler of rows in numpy or torch.
+
+    Args:
+        mechanism: The mechanism.
+        readout: Heads and frame predictor.
+        segments: Segment state of the rows.
+        tables: Slot tables.
+        arrays: Array factory.
+        tokens: Stream 0 of every slot by position, int32 [R, T].
+    """
+
+    _params: tuple[DrawParams, DrawParams] | None = None  # of the last step, and the same for all ids
+
+    def __init__(
+        self,
+        mechanism: CodeRules,
+        readout: Readout,
+        segments: SegmentState,
+        tables: SlotTables,
+        arrays: Arrays,
+        tokens: torch.Tensor,
+    ):
+        super().__init__(readout, segments, tables, arrays, tokens)
+        self.guard = GroupGuard(mechanism.groups, tokens, tables, segments.family, arrays)
+        self._rules = with_where(arrays.xp.where, group_rules.__name__)
+        self._num_given = arrays.wrap(tables.state)[:, len(STATE)]
+        self._is_fill = arrays.upload(np.array(segments.rules.drawn_ends_of_audio) == mechanism.groups.fill_id)
+
+    def hidden_ends(self, rows: Rows) -> Array:
+        """Return the hidden end ids: within a group all but the one that ends it; see `RowDraw.hidden_ends`."""
+        is_short = rows.frame < rows.limits.audio_min
+        is_free = self._num_given[rows.slots] >= rows.limits.track_total
+        hidden: Array = self._rules.hides_end(self._is_fill, is_short[:, None], is_free[:, None])
+        return hidden
+
+    def chosen(
+        self, logits: torch.Tensor, keys: torch.Tensor, plan: BatchPlan, step: PlanArrays, rows: Rows
+    ) -> torch.Tensor:
+        """Sample stream 0, [A, 1]; see `RowDraw.chosen`."""
+        if self._params is None or self._params[0] is not step.audio:  # they cache arrays while the batch is the same
+            self._params = step.audio, replace(step.audio, of_all=True)
+        return draw(logits[:, None], self.heads.first_ids[None], keys, self._params[1], plan.audio)
+
+    def redrawn_from(self, logits: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """Return the logits without those of the sampled ids; see `RowDraw.redrawn_from`."""
+        return logits.masked_fill(self.heads.first_ids == drawn, -torch.inf)
+
+
+@triton.jit
+def _chosen(
+    values: tl.tensor, ids: tl.tensor, key: tl.tensor, num_columns: tl.tensor, temperature: tl.tensor,
+    top_k: tl.tensor, top_p: tl.tensor, span: tl.tensor, is_seen: tl.tensor, penalty: tl.tensor,
+) -> tl.tensor:  # fmt: skip
+    """Return the column of the sampled id; see `chosen` of `step_draw.py`."""
+    floor = tl.max(values, 0)
+    if temperature > 0:
+        lowest = floor - span
+        floor = top_k_floor(values, num_columns, top_k, span)
+        if top_p < 1:
+            floor = tl.maximum(floor, nucleus_of(values, lowest, temperature, top_p))
+    return noisiest_of(values, ids, key, temperature, floor)
+
+
+@triton.jit
+def _redrawn_from(
+    values: tl.tensor, columns: tl.tensor, repeated: tl.tensor, num_columns: tl.tensor, top_k: tl.tensor,
+    constants: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Return the logits without that of the repeated id; see `redrawn_from` of `step_draw.py`."""
+    return tl.where(columns == repeated, float("-inf"), values)
+
+
+class CodeProgram(StepProgram):
+    """Kernel launches that sample a step."""
+
+    sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(
+        chosen=_chosen, redrawn_from=_redrawn_from, hidden_ends=hidden_ends, repeated=repeated
+    )
+
+    def __init__(self, mechanism: CodeRules, readout: Readout, rules: SegmentRules, *given: Any):
+        super().__init__(readout, rules, *given)
+        self.rule_constants = mechanism.groups

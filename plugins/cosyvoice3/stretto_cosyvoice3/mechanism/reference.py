@@ -1,0 +1,100 @@
+"""Slow reference of how codes are sampled, and of text in rows of its own, for `stretto.testing`."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from stretto.records.prompt import Prompt
+from stretto.records.sampling import CodeSampling
+from stretto.testing import ReferenceRule
+from stretto_cosyvoice3.family import CodeRules
+
+TEXT_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
+
+
+def random_text(mechanism: CodeRules, index: int) -> tuple[int, ...]:
+    """Return codes of a recording, then ids of a text, for test prompt `index`."""
+    random = np.random.default_rng(index)
+    codes = mechanism.codes
+    num_codes = (0, 20, 15, 7)[index % 4]
+    recorded = random.integers(codes.start, codes.stop, num_codes).tolist()
+    return (*recorded, *random.integers(16, 47, TEXT_LENGTHS[index % len(TEXT_LENGTHS)]).tolist())
+
+
+def given_runs(mechanism: CodeRules, track: list[int]) -> list[list[int]]:
+    """Return the runs of given ids in a reply; a group of sampled rows follows each run but the last."""
+    groups = mechanism.groups
+    codes = [token for token in track if token in mechanism.codes]
+    *words, end = track[len(codes) :]
+    runs = list[list[int]]()
+    run = list[int]()
+    while len(words) >= groups.num_words:
+        run += words[: groups.num_words] + codes[: groups.num_frames]
+        is_full = len(codes) >= groups.num_frames
+        words = words[groups.num_words :]
+        codes = codes[groups.num_frames :]
+        if not is_full:
+            runs.append(run)
+            run = []
+    return [*runs, [*run, *words, end, *codes]]
+
+
+class Codes(ReferenceRule):
+    """Given rows and codes of a reply.
+
+    Args:
+        mechanism: The mechanism.
+        prompt: Prompt of the reply.
+    """
+
+    def __init__(self, mechanism: CodeRules, prompt: Prompt):
+        super().__init__(mechanism, prompt)
+        track = list(prompt.track)
+        self.groups = mechanism.groups
+        self.runs = given_runs(mechanism, track)
+        self.left = self.runs.pop(0)  # ids of the current run
+        recorded = [token for token in track if token in mechanism.codes]
+        self.num_sampled = len(recorded) % self.groups.num_frames
+
+    def given_row(self, sample: Callable[[], int]) -> tuple[int, int] | None:
+        """Return the ids of stream 0 and the text stream in the next row if it is given; see `ReferenceRule`."""
+        if self.left:
+            return self.groups.given_id, self.left.pop(0)
+        is_last = not self.runs
+        if is_last or (self.num_sampled < self.groups.num_frames and sample() != self.groups.fill_id):
+            self.num_sampled += 1
+            return None
+        self.left = self.runs.pop(0)
+        self.num_sampled = 0
+        return self.groups.fill_id, self.left.pop(0)
+
+    def permitted(self, codes: list[int], ends: list[int]) -> list[int]:
+        """Return the ids that may be sampled: the reply cannot end before its text."""
+        is_over = not self.runs and not self.left
+        return codes + ends if is_over else [*codes, self.groups.fill_id]
+
+    def is_guarded(self, token: int, stream: int, is_code: bool) -> bool:
+        """Return True for codes and the id that ends a group; see `ReferenceRule.is_guarded`."""
+        return is_code or token == self.groups.fill_id
+
+    def counted(self, ids: Sequence[int], window: int) -> list[int]:
+        """Return the ids among which repeats are counted: only the first row of a run of given rows counts."""
+        return [token for token in ids if token != self.groups.given_id][-window:]
+
+    def kept(
+        self, logits: Sequence[float], ranked: Sequence[int], limits: CodeSampling, penalized: Sequence[float]
+    ) -> dict[int, float]:
+        """Return the ids that top-p, over all ids, and top-k keep, with their logits; see `ReferenceRule.kept`."""
+        kept = list(ranked)
+        if limits.temperature > 0:
+            weights = [math.exp((logits[token] - logits[ranked[0]]) / limits.temperature) for token in ranked]
+            before = accumulate(weights, initial=0.0)  # mass of all more probable ids
+            wanted = limits.top_p * math.fsum(weights)
+            kept = [token for token, mass in zip(ranked, before, strict=False) if mass < wanted][: limits.top_k or None]
+        return {token: logits[token] for token in kept}
+
+    def redrawn_from(self, allowed: Sequence[int], repeated: int) -> list[int]:
+        """Return the ids from which one is sampled again instead of a repeated one."""
+        return [token for token in allowed if token != repeated]

@@ -1,0 +1,1 @@
+"""Higgs Audio v2 and Higgs TTS 3."""

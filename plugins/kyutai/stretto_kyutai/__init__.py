@@ -1,0 +1,1 @@
+"""Kyutai's STT and TTS, Moshi and PersonaPlex."""

@@ -1,0 +1,128 @@
+"""Words that the model asks for: the mechanism of this family's replies, and the format of its texts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stretto.errors import InvalidRequest, shown
+from stretto.family.mechanism import Mechanism
+from stretto.family.plugin import lazy
+from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
+
+HERE = __package__
+NUM_FIELDS = 4  # numbers of a word in a slot's table (`track.TokenizedWord`)
+
+
+def pack_word(tokens: Sequence[int], padding: int) -> list[int]:
+    """Return a word (or a break, if there are no tokens) as ids for `Prompt.track`."""
+    return [1 + len(tokens), padding, *tokens]
+
+
+def unpack_words(ids: Sequence[int] | NDArray[np.int32]) -> Iterator[tuple[list[int], int]]:
+    """Yield the tokens and the padding of each word in `ids`, which `pack_word` returned.
+
+    Raises:
+        InvalidRequest: The ids are not packed words.
+    """
+    at = 0
+    while at < len(ids):
+        stop = at + 1 + int(ids[at])
+        if ids[at] < 1 or stop > len(ids):
+            raise InvalidRequest("track", "words: their number of tokens plus 1, their padding and their tokens", at)
+        yield [int(token) for token in ids[at + 2 : stop]], int(ids[at + 1])
+        at = stop
+
+
+@dataclass(frozen=True)
+class WordScript(Mechanism):
+    """Streamed text that the model asks for word by word: it samples `new_id` on stream 0 when a word may begin.
+
+    drawn            -    -    new  -    -    -    new        - is any other id
+    stream 0         pad  pad  new  w0   w0'  pad  new  w1    without `ahead`
+    stream 0         pad  pad  w0   w0'  pad  pad  w1   w1'   with `ahead`
+    second stream    -    -    new  w2   w2'  -    new  w3    with `ahead` = 2, else empty
+
+    The model only decides when a word begins. Stream 0 carries the tokens of the word and pads. Each word has a
+    padding: a number of rows in which no other word may begin. A break is a word without tokens. The second stream
+    shows the word that is `ahead` words further. A row that asks for a word when none is left ends the speech, and the
+    reply ends `tail_rows` rows later.
+
+    A word may contain `new_id`, if that is also the tokenizer's id of unknown characters. With `ahead`, this id is then
+    on the second stream, as where a word begins, and stream 0 has the next token. The first token of a word is
+    always on stream 0.
+
+    Attributes:
+        new_id: Id of stream 0 with which the model asks for a word.
+        pad_id: Id of stream 0 in rows without a token.
+        wish_id: Id of stream 0 in a row where the model asked for a word, and got a break or nothing. It is the last id
+            of `StreamLayout.audio[0]`, has the embedding of `pad_id`, and is never sampled.
+        ahead: How many words the second stream is ahead; 0 if it is empty.
+        second_base: Id of token 0 on the second stream.
+        max_padding: Maximum number of rows from the beginning of a word to that of the next, beyond its own.
+        initial_padding: Number of rows before the first word.
+        tail_rows: Number of rows from the row that ends the speech to the end of the reply.
+        num_sampled: Number of ids of stream 0, from the first on, that the model samples; 0 if it samples all of them.
+        speakers: Conditions of a request; None if voices are recordings.
+    """
+
+    new_id: int = 0
+    pad_id: int = 3
+    wish_id: int = 4
+    ahead: int = 0
+    second_base: int = 0
+    max_padding: int = 8
+    initial_padding: int = 2
+    tail_rows: int = 4
+    num_sampled: int = 0
+    speakers: SpeakerConditions | None = None
+
+    columns: ClassVar[tuple[str, ...]] = (
+        "remaining",
+        "forced",
+        "main_at",
+        "main_end",
+        "second_at",
+        "second_end",
+        "taken",
+        "end",
+    )
+    ends_audio: ClassVar[bool] = True
+    times_words: ClassVar[bool] = True
+    open_track: ClassVar = lazy(f"{HERE}.track:WordTrack.begin")
+    on_arrays: ClassVar = lazy(f"{HERE}.arrays:WordStates")
+    on_device: ClassVar = lazy(f"{HERE}.arrays:WordLaunch")
+    reference: ClassVar = lazy(f"{HERE}.reference:Words")
+    random_text: ClassVar = lazy(f"{HERE}.reference:random_words")
+
+    @property
+    def conditions(self) -> SpeakerConditions | None:
+        """Network that conditions all rows of a request; None without one."""
+        return self.speakers
+
+    def initial_state(self) -> Sequence[int]:
+        """Return the state before a reply: the model waits for `initial_padding` rows."""
+        state = dict.fromkeys(self.columns, 0)
+        state |= {"remaining": self.initial_padding, "forced": self.initial_padding, "end": -1}
+        return tuple(state.values())
+
+    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return those of `ids` that the model may sample."""
+        return [token for token in ids if token != self.wish_id][: self.num_sampled or None]
+
+    def second_ids(self, number: int) -> range:
+        """Return the ids of the second stream."""
+        return range(self.second_base, self.second_base + number)
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the size of a slot's table: tokens, then the fields of each word."""
+        return (1 + NUM_FIELDS) * max_rows
+
+    def check_text(self, ids: Sequence[int], tokens: range) -> None:
+        """Raise InvalidRequest if packed words are invalid; see `Mechanism.check_text`."""
+        last = tokens.stop - 1  # the id of a wish is no token
+        for own, padding in unpack_words(ids):
+            if not all(0 <= token < last for token in own) or padding < 0:
+                raise InvalidRequest("track", f"words of tokens in [0, {last})", shown([*own, padding]))

@@ -1,0 +1,355 @@
+"""Conversion of Moshi releases in PyTorch format: published names and shapes, and the Mimi file.
+
+It supports moshika-pytorch-bf16 and moshiko-pytorch-bf16 at https://huggingface.co/kyutai, whose first versions have no
+config.json. Releases in transformers format (`kmhf/hf-moshika`) are read by `convert_transformers`; quantized weights
+and other kinds of models are rejected.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stretto.errors import CheckpointError, shown
+from stretto.family.base import DepthSpec
+from stretto.family.conversion import Contents, Converted, Release, Tokenizer, check_folded, common_record, integer
+from stretto.family.text import sentencepiece_at
+from stretto.untrusted_files import released_file
+from stretto.weights.loading import WHOLE, Part, Plan
+from stretto_kyutai.kyutai_stt.convert import (
+    EPS,
+    FIRST_MIMI,
+    MIMI_KEY,
+    MODEL_KEY,
+    SHARED_EXPECTED,
+    TOKENIZER_KEY,
+    backbone_plan,
+    backbone_record,
+    check_config,
+    check_tokenizer,
+    codec_network,
+    flat,
+    gated_width,
+)
+from stretto_kyutai.kyutai_stt.convert import located as located
+from stretto_kyutai.moshi.family import MAX_DELAY, NAME, FrameVocabulary, MoshiVocabulary
+
+IS_BARE = True  # the tokenizer is a SentencePiece model, and a release may lack config.json
+TRANSFORMERS = "stretto_kyutai.moshi.convert_transformers"
+TEXT = "text_emb"
+DEPTH_TEXT = "depformer_text_emb"
+EMBEDDINGS = f"{TEXT}.weight"
+RANK = "depformer_low_rank_embeddings"
+CODE_FACTOR = "depformer_emb.{}.low_rank.weight"
+MARKS = {"depformer_in.0.weight": "a model of Moshi's kind"}
+# Contents of config.json for the first releases, which lack this file.
+FIRST: dict[str, Any] = {
+    MODEL_KEY: WHOLE,
+    MIMI_KEY: FIRST_MIMI,
+    TOKENIZER_KEY: "tokenizer_spm_32k_3.model",
+    "dim": 4096,
+    "text_card": 32000,
+    "n_q": 16,
+    "dep_q": 8,
+    "card": 2048,
+    "num_heads": 32,
+    "num_layers": 32,
+    "hidden_scale": 4.125,
+    "causal": True,
+    "context": 3000,
+    "max_period": 10000,
+    "gating": "silu",
+    "norm": "rms_norm_f32",
+    "positional_embedding": "rope",
+    "depformer_dim": 1024,
+    "depformer_dim_feedforward": 4224,
+    "depformer_num_heads": 16,
+    "depformer_num_layers": 6,
+    "depformer_multi_linear": True,
+    "depformer_gating": "silu",
+    "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True,
+    "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
+}
+DEPTH_EXPECTED: dict[str, tuple[Any, ...]] = {  # `kyutai_tts` shares these
+    "lora_name": (None,),
+    "extra_heads_num_heads": (0, None),
+    "depformer_gating": ("silu",),
+    "depformer_pos_emb": ("none",),
+    "depformer_layer_scale": (None,),
+    "depformer_multi_linear": (True,),
+    "depformer_weights_per_step": (True,),
+    RANK: (None,),
+    "depformer_norm": (None,),
+}
+EXPECTED = {"model_type": ("moshi", None), **SHARED_EXPECTED, **DEPTH_EXPECTED}  # supported values of config.json
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return None, because config.json does not contain the dtype."""
+    return None
+
+
+def own_tokenizer(release: Release, tensors: Mapping[str, Tensor]) -> Tokenizer | None:
+    """Return the SentencePiece tokenizer of a release without config.json, otherwise None."""
+    return None if release.config is not None else first_tokenizer(release)
+
+
+def first_tokenizer(release: Release) -> Tokenizer:
+    """Return the tokenizer from the file name used in the first releases."""
+    path = released_file(release.tokenizer, FIRST[TOKENIZER_KEY])
+    tokens = sentencepiece_at(path).tokens
+    return Tokenizer(path.parent, len(tokens), tokens, files=(path,))
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint to be written, including Mimi from the release's own file."""
+    config = contents.config or FIRST
+    check_config(config, EXPECTED)
+    return converted(release, contents, config, vocabulary(config), NAME)
+
+
+def converted(
+    release: Release,
+    contents: Contents,
+    config: Mapping[str, Any],
+    known: FrameVocabulary,
+    family: str,
+    rows: Sequence[Tensor] = (),
+    repeated: Sequence[int] = (),
+    num_steps: int | None = None,
+) -> Converted:
+    """Return the checkpoint to be written for a release that has Moshi tensors.
+
+    Steps of the depth transformer beyond the codebooks that the model generates are omitted.
+
+    Args:
+        release: The release.
+        contents: Contents of the release.
+        config: Hyperparameters of the release.
+        known: Vocabulary of the checkpoint.
+        family: Name of the family.
+        rows: Additional embeddings, [n, H] each, for the ids that follow all codebooks.
+        repeated: Text ids whose embeddings are copied to the ids from `num_text_ids` on, which are never sampled.
+        num_steps: Number of steps of the release's depth transformer; None for `dep_q`.
+    """
+    check_tokenizer(contents.tokenizer, known.num_text_ids)
+    width = integer(config, "dim")
+    # text is sampled from `depth.first_head`
+    record = {
+        **backbone_record(config),
+        "max_position_embeddings": known.max_model_len,
+        **common_record(family, known, known.vocab_size, contents),
+    }
+    code_table = known.codebook_size + 1
+    steps = known.num_codebooks
+    stored = num_steps or integer(config, "dep_q")
+    folded = {f"emb.{k}.weight": (code_table, width) for k in range(integer(config, "n_q"))}
+    folded |= {f"depformer_in.{w}.weight": (known.depth.hidden, width) for w in range(1, known.depth.num_sets)}
+    folded |= {f"linears.{k}.weight": (known.codebook_size, known.depth.hidden) for k in range(1, steps)}
+    rank = depth_rank(config, known.depth)
+    folded |= {f"depformer_emb.{k}.weight": (code_table, rank) for k in range(steps - 1)}
+    folded |= dict.fromkeys(text_factors(config, TEXT), (width, width))
+    folded |= dict.fromkeys(text_factors(config, DEPTH_TEXT), (known.depth.hidden, rank))
+    if config.get(RANK):
+        folded |= {CODE_FACTOR.format(k): (known.depth.hidden, rank) for k in range(steps - 1)}
+    check_folded(contents.tensors, folded)
+    layers = [f"depformer.layers.{layer}.gating" for layer in range(known.depth.num_layers)]
+    unused = range(steps, stored)
+    num_sets = 1 + max(schedule(config, stored))
+    dropped = [f"{name}.{w}." for w in range(known.depth.num_sets, num_sets) for name in ("depformer_in", *layers)]
+    dropped += [f"{name}." for step in unused for name in (f"linears.{step}", f"depformer_emb.{step - 1}")]
+    codec = codec_network(config, release.folder, known.num_codebooks, known.codebook_size)
+    parts = plan(config, known, contents.tensors, rows, repeated) | depth_plan(known.depth, num_sets)
+    return Converted(record, parts, tuple(dropped), tuple(folded), (codec,))
+
+
+def vocabulary(config: Mapping[str, Any]) -> MoshiVocabulary:
+    """Return the vocabulary of a release."""
+    num_codebooks = integer(config, "dep_q")
+    delays = config.get("delays")
+    if integer(config, "n_q") != 2 * num_codebooks:
+        expected = f"{2 * num_codebooks}, those of the model and as many of the user"
+        raise CheckpointError(f"config.json: n_q: expected {expected}, got {config['n_q']}")
+    own = delays[1 : 1 + num_codebooks] if isinstance(delays, list) else []
+    is_valid = own[:1] == [0] and all(isinstance(each, int) and 0 <= each <= MAX_DELAY for each in own)
+    if not is_valid or delays != [0, *own, *own]:
+        expected = f"0, then twice {num_codebooks} delays from 0 to {MAX_DELAY}, the first of them 0"
+        raise CheckpointError(f"config.json: delays: expected {expected}, got {shown(delays)}")
+    return MoshiVocabulary(
+        num_text_ids=integer(config, "text_card"),
+        num_codebooks=num_codebooks,
+        codebook_size=integer(config, "card"),
+        delays=tuple(own),
+        depth=depth_spec(config, schedule(config, num_codebooks)),
+    )
+
+
+def schedule(config: Mapping[str, Any], num_steps: int) -> list[int]:
+    """Return the index of the weight set for each step of a release's depth transformer.
+
+    Raises:
+        CheckpointError: The release has another number of steps, or does not number its sets from 0.
+    """
+    found = config.get("depformer_weights_per_step_schedule")
+    if found is None:
+        found = list(range(num_steps))
+    is_valid = isinstance(found, list) and len(found) == num_steps and all(isinstance(w, int) for w in found)
+    if not is_valid or sorted({*found}) != list(range(len({*found}))):
+        expected = f"{num_steps} numbers of sets, from 0 on"
+        raise CheckpointError(
+            f"config.json: depformer_weights_per_step_schedule: expected {expected}, got {shown(found)}"
+        )
+    return list(found)
+
+
+def depth_spec(config: Mapping[str, Any], steps: Sequence[int]) -> DepthSpec:
+    """Return the hyperparameters of the depth transformer, given the index of the weight set for each step."""
+    width = integer(config, "depformer_dim")
+    heads = integer(config, "depformer_num_heads")
+    if width % heads or (width // heads) % 2:
+        expected = "heads of an even width"
+        raise CheckpointError(f"config.json: depformer_dim: expected {expected}, got {width} for {heads} heads")
+    return DepthSpec(
+        hidden=width,
+        intermediate=gated_width(width, integer(config, "depformer_dim_feedforward")),
+        num_layers=integer(config, "depformer_num_layers"),
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        eps=EPS,
+        schedule=tuple(steps),
+    )
+
+
+def depth_rank(config: Mapping[str, Any], depth: DepthSpec) -> int:
+    """Return the width in which a release stores the embeddings of the depth transformer."""
+    return integer(config, RANK) if config.get(RANK) else depth.hidden
+
+
+def text_factors(config: Mapping[str, Any], table: str) -> tuple[str, ...]:
+    """Return the names of the matrices by which a release multiplies an embedding table of text.
+
+    With two text streams, each has its own matrix. Otherwise there is at most one matrix.
+    """
+    if config.get("demux_second_stream"):
+        return f"{table}.out1.weight", f"{table}.out2.weight"
+    return (f"{table}.low_rank.weight",) if config.get(RANK) and table == DEPTH_TEXT else ()
+
+
+def plan(
+    config: Mapping[str, Any],
+    known: FrameVocabulary,
+    tensors: Mapping[str, Tensor],
+    rows: Sequence[Tensor] = (),
+    repeated: Sequence[int] = (),
+) -> Plan:
+    """Return the tensors to write, by published name; for `rows` and `repeated`, see `converted`."""
+    width = integer(config, "dim")
+    text = known.num_text_ids
+    size = known.codebook_size
+    depth = known.depth
+
+    def others(prefix: str, numbers: range, like: Tensor, num_rows: int) -> list[Tensor]:
+        """Return the first `num_rows` rows of the tensors `prefix.k`, in the dtype of `like`."""
+        if like.is_meta:
+            return [like.new_empty(num_rows, like.shape[1])] * len(numbers)
+        return [tensors[f"{prefix}.{k}.weight"][:num_rows].to(like.dtype) for k in numbers]
+
+    def product(stored: Tensor, factor: str, num_columns: int) -> Tensor:
+        """Return a table multiplied by the transpose of the matrix `factor`, in float32."""
+        if stored.is_meta:
+            return stored.new_empty(len(stored), num_columns)
+        return stored.float() @ tensors[factor].float().T
+
+    def streams(stored: Tensor, name: str, num_columns: int) -> list[Tensor]:
+        """Return the embeddings of each text stream."""
+        return [product(stored, factor, num_columns) for factor in text_factors(config, name)] or [stored]
+
+    def texts(stored: Tensor) -> Tensor:
+        """Return the embeddings of the text ids, then those of `repeated`."""
+        return torch.cat([stored[:text], *(stored[token : token + 1] for token in repeated)])
+
+    def table(stored: Tensor) -> Tensor:
+        """Return the embeddings of text, initial text, our own two ids, all codes, `rows` and second text, [V, H]."""
+        main, *second = streams(stored, TEXT, width)
+        codes = others("emb", range(known.num_tables), stored, size + 1)
+        if not stored.is_meta:
+            codes = with_initial_ids_of_others(codes)
+        own = [main[text:], main.new_zeros(2, width)]
+        added = [*(row.to(main) for row in rows), *(each[:text] for each in second)]
+        return torch.cat([texts(main), *own, *codes, *added])
+
+    def with_initial_ids_of_others(codes: list[Tensor]) -> list[Tensor]:
+        """Add the initial embeddings of codebooks that are not generated to those of codebooks with equal delays.
+
+        The model reads both in the same rows: those before the delay has passed. Their sum therefore replaces both.
+        """
+        for k in range(known.num_tables, integer(config, "n_q")):
+            same = known.delays.index(config["delays"][1 + k])
+            initial = codes[same][size:] + tensors[f"emb.{k}.weight"][size:].to(codes[same].dtype)
+            codes[same] = torch.cat([codes[same][:size], initial])
+        return codes
+
+    def head(stored: Tensor) -> Tensor:
+        """Return the head of text, with zeros for ids that are never sampled."""
+        return torch.cat([stored, stored.new_zeros(text + len(repeated) - len(stored), width)])
+
+    def depth_table(stored: Tensor) -> Tensor:
+        """Return the embeddings of the ids that the depth transformer reads; it never reads initial ids."""
+        main, *second = streams(stored, DEPTH_TEXT, depth.hidden)
+        codes = others("depformer_emb", range(known.num_codebooks - 1), stored, size)
+        if config.get(RANK):
+            codes = [product(each, CODE_FACTOR.format(k), depth.hidden) for k, each in enumerate(codes)]
+        return torch.cat([texts(main), *codes, *(each[:text] for each in second)])
+
+    def projections(stored: Tensor) -> Tensor:
+        return torch.cat([stored, *others("depformer_in", range(1, depth.num_sets), stored, depth.hidden)])
+
+    def heads(stored: Tensor) -> Tensor:
+        return torch.stack([stored, *others("linears", range(1, known.num_codebooks), stored, size)])
+
+    return {
+        **backbone_plan(config, tensors),
+        EMBEDDINGS: Part("model.embed_tokens.weight", (text + 1, width), table),
+        "text_linear.weight": Part("depth.first_head", (known.num_head_ids, width), head),
+        f"{DEPTH_TEXT}.weight": Part("depth.embed", (text + 1, depth_rank(config, depth)), depth_table),
+        "depformer_in.0.weight": Part("depth.project.weight", (depth.hidden, width), projections),
+        "linears.0.weight": Part("depth.heads", (size, depth.hidden), heads),
+    }
+
+
+def depth_plan(depth: DepthSpec, num_stored: int) -> Plan:
+    """Return the tensors of the depth transformer's layers, by published name.
+
+    Args:
+        depth: Hyperparameters.
+        num_stored: Number of sets of weights in the release, of which those of unused steps are left out.
+    """
+    parts: Plan = {}
+    sets = depth.num_sets
+    hidden = depth.hidden
+    inner = depth.intermediate
+
+    def of_sets(stored: Tensor) -> Tensor:
+        """Return the weights of the sets in use, which come first."""
+        return stored[: len(stored) // num_stored * sets]
+
+    for layer in range(depth.num_layers):
+        stored = f"depformer.layers.{layer}"
+        own = f"depth.layers.{layer}"
+        parts[f"{stored}.self_attn.in_proj_weight"] = Part(
+            f"{own}.qkv_proj.weight", (3 * num_stored * hidden, hidden), of_sets
+        )
+        parts[f"{stored}.self_attn.out_proj.weight"] = Part(
+            f"{own}.o_proj.weight", (num_stored * hidden, hidden), of_sets
+        )
+        parts[f"{stored}.norm1.alpha"] = Part(f"{own}.input_layernorm.weight", (1, 1, hidden), flat)
+        parts[f"{stored}.norm2.alpha"] = Part(f"{own}.post_attention_layernorm.weight", (1, 1, hidden), flat)
+        for w in range(sets):
+            gating = f"{stored}.gating.{w}"
+            mine = f"{own}.sets.{w}"
+            parts[f"{gating}.linear_in.weight"] = Part(f"{mine}.gate_up_proj.weight", (2 * inner, hidden))
+            parts[f"{gating}.linear_out.weight"] = Part(f"{mine}.down_proj.weight", (hidden, inner))
+    return parts

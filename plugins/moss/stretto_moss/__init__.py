@@ -1,0 +1,1 @@
+"""MOSS-TTS, MOSS-TTS-Local and MOSS-TTS-Realtime."""

@@ -1,0 +1,1 @@
+"""Pocket TTS and Phonon."""

@@ -1,0 +1,44 @@
+"""Phonon (Gradium, https://huggingface.co/gradium/phonon-31m-en): speech as latents of 80 ms each.
+
+    tts     voice, n rows │ text ids │ [bos] ─► x0 x1 x2 … xe … [end]
+
+The rows are those of Pocket TTS. A voice is the latents that a speaker codec has encoded from a recording, projected to
+embedded rows; no other row precedes them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stretto.family.base import Family
+from stretto.records.sampling import LatentSampling, SamplingConfig
+from stretto_pocket.pocket_tts.family import PocketVocabulary, pocket_tts
+
+NAME = "phonon"
+# Frames from the detected end, for texts of at most four words and for longer ones.
+SHORT_TAIL_ROWS = 4
+TAIL_ROWS = 2
+FEW_WORDS = 4
+
+
+@dataclass(frozen=True)
+class PhononVocabulary(PocketVocabulary):
+    """Ids, voices and hyperparameters of a release.
+
+    Attributes:
+        steps: Default number of solver steps for each latent.
+    """
+
+    has_voice_begin: bool = False
+    steps: int = 1
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """Default sampling options."""
+        own = super().sampling
+        return replace(own, audio=replace(own.audio, min_rows=0), latents=LatentSampling(self.steps, TAIL_ROWS))
+
+
+def build(vocabulary: Mapping[str, Any] | None) -> Family:
+    """Return the family for a checkpoint's vocabulary."""
+    return replace(pocket_tts(PhononVocabulary.from_record(vocabulary or {})), name=NAME)

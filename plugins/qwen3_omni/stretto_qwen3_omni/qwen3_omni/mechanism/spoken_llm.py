@@ -1,0 +1,242 @@
+"""Two models that answer a request together: a writer generates text, and a speaker speaks it as it is written.
+
+    writer    prompt ──►  w0  w1  w2 …  end         its own engine
+                     │     │   │   │     │
+               states│     ▼   ▼   ▼     ▼          hidden states once, words as they are generated
+    speaker          └► prompt w0 ► f0   f1  f2 …   its own engine: one word for each frame
+
+The writer is limited only by its own maximum length. Its text is not delayed by the speech.
+"""
+
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, aclosing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from stretto.config import EngineConfig
+from stretto.engine.environment import is_cpu_build
+from stretto.engine.llm import SpeechLLM, StartingLLM, free_id
+from stretto.errors import CheckpointError, InvalidRequest, StrettoError
+from stretto.family.audio_format import AudioFormat
+from stretto.family.base import Family
+from stretto.family.plugin import config_at, family_at
+from stretto.family.text import StreamedText
+from stretto.records.chunk import LMChunk
+from stretto.records.prompt import Prompt
+from stretto.streams.chunking import Pacer
+from stretto_qwen3_omni.qwen3_omni.family import Talker
+from stretto_qwen3_omni.qwen3_omni.mechanism.pending_text import PendingText
+from stretto_qwen3_omni.qwen3_omni.mechanism.spoken_reply import SpokenReply
+from stretto_qwen3_omni.qwen3_omni_talker.prompt import TalkerPrompts
+
+
+class SpokenLLM:
+    """A writer and its speaker, with the interface of `SpeechLLM`.
+
+    Args:
+        writer: Model that generates text.
+        speaker: Model that speaks it.
+        prompts: Prompt writer of the speaker.
+        width: Width of the hidden states that the speaker reads.
+
+    Attributes:
+        family: Family of the writer.
+        parts: Both models, each with engines of its own.
+    """
+
+    def __init__(self, writer: SpeechLLM, speaker: SpeechLLM, prompts: TalkerPrompts, width: int):
+        self.parts = self.writer, self.speaker = writer, speaker
+        self.family: Family = writer.family
+        self.prompts = prompts
+        self._width = width
+        track = speaker.family.text_track
+        assert track is not None, "speakers have a text track"
+        self._end_of_text = track.end_id
+        self._spoken = {task.name for task in self.family.tasks if task.speaks}
+
+    @classmethod
+    def launch(cls, talker: Talker, config: EngineConfig) -> "SpokenLLM":
+        """Start both models (`Speaker.launch`); see `SpeechLLM.launch`.
+
+        If one of them does not start, the other is stopped.
+
+        Args:
+            talker: Speaker of the writer's family.
+            config: Configuration of the writer's engine, which contains that of the speaker's.
+        """
+        folder = config.checkpoint / talker.folder
+        prompts = TalkerPrompts.at(folder)
+        width = states_width(config.checkpoint, folder)
+        family = family_at(config.checkpoint)
+        prompts.check_writer(family.layout.vocab_size, family.voices)
+        with ExitStack() as failed:
+            begun: Iterable[StartingLLM] = _begun((config, config.speaker_config(folder)), failed)
+            if is_cpu_build():
+                begun = list(begun)  # on a GPU, one after the other: vLLM measures the memory that its own start uses
+            writer, speaking = [each.wait() for each in begun]
+            failed.pop_all()
+        return cls(writer, speaking, prompts, width)
+
+    async def generate(
+        self, prompt: Prompt, request_id: str | None = None, pacer: Pacer | None = None, host: str = ""
+    ) -> AsyncGenerator[LMChunk, None]:
+        """Yield the chunks of one reply; those with text and those with frames are independent of each other.
+
+        A reply of a task that is not spoken comes from the writer alone. A spoken reply has a place in both models
+        until it ends, so it is refused at once if either is full.
+
+        Args:
+            prompt: Prompt of the writer. `Prompt.voice` is an index in `Family.voices`.
+            request_id: See `SpeechLLM.generate`.
+            pacer: Pacer that decides when frames are sent.
+            host: Client host.
+
+        Raises:
+            InvalidRequest: If the request can never run in one of the models. It is not queued.
+            NoCapacity: If too many requests are in flight. This request is not queued.
+        """
+        if prompt.task not in self._spoken:
+            async with aclosing(self.writer.generate(prompt, request_id, pacer, host)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            return
+        request_id = free_id(request_id, self.writer.active)
+        prompt = replace(prompt, sampling=prompt.sampling.with_seed())
+        writing = self.writer.prepare(self._writer_prompt(prompt))
+        sized = self.speaker.prepare(self._sized(prompt))
+        with (
+            self.writer.place(writing, request_id, host) as permit,
+            self.speaker.place(sized, request_id, host) as speaking,
+        ):
+            text = PendingText(self.prompts.spoken, self.family.end_of_reply, self._end_of_text)
+            speak = partial(self._speaker_prompt, prompt)
+            reply = SpokenReply(self.writer, self.speaker, prompt, writing, speak, text, pacer)
+            async with aclosing(reply.chunks(permit, speaking)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    def _writer_prompt(self, prompt: Prompt) -> Prompt:
+        """Return the writer's part of a request: without options for audio."""
+        defaults = self.family.task(prompt.task).sampling
+        sampling = prompt.sampling
+        own = replace(defaults, text=sampling.text, seed=sampling.seed)
+        return replace(prompt, sampling=own, alignment=None, voice=0)
+
+    def _speaker_prompt(self, prompt: Prompt, words: Sequence[int], states: np.ndarray | None) -> Prompt:
+        """Return the speaker's part of a request.
+
+        Args:
+            prompt: The request.
+            words: First ids of the writer's reply.
+            states: Hidden states of the writer in the rows of audio input and images, float32 [n, W]; None if there are
+                none.
+
+        Raises:
+            InvalidRequest: If the speaker cannot read the conversation.
+        """
+        voices = self.family.voices
+        if prompt.voice not in range(len(voices)):
+            raise InvalidRequest("voice", f"a number in [0, {len(voices) - 1}]", prompt.voice)
+        sampling = replace(prompt.sampling, text=self.speaker.family.tasks[0].sampling.text)
+        given = prompt.rows[:, 0]
+        grids = [(image.height, image.width) for image in prompt.images]
+        made = self.prompts.write(given, words, voices[prompt.voice], states, sampling, is_open=True, grids=grids)
+        return replace(made, delivery=prompt.delivery)
+
+    def _sized(self, prompt: Prompt) -> Prompt:
+        """Return a prompt with the size and the options of the one that the speaker will get.
+
+        The speaker's prompt needs the first word and hidden states of the writer. This one is complete before the
+        writer begins, so that a request that the speaker cannot take is refused at once. In place of the word it has an
+        id of the conversation, and in place of the states zeros, which take no memory.
+
+        Args:
+            prompt: The request.
+        """
+        num_states = sum(each.num_rows for each in prompt.inputs)
+        zeros = np.broadcast_to(np.zeros((), np.float32), (num_states, self._width))
+        states = zeros if num_states else None
+        words = self.prompts.spoken(prompt.rows[-1:, 0].tolist()) or [0]
+        return self._speaker_prompt(prompt, words, states)
+
+    def stats(self) -> dict[str, float]:
+        """Return the current metrics of both models, keyed by name.
+
+        Each is the sum of both models' metrics, with two exceptions. `step_seconds` and `kv_usage` are those of the
+        model with the larger value. `active` and `finished_total` are the writer's, because a spoken reply is a request
+        to each model.
+        """
+        own = self.writer.stats()
+        other = self.speaker.stats()
+        both = {name: own[name] + other[name] for name in own}
+        both |= {name: max(own[name], other[name]) for name in ("step_seconds", "kv_usage")}
+        return both | {name: own[name] for name in ("active", "finished_total")}
+
+    def has_work(self) -> bool:
+        """Return True if one of the models has; see `SpeechLLM.has_work`."""
+        return any(model.has_work() for model in self.parts)
+
+    def shutdown(self) -> None:
+        """Stop both engines and their processes."""
+        for model in self.parts:
+            model.shutdown()
+
+    @property
+    def engine_pids(self) -> list[int]:
+        """Pids of the engine processes of both models."""
+        return [pid for model in self.parts for pid in model.engine_pids]
+
+    def text_stream(self) -> StreamedText:
+        """Return the writer's; see `SpeechLLM.text_stream`."""
+        return self.writer.text_stream()
+
+    def max_words(self, prompt: Prompt) -> int:
+        """Return the writer's; see `SpeechLLM.max_words`."""
+        return self.writer.max_words(prompt)
+
+    async def write(self, request_id: str, ids: Sequence[int], is_last: bool = False) -> None:
+        """Append to the prompt of the writer; see `SpeechLLM.write`."""
+        await self.writer.write(request_id, ids, is_last)
+
+    async def write_frames(
+        self, request_id: str, frames: np.ndarray, is_last: bool, seconds: float, max_ahead: int
+    ) -> tuple[int, int]:
+        """Append to the live audio of the writer; see `SpeechLLM.write_frames`."""
+        return await self.writer.write_frames(request_id, frames, is_last, seconds, max_ahead)
+
+    def session_place(self, host: str) -> AbstractContextManager[None]:
+        """Reserve a live session of the writer; see `SpeechLLM.session_place`."""
+        return self.writer.session_place(host)
+
+    def end_session(self, request_id: str, failure: StrettoError) -> None:
+        """End a live session of the writer; see `SpeechLLM.end_session`."""
+        self.writer.end_session(request_id, failure)
+
+
+def _begun(configs: Iterable[EngineConfig], failed: ExitStack) -> Iterator[StartingLLM]:
+    """Begin to start an engine for each configuration, and yield it; `failed` will stop those that have begun."""
+    for config in configs:
+        starting = StartingLLM(config)
+        failed.callback(starting.stop)
+        yield starting
+
+
+def states_width(writer: Path, speaker: Path) -> int:
+    """Return the width of the hidden states that a speaker reads.
+
+    Args:
+        writer: Checkpoint folder of the writer.
+        speaker: Checkpoint folder of the speaker.
+
+    Raises:
+        CheckpointError: If the speaker does not read states, or the writer is not as wide.
+    """
+    audio_format = AudioFormat.from_config(config_at(speaker))
+    width = config_at(writer).get("hidden_size")
+    found = None if audio_format is None else audio_format.feature_size
+    if found is None or found != width:
+        raise CheckpointError(f"{speaker}: expected a speaker of hidden states of width {width}, got {found}")
+    return found

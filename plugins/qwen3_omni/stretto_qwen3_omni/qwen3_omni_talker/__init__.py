@@ -1,0 +1,17 @@
+"""Qwen3-Omni talker: the layout of Qwen3-TTS with a mixture of experts.
+
+It speaks the output of a separate thinker.
+"""
+
+from stretto.family.plugin import AudioEncoder, FamilyPlugin, lazy
+
+PLUGIN = FamilyPlugin(
+    name="qwen3_omni_talker",
+    build=lazy("stretto_qwen3_omni.qwen3_omni_talker.family:build"),
+    audio_encoders={
+        "thinker_states": AudioEncoder(
+            lazy("stretto.family.audio_format:VectorFormat.from_record"), "stretto_qwen3_omni.qwen3_omni_talker.model"
+        )
+    },
+    image_encoders={"thinker_image_states": "stretto_qwen3_omni.qwen3_omni_talker.model"},
+)

@@ -1,0 +1,370 @@
+"""Conversion of the VibeVoice 1.5B and 7B releases, in transformers format or the authors' format.
+
+https://huggingface.co/vibevoice/VibeVoice-1.5B-hf: `config.json`, `model*.safetensors`, `tokenizer.json`. The acoustic
+decoder is written twice: for the codec, and for the model, which decodes its own frames. Only four rows of an untied
+head are kept.
+
+https://huggingface.co/microsoft/VibeVoice-1.5B has the same tensors under other names, another config.json, and no
+tokenizer, because it uses the Qwen2.5 tokenizer.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Config
+
+from stretto.codecs.vibevoice import (
+    MODEL_TYPE,
+    PARTS,
+    SAMPLE_RATE,
+    Decoder,
+    Encoder,
+    TokenizerConfig,
+    codec_shapes,
+    published_name,
+)
+from stretto.errors import CheckpointError, shown
+from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record
+from stretto.untrusted_files import check_value, entry
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
+from stretto.weights.loading import Part, Plan
+from stretto_vibevoice.vibevoice.family import FRAME_RATE, NAME, VibeVoiceVocabulary
+
+IS_FLOAT32 = True
+EMBEDDINGS = "model.language_model.embed_tokens.weight"
+MARKS = {"model.latent_scaling_factor": "VibeVoice", "model.speech_scaling_factor": "VibeVoice"}
+MAX_SIZE = 1 << 20  # maximum size in the diffusion head
+MAX_MODEL_LEN = 8192  # 18 minutes; a table stores the latents for all positions of all requests
+SCALES = ("latent_scaling_factor", "latent_bias_factor")
+HEAD: dict[str, Any] = {  # required settings of the diffusion head
+    "hidden_act": "silu",
+    "frequency_embedding_size": 256,
+    "diffusion_max_period": 10000,
+    "mlp_bias": False,
+}
+REALTIME = "tts_backbone_num_hidden_layers"
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return float32, because latents are fed back in float32."""
+    return "float32"
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint to be written, with the acoustic tokenizer in a separate folder."""
+    check_kind(contents.config)
+    is_authors = AUTHORS in contents.config
+    config = contents.config
+    name_of: Callable[[str], str] = authors_name if is_authors else str
+    if is_authors:
+        config = from_authors(config, contents.tokenizer)
+    shape = Shape(config)
+    contents.check_latent_model(shape.num_tokens)
+    scales = {name: scale(contents.tensors, name_of(f"model.{name}")) for name in SCALES}
+    known = shape.vocabulary
+    sections = {name: dict(entry(config, name)) for name in (PARTS, SEMANTIC)}
+    record = {
+        "architectures": ["StrettoVibeVoiceForCausalLM"],
+        "model_type": "qwen2",
+        **shape.numbers,
+        "max_position_embeddings": known.max_model_len,
+        "diffusion_head": shape.head,
+        "tokenizers": {"acoustic": sections[PARTS], "semantic": sections[SEMANTIC], **scales},
+        **common_record(NAME, known, known.vocab_size, contents),
+    }
+    codec = {"model_type": MODEL_TYPE, PARTS: sections[PARTS], **scales}
+    parts: Plan = {
+        name_of(f"model.audio_tower.{published_name(name)}"): Part(name, stored)
+        for name, stored in codec_shapes(shape.acoustic).items()
+    }
+    is_second = shape.is_tied and "lm_head.weight" in contents.tensors
+    return Converted(
+        record,
+        {name_of(name): part for name, part in plan(shape).items()},
+        ("lm_head.weight",) if is_second else (),
+        tuple(name_of(f"model.{name}") for name in SCALES),
+        (Network("codec", codec, parts),),
+    )
+
+
+SEMANTIC = "semantic_model_config"
+
+
+def check_kind(config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless config.json belongs to a 1.5B or 7B release."""
+    kind = config.get("model_type")
+    if REALTIME in config or kind == "vibevoice_streaming":
+        raise CheckpointError("expected VibeVoice 1.5B or 7B, got VibeVoice Realtime 0.5B: convert vibevoice-realtime")
+    check_value("model_type", kind, "vibevoice")
+
+
+AUTHORS = "acoustic_tokenizer_config"  # key in a config.json in the authors' format
+AUTHORS_SEMANTIC = "semantic_tokenizer_config"
+IDS = {  # tokens in the authors' tokenizer, by key in the transformers config.json
+    "audio_bos_token_id": "<|vision_start|>",
+    "audio_eos_token_id": "<|vision_end|>",
+    "audio_token_id": "<|vision_pad|>",
+    "eos_token_id": "<|endoftext|>",
+}
+AUTHORS_HEAD = {"prediction_type": "v_prediction", "ddpm_beta_schedule": "cosine", "ddpm_num_steps": 1000}
+AUTHORS_NETWORK: dict[str, Any] = {
+    "causal": True,
+    "conv_bias": True,
+    "conv_norm": "none",
+    "decoder_depths": None,
+    "disable_last_norm": True,
+    "layernorm": "RMSNorm",
+    "layernorm_elementwise_affine": True,
+    "mixer_layer": "depthwise_conv",
+    "pad_mode": "constant",
+}
+# The authors' keys for a tokenizer's hyperparameters, with the keys in the transformers config.json.
+NETWORK_KEYS = {
+    "channels": "channels",
+    "vae_dim": "hidden_size",
+    "encoder_n_filters": "num_filters",
+    "layernorm_eps": "rms_norm_eps",
+}
+NOISE_PART = 0.8  # `fix_std` divided by the standard deviation of the factor that scales the noise of a recording
+# Replacements that convert transformers names to the authors' names; `+` is the number in the match plus one.
+AUTHORS_NAMES = (
+    (r"^model\.latent_(scaling|bias)_factor$", r"model.speech_\1_factor"),
+    (r"^model\.multi_modal_projector\.", "model.acoustic_connector."),
+    (r"_connector\.linear_([12])\.", r"_connector.fc\1."),
+    (r"_connector\.act\.", "_connector.norm."),
+    (r"^model\.diffusion_head\.(layers\.\d+)\.linear\.", r"model.prediction_head.\1.adaLN_modulation.1."),
+    (r"^model\.diffusion_head\.", "model.prediction_head."),
+    (r"\.timestep_proj\.fc1\.", ".t_embedder.mlp.0."),
+    (r"\.timestep_proj\.fc2\.", ".t_embedder.mlp.2."),
+    (r"\.final_layer\.linear_1\.", ".final_layer.adaLN_modulation.1."),
+    (r"\.final_layer\.linear_2\.", ".final_layer.linear."),
+    (r"^model\.audio_tower\.", "model.acoustic_tokenizer."),
+    (r"^model\.semantic_tokenizer_encoder\.", "model.semantic_tokenizer.encoder."),
+    (r"coder\.stem\.stage\.", "coder.stages.0."),
+    (r"encoder\.stem\.", "encoder.downsample_layers.0.0."),
+    (r"decoder\.stem\.", "decoder.upsample_layers.0.0."),
+    (r"coder\.conv_layers\.(\d+)\.stage\.", "coder.stages.+."),
+    (r"encoder\.conv_layers\.(\d+)\.", "encoder.downsample_layers.+.0."),
+    (r"decoder\.conv_layers\.(\d+)\.", "decoder.upsample_layers.+.0."),
+    (r"\.mixer\.conv\.", ".mixer.conv.conv.conv."),
+    (r"coder\.head\.", "coder.head.conv."),
+)
+
+
+def authors_name(name: str) -> str:
+    """Convert a tensor name in transformers format to the authors' name."""
+    for pattern, made in AUTHORS_NAMES:
+        found = re.search(pattern, name)
+        if found is not None:
+            made = made.replace("+", str(int(found[1]) + 1)) if "+" in made else found.expand(made)
+            name = name[: found.start()] + made + name[found.end() :]
+    return name
+
+
+def from_authors(config: Mapping[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+    """Convert a config.json from the authors' format to transformers format.
+
+    Args:
+        config: Contents of the file.
+        tokenizer: Text tokenizer, some of whose tokens mark audio.
+
+    Raises:
+        CheckpointError: If a token is missing, or the model is not supported.
+    """
+    ids = {spelling: number for number, spelling in tokenizer.tokens.items()}
+    missing = sorted(token for token in IDS.values() if token not in ids)
+    if missing:
+        raise CheckpointError(f"{tokenizer.folder}: expected the tokenizer of Qwen2.5, got none of {missing}")
+    text = dict(entry(config, "decoder_config"))
+    head = dict(entry(config, "diffusion_head_config"))
+    require(head, "diffusion_head_config", AUTHORS_HEAD)
+    width = head.get("hidden_size")
+    ratio = head.get("head_ffn_ratio")
+    if type(width) is not int or not isinstance(ratio, int | float):
+        raise CheckpointError(
+            f"diffusion_head_config: expected hidden_size and head_ffn_ratio, got {shown([width, ratio])}"
+        )
+    for name, value in (("hidden_size", width), ("head_ffn_ratio", ratio)):
+        if not 0 < value < MAX_SIZE:  # also rejects NaN and Infinity, which JSON may contain
+            expected = f"a number above 0 and below {MAX_SIZE}"
+            raise CheckpointError(f"diffusion_head_config.{name}: expected {expected}, got {shown(value)}")
+    names = "hidden_size", "latent_size", "rms_norm_eps"
+    return {
+        "text_config": text,
+        "tie_word_embeddings": bool(text.get("tie_word_embeddings", False)),
+        PARTS: network_from_authors(config, AUTHORS),
+        SEMANTIC: network_from_authors(config, AUTHORS_SEMANTIC),
+        "diffusion_head_config": {
+            **{name: entry(head, name) for name in names},
+            "num_hidden_layers": entry(head, "head_layers"),
+            "intermediate_size": int(width * ratio),
+        },
+        **{key: ids[token] for key, token in IDS.items()},
+    }
+
+
+def network_from_authors(config: Mapping[str, Any], section: str) -> dict[str, Any]:
+    """Return the hyperparameters of a tokenizer from a section of the authors' config.json."""
+    given = dict(entry(config, section))
+    mirrored = {f"decoder_{name}": given.get(f"encoder_{name}") for name in ("ratios", "n_filters")}
+    require(given, section, AUTHORS_NETWORK | mirrored)
+    ratios = entry(given, "encoder_ratios")
+    depths = entry(given, "encoder_depths")
+    if isinstance(depths, str) and re.fullmatch(r"\d{1,3}(-\d{1,3})*", depths):
+        depths = [int(depth) for depth in depths.split("-")]
+    made = {own: given[name] for name, own in NETWORK_KEYS.items() if name in given}
+    made |= {"downsampling_ratios": ratios[::-1] if isinstance(ratios, list) else ratios, "depths": depths}
+    deviation = given.get("fix_std")
+    return made | ({"vae_std": deviation / NOISE_PART} if isinstance(deviation, int | float) else {})
+
+
+def require(given: Mapping[str, Any], section: str, expected: Mapping[str, Any]) -> None:
+    """Raise CheckpointError if a value in a section of config.json differs from the expected one."""
+    for name, value in expected.items():
+        check_value(f"{section}.{name}", given.get(name, value), value)
+
+
+def scale(tensors: Mapping[str, Tensor], name: str) -> float:
+    """Return a scalar tensor of the release; raise CheckpointError if it is missing or not a finite number."""
+    tensor = tensors.get(name)
+    value = float("nan")
+    if tensor is not None and tensor.numel() == 1 and not tensor.is_complex():
+        value = float(tensor.float())  # models compute in float32
+    if not isfinite(value) or ("scaling" in name and value == 0):
+        got = "nothing" if tensor is None else shown(tensor.flatten()[:4].tolist())
+        raise CheckpointError(f"{name}: expected a finite number, not 0 if it is a factor, got {got}")
+    return value
+
+
+class Shape:
+    """Model hyperparameters, read from a release's config.json.
+
+    Raises:
+        CheckpointError: If a value is missing, or the model is not supported.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        text = dict(entry(config, "text_config"))
+        backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
+        check_heads(backbone)
+        if backbone.use_sliding_window or backbone.hidden_act != "silu":
+            raise CheckpointError("text_config: expected full attention and silu")
+        self.backbone = backbone
+        self.num_tokens = backbone.vocab_size
+        self.is_tied = bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)))
+        self.acoustic = TokenizerConfig.from_record(entry(config, PARTS), PARTS)
+        self.semantic = TokenizerConfig.from_record(entry(config, SEMANTIC), SEMANTIC)
+        if self.acoustic.hop != self.semantic.hop or self.acoustic.hop * FRAME_RATE != SAMPLE_RATE:
+            got = (self.acoustic.hop, self.semantic.hop)
+            raise CheckpointError(f"downsampling_ratios: expected {SAMPLE_RATE / FRAME_RATE:g} samples, got {got}")
+        head: dict[str, Any] = HEAD | dict(entry(config, "diffusion_head_config"))
+        odd = {name: head[name] for name, value in HEAD.items() if head[name] != value}
+        if odd:
+            raise CheckpointError(f"diffusion_head_config: expected { {name: HEAD[name] for name in odd} }, got {odd}")
+        expected = {"hidden_size": backbone.hidden_size, "latent_size": self.acoustic.size}
+        if (found := {name: head.get(name) for name in expected}) != expected:
+            raise CheckpointError(f"diffusion_head_config: expected {expected}, got {found}")
+        self.head = {name: head[name] for name in ("intermediate_size", "num_hidden_layers", "rms_norm_eps")}
+        if not all(type(head[name]) is int and 0 < head[name] < MAX_SIZE for name in list(self.head)[:2]):
+            raise CheckpointError(f"diffusion_head_config: expected sizes, got {shown(self.head)}")
+        self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
+        self.vocabulary = VibeVoiceVocabulary.from_record(
+            {
+                "num_text_ids": self.num_tokens,
+                "begin": entry(config, "audio_bos_token_id"),
+                "end": entry(config, "audio_eos_token_id"),
+                "frame": entry(config, "audio_token_id"),
+                "end_of_reply": entry(config, "eos_token_id"),
+                "num_numbers": self.acoustic.size,
+                "num_features": self.semantic.size,
+                "max_model_len": min(backbone.max_position_embeddings, MAX_MODEL_LEN),
+                "is_tied": self.is_tied,
+            }
+        )
+
+
+def plan(shape: Shape) -> Plan:
+    """Return the language-model tensors to write, keyed by published name."""
+    parts: Plan = {}
+    config = shape.backbone
+    width = shape.backbone.hidden_size
+    ids = shape.vocabulary.ids
+
+    def add(name: str, own: str, *stored: int, edit: Callable[[Tensor], Tensor] | None = None) -> None:
+        parts[name] = Part(own, stored, edit)
+
+    def layer(name: str, own: str, rows: int, columns: int, bias: bool = False) -> None:
+        add(f"{name}.weight", f"{own}.weight", rows, columns)
+        if bias:
+            add(f"{name}.bias", f"{own}.bias", rows)
+
+    def embeddings(stored: Tensor) -> Tensor:
+        return torch.cat([stored, stored.new_zeros(1, width)])  # rows that carry a voice latent have no embedding
+
+    add(EMBEDDINGS, "model.embed_tokens.weight", shape.num_tokens, width, edit=embeddings)
+    if not shape.is_tied:
+        add("lm_head.weight", "audio_head.weight", shape.num_tokens, width, edit=lambda stored: stored[list(ids)])
+    heads = config.num_attention_heads
+    kv_heads = config.num_key_value_heads
+    head_dim = getattr(config, "head_dim", None) or width // heads
+    inner = config.intermediate_size
+    for number in range(config.num_hidden_layers):
+        name = f"model.language_model.layers.{number}."
+        own = f"model.layers.{number}."
+        for part, rows in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+            layer(f"{name}self_attn.{part}_proj", f"{own}self_attn.{part}_proj", rows * head_dim, width, bias=True)
+        layer(f"{name}self_attn.o_proj", f"{own}self_attn.o_proj", width, heads * head_dim)
+        for part, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
+            layer(f"{name}mlp.{part}_proj", f"{own}mlp.{part}_proj", rows, columns)
+        for part in ("input", "post_attention"):
+            add(f"{name}{part}_layernorm.weight", f"{own}{part}_layernorm.weight", width)
+    add("model.language_model.norm.weight", "model.norm.weight", width)
+    for name, own, size in (
+        ("multi_modal_projector", "acoustic_connector", shape.acoustic.size),
+        ("semantic_connector", "semantic_connector", shape.semantic.size),
+    ):
+        layer(f"model.{name}.linear_1", f"{own}.linear_1", width, size, bias=True)
+        add(f"model.{name}.act.weight", f"{own}.act.weight", width)
+        layer(f"model.{name}.linear_2", f"{own}.linear_2", width, width, bias=True)
+    for own, rows, columns in head_layers(shape.head, shape.acoustic.size, width):
+        layer(f"model.diffusion_head.{own}", f"head.{own}", rows, columns)
+    for number in range(shape.head["num_hidden_layers"]):
+        add(f"model.diffusion_head.layers.{number}.norm.weight", f"head.layers.{number}.norm.weight", width)
+    with torch.device("meta"):
+        networks = {
+            "decoder": ("model.audio_tower.decoder.", Decoder(shape.acoustic)),
+            "encoder": ("model.semantic_tokenizer_encoder.", Encoder(shape.semantic)),
+        }
+    for own, (prefix, network) in networks.items():
+        for each, tensor in network.state_dict().items():
+            published = published_name(f"{own}.{each}").removeprefix(f"{own}.")
+            add(f"{prefix}{published}", f"feedback.{own}.{each}", *tensor.shape)
+    return parts
+
+
+def head_layers(head: Mapping[str, Any], size: int, width: int) -> list[tuple[str, int, int]]:
+    """Return the name, rows and columns of each linear layer in the diffusion head.
+
+    Args:
+        head: Sizes of the head.
+        size: Number of elements in a latent.
+        width: Width of the language model.
+    """
+    inner = head["intermediate_size"]
+    found = [
+        ("noisy_images_proj", width, size),
+        ("cond_proj", width, width),
+        ("timestep_proj.fc1", width, HEAD["frequency_embedding_size"]),
+        ("timestep_proj.fc2", width, width),
+        ("final_layer.linear_1", 2 * width, width),
+        ("final_layer.linear_2", size, width),
+    ]
+    for number in range(head["num_hidden_layers"]):
+        name = f"layers.{number}"
+        found += [(f"{name}.linear", 3 * width, width), (f"{name}.ffn.down_proj", width, inner)]
+        found += [(f"{name}.ffn.{part}_proj", inner, width) for part in ("gate", "up")]
+    return found

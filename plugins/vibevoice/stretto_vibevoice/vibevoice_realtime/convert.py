@@ -1,0 +1,215 @@
+"""Conversion of VibeVoice-Realtime-0.5B in the authors' format, with the voices in its folder `voices`.
+
+https://huggingface.co/microsoft/VibeVoice-Realtime-0.5B: `config.json`, `model.safetensors`. The tokenizer is that of
+Qwen2.5, and the voices are in the authors' repository; see `voices`. The acoustic encoder is not published.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2Config
+
+from stretto.codecs.vibevoice import (
+    MODEL_TYPE,
+    PARTS,
+    SAMPLE_RATE,
+    TokenizerConfig,
+    codec_shapes,
+    published_name,
+)
+from stretto.errors import CheckpointError, shown
+from stretto.family.conversion import Contents, Converted, Network, Release, common_record
+from stretto.untrusted_files import check_value, entry
+from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, read_numbers
+from stretto.weights.loading import Part, Plan
+from stretto_vibevoice.vibevoice.convert import (
+    AUTHORS,
+    AUTHORS_HEAD,
+    MAX_SIZE,
+    SCALES,
+    authors_name,
+    head_layers,
+    network_from_authors,
+    require,
+    scale,
+)
+from stretto_vibevoice.vibevoice_realtime.family import (
+    FRAME_RATE,
+    MAX_ROWS,
+    NAME,
+    VibeVoiceRealtimeVocabulary,
+    VoiceRows,
+)
+from stretto_vibevoice.vibevoice_realtime.voices import Sizes, VoiceStates, read_voices
+
+IS_FLOAT32 = True
+EMBEDDINGS = "model.language_model.embed_tokens.weight"
+KIND = "vibevoice_streaming"
+NUM_SPEECH_LAYERS = "tts_backbone_num_hidden_layers"
+MARKS = {"tts_eos_classifier.fc1.weight": "VibeVoice Realtime", "model.tts_input_types.weight": "VibeVoice Realtime"}
+# The speech model reads no ids, the text model ends without a norm, and voices are published encoded.
+DROPPED = (
+    "model.tts_language_model.embed_tokens.weight",
+    "model.language_model.norm.weight",
+    "model.acoustic_tokenizer.encoder.",
+    "lm_head.weight",
+)
+
+
+def trained_dtype(config: Mapping[str, Any]) -> str | None:
+    """Return float32, because latents are fed back in float32."""
+    return "float32"
+
+
+def convert(release: Release, contents: Contents) -> Converted:
+    """Return the checkpoint to be written, with all voices of the release."""
+    shape = Shape(contents.config)
+    contents.check_latent_model(shape.num_tokens)
+    scales = {name: scale(contents.tensors, authors_name(f"model.{name}")) for name in SCALES}
+    voices = read_voices(release.folder, shape.sizes)
+    known = VibeVoiceRealtimeVocabulary(
+        num_text_ids=shape.num_tokens,
+        num_numbers=shape.acoustic.size,
+        voices=tuple(VoiceRows(name, each.texts.shape[1], each.speech.shape[1] - 1) for name, each in voices.items()),
+        max_model_len=min(shape.backbone.max_position_embeddings, MAX_ROWS),
+    )
+    record = {
+        "architectures": ["StrettoVibeVoiceRealtimeForCausalLM"],
+        "model_type": "qwen2",
+        **shape.numbers,
+        "num_hidden_layers": shape.sizes.num_layers,
+        "num_text_layers": shape.sizes.num_text_layers,
+        "max_position_embeddings": known.max_model_len,
+        "diffusion_head": shape.head,
+        **common_record(NAME, known, known.vocab_size, contents),
+    }
+    codec = {"model_type": MODEL_TYPE, PARTS: shape.section, "has_encoder": False, **scales}
+    parts: Plan = {
+        authors_name(f"model.audio_tower.{published_name(name)}"): Part(name, stored)
+        for name, stored in codec_shapes(shape.acoustic, has_encoder=False).items()
+    }
+    return Converted(
+        record,
+        plan(shape, known, list(voices.values())),
+        DROPPED,
+        tuple(authors_name(f"model.{name}") for name in SCALES),
+        (Network("codec", codec, parts),),
+    )
+
+
+class Shape:
+    """Hyperparameters of a release, read from its config.json.
+
+    Raises:
+        CheckpointError: If a value is missing, or the model is not supported.
+    """
+
+    def __init__(self, config: Mapping[str, Any]):
+        check_value("model_type", config.get("model_type"), KIND)
+        text = dict(entry(config, "decoder_config"))
+        head = dict(entry(config, "diffusion_head_config"))
+        backbone = read_numbers(Qwen2Config, {"model_type": "qwen2", **text})
+        check_heads(backbone)
+        if backbone.use_sliding_window or backbone.hidden_act != "silu":
+            raise CheckpointError("decoder_config: expected full attention and silu")
+        number = entry(config, NUM_SPEECH_LAYERS)
+        if type(number) is not int or not 1 <= number < backbone.num_hidden_layers:
+            expected = f"an integer in [1, {backbone.num_hidden_layers - 1}]"
+            raise CheckpointError(f"{NUM_SPEECH_LAYERS}: expected {expected}, got {shown(number)}")
+        self.backbone = backbone
+        self.num_tokens = backbone.vocab_size
+        width = backbone.hidden_size
+        size = width // backbone.num_attention_heads
+        layers = backbone.num_hidden_layers
+        self.sizes = Sizes(layers - number, number, backbone.num_key_value_heads, size, width)
+        self.section = network_from_authors(config, AUTHORS)
+        self.acoustic = TokenizerConfig.from_record(self.section, PARTS)
+        if self.acoustic.hop * FRAME_RATE != SAMPLE_RATE:
+            expected = f"{SAMPLE_RATE / FRAME_RATE:g} samples per frame"
+            raise CheckpointError(f"{AUTHORS}.encoder_ratios: expected {expected}, got {self.acoustic.hop}")
+        require(head, "diffusion_head_config", AUTHORS_HEAD | {"hidden_size": width, "latent_size": self.acoustic.size})
+        ratio, eps, depth = (entry(head, name) for name in ("head_ffn_ratio", "rms_norm_eps", "head_layers"))
+        is_number = all(isinstance(each, int | float) and 0 < each < MAX_SIZE for each in (ratio, eps))
+        if not is_number or type(depth) is not int or not 0 < depth < MAX_SIZE or ratio * width >= MAX_SIZE:
+            got = shown([ratio, eps, depth])
+            raise CheckpointError(
+                f"diffusion_head_config: expected head_ffn_ratio, rms_norm_eps, head_layers, got {got}"
+            )
+        self.head = {"intermediate_size": int(width * ratio), "num_hidden_layers": depth, "rms_norm_eps": eps}
+        self.numbers = {name: value for name in LLAMA_NUMBERS if (value := getattr(backbone, name, None)) is not None}
+
+
+def plan(shape: Shape, known: VibeVoiceRealtimeVocabulary, voices: list[VoiceStates]) -> Plan:
+    """Return the language-model tensors to write, keyed by published name.
+
+    The voices have no published tensors of their own, so they are written beside the embeddings.
+    """
+    parts: Plan = {}
+    config = shape.backbone
+    width = shape.sizes.width
+    sizes = shape.sizes
+
+    def add(name: str, own: str, *stored: int) -> None:
+        parts[name] = Part(own, stored)
+
+    def layer(name: str, own: str, rows: int, columns: int, bias: bool = False) -> None:
+        add(f"{name}.weight", f"{own}.weight", rows, columns)
+        if bias:
+            add(f"{name}.bias", f"{own}.bias", rows)
+
+    def embeddings(stored: Tensor) -> Tensor:
+        # neither frames nor the rows of voices have embeddings
+        return torch.cat([stored, stored.new_zeros(known.vocab_size - shape.num_tokens, width)])
+
+    also = tuple(
+        Part(name, (shape.num_tokens, width), partial(_given, values), torch.float32)
+        for name, values in voice_tensors(voices).items()
+    )
+    parts[EMBEDDINGS] = Part("model.embed_tokens.weight", (shape.num_tokens, width), embeddings, also=also)
+    inner = config.intermediate_size
+    kv_width = sizes.num_kv_heads * sizes.size
+    stacks = (
+        ("model.language_model.layers", "text.layers", sizes.num_text_layers, ""),
+        ("model.tts_language_model.layers", "model.layers", sizes.num_layers, "self_attn."),
+    )
+    for published, stack, number, attention in stacks:
+        for index in range(number):
+            name = f"{published}.{index}."
+            own = f"{stack}.{index}."
+            for part, rows in (("q", width), ("k", kv_width), ("v", kv_width)):
+                layer(f"{name}self_attn.{part}_proj", f"{own}{attention}{part}_proj", rows, width, bias=True)
+            layer(f"{name}self_attn.o_proj", f"{own}{attention}o_proj", width, width)
+            for part, rows, columns in (("gate", inner, width), ("up", inner, width), ("down", width, inner)):
+                layer(f"{name}mlp.{part}_proj", f"{own}mlp.{part}_proj", rows, columns)
+            for part in ("input", "post_attention"):
+                add(f"{name}{part}_layernorm.weight", f"{own}{part}_layernorm.weight", width)
+    add("model.tts_language_model.norm.weight", "model.norm.weight", width)
+    add("model.tts_input_types.weight", "types", 2, width)
+    layer("model.acoustic_connector.fc1", "acoustic_connector.linear_1", width, shape.acoustic.size, bias=True)
+    add("model.acoustic_connector.norm.weight", "acoustic_connector.act.weight", width)
+    layer("model.acoustic_connector.fc2", "acoustic_connector.linear_2", width, width, bias=True)
+    layer("tts_eos_classifier.fc1", "end_classifier.fc1", width, width, bias=True)
+    layer("tts_eos_classifier.fc2", "end_classifier.fc2", 1, width, bias=True)
+    for own, rows, columns in head_layers(shape.head, shape.acoustic.size, width):
+        published = authors_name(f"model.diffusion_head.{own}.weight")
+        add(published, f"head.{own}.weight", rows, columns)
+    for number in range(shape.head["num_hidden_layers"]):
+        add(f"model.prediction_head.layers.{number}.norm.weight", f"head.layers.{number}.norm.weight", width)
+    return parts
+
+
+def voice_tensors(voices: list[VoiceStates]) -> dict[str, Tensor]:
+    """Return the tensors of all voices by their names in the checkpoint."""
+    return {
+        "voice_rows": torch.cat([voice.speech for voice in voices], 1),
+        "text.voices": torch.cat([voice.texts for voice in voices], 1),
+        "first_states": torch.stack([voice.state for voice in voices]),
+    }
+
+
+def _given(values: Tensor, stored: Tensor) -> Tensor:
+    """Return `values`, on the meta device if the published tensor is."""
+    return values.to("meta") if stored.is_meta else values
