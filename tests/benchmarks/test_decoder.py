@@ -12,12 +12,9 @@ from benchmarks.decoder import (
     ProcessorTime,
     RealTime,
     main,
-    measure_batching,
     measure_live,
     parse,
-    random_codes,
 )
-from lab.releases.every_codec import make_codec
 from stretto.config import DecoderConfig
 from stretto.streams.chunking import ChunkPolicy
 from stretto.triton_io.flow import FlowTable
@@ -27,17 +24,6 @@ from tests.tiers import by_night
 pytestmark = pytest.mark.slow
 
 POLICY = ChunkPolicy(4, 25, frame_rate=25.0, held_frames=1)
-
-
-def test_batching_benchmark_arms_decode_the_same_windows() -> None:
-    codec = FakeCodec()
-    figures = measure_batching(codec, DecoderConfig(max_batch=4), streams=8, frames=3, rounds=2)
-    steady = [batch for batch in codec.batches if batch[1:] == (1, 3, 1)]
-    assert sum(size for size, *_ in steady) == 2 * 3 * 2 * 8  # arms, rounds with the first, windows, streams
-    assert {size for size, *_ in steady} >= {1, 4}
-    assert (figures["streams"], figures["frames"]) == (8, 3)
-    assert figures["speedup_over_one_at_a_time"] > 0
-    assert figures["window_ms"] > 0
 
 
 @pytest.mark.parametrize("stage_kind", [RealTime, ProcessorTime])
@@ -55,20 +41,6 @@ def test_live_streams_are_complete_and_on_time(tmp_path: Path, stage_kind: type[
         assert figures["C50"] == 1.0
     assert table.num_active() == 0
     table.remove()
-
-
-def test_decoder_benchmark_raises_chunk_errors() -> None:
-    codec = FakeCodec(poison=1)
-    with pytest.raises(ValueError, match="poisoned"):
-        measure_batching(codec, DecoderConfig(), streams=2, frames=40, rounds=1)
-
-
-def test_bundled_codec_is_the_default() -> None:
-    arguments = parse([])
-    codec = make_codec(arguments.codec, "cpu", True)
-    codes = random_codes(codec, 1, 5)[0].numpy()
-    assert codes.shape == (codec.spec.num_codebooks, 5)
-    assert (arguments.streams, arguments.frames, arguments.live) == (64, 8, None)
 
 
 @pytest.mark.parametrize(

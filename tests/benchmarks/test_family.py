@@ -60,16 +60,6 @@ def test_guidance_cost_is_measured_for_families_that_support_it(monkeypatch: pyt
     assert len(server.asked) == 3 * 3 * 3 * 2, "three arms, two rounds and one to warm up, three streams, two each"
 
 
-def test_mixed_load_is_compared_with_speech_only_load() -> None:
-    record = asyncio.run(load("dialogue-small", FakeServer(), listeners=1).measure(1))
-    mixed = record["mixed"]
-    assert mixed["listeners"] == 1
-    assert mixed["answers"] > 0
-    assert mixed["audio_rtf_p50"] >= record["audio_rtf_p50"]
-    assert mixed["rtf_ratio"] == mixed["ttfp_ratio"] >= 1.0
-    assert asyncio.run(load("dialogue-small", FakeServer(), listeners=0).measure(1))["mixed"]["answers"] == 0
-
-
 def test_open_loop_sends_without_waiting_for_responses() -> None:
     seen: list[dict[str, Any]] = []
     all_sent = asyncio.Event()
@@ -90,13 +80,3 @@ def test_open_loop_sends_without_waiting_for_responses() -> None:
     assert len(traces) == 12
     assert wall_s >= arrivals(400.0, 12)[-1]
     assert len({options["seed"] for options in seen}) == 12
-
-
-def test_open_loop_rate_is_a_share_of_the_measured_rate() -> None:
-    server = FakeServer()
-    record = asyncio.run(load("qwen3-tts-small", server, open_s=0.4).measure_open(0.5, 200.0))
-    assert (record["share"], record["rate"], record["requests"]) == (0.5, 100.0, 40)
-    assert len(server.asked) == 40
-    assert record["audio_underrun_p50"] == 0
-    few = asyncio.run(load("qwen3-tts-small", FakeServer(), open_s=0.01).measure_open(0.5, 200.0))
-    assert few["requests"] == 16

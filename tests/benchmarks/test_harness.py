@@ -5,13 +5,12 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import PORTS, ROOT, append_result, command_line, free_ports
+from benchmarks.harness import PORTS, ROOT, append_result, free_ports
 
 
 def test_benchmark_results_record_their_provenance(tmp_path, capsys):
@@ -27,26 +26,6 @@ def test_benchmark_results_record_their_provenance(tmp_path, capsys):
     assert records[0]["versions"]["torch"]
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
     assert head.startswith(records[0]["revision"].removesuffix("-dirty"))
-
-
-def test_result_line_is_only_printed_without_a_file(tmp_path, capsys):
-    append_result(None, "example", {})
-    assert json.loads(capsys.readouterr().out)["benchmark"] == "example"
-
-
-def test_benchmark_default_output_path_and_full_help_text():
-    parser = command_line("The cost of a step.\n\n    python -m benchmarks.steps\n", "steps")
-    assert parser.parse_args([]).out == Path("benchmarks/results/steps.jsonl")
-    assert parser.parse_args(["--out", "mine"]).out == Path("mine")
-    assert "The cost of a step.\n\n    python -m benchmarks.steps\n" in parser.format_help()
-
-
-def test_benchmark_flag_type_follows_its_default():
-    flags = {"num_rows": (8, "rows"), "rates": ([0.5, 1], "rates"), "limit": (float, "no default")}
-    parser = command_line(None, "steps", serves=True, **flags)
-    given = parser.parse_args(["--num-rows", "3", "--rates", "2", "4.5"])
-    assert (given.num_rows, given.rates, given.limit) == (3, [2.0, 4.5], None)
-    assert given.model_repository == ROOT / "model_repository"
 
 
 def test_free_ports_are_distinct_and_not_ephemeral() -> None:

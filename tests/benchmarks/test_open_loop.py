@@ -1,15 +1,13 @@
 """Arrival times, goodput and knee of the open-loop benchmark."""
 
-import argparse
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pytest
 
 from benchmarks.loads import Trace
-from benchmarks.open_loop import Mix, closed, figures, knee, measure, opened
+from benchmarks.open_loop import Mix, closed, figures, knee, opened
 from stretto_client import SpeechClient
 from tests.client.fake_server import Chunk, ErrorText, FakeServer, Request, Step
 
@@ -53,19 +51,3 @@ def test_open_loop_counts_refusals_and_measures_the_others() -> None:
     assert found["success"] == 1.0
     assert 25 < found["offered"] < 40, "the others are to be written down"
     assert run(lambda _: SPOKEN, lambda client: closed(Mix(client, 0), 2, 0.0)) > 0
-
-
-@pytest.mark.nightly
-def test_rates_are_measured_in_ascending_order_with_the_knee() -> None:
-    given = argparse.Namespace(seed=0, concurrency=2, seconds=0.05, shares=[2.0, 0.5], least=5, target_s=60.0)
-    given.closed_loop_rate = None
-
-    async def ask(client: SpeechClient) -> Any:
-        return await measure(client.server, given)
-
-    low, high = run(lambda _: SPOKEN, ask)
-    assert (low["share"], high["share"]) == (0.5, 2.0)
-    assert low["knee"] == high["knee"] == high["rate"] > low["rate"]
-    given.closed_loop_rate = 100.0
-    low, high = run(lambda _: SPOKEN, ask)
-    assert (low["rate"], high["rate"], high["closed_loop_rate"]) == (50.0, 200.0, 100.0)

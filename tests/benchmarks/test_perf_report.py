@@ -73,21 +73,3 @@ def test_perf_report_matches_the_recorded_export(capsys: pytest.CaptureFixture[s
     assert summary["responses"] == len(gaps) + len(firsts)
     assert lines[0].startswith(f"concurrency {summary['concurrency']}: 3 of 3 requests answered")
     assert f"{1000 * summary['first_response_s']['p50']:.1f}" in lines[2]
-
-
-def test_truncated_export_counts_its_complete_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    requests = [[response(10, 0.0), response(30, 0.5)], [response(20, 0.0)], [response(5, 1.0), response(6, None)]]
-    path = export(tmp_path, *requests)
-    text = json.dumps(json.loads(path.read_text()), separators=(",", ":"))
-    last = text.rindex(',{"timestamp":')
-    broken = tmp_path / "broken.json"
-    for end in range(last + 14, len(text) - 1):
-        broken.write_text(text[:end])
-        assert read_export(broken)["concurrency", 2] == read_export(path)["concurrency", 2][:2]
-    assert main(["--count", str(broken), str(path)]) == 0
-    assert capsys.readouterr().out == "5\n"
-    assert main([str(broken), str(path)]) == 0, "one line for both: their load is the same"
-    (summary,) = json.loads(capsys.readouterr().out.splitlines()[-1])["experiments"]
-    assert summary["requests"] == 5
-    broken.write_text(text[: text.index(',{"timestamp"')])
-    assert main(["--count", str(broken)]) == 1, "not one is whole"

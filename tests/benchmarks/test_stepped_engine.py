@@ -10,7 +10,7 @@ from stretto.engine.environment import prepare_environment
 from stretto.testing.checkpoints import write_checkpoint
 from tests.speech_families import EIGHT_STREAMS
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.nightly]
 prepare_environment()
 
 from benchmarks.engines import SteppedEngine, engine_args  # noqa: E402

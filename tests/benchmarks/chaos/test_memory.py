@@ -1,13 +1,11 @@
 """Memory figures of processes under load: slopes, names and reports."""
 
 import os
-import subprocess
 
 import pytest
 
 from benchmarks.chaos.checks import Follower, describe
-from benchmarks.harness import Usage, name_of, read_usage, slope_mb_per_min
-from stretto.launcher.processes import ProcessSnapshot
+from benchmarks.harness import Usage, slope_mb_per_min
 
 
 def usage(at_s: float, mb: float) -> Usage:
@@ -31,32 +29,3 @@ def test_reported_memory_slope_excludes_the_warm_up() -> None:
     assert record["slope_rss_mb_per_min"] == 0
     assert record["cores"] == 0.5
     assert record["threads"] == [3, 3]
-
-
-def test_usage_of_a_running_process_is_read() -> None:
-    own = read_usage(os.getpid(), 1.0)
-    assert own is not None
-    assert own.rss_mb >= own.pss_mb > 1
-    assert own.threads >= 1 <= own.descriptors
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    assert read_usage(ended.pid, 1.0) is None
-
-
-@pytest.mark.parametrize(
-    ("name", "command", "expected"),
-    [
-        ("tritonserver", "/opt/bin/tritonserver --model-repository=m", "tritonserver"),
-        ("triton_python_b", "/opt/stub /srv/repository/language_model/1/model.py prefix 1 2", "language_model"),
-        ("VLLM::EngineCor", "VLLM::EngineCore", "engine"),
-        ("host_of_12", "python -P -m stretto.engine.host /run/spare", "engine_host"),
-        ("engine_spare", "python -P -m stretto.engine.host /run/spare", "engine_spare"),
-        ("python", "python -m stretto serve --http-port 1", "launcher"),
-        ("python", "python -P -m stretto.proxy", "proxy"),
-        ("python", "python -P -m stretto.preprocessing.audio_worker 9 0", "audio_worker"),
-        ("triton_python_b", "/opt/triton_python_backend_stub /x/acoustic_decoder/1/model.py", "acoustic_decoder"),
-        ("python", "python -c from multiprocessing.resource_tracker import main", "resource tracker"),
-    ],
-)
-def test_process_name_is_derived_from_its_command(name: str, command: str, expected: str) -> None:
-    assert name_of(ProcessSnapshot(2, 1, 2, name, command)) == expected

@@ -32,21 +32,6 @@ def test_two_calls_fit_and_the_second_runs_the_most_valuable_jobs_first() -> Non
     assert f"--limit-s {quarter.RUN_S:.0f}" in second.command
 
 
-def test_the_tree_that_travels_lacks_weights_and_test_data(tmp_path: Path) -> None:
-    for name in ("model_repository/language_model/1/checkpoint/model.safetensors", "tests/data/a.wav", "code.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"0123")
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    assert quarter.sparse_bytes(tmp_path) == 4
-
-
-def test_packing_prints_sizes_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert quarter.pack(["--print"]) == 0
-    printed = capsys.readouterr().out
-    assert "git sparse-checkout set --no-cone" in printed
-    assert printed.count("MiB with the working tree") == 2
-
-
 def lines_of(out: Path, *jobs: str) -> list[dict[str, Any]]:
     """Run jobs on the CPU and return the lines that they wrote."""
     command = [sys.executable, "-m", "benchmarks.gpu.quarter", "--dry-run", "--out", str(out)]

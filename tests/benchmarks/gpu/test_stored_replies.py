@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.gpu import parity, stored_replies
-from benchmarks.gpu.jobs import JOBS, Setup
+from benchmarks.gpu.jobs import Setup
 from benchmarks.gpu.stored_replies import FOLDER, recall
 from stretto.convert import make_repository
 from stretto.families.tiny.family import TINY
@@ -43,37 +42,6 @@ def test_stored_replies_belong_to_a_checkpoint_and_its_prompts(tmp_path: Path, m
     assert not recall("tiny", checkpoint, {**prompts, first: changed}, compute).is_stored
     (checkpoint / "model.safetensors").write_bytes(b"other weights")
     assert not recall("tiny", checkpoint, prompts, compute).is_stored
-
-
-def test_every_parity_job_with_a_reference_finds_its_replies_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The references are replaced, because they are slow; checkpoints and prompts are those of the jobs."""
-
-    class Quick:
-        def __init__(self, *arguments: object) -> None:
-            pass
-
-        def reply(self, prompt: object) -> tuple[list[list[int]], float]:
-            return [[1]], 1.0
-
-    for module, name in (
-        ("stretto.testing.reference", "ReferenceModel"),
-        ("tests.reference.module_lm", "ModuleReference"),
-    ):
-        monkeypatch.setattr(f"{module}.{name}", Quick)
-    published = "plugins.higgs_audio.tests.published_higgs_audio.convert"
-    monkeypatch.setattr(published, lambda folder, model: (checkpoint_in(folder / "higgs"), TINY, SimpleNamespace()))
-    monkeypatch.setattr(
-        "plugins.higgs_audio.tests.engine.test_higgs_audio.make_prompt", lambda *arguments: make_prompts(TINY, 1)["r0"]
-    )
-    monkeypatch.setattr("benchmarks.gpu.parity.recall", lambda *arguments: seen.append(arguments[0]))
-    monkeypatch.setenv(FOLDER, "")  # `store_all` sets it
-    seen = list[str]()
-    names = list(parity.store_all(tmp_path, is_small=True))
-    assert names == seen == ["tiny", "eight_streams", "modules", "csm", "tiny"]
-    run = {job.run.partition(":")[2] for name, job in JOBS.items() if name.startswith("parity") or name == "waits"}
-    assert run == {"run", "run_frames", "run_half", "run_waits", "run_modules", "run_higgs_audio", "run_latents"}
 
 
 def test_parity_engines_have_the_arguments_of_a_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,13 +36,6 @@ def test_padding_does_not_change_the_loss() -> None:
         assert float(total) == pytest.approx(sum(float(each.sums[kind][0]) for each in alone), rel=0.02), kind
 
 
-def test_loss_terms_are_counted_per_predicted_token() -> None:
-    sums = measure(8).sums
-    assert sums["text"][1] == 8
-    assert sums["frame"][1] == 9
-    assert {sums[f"code{k}"][1] for k in range(7)} == {8}
-
-
 def test_every_used_weight_has_a_gradient() -> None:
     torch.manual_seed(0)
     network = Network(SMALL)

@@ -6,7 +6,7 @@ import pytest
 from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.encoded import Spoken, Transcript
-from training.tiny.sequences import CHARACTER_ID, NO_TARGET, SPACE, Head, Rows
+from training.tiny.sequences import CHARACTER_ID, NO_TARGET, SPACE, Head
 from training.tiny.teacher import PHONEME_ID
 
 
@@ -59,14 +59,6 @@ def test_frames_attend_to_their_phoneme_and_the_next(spoken: Spoken) -> None:
     assert rows.look[audio : audio + 7, Head.NEXT_PHONEME].tolist() == spans
 
 
-def test_text_rows_attend_to_the_letters_of_the_next_phoneme(spoken: Spoken) -> None:
-    look = builders.g2p(spoken.transcript, "heart").look[:, Head.SOURCE]
-    assert look[8].tolist() == [2, 4]  # ah: the u of `up`, and its neighbour
-    assert look[10].tolist() == [4, 5]  # the space
-    assert look[11].tolist() == [5, 7]  # ae: `at`
-    assert look[13].tolist() == [7, 8]  # silence: what follows the last letter
-
-
 def test_asr_rows_are_audio_then_phonemes_then_characters(spoken: Spoken) -> None:
     rows = builders.asr(spoken)
     audio = 7 + 9
@@ -82,23 +74,3 @@ def test_asr_predicts_each_frame_token_when_the_frame_is_complete(spoken: Spoken
     rows = builders.asr(spoken)
     assert (rows.target[:11] == NO_TARGET).all()
     assert rows.target[11:18].tolist() == builders.frame_tokens(spoken).tolist()
-
-
-def test_asr_attention_targets_the_frames_of_the_next_phoneme(spoken: Spoken) -> None:
-    look = builders.asr(spoken).look[:, Head.SOUND]
-    begin_text = 2 + 16
-    assert look[begin_text].tolist() == [2 + 3, 2 + 2 + 7]  # silence: frames 0 and 1
-    assert look[begin_text + 3].tolist() == look[begin_text + 4].tolist() == [2 + 4 + 3, 2 + 5 + 7]  # space, then ae
-
-
-def test_spelling_predicts_only_the_characters(spoken: Spoken) -> None:
-    rows: Rows = builders.spell(spoken.transcript)
-    predicted = [int(token_id) for token_id in rows.target if token_id != NO_TARGET]
-    assert predicted == [tiny.SEPARATOR, *(CHARACTER_ID[c] for c in "up at"), tiny.END_OF_REPLY]
-
-
-def test_audio_without_speech_has_an_empty_transcript() -> None:
-    rows = builders.unheard(5)
-    predicted = [int(token_id) for token_id in rows.target if token_id != NO_TARGET]
-    assert predicted == [phoneme("pau"), tiny.SEPARATOR, tiny.END_OF_REPLY]
-    assert (rows.index[2 : 2 + 14] == tiny.FRAME_INDEX_BASE + 1 + np.arange(14)).all()

@@ -1,14 +1,12 @@
 """Packed sequences and their batches."""
 
-import random
-
 import numpy as np
 import torch
 
 from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.builders import KEPT_FIRST
-from training.tiny.corpus import Corpus, WordStrings, cut, pack, reading
+from training.tiny.corpus import Corpus, pack
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.sequences import NO_TARGET, Rows
 
@@ -23,25 +21,6 @@ def spoken(frames: int) -> Rows:
 def speech(*frames: int) -> Corpus:
     codes = torch.arange(sum(frames))[:, None] + 10 * torch.arange(7)
     return Corpus([pack([spoken(count)]) for count in frames], codes.to(torch.uint8), True, "cpu")
-
-
-def test_batches_partition_items_within_the_padded_size() -> None:
-    lengths = np.random.default_rng(0).integers(1, 300, 200)
-    batches = cut(np.argsort(lengths), lengths, 1000)
-    assert sorted(np.concatenate(batches)) == list(range(200))
-    assert all(len(batch) * (-(-lengths[batch].max() // 32) * 32) <= 1000 for batch in batches)
-
-
-def test_oversized_item_forms_its_own_batch() -> None:
-    assert [batch.tolist() for batch in cut(np.arange(2), np.asarray([5, 500]), 100)] == [[0], [1]]
-
-
-def test_an_epoch_has_every_sequence_once() -> None:
-    choices = speech(*range(4, 24)).choices(400, np.random.default_rng(0))
-    seen: list[int] = []
-    while len(seen) < 20:
-        seen += next(choices).tolist()
-    assert sorted(seen) == list(range(20))
 
 
 def test_codes_are_delayed_and_are_targets_of_the_row_before() -> None:
@@ -76,11 +55,3 @@ def test_unconditional_sequences_hide_text_and_predict_only_codes() -> None:
     assert (batch.target[0] == NO_TARGET).all()
     assert torch.equal(batch.codes[0], plain.codes[0])
     assert not batch.look[0].any()
-
-
-def test_word_strings_are_enclosed_by_silence() -> None:
-    strings = WordStrings({"up": PHONEMES[1:3], "at": PHONEMES[1:3]}, random.Random(0))
-    transcript = strings.draw(3)
-    assert len(transcript.text.split()) == 3
-    assert transcript.words == (-1, 0, 0, 1, 1, 2, 2, -1)
-    assert {rows.stream_0[0] for rows in reading(strings, 50, random.Random(0))} == {tiny.TTS, tiny.ASR}

@@ -8,7 +8,7 @@ from stretto.families.tiny import family as tiny
 from training.tiny import builders
 from training.tiny.corpus import Corpus, pack
 from training.tiny.encoded import Spoken, Transcript
-from training.tiny.generate import Scripts, Speaking, speak, text_prompt, with_text, without_text, written
+from training.tiny.generate import Scripts, Speaking, speak, text_prompt, with_text, without_text
 from training.tiny.network import NUM_TEXT_IDS, Network, NetworkConfig
 from training.tiny.sequences import phoneme_text
 
@@ -43,12 +43,6 @@ def test_generated_replies_end_after_every_script_entry(network: Network, scale:
     assert all(each.min() >= 0 and each.max() < 256 for each in codes)
 
 
-def test_equal_seeds_give_equal_speech(network: Network) -> None:
-    script = [phoneme_text(TRANSCRIPT)[0]]
-    first, second = (speak(network, ["up at"], "heart", Speaking(seed=5), script)[0][0] for _ in range(2))
-    assert np.array_equal(first, second)
-
-
 def test_alignment_pointer_stays_or_advances_by_its_logits() -> None:
     pointer, generator = Scripts([[tiny.FIRST_PHONEME + 2, tiny.FIRST_PHONEME + 7]]), torch.Generator().manual_seed(0)
     stay, leave = torch.full((1, NUM_TEXT_IDS), -50.0), torch.full((1, NUM_TEXT_IDS), -50.0)
@@ -58,9 +52,3 @@ def test_alignment_pointer_stays_or_advances_by_its_logits() -> None:
     rows = [int(pointer.advance(each, row, 0.6, generator)) for row, each in enumerate(logits)]
     start = tiny.FIRST_FRAME_TOKEN
     assert rows == [start + 4, start + 5, start + 14, tiny.END_OF_AUDIO, tiny.PAD]
-
-
-def test_written_text_follows_the_separator() -> None:
-    letters = [tiny.FIRST_CHARACTER + tiny.CHARACTERS.index(c) for c in "up"]
-    assert written([50, tiny.SEPARATOR, *letters]) == "up"
-    assert written(letters) == ""

@@ -18,19 +18,6 @@ PHONEMES = tuple(tiny.PHONEMES.index(name) for name in "pau ah1 p ae t pau".spli
 TRANSCRIPT = Transcript("up at", PHONEMES, (-1, 0, 0, 1, 1, -1))
 
 
-def test_learning_rate_rises_stays_and_falls() -> None:
-    config = train.TrainingConfig(Path(), 1)
-    scales = [train.rate_scale(1000, spent, config) for spent in np.linspace(0, 1, 21)]
-    assert scales[:7] == [1.0] * 7
-    assert scales[6:] == sorted(scales[6:], reverse=True)
-    assert scales[-1] == pytest.approx(0.01)
-    assert train.rate_scale(0, 0.0, config) == pytest.approx(0.01)
-    lower = train.TrainingConfig(Path(), 1, peak=0.2)
-    assert [train.rate_scale(1000, spent, lower) for spent in np.linspace(0, 1, 21)] == pytest.approx(
-        [0.2 * scale for scale in scales]
-    )
-
-
 @pytest.fixture
 def corpora() -> dict[str, Corpus]:
     spoken = Spoken(TRANSCRIPT, "heart", np.minimum(np.arange(12), 5))

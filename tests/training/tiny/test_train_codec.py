@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.tiny.codec import BINS, TinyCodec
+from stretto.codecs.tiny.codec import BINS
 from tests.codecs.conftest import SMALL
 from training.tiny.teacher import Head
-from training.tiny.train_codec import Codebooks, CodecTraining, Training, nearest
+from training.tiny.train_codec import CodecTraining, Training
 
 CONFIG = CodecTraining(100.0, segments=2, hops=60, unquantised=1, warm_up=1, codec=replace(SMALL, channels=256))
 
@@ -38,22 +38,3 @@ def test_codec_training_lowers_its_losses_and_resumes(head: Head, tmp_path: Path
     assert resumed.step == 4
     for name, weight in training.codec.state_dict().items():
         assert torch.equal(weight, resumed.codec.state_dict()[name]), name
-
-
-def test_codebooks_begin_as_means_and_follow_their_vectors() -> None:
-    codec = TinyCodec(SMALL)
-    books = Codebooks(codec)
-    torch.manual_seed(0)
-    vectors = torch.randn(500, 8)
-    books.begin(vectors)
-    errors = (books.quantise(vectors, learn=False) - vectors).square().sum(-1).mean(1)
-    assert errors.tolist() == sorted(errors.tolist(), reverse=True)
-    shifted = vectors + 2
-    before = (books.quantise(shifted, learn=False)[-1] - shifted).square().mean()
-    for _ in range(100):
-        books.quantise(shifted)
-    assert (books.quantise(shifted, learn=False)[-1] - shifted).square().mean() < 0.7 * before
-
-
-def test_nearest_centre_is_found() -> None:
-    assert nearest(torch.tensor([[0.0, 1.0], [3.0, 3.0]]), torch.tensor([[3.0, 2.0], [0.0, 0.0]])).tolist() == [1, 0]

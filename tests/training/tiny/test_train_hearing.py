@@ -1,7 +1,5 @@
 """Training of the language model to transcribe its own speech."""
 
-import itertools
-import random
 from copy import deepcopy
 
 import numpy as np
@@ -16,7 +14,6 @@ from training.tiny.corpus import Corpus
 from training.tiny.encode import FRAME
 from training.tiny.encoded import Spoken, Transcript
 from training.tiny.network import Network, NetworkConfig
-from training.tiny.prose import Chain, frequent
 from training.tiny.teacher import Script
 
 SMALL = NetworkConfig(32, 3, 4, 2, 8, 48)
@@ -82,30 +79,3 @@ def test_alignment_moves_with_the_silence_that_is_cut(monkeypatch: pytest.Monkey
     heard = train_hearing.heard(spoken, np.zeros(36 * FRAME, np.float32), Counted())  # type: ignore[arg-type]
     assert heard is not None
     assert heard[0].phoneme_of_frame.tolist() == [0] * 2 + np.repeat(np.arange(1, 6), 6).tolist()
-
-
-def test_recordings_are_from_telephones_and_others() -> None:
-    rng = np.random.default_rng(0)
-    pcm = rng.uniform(-0.1, 0.1, 2400).astype(np.float32)
-    for _ in range(4):
-        drawn = train_hearing.recordings(rng)
-        assert len(drawn) == 3
-        assert all(train_hearing.altered(pcm, chosen).shape == pcm.shape for chosen in drawn)
-        assert not np.array_equal(train_hearing.altered(pcm, drawn[0]), pcm)
-
-
-def test_chained_sentences_have_the_pairs_of_their_examples() -> None:
-    examples = ["I see the red door", "I see the old house today", "You see the red house in the morning"]
-    pairs = {pair for text in examples for pair in zip(text.lower().split(), text.lower().split()[1:], strict=False)}
-    chain = Chain(examples)
-    rng = random.Random(0)
-    for _ in range(20):
-        words = chain.draw(rng).split()
-        assert 4 <= len(words) <= 12
-        assert set(itertools.pairwise(words)) <= pairs
-
-
-def test_frequent_sentences_have_frequent_words_only() -> None:
-    assert frequent(["He went to the house.", "He went", "He went to the xylophonist"], 3000, 12) == [
-        "He went to the house."
-    ]

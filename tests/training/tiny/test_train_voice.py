@@ -1,7 +1,5 @@
 """Further training of the codec's decoder, with the codes fixed."""
 
-import itertools
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from stretto.codecs.tiny.codec import BINS, HOPS, SAMPLE_RATE, TinyCodec, Trunk
+from stretto.codecs.tiny.codec import BINS, TinyCodec, Trunk
 from tests.codecs.conftest import SMALL
 from training.tiny import train_voice
-from training.tiny.encode import encode
-from training.tiny.render import speech
 from training.tiny.synthesise import Shard, write_shard
 from training.tiny.teacher import Head
-from training.tiny.train_voice import FRAMES, WEIGHTS, Examples, VoiceTraining, bands, trunk_values
+from training.tiny.train_voice import WEIGHTS, Examples, VoiceTraining, trunk_values
 
 CONFIG = replace(SMALL, channels=32, codebook_size=256)
 LENGTHS = 31, 8, 90, 200  # hops of utterances; the second one is too short
@@ -58,38 +54,6 @@ def test_sums_of_shifted_products_are_the_trunks_convolutions() -> None:
     frames = torch.randn(2, 20, 8, dtype=torch.float64)
     expected, _ = trunk(frames, torch.zeros(2, trunk.state_size, dtype=torch.float64))
     torch.testing.assert_close(trunk_values(trunk, frames), expected, rtol=0, atol=1e-12)
-
-
-def test_bands_are_means_around_equal_distances_in_mel() -> None:
-    filters = bands(40, 130.0, 6800.0, BINS)
-    torch.testing.assert_close(filters.sum(1), torch.ones(40))
-    hz = torch.linspace(0, SAMPLE_RATE / 2, BINS)
-    places = [math.log10(1 + float(centre) / 700) for centre in filters @ hz]
-    steps = np.diff(places[10:])
-    assert np.allclose(steps, steps.mean(), rtol=0.03)
-    assert 130 < filters[0] @ hz < filters[-1] @ hz < 6800
-
-
-def test_segments_are_utterances_in_a_row_with_their_codes(head: Head, shard: Path) -> None:
-    codec = small_codec()
-    examples = Examples(shard.parent, codec, [codec.encoder], head, seed=0)
-    examples.grow(10)
-    hidden, pitch_hz, codes, begins = examples.draw(12)
-    assert hidden.shape == (12, FRAMES * HOPS, 256)
-    assert codes.shape == (12, CONFIG.num_codebooks, FRAMES)
-    assert begins.any()
-    with np.load(shard) as arrays:
-        vectors, pitch, first = arrays["hidden"], arrays["pitch_hz"].astype(np.float32), arrays["first"]
-    starts = {vectors[a].tobytes(): (a, b) for a, b in itertools.pairwise(first) if b - a >= 3 * HOPS}
-    assert len(starts) == len(LENGTHS) - 1
-    for index in begins.nonzero()[:, 0].tolist():
-        a, b = starts[hidden[index, 0].numpy().tobytes()]
-        frames = min((b - a) // HOPS, FRAMES)
-        whole = slice(a, a + (b - a) // HOPS * HOPS)
-        pcm = speech(head, codec.decoder, *(torch.from_numpy(each[whole])[None] for each in (vectors, pitch)))
-        expected = encode(codec, pcm, (b - a) // HOPS)[0].T
-        assert torch.equal(codes[index, :, :frames], expected[:, :frames].long())
-        assert torch.equal(pitch_hz[index, : frames * HOPS], torch.from_numpy(pitch[a : a + frames * HOPS]))
 
 
 def test_training_lowers_the_distances_changes_only_the_trunk_and_resumes(

@@ -6,12 +6,11 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks.gpu.bundling.__main__ import COMMON_HOST, pack, parser
-from benchmarks.gpu.bundling.contents import CUBIN, is_wanted, trim
+from benchmarks.gpu.bundling.__main__ import pack, parser
+from benchmarks.gpu.bundling.contents import CUBIN, trim
 from tests.benchmarks.gpu.bundling.test_trimming import container, library, noise
 
 pytestmark = pytest.mark.slow
@@ -95,14 +94,6 @@ def test_packed_bundle_is_importable_after_installation(tmp_path: Path, house: P
     assert shell.returncode == 0, "the tool cannot be run"
 
 
-def test_unused_kernel_libraries_are_not_bundled(tmp_path: Path, house: Path, package: Path) -> None:
-    pack(arguments(tmp_path, house, "--flash-attention", "2"), package)
-    assert run_install(tmp_path, "manifest.json", "part-01").returncode == 0
-    kept = sorted(path.name for path in (tmp_path / "there").rglob("*.so"))
-    assert kept == ["_C_stable_libtorch.abi3.so", "_vllm_fa2_C.abi3.so"]
-    assert is_wanted("vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so", "3")
-
-
 def test_bundled_libraries_are_trimmed_and_libpython_is_found(tmp_path: Path, house: Path, package: Path) -> None:
     made = library(container([(CUBIN, 80, noise(1)), (CUBIN, 90, noise(2))]))
     with zipfile.ZipFile(next(house.glob("vllm-*")), "a") as archive:
@@ -120,64 +111,6 @@ def test_bundled_libraries_are_trimmed_and_libpython_is_found(tmp_path: Path, ho
     assert shell.stdout == b"python"
 
 
-def test_triton_finds_bundled_kernels_as_binaries_alone(tmp_path: Path, house: Path, package: Path) -> None:
-    kernel = tmp_path / "kernels" / "KEY"
-    kernel.mkdir(parents=True)
-    for ending in ("json", "cubin", "ptx", "ttir", "source"):
-        (kernel / f"draw.{ending}").write_text(ending)
-    pack(arguments(tmp_path, house, "--kernels", str(kernel.parent)), package)
-    done = run_install(tmp_path, "manifest.json", "part-01")
-    command = f'{done.stdout.strip()}; cd "$TRITON_CACHE_DIR/KEY" && touch written && echo *'
-    shell = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert shell.stdout.split() == ["draw.cubin", "draw.json", "written"]
-
-
-def test_packing_computes_the_replies_that_jobs_find(
-    tmp_path: Path, house: Path, package: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = subprocess.run
-
-    def write(command: list[str], **options: Any) -> Any:
-        if "benchmarks.gpu.parity" not in command:
-            return run(command, **options)
-        Path(command[-1]).mkdir(parents=True)
-        Path(command[-1], "tiny-0123.json").write_text("{}")
-        return None
-
-    monkeypatch.setattr(subprocess, "run", write)
-    pack(arguments(tmp_path, house, "--replies", str(tmp_path / "replies")), package)
-    monkeypatch.undo()
-    done = run_install(tmp_path, "manifest.json", "part-01")
-    shell = subprocess.run(["bash", "-c", f"{done.stdout.strip()}; ls $STRETTO_REPLIES"], capture_output=True)
-    assert shell.stdout == b"tiny-0123.json\n"
-
-
-def test_bundled_triton_server_has_its_own_numpy(tmp_path: Path, house: Path, package: Path) -> None:
-    make_wheel(house, "nvidia_pytriton", "0.7.0", {"pytriton.py": ""}, ("numpy<2",))
-    make_wheel(house, "numpy", "1.26.4", {"numpy.py": ""})
-    brought = {"msgspec", "sentencex"}
-    for name in brought:  # of the extras, what neither the host nor the engine's bundle has
-        make_wheel(house, name, "1.0", {f"{name}.py": ""})
-    wheels = pack(arguments(tmp_path, house, "--triton"), package)["wheels"]
-    assert {"nvidia_pytriton-0.7.0-py3-none-any.whl", "numpy-1.26.4-py3-none-any.whl"} <= set(wheels)
-    assert brought <= {wheel.partition("-")[0] for wheel in wheels}
-
-
-def test_missing_wheel_is_named(tmp_path: Path, house: Path, package: Path) -> None:
-    next(house.glob("deeper-*")).unlink()
-    with pytest.raises(LookupError, match="deeper"):
-        pack(arguments(tmp_path, house), package)
-
-
-def test_newest_compatible_wheel_is_selected(tmp_path: Path, house: Path, package: Path) -> None:
-    for version in ("1.9", "1.10", "3.0"):
-        make_wheel(house, "needed", version, {"needed.py": ""}, ("deeper<2.1",))
-    make_wheel(house, "deeper", "2.1", {"deeper/__init__.py": ""})
-    make_wheel(house, "num2words", "2.0", {"num2words.py": ""}, ("needed<3",))
-    contents = pack(arguments(tmp_path, house), package)
-    assert {"needed-1.10-py3-none-any.whl", "deeper-2.0-py3-none-any.whl"} <= set(contents["wheels"])
-
-
 def test_release_without_a_wheel_is_not_selected(tmp_path: Path, house: Path, package: Path) -> None:
     """Nothing can be built for the host; `sox` 1.5 is such a release."""
     source = tmp_path / "deeper-2.9"
@@ -187,17 +120,6 @@ def test_release_without_a_wheel_is_not_selected(tmp_path: Path, house: Path, pa
     with tarfile.open(house / "deeper-2.9.tar.gz", "w:gz") as archive:
         archive.add(source, source.name)
     assert "deeper-2.0-py3-none-any.whl" in pack(arguments(tmp_path, house), package)["wheels"]
-
-
-def test_packing_refuses_a_host_without_torch(tmp_path: Path, house: Path, package: Path) -> None:
-    have = tmp_path / "freeze.txt"
-    have.write_text("numpy==2.5.2\ntriton @ file:///x.whl\n-e git+x\ntransformers==5.17.0\n")
-    with pytest.raises(SystemExit, match=r"\['torch'\]"):
-        pack(arguments(tmp_path, house, "--have", str(have)), package)
-
-
-def test_common_host_lists_packages_excluded_from_bundles() -> None:
-    assert {"torch", "triton", "transformers", "numpy"} <= set(COMMON_HOST.read_text().split())
 
 
 def test_damaged_part_error_names_the_part(tmp_path: Path, house: Path, package: Path) -> None:

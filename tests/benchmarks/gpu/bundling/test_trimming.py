@@ -4,8 +4,6 @@ import lzma
 import random
 import struct
 
-import pytest
-
 from benchmarks.gpu.bundling.contents import CUBIN, MAGIC, PTX, trim
 
 HEADER, SECTION_HEADER = 64, 64
@@ -51,42 +49,3 @@ def test_trimming_zeroes_code_for_other_architectures() -> None:
     kept = [(kind, arch, data if arch == 90 else bytes(len(data))) for kind, arch, data in entries]
     assert trimmed == library(container(kept))
     assert len(lzma.compress(trimmed)) < 0.4 * len(lzma.compress(made))
-
-
-@pytest.mark.parametrize("with_ptx", [True, False])
-def test_trimming_keeps_ptx_on_request_without_matching_cubin(with_ptx: bool) -> None:
-    first, second = (CUBIN, 80, noise(1)), (PTX, 75, noise(2))
-    other: Entries = [(CUBIN, 80, noise(3)), (CUBIN, 90, noise(4))]
-    trimmed = trim(library(container([first, second]), container(other)), 90, with_ptx)
-    zeros = bytes(4000)
-    ptx = second if with_ptx else (PTX, 75, zeros)
-    assert trimmed == library(container([(CUBIN, 80, zeros), ptx]), container([(CUBIN, 80, zeros), other[1]]))
-
-
-def test_cubins_of_a_lower_minor_version_are_kept_if_none_match_exactly() -> None:
-    older, same, newer = (CUBIN, 80, noise(1)), (CUBIN, 86, noise(2)), (CUBIN, 90, noise(3))
-    zeros = bytes(4000)
-    expected: Entries = [(CUBIN, 80, zeros), same, (CUBIN, 90, zeros)]
-    assert trim(library(container([older, same, newer])), 89) == library(container(expected))
-
-
-def test_kernels_only_for_other_gpus_are_all_removed() -> None:
-    made = library(container([(CUBIN, 100, noise(1)), (CUBIN, 120, noise(2))]))
-    assert trim(made, 90) == library(container([(CUBIN, 100, bytes(4000)), (CUBIN, 120, bytes(4000))]))
-
-
-@pytest.mark.parametrize("file", [b"\x7fELF\x01 of 32 bits", b"MZ", b"", CODE])
-def test_other_files_are_not_trimmed(file: bytes) -> None:
-    assert trim(file, 90) == file
-
-
-def test_inconsistent_container_sizes_are_an_error() -> None:
-    made = bytearray(library(container([(CUBIN, 90, noise(1))])))
-    at = made.index(struct.pack("<I", MAGIC))
-    struct.pack_into("<Q", made, at + 8, 10**6)
-    with pytest.raises(ValueError, match="extends past the end"):
-        trim(bytes(made), 90)
-    struct.pack_into("<Q", made, at + 8, 64 + 4000)
-    struct.pack_into("<Q", made, at + 16 + 8, 5000)
-    with pytest.raises(ValueError, match="does not fit into its container"):
-        trim(bytes(made), 90)
