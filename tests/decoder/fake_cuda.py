@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-LOOK_S = 5e-4
+LOOK_S = 0.02
 
 
 class FakeStream:
