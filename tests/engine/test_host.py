@@ -84,24 +84,25 @@ async def test_engine_from_the_spare_process_ends_with_its_client(spare: int, co
     llm.shutdown()
 
 
-@pytest.mark.parametrize("method", ["fork", *by_night("spawn")])
+@pytest.mark.parametrize(
+    ("method", "is_host"), [("fork", False), *by_night(("fork", True), ("spawn", False), ("spawn", True))]
+)
 async def test_killed_engine_fails_its_replies_and_the_spare_takes_over(
-    spare: int, config: EngineConfig, method: str, monkeypatch: pytest.MonkeyPatch
+    spare: int, config: EngineConfig, method: str, is_host: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PROCESS_METHOD, method)
-    for is_host in (False, True):
-        llm = SpeechLLM.launch(config)
-        (engine,) = llm.engine_pids
-        os.kill(engine, signal.SIGSTOP)  # so that it cannot complete the reply before it is killed
-        reply = asyncio.create_task(speak(llm))
-        await asyncio.sleep(0)
-        found = read_process(engine)
-        assert found is not None
-        os.kill(found.parent if is_host else engine, signal.SIGKILL)
-        with pytest.raises(StrettoError, match="the engine has ended"):
-            await reply
-        until(partial(has_ended, engine))
-        llm.shutdown()
+    llm = SpeechLLM.launch(config)
+    (engine,) = llm.engine_pids
+    os.kill(engine, signal.SIGSTOP)  # so that it cannot complete the reply before it is killed
+    reply = asyncio.create_task(speak(llm))
+    await asyncio.sleep(0)
+    found = read_process(engine)
+    assert found is not None
+    os.kill(found.parent if is_host else engine, signal.SIGKILL)
+    with pytest.raises(StrettoError, match="the engine has ended"):
+        await reply
+    until(partial(has_ended, engine))
+    llm.shutdown()
 
 
 @pytest.mark.parametrize("ends", [True, False], ids=["it ends", "it hangs"])
@@ -121,7 +122,7 @@ def test_unresponsive_spare_process_is_bypassed(
     os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("kind", ["eager", "compiled", "batch-invariant"])
+@pytest.mark.parametrize("kind", ["eager", "compiled", *by_night("batch-invariant")])
 def test_only_an_engine_that_needs_what_the_spare_has_imported_is_forked_from_it(
     spare: int, config: EngineConfig, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

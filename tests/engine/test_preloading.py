@@ -12,6 +12,7 @@ from stretto.engine.preloading import DEFERRED, DEFERRED_ON_CPU
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.nightly,  # the table changes with releases of vLLM; engines of test_host.py use it by day
     pytest.mark.skipif(not is_cpu_build(), reason="on a GPU, the compiler is not deferred"),
 ]
 

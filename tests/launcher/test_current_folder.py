@@ -16,23 +16,27 @@ from tests.hub import Hub
 from tests.patience import PATIENCE_S, until
 from tests.ports import free_ports
 from tests.recordings import SENTENCE
+from tests.tiers import by_night
 
 STRETTO = str(Path(sys.executable).with_name("stretto"))
-# Commands that end by themselves; the recording is in the current folder.
+# Commands that end by themselves; those of the day import the most.
 COMMANDS = [
-    *([command, "--help"] for command in ("run", "talk", "chat", "gateway", "pronunciations", "rm", "make-repository")),
+    ["run", "--help"],
+    ["show", "pocket-tts"],
+    ["serve", "--model", "acme/nothing", "--offline"],
+    ["verify", str(SENTENCE)],
+    ["speak", "Hello.", "--server", "localhost:1"],
+]
+COMMANDS_BY_NIGHT = [
+    *([command, "--help"] for command in ("talk", "chat", "gateway", "pronunciations", "rm", "make-repository")),
     ["families"],
     ["list"],
     ["list", "--all"],
     ["ps"],
     ["show"],
-    ["show", "pocket-tts"],
     ["serve", "--status"],
     ["serve", "--stop"],
-    ["serve", "--model", "acme/nothing", "--offline"],
-    ["verify", str(SENTENCE)],
     ["voices", "list"],
-    ["speak", "Hello.", "--server", "localhost:1"],
     ["transcribe", str(SENTENCE), "--server", "localhost:1"],
 ]
 IN_REMOVED_FOLDER = 'mkdir "$0" && cd "$0" && rmdir "$0" && exec "$@"'
@@ -63,10 +67,13 @@ def run(command: list[str], folder: Path, variables: dict[str, str]) -> "subproc
     )
 
 
-def test_no_command_executes_a_file_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("commands", [COMMANDS, *by_night(COMMANDS_BY_NIGHT)])
+def test_no_command_executes_a_file_of_the_current_folder(
+    commands: list[list[str]], hostile: Path, tmp_path: Path
+) -> None:
     variables = environment(tmp_path)
     with ThreadPoolExecutor(2) as threads:
-        done = list(threads.map(lambda words: run([STRETTO, *words], hostile, variables), COMMANDS))
+        done = list(threads.map(lambda words: run([STRETTO, *words], hostile, variables), commands))
     assert executed(hostile) == ""
     assert not [each.stderr for each in done if "Traceback" in each.stderr]
 
@@ -79,6 +86,7 @@ def test_removed_current_folder_is_an_error(tmp_path: Path) -> None:
     assert done.stderr == "stretto: the current folder was removed: change to another one\n"
 
 
+@pytest.mark.nightly
 def test_installing_executes_no_file_of_the_current_folder(hostile: Path, tmp_path: Path) -> None:
     """Download, conversion, and the paths on the command line, which belong to the current folder."""
     write_release(hostile / "release")
@@ -111,7 +119,7 @@ def test_gateway_executes_no_file_of_the_current_folder(hostile: Path, tmp_path:
     assert (hostile / "own_voices").is_dir(), "a path on the command line belongs to the current folder"
 
 
-@pytest.mark.parametrize("python_path", [None, "", ":", "{other}:", "{other}::{other}"])
+@pytest.mark.parametrize("python_path", [None, "{other}::{other}", *by_night("", ":", "{other}:")])
 def test_empty_entries_of_the_search_path_name_no_folder(python_path: str | None, tmp_path: Path) -> None:
     """Python itself imports some modules before any of ours, so not all names are tried."""
     other, folder = tmp_path / "other", tmp_path / "hostile"

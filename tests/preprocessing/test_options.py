@@ -79,8 +79,6 @@ def test_depth_sampling_defaults_to_stream_0_options() -> None:
     assert depth('{"temperature": 0.4}') is None
     assert depth('{"temperature": 0.4, "depth": {"top_p": 0.5}}') == CodeSampling(0.4, 50, 0.5)
     assert depth('{"depth": {"temperature": 0}}') == CodeSampling(0.0, 50, 1.0)
-    with pytest.raises(InvalidRequest, match=r"options.depth.top_p: .*1.5"):
-        depth('{"depth": {"top_p": 1.5}}')
     with pytest.raises(InvalidRequest, match=r"options.depth: .*no depth transformer"):
         read({"depth": {"top_k": 1}})
 
@@ -173,25 +171,8 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
         ({"sede": 1}, "options.sede: expected one of seed, "),
         ({"x" * 500: 1}, "options.x"),
         ({"language": "German"}, "options.language: expected one of auto, english, en, got 'German'"),
-        ({"transliterate": 1}, "options.transliterate: expected true or false, got 1"),
         ({"seed": "1"}, "options.seed: expected an integer, got '1'"),
-        ({"seed": True}, "options.seed: expected an integer, got True"),
-        ({"seed": 1.5}, "options.seed: expected an integer, got 1.5"),
-        ({"seed": None}, "options.seed: expected an integer, got None"),
-        ({"seed": -1}, "options.seed: expected an integer in [0, 9223372036854775807], got -1"),
-        ({"seed": 1 << 63}, "options.seed: expected an integer in"),
-        ({"guidance_scale": "high"}, "options.guidance_scale: expected a number, got 'high'"),
-        ({"guidance_scale": 101}, "options.guidance_scale: expected a number in [0.0, 100.0], got 101"),
         ({"guidance_scale": 10**400}, "options.guidance_scale: expected a number, got 1000000000"),
-        ({"guidance_scale": None}, "options.guidance_scale: expected a number, got None"),
-        ({"guidance": 2}, "options.guidance: expected a JSON object, got 2"),
-        ({"guidance": {"scale": -1}}, "options.guidance.scale: expected a number in [0.0, 100.0], got -1"),
-        ({"guidance": {"policy": "never"}}, "options.guidance.policy: expected one of always, until_s, adaptive, got"),
-        (
-            {"guidance": {"policy": None}},
-            "options.guidance.policy: expected one of always, until_s, adaptive, got None",
-        ),
-        ({"guidance": {"policy": ["adaptive"]}}, "options.guidance.policy: expected one of always, until_s, adaptive"),
         (
             {"guidance": {"policy": "until_s"}},
             "options.guidance.until_s: expected a number of seconds, because policy is 'until_s'",
@@ -201,42 +182,21 @@ def test_max_rows_overrides_family_but_not_requested_min_rows() -> None:
             {"guidance": {"policy": "adaptive", "until_s": 2}},
             "options.guidance.until_s: expected no value under policy",
         ),
-        (
-            {"guidance": {"policy": "until_s", "until_s": 0}},
-            "options.guidance.until_s: expected a number of seconds in (0",
-        ),
-        ({"guidance": {"policy": "until_s", "until_s": "1"}}, "options.guidance.until_s: expected a number, got '1'"),
         ({"guidance": {"size": 2}}, "options.guidance.size: expected one of policy, scale, until_s"),
         ({"guidance": {}, "guidance_scale": 2}, "options.guidance: expected either"),
-        ({"script_temperature": -1}, "options.script_temperature: expected a number in [0.0, 10.0], got -1"),
         ({"voice": "bob"}, "options.voice: expected one of heart, got 'bob'"),
         ({"voice": ["heart"]}, "options.voice: expected one of heart, got ['heart']"),
         ({"max_audio_s": 33}, "options.max_audio_s: expected a number of seconds in [0.04, 32], got 33"),
         ({"max_audio_s": 0}, "options.max_audio_s: expected a number of seconds in [0.04, 32], got 0"),
-        ({"audio": {"temperature": -0.1}}, "options.audio.temperature: expected a number in [0.0, 10.0], got -0.1"),
-        ({"audio": {"top_k": 2.5}}, "options.audio.top_k: expected an integer, got 2.5"),
-        ({"audio": {"top_k": None}}, "options.audio.top_k: expected an integer, got None"),
-        ({"audio": {"top_p": 0}}, "options.audio.top_p: expected a number in [1e-06, 1.0], got 0"),
         ({"audio": {"min_rows": 900}}, "options.audio.min_rows: expected an integer in [0, 800], got 900"),
         ({"audio": {"max_rows": 2049}}, "options.audio.max_rows: expected at most 2048 rows, got 2049"),
-        ({"audio": {"max_rows": 0}}, "options.audio."),
-        ({"audio": {"min_p": 1.1}}, "options.audio.min_p: expected a number in [0.0, 1.0], got 1.1"),
-        ({"audio": {"ras_window": 513}}, "options.audio.ras_window: expected an integer in [0, 512], got 513"),
-        ({"audio": {"ras_window": -1}}, "options.audio.ras_window: expected an integer in [0, 512], got -1"),
-        ({"audio": {"ras_window": 7.0}}, "options.audio.ras_window: expected an integer, got 7.0"),
-        ({"audio": {"ras_max_repeats": 0}}, "options.audio.ras_max_repeats: expected an integer in [1, 512], got 0"),
-        ({"audio": {"ras_max_repeats": None}}, "options.audio.ras_max_repeats: expected an integer, got None"),
         ({"text": {"ras_window": 7}}, "options.text.ras_window: expected one of max_rows, min_rows, temperature"),
         (
             {"audio": {"voice": "heart"}},
             "options.audio.voice: expected one of max_rows, min_p, min_rows, ras_max_repeats, ras_window, temperature",
         ),
         ({"latents": {"tail_rows": 1}}, "options.latents.tail_rows: expected one of steps"),
-        ({"text": "warm"}, "options.text: expected a JSON object, got 'warm'"),
         ({"adapter": "\ud800"}, r"options.adapter: expected text without lone surrogates, got '\ud800'"),
-        ({"temperature": "warm"}, "options.temperature: expected a number, got 'warm'"),
-        ({"top_k": 1.5}, "options.top_k: expected an integer, got 1.5"),
-        ({"top_p": 2}, "options.top_p: expected a number in [1e-06, 1.0], got 2"),
         ({"temperature": 1, "audio": {"temperature": 1}}, "options.temperature: expected either"),
         ({"pronunciations": 3}, "options.pronunciations: expected an object of words and their spellings, got 3"),
         ({"pronunciations": {"a": "<b>"}}, "options.pronunciations.a: expected text without characters of markup"),
@@ -312,8 +272,6 @@ def test_piece_requires_family_support() -> None:
     assert read_options('{"piece": 2}', family, TTS, FRAME_RATE).manner == Manner(piece=2)
     with pytest.raises(InvalidRequest, match=r"options\.piece: expected no value \(this model speaks"):
         read_options('{"piece": 0}', TINY, TTS, FRAME_RATE)
-    with pytest.raises(InvalidRequest, match=r"options\.piece: expected an integer in \[0, 65536\], got -1"):
-        read_options('{"piece": -1}', family, TTS, FRAME_RATE)
 
 
 def test_exaggeration_requires_family_support() -> None:
@@ -322,9 +280,6 @@ def test_exaggeration_requires_family_support() -> None:
     assert manner == Manner(exaggeration=1.5)
     with pytest.raises(InvalidRequest, match=r"options\.exaggeration: expected no value \(this model does not support"):
         read({"exaggeration": 0.5})
-    for value in ("-0.1", "2.01", "NaN", "true", '"1"'):
-        with pytest.raises(InvalidRequest, match="options"):
-            read_options(f'{{"exaggeration": {value}}}', family, TTS, FRAME_RATE)
 
 
 def test_schedule_option_is_a_name_or_numbers() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from stretto.launcher.processes import read_process
 from tests.patience import until
+from tests.tiers import by_night
 
 ROOT = Path(__file__).parents[2]
 STARTS = """
@@ -39,7 +40,7 @@ def test_that_hangs():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "workers"),
-    [(signal.SIGINT, ["-n", "1"]), (signal.SIGTERM, ["-n", "1"]), (signal.SIGKILL, ["-p", "no:xdist"])],
+    [(signal.SIGINT, ["-n", "1"]), *by_night((signal.SIGTERM, ["-n", "1"])), (signal.SIGKILL, ["-p", "no:xdist"])],
 )
 def test_interrupted_test_run_leaves_no_processes(tmp_path: Path, number: signal.Signals, workers: list[str]) -> None:
     (tmp_path / "test_starts.py").write_text(STARTS)

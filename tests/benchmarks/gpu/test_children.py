@@ -69,6 +69,7 @@ def test_crashed_job_keeps_results_and_stack_and_next_job_runs(setup: Setup) -> 
     assert log.index("about to read nothing") < log.index("Segmentation fault") < log.index("in crashes")
 
 
+@pytest.mark.nightly
 def test_hung_job_is_killed_with_children_and_next_job_runs(setup: Setup) -> None:
     jobs = fakes("hangs", limit_s=1.0)
     while not lines_of(setup, "hangs") or "in hangs" not in setup.logs.read_text():  # as this machine takes to fork

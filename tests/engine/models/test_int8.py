@@ -107,7 +107,7 @@ RELEASES: dict[str, tuple[Callable[[Path], Path], Callable[[], dict[str, Prompt]
 
 @needs_int8
 @pytest.mark.engine
-@pytest.mark.parametrize("name", ["depth", "latents", *by_night("text and codes", "conditions", "modules")])
+@pytest.mark.parametrize("name", ["latents", *by_night("depth", "text and codes", "conditions", "modules")])
 def test_reply_is_the_same_alone_batched_and_preempted(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

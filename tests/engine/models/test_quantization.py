@@ -347,6 +347,7 @@ def test_fp8_layers_match_the_reference_and_are_batch_invariant(plain: Path) -> 
             assert torch.equal(product(x[:1])[0], ours[0]), name
 
 
+@pytest.mark.nightly  # by day single layers, above
 def test_fp8_logits_are_close_to_the_reference_and_to_bfloat16(
     plain: Path, plain_logits: Logits, record_property: Callable[[str, float], None]
 ) -> None:
