@@ -24,38 +24,30 @@ def test_refusals_are_classified_by_kind_not_message(error: type[Exception], kin
         assert str(read) == "unavailable: words of no meaning"
 
 
-@pytest.mark.parametrize("text", [CROWDED, ENDED, "any words"])
-def test_resource_exhausted_status_is_server_full(text: str) -> None:
-    call = grpc.aio.AioRpcError(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.aio.Metadata(), grpc.aio.Metadata(), text)
-    assert type(from_rpc(call, "host:8001")) is ServerFull
-    assert type(from_exception(InferenceServerException(text, "StatusCode.RESOURCE_EXHAUSTED"), "host")) is ServerFull
+NO_VERSION = "Request for unknown model: 'speech' has no available versions"
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind"),
+    [
+        *(("RESOURCE_EXHAUSTED", text, ServerFull) for text in (CROWDED, ENDED, "any words")),
+        ("UNAVAILABLE", "no connect", ServerUnavailable),
+        ("INTERNAL", "Internal error from Core", ServerUnavailable),
+        ("NOT_FOUND", NO_VERSION, ServerUnavailable),
+    ],
+)
+def test_status_determines_the_error(status: str, text: str, kind: type[Exception]) -> None:
+    call = grpc.aio.AioRpcError(grpc.StatusCode[status], grpc.aio.Metadata(), grpc.aio.Metadata(), text)
+    assert type(from_rpc(call, "host:8001")) is kind
+    assert type(from_exception(InferenceServerException(text, f"StatusCode.{status}"), "host:8001")) is kind
+
+
+@pytest.mark.parametrize("text", ["unavailable: the server is starting", NO_VERSION])
+def test_server_that_is_not_ready_is_unavailable(text: str) -> None:
+    assert type(from_text(text)) is ServerUnavailable
 
 
 async def test_full_queue_of_large_requests_is_server_full() -> None:
     with pytest.raises(BadRequest) as refused:
         await Pace(max_waiting_bytes=0).wait(LARGE_BYTES + 1)
     assert isinstance(from_text(refused.value.client_message), ServerFull)
-
-
-def test_starting_or_missing_server_maps_to_server_unavailable() -> None:
-    call = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "no connect")
-    assert type(from_rpc(call, "host:8001")) is ServerUnavailable
-    assert type(from_text("unavailable: the server is starting")) is ServerUnavailable
-
-
-def test_core_internal_error_maps_to_server_unavailable() -> None:
-    lost = grpc.aio.AioRpcError(
-        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "Internal error from Core"
-    )
-    assert type(from_rpc(lost, "host:8001")) is ServerUnavailable
-    wrapped = InferenceServerException("Internal error from Core", "StatusCode.INTERNAL")
-    assert type(from_exception(wrapped, "host:8001")) is ServerUnavailable
-
-
-def test_unavailable_model_version_maps_to_server_unavailable() -> None:
-    text = "Request for unknown model: 'speech' has no available versions"
-    call = grpc.aio.AioRpcError(grpc.StatusCode.NOT_FOUND, grpc.aio.Metadata(), grpc.aio.Metadata(), text)
-    assert type(from_rpc(call, "host:8001")) is ServerUnavailable
-    wrapped = InferenceServerException(text, "StatusCode.NOT_FOUND")
-    assert type(from_exception(wrapped, "host:8001")) is ServerUnavailable
-    assert type(from_text(text)) is ServerUnavailable

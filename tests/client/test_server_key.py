@@ -25,27 +25,23 @@ def leave(directory: Path, launch: str, key: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("server", ["localhost:8001", "127.0.0.1:8001", "[::1]:8001"])
-def test_local_server_key_is_sent(tmp_path: Path, server: str) -> None:
-    leave(tmp_path, "1_a", "open sesame")
-    assert key_headers(server, tmp_path) == {HEADER: "open sesame"}
-
-
-@pytest.mark.parametrize("server", ["localhost:8002", "10.0.0.1:8001", "example.org:8001", "localhost", "x:8001"])
-def test_key_is_not_sent_to_another_server(tmp_path: Path, server: str) -> None:
-    leave(tmp_path, "1_a", "open sesame")
-    assert key_headers(server, tmp_path) == {}
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o620])
-def test_key_file_accessible_to_others_is_ignored(tmp_path: Path, mode: int) -> None:
-    leave(tmp_path, "1_a", "open sesame").chmod(mode)
-    assert key_headers("localhost:8001", tmp_path) == {}
-
-
-def test_key_in_a_folder_open_to_others_is_ignored(tmp_path: Path) -> None:
-    leave(tmp_path, "1_a", "open sesame").parent.chmod(0o755)
-    assert key_headers("localhost:8001", tmp_path) == {}
+@pytest.mark.parametrize(
+    ("server", "mode", "folder_mode", "is_sent"),
+    [
+        *((server, 0o600, 0o700, True) for server in ("localhost:8001", "127.0.0.1:8001", "[::1]:8001")),
+        *((server, 0o600, 0o700, False) for server in ("localhost:8002", "10.0.0.1:8001", "example.org:8001")),
+        *((server, 0o600, 0o700, False) for server in ("localhost", "x:8001")),
+        *(("localhost:8001", mode, 0o700, False) for mode in (0o644, 0o620)),
+        ("localhost:8001", 0o600, 0o755, False),
+    ],
+)
+def test_key_is_sent_to_its_local_server_only_and_if_it_is_private(
+    tmp_path: Path, server: str, mode: int, folder_mode: int, is_sent: bool
+) -> None:
+    key = leave(tmp_path, "1_a", "open sesame")
+    key.chmod(mode)
+    key.parent.chmod(folder_mode)
+    assert key_headers(server, tmp_path) == ({HEADER: "open sesame"} if is_sent else {})
 
 
 def test_server_key_of_the_latest_start_is_used(tmp_path: Path) -> None:

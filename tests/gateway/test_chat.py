@@ -226,11 +226,6 @@ async def test_chat_texts_have_a_total_length_limit(start: Start, contents: list
     assert not running.behind.requests
 
 
-async def test_an_unknown_model_is_not_found(start: Start) -> None:
-    with pytest.raises(openai.NotFoundError, match="'talker'"):
-        await (await start(REPLY, TALKS)).openai().chat.completions.create(model="parrot", messages=QUESTION)
-
-
 async def test_model_without_conversation_support_refuses_it(start: Start) -> None:
     client = (await start()).openai()
     with pytest.raises(openai.BadRequestError, match="'tiny' does not support conversations"):

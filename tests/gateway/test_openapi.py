@@ -72,24 +72,61 @@ GOOD = [
 ]
 # Their bodies are session descriptions: tests/gateway/test_webrtc.py.
 OF_CALLS = {("post", "/v1/realtime/calls"), ("post", "/v1/realtime/calls/{call_id}/hangup")}
-BAD = [
-    ("/v1/audio/speech", {"json": {}}, "input"),
-    ("/v1/audio/speech", {"json": SPEECH | {"voice": 3}}, "voice"),
-    ("/v1/audio/speech", {"json": SPEECH | {"voice": {}}}, "voice"),
-    ("/v1/audio/speech", {"json": SPEECH | {"voice": {"id": 3}}}, "voice"),
-    ("/v1/audio/speech", {"json": SPEECH | {"body": 3}}, "body"),
-    ("/v1/audio/speech", {"json": SPEECH | {"sample_rate": "high"}}, "sample_rate"),
-    ("/v1/audio/speech", {"json": SPEECH | {"x" * 300: 3}}, "x" * 200),
-    ("/v1/audio/speech/batch", {"json": {"items": [{"input": "A cat."}, {"input": None}]}}, "items.1.input"),
-    ("/v1/chat/completions", {"json": BAD_CHAT}, "messages.0.content.0.text"),
-    ("/v1/audio/transcriptions", {"files": {"file": FILE}, "data": {"temperature": "hot"}}, "temperature"),
-    (
-        "/v1/audio/transcriptions",
-        {"files": {"file": FILE}, "data": {"timestamp_granularities[]": "day"}},
-        "timestamp_granularities[]",
+LONE = {"content": json.dumps({"input": "\ud800"}).encode(), "headers": {"content-type": "application/json"}}
+
+
+def voice(**change: str) -> dict[str, Any]:
+    return {"files": {"audio_sample": ("me.wav", RECORDING)}, "data": FORM | change}
+
+
+def heard(**change: str) -> dict[str, Any]:
+    return {"files": {"file": FILE}, "data": change}
+
+
+# Path, request, the field of the error, and words of its message.
+BAD: list[tuple[str, dict[str, Any], str, str]] = [
+    ("/v1/audio/speech", {"json": {}}, "input", ""),
+    *(("/v1/audio/speech", {"json": SPEECH | {"voice": value}}, "voice", "") for value in (3, {}, {"id": 3})),
+    ("/v1/audio/speech", {"json": SPEECH | {"body": 3}}, "body", ""),
+    ("/v1/audio/speech", {"json": SPEECH | {"sample_rate": "high"}}, "sample_rate", ""),
+    ("/v1/audio/speech", {"json": SPEECH | {"x" * 300: 3}}, "x" * 200, ""),
+    ("/v1/audio/speech", {"json": {"input": None}}, "input", ""),
+    ("/v1/audio/speech", {"json": SPEECH | {"response_format": "mp4"}}, "response_format", "'mp3', 'opus', 'aac'"),
+    ("/v1/audio/speech", LONE, "input", "input: expected text without lone surrogates, got one"),
+    *(
+        ("/v1/audio/speech", {"json": {"input": text} | more}, "input", words)
+        for more in ({}, {"stream_format": "sse"})
+        for text, words in (
+            ("<speak>Tom & Ann</speak>", "SSML, got not well-formed (invalid token) at line 1, column 13"),
+            ("😀", "input: expected text to speak, got only markup"),
+        )
     ),
-    ("/v1/audio/voices", {"data": FORM}, "audio_sample"),
-    ("/v1/audio/speech", {"json": SPEECH | {"pronunciations": {"a": {"phonemes": "S"}}}}, "pronunciations.a"),
+    ("/v1/audio/speech/batch", {"json": {"items": [{"input": "A cat."}, {"input": None}]}}, "items.1.input", ""),
+    ("/v1/audio/speech/batch", {"json": {"items": None}}, "items", ""),
+    ("/v1/chat/completions", {"json": BAD_CHAT}, "messages.0.content.0.text", ""),
+    ("/v1/chat/completions", {"json": {"messages": None}}, "messages", ""),
+    ("/v1/chat/completions", {"json": CHAT | {"modalities": ["Text"] * 1000}}, "modalities.0", ""),
+    ("/v1/chat/completions", {"json": CHAT | {"model": "parrot"}}, "model", ""),
+    ("/v1/audio/transcriptions", heard(temperature="hot"), "temperature", ""),
+    ("/v1/audio/transcriptions", heard(**{"timestamp_granularities[]": "day"}), "timestamp_granularities[]", ""),
+    ("/v1/audio/transcriptions", {"data": {"model": "whisper-1"}}, "file", ""),
+    *(
+        (f"/v1/audio/{path}", {"files": {name: (None, text) for name, text in form.items()}}, field, "file, got text")
+        for path, field, more in (
+            ("transcriptions", "file", {}),
+            ("translations", "file", {}),
+            ("voices", "audio_sample", {"name": "mine", "consent": "yes"}),
+        )
+        for form in (more | {field: "cat.wav"}, more | {field: ""})
+    ),
+    ("/v1/audio/voices", {"data": FORM}, "audio_sample", ""),
+    ("/v1/audio/voices", voice(name=""), "name", ""),
+    ("/v1/audio/voices", voice(name="x" * 101), "name", ""),
+    ("/v1/audio/voices", voice(consent=""), "consent", ""),
+    ("/v1/audio/voices", voice(ref_text="x" * 4001), "ref_text", ""),
+    ("/v1/audio/voices", voice(folder="/etc"), "folder", ""),
+    ("/v1/audio/voices", voice(model="gpt-7"), "model", ""),
+    ("/v1/audio/speech", {"json": SPEECH | {"pronunciations": {"a": {"phonemes": "S"}}}}, "pronunciations.a", ""),
 ]
 
 
@@ -147,12 +184,15 @@ def test_successful_responses_match_the_openapi_schema(door: Door) -> None:
     assert {(method, path) for method, path, _ in GOOD} == operations - OF_CALLS
 
 
-@pytest.mark.parametrize(("path", "options", "param"), BAD)
-def test_api_errors_use_the_request_field_names(door: Door, path: str, options: dict[str, Any], param: str) -> None:
+@pytest.mark.parametrize(("path", "options", "param", "words"), BAD)
+def test_api_errors_use_the_request_field_names(
+    door: Door, path: str, options: dict[str, Any], param: str, words: str
+) -> None:
     answer = door.ask("post", path, **options)
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, param)
+    assert (answer.status_code, error["param"]) == (404 if param == "model" else 400, param)
     assert error["message"].startswith(param)
+    assert words in error["message"]
     check(strict(door.app.openapi()), "post", path, answer)
 
 

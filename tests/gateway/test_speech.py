@@ -200,31 +200,6 @@ async def test_markup_is_not_read_aloud(start: Start, given: dict[str, Any], sen
     assert [request["text"].decode() for request in running.behind.requests] == 3 * sent
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "<speak>Tom & Ann</speak>",
-            "input: expected well-formed SSML, got not well-formed (invalid token) at line 1, column 13",
-        ),
-        ("😀", "input: expected text to speak, got only markup"),
-    ],
-)
-async def test_malformed_markup_is_refused(start: Start, text: str, message: str) -> None:
-    running = await start()
-    async with running.http() as http:
-        for fields in ({}, {"stream_format": "sse"}):
-            answer = await http.post("/v1/audio/speech", json={"input": text} | fields)
-            assert answer.status_code == 400
-            assert answer.json()["error"] == {
-                "message": message,
-                "type": "invalid_request_error",
-                "param": "input",
-                "code": "invalid_value",
-            }
-    assert not running.behind.requests
-
-
 async def test_speech_instructions_are_passed_as_the_instruct_option(start: Start) -> None:
     running = await start()
     speech = running.openai().audio.speech

@@ -84,30 +84,6 @@ async def test_undecodable_audio_error_names_the_file_field(start: Start) -> Non
     assert raised.value.param == "file"
 
 
-async def test_missing_transcription_file_is_reported(start: Start) -> None:
-    async with (await start()).http() as http:
-        answer = await http.post("/v1/audio/transcriptions", data={"model": "whisper-1"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file")
-
-
-@pytest.mark.parametrize(
-    ("path", "field", "form"),
-    [
-        ("/v1/audio/transcriptions", "file", {}),
-        ("/v1/audio/translations", "file", {}),
-        ("/v1/audio/voices", "audio_sample", {"name": "mine", "consent": "yes"}),
-    ],
-)
-async def test_file_sent_as_text_is_reported_plainly(start: Start, path: str, field: str, form: dict[str, str]) -> None:
-    async with (await start(WRITTEN, TRANSLATES)).http() as http:
-        for data in (form | {field: "cat.wav"}, form | {field: ""}):
-            parts = {name: (None, value) for name, value in data.items()}
-            answer = await http.post(path, files=parts)
-            error = answer.json()["error"]
-            assert (answer.status_code, error["param"]) == (400, field)
-            assert error["message"].startswith(f"{field}: expected an uploaded file, got text")
-
-
 @pytest.mark.parametrize(
     ("languages", "asked", "language"),
     [

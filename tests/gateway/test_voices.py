@@ -417,27 +417,6 @@ async def test_voice_check_ends_at_the_first_audio(start: Start, tmp_path: Path)
     assert await running.metric("gateway_active") == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        ({"name": ""}, "name"),
-        ({"name": "x" * 101}, "name"),
-        ({"consent": ""}, "consent"),
-        ({"ref_text": "x" * 4001}, "ref_text"),
-        ({"folder": "/etc"}, "folder"),
-        ({"model": "gpt-7"}, "model"),
-    ],
-)
-async def test_error_names_invalid_voice_fields(
-    start: Start, tmp_path: Path, change: dict[str, str], param: str
-) -> None:
-    running = await start(SPOKEN, CLONES, voices=tmp_path, strict=True)
-    answer = await Caller(running).bring(**change)
-    assert answer.status_code in (400, 404)
-    assert answer.json()["error"]["param"] == param
-    assert not list(tmp_path.iterdir())
-
-
 async def test_stored_voices_are_limited_in_size_and_number(start: Start, tmp_path: Path) -> None:
     limits = Limits(max_voices=2, max_voice_bytes=len(RECORDING), drain_s=1)
     running = await start(SPOKEN, CLONES, limits, voices=tmp_path)

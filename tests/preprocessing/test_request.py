@@ -195,7 +195,6 @@ def test_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
         (RawRequest(audio=wav(1), task="tts"), "text: expected text for task 'tts', got audio"),
         (RawRequest(text="a", sample_rate=8_000), "sample_rate: expected no value without pcm_in, got 8000"),
         (RawRequest(pcm_in=PCM), "sample_rate: expected the rate of pcm_in in Hz, got none"),
-        (RawRequest(pcm_in=PCM, sample_rate=0), "sample_rate: expected a rate in [1000, 384000] Hz, got 0"),
         (RawRequest(pcm_in=PCM[:200], sample_rate=8_000), "pcm_in: expected at least 0.04 s, got 0.0250 s"),
         (RawRequest(audio=wav(0.03)), "audio: expected at least 0.04 s"),
         (RawRequest(audio=wav(18.1)), "audio: expected at most 18 s, got more"),
@@ -209,8 +208,6 @@ def test_longest_audio_fits_the_model(preprocessor: Preprocessor) -> None:
             RawRequest(audio=(b"",) * 17, messages=json.dumps([{"role": "user", "audio": "audio"}] * 17)),
             "audio: expected at most 16 files, got 17 files",
         ),
-        (RawRequest(text="a", options="{"), "options: expected valid JSON"),
-        (RawRequest(text="a", options="[" * 20), "options: expected JSON nested at most 8 deep, got 9 levels"),
         (RawRequest(text="a", options='{"speed": 2}'), "options.speed: expected one of"),
         (RawRequest(text="a", messages="[]"), "messages: expected a JSON list of 1 to 64 turns, got 0"),
         (
