@@ -68,9 +68,11 @@ def operators(run: Run) -> Counter[str]:
 @pytest.mark.parametrize(
     ("runs_of", "native", "fused"),
     [
-        (voxcpm2, [37, 40], [LLAMA_LAYER, LLAMA_LAYER + LOCAL_ATTENTION]),
         (pocket_tts, [29], [POCKET_LAYER]),
-        *by_night((vibevoice, [8], [Counter({"addmm": 2, "rms_norm": 1})])),
+        *by_night(
+            (voxcpm2, [37, 40], [LLAMA_LAYER, LLAMA_LAYER + LOCAL_ATTENTION]),
+            (vibevoice, [8], [Counter({"addmm": 2, "rms_norm": 1})]),
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
