@@ -15,7 +15,7 @@ from typing_extensions import Doc, is_typeddict
 
 from stretto.family.plugin import plugins
 from stretto.records.json_record import described
-from stretto.releases.page import sections
+from stretto.releases.show import sections
 from stretto_contract.schema import OptionsRecord
 
 ROOT = Path(__file__).parents[1]

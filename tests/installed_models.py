@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from stretto.launcher.options import RepositoryOptions, ServedModel
-from stretto.releases import served
-from stretto.releases.models import CHECKPOINT, MAIN, InstalledModel, InstalledModels, Manifest, Request, key_of
+from stretto.releases import run as served
+from stretto.releases.store import CHECKPOINT, MAIN, InstalledModel, InstalledModels, Manifest, Request, key_of
 
 TTS = {"name": "tts", "needs": ["text"], "also": [], "speaks": True}
 ASR = {"name": "asr", "needs": ["audio"], "also": [], "speaks": False}

@@ -17,7 +17,7 @@ from stretto.cli import COMMANDS, USAGE, main
 from stretto.launcher import background, config
 from stretto.launcher.background import CannotServe
 from stretto.launcher.installation import LaunchError
-from stretto.releases.models import models_folder
+from stretto.releases.store import models_folder
 from stretto_gateway import command as gateway
 from stretto_gateway import voice_command
 from tests.patience import PATIENCE_S

@@ -17,7 +17,9 @@ from stretto.convert import aligner, make_repository
 from stretto.convert import command as convert
 from stretto.convert.release import convertible
 from stretto.launcher import config
-from stretto.releases import inventory, pull, run, server_list, show
+from stretto.releases import inventory, run, show
+from stretto.releases.install import pull_arguments
+from stretto.releases.inventory import server_arguments
 from stretto.verification import command as verify
 from stretto_client.arguments import parse
 from stretto_gateway import command as gateway
@@ -71,10 +73,10 @@ PARSERS: dict[str, Callable[[list[str]], argparse.Namespace]] = {
     "voices": voice_command.arguments,
     "pronunciations": pronunciation_command.arguments,
     "run": run.parser_of(speech_client()).parse_args,
-    "pull": pull.arguments,
+    "pull": pull_arguments,
     "list": inventory.list_arguments,
     "rm": inventory.remove_arguments,
-    "ps": server_list.arguments,
+    "ps": server_arguments,
     "show": show.arguments,
     "verify": verify.arguments,
 }

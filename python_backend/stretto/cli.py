@@ -164,7 +164,7 @@ def serve(words: list[str]) -> int:
 
 def ps(words: list[str]) -> int:
     """List the running servers of this user."""
-    from stretto.releases.server_list import main
+    from stretto.releases.inventory import list_servers as main
 
     return main(words)
 
@@ -233,7 +233,7 @@ def speech_client() -> "Speech":
 
 def pull(words: list[str]) -> int:
     """Download, check and convert a published model."""
-    from stretto.releases.pull import main
+    from stretto.releases.install import pull as main
 
     return main(words)
 

@@ -24,7 +24,7 @@ from plugins.kyutai.lab.random_kyutai_tts import CONFIG, LARGE, SIZES, lm_shapes
 from plugins.pocket.lab.random_pocket import config, shapes, write_release
 from plugins.vibevoice.lab import random_vibevoice_realtime
 from stretto.codecs.s3gen import NUM_SILENT
-from stretto.releases.names import named
+from stretto.releases.catalogue import named
 from stretto_client import SpeechEvent
 
 

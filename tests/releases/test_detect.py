@@ -24,11 +24,10 @@ from plugins.voxcpm2.lab import random_voxcpm2
 from stretto.convert.release import convertible
 from stretto.family.plugin import FamilyPlugin, plugins
 from stretto.family.recognition import Listing
-from stretto.releases import detect as detection
-from stretto.releases.detect import detect
+from stretto.releases import target as detection
+from stretto.releases.catalogue import find
 from stretto.releases.errors import BadArgument, Unavailable
-from stretto.releases.listing import Folder
-from stretto.releases.names import find
+from stretto.releases.target import Folder, detect
 from tests import published_checkpoints, published_csm, transformers_releases
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
@@ -365,8 +364,8 @@ def test_detection_imports_no_heavy_library(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(QWEN))
     (tmp_path / "model.safetensors").touch()
     program = (
-        "import sys; from pathlib import Path; from stretto.releases.detect import detect; "
-        "from stretto.releases.listing import Folder; print(detect(Folder(Path(sys.argv[1]))).family, "
+        "import sys; from pathlib import Path; from stretto.releases.target import detect; "
+        "from stretto.releases.target import Folder; print(detect(Folder(Path(sys.argv[1]))).family, "
         "*{'torch', 'vllm', 'transformers', 'huggingface_hub', 'safetensors'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from stretto.errors import CheckpointError
-from stretto.releases.entry import Companion, ReleaseEntry, RepositoryFiles, read
+from stretto.releases.catalogue import Companion, ReleaseEntry, RepositoryFiles, read
 
 FULL: dict[str, Any] = {
     "name": "voice",

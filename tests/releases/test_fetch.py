@@ -16,12 +16,12 @@ from unittest.mock import Mock
 import httpx2
 import pytest
 
-from stretto.releases.detect import detect
-from stretto.releases.entry import RepositoryFiles
+from stretto.releases.catalogue import RepositoryFiles
 from stretto.releases.errors import ReleaseError
 from stretto.releases.fetch import PATIENCE_S, WORK_S, _BoundedStream, _check_destination
 from stretto.releases.hub import Hub, RemoteListing, Snapshot
 from stretto.releases.hub import address as hub_address
+from stretto.releases.target import detect
 from stretto.untrusted_files import SHARED_MARKER
 from tests import hub as loopback
 from tests.hub import Repository

@@ -18,11 +18,10 @@ from stretto.machine.gpus import MIB
 from stretto.machine.kv_blocks import blocks_in_window
 from stretto.machine.sizing import Backbone, cpu_cache_bytes
 from stretto.releases import fit, machine
-from stretto.releases.entry import ReleaseEntry, RepositoryFiles
+from stretto.releases.catalogue import ReleaseEntry, RepositoryFiles, entries, find
 from stretto.releases.errors import BadArgument, DoesNotFit
 from stretto.releases.fit import Device, Need, check, check_disk, choose, held_mb, need, speed_line
 from stretto.releases.machine import Gpu
-from stretto.releases.names import entries, find
 from stretto_qwen3_omni.qwen3_omni_talker.family import TalkerVocabulary, qwen3_omni_talker
 
 GB = 1_000_000_000

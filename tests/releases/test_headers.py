@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from stretto.releases.build import check
-from stretto.releases.entry import ReleaseEntry, RepositoryFiles
-from stretto.releases.view import View
+from stretto.releases.catalogue import ReleaseEntry, RepositoryFiles
+from stretto.releases.store import View
 from stretto.weights.loading import TensorMismatch
 from tests.family_releases import LAYOUTS
 from tests.tiers import by_night

@@ -22,9 +22,8 @@ from stretto.cli import main
 from stretto.releases.errors import ReleaseError
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer, cache_folder
-from stretto.releases.listing import Folder
-from stretto.releases.models import InstalledModel, InstalledModels
-from stretto.releases.target import parse
+from stretto.releases.store import InstalledModel, InstalledModels
+from stretto.releases.target import Folder, parse
 from tests import hub as loopback
 from tests.held_processes import held_at
 from tests.hub import Repository

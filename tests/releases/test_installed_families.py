@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from stretto.convert.command import main as convert
-from stretto.releases.models import InstalledModels
-from stretto.releases.names import find
+from stretto.releases.catalogue import find
+from stretto.releases.store import InstalledModels
 from tests.family_releases import LAYOUTS
 from tests.hub import Hub
 from tests.installed_models import contents

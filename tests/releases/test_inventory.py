@@ -12,8 +12,8 @@ from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
 from stretto.releases import inventory
-from stretto.releases.models import InstalledModels, Request
-from stretto.releases.names import entries
+from stretto.releases.catalogue import entries
+from stretto.releases.store import InstalledModels, Request
 from tests.installed_models import install
 
 Files = set[tuple[str, str, str]]

@@ -12,7 +12,7 @@ from stretto.launcher import background
 from stretto.launcher.config import default_pid_file
 from stretto.launcher.installation import state_folder
 from stretto.launcher.processes import all_processes, environment_of
-from stretto.releases.served import RECORD
+from stretto.releases.run import RECORD
 from tests.held_processes import MARK, held_at
 from tests.installed_models import contents
 from tests.patience import until

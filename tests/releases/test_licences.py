@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.entry import Licence, RepositoryFiles
+from stretto.releases.catalogue import Licence, RepositoryFiles
 from stretto.releases.errors import NotAllowed
 from stretto.releases.licences import ACCEPTED, described, licence_of, require, text_digest
 
@@ -19,7 +19,7 @@ QUESTION = "Accept? [y/N] "
 PROGRAM = """
 import sys
 from pathlib import Path
-from stretto.releases.entry import Licence
+from stretto.releases.catalogue import Licence
 from stretto.releases.errors import NotAllowed
 from stretto.releases.licences import require
 try:

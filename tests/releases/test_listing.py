@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from stretto.releases.entry import RepositoryFiles
+from stretto.releases.catalogue import RepositoryFiles
 from stretto.releases.errors import BadArgument, Unavailable
 from stretto.releases.hub import Snapshot
-from stretto.releases.listing import Folder
+from stretto.releases.target import Folder
 
 
 def test_files_are_listed_by_their_paths(tmp_path: Path) -> None:

@@ -11,10 +11,9 @@ from stretto.engine import environment
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
 from stretto.machine.gpus import GpuProcess, processes
-from stretto.releases import holders as holders_module
 from stretto.releases import machine
-from stretto.releases.holders import holders
-from stretto.releases.machine import Gpu, available_memory, gpus, total_memory
+from stretto.releases import machine as holders_module
+from stretto.releases.machine import Gpu, available_memory, gpus, holders, total_memory
 
 MIB = 1 << 20
 L4 = "0, NVIDIA L4, 23034, 22500, 8.9"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from stretto.releases import models as module
+from stretto.releases import store as module
 from stretto.releases.errors import DoesNotFit, ReleaseError
-from stretto.releases.models import MANIFEST, STAGING, InstalledModel, InstalledModels, Request, installing
+from stretto.releases.store import MANIFEST, STAGING, InstalledModel, InstalledModels, Request, installing
 from tests.installed_models import CONTENT, install
 from tests.patience import PATIENCE_S
 

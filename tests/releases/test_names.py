@@ -12,10 +12,9 @@ import pytest
 
 from stretto.entry_points import FAMILIES, OWN, installed
 from stretto.family.plugin import FamilyPlugin, plugins
-from stretto.releases import names
-from stretto.releases.entry import ReleaseEntry
+from stretto.releases import catalogue as names
+from stretto.releases.catalogue import ReleaseEntry, entries, find, nearest, read_entries
 from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
-from stretto.releases.names import entries, find, nearest, read_entries
 
 
 def test_names_are_unique_and_smaller_releases_exist() -> None:
@@ -102,7 +101,7 @@ def test_exit_statuses() -> None:
 
 def test_names_are_read_without_heavy_libraries(tmp_path: Path) -> None:
     program = (
-        "import sys; from stretto.releases.names import entries; assert entries(); "
+        "import sys; from stretto.releases.catalogue import entries; assert entries(); "
         "print(*{'torch', 'vllm', 'transformers', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)

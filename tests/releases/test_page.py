@@ -13,8 +13,8 @@ import pytest
 
 from scripts import docs_site
 from stretto.errors import CheckpointError
-from stretto.releases.entry import ReleaseEntry, RepositoryFiles
-from stretto.releases.page import manual_commands, section, wrapped
+from stretto.releases.catalogue import ReleaseEntry, RepositoryFiles
+from stretto.releases.show import manual_commands, section, wrapped
 from tests.hub import Hub
 from tests.releases.test_table import ENTRIES
 

@@ -23,8 +23,8 @@ from stretto.launcher.options import ServedModel
 from stretto.releases import run
 from stretto.releases.errors import BadArgument, DoesNotFit, NotAllowed, ReleaseError, Unavailable
 from stretto.releases.install import Installer
-from stretto.releases.models import InstalledModels, Request
-from stretto.releases.served import Devices, Served
+from stretto.releases.run import Devices, Served
+from stretto.releases.store import InstalledModels, Request
 from stretto_client import __main__ as client
 from stretto_client import sinks
 from tests.installed_models import ASR, CHAT, DUPLEX, TTS, install, profile, serve

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from stretto.launcher.options import read_options
-from stretto.releases import models as installed_models
-from stretto.releases import served as module
+from stretto.releases import run as module
+from stretto.releases import store as installed_models
 from stretto.releases.hub import Hub
 from stretto.releases.install import Builder, Choices, Installer
-from stretto.releases.models import InstalledModels
-from stretto.releases.served import Devices, served
+from stretto.releases.run import Devices, served
+from stretto.releases.store import InstalledModels
 from stretto.releases.target import parse
 from tests.installed_models import install, profile
 from tests.patience import PATIENCE_S
@@ -101,8 +101,8 @@ def test_model_in_a_read_only_folder_is_served_from_the_cache(
 SERVE = """
 import sys
 from pathlib import Path
-from stretto.releases.models import InstalledModels
-from stretto.releases.served import Devices, served
+from stretto.releases.store import InstalledModels
+from stretto.releases.run import Devices, served
 from tests.releases.test_served import FakeBuilder
 models, builder = InstalledModels(Path(sys.argv[1])), FakeBuilder()
 (model,) = models.all()

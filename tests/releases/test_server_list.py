@@ -12,9 +12,9 @@ import pytest
 from stretto.cli import main
 from stretto.launcher.options import ServedModel
 from stretto.launcher.running import RunningServer
-from stretto.releases import server_list
-from stretto.releases.models import InstalledModels
+from stretto.releases import inventory as server_list
 from stretto.releases.printing import InstallationStage
+from stretto.releases.store import InstalledModels
 
 VOICE = ServedModel("voice", "0123")
 

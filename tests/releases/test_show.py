@@ -10,8 +10,8 @@ import pytest
 
 from stretto.cli import main
 from stretto.convert.command import arguments
-from stretto.releases.models import Request
-from stretto.releases.names import entries
+from stretto.releases.catalogue import entries
+from stretto.releases.store import Request
 from tests import hub as loopback
 from tests.installed_models import install
 from tests.releases.test_fetch import prepared

@@ -7,8 +7,7 @@ import pytest
 
 from stretto.convert import command
 from stretto.family.plugin import FamilyPlugin, plugins
-from stretto.releases.entry import FACTS, ReleaseEntry, placeholders
-from stretto.releases.names import read_entries
+from stretto.releases.catalogue import FACTS, ReleaseEntry, placeholders, read_entries
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "custom_family"
 WITHOUT_RELEASES = {"tiny"}  # the bundled model

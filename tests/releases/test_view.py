@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stretto.releases.errors import ReleaseError
-from stretto.releases.view import link
+from stretto.releases.store import link
 
 
 def test_file_that_is_there_is_never_written_to(tmp_path: Path) -> None:

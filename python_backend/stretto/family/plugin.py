@@ -81,7 +81,7 @@ class FamilyPlugin:
         open_live_input: Function that returns the `LiveInput` for a checkpoint folder and its codec; None if the family
             does not accept live audio. If there is one, the `Template` is a `LiveTemplate`.
         releases: Package data with the family's published releases, as "package:releases.json"; see
-            `stretto.releases.entry`. Families may share a file.
+            `stretto.releases.catalogue`. Families may share a file.
         recognise: Function that recognises releases by names and configs, as "module:function"; see
             `stretto.family.recognition`. Its module does not import torch. Families may share a function.
         notes: Package data with the family's section of docs/published_models.md, as "package:releases.md"; None for a

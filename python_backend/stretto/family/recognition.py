@@ -92,7 +92,7 @@ class Needed:
     Attributes:
         repository: OWNER/NAME.
         files: Patterns of its files.
-        to: Folder for its files in the view, see `Companion` of `stretto.releases.entry`.
+        to: Folder for its files in the view, see `Companion` of `stretto.releases.catalogue`.
     """
 
     repository: str
@@ -107,7 +107,7 @@ class Match:
     Attributes:
         family: Family of the release.
         files: Patterns of its files.
-        convert: Arguments for the converter, see `ReleaseEntry` of `stretto.releases.entry`.
+        convert: Arguments for the converter, see `ReleaseEntry` of `stretto.releases.catalogue`.
         part: Name that distinguishes the releases of one listing; empty if there can be only one.
         companions: Further repositories.
         refusal: Reason why the release is not accepted; the empty string if it is accepted.

@@ -25,10 +25,9 @@ from stretto.machine.sizing import (
     num_slots,
 )
 from stretto.releases import machine
-from stretto.releases.entry import ReleaseEntry
+from stretto.releases.catalogue import ReleaseEntry, find
 from stretto.releases.errors import BadArgument, DoesNotFit
-from stretto.releases.holders import holders
-from stretto.releases.names import find
+from stretto.releases.machine import holders
 from stretto.releases.printing import line
 
 GB = 1_000_000_000

@@ -1,34 +1,42 @@
-"""Installation of a release: it is resolved, checked, downloaded, converted and published under its name."""
+"""Installation of a release: it is resolved, checked, downloaded, converted and published under its name.
 
+`stretto pull` does only this; `stretto run` shares its options.
+"""
+
+import argparse
 import os
-from collections.abc import Callable, Mapping
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, CommandParser, argument_path
+from stretto.machine.gpus import gpu_number
 from stretto.releases import fit, licences, machine
-from stretto.releases.detect import detect, plain_name
-from stretto.releases.entry import REVISION, UNTESTED, Licence, ReleaseEntry, RepositoryFiles
-from stretto.releases.errors import BadArgument, DoesNotFit, Unavailable, disk_errors
-from stretto.releases.hub import Hub, RemoteListing, Snapshot, address
+from stretto.releases.catalogue import REVISION, UNTESTED, Licence, ReleaseEntry, RepositoryFiles, find
+from stretto.releases.errors import BadArgument, DoesNotFit, ReleaseError, Unavailable, disk_errors
+from stretto.releases.hub import Hub, RemoteListing, Snapshot, address, is_offline, read_token
 from stretto.releases.jobs import JobProcess
-from stretto.releases.models import (
+from stretto.releases.printing import InstallationStage, gigabytes, line, plain
+from stretto.releases.store import (
     CHECKPOINT,
     MAIN,
     InstalledModel,
     InstalledModels,
     Manifest,
     Request,
+    View,
     folder_name,
     key_of,
+    link,
     now,
 )
-from stretto.releases.names import find
-from stretto.releases.printing import InstallationStage, gigabytes, line
-from stretto.releases.target import Target, parse
-from stretto.releases.view import View, link
+from stretto.releases.target import Target, detect, parse, plain_name
 from stretto.untrusted_files import released_file
 
 BUILD = "stretto.releases.build"
@@ -431,3 +439,139 @@ def cache_folder() -> Path:
         return Path(os.path.expanduser(named))  # a Path raises RuntimeError for an unknown user
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     return Path(os.path.expanduser(home)) / "hub"
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def install_options() -> argparse.ArgumentParser:
+    """Return a parent parser with the options of an installation."""
+    parser = CommandParser(add_help=False)
+    group = parser.add_argument_group("installation")
+    add = group.add_argument
+    add("--revision", metavar="R", help="commit, branch or tag; default: the tested one, or the newest")
+    add("--offline", action="store_true", help="ask the hub nothing; as HF_HUB_OFFLINE=1")
+    add("--accept-license", action="store_true", help="accept the licences of the release and what it needs")
+    add(
+        "--token-file",
+        type=argument_path,
+        metavar="FILE",
+        help="file with an access token; default: HF_TOKEN or hf auth login",
+    )
+    add("--family", metavar="NAME", help="family of the release, if several fit")
+    add("--dtype", choices=DTYPES, help="dtype of the weights; default: as published, but no float32 on a GPU")
+    about = "argument of stretto convert FAMILY, such as codec=FOLDER; repeatable"
+    add(
+        "--with",
+        dest="converter",
+        type=converter_argument,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=about,
+    )
+    add("--no-hearing", action="store_true", help="omit the networks that encode voice recordings")
+    add("--or-smaller", action="store_true", help="take a smaller release of the same kind if this one does not fit")
+    add("--force", action="store_true", help="install again, also what does not fit")
+    devices = group.add_mutually_exclusive_group()
+    devices.add_argument(
+        "--gpu", type=gpu_number, metavar="N", help="GPU to serve on; default: one that fits, or the CPU"
+    )
+    devices.add_argument("--cpu", action="store_true", help="serve on the CPU")
+    return parser
+
+
+def converter_argument(text: str) -> tuple[str, str]:
+    """Parse KEY=VALUE."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.replace("-", "").isalnum():
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, got {text!r}")
+    return f"--{key}", value
+
+
+def choices_of(flags: argparse.Namespace) -> Choices:
+    """Return the choices in parsed options."""
+    words = [word for pair in flags.converter for word in pair]
+    words += ["--dtype", flags.dtype] if flags.dtype else []
+    words += ["--no-hearing"] if flags.no_hearing else []
+    return Choices(
+        revision=flags.revision,
+        family=flags.family,
+        arguments=tuple(words),
+        is_offline=flags.offline or is_offline(),
+        accepts_licence=flags.accept_license,
+        takes_smaller=flags.or_smaller,
+        is_forced=flags.force,
+        gpu=flags.gpu,
+        is_for_cpu=flags.cpu,
+    )
+
+
+def token_of(flags: argparse.Namespace) -> str | None:
+    """Return the token in the file that the user names; None for that of the environment."""
+    return None if flags.token_file is None else read_token(flags.token_file)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Treat SIGTERM like an interrupt, so that child processes are ended and unfinished folders removed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+PULL = """Command `stretto pull`: download, check and convert a published release.
+
+stretto pull NAME          release of the names table (stretto list --all)
+stretto pull OWNER/NAME    repository on the hub; OWNER/NAME#PART for one of several models
+stretto pull ./FOLDER      release in a folder
+"""
+
+
+def pull(words: list[str]) -> int:
+    """Run `stretto pull` and return its exit code.
+
+    Args:
+        words: Command-line arguments after `stretto pull`.
+    """
+    flags = pull_arguments(words)
+    try:
+        models = InstalledModels()
+        with interrupted_by_sigterm(), Hub(token_of(flags)) as hub, Builder() as builder:
+            installer = Installer(models, hub, builder, replace(choices_of(flags), updates=True))
+            model = installer.install_named(flags.release)
+            if flags.drop_sources:
+                _drop_sources(model, models, hub)
+    except ReleaseError as error:
+        print(f"stretto pull: {plain(str(error))}", file=sys.stderr)
+        return error.status
+    line("installed", f"{model.manifest.name}: {gigabytes(model.manifest.num_bytes)} in {model.folder}")
+    return 0
+
+
+def _drop_sources(model: InstalledModel, models: InstalledModels, hub: Hub) -> None:
+    """Remove the files that a model was made from from the hub's cache, except those of other installed models."""
+    unused = models.cached_for([model])
+    line("removed", f"{gigabytes(hub.remove(unused))} of the hub's cache")
+    if kept := model.manifest.cached - unused:
+        line("kept", f"{len(kept)} files that other installed models were made from, too")
+
+
+def pull_arguments(words: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = CommandParser(
+        prog="stretto pull",
+        description=PULL,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[install_options()],
+    )
+    parser.add_argument("release", help="name, OWNER/NAME, OWNER/NAME#PART, or path of a folder")
+    about = "afterwards remove its files from the hub's cache, except those of other installed models"
+    parser.add_argument("--drop-sources", action="store_true", help=about)
+    return parser.parse_args(words)

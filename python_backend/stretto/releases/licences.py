@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stretto.errors import CheckpointError
-from stretto.releases.entry import Licence, RepositoryFiles
+from stretto.releases.catalogue import Licence, RepositoryFiles
 from stretto.releases.errors import NotAllowed
 from stretto.releases.printing import line, plain
 from stretto.untrusted_files import read_text
