@@ -7,13 +7,15 @@ from stretto.families.bagpiper.family import BagpiperVocabulary, bagpiper
 from stretto.families.csm.family import CsmVocabulary, csm, llama3_rope
 from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialogue
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
-from stretto.family.base import DepthSpec, TextTrack
+from stretto.family.base import DepthSpec
+from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import FamilyPlugin
 from stretto_chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto_fish_s2.family import FishVocabulary, fish_s2
 from stretto_higgs_audio.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto_kyutai.kyutai_stt.family import SttVocabulary, kyutai_stt
 from stretto_kyutai.kyutai_tts.family import TtsVocabulary, kyutai_tts
+from stretto_kyutai.kyutai_tts.mechanism.script import ScriptedText
 from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto_kyutai.moshi.family import MoshiVocabulary, moshi
 from stretto_kyutai.personaplex.family import PersonaPlexVocabulary, PublishedVoice
@@ -111,12 +113,13 @@ SMALL_TTS = TtsVocabulary(
 )  # fmt: skip
 
 KYUTAI_STT, MOSHI, KYUTAI_TTS = kyutai_stt(SMALL_STT), moshi(SMALL_MOSHI), kyutai_tts(SMALL_TTS)
+_AHEAD = replace(SMALL_TTS.script, ahead=2, second_base=5)
 # KYUTAI_TTS with a second text stream, which shows the word after the next; the depth transformer reads it, too.
 KYUTAI_TTS_AHEAD = replace(
     KYUTAI_TTS,
     name="kyutai_tts_ahead",
-    text_track=TextTrack(4, SMALL_TTS.nothing, 0),
-    mechanism=replace(SMALL_TTS.script, ahead=2, second_base=5),
+    track=ScriptedText(4, SMALL_TTS.nothing, 0, script=_AHEAD, num_second_ids=50),
+    drawing=_AHEAD,
     depth=replace(SMALL_TTS.depth, num_second_ids=50),
 )
 # Also with conditions: 21 speaker vectors of three numbers.
@@ -135,7 +138,7 @@ TRACKED_CSM = replace(
     CSM,
     name="tracked_csm",
     layout=replace(CSM.layout, num_input_only=1),
-    text_track=TextTrack(CSM.layout.num_output_streams, pad_id=54, end_id=55),
+    track=TextTrack(CSM.layout.num_output_streams, pad_id=54, end_id=55),
 )
 PARALLEL = replace(CSM, name="in_parallel", depth=None, end_frame=())  # all codebooks at once
 BY_STEP = by_step(CSM, "small_by_step")  # a set of depth weights for each code

@@ -5,12 +5,13 @@ from typing import ClassVar
 
 from stretto.families.tiny.family import SPACE, TINY
 from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
-from stretto.family.base import DrawRules, Family, Task, TextTrack, UnconditionalContext
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext
+from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
-from stretto_cosyvoice3.family import CodeRules, TextGroups
+from stretto_cosyvoice3.family import CodeRules, GroupedText, TextGroups
 from stretto_qwen3_omni.qwen3_omni.family import SpokenText, Talker
 from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto_voxcpm2.family import GuidedRows
@@ -143,7 +144,7 @@ GUIDED_LATENTS = replace(
     LATENTS,
     name="guided_latents",
     layout=replace(LATENTS.layout, latents=LatentSpec(8, steps=range(1, 5), has_unit_noise=True)),
-    mechanism=GuidedRows(),
+    drawing=GuidedRows(),
     tasks=(
         replace(
             LATENTS.tasks[0],
@@ -169,7 +170,7 @@ TRACKED = replace(
     name="tracked",
     layout=replace(EIGHT_STREAMS.layout, num_input_only=1),
     tasks=EIGHT_STREAMS.tasks[1:2],
-    text_track=TextTrack(NUM_STREAMS, pad_id=6, end_id=7),
+    track=TextTrack(NUM_STREAMS, pad_id=6, end_id=7),
 )
 HIDDEN_TRACK = replace(
     TRACKED, name="hidden_track", unconditional=replace(TRACKED.unconditional, hidden_streams=(NUM_STREAMS,))
@@ -178,6 +179,7 @@ HIDDEN_TRACK = replace(
 # Two ids of text in rows of their own, then up to four codes of twelve; a repeated code, or end of a group, is sampled
 # again without it.
 _FIRST_END = NUM_TEXT_IDS + 12
+_GROUPS = TextGroups(2, 4, fill_id=_FIRST_END + 1, given_id=_FIRST_END + 2)
 GROUPED = replace(
     EIGHT_STREAMS,
     name="grouped",
@@ -190,10 +192,8 @@ GROUPED = replace(
     transition=(),
     guided_streams=(),
     tail=NO_TAIL,
-    text_track=TextTrack(1, pad_id=0, end_id=7),
-    mechanism=CodeRules(
-        (), 0, range(NUM_TEXT_IDS, _FIRST_END), TextGroups(2, 4, fill_id=_FIRST_END + 1, given_id=_FIRST_END + 2)
-    ),
+    track=GroupedText(1, pad_id=0, end_id=7, codes=range(NUM_TEXT_IDS, _FIRST_END), groups=_GROUPS),
+    drawing=CodeRules(range(NUM_TEXT_IDS, _FIRST_END), _GROUPS),
 )
 
 

@@ -409,7 +409,11 @@ def fields_of_family_data() -> dict[str, list[str]]:
             for each in node.body
             if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
         ]
-        for path in (PACKAGE / "family" / "base.py", PACKAGE / "streams" / "layout.py")
+        for path in (
+            PACKAGE / "family" / "base.py",
+            PACKAGE / "family" / "input_tracks.py",
+            PACKAGE / "streams" / "layout.py",
+        )
         for node in parsed(path).body
         if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(each) for each in node.decorator_list)
     }

@@ -33,14 +33,17 @@ from stretto.engine.worker import latent_draw, step_program
 from stretto.engine.worker.model_state import SpeechModelState
 from stretto.engine.worker.step_graphs import padded_sizes
 from stretto.engine.worker.step_program import StepSampler
-from stretto.families.tiny.family import TINY
+from stretto.families.tiny.family import TINY, AlignmentPointer
 from stretto.families.tiny.mechanism import draw as tiny_draw
 from stretto.families.vita_audio.mechanism.module_rows import ModuleProgram, RowSpans
 from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing.checkpoints import make_prompt
+from stretto_higgs_audio.higgs_audio.family import Staircase
 from stretto_higgs_audio.higgs_audio.mechanism import arrays as stairs
 from stretto_kyutai.kyutai_tts.mechanism import arrays as word_states
+from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
+from stretto_moss.moss_tts.family import DelaySlots
 from stretto_moss.moss_tts.mechanism import arrays as slots
 from stretto_vibevoice.vibevoice.mechanism import draw as stretches
 from stretto_voxcpm2.mechanism import draw as guided
@@ -175,6 +178,13 @@ OWNERS = {
     "slots_kernel": slots,
     "draw_script_kernel": tiny_draw,
 }
+# Kernels of the families' own rules.
+RULES = {
+    AlignmentPointer: "draw_script_kernel",
+    DelaySlots: "slots_kernel",
+    Staircase: "stairs_kernel",
+    WordScript: "words_kernel",
+}
 
 
 def random_checkpoint(folder: Path, family: Family, name: str) -> Path:
@@ -208,14 +218,10 @@ def test_steps_do_not_mix_devices(
     more = {"max_num_batched_tokens": 64, "additional_config": {"step_kernels": uses_kernels}}
     engine = Engine(random_checkpoint(tmp_path, family, name), max_num_seqs=4, load_format="dummy", **more)
     kernels = {name: OnTheDevice() for name in KERNELS[uses_kernels]}
-    if family is TINY and uses_kernels:
-        kernels["draw_script_kernel"] = OnTheDevice()
     if family.depth:
         kernels |= {name: OnTheDevice() for name in ("depth_attention_kernel", "row_product_kernel")}
-    if family.mechanism.on_device is not None and uses_kernels:
-        kernels["words_kernel"] = OnTheDevice()
-    if family.mechanism.streams_on_device is not None and uses_kernels:
-        kernels["slots_kernel" if family is MOSS_TTS else "stairs_kernel"] = OnTheDevice()
+    if uses_kernels:
+        kernels |= {kernel: OnTheDevice() for rules, kernel in RULES.items() if isinstance(family.drawing, rules)}
     if not engine.rules.num_text_ids:
         kernels = {name: kernel for name, kernel in kernels.items() if "text" not in name}
     for name, kernel in kernels.items():

@@ -81,7 +81,7 @@ def test_max_rows_limits_both_segments(case: Case, engine: Engine) -> None:
 def test_model_length_ends_audio_with_space_for_the_tail_rows(case: Case, engine: Engine) -> None:
     answer, reply = case.check(engine, longest(case.family, 60, text=20, audio=90))
     assert answer.trailer.was_cut
-    if not case.family.mechanism.columns:
+    if not case.family.drawing.state:
         assert 60 + len(answer.rows) == MAX_MODEL_LEN
         assert reply.num_frames == MAX_MODEL_LEN - 60 - 20 - 3 - engine.rules.num_tail_rows
         assert answer.rows[-1][-1] in case.family.layout.audio[-1], "the last row carries the last code"

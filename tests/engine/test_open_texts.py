@@ -42,7 +42,7 @@ def prompt(engine: Engine, index: int) -> Prompt:
     """Return a prompt for a reply of 20 frames or a few more; its text may be shorter or longer."""
     family: Family = engine.rules.family
     made = make_prompt(family, index, family.tasks[-1].name, guidance_scale=1.0)
-    if family.mechanism.text_row_ids:
+    if family.text_track.text_rows:
         return made
     track = (*made.track[:-1][:24], made.track[-1])
     audio = replace(made.sampling.audio, min_rows=0, max_rows=28)
@@ -141,7 +141,7 @@ def test_engine_is_idle_while_all_replies_wait_for_text(engine: Engine) -> None:
     if engine.rules.family.reads_text_by_row:
         assert len(answer.rows) == 4, "the frame behind the last word is drawn, and not read"
     else:
-        given_rows = [row for row in answer.rows if row[0] in engine.rules.family.mechanism.text_row_ids]
+        given_rows = [row for row in answer.rows if row[0] in engine.rules.text_rows.ids]
         assert answer.rows[-1] == given_rows[-1], "the row of the next word is begun, and not read"
     assert engine.scheduler.texts.num_held == 1
     engine.core.abort_requests(["one"])

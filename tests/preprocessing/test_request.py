@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
-from stretto.family.base import TextTrack
+from stretto.family.input_tracks import TextTrack
 from stretto.family.mechanism import NO_MECHANISM
 from stretto.family.plugin import read_family
 from stretto.preprocessing.request import Preprocessor, RawRequest, within_rate
@@ -358,7 +358,7 @@ def test_alignment_uses_the_input_text_unless_the_model_generates_it(
     assert prompt.alignment == Alignment(text)
     if not text_segment:
         track = TextTrack(1, pad_id=1, end_id=2)
-        aligning.family = replace(aligning.family, text_track=track)
+        aligning.family = replace(aligning.family, track=track)
         options = json.dumps(json.loads(ALIGNED) | {"text_mode": "open"})
         prompt = aligning.prepare(RawRequest(text="It's", options=options))
         assert (prompt.alignment, prompt.is_open) == (Alignment(), True), "the text follows"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stretto.errors import InvalidRequest, Overloaded
-from stretto.family.mechanism import Mechanism
+from stretto.family.input_tracks import TextTrack
 from stretto.family.text import MAX_PENDING_CHARS, SubwordStream
 from stretto.records.chunk import Alignment, Chunk, LMChunk, Report, Sound, WordMark
 from stretto.records.flow_address import FlowAddress
@@ -260,7 +260,7 @@ def test_first_chunk_selects_the_voice() -> None:
     asyncio.run(run())
 
 
-GROUPS = replace(TRACKED_CSM, mechanism=GROUPED.mechanism)
+GROUPS = replace(TRACKED_CSM, track=replace(GROUPED.track, stream=TEXT_STREAM, pad_id=54, end_id=END))
 
 
 def test_text_in_separate_rows_follows_the_recording_text() -> None:
@@ -358,14 +358,14 @@ def test_text_session_without_a_first_word_times_out() -> None:
     asyncio.run(run())
 
 
-class TextAhead(Mechanism):
+class ThreeAhead(TextTrack):
     num_prompt_ids = 3
 
 
 class ThreeFirst(Model):
     """Fake model whose prompts contain three ids, in rows with other ids on stream 0."""
 
-    family = replace(TRACKED_CSM, mechanism=TextAhead())
+    family = replace(TRACKED_CSM, track=ThreeAhead(TEXT_STREAM, pad_id=54, end_id=END))
 
 
 @pytest.mark.parametrize(

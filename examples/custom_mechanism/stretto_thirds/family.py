@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import Family, Task, TextTrack, UnconditionalContext
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext
+from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -27,11 +27,11 @@ NUM_CODEBOOKS = 3
 
 
 @dataclass(frozen=True)
-class EveryThird(Mechanism):
+class EveryThird(DrawRules):
     """Rule of this family: every third frame repeats the first codebook of the frame before."""
 
-    columns: ClassVar[tuple[str, ...]] = ("last_code",)
-    on_arrays: ClassVar = lazy("stretto_thirds.arrays:RepeatedCodes")
+    state: ClassVar = {"last_code": 0}
+    row_draw: ClassVar = lazy("stretto_thirds.arrays:RepeatedCodes")
     reference: ClassVar = lazy("stretto_thirds.reference:Repeated")
 
 
@@ -63,6 +63,6 @@ def build(vocabulary: Mapping[str, Any] | None) -> Family:
         unconditional=UnconditionalContext(null_id=NULL, keep_first=0, keep_last=1),
         max_model_len=512,
         frame_rate=12.5,
-        text_track=TextTrack(NUM_CODEBOOKS, pad_id=TRACK_PAD, end_id=TRACK_END),
-        mechanism=EveryThird(),
+        track=TextTrack(NUM_CODEBOOKS, pad_id=TRACK_PAD, end_id=TRACK_END),
+        drawing=EveryThird(),
     )

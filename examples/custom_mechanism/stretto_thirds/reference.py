@@ -10,12 +10,12 @@ class Repeated(ReferenceRule):
     """Codes of the first codebook in a reply.
 
     Args:
-        mechanism: The mechanism.
+        rules: The rule of the family.
         prompt: Prompt of the reply.
     """
 
-    def __init__(self, mechanism: EveryThird, prompt: Prompt):
-        super().__init__(mechanism, prompt)
+    def __init__(self, rules: EveryThird, prompt: Prompt):
+        super().__init__(rules, prompt)
         self.codes = list[int]()
 
     def replace_first(self, row: list[int], position: int, family: Family) -> None:

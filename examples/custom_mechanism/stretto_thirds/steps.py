@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from stretto.errors import InvalidRequest
 from stretto.family.base import Family
-from stretto.family.mechanism import RowSteps
+from stretto.family.mechanism import Mechanism, RowSteps
 from stretto.family.plugin import lazy
-from stretto_thirds.family import EveryThird
 from stretto_thirds.family import build as build_thirds
 
 
@@ -45,8 +44,8 @@ class TwoRows(RowSteps):
 
 
 @dataclass(frozen=True)
-class FastThirds(EveryThird):
-    """The rule of `EveryThird`, in steps of two rows."""
+class FastThirds(Mechanism):
+    """Steps of two rows."""
 
     @property
     def steps(self) -> TwoRows:
@@ -61,6 +60,6 @@ def build(vocabulary: Mapping[str, Any] | None) -> Family:
         family,
         name="fast_thirds",
         layout=replace(family.layout, num_input_only=0),
-        text_track=None,
+        track=None,
         mechanism=FastThirds(),
     )

@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -124,7 +123,7 @@ class ChatterboxVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class PositionStream(Mechanism):
+class PositionTrack:
     """Input-only stream of learned positions: row i of the reply carries the i-th of `ids`, then pads.
 
     The prompt template sets the positions of the prompt's rows, which the unconditional request reads as well.
@@ -133,13 +132,19 @@ class PositionStream(Mechanism):
     stream: int
     ids: range
 
-    open_track: ClassVar = lazy(f"{__package__}.mechanism.positions:begin_track")
-    pair: ClassVar = lazy(f"{__package__}.mechanism.positions:PositionPair")
+    open: ClassVar = lazy(f"{__package__}.mechanism.positions:begin_track")
 
     @property
     def streams(self) -> range:
         """The stream as a range."""
         return range(self.stream, self.stream + 1)
+
+
+@dataclass(frozen=True)
+class PositionContext(UnconditionalContext):
+    """Rules for unconditional requests whose rows have the positions of the conditional ones."""
+
+    pair: ClassVar = lazy(f"{__package__}.mechanism.positions:PositionPair")
 
 
 # The defaults of `ChatterboxTTS.generate`; its cfg_weight of 0.5 is a scale of 1.5.
@@ -165,7 +170,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         end_of_audio=end,
         transition=(),
         guided_streams=(0,),
-        unconditional=UnconditionalContext(null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2),
+        unconditional=PositionContext(null_id=vocabulary.pad, keep_first=vocabulary.num_voice_rows, keep_last=2),
         voices=vocabulary.voices,
         languages=RequiredLanguages.of_release(vocabulary.languages, vocabulary.has_cangjie),
         max_text_chars=vocabulary.num_text_positions - 2,
@@ -175,7 +180,7 @@ def chatterbox(vocabulary: ChatterboxVocabulary) -> Family:
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
         drawing=DrawRules(penalized="all"),
-        mechanism=PositionStream(1, vocabulary.speech_positions[1:]),
+        track=PositionTrack(1, vocabulary.speech_positions[1:]),
         audio_head="plain",
         leaves_out_extra=True,
     )
@@ -249,7 +254,7 @@ class TurboVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class LatePenalty(Mechanism):
+class LatePenalty(DrawRules):
     """The repetition penalty applies to the logits that top-k and top-p have kept (`mechanism/draw.py`)."""
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:row_draw")
@@ -288,10 +293,9 @@ def chatterbox_turbo(vocabulary: TurboVocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        drawing=DrawRules(penalized="drawn"),
+        drawing=LatePenalty(penalized="drawn"),
         audio_head="biased",
         leaves_out_extra=True,
-        mechanism=LatePenalty(),
     )
 
 

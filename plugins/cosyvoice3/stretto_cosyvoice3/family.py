@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from stretto.errors import InvalidRequest, shown
-from stretto.family.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.input_tracks import TextRows, TextTrack
 from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -69,65 +70,79 @@ class TextGroups(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CodeRules(Mechanism):
-    """How codes are sampled (`mechanism/draw.py`), how text is read between them, and which frames are decoded.
+class CodeRules(DrawRules):
+    """How codes are sampled (`mechanism/draw.py`), and text is read between them.
 
     The state of a reply is the number of given rows so far, the number of codes in the current group, including codes
     of a recording in the first one, and the number of given rows before the first sampled row, unless the text ends
     earlier.
 
     Attributes:
-        quiet: Codes of silence and breath, numbered from 0.
-        max_quiet: Number of successive quiet codes that are decoded. The model reads any further ones, but they are
-            neither decoded nor reported.
         codes: Ids of the codes.
         groups: Layout of text and codes.
     """
 
-    quiet: tuple[int, ...]
-    max_quiet: int
     codes: range
     groups: TextGroups
 
-    columns: ClassVar[tuple[str, ...]] = ("num_given", "num_in_group", "num_first")
-    open_track: ClassVar = lazy(f"{__package__}.mechanism.track:GroupTrack.begin")
-    on_arrays: ClassVar = lazy(f"{__package__}.mechanism.groups:GroupStates")
-    on_device: ClassVar = lazy(f"{__package__}.mechanism.groups:GroupLaunch")
-    frame_filter: ClassVar = lazy(f"{__package__}.mechanism.pauses:PauseFilter")
+    state: ClassVar = {"num_given": 0, "num_in_group": 0, "num_first": 0}
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:CodeDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:CodeProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Codes")
-    random_text: ClassVar = lazy(f"{__package__}.mechanism.reference:random_text")
-
-    @property
-    def text_row_ids(self) -> tuple[int, ...]:
-        """Ids of stream 0 in given rows."""
-        return self.groups.fill_id, self.groups.given_id
-
-    def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
-        """Return the ids that end a reply, except those of given rows."""
-        return [token for token in ends if token not in self.text_row_ids]
-
-    def num_text_rows(self, state: Sequence[int]) -> int:
-        """Return the number of given rows."""
-        return state[0]
-
-    def num_recorded(self, ids: Sequence[int]) -> int:
-        """Return the number of codes at the start of a track."""
-        return next((index for index, token_id in enumerate(ids) if token_id not in self.codes), len(ids))
 
     def num_text_entries(self, max_rows: int) -> int:
         """Return the size of a slot's table: the ids of the given rows in order."""
         return max_rows
 
+
+@dataclass(frozen=True)
+class Quiet(Mechanism):
+    """Codes of pauses, of which only the first ones are decoded.
+
+    Attributes:
+        codes: Codes of silence and breath, numbered from 0.
+        most: Number of successive ones that are decoded. The model reads any further ones, but they are neither decoded
+            nor reported.
+    """
+
+    codes: tuple[int, ...]
+    most: int
+
+    frame_filter: ClassVar = lazy(f"{__package__}.mechanism.pauses:PauseFilter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedText(TextTrack):
+    """Text in groups between the codes.
+
+    Attributes:
+        codes: Ids of the codes.
+        groups: Layout of text and codes.
+    """
+
+    codes: range
+    groups: TextGroups
+
+    open: ClassVar = lazy(f"{__package__}.mechanism.track:GroupTrack.begin")
+    random_text: ClassVar = lazy(f"{__package__}.mechanism.reference:random_text")
+
+    @property
+    def text_rows(self) -> TextRows:
+        """Given rows, whose number is in the first state column."""
+        return TextRows((self.groups.fill_id, self.groups.given_id), 0)
+
+    def num_recorded(self, ids: Sequence[int]) -> int:
+        """Return the number of codes at the start of a track."""
+        return next((index for index, token_id in enumerate(ids) if token_id not in self.codes), len(ids))
+
     def max_text_ids(self, num_rows: int) -> int:
-        """Return the maximum number of text ids; see `Mechanism.max_text_ids`."""
+        """Return the maximum number of text ids; see `TextTrack.max_text_ids`."""
         groups = self.groups
         num_groups, rest = divmod(num_rows - 2, groups.num_words + groups.num_frames)  # for the end id, and a frame
         return max(num_groups * groups.num_words + min(rest, groups.num_words - 1), 0)
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
-        """Raise InvalidRequest if an id of a text is a code; see `Mechanism.check_text`."""
+        """Raise InvalidRequest if an id of a text is a code; see `TextTrack.check_text`."""
         if any(token in self.codes for token in ids):
             raise InvalidRequest("text", "token ids of text", shown(list(ids)))
 
@@ -141,7 +156,7 @@ class CosyVoice3Vocabulary(Vocabulary):
         num_codes: Number of codes.
         num_speech_ids: Number of codes, markers and spare ids.
         end_of_prompt: Id of `<|endofprompt|>`.
-        quiet: Codes of silence and breath (`CodeRules.quiet`), numbered from 0.
+        quiet: Codes of silence and breath (`Quiet`), numbered from 0.
         voices: Names of the release's voices, in lower case.
     """
 
@@ -204,6 +219,7 @@ SOUNDS = tuple(
 def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
     """Return the family of a checkpoint with this vocabulary."""
     ends = vocabulary.ends
+    groups = TextGroups(NUM_WORDS, NUM_GROUP_CODES, fill_id=ends[FILL], given_id=vocabulary.given)
     return Family(
         name="cosyvoice3",
         layout=vocabulary.layout,
@@ -224,15 +240,11 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         tail=NO_TAIL,
-        text_track=TextTrack(1, pad_id=vocabulary.layout.pad_id, end_id=ends[TASK]),
+        track=GroupedText(1, vocabulary.layout.pad_id, ends[TASK], codes=vocabulary.codes, groups=groups),
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
-        mechanism=CodeRules(
-            vocabulary.quiet,
-            MAX_QUIET,
-            vocabulary.codes,
-            TextGroups(NUM_WORDS, NUM_GROUP_CODES, fill_id=ends[FILL], given_id=vocabulary.given),
-        ),
+        drawing=CodeRules(vocabulary.codes, groups),
+        mechanism=Quiet(vocabulary.quiet, MAX_QUIET),
     )
 
 

@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from stretto.family.base import DepthSpec, Family, Task, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -76,7 +75,7 @@ class FishVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class LateTemperature(Mechanism):
+class LateTemperature(DrawRules):
     """How the authors sample codes: top-k and top-p apply to the probabilities at temperature 1.
 
     The code whose probability makes the sum exceed top-p is left out, unless it is the most probable one. A code of
@@ -128,7 +127,7 @@ def fish_s2(vocabulary: FishVocabulary) -> Family:
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
         depth=vocabulary.depth,
-        mechanism=LateTemperature(redraw_top_p=0.9),
+        drawing=LateTemperature(redraw_top_p=0.9),
     )
 
 

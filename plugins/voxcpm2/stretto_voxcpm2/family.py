@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -88,7 +87,7 @@ class VoxCpmVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class GuidedRows(Mechanism):
+class GuidedRows(DrawRules):
     """Latent predictor that applies guidance within a row, and reads the latent of the row before."""
 
     guides_rows: ClassVar = True
@@ -126,7 +125,7 @@ def voxcpm2(vocabulary: VoxCpmVocabulary) -> Family:
         first_chunk_frames=1,
         steady_chunk_frames=6,
         tail=NO_TAIL,
-        mechanism=GuidedRows(),
+        drawing=GuidedRows(),
     )
 
 

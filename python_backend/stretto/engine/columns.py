@@ -32,7 +32,7 @@ class SlotLimits:
         latent_steps: Number of solver steps of a latent; 0 for families without latents.
         tail_rows: Number of rows from the detected end of speech to the end of the audio; 0 for families without
             latents.
-        track_total: Number of words, or of other parts of the text, that a mechanism's track has; ENDLESS while the
+        track_total: Number of words, or of other parts of the text, that a family's own track has; ENDLESS while the
             text is open.
     """
 

@@ -91,7 +91,7 @@ def check_prompt(prompt: Prompt, rules: SegmentRules, capacity: Capacity) -> Pro
         conditions.check(prompt.condition)
     if prompt.num_reference_rows:
         _check_reference(prompt, task, rules)
-    if rules.family.mechanism.ends_streams:
+    if rules.ends_streams:
         _check_window(prompt, rules)
     if prompt.sampling.has_pair:
         _check_pair(prompt, task, rules, capacity)
@@ -134,7 +134,7 @@ def _check_latents(rows: np.ndarray, latents: LatentSpec, rules: SegmentRules) -
         raise InvalidRequest("rows", "0 in streams 1 and up of rows without a latent", "non-zero values")
     if not np.isfinite(latents_of(words)).all():
         raise InvalidRequest("rows", "finite latents", "NaN or infinity")
-    if (last := rules.family.mechanism.prompt_end) is not None and ids[-1] != last:
+    if (last := rules.family.drawing.prompt_end) is not None and ids[-1] != last:
         raise InvalidRequest("rows", f"{last}, which begins audio, as the last id", ids[-1])
 
 
@@ -154,16 +154,17 @@ def _check_track(prompt: Prompt, rules: SegmentRules) -> None:
     if rules.family.code_track is not None:
         _check_code_track(prompt, rules, len(rules.family.code_track.streams))
         return
-    mechanism = rules.family.mechanism
-    text = prompt.track[mechanism.num_recorded(prompt.track) : None if prompt.is_open else -1]
-    mechanism.check_text(text, rules.family.layout.audio[0])
-    if rules.family.text_track is None and prompt.track:
+    text = rules.family.text_track
+    if text is None and prompt.track:
         raise InvalidRequest("track", f"no ids ({rules.family.name} has no text track)", f"{len(prompt.track)} ids")
-    is_guided = prompt.sampling.has_pair and mechanism.open_track is None
-    if prompt.is_open and (rules.family.text_track is None or is_guided):
-        kind = "a guided reply" if rules.family.text_track else rules.family.name
+    if prompt.is_open and (text is None or (prompt.sampling.has_pair and text.open is None)):
+        kind = "a guided reply" if text else rules.family.name
         raise InvalidRequest("text", f"the complete text ({kind} does not support streamed text)", "streamed text")
-    takes_rows = bool(mechanism.text_row_ids)
+    if text is None:
+        return
+    ids = prompt.track[text.num_recorded(prompt.track) : None if prompt.is_open else -1]
+    text.check_text(ids, rules.family.layout.audio[0])
+    takes_rows = rules.text_rows is not None
     last = rules.max_model_len - len(prompt.rows)
     if prompt.is_open or takes_rows:
         last = max_words(prompt, rules) + (not prompt.is_open)
@@ -217,7 +218,9 @@ def known_ids(ids: Sequence[int], rules: SegmentRules) -> Sequence[int]:
     size = rules.family.layout.vocab_size
     if not all(isinstance(each, int) and 0 <= each < size for each in ids):
         raise InvalidRequest("text", f"token ids in [0, {size})", shown(list(ids)))
-    rules.family.mechanism.check_text(ids, rules.family.layout.audio[0])
+    text = rules.family.text_track
+    if text is not None:
+        text.check_text(ids, rules.family.layout.audio[0])
     return ids
 
 
@@ -225,16 +228,17 @@ def max_words(prompt: Prompt, rules: SegmentRules) -> int:
     """Return the maximum number of token ids of a streamed text after the prompt, not counting the end id.
 
     A frame reads one id, and the reply may end only after the end id has been read. The length limits must therefore
-    leave room for one frame per id and one for the end id. A mechanism may have a rule of its own
-    (`Mechanism.max_text_ids`).
+    leave room for one frame per id and one for the end id. A family may have a rule of its own
+    (`TextTrack.max_text_ids`).
     """
     num_rows = min(prompt.sampling.audio.max_rows, rules.audio_limit - len(prompt.rows))
     return rules.max_track_words(prompt.track, num_rows)
 
 
 def num_text_ids(prompt: Prompt, rules: SegmentRules) -> int:
-    """Return the number of text ids in a prompt's track, excluding codes of a recording (`Mechanism.num_recorded`)."""
-    return len(prompt.track) - rules.family.mechanism.num_recorded(prompt.track)
+    """Return the number of text ids in a prompt's track, excluding codes of a recording (`TextTrack.num_recorded`)."""
+    text = rules.family.text_track
+    return len(prompt.track) - (0 if text is None else text.num_recorded(prompt.track))
 
 
 def _check_reference(prompt: Prompt, task: Task, rules: SegmentRules) -> None:

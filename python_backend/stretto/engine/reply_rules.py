@@ -12,6 +12,7 @@ import numpy as np
 from stretto.engine.rules import STATE, ReplyConstants
 from stretto.engine.tracks import ENDLESS, CodesTrack, Track, rows_of
 from stretto.family.base import Family, Task
+from stretto.family.input_tracks import TextRows, TextTrack
 from stretto.family.mechanism import RowSchedule
 from stretto.records.sampling import SamplingConfig
 from stretto.streams.layout import Segment
@@ -111,24 +112,31 @@ class SegmentRules:
         """Ids that end the audio segment when sampled on stream 0.
 
         The tuple is empty if a whole frame ends the audio, or if the recording that the reply reads or the family's
-        mechanism does. It is also empty if the audio ends a fixed number of rows after the detected end of speech
+        sampler does. It is also empty if the audio ends a fixed number of rows after the detected end of speech
         (`has_countdown`).
         """
-        is_ended = self.family.code_track is not None or self.family.mechanism.ends_audio
+        is_ended = self.family.code_track is not None or self.family.drawing.ends_audio
         if self.family.end_frame or self.has_countdown or is_ended:
             return ()
         return self.family.drawn_ends or (self.family.end_of_audio,)
 
     @cached_property
     def written_ends_of_audio(self) -> Sequence[int]:
-        """Ids of `drawn_ends_of_audio` that end the audio after the mechanism's rule of stream 0."""
-        return self.family.mechanism.written_ends(self.drawn_ends_of_audio)
+        """Ids of `drawn_ends_of_audio` that end the audio after `RowDraw.replace_first`: not those of text rows."""
+        kept = () if self.text_rows is None else self.text_rows.ids
+        return [token for token in self.drawn_ends_of_audio if token not in kept]
 
     @cached_property
     def has_countdown(self) -> bool:
         """True if frames are latents and a reply continues for some rows after the detected end of speech."""
         layout = self.family.layout
         return layout.latents is not None and len(layout.audio[0]) > 1
+
+    @cached_property
+    def ends_streams(self) -> bool:
+        """True if each output stream has an end id, the last of its extra ids, and a frame of these ends the audio."""
+        ends = self.family.end_frame
+        return bool(ends) and ends == tuple(ids[-1] for ids in self.family.layout.extra if ids)
 
     @cached_property
     def num_end_columns(self) -> tuple[int, int]:
@@ -138,7 +146,7 @@ class SegmentRules:
         """
         if self.has_countdown:
             return 1, 0  # the id that begins the countdown
-        return (1, 1) if self.family.mechanism.ends_streams else (len(self.drawn_ends_of_audio), 0)
+        return (1, 1) if self.ends_streams else (len(self.drawn_ends_of_audio), 0)
 
     def cut_of_text(self, task: Task) -> int:
         """Return the id to write in the row where a length limit ends the text of `task`."""
@@ -170,7 +178,7 @@ class SegmentRules:
         if not any(Segment.AUDIO in task.segments for task in self.family.tasks):
             return []
         ids = sorted({*layout.audio[stream], *(layout.extra[stream] if layout.extra else ())})
-        return ids if stream else self.family.mechanism.sampled_ids(ids)
+        return ids if stream else self.family.drawing.sampled_ids(ids)
 
     def max_guided_rows(self, sampling: SamplingConfig) -> int | None:
         """Return the number of guided rows at the start of the audio, or None if all rows are guided.
@@ -214,30 +222,36 @@ class SegmentRules:
         return 0 if steps is None else steps.window
 
     def track(self, first_row: int, ids: Sequence[int], is_open: bool = False) -> Track | None:
-        """Return the reply's track (text, given codes, or a mechanism's), or None if the family has none.
+        """Return the reply's track, or None if the family has none.
 
         Args:
             first_row: First row of the reply.
             ids: Ids in the request, row by row.
             is_open: True if more text or audio follows.
         """
-        text = self.family.text_track
-        streams = self.family.track_streams
-        own = self.family.mechanism.open_track
-        if not streams:
+        spec = self.family.track
+        if spec is None:
             return None
-        if own is not None:
-            track: Track = own(self, first_row, ids, is_open)
+        if spec.open is not None:
+            track: Track = spec.open(self, first_row, ids, is_open)
             return track
-        kind = Track if self.family.code_track is None else CodesTrack
-        pad_id = self.family.layout.pad_id if text is None else text.pad_id
+        streams = spec.streams
         lanes = slice(streams.start - 1, streams.stop - 1)
-        return kind(lanes, first_row, rows_of(ids, len(streams)), pad_id, is_live=is_open, is_open=is_open)
+        rows = rows_of(ids, len(streams))
+        if isinstance(spec, TextTrack):
+            return Track(lanes, first_row, rows, spec.pad_id, is_live=is_open, is_open=is_open)
+        return CodesTrack(lanes, first_row, rows, self.family.layout.pad_id, is_live=is_open, is_open=is_open)
+
+    @cached_property
+    def text_rows(self) -> TextRows | None:
+        """Audio rows with text instead of a frame; None if all audio rows have frames."""
+        text = self.family.text_track
+        return None if text is None else text.text_rows
 
     @cached_property
     def num_text_entries(self) -> int:
-        """Number of entries of a slot for a mechanism's text (`Mechanism.num_text_entries`); 0 for other families."""
-        return self.family.mechanism.num_text_entries(self.max_model_len)
+        """Number of entries of a slot for texts (`DrawRules.num_text_entries`); 0 in most families."""
+        return self.family.drawing.num_text_entries(self.max_model_len)
 
     def max_track_words(self, ids: Sequence[int], num_rows: int) -> int:
         """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows.
@@ -246,8 +260,8 @@ class SegmentRules:
             ids: Ids at the start of the track. If they include codes of a recording, these also take up rows.
             num_rows: Maximum number of rows of the reply, not counting its last row.
         """
-        mechanism = self.family.mechanism
-        return mechanism.max_text_ids(num_rows - mechanism.num_recorded(ids))
+        text = self.family.text_track
+        return 0 if text is None else text.max_text_ids(num_rows - text.num_recorded(ids))
 
     @cached_property
     def constants(self) -> ReplyConstants:
@@ -287,18 +301,23 @@ class SegmentRules:
         return np.array([delays, [stream in hidden for stream in streams], initial, kept], np.int64)
 
     @cached_property
+    def own_state(self) -> tuple[str, ...]:
+        """Names of the family's state columns (`DrawRules.state`)."""
+        return tuple(self.family.drawing.state)
+
+    @cached_property
     def state_names(self) -> tuple[str, ...]:
         """Names of the state columns of a reply (`ReplyState`), in the order of the slot table."""
-        return STATE + self.family.mechanism.columns
+        return STATE + self.own_state
 
     @cached_property
     def sent_state(self) -> tuple[str, ...]:
         """Names of the state columns that the family's rows change; each row is sent with their values after it."""
-        return self.sent_common_state + self.family.mechanism.columns
+        return self.sent_common_state + self.own_state
 
     @cached_property
     def sent_common_state(self) -> tuple[str, ...]:
-        """Names of `sent_state` that are among `engine.rules.STATE`, which precede those of the mechanism."""
+        """Names of `sent_state` that are among `engine.rules.STATE`, which precede those of the family."""
         return changed_state(self)
 
     @cached_property
@@ -358,7 +377,7 @@ class ReplyState:
         num_text_tokens: Number of text tokens, including codes if the reply is interleaved.
         num_codes: Number of codes of an interleaved reply.
         first_end: Position at which the end of speech was detected, for families with latents.
-        own: State of the family's mechanism (`Mechanism.columns`).
+        own: State of the family's sampler (`DrawRules.state`).
         max_audio_rows: Maximum number of rows in the audio segment that the request allows.
         segment: Segment of the next row.
     """
@@ -382,9 +401,8 @@ class ReplyState:
     @classmethod
     def begin(cls, rules: SegmentRules, task: Task, position: int, track: Track | None = None) -> Self:
         """Return the state before a reply whose first row is `position`."""
-        mechanism = rules.family.mechanism
         given = {} if track is None else track.initial_state()
-        own = dict(zip(mechanism.columns, mechanism.initial_state(), strict=True)) | given
+        own = dict(rules.family.drawing.state) | given
         state = cls(rules, task, position, own=tuple(own.values()))
         if not task.writes:
             state.audio_start = position
@@ -411,7 +429,7 @@ class ReplyState:
 
     def values(self, names: Iterable[str]) -> list[int]:
         """Return the values of some state columns."""
-        own = dict(zip(self.rules.family.mechanism.columns, self.own, strict=True))
+        own = dict(zip(self.rules.own_state, self.own, strict=True))
         return [own[name] if name in own else getattr(self, name) for name in names]
 
     def _note_segment(self) -> None:
@@ -441,5 +459,6 @@ class ReplyState:
 
     def _frames_before(self, stop: int) -> int:
         num_rows = stop - self.audio_start - self.rules.num_closing_rows
-        num_rows -= self.rules.family.mechanism.num_text_rows(self.own)
+        if self.rules.text_rows is not None:
+            num_rows -= self.own[self.rules.text_rows.column]
         return max(0, num_rows) // self.rules.family.rows_per_frame

@@ -52,7 +52,7 @@ def with_where(select: Callable[..., Any], name: str = __name__) -> ModuleType:
     return module
 
 
-STATE = tuple(columns.STATE)  # columns of a reply's state; those of a mechanism follow them (`Mechanism.columns`)
+STATE = tuple(columns.STATE)  # columns of a reply's state; those of a family follow them (`DrawRules.state`)
 
 
 class ReplyConstants(NamedTuple):

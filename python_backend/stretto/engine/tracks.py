@@ -78,7 +78,7 @@ class Track:
         return {"audio_min": ENDLESS if self.is_open else max(sampling.audio.min_rows, len(self.ids))}
 
     def initial_state(self) -> dict[str, int]:
-        """Return the columns of the mechanism that the track determines before a reply, keyed by name."""
+        """Return the family's state columns that the track determines before a reply, keyed by name."""
         return {}
 
     def are_known(self, rows: np.ndarray, last: int) -> bool:
@@ -113,7 +113,7 @@ class Track:
         return self.end if self.is_open else ENDLESS
 
     def begun_word(self, before: Sequence[int], after: Sequence[int]) -> Sequence[int]:
-        """Return the tokens of the word that begins in a row, by the state of the mechanism before and after the row.
+        """Return the tokens of the word that begins in a row, by the family's state before and after the row.
 
         The result is empty if no word begins.
         """

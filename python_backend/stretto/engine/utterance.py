@@ -114,6 +114,7 @@ class Utterance:
         family = reply.rules.family
         self.reply = reply
         self._family = family
+        self._text_rows = reply.rules.text_rows
         self._codec = codec
         self.words = WordTimes(words, sources, codec, reply.task.name)
         self._pacer = pacer
@@ -193,8 +194,8 @@ class Utterance:
             yield self._chunk(TEXT, text=text)
         if num_audio_rows:
             audio = rows[-num_audio_rows:, 1:]
-            if text_row_ids := self._family.mechanism.text_row_ids:
-                audio = audio[~np.isin(audio[:, 0], text_row_ids)]
+            if self._text_rows is not None:
+                audio = audio[~np.isin(audio[:, 0], self._text_rows.ids)]
             self._frames.push(audio)
             yield from self._due_chunks(segment)
 

@@ -1,12 +1,13 @@
 """Data that describes a model family: streams, ids, tasks, model components and defaults."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from math import ceil
 from typing import Any, ClassVar, Literal, Self, cast, get_args, get_type_hints
 
 from stretto.errors import CheckpointError, InvalidRequest, shown
+from stretto.family.input_tracks import CodeTrack, InputTrack, TextTrack
 from stretto.family.mechanism import NO_MECHANISM, Mechanism
 from stretto.records.json_record import JsonRecord
 from stretto.records.sampling import SamplingConfig
@@ -138,7 +139,12 @@ class UnconditionalContext:
 
     The initial ids (`StreamLayout.initial`) are kept in all rows.
 
-    A mechanism may have other rules (`Mechanism.pair`).
+    A family with other rules has a subclass with a `pair`.
+
+    Attributes:
+        pair: Function of (context, id of the conditional request) that returns the
+            `engine.scheduling.request_state.GuidancePair` of a guided reply: a reference (`plugin.lazy`). None for the
+            engine's own, which guides all audio.
     """
 
     null_id: int
@@ -146,38 +152,7 @@ class UnconditionalContext:
     keep_last: int
     hidden_streams: tuple[int, ...] = ()
 
-
-@dataclass(frozen=True)
-class TextTrack:
-    """Input-only stream for streamed text: row i of the reply has frame i, and id i of the text on this stream.
-
-    Attributes:
-        stream: Index of the stream.
-        pad_id: Id of the stream in rows after the end of the text; no silent id of the layout, unless a mechanism has
-            its own track.
-        end_id: Last id of a text.
-        is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
-    """
-
-    stream: int
-    pad_id: int
-    end_id: int
-    is_usual: bool = False
-
-
-@dataclass(frozen=True)
-class CodeTrack:
-    """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
-
-    Such a reply (text or audio) runs in step with the recording and ends with it. The row after the last frame is the
-    last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so
-    they are encoded before the reply (`Prompt.track`).
-
-    Attributes:
-        streams: Indices of the streams, which are consecutive.
-    """
-
-    streams: range
+    pair: ClassVar[Callable[..., Any] | None] = None
 
 
 READ_ALOUD = ("tts", "speak")  # tasks whose replies speak a given text; others answer it
@@ -303,20 +278,74 @@ class Languages:
 
 @dataclass(frozen=True)
 class DrawRules:
-    """Rules by which ids are sampled; a mechanism may have others (`Mechanism.row_draw`).
+    """Rules by which the ids of a row are sampled.
+
+    A family with rules of its own has a subclass: a frozen dataclass with its constants, which overrides some members.
+    The functions are references (`plugin.lazy`) whose first argument is the rules, because most processes know a family
+    without the engine.
 
     Attributes:
         penalized: Ids that a repetition penalty applies to. In the text, or in the audio of a family without text:
-            `drawn` for generated ids of stream 0, `all` for ids of the prompt as well. `own` for those that the sampler
-            of the family's mechanism counts. None if the family has no penalty.
+            `drawn` for generated ids of stream 0, `all` for ids of the prompt as well. `own` for those that the
+            family's sampler counts. None if the family has no penalty.
+        ends_audio: True if the family's sampler ends the audio, and no sampled id does.
+        guides_rows: True if latents are guided within a row, without a CFG pair; `LatentSampling.guidance_scale` is the
+            scale.
+        row_draw: Function of (rules, readout, `SegmentState`, `SlotTables`, `Arrays`, stream 0 of every slot by
+            position [R, T]) that returns a `RowDraw` of the family. None for the engine's own.
+        step_program: Function of (rules, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], buffer of hidden
+            states [N, H]) that returns a `StepProgram`. In a family with latents, the maximum number of rows of a step
+            and the solver steps to capture replace the buffer. None for the engine's own; if there is a `row_draw`,
+            torch then samples on a GPU.
+        reference: Function of (rules, `Prompt`) that returns the `stretto.testing.ReferenceRule` of a reply, which
+            states the rules for the slow reference. None for the usual ones.
     """
 
-    penalized: Literal["drawn", "all", "own"] | None = None
+    penalized: Literal["drawn", "all", "own"] | None = field(default=None, kw_only=True)
+
+    ends_audio: ClassVar[bool] = False
+    guides_rows: ClassVar[bool] = False
+    row_draw: ClassVar[Callable[..., Any] | None] = None
+    step_program: ClassVar[Callable[..., Any] | None] = None
+    reference: ClassVar[Callable[..., Any] | None] = None
 
     @property
     def counts_ids(self) -> bool:
         """True if the penalty needs a table of the ids that a reply contains."""
         return self.penalized in ("drawn", "all")
+
+    @property
+    def state(self) -> Mapping[str, int]:
+        """Names of the family's state columns, and their values before a reply.
+
+        They are integers of each reply, which the engine stores after those of `engine.rules.STATE`, sends to the host
+        with each row, and restores after a preemption.
+        """
+        return {}
+
+    @property
+    def prompt_end(self) -> int | None:
+        """Id of stream 0 with which every prompt of latents ends; None for any id."""
+        return None
+
+    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
+        return list(ids)
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the size of a slot's table of texts, in replies of at most `max_rows` rows.
+
+        The table has the entries of a track that are not read row by row, or entries that the rows write.
+        """
+        return 0
+
+    def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
+        """Return the entries of a slot's table that the rows of a reply have written, for a preempted reply.
+
+        Args:
+            ids: Ids of the reply's text segment so far.
+        """
+        return ()
 
 
 @dataclass(frozen=True)
@@ -343,14 +372,13 @@ class Family:
             before each head.
         subwords: Ids of the tokens of the checkpoint's tokenizer, in its order; None if the family needs no tokenizer.
         markers: Ids that occur only in prompts, keyed by their names in the checkpoint.
-        drawing: How ids are sampled, beyond temperature, top-k, top-p and min-p.
+        drawing: How rows are sampled, beyond temperature, top-k, top-p and min-p.
         depth: Depth transformer, which samples the streams 1 to S - 1 of a row one after the other; None if all streams
             are sampled together from the row's hidden state.
         end_frame: Ids of stream 0 and the streams that follow it. An audio row that begins with these ids ends the
             audio; such a family's stream 0 never samples `end_of_audio` itself.
-        text_track: Stream for streamed text, if the family has one.
-        code_track: Streams of a recording's codes that are read during the reply, if the family has them; never
-            together with a text track.
+        track: Input-only streams whose ids are known before the row is sampled: streamed text (`TextTrack`), a
+            recording's codes (`CodeTrack`) or the family's own (`InputTrack`). None if there are none.
         has_text_beside_codes: True if stream 0 of audio rows carries the reply's text, one token per frame.
         audio_head: Head of the checkpoint in place of one over the vocabulary: `audio_head.weight` [n, H], alone
             (`plain`) or with `audio_head.bias` [n] (`biased`). It contains the heads of all output streams in audio
@@ -390,12 +418,21 @@ class Family:
     drawing: DrawRules = DrawRules()
     depth: DepthSpec | None = None
     end_frame: tuple[int, ...] = ()
-    text_track: TextTrack | None = None
-    code_track: CodeTrack | None = None
+    track: InputTrack | None = None
     has_text_beside_codes: bool = False
     audio_head: Literal["plain", "biased"] | None = None
     leaves_out_extra: bool = False
     mechanism: Mechanism = NO_MECHANISM
+
+    @property
+    def text_track(self) -> TextTrack | None:
+        """The track if it is streamed text, otherwise None."""
+        return self.track if isinstance(self.track, TextTrack) else None
+
+    @property
+    def code_track(self) -> CodeTrack | None:
+        """The track if it is the codes of a recording, otherwise None."""
+        return self.track if isinstance(self.track, CodeTrack) else None
 
     @property
     def num_codebooks(self) -> int:
@@ -408,7 +445,9 @@ class Family:
     def has_plain_frames(self) -> bool:
         """True if each row of audio has one frame of codes, all frames are decoded, and each step samples one row."""
         own = self.mechanism
-        has_others = own.frame_filter or own.text_row_ids or own.steps or own.sampler or own.speaker
+        text = self.text_track
+        has_text_rows = text is not None and text.text_rows is not None
+        has_others = own.frame_filter or has_text_rows or own.steps or own.sampler or own.speaker
         has_codes = self.layout.latents is None and bool(self.layout.codebook_streams)
         return has_codes and self.rows_per_frame == 1 and not (self.leaves_out_extra or has_others)
 
@@ -439,7 +478,7 @@ class Family:
     def latent_size(self) -> int:
         """Number of elements of a frame's latent; 0 if frames consist of codes."""
         latents = self.layout.latents
-        return 0 if latents is None else latents.num_words - self.mechanism.num_own_words
+        return 0 if latents is None else latents.size
 
     @property
     def pauses_s(self) -> tuple[float, ...]:
@@ -458,25 +497,18 @@ class Family:
 
     @property
     def track_streams(self) -> range:
-        """Input-only streams whose ids are known before the row is sampled: text, given codes, or a mechanism's.
-
-        The range is empty if the family has no such streams.
-        """
-        if self.code_track is not None:
-            return self.code_track.streams
-        if self.text_track is not None:
-            return range(self.text_track.stream, self.text_track.stream + 1)
-        return self.mechanism.streams
+        """Input-only streams whose ids are known before the row is sampled; empty without a track."""
+        return range(0) if self.track is None else self.track.streams
 
     @property
     def reads_text_by_row(self) -> bool:
         """True if row i of a reply reads id i of a streamed text, if the family has streamed text."""
-        return self.text_track is None or self.mechanism.open_track is None
+        return self.text_track is None or self.text_track.open is None
 
     @property
     def second_ids(self) -> range:
-        """Ids of the second text stream that position 0 of the depth transformer reads; empty for most families."""
-        return range(0) if self.depth is None else self.mechanism.second_ids(self.depth.num_second_ids)
+        """Ids of a second text stream that position 0 of the depth transformer reads; empty for most families."""
+        return range(0) if self.text_track is None else self.text_track.second_ids
 
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""

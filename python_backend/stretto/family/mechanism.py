@@ -148,159 +148,17 @@ class Mechanism:
     needs, which are grouped by topic here and in the class. Attributes that are functions are references
     (`plugin.lazy`) whose first argument is the mechanism, because most processes know a family without the engine.
 
-    In each step, the rule of stream 0 replaces the ids that the model sampled on stream 0, before the other streams are
-    sampled. The rule of all streams may replace ids after that:
-
-        stream 0 is sampled ─► rule of stream 0 ─► other streams are sampled ─► rule of all streams ─► row is written
-
     Attributes:
-        columns: Names of the state columns: integers of each reply that the engine stores after those of
-            `engine.rules.STATE`, sends to the host with each row, and restores after a preemption.
-        ends_audio: True if the rule ends the audio, and no sampled id does.
-        on_arrays: Function of (mechanism, `SegmentRules`, `SlotTables`, `Arrays`) that returns the rule of stream 0 for
-            numpy and torch: a function of the sampled ids of stream 0 [B] and the `Rows`, which returns the ids to
-            write [B] and writes the new state to the tables. None without a rule.
-        on_device: Function of (mechanism, `SegmentRules`, `SlotTables`, max. rows of a step) that returns the launch
-            of the rule's kernel: a function of (ids of the streams [N, S], step's table [N, C], positions [N], number
-            of rows, buffer of second ids [N] or None). None without a kernel: then torch samples on a GPU.
-        ends_streams: True if each output stream has an end id, the last of its ids, which is masked before the minimum
-            length.
-        streams_on_arrays: Function with the arguments of `on_arrays` that returns the rule of all streams: a function
-            of the ids of stream 0 [B], of the others [B, K], and the `Rows`, which returns the ids to write.
-        streams_on_device: Function with the arguments of `on_device` that returns the launch of this rule's kernel,
-            a function of (ids of stream 0, of the others, step's table, positions, number of rows).
-        row_draw: Function of (mechanism, readout, `SegmentState`, `SlotTables`, `Arrays`, stream 0 of every slot by
-            position [R, T]) that returns a `RowDraw` of the mechanism. None for the engine's own.
-        step_program: Function of (mechanism, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], buffer of hidden
-            states [N, H]) that returns a `StepProgram`. In a family with latents, the maximum number of rows of a step
-            and the solver steps to capture replace the buffer. None for the engine's own.
-        guides_rows: True if the latent predictor applies classifier-free guidance within a row, without a CFG pair;
-            `LatentSampling.guidance_scale` is its scale.
-        pair: Function of (mechanism, id of the conditional request) that returns the
-            `engine.scheduling.request_state.GuidancePair` of a guided reply. None for the engine's own, which guides
-            all audio.
-        open_track: Function of (mechanism, `SegmentRules`, first row, ids, is open) that returns the
-            `engine.tracks.Track` of a reply. None for the common tracks, whose ids are read row by row.
         sampler: Function of (mechanism, sampler of the family, model) that returns a sampler around it, which appends
             words to each row. None for no more words.
         frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
             [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
         times_words: True if the rule reports when words begin (`Track.begun_word`, `begun_token`).
-        reference: Function of (mechanism, `Prompt`) that returns the `stretto.testing.ReferenceRule` of a reply, which
-            states the rule for the slow reference. None without a rule.
-        random_text: Function of (mechanism, number) that returns the ids of a text for a test prompt, without its end
-            id. None for ordinary ids.
     """
-
-    # State of a reply.
-    columns: ClassVar[tuple[str, ...]] = ()
-
-    def initial_state(self) -> Sequence[int]:
-        """Return the values of `columns` before a reply."""
-        return (0,) * len(self.columns)
-
-    # Stream 0 in audio: ids that the model samples, and the rule that replaces them.
-    ends_audio: ClassVar[bool] = False
-    on_arrays: ClassVar[Callable[..., Any] | None] = None
-    on_device: ClassVar[Callable[..., Any] | None] = None
-
-    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return those of the sorted `ids` of stream 0 in audio that the model may sample."""
-        return list(ids)
 
     def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
         """Return those of `ends`, ids sampled to end the audio, that still end it after the rule of stream 0."""
         return ends
-
-    # All streams: their end ids, and the rule that replaces ids after all are sampled.
-    ends_streams: ClassVar[bool] = False
-    streams_on_arrays: ClassVar[Callable[..., Any] | None] = None
-    streams_on_device: ClassVar[Callable[..., Any] | None] = None
-
-    # Sampling from logits or of latents, in place of the engine's.
-    row_draw: ClassVar[Callable[..., Any] | None] = None
-    step_program: ClassVar[Callable[..., Any] | None] = None
-
-    @property
-    def num_own_words(self) -> int:
-        """Number of words at the end of a latent row (`LatentSpec`) that are not of the latent."""
-        return 0
-
-    # Guidance.
-    guides_rows: ClassVar[bool] = False
-    pair: ClassVar[Callable[..., Any] | None] = None
-
-    # Prompt, and track: ids that are known before their rows are sampled, such as a text.
-    open_track: ClassVar[Callable[..., Any] | None] = None
-
-    @property
-    def prompt_end(self) -> int | None:
-        """Id of stream 0 with which every prompt ends; None for any id."""
-        return None
-
-    @property
-    def num_prompt_ids(self) -> int:
-        """Number of ids of a streamed text that precede the first frame, if later rows read an id each.
-
-        The prompt of an open text ends with as many rows; a text with fewer ids has only the last of them.
-        """
-        return 1
-
-    @property
-    def streams(self) -> range:
-        """Input-only streams of the track in a family without streamed text and given codes; empty without a track."""
-        return range(0)
-
-    def num_recorded(self, ids: Sequence[int]) -> int:
-        """Return how many ids at the start of a track are codes of a recording, which precede the text."""
-        return 0
-
-    def num_text_entries(self, max_rows: int) -> int:
-        """Return the size of a slot's table for the entries of the track, in replies of at most `max_rows` rows."""
-        return 0
-
-    def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
-        """Return the entries of a slot's table that the rows of a reply have written, for a preempted reply.
-
-        Args:
-            ids: Ids of the reply's text segment so far.
-        """
-        return ()
-
-    def max_text_ids(self, num_rows: int) -> int:
-        """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.
-
-        Each row reads one id, and the last one the end id, unless a mechanism has text rows of its own.
-        """
-        return max(num_rows - 1, 0)
-
-    def check_text(self, ids: Sequence[int], tokens: range) -> None:
-        """Check the ids of a text.
-
-        Args:
-            ids: Ids, without the end id.
-            tokens: Ids of stream 0 in audio.
-
-        Raises:
-            InvalidRequest: An id is invalid.
-        """
-
-    def second_ids(self, number: int) -> range:
-        """Return the `number` ids of a second text stream that a depth transformer reads (`DepthSpec`)."""
-        return range(0)
-
-    @property
-    def text_row_ids(self) -> tuple[int, ...]:
-        """Ids of stream 0 in audio rows with text instead of a frame; empty if all audio rows have frames.
-
-        The text stream of such a row has -1 - i, which refers to entry i of the slot's table (`num_text_entries`),
-        because this entry may arrive after the row was sampled.
-        """
-        return ()
-
-    def num_text_rows(self, state: Sequence[int]) -> int:
-        """Return how many audio rows so far have text instead of a frame, given the values of `columns`."""
-        return 0
 
     # Networks of the model, its steps and heads.
     sampler: ClassVar[Callable[..., Any] | None] = None
@@ -340,10 +198,6 @@ class Mechanism:
         Spoken tokens are those of the generated text that `TextCodec.matched` matches with words.
         """
         return None
-
-    # Test kit (`stretto.testing`).
-    reference: ClassVar[Callable[..., Any] | None] = None
-    random_text: ClassVar[Callable[..., Any] | None] = None
 
 
 NO_MECHANISM = Mechanism()

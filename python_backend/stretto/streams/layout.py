@@ -135,8 +135,8 @@ class LatentSpec:
 
     The model generates the latent of a row from the hidden state of the row before it, and reads it as an embedding.
     If `audio[0]` has a second id, the reply continues for a fixed number of rows after the frame with this id, in which
-    the model detects the end of speech (`LatentSampling.tail_rows`). A mechanism may compute the last words of a row
-    (`Mechanism.num_own_words`). The words of `codebook_streams`, which come first, are decoded.
+    the model detects the end of speech (`LatentSampling.tail_rows`). The words of `codebook_streams`, which come first,
+    are decoded.
 
     Attributes:
         num_words: Number of words in a row.
@@ -144,12 +144,20 @@ class LatentSpec:
         voice_ids: Ids of rows with latents of a recording, for which the model has a separate embedding network.
         has_unit_noise: True if the solver's initial noise has a variance of 1 and every frame is guided; False if the
             audio temperature is the variance.
+        num_other_words: Number of words at the end of a row that are not of the latent. The family's sampler writes
+            them.
     """
 
     num_words: int
     steps: range = range(1, 2)
     voice_ids: range = range(0)
     has_unit_noise: bool = False
+    num_other_words: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of elements of a latent."""
+        return self.num_words - self.num_other_words
 
     def cache_bytes(self, num_slots: int, num_rows: int) -> int:
         """Return the smallest KV cache that is permitted beside a table of latents.

@@ -92,8 +92,8 @@ def write_checkpoint(
 
 
 def _ends_itself(family: Family) -> bool:
-    """Return True if a whole frame, a given recording or a mechanism ends the audio, not a sampled stream-0 id."""
-    return bool(family.end_frame) or family.code_track is not None or family.mechanism.ends_audio
+    """Return True if a whole frame, a given recording or a rule ends the audio, not a sampled stream-0 id."""
+    return bool(family.end_frame) or family.code_track is not None or family.drawing.ends_audio
 
 
 def _depth_weights(
@@ -265,10 +265,10 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
     """Return a prompt for a family whose frames are latents; steps, noise and guidance vary with `index`.
 
     If `index` is odd, the prompt ends with frames or, in a family whose prompts end with an id of their own
-    (`Mechanism.prompt_end`), with latents of a recording and this id.
+    (`DrawRules.prompt_end`), with latents of a recording and this id.
     """
     size = family.latent_size
-    last = family.mechanism.prompt_end
+    last = family.drawing.prompt_end
     random = np.random.default_rng(index)
     rows = np.zeros((LENGTHS[index % len(LENGTHS)], family.layout.num_input_streams), np.int32)
     rows[:, 0] = random.integers(16, 47, len(rows))
@@ -287,7 +287,7 @@ def _latent_prompt(family: Family, latents: LatentSpec, index: int, task: str, c
     given = LatentSampling(
         steps=steps[index % min(len(steps), 4)],
         tail_rows=1 + index % 3,
-        guidance_scale=scale if family.mechanism.guides_rows else 1.0,
+        guidance_scale=scale if family.drawing.guides_rows else 1.0,
     )
     audio = replace(defaults.audio, min_rows=5, max_rows=20 + index % 9, temperature=temperature)
     sampling = replace(defaults, audio=audio, latents=given, seed=1000 + index)
@@ -317,8 +317,8 @@ def make_track(family: Family, index: int) -> tuple[int, ...]:
         return tuple(random.integers(16, family.layout.vocab_size, shape).reshape(-1).tolist())
     if track is None:
         return ()
-    if family.mechanism.random_text is not None:
-        return (*family.mechanism.random_text(index), track.end_id)
+    if track.random_text is not None:
+        return (*track.random_text(index), track.end_id)
     return (*random.integers(16, 47, TRACK_LENGTHS[index % len(TRACK_LENGTHS)]).tolist(), track.end_id)
 
 

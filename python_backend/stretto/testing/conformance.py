@@ -257,7 +257,7 @@ def assert_family_conforms(
     prompts = make_prompts(family, num_prompts)
     are_latents = family.layout.latents is not None
     expected = {} if are_latents else expected_rows(folder, family, prompts)
-    own = family.mechanism.pair
+    own = family.unconditional.pair
     has_long_pairs = bool(family.guided_streams) and (own is None or not own("").follows_rows)
     engine = Engine(folder, **TIGHT, num_gpu_blocks_override=NUM_BLOCKS + 2 * has_long_pairs)
     try:

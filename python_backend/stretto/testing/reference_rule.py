@@ -1,4 +1,4 @@
-"""Base class of the rule that a mechanism has in the slow reference."""
+"""Base class of the rules that a family has in the slow reference."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from stretto.records.sampling import CodeSampling
 
 
 class ReferenceRule:
-    """Rule of a mechanism in one reply of the slow reference (`Mechanism.reference`); this base class has no effect.
+    """Rules of a family in one reply of the slow reference (`DrawRules.reference`); this base class has no effect.
 
-    A subclass states the mechanism's rule once more, in plain Python, and overrides the methods that it needs. The
+    A subclass states the family's rules once more, in plain Python, and overrides the methods that it needs. The
     reference calls them row by row, in this order:
 
         text row    text_is_full ─► id is sampled ─► finish_text_row
@@ -21,12 +21,12 @@ class ReferenceRule:
                     ─► replace_first ─► other streams are sampled (kept, is_guarded) ─► replace_streams
 
     Args:
-        mechanism: The mechanism.
+        rules: Rules of the family, with its constants.
         prompt: Prompt of the reply.
     """
 
-    def __init__(self, mechanism: Any, prompt: Prompt):
-        self.mechanism = mechanism
+    def __init__(self, rules: Any, prompt: Prompt):
+        self.rules = rules
         self.prompt = prompt
 
     def text_is_full(self) -> bool:

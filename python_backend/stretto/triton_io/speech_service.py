@@ -121,7 +121,9 @@ class TextSession:
         self._pronouncer = Pronouncer(tuple(filter(None, (Dictionary(prompt.spellings), dictionary))))
         self._source_words = SourceWords()
         self._waiting: list[int] = []  # ids with which the reply begins
-        self._num_first = model.family.mechanism.num_prompt_ids
+        track = model.family.text_track
+        assert track is not None, "only families with a text track have sessions of texts"
+        self._num_first = track.num_prompt_ids
         self._room = model.max_words(prompt) + self._num_first * model.family.reads_text_by_row
         self._next_part = 0
         self._has_begun = self.is_complete = False
@@ -287,7 +289,7 @@ class TextSessions:
     def _begun(self, prompt: Prompt, words: Sequence[int], is_complete: bool) -> Prompt:
         """Return the prompt with the text so far.
 
-        The first ids are in the prompt's last rows (`Mechanism.num_prompt_ids`), and the others are for the reply's
+        The first ids are in the prompt's last rows (`TextTrack.num_prompt_ids`), and the others are for the reply's
         first rows. If text is not read row by row, all ids are for the reply. If the text is complete, the result is
         an ordinary prompt whose minimum length covers the text and its end id.
         """
@@ -296,7 +298,7 @@ class TextSessions:
         if not self._model.family.reads_text_by_row:
             begun = replace(prompt, track=(*prompt.track, *words), opening="")
             return replace(begun, track=(*begun.track, track.end_id), is_open=False) if is_complete else begun
-        num_first = self._model.family.mechanism.num_prompt_ids
+        num_first = track.num_prompt_ids
         num_rows = len(prompt.rows) - num_first
         first = words[:num_first]
         rows = np.concatenate([prompt.rows[:num_rows], prompt.rows[len(prompt.rows) - len(first) :]])

@@ -2,27 +2,26 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.supported import check_supported
-from stretto.family.base import Family
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DrawRules, Family
 from tests.speech_families import EIGHT_STREAMS, FORCED_BURSTS, FORCED_CHAT, TRACKED
 
 GUIDED_CHAT = replace(FORCED_CHAT, name="guided_chat", guided_streams=(0,))
 TRACKED_CHAT = replace(TRACKED, name="tracked_chat", tasks=EIGHT_STREAMS.tasks)
 
 
-class Clashing(Mechanism):
-    """Mechanism with a column of the engine."""
+class Clashing(DrawRules):
+    """Rules with a state column of the engine."""
 
-    columns = ("num_codes",)
+    state: ClassVar = {"num_codes": 0}
 
 
-CLASHING = replace(EIGHT_STREAMS, name="clashing", mechanism=Clashing())
+CLASHING = replace(EIGHT_STREAMS, name="clashing", drawing=Clashing())
 PARALLEL = SimpleNamespace(
     pipeline_parallel_size=1,
     prefill_context_parallel_size=1,
@@ -78,7 +77,7 @@ def test_supported_settings_are_accepted() -> None:
         ({"steps": 3}, "eight_streams: expected at most 2 steps in flight"),
         ({"family": GUIDED_CHAT}, "guided_chat: guidance is not supported with multi-token steps from text to audio"),
         ({"family": FORCED_BURSTS, "budget": 9}, "max_num_batched_tokens: expected at least 10, .*, got 9"),
-        ({"family": CLASHING}, r"clashing: expected other columns of its mechanism .*, got \['num_codes'\]"),
+        ({"family": CLASHING}, r"clashing: expected other state columns .*, got \['num_codes'\]"),
         ({"family": TRACKED_CHAT}, "tracked_chat: a text track requires replies of audio only"),
         (
             {"family": FORCED_BURSTS, "block_size": 3},

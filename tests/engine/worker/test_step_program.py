@@ -14,8 +14,7 @@ from stretto.engine.worker.run_slots import RunSlots
 from stretto.engine.worker.slots import DeviceArrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
 from stretto.families.tiny.family import POINTER, TINY
-from stretto.family.base import Family
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DrawRules, Family
 from stretto_cosyvoice3.mechanism.draw import CodeProgram
 from tests.engine.worker.walks import CPU, LENGTH, WIDTH, Walk, captured, make_readout, reference
 from tests.small_vocabularies import (
@@ -52,7 +51,7 @@ pytestmark = pytest.mark.slow
 # Pairs and scripts, penalties, interleaved text, depth and a text track, several rows a frame, a penalty that follows
 # top-k and top-p, a temperature that does, given codes, also beside generated ones, words that the model asks for, a
 # penalty of recent codes, text in rows of its own, latents, also in stretches; then published families.
-FEW_ENTRIES = replace(TINY, name="few_entries", mechanism=replace(POINTER, max_entries=2))  # which end the text
+FEW_ENTRIES = replace(TINY, name="few_entries", drawing=replace(POINTER, max_entries=2))  # which end the text
 PUBLISHED = [TRACKED_CSM, TURBO, FISH_S2, KYUTAI_STT, MOSHI, KYUTAI_TTS_AHEAD, MOSS_TTS_REALTIME]
 FAMILIES = [TINY, FEW_ENTRIES, PENALIZED, INTERLEAVED, THREE_ROWS, *PUBLISHED, GROUPED, LATENTS, MARKED_LATENTS]
 BY_NIGHT = [
@@ -106,18 +105,18 @@ def test_profiling_run_reads_only_heads_that_the_family_has(family: Family) -> N
     assert slots.rows(batch).may_write.any() == bool(rules.num_text_ids)
 
 
-class WithoutKernels(Mechanism):
-    """Mechanism that samples rows in torch only."""
+class WithoutKernels(DrawRules):
+    """Rules by which rows are sampled in torch only."""
 
-    row_draw: ClassVar = type(TURBO.mechanism).row_draw
+    row_draw: ClassVar = type(TURBO.drawing).row_draw
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "expected"),
-    [(Mechanism(), StepProgram), (GROUPED.mechanism, CodeProgram), (WithoutKernels(), None)],
+    ("drawing", "expected"),
+    [(DrawRules(), StepProgram), (GROUPED.drawing, CodeProgram), (WithoutKernels(), None)],
 )
-def test_worker_samples_codes_by_the_rules_of_a_mechanism(mechanism: Mechanism, expected: type | None) -> None:
-    rules = SegmentRules(replace(GROUPED, mechanism=mechanism), LENGTH)
+def test_worker_samples_codes_by_the_rules_of_the_family(drawing: DrawRules, expected: type | None) -> None:
+    rules = SegmentRules(replace(GROUPED, drawing=drawing), LENGTH)
     side = captured(rules, NUM_SLOTS)
     sampled: dict[str, Any] = {"_array_sampler": lambda sampler: None, "_kernel_sampler": lambda sampler: side.sampler}
     state: Any = SimpleNamespace(

@@ -135,7 +135,7 @@ class Echo:
 
 def latent_readout(rules: SegmentRules, device: torch.device) -> LatentReadout:
     heads: Any = RandomHeads(rules, device)
-    if not isinstance(rules.family.mechanism, Stretches):
+    if not isinstance(rules.family.drawing, Stretches):
         return LatentReadout(heads, predict_latents, WIDTH)
     return StretchReadout(heads, predict_latents, WIDTH, Echo(), torch.linspace(-1, 1, WIDTH, device=device))
 
@@ -172,7 +172,7 @@ def reference(rules: SegmentRules, num_slots: int) -> Side:
     has_latents = rules.family.layout.latents is not None
     readout = latent_readout(rules, CPU) if has_latents else make_readout(rules, num_slots)
     kind: Any = LatentDraw if has_latents else RowDraw
-    own = rules.family.mechanism.row_draw
+    own = rules.family.drawing.row_draw
     draw: RowDraw = (own or kind)(readout, segments, tables, arrays, made.tokens)
     made.sampler = SpeechSampler(STOCK, made.slots, draw, segments)
     return made
@@ -182,7 +182,7 @@ def captured(rules: SegmentRules, num_slots: int, recorder: Recorder | None = No
     """Return the GPU sampler, with its kernels in Triton's interpreter."""
     made = side(rules, num_slots, device)
     program: StepProgram
-    own = rules.family.mechanism.step_program
+    own = rules.family.drawing.step_program
     if rules.family.layout.latents:
         given = latent_readout(rules, device), rules, made.slots.tables, made.tokens, num_slots, (1, 2)
         program = LatentStepProgram(*given) if own is None else own(*given)

@@ -21,7 +21,7 @@ from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.engine.worker.step_program import StepProgram
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DrawRules
 
 
 def truncate(logits: torch.Tensor, params: DrawParams) -> torch.Tensor:
@@ -112,11 +112,11 @@ class LateProgram(StepProgram):
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(penalized=_unpenalized, chosen=_chosen)
 
 
-def row_draw(mechanism: Mechanism, *given: Any) -> LateDraw:
-    """Return the sampler of rows (`Mechanism.row_draw`)."""
+def row_draw(rules: DrawRules, *given: Any) -> LateDraw:
+    """Return the sampler of rows (`DrawRules.row_draw`)."""
     return LateDraw(*given)
 
 
-def step_program(mechanism: Mechanism, *given: Any) -> LateProgram:
-    """Return the kernel launches (`Mechanism.step_program`)."""
+def step_program(rules: DrawRules, *given: Any) -> LateProgram:
+    """Return the kernel launches (`DrawRules.step_program`)."""
     return LateProgram(*given)

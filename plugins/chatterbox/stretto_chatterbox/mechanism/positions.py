@@ -7,11 +7,11 @@ import numpy as np
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.scheduling.request_state import GuidancePair, RequestState
 from stretto.engine.tracks import Track, rows_of
-from stretto_chatterbox.family import PositionStream
+from stretto_chatterbox.family import PositionContext, PositionTrack
 
 
 def begin_track(
-    positions: PositionStream, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool
+    positions: PositionTrack, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool
 ) -> Track:
     """Return the positions of all rows that a reply may have.
 
@@ -32,17 +32,17 @@ class PositionPair(GuidancePair):
     """CFG pair whose unconditional request has the positions of the conditional one.
 
     Args:
-        positions: The stream.
+        context: Rules for unconditional requests, which have no constants of their own.
         conditional: Id of the conditional request.
     """
 
-    def __init__(self, positions: PositionStream, conditional: str):
+    def __init__(self, context: PositionContext, conditional: str):
         super().__init__(conditional)
-        self._stream = positions.stream
 
     def context(self, state: RequestState) -> np.ndarray:
         """Return the prompt of the unconditional request with all positions, int32 [n, S]."""
         rows = super().context(state)
         known = state.request.num_tokens
-        rows[:known, self._stream] = state.history.rows(0, known)[:, self._stream - 1]
+        stream = state.reply.rules.family.track_streams.start
+        rows[:known, stream] = state.history.rows(0, known)[:, stream - 1]
         return rows

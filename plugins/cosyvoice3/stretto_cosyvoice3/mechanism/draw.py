@@ -25,6 +25,7 @@ from stretto.engine.worker.slots import Array, Arrays, SlotTables
 from stretto.engine.worker.step_program import StepProgram
 from stretto_cosyvoice3.family import CodeRules, TextGroups
 from stretto_cosyvoice3.mechanism import rules as group_rules
+from stretto_cosyvoice3.mechanism.groups import GroupLaunch, GroupStates
 from stretto_cosyvoice3.mechanism.kernel import hidden_ends, repeated
 
 
@@ -54,7 +55,7 @@ class CodeDraw(RowDraw):
     """Sampler of rows in numpy or torch.
 
     Args:
-        mechanism: The mechanism.
+        code_rules: How codes are sampled.
         readout: Heads and frame predictor.
         segments: Segment state of the rows.
         tables: Slot tables.
@@ -66,7 +67,7 @@ class CodeDraw(RowDraw):
 
     def __init__(
         self,
-        mechanism: CodeRules,
+        code_rules: CodeRules,
         readout: Readout,
         segments: SegmentState,
         tables: SlotTables,
@@ -74,10 +75,15 @@ class CodeDraw(RowDraw):
         tokens: torch.Tensor,
     ):
         super().__init__(readout, segments, tables, arrays, tokens)
-        self.guard = GroupGuard(mechanism.groups, tokens, tables, segments.family, arrays)
+        self.guard = GroupGuard(code_rules.groups, tokens, tables, segments.family, arrays)
         self._rules = with_where(arrays.xp.where, group_rules.__name__)
         self._num_given = arrays.wrap(tables.state)[:, len(STATE)]
-        self._is_fill = arrays.upload(np.array(segments.rules.drawn_ends_of_audio) == mechanism.groups.fill_id)
+        self._states = GroupStates(code_rules.groups, segments.rules, tables, arrays)
+        self._is_fill = arrays.upload(np.array(segments.rules.drawn_ends_of_audio) == code_rules.groups.fill_id)
+
+    def replace_first(self, token: Array, rows: Rows) -> Array:
+        """Return stream 0 of each row, in which given rows replace sampled ids; see `RowDraw.replace_first`."""
+        return self._states(token, rows)
 
     def hidden_ends(self, rows: Rows) -> Array:
         """Return the hidden end ids: within a group all but the one that ends it; see `RowDraw.hidden_ends`."""
@@ -130,6 +136,11 @@ class CodeProgram(StepProgram):
         chosen=_chosen, redrawn_from=_redrawn_from, hidden_ends=hidden_ends, repeated=repeated
     )
 
-    def __init__(self, mechanism: CodeRules, readout: Readout, rules: SegmentRules, *given: Any):
+    def __init__(self, code_rules: CodeRules, readout: Readout, rules: SegmentRules, *given: Any):
         super().__init__(readout, rules, *given)
-        self.rule_constants = mechanism.groups
+        self.rule_constants = code_rules.groups
+        self._groups = GroupLaunch(code_rules.groups, rules, self.tables, self.num_rows)
+
+    def replace_first(self, num_rows: int) -> None:
+        """Replace stream 0 of given rows; see `StepProgram.replace_first`."""
+        self._groups(self.first.drawn, self.columns.table, self.lengths, num_rows)

@@ -6,7 +6,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array, Arrays, SlotTables
-from stretto_cosyvoice3.family import CodeRules
+from stretto_cosyvoice3.family import TextGroups
 from stretto_cosyvoice3.mechanism import rules as group_rules
 from stretto_cosyvoice3.mechanism.kernel import GroupRules, groups_kernel
 
@@ -15,14 +15,14 @@ class GroupStates:
     """State of the given rows in all slots, advanced by one row per call.
 
     Args:
-        mechanism: The mechanism.
+        groups: Layout of text and codes.
         rules: Rules of the family's replies.
         tables: Slot tables.
         arrays: Array factory.
     """
 
-    def __init__(self, mechanism: CodeRules, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
-        self._groups = mechanism.groups
+    def __init__(self, groups: TextGroups, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
+        self._groups = groups
         self._arrays = arrays
         self._where = arrays.xp.where
         self._rules = with_where(arrays.xp.where, group_rules.__name__)
@@ -59,16 +59,16 @@ class GroupLaunch:
     """Launch of `groups_kernel`, which does for the rows of a step what `GroupStates` does.
 
     Args:
-        mechanism: The mechanism.
+        groups: Layout of text and codes.
         rules: Rules of the family's replies.
         tables: Slot tables.
         num_rows: Maximum number of rows in a step.
     """
 
-    def __init__(self, mechanism: CodeRules, rules: SegmentRules, tables: SlotTables, num_rows: int):
+    def __init__(self, groups: TextGroups, rules: SegmentRules, tables: SlotTables, num_rows: int):
         self._tables = tables
         self._rules = GroupRules(
-            groups=mechanism.groups,
+            groups=groups,
             family=rules.constants,
             num_rows=num_rows,
             lane=rules.family.track_streams.start - 1,
@@ -77,9 +77,7 @@ class GroupLaunch:
             num_others=rules.family.layout.num_input_streams - 1,
         )
 
-    def __call__(
-        self, drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int, seconds: None = None
-    ) -> None:
+    def __call__(self, drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int) -> None:
         """Replace the sampled ids of stream 0 with the ids that the rows must contain.
 
         Args:
@@ -87,7 +85,6 @@ class GroupLaunch:
             plan: Step table (`step_draw.py`).
             lengths: Positions of the rows, int32 [N].
             num_rows: Number of rows of the step.
-            seconds: None, because there is no second text stream.
         """
         tables = self._tables
         groups_kernel[num_rows,](drawn, tables.codes, tables.state, plan, lengths, self._rules, num_warps=1)

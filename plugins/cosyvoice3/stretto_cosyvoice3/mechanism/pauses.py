@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stretto_cosyvoice3.family import CodeRules
+from stretto_cosyvoice3.family import Quiet
 
 
 class PauseFilter:
@@ -12,9 +12,9 @@ class PauseFilter:
         pauses: Codes of silence, and the number of successive ones to keep.
     """
 
-    def __init__(self, pauses: CodeRules):
-        self._quiet = set(pauses.quiet)
-        self._max_quiet = pauses.max_quiet
+    def __init__(self, pauses: Quiet):
+        self._quiet = set(pauses.codes)
+        self._max_quiet = pauses.most
         self._num_quiet = 0  # successive quiet frames so far
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:

@@ -9,24 +9,24 @@ import numpy as np
 from stretto.records.prompt import Prompt
 from stretto.records.sampling import CodeSampling
 from stretto.testing import ReferenceRule
-from stretto_cosyvoice3.family import CodeRules
+from stretto_cosyvoice3.family import CodeRules, GroupedText
 
 TEXT_LENGTHS = (9, 12, 3, 16, 100, 5, 7, 0, 10)
 
 
-def random_text(mechanism: CodeRules, index: int) -> tuple[int, ...]:
+def random_text(text: GroupedText, index: int) -> tuple[int, ...]:
     """Return codes of a recording, then ids of a text, for test prompt `index`."""
     random = np.random.default_rng(index)
-    codes = mechanism.codes
+    codes = text.codes
     num_codes = (0, 20, 15, 7)[index % 4]
     recorded = random.integers(codes.start, codes.stop, num_codes).tolist()
     return (*recorded, *random.integers(16, 47, TEXT_LENGTHS[index % len(TEXT_LENGTHS)]).tolist())
 
 
-def given_runs(mechanism: CodeRules, track: list[int]) -> list[list[int]]:
+def given_runs(rules: CodeRules, track: list[int]) -> list[list[int]]:
     """Return the runs of given ids in a reply; a group of sampled rows follows each run but the last."""
-    groups = mechanism.groups
-    codes = [token for token in track if token in mechanism.codes]
+    groups = rules.groups
+    codes = [token for token in track if token in rules.codes]
     *words, end = track[len(codes) :]
     runs = list[list[int]]()
     run = list[int]()
@@ -45,17 +45,17 @@ class Codes(ReferenceRule):
     """Given rows and codes of a reply.
 
     Args:
-        mechanism: The mechanism.
+        rules: How codes are sampled.
         prompt: Prompt of the reply.
     """
 
-    def __init__(self, mechanism: CodeRules, prompt: Prompt):
-        super().__init__(mechanism, prompt)
+    def __init__(self, rules: CodeRules, prompt: Prompt):
+        super().__init__(rules, prompt)
         track = list(prompt.track)
-        self.groups = mechanism.groups
-        self.runs = given_runs(mechanism, track)
+        self.groups = rules.groups
+        self.runs = given_runs(rules, track)
         self.left = self.runs.pop(0)  # ids of the current run
-        recorded = [token for token in track if token in mechanism.codes]
+        recorded = [token for token in track if token in rules.codes]
         self.num_sampled = len(recorded) % self.groups.num_frames
 
     def given_row(self, sample: Callable[[], int]) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import numpy as np
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.tracks import ENDLESS, Track, placed, rows_of
 from stretto.records.sampling import SamplingConfig
-from stretto_cosyvoice3.family import CodeRules, TextGroups
+from stretto_cosyvoice3.family import GroupedText, TextGroups
 
 
 @dataclass(slots=True)
@@ -33,21 +33,19 @@ class GroupTrack(Track):
     num_before: int = 0
 
     @classmethod
-    def begin(
-        cls, mechanism: CodeRules, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool
-    ) -> Self:
+    def begin(cls, text: GroupedText, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool) -> Self:
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            mechanism: The mechanism.
+            text: Rules of the text.
             rules: Rules of the family's replies.
             first_row: First row of the reply.
             ids: Codes of a recording, then ids of the text, with its end id if the text is complete.
             is_open: True if more text follows.
         """
-        groups = mechanism.groups
+        groups = text.groups
         streams = rules.family.track_streams
-        num_codes = mechanism.num_recorded(ids)
+        num_codes = text.num_recorded(ids)
         num_groups = 1 + num_codes // groups.num_frames
         num_before = num_codes % groups.num_frames
         lanes = slice(streams.start - 1, streams.stop - 1)

@@ -107,7 +107,7 @@ def test_reference_notices_near_ties_without_randomness() -> None:
     """At temperature 0, the runner-up is among the candidates of the reference, which compares it with the best one."""
     logits, limits = [0.0, 1.0 - 1e-9, 1.0], CodeSampling(0.0, top_k=1, top_p=0.1)
     family = build(KNOWN.to_record())
-    kept = Codes(family.mechanism, make_prompt(family, 0)).kept(logits, [2, 1, 0], limits, logits)
+    kept = Codes(family.drawing, make_prompt(family, 0)).kept(logits, [2, 1, 0], limits, logits)
     assert kept == dict(enumerate(logits))
 
 

@@ -68,7 +68,7 @@ class LateTemperatureDraw(RowDraw):
     """Sampler of rows.
 
     Args:
-        mechanism: The mechanism.
+        rules: How the family samples.
         readout: Heads and frame predictor.
         segments: Segment state of the rows.
         tables: Slot tables.
@@ -78,7 +78,7 @@ class LateTemperatureDraw(RowDraw):
 
     def __init__(
         self,
-        mechanism: LateTemperature,
+        rules: LateTemperature,
         readout: Readout,
         segments: SegmentState,
         tables: SlotTables,
@@ -87,7 +87,7 @@ class LateTemperatureDraw(RowDraw):
     ):
         super().__init__(readout, segments, tables, arrays, tokens)
         self.guard = FirstCodebookGuard(tokens, tables, segments.family, arrays)
-        self._redraw_top_p = mechanism.redraw_top_p
+        self._redraw_top_p = rules.redraw_top_p
         self._top_k = torch.zeros(0, dtype=torch.int64)  # of the rows sampled last
 
     def chosen(

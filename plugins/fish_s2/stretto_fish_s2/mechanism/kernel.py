@@ -14,7 +14,7 @@ from stretto_fish_s2.family import LateTemperature
 
 
 class Redraw(NamedTuple):
-    """Constant of the mechanism for kernels."""
+    """Constant of the rules for kernels."""
 
     top_p: float
 
@@ -91,6 +91,6 @@ class LateTemperatureProgram(StepProgram):
     )
     other_functions: ClassVar = SAMPLING_FUNCTIONS._replace(chosen=_chosen, repeated=_may_repeat)
 
-    def __init__(self, mechanism: LateTemperature, readout: Readout, rules: SegmentRules, *given: Any):
+    def __init__(self, late: LateTemperature, readout: Readout, rules: SegmentRules, *given: Any):
         super().__init__(readout, rules, *given)
-        self.rule_constants = Redraw(mechanism.redraw_top_p)
+        self.rule_constants = Redraw(late.redraw_top_p)

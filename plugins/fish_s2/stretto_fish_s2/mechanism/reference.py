@@ -12,7 +12,7 @@ class LateTemperatureRule(ReferenceRule):
     """Rule by which the codes of a reply are sampled.
 
     Args:
-        mechanism: The mechanism.
+        rules: How the family samples.
         prompt: Prompt of the reply.
     """
 
@@ -34,7 +34,7 @@ class LateTemperatureRule(ReferenceRule):
                 if rank == 0 or top_p >= 1 or sums[rank] <= top_p * total
             ]
 
-        self.again = within(self.mechanism.redraw_top_p)
+        self.again = within(self.rules.redraw_top_p)
         chosen = within(limits.top_p) if limits.temperature > 0 else ranked
         return {token: logits[token] for token in chosen}
 

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from stretto.family.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
@@ -71,7 +70,7 @@ class HiggsAudioVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class Staircase(Mechanism):
+class Staircase(DrawRules):
     """Begin and end ids of the output streams, which replace pads.
 
     A staircase gives each stream a begin id `b` and an end id `d`, which replace pads and are sampled like codes. Once
@@ -95,14 +94,9 @@ class Staircase(Mechanism):
     begin: tuple[int, ...]
     end: tuple[int, ...]
 
-    columns: ClassVar = ("first_eos",)  # first position at which any stream sampled its end id
-    ends_streams: ClassVar = True
-    streams_on_arrays: ClassVar = lazy(f"{__package__}.mechanism.arrays:Stairs")
-    streams_on_device: ClassVar = lazy(f"{__package__}.mechanism.arrays:StairLaunch")
-
-    def initial_state(self) -> tuple[int, ...]:
-        """Return the values of `columns` before a reply."""
-        return (-1,)
+    state: ClassVar = {"first_eos": -1}  # first position at which any stream sampled its end id
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.arrays:StairDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.arrays:StairProgram")
 
 
 # Temperature, top-k and top-p are those of examples/generation.py in https://github.com/boson-ai/higgs-audio; repeats
@@ -152,7 +146,7 @@ def higgs_audio(vocabulary: HiggsAudioVocabulary) -> Family:
         markers=vocabulary.markers,
         end_frame=end,
         audio_head="plain",
-        mechanism=Staircase(begin, end),
+        drawing=Staircase(begin, end),
     )
 
 

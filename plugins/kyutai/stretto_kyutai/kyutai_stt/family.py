@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import CodeTrack, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.input_tracks import CodeTrack
 from stretto.family.mechanism import NO_MECHANISM, Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -178,7 +179,7 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
         max_audio_s=max(1.0, min(MAX_AUDIO_S, float(int(longest_s)))),
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
-        code_track=CodeTrack(streams),
+        track=CodeTrack(streams),
         mechanism=Pauses(pauses_s, vocabulary.num_pause_classes) if pauses_s else NO_MECHANISM,
     )
 

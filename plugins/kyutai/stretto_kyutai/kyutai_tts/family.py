@@ -25,14 +25,13 @@ from stretto.family.base import (
     DepthSpec,
     Family,
     Task,
-    TextTrack,
     UnconditionalContext,
 )
 from stretto.records.prompt import MAX_CONDITION_BYTES
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 from stretto_kyutai.kyutai_stt.family import FRAME_RATE, PAD
-from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
+from stretto_kyutai.kyutai_tts.mechanism.script import RequestedWords, ScriptedText, WordScript
 from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto_kyutai.moshi.family import FrameVocabulary
 
@@ -146,7 +145,6 @@ class TtsVocabulary(FrameVocabulary):
             initial_padding=INITIAL_PADDING,
             tail_rows=FINAL_PADDING + max(self.row_delays),
             num_sampled=self.num_sampled,
-            speakers=self.conditions,
         )
 
     @property
@@ -183,6 +181,7 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         guidance_scale=1.0 if vocabulary.conditions else GUIDANCE_SCALE,
     )
     second = 1 + vocabulary.num_codebooks
+    num_second_ids = vocabulary.num_text_ids if vocabulary.ahead else 0
     system = () if vocabulary.conditions else ("audio",)
     return Family(
         name=NAME,
@@ -204,9 +203,17 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
         first_chunk_frames=2,
         steady_chunk_frames=12,
         tail=NO_TAIL,
-        depth=replace(vocabulary.depth, num_second_ids=vocabulary.num_text_ids if vocabulary.ahead else 0),
-        text_track=TextTrack(second, vocabulary.nothing, END_OF_WORDS, is_usual=True),
-        mechanism=vocabulary.script,
+        depth=replace(vocabulary.depth, num_second_ids=num_second_ids),
+        track=ScriptedText(
+            second,
+            vocabulary.nothing,
+            END_OF_WORDS,
+            is_usual=True,
+            script=vocabulary.script,
+            num_second_ids=num_second_ids,
+        ),
+        drawing=vocabulary.script,
+        mechanism=RequestedWords(vocabulary.conditions),
     )
 
 

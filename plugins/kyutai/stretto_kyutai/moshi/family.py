@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.family.base import CodeTrack, DepthSpec, Family, Task, UnconditionalContext
+from stretto.family.base import DepthSpec, Family, Task, UnconditionalContext
+from stretto.family.input_tracks import CodeTrack
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 from stretto_kyutai.kyutai_stt.family import KyutaiVocabulary
@@ -172,7 +173,7 @@ def moshi(vocabulary: MoshiVocabulary) -> Family:
         steady_chunk_frames=12,
         tail=NO_TAIL,
         depth=vocabulary.depth,
-        code_track=CodeTrack(range(num_generated, num_generated + vocabulary.num_codebooks)),
+        track=CodeTrack(range(num_generated, num_generated + vocabulary.num_codebooks)),
         has_text_beside_codes=True,
     )
 

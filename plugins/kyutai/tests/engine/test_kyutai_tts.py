@@ -39,8 +39,8 @@ def engine(checkpoint: Path) -> Iterator[Engine]:
 def check(answer: Answer, wanted: Reply, checkpoint: Path, name: str = "") -> None:
     """Assert that the rows of a reply are the authors', and that it ended 4 frames behind its text."""
     found, family, num_frames = rows_of(answer.rows, checkpoint), family_at(checkpoint), wanted.codes.shape[1]
-    assert isinstance(family.mechanism, WordScript)
-    assert len(found) == wanted.end + family.mechanism.tail_rows - num_frames, name
+    assert isinstance(family.drawing, WordScript)
+    assert len(found) == wanted.end + family.drawing.tail_rows - num_frames, name
     expected = wanted.rows[1 + num_frames :, : found.shape[1]][: len(found)]
     assert len(expected) >= len(found) - 3  # the authors' code stops earlier
     differs = (found[: len(expected)] != expected).any(1)

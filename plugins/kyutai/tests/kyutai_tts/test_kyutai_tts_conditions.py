@@ -492,7 +492,7 @@ def test_vocabulary_that_contradicts_itself_is_refused() -> None:
 def test_both_text_streams_match_published_code(checkpoint: Path, at: int) -> None:
     """Given the ids that the authors' model sampled, as far as stream 0 shows them, the rules yield their text."""
     reply, family = replies("large")[at], family_at(checkpoint)
-    script = family.mechanism
+    script = family.drawing
     assert isinstance(script, WordScript)
     ids = (*packed(checkpoint, reply.text), END_OF_WORDS)
     rules = SegmentRules(family, 512)

@@ -69,7 +69,7 @@ def test_text_head_of_few_ids_and_low_rank_tables_are_converted(tmp_path: Path) 
     assert torch.equal(tensors["depth.first_head"][:5], published["text_linear.weight"])
     assert not tensors["depth.first_head"][5:].any()
     assert len(tensors["depth.first_head"]) == known.text_end
-    script = family_at(tmp_path / "out").mechanism
+    script = family_at(tmp_path / "out").drawing
     assert isinstance(script, WordScript)
     assert script.num_sampled == 5
     names = ["depformer_text_emb", *(f"depformer_emb.{k}" for k in range(7))]

@@ -26,7 +26,7 @@ def family(ahead: int) -> Family:
     script = WordScript(
         wish_id=SMALL_TTS.wish_id, ahead=ahead, second_base=7, max_padding=5, initial_padding=2, tail_rows=4
     )
-    return replace(KYUTAI_TTS, mechanism=script)
+    return replace(KYUTAI_TTS, drawing=script, track=replace(KYUTAI_TTS.track, script=script))
 
 
 def texts(seed: int) -> list[list[Word]]:
@@ -89,7 +89,7 @@ def drawn_ids(seed: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", [1, *by_night(2, 3, 4)])
 def test_array_and_kernel_word_states_match_reference_queues(ahead: int, seed: int) -> None:
     rules = SegmentRules(family(ahead), LENGTH)
-    script, words = rules.family.mechanism, texts(seed)
+    script, words = rules.family.drawing, texts(seed)
     assert isinstance(script, WordScript)
     packed = [[each for word in own for each in pack_word(*word)] + [0] for own in words]
     known = [track for track in (rules.track(FIRST, ids) for ids in packed) if isinstance(track, WordTrack)]

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import Family, Languages, Task, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary
 from stretto.family.plugin import lazy
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, SAMPLED_WARM_UP, Segment, StreamLayout
@@ -85,7 +84,7 @@ class MossVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class DelaySlots(Mechanism):
+class DelaySlots(DrawRules):
     """End of a reply by delay ids of the text stream, and pads of the codebooks.
 
     The rows of a reply with two codebooks, whose frames are A, B and C; `d` is the delay id, `e` the end of audio and
@@ -105,15 +104,11 @@ class DelaySlots(Mechanism):
     end: int
     pads: tuple[int, ...]
 
-    columns: ClassVar = ("delay_start",)  # position of the first delay id
+    state: ClassVar = {"delay_start": -1}  # position of the first delay id
     ends_audio: ClassVar = True
-    streams_on_arrays: ClassVar = lazy(f"{__package__}.mechanism.arrays:Slots")
-    streams_on_device: ClassVar = lazy(f"{__package__}.mechanism.arrays:SlotLaunch")
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.arrays:SlotDraw")
+    step_program: ClassVar = lazy(f"{__package__}.mechanism.arrays:SlotProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:SlotReference")
-
-    def initial_state(self) -> tuple[int, ...]:
-        """Return the values of `columns` before a reply."""
-        return (-1,)
 
 
 # Of `generate` and the demo of the authors: 4,096 rows, 5 minutes and 27 seconds.
@@ -151,7 +146,7 @@ def moss_tts(vocabulary: MossVocabulary) -> Family:
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
-        mechanism=DelaySlots(vocabulary.slot, vocabulary.delay, end, vocabulary.pads),
+        drawing=DelaySlots(vocabulary.slot, vocabulary.delay, end, vocabulary.pads),
     )
 
 

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from stretto.family.base import DepthSpec, DrawRules, Family, Task, TextTrack, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DepthSpec, DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -86,25 +86,25 @@ class MossRealtimeVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class RealtimeRules(Mechanism):
-    """Beginning of a text before the first frame, and a penalty on the ids that a stream has in the last rows.
+class AheadText(TextTrack):
+    """Text whose first ids precede the first frame."""
+
+    num_prompt_ids: ClassVar[int] = NUM_PROMPT_IDS
+
+
+@dataclass(frozen=True)
+class RecentPenalty(DrawRules):
+    """Penalty on the ids that a stream has in the last rows.
 
     Attributes:
-        num_ids: Number of ids of the beginning.
         num_recent_rows: Number of the last rows.
     """
 
-    num_ids: int = NUM_PROMPT_IDS
     num_recent_rows: int = NUM_RECENT_ROWS
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:RecentDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:RecentProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:RecentIds")
-
-    @property
-    def num_prompt_ids(self) -> int:
-        """Number of ids that precede the first frame."""
-        return self.num_ids
 
 
 # Of the authors' card; 5,000 rows, as in their example, are 6 minutes and 40 seconds.
@@ -138,10 +138,14 @@ def moss_tts_realtime(vocabulary: MossRealtimeVocabulary) -> Family:
         steady_chunk_frames=12,
         tail=NO_TAIL,
         subwords=range(vocabulary.num_text_ids),
-        drawing=DrawRules("own"),
+        drawing=RecentPenalty(penalized="own"),
         depth=vocabulary.depth,
-        text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text_pad, vocabulary.text_pad, is_usual=True),
-        mechanism=RealtimeRules(),
+        track=AheadText(
+            vocabulary.num_codebooks,
+            vocabulary.text_pad,
+            vocabulary.text_pad,
+            is_usual=True,
+        ),
     )
 
 

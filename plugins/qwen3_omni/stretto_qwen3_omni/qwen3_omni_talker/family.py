@@ -64,7 +64,7 @@ def qwen3_omni_talker(vocabulary: TalkerVocabulary) -> Family:
         tasks=(Task("speak", (Segment.AUDIO,), (), ("text",), SAMPLING),),
         codec="qwen3_omni",
         options=(),
-        text_track=replace(like.text_track, is_usual=True),
+        track=replace(like.text_track, is_usual=True),
     )
 
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from stretto.family.base import ROLES, Family, Task, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import ROLES, DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -98,12 +97,18 @@ class VibeVoiceVocabulary(Vocabulary):
             delays=(0,) * (1 + self.num_words),
             codebook_streams=tuple(range(1, 2 + self.num_numbers)),
             extra=((self.begin, self.end),),
-            latents=LatentSpec(self.num_words, STEPS, voice_ids=range(self.voice, self.voice + 1), has_unit_noise=True),
+            latents=LatentSpec(
+                self.num_words,
+                STEPS,
+                voice_ids=range(self.voice, self.voice + 1),
+                has_unit_noise=True,
+                num_other_words=1 + self.num_features,
+            ),
         )
 
 
 @dataclass(frozen=True)
-class Stretches(Mechanism):
+class Stretches(DrawRules):
     """Several stretches of audio in a reply, with marks around them.
 
     stream 0        streams 1 and up
@@ -129,17 +134,20 @@ class Stretches(Mechanism):
 
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:StretchDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:StretchProgram")
-    pair: ClassVar = lazy(f"{__package__}.mechanism.pair:StretchPair")
 
     @property
     def prompt_end(self) -> int:
         """Id of the mark that begins the first stretch."""
         return self.begin
 
-    @property
-    def num_own_words(self) -> int:
-        """Number of words after the latent: the flag of the first frame and the features."""
-        return 1 + self.num_features
+
+@dataclass(frozen=True, kw_only=True)
+class StretchContext(UnconditionalContext):
+    """Rules for unconditional requests that begin anew with each stretch of audio."""
+
+    stretches: Stretches
+
+    pair: ClassVar = lazy(f"{__package__}.mechanism.pair:StretchPair")
 
 
 SAMPLING = SamplingConfig(
@@ -155,6 +163,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
     content: dict[str, Any] = {"also": ("audio",), "has_history": True, "system": ("audio",), "voice_roles": ROLES}
     tts = Task("tts", (Segment.AUDIO,), (), ("text",), SAMPLING, **content)
     layout = vocabulary.layout
+    stretches = Stretches(vocabulary.begin, vocabulary.end, vocabulary.frame, vocabulary.num_features)
     return Family(
         name=NAME,
         layout=layout,
@@ -165,7 +174,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         end_of_audio=vocabulary.end_of_reply,
         transition=(),
         guided_streams=layout.codebook_streams,
-        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),
+        unconditional=StretchContext(null_id=0, keep_first=0, keep_last=1, stretches=stretches),
         max_text_chars=MAX_TEXT_CHARS,
         max_audio_s=MAX_AUDIO_S,
         max_model_len=vocabulary.max_model_len,
@@ -175,7 +184,7 @@ def vibevoice(vocabulary: VibeVoiceVocabulary) -> Family:
         tail=NO_TAIL,
         audio_head=None if vocabulary.is_tied else "plain",
         leaves_out_extra=True,
-        mechanism=Stretches(vocabulary.begin, vocabulary.end, vocabulary.frame, vocabulary.num_features),
+        drawing=stretches,
     )
 
 

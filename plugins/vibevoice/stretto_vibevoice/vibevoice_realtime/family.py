@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from stretto.family.base import Family, Task, TextTrack, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
+from stretto.family.input_tracks import TextTrack
 from stretto.family.plugin import lazy
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, LatentSpec, Segment, StreamLayout
@@ -132,12 +132,12 @@ class VibeVoiceRealtimeVocabulary(Vocabulary):
             codebook_streams=tuple(range(1, 2 + self.num_numbers)),
             num_input_only=1,
             extra=((self.word,),),
-            latents=LatentSpec(1 + self.num_numbers, STEPS, has_unit_noise=True),
+            latents=LatentSpec(1 + self.num_numbers, STEPS, has_unit_noise=True, num_other_words=1),
         )
 
 
-@dataclass(frozen=True)
-class TextWindows(Mechanism):
+@dataclass(frozen=True, kw_only=True)
+class TextWindows(TextTrack):
     """Windows of `num_words` text tokens, each followed by `num_frames` frames, which alternate in a reply.
 
     The kind of a row follows from its index in the reply and from the length of the text. After the last token, all
@@ -159,23 +159,8 @@ class TextWindows(Mechanism):
     num_words: int = NUM_WORDS
     num_frames: int = NUM_FRAMES
 
-    open_track: ClassVar = lazy(f"{__package__}.mechanism.track:WindowTrack.begin")
-    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:WindowDraw")
-    pair: ClassVar = lazy(f"{__package__}.mechanism.pair:WindowPair")
+    open: ClassVar = lazy(f"{__package__}.mechanism.track:WindowTrack.begin")
     random_text: ClassVar = lazy(f"{__package__}.mechanism.track:random_text")
-
-    @property
-    def num_own_words(self) -> int:
-        """Number of words after the latent: the mark of the first frame."""
-        return 1
-
-    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return `ids` without that of text rows, which are not sampled."""
-        return [token for token in ids if token != self.word]
-
-    def num_text_entries(self, max_rows: int) -> int:
-        """Return the maximum number of text tokens of a reply."""
-        return max_rows
 
     def max_text_ids(self, num_rows: int) -> int:
         """Return the maximum number of text tokens in a reply of `num_rows` rows before its last.
@@ -205,6 +190,32 @@ class TextWindows(Mechanism):
         return (place < self.num_words) & (number < num_words)
 
 
+@dataclass(frozen=True)
+class WindowRules(DrawRules):
+    """Rules by which the rows of windows are sampled."""
+
+    windows: TextWindows
+
+    row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:WindowDraw")
+
+    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return `ids` without that of text rows, which are not sampled."""
+        return [token for token in ids if token != self.windows.word]
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the maximum number of text tokens of a reply."""
+        return max_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowContext(UnconditionalContext):
+    """Rules for unconditional requests, which read a row of the voice and the frames."""
+
+    windows: TextWindows
+
+    pair: ClassVar = lazy(f"{__package__}.mechanism.pair:WindowPair")
+
+
 SAMPLING = SamplingConfig(
     text=SegmentSampling(temperature=0.0),
     audio=SegmentSampling(temperature=1.0, max_rows=MAX_ROWS),
@@ -216,6 +227,16 @@ SAMPLING = SamplingConfig(
 def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
     """Return the family for a vocabulary."""
     layout = vocabulary.layout
+    windows = TextWindows(
+        vocabulary.text_stream,
+        layout.pad_id,
+        END_OF_TEXT,
+        is_usual=True,
+        word=vocabulary.word,
+        frame=vocabulary.frame,
+        first_rows=vocabulary.first_rows,
+        num_text_ids=vocabulary.num_text_ids,
+    )
     return Family(
         name=NAME,
         layout=layout,
@@ -226,7 +247,7 @@ def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
         end_of_audio=vocabulary.end,
         transition=(),
         guided_streams=layout.codebook_streams,
-        unconditional=UnconditionalContext(null_id=0, keep_first=0, keep_last=1),
+        unconditional=WindowContext(null_id=0, keep_first=0, keep_last=1, windows=windows),
         voices=tuple(voice.name for voice in vocabulary.voices),
         max_text_chars=MAX_TEXT_CHARS,
         max_model_len=vocabulary.max_model_len,
@@ -234,9 +255,9 @@ def vibevoice_realtime(vocabulary: VibeVoiceRealtimeVocabulary) -> Family:
         first_chunk_frames=1,
         steady_chunk_frames=6,
         tail=NO_TAIL,
-        text_track=TextTrack(vocabulary.text_stream, layout.pad_id, END_OF_TEXT, is_usual=True),
+        track=windows,
         leaves_out_extra=True,
-        mechanism=TextWindows(vocabulary.word, vocabulary.frame, vocabulary.first_rows, vocabulary.num_text_ids),
+        drawing=WindowRules(windows),
     )
 
 

@@ -237,7 +237,7 @@ class StrettoVibeVoiceRealtimeForCausalLM(LatentMixin, Qwen2ForCausalLM):
         if get_tensor_model_parallel_world_size() > 1:
             raise ValueError("tensor_parallel_size: expected 1, because voices are keys and values of all heads")
         width = config.hidden_size
-        windows = self.family.mechanism
+        windows = self.family.track
         assert isinstance(windows, TextWindows)
         known = VibeVoiceRealtimeVocabulary.from_record(getattr(config, VOCABULARY))
         self._windows = windows

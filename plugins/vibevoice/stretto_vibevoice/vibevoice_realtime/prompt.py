@@ -95,7 +95,7 @@ class VibeVoiceRealtimeTemplate:
 
     def _check_length(self, ids: list[int], num_voice_rows: int, path: str) -> None:
         """Raise InvalidRequest if a reply has no room for the text and the frames after each window."""
-        windows = self._family.mechanism
+        windows = self._family.track
         assert isinstance(windows, TextWindows)
         most = windows.max_text_ids(self._family.max_model_len - num_voice_rows - 1)
         if len(ids) > most:

@@ -105,7 +105,7 @@ def test_cancelled_reply_leaves_others_unchanged(tmp_path: Path, is_async: bool)
     prompts = prompts_of(checkpoint, MAX_ROWS)
     audio = replace(prompts["7"].sampling.audio, min_rows=MAX_ROWS)
     whole = replace(prompts["7"], sampling=replace(prompts["7"].sampling, audio=audio))
-    windows = family_at(checkpoint).mechanism
+    windows = family_at(checkpoint).track
     assert isinstance(windows, TextWindows)
     with Engine(checkpoint, **TIGHT, async_scheduling=is_async) as engine:
         alone = {name: engine.run({name: prompt})[name].rows for name, prompt in prompts.items()}

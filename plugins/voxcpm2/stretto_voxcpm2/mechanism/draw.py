@@ -12,18 +12,18 @@ from stretto.engine.worker.latent_draw import LatentDraw, LatentStepProgram
 from stretto.engine.worker.sampler import pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
-from stretto.family.mechanism import Mechanism
+from stretto.family.base import DrawRules
 
 
 class GuidedDraw(LatentDraw):
     """Samples rows as `LatentDraw` does, with a `GuidedLatentPredictor`.
 
     Args:
-        mechanism: The mechanism, which has no constants.
+        rules: Rules of the family, which have no constants.
         given: Arguments of `LatentDraw`.
     """
 
-    def __init__(self, mechanism: Mechanism, *given: Any):
+    def __init__(self, rules: DrawRules, *given: Any):
         super().__init__(*given)
 
     def words(
@@ -47,13 +47,13 @@ class GuidedProgram(LatentStepProgram):
     """Kernel launches that do what `GuidedDraw` does.
 
     Args:
-        mechanism: The mechanism, which has no constants.
+        rules: Rules of the family, which have no constants.
         given: Arguments of `LatentStepProgram`.
     """
 
     may_guide: ClassVar[bool] = True
 
-    def __init__(self, mechanism: Mechanism, *given: Any):
+    def __init__(self, rules: DrawRules, *given: Any):
         super().__init__(*given)
         self._before = torch.zeros_like(self.noise)
 

@@ -46,7 +46,7 @@ class GuidancePair:
     """Ids of the two requests of a guided reply, and their synchronisation.
 
     The unconditional request exists from the first audio row to the end of the reply, or as long as the guidance policy
-    wants it. A mechanism may have pairs with other rules (`Mechanism.pair`).
+    wants it. A family may have pairs with other rules (`UnconditionalContext.pair`).
 
     Attributes:
         follows_rows: True if `follow` begins and ends the unconditional request after each row.

@@ -42,8 +42,7 @@ class RequestTable(dict[str, RequestState]):
         self.followers: Sequence[Follower] = ()
         self.revision = 0
         self._hash_block_size = hash_block_size
-        own = rules.family.mechanism.pair
-        self._new_pair = GuidancePair if own is None else own
+        self._new_pair = rules.family.unconditional.pair or GuidancePair
 
     def add(self, request: Request) -> RequestState:
         """Add a request that has just arrived and return its state."""

@@ -21,9 +21,9 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
             f"{rules.family.name}: expected at most {rules.min_rows_to_audio} steps in flight, the number of rows from "
             f"its text to its audio, got {config.max_concurrent_batches}; disable async scheduling"
         )
-    known = sorted(set(STATE) & set(rules.family.mechanism.columns))
+    known = sorted(set(STATE) & set(rules.own_state))
     if known:
-        raise ValueError(f"{rules.family.name}: expected other columns of its mechanism than the engine's, got {known}")
+        raise ValueError(f"{rules.family.name}: expected other state columns than the engine's, got {known}")
     if rules.family.mechanism.steps is not None:
         check_steps(config, rules, rules.family.mechanism.steps)
     if rules.family.track_streams:
@@ -36,20 +36,23 @@ def check_supported(config: VllmConfig, kv_cache: KVCacheConfig, rules: SegmentR
 def check_track(family: Family) -> None:
     """Raise ValueError unless the family's track advances with its rows.
 
-    A track of text or of a mechanism requires a family whose replies are audio only. A track of recorded codes requires
-    a family whose replies are text only or audio only. In both cases, a step must generate one row.
+    A track of text, or a family's own, requires a family whose replies are audio only. A track of recorded codes
+    requires a family whose replies are text only or audio only. In both cases, a step must generate one row.
     """
-    if sum(map(bool, (family.text_track, family.mechanism.streams, family.code_track))) > 1:
-        raise ValueError(f"{family.name}: expected streamed text, given codes or the track of a mechanism, got several")
     if family.code_track is not None:
         segments = {task.segments for task in family.tasks}
         if family.mechanism.steps is not None or not segments <= {(Segment.TEXT,), (Segment.AUDIO,)}:
             raise ValueError(f"{family.name}: given codes require text only or audio only, with one row per step")
         return
-    if family.mechanism.text_row_ids and (family.guided_streams or family.layout.num_output_streams > 1):
+    text = family.text_track
+    if (
+        text is not None
+        and text.text_rows is not None
+        and (family.guided_streams or family.layout.num_output_streams > 1)
+    ):
         raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
     if family.mechanism.steps is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
-        kind = "a text track" if family.text_track else "the track of a mechanism"
+        kind = "a text track" if text else "its own track"
         raise ValueError(f"{family.name}: {kind} requires replies of audio only, with one row per step")
 
 

@@ -179,7 +179,7 @@ class SpeechModelState(DefaultModelState):
         if self.rules.max_rows_per_step > 1:  # vLLM keeps only the last row of a step in `input_ids`
             ids = wrap(req_states.all_token_ids.gpu)[slots, positions]
         tables = self.slots.tables
-        given = tables.texts if self.rules.family.mechanism.text_row_ids else None
+        given = None if self.rules.text_rows is None else tables.texts
         gather_rows(rows, ids, slots, positions, tables.codes, self.rules.family.layout.pad_id, given)
         if self._conditions is not None:
             self._conditions.fill(self.arrays.tensor(slots))
@@ -204,11 +204,9 @@ class SpeechModelState(DefaultModelState):
 
     def _row_sampler(self, sampler: Sampler) -> SpeechSampler | StepSampler:
         options = self.vllm_config.additional_config
-        own = self.rules.family.mechanism
+        drawing = self.rules.family.drawing
         in_torch = isinstance(options, dict) and not options.get("step_kernels", True)
-        in_torch = in_torch or (own.on_arrays is not None and own.on_device is None)
-        in_torch = in_torch or (own.streams_on_arrays is not None and own.streams_on_device is None)
-        in_torch = in_torch or (own.row_draw is not None and own.step_program is None)
+        in_torch = in_torch or (drawing.row_draw is not None and drawing.step_program is None)
         if self.arrays.xp is np or in_torch:
             return self._array_sampler(sampler)
         self._step_sampler = self._kernel_sampler(sampler)
@@ -260,7 +258,7 @@ class SpeechModelState(DefaultModelState):
         return Readout(heads, ParallelHeads(heads))
 
     def _step_program(self, tokens: torch.Tensor) -> StepProgram:
-        own = self.rules.family.mechanism.step_program
+        own = self.rules.family.drawing.step_program
         if self.rules.family.layout.latents is None:
             hidden = self._batch_embeds.new_zeros(self.max_num_reqs, self.model_config.get_hidden_size())
             kind: Callable[..., StepProgram] = StepProgram if own is None else own
@@ -287,7 +285,7 @@ class SpeechModelState(DefaultModelState):
         tokens = sampler.req_states.all_token_ids.gpu
         model: Any = self.model
         has_latents = self.rules.family.layout.latents is not None
-        own = self.rules.family.mechanism.row_draw
+        own = self.rules.family.drawing.row_draw
         readout = model.latent_readout(self.rules) if has_latents else self._readout()
         kind: Any = LatentDraw if has_latents else RowDraw
         draw: RowDraw = (own or kind)(readout, segments, tables, self.arrays, tokens)

@@ -140,7 +140,7 @@ class RunSlots:
         if data.state:
             reply.move(len(token_ids), data.state)
         text = token_ids[data.prompt_len : data.prompt_len + reply.num_text_tokens]
-        entries = self.rules.family.mechanism.written_entries(text)
+        entries = self.rules.family.drawing.written_entries(text)
         first = data.prompt_len if self.rules.family.drawing.penalized == "drawn" else 0
         self.tables.stage(slot, prompt, reply, codes, token_ids[first:], data.track, entries)
         self._audio_start[slot] = reply.audio_start

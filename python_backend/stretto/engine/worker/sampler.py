@@ -57,7 +57,7 @@ class RecentRows:
 class RepetitionGuard:
     """Repetition-aware sampling (RAS), which resamples ids that occur too often in the previous rows.
 
-    Only codes are resampled, not pads, other audio ids or end ids. A mechanism's sampler may have a subclass.
+    Only codes are resampled, not pads, other audio ids or end ids. A family's sampler may have a subclass.
 
     Args:
         tokens: vLLM's copy of stream 0 by slot and position, int32 [R, T]; also an attribute.
@@ -139,7 +139,7 @@ class RepetitionGuard:
 class RowDraw:
     """Sampler of the conditional rows of a batch; guided rows also use the logits of their CFG partner.
 
-    A mechanism's sampler (`Mechanism.row_draw`) is a subclass that overrides hooks, which are the public methods. Those
+    A family's sampler (`DrawRules.row_draw`) is a subclass that overrides hooks, which are the public methods. Those
     of its GPU program have the same names (`StepProgram`).
 
     Args:
@@ -182,10 +182,6 @@ class RowDraw:
         self._track = slice(streams.start - 1, streams.stop - 1) if streams else None
         self._masks_others = segments.rules.num_end_columns[1] > 0
         self._guided = GuidedHeads(readout.heads, family)
-        own = family.mechanism.on_arrays
-        self._follow = None if own is None else own(segments.rules, tables, arrays)
-        own = family.mechanism.streams_on_arrays
-        self._follow_streams = None if own is None else own(segments.rules, tables, arrays)
         self._second = streams.start - 1 if family.second_ids else None
 
     def __call__(
@@ -215,7 +211,7 @@ class RowDraw:
         return token, self.finish_row(token, laid, plan, rows)
 
     def finish_row(self, token: Array, laid: Array, plan: BatchPlan, rows: Rows) -> Array:
-        """Return the other streams [M, S - 1] of finished rows, and update the mechanism's state and entries.
+        """Return the other streams [M, S - 1] of finished rows, and update the family's state and entries.
 
         Args:
             token: Stream 0, [M].
@@ -265,8 +261,7 @@ class RowDraw:
         recent = self.guard.recent(rows, step.speaking, plan.ras_window) if plan.ras_window else None
         first = self._guided.first(audio_hidden, num_rows, step.guidance)
         token = self.draw_first(first, keys[:, :1], plan, step, rows, recent)
-        if self._follow is not None:
-            token = self._follow(token, rows)
+        token = self.replace_first(token, rows)
         code_keys = self.upload(keys[:, 1:])
 
         def draw_codes(logits: torch.Tensor, streams: slice) -> torch.Tensor:
@@ -286,12 +281,19 @@ class RowDraw:
         first_ids = _both(self.arrays.tensor(pick(read, step.speaking)), num_shared)
         codes = self.frames(audio_hidden, first_ids, draw_codes)[:num_rows]
         spread = self.spread(codes, step.speaking, rows)
-        if self._follow_streams is not None:
-            token, spread = self._follow_streams(token, spread, rows)
+        token, spread = self.replace_streams(token, spread, rows)
         token = self.segments.end_audio(token, rows)
         if self.segments.family.end_frame:
             token = self.segments.end_frame(token, spread, rows)
         return token, spread
+
+    def replace_first(self, token: Array, rows: Rows) -> Array:
+        """Return stream 0 of rows that may be in audio, [M], before their other streams are sampled."""
+        return token
+
+    def replace_streams(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
+        """Return stream 0 [M] and the other streams [M, K] of rows that may be in audio, once all are sampled."""
+        return token, codes
 
     def _with_penalty(self, logits: torch.Tensor, rows: Rows, index: Array | None) -> torch.Tensor:
         """Return `logits` of the rows `index` (None for all) with the repetition penalty."""

@@ -167,12 +167,12 @@ class SlotTables:
     State, codes and texts are on the device; request parameters are on the host.
 
     Attributes:
-        state: Values of SlotState, then those of the family's mechanism (`Mechanism.columns`), int64 [R, 5 + C].
+        state: Values of SlotState, then those of the family (`DrawRules.state`), int64 [R, 5 + C].
         codes: Streams 1 to S - 1 by position, int32 [R, T + 1, S - 1]; the last position is a dummy. Ids of an
             input-only stream are written as soon as they are known, even for future rows. -1 - i on the text stream
-            refers to entry i of `texts` (`Mechanism.text_row_ids`).
+            refers to entry i of `texts` (`TextRows`).
         texts: Texts whose ids are not read row by row, or that rows write, int32 [R, G], in a format of the mechanism
-            (`Mechanism.num_text_entries`); [R, 0] for other families.
+            (`DrawRules.num_text_entries`); [R, 0] for other families.
         limits: Values of SlotLimits, numpy int64 [R, 13].
         scales: Values of SlotScales, numpy float32 [R, 7 + N], with the N options in `NUMBERS` last.
         seen: True for ids that the reply contains, for the repetition penalty, bool [R, V + 1]. The last column is for
@@ -213,7 +213,7 @@ class SlotTables:
             codes: Streams 1 to S - 1 of the rows so far, [n, S - 1].
             seen: Ids of stream 0 that the repetition penalty counts.
             track: Ids of the input-only streams that are known, or None.
-            entries: Entries of `texts` that the reply's rows have written (`Mechanism.written_entries`).
+            entries: Entries of `texts` that the reply's rows have written (`DrawRules.written_entries`).
         """
         self.limits[slot] = limits_row(prompt, self._rules)
         self.scales[slot] = scales_row(prompt.sampling)

@@ -239,8 +239,8 @@ class StreamSet(NamedTuple):
 class StepProgram:
     """Kernel launches that sample a step.
 
-    The inputs are the buffers `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`. A mechanism's
-    program (`Mechanism.step_program`) is a subclass that overrides `draw_first` or `draw_others`, or names other Triton
+    The inputs are the buffers `columns`, `hidden` [N, H] and `lengths` [N]; the output is `results`. A family's
+    program (`DrawRules.step_program`) is a subclass that overrides `draw_first` or `draw_others`, or names other Triton
     functions; those of its CPU sampler have the same names (`RowDraw`).
 
     Args:
@@ -256,11 +256,12 @@ class StepProgram:
         frames: Frame predictor; None with latents.
         first: Sampled ids of stream 0 in audio.
         others: Sampled ids of the other streams.
+        seconds: Ids of the second text stream, int32 [N]; None if the family has none.
         memory: Memories of the requests; None if the family has none.
         sampling_functions: Triton functions by which ids of stream 0 in audio are sampled.
         other_functions: Triton functions by which ids of the other streams are sampled.
         row_functions: Triton functions that `advance_kernel` calls in each row.
-        rule_constants: Constants of a mechanism for all these functions, a named tuple of numbers; 0 for none.
+        rule_constants: Constants of a family for all these functions, a named tuple of numbers; 0 for none.
     """
 
     memory: RequestMemory | None = None
@@ -308,11 +309,7 @@ class StepProgram:
         self._seen_in_text = seen if writes else None
         self._seen_in_audio = None if writes else seen
         self._num_places = rules.family.rows_per_frame
-        own = rules.family.mechanism.on_device
-        self._follow = None if own is None else own(rules, tables, num_rows)
-        own = rules.family.mechanism.streams_on_device
-        self._follow_streams = None if own is None else own(rules, tables, num_rows)
-        self._seconds = int32(num_rows) if rules.family.second_ids else None
+        self.seconds = int32(num_rows) if rules.family.second_ids else None
 
     def can_capture(self, variant: Variant) -> bool:
         """Return True unless the variant's solver step count has no graph, or ranks exchange text logits."""
@@ -325,12 +322,9 @@ class StepProgram:
             self._draw_text(self.heads.raw_text(hidden))
         if variant.speaks:
             self.draw_first(self.heads.raw_first(hidden))
-            if self._follow is not None:
-                self._follow(self.first.drawn, self.columns.table, self.lengths, num_rows, self._seconds)
+            self.replace_first(num_rows)
             self.draw_others(hidden, variant)
-            if self._follow_streams is not None:
-                drawn = self.first.drawn, self.others.drawn
-                self._follow_streams(*drawn, self.columns.table, self.lengths, num_rows)
+            self.replace_streams(num_rows)
         self._advance(num_rows)
 
     def _draw_text(self, logits: torch.Tensor) -> None:
@@ -348,15 +342,21 @@ class StepProgram:
         )  # fmt: skip
 
     def draw_first(self, logits: torch.Tensor) -> None:
-        """Sample stream 0 of audio rows from their logits, [N, C]; a hook for mechanisms."""
+        """Sample stream 0 of audio rows from their logits, [N, C]; a hook for families."""
         self._draw(self.first, logits, slice(0, 1))
 
+    def replace_first(self, num_rows: int) -> None:
+        """Replace stream 0 of audio rows in `first`, before their other streams are sampled; a hook for families."""
+
+    def replace_streams(self, num_rows: int) -> None:
+        """Replace ids of audio rows in `first` and `others`, once all are sampled; a hook for families."""
+
     def draw_others(self, hidden: torch.Tensor, variant: Variant) -> None:
-        """Sample the other streams of audio rows from their hidden states, [N, H]; a hook for mechanisms."""
+        """Sample the other streams of audio rows from their hidden states, [N, H]; a hook for families."""
         num_rows = len(hidden)
         first = self.first.drawn[:num_rows, 0]
-        if self._seconds is not None:
-            first = torch.stack([first, self._seconds[:num_rows]], 1)
+        if self.seconds is not None:
+            first = torch.stack([first, self.seconds[:num_rows]], 1)
         self.frames(hidden, first, self._draw_codes)
 
     def _draw_codes(self, logits: torch.Tensor, streams: slice) -> torch.Tensor:

@@ -15,16 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from stretto.family.base import (
-    DepthSpec,
-    DrawRules,
-    Family,
-    Languages,
-    Task,
-    TextTrack,
-    UnconditionalContext,
-    Vocabulary,
-)
+from stretto.family.base import DepthSpec, DrawRules, Family, Languages, Task, UnconditionalContext, Vocabulary
+from stretto.family.input_tracks import TextTrack
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 
@@ -183,7 +175,7 @@ def qwen3_tts(vocabulary: Qwen3TtsVocabulary) -> Family:
         subwords=range(vocabulary.num_text_ids),
         drawing=DrawRules(penalized="drawn"),
         depth=vocabulary.depth,
-        text_track=TextTrack(vocabulary.num_codebooks, vocabulary.text.pad, vocabulary.text.eos, is_usual=clones),
+        track=TextTrack(vocabulary.num_codebooks, vocabulary.text.pad, vocabulary.text.eos, is_usual=clones),
     )
 
 

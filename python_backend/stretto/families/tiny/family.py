@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-from stretto.family.base import Family, Languages, Task, TextRate, UnconditionalContext
+from stretto.family.base import DrawRules, Family, Languages, Task, TextRate, UnconditionalContext
 from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -70,7 +70,7 @@ class PointerConstants(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AlignmentPointer(Mechanism):
+class AlignmentPointer(DrawRules):
     """Alignment pointer, which aligns the audio segment with the preceding text segment.
 
     Every text token in `spoken` is an entry of the script, in order. In each row of the audio segment, the pointer
@@ -93,8 +93,7 @@ class AlignmentPointer(Mechanism):
     index_stream: int
     max_entries: int
 
-    columns: ClassVar[tuple[str, ...]] = ("num_entries", "pointer")
-    times_words: ClassVar[bool] = True
+    state: ClassVar = {"num_entries": 0, "pointer": 0}
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Pointer")
@@ -119,8 +118,15 @@ class AlignmentPointer(Mechanism):
         return self.max_entries + 1
 
     def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
-        """Return the entries of a text; see `Mechanism.written_entries`."""
+        """Return the entries of a text; see `DrawRules.written_entries`."""
         return [0, *(token for token in ids if token in self.spoken)]
+
+
+@dataclass(frozen=True)
+class PointerTimes(Mechanism):
+    """Times of words, by the entries to which the pointer advances."""
+
+    times_words: ClassVar[bool] = True
 
     def begun_token(self, before: Sequence[int], after: Sequence[int]) -> int | None:
         """Return the index of the entry to which the pointer has advanced; see `Mechanism.begun_token`."""
@@ -174,7 +180,8 @@ TINY = Family(
     max_audio_s=18.0,
     max_model_len=2048,
     frame_rate=80 / 3,
-    mechanism=POINTER,
+    drawing=POINTER,
+    mechanism=PointerTimes(),
 )
 
 

@@ -146,7 +146,7 @@ AUDIO = {
 STREAMS = {**AUDIO, "seen": None, "num_columns": 1025, "num_ends": 0, "first_stream": 1, "block": 2048}
 PENALIZED = {**AUDIO, "num_columns": 3072, "num_ends": 1, "first_stream": 0, "block": 4096}
 SEVEN_ROWS = {name: value for name, value in (STREAMS | {"num_places": 7}).items() if name != "places"}
-COSYVOICE3: Any = cosyvoice3(None).mechanism
+COSYVOICE3: Any = cosyvoice3(None).drawing
 # CosyVoice 3's 6561 codes and 200 ends.
 GROUPS = {**PENALIZED, "seen": None, "num_columns": 6761, "num_ends": 200, "block": 8192}
 GROUPS |= CodeProgram.sampling_functions._asdict() | {"constants": COSYVOICE3.groups}

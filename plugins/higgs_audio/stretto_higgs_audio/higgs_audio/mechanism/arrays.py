@@ -1,4 +1,6 @@
-"""Begin and end ids of the streams, in numpy or torch arrays, and the launch of the kernel that writes them."""
+"""Sampling of rows with begin and end ids of the streams, in arrays and in kernels."""
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -6,40 +8,37 @@ import triton
 
 from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
+from stretto.engine.worker.predictors import Readout
+from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
-from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.slots import Array
+from stretto.engine.worker.step_program import StepProgram
 from stretto_higgs_audio.higgs_audio.family import Staircase
 from stretto_higgs_audio.higgs_audio.mechanism import rules as stair_rules
 from stretto_higgs_audio.higgs_audio.mechanism.kernel import StairRules, stairs_kernel
 
 
-class Stairs:
-    """Rule that replaces the sampled ids of a row outside each stream's frames.
+class StairDraw(RowDraw):
+    """Sampler of rows in numpy or torch, which replaces ids outside each stream's frames.
 
     Args:
         staircase: Begin and end ids.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
-        arrays: Array factory.
+        given: Arguments of `RowDraw`.
     """
 
-    def __init__(self, staircase: Staircase, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
+    def __init__(self, staircase: Staircase, *given: Any):
+        super().__init__(*given)
+        arrays = self.arrays
         self._rules = with_where(arrays.xp.where, stair_rules.__name__)
         self._concatenate = arrays.xp.concatenate
         self._begins = arrays.upload(np.array(staircase.begin))
         self._ends = arrays.upload(np.array(staircase.end))
-        self._delays = arrays.upload(np.array(rules.family.layout.delays))
+        self._delays = arrays.upload(np.array(self.segments.family.layout.delays))
         self._streams = arrays.upload(np.arange(len(staircase.end)))
-        self._first_end = arrays.wrap(tables.state)[:, len(STATE)]
+        self._first_end = arrays.wrap(self.tables.state)[:, len(STATE)]
 
-    def __call__(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return stream 0 [B] and the other streams [B, K], with BOS and EOS ids outside each stream's frames.
-
-        Args:
-            token: Sampled ids of stream 0, [B].
-            codes: Sampled ids of the other streams, [B, K].
-            rows: State of the rows.
-        """
+    def replace_streams(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
+        """Return stream 0 [B] and the other streams [B, K], with BOS and EOS ids outside each stream's frames."""
         first_end = self._first_end[rows.slots]
         num_ended = self._rules.num_ended(rows.position, first_end)
         ids = self._concatenate([token[:, None], codes], 1)
@@ -51,33 +50,27 @@ class Stairs:
         return ids[:, 0], ids[:, 1:]
 
 
-class StairLaunch:
-    """Launch of `stairs_kernel`, which does for the rows of a step what `Stairs` does.
+class StairProgram(StepProgram):
+    """Kernel launches that do what `StairDraw` does.
 
     Args:
         staircase: Begin and end ids.
+        readout: Heads and frame predictor.
         rules: Rules of the family's replies.
-        tables: Slot tables.
-        num_rows: Maximum number of rows in a step.
+        given: Further arguments of `StepProgram`.
     """
 
-    def __init__(self, staircase: Staircase, rules: SegmentRules, tables: SlotTables, num_rows: int):
+    def __init__(self, staircase: Staircase, readout: Readout, rules: SegmentRules, *given: Any):
+        super().__init__(readout, rules, *given)
         ids = np.array([staircase.begin, staircase.end, rules.family.layout.delays], np.int64)
-        self._state = tables.state
-        self._ids = torch.from_numpy(ids).to(tables.state.device)
-        self._rules = StairRules(num_rows, len(staircase.end) - 1, tables.state.stride(0))
+        state = self.tables.state
+        self._ids = torch.from_numpy(ids).to(state.device)
+        self._rules = StairRules(self.num_rows, len(staircase.end) - 1, state.stride(0))
 
-    def __call__(
-        self, first: torch.Tensor, drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int
-    ) -> None:
-        """Replace the sampled ids, in place, with the ids that the rows must contain.
-
-        Args:
-            first: Sampled ids of stream 0, int32 [N, 1].
-            drawn: Sampled ids of the other streams, int32 [N, K].
-            plan: Step table (`step_draw.py`).
-            lengths: Positions of the rows, int32 [N].
-            num_rows: Number of rows of the step.
-        """
+    def replace_streams(self, num_rows: int) -> None:
+        """Replace ids outside each stream's frames; see `StepProgram.replace_streams`."""
         block = triton.next_power_of_2(max(self._rules.num_others, 2))
-        stairs_kernel[num_rows,](first, drawn, self._ids, self._state, plan, lengths, self._rules, block, num_warps=1)
+        stairs_kernel[num_rows,](
+            self.first.drawn, self.others.drawn, self._ids, self.tables.state, self.columns.table, self.lengths,
+            self._rules, block, num_warps=1,
+        )  # fmt: skip

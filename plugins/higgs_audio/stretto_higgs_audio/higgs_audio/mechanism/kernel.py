@@ -11,7 +11,7 @@ from stretto.engine.rules import STATE
 from stretto_higgs_audio.higgs_audio.mechanism import rules as stair_rules
 
 OWN = device_rules(stair_rules.__name__)
-FIRST_EOS = tl.constexpr(len(STATE))  # the column of `Staircase.columns`
+FIRST_EOS = tl.constexpr(len(STATE))  # the column of `Staircase.state`
 
 
 class StairRules(NamedTuple):

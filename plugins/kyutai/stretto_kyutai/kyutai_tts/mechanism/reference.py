@@ -7,12 +7,12 @@ import numpy as np
 from stretto.family.base import Family
 from stretto.records.prompt import Prompt
 from stretto.testing import ReferenceRule
-from stretto_kyutai.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words
+from stretto_kyutai.kyutai_tts.mechanism.script import ScriptedText, WordScript, pack_word, unpack_words
 
 WORD_COUNTS = (4, 7, 1, 0, 12)
 
 
-def random_words(script: WordScript, index: int) -> list[int]:
+def random_words(text: ScriptedText, index: int) -> list[int]:
     """Return packed words for test prompt `index`, including breaks."""
     random = np.random.default_rng(index)
     ids = list[int]()

@@ -1,6 +1,6 @@
-"""Words that the model asks for: the mechanism of this family's replies, and the format of its texts."""
+"""Words that the model asks for: the rules of this family's replies, and the format of its texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stretto.errors import InvalidRequest, shown
+from stretto.family.base import DrawRules
+from stretto.family.input_tracks import TextTrack
 from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
 from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
@@ -37,7 +39,7 @@ def unpack_words(ids: Sequence[int] | NDArray[np.int32]) -> Iterator[tuple[list[
 
 
 @dataclass(frozen=True)
-class WordScript(Mechanism):
+class WordScript(DrawRules):
     """Streamed text that the model asks for word by word: it samples `new_id` on stream 0 when a word may begin.
 
     drawn            -    -    new  -    -    -    new        - is any other id
@@ -65,7 +67,6 @@ class WordScript(Mechanism):
         initial_padding: Number of rows before the first word.
         tail_rows: Number of rows from the row that ends the speech to the end of the reply.
         num_sampled: Number of ids of stream 0, from the first on, that the model samples; 0 if it samples all of them.
-        speakers: Conditions of a request; None if voices are recordings.
     """
 
     new_id: int = 0
@@ -77,7 +78,6 @@ class WordScript(Mechanism):
     initial_padding: int = 2
     tail_rows: int = 4
     num_sampled: int = 0
-    speakers: SpeakerConditions | None = None
 
     columns: ClassVar[tuple[str, ...]] = (
         "remaining",
@@ -90,38 +90,65 @@ class WordScript(Mechanism):
         "end",
     )
     ends_audio: ClassVar[bool] = True
-    times_words: ClassVar[bool] = True
-    open_track: ClassVar = lazy(f"{HERE}.track:WordTrack.begin")
-    on_arrays: ClassVar = lazy(f"{HERE}.arrays:WordStates")
-    on_device: ClassVar = lazy(f"{HERE}.arrays:WordLaunch")
+    row_draw: ClassVar = lazy(f"{HERE}.draw:WordDraw")
+    step_program: ClassVar = lazy(f"{HERE}.draw:WordProgram")
     reference: ClassVar = lazy(f"{HERE}.reference:Words")
-    random_text: ClassVar = lazy(f"{HERE}.reference:random_words")
+
+    @property
+    def state(self) -> Mapping[str, int]:
+        """The columns before a reply: the model waits for `initial_padding` rows."""
+        state = dict.fromkeys(self.columns, 0)
+        return state | {"remaining": self.initial_padding, "forced": self.initial_padding, "end": -1}
+
+    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
+        """Return those of `ids` that the model may sample."""
+        return [token for token in ids if token != self.wish_id][: self.num_sampled or None]
+
+    def num_text_entries(self, max_rows: int) -> int:
+        """Return the size of a slot's table: tokens, then the fields of each word."""
+        return (1 + NUM_FIELDS) * max_rows
+
+
+@dataclass(frozen=True)
+class RequestedWords(Mechanism):
+    """Times of the words that the model asks for, and the conditions of a request.
+
+    Attributes:
+        speakers: Conditions of a request; None if voices are recordings.
+    """
+
+    speakers: SpeakerConditions | None = None
+
+    times_words: ClassVar[bool] = True
 
     @property
     def conditions(self) -> SpeakerConditions | None:
         """Network that conditions all rows of a request; None without one."""
         return self.speakers
 
-    def initial_state(self) -> Sequence[int]:
-        """Return the state before a reply: the model waits for `initial_padding` rows."""
-        state = dict.fromkeys(self.columns, 0)
-        state |= {"remaining": self.initial_padding, "forced": self.initial_padding, "end": -1}
-        return tuple(state.values())
 
-    def sampled_ids(self, ids: Sequence[int]) -> list[int]:
-        """Return those of `ids` that the model may sample."""
-        return [token for token in ids if token != self.wish_id][: self.num_sampled or None]
+@dataclass(frozen=True, kw_only=True)
+class ScriptedText(TextTrack):
+    """Text whose words the model asks for.
 
-    def second_ids(self, number: int) -> range:
-        """Return the ids of the second stream."""
-        return range(self.second_base, self.second_base + number)
+    Attributes:
+        script: Rules of the words.
+        num_second_ids: Number of ids of the second stream; 0 if it is empty.
+    """
 
-    def num_text_entries(self, max_rows: int) -> int:
-        """Return the size of a slot's table: tokens, then the fields of each word."""
-        return (1 + NUM_FIELDS) * max_rows
+    script: WordScript
+    num_second_ids: int = 0
+
+    open: ClassVar = lazy(f"{HERE}.track:WordTrack.begin")
+    random_text: ClassVar = lazy(f"{HERE}.reference:random_words")
+
+    @property
+    def second_ids(self) -> range:
+        """Ids of the second stream."""
+        return range(self.script.second_base, self.script.second_base + self.num_second_ids)
 
     def check_text(self, ids: Sequence[int], tokens: range) -> None:
-        """Raise InvalidRequest if packed words are invalid; see `Mechanism.check_text`."""
+        """Raise InvalidRequest if packed words are invalid; see `TextTrack.check_text`."""
         last = tokens.stop - 1  # the id of a wish is no token
         for own, padding in unpack_words(ids):
             if not all(0 <= token < last for token in own) or padding < 0:

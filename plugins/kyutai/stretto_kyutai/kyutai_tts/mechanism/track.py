@@ -10,7 +10,7 @@ from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.tracks import ENDLESS, Track, placed, rows_of
 from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
-from stretto_kyutai.kyutai_tts.mechanism.script import WordScript, unpack_words
+from stretto_kyutai.kyutai_tts.mechanism.script import ScriptedText, WordScript, unpack_words
 
 TAKEN = WordScript.columns.index("taken")
 
@@ -55,11 +55,11 @@ class WordTrack(Track):
     capacity: int = 0
 
     @classmethod
-    def begin(cls, script: WordScript, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool) -> Self:
+    def begin(cls, text: ScriptedText, rules: SegmentRules, first_row: int, ids: Sequence[int], is_open: bool) -> Self:
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            script: Rules of the words.
+            text: The text of the family.
             rules: Rules of the family's replies.
             first_row: First row of the reply.
             ids: Packed words, with the end id if the text is complete.
@@ -69,7 +69,7 @@ class WordTrack(Track):
         pad_id = rules.family.layout.pad_id
         track = cls(
             slice(second.start - 1, second.stop - 1), first_row, rows_of((), 1), pad_id, is_live=is_open, is_open=True,
-            script=script, capacity=rules.max_model_len,
+            script=text.script, capacity=rules.max_model_len,
         )  # fmt: skip
         track.extend(ids, not is_open)
         return track

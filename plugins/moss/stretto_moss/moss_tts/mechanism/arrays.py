@@ -1,43 +1,40 @@
-"""Delay slots and pads in numpy or torch arrays, and the launch of the kernel that writes them."""
+"""Sampling of rows with delay slots and pads, in arrays and in kernels."""
+
+from typing import Any
 
 import numpy as np
 import torch
 import triton
 
-from stretto.engine.reply_rules import SegmentRules
 from stretto.engine.rules import STATE, with_where
+from stretto.engine.worker.sampler import RowDraw
 from stretto.engine.worker.segment_state import Rows
-from stretto.engine.worker.slots import Array, Arrays, SlotTables
+from stretto.engine.worker.slots import Array
+from stretto.engine.worker.step_program import StepProgram
 from stretto_moss.moss_tts.family import DelaySlots
 from stretto_moss.moss_tts.mechanism import rules as slot_rules
 from stretto_moss.moss_tts.mechanism.kernel import SlotRules, slots_kernel
 
 
-class Slots:
-    """Rule that replaces ids of the text stream after the first delay id, and codes outside each codebook's frames.
+class SlotDraw(RowDraw):
+    """Sampler of rows, which replaces text ids after the first delay id, and codes outside each codebook's frames.
 
     Args:
         slots: Ids.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
-        arrays: Array factory.
+        given: Arguments of `RowDraw`.
     """
 
-    def __init__(self, slots: DelaySlots, rules: SegmentRules, tables: SlotTables, arrays: Arrays):
+    def __init__(self, slots: DelaySlots, *given: Any):
+        super().__init__(*given)
+        arrays = self.arrays
         self._slots = slots
         self._rules = with_where(arrays.xp.where, slot_rules.__name__)
         self._pads = arrays.upload(np.array(slots.pads))
         self._codebooks = arrays.upload(np.arange(len(slots.pads)))
-        self._delay_start = arrays.wrap(tables.state)[:, len(STATE)]
+        self._delay_start = arrays.wrap(self.tables.state)[:, len(STATE)]
 
-    def __call__(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
-        """Return the text stream [B] and the codebooks [B, K].
-
-        Args:
-            token: Sampled ids of the text stream, [B].
-            codes: Sampled codes, [B, K].
-            rows: State of the rows.
-        """
+    def replace_streams(self, token: Array, codes: Array, rows: Rows) -> tuple[Array, Array]:
+        """Return the text stream [B] and the codebooks [B, K]."""
         slots = self._slots
         start = self._delay_start[rows.slots]
         since = self._rules.rows_since(rows.position, start)
@@ -50,33 +47,25 @@ class Slots:
         return token, codes
 
 
-class SlotLaunch:
-    """Launch of `slots_kernel`, which does for the rows of a step what `Slots` does.
+class SlotProgram(StepProgram):
+    """Kernel launches that do what `SlotDraw` does.
 
     Args:
         slots: Ids.
-        rules: Rules of the family's replies.
-        tables: Slot tables.
-        num_rows: Maximum number of rows in a step.
+        given: Arguments of `StepProgram`.
     """
 
-    def __init__(self, slots: DelaySlots, rules: SegmentRules, tables: SlotTables, num_rows: int):
-        self._state = tables.state
-        self._pads = torch.tensor(slots.pads, device=tables.state.device)
+    def __init__(self, slots: DelaySlots, *given: Any):
+        super().__init__(*given)
+        state = self.tables.state
+        self._pads = torch.tensor(slots.pads, device=state.device)
         ids = slots.slot, slots.delay, slots.end
-        self._rules = SlotRules(num_rows, len(slots.pads), tables.state.stride(0), *ids)
+        self._rules = SlotRules(self.num_rows, len(slots.pads), state.stride(0), *ids)
 
-    def __call__(
-        self, first: torch.Tensor, drawn: torch.Tensor, plan: torch.Tensor, lengths: torch.Tensor, num_rows: int
-    ) -> None:
-        """Replace the sampled ids, in place, with the ids that the rows must contain.
-
-        Args:
-            first: Sampled ids of the text stream, int32 [N, 1].
-            drawn: Sampled codes, int32 [N, K].
-            plan: Step table (`step_draw.py`).
-            lengths: Positions of the rows, int32 [N].
-            num_rows: Number of rows of the step.
-        """
+    def replace_streams(self, num_rows: int) -> None:
+        """Replace text ids and codes; see `StepProgram.replace_streams`."""
         block = triton.next_power_of_2(max(self._rules.num_codebooks, 2))
-        slots_kernel[num_rows,](first, drawn, self._pads, self._state, plan, lengths, self._rules, block, num_warps=1)
+        slots_kernel[num_rows,](
+            self.first.drawn, self.others.drawn, self._pads, self.tables.state, self.columns.table, self.lengths,
+            self._rules, block, num_warps=1,
+        )  # fmt: skip

@@ -11,7 +11,7 @@ from stretto.engine.rules import STATE
 from stretto_moss.moss_tts.mechanism import rules as slot_rules
 
 OWN = device_rules(slot_rules.__name__)
-DELAY_START = tl.constexpr(len(STATE))  # the column of `DelaySlots.columns`
+DELAY_START = tl.constexpr(len(STATE))  # the column of `DelaySlots.state`
 
 
 class SlotRules(NamedTuple):

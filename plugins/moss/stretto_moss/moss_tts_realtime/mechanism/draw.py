@@ -20,25 +20,25 @@ from stretto.engine.worker.sampler import RecentRows, RowDraw, pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
 from stretto.engine.worker.step_program import StepProgram
-from stretto_moss.moss_tts_realtime.family import RealtimeRules
+from stretto_moss.moss_tts_realtime.family import RecentPenalty
 
 
 class RecentDraw(RowDraw):
     """Sampler of rows in numpy or torch.
 
     Args:
-        mechanism: The mechanism.
+        penalty: The penalty.
         given: Arguments of `RowDraw`.
     """
 
     _recent: RecentRows  # of the rows that are being sampled
     _penalty: torch.Tensor
 
-    def __init__(self, mechanism: RealtimeRules, *given: Any):
+    def __init__(self, penalty: RecentPenalty, *given: Any):
         super().__init__(*given)
         codebooks = self.segments.family.layout.audio
         device = self.tables.state.device
-        self._num_rows = mechanism.num_recent_rows
+        self._num_rows = penalty.num_recent_rows
         self._starts = torch.tensor([ids.start for ids in codebooks], device=device)
         self._sizes = torch.tensor([len(ids) for ids in codebooks], device=device)
 
@@ -85,7 +85,7 @@ class RecentDraw(RowDraw):
 
 
 class KernelConstants(NamedTuple):
-    """Constants of the mechanism for kernels."""
+    """Constants of the penalty for kernels."""
 
     num_rows: int
 
@@ -113,6 +113,6 @@ class RecentProgram(StepProgram):
     sampling_functions: ClassVar = SAMPLING_FUNCTIONS._replace(counted=_counted)
     other_functions: ClassVar = sampling_functions
 
-    def __init__(self, mechanism: RealtimeRules, readout: Readout, rules: SegmentRules, *given: Any):
+    def __init__(self, penalty: RecentPenalty, readout: Readout, rules: SegmentRules, *given: Any):
         super().__init__(readout, rules, *given)
-        self.rule_constants = KernelConstants(mechanism.num_recent_rows)
+        self.rule_constants = KernelConstants(penalty.num_recent_rows)

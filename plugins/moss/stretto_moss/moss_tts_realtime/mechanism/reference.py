@@ -10,13 +10,13 @@ from stretto.testing import ReferenceRule
 class RecentIds(ReferenceRule):
     """Penalty on the ids that a stream has in the last rows of the audio."""
 
-    def __init__(self, mechanism: Any, prompt: Prompt):
-        super().__init__(mechanism, prompt)
+    def __init__(self, rules: Any, prompt: Prompt):
+        super().__init__(rules, prompt)
         self._rows: list[list[int]] = []
 
     def penalized(self, logits: list[float], usual: list[float], stream: int) -> list[float]:
         """Return the logits of a stream with the penalty; see `ReferenceRule.penalized`."""
-        counted = {row[stream] for row in self._rows[-self.mechanism.num_recent_rows :]}
+        counted = {row[stream] for row in self._rows[-self.rules.num_recent_rows :]}
         penalty = self.prompt.sampling.repetition_penalty
         factors = [penalty if logit < 0 else 1 / penalty for logit in logits]
         factors = [factor if token in counted else 1.0 for token, factor in enumerate(factors)]

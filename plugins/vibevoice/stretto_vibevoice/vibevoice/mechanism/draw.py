@@ -41,7 +41,7 @@ def readout_of(model: Any, predictor: Any, rules: SegmentRules) -> StretchReadou
         ids = torch.tensor([*rules.audio_ids(0), *rules.drawn_ends_of_audio])
         embedding = model.model.embed_tokens
         rows = WeightRows(embedding).gather(ids.to(embedding.get_parameter("weight").device))
-    state = model.state_of_row(rules.family.mechanism.prompt_end)
+    state = model.state_of_row(rules.family.drawing.prompt_end)
     return StretchReadout(FirstHead(rows, rules), predictor, rows.shape[1], model.feedback, state)
 
 
@@ -55,7 +55,7 @@ class StretchDraw(RowDraw):
     """Samples audio rows with guided latents and features of the decoded audio.
 
     Args:
-        stretches: The mechanism.
+        stretches: Ids of the marks and of frames.
         readout: Heads and networks of the model.
         given: Further arguments of `RowDraw`.
 
@@ -113,7 +113,7 @@ class StretchProgram(LatentStepProgram):
     """Kernel launches that do what `StretchDraw` does.
 
     Args:
-        stretches: The mechanism.
+        stretches: Ids of the marks and of frames.
         readout: Heads and networks of the model.
         rules: Rules of the family's replies.
         given: Further arguments of `LatentStepProgram`.

@@ -71,7 +71,7 @@ class FeedbackMemory:
 
     Args:
         network: The network.
-        stretches: The mechanism.
+        stretches: Ids of the marks and of frames.
         size: Number of elements of a latent.
         num_slots: Number of slots.
         device: Device on which the memories are stored.

@@ -7,7 +7,7 @@ import numpy as np
 from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.reply_rules import UNKNOWN
 from stretto.engine.scheduling.request_state import NOT_YET, GuidancePair, PairScheduler, RequestState
-from stretto_vibevoice.vibevoice.family import Stretches
+from stretto_vibevoice.vibevoice.family import StretchContext
 
 
 class StretchPair(GuidancePair):
@@ -18,15 +18,15 @@ class StretchPair(GuidancePair):
     unconditional request is created after this frame, and the conditional request waits for it.
 
     Args:
-        stretches: The mechanism.
+        context: Rules for unconditional requests.
         conditional: Id of the conditional request.
     """
 
     follows_rows: ClassVar[bool] = True
 
-    def __init__(self, stretches: Stretches, conditional: str):
+    def __init__(self, context: StretchContext, conditional: str):
         super().__init__(conditional)
-        self._stretches = stretches
+        self._stretches = context.stretches
         self._start = UNKNOWN  # position of the mark that began the stretch; UNKNOWN between stretches
         self._held_at = NOT_YET  # index in the reply of the second frame of a stretch that has just begun
 

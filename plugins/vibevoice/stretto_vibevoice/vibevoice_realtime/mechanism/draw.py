@@ -14,7 +14,7 @@ from stretto.engine.worker.predictors import FirstHead, LatentReadout
 from stretto.engine.worker.sampler import RowDraw, pick
 from stretto.engine.worker.segment_state import Rows
 from stretto.engine.worker.slots import Array
-from stretto_vibevoice.vibevoice_realtime.family import TextWindows
+from stretto_vibevoice.vibevoice_realtime.family import WindowRules
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ class WindowDraw(RowDraw):
     """Samples the rows of replies that read their text in windows.
 
     Args:
-        windows: The mechanism.
+        rules: Rules by which the rows are sampled.
         readout: Heads and networks of the model.
         given: Further arguments of `RowDraw`.
     """
 
-    def __init__(self, windows: TextWindows, readout: WindowReadout, *given: Any):
+    def __init__(self, rules: WindowRules, readout: WindowReadout, *given: Any):
         super().__init__(readout, *given)
         self._predict: Any = readout.latents
         family = self.segments.family
         self._texts = self.arrays.wrap(self.tables.texts)
-        self._windows = windows
+        self._windows = rules.windows
         self._first_states = readout.first_states
         self._size = family.latent_size
-        self._voice_ends = self.arrays.upload(np.array(windows.first_rows[1:], np.int64))
+        self._voice_ends = self.arrays.upload(np.array(rules.windows.first_rows[1:], np.int64))
         self._lane = family.track_streams.start - 1
 
     def draw_audio(

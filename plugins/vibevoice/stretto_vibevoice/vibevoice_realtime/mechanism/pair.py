@@ -6,7 +6,7 @@ import numpy as np
 
 from stretto.engine.protocol import NO_CHANGE
 from stretto.engine.scheduling.request_state import NOT_YET, GuidancePair, PairScheduler, RequestState
-from stretto_vibevoice.vibevoice_realtime.family import TextWindows
+from stretto_vibevoice.vibevoice_realtime.family import WindowContext
 from stretto_vibevoice.vibevoice_realtime.mechanism.track import WindowTrack
 
 
@@ -18,14 +18,14 @@ class WindowPair(GuidancePair):
     after this frame, and the conditional one samples no second frame before.
 
     Args:
-        windows: The mechanism.
+        context: Rules for unconditional requests.
         conditional: Id of the conditional request.
     """
 
     follows_rows: ClassVar[bool] = True
 
-    def __init__(self, windows: TextWindows, conditional: str):
-        self._windows = windows
+    def __init__(self, context: WindowContext, conditional: str):
+        self._windows = context.windows
         self._state = None
         super().__init__(conditional)
 

@@ -26,7 +26,7 @@ class WindowTrack(Track):
         """Return the track of a reply that begins with row `first_row`.
 
         Args:
-            windows: The mechanism.
+            windows: Rules of the windows.
             rules: Rules of the family's replies.
             first_row: First row of the reply.
             ids: Tokens, with the end id if the text is complete.

@@ -208,7 +208,7 @@ def text_is_full(at: tl.tensor, position: tl.tensor, constants: tl.constexpr) ->
     Args:
         at: State of the reply.
         position: Position of the row.
-        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+        constants: Constants of the family (`StepProgram.rule_constants`).
     """
     return position < 0
 
@@ -218,7 +218,7 @@ def finish_row(
     laid: tl.tensor, lanes: tl.tensor, token: tl.tensor, in_text: tl.tensor, in_audio: tl.tensor, at: tl.tensor,
     entries: tl.tensor, constants: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Return streams 1 to S - 1 of a row, and update the mechanism's state and entries; the default changes nothing.
+    """Return streams 1 to S - 1 of a row, and update the family's state and entries; the default changes nothing.
 
     Args:
         laid: Streams 1 to S - 1.
@@ -228,7 +228,7 @@ def finish_row(
         in_audio: True if the row is in the audio segment.
         at: State of the reply before the row.
         entries: Entries of the slot (`SlotTables.texts`).
-        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+        constants: Constants of the family (`StepProgram.rule_constants`).
     """
     return laid
 
@@ -236,7 +236,7 @@ def finish_row(
 class RowFunctions(NamedTuple):
     """Triton functions that `advance_kernel` calls in each row.
 
-    The program of a mechanism may replace them (`ROW_FUNCTIONS._replace`). Their arguments and results are those of the
+    The program of a family may replace them (`ROW_FUNCTIONS._replace`). Their arguments and results are those of the
     functions above.
 
     Attributes:
@@ -276,7 +276,7 @@ def _write_state(
 def advance_kernel(
     results: tl.tensor,  # int32 blocks, written: tokens [N], codes and state [N, S - 1 + C], cut flags [N], samples [N]
     state: tl.tensor,  # [R, 5 + C] int64, written
-    texts: tl.tensor,  # [R, G] int32, written by a mechanism
+    texts: tl.tensor,  # [R, G] int32, written by a family's sampler
     codes: tl.tensor,  # [R, T + 1, S - 1] int32, written
     seen: tl.tensor,  # [R, V + 1] uint8, written: ids counted by a repetition penalty; or empty
     plan: tl.tensor,  # `step_draw.py`, [C, N] int32
@@ -292,7 +292,7 @@ def advance_kernel(
     streams: tl.tensor,  # [4, S - 1] int64: `SegmentRules.other_streams`
     sent: tl.tensor,  # [C] int64: columns of `state` that are sent to the host
     rules: tl.constexpr,
-    constants: tl.constexpr,  # constants of the mechanism (`StepProgram.rule_constants`)
+    constants: tl.constexpr,  # constants of the family (`StepProgram.rule_constants`)
     # The `RowFunctions`.
     text_is_full: tl.constexpr,
     finish_row: tl.constexpr,

@@ -219,7 +219,7 @@ def redrawn_from(
         repeated: Column of the id that is not taken.
         num_columns: Number of columns.
         top_k: Number of logits to keep; 0 is off.
-        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+        constants: Constants of the family (`StepProgram.rule_constants`).
     """
     return values
 
@@ -237,7 +237,7 @@ def hidden_ends(
         at: State of the reply.
         mine: Column of the row in the step table.
         plan_stride: Length of a line of the step table.
-        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+        constants: Constants of the family (`StepProgram.rule_constants`).
     """
     return is_short
 
@@ -258,7 +258,7 @@ def repeated(
         audio_start: Position of the first audio row.
         row_stride: Distance between the ids of two positions in `history`.
         plan_stride: Length of a line of the step table.
-        constants: Constants of the mechanism (`StepProgram.rule_constants`).
+        constants: Constants of the family (`StepProgram.rule_constants`).
     """
     count = tl.full((), 0, tl.int32)
     window = real_of(mine + RAS_WINDOW * plan_stride).to(tl.int32)
@@ -275,7 +275,7 @@ def repeated(
 class SamplingFunctions(NamedTuple):
     """Triton functions by which `draw_streams_kernel` samples ids.
 
-    The program of a mechanism may replace some of them (`SAMPLING_FUNCTIONS._replace`), for stream 0
+    The program of a family may replace some of them (`SAMPLING_FUNCTIONS._replace`), for stream 0
     (`StepProgram.sampling_functions`) and for the others (`other_functions`). Arguments and results of all but the last
     are those of the functions above.
 
@@ -379,7 +379,7 @@ def draw_streams_kernel(
     num_places: tl.constexpr,  # rows of a frame
     shares: tl.constexpr,  # True if the unconditional row also gets the ids
     is_greedy: tl.constexpr,  # True if the most probable id is chosen at every temperature
-    constants: tl.constexpr,  # constants of the mechanism (`StepProgram.rule_constants`)
+    constants: tl.constexpr,  # constants of the family (`StepProgram.rule_constants`)
     # The `SamplingFunctions`.
     penalized: tl.constexpr, chosen: tl.constexpr, redrawn_from: tl.constexpr, hidden_ends: tl.constexpr,
     repeated: tl.constexpr, counted: tl.constexpr,

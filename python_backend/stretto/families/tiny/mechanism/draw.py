@@ -46,7 +46,7 @@ class ScriptDraw(RowDraw):
     """Sampler of rows in numpy or torch, which moves the pointer instead of sampling stream 0 of audio.
 
     Args:
-        script: The mechanism.
+        script: Constants of the pointer.
         given: Arguments of `RowDraw`.
     """
 
@@ -108,7 +108,7 @@ class ScriptProgram(StepProgram):
     """Kernel launches that sample a step.
 
     Args:
-        script: The mechanism.
+        script: Constants of the pointer.
         readout: Heads and frame predictor.
         rules: Rules of the family's replies.
         tables: Slot tables.

@@ -13,7 +13,7 @@ class Pointer(ReferenceRule):
     """Entries of a reply's text, and the pointer that moves along them.
 
     Args:
-        script: The mechanism.
+        script: Constants of the pointer.
         prompt: Prompt of the reply.
     """
 

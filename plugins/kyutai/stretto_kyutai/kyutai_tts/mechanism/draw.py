@@ -1,0 +1,48 @@
+"""Sampling of rows whose words the model asks for, in arrays and in kernels."""
+
+from typing import Any
+
+from stretto.engine.reply_rules import SegmentRules
+from stretto.engine.worker.predictors import Readout
+from stretto.engine.worker.sampler import RowDraw
+from stretto.engine.worker.segment_state import Rows
+from stretto.engine.worker.slots import Array
+from stretto.engine.worker.step_program import StepProgram
+from stretto_kyutai.kyutai_tts.mechanism.arrays import WordLaunch, WordStates
+from stretto_kyutai.kyutai_tts.mechanism.script import WordScript
+
+
+class WordDraw(RowDraw):
+    """Sampler of rows in numpy or torch, which writes the tokens of words to stream 0.
+
+    Args:
+        script: Rules of the words.
+        given: Arguments of `RowDraw`.
+    """
+
+    def __init__(self, script: WordScript, *given: Any):
+        super().__init__(*given)
+        self._states = WordStates(script, self.segments.rules, self.tables, self.arrays)
+
+    def replace_first(self, token: Array, rows: Rows) -> Array:
+        """Return stream 0 of each row; see `RowDraw.replace_first`."""
+        return self._states(token, rows)
+
+
+class WordProgram(StepProgram):
+    """Kernel launches that do what `WordDraw` does.
+
+    Args:
+        script: Rules of the words.
+        readout: Heads and frame predictor.
+        rules: Rules of the family's replies.
+        given: Further arguments of `StepProgram`.
+    """
+
+    def __init__(self, script: WordScript, readout: Readout, rules: SegmentRules, *given: Any):
+        super().__init__(readout, rules, *given)
+        self._states = WordLaunch(script, rules, self.tables, self.num_rows)
+
+    def replace_first(self, num_rows: int) -> None:
+        """Replace stream 0, and write the second text stream; see `StepProgram.replace_first`."""
+        self._states(self.first.drawn, self.columns.table, self.lengths, num_rows, self.seconds)

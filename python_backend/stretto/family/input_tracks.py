@@ -1,0 +1,118 @@
+"""Input-only streams of a family whose ids are known before their rows are sampled."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+
+class InputTrack(Protocol):
+    """Input-only streams whose ids are known before their rows are sampled."""
+
+    @property
+    def open(self) -> Callable[..., Any] | None:
+        """Function of (`SegmentRules`, first row, ids, is open) that returns the `engine.tracks.Track` of a reply.
+
+        It is a reference (`plugin.lazy`). None for the common tracks, whose ids are read row by row.
+        """
+        ...
+
+    @property
+    def streams(self) -> range:
+        """Indices of the streams, which are consecutive."""
+        ...
+
+
+class TextRows(NamedTuple):
+    """Audio rows that have text instead of a frame.
+
+    The text stream of such a row has -1 - i, which refers to entry i of the slot's table
+    (`DrawRules.num_text_entries`), because this entry may arrive after the row was sampled.
+
+    Attributes:
+        ids: Ids of stream 0 in these rows. They do not end the audio.
+        column: Index, among the family's state columns (`DrawRules.state`), of the number of these rows so far.
+    """
+
+    ids: tuple[int, ...]
+    column: int
+
+
+@dataclass(frozen=True)
+class TextTrack:
+    """Input-only stream for streamed text: row i of the reply has frame i, and id i of the text on this stream.
+
+    A family whose rows read the text in another way has a subclass with an `open`.
+
+    Attributes:
+        stream: Index of the stream.
+        pad_id: Id of the stream in rows after the end of the text; no silent id of the layout if rows read an id each.
+        end_id: Last id of a text.
+        is_usual: True if by default the text is read during the reply; False if it is part of the prompt.
+        num_prompt_ids: Number of ids of a streamed text that precede the first frame, if later rows read an id each.
+            The prompt of an open text ends with as many rows; a text with fewer ids has only the last of them.
+        open: See `InputTrack`.
+        random_text: Function of (track, number) that returns the ids of a text for a test prompt, without its end id.
+            None for ordinary ids.
+    """
+
+    stream: int
+    pad_id: int
+    end_id: int
+    is_usual: bool = False
+
+    num_prompt_ids: ClassVar[int] = 1
+    open: ClassVar[Callable[..., Any] | None] = None
+    random_text: ClassVar[Callable[..., Any] | None] = None
+
+    @property
+    def streams(self) -> range:
+        """The stream as a range."""
+        return range(self.stream, self.stream + 1)
+
+    @property
+    def text_rows(self) -> TextRows | None:
+        """Rows with text instead of a frame; None if all audio rows have frames."""
+        return None
+
+    @property
+    def second_ids(self) -> range:
+        """Ids of a second text stream, of which each row has one as well; empty if there is none."""
+        return range(0)
+
+    def num_recorded(self, ids: Sequence[int]) -> int:
+        """Return how many ids at the start of a request's text are codes of a recording."""
+        return 0
+
+    def max_text_ids(self, num_rows: int) -> int:
+        """Return the maximum number of text ids, excluding the end id, in a reply of `num_rows` rows before its last.
+
+        Each row reads one id, and the last one the end id, unless there are rows with text.
+        """
+        return max(num_rows - 1, 0)
+
+    def check_text(self, ids: Sequence[int], tokens: range) -> None:
+        """Check the ids of a text.
+
+        Args:
+            ids: Ids, without the end id.
+            tokens: Ids of stream 0 in audio.
+
+        Raises:
+            InvalidRequest: An id is invalid.
+        """
+
+
+@dataclass(frozen=True)
+class CodeTrack:
+    """Input-only streams of a recording's codes: row i of the reply carries frame i, and later rows carry pads.
+
+    Such a reply (text or audio) runs in step with the recording and ends with it. The row after the last frame is the
+    last one before `Family.end_of_reply`, which the model itself never samples. The engine needs to know the codes, so
+    they are encoded before the reply (`Prompt.track`).
+
+    Attributes:
+        streams: Indices of the streams, which are consecutive.
+    """
+
+    open: ClassVar[Callable[..., Any] | None] = None
+    streams: range
