@@ -9,6 +9,7 @@ from stretto.families.opuslm.family import OpusVocabulary, opuslm, opuslm_dialog
 from stretto.families.qwen3_tts.family import CodecIds, Qwen3TtsVocabulary, TextIds, qwen3_tts
 from stretto.family.base import DepthSpec
 from stretto.family.input_tracks import TextTrack
+from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import FamilyPlugin
 from stretto_chatterbox.family import ChatterboxVocabulary, TurboVocabulary, chatterbox, chatterbox_turbo
 from stretto_fish_s2.family import FishVocabulary, fish_s2
@@ -128,7 +129,7 @@ CONDITIONED = FamilyPlugin(
     lambda _: replace(
         KYUTAI_TTS_AHEAD,
         name="conditioned",
-        mechanism=replace(KYUTAI_TTS_AHEAD.mechanism, speakers=SpeakerConditions(4, 21, 3)),
+        mechanism=Mechanism(conditions=SpeakerConditions(4, 21, 3)),
         max_model_len=512,
     ),
 )

@@ -4,15 +4,16 @@ from dataclasses import replace
 from typing import ClassVar
 
 from stretto.families.tiny.family import SPACE, TINY
-from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
+from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext
 from stretto.family.input_tracks import TextTrack
+from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
 from stretto.records.sampling import LatentSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, FrameCodec, LatentSpec, Segment, StreamLayout
 from stretto_cosyvoice3.family import CodeRules, GroupedText, TextGroups
-from stretto_qwen3_omni.qwen3_omni.family import SpokenText, Talker
+from stretto_qwen3_omni.qwen3_omni.family import Talker
 from stretto_vibevoice.vibevoice.family import VibeVoiceVocabulary, vibevoice
 from stretto_voxcpm2.family import GuidedRows
 
@@ -69,7 +70,7 @@ SPOKEN = replace(
     name="spoken",
     tasks=(SpokenTask(**vars(_LISTEN) | {"name": "answer"}), _LISTEN),
     guided_streams=(),
-    mechanism=SpokenText(Talker(state_layer=2)),
+    mechanism=Mechanism(speaker=Talker(state_layer=2)),
 )
 
 # The bundled family, but its text can only be blanks: the script stays empty.
@@ -210,9 +211,9 @@ BURSTS = ForcedSteps(
 )
 # Guided, as a reply that begins with audio may be; and unguided, from text to audio within a burst.
 FORCED_BURSTS = replace(
-    EIGHT_STREAMS, name="forced_bursts", tasks=EIGHT_STREAMS.tasks[1:], mechanism=ModuleSteps(BURSTS)
+    EIGHT_STREAMS, name="forced_bursts", tasks=EIGHT_STREAMS.tasks[1:], mechanism=Mechanism(steps=BURSTS)
 )
-FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), mechanism=ModuleSteps(BURSTS))
+FORCED_CHAT = replace(EIGHT_STREAMS, name="forced_chat", guided_streams=(), mechanism=Mechanism(steps=BURSTS))
 
 _PENALIZED_TASKS = tuple(
     replace(task, sampling=replace(task.sampling, repetition_penalty=1.3)) for task in FORCED_BURSTS.tasks
@@ -234,7 +235,7 @@ MODULES = replace(
     name="modules",
     tasks=_PENALIZED_TASKS,
     drawing=DrawRules(penalized="all"),
-    mechanism=ModuleSteps(MODULE_STEPS),
+    mechanism=Mechanism(steps=MODULE_STEPS),
 )
 # The same of its codes on stream 0, which are guided: it writes no text.
 PENALIZED_SPEECH = replace(MODULES, name="penalized_speech", tasks=_PENALIZED_TASKS[:1])

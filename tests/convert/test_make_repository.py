@@ -32,12 +32,12 @@ from stretto.families.opuslm.convert import ConvertedSslTokenizer
 from stretto.families.tiny.family import TINY
 from stretto.family.base import Family
 from stretto.family.input_tracks import CodeTrack
+from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import config_at, family_at, plugins
 from stretto.launcher.front_ends import cloning_models
 from stretto.launcher.options import OPTIONS_FILE, read_options
 from stretto.machine.sizing import DECODER_LIBRARY_BYTES
 from stretto.preprocessing.request import Preprocessor
-from stretto_kyutai.kyutai_tts.mechanism.script import RequestedWords
 from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from tests.aligning.ctc_release import write_release as write_ctc_release
 from tests.published_checkpoints import convert, write_release
@@ -241,7 +241,7 @@ def test_tables_of_speaker_vectors_limit_the_batch_slots(
     dtype: str, vector_rows: int, is_on_gpu: bool, num_slots: int
 ) -> None:
     record = {"num_hidden_layers": 16, "num_attention_heads": 16, "hidden_size": 2048, "max_position_embeddings": 512}
-    family = replace(TINY, mechanism=RequestedWords(SpeakerConditions(8, vector_rows, 512)))
+    family = replace(TINY, mechanism=Mechanism(conditions=SpeakerConditions(8, vector_rows, 512)))
     arguments = engine_arguments(record | {"dtype": dtype}, family, is_on_gpu)
     assert (arguments["max_num_seqs"], arguments["max_waiting"]) == (num_slots, max(1, num_slots // 4))
     assert engine_arguments(record | {"dtype": dtype}, TINY, is_on_gpu)["max_num_seqs"] == (256 if is_on_gpu else 32)

@@ -13,11 +13,12 @@ from stretto.engine.prompt_checks import Capacity, check_prompt, known_ids, max_
 from stretto.engine.reply_rules import SegmentRules
 from stretto.errors import InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
+from stretto.family.mechanism import Mechanism
 from stretto.records.prompt import Condition, Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto_higgs_audio.higgs_audio.family import HiggsAudioVocabulary, higgs_audio
 from stretto_higgs_audio.higgs_audio.prompt import audio_rows
-from stretto_kyutai.kyutai_tts.mechanism.script import RequestedWords, pack_word
+from stretto_kyutai.kyutai_tts.mechanism.script import pack_word
 from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from tests.small_vocabularies import BAGPIPER, CSM, KYUTAI_STT, KYUTAI_TTS, OPUSLM, SMALL_TTS
 from tests.speech_families import EIGHT_STREAMS, GROUPED, TRACKED
@@ -91,7 +92,7 @@ def test_repetition_window_may_not_reach_into_prompt_audio() -> None:
     ],
 )
 def test_condition_must_fit_the_family(ids: tuple[int, ...], vectors: np.ndarray, message: str) -> None:
-    family = replace(TINY, mechanism=RequestedWords(SpeakerConditions(4, 3, 2)))
+    family = replace(TINY, mechanism=Mechanism(conditions=SpeakerConditions(4, 3, 2)))
     prompt = replace(make_prompt(TINY, 0), condition=Condition(ids, vectors))
     assert re.match(message, str(refusal(prompt, SegmentRules(family, 512))))
     assert str(refusal(prompt)) == "condition: expected no value (tiny has no conditions), got a value"

@@ -12,11 +12,12 @@ import torch
 
 from stretto.errors import CheckpointError
 from stretto.family.log_mel import MelFormat
+from stretto.family.mechanism import Mechanism
 from stretto.records.prompt import InputAudio, Prompt
 from stretto.testing.checkpoints import make_prompt
 from stretto.testing.conformance import num_preemptions
 from stretto.testing.reference import ReferenceModel
-from stretto_qwen3_omni.qwen3_omni.family import SpokenText, Talker
+from stretto_qwen3_omni.qwen3_omni.family import Talker
 from tests.engine.harness import Engine
 from tests.random_checkpoints import write_checkpoint
 from tests.speech_families import SPOKEN
@@ -151,7 +152,7 @@ def test_aborted_requests_leave_no_states(tight: Engine) -> None:
 def test_layers_that_do_not_exist_are_refused(checkpoint: Path, layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from stretto.engine.models import multi_stream
 
-    odd = replace(SPOKEN, mechanism=SpokenText(Talker(layer)))
+    odd = replace(SPOKEN, mechanism=Mechanism(speaker=Talker(layer)))
     monkeypatch.setattr(multi_stream, "family_of", lambda _: odd)
     number = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
     with pytest.raises(CheckpointError, match=rf"expected a layer in \[0, {number}\), got {layer}"):

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from stretto.errors import CheckpointError, InvalidRequest
 from stretto.families.tiny.family import FIRST_CODE, TINY
+from stretto.family.base import DrawRules
 from stretto.family.input_tracks import TextTrack
-from stretto.family.mechanism import NO_MECHANISM
 from stretto.family.plugin import read_family
 from stretto.preprocessing.request import Preprocessor, RawRequest, within_rate
 from stretto.records.chunk import Alignment
@@ -350,7 +350,7 @@ def test_alignment_is_skipped_for_families_with_word_times(aligning: Preprocesso
 def test_alignment_uses_the_input_text_unless_the_model_generates_it(
     aligning: Preprocessor, text_segment: bool, text: str
 ) -> None:
-    aligning.family = replace(aligning.family, mechanism=NO_MECHANISM)
+    aligning.family = replace(aligning.family, drawing=DrawRules())
     if not text_segment:
         tasks = [replace(task, segments=(Segment.AUDIO,)) if task.speaks else task for task in aligning.family.tasks]
         aligning.family = replace(aligning.family, tasks=tuple(tasks))

@@ -43,16 +43,6 @@ class TwoRows(RowSteps):
         raise InvalidRequest("options.schedule", "the name 'two'", list(numbers))
 
 
-@dataclass(frozen=True)
-class FastThirds(Mechanism):
-    """Steps of two rows."""
-
-    @property
-    def steps(self) -> TwoRows:
-        """Steps of two rows."""
-        return TwoRows()
-
-
 def build(vocabulary: Mapping[str, Any] | None) -> Family:
     """Return the family without streamed text, which needs steps of one row."""
     family = build_thirds(vocabulary)
@@ -61,5 +51,5 @@ def build(vocabulary: Mapping[str, Any] | None) -> Family:
         name="fast_thirds",
         layout=replace(family.layout, num_input_only=0),
         track=None,
-        mechanism=FastThirds(),
+        mechanism=Mechanism(steps=TwoRows()),
     )

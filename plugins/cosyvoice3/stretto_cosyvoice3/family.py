@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
 from stretto.family.input_tracks import TextRows, TextTrack
-from stretto.family.mechanism import Mechanism
+from stretto.family.mechanism import FrameFilter, Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
@@ -96,7 +96,7 @@ class CodeRules(DrawRules):
 
 
 @dataclass(frozen=True)
-class Quiet(Mechanism):
+class Quiet(FrameFilter):
     """Codes of pauses, of which only the first ones are decoded.
 
     Attributes:
@@ -108,7 +108,7 @@ class Quiet(Mechanism):
     codes: tuple[int, ...]
     most: int
 
-    frame_filter: ClassVar = lazy(f"{__package__}.mechanism.pauses:PauseFilter")
+    open: ClassVar = lazy(f"{__package__}.mechanism.pauses:PauseFilter")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +244,7 @@ def cosyvoice3(vocabulary: CosyVoice3Vocabulary) -> Family:
         subwords=range(vocabulary.num_text_ids),
         audio_head="plain",
         drawing=CodeRules(vocabulary.codes, groups),
-        mechanism=Quiet(vocabulary.quiet, MAX_QUIET),
+        mechanism=Mechanism(frames=Quiet(vocabulary.quiet, MAX_QUIET)),
     )
 
 

@@ -36,7 +36,7 @@ class FrameCodes:
         self._undelayer = Undelayer(tuple(layout.delays[s] for s in streams))
         self._is_frame = np.zeros(0, np.bool_)  # for each row pushed, if frames are latents
         self._left_out: list[int] = []  # indices of omitted frames
-        self._filter = None if family.mechanism.frame_filter is None else family.mechanism.frame_filter()
+        self._filter = None if family.mechanism.frames is None else family.mechanism.frames.open()
         self.num_taken = 0
 
     def push(self, rows: np.ndarray) -> None:
@@ -54,8 +54,8 @@ class FrameCodes:
         """Return the codes of the next `num_frames` frames, or their latents as words (`words_of`): int32 [K, n].
 
         An id that is not a code, such as a pad, is replaced by the nearest code. Families with `leaves_out_extra` omit
-        frames with such ids instead, families with latents omit rows with marks, and those that a
-        mechanism filters. If frames are omitted, n is less than `num_frames`; if none remains, the result is None.
+        frames with such ids instead, families with latents omit rows with marks, and some have a
+        `FrameFilter`. If frames are omitted, n is less than `num_frames`; if none remains, the result is None.
 
         Raises:
             StrettoError: If a latent is not finite.

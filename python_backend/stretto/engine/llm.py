@@ -292,7 +292,7 @@ class SpeechLLM:
         delivery = prompt.delivery
         contents = delivery.with_codes, delivery.with_pauses, delivery.with_progress
         utterance = Utterance(reply, prompt.words, self._text, pacer, *contents, prompt.sources)
-        if self.family.mechanism.times_words:  # of a feed, to which streamed text is appended
+        if self.family.drawing.word_column is not None:  # of a feed, to which streamed text is appended
             feed = self._texts.get(request_id)
             utterance.track = feed.track if feed else self._rules.track(len(prompt.rows), prompt.track)
         utterance.voice = prompt.voice

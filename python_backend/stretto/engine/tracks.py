@@ -112,11 +112,8 @@ class Track:
         """
         return self.end if self.is_open else ENDLESS
 
-    def begun_word(self, before: Sequence[int], after: Sequence[int]) -> Sequence[int]:
-        """Return the tokens of the word that begins in a row, by the family's state before and after the row.
-
-        The result is empty if no word begins.
-        """
+    def word_tokens(self, number: int) -> Sequence[int]:
+        """Return the tokens of a word that has begun (`DrawRules.word_column`); empty for a break."""
         return ()
 
     def fill(self, codes: np.ndarray, first: int) -> None:

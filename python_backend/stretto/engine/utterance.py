@@ -96,7 +96,7 @@ class Utterance:
         voice: Index of the codec's voice, sent with each chunk.
         alignment: Request for word times, sent with the first chunk; None if not requested.
         sound: Recording of the voice, sent with the first chunk; None if the decoder needs none.
-        track: Track of the reply, if the family's mechanism reports when words begin.
+        track: Track of the reply, if the model reports when words of the track begin.
         early: Codes and samples of the reply's first frames, if the engine has decoded them.
     """
 
@@ -115,6 +115,7 @@ class Utterance:
         self.reply = reply
         self._family = family
         self._text_rows = reply.rules.text_rows
+        self._word_column = family.drawing.word_column
         self._codec = codec
         self.words = WordTimes(words, sources, codec, reply.task.name)
         self._pacer = pacer
@@ -204,10 +205,14 @@ class Utterance:
         return rows[:, 1 + self._family.num_row_words :].tolist()
 
     def _mark_words(self, reply: ReplyState, own: Sequence[int]) -> None:
-        """Record the word that begins in the newest row, before which the mechanism's state was `own`."""
-        if (index := self._family.mechanism.begun_token(own, reply.own)) is not None:
-            self.words.mark_token(index, self._text, reply.num_frames - 1)
-        if self.track is not None and (tokens := self.track.begun_word(own, reply.own)):
+        """Record the word that begins in the newest row, before which the family's state was `own`."""
+        column = self._word_column
+        if column is None or reply.own[column] == own[column]:
+            return
+        number = own[column]
+        if self.track is None:
+            self.words.mark_token(number, self._text, reply.num_frames - 1)
+        elif tokens := self.track.word_tokens(number):
             self.words.mark_taken(tokens, reply.position - 1 - reply.audio_start)
 
     def _pauses_in(self, rows: np.ndarray) -> tuple[tuple[float, ...], ...]:

@@ -32,7 +32,7 @@ class WordTimes:
         """Record the word, or the pause, that begins with a spoken token of the generated text.
 
         Args:
-            number: Index of the token among the spoken ones (`Mechanism.begun_token`).
+            number: Index of the token among the spoken ones (`DrawRules.word_column`).
             token_ids: Ids of the text segment.
             frame: Frame at which the token begins.
         """

@@ -291,6 +291,9 @@ class DrawRules:
         ends_audio: True if the family's sampler ends the audio, and no sampled id does.
         guides_rows: True if latents are guided within a row, without a CFG pair; `LatentSampling.guidance_scale` is the
             scale.
+        word_column: Index, among the state columns, of the number of words that have begun: words of the track or,
+            without one, spoken tokens of the generated text, which `TextCodec.matched` matches with words. None if the
+            model reports no times of words.
         row_draw: Function of (rules, readout, `SegmentState`, `SlotTables`, `Arrays`, stream 0 of every slot by
             position [R, T]) that returns a `RowDraw` of the family. None for the engine's own.
         step_program: Function of (rules, readout, `SegmentRules`, `SlotTables`, stream 0 [R, T], buffer of hidden
@@ -305,6 +308,7 @@ class DrawRules:
 
     ends_audio: ClassVar[bool] = False
     guides_rows: ClassVar[bool] = False
+    word_column: ClassVar[int | None] = None
     row_draw: ClassVar[Callable[..., Any] | None] = None
     step_program: ClassVar[Callable[..., Any] | None] = None
     reference: ClassVar[Callable[..., Any] | None] = None
@@ -385,7 +389,7 @@ class Family:
             segments, one after the other. The rows for the ids that end stream 0 follow the rows for its codes.
         leaves_out_extra: True if frames with an id of `StreamLayout.extra` are neither decoded nor reported; False if
             such an id represents a code.
-        mechanism: Rule of the replies that the family's own folder contains; no effect by default.
+        mechanism: Parts that most families lack.
     """
 
     name: str
@@ -447,7 +451,7 @@ class Family:
         own = self.mechanism
         text = self.text_track
         has_text_rows = text is not None and text.text_rows is not None
-        has_others = own.frame_filter or has_text_rows or own.steps or own.sampler or own.speaker
+        has_others = own.frames or has_text_rows or own.steps or own.pauses or own.speaker
         has_codes = self.layout.latents is None and bool(self.layout.codebook_streams)
         return has_codes and self.rows_per_frame == 1 and not (self.leaves_out_extra or has_others)
 
@@ -483,7 +487,7 @@ class Family:
     @property
     def pauses_s(self) -> tuple[float, ...]:
         """Lengths in seconds of the pauses that the model predicts in each row; empty for most families."""
-        return self.mechanism.pauses_s
+        return () if self.mechanism.pauses is None else self.mechanism.pauses.lengths_s
 
     @property
     def num_row_words(self) -> int:
@@ -513,7 +517,7 @@ class Family:
     def times_words(self, task: Task) -> bool:
         """Return True if the model reports word times itself, without an aligner."""
         if task.speaks:
-            return self.mechanism.times_words
+            return self.drawing.word_column is not None
         return self.code_track is not None
 
     @property

@@ -1,7 +1,7 @@
-"""Mechanism: a rule that only one family has, in that family's own folder. The engine calls it at fixed points."""
+"""Parts of a family that most families lack, in that family's own folder. The engine calls them at fixed points."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -140,64 +140,54 @@ class Speaker:
     collect_states: ClassVar[Callable[..., Any]]
 
 
-@dataclass(frozen=True)
-class Mechanism:
-    """Rule of a family's replies, beyond those that all families share; this base class has no effect.
+class PauseHeads:
+    """Heads of the model that predict, in each row, the probability of a pause of each length.
 
-    A family's mechanism is a frozen dataclass with its constants. It overrides the attributes and methods that it
-    needs, which are grouped by topic here and in the class. Attributes that are functions are references
-    (`plugin.lazy`) whose first argument is the mechanism, because most processes know a family without the engine.
+    A family's heads are a frozen dataclass with these attributes. Their weight in the checkpoint is
+    `pause_heads.weight` [n, H], with the classes of one head after those of the other.
 
     Attributes:
-        sampler: Function of (mechanism, sampler of the family, model) that returns a sampler around it, which appends
-            words to each row. None for no more words.
-        frame_filter: Function of (mechanism) that returns the filter of a reply's frames: a function of the codes
-            [K, n] of its next frames that returns True for each frame to decode and report, bool [n]. None for all.
-        times_words: True if the rule reports when words begin (`Track.begun_word`, `begun_token`).
+        lengths_s: Lengths of the pauses in seconds.
+        num_classes: Number of classes of each head.
+        sampler: Function of (heads, sampler of the family, model) that returns a sampler around it, which appends a
+            word for each length to each row: a reference (`plugin.lazy`).
     """
 
-    def written_ends(self, ends: Sequence[int]) -> Sequence[int]:
-        """Return those of `ends`, ids sampled to end the audio, that still end it after the rule of stream 0."""
-        return ends
+    lengths_s: tuple[float, ...]
+    num_classes: int
+    sampler: ClassVar[Callable[..., Any]]
 
-    # Networks of the model, its steps and heads.
-    sampler: ClassVar[Callable[..., Any] | None] = None
 
-    @property
-    def conditions(self) -> RequestConditions | None:
-        """Network that conditions all rows of a request; None without one."""
-        return None
+class FrameFilter:
+    """Choice of the frames of a reply that are decoded and reported.
 
-    @property
-    def speaker(self) -> Speaker | None:
-        """Second model, which speaks the text of replies; None if there is none."""
-        return None
+    A family's filter is a frozen dataclass with its constants.
 
-    @property
-    def steps(self) -> RowSteps | None:
-        """Steps that generate several rows; None if each step generates one."""
-        return None
+    Attributes:
+        open: Function of (filter) that returns the filter of a reply: a function of the codes [K, n] of its next frames
+            that returns True for each frame to keep, bool [n]. It is a reference (`plugin.lazy`).
+    """
 
-    @property
-    def heads(self) -> Mapping[str, int]:
-        """Number of rows of each additional head [n, H] of the checkpoint, keyed by its name."""
-        return {}
+    open: ClassVar[Callable[..., Any]]
 
-    @property
-    def pauses_s(self) -> tuple[float, ...]:
-        """Lengths of the pauses whose probabilities `sampler` appends to each row, in seconds."""
-        return ()
 
-    # Frames and words of a reply, after the engine.
-    frame_filter: ClassVar[Callable[..., Any] | None] = None
-    times_words: ClassVar[bool] = False
+@dataclass(frozen=True)
+class Mechanism:
+    """Parts that most families lack.
 
-    def begun_token(self, before: Sequence[int], after: Sequence[int]) -> int | None:
-        """Return the index of the spoken token that begins in a row, by the state before and after it; None if none.
+    Attributes:
+        conditions: Network that conditions all rows of a request; None without one.
+        speaker: Second model, which speaks the text of replies; None if there is none.
+        steps: Steps that generate several rows; None if each step generates one.
+        pauses: Heads that predict pauses; None without them.
+        frames: Filter of a reply's frames; None if all are decoded and reported.
+    """
 
-        Spoken tokens are those of the generated text that `TextCodec.matched` matches with words.
-        """
-        return None
+    conditions: RequestConditions | None = None
+    speaker: Speaker | None = None
+    steps: RowSteps | None = None
+    pauses: PauseHeads | None = None
+    frames: FrameFilter | None = None
 
 
 NO_MECHANISM = Mechanism()

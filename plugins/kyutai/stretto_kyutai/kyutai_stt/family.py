@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from stretto.family.base import Family, Task, UnconditionalContext, Vocabulary
 from stretto.family.input_tracks import CodeTrack
-from stretto.family.mechanism import NO_MECHANISM, Mechanism
+from stretto.family.mechanism import Mechanism, PauseHeads
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -68,30 +68,13 @@ class KyutaiVocabulary(Vocabulary):
 
 
 @dataclass(frozen=True)
-class Pauses(Mechanism):
-    """Pauses that the model predicts in each row.
-
-    Each head gives the probability of a pause of its length, from the hidden state of a row.
-
-    Attributes:
-        lengths_s: Lengths of the pauses in seconds.
-        num_classes: Number of classes of each head; the first one is the pause.
-    """
+class Pauses(PauseHeads):
+    """Pauses that the model predicts in each row, from its hidden state; class 0 of a head is the pause."""
 
     lengths_s: tuple[float, ...]
     num_classes: int
 
     sampler: ClassVar = lazy(f"{__package__}.mechanism:PauseSampler")
-
-    @property
-    def heads(self) -> Mapping[str, int]:
-        """The heads, as one weight."""
-        return {"pause_heads": len(self.lengths_s) * self.num_classes}
-
-    @property
-    def pauses_s(self) -> tuple[float, ...]:
-        """Lengths of the pauses in seconds."""
-        return self.lengths_s
 
 
 @dataclass(frozen=True)
@@ -180,7 +163,7 @@ def kyutai_stt(vocabulary: SttVocabulary) -> Family:
         max_model_len=vocabulary.max_model_len,
         frame_rate=FRAME_RATE,
         track=CodeTrack(streams),
-        mechanism=Pauses(pauses_s, vocabulary.num_pause_classes) if pauses_s else NO_MECHANISM,
+        mechanism=Mechanism(pauses=Pauses(pauses_s, vocabulary.num_pause_classes) if pauses_s else None),
     )
 
 

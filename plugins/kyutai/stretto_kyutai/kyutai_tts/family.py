@@ -27,11 +27,12 @@ from stretto.family.base import (
     Task,
     UnconditionalContext,
 )
+from stretto.family.mechanism import Mechanism
 from stretto.records.prompt import MAX_CONDITION_BYTES
 from stretto.records.sampling import CodeSampling, SamplingConfig, SegmentSampling
 from stretto.streams.layout import NO_TAIL, Segment, StreamLayout
 from stretto_kyutai.kyutai_stt.family import FRAME_RATE, PAD
-from stretto_kyutai.kyutai_tts.mechanism.script import RequestedWords, ScriptedText, WordScript
+from stretto_kyutai.kyutai_tts.mechanism.script import ScriptedText, WordScript
 from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 from stretto_kyutai.moshi.family import FrameVocabulary
 
@@ -213,7 +214,7 @@ def kyutai_tts(vocabulary: TtsVocabulary) -> Family:
             num_second_ids=num_second_ids,
         ),
         drawing=vocabulary.script,
-        mechanism=RequestedWords(vocabulary.conditions),
+        mechanism=Mechanism(conditions=vocabulary.conditions),
     )
 
 

@@ -16,7 +16,7 @@ from stretto.records.prompt import Prompt
 from stretto.testing import assert_family_conforms
 from stretto_kyutai.kyutai_tts import PLUGIN
 from stretto_kyutai.kyutai_tts.mechanism.script import WordScript, pack_word, unpack_words
-from stretto_kyutai.kyutai_tts.mechanism.track import TAKEN, WordTrack
+from stretto_kyutai.kyutai_tts.mechanism.track import WordTrack
 from tests.engine.harness import Answer, Engine, update_request
 from tests.small_vocabularies import SMALL_TTS
 from tests.tiers import ASYNC_BY_DAY, by_night
@@ -72,10 +72,10 @@ def timed(engine: Engine, made: Prompt, answer: Answer) -> tuple[list[int], int]
     track, times = engine.rules.track(len(made.rows), made.track), list[int]()
     assert isinstance(track, WordTrack)
     for values in answer.states:
-        before = reply.own[TAKEN]
+        before = reply.own[WordScript.word_column]
         reply.move(reply.position + 1, values)
-        times += [reply.position - 2] * (reply.own[TAKEN] > before)
-    assert reply.own[TAKEN] == len(track.words)
+        times += [reply.position - 2] * (reply.own[WordScript.word_column] > before)
+    assert reply.own[WordScript.word_column] == len(track.words)
     return times, reply.num_frames
 
 

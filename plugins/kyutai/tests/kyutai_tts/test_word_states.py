@@ -161,7 +161,7 @@ def test_incremental_words_match_whole_text_words(ahead: int) -> None:
         assert held > 0
         if not track.is_open:
             assert track.words == whole.words
-            assert [track.tokens_of(at) for at in range(len(own))] == [tokens for tokens, _ in own]
+            assert [track.word_tokens(at) for at in range(len(own))] == [tokens for tokens, _ in own]
             made = dict(np.concatenate(entries).tolist())
             wanted = whole.entries().tolist()
             assert made == dict(wanted)

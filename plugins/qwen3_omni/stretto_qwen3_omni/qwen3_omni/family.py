@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from stretto.family.base import DrawRules, Family, Task, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import NO_MECHANISM, Mechanism, Speaker
+from stretto.family.mechanism import Mechanism, Speaker
 from stretto.family.plugin import lazy
 from stretto.family.served import SpokenTask
 from stretto.records.sampling import SamplingConfig, SegmentSampling
@@ -91,22 +91,6 @@ class Talker(Speaker):
     collect_states: ClassVar = lazy(f"{MECHANISM}.state_rows:StateRows.of_prompt")
 
 
-@dataclass(frozen=True)
-class SpokenText(Mechanism):
-    """Mechanism of a thinker whose text the talker speaks.
-
-    Attributes:
-        talker: The talker.
-    """
-
-    talker: Talker
-
-    @property
-    def speaker(self) -> Talker:
-        """The talker."""
-        return self.talker
-
-
 # Defaults of `generate` for the whole model in transformers: greedy, at most 1024 tokens.
 SAMPLING = SamplingConfig(text=SegmentSampling(temperature=0.0, max_rows=1024), audio=SegmentSampling(temperature=0.0))
 
@@ -149,7 +133,7 @@ def qwen3_omni(vocabulary: ThinkerVocabulary) -> Family:
         frame_rate=FRAME_RATE,
         subwords=everything[0],
         drawing=DrawRules(penalized="all"),
-        mechanism=SpokenText(Talker(vocabulary.state_layer)) if vocabulary.voices else NO_MECHANISM,
+        mechanism=Mechanism(speaker=Talker(vocabulary.state_layer) if vocabulary.voices else None),
     )
 
 

@@ -218,8 +218,9 @@ class MultiStreamMixin(Decoder):
         if self.family.audio_head:
             num_ids = sum(len(rules.audio_ids(s)) for s in range(len(layout.audio)))
             self.audio_head = AudioHead(num_ids + num_ends, width, self.family.audio_head == "biased")
-        for name, size in self.family.mechanism.heads.items():
-            setattr(self, name, AudioHead(size, width))
+        pauses = self.family.mechanism.pauses
+        if pauses is not None:
+            self.pause_heads = AudioHead(len(pauses.lengths_s) * pauses.num_classes, width)
         speaker = self.family.mechanism.speaker
         steps = self.family.mechanism.steps
         if speaker is not None:

@@ -45,11 +45,8 @@ def check_track(family: Family) -> None:
             raise ValueError(f"{family.name}: given codes require text only or audio only, with one row per step")
         return
     text = family.text_track
-    if (
-        text is not None
-        and text.text_rows is not None
-        and (family.guided_streams or family.layout.num_output_streams > 1)
-    ):
+    takes_rows = text is not None and text.text_rows is not None
+    if takes_rows and (family.guided_streams or family.layout.num_output_streams > 1):
         raise ValueError(f"{family.name}: text in separate rows requires a single output stream without guidance")
     if family.mechanism.steps is not None or any(task.segments != (Segment.AUDIO,) for task in family.tasks):
         kind = "a text track" if text else "its own track"

@@ -199,8 +199,8 @@ class SpeechModelState(DefaultModelState):
     def custom_sampler(self, sampler: Sampler) -> tuple[Any, None]:
         """Return our sampler, which replaces `sampler`, and no speculative decoder (vLLM's hook)."""
         made = self._drawing = self._row_sampler(sampler)
-        around = self.rules.family.mechanism.sampler
-        return made if around is None else around(made, self.model), None
+        pauses = self.rules.family.mechanism.pauses
+        return made if pauses is None else pauses.sampler(made, self.model), None
 
     def _row_sampler(self, sampler: Sampler) -> SpeechSampler | StepSampler:
         options = self.vllm_config.additional_config

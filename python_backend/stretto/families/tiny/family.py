@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from stretto.family.base import DrawRules, Family, Languages, Task, TextRate, UnconditionalContext
-from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
@@ -94,6 +93,7 @@ class AlignmentPointer(DrawRules):
     max_entries: int
 
     state: ClassVar = {"num_entries": 0, "pointer": 0}
+    word_column: ClassVar = 1  # the pointer, which moves by one entry at most
     row_draw: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptDraw")
     step_program: ClassVar = lazy(f"{__package__}.mechanism.draw:ScriptProgram")
     reference: ClassVar = lazy(f"{__package__}.mechanism.reference:Pointer")
@@ -120,17 +120,6 @@ class AlignmentPointer(DrawRules):
     def written_entries(self, ids: Sequence[int]) -> Sequence[int]:
         """Return the entries of a text; see `DrawRules.written_entries`."""
         return [0, *(token for token in ids if token in self.spoken)]
-
-
-@dataclass(frozen=True)
-class PointerTimes(Mechanism):
-    """Times of words, by the entries to which the pointer advances."""
-
-    times_words: ClassVar[bool] = True
-
-    def begun_token(self, before: Sequence[int], after: Sequence[int]) -> int | None:
-        """Return the index of the entry to which the pointer has advanced; see `Mechanism.begun_token`."""
-        return after[1] - 1 if after[1] > before[1] else None
 
 
 # Phonemes and characters of a transcript. Its voice needs at most 24 + 38 per second of speech.
@@ -181,7 +170,6 @@ TINY = Family(
     max_model_len=2048,
     frame_rate=80 / 3,
     drawing=POINTER,
-    mechanism=PointerTimes(),
 )
 
 

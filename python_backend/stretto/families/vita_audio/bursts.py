@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from stretto.errors import InvalidRequest, shown
-from stretto.family.mechanism import Mechanism, RowSteps
+from stretto.family.mechanism import RowSteps
 from stretto.family.plugin import lazy
 
 # limits of a schedule, which a request may define
@@ -160,19 +160,3 @@ class ModuleSchedules(RowSteps):
         """
         windows = (schedule.window(self.num_modules) for schedule in self.schedules)
         return max(self.num_modules + 1, *(min(window, 2 * self.num_modules) for window in windows))
-
-
-@dataclass(frozen=True)
-class ModuleSteps(Mechanism):
-    """Mechanism of a model with MCTP modules, which generate further rows in a step.
-
-    Attributes:
-        bursts: The modules and their schedules.
-    """
-
-    bursts: ModuleSchedules
-
-    @property
-    def steps(self) -> ModuleSchedules:
-        """The modules and their schedules."""
-        return self.bursts

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules, ModuleSteps
+from stretto.families.vita_audio.bursts import BurstSchedule, ModuleSchedules
 from stretto.family.audio_format import AudioFormat
 from stretto.family.base import DrawRules, Family, Task, TextRate, UnconditionalContext, Vocabulary
-from stretto.family.mechanism import NO_MECHANISM, Mechanism
+from stretto.family.mechanism import Mechanism
 from stretto.records.sampling import SamplingConfig, SegmentSampling
 from stretto.streams.layout import Segment, StreamLayout
 
@@ -68,18 +68,16 @@ class VitaVocabulary(Vocabulary):
             raise ValueError(f"schedule: {self.schedule!r} requires more than {self.num_modules} modules")
 
     @property
-    def mechanism(self) -> Mechanism:
+    def steps(self) -> ModuleSchedules | None:
         """MCTP modules with their schedules: the default, followed by the others that the number of modules permits.
 
-        No mechanism if there are no modules.
+        None if there are no modules.
         """
         others = [name for name, mode in SCHEDULES.items() if max(mode[1::2]) <= self.num_modules]
         if not self.num_modules:
-            return NO_MECHANISM
+            return None
         names = dict.fromkeys([self.schedule, *others])
-        return ModuleSteps(
-            ModuleSchedules(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names))
-        )
+        return ModuleSchedules(self.num_modules, tuple(BurstSchedule(name, SCHEDULES[name]) for name in names))
 
     @property
     def layout(self) -> StreamLayout:
@@ -143,7 +141,7 @@ def vita_audio(vocabulary: VitaVocabulary) -> Family:
         subwords=range(vocabulary.first_audio),
         markers=dict(vocabulary.markers),
         drawing=DrawRules(penalized="all"),
-        mechanism=vocabulary.mechanism,
+        mechanism=Mechanism(steps=vocabulary.steps),
     )
 
 

@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 from stretto.errors import InvalidRequest, shown
 from stretto.family.base import DrawRules
 from stretto.family.input_tracks import TextTrack
-from stretto.family.mechanism import Mechanism
 from stretto.family.plugin import lazy
-from stretto_kyutai.kyutai_tts.mechanism.speakers import SpeakerConditions
 
 HERE = __package__
 NUM_FIELDS = 4  # numbers of a word in a slot's table (`track.TokenizedWord`)
@@ -90,6 +88,7 @@ class WordScript(DrawRules):
         "end",
     )
     ends_audio: ClassVar[bool] = True
+    word_column: ClassVar = columns.index("taken")
     row_draw: ClassVar = lazy(f"{HERE}.draw:WordDraw")
     step_program: ClassVar = lazy(f"{HERE}.draw:WordProgram")
     reference: ClassVar = lazy(f"{HERE}.reference:Words")
@@ -107,24 +106,6 @@ class WordScript(DrawRules):
     def num_text_entries(self, max_rows: int) -> int:
         """Return the size of a slot's table: tokens, then the fields of each word."""
         return (1 + NUM_FIELDS) * max_rows
-
-
-@dataclass(frozen=True)
-class RequestedWords(Mechanism):
-    """Times of the words that the model asks for, and the conditions of a request.
-
-    Attributes:
-        speakers: Conditions of a request; None if voices are recordings.
-    """
-
-    speakers: SpeakerConditions | None = None
-
-    times_words: ClassVar[bool] = True
-
-    @property
-    def conditions(self) -> SpeakerConditions | None:
-        """Network that conditions all rows of a request; None without one."""
-        return self.speakers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,6 @@ from stretto.family.base import Family
 from stretto.records.sampling import SamplingConfig
 from stretto_kyutai.kyutai_tts.mechanism.script import ScriptedText, WordScript, unpack_words
 
-TAKEN = WordScript.columns.index("taken")
-
 
 class TokenizedWord(NamedTuple):
     """Word of a text, given as positions in the list of the text's tokens.
@@ -153,11 +151,7 @@ class WordTrack(Track):
             num_rows += 1
         return num_rows
 
-    def begun_word(self, before: Sequence[int], after: Sequence[int]) -> list[int]:
-        """Return the tokens of the word that a row takes; empty for a break."""
-        return self.tokens_of(before[TAKEN]) if after[TAKEN] > before[TAKEN] else []
-
-    def tokens_of(self, number: int) -> list[int]:
+    def word_tokens(self, number: int) -> list[int]:
         """Return the tokens of a known word; empty for a break."""
         return self.tokens[self.words[number - 1].end if number else 0 : self.words[number].end]
 
