@@ -341,7 +341,7 @@ class Trial:
             if (any(path == mutant.path for path, _ in lines) if mutant.whole_module else not lines.isdisjoint(wanted))
         }
         names = [name for name in self.durations if keys & {name, name.partition("::")[0]}]
-        if mutant.whole_module and not names:
+        if not names and (mutant.whole_module or "import" in keys):
             names = list(self.durations)
         of_file = defaultdict[str, float](float)
         for name in names:
