@@ -50,8 +50,10 @@ from stretto.weights.loading import (
     Progress,
     Written,
     check,
+    check_shapes,
     copy_file,
     shapes_of,
+    shapes_read,
     write_file,
     write_json,
     write_shards,
@@ -199,19 +201,20 @@ class ConvertedNetwork:
 
         Args:
             network: The network.
-            tensors: Tensors of the release by name; ignored if the network has tensors of its own.
+            tensors: Checked tensors of the release by name; ignored if the network has tensors of its own.
 
         Raises:
-            CheckpointError: If a tensor is missing, or has the wrong shape or dtype.
+            CheckpointError: If one of its own tensors is missing or has the wrong shape, or any has the wrong dtype.
         """
-        tensors = tensors if network.tensors is None else network.tensors
-        check(network.plan, {name: tensors[name] for name in network.plan if name in tensors}, ())
+        if network.tensors is not None:
+            tensors = network.tensors
+            check(network.plan, {name: tensors[name] for name in shapes_read(network.plan) if name in tensors}, ())
         odd = sorted(name for name in network.plan if tensors[name].dtype not in DTYPES)
         if odd:
             expected = f"one of the dtypes {', '.join(DTYPES.values())}"
             raise CheckpointError(f"{network.folder}: expected {expected}, got {tensors[odd[0]].dtype} in {odd[0]}")
         entries = [
-            PendingTensor(each.name, tensors[name].dtype, each.written, partial(_read, each, tensors, name))
+            PendingTensor(each.name, tensors[name].dtype, each.written, partial(each.read, tensors, name))
             for name, part in network.plan.items()
             for each in (part, *part.also)
         ]
@@ -312,12 +315,13 @@ def _plan(release: Release) -> Conversion:
     sampling, defaults = read_defaults(release, read_family(made.record), family_files.GENERATION)
     record = made.record | ({SAMPLING: sampling} if sampling else {})
     family = read_family(record)
-    networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
     models = [made, *(each.made for each in made.nested)]
-    elsewhere = {name for model in models for name in model.folded}
-    elsewhere |= {name for each in models for network in each.networks for name in network.plan}
-    wanted = {name: part for each in models for name, part in each.plan.items()}
-    unused = [name for name in check(wanted, tensors, (*made.dropped, *elsewhere)) if name not in elsewhere]
+    plans = [model.plan for model in models]
+    plans += [network.plan for model in models for network in model.networks if network.tensors is None]
+    wanted = {name: shape for plan in plans for name, shape in shapes_read(plan).items()}
+    folded = {name for model in models for name in model.folded}
+    unused = [name for name in check_shapes(wanted, tensors, (*made.dropped, *folded)) if name not in folded]
+    networks = [ConvertedNetwork.from_network(each, tensors) for each in made.networks]
     nested = {each.folder: _nested(release, contents, each) for each in made.nested}
     is_made = release.keeps_codec or any(each.folder == "codec" for each in made.networks)
     files = check_codec(release.codec, family) if release.codec and not is_made else []
@@ -359,14 +363,10 @@ def _tokenizer(release: Release, num_codes: int) -> AudioTokenizer | None:
 
 def _entries(parts: Plan, tensors: Mapping[str, Tensor], dtype: str) -> list[PendingTensor]:
     return [
-        PendingTensor(each.name, each.dtype or getattr(torch, dtype), each.written, partial(_read, each, tensors, name))
+        PendingTensor(each.name, each.dtype or getattr(torch, dtype), each.written, partial(each.read, tensors, name))
         for name, part in parts.items()
         for each in (part, *part.also)
     ]
-
-
-def _read(part: Part, tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    return part.edit(tensors[name]) if part.edit else tensors[name]
 
 
 @contextmanager

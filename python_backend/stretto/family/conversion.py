@@ -16,7 +16,7 @@ from stretto.records.prompt import MAX_MAGNITUDE
 from stretto.records.sampling import NUMBERS
 from stretto.untrusted_files import entry
 from stretto.weights.backbones import dtype_of
-from stretto.weights.loading import Part, PendingTensor, Plan, Progress, Written, check
+from stretto.weights.loading import Part, PendingTensor, Plan, Progress, Shape, Written, check
 
 AUDIO_TOKENIZER = "ssl_tokenizer"  # folder in a checkpoint
 MAX_INTEGER = (1 << 20) - 1  # of a config; larger than those of any release
@@ -251,6 +251,36 @@ def integer(
 def unchanged(shapes: Mapping[str, tuple[int, ...]]) -> Plan:
     """Return the plan of tensors with these shapes that keep their names."""
     return {name: Part(name, shape) for name, shape in shapes.items()}
+
+
+def merged(name: str, edit: Callable[..., Tensor], shapes: Mapping[str, Shape]) -> Plan:
+    """Return the plan of a tensor that is made from several published ones.
+
+    Args:
+        name: Name in the checkpoint.
+        edit: Function of the published tensors, in order.
+        shapes: Their shapes by name. The tensor is planned under the first name.
+    """
+    (first, shape), *others = shapes.items()
+    return {first: Part(name, shape, edit, others=dict(others))}
+
+
+def linear(published: str, own: str, rows: int, columns: int) -> Plan:
+    """Return the plan of a linear layer's weight and bias; both prefixes have a dot at the end."""
+    return {
+        f"{published}weight": Part(f"{own}weight", (rows, columns)),
+        f"{published}bias": Part(f"{own}bias", (rows,)),
+    }
+
+
+def concatenated(*tensors: Tensor) -> Tensor:
+    """Return the rows of all tensors in one table."""
+    return torch.cat(tensors)
+
+
+def stacked(*tensors: Tensor) -> Tensor:
+    """Return tensors of one shape as one tensor with a further dimension in front."""
+    return torch.stack(tensors)
 
 
 def check_folded(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -183,6 +183,9 @@ def copy_file(source: Path, target: Path, name: str) -> Written:
 NAMED = 12  # maximum number of tensor names in an error message
 
 
+Shape = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Part:
     """Entry of a `Plan`: one tensor of the converted checkpoint.
@@ -190,25 +193,43 @@ class Part:
     Attributes:
         name: Name in the converted checkpoint.
         stored: Shape of the published tensor.
-        edit: Function that converts the published tensor; None to keep it unchanged.
+        edit: Function that converts the published tensor, followed by the `others`; None to keep it unchanged. It also
+            gets empty tensors on device meta, to compute the shape of its result.
         dtype: dtype of the tensor in the checkpoint; None for that of the other tensors.
         also: Further tensors for the checkpoint that are made from the same published tensor.
+        others: Shapes, by published name, of the further tensors that `edit` reads.
     """
 
     name: str
-    stored: tuple[int, ...]
-    edit: Callable[[Tensor], Tensor] | None = None
+    stored: Shape
+    edit: Callable[..., Tensor] | None = None
     dtype: torch.dtype | None = None
     also: tuple["Part", ...] = ()
+    others: Mapping[str, Shape] = field(default_factory=dict)
 
     @property
-    def written(self) -> tuple[int, ...]:
+    def written(self) -> Shape:
         """Shape of the tensor in the checkpoint."""
-        stored = torch.empty(self.stored, device="meta")
-        return tuple((self.edit(stored) if self.edit else stored).shape)
+        stored = [torch.empty(shape, device="meta") for shape in (self.stored, *self.others.values())]
+        return tuple((self.edit(*stored) if self.edit else stored[0]).shape)
+
+    def read(self, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+        """Return the tensor to write, given the published tensors and the name of the first one."""
+        if self.edit is None:
+            return tensors[name]
+        return self.edit(tensors[name], *(tensors[other] for other in self.others))
 
 
 Plan = dict[str, Part]  # keys: published names
+
+
+def shapes_read(plan: Plan) -> dict[str, Shape]:
+    """Return the shapes of all published tensors that a plan reads, by name."""
+    found = {name: part.stored for name, part in plan.items()}
+    for part in plan.values():
+        for written in (part, *part.also):
+            found |= written.others
+    return found
 
 
 def shapes_of(model_class: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]]:
@@ -223,10 +244,15 @@ class TensorMismatch(CheckpointError):
 
 
 def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -> list[str]:
-    """Check that a plan covers all published tensors.
+    """Check that a plan covers all published tensors; see `check_shapes`."""
+    return check_shapes(shapes_read(plan), published, dropped)
+
+
+def check_shapes(shapes: Mapping[str, Shape], published: Mapping[str, Tensor], dropped: Iterable[str]) -> list[str]:
+    """Check that the published tensors are those expected.
 
     Args:
-        plan: Tensors to write, by published name.
+        shapes: Expected shapes by published name.
         published: Published tensors by name.
         dropped: Names of unused tensors, or prefixes of such names, each ending in a dot.
 
@@ -237,13 +263,13 @@ def check(plan: Plan, published: Mapping[str, Tensor], dropped: Iterable[str]) -
         TensorMismatch: If tensors are missing, unknown or of a different shape; the message lists them.
     """
     prefixes = tuple(dropped)
-    others = [name for name in published if name not in plan]
+    others = [name for name in published if name not in shapes]
     unknown = [name for name in others if not any(_is_under(name, prefix) for prefix in prefixes)]
-    missing = [name for name in plan if name not in published]
+    missing = [name for name in shapes if name not in published]
     wrong = [
-        f"{name} {list(published[name].shape)} instead of {list(part.stored)}"
-        for name, part in plan.items()
-        if name in published and tuple(published[name].shape) != part.stored
+        f"{name} {list(published[name].shape)} instead of {list(shape)}"
+        for name, shape in shapes.items()
+        if name in published and tuple(published[name].shape) != shape
     ]
     raise_mismatch(missing, unknown, wrong)
     return others

@@ -6,13 +6,13 @@ come from config.json, because the defaults of the transformers classes belong t
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers.models.qwen3_omni_moe.modeling_qwen3_omni_moe import Qwen3OmniMoeVisionEncoder
 
 from stretto.codecs.qwen3_12hz.code2wav import NO_DECODER
 from stretto.errors import CheckpointError, shown
-from stretto.families.qwen3_tts.convert import Numbers, layer_shapes, sections
 from stretto.family.audio_format import KEY
 from stretto.family.conversion import (
     Contents,
@@ -22,15 +22,18 @@ from stretto.family.conversion import (
     Release,
     Tokenizer,
     common_record,
+    integer,
 )
 from stretto.family.image_format import KEY as IMAGE_KEY
 from stretto.family.log_mel_encoder import NUMBERS, check_windows, tower_plan
 from stretto.family.plugin import VOCABULARY
+from stretto.untrusted_files import check_value, entry
 from stretto.weights.loading import Part, Plan, shapes_of
 from stretto_qwen3_omni.qwen3_omni.family import NAME, ThinkerVocabulary
 from stretto_qwen3_omni.qwen3_omni.model import LEVELS, tower_config
 from stretto_qwen3_omni.qwen3_omni.model import NUMBERS as NUMBERS_OF_IMAGES
 from stretto_qwen3_omni.qwen3_omni_talker import convert as talker
+from stretto_qwen3_omni.qwen3_omni_talker.convert import Thinker, ThinkerRelease, ThinkerText, WholeRelease
 
 THINKER = "thinker."
 EMBEDDINGS = talker.EMBEDDINGS
@@ -50,90 +53,86 @@ MARKERS = {
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
-    numbers = Numbers(contents.config)
-    numbers.same("model_type", "qwen3_omni_moe")
-    speaks = contents.config.get("enable_audio_output", "talker_config" in contents.config) is not False
-    nested = [Nested("talker", talker.convert(release, contents), talker.GENERATION)] if speaks else []
-    voices = [voice for each in nested for voice in each.made.record[VOCABULARY]["speakers"]]
-    if speaks and not voices:
+    config = ThinkerRelease.read({"enable_audio_output": "talker_config" in contents.config, **contents.config})
+    whole = WholeRelease.read(contents.config) if config.enable_audio_output else None
+    nested = [Nested("talker", talker.convert(whole, contents), talker.GENERATION)] if whole else []
+    voices = [voice for model in nested for voice in model.made.record[VOCABULARY]["speakers"]]
+    if whole and not voices:
         raise CheckpointError("config.json: talker_config.speaker_id: expected at least one voice, got none")
-    known = vocabulary(numbers, contents.tokenizer, voices)
-    text = numbers.part("thinker_config").part("text_config")
-    audio = tower_record(numbers.part("thinker_config").part("audio_config"), text)
-    image = image_record(numbers.part("thinker_config").part("vision_config"), text)
-    if 0 < known.state_layer <= image["num_levels"]:  # transformers takes these states before adding the image's rows
-        expected = f"0 or a layer above the first {image['num_levels']}, which add rows of images"
-        raise CheckpointError(f"config.json: accept_hidden_layer: expected {expected}, got {known.state_layer}")
+    text = config.thinker_config.text_config
+    audio = tower_record(contents.config, text.hidden_size)
+    image = image_record(contents.config, text)
+    state_layer = whole.talker_config.accept_hidden_layer if whole else 0
+    num_levels = image["num_levels"]  # transformers takes the talker's states before adding the image's rows
+    if state_layer != 0 and not num_levels < state_layer < text.num_hidden_layers:
+        expected = (
+            f"0 or a layer above the first {num_levels}, which add rows of images, below {text.num_hidden_layers}"
+        )
+        raise CheckpointError(f"config.json: talker_config.accept_hidden_layer: expected {expected}, got {state_layer}")
+    known = replace(vocabulary(config.thinker_config, contents.tokenizer, voices), state_layer=state_layer)
     record = {
-        **talker.backbone_record(text),
+        **text.record,
         **common_record(NAME, known, known.num_ids, contents, has_head=True),
         KEY: audio,
         IMAGE_KEY: image,
     }
-    parts = plan(known, text) | tower_plan(audio, f"{THINKER}audio_tower.") | image_plan(image)
-    networks = () if speaks else (Network("codec", NO_DECODER, {}),)
+    parts: Plan = {
+        name: Part(name.removeprefix(THINKER), (known.num_ids, text.hidden_size))
+        for name in (EMBEDDINGS, f"{THINKER}lm_head.weight")
+    }
+    parts |= text.plan(f"{THINKER}model.") | tower_plan(audio, f"{THINKER}audio_tower.") | image_plan(image)
+    networks = () if whole else (Network("codec", NO_DECODER, {}),)
     return Converted(record, parts, (), networks=networks, nested=tuple(nested))
 
 
-def vocabulary(numbers: Numbers, tokenizer: Tokenizer, voices: Sequence[str]) -> ThinkerVocabulary:
-    """Return the ids of the thinker; raise CheckpointError if the model is not supported.
+def vocabulary(thinker: Thinker, tokenizer: Tokenizer, voices: Sequence[str]) -> ThinkerVocabulary:
+    """Return the ids of the thinker; raise CheckpointError if the tokenizer has other ids than config.json.
 
     Args:
-        numbers: config.json of the release.
+        thinker: `thinker_config` of the release.
         tokenizer: Text tokenizer.
         voices: Names of the talker's voices; none without a talker.
     """
-    thinker = numbers.part("thinker_config")
-    text = thinker.part("text_config")
-    text.same("hidden_act", "silu")
-    text.same("attention_bias", False, default=False)
-    text.same("tie_word_embeddings", False, default=False)
-    text.same("shared_expert_intermediate_size", 0, default=0)
-    text.same("decoder_sparse_step", 1, default=1)
-    text.same("mlp_only_layers", [], default=[])
-    sections(text)
-    num_ids = text.number("vocab_size")
-    ids = tokenizer.ids_of(MARKERS.values(), num_ids)
+    text = thinker.text_config
+    ids = tokenizer.ids_of(MARKERS.values(), text.vocab_size)
     for name, marker in (("audio", "audio_pad"), ("image", "image_pad"), ("vision_start", "image_start")):
-        thinker.same(f"{name}_token_id", ids[MARKERS[marker]])
-    state_layer = 0
-    if voices:
-        state_layer = numbers.part("talker_config").token("accept_hidden_layer", text.number("num_hidden_layers"))
+        field = f"{name}_token_id"
+        check_value(f"thinker_config.{field}", getattr(thinker, field), ids[MARKERS[marker]])
     return ThinkerVocabulary(
-        num_ids=num_ids,
+        num_ids=text.vocab_size,
         **{name: ids[marker] for name, marker in MARKERS.items()},
         voices=tuple(sorted(voices, key=lambda name: name != DEFAULT_VOICE)),
-        state_layer=state_layer,
-        max_model_len=text.number("max_position_embeddings"),
+        max_model_len=text.max_position_embeddings,
     )
 
 
-def tower_record(audio: Numbers, text: Numbers) -> dict[str, Any]:
-    """Return `audio_config` for config.json; raise CheckpointError if the audio encoder does not fit the backbone."""
-    audio.same("activation_function", "gelu")
-    audio.same("output_dim", text.number("hidden_size"))
-    record = {name: audio.number(name) for name in NUMBERS if name != "activation_function"}
+def tower_record(config: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """Return `audio_config` for config.json; raise CheckpointError if it is invalid or has another output width."""
+    path = "thinker_config.audio_config."
+    record = {name: integer(config, f"{path}{name}") for name in NUMBERS if name != "activation_function"}
+    activation = f"{path}activation_function"
+    check_value(activation, entry(config, activation, "config.json"), "gelu")
+    check_value(f"{path}output_dim", record["output_dim"], width)
     check_windows(record)
-    record |= {
-        "activation_function": "gelu",
-        "conv_chunksize": min(record["conv_chunksize"], CHUNKS),
-        "do_normalize": False,
-    }
-    return {"model_type": "qwen3_omni_thinker_audio", **record}
+    record["conv_chunksize"] = min(record["conv_chunksize"], CHUNKS)
+    fixed = {"activation_function": "gelu", "do_normalize": False}
+    return {"model_type": "qwen3_omni_thinker_audio", **record, **fixed}
 
 
-def image_record(vision: Numbers, text: Numbers) -> dict[str, Any]:
-    """Return `image_config` for config.json; raise CheckpointError if the image encoder does not fit the backbone."""
-    vision.same("hidden_act", "gelu_pytorch_tanh", default="gelu_pytorch_tanh")
-    vision.same("in_channels", 3, default=3)
-    vision.same("out_hidden_size", text.number("hidden_size"))
-    record: dict[str, Any] = {name: vision.number(name) for name in NUMBERS_OF_IMAGES}
-    levels = vision.entry(LEVELS, list)
+def image_record(config: Mapping[str, Any], text: ThinkerText) -> dict[str, Any]:
+    """Return `image_config` for config.json; raise CheckpointError if it is invalid or does not fit the backbone."""
+    path = "thinker_config.vision_config."
+    record = {name: integer(config, f"{path}{name}") for name in NUMBERS_OF_IMAGES}
+    vision = config["thinker_config"]["vision_config"]
+    check_value(f"{path}hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), "gelu_pytorch_tanh")
+    check_value(f"{path}in_channels", vision.get("in_channels", 3), 3)
+    check_value(f"{path}out_hidden_size", record["out_hidden_size"], text.hidden_size)
+    levels = vision.get(LEVELS)
     depth = record["depth"]
-    if len({*levels}) != len(levels) or not all(type(level) is int and 0 <= level < depth for level in levels):
-        raise CheckpointError(f"config.json: {LEVELS}: expected different layers in [0, {depth}), got {shown(levels)}")
-    if len(levels) > text.number("num_hidden_layers"):
-        raise CheckpointError(f"config.json: {LEVELS}: expected at most as many layers as the backbone has")
+    is_list = isinstance(levels, list) and all(type(level) is int and 0 <= level < depth for level in levels)
+    if not is_list or not len({*levels}) == len(levels) <= text.num_hidden_layers:
+        expected = f"different layers in [0, {depth}), at most {text.num_hidden_layers}"
+        raise CheckpointError(f"config.json: {path}{LEVELS}: expected {expected}, got {shown(levels)}")
     return {
         "model_type": "qwen3_omni_thinker_vision",
         **record,
@@ -141,7 +140,7 @@ def image_record(vision: Numbers, text: Numbers) -> dict[str, Any]:
         "feature_size": 3 * record["temporal_patch_size"] * record["patch_size"] ** 2,
         "frames_per_row": record["spatial_merge_size"] ** 2,
         "num_levels": len(levels),
-        "sections": sections(text),
+        "sections": text.sections,
     }
 
 
@@ -149,17 +148,3 @@ def image_plan(record: Mapping[str, Any]) -> Plan:
     """Return the plan of the image encoder's tensors; `record` is the `image_config` to be written."""
     shapes = shapes_of(Qwen3OmniMoeVisionEncoder, tower_config(record))
     return {f"{THINKER}visual.{name}": Part(f"image_encoder.tower.{name}", shape) for name, shape in shapes.items()}
-
-
-def plan(known: ThinkerVocabulary, text: Numbers) -> Plan:
-    """Return the plan of the backbone's tensors, which lose the prefix `thinker.`."""
-    model = f"{THINKER}model."
-    width = text.number("hidden_size")
-    shapes: dict[str, tuple[int, ...]] = {
-        EMBEDDINGS: (known.num_ids, width),
-        f"{THINKER}lm_head.weight": (known.num_ids, width),
-    }
-    shapes |= {name: shape for name, shape in layer_shapes(model, text).items() if ".mlp." not in name}
-    for layer in range(text.number("num_hidden_layers")):
-        shapes |= talker.expert_shapes(f"{model}layers.{layer}.mlp.", text)
-    return {name: Part(name.removeprefix(THINKER), shape) for name, shape in shapes.items()}

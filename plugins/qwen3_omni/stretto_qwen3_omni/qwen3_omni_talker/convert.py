@@ -8,21 +8,41 @@ computed from it. All hyperparameters come from config.json, because the default
 another model. Everything else is as in Qwen3-TTS.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from torch import Tensor
+from pydantic import Field
 
 from stretto.codecs.qwen3_12hz.code2wav import MODEL_TYPE, Code2Wav, read_shape
 from stretto.errors import CheckpointError
-from stretto.families.qwen3_tts import convert as qwen3_tts
-from stretto.families.qwen3_tts.convert import NUM_SUPPRESSED, Numbers, depth_spec, sections, text_ids
+from stretto.families.qwen3_tts.convert import (
+    DEPTH,
+    TALKER,
+    CodePredictor,
+    TextMarkers,
+    check_talker,
+    depth_of,
+    rope_sections,
+    text_and_codes,
+    text_shapes,
+)
 from stretto.families.qwen3_tts.family import CodecIds
 from stretto.family.audio_format import KEY
-from stretto.family.conversion import Contents, Converted, Network, Release, Tokenizer, common_record, prefixed
+from stretto.family.conversion import (
+    Contents,
+    Converted,
+    Network,
+    Tokenizer,
+    common_record,
+    in_lower_case,
+    linear,
+    prefixed,
+)
 from stretto.family.image_format import KEY as IMAGE_KEY
+from stretto.family.layers import Qwen3Layers, layers_plan
+from stretto.family.sections import Integer, Section
+from stretto.untrusted_files import check_value
 from stretto.weights.backbones import with_older_keys
-from stretto.weights.loading import Part, Plan, shapes_of
+from stretto.weights.loading import Part, Plan, Shape, shapes_of
 from stretto_qwen3_omni.qwen3_omni_talker.family import NAME, TalkerVocabulary
 
 CODEC = "code2wav."
@@ -31,57 +51,170 @@ GENERATION = prefixed("talker_", "audio") | {"talker_repetition_penalty": ("repe
 EMBEDDINGS = "thinker.model.embed_tokens.weight"
 PROJECTION = "talker.hidden_projection."
 CODEC_IDS = ("pad", "bos", "nothink", "think_bos", "think_eos")
-MOE_NUMBERS = ("moe_intermediate_size", "num_experts", "num_experts_per_tok", "max_position_embeddings")
-MAX_EXPERTS = 1024  # in a layer; the published models have 128
 
 
-def convert(release: Release, contents: Contents) -> Converted:
+class ExpertLayers(Qwen3Layers):
+    """`text_config` of the thinker or the talker: layers of Qwen3-MoE."""
+
+    vocab_size: Integer
+    max_position_embeddings: Integer
+    moe_intermediate_size: Integer
+    num_experts: Annotated[int, Field(ge=1, le=1024)]  # each has names and shapes of its own; 128 are published
+    num_experts_per_tok: Integer
+    norm_topk_prob: bool
+    rope_scaling: dict[str, Any]
+
+    @property
+    def sections(self) -> list[int]:
+        """Sections of the rotary embedding; CheckpointError if they do not fit the heads."""
+        return rope_sections(self, self.rope_scaling)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Hyperparameters for config.json of a backbone with experts in every layer."""
+        names = (
+            "moe_intermediate_size",
+            "num_experts",
+            "num_experts_per_tok",
+            "max_position_embeddings",
+            "norm_topk_prob",
+        )
+        return {
+            "architectures": ["StrettoQwen3MoeForCausalLM"],
+            "model_type": "qwen3_moe",
+            **self.numbers,
+            **{name: getattr(self, name) for name in names},
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "hidden_act": "silu",
+            "attention_bias": False,
+        }
+
+    def plan(self, published: str, num_shared: int = 0) -> Plan:
+        """Return the plan of all layers and the final norm.
+
+        Args:
+            published: Prefix of the published names.
+            num_shared: Width of the expert that all rows share; 0 for none.
+        """
+        width = self.hidden_size
+        parts = layers_plan({name: shape for name, shape in self.shapes.items() if ".mlp." not in name}, published)
+        for layer in range(self.num_hidden_layers):
+            shapes: dict[str, Shape] = {"gate.weight": (self.num_experts, width)}
+            for expert in range(self.num_experts):
+                shapes |= expert_shapes(f"experts.{expert}.", width, self.moe_intermediate_size)
+            if num_shared:
+                shapes |= expert_shapes("shared_expert.", width, num_shared)
+                shapes["shared_expert_gate.weight"] = (1, width)
+            within = f"layers.{layer}.mlp."
+            parts |= {
+                f"{published}{within}{name}": Part(f"model.{within}{name}", shape) for name, shape in shapes.items()
+            }
+        return parts
+
+
+def expert_shapes(prefix: str, width: int, size: int) -> dict[str, Shape]:
+    """Map the tensor names of one expert of this size to their shapes."""
+    shapes: dict[str, Shape] = dict.fromkeys((f"{prefix}gate_proj.weight", f"{prefix}up_proj.weight"), (size, width))
+    return shapes | {f"{prefix}down_proj.weight": (width, size)}
+
+
+class TalkerText(ExpertLayers):
+    """`talker_config.text_config`."""
+
+    shared_expert_intermediate_size: Integer
+
+
+class Talker(Section):
+    """`talker_config`."""
+
+    ids_below = "text_config.vocab_size"
+
+    text_config: TalkerText
+    code_predictor_config: CodePredictor
+    num_code_groups: int
+    thinker_hidden_size: Integer
+    codec_pad_id: int
+    codec_bos_id: int
+    codec_eos_token_id: int
+    codec_nothink_id: int
+    codec_think_bos_id: int
+    codec_think_eos_id: int
+    speaker_id: dict[str, int]
+    accept_hidden_layer: int = 0
+
+
+class ThinkerText(ExpertLayers):
+    """`thinker_config.text_config`: experts in every layer, and no shared one."""
+
+    tie_word_embeddings: Literal[False] = False
+    shared_expert_intermediate_size: Literal[0] = 0
+    decoder_sparse_step: Literal[1] = 1
+    mlp_only_layers: Annotated[tuple[int, ...], Field(max_length=0, strict=False)] = ()
+
+
+class Thinker(Section):
+    """`thinker_config`."""
+
+    ids_below = "text_config.vocab_size"
+
+    text_config: ThinkerText
+    audio_token_id: int
+    image_token_id: int
+    vision_start_token_id: int
+    video_token_id: int
+
+
+class ThinkerRelease(Section):
+    """config.json of a release, whose talker may be missing."""
+
+    model_type: Literal["qwen3_omni_moe"]
+    enable_audio_output: bool = True
+    thinker_config: Thinker
+
+
+class WholeRelease(ThinkerRelease, TextMarkers):
+    """config.json of a release with a talker."""
+
+    ids_below = "thinker_config.text_config.vocab_size"
+
+    talker_config: Talker
+    code2wav_config: dict[str, Any]
+
+
+def convert(config: WholeRelease, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
-    numbers = Numbers(contents.config)
-    known = vocabulary(numbers, contents.tokenizer)
-    talker = numbers.part("talker_config")
-    text = talker.part("text_config")
+    known = vocabulary(config, contents.tokenizer)
+    talker = config.talker_config
+    text = talker.text_config
+    width = talker.thinker_hidden_size
+    inner = text.intermediate_size
     record = {
         # experts in every layer, because the transformers class ignores config.json
-        **backbone_record(text),
-        "shared_expert_intermediate_size": text.number("shared_expert_intermediate_size"),
+        **text.record,
+        "shared_expert_intermediate_size": text.shared_expert_intermediate_size,
         **common_record(NAME, known, known.layout.vocab_size, contents),
-        KEY: {
-            "model_type": "thinker_states",
-            "hidden_size": talker.number("thinker_hidden_size"),
-            "intermediate_size": text.number("intermediate_size"),
-        },
+        KEY: {"model_type": "thinker_states", "hidden_size": width, "intermediate_size": inner},
         IMAGE_KEY: {
             "model_type": "thinker_image_states",
-            "feature_size": talker.number("thinker_hidden_size"),
+            "feature_size": width,
             "frames_per_row": 1,
             "num_levels": 0,
-            "sections": sections(text),
+            "sections": text.sections,
         },
     }
-    shapes = published_shapes(numbers, known)
-    parts = plan(known, shapes, contents.tensors)
-    folded = tuple(name for name in shapes if name not in parts)
-    return Converted(record, parts, ("thinker.",), folded, (code2wav(numbers, known),))
+    shapes = text_shapes(EMBEDDINGS, known.num_text_ids, width, inner, text.hidden_size)
+    parts = text_and_codes(known, shapes, text.hidden_size)
+    parts |= text.plan(TALKER, text.shared_expert_intermediate_size)
+    parts |= layers_plan(talker.code_predictor_config.shapes, f"{DEPTH}model.", "depth.")
+    for layer, (rows, columns) in (("linear_fc1", (inner, width)), ("linear_fc2", (text.hidden_size, inner))):
+        parts |= linear(f"{PROJECTION}{layer}.", f"adaptor.{layer}.", rows, columns)
+    return Converted(record, parts, ("thinker.",), networks=(code2wav(config.code2wav_config, known),))
 
 
-def backbone_record(numbers: Numbers) -> dict[str, Any]:
-    """Return the hyperparameters for config.json of a Qwen3-MoE backbone with experts in every layer."""
-    return {
-        "architectures": ["StrettoQwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        **{name: numbers.number(name) for name in (*qwen3_tts.LAYER_NUMBERS, *MOE_NUMBERS)},
-        "norm_topk_prob": numbers.flag("norm_topk_prob"),
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-        "hidden_act": "silu",
-        "attention_bias": False,
-    }
-
-
-def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
+def code2wav(published: dict[str, Any], known: TalkerVocabulary) -> Network:
     """Return the codec, to be written to a separate folder."""
-    record = with_older_keys(numbers.entry("code2wav_config", dict))
+    record = with_older_keys(published)
     try:
         shape = read_shape(record)
     except ValueError as error:
@@ -95,100 +228,28 @@ def code2wav(numbers: Numbers, known: TalkerVocabulary) -> Network:
     return Network("codec", {"model_type": MODEL_TYPE, "decoder_config": record}, parts)
 
 
-def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> TalkerVocabulary:
-    """Return the vocabulary and voices; raise CheckpointError if the model is not supported."""
-    numbers.same("model_type", "qwen3_omni_moe")
-    talker = numbers.part("talker_config")
-    thinker = numbers.part("thinker_config")
-    text = talker.part("text_config")
-    depth = talker.part("code_predictor_config")
-    for part in (text, depth):
-        part.same("hidden_act", "silu")
-        part.same("attention_bias", False)
-    depth.same("hidden_size", text.number("hidden_size"))  # codes are not projected
-    num_ids = text.number("vocab_size")
-    num_codes = depth.number("vocab_size")
-    num_codebooks = talker.number("num_code_groups")
-    if num_ids - NUM_SUPPRESSED != num_codes:
-        expected = f"talker_config.text_config.vocab_size of {num_codes} codes and {NUM_SUPPRESSED} markers"
-        raise CheckpointError(f"config.json: expected {expected}, got {num_ids}")
-    if num_codebooks < 3:
-        raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
-    depth.same("num_code_groups", num_codebooks)
-    num_text_ids = thinker.part("text_config").number("vocab_size")
-    codec = {name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS}
+def vocabulary(config: WholeRelease, tokenizer: Tokenizer) -> TalkerVocabulary:
+    """Return the vocabulary and voices; raise CheckpointError if the tokenizer or a voice's name is unsuitable."""
+    talker = config.talker_config
+    thinker = config.thinker_config
+    depth = talker.code_predictor_config
+    check_talker(depth, talker.text_config.vocab_size, talker.num_code_groups, "talker_config.text_config.")
+    # codes are not projected
+    check_value("talker_config.code_predictor_config.hidden_size", depth.hidden_size, talker.text_config.hidden_size)
+    num_text_ids = thinker.text_config.vocab_size
+    codec = {name: getattr(talker, f"codec_{name}_id") for name in CODEC_IDS}
     return TalkerVocabulary(
         takes_instructions=False,
         num_text_ids=num_text_ids,
-        num_codec_ids=num_ids,
-        num_codebooks=num_codebooks,
-        codebook_size=num_codes,
-        text=text_ids(numbers, tokenizer, num_text_ids),
+        num_codec_ids=talker.text_config.vocab_size,
+        num_codebooks=talker.num_code_groups,
+        codebook_size=depth.vocab_size,
+        text=config.text_ids(tokenizer, num_text_ids),
         # The talker lacks the `think` marker, which announces a language in Qwen3-TTS.
-        codec=CodecIds(**codec, think=codec["nothink"], eos=talker.token("codec_eos_token_id", num_ids)),
-        speakers=talker.tokens("speaker_id", num_ids),
-        max_model_len=text.number("max_position_embeddings"),
-        depth=depth_spec(text, depth),
-        heard=thinker.token("audio_token_id", num_text_ids),
-        seen=(thinker.token("image_token_id", num_text_ids), thinker.token("video_token_id", num_text_ids)),
+        codec=CodecIds(**codec, think=codec["nothink"], eos=talker.codec_eos_token_id),
+        speakers=in_lower_case(talker.speaker_id, "config.json: talker_config.speaker_id"),
+        max_model_len=talker.text_config.max_position_embeddings,
+        depth=depth_of(talker.text_config, depth),
+        heard=thinker.audio_token_id,
+        seen=(thinker.image_token_id, thinker.video_token_id),
     )
-
-
-def published_shapes(numbers: Numbers, known: TalkerVocabulary) -> dict[str, tuple[int, ...]]:
-    """Map the names of all tensors in use to their shapes."""
-    talker = numbers.part("talker_config")
-    text = talker.part("text_config")
-    thinker_width = talker.number("thinker_hidden_size")
-    inner = text.number("intermediate_size")
-    width = text.number("hidden_size")
-    shapes = {
-        EMBEDDINGS: (known.num_text_ids, thinker_width),
-        **qwen3_tts.code_shapes(known, width),
-        **_projection_shapes(qwen3_tts.TEXT_PROJECTION.removesuffix("linear_fc"), thinker_width, inner, width),
-        **_projection_shapes(PROJECTION, thinker_width, inner, width),
-        **qwen3_tts.layer_shapes(f"{qwen3_tts.DEPTH}model.", talker.part("code_predictor_config")),
-    }
-    layers = qwen3_tts.layer_shapes(qwen3_tts.TALKER, text).items()
-    shapes |= {name: shape for name, shape in layers if ".mlp." not in name}
-    for layer in range(text.number("num_hidden_layers")):
-        prefix = f"{qwen3_tts.TALKER}layers.{layer}.mlp."
-        width = text.number("hidden_size")
-        size = text.number("shared_expert_intermediate_size")
-        shapes |= expert_shapes(prefix, text) | projection_shapes(f"{prefix}shared_expert.", width, size)
-        shapes[f"{prefix}shared_expert_gate.weight"] = (1, width)
-    return shapes
-
-
-def _projection_shapes(prefix: str, width: int, inner: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    shapes = {f"{prefix}linear_fc1.weight": (inner, width), f"{prefix}linear_fc2.weight": (hidden, inner)}
-    return shapes | {f"{prefix}linear_fc1.bias": (inner,), f"{prefix}linear_fc2.bias": (hidden,)}
-
-
-def expert_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
-    """Map the tensor names of a layer's router and routed experts to their shapes."""
-    width, number, size = (numbers.number(name) for name in ("hidden_size", "num_experts", "moe_intermediate_size"))
-    if number > MAX_EXPERTS:  # each has names and shapes of its own here
-        raise CheckpointError(f"config.json: num_experts: expected at most {MAX_EXPERTS}, got {number}")
-    shapes: dict[str, tuple[int, ...]] = {f"{prefix}gate.weight": (number, width)}
-    for expert in range(number):
-        shapes |= projection_shapes(f"{prefix}experts.{expert}.", width, size)
-    return shapes
-
-
-def projection_shapes(prefix: str, width: int, size: int) -> dict[str, tuple[int, ...]]:
-    """Map the tensor names of one expert of this size to their shapes."""
-    return {
-        f"{prefix}gate_proj.weight": (size, width),
-        f"{prefix}up_proj.weight": (size, width),
-        f"{prefix}down_proj.weight": (width, size),
-    }
-
-
-def plan(known: TalkerVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of tensors to write, which is the Qwen3-TTS plan plus the projection of the thinker's states."""
-    parts = qwen3_tts.plan(known, {**shapes, qwen3_tts.EMBEDDINGS: shapes[EMBEDDINGS]}, tensors)
-    parts[EMBEDDINGS] = parts.pop(qwen3_tts.EMBEDDINGS)
-    for name, shape in shapes.items():
-        if name.startswith(PROJECTION):
-            parts[name] = Part(f"adaptor.{name.removeprefix(PROJECTION)}", shape)
-    return parts

@@ -89,7 +89,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
             lambda config: config.update(model_type="qwen3_tts"),
             "model_type: expected 'qwen3_omni_moe', got 'qwen3_tts'",
         ),
-        (lambda config: config.pop("talker_config"), "expected talker_config of type dict, got None"),
+        (lambda config: config.pop("talker_config"), "talker_config is missing"),
         (
             lambda config: (config.pop("talker_config"), config.pop("enable_audio_output")),
             "unknown: code2wav.",
@@ -105,7 +105,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["text_config"].update(mlp_only_layers=[1]),
-            "thinker_config.text_config.mlp_only_layers: expected [], got [1]",
+            "thinker_config.text_config.mlp_only_layers: expected a list of 0 to 0 values, got [1]",
         ),
         (
             lambda config: config["thinker_config"]["text_config"].update(tie_word_embeddings=True),
@@ -113,15 +113,11 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["text_config"]["rope_scaling"].update(mrope_section=[8, 4, 2]),
-            "mrope_section with sum head_dim / 2, got [8, 4, 2]",
+            "mrope_section: expected integers with sum 16, half the head_dim, got [8, 4, 2]",
         ),
         (
             lambda config: config["thinker_config"]["text_config"].update(num_experts=7),
             "missing: thinker.model.layers.0.mlp.experts.6.down_proj.weight",
-        ),
-        (
-            lambda config: config["thinker_config"]["text_config"].update(num_experts=1 << 30),
-            "num_experts: expected at most 1024, got 1073741824",
         ),
         (
             lambda config: config["talker_config"].update(speaker_id={"Ethan": 1, "ethan": 2, "Aiden": 3}),
@@ -135,11 +131,11 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
             lambda config: config["talker_config"].update(
                 accept_hidden_layer=config["thinker_config"]["text_config"]["num_hidden_layers"]
             ),
-            "expected talker_config.accept_hidden_layer in [0, ",
+            "accept_hidden_layer: expected 0 or a layer above the first 2, which add rows of images, below 4, got 4",
         ),
         (
             lambda config: config["talker_config"].update(accept_hidden_layer=2),
-            "accept_hidden_layer: expected 0 or a layer above the first 2, which add rows of images, got 2",
+            "accept_hidden_layer: expected 0 or a layer above the first 2, which add rows of images, below 4, got 2",
         ),
         (
             lambda config: config["thinker_config"]["audio_config"].update(output_dim=64),
@@ -147,7 +143,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["audio_config"].pop("n_window"),
-            "expected thinker_config.audio_config.n_window of type int, got None",
+            "thinker_config.audio_config.n_window is missing",
         ),
         (
             lambda config: config["thinker_config"]["audio_config"].update(n_window_infer=150),
@@ -159,11 +155,11 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["vision_config"].update(deepstack_visual_indexes=[0, 2]),
-            "deepstack_visual_indexes: expected different layers in [0, 2), got [0, 2]",
+            "deepstack_visual_indexes: expected different layers in [0, 2), at most 4, got [0, 2]",
         ),
         (
             lambda config: config["thinker_config"]["vision_config"].update(deepstack_visual_indexes=[1, 1]),
-            "deepstack_visual_indexes: expected different layers in [0, 2), got [1, 1]",
+            "deepstack_visual_indexes: expected different layers in [0, 2), at most 4, got [1, 1]",
         ),
         (
             lambda config: config["thinker_config"]["vision_config"].update(hidden_act="relu"),
@@ -175,7 +171,7 @@ def test_config_of_transformers_5_is_converted(tmp_path: Path) -> None:
         ),
         (
             lambda config: config["thinker_config"]["audio_config"].update(d_model="wide"),
-            "expected thinker_config.audio_config.d_model of type int, got 'wide'",
+            "thinker_config.audio_config.d_model: expected an integer in [1, 1048575], got 'wide'",
         ),
     ],
 )

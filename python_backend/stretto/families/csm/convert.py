@@ -5,7 +5,7 @@ uses torchtune names and lacks Mimi. `--model` must therefore be the index of th
 `transformers.safetensors.index.json`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from transformers import CsmConfig, CsmForConditionalGeneration
 
 from stretto.errors import CheckpointError
 from stretto.families.csm.family import CsmVocabulary
-from stretto.family.base import DepthSpec
 from stretto.family.conversion import (
     AUDIO,
     Contents,
@@ -22,12 +21,13 @@ from stretto.family.conversion import (
     Release,
     Tokenizer,
     common_record,
-    merged_reader,
+    merged,
     prefixed,
 )
+from stretto.family.layers import depth_spec, layers_plan
 from stretto.untrusted_files import check_value
 from stretto.weights.backbones import LLAMA_NUMBERS, check_heads, check_plain_layers, read_numbers
-from stretto.weights.loading import Part, Plan, require, shapes_of
+from stretto.weights.loading import Part, Plan, shapes_of
 
 CODEC = "codec_model."
 GENERATION = AUDIO | prefixed("depth_decoder_", "depth")
@@ -35,6 +35,7 @@ EMBEDDINGS = "embed_text_tokens.weight"
 CODES = "depth_decoder.model.embed_tokens.weight"
 CODES_OF_BACKBONE = "backbone_model.embed_tokens.embed_audio_tokens.weight"  # tied to CODES; files may contain either
 PROJECTOR = "depth_decoder.model.inputs_embeds_projector.weight"
+HEADS = "depth_decoder.codebooks_head.weight"
 DEPTH = "depth_decoder.model."
 BACKBONE = "backbone_model."
 BEGIN = "<|begin_of_text|>"
@@ -79,6 +80,7 @@ def read_config(record: Mapping[str, Any]) -> Any:
 def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
     """Return the vocabulary: tokenizer ids, followed by the ids of Mimi's codebooks."""
     ids = tokenizer.ids_of((BEGIN, END), config.text_vocab_size)
+    depth = config.depth_decoder_config
     return CsmVocabulary(
         num_text_ids=config.text_vocab_size,
         num_codebooks=config.num_codebooks,
@@ -89,22 +91,7 @@ def vocabulary(config: Any, tokenizer: Tokenizer) -> CsmVocabulary:
         end_of_audio=config.audio_eos_token_id,
         num_end_codebooks=config.num_codebooks - 1,
         max_model_len=config.max_position_embeddings,
-        depth=depth_spec(config),
-    )
-
-
-def depth_spec(config: Any) -> DepthSpec:
-    """Return the hyperparameters of the depth decoder."""
-    depth = config.depth_decoder_config
-    return DepthSpec(
-        hidden=depth.hidden_size,
-        intermediate=depth.intermediate_size,
-        num_layers=depth.num_hidden_layers,
-        num_heads=depth.num_attention_heads,
-        num_kv_heads=depth.num_key_value_heads,
-        head_dim=depth.head_dim,
-        eps=depth.rms_norm_eps,
-        rope=dict(depth.rope_parameters),
+        depth=depth_spec(depth, depth.rope_parameters),
     )
 
 
@@ -117,41 +104,28 @@ def plan(config: Any, known: CsmVocabulary, tensors: Mapping[str, Tensor]) -> Pl
         tensors: Published tensors by name.
     """
     shapes = shapes_of(CsmForConditionalGeneration, config)
-    read = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
-    continued = CODES if CODES in tensors else CODES_OF_BACKBONE
-    require(tensors, {read: shapes[read]})
-    width = config.hidden_size
+    of_backbone = CODES_OF_BACKBONE if CODES_OF_BACKBONE in tensors else CODES
+    of_depth = CODES if CODES in tensors else CODES_OF_BACKBONE
     size = known.codebook_size
-    num_streams = known.num_codebooks
-    other = merged_reader(tensors, shapes)
 
     def table(stored: Tensor) -> Tensor:
         """Return the embeddings of existing codes, [K, C, W]."""
-        return stored.view(num_streams, config.vocab_size, width)[:, :size]
+        return stored.view(known.num_codebooks, config.vocab_size, config.hidden_size)[:, :size]
 
-    def with_codes(text: Tensor) -> Tensor:
-        return torch.cat([text, table(other(read, text)).flatten(0, 1)])
+    def with_codes(text: Tensor, codes: Tensor) -> Tensor:
+        return torch.cat([text, table(codes).flatten(0, 1)])
 
-    def projected(codes: Tensor) -> Tensor:
+    def projected(codes: Tensor, projector: Tensor) -> Tensor:
         """Return the projected embeddings that the depth decoder reads, for all codebooks except the last."""
         seen = table(codes)[:-1].flatten(0, 1)
-        return (seen.float() @ other(PROJECTOR, codes).float().T).to(codes.dtype)
+        return (seen.float() @ projector.float().T).to(codes.dtype)
 
-    edits: dict[str, tuple[str, Callable[[Tensor], Tensor] | None]] = {
-        EMBEDDINGS: ("model.embed_tokens.weight", with_codes),
-        "lm_head.weight": ("depth.first_head", lambda stored: stored[:size]),
-        continued: ("depth.embed", projected),
-        PROJECTOR: ("depth.project.weight", None),
-        "depth_decoder.codebooks_head.weight": ("depth.heads", lambda stored: stored.transpose(1, 2)[:, :size]),
+    return {
+        **merged("model.embed_tokens.weight", with_codes, {name: shapes[name] for name in (EMBEDDINGS, of_backbone)}),
+        "lm_head.weight": Part("depth.first_head", shapes["lm_head.weight"], lambda stored: stored[:size]),
+        **merged("depth.embed", projected, {name: shapes[name] for name in (of_depth, PROJECTOR)}),
+        PROJECTOR: Part("depth.project.weight", shapes[PROJECTOR]),
+        HEADS: Part("depth.heads", shapes[HEADS], lambda stored: stored.transpose(1, 2)[:, :size]),
+        **layers_plan(shapes, BACKBONE),
+        **layers_plan(shapes, DEPTH, "depth."),
     }
-    parts = {name: Part(new, shapes[name], edit) for name, (new, edit) in edits.items()}
-    for name, shape in shapes.items():
-        if name.startswith((f"{BACKBONE}layers.", f"{BACKBONE}norm.")):
-            parts[name] = Part(f"model.{name.removeprefix(BACKBONE)}", shape)
-        elif name.startswith((f"{DEPTH}layers.", f"{DEPTH}norm.")):
-            parts[name] = Part(_depth_name(name), shape)
-    return parts
-
-
-def _depth_name(name: str) -> str:
-    return "depth." + name.removeprefix(DEPTH).replace("self_attn.", "").replace("mlp.", "")

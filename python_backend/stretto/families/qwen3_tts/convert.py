@@ -10,15 +10,16 @@ voices, contains a speaker encoder. The encoder is written to a separate folder,
 which is added to an x-vector, to a separate tensor.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from stretto.encoders.x_vector import FOLDER, PREFIX, SpeakerConfig, SpeakerEncoder
-from stretto.errors import CheckpointError
+from stretto.errors import CheckpointError, shown
 from stretto.families.qwen3_tts.family import SILENT_FRAMES, SPEAKERS, CodecIds, Qwen3TtsVocabulary, TextIds
 from stretto.family.audio_format import KEY
 from stretto.family.base import DepthSpec
@@ -31,197 +32,171 @@ from stretto.family.conversion import (
     Tokenizer,
     common_record,
     in_lower_case,
-    merged_reader,
+    linear,
+    merged,
     prefixed,
-    unchanged,
+    stacked,
 )
+from stretto.family.layers import Qwen3Layers, depth_spec, layers_plan
+from stretto.family.sections import Integer, Section
 from stretto.untrusted_files import check_value
-from stretto.weights.backbones import with_older_keys
-from stretto.weights.loading import Part, Plan, check, shapes_of
+from stretto.weights.loading import Part, Plan, Shape, shapes_of, shapes_read
 
-KINDS = ("custom_voice", "voice_design", "base")
 SMALLER = "0b6"  # `tts_model_size` of the releases that were not trained to follow instructions
 CODEC_IDS = ("pad", "bos", "think", "nothink", "think_bos", "think_eos")
 NUM_SUPPRESSED = 1024  # last ids of the talker's vocabulary; of these, the authors' code samples only the end id
-REAL = ("rms_norm_eps", "rope_theta")
+WORDS = {"assistant": "assistant", "user": "user", "newline": "Ċ"}  # tokens in every prompt
 
 
-class Numbers:
-    """Part of config.json with typed access; a missing entry, or one of the wrong type, raises CheckpointError."""
+class CodePredictor(Qwen3Layers):
+    """`code_predictor_config`: the depth transformer."""
 
-    def __init__(self, record: Mapping[str, Any], path: str = ""):
-        self._record = with_older_keys(record)
-        self._path = path
+    vocab_size: Integer
+    num_code_groups: Annotated[int, Field(ge=3, le=64)]
 
-    def entry(self, name: str, kind: type | tuple[type, ...]) -> Any:
-        """Return the value called `name`, which must have one of these types."""
-        value = self._record.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            expected = kind.__name__ if isinstance(kind, type) else "number"
-            raise CheckpointError(f"config.json: expected {self._path}{name} of type {expected}, got {value!r}")
-        return value
 
-    def optional_mapping(self, name: str) -> Mapping[str, Any]:
-        """Return the mapping called `name`; empty if it is missing or null, which the authors' class accepts."""
-        return {} if self._record.get(name) is None else self.entry(name, dict)
+class Talker(Qwen3Layers):
+    """`talker_config`."""
 
-    def number(self, name: str) -> Any:
-        """Return the positive number called `name`."""
-        value = self.entry(name, (int, float) if name in REAL else int)
-        if not 0 < value < 1 << 31:
-            raise CheckpointError(f"config.json: expected {self._path}{name} > 0, got {value!r}")
-        return value
+    ids_below = "vocab_size"
 
-    def flag(self, name: str) -> bool:
-        """Return the boolean called `name`."""
-        value = self._record.get(name)
-        if not isinstance(value, bool):
-            raise CheckpointError(f"config.json: expected {self._path}{name} to be true or false, got {value!r}")
-        return value
+    vocab_size: Integer
+    text_vocab_size: Integer
+    text_hidden_size: Integer
+    max_position_embeddings: Integer
+    num_code_groups: int
+    rope_scaling: dict[str, Any]
+    codec_pad_id: int
+    codec_bos_id: int
+    codec_eos_token_id: int
+    codec_think_id: int
+    codec_nothink_id: int
+    codec_think_bos_id: int
+    codec_think_eos_id: int
+    codec_language_id: dict[str, int]
+    spk_id: dict[str, int]
+    spk_is_dialect: dict[str, str | Literal[False] | None] | None = None
+    code_predictor_config: CodePredictor
 
-    def token(self, name: str, below: int) -> int:
-        """Return the id called `name`, in [0, below)."""
-        return self._token(name, self.entry(name, int), below)
 
-    def tokens(self, name: str, below: int) -> dict[str, int]:
-        """Return the mapping called `name` from lower-case names to ids in [0, below)."""
-        ids = self.entry(name, dict)
-        found = {key: self._token(f"{name}.{key}", value, below) for key, value in ids.items()}
-        return in_lower_case(found, f"config.json: {self._path}{name}")
+class TextMarkers(Section):
+    """Fields of config.json with the ids of markers in a prompt's text."""
 
-    def part(self, name: str) -> "Numbers":
-        """Return the nested part called `name`."""
-        return Numbers(self.entry(name, dict), f"{self._path}{name}.")
+    im_start_token_id: int
+    im_end_token_id: int
+    tts_pad_token_id: int
+    tts_bos_token_id: int
+    tts_eos_token_id: int
 
-    def same(self, name: str, expected: object, default: object = None) -> None:
-        """Raise CheckpointError unless a value equals the supported one.
+    def text_ids(self, tokenizer: Tokenizer, num_ids: int) -> TextIds:
+        """Return the ids of words and markers that occur in every prompt.
 
-        Args:
-            name: Name of the value.
-            expected: Supported value.
-            default: Default of the authors' class, used if the value is missing.
+        Raises:
+            CheckpointError: If the tokenizer lacks one of these tokens or does not fit the text table.
         """
-        check_value(f"{self._path}{name}", self._record.get(name, default), expected)
-
-    def _token(self, name: str, value: object, below: int) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < below:
-            raise CheckpointError(f"config.json: expected {self._path}{name} in [0, {below}), got {value!r}")
-        return value
-
-
-def vocabulary(numbers: Numbers, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
-    """Return the vocabulary and voices; raise CheckpointError if the model is not supported."""
-    numbers.same("model_type", "qwen3_tts")
-    numbers.same("tokenizer_type", "qwen3_tts_tokenizer_12hz")
-    kind = numbers.entry("tts_model_type", str)
-    size = numbers.entry("tts_model_size", str)
-    if kind not in KINDS:
-        raise CheckpointError(f"config.json: expected tts_model_type of {', '.join(KINDS)}, got {kind!r}")
-    talker = numbers.part("talker_config")
-    depth = talker.part("code_predictor_config")
-    for part in (talker, depth):
-        part.same("hidden_act", "silu", default="silu")
-        part.same("attention_bias", False, default=False)
-    num_ids = talker.number("vocab_size")
-    num_codes = depth.number("vocab_size")
-    if num_ids - NUM_SUPPRESSED != num_codes:
-        expected = f"{num_codes} codes and {NUM_SUPPRESSED} markers"
-        raise CheckpointError(f"config.json: expected talker_config.vocab_size of {expected}, got {num_ids}")
-    num_codebooks = talker.number("num_code_groups")
-    if num_codebooks < 3:
-        raise CheckpointError(f"config.json: expected talker_config.num_code_groups >= 3, got {num_codebooks}")
-    depth.same("num_code_groups", num_codebooks)
-    sections(talker)
-    languages = talker.tokens("codec_language_id", num_ids)
-    speakers = talker.tokens("spk_id", num_ids)
-    has_published_speakers = bool(speakers) and speakers.items() <= SPEAKERS.items()
-    return Qwen3TtsVocabulary(
-        kind=kind,
-        takes_instructions=kind == "voice_design" or (kind == "custom_voice" and size != SMALLER),
-        num_text_ids=talker.number("text_vocab_size"),
-        num_codec_ids=num_ids,
-        num_codebooks=num_codebooks,
-        codebook_size=num_codes,
-        text=text_ids(numbers, tokenizer, talker.number("text_vocab_size")),
-        codec=CodecIds(
-            **{name: talker.token(f"codec_{name}_id", num_ids) for name in CODEC_IDS},
-            eos=talker.token("codec_eos_token_id", num_ids),
-        ),
-        languages=languages,
-        speakers=speakers,
-        silent_frames=SILENT_FRAMES if has_published_speakers else 0,
-        dialects=_dialects(talker, languages),
-        max_model_len=talker.number("max_position_embeddings"),
-        depth=depth_spec(talker, depth),
-    )
+        ids = tokenizer.ids_of(WORDS.values(), num_ids)
+        return TextIds(
+            im_start=self.im_start_token_id,
+            im_end=self.im_end_token_id,
+            pad=self.tts_pad_token_id,
+            bos=self.tts_bos_token_id,
+            eos=self.tts_eos_token_id,
+            **{name: ids[word] for name, word in WORDS.items()},
+        )
 
 
-def _dialects(talker: Numbers, languages: Collection[str]) -> dict[str, str]:
-    """Map the speakers that have a dialect to that dialect, which is a language."""
-    entries = in_lower_case(talker.optional_mapping("spk_is_dialect"), "config.json: talker_config.spk_is_dialect")
-    dialects = {name: dialect for name, dialect in entries.items() if dialect}
-    for name, dialect in dialects.items():
-        if not isinstance(dialect, str) or dialect not in languages:
-            got = f"{name!r}: {dialect!r}"
-            raise CheckpointError(f"config.json: expected languages in talker_config.spk_is_dialect, got {got}")
-    return dialects
+class Config(TextMarkers):
+    """config.json of a release."""
+
+    ids_below = "talker_config.text_vocab_size"
+
+    model_type: Literal["qwen3_tts"]
+    tokenizer_type: Literal["qwen3_tts_tokenizer_12hz"]
+    tts_model_type: Literal["custom_voice", "voice_design", "base"]
+    tts_model_size: str
+    talker_config: Talker
+    speaker_encoder_config: dict[str, Any] | None = None
 
 
-def sections(talker: Numbers) -> list[int]:
+def check_talker(depth: CodePredictor, num_ids: int, num_codebooks: int, path: str = "talker_config.") -> None:
+    """Raise CheckpointError unless a talker's numbers of ids and codebooks fit its depth transformer's."""
+    if num_ids - NUM_SUPPRESSED != depth.vocab_size:
+        expected = f"{depth.vocab_size} codes and {NUM_SUPPRESSED} markers"
+        raise CheckpointError(f"config.json: {path}vocab_size: expected {expected}, got {num_ids}")
+    check_value("talker_config.num_code_groups", num_codebooks, depth.num_code_groups)
+
+
+def rope_sections(layers: Qwen3Layers, scaling: Mapping[str, Any]) -> list[int]:
     """Return the sections of the rotary embedding, for three positions per row; they act as one if these are equal.
 
     Raises:
         CheckpointError: Unless they add up to half the head dimension.
     """
-    found = talker.part("rope_scaling").entry("mrope_section", list)
-    if not all(isinstance(each, int) for each in found) or 2 * sum(found) != talker.number("head_dim"):
-        raise CheckpointError(f"config.json: expected integers in mrope_section with sum head_dim / 2, got {found!r}")
+    found = scaling.get("mrope_section")
+    if not isinstance(found, list) or not all(type(part) is int for part in found) or 2 * sum(found) != layers.head_dim:
+        expected = f"integers with sum {layers.head_dim / 2:g}, half the head_dim"
+        raise CheckpointError(f"config.json: rope_scaling.mrope_section: expected {expected}, got {shown(found)}")
     return found
 
 
-def text_ids(numbers: Numbers, tokenizer: Tokenizer, num_ids: int) -> TextIds:
-    """Return the ids of words and markers that occur in every prompt.
-
-    Raises:
-        CheckpointError: If the tokenizer lacks one of these tokens or does not fit the text table.
-    """
-    words = {"assistant": "assistant", "user": "user", "newline": "Ċ"}
-    ids = tokenizer.ids_of(words.values(), num_ids)
-    named = {name: numbers.token(f"{name}_token_id", num_ids) for name in ("im_start", "im_end")}
-    named |= {name: numbers.token(f"tts_{name}_token_id", num_ids) for name in ("pad", "bos", "eos")}
-    return TextIds(**named, **{name: ids[word] for name, word in words.items()})
-
-
-def depth_spec(talker: Numbers, depth: Numbers) -> DepthSpec:
-    """Return the hyperparameters of the depth transformer."""
-    return DepthSpec(
-        hidden=depth.number("hidden_size"),
-        intermediate=depth.number("intermediate_size"),
-        num_layers=depth.number("num_hidden_layers"),
-        num_heads=depth.number("num_attention_heads"),
-        num_kv_heads=depth.number("num_key_value_heads"),
-        head_dim=depth.number("head_dim"),
-        eps=depth.number("rms_norm_eps"),
-        rope={"rope_type": "default", "rope_theta": depth.number("rope_theta")},
-        projection=None if depth.number("hidden_size") == talker.number("hidden_size") else "biased",
-        has_head_norms=True,
+def vocabulary(config: Config, tokenizer: Tokenizer) -> Qwen3TtsVocabulary:
+    """Return the vocabulary and voices; raise CheckpointError if the tokenizer, a voice or a dialect is unsuitable."""
+    talker = config.talker_config
+    depth = talker.code_predictor_config
+    check_talker(depth, talker.vocab_size, talker.num_code_groups)
+    rope_sections(talker, talker.rope_scaling)
+    kind = config.tts_model_type
+    languages = in_lower_case(talker.codec_language_id, "config.json: talker_config.codec_language_id")
+    speakers = in_lower_case(talker.spk_id, "config.json: talker_config.spk_id")
+    has_published_speakers = bool(speakers) and speakers.items() <= SPEAKERS.items()
+    return Qwen3TtsVocabulary(
+        kind=kind,
+        takes_instructions=kind == "voice_design" or (kind == "custom_voice" and config.tts_model_size != SMALLER),
+        num_text_ids=talker.text_vocab_size,
+        num_codec_ids=talker.vocab_size,
+        num_codebooks=talker.num_code_groups,
+        codebook_size=depth.vocab_size,
+        text=config.text_ids(tokenizer, talker.text_vocab_size),
+        codec=CodecIds(
+            **{name: getattr(talker, f"codec_{name}_id") for name in CODEC_IDS}, eos=talker.codec_eos_token_id
+        ),
+        languages=languages,
+        speakers=speakers,
+        silent_frames=SILENT_FRAMES if has_published_speakers else 0,
+        dialects=_dialects(talker, languages),
+        max_model_len=talker.max_position_embeddings,
+        depth=depth_of(talker, depth),
     )
 
 
-CONFIG = "speaker_encoder_config"
+def _dialects(talker: Talker, languages: Collection[str]) -> dict[str, str]:
+    """Map the speakers that have a dialect to that dialect, which is a language."""
+    entries = in_lower_case(talker.spk_is_dialect or {}, "config.json: talker_config.spk_is_dialect")
+    dialects = {name: dialect for name, dialect in entries.items() if dialect}
+    for name, dialect in dialects.items():
+        if dialect not in languages:
+            raise CheckpointError(
+                f"config.json: talker_config.spk_is_dialect.{name}: expected a language, got {dialect!r}"
+            )
+    return dialects
 
 
-def speaker_encoder(numbers: Numbers, hidden_size: int) -> Network:
+def depth_of(talker: Qwen3Layers, depth: CodePredictor) -> DepthSpec:
+    """Return the hyperparameters of a talker's depth transformer."""
+    projection = None if depth.hidden_size == talker.hidden_size else "biased"
+    return depth_spec(depth, depth.rope, projection=projection, has_head_norms=True)
+
+
+def speaker_encoder(record: dict[str, Any], hidden_size: int) -> Network:
     """Return the speaker encoder; raise CheckpointError if config.json describes a different encoder or width."""
-    record = numbers.entry(CONFIG, dict)
+    field = "config.json: speaker_encoder_config"
     try:
         config = SpeakerConfig.from_record(record)
         shapes = shapes_of(SpeakerEncoder, config)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"config.json: {CONFIG}: expected a speaker encoder's parameters, got {error}") from error
+        raise CheckpointError(f"{field}: expected a speaker encoder's parameters, got {error}") from error
     if config.enc_dim != hidden_size:
-        expected = f"{CONFIG}.enc_dim {hidden_size}, the talker's width"
-        raise CheckpointError(f"config.json: expected {expected}, got {config.enc_dim}")
+        raise CheckpointError(f"{field}.enc_dim: expected {hidden_size}, the talker's width, got {config.enc_dim}")
     named = {name.removeprefix("network."): shape for name, shape in shapes.items()}
     return Network(FOLDER, record, {f"{PREFIX}{name}": Part(name, shape) for name, shape in named.items()})
 
@@ -236,169 +211,109 @@ HEAD = "talker.codec_head.weight"
 MARKS = {CODES: "Qwen3-TTS's language model"}
 PROJECTION = f"{DEPTH}small_to_mtp_projection."
 TEXT_PROJECTION = "talker.text_projection.linear_fc"
-LAYER_NUMBERS = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "rms_norm_eps",
-    "rope_theta",
-)
 
 
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
-    numbers = Numbers(contents.config)
-    known = vocabulary(numbers, contents.tokenizer)
-    talker = numbers.part("talker_config")
-    shapes = published_shapes(numbers, known)
-    width = talker.number("hidden_size")
-    clones = known.kind == "base"
-    networks = (speaker_encoder(numbers, width),) if clones else ()
-    expected = unchanged(shapes)
-    for network in networks:
-        expected |= network.plan
-    check(expected, contents.tensors, ())
+    config = Config.read(contents.config)
+    known = vocabulary(config, contents.tokenizer)
+    talker = config.talker_config
+    width = talker.hidden_size
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
-        **{name: talker.number(name) for name in LAYER_NUMBERS},
+        **talker.numbers,
         "hidden_act": "silu",
         "attention_bias": False,
         "max_position_embeddings": known.max_model_len,
         **common_record("qwen3_tts", known, known.layout.vocab_size, contents),
     }
-    if clones:
+    text = text_shapes(EMBEDDINGS, known.num_text_ids, talker.text_hidden_size, talker.text_hidden_size, width)
+    parts = text_and_codes(known, text, width)
+    networks: tuple[Network, ...] = ()
+    if known.kind == "base":
         record[KEY] = {"model_type": "x_vector", "hidden_size": width}
-    parts = plan(known, shapes, contents.tensors)
-    folded = tuple(name for name in shapes if name not in parts)
-    return Converted(record, parts, (), folded, networks)
-
-
-def published_shapes(numbers: Numbers, known: Qwen3TtsVocabulary) -> dict[str, tuple[int, ...]]:
-    """Map the names of all talker tensors to their shapes."""
-    talker = numbers.part("talker_config")
-    depth = talker.part("code_predictor_config")
-    width = talker.number("hidden_size")
-    text = talker.number("text_hidden_size")
-    inner = known.depth.hidden
-    shapes = {
-        EMBEDDINGS: (known.num_text_ids, text),
-        f"{TEXT_PROJECTION}1.weight": (text, text),
-        f"{TEXT_PROJECTION}1.bias": (text,),
-        f"{TEXT_PROJECTION}2.weight": (width, text),
-        f"{TEXT_PROJECTION}2.bias": (width,),
-        **code_shapes(known, width),
-    }
+        networks = (speaker_encoder(config.speaker_encoder_config or {}, width),)
+        parts |= pad_of_text(known.text.pad, text)
     if known.depth.projection:
-        shapes |= {f"{PROJECTION}weight": (inner, width), f"{PROJECTION}bias": (inner,)}
-    return shapes | layer_shapes(TALKER, talker) | layer_shapes(f"{DEPTH}model.", depth)
+        parts |= linear(PROJECTION, "depth.project.", known.depth.hidden, width)
+    parts |= layers_plan(talker.shapes, TALKER)
+    parts |= layers_plan(talker.code_predictor_config.shapes, f"{DEPTH}model.", "depth.")
+    return Converted(record, parts, (), networks=networks)
 
 
-def code_shapes(known: Qwen3TtsVocabulary, width: int) -> dict[str, tuple[int, ...]]:
-    """Map the names of the codebooks' embedding tables and heads to their shapes."""
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys((CODES, HEAD), (known.num_codec_ids, width))
-    for k in range(known.num_codebooks - 1):
-        shapes[_codes(k)] = (known.codebook_size, width)
-        shapes[f"{DEPTH}lm_head.{k}.weight"] = (known.codebook_size, known.depth.hidden)
-    return shapes
-
-
-def _codes(k: int) -> str:
-    """Return the name of the embedding table of codebook k + 1, which backbone and depth transformer share."""
-    return f"{DEPTH}model.codec_embedding.{k}.weight"
-
-
-def layer_shapes(prefix: str, numbers: Numbers) -> dict[str, tuple[int, ...]]:
-    """Map the tensor names of Qwen3 layers and the final norm to their shapes."""
-    width, inner, head_dim = (numbers.number(name) for name in ("hidden_size", "intermediate_size", "head_dim"))
-    queries, keys = (head_dim * numbers.number(f"num_{name}_heads") for name in ("attention", "key_value"))
-    shapes: dict[str, tuple[int, ...]] = {
-        "self_attn.q_proj": (queries, width),
-        "self_attn.k_proj": (keys, width),
-        "self_attn.v_proj": (keys, width),
-        "self_attn.o_proj": (width, queries),
-        "self_attn.q_norm": (head_dim,),
-        "self_attn.k_norm": (head_dim,),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
-        "input_layernorm": (width,),
-        "post_attention_layernorm": (width,),
+def text_shapes(table: str, num_ids: int, text_width: int, inner: int, width: int) -> dict[str, Shape]:
+    """Map the names of the text table and of the text projection's tensors to their shapes, in this order."""
+    return {
+        table: (num_ids, text_width),
+        f"{TEXT_PROJECTION}1.weight": (inner, text_width),
+        f"{TEXT_PROJECTION}1.bias": (inner,),
+        f"{TEXT_PROJECTION}2.weight": (width, inner),
+        f"{TEXT_PROJECTION}2.bias": (width,),
     }
-    layers = range(numbers.number("num_hidden_layers"))
-    named = {f"{prefix}layers.{layer}.{name}.weight": shape for layer in layers for name, shape in shapes.items()}
-    return named | {f"{prefix}norm.weight": (width,)}
 
 
-def plan(known: Qwen3TtsVocabulary, shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor]) -> Plan:
-    """Return the plan of tensors to write.
-
-    A table or head that combines several published tensors is planned under the name of the first one, and its edit
-    function reads the others.
+def text_and_codes(known: Qwen3TtsVocabulary, text: Mapping[str, Shape], width: int) -> Plan:
+    """Return the plan of all embeddings and heads.
 
     Args:
         known: Vocabulary.
-        shapes: Shapes of the published tensors by name.
-        tensors: Published tensors by name.
+        text: Shapes of the text table and of the text projection.
+        width: Width of the talker.
     """
     size = known.codebook_size
-    num_others = known.num_codebooks - 1
-    codec = known.codec
-    other = merged_reader(tensors, shapes)
+    end = known.codec.eos
+    inner = known.depth.hidden
+    numbers = range(known.num_codebooks - 1)
+    # Embeddings of the codebooks, of which the backbone and the depth transformer share all but the first.
+    codes: dict[str, Shape] = {CODES: (known.num_codec_ids, width)}
+    codes |= {f"{DEPTH}model.codec_embedding.{k}.weight": (size, width) for k in numbers}
+    seen = dict(list(codes.items())[:-1])  # the last codebook is not read by the depth transformer
+    projection: dict[str, Shape] = {}
+    if known.depth.projection:
+        projection = shapes_read(linear(PROJECTION, "depth.project.", inner, width))
 
-    def rows_of_all_ids(stored: Tensor) -> Tensor:
-        tables = [other(CODES, stored), *(other(_codes(k), stored) for k in range(num_others))]
-        return torch.cat([_text_rows(stored, other), *tables])
+    def rows_of_all_ids(*stored: Tensor) -> Tensor:
+        return torch.cat([text_rows(*stored[: len(text)]), *stored[len(text) :]])
 
-    def rows_of_codes(stored: Tensor) -> Tensor:
-        tables = torch.cat(
-            [other(CODES, stored)[:size], stored, *(other(_codes(k), stored) for k in range(1, num_others - 1))]
-        )
-        if known.depth.projection is None:
+    def rows_of_codes(first: Tensor, *stored: Tensor) -> Tensor:
+        tables = torch.cat([first[:size], *stored[: len(seen) - 1]])
+        if not projection:
             return tables
-        weight, bias = (other(f"{PROJECTION}{part}", stored).float() for part in ("weight", "bias"))
-        return F.linear(tables.float(), weight, bias).to(stored.dtype)
+        weight, bias = (factor.float() for factor in stored[len(seen) - 1 :])
+        return F.linear(tables.float(), weight, bias).to(first.dtype)
 
-    def pad_of_text(stored: Tensor) -> Tensor:
-        pad = known.text.pad
-        return _text_rows(other(EMBEDDINGS, stored)[pad : pad + 1], other)[0]
-
-    def heads(stored: Tensor) -> Tensor:
-        return torch.stack([stored, *(other(f"{DEPTH}lm_head.{k}.weight", stored) for k in range(1, num_others))])
-
-    edits: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
-        EMBEDDINGS: ("model.embed_tokens.weight", rows_of_all_ids),
-        HEAD: ("depth.first_head", lambda stored: torch.cat([stored[:size], stored[codec.eos : codec.eos + 1]])),
-        _codes(0): ("depth.embed", rows_of_codes),
-        f"{DEPTH}lm_head.0.weight": ("depth.heads", heads),
+    return {
+        **merged("model.embed_tokens.weight", rows_of_all_ids, text | codes),
+        HEAD: Part("depth.first_head", codes[CODES], lambda stored: torch.cat([stored[:size], stored[end : end + 1]])),
+        **merged("depth.embed", rows_of_codes, seen | projection),
+        **merged("depth.heads", stacked, {f"{DEPTH}lm_head.{k}.weight": (size, inner) for k in numbers}),
     }
-    if known.kind == "base":
-        edits[f"{TEXT_PROJECTION}2.bias"] = ("adaptor.pad", pad_of_text)
-    parts = {name: Part(new, shapes[name], edit) for name, (new, edit) in edits.items()}
-    for name, shape in shapes.items():
-        if name.startswith((f"{TALKER}layers.", f"{TALKER}norm.")):
-            parts[name] = Part(f"model.{name.removeprefix(TALKER)}", shape)
-        elif name.startswith((f"{DEPTH}model.layers.", f"{DEPTH}model.norm.")):
-            within = name.removeprefix(f"{DEPTH}model.")
-            parts[name] = Part("depth." + within.replace("self_attn.", "").replace("mlp.", ""), shape)
-        elif name.startswith(PROJECTION):
-            parts[name] = Part(f"depth.project.{name.removeprefix(PROJECTION)}", shape)
-    return parts
+
+
+def pad_of_text(pad: int, text: Mapping[str, Shape]) -> Plan:
+    """Return the plan of the text embedding of the pad, which has this id, given the shapes of `text_shapes`."""
+    *first, bias = text
+
+    def edit(last: Tensor, table: Tensor, *others: Tensor) -> Tensor:
+        return text_rows(table[pad : pad + 1], *others, last)[0]
+
+    return merged("adaptor.pad", edit, {name: text[name] for name in (bias, *first)})
 
 
 ROWS_AT_ONCE = 8192  # rows of the text table; a float32 copy of the whole table would take 1.2 GB
 
 
-def _text_rows(stored: Tensor, other: Callable[[str, Tensor], Tensor]) -> Tensor:
-    """Return the text embeddings after the text projection, computed in float32 and cast once to the stored dtype."""
-    (first, first_bias), (second, second_bias) = (
-        [other(f"{TEXT_PROJECTION}{layer}.{part}", stored).float() for part in ("weight", "bias")] for layer in (1, 2)
-    )
+def text_rows(table: Tensor, *layers: Tensor) -> Tensor:
+    """Return the text embeddings after the text projection, computed in float32 and cast once to the stored dtype.
+
+    Args:
+        table: Text embeddings [V, H].
+        layers: Weight and bias of both linear layers.
+    """
+    first, first_bias, second, second_bias = (tensor.float() for tensor in layers)
     parts = [
-        F.linear(F.silu(F.linear(rows.float(), first, first_bias)), second, second_bias).to(stored.dtype)
-        for rows in stored.split(ROWS_AT_ONCE)
+        F.linear(F.silu(F.linear(rows.float(), first, first_bias)), second, second_bias).to(table.dtype)
+        for rows in table.split(ROWS_AT_ONCE)
     ]
     return torch.cat(parts)
