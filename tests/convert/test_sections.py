@@ -60,7 +60,9 @@ def outside(schema: Mapping[str, Any]) -> Iterator[Any]:
         yield "another value"
         return
     yield from OF_OTHER_TYPES.get(schema["type"], ())
-    step = 1 if schema["type"] == "integer" else 1e-9
+    step = schema.get("multipleOf", 1) if schema["type"] == "integer" else 1e-9
+    if step > 1:
+        yield schema["minimum"] + 1
     for name, sign in (("minimum", -1), ("exclusiveMinimum", 0), ("maximum", 1), ("exclusiveMaximum", 0)):
         if name in schema:
             yield schema[name] + sign * max(step, abs(schema[name]) * step)

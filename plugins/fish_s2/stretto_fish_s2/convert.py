@@ -8,51 +8,26 @@ text table is also the head, of which only the semantic tokens and the end are n
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from stretto.errors import CheckpointError, shown
+from stretto.errors import CheckpointError, InvalidRequest, shown
 from stretto.family.base import DepthSpec
-from stretto.family.conversion import (
-    Contents,
-    Converted,
-    Release,
-    Tokenizer,
-    common_record,
-    in_halves,
-    integer,
-    merged_reader,
-    section,
-    unchanged,
-)
-from stretto.untrusted_files import check_value, entry
-from stretto.weights.loading import Part, Plan, check
+from stretto.family.conversion import Contents, Converted, Release, Tokenizer, common_record, in_halves
+from stretto.family.sections import Epsilon, Integer, NumLayers, Section, Size, Theta
+from stretto.untrusted_files import check_value
+from stretto.weights.loading import Part, Plan, Shape
 from stretto_fish_s2.convert_codec import FILE, codec_network
 from stretto_fish_s2.family import MAX_MODEL_LEN, NAME, FishVocabulary
-from stretto_fish_s2.recognise import MODEL_TYPE
 
 TEXT = "text_model.model."
 FAST = "audio_decoder."
 EMBEDDINGS = f"{TEXT}embeddings.weight"
 CODES = f"{FAST}codebook_embeddings.weight"
 MARKS = {CODES: "Fish Audio S2"}
-MAX_LAYERS = 1 << 8
-MAX_SIZE = 1 << 16
-MAX_IDS = 1 << 20
-MAX_CODEBOOKS = 32
-MAX_THETA = 1e9
-MAX_EPS = 1.0
-# Values of each section of config.json, and names of the depth transformer's parameters.
-NUMBERS = {
-    "dim": "hidden",
-    "intermediate_size": "intermediate",
-    "n_layer": "num_layers",
-    "n_head": "num_heads",
-    "n_local_heads": "num_kv_heads",
-    "head_dim": "head_dim",
-}
 # Names of tokens, and the keys of config.json that have their ids.
 TOKENS = {
     "turn_start": ("<|im_start|>", None),
@@ -64,11 +39,72 @@ TOKENS = {
 LAST_SEMANTIC = "semantic_end_token_id"
 
 
+class Layers(Section):
+    """Hyperparameters of a stack of layers."""
+
+    dim: Size
+    intermediate_size: Size
+    n_layer: NumLayers
+    n_head: Size
+    n_local_heads: Size
+    head_dim: Annotated[int, Field(ge=2, le=1 << 16, multiple_of=2)]
+    rope_base: Theta
+    norm_eps: Epsilon
+    attention_qkv_bias: Literal[False] = False
+    attention_o_bias: Literal[False] = False
+    use_moe: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        if self.n_head % self.n_local_heads:
+            raise InvalidRequest("n_head", f"a multiple of {self.n_local_heads} (n_local_heads)", self.n_head)
+        return self
+
+    def spec(self, has_head_norms: bool = False) -> DepthSpec:
+        """Return the hyperparameters under our names."""
+        return DepthSpec(
+            hidden=self.dim,
+            intermediate=self.intermediate_size,
+            num_layers=self.n_layer,
+            num_heads=self.n_head,
+            num_kv_heads=self.n_local_heads,
+            head_dim=self.head_dim,
+            eps=self.norm_eps,
+            rope={"rope_type": "default", "rope_theta": self.rope_base},
+            projection=None,
+            has_head_norms=has_head_norms,
+        )
+
+
+class Text(Layers):
+    """`text_config`: the backbone."""
+
+    vocab_size: Integer
+    max_seq_len: Integer
+    attention_qk_norm: Literal[True]
+    tie_word_embeddings: Literal[True] = True
+
+
+class Audio(Layers):
+    """`audio_decoder_config`: the depth transformer."""
+
+    vocab_size: Size
+    num_codebooks: Annotated[int, Field(ge=2, le=32)]
+    attention_qk_norm: Literal[False] = False
+    text_dim: int | None = None
+
+
+class Config(Section):
+    """config.json of a release."""
+
+    model_type: Literal["fish_qwen3_omni"]
+    text_config: Text
+    audio_decoder_config: Audio
+
+
 def convert(release: Release, contents: Contents) -> Converted:
     """Return the checkpoint to be written."""
     layers, known = read_config(contents.config, contents.tokenizer)
-    shapes = published_shapes(layers, known)
-    check(unchanged(shapes), contents.tensors, ())
     record = {
         "architectures": ["StrettoQwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -92,7 +128,7 @@ def convert(release: Release, contents: Contents) -> Converted:
     if (number, size) != (known.num_codebooks, known.codebook_size):
         got = f"{number} and {size}"
         raise CheckpointError(f"{release.folder / FILE}: expected {expected}, as in config.json, got {got}")
-    return Converted(record, plan(layers, known, contents.tensors), (), (CODES,), (codec,))
+    return Converted(record, plan(layers, known), (), networks=(codec,))
 
 
 def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthSpec, FishVocabulary]:
@@ -105,28 +141,18 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
     Raises:
         CheckpointError: A value is missing, invalid or not supported, or belongs to another model.
     """
-    check_value("model_type", record.get("model_type"), MODEL_TYPE)
-    text, audio = (section(record, name) for name in ("text_config", "audio_decoder_config"))
-    layers = layer_spec(text, "text_config.")
-    depth = layer_spec(audio, "audio_decoder_config.")
-    num_ids = integer(text, "vocab_size", MAX_IDS, place="text_config.")
-    num_codebooks = integer(audio, "num_codebooks", MAX_CODEBOOKS, place="audio_decoder_config.")
-    size = integer(audio, "vocab_size", MAX_SIZE, place="audio_decoder_config.")
-    max_rows = integer(text, "max_seq_len", place="text_config.")
+    config = Config.read(record)
+    text = config.text_config
+    audio = config.audio_decoder_config
     for name, found, expected in (
-        ("text_config.attention_qk_norm", layers.has_head_norms, True),
-        ("text_config.tie_word_embeddings", text.get("tie_word_embeddings", True), True),
-        ("audio_decoder_config.attention_qk_norm", depth.has_head_norms, False),
-        ("audio_decoder_config.dim", depth.hidden, layers.hidden),
-        ("audio_decoder_config.text_dim", audio.get("text_dim", layers.hidden), layers.hidden),
-        ("audio_decoder_config.norm_eps", depth.eps, layers.eps),
-        ("audio_decoder_config.rope_base", depth.rope["rope_theta"], layers.rope["rope_theta"]),
+        ("dim", audio.dim, text.dim),
+        ("text_dim", audio.text_dim, text.dim),
+        ("norm_eps", audio.norm_eps, text.norm_eps),
+        ("rope_base", audio.rope_base, text.rope_base),
     ):
-        check_value(name, found, expected)
-    if num_codebooks < 2:
-        raise CheckpointError(
-            f"config.json: audio_decoder_config.num_codebooks: expected at least 2, got {num_codebooks}"
-        )
+        check_value(f"audio_decoder_config.{name}", expected if found is None else found, expected)
+    num_ids = text.vocab_size
+    size = audio.vocab_size
     last = f"<|semantic:{size - 1}|>"
     ids = tokenizer.ids_of([*(name for name, _ in TOKENS.values()), last], num_ids)
     first = ids[TOKENS["first_semantic"][0]]
@@ -137,64 +163,13 @@ def read_config(record: Mapping[str, Any], tokenizer: Tokenizer) -> tuple[DepthS
             raise CheckpointError(f"config.json: {key}: expected {ids[name]} ({name}), got {shown(record[key])}")
     known = FishVocabulary(
         num_text_ids=num_ids,
-        num_codebooks=num_codebooks,
+        num_codebooks=audio.num_codebooks,
         codebook_size=size,
         **{field: ids[name] for field, (name, _) in TOKENS.items()},
-        max_model_len=min(MAX_MODEL_LEN, max_rows),
-        depth=depth,
+        max_model_len=min(MAX_MODEL_LEN, text.max_seq_len),
+        depth=audio.spec(),
     )
-    return layers, known
-
-
-def layer_spec(numbers: Mapping[str, Any], place: str) -> DepthSpec:
-    """Return the hyperparameters of a stack of layers.
-
-    Args:
-        numbers: Section of config.json.
-        place: Path of the section, with a dot at the end.
-
-    Raises:
-        CheckpointError: A value is missing, invalid or not supported.
-    """
-    sizes: dict[str, Any] = {
-        own: integer(numbers, name, MAX_LAYERS if name == "n_layer" else MAX_SIZE, place=place)
-        for name, own in NUMBERS.items()
-    }
-    theta = entry(numbers, "rope_base")
-    eps = entry(numbers, "norm_eps")
-    for name, value, most in (("rope_base", theta, MAX_THETA), ("norm_eps", eps, MAX_EPS)):
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
-            raise CheckpointError(f"config.json: {place}{name}: expected a number in (0, {most:g}], got {shown(value)}")
-    for name in ("attention_qkv_bias", "attention_o_bias", "use_moe"):
-        if (found := numbers.get(name, False)) is not False:
-            raise CheckpointError(f"config.json: {place}{name}: expected false, got {shown(found)}")
-    if sizes["head_dim"] % 2:
-        raise CheckpointError(f"config.json: {place}head_dim: expected an even number, got {sizes['head_dim']}")
-    heads = sizes["num_heads"]
-    if heads % sizes["num_kv_heads"]:
-        expected = f"a multiple of {sizes['num_kv_heads']} (n_local_heads)"
-        raise CheckpointError(f"config.json: {place}n_head: expected {expected}, got {heads}")
-    return DepthSpec(
-        **sizes,
-        eps=float(eps),
-        rope={"rope_type": "default", "rope_theta": float(theta)},
-        projection=None,
-        has_head_norms=numbers.get("attention_qk_norm", False),
-    )
-
-
-def published_shapes(layers: DepthSpec, known: FishVocabulary) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each published tensor by name."""
-    width = layers.hidden
-    table = (known.codebook_size, known.depth.hidden)
-    return {
-        EMBEDDINGS: (known.num_text_ids, width),
-        CODES: (known.num_codebooks * known.codebook_size, width),
-        f"{FAST}embeddings.weight": table,
-        f"{FAST}output.weight": table,
-        **{name: part.stored for name, part in layer_parts(TEXT, layers, "model.", "self_attn.", "mlp.").items()},
-        **{name: part.stored for name, part in layer_parts(FAST, known.depth, "depth.").items()},
-    }
+    return text.spec(has_head_norms=True), known
 
 
 def layer_parts(prefix: str, spec: DepthSpec, own: str, attention: str = "", mlp: str = "") -> Plan:
@@ -242,23 +217,23 @@ def layer_parts(prefix: str, spec: DepthSpec, own: str, attention: str = "", mlp
     return parts
 
 
-def plan(layers: DepthSpec, known: FishVocabulary, tensors: Mapping[str, Tensor]) -> Plan:
+def plan(layers: DepthSpec, known: FishVocabulary) -> Plan:
     """Return the tensors to write, by published name.
 
     Args:
         layers: Hyperparameters of the backbone's layers.
         known: Vocabulary.
-        tensors: Published tensors by name.
     """
-    shapes = published_shapes(layers, known)
     size = known.codebook_size
     num_others = known.num_codebooks - 1
     scale = 1 / math.sqrt(known.num_codebooks + 1)
     semantic = known.layout.audio[0]
-    read = merged_reader(tensors, shapes)
+    text: Shape = (known.num_text_ids, layers.hidden)
+    codes: Shape = (known.num_codebooks * size, layers.hidden)
+    table: Shape = (size, known.depth.hidden)
 
-    def rows_of_all_ids(text: Tensor) -> Tensor:
-        codes = read(CODES, text).float()
+    def rows_of_all_ids(text: Tensor, codes: Tensor) -> Tensor:
+        codes = codes.float()
         rows = text[semantic.start : semantic.stop].float() + codes[:size]
         frames = (torch.cat([rows, codes[size:]]) * scale).to(text.dtype)
         return torch.cat([text[: semantic.start], frames[:size], text[semantic.stop :], frames[size:]])
@@ -266,14 +241,11 @@ def plan(layers: DepthSpec, known: FishVocabulary, tensors: Mapping[str, Tensor]
     def first_head(text: Tensor) -> Tensor:
         return torch.cat([text[semantic.start : semantic.stop], text[known.turn_end : known.turn_end + 1]])
 
-    text = shapes[EMBEDDINGS]
     head = Part("depth.first_head", text, first_head)
-    table = f"{FAST}embeddings.weight"
-    output = f"{FAST}output.weight"
     return {
-        EMBEDDINGS: Part("model.embed_tokens.weight", text, rows_of_all_ids, also=(head,)),
-        table: Part("depth.embed", shapes[table], lambda stored: stored.repeat(num_others, 1)),
-        output: Part("depth.heads", shapes[output], lambda stored: stored.expand(num_others, -1, -1)),
+        EMBEDDINGS: Part("model.embed_tokens.weight", text, rows_of_all_ids, also=(head,), others={CODES: codes}),
+        f"{FAST}embeddings.weight": Part("depth.embed", table, lambda stored: stored.repeat(num_others, 1)),
+        f"{FAST}output.weight": Part("depth.heads", table, lambda stored: stored.expand(num_others, -1, -1)),
         **layer_parts(TEXT, layers, "model.", "self_attn.", "mlp."),
         **layer_parts(FAST, known.depth, "depth."),
     }

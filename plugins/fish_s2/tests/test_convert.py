@@ -23,10 +23,10 @@ from plugins.fish_s2.lab.random_fish_s2 import (
 from plugins.fish_s2.lab.random_fish_s2_codec import write_codec
 from plugins.fish_s2.tests.fish_s2_release import convert_release
 from stretto.convert.command import main as convert
-from stretto.family.conversion import Tokenizer, unchanged
+from stretto.family.conversion import Tokenizer
 from stretto.family.plugin import config_at, family_at
-from stretto.weights.loading import check
-from stretto_fish_s2.convert import CODES, plan, published_shapes, read_config
+from stretto.weights.loading import check, shapes_read
+from stretto_fish_s2.convert import CODES, plan, read_config
 from stretto_fish_s2.family import FishVocabulary, fish_s2
 
 LAYERS = {"intermediate_size": 9728, "n_head": 32, "n_local_heads": 8, "head_dim": 128, "dim": 2560}
@@ -69,14 +69,13 @@ def test_published_sizes_fit_the_converter() -> None:
     layers, known = read_config(record, Tokenizer(Path(), 155774, {token: name for name, token in ids.items()}))
     assert known == FishVocabulary()
     assert fish_s2(known) == fish_s2(FishVocabulary())
-    shapes = published_shapes(layers, known)
+    parts = plan(layers, known)
+    shapes = shapes_read(parts)
     assert len(shapes) == 358
     assert shapes == model_shapes(record)
     with torch.device("meta"):
         tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
-    parts = plan(layers, known, tensors)
-    assert check(parts, tensors, [CODES]) == [CODES]
-    assert check(unchanged(shapes), tensors, ()) == []
+    assert check(parts, tensors, ()) == []
     written = {each.name: each.written for part in parts.values() for each in (part, *part.also)}
     assert written["model.embed_tokens.weight"] == (155776 + 9 * 4096, 2560) == (known.layout.vocab_size, 2560)
     assert written["depth.first_head"] == (4097, 2560)
@@ -99,25 +98,15 @@ def fast(**changes: Any) -> dict[str, Any]:
         ({"model_type": "dual_ar"}, "model_type: expected 'fish_qwen3_omni', got 'dual_ar'"),
         ({"text_config": None}, "text_config: expected an object, got None"),
         ({"audio_decoder_config": [1]}, "audio_decoder_config: expected an object"),
-        (text(attention_qk_norm=False), "text_config.attention_qk_norm: expected True, got False"),
-        (text(tie_word_embeddings=False), "text_config.tie_word_embeddings: expected True, got False"),
-        (text(attention_qkv_bias=True), "text_config.attention_qkv_bias: expected false, got True"),
-        (text(use_moe=True), "text_config.use_moe: expected false, got True"),
         (text(n_head=3), r"text_config.n_head: expected a multiple of 2 \(n_local_heads\), got 3"),
         (text(n_layer=3), "missing: text_model.model.layers.2"),
-        (text(head_dim=31), "text_config.head_dim: expected an even number, got 31"),
-        (text(rope_base=0), r"text_config.rope_base: expected a number in \(0, 1e\+09\], got 0"),
-        (text(norm_eps=2), r"text_config.norm_eps: expected a number in \(0, 1\], got 2"),
         (text(vocab_size=300), "expected a tokenizer of at most 300 tokens"),
-        (fast(attention_qk_norm=True), "audio_decoder_config.attention_qk_norm: expected False, got True"),
         (fast(dim=32), "audio_decoder_config.dim: expected 64, got 32"),
         (fast(text_dim=32), "audio_decoder_config.text_dim: expected 64, got 32"),
         (fast(rope_base=10000), "audio_decoder_config.rope_base: expected 1000000.0, got 10000.0"),
         (fast(norm_eps=1e-5), "audio_decoder_config.norm_eps: expected 1e-06, got 1e-05"),
-        (fast(num_codebooks=1), "audio_decoder_config.num_codebooks: expected at least 2, got 1"),
-        (fast(num_codebooks=4), r"audio_decoder.codebook_embeddings.weight \[320, 64\] instead of \[256, 64\]"),
+        (fast(num_codebooks=4), "expected 4 codebooks, the first of 64 codes, as in config.json, got 5 and 64"),
         (fast(vocab_size=70), r"without <\|semantic:69\|>"),
-        (fast(n_head=True), r"audio_decoder_config.n_head: expected an integer in \[1, 65536\], got True"),
         ({"eos_token_id": 9}, r"eos_token_id: expected 306 \(<\|im_end\|>\), got 9"),
         ({"semantic_end_token_id": 9}, r"semantic_end_token_id: expected 373 \(<\|semantic:63\|>\), got 9"),
     ],

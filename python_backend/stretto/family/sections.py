@@ -103,7 +103,10 @@ def _range(schema: Mapping[str, Any]) -> str:
     highest = schema.get("maximum", schema.get("exclusiveMaximum"))
     if lowest is None:
         return ""
-    return f" in {'[' if 'minimum' in schema else '('}{lowest}, {highest}{']' if 'maximum' in schema else ')'}"
+    multiple = f", a multiple of {schema['multipleOf']}" if "multipleOf" in schema else ""
+    return (
+        f" in {'[' if 'minimum' in schema else '('}{lowest}, {highest}{']' if 'maximum' in schema else ')'}{multiple}"
+    )
 
 
 def _followed(root: Mapping[str, Any], location: tuple[int | str, ...]) -> tuple[list[str], Mapping[str, Any]]:
