@@ -123,7 +123,7 @@ REPLIES = ".bundle/replies"  # written by `pack`
 # Sources are in the working tree, which travels as well.
 BUNDLES = {
     "engine": Bundle(("--no-source", "--kernels", KERNELS, "--replies", REPLIES), 37_447_640),
-    "served": Bundle(("--no-source", "--triton", "--peers", "--kernels", KERNELS), 77_000_000),
+    "served": Bundle(("--no-source", "--triton", "--peers", "--kernels", KERNELS), 75_400_000),
 }
 
 
