@@ -1,0 +1,37 @@
+"""The core without any plug-in: it lists its families, reads requests, and generates speech."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.without_plugins import ROOT
+
+pytestmark = pytest.mark.slow
+FAMILIES = {"bagpiper", "csm", "opuslm", "opuslm_dialogue", "qwen3_tts", "tiny", "vita_audio"}
+
+
+def run(*words: str) -> str:
+    """Run Python in the repository; return its output, which may not report an error."""
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_core_lists_only_its_own_families() -> None:
+    listed = run("-c", "import tests.without_plugins; from stretto.entry_points import main; main([])")
+    lines = [line.split() for line in listed.splitlines()]
+    assert {name for group, name, *_ in lines if group == "family"} == FAMILIES
+
+
+def test_core_passes_tests_of_its_interface() -> None:
+    files = [f"tests/{name}" for name in ("families/tiny", "families/csm", "engine/test_bundled.py")]
+    said = run("-m", "pytest", "-p", "tests.without_plugins", "-p", "no:xdist", "-m", "not nightly", *files)
+    assert "[100%]" in said
+
+
+def test_plugin_is_hidden_from_a_process() -> None:
+    program = "import tests.without_plugins, importlib; importlib.import_module('stretto_voxcpm2')"
+    done = subprocess.run([sys.executable, "-c", program], cwd=Path(ROOT), capture_output=True, text=True, timeout=600)
+    assert "No module named 'stretto_voxcpm2': it is hidden" in done.stderr
